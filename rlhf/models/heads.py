@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rlhf.models.logprobs import bare, chosen_logprobs, context_of, trunk_of
+from rlhf.models.packing import hidden_states, use_packing
 
 VALUE_FILE = "value_head.safetensors"
 
@@ -55,6 +56,7 @@ class Policy:
     def __init__(self, model: Any, tokenizer: Any, *, critic: str = "none") -> None:
         self.model, self.tokenizer = model, tokenizer
         self.device = model.device
+        self.packs = use_packing(model)
         self.value_head: ValueHead | None = None
         self.value_trunk: nn.Module | None = None
         if critic != "none":
@@ -108,20 +110,20 @@ class Policy:
             action_mask: [B, T], true where the token was sampled; never at position 0.
             temperature: at which the tokens were sampled.
         """
-        inputs = {"input_ids": tokens, "attention_mask": attention_mask.long(), "use_cache": False}
-        hidden = trunk_of(self.model)(**inputs).last_hidden_state
-        before = action_mask[:, 1:]  # position t-1 predicts token t
+        hidden, index = hidden_states(self.model, tokens, attention_mask)
+        before = index[:, :-1][action_mask[:, 1:]]  # the state after token t-1 predicts token t
         chosen, spread = chosen_logprobs(
-            self.model, hidden[:, :-1][before], tokens[:, 1:][before], temperature=temperature
+            self.model, hidden.index_select(0, before), tokens[action_mask], temperature=temperature
         )
         logprobs = _scatter(chosen, action_mask)
         entropy = _scatter(spread, action_mask)
         if self.value_head is None:
             return Scored(logprobs, entropy, None, None)
-        states = self.value_trunk(**inputs).last_hidden_state if self.value_trunk else hidden
-        values = _scatter(self.value_head(states[:, :-1][before]), action_mask)
-        last = attention_mask.sum(1).long() - 1
-        end = self.value_head(states[torch.arange(len(last), device=last.device), last])
+        if self.value_trunk:
+            hidden, _ = hidden_states(self.model, tokens, attention_mask, trunk=self.value_trunk)
+        values = _scatter(self.value_head(hidden.index_select(0, before)), action_mask)
+        last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
+        end = self.value_head(hidden.index_select(0, last))
         return Scored(logprobs, entropy, values, end)
 
     def save(self, directory: Path) -> None:

@@ -17,6 +17,7 @@ from rlhf.algorithms.losses import explained_variance
 from rlhf.algorithms.registry import Algorithm
 from rlhf.errors import UserError
 from rlhf.rollout.batch import Batch, Rollout
+from rlhf.training.batching import micro_batches
 from rlhf.training.online_config import OnlineConfig
 from rlhf.training.session import Session
 
@@ -121,30 +122,6 @@ def shape_scores(
             rollout.pay(after - rollout.score)
 
 
-def micro_batches(
-    lengths: Sequence[int], units: Sequence[int], *, max_tokens: int
-) -> list[list[int]]:
-    """Rows of similar length together, at most ``max_tokens`` with padding; units stay whole.
-
-    Args:
-        lengths: of each row, in tokens.
-        units: rows of equal number share a micro-batch.
-        max_tokens: of one micro-batch; a unit longer than that is one of its own.
-    """
-    members: dict[int, list[int]] = {}
-    for row, unit in enumerate(units):
-        members.setdefault(unit, []).append(row)
-    ordered = sorted(members.values(), key=lambda rows: max(lengths[row] for row in rows))
-    batches: list[list[int]] = []
-    for rows in ordered:
-        width = max(lengths[row] for row in rows)
-        if batches and (len(batches[-1]) + len(rows)) * width <= max_tokens:
-            batches[-1] += rows
-        else:
-            batches.append(list(rows))
-    return batches
-
-
 @torch.no_grad()
 def prepare(session: Session, batch: Batch) -> Experience:
     """Score a batch under the policy and the reference, and assign credit."""
@@ -188,11 +165,16 @@ def _score_all(
     The processes share the micro-batches; each ends with all of the tensors.
     """
     policy, reference, config = session.policy, session.reference, session.config
-    lengths = batch.attention_mask.sum(1).tolist()
     old = torch.zeros(batch.tokens.shape, dtype=policy.precise, device=policy.device)
     values, ref = torch.zeros_like(old), torch.zeros_like(old)
     last = torch.zeros(len(batch), dtype=policy.precise, device=policy.device)
-    parts = micro_batches(lengths, range(len(batch)), max_tokens=config.micro_batch_tokens)
+    parts = micro_batches(
+        batch.tokens,
+        batch.attention_mask,
+        range(len(batch)),
+        max_tokens=config.micro_batch_tokens,
+        packs=policy.packs,
+    )
     for rows in session.world.mine(parts):
         part = batch.rows(torch.tensor(rows, device=policy.device))
         inputs = (part.tokens, part.attention_mask, part.action_mask)

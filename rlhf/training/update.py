@@ -7,7 +7,8 @@ import torch
 
 from rlhf.algorithms.tally import Tally
 from rlhf.algorithms.update import denominator_for, policy_loss_for, value_loss_for
-from rlhf.training.experience import Experience, micro_batches
+from rlhf.training.batching import micro_batches
+from rlhf.training.experience import Experience
 from rlhf.training.session import Session
 
 
@@ -73,10 +74,14 @@ def _accumulate(
     mask = credit.mask[rows]
     limit = config.rollout.max_new_tokens
     denominator = denominator_for(session.algorithm, mask, max_tokens=limit)
-    lengths = experience.batch.attention_mask[rows].sum(1).tolist()
-    units = credit.units[rows].tolist()
     total = Tally()
-    parts = micro_batches(lengths, units, max_tokens=config.micro_batch_tokens)
+    parts = micro_batches(
+        experience.batch.tokens[rows],
+        experience.batch.attention_mask[rows],
+        credit.units[rows].tolist(),
+        max_tokens=config.micro_batch_tokens,
+        packs=session.policy.packs,
+    )
     for chosen in session.world.mine(parts):
         loss, tally = _loss(
             session,

@@ -13,7 +13,7 @@ from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.errors import UserError
 from rlhf.rollout.batch import collate
 from rlhf.training import online, update
-from rlhf.training.experience import micro_batches, prepare, shape_scores
+from rlhf.training.experience import prepare, shape_scores
 from rlhf.training.session import open_session
 from rlhf.verbs import configure, execute
 from tests.training.workbench import (
@@ -129,14 +129,6 @@ def test_micro_batches_do_not_change_the_update(echo_model, verb):
     assert gradients[0].norm() > 1e-3
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], atol=1e-6, rtol=1e-4)
-
-
-def test_micro_batches_hold_their_limit_and_keep_units_whole():
-    lengths, units = [5, 9, 5, 3, 3, 9], [0, 1, 0, 2, 3, 1]
-    batches = micro_batches(lengths, units, max_tokens=12)
-    assert sorted(row for batch in batches for row in batch) == list(range(6))
-    # Shortest first: rows 3 and 4 (6 tokens); the pairs are units of their own.
-    assert [sorted(batch) for batch in batches] == [[3, 4], [0, 2], [1, 5]]
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])

@@ -1,0 +1,178 @@
+"""Rows side by side as one row without padding, and what they share computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf.models.attention import NAME, Layout, Span
+from rlhf.models.logprobs import bare, trunk_of
+
+# Sharing a prefix costs two more products a layer: worth it from this many saved tokens on.
+WORTH_SHARING = 32
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows [B, T] laid end to end; tokens that several rows share stand once."""
+
+    tokens: Tensor  # [1, N]
+    positions: Tensor  # [1, N] place within the row
+    index: Tensor  # [B, T] place of each token in the packed row; 0 for padding
+    spans: tuple[Span, ...]
+
+
+def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
+    """Lay padded rows end to end.
+
+    Neighbouring rows that begin alike, as the completions of one prompt do, share their beginning.
+
+    Args:
+        tokens: [B, T], padded on the right.
+        attention_mask: [B, T], true where a token is not padding.
+    """
+    rows = tokens.cpu().numpy()
+    lengths = attention_mask.sum(1).cpu().numpy()
+    index = np.zeros(rows.shape, dtype=np.int64)
+    places, positions, spans = [], [], []
+    count = 0
+
+    def lay(row: int, start: int, end: int) -> tuple[int, int]:
+        """Tokens [start, end) of a row at the end of what is there; returns where they are."""
+        nonlocal count
+        place = (count, count + end - start)
+        index[row, start:end] = np.arange(*place)
+        places.append(rows[row, start:end])
+        positions.append(np.arange(start, end))
+        count = place[1]
+        return place
+
+    for members, shared in clusters(rows, lengths):
+        prefix = (0, 0)
+        if shared:
+            prefix = lay(members[0], 0, shared)
+            index[members, :shared] = np.arange(*prefix)
+            spans.append(Span(*prefix))
+        for row in members:
+            if lengths[row] > shared:
+                spans.append(Span(*lay(row, shared, lengths[row]), prefix))
+    device = tokens.device
+    return Packed(
+        torch.from_numpy(np.concatenate(places))[None].to(device),
+        torch.from_numpy(np.concatenate(positions))[None].to(device),
+        torch.from_numpy(index).to(device),
+        tuple(spans),
+    )
+
+
+def clusters(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[int], int]]:
+    """Neighbouring rows that begin alike, and how many tokens each cluster shares.
+
+    A row joins the cluster before it when that saves more tokens than the cluster saved without it.
+    """
+    found: list[tuple[list[int], int]] = []
+    for row in range(len(rows)):
+        if found:
+            members, shared = found[-1]
+            alike = common_prefix(rows, lengths, members[0], row)
+            together = min(shared, alike)
+            if together * len(members) > max(shared * (len(members) - 1), WORTH_SHARING - 1):
+                found[-1] = ([*members, row], together)
+                continue
+        found.append(([row], int(lengths[row])))
+    return [(members, shared if len(members) > 1 else 0) for members, shared in found]
+
+
+def common_prefix(rows: np.ndarray, lengths: np.ndarray, first: int, second: int) -> int:
+    """Tokens with which two rows begin alike."""
+    width = int(min(lengths[first], lengths[second]))
+    differs = rows[first, :width] != rows[second, :width]
+    return int(differs.argmax()) if differs.any() else width
+
+
+def packed_size(rows: np.ndarray, lengths: np.ndarray) -> int:
+    """Tokens that rows take when packed."""
+    saved = sum((len(members) - 1) * shared for members, shared in clusters(rows, lengths))
+    return int(lengths.sum()) - saved
+
+
+def hidden_states(
+    model: Any, tokens: Tensor, attention_mask: Tensor, *, trunk: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Last hidden states of rows, and where the state after each token lies among them.
+
+    Packed where the model takes our attention, else as one padded batch: the values are the same.
+
+    Args:
+        model: a causal model, or a PEFT model around one.
+        tokens: [B, T], padded on the right.
+        attention_mask: [B, T], true where a token is not padding.
+        trunk: another decoder of the same architecture; None: the model's own.
+
+    Returns:
+        (states [N, D], index [B, T] into them).
+    """
+    trunk = trunk_of(model) if trunk is None else trunk
+    if not can_pack(trunk):
+        mask = attention_mask.long()
+        states = trunk(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+        index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
+        return states.flatten(0, 1), index
+    packed = pack(tokens, attention_mask)
+    config = trunk.config.get_text_config()
+    layout = Layout(
+        packed.spans, heads=config.num_attention_heads, dtype=trunk.dtype, device=tokens.device
+    )
+    states = trunk(
+        input_ids=packed.tokens,
+        position_ids=packed.positions,
+        attention_mask=tokens.new_zeros(1, 1, 1, 1),  # four dimensions: taken as it is, not built
+        packing=layout,
+        use_cache=False,
+    ).last_hidden_state
+    return states[0], packed.index
+
+
+def can_pack(trunk: Any) -> bool:
+    """Whether a decoder uses our attention."""
+    return trunk.config.get_text_config()._attn_implementation == NAME
+
+
+@torch.no_grad()
+def use_packing(model: Any) -> bool:
+    """Let a causal model compute attention our way, if its scores stay the same.
+
+    Whether an architecture hands the packing down to its attention cannot be read off it, so it is
+    tried: two rows with a shared beginning, padded and packed.
+
+    Returns:
+        Whether the model packs from now on.
+    """
+    inner, trunk = bare(model), trunk_of(model)
+    if can_pack(trunk):
+        return True
+    before = inner.config._attn_implementation
+    ids = torch.arange(5, 5 + 80, device=inner.device).view(2, 40)
+    ids[1, :36] = ids[0, :36]
+    ids = ids % inner.config.get_text_config().vocab_size
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, -1] = False
+    plain = trunk(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
+    try:
+        inner.set_attn_implementation(NAME)
+        if not can_pack(trunk):
+            return False
+        states, index = hidden_states(model, ids, mask)
+    except (TypeError, ValueError, AttributeError, RuntimeError):
+        inner.set_attn_implementation(before)
+        return False
+    gap = (states[index] - plain)[mask].abs().max() / plain[mask].abs().max().clamp(min=1e-6)
+    tolerance = 0.05 if inner.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    if not gap <= tolerance:
+        inner.set_attn_implementation(before)
+        return False
+    return True
