@@ -84,7 +84,8 @@ def compare_runs(
     """`compare` for runs already read."""
     arms, notes = collect_arms(runs, metric)
     if baseline is None:
-        baseline = next((name for name in arms if name not in REFERENCE_POLICIES), None)
+        trained = [name for name in arms if name not in REFERENCE_POLICIES]
+        baseline = next(iter([*trained, *arms]), None)
     if baseline not in arms:
         known = ", ".join(arms) or "none: run `rlhf evaluate` first"
         raise UserError(
