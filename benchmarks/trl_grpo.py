@@ -1,0 +1,46 @@
+"""TRL's GRPO step: generation by ``model.generate``, one update on eight replies to one prompt."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import trl
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.child import Job, Pace
+from benchmarks.trl_common import Paced, options
+
+
+def train(job: Job, pace: Pace, *, tuned: bool) -> None:
+    """Train until stopped."""
+    trainer = make_trainer(job, tuned=tuned)
+    trainer.add_callback(Paced(pace, job.work))
+    trainer.train()
+
+
+def make_trainer(job: Job, *, tuned: bool, **more: Any) -> Any:
+    """The trainer on the prompts that our side gets, as plain text."""
+    lines = (job.folder / "prompts.jsonl").read_text().splitlines()
+    prompts = [json.loads(line)["prompt"][0]["content"] for line in lines]
+    config = trl.GRPOConfig(
+        **{
+            **options(job, tuned=tuned, batch_size=8),
+            "num_generations": 8,
+            "max_completion_length": 32,
+            **more,
+        }
+    )
+    return trl.GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(job.model, dtype="float32"),
+        reward_funcs=number_of_words,
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": prompts}),
+        processing_class=AutoTokenizer.from_pretrained(job.model),
+    )
+
+
+def number_of_words(completions: list[str], **_: Any) -> list[float]:
+    """A reward that costs nothing."""
+    return [len(text.split()) / 40 - 1.0 for text in completions]

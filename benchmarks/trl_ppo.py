@@ -1,0 +1,55 @@
+"""The last PPO that TRL had, in an environment of its own. Imports nothing of ours but the pacing.
+
+Four models as it wants them: policy, reference, value model and reward model, each of full size.
+"""
+
+from __future__ import annotations
+
+import json
+
+from datasets import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+from benchmarks.child import Job, Pace
+from benchmarks.trl_common import Paced, options
+
+
+def train(job: Job, pace: Pace) -> None:
+    """Train until stopped.
+
+    Gradient checkpointing is an option that this trainer never applies, so tuned and not tuned
+    differ in their process alone.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(job.model, padding_side="left")
+    lines = (job.folder / "prompts.jsonl").read_text().splitlines()
+    prompts = [json.loads(line)["prompt"][0]["content"] for line in lines]
+    config = PPOConfig(
+        **{
+            **options(job, tuned=True, batch_size=8),
+            "max_steps": -1,
+            "total_episodes": 8 * 10_000,
+            "num_ppo_epochs": 2,
+            "num_mini_batches": 2,
+            "num_sample_generations": 0,
+            "response_length": 32,
+        }
+    )
+    reward = job.settings["reward"]
+    trainer = PPOTrainer(
+        args=config,
+        processing_class=tokenizer,
+        model=AutoModelForCausalLM.from_pretrained(job.model, dtype="float32"),
+        ref_model=AutoModelForCausalLM.from_pretrained(job.model, dtype="float32"),
+        reward_model=AutoModelForSequenceClassification.from_pretrained(reward, dtype="float32"),
+        value_model=AutoModelForSequenceClassification.from_pretrained(
+            job.model, num_labels=1, dtype="float32"
+        ),
+        train_dataset=Dataset.from_dict({"input_ids": tokenizer(prompts)["input_ids"]}),
+        callbacks=[Paced(pace, job.work)],
+    )
+    trainer.train()
