@@ -101,6 +101,7 @@ class Policy:
         action_mask: torch.Tensor,
         *,
         temperature: float = 1.0,
+        with_entropy: bool = True,
     ) -> Scored:
         """Log-probabilities, entropies and values of the sampled tokens of a batch.
 
@@ -109,11 +110,16 @@ class Policy:
             attention_mask: [B, T], true where a token is not padding.
             action_mask: [B, T], true where the token was sampled; never at position 0.
             temperature: at which the tokens were sampled.
+            with_entropy: False leaves entropies at zero, which is quicker.
         """
         hidden, index = hidden_states(self.model, tokens, attention_mask)
         before = index[:, :-1][action_mask[:, 1:]]  # the state after token t-1 predicts token t
         chosen, spread = chosen_logprobs(
-            self.model, hidden.index_select(0, before), tokens[action_mask], temperature=temperature
+            self.model,
+            hidden.index_select(0, before),
+            tokens[action_mask],
+            temperature=temperature,
+            with_entropy=with_entropy,
         )
         logprobs = _scatter(chosen, action_mask)
         entropy = _scatter(spread, action_mask)
@@ -186,5 +192,7 @@ class Reference:
     ) -> torch.Tensor:
         """[B, T] log-probabilities of the sampled tokens under the reference."""
         with self._as_it_was():
-            scored = self.policy.score(tokens, attention_mask, action_mask, temperature=temperature)
+            scored = self.policy.score(
+                tokens, attention_mask, action_mask, temperature=temperature, with_entropy=False
+            )
         return scored.logprobs

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-# Rows of the head that are computed at once: 64M float32 logits are 256 MB.
-CHUNK_LOGITS = 64 * 2**20
+# Logits that are computed at once: 128M in bf16 are 256 MB.
+CHUNK_LOGITS = 128 * 2**20
+# Logits that one pass goes over.
+CACHED_LOGITS = 2**19
 
 
 def bare(model: Any) -> Any:
@@ -61,7 +63,12 @@ def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def chosen_logprobs(
-    model: Any, hidden: torch.Tensor, targets: torch.Tensor, *, temperature: float = 1.0
+    model: Any,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    with_entropy: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each target and the entropy of its distribution.
 
@@ -70,6 +77,7 @@ def chosen_logprobs(
         hidden: [N, D], the state before each target.
         targets: [N] token ids.
         temperature: of the policy; logits are divided by it.
+        with_entropy: False saves a pass over the vocabulary and gives zeros.
 
     Returns:
         (log-probabilities [N], entropies [N] in nats), float32 (float64 for float64 models).
@@ -78,10 +86,8 @@ def chosen_logprobs(
 
     def part(rows: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = logits_of(model, rows)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-        normalised = logits - logits.logsumexp(-1, keepdim=True)
-        entropy = -(normalised.exp() * normalised).sum(-1)
-        return normalised.gather(-1, ids[:, None]).squeeze(-1), entropy
+        found = _Chosen.apply(logits, ids, 1.0 / temperature, with_entropy)
+        return found  # type: ignore[return-value]
 
     vocabulary = bare(model).config.get_text_config().vocab_size
     size = max(1, CHUNK_LOGITS // vocabulary)
@@ -92,3 +98,63 @@ def chosen_logprobs(
         for rows, ids in zip(hidden.split(size), targets.split(size), strict=True)
     ]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+class _Chosen(torch.autograd.Function):
+    """Log-softmax at one place, and entropy, of [N, V] logits, a few rows at a time.
+
+    A vocabulary of 50,000 makes every pass over float32 logits a trip to memory; rows few enough
+    to stay in cache make one trip of all of them, and the backward pass needs no other tensors
+    than the logits, in their own dtype.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, targets: torch.Tensor, scale: float, with_entropy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        chosen, totals, entropy = (
+            torch.zeros(len(logits), dtype=precise, device=logits.device) for _ in range(3)
+        )
+        for rows in _blocks(logits):
+            block = logits[rows].to(precise, copy=True).mul_(scale)
+            at = block.gather(1, targets[rows, None])[:, 0]
+            top = block.amax(1)
+            block.sub_(top[:, None])
+            weights = block.exp() if with_entropy else block.exp_()
+            total = weights.sum(1)
+            if with_entropy:  # log Z - E[logit]
+                expected = torch.linalg.vecdot(weights, block) / total
+                entropy[rows] = total.log() - expected
+            totals[rows] = total.log() + top
+            chosen[rows] = at - totals[rows]
+        ctx.save_for_backward(logits, targets, totals, entropy)
+        ctx.scale, ctx.with_entropy = scale, with_entropy
+        return chosen, entropy
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: torch.Tensor, grad_entropy: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None, None]:
+        logits, targets, totals, entropy = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        spread = ctx.with_entropy and bool(grad_entropy.any())
+        for rows in _blocks(logits):
+            block = logits[rows].to(grad.dtype, copy=True).mul_(ctx.scale)
+            block.sub_(totals[rows, None])  # log p
+            weight = -grad[rows, None]
+            if spread:  # dH/dz = -p (log p + H)
+                probability = block.exp()
+                block.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None]).add_(weight)
+                block.mul_(probability)
+            else:
+                block.exp_().mul_(weight)
+            block.scatter_add_(1, targets[rows, None], grad[rows, None])
+            out[rows] = block.mul_(ctx.scale)
+        return out, None, None, None
+
+
+def _blocks(logits: torch.Tensor) -> list[slice]:
+    """Rows of [N, V] that a core's cache holds; all of them on an accelerator."""
+    size = len(logits) if logits.device.type != "cpu" else max(1, CACHED_LOGITS // logits.shape[1])
+    return [slice(start, start + size) for start in range(0, len(logits), max(1, size))]

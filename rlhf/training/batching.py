@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,7 +48,7 @@ def _in_order(
     for portion in portions:
         before = batches[-1][-1:] if batches else []
         chain = [*before, *portion]
-        pairs = zip(chain, chain[1:], strict=False)
+        pairs = itertools.pairwise(chain)
         shared = [common_prefix(rows, lengths, first, second) for first, second in pairs]
         whole = int(lengths[portion].sum())
         if batches and size + whole - sum(shared) <= max_tokens:
