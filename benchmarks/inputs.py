@@ -14,17 +14,19 @@ from statistics import NormalDist
 from typing import Any
 
 from benchmarks.child import Job
+from reward_models.encoding import full_ids
 from rlhf.models.hub import resolve
 from rlhf.models.loading import load_tokenizer
+from rlhf.rollout.tokens import TurnFormat, encode_example
 
 # One token each in the usual vocabularies when they follow a space.
-WORDS = (
-    "time year people way day man thing woman life child world school state family student group "
-    "country problem hand part place case week company system program question work government "
-    "number night point home water room mother area money story fact month lot right study book "
-    "eye job word business issue side kind head house service friend father power hour game line "
-    "end member law car city community name president team minute idea body information back"
-).split()
+WORDS = """
+    time year people way day man thing woman life child world school state family student group
+    country problem hand part place case week company system program question work government
+    number night point home water room mother area money story fact month lot right study book
+    eye job word business issue side kind head house service friend father power hour game line
+    end member law car city community name president team minute idea body information back
+""".split()
 
 # Sides are stopped from outside; no run comes to its own end.
 ENDLESS = 10_000
@@ -100,6 +102,8 @@ def offline(job: Job, *, verb: str) -> None:
     data = write_rows(job.folder / "rows.jsonl", rows)
     held_out = write_rows(job.folder / "held-out.jsonl", ROWS[verb](rng)[:2])
     model = resolve(job.request["model"])
+    tokenizer = load_tokenizer(model)
+    write_rows(job.folder / "trl.jsonl", encode(verb, rows, tokenizer))
     config = {
         "output_dir": str(job.folder / "run"),
         "model": {"path": model},
@@ -117,19 +121,42 @@ def offline(job: Job, *, verb: str) -> None:
             "warmup_steps": 0,
         },
     }
-    work = count_tokens(verb, rows, load_tokenizer(model))
-    write_job(job, model=model, work=work, config=config)
+    write_job(job, model=model, work=count_tokens(rows, tokenizer), config=config)
 
 
-def count_tokens(verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any) -> int:
-    """Tokens of a batch that are not padding; DPO reads a prompt once for each reply."""
-    from rlhf.training.examples import Encoder
+def encode(verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
+    """The columns that TRL takes, with the token ids that our side has; DPO it encodes itself."""
+    if verb == "dpo":
+        return list(rows)
+    if verb == "reward":
+        return [
+            {
+                f"{name}_ids": full_ids(tokenizer, [*row["prompt"], *row[name]], append_eos=True)
+                for name in ("chosen", "rejected")
+            }
+            for row in rows
+        ]
+    layout = TurnFormat(tokenizer)
+    pairs = [encode_example(layout, row["prompt"], row["completion"]) for row in rows]
+    return [
+        {
+            "input_ids": ids,
+            "labels": [i if own else -100 for i, own in zip(ids, is_action, strict=True)],
+        }
+        for ids, is_action in pairs
+    ]
 
-    if verb == "sft":
-        encoded = Encoder(tokenizer, max_length=1024)("sft", rows)
-        return sum(len(row["input_ids"]) for row in encoded)
-    encoded = Encoder(tokenizer, max_length=1024)("reward", rows)
-    return sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in encoded)
+
+def count_tokens(rows: Sequence[dict[str, Any]], tokenizer: Any) -> int:
+    """Tokens of a batch that are not padding; pairs read their prompt once for each reply."""
+    layout = TurnFormat(tokenizer)
+    texts = [
+        (row["prompt"], row[name])
+        for row in rows
+        for name in ("completion", "chosen", "rejected")
+        if name in row
+    ]
+    return sum(len(encode_example(layout, prompt, reply)[0]) for prompt, reply in texts)
 
 
 def grpo(job: Job) -> None:

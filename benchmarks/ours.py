@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from benchmarks.child import Job, Pace
 from rlhf.runs import Run

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import trl
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from benchmarks.child import Job, Pace
 from benchmarks.trl_common import Paced, options
-from rlhf.data.load import load
-from rlhf.data.spec import DataSpec
 from rlhf.models.loading import give_pad_token, load_tokenizer
-from rlhf.training.examples import Encoder
 
 TRAINERS = {
-    "sft": (trl.SFTTrainer, trl.SFTConfig, "sft"),
-    "reward": (trl.RewardTrainer, trl.RewardConfig, "preference"),
-    "dpo": (trl.DPOTrainer, trl.DPOConfig, "preference"),
+    "sft": (trl.SFTTrainer, trl.SFTConfig),
+    "reward": (trl.RewardTrainer, trl.RewardConfig),
+    "dpo": (trl.DPOTrainer, trl.DPOConfig),
 }
 
 
@@ -29,10 +28,10 @@ def train(job: Job, pace: Pace, *, verb: str, tuned: bool) -> None:
 
 
 def make_trainer(job: Job, verb: str, *, tuned: bool, **more: Any) -> Any:
-    """The trainer of a verb, with our encoding of the rows, so that the tokens are the same."""
-    make, configuration, kind = TRAINERS[verb]
+    """The trainer of a verb, on the tokens that our side has."""
+    make, configuration = TRAINERS[verb]
     tokenizer: Any = load_tokenizer(job.model)
-    rows = load([DataSpec(path=str(job.folder / "rows.jsonl"))], kind, seed=0).rows
+    rows = [json.loads(line) for line in (job.folder / "trl.jsonl").read_text().splitlines()]
     model = load_model(job.model, classifier=verb == "reward")
     give_pad_token(tokenizer, model)
     extra = {}
@@ -41,7 +40,7 @@ def make_trainer(job: Job, verb: str, *, tuned: bool, **more: Any) -> Any:
     return make(
         model=model,
         args=configuration(**{**options(job, tuned=tuned, batch_size=len(rows)), **more}),
-        train_dataset=Encoder(tokenizer, max_length=1024)(verb, rows),
+        train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         **extra,
     )

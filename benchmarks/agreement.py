@@ -1,0 +1,142 @@
+"""Do both sides compute the same? One batch in float32: TRL's loss and gradient, then ours.
+
+TRL's trainer is run to its first loss; its batch and its weights are then given to our functions.
+A number is the difference as a share of TRL's value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import trl_grpo, trl_offline
+from benchmarks.child import Job
+from rlhf.algorithms.credit import Credit
+from rlhf.algorithms.registry import configure
+from rlhf.algorithms.update import denominator_for, policy_loss_for
+from rlhf.models.heads import Policy, Reference
+from rlhf.training.native_tasks import Examples, Scorer, dpo_loss, reward_loss, sft_loss
+
+# Below this a loss is as good as zero: the first loss of GRPO is, to rounding.
+SMALL_LOSS = 1e-2
+
+
+class _Captured(Exception):  # noqa: N818
+    """Ends a trainer at its first loss."""
+
+
+def offline(job: Job, *, verb: str) -> dict[str, float]:
+    """Relative differences of loss and gradient in SFT, reward training or DPO."""
+    trainer = trl_offline.make_trainer(job, verb, tuned=True, bf16=False)
+    inputs, theirs = first_loss(trainer)
+    ours = {"sft": _sft, "reward": _reward, "dpo": _dpo}[verb]
+    return compare(trainer.model, theirs, lambda: ours(trainer, inputs))
+
+
+def grpo(job: Job) -> dict[str, float]:
+    """Relative differences of loss and gradient of one GRPO update, on TRL's own rollouts."""
+    trainer = trl_grpo.make_trainer(job, tuned=True, bf16=False)
+    inputs, theirs = first_loss(trainer)
+    return compare(trainer.model, theirs, lambda: _grpo(trainer, inputs))
+
+
+def first_loss(trainer: Any) -> tuple[Mapping[str, Any], Tensor]:
+    """The inputs of the trainer's first loss, and that loss; its gradient stays in the weights."""
+    kept: list[Any] = []
+    compute = trainer.compute_loss
+
+    def spy(model: Any, inputs: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        loss = compute(model, dict(inputs), *args, **kwargs)
+        loss.backward()
+        kept.extend([inputs, loss.detach()])
+        raise _Captured
+
+    trainer.compute_loss = spy
+    try:
+        trainer.train()
+    except _Captured:
+        return kept[0], kept[1]
+    raise AssertionError("the trainer ended without a loss")
+
+
+def compare(model: Any, theirs: Tensor, ours: Callable[[], Tensor]) -> dict[str, float]:
+    """Run ``ours`` on the same weights and compare loss and gradient."""
+    expected = take_gradient(model)
+    loss = ours()
+    loss.backward()
+    gradient = take_gradient(model)
+    scale = max(abs(theirs.item()), SMALL_LOSS)
+    return {
+        "loss": abs(loss.item() - theirs.item()) / scale,
+        "gradient": ((gradient - expected).norm() / expected.norm()).item(),
+    }
+
+
+def take_gradient(model: Any) -> Tensor:
+    """Every gradient in one row; the model is left without."""
+    parts = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    model.zero_grad(set_to_none=True)
+    return torch.cat(parts)
+
+
+def _examples(inputs: Mapping[str, Any], action_mask: Tensor, **more: Any) -> Examples:
+    """TRL's batch as ours; of pairs the first half is the chosen one."""
+    count = len(inputs["input_ids"])
+    rows = torch.arange(count)
+    half = max(count // 2, 1)
+    return Examples(
+        tokens=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"].bool(),
+        action_mask=action_mask,
+        units=rows % half,
+        first=rows < half,
+        margins=torch.zeros(count),
+        **more,
+    )
+
+
+def _sft(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+    mask = inputs["labels"] != -100
+    policy = Policy(trainer.model, trainer.processing_class)
+    return sft_loss(policy, _examples(inputs, mask), count=mask.sum())[0]
+
+
+def _reward(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+    scorer = Scorer(trainer.model, trainer.processing_class)
+    part = _examples(inputs, torch.zeros_like(inputs["input_ids"], dtype=torch.bool))
+    pairs = torch.tensor(len(part.tokens) // 2)
+    return reward_loss(scorer, part, count=pairs, center_rewards_coefficient=None)[0]
+
+
+def _dpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+    policy = Policy(trainer.model, trainer.processing_class)
+    mask = inputs["completion_mask"].bool()
+    attention = inputs["attention_mask"].bool()
+    ref_logprobs = Reference(policy).logprobs(inputs["input_ids"], attention, mask)
+    part = _examples(inputs, mask, ref_logprobs=ref_logprobs)
+    pairs = torch.tensor(len(part.tokens) // 2)
+    beta = trainer.args.beta
+    return dpo_loss(policy, part, count=pairs, beta=beta, label_smoothing=0.0)[0]
+
+
+def _grpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
+    tokens = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
+    attention = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1).bool()
+    actions = inputs["completion_mask"].bool()
+    mask = torch.cat([torch.zeros_like(inputs["prompt_ids"], dtype=torch.bool), actions], 1)
+    algorithm = configure("grpo", group_size=len(tokens), kl_placement="none")
+    policy = Policy(trainer.model, trainer.processing_class)
+    scored = policy.score(tokens, attention, mask)
+    advantages = torch.where(mask, inputs["advantages"][:, None], 0.0)
+    credit = Credit(advantages, advantages, mask, torch.arange(len(tokens)))
+    limit = int(mask.sum(1).max())
+    return policy_loss_for(
+        algorithm,
+        scored.logprobs,
+        credit,
+        old_logprobs=scored.logprobs.detach(),
+        denominator=denominator_for(algorithm, mask, max_tokens=limit),
+    )[0]
