@@ -22,6 +22,7 @@ Whole experiments
   run PIPELINE.yaml      every stage of a pipeline in order, then one report
   report DIR...          draw report.html of a run or a pipeline; several runs: a comparison
   compare RUN...         paired differences with intervals; names no winner inside noise
+  bench MANIFEST.yaml    environments x algorithms x seeds, normalised; a gate for CI
 
 Training (each makes a run directory)
 {training}
@@ -111,6 +112,7 @@ def dispatch(verb: str, arguments: list[str]) -> int:
         "run": commands.run,
         "report": commands.report,
         "compare": commands.compare,
+        "bench": commands.bench,
         "generate": commands.generate,
         "score": commands.score,
         "data": commands.data,

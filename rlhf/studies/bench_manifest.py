@@ -124,9 +124,14 @@ def _check_runs(bench: Bench, environment: str) -> None:
             config = configure(verb, bench.run_tree(environment, name, seed))
             size = registry.configure(verb, **config.algorithm).settings.group_size
             if config.episodes_per_step % size:
-                raise UserError(
+                raise ValueError(
                     f"episodes_per_step must be a multiple of algorithm.group_size, got "
                     f"{config.episodes_per_step} and {size}"
+                )
+            if config.num_steps % bench.config.curve_points:
+                raise ValueError(
+                    f"num_steps must be a multiple of curve_points, got {config.num_steps} and "
+                    f"{bench.config.curve_points}"
                 )
         except ValueError as error:
             raise UserError(f"{name} on {environment}: {error}") from error

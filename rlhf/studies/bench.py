@@ -1,0 +1,110 @@
+"""`rlhf bench`: environments x algorithms x training seeds, and a table that can be trusted.
+
+    rlhf bench MANIFEST.yaml [--jobs 2] [--resume]     do what is left, then write the result
+    rlhf bench MANIFEST.yaml --against bench.json      exit code 1 if anything got worse
+    rlhf bench MANIFEST.yaml --array DIR               write the commands for another engine
+    rlhf bench MANIFEST.yaml --only menu/seed0/ppo     do one job in this process
+
+--config FILE and --key value override the manifest, as everywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import yaml
+
+from rlhf.config import as_tree
+from rlhf.errors import UserError, nearest
+from rlhf.studies.bench_gate import gate, read_result
+from rlhf.studies.bench_jobs import Workers, do
+from rlhf.studies.bench_plan import Bench
+from rlhf.studies.bench_report import write_bench
+from rlhf.studies.bench_scores import find, read_scores
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "bench.yaml"
+
+
+def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
+    """Do every job that is not done yet, then write the result; returns its page.
+
+    Args:
+        bench: the checked manifest.
+        jobs: processes.
+
+    Raises:
+        UserError: the directory exists, or some runs were refused; the others are kept.
+    """
+    open_directory(bench.root, bench, resume=bench.config.resume)
+    with Workers(jobs, logs=bench.root / "logs") as workers:
+        failed = workers.do_all(bench.jobs(), bench.root.name)
+    if failed:
+        key, reason = next(iter(failed.items()))
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise UserError(f"{key}: {reason}{more}; the other runs are kept, continue with --resume")
+    scores = read_scores(bench)
+    return write_bench(bench, scores, find(scores, baseline=bench.baseline))
+
+
+def run_and_judge(bench: Bench, *, jobs: int = 1, against: str | None = None) -> int:
+    """`run_bench`, and the exit code: 1 when something is worse than the result ``against``."""
+    before = None if against is None else read_result(against)
+    print(run_bench(bench, jobs=jobs))
+    if before is None:
+        return 0
+    outcome = gate(read_result(bench.root / "bench.json"), before)
+    print(outcome.line())
+    return 1 if outcome.worse else 0
+
+
+def do_one(bench: Bench, key: str) -> Path:
+    """Do one job in this process, as a line of a job array; returns the place of its last stage.
+
+    Raises:
+        UserError: there is no such job, or the one that it waits for is not done.
+    """
+    known = {job.key: job for job in bench.jobs()}
+    if key not in known:
+        raise UserError(f"--only: there is no job {key!r}{nearest(key, known)}")
+    job = known[key]
+    if job.after and not (bench.place(job.after).parent / "evaluate" / "finished").exists():
+        raise UserError(f"--only {key}: it starts from what {job.after} leaves; do that first")
+    do(job)
+    return Path(job.stages[-1][1]["output_dir"])
+
+
+def open_directory(root: Path, bench: Bench, *, resume: bool) -> None:
+    """Make the directory and write the manifest into it.
+
+    Raises:
+        UserError: it exists and may neither be continued nor replaced.
+    """
+    manifest = root / MANIFEST
+    if root.exists() and any(root.iterdir()):
+        if bench.config.overwrite and manifest.exists():
+            shutil.rmtree(root)
+        elif bench.config.overwrite:
+            raise UserError(f"{root} is not a benchmark's directory: remove it yourself")
+        elif not resume:
+            raise UserError(
+                f"{root} exists already: continue it with --resume, replace it with "
+                "--overwrite, or choose another --output_dir"
+            )
+    root.mkdir(parents=True, exist_ok=True)
+    tree = {k: v for k, v in as_tree(bench.config).items() if k not in ("resume", "overwrite")}
+    manifest.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+
+
+def describe(bench: Bench) -> str:
+    """What a benchmark will do, for `--dry-run`."""
+    from rlhf.studies.bench_result import protocol
+
+    jobs = bench.jobs()
+    waiting = sum(job.after is not None for job in jobs)
+    return "\n".join(
+        [f"{waiting} training runs, {len(jobs) - waiting} jobs before them", *protocol(bench)]
+    )

@@ -1,0 +1,128 @@
+"""A benchmark's result as files: Markdown, CSV, JSON, one HTML page, and one per environment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlhf.evaluation.report import write_comparison_report
+from rlhf.evaluation.report.charts import Chart, Series, draw
+from rlhf.evaluation.report.forest import Line, forest
+from rlhf.evaluation.report.markup import Table, bounds, esc, named, number, section
+from rlhf.evaluation.report.page import page
+from rlhf.evaluation.report.results import sentence
+from rlhf.evaluation.report.tables import save_tables
+from rlhf.studies.bench_plan import REFERENCES, Bench
+from rlhf.studies.bench_result import as_json, make_tables, markdown, protocol, verdict_lines
+from rlhf.studies.bench_scores import THRESHOLDS, Findings, Scores
+
+MOST_LINES = 6
+"""Colours that the page's charts have."""
+
+
+def write_bench(bench: Bench, scores: Scores, findings: Findings) -> Path:
+    """Write everything about a finished benchmark into its directory; returns the page."""
+    root = bench.root
+    tables = make_tables(scores, findings, baseline=bench.baseline)
+    save_tables(root / "tables", tables)
+    text = json.dumps(as_json(bench, scores, findings), indent=1)
+    (root / "bench.json").write_text(text + "\n", encoding="utf-8")
+    (root / "bench.md").write_text(markdown(bench, findings, tables), encoding="utf-8")
+    pages = _environment_pages(bench)
+    body = _body(bench, findings, tables, pages)
+    (root / "report.html").write_text(page("Benchmark", body), encoding="utf-8")
+    return root / "report.html"
+
+
+def _environment_pages(bench: Bench) -> dict[str, str]:
+    """Environment -> its comparison page, relative to the benchmark's."""
+    folder = bench.root / "pages"
+    folder.mkdir(exist_ok=True)
+    found = {}
+    for name in bench.environments:
+        rows = ["evaluate", *bench.algorithms]
+        runs = [bench.place(name, f"seed{s}", row) for row in rows for s in bench.config.seeds]
+        references = [bench.place(name, REFERENCES)] if bench.config.references else []
+        write_comparison_report([*runs, *references], folder / f"{name}.html")
+        found[name] = f"pages/{name}.html"
+    return found
+
+
+def _body(
+    bench: Bench, findings: Findings, tables: Sequence[Table], pages: Mapping[str, str]
+) -> str:
+    names = "".join(f"<li><b>{esc(named(name))}</b></li>" for name in bench.algorithms)
+    told = "".join(f'<p class="note">{esc(line)}</p>' for line in protocol(bench))
+    parts = [f'<header><h1>Benchmark</h1><ul class="chain sides">{names}</ul></header>', told]
+    parts.append(_verdicts(findings))
+    parts.append(section("Result", _forest(findings)))
+    parts.append(section("Charts", _charts(findings)))
+    links = "".join(f'<li><a href="{esc(p)}">{esc(env)}</a></li>' for env, p in pages.items())
+    parts.append(section("One environment at a time", f"<ul>{links}</ul>"))
+    parts += [section(table.title, table.to_html()) for table in tables]
+    return "\n".join(parts)
+
+
+def _verdicts(findings: Findings) -> str:
+    tones = [
+        {d.arm: "good", d.baseline: "bad"}.get(d.winner or "", "")
+        for d in findings.against_baseline
+    ]
+    items = []
+    for index, line in enumerate(verdict_lines(findings)):
+        tone = tones[index] if index < len(tones) else ""
+        items.append(f'<li class="{tone}"><strong>{esc(sentence(line))}</strong></li>')
+    return f'<ul class="verdicts">{"".join(items)}</ul>'
+
+
+def _forest(findings: Findings) -> str:
+    """The IQM of everyone between random and optimal."""
+    lines = []
+    for name, found in findings.aggregates.items():
+        estimate = found["IQM"]
+        trained = name in findings.curves
+        text = f"{estimate.n} seeds" if estimate.n > 1 else "not trained"
+        value, tone = number(estimate.value), "c1" if trained else "c5"
+        lines.append(Line(name, text, estimate, value, bounds(estimate), tone))
+    heading = "<h3>Interquartile mean <small>over environments and seeds, 95%</small></h3>"
+    return heading + forest(lines, [(0.0, "random"), (1.0, "optimal")])
+
+
+def _charts(findings: Findings) -> str:
+    """Curves and profiles, at most as many lines to a panel as there are colours."""
+    panels = []
+    names = list(findings.curves)
+    for first in range(0, len(names), MOST_LINES):
+        some = names[first : first + MOST_LINES]
+        panels.append(_efficiency(findings, some))
+        panels.append(_profile(findings, some))
+    return f'<div class="charts">{"".join(panels)}</div>'
+
+
+def _efficiency(findings: Findings, names: Sequence[str]) -> str:
+    lines = []
+    for index, name in enumerate(names):
+        curve = findings.curves[name]
+        known = all(estimate.known for estimate in curve)
+        lines.append(
+            Series(
+                named(name),
+                [100 * step / (len(curve) - 1) for step in range(len(curve))],
+                [estimate.value for estimate in curve],
+                colour=f"c{index + 1}",
+                low=[estimate.low for estimate in curve] if known else (),
+                high=[estimate.high for estimate in curve] if known else (),
+            )
+        )
+    note = "IQM on held-out episodes; bands are 95% stratified bootstrap intervals."
+    return draw(Chart("Sample efficiency", lines, note, x_label="% of training"))
+
+
+def _profile(findings: Findings, names: Sequence[str]) -> str:
+    lines = [
+        Series(named(name), list(THRESHOLDS), findings.profile[name].tolist(), f"c{index + 1}")
+        for index, name in enumerate(names)
+    ]
+    note = "Share of runs (environments and seeds) that score above x."
+    return draw(Chart("Performance profile", lines, note, x_label="normalised return"))
