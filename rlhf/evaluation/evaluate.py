@@ -23,6 +23,7 @@ from rlhf.rollout.collect import Collector, Start
 from rlhf.rollout.seeds import evaluation_seed
 
 REFERENCE_POLICIES = ("random", "expert")
+RANDOM_STREAM = 11
 
 
 def evaluation_starts(episodes: int) -> list[Start]:
@@ -74,7 +75,8 @@ def play_reference(
 
 
 def _play(policy: str, env: gym.Env, seed: int) -> Rollout:
-    rng = np.random.default_rng(seed)
+    # Not the seed alone: the environment draws from that stream, and equal draws are no chance.
+    rng = np.random.default_rng([RANDOM_STREAM, seed])
     observation, _ = env.reset(seed=seed)
     task: Any = env.unwrapped
     rollout = Rollout(seed, group=0, member=0)

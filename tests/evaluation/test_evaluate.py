@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +39,14 @@ def test_reference_policies_are_near_their_known_values():
     seeds = [row["seed"] for row in random]
     assert seeds == [EVALUATION_BLOCK + i for i in range(400)]
     assert [row["seed"] for row in expert] == seeds[:50]
+
+
+@pytest.mark.parametrize("task", ["GuessNumber", "KuhnPoker", "Recommend", "Triage"])
+def test_the_random_policy_knows_nothing_of_what_the_environment_drew(task):
+    make_env = make_env_factory(EnvSpec(id=f"text/{task}-v0"))
+    returns = [r["return"] for r in play_reference("random", make_env, episodes=1500, rewards=[])]
+    error = np.std(returns) / len(returns) ** 0.5
+    assert abs(np.mean(returns) - make_env().unwrapped.random_value()) < 4 * error
 
 
 def test_an_environment_without_an_expert_says_so():
