@@ -72,6 +72,12 @@ VERBS: dict[str, Verb] = {
     "dpo": _offline("direct preference optimisation", "trl:DPOConfig"),
     "kto": _offline("Kahneman-Tversky optimisation on labelled replies", "trl:KTOConfig"),
     **{name: _online(row.title) for name, row in ALGORITHMS.items()},
+    "overoptimize": Verb(
+        "optimise proxies of a known gold score too far, and say where to stop",
+        "rlhf.studies.overoptimize_config:OveroptimizeConfig",
+        "rlhf.studies.overoptimize:run_overoptimize",
+        {},
+    ),
     "evaluate": Verb(
         "measure policies and rewards on held-out episodes, text or pairs",
         "rlhf.evaluation.config:EvaluateConfig",

@@ -69,15 +69,25 @@ def kl_best_of_n(n: int) -> float:
 
 
 def best_of_n_scores(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> np.ndarray:
-    """Expected gold of the proxy's choice among n, unbiased. [prompts, N] -> [prompts, ns]"""
+    """Expected gold of the proxy's choice among n, unbiased. [prompts, N] -> [prompts, ns]
+
+    Several proxies [proxies, prompts, N] give the mean over them.
+    """
     by, score = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
+    if by.ndim == 3:
+        columns = np.broadcast_to(score, by.shape)
+        pairs = zip(by, columns, strict=True)
+        return np.mean([best_of_n_scores(p, g, ns) for p, g in pairs], axis=0)
     if by.ndim != 2 or by.shape != score.shape:
         raise ValueError(f"need two arrays [prompts, samples], got {by.shape} and {score.shape}")
     return np.array([[best_of_n(p, g, n) for n in ns] for p, g in zip(by, score, strict=True)])
 
 
 def best_of_n_curve(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> BestOfN:
-    """Proxy and gold of the proxy's choice against KL; inputs [prompts, samples of one policy]."""
+    """Proxy and gold of the proxy's choice against KL; inputs [prompts, samples of one policy].
+
+    Several proxies [proxies, prompts, samples] give the mean curve of each on its own.
+    """
     by_proxy = best_of_n_scores(proxy, proxy, ns)
     by_gold = best_of_n_scores(proxy, gold, ns)
     return BestOfN(

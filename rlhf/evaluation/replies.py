@@ -1,0 +1,64 @@
+"""Replies of a policy to the same prompts, several each: what best-of-n chooses from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rlhf.data.load import load
+from rlhf.errors import UserError
+from rlhf.models.loading import load_model
+from rlhf.models.spec import ModelSpec
+from rlhf.rollout.collect import Collector, Start
+from rlhf.rollout.seeds import evaluation_seed
+from rlhf.rollout.spec import EnvSpec, RolloutSpec
+
+
+def sample_replies(
+    model: ModelSpec, env: EnvSpec, rollout: RolloutSpec, *, prompts: int, samples: int, seed: int
+) -> list[list[Any]]:
+    """``samples`` whole conversations of ``model`` for each of ``prompts`` held-out start states.
+
+    Raises:
+        UserError: the environment or the model cannot be had, or an episode fails.
+    """
+    loaded = load(env.prompts, "prompt", seed=seed).rows if env.prompts else []
+    policy, tokenizer = load_model(model, seed=seed)
+    collector = Collector.open(
+        policy, tokenizer, env, rollout, prompts=[row["prompt"] for row in loaded]
+    )
+    starts = [
+        Start(evaluation_seed(group), group, member)
+        for group in range(prompts)
+        for member in range(samples)
+    ]
+    try:
+        rollouts = collector.collect(policy, starts)
+    finally:
+        collector.close()
+    groups: dict[int, list[Any]] = {}
+    for played in rollouts:
+        groups.setdefault(played.group, []).append(played.conversation)
+    return list(groups.values())
+
+
+def score_replies(reward: Any, groups: list[list[Any]], *, what: str) -> np.ndarray:
+    """Scores [prompts, samples] of equally many replies to each prompt.
+
+    Raises:
+        UserError: some reply has no score, or prompts have different numbers of replies; ``what``
+            names the reward.
+    """
+    sizes = {len(group) for group in groups}
+    if len(sizes) != 1:
+        raise UserError(
+            f"every prompt needs as many replies, got between {min(sizes)} and {max(sizes)}"
+        )
+    scores = reward.score([conversation for group in groups for conversation in group])
+    if scores.unscored:
+        raise UserError(
+            f"{what}: {scores.unscored} of {len(scores.values)} replies could not be scored "
+            f"({dict(scores.counts)})"
+        )
+    return np.array(scores.values, dtype=float).reshape(len(groups), -1)

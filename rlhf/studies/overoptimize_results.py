@@ -1,0 +1,219 @@
+"""What an over-optimisation run found: curves, fits, observed peaks, and advice, as plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from reward_models.ensemble import Combine
+from rlhf.evaluation.statistics import Estimate, mean_interval
+from rlhf.studies.overoptimization import (
+    Fit,
+    best_of_n_curve,
+    fit_best_of_n,
+    fit_curve,
+    kl_best_of_n,
+)
+
+CURVE_POINTS = 60
+WINDOW = 0.1  # of a run's steps: gold is averaged over this share of them to find its peak
+
+
+@dataclass(frozen=True)
+class Track:
+    """One training run, step by step; all lists have the same length."""
+
+    steps: list[int]
+    kl: list[float]
+    """Nats per episode from the starting policy."""
+    proxy: list[float]
+    gold: list[float]
+
+
+def best_of_n_result(
+    proxy: Any, columns: np.ndarray, gold: np.ndarray, *, penalty: float, seed: int
+) -> list[dict[str, Any]]:
+    """Best-of-n by each member alone (the mean of their curves) and by their ensembles.
+
+    Args:
+        proxy: the cell that the members belong to.
+        columns: standardised scores [members, prompts, samples].
+        gold: [prompts, samples].
+        penalty: of the ensemble's variance.
+        seed: of the bootstrap.
+    """
+    ways = {"single": columns}
+    if len(columns) > 1:
+        flat = columns.reshape(len(columns), -1).tolist()
+        for how in ("mean", "worst", "uncertainty"):
+            values, _ = Combine(how, penalty)(flat)
+            ways[how] = np.array(values, dtype=float).reshape(gold.shape)[None]
+    ns = powers_of_two(gold.shape[1])
+    rows = []
+    for how, by in ways.items():
+        curve = best_of_n_curve(by, gold, ns)
+        fit = fit_best_of_n(by, gold, ns[1:], rng=np.random.default_rng(seed))
+        rows.append(
+            {
+                "proxy": proxy.name,
+                "parameters": proxy.parameters,
+                "pairs": proxy.pairs,
+                "members": len(columns),
+                "accuracy": proxy.accuracy,
+                "how": how,
+                "ns": ns,
+                "kl": list(curve.kl),
+                "proxy_score": [plain(e) for e in curve.proxy],
+                "gold": [plain(e) for e in curve.gold],
+                "fit": fit_result(fit),
+                "advice": _best_of_n_advice(fit, ns),
+            }
+        )
+    return rows
+
+
+def powers_of_two(limit: int) -> list[int]:
+    """1, 2, 4, ... and ``limit`` itself."""
+    return sorted({2**k for k in range(limit.bit_length()) if 2**k <= limit} | {limit})
+
+
+def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
+    """The fit's advice, with the largest n whose divergence stays below the peak's."""
+    advice = fit.advice()
+    if fit.peak.value > fit.furthest:
+        return advice
+    below = [n for n in ns if kl_best_of_n(n) <= fit.peak.value**2]
+    return f"{advice}: n up to about {max(below, default=1)}"
+
+
+def rl_result(how: str, tracks: Sequence[Track], *, start: float, seed: int) -> dict[str, Any]:
+    """Curves over training, the fit, the observed peak, and what happened after it.
+
+    Args:
+        how: the way the proxy was used.
+        tracks: one a seed, all of one length.
+        start: mean gold score of the untrained policy.
+        seed: of the bootstrap.
+    """
+    length = min(len(track.steps) for track in tracks)
+    kl = np.array([track.kl[:length] for track in tracks])  # [seeds, steps]
+    gold = np.array([track.gold[:length] for track in tracks])
+    proxy = np.array([track.proxy[:length] for track in tracks])
+    result: dict[str, Any] = {
+        "how": how,
+        "seeds": len(tracks),
+        "steps": tracks[0].steps[:length],
+        "kl": np.maximum(kl.mean(0), 0).tolist(),
+        "proxy_score": [plain(mean_interval(column)) for column in proxy.T],
+        "gold": [plain(mean_interval(column)) for column in gold.T],
+    }
+    width = max(1, round(WINDOW * length))
+    smooth = moving_mean(gold.mean(0), width)
+    best = int(np.argmax(smooth))
+    distance = math.sqrt(max(0.0, float(moving_mean(kl.mean(0), width)[best])))
+    last = slice(length - width, length)
+    around = slice(max(0, best - width // 2), best - width // 2 + width)
+    result["observed"] = {
+        "step": result["steps"][best],
+        "distance": distance,
+        "gold": float(smooth[best]),
+        "gold_after": plain(mean_interval(gold[:, last].mean(1) - gold[:, around].mean(1))),
+        "proxy_after": plain(mean_interval(proxy[:, last].mean(1) - proxy[:, around].mean(1))),
+    }
+    result["fit"], result["advice"] = None, "fewer than 3 seeds: no fit with intervals"
+    if len(tracks) >= 3:
+        fit = _fit_rl(kl, gold - start, seed)
+        low, high = fit.peak.low, fit.peak.high
+        result["fit"] = fit_result(fit)
+        result["observed"]["inside"] = bool(low <= distance <= high)
+        result["advice"] = _rl_advice(fit, result)
+    return result
+
+
+def _fit_rl(kl: np.ndarray, gain: np.ndarray, seed: int) -> Fit:
+    """R_RL through all points; the points of one training seed depend on each other."""
+    seeds = np.repeat(np.arange(len(kl)), kl.shape[1])
+    rng = np.random.default_rng(seed)
+    return fit_curve(kl.ravel(), gain.ravel(), form="rl", rng=rng, clusters=seeds)
+
+
+def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
+    """The fit's advice, with the step at which the mean divergence came by the peak."""
+    advice = fit.advice()
+    passed = [
+        step
+        for step, kl in zip(result["steps"], result["kl"], strict=True)
+        if kl >= fit.peak.value**2
+    ]
+    return f"{advice}; it came by at step {passed[0]}" if passed else advice
+
+
+def moving_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred mean over ``width`` neighbours, fewer at both ends. [n] -> [n]"""
+    half = width // 2
+    return np.array(
+        [values[max(0, i - half) : i - half + width].mean() for i in range(len(values))]
+    )
+
+
+def fit_result(fit: Fit) -> dict[str, Any]:
+    """A fit as plain data, with points of its curve; an infinite end of the peak is None."""
+    d = np.linspace(0, fit.furthest, CURVE_POINTS)
+    return {
+        "form": fit.form,
+        "alpha": plain(fit.alpha),
+        "beta": plain(fit.beta),
+        "peak": plain(fit.peak),
+        "furthest": fit.furthest,
+        "curve": {"d": d.tolist(), "gain": fit.gold(d).tolist()},
+    }
+
+
+def plain(estimate: Estimate) -> dict[str, float | int | None]:
+    """{"mean", "low", "high", "n"}; what is not finite is None."""
+    values = {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
+    found = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    return {**found, "n": estimate.n}
+
+
+def verdict(results: dict[str, Any]) -> list[str]:
+    """Plain sentences: what happened under each way of optimising, and where to stop."""
+    lines = []
+    for row in results["rl"]:
+        seen, name = row["observed"], f"{results['algorithm']} against {_called(row['how'])}"
+        fell, rose = seen["gold_after"], seen["proxy_after"]
+        if _sure(fell, -1):
+            also = " while the proxy rose on" if _sure(rose, 1) else ""
+            lines.append(
+                f"{name}: gold peaked at step {seen['step']} (KL {seen['distance'] ** 2:.3g}) and "
+                f"then fell by {-fell['mean']:.3g}{also}; {row['advice']}."
+            )
+        else:
+            lines.append(f"{name}: no fall of gold beyond the noise; {row['advice']}.")
+    for row in results["best_of_n"]:
+        first, last = row["gold"][0]["mean"], row["gold"][-1]["mean"]
+        name = f"best-of-n by {row['proxy']}, {_called(row['how'])}"
+        lines.append(
+            f"{name}: gold {first:.3g} at n = 1, {last:.3g} at n = {row['ns'][-1]}; "
+            f"{row['advice']}."
+        )
+    return lines
+
+
+def _called(how: str) -> str:
+    return {
+        "single": "a single proxy",
+        "mean": "the ensemble's mean",
+        "worst": "the ensemble's worst",
+        "uncertainty": "the ensemble's mean less its variance",
+    }[how]
+
+
+def _sure(change: dict[str, Any], sign: int) -> bool:
+    """Whether the whole interval lies on one side of 0."""
+    end = change["low"] if sign > 0 else change["high"]
+    return end is not None and sign * end > 0
