@@ -17,13 +17,14 @@ from rlhf.verbs import configure
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 # Folders beside an algorithm's, and policies that nobody trains.
-_TAKEN = ("demos", "sft", "model", "evaluate", "random", "expert")
+_TAKEN = ("demos", "demos-held-out", "sft", "model", "evaluate", "random", "expert")
 _OWNED = {
     "output_dir": "the benchmark",
     "model": "`model` and the demonstrations",
     "env": "`environments`",
     "seed": "`seeds`",
     "data": "the demonstrations",
+    "eval_data": "the demonstrations",
     "evaluation": "`episodes`, `decoding` and `curve_points`",
     "resume": "the benchmark",
     "overwrite": "the benchmark",

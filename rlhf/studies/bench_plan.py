@@ -14,6 +14,11 @@ from rlhf.training.online_config import OnlineConfig
 
 REFERENCES = "reference"
 """Folder of the environment's own policies, beside those of the training seeds."""
+DEMOS = "sft.jsonl"
+HELD_OUT = 64
+"""Episodes on which fine-tuning measures its loss."""
+HELD_OUT_FROM = 3_000_000
+"""Start states of a training seed from here on are used for nothing else."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,11 @@ class Bench:
         task, folder = self.environments[environment], f"seed{seed}"
         stages: list[tuple[str, dict[str, Any]]] = []
         if task.demonstrations:
-            demos = self.place(environment, folder, "demos")
-            file = {"path": "sft.jsonl", "kind": "sft", **_plain(task.demonstrations)}
-            common = {"env": task.env.id, "kwargs": task.env.kwargs, "files": [file]}
-            # Neighbouring seeds of demonstrations would share nearly all start states.
-            own = {"seed": training_seed(seed, 0), "output_dir": str(demos), "resume": True}
-            stages.append(("demos", common | own))
-            stages.append(("sft", self._sft_tree(environment, seed, demos / "sft.jsonl")))
+            demos = self._demos_tree(environment, seed, "demos", task.demonstrations.count)
+            # Tasks whose every episode opens alike cannot be split by prompt.
+            held_out = self._demos_tree(environment, seed, "demos-held-out", HELD_OUT)
+            stages += [("demos", demos), ("demos", held_out)]
+            stages.append(("sft", self._sft_tree(environment, seed)))
         policy = {"name": self.start, "model": self.start_model(environment, seed)}
         place = self.place(environment, folder, "evaluate")
         stages.append(("evaluate", self._evaluate_tree(environment, [policy], place)))
@@ -124,13 +127,29 @@ class Bench:
         ]
         return found
 
-    def _sft_tree(self, environment: str, seed: int, data: Path) -> dict[str, Any]:
-        place = self.place(environment, f"seed{seed}", "sft")
+    def _demos_tree(self, environment: str, seed: int, name: str, count: int) -> dict[str, Any]:
+        """Demonstrations whose start states no other training seed and no other file has."""
+        task = self.environments[environment]
+        assert task.demonstrations
+        first = 0 if name == "demos" else HELD_OUT_FROM
+        file = {"path": DEMOS, "kind": "sft", "count": count}
+        return {
+            "output_dir": str(self.place(environment, f"seed{seed}", name)),
+            "env": task.env.id,
+            "kwargs": task.env.kwargs,
+            "files": [file | {"quality": task.demonstrations.quality}],
+            "seed": training_seed(seed, first),
+            "resume": True,
+        }
+
+    def _sft_tree(self, environment: str, seed: int) -> dict[str, Any]:
+        folder = self.place(environment, f"seed{seed}")
         return {
             **merge(self.config.sft, self.environments[environment].sft),
-            "output_dir": str(place),
+            "output_dir": str(folder / "sft"),
             "model": _plain(self.config.model),
-            "data": [{"path": str(data)}],
+            "data": [{"path": str(folder / "demos" / DEMOS)}],
+            "eval_data": [{"path": str(folder / "demos-held-out" / DEMOS)}],
             "seed": seed,
             "resume": True,
         }

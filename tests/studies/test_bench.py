@@ -1,0 +1,180 @@
+"""Whole benchmarks of tiny runs: killed, continued, refused, done job by job elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf.cli import main
+from rlhf.errors import UserError
+from rlhf.studies.bench import do_one, open_directory, run_bench
+from rlhf.studies.bench_array import write_array
+from rlhf.studies.bench_manifest import make_bench, read_bench
+
+ROOT = Path(__file__).resolve().parents[2]
+ALL = 2 + 2 * 2 * (4 + 2)
+"""Stages: references; by task and seed demonstrations, held-out ones, sft, evaluate, two runs."""
+
+
+def manifest_of(folder: Path) -> Path:
+    """Two tasks, two methods, two seeds; runs of a second."""
+    folder.mkdir()
+    online = {"num_steps": 4, "episodes_per_step": 8, "save_every": 1}
+    tree = {
+        "output_dir": str(folder / "out"),
+        "seeds": [0, 1],
+        "episodes": 8,
+        "curve_points": 2,
+        "model": {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "context": 96}},
+        "sft": {"max_length": 96, "evaluations": 2, "trainer": {"max_steps": 4}},
+        "run": {**online, "rollout": {"max_new_tokens": 4}},
+        "environments": {
+            "echo": {"env": {"id": "text/Echo-v0"}, "demonstrations": {"count": 24}},
+            "maze": {
+                "env": {"id": "text/TMaze-v0", "kwargs": {"length": 1, "steps": 3}},
+                "demonstrations": {"count": 24},
+            },
+        },
+        "algorithms": {"ppo": {}, "rloo": {}},
+    }
+    path = folder / "manifest.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def start(manifest: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "rlhf.cli", "bench", str(manifest), "--jobs", "2", "--resume"]
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def finish(manifest: Path) -> Path:
+    process = start(manifest)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-2000:]
+    return manifest.parent / "out"
+
+
+def finished(root: Path) -> set[str]:
+    return {str(path.parent.relative_to(root)) for path in root.glob("runs/**/finished")}
+
+
+def kill_after(manifest: Path, stages: int, delay: float) -> set[int]:
+    """Kill -9 a moment after so many stages were finished; returns its workers' process ids."""
+    process, root = start(manifest), manifest.parent / "out"
+    deadline = time.monotonic() + 200
+    while len(finished(root)) < stages and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        time.sleep(0.01)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    return {int(path.stem) for path in (root / "logs").glob("*.log")}
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that ended and was not collected does not."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.slow
+def test_a_killed_bench_continues_and_ends_with_the_same_table(tmp_path):
+    moment = random.randrange(10**6)
+    print(f"moments drawn with seed {moment}")
+    rng = random.Random(moment)
+    whole = finish(manifest_of(tmp_path / "whole"))
+    assert len(finished(whole)) == ALL
+    manifest = manifest_of(tmp_path / "killed")
+    workers = set()
+    for stages in (rng.randrange(3, 12), rng.randrange(14, 24)):
+        workers |= kill_after(manifest, stages, rng.uniform(0.0, 0.3))
+    deadline = time.monotonic() + 30
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, workers)), "workers outlived their benchmark"
+    killed = finish(manifest)
+    assert finished(killed) == finished(whole)
+    for name in ("bench.md", "tables/scores.csv", "tables/tables.json"):
+        assert (killed / name).read_text() == (whole / name).read_text(), name
+    # Done is done: what was finished is not made again.
+    stamps = {p: p.stat().st_mtime_ns for p in killed.glob("runs/**/finished")}
+    finish(manifest)
+    assert stamps == {p: p.stat().st_mtime_ns for p in killed.glob("runs/**/finished")}
+
+
+def test_a_job_array_does_the_same_jobs_one_command_each(tmp_path, capsys):
+    manifest = manifest_of(tmp_path / "b")
+    assert main(["bench", str(manifest), "--array", str(tmp_path / "array")]) == 0
+    assert str(tmp_path / "array" / "submit.sh") in capsys.readouterr().out
+    lists = {n: (tmp_path / f"array/{n}.txt").read_text().splitlines() for n in ("start", "train")}
+    assert [len(lines) for lines in lists.values()] == [2 + 4, 8]
+    first = [line for line in lists["start"] if "echo/seed1" in line]
+    second = [line for line in lists["train"] if "echo/seed1/rloo" in line]
+    with pytest.raises(UserError, match=r"starts from what echo/seed1/sft leaves"):
+        do_one(read_bench([manifest], []), "echo/seed1/rloo")
+    for line in (*first, *second):
+        program, *arguments = shlex.split(line)
+        assert program == "rlhf"
+        assert main(arguments) == 0
+    run = tmp_path / "b/out/runs/echo/seed1/rloo"
+    assert json.loads((run / "evaluation/rloo/summary.json").read_text())["episodes"] == 8
+    script = (tmp_path / "array/train.slurm").read_text()
+    assert "#SBATCH --array=1-8" in script
+    submit = (tmp_path / "array/submit.sh").read_text()
+    assert "afterok:$first" in submit
+    for script in ("submit.sh", "start.slurm", "train.slurm"):
+        subprocess.run(["sh", "-n", str(tmp_path / "array" / script)], check=True)
+
+
+def test_an_array_manifest_stands_for_the_same_bench(tmp_path):
+    bench = read_bench([manifest_of(tmp_path / "b")], [])
+    written = write_array(bench, tmp_path / "array")
+    assert read_bench([written[0]], []).jobs() == bench.jobs()
+
+
+def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_path):
+    tree = yaml.safe_load(manifest_of(tmp_path / "b").read_text())
+    bench = make_bench(tree)
+    open_directory(bench.root, bench, resume=False)
+    with pytest.raises(UserError, match="exists already"):
+        open_directory(bench.root, bench, resume=False)
+    open_directory(bench.root, bench, resume=True)
+    (bench.root / "bench.yaml").unlink()
+    (bench.root / "mine.txt").touch()
+    with pytest.raises(UserError, match="not a benchmark's directory"):
+        open_directory(bench.root, make_bench(tree | {"overwrite": True}), resume=False)
+    assert (bench.root / "mine.txt").exists()
+
+
+def test_an_unknown_job_is_told_the_nearest(tmp_path):
+    bench = read_bench([manifest_of(tmp_path / "b")], [])
+    with pytest.raises(UserError, match=r"did you mean 'echo/seed1/rloo'"):
+        do_one(bench, "echo/seed1/rlo")
+
+
+def test_a_refused_run_does_not_stop_the_others(tmp_path):
+    manifest = manifest_of(tmp_path / "b")
+    tree = yaml.safe_load(manifest.read_text())
+    tree |= {"seeds": [0], "environments": {"echo": tree["environments"]["echo"]}}
+    # Room for the prompt, which fine-tuning never checks, and for no reply.
+    tree["algorithms"]["rloo"] = {"run": {"rollout": {"max_tokens": 2}}}
+    manifest.write_text(yaml.safe_dump(tree))
+    bench = read_bench([manifest], [])
+    with pytest.raises(UserError, match=r"echo/seed0/rloo: the prompt of seed .*--resume"):
+        run_bench(bench)
+    assert "runs/echo/seed0/ppo" in finished(tmp_path / "b/out")
