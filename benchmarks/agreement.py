@@ -24,7 +24,7 @@ from rlhf.training.native_tasks import Examples, Scorer, dpo_loss, reward_loss, 
 SMALL_LOSS = 1e-2
 
 
-class _Captured(Exception):  # noqa: N818
+class _Captured(Exception):
     """Ends a trainer at its first loss."""
 
 

@@ -1,7 +1,5 @@
 """How fast the text environments step, and what a vector environment adds.
 
-    python benchmarks/environments.py [seconds per measurement]
-
 Raw: actions per second of processor time on one core, resets included (without a seed; a seeded
 reset makes a generator, which takes longer than a step). Made: the same through `gymnasium.make`.
 Vector: per row and step, what `TextVectorEnv` with eight rows takes beyond its rows' own raw steps.
@@ -9,14 +7,36 @@ Vector: per row and step, what `TextVectorEnv` with eight rows takes beyond its 
 
 from __future__ import annotations
 
-import sys
 import time
+from typing import Any
 
 import gymnasium as gym
 
 import envs
+from benchmarks.child import Job
 
 ROWS = 8
+
+
+def measure(job: Job, *, seconds: float) -> list[dict[str, Any]]:
+    """One row per environment, each number measured for ``seconds`` of processor time."""
+    rows = []
+    for name in envs.TASKS:
+        env_id = f"text/{name}"
+        base: Any = gym.make(env_id).unwrapped
+        base.reset(seed=0)
+        action = base.legal_actions()[0]
+        made = steps_per_second(gym.make(env_id), action, seconds)
+        overhead = vector_seconds_per_row(env_id, action, seconds) - 1 / made
+        rows.append(
+            {
+                "environment": env_id,
+                "raw steps/s": round(steps_per_second(base, action, seconds)),
+                "made steps/s": round(made),
+                "vector overhead, µs per row": round(1e6 * overhead, 1),
+            }
+        )
+    return rows
 
 
 def steps_per_second(env: gym.Env, action: str, seconds: float) -> float:
@@ -46,23 +66,3 @@ def vector_seconds_per_row(env_id: str, action: str, seconds: float) -> float:
             many.reset(options={"reset_mask": finished})
         steps += ROWS
     return (time.process_time() - start) / steps
-
-
-def main() -> None:
-    """Print one row per environment."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 0.5
-    print("| environment | raw steps/s | made steps/s | vector overhead, µs per row |")
-    print("|---|---|---|---|")
-    for name in envs.TASKS:
-        env_id = f"text/{name}"
-        base = gym.make(env_id).unwrapped
-        base.reset(seed=0)
-        action = base.legal_actions()[0]
-        raw = steps_per_second(base, action, seconds)
-        made = steps_per_second(gym.make(env_id), action, seconds)
-        overhead = vector_seconds_per_row(env_id, action, seconds) - 1 / made
-        print(f"| {env_id} | {raw:,.0f} | {made:,.0f} | {1e6 * overhead:.1f} |")
-
-
-if __name__ == "__main__":
-    main()

@@ -122,7 +122,7 @@ def run_workload(name: str, plan: Plan) -> dict[str, Any]:
     if row.check:
         result["agreement"] = once(name, "check", folder)
         say(f"{name}: one batch in float32, relative differences {result['agreement']}")
-    chosen = {side: row.sides[side] for side in plan.sides or row.sides}
+    chosen = available({side: row.sides[side] for side in plan.sides or row.sides})
     rounds = play(name, folder, chosen, plan)
     sides = {
         side: {"label": spec.label, **summarise([r[side] for r in rounds], plan.quiet)}
@@ -130,6 +130,23 @@ def run_workload(name: str, plan: Plan) -> dict[str, Any]:
     }
     found = {"unit": row.unit, "warmup": plan.warmup, "sides": sides}
     return result | found | {"ratios": ratios(rounds, plan.quiet)}
+
+
+def available(sides: Mapping[str, Side]) -> dict[str, Side]:
+    """The sides whose environments are there or can be made; of the others only optional ones
+    may be missing.
+    """
+    kept = {}
+    for side, spec in sides.items():
+        try:
+            python_of(spec.venv)
+        except UserError as error:
+            if not spec.optional:
+                raise
+            say(f"{side} is left out: {error}")
+        else:
+            kept[side] = spec
+    return kept
 
 
 def play(name: str, folder: Path, sides: Mapping[str, Side], plan: Plan) -> list[Round]:

@@ -18,6 +18,7 @@ class Side:
         allocator: take the toolkit's allocator settings before torch starts.
         environment: variables of its process.
         venv: an environment of its own (a recipe of ``benchmarks.venvs``).
+        optional: left out, with a message, where its environment cannot be made.
     """
 
     label: str
@@ -26,6 +27,7 @@ class Side:
     allocator: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     venv: str = ""
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,18 @@ def _trl(run: str, **options: Any) -> dict[str, Side]:
     }
 
 
+def _ours(run: str, **options: Any) -> Side:
+    return Side("ours", run, options, allocator=True)
+
+
 def _offline(verb: str, title: str, bars: Mapping[str, float]) -> Workload:
-    ours = Side("ours", "benchmarks.ours:offline", {"verb": verb}, allocator=True)
     return Workload(
         title,
         "real tokens",
-        {"ours": ours, **_trl("benchmarks.trl_offline:train", verb=verb)},
+        {
+            "ours": _ours("benchmarks.ours:offline", verb=verb),
+            **_trl("benchmarks.trl_offline:train", verb=verb),
+        },
         prepare="benchmarks.inputs:offline",
         check="benchmarks.agreement:offline",
         options={"verb": verb},
@@ -78,12 +86,58 @@ def _offline(verb: str, title: str, bars: Mapping[str, float]) -> Workload:
     )
 
 
-def _ours(run: str, **options: Any) -> Side:
-    return Side("ours", run, options, allocator=True)
+def _decoding(
+    title: str, *, rows: int, requests: int, bar: float, limits: str = "fixed", llama: bool = False
+) -> Workload:
+    upper = Side(
+        "llama.cpp, 4 bits (upper mark)",
+        "benchmarks.decoding:llama_cpp",
+        venv="llama",
+        optional=True,
+    )
+    return Workload(
+        title,
+        "new tokens",
+        {
+            "ours": _ours("benchmarks.decoding:ours", rows=rows),
+            "transformers": Side(
+                "transformers generate",
+                "benchmarks.decoding:generate",
+                {"rows": rows},
+                allocator=True,
+            ),
+            **({"llama.cpp": upper} if llama else {}),
+        },
+        prepare="benchmarks.inputs:decoding",
+        options={"requests": requests, "limits": limits},
+        bars={"transformers": bar},
+    )
+
+
+def _startup(title: str, program: str, prepare: str = "") -> Workload:
+    return Workload(
+        title,
+        "starts",
+        {
+            "ours": Side("ours", "benchmarks.startup:run", {"program": f"rlhf-{program}"}),
+            "trl": Side("TRL", "benchmarks.startup:run", {"program": f"trl-{program}"}),
+        },
+        prepare=prepare,
+    )
 
 
 WORKLOADS: dict[str, Workload] = {
     "sft": _offline("sft", "SFT, 8 documents", {"trl-tuned": 2.5, "trl": 5.0}),
+    "sft-allocator": Workload(
+        "SFT, 8 documents, with and without our allocator settings",
+        "real tokens",
+        {
+            "ours": _ours("benchmarks.ours:offline", verb="sft"),
+            "system": Side("ours, system's allocator", "benchmarks.ours:offline", {"verb": "sft"}),
+        },
+        prepare="benchmarks.inputs:offline",
+        options={"verb": "sft"},
+    ),
     "reward": _offline("reward", "Reward model, 4 pairs", {"trl-tuned": 2.0}),
     "dpo": _offline("dpo", "DPO, 4 pairs, prompt 128", {"trl-tuned": 2.5}),
     "grpo": Workload(
@@ -120,10 +174,69 @@ WORKLOADS: dict[str, Workload] = {
         prepare="benchmarks.inputs:tiny",
         floor=1800.0,
     ),
+    "decoding-1": _decoding(
+        "Decoding, 1 row, prompt 64, 64 new", rows=1, requests=1, bar=1.3, llama=True
+    ),
+    "decoding-32": _decoding("Decoding, 32 rows, prompt 64, 64 new", rows=32, requests=32, bar=1.5),
+    "decoding-mixed": _decoding(
+        "Decoding, 64 replies of 1 to 90 tokens in 32 rows",
+        rows=32,
+        requests=64,
+        bar=2.0,
+        limits="mixed",
+    ),
+    "multiturn": Workload(
+        "Rollouts of 10 turns, 8 episodes of 440 tokens",
+        "episode tokens",
+        {
+            "ours": _ours("benchmarks.multiturn:ours"),
+            "trl-tuned": Side("TRL tuned", "benchmarks.multiturn:trl", allocator=True),
+        },
+        prepare="benchmarks.inputs:multiturn",
+        bars={"trl-tuned": 3.0},
+    ),
+    "shared-prefix": Workload(
+        "Update, K = 8, prompt 512, 32 new",
+        "tokens of whole rows",
+        {
+            "ours": _ours("benchmarks.prefix:update", shared=True),
+            "plain": Side(
+                "ours, every row whole",
+                "benchmarks.prefix:update",
+                {"shared": False},
+                allocator=True,
+            ),
+        },
+        prepare="benchmarks.inputs:shared_prefix",
+        check="benchmarks.prefix:check",
+        bars={"plain": 4.0},
+    ),
+    "mfu": Workload(
+        "Packed SFT step, 2,048 tokens, against the bf16 matmul ceiling",
+        "FLOP",
+        {
+            "ours": _ours("benchmarks.ours:offline", verb="sft"),
+            "matmul": Side("bf16 products of 2048 x 2048", "benchmarks.ceiling:matmul"),
+        },
+        prepare="benchmarks.inputs:mfu",
+        bars={"matmul": 0.27},
+    ),
+    "startup-help": _startup("`rlhf --help` and `trl --help`", "help"),
+    "startup-import": _startup("`import rlhf` and `import trl`", "import"),
+    "startup-first-step": _startup(
+        "From the command to the first SFT step, 2.8M parameters",
+        "first-step",
+        "benchmarks.inputs:first_step",
+    ),
     "environments": Workload(
-        "Environments, steps per second", measure="benchmarks.environments:measure"
+        "Environments",
+        measure="benchmarks.environments:measure",
+        options={"seconds": 0.3},
     ),
 }
 
-GROUPS: dict[str, tuple[str, ...]] = {}
+GROUPS: dict[str, tuple[str, ...]] = {
+    group: tuple(name for name in WORKLOADS if name.startswith(f"{group}-"))
+    for group in ("decoding", "startup")
+}
 """Names that stand for several workloads; "all" stands for every one."""

@@ -1,0 +1,122 @@
+"""Decoding: our sampler, transformers' ``generate`` and llama.cpp on the same requests.
+
+A request is a prompt and the number of tokens its reply has; the models never stop by themselves.
+Work: tokens that a request asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from benchmarks.child import Job, Pace
+
+Request = tuple[list[int], int]
+
+
+def requests_of(job: Job) -> list[Request]:
+    """Prompts as ids, and reply lengths."""
+    lines = (job.folder / "requests.jsonl").read_text().splitlines()
+    return [(row["ids"], row["limit"]) for row in map(json.loads, lines)]
+
+
+def ours(job: Job, pace: Pace, *, rows: int) -> None:
+    """Up to ``rows`` requests decode together; a row that is done is filled by the next one."""
+    from rlhf.models.loading import load_model
+    from rlhf.models.spec import ModelSpec
+    from rlhf.rollout.sampler import Sampler
+
+    model, tokenizer = load_model(ModelSpec(path=job.model), seed=0)
+    stop_ids: Any = {tokenizer.eos_token_id}
+    asked = requests_of(job)
+    rng = np.random.default_rng(0)
+
+    def step() -> float:
+        sampler = Sampler(model, stop_ids=stop_ids, rows=rows)
+        waiting = iter(enumerate(asked))
+
+        def submit() -> None:
+            for name, (ids, limit) in waiting:
+                sampler.submit(name, ids, rng.random(limit))
+                return
+
+        for _ in range(rows):
+            submit()
+        done = 0
+        while done < len(asked):
+            for name in sampler.step():
+                sampler.release(name)
+                done += 1
+                submit()
+        return job.work
+
+    pace.loop(step)
+
+
+def generate(job: Job, pace: Pace, *, rows: int) -> None:
+    """``model.generate`` in bf16, ``rows`` requests after ``rows``; each batch ends with its last.
+
+    Plain sampling at temperature 1, as ours.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteriaList
+
+    model: Any = AutoModelForCausalLM.from_pretrained(job.model, dtype="bfloat16").eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(job.model)
+    asked = requests_of(job)
+
+    def step() -> float:
+        for first in range(0, len(asked), rows):
+            batch = asked[first : first + rows]
+            ids = torch.tensor([ids for ids, _ in batch])
+            limits = torch.tensor([limit for _, limit in batch])
+            model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=int(limits.max()),
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                stopping_criteria=StoppingCriteriaList([reached(ids.shape[1], limits)]),
+            )
+        return job.work
+
+    pace.loop(step)
+
+
+def reached(prompt: int, limits: Any) -> Any:
+    """A stopping criterion: each row has the tokens it was asked for."""
+
+    def check(input_ids: Any, scores: Any, **_: Any) -> Any:
+        return input_ids.shape[1] - prompt >= limits
+
+    return check
+
+
+def llama_cpp(job: Job, pace: Pace) -> None:
+    """One request after another by llama.cpp on the 4-bit weights; greedy.
+
+    ``use_extra_bufts=False``: the repacking for AMX crashes in the released build.
+    """
+    import llama_cpp
+
+    parameters = llama_cpp.llama_model_default_params()
+    parameters.use_extra_bufts = False
+    llama_cpp.llama_model_default_params = lambda: parameters
+    model = llama_cpp.Llama(job.settings["gguf"], n_ctx=512, verbose=False)
+    asked = requests_of(job)
+
+    def step() -> float:
+        for ids, limit in asked:
+            model.reset()
+            told = model.generate(ids, temp=0.0)
+            for _ in range(limit):
+                next(told)
+        return job.work
+
+    pace.loop(step)

@@ -1,0 +1,100 @@
+"""Rollouts of ten turns: our collector, and TRL's path for replies in plain text.
+
+Work: tokens of the episodes, the environment's among them. Only the rollout is timed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.child import Job, Pace
+from benchmarks.interview import ENV_ID, Interview
+
+
+def ours(job: Job, pace: Pace) -> None:
+    """`Collector.collect` with a cache that lives through the episode."""
+    from rlhf.models.loading import load_model
+    from rlhf.models.spec import ModelSpec
+    from rlhf.rollout.collect import Collector, Start
+    from rlhf.rollout.spec import EnvSpec, RolloutSpec
+
+    s = job.settings
+    model, tokenizer = load_model(ModelSpec(path=job.model), seed=0)
+    task = {"turns": s["turns"], "opening": s["opening"], "answer": s["answer"]}
+    spec = RolloutSpec(max_new_tokens=s["reply"], parallel=s["episodes"], chat=False)
+    collector = Collector.open(model, tokenizer, EnvSpec(id=ENV_ID, kwargs=task), spec)
+
+    def step() -> float:
+        starts = [Start(seed=0, group=0, member=i) for i in range(s["episodes"])]
+        return float(sum(len(r.tokens) for r in collector.collect(model, starts)))
+
+    pace.loop(step)
+
+
+def trl(job: Job, pace: Pace) -> None:
+    """`rollout_func` of TRL's GRPO: the one way in which its policy may answer in plain text.
+
+    As in TRL's own loop over tool calls every turn hands the whole history to ``generate`` again.
+    The update gets four tokens of each episode, since it is not what is measured.
+    """
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    from benchmarks.trl_common import options
+
+    s = job.settings
+    tokenizer: Any = AutoTokenizer.from_pretrained(job.model, padding_side="left")
+
+    def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        pace.start()
+        opening, completions = episodes(trainer, tokenizer, len(prompts), s)
+        told = sum(len(a) + len(b) for a, b in zip(opening, completions, strict=True))
+        pace.done(float(told))
+        return {
+            "prompt_ids": opening,
+            "completion_ids": [ids[:4] for ids in completions],
+            "logprobs": [[0.0] * 4 for _ in completions],
+        }
+
+    arguments = options(job, tuned=True, batch_size=s["episodes"])
+    trainer = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(job.model, dtype="float32"),
+        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
+        args=GRPOConfig(**arguments, num_generations=s["episodes"]),
+        train_dataset=Dataset.from_dict({"prompt": ["Interview"] * 64}),
+        processing_class=tokenizer,
+        rollout_func=rollout,
+    )
+    trainer.train()
+
+
+def episodes(
+    trainer: Any, tokenizer: Any, count: int, s: dict[str, Any]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Openings, and everything after them, as ids of ``count`` episodes played in step."""
+    import torch
+
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    tasks = [Interview(s["turns"], s["opening"], s["answer"]) for _ in range(count)]
+    openings = [tokenizer(task.reset(seed=0)[0])["input_ids"] for task in tasks]
+    later: list[list[int]] = [[] for _ in tasks]
+    model.eval()
+    for _ in range(s["turns"]):
+        rows = [a + b for a, b in zip(openings, later, strict=True)]
+        inputs = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+        with torch.no_grad():
+            out = model.generate(
+                **inputs,
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=s["reply"],
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        replies = out[:, inputs["input_ids"].shape[1] :].tolist()
+        for task, ids, reply in zip(tasks, later, replies, strict=True):
+            text, _, over, _, _ = task.step(tokenizer.decode(reply))
+            ids += reply + ([] if over else tokenizer(f"\n{text}\n")["input_ids"])
+    model.train()
+    return openings, later

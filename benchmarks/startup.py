@@ -1,0 +1,68 @@
+"""From the command to the first thing that happens; every step is a fresh process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.child import Job, Pace
+from benchmarks.places import ROOT
+
+PROGRAMS = {
+    "rlhf-help": "import sys; sys.argv = ['rlhf', '--help']; from rlhf.cli import main; main()",
+    "trl-help": "import sys; sys.argv = ['trl', '--help']; from trl.cli import main; main()",
+    "rlhf-import": "import rlhf",
+    "trl-import": "import trl",
+    "rlhf-first-step": "from benchmarks.startup import our_first_step as f; f(__import__('sys'))",
+    "trl-first-step": "from benchmarks.startup import trl_first_step as f; f(__import__('sys'))",
+}
+
+
+def run(job: Job, pace: Pace, *, program: str) -> None:
+    """Start a program and wait for its end, at every turn. Work: one start."""
+
+    def step() -> float:
+        command = [sys.executable, "-c", PROGRAMS[program], str(job.folder)]
+        subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        return 1.0
+
+    pace.loop(step)
+
+
+def our_first_step(system: Any) -> None:
+    """`rlhf sft` up to its first logged step."""
+    from rlhf import launch
+
+    launch.prepare()
+    from rlhf.runs import Run
+    from rlhf.training.offline import train_offline
+    from rlhf.verbs import configure
+
+    job = Job(Path(system.argv[1]))
+
+    class OneStep(Run):
+        def log(self, step: int, metrics: Any) -> None:
+            if "train/loss" in metrics:
+                raise SystemExit
+
+    config = configure("sft", job.settings["config"])
+    run = OneStep(Path(config.output_dir))
+    (run.directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+    train_offline("sft", config, run)
+
+
+def trl_first_step(system: Any) -> None:
+    """TRL's SFT trainer up to the end of its first step."""
+    from transformers import TrainerCallback
+
+    from benchmarks.trl_offline import make_trainer
+
+    class OneStep(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            raise SystemExit
+
+    trainer = make_trainer(Job(Path(system.argv[1])), "sft", tuned=True, bf16=False)
+    trainer.add_callback(OneStep())
+    trainer.train()

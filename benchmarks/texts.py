@@ -1,0 +1,128 @@
+"""Rows of word salad with known lengths, the same for every side.
+
+Every step of an offline workload sees the same rows in some order, so that each side has the same
+tokens, lengths and padding in every step, however it shuffles.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Any
+
+from reward_models.encoding import full_ids
+from rlhf.rollout.tokens import TurnFormat, encode_example
+
+# One token each in the usual vocabularies when they follow a space.
+TEXT = """
+    time year people way day man thing woman life child world school state family student group
+    country problem hand part place case week company system program question work government
+    number night point home water room mother area money story fact month lot right study book
+    eye job word business issue side kind head house service friend father power hour game line
+    end member law car city community name president team minute idea body information back
+"""
+WORDS = TEXT.split()
+
+Message = dict[str, str]
+
+
+def words(count: int, rng: random.Random) -> str:
+    """About ``count`` tokens of text."""
+    return " ".join(rng.choice(WORDS) for _ in range(count))
+
+
+def lognormal_lengths(count: int, total: int, *, sigma: float = 0.6) -> list[int]:
+    """Quantiles of a lognormal distribution, scaled to a sum of about ``total``."""
+    normal = NormalDist()
+    shares = [2.718281828 ** (sigma * normal.inv_cdf((i + 0.5) / count)) for i in range(count)]
+    return [max(2, round(total * share / sum(shares))) for share in shares]
+
+
+def question(text: str) -> list[Message]:
+    """A conversation of one question."""
+    return [{"role": "user", "content": text}]
+
+
+def answer(text: str) -> list[Message]:
+    """A completion of one reply."""
+    return [{"role": "assistant", "content": text}]
+
+
+def sft_rows(rng: random.Random, *, mean: int = 98) -> list[dict[str, Any]]:
+    """Eight documents, short prompts; templates add 42 tokens to each one's mean."""
+    lengths = lognormal_lengths(8, 8 * mean)
+    return [
+        {"prompt": question(words(8, rng)), "completion": answer(words(n, rng))} for n in lengths
+    ]
+
+
+def reward_rows(rng: random.Random) -> list[dict[str, Any]]:
+    """Four pairs, eight texts of about 920 tokens."""
+    lengths = lognormal_lengths(8, 8 * 73)
+    rng.shuffle(lengths)
+    return [
+        {
+            "prompt": question(words(8, rng)),
+            "chosen": answer(words(one, rng)),
+            "rejected": answer(words(other, rng)),
+        }
+        for one, other in zip(lengths[:4], lengths[4:], strict=True)
+    ]
+
+
+def dpo_rows(rng: random.Random) -> list[dict[str, Any]]:
+    """Four pairs with prompts of 128 tokens and replies of about 64, ragged."""
+    lengths = lognormal_lengths(8, 8 * 63)
+    rng.shuffle(lengths)
+    return [
+        {
+            "prompt": question(words(100, rng)),
+            "chosen": answer(words(one, rng)),
+            "rejected": answer(words(other, rng)),
+        }
+        for one, other in zip(lengths[:4], lengths[4:], strict=True)
+    ]
+
+
+ROWS = {"sft": sft_rows, "reward": reward_rows, "dpo": dpo_rows}
+
+
+def mixed_lengths(count: int, *, most: int) -> list[int]:
+    """Reply lengths with a mean of a third of ``most``: quantiles of a triangular density."""
+    return [max(1, round(most * (1 - (1 - (i + 0.5) / count) ** 0.5))) for i in range(count)]
+
+
+def encode(verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
+    """The columns that TRL takes, with the token ids that our side has; DPO it encodes itself."""
+    if verb == "dpo":
+        return list(rows)
+    if verb == "reward":
+        return [
+            {
+                f"{name}_ids": full_ids(tokenizer, [*row["prompt"], *row[name]], append_eos=True)
+                for name in ("chosen", "rejected")
+            }
+            for row in rows
+        ]
+    layout = TurnFormat(tokenizer)
+    pairs = [encode_example(layout, row["prompt"], row["completion"]) for row in rows]
+    return [
+        {
+            "input_ids": ids,
+            "labels": [i if own else -100 for i, own in zip(ids, is_action, strict=True)],
+        }
+        for ids, is_action in pairs
+    ]
+
+
+def count_tokens(rows: Sequence[dict[str, Any]], tokenizer: Any) -> int:
+    """Tokens of a batch that are not padding; pairs read their prompt once for each reply."""
+    layout = TurnFormat(tokenizer)
+    texts = [
+        (row["prompt"], row[name])
+        for row in rows
+        for name in ("completion", "chosen", "rejected")
+        if name in row
+    ]
+    return sum(len(encode_example(layout, prompt, reply)[0]) for prompt, reply in texts)
