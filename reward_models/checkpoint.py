@@ -29,8 +29,7 @@ def load_checkpoint(
         ValueError: an unmerged adapter, or weights that the checkpoint lacks (Transformers would
             fill a missing head with random numbers and only warn).
     """
-    if (Path(path) / "adapter_config.json").is_file():
-        raise ValueError(f"{path} is a PEFT adapter; merge it into its base model first")
+    refuse_adapter(path)
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=dtype, output_loading_info=True
@@ -44,6 +43,19 @@ def load_checkpoint(
         raise ValueError(f"{path} has no trained reward head (missing weights: {missing})")
     heads_in_fp32(model)
     return model.eval(), AutoTokenizer.from_pretrained(path)
+
+
+def refuse_adapter(path: str | Path) -> None:
+    """Refuse an unmerged adapter: which base it belongs to is beyond what a score may guess.
+
+    Raises:
+        ValueError: says how to merge it.
+    """
+    if (Path(path) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{path} is a LoRA adapter without its base model; merge it first: "
+            f"rlhf models merge {path} {path}-merged"
+        )
 
 
 def heads_in_fp32(model: PreTrainedModel) -> None:
@@ -60,6 +72,24 @@ def heads_in_fp32(model: PreTrainedModel) -> None:
 
 def _inputs_to_fp32(module: torch.nn.Module, inputs: tuple) -> tuple:
     return tuple(x.float() if torch.is_tensor(x) and x.is_floating_point() else x for x in inputs)
+
+
+def keep_first_output(model: PreTrainedModel, *, name: str) -> None:
+    """Drop every output of the last head layer but the first, which is called ``name``."""
+    layers = [
+        layer
+        for child in model.children()
+        if child is not model.base_model
+        for layer in child.modules()
+        if isinstance(layer, torch.nn.Linear) and layer.out_features == model.config.num_labels
+    ]
+    layer = layers[-1]
+    layer.weight = torch.nn.Parameter(layer.weight.detach()[:1].clone())
+    if layer.bias is not None:
+        layer.bias = torch.nn.Parameter(layer.bias.detach()[:1].clone())
+    layer.out_features = 1
+    model.config.num_labels = 1
+    model.config.id2label, model.config.label2id = {0: name}, {name: 0}
 
 
 def pooling_of(model: PreTrainedModel) -> str:

@@ -20,7 +20,18 @@ from reward_models.core import Conversation
 _PLAIN_JOIN = "plain-1"
 _FIXED_DATE = "01 Jan 2025"
 _FIXED_CLOCK = "{%- macro strftime_now(format) -%}" + _FIXED_DATE + "{%- endmacro -%}"
-_FALLBACK_PADS = ("<pad>", "<|pad|>", "[PAD]", "<unk>", "<|endoftext|>")
+
+# Tokens that models set aside and that never stand in ordinary text, in order of preference.
+_FALLBACK_PADS = (
+    "<|pad|>",
+    "<pad>",
+    "[PAD]",
+    "<|finetune_right_pad_id|>",
+    "<|vision_pad|>",
+    "<|endoftext|>",
+    "<unk>",
+    "[UNK]",
+)
 
 
 def encode_conversation(
@@ -108,10 +119,10 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     then resize the model's embeddings to ``len(tokenizer)``. Set ``model.config.pad_token_id`` to
     the returned id before training.
     """
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        taken = (tokenizer.eos_token, tokenizer.bos_token)
+    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    if tokenizer.pad_token is None or tokenizer.pad_token in taken:
         known = tokenizer.get_vocab()
-        spare = [t for t in (*_FALLBACK_PADS, tokenizer.unk_token) if t in known and t not in taken]
-        tokenizer.add_special_tokens({"pad_token": spare[0] if spare else "<|pad|>"})
+        spare = [token for token in _FALLBACK_PADS if token in known and token not in taken]
+        tokenizer.add_special_tokens({"pad_token": spare[0] if spare else _FALLBACK_PADS[0]})
     assert isinstance(tokenizer.pad_token_id, int)
     return tokenizer.pad_token_id

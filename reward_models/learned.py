@@ -59,9 +59,10 @@ class LearnedReward(Reward):
         batch_size: int = 16,
         label: str | None = None,
         attributes: Mapping[str, float] | Literal["all"] | None = None,
-        scope: str = "conversation",
+        scope: str | None = None,
         name: str = "learned",
     ):
+        scope = scope or sidecar.scope
         if scope not in ("conversation", "reply"):
             raise ValueError(f"scope must be 'conversation' or 'reply', got {scope!r}")
         if batch_size < 1:
@@ -89,14 +90,14 @@ class LearnedReward(Reward):
         append_eos: bool | None = None,
         label: str | None = None,
         attributes: Mapping[str, float] | Literal["all"] | None = None,
-        scope: str = "conversation",
+        scope: str | None = None,
     ) -> LearnedReward:
         """The reward of the checkpoint at ``path`` (a folder or a hub id), checked before use.
 
         ``max_length`` and ``append_eos`` come from the sidecar if there is one; without one they
         follow what TRL does at training. ``scope="reply"`` shows the model the last assistant
-        message alone, for classifiers of plain text. The score is raw; ``reward.normalise()``
-        applies the sidecar's reference mean and standard deviation.
+        message alone, for classifiers of plain text; the sidecar knows how it was trained. The
+        score is raw; ``reward.normalise()`` applies the sidecar's reference mean and deviation.
 
         Raises:
             ValueError: no trained head, a setting that contradicts the sidecar, another chat

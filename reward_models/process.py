@@ -17,8 +17,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from reward_models.checkpoint import find_sidecar, heads_in_fp32, refuse_adapter
 from reward_models.core import Conversation, Reward, Scores, Unscorable, last_reply
-from reward_models.encoding import render
+from reward_models.encoding import render, template_hash
 from reward_models.losses import IGNORED
 
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
@@ -100,15 +101,17 @@ class ProcessReward(Reward):
         path: str | Path,
         *,
         aggregate: str = "min",
-        separator: str = "\n\n",
+        separator: str | None = None,
         device: str | None = None,
         dtype: str = "float32",
     ) -> ProcessReward:
-        """A token-classification checkpoint.
+        """A token-classification checkpoint; the separator is the sidecar's, else an empty line.
 
         Raises:
-            ValueError: weights are missing, or it does not have two classes.
+            ValueError: weights are missing, it does not have two classes, or it was trained with
+                another template or separator.
         """
+        refuse_adapter(path)
         loaded: Any = AutoModelForTokenClassification.from_pretrained(
             path, dtype=getattr(torch, dtype), output_loading_info=True
         )
@@ -116,8 +119,19 @@ class ProcessReward(Reward):
         if info["missing_keys"]:
             raise ValueError(f"{path} has no trained step head (missing weights)")
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        heads_in_fp32(model)
         tokenizer = AutoTokenizer.from_pretrained(path)
-        return cls(model, tokenizer, aggregate=aggregate, separator=separator)
+        sidecar = find_sidecar(path)
+        if sidecar is not None:
+            given = {"template_hash": template_hash(tokenizer), "separator": separator}
+            for key, value in given.items():
+                if value is not None and value != getattr(sidecar, key):
+                    raise ValueError(
+                        f"{path} was trained with {key}={getattr(sidecar, key)!r}, but here it is "
+                        f"{value!r}; scores would not mean the same"
+                    )
+            separator = sidecar.separator
+        return cls(model, tokenizer, aggregate=aggregate, separator=separator or "\n\n")
 
     @torch.no_grad()
     def step_scores(self, conversation: Conversation) -> list[float]:

@@ -32,10 +32,12 @@ KINDS: dict[str, str] = {
     "lexicon": "reward_models.sentiment:lexicon",
     "math": "reward_models.rules:math",
     "number": "reward_models.rules:number",
+    "pairwise": "reward_models.pairwise:PairModel.load",
     "process": "reward_models.process:ProcessReward.load",
     "refusal": "reward_models.rules:refusal",
     "regex": "reward_models.rules:regex",
     "repetition": "reward_models.rules:repetition",
+    "trained": "reward_models.registry:trained",
     "vader": "reward_models.sentiment:vader",
 }
 
@@ -151,6 +153,14 @@ def function_reward(path: str, timeout: float | None = None) -> Reward:
         return as_reward(function)
     worker = Worker(path, timeout=timeout)
     return EachReward(lambda conversation: worker([conversation])[0], name=function.__name__)
+
+
+def trained(path: str) -> Reward:
+    """Kind ``trained``: a checkpoint read by the kind of reward that its sidecar names."""
+    from reward_models.checkpoint import find_sidecar
+
+    sidecar = find_sidecar(path)
+    return build({"kind": sidecar.kind if sidecar else "learned", "path": path})
 
 
 def gate(

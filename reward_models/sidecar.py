@@ -25,17 +25,26 @@ class Sidecar:
     max_length: int | None
     """Tokens per text; longer ones lose their oldest tokens. None: no limit."""
     pooling: str
-    """``last``: the head reads the last token. ``model``: an encoder's own pooling."""
+    """``last``: the head reads the last token. ``model``: an encoder's own pooling. ``steps``: the
+    head reads the token that ends each step."""
     temperature: float = 1.0
     """Fitted on held-out pairs: P(a better) = sigmoid((score(a) - score(b)) / temperature)."""
     mean: float | None = None
     """Mean raw score of reference-policy samples."""
     std: float | None = None
     """Standard deviation of the raw score of reference-policy samples."""
+    kind: str = "learned"
+    """Kind of reward that reads this checkpoint, as in a configuration."""
+    scope: str = "conversation"
+    """``reply``: trained on bare texts, so that it scores the last reply without its prompt."""
+    separator: str | None = None
+    """Text that ends each step; of process rewards alone."""
 
     def __post_init__(self) -> None:
-        if self.pooling not in ("last", "model"):
-            raise ValueError(f"pooling must be 'last' or 'model', got {self.pooling!r}")
+        if self.pooling not in ("last", "model", "steps"):
+            raise ValueError(f"pooling must be last, model or steps, got {self.pooling!r}")
+        if self.scope not in ("conversation", "reply"):
+            raise ValueError(f"scope must be 'conversation' or 'reply', got {self.scope!r}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
         if (self.mean is None) != (self.std is None):

@@ -18,31 +18,29 @@ def plan(verb: str, tree: Mapping[str, Any]) -> str:
         UserError: what training would refuse.
     """
     config = configure(verb, tree)
-    lines = {"OfflineConfig": _offline, "OnlineConfig": _online}.get(type(config).__name__)
-    return "\n".join(lines(verb, config)) if lines else "keys and types are right"
+    lines = {"OfflineConfig": _offline, "RewardConfig": _offline, "OnlineConfig": _online}
+    plan_of = lines.get(type(config).__name__)
+    return "\n".join(plan_of(verb, config)) if plan_of else "keys and types are right"
 
 
 def _offline(verb: str, config: Any) -> list[str]:
-    from rlhf.models.logprobs import bare
-    from rlhf.training.examples import Encoder
-    from rlhf.training.offline import check_options, load_for, load_rows, num_steps, stage_of
+    from rlhf.training.offline import check_options, load_rows, num_steps, stage_of
 
     stage = stage_of(verb, config)
     check_options(config.trainer)
     train_rows, eval_rows = load_rows(config, stage)
-    model, tokenizer, _ = load_for(stage, config, train_rows)
-    encoder = Encoder(tokenizer, max_length=config.max_length, margins=config.margins)
-    examples = encoder(stage.encode, train_rows)
+    work = stage.prepare(config, train_rows)
+    examples = work.encode(train_rows, True)
     steps = num_steps(config, len(examples))
     accumulation = config.batch_size // config.micro_batch_size
-    copies = 1 if stage.reference and bare(model) is model else 0
+    copies = 1 if "ref_model" in work.arguments else 0
     return [
         f"rows: {len(examples):,} for training, {len(eval_rows):,} held out"
-        + (f" ({encoder.summary()})" if encoder.summary() else ""),
+        + (f" ({work.summary()})" if work.summary() else ""),
         f"batch: {config.batch_size} examples per step = {config.micro_batch_size} at once x "
         f"{accumulation} accumulated",
         f"steps: {steps:,}, evaluated every {max(1, steps // config.evaluations)}",
-        _memory(model, tokens=config.micro_batch_size * config.max_length, copies=copies),
+        _memory(work.model, tokens=config.micro_batch_size * config.max_length, copies=copies),
     ]
 
 

@@ -31,7 +31,7 @@ def score(config: ScoreConfig) -> Iterator[str]:
     import reward_models
     from rlhf.data.load import load
 
-    specs = config.rewards or [{"kind": "learned", "path": config.reward}]
+    specs = config.rewards or [{"kind": "trained", "path": config.reward}]
     reward = reward_models.build(specs)
     rows = load(DataSpec(config.input), "sft", seed=0).rows
     conversations = [[*row["prompt"], *row["completion"]] for row in rows]

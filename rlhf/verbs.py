@@ -30,10 +30,12 @@ class Verb:
     options: Mapping[str, str]
 
 
-def _offline(summary: str, options: str) -> Verb:
+def _offline(
+    summary: str, options: str, config: str = "rlhf.training.offline_config:OfflineConfig"
+) -> Verb:
     return Verb(
         summary,
-        "rlhf.training.offline_config:OfflineConfig",
+        config,
         "rlhf.training.offline:train_offline",
         {"trainer": options},
     )
@@ -68,7 +70,11 @@ VERBS: dict[str, Verb] = {
         {},
     ),
     "sft": _offline("supervised fine-tuning on demonstrations", "trl:SFTConfig"),
-    "reward": _offline("train a reward model on pairs or labels", "trl:RewardConfig"),
+    "reward": _offline(
+        "train a reward model on pairs, rankings, labels or steps",
+        "trl:RewardConfig",
+        "rlhf.training.reward_config:RewardConfig",
+    ),
     "dpo": _offline("direct preference optimisation", "trl:DPOConfig"),
     "kto": _offline("Kahneman-Tversky optimisation on labelled replies", "trl:KTOConfig"),
     **{name: _online(row.title) for name, row in ALGORITHMS.items()},

@@ -34,6 +34,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "messages": ("messages", "conversations", "conversation"),
     "label": ("label", "labels", "score"),
     "text": ("text", "sentence", "review", "content"),
+    "replies": ("replies", "responses", "completions"),
+    "steps": ("steps", "completions"),
+    "labels": ("labels",),
 }
 """Our field -> column names that are recognised without a mapping, the likeliest first."""
 
@@ -43,7 +46,10 @@ LAYOUTS: dict[Kind, tuple[tuple[str, ...], ...]] = {
     "label": (("prompt", "completion", "label"), ("messages", "label")),
     "prompt": (("prompt",), ("messages",), ("chosen",), ("text",)),
     "text": (("text",),),
-    "classification": (("text", "label"),),
+    "classification": (("text", "label"), ("prompt", "completion", "label"), ("messages", "label")),
+    "rated": (("text",), ("prompt", "completion"), ("messages",)),
+    "ranking": (("prompt", "replies"),),
+    "steps": (("prompt", "steps", "labels"),),
 }
 """Fields that make a row of each kind; the first layout whose columns are all there is taken."""
 
@@ -210,8 +216,33 @@ def _text(cells: Mapping[str, Any]) -> dict[str, Any]:
     return {"text": text}
 
 
+def _rated(cells: Mapping[str, Any]) -> dict[str, Any]:
+    if "text" in cells:
+        return _text(cells)
+    prompt, completion = _prompt_and_reply(cells)
+    return {"prompt": prompt, "completion": completion}
+
+
 def _classification(cells: Mapping[str, Any]) -> dict[str, Any]:
-    return _text(cells) | {"label": _number(cells["label"], "label")}
+    return _rated(cells) | {"label": _number(cells["label"], "label")}
+
+
+def _ranking(cells: Mapping[str, Any]) -> dict[str, Any]:
+    prompt, replies = _prompt(cells), cells["replies"]
+    if not isinstance(replies, list) or len(replies) < 2:
+        raise RowDropped("fewer than two replies")
+    return {"prompt": prompt, "replies": [reply_to(prompt, reply) for reply in replies]}
+
+
+def _steps(cells: Mapping[str, Any]) -> dict[str, Any]:
+    prompt, steps, labels = _prompt(cells), cells["steps"], cells["labels"]
+    if not isinstance(steps, list) or not all(isinstance(s, str) and s.strip() for s in steps):
+        raise RowDropped("steps are not a list of texts")
+    if not isinstance(labels, list) or len(labels) != len(steps) or not steps:
+        raise RowDropped("not one label for each step")
+    if not all(label is None or label in (0, 1) for label in labels):
+        raise RowDropped("a step's label is not true, false or missing")
+    return {"prompt": prompt, "steps": steps, "labels": labels}
 
 
 def _number(value: Any, field: str) -> int | float:
@@ -243,4 +274,7 @@ CONVERTERS: dict[Kind, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
     "prompt": _prompt_only,
     "text": _text,
     "classification": _classification,
+    "rated": _rated,
+    "ranking": _ranking,
+    "steps": _steps,
 }

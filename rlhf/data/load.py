@@ -12,7 +12,7 @@ from typing import Any
 from rlhf.data.conversation import RowDropped
 from rlhf.data.files import Row, read_rows
 from rlhf.data.formats import convert, find_columns
-from rlhf.data.spec import KINDS, DataSpec, Kind
+from rlhf.data.spec import FIELDS, KINDS, DataSpec, Kind
 from rlhf.errors import UserError
 
 PROGRESS_FROM = 5_000
@@ -30,7 +30,9 @@ class Loaded:
     """Shuffled canonical rows; every message list is a Conversation.
 
     sft: prompt, completion. preference: prompt, chosen, rejected, perhaps margin. label: prompt,
-    completion, label (bool). prompt: prompt. text: text. classification: text, label (number).
+    completion, label (bool). prompt: prompt. text: text. rated: text, or prompt and completion.
+    classification: the same with label (number). ranking: prompt, replies (message lists, best
+    first). steps: prompt, steps (texts), labels (0, 1 or None).
     Every row also has `source` (the path of its spec) and the columns asked for with `keep`.
     """
     dropped: dict[str, int]
@@ -164,7 +166,7 @@ def _columns_of(table: Sequence[Row]) -> set[str]:
 
 
 def _check_keep(keep: tuple[str, ...], present: set[str], *, kind: Kind, source: str) -> None:
-    ours = {"prompt", "completion", "chosen", "rejected", "margin", "text", "label", "source"}
+    ours = {*FIELDS, "source"} - {"input", "messages"}
     for name in keep:
         if name in ours:
             raise UserError(f"{source}: column {name!r} cannot be kept, {kind} rows use that name")

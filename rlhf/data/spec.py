@@ -8,8 +8,19 @@ from typing import Literal, get_args
 
 from rlhf.errors import UserError, nearest
 
-Kind = Literal["sft", "preference", "label", "prompt", "text", "classification"]
-"""What the rows are for; label is thumbs up or down (KTO), text is plain language modelling."""
+Kind = Literal[
+    "sft",
+    "preference",
+    "label",
+    "prompt",
+    "text",
+    "classification",
+    "rated",
+    "ranking",
+    "steps",
+]
+"""What the rows are for; label is thumbs up or down (KTO), text is plain language modelling, rated
+are texts or replies whose ratings stand in columns of their own."""
 
 KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -23,6 +34,9 @@ FIELDS = (
     "messages",
     "label",
     "text",
+    "replies",
+    "steps",
+    "labels",
 )
 """Names on our side of a column mapping."""
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
+from peft import (
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSequenceClassification,
+    AutoPeftModelForTokenClassification,
+    LoraConfig,
+    get_peft_model,
+)
+from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -17,10 +26,11 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from reward_models.encoding import ensure_pad_token
 from rlhf.errors import UserError
 from rlhf.models.hub import resolve
 from rlhf.models.logprobs import logits_of, trunk_of
-from rlhf.models.precision import choose_dtype, choose_threads, default_device
+from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.scratch import make_model, make_tokenizer
 from rlhf.models.spec import LoraSpec, ModelSpec
 
@@ -29,18 +39,6 @@ log = logging.getLogger(__name__)
 # Bars for the milliseconds of reading a file bury the one bar that matters.
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
-
-# Tokens that models set aside and that never stand in ordinary text, in order of preference.
-PAD_CANDIDATES = (
-    "<|pad|>",
-    "<pad>",
-    "[PAD]",
-    "<|finetune_right_pad_id|>",
-    "<|vision_pad|>",
-    "<|endoftext|>",
-    "<unk>",
-    "[UNK]",
-)
 
 
 def load_model(
@@ -67,7 +65,7 @@ def load_model(
     give_pad_token(tokenizer, model)
     dtype = choose_dtype(spec.dtype, model.num_parameters(), device)
     model = model.to(device=device, dtype=dtype).eval()
-    torch.set_num_threads(choose_threads(model.num_parameters(), device))
+    use_threads(model, device)
     check_model(model, tokenizer)
     if spec.lora:
         model = add_lora(model, spec.lora, seed=seed)
@@ -113,17 +111,11 @@ def give_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
     tell a finished reply from a cut one. A token that the vocabulary sets aside is used if there is
     one; otherwise one is added and the embedding grows by a row.
     """
-    taken = {tokenizer.eos_token, tokenizer.bos_token}
-    if tokenizer.pad_token is None or tokenizer.pad_token in taken:
-        vocabulary = tokenizer.get_vocab()
-        free = [token for token in PAD_CANDIDATES if token in vocabulary and token not in taken]
-        if free:
-            tokenizer.pad_token = free[0]
-        else:
-            tokenizer.add_special_tokens({"pad_token": PAD_CANDIDATES[0]})
-            with torch.random.fork_rng(devices=[]):  # the new row is drawn
-                torch.manual_seed(0)
-                model.resize_token_embeddings(max(len(tokenizer), model.config.vocab_size))
+    ensure_pad_token(tokenizer)
+    if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
+        with torch.random.fork_rng(devices=[]):  # the new row is drawn
+            torch.manual_seed(0)
+            model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:  # classifiers have none
         model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -143,6 +135,13 @@ def add_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int) -> Any:
         return get_peft_model(model, config)
 
 
+# Task of an adapter -> the class that puts it on its base model; any other is a language model's.
+CLASSIFIERS: dict[str, Any] = {
+    "SEQ_CLS": AutoPeftModelForSequenceClassification,
+    "TOKEN_CLS": AutoPeftModelForTokenClassification,
+}
+
+
 def merge_adapter(adapter: str, target: Path) -> Path:
     """Write a LoRA folder and its base model as one ordinary checkpoint.
 
@@ -153,9 +152,38 @@ def merge_adapter(adapter: str, target: Path) -> Path:
         raise UserError(f"{adapter} holds no LoRA adapter (no adapter_config.json)")
     if target.exists():
         raise UserError(f"{target} exists already: choose another folder")
-    load_weights(adapter).save_pretrained(target)
-    load_tokenizer(adapter).save_pretrained(target)
+    config = json.loads((Path(adapter) / "adapter_config.json").read_text())
+    if auto := CLASSIFIERS.get(config.get("task_type")):
+        outputs = _outputs_of(Path(adapter))
+        model: Any = auto.from_pretrained(adapter, dtype=torch.float32, num_labels=outputs)
+        model = model.merge_and_unload()
+    else:
+        model = load_weights(adapter)
+    tokenizer = load_tokenizer(adapter)
+    if tokenizer.pad_token_id is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    for extra in Path(adapter).glob("reward_model.json"):
+        shutil.copy(extra, target)
     return target
+
+
+def _outputs_of(adapter: Path) -> int:
+    """Outputs of the head that a classifier's adapter carries.
+
+    Raises:
+        UserError: it carries none, so its head was never trained.
+    """
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as weights:
+        heads = [
+            weights.get_slice(key).get_shape()[0]
+            for key in weights.keys()  # noqa: SIM118
+            if key.endswith(".weight") and "lora" not in key and key.count(".layers.") == 0
+        ]
+    if not heads:
+        raise UserError(f"{adapter} carries no head: it was trained without modules_to_save")
+    return heads[-1]
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ SMALL = 10_000_000
 
 # As torch found the machine, before any model asked for fewer.
 DEFAULT_THREADS = torch.get_num_threads()
+
+# Models that were loaded and are still held by somebody.
+_in_use: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 def default_device() -> torch.device:
@@ -58,6 +62,16 @@ def choose_threads(num_parameters: int, device: torch.device) -> int:
     if device.type == "cpu" and num_parameters < SMALL and "OMP_NUM_THREADS" not in os.environ:
         return 1
     return DEFAULT_THREADS
+
+
+def use_threads(model: torch.nn.Module, device: torch.device) -> None:
+    """Give torch the threads that the largest of the models in use deserves.
+
+    The number is global: a small reward model loaded beside a large policy must not leave it one.
+    """
+    _in_use.add(model)
+    size = max(sum(p.numel() for p in one.parameters()) for one in _in_use)
+    torch.set_num_threads(choose_threads(size, device))
 
 
 class MasterAdamW(torch.optim.Optimizer):

@@ -8,7 +8,6 @@ from typing import Any
 
 from datasets import Dataset
 
-from reward_models.encoding import encode_conversation, full_ids
 from rlhf.errors import UserError
 from rlhf.rollout.tokens import TurnFormat, encode_example
 
@@ -18,21 +17,16 @@ Row = dict[str, Any]
 class Encoder:
     """Turns rows of one kind into a TRL data set.
 
-    SFT and reward rows leave here as token ids, made by the same functions that sampling and
-    scoring use. TRL encodes DPO and KTO rows itself, from messages or plain text.
+    SFT rows and pairs leave here as token ids, made by the same functions that sampling uses. TRL
+    encodes DPO and KTO rows itself, from messages or plain text.
 
     Args:
         tokenizer: of the model.
         max_length: tokens of one example.
-        append_eos: whether a reward model's texts end with EOS.
-        margins: whether reward rows keep their margin.
     """
 
-    def __init__(
-        self, tokenizer: Any, *, max_length: int, append_eos: bool = True, margins: bool = False
-    ) -> None:
-        self.tokenizer, self.max_length, self.append_eos = tokenizer, max_length, append_eos
-        self.margins = margins
+    def __init__(self, tokenizer: Any, *, max_length: int) -> None:
+        self.tokenizer, self.max_length = tokenizer, max_length
         self.layout = TurnFormat(tokenizer)
         self.changed: Counter[str] = Counter()
 
@@ -60,29 +54,15 @@ class Encoder:
         labels = [i if own else -100 for i, own in zip(ids, is_action, strict=True)]
         return {"input_ids": ids, "labels": labels}
 
-    def _reward(self, row: Row) -> Row:
-        new = {
-            "chosen_ids": self._scored([*row["prompt"], *row["chosen"]]),
-            "rejected_ids": self._scored([*row["prompt"], *row["rejected"]]),
-        }
-        if self.margins and "margin" not in row:
-            raise UserError("margins is true, but the pairs have no margin column")
-        return new | ({"margin": row["margin"]} if self.margins else {})
-
-    def _classify(self, row: Row) -> Row:
-        text = [{"role": "assistant", "content": row["text"]}]
-        return {"input_ids": self._scored(text), "labels": float(row["label"])}
-
-    def _scored(self, conversation: list[dict[str, str]]) -> list[int]:
-        """Ids as the reward model will see them when it scores; too long ones lose their start."""
-        tokenizer, append_eos = self.tokenizer, self.append_eos
-        whole = full_ids(tokenizer, conversation, append_eos=append_eos)
-        if len(whole) <= self.max_length:
-            return whole
-        self.changed["truncated"] += 1
-        return encode_conversation(
-            tokenizer, conversation, append_eos=append_eos, max_length=self.max_length
-        )
+    def _pair(self, row: Row) -> Row | None:
+        """Both replies after their prompt, as ids; None where the prompt leaves no room."""
+        made: Row = {}
+        for side in ("chosen", "rejected"):
+            new = self._sft({"prompt": row["prompt"], "completion": row[side]})
+            if new is None:
+                return None
+            made |= {f"{side}_ids": new["input_ids"], f"{side}_labels": new["labels"]}
+        return made
 
     def _dpo(self, row: Row) -> Row | None:
         return self._with_room(row, ("chosen", "rejected"))

@@ -1,4 +1,4 @@
-"""SFT, reward models, DPO and KTO over TRL: one table, one adapter, the known traps closed.
+"""SFT, reward models, DPO and KTO: one table, one adapter to their trainers, known traps closed.
 
 Never a subclass, never a private name: the trainers are steered by their arguments alone.
 """
@@ -7,81 +7,77 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import logging
-import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 import trl
-from peft import LoraConfig
-from transformers import AutoModelForSequenceClassification
 
-from reward_models import LearnedReward, Sidecar
-from reward_models.checkpoint import heads_in_fp32, pooling_of
-from reward_models.encoding import template_hash
+from reward_models.checkpoint import pooling_of
 from rlhf.data.load import load
 from rlhf.data.spec import DataSpec
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
-from rlhf.evaluation.pairs import write_pairs_evaluation
-from rlhf.models.hub import resolve
-from rlhf.models.loading import give_pad_token, load_model, load_tokenizer
+from rlhf.models.loading import load_model
 from rlhf.models.logprobs import bare
-from rlhf.models.precision import MasterAdamW, choose_dtype, choose_threads, default_device
+from rlhf.models.precision import MasterAdamW, default_device
 from rlhf.runs import Run, seed_everything
+from rlhf.training import reward
 from rlhf.training.examples import Encoder
 from rlhf.training.interrupt import StopRequest
+from rlhf.training.native import train_native
+from rlhf.training.native_tasks import TASKS
 from rlhf.training.offline_config import OWNED, OfflineConfig
 from rlhf.training.recorder import Recorder
+from rlhf.training.stages import Row, Stage, Work, num_steps
 
 log = logging.getLogger(__name__)
 
-# Held-out pairs that the report on a reward model looks at.
-REPORT_PAIRS = 500
 
+def causal(verb: str) -> Callable[[OfflineConfig, list[Row]], Work]:
+    """How a stage on a language model is made ready."""
 
-@dataclass(frozen=True)
-class Stage:
-    """One offline stage: TRL's classes, the rows it takes, and what decides which model is best."""
+    def prepare(config: OfflineConfig, rows: list[Row]) -> Work:
+        model, tokenizer = load_model(config.model, seed=config.seed, texts=texts_of(rows))
+        native = engine_of(verb, config) == "native"
+        encoder = Encoder(tokenizer, max_length=config.max_length)
+        form = "pair" if native and verb == "dpo" else verb
+        arguments = {}
+        if verb in ("dpo", "kto") and not native and bare(model) is model:
+            # Without one TRL reads the reference from disk by name, whatever the weights are now.
+            arguments["ref_model"] = copy.deepcopy(model).eval().requires_grad_(False)
 
-    trainer: type
-    options: type
-    data: str
-    encode: str
-    best: str
-    learning_rate: float
-    reference: bool = False
+        def save(trained: Any, final: Path) -> None:
+            trained.save_pretrained(final)
+            tokenizer.save_pretrained(final)
+
+        return Work(
+            model=model.train(),
+            tokenizer=tokenizer,
+            encode=lambda rows, training: encoder(form, rows),
+            summary=encoder.summary,
+            save=save,
+            arguments=arguments,
+            owned={"max_length": config.max_length},
+        )
+
+    return prepare
 
 
 STAGES = {
-    "sft": Stage(trl.SFTTrainer, trl.SFTConfig, "sft", "sft", "loss", 2e-5),
-    "reward": Stage(trl.RewardTrainer, trl.RewardConfig, "preference", "reward", "loss", 2e-5),
-    "classify": Stage(
-        transformers.Trainer,
-        transformers.TrainingArguments,
-        "classification",
-        "classify",
-        "loss",
-        2e-5,
-    ),
-    "dpo": Stage(trl.DPOTrainer, trl.DPOConfig, "preference", "dpo", "loss", 1e-6, reference=True),
-    "kto": Stage(trl.KTOTrainer, trl.KTOConfig, "label", "kto", "loss", 1e-6, reference=True),
+    "sft": Stage(trl.SFTTrainer, trl.SFTConfig, "sft", 2e-5, causal("sft")),
+    "dpo": Stage(trl.DPOTrainer, trl.DPOConfig, "preference", 1e-6, causal("dpo")),
+    "kto": Stage(trl.KTOTrainer, trl.KTOConfig, "label", 1e-6, causal("kto")),
 }
 
 
-def stage_of(verb: str, config: OfflineConfig) -> Stage:
-    """The table row of a verb; a reward model on labelled texts is a row of its own."""
-    if config.objective == "classification":
-        if verb != "reward":
-            raise UserError(f"objective: classification has no meaning for {verb}, only for reward")
-        return STAGES["classify"]
-    return STAGES[verb]
+def stage_of(verb: str, config: Any) -> Stage:
+    """The table row of a verb; a reward model's kinds are a table of their own."""
+    return reward.stage_of(config) if verb == "reward" else STAGES[verb]
 
 
 def train_offline(verb: str, config: OfflineConfig, run: Run) -> Path:
@@ -102,16 +98,52 @@ def train_offline(verb: str, config: OfflineConfig, run: Run) -> Path:
     check_options(config.trainer)
     seed_everything(config.seed)
     train_rows, eval_rows = load_rows(config, stage)
-    model, tokenizer, peft_config = load_for(stage, config, train_rows)
-    encoder = Encoder(tokenizer, max_length=config.max_length, margins=config.margins)
-    train_set, eval_set = encoder(stage.encode, train_rows), encoder(stage.encode, eval_rows)
-    if encoder.summary():
-        log.info("examples: %s", encoder.summary())
-    options = make_options(stage, config, run, len(train_set))
-    with StopRequest() as stop:
-        trainer = make_trainer(
-            stage, config, model, tokenizer, peft_config, options, train_set, eval_set
+    work = stage.prepare(config, train_rows)
+    train_set, eval_set = work.encode(train_rows, True), work.encode(eval_rows, False)
+    if work.summary():
+        log.info("examples: %s", work.summary())
+    engine = engine_of(verb, config, work.model)
+    log.info("engine: %s", engine)
+    train = train_native if engine == "native" else train_with_trainer
+    trained = train(verb, config, run, stage=stage, work=work, sets=(train_set, eval_set))
+    work.save(trained, run.final)
+    if work.judge:
+        work.judge(run, train_rows, eval_rows)
+    return run.final
+
+
+def engine_of(verb: str, config: Any, model: Any = None) -> str:
+    """The engine that trains: the one asked for, or the native one where it has the stage.
+
+    Args:
+        verb: of the stage.
+        config: of the run.
+        model: the loaded one; a reward model on an encoder shows only then that it is none of ours.
+
+    Raises:
+        UserError: engine: native, where the stage is not its own.
+    """
+    ours = verb in TASKS
+    if verb == "reward":
+        ours = config.kind == "preference" and config.num_heads == 1
+        ours = ours and (model is None or pooling_of(bare(model)) == "last")
+    if config.engine == "native" and not ours:
+        raise UserError(
+            "engine: native trains sft, dpo, and reward models of kind preference with one head on "
+            "a decoder; for this run leave engine out"
         )
+    if config.engine == "auto":
+        return "native" if ours else "trl"
+    return config.engine
+
+
+def train_with_trainer(
+    verb: str, config: OfflineConfig, run: Run, *, stage: Stage, work: Work, sets: tuple[Any, Any]
+) -> Any:
+    """Train with TRL's trainer, or transformers' own; returns the best model."""
+    options = make_options(stage, work, config, run, len(sets[0]))
+    with StopRequest() as stop:
+        trainer = make_trainer(stage, work, config, options, *sets)
         for chatty in (transformers.PrinterCallback, transformers.ProgressCallback):
             trainer.remove_callback(chatty)
         trainer.add_callback(Recorder(run, stop))
@@ -124,10 +156,7 @@ def train_offline(verb: str, config: OfflineConfig, run: Run) -> Path:
                 trainer.evaluate()  # step 0: what training starts from
         trainer.train(resume_from_checkpoint=checkpoint)
         stop.check(run.directory)
-    save_final(stage, trainer.model, tokenizer, run.final, encoder)
-    if stage.encode == "reward":
-        calibrate_reward(run, train_rows, eval_rows, dtype=model.dtype, seed=config.seed)
-    return run.final
+    return trainer.model
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -141,89 +170,29 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise UserError(f"trainer.{key} is set by {OWNED[key]}: use that instead")
 
 
-def load_rows(config: OfflineConfig, stage: Stage) -> tuple[list[Any], list[Any]]:
+def load_rows(config: OfflineConfig, stage: Stage) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows; held-out prompts never stand among the training ones."""
-
-    def rows_of(specs: list[DataSpec], what: str) -> list[Any]:
-        loaded = load(specs, stage.data, seed=config.seed)  # type: ignore[arg-type]
-        log.info("%s: %s", what, loaded.summary())
-        return loaded.rows
-
-    rows = rows_of(config.data, "data")
+    rows = rows_of(config.data, stage, "data", seed=config.seed)
     if config.eval_data:
-        return rows, rows_of(config.eval_data, "eval_data")
+        return rows, rows_of(config.eval_data, stage, "eval_data", seed=config.seed)
     return split_by_prompt(rows, fraction=config.eval_fraction, seed=config.seed)
 
 
-def load_for(stage: Stage, config: OfflineConfig, rows: list[Any]) -> tuple[Any, Any, Any]:
-    """(model, tokenizer, adapters to add or None) for a stage."""
-    spec = config.model
-    if stage.encode not in ("reward", "classify"):
-        model, tokenizer = load_model(spec, seed=config.seed, texts=texts_of(rows))
-        return model.train(), tokenizer, None
-    if spec.scratch:
-        raise UserError("model.scratch: a reward model starts from a language model; give a path")
-    adapters = None
-    if spec.lora:
-        # Without modules_to_save the new head would stay random, frozen under the adapters.
-        adapters = LoraConfig(
-            task_type="SEQ_CLS",
-            r=spec.lora.rank,
-            lora_alpha=spec.lora.alpha,
-            lora_dropout=spec.lora.dropout,
-            target_modules="all-linear",
-            modules_to_save=["score"],
-        )
-    model, tokenizer = load_classifier(str(spec.path), spec.dtype)
-    return model, tokenizer, adapters
+def rows_of(specs: list[DataSpec], stage: Stage, what: str, *, seed: int) -> list[Row]:
+    """The rows of data sets, as a stage takes them."""
+    loaded = load(specs, stage.data, seed=seed, keep=stage.keep)  # type: ignore[arg-type]
+    log.info("%s: %s", what, loaded.summary())
+    return loaded.rows
 
 
-def load_classifier(path: str, dtype: str) -> tuple[Any, Any]:
-    """A sequence classifier with one fresh float32 output, pad distinct from EOS."""
-    place = resolve(path)
-    tokenizer = load_tokenizer(place)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        place, num_labels=1, dtype=torch.float32
-    )
-    give_pad_token(tokenizer, model)
-    device = default_device()
-    model = model.to(device=device, dtype=choose_dtype(dtype, model.num_parameters(), device))
-    torch.set_num_threads(choose_threads(model.num_parameters(), device))
-    heads_in_fp32(model)
-    return model, tokenizer
-
-
-def calibrate_reward(
-    run: Run, train_rows: list[Any], eval_rows: list[Any], *, dtype: torch.dtype, seed: int
-) -> None:
-    """Judge the reward model on held-out pairs, and keep the fitted temperature beside it."""
-    name = str(dtype).removeprefix("torch.")
-    reward = LearnedReward.load(run.final, dtype=name)
-    report = write_pairs_evaluation(
-        reward,
-        eval_rows[:REPORT_PAIRS],
-        run.directory,
-        name=run.directory.name,
-        train_rows=train_rows,
-        seed=seed,
-    )
-    temperature = report["calibration"]["fitted"]["temperature"]
-    sidecar = Sidecar.read(run.final)
-    assert sidecar is not None
-    if temperature is not None:  # None: no better than chance, nothing to fit
-        dataclasses.replace(sidecar, temperature=temperature).write(run.final)
-    for line in report["verdict"]:
-        log.info("%s", line)
-
-
-def texts_of(rows: list[Any]) -> list[str]:
+def texts_of(rows: list[Row]) -> list[str]:
     """Every message of every row, for the tokenizer of a model from scratch."""
     fields = ("prompt", "completion", "chosen", "rejected")
     return [m["content"] for row in rows for field in fields for m in row.get(field, ())]
 
 
-def make_options(stage: Stage, config: OfflineConfig, run: Run, num_rows: int) -> Any:
-    """TRL's configuration: its defaults, ours where those fail on a CPU, then the user's."""
+def make_options(stage: Stage, work: Work, config: OfflineConfig, run: Run, num_rows: int) -> Any:
+    """The trainer's options: its defaults, ours where those fail on a CPU, then the user's."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if config.batch_size % (config.micro_batch_size * world):
         raise UserError(
@@ -256,51 +225,28 @@ def make_options(stage: Stage, config: OfflineConfig, run: Run, num_rows: int) -
         "save_steps": every,
         "save_total_limit": 2,
         "load_best_model_at_end": True,
-        "metric_for_best_model": stage.best,
-        "greater_is_better": stage.best != "loss",
+        "metric_for_best_model": "loss",
+        "greater_is_better": False,
     }
-    if stage.encode != "classify":
-        owned["max_length"] = config.max_length
+    asked = {key: value for key, value in config.trainer.items() if key not in work.handled}
+    given = {**defaults, **work.defaults, **asked, **owned, **work.owned}
     with refused_options():
-        return stage.options(**{**defaults, **config.trainer, **owned})
-
-
-def num_steps(config: OfflineConfig, num_rows: int) -> int:
-    """Optimizer steps of the whole run."""
-    if (limit := config.trainer.get("max_steps", -1)) > 0:
-        return limit
-    epochs = config.trainer.get("num_train_epochs", 1)
-    return max(1, math.ceil(math.ceil(num_rows / config.batch_size) * epochs))
+        return stage.options(**given)
 
 
 def make_trainer(
-    stage: Stage,
-    config: OfflineConfig,
-    model: Any,
-    tokenizer: Any,
-    peft_config: Any,
-    options: Any,
-    train_set: Any,
-    eval_set: Any,
+    stage: Stage, work: Work, config: OfflineConfig, options: Any, train_set: Any, eval_set: Any
 ) -> Any:
-    """The trainer with the float32-master optimizer, early stopping and an explicit reference."""
-    extra: dict[str, Any] = {"processing_class": tokenizer}
-    if peft_config is not None:
-        extra["peft_config"] = peft_config
-    if stage.reference and bare(model) is model:
-        # Without one TRL reads the reference from disk by name, whatever the weights are now.
-        extra["ref_model"] = copy.deepcopy(model).eval().requires_grad_(False)
-    if stage.encode == "classify":
-        extra["data_collator"] = transformers.DataCollatorWithPadding(tokenizer)
-        extra["compute_loss_func"] = classification_loss
+    """The trainer with the float32-master optimizer and early stopping."""
+    extra: dict[str, Any] = {"processing_class": work.tokenizer, **work.arguments}
     if config.patience is not None:
         extra["callbacks"] = [transformers.EarlyStoppingCallback(config.patience)]
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if peft_config is None and any(p.dtype != torch.float32 for p in trained):
+    trained = [p for p in work.model.parameters() if p.requires_grad]
+    if any(p.dtype != torch.float32 for p in trained):
         extra["optimizers"] = (master_optimizer(trained, options), None)
     with refused_options():
         return stage.trainer(
-            model=model, args=options, train_dataset=train_set, eval_dataset=eval_set, **extra
+            model=work.model, args=options, train_dataset=train_set, eval_dataset=eval_set, **extra
         )
 
 
@@ -322,30 +268,3 @@ def master_optimizer(parameters: list[Any], options: Any) -> MasterAdamW:
         betas=(options.adam_beta1, options.adam_beta2),
         eps=options.adam_epsilon,
     )
-
-
-def classification_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> Any:
-    """Binary cross-entropy of one logit: the score is the log-odds of label 1."""
-    logits = outputs["logits"].squeeze(-1).float()
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(
-        logits, labels.float(), reduction="sum"
-    )
-    return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-
-
-def save_final(stage: Stage, model: Any, tokenizer: Any, final: Path, encoder: Encoder) -> None:
-    """Write the model that the run leaves; a reward model gets its sidecar, adapters merged."""
-    if stage.encode in ("reward", "classify"):
-        model = model.merge_and_unload() if bare(model) is not model else model
-        model.save_pretrained(final)
-        tokenizer.save_pretrained(final)
-        sidecar = Sidecar(
-            template_hash=template_hash(tokenizer),
-            append_eos=encoder.append_eos,
-            max_length=encoder.max_length,
-            pooling=pooling_of(model),
-        )
-        sidecar.write(final)
-        return
-    model.save_pretrained(final)
-    tokenizer.save_pretrained(final)

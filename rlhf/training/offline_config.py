@@ -11,34 +11,33 @@ from rlhf.models.spec import ModelSpec
 
 @dataclass(frozen=True)
 class OfflineConfig:
-    """One offline run: `rlhf sft|reward|dpo|kto`. Batch sizes are global."""
+    """One offline run: `rlhf sft|dpo|kto`. Batch sizes are global."""
 
     output_dir: str
     """The run directory."""
     model: ModelSpec
     """Where training starts; for DPO and KTO also the reference."""
     data: list[DataSpec]
-    """Training rows: prompts with completions (sft), pairs (reward, dpo), or labels (kto)."""
+    """Training rows: prompts with completions (sft), pairs (dpo), or labels (kto)."""
     eval_data: list[DataSpec] = field(default_factory=list)
     """Held-out rows; empty: a share of the training rows, split by prompt."""
     eval_fraction: float = 0.1
     """That share; prompts never stand on both sides."""
-    objective: Literal["preference", "classification"] = "preference"
-    """Of a reward model: pairs with Bradley-Terry, or texts with labels 0 and 1."""
-    margins: bool = False
-    """Use the pairs' margin column in a reward model's loss, -log sigmoid(difference - margin)."""
     max_length: int = 512
     """Tokens of one example; longer ones are truncated and counted."""
     batch_size: int = 16
     """Examples per optimizer step, over all processes."""
     micro_batch_size: int = 8
-    """Examples that go through the model at once; divides batch_size."""
+    """Examples of max_length that go through the model at once; divides batch_size. The native
+    engine packs shorter ones into the same number of tokens."""
+    engine: Literal["auto", "native", "trl"] = "auto"
+    """What trains. auto: native for sft, dpo and reward models on pairs, TRL for the rest."""
     evaluations: int = 4
     """Evaluations (and checkpoints) during training; the best one is kept as final/."""
     patience: int | None = None
     """Stop after this many evaluations in a row without a better one; None: never."""
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Options of TRL's trainer, e.g. learning_rate, num_train_epochs, max_steps, beta."""
+    """Options under TRL's names, e.g. learning_rate, num_train_epochs, max_steps, beta."""
     seed: int = 0
     """Of everything random."""
     resume: bool = False

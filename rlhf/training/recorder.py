@@ -23,6 +23,7 @@ class Recorder(TrainerCallback):
         "mean_token_accuracy": "token_accuracy",
         "entropy": "entropy",
         "margin": "margin",
+        "rmse": "rmse",
         "mean_reward": "reward_mean",
         "rewards/accuracies": "accuracy",
         "rewards/margins": "margin",

@@ -1,5 +1,6 @@
 """The offline stages over TRL: each known trap, shut."""
 
+import contextlib
 import json
 import math
 
@@ -12,9 +13,9 @@ from transformers import (
     AutoTokenizer,
 )
 
-from reward_models import LearnedReward
 from rlhf.data.spec import DataSpec
 from rlhf.errors import UserError
+from rlhf.models.loading import load_model
 from rlhf.models.precision import MasterAdamW
 from rlhf.runs import Run, seed_everything
 from rlhf.training import offline
@@ -28,7 +29,6 @@ from tests.training.workbench import (
     offline_tree,
     pair_rows,
     same,
-    save_model,
     sft_rows,
     weights_of,
     write_rows,
@@ -37,9 +37,9 @@ from tests.training.workbench import (
 ROWS = {"sft": sft_rows, "reward": pair_rows, "dpo": pair_rows, "kto": label_rows}
 
 
-def tree_of(verb, tmp_path, place, *, rows=None, name="run", **keys):
+def tree_of(verb, tmp_path, place, *, rows=None, name="run", engine="trl", **keys):
     data = write_rows(tmp_path / f"{name}.jsonl", ROWS[verb]() if rows is None else rows)
-    return offline_tree(tmp_path / name, place, data, **keys)
+    return offline_tree(tmp_path / name, place, data, engine=engine, **keys)
 
 
 def evaluations(folder, key="eval/loss"):
@@ -53,15 +53,26 @@ def trainer_for(verb, tree, change=None):
     stage = offline.stage_of(verb, config)
     run = Run.open({**tree, "verb": verb})
     train_rows, eval_rows = offline.load_rows(config, stage)
-    model, tokenizer, adapters = offline.load_for(stage, config, train_rows)
-    if change:
+    with changed_at_load(change):
+        work = stage.prepare(config, train_rows)
+    train_set, eval_set = work.encode(train_rows, True), work.encode(eval_rows, False)
+    options = offline.make_options(stage, work, config, run, len(train_set))
+    return offline.make_trainer(stage, work, config, options, train_set, eval_set)
+
+
+@contextlib.contextmanager
+def changed_at_load(change):
+    """Models are passed to ``change`` as soon as they are loaded."""
+
+    def load(*args, **kwargs):
+        model, tokenizer = load_model(*args, **kwargs)
         change(model)
-    encoder = Encoder(tokenizer, max_length=config.max_length, margins=config.margins)
-    train_set, eval_set = encoder(stage.encode, train_rows), encoder(stage.encode, eval_rows)
-    options = offline.make_options(stage, config, run, len(train_set))
-    return offline.make_trainer(
-        stage, config, model, tokenizer, adapters, options, train_set, eval_set
-    )
+        return model, tokenizer
+
+    with pytest.MonkeyPatch.context() as patch:
+        if change:
+            patch.setattr(offline, "load_model", load)
+        yield
 
 
 @torch.no_grad()
@@ -124,74 +135,6 @@ def test_dpo_with_adapters_needs_no_second_model(tmp_path, echo_model):
     assert abs(losses[8] - losses[0]) > 1e-3
 
 
-def padded_with_eos(folder):
-    save_model(folder, sharp=5.0)
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"pad_token": config["eos_token"]}))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    return folder
-
-
-def test_a_reward_model_sees_the_end_even_where_padding_was_eos(tmp_path):
-    model_folder = padded_with_eos(tmp_path / "model")
-    final = execute("reward", tree_of("reward", tmp_path, model_folder))
-    tokenizer = AutoTokenizer.from_pretrained(final)
-    model = AutoModelForSequenceClassification.from_pretrained(final).eval()
-    assert tokenizer.pad_token_id != tokenizer.eos_token_id
-    ended = [*tokenizer("apple river")["input_ids"], tokenizer.eos_token_id]
-    cut = [*ended[:-1], tokenizer.pad_token_id]
-    with torch.no_grad():
-        both = model(torch.tensor([ended, cut])).logits.squeeze(-1)
-        alone = model(torch.tensor([ended[:-1]])).logits.squeeze()
-    assert both[1] == pytest.approx(alone.item(), abs=1e-5)
-    assert abs(both[0] - both[1]) > 1e-3
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_head_of_a_lora_reward_model_trains_and_is_saved(tmp_path, echo_model, dtype):
-    keys = {"model": {"path": str(echo_model), "lora": {"rank": 4}, "dtype": dtype}}
-    tree = tree_of("reward", tmp_path, echo_model, **keys)
-    seed_everything(0)
-    before = offline.load_classifier(str(echo_model), dtype)[0].score.weight.detach().clone()
-    final = execute("reward", tree)
-    after = AutoModelForSequenceClassification.from_pretrained(final).score.weight
-    assert (after - before).abs().max() > 1e-3
-    assert not (final / "adapter_config.json").exists()
-
-
-@pytest.mark.parametrize("lora", [None, {"rank": 4}])
-def test_the_saved_reward_model_scores_as_the_trained_one_did(tmp_path, echo_model, lora):
-    """The best eval/loss in the log, worked out anew from the scores of the loaded model."""
-    keys = {"model": {"path": str(echo_model), "lora": lora}}
-    tree = tree_of("reward", tmp_path, echo_model, **keys)
-    final = execute("reward", tree)
-    config = configure("reward", tree)
-    _, rows = offline.load_rows(config, offline.STAGES["reward"])
-    reward = LearnedReward.load(final)
-    chosen = torch.tensor(reward([[*row["prompt"], *row["chosen"]] for row in rows]))
-    rejected = torch.tensor(reward([[*row["prompt"], *row["rejected"]] for row in rows]))
-    loss = torch.nn.functional.softplus(rejected - chosen).mean().item()
-    logged = [found for step, found in evaluations(tmp_path / "run").items() if step]
-    assert loss == pytest.approx(min(logged), abs=1e-4)
-
-
-def test_overlong_pairs_are_truncated_and_counted_never_dropped(tmp_path, echo_model, caplog):
-    tokenizer = AutoTokenizer.from_pretrained(echo_model)
-    rows = pair_rows(8)
-    rows[3]["chosen"] = [{"role": "assistant", "content": "apple river " * 40}]
-    encoder = Encoder(tokenizer, max_length=24)
-    made = encoder("reward", rows)
-    assert len(made) == 8
-    assert len(made[3]["chosen_ids"]) == 24
-    assert made[3]["chosen_ids"][-1] == tokenizer.eos_token_id  # what is scored is the end
-    assert encoder.summary() == "1 truncated"
-    with caplog.at_level("INFO"):
-        execute("reward", tree_of("reward", tmp_path, echo_model, rows=rows * 4, max_length=24))
-    assert "examples: 4 truncated" in caplog.text.replace(" 3 ", " 4 ")
-
-
 def test_sft_examples_are_truncated_at_their_end_and_counted(echo_model):
     tokenizer = AutoTokenizer.from_pretrained(echo_model)
     rows = sft_rows(3)
@@ -211,30 +154,6 @@ def test_nothing_fits_is_one_line(echo_model):
     encoder = Encoder(AutoTokenizer.from_pretrained(echo_model), max_length=2)
     with pytest.raises(UserError, match=r"no example fits max_length=2: 3 dropped.*raise it"):
         encoder("sft", sft_rows(3))
-
-
-def with_margins(rows):
-    return [row | {"margin": 2.0} for row in rows]
-
-
-def test_margins_count_only_when_asked_for(tmp_path, echo_model):
-    losses = {}
-    for name, rows, asked in (
-        ("plain", pair_rows(), False),
-        ("unasked", with_margins(pair_rows()), False),
-        ("asked", with_margins(pair_rows()), True),
-    ):
-        tree = tree_of("reward", tmp_path, echo_model, rows=rows, name=name, margins=asked)
-        losses[name] = trainer_for("reward", tree).evaluate()["eval_loss"]
-    assert losses["unasked"] == losses["plain"]
-    # Scores hardly differ at the start: softplus(0 + margin) against softplus(0).
-    assert losses["plain"] == pytest.approx(math.log(2), abs=0.2)
-    assert losses["asked"] == pytest.approx(math.log(1 + math.e**2), abs=0.3)
-
-
-def test_margins_without_a_column_are_refused(tmp_path, echo_model):
-    with pytest.raises(UserError, match="margins is true, but the pairs have no margin column"):
-        execute("reward", tree_of("reward", tmp_path, echo_model, margins=True))
 
 
 @pytest.mark.parametrize("verb", ["sft", "dpo"])
@@ -326,34 +245,6 @@ def test_a_model_from_scratch_learns_its_tokenizer_from_the_rows(tmp_path, echo_
     assert len(AutoTokenizer.from_pretrained(final)("apple")["input_ids"]) == 1
 
 
-def test_a_reward_model_from_scratch_is_refused(tmp_path, echo_model):
-    with pytest.raises(UserError, match="a reward model starts from a language model"):
-        execute("reward", tree_of("reward", tmp_path, echo_model, model={"scratch": {}}))
-
-
-def labelled_texts(count=32):
-    return [{"text": f"{w} {i}", "label": int(w == "apple")} for i in range(count) for w in
-            (("apple", "river")[i % 2],)]  # fmt: skip
-
-
-def test_a_classifier_scores_log_odds(tmp_path, echo_model):
-    tree = tree_of("reward", tmp_path, echo_model, rows=labelled_texts(64))
-    tree |= {"objective": "classification", "evaluations": 1}
-    tree["trainer"] |= {"max_steps": 24}
-    final = execute("reward", tree)
-    good, bad = LearnedReward.load(final)(
-        [[{"role": "assistant", "content": text}] for text in ("apple 3", "river 4")]
-    )
-    assert good > 1
-    assert bad < -1
-    assert evaluations(tmp_path / "run")[0] == pytest.approx(math.log(2), abs=0.2)
-
-
-def test_classification_is_for_rewards_alone(tmp_path, echo_model):
-    with pytest.raises(UserError, match="objective: classification has no meaning for sft"):
-        execute("sft", tree_of("sft", tmp_path, echo_model, objective="classification"))
-
-
 def test_held_out_prompts_are_not_trained_on(tmp_path):
     rows = pair_rows(20) + pair_rows(20)
     path = write_rows(tmp_path / "pairs.jsonl", rows)
@@ -386,19 +277,3 @@ def test_steps_of_a_run(tmp_path):
     assert steps(33, num_train_epochs=3) == 15
     assert steps(33, num_train_epochs=0.1) == 1
     assert steps(33, max_steps=7) == 7
-
-
-def test_a_reward_model_no_better_than_chance_is_kept_and_said_to_be_one(
-    tmp_path, echo_model, caplog, monkeypatch
-):
-    report = {
-        "calibration": {"fitted": {"temperature": None}},
-        "verdict": ["No temperature makes its margins informative."],
-    }
-    monkeypatch.setattr(
-        "rlhf.training.offline.write_pairs_evaluation", lambda *args, **kwargs: report
-    )
-    with caplog.at_level("INFO"):
-        final = execute("reward", tree_of("reward", tmp_path, echo_model))
-    assert json.loads((final / "reward_model.json").read_text())["temperature"] == 1.0
-    assert "No temperature makes its margins informative" in caplog.text

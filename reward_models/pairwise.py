@@ -1,0 +1,112 @@
+"""Pairwise preference models: both replies in one input, one answer to "is the first better?"."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from reward_models.core import Conversation, Reward, Score, Scores, Unscorable, last_reply
+from reward_models.encoding import render
+from reward_models.learned import LearnedReward
+from reward_models.targets import Target
+
+_MARKS = ("\n\n[REPLY A]\n", "\n\n[REPLY B]\n")
+
+
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Conversation,
+    first: str,
+    second: str,
+    *,
+    max_length: int,
+) -> list[int]:
+    """Token ids of the prompt and the two replies, marked A and B.
+
+    Too long a text loses the start of the prompt, then the ends of the replies, the longer one
+    first: what both replies keep is treated alike.
+    """
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    plain = tokenizer.chat_template is None  # a template writes its own beginning
+    opening = _first(tokenizer.cls_token_id, tokenizer.bos_token_id) if plain else []
+    closing = _first(tokenizer.sep_token_id, tokenizer.eos_token_id)
+    room = max_length - len(opening) - len(closing)
+    replies = [ids(mark + reply) for mark, reply in zip(_MARKS, (first, second), strict=True)]
+    limit = max(room - min(map(len, replies)), room // 2)
+    replies = [reply[:limit] for reply in replies]
+    left = room - sum(map(len, replies))
+    context = ids(render(tokenizer, prompt))
+    kept = context[len(context) - min(left, len(context)) :]
+    return [*opening, *kept, *replies[0], *replies[1], *closing]
+
+
+def _first(*ids: Any) -> list[int]:
+    return [i for i in ids if i is not None][:1]
+
+
+class PairModel(Reward):
+    """log-odds that a reply beats the reference reply to its prompt, both orders averaged.
+
+    A model that sees two replies at once gives no number to one alone, so as a reward it needs a
+    reply to compare with: ``answers`` (a file of prompts and answers) or the fact ``answer`` on the
+    conversation, see :class:`~reward_models.targets.Target`. :meth:`compare` takes any two.
+    """
+
+    def __init__(self, inner: LearnedReward, *, reference: Target, name: str = "pairwise"):
+        self.inner, self.reference, self.name = inner, reference, name
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        answers: str | Path | None = None,
+        device: str | None = None,
+        batch_size: int = 16,
+        dtype: str = "float32",
+    ) -> PairModel:
+        """The preference model at ``path``."""
+        inner = LearnedReward.load(path, device=device, batch_size=batch_size, dtype=dtype)
+        return cls(inner, reference=Target(answers=answers))
+
+    def compare(
+        self, prompts: Sequence[Conversation], first: Sequence[str], second: Sequence[str]
+    ) -> tuple[list[float], list[bool]]:
+        """Log-odds [N] that the first reply is better, and whether both orders say so [N]."""
+        limit = self.inner.sidecar.max_length or 512
+        rows = []
+        for prompt, a, b in zip(prompts, first, second, strict=True):
+            for one, other in ((a, b), (b, a)):
+                tokenizer = self.inner.tokenizer
+                rows.append(encode_pair(tokenizer, prompt, one, other, max_length=limit))
+        logits = self.inner.score_ids(rows)[:, 0].reshape(-1, 2)
+        agree = (logits[:, 0] > 0) == (logits[:, 1] < 0)
+        return ((logits[:, 0] - logits[:, 1]) / 2).tolist(), agree.tolist()
+
+    def score(self, conversations: Sequence[Conversation]) -> Scores:
+        known: list[int] = []
+        against: list[str] = []
+        counts: Counter[str] = Counter()
+        for i, conversation in enumerate(conversations):
+            try:
+                last_reply(conversation)
+                against.append(self.reference.of(conversation))
+                known.append(i)
+            except Unscorable as reason:
+                counts[f"{self.name}: {reason}"] += 1
+        chosen = [conversations[i] for i in known]
+        odds, agree = self.compare(
+            [c[:-1] for c in chosen], [last_reply(c) for c in chosen], against
+        )
+        values: list[Score] = [None] * len(conversations)
+        consistent: list[Score] = [None] * len(conversations)
+        for i, value, same in zip(known, odds, agree, strict=True):
+            values[i], consistent[i] = value, float(same)
+        return Scores(values, {self.name: values, f"{self.name}.consistent": consistent}, counts)

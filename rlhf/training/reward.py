@@ -1,0 +1,204 @@
+"""`rlhf reward`: a reward model of any kind, through TRL where TRL has the loss, else through plain
+transformers; what it leaves loads back as the scorer of its kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import trl
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+from reward_models import Sidecar
+from reward_models.checkpoint import heads_in_fp32, keep_first_output, pooling_of
+from reward_models.encoding import template_hash
+from rlhf.errors import UserError
+from rlhf.models.hub import resolve
+from rlhf.models.loading import give_pad_token, load_tokenizer
+from rlhf.models.logprobs import bare
+from rlhf.models.precision import choose_dtype, default_device, use_threads
+from rlhf.models.spec import LoraSpec
+from rlhf.runs import Run
+from rlhf.training.reward_config import RewardConfig
+from rlhf.training.reward_data import Collator, RewardEncoder, trl_pair
+from rlhf.training.reward_kinds import RewardKind, kind_of, outputs_of
+from rlhf.training.reward_report import judge
+from rlhf.training.stages import Row, Stage, Work
+
+# What TRL's reward trainer does and transformers' own does not; the kinds see to it themselves.
+TRL_ONLY = frozenset({"center_rewards_coefficient", "disable_dropout"})
+
+
+def stage_of(config: RewardConfig) -> Stage:
+    """The stage of a kind: TRL has the loss of one head on pairs; Trainer takes our other ones."""
+    kind = kind_of(config)
+    in_trl = config.kind == "preference" and config.num_heads == 1
+    trainer = trl.RewardTrainer if in_trl else transformers.Trainer
+    options = trl.RewardConfig if in_trl else transformers.TrainingArguments
+    columns = config.labels if kind.data == "rated" else []
+    plain = kind.data == "rated" and columns in ([], ["label"])  # the column of that name
+
+    stage = Stage(
+        trainer,
+        options,
+        "classification" if plain else kind.data,
+        2e-5,
+        lambda config, rows: make_ready(config, kind, stage),
+        keep=() if plain else (*kind.keep, *columns),
+    )
+    return stage
+
+
+def make_ready(config: RewardConfig, kind: RewardKind, stage: Stage) -> Work:
+    """The model with its fresh head, the encoder, and all that differs from trainer to trainer."""
+    in_trl = stage.trainer is trl.RewardTrainer
+    model, tokenizer, pooling = load_scorer(config, kind)
+    append_eos = pooling == "last" and kind.report != "compare"
+    encode = trl_pair if in_trl else kind.encode
+    encoder = RewardEncoder(config, tokenizer, encode, append_eos=append_eos)
+    if config.trainer.get("disable_dropout", True):
+        disable_dropout(bare(model))
+    sidecar = Sidecar(
+        template_hash=template_hash(tokenizer),
+        append_eos=append_eos,
+        max_length=config.max_length,
+        pooling=pooling,
+        kind="heads" if config.num_heads > 1 else kind.scorer,
+        separator=config.separator if kind.scorer == "process" else None,
+    )
+
+    def save(trained: Any, final: Path) -> None:
+        trained = trained.merge_and_unload() if bare(trained) is not trained else trained
+        trained.config.use_cache = True
+        if config.kind == "length_debiased":
+            keep_first_output(trained, name="reward")
+        trained.save_pretrained(final)
+        tokenizer.save_pretrained(final)
+        scope = "reply" if encoder.bare_texts else "conversation"
+        dataclasses.replace(sidecar, scope=scope).write(final)
+
+    def report(run: Run, train_rows: list[Row], eval_rows: list[Row]) -> None:
+        judge(kind, config, stage, run, train_rows, eval_rows, dtype=model.dtype)
+
+    work = Work(
+        model=model,
+        tokenizer=tokenizer,
+        encode=encoder,
+        summary=encoder.summary,
+        save=save,
+        judge=report,
+        # The encoder has put rows in their order: like lengths together, batches at random.
+        defaults={"train_sampling_strategy": "sequential"},
+        owned={"remove_unused_columns": False},
+    )
+    if in_trl:
+        owned = {"max_length": None}  # the encoder truncates; TRL would drop the row
+        return dataclasses.replace(work, owned={**work.owned, **owned})
+    arguments = {
+        "data_collator": Collator(model.config.pad_token_id),
+        "compute_loss_func": kind.loss(config),
+        "compute_metrics": kind.metrics,
+        "preprocess_logits_for_metrics": kind.shape,
+    }
+    return dataclasses.replace(work, arguments=arguments, handled=TRL_ONLY)
+
+
+def load_scorer(config: RewardConfig, kind: RewardKind) -> tuple[Any, Any, str]:
+    """Model, tokenizer and pooling: a fresh float32 head on the backbone, pad distinct from EOS.
+
+    Raises:
+        UserError: there is no such model, or its positions do not reach max_length.
+    """
+    if config.model.scratch:
+        raise UserError("model.scratch: a reward model starts from a language model; give a path")
+    place = resolve(str(config.model.path))
+    tokenizer = load_tokenizer(place)
+    names = outputs_of(config)
+    automatic: Any = AutoModelForSequenceClassification
+    if kind.scorer == "process":
+        automatic = AutoModelForTokenClassification
+    try:
+        model = automatic.from_pretrained(
+            place,
+            num_labels=len(names),
+            id2label=dict(enumerate(names)),
+            label2id={name: i for i, name in enumerate(names)},
+            dtype=torch.float32,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{place} cannot carry a reward head: {reason}") from error
+    model.config.problem_type = problem_type(kind)
+    model.config.use_cache = False  # keys and values are of no use in training
+    positions = model.config.to_dict().get("max_position_embeddings")
+    if positions is not None and config.max_length > positions:
+        raise UserError(
+            f"max_length must be <= {positions} for this model, got {config.max_length}"
+        )
+    give_pad_token(tokenizer, model)
+    if config.num_heads > 1:
+        spread_heads(model)
+    device = default_device()
+    size = model.num_parameters()
+    model = model.to(device=device, dtype=choose_dtype(config.model.dtype, size, device))
+    use_threads(model, device)
+    heads_in_fp32(model)
+    pooling = "steps" if kind.scorer == "process" else pooling_of(model)
+    if config.model.lora:
+        model = add_adapters(model, config.model.lora, kind)
+    return model.train(), tokenizer, pooling
+
+
+def problem_type(kind: RewardKind) -> str | None:
+    """How transformers calls what the outputs mean, for whoever loads the checkpoint plainly."""
+    names = {"ratings": "regression", "flags": "multi_label_classification"}
+    if kind.report == "classes" and kind.encode.__name__ == "many_classes":
+        return "single_label_classification"
+    return names.get(kind.report)
+
+
+def head_modules(model: Any) -> dict[str, Any]:
+    """The modules beside the backbone, by name."""
+    return {name: m for name, m in model.named_children() if m is not model.base_model}
+
+
+def spread_heads(model: Any) -> None:
+    """Give the heads weights of the usual size for a linear layer, 1 / sqrt(width).
+
+    Where the data do not decide, heads differ by what they started from; language models start new
+    layers so small that they would hardly differ at all.
+    """
+    for module in head_modules(model).values():
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.Linear):
+                torch.nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+
+
+def add_adapters(model: Any, spec: LoraSpec, kind: RewardKind) -> Any:
+    """LoRA on the backbone; the head, which is new, is trained whole and saved."""
+    # Without modules_to_save the head would stay random, frozen under the adapters.
+    heads = [name for name, m in head_modules(model).items() if any(True for _ in m.parameters())]
+    task = "TOKEN_CLS" if kind.scorer == "process" else "SEQ_CLS"
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type=task,
+            r=spec.rank,
+            lora_alpha=spec.alpha,
+            lora_dropout=spec.dropout,
+            target_modules="all-linear",
+            exclude_modules=heads,
+            modules_to_save=heads,
+        ),
+    )
+
+
+def disable_dropout(model: Any) -> None:
+    """Switch dropout off, as TRL does: the scores of a pair should differ by their texts alone."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0

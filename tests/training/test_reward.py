@@ -1,0 +1,174 @@
+"""Training reward models: one test for each kind, and for each trap on the way."""
+
+import json
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from reward_models import LearnedReward
+from rlhf.errors import UserError
+from rlhf.runs import Run, seed_everything
+from rlhf.training import offline, reward
+from rlhf.training.reward_data import RewardEncoder, pair
+from rlhf.verbs import configure, execute
+from tests.training.workbench import metrics_of, offline_tree, pair_rows, save_model, write_rows
+
+
+def tree_of(tmp_path, place, *, rows=None, name="run", **keys):
+    data = write_rows(tmp_path / f"{name}.jsonl", pair_rows() if rows is None else rows)
+    return offline_tree(tmp_path / name, place, data, **keys)
+
+
+def evaluations(folder, key="eval/loss"):
+    return {row["step"]: row[key] for row in metrics_of(folder) if key in row}
+
+
+def start_loss(tree):
+    """The held-out loss before any training."""
+    config = configure("reward", tree)
+    seed_everything(config.seed)
+    stage = offline.stage_of("reward", config)
+    run = Run.open({**tree, "verb": "reward"})
+    train_rows, eval_rows = offline.load_rows(config, stage)
+    work = stage.prepare(config, train_rows)
+    train_set, eval_set = work.encode(train_rows, True), work.encode(eval_rows, False)
+    options = offline.make_options(stage, work, config, run, len(train_set))
+    trainer = offline.make_trainer(stage, work, config, options, train_set, eval_set)
+    return trainer.evaluate()["eval_loss"]
+
+
+def padded_with_eos(folder):
+    save_model(folder, sharp=5.0)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"pad_token": config["eos_token"]}))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    return folder
+
+
+def test_a_reward_model_sees_the_end_even_where_padding_was_eos(tmp_path):
+    model_folder = padded_with_eos(tmp_path / "model")
+    final = execute("reward", tree_of(tmp_path, model_folder))
+    tokenizer = AutoTokenizer.from_pretrained(final)
+    model = AutoModelForSequenceClassification.from_pretrained(final).eval()
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    ended = [*tokenizer("apple river")["input_ids"], tokenizer.eos_token_id]
+    cut = [*ended[:-1], tokenizer.pad_token_id]
+    with torch.no_grad():
+        both = model(torch.tensor([ended, cut])).logits.squeeze(-1)
+        alone = model(torch.tensor([ended[:-1]])).logits.squeeze()
+    assert both[1] == pytest.approx(alone.item(), abs=1e-5)
+    assert abs(both[0] - both[1]) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_head_of_a_lora_reward_model_trains_and_is_saved(tmp_path, echo_model, dtype):
+    keys = {"model": {"path": str(echo_model), "lora": {"rank": 4}, "dtype": dtype}}
+    tree = tree_of(tmp_path, echo_model, **keys)
+    config = configure("reward", tree)
+    seed_everything(config.seed)
+    fresh, *_ = reward.load_scorer(config, reward.kind_of(config))
+    before = fresh.base_model.model.score.modules_to_save["default"].weight.detach().clone()
+    final = execute("reward", tree)
+    after = AutoModelForSequenceClassification.from_pretrained(final).score.weight
+    assert (after - before).abs().max() > 1e-3
+    assert not (final / "adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4}])
+def test_the_saved_reward_model_scores_as_the_trained_one_did(tmp_path, echo_model, lora):
+    """The best eval/loss in the log, worked out anew from the scores of the loaded model."""
+    keys = {"model": {"path": str(echo_model), "lora": lora}}
+    tree = tree_of(tmp_path, echo_model, **keys)
+    final = execute("reward", tree)
+    config = configure("reward", tree)
+    _, rows = offline.load_rows(config, offline.stage_of("reward", config))
+    reward = LearnedReward.load(final)
+    chosen = torch.tensor(reward([[*row["prompt"], *row["chosen"]] for row in rows]))
+    rejected = torch.tensor(reward([[*row["prompt"], *row["rejected"]] for row in rows]))
+    loss = torch.nn.functional.softplus(rejected - chosen).mean().item()
+    logged = [found for step, found in evaluations(tmp_path / "run").items() if step]
+    assert loss == pytest.approx(min(logged), abs=1e-4)
+
+
+def test_overlong_pairs_are_truncated_and_counted_never_dropped(tmp_path, echo_model, caplog):
+    tokenizer = AutoTokenizer.from_pretrained(echo_model)
+    rows = pair_rows(8)
+    rows[3]["chosen"] = [{"role": "assistant", "content": "apple river " * 40}]
+    config = configure("reward", tree_of(tmp_path, echo_model, max_length=24))
+    encoder = RewardEncoder(config, tokenizer, pair, append_eos=True)
+    made = encoder(rows, False)
+    assert len(made) == 8
+    long = made[7]["texts"][0]  # the held-out rows stand in order of length
+    assert len(long) == 24
+    assert long[-1] == tokenizer.eos_token_id  # what is scored is the end
+    assert encoder.summary() == "1 truncated"
+    with caplog.at_level("INFO"):
+        execute("reward", tree_of(tmp_path, echo_model, rows=rows * 4, max_length=24))
+    assert "examples: 4 truncated" in caplog.text.replace(" 3 ", " 4 ")
+
+
+def with_margins(rows):
+    return [row | {"margin": 2.0} for row in rows]
+
+
+def test_margins_count_only_when_asked_for(tmp_path, echo_model):
+    losses = {}
+    for name, rows, asked in (
+        ("plain", pair_rows(), False),
+        ("unasked", with_margins(pair_rows()), False),
+        ("asked", with_margins(pair_rows()), True),
+    ):
+        tree = tree_of(tmp_path, echo_model, rows=rows, name=name, margins=asked)
+        losses[name] = start_loss(tree)
+    assert losses["unasked"] == losses["plain"]
+    # Scores hardly differ at the start: softplus(0 + margin) against softplus(0).
+    assert losses["plain"] == pytest.approx(math.log(2), abs=0.2)
+    assert losses["asked"] == pytest.approx(math.log(1 + math.e**2), abs=0.3)
+
+
+def test_margins_without_a_column_are_refused(tmp_path, echo_model):
+    with pytest.raises(UserError, match="margins is true, but the pairs have no margin column"):
+        execute("reward", tree_of(tmp_path, echo_model, margins=True))
+
+
+def test_a_reward_model_from_scratch_is_refused(tmp_path, echo_model):
+    with pytest.raises(UserError, match="a reward model starts from a language model"):
+        execute("reward", tree_of(tmp_path, echo_model, model={"scratch": {}}))
+
+
+def labelled_texts(count=32):
+    return [{"text": f"{w} {i}", "label": int(w == "apple")} for i in range(count) for w in
+            (("apple", "river")[i % 2],)]  # fmt: skip
+
+
+def test_a_classifier_scores_log_odds(tmp_path, echo_model):
+    tree = tree_of(tmp_path, echo_model, rows=labelled_texts(64))
+    tree |= {"kind": "classification", "evaluations": 1}
+    tree["trainer"] |= {"max_steps": 24}
+    final = execute("reward", tree)
+    good, bad = LearnedReward.load(final)(
+        [[{"role": "assistant", "content": text}] for text in ("apple 3", "river 4")]
+    )
+    assert good > 1
+    assert bad < -1
+    assert evaluations(tmp_path / "run")[0] == pytest.approx(math.log(2), abs=0.2)
+
+
+def test_a_reward_model_no_better_than_chance_is_kept_and_said_to_be_one(
+    tmp_path, echo_model, caplog, monkeypatch
+):
+    report = {
+        "calibration": {"fitted": {"temperature": None}},
+        "verdict": ["No temperature makes its margins informative."],
+    }
+    monkeypatch.setattr(
+        "rlhf.training.reward_report.write_pairs_evaluation", lambda *args, **kwargs: report
+    )
+    with caplog.at_level("INFO"):
+        final = execute("reward", tree_of(tmp_path, echo_model))
+    assert json.loads((final / "reward_model.json").read_text())["temperature"] == 1.0
+    assert "No temperature makes its margins informative" in caplog.text
