@@ -273,6 +273,20 @@ def _moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.rsqrt(variance + 1e-8)
 
 
+@torch.no_grad()
+def correct_mismatch(
+    advantages: Tensor, old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, *, cap: float
+) -> Tensor:
+    """Advantages times min(pi_old / pi_sampler, cap), token by token.
+
+    The tokens were drawn by a sampler whose arithmetic differs a little from the trainer's, so that
+    even the first step is off policy; the weight makes up for it, the cap bounds its variance
+    (truncated importance sampling, Ionides 2008; for this gap Yao et al. 2025, with cap 2).
+    """
+    log_ratio = torch.where(mask, old_logprobs - sampler_logprobs, 0.0)
+    return torch.where(mask, advantages * log_ratio.exp().clamp(max=cap), 0.0)
+
+
 def broadcast_to_tokens(scores: Tensor, mask: Tensor) -> Tensor:
     """Give every sampled token of an episode the episode's number: [B] to [B, T]."""
     return torch.where(mask, scores[:, None], 0.0)

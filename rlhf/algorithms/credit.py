@@ -5,7 +5,7 @@ is True on sampled tokens.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -97,6 +97,8 @@ def advantages_for(
     turns: Tensor | None = None,
     values: Tensor | None = None,
     bootstrap: Tensor | None = None,
+    old_logprobs: Tensor | None = None,
+    sampler_logprobs: Tensor | None = None,
 ) -> Credit:
     """Advantages, the critic's targets, and which tokens take part.
 
@@ -109,6 +111,8 @@ def advantages_for(
         turns: integer turn of each token.
         values: the critic's, at rollout.
         bootstrap: [B], the critic's value of the last state where truncated, else 0.
+        old_logprobs: the trainer's, at rollout; needed where `mismatch_cap` is not 0.
+        sampler_logprobs: those the tokens were really drawn with; needed there too.
     """
     settings = algorithm.settings
     scored = ~credit_of.trajectory_return(rewards, mask).isnan()
@@ -117,7 +121,16 @@ def advantages_for(
     credit = _ADVANTAGES[settings.advantage](rollouts, settings, live)
     if settings.whiten_advantages:
         whitened = credit_of.whiten(credit.advantages, credit.mask)
-        credit = Credit(whitened, credit.returns, credit.mask, credit.units)
+        credit = replace(credit, advantages=whitened)
+    if settings.mismatch_cap:
+        corrected = credit_of.correct_mismatch(
+            credit.advantages,
+            needed(old_logprobs, "old_logprobs"),
+            needed(sampler_logprobs, "sampler_logprobs"),
+            credit.mask,
+            cap=settings.mismatch_cap,
+        )
+        credit = replace(credit, advantages=corrected)
     return credit
 
 

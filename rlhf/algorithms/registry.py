@@ -13,7 +13,8 @@ at an algorithm's name::
     rewards = shape_rewards(algorithm, rewards, mask, old_logprobs=..., ref_logprobs=...,
                             kl_coef=kl.coef, costs=..., multiplier=...)
     credit = advantages_for(algorithm, rewards, mask, groups=..., turns=...,
-                            values=..., bootstrap=...)        # advantages, returns, mask, units
+                            values=..., bootstrap=...,        # advantages, returns, mask, units
+                            old_logprobs=..., sampler_logprobs=...)   # where s.mismatch_cap
 
     # per optimizer step, over the whole mini-batch (add up over processes)
     denominator = denominator_for(algorithm, credit.rows(minibatch).mask, max_tokens=...)

@@ -32,6 +32,8 @@ class Settings:
     """The ratio is clipped above at 1 + clip_high."""
     dual_clip: float = 0.0
     """Bound c > 1 on the ratio where the advantage is negative; 0 is off."""
+    mismatch_cap: float = 0.0
+    """Weigh a token by the trainer's over the sampler's probability, up to this; 0 is off."""
     kl_placement: str = "reward"
     """Where the divergence from the reference enters: "reward", "loss" or "none"."""
     kl_estimator: str = "k1"
@@ -88,6 +90,7 @@ def _reads(*names: str) -> frozenset[str]:
 
 
 _CRITIC = ("value_coef", "value_clip", "whiten_advantages")
+_SHAPE = ("aggregation", "entropy_coef")
 
 ADVANTAGES: dict[str, Traits] = {
     "gae": Traits("critic, token by token", _reads("gamma", "lam", *_CRITIC), critic=True),
@@ -117,16 +120,16 @@ ADVANTAGES: dict[str, Traits] = {
 LOSSES: dict[str, Traits] = {
     "clipped": Traits(
         "token ratio, clipped",
-        _reads("clip_low", "clip_high", "dual_clip", "aggregation", "entropy_coef"),
+        _reads("clip_low", "clip_high", "dual_clip", "mismatch_cap", *_SHAPE),
     ),
     "clipped_sequence": Traits(
-        "sequence ratio, clipped", _reads("clip_low", "clip_high", "aggregation", "entropy_coef")
+        "sequence ratio, clipped", _reads("clip_low", "clip_high", "mismatch_cap", *_SHAPE)
     ),
     "clipped_weight": Traits(
         "log-likelihood with clipped constant weight",
-        _reads("clip_low", "clip_high", "aggregation", "entropy_coef"),
+        _reads("clip_low", "clip_high", "mismatch_cap", *_SHAPE),
     ),
-    "likelihood": Traits("weighted log-likelihood", _reads("aggregation", "entropy_coef")),
+    "likelihood": Traits("weighted log-likelihood", _reads(*_SHAPE)),
     "pairwise": Traits("Bradley-Terry on pairs", _reads("pair_labels")),
 }
 """Policy losses: implemented under the same names in `rlhf.algorithms.update`."""
@@ -177,6 +180,8 @@ def check(settings: Settings, *, name: str, loss: str) -> None:
         _require(getattr(settings, key) >= 0, key, "be at least 0", getattr(settings, key))
     dual = settings.dual_clip
     _require(dual == 0 or dual > 1, "dual_clip", "be above 1 (or 0 for off)", dual)
+    cap = settings.mismatch_cap
+    _require(cap == 0 or cap >= 1, "mismatch_cap", "be at least 1 (or 0 for off)", cap)
     _check_combination(settings, name, loss)
 
 

@@ -146,6 +146,8 @@ def prepare(session: Session, batch: Batch) -> Experience:
         turns=batch.turns,
         values=values,
         bootstrap=bootstrap,
+        old_logprobs=old,
+        sampler_logprobs=batch.sampler_logprobs,
     )
     metrics = _mismatch(old, batch)
     if ref is not None:
@@ -199,4 +201,8 @@ def _score_all(
 def _mismatch(old: torch.Tensor, batch: Batch) -> dict[str, float]:
     """How far the sampler's log-probabilities are from the trainer's, in nats per token."""
     gap = (batch.sampler_logprobs - old)[batch.action_mask]
-    return {"sampler/gap_mean": gap.mean().item(), "sampler/gap_abs": gap.abs().mean().item()}
+    return {
+        "sampler/gap_mean": gap.mean().item(),
+        "sampler/gap_abs": gap.abs().mean().item(),
+        "sampler/ratio_max": gap.neg().max().exp().item(),
+    }

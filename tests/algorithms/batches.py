@@ -33,6 +33,7 @@ def make_batch(seed: int) -> dict[str, Tensor]:
         "old_logprobs": old,
         "logprobs": old + noise(0.3),
         "ref_logprobs": old + noise(0.3),
+        "sampler_logprobs": old + noise(0.5),
         "entropy": noise().abs(),
         "rewards": rewards,
         "costs": noise().abs(),
@@ -78,6 +79,8 @@ def run(
         turns=x["turns"],
         values=x["old_values"],
         bootstrap=torch.linspace(0, 1, EPISODES, dtype=torch.float64),
+        old_logprobs=x["old_logprobs"],
+        sampler_logprobs=x["sampler_logprobs"],
     )
     denominator = denominator_for(algorithm, credit.mask, max_tokens=LENGTH)
     tokens, tally = credit.mask.sum(), Tally()

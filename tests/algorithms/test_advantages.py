@@ -11,6 +11,7 @@ from rlhf.algorithms.advantages import (
     best_and_worst,
     best_of_group,
     broadcast_to_tokens,
+    correct_mismatch,
     gae,
     group_relative,
     group_return_to_go,
@@ -203,3 +204,13 @@ def test_whiten():
 def test_broadcast():
     mask = torch.tensor([[True, False], [False, True]])
     close(broadcast_to_tokens(torch.tensor([2.0, NAN]), mask), [[2.0, 0.0], [0.0, NAN]])
+
+
+def test_the_sampler_mismatch_is_weighed_and_capped():
+    mask = torch.tensor([[True, False, True, True]])
+    advantages = torch.tensor([[2.0, torch.nan, -1.0, 4.0]])
+    old = torch.tensor([[0.5, torch.nan, 0.8, 0.9]]).log()
+    sampler = torch.tensor([[0.4, torch.nan, 0.2, 1.0]]).log()
+    # ratios 1.25, 4 (capped at 2), 0.9
+    found = correct_mismatch(advantages, old, sampler, mask, cap=2.0)
+    torch.testing.assert_close(found, torch.tensor([[2.5, 0.0, -2.0, 3.6]]))

@@ -166,3 +166,38 @@ def test_only_k1_in_the_reward_gives_the_gradient_of_the_divergence(estimator, o
         kl_coef=BETA,
     )
     assert direction_error(found, true) > 0.02
+
+
+@pytest.mark.parametrize("row", ["rloo", "gspo", "cispo"])
+def test_weights_make_up_for_a_sampler_with_other_probabilities(row: str):
+    """Tokens drawn by a sampler that is not the trainer's policy, as with low precision.
+
+    One token an episode, so that the weight of a token is that of its episode.
+    """
+    task = make_bandit([1.0, -0.5, 2.0])
+    policy, sampler, _ = make_setting(task)
+    exact = gradient(objective(task, policy, policy, beta=0.0), policy)
+    logprobs, drawn = policy.logprobs(task), sampler.logprobs(task).detach()
+    chance = drawn[:, 0].exp()
+
+    def found(cap: float) -> Tensor:
+        settings = {"advantage": "trajectory_return", "kl_placement": "none", "mismatch_cap": cap}
+        algorithm = configure(row, aggregation="constant", group_size=1, **settings)
+        credit = advantages_for(
+            algorithm,
+            task.rewards,
+            task.mask,
+            old_logprobs=logprobs.detach(),
+            sampler_logprobs=drawn,
+        )
+        leaf = logprobs.detach().clone().requires_grad_()
+        loss, _ = policy_loss_for(
+            algorithm, leaf, credit, denominator=1.0, old_logprobs=logprobs.detach()
+        )
+        (by_logprob,) = torch.autograd.grad(loss, leaf)
+        weighted = (chance[:, None] * by_logprob).detach()
+        return -gradient((policy.logprobs(task) * weighted).sum(), policy)
+
+    assert relative_error(found(1e9), exact) < 1e-12
+    assert relative_error(found(0.0), exact) > 0.1  # the sampler's policy, not ours
+    assert relative_error(found(1.0), exact) > 1e-3  # what a tight cap costs
