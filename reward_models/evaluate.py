@@ -12,11 +12,12 @@ from reward_models import baselines
 from reward_models.annotator import fit_annotator
 from reward_models.calibration import calibrate, fit_temperature
 from reward_models.core import Conversation, Reward
-from reward_models.pairs import Pair
-from reward_models.statistics import cluster_interval, pearson, spearman
+from reward_models.pairs import Pair, data_card
+from reward_models.statistics import cluster_interval, pearson, share_interval, spearman
 from reward_models.stress import stress_tests
 from reward_models.verdict import verdict
 
+_WORDS_FROM = 10  # prompts (or training pairs) below which a bag of words learns nothing
 _MATCHED = 0.1  # replies count as equally long when their lengths differ by less than this share
 
 
@@ -28,6 +29,7 @@ def evaluate(
     samples: Sequence[Sequence[Conversation]] | None = None,
     dropped: Mapping[str, int] | None = None,
     stress_size: int = 200,
+    invariance_size: int = 32,
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def evaluate(
             spread within a prompt is what a policy can learn from (Razin et al., 2503.15477).
         dropped: reason -> rows that were left out of ``pairs``, for the data card.
         stress_size: conversations per stress test; 0 leaves these tests out.
+        invariance_size: conversations scored alone and in company; 0 leaves this test out.
 
     Accuracy counts a tie as one half. Pairs without a score are left out and counted.
 
@@ -60,14 +63,13 @@ def evaluate(
     report = {
         "reward": reward.name,
         "data": {
-            "pairs": len(pairs),
-            "prompts": len({pair.group for pair in pairs}),
+            **data_card(pairs, train_pairs),
             "unscored": int((~known).sum()),
             "ties": int((view.margins == 0).sum()),
             "counts": dict(scores.counts),
             "dropped": dict(dropped or {}),
         },
-        "accuracy": view.interval(view.wins),
+        "accuracy": view.accuracy(),
         "baselines": _baselines(view, reward, train_pairs),
         "by_margin": _by_quantile(view, np.abs(view.margins), parts=10),
         "by_length_gap": _by_quantile(view, baselines.longer(kept), parts=5),
@@ -79,7 +81,9 @@ def evaluate(
             "mean": float(values[~np.isnan(values)].mean()),
             "std": float(np.nanstd(values)),
         },
-        "invariance": _invariance(reward, [pair.chosen for pair in kept[:32]]),
+        "invariance": _invariance(
+            reward, [p.chosen for p in kept[:invariance_size]], spread=float(np.nanstd(values))
+        ),
         "stress": stress_tests(reward, kept, size=stress_size, seed=seed) if stress_size else {},
         "policy": spread_on_samples(reward, samples) if samples else None,
     }
@@ -96,10 +100,18 @@ class _View:
         self.groups = [pair.group for pair in pairs]
         self._settings = {"resamples": resamples, "seed": seed}
 
-    def interval(self, values: np.ndarray, rows: np.ndarray | None = None) -> dict[str, float]:
-        """Mean of ``values`` (of ``rows`` of them) with its prompt-clustered interval."""
-        rows = np.arange(len(values)) if rows is None else rows
-        return cluster_interval(values[rows], [self.groups[i] for i in rows], **self._settings)
+    def accuracy(
+        self, rows: np.ndarray | None = None, won: np.ndarray | None = None
+    ) -> dict[str, float]:
+        """Share of wins (of ``won``, if given) in ``rows``, with its prompt-clustered interval."""
+        won = self.wins if won is None else won
+        rows = np.arange(len(won)) if rows is None else rows
+        return share_interval(won[rows], [self.groups[i] for i in rows])
+
+    def difference(self, won: np.ndarray, rows: np.ndarray) -> dict[str, float]:
+        """Own wins less ``won`` on the same ``rows``: paired, with a prompt-clustered interval."""
+        groups = [self.groups[i] for i in rows]
+        return cluster_interval((self.wins - won)[rows], groups, **self._settings)
 
 
 def wins(margins: np.ndarray) -> np.ndarray:
@@ -132,7 +144,8 @@ def _baselines(
     """Accuracy of each baseline and what the reward has over it, on the same pairs."""
     length = baselines.longer(view.pairs)
     margins = {"longer wins": length, "shorter wins": -length}
-    if train_pairs is not None or len(set(view.groups)) >= 10:
+    texts = len(set(view.groups)) if train_pairs is None else len(train_pairs)
+    if texts >= _WORDS_FROM:
         margins["bag of words"] = baselines.bag_of_words(view.pairs, train=train_pairs)
     margins["reply without prompt"] = baselines.response_only(reward, view.pairs)
     result = {}
@@ -142,8 +155,8 @@ def _baselines(
             continue
         won = wins(column)
         result[name] = {
-            "accuracy": view.interval(won, rows),
-            "gain": view.interval(view.wins - won, rows),
+            "accuracy": view.accuracy(rows, won),
+            "gain": view.difference(won, rows),
         }
     return result
 
@@ -152,7 +165,7 @@ def _by_quantile(view: _View, key: np.ndarray, *, parts: int) -> list[dict[str, 
     order = np.argsort(key, kind="stable")
     rows_of = [rows for rows in np.array_split(order, parts) if len(rows)]
     return [
-        {"from": key[rows].min(), "to": key[rows].max(), "accuracy": view.interval(view.wins, rows)}
+        {"from": key[rows].min(), "to": key[rows].max(), "accuracy": view.accuracy(rows)}
         for rows in rows_of
     ]
 
@@ -160,14 +173,21 @@ def _by_quantile(view: _View, key: np.ndarray, *, parts: int) -> list[dict[str, 
 def _by_source(view: _View) -> dict[str, dict[str, float]]:
     sources = np.array([pair.source for pair in view.pairs])
     names = sorted(set(sources) - {""})
-    return {name: view.interval(view.wins, np.flatnonzero(sources == name)) for name in names}
+    return {name: view.accuracy(np.flatnonzero(sources == name)) for name in names}
 
 
 def _calibration(view: _View, temperature: float) -> dict[str, Any]:
+    """Calibration as given and at the fitted temperature, and that temperature's interval."""
     fitted = fit_temperature(view.margins)
+    try:
+        fit = fit_annotator({"reward": view.margins}, noise=False, groups=view.groups)
+        interval = {**vars(fit.temperature()), "value": fitted}
+    except ValueError:  # every pair right, or no margin at all
+        interval = None
     return {
         "as_given": calibrate(view.margins, temperature=temperature).to_dict(),
         "fitted": calibrate(view.margins, temperature=fitted).to_dict(),
+        "temperature": interval,
     }
 
 
@@ -181,7 +201,7 @@ def _length(view: _View, chosen: np.ndarray, rejected: np.ndarray) -> dict[str, 
         "pearson": pearson(values, size),
         "spearman": spearman(values, size),
         "margin_spearman": spearman(view.margins, lengths[:, 0] - lengths[:, 1]),
-        "matched_accuracy": view.interval(view.wins, matched) if len(matched) else None,
+        "matched_accuracy": view.accuracy(matched) if len(matched) else None,
     }
 
 
@@ -197,14 +217,34 @@ def _annotator(view: _View) -> dict[str, Any]:
     return {"weights": found, "noise": vars(fit.noise)}
 
 
-def _invariance(reward: Reward, conversations: Sequence[Conversation]) -> dict[str, float | int]:
-    """Largest difference between a text scored in a batch and alone."""
-    together = reward(conversations)
+def _invariance(
+    reward: Reward, conversations: Sequence[Conversation], *, spread: float
+) -> dict[str, float | int] | None:
+    """Largest change of a score between a text alone and in company, by kind of company.
+
+    ``batch``: with the others; ``order``: with the others behind it; ``padding``: with a text many
+    times as long, so that all are padded. ``share`` is the largest over the scores' ``spread``.
+    """
+    if not conversations:
+        return None
     alone = [reward([conversation])[0] for conversation in conversations]
-    both = [
-        abs(a - b) for a, b in zip(together, alone, strict=True) if a is not None and b is not None
-    ]
-    return {"largest_difference": max(both, default=math.nan), "texts": len(both)}
+    *head, last = max(conversations, key=lambda c: len(c[-1]["content"]))
+    long = [*head, {**last, "content": " ".join([last["content"]] * 8)}]
+    found = {
+        "batch": reward(conversations),
+        "order": reward(conversations[::-1])[::-1],
+        "padding": reward([*conversations, long])[:-1],
+    }
+    gaps = {
+        kind: max(
+            (abs(a - b) for a, b in zip(values, alone, strict=True) if None not in (a, b)),  # type: ignore[operator]
+            default=math.nan,
+        )
+        for kind, values in found.items()
+    }
+    largest = max(gaps.values())
+    share = largest / spread if spread > 0 else (math.inf if largest > 0 else 0.0)
+    return {**gaps, "largest_difference": largest, "share": share, "texts": len(conversations)}
 
 
 def _plain(value: Any) -> Any:

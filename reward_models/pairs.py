@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from reward_models.core import Conversation
 
@@ -37,6 +40,29 @@ class Pair:
 def reply_length(reply: Conversation) -> int:
     """Characters of all messages."""
     return sum(len(message["content"]) for message in reply)
+
+
+def data_card(pairs: Sequence[Pair], train: Sequence[Pair] | None = None) -> dict[str, Any]:
+    """What kind of pairs these are, in numbers.
+
+    ``duplicates``: pairs that stand there already; ``contradictions``: pairs that another one turns
+    round; ``prompts_in_training``: prompts that ``train`` has too (None without it).
+    """
+    keys = [tuple(json.dumps(side) for side in (p.chosen, p.rejected)) for p in pairs]
+    known = set(keys)
+    prompts = {pair.group for pair in pairs}
+    seen = {pair.group for pair in train or ()}
+    lengths = np.median([pair.lengths for pair in pairs], axis=0)
+    return {
+        "pairs": len(pairs),
+        "prompts": len(prompts),
+        "prompts_in_training": len(prompts & seen) if train is not None else None,
+        "training_pairs": len(train) if train is not None else None,
+        "duplicates": len(keys) - len(known),
+        "contradictions": sum(key[::-1] in known for key in keys),
+        "sources": dict(Counter(pair.source for pair in pairs if pair.source).most_common()),
+        "median_characters": {"chosen": float(lengths[0]), "rejected": float(lengths[1])},
+    }
 
 
 def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:

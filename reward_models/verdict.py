@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_SAME = 1e-3  # standard deviations that a score may move with its company: float32 stays far below
+_FLAT = 0.1  # share of the spread that must lie within prompts for a policy to learn from it
+
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
     """Plain findings, the gravest first. A claim is made only where an interval supports it."""
@@ -19,7 +22,16 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
     lines += _against_baselines(report["baselines"])
     lines += _about_length(report)
     lines += _about_calibration(report["calibration"])
+    lines += _about_invariance(report["invariance"])
     lines += _about_stress(report["stress"])
+    lines += _about_policy(report)
+    if data["prompts_in_training"]:
+        lines.append(
+            f"{data['prompts_in_training']} of {data['prompts']} prompts stand in the training "
+            "pairs too: accuracy on new prompts may be lower."
+        )
+    if data["contradictions"]:
+        lines.append(f"{data['contradictions']} pairs stand there both ways round.")
     if data["unscored"]:
         share = data["unscored"] / data["pairs"]
         lines.append(
@@ -70,6 +82,33 @@ def _about_calibration(found: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def _about_invariance(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None or not found["share"] > _SAME:
+        return []
+    worst = max(("batch", "order", "padding"), key=lambda kind: found[kind])
+    what = {"batch": "the batch", "order": "its place in the batch", "padding": "padding"}[worst]
+    return [f"Scores depend on {what}: by up to {found['share']:.2g} std for the same text."]
+
+
+def _about_policy(report: Mapping[str, Any]) -> list[str]:
+    lines = []
+    policy, chosen = report.get("policy"), report.get("best_of_n")
+    if policy and policy["std"] and policy["within_prompt_std"] < _FLAT * policy["std"]:
+        lines.append(
+            "Hardly tells a policy's replies to one prompt apart (within a prompt "
+            f"{policy['within_prompt_std'] / policy['std']:.0%} of the overall spread): there is "
+            "little to learn from."
+        )
+    if chosen:
+        first, last = chosen["gold"][0]["mean"], chosen["gold"][-1]["mean"]
+        verb = "raises" if last > first else "lowers"
+        lines.append(
+            f"Choosing the best of {chosen['ns'][-1]} by it {verb} gold from {first:.3g} to "
+            f"{last:.3g}; {chosen['advice']}."
+        )
+    return lines
+
+
 def _about_stress(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
     for name, result in found.items():
@@ -108,9 +147,12 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "## Length\n\n"
         f"Rank correlation of score and length {_number(length['spearman'])}; accuracy where "
         f"lengths differ by at most 10%: {_percent(length['matched_accuracy'])}.",
-        f"## Invariance\n\nA text alone and in a batch differ by at most "
-        f"{_number(report['invariance']['largest_difference'], digits=7)}.",
     ]
+    if report["invariance"]:
+        found = report["invariance"]
+        rows = [[kind, f"{found[kind]:.2g}"] for kind in ("batch", "order", "padding")]
+        head = ["company", "largest change of a score"]
+        parts.append(f"## Invariance\n\n{found['texts']} texts.\n\n" + _table(head, rows))
     if report["stress"]:
         rows = [
             [name, s["expect"], _interval(s["change"]), f"{s['fell']:.0%}", _mark(s["passed"])]
@@ -124,7 +166,46 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             f"## On the policy's own replies\n\nMean {_number(policy['mean'])}, standard deviation "
             f"{_number(policy['std'])}, within a prompt {_number(policy['within_prompt_std'])}."
         )
+    if chosen := report.get("best_of_n"):
+        parts.append("## Best of n\n\n" + _best_of_n_table(chosen))
+    parts.append("## Data\n\n" + _table(["what", "how many"], data_rows(data)))
     return "\n\n".join(parts) + "\n"
+
+
+def data_rows(data: Mapping[str, Any]) -> list[list[str]]:
+    """The data card as rows of (what, how many); what is unknown is left out."""
+    known = {
+        "pairs": data["pairs"],
+        "prompts": data["prompts"],
+        "exact ties of the score": data["ties"],
+        "unscored pairs": data["unscored"],
+        "duplicate pairs": data["duplicates"],
+        "pairs that another contradicts": data["contradictions"],
+        "training pairs": data["training_pairs"],
+        "prompts that stand in the training pairs": data["prompts_in_training"],
+        "prompts that share 13 words with them": data.get("overlapping"),
+        **{f"left out: {reason}": count for reason, count in data["dropped"].items()},
+        **{f"event: {name}": count for name, count in data["counts"].items()},
+        **{f"from {name}": count for name, count in data["sources"].items()},
+        **{f"median characters, {k}": v for k, v in data["median_characters"].items()},
+    }
+    return [[name, f"{value:,.0f}"] for name, value in known.items() if value is not None]
+
+
+def _best_of_n_table(chosen: Mapping[str, Any]) -> str:
+    rows = [
+        [str(n), f"{kl:.2f}", _number(proxy["mean"]), _bounds(gold)]
+        for n, kl, proxy, gold in zip(
+            chosen["ns"], chosen["kl"], chosen["proxy_score"], chosen["gold"], strict=True
+        )
+    ]
+    return _table(["n", "KL (nats)", "this reward (std)", "gold"], rows)
+
+
+def _bounds(found: Mapping[str, Any]) -> str:
+    if found["low"] is None:
+        return _number(found["mean"])
+    return f"{_number(found['mean'])} [{_number(found['low'])}, {_number(found['high'])}]"
 
 
 def _quantile_table(rows: list[Mapping[str, Any]]) -> str:
@@ -141,11 +222,8 @@ def _quantile_table(rows: list[Mapping[str, Any]]) -> str:
 
 def _calibration_table(found: Mapping[str, Any]) -> str:
     rows = [
-        [
-            name.replace("_", " "),
-            *(_number(c[key]) for key in ("temperature", "nll", "brier", "ece")),
-        ]
-        for name, c in found.items()
+        [name, *(_number(found[key][column]) for column in ("temperature", "nll", "brier", "ece"))]
+        for name, key in (("as given", "as_given"), ("fitted", "fitted"))
     ]
     return _table(["temperature", "value", "NLL (coin 0.693)", "Brier (coin 0.25)", "ECE"], rows)
 

@@ -29,6 +29,8 @@ Training (each makes a run directory)
 
 Measuring and using
   evaluate               policies on held-out episodes and text, rewards on pairs
+  reward-report          can a reward be trusted? any reward, on pairs or a public benchmark
+  overoptimize           optimise proxies of a known gold score too far; where to stop
   generate               replies of a model to prompts
   score                  scores of a reward for conversations
 
@@ -96,7 +98,7 @@ def usage() -> str:
     """The help text, the training verbs taken from their table."""
     from rlhf.verbs import VERBS
 
-    outside = ("demos", "split", "pairs", "evaluate")
+    outside = ("demos", "split", "pairs", "evaluate", "reward-report", "overoptimize")
     lines = [f"  {n:<22} {v.summary}" for n, v in VERBS.items() if n not in outside]
     return USAGE.format(training="\n".join(lines))
 

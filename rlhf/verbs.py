@@ -78,6 +78,12 @@ VERBS: dict[str, Verb] = {
     "dpo": _offline("direct preference optimisation", "trl:DPOConfig"),
     "kto": _offline("Kahneman-Tversky optimisation on labelled replies", "trl:KTOConfig"),
     **{name: _online(row.title) for name, row in ALGORITHMS.items()},
+    "reward-report": Verb(
+        "can this reward be trusted? accuracy, calibration, baselines, stress tests, a verdict",
+        "rlhf.studies.reward_report:RewardReportConfig",
+        "rlhf.studies.reward_report:run_reward_report",
+        {},
+    ),
     "overoptimize": Verb(
         "optimise proxies of a known gold score too far, and say where to stop",
         "rlhf.studies.overoptimize_config:OveroptimizeConfig",

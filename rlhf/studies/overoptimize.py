@@ -27,7 +27,13 @@ from rlhf.evaluation.replies import sample_replies, score_replies
 from rlhf.launch import release_memory
 from rlhf.runs import Run
 from rlhf.studies.overoptimize_config import OveroptimizeConfig, ProxyGrid, TrainingSpec
-from rlhf.studies.overoptimize_results import Track, best_of_n_result, rl_result, verdict
+from rlhf.studies.overoptimize_results import (
+    Track,
+    best_of_n_result,
+    rl_result,
+    verdict,
+    ways_of_using,
+)
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +76,9 @@ def run_overoptimize(verb: str, config: OveroptimizeConfig, run: Run) -> Path:
     truth = score_replies(gold, groups, what="gold")
     log.info("gold of the untrained policy: %.4f", truth.mean())
     chosen = [
-        best_of_n_result(proxy, columns, truth, penalty=config.penalty, seed=config.seed)
+        describe(proxy, how) | best_of_n_result(proxy.name, by, truth, seed=config.seed)
         for proxy, columns in _scored(config, proxies, groups)
+        for how, by in ways_of_using(columns, penalty=config.penalty).items()
     ]
     trained = []
     for how in config.rl.against if config.rl else []:
@@ -81,7 +88,7 @@ def run_overoptimize(verb: str, config: OveroptimizeConfig, run: Run) -> Path:
         "gold": gold.name,
         "start": float(truth.mean()),
         "algorithm": config.rl.algorithm if config.rl else None,
-        "best_of_n": [row for rows in chosen for row in rows],
+        "best_of_n": chosen,
         "rl": trained,
     }
     results["verdict"] = verdict(results)
@@ -146,6 +153,17 @@ def _describe(name: str, pairs: int, folders: list[Path]) -> Proxy:
         accuracies.append(json.loads(report.read_text())["accuracy"]["value"])
     size = reward_models.LearnedReward.load(folders[0]).model.num_parameters()
     return Proxy(name, size, pairs, folders, float(np.mean(accuracies)))
+
+
+def describe(proxy: Proxy, how: str) -> dict[str, Any]:
+    """A cell of the grid as plain data, with the way its members are used."""
+    return {
+        "how": how,
+        "parameters": proxy.parameters,
+        "pairs": proxy.pairs,
+        "members": max(1, len(proxy.members)),
+        "accuracy": proxy.accuracy,
+    }
 
 
 def _scored(

@@ -34,46 +34,38 @@ class Track:
     gold: list[float]
 
 
-def best_of_n_result(
-    proxy: Any, columns: np.ndarray, gold: np.ndarray, *, penalty: float, seed: int
-) -> list[dict[str, Any]]:
-    """Best-of-n by each member alone (the mean of their curves) and by their ensembles.
+def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray, *, seed: int) -> dict[str, Any]:
+    """Proxy and gold of the best of n, the fit, and its advice.
 
     Args:
-        proxy: the cell that the members belong to.
-        columns: standardised scores [members, prompts, samples].
+        name: of the proxy.
+        by: its standardised scores [members, prompts, samples]; the curve is the members' mean.
         gold: [prompts, samples].
-        penalty: of the ensemble's variance.
         seed: of the bootstrap.
     """
+    ns = powers_of_two(gold.shape[1])
+    curve = best_of_n_curve(by, gold, ns)
+    fit = fit_best_of_n(by, gold, ns[1:], rng=np.random.default_rng(seed))
+    return {
+        "proxy": name,
+        "ns": ns,
+        "kl": list(curve.kl),
+        "proxy_score": [plain(e) for e in curve.proxy],
+        "gold": [plain(e) for e in curve.gold],
+        "fit": fit_result(fit),
+        "advice": _best_of_n_advice(fit, ns),
+    }
+
+
+def ways_of_using(columns: np.ndarray, *, penalty: float) -> dict[str, np.ndarray]:
+    """Scores under each way of using members [members, prompts, samples]; each alone first."""
     ways = {"single": columns}
     if len(columns) > 1:
         flat = columns.reshape(len(columns), -1).tolist()
         for how in ("mean", "worst", "uncertainty"):
             values, _ = Combine(how, penalty)(flat)
-            ways[how] = np.array(values, dtype=float).reshape(gold.shape)[None]
-    ns = powers_of_two(gold.shape[1])
-    rows = []
-    for how, by in ways.items():
-        curve = best_of_n_curve(by, gold, ns)
-        fit = fit_best_of_n(by, gold, ns[1:], rng=np.random.default_rng(seed))
-        rows.append(
-            {
-                "proxy": proxy.name,
-                "parameters": proxy.parameters,
-                "pairs": proxy.pairs,
-                "members": len(columns),
-                "accuracy": proxy.accuracy,
-                "how": how,
-                "ns": ns,
-                "kl": list(curve.kl),
-                "proxy_score": [plain(e) for e in curve.proxy],
-                "gold": [plain(e) for e in curve.gold],
-                "fit": fit_result(fit),
-                "advice": _best_of_n_advice(fit, ns),
-            }
-        )
-    return rows
+            ways[how] = np.array(values, dtype=float).reshape(columns.shape[1:])[None]
+    return ways
 
 
 def powers_of_two(limit: int) -> list[int]:

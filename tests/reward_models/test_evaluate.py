@@ -14,8 +14,8 @@ from reward_models.baselines import bag_of_words, longer
 from reward_models.calibration import calibrate, fit_temperature
 from reward_models.core import last_reply
 from reward_models.evaluate import evaluate, spread_on_samples
-from reward_models.pairs import to_pair
-from reward_models.statistics import cluster_interval, ranks, spearman
+from reward_models.pairs import data_card, to_pair
+from reward_models.statistics import cluster_interval, ranks, share_interval, spearman
 from reward_models.verdict import to_markdown
 
 
@@ -149,6 +149,56 @@ def test_coverage_of_the_cluster_interval():
     assert np.mean(hits) >= 0.90
 
 
+def test_share_interval_of_certain_wins_still_doubts():
+    found = share_interval(np.ones(20), np.arange(20))
+    # Wilson on 20 (z / t)^2 = 17.54 trials, t with 19 degrees of freedom: n / (n + z^2)
+    size = 20 * (1.959964 / 2.093024) ** 2
+    assert found["low"] == pytest.approx(size / (size + 1.959964**2), rel=1e-4)
+    assert found["high"] == 1.0
+    copies = share_interval(np.ones(80), np.arange(20).repeat(4))
+    assert copies["low"] == pytest.approx(found["low"])
+    assert math.isnan(share_interval([1.0, 0.0], ["a", "a"])["low"])
+
+
+@pytest.mark.parametrize(("groups", "share"), [(8, 0.6), (12, 0.9), (60, 0.6)])
+def test_coverage_of_the_share_interval(groups, share):
+    rng = np.random.default_rng(5)
+    hits = []
+    for _ in range(1000):
+        # P(win) of a prompt is 0 or 1 for a third of them: strong clusters
+        p = np.where(rng.random(groups) < 1 / 3, rng.random(groups) < share, share)
+        won = (rng.random((groups, 4)) < p[:, None]).astype(float).ravel()
+        found = share_interval(won, np.arange(groups).repeat(4))
+        hits.append(found["low"] <= share <= found["high"])
+    assert np.mean(hits) >= 0.93
+
+
+def test_cluster_intervals_of_few_groups_cover():
+    rng = np.random.default_rng(6)
+    hits = []
+    for seed in range(400):
+        found = cluster_interval(rng.normal(size=5), range(5), seed=seed, resamples=400)
+        hits.append(found["low"] <= 0 <= found["high"])
+    assert np.mean(hits) >= 0.92
+
+
+def test_data_card_counts_copies_contradictions_and_leaks():
+    rows = [("p", "a", "b"), ("p", "a", "b"), ("p", "b", "a"), ("q", "ccc", "d")]
+    pairs = [to_pair(dict(zip(("prompt", "chosen", "rejected"), r, strict=True))) for r in rows]
+    card = data_card(pairs, train=[pairs[3]])
+    assert (card["pairs"], card["prompts"], card["duplicates"]) == (4, 2, 1)
+    assert (card["contradictions"], card["prompts_in_training"], card["training_pairs"]) == (
+        3,
+        1,
+        1,
+    )
+    assert card["median_characters"] == {"chosen": 1.0, "rejected": 1.0}
+    assert data_card(pairs)["prompts_in_training"] is None
+    report = evaluate(GOLD, pairs, train_pairs=pairs[3:], stress_size=0)
+    assert any("prompts stand in the training pairs too" in line for line in report["verdict"])
+    assert "3 pairs stand there both ways round." in report["verdict"]
+
+
 def test_ranks_share_ties():
     assert ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [2.5, 0.0, 2.5, 1.0]
     assert spearman(np.array([1, 2, 3]), np.array([10, 100, 1000])) == pytest.approx(1.0)
@@ -166,7 +216,13 @@ def test_report_on_the_gold_reward_recovers_the_annotator():
     assert noise["low"] < 0.1 < noise["high"]
     assert weight["low"] < 2.0 < weight["high"]
     assert abs(report["length"]["spearman"]) < 0.1
-    assert report["invariance"] == {"largest_difference": 0.0, "texts": 32}
+    moved = report["invariance"]
+    assert moved.pop("texts") == 32
+    assert set(moved) == {"batch", "order", "padding", "largest_difference", "share"}
+    assert set(moved.values()) == {0.0}
+    temperature = report["calibration"]["temperature"]
+    assert temperature["low"] < temperature["value"] < temperature["high"]
+    assert temperature["value"] == pytest.approx(report["calibration"]["fitted"]["temperature"])
     assert any(line.startswith('Better than "longer wins"') for line in report["verdict"])
     assert {row["accuracy"]["n"] for row in report["by_margin"]} == {150}
     assert (
@@ -226,7 +282,18 @@ def test_unscored_pairs_are_left_out_and_counted():
 def test_batch_dependence_is_found():
     leaky = as_reward(lambda cs: [float(len(cs))] * len(cs), name="leaky")
     report = evaluate(leaky, text_pairs(40, seed=7), stress_size=0)
-    assert report["invariance"]["largest_difference"] == 31.0
+    found = report["invariance"]
+    # alone 1; 32 together; 32 and a long one
+    assert (found["batch"], found["order"], found["padding"]) == (31.0, 31.0, 32.0)
+    assert found["share"] is None  # of no spread at all
+    padded = as_reward(
+        lambda cs: [read_gold(c) + 1e-2 * max(len(last_reply(x)) for x in cs) for c in cs],
+        name="padded",
+    )
+    report = evaluate(padded, text_pairs(40, seed=7), stress_size=0)
+    assert report["invariance"]["padding"] > 2 * report["invariance"]["batch"] > 0
+    assert any(line.startswith("Scores depend on padding") for line in report["verdict"])
+    assert evaluate(leaky, text_pairs(40, seed=7), invariance_size=0)["invariance"] is None
 
 
 def test_bag_of_words_learns_words_and_folds_share_no_prompt():
