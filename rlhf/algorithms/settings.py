@@ -64,7 +64,7 @@ class Settings:
     dynamic_sampling: bool = False
     """Replace groups whose scores are all equal by fresh ones."""
     overlong_fraction: float = 0.0
-    """Last part of an episode's token limit over which a penalty grows from 0 to 1; 0 is off."""
+    """Last part of a reply's token limit over which a penalty grows from 0 to 1; 0 is off."""
     cost_limit: float = 0.0
     """Largest mean cost per episode."""
     multiplier_init: float = 1.0

@@ -63,6 +63,12 @@ class Rollout:
         return sum(self.is_action)
 
     @property
+    def longest_reply(self) -> int:
+        """Sampled tokens of the longest turn."""
+        own = [turn for turn, mine in zip(self.turn, self.is_action, strict=True) if mine]
+        return max((own.count(turn) for turn in set(own)), default=0)
+
+    @property
     def score(self) -> float:
         """Sum of rewards; nan when the episode could not be scored."""
         return sum(self.rewards)

@@ -109,7 +109,7 @@ def shape_scores(
     shaped = penalties.missing_eos(shaped, finished, penalty=shaping.missing_eos_penalty)
     shaped = shaped + penalties.length_penalty(lengths, per_token=shaping.length_penalty)
     shaped = shaped + penalties.soft_overlong(
-        lengths,
+        torch.tensor([rollout.longest_reply for rollout in rollouts]),
         max_tokens=config.rollout.max_new_tokens,
         fraction=algorithm.settings.overlong_fraction,
     )

@@ -132,3 +132,27 @@ class OnlineConfig:
             raise ValueError("env.reward is 0 and there are no rewards, so nothing can be learned")
         if self.rollout.temperature == 0:
             raise ValueError("rollout.temperature must be > 0 in training: greedy never explores")
+        for name in self.rollout.truncations:
+            raise ValueError(
+                f"rollout.{name} is refused in training: tokens that it leaves out have no "
+                "probability in the sampler and some in the trainer, which biases the importance "
+                "ratio; lower rollout.temperature instead (rlhf evaluate and generate allow it)"
+            )
+        self._refuse_idle_keys()
+
+    def _refuse_idle_keys(self) -> None:
+        """Raise where a key was set that this combination does not read."""
+        if self.kl.controller == "fixed" and self.kl.target != KLSpec.target:
+            raise ValueError("kl.target has no effect with kl.controller fixed")
+        if self.kl.controller != "adaptive" and self.kl.horizon != KLSpec.horizon:
+            raise ValueError(f"kl.horizon has no effect with kl.controller {self.kl.controller}")
+        if self.shaping.scale == "none" and self.shaping.clip != RewardShaping.clip:
+            raise ValueError("shaping.clip has no effect with shaping.scale none")
+        if (
+            not self.env.prompts
+            and self.evaluation.prompts_fraction != EvaluationSpec.prompts_fraction
+        ):
+            raise ValueError(
+                "evaluation.prompts_fraction has no effect without env.prompts: the held-out "
+                "episodes of an environment have seeds of their own"
+            )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gymnasium.spaces import Discrete
 from transformers import get_scheduler
 
 import reward_models
@@ -26,6 +27,7 @@ from rlhf.models.loading import load_model
 from rlhf.models.precision import MasterAdamW
 from rlhf.rollout.collect import Collector, Start
 from rlhf.rollout.seeds import training_seed
+from rlhf.rollout.spec import RolloutSpec
 from rlhf.training.distributed import World, join
 from rlhf.training.online_config import KLSpec, OnlineConfig
 
@@ -101,6 +103,7 @@ def open_session(name: str, config: OnlineConfig) -> Session:
             f"episodes_per_step must be a multiple of algorithm.group_size, got "
             f"{config.episodes_per_step} and {size}"
         )
+    _refuse_idle_keys(algorithm, config)
     rewards = reward_models.build(config.rewards) if config.rewards else None
     gold = reward_models.build(config.gold) if config.gold else None
     prompts, held_out = split_prompts(config)
@@ -123,12 +126,14 @@ def open_session(name: str, config: OnlineConfig) -> Session:
     def collector(prompts: Sequence[Any]) -> Collector:
         return Collector.open(model, tokenizer, config.env, config.rollout, prompts=prompts)
 
+    training = collector(prompts)
+    _refuse_idle_rollout_keys(config, training)
     return Session(
         config=config,
         algorithm=algorithm,
         policy=policy,
         reference=Reference(policy) if algorithm.reference else None,
-        collector=collector(prompts),
+        collector=training,
         held_out=collector(held_out),
         rewards=rewards,
         gold=gold,
@@ -138,6 +143,42 @@ def open_session(name: str, config: OnlineConfig) -> Session:
         kl=make_controller(config.kl, algorithm.settings.kl_coef),
         multiplier=make_multiplier(algorithm),
     )
+
+
+def _refuse_idle_keys(algorithm: Algorithm, config: OnlineConfig) -> None:
+    """Raise where a key was set that this algorithm does not read."""
+    name, defaults = algorithm.name, type(config)
+    if not algorithm.critic:
+        for key in ("critic", "critic_warmup_steps"):
+            if getattr(config, key) != getattr(defaults, key):
+                raise UserError(f"{key} has no effect with {name}, which has no critic")
+    if config.kl.controller == "adaptive" and "kl_coef" not in algorithm.effective:
+        raise UserError(f"kl.controller adaptive has no effect with {name}: kl_placement is none")
+    if config.kl.controller == "budget" and not algorithm.reference:
+        raise UserError(
+            f"kl.controller budget needs a divergence to watch, and {name} has kl_placement none: "
+            "choose another placement, with algorithm.kl_coef 0 if it should cost nothing"
+        )
+
+
+def _refuse_idle_rollout_keys(config: OnlineConfig, collector: Collector) -> None:
+    """Raise where a key of ``rollout`` was set that this model or environment does not read."""
+    rollout, defaults = config.rollout, RolloutSpec
+    if collector.layout.chat:
+        for key in ("separator", "stop"):
+            if getattr(rollout, key) != getattr(defaults, key):
+                raise UserError(f"rollout.{key} has no effect: the chat template ends turns")
+    keys = [k for k in ("invalid", "invalid_reward") if getattr(rollout, k) != getattr(defaults, k)]
+    if not keys:
+        return
+    env = collector.make_env()
+    discrete = isinstance(env.action_space, Discrete)
+    env.close()
+    if not discrete:
+        raise UserError(
+            f"rollout.{keys[0]} has no effect: the environment takes text, and judges replies "
+            "itself"
+        )
 
 
 def split_prompts(config: OnlineConfig) -> tuple[list[Any], list[Any]]:
