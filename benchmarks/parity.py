@@ -1,0 +1,206 @@
+"""Do we learn as TRL does? One task trained by TRL's GRPO and RLOO and by ours, seed by seed.
+
+    python -m benchmarks.parity FOLDER [--seeds 8] [--steps 40]
+
+Repeat a word: one turn, reward 1 for the right word. Both sides start from the same weights (an SFT
+model of each seed), see the same prompts, and take one optimizer step per batch of 64 replies in
+groups of 8, without a divergence penalty, with the same constant learning rate, AdamW and no
+gradient clipping (Adam does not see the scale of a loss, a clip would). A curve is the mean reward
+of each batch; the table tells area and end of the curves and their paired differences over seeds.
+Finished runs are kept in FOLDER and not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rlhf
+from rlhf import launch
+from rlhf.config import read_yaml
+from rlhf.evaluation.statistics import mean_interval, paired_difference
+
+ALGORITHMS = ("grpo", "rloo")
+SIDES = ("rlhf", "trl")
+START = Path(__file__).parents[1] / "configs/learning/echo.yaml"
+REPLIES, GROUP, TOKENS, LEARNING_RATE = 64, 8, 4, 5e-4
+END = 5  # last steps whose mean is the end of a curve
+
+
+def right_word(conversations: list[list[dict[str, str]]]) -> list[float]:
+    """1.0 where the reply is the word that was asked for ("Repeat: apple")."""
+    return [
+        float(talk[-1]["content"].strip() == talk[-2]["content"].split()[-1])
+        for talk in conversations
+    ]
+
+
+def start_model(folder: Path, seed: int) -> Path:
+    """The SFT model that both sides start from; writes prompts.jsonl beside it."""
+    root = folder / f"start-{seed}"
+    if not (root / "sft/finished").exists():
+        tree = read_yaml(START)
+        stages = [stage for stage in tree["stages"] if stage["name"] in ("demos", "sft")]
+        pipeline = tree | {"stages": stages, "output_dir": str(root), "seed": seed}
+        (folder / "start.json").write_text(json.dumps(pipeline))
+        rlhf.run(folder / "start.json", overwrite=True)
+    rows = [json.loads(line) for line in (root / "demos/train.jsonl").read_text().splitlines()]
+    prompts = sorted({json.dumps({"prompt": row["messages"][:-1]}) for row in rows})
+    (folder / "prompts.jsonl").write_text("\n".join(prompts) + "\n")
+    return root / "sft/final"
+
+
+def our_tree(algorithm: str, model: Path, folder: Path, *, seed: int, steps: int) -> dict[str, Any]:
+    """Our configuration."""
+    return {
+        "output_dir": str(folder / f"ours-{algorithm}-{seed}"),
+        "seed": seed,
+        "model": {"path": str(model)},
+        "env": {"prompts": [{"path": str(folder / "prompts.jsonl")}]},
+        "rewards": [{"kind": "function", "path": "benchmarks.parity:right_word"}],
+        "rollout": {"max_new_tokens": TOKENS},
+        "algorithm": {"group_size": GROUP, "kl_placement": "none"},
+        "optimizer": {
+            "learning_rate": LEARNING_RATE,
+            "schedule": "constant",
+            "eps": 1e-8,
+            "max_grad_norm": 1e9,
+        },
+        "episodes_per_step": REPLIES,
+        "num_steps": steps,
+        "save_every": steps,
+        "evaluation": {"prompts_fraction": 0.01},
+    }
+
+
+def our_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
+    """Mean reward of each batch, ours."""
+    rlhf.stage(algorithm, tree, overwrite=True)
+    lines = (Path(tree["output_dir"]) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["reward/mean"] for line in lines]
+
+
+def trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
+    """Mean reward of each batch, TRL's trainer on the training prompts of our configuration."""
+    import trl
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from rlhf.training.session import split_prompts
+    from rlhf.verbs import configure
+
+    prompts, _ = split_prompts(configure(algorithm, tree))
+    own: dict[str, Any] = {"grpo": {"loss_type": "grpo"}, "rloo": {}}[algorithm]
+    kind = {"grpo": "GRPO", "rloo": "RLOO"}[algorithm]
+    args = getattr(trl, f"{kind}Config")(
+        output_dir=tree["output_dir"].replace("ours-", "trl-"),
+        seed=tree["seed"],
+        beta=0.0,
+        num_generations=GROUP,
+        per_device_train_batch_size=REPLIES,
+        max_completion_length=TOKENS,
+        max_steps=tree["num_steps"],
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        max_grad_norm=1e9,
+        temperature=1.0,
+        top_k=0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        **own,
+    )
+
+    def reward(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        return right_word([[*p, *c] for p, c in zip(prompts, completions, strict=True)])
+
+    trainer = getattr(trl, f"{kind}Trainer")(
+        model=AutoModelForCausalLM.from_pretrained(tree["model"]["path"], dtype="float32"),
+        reward_funcs=reward,
+        args=args,
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+        processing_class=AutoTokenizer.from_pretrained(tree["model"]["path"]),
+    )
+    trainer.train()
+    return [row["reward"] for row in trainer.state.log_history if "reward" in row]
+
+
+def curves(folder: Path, *, seeds: int, steps: int) -> dict[str, dict[str, np.ndarray]]:
+    """Curves [seeds, steps] by algorithm and side; made where FOLDER does not have them yet."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for algorithm in ALGORITHMS:
+        table: dict[str, list[list[float]]] = {side: [] for side in SIDES}
+        for seed in range(seeds):
+            model = start_model(folder, seed)
+            tree = our_tree(algorithm, model, folder, seed=seed, steps=steps)
+            for side, learn in zip(SIDES, (our_curve, trl_curve), strict=True):
+                kept = folder / f"{algorithm}-{side}-{seed}.json"
+                if not kept.exists():
+                    kept.write_text(json.dumps(learn(tree, algorithm)))
+                table[side].append(json.loads(kept.read_text()))
+        found[algorithm] = {side: np.array(rows) for side, rows in table.items()}
+    return found
+
+
+def report(found: dict[str, dict[str, np.ndarray]]) -> str:
+    """Area and end of the curves by side, and the paired differences, as a Markdown table."""
+    lines = [
+        "| algorithm | measure | ours | TRL | ours − TRL, paired by seed |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for algorithm, sides in found.items():
+        for name, part in (
+            ("mean over all steps", slice(None)),
+            (f"last {END}", slice(-END, None)),
+        ):
+            ours, theirs = (sides[side][:, part].mean(1) for side in SIDES)
+            told = [mean_interval(column) for column in (ours, theirs)]
+            gap = paired_difference(ours, theirs)
+            cells = [f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in told]
+            cells.append(f"{gap.value:+.3f} [{gap.low:.3f}, {gap.high:.3f}]")
+            lines.append(f"| {algorithm} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+    """Mean curves with their 95% intervals over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axis, (algorithm, sides) in zip(axes, found.items(), strict=True):
+        for side, rows in sides.items():
+            told = [mean_interval(column) for column in rows.T]
+            steps = np.arange(1, len(told) + 1)
+            axis.plot(steps, [x.value for x in told], label=side)
+            axis.fill_between(steps, [x.low for x in told], [x.high for x in told], alpha=0.2)
+        axis.set(title=algorithm, xlabel="step", ylim=(0, 1.02))
+        axis.legend(loc="lower right")
+    axes[0].set_ylabel("mean reward of a batch")
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Train what is missing, print the table, draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=40)
+    chosen = parser.parse_args()
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    launch.prepare()
+    found = curves(chosen.folder, seeds=chosen.seeds, steps=chosen.steps)
+    print(report(found))
+    draw(found, chosen.folder / "parity.png")
+
+
+if __name__ == "__main__":
+    main()
