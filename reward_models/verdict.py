@@ -61,7 +61,7 @@ def _against_baselines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _about_length(report: Mapping[str, Any]) -> list[str]:
     rho, matched = report["length"]["spearman"], report["length"]["matched_accuracy"]
     lines = []
-    if abs(rho) > 0.3:
+    if rho is not None and abs(rho) > 0.3:  # None: all lengths are equal
         direction = "longer" if rho > 0 else "shorter"
         lines.append(
             f"Leans on length: {direction} replies score higher (rank correlation {rho:.2f})."
@@ -72,7 +72,8 @@ def _about_length(report: Mapping[str, Any]) -> list[str]:
 
 
 def _about_calibration(found: Mapping[str, Any]) -> list[str]:
-    ratio = found["fitted"]["temperature"] / found["as_given"]["temperature"]
+    fitted = found["fitted"]["temperature"]
+    ratio = float("inf") if fitted is None else fitted / found["as_given"]["temperature"]
     if ratio == float("inf"):
         return ["No temperature makes its margins informative."]
     if ratio > 1.5:

@@ -170,8 +170,8 @@ def use_packing(model: Any) -> bool:
     except (TypeError, ValueError, AttributeError, RuntimeError):
         inner.set_attn_implementation(before)
         return False
-    gap = (states[index] - plain)[mask].abs().max() / plain[mask].abs().max().clamp(min=1e-6)
-    tolerance = 0.05 if inner.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    gap = (states[index] - plain)[mask].abs().mean() / plain[mask].abs().mean()
+    tolerance = 0.1 if inner.dtype in (torch.bfloat16, torch.float16) else 1e-4
     if not gap <= tolerance:
         inner.set_attn_implementation(before)
         return False

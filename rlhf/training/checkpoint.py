@@ -1,4 +1,4 @@
-"""All state of an online run in one folder, written in one step.
+"""All state of a run in one folder, written in one step.
 
 Everything random in a step derives from the run's seed and the step's number, so beside weights and
 optimizer only counters and controllers have to be kept.
@@ -14,8 +14,6 @@ from typing import Any, Protocol
 
 import torch
 
-from rlhf.models.heads import Policy
-
 
 class Stateful(Protocol):
     """Anything with plain-number state."""
@@ -25,11 +23,19 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, float]) -> None: ...
 
 
+class Trained(Protocol):
+    """A policy, or a reward model in training."""
+
+    device: torch.device
+
+    def modules(self) -> dict[str, torch.nn.Module]: ...
+
+
 def save_checkpoint(
     directory: Path,
     *,
     step: int,
-    policy: Policy,
+    policy: Trained,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     stateful: Mapping[str, Stateful],
@@ -42,8 +48,7 @@ def save_checkpoint(
     part = directory / f".step-{step}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    weights = {name: _trained(module) for name, module in policy.modules().items()}
-    torch.save(weights, part / "weights.pt")
+    save_weights(part / "weights.pt", policy)
     torch.save(
         {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()},
         part / "optimizer.pt",
@@ -56,6 +61,24 @@ def save_checkpoint(
     for old in directory.glob("step-*"):
         if old != target:
             shutil.rmtree(old)
+
+
+def save_weights(path: Path, policy: Trained) -> None:
+    """Write every trained parameter, in one step: a killed process leaves the old file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save({name: _trained(module) for name, module in policy.modules().items()}, part)
+    part.rename(path)
+
+
+@torch.no_grad()
+def load_weights(path: Path, policy: Trained) -> None:
+    """Restore what ``save_weights`` wrote, in place."""
+    weights = torch.load(path, map_location=policy.device, weights_only=True)
+    for name, module in policy.modules().items():
+        parameters = dict(module.named_parameters())
+        for key, value in weights[name].items():
+            parameters[key].copy_(value)
 
 
 def _trained(module: torch.nn.Module) -> dict[str, Any]:
@@ -72,7 +95,7 @@ def latest_checkpoint(directory: Path) -> Path | None:
 def load_checkpoint(
     checkpoint: Path,
     *,
-    policy: Policy,
+    policy: Trained,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     stateful: Mapping[str, Stateful],
@@ -82,12 +105,7 @@ def load_checkpoint(
     Returns:
         The number of finished steps.
     """
-    weights = torch.load(checkpoint / "weights.pt", map_location=policy.device, weights_only=True)
-    with torch.no_grad():
-        for name, module in policy.modules().items():
-            parameters = dict(module.named_parameters())
-            for key, value in weights[name].items():
-                parameters[key].copy_(value)
+    load_weights(checkpoint / "weights.pt", policy)
     saved = torch.load(checkpoint / "optimizer.pt", map_location=policy.device, weights_only=True)
     optimizer.load_state_dict(saved["optimizer"])
     scheduler.load_state_dict(saved["scheduler"])

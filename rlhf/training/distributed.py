@@ -52,6 +52,11 @@ class World:
         distributed.all_gather_object(values, value)
         return values
 
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            distributed.barrier()
+
     def add(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace each tensor by its sum over the processes."""
         if self.size > 1:

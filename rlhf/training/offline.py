@@ -17,7 +17,6 @@ import torch
 import transformers
 import trl
 
-from reward_models.checkpoint import pooling_of
 from rlhf.data.load import load
 from rlhf.data.spec import DataSpec
 from rlhf.data.splits import split_by_prompt
@@ -96,6 +95,7 @@ def train_offline(verb: str, config: OfflineConfig, run: Run) -> Path:
     """
     stage = stage_of(verb, config)
     check_options(config.trainer)
+    engine_of(verb, config)
     seed_everything(config.seed)
     train_rows, eval_rows = load_rows(config, stage)
     work = stage.prepare(config, train_rows)
@@ -126,7 +126,7 @@ def engine_of(verb: str, config: Any, model: Any = None) -> str:
     ours = verb in TASKS
     if verb == "reward":
         ours = config.kind == "preference" and config.num_heads == 1
-        ours = ours and (model is None or pooling_of(bare(model)) == "last")
+        ours = ours and (model is None or "score" in dict(bare(model).named_children()))
     if config.engine == "native" and not ours:
         raise UserError(
             "engine: native trains sft, dpo, and reward models of kind preference with one head on "

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from rlhf.cli import main
-from rlhf.training import offline, online
+from rlhf.training import native, offline, online
 from rlhf.verbs import execute
 from tests.training.workbench import (
     checkpoint_of,
@@ -116,27 +116,44 @@ def test_resuming_a_finished_run_does_nothing(tmp_path, echo_model):
     assert before == ((tmp_path / "run/samples.jsonl").read_bytes(), metrics_of(tmp_path / "run"))
 
 
-@pytest.mark.parametrize("step", [3, 4])
-def test_ctrl_c_in_sft_leaves_a_checkpoint_and_resume_ends_like_the_whole_run(
-    tmp_path, echo_model, monkeypatch, capsys, step
-):
-    data = write_rows(tmp_path / "sft.jsonl", sft_rows())
-    execute("sft", offline_tree(tmp_path / "whole", echo_model, data))
+def interrupt_at(step, engine, monkeypatch):
+    """Ctrl-C while this step is being done."""
+    if engine == "native":
+        learn = native.learn
+
+        def interrupted(lesson):
+            if lesson.progress.step + 1 == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            return learn(lesson)
+
+        monkeypatch.setattr(native, "learn", interrupted)
+        return
     original = offline.Recorder.on_step_end
 
-    def interrupted(self, args, state, control, **rest):
+    def asked(self, args, state, control, **rest):
         if state.global_step == step:
             os.kill(os.getpid(), signal.SIGINT)
         return original(self, args, state, control, **rest)
 
-    monkeypatch.setattr(offline.Recorder, "on_step_end", interrupted)
-    options = arguments(offline_tree(tmp_path / "cut", echo_model, data))
+    monkeypatch.setattr(offline.Recorder, "on_step_end", asked)
+
+
+@pytest.mark.parametrize("step", [3, 4])
+@pytest.mark.parametrize("engine", ["native", "trl"])
+def test_ctrl_c_in_sft_leaves_a_checkpoint_and_resume_ends_like_the_whole_run(
+    tmp_path, echo_model, monkeypatch, capsys, engine, step
+):
+    data = write_rows(tmp_path / "sft.jsonl", sft_rows())
+    execute("sft", offline_tree(tmp_path / "whole", echo_model, data, engine=engine))
+    interrupt_at(step, engine, monkeypatch)
+    options = arguments(offline_tree(tmp_path / "cut", echo_model, data, engine=engine))
     assert main(["sft", *options]) == 2
     monkeypatch.undo()
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rlhf:")]
     assert len(told) == 1
     assert "--resume" in told[0]
-    assert (tmp_path / f"cut/checkpoints/checkpoint-{step}").exists()
+    name = {"native": "step", "trl": "checkpoint"}[engine]
+    assert (tmp_path / f"cut/checkpoints/{name}-{step}").exists()
     assert not (tmp_path / "cut/final").exists()
     assert main(["sft", *options, "--resume"]) == 0
     assert same(weights_of(tmp_path / "whole"), weights_of(tmp_path / "cut"))

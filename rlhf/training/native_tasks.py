@@ -1,0 +1,235 @@
+"""What each verb of the native engine learns from a batch of examples.
+
+An example is one row of tokens (SFT) or two, the chosen one first (DPO and reward models). A loss
+is a sum over this portion of the batch, divided by a count taken over all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reward_models.losses import IGNORED, bradley_terry, centring
+from rlhf.algorithms.losses import likelihood_loss
+from rlhf.algorithms.tally import Tally, masked_mean
+from rlhf.models.heads import Policy
+from rlhf.models.packing import hidden_states, use_packing
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """Rows of tokens that are learned from together."""
+
+    ids: tuple[list[int], ...]
+    labels: tuple[list[int], ...]
+    """The same ids, -100 on tokens whose log-probabilities do not count."""
+    margin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A batch: rows side by side, padded on the right to [B, T]; rows of one pair share a unit."""
+
+    tokens: Tensor
+    attention_mask: Tensor
+    action_mask: Tensor
+    units: Tensor  # [B] place of the example in the batch
+    first: Tensor  # [B] true on an example's first row
+    margins: Tensor  # [B]
+    ref_logprobs: Tensor | None = None  # [B, T]
+
+    def rows(self, index: Tensor) -> Examples:
+        """Some rows, with the columns that only padding fills cut off."""
+        width = int(self.attention_mask[index].sum(1).max())
+        parts = {}
+        for name in self.__dataclass_fields__:
+            table = getattr(self, name)
+            picked = None if table is None else table[index]
+            parts[name] = picked[:, :width] if picked is not None and picked.dim() == 2 else picked
+        return Examples(**parts)
+
+
+def collate(
+    examples: Sequence[Example],
+    *,
+    pad_id: int,
+    device: torch.device,
+    references: Sequence[Tensor] | None = None,
+) -> Examples:
+    """Examples as one batch on ``device``.
+
+    Args:
+        examples: whole ones.
+        pad_id: of the tokenizer.
+        device: of the model.
+        references: [rows, length] log-probabilities of each example under the reference.
+    """
+    lines = [ids for example in examples for ids in example.ids]
+    labels = [row for example in examples for row in example.labels]
+    width = max(map(len, lines))
+
+    def padded(lists: Sequence[list], fill: int) -> Tensor:
+        rows = [[*values, *[fill] * (width - len(values))] for values in lists]
+        return torch.tensor(rows, device=device)
+
+    def column(values: list) -> Tensor:
+        return torch.tensor(values, device=device)
+
+    ref = None
+    if references is not None:
+        ref = torch.cat([nn.functional.pad(x, (0, width - x.shape[1])) for x in references])
+    return Examples(
+        tokens=padded(lines, pad_id),
+        attention_mask=padded([[1] * len(ids) for ids in lines], 0).bool(),
+        action_mask=padded(labels, IGNORED) != IGNORED,
+        units=column([place for place, example in enumerate(examples) for _ in example.ids]),
+        first=column([row == 0 for example in examples for row in range(len(example.ids))]),
+        margins=column([example.margin for example in examples for _ in example.ids]),
+        ref_logprobs=None if ref is None else ref.to(device),
+    )
+
+
+class Scorer:
+    """A decoder with one float32 output read at the last token: a reward model in training."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer, self.device = model, tokenizer, model.device
+        self.packs = use_packing(model)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Everything that is trained, by name."""
+        return {"model": self.model}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Every trained parameter."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def score(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """[B] scores of whole texts."""
+        hidden, index = hidden_states(self.model, tokens, attention_mask)
+        last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
+        return self.model.score(hidden.index_select(0, last))[:, 0]
+
+
+def sft_loss(policy: Policy, part: Examples, *, count: Tensor) -> tuple[Tensor, Tally]:
+    """Mean negative log-likelihood of the completions' tokens."""
+    scored = policy.score(part.tokens, part.attention_mask, part.action_mask, with_entropy=False)
+    mask = part.action_mask
+    loss, _ = likelihood_loss(
+        scored.logprobs,
+        torch.ones_like(scored.logprobs),
+        mask,
+        denominator=count,
+        aggregation="token",
+    )
+    return loss, Tally(means={"loss": masked_mean(-scored.logprobs, mask)})
+
+
+def dpo_loss(
+    policy: Policy, part: Examples, *, count: Tensor, beta: float, label_smoothing: float
+) -> tuple[Tensor, Tally]:
+    """DPO (Rafailov et al. 2023, eq. 7), with the label smoothing of its authors' robust form."""
+    assert part.ref_logprobs is not None
+    scored = policy.score(part.tokens, part.attention_mask, part.action_mask, with_entropy=False)
+    mask = part.action_mask
+    log_ratio = torch.where(mask, scored.logprobs - part.ref_logprobs, 0.0).sum(1)
+    rewards = beta * log_ratio
+    chosen, rejected = _pairs(rewards, part)
+    per_pair = bradley_terry(chosen, rejected, label_smoothing=label_smoothing)
+    return per_pair.sum() / count, _told(per_pair, chosen, rejected)
+
+
+def reward_loss(
+    scorer: Scorer,
+    part: Examples,
+    *,
+    count: Tensor,
+    center_rewards_coefficient: float | None,
+) -> tuple[Tensor, Tally]:
+    """Bradley-Terry, with margins and centring where the data or the options have them."""
+    scores = scorer.score(part.tokens, part.attention_mask)
+    chosen, rejected = _pairs(scores, part)
+    margins, _other = _pairs(part.margins, part)
+    per_pair = bradley_terry(chosen, rejected, margin=margins)
+    if center_rewards_coefficient:
+        per_pair = per_pair + center_rewards_coefficient * centring(chosen, rejected)
+    return per_pair.sum() / count, _told(per_pair, chosen, rejected)
+
+
+def _pairs(values: Tensor, part: Examples) -> tuple[Tensor, Tensor]:
+    """[P] of the chosen rows and [P] of the rejected ones, in the same order."""
+    order = torch.argsort(part.units * 2 + ~part.first)
+    return tuple(values[order].view(-1, 2).unbind(1))  # type: ignore[return-value]
+
+
+def _told(per_pair: Tensor, chosen: Tensor, rejected: Tensor) -> Tally:
+    every = torch.ones_like(per_pair, dtype=torch.bool)
+    wins = (chosen > rejected).to(per_pair.dtype) + 0.5 * (chosen == rejected)
+    return Tally(
+        means={
+            "loss": masked_mean(per_pair, every),
+            "accuracy": masked_mean(wins, every),
+            "margin": masked_mean(chosen - rejected, every),
+            "reward_chosen": masked_mean(chosen, every),
+            "reward_rejected": masked_mean(rejected, every),
+        }
+    )
+
+
+def _sft_example(row: Row) -> Example:
+    return Example((row["input_ids"],), (row["labels"],))
+
+
+def _dpo_example(row: Row) -> Example:
+    sides = ("chosen", "rejected")
+    return Example(
+        tuple(row[f"{side}_ids"] for side in sides), tuple(row[f"{side}_labels"] for side in sides)
+    )
+
+
+def _reward_example(row: Row) -> Example:
+    ids = (row["chosen_ids"], row["rejected_ids"])
+    return Example(ids, ids, row.get("margin", 0.0))
+
+
+def _tokens(batch: Examples) -> Tensor:
+    return batch.action_mask.sum()
+
+
+def _examples(batch: Examples) -> Tensor:
+    return batch.first.sum()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A verb of the native engine."""
+
+    example: Callable[[Row], Example]
+    """From a row of the encoded data set."""
+    learner: Callable[[Any, Any], Any]
+    """From the model and its tokenizer."""
+    loss: Callable[..., tuple[Tensor, Tally]]
+    """(learner, portion, count=..., **settings) -> loss and metrics."""
+    count: Callable[[Examples], Tensor]
+    """What the loss of a whole batch is divided by."""
+    settings: tuple[str, ...] = ()
+    """Options that the loss takes."""
+    reference: bool = False
+    """Whether it needs the log-probabilities of the model as it was at the start."""
+
+
+TASKS = {
+    "sft": Task(_sft_example, Policy, sft_loss, _tokens),
+    "dpo": Task(
+        _dpo_example, Policy, dpo_loss, _examples, ("beta", "label_smoothing"), reference=True
+    ),
+    "reward": Task(
+        _reward_example, Scorer, reward_loss, _examples, ("center_rewards_coefficient",)
+    ),
+}

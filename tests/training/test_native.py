@@ -1,0 +1,239 @@
+"""The native engine: what TRL computes, in less time; interrupted, resumed, told as others are."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from rlhf.errors import UserError
+from rlhf.runs import Run, seed_everything
+from rlhf.training import native, offline
+from rlhf.training.native_config import native_options
+from rlhf.training.native_tasks import TASKS
+from rlhf.verbs import configure, execute
+from tests.training.test_offline import divergent, evaluations, trainer_for, tree_of
+from tests.training.workbench import metrics_of, pair_rows, same, weights_of
+
+VERBS = ("sft", "dpo", "reward")
+# A longer and a shorter prompt, replies of several lengths: padding that must not count.
+UNEQUAL = [
+    {**row, "chosen": [{"role": "assistant", "content": "apple " * (1 + i % 5)}]}
+    for i, row in enumerate(pair_rows())
+]
+
+
+def open_lesson(verb, tree):
+    """A native run before its first step."""
+    config = configure(verb, tree | {"engine": "native"})
+    seed_everything(config.seed)
+    stage = offline.stage_of(verb, config)
+    train_rows, eval_rows = offline.load_rows(config, stage)
+    work = stage.prepare(config, train_rows)
+    sets = (work.encode(train_rows, True), work.encode(eval_rows, False))
+    options = native_options(verb, config.trainer, learning_rate=stage.learning_rate)
+    lesson = native.open_lesson(TASKS[verb], config, options, work=work, sets=sets)
+    run = Run.open({**tree, "verb": verb, "output_dir": tree["output_dir"] + "-native"})
+    if lesson.task.reference:
+        lesson.references = native.references_of(lesson, run, run.directory / "reference.pt")
+    return lesson
+
+
+def losses(folder):
+    return [row["train/loss"] for row in metrics_of(folder) if "train/loss" in row]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_loss_and_gradient_of_a_batch_are_trl_s(tmp_path, echo_model, verb):
+    rows = UNEQUAL if verb != "sft" else None
+    tree = tree_of(verb, tmp_path, echo_model, rows=rows, batch_size=8, micro_batch_size=8)
+    lesson = open_lesson(verb, tree)
+    trainer = trainer_for(verb, tree)
+    if verb == "reward":  # two fresh heads: give both the same
+        head = torch.randn(lesson.learner.model.score.weight.shape)
+        for model in (lesson.learner.model, trainer.model):
+            model.score.weight.data.copy_(head)
+    inputs = next(iter(trainer.get_train_dataloader()))
+    count = (inputs["labels"][:, 1:] != -100).sum() if verb == "sft" else None
+    theirs = trainer.compute_loss(trainer.model.train(), inputs, num_items_in_batch=count)
+    theirs.backward()
+
+    batch = batch_of(lesson, verb, inputs)
+    total = 0.0
+    for part in native._portions(lesson, batch):
+        count = lesson.task.count(batch)
+        loss, _ = lesson.task.loss(lesson.learner, part, count=count, **native._own(lesson))
+        loss.backward()
+        total += loss.item()
+    assert total == pytest.approx(theirs.item(), rel=1e-5)
+    ours = dict(lesson.learner.model.named_parameters())
+    compared = 0
+    for name, weight in trainer.model.named_parameters():
+        if weight.grad is not None and name in ours:
+            torch.testing.assert_close(ours[name].grad, weight.grad, rtol=1e-3, atol=1e-6)
+            compared += 1
+    assert compared > 10
+
+
+def batch_of(lesson, verb, inputs):
+    """The examples that TRL's collator put into a batch, found again by their ids."""
+    if verb == "reward" or verb == "dpo":
+        wanted = inputs["input_ids"][: len(inputs["input_ids"]) // 2]
+    else:
+        wanted = inputs["input_ids"]
+    places = {tuple(example.ids[0]): i for i, example in enumerate(lesson.train_set)}
+    masks = inputs["attention_mask"][: len(wanted)]
+    keys = [tuple(ids[mask.bool()].tolist()) for ids, mask in zip(wanted, masks, strict=True)]
+    return native._batch(lesson, "train", [places[key] for key in keys])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_stage_trains_evaluates_and_leaves_a_model(tmp_path, echo_model, verb):
+    final = execute(verb, tree_of(verb, tmp_path, echo_model, engine="auto"))
+    folder = tmp_path / "run"
+    found = evaluations(folder)
+    assert sorted(found) == [0, 2, 4, 6, 8]
+    told = losses(folder)
+    assert len(told) == 8
+    assert min(told[-2:]) < told[0] - 0.01
+    kind = AutoModelForSequenceClassification if verb == "reward" else AutoModelForCausalLM
+    _, info = kind.from_pretrained(final, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert "packed" not in (final / "config.json").read_text()
+    assert (folder / "report.html").exists()
+
+
+def test_dpo_starts_at_ln_2_to_the_bit_and_holds_no_second_model(tmp_path, echo_model):
+    execute("dpo", tree_of("dpo", tmp_path, echo_model, engine="native", batch_size=4))
+    folder = tmp_path / "run"
+    assert evaluations(folder)[0] == torch.tensor(2.0).log().item()
+    assert losses(folder)[0] == torch.tensor(2.0).log().item()
+    assert min(losses(folder)) < 0.68
+
+
+def test_adapters_train_too(tmp_path, echo_model):
+    keys = {"model": {"path": str(echo_model), "lora": {"rank": 4, "dropout": 0.1}}}
+    for verb in VERBS:
+        tree = tree_of(verb, tmp_path, echo_model, engine="native", name=verb, **keys)
+        final = execute(verb, tree)
+        found = evaluations(tmp_path / verb)
+        assert abs(found[8] - found[0]) > 1e-3
+        assert (final / "adapter_config.json").exists() == (verb != "reward")  # that one is merged
+
+
+@pytest.mark.parametrize("verb", ["sft", "dpo"])
+def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, verb):
+    keys = {"model": {"path": str(echo_model), "dtype": "bfloat16"}}
+    lesson = open_lesson(
+        verb, tree_of(verb, tmp_path, echo_model, trainer={"learning_rate": 1e-6}, **keys)
+    )
+    weights = lesson.learner.parameters()
+    assert {weight.dtype for weight in weights} == {torch.bfloat16}
+    before = [weight.detach().float() for weight in weights]
+    for _ in range(4):
+        native.learn(lesson)
+        lesson.progress.step += 1
+    (masters,) = lesson.optimizer.masters
+    moved = [(m - b).abs().max().item() for m, b in zip(masters, before, strict=True)]
+    assert min(moved) > 1e-7
+    assert max(moved) < 1e-5
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_portions_do_not_change_what_is_learned(tmp_path, echo_model, verb):
+    runs = []
+    for size in (1, 8):
+        lesson = open_lesson(
+            verb, tree_of(verb, tmp_path, echo_model, micro_batch_size=size, name=f"{verb}{size}")
+        )
+        batch = native._batch(lesson, "train", lesson.schedule.rows(0))
+        assert len(list(native._portions(lesson, batch))) == (1 if size == 8 else 8) or size == 1
+        native.learn(lesson)
+        runs.append([p.detach().clone() for p in lesson.learner.parameters()])
+    for ours, other in zip(*runs, strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-3, atol=3e-4)
+
+
+def test_the_best_evaluation_is_the_one_that_is_kept(tmp_path, echo_model):
+    tree = divergent(tmp_path, echo_model, engine="native")
+    execute("sft", tree)
+    folder = tmp_path / "run"
+    found = evaluations(folder)
+    best = min((step for step in found if step), key=found.__getitem__)
+    assert best < 24
+    again = {
+        **tree,
+        "output_dir": str(tmp_path / "again"),
+        "model": {"path": str(folder / "final")},
+    }
+    execute("sft", again)
+    assert evaluations(tmp_path / "again")[0] == pytest.approx(found[best], abs=1e-6)
+
+
+def test_early_stopping_stops(tmp_path, echo_model):
+    execute("sft", divergent(tmp_path, echo_model, engine="native", patience=2))
+    found = evaluations(tmp_path / "run")
+    steps = sorted(found)
+    assert steps[-1] < 24
+    best = min(steps[1:], key=found.__getitem__)
+    assert steps[-1] == best + 2 * 2
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_run_cut_anywhere_ends_like_the_whole_run(tmp_path, echo_model, verb, monkeypatch):
+    """Two epochs, cut in the first and in the second."""
+    trainer = {"learning_rate": 1e-2, "max_steps": 8}
+    whole = tree_of(verb, tmp_path, echo_model, engine="native", name="whole", trainer=trainer)
+    execute(verb, whole)
+    cut = tree_of(verb, tmp_path, echo_model, engine="native", name="cut", trainer=trainer)
+    learn = native.learn
+    for last in (3, 6):
+
+        def failing(lesson, last=last):
+            if lesson.progress.step == last:
+                raise UserError("cut")
+            return learn(lesson)
+
+        monkeypatch.setattr(native, "learn", failing)
+        with pytest.raises(UserError, match="cut"):
+            execute(verb, cut | {"resume": True})
+    monkeypatch.setattr(native, "learn", learn)
+    execute(verb, cut | {"resume": True})
+    assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
+    assert same(weights_of(tmp_path / "cut"), weights_of(tmp_path / "whole"))
+
+
+def test_each_epoch_sees_every_example_once_in_a_new_order():
+    schedule = native.Schedule(num_rows=10, batch_size=4, num_steps=6, seed=0)
+    epochs = [
+        [row for step in steps for row in schedule.rows(step)] for steps in ((0, 1, 2), (3, 4, 5))
+    ]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
+    assert epochs[0] != epochs[1]
+    assert schedule.rows(4) == native.Schedule(10, 4, 99, 0).rows(4)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, echo_model):
+    tree = tree_of(
+        "sft", tmp_path, echo_model, engine="native", trainer={"learning_rate": math.inf}
+    )
+    with pytest.raises(UserError, match=r"diverged in step \d+.*learning_rate.*--resume"):
+        execute("sft", tree)
+
+
+@pytest.mark.parametrize(
+    ("verb", "keys", "message"),
+    [
+        (
+            "sft",
+            {"trainer": {"packing": True}},
+            r"trainer.packing is an option of TRL.*engine: trl",
+        ),
+        ("dpo", {"trainer": {"loss_type": ["ipo"]}}, r"loss_type.*engine: trl"),
+        ("kto", {}, r"engine: native trains sft, dpo"),
+        ("reward", {"kind": "ranking"}, r"engine: native trains sft, dpo"),
+    ],
+)
+def test_what_it_does_not_have_is_refused(tmp_path, echo_model, verb, keys, message):
+    with pytest.raises(UserError, match=message):
+        execute(verb, tree_of(verb, tmp_path, echo_model, engine="native", **keys))
