@@ -53,6 +53,7 @@ def make_model(spec: ScratchSpec, tokenizer: Any, *, seed: int) -> LlamaForCausa
         num_hidden_layers=spec.num_layers,
         num_attention_heads=spec.num_heads,
         max_position_embeddings=spec.context,
+        initializer_range=spec.initializer_range,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
