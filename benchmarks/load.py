@@ -65,10 +65,14 @@ def wait_for_quiet(limit: float, *, patience: float) -> bool:
 
 
 def peak_gib() -> float | None:
-    """Largest resident memory of this process so far, in GiB; None where it is not told."""
+    """Largest resident memory of this process, or of a program that it started, in GiB.
+
+    None where the system does not tell.
+    """
     if sys.platform == "win32":
         return None
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) * unit / 2**30

@@ -1,0 +1,66 @@
+"""The harness with sides that take no time. Its processes look workloads up by name, so the table
+of a child is extended through a module that stands before it on the path.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import harness
+from benchmarks.harness import Plan, run_workload
+from benchmarks.workloads import WORKLOADS, Side, Workload
+from rlhf.errors import UserError
+
+WORK = {"first": 1.0, "second": 2.0, "third": 3.0}
+PLAN = Plan(warmup=1, rounds=3, quiet=99.0, patience=0.0, model="any")
+
+STARTER = (
+    """
+import sys
+from benchmarks.workloads import WORKLOADS, Side, Workload
+sides = {n: Side(n, "tests.benchmarks.sides:count", {"work": w}) for n, w in %r.items()}
+WORKLOADS["counting"] = Workload("c", "u", sides, prepare="tests.benchmarks.sides:prepare")
+WORKLOADS["failing"] = Workload("f", "u", {"ours": Side("ours", "tests.benchmarks.sides:fail")})
+from benchmarks.child import main
+main(*sys.argv[1:])
+"""
+    % WORK
+)  # noqa: UP031
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    starter = tmp_path / "starter.py"
+    starter.write_text(STARTER)
+    wrapper = tmp_path / "python"
+    wrapper.write_text(f'#!/bin/sh\nshift 2\nPYTHONPATH=. exec {sys.executable} {starter} "$@"\n')
+    wrapper.chmod(0o755)
+    sides = {n: Side(n, "", {"work": w}) for n, w in WORK.items()}
+    monkeypatch.setitem(WORKLOADS, "counting", Workload("c", "u", sides, prepare="yes"))
+    monkeypatch.setitem(WORKLOADS, "failing", Workload("f", "u", {"ours": Side("ours", "")}))
+    monkeypatch.setattr(harness, "python_of", lambda venv: str(wrapper))
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "benchmarks" / "work"
+
+
+def test_sides_step_in_turn_forwards_and_backwards(table: Path):
+    result = run_workload("counting", PLAN)
+    assert (table / "counting/order.txt").read_text() == "123321123321"
+    assert (table / "counting/prepared").read_text() == "any"
+    told = result["sides"]["second"]
+    assert told["kept"] == 3  # the warm-up is not counted
+    assert told["work"] == 2.0
+    assert list(result["ratios"]) == ["second", "third"]
+    json.dumps(result)
+
+
+def test_the_reason_of_a_side_that_fails_is_told(table: Path):
+    with pytest.raises(UserError, match="failing ours ended early: RuntimeError: no such trainer"):
+        run_workload("failing", PLAN)
+
+
+def test_a_side_that_does_not_exist_is_refused(table: Path):
+    with pytest.raises(UserError, match=r"no side 'secnd'.*second"):
+        run_workload("counting", Plan(sides=("secnd",)))

@@ -1,0 +1,44 @@
+import pytest
+
+from benchmarks.summary import Step, enough, ratios, summarise
+
+
+def step(seconds: float, *, others: float | None = 0.0, work: float = 12.0) -> Step:
+    return Step(seconds, work, others, peak_gib=seconds)
+
+
+ROUNDS = [
+    {"ours": step(1.0), "trl": step(3.0)},
+    {"ours": step(2.0), "trl": step(4.0)},
+    {"ours": step(9.0, others=0.5), "trl": step(4.0)},
+    {"ours": step(4.0), "trl": step(12.0)},
+]
+
+
+def test_disturbed_steps_are_counted_and_left_out_of_the_median():
+    told = summarise([r["ours"] for r in ROUNDS], limit=0.2)
+    assert told["seconds"] == 2.0
+    assert told["rate"] == 6.0
+    assert (told["kept"], told["dropped"]) == (3, 1)
+    assert told["peak_gib"] == 9.0  # memory is memory, disturbed or not
+
+
+def test_ratio_of_medians_and_quartiles_of_undisturbed_pairs():
+    told = ratios(ROUNDS, limit=0.2)["trl"]
+    # Rates of ours 12, 6, 3 and of TRL 4, 3, 1; within pairs 3, 2, 3.
+    assert told["speed"] == 2.0
+    assert told["quartiles"] == [2.5, 3.0]
+    assert told["pairs"] == 3
+    assert told["memory"] == pytest.approx(4 / 12)
+
+
+def test_unknown_load_counts_as_quiet():
+    assert not step(1.0, others=None).disturbed(0.2)
+
+
+def test_a_machine_that_is_never_quiet_ends_the_measurement():
+    noisy = [{"ours": step(1.0, others=1.0)}] * 5
+    assert not enough(noisy, 3, limit=0.2)
+    assert enough([*noisy, *noisy[:1]], 3, limit=0.2)
+    assert enough(ROUNDS[:2], 2, limit=0.2)
+    assert summarise([r["ours"] for r in noisy], limit=0.2)["kept"] == 0
