@@ -23,6 +23,7 @@ Whole experiments
   report DIR...          draw report.html of a run or a pipeline; several runs: a comparison
   compare RUN...         paired differences with intervals; names no winner inside noise
   bench MANIFEST.yaml    environments x algorithms x seeds, normalised; a gate for CI
+  tune STUDY.yaml        equally many trials for every algorithm, before a comparison
 
 Training (each makes a run directory)
 {training}
@@ -105,7 +106,7 @@ def usage() -> str:
 
 def dispatch(verb: str, arguments: list[str]) -> int:
     """Hand the arguments to the verb."""
-    from rlhf import commands
+    from rlhf import commands, study_commands
     from rlhf.verbs import VERBS
 
     if verb in VERBS:
@@ -114,7 +115,8 @@ def dispatch(verb: str, arguments: list[str]) -> int:
         "run": commands.run,
         "report": commands.report,
         "compare": commands.compare,
-        "bench": commands.bench,
+        "bench": study_commands.bench,
+        "tune": study_commands.tune,
         "generate": commands.generate,
         "score": commands.score,
         "data": commands.data,

@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
 
         print(module.__doc__)
         return 0
-    files, overrides = parse_overrides([part for part in _as_config(rest)])
+    files, overrides = parse_overrides([part for part in as_config(rest)])
     pipeline = read_pipeline(files, overrides)
     if "--print-config" in flags:
         print(yaml.safe_dump(as_tree(pipeline), sort_keys=False))
@@ -72,7 +72,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _as_config(arguments: list[str]) -> list[str]:
+def as_config(arguments: list[str]) -> list[str]:
     """A leading path stands for --config."""
     lead = [] if arguments[0].startswith("--") else ["--config"]
     return [*lead, *arguments]
@@ -88,44 +88,6 @@ def report(arguments: list[str]) -> int:
     else:
         print(write_comparison_report(folders, Path("comparison.html")))
     return 0
-
-
-def bench(arguments: list[str]) -> int:
-    """`rlhf bench MANIFEST.yaml`; 1 when --against finds that something got worse."""
-    from rlhf.studies import bench as study
-    from rlhf.studies.bench_manifest import read_bench
-
-    parsed = _manifest(arguments, study, ("jobs", "array", "against", "only"))
-    if parsed is None:
-        return 0
-    files, overrides, options, flags = parsed
-    manifest = read_bench(files, overrides)
-    if "--print-config" in flags:
-        print(yaml.safe_dump(as_tree(manifest.config), sort_keys=False))
-    elif "--dry-run" in flags:
-        print(study.describe(manifest))
-    elif "array" in options:
-        from rlhf.studies.bench_array import write_array
-
-        print(*write_array(manifest, options["array"]), sep="\n")
-    elif "only" in options:
-        print(study.do_one(manifest, str(options["only"])))
-    else:
-        return study.run_and_judge(manifest, **options)
-    return 0
-
-
-def _manifest(
-    arguments: list[str], module: Any, own: tuple[str, ...]
-) -> tuple[list[str], list[tuple[str, Any]], dict[str, Any], set[str]] | None:
-    """(files, overrides, the verb's own options, flags); None after --help, which is printed."""
-    rest, flags = take_flags(arguments)
-    if flags & {"--help", "-h"} or not rest:
-        print(module.__doc__)
-        return None
-    files, overrides = parse_overrides(_as_config(rest))
-    options = {key: value for key, value in overrides if key in own}
-    return files, [(k, v) for k, v in overrides if k not in own], options, flags
 
 
 def compare(arguments: list[str]) -> int:

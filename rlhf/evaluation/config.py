@@ -48,6 +48,8 @@ class EvaluateConfig:
     """How policies are sampled."""
     episodes: int = 256
     """Episodes of each policy, on the same seeds."""
+    first_episode: int = 0
+    """Number of the first one: a choice made on some episodes is judged on others."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the likeliest token; sampled uses rollout.temperature."""
     max_length: int = 512
@@ -69,5 +71,7 @@ class EvaluateConfig:
         names = [policy.name for policy in self.policies]
         if len(set(names)) < len(names):
             raise ValueError(f"policies: names must differ, got {', '.join(names)}")
+        if self.first_episode < 0:
+            raise ValueError(f"first_episode must be >= 0, got {self.first_episode}")
         if self.episodes < 2:
             raise ValueError(f"episodes must be >= 2 (an interval needs two), got {self.episodes}")

@@ -26,9 +26,9 @@ REFERENCE_POLICIES = ("random", "expert")
 RANDOM_STREAM = 11
 
 
-def evaluation_starts(episodes: int) -> list[Start]:
-    """The first so many evaluation episodes, the same for every policy."""
-    return [Start(evaluation_seed(i), i, 0) for i in range(episodes)]
+def evaluation_starts(episodes: int, *, first: int = 0) -> list[Start]:
+    """So many evaluation episodes from the ``first`` on, the same for every policy."""
+    return [Start(evaluation_seed(i), i, 0) for i in range(first, first + episodes)]
 
 
 def play_model(
@@ -56,7 +56,12 @@ def play_model(
 
 
 def play_reference(
-    policy: str, make_env: Callable[[], gym.Env], *, episodes: int, rewards: Sequence[Any]
+    policy: str,
+    make_env: Callable[[], gym.Env],
+    *,
+    episodes: int,
+    rewards: Sequence[Any],
+    first: int = 0,
 ) -> list[dict[str, Any]]:
     """Rows of ``episodes.jsonl`` for the random or the expert policy of an environment.
 
@@ -67,8 +72,8 @@ def play_reference(
         raise UserError(f"policy must be one of {', '.join(REFERENCE_POLICIES)}, got {policy!r}")
     env = make_env()
     rollouts, began = [], time.monotonic()
-    for index in range(episodes):
-        rollouts.append(_play(policy, env, evaluation_seed(index)))
+    for start in evaluation_starts(episodes, first=first):
+        rollouts.append(_play(policy, env, start.seed))
     env.close()
     seconds = (time.monotonic() - began) / episodes
     return _rows(rollouts, rewards, decoding=policy, seconds=seconds)

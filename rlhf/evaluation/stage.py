@@ -93,7 +93,13 @@ def _play(spec: PolicySpec, policy: Policy | None, task: Task) -> list[dict[str,
     assert config.env is not None
     if policy is None:
         make_env = make_env_factory(config.env, task.prompts)
-        return play_reference(spec.name, make_env, episodes=config.episodes, rewards=task.rewards)
+        return play_reference(
+            spec.name,
+            make_env,
+            episodes=config.episodes,
+            rewards=task.rewards,
+            first=config.first_episode,
+        )
     collector = Collector.open(
         policy.model, policy.tokenizer, config.env, config.rollout, prompts=task.prompts
     )
@@ -101,7 +107,7 @@ def _play(spec: PolicySpec, policy: Policy | None, task: Task) -> list[dict[str,
         return play_model(
             policy.model,
             collector,
-            evaluation_starts(config.episodes),
+            evaluation_starts(config.episodes, first=config.first_episode),
             decoding=config.decoding,
             rewards=task.rewards,
         )

@@ -11,15 +11,11 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 
-import yaml
-
-from rlhf.config import as_tree
 from rlhf.errors import UserError, nearest
 from rlhf.studies.bench_gate import gate, read_result
-from rlhf.studies.bench_jobs import Workers, do
+from rlhf.studies.bench_jobs import Workers, do, open_directory
 from rlhf.studies.bench_plan import Bench
 from rlhf.studies.bench_report import write_bench
 from rlhf.studies.bench_scores import find, read_scores
@@ -39,7 +35,7 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
     Raises:
         UserError: the directory exists, or some runs were refused; the others are kept.
     """
-    open_directory(bench.root, bench, resume=bench.config.resume)
+    open_directory(bench.root, MANIFEST, bench.config)
     with Workers(jobs, logs=bench.root / "logs") as workers:
         failed = workers.do_all(bench.jobs(), bench.root.name)
     if failed:
@@ -75,28 +71,6 @@ def do_one(bench: Bench, key: str) -> Path:
         raise UserError(f"--only {key}: it starts from what {job.after} leaves; do that first")
     do(job)
     return Path(job.stages[-1][1]["output_dir"])
-
-
-def open_directory(root: Path, bench: Bench, *, resume: bool) -> None:
-    """Make the directory and write the manifest into it.
-
-    Raises:
-        UserError: it exists and may neither be continued nor replaced.
-    """
-    manifest = root / MANIFEST
-    if root.exists() and any(root.iterdir()):
-        if bench.config.overwrite and manifest.exists():
-            shutil.rmtree(root)
-        elif bench.config.overwrite:
-            raise UserError(f"{root} is not a benchmark's directory: remove it yourself")
-        elif not resume:
-            raise UserError(
-                f"{root} exists already: continue it with --resume, replace it with "
-                "--overwrite, or choose another --output_dir"
-            )
-    root.mkdir(parents=True, exist_ok=True)
-    tree = {k: v for k, v in as_tree(bench.config).items() if k not in ("resume", "overwrite")}
-    manifest.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
 
 
 def describe(bench: Bench) -> str:

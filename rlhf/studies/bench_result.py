@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf.config import as_tree
@@ -128,17 +128,19 @@ def protocol(bench: Bench) -> list[str]:
     budgets = {env: next(iter(c.values())) for env, c in training_episodes(bench).items()}
     told = ", ".join(f"{env} {count:,}" for env, count in budgets.items())
     lines.append(f"Training episodes: {told}.")
-    lines.append(_tuning(config.tuning))
+    lines.append(_tuning(config.tuning, bench.algorithms))
     return lines
 
 
-def _tuning(tuning: Mapping[str, Any]) -> str:
+def _tuning(tuning: Mapping[str, Any], algorithms: Iterable[str]) -> str:
     if not tuning:
         return "Settings were not tuned by `rlhf tune`: a better one may exist for any algorithm."
+    untuned = [name for name in algorithms if name not in tuning["algorithms"]]
+    extra = f" Not tuned: {', '.join(untuned)}." if untuned else ""
     return (
         f"Settings were tuned with {tuning['trials']} trials for each of "
         f"{', '.join(tuning['algorithms'])}, on seeds {', '.join(map(str, tuning['seeds']))} and "
-        "episodes that are not among those compared here."
+        f"episodes that are not among those compared here.{extra}"
     )
 
 

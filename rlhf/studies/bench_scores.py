@@ -97,7 +97,7 @@ def read_scores(bench: Bench) -> Scores:
         found = [
             [
                 bounds[name].normalise(
-                    _mean_return(_summary(bench.place(name, f"seed{seed}", folder), row))
+                    mean_return(read_summary(bench.place(name, f"seed{seed}", folder), row))
                 )
                 for name in names
             ]
@@ -107,7 +107,7 @@ def read_scores(bench: Bench) -> Scores:
 
     def reference(row: str) -> np.ndarray:
         found = [
-            bounds[name].normalise(_mean_return(_summary(bench.place(name, REFERENCES), row)))
+            bounds[name].normalise(mean_return(read_summary(bench.place(name, REFERENCES), row)))
             for name in names
         ]
         return np.array([found])
@@ -183,21 +183,37 @@ def _judge(
     )
 
 
-def _summary(run: Path, policy: str) -> dict[str, Any]:
+def read_summary(run: Path, policy: str) -> dict[str, Any]:
+    """What a run's evaluation of a policy says.
+
+    Raises:
+        UserError: the run was not done.
+    """
     path = run / "evaluation" / policy / "summary.json"
     if not path.is_file():
-        raise UserError(f"{path} is missing: continue the benchmark with --resume")
+        raise UserError(f"{path} is missing: continue with --resume")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _mean_return(summary: Mapping[str, Any]) -> float:
+def mean_return(summary: Mapping[str, Any]) -> float:
+    """The mean over its episodes."""
     return float(summary["metrics"]["return"]["mean"])
 
 
 def _bounds(bench: Bench, environment: str) -> Bounds:
     """What the manifest says, else what the environment knows of itself."""
-    task, seed = bench.environments[environment], bench.config.seeds[0]
-    summary = _summary(bench.place(environment, f"seed{seed}", "evaluate"), bench.start)
+    seed = bench.config.seeds[0]
+    summary = read_summary(bench.place(environment, f"seed{seed}", "evaluate"), bench.start)
+    return bounds_of(bench, environment, summary)
+
+
+def bounds_of(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bounds:
+    """Bounds of an environment, of which ``summary`` tells what it knows of itself.
+
+    Raises:
+        UserError: it does not know enough, and the manifest does not say.
+    """
+    task = bench.environments[environment]
     low = summary["random"] if task.random is None else task.random
     high = summary["optimal"] if task.optimal is None else task.optimal
     for key, value in (("random", low), ("optimal", high)):

@@ -16,8 +16,9 @@ import yaml
 
 from rlhf.cli import main
 from rlhf.errors import UserError
-from rlhf.studies.bench import do_one, open_directory, run_bench
+from rlhf.studies.bench import do_one, run_bench
 from rlhf.studies.bench_array import write_array
+from rlhf.studies.bench_jobs import open_directory
 from rlhf.studies.bench_manifest import make_bench, read_bench
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,16 +150,22 @@ def test_an_array_manifest_stands_for_the_same_bench(tmp_path):
 
 def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_path):
     tree = yaml.safe_load(manifest_of(tmp_path / "b").read_text())
-    bench = make_bench(tree)
-    open_directory(bench.root, bench, resume=False)
+    root = Path(tree["output_dir"])
+
+    def opened(**keys):
+        open_directory(root, "bench.yaml", make_bench(tree | keys).config)
+
+    opened()
     with pytest.raises(UserError, match="exists already"):
-        open_directory(bench.root, bench, resume=False)
-    open_directory(bench.root, bench, resume=True)
-    (bench.root / "bench.yaml").unlink()
-    (bench.root / "mine.txt").touch()
-    with pytest.raises(UserError, match="not a benchmark's directory"):
-        open_directory(bench.root, make_bench(tree | {"overwrite": True}), resume=False)
-    assert (bench.root / "mine.txt").exists()
+        opened()
+    opened(resume=True)
+    (root / "mine.txt").touch()
+    opened(overwrite=True)
+    assert [path.name for path in root.iterdir()] == ["bench.yaml"]
+    (root / "bench.yaml").rename(root / "other.yaml")
+    with pytest.raises(UserError, match="not made by this verb"):
+        opened(overwrite=True)
+    assert (root / "other.yaml").exists()
 
 
 def test_an_unknown_job_is_told_the_nearest(tmp_path):

@@ -1,0 +1,66 @@
+"""The configuration of `rlhf tune`; no torch here, so that parsing stays quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """The values that one key may take: a range or a list."""
+
+    low: float | None = None
+    """Smallest value of a range."""
+    high: float | None = None
+    """Largest value of a range."""
+    log: bool = False
+    """Whether the range is searched by its logarithm."""
+    choices: list[Any] = field(default_factory=list)
+    """The values of a list."""
+
+    def __post_init__(self) -> None:
+        if bool(self.choices) == (self.low is not None or self.high is not None):
+            raise ValueError("give either low and high, or choices")
+        if self.choices:
+            if self.log:
+                raise ValueError("log has no effect with choices")
+        elif self.low is None or self.high is None or self.low >= self.high:
+            raise ValueError(f"low must be below high, got {self.low} and {self.high}")
+        elif self.log and self.low <= 0:
+            raise ValueError(f"low must be > 0 with log, got {self.low}")
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """`rlhf tune`: equally many trials for each algorithm of a benchmark."""
+
+    output_dir: str
+    """Where trials and tuned.yaml lie."""
+    bench: str
+    """The benchmark's manifest: model, environments, algorithms, budgets."""
+    space: dict[str, Any]
+    """Dotted key of a run -> low, high, log or choices; see Dimension."""
+    seeds: list[int]
+    """Training seeds of every trial; none of the benchmark's own."""
+    trials: int = 20
+    """Settings that are tried for each algorithm."""
+    environments: list[str] = field(default_factory=list)
+    """Those of the manifest that a trial is the mean of; empty: all."""
+    episodes: int = 128
+    """Held-out episodes behind a trial's score; none that a benchmark evaluates on."""
+    sampler_seed: int = 0
+    """Of the search."""
+    resume: bool = False
+    """Continue what is in output_dir."""
+    overwrite: bool = False
+    """Replace what is in output_dir."""
+
+    def __post_init__(self) -> None:
+        for name in ("space", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: the list is empty; name at least one")
+        if self.trials < 1:
+            raise ValueError(f"trials must be >= 1, got {self.trials}")
+        if self.episodes < 2:
+            raise ValueError(f"episodes must be >= 2, got {self.episodes}")

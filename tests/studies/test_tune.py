@@ -1,0 +1,146 @@
+"""The search: an equal budget for all, on seeds and episodes of its own, continued after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlhf.config import set_key
+from rlhf.errors import UserError
+from rlhf.rollout.seeds import evaluation_seed
+from rlhf.studies.bench_manifest import read_bench
+from rlhf.studies.tune import FIRST_EPISODE, read_study, run_tune
+from rlhf.studies.tune_config import Dimension
+from rlhf.studies.tune_search import Search, Trial
+from tests.studies.test_bench import manifest_of
+
+pytest.importorskip("optuna")
+
+SPACE = {"x": Dimension(low=1e-3, high=10.0, log=True), "way": Dimension(choices=["a", "b"])}
+
+
+def study_of(folder: Path, **keys: Any) -> Path:
+    """Two methods on Echo with one seed; the divergence has no effect in the second."""
+    manifest = manifest_of(folder)
+    tree = yaml.safe_load(manifest.read_text())
+    tree["algorithms"] = {"rloo": {}, "best_of_n": {}}
+    manifest.write_text(yaml.safe_dump(tree))
+    study: dict[str, Any] = {
+        "output_dir": str(folder / "tune"),
+        "bench": str(manifest),
+        "environments": ["echo"],
+        "seeds": [7],
+        "trials": 2,
+        "episodes": 6,
+        "space": {
+            "optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+            "algorithm.kl_coef": {"choices": [0.01, 0.1]},
+        },
+    }
+    for key, value in keys.items():
+        set_key(study, key, value)
+    path = folder / "tune.yaml"
+    path.write_text(yaml.safe_dump(study))
+    return path
+
+
+def fitness(trial: Trial) -> float:
+    """Highest at x = 1 and way a."""
+    return -abs(trial.settings["x"] - 1) - (trial.settings["way"] == "b")
+
+
+def searched(folder: Path, trials: range, *, seed: int = 0) -> list[tuple[Trial, float | None]]:
+    folder.mkdir(exist_ok=True)
+    search = Search("ppo", SPACE, folder, seed=seed)
+    for number in trials:
+        trial = search.ask(number)
+        assert trial is not None
+        search.tell(number, fitness(trial))
+    return search.trials()
+
+
+def test_a_search_that_stopped_tries_what_one_that_never_did_would_have(tmp_path):
+    whole = searched(tmp_path / "whole", range(15))
+    searched(tmp_path / "cut", range(6))
+    search = Search("ppo", SPACE, tmp_path / "cut", seed=0)
+    drawn = search.ask(6)  # killed before its score came
+    again = Search("ppo", SPACE, tmp_path / "cut", seed=0)
+    assert [again.ask(number) for number in range(6)] == [None] * 6
+    assert again.ask(6) == drawn
+    again.tell(6, fitness(whole[6][0]))
+    assert searched(tmp_path / "cut", range(7, 15)) == whole
+    assert len({trial.settings["x"] for trial, _ in whole}) == 15
+    assert searched(tmp_path / "other", range(3), seed=1) != whole[:3]
+
+
+def test_the_best_is_found_and_a_failed_trial_counts_without_a_score(tmp_path):
+    whole = searched(tmp_path, range(12))
+    search = Search("ppo", SPACE, tmp_path, seed=0)
+    search.ask(12)
+    search.tell(12, None)
+    assert search.failed() == 1
+    trial, value = search.best()
+    assert value == max(score for _, score in whole if score is not None)
+    assert abs(trial.settings["x"] - 1) < 0.9
+    lost = Search("grpo", SPACE, tmp_path, seed=0)
+    lost.ask(0)
+    lost.tell(0, None)
+    with pytest.raises(UserError, match="grpo failed in all of its trials"):
+        lost.best()
+
+
+def test_tuned_settings_go_into_the_bench_with_the_budget_that_found_them(tmp_path):
+    path = study_of(tmp_path / "s")
+    tuned = run_tune(read_study([path], []))
+    tree = yaml.safe_load(tuned.read_text())
+    assert set(tree["algorithms"]["rloo"]["run"]) == {"optimizer", "algorithm"}
+    assert set(tree["algorithms"]["best_of_n"]["run"]) == {"optimizer"}
+    tuning = tree["tuning"]
+    assert tuning["left_out"] == {"best_of_n": ["algorithm.kl_coef"]}
+    assert (tuning["trials"], tuning["failed_trials"]) == (2, {"rloo": 0, "best_of_n": 0})
+    # Equal budgets: as many runs for each, every one of them measured on episodes of tuning only.
+    rows = (tmp_path / "s/tune/trials.csv").read_text().splitlines()
+    assert [sum(row.startswith(name) for row in rows) for name in ("rloo", "best_of_n")] == [2, 2]
+    files = sorted((tmp_path / "s/tune/trials").glob("*/*/echo/seed7/evaluate/**/episodes.jsonl"))
+    assert len(files) == 4
+    seeds = {json.loads(line)["seed"] for file in files for line in file.read_text().splitlines()}
+    assert seeds == {evaluation_seed(FIRST_EPISODE + index) for index in range(6)}
+    bench = read_bench([tmp_path / "s/manifest.yaml", tuned], [])
+    rate = tree["algorithms"]["rloo"]["run"]["optimizer"]["learning_rate"]
+    assert bench.run_tree("echo", "rloo", 0)["optimizer"]["learning_rate"] == rate
+    with pytest.raises(UserError, match="seeds: 7 was used in tuning"):
+        read_bench([tmp_path / "s/manifest.yaml", tuned], [("seeds", [6, 7])])
+    # A lost result is written again without a new trial.
+    tuned.unlink()
+    stamps = {file: file.stat().st_mtime_ns for file in files}
+    run_tune(read_study([path], [("resume", True)]))
+    assert yaml.safe_load(tuned.read_text()) == tree
+    assert stamps == {file: file.stat().st_mtime_ns for file in files}
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"trails": 3}, ["'trails'", "'trials'"]),
+        ({"seeds": [5, 1]}, ["seeds: 1 is one of the benchmark's"]),
+        ({"environments": ["ecko"]}, ["'ecko'", "'echo'"]),
+        ({"space": {"optimizer.lr": {"choices": [1]}}}, ["space.optimizer.lr", "optimizer.lr"]),
+        ({"space": {"num_steps": {"low": 4}}}, ["space.num_steps", "low must be below high"]),
+        ({"space": {"num_steps": {"log": True}}}, ["space.num_steps", "give either low and high"]),
+        ({"space": {"num_steps": {"lo": 3}}}, ["space.num_steps", "'lo'", "'low'"]),
+        ({"space": {"num_steps": 3}}, ["space.num_steps", "expected low and high"]),
+        ({"space": {"num_steps": {"choices": [4, -2]}}}, ["space.num_steps", "with -2"]),
+        ({"space": {"algorithm.lam": {"choices": [1.0]}}}, ["algorithm.lam has no effect in any"]),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(tmp_path, keys, words):
+    path = study_of(tmp_path / "s")
+    tree = yaml.safe_load(path.read_text()) | keys
+    path.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError) as caught:
+        read_study([path], [])
+    assert all(word in str(caught.value) for word in words), caught.value
