@@ -29,7 +29,8 @@ def cluster_interval(
     x = np.asarray(values, dtype=float)
     index = group_index(groups)
     num_groups = int(index.max()) + 1 if len(index) else 0
-    result = {"value": float(x.mean()) if len(x) else float("nan"), "n": len(x)}
+    mean = float(x.mean()) if len(x) else float("nan")
+    result: dict[str, float] = {"value": mean, "n": len(x)}
     if num_groups < 2:
         return result | {"low": float("nan"), "high": float("nan"), "groups": num_groups}
     sums = np.bincount(index, weights=x, minlength=num_groups)
@@ -65,7 +66,7 @@ def share_interval(
     index = group_index(groups)
     num_groups = int(index.max()) + 1 if len(index) else 0
     p = float(x.mean()) if len(x) else float("nan")
-    result = {"value": p, "n": len(x), "groups": num_groups}
+    result: dict[str, float] = {"value": p, "n": len(x), "groups": num_groups}
     if num_groups < 2:
         return result | {"low": float("nan"), "high": float("nan")}
     sums = np.bincount(index, weights=x - p, minlength=num_groups)

@@ -50,9 +50,9 @@ class BestOfNSpec:
     """Replies to each; also the largest n."""
 
     def __post_init__(self) -> None:
-        if self.prompts < 3 or self.samples < 4:
+        if self.prompts < 3 or self.samples < 8:
             raise ValueError(
-                "best_of_n needs prompts >= 3 and samples >= 4 for a fit with intervals, got "
+                "best_of_n needs prompts >= 3 and samples >= 8 for a fit with intervals, got "
                 f"{self.prompts} and {self.samples}"
             )
 

@@ -186,7 +186,8 @@ def verdict(results: dict[str, Any]) -> list[str]:
             )
         else:
             lines.append(f"{name}: no fall of gold beyond the noise; {row['advice']}.")
-    for row in results["best_of_n"]:
+    rows = results["best_of_n"]
+    for row in (row for row in rows if row["proxy"] == rows[0]["proxy"]):
         first, last = row["gold"][0]["mean"], row["gold"][-1]["mean"]
         name = f"best-of-n by {row['proxy']}, {_called(row['how'])}"
         lines.append(

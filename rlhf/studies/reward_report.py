@@ -176,8 +176,8 @@ def best_of_n(
 
     by = score_replies(reward, groups, what=reward.name)
     gold = score_replies(reward_models.build(config.gold), groups, what="gold")
-    if len(groups) < 3 or config.samples < 4 or by.std() == 0:
-        log.info("no curve of best-of-n: it needs 3 prompts, 4 samples, and scores that differ")
+    if len(groups) < 3 or config.samples < 8 or by.std() == 0:
+        log.info("no curve of best-of-n: it needs 3 prompts, 8 samples, and scores that differ")
         return None
     return best_of_n_result(
         reward.name, ((by - by.mean()) / by.std())[None], gold, seed=config.seed
@@ -212,6 +212,7 @@ def report_on_benchmark(
         UserError: rows that lack the benchmark's columns.
     """
     from reward_models import benchmarks
+    from rlhf.evaluation.report.rewards import benchmark_parts
 
     score: Callable[..., dict[str, Any]] = getattr(benchmarks, SCORERS[name])
     try:
@@ -235,14 +236,3 @@ def report_on_benchmark(
     (target / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     log.info("%s: %.3f on %d rows", name, found["score"], len(rows))
     return summary
-
-
-def benchmark_parts(found: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """The numbers of a benchmark's result, nested ones under `section / part`."""
-    rows: list[tuple[str, float]] = []
-    for key, value in found.items():
-        if isinstance(value, Mapping):
-            rows += benchmark_parts(value, f"{prefix}{key} / ")
-        else:
-            rows.append((prefix + str(key), float(value)))
-    return rows

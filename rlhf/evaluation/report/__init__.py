@@ -11,7 +11,13 @@ from rlhf.evaluation.report import results, transcripts
 from rlhf.evaluation.report.alarms import alarms
 from rlhf.evaluation.report.comparison import write_comparison_report
 from rlhf.evaluation.report.markup import Table, esc, named, section
+from rlhf.evaluation.report.overoptimization import (
+    overoptimization_section,
+    overoptimization_tables,
+    read_results,
+)
 from rlhf.evaluation.report.page import page
+from rlhf.evaluation.report.rewards import reward_quality, reward_tables
 from rlhf.evaluation.report.sections import (
     header,
     learning_section,
@@ -39,6 +45,7 @@ def write_report(directory: str | Path) -> Path:
         for table in (results.evaluation_table(runs), results.difference_table(found))
         if table is not None
     ]
+    tables += [*reward_tables(runs), *overoptimization_tables(read_results(runs))]
     save_tables(root / "report_tables", tables)
     # As JSON the curves exist already: metrics.jsonl.
     save_csv(root / "report_tables", curve_table(runs))
@@ -60,7 +67,8 @@ def _body(
         forests = results.score_forests(found[0], limits)
         parts.append(section("Result", forests, results.difference_forest(found[0])))
     parts.append(section("Proxy and gold reward", reward_section(runs)))
-    parts.append(section("Reward models", results.reward_quality(runs)))
+    parts.append(section("Reward models", reward_quality(runs)))
+    parts.append(section("Over-optimisation", overoptimization_section(read_results(runs))))
     shown = [f"<h3>{esc(table.title)}</h3>{table.to_html()}" for table in tables]
     parts.append(section("Tables", *shown, results.notes(found)))
     parts.append(section("Transcripts", _transcripts(runs, found)))

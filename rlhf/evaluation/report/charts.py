@@ -35,8 +35,11 @@ class Chart:
     series: Sequence[Series]
     note: str = ""
     x_label: str = "step"
+    """In a few characters: it stands left of the axis, and names x where values are read out."""
     mark: tuple[float, str] | None = None
     """A vertical line at this x, with a word beside it."""
+    shade: tuple[float, float] | None = None
+    """A stretch of x to shade, such as the interval of the mark; cut at the ends of the axis."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +67,16 @@ def draw(chart: Chart) -> str:
     if not lines:
         return f'<figure class="chart">{title}<p class="empty">nothing logged</p>{note}</figure>'
     frame = _frame(lines)
-    body = [_grid(frame), _axis(frame, chart.x_label)]
+    body = [_shade(*chart.shade, frame)] if chart.shade else []
+    body += [_grid(frame), _axis(frame, chart.x_label)]
     body += [_mark(*chart.mark, frame)] if chart.mark else []
     body += [_band(series, frame) for series in lines if series.low]
     body += [_line(series, frame) for series in lines]
     return (
         f'<figure class="chart">{title}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(_spoken(chart, lines))}" data-chart="{_payload(lines, frame)}">'
-        f'{"".join(body)}<g class="cursor"></g></svg>{note}</figure>'
+        f'aria-label="{html.escape(_spoken(chart, lines))}" '
+        f'data-chart="{_payload(chart, lines, frame)}">{"".join(body)}'
+        f'<g class="cursor"></g></svg>{note}</figure>'
     )
 
 
@@ -134,6 +139,14 @@ def _axis(frame: _Frame, label: str) -> str:
         f"{html.escape(label)}</text>"
     )
     return "".join(parts)
+
+
+def _shade(low: float, high: float, frame: _Frame) -> str:
+    left, right = frame.px(max(low, frame.x0)), frame.px(min(high, frame.x1))
+    return (
+        f'<rect class="shade" x="{left:.1f}" y="{TOP}" width="{max(0.0, right - left):.1f}" '
+        f'height="{HEIGHT - TOP - BOTTOM}"/>'
+    )
 
 
 def _mark(x: float, words: str, frame: _Frame) -> str:
@@ -205,8 +218,9 @@ def _spoken(chart: Chart, lines: Sequence[Series]) -> str:
     return f"{chart.title}: {'; '.join(parts)}"
 
 
-def _payload(lines: Sequence[Series], frame: _Frame) -> str:
+def _payload(chart: Chart, lines: Sequence[Series], frame: _Frame) -> str:
     data = {
+        "label": chart.x_label,
         "frame": [frame.x0, frame.x1, frame.y0, frame.y1, LEFT, RIGHT, TOP, BOTTOM],
         "series": [
             {

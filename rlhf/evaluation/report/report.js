@@ -23,12 +23,12 @@
     const wanted = x0 + Math.min(1, Math.max(0, share)) * (x1 - x0);
     const first = chart.series[0].x;
     const at = first[nearest(first, wanted)];
+    function place(x) { return chart.label + " " + (Number.isInteger(x) ? x : +x.toPrecision(3)); }
     const lines = chart.series.map(function (s) {
       const i = nearest(s.x, at);
-      const step = s.x[i] === at ? "" : "  (step " + s.x[i] + ")";
-      return s.name + "  " + s.y[i] + step;
+      return s.name + "  " + s.y[i] + (s.x[i] === at ? "" : "  (" + place(s.x[i]) + ")");
     });
-    tip.textContent = "step " + at + "\n" + lines.join("\n");
+    tip.textContent = place(at) + "\n" + lines.join("\n");
     tip.hidden = false;
     const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
     tip.style.left = Math.max(8, Math.min(room, event.pageX + 14)) + "px";

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rlhf.evaluation.arms import measured, name_runs
 from rlhf.evaluation.compare import Comparison, Row, compare_runs, coverage_words
@@ -66,7 +67,7 @@ def verdict_list(comparison: Comparison) -> str:
         where = " · ".join(part for part in (d.env, d.decoding) if part)
         items.append(
             f'<li class="{tone}"><strong>{esc(sentence(d.verdict))}</strong>'
-            f"<span>{esc(named(f'{d.arm} − {d.baseline}'))}: {_signed(d.estimate)} "
+            f"<span>{esc(named(f'{d.arm} − {d.baseline}'))}: {signed(d.estimate)} "
             f"{esc(comparison.metric)}, 95% {bounds(d.estimate)}, "
             f"{d.estimate.n} paired {esc(d.unit)} · {esc(where)}</span></li>"
         )
@@ -104,25 +105,6 @@ def difference_forest(comparison: Comparison) -> str:
     baseline = named(comparison.baseline)
     heading = f"<h3>Paired difference <small>from {esc(baseline)}, 95%</small></h3>"
     return heading + forest(lines, [(0.0, f"{baseline} = 0")])
-
-
-def reward_quality(runs: Sequence[RunRecord]) -> str:
-    """Accuracy of reward models on held-out pairs beside the trivial baselines, with findings."""
-    parts = []
-    for evaluation in (e for run in runs for e in run.evaluations):
-        summary = evaluation.summary
-        if "accuracy" not in summary or "baselines" not in summary:
-            continue
-        name = str(summary.get("reward") or evaluation.name)
-        lines = [_accuracy_line(name, summary["accuracy"], "c1")]
-        lines += [
-            _accuracy_line(baseline, found["accuracy"], "c5")
-            for baseline, found in summary["baselines"].items()
-        ]
-        findings = "".join(f"<li>{esc(text)}</li>" for text in summary.get("verdict") or [])
-        parts.append(f"<h3>{esc(named(name))} <small>accuracy on held-out pairs</small></h3>")
-        parts.append(forest(lines, [(0.5, "coin")]) + (f"<ul>{findings}</ul>" if findings else ""))
-    return "".join(parts)
 
 
 def evaluation_table(runs: Sequence[RunRecord]) -> Table | None:
@@ -208,10 +190,11 @@ def _metrics(evaluation: Evaluation) -> dict[str, Estimate]:
         elif scored:
             found[metric] = mean_interval(scored)
     summary = evaluation.summary.get("metrics") or {}
-    return {key: _estimate(value) for key, value in summary.items() if value} | found
+    return {key: estimate_of(value) for key, value in summary.items() if value} | found
 
 
-def _estimate(value: Mapping[str, float | int | None]) -> Estimate:
+def estimate_of(value: Mapping[str, Any]) -> Estimate:
+    """An interval of a summary; `mean` or `value`, `low`, `high`, `n`, each perhaps None."""
     low, high = value.get("low"), value.get("high")
     mean = value.get("mean", value.get("value"))
     nan = float("nan")
@@ -240,16 +223,10 @@ def _difference_line(d: Difference, comparison: Comparison) -> Line:
     tone = {d.arm: "gold", d.baseline: "c6"}.get(d.winner or "", "c5")
     several = len({(x.env, x.decoding) for x in comparison.differences}) > 1
     where = f"{d.env} {d.decoding}" if several else f"{d.estimate.n:,} paired {d.unit}"
-    return Line(d.arm, where, d.estimate, _signed(d.estimate), bounds(d.estimate), tone)
+    return Line(d.arm, where, d.estimate, signed(d.estimate), bounds(d.estimate), tone)
 
 
-def _accuracy_line(name: str, found: Mapping[str, float | int | None], tone: str) -> Line:
-    estimate = _estimate(found)
-    pairs = plural(estimate.n, "pair")
-    return Line(name, pairs, estimate, f"{estimate.value:.1%}", bounds(estimate), tone)
-
-
-def _signed(estimate: Estimate) -> str:
+def signed(estimate: Estimate) -> str:
     return f"{'+' if estimate.value > 0 else ''}{number(estimate.value)}"
 
 

@@ -1,0 +1,147 @@
+"""The page of a reward report and of an over-optimisation run: what must stand on it."""
+
+import csv
+import io
+import json
+import math
+import re
+from html import unescape
+
+import numpy as np
+import pytest
+
+from reward_models import EachReward
+from reward_models.core import last_reply
+from rlhf.evaluation.pairs import write_pairs_evaluation
+from rlhf.evaluation.report import write_report
+from rlhf.studies.overoptimize_results import Track, best_of_n_result, rl_result, verdict
+
+LENGTH = EachReward(lambda c: float(len(last_reply(c))), name="length")
+
+
+def rows(n: int) -> list[dict]:
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(n):
+        chosen, rejected = ("word " * int(k) + f"{i}." for k in rng.integers(1, 30, 2))
+        row = {"prompt": f"Question {i}?", "chosen": chosen, "rejected": rejected}
+        made.append({**row, "source": ("left", "right")[i % 2]})
+    return made
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs") / "judged"
+    curve = planted_best_of_n()
+    talk = [{"role": "assistant", "content": "a b c"}]
+    write_pairs_evaluation(
+        LENGTH,
+        rows(80),
+        root,
+        name="pairs",
+        train_rows=rows(40),
+        samples=[[talk, [{"role": "assistant", "content": "a"}]]],
+        best_of_n=curve,
+        dropped={"empty reply": 3},
+    )
+    return root
+
+
+def planted_best_of_n() -> dict:
+    rng = np.random.default_rng(1)
+    gold = rng.normal(size=(12, 32))
+    return best_of_n_result("length", (gold + rng.normal(size=gold.shape))[None], gold, seed=0)
+
+
+def test_a_single_report_is_drawn_in_full(run):
+    page = unescape(write_report(run).read_text())
+    for words in (
+        "Paired gain in accuracy",
+        "Accuracy by size of the margin",
+        "Accuracy by length gap",
+        "Calibration",
+        "Best of n: gold",
+        "Stress tests",
+        'No better than "longer wins"',
+        "40 of 80 prompts stand in the training pairs too",
+        "left out: empty reply",
+        "from right",
+    ):
+        assert words in page
+    assert "over longer wins" in page
+    assert re.search(r'<li class="bad">No better than "longer wins"', page)
+
+
+def test_its_tables_are_files_too(run):
+    write_report(run)
+    tables = json.loads((run / "report_tables" / "tables.json").read_text())
+    slices = list(csv.DictReader((run / "report_tables" / "pairs_slices.csv").open()))
+    report = json.loads((run / "evaluation" / "pairs" / "summary.json").read_text())
+    assert float(slices[0]["accuracy"]) == report["accuracy"]["value"]
+    assert [row["range"] for row in slices if row["by"] == "source"] == ["left", "right"]
+    assert sum(row["by"] == "margin" for row in slices) == 10
+    card = {row["what"]: row["how many"] for row in tables["pairs_data"]}
+    assert card["pairs"] == "80"
+    assert card["prompts that share 13 words with them"] == "0"
+    assert [row["n"] for row in tables["pairs_best_of_n"]] == [1, 2, 4, 8, 16, 32]
+
+
+def test_the_markdown_holds_the_same(run):
+    page = (run / "evaluation" / "pairs" / "report.md").read_text()
+    for words in ("## Best of n", "## Data", "| left out: empty reply | 3 |", "## Invariance"):
+        assert words in page
+
+
+def test_a_benchmark_becomes_a_table(tmp_path):
+    home = tmp_path / "run" / "evaluation" / "rewardbench"
+    home.mkdir(parents=True)
+    found = {"score": 0.5, "sections": {"Chat": 0.75, "Safety": 0.25}, "unscored": 2}
+    summary = {"name": "rewardbench", "env": "rewardbench", "policy": "x", "benchmark": found}
+    (home / "summary.json").write_text(json.dumps(summary))
+    write_report(tmp_path / "run")
+    text = (tmp_path / "run" / "report_tables" / "rewardbench.csv").read_text()
+    parts = {row["part"]: float(row["score"]) for row in csv.DictReader(io.StringIO(text))}
+    assert parts == {
+        "score": 0.5,
+        "sections / Chat": 0.75,
+        "sections / Safety": 0.25,
+        "unscored": 2,
+    }
+
+
+def test_over_optimisation_shows_peak_interval_and_table(tmp_path):
+    rng = np.random.default_rng(0)
+    d = np.linspace(0.0, 5, 40)
+    log = np.log(np.where(d > 0, d, 1))
+    tracks = [
+        Track(
+            list(range(1, 41)),
+            (d**2).tolist(),
+            (d + 0.05 * rng.normal(size=40)).tolist(),
+            (0.3 + d * (alpha - 0.5 * log) + 0.05 * rng.normal(size=40)).tolist(),
+        )
+        for alpha in (0.9, 0.95, 1.05, 1.1)
+    ]
+    trained = rl_result("single", tracks, start=0.3, seed=0)
+    chosen = {"how": "single", "parameters": 1000, "pairs": 300, "members": 1, "accuracy": 0.7}
+    results = {
+        "gold": "gold",
+        "start": 0.3,
+        "algorithm": "rloo",
+        "best_of_n": [chosen | planted_best_of_n()],
+        "rl": [trained],
+    }
+    results["verdict"] = verdict(results)
+    assert trained["observed"]["inside"]
+    assert trained["observed"]["distance"] == pytest.approx(math.e, abs=0.5)  # exp(1 / .5 - 1)
+    assert trained["observed"]["gold_after"]["high"] < 0 < trained["observed"]["proxy_after"]["low"]
+    assert "while the proxy rose on" in results["verdict"][0]
+    (tmp_path / "config.yaml").write_text("verb: overoptimize\n")
+    (tmp_path / "overoptimization.json").write_text(json.dumps(results, allow_nan=False))
+    page = unescape(write_report(tmp_path).read_text())
+    assert "inside the predicted interval" in page
+    assert page.count('class="shade"') >= 2
+    assert "predicted peak" in page
+    [row] = json.loads((tmp_path / "report_tables" / "tables.json").read_text())["training"]
+    assert row["inside"] == "yes"
+    assert row["predicted peak (√KL)"] == pytest.approx(math.e, abs=0.2)

@@ -1,0 +1,130 @@
+"""`rlhf overoptimize` end to end on a tiny policy, and its results on planted curves."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rlhf.errors import UserError
+from rlhf.studies.overoptimization import best_of_n_scores
+from rlhf.studies.overoptimize_results import (
+    Track,
+    best_of_n_result,
+    moving_mean,
+    powers_of_two,
+    rl_result,
+    ways_of_using,
+)
+from rlhf.verbs import configure, execute
+
+
+def tree_of(folder, tmp_path, **change):
+    return {
+        "output_dir": str(tmp_path / "run"),
+        "model": {"path": str(folder), "dtype": "float32"},
+        "env": {"id": "text/PreferenceBandit-v0", "kwargs": {"instructions": False}},
+        "gold": [{"kind": "length", "low": 4, "high": 20, "unit": "characters", "name": "gold"}],
+        "rewards": [{"kind": "length", "low": 40, "unit": "characters", "name": "proxy"}],
+        "rollout": {"max_new_tokens": 6},
+        "best_of_n": {"prompts": 4, "samples": 8},
+        "rl": {
+            "seeds": 3,
+            "measured": 4,
+            "training": {
+                "num_steps": 3,
+                "episodes_per_step": 8,
+                "optimizer": {"learning_rate": 0.01},
+                "algorithm": {"kl_coef": 0.0, "group_size": 4},
+            },
+        },
+        **change,
+    }
+
+
+def test_a_given_proxy_is_optimised_by_choice_and_by_training(policy_folder, tmp_path):
+    tree = tree_of(policy_folder, tmp_path)
+    run = execute("overoptimize", tree)
+    found = json.loads((run / "overoptimization.json").read_text())
+    [chosen], [trained] = found["best_of_n"], found["rl"]
+    assert chosen["ns"] == [1, 2, 4, 8]
+    assert chosen["gold"][0]["mean"] == pytest.approx(found["start"])
+    scores = [point["mean"] for point in chosen["proxy_score"]]
+    assert scores == sorted(scores)
+    assert trained["steps"] == [1, 2, 3]
+    assert trained["kl"][0] == pytest.approx(0, abs=1e-6)
+    assert trained["gold"][0]["n"] == 3
+    # The logged divergence and proxy are those of the three runs.
+    logs = [
+        [json.loads(line) for line in (run / "rl" / f"single-seed{s}" / "metrics.jsonl").open()]
+        for s in range(3)
+    ]
+    last = np.mean([log[-1]["reward/mean"] for log in logs])
+    assert trained["proxy_score"][-1]["mean"] == pytest.approx(last)
+    assert "Over-optimisation" in (run / "report.html").read_text()
+    assert not (run / "proxies").exists()
+
+
+def test_what_cannot_be_meant_is_refused(policy_folder, tmp_path):
+    tree = tree_of(policy_folder, tmp_path)
+    with pytest.raises(UserError, match="either proxies"):
+        configure("overoptimize", {**tree, "rewards": []})
+    with pytest.raises(UserError, match=r"needs proxies\.members >= 2"):
+        configure("overoptimize", {**tree, "rl": {"against": ["worst"]}})
+    with pytest.raises(UserError, match="did you mean 'rloo'"):
+        configure("overoptimize", {**tree, "rl": {"algorithm": "rlo"}})
+    with pytest.raises(UserError, match="same score"):
+        execute(
+            "overoptimize",
+            {**tree, "rewards": [{"kind": "regex", "pattern": "x{99}"}], "rl": None},
+        )
+
+
+def test_more_pairs_than_there_are_is_refused(policy_folder, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(30)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    grid = {"bases": [{"path": str(policy_folder)}], "data": [{"path": str(path)}], "pairs": [30]}
+    tree = tree_of(policy_folder, tmp_path, rewards=[], proxies=grid)
+    with pytest.raises(UserError, match="asks for 30 pairs, but without the held-out prompts"):
+        execute("overoptimize", tree)
+
+
+def test_several_proxies_give_the_mean_of_their_curves():
+    rng = np.random.default_rng(0)
+    proxies, gold = rng.normal(size=(3, 5, 16)), rng.normal(size=(5, 16))
+    together = best_of_n_scores(proxies, gold, [1, 4])
+    apart = [best_of_n_scores(proxy, gold, [1, 4]) for proxy in proxies]
+    assert together == pytest.approx(sum(apart) / 3)
+
+
+def test_ensembles_beat_single_proxies_whose_errors_are_their_own():
+    rng = np.random.default_rng(1)
+    gold = rng.normal(size=(40, 64))
+    members = gold + 2 * rng.normal(size=(4, *gold.shape))
+    ways = ways_of_using(members, penalty=0.5)
+    assert list(ways) == ["single", "mean", "worst", "uncertainty"]
+    assert ways["worst"][0] == pytest.approx(members.min(0))
+    assert ways["uncertainty"][0] == pytest.approx(members.mean(0) - 0.5 * members.var(0))
+    last = {
+        how: best_of_n_result(how, by, gold, seed=0)["gold"][-1]["mean"] for how, by in ways.items()
+    }
+    assert last["mean"] > last["single"] + 0.3
+
+
+def test_powers_of_two_end_at_the_limit():
+    assert powers_of_two(8) == [1, 2, 4, 8]
+    assert powers_of_two(12) == [1, 2, 4, 8, 12]
+
+
+def test_moving_mean_shrinks_at_the_ends():
+    assert moving_mean(np.array([0.0, 3.0, 6.0, 3.0]), 3).tolist() == [1.5, 3.0, 4.0, 4.5]
+    assert moving_mean(np.array([1.0, 2.0]), 1).tolist() == [1.0, 2.0]
+
+
+def test_two_seeds_give_curves_and_no_fit():
+    track = Track([1, 2, 3], [0.0, 1.0, 4.0], [0.0, 1.0, 2.0], [0.0, 1.0, 0.5])
+    found = rl_result("single", [track, track], start=0.0, seed=0)
+    assert found["fit"] is None
+    assert found["observed"]["step"] == 2
+    assert found["observed"]["gold_after"]["mean"] == -0.5
+    assert "inside" not in found["observed"]
