@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 import yaml
 
 from rlhf.training.distributed import World
-from tests.training.workbench import online_tree, read_rows
+from tests.training.workbench import checkpoint_of, metrics_of, online_tree, read_rows, same
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("time", "time/rollout", "time/score", "time/learn")
@@ -32,19 +34,22 @@ def test_shares_are_disjoint_and_complete() -> None:
     assert sorted(x for share in shares for x in share) == parts
 
 
-def run_ppo(folder: Path, model: Path, *, processes: int) -> list[dict[str, Any]]:
-    """Metrics of a short PPO run on so many processes."""
+def launch(
+    folder: Path, model: Path, *, processes: int, resume: bool = False, **keys: Any
+) -> subprocess.Popen[str]:
+    """A short PPO run on so many processes, in a process group of its own."""
     config = folder / "ppo.yaml"
     tree = online_tree(
         folder / "run",
         model,
-        num_steps=2,
         micro_batch_tokens=96,
         algorithm={"num_minibatches": 2, "num_epochs": 2},
+        **keys,
     )
     config.parent.mkdir(parents=True, exist_ok=True)
     config.write_text(yaml.safe_dump(tree))
     command = [sys.executable, "-m", "rlhf.cli", "ppo", "--config", str(config)]
+    command += ["--resume"] if resume else []
     if processes > 1:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -52,14 +57,41 @@ def run_ppo(folder: Path, model: Path, *, processes: int) -> list[dict[str, Any]
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
         command = [sys.executable, *launcher, "--master_port", port, *command[1:]]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, "\n".join(x for x in done.stderr.splitlines() if "rlhf:" in x)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def run_ppo(folder: Path, model: Path, **how: Any) -> list[dict[str, Any]]:
+    """Metrics of a run that goes to its end."""
+    process = launch(folder, model, **how)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, "\n".join(x for x in errors.splitlines() if "rlhf:" in x)
     return read_rows(folder / "run" / "metrics.jsonl")
 
 
+def kill_after(folder: Path, model: Path, *, lines: int, **how: Any) -> None:
+    """Kill -9 all processes of a run once so many lines were logged."""
+    process = launch(folder, model, **how)
+    log = folder / "run/metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.exists() and log.read_text().count("\n") >= lines:
+            break
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
 def test_two_processes_train_as_one(tmp_path: Path, echo_model: Path) -> None:
-    one = run_ppo(tmp_path / "one", echo_model, processes=1)
-    two = run_ppo(tmp_path / "two", echo_model, processes=2)
+    one = run_ppo(tmp_path / "one", echo_model, processes=1, num_steps=2)
+    two = run_ppo(tmp_path / "two", echo_model, processes=2, num_steps=2)
     assert [row["step"] for row in two] == [1, 2]
     for alone, shared in zip(one, two, strict=True):
         for key in alone.keys() - set(TIMES):
@@ -71,3 +103,15 @@ def test_two_processes_train_as_one(tmp_path: Path, echo_model: Path) -> None:
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=1e-6)
     assert len(list((tmp_path / "two/run/evaluation/run").glob("episodes.jsonl"))) == 1
+
+
+def test_two_killed_processes_end_like_two_that_were_not(tmp_path: Path, echo_model: Path) -> None:
+    how: dict[str, Any] = {"processes": 2, "num_steps": 8, "save_every": 2}
+    run_ppo(tmp_path / "whole", echo_model, **how)
+    kill_after(tmp_path / "cut", echo_model, lines=3, **how)
+    assert 3 <= len(metrics_of(tmp_path / "cut/run")) < 8
+    run_ppo(tmp_path / "cut", echo_model, resume=True, **how)
+    runs = [tmp_path / name / "run" for name in ("whole", "cut")]
+    assert metrics_of(runs[0]) == metrics_of(runs[1])
+    assert len(metrics_of(runs[0])) == 8
+    assert same(checkpoint_of(runs[0]), checkpoint_of(runs[1]))
