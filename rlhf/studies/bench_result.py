@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rlhf import __version__
 from rlhf.config import as_tree
 from rlhf.evaluation.compare import coverage_words, format_estimate
 from rlhf.evaluation.report.markup import Cell, Table
@@ -147,11 +148,20 @@ def _tuning(tuning: Mapping[str, Any], algorithms: Iterable[str]) -> str:
 def markdown(bench: Bench, findings: Findings, tables: Sequence[Table]) -> str:
     """The result as text: the same scores give the same text, byte for byte."""
     by_slug = {table.slug: table for table in tables}
-    parts = ["\n\n".join(protocol(bench))]
-    parts += [f"### {by_slug[s].title}\n\n{_table(by_slug[s])}" for s in ("aggregates", "cells")]
-    parts.append("### Verdicts\n\n" + "\n".join(f"* {line}" for line in verdict_lines(findings)))
-    parts.append(f"### {by_slug['curves'].title}\n\n{_table(by_slug['curves'])}")
+    parts = [f"# {bench.root.resolve().name}", "\n\n".join([*protocol(bench), _place()])]
+    parts += [f"## {by_slug[s].title}\n\n{_table(by_slug[s])}" for s in ("aggregates", "cells")]
+    parts.append("## Verdicts\n\n" + "\n".join(f"* {line}" for line in verdict_lines(findings)))
+    parts.append(f"## {by_slug['curves'].title}\n\n{_table(by_slug['curves'])}")
     return "\n\n".join(parts) + "\n"
+
+
+def _place() -> str:
+    machine = describe_machine()
+    commit = f" ({machine['commit'][:7]})" if machine["commit"] else ""
+    return (
+        f"rlhf {__version__}{commit}, torch {machine['versions']['torch']}, "
+        f"{machine['processor'] or machine['platform']}."
+    )
 
 
 def verdict_lines(findings: Findings) -> list[str]:
