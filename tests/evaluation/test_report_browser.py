@@ -14,7 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from reward_models import EachReward
+from rlhf.evaluation.pairs import write_pairs_evaluation
 from rlhf.evaluation.report import write_comparison_report, write_report
+from tests.evaluation.fake_study import overoptimization
 
 pytestmark = pytest.mark.browser
 
@@ -178,3 +181,27 @@ def test_the_probe_sees_errors_and_requests(browser: str, tmp_path: Path):
     seen, console = open_page(browser, page, tmp_path / "profile")
     assert "undefinedName is not defined" in console
     assert "/pixel.png" in seen["requests"]
+
+
+def test_reward_and_over_optimisation_pages_open_cleanly(browser: str, tmp_path: Path):
+    length = EachReward(lambda c: float(len(c[-1]["content"])), name="length")
+    rows = [
+        {"prompt": f"Question {i}?", "chosen": "yes " * (i % 7 + 1), "rejected": "no " * (i % 5)}
+        for i in range(1, 60)
+        if i % 5
+    ]
+    write_pairs_evaluation(length, rows, tmp_path / "judged", name="pairs")
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "config.yaml").write_text("verb: overoptimize\n")
+    (study / "overoptimization.json").write_text(json.dumps(overoptimization()))
+    for size in ("1180,900", "390,800"):
+        for run, charts in ((tmp_path / "judged", 3), (study, 6)):
+            seen, console = open_page(
+                browser, write_report(run), tmp_path / f"{run.name}{size}", f"--window-size={size}"
+            )
+            assert console == ""
+            assert seen["requests"] == ["/probed.html"]
+            assert seen["content"] <= seen["width"]
+            assert seen["charts"] == charts
+    assert seen["tip"].startswith("√KL ")

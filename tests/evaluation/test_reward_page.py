@@ -14,7 +14,7 @@ from reward_models import EachReward
 from reward_models.core import last_reply
 from rlhf.evaluation.pairs import write_pairs_evaluation
 from rlhf.evaluation.report import write_report
-from rlhf.studies.overoptimize_results import Track, best_of_n_result, rl_result, verdict
+from tests.evaluation.fake_study import best_of_n, overoptimization
 
 LENGTH = EachReward(lambda c: float(len(last_reply(c))), name="length")
 
@@ -32,7 +32,7 @@ def rows(n: int) -> list[dict]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs") / "judged"
-    curve = planted_best_of_n()
+    curve = best_of_n("length")
     talk = [{"role": "assistant", "content": "a b c"}]
     write_pairs_evaluation(
         LENGTH,
@@ -45,12 +45,6 @@ def run(tmp_path_factory):
         dropped={"empty reply": 3},
     )
     return root
-
-
-def planted_best_of_n() -> dict:
-    rng = np.random.default_rng(1)
-    gold = rng.normal(size=(12, 32))
-    return best_of_n_result("length", (gold + rng.normal(size=gold.shape))[None], gold, seed=0)
 
 
 def test_a_single_report_is_drawn_in_full(run):
@@ -110,28 +104,8 @@ def test_a_benchmark_becomes_a_table(tmp_path):
 
 
 def test_over_optimisation_shows_peak_interval_and_table(tmp_path):
-    rng = np.random.default_rng(0)
-    d = np.linspace(0.0, 5, 40)
-    log = np.log(np.where(d > 0, d, 1))
-    tracks = [
-        Track(
-            list(range(1, 41)),
-            (d**2).tolist(),
-            (d + 0.05 * rng.normal(size=40)).tolist(),
-            (0.3 + d * (alpha - 0.5 * log) + 0.05 * rng.normal(size=40)).tolist(),
-        )
-        for alpha in (0.9, 0.95, 1.05, 1.1)
-    ]
-    trained = rl_result("single", tracks, start=0.3, seed=0)
-    chosen = {"how": "single", "parameters": 1000, "pairs": 300, "members": 1, "accuracy": 0.7}
-    results = {
-        "gold": "gold",
-        "start": 0.3,
-        "algorithm": "rloo",
-        "best_of_n": [chosen | planted_best_of_n()],
-        "rl": [trained],
-    }
-    results["verdict"] = verdict(results)
+    results = overoptimization()
+    [trained] = results["rl"]
     assert trained["observed"]["inside"]
     assert trained["observed"]["distance"] == pytest.approx(math.e, abs=0.5)  # exp(1 / .5 - 1)
     assert trained["observed"]["gold_after"]["high"] < 0 < trained["observed"]["proxy_after"]["low"]
