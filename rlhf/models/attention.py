@@ -54,7 +54,9 @@ class Tile:
     """[b, Lq], true where nothing stands."""
     prefix: slice | None
     mask: Tensor
-    """[Lq, Lk], -inf where a key lies after its query."""
+    """[1, G * Lq, Lk], -inf where a key lies after its query, for G query heads of a key head."""
+    width: int
+    """Lq."""
 
 
 class Layout:
@@ -64,15 +66,23 @@ class Layout:
         spans: of the documents, which cover the row without gaps. A span's prefix is a span of its
             own, listed before it.
         heads: query heads of the model.
+        key_heads: key and value heads.
         dtype: of the model.
         device: of the model.
     """
 
     def __init__(
-        self, spans: Sequence[Span], *, heads: int, dtype: torch.dtype, device: torch.device
+        self,
+        spans: Sequence[Span],
+        *,
+        heads: int,
+        key_heads: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.tiles: list[Tile] = []
         self._heads, self._dtype, self._device = heads, dtype, device
+        self._groups = heads // key_heads
         by_prefix: dict[tuple[int, int], list[Span]] = {}
         for span in spans:
             by_prefix.setdefault(span.prefix, []).append(span)
@@ -102,7 +112,7 @@ class Layout:
             mask = self._mask(end - start, end - span.start)
             prefix = slice(*span.prefix) if span.prefix[1] else None
             queries, keys = slice(start, end), slice(span.start, end)
-            self.tiles.append(Tile(queries, keys, 1, None, None, None, prefix, mask))
+            self.tiles.append(Tile(queries, keys, 1, None, None, None, prefix, mask, end - start))
 
     def _short(self, prefix: tuple[int, int], members: list[Span]) -> None:
         shared = slice(*prefix) if prefix[1] else None
@@ -111,7 +121,7 @@ class Layout:
         mask = self._mask(width, width)
         if len(members) == 1:
             place = slice(members[0].start, members[0].end)
-            self.tiles.append(Tile(place, place, 1, None, None, None, shared, mask))
+            self.tiles.append(Tile(place, place, 1, None, None, None, shared, mask, width))
             return
         starts = torch.tensor([span.start for span in members])
         offsets = torch.arange(width)
@@ -120,11 +130,13 @@ class Layout:
         places = real.flatten().nonzero()[:, 0]
         ids, places = ids.to(self._device), places.to(self._device)
         kept, filler = (None, None) if real.all() else (places, ~real.to(self._device))
-        self.tiles.append(Tile(ids, ids, len(members), kept, ids[places], filler, shared, mask))
+        self.tiles.append(
+            Tile(ids, ids, len(members), kept, ids[places], filler, shared, mask, width)
+        )
 
     def _mask(self, queries: int, keys: int) -> Tensor:
         blank = torch.full((queries, keys), -torch.inf, dtype=self._dtype, device=self._device)
-        return blank.triu_(keys - queries + 1)
+        return blank.triu_(keys - queries + 1).repeat(self._groups, 1)[None]
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -207,9 +219,7 @@ def _whole(x: Tensor, k: Tensor) -> Tensor:
 
 def _weights(queries: Tensor, keys: Tensor, k: Tensor, tile: Tile, scale: float) -> Tensor:
     """[Hkv * b, G * Lq, shared + Lk] attention weights."""
-    groups = queries.shape[1] // len(tile.mask)
-    mask = tile.mask.repeat(groups, 1).expand(len(queries), -1, -1)
-    scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=scale)
+    scores = torch.baddbmm(tile.mask, queries, keys.transpose(1, 2), alpha=scale)
     if tile.prefix:
         above = _whole(queries, k) @ _heads_first(k[tile.prefix]).transpose(1, 2)
         scores = torch.cat([(scale * above).view(*scores.shape[:2], -1), scores], -1)
@@ -227,7 +237,7 @@ def _mix(weights: Tensor, v: Tensor, tile: Tile) -> Tensor:
 
 def _put(out: Tensor, tile: Tile, folded: Tensor) -> None:
     """Write what was computed for a tile's queries to their places in [N, H, D]."""
-    heads, groups = len(folded) // tile.rows, folded.shape[1] // len(tile.mask)
+    heads, groups = len(folded) // tile.rows, folded.shape[1] // tile.width
     rows = folded.view(heads, tile.rows, groups, -1, folded.shape[-1]).permute(1, 3, 0, 2, 4)
     _write(out, tile.queries, tile, rows.reshape(-1, heads * groups, folded.shape[-1]))
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rlhf.models.logprobs import bare, chosen_logprobs, context_of, trunk_of
+from rlhf.models.norms import use_fast_norms
 from rlhf.models.packing import hidden_states, use_packing
 
 VALUE_FILE = "value_head.safetensors"
@@ -56,6 +57,7 @@ class Policy:
     def __init__(self, model: Any, tokenizer: Any, *, critic: str = "none") -> None:
         self.model, self.tokenizer = model, tokenizer
         self.device = model.device
+        use_fast_norms(model)
         self.packs = use_packing(model)
         self.value_head: ValueHead | None = None
         self.value_trunk: nn.Module | None = None

@@ -124,8 +124,13 @@ def hidden_states(
         return states.flatten(0, 1), index
     packed = pack(tokens, attention_mask)
     config = trunk.config.get_text_config()
+    heads = config.num_attention_heads
     layout = Layout(
-        packed.spans, heads=config.num_attention_heads, dtype=trunk.dtype, device=tokens.device
+        packed.spans,
+        heads=heads,
+        key_heads=getattr(config, "num_key_value_heads", None) or heads,
+        dtype=trunk.dtype,
+        device=tokens.device,
     )
     states = trunk(
         input_ids=packed.tokens,

@@ -74,6 +74,20 @@ def use_threads(model: torch.nn.Module, device: torch.device) -> None:
     torch.set_num_threads(choose_threads(size, device))
 
 
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float) -> float:
+    """Scale gradients down to a global norm; those within it are not even read a second time.
+
+    Returns:
+        The norm before.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if not norm <= max_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return float(norm)
+
+
 class MasterAdamW(torch.optim.Optimizer):
     """AdamW whose state and arithmetic are at least float32, whatever the dtype of the weights.
 

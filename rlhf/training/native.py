@@ -20,7 +20,7 @@ from transformers import get_scheduler
 
 from rlhf.algorithms.tally import Tally
 from rlhf.errors import UserError
-from rlhf.models.precision import MasterAdamW
+from rlhf.models.precision import MasterAdamW, clip_gradients
 from rlhf.progress import Reporter
 from rlhf.runs import Run
 from rlhf.training.batching import micro_batches
@@ -211,7 +211,7 @@ def learn(lesson: Lesson) -> tuple[Tally, float, int]:
         total = total + told
     parameters = learner.parameters()
     lesson.world.add_gradients(parameters)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, lesson.options.max_grad_norm))
+    norm = clip_gradients(parameters, lesson.options.max_grad_norm)
     if not math.isfinite(norm):
         raise UserError(
             f"training diverged in step {lesson.progress.step + 1}: the gradient is not finite; "

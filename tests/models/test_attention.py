@@ -22,7 +22,8 @@ def dense(q, k, v, spans):
 
 
 def packed(q, k, v, spans):
-    layout = Layout(spans, heads=q.shape[1], dtype=q.dtype, device=q.device)
+    shape = {"heads": q.shape[1], "key_heads": k.shape[1]}
+    layout = Layout(spans, **shape, dtype=q.dtype, device=q.device)
     inputs = (x.transpose(0, 1)[None] for x in (q, k, v))
     out, _ = packed_attention(torch.nn.Module(), *inputs, None, scaling=SCALE, packing=layout)
     return out[0]
@@ -77,7 +78,8 @@ def test_documents_do_not_see_each_other():
 
 
 def test_features_it_does_not_have_are_refused():
-    layout = Layout(of_lengths(2), heads=1, dtype=torch.float32, device=torch.device("cpu"))
+    shape = {"heads": 1, "key_heads": 1}
+    layout = Layout(of_lengths(2), **shape, dtype=torch.float32, device=torch.device("cpu"))
     x = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ValueError, match="softcap"):
         packed_attention(torch.nn.Module(), x, x, x, None, packing=layout, softcap=30.0)
