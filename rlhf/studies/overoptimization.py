@@ -40,7 +40,8 @@ class Fit:
         """When to stop, in one sentence, with the interval of the peak as KL in nats."""
         kl = self.peak.value**2
         if not math.isfinite(kl):
-            return "no peak: gold does not turn down within this fit; train on, and keep measuring"
+            further = "train on" if self.form == "rl" else "try a larger n"
+            return f"no peak: gold does not turn down within this fit; {further}, keep measuring"
         ends = f"[{_ends(self.peak.low**2)}, {_ends(self.peak.high**2)}]"
         if self.peak.value > self.furthest:
             return (

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf.evaluation.records import RunRecord
 from rlhf.evaluation.report.charts import Chart, Series, draw
-from rlhf.evaluation.report.markup import Cell, Table, esc, plural
+from rlhf.evaluation.report.markup import Cell, Table, esc, named, plural
 from rlhf.evaluation.report.results import estimate_of
 
 FILE = "overoptimization.json"
@@ -33,13 +33,13 @@ def overoptimization_section(found: Sequence[Result]) -> str:
     """Verdict, curves of training, curves of best-of-n."""
     parts = []
     for result in found:
-        items = "".join(f"<li>{esc(_capital(line))}</li>" for line in result["verdict"])
+        items = "".join(f"<li>{esc(_capital(named(line)))}</li>" for line in result["verdict"])
         parts.append(f'<ul class="verdicts brief">{items}</ul>')
         for row in result["rl"]:
             name = f"{result['algorithm']} against {NAMES[row['how']]}"
             panels = "".join(draw(chart) for chart in _training_charts(row, result["start"]))
             told = f"<small>{plural(row['seeds'], 'training seed')}</small>"
-            parts.append(f'<h3>{esc(name)} {told}</h3><div class="charts">{panels}</div>')
+            parts.append(f'<h3>{esc(named(name))} {told}</h3><div class="charts">{panels}</div>')
         panels = "".join(draw(chart) for chart in _best_of_n_charts(result["best_of_n"]))
         parts.append(f'<h3>Best of n</h3><div class="charts">{panels}</div>')
     return "".join(parts)
