@@ -1,11 +1,15 @@
 """`rlhf overoptimize` end to end on a tiny policy, and its results on planted curves."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rlhf.data.files import read_jsonl
 from rlhf.errors import UserError
+from rlhf.pipeline import read_pipeline
 from rlhf.studies.overoptimization import best_of_n_scores
 from rlhf.studies.overoptimize_results import (
     Track,
@@ -128,3 +132,19 @@ def test_two_seeds_give_curves_and_no_fit():
     assert found["observed"]["step"] == 2
     assert found["observed"]["gold_after"]["mean"] == -0.5
     assert "inside" not in found["observed"]
+
+
+def test_the_talkative_demonstrations_are_those_of_the_documentation(tmp_path, monkeypatch):
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "overoptimization.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "docs/overoptimization.md", "exec"), {})
+    made = read_jsonl(tmp_path / "talkative.jsonl.gz")
+    assert made == read_jsonl(root / "configs" / "overoptimize" / "talkative.jsonl.gz")
+
+
+@pytest.mark.parametrize("name", ["menu", "stories"])
+def test_the_configurations_are_right(name):
+    path = Path(__file__).parents[2] / "configs" / "overoptimize" / f"{name}.yaml"
+    assert read_pipeline([path], []).stages[-1]["verb"] == "overoptimize"
