@@ -103,12 +103,23 @@ def llama_cpp(job: Job, pace: Pace) -> None:
 
     ``use_extra_bufts=False``: the repacking for AMX crashes in the released build.
     """
-    import llama_cpp
+    import os
 
-    parameters = llama_cpp.llama_model_default_params()
+    from llama_cpp import Llama
+    from llama_cpp import llama_cpp as library
+
+    # The constructor takes its parameters from this function, and has no argument for this one.
+    parameters = library.llama_model_default_params()
     parameters.use_extra_bufts = False
-    llama_cpp.llama_model_default_params = lambda: parameters
-    model = llama_cpp.Llama(job.settings["gguf"], n_ctx=512, verbose=False)
+    library.llama_model_default_params = lambda: parameters
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    model = Llama(
+        job.settings["gguf"],
+        n_ctx=512,
+        n_threads=threads,
+        n_threads_batch=threads,
+        verbose=False,
+    )
     asked = requests_of(job)
 
     def step() -> float:

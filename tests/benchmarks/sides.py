@@ -2,6 +2,8 @@
 
 from benchmarks.child import Job, Pace
 
+WORK = {"first": 1.0, "second": 2.0, "third": 3.0}
+
 
 def count(job: Job, pace: Pace, *, work: float) -> None:
     """A step notes that it was taken, in a file that all sides share."""

@@ -12,22 +12,20 @@ from benchmarks import harness
 from benchmarks.harness import Plan, run_workload
 from benchmarks.workloads import WORKLOADS, Side, Workload
 from rlhf.errors import UserError
+from tests.benchmarks.sides import WORK
 
-WORK = {"first": 1.0, "second": 2.0, "third": 3.0}
 PLAN = Plan(warmup=1, rounds=3, quiet=99.0, patience=0.0, model="any")
 
-STARTER = (
-    """
+STARTER = """
 import sys
 from benchmarks.workloads import WORKLOADS, Side, Workload
-sides = {n: Side(n, "tests.benchmarks.sides:count", {"work": w}) for n, w in %r.items()}
+from tests.benchmarks.sides import WORK
+sides = {n: Side(n, "tests.benchmarks.sides:count", {"work": w}) for n, w in WORK.items()}
 WORKLOADS["counting"] = Workload("c", "u", sides, prepare="tests.benchmarks.sides:prepare")
 WORKLOADS["failing"] = Workload("f", "u", {"ours": Side("ours", "tests.benchmarks.sides:fail")})
 from benchmarks.child import main
 main(*sys.argv[1:])
 """
-    % WORK
-)  # noqa: UP031
 
 
 @pytest.fixture
