@@ -1,0 +1,64 @@
+"""Does an ensemble disagree more about texts unlike those it was trained on?
+
+    rlhf reward --config configs/rewards/ensemble.yaml
+    python -m benchmarks.reward_disagreement runs/ensemble/final inside.jsonl outside.jsonl ...
+
+Each file has a column of texts (`text`, or any that the loader recognises; `FILE:COLUMN` names
+one). The first is of the training distribution. Reported are the mean disagreement (standard
+deviation over the heads, in the score's unit) and the share of (inside, outside) couples in which
+the outside text has the larger one, each with an interval over texts.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from reward_models import build
+from reward_models.labelled import auc, bootstrap
+from rlhf import launch
+from rlhf.data.load import load
+from rlhf.data.spec import DataSpec
+
+TEXTS = 1000
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print one line per file."""
+    launch.prepare()
+    checkpoint, inside, *outside = arguments
+    reward = build({"kind": "trained", "path": checkpoint})
+    found = {name: disagreement(reward, name) for name in (inside, *outside)}
+    for name, values in found.items():
+        mean = bootstrap(lambda rows, v=values: float(v[rows].mean()), len(values), seed=0)
+        print(f"{name}: {len(values):,} texts, disagreement {_interval(mean)}")
+    for name in outside:
+        share = separation(found[inside], found[name])
+        print(f"P({name} > {inside}): {_interval(share)}")
+
+
+def disagreement(reward, source: str) -> np.ndarray:
+    """The disagreement of the heads about each text of a file. [N]"""
+    path, _, column = source.partition(":")
+    spec = DataSpec(path, limit=TEXTS, columns={"text": column} if column else None)
+    rows = load(spec, "text", seed=0).rows
+    scores = reward.score([[{"role": "assistant", "content": row["text"]}] for row in rows])
+    return np.array(scores.components[f"{reward.name}.disagreement"], dtype=float)
+
+
+def separation(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
+    """P(an outside text has the larger disagreement), ties one half, with an interval."""
+    labels = np.repeat([0, 1], [len(inside), len(outside)])
+    both = np.concatenate([inside, outside])
+    scores = np.stack([-both, both], 1)
+    return bootstrap(lambda rows: auc(scores[rows], labels[rows]), len(labels), seed=0)
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,110 @@
+"""A reward model in folds: each pair is judged by a model that never saw its conversation.
+
+    python -m benchmarks.reward_folds --config configs/rewards/harmless.yaml
+
+Small sets of pairs leave few to test on; here every pair is tested once. Dialogues that open with
+the same words share a fold, and whole openings are resampled for the intervals. The options are
+those of `rlhf reward`, and `--folds N`. Writes `folds.json` and `folds.md` beside the folds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reward_models import LearnedReward
+from reward_models.baselines import bag_of_words, longer
+from reward_models.core import Reward
+from reward_models.pairs import Pair, to_pair
+from reward_models.statistics import cluster_interval
+from rlhf import launch
+from rlhf.config import as_tree, assemble, parse_overrides
+from rlhf.data.files import write_jsonl
+from rlhf.data.load import load
+from rlhf.data.splits import fold_indices
+from rlhf.verbs import configure, execute
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train and judge every fold; print the pooled table."""
+    launch.prepare()
+    files, overrides = parse_overrides(arguments)
+    folds = next((value for key, value in overrides if key == "folds"), 5)
+    tree = assemble(files, [item for item in overrides if item[0] != "folds"])
+    config = configure("reward", tree)
+    rows = load(config.data, "preference", seed=config.seed).rows
+    opening = [{"prompt": row["prompt"][:1]} for row in rows]
+    fold = np.array(fold_indices(opening, folds, seed=config.seed))
+    pairs = [to_pair(row) for row in rows]
+    margins = {name: np.full(len(rows), np.nan) for name in ("this model", "bag of words")}
+    for k in range(folds):
+        held_out = fold == k
+        final = train_fold(as_tree(config), rows, held_out, Path(config.output_dir) / f"fold{k}")
+        out = [pair for pair, there in zip(pairs, held_out, strict=True) if there]
+        rest = [pair for pair, there in zip(pairs, held_out, strict=True) if not there]
+        margins["this model"][held_out] = margins_of(LearnedReward.load(final), out)
+        margins["bag of words"][held_out] = bag_of_words(out, train=rest)
+    margins |= {"longer wins": longer(pairs), "shorter wins": -longer(pairs)}
+    groups = [json.dumps(row["prompt"]) for row in opening]
+    report = summarise(margins, groups, seed=config.seed) | {"pairs": len(rows), "folds": folds}
+    folder = Path(config.output_dir)
+    (folder / "folds.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / "folds.md").write_text(to_markdown(report))
+    print(to_markdown(report))
+
+
+def train_fold(
+    tree: dict[str, Any], rows: list[dict[str, Any]], held_out: np.ndarray, folder: Path
+) -> Path:
+    """Train on the rows that are not held out; a finished fold is not trained again."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    data = folder.with_suffix(".jsonl")
+    write_jsonl(data, [row for row, out in zip(rows, held_out, strict=True) if not out])
+    resume = (folder / "config.yaml").exists()
+    changed = {"output_dir": str(folder), "data": [{"path": str(data)}], "resume": resume}
+    return execute("reward", tree | changed)
+
+
+def margins_of(reward: Reward, pairs: list[Pair]) -> np.ndarray:
+    """Score of the chosen reply less that of the rejected one. [N]"""
+    scores = np.array(reward([p.chosen for p in pairs] + [p.rejected for p in pairs]), dtype=float)
+    return scores[: len(pairs)] - scores[len(pairs) :]
+
+
+def summarise(
+    margins: dict[str, np.ndarray], groups: list[str], *, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Accuracy of each, a tie one half, and what the model gains over each other one."""
+    right = {name: (np.sign(margin) + 1) / 2 for name, margin in margins.items()}
+    ours = right["this model"]
+    return {
+        "accuracy": {n: cluster_interval(r, groups, seed=seed) for n, r in right.items()},
+        "gain": {
+            name: cluster_interval(ours - theirs, groups, seed=seed)
+            for name, theirs in right.items()
+            if name != "this model"
+        },
+    }
+
+
+def to_markdown(report: dict[str, Any]) -> str:
+    """A table; 95% intervals."""
+    lines = [f"{report['pairs']:,} pairs in {report['folds']} folds", ""]
+    lines += ["| | accuracy | gain of the model |", "|-|-|-|"]
+    for name, value in report["accuracy"].items():
+        gain = report["gain"].get(name)
+        lines.append(f"| {name} | {_interval(value)} | {_interval(gain) if gain else ''} |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
