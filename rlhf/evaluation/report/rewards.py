@@ -169,7 +169,7 @@ def _calibration_chart(report: Report) -> Chart:
         bins = [b for b in report["calibration"][key]["bins"] if b["confidence"] is not None]
         x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
         lines.append(Series(name, x, y, colour))
-    found = report["calibration"]["temperature"] or {}
+    found = report["calibration"].get("temperature") or {}
     told = [number(found[k]) if found.get(k) is not None else "∞" for k in ("low", "high")]
     fitted = report["calibration"]["fitted"]["temperature"]
     note = "Share of right verdicts where σ(margin / T) claims this probability."
