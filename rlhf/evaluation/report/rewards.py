@@ -227,8 +227,8 @@ def _optional_tables(report: Report, tag: str) -> list[Table]:
     ]
     if moved := report.get("invariance"):
         rows += [
-            [f"largest change of a score by {kind}", moved[key]]
-            for kind, key in (("batch", "batch"), ("order", "order"), ("padding", "padding"))
+            [f"largest change of a score by {kind}", moved.get(kind)]
+            for kind in ("batch", "order", "padding")
         ]
     if policy := report.get("policy"):
         rows += [
