@@ -1,21 +1,52 @@
 """A key-value cache whose rows have lengths of their own and survive turns.
 
 Row ``i`` holds the tokens of one episode at positions ``0 .. lengths[i]-1``: no padding between
-turns, so a position is a token. New tokens of several rows are written side by side, padded on the
-right; what the padding wrote lies beyond the row's length, is never attended to, and is overwritten
-by the next write. Rows that decode are the first ``n``: every read is a view, nothing is gathered.
+turns or at the end of a batch, so a position is a token. New tokens of several rows pass through
+the model side by side, and each is written to its own place.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
+@dataclass(frozen=True)
+class Plan:
+    """One forward pass that appends tokens to some rows: n rows, N new tokens, at most L a row."""
+
+    reading: slice | torch.Tensor
+    """Rows of the cache, as an index: a slice (read without a copy) where they are neighbours."""
+    shape: tuple[int, int]  # (n, L)
+    even: bool
+    """Every row takes L tokens, so that nothing is padded."""
+    row: torch.Tensor  # [N] which of the n rows a token belongs to
+    offset: torch.Tensor  # [N] its place among the row's new tokens
+    slot: torch.Tensor  # [N] row of the cache it is written to
+    position: torch.Tensor  # [N]
+    ends: torch.Tensor  # [n] index of each row's last new token
+    mask: torch.Tensor  # [n, 1, L, width], 0 where the query may look, else the dtype's minimum
+
+    def pad(self, flat: torch.Tensor) -> torch.Tensor:
+        """[N, ...] -> [n, L, ...], zeros where a row has fewer tokens."""
+        if self.even:
+            return flat.view(*self.shape, *flat.shape[1:])
+        padded = flat.new_zeros((*self.shape, *flat.shape[1:]))
+        padded[self.row, self.offset] = flat
+        return padded
+
+    def flatten(self, padded: torch.Tensor) -> torch.Tensor:
+        """[n, L, ...] -> [N, ...]."""
+        return padded.flatten(0, 1) if self.even else padded[self.row, self.offset]
+
+
 class RaggedLayer(CacheLayerMixin):
-    """One layer's keys and values, [rows, heads, capacity, dim]."""
+    """One layer's keys and values, [rows, capacity, heads, dim]."""
 
     keys: Any
     values: Any
@@ -27,35 +58,44 @@ class RaggedLayer(CacheLayerMixin):
         self.cache = cache
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate room once the first keys show their shape."""
-        _, heads, _, dim = key_states.shape
-        shape = (self.cache.rows, heads, self.cache.capacity, dim)
-        self.keys = key_states.new_zeros(shape)
-        self.values = value_states.new_zeros((*shape[:3], value_states.shape[-1]))
+        """Allocate room once the first keys [N, heads, dim] show their shape."""
+        room = (self.cache.rows, self.cache.capacity)
+        # Zeros: what lies beyond a row is masked, but a nan would come through the mask.
+        self.keys = key_states.new_zeros((*room, *key_states.shape[1:]))
+        self.values = value_states.new_zeros((*room, *value_states.shape[1:]))
         self.is_initialized = True
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the new tokens' keys and values [N, heads, dim] of the current plan.
+
+        Returns:
+            Keys and values of all tokens of the plan's rows, [n, heads, width, dim].
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        plan = self.cache.plan
+        self.keys[plan.slot, plan.position] = keys
+        self.values[plan.slot, plan.position] = values
+        width = plan.mask.shape[-1]
+        read = (store[plan.reading, :width].transpose(1, 2) for store in (self.keys, self.values))
+        return next(read), next(read)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new tokens of the active rows; return views of all their tokens."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        cache = self.cache
-        if self.keys.shape[2] < cache.capacity:
-            self.keys, self.values = _grown(self.keys, cache), _grown(self.values, cache)
-        n = key_states.shape[0]
-        rows = torch.arange(n, device=key_states.device)[:, None]
-        self.keys[rows, :, cache.positions] = key_states.transpose(1, 2)
-        self.values[rows, :, cache.positions] = value_states.transpose(1, 2)
-        return self.keys[:n, :, : cache.width], self.values[:n, :, : cache.width]
+        """``append`` as transformers calls it, with padded states [n, heads, L, dim]."""
+        plan = self.cache.plan
+        return self.append(
+            plan.flatten(key_states.transpose(1, 2)), plan.flatten(value_states.transpose(1, 2))
+        )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Unused: the mask is made by ``RaggedCache.step``."""
-        return self.cache.width, 0
+        """Unused: the mask is part of the plan."""
+        return self.get_seq_length(), 0
 
     def get_seq_length(self) -> int:
         """Columns in use."""
-        return self.cache.width if self.is_initialized else 0
+        return self.cache.plan.mask.shape[-1] if self.is_initialized else 0
 
     def get_max_length(self) -> int:
         """Columns there is room for."""
@@ -65,18 +105,18 @@ class RaggedLayer(CacheLayerMixin):
         """Columns there is room for."""
         return self.cache.capacity
 
-    def swap(self, a: int, b: int) -> None:
-        """Exchange two rows."""
+    def grow(self) -> None:
+        """Make room for the cache's capacity."""
         if self.is_initialized:
-            width = int(self.cache.lengths[[a, b]].max())
-            for store in (self.keys, self.values):
-                store[[a, b], :, :width] = store[[b, a], :, :width]
+            old = self.keys, self.values
+            self.lazy_initialization(self.keys[0, :1], self.values[0, :1])
+            for store, filled in zip((self.keys, self.values), old, strict=True):
+                store[:, : filled.shape[1]] = filled
 
-
-def _grown(store: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
-    larger = store.new_zeros((*store.shape[:2], cache.capacity, store.shape[3]))
-    larger[:, :, : store.shape[2]] = store
-    return larger
+    def copy(self, source: int, target: int, width: int) -> None:
+        """Overwrite the first ``width`` tokens of a row with another's."""
+        for store in (self.keys, self.values):
+            store[target, :width] = store[source, :width]
 
 
 class RaggedCache(Cache):
@@ -85,47 +125,67 @@ class RaggedCache(Cache):
     Args:
         num_layers: of the model.
         rows: episodes held at once.
-        capacity: columns allocated at first; grows by doubling.
+        dtype: of the model, which the masks take.
         device: where it lies.
     """
 
-    def __init__(self, num_layers: int, *, rows: int, capacity: int, device: torch.device) -> None:
-        self.rows, self.capacity = rows, capacity
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self.positions = torch.zeros((rows, 1), dtype=torch.long, device=device)
-        self.width = 0
+    plan: Plan
+
+    def __init__(
+        self, num_layers: int, *, rows: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.rows, self.dtype, self.device = rows, dtype, device
+        self.capacity = 0
+        self.lengths = np.zeros(rows, dtype=np.int64)
         self.ragged = [RaggedLayer(self) for _ in range(num_layers)]
         super().__init__(layers=list(self.ragged))
 
-    def step(self, counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prepare a forward pass that appends ``counts[i]`` tokens to row ``i`` of the first n.
-
-        Args:
-            counts: [n] numbers of new tokens; the inputs are padded on the right to the largest.
-
-        Returns:
-            (position ids [n, L], boolean attention mask [n, 1, L, width]); true where the query may
-            look. Call ``advance(counts)`` after the pass.
-        """
-        n, longest = len(counts), int(counts.max())
-        offsets = torch.arange(longest, device=counts.device)
-        self.positions = self.lengths[:n, None] + offsets
-        self.width = int((self.lengths[:n] + counts).max())
-        reach = int(self.positions.max()) + 1  # padding writes past the last real token
-        while self.capacity < reach:
-            self.capacity *= 2
-        self.width = max(self.width, 1)
-        columns = torch.arange(self.width, device=counts.device)
-        mask = columns[None, None, None, :] <= self.positions[:, None, :, None]
-        return self.positions, mask
-
-    def advance(self, counts: torch.Tensor) -> None:
-        """The new tokens are now part of their rows."""
-        self.lengths[: len(counts)] += counts
-
-    def swap(self, a: int, b: int) -> None:
-        """Exchange two rows, lengths included."""
-        if a != b:
+    def reserve(self, tokens: int) -> None:
+        """Make room for ``tokens`` in every row; at least doubles when more is needed."""
+        if tokens > self.capacity:
+            self.capacity = max(tokens, 2 * self.capacity)
             for layer in self.ragged:
-                layer.swap(a, b)
-            self.lengths[[a, b]] = self.lengths[[b, a]]
+                layer.grow()
+
+    def prepare(self, rows: ArrayLike, counts: ArrayLike) -> Plan:
+        """Plan a forward pass that appends ``counts[i]`` tokens to row ``rows[i]``.
+
+        Call ``advance`` with the same arguments after the pass.
+        """
+        slots, number = np.asarray(rows), np.asarray(counts)
+        n, longest = len(slots), int(number.max())
+        row = np.repeat(np.arange(n), number)
+        ends = number.cumsum()
+        offset = np.arange(ends[-1]) - np.repeat(ends - number, number)
+        starts = self.lengths[slots]
+        neighbours = int(slots[-1] - slots[0]) == n - 1 and bool((np.diff(slots) == 1).all())
+        padded = self._tensor(starts)[:, None] + torch.arange(longest, device=self.device)
+        columns = torch.arange(int((starts + number).max()), device=self.device)
+        hidden = columns > padded[:, None, :, None]
+        nothing = torch.zeros((), dtype=self.dtype, device=self.device)
+        self.plan = Plan(
+            reading=slice(slots[0], slots[0] + n) if neighbours else self._tensor(slots),
+            shape=(n, longest),
+            even=len(row) == n * longest,
+            row=self._tensor(row),
+            offset=self._tensor(offset),
+            slot=self._tensor(slots[row]),
+            position=self._tensor(starts[row] + offset),
+            ends=self._tensor(ends - 1),
+            mask=torch.where(hidden, torch.finfo(self.dtype).min, nothing),
+        )
+        return self.plan
+
+    def _tensor(self, numbers: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(numbers).to(self.device)
+
+    def advance(self, rows: ArrayLike, counts: ArrayLike) -> None:
+        """The new tokens are now part of their rows."""
+        self.lengths[np.asarray(rows)] += np.asarray(counts)
+
+    def copy(self, source: int, target: int) -> None:
+        """Overwrite a row with another."""
+        width = int(self.lengths[source])
+        for layer in self.ragged:
+            layer.copy(source, target, width)
+        self.lengths[target] = width

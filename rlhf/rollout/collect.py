@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -13,10 +14,12 @@ import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.models.logprobs import context_of
+from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.sampler import Reply, Sampler
 from rlhf.rollout.spec import EnvSpec, RolloutSpec
 from rlhf.rollout.tokens import TurnFormat
+from rlhf.rollout.truncation import truncate
 
 log = logging.getLogger(__name__)
 
@@ -136,42 +139,62 @@ class Collector:
         size = min(self.spec.parallel, len(starts))
         while len(self.envs) < size:
             self.envs.append(self.make_env())
-        rollouts: list[Rollout] = []
-        for first in range(0, len(starts), size):
-            rollouts += self._wave(model, starts[first : first + size], warmth)
-        if not rollouts:
-            raise UserError("every environment failed, so there is nothing to learn from")
-        return rollouts
-
-    def _wave(self, model: Any, starts: Sequence[Start], temperature: float) -> list[Rollout]:
-        """Episodes that decode together."""
         sampler = Sampler(
             model,
             stop_ids=self.layout.stop_ids,
-            pad_id=self.layout.tokenizer.pad_token_id,
-            rows=len(starts),
-            temperature=temperature,
+            rows=size,
+            temperature=warmth,
+            restrict=partial(truncate, spec=self.spec) if self.spec.truncations else None,
         )
+        played = self._play(sampler, starts, self.envs[:size])
+        self.prefilled += sampler.prefilled
+        if not played:
+            raise UserError("every environment failed, so there is nothing to learn from")
+        return [played[place] for place in sorted(played)]
+
+    def _play(
+        self, sampler: Sampler, starts: Sequence[Start], envs: Sequence[gym.Env]
+    ) -> dict[int, Rollout]:
+        """Finished episodes by their place in ``starts``; a free environment takes the next."""
+        waiting = deque(enumerate(starts))
+        free = list(reversed(envs))
         playing: dict[int, _Episode] = {}
         played: dict[int, Rollout] = {}
-        for row, (env, start) in enumerate(zip(self.envs, starts, strict=False)):
-            episode = self._guarded(start.seed, lambda e=env, s=start: self._begin(e, s))
-            if episode is not None:
-                playing[row] = episode
-        while playing:
-            noise = {row: self._noise(episode) for row, episode in playing.items()}
-            fresh = {row: episode.new_ids for row, episode in playing.items()}
-            for row, reply in sampler.turn(fresh, noise).items():
-                episode = playing[row]
+        while True:
+            while free and waiting:
+                place, start = waiting.popleft()
+                episode = self._guarded(start.seed, lambda e=free[-1], s=start: self._begin(e, s))
+                if episode is None:
+                    free[-1] = self._rebuilt(free[-1])
+                    continue
+                playing[place] = episode
+                free.pop()
+                sampler.submit(place, episode.new_ids, self._noise(episode))
+            if not playing:
+                return played
+            for place, reply in sampler.step().items():
+                episode = playing[place]
                 over = self._guarded(
                     episode.rollout.seed, lambda e=episode, r=reply: self._advance(e, r)
                 )
-                if over is not False:
-                    del playing[row]
+                if over is False:
+                    sampler.submit(place, episode.new_ids, self._noise(episode))
+                    continue
+                sampler.release(place)
+                del playing[place]
+                free.append(episode.env if over else self._rebuilt(episode.env))
                 if over:
-                    played[row] = episode.rollout
-        self.prefilled += sampler.prefilled
-        return [played[row] for row in sorted(played)]
+                    played[place] = episode.rollout
+
+    def _rebuilt(self, env: gym.Env) -> gym.Env:
+        """A new environment in place of one that failed, whose state nobody knows."""
+        place = self.envs.index(env)
+        try:
+            env.close()
+        except Exception as error:  # it is broken already, and that was counted
+            log.warning("a failed environment did not close: %s", _first_line(error))
+        self.envs[place] = self.make_env()
+        return self.envs[place]
 
     def _guarded(self, seed: int, act: Callable[[], Any]) -> Any:
         """Run environment code; None when it failed and failures are counted."""
@@ -192,8 +215,10 @@ class Collector:
     def _begin(self, env: gym.Env, start: Start) -> _Episode:
         observation, info = env.reset(seed=start.seed)
         rollout = Rollout(start.seed, start.group, start.member)
-        system = self.spec.system or getattr(env.unwrapped, "system_prompt", None)
         earlier = list(info.get("messages", ()))
+        system = self.spec.system or getattr(env.unwrapped, "system_prompt", None)
+        if earlier and earlier[0]["role"] == "system" and self.spec.system:
+            earlier = earlier[1:]
         if system and not (earlier and earlier[0]["role"] == "system"):
             earlier = [{"role": "system", "content": system}, *earlier]
         rollout.conversation = [*earlier, {"role": "user", "content": str(observation)}]
@@ -263,23 +288,3 @@ class Collector:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]
-
-
-def text_to_action(text: str, env: gym.Env) -> str | np.int64 | None:
-    """The reply as the environment takes it: text, or its first number for discrete actions.
-
-    None when the space is discrete and the reply has no number or one outside of it.
-
-    Raises:
-        UserError: the action space is neither.
-    """
-    space = env.action_space
-    if isinstance(space, gym.spaces.Discrete):
-        number = re.search(r"-?[0-9]+", text)
-        if number is None:
-            return None
-        value = int(number[0][:18])  # no space has as many actions
-        return np.int64(value) if space.start <= value < space.start + space.n else None
-    if isinstance(space, gym.spaces.Text) or "Text" in type(space).__name__:
-        return text
-    raise UserError(f"{env} wants actions of {space}; only text and discrete actions are supported")

@@ -1,21 +1,33 @@
-"""Batched decoding over many turns: token ids in, token ids out.
+"""Continuous batched decoding over many turns: token ids in, token ids out.
 
 Each row keeps its keys and values from turn to turn, so an episode's tokens pass through the model
-once. A row that stops leaves the decoding batch at once. The noise of each row comes from its own
-numbers, so what a row samples does not depend on its neighbours.
+once. Rows come and go while others decode: a row that stops is handed back at once, and its next
+turn, or another episode in its place, joins the rows that still decode. The noise of each row comes
+from its own numbers, so what a row samples does not depend on its neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from rlhf.models.logprobs import bare, logits_of, trunk_of
+from rlhf.models.logprobs import bare
 from rlhf.rollout.cache import RaggedCache
+from rlhf.rollout.decoder import decoder_for
+
+# Rows that wait to read their new tokens are taken in together, once they are this share of all:
+# reading a few tokens takes as long as a step of the rows that decode.
+WAITING_SHARE = 1 / 8
+
+# Columns whose probabilities are summed before the cumulative sum, which is slow, is taken.
+BLOCK = 256
+
+Restrict = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -27,27 +39,19 @@ class Reply:
     stopped: bool
 
 
-@dataclass
-class _Row:
-    """A row that is decoding."""
-
-    name: int
-    noise: np.ndarray
-    limit: int
-    tokens: list[int]
-    logprobs: list[float]
-
-
 class Sampler:
     """Decodes turns for up to ``rows`` episodes at once.
 
+    An episode holds a row from its first ``submit`` to its ``release``. At every pass the rows lie
+    at the front of the cache without gaps.
+
     Args:
-        model: causal model (a PEFT model's adapters are in place).
+        model: causal model (a PEFT model's adapters are in place); its weights must not change
+            while the sampler is used.
         stop_ids: tokens that end a turn.
-        pad_id: fills unused input positions; never attended to.
-        rows: episodes held at once, named 0 .. rows-1.
-        capacity: tokens per row that room is made for at first.
+        rows: episodes held at once.
         temperature: logits are divided by it; 0 takes the likeliest token.
+        restrict: takes logits [n, V] at that temperature, and puts -inf where a token is left out.
     """
 
     def __init__(
@@ -55,113 +59,204 @@ class Sampler:
         model: Any,
         *,
         stop_ids: set[int],
-        pad_id: int,
         rows: int,
-        capacity: int = 256,
         temperature: float = 1.0,
+        restrict: Restrict | None = None,
     ) -> None:
-        self.model, self.device = model, model.device
-        self.stop_ids, self.pad_id, self.temperature = stop_ids, pad_id, temperature
-        layers = bare(model).config.get_text_config().num_hidden_layers
-        self.cache = RaggedCache(layers, rows=rows, capacity=capacity, device=self.device)
-        self.slot_of = list(range(rows))  # name -> cache row
-        self.name_in = list(range(rows))  # cache row -> name
-        self.pending: dict[int, list[int]] = {}  # ids not yet through the model
+        self.restrict = restrict
+        self.decoder, self.device, self.temperature = decoder_for(model), model.device, temperature
+        config = bare(model).config.get_text_config()
+        self.stops = np.isin(np.arange(config.vocab_size), list(stop_ids))
+        self.cache = RaggedCache(
+            config.num_hidden_layers, rows=rows, dtype=model.dtype, device=self.device
+        )
+        self.row_of: dict[int, int] = {}
+        self.names: list[int] = []  # by row
+        self.holes: set[int] = set()  # rows that were released; filled before the next pass
+        self.waiting: dict[int, list[int]] = {}  # by name: tokens to read before the next reply
         self.prefilled = 0
-        self.context = bare(model).config.get_text_config().max_position_embeddings
-        self.eager = bare(model).config._attn_implementation == "eager"
+        # By row; columns are steps of the present reply.
+        self.noise = np.zeros((rows, 0))
+        self.tokens = np.zeros((rows, 0), dtype=np.int64)
+        self.logprobs = np.zeros((rows, 0))
+        self.count = np.zeros(rows, dtype=np.int64)
+        self.limit = np.zeros(rows, dtype=np.int64)
+        self.last = np.zeros(rows, dtype=np.int64)  # sampled, and not yet through the model
+        self.decoding = np.zeros(rows, dtype=bool)
 
-    @torch.no_grad()
-    def turn(
-        self, new_tokens: Mapping[int, Sequence[int]], noise: Mapping[int, np.ndarray]
-    ) -> dict[int, Reply]:
-        """One reply for each named row.
+    def submit(self, name: int, new_tokens: Sequence[int], noise: np.ndarray) -> None:
+        """Ask for a reply.
 
         Args:
-            new_tokens: per row, the ids since its last reply (all of the prompt on its first turn).
-            noise: per row, uniform numbers in [0, 1), one for each token it may sample; their
-                count is the limit of the reply.
+            name: of the episode.
+            new_tokens: its ids since its last reply (all of the prompt on its first turn).
+            noise: uniform numbers in [0, 1), one for each token it may sample; their count is the
+                limit of the reply.
+        """
+        if name in self.row_of:
+            row = self.row_of[name]
+            self.waiting[name] = [int(self.last[row]), *new_tokens]
+        else:
+            row = min(self.holes, default=len(self.names))
+            self.holes.discard(row)
+            self.names[row : row + 1] = [name]
+            self.row_of[name] = row
+            self.cache.lengths[row] = 0
+            self.waiting[name] = list(new_tokens)
+        if (short := len(noise) - self.noise.shape[1]) > 0:
+            wider = ((0, 0), (0, short))
+            self.noise, self.tokens = np.pad(self.noise, wider), np.pad(self.tokens, wider)
+            self.logprobs = np.pad(self.logprobs, wider)
+        self.noise[row, : len(noise)] = noise
+        self.count[row], self.limit[row] = 0, len(noise)
+
+    def release(self, name: int) -> None:
+        """Forget an episode; another may take its row."""
+        row = self.row_of.pop(name)
+        self.holes.add(row)
+        self.decoding[row] = False
+
+    def _close_holes(self) -> None:
+        """Move rows from the end into the holes in front of them."""
+        while self.holes:
+            last = len(self.names) - 1
+            moved = self.names.pop()
+            if last in self.holes:
+                self.holes.discard(last)
+                continue
+            row = self.holes.pop()
+            self.names[row], self.row_of[moved] = moved, row
+            self.cache.copy(last, row)
+            for store in (self.noise, self.tokens, self.logprobs, self.count, self.limit):
+                store[row] = store[last]
+            self.last[row], self.decoding[row] = self.last[last], self.decoding[last]
+            self.decoding[last] = False
+
+    @torch.no_grad()
+    def step(self) -> dict[int, Reply]:
+        """One pass of the model: waiting rows read their tokens, or decoding rows their last one.
 
         Returns:
-            A reply per row.
+            The replies that ended with it, by name.
         """
-        names = sorted(new_tokens)
-        for target, name in enumerate(names):
-            self._place(name, target)
-        inputs = [[*self.pending.pop(name, []), *new_tokens[name]] for name in names]
-        logits = self._forward(inputs)
-        self.prefilled += sum(map(len, inputs))
-        rows = [_Row(name, noise[name], len(noise[name]), [], []) for name in names]
-        replies: dict[int, Reply] = {}
-        while rows:
-            chosen, logprobs = self._choose(logits, rows)
-            for row, token, logprob in zip(rows, chosen, logprobs, strict=True):
-                row.tokens.append(token)
-                row.logprobs.append(logprob)
-            self._retire(rows, replies)
-            if rows:
-                logits = self._forward([[row.tokens[-1]] for row in rows])
-        return replies
-
-    def _retire(self, rows: list[_Row], replies: dict[int, Reply]) -> None:
-        """Take finished rows out of the front of the cache; their last token is still pending."""
-        for index in range(len(rows) - 1, -1, -1):
-            row = rows[index]
-            stopped = row.tokens[-1] in self.stop_ids
-            if stopped or len(row.tokens) == row.limit:
-                replies[row.name] = Reply(row.tokens, row.logprobs, stopped)
-                self.pending[row.name] = [row.tokens[-1]]
-                last = rows.pop()
-                if last is not row:
-                    rows[index] = last
-                    self._place(last.name, index)
-
-    def _place(self, name: int, target: int) -> None:
-        """Move a row of the cache to ``target``, exchanging it with the one there."""
-        source = self.slot_of[name]
-        other = self.name_in[target]
-        self.cache.swap(source, target)
-        self.slot_of[name], self.slot_of[other] = target, source
-        self.name_in[target], self.name_in[source] = name, other
-
-    def _forward(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Append ids to the first rows of the cache; logits [n, V] after the last id of each."""
-        counts = torch.tensor([len(ids) for ids in inputs], device=self.device)
-        longest = int(counts.max())
-        padded = [[*ids, *[self.pad_id] * (longest - len(ids))] for ids in inputs]
-        positions, mask = self.cache.step(counts)
-        if self.eager:  # which adds the mask to the scores
-            allowed = torch.zeros((), dtype=self.model.dtype, device=self.device)
-            mask = torch.where(mask, allowed, torch.finfo(self.model.dtype).min)
-        hidden = trunk_of(self.model)(
-            input_ids=torch.tensor(padded, device=self.device),
-            # Padding may reach past the context; it is never read.
-            position_ids=positions.clamp(max=self.context - 1),
-            attention_mask=mask,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        self.cache.advance(counts)
-        last = hidden[torch.arange(len(inputs), device=self.device), counts - 1]
-        logits = logits_of(self.model, last)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def _choose(self, logits: torch.Tensor, rows: list[_Row]) -> tuple[list[int], list[float]]:
-        """Sample by inverting the cumulative distribution at each row's next number."""
-        if self.temperature == 0:
-            logprobs = logits.log_softmax(-1)
-            tokens = logprobs.argmax(-1)
+        self._close_holes()
+        decoding = np.flatnonzero(self.decoding)
+        if self.waiting and len(self.waiting) >= WAITING_SHARE * len(decoding):
+            rows, logits = self._read()
         else:
-            logprobs = (logits / self.temperature).log_softmax(-1)
-            cumulative = logprobs.exp().cumsum(-1)
-            numbers = [row.noise[len(row.tokens)] for row in rows]
-            draw = torch.tensor(numbers, dtype=cumulative.dtype, device=self.device)[:, None]
-            # The last column is the sum as computed. A draw that rounds to all of it belongs to
-            # the last token that is possible at all, not to the last of the vocabulary.
-            total = cumulative[:, -1:].contiguous()
-            tokens = torch.minimum(
-                torch.searchsorted(cumulative, draw * total, right=True),
-                torch.searchsorted(cumulative, total),
-            ).squeeze(-1)
-        chosen = logprobs.gather(-1, tokens[:, None]).squeeze(-1)
-        return tokens.tolist(), chosen.tolist()
+            rows, logits = decoding, self._decode(decoding)
+        numbers = torch.from_numpy(self.noise[rows, self.count[rows]]).to(self.device)
+        tokens, logprobs = draw(
+            logits, numbers, temperature=self.temperature, restrict=self.restrict
+        )
+        chosen = tokens.cpu().numpy()
+        self.tokens[rows, self.count[rows]] = self.last[rows] = chosen
+        self.logprobs[rows, self.count[rows]] = logprobs.double().cpu().numpy()
+        self.count[rows] += 1
+        stopped = self.stops[chosen]
+        over = stopped | (self.count[rows] == self.limit[rows])
+        self.decoding[rows] = ~over
+        return {
+            self.names[row]: Reply(
+                self.tokens[row, : self.count[row]].tolist(),
+                self.logprobs[row, : self.count[row]].tolist(),
+                stop,
+            )
+            for row, stop in zip(rows[over].tolist(), stopped[over].tolist(), strict=True)
+        }
+
+    def _read(self) -> tuple[np.ndarray, torch.Tensor]:
+        """Pass waiting tokens through the model; (rows, logits [rows, V] after the last of each).
+
+        Episodes of a group start alike: the first of them reads for all.
+        """
+        rows = np.array(sorted(self.row_of[name] for name in self.waiting))
+        inputs = [self.waiting.pop(self.names[row]) for row in rows]
+        self.cache.reserve(
+            int((self.cache.lengths[rows] + [len(ids) for ids in inputs] + self.limit[rows]).max())
+        )
+        first: dict[Any, int] = {}
+        reads_for = [
+            first.setdefault(row if self.cache.lengths[row] else tuple(ids), index)
+            for index, (row, ids) in enumerate(zip(rows.tolist(), inputs, strict=True))
+        ]
+        readers = list(first.values())
+        logits = self._forward(rows[readers], [inputs[index] for index in readers])
+        for index, reader in enumerate(reads_for):
+            if reader != index:
+                self.cache.copy(int(rows[reader]), int(rows[index]))
+        if len(readers) < len(rows):
+            logits = logits[torch.from_numpy(np.searchsorted(readers, reads_for)).to(self.device)]
+        return rows, logits
+
+    def _forward(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> torch.Tensor:
+        counts = np.array([len(ids) for ids in inputs])
+        self.cache.prepare(rows, counts)
+        flat = [token for ids in inputs for token in ids]
+        logits = self.decoder(torch.tensor(flat, device=self.device), self.cache)
+        self.cache.advance(rows, counts)
+        self.prefilled += len(flat)
+        return logits
+
+    def _decode(self, decoding: np.ndarray) -> torch.Tensor:
+        """Logits [rows, V] after the last token of each decoding row.
+
+        Rows in between that wait take part, so that the cache is read in place; what is computed
+        for them is dropped.
+        """
+        front = np.arange(decoding[-1] + 1)
+        self.cache.prepare(front, np.ones_like(front))
+        logits = self.decoder(torch.from_numpy(self.last[front]).to(self.device), self.cache)
+        self.cache.advance(decoding, np.ones_like(decoding))
+        return logits if len(decoding) == len(front) else logits[decoding]
+
+
+def draw(
+    logits: torch.Tensor,
+    numbers: torch.Tensor,
+    *,
+    temperature: float,
+    restrict: Restrict | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample by inverting the cumulative distribution, first over blocks, then inside of one.
+
+    Args:
+        logits: [n, V].
+        numbers: [n] uniform in [0, 1); not used at temperature 0.
+        temperature: logits are divided by it; 0 takes the likeliest token.
+        restrict: leaves tokens out of the distribution, which is then normalised anew.
+
+    Returns:
+        (tokens [n], their log-probabilities [n]); those of temperature 0 are at temperature 1.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if temperature not in (0, 1):
+        logits = logits / temperature
+    if restrict is not None:
+        logits = restrict(logits)
+    top = logits.amax(-1, keepdim=True)
+    weights = (logits - top).exp_()
+    blocks = nn.functional.pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
+    sums = blocks.sum(-1).cumsum(-1)
+    total = sums[:, -1:].contiguous()
+    if temperature == 0:
+        tokens = logits.argmax(-1, keepdim=True)
+    else:
+        target = numbers[:, None].to(sums.dtype) * total
+        block = _interval(sums, target)
+        before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0.0)
+        inner = blocks[torch.arange(len(block), device=block.device), block[:, 0]].cumsum(-1)
+        tokens = block * BLOCK + _interval(inner, target - before)
+    chosen = logits.gather(-1, tokens) - top - total.log()
+    return tokens[:, 0], chosen[:, 0]
+
+
+def _interval(cumulative: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+    """Index [n, 1] of the interval that each number falls into.
+
+    A number that rounding put at or beyond the end belongs to the last interval that is not empty.
+    """
+    end = cumulative[:, -1:].contiguous()
+    return torch.minimum(
+        torch.searchsorted(cumulative, number, right=True), torch.searchsorted(cumulative, end)
+    )

@@ -7,7 +7,9 @@ import gymnasium as gym
 
 from envs.core import FreeText
 from rlhf.rollout import collect as collect_module
+from rlhf.rollout.cache import RaggedCache
 from rlhf.rollout.collect import Collector, Start
+from rlhf.rollout.decoder import decoder_for
 from rlhf.rollout.sampler import Reply
 from rlhf.rollout.spec import RolloutSpec
 from rlhf.rollout.tokens import TurnFormat
@@ -50,18 +52,24 @@ def scripted(monkeypatch, *replies: str, stopped: bool = True) -> None:
 
     class Script:
         def __init__(self, model: Any, **settings: Any) -> None:
-            self.prefilled, self.turns = 0, {}
+            self.prefilled, self.turns, self.asked = 0, {}, {}
 
-        def turn(self, new_tokens, noise) -> dict[int, Reply]:
+        def submit(self, name, new_tokens, noise) -> None:
+            self.asked[name] = len(noise)
+
+        def release(self, name) -> None:
+            del self.turns[name]
+
+        def step(self) -> dict[int, Reply]:
             answers = {}
-            for row in new_tokens:
-                said = self.turns.get(row, 0)
-                self.turns[row] = said + 1
+            for name, limit in self.asked.items():
+                said = self.turns.get(name, 0)
+                self.turns[name] = said + 1
                 text = replies[min(said, len(replies) - 1)]
                 ids = TOKENIZER(text)["input_ids"] + [TOKENIZER.eos_token_id] * stopped
-                cut = ids[: len(noise[row])]
-                ended = stopped and len(cut) == len(ids)
-                answers[row] = Reply(cut, [-1.0] * len(cut), ended)
+                cut = ids[:limit]
+                answers[name] = Reply(cut, [-1.0] * len(cut), stopped and len(cut) == len(ids))
+            self.asked = {}
             return answers
 
     monkeypatch.setattr(collect_module, "Sampler", Script)
@@ -79,3 +87,17 @@ def starts(*seeds: int) -> list[Start]:
 
 def one(*args: Any, seed: int = 0, **settings: Any) -> Any:
     return collector(*args, **settings).collect(None, starts(seed))[0]
+
+
+def passes(monkeypatch, model: Any) -> list[list[int]]:
+    """Tokens of each row in every pass through the model, as they come."""
+    decoder_for(model)  # its own comparison is not to be counted
+    seen: list[list[int]] = []
+    prepare = RaggedCache.prepare
+
+    def noted(cache: RaggedCache, rows: Any, counts: Any) -> Any:
+        seen.append([int(count) for count in counts])
+        return prepare(cache, rows, counts)
+
+    monkeypatch.setattr(RaggedCache, "prepare", noted)
+    return seen

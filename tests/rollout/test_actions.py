@@ -4,7 +4,8 @@ import gymnasium as gym
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.rollout.collect import make_env_factory, text_to_action
+from rlhf.rollout.actions import text_to_action
+from rlhf.rollout.collect import make_env_factory
 from rlhf.rollout.spec import EnvSpec
 from tests.rollout.stage import Tales, collector, one, scripted, starts
 

@@ -10,7 +10,7 @@ from gymnasium.wrappers import TimeLimit
 
 from rlhf.errors import UserError
 from rlhf.rollout.collect import Start
-from tests.rollout.stage import TOKENIZER, Tales, collector, one, scripted, starts
+from tests.rollout.stage import TOKENIZER, Tales, collector, one, passes, scripted, starts
 from tests.tiny import tiny_model
 
 
@@ -168,6 +168,30 @@ def test_failures_can_be_counted(monkeypatch):
     assert [r.group for r in rollouts] == [s for s in seeds if s not in odd]
 
 
+def test_an_environment_that_failed_is_made_anew(monkeypatch):
+    """Seed 1 breaks the environment for good; whoever plays in it next would suffer."""
+
+    class Brittle(Tales):
+        broken = False
+
+        def step(self, action):
+            self.broken = self.broken or self.start == broken_start
+            if self.broken:
+                raise RuntimeError("broken for good")
+            return super().step(action)
+
+    scripted(monkeypatch, "stop")
+    broken_start = int(np.random.default_rng(1).integers(1000))
+    Tales.made.clear()
+    lenient = collector(Brittle, errors="count", parallel=1)
+    rollouts = lenient.collect(None, starts(0, 1, 2, 3))
+    assert [r.seed for r in rollouts] == [0, 2, 3]
+    assert lenient.failed == 1
+    old, new = Tales.made
+    assert (old.closed, new.closed) == (True, False)
+    assert lenient.envs == [new]
+
+
 def test_nothing_left_is_an_error(monkeypatch):
     scripted(monkeypatch, "fail")
     with pytest.raises(UserError, match="every environment failed"):
@@ -206,24 +230,53 @@ def test_earlier_messages_come_first(monkeypatch):
     assert [m["role"] for m in rollout.conversation[:4]] == ["system", "user", "assistant", "user"]
     assert rollout.num_turns == 1  # the earlier reply was not sampled
     own = [{"role": "system", "content": "mine"}, *earlier]
-    systems = [
-        m
-        for m in one(lambda: Tales(messages=own), system="S").conversation
-        if m["role"] == "system"
-    ]
-    assert [m["content"] for m in systems] == ["mine"]
+    for system, expected in (("S", "S"), (None, "mine")):
+        said = one(lambda: Tales(messages=own), system=system).conversation
+        assert [m["content"] for m in said if m["role"] == "system"] == [expected]
 
 
-def test_a_ten_turn_episode_passes_through_the_model_once():
+def test_a_ten_turn_episode_passes_through_the_model_once(monkeypatch):
     model, _ = tiny_model(double=True, context=512)
-    passed = []
-    hook = model.model.register_forward_pre_hook(
-        lambda module, args, kwargs: passed.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
+    passed = passes(monkeypatch, model)
     playing = collector(lambda: TimeLimit(Tales(), 10), max_new_tokens=8, context=512)
     rollout = playing.collect(model, starts(3))[0]
-    hook.remove()
     assert rollout.num_turns == 10
-    assert sum(passed) <= 1.05 * len(rollout.tokens)
-    decoded = sum(passed) - playing.prefilled
+    tokens = sum(map(sum, passed))
+    assert tokens <= 1.05 * len(rollout.tokens)
+    decoded = tokens - playing.prefilled
     assert decoded == rollout.num_actions - 10  # the first token of a reply comes with the prefill
+
+
+def test_a_free_row_takes_the_next_episode(monkeypatch):
+    class Patient(Tales):
+        """Plays as many turns as its seed says."""
+
+        def reset(self, *, seed=None, options=None):
+            self.left = seed
+            return super().reset(seed=seed)
+
+        def step(self, action):
+            self.left -= 1
+            return "go on", 1.0, self.left == 0, False, {}
+
+    model, _ = tiny_model(double=True, context=512)
+    passed = passes(monkeypatch, model)
+    order = starts(8, 1, 1, 1, 2, 3)
+    playing = collector(Patient, parallel=2, max_new_tokens=5, context=512)
+    rollouts = playing.collect(model, order)
+    assert [r.num_turns for r in rollouts] == [8, 1, 1, 1, 2, 3]
+    assert [r.seed for r in rollouts] == [8, 1, 1, 1, 2, 3]
+    alone = collector(Patient, parallel=1, max_new_tokens=5, context=512).collect(model, order)
+    same(rollouts, alone)
+    assert len(Patient.made) == 2 + 1
+    assert all(len(counts) <= 2 for counts in passed)
+
+
+def test_a_group_reads_its_prompt_once(monkeypatch):
+    model, _ = tiny_model(double=True)
+    passed = passes(monkeypatch, model)
+    group = [Start(5, group=0, member=m) for m in range(4)]
+    rollouts = collector(lambda: TimeLimit(Tales(), 1), max_new_tokens=4).collect(model, group)
+    prompt = rollouts[0].is_action.index(True)
+    assert passed[0] == [prompt]
+    assert max(map(len, passed)) == 4

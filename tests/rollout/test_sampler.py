@@ -7,16 +7,35 @@ import pytest
 import torch
 
 from rlhf.models.loading import add_lora
-from rlhf.models.logprobs import trunk_of
 from rlhf.models.spec import LoraSpec
-from rlhf.rollout.sampler import Reply, Sampler
+from rlhf.rollout.sampler import Reply, Sampler, draw
+from tests.rollout.stage import passes
 from tests.tiny import tiny_gpt2, tiny_model, tiny_qwen2
 
 MAKERS = [tiny_model, tiny_gpt2, tiny_qwen2]
 
 
 def sampler_for(model: Any, rows: int, **settings: Any) -> Sampler:
-    return Sampler(model, **{"stop_ids": {1}, "pad_id": 0, "rows": rows, **settings})
+    return Sampler(model, **{"stop_ids": {1}, "rows": rows, **settings})
+
+
+def reply_to(
+    sampler: Sampler,
+    new_tokens: dict[int, list[int]],
+    noise: dict[int, np.ndarray],
+    *,
+    release: bool = False,
+) -> dict[int, Reply]:
+    """One reply for each named row."""
+    for name, ids in new_tokens.items():
+        sampler.submit(name, ids, noise[name])
+    replies: dict[int, Reply] = {}
+    while len(replies) < len(new_tokens):
+        for name, reply in sampler.step().items():
+            replies[name] = reply
+            if release:
+                sampler.release(name)
+    return replies
 
 
 def noise(seed: int, row: int, turn: int, count: int) -> np.ndarray:
@@ -41,14 +60,14 @@ def play(model: Any, *, seed: int, rows: int, turns: int, **settings: Any) -> li
         draw.shuffle(active)
         new = {row: draw.integers(5, 300, size=draw.integers(1, 6)).tolist() for row in active}
         numbers = {row: noise(seed, row, turn, int(draw.integers(1, 6))) for row in active}
-        for row, reply in sampler.turn(new, numbers).items():
+        for row, reply in reply_to(sampler, new, numbers).items():
             episode = episodes[row]
             episode["tokens"] += new[row]
             start = len(episode["tokens"])
             episode["tokens"] += reply.tokens
             episode["logprobs"] |= dict(enumerate(reply.logprobs, start))
             assert len(reply.tokens) <= len(numbers[row])
-            assert reply.stopped == (reply.tokens[-1] in sampler.stop_ids)
+            assert reply.stopped == bool(sampler.stops[reply.tokens[-1]])
     return episodes
 
 
@@ -64,9 +83,9 @@ def largest_gap(model: Any, episodes: list[dict[str, Any]], temperature: float =
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("seed", range(3))
 def test_sampled_logprobs_are_those_of_a_plain_pass(make, seed):
-    # capacity 4: the cache grows several times; stop ids: rows leave at different steps.
+    # Stop ids: rows leave at different steps. The cache grows several times.
     model, _ = make(double=True)
-    episodes = play(model, seed=seed, rows=5, turns=7, capacity=4, stop_ids=set(range(40)))
+    episodes = play(model, seed=seed, rows=5, turns=7, stop_ids=set(range(40)))
     assert largest_gap(model, episodes) < 1e-9
 
 
@@ -81,7 +100,7 @@ def test_sampled_logprobs_in_float32_and_at_a_temperature():
 def test_eager_attention_decodes_alike():
     model, _ = tiny_model(double=True)
     model.set_attn_implementation("eager")
-    episodes = play(model, seed=1, rows=4, turns=5, capacity=4)
+    episodes = play(model, seed=1, rows=4, turns=5)
     assert largest_gap(model, episodes) < 1e-5  # its softmax is float32 in any model
 
 
@@ -98,7 +117,7 @@ def test_greedy_decoding_is_that_of_transformers(make):
     model, _ = make(double=True)
     prompts = {0: [7, 30, 9], 1: [200, 6], 2: [12, 13, 14, 15, 16, 99]}
     zeros = {row: np.zeros(20) for row in prompts}
-    replies = sampler_for(model, 3, temperature=0).turn(prompts, zeros)
+    replies = reply_to(sampler_for(model, 3, temperature=0), prompts, zeros)
     for row, prompt in prompts.items():
         expected = model.generate(
             torch.tensor([prompt]),
@@ -113,7 +132,7 @@ def test_greedy_decoding_is_that_of_transformers(make):
 
 def test_greedy_logprobs_are_of_the_untempered_policy():
     model, _ = tiny_model(double=True)
-    reply = sampler_for(model, 1, temperature=0).turn({0: [7, 8]}, {0: np.zeros(3)})[0]
+    reply = reply_to(sampler_for(model, 1, temperature=0), {0: [7, 8]}, {0: np.zeros(3)})[0]
     full = recomputed(model, [7, 8, *reply.tokens])
     np.testing.assert_allclose(reply.logprobs, full[2:].numpy(), atol=1e-12)
 
@@ -122,10 +141,10 @@ def test_a_row_does_not_depend_on_its_neighbours():
     model, _ = tiny_model(double=True)
     prompts = {0: [7, 30, 9], 1: [200, 6], 2: [12] * 11, 3: [5]}
     numbers = {row: noise(3, row, 0, 6 + row) for row in prompts}
-    together = sampler_for(model, 4, stop_ids=set(range(100))).turn(prompts, numbers)
+    together = reply_to(sampler_for(model, 4, stop_ids=set(range(100))), prompts, numbers)
     for row in prompts:
         sampler = sampler_for(model, 4, stop_ids=set(range(100)))
-        alone = sampler.turn({row: prompts[row]}, {row: numbers[row]})[row]
+        alone = reply_to(sampler, {row: prompts[row]}, {row: numbers[row]})[row]
         assert alone.tokens == together[row].tokens
         np.testing.assert_allclose(alone.logprobs, together[row].logprobs, atol=1e-12)
 
@@ -137,12 +156,10 @@ class Fixed:
         self.logits = torch.tensor(probabilities, dtype=torch.float64).log()
 
     def choose(self, numbers: list[float], temperature: float = 1.0) -> tuple[list, list]:
-        from rlhf.rollout.sampler import _Row
-
-        model, _ = tiny_model(double=True)
-        sampler = sampler_for(model, 1, temperature=temperature)
-        rows = [_Row(i, np.array([u]), 1, [], []) for i, u in enumerate(numbers)]
-        return sampler._choose(self.logits.expand(len(rows), -1), rows)
+        logits = self.logits.expand(len(numbers), -1)
+        numbers_ = torch.tensor(numbers, dtype=torch.float64)
+        tokens, logprobs = draw(logits, numbers_, temperature=temperature)
+        return tokens.tolist(), logprobs.tolist()
 
 
 def test_the_number_picks_the_interval_of_its_token():
@@ -171,44 +188,102 @@ def test_a_number_next_to_one_never_picks_an_impossible_token(dtype):
     assert tokens == [2, 2, 2]
 
 
-def test_tokens_pass_through_the_model_once():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("vocabulary", [255, 256, 257, 1000])
+def test_draws_of_a_large_vocabulary_fall_into_their_intervals(dtype, vocabulary):
+    # Most tokens impossible, whole blocks too: the draw must name the token of its interval.
+    random = np.random.default_rng(vocabulary)
+    shares = np.zeros(vocabulary)
+    likely = np.sort(random.choice(vocabulary, size=9, replace=False))
+    shares[likely] = random.random(9) + 0.1
+    shares /= shares.sum()
+    numbers = np.concatenate([random.random(500), [0.0, 1 - 2**-53]])
+    logits = torch.tensor(shares).log().to(dtype).expand(len(numbers), -1)
+    tokens, logprobs = draw(logits, torch.tensor(numbers), temperature=1.0)
+    ends = shares.cumsum()
+    expected = likely[np.searchsorted(ends[likely], numbers, side="right").clip(max=8)]
+    near = np.abs(numbers[:, None] - ends[likely]).min(1) < 1e-6  # rounding may decide these
+    assert (tokens.numpy() == expected)[~near].all()
+    assert np.isin(tokens.numpy(), likely).all()
+    np.testing.assert_allclose(logprobs.exp().numpy(), shares[tokens.numpy()], rtol=1e-5)
+
+
+def test_tokens_pass_through_the_model_once(monkeypatch):
     model, _ = tiny_model(double=True)
-    passed = []
-    hook = trunk_of(model).register_forward_pre_hook(
-        lambda module, args, kwargs: passed.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
+    passed = passes(monkeypatch, model)
     sampler = sampler_for(model, 1, stop_ids={-1})
     tokens = 0
-    for turn in range(10):
-        new = list(range(5, 5 + (12 if turn == 0 else 4)))
-        reply = sampler.turn({0: new}, {0: noise(0, 0, turn, 8)})[0]
+    for number in range(10):
+        new = list(range(5, 5 + (12 if number == 0 else 4)))
+        reply = reply_to(sampler, {0: new}, {0: noise(0, 0, number, 8)})[0]
         tokens += len(new) + len(reply.tokens)
-    hook.remove()
     assert tokens == 12 + 9 * 4 + 80
-    assert sum(passed) == tokens - 1  # nobody reads the very last token
+    assert sum(map(sum, passed)) == tokens - 1  # nobody reads the very last token
     assert sampler.prefilled == 12 + 9 * 4 + 9  # each turn first takes in the last reply's end
 
 
-def test_a_finished_row_leaves_the_batch():
+def test_a_released_row_leaves_the_batch(monkeypatch):
     model, _ = tiny_model(double=True)
-    sizes = []
-    hook = trunk_of(model).register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
+    passed = passes(monkeypatch, model)
     numbers = {row: noise(0, row, 0, limit) for row, limit in enumerate((1, 4, 2))}
-    replies = sampler_for(model, 3, stop_ids={-1}).turn({0: [5], 1: [6], 2: [7]}, numbers)
-    hook.remove()
-    assert sizes == [3, 2, 1, 1]
+    prompts = {0: [5], 1: [6], 2: [7]}
+    sampler = sampler_for(model, 3, stop_ids={-1})
+    replies = reply_to(sampler, prompts, numbers, release=True)
+    assert [len(counts) for counts in passed] == [3, 2, 1, 1]
     assert [len(replies[row].tokens) for row in range(3)] == [1, 4, 2]
     assert not any(reply.stopped for reply in replies.values())
 
 
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_come_and_go_do_not_disturb_each_other(make, seed):
+    # Twenty episodes of up to four turns over five rows: each is what it would be alone.
+    model, _ = make(double=True)
+    random = np.random.default_rng(seed)
+    plans = [
+        [
+            (random.integers(5, 300, size=random.integers(1, 7)).tolist(), random.random(length))
+            for length in random.integers(1, 6, size=random.integers(1, 5))
+        ]
+        for _ in range(20)
+    ]
+    plans[7] = plans[8] = plans[2]  # alike, at once or one after the other
+
+    def replies(rows: int) -> list[list[Reply]]:
+        sampler = sampler_for(model, rows, stop_ids=set(range(60)))
+        heard: list[list[Reply]] = [[] for _ in plans]
+        queue, active = list(range(20)), 0
+        while queue or active:
+            while queue and active < rows:
+                name, active = queue.pop(0), active + 1
+                sampler.submit(name, *plans[name][0])
+            for name, reply in sampler.step().items():
+                heard[name].append(reply)
+                if len(heard[name]) < len(plans[name]):
+                    sampler.submit(name, *plans[name][len(heard[name])])
+                else:
+                    sampler.release(name)
+                    active -= 1
+        return heard
+
+    for together, alone in zip(replies(5), replies(1), strict=True):
+        assert [r.tokens for r in together] == [r.tokens for r in alone]
+        for a, b in zip(together, alone, strict=True):
+            np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-11)
+
+
+def test_the_same_again_to_the_bit():
+    model, _ = tiny_model()
+    episodes = [play(model, seed=4, rows=5, turns=6, stop_ids=set(range(40))) for _ in range(2)]
+    assert episodes[0] == episodes[1]
+
+
 def test_the_stop_token_is_part_of_the_reply():
     model, _ = tiny_model(double=True)
-    free = sampler_for(model, 1, stop_ids={-1}).turn({0: [7, 8]}, {0: noise(2, 0, 0, 6)})[0]
+    free = reply_to(sampler_for(model, 1, stop_ids={-1}), {0: [7, 8]}, {0: noise(2, 0, 0, 6)})[0]
     stop = free.tokens[3]
     first = free.tokens.index(stop)
-    cut = sampler_for(model, 1, stop_ids={stop}).turn({0: [7, 8]}, {0: noise(2, 0, 0, 6)})[0]
+    cut = reply_to(sampler_for(model, 1, stop_ids={stop}), {0: [7, 8]}, {0: noise(2, 0, 0, 6)})[0]
     assert cut == Reply(free.tokens[: first + 1], free.logprobs[: first + 1], True)
 
 
@@ -219,9 +294,9 @@ def test_padding_may_reach_past_the_context(make):
     room = model.config.max_position_embeddings
     long = [5 + t % 200 for t in range(room - 4)]
     sampler = sampler_for(model, 2, stop_ids={-1})
-    first = sampler.turn({0: long, 1: [9]}, {0: noise(0, 0, 0, 1), 1: noise(0, 1, 0, 1)})
+    first = reply_to(sampler, {0: long, 1: [9]}, {0: noise(0, 0, 0, 1), 1: noise(0, 1, 0, 1)})
     new = {0: [11], 1: [12] * 40}
-    second = sampler.turn(new, {0: noise(0, 0, 1, 1), 1: noise(0, 1, 1, 2)})
+    second = reply_to(sampler, new, {0: noise(0, 0, 1, 1), 1: noise(0, 1, 1, 2)})
     for row, start in ((0, long), (1, [9])):
         tokens = [*start, *first[row].tokens, *new[row], *second[row].tokens]
         expected = recomputed(model, tokens)[-len(second[row].tokens) :]

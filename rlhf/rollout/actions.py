@@ -1,0 +1,30 @@
+"""Replies as environments take them."""
+
+from __future__ import annotations
+
+import re
+
+import gymnasium as gym
+import numpy as np
+
+from rlhf.errors import UserError
+
+
+def text_to_action(text: str, env: gym.Env) -> str | np.int64 | None:
+    """The reply as the environment takes it: text, or its first number for discrete actions.
+
+    None when the space is discrete and the reply has no number or one outside of it.
+
+    Raises:
+        UserError: the action space is neither.
+    """
+    space = env.action_space
+    if isinstance(space, gym.spaces.Discrete):
+        number = re.search(r"-?[0-9]+", text)
+        if number is None:
+            return None
+        value = int(number[0][:18])  # no space has as many actions
+        return np.int64(value) if space.start <= value < space.start + space.n else None
+    if isinstance(space, gym.spaces.Text) or "Text" in type(space).__name__:
+        return text
+    raise UserError(f"{env} wants actions of {space}; only text and discrete actions are supported")
