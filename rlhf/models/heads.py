@@ -15,7 +15,7 @@ from torch import nn
 
 from rlhf.models.logprobs import bare, chosen_logprobs, context_of, trunk_of
 from rlhf.models.norms import use_fast_norms
-from rlhf.models.packing import hidden_states, use_packing
+from rlhf.models.packing import hidden_states, packed_size, use_packing
 
 VALUE_FILE = "value_head.safetensors"
 
@@ -133,6 +133,13 @@ class Policy:
         last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         end = self.value_head(hidden.index_select(0, last))
         return Scored(logprobs, entropy, values, end)
+
+    def computed_tokens(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> int:
+        """Tokens that one pass over a batch costs: shared ones once, padding where there is any."""
+        if not self.packs:
+            return tokens.numel()
+        lengths = attention_mask.sum(1).cpu().numpy()
+        return packed_size(tokens.cpu().numpy(), lengths)
 
     def save(self, directory: Path) -> None:
         """Write a folder that ``from_pretrained`` reads; the critic lies beside the weights."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.models.logprobs import context_of
+from rlhf.profiling import Stopwatch
 from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.sampler import Reply, Sampler
@@ -81,6 +82,7 @@ class Collector:
         spec: limits and sampling.
         context: tokens the policy can read.
         errors: what an environment's exception does ("raise" or "count").
+        watch: counts the seconds of generation and environments.
     """
 
     def __init__(
@@ -91,10 +93,12 @@ class Collector:
         *,
         context: int,
         errors: str = "raise",
+        watch: Stopwatch | None = None,
     ) -> None:
         self.make_env, self.layout, self.spec, self.errors = make_env, layout, spec, errors
         self.budget = min(spec.max_tokens or context, context)
         self.envs: list[gym.Env] = []
+        self.watch = watch or Stopwatch()
         self.prefilled = 0
         self.failed = 0
 
@@ -107,13 +111,15 @@ class Collector:
         rollout: RolloutSpec,
         *,
         prompts: Sequence[Any] = (),
+        watch: Stopwatch | None = None,
     ) -> Collector:
         """The collector that a configuration describes, for a model and its tokenizer."""
         layout = TurnFormat(
             tokenizer, chat=rollout.chat, separator=rollout.separator, stop=rollout.stop
         )
         make_env = make_env_factory(env, prompts)
-        return cls(make_env, layout, rollout, context=context_of(model), errors=env.errors)
+        context = context_of(model)
+        return cls(make_env, layout, rollout, context=context, errors=env.errors, watch=watch)
 
     def close(self) -> None:
         """Close every environment."""
@@ -172,7 +178,9 @@ class Collector:
                 sampler.submit(place, episode.new_ids, self._noise(episode))
             if not playing:
                 return played
-            for place, reply in sampler.step().items():
+            with self.watch("generation"):
+                replies = sampler.step()
+            for place, reply in replies.items():
                 episode = playing[place]
                 over = self._guarded(
                     episode.rollout.seed, lambda e=episode, r=reply: self._advance(e, r)
@@ -199,7 +207,8 @@ class Collector:
     def _guarded(self, seed: int, act: Callable[[], Any]) -> Any:
         """Run environment code; None when it failed and failures are counted."""
         try:
-            return act()
+            with self.watch("environments"):
+                return act()
         except UserError:
             raise
         except Exception as error:

@@ -181,13 +181,16 @@ def _score_all(
         part = batch.rows(torch.tensor(rows, device=policy.device))
         inputs = (part.tokens, part.attention_mask, part.action_mask)
         width = part.tokens.shape[1]
-        scored = policy.score(*inputs, temperature=config.rollout.temperature)
+        with session.watch("scoring"):
+            scored = policy.score(*inputs, temperature=config.rollout.temperature)
         old[rows, :width] = scored.logprobs
         if scored.values is not None and scored.last_value is not None:
             values[rows, :width] = scored.values
             last[rows] = scored.last_value
         if reference is not None:
-            ref[rows, :width] = reference.logprobs(*inputs, temperature=config.rollout.temperature)
+            with session.watch("reference"):
+                found = reference.logprobs(*inputs, temperature=config.rollout.temperature)
+            ref[rows, :width] = found
     session.world.add((old, values, last, ref))
     has_critic = policy.value_head is not None
     return (

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,14 @@ from rlhf.evaluation.evaluate import (
     summarise,
     write_evaluation,
 )
+from rlhf.models.flops import update_flops
+from rlhf.profiling import peak_memory
 from rlhf.progress import Reporter
 from rlhf.rollout.batch import Rollout, collate
 from rlhf.rollout.collect import Collector, Start
 from rlhf.runs import Run
 from rlhf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from rlhf.training.experience import prepare, score_rollouts, shape_scores
+from rlhf.training.experience import Experience, prepare, score_rollouts, shape_scores
 from rlhf.training.interrupt import StopRequest
 from rlhf.training.online_config import OnlineConfig
 from rlhf.training.session import Session, open_session
@@ -79,23 +80,47 @@ def train_online(name: str, config: OnlineConfig, run: Run) -> Path:
 
 def train_step(session: Session, run: Run, step: int) -> dict[str, float]:
     """One batch of rollouts and what is learned from it; returns the step's metrics."""
-    clock = Clock()
+    watch = session.watch
+    watch.take()  # an evaluation's
     rollouts = gather(session)
-    clock.lap("time/rollout")
     batch = collate(
         rollouts, pad_id=session.policy.tokenizer.pad_token_id, device=session.policy.device
     )
     experience = prepare(session, batch)
-    clock.lap("time/score")
-    learned = learn(session, experience, step=step)
-    clock.lap("time/learn")
-    metrics = {**rollout_metrics(rollouts), **experience.metrics, "kl/coef": session.kl.coef}
+    with watch("update"):
+        learned = learn(session, experience, step=step)
+    metrics = {**rollout_metrics(rollouts), **experience.metrics}
+    if "kl_coef" in session.algorithm.effective:
+        metrics["kl/coef"] = session.kl.coef
     metrics["train/learning_rate"] = session.scheduler.get_last_lr()[0]
     _control(session, metrics, rollouts)
     _check_finite(learned, step)
     for rollout in rollouts[: session.config.samples_per_step]:
         run.sample(sample_row(rollout, step + 1, "train"))
-    return {**metrics, **learned, **clock.laps}
+    seconds = watch.take()
+    return {**metrics, **learned, **seconds, **profile(session, experience, seconds)}
+
+
+def profile(
+    session: Session, experience: Experience, seconds: Mapping[str, float]
+) -> dict[str, float]:
+    """What `profile: true` tells of a step beside its seconds."""
+    if session.ceiling is None:
+        return {}
+    batch, settings = experience.batch, session.algorithm.settings
+    real, sampled = int(batch.attention_mask.sum()), int(batch.action_mask.sum())
+    computed = session.policy.computed_tokens(batch.tokens, batch.attention_mask)
+    flops = update_flops(session.policy.model, tokens=computed, learned=sampled)
+    return {
+        "profile/tokens_per_second": sampled / sum(seconds.values()),
+        "profile/flop_utilisation": settings.num_epochs
+        * flops
+        / seconds["time/update"]
+        / session.ceiling,
+        "profile/padding": max(0.0, 1 - real / computed),
+        "profile/shared": max(0.0, 1 - computed / real),
+        "profile/peak_memory": peak_memory(),
+    }
 
 
 def gather(session: Session) -> list[Rollout]:
@@ -121,12 +146,13 @@ def gather(session: Session) -> list[Rollout]:
 def play(session: Session, starts: Sequence[Start], collector: Collector) -> list[Rollout]:
     """Episodes with the scores of all rewards, trained and measured."""
     rollouts = collector.collect(session.policy.model, starts)
-    score_rollouts(
-        rollouts,
-        rewards=session.rewards,
-        gold=session.gold,
-        env_weight=session.config.env.reward,
-    )
+    with session.watch("rewards"):
+        score_rollouts(
+            rollouts,
+            rewards=session.rewards,
+            gold=session.gold,
+            env_weight=session.config.env.reward,
+        )
     return rollouts
 
 
@@ -158,19 +184,6 @@ def sample_row(rollout: Rollout, step: int, split: str) -> dict[str, Any]:
         "return": score,
         "rewards": rollout.components,
     }
-
-
-class Clock:
-    """Seconds between laps."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self.last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        """Note the time since the last lap under ``name``."""
-        now = time.monotonic()
-        self.laps[name], self.last = round(now - self.last, 4), now
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -115,6 +115,8 @@ class OnlineConfig:
     """Steps between checkpoints; the last one is kept."""
     samples_per_step: int = 2
     """Transcripts kept of each step."""
+    profile: bool = False
+    """Log tokens per second, FLOP utilisation, padding and peak memory of every step as well."""
     seed: int = 0
     """Of everything random."""
     resume: bool = False

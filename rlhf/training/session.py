@@ -22,9 +22,11 @@ from rlhf.algorithms.registry import Algorithm, configure
 from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
+from rlhf.models.flops import ceiling
 from rlhf.models.heads import Policy, Reference
 from rlhf.models.loading import load_model
 from rlhf.models.precision import MasterAdamW
+from rlhf.profiling import Stopwatch
 from rlhf.rollout.collect import Collector, Start
 from rlhf.rollout.seeds import training_seed
 from rlhf.rollout.spec import RolloutSpec
@@ -77,6 +79,9 @@ class Session:
     multiplier: LagrangeMultiplier | None
     moments: RewardMoments = field(default_factory=RewardMoments)
     starts: StartCounter = field(default_factory=StartCounter)
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    ceiling: float | None = None
+    """Operations per second that the machine reaches at best; measured for a profile."""
 
     def stateful(self) -> dict[str, Any]:
         """State besides weights and optimizer that a resumed run needs."""
@@ -123,8 +128,11 @@ def open_session(name: str, config: OnlineConfig) -> Session:
         num_training_steps=updates,
     )
 
+    watch = Stopwatch()
+
     def collector(prompts: Sequence[Any]) -> Collector:
-        return Collector.open(model, tokenizer, config.env, config.rollout, prompts=prompts)
+        pieces = (model, tokenizer, config.env, config.rollout)
+        return Collector.open(*pieces, prompts=prompts, watch=watch)
 
     training = collector(prompts)
     _refuse_idle_rollout_keys(config, training)
@@ -142,6 +150,8 @@ def open_session(name: str, config: OnlineConfig) -> Session:
         scheduler=scheduler,
         kl=make_controller(config.kl, algorithm.settings.kl_coef),
         multiplier=make_multiplier(algorithm),
+        watch=watch,
+        ceiling=ceiling(model.dtype, policy.device) if config.profile else None,
     )
 
 

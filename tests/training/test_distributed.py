@@ -14,11 +14,12 @@ from typing import Any
 import torch
 import yaml
 
+from rlhf.profiling import PARTS
 from rlhf.training.distributed import World
 from tests.training.workbench import checkpoint_of, metrics_of, online_tree, read_rows, same
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = ("time", "time/rollout", "time/score", "time/learn")
+TIMES = ("time", *(f"time/{part}" for part in PARTS))
 
 
 def test_a_world_of_one_changes_nothing() -> None:
@@ -34,11 +35,8 @@ def test_shares_are_disjoint_and_complete() -> None:
     assert sorted(x for share in shares for x in share) == parts
 
 
-def launch(
-    folder: Path, model: Path, *, processes: int, resume: bool = False, **keys: Any
-) -> subprocess.Popen[str]:
-    """A short PPO run on so many processes, in a process group of its own."""
-    config = folder / "ppo.yaml"
+def write_config(folder: Path, model: Path, **keys: Any) -> Path:
+    """The configuration of a short PPO run in ``folder/run``."""
     tree = online_tree(
         folder / "run",
         model,
@@ -46,52 +44,71 @@ def launch(
         algorithm={"num_minibatches": 2, "num_epochs": 2},
         **keys,
     )
-    config.parent.mkdir(parents=True, exist_ok=True)
-    config.write_text(yaml.safe_dump(tree))
-    command = [sys.executable, "-m", "rlhf.cli", "ppo", "--config", str(config)]
-    command += ["--resume"] if resume else []
-    if processes > 1:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *launcher, "--master_port", port, *command[1:]]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "ppo.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Python with these arguments, from the repository."""
     return subprocess.Popen(
-        command,
-        env=environment,
+        [sys.executable, *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
         text=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        start_new_session=True,
     )
 
 
-def run_ppo(folder: Path, model: Path, **how: Any) -> list[dict[str, Any]]:
-    """Metrics of a run that goes to its end."""
-    process = launch(folder, model, **how)
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    """Wait for a good end."""
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, "\n".join(x for x in errors.splitlines() if "rlhf:" in x)
+
+
+def run_ppo(folder: Path, model: Path, *, processes: int) -> list[dict[str, Any]]:
+    """Metrics of a run of two steps, started as users start it."""
+    launcher = []
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+        launcher += ["--master_port", free_port()]
+    config = write_config(folder, model, num_steps=2)
+    finish(start(*launcher, "-m", "rlhf.cli", "ppo", "--config", str(config)))
     return read_rows(folder / "run" / "metrics.jsonl")
 
 
-def kill_after(folder: Path, model: Path, *, lines: int, **how: Any) -> None:
-    """Kill -9 all processes of a run once so many lines were logged."""
-    process = launch(folder, model, **how)
-    log = folder / "run/metrics.jsonl"
+def start_two(config: Path) -> list[subprocess.Popen[str]]:
+    """Two processes without their launcher, so that they can be killed together."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    command = ("-m", "rlhf.cli", "ppo", "--config", str(config), "--resume")
+    return [start(*command, RANK=rank, LOCAL_RANK=rank, **where) for rank in "01"]
+
+
+def kill_two(config: Path, *, lines: int) -> None:
+    """Kill -9 both once so many lines were logged."""
+    processes = start_two(config)
+    log = config.parent / "run/metrics.jsonl"
     deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline:
+    while all(process.poll() is None for process in processes) and time.monotonic() < deadline:
         if log.exists() and log.read_text().count("\n") >= lines:
             break
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    for process in processes:
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
 
 
 def test_two_processes_train_as_one(tmp_path: Path, echo_model: Path) -> None:
-    one = run_ppo(tmp_path / "one", echo_model, processes=1, num_steps=2)
-    two = run_ppo(tmp_path / "two", echo_model, processes=2, num_steps=2)
+    one = run_ppo(tmp_path / "one", echo_model, processes=1)
+    two = run_ppo(tmp_path / "two", echo_model, processes=2)
     assert [row["step"] for row in two] == [1, 2]
     for alone, shared in zip(one, two, strict=True):
         for key in alone.keys() - set(TIMES):
@@ -106,12 +123,16 @@ def test_two_processes_train_as_one(tmp_path: Path, echo_model: Path) -> None:
 
 
 def test_two_killed_processes_end_like_two_that_were_not(tmp_path: Path, echo_model: Path) -> None:
-    how: dict[str, Any] = {"processes": 2, "num_steps": 8, "save_every": 2}
-    run_ppo(tmp_path / "whole", echo_model, **how)
-    kill_after(tmp_path / "cut", echo_model, lines=3, **how)
-    assert 3 <= len(metrics_of(tmp_path / "cut/run")) < 8
-    run_ppo(tmp_path / "cut", echo_model, resume=True, **how)
+    configs = [
+        write_config(tmp_path / name, echo_model, num_steps=12, save_every=2)
+        for name in ("whole", "cut")
+    ]
+    kill_two(configs[1], lines=5)
+    assert 5 <= len(metrics_of(tmp_path / "cut/run")) < 12
+    for config in configs:
+        for process in start_two(config):
+            finish(process)
     runs = [tmp_path / name / "run" for name in ("whole", "cut")]
     assert metrics_of(runs[0]) == metrics_of(runs[1])
-    assert len(metrics_of(runs[0])) == 8
+    assert len(metrics_of(runs[0])) == 12
     assert same(checkpoint_of(runs[0]), checkpoint_of(runs[1]))

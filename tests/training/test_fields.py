@@ -151,6 +151,7 @@ EFFECTS: dict[str, tuple[Any, Tree, str]] = {
     "num_steps": (3, {}, "ppo"),
     "episodes_per_step": (4, {}, "ppo"),
     "samples_per_step": (1, {}, "ppo"),
+    "profile": (True, {}, "ppo"),
     "seed": (1, {}, "ppo"),
     "algorithm.advantage": ("return_to_go", TURNS, "ppo"),
     "algorithm.num_epochs": (2, {}, "grpo"),

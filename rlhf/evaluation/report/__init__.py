@@ -17,6 +17,7 @@ from rlhf.evaluation.report.overoptimization import (
     read_results,
 )
 from rlhf.evaluation.report.page import page
+from rlhf.evaluation.report.profile import profile_tables
 from rlhf.evaluation.report.rewards import reward_quality, reward_tables
 from rlhf.evaluation.report.sections import (
     header,
@@ -46,6 +47,7 @@ def write_report(directory: str | Path) -> Path:
         if table is not None
     ]
     tables += [*reward_tables(runs), *overoptimization_tables(read_results(runs))]
+    tables += profile_tables(runs)
     save_tables(root / "report_tables", tables)
     # As JSON the curves exist already: metrics.jsonl.
     save_csv(root / "report_tables", curve_table(runs))

@@ -1,0 +1,72 @@
+"""Seconds by part, and what a profiled run tells."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from rlhf import profiling
+from rlhf.models.flops import update_flops
+from rlhf.profiling import PARTS, Stopwatch
+from rlhf.verbs import execute
+from tests.training.workbench import metrics_of, online_tree
+
+
+def test_a_part_inside_another_stops_the_outer_clock(monkeypatch):
+    now = iter([0.0, 2.0, 5.0, 6.0, 10.0, 10.0])
+    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(now))
+    watch = Stopwatch()
+    with watch("update"), watch("rewards"):
+        pass
+        # 0 to 2 and 5 to 6 are the update's, 2 to 5 the rewards'.
+    assert watch.take() == {"time/update": 3.0, "time/rewards": 3.0}
+    assert watch.take() == {}
+
+
+def test_operations_of_an_update_by_hand():
+    config = LlamaConfig(
+        vocab_size=10,
+        hidden_size=4,
+        intermediate_size=6,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=False,
+    )
+    model = LlamaForCausalLM(config)
+    layer = 4 * 4 * 4 + 3 * 4 * 6 + 2 * 4  # projections, MLP, two norms
+    trunk = 2 * layer + 4
+    assert update_flops(model, tokens=7, learned=3) == 6 * (trunk * 7 + 40 * 3)
+
+
+def test_a_profiled_run_tells_more_and_learns_the_same(tmp_path, echo_model):
+    for name, keys in (("plain", {}), ("profiled", {"profile": True})):
+        execute("ppo", online_tree(tmp_path / name, echo_model, num_steps=2, **keys))
+    plain, profiled = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
+        for name in ("plain", "profiled")
+    )
+    for row in plain:
+        assert {key for key in row if key.startswith("time/")} == {f"time/{p}" for p in PARTS}
+    for row in profiled:
+        assert row["profile/padding"] == 0.0
+        assert 0 < row["profile/flop_utilisation"] < 5
+        assert row["profile/tokens_per_second"] > 0
+        assert row["profile/peak_memory"] > 0.05
+    kept = [
+        {key: value for key, value in row.items() if not key.startswith("profile/")}
+        for row in metrics_of(tmp_path / "profiled")
+    ]
+    assert kept == metrics_of(tmp_path / "plain")
+    page = (tmp_path / "profiled/report.html").read_text()
+    assert "Where the time went" in page
+    assert "FLOP utilisation" in page
+
+
+def test_seconds_of_a_failing_part_count():
+    watch = Stopwatch()
+    with pytest.raises(ValueError, match="x"), watch("update"):
+        raise ValueError("x")
+    with watch("rewards"):
+        torch.ones(1)
+    assert set(watch.take()) == {"time/update", "time/rewards"}
