@@ -115,8 +115,8 @@ def _efficiency(findings: Findings, names: Sequence[str]) -> str:
                 high=[estimate.high for estimate in curve] if known else (),
             )
         )
-    note = "IQM on held-out episodes; bands are 95% stratified bootstrap intervals."
-    return draw(Chart("Sample efficiency", lines, note, x_label="% of training"))
+    note = "IQM on held-out episodes, by share of training; bands are 95% stratified bootstrap intervals."
+    return draw(Chart("Sample efficiency", lines, note, x_label="%"))
 
 
 def _profile(findings: Findings, names: Sequence[str]) -> str:
@@ -125,4 +125,4 @@ def _profile(findings: Findings, names: Sequence[str]) -> str:
         for index, name in enumerate(names)
     ]
     note = "Share of runs (environments and seeds) that score above x."
-    return draw(Chart("Performance profile", lines, note, x_label="normalised return"))
+    return draw(Chart("Performance profile", lines, note, x_label="score"))
