@@ -7,6 +7,7 @@ the model side by side, and each is written to its own place.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+# Columns are allocated by so many.
+GRAIN = 64
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class RaggedLayer(CacheLayerMixin):
 
     def __init__(self, cache: RaggedCache) -> None:
         super().__init__()
-        self.cache = cache
+        # A cycle would keep gigabytes until the garbage collector happens to run.
+        self.cache = weakref.proxy(cache)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate room once the first keys [N, heads, dim] show their shape."""
@@ -143,7 +148,8 @@ class RaggedCache(Cache):
     def reserve(self, tokens: int) -> None:
         """Make room for ``tokens`` in every row; at least doubles when more is needed."""
         if tokens > self.capacity:
-            self.capacity = max(tokens, 2 * self.capacity)
+            # Rounded up, so that one cache after another fits into the same memory.
+            self.capacity = max(-(-tokens // GRAIN) * GRAIN, 2 * self.capacity)
             for layer in self.ragged:
                 layer.grow()
 

@@ -1,7 +1,9 @@
 """The fused decoder against the models' own forward passes."""
 
 import copy
+import gc
 import logging
+import weakref
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from rlhf.models.loading import add_lora
 from rlhf.models.spec import LoraSpec
 from rlhf.rollout.cache import RaggedCache
 from rlhf.rollout.decoder import FusedDecoder, PlainDecoder, decoder_for, joined, largest_gap
+from rlhf.rollout.sampler import Sampler
 from tests.tiny import tiny_gpt2, tiny_model, tiny_qwen2
 
 SIZES: dict[str, Any] = {
@@ -191,3 +194,19 @@ def test_bf16_decodes_as_near_to_float32_as_the_models_own_pass():
     ours = logits_by(decoder_for(half), half, rows, list(range(10, 30)))[-1][0]
     theirs = half(input_ids=torch.tensor(rows)).logits[0, -1].double()
     assert (ours - exact).abs().mean() < 2 * (theirs - exact).abs().mean()
+
+
+def test_the_cache_is_freed_at_once():
+    model, _ = tiny_model()
+    sampler = Sampler(model, stop_ids={1}, rows=2)
+    sampler.submit(0, [5, 6, 7], np.zeros(3))
+    sampler.step()
+    keys = weakref.ref(sampler.cache.ragged[0].keys)
+    weights = weakref.ref(sampler.decoder)
+    gc.disable()
+    try:
+        del sampler
+        assert keys() is None
+        assert weights() is None
+    finally:
+        gc.enable()
