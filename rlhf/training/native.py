@@ -6,24 +6,17 @@ data set in place of rollouts.
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import get_scheduler
 
 from rlhf.algorithms.tally import Tally
 from rlhf.errors import UserError
-from rlhf.models.precision import MasterAdamW, clip_gradients
+from rlhf.models.precision import clip_gradients
 from rlhf.progress import Reporter
 from rlhf.runs import Run
-from rlhf.training.batching import micro_batches
 from rlhf.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -31,70 +24,21 @@ from rlhf.training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from rlhf.training.distributed import World, join
 from rlhf.training.interrupt import StopRequest
-from rlhf.training.native_config import NativeOptions, native_options
-from rlhf.training.native_tasks import TASKS, Example, Examples, Task, collate
+from rlhf.training.lesson import (
+    Lesson,
+    batch_of,
+    chunks,
+    open_lesson,
+    portions,
+    references_of,
+)
+from rlhf.training.native_config import native_options
+from rlhf.training.native_tasks import TASKS
 from rlhf.training.offline_config import OfflineConfig
-from rlhf.training.stages import Stage, Work, num_steps
-
-log = logging.getLogger(__name__)
+from rlhf.training.stages import Stage, Work
 
 SHOWN = ("train/loss", "eval/loss", "train/accuracy", "eval/accuracy")
-
-
-@dataclass
-class Progress:
-    """How far a run is, and its best evaluation so far."""
-
-    step: int = 0
-    best: float = math.inf
-    since: int = 0
-    """Evaluations since the best one."""
-
-    def state_dict(self) -> dict[str, float]:
-        """As plain numbers."""
-        return {"step": self.step, "best": self.best, "since": self.since}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore what ``state_dict`` gave."""
-        self.step, self.best = int(state["step"]), float(state["best"])
-        self.since = int(state["since"])
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Which examples each step sees: a fresh permutation every epoch."""
-
-    num_rows: int
-    batch_size: int
-    num_steps: int
-    seed: int
-
-    def rows(self, step: int) -> list[int]:
-        """Examples of a step, counted from 0."""
-        per_epoch = math.ceil(self.num_rows / self.batch_size)
-        epoch, place = divmod(step, per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
-        return order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
-
-
-@dataclass
-class Lesson:
-    """Everything a native run holds."""
-
-    task: Task
-    learner: Any
-    options: NativeOptions
-    config: OfflineConfig
-    world: World
-    optimizer: MasterAdamW
-    scheduler: Any
-    schedule: Schedule
-    train_set: Sequence[Example]
-    eval_set: Sequence[Example]
-    references: dict[str, list[Tensor]] = field(default_factory=dict)
-    progress: Progress = field(default_factory=Progress)
 
 
 def train_native(
@@ -142,30 +86,6 @@ def train_native(
     return lesson.learner.model
 
 
-def open_lesson(
-    task: Task, config: OfflineConfig, options: NativeOptions, *, work: Work, sets: tuple[Any, Any]
-) -> Lesson:
-    """The model with its optimizer and schedule, and the examples as the task takes them."""
-    train_set, eval_set = ([task.example(row) for row in rows] for rows in sets)
-    steps = num_steps(config, len(train_set))
-    learner = task.learner(work.model, work.tokenizer)
-    optimizer = MasterAdamW(
-        learner.parameters(),
-        lr=options.learning_rate,
-        weight_decay=options.weight_decay,
-        betas=(options.adam_beta1, options.adam_beta2),
-        eps=options.adam_epsilon,
-    )
-    warmup = min(10, steps // 10) if options.warmup_steps is None else options.warmup_steps
-    scheduler = get_scheduler(
-        options.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=steps
-    )
-    schedule = Schedule(len(train_set), config.batch_size, steps, config.seed)
-    return Lesson(
-        task, learner, options, config, join(), optimizer, scheduler, schedule, train_set, eval_set
-    )
-
-
 def _steps(lesson: Lesson, run: Run, stop: StopRequest) -> None:
     """All steps that are left, with evaluations and checkpoints on the way."""
     progress, total = lesson.progress, lesson.schedule.num_steps
@@ -201,11 +121,11 @@ def _steps(lesson: Lesson, run: Run, stop: StopRequest) -> None:
 def learn(lesson: Lesson) -> tuple[Tally, float, int]:
     """One optimizer step: (what it told, gradient norm, tokens of the examples)."""
     learner, chosen = lesson.learner, lesson.schedule.rows(lesson.progress.step)
-    batch = _batch(lesson, "train", chosen)
+    batch = batch_of(lesson, "train", chosen)
     torch.manual_seed(lesson.config.seed + lesson.progress.step)  # adapters' dropout
     learner.model.train()
     count, total = lesson.task.count(batch), Tally()
-    for part in _portions(lesson, batch):
+    for part in portions(lesson, batch):
         loss, told = lesson.task.loss(learner, part, count=count, **_own(lesson))
         loss.backward()
         total = total + told
@@ -229,89 +149,12 @@ def evaluate(lesson: Lesson) -> dict[str, float]:
     """Metrics on the held-out examples."""
     lesson.learner.model.eval()
     total = Tally()
-    for rows in _chunks(range(len(lesson.eval_set)), lesson.config.batch_size):
-        batch = _batch(lesson, "eval", rows)
-        for part in _portions(lesson, batch):
+    for rows in chunks(range(len(lesson.eval_set)), lesson.config.batch_size):
+        batch = batch_of(lesson, "eval", rows)
+        for part in portions(lesson, batch):
             count = lesson.task.count(part)
             total = total + lesson.task.loss(lesson.learner, part, count=count, **_own(lesson))[1]
     return _named("eval", sum(lesson.world.gather(total), Tally()))
-
-
-@torch.no_grad()
-def references_of(lesson: Lesson, run: Run, path: Path) -> dict[str, list[Tensor]]:
-    """[rows, length] log-probabilities of every example that is used, before any step.
-
-    The portions are those of the first epoch, so that the first loss is ln 2 to the bit; they are
-    kept in a file, so that a resumed run has the same.
-    """
-    if path.exists() and lesson.config.resume:
-        return torch.load(path, weights_only=True)
-    log.info("log-probabilities of the reference, once for all epochs")
-    lesson.learner.model.eval()
-    schedule = lesson.schedule
-    per_epoch = math.ceil(schedule.num_rows / schedule.batch_size)
-    steps = range(min(schedule.num_steps, per_epoch))
-    batches = {
-        "train": [schedule.rows(step) for step in steps],
-        "eval": list(_chunks(range(len(lesson.eval_set)), lesson.config.batch_size)),
-    }
-    found: dict[str, list[Tensor]] = {}
-    for name, parts in batches.items():
-        size = len(lesson.train_set) if name == "train" else len(lesson.eval_set)
-        table = [torch.zeros(0)] * size
-        for rows in parts:
-            batch = _batch(lesson, name, rows, plain=True)
-            scored = torch.zeros(batch.tokens.shape, dtype=lesson.learner.precise)
-            for places in _places(lesson, batch):
-                part = batch.rows(places)
-                width = part.tokens.shape[1]
-                scored[places, :width] = lesson.learner.score(
-                    part.tokens, part.attention_mask, part.action_mask, with_entropy=False
-                ).logprobs.cpu()
-            lesson.world.add([scored])
-            for place, row in enumerate(rows):
-                mine = (batch.units == place).cpu()
-                width = int(batch.attention_mask[mine].sum(1).max())
-                table[row] = scored[mine, :width].clone()
-        found[name] = table
-    if run.writes:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(found, path)
-    return found
-
-
-def _batch(lesson: Lesson, name: str, rows: Sequence[int], *, plain: bool = False) -> Examples:
-    """Some examples of a set as tensors, with the reference's log-probabilities if it has them."""
-    examples = lesson.train_set if name == "train" else lesson.eval_set
-    learner = lesson.learner
-    references = None if plain or not lesson.references else lesson.references[name]
-    return collate(
-        [examples[row] for row in rows],
-        pad_id=learner.tokenizer.pad_token_id,
-        device=learner.device,
-        references=references and [references[row] for row in rows],
-    )
-
-
-def _places(lesson: Lesson, batch: Examples) -> list[Tensor]:
-    """Rows of this process's portions of a batch."""
-    parts = micro_batches(
-        batch.tokens,
-        batch.attention_mask,
-        batch.units.tolist(),
-        max_tokens=lesson.config.micro_batch_size * lesson.config.max_length,
-        packs=lesson.learner.packs,
-    )
-    device = lesson.learner.device
-    return [torch.tensor(rows, device=device) for rows in lesson.world.mine(parts)]
-
-
-def _portions(lesson: Lesson, batch: Examples) -> Iterable[Examples]:
-    return (batch.rows(places) for places in _places(lesson, batch))
-
-
-def _chunks(rows: range, size: int) -> Iterable[list[int]]:
-    return (list(rows[start : start + size]) for start in range(0, len(rows), size))
 
 
 def _own(lesson: Lesson) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf.errors import UserError
 from rlhf.runs import Run, seed_everything
 from rlhf.training import native, offline
+from rlhf.training.lesson import Schedule, batch_of, open_lesson, portions, references_of
 from rlhf.training.native_config import native_options
 from rlhf.training.native_tasks import TASKS
 from rlhf.verbs import configure, execute
@@ -23,7 +24,7 @@ UNEQUAL = [
 ]
 
 
-def open_lesson(verb, tree):
+def lesson_for(verb, tree):
     """A native run before its first step."""
     config = configure(verb, tree | {"engine": "native"})
     seed_everything(config.seed)
@@ -32,10 +33,10 @@ def open_lesson(verb, tree):
     work = stage.prepare(config, train_rows)
     sets = (work.encode(train_rows, True), work.encode(eval_rows, False))
     options = native_options(verb, config.trainer, learning_rate=stage.learning_rate)
-    lesson = native.open_lesson(TASKS[verb], config, options, work=work, sets=sets)
+    lesson = open_lesson(TASKS[verb], config, options, work=work, sets=sets)
     run = Run.open({**tree, "verb": verb, "output_dir": tree["output_dir"] + "-native"})
     if lesson.task.reference:
-        lesson.references = native.references_of(lesson, run, run.directory / "reference.pt")
+        lesson.references = references_of(lesson, run, run.directory / "reference.pt")
     return lesson
 
 
@@ -47,7 +48,7 @@ def losses(folder):
 def test_loss_and_gradient_of_a_batch_are_trl_s(tmp_path, echo_model, verb):
     rows = UNEQUAL if verb != "sft" else None
     tree = tree_of(verb, tmp_path, echo_model, rows=rows, batch_size=8, micro_batch_size=8)
-    lesson = open_lesson(verb, tree)
+    lesson = lesson_for(verb, tree)
     trainer = trainer_for(verb, tree)
     if verb == "reward":  # two fresh heads: give both the same
         head = torch.randn(lesson.learner.model.score.weight.shape)
@@ -58,9 +59,9 @@ def test_loss_and_gradient_of_a_batch_are_trl_s(tmp_path, echo_model, verb):
     theirs = trainer.compute_loss(trainer.model.train(), inputs, num_items_in_batch=count)
     theirs.backward()
 
-    batch = batch_of(lesson, verb, inputs)
+    batch = same_batch(lesson, verb, inputs)
     total = 0.0
-    for part in native._portions(lesson, batch):
+    for part in portions(lesson, batch):
         count = lesson.task.count(batch)
         loss, _ = lesson.task.loss(lesson.learner, part, count=count, **native._own(lesson))
         loss.backward()
@@ -75,7 +76,7 @@ def test_loss_and_gradient_of_a_batch_are_trl_s(tmp_path, echo_model, verb):
     assert compared > 10
 
 
-def batch_of(lesson, verb, inputs):
+def same_batch(lesson, verb, inputs):
     """The examples that TRL's collator put into a batch, found again by their ids."""
     if verb == "reward" or verb == "dpo":
         wanted = inputs["input_ids"][: len(inputs["input_ids"]) // 2]
@@ -84,7 +85,7 @@ def batch_of(lesson, verb, inputs):
     places = {tuple(example.ids[0]): i for i, example in enumerate(lesson.train_set)}
     masks = inputs["attention_mask"][: len(wanted)]
     keys = [tuple(ids[mask.bool()].tolist()) for ids, mask in zip(wanted, masks, strict=True)]
-    return native._batch(lesson, "train", [places[key] for key in keys])
+    return batch_of(lesson, "train", [places[key] for key in keys])
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -124,7 +125,7 @@ def test_adapters_train_too(tmp_path, echo_model):
 @pytest.mark.parametrize("verb", ["sft", "dpo"])
 def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, verb):
     keys = {"model": {"path": str(echo_model), "dtype": "bfloat16"}}
-    lesson = open_lesson(
+    lesson = lesson_for(
         verb, tree_of(verb, tmp_path, echo_model, trainer={"learning_rate": 1e-6}, **keys)
     )
     weights = lesson.learner.parameters()
@@ -143,11 +144,11 @@ def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, verb):
 def test_portions_do_not_change_what_is_learned(tmp_path, echo_model, verb):
     runs = []
     for size in (1, 8):
-        lesson = open_lesson(
+        lesson = lesson_for(
             verb, tree_of(verb, tmp_path, echo_model, micro_batch_size=size, name=f"{verb}{size}")
         )
-        batch = native._batch(lesson, "train", lesson.schedule.rows(0))
-        assert len(list(native._portions(lesson, batch))) == (1 if size == 8 else 8) or size == 1
+        batch = batch_of(lesson, "train", lesson.schedule.rows(0))
+        assert len(list(portions(lesson, batch))) == (1 if size == 8 else 8) or size == 1
         native.learn(lesson)
         runs.append([p.detach().clone() for p in lesson.learner.parameters()])
     for ours, other in zip(*runs, strict=True):
@@ -204,13 +205,13 @@ def test_a_run_cut_anywhere_ends_like_the_whole_run(tmp_path, echo_model, verb, 
 
 
 def test_each_epoch_sees_every_example_once_in_a_new_order():
-    schedule = native.Schedule(num_rows=10, batch_size=4, num_steps=6, seed=0)
+    schedule = Schedule(num_rows=10, batch_size=4, num_steps=6, seed=0)
     epochs = [
         [row for step in steps for row in schedule.rows(step)] for steps in ((0, 1, 2), (3, 4, 5))
     ]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
     assert epochs[0] != epochs[1]
-    assert schedule.rows(4) == native.Schedule(10, 4, 99, 0).rows(4)
+    assert schedule.rows(4) == Schedule(10, 4, 99, 0).rows(4)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, echo_model):
