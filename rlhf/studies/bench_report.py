@@ -115,7 +115,7 @@ def _efficiency(findings: Findings, names: Sequence[str]) -> str:
                 high=[estimate.high for estimate in curve] if known else (),
             )
         )
-    note = "IQM on held-out episodes, by share of training; bands are 95% stratified bootstrap intervals."
+    note = "IQM on held-out episodes, by share of training; bands are 95% bootstrap intervals."
     return draw(Chart("Sample efficiency", lines, note, x_label="%"))
 
 
