@@ -20,6 +20,7 @@ from rlhf.studies.overoptimization import (
 )
 
 CURVE_POINTS = 60
+REDRAWN = 400
 WINDOW = 0.1  # of a run's steps: gold is averaged over this share of them to find its peak
 
 
@@ -104,15 +105,13 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float, seed: int) -> 
         "gold": [plain(mean_interval(column)) for column in gold.T],
     }
     width = max(1, round(WINDOW * length))
-    smooth = moving_mean(gold.mean(0), width)
-    best = int(np.argmax(smooth))
-    distance = math.sqrt(max(0.0, float(moving_mean(kl.mean(0), width)[best])))
+    best, distance, height = observed_peak(kl, gold, width)
     last = slice(length - width, length)
     around = slice(max(0, best - width // 2), best - width // 2 + width)
     result["observed"] = {
         "step": result["steps"][best],
-        "distance": distance,
-        "gold": float(smooth[best]),
+        "distance": plain(_redrawn_peak(kl, gold, width, seed)),
+        "gold": height,
         "gold_after": plain(mean_interval(gold[:, last].mean(1) - gold[:, around].mean(1))),
         "proxy_after": plain(mean_interval(proxy[:, last].mean(1) - proxy[:, around].mean(1))),
     }
@@ -124,6 +123,26 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float, seed: int) -> 
         result["observed"]["inside"] = bool(low <= distance <= high)
         result["advice"] = _rl_advice(fit, result)
     return result
+
+
+def observed_peak(kl: np.ndarray, gold: np.ndarray, width: int) -> tuple[int, float, float]:
+    """Where the smoothed mean of gold [seeds, steps] is highest: step, d = sqrt(KL), gold there."""
+    smooth = moving_mean(gold.mean(0), width)
+    best = int(np.argmax(smooth))
+    nats = max(0.0, float(moving_mean(kl.mean(0), width)[best]))
+    return best, math.sqrt(nats), float(smooth[best])
+
+
+def _redrawn_peak(kl: np.ndarray, gold: np.ndarray, width: int, seed: int) -> Estimate:
+    """Distance of the observed peak, with percentiles over redrawn training seeds."""
+    count = len(gold)
+    point = observed_peak(kl, gold, width)[1]
+    if count == 1:
+        return Estimate(point, math.nan, math.nan, 1)
+    drawn = np.random.default_rng(seed).integers(0, count, size=(REDRAWN, count))
+    found = [observed_peak(kl[rows], gold[rows], width)[1] for rows in drawn]
+    low, high = np.quantile(found, [0.025, 0.975])
+    return Estimate(point, float(low), float(high), count)
 
 
 def _fit_rl(kl: np.ndarray, gain: np.ndarray, seed: int) -> Fit:
@@ -180,8 +199,9 @@ def verdict(results: dict[str, Any]) -> list[str]:
         fell, rose = seen["gold_after"], seen["proxy_after"]
         if _sure(fell, -1):
             also = " while the proxy rose on" if _sure(rose, 1) else ""
+            nats = seen["distance"]["mean"] ** 2
             lines.append(
-                f"{name}: gold peaked at step {seen['step']} (KL {seen['distance'] ** 2:.3g}) and "
+                f"{name}: gold peaked at step {seen['step']} (KL {nats:.3g}) and "
                 f"then fell by {-fell['mean']:.3g}{also}; {row['advice']}."
             )
         else:

@@ -107,8 +107,11 @@ def test_over_optimisation_shows_peak_interval_and_table(tmp_path):
     results = overoptimization()
     [trained] = results["rl"]
     assert trained["observed"]["inside"]
-    assert trained["observed"]["distance"] == pytest.approx(math.e, abs=0.5)  # exp(1 / .5 - 1)
+    assert trained["observed"]["distance"]["mean"] == pytest.approx(
+        math.e, abs=0.5
+    )  # exp(1 / .5 - 1)
     assert trained["observed"]["gold_after"]["high"] < 0 < trained["observed"]["proxy_after"]["low"]
+    assert trained["observed"]["distance"]["low"] < math.e < trained["observed"]["distance"]["high"]
     assert "while the proxy rose on" in results["verdict"][0]
     (tmp_path / "config.yaml").write_text("verb: overoptimize\n")
     (tmp_path / "overoptimization.json").write_text(json.dumps(results, allow_nan=False))

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf.evaluation.records import RunRecord
 from rlhf.evaluation.report.charts import Chart, Series, draw
-from rlhf.evaluation.report.markup import Cell, Table, esc, named, plural
+from rlhf.evaluation.report.markup import Cell, Table, bounds, esc, named, plural
 from rlhf.evaluation.report.results import estimate_of
 
 FILE = "overoptimization.json"
@@ -88,9 +88,10 @@ def _training_charts(row: Result, start: float) -> list[Chart]:
     mark, shade = _peak(fit) if fit else (None, None)
     proxy = _by_distance(row, "proxy_score", "proxy", "proxy")
     gold = [_by_distance(row, "gold", "gold", "gold")] + ([_fitted(fit, start)] if fit else [])
-    where = f"Observed peak at {seen['distance']:.2f} (step {seen['step']})"
-    inside = {True: ", inside the predicted interval", False: ", outside the predicted interval"}
-    note = where + inside.get(seen.get("inside"), "") + ". Shaded: its 95% interval."
+    found = estimate_of(seen["distance"])
+    where = f"Observed peak at {found.value:.2f} {bounds(found)} (step {seen['step']})"
+    inside = {True: ", inside", False: ", outside"}.get(seen.get("inside"), "")
+    note = where + (f"{inside} the predicted interval, which is shaded." if fit else ".")
     steps = [float(step) for step in row["steps"]]
     travelled = Series("√KL", steps, [math.sqrt(kl) for kl in row["kl"]], "c5")
     turn = (float(seen["step"]), "gold peaks")
@@ -159,8 +160,13 @@ def _training_table(rows: Sequence[Result]) -> Table:
     cells: list[list[Cell]] = []
     for row in rows:
         seen, fit = row["observed"], row["fit"]
-        line: list[Cell] = [NAMES[row["how"]], row["seeds"], seen["step"], seen["distance"]]
-        line += [seen["gold"], estimate_of(seen["gold_after"]), estimate_of(seen["proxy_after"])]
+        line: list[Cell] = [NAMES[row["how"]], row["seeds"], seen["step"]]
+        line += [
+            estimate_of(seen["distance"]),
+            seen["gold"],
+            estimate_of(seen["gold_after"]),
+            estimate_of(seen["proxy_after"]),
+        ]
         line += [*_coefficients(fit), {True: "yes", False: "no"}.get(seen.get("inside"))]
         cells.append(line)
     return Table("training", "Training", columns, cells)
