@@ -12,6 +12,8 @@ _FLAT = 0.1  # share of the spread that must lie within prompts for a policy to 
 def verdict(report: Mapping[str, Any]) -> list[str]:
     """Plain findings, the gravest first. A claim is made only where an interval supports it."""
     accuracy, data = report["accuracy"], report["data"]
+    if accuracy["low"] is None:
+        return ["All pairs share one prompt: what holds for others cannot be told from them."]
     lines = []
     if not accuracy["low"] > 0.5:
         lines.append(

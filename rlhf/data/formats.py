@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from rlhf.data.conversation import (
@@ -128,11 +128,21 @@ def convert(
 def _check_unicode(result: Mapping[str, Any]) -> None:
     """Lone surrogates pass JSON but no tokenizer: better dropped here than dying in training."""
     for value in result.values():
-        texts = [turn["content"] for turn in value] if isinstance(value, list) else [value]
         try:
-            "".join(text for text in texts if isinstance(text, str)).encode()
+            "".join(_texts(value)).encode()
         except UnicodeEncodeError:
             raise RowDropped("broken Unicode") from None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a cell: a text, messages, or lists of these."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _texts(value.get("content"))
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
 
 
 def _prompt(cells: Mapping[str, Any]) -> Conversation:

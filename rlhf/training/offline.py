@@ -108,7 +108,7 @@ def train_offline(verb: str, config: OfflineConfig, run: Run) -> Path:
     trained = train(verb, config, run, stage=stage, work=work, sets=(train_set, eval_set))
     work.save(trained, run.final)
     if work.judge:
-        work.judge(run, train_rows, eval_rows)
+        work.judge(run)
     return run.final
 
 

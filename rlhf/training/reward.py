@@ -4,6 +4,7 @@ transformers; what it leaves loads back as the scorer of its kind."""
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from reward_models import Sidecar
 from reward_models.checkpoint import heads_in_fp32, keep_first_output, pooling_of
 from reward_models.encoding import template_hash
+from rlhf.data.load import load
 from rlhf.errors import UserError
 from rlhf.models.hub import resolve
 from rlhf.models.loading import give_pad_token, load_tokenizer
@@ -27,7 +29,9 @@ from rlhf.training.reward_config import RewardConfig
 from rlhf.training.reward_data import Collator, RewardEncoder, trl_pair
 from rlhf.training.reward_kinds import RewardKind, kind_of, outputs_of
 from rlhf.training.reward_report import judge
-from rlhf.training.stages import Row, Stage, Work
+from rlhf.training.stages import Stage, Work
+
+log = logging.getLogger(__name__)
 
 # What TRL's reward trainer does and transformers' own does not; the kinds see to it themselves.
 TRL_ONLY = frozenset({"center_rewards_coefficient", "disable_dropout"})
@@ -81,8 +85,12 @@ def make_ready(config: RewardConfig, kind: RewardKind, stage: Stage) -> Work:
         scope = "reply" if encoder.bare_texts else "conversation"
         dataclasses.replace(sidecar, scope=scope).write(final)
 
-    def report(run: Run, train_rows: list[Row], eval_rows: list[Row]) -> None:
-        judge(kind, config, stage, run, train_rows, eval_rows, dtype=model.dtype)
+    def report(run: Run) -> None:
+        if config.test_data:
+            loaded = load(config.test_data, stage.data, seed=config.seed, keep=stage.keep)  # type: ignore[arg-type]
+            log.info("test_data: %s", loaded.summary())
+            encoder(loaded.rows, False)
+        judge(kind, config, run, encoder.kept[True], encoder.kept[False], dtype=model.dtype)
 
     work = Work(
         model=model,

@@ -50,8 +50,9 @@ class RewardEncoder:
         self.config, self.tokenizer, self.make = config, tokenizer, make
         self.append_eos = append_eos
         self.changed: Counter[str] = Counter()
-        self.generator = np.random.default_rng(config.seed)
+        self.generator = np.random.default_rng()
         self.training, self.bare_texts = False, False
+        self.kept: dict[bool, list[Row]] = {}  # rows that became examples, by whether for training
 
     def __call__(self, rows: Sequence[Row], training: bool) -> Dataset:
         """Examples of ``rows``, neighbours alike in length; only training rows are drawn for heads.
@@ -60,10 +61,13 @@ class RewardEncoder:
             UserError: nothing is left.
         """
         self.training, made = training, []
+        self.kept[training] = []
+        self.generator = np.random.default_rng([self.config.seed, training])
         self.bare_texts = "text" in rows[0]
         for row in rows:
             try:
                 made.append(self.make(self, row))
+                self.kept[training].append(row)
             except (RowDropped, Unscorable) as reason:
                 self.changed[f"dropped: {reason}"] += 1
         if not made:

@@ -18,14 +18,13 @@ from reward_models.learned import LearnedReward
 from reward_models.pairwise import PairModel
 from reward_models.process import ProcessReward
 from reward_models.statistics import cluster_interval
-from rlhf.data.load import load
 from rlhf.data.splits import prompt_key
 from rlhf.evaluation.pairs import write_pairs_evaluation
 from rlhf.runs import Run
 from rlhf.training.reward_config import RewardConfig
 from rlhf.training.reward_data import conversation_of
 from rlhf.training.reward_kinds import RewardKind, outputs_of
-from rlhf.training.stages import Row, Stage
+from rlhf.training.stages import Row
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,6 @@ Report = dict[str, Any]
 def judge(
     kind: RewardKind,
     config: RewardConfig,
-    stage: Stage,
     run: Run,
     train_rows: list[Row],
     eval_rows: list[Row],
@@ -46,11 +44,7 @@ def judge(
     dtype: torch.dtype,
 ) -> None:
     """Measure the saved model on rows it has not seen, and write the report."""
-    if config.test_data:
-        loaded = load(config.test_data, stage.data, seed=config.seed, keep=stage.keep)  # type: ignore[arg-type]
-        log.info("test_data: %s", loaded.summary())
-        eval_rows = loaded.rows
-    elif kind.report == "pairs":
+    if kind.report == "pairs" and not config.test_data:
         eval_rows = eval_rows[:REPORT_PAIRS]
     name = str(dtype).removeprefix("torch.")
     if kind.report == "pairs":

@@ -37,8 +37,8 @@ class Work:
     """Of the trainer's options; the user cannot change them."""
     handled: frozenset[str] = frozenset()
     """Options under `trainer` that the stage sees to itself, because its trainer has none such."""
-    judge: Callable[[Run, list[Row], list[Row]], None] | None = None
-    """Report on the saved model: (run, training rows, held-out rows)."""
+    judge: Callable[[Run], None] | None = None
+    """Report on the saved model."""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,39 @@ def save_model(folder: Path, *, seed: int = 0, width: int = 16, sharp: float = 1
     return folder
 
 
+def save_encoder(folder: Path, *, seed: int = 0) -> Path:
+    """A tiny BERT that reads the same words, between [CLS] and [SEP]."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    known = [*special, *WORDS, *map(str, range(70)), ":", "[", "]", "REPLY", "A", "B", "user"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, "[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, **dict(zip(names, special, strict=True))
+    )
+    config = BertConfig(
+        vocab_size=len(known),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def write_rows(path: Path, rows: Iterable[Tree]) -> Path:
     """JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
