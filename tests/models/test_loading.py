@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from rlhf.errors import UserError
 from rlhf.models.loading import (
@@ -190,6 +196,36 @@ def test_merge_adapter_writes_an_ordinary_checkpoint(tmp_path):
     with pytest.raises(UserError, match=r"no adapter_config\.json") as error:
         merge_adapter(str(tmp_path / "base"), tmp_path / "other")
     assert one_line(error)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_merge_adapter_keeps_the_head_that_a_classifier_carries(tmp_path, outputs):
+    saved(tmp_path / "base")
+    base = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "base", num_labels=outputs, pad_token_id=0
+    )
+    config = LoraConfig(task_type="SEQ_CLS", r=2, modules_to_save=["score"])
+    adapted: Any = get_peft_model(base, config)
+    with torch.no_grad():
+        for weight in adapted.parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer().save_pretrained(tmp_path / "adapter")
+    merged = merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged")
+    plain = AutoModelForSequenceClassification.from_pretrained(merged)
+    expected = adapted.eval()(input_ids=IDS).logits
+    assert expected.shape == (1, outputs)
+    torch.testing.assert_close(plain.eval()(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_without_a_head_is_no_reward_model(tmp_path):
+    saved(tmp_path / "base")
+    trained_adapter(tmp_path / "adapter", str(tmp_path / "base"))
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(path.read_text().replace("CAUSAL_LM", "SEQ_CLS"))
+    with pytest.raises(UserError, match="carries no head: it was trained without modules_to_save"):
+        merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged")
 
 
 def test_an_adapter_changes_nothing_at_the_start():

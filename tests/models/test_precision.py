@@ -1,13 +1,14 @@
 """The optimizer against torch's AdamW, and the rules that choose dtype and threads."""
 
 import copy
+import gc
 
 import pytest
 import torch
 from torch import nn
 
 from rlhf.models import precision
-from rlhf.models.precision import MasterAdamW, choose_dtype, choose_threads
+from rlhf.models.precision import MasterAdamW, choose_dtype, choose_threads, use_threads
 
 CPU = torch.device("cpu")
 
@@ -138,3 +139,16 @@ def test_a_small_model_on_a_cpu_takes_one_thread_and_a_large_one_all(monkeypatch
     assert choose_threads(precision.SMALL, CPU) == 4  # a small model before it changes nothing
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert choose_threads(10, CPU) == 4
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_small_model_beside_a_large_one_leaves_it_its_threads(monkeypatch):
+    monkeypatch.setattr(precision, "SMALL", 100)
+    large, small = torch.nn.Linear(20, 20), torch.nn.Linear(2, 2)
+    use_threads(large, CPU)
+    use_threads(small, CPU)
+    assert torch.get_num_threads() == 4
+    del large
+    gc.collect()
+    use_threads(small, CPU)  # it is alone now
+    assert torch.get_num_threads() == 1

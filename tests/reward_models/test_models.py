@@ -9,8 +9,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForTokenClass
 
 from reward_models import LearnedReward
 from reward_models.cost import CostModel, safety_gate, zero_threshold
+from reward_models.encoding import template_hash
 from reward_models.implicit import ImplicitReward, reply_span
+from reward_models.pairwise import PairModel, encode_pair
 from reward_models.process import ProcessReward, encode_steps
+from reward_models.sidecar import Sidecar
+from reward_models.targets import Target
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +140,74 @@ def test_safety_gate_accepts_only_what_the_data_support():
     assert 0.03 < np.mean(unsafe) < 0.07
     with pytest.raises(ValueError, match="at least two"):
         safety_gate([1.0], limit=0.0)
+
+
+def pair_ids(helpers, prompt, first, second, *, max_length):
+    return encode_pair(helpers["tokenizer"](), prompt, first, second, max_length=max_length)
+
+
+def test_a_pair_of_replies_is_cut_at_the_prompt_first_and_alike(helpers):
+    tokenizer = helpers["tokenizer"]()
+    prompt = helpers["talk"]("0123456789")
+    whole = tokenizer.decode(pair_ids(helpers, prompt, "yes", "no", max_length=500))
+    assert whole.endswith("\n\n[REPLY A]\nyes\n\n[REPLY B]\nno<eos>")
+    assert "0123456789" in whole
+    size = len(pair_ids(helpers, prompt, "yes", "no", max_length=500))
+    cut = tokenizer.decode(pair_ids(helpers, prompt, "yes", "no", max_length=size - 5))
+    assert cut.endswith("\n\n[REPLY A]\nyes\n\n[REPLY B]\nno<eos>")
+    long, short = "7 " * 100, "no"
+    both = pair_ids(helpers, prompt, long, short, max_length=60)
+    assert len(both) == 60
+    assert tokenizer.decode(both).endswith("[REPLY B]\nno<eos>")  # the short one is whole
+    mirrored = tokenizer.decode(pair_ids(helpers, prompt, short, long, max_length=60))
+    assert "[REPLY A]\nno" in mirrored
+    assert mirrored.count("7") == tokenizer.decode(both).count("7")
+    equal = tokenizer.decode(pair_ids(helpers, prompt, long, long, max_length=60))
+    a, b = equal.split("[REPLY B]")
+    assert a.count("7") == b.count("7") > 5
+
+
+def test_a_pair_model_beats_the_reference_reply_by_the_mean_of_both_orders(helpers, tmp_path):
+    inner = LearnedReward.load(helpers["decoder"](tmp_path / "rm"))
+    model = PairModel(inner, reference=Target())
+    talk = [*helpers["talk"]("why?", "because"), {"role": "user", "content": "ok"}][:2]
+    known = [talk[0], talk[1] | {"answer": "the fox"}]
+    one, other = (
+        pair_ids(helpers, talk[:1], *texts, max_length=64)
+        for texts in (("because", "the fox"), ("the fox", "because"))
+    )
+    with torch.no_grad():
+        a, b = (inner.model(torch.tensor([ids])).logits.item() for ids in (one, other))
+    scores = model.score([known, talk])
+    assert scores.values[0] == pytest.approx((a - b) / 2, abs=1e-5)
+    assert scores.values[1] is None
+    assert scores.counts["pairwise: no reference answer"] == 1
+    assert scores.components["pairwise.consistent"][0] == float((a > 0) == (b < 0))
+
+
+def test_a_process_reward_refuses_what_it_was_not_trained_with(helpers, tmp_path):
+    tokenizer = helpers["tokenizer"]()
+    from tests.reward_models.conftest import llama_config
+
+    LlamaForTokenClassification(llama_config(tokenizer, num_labels=2)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    sidecar = Sidecar(template_hash(tokenizer), False, 64, "steps", kind="process", separator="\n")
+    sidecar.write(tmp_path)
+    assert ProcessReward.load(tmp_path).separator == "\n"
+    with pytest.raises(ValueError, match="here it is ';'"):
+        ProcessReward.load(tmp_path, separator=";")
+    tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="was trained with template_hash="):
+        ProcessReward.load(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="merge it first: rlhf models merge"):
+        ProcessReward.load(tmp_path)
+
+
+def test_a_steps_checkpoint_is_no_learned_reward(helpers, tmp_path):
+    tokenizer = helpers["tokenizer"]()
+    path = helpers["decoder"](tmp_path, tokenizer=tokenizer)
+    Sidecar(template_hash(tokenizer), True, 64, "steps", kind="process").write(path)
+    with pytest.raises(ValueError, match="was trained with pooling='steps', but here it is 'last'"):
+        LearnedReward.load(path)

@@ -1,0 +1,77 @@
+"""Measures on labelled texts: hand-worked numbers, sklearn as the oracle, intervals that cover."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, roc_auc_score
+
+from reward_models import labelled
+
+
+def test_measures_by_hand():
+    scores = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0], [5.0, 4.0]])
+    labels = np.array([0, 1, 0, 1])
+    assert labelled.accuracy(scores, labels) == 0.5
+    # each class: precision 1/2, recall 1/2
+    assert labelled.macro_f1(scores, labels) == pytest.approx(0.5)
+    # class 1 scores 0 1 3 4, label 1 has 1 and 4: three of four couples won. Class 0 scores
+    # 1 0 2 5, label 0 has 1 and 2: two of four.
+    assert labelled.auc(scores, labels) == pytest.approx((3 / 4 + 2 / 4) / 2)
+    assert labelled.rmse(np.array([1.0, 3.0]), np.array([1.0, 1.0])) == pytest.approx(2**0.5)
+    assert labelled.spearman(np.array([1.0, 2, 9]), np.array([0.0, 5, 6])) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_measures_agree_with_sklearn(seed):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, size=200)
+    scores = rng.normal(size=(200, 3)) + np.eye(3)[labels]
+    expected = f1_score(labels, scores.argmax(1), average="macro")
+    assert labelled.macro_f1(scores, labels) == pytest.approx(expected)
+    share = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    expected = roc_auc_score(labels, share, average="macro", multi_class="ovr")
+    assert labelled.auc(share, labels) == pytest.approx(expected)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(100):
+        labels = rng.integers(0, 2, size=150)
+        right = rng.random(150) < 0.8
+        chosen = np.where(right, labels, 1 - labels)
+        found = labelled.classification_report(np.eye(2)[chosen], labels, rivals={})
+        accuracy = found["metrics"]["accuracy"]
+        held += accuracy["low"] <= 0.8 <= accuracy["high"]
+    assert 88 <= held <= 100
+
+
+def test_the_gain_is_paired():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, size=400)
+    ours = np.eye(2)[np.where(rng.random(400) < 0.7, labels, 1 - labels)]
+    theirs = ours.copy()
+    theirs[:10] = np.eye(2)[1 - labels[:10]]  # the same but for ten rows
+    gain = labelled.classification_report(ours, labels, rivals={"them": theirs})["gains"]["them"]
+    spread = gain["accuracy"]["high"] - gain["accuracy"]["low"]
+    assert gain["accuracy"]["mean"] == pytest.approx(
+        np.mean(ours[:10].argmax(1) == labels[:10]) / 40
+    )
+    assert spread < 0.04  # two unpaired intervals of this size are 0.09 wide each
+
+
+def test_words_know_words():
+    texts = [f"{'good' if i % 2 else 'bad'} film {i}" for i in range(80)]
+    found = labelled.words_classifier(texts, [i % 2 for i in range(80)], texts[:10], classes=3)
+    assert found[:, :2].argmax(1).tolist() == [i % 2 for i in range(10)]
+    assert np.isneginf(found[:, 2]).all()  # a class that training never saw
+    rated = labelled.words_rater(texts, [float(i % 2) for i in range(80)], texts[:2])
+    assert rated[1] - rated[0] > 0.5
+
+
+def test_the_page_has_a_row_for_each_rival():
+    scores, labels = np.eye(2)[[0, 1, 1]], np.array([0, 1, 0])
+    report = labelled.classification_report(scores, labels, rivals={"coin": scores[::-1]})
+    page = labelled.to_markdown("mine", report)
+    assert "| this model | 0.667" in page
+    assert "| coin |" in page
+    assert "| gain over coin |" in page
