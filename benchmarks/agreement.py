@@ -119,7 +119,9 @@ def _dpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     part = _examples(inputs, mask, ref_logprobs=ref_logprobs)
     pairs = torch.tensor(len(part.tokens) // 2)
     beta = trainer.args.beta
-    return dpo_loss(policy, part, count=pairs, beta=beta, label_smoothing=0.0)[0]
+    return dpo_loss(
+        policy, part, count=torch.stack([pairs, pairs]), beta=beta, weights={"sigmoid": 1.0}
+    )[0]
 
 
 def _grpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from rlhf.errors import UserError
 
@@ -44,10 +44,17 @@ class DPOOptions(NativeOptions):
 
     beta: float = 0.1
     """Weight of the divergence from the reference, reward per nat."""
-    label_smoothing: float = 0.0
-    """Share of pairs that are believed to be labelled the wrong way round."""
-    loss_type: Literal["sigmoid"] = "sigmoid"
-    """The native engine has this one."""
+    loss_type: Sequence[str] = ("sigmoid",)
+    """sigmoid, and beside it sft: mean negative log-likelihood of the chosen replies' tokens."""
+    loss_weights: Sequence[float] | None = None
+    """One for each loss_type; None: 1 each."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of each loss."""
+        return dict(
+            zip(self.loss_type, self.loss_weights or [1.0] * len(self.loss_type), strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,21 @@ def native_options(verb: str, given: Mapping[str, Any], *, learning_rate: float)
             f"(the native engine takes {', '.join(known)})"
         )
     options = cls(**{"learning_rate": learning_rate, **given})
-    if getattr(options, "loss_type", "sigmoid") != "sigmoid":
-        raise UserError("trainer.loss_type: the native engine has sigmoid; for others, engine: trl")
+    if isinstance(options, DPOOptions):
+        _check_losses(options)
     return options
+
+
+def _check_losses(options: DPOOptions) -> None:
+    others = [name for name in options.loss_type if name not in ("sigmoid", "sft")]
+    if others or isinstance(options.loss_type, str):
+        raise UserError(
+            f"trainer.loss_type: the native engine has [sigmoid] and [sigmoid, sft], got "
+            f"{options.loss_type}; for others set engine: trl"
+        )
+    weights = options.loss_weights
+    if weights is not None and len(weights) != len(options.loss_type):
+        raise UserError(
+            f"trainer.loss_weights must name one weight for each loss_type, got {list(weights)} "
+            f"for {list(options.loss_type)}"
+        )

@@ -134,17 +134,32 @@ def sft_loss(policy: Policy, part: Examples, *, count: Tensor) -> tuple[Tensor, 
 
 
 def dpo_loss(
-    policy: Policy, part: Examples, *, count: Tensor, beta: float, label_smoothing: float
+    policy: Policy,
+    part: Examples,
+    *,
+    count: Tensor,
+    beta: float,
+    weights: Mapping[str, float],
 ) -> tuple[Tensor, Tally]:
-    """DPO (Rafailov et al. 2023, eq. 7), with the label smoothing of its authors' robust form."""
+    """DPO (Rafailov et al. 2023, eq. 7), and where asked for the chosen replies' likelihood beside
+    it (Pang et al. 2024, arXiv:2404.19733).
+
+    ``count`` holds the pairs and the chosen replies' tokens of the whole batch.
+    """
     assert part.ref_logprobs is not None
     scored = policy.score(part.tokens, part.attention_mask, part.action_mask, with_entropy=False)
     mask = part.action_mask
     log_ratio = torch.where(mask, scored.logprobs - part.ref_logprobs, 0.0).sum(1)
-    rewards = beta * log_ratio
-    chosen, rejected = _pairs(rewards, part)
-    per_pair = bradley_terry(chosen, rejected, label_smoothing=label_smoothing)
-    return per_pair.sum() / count, _told(per_pair, chosen, rejected)
+    chosen, rejected = _pairs(beta * log_ratio, part)
+    per_pair = bradley_terry(chosen, rejected)
+    loss, told = per_pair.sum() / count[0], _told(per_pair, chosen, rejected)
+    loss = weights.get("sigmoid", 0.0) * loss
+    if "sft" in weights:
+        first = mask & part.first[:, None]
+        likelihood = -torch.where(first, scored.logprobs, 0.0).sum() / count[1]
+        loss = loss + weights["sft"] * likelihood
+        told = told + Tally(means={"loss_sft": masked_mean(-scored.logprobs, first)})
+    return loss, told
 
 
 def reward_loss(
@@ -208,6 +223,10 @@ def _examples(batch: Examples) -> Tensor:
     return batch.first.sum()
 
 
+def _pairs_and_tokens(batch: Examples) -> Tensor:
+    return torch.stack([batch.first.sum(), (batch.action_mask & batch.first[:, None]).sum()])
+
+
 @dataclass(frozen=True)
 class Task:
     """A verb of the native engine."""
@@ -229,7 +248,12 @@ class Task:
 TASKS = {
     "sft": Task(_sft_example, Policy, sft_loss, _tokens),
     "dpo": Task(
-        _dpo_example, Policy, dpo_loss, _examples, ("beta", "label_smoothing"), reference=True
+        _dpo_example,
+        Policy,
+        dpo_loss,
+        _pairs_and_tokens,
+        ("beta", "weights"),
+        reference=True,
     ),
     "reward": Task(
         _reward_example, Scorer, reward_loss, _examples, ("center_rewards_coefficient",)
