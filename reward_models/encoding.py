@@ -119,7 +119,7 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     then resize the model's embeddings to ``len(tokenizer)``. Set ``model.config.pad_token_id`` to
     the returned id before training.
     """
-    taken = {tokenizer.eos_token, tokenizer.bos_token}
+    taken = (tokenizer.eos_token, tokenizer.bos_token)
     if tokenizer.pad_token is None or tokenizer.pad_token in taken:
         known = tokenizer.get_vocab()
         spare = [token for token in _FALLBACK_PADS if token in known and token not in taken]
