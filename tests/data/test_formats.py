@@ -197,6 +197,20 @@ def tool(text):
     return {"role": "tool", "content": text}
 
 
+def test_a_rated_reply_is_the_last_turn(read):
+    row = {"messages": [user("a"), assistant("b"), user("c"), assistant("d")], "label": 0.5}
+    found = only(read([row], "classification"))
+    assert found["prompt"] == [user("a"), assistant("b"), user("c")]
+    assert found["completion"] == [assistant("d")]
+    assert found["label"] == 0.5
+
+
+def test_rankings_and_steps(read):
+    found = only(read([GOOD["ranking"]], "ranking"))
+    assert found["replies"] == [[assistant("Yes")], [assistant("No")]]
+    assert only(read([GOOD["steps"]], "steps"))["labels"] == [1, None]
+
+
 GOOD = {
     "sft": {"prompt": "Hi", "completion": "Hello"},
     "preference": {"prompt": "Hi", "chosen": "Yes", "rejected": "No"},
@@ -204,6 +218,9 @@ GOOD = {
     "prompt": {"prompt": "Hi"},
     "text": {"text": "Hi"},
     "classification": {"text": "Hi", "label": 1},
+    "rated": {"text": "Hi"},
+    "ranking": {"prompt": "Hi", "replies": ["Yes", "No"]},
+    "steps": {"prompt": "Hi", "steps": ["a", "b"], "labels": [1, None]},
 }
 
 
@@ -254,6 +271,13 @@ GOOD = {
         ("classification", {"label": None}, "label is not a number"),
         ("classification", {"label": float("nan")}, "label is not a number"),
         ("classification", {"label": "good"}, "label is not a number"),
+        ("rated", {"text": "  "}, "empty text"),
+        ("ranking", {"replies": ["Yes"]}, "fewer than two replies"),
+        ("ranking", {"replies": ["Yes", ""]}, "empty reply"),
+        ("ranking", {"replies": ["Yes", "half a pair: \ud83d"]}, "broken Unicode"),
+        ("steps", {"labels": [1]}, "not one label for each step"),
+        ("steps", {"labels": [1, 2]}, "a step's label is not true, false or missing"),
+        ("steps", {"steps": ["a", " "]}, "steps are not a list of texts"),
     ],
 )
 def test_unusable_rows_are_counted_by_reason(read, kind, change, reason):

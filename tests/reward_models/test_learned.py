@@ -165,7 +165,7 @@ def test_the_sidecar_of_a_hub_id_is_found(helpers, tmp_path, monkeypatch):
 
 def test_an_unmerged_adapter_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="LoRA adapter without its base model; merge it first: rlhf models merge"):
+    with pytest.raises(ValueError, match="merge it first: rlhf models merge"):
         LearnedReward.load(tmp_path)
 
 
