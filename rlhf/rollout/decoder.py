@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
+from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention
 
 from rlhf.models.logprobs import bare, logits_of, trunk_of
 from rlhf.models.precision import native_bf16
@@ -179,7 +179,15 @@ def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Projection:
     product of a few rows. The result is the same to the bit.
     """
     ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, ordered, bias, "none", [], "")
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        rows = len(x)
+        # A kernel is made, and about a megabyte kept, for every number of rows: few are used.
+        missing = -rows % (16 if rows <= 128 else 64) if rows > 16 else 0
+        padded = pad(x, (0, 0, 0, missing)) if missing else x
+        return torch.ops.mkldnn._linear_pointwise(padded, ordered, bias, "none", [], "")[:rows]
+
+    return product
 
 
 def decoder_for(model: Any) -> PlainDecoder | FusedDecoder:

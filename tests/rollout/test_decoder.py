@@ -162,12 +162,13 @@ def test_adapters_are_not_joined():
     assert (without - whole).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("rows", [1, 5, 17, 32, 130])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_joined_layers_are_the_layers_side_by_side(bias, dtype):
+def test_joined_layers_are_the_layers_side_by_side(rows, bias, dtype):
     torch.manual_seed(0)
     layers = [torch.nn.Linear(48, size, bias=bias).to(dtype) for size in (32, 16, 16)]
-    x = torch.randn(5, 48).to(dtype)
+    x = torch.randn(rows, 48).to(dtype)
     with torch.no_grad():
         expected = torch.cat([layer(x) for layer in layers], -1)
         torch.testing.assert_close(joined(layers)(x), expected)
