@@ -7,6 +7,7 @@ batch; the forward and backward passes are shared out by micro-batch, and gradie
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -80,4 +81,6 @@ def join() -> World:
         return World()
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        # Left to the interpreter's own end, the group's threads now and then abort the process.
+        atexit.register(distributed.destroy_process_group)
     return World(distributed.get_rank(), size)
