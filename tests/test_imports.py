@@ -22,6 +22,7 @@ FORBIDDEN = {
     "rlhf.verbs": (*HEAVY, "envs", "reward_models"),
     "rlhf.training.online_config": HEAVY,
     "rlhf.training.offline_config": HEAVY,
+    "rlhf.training.reward_config": HEAVY,
     "rlhf.evaluation.config": HEAVY,
 }
 

@@ -1,0 +1,79 @@
+"""top-k, top-p and min-p by hand, in the sampler, and where they are refused."""
+
+import math
+
+import pytest
+import torch
+
+from rlhf.models.spec import ModelSpec
+from rlhf.rollout.sampler import draw
+from rlhf.rollout.spec import EnvSpec, RolloutSpec
+from rlhf.rollout.truncation import truncate
+from rlhf.training.online_config import OnlineConfig
+
+PROBABILITIES = [0.5, 0.1, 0.25, 0.15]
+
+
+@pytest.mark.parametrize(
+    ("spec", "kept"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"top_k": 1}, [0]),
+        ({"top_k": 3}, [0, 2, 3]),
+        ({"top_k": 9}, [0, 1, 2, 3]),
+        ({"top_p": 0.4}, [0]),
+        ({"top_p": 0.6}, [0, 2]),  # 0.5 does not reach it, 0.75 does
+        ({"top_p": 0.8}, [0, 2, 3]),
+        ({"min_p": 0.4}, [0, 2]),  # at least 0.4 * 0.5
+        ({"min_p": 0.25}, [0, 2, 3]),
+        ({"top_k": 3, "min_p": 0.45}, [0, 2]),
+    ],
+)
+def test_what_stays(spec: dict, kept: list[int]):
+    logits = torch.tensor([PROBABILITIES], dtype=torch.float64).log() + 3.0
+    found = truncate(logits, RolloutSpec(**spec))
+    assert found.isfinite().nonzero()[:, 1].tolist() == kept
+    assert torch.equal(found[0, kept], logits[0, kept])
+
+
+def test_ties_and_near_certainty_leave_something():
+    even = torch.zeros(1, 300)
+    assert truncate(even, RolloutSpec(top_p=0.01)).isfinite().sum() == 3
+    sure = torch.tensor([[0.0, 90.0, 0.0]])
+    for spec in ({"top_p": 1e-9}, {"min_p": 0.999}, {"top_k": 1}):
+        assert truncate(sure, RolloutSpec(**spec)).isfinite().tolist() == [[False, True, False]]
+
+
+def test_the_sampler_draws_from_what_stays_and_reports_its_normalised_probability():
+    logits = torch.tensor([PROBABILITIES], dtype=torch.float64).log().repeat(1000, 1)
+    numbers = torch.linspace(0, 1 - 1e-9, 1000, dtype=torch.float64)
+    tokens, logprobs = draw(
+        logits,
+        numbers,
+        temperature=1.0,
+        restrict=lambda x: truncate(x, RolloutSpec(top_p=0.6)),
+    )
+    shares = torch.bincount(tokens, minlength=4) / 1000
+    assert shares.tolist() == pytest.approx([2 / 3, 0, 1 / 3, 0], abs=2e-3)
+    expected = [math.log(2 / 3) if token == 0 else math.log(1 / 3) for token in tokens.tolist()]
+    assert logprobs.tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("key", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_training_refuses_them_with_the_reason(key: dict):
+    (name,) = key
+    with pytest.raises(ValueError, match=rf"rollout\.{name} is refused in training: .*ratio"):
+        OnlineConfig("x", ModelSpec("m"), EnvSpec("text/Echo-v0"), rollout=RolloutSpec(**key))
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ({"top_k": -1}, "rollout.top_k must be >= 0"),
+        ({"top_p": 0.0}, r"rollout.top_p must lie in \(0, 1\]"),
+        ({"min_p": 1.0}, r"rollout.min_p must lie in \[0, 1\)"),
+    ],
+)
+def test_values_out_of_range(key: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        RolloutSpec(**key)

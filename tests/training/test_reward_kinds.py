@@ -1,0 +1,321 @@
+"""Every kind of reward model, on decoders and encoders: trained, saved, and scored alike."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
+from reward_models import LearnedReward, build
+from reward_models.losses import IGNORED
+from reward_models.pairwise import PairModel
+from rlhf.errors import UserError
+from rlhf.training import offline, reward
+from rlhf.training.interrupt import Interrupted
+from rlhf.training.recorder import Recorder
+from rlhf.training.reward_data import Collator, RewardEncoder, length_grouped
+from rlhf.verbs import configure, execute
+from tests.training.workbench import (
+    WORDS,
+    assistant,
+    metrics_of,
+    offline_tree,
+    pair_rows,
+    same,
+    save_encoder,
+    user,
+    weights_of,
+    write_rows,
+)
+
+
+def tree_of(tmp_path, place, *, rows=None, name="run", **keys):
+    data = write_rows(tmp_path / f"{name}.jsonl", pair_rows() if rows is None else rows)
+    return offline_tree(tmp_path / name, place, data, **keys)
+
+
+def evaluations(folder, key="eval/loss"):
+    return {row["step"]: row[key] for row in metrics_of(folder) if key in row}
+
+
+def labelled_texts(count=32):
+    return [{"text": f"{w} {i}", "label": int(w == "apple")} for i in range(count) for w in
+            (("apple", "river")[i % 2],)]  # fmt: skip
+
+
+def with_columns(rows, make):
+    return [row | make(i) for i, row in enumerate(rows)]
+
+
+def ranking_rows(**more):
+    return [
+        {"prompt": row["prompt"], "replies": [row["chosen"], row["rejected"], assistant("x")]}
+        | more
+        for row in pair_rows()
+    ]
+
+
+def step_rows():
+    return [
+        {"prompt": user(f"solve {i}"), "steps": [f"apple {i}", "river"], "labels": [1, i % 2]}
+        for i in range(32)
+    ]
+
+
+def rated_rows():
+    return [
+        {"text": f"{WORDS[i % 4]} {i}", "good": i % 4 / 2, "long": None if i % 3 else 1.0}
+        for i in range(32)
+    ]
+
+
+def flagged_rows():
+    return [{"text": f"{WORDS[i % 4]} {i}", "a": i % 2, "b": i % 4 // 2} for i in range(32)]
+
+
+def three_classes():
+    return [{"text": f"{WORDS[i % 3]} {i}", "label": i % 3} for i in range(32)]
+
+
+MARGIN = with_columns(pair_rows(), lambda i: {"margin": 1.0 + i % 2})
+UNSAFE = with_columns(pair_rows(), lambda i: {"chosen_unsafe": i % 4 == 0, "rejected_unsafe": 1})
+
+KINDS = {
+    "preference": ({}, pair_rows()),
+    "heads": ({"kind": "preference", "num_heads": 3}, pair_rows()),
+    "smoothed": ({"flip_rate": 0.1, "margins": True}, MARGIN),
+    "unbiased": ({"flip_rate": 0.1}, pair_rows()),
+    "scaled": ({}, MARGIN),
+    "length_debiased": ({"micro_batch_size": 8}, pair_rows()),
+    "cost": ({}, UNSAFE),
+    "ranking": ({}, ranking_rows()),
+    "best_of": ({}, ranking_rows(best=1)),
+    "pairwise": ({}, pair_rows()),
+    "regression": ({"labels": ["good", "long"]}, rated_rows()),
+    "classification": ({}, labelled_texts(32)),
+    "classes": ({"kind": "classification", "labels": ["a", "b", "c"]}, three_classes()),
+    "multilabel": ({"labels": ["a", "b"]}, flagged_rows()),
+    "process": ({}, step_rows()),
+}
+
+
+@pytest.fixture(scope="module")
+def encoder_model(tmp_path_factory):
+    return save_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+def tree_of_kind(name, tmp_path, place, **more):
+    settings, rows = KINDS[name]
+    return tree_of(tmp_path, place, rows=rows, **{"kind": name, **settings, **more})
+
+
+@pytest.mark.parametrize("backbone", ["echo_model", "encoder_model"])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_trains_on_decoders_and_encoders_and_scores_as_it_was_trained(
+    tmp_path, request, name, backbone
+):
+    """The held-out loss in the log, worked out anew from what the saved checkpoint says."""
+    place = request.getfixturevalue(backbone)
+    tree = tree_of_kind(name, tmp_path, place)
+    final = execute("reward", tree)
+    logged = evaluations(tmp_path / "run")
+    assert sorted(logged) == [0, 2, 4, 6, 8]
+    assert (tmp_path / "run" / "evaluation" / "run" / "summary.json").exists()
+    config = configure("reward", tree)
+    stage = offline.stage_of("reward", config)
+    _, rows = offline.load_rows(config, stage)
+    best = min(value for step, value in logged.items() if step)
+    kind = reward.kind_of(config)
+    tokenizer = AutoTokenizer.from_pretrained(final)
+    encoder = RewardEncoder(config, tokenizer, kind.encode, append_eos=backbone == "echo_model")
+    if name == "pairwise":
+        encoder.append_eos = False
+    examples = list(encoder(rows, False))
+    if name == "length_debiased":
+        assert LearnedReward.load(final).model.config.num_labels == 1
+        return  # the head that the loss also reads is gone
+    automatic = AutoModelForSequenceClassification
+    if name == "process":
+        automatic = AutoModelForTokenClassification
+    model = automatic.from_pretrained(final).eval()
+    total, weight = 0.0, 0
+    for example in examples:  # each alone, without padding
+        batch = Collator(tokenizer.pad_token_id)([example])
+        labels = batch.pop("labels")
+        logits = []
+        with torch.no_grad():
+            for text in example["texts"]:
+                logits.append(model(torch.tensor([text])).logits)
+        outputs = {"logits": torch.cat(logits)}
+        count = torch.tensor(1.0)
+        total += kind.loss(config)(outputs, labels, num_items_in_batch=count).item()
+        weight += int((labels != IGNORED).sum())
+    if name in ("regression", "process"):  # the logged mean of batches weighs missing labels evenly
+        assert total / weight == pytest.approx(best, rel=0.1)
+    else:
+        assert total / weight == pytest.approx(best, abs=1e-4)
+
+
+SCORERS = {
+    "preference": "LearnedReward",
+    "heads": "HeadEnsemble",
+    "cost": "CostModel",
+    "pairwise": "PairModel",
+    "process": "ProcessReward",
+}
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_checkpoint_knows_which_scorer_reads_it(tmp_path, encoder_model, name):
+    final = execute("reward", tree_of_kind(name, tmp_path, encoder_model))
+    scorer = build({"kind": "trained", "path": str(final)})
+    assert type(scorer).__name__ == SCORERS[name]
+    talks = [
+        [*user("Repeat: apple"), {"role": "assistant", "content": text, "answer": "river"}]
+        for text in ("apple", "river stone cloud apple river", "stone 3")
+    ]
+    together = scorer.score(talks)
+    assert all(value is not None for value in together.values)
+    alone = [scorer([talk])[0] for talk in talks]
+    assert together.values == pytest.approx(alone, abs=1e-5)
+
+
+def test_heads_disagree_and_their_mean_is_the_score(tmp_path, encoder_model):
+    final = execute("reward", tree_of_kind("heads", tmp_path, encoder_model))
+    scores = build({"kind": "trained", "path": str(final)}).score([[*user("a"), *assistant("b")]])
+    heads = [scores.components[f"ensemble.head{i}"][0] for i in range(3)]
+    assert len(set(heads)) == 3
+    assert scores.values[0] == pytest.approx(sum(heads) / 3, abs=1e-6)
+    assert scores.components["ensemble.disagreement"][0] > 0
+
+
+def test_a_pair_model_is_antisymmetric(tmp_path, encoder_model):
+    final = execute("reward", tree_of_kind("pairwise", tmp_path, encoder_model))
+    model = PairModel.load(final)
+    prompts = [user("Repeat: apple")] * 2
+    odds, agree = model.compare(prompts, ["apple", "river"], ["river", "apple"])
+    assert odds[0] == pytest.approx(-odds[1], abs=1e-5)
+    assert agree[0] == agree[1]
+
+
+def test_texts_trained_on_alone_are_scored_alone(tmp_path, encoder_model):
+    final = execute("reward", tree_of_kind("classification", tmp_path, encoder_model))
+    reward_of = LearnedReward.load(final)
+    bare, asked = reward_of([assistant("apple 3"), [*user("What?"), *assistant("apple 3")]])
+    assert bare == asked
+
+
+def test_classes_have_names_and_plain_transformers_reads_them(tmp_path, encoder_model):
+    final = execute("reward", tree_of_kind("classes", tmp_path, encoder_model))
+    model = AutoModelForSequenceClassification.from_pretrained(final)
+    assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert model.config.problem_type == "single_label_classification"
+    assert LearnedReward.load(final, label="b")([assistant("river 1")])[0] is not None
+
+
+def test_labels_beside_a_bag_of_words(tmp_path, encoder_model):
+    execute("reward", tree_of_kind("classes", tmp_path, encoder_model))
+    summary = json.loads((tmp_path / "run/evaluation/run/summary.json").read_text())
+    assert summary["baselines"]["TF-IDF"]["accuracy"]["mean"] == 1.0  # a word gives it away
+    gain = summary["gains"]["TF-IDF"]["macro_f1"]
+    assert gain["low"] <= gain["mean"] <= gain["high"] <= 0
+
+
+def test_test_rows_are_what_the_report_is_on(tmp_path, encoder_model):
+    rows = write_rows(tmp_path / "test.jsonl", labelled_texts(20))
+    execute(
+        "reward",
+        tree_of_kind("classification", tmp_path, encoder_model, test_data=[{"path": str(rows)}]),
+    )
+    summary = json.loads((tmp_path / "run/evaluation/run/summary.json").read_text())
+    assert summary["rows"] == 20
+
+
+REFUSED = {
+    "flip_rate has no effect on kind: preference": {"flip_rate": 0.1},
+    "kind: unbiased needs a flip_rate above 0": {"kind": "unbiased"},
+    "margins has no effect on kind: ranking": {"kind": "ranking", "margins": True},
+    "num_heads has no effect on kind: cost": {"kind": "cost", "num_heads": 2},
+    "one is not enough": {"kind": "classification", "labels": ["a"]},
+    "multilabel needs labels": {"kind": "multilabel"},
+    "set micro_batch_size = batch_size, got 4 and 8": {"kind": "length_debiased"},
+    "separator is empty": {"kind": "process", "separator": ""},
+    "max_length must be <= 64": {"max_length": 65},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_settings_without_effect_or_sense_are_refused(tmp_path, encoder_model, message):
+    with pytest.raises(UserError, match=message):
+        execute("reward", tree_of(tmp_path, encoder_model, **REFUSED[message]))
+
+
+def test_missing_columns_are_named(tmp_path, encoder_model):
+    with pytest.raises(UserError, match="no column 'chosen_unsafe' to keep"):
+        execute("reward", tree_of(tmp_path, encoder_model, kind="cost"))
+    with pytest.raises(UserError, match=r"steps data needs prompt \+ steps \+ labels"):
+        execute("reward", tree_of(tmp_path, encoder_model, kind="process", name="other"))
+
+
+def test_bad_labels_are_dropped_and_counted(tmp_path, encoder_model, caplog):
+    rows = [*labelled_texts(32), {"text": "apple", "label": 2}]
+    with caplog.at_level("INFO"):
+        execute(
+            "reward",
+            tree_of(
+                tmp_path, encoder_model, rows=rows, kind="classification", eval_fraction=0.1, seed=3
+            ),
+        )
+    assert "1 dropped: label is not one of the classes 0 to 1" in caplog.text
+
+
+@pytest.mark.parametrize("lora", [{"rank": 2}])
+@pytest.mark.parametrize("name", ["classification", "process"])
+def test_adapters_on_an_encoder_are_trained_with_the_head_and_merged(
+    tmp_path, encoder_model, name, lora
+):
+    model = {"path": str(encoder_model), "lora": lora}
+    final = execute("reward", tree_of_kind(name, tmp_path, encoder_model, model=model))
+    assert not (final / "adapter_config.json").exists()
+    logged = evaluations(tmp_path / "run")
+    assert logged[8] != logged[0]
+    build({"kind": "trained", "path": str(final)})
+
+
+def test_a_trainer_run_resumes_where_it_stopped(tmp_path, encoder_model, monkeypatch):
+    """Batches of like length come in an order of the seed, not of the trainer's generator."""
+    keys = {"trainer": {"max_steps": 8, "num_train_epochs": 3}}
+    whole = tree_of_kind("classification", tmp_path, encoder_model, **keys)
+    execute("reward", whole)
+    cut = whole | {"output_dir": str(tmp_path / "cut")}
+    original = Recorder.on_step_end
+
+    def stop(self, args, state, control, **more):
+        self.stop.asked = self.stop.asked or state.global_step == 6
+        return original(self, args, state, control, **more)
+
+    monkeypatch.setattr(Recorder, "on_step_end", stop)
+    with pytest.raises(Interrupted):
+        execute("reward", cut)
+    monkeypatch.undo()
+    execute("reward", cut | {"resume": True})
+    assert same(weights_of(tmp_path / "run"), weights_of(tmp_path / "cut"))
+    assert evaluations(tmp_path / "run") == evaluations(tmp_path / "cut")
+
+
+def test_batches_are_alike_in_length_and_hold_every_row_once():
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(1, 500, size=1003)
+    order = length_grouped(lengths.tolist(), 8, generator)
+    assert sorted(order.tolist()) == list(range(1003))
+    widths = [lengths[order[i : i + 8]] for i in range(0, 1000, 8)]
+    padding = sum(int(w.max() * len(w) - w.sum()) for w in widths) / sum(w.sum() for w in widths)
+    assert padding < 0.05
+    firsts = [w.max() for w in widths[1:]]
+    assert abs(np.corrcoef(firsts, range(len(firsts)))[0, 1]) < 0.3  # no order among batches
+    assert widths[0].max() == lengths.max()
