@@ -59,25 +59,21 @@ def sft_rows(rng: random.Random, *, mean: int = 98) -> list[dict[str, Any]]:
 
 def reward_rows(rng: random.Random) -> list[dict[str, Any]]:
     """Four pairs, eight texts of about 920 tokens."""
-    lengths = lognormal_lengths(8, 8 * 73)
-    rng.shuffle(lengths)
-    return [
-        {
-            "prompt": question(words(8, rng)),
-            "chosen": answer(words(one, rng)),
-            "rejected": answer(words(other, rng)),
-        }
-        for one, other in zip(lengths[:4], lengths[4:], strict=True)
-    ]
+    return _pairs(rng, prompt=8, reply=73)
 
 
 def dpo_rows(rng: random.Random) -> list[dict[str, Any]]:
     """Four pairs with prompts of 128 tokens and replies of about 64, ragged."""
-    lengths = lognormal_lengths(8, 8 * 63)
+    return _pairs(rng, prompt=100, reply=63)
+
+
+def _pairs(rng: random.Random, *, prompt: int, reply: int) -> list[dict[str, Any]]:
+    """Four pairs; words of each prompt, and of a reply on average."""
+    lengths = lognormal_lengths(8, 8 * reply)
     rng.shuffle(lengths)
     return [
         {
-            "prompt": question(words(100, rng)),
+            "prompt": question(words(prompt, rng)),
             "chosen": answer(words(one, rng)),
             "rejected": answer(words(other, rng)),
         }

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 from benchmarks.places import work_directory
 from rlhf.errors import UserError
@@ -76,8 +75,3 @@ def _run(command: list[str], recipe: Recipe) -> None:
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise UserError(f"{recipe.note} cannot be installed: {reason}")
-
-
-def library_folder(name: str) -> Path:
-    """Where an environment's packages lie."""
-    return next((work_directory("venvs") / name / "lib").glob("python*/site-packages"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from reward_models.statistics import ranks
+from reward_models.statistics import pearson, ranks, spearman
 
 Columns = dict[str, np.ndarray]
 Estimate = dict[str, float]
@@ -100,16 +100,6 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
             mean_rank = ranks(scores[:, k])[of_class].mean()
             found.append((mean_rank - (inside - 1) / 2) / outside)
     return float(np.mean(found)) if found else float("nan")
-
-
-def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """Linear correlation; nan where one side is constant."""
-    return float(np.corrcoef(a, b)[0, 1]) if np.ptp(a) and np.ptp(b) else float("nan")
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation."""
-    return pearson(ranks(a), ranks(b))
 
 
 def rmse(a: np.ndarray, b: np.ndarray) -> float:

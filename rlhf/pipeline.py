@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from rlhf.config import assemble, check_keys, set_key
 from rlhf.errors import UserError, nearest
 from rlhf.launch import release_memory
+from rlhf.runs import open_directory
 from rlhf.verbs import configure, execute, verb_named
 
 log = logging.getLogger(__name__)
@@ -143,7 +142,10 @@ def run_pipeline(pipeline: Pipeline) -> Path:
     from rlhf.evaluation.report import write_report
 
     root = Path(pipeline.output_dir)
-    _open(root, pipeline)
+    tree = {"seed": pipeline.seed, "stages": pipeline.stages}
+    open_directory(
+        root, "pipeline.yaml", tree, resume=pipeline.resume, overwrite=pipeline.overwrite
+    )
     for number, stage in enumerate(pipeline.stages, start=1):
         log.info("stage %d of %d: %s", number, len(pipeline.stages), stage["name"])
         try:
@@ -152,25 +154,3 @@ def run_pipeline(pipeline: Pipeline) -> Path:
         except UserError as error:
             raise type(error)(f"stage {stage['name']}: {error}") from error
     return write_report(root)
-
-
-def _open(root: Path, pipeline: Pipeline) -> None:
-    import shutil
-
-    manifest = root / "pipeline.yaml"
-    if root.exists() and any(root.iterdir()):
-        if pipeline.overwrite and manifest.exists():
-            shutil.rmtree(root)
-        elif pipeline.overwrite:
-            raise UserError(f"{root} is not a pipeline's directory: remove it yourself")
-        elif not pipeline.resume:
-            raise UserError(
-                f"{root} exists already: continue it with --resume, replace it with "
-                "--overwrite, or choose another --output_dir"
-            )
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        tree = {"seed": pipeline.seed, "stages": pipeline.stages}
-        manifest.write_text(yaml.safe_dump(tree, sort_keys=False))
-    except OSError as error:
-        raise UserError(f"{root} cannot be written: {error.strerror}") from error

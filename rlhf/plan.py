@@ -25,6 +25,7 @@ def plan(verb: str, tree: Mapping[str, Any]) -> str:
 
 def _offline(verb: str, config: Any) -> list[str]:
     from rlhf.training.offline import check_options, load_rows, num_steps, stage_of
+    from rlhf.training.stages import evaluation_steps
 
     stage = stage_of(verb, config)
     check_options(config.trainer)
@@ -39,7 +40,7 @@ def _offline(verb: str, config: Any) -> list[str]:
         + (f" ({work.summary()})" if work.summary() else ""),
         f"batch: {config.batch_size} examples per step = {config.micro_batch_size} at once x "
         f"{accumulation} accumulated",
-        f"steps: {steps:,}, evaluated every {max(1, steps // config.evaluations)}",
+        f"steps: {steps:,}, evaluated every {evaluation_steps(config, steps)}",
         _memory(work.model, tokens=config.micro_batch_size * config.max_length, copies=copies),
     ]
 

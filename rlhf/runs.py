@@ -58,10 +58,7 @@ class Run:
         if occupied and config.get("overwrite"):
             run._remove()
         elif occupied and not config.get("resume"):
-            raise UserError(
-                f"{run.directory} exists already: continue it with --resume, replace it with "
-                "--overwrite, or choose another --output_dir"
-            )
+            raise _occupied(run.directory)
         elif occupied:
             run._check_same(config)
         try:
@@ -147,6 +144,42 @@ class Run:
             return
         with (self.directory / name).open("a", encoding="utf-8") as file:
             file.write(_line(row))
+
+
+def open_directory(
+    root: Path, name: str, tree: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> None:
+    """Make the directory of several runs, a pipeline's or a study's, and describe it in a file.
+
+    Args:
+        root: the directory.
+        name: of the file, which tells ours from others.
+        tree: what it says.
+        resume: whether an existing one may be continued.
+        overwrite: whether it may be replaced.
+
+    Raises:
+        UserError: it exists and may be neither, or cannot be written.
+    """
+    if root.exists() and any(root.iterdir()):
+        if overwrite and (root / name).exists():
+            shutil.rmtree(root)
+        elif overwrite:
+            raise UserError(f"{root} was not made by this verb: remove it yourself")
+        elif not resume:
+            raise _occupied(root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _write(root / name, yaml.safe_dump(dict(tree), sort_keys=False))
+    except OSError as error:
+        raise UserError(f"{root} cannot be written: {error.strerror}") from error
+
+
+def _occupied(directory: Path) -> UserError:
+    return UserError(
+        f"{directory} exists already: continue it with --resume, replace it with --overwrite, or "
+        "choose another --output_dir"
+    )
 
 
 def any_content(path: Path) -> bool:

@@ -62,9 +62,14 @@ def write_pairs_evaluation(
         report["data"]["overlapping"] = len(overlapping_prompts(rows, train_rows))
     report["best_of_n"] = best_of_n
     report["verdict"] = verdict(report)
-    target = directory / "evaluation" / name
-    target.mkdir(parents=True, exist_ok=True)
     summary = {"name": name, "env": "pairs", "policy": name, "metrics": {}} | report
-    (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    (target / "report.md").write_text(to_markdown(report))
+    write_judgement(directory, summary, to_markdown(report))
     return report
+
+
+def write_judgement(directory: Path, summary: Mapping[str, Any], page: str) -> None:
+    """Write what was found of a reward: ``evaluation/<name>/summary.json`` and ``report.md``."""
+    target = directory / "evaluation" / summary["name"]
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    (target / "report.md").write_text(page, encoding="utf-8")

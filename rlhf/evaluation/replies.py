@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,22 @@ from rlhf.data.load import load
 from rlhf.errors import UserError
 from rlhf.models.loading import load_model
 from rlhf.models.spec import ModelSpec
+from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collect import Collector, Start
 from rlhf.rollout.seeds import evaluation_seed
 from rlhf.rollout.spec import EnvSpec, RolloutSpec
 
 
-def sample_replies(
-    model: ModelSpec, env: EnvSpec, rollout: RolloutSpec, *, prompts: int, samples: int, seed: int
-) -> list[list[Any]]:
-    """``samples`` whole conversations of ``model`` for each of ``prompts`` held-out start states.
+def play_groups(
+    model: ModelSpec,
+    env: EnvSpec,
+    rollout: RolloutSpec,
+    *,
+    seeds: Sequence[int],
+    samples: int,
+    seed: int,
+) -> list[list[Rollout]]:
+    """``samples`` episodes of ``model`` from the start state of each of ``seeds``.
 
     Raises:
         UserError: the environment or the model cannot be had, or an episode fails.
@@ -29,18 +37,31 @@ def sample_replies(
         policy, tokenizer, env, rollout, prompts=[row["prompt"] for row in loaded]
     )
     starts = [
-        Start(evaluation_seed(group), group, member)
-        for group in range(prompts)
+        Start(start, group, member)
+        for group, start in enumerate(seeds)
         for member in range(samples)
     ]
     try:
         rollouts = collector.collect(policy, starts)
     finally:
         collector.close()
-    groups: dict[int, list[Any]] = {}
+    groups: dict[int, list[Rollout]] = {}
     for played in rollouts:
-        groups.setdefault(played.group, []).append(played.conversation)
+        groups.setdefault(played.group, []).append(played)
     return list(groups.values())
+
+
+def sample_replies(
+    model: ModelSpec, env: EnvSpec, rollout: RolloutSpec, *, prompts: int, samples: int, seed: int
+) -> list[list[Any]]:
+    """``samples`` whole conversations of ``model`` for each of ``prompts`` held-out start states.
+
+    Raises:
+        UserError: as ``play_groups``.
+    """
+    seeds = [evaluation_seed(prompt) for prompt in range(prompts)]
+    groups = play_groups(model, env, rollout, seeds=seeds, samples=samples, seed=seed)
+    return [[played.conversation for played in group] for group in groups]
 
 
 def score_replies(reward: Any, groups: list[list[Any]], *, what: str) -> np.ndarray:

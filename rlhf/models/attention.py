@@ -32,7 +32,7 @@ AREA = 2**20
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens from ``start`` to ``end``, continuing those from ``prefix`` to ``start_of_prefix``."""
+    """Tokens from ``start`` to ``end`` that continue those of ``prefix``, its start and end."""
 
     start: int
     end: int
@@ -48,8 +48,8 @@ class Tile:
     rows: int
     real: Tensor | None
     """Places of real tokens among the b * L of them; None when all are."""
-    real_ids: Tensor | None
-    """Their positions in the packed row."""
+    place: Tensor | slice
+    """Where the real queries stand in the packed row."""
     filler: Tensor | None
     """[b, Lq], true where nothing stands."""
     prefix: slice | None
@@ -57,6 +57,11 @@ class Tile:
     """[1, G * Lq, Lk], -inf where a key lies after its query, for G query heads of a key head."""
     width: int
     """Lq."""
+
+    @property
+    def shared(self) -> int:
+        """Tokens of the prefix."""
+        return self.prefix.stop - self.prefix.start if self.prefix else 0
 
 
 class Layout:
@@ -112,7 +117,9 @@ class Layout:
             mask = self._mask(end - start, end - span.start)
             prefix = slice(*span.prefix) if span.prefix[1] else None
             queries, keys = slice(start, end), slice(span.start, end)
-            self.tiles.append(Tile(queries, keys, 1, None, None, None, prefix, mask, end - start))
+            self.tiles.append(
+                Tile(queries, keys, 1, None, queries, None, prefix, mask, end - start)
+            )
 
     def _short(self, prefix: tuple[int, int], members: list[Span]) -> None:
         shared = slice(*prefix) if prefix[1] else None
@@ -121,7 +128,7 @@ class Layout:
         mask = self._mask(width, width)
         if len(members) == 1:
             place = slice(members[0].start, members[0].end)
-            self.tiles.append(Tile(place, place, 1, None, None, None, shared, mask, width))
+            self.tiles.append(Tile(place, place, 1, None, place, None, shared, mask, width))
             return
         starts = torch.tensor([span.start for span in members])
         offsets = torch.arange(width)
@@ -165,7 +172,7 @@ class _PackedAttention(torch.autograd.Function):
             queries, keys = _queries(q, k, tile), _keys(k, tile.keys, tile.rows)
             values, outer = _keys(v, tile.keys, tile.rows), _outer(grad, k, tile)
             weights = next(weights_of) if kept else _weights(queries, keys, k, tile, ctx.scale)
-            shared = tile.prefix.stop - tile.prefix.start if tile.prefix else 0
+            shared = tile.shared
             # d loss / d weights, over the prefix's keys first, as the weights are laid out.
             grad_w = torch.bmm(outer, values.transpose(1, 2))
             if tile.prefix:
@@ -228,10 +235,11 @@ def _weights(queries: Tensor, keys: Tensor, k: Tensor, tile: Tile, scale: float)
 
 def _mix(weights: Tensor, v: Tensor, tile: Tile) -> Tensor:
     """[Hkv * b, G * Lq, D] weighted values."""
-    shared = tile.prefix.stop - tile.prefix.start if tile.prefix else 0
-    mixed = torch.bmm(weights[..., shared:], _keys(v, tile.keys, tile.rows))
+    mixed = torch.bmm(weights[..., tile.shared :], _keys(v, tile.keys, tile.rows))
     if tile.prefix:
-        mixed += (_whole(weights[..., :shared], v) @ _heads_first(v[tile.prefix])).view(mixed.shape)
+        mixed += (_whole(weights[..., : tile.shared], v) @ _heads_first(v[tile.prefix])).view(
+            mixed.shape
+        )
     return mixed
 
 
@@ -239,7 +247,10 @@ def _put(out: Tensor, tile: Tile, folded: Tensor) -> None:
     """Write what was computed for a tile's queries to their places in [N, H, D]."""
     heads, groups = len(folded) // tile.rows, folded.shape[1] // tile.width
     rows = folded.view(heads, tile.rows, groups, -1, folded.shape[-1]).permute(1, 3, 0, 2, 4)
-    _write(out, tile.queries, tile, rows.reshape(-1, heads * groups, folded.shape[-1]))
+    rows = rows.reshape(-1, heads * groups, folded.shape[-1])
+    if tile.real is not None:
+        rows = rows[tile.real]
+    out[tile.place] = rows
 
 
 def _add(out: Tensor, tile: Tile, folded: Tensor) -> None:
@@ -249,17 +260,7 @@ def _add(out: Tensor, tile: Tile, folded: Tensor) -> None:
     if isinstance(tile.keys, slice):
         out[tile.keys] += rows
     else:  # rows of several short documents: each token is a key of one tile only, or of a prefix
-        rows = rows if tile.real is None else rows[tile.real]
-        assert tile.real_ids is not None
-        out[tile.real_ids] = out[tile.real_ids] + rows
-
-
-def _write(out: Tensor, place: Tensor | slice, tile: Tile, rows: Tensor) -> None:
-    if isinstance(place, slice):
-        out[place] = rows
-    else:
-        assert tile.real_ids is not None
-        out[tile.real_ids] = rows if tile.real is None else rows[tile.real]
+        out[tile.place] = out[tile.place] + (rows if tile.real is None else rows[tile.real])
 
 
 def packed_attention(

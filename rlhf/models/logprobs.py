@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from rlhf.models.blocks import row_blocks
+
 # Logits that are computed at once: 128M in bf16 are 256 MB.
 CHUNK_LOGITS = 128 * 2**20
 # Logits that one pass goes over.
@@ -116,7 +118,7 @@ class _Chosen(torch.autograd.Function):
         chosen, totals, entropy = (
             torch.zeros(len(logits), dtype=precise, device=logits.device) for _ in range(3)
         )
-        for rows in _blocks(logits):
+        for rows in row_blocks(logits, CACHED_LOGITS):
             block = logits[rows].to(precise, copy=True).mul_(scale)
             at = block.gather(1, targets[rows, None])[:, 0]
             top = block.amax(1)
@@ -139,7 +141,7 @@ class _Chosen(torch.autograd.Function):
         logits, targets, totals, entropy = ctx.saved_tensors
         out = torch.empty_like(logits)
         spread = ctx.with_entropy and bool(grad_entropy.any())
-        for rows in _blocks(logits):
+        for rows in row_blocks(logits, CACHED_LOGITS):
             block = logits[rows].to(grad.dtype, copy=True).mul_(ctx.scale)
             block.sub_(totals[rows, None])  # log p
             weight = -grad[rows, None]
@@ -152,9 +154,3 @@ class _Chosen(torch.autograd.Function):
             block.scatter_add_(1, targets[rows, None], grad[rows, None])
             out[rows] = block.mul_(ctx.scale)
         return out, None, None, None
-
-
-def _blocks(logits: torch.Tensor) -> list[slice]:
-    """Rows of [N, V] that a core's cache holds; all of them on an accelerator."""
-    size = len(logits) if logits.device.type != "cpu" else max(1, CACHED_LOGITS // logits.shape[1])
-    return [slice(start, start + size) for start in range(0, len(logits), max(1, size))]

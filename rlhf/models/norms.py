@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf.models.blocks import row_blocks
+
 # Numbers that go through together.
 CACHED = 2**17
 
@@ -26,7 +28,7 @@ class _RMSNorm(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         out = torch.empty_like(rows)
         scales = torch.empty(len(rows), 1, dtype=precise, device=x.device)
-        for part in _parts(rows):
+        for part in row_blocks(rows, CACHED):
             block = rows[part].to(precise)
             mean = torch.linalg.vecdot(block, block)[:, None] / block.shape[1]
             scale = torch.rsqrt(mean.add_(eps), out=scales[part])
@@ -42,7 +44,7 @@ class _RMSNorm(torch.autograd.Function):
         out = torch.empty_like(rows)
         heavy = weight.to(scales.dtype)
         total = torch.zeros_like(heavy)
-        for part in _parts(rows):
+        for part in row_blocks(rows, CACHED):
             normed = rows[part] * scales[part]
             block = upstream[part].to(scales.dtype)
             total += torch.linalg.vecdot(block, normed, dim=0)
@@ -51,11 +53,6 @@ class _RMSNorm(torch.autograd.Function):
             block.sub_(normed.mul_(inner))
             out[part] = block.mul_(scales[part])
         return out.view(grad.shape), total.to(weight.dtype), None
-
-
-def _parts(rows: Tensor) -> list[slice]:
-    size = len(rows) if rows.device.type != "cpu" else max(1, CACHED // rows.shape[1])
-    return [slice(start, start + size) for start in range(0, len(rows), max(1, size))]
 
 
 def _forward(self: Any, hidden_states: Tensor) -> Tensor:

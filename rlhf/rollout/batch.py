@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -103,18 +105,37 @@ class Batch:
 
     def rows(self, index: torch.Tensor) -> Batch:
         """Some episodes, with the columns that only padding fills cut off."""
-        width = int(self.attention_mask[index].sum(1).max())
-        picked = {name: getattr(self, name)[index] for name in self.__dataclass_fields__}
-        return replace(self, **{k: v[:, :width] if v.dim() == 2 else v for k, v in picked.items()})
+        return some_rows(self, index)
+
+
+def some_rows(batch: Any, index: torch.Tensor) -> Any:
+    """Some rows of a dataclass of tensors, with the columns that only padding fills cut off.
+
+    Args:
+        batch: its fields are [B, T], [B] or None; ``attention_mask`` says where padding is.
+        index: of the rows.
+    """
+    width = int(batch.attention_mask[index].sum(1).max())
+    tables = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
+    picked = {name: table[index] for name, table in tables.items() if table is not None}
+    return replace(batch, **{k: v[:, :width] if v.dim() == 2 else v for k, v in picked.items()})
+
+
+def pad_right(
+    lists: Sequence[Sequence[Any]],
+    fill: float,
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+) -> torch.Tensor:
+    """[B, T] of lists of unequal length; without a dtype, that of the numbers."""
+    width = max(map(len, lists))
+    rows = [[*values, *[fill] * (width - len(values))] for values in lists]
+    return torch.tensor(rows, dtype=dtype, device=device)
 
 
 def collate(rollouts: Sequence[Rollout], *, pad_id: int, device: torch.device) -> Batch:
     """Rollouts as one batch on ``device``."""
-    width = max(len(r.tokens) for r in rollouts)
-
-    def padded(lists: list[list], fill: float, dtype: torch.dtype) -> torch.Tensor:
-        rows = [[*values, *[fill] * (width - len(values))] for values in lists]
-        return torch.tensor(rows, dtype=dtype, device=device)
+    padded = partial(pad_right, device=device)
 
     def column(values: list, dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=device)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rlhf.errors import UserError, nearest
 from rlhf.studies.bench_gate import gate, read_result
-from rlhf.studies.bench_jobs import Workers, do, open_directory
+from rlhf.studies.bench_jobs import Workers, do, open_study
 from rlhf.studies.bench_plan import Bench
 from rlhf.studies.bench_report import write_bench
 from rlhf.studies.bench_scores import find, read_scores
@@ -35,7 +35,7 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
     Raises:
         UserError: the directory exists, or some runs were refused; the others are kept.
     """
-    open_directory(bench.root, MANIFEST, bench.config)
+    open_study(bench.root, MANIFEST, bench.config)
     with Workers(jobs, logs=bench.root / "logs") as workers:
         failed = workers.do_all(bench.jobs(), bench.root.name)
     if failed:

@@ -16,42 +16,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import yaml
-
 from rlhf import launch
 from rlhf.config import as_tree
 from rlhf.errors import UserError
 from rlhf.progress import Reporter
-from rlhf.runs import RESUMABLE
+from rlhf.runs import RESUMABLE, open_directory
 from rlhf.studies.bench_plan import Job
 
 log = logging.getLogger(__name__)
 
 
-def open_directory(root: Path, name: str, config: Any) -> None:
-    """Make a study's directory and write its configuration into it.
-
-    Args:
-        root: the directory.
-        name: of the file.
-        config: a configuration with ``resume`` and ``overwrite``.
-
-    Raises:
-        UserError: it exists and may neither be continued nor replaced.
-    """
-    if root.exists() and any(root.iterdir()):
-        if config.overwrite and (root / name).exists():
-            shutil.rmtree(root)
-        elif config.overwrite:
-            raise UserError(f"{root} was not made by this verb: remove it yourself")
-        elif not config.resume:
-            raise UserError(
-                f"{root} exists already: continue it with --resume, replace it with "
-                "--overwrite, or choose another --output_dir"
-            )
-    root.mkdir(parents=True, exist_ok=True)
+def open_study(root: Path, name: str, config: Any) -> None:
+    """Make a study's directory and write its configuration into it."""
     tree = {key: value for key, value in as_tree(config).items() if key not in RESUMABLE}
-    (root / name).write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite)
 
 
 def do(job: Job) -> float:

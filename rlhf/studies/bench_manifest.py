@@ -13,6 +13,7 @@ from rlhf.errors import UserError, nearest
 from rlhf.studies.bench_config import BenchAlgorithm, BenchConfig, BenchEnvironment
 from rlhf.studies.bench_plan import Bench
 from rlhf.training.offline_config import OfflineConfig
+from rlhf.training.online_config import algorithm_of
 from rlhf.verbs import configure
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
@@ -96,7 +97,7 @@ def _check_starts(bench: Bench) -> None:
 
 def _check_algorithms(bench: Bench) -> None:
     for name, method in bench.algorithms.items():
-        verb = method.verb or name
+        verb = bench.verb(name)
         if name in _TAKEN:
             raise UserError(f"algorithms: {name!r} is the name of another row; choose another")
         if verb not in registry.ALGORITHMS:
@@ -119,16 +120,11 @@ def _check_runs(bench: Bench, environment: str) -> None:
             build(OfflineConfig, tree) if verb == "sft" else configure(verb, tree)
         except UserError as error:
             raise UserError(f"environments.{environment}, {verb}: {error}") from error
-    for name, method in bench.algorithms.items():
-        verb = method.verb or name
+    for name in bench.algorithms:
+        verb = bench.verb(name)
         try:
             config = configure(verb, bench.run_tree(environment, name, seed))
-            size = registry.configure(verb, **config.algorithm).settings.group_size
-            if config.episodes_per_step % size:
-                raise ValueError(
-                    f"episodes_per_step must be a multiple of algorithm.group_size, got "
-                    f"{config.episodes_per_step} and {size}"
-                )
+            algorithm_of(verb, config)
             if config.num_steps % bench.config.curve_points:
                 raise ValueError(
                     f"num_steps must be a multiple of curve_points, got {config.num_steps} and "

@@ -56,6 +56,10 @@ class Bench:
         """Name of the row that others are compared with."""
         return self.config.baseline or self.start
 
+    def verb(self, algorithm: str) -> str:
+        """The row of `rlhf algorithms` that an entry of the manifest runs."""
+        return self.algorithms[algorithm].verb or algorithm
+
     def place(self, *parts: str) -> Path:
         """A directory under runs/."""
         return self.root.joinpath("runs", *parts)
@@ -103,10 +107,11 @@ class Bench:
 
     def train_job(self, environment: str, algorithm: str, seed: int) -> Job:
         """One training run; it evaluates itself at its end."""
-        verb = self.algorithms[algorithm].verb or algorithm
         tree = self.run_tree(environment, algorithm, seed)
         folder = f"{environment}/seed{seed}"
-        return Job(f"{folder}/{algorithm}", ((verb, tree),), f"{folder}/{self.start}")
+        return Job(
+            f"{folder}/{algorithm}", ((self.verb(algorithm), tree),), f"{folder}/{self.start}"
+        )
 
     def reference_job(self, environment: str) -> Job:
         """The environment's own policies on the same held-out episodes."""

@@ -103,8 +103,7 @@ def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
     seed = bench.config.seeds[0]
 
     def count(environment: str, algorithm: str) -> int:
-        verb = bench.algorithms[algorithm].verb or algorithm
-        config = configure(verb, bench.run_tree(environment, algorithm, seed))
+        config = configure(bench.verb(algorithm), bench.run_tree(environment, algorithm, seed))
         return config.num_steps * config.episodes_per_step
 
     return {
@@ -122,11 +121,12 @@ def protocol(bench: Bench) -> list[str]:
         f"{config.episodes} held-out episodes, {config.decoding}. In one environment and seed all "
         f"algorithms start from the same model, the row {bench.start}."
     ]
-    for env, counts in training_episodes(bench).items():
+    episodes = training_episodes(bench)
+    for env, counts in episodes.items():
         if len(set(counts.values())) > 1:
             told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
             lines.append(f"Budgets differ on {env}: {told} training episodes.")
-    budgets = {env: next(iter(c.values())) for env, c in training_episodes(bench).items()}
+    budgets = {env: next(iter(c.values())) for env, c in episodes.items()}
     told = ", ".join(f"{env} {count:,}" for env, count in budgets.items())
     lines.append(f"Training episodes: {told}.")
     lines.append(_tuning(config.tuning, bench.algorithms))

@@ -24,6 +24,7 @@ from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.replies import sample_replies, score_replies
+from rlhf.evaluation.report.overoptimization import FILE
 from rlhf.launch import release_memory
 from rlhf.runs import Run
 from rlhf.studies.overoptimize_config import OveroptimizeConfig, ProxyGrid, TrainingSpec
@@ -38,7 +39,6 @@ from rlhf.studies.overoptimize_results import (
 log = logging.getLogger(__name__)
 
 HELD_OUT = 0.1  # share of the pairs' prompts on which the proxies' accuracy is told
-RESULTS = "overoptimization.json"
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def run_overoptimize(verb: str, config: OveroptimizeConfig, run: Run) -> Path:
     for line in results["verdict"]:
         log.info("%s", line)
     text = json.dumps(results, indent=1, allow_nan=False)
-    (run.directory / RESULTS).write_text(text + "\n", encoding="utf-8")
+    (run.directory / FILE).write_text(text + "\n", encoding="utf-8")
     return run.directory
 
 

@@ -61,34 +61,28 @@ class PairsConfig:
 def write_pairs(verb: str, config: PairsConfig, run: Run) -> Path:
     """Sample, judge, and write pairs.jsonl; returns the run directory."""
     import reward_models
-    from rlhf.data.load import load
-    from rlhf.models.loading import load_model
-    from rlhf.rollout.collect import Collector, Start
+    from rlhf.evaluation.replies import play_groups
 
-    specs = config.env.prompts
-    loaded = load(specs, "prompt", seed=config.seed).rows if specs else []
-    prompts = [row["prompt"] for row in loaded]
-    model, tokenizer = load_model(config.model, seed=config.seed)
-    collector = Collector.open(model, tokenizer, config.env, config.rollout, prompts=prompts)
-    starts = [
-        Start(training_seed(config.seed, group), group, member)
-        for group in range(config.prompts)
-        for member in range(config.samples)
-    ]
-    rollouts = collector.collect(model, starts)
-    collector.close()
-    own = {json.dumps(rollout.conversation): rollout.score for rollout in rollouts}
+    groups = play_groups(
+        config.model,
+        config.env,
+        config.rollout,
+        seeds=[training_seed(config.seed, prompt) for prompt in range(config.prompts)],
+        samples=config.samples,
+        seed=config.seed,
+    )
+    own = {json.dumps(played.conversation): played.score for group in groups for played in group}
     gold = (
         reward_models.build(config.rewards)
         if config.rewards
         else lambda conversations: [own[json.dumps(c)] for c in conversations]
     )
-    groups: dict[int, list[Any]] = {}
-    for rollout in rollouts:
-        groups.setdefault(rollout.group, []).append(rollout.conversation)
     rows = [
-        {"prompt": replies[0][:-1], "replies": [reply[-1:] for reply in replies]}
-        for replies in groups.values()
+        {
+            "prompt": group[0].conversation[:-1],
+            "replies": [played.conversation[-1:] for played in group],
+        }
+        for group in groups
     ]
     made = pairs_from_gold(
         rows,

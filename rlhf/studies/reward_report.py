@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -212,6 +211,7 @@ def report_on_benchmark(
         UserError: rows that lack the benchmark's columns.
     """
     from reward_models import benchmarks
+    from rlhf.evaluation.pairs import write_judgement
     from rlhf.evaluation.report.rewards import benchmark_parts
 
     score: Callable[..., dict[str, Any]] = getattr(benchmarks, SCORERS[name])
@@ -219,8 +219,6 @@ def report_on_benchmark(
         found = score(reward, rows)
     except KeyError as error:
         raise UserError(f"{name}: a row has no column {error}; is this another format?") from error
-    target = directory / "evaluation" / name
-    target.mkdir(parents=True, exist_ok=True)
     summary = {
         "name": name,
         "env": name,
@@ -230,9 +228,8 @@ def report_on_benchmark(
         "rows": len(rows),
         "benchmark": found,
     }
-    (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     lines = [f"# {name}: {reward.name}", "", "| part | score |", "| --- | ---: |"]
     lines += [f"| {part} | {value:.3f} |" for part, value in benchmark_parts(found)]
-    (target / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_judgement(directory, summary, "\n".join(lines) + "\n")
     log.info("%s: %.3f on %d rows", name, found["score"], len(rows))
     return summary

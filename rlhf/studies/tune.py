@@ -25,7 +25,7 @@ from rlhf.config import assemble, build, merge, set_key
 from rlhf.errors import UserError, nearest
 from rlhf.evaluation.report.markup import Cell, Table
 from rlhf.evaluation.report.tables import save_csv
-from rlhf.studies.bench_jobs import Workers, open_directory
+from rlhf.studies.bench_jobs import Workers, open_study
 from rlhf.studies.bench_manifest import make_bench
 from rlhf.studies.bench_plan import Bench, Job
 from rlhf.studies.bench_scores import bounds_of, mean_return, read_summary
@@ -96,9 +96,8 @@ class Study:
             "decoding": bench.config.decoding,
             "resume": True,
         }
-        verb = bench.algorithms[algorithm].verb or algorithm
         start = bench.start_job(environment, seed).key
-        return Job(key, ((verb, run), ("evaluate", evaluate)), start)
+        return Job(key, ((bench.verb(algorithm), run), ("evaluate", evaluate)), start)
 
 
 def read_study(files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]]) -> Study:
@@ -137,7 +136,7 @@ def run_tune(study: Study, *, jobs: int = 1) -> Path:
     Raises:
         UserError: the directory exists, Optuna is missing, or an algorithm failed in every trial.
     """
-    open_directory(study.root, STUDY, study.config)
+    open_study(study.root, STUDY, study.config)
     searches = {
         name: Search(name, space, study.root, seed=study.config.sampler_seed)
         for name, space in study.spaces.items()
@@ -172,10 +171,11 @@ def _one_round(study: Study, searches: Mapping[str, Search], workers: Workers, n
     """A trial of every algorithm that has not had this one yet, all at once."""
     asked = {name: search.ask(number) for name, search in searches.items()}
     asked = {name: trial for name, trial in asked.items() if trial is not None}
-    jobs = [job for name, trial in asked.items() for job in study.trial_jobs(name, trial)]
-    failed = workers.do_all(jobs, f"trial {number + 1} of {study.config.trials}")
+    jobs = {name: study.trial_jobs(name, trial) for name, trial in asked.items()}
+    every = [job for some in jobs.values() for job in some]
+    failed = workers.do_all(every, f"trial {number + 1} of {study.config.trials}")
     for name, trial in asked.items():
-        reasons = [failed[j.key] for j in study.trial_jobs(name, trial) if j.key in failed]
+        reasons = [failed[job.key] for job in jobs[name] if job.key in failed]
         if reasons:
             log.warning("%s, trial %d failed: %s", name, number + 1, reasons[0])
         searches[name].tell(number, None if reasons else study.score(name, trial))
@@ -194,7 +194,7 @@ def _effective(
     bench: Bench, algorithm: str, space: Mapping[str, Dimension]
 ) -> dict[str, Dimension]:
     """The dimensions that change anything in an algorithm."""
-    verb = bench.algorithms[algorithm].verb or algorithm
+    verb = bench.verb(algorithm)
     environment = next(iter(bench.environments))
     given = bench.run_tree(environment, algorithm, bench.config.seeds[0]).get("algorithm", {})
     effective = registry.configure(verb, **given).effective

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,7 @@ from rlhf.training.distributed import World, join
 from rlhf.training.native_config import NativeOptions
 from rlhf.training.native_tasks import Example, Examples, Task, collate
 from rlhf.training.offline_config import OfflineConfig
-from rlhf.training.stages import Work, num_steps
+from rlhf.training.stages import Work, num_steps, warmup_steps
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,14 @@ class Schedule:
         """Examples of a step, counted from 0."""
         per_epoch = math.ceil(self.num_rows / self.batch_size)
         epoch, place = divmod(step, per_epoch)
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
+        order = _order(self.num_rows, self.seed, epoch)
         return order[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+
+
+@functools.lru_cache(maxsize=1)
+def _order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    """Of the examples in an epoch; every step of it asks."""
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
 @dataclass
@@ -74,9 +81,10 @@ class Lesson:
     optimizer: MasterAdamW
     scheduler: Any
     schedule: Schedule
-    train_set: Sequence[Example]
-    eval_set: Sequence[Example]
+    sets: dict[str, Sequence[Example]]
+    """Examples to train on ("train") and held-out ones ("eval")."""
     references: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Of each set, where the task has a reference."""
     progress: Progress = field(default_factory=Progress)
 
 
@@ -85,6 +93,7 @@ def open_lesson(
 ) -> Lesson:
     """The model with its optimizer and schedule, and the examples as the task takes them."""
     train_set, eval_set = ([task.example(row) for row in rows] for rows in sets)
+    examples: dict[str, Sequence[Example]] = {"train": train_set, "eval": eval_set}
     steps = num_steps(config, len(train_set))
     learner = task.learner(work.model, work.tokenizer)
     optimizer = MasterAdamW(
@@ -94,23 +103,19 @@ def open_lesson(
         betas=(options.adam_beta1, options.adam_beta2),
         eps=options.adam_epsilon,
     )
-    warmup = min(10, steps // 10) if options.warmup_steps is None else options.warmup_steps
+    warmup = warmup_steps(steps) if options.warmup_steps is None else options.warmup_steps
     scheduler = get_scheduler(
         options.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=steps
     )
     schedule = Schedule(len(train_set), config.batch_size, steps, config.seed)
-    return Lesson(
-        task, learner, options, config, join(), optimizer, scheduler, schedule, train_set, eval_set
-    )
+    return Lesson(task, learner, options, config, join(), optimizer, scheduler, schedule, examples)
 
 
-def batch_of(lesson: Lesson, name: str, rows: Sequence[int], *, plain: bool = False) -> Examples:
+def batch_of(lesson: Lesson, name: str, rows: Sequence[int]) -> Examples:
     """Some examples of a set as tensors, with the reference's log-probabilities if it has them."""
-    examples = lesson.train_set if name == "train" else lesson.eval_set
-    learner = lesson.learner
-    references = None if plain or not lesson.references else lesson.references[name]
+    learner, references = lesson.learner, lesson.references.get(name)
     return collate(
-        [examples[row] for row in rows],
+        [lesson.sets[name][row] for row in rows],
         pad_id=learner.tokenizer.pad_token_id,
         device=learner.device,
         references=references and [references[row] for row in rows],
@@ -131,10 +136,12 @@ def _places(lesson: Lesson, batch: Examples) -> list[Tensor]:
 
 
 def portions(lesson: Lesson, batch: Examples) -> Iterable[Examples]:
+    """What this process computes of a batch, so much at a time as fits."""
     return (batch.rows(places) for places in _places(lesson, batch))
 
 
 def chunks(rows: range, size: int) -> Iterable[list[int]]:
+    """Rows in order, ``size`` at a time."""
     return (list(rows[start : start + size]) for start in range(0, len(rows), size))
 
 
@@ -154,14 +161,13 @@ def references_of(lesson: Lesson, run: Run, path: Path) -> dict[str, list[Tensor
     steps = range(min(schedule.num_steps, per_epoch))
     batches = {
         "train": [schedule.rows(step) for step in steps],
-        "eval": list(chunks(range(len(lesson.eval_set)), lesson.config.batch_size)),
+        "eval": list(chunks(range(len(lesson.sets["eval"])), lesson.config.batch_size)),
     }
     found: dict[str, list[Tensor]] = {}
     for name, parts in batches.items():
-        size = len(lesson.train_set) if name == "train" else len(lesson.eval_set)
-        table = [torch.zeros(0)] * size
+        table = [torch.zeros(0)] * len(lesson.sets[name])
         for rows in parts:
-            batch = batch_of(lesson, name, rows, plain=True)
+            batch = batch_of(lesson, name, rows)
             scored = torch.zeros(batch.tokens.shape, dtype=lesson.learner.precise)
             for places in _places(lesson, batch):
                 part = batch.rows(places)

@@ -36,7 +36,7 @@ from rlhf.training.lesson import (
 from rlhf.training.native_config import native_options
 from rlhf.training.native_tasks import TASKS
 from rlhf.training.offline_config import OfflineConfig
-from rlhf.training.stages import Stage, Work
+from rlhf.training.stages import Stage, Work, evaluation_steps, logging_steps
 
 SHOWN = ("train/loss", "eval/loss", "train/accuracy", "eval/accuracy")
 
@@ -89,8 +89,8 @@ def train_native(
 def _steps(lesson: Lesson, run: Run, stop: StopRequest) -> None:
     """All steps that are left, with evaluations and checkpoints on the way."""
     progress, total = lesson.progress, lesson.schedule.num_steps
-    every = max(1, total // lesson.config.evaluations)
-    often = lesson.options.logging_steps or max(1, min(10, total // 20))
+    every = evaluation_steps(lesson.config, total)
+    often = lesson.options.logging_steps or logging_steps(total)
     told: dict[str, float] = {}
     with Reporter(run.directory.name, total, start=progress.step) as bar:
         tally, norms, tokens = Tally(), [], 0
@@ -149,7 +149,7 @@ def evaluate(lesson: Lesson) -> dict[str, float]:
     """Metrics on the held-out examples."""
     lesson.learner.model.eval()
     total = Tally()
-    for rows in chunks(range(len(lesson.eval_set)), lesson.config.batch_size):
+    for rows in chunks(range(len(lesson.sets["eval"])), lesson.config.batch_size):
         batch = batch_of(lesson, "eval", rows)
         for part in portions(lesson, batch):
             count = lesson.task.count(part)

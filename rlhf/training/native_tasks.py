@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from rlhf.algorithms.tally import Tally, masked_mean
 from rlhf.models.heads import Policy
 from rlhf.models.norms import use_fast_norms
 from rlhf.models.packing import hidden_states, use_packing
+from rlhf.rollout.batch import pad_right, some_rows
 
 Row = Mapping[str, Any]
 
@@ -47,13 +49,7 @@ class Examples:
 
     def rows(self, index: Tensor) -> Examples:
         """Some rows, with the columns that only padding fills cut off."""
-        width = int(self.attention_mask[index].sum(1).max())
-        parts = {}
-        for name in self.__dataclass_fields__:
-            table = getattr(self, name)
-            picked = None if table is None else table[index]
-            parts[name] = picked[:, :width] if picked is not None and picked.dim() == 2 else picked
-        return Examples(**parts)
+        return some_rows(self, index)
 
 
 def collate(
@@ -73,17 +69,14 @@ def collate(
     """
     lines = [ids for example in examples for ids in example.ids]
     labels = [row for example in examples for row in example.labels]
-    width = max(map(len, lines))
-
-    def padded(lists: Sequence[list], fill: int) -> Tensor:
-        rows = [[*values, *[fill] * (width - len(values))] for values in lists]
-        return torch.tensor(rows, device=device)
+    padded = partial(pad_right, dtype=torch.long, device=device)
 
     def column(values: list) -> Tensor:
         return torch.tensor(values, device=device)
 
     ref = None
     if references is not None:
+        width = max(map(len, lines))
         ref = torch.cat([nn.functional.pad(x, (0, width - x.shape[1])) for x in references])
     return Examples(
         tokens=padded(lines, pad_id),

@@ -32,7 +32,15 @@ from rlhf.training.native import train_native
 from rlhf.training.native_tasks import TASKS
 from rlhf.training.offline_config import OWNED, OfflineConfig
 from rlhf.training.recorder import Recorder
-from rlhf.training.stages import Row, Stage, Work, num_steps
+from rlhf.training.stages import (
+    Row,
+    Stage,
+    Work,
+    evaluation_steps,
+    logging_steps,
+    num_steps,
+    warmup_steps,
+)
 
 log = logging.getLogger(__name__)
 
@@ -200,16 +208,16 @@ def make_options(stage: Stage, work: Work, config: OfflineConfig, run: Run, num_
             f"{config.batch_size}, {config.micro_batch_size} and {world}"
         )
     steps = num_steps(config, num_rows)
-    every = max(1, steps // config.evaluations)
+    every = evaluation_steps(config, steps)
     defaults: dict[str, Any] = {
         "learning_rate": stage.learning_rate,
         "num_train_epochs": 1,
         "gradient_checkpointing": False,
-        "logging_steps": max(1, min(10, steps // 20)),
+        "logging_steps": logging_steps(steps),
         "report_to": "none",
         "disable_tqdm": True,  # the run has its own display
         "lr_scheduler_type": "linear",
-        "warmup_steps": min(10, steps // 10),
+        "warmup_steps": warmup_steps(steps),
     }
     owned: dict[str, Any] = {
         "output_dir": str(run.directory / "checkpoints"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlhf.algorithms.registry import Algorithm, configure
+from rlhf.errors import UserError
 from rlhf.models.spec import ModelSpec
 from rlhf.rollout.spec import EnvSpec, RolloutSpec
 
@@ -158,3 +160,19 @@ class OnlineConfig:
                 "evaluation.prompts_fraction has no effect without env.prompts: the held-out "
                 "episodes of an environment have seeds of their own"
             )
+
+
+def algorithm_of(name: str, config: OnlineConfig) -> Algorithm:
+    """The configured row of an algorithm, checked against the run's own numbers.
+
+    Raises:
+        UserError, ValueError: its groups do not fill a step, or its settings cannot be meant.
+    """
+    algorithm = configure(name, **config.algorithm)
+    size = algorithm.settings.group_size
+    if config.episodes_per_step % size:
+        raise UserError(
+            f"episodes_per_step must be a multiple of algorithm.group_size, got "
+            f"{config.episodes_per_step} and {size}"
+        )
+    return algorithm

@@ -22,6 +22,7 @@ from reward_models.pairwise import encode_pair
 from reward_models.process import encode_steps
 from rlhf.data.conversation import RowDropped
 from rlhf.errors import UserError
+from rlhf.rollout.batch import pad_right
 from rlhf.training.reward_config import RewardConfig
 from rlhf.training.stages import Row
 
@@ -130,15 +131,13 @@ class Collator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         texts = [text for example in examples for text in example["texts"]]
-        width = max(map(len, texts))
-        ids = torch.tensor([[*text, *[self.pad_id] * (width - len(text))] for text in texts])
+        ids = pad_right(texts, self.pad_id)
         lengths = torch.tensor([len(text) for text in texts])
-        mask = (torch.arange(width) < lengths[:, None]).long()
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
         labels = [example["labels"] for example in examples]
-        if isinstance(labels[0], list):
-            longest = max(map(len, labels))
-            labels = [[*row, *[IGNORED] * (longest - len(row))] for row in labels]
-        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor(labels)}
+        listed = isinstance(labels[0], list)
+        cells = pad_right(labels, IGNORED) if listed else torch.tensor(labels)
+        return {"input_ids": ids, "attention_mask": mask, "labels": cells}
 
 
 def conversation_of(row: Row) -> Conversation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ from reward_models.pairwise import PairModel
 from reward_models.process import ProcessReward
 from reward_models.statistics import cluster_interval
 from rlhf.data.splits import prompt_key
-from rlhf.evaluation.pairs import write_pairs_evaluation
+from rlhf.evaluation.pairs import write_judgement, write_pairs_evaluation
 from rlhf.runs import Run
 from rlhf.training.reward_config import RewardConfig
 from rlhf.training.reward_data import conversation_of
@@ -51,12 +50,9 @@ def judge(
         calibrate(run, train_rows, eval_rows, dtype=name, seed=config.seed)
         return
     report = REPORTS[kind.report](config, run, train_rows, eval_rows, name)
-    target = run.directory / "evaluation" / run.directory.name
-    target.mkdir(parents=True, exist_ok=True)
     summary = {"name": run.directory.name, "env": kind.data, "policy": run.directory.name} | report
-    (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     page = labelled.to_markdown(run.directory.name, report)
-    (target / "report.md").write_text(page)
+    write_judgement(run.directory, summary, page)
     for line in page.splitlines()[2:]:
         log.info("%s", line)
 

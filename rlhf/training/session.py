@@ -18,7 +18,7 @@ from rlhf.algorithms.constraints import (
     LagrangeMultiplier,
     RewardMoments,
 )
-from rlhf.algorithms.registry import Algorithm, configure
+from rlhf.algorithms.registry import Algorithm
 from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
@@ -31,7 +31,7 @@ from rlhf.rollout.collect import Collector, Start
 from rlhf.rollout.seeds import training_seed
 from rlhf.rollout.spec import RolloutSpec
 from rlhf.training.distributed import World, join
-from rlhf.training.online_config import KLSpec, OnlineConfig
+from rlhf.training.online_config import KLSpec, OnlineConfig, algorithm_of
 
 log = logging.getLogger(__name__)
 
@@ -101,13 +101,7 @@ def open_session(name: str, config: OnlineConfig) -> Session:
     Raises:
         UserError, ValueError: they do not; the message names the key.
     """
-    algorithm = configure(name, **config.algorithm)
-    size = algorithm.settings.group_size
-    if config.episodes_per_step % size:
-        raise UserError(
-            f"episodes_per_step must be a multiple of algorithm.group_size, got "
-            f"{config.episodes_per_step} and {size}"
-        )
+    algorithm = algorithm_of(name, config)
     _refuse_idle_keys(algorithm, config)
     rewards = reward_models.build(config.rewards) if config.rewards else None
     gold = reward_models.build(config.gold) if config.gold else None

@@ -62,3 +62,18 @@ def num_steps(config: OfflineConfig, num_rows: int) -> int:
         return limit
     epochs = config.trainer.get("num_train_epochs", 1)
     return max(1, math.ceil(math.ceil(num_rows / config.batch_size) * epochs))
+
+
+def evaluation_steps(config: OfflineConfig, steps: int) -> int:
+    """Steps from one evaluation to the next."""
+    return max(1, steps // config.evaluations)
+
+
+def logging_steps(steps: int) -> int:
+    """Steps from one line of metrics to the next, where the options name none."""
+    return max(1, min(10, steps // 20))
+
+
+def warmup_steps(steps: int) -> int:
+    """Steps of warm-up, where the options name none."""
+    return min(10, steps // 10)

@@ -18,7 +18,7 @@ from rlhf.cli import main
 from rlhf.errors import UserError
 from rlhf.studies.bench import do_one, run_bench
 from rlhf.studies.bench_array import write_array
-from rlhf.studies.bench_jobs import open_directory
+from rlhf.studies.bench_jobs import open_study
 from rlhf.studies.bench_manifest import make_bench, read_bench
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,7 +153,7 @@ def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_pat
     root = Path(tree["output_dir"])
 
     def opened(**keys):
-        open_directory(root, "bench.yaml", make_bench(tree | keys).config)
+        open_study(root, "bench.yaml", make_bench(tree | keys).config)
 
     opened()
     with pytest.raises(UserError, match="exists already"):

@@ -13,8 +13,8 @@ from rlhf.training.lesson import Schedule, batch_of, open_lesson, portions, refe
 from rlhf.training.native_config import native_options
 from rlhf.training.native_tasks import TASKS
 from rlhf.verbs import configure, execute
-from tests.training.test_offline import divergent, evaluations, trainer_for, tree_of
-from tests.training.workbench import metrics_of, pair_rows, same, weights_of
+from tests.training.test_offline import divergent, trainer_for, tree_of
+from tests.training.workbench import evaluations, metrics_of, pair_rows, same, weights_of
 
 VERBS = ("sft", "dpo", "reward")
 # A longer and a shorter prompt, replies of several lengths: padding that must not count.
@@ -94,7 +94,7 @@ def same_batch(lesson, verb, inputs):
         wanted = inputs["input_ids"][: len(inputs["input_ids"]) // 2]
     else:
         wanted = inputs["input_ids"]
-    places = {tuple(example.ids[0]): i for i, example in enumerate(lesson.train_set)}
+    places = {tuple(example.ids[0]): i for i, example in enumerate(lesson.sets["train"])}
     masks = inputs["attention_mask"][: len(wanted)]
     keys = [tuple(ids[mask.bool()].tolist()) for ids, mask in zip(wanted, masks, strict=True)]
     return batch_of(lesson, "train", [places[key] for key in keys])

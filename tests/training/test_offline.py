@@ -24,6 +24,7 @@ from rlhf.training.offline_config import OWNED, OfflineConfig
 from rlhf.verbs import configure, execute
 from tests.training.workbench import (
     assistant,
+    evaluations,
     label_rows,
     metrics_of,
     offline_tree,
@@ -40,10 +41,6 @@ ROWS = {"sft": sft_rows, "reward": pair_rows, "dpo": pair_rows, "kto": label_row
 def tree_of(verb, tmp_path, place, *, rows=None, name="run", engine="trl", **keys):
     data = write_rows(tmp_path / f"{name}.jsonl", ROWS[verb]() if rows is None else rows)
     return offline_tree(tmp_path / name, place, data, engine=engine, **keys)
-
-
-def evaluations(folder, key="eval/loss"):
-    return {row["step"]: row[key] for row in metrics_of(folder) if key in row}
 
 
 def trainer_for(verb, tree, change=None):

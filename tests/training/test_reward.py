@@ -17,21 +17,11 @@ from rlhf.training import offline, reward
 from rlhf.training.reward_data import RewardEncoder, pair
 from rlhf.verbs import configure, execute
 from tests.training.workbench import (
-    metrics_of,
-    offline_tree,
+    evaluations,
     pair_rows,
+    pairs_tree,
     save_model,
-    write_rows,
 )
-
-
-def tree_of(tmp_path, place, *, rows=None, name="run", **keys):
-    data = write_rows(tmp_path / f"{name}.jsonl", pair_rows() if rows is None else rows)
-    return offline_tree(tmp_path / name, place, data, **keys)
-
-
-def evaluations(folder, key="eval/loss"):
-    return {row["step"]: row[key] for row in metrics_of(folder) if key in row}
 
 
 def start_loss(tree):
@@ -60,7 +50,7 @@ def padded_with_eos(folder):
 
 def test_a_reward_model_sees_the_end_even_where_padding_was_eos(tmp_path):
     model_folder = padded_with_eos(tmp_path / "model")
-    final = execute("reward", tree_of(tmp_path, model_folder))
+    final = execute("reward", pairs_tree(tmp_path, model_folder))
     tokenizer = AutoTokenizer.from_pretrained(final)
     model = AutoModelForSequenceClassification.from_pretrained(final).eval()
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
@@ -76,7 +66,7 @@ def test_a_reward_model_sees_the_end_even_where_padding_was_eos(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_head_of_a_lora_reward_model_trains_and_is_saved(tmp_path, echo_model, dtype):
     keys = {"model": {"path": str(echo_model), "lora": {"rank": 4}, "dtype": dtype}}
-    tree = tree_of(tmp_path, echo_model, **keys)
+    tree = pairs_tree(tmp_path, echo_model, **keys)
     config = configure("reward", tree)
     seed_everything(config.seed)
     fresh, *_ = reward.load_scorer(config, reward.kind_of(config))
@@ -91,7 +81,7 @@ def test_the_head_of_a_lora_reward_model_trains_and_is_saved(tmp_path, echo_mode
 def test_the_saved_reward_model_scores_as_the_trained_one_did(tmp_path, echo_model, lora):
     """The best eval/loss in the log, worked out anew from the scores of the loaded model."""
     keys = {"model": {"path": str(echo_model), "lora": lora}}
-    tree = tree_of(tmp_path, echo_model, **keys)
+    tree = pairs_tree(tmp_path, echo_model, **keys)
     final = execute("reward", tree)
     config = configure("reward", tree)
     _, rows = offline.load_rows(config, offline.stage_of("reward", config))
@@ -107,7 +97,7 @@ def test_overlong_pairs_are_truncated_and_counted_never_dropped(tmp_path, echo_m
     tokenizer = AutoTokenizer.from_pretrained(echo_model)
     rows = pair_rows(8)
     rows[3]["chosen"] = [{"role": "assistant", "content": "apple river " * 40}]
-    config = configure("reward", tree_of(tmp_path, echo_model, max_length=24))
+    config = configure("reward", pairs_tree(tmp_path, echo_model, max_length=24))
     encoder = RewardEncoder(config, tokenizer, pair, append_eos=True)
     made = encoder(rows, False)
     assert len(made) == 8
@@ -116,7 +106,7 @@ def test_overlong_pairs_are_truncated_and_counted_never_dropped(tmp_path, echo_m
     assert long[-1] == tokenizer.eos_token_id  # what is scored is the end
     assert encoder.summary() == "1 truncated"
     with caplog.at_level("INFO"):
-        execute("reward", tree_of(tmp_path, echo_model, rows=rows * 4, max_length=24))
+        execute("reward", pairs_tree(tmp_path, echo_model, rows=rows * 4, max_length=24))
     assert "examples: 4 truncated" in caplog.text.replace(" 3 ", " 4 ")
 
 
@@ -131,7 +121,7 @@ def test_margins_count_only_when_asked_for(tmp_path, echo_model):
         ("unasked", with_margins(pair_rows()), False),
         ("asked", with_margins(pair_rows()), True),
     ):
-        tree = tree_of(tmp_path, echo_model, rows=rows, name=name, margins=asked)
+        tree = pairs_tree(tmp_path, echo_model, rows=rows, name=name, margins=asked)
         losses[name] = start_loss(tree)
     assert losses["unasked"] == losses["plain"]
     # Scores hardly differ at the start: softplus(0 + margin) against softplus(0).
@@ -141,12 +131,12 @@ def test_margins_count_only_when_asked_for(tmp_path, echo_model):
 
 def test_margins_without_a_column_are_refused(tmp_path, echo_model):
     with pytest.raises(UserError, match="margins is true, but the pairs have no margin column"):
-        execute("reward", tree_of(tmp_path, echo_model, margins=True))
+        execute("reward", pairs_tree(tmp_path, echo_model, margins=True))
 
 
 def test_a_reward_model_from_scratch_is_refused(tmp_path, echo_model):
     with pytest.raises(UserError, match="a reward model starts from a language model"):
-        execute("reward", tree_of(tmp_path, echo_model, model={"scratch": {}}))
+        execute("reward", pairs_tree(tmp_path, echo_model, model={"scratch": {}}))
 
 
 def labelled_texts(count=32):
@@ -155,7 +145,7 @@ def labelled_texts(count=32):
 
 
 def test_a_classifier_scores_log_odds(tmp_path, echo_model):
-    tree = tree_of(tmp_path, echo_model, rows=labelled_texts(64))
+    tree = pairs_tree(tmp_path, echo_model, rows=labelled_texts(64))
     tree |= {"kind": "classification", "evaluations": 1}
     tree["trainer"] |= {"max_steps": 24}
     final = execute("reward", tree)
@@ -178,6 +168,6 @@ def test_a_reward_model_no_better_than_chance_is_kept_and_said_to_be_one(
         "rlhf.training.reward_report.write_pairs_evaluation", lambda *args, **kwargs: report
     )
     with caplog.at_level("INFO"):
-        final = execute("reward", tree_of(tmp_path, echo_model))
+        final = execute("reward", pairs_tree(tmp_path, echo_model))
     assert json.loads((final / "reward_model.json").read_text())["temperature"] == 1.0
     assert "No temperature makes its margins informative" in caplog.text

@@ -23,24 +23,15 @@ from rlhf.verbs import configure, execute
 from tests.training.workbench import (
     WORDS,
     assistant,
-    metrics_of,
-    offline_tree,
+    evaluations,
     pair_rows,
+    pairs_tree,
     same,
     save_encoder,
     user,
     weights_of,
     write_rows,
 )
-
-
-def tree_of(tmp_path, place, *, rows=None, name="run", **keys):
-    data = write_rows(tmp_path / f"{name}.jsonl", pair_rows() if rows is None else rows)
-    return offline_tree(tmp_path / name, place, data, **keys)
-
-
-def evaluations(folder, key="eval/loss"):
-    return {row["step"]: row[key] for row in metrics_of(folder) if key in row}
 
 
 def labelled_texts(count=32):
@@ -111,7 +102,7 @@ def encoder_model(tmp_path_factory):
 
 def tree_of_kind(name, tmp_path, place, **more):
     settings, rows = KINDS[name]
-    return tree_of(tmp_path, place, rows=rows, **{"kind": name, **settings, **more})
+    return pairs_tree(tmp_path, place, rows=rows, **{"kind": name, **settings, **more})
 
 
 @pytest.mark.parametrize("backbone", ["echo_model", "encoder_model"])
@@ -252,14 +243,14 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_settings_without_effect_or_sense_are_refused(tmp_path, encoder_model, message):
     with pytest.raises(UserError, match=message):
-        execute("reward", tree_of(tmp_path, encoder_model, **REFUSED[message]))
+        execute("reward", pairs_tree(tmp_path, encoder_model, **REFUSED[message]))
 
 
 def test_missing_columns_are_named(tmp_path, encoder_model):
     with pytest.raises(UserError, match="no column 'chosen_unsafe' to keep"):
-        execute("reward", tree_of(tmp_path, encoder_model, kind="cost"))
+        execute("reward", pairs_tree(tmp_path, encoder_model, kind="cost"))
     with pytest.raises(UserError, match=r"steps data needs prompt \+ steps \+ labels"):
-        execute("reward", tree_of(tmp_path, encoder_model, kind="process", name="other"))
+        execute("reward", pairs_tree(tmp_path, encoder_model, kind="process", name="other"))
 
 
 def test_bad_labels_are_dropped_and_counted(tmp_path, encoder_model, caplog):
@@ -267,7 +258,7 @@ def test_bad_labels_are_dropped_and_counted(tmp_path, encoder_model, caplog):
     with caplog.at_level("INFO"):
         execute(
             "reward",
-            tree_of(
+            pairs_tree(
                 tmp_path, encoder_model, rows=rows, kind="classification", eval_fraction=0.1, seed=3
             ),
         )

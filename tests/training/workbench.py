@@ -142,6 +142,19 @@ def offline_tree(folder: Path, place: Path, data: Path, **keys: Any) -> Tree:
     } | keys
 
 
+def pairs_tree(
+    tmp_path: Path, place: Path, *, rows: Any = None, name: str = "run", **keys: Any
+) -> Tree:
+    """An offline run on pairs, in ``tmp_path``."""
+    data = write_rows(tmp_path / f"{name}.jsonl", pair_rows() if rows is None else rows)
+    return offline_tree(tmp_path / name, place, data, **keys)
+
+
+def evaluations(folder: Path, key: str = "eval/loss") -> dict[int, float]:
+    """What a run measured on held-out rows, by step."""
+    return {row["step"]: row[key] for row in metrics_of(folder) if key in row}
+
+
 def online_tree(folder: Path, place: Path, **keys: Any) -> Tree:
     """An online run of four steps of eight episodes on text/Echo-v0."""
     return {

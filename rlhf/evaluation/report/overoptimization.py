@@ -10,7 +10,7 @@ from typing import Any
 from rlhf.evaluation.records import RunRecord
 from rlhf.evaluation.report.charts import Chart, Series, draw
 from rlhf.evaluation.report.markup import Cell, Table, bounds, esc, named, plural
-from rlhf.evaluation.report.results import estimate_of
+from rlhf.evaluation.report.results import band, estimate_of
 
 FILE = "overoptimization.json"
 NAMES = {
@@ -62,10 +62,7 @@ def _by_distance(row: Result, key: str, name: str, colour: str) -> Series:
     """A curve over sqrt(KL); steps that went back a little are put in order of distance."""
     d = [math.sqrt(kl) for kl in row["kl"]]
     order = sorted(range(len(d)), key=d.__getitem__)
-    found = [estimate_of(row[key][i]) for i in order]
-    low = [e.low if e.known else e.value for e in found]
-    high = [e.high if e.known else e.value for e in found]
-    return Series(name, [d[i] for i in order], [e.value for e in found], colour, low, high)
+    return band(name, [d[i] for i in order], [row[key][i] for i in order], colour)
 
 
 def _fitted(fit: Result, start: float, colour: str = "c2") -> Series:

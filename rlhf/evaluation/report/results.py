@@ -9,6 +9,7 @@ from typing import Any
 from rlhf.evaluation.arms import measured, name_runs
 from rlhf.evaluation.compare import Comparison, Row, compare_runs, coverage_words
 from rlhf.evaluation.records import Evaluation, RunRecord, episode_metrics, episode_value, is_number
+from rlhf.evaluation.report.charts import Series
 from rlhf.evaluation.report.forest import Line, forest
 from rlhf.evaluation.report.markup import Cell, Table, bounds, esc, named, number, plural
 from rlhf.evaluation.statistics import Estimate, mean_interval, wilson_interval
@@ -232,3 +233,16 @@ def signed(estimate: Estimate) -> str:
 
 def _marks(bound: Bounds | None) -> list[tuple[float, str]]:
     return [(bound.random, "random"), (bound.optimal, "optimal")] if bound else []
+
+
+def band(name: str, x: Sequence[float], found: Sequence[Mapping[str, Any]], colour: str) -> Series:
+    """A line with its intervals; a point without one has a band of no width."""
+    estimates = [estimate_of(item) for item in found]
+    return Series(
+        name,
+        x,
+        [e.value for e in estimates],
+        colour,
+        [e.low if e.known else e.value for e in estimates],
+        [e.high if e.known else e.value for e in estimates],
+    )

@@ -11,7 +11,7 @@ from rlhf.evaluation.records import Evaluation, RunRecord
 from rlhf.evaluation.report.charts import Chart, Series, draw
 from rlhf.evaluation.report.forest import Line, forest
 from rlhf.evaluation.report.markup import Cell, Table, bounds, esc, named, number, plural
-from rlhf.evaluation.report.results import estimate_of, signed
+from rlhf.evaluation.report.results import band, estimate_of, signed
 
 Report = Mapping[str, Any]
 
@@ -130,19 +130,6 @@ def _panels(report: Report) -> list[str]:
     return ['<div class="charts">', *(draw(chart) for chart in charts), "</div>"]
 
 
-def _band(name: str, x: Sequence[float], found: Sequence[Report], colour: str) -> Series:
-    """A line with its intervals; a point without one has a band of no width."""
-    estimates = [estimate_of(item) for item in found]
-    return Series(
-        name,
-        x,
-        [e.value for e in estimates],
-        colour,
-        [e.low if e.known else e.value for e in estimates],
-        [e.high if e.known else e.value for e in estimates],
-    )
-
-
 def _coin(x: Sequence[float]) -> Series:
     return Series("coin", [x[0], x[-1]], [0.5, 0.5], "c5")
 
@@ -150,7 +137,7 @@ def _coin(x: Sequence[float]) -> Series:
 def _margin_chart(report: Report) -> Chart:
     rows = report["by_margin"]
     x = [float(k + 1) for k in range(len(rows))]
-    line = _band("accuracy", x, [row["accuracy"] for row in rows], "c1")
+    line = band("accuracy", x, [row["accuracy"] for row in rows], "c1")
     note = "Pairs in tenths by |score difference|, the smallest first; with 95% bands."
     return Chart("Accuracy by size of the margin", [line, _coin(x)], note, "tenth")
 
@@ -158,7 +145,7 @@ def _margin_chart(report: Report) -> Chart:
 def _gap_chart(report: Report) -> Chart:
     rows = report["by_length_gap"]
     x = [(row["from"] + row["to"]) / 2 for row in rows]
-    line = _band("accuracy", x, [row["accuracy"] for row in rows], "c1")
+    line = band("accuracy", x, [row["accuracy"] for row in rows], "c1")
     note = "Characters of the chosen less those of the rejected reply; pairs in fifths."
     return Chart("Accuracy by length gap", [line, _coin(x)], note, "chars")
 
@@ -181,8 +168,8 @@ def _calibration_chart(report: Report) -> Chart:
 def best_of_n_charts(chosen: Report) -> list[Chart]:
     """The reward and the gold score of the best of n, over the square root of the divergence."""
     d = [math.sqrt(kl) for kl in chosen["kl"]]
-    proxy = _band("this reward", d, chosen["proxy_score"], "proxy")
-    gold = [_band("gold", d, chosen["gold"], "gold")]
+    proxy = band("this reward", d, chosen["proxy_score"], "proxy")
+    gold = [band("gold", d, chosen["gold"], "gold")]
     return [
         Chart("Best of n: this reward", [proxy], "Standard deviations.", "√KL"),
         Chart("Best of n: gold", gold, f"n up to {chosen['ns'][-1]}; unbiased.", "√KL"),
