@@ -11,7 +11,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -171,9 +171,31 @@ def build(cls: type[T], tree: Mapping[str, Any], extra: Mapping[str, type] | Non
         for name in extra:
             given = tree.get(name) or {}
             parsed[name] = {key: parsed[name][key] for key in given}
-        return cls(**vars(parser.instantiate(parsed)))
+        made = cls(**vars(parser.instantiate(parsed)))
+        return _as_written(made, tree, but=extra)
     except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
         raise UserError(_one_line(str(error))) from error
+
+
+def _as_written(made: Any, tree: Mapping[str, Any], but: Iterable[str] = ()) -> Any:
+    """Put back values of no declared type: in them the parser reads a text "yes" as true."""
+    hints = typing.get_type_hints(type(made))
+    kept: dict[str, Any] = {}
+    for key in tree.keys() - set(but):
+        value, parsed = tree[key], getattr(made, key)
+        if _dataclass_in(hints[key]) is None:
+            if _holds(hints[key], Any):
+                kept[key] = copy.deepcopy(value)
+        elif isinstance(value, list):
+            kept[key] = [_as_written(*pair) for pair in zip(parsed, value, strict=True)]
+        elif value is not None:
+            kept[key] = _as_written(parsed, value)
+    return dataclasses.replace(made, **kept)
+
+
+def _holds(hint: Any, wanted: Any) -> bool:
+    """Whether a type is another one, or made of it."""
+    return hint is wanted or any(_holds(part, wanted) for part in typing.get_args(hint))
 
 
 def make_parser(cls: type, extra: Mapping[str, type] | None = None) -> jsonargparse.ArgumentParser:
@@ -194,6 +216,8 @@ def check_keys(
     for key, value in tree.items():
         if key not in hints:
             raise UserError(f"unknown key {prefix + str(key)!r}{nearest(str(key), hints)}")
+        if value is None and key not in extra and not _holds(hints[key], type(None)):
+            raise UserError(f"{prefix}{key}: has no value; leave the key out for its default")
         if key in extra and value is not None:
             if not isinstance(value, Mapping):
                 raise UserError(f"{prefix}{key}: expected a mapping of options; got {value!r}")

@@ -176,6 +176,20 @@ def test_a_tree_becomes_nested_dataclasses():
     assert build(Outer, as_tree(built)) == built
 
 
+@pytest.mark.parametrize("text", ["yes", "off", "true", "null", "1e3", "007", "[1]", "a: b"])
+def test_text_of_an_undeclared_type_stays_text(text):
+    tree = {
+        "output_dir": "x",
+        "policies": [{"name": "random"}],
+        "env": {"id": "text/Echo-v0", "kwargs": {"word": text, "list": [1, text, None]}},
+        "rewards": [{"kind": "regex", "pattern": text}],
+    }
+    config = build(EvaluateConfig, tree)
+    assert config.rewards == tree["rewards"]
+    assert config.env is not None
+    assert config.env.kwargs == tree["env"]["kwargs"]
+
+
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
@@ -188,6 +202,7 @@ def test_a_tree_becomes_nested_dataclasses():
         ({"name": "a", "maybe": {"rates": 1}}, "unknown key 'maybe.rates'; did you mean 'rate'?"),
         ({"name": "a", "qqqq": 1}, "unknown key 'qqqq'"),
         ({"name": "bad"}, "name must not be 'bad'"),
+        ({"name": None}, "name: has no value; leave the key out for its default"),
     ],
 )
 def test_unknown_keys_are_refused_wherever_they_stand(tree, message):

@@ -6,6 +6,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import torch
 
 # Below this size a step is bound by call overhead, which bf16 does not shorten.
 SMALL = 10_000_000
+
+# Weights whose float32 gradients exist at a time; those of all would take as much as the masters.
+AT_ONCE = 2**22
 
 # As torch found the machine, before any model asked for fewer.
 DEFAULT_THREADS = torch.get_num_threads()
@@ -74,20 +78,6 @@ def use_threads(model: torch.nn.Module, device: torch.device) -> None:
     torch.set_num_threads(choose_threads(size, device))
 
 
-@torch.no_grad()
-def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float) -> float:
-    """Scale gradients down to a global norm; those within it are not even read a second time.
-
-    Returns:
-        The norm before.
-    """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if not norm <= max_norm:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return float(norm)
-
-
 class MasterAdamW(torch.optim.Optimizer):
     """AdamW whose state and arithmetic are at least float32, whatever the dtype of the weights.
 
@@ -112,44 +102,88 @@ class MasterAdamW(torch.optim.Optimizer):
             [p if p.dtype.itemsize >= 4 else p.detach().float() for p in group["params"]]
             for group in self.param_groups
         ]
-        inner_groups = [
-            {**group, "params": masters}
-            for group, masters in zip(self.param_groups, self.masters, strict=True)
+        self._parts = [
+            _Part(place, pairs, torch.optim.AdamW([master for _, master in pairs], fused=True))
+            for place, masters in enumerate(self.masters)
+            for pairs in _portions(
+                list(zip(self.param_groups[place]["params"], masters, strict=True))
+            )
         ]
-        self.inner = torch.optim.AdamW(inner_groups, lr=lr, fused=True)
+        self._divisor: torch.Tensor | None = None
 
-    def _pairs(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        for group, masters in zip(self.param_groups, self.masters, strict=True):
-            yield from zip(group["params"], masters, strict=True)
+    @torch.no_grad()
+    def clip_gradients(self, max_norm: float) -> float:
+        """Let the next step scale the gradients down to a global norm.
+
+        They are divided on their way into the step, which spares a trip over all of them.
+
+        Returns:
+            The norm before.
+        """
+        weights = (p for group in self.param_groups for p in group["params"])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        self._divisor = None if norm <= max_norm else (norm / max_norm).float()
+        return float(norm)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update from the gradients of the weights."""
-        for outer, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
-            inner.update({key: outer[key] for key in ("lr", "weight_decay", "betas", "eps")})
-        for weight, master in self._pairs():
-            if master is not weight:
+        for part in self._parts:
+            outer = self.param_groups[part.place]
+            settings = {key: outer[key] for key in ("lr", "weight_decay", "betas", "eps")}
+            part.inner.param_groups[0].update(settings)
+            part.inner.grad_scale = self._divisor
+            wide = [(weight, master) for weight, master in part.pairs if master is not weight]
+            for weight, master in wide:
                 master.grad = None if weight.grad is None else weight.grad.float()
-        self.inner.step()
-        for weight, master in self._pairs():
-            if master is not weight:
+            part.inner.step()
+            for weight, master in wide:
                 weight.copy_(master)
                 master.grad = None
+        self._divisor = None
 
     def state_dict(self) -> dict[str, Any]:
         """AdamW's moments and the masters that differ from the weights."""
         outer = super().state_dict()
-        masters = [m.clone() for w, m in self._pairs() if m is not w]
-        return {**outer, "inner": self.inner.state_dict(), "masters": masters}
+        masters = [m.clone() for part in self._parts for w, m in part.pairs if m is not w]
+        inner = [part.inner.state_dict() for part in self._parts]
+        return {**outer, "inner": inner, "masters": masters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` gave, to the bit."""
         state = dict(state_dict)
         inner, masters = state.pop("inner"), state.pop("masters")
         super().load_state_dict(state)
-        self.inner.load_state_dict(inner)
+        for part, saved in zip(self._parts, inner, strict=True):
+            part.inner.load_state_dict(saved)
         with torch.no_grad():
-            kept = [(w, m) for w, m in self._pairs() if m is not w]
+            kept = [(w, m) for part in self._parts for w, m in part.pairs if m is not w]
             for (weight, master), saved in zip(kept, masters, strict=True):
                 master.copy_(saved)
                 weight.copy_(saved)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Weights with their masters, all of one parameter group, that are updated together."""
+
+    place: int
+    """Of the parameter group."""
+    pairs: list[tuple[torch.Tensor, torch.Tensor]]
+    inner: torch.optim.AdamW
+
+
+def _portions(
+    pairs: list[tuple[torch.Tensor, torch.Tensor]],
+) -> Iterable[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Pairs in order, ``AT_ONCE`` numbers at a time; a larger weight stands alone."""
+    portion: list[tuple[torch.Tensor, torch.Tensor]] = []
+    size = 0
+    for pair in pairs:
+        if portion and size + pair[0].numel() > AT_ONCE:
+            yield portion
+            portion, size = [], 0
+        portion.append(pair)
+        size += pair[0].numel()
+    if portion:
+        yield portion

@@ -14,7 +14,6 @@ import torch
 
 from rlhf.algorithms.tally import Tally
 from rlhf.errors import UserError
-from rlhf.models.precision import clip_gradients
 from rlhf.progress import Reporter
 from rlhf.runs import Run
 from rlhf.training.checkpoint import (
@@ -129,9 +128,8 @@ def learn(lesson: Lesson) -> tuple[Tally, float, int]:
         loss, told = lesson.task.loss(learner, part, count=count, **_own(lesson))
         loss.backward()
         total = total + told
-    parameters = learner.parameters()
-    lesson.world.add_gradients(parameters)
-    norm = clip_gradients(parameters, lesson.options.max_grad_norm)
+    lesson.world.add_gradients(learner.parameters())
+    norm = lesson.optimizer.clip_gradients(lesson.options.max_grad_norm)
     if not math.isfinite(norm):
         raise UserError(
             f"training diverged in step {lesson.progress.step + 1}: the gradient is not finite; "

@@ -7,7 +7,6 @@ import torch
 
 from rlhf.algorithms.tally import Tally
 from rlhf.algorithms.update import denominator_for, policy_loss_for, value_loss_for
-from rlhf.models.precision import clip_gradients
 from rlhf.training.batching import micro_batches
 from rlhf.training.experience import Experience
 from rlhf.training.session import Session
@@ -40,7 +39,7 @@ def learn(session: Session, experience: Experience, *, step: int) -> dict[str, f
             session.world.add_gradients(parameters)
             if critic_only:  # a shared trunk is the policy's
                 session.policy.model.zero_grad(set_to_none=True)
-            norms.append(clip_gradients(parameters, config.optimizer.max_grad_norm))
+            norms.append(session.optimizer.clip_gradients(config.optimizer.max_grad_norm))
             session.optimizer.step()
             session.scheduler.step()
             session.optimizer.zero_grad(set_to_none=True)

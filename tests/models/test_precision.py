@@ -100,6 +100,42 @@ def test_a_restored_optimizer_continues_to_the_bit(dtype):
     assert same(resumed, straight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("at_once", [1, 20, 10**6])
+def test_clipping_and_portions_change_nothing_but_the_memory(monkeypatch, dtype, at_once):
+    monkeypatch.setattr(precision, "AT_ONCE", at_once)
+    ours, theirs = two_layers(dtype), two_layers(dtype)
+    mine = MasterAdamW(groups(ours), lr=0.03)
+    plain = torch.optim.AdamW(groups(theirs), lr=0.03)
+    norms = []
+    for step in range(6):
+        inputs = torch.randn(4, 5, generator=torch.Generator().manual_seed(step)).to(dtype)
+        for model, optimizer in ((ours, mine), (theirs, plain)):
+            optimizer.zero_grad()
+            (4.0**-step * model(inputs)).square().sum().backward()
+        norms.append(mine.clip_gradients(0.5))
+        expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        assert norms[-1] == pytest.approx(expected.item(), rel=1e-6)
+        mine.step()
+        plain.step()
+    assert max(norms) > 0.5 > min(norms)
+    for mine_, theirs_ in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine_, theirs_, rtol=1e-5, atol=1e-6)
+
+
+def test_a_clipped_step_does_not_clip_the_next():
+    weight = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+    optimizer = MasterAdamW([weight], lr=1.0, betas=(0.0, 0.0))
+    weight.grad = torch.full_like(weight, 8.0)
+    optimizer.clip_gradients(1.0)
+    optimizer.step()
+    (moments,) = (part["state"][0] for part in optimizer.state_dict()["inner"])
+    assert moments["exp_avg"].item() == 1.0
+    optimizer.step()
+    (moments,) = (part["state"][0] for part in optimizer.state_dict()["inner"])
+    assert moments["exp_avg"].item() == 8.0
+
+
 def test_a_weight_without_gradient_stays():
     weight = nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
     MasterAdamW([weight], lr=1.0, weight_decay=0.5).step()
