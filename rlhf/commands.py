@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from rlhf.config import as_tree, assemble, make_parser, parse_overrides
-from rlhf.errors import UserError
+from rlhf.errors import UserError, nearest
 from rlhf.verbs import configure, execute, find, verb_named
 
 FLAGS = ("--dry-run", "--print-config", "--help", "-h")
@@ -79,14 +79,17 @@ def as_config(arguments: list[str]) -> list[str]:
 
 
 def report(arguments: list[str]) -> int:
-    """`rlhf report DIR`, or several directories side by side."""
+    """`rlhf report DIR`, or several side by side: `rlhf report DIR DIR... [--output FILE.html]`."""
     from rlhf.evaluation.report import write_comparison_report, write_report
 
-    folders = _paths(arguments, "report")
-    if len(folders) == 1:
-        print(write_report(folders[0]))
+    paths, options = _split(arguments, "report", {"output"})
+    folders = _paths(paths, "report")
+    if len(folders) > 1:
+        print(write_comparison_report(folders, Path(options.get("output", "comparison.html"))))
+    elif options:
+        raise UserError("report: --output is for several runs; the page of one lies in its folder")
     else:
-        print(write_comparison_report(folders, Path("comparison.html")))
+        print(write_report(folders[0]))
     return 0
 
 
@@ -94,12 +97,7 @@ def compare(arguments: list[str]) -> int:
     """`rlhf compare RUN RUN... [--metric return]`."""
     from rlhf.evaluation.compare import compare as compare_runs
 
-    paths = [a for a in arguments if not a.startswith("--")]
-    options = dict(parse_overrides(_options(arguments))[1])
-    paths = [p for p in paths if p not in options.values()]
-    unknown = options.keys() - {"metric", "baseline", "json"}
-    if unknown:
-        raise UserError(f"compare: unknown option --{sorted(unknown)[0]}")
+    paths, options = _split(arguments, "compare", {"metric", "baseline", "json"})
     result = compare_runs(
         _paths(paths, "compare"),
         metric=options.get("metric", "return"),
@@ -109,17 +107,23 @@ def compare(arguments: list[str]) -> int:
     return 0
 
 
-def _options(arguments: list[str]) -> list[str]:
-    """The ``--key value`` pairs among arguments that also hold paths."""
-    found = []
+def _split(arguments: list[str], verb: str, known: set[str]) -> tuple[list[str], dict[str, Any]]:
+    """Paths, and the ``--key value`` pairs among them."""
+    paths: list[str] = []
+    pairs: list[str] = []
     rest = list(arguments)
     while rest:
         head = rest.pop(0)
-        if head.startswith("--"):
-            found.append(head)
-            if "=" not in head and rest:
-                found.append(rest.pop(0))
-    return found
+        if not head.startswith("--"):
+            paths.append(head)
+            continue
+        pairs.append(head)
+        if "=" not in head and rest:
+            pairs.append(rest.pop(0))
+    options = dict(parse_overrides(pairs)[1])
+    if unknown := sorted(options.keys() - known):
+        raise UserError(f"{verb}: unknown option --{unknown[0]}{nearest(unknown[0], known)}")
+    return paths, options
 
 
 def _paths(arguments: list[str], verb: str) -> list[Path]:

@@ -24,9 +24,12 @@ from typing import Any
 import yaml
 
 from rlhf.errors import UserError
+from rlhf.tracking import Tracker, check_installed, open_trackers
 
+# Keys that say where and how a run is written; config.yaml leaves them out.
+PLACES = frozenset({"resume", "overwrite", "output_dir"})
 # Keys that may differ between a run and its resumption.
-RESUMABLE = frozenset({"resume", "overwrite", "output_dir"})
+RESUMABLE = PLACES | {"track"}
 
 
 class Run:
@@ -37,6 +40,8 @@ class Run:
         self.started = time.monotonic()
         # Of several processes the first one writes.
         self.writes = os.environ.get("RANK", "0") == "0"
+        self.config: Mapping[str, Any] = {}
+        self.trackers: list[Tracker] | None = None
 
     @classmethod
     def open(cls, config: Mapping[str, Any]) -> Run:
@@ -50,6 +55,8 @@ class Run:
             UserError: the directory exists, cannot be written, or carries another configuration.
         """
         run = cls(Path(config["output_dir"]))
+        run.config = config
+        check_installed(config.get("track", ()))
         if not run.writes:
             return run
         if run.directory.exists() and not run.directory.is_dir():
@@ -63,7 +70,7 @@ class Run:
             run._check_same(config)
         try:
             (run.directory / "checkpoints").mkdir(parents=True, exist_ok=True)
-            kept = {key: value for key, value in config.items() if key not in RESUMABLE}
+            kept = {key: value for key, value in config.items() if key not in PLACES}
             _write(run.directory / "config.yaml", yaml.safe_dump(kept, sort_keys=False))
             _write(run.directory / "environment.json", json.dumps(describe_machine(), indent=2))
         except OSError as error:
@@ -110,6 +117,8 @@ class Run:
         """Mark the run as complete; ``--resume`` then has nothing to do."""
         if self.writes:
             (self.directory / "finished").touch()
+        for tracker in self.trackers or ():
+            tracker.close()
 
     def discard_if_unused(self) -> None:
         """Remove a directory in which nothing was done yet, so that a corrected call may use it."""
@@ -122,6 +131,13 @@ class Run:
         """Append one line to ``metrics.jsonl``; keys are documented in docs/metrics.md."""
         row = {"step": step, "time": round(time.monotonic() - self.started, 3), **metrics}
         self._append("metrics.jsonl", row)
+        if not self.writes or not self.config.get("track"):
+            return
+        if self.trackers is None:
+            flat = flatten(self.config)
+            self.trackers = open_trackers(self.config["track"], self.directory, flat, step=step)
+        for tracker in self.trackers:
+            tracker.log(step, metrics)
 
     def sample(self, row: Mapping[str, Any]) -> None:
         """Append one transcript to ``samples.jsonl``."""

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from rlhf.cli import main
+from tests.evaluation.test_compare import write_run
 from tests.training.workbench import offline_tree, online_tree, pair_rows, sft_rows, write_rows
 
 
@@ -208,3 +209,13 @@ def test_listings(capsys, tmp_path):
     assert call(capsys, *demos)[0] == 0
     assert len(target.read_text().splitlines()) == 5
     assert "exists already" in refused(capsys, *demos)
+
+
+def test_a_comparison_goes_where_it_was_asked_to(capsys, tmp_path):
+    runs = [str(write_run(tmp_path / name, {0: 1.0, 1: 2.0})) for name in ("better", "worse")]
+    page = tmp_path / "side-by-side.html"
+    assert call(capsys, "report", *runs, "--output", str(page))[0] == 0
+    assert "better against worse" in page.read_text().lower()
+    assert "for several runs" in refused(capsys, "report", runs[0], "--output", str(page))
+    assert "did you mean 'output'?" in refused(capsys, "report", *runs, "--outptu", "x")
+    assert "did you mean 'metric'?" in refused(capsys, "compare", *runs, "--metrc", "return")

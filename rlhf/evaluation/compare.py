@@ -69,7 +69,8 @@ def compare(
 ) -> Comparison:
     """Compare run or pipeline directories on the evaluation seeds they share.
 
-    `metric` is an episode field (return, success, cost, ...) or a reward component; `baseline`
+    `metric` is an episode field (return, success, cost, ...), a reward component, or normalized (0
+    for the random policy, 1 for the optimal one, where the environment knows both); `baseline`
     names the arm that others are compared with, by default the first. Raises UserError (a
     ValueError) when nothing was evaluated, a name is unknown or no seeds are shared.
     """

@@ -150,13 +150,29 @@ def episode_value(row: Mapping[str, Any], metric: str) -> float | None:
 
 def episode_metrics(row: Mapping[str, Any]) -> list[str]:
     """Names of the metrics that an episode carries: numeric fields, then reward components."""
-    fields = ("return", "success", "cost", "turns", "invalid", "tokens", "cut", "seconds")
+    fields = (
+        "return",
+        "normalized",
+        "success",
+        "cost",
+        "turns",
+        "invalid",
+        "tokens",
+        "cut",
+        "seconds",
+    )
     return [name for name in fields if name in row] + list(row.get("components") or {})
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
     summary = _read_mapping(folder / "summary.json")
-    return Evaluation(folder.name, summary, read_rows(folder / "episodes.jsonl"))
+    rows = read_rows(folder / "episodes.jsonl")
+    random, optimal = summary.get("random"), summary.get("optimal")
+    if random is not None and optimal is not None and random != optimal:
+        for row in rows:
+            if is_number(row.get("return")):
+                row["normalized"] = (row["return"] - random) / (optimal - random)
+    return Evaluation(folder.name, summary, rows)
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class MasterAdamW(torch.optim.Optimizer):
             outer = self.param_groups[part.place]
             settings = {key: outer[key] for key in ("lr", "weight_decay", "betas", "eps")}
             part.inner.param_groups[0].update(settings)
-            part.inner.grad_scale = self._divisor
+            part.inner.grad_scale = self._divisor  # type: ignore[attr-defined]  # as GradScaler does
             wide = [(weight, master) for weight, master in part.pairs if master is not weight]
             for weight, master in wide:
                 master.grad = None if weight.grad is None else weight.grad.float()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from rlhf.data.spec import DataSpec
 from rlhf.models.spec import ModelSpec
+from rlhf.tracking import TrackerName
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class OfflineConfig:
     """Options under TRL's names, e.g. learning_rate, num_train_epochs, max_steps, beta."""
     seed: int = 0
     """Of everything random."""
+    track: list[TrackerName] = field(default_factory=list)
+    """Boards that are told the metrics too: tensorboard, wandb, trackio, mlflow."""
     resume: bool = False
     """Continue from the last checkpoint of output_dir."""
     overwrite: bool = False

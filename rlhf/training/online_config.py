@@ -9,6 +9,7 @@ from rlhf.algorithms.registry import Algorithm, configure
 from rlhf.errors import UserError
 from rlhf.models.spec import ModelSpec
 from rlhf.rollout.spec import EnvSpec, RolloutSpec
+from rlhf.tracking import TrackerName
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ class OnlineConfig:
     """Log tokens per second, FLOP utilisation, padding and peak memory of every step as well."""
     seed: int = 0
     """Of everything random."""
+    track: list[TrackerName] = field(default_factory=list)
+    """Boards that are told the metrics too: tensorboard, wandb, trackio, mlflow."""
     resume: bool = False
     """Continue from the last checkpoint of output_dir."""
     overwrite: bool = False

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.errors import UserError
 from rlhf.evaluation.compare import compare
 
 FIRST = 2**30
@@ -182,6 +183,19 @@ def test_component_metric_and_unscored_episodes(tmp_path: Path):
     assert result.differences[0].estimate.value == pytest.approx(2.5)
     assert "ppo: 1 episodes without gold left out" in result.notes
     assert any("2 of 3 evaluation seeds" in note for note in result.notes)
+
+
+def test_normalized_runs_from_the_random_policy_to_the_optimal_one(tmp_path: Path):
+    low = write_run(tmp_path / "low", {0: 2.0, 1: 4.0})
+    high = write_run(tmp_path / "high", {0: 9.0, 1: 10.0})
+    for run in (low, high):
+        (folder,) = (run / "evaluation").iterdir()
+        (folder / "summary.json").write_text('{"random": 2.0, "optimal": 10.0}')
+    result = compare([low, high], metric="normalized")
+    assert [row.estimate.value for row in result.rows] == [0.125, 0.9375]
+    bare = write_run(tmp_path / "bare", {0: 2.0, 1: 4.0})
+    with pytest.raises(UserError, match="'normalized' is not among the evaluated ones"):
+        compare([bare, low], metric="normalized")
 
 
 def test_markdown_and_json_say_the_same(tmp_path: Path):

@@ -208,6 +208,7 @@ ELSEWHERE = {
     "output_dir": "test_the_directory_is_the_one_that_was_asked_for",
     "resume": "tests/training/test_resume.py",
     "overwrite": "tests/test_runs.py",
+    "track": "tests/test_tracking.py",
     "env.errors": "test_failures_stop_the_run_or_are_counted",
     "shaping.max_unscored": "tests/training/test_online.py",
     "rollout.parallel": "test_parallel_is_the_number_of_environments",

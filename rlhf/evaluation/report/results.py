@@ -55,7 +55,9 @@ def comparisons(runs: Sequence[RunRecord], headline: str) -> list[Comparison]:
             for row in evaluation.episodes[:1]:
                 names = set(episode_metrics(row))
                 shared = names if shared is None else shared & names
-    secondary = sorted((shared or set()) - {headline, "seconds", "turns", "tokens", "cut"})
+    secondary = sorted(
+        (shared or set()) - {headline, "normalized", "seconds", "turns", "tokens", "cut"}
+    )
     wanted = [headline, *(m for m in secondary if _varies(runs, m))]
     return [compare_runs(runs, metric=metric) for metric in wanted]
 

@@ -1,0 +1,126 @@
+"""The same metrics in other people's boards: TensorBoard, Weights & Biases, trackio, MLflow.
+
+``metrics.jsonl`` stays the record; a tracker is told every line of it under the same keys
+(docs/metrics.md). Where a board lives, and its project, is said by the tracker's own environment
+variables (``WANDB_PROJECT``, ``MLFLOW_TRACKING_URI``, ...).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhf.errors import UserError
+
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
+PROJECT = "rlhf"
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """An open board: ``log(step, metrics)`` and ``close()``."""
+
+    log: Callable[[int, Mapping[str, float]], Any]
+    close: Callable[[], Any]
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Refuse a tracker whose package is missing.
+
+    Raises:
+        UserError: with the command that installs it.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise UserError(f"track: {name} is not installed: pip install {name}")
+
+
+def open_trackers(
+    names: Sequence[str], directory: Path, config: Mapping[str, Any], *, step: int
+) -> list[Tracker]:
+    """Open boards for a run.
+
+    Args:
+        names: of trackers.
+        directory: of the run; its name is the run's on the board.
+        config: flat, shown on the board.
+        step: the first that will be logged; TensorBoard forgets later ones of an interrupted run.
+    """
+    check_installed(names)
+    return [_OPEN[name](directory, config, step) for name in names]
+
+
+def _tensorboard(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
+    board = importlib.import_module("torch.utils.tensorboard")
+    writer = board.SummaryWriter(str(directory / "tensorboard"), purge_step=step)
+    writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in config.items()))
+
+    def log(step: int, metrics: Mapping[str, float]) -> None:
+        for key, value in metrics.items():
+            writer.add_scalar(key, value, step)
+        writer.flush()
+
+    return Tracker(log, writer.close)
+
+
+def _wandb(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
+    wandb = importlib.import_module("wandb")
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        name=directory.name,
+        id=_identity(directory),
+        resume="allow",
+        dir=str(directory),
+        config=dict(config),
+    )
+    return Tracker(lambda step, metrics: run.log(dict(metrics), step=step), run.finish)
+
+
+def _trackio(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
+    trackio = importlib.import_module("trackio")
+    trackio.init(
+        project=os.environ.get("TRACKIO_PROJECT", PROJECT),
+        name=f"{directory.name}-{_identity(directory)}",
+        resume="allow",
+        config=dict(config),
+    )
+    return Tracker(lambda step, metrics: trackio.log(dict(metrics), step=step), trackio.finish)
+
+
+def _mlflow(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
+    mlflow = importlib.import_module("mlflow")
+    mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+    mark = _identity(directory)
+    earlier = mlflow.search_runs(filter_string=f"tags.rlhf = '{mark}'", output_format="list")
+    if earlier:
+        run = mlflow.start_run(run_id=earlier[0].info.run_id)
+    else:
+        run = mlflow.start_run(run_name=directory.name, tags={"rlhf": mark})
+        mlflow.log_params({key: str(value)[:500] for key, value in config.items()})
+    number = run.info.run_id
+    return Tracker(
+        lambda step, metrics: mlflow.log_metrics(dict(metrics), step=step, run_id=number),
+        mlflow.end_run,
+    )
+
+
+def _identity(directory: Path) -> str:
+    """Eight letters that are the same whenever this run's directory is continued."""
+    path = directory / "tracking_id"
+    if not path.exists():
+        path.write_text(os.urandom(4).hex())
+    return path.read_text()
+
+
+_OPEN: dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "trackio": _trackio,
+    "mlflow": _mlflow,
+}

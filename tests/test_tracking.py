@@ -1,0 +1,74 @@
+"""Boards are told what metrics.jsonl says: read back with each tracker's own reader."""
+
+import pytest
+
+from rlhf.errors import UserError
+from rlhf.runs import Run
+from rlhf.tracking import check_installed
+
+ROWS = [(1, {"reward/mean": 0.25, "policy/kl": 0.5}), (2, {"reward/mean": 0.75})]
+
+
+def tracked(folder, name: str, *, resume: bool = False, rows=ROWS) -> Run:
+    tree = {"output_dir": str(folder / "run"), "track": [name], "lr": 0.1, "resume": resume}
+    run = Run.open(tree)
+    for step, metrics in rows:
+        run.log(step, metrics)
+    run.finish()
+    return run
+
+
+def test_tensorboard_holds_every_value_and_forgets_what_was_rewound(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tracked(tmp_path, "tensorboard", rows=[*ROWS, (3, {"reward/mean": 9.0})])
+    (run.directory / "finished").unlink()
+    tracked(tmp_path, "tensorboard", resume=True, rows=[(3, {"reward/mean": 0.5})])
+    board = EventAccumulator(str(run.directory / "tensorboard"))
+    board.Reload()
+    assert board.Tags()["scalars"] == ["reward/mean", "policy/kl"]
+    told = {(event.step, event.value) for event in board.Scalars("reward/mean")}
+    assert told == {(1, 0.25), (2, 0.75), (3, 0.5)}
+
+
+def test_mlflow_continues_the_same_run(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow.set_tracking_uri((tmp_path / "store").as_uri())
+    run = tracked(tmp_path, "mlflow")
+    (run.directory / "finished").unlink()
+    tracked(tmp_path, "mlflow", resume=True, rows=[(3, {"reward/mean": 0.5})])
+    mlflow.set_experiment("rlhf")
+    (found,) = mlflow.search_runs(output_format="list")
+    assert found.info.run_name == "run"
+    assert found.data.params["lr"] == "0.1"
+    history = mlflow.MlflowClient().get_metric_history(found.info.run_id, "reward/mean")
+    assert [(m.step, m.value) for m in history] == [(1, 0.25), (2, 0.75), (3, 0.5)]
+
+
+def test_wandb_is_told_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = tracked(tmp_path, "wandb")
+    (log,) = (run.directory / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"reward/mean" in log.read_bytes()
+
+
+def test_trackio_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    pytest.importorskip("trackio")
+    tracked(tmp_path, "trackio")
+    assert any(b"reward/mean" in p.read_bytes() for p in (tmp_path / "trackio").rglob("*.db*"))
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf.tracking.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="track: wandb is not installed: pip install wandb"):
+        tracked(tmp_path, "wandb")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_tracker_nothing_is_looked_for(monkeypatch):
+    monkeypatch.setattr("rlhf.tracking.find_spec", lambda name: None)
+    check_installed([])
