@@ -32,6 +32,9 @@ def stage(verb: str, arguments: list[str]) -> int:
         make_parser(find(row.config), options).print_help()
         return 0
     tree = assemble(*parse_overrides(rest))
+    written = tree.pop("verb", verb)  # a run's own config.yaml names it
+    if written != verb:
+        raise UserError(f"the configuration is one of `rlhf {written}`, not of `rlhf {verb}`")
     if "--print-config" in flags:
         print(yaml.safe_dump({"verb": verb, **as_tree(configure(verb, tree))}, sort_keys=False))
         return 0

@@ -161,6 +161,15 @@ def test_print_config_round_trips(capsys, tmp_path, sft):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_s_own_configuration_is_taken_back_by_its_verb(capsys, tmp_path, sft):
+    shown = call(capsys, "sft", "--config", config_file(tmp_path, sft), "--print-config")[1]
+    path = tmp_path / "shown.yaml"
+    path.write_text(shown)
+    assert call(capsys, "sft", "--config", str(path), "--print-config")[1] == shown
+    message = refused(capsys, "dpo", "--config", str(path))
+    assert "is one of `rlhf sft`, not of `rlhf dpo`" in message
+
+
 def test_dry_run_shows_the_algebra_and_trains_nothing(capsys, tmp_path, sft, echo_model):
     code, out, _ = call(capsys, "sft", "--config", config_file(tmp_path, sft), "--dry-run")
     assert code == 0
