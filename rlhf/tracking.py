@@ -44,7 +44,7 @@ def check_installed(names: Sequence[str]) -> None:
 def open_trackers(
     names: Sequence[str], directory: Path, config: Mapping[str, Any], *, step: int
 ) -> list[Tracker]:
-    """Open boards for a run.
+    """Open boards for a run, of packages that ``check_installed`` has found.
 
     Args:
         names: of trackers.
@@ -52,7 +52,6 @@ def open_trackers(
         config: flat, shown on the board.
         step: the first that will be logged; TensorBoard forgets later ones of an interrupted run.
     """
-    check_installed(names)
     return [_OPEN[name](directory, config, step) for name in names]
 
 

@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf.errors import UserError
+from rlhf.evaluation.records import Bounds
 from rlhf.evaluation.statistics import mean_interval, wilson_interval
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collect import Collector, Start
@@ -162,9 +163,8 @@ def summarise(
         for key, value in {**fields, "tokens": row["tokens"], **row["components"]}.items():
             if value is not None:
                 columns.setdefault(key, []).append(float(value))
-    if random is not None and optimal is not None and optimal != random:
-        scale = optimal - random
-        columns["normalized"] = [(value - random) / scale for value in columns["return"]]
+    if limits := Bounds.known(random, optimal):
+        columns["normalized"] = [limits.normalise(value) for value in columns["return"]]
     return {
         "name": name,
         "env": env,

@@ -18,12 +18,35 @@ REFERENCE_POLICIES = ("random", "expert")
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What the random and the optimal policy reach in an environment: 0 and 1 of its scores."""
+
+    random: float
+    optimal: float
+
+    @classmethod
+    def known(cls, random: Any, optimal: Any) -> Bounds | None:
+        """None where one is unknown, or nothing lies between them."""
+        there = is_number(random) and is_number(optimal) and random != optimal
+        return cls(float(random), float(optimal)) if there else None
+
+    def normalise(self, value: float) -> float:
+        """(value - random) / (optimal - random)"""
+        return (value - self.random) / (self.optimal - self.random)
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One folder of `evaluation/`: a policy on an environment with one way of decoding."""
 
     name: str
     summary: Mapping[str, Any]
     episodes: Sequence[Mapping[str, Any]]
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """Of the environment, if the summary knows them."""
+        return Bounds.known(self.summary.get("random"), self.summary.get("optimal"))
 
     def describe(self, key: str) -> str:
         """`env`, `policy` or `decoding`, from the summary or the first episode; "" if unknown."""
@@ -167,12 +190,12 @@ def episode_metrics(row: Mapping[str, Any]) -> list[str]:
 def _read_evaluation(folder: Path) -> Evaluation:
     summary = _read_mapping(folder / "summary.json")
     rows = read_rows(folder / "episodes.jsonl")
-    random, optimal = summary.get("random"), summary.get("optimal")
-    if random is not None and optimal is not None and random != optimal:
+    evaluation = Evaluation(folder.name, summary, rows)
+    if bounds := evaluation.bounds:
         for row in rows:
             if is_number(row.get("return")):
-                row["normalized"] = (row["return"] - random) / (optimal - random)
-    return Evaluation(folder.name, summary, rows)
+                row["normalized"] = bounds.normalise(row["return"])
+    return evaluation
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

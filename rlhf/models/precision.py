@@ -103,7 +103,11 @@ class MasterAdamW(torch.optim.Optimizer):
             for group in self.param_groups
         ]
         self._parts = [
-            _Part(place, pairs, torch.optim.AdamW([master for _, master in pairs], fused=True))
+            _Part(
+                place,
+                torch.optim.AdamW([master for _, master in pairs], fused=True),
+                [(weight, master) for weight, master in pairs if master is not weight],
+            )
             for place, masters in enumerate(self.masters)
             for pairs in _portions(
                 list(zip(self.param_groups[place]["params"], masters, strict=True))
@@ -133,11 +137,10 @@ class MasterAdamW(torch.optim.Optimizer):
             settings = {key: outer[key] for key in ("lr", "weight_decay", "betas", "eps")}
             part.inner.param_groups[0].update(settings)
             part.inner.grad_scale = self._divisor  # type: ignore[attr-defined]  # as GradScaler does
-            wide = [(weight, master) for weight, master in part.pairs if master is not weight]
-            for weight, master in wide:
+            for weight, master in part.wide:
                 master.grad = None if weight.grad is None else weight.grad.float()
             part.inner.step()
-            for weight, master in wide:
+            for weight, master in part.wide:
                 weight.copy_(master)
                 master.grad = None
         self._divisor = None
@@ -145,7 +148,7 @@ class MasterAdamW(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """AdamW's moments and the masters that differ from the weights."""
         outer = super().state_dict()
-        masters = [m.clone() for part in self._parts for w, m in part.pairs if m is not w]
+        masters = [master.clone() for part in self._parts for _, master in part.wide]
         inner = [part.inner.state_dict() for part in self._parts]
         return {**outer, "inner": inner, "masters": masters}
 
@@ -157,7 +160,7 @@ class MasterAdamW(torch.optim.Optimizer):
         for part, saved in zip(self._parts, inner, strict=True):
             part.inner.load_state_dict(saved)
         with torch.no_grad():
-            kept = [(w, m) for part in self._parts for w, m in part.pairs if m is not w]
+            kept = [pair for part in self._parts for pair in part.wide]
             for (weight, master), saved in zip(kept, masters, strict=True):
                 master.copy_(saved)
                 weight.copy_(saved)
@@ -165,12 +168,13 @@ class MasterAdamW(torch.optim.Optimizer):
 
 @dataclass(frozen=True)
 class _Part:
-    """Weights with their masters, all of one parameter group, that are updated together."""
+    """Masters of one parameter group that are updated together."""
 
     place: int
     """Of the parameter group."""
-    pairs: list[tuple[torch.Tensor, torch.Tensor]]
     inner: torch.optim.AdamW
+    wide: list[tuple[torch.Tensor, torch.Tensor]]
+    """(weight, master) where they are two tensors."""
 
 
 def _portions(

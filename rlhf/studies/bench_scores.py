@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.evaluation.records import read_rows
+from rlhf.evaluation.records import Bounds, read_rows
 from rlhf.evaluation.statistics import (
     Estimate,
     improvement_interval,
@@ -30,18 +30,6 @@ from rlhf.studies.bench_plan import REFERENCES, Bench
 METRIC = "normalised return"
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
 """Of the performance profile."""
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Returns that count as 0 and as 1 in one environment."""
-
-    random: float
-    optimal: float
-
-    def normalise(self, value: float) -> float:
-        """(value - random) / (optimal - random)"""
-        return (value - self.random) / (self.optimal - self.random)
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ from rlhf.evaluation.report.markup import Cell, Table, esc, named, plural, secti
 from rlhf.evaluation.report.page import page
 from rlhf.evaluation.report.tables import save_tables
 from rlhf.evaluation.statistics import Estimate, mean_interval
-from rlhf.runs import flatten
+from rlhf.runs import PLACES, flatten
 
 _FIRST = ("reward/mean", "eval/gold", "eval/return", "policy/kl", "eval/loss", "train/loss")
 _IGNORED = ("time/", "tokens/")
-_PLACES = frozenset({"output_dir", "resume", "overwrite"})
 
 
 def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) -> Path:
@@ -71,7 +70,7 @@ def config_table(arms: Mapping[str, Sequence[RunRecord]]) -> Table:
     rows: list[list[Cell]] = [
         [key, *(_plain(config.get(key)) for config in flat.values())]
         for key in keys
-        if key.split(".")[-1] not in _PLACES
+        if key.split(".")[-1] not in PLACES
         and len({repr(config.get(key)) for config in flat.values()}) > 1
     ]
     return Table("configs", "What was configured differently", ["key", *arms], rows)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rlhf.evaluation.arms import measured, name_runs
 from rlhf.evaluation.compare import Comparison, Row, compare_runs, coverage_words
-from rlhf.evaluation.records import Evaluation, RunRecord, episode_metrics, episode_value, is_number
+from rlhf.evaluation.records import (
+    Bounds,
+    Evaluation,
+    RunRecord,
+    episode_metrics,
+    episode_value,
+)
 from rlhf.evaluation.report.charts import Series
 from rlhf.evaluation.report.forest import Line, forest
 from rlhf.evaluation.report.markup import Cell, Table, bounds, esc, named, number, plural
@@ -16,18 +21,6 @@ from rlhf.evaluation.statistics import Estimate, mean_interval, wilson_interval
 from rlhf.evaluation.verdict import Difference
 
 _HIDDEN = frozenset({"seconds"})
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What the random and the optimal policy reach in an environment, where it is known."""
-
-    random: float
-    optimal: float
-
-    def fraction(self, value: float) -> float:
-        """(value - random) / (optimal - random)"""
-        return (value - self.random) / (self.optimal - self.random)
 
 
 def headline_metric(runs: Sequence[RunRecord]) -> str | None:
@@ -174,12 +167,8 @@ def _coverage(difference: Difference) -> float:
 
 def known_bounds(runs: Sequence[RunRecord]) -> dict[str, Bounds]:
     """Environment -> bounds, from the summaries that carry them."""
-    found = {}
-    for evaluation in (e for run in runs for e in run.evaluations):
-        low, high = evaluation.summary.get("random"), evaluation.summary.get("optimal")
-        if is_number(low) and is_number(high) and low != high:
-            found[evaluation.describe("env")] = Bounds(float(low), float(high))  # type: ignore[arg-type]
-    return found
+    evaluations = (e for run in runs for e in run.evaluations)
+    return {e.describe("env"): e.bounds for e in evaluations if e.bounds}
 
 
 def _metrics(evaluation: Evaluation) -> dict[str, Estimate]:
@@ -216,7 +205,7 @@ def _score_line(row: Row, bound: Bounds | None) -> Line:
     tone = "c5" if row.decoding in ("random", "expert") else "c1"
     text = bounds(row.estimate)
     if bound:
-        fraction = bound.fraction(row.estimate.value)
+        fraction = bound.normalise(row.estimate.value)
         text = f"{f'{fraction:.0%} of optimal' if fraction >= 0 else 'below random'} · {text}"
     detail = f"{row.estimate.n:,} {row.unit}"
     return Line(row.arm, detail, row.estimate, number(row.estimate.value), text, tone)
