@@ -91,13 +91,17 @@ def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """P(a row of a class scores higher on it than a row of another), mean over classes."""
+    """P(a row of a class is given more of it than a row of another), mean over classes.
+
+    Ranked by log-probability: logits of one class compare between rows only once normalised.
+    """
+    shares = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
     found = []
     for k in range(scores.shape[1]):
         of_class = labels == k
         inside, outside = int(of_class.sum()), int((~of_class).sum())
         if inside and outside:
-            mean_rank = ranks(scores[:, k])[of_class].mean()
+            mean_rank = ranks(shares[:, k])[of_class].mean()
             found.append((mean_rank - (inside - 1) / 2) / outside)
     return float(np.mean(found)) if found else float("nan")
 

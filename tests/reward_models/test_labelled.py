@@ -8,14 +8,14 @@ from reward_models import labelled
 
 
 def test_measures_by_hand():
-    scores = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0], [5.0, 4.0]])
+    scores = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0], [5.0, 4.5]])
     labels = np.array([0, 1, 0, 1])
     assert labelled.accuracy(scores, labels) == 0.5
     # each class: precision 1/2, recall 1/2
     assert labelled.macro_f1(scores, labels) == pytest.approx(0.5)
-    # class 1 scores 0 1 3 4, label 1 has 1 and 4: three of four couples won. Class 0 scores
-    # 1 0 2 5, label 0 has 1 and 2: two of four.
-    assert labelled.auc(scores, labels) == pytest.approx((3 / 4 + 2 / 4) / 2)
+    # class 1 leads by 1 and -0.5 where the label is 1, by -1 and 1 where it is 0: two couples
+    # won, one tied, one lost; class 0 mirrors it
+    assert labelled.auc(scores, labels) == pytest.approx(2.5 / 4)
     assert labelled.rmse(np.array([1.0, 3.0]), np.array([1.0, 1.0])) == pytest.approx(2**0.5)
     assert labelled.spearman(np.array([1.0, 2, 9]), np.array([0.0, 5, 6])) == pytest.approx(1.0)
 
@@ -29,7 +29,14 @@ def test_measures_agree_with_sklearn(seed):
     assert labelled.macro_f1(scores, labels) == pytest.approx(expected)
     share = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     expected = roc_auc_score(labels, share, average="macro", multi_class="ovr")
-    assert labelled.auc(share, labels) == pytest.approx(expected)
+    assert labelled.auc(scores, labels) == pytest.approx(expected)
+    assert labelled.auc(scores + rng.normal(size=(200, 1)), labels) == pytest.approx(expected)
+
+
+def test_a_column_of_zeros_beside_the_log_odds_changes_no_auc():
+    odds, labels = np.array([3.0, 1.0, 2.0, 0.0]), np.array([1, 1, 0, 0])
+    both = np.stack([np.zeros(4), odds], 1)
+    assert labelled.auc(both, labels) == pytest.approx(roc_auc_score(labels, odds)) == 0.75
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
