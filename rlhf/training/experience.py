@@ -31,6 +31,7 @@ class Experience:
     old_logprobs: torch.Tensor  # [B, T] of the policy that made the rollouts, by the trainer
     old_values: torch.Tensor | None  # [B, T]
     ref_logprobs: torch.Tensor | None  # [B, T]
+    entropy: torch.Tensor  # [B, T] nats, of the episodes whose transcripts are kept; else zeros
     metrics: dict[str, float]
 
     def rows(self, index: torch.Tensor) -> Experience:
@@ -50,6 +51,7 @@ class Experience:
             cut(self.old_logprobs),
             None if self.old_values is None else cut(self.old_values),
             None if self.ref_logprobs is None else cut(self.ref_logprobs),
+            cut(self.entropy),
             self.metrics,
         )
 
@@ -126,7 +128,7 @@ def shape_scores(
 def prepare(session: Session, batch: Batch) -> Experience:
     """Score a batch under the policy and the reference, and assign credit."""
     algorithm = session.algorithm
-    old, values, last, ref = _score_all(session, batch)
+    old, values, last, ref, entropy = _score_all(session, batch)
     rewards = shape_rewards(
         algorithm,
         batch.rewards,
@@ -156,19 +158,21 @@ def prepare(session: Session, batch: Batch) -> Experience:
         explained = explained_variance(values, credit.returns, credit.mask)
         if math.isfinite(explained):  # nan while all returns are equal
             metrics["critic/explained_variance"] = explained
-    return Experience(batch, credit, old, values, ref, metrics)
+    return Experience(batch, credit, old, values, ref, entropy, metrics)
 
 
 def _score_all(
     session: Session, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-    """Log-probabilities [B, T], values [B, T], last values [B], reference log-probabilities.
+) -> tuple[
+    torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor
+]:
+    """Log-probabilities, values, last values [B], reference log-probabilities, entropy; [B, T].
 
     The processes share the micro-batches; each ends with all of the tensors.
     """
     policy, reference, config = session.policy, session.reference, session.config
     old = torch.zeros(batch.tokens.shape, dtype=policy.precise, device=policy.device)
-    values, ref = torch.zeros_like(old), torch.zeros_like(old)
+    values, ref, entropy = (torch.zeros_like(old) for _ in range(3))
     last = torch.zeros(len(batch), dtype=policy.precise, device=policy.device)
     parts = micro_batches(
         batch.tokens,
@@ -182,8 +186,13 @@ def _score_all(
         inputs = (part.tokens, part.attention_mask, part.action_mask)
         width = part.tokens.shape[1]
         with session.watch("scoring"):
-            scored = policy.score(*inputs, temperature=config.rollout.temperature)
+            scored = policy.score(
+                *inputs,
+                temperature=config.rollout.temperature,
+                with_entropy=min(rows) < config.samples_per_step,
+            )
         old[rows, :width] = scored.logprobs
+        entropy[rows, :width] = scored.entropy
         if scored.values is not None and scored.last_value is not None:
             values[rows, :width] = scored.values
             last[rows] = scored.last_value
@@ -191,13 +200,14 @@ def _score_all(
             with session.watch("reference"):
                 found = reference.logprobs(*inputs, temperature=config.rollout.temperature)
             ref[rows, :width] = found
-    session.world.add((old, values, last, ref))
+    session.world.add((old, values, last, ref, entropy))
     has_critic = policy.value_head is not None
     return (
         old,
         values if has_critic else None,
         last if has_critic else None,
         ref if reference is not None else None,
+        entropy,
     )
 
 

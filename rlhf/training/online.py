@@ -30,6 +30,7 @@ from rlhf.training.experience import Experience, prepare, score_rollouts, shape_
 from rlhf.training.interrupt import StopRequest
 from rlhf.training.online_config import OnlineConfig
 from rlhf.training.session import Session, open_session
+from rlhf.training.token_table import token_table
 from rlhf.training.update import learn
 
 # DAPO keeps sampling until a batch is full of informative groups; beyond this it trains on fewer.
@@ -95,8 +96,9 @@ def train_step(session: Session, run: Run, step: int) -> dict[str, float]:
     metrics["train/learning_rate"] = session.scheduler.get_last_lr()[0]
     _control(session, metrics, rollouts)
     _check_finite(learned, step)
-    for rollout in rollouts[: session.config.samples_per_step]:
-        run.sample(sample_row(rollout, step + 1, "train"))
+    for row, rollout in enumerate(rollouts[: session.config.samples_per_step]):
+        tokens = token_table(experience, row, session.policy.tokenizer)
+        run.sample(sample_row(rollout, step + 1, "train") | {"tokens": tokens})
     seconds = watch.take()
     return {**metrics, **learned, **seconds, **profile(session, experience, seconds)}
 

@@ -246,7 +246,34 @@ def _samples(folder: Path, rng: np.random.Generator) -> None:
                     "rewards": {"proxy": 1.2 + 2 * gain, "env": 0.4 + gain},
                 }
             )
+    rows += [_training_sample(rng, step, index) for step in (1, 50, 100) for index in range(3)]
     write_rows(folder / "samples.jsonl", rows)
+
+
+def _training_sample(rng: np.random.Generator, step: int, index: int) -> dict[str, Any]:
+    """A transcript of two replies with what the step knew of each token."""
+    replies = [_WARM if step > 1 else _PLAIN, f"Gladly & <b>again</b> at step {step}."]
+    text, turn = [], []
+    for number, reply in enumerate(replies):
+        found = [word + " " for word in reply.split()]
+        text, turn = text + found, turn + [number] * len(found)
+    last = [0.0] * (len(text) - 1)
+    tokens = {
+        "turn": turn,
+        "text": text,
+        "reward": [*last, 0.75],
+        "advantage": [round(float(x), 3) for x in rng.normal(size=len(text))],
+        "entropy": [round(float(x), 3) for x in rng.uniform(0, 3, len(text))],
+        "kl": [round(float(x), 3) for x in rng.normal(0.1, 0.4, len(text))],
+        "value": [round(float(x), 3) for x in rng.uniform(0, 1, len(text))],
+    }
+    messages = [
+        *conversation(index, replies[0]),
+        {"role": "user", "content": "And once more?"},
+        {"role": "assistant", "content": replies[1]},
+    ]
+    shared = {"step": step, "split": "train", "seed": index, "return": 0.75}
+    return {**shared, "messages": messages, "rewards": {"proxy": 0.75}, "tokens": tokens}
 
 
 if __name__ == "__main__":

@@ -39,8 +39,17 @@ addEventListener("load", function () {
     svg.dispatchEvent(new PointerEvent("pointermove", {
       clientX: box.left + box.width * 0.6, clientY: box.top + 40, bubbles: true }));
   }
+  const said = document.getElementById("tip").textContent;
+  const token = document.querySelector(".tokens [data-at='3']");
+  const choice = document.querySelector(".shaded select");
+  const shades = choice && ["reward", "kl"].map(function (name) {
+    choice.value = name;
+    choice.dispatchEvent(new Event("change"));
+    return token.style.background;
+  });
+  if (token) { token.dispatchEvent(new PointerEvent("pointerover", { bubbles: true })); }
   document.body.dataset.probe = JSON.stringify({
-    tip: document.getElementById("tip").textContent,
+    tip: said, token: document.getElementById("tip").textContent, shades: shades,
     cursor: document.querySelectorAll(".cursor line").length,
     width: innerWidth, content: document.documentElement.scrollWidth,
     scripts: document.scripts.length, charts: document.querySelectorAll("svg").length,
@@ -146,6 +155,20 @@ def test_hover_reads_out_the_nearest_step(browser: str, pipeline: Path, tmp_path
     assert value == pytest.approx(logged[step], rel=1e-3)
     assert 40 < step < 75
     assert seen["cursor"] == 1
+
+
+def test_a_token_tells_what_is_known_of_it(browser: str, pipeline: Path, tmp_path: Path):
+    seen, console = open_page(browser, write_report(pipeline), tmp_path / "profile")
+    rows = map(json.loads, (pipeline / "ppo" / "samples.jsonl").read_text().splitlines())
+    tokens = next(row for row in rows if row["split"] == "train")["tokens"]
+    names = [name for name in tokens if name not in ("text", "turn")]
+    piece, *lines = seen["token"].splitlines()
+    assert json.loads(piece) == tokens["text"][3]
+    told = {name: float(value) for name, value in (line.split("  ") for line in lines)}
+    assert told == {name: tokens[name][3] for name in names}
+    assert seen["shades"][0] == ""  # no reward before the last token
+    assert "color-mix" in seen["shades"][1]
+    assert console == ""
 
 
 def test_dark_mode_changes_the_paper(browser: str, pipeline: Path, tmp_path: Path):

@@ -15,6 +15,7 @@ from rlhf.rollout.batch import collate
 from rlhf.training import online, update
 from rlhf.training.experience import prepare, shape_scores
 from rlhf.training.session import open_session
+from rlhf.training.token_table import pieces
 from rlhf.verbs import configure, execute
 from tests.training.workbench import (
     metrics_of,
@@ -61,6 +62,41 @@ def test_every_algorithm_trains_two_steps(tmp_path, echo_model, verb):
     assert summary["optimal"] == 1.0
     splits = [row["split"] for row in read_rows(tmp_path / "run/samples.jsonl")]
     assert [splits.count(name) for name in ("before", "train", "after")] == [16, 4, 16]
+
+
+@pytest.mark.parametrize("verb", ["ppo", "grpo"])
+def test_kept_tokens_are_those_of_the_step(tmp_path, echo_model, verb):
+    """Against the model that sampled them: the first step's policy is the start model itself."""
+    tree = online_tree(tmp_path / "run", echo_model, num_steps=1, samples_per_step=3)
+    execute(verb, tree)
+    rows = [r for r in read_rows(tmp_path / "run/samples.jsonl") if r["split"] == "train"]
+    model = AutoModelForCausalLM.from_pretrained(echo_model)
+    tokenizer = AutoTokenizer.from_pretrained(echo_model)
+    assert len(rows) == 3
+    for row in rows:
+        table = row["tokens"]
+        assert ("value" in table) == (verb == "ppo")
+        reply = row["messages"][-1]["content"]
+        assert "".join(table["text"]).startswith(reply)
+        assert sum(table["reward"]) == pytest.approx(row["return"], abs=1e-3)
+        assert table["kl"] == pytest.approx([0.0] * len(table["kl"]), abs=1e-5)
+        history = row["messages"][:-1]
+        shown = tokenizer.apply_chat_template(history, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(shown, add_special_tokens=False, return_tensors="pt").input_ids
+        with torch.no_grad():
+            logits = model(ids).logits[0, -1]
+        share = logits.softmax(-1)
+        assert table["entropy"][0] == pytest.approx(-(share * share.log()).sum().item(), rel=1e-3)
+    if verb == "grpo":  # one advantage for all tokens of a reply
+        assert all(len(set(row["tokens"]["advantage"])) == 1 for row in rows)
+
+
+def test_pieces_keep_characters_whole():
+    alphabet = [bytes([value]) for value in range(256)]
+    decode = lambda ids: b"".join(alphabet[i] for i in ids).decode("utf-8", errors="replace")  # noqa: E731
+    ids = list("a é🙂b".encode())
+    assert pieces(ids, decode) == ["a", " ", "", "é", "", "", "", "🙂", "b"]
+    assert "".join(pieces(ids[:-2], decode)) == "a é\ufffd"
 
 
 @pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (1, 4), (3, 1), (3, 4)])

@@ -27,6 +27,7 @@ from rlhf.evaluation.report.sections import (
     what_was_run,
 )
 from rlhf.evaluation.report.tables import curve_table, save_csv, save_tables
+from rlhf.evaluation.report.tokens import token_view
 
 __all__ = ["write_comparison_report", "write_report"]
 
@@ -86,4 +87,6 @@ def _transcripts(runs: Sequence[RunRecord], found: Sequence[Comparison]) -> str:
     for run in runs:
         if cards := transcripts.before_and_after(run):
             parts.append(f"<h3>{esc(named(run.name))} <small>before and after</small></h3>{cards}")
+        if cards := token_view(run):
+            parts.append(f"<h3>{esc(named(run.name))} <small>token by token</small></h3>{cards}")
     return "".join(parts)

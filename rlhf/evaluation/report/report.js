@@ -1,5 +1,6 @@
 "use strict";
-// Values under the pointer: the nearest logged step of every line, and a thin cursor.
+// Values under the pointer: the nearest logged step of every line, and a thin cursor; all that is
+// known of a token, and a shade for one of its quantities.
 (function () {
   const tip = document.createElement("div");
   tip.id = "tip";
@@ -15,6 +16,14 @@
     return Math.abs(xs[low] - x) <= Math.abs(xs[high] - x) ? low : high;
   }
 
+  function say(text, event) {
+    tip.textContent = text;
+    tip.hidden = false;
+    const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
+    tip.style.left = Math.max(8, Math.min(room, event.pageX + 14)) + "px";
+    tip.style.top = (event.pageY - tip.offsetHeight - 12) + "px";
+  }
+
   function show(svg, chart, event) {
     const box = svg.getBoundingClientRect();
     const [x0, x1, , , left, right, top, bottom] = chart.frame;
@@ -28,11 +37,7 @@
       const i = nearest(s.x, at);
       return s.name + "  " + s.y[i] + (s.x[i] === at ? "" : "  (" + place(s.x[i]) + ")");
     });
-    tip.textContent = place(at) + "\n" + lines.join("\n");
-    tip.hidden = false;
-    const room = document.documentElement.clientWidth - tip.offsetWidth - 8;
-    tip.style.left = Math.max(8, Math.min(room, event.pageX + 14)) + "px";
-    tip.style.top = (event.pageY - tip.offsetHeight - 12) + "px";
+    say(place(at) + "\n" + lines.join("\n"), event);
     const x = left + (at - x0) / (x1 - x0) * (width - left - right);
     const cursor = document.createElementNS("http://www.w3.org/2000/svg", "line");
     for (const [key, value] of [["x1", x], ["x2", x], ["y1", top], ["y2", height - bottom]]) {
@@ -48,5 +53,35 @@
       tip.hidden = true;
       svg.querySelector(".cursor").replaceChildren();
     });
+  }
+
+  function shade(box, name) {
+    const values = JSON.parse(box.dataset.tokens)[name] || [];
+    const largest = Math.max(...values.map(Math.abs)) || 1;
+    const better = name === "advantage" || name === "reward" || name === "value";
+    const [high, low] = better ? ["--good", "--bad"] : ["--proxy", "--c1"];
+    for (const token of box.querySelectorAll("[data-at]")) {
+      const value = values[token.dataset.at] || 0;
+      const tone = "var(" + (value > 0 ? high : low) + ") " + 50 * Math.abs(value) / largest + "%";
+      token.style.background = value ? "color-mix(in srgb, " + tone + ", transparent)" : "";
+    }
+  }
+
+  for (const part of document.querySelectorAll(".shaded")) {
+    const choice = part.querySelector("select"), boxes = part.querySelectorAll(".tokens");
+    function repaint() { for (const box of boxes) { shade(box, choice.value); } }
+    choice.addEventListener("change", repaint);
+    repaint();
+    for (const box of boxes) {
+      box.addEventListener("pointerover", function (event) {
+        const token = event.target.closest("[data-at]");
+        tip.hidden = !token;
+        if (!token) { return; }
+        const known = Object.entries(JSON.parse(box.dataset.tokens));
+        const lines = known.map(function (pair) { return pair[0] + "  " + pair[1][token.dataset.at]; });
+        say(JSON.stringify(token.textContent) + "\n" + lines.join("\n"), event);
+      });
+      box.addEventListener("pointerleave", function () { tip.hidden = true; });
+    }
   }
 })();

@@ -34,8 +34,8 @@ def before_and_after(run: RunRecord) -> str:
     cards = []
     for words, seed in chosen:
         replies = [
-            Reply("Before training", _scores(early[seed]), early[seed].get("messages") or []),
-            Reply("After training", _scores(late[seed]), late[seed].get("messages") or []),
+            Reply("Before training", scores(early[seed]), early[seed].get("messages") or []),
+            Reply("After training", scores(late[seed]), late[seed].get("messages") or []),
         ]
         cards.append(case(words, f"seed {seed}", replies))
     return "".join(cards)
@@ -135,7 +135,8 @@ def _value(row: Mapping[str, Any], metric: str) -> float:
     return float(value) if is_number(value) else 0.0  # type: ignore[arg-type]
 
 
-def _scores(row: Mapping[str, Any]) -> str:
+def scores(row: Mapping[str, Any]) -> str:
+    """`return 0.4 · proxy 1.2`, of a line of `samples.jsonl`."""
     value = row.get("return")
     parts = [f"return {number(float(value))}" if is_number(value) else "not scored"]  # type: ignore[arg-type]
     rewards = row.get("rewards") or {}
