@@ -18,8 +18,12 @@ class PolicySpec:
     """Its name in tables and folders; without a model, "random" or "expert"."""
     model: ModelSpec | None = None
     """The model that plays."""
+    examples: list[DataSpec] = field(default_factory=list)
+    """Demonstrations shown before every episode, labelled text and prompt (few-shot)."""
 
     def __post_init__(self) -> None:
+        if self.examples and self.model is None:
+            raise ValueError(f"policies: {self.name} has no model to show examples to")
         if self.model is None and self.name not in ("random", "expert"):
             raise ValueError(
                 f"policies: {self.name!r} has no model; only random and expert need none"
@@ -27,8 +31,46 @@ class PolicySpec:
 
 
 @dataclass(frozen=True)
+class ClassesSpec:
+    """Labelled texts; a policy's answer is the label that it finds likeliest as a reply."""
+
+    data: list[DataSpec]
+    """Texts with a label: 0, 1, ..."""
+    labels: list[str]
+    """The reply that stands for each class, in order."""
+    question: str = "{text}"
+    """What the policy is asked; {text} stands for the text."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("classes.data is empty: name at least one set")
+        if len(set(self.labels)) < max(2, len(self.labels)):
+            raise ValueError(f"classes.labels: give two or more different ones, got {self.labels}")
+        if "{text}" not in self.question:
+            raise ValueError(f"classes.question has no {{text}} in it: {self.question!r}")
+
+
+@dataclass(frozen=True)
+class TasksSpec:
+    """Standard tasks, run by lm-evaluation-harness (extra `tasks`)."""
+
+    names: list[str]
+    """Of tasks or groups, as `lm_eval ls tasks` lists them."""
+    shots: int | None = None
+    """Examples in each prompt; None: the task's own number."""
+    limit: int | None = None
+    """Documents of each task; None: all."""
+    folder: str | None = None
+    """Further task files (YAML)."""
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("tasks.names is empty: name at least one")
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
-    """What is measured, of whom. At least one of env, text and pairs."""
+    """What is measured, of whom. At least one of env, text, classes, tasks and pairs."""
 
     output_dir: str
     """The run directory; every policy gets a folder in its evaluation/."""
@@ -39,7 +81,11 @@ class EvaluateConfig:
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Rewards measured on the episodes, or on pairs."""
     text: list[DataSpec] = field(default_factory=list)
-    """Prompts with completions: loss per completion token, perplexity."""
+    """Prompts with completions: loss per completion token, perplexity, bits per byte."""
+    classes: ClassesSpec | None = None
+    """Labelled texts: accuracy, macro-F1, AUC."""
+    tasks: TasksSpec | None = None
+    """Standard tasks through lm-evaluation-harness."""
     pairs: list[DataSpec] = field(default_factory=list)
     """Preference pairs: accuracy of the rewards, beside trivial baselines."""
     pairs_train: list[DataSpec] = field(default_factory=list)
@@ -47,7 +93,9 @@ class EvaluateConfig:
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """How policies are sampled."""
     episodes: int = 256
-    """Episodes of each policy, on the same seeds."""
+    """Seeds that each policy plays, the same for all."""
+    samples: int = 1
+    """Episodes of each seed; with several, pass@k of everything that is 0 or 1."""
     first_episode: int = 0
     """Number of the first one: a choice made on some episodes is judged on others."""
     decoding: Literal["greedy", "sampled"] = "sampled"
@@ -62,9 +110,10 @@ class EvaluateConfig:
     """Replace an existing output_dir."""
 
     def __post_init__(self) -> None:
-        if not (self.env or self.text or self.pairs):
-            raise ValueError("evaluate: nothing to do; give env, text or pairs")
-        if (self.env or self.text) and not self.policies:
+        of_policies = self.env or self.text or self.classes or self.tasks
+        if not (of_policies or self.pairs):
+            raise ValueError("evaluate: nothing to do; give env, text, classes, tasks or pairs")
+        if of_policies and not self.policies:
             raise ValueError("policies: the list is empty; name at least one")
         if self.pairs and not self.rewards:
             raise ValueError("rewards: pairs need at least one reward to judge them")
@@ -73,5 +122,11 @@ class EvaluateConfig:
             raise ValueError(f"policies: names must differ, got {', '.join(names)}")
         if self.first_episode < 0:
             raise ValueError(f"first_episode must be >= 0, got {self.first_episode}")
+        if self.samples < 1:
+            raise ValueError(f"samples must be >= 1, got {self.samples}")
+        if self.samples > 1 and not self.env:
+            raise ValueError("samples has no effect without env: it counts episodes of a seed")
+        if self.samples > 1 and self.decoding == "greedy":
+            raise ValueError("samples has no effect with greedy decoding: all would be the same")
         if self.episodes < 2:
             raise ValueError(f"episodes must be >= 2 (an interval needs two), got {self.episodes}")

@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf.errors import UserError
+from rlhf.evaluation.passes import pass_columns
 from rlhf.evaluation.records import Bounds
 from rlhf.evaluation.statistics import mean_interval, wilson_interval
 from rlhf.rollout.batch import Rollout
@@ -27,9 +28,10 @@ REFERENCE_POLICIES = ("random", "expert")
 RANDOM_STREAM = 11
 
 
-def evaluation_starts(episodes: int, *, first: int = 0) -> list[Start]:
-    """So many evaluation episodes from the ``first`` on, the same for every policy."""
-    return [Start(evaluation_seed(i), i, 0) for i in range(first, first + episodes)]
+def evaluation_starts(episodes: int, *, first: int = 0, samples: int = 1) -> list[Start]:
+    """So many evaluation seeds from the ``first`` on, the same for every policy."""
+    numbers = range(first, first + episodes)
+    return [Start(evaluation_seed(i), i, member) for i in numbers for member in range(samples)]
 
 
 def play_model(
@@ -121,6 +123,7 @@ def _rows(
             {
                 "decoding": decoding,
                 "seed": rollout.seed,
+                "sample": rollout.member,
                 "return": rollout.score,
                 "success": rollout.success,
                 "cost": rollout.cost,
@@ -156,15 +159,21 @@ def summarise(
     random: float | None = None,
     optimal: float | None = None,
 ) -> dict[str, Any]:
-    """``summary.json``: the mean of every metric with its 95% interval over episodes."""
-    columns: dict[str, list[float]] = {}
+    """``summary.json``: the mean of every metric with its 95% interval over seeds.
+
+    A seed that was played several times counts once, with its mean, and gives pass@k.
+    """
+    groups: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         fields = {key: row[key] for key in ("return", "success", "cost", "turns", "invalid")}
         for key, value in {**fields, "tokens": row["tokens"], **row["components"]}.items():
             if value is not None:
-                columns.setdefault(key, []).append(float(value))
+                groups.setdefault(key, {}).setdefault(row["seed"], []).append(float(value))
+    columns = {key: [float(np.mean(v)) for v in seeds.values()] for key, seeds in groups.items()}
+    once = all(len(v) == 1 for v in groups.get("success", {}).values())
     if limits := Bounds.known(random, optimal):
         columns["normalized"] = [limits.normalise(value) for value in columns["return"]]
+    columns |= pass_columns(groups)
     return {
         "name": name,
         "env": env,
@@ -174,7 +183,7 @@ def summarise(
         "random": random,
         "optimal": optimal,
         "metrics": {
-            key: share(values) if key == "success" else interval(values)
+            key: share(values) if key == "success" and once else interval(values)
             for key, values in columns.items()
         },
     }

@@ -1,9 +1,10 @@
-"""`rlhf evaluate`: policies on episodes and text, rewards on pairs."""
+"""`rlhf evaluate`: policies on episodes, text, labels and tasks; rewards on pairs."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 import reward_models
 from rlhf.data.load import load
+from rlhf.evaluation.classes import class_summary
 from rlhf.evaluation.config import EvaluateConfig, PolicySpec
 from rlhf.evaluation.evaluate import (
     bounds,
@@ -21,9 +23,10 @@ from rlhf.evaluation.evaluate import (
     summarise,
     write_evaluation,
 )
+from rlhf.evaluation.harness import require_harness, task_metrics
 from rlhf.evaluation.pairs import write_pairs_evaluation
 from rlhf.evaluation.statistics import Estimate, stretched_interval
-from rlhf.evaluation.text import completion_losses, text_metrics
+from rlhf.evaluation.text import completion_losses
 from rlhf.launch import release_memory
 from rlhf.models.heads import Policy
 from rlhf.models.loading import load_model
@@ -40,6 +43,7 @@ class Task:
     config: EvaluateConfig
     prompts: list[Any]
     text: list[Any]
+    classes: list[Any]
     rewards: list[Any]
 
 
@@ -58,36 +62,73 @@ def run_evaluation(verb: str, config: EvaluateConfig, run: Run) -> Path:
 
 
 def load_task(config: EvaluateConfig) -> Task:
-    """Prompts, text and rewards of a configuration."""
+    """Prompts, text, labelled texts and rewards of a configuration."""
+    if config.tasks:
+        require_harness()
     prompts: list[Any] = []
     if config.env and config.env.prompts:
         loaded = load(config.env.prompts, "prompt", seed=config.seed)
         log.info("prompts: %s", loaded.summary())
         prompts = [row["prompt"] for row in loaded.rows]
     text = load(config.text, "sft", seed=config.seed).rows if config.text else []
+    classes = config.classes
+    labelled = load(classes.data, "classification", seed=config.seed).rows if classes else []
     rewards = [reward_models.build(config.rewards)] if config.rewards else []
-    return Task(config, prompts, text, rewards)
+    return Task(config, prompts, text, labelled, rewards)
 
 
 def _evaluate_policy(spec: PolicySpec, task: Task, run: Run) -> None:
     config = task.config
     policy = Policy(*load_model(spec.model, seed=config.seed)) if spec.model else None
+    examples = shots(spec, config.seed)
     rows: list[dict[str, Any]] = []
     summary: dict[str, Any] = {"name": spec.name, "env": "text", "policy": spec.name, "metrics": {}}
     if config.env:
-        rows = _play(spec, policy, task)
+        rows = _play(spec, policy, task, examples)
         make_env = make_env_factory(config.env, task.prompts)
         low, high = bounds(make_env) if config.env.id else (None, None)
         name = config.env.id or "prompts"
         summary = summarise(rows, name=spec.name, env=name, random=low, optimal=high)
-    if task.text and policy is not None:
-        losses, counts = completion_losses(policy, task.text, max_length=config.max_length)
-        summary["metrics"] |= text_summary(losses, counts, seed=config.seed)
-        summary["text"] = {"losses": losses, "tokens": counts}
+    if policy is not None:
+        _read(policy, task, summary, examples)
     write_evaluation(run.directory, rows, summary)
 
 
-def _play(spec: PolicySpec, policy: Policy | None, task: Task) -> list[dict[str, Any]]:
+def shots(spec: PolicySpec, seed: int) -> list[dict[str, str]]:
+    """The messages of a policy's examples, one after the other; system messages are left out."""
+    rows = load(spec.examples, "sft", seed=seed).rows if spec.examples else []
+    messages = [message for row in rows for message in [*row["prompt"], *row["completion"]]]
+    return [message for message in messages if message["role"] != "system"]
+
+
+def _read(
+    policy: Policy, task: Task, summary: dict[str, Any], examples: Sequence[dict[str, str]]
+) -> None:
+    """What is measured without an episode: loss on text, labels, standard tasks; in place."""
+    config = task.config
+    if task.text:
+        text = [{**row, "prompt": [*examples, *row["prompt"]]} for row in task.text]
+        losses, counts, sizes = completion_losses(policy, text, max_length=config.max_length)
+        summary["metrics"] |= text_summary(losses, counts, sizes, seed=config.seed)
+        summary["text"] = {"losses": losses, "tokens": counts, "bytes": sizes}
+    if config.classes:
+        report = class_summary(
+            policy,
+            task.classes,
+            config.classes,
+            examples=examples,
+            max_length=config.max_length,
+            seed=config.seed,
+        )
+        summary["metrics"] |= {f"class_{name}": v for name, v in report["metrics"].items()}
+        summary["classes"] = report
+    if config.tasks:
+        summary["metrics"] |= task_metrics(policy, config.tasks, seed=config.seed)
+
+
+def _play(
+    spec: PolicySpec, policy: Policy | None, task: Task, examples: Sequence[dict[str, str]]
+) -> list[dict[str, Any]]:
     """Episodes of a model, or of the environment's own random or expert policy."""
     config = task.config
     assert config.env is not None
@@ -101,13 +142,18 @@ def _play(spec: PolicySpec, policy: Policy | None, task: Task) -> list[dict[str,
             first=config.first_episode,
         )
     collector = Collector.open(
-        policy.model, policy.tokenizer, config.env, config.rollout, prompts=task.prompts
+        policy.model,
+        policy.tokenizer,
+        config.env,
+        config.rollout,
+        prompts=task.prompts,
+        examples=examples,
     )
     try:
         return play_model(
             policy.model,
             collector,
-            evaluation_starts(config.episodes, first=config.first_episode),
+            evaluation_starts(config.episodes, first=config.first_episode, samples=config.samples),
             decoding=config.decoding,
             rewards=task.rewards,
         )
@@ -115,18 +161,34 @@ def _play(spec: PolicySpec, policy: Policy | None, task: Task) -> list[dict[str,
         collector.close()
 
 
-def text_summary(losses: list[float], counts: list[int], *, seed: int) -> dict[str, Any]:
-    """Loss per completion token with an interval over examples, and its perplexity."""
-    pairs = [pair for pair in zip(losses, counts, strict=True) if pair[1]]
-    table = np.array(pairs, dtype=float)
+def text_summary(
+    losses: list[float], counts: list[int], sizes: list[int], *, seed: int
+) -> dict[str, Any]:
+    """Loss per completion token with an interval over examples, its perplexity, bits per byte.
+
+    Args:
+        losses: nats of each example.
+        counts: its tokens.
+        sizes: its bytes; unlike tokens they are the same for every tokenizer.
+        seed: of the bootstrap.
+    """
+    rows = [row for row in zip(losses, counts, sizes, strict=True) if row[1]]
+    table = np.array(rows, dtype=float)
     rng = np.random.default_rng(seed)
     resampled = table[rng.integers(len(table), size=(2000, len(table)))].sum(1)
-    replicates = resampled[:, 0] / resampled[:, 1]
-    metrics = text_metrics(losses, counts)
-    loss = stretched_interval(metrics["loss"], replicates, len(table), len(table) - 1, 0.95)
+    totals, n = table.sum(0), len(table)
+
+    def ratio(column: int, unit: float) -> Estimate:
+        replicates = resampled[:, 0] / resampled[:, column] / unit
+        return stretched_interval(totals[0] / totals[column] / unit, replicates, n, n - 1, 0.95)
+
+    loss = ratio(1, 1.0)
     low, high = math.exp(loss.low), math.exp(loss.high)
     perplexity = Estimate(math.exp(loss.value), low, high, loss.n)
-    return {"text_loss": loss.as_dict(), "text_perplexity": perplexity.as_dict()}
+    found = {"text_loss": loss, "text_perplexity": perplexity}
+    if (table[:, 2] > 0).all():
+        found["text_bits_per_byte"] = ratio(2, math.log(2))
+    return {name: estimate.as_dict() for name, estimate in found.items()}
 
 
 def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,16 +14,17 @@ from rlhf.rollout.tokens import TurnFormat, encode_example
 @torch.no_grad()
 def completion_losses(
     policy: Policy, rows: Sequence[dict[str, Any]], *, max_length: int, batch_size: int = 8
-) -> tuple[list[float], list[int]]:
-    """Summed negative log-likelihood (nats) and number of completion tokens of each row.
+) -> tuple[list[float], list[int], list[int]]:
+    """Summed negative log-likelihood (nats), tokens and UTF-8 bytes of each row's completion.
 
     Args:
         policy: the model.
         rows: canonical SFT rows.
         max_length: tokens of one example; the rest is cut. Rows whose prompt alone fills it have 0
-            tokens.
+            tokens. The bytes are those of the tokens that are left.
         batch_size: examples that go through the model at once.
     """
+    decode = policy.tokenizer.decode
     layout = TurnFormat(policy.tokenizer)
     encoded = [encode_example(layout, row["prompt"], row["completion"]) for row in rows]
     encoded = [(ids[:max_length], own[:max_length]) for ids, own in encoded]
@@ -46,11 +46,8 @@ def completion_losses(
         for place, index in enumerate(chosen):
             losses[index] = -float(scored.logprobs[place].sum())
             counts[index] = int(actions[place].sum())
-    return losses, counts
-
-
-def text_metrics(losses: Sequence[float], counts: Sequence[int]) -> dict[str, float]:
-    """Loss per completion token in nats, its perplexity, and the number of tokens."""
-    tokens = sum(counts)
-    loss = sum(losses) / tokens
-    return {"loss": loss, "perplexity": math.exp(loss), "tokens": tokens}
+    sizes = []
+    for ids, own in encoded:
+        said = [token for token, mine in zip(ids, own, strict=True) if mine]
+        sizes.append(len(decode(said, skip_special_tokens=True).encode()))
+    return losses, counts, sizes

@@ -83,6 +83,7 @@ class Collector:
         context: tokens the policy can read.
         errors: what an environment's exception does ("raise" or "count").
         watch: counts the seconds of generation and environments.
+        examples: messages shown before every episode, after a system message.
     """
 
     def __init__(
@@ -94,7 +95,9 @@ class Collector:
         context: int,
         errors: str = "raise",
         watch: Stopwatch | None = None,
+        examples: Sequence[dict[str, str]] = (),
     ) -> None:
+        self.examples = list(examples)
         self.make_env, self.layout, self.spec, self.errors = make_env, layout, spec, errors
         self.budget = min(spec.max_tokens or context, context)
         self.envs: list[gym.Env] = []
@@ -112,6 +115,7 @@ class Collector:
         *,
         prompts: Sequence[Any] = (),
         watch: Stopwatch | None = None,
+        examples: Sequence[dict[str, str]] = (),
     ) -> Collector:
         """The collector that a configuration describes, for a model and its tokenizer."""
         layout = TurnFormat(
@@ -119,7 +123,8 @@ class Collector:
         )
         make_env = make_env_factory(env, prompts)
         context = context_of(model)
-        return cls(make_env, layout, rollout, context=context, errors=env.errors, watch=watch)
+        keys = {"errors": env.errors, "watch": watch, "examples": examples}
+        return cls(make_env, layout, rollout, context=context, **keys)
 
     def close(self) -> None:
         """Close every environment."""
@@ -230,6 +235,8 @@ class Collector:
             earlier = earlier[1:]
         if system and not (earlier and earlier[0]["role"] == "system"):
             earlier = [{"role": "system", "content": system}, *earlier]
+        rules = int(bool(earlier) and earlier[0]["role"] == "system")
+        earlier = [*earlier[:rules], *self.examples, *earlier[rules:]]
         rollout.conversation = [*earlier, {"role": "user", "content": str(observation)}]
         ids = self.layout.opening(rollout.conversation)
         episode = _Episode(env, rollout, ids)

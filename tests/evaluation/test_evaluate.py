@@ -76,7 +76,8 @@ def test_text_loss_is_the_cross_entropy_of_completions():
         {"prompt": user("Which colour is the sky?"), "completion": assistant("It is blue.")},
         {"prompt": user("Say a number."), "completion": assistant("7")},
     ]
-    losses, counts = completion_losses(policy, rows, max_length=200)
+    losses, counts, sizes = completion_losses(policy, rows, max_length=200)
+    assert sizes == [len("It is blue."), 1]
     layout = TurnFormat(tokenizer)
     for row, loss, count in zip(rows, losses, counts, strict=True):
         prompt = layout.opening(row["prompt"])
@@ -85,10 +86,12 @@ def test_text_loss_is_the_cross_entropy_of_completions():
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor(reply), reduction="sum")
         assert count == len(reply)
         assert loss == pytest.approx(expected.item(), rel=1e-4)
-    summary = text_summary(losses, counts, seed=0)
+    summary = text_summary(losses, counts, sizes, seed=0)
     mean = sum(losses) / sum(counts)
     assert summary["text_loss"]["mean"] == pytest.approx(mean)
     assert summary["text_perplexity"]["mean"] == pytest.approx(math.exp(mean))
+    bits = sum(losses) / math.log(2) / 12
+    assert summary["text_bits_per_byte"]["mean"] == pytest.approx(bits)
 
 
 def test_resume_measures_only_what_is_missing(tmp_path, echo_model):

@@ -1,0 +1,80 @@
+"""A language model as a classifier: the label that it finds likeliest as its reply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from reward_models.labelled import classification_report
+from rlhf.errors import UserError
+from rlhf.evaluation.config import ClassesSpec
+from rlhf.evaluation.text import completion_losses
+from rlhf.models.heads import Policy
+from rlhf.rollout.tokens import TurnFormat, encode_example
+
+
+def class_summary(
+    policy: Policy,
+    rows: Sequence[dict[str, Any]],
+    spec: ClassesSpec,
+    *,
+    examples: Sequence[dict[str, str]] = (),
+    max_length: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Accuracy, macro-F1 and AUC of a policy, beside always naming the commonest class.
+
+    Args:
+        policy: the model.
+        rows: canonical classification rows; of a reply with its prompt the reply is judged.
+        spec: labels and question.
+        examples: messages shown before each question.
+        max_length: tokens of question and label together.
+        seed: of the bootstrap over rows.
+
+    Raises:
+        UserError: a label is none of the classes, or a text is too long.
+    """
+    truth = np.array([int(row["label"]) for row in rows])
+    if outside := sorted(set(truth.tolist()) - set(range(len(spec.labels)))):
+        raise UserError(
+            f"classes: label {outside[0]} has no name; classes.labels names {len(spec.labels)}"
+        )
+    scores = class_logprobs(
+        policy, [_text(row) for row in rows], spec, examples=examples, max_length=max_length
+    )
+    common = np.bincount(truth, minlength=len(spec.labels)).astype(float)
+    rivals = {"commonest class": np.tile(common, (len(rows), 1))}
+    return classification_report(scores, truth, rivals=rivals, seed=seed)
+
+
+def class_logprobs(
+    policy: Policy,
+    texts: Sequence[str],
+    spec: ClassesSpec,
+    *,
+    examples: Sequence[dict[str, str]] = (),
+    max_length: int,
+) -> np.ndarray:
+    """Log-probability (nats) of each label as the whole reply to each text. [N, C]"""
+    rows = []
+    for text in texts:
+        asked = {"role": "user", "content": spec.question.replace("{text}", text)}
+        for label in spec.labels:
+            reply = {"role": "assistant", "content": label}
+            rows.append({"prompt": [*examples, asked], "completion": [reply]})
+    layout = TurnFormat(policy.tokenizer)
+    lengths = [len(encode_example(layout, row["prompt"], row["completion"])[0]) for row in rows]
+    if max(lengths) > max_length:
+        raise UserError(
+            f"classes: a question with its label has {max(lengths)} tokens, more than max_length = "
+            f"{max_length}: raise it, or leave long texts out"
+        )
+    losses, _, _ = completion_losses(policy, rows, max_length=max_length)
+    return -np.array(losses).reshape(len(texts), len(spec.labels))
+
+
+def _text(row: dict[str, Any]) -> str:
+    return row["text"] if "text" in row else row["completion"][-1]["content"]

@@ -1,0 +1,75 @@
+"""Standard tasks through lm-evaluation-harness, an optional extra."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from rlhf.errors import UserError
+from rlhf.evaluation.config import TasksSpec
+from rlhf.models.heads import Policy
+
+BATCH_SIZE = 8
+Z95 = 1.959964
+
+
+def require_harness() -> None:
+    """Raises UserError where the extra is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError('tasks need lm-evaluation-harness: pip install "rlhf-kit[tasks]"')
+
+
+def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dict[str, Any]]:
+    """Every metric of every task as ``TASK/METRIC``, with a 95% normal interval where it has one.
+
+    Raises:
+        UserError: the extra is not installed, or a task is unknown or cannot be loaded.
+    """
+    require_harness()
+    import lm_eval  # pyright: ignore[reportMissingImports]
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+
+    manager = TaskManager(include_path=spec.folder)
+    known = set(manager.all_tasks)
+    if unknown := [name for name in spec.names if name not in known]:
+        raise UserError(f"tasks: {unknown[0]!r} is unknown; `lm_eval ls tasks` lists them")
+    chat = bool(policy.tokenizer.chat_template)
+    try:
+        found = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=BATCH_SIZE),
+            tasks=list(spec.names),
+            num_fewshot=spec.shots,
+            limit=spec.limit,
+            task_manager=manager,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat and bool(spec.shots),
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    except (OSError, ValueError, ConnectionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"tasks {', '.join(spec.names)}: {reason}") from error
+    return metrics_of(found)
+
+
+def metrics_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The harness's ``results`` as our metrics; "acc,none" and its stderr become ``TASK/acc``."""
+    metrics = {}
+    for task, results in found["results"].items():
+        for key, value in results.items():
+            name, _, variant = key.partition(",")
+            if not variant or name.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            error = results.get(f"{name}_stderr,{variant}")
+            half = Z95 * error if isinstance(error, int | float) else None
+            label = f"{task}/{name}" if variant == "none" else f"{task}/{name} ({variant})"
+            metrics[label] = {
+                "mean": float(value),
+                "low": None if half is None else value - half,
+                "high": None if half is None else value + half,
+                "n": found.get("n-samples", {}).get(task, {}).get("effective"),
+            }
+    return metrics

@@ -1,0 +1,225 @@
+"""What `rlhf evaluate` asks of a policy beside episodes: samples, examples, labels, tasks."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlhf.data.spec import DataSpec
+from rlhf.errors import UserError
+from rlhf.evaluation.classes import class_logprobs, class_summary
+from rlhf.evaluation.config import ClassesSpec, EvaluateConfig, PolicySpec, TasksSpec
+from rlhf.evaluation.harness import metrics_of, task_metrics
+from rlhf.models.heads import Policy
+from rlhf.rollout.seeds import EVALUATION_BLOCK
+from rlhf.rollout.spec import EnvSpec
+from rlhf.rollout.tokens import TurnFormat
+from rlhf.verbs import execute
+from tests.tiny import tiny_model
+from tests.training.workbench import read_rows, sft_rows, user, write_rows
+
+ECHO = EnvSpec(id="text/Echo-v0")
+
+
+def evaluate_tree(folder, place, **keys):
+    return {
+        "output_dir": str(folder),
+        "env": {"id": "text/Echo-v0", "kwargs": {"num_words": 4}},
+        "rollout": {"max_new_tokens": 3},
+        "episodes": 4,
+        "policies": [{"name": "mine", "model": {"path": str(place)}}],
+    } | keys
+
+
+def test_several_samples_of_each_seed(tmp_path, echo_model):
+    execute("evaluate", evaluate_tree(tmp_path / "run", echo_model, samples=3))
+    folder = tmp_path / "run/evaluation/mine"
+    rows = read_rows(folder / "episodes.jsonl")
+    block = [EVALUATION_BLOCK + i for i in range(4)]
+    assert [(row["seed"], row["sample"]) for row in rows] == [
+        (s, m) for s in block for m in (0, 1, 2)
+    ]
+    for seed in block:
+        own = [row["messages"] for row in rows if row["seed"] == seed]
+        assert len({messages[0]["content"] for messages in own}) == 1
+    assert len({row["messages"][-1]["content"] for row in rows}) > 4
+    metrics = json.loads((folder / "summary.json").read_text())["metrics"]
+    right = {s: sum(row["success"] for row in rows if row["seed"] == s) for s in block}
+    expected = np.mean([1 - math.comb(3 - c, 2) / 3 for c in right.values()])
+    assert metrics["pass@2"]["mean"] == pytest.approx(expected)
+    assert metrics["return"]["n"] == 4
+
+
+def test_examples_stand_before_every_episode(tmp_path, echo_model):
+    shots = write_rows(tmp_path / "shots.jsonl", sft_rows(2))
+    policies = [
+        {"name": "plain", "model": {"path": str(echo_model)}},
+        {"name": "shown", "model": {"path": str(echo_model)}, "examples": [{"path": str(shots)}]},
+    ]
+    tree = evaluate_tree(tmp_path / "run", echo_model, policies=policies, decoding="greedy")
+    execute("evaluate", tree | {"text": [{"path": str(shots)}]})
+    home = tmp_path / "run/evaluation"
+    plain, shown = (read_rows(home / name / "episodes.jsonl") for name in ("plain", "shown"))
+    roles = ["system", "user", "assistant", "user", "assistant", "user", "assistant"]
+    for one, other in zip(plain, shown, strict=True):
+        talk = [m for m in other["messages"] if m["role"] != "system"]
+        assert [m["role"] for m in other["messages"]][-6:] == roles[-6:]
+        assert talk[4] == next(m for m in one["messages"] if m["role"] == "user")
+        assert sorted(talk[:4], key=str) == sorted(
+            [m for row in read_rows(shots) for m in [*row["prompt"], *row["completion"]]], key=str
+        )
+    losses = [
+        json.loads((home / name / "summary.json").read_text())["metrics"]["text_loss"]["mean"]
+        for name in ("plain", "shown")
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_label_scores_are_the_models_log_probabilities():
+    model, tokenizer = tiny_model()
+    source = DataSpec("unused.jsonl")
+    spec = ClassesSpec([source], ["blue", "green and high"], "Which colour is {text}?")
+    texts = ["the sky", "the grass"]
+    found = class_logprobs(Policy(model, tokenizer), texts, spec, max_length=100)
+    layout = TurnFormat(tokenizer)
+    for i, text in enumerate(texts):
+        for k, label in enumerate(spec.labels):
+            prompt = layout.opening(user(f"Which colour is {text}?"))
+            reply = layout.reply(label)
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([prompt + reply])).logits[0]
+            steps = logits[len(prompt) - 1 : -1].log_softmax(-1)
+            expected = steps[range(len(reply)), reply].sum().item()
+            assert found[i, k] == pytest.approx(expected, rel=1e-4)
+
+
+def test_labelled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_model):
+    words = ["apple", "river", "stone"]
+    rows = [{"text": words[i % 3], "label": i % 3} for i in range(30)]
+    data = write_rows(tmp_path / "words.jsonl", rows)
+    classes = {"data": [{"path": str(data)}], "labels": words, "question": "Repeat: {text}"}
+    tree = evaluate_tree(tmp_path / "run", echo_model, classes=classes)
+    tree.pop("env")
+    execute("evaluate", tree)
+    summary = json.loads((tmp_path / "run/evaluation/mine/summary.json").read_text())
+    policy = Policy(
+        AutoModelForCausalLM.from_pretrained(echo_model), AutoTokenizer.from_pretrained(echo_model)
+    )
+    spec = ClassesSpec([DataSpec(str(data))], words, "Repeat: {text}")
+    scores = class_logprobs(policy, words, spec, max_length=100)
+    accuracy = np.mean(scores.argmax(1) == np.arange(3))
+    assert summary["metrics"]["class_accuracy"]["mean"] == pytest.approx(accuracy)
+    assert summary["classes"]["baselines"]["commonest class"]["accuracy"]["mean"] == pytest.approx(
+        1 / 3
+    )
+    two = ClassesSpec([DataSpec(str(data))], words[:2])
+    with pytest.raises(UserError, match=r"label 2 has no name; classes\.labels names 2"):
+        class_summary(policy, rows, two, max_length=100, seed=0)
+    with pytest.raises(UserError, match="more than max_length = 2: raise it"):
+        class_logprobs(policy, words, spec, max_length=2)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"samples": 4}, "samples has no effect without env"),
+        (
+            {"samples": 4, "env": ECHO, "decoding": "greedy"},
+            "samples has no effect with greedy decoding",
+        ),
+        ({"samples": 0}, "samples must be >= 1, got 0"),
+    ],
+)
+def test_settings_that_cannot_be_meant(keys, message):
+    policies = [PolicySpec("random")]
+    with pytest.raises(ValueError, match=message):
+        EvaluateConfig("out", policies, text=[DataSpec("x.jsonl")], **keys)
+
+
+def test_specs_that_cannot_be_meant():
+    source = [DataSpec("x.jsonl")]
+    with pytest.raises(ValueError, match="give two or more different ones"):
+        ClassesSpec(source, ["a", "a"])
+    with pytest.raises(ValueError, match=r"has no \{text\} in it"):
+        ClassesSpec(source, ["a", "b"], "Well?")
+    with pytest.raises(ValueError, match="random has no model to show examples to"):
+        PolicySpec("random", examples=source)
+    with pytest.raises(ValueError, match=r"tasks\.names is empty"):
+        TasksSpec([])
+
+
+def test_a_missing_harness_is_told_before_anything_is_played(tmp_path, echo_model, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    tree = evaluate_tree(tmp_path / "run", echo_model, tasks={"names": ["arc_easy"]})
+    with pytest.raises(UserError, match=r'pip install "rlhf-kit\[tasks\]"'):
+        execute("evaluate", tree)
+    assert not (tmp_path / "run/evaluation").exists()
+
+
+def test_the_harness_results_become_metrics():
+    found = {
+        "results": {
+            "arc": {"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": "arc"},
+            "gsm": {"exact_match,strict": 0.25, "exact_match_stderr,strict": "N/A"},
+        },
+        "n-samples": {"arc": {"original": 90, "effective": 25}},
+    }
+    metrics = metrics_of(found)
+    assert metrics["arc/acc"]["low"] == pytest.approx(0.304, abs=1e-3)
+    assert metrics["arc/acc"]["n"] == 25
+    assert metrics["gsm/exact_match (strict)"] == {
+        "mean": 0.25,
+        "low": None,
+        "high": None,
+        "n": None,
+    }
+    assert len(metrics) == 2
+
+
+def test_a_task_through_the_harness_is_the_models_own_choice(tmp_path):
+    pytest.importorskip("lm_eval")
+    model, tokenizer = tiny_model()
+    tokenizer.chat_template = None
+    colours = ["blue", "green"]
+    rows = [
+        {"question": f"Which colour is {thing}?", "choices": colours, "label": i % 2}
+        for i, thing in enumerate(["the sky", "the grass", "a number", "the number", "grass"])
+    ]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    task = {
+        "task": "colours",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "label",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/colours.yaml").write_text(yaml.safe_dump(task))
+    spec = TasksSpec(["colours"], folder=str(tmp_path / "tasks"))
+    found = task_metrics(Policy(model, tokenizer), spec, seed=0)["colours/acc"]
+    right = []
+    for row in rows:
+        prompt = tokenizer(row["question"])["input_ids"]
+        scores = []
+        for choice in colours:
+            whole = tokenizer(f"{row['question']} {choice}")["input_ids"]
+            assert whole[: len(prompt)] == prompt
+            with torch.no_grad():
+                steps = model(input_ids=torch.tensor([whole])).logits[0].log_softmax(-1)
+            places = range(len(prompt), len(whole))
+            scores.append(sum(steps[t - 1, whole[t]].item() for t in places))
+        right.append(int(np.argmax(scores)) == row["label"])
+    assert found["mean"] == pytest.approx(np.mean(right))
+    assert found["n"] == 5
+    with pytest.raises(UserError, match="'nonsense' is unknown"):
+        task_metrics(Policy(model, tokenizer), TasksSpec(["nonsense"]), seed=0)
