@@ -20,15 +20,14 @@ from typing import Any
 import numpy as np
 
 import rlhf
+from benchmarks.curves import draw, report
 from rlhf import launch
 from rlhf.config import read_yaml
-from rlhf.evaluation.statistics import mean_interval, paired_difference
 
 ALGORITHMS = ("grpo", "rloo")
-SIDES = ("rlhf", "trl")
+SIDES = ("ours", "TRL")
 START = Path(__file__).parents[1] / "configs/learning/echo.yaml"
 REPLIES, GROUP, TOKENS, LEARNING_RATE = 64, 8, 4, 5e-4
-END = 5  # last steps whose mean is the end of a curve
 
 
 def right_word(conversations: list[list[dict[str, str]]]) -> list[float]:
@@ -148,44 +147,6 @@ def curves(folder: Path, *, seeds: int, steps: int) -> dict[str, dict[str, np.nd
                 table[side].append(json.loads(kept.read_text()))
         found[algorithm] = {side: np.array(rows) for side, rows in table.items()}
     return found
-
-
-def report(found: dict[str, dict[str, np.ndarray]]) -> str:
-    """Area and end of the curves by side, and the paired differences, as a Markdown table."""
-    lines = [
-        "| algorithm | measure | ours | TRL | ours − TRL, paired by seed |",
-        "| --- | --- | ---: | ---: | ---: |",
-    ]
-    for algorithm, sides in found.items():
-        for name, part in (
-            ("mean over all steps", slice(None)),
-            (f"last {END}", slice(-END, None)),
-        ):
-            ours, theirs = (sides[side][:, part].mean(1) for side in SIDES)
-            told = [mean_interval(column) for column in (ours, theirs)]
-            gap = paired_difference(ours, theirs)
-            cells = [f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in told]
-            cells.append(f"{gap.value:+.3f} [{gap.low:.3f}, {gap.high:.3f}]")
-            lines.append(f"| {algorithm} | {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
-    """Mean curves with their 95% intervals over seeds."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for axis, (algorithm, sides) in zip(axes, found.items(), strict=True):
-        for side, rows in sides.items():
-            told = [mean_interval(column) for column in rows.T]
-            steps = np.arange(1, len(told) + 1)
-            axis.plot(steps, [x.value for x in told], label=side)
-            axis.fill_between(steps, [x.low for x in told], [x.high for x in told], alpha=0.2)
-        axis.set(title=algorithm, xlabel="step", ylim=(0, 1.02))
-        axis.legend(loc="lower right")
-    axes[0].set_ylabel("mean reward of a batch")
-    figure.savefig(path, dpi=120)
 
 
 def main() -> None:

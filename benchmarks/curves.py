@@ -1,0 +1,54 @@
+"""Learning curves of two sides, seed by seed: a table of paired differences, and a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from rlhf.evaluation.statistics import mean_interval, paired_difference
+
+END = 5  # last steps whose mean is the end of a curve
+
+
+def report(found: dict[str, dict[str, np.ndarray]]) -> str:
+    """Area and end of the curves by side, and the paired differences, as a Markdown table.
+
+    Args:
+        found: algorithm -> side -> curves [seeds, steps]; the same two sides for all.
+    """
+    first, second = next(iter(found.values()))
+    lines = [
+        f"| algorithm | measure | {first} | {second} | {first} − {second}, paired by seed |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for algorithm, sides in found.items():
+        for name, part in (
+            ("mean over all steps", slice(None)),
+            (f"last {END}", slice(-END, None)),
+        ):
+            one, other = (rows[:, part].mean(1) for rows in sides.values())
+            told = [mean_interval(column) for column in (one, other)]
+            gap = paired_difference(one, other)
+            cells = [f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in told]
+            cells.append(f"{gap.value:+.3f} [{gap.low:.3f}, {gap.high:.3f}]")
+            lines.append(f"| {algorithm} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+    """Mean curves with their 95% intervals over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(found), 3), layout="constrained")
+    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axis, (algorithm, sides) in zip(axes, found.items(), strict=True):
+        for side, rows in sides.items():
+            told = [mean_interval(column) for column in rows.T]
+            steps = np.arange(1, len(told) + 1)
+            axis.plot(steps, [x.value for x in told], label=side)
+            axis.fill_between(steps, [x.low for x in told], [x.high for x in told], alpha=0.2)
+        axis.set(title=algorithm, xlabel="step", ylim=(0, None))
+        axis.legend(loc="lower right")
+    axes[0].set_ylabel("mean reward of a batch")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,65 @@
+"""Does training with bfloat16 weights learn as training in float32 does? Two tasks, seed by seed.
+
+    python -m benchmarks.precision FOLDER [--seeds 5]
+
+Runs configs/learning/TASK.yaml twice with each seed, SFT, PPO and GRPO with the one dtype or the
+other; nothing else differs. bfloat16 keeps float32 masters in the optimizer. A curve is the mean
+reward of each batch. Finished stages are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+import rlhf
+from benchmarks.curves import draw, report
+from benchmarks.learning import ALGORITHMS, CONFIGS
+from rlhf import launch
+
+TASKS = ("echo", "bandit")
+SIDES = ("bfloat16", "float32")
+
+
+def run_task(task: str, folder: Path, *, side: str, seed: int) -> dict[str, list[float]]:
+    """The curve of each algorithm."""
+    root = folder / f"{task}-{side}-{seed}"
+    dtypes = {f"{stage}.model.dtype": side for stage in ("sft", *ALGORITHMS)}
+    rlhf.run(CONFIGS / f"{task}.yaml", output_dir=str(root), seed=seed, resume=True, **dtypes)
+    return {algorithm: curve(root / algorithm) for algorithm in ALGORITHMS}
+
+
+def curve(run: Path) -> list[float]:
+    """Mean reward of each batch of a run."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [row["reward/mean"] for row in rows if "reward/mean" in row]
+
+
+def main() -> None:
+    """Train what is missing, print the table, draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    chosen = parser.parse_args()
+    launch.prepare()
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for task in TASKS:
+        runs = {
+            side: [
+                run_task(task, chosen.folder, side=side, seed=seed) for seed in range(chosen.seeds)
+            ]
+            for side in SIDES
+        }
+        for algorithm in ALGORITHMS:
+            found[f"{task}, {algorithm}"] = {
+                side: np.array([run[algorithm] for run in made]) for side, made in runs.items()
+            }
+    print(report(found))
+    draw(found, chosen.folder / "precision.png")
+
+
+if __name__ == "__main__":
+    main()
