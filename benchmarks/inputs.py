@@ -80,7 +80,8 @@ def ppo(job: Job) -> None:
     reward = reward_model(model, job.folder / "reward")
     config = {
         **online_config(job, model, prompts=prompt_file(job, tokens=64)),
-        "rewards": [{"kind": "learned", "path": reward}],
+        # In bfloat16 like the policy, and as TRL tuned computes it.
+        "rewards": [{"kind": "learned", "path": reward, "dtype": "bfloat16"}],
         "rollout": {"max_new_tokens": 32, "chat": False, "temperature": 0.7},
         "episodes_per_step": 8,
         "algorithm": {"num_epochs": 2, "num_minibatches": 2},

@@ -86,11 +86,15 @@ def make_ready(config: RewardConfig, kind: RewardKind, stage: Stage) -> Work:
         dataclasses.replace(sidecar, scope=scope).write(final)
 
     def report(run: Run) -> None:
+        dropped: dict[str, int] = {}
         if config.test_data:
             loaded = load(config.test_data, stage.data, seed=config.seed, keep=stage.keep)  # type: ignore[arg-type]
             log.info("test_data: %s", loaded.summary())
             encoder(loaded.rows, False)
-        judge(kind, config, run, encoder.kept[True], encoder.kept[False], dtype=model.dtype)
+            dropped = loaded.dropped
+        kept = encoder.kept
+        dropped = {**dropped, **encoder.dropped[False]}
+        judge(kind, config, run, kept[True], kept[False], dropped=dropped, dtype=model.dtype)
 
     work = Work(
         model=model,

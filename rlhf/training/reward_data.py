@@ -53,7 +53,9 @@ class RewardEncoder:
         self.changed: Counter[str] = Counter()
         self.generator = np.random.default_rng()
         self.training, self.bare_texts = False, False
-        self.kept: dict[bool, list[Row]] = {}  # rows that became examples, by whether for training
+        # Rows that became examples, and why others did not, by whether for training.
+        self.kept: dict[bool, list[Row]] = {}
+        self.dropped: dict[bool, Counter[str]] = {}
 
     def __call__(self, rows: Sequence[Row], training: bool) -> Dataset:
         """Examples of ``rows``, neighbours alike in length; only training rows are drawn for heads.
@@ -62,7 +64,7 @@ class RewardEncoder:
             UserError: nothing is left.
         """
         self.training, made = training, []
-        self.kept[training] = []
+        self.kept[training], self.dropped[training] = [], Counter()
         self.generator = np.random.default_rng([self.config.seed, training])
         self.bare_texts = "text" in rows[0]
         for row in rows:
@@ -71,6 +73,7 @@ class RewardEncoder:
                 self.kept[training].append(row)
             except (RowDropped, Unscorable) as reason:
                 self.changed[f"dropped: {reason}"] += 1
+                self.dropped[training][str(reason)] += 1
         if not made:
             raise UserError(f"no example is left: {self.summary()}")
         lengths = [max(map(len, example["texts"])) for example in made]

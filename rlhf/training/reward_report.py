@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -40,14 +40,25 @@ def judge(
     train_rows: list[Row],
     eval_rows: list[Row],
     *,
+    dropped: Mapping[str, int],
     dtype: torch.dtype,
 ) -> None:
-    """Measure the saved model on rows it has not seen, and write the report."""
+    """Measure the saved model on rows it has not seen, and write the report.
+
+    Args:
+        kind: of the reward model.
+        config: of its training.
+        run: its directory.
+        train_rows: what it learned from; the rivals learn from them too.
+        eval_rows: what it is judged on.
+        dropped: reason -> rows that it could not be judged on.
+        dtype: of the weights.
+    """
     if kind.report == "pairs" and not config.test_data:
         eval_rows = eval_rows[:REPORT_PAIRS]
     name = str(dtype).removeprefix("torch.")
     if kind.report == "pairs":
-        calibrate(run, train_rows, eval_rows, dtype=name, seed=config.seed)
+        calibrate(run, train_rows, eval_rows, dropped=dropped, dtype=name, seed=config.seed)
         return
     report = REPORTS[kind.report](config, run, train_rows, eval_rows, name)
     summary = {"name": run.directory.name, "env": kind.data, "policy": run.directory.name} | report
@@ -58,7 +69,13 @@ def judge(
 
 
 def calibrate(
-    run: Run, train_rows: list[Row], eval_rows: list[Row], *, dtype: str, seed: int
+    run: Run,
+    train_rows: list[Row],
+    eval_rows: list[Row],
+    *,
+    dropped: Mapping[str, int],
+    dtype: str,
+    seed: int,
 ) -> None:
     """Judge the reward model on pairs, and keep the fitted temperature beside it."""
     sidecar = Sidecar.read(run.final)
@@ -69,6 +86,7 @@ def calibrate(
         run.directory,
         name=run.directory.name,
         train_rows=train_rows,
+        dropped=dropped,
         seed=seed,
     )
     temperature = report["calibration"]["fitted"]["temperature"]

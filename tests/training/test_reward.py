@@ -21,6 +21,7 @@ from tests.training.workbench import (
     pair_rows,
     pairs_tree,
     save_model,
+    write_rows,
 )
 
 
@@ -112,6 +113,16 @@ def test_overlong_pairs_are_truncated_and_counted_never_dropped(tmp_path, echo_m
 
 def with_margins(rows):
     return [row | {"margin": 2.0} for row in rows]
+
+
+def test_rows_that_cannot_be_judged_stand_in_the_report(tmp_path, echo_model):
+    rows = pair_rows(8)
+    rows[3]["rejected"] = rows[3]["chosen"]
+    test = write_rows(tmp_path / "test.jsonl", rows)
+    execute("reward", pairs_tree(tmp_path, echo_model, test_data=[{"path": str(test)}]))
+    summary = json.loads((tmp_path / "run/evaluation/run/summary.json").read_text())
+    assert summary["data"]["dropped"] == {"chosen equals rejected": 1}
+    assert summary["accuracy"]["n"] == 7
 
 
 def test_margins_count_only_when_asked_for(tmp_path, echo_model):
