@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -26,18 +27,18 @@ def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dic
         UserError: the extra is not installed, or a task is unknown or cannot be loaded.
     """
     require_harness()
-    import lm_eval  # pyright: ignore[reportMissingImports]
-    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
-    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
-
-    manager = TaskManager(include_path=spec.folder)
+    lm_eval: Any = importlib.import_module("lm_eval")  # not there at every type check
+    wrapped: Any = importlib.import_module("lm_eval.models.huggingface").HFLM
+    manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=spec.folder)
     known = set(manager.all_tasks)
     if unknown := [name for name in spec.names if name not in known]:
         raise UserError(f"tasks: {unknown[0]!r} is unknown; `lm_eval ls tasks` lists them")
     chat = bool(policy.tokenizer.chat_template)
     try:
         found = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=BATCH_SIZE),
+            model=wrapped(
+                pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=BATCH_SIZE
+            ),
             tasks=list(spec.names),
             num_fewshot=spec.shots,
             limit=spec.limit,
