@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,12 @@ import numpy as np
 from rlhf.evaluation.statistics import mean_interval, paired_difference
 
 END = 5  # last steps whose mean is the end of a curve
+
+
+def curve(run: Path) -> list[float]:
+    """Mean reward of each batch of a run."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["reward/mean"] for line in lines]
 
 
 def report(found: dict[str, dict[str, np.ndarray]]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import rlhf
-from benchmarks.curves import draw, report
+from benchmarks.curves import curve, draw, report
 from rlhf import launch
 from rlhf.config import read_yaml
 
@@ -79,8 +79,7 @@ def our_tree(algorithm: str, model: Path, folder: Path, *, seed: int, steps: int
 def our_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
     """Mean reward of each batch, ours."""
     rlhf.stage(algorithm, tree, overwrite=True)
-    lines = (Path(tree["output_dir"]) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["reward/mean"] for line in lines]
+    return curve(Path(tree["output_dir"]))
 
 
 def trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:

@@ -10,13 +10,12 @@ reward of each batch. Finished stages are kept.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 
 import rlhf
-from benchmarks.curves import draw, report
+from benchmarks.curves import curve, draw, report
 from benchmarks.learning import ALGORITHMS, CONFIGS
 from rlhf import launch
 
@@ -30,12 +29,6 @@ def run_task(task: str, folder: Path, *, side: str, seed: int) -> dict[str, list
     dtypes = {f"{stage}.model.dtype": side for stage in ("sft", *ALGORITHMS)}
     rlhf.run(CONFIGS / f"{task}.yaml", output_dir=str(root), seed=seed, resume=True, **dtypes)
     return {algorithm: curve(root / algorithm) for algorithm in ALGORITHMS}
-
-
-def curve(run: Path) -> list[float]:
-    """Mean reward of each batch of a run."""
-    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [row["reward/mean"] for row in rows if "reward/mean" in row]
 
 
 def main() -> None:

@@ -87,7 +87,8 @@ def side_line(name: str, result: Result, side: str) -> str:
 
 def rate_text(rate: float, unit: str) -> str:
     """Work per second; floating-point operations in tera."""
-    return f"{rate / 1e12:.2f} TFLOP" if unit == "FLOP" else f"{rate:,.3g} {unit}"
+    digits = f"{rate:,.0f}" if rate >= 1000 else f"{rate:.3g}"
+    return f"{rate / 1e12:.2f} TFLOP" if unit == "FLOP" else f"{digits} {unit}"
 
 
 def faster(ratio: Mapping[str, Any]) -> str:
@@ -143,5 +144,5 @@ def draw(results: Mapping[str, Result], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("work per second, ours over theirs (line: quartiles of pairs; red: asked)")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)

@@ -141,6 +141,19 @@ def without_system(messages: Conversation) -> Conversation:
     return messages[1:] if messages and messages[0]["role"] == "system" else messages
 
 
+def after_system(messages: Sequence[dict[str, str]], more: Sequence[dict[str, str]]) -> Conversation:
+    """`messages` with `more` between a leading system turn and the rest."""
+    rest = without_system(list(messages))
+    return [*messages[: len(messages) - len(rest)], *more, *rest]
+
+
+def labelled_conversation(row: Mapping[str, Any]) -> Conversation:
+    """A canonical labelled row: its text as one message, or its reply with the prompt."""
+    if "text" in row:
+        return [{"role": "assistant", "content": row["text"]}]
+    return [*row["prompt"], *row["completion"]]
+
+
 def split_last_reply(messages: Conversation) -> tuple[Conversation, Conversation]:
     """(prompt, last assistant turn). User turns after the last reply are left out: unanswered."""
     replies = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]

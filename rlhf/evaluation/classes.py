@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from reward_models.labelled import classification_report
+from rlhf.data.conversation import labelled_conversation
 from rlhf.errors import UserError
 from rlhf.evaluation.config import ClassesSpec
 from rlhf.evaluation.text import completion_losses
@@ -43,7 +44,7 @@ def class_summary(
             f"classes: label {outside[0]} has no name; classes.labels names {len(spec.labels)}"
         )
     scores = class_logprobs(
-        policy, [_text(row) for row in rows], spec, examples=examples, max_length=max_length
+        policy, [labelled_conversation(row)[-1]["content"] for row in rows], spec, examples=examples, max_length=max_length
     )
     common = np.bincount(truth, minlength=len(spec.labels)).astype(float)
     rivals = {"commonest class": np.tile(common, (len(rows), 1))}
@@ -74,7 +75,3 @@ def class_logprobs(
         )
     losses, _, _ = completion_losses(policy, rows, max_length=max_length)
     return -np.array(losses).reshape(len(texts), len(spec.labels))
-
-
-def _text(row: dict[str, Any]) -> str:
-    return row["text"] if "text" in row else row["completion"][-1]["content"]

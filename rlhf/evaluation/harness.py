@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from typing import Any
 
 from rlhf.errors import UserError
 from rlhf.evaluation.config import TasksSpec
+from rlhf.evaluation.distributions import normal_quantile
+from rlhf.evaluation.statistics import Estimate
 from rlhf.models.heads import Policy
 
 BATCH_SIZE = 8
-Z95 = 1.959964
 
 
 def require_harness() -> None:
@@ -65,12 +67,8 @@ def metrics_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
             if not variant or name.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = results.get(f"{name}_stderr,{variant}")
-            half = Z95 * error if isinstance(error, int | float) else None
+            half = normal_quantile(0.975) * error if isinstance(error, int | float) else math.nan
             label = f"{task}/{name}" if variant == "none" else f"{task}/{name} ({variant})"
-            metrics[label] = {
-                "mean": float(value),
-                "low": None if half is None else value - half,
-                "high": None if half is None else value + half,
-                "n": found.get("n-samples", {}).get(task, {}).get("effective"),
-            }
+            n = found.get("n-samples", {}).get(task, {}).get("effective")
+            metrics[label] = Estimate(float(value), value - half, value + half, n).as_dict()
     return metrics

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import reward_models
+from rlhf.data.conversation import after_system, without_system
 from rlhf.data.load import load
 from rlhf.evaluation.classes import class_summary
 from rlhf.evaluation.config import EvaluateConfig, PolicySpec
@@ -97,8 +98,7 @@ def _evaluate_policy(spec: PolicySpec, task: Task, run: Run) -> None:
 def shots(spec: PolicySpec, seed: int) -> list[dict[str, str]]:
     """The messages of a policy's examples, one after the other; system messages are left out."""
     rows = load(spec.examples, "sft", seed=seed).rows if spec.examples else []
-    messages = [message for row in rows for message in [*row["prompt"], *row["completion"]]]
-    return [message for message in messages if message["role"] != "system"]
+    return [m for row in rows for m in without_system([*row["prompt"], *row["completion"]])]
 
 
 def _read(
@@ -107,7 +107,7 @@ def _read(
     """What is measured without an episode: loss on text, labels, standard tasks; in place."""
     config = task.config
     if task.text:
-        text = [{**row, "prompt": [*examples, *row["prompt"]]} for row in task.text]
+        text = [{**row, "prompt": after_system(row["prompt"], examples)} for row in task.text]
         losses, counts, sizes = completion_losses(policy, text, max_length=config.max_length)
         summary["metrics"] |= text_summary(losses, counts, sizes, seed=config.seed)
         summary["text"] = {"losses": losses, "tokens": counts, "bytes": sizes}

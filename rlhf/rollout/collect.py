@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rlhf.data.conversation import after_system
 from rlhf.errors import UserError
 from rlhf.models.logprobs import context_of
 from rlhf.profiling import Stopwatch
@@ -123,8 +124,15 @@ class Collector:
         )
         make_env = make_env_factory(env, prompts)
         context = context_of(model)
-        keys = {"errors": env.errors, "watch": watch, "examples": examples}
-        return cls(make_env, layout, rollout, context=context, **keys)
+        return cls(
+            make_env,
+            layout,
+            rollout,
+            context=context,
+            errors=env.errors,
+            watch=watch,
+            examples=examples,
+        )
 
     def close(self) -> None:
         """Close every environment."""
@@ -235,8 +243,7 @@ class Collector:
             earlier = earlier[1:]
         if system and not (earlier and earlier[0]["role"] == "system"):
             earlier = [{"role": "system", "content": system}, *earlier]
-        rules = int(bool(earlier) and earlier[0]["role"] == "system")
-        earlier = [*earlier[:rules], *self.examples, *earlier[rules:]]
+        earlier = after_system(earlier, self.examples)
         rollout.conversation = [*earlier, {"role": "user", "content": str(observation)}]
         ids = self.layout.opening(rollout.conversation)
         episode = _Episode(env, rollout, ids)

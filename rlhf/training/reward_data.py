@@ -143,13 +143,6 @@ class Collator:
         return {"input_ids": ids, "attention_mask": mask, "labels": cells}
 
 
-def conversation_of(row: Row) -> Conversation:
-    """The labelled text as one message, or the labelled reply with its prompt."""
-    if "text" in row:
-        return [{"role": "assistant", "content": row["text"]}]
-    return [*row["prompt"], *row["completion"]]
-
-
 def pair(encoder: RewardEncoder, row: Row) -> Row:
     """Two texts; the margin for each head."""
     if encoder.config.margins or encoder.config.kind == "scaled":
@@ -208,13 +201,13 @@ def candidates(encoder: RewardEncoder, row: Row) -> Row:
 def two_classes(encoder: RewardEncoder, row: Row) -> Row:
     """A text; its label for each head."""
     label = _class_number(row["label"], 2)
-    return {"texts": [encoder.text(conversation_of(row))], "labels": encoder.drawn(float(label))}
+    return {"texts": [encoder.text(labelled_conversation(row))], "labels": encoder.drawn(float(label))}
 
 
 def many_classes(encoder: RewardEncoder, row: Row) -> Row:
     """A text; the number of its class."""
     label = _class_number(row["label"], len(encoder.config.labels))
-    return {"texts": [encoder.text(conversation_of(row))], "labels": label}
+    return {"texts": [encoder.text(labelled_conversation(row))], "labels": label}
 
 
 def attributes(encoder: RewardEncoder, row: Row) -> Row:
@@ -223,7 +216,7 @@ def attributes(encoder: RewardEncoder, row: Row) -> Row:
     values = [_rating(row[name], name) for name in names]
     if all(value == IGNORED for value in values):
         raise RowDropped("no rating")
-    return {"texts": [encoder.text(conversation_of(row))], "labels": values}
+    return {"texts": [encoder.text(labelled_conversation(row))], "labels": values}
 
 
 def flags(encoder: RewardEncoder, row: Row) -> Row:

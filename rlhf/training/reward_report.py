@@ -17,11 +17,11 @@ from reward_models.learned import LearnedReward
 from reward_models.pairwise import PairModel
 from reward_models.process import ProcessReward
 from reward_models.statistics import cluster_interval
+from rlhf.data.conversation import labelled_conversation
 from rlhf.data.splits import prompt_key
 from rlhf.evaluation.pairs import write_judgement, write_pairs_evaluation
 from rlhf.runs import Run
 from rlhf.training.reward_config import RewardConfig
-from rlhf.training.reward_data import conversation_of
 from rlhf.training.reward_kinds import RewardKind, outputs_of
 from rlhf.training.stages import Row
 
@@ -250,12 +250,12 @@ def _named(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 def _logits(run: Run, rows: list[Row], dtype: str) -> np.ndarray:
     """Raw outputs [N, K] of the saved model."""
     reward = LearnedReward.load(run.final, dtype=dtype, attributes="all")
-    ids = [reward.encode(conversation_of(row)) for row in rows]
+    ids = [reward.encode(labelled_conversation(row)) for row in rows]
     return reward.score_ids(ids).numpy()
 
 
 def _text(row: Row) -> str:
-    return conversation_of(row)[-1]["content"]
+    return labelled_conversation(row)[-1]["content"]
 
 
 REPORTS: dict[str, Callable[..., Report]] = {

@@ -81,6 +81,28 @@ def test_examples_stand_before_every_episode(tmp_path, echo_model):
     assert losses[0] != losses[1]
 
 
+def test_examples_stand_after_a_system_message(tmp_path, echo_model, monkeypatch):
+    """In held-out text too: chat templates refuse a late system turn."""
+    rules = {"role": "system", "content": "Repeat the word you are given, and nothing else."}
+    plain, shots = sft_rows(3)[2], write_rows(tmp_path / "shots.jsonl", sft_rows(2))
+    ruled = {**plain, "prompt": [rules, *plain["prompt"]]}
+    seen = []
+
+    def losses(policy, rows, **_):
+        seen.extend(rows)
+        return [1.0, 1.0], [1, 1], [1, 1]
+
+    monkeypatch.setattr("rlhf.evaluation.stage.completion_losses", losses)
+    policy = {"name": "m", "model": {"path": str(echo_model)}, "examples": [{"path": str(shots)}]}
+    data = write_rows(tmp_path / "text.jsonl", [plain, ruled])
+    tree = evaluate_tree(tmp_path / "run", echo_model, policies=[policy], text=[{"path": str(data)}])
+    tree.pop("env")
+    execute("evaluate", tree)
+    lengths = {len(row["prompt"]): [m["role"] for m in row["prompt"]] for row in seen}
+    assert lengths[5] == ["user", "assistant", "user", "assistant", "user"]
+    assert lengths[6] == ["system", *lengths[5]]
+
+
 def test_label_scores_are_the_models_log_probabilities():
     model, tokenizer = tiny_model()
     source = DataSpec("unused.jsonl")
