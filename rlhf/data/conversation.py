@@ -141,7 +141,9 @@ def without_system(messages: Conversation) -> Conversation:
     return messages[1:] if messages and messages[0]["role"] == "system" else messages
 
 
-def after_system(messages: Sequence[dict[str, str]], more: Sequence[dict[str, str]]) -> Conversation:
+def after_system(
+    messages: Sequence[dict[str, str]], more: Sequence[dict[str, str]]
+) -> Conversation:
     """`messages` with `more` between a leading system turn and the rest."""
     rest = without_system(list(messages))
     return [*messages[: len(messages) - len(rest)], *more, *rest]

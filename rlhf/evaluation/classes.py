@@ -44,7 +44,11 @@ def class_summary(
             f"classes: label {outside[0]} has no name; classes.labels names {len(spec.labels)}"
         )
     scores = class_logprobs(
-        policy, [labelled_conversation(row)[-1]["content"] for row in rows], spec, examples=examples, max_length=max_length
+        policy,
+        [labelled_conversation(row)[-1]["content"] for row in rows],
+        spec,
+        examples=examples,
+        max_length=max_length,
     )
     common = np.bincount(truth, minlength=len(spec.labels)).astype(float)
     rivals = {"commonest class": np.tile(common, (len(rows), 1))}

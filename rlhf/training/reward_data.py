@@ -20,7 +20,7 @@ from reward_models.core import Conversation, Unscorable
 from reward_models.losses import IGNORED
 from reward_models.pairwise import encode_pair
 from reward_models.process import encode_steps
-from rlhf.data.conversation import RowDropped
+from rlhf.data.conversation import RowDropped, labelled_conversation
 from rlhf.errors import UserError
 from rlhf.rollout.batch import pad_right
 from rlhf.training.reward_config import RewardConfig
@@ -201,7 +201,10 @@ def candidates(encoder: RewardEncoder, row: Row) -> Row:
 def two_classes(encoder: RewardEncoder, row: Row) -> Row:
     """A text; its label for each head."""
     label = _class_number(row["label"], 2)
-    return {"texts": [encoder.text(labelled_conversation(row))], "labels": encoder.drawn(float(label))}
+    return {
+        "texts": [encoder.text(labelled_conversation(row))],
+        "labels": encoder.drawn(float(label)),
+    }
 
 
 def many_classes(encoder: RewardEncoder, row: Row) -> Row:

@@ -95,7 +95,9 @@ def test_examples_stand_after_a_system_message(tmp_path, echo_model, monkeypatch
     monkeypatch.setattr("rlhf.evaluation.stage.completion_losses", losses)
     policy = {"name": "m", "model": {"path": str(echo_model)}, "examples": [{"path": str(shots)}]}
     data = write_rows(tmp_path / "text.jsonl", [plain, ruled])
-    tree = evaluate_tree(tmp_path / "run", echo_model, policies=[policy], text=[{"path": str(data)}])
+    tree = evaluate_tree(
+        tmp_path / "run", echo_model, policies=[policy], text=[{"path": str(data)}]
+    )
     tree.pop("env")
     execute("evaluate", tree)
     lengths = {len(row["prompt"]): [m["role"] for m in row["prompt"]] for row in seen}
