@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -30,19 +32,31 @@ def load_checkpoint(
             fill a missing head with random numbers and only warn).
     """
     refuse_adapter(path)
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=dtype, output_loading_info=True
-        )
-    except OSError as error:
-        raise FileNotFoundError(
-            f"no reward model at {path}: not a checkpoint folder, nor a hub id that can be reached"
-        ) from error
+    model, info = read(
+        AutoModelForSequenceClassification.from_pretrained,
+        path,
+        dtype=dtype,
+        output_loading_info=True,
+    )
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ValueError(f"{path} has no trained reward head (missing weights: {missing})")
     heads_in_fp32(model)
-    return model.eval(), AutoTokenizer.from_pretrained(path)
+    return model.eval(), read(AutoTokenizer.from_pretrained, path)
+
+
+def read(load: Callable[..., Any], path: str | Path, **options: Any) -> Any:
+    """What a loader of Transformers finds at ``path``.
+
+    Raises:
+        FileNotFoundError: it finds no checkpoint there, in one line.
+    """
+    try:
+        return load(path, **options)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"no reward model at {path}: not a checkpoint folder, nor a hub id that can be reached"
+        ) from error
 
 
 def refuse_adapter(path: str | Path) -> None:
@@ -99,10 +113,16 @@ def pooling_of(model: PreTrainedModel) -> str:
 
 
 def find_sidecar(path: str | Path) -> Sidecar | None:
-    """The sidecar of a checkpoint folder or hub id; None if it has none."""
+    """The sidecar of a checkpoint folder or hub id; None if it has none.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a hub id that can be reached.
+    """
     if Path(path).is_dir():
         return Sidecar.read(path)
-    found = cached_file(str(path), FILE_NAME, _raise_exceptions_for_missing_entries=False)
+    found = read(
+        cached_file, str(path), filename=FILE_NAME, _raise_exceptions_for_missing_entries=False
+    )
     return Sidecar.read(Path(found).parent) if found else None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from reward_models.checkpoint import read
 from reward_models.core import Conversation, Reward, Score, Scores, check_names
 from reward_models.learned import LearnedReward
 from reward_models.sidecar import Sidecar
@@ -159,7 +160,7 @@ def average_weights(paths: Sequence[str | Path], output: str | Path) -> Path:
     policies = {s and (s.template_hash, s.append_eos, s.max_length, s.pooling) for s in sidecars}
     if len(policies) > 1:
         raise ValueError("these checkpoints read text in different ways (reward_model.json)")
-    models = [AutoModelForSequenceClassification.from_pretrained(path) for path in paths]
+    models = [read(AutoModelForSequenceClassification.from_pretrained, path) for path in paths]
     _average_into_first(models)
     models[0].save_pretrained(output)
     AutoTokenizer.from_pretrained(paths[0]).save_pretrained(output)

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from reward_models.checkpoint import read
 from reward_models.core import Conversation, Reward, Scores
 from reward_models.encoding import full_ids, template_hash
 
@@ -58,15 +59,16 @@ class ImplicitReward(Reward):
         """Both models from their checkpoints.
 
         Raises:
+            FileNotFoundError: one of them is no checkpoint.
             ValueError: their tokenizers or chat templates differ.
         """
-        tokenizers = [AutoTokenizer.from_pretrained(path) for path in (policy, reference)]
+        tokenizers = [read(AutoTokenizer.from_pretrained, path) for path in (policy, reference)]
         same_words = tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
         if not same_words or template_hash(tokenizers[0]) != template_hash(tokenizers[1]):
             raise ValueError(f"{policy} and {reference} tokenise or format text differently")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         models: list[Any] = [
-            AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+            read(AutoModelForCausalLM.from_pretrained, path, dtype=getattr(torch, dtype))
             for path in (policy, reference)
         ]
         return cls(

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -17,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from reward_models.checkpoint import find_sidecar, heads_in_fp32, refuse_adapter
+from reward_models.checkpoint import find_sidecar, heads_in_fp32, read, refuse_adapter
 from reward_models.core import Conversation, Reward, Scores, Unscorable, last_reply
 from reward_models.encoding import render, template_hash
 from reward_models.losses import IGNORED
@@ -108,19 +107,22 @@ class ProcessReward(Reward):
         """A token-classification checkpoint; the separator is the sidecar's, else an empty line.
 
         Raises:
+            FileNotFoundError: no checkpoint there.
             ValueError: weights are missing, it does not have two classes, or it was trained with
                 another template or separator.
         """
         refuse_adapter(path)
-        loaded: Any = AutoModelForTokenClassification.from_pretrained(
-            path, dtype=getattr(torch, dtype), output_loading_info=True
+        model, info = read(
+            AutoModelForTokenClassification.from_pretrained,
+            path,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
         )
-        model, info = loaded
         if info["missing_keys"]:
             raise ValueError(f"{path} has no trained step head (missing weights)")
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         heads_in_fp32(model)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = read(AutoTokenizer.from_pretrained, path)
         sidecar = find_sidecar(path)
         if sidecar is not None:
             given = {"template_hash": template_hash(tokenizer), "separator": separator}

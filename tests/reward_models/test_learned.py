@@ -8,6 +8,7 @@ from transformers import AutoModelForSequenceClassification
 
 from reward_models import LearnedReward, build, checkpoint
 from reward_models.encoding import ensure_pad_token, full_ids, render
+from reward_models.ensemble import average_weights
 from reward_models.learned import encode_conversation, pack_left
 
 LENGTHS = (1, 9, 3, 30, 2, 14, 7)
@@ -151,6 +152,26 @@ def test_a_base_model_without_a_head_is_refused(helpers, tmp_path):
 def test_a_missing_checkpoint_is_one_readable_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no reward model at .*missing: not a checkpoint"):
         LearnedReward.load(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("kind", ["trained", "learned", "heads", "pairwise", "process", "cost"])
+@pytest.mark.parametrize("place", ["missing", "empty"])
+def test_every_kind_says_in_one_line_that_there_is_no_checkpoint(tmp_path, kind, place):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"no reward model at .*{place}: not a checkpoint"):
+        build({"kind": kind, "path": str(tmp_path / place)})
+
+
+def test_models_of_an_implicit_reward_or_an_ensemble_that_are_not_there(tmp_path):
+    away = str(tmp_path / "away")
+    for spec in (
+        {"kind": "implicit", "policy": away, "reference": away},
+        {"kind": "ensemble", "paths": [away, away]},
+    ):
+        with pytest.raises(FileNotFoundError, match=r"no reward model at .*away"):
+            build(spec)
+    with pytest.raises(FileNotFoundError, match=r"no reward model at .*away"):
+        average_weights([away, away], tmp_path / "out")
 
 
 def test_the_sidecar_of_a_hub_id_is_found(helpers, tmp_path, monkeypatch):
