@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rlhf.models.logprobs import bare, chosen_logprobs, context_of, trunk_of
-from rlhf.models.norms import use_fast_norms
-from rlhf.models.packing import hidden_states, packed_size, use_packing
+from rlhf.models.packing import hidden_states, packed_size, use_fast_passes
 
 VALUE_FILE = "value_head.safetensors"
 
@@ -57,8 +56,7 @@ class Policy:
     def __init__(self, model: Any, tokenizer: Any, *, critic: str = "none") -> None:
         self.model, self.tokenizer = model, tokenizer
         self.device = model.device
-        use_fast_norms(model)
-        self.packs = use_packing(model)
+        self.packs = use_fast_passes(model)
         self.value_head: ValueHead | None = None
         self.value_trunk: nn.Module | None = None
         if critic != "none":

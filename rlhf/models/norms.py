@@ -7,13 +7,13 @@ through the whole chain while they lie in a core's cache.
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf.models.blocks import row_blocks
+from rlhf.models.exchange import exchange
 
 # Numbers that go through together.
 CACHED = 2**17
@@ -65,18 +65,11 @@ def use_fast_norms(model: torch.nn.Module) -> int:
 
     A kind of norm is tried on random numbers first: families differ in a "1 +" before the weight.
     """
-    found: dict[type, bool] = {}
-    count = 0
-    for module in model.modules():
-        kind = type(module)
-        if not kind.__name__.endswith("RMSNorm") or "variance_epsilon" not in vars(module):
-            continue
-        if kind not in found:
-            found[kind] = _same(module)
-        if found[kind]:
-            module.forward = types.MethodType(_forward, module)  # a copy of the model copies it
-            count += 1
-    return count
+    return exchange(model, _forward, fits=_fits, same=_same)
+
+
+def _fits(module: Any) -> bool:
+    return type(module).__name__.endswith("RMSNorm") and "variance_epsilon" in vars(module)
 
 
 def _same(module: Any) -> bool:

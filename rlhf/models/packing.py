@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from rlhf.models.attention import NAME, Layout, Span
+from rlhf.models.gates import use_fast_gates
 from rlhf.models.logprobs import bare, trunk_of
+from rlhf.models.norms import use_fast_norms
 
 # Sharing a prefix costs two more products a layer: worth it from this many saved tokens on.
 WORTH_SHARING = 32
@@ -145,6 +147,17 @@ def hidden_states(
 def can_pack(trunk: Any) -> bool:
     """Whether a decoder uses our attention."""
     return trunk.config.get_text_config()._attn_implementation == NAME
+
+
+def use_fast_passes(model: Any) -> bool:
+    """Let a causal model run by the quicker pieces that compute what its own do.
+
+    Returns:
+        Whether the model packs from now on.
+    """
+    use_fast_norms(model)
+    use_fast_gates(model)
+    return use_packing(model)
 
 
 @torch.no_grad()

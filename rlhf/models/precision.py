@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-# Below this size a step is bound by call overhead, which bf16 does not shorten.
+# From this size on bf16 products save clearly more than the conversions around them cost.
+HALF_FROM = 1_000_000
+
+# Below this size products are too short to be shared between threads.
 SMALL = 10_000_000
 
 # Weights whose float32 gradients exist at a time; those of all would take as much as the masters.
-AT_ONCE = 2**22
+AT_ONCE = 2**20
 
 # As torch found the machine, before any model asked for fewer.
 DEFAULT_THREADS = torch.get_num_threads()
@@ -47,11 +50,11 @@ def choose_dtype(name: str, num_parameters: int, device: torch.device) -> torch.
 
     Args:
         name: "auto", "float32" or "bfloat16".
-        num_parameters: "auto" leaves models under ten million parameters in float32.
+        num_parameters: "auto" leaves models under a million parameters in float32.
         device: where the model will run.
     """
     if name == "auto":
-        fast = native_bf16(device) and num_parameters >= SMALL
+        fast = native_bf16(device) and num_parameters >= HALF_FROM
         return torch.bfloat16 if fast else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
@@ -103,15 +106,9 @@ class MasterAdamW(torch.optim.Optimizer):
             for group in self.param_groups
         ]
         self._parts = [
-            _Part(
-                place,
-                torch.optim.AdamW([master for _, master in pairs], fused=True),
-                [(weight, master) for weight, master in pairs if master is not weight],
-            )
+            _Part(place, torch.optim.AdamW([piece.master for piece in pieces], fused=True), pieces)
             for place, masters in enumerate(self.masters)
-            for pairs in _portions(
-                list(zip(self.param_groups[place]["params"], masters, strict=True))
-            )
+            for pieces in _portions(zip(self.param_groups[place]["params"], masters, strict=True))
         ]
         self._divisor: torch.Tensor | None = None
 
@@ -137,18 +134,20 @@ class MasterAdamW(torch.optim.Optimizer):
             settings = {key: outer[key] for key in ("lr", "weight_decay", "betas", "eps")}
             part.inner.param_groups[0].update(settings)
             part.inner.grad_scale = self._divisor  # type: ignore[attr-defined]  # as GradScaler does
-            for weight, master in part.wide:
-                master.grad = None if weight.grad is None else weight.grad.float()
+            wide = [piece for piece in part.pieces if piece.master is not piece.weight]
+            for piece in wide:
+                grad = piece.weight.grad
+                piece.master.grad = None if grad is None else grad[piece.rows].float()
             part.inner.step()
-            for weight, master in part.wide:
-                weight.copy_(master)
-                master.grad = None
+            for piece in wide:
+                piece.weight[piece.rows].copy_(piece.master)
+                piece.master.grad = None
         self._divisor = None
 
     def state_dict(self) -> dict[str, Any]:
         """AdamW's moments and the masters that differ from the weights."""
         outer = super().state_dict()
-        masters = [master.clone() for part in self._parts for _, master in part.wide]
+        masters = [master.clone() for _, master in self._wide()]
         inner = [part.inner.state_dict() for part in self._parts]
         return {**outer, "inner": inner, "masters": masters}
 
@@ -160,34 +159,60 @@ class MasterAdamW(torch.optim.Optimizer):
         for part, saved in zip(self._parts, inner, strict=True):
             part.inner.load_state_dict(saved)
         with torch.no_grad():
-            kept = [pair for part in self._parts for pair in part.wide]
-            for (weight, master), saved in zip(kept, masters, strict=True):
+            for (weight, master), saved in zip(self._wide(), masters, strict=True):
                 master.copy_(saved)
                 weight.copy_(saved)
+
+    def _wide(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(weight, master) where they are two tensors."""
+        for group, masters in zip(self.param_groups, self.masters, strict=True):
+            for weight, master in zip(group["params"], masters, strict=True):
+                if master is not weight:
+                    yield weight, master
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of a weight, and their master: a view into that of the whole weight.
+
+    A weight that is its own master is one piece.
+    """
+
+    weight: torch.Tensor
+    rows: Any
+    master: torch.Tensor
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Masters of one parameter group that are updated together."""
+    """Pieces of one parameter group that are updated together."""
 
     place: int
     """Of the parameter group."""
     inner: torch.optim.AdamW
-    wide: list[tuple[torch.Tensor, torch.Tensor]]
-    """(weight, master) where they are two tensors."""
+    pieces: list[_Piece]
 
 
-def _portions(
-    pairs: list[tuple[torch.Tensor, torch.Tensor]],
-) -> Iterable[list[tuple[torch.Tensor, torch.Tensor]]]:
-    """Pairs in order, ``AT_ONCE`` numbers at a time; a larger weight stands alone."""
-    portion: list[tuple[torch.Tensor, torch.Tensor]] = []
+def _portions(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[list[_Piece]]:
+    """Pieces of weights and masters in order, ``AT_ONCE`` numbers at a time."""
+    portion: list[_Piece] = []
     size = 0
-    for pair in pairs:
-        if portion and size + pair[0].numel() > AT_ONCE:
+    for piece in (piece for pair in pairs for piece in _cut(*pair)):
+        if portion and size + piece.master.numel() > AT_ONCE:
             yield portion
             portion, size = [], 0
-        portion.append(pair)
-        size += pair[0].numel()
+        portion.append(piece)
+        size += piece.master.numel()
     if portion:
         yield portion
+
+
+def _cut(weight: torch.Tensor, master: torch.Tensor) -> Iterator[_Piece]:
+    """Rows of at most ``AT_ONCE`` numbers, of a weight that has a master beside it."""
+    if master is weight or weight.numel() <= AT_ONCE:
+        yield _Piece(weight, ..., master)
+        return
+    height = max(1, AT_ONCE // weight[0].numel())
+    for start in range(0, len(weight), height):
+        rows = slice(start, start + height)
+        yield _Piece(weight, rows, master[rows])

@@ -18,8 +18,7 @@ from reward_models.losses import IGNORED, bradley_terry, centring
 from rlhf.algorithms.losses import likelihood_loss
 from rlhf.algorithms.tally import Tally, masked_mean
 from rlhf.models.heads import Policy
-from rlhf.models.norms import use_fast_norms
-from rlhf.models.packing import hidden_states, use_packing
+from rlhf.models.packing import hidden_states, use_fast_passes
 from rlhf.rollout.batch import pad_right, some_rows
 
 Row = Mapping[str, Any]
@@ -94,8 +93,7 @@ class Scorer:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
-        use_fast_norms(model)
-        self.packs = use_packing(model)
+        self.packs = use_fast_passes(model)
 
     def modules(self) -> dict[str, nn.Module]:
         """Everything that is trained, by name."""

@@ -81,8 +81,10 @@ def test_bf16_weights_are_their_masters_rounded():
             assert not torch.equal(weight.float(), master)
 
 
+@pytest.mark.parametrize("at_once", [6, 10**6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_restored_optimizer_continues_to_the_bit(dtype):
+def test_a_restored_optimizer_continues_to_the_bit(monkeypatch, dtype, at_once):
+    monkeypatch.setattr(precision, "AT_ONCE", at_once)
     straight = two_layers(dtype)
     optimizer = MasterAdamW(groups(straight), lr=0.03)
     schedule = halving(optimizer)
@@ -123,6 +125,24 @@ def test_clipping_and_portions_change_nothing_but_the_memory(monkeypatch, dtype,
         torch.testing.assert_close(mine_, theirs_, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("at_once", [1, 6, 20])
+def test_a_weight_updated_in_pieces_ends_as_updated_whole(monkeypatch, at_once):
+    def trained(pieces: int) -> tuple[nn.Module, MasterAdamW]:
+        monkeypatch.setattr(precision, "AT_ONCE", pieces)
+        model = two_layers(torch.bfloat16)
+        optimizer = MasterAdamW(groups(model), lr=0.03)
+        train(model, optimizer, halving(optimizer), range(4))
+        return model, optimizer
+
+    (cut, mine), (whole, theirs) = trained(at_once), trained(10**6)
+    assert len(mine.state_dict()["inner"]) > len(theirs.state_dict()["inner"])
+    for masters, others in zip(mine.masters, theirs.masters, strict=True):
+        for master, other in zip(masters, others, strict=True):
+            torch.testing.assert_close(master, other, rtol=1e-6, atol=1e-7)
+    for weight, other in zip(cut.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(weight, other, rtol=1 / 128, atol=0)
+
+
 def test_a_clipped_step_does_not_clip_the_next():
     weight = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
     optimizer = MasterAdamW([weight], lr=1.0, betas=(0.0, 0.0))
@@ -145,9 +165,9 @@ def test_a_weight_without_gradient_stays():
 @pytest.mark.parametrize(
     ("native", "size", "expected"),
     [
-        (True, precision.SMALL, torch.bfloat16),
-        (True, precision.SMALL - 1, torch.float32),
-        (False, precision.SMALL, torch.float32),
+        (True, precision.HALF_FROM, torch.bfloat16),
+        (True, precision.HALF_FROM - 1, torch.float32),
+        (False, precision.HALF_FROM, torch.float32),
     ],
 )
 def test_auto_is_bf16_for_large_models_on_machines_made_for_it(monkeypatch, native, size, expected):
