@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import places
 from benchmarks.harness import Plan, run_workload, say
-from benchmarks.results import append, newest, read, stamp
+from benchmarks.results import append, machine_of, newest, read, stamp
 from benchmarks.workloads import GROUPS, WORKLOADS
 from rlhf.errors import UserError, nearest
 
@@ -30,7 +30,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", default=standard.model, help="short name, hub id or folder")
     parser.add_argument("--sides", nargs="*", default=(), help="of the workload; default all")
     parser.add_argument(
-        "--resume", action="store_true", help="skip what this commit was measured on already"
+        "--resume",
+        action="store_true",
+        help="skip what was measured on this commit and machine",
     )
     parser.add_argument("--output", type=Path, default=places.RESULTS, help="file of the results")
     parser.add_argument(
@@ -67,7 +69,8 @@ def measure(names: list[str], chosen: argparse.Namespace) -> list[str]:
         sides=tuple(chosen.sides),
     )
     at = stamp()
-    known = newest(read(chosen.output)) if chosen.resume and chosen.output.exists() else {}
+    resumes = chosen.resume and chosen.output.exists()
+    known = newest(read(chosen.output)).get(machine_of(at), {}) if resumes else {}
     failed = []
     for name in names:
         if name in known and known[name]["commit"] == at["commit"]:

@@ -56,10 +56,21 @@ def read(path: Path) -> list[Result]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
-def newest(results: Iterable[Result]) -> dict[str, Result]:
-    """The last complete result of each workload; one with fewer sides does not replace it."""
-    found: dict[str, Result] = {}
+def machine_of(result: Result) -> str:
+    """Name of the machine that a result is from."""
+    machine = result["machine"]
+    return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
+
+
+def newest(results: Iterable[Result]) -> dict[str, dict[str, Result]]:
+    """By machine, the last complete result of each workload; the machine measured last comes first.
+
+    A result with fewer sides does not replace one.
+    """
+    found: dict[str, dict[str, Result]] = {}
     for result in results:
         if not result.get("partial"):
-            found[result["workload"]] = result
+            machine = machine_of(result)
+            found = {machine: found.pop(machine, {}), **found}
+            found[machine][result["workload"]] = result
     return found

@@ -19,9 +19,14 @@ HEAD = (
 
 
 def write_page(
-    results: Mapping[str, Result], *, page: Path = PAGE, picture: Path = PICTURE
+    results: Mapping[str, Mapping[str, Result]], *, page: Path = PAGE, picture: Path = PICTURE
 ) -> None:
     """Replace what stands between the page's two marks, and draw the picture.
+
+    Args:
+        results: by machine and workload.
+        page: to write in.
+        picture: to draw.
 
     Raises:
         UserError: the page has no marks.
@@ -31,29 +36,36 @@ def write_page(
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise UserError(f"{page} needs the lines {BEGIN} and {END} around its results")
-    ordered = {name: results[name] for name in WORKLOADS if name in results}
-    parts = [machines(ordered), comparisons(ordered), environments(ordered)]
-    body = "\n\n".join(part for part in parts if part)
+    ordered = {
+        machine: {name: found[name] for name in WORKLOADS if name in found}
+        for machine, found in results.items()
+    }
+    body = "\n\n".join(section(machine, found) for machine, found in ordered.items())
     page.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", encoding="utf-8")
     draw(ordered, picture)
 
 
-def machines(results: Mapping[str, Result]) -> str:
-    """Where and when the results were measured; one line for each set of circumstances."""
+def section(machine: str, results: Mapping[str, Result]) -> str:
+    """Everything that was measured on one machine."""
+    parts = [f"### {machine}", circumstances(results), comparisons(results), environments(results)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def circumstances(results: Mapping[str, Result]) -> str:
+    """When and with what the results were measured; one line for each set of circumstances."""
     seen: dict[str, list[str]] = {}
     for name, result in results.items():
-        machine, versions = result["machine"], result["versions"]
+        versions = result["versions"]
         packages = ", ".join(
             f"{package} {versions[package]}" for package in ("torch", "transformers", "trl")
         )
         line = (
-            f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
             f"Python {versions['python']}, {packages}, {result['date'][:10]}, commit "
             f"{(result['commit'] or 'unknown')[:9]}"
         )
         seen.setdefault(line, []).append(name)
     if len(seen) == 1:
-        return f"Measured on: {next(iter(seen))}."
+        return f"Measured with {next(iter(seen))}."
     return "\n".join(f"* {', '.join(names)}: {line}" for line, names in seen.items())
 
 
@@ -118,31 +130,56 @@ def environments(results: Mapping[str, Result]) -> str:
     return "\n\n".join(tables)
 
 
-def draw(results: Mapping[str, Result], path: Path) -> None:
-    """Speed ratios with their quartiles as bars; a tick marks what was asked."""
+def draw(results: Mapping[str, Mapping[str, Result]], path: Path) -> None:
+    """Speed ratios with their quartiles as bars, a panel a machine; a tick marks what was asked."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    bars = [
-        (f"{WORKLOADS[name].title}\nagainst {result['sides'][side]['label']}", name, side, ratio)
-        for name, result in results.items()
-        for side, ratio in result.get("ratios", {}).items()
-    ]
-    if not bars:
+    panels = {
+        machine: {
+            (name, side): ratio
+            for name, result in found.items()
+            for side, ratio in result.get("ratios", {}).items()
+        }
+        for machine, found in results.items()
+    }
+    panels = {machine: found for machine, found in panels.items() if found}
+    every = {pair for found in panels.values() for pair in found}
+    rows = [(name, side) for name in WORKLOADS for side in WORKLOADS[name].sides]
+    rows = [row for row in rows if row in every]
+    if not rows:
         return
-    figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(bars) + 1), layout="constrained")
-    for place, (_, name, side, ratio) in enumerate(bars):
-        low, high = ratio["quartiles"]
-        axes.barh(place, ratio["speed"], color="#4477aa", height=0.6)
-        axes.plot([low, high], [place, place], color="black", linewidth=1.5)
-        if (bar := WORKLOADS[name].bars.get(side)) is not None:
-            axes.plot([bar, bar], [place - 0.4, place + 0.4], color="#cc3311", linewidth=2)
-    axes.axvline(1.0, color="grey", linewidth=0.8)
-    axes.set_yticks(range(len(bars)), [bar[0] for bar in bars], fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xlabel("work per second, ours over theirs (line: quartiles of pairs; red: asked)")
+    figure, every_axes = pyplot.subplots(
+        1,
+        len(panels),
+        figsize=(4 + 4 * len(panels), 0.5 * len(rows) + 1),
+        layout="constrained",
+        sharey=True,
+        sharex=True,
+        squeeze=False,
+    )
+    for axes, (machine, found) in zip(every_axes[0], panels.items(), strict=True):
+        for place, (name, side) in enumerate(rows):
+            if (ratio := found.get((name, side))) is None:
+                continue
+            low, high = ratio["quartiles"]
+            axes.barh(place, ratio["speed"], color="#4477aa", height=0.6)
+            axes.plot([low, high], [place, place], color="black", linewidth=1.5)
+            if (bar := WORKLOADS[name].bars.get(side)) is not None:
+                axes.plot([bar, bar], [place - 0.4, place + 0.4], color="#cc3311", linewidth=2)
+        axes.axvline(1.0, color="grey", linewidth=0.8)
+        axes.set_title(machine, fontsize=8)
+    titles = [
+        f"{WORKLOADS[name].title}\nagainst {WORKLOADS[name].sides[side].label}"
+        for name, side in rows
+    ]
+    every_axes[0, 0].set_yticks(range(len(rows)), titles, fontsize=7)
+    every_axes[0, 0].invert_yaxis()
+    figure.supxlabel(
+        "work per second, ours over theirs (line: quartiles of pairs; red: asked)", fontsize=9
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)

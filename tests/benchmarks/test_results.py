@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.__main__ import expand
 from benchmarks.child import find
-from benchmarks.results import append, newest, read, stamp
+from benchmarks.results import append, machine_of, newest, read, stamp
 from benchmarks.table import BEGIN, END, write_page
 from benchmarks.texts import lognormal_lengths, mixed_lengths
 from benchmarks.workloads import WORKLOADS
@@ -33,14 +33,32 @@ def test_the_newest_whole_result_of_a_workload_counts(tmp_path: Path):
     path = tmp_path / "results.jsonl"
     for row in (result("sft", 1.0), result("sft", 2.0), result("sft", 3.0, partial=True)):
         append(path, row)
-    assert newest(read(path))["sft"]["sides"]["ours"]["seconds"] == 2.0
+    ((machine, found),) = newest(read(path)).items()
+    assert machine == machine_of(stamp())
+    assert found["sft"]["sides"]["ours"]["seconds"] == 2.0
+
+
+def test_machines_do_not_replace_each_other_and_the_last_one_stands_first(tmp_path: Path):
+    path = tmp_path / "results.jsonl"
+    old, new = ({**stamp()["machine"], "processor": name} for name in ("old", "new"))
+    rows = (result("sft", 1.0, machine=old), result("sft", 2.0, machine=new))
+    for row in (*rows, result("dpo", 3.0, machine=old), result("dpo", 4.0, machine=new)):
+        append(path, row)
+    found = newest(read(path))
+    seconds = [
+        [found[machine][name]["sides"]["ours"]["seconds"] for name in ("sft", "dpo")]
+        for machine in found
+    ]
+    assert [machine.split(",")[0] for machine in found] == ["new", "old"]
+    assert seconds == [[2.0, 4.0], [1.0, 3.0]]
 
 
 def test_the_page_keeps_what_stands_around_the_results(tmp_path: Path):
     page, picture = tmp_path / "page.md", tmp_path / "images" / "picture.png"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     row = {"environment": "text/Echo-v0", "raw steps/s": 5}
-    results = {"sft": result("sft", 1.5), "environments": {**stamp(), "rows": [row]}}
+    found = {"sft": result("sft", 1.5), "environments": {**stamp(), "rows": [row]}}
+    results = {"one machine": found, "another": {"dpo": result("dpo", 1.0)}}
     for _ in range(2):
         write_page(results, page=page, picture=picture)
     text = page.read_text()
@@ -51,6 +69,7 @@ def test_the_page_keeps_what_stands_around_the_results(tmp_path: Path):
         "| TRL tuned | 4.5 | 100 real tokens | 1.5 | 2.50× [2.00, 3.00] | ≥ 2.5× | 9, 2 |" in text
     )
     assert "| text/Echo-v0 | 5 |" in text
+    assert text.index("### one machine") < text.index("text/Echo-v0") < text.index("### another")
     assert 0 < picture.stat().st_size < 200_000
     page.write_text("no marks")
     with pytest.raises(UserError, match="around its results"):

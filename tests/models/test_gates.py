@@ -10,7 +10,6 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from rlhf.models import gates
 
-
 SIZES = {"hidden_size": 8, "intermediate_size": 24, "num_attention_heads": 2}
 
 
