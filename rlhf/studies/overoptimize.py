@@ -26,6 +26,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.replies import sample_replies, score_replies
 from rlhf.evaluation.report.overoptimization import FILE
 from rlhf.launch import release_memory
+from rlhf.rollout.spec import EnvSpec
 from rlhf.runs import Run
 from rlhf.studies.overoptimize_config import OveroptimizeConfig, ProxyGrid, TrainingSpec
 from rlhf.studies.overoptimize_results import (
@@ -67,7 +68,7 @@ def run_overoptimize(verb: str, config: OveroptimizeConfig, run: Run) -> Path:
     proxies = train_proxies(config, config.proxies, run.directory) if config.proxies else []
     groups = sample_replies(
         config.model,
-        dataclasses.replace(config.env, reward=0.0),
+        _unrewarded(config.env),
         config.rollout,
         prompts=config.best_of_n.prompts,
         samples=config.best_of_n.samples,
@@ -210,7 +211,7 @@ def train_against(
     for seed in range(spec.seeds):
         tree = {
             "model": as_tree(config.model),
-            "env": {**as_tree(config.env), "reward": 0.0},
+            "env": as_tree(_unrewarded(config.env)),
             "rollout": as_tree(config.rollout),
             **spec.training,
             "rewards": proxy_reward(config, how, proxies, seed),
@@ -221,6 +222,11 @@ def train_against(
         _stage(spec.algorithm, home, tree)
         tracks.append(read_track(home, gold, spec))
     return tracks
+
+
+def _unrewarded(env: EnvSpec) -> EnvSpec:
+    """The same start states, without the environment's own reward; prompts have none."""
+    return env if env.prompts else dataclasses.replace(env, reward=0.0)
 
 
 def proxy_reward(

@@ -68,6 +68,16 @@ def test_a_given_proxy_is_optimised_by_choice_and_by_training(policy_folder, tmp
     assert not (run / "proxies").exists()
 
 
+def test_prompts_which_have_no_reward_of_their_own_are_optimised_too(policy_folder, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": f"Guest {number} is tired."} for number in range(16)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tree = tree_of(policy_folder, tmp_path, env={"prompts": [{"path": str(path)}]})
+    run = execute("overoptimize", tree)
+    found = json.loads((run / "overoptimization.json").read_text())
+    assert found["rl"][0]["steps"] == [1, 2, 3]
+
+
 def test_what_cannot_be_meant_is_refused(policy_folder, tmp_path):
     tree = tree_of(policy_folder, tmp_path)
     with pytest.raises(UserError, match="either proxies"):
