@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,14 @@ def take_flags(arguments: list[str]) -> tuple[list[str], set[str]]:
     """Arguments without the flags, and the flags that were among them."""
     flags = {argument for argument in arguments if argument in FLAGS}
     return [argument for argument in arguments if argument not in FLAGS], flags
+
+
+def asks_for_help(arguments: list[str], verb: Callable[..., Any]) -> bool:
+    """Whether help is wanted; prints what the verb's function says of itself."""
+    if not {"--help", "-h"} & set(arguments):
+        return False
+    print(inspect.getdoc(verb))
+    return True
 
 
 def stage(verb: str, arguments: list[str]) -> int:
@@ -85,10 +95,15 @@ def report(arguments: list[str]) -> int:
     """`rlhf report DIR`, or several side by side: `rlhf report DIR DIR... [--output FILE.html]`."""
     from rlhf.evaluation.report import write_comparison_report, write_report
 
+    if asks_for_help(arguments, report):
+        return 0
     paths, options = _split(arguments, "report", {"output"})
     folders = _paths(paths, "report")
     if len(folders) > 1:
-        print(write_comparison_report(folders, Path(options.get("output", "comparison.html"))))
+        output = Path(options.get("output", "comparison.html"))
+        if output.is_dir():
+            raise UserError(f"report: --output {output} is a folder: name a file, such as a.html")
+        print(write_comparison_report(folders, output))
     elif options:
         raise UserError("report: --output is for several runs; the page of one lies in its folder")
     else:
@@ -97,16 +112,23 @@ def report(arguments: list[str]) -> int:
 
 
 def compare(arguments: list[str]) -> int:
-    """`rlhf compare RUN RUN... [--metric return]`."""
+    """`rlhf compare RUN RUN... [--metric return] [--baseline ARM] [--json]`.
+
+    Metrics: return, success, cost, turns, invalid, tokens, normalized, and every reward by name.
+    """
     from rlhf.evaluation.compare import compare as compare_runs
 
-    paths, options = _split(arguments, "compare", {"metric", "baseline", "json"})
+    if asks_for_help(arguments, compare):
+        return 0
+    as_json = "--json" in arguments
+    arguments = [argument for argument in arguments if argument != "--json"]
+    paths, options = _split(arguments, "compare", {"metric", "baseline"})
     result = compare_runs(
         _paths(paths, "compare"),
         metric=options.get("metric", "return"),
         baseline=options.get("baseline"),
     )
-    print(result.to_json() if options.get("json") else result.to_markdown())
+    print(result.to_json() if as_json else result.to_markdown())
     return 0
 
 
@@ -173,6 +195,8 @@ def data(arguments: list[str]) -> int:
     """`rlhf data check --path FILE --kind KIND`."""
     from rlhf.scoring import CheckConfig, check
 
+    if arguments[:1] != ["check"] and asks_for_help(arguments, data):
+        return 0
     if not arguments or arguments[0] != "check":
         raise UserError("data: the one thing to do is `rlhf data check --path FILE --kind KIND`")
     return _small("data check", CheckConfig, check, arguments[1:])
@@ -182,6 +206,8 @@ def models(arguments: list[str]) -> int:
     """`rlhf models list`, `rlhf models get NAME`, `rlhf models merge ADAPTER TARGET`."""
     from rlhf.models.hub import SHORT_NAMES, fetch
 
+    if asks_for_help(arguments, models):
+        return 0
     match arguments:
         case ["list"]:
             for name, row in SHORT_NAMES.items():
@@ -204,6 +230,8 @@ def models(arguments: list[str]) -> int:
 
 def envs(arguments: list[str]) -> int:
     """`rlhf envs list [--json] | demos ID ... | play ID | check ID`."""
+    if arguments[:1] != ["demos"] and asks_for_help(arguments, envs):
+        return 0
     match arguments:
         case ["list", *rest]:
             from envs.catalogue import catalogue
@@ -238,6 +266,8 @@ def algorithms(arguments: list[str]) -> int:
     """`rlhf algorithms [--json]`, or one of them in full."""
     from rlhf.algorithms.registry import table
 
+    if asks_for_help(arguments, algorithms):
+        return 0
     rows = table()
     if arguments == ["--json"]:
         print(json.dumps(rows, indent=2))

@@ -50,8 +50,10 @@ class Comparison:
             f"- {d.arm} against {d.baseline}, {d.env} {d.decoding}: **{d.verdict}**"
             for d in self.differences
         ]
-        coverage = [coverage_words(d) for d in self.differences]
-        parts += [f"- {text}" for text in dict.fromkeys(coverage) if text]
+        coverage: dict[str, list[str]] = {}
+        for d in self.differences:
+            coverage.setdefault(coverage_words(d), []).append(d.arm)
+        parts += [f"- {text} ({', '.join(names)})" for text, names in coverage.items() if text]
         parts += [f"- {note}" for note in self.notes]
         return "\n".join(parts) + "\n"
 
@@ -74,7 +76,9 @@ def compare(
     names the arm that others are compared with, by default the first. Raises UserError (a
     ValueError) when nothing was evaluated, a name is unknown or no seeds are shared.
     """
-    directories = dict.fromkeys(Path(directory).resolve() for directory in run_dirs)
+    directories = [Path(directory).resolve() for directory in run_dirs]
+    if twice := [str(path) for path in directories if directories.count(path) > 1]:
+        raise UserError(f"{twice[0]} is given twice: a run cannot be compared with itself")
     runs = [run for directory in directories for run in read_stages(directory)]
     return compare_runs(runs, metric=metric, baseline=baseline)
 
@@ -87,33 +91,53 @@ def compare_runs(
     if baseline is None:
         trained = [name for name in arms if name not in REFERENCE_POLICIES]
         baseline = next(iter([*trained, *arms]), None)
-    if baseline not in arms:
-        known = ", ".join(arms) or "none: run `rlhf evaluate` first"
+    if not arms:
         raise UserError(
-            f"no evaluated arm named {baseline!r} ({known}){nearest(str(baseline), arms)}"
+            "no episodes were evaluated in these directories: run `rlhf evaluate` with env first "
+            "(what was measured on text, labels, tasks or pairs stands in summary.json and the page)"
+        )
+    if baseline not in arms:
+        raise UserError(
+            f"no evaluated arm named {baseline!r} ({', '.join(arms)}){nearest(str(baseline), arms)}"
         )
     rows = [
         _row(name, setting, runs) for name, arm in arms.items() for setting, runs in arm.items()
     ]
     others = [
-        (name, setting)
+        (name, setting, against)
         for name, arm in arms.items()
+        if name != baseline
         for setting in arm
-        if name != baseline and setting in arms[baseline]
+        for against in arms[baseline]
+        if _meet((name, setting), (baseline, against))
     ]
     differences = [
         _difference(
             (name, arms[name][setting]),
-            (baseline, arms[baseline][setting]),
+            (baseline, arms[baseline][against]),
             setting,
             metric=metric,
             comparisons=len(others),
             notes=notes,
         )
-        for name, setting in others
+        for name, setting, against in others
     ]
     notes += _general_notes(differences)
+    if not differences:
+        notes.append(
+            f"nothing was compared: no other arm was evaluated as {baseline} was, in the same "
+            "environment with the same decoding"
+        )
     return Comparison(metric, baseline, rows, differences, list(dict.fromkeys(notes)))
+
+
+def _meet(arm: tuple[str, Setting], baseline: tuple[str, Setting]) -> bool:
+    """Whether two arms are compared in these settings.
+
+    A baseline that nobody trained, such as random, decodes nothing: it meets every decoding.
+    """
+    (_, (env, decoding)), (name, (other_env, other_decoding)) = arm, baseline
+    return env == other_env and (decoding == other_decoding or name in REFERENCE_POLICIES)
 
 
 def coverage_words(difference: Difference) -> str:
@@ -160,6 +184,12 @@ def _difference(
         for a, b in _pair_seeds(runs, base, f"{arm} and {baseline}", notes)
     ]
     unit: Unit = "training seeds" if len(pairs) > 1 else "episodes"
+    trained = [len(side) for name, side in (first, second) if name not in REFERENCE_POLICIES]
+    if min(trained, default=1) == 1 < max(len(runs), len(base)) and len(trained) == 2:
+        notes.append(
+            f"{arm} and {baseline}: one side is a single run; its own training noise is not in the "
+            "interval"
+        )
     if len(pairs) > 1:
         left, right = (np.array([p[side].mean() for p in pairs]) for side in (0, 1))
     else:
@@ -174,6 +204,7 @@ def _difference(
         decoding=setting[1],
         metric=metric,
         comparisons=comparisons,
+        fewest_runs=min(trained, default=len(pairs)),
     )
 
 
@@ -183,10 +214,6 @@ def _pair_seeds(
     """Training seeds that belong together; a single run stands against all runs of the other."""
     common = sorted(runs.keys() & base.keys())
     if len(runs) == 1 or len(base) == 1:
-        if len(runs) != len(base):
-            notes.append(
-                f"{names}: one side is a single run; its own training noise is not in the interval"
-            )
         return [(a, b) for a in sorted(runs) for b in sorted(base)]
     if not common:
         raise UserError(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlhf.data.spec import DataSpec
 from rlhf.models.spec import ModelSpec
 from rlhf.rollout.spec import EnvSpec, RolloutSpec
+
+
+PAIRS = "pairs"
+"""Name of the folder that has what was found on preference pairs."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,11 @@ class PolicySpec:
     """Demonstrations shown before every episode, labelled text and prompt (few-shot)."""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.+=-]*", self.name) or self.name == PAIRS:
+            raise ValueError(
+                f"policies: {self.name!r} cannot be a name: it becomes that of a folder (letters, "
+                f"digits and _ . + = -), and {PAIRS!r} is taken"
+            )
         if self.examples and self.model is None:
             raise ValueError(f"policies: {self.name} has no model to show examples to")
         if self.model is None and self.name not in ("random", "expert"):
@@ -115,6 +125,12 @@ class EvaluateConfig:
             raise ValueError("evaluate: nothing to do; give env, text, classes, tasks or pairs")
         if of_policies and not self.policies:
             raise ValueError("policies: the list is empty; name at least one")
+        unplayed = [policy.name for policy in self.policies if policy.model is None]
+        if unplayed and not self.env:
+            raise ValueError(
+                f"policies: {unplayed[0]} has no model and without env nothing to play: nothing of "
+                "it can be measured"
+            )
         if self.pairs and not self.rewards:
             raise ValueError("rewards: pairs need at least one reward to judge them")
         names = [policy.name for policy in self.policies]

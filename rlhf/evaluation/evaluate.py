@@ -65,6 +65,7 @@ def play_reference(
     episodes: int,
     rewards: Sequence[Any],
     first: int = 0,
+    samples: int = 1,
 ) -> list[dict[str, Any]]:
     """Rows of ``episodes.jsonl`` for the random or the expert policy of an environment.
 
@@ -75,19 +76,20 @@ def play_reference(
         raise UserError(f"policy must be one of {', '.join(REFERENCE_POLICIES)}, got {policy!r}")
     env = make_env()
     rollouts, began = [], time.monotonic()
-    for start in evaluation_starts(episodes, first=first):
-        rollouts.append(_play(policy, env, start.seed))
+    for start in evaluation_starts(episodes, first=first, samples=samples):
+        rollouts.append(_play(policy, env, start))
     env.close()
-    seconds = (time.monotonic() - began) / episodes
+    seconds = (time.monotonic() - began) / len(rollouts)
     return _rows(rollouts, rewards, decoding=policy, seconds=seconds)
 
 
-def _play(policy: str, env: gym.Env, seed: int) -> Rollout:
+def _play(policy: str, env: gym.Env, start: Start) -> Rollout:
     # Not the seed alone: the environment draws from that stream, and equal draws are no chance.
-    rng = np.random.default_rng([RANDOM_STREAM, seed])
-    observation, _ = env.reset(seed=seed)
+    key = [RANDOM_STREAM, start.seed]
+    rng = np.random.default_rng([*key, start.member] if start.member else key)
+    observation, _ = env.reset(seed=start.seed)
     task: Any = env.unwrapped
-    rollout = Rollout(seed, group=0, member=0)
+    rollout = Rollout(start.seed, start.group, start.member)
     over = False
     while not over:
         try:
@@ -130,7 +132,8 @@ def _rows(
                 "turns": rollout.num_turns,
                 "invalid": rollout.invalid,
                 "cut": rollout.cut,
-                "tokens": rollout.num_actions,
+                # Nobody sampled what a policy of the environment says.
+                "tokens": None if decoding in REFERENCE_POLICIES else rollout.num_actions,
                 "seconds": round(seconds, 4),
                 "components": components,
                 "messages": rollout.conversation,
@@ -202,11 +205,16 @@ def interval(values: Sequence[float]) -> dict[str, float | int | None]:
 def write_evaluation(
     directory: Path, rows: Sequence[dict[str, Any]], summary: dict[str, Any]
 ) -> Path:
-    """Write ``evaluation/<name>/`` of a run; an earlier one of that name is kept under a number.
+    """Write ``evaluation/<name>/`` of a run.
 
     The folder appears whole or not at all: one that is there was measured to its end.
+
+    Raises:
+        UserError: there is one already; what was measured is never overwritten.
     """
     target = directory / "evaluation" / summary["name"]
+    if target.exists():
+        raise UserError(f"{target} exists already: an evaluation is never overwritten")
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -215,8 +223,5 @@ def write_evaluation(
         for row in rows:
             file.write(json.dumps(labels | row, ensure_ascii=False) + "\n")
     (part / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    if target.exists():
-        earlier = sum(1 for _ in target.parent.glob(f"{target.name}.*")) + 1
-        target.rename(target.with_name(f"{target.name}.{earlier}"))
     part.rename(target)
     return target

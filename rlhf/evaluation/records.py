@@ -111,8 +111,7 @@ def read_run(directory: str | Path) -> RunRecord:
     root = Path(directory)
     folder = root / "evaluation"
     children = sorted(folder.iterdir()) if folder.is_dir() else []
-    # An evaluation that was repeated keeps its earlier version as name.1, name.2, ...
-    names = [p for p in children if p.is_dir() and not p.suffix.lstrip(".").isdigit()]
+    names = [p for p in children if p.is_dir() and not p.name.startswith(".")]  # .NAME.part
     config = _read_mapping(root / "config.yaml")
     listed = [spec.get("name") for spec in config.get("policies") or []]
     names.sort(key=lambda p: listed.index(p.name) if p.name in listed else len(listed))
@@ -155,6 +154,8 @@ def episode_value(row: Mapping[str, Any], metric: str) -> float | None:
 
     Raises UserError naming the nearest known metric when the episode has no such field.
     """
+    if metric == "seconds":
+        raise UserError("seconds cannot be compared: an episode has its share of a batch's time")
     components = row.get("components") or {}
     if metric in components:
         value = components[metric]
@@ -182,7 +183,6 @@ def episode_metrics(row: Mapping[str, Any]) -> list[str]:
         "invalid",
         "tokens",
         "cut",
-        "seconds",
     )
     return [name for name in fields if name in row] + list(row.get("components") or {})
 
@@ -190,6 +190,11 @@ def episode_metrics(row: Mapping[str, Any]) -> list[str]:
 def _read_evaluation(folder: Path) -> Evaluation:
     summary = _read_mapping(folder / "summary.json")
     rows = read_rows(folder / "episodes.jsonl")
+    for number, row in enumerate(rows, start=1):
+        if missing := [key for key in ("env", "decoding", "seed") if key not in row]:
+            raise UserError(
+                f"{folder / 'episodes.jsonl'}:{number}: an episode without {missing[0]}"
+            )
     evaluation = Evaluation(folder.name, summary, rows)
     if bounds := evaluation.bounds:
         for row in rows:
@@ -205,7 +210,9 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{path}: cannot be read: {error}".splitlines()[0]) from error
-    return tree if isinstance(tree, dict) else {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping, got {type(tree).__name__}")
+    return tree
 
 
 def _stage_order(root: Path):

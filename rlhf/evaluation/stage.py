@@ -15,7 +15,7 @@ import reward_models
 from rlhf.data.conversation import after_system, without_system
 from rlhf.data.load import load
 from rlhf.evaluation.classes import class_summary
-from rlhf.evaluation.config import EvaluateConfig, PolicySpec
+from rlhf.evaluation.config import PAIRS, EvaluateConfig, PolicySpec
 from rlhf.evaluation.evaluate import (
     bounds,
     evaluation_starts,
@@ -140,6 +140,7 @@ def _play(
             episodes=config.episodes,
             rewards=task.rewards,
             first=config.first_episode,
+            samples=config.samples,
         )
     collector = Collector.open(
         policy.model,
@@ -199,7 +200,7 @@ def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:
         reward,
         pairs,
         run.directory,
-        name="pairs",
+        name=PAIRS,
         train_rows=load(train, "preference", seed=config.seed).rows if train else (),
         seed=config.seed,
     )

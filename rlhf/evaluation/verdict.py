@@ -54,8 +54,12 @@ def judge(
     decoding: str = "",
     metric: str = "return",
     comparisons: int = 1,
+    fewest_runs: int | None = None,
 ) -> Difference:
     """Compare values [n] of `arm` with the paired values [n] of `baseline`.
+
+    `fewest_runs` is the number of training runs of the side that has fewer (by default n): one run
+    paired with five says nothing of the noise of its own training.
 
     The verdict asks an interval at level 1 - 0.05 / `comparisons` (Bonferroni) to exclude 0, so
     that all comparisons with one baseline together name a wrong winner in at most 5% of cases.
@@ -64,7 +68,8 @@ def judge(
     estimate = paired_difference(values, against)
     strict = paired_difference(values, against, level=1 - 0.05 / comparisons)
     ahead = _leader(strict, arm, baseline, metric)
-    named = ahead if unit == "episodes" or estimate.n >= FEWEST_SEEDS else None
+    runs = estimate.n if fewest_runs is None else min(estimate.n, fewest_runs)
+    named = ahead if unit == "episodes" or runs >= FEWEST_SEEDS else None
     rng = np.random.default_rng(0)
     normal, observed = _coverage(deltas, rng)
     return Difference(
@@ -75,7 +80,7 @@ def judge(
         unit=unit,
         estimate=estimate,
         winner=named,
-        verdict=_words(estimate, ahead, arm, baseline, unit, deltas),
+        verdict=_words(estimate, ahead, arm, baseline, unit, deltas, runs),
         coverage_normal=normal,
         coverage_observed=observed,
     )
@@ -89,9 +94,15 @@ def _leader(strict: Estimate, arm: str, baseline: str, metric: str) -> str | Non
 
 
 def _words(
-    estimate: Estimate, ahead: str | None, arm: str, baseline: str, unit: Unit, deltas: np.ndarray
+    estimate: Estimate,
+    ahead: str | None,
+    arm: str,
+    baseline: str,
+    unit: Unit,
+    deltas: np.ndarray,
+    runs: int,
 ) -> str:
-    few = unit == "training seeds" and estimate.n < FEWEST_SEEDS
+    few = unit == "training seeds" and runs < FEWEST_SEEDS
     if not deltas.any():
         return f"{arm} and {baseline} are identical on every pair"
     if not estimate.known:
@@ -104,12 +115,16 @@ def _words(
     behind = baseline if ahead == arm else arm
     if few:
         return (
-            f"{ahead} leads in these runs, but {estimate.n} training seeds are too few to call it "
-            f"better than {behind} (at least {FEWEST_SEEDS})"
+            f"{ahead} leads in these runs, but {_counted(runs)} too few to call it better than "
+            f"{behind} (at least {FEWEST_SEEDS} of each)"
         )
     if unit == "episodes":
         return f"{ahead} is better than {behind} on these episodes (one trained model each)"
     return f"{ahead} is significantly better than {behind} (95%, {estimate.n} training seeds)"
+
+
+def _counted(runs: int) -> str:
+    return "a single run of one side is" if runs == 1 else f"{runs} training seeds are"
 
 
 def _hint(estimate: Estimate, unit: Unit) -> str:

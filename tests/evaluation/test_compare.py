@@ -132,6 +132,41 @@ def test_evaluate_stages_of_several_seeds_are_arms_over_seeds(tmp_path: Path):
     assert result.differences[0].estimate.value == pytest.approx(0.5)
 
 
+def test_five_runs_are_not_significantly_better_than_a_single_one(tmp_path: Path):
+    base = write_run(tmp_path / "sft", {0: 0.0, 1: 0.0})
+    runs = [write_run(tmp_path / f"ppo-seed{s}", {0: 1 + 0.01 * s, 1: 1.0}) for s in range(5)]
+    (found,) = compare([base, *runs]).differences
+    assert found.estimate.n == 5
+    assert found.winner is None
+    assert "a single run of one side is too few" in found.verdict
+    assert "significant" not in found.verdict
+
+
+def test_a_policy_that_nobody_trained_meets_every_decoding_and_has_no_training_noise(tmp_path):
+    runs = [write_run(tmp_path / f"ppo-seed{s}", {0: 1 + 0.01 * s, 1: 1.0}) for s in range(5)]
+    write_run(tmp_path / "judged", {0: 0.0, 1: 0.1}, policy="random", decoding="random")
+    result = compare([*runs, tmp_path / "judged"], baseline="random")
+    (found,) = result.differences
+    assert (found.arm, found.decoding, found.winner) == ("ppo", "greedy", "ppo")
+    assert not any("single run" in note for note in result.notes)
+
+
+def test_nothing_to_compare_is_said(tmp_path: Path):
+    run = write_run(tmp_path / "sft", {0: 1.0, 1: 2.0})
+    assert any("nothing was compared" in note for note in compare([run]).notes)
+    with pytest.raises(UserError, match="given twice"):
+        compare([run, run])
+
+
+def test_an_episode_without_its_seed_is_named(tmp_path: Path):
+    run = write_run(tmp_path / "sft", {0: 1.0, 1: 2.0})
+    path = run / "evaluation" / "model-greedy-echo" / "episodes.jsonl"
+    first, second = path.read_text().splitlines()
+    path.write_text(first + "\n" + second.replace('"seed"', '"sed"') + "\n")
+    with pytest.raises(UserError, match=r"episodes\.jsonl:2: an episode without seed"):
+        compare([run])
+
+
 def test_several_decodings_of_one_seed_are_averaged(tmp_path: Path):
     run = write_run(tmp_path / "sft", {0: 1.0, 1: 2.0})
     path = run / "evaluation" / "model-greedy-echo" / "episodes.jsonl"
@@ -143,11 +178,10 @@ def test_several_decodings_of_one_seed_are_averaged(tmp_path: Path):
     assert row.estimate.n == 2
 
 
-def test_earlier_version_of_an_evaluation_is_not_read(tmp_path: Path):
+def test_a_folder_whose_name_ends_in_a_number_is_read(tmp_path: Path):
     run = write_run(tmp_path / "sft", {0: 1.0, 1: 2.0})
     folder = run / "evaluation" / "model-greedy-echo"
-    write_run(tmp_path / "old", {0: 50.0, 1: 50.0})
-    (tmp_path / "old" / "evaluation" / folder.name).rename(folder.with_name(f"{folder.name}.1"))
+    folder.rename(folder.with_name("qwen2.5"))
     assert compare([run]).rows[0].estimate.value == pytest.approx(1.5)
 
 

@@ -18,7 +18,7 @@ from rlhf.rollout.collect import make_env_factory
 from rlhf.rollout.seeds import EVALUATION_BLOCK
 from rlhf.rollout.spec import EnvSpec
 from rlhf.rollout.tokens import TurnFormat
-from rlhf.verbs import execute
+from rlhf.verbs import configure, execute
 from tests.tiny import tiny_model
 from tests.training.workbench import assistant, user
 
@@ -56,17 +56,50 @@ def test_an_environment_without_an_expert_says_so():
         )
 
 
-def test_an_earlier_evaluation_is_kept(tmp_path):
-    make_env = make_env_factory(BANDIT)
-    for episodes in (2, 3, 4):
-        rows = play_reference("expert", make_env, episodes=episodes, rewards=[])
+def test_an_evaluation_is_never_overwritten(tmp_path):
+    def write(episodes: int) -> None:
+        rows = play_reference("expert", make_env_factory(BANDIT), episodes=episodes, rewards=[])
         write_evaluation(tmp_path, rows, summarise(rows, name="expert", env="bandit"))
-    found = {
-        path.name: len((path / "episodes.jsonl").read_text().splitlines())
-        for path in (tmp_path / "evaluation").iterdir()
+
+    write(2)
+    with pytest.raises(UserError, match="never overwritten"):
+        write(3)
+    (folder,) = (tmp_path / "evaluation").iterdir()
+    assert len((folder / "episodes.jsonl").read_text().splitlines()) == 2
+
+
+def test_samples_of_the_random_policy_differ_and_have_no_tokens():
+    rows = play_reference("random", make_env_factory(BANDIT), episodes=40, rewards=[], samples=3)
+    assert [(row["seed"], row["sample"]) for row in rows[:4]] == [
+        (EVALUATION_BLOCK, 0),
+        (EVALUATION_BLOCK, 1),
+        (EVALUATION_BLOCK, 2),
+        (EVALUATION_BLOCK + 1, 0),
+    ]
+    said = [[m["content"] for m in row["messages"] if m["role"] == "assistant"] for row in rows]
+    assert any(said[3 * i] != said[3 * i + 1] for i in range(40))
+    assert {row["tokens"] for row in rows} == {None}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"policies": [{"name": "../evil", "model": {"path": "m"}}]}, "cannot be a name"),
+        ({"policies": [{"name": "a/b", "model": {"path": "m"}}]}, "cannot be a name"),
+        ({"policies": [{"name": "pairs", "model": {"path": "m"}}]}, "'pairs' is taken"),
+        ({"policies": [{"name": "random"}], "env": None}, "nothing of it can be measured"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path, change, words):
+    tree = {
+        "output_dir": str(tmp_path / "run"),
+        "env": {"id": "text/Echo-v0"},
+        "text": [{"path": "text.jsonl"}],
+        "policies": [{"name": "qwen2.5", "model": {"path": "m"}}],
     }
-    assert sorted(found.values()) == [2, 3, 4]
-    assert found["expert"] == 4
+    assert configure("evaluate", tree).policies[0].name == "qwen2.5"
+    with pytest.raises(UserError, match=words):
+        configure("evaluate", {**tree, **change})
 
 
 def test_text_loss_is_the_cross_entropy_of_completions():
