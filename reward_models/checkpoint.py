@@ -51,12 +51,15 @@ def read(load: Callable[..., Any], path: str | Path, **options: Any) -> Any:
     Raises:
         FileNotFoundError: it finds no checkpoint there, in one line.
     """
+    missing = (
+        f"no reward model at {path}: not a checkpoint folder, nor a hub id that can be reached"
+    )
+    if not Path(path).exists() and "/" not in str(path):  # asking the hub takes a minute offline
+        raise FileNotFoundError(missing)
     try:
         return load(path, **options)
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"no reward model at {path}: not a checkpoint folder, nor a hub id that can be reached"
-        ) from error
+        raise FileNotFoundError(missing) from error
 
 
 def refuse_adapter(path: str | Path) -> None:

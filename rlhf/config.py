@@ -107,7 +107,10 @@ def _value(key: str, text: str) -> Any:
     except yaml.YAMLError as error:
         if not text.startswith(("{", "[")):
             return text
-        raise UserError(f"--{key}: {text!r} is not valid YAML") from error
+        raise UserError(
+            f"--{key}: {text!r} is not valid YAML; text that begins with a brace or bracket needs "
+            "quotes of its own"
+        ) from error
     bare = isinstance(value, dict | list) and not text.lstrip().startswith(("{", "["))
     return text if bare else value
 
@@ -262,7 +265,7 @@ def _one_line(message: str) -> str:
     reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason).replace("typing.", "")
     reason = reason.replace("Expected a int", "Expected an int")
     given = re.search(r"^\s*Given value: (.*)$", message, re.MULTILINE)
-    if given and given.group(1) not in reason:
+    if given and given.group(1) not in reason and not given.group(1).startswith("Namespace("):
         reason += f". Got value: {given.group(1)}"
     key = ".".join(dict.fromkeys(keys))
     return f"{key}: {reason}" if key and not reason.startswith(key) else reason

@@ -18,7 +18,12 @@ def plan(verb: str, tree: Mapping[str, Any]) -> str:
         UserError: what training would refuse.
     """
     config = configure(verb, tree)
-    lines = {"OfflineConfig": _offline, "RewardConfig": _offline, "OnlineConfig": _online}
+    lines = {
+        "OfflineConfig": _offline,
+        "RewardConfig": _offline,
+        "OnlineConfig": _online,
+        "OveroptimizeConfig": _overoptimize,
+    }
     plan_of = lines.get(type(config).__name__)
     return "\n".join(plan_of(verb, config)) if plan_of else "keys and types are right"
 
@@ -43,6 +48,13 @@ def _offline(verb: str, config: Any) -> list[str]:
         f"steps: {steps:,}, evaluated every {evaluation_steps(config, steps)}",
         _memory(work.model, tokens=config.micro_batch_size * config.max_length, copies=copies),
     ]
+
+
+def _overoptimize(verb: str, config: Any) -> list[str]:
+    from rlhf.studies.overoptimize import check_parts
+
+    check_parts(config)
+    return ["keys and types are right, those of the proxies and of the training too"]
 
 
 def _online(verb: str, config: Any) -> list[str]:

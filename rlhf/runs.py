@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import yaml
@@ -67,7 +68,7 @@ class Run:
         elif occupied and not config.get("resume"):
             raise _occupied(run.directory)
         elif occupied:
-            run._check_same(config)
+            check_same(run.directory, config)
         try:
             (run.directory / "checkpoints").mkdir(parents=True, exist_ok=True)
             kept = {key: value for key, value in config.items() if key not in PLACES}
@@ -84,24 +85,6 @@ class Run:
                 "overwritten: remove it yourself or choose another --output_dir"
             )
         shutil.rmtree(self.directory)
-
-    def _check_same(self, config: Mapping[str, Any]) -> None:
-        path = self.directory / "config.yaml"
-        if not path.exists():
-            raise UserError(f"{self.directory} has no config.yaml, so there is nothing to resume")
-        before, now = flatten(yaml.safe_load(path.read_text())), flatten(config)
-        changed = [
-            key
-            for key in sorted(before.keys() | now.keys())
-            if key.split(".")[0] not in RESUMABLE and before.get(key) != now.get(key)
-        ]
-        if changed:
-            key = changed[0]
-            raise UserError(
-                f"{self.directory} cannot be resumed with another configuration: {key} was "
-                f"{before.get(key)!r}, now {now.get(key)!r}"
-                + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
-            )
 
     @property
     def final(self) -> Path:
@@ -160,6 +143,30 @@ class Run:
             return
         with (self.directory / name).open("a", encoding="utf-8") as file:
             file.write(_line(row))
+
+
+def check_same(directory: Path, config: Mapping[str, Any]) -> None:
+    """Refuse to continue a run under another configuration than it has.
+
+    Raises:
+        UserError: names a key that changed.
+    """
+    path = directory / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{directory} has no config.yaml, so there is nothing to resume")
+    before, now = flatten(yaml.safe_load(path.read_text())), flatten(config)
+    changed = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if key.split(".")[0] not in RESUMABLE and before.get(key) != now.get(key)
+    ]
+    if changed:
+        key = changed[0]
+        was, is_now = (shorten(repr(tree.get(key)), 100, placeholder="…") for tree in (before, now))
+        raise UserError(
+            f"{directory} cannot be resumed with another configuration: {key} was {was}, now "
+            f"{is_now}" + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
+        )
 
 
 def open_directory(

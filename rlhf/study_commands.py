@@ -8,6 +8,7 @@ import yaml
 
 from rlhf.commands import as_config, take_flags
 from rlhf.config import as_tree, parse_overrides
+from rlhf.errors import UserError
 
 
 def bench(arguments: list[str]) -> int:
@@ -63,4 +64,7 @@ def _manifest(
         return None
     files, overrides = parse_overrides(as_config(rest))
     options = {key: value for key, value in overrides if key in own}
+    jobs = options.get("jobs", 1)
+    if type(jobs) is not int or jobs < 1:
+        raise UserError(f"--jobs must be a number of processes >= 1, got {jobs!r}")
     return files, [(k, v) for k, v in overrides if k not in own], options, flags

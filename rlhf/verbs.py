@@ -145,7 +145,7 @@ def execute(name: str, tree: Mapping[str, Any]) -> Path:
         return run.final if run.final.exists() else run.directory
     try:
         result = find(verb_named(name).run)(name, config, run)
-    except ValueError:  # UserError among them
+    except (ValueError, OSError):  # UserError among them
         run.discard_if_unused()
         raise
     run.finish()

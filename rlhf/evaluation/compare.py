@@ -94,7 +94,7 @@ def compare_runs(
     if not arms:
         raise UserError(
             "no episodes were evaluated in these directories: run `rlhf evaluate` with env first "
-            "(what was measured on text, labels, tasks or pairs stands in summary.json and the page)"
+            "(what was measured on text, labels, tasks or pairs stands in the report)"
         )
     if baseline not in arms:
         raise UserError(

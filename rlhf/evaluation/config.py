@@ -10,7 +10,6 @@ from rlhf.data.spec import DataSpec
 from rlhf.models.spec import ModelSpec
 from rlhf.rollout.spec import EnvSpec, RolloutSpec
 
-
 PAIRS = "pairs"
 """Name of the folder that has what was found on preference pairs."""
 

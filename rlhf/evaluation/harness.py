@@ -15,6 +15,9 @@ from rlhf.models.heads import Policy
 
 BATCH_SIZE = 8
 
+# Metrics of the harness that are shares, so that their intervals end at 0 and 1.
+SHARES = ("acc", "acc_norm", "exact_match")
+
 
 def require_harness() -> None:
     """Raises UserError where the extra is not installed."""
@@ -70,5 +73,8 @@ def metrics_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
             half = normal_quantile(0.975) * error if isinstance(error, int | float) else math.nan
             label = f"{task}/{name}" if variant == "none" else f"{task}/{name} ({variant})"
             n = found.get("n-samples", {}).get(task, {}).get("effective")
-            metrics[label] = Estimate(float(value), value - half, value + half, n).as_dict()
+            low, high = value - half, value + half
+            if name in SHARES:
+                low, high = max(0.0, low), min(1.0, high)
+            metrics[label] = Estimate(float(value), low, high, n).as_dict()
     return metrics

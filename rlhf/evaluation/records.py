@@ -91,6 +91,11 @@ def read_stages(directory: str | Path) -> list[RunRecord]:
     if is_run(root):
         return [read_run(root)]
     stages = [child for child in sorted(root.iterdir()) if child.is_dir() and is_run(child)]
+    if (root / "bench.json").exists() or (root / "bench.yaml").exists():
+        raise UserError(
+            f"{root} is a benchmark: `rlhf bench` drew its report.html; the runs lie in "
+            f"{root / 'runs'}"
+        )
     if not stages and not (root / "pipeline.yaml").exists():
         raise UserError(
             f"{root} is no run directory: it has no config.yaml, metrics.jsonl or evaluation/, "

@@ -14,7 +14,7 @@ import logging
 from pathlib import Path
 
 from rlhf.errors import UserError, nearest
-from rlhf.studies.bench_gate import gate, read_result
+from rlhf.studies.bench_gate import common_seeds, gate, read_result
 from rlhf.studies.bench_jobs import Workers, do, open_study
 from rlhf.studies.bench_plan import Bench
 from rlhf.studies.bench_report import write_bench
@@ -35,7 +35,8 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
     Raises:
         UserError: the directory exists, or some runs were refused; the others are kept.
     """
-    open_study(bench.root, MANIFEST, bench.config)
+    check_environments(bench)
+    open_study(bench.root, MANIFEST, bench.config, bench.jobs())
     with Workers(jobs, logs=bench.root / "logs") as workers:
         failed = workers.do_all(bench.jobs(), bench.root.name)
     if failed:
@@ -49,6 +50,8 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
 def run_and_judge(bench: Bench, *, jobs: int = 1, against: str | None = None) -> int:
     """`run_bench`, and the exit code: 1 when something is worse than the result ``against``."""
     before = None if against is None else read_result(against)
+    if before is not None:
+        common_seeds(bench.config.seeds, before)
     print(run_bench(bench, jobs=jobs))
     if before is None:
         return 0
@@ -73,10 +76,24 @@ def do_one(bench: Bench, key: str) -> Path:
     return Path(job.stages[-1][1]["output_dir"])
 
 
+def check_environments(bench: Bench) -> None:
+    """Make every gymnasium environment once.
+
+    Raises:
+        UserError: one does not exist, or does not take its arguments.
+    """
+    from rlhf.rollout.collect import make_env_factory
+
+    for task in bench.environments.values():
+        if task.env.id is not None:
+            make_env_factory(task.env)().close()
+
+
 def describe(bench: Bench) -> str:
     """What a benchmark will do, for `--dry-run`."""
     from rlhf.studies.bench_result import protocol
 
+    check_environments(bench)
     jobs = bench.jobs()
     waiting = sum(job.after is not None for job in jobs)
     return "\n".join(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,7 @@ def gate(now: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
     Raises:
         UserError: too few training seeds, or no cell, in common.
     """
-    seeds = [seed for seed in now["seeds"] if seed in before["seeds"]]
-    if len(seeds) < FEWEST_SEEDS:
-        raise UserError(
-            f"--against: the two results share {len(seeds)} training seeds, and fewer than "
-            f"{FEWEST_SEEDS} tell nothing from noise"
-        )
+    seeds = common_seeds(now["seeds"], before)
     cells = _cells(now, before, seeds)
     if not cells:
         raise UserError("--against: the two results share no algorithm on any environment")
@@ -80,6 +75,21 @@ def gate(now: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
     return Gate(compared, _notes(now, before))
 
 
+def common_seeds(seeds: Sequence[int], before: Mapping[str, Any]) -> list[int]:
+    """Training seeds of a benchmark that an earlier result has too.
+
+    Raises:
+        UserError: too few to judge by.
+    """
+    common = [seed for seed in seeds if seed in before["seeds"]]
+    if len(common) < FEWEST_SEEDS:
+        raise UserError(
+            f"--against: the two results share {len(common)} training seeds, and fewer than "
+            f"{FEWEST_SEEDS} tell nothing from noise"
+        )
+    return common
+
+
 def read_result(path: str | Path) -> dict[str, Any]:
     """A `bench.json`.
 
@@ -88,13 +98,25 @@ def read_result(path: str | Path) -> dict[str, Any]:
     """
     try:
         tree = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"--against: {path} does not exist") from error
-    except json.JSONDecodeError as error:
+    except OSError as error:
+        raise UserError(f"--against: {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise UserError(f"--against: {path} is not JSON") from error
-    if not isinstance(tree, dict) or "scores" not in tree or "seeds" not in tree:
+    if not _is_result(tree):
         raise UserError(f"--against: {path} is no bench.json: it has no seeds and scores")
     return tree
+
+
+def _is_result(tree: Any) -> bool:
+    """Whether there are seeds, and scores by row and environment."""
+    if not isinstance(tree, dict) or not isinstance(tree.get("seeds"), list):
+        return False
+    rows = tree.get("scores")
+    tables = rows.values() if isinstance(rows, dict) else [None]
+    return all(
+        isinstance(table, dict) and all(isinstance(cell, list) for cell in table.values())
+        for table in tables
+    )
 
 
 def _cells(

@@ -20,16 +20,30 @@ from rlhf import launch
 from rlhf.config import as_tree
 from rlhf.errors import UserError
 from rlhf.progress import Reporter
-from rlhf.runs import RESUMABLE, open_directory
+from rlhf.runs import RESUMABLE, check_same, open_directory
 from rlhf.studies.bench_plan import Job
 
 log = logging.getLogger(__name__)
 
 
-def open_study(root: Path, name: str, config: Any) -> None:
-    """Make a study's directory and write its configuration into it."""
+def open_study(root: Path, name: str, config: Any, jobs: Iterable[Job] = ()) -> None:
+    """Make a study's directory and write its configuration into it.
+
+    Raises:
+        UserError: the directory may not be used, or a job that it holds had another configuration.
+    """
+    if config.resume and not config.overwrite:
+        _refuse_changes(jobs)
     tree = {key: value for key, value in as_tree(config).items() if key not in RESUMABLE}
     open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite)
+
+
+def _refuse_changes(jobs: Iterable[Job]) -> None:
+    from rlhf.verbs import configure
+
+    for verb, tree in (stage for job in jobs for stage in job.stages):
+        if (Path(tree["output_dir"]) / "config.yaml").exists():
+            check_same(Path(tree["output_dir"]), {"verb": verb, **as_tree(configure(verb, tree))})
 
 
 def do(job: Job) -> float:

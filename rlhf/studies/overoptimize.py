@@ -26,6 +26,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.replies import sample_replies, score_replies
 from rlhf.evaluation.report.overoptimization import FILE
 from rlhf.launch import release_memory
+from rlhf.models.spec import ModelSpec
 from rlhf.rollout.spec import EnvSpec
 from rlhf.runs import Run
 from rlhf.studies.overoptimize_config import OveroptimizeConfig, ProxyGrid, TrainingSpec
@@ -64,6 +65,7 @@ def run_overoptimize(verb: str, config: OveroptimizeConfig, run: Run) -> Path:
     Raises:
         UserError: a setting cannot be meant, or some reply has no gold score.
     """
+    check_parts(config)
     gold = reward_models.build(config.gold)
     proxies = train_proxies(config, config.proxies, run.directory) if config.proxies else []
     groups = sample_replies(
@@ -100,6 +102,22 @@ def run_overoptimize(verb: str, config: OveroptimizeConfig, run: Run) -> Path:
     return run.directory
 
 
+def check_parts(config: OveroptimizeConfig) -> None:
+    """Check the keys that the reward models and training runs will get, before any work.
+
+    Raises:
+        UserError: one of them is wrong.
+    """
+    from rlhf.verbs import configure
+
+    if grid := config.proxies:
+        tree = _proxy_tree(config, grid, grid.bases[0], train=Path("a"), test=Path("b"), member=0)
+        configure("reward", {**tree, "output_dir": config.output_dir})
+    if config.rl:
+        tree = _training_tree(config, config.rl, [{"kind": "length"}], seed=0)
+        configure(config.rl.algorithm, {**tree, "output_dir": config.output_dir})
+
+
 def train_proxies(config: OveroptimizeConfig, grid: ProxyGrid, root: Path) -> list[Proxy]:
     """Every cell of the grid; the members of a cell see the same pairs under different seeds."""
     rows = load(grid.data, "preference", seed=config.seed).rows
@@ -121,19 +139,45 @@ def train_proxies(config: OveroptimizeConfig, grid: ProxyGrid, root: Path) -> li
                 _stage(
                     "reward",
                     root / "proxies" / f"{name}-member{member}",
-                    {
-                        "model": as_tree(base),
-                        "data": [{"path": str(train)}],
-                        "eval_data": [{"path": str(test)}],
-                        **grid.training,
-                        "seed": config.seed + member,
-                    },
+                    _proxy_tree(config, grid, base, train=train, test=test, member=member),
                 )
                 for member in range(grid.members)
             ]
             proxies.append(_describe(name, count, folders))
             log.info("proxy %s: accuracy %.3f", name, proxies[-1].accuracy)
     return proxies
+
+
+def _proxy_tree(
+    config: OveroptimizeConfig,
+    grid: ProxyGrid,
+    base: ModelSpec,
+    *,
+    train: Path,
+    test: Path,
+    member: int,
+) -> dict[str, Any]:
+    return {
+        "model": as_tree(base),
+        "data": [{"path": str(train)}],
+        "eval_data": [{"path": str(test)}],
+        **grid.training,
+        "seed": config.seed + member,
+    }
+
+
+def _training_tree(
+    config: OveroptimizeConfig, spec: TrainingSpec, rewards: list[dict[str, Any]], *, seed: int
+) -> dict[str, Any]:
+    return {
+        "model": as_tree(config.model),
+        "env": as_tree(_unrewarded(config.env)),
+        "rollout": as_tree(config.rollout),
+        **spec.training,
+        "rewards": rewards,
+        "samples_per_step": spec.measured,
+        "seed": config.seed + seed,
+    }
 
 
 def _stage(verb: str, directory: Path, tree: dict[str, Any]) -> Path:
@@ -209,15 +253,8 @@ def train_against(
     assert spec is not None
     tracks = []
     for seed in range(spec.seeds):
-        tree = {
-            "model": as_tree(config.model),
-            "env": as_tree(_unrewarded(config.env)),
-            "rollout": as_tree(config.rollout),
-            **spec.training,
-            "rewards": proxy_reward(config, how, proxies, seed),
-            "samples_per_step": spec.measured,
-            "seed": config.seed + seed,
-        }
+        rewards = proxy_reward(config, how, proxies, seed)
+        tree = _training_tree(config, spec, rewards, seed=seed)
         home = root / "rl" / f"{how}-seed{seed}"
         _stage(spec.algorithm, home, tree)
         tracks.append(read_track(home, gold, spec))

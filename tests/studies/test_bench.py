@@ -168,6 +168,45 @@ def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_pat
     assert (root / "other.yaml").exists()
 
 
+def test_a_resumed_bench_that_changed_is_refused_before_anything_is_written(tmp_path):
+    manifest = manifest_of(tmp_path / "b")
+    bench = read_bench([manifest], [])
+    do_one(bench, "echo/reference")
+    changed = read_bench([manifest], [("episodes", 16), ("resume", True)])
+    with pytest.raises(UserError, match=r"episodes was 8, now 16"):
+        run_bench(changed)
+    assert not (bench.root / "bench.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--jobs", "zwei"], "--jobs must be a number of processes >= 1, got 'zwei'"),
+        (["--jobs", "0"], "--jobs must be a number of processes >= 1, got 0"),
+        (["--against", "FOLDER"], "cannot be read"),
+        (["--against", "WEIRD"], "is no bench.json"),
+        (["--against", "OTHERS"], "share 0 training seeds"),
+        (["--environments.echo.env.id", "text/Nope-v0"], "Nope"),
+    ],
+)
+def test_mistakes_are_one_line_before_any_work(tmp_path, capsys, arguments, words):
+    files = {
+        "FOLDER": None,
+        "WEIRD": {"seeds": [0, 1], "scores": [1, 2]},
+        "OTHERS": {"seeds": [7, 8, 9, 10, 11], "scores": {"ppo": {"echo": [0.0] * 5}}},
+    }
+    for name, tree in files.items():
+        place = tmp_path / name
+        place.mkdir() if tree is None else place.write_text(json.dumps(tree))
+    given = [str(tmp_path / word) if word in files else word for word in arguments]
+    manifest = manifest_of(tmp_path / "b")
+    assert main(["bench", str(manifest), *given]) == 2
+    told = capsys.readouterr().err.strip()
+    assert words in told
+    assert "\n" not in told
+    assert not (tmp_path / "b" / "out").exists()
+
+
 def test_an_unknown_job_is_told_the_nearest(tmp_path):
     bench = read_bench([manifest_of(tmp_path / "b")], [])
     with pytest.raises(UserError, match=r"did you mean 'echo/seed1/rloo'"):

@@ -10,6 +10,7 @@ import pytest
 from rlhf.data.files import read_jsonl
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline
+from rlhf.plan import plan
 from rlhf.studies.overoptimization import best_of_n_scores
 from rlhf.studies.overoptimize_results import (
     Track,
@@ -91,6 +92,23 @@ def test_what_cannot_be_meant_is_refused(policy_folder, tmp_path):
             "overoptimize",
             {**tree, "rewards": [{"kind": "regex", "pattern": "x{99}"}], "rl": None},
         )
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"rl": {"training": {"num_step": 3}}}, "did you mean 'num_steps'"),
+        ({"proxies": {"training": {"batch_siz": 3}}, "rewards": []}, "did you mean 'batch_size'"),
+    ],
+)
+def test_keys_of_what_comes_later_are_checked_first(policy_folder, tmp_path, part, words):
+    tree = tree_of(policy_folder, tmp_path)
+    if "proxies" in part:
+        grid = {"bases": [{"path": str(policy_folder)}], "data": [{"path": "x"}], "pairs": [30]}
+        part = {**part, "proxies": {**grid, **part["proxies"]}}
+    for act in (execute, plan):
+        with pytest.raises(UserError, match=words):
+            act("overoptimize", {**tree, **part})
 
 
 def test_more_pairs_than_there_are_is_refused(policy_folder, tmp_path):
