@@ -124,12 +124,6 @@ class EvaluateConfig:
             raise ValueError("evaluate: nothing to do; give env, text, classes, tasks or pairs")
         if of_policies and not self.policies:
             raise ValueError("policies: the list is empty; name at least one")
-        unplayed = [policy.name for policy in self.policies if policy.model is None]
-        if unplayed and not self.env:
-            raise ValueError(
-                f"policies: {unplayed[0]} has no model and without env nothing to play: nothing of "
-                "it can be measured"
-            )
         if self.pairs and not self.rewards:
             raise ValueError("rewards: pairs need at least one reward to judge them")
         names = [policy.name for policy in self.policies]
@@ -145,3 +139,9 @@ class EvaluateConfig:
             raise ValueError("samples has no effect with greedy decoding: all would be the same")
         if self.episodes < 2:
             raise ValueError(f"episodes must be >= 2 (an interval needs two), got {self.episodes}")
+        unplayed = [policy.name for policy in self.policies if policy.model is None]
+        if unplayed and not self.env:
+            raise ValueError(
+                f"policies: {unplayed[0]} has no model and without env nothing to play: nothing of "
+                "it can be measured"
+            )

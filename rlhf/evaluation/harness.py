@@ -74,7 +74,7 @@ def metrics_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
             label = f"{task}/{name}" if variant == "none" else f"{task}/{name} ({variant})"
             n = found.get("n-samples", {}).get(task, {}).get("effective")
             low, high = value - half, value + half
-            if name in SHARES:
+            if name in SHARES and math.isfinite(half):
                 low, high = max(0.0, low), min(1.0, high)
             metrics[label] = Estimate(float(value), low, high, n).as_dict()
     return metrics
