@@ -1,13 +1,16 @@
-"""What a long run shows while it works: a live line in a terminal, a few lines in a log file."""
+"""What a long run shows while it works: a live view in a terminal, a few lines in a log file."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.constrain import Constrain
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,38 +19,75 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
 log = logging.getLogger(__name__)
 
 # Lines written over a whole run where there is no terminal.
 LINES = 10
+# Columns that the first line takes at most; a longer bar says no more.
+WIDTH = 100
+NAME = 20
+NUMBERS = 5
+# Rich forgets steps older than this many seconds, and with fewer than two it knows no time left; a
+# step of reinforcement learning may take minutes.
+MEMORY = 7 * 86400.0
+
+Slots = Sequence[Mapping[str, str]]
+"""What to show, in order. A slot maps metric keys to the names they are shown under; the first key
+that was ever logged fills it."""
+
+OFFLINE: Slots = (
+    {"train/loss": "loss"},
+    {"eval/loss": "held-out loss"},
+    {"train/accuracy": "accuracy", "train/token_accuracy": "token accuracy", "train/rmse": "rmse"},
+    {"eval/accuracy": "held-out", "eval/token_accuracy": "held-out", "eval/rmse": "held-out"},
+    {"train/grad_norm": "gradient"},
+)
+"""Of the stages that learn from a data set."""
+
+_FAR = (
+    {"policy/kl": "KL"},
+    {"policy/entropy": "entropy"},
+    {"rollout/length": "length"},
+    # Where an algorithm has no reference, or nothing judges the reward, there is room for these.
+    {"policy/clip_fraction": "clipped"},
+    {"train/grad_norm": "gradient"},
+)
 
 
 class Reporter:
-    """Shows steps done, time left and the numbers that matter; use it in a ``with`` block.
+    """Shows steps done, time left, five numbers and warnings; use it in a ``with`` block.
 
     Args:
         what: the run's name.
         total: steps.
         start: steps already done.
+        slots: the numbers to show; without them, those that are given, under their own keys.
+        console: to draw on; the default is the process's standard error.
     """
 
-    def __init__(self, what: str, total: int, *, start: int = 0) -> None:
-        self.what, self.total, self.done = what, total, start
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            console=Console(file=sys.stderr),
-            disable=not sys.stderr.isatty(),
-        )
-        self.task = self.bar.add_task(what, total=total, completed=start, numbers="")
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        *,
+        start: int = 0,
+        slots: Slots = (),
+        console: Console | None = None,
+    ) -> None:
+        self.what, self.total, self.done, self.slots = what, total, start, slots
+        self.seen: dict[str, float] = {}
+        # Rich would call a log file a terminal where FORCE_COLOR is set.
+        console = console or Console(file=sys.stderr, force_terminal=sys.stderr.isatty())
+        first = os.environ.get("RANK", "0") == "0"  # of several processes one draws
+        self.live = first and console.is_terminal and not console.is_dumb_terminal
+        self.view = _View(console, disable=not self.live)
+        self.task = self.view.add_task(_shortened(what), total=total, completed=start)
 
     def __enter__(self) -> Reporter:
-        self.bar.start()
+        self.view.start()
         return self
 
     def __exit__(
@@ -56,13 +96,112 @@ class Reporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.bar.stop()
+        self.view.stop()
 
-    def show(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Show that ``step`` steps are done, with at most five numbers."""
-        text = "  ".join(f"{name} {value:.4g}" for name, value in list(numbers.items())[:5])
+    def show(self, step: int, metrics: Mapping[str, float], warnings: Iterable[str] = ()) -> None:
+        """Show that ``step`` steps are done.
+
+        Args:
+            step: steps done.
+            metrics: what was measured now; a number that is missing keeps its last value.
+            warnings: one line each, shown above the bar, or in the log.
+        """
+        self.seen |= metrics
         before, self.done = self.done, step
-        self.bar.update(self.task, completed=step, numbers=text)
+        numbers = [f"{name} {value:.3g}" for name, value in headline(self.seen, self.slots).items()]
+        self.view.numbers.parts = numbers
+        self.view.update(self.task, completed=step)
+        for words in warnings:
+            self._warn(step, words)
         every = max(1, self.total // LINES)
-        if self.bar.disable and (before // every != step // every or step == self.total):
-            log.info("%s %d/%d  %s", self.what, step, self.total, text)
+        due = before // every != step // every or before < step == self.total
+        if not self.live and due:
+            log.info("%s", "  ".join([f"{self.what} {step}/{self.total}", *numbers]))
+
+    def _warn(self, step: int, words: str) -> None:
+        if self.live:
+            line = Text.assemble((f"warning, step {step}: ", "bold yellow"), words)
+            self.view.console.print(line)
+        else:
+            log.warning("%s: warning, step %d: %s", self.what, step, words)
+
+
+def headline(seen: Mapping[str, float], slots: Slots = ()) -> dict[str, float]:
+    """At most five numbers under short names.
+
+    Args:
+        seen: metrics by key.
+        slots: which to choose; without them, the first ones under their own keys.
+    """
+    chosen: dict[str, float] = {}
+    for slot in slots or [{key: key} for key in seen]:
+        key = next((key for key in slot if key in seen), None)
+        if key is not None and len(chosen) < NUMBERS:
+            chosen.setdefault(slot[key], seen[key])
+    return chosen
+
+
+def online_slots(config: Mapping[str, Any]) -> Slots:
+    """What an online run shows: its reward, a score that judges it, and how far the policy went.
+
+    Args:
+        config: of the run, as plain data.
+    """
+    names = [spec.get("name") or spec.get("kind") for spec in config.get("gold") or ()]
+    judges = {f"eval/{name}": "held-out gold" for name in names}
+    judges |= {f"reward/{name}": "gold" for name in names}
+    if (config.get("env") or {}).get("id"):  # prompts have no reward of their own
+        judges["eval/return"] = "held-out"
+        if config.get("rewards"):  # else it is the reward that is trained on
+            judges["reward/env"] = "env"
+    return ({"reward/mean": "reward"}, judges, *_FAR)
+
+
+class _View(Progress):
+    """A line with bar and times, and the numbers below it."""
+
+    def __init__(self, console: Console, *, disable: bool) -> None:
+        self.numbers = _Numbers()
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=console,
+            disable=disable,
+            expand=True,
+            refresh_per_second=4,
+            speed_estimate_period=MEMORY,
+        )
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """What is drawn, from top to bottom."""
+        yield Constrain(self.make_tasks_table(self.tasks), WIDTH)
+        yield self.numbers
+
+
+class _Numbers:
+    """Names with their values, side by side; a narrow terminal breaks the line between two."""
+
+    def __init__(self) -> None:
+        self.parts: Sequence[str] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines: list[str] = []
+        for part in self.parts:
+            if lines and len(lines[-1]) + 2 + len(part) <= options.max_width:
+                lines[-1] += "  " + part
+            else:
+                lines.append(part)
+        for line in lines:
+            yield Text(line, no_wrap=True, overflow="ellipsis")
+
+
+def _shortened(name: str) -> str:
+    """A long name without its middle: beginnings tell stages apart, ends tell seeds."""
+    half = NAME // 2
+    # Brackets would be read as markup.
+    text = name if len(name) <= NAME else f"{name[: half - 1]}…{name[-half:]}"
+    return text.replace("[", "(").replace("]", ")")

@@ -14,7 +14,8 @@ import torch
 
 from rlhf.algorithms.tally import Tally
 from rlhf.errors import UserError
-from rlhf.progress import Reporter
+from rlhf.evaluation.report.alarms import Watch
+from rlhf.progress import OFFLINE, Reporter
 from rlhf.runs import Run
 from rlhf.training.checkpoint import (
     latest_checkpoint,
@@ -36,8 +37,6 @@ from rlhf.training.native_config import native_options
 from rlhf.training.native_tasks import TASKS
 from rlhf.training.offline_config import OfflineConfig
 from rlhf.training.stages import Stage, Work, evaluation_steps, logging_steps
-
-SHOWN = ("train/loss", "eval/loss", "train/accuracy", "eval/accuracy")
 
 
 def train_native(
@@ -90,8 +89,8 @@ def _steps(lesson: Lesson, run: Run, stop: StopRequest) -> None:
     progress, total = lesson.progress, lesson.schedule.num_steps
     every = evaluation_steps(lesson.config, total)
     often = lesson.options.logging_steps or logging_steps(total)
-    told: dict[str, float] = {}
-    with Reporter(run.directory.name, total, start=progress.step) as bar:
+    watch = Watch(run.directory, run.config)
+    with Reporter(run.directory.name, total, start=progress.step, slots=OFFLINE) as bar:
         tally, norms, tokens = Tally(), [], 0
         while progress.step < total and not stop.asked and not _patience_is_over(lesson):
             found, norm, count = learn(lesson)
@@ -109,10 +108,11 @@ def _steps(lesson: Lesson, run: Run, stop: StopRequest) -> None:
             if due:
                 metrics |= evaluate(lesson)
                 _keep_best(lesson, run, metrics["eval/loss"])
+            warnings = []
             if metrics:
                 run.log(progress.step, metrics)
-            told |= {key: metrics[key] for key in SHOWN if key in metrics}
-            bar.show(progress.step, told)
+                warnings = watch.see(progress.step, metrics)
+            bar.show(progress.step, metrics, warnings)
             if due or stop.asked:
                 _save(lesson, run)
 

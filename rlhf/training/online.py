@@ -19,9 +19,10 @@ from rlhf.evaluation.evaluate import (
     summarise,
     write_evaluation,
 )
+from rlhf.evaluation.report.alarms import Watch
 from rlhf.models.flops import update_flops
 from rlhf.profiling import peak_memory
-from rlhf.progress import Reporter
+from rlhf.progress import Reporter, online_slots
 from rlhf.rollout.batch import Rollout, collate
 from rlhf.rollout.collect import Collector, Start
 from rlhf.runs import Run
@@ -36,7 +37,6 @@ from rlhf.training.update import learn
 # DAPO keeps sampling until a batch is full of informative groups; beyond this it trains on fewer.
 MAX_RESAMPLES = 4
 SAMPLES_KEPT = 16
-SHOWN = ("reward/mean", "reward/env", "policy/kl", "policy/entropy", "rollout/length")
 
 
 def train_online(name: str, config: OnlineConfig, run: Run) -> Path:
@@ -60,13 +60,17 @@ def train_online(name: str, config: OnlineConfig, run: Run) -> Path:
             _keep_samples(session, run, step=0, split="before")
         with (
             StopRequest() as stop,
-            Reporter(run.directory.name, config.num_steps, start=step) as bar,
+            Reporter(
+                run.directory.name, config.num_steps, start=step, slots=online_slots(run.config)
+            ) as bar,
         ):
+            watch = Watch(run.directory, run.config)
             while step < config.num_steps and not session.kl.stop:
                 metrics = train_step(session, run, step)
                 step += 1
-                run.log(step, metrics | _evaluate_if_due(session, step))
-                bar.show(step, {key: metrics[key] for key in SHOWN if key in metrics})
+                metrics |= _evaluate_if_due(session, step)
+                run.log(step, metrics)
+                bar.show(step, metrics, watch.see(step, metrics))
                 if step % config.save_every == 0 or step == config.num_steps or stop.asked:
                     _save(session, run, step)
                 stop.check(run.directory)

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from rlhf.progress import Reporter
+from rlhf.evaluation.report.alarms import Watch
+from rlhf.progress import OFFLINE, Reporter
 from rlhf.runs import Run
 from rlhf.training.interrupt import StopRequest
 
@@ -35,12 +36,13 @@ class Recorder(TrainerCallback):
     def __init__(self, run: Run, stop: StopRequest) -> None:
         self.run, self.stop = run, stop
         self.reporter: Reporter | None = None
-        self.shown: dict[str, float] = {}
+        self.watch: Watch | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the display."""
         name = self.run.directory.name
-        self.reporter = Reporter(name, state.max_steps, start=state.global_step)
+        self.watch = Watch(self.run.directory, self.run.config)
+        self.reporter = Reporter(name, state.max_steps, start=state.global_step, slots=OFFLINE)
         self.reporter.__enter__()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -57,13 +59,14 @@ class Recorder(TrainerCallback):
                 row[f"{split}/{self.NAMES[name]}"] = float(value)
         if row:
             self.run.log(state.global_step, row)
-        shown = ("train/loss", "eval/loss", "train/accuracy", "eval/accuracy")
-        self.shown |= {key: row[key] for key in shown if key in row}
+        if row and self.reporter and self.watch:
+            warnings = self.watch.see(state.global_step, row)
+            self.reporter.show(state.global_step, row, warnings)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Show progress; save and stop when the user asked."""
         if self.reporter:
-            self.reporter.show(state.global_step, self.shown)
+            self.reporter.show(state.global_step, {})
         if self.stop.asked:
             control.should_save = control.should_training_stop = True
         return control
