@@ -47,15 +47,16 @@ def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     """Mean curves with their 95% intervals over seeds."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * len(found), 3), layout="constrained")
-    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
-    for axis, (algorithm, sides) in zip(axes, found.items(), strict=True):
-        for side, rows in sides.items():
-            told = [mean_interval(column) for column in rows.T]
+    rows = -(-len(found) // 2)
+    figure = Figure(figsize=(8, 3 * rows), layout="constrained")
+    # Each task has a scale of its own: returns of one may lie beyond those of another.
+    every_axes = figure.subplots(rows, 2, squeeze=False).flat
+    for axis, (algorithm, sides) in zip(every_axes, found.items(), strict=False):
+        for side, curves in sides.items():
+            told = [mean_interval(column) for column in curves.T]
             steps = np.arange(1, len(told) + 1)
             axis.plot(steps, [x.value for x in told], label=side)
             axis.fill_between(steps, [x.low for x in told], [x.high for x in told], alpha=0.2)
-        axis.set(title=algorithm, xlabel="step", ylim=(0, None))
+        axis.set(title=algorithm, xlabel="step", ylabel="mean reward of a batch")
         axis.legend(loc="lower right")
-    axes[0].set_ylabel("mean reward of a batch")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=90)

@@ -98,6 +98,8 @@ def read_result(path: str | Path) -> dict[str, Any]:
     """
     try:
         tree = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"--against: {path} does not exist") from error
     except OSError as error:
         raise UserError(f"--against: {path} cannot be read: {error.strerror}") from error
     except ValueError as error:

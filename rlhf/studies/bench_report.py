@@ -6,16 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rlhf.evaluation.compare import coverage_words
 from rlhf.evaluation.report import write_comparison_report
 from rlhf.evaluation.report.charts import Chart, Series, draw
 from rlhf.evaluation.report.forest import Line, forest
-from rlhf.evaluation.report.markup import Table, bounds, esc, named, number, section
+from rlhf.evaluation.report.markup import Table, bounds, esc, named, number, prose, section
 from rlhf.evaluation.report.page import page
-from rlhf.evaluation.report.results import sentence
+from rlhf.evaluation.report.results import sentence, verdict_item
 from rlhf.evaluation.report.tables import save_tables
 from rlhf.studies.bench_plan import REFERENCES, Bench
 from rlhf.studies.bench_result import as_json, make_tables, markdown, protocol, verdict_lines
-from rlhf.studies.bench_scores import THRESHOLDS, Findings, Scores
+from rlhf.studies.bench_scores import METRIC, THRESHOLDS, Findings, Scores
 
 MOST_LINES = 6
 """Colours that the page's charts have."""
@@ -52,9 +53,8 @@ def _environment_pages(bench: Bench) -> dict[str, str]:
 def _body(
     bench: Bench, findings: Findings, tables: Sequence[Table], pages: Mapping[str, str]
 ) -> str:
-    names = "".join(f"<li><b>{esc(named(name))}</b></li>" for name in bench.algorithms)
-    told = "".join(f'<p class="note">{esc(line)}</p>' for line in protocol(bench))
-    parts = [f'<header><h1>Benchmark</h1><ul class="chain sides">{names}</ul></header>', told]
+    told = "".join(f'<p class="note">{prose(line)}</p>' for line in protocol(bench))
+    parts = [f"<header><h1>Benchmark</h1>{_tiles(findings)}</header>", told]
     parts.append(_verdicts(findings))
     parts.append(section("Result", _forest(findings)))
     parts.append(section("Charts", _charts(findings)))
@@ -64,26 +64,43 @@ def _body(
     return "\n".join(parts)
 
 
+def _colours(findings: Findings) -> dict[str, str]:
+    """Algorithm -> class of its colour, in the manifest's order as on the environments' pages."""
+    return {name: f"c{index % MOST_LINES + 1}" for index, name in enumerate(findings.curves)}
+
+
+def _tiles(findings: Findings) -> str:
+    """Every algorithm with its colour and its interquartile mean."""
+    tiles = []
+    for name, colour in _colours(findings).items():
+        estimate = findings.aggregates[name]["IQM"]
+        told = f"IQM {number(estimate.value)} {bounds(estimate)}"
+        tiles.append(f'<li class="{colour}"><b>{esc(named(name))}</b><span>{told}</span></li>')
+    return f'<ul class="chain sides">{"".join(tiles)}</ul>'
+
+
 def _verdicts(findings: Findings) -> str:
-    tones = [
-        {d.arm: "good", d.baseline: "bad"}.get(d.winner or "", "")
+    """Whoever beat the baseline or another algorithm is green, who lost to the baseline red."""
+    apart = [d for d in findings.pairs if d.winner]
+    items = [
+        verdict_item(d, METRIC, {d.arm: "good", d.baseline: "bad"}.get(d.winner or ""))
         for d in findings.against_baseline
     ]
-    items = []
-    for index, line in enumerate(verdict_lines(findings)):
-        tone = tones[index] if index < len(tones) else ""
-        items.append(f'<li class="{tone}"><strong>{esc(sentence(line))}</strong></li>')
-    return f'<ul class="verdicts">{"".join(items)}</ul>'
+    items += [verdict_item(d, METRIC, "good") for d in apart]
+    rest = verdict_lines(findings)[len(items) :]
+    covered = {coverage_words(d) for d in (*findings.against_baseline, *findings.pairs)}
+    items += [f"<li><strong>{esc(sentence(x))}</strong></li>" for x in rest if x not in covered]
+    notes = [f'<p class="note">{esc(x[:1].upper() + x[1:])}.</p>' for x in rest if x in covered]
+    return f'<ul class="verdicts">{"".join(items)}</ul>{"".join(notes)}'
 
 
 def _forest(findings: Findings) -> str:
     """The IQM of everyone between random and optimal."""
-    lines = []
+    lines, colours = [], _colours(findings)
     for name, found in findings.aggregates.items():
         estimate = found["IQM"]
-        trained = name in findings.curves
         text = f"{estimate.n} seeds" if estimate.n > 1 else "not trained"
-        value, tone = number(estimate.value), "c1" if trained else "c5"
+        value, tone = number(estimate.value), colours.get(name, "ref")
         lines.append(Line(name, text, estimate, value, bounds(estimate), tone))
     heading = "<h3>Interquartile mean <small>over environments and seeds, 95%</small></h3>"
     return heading + forest(lines, [(0.0, "random"), (1.0, "optimal")])
@@ -101,8 +118,8 @@ def _charts(findings: Findings) -> str:
 
 
 def _efficiency(findings: Findings, names: Sequence[str]) -> str:
-    lines = []
-    for index, name in enumerate(names):
+    lines, colours = [], _colours(findings)
+    for name in names:
         curve = findings.curves[name]
         known = all(estimate.known for estimate in curve)
         lines.append(
@@ -110,7 +127,7 @@ def _efficiency(findings: Findings, names: Sequence[str]) -> str:
                 named(name),
                 [100 * step / (len(curve) - 1) for step in range(len(curve))],
                 [estimate.value for estimate in curve],
-                colour=f"c{index + 1}",
+                colour=colours[name],
                 low=[estimate.low for estimate in curve] if known else (),
                 high=[estimate.high for estimate in curve] if known else (),
             )
@@ -120,9 +137,17 @@ def _efficiency(findings: Findings, names: Sequence[str]) -> str:
 
 
 def _profile(findings: Findings, names: Sequence[str]) -> str:
+    """The algorithms, and in grey what they started from."""
+    colours = _colours(findings)
+    start = [name for name in findings.profile if name not in findings.curves]
     lines = [
-        Series(named(name), list(THRESHOLDS), findings.profile[name].tolist(), f"c{index + 1}")
-        for index, name in enumerate(names)
+        Series(
+            named(name),
+            list(THRESHOLDS),
+            findings.profile[name].tolist(),
+            colours.get(name, "ref"),
+        )
+        for name in (*start, *names)
     ]
     note = "Share of runs (environments and seeds) that score above x."
     return draw(Chart("Performance profile", lines, note, x_label="score"))

@@ -24,7 +24,7 @@ def test_ticks_are_round_and_inside():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (0.25, "0.25"), (-1234, "-1234"), (12_500, "12.5k"), (2e-6, "2e-6"), (3e7, "3e7")],
+    [(0, "0"), (0.25, "0.25"), (-1234, "−1234"), (12_500, "12.5k"), (2e-6, "2e−6"), (3e7, "3e7")],
 )
 def test_short_numbers(value: float, text: str):
     assert short(value) == text

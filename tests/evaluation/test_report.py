@@ -1,5 +1,6 @@
 """Reports of whole, partial and hostile run directories."""
 
+import base64
 import csv
 import importlib.util
 import json
@@ -8,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.evaluation.records import read_run
-from rlhf.evaluation.report import write_comparison_report, write_report
-from rlhf.evaluation.report.comparison import seed_band
+from rlhf.evaluation.report import write_report
+from rlhf.evaluation.report.markup import Table, minus
 
 _SPEC = importlib.util.spec_from_file_location(
     "fake_pipeline", Path(__file__).with_name("fake_pipeline.py")
@@ -107,7 +107,8 @@ def test_forest_places_random_and_optimal(whole: Path):
 def test_transcripts_show_best_typical_and_worst_in_order(whole: Path):
     page = text_of(write_report(whole))
     first = page[page.index("One prompt, every stage") :]
-    deltas = [float(d) for d in re.findall(r"<small>[A-Z][a-z ]+: ([+-][\d.]+) \(", first)]
+    words = re.findall(r"<small>[A-Z][a-z ]+: ([+−][\d.]+) \(", first)
+    deltas = [float(word.replace("−", "-")) for word in words]
     assert len(deltas) == 4
     assert deltas == sorted(deltas, reverse=True)
     assert "DPO against SFT" in first
@@ -117,6 +118,55 @@ def test_constant_columns_move_to_the_caption(whole: Path):
     page = text_of(write_report(whole))
     assert "In every row: stage evaluate; environment text/PreferenceBandit-v0" in page
     assert '<th scope="col">environment</th>' not in page
+
+
+def test_a_long_single_row_keeps_what_varied(tmp_path: Path):
+    run = tmp_path / "only"
+    row = {"env": "echo", "policy": "only", "decoding": "greedy", "success": True, "cost": 0.0}
+    row |= {"turns": 1, "tokens": 4, "cut": 0}
+    rows = [{**row, "seed": seed, "return": seed / 8} for seed in range(8)]
+    fake.write_rows(run / "evaluation" / "only" / "episodes.jsonl", rows)
+    page = text_of(write_report(run))
+    folded = "policy only; environment echo; decoding greedy; cost 0.000; turns 1.000"
+    assert f"Also: {folded}; tokens 4.000; cut 0.000." in page
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', page)
+    assert heads == ["stage", "episodes", "return", "success"]
+
+
+def saved(page: str, kind: str) -> list[str]:
+    """What the links of a page save as a file of this kind."""
+    found = re.findall(rf'href="data:{kind};base64,([^"]*)"', page)
+    return [base64.b64decode(text).decode() for text in found]
+
+
+def test_tables_are_saved_from_the_page_as_csv_and_json(whole: Path):
+    page = text_of(write_report(whole))
+    tables = json.loads(text_of(whole / "report_tables" / "tables.json"))
+    assert [json.loads(text) for text in saved(page, "application/json")] == list(tables.values())
+    assert saved(page, "text/csv")[0] == text_of(whole / "report_tables" / "evaluations.csv")
+
+
+def test_a_minus_is_a_minus_on_the_page_and_a_hyphen_in_files(tmp_path: Path):
+    run = tmp_path / "only"
+    row = {"env": "echo", "policy": "only", "decoding": "greedy"}
+    rows = [{**row, "seed": seed, "return": -1.5 - seed} for seed in range(2)]
+    fake.write_rows(run / "evaluation" / "only" / "episodes.jsonl", rows)
+    page = text_of(write_report(run))
+    assert "−2.000 <span" in page
+    assert "-2.000" not in page
+    assert "-2.0" in text_of(run / "report_tables" / "evaluations.csv")
+    assert all(
+        "−" not in text for text in saved(page, "text/csv") + saved(page, "application/json")
+    )
+    assert minus("from -3 to [-1, -.5], seed-3, a-1") == "from −3 to [−1, −.5], seed-3, a-1"
+
+
+def test_columns_under_numbers_stay():
+    rows = [["a", 1.0, 0.5, "x"], ["b", 1.0, 0.5, "x"]]
+    shown = Table("t", "t", ["policy", "0.7", "50%", "env"], rows).to_html()
+    assert ">0.7</th>" in shown
+    assert ">50%</th>" in shown
+    assert "In every row: env x." in shown
 
 
 def test_over_optimisation_is_named_with_its_step(tmp_path: Path):
@@ -198,35 +248,3 @@ def test_summary_without_episodes(tmp_path: Path):
 def test_folder_without_runs_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="no run directory"):
         write_report(tmp_path)
-
-
-def test_band_keeps_to_the_steps_of_every_seed(tmp_path: Path):
-    runs = []
-    for seed, steps in ((0, 3), (1, 5)):
-        rows = [{"step": i, "reward/mean": float(seed + i)} for i in range(steps)]
-        fake.write_rows(tmp_path / f"seed{seed}" / "metrics.jsonl", rows)
-        runs.append(read_run(tmp_path / f"seed{seed}"))
-    steps, band = seed_band(runs, "reward/mean")
-    assert steps == [0, 1, 2]
-    assert [e.value for e in band] == [0.5, 1.5, 2.5]
-    # two seeds 1 apart: half width t(.975, 1) * .7071 / sqrt 2
-    assert band[0].high == pytest.approx(0.5 + 12.7062 / 2, abs=1e-3)
-
-
-def test_comparison_page_bands_and_diffs(tmp_path: Path):
-    runs = []
-    for seed in range(5):
-        pipeline = fake.write_pipeline(tmp_path / f"seed{seed}", seed=seed)
-        runs.append(pipeline)
-    page = text_of(write_comparison_report(runs, tmp_path / "compare.html"))
-    assert "PPO is significantly better than SFT (95%, 5 training seeds)" in page
-    assert 'class="band' in page
-    with (tmp_path / "compare_tables" / "configs.csv").open() as file:
-        changed = {row["key"]: (row["sft"], row["ppo"]) for row in csv.DictReader(file)}
-    assert changed["env.id"] == ("", fake.ENV)
-    assert "seed" not in changed
-    with (tmp_path / "compare_tables" / "metrics.csv").open() as file:
-        ended = {row["metric"]: row for row in csv.DictReader(file)}
-    assert float(ended["kl/coef"]["ppo"]) == pytest.approx(0.05)
-    assert ended["kl/coef"]["sft"] == ""
-    assert ended["reward/mean"]["ppo n"] == "5"

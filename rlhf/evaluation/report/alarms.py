@@ -66,12 +66,7 @@ class Watch:
         return fresh
 
     def _lasts(self, kind: str) -> bool:
-        """Whether a finding is more than the noise of a single look.
-
-        A curve that is looked at after every step dips below its peak sooner or later.
-        """
-        if kind == "gold":
-            return _fell_clearly(self.record.series(gold_key(self.record) or "")[1])
+        """Whether a share was logged often enough to be told."""
         recent = kind in _SHARES or kind.startswith("rollout/")
         return not recent or len(self.record.series(kind)[1]) >= _RECENT
 
@@ -134,7 +129,7 @@ def _not_finite(run: RunRecord) -> list[str]:
 
 def _over_optimised(run: RunRecord) -> list[str]:
     peak = over_optimised(run)
-    if peak is None:
+    if peak is None or not _fell_clearly(run.series(gold_key(run) or "")[1]):
         return []
     return [
         f"the proxy was over-optimised: gold fell from {short(peak.gold[0])} at step "

@@ -90,15 +90,17 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number in few characters: 12.5k, 0.031, 2e-06."""
+    """A number to read in few characters: 12.5k, −0.031, 2e−6."""
     size = abs(value)
     if size < 1e-12:
         return "0"
     if size >= 1e6 or size < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    if size >= 1e4:
-        return f"{value / 1e3:.3g}k"
-    return f"{value:.3g}" if size < 1000 else f"{value:.0f}"
+        text = f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    elif size >= 1e4:
+        text = f"{value / 1e3:.3g}k"
+    else:
+        text = f"{value:.3g}" if size < 1000 else f"{value:.0f}"
+    return text.replace("-", "−")
 
 
 def _frame(lines: Sequence[Series]) -> _Frame:

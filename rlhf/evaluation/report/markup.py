@@ -6,6 +6,7 @@ import base64
 import csv
 import html
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,13 @@ _ACRONYMS = re.compile(
 )
 
 _NAMES = frozenset({"stage", "policy", "difference", "verdict"})
+_RANGES = frozenset({"range"})
+"""Columns whose text is of numbers."""
+
+_MANY = 8
+"""Columns from which even a single row tells its plain ones in the caption."""
+
+_NUMERAL = re.compile(r"[\d.]+%?")
 
 Cell = str | int | float | Estimate | None
 
@@ -32,43 +40,72 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
     def to_html(self) -> str:
-        """The table in a box that scrolls by itself, with a link that saves it as CSV."""
-        shown = [i for i in range(len(self.columns)) if not self._constant(i)]
+        """The table in a box that scrolls by itself, with links that save it as CSV and JSON."""
+        shown = [i for i in range(len(self.columns)) if not self._folded(i)]
         numeric = {i for i in shown if any(not isinstance(row[i], str | None) for row in self.rows)}
         head = "".join(
-            f'<th scope="col"{_align(i in numeric)}>{esc(self.columns[i])}</th>' for i in shown
+            f'<th scope="col"{_align(i in numeric)}>{esc(named(self.columns[i]))}</th>'
+            for i in shown
         )
         body = "".join(
             "<tr>" + "".join(self._cell(row, i, is_number=i in numeric) for i in shown) + "</tr>"
             for row in self.rows
         )
-        encoded = base64.b64encode(self.to_csv().encode()).decode()
-        save = (
-            f'<p class="saves">Save as <a download="{esc(self.slug)}.csv" '
-            f'href="data:text/csv;base64,{encoded}">CSV</a></p>'
-        )
+        save = f'<p class="saves">Save as {self._link("csv")} {self._link("json")}</p>'
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         return f'<div class="table" tabindex="0">{table}</div>{self._caption()}{save}'
 
+    def _link(self, ending: str) -> str:
+        """A link that saves the whole table, folded columns too, without a request."""
+        text = self.to_csv() if ending == "csv" else self.to_json()
+        encoded = base64.b64encode(text.encode()).decode()
+        kind = {"csv": "text/csv", "json": "application/json"}[ending]
+        return (
+            f'<a download="{esc(self.slug)}.{ending}" '
+            f'href="data:{kind};base64,{encoded}">{ending.upper()}</a>'
+        )
+
     def _cell(self, row: Sequence[Cell], column: int, *, is_number: bool) -> str:
         cell = row[column]
-        if isinstance(cell, str) and self.columns[column] in _NAMES:
-            cell = named(cell)
+        if isinstance(cell, str):
+            cell = self._shown(cell, column)
         long = ' class="long"' if isinstance(cell, str) and len(cell) > 40 else ""
         return f"<td{_align(is_number) or long}>{cell_html(cell)}</td>"
 
-    def _constant(self, column: int) -> bool:
-        """Whether a column says the same in each of several rows, so that a caption suffices."""
-        return len(self.rows) > 1 and len({repr(row[column]) for row in self.rows}) == 1
+    def _shown(self, text: str, column: int) -> str:
+        """Text of a cell as the page spells it."""
+        name = self.columns[column]
+        if name in _RANGES:
+            return minus(text)
+        return named(text) if name in _NAMES else text
+
+    def _folded(self, column: int) -> bool:
+        """Whether the caption says all that a column does.
+
+        It does where each of several rows says the same, or a long single row a text or a number
+        that never varied. Under a number, as in a profile, every cell is a point of a curve.
+        """
+        if _NUMERAL.fullmatch(self.columns[column]):
+            return False
+        if len(self.rows) > 1:
+            return len({repr(row[column]) for row in self.rows}) == 1
+        wide = len(self.rows) == 1 and len(self.columns) > _MANY
+        return wide and column > 0 and _is_plain(self.rows[0][column])
 
     def _caption(self) -> str:
-        same = [i for i in range(len(self.columns)) if self._constant(i)]
         facts = [
-            f"{esc(self.columns[i])} {_plain(self.rows[0][i])}"
-            for i in same
-            if self.rows[0][i] is not None
+            f"{esc(named(self.columns[i]))} {self._fact(i)}"
+            for i in range(len(self.columns))
+            if self._folded(i) and self.rows[0][i] is not None
         ]
-        return f'<p class="note">In every row: {"; ".join(facts)}.</p>' if facts else ""
+        lead = "In every row" if len(self.rows) > 1 else "Also"
+        return f'<p class="note">{lead}: {"; ".join(facts)}.</p>' if facts else ""
+
+    def _fact(self, column: int) -> str:
+        cell = self.rows[0][column]
+        if isinstance(cell, Estimate):
+            return esc(number(cell.value))
+        return cell_html(self._shown(cell, column) if isinstance(cell, str) else cell)
 
     def to_csv(self) -> str:
         """Comma-separated values with a header line; intervals as `x`, `x low`, `x high`."""
@@ -79,6 +116,10 @@ class Table:
         writer.writeheader()
         writer.writerows(records)
         return out.getvalue()
+
+    def to_json(self) -> str:
+        """The records as JSON text."""
+        return json.dumps(self.to_records(), indent=1, ensure_ascii=False) + "\n"
 
     def to_records(self) -> list[dict[str, str | int | float | None]]:
         """One flat mapping a row, for JSON."""
@@ -107,14 +148,29 @@ def named(text: str) -> str:
     return _ACRONYMS.sub(lambda match: match.group().upper(), text)
 
 
-def number(value: float) -> str:
-    """Three decimals near 1, fewer for large values, more for small ones."""
+def prose(text: str) -> str:
+    """A sentence as HTML: names in capitals, what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", esc(named(text)))
+
+
+def minus(text: str) -> str:
+    """The same text with a minus sign before its negative numbers, where it had a hyphen."""
+    return re.sub(r"(?<![^\s\[(])-(?=[\d.])", "−", text)
+
+
+def decimal(value: float) -> str:
+    """Three decimals near 1, fewer for large values, more for small ones; plain ASCII."""
     size = abs(value)
     if size >= 1000:
         return f"{value:,.0f}"
     if size >= 100:
         return f"{value:.1f}"
     return f"{value:.3f}" if size >= 0.0005 or size == 0 else f"{value:.3g}"
+
+
+def number(value: float) -> str:
+    """A number to read: `decimal` with a minus sign in place of the hyphen."""
+    return decimal(value).replace("-", "−")
 
 
 def bounds(estimate: Estimate) -> str:
@@ -130,7 +186,9 @@ def cell_html(cell: Cell) -> str:
         return '<span class="note">–</span>'
     if isinstance(cell, Estimate):
         return f'{number(cell.value)} <span class="interval">{bounds(cell)}</span>'
-    return number(cell) if isinstance(cell, float) else esc(cell)
+    if isinstance(cell, str):
+        return esc(cell)
+    return number(cell) if isinstance(cell, float) else minus(str(cell))
 
 
 def duration(seconds: float) -> str:
@@ -158,8 +216,11 @@ def _align(is_numeric: bool) -> str:
     return ' class="n"' if is_numeric else ""
 
 
-def _plain(cell: Cell) -> str:
-    return esc(number(cell.value)) if isinstance(cell, Estimate) else cell_html(cell)
+def _is_plain(cell: Cell) -> bool:
+    """Whether a cell is text, nothing, or a mean of equal values."""
+    if isinstance(cell, Estimate):
+        return cell.low == cell.high == cell.value
+    return isinstance(cell, str | None)
 
 
 def _flat(name: str, cell: Cell) -> list[tuple[str, str | int | float | None]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf.evaluation.records import RunRecord
 from rlhf.evaluation.report.charts import Chart, Series, draw
-from rlhf.evaluation.report.markup import Cell, Table, bounds, esc, named, plural
+from rlhf.evaluation.report.markup import Cell, Table, bounds, esc, minus, named, plural
 from rlhf.evaluation.report.results import band, estimate_of
 
 FILE = "overoptimization.json"
@@ -33,7 +33,9 @@ def overoptimization_section(found: Sequence[Result]) -> str:
     """Verdict, curves of training, curves of best-of-n."""
     parts = []
     for result in found:
-        items = "".join(f"<li>{esc(_capital(named(line)))}</li>" for line in result["verdict"])
+        items = "".join(
+            f"<li>{esc(minus(_capital(named(line))))}</li>" for line in result["verdict"]
+        )
         parts.append(f'<ul class="verdicts brief">{items}</ul>')
         for row in result["rl"]:
             name = f"{result['algorithm']} against {NAMES[row['how']]}"

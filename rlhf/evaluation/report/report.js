@@ -7,6 +7,8 @@
   tip.hidden = true;
   document.body.appendChild(tip);
 
+  function shown(value) { return String(value).replace(/-/g, "\u2212"); }
+
   function nearest(xs, x) {
     let low = 0, high = xs.length - 1;
     while (high - low > 1) {
@@ -32,10 +34,10 @@
     const wanted = x0 + Math.min(1, Math.max(0, share)) * (x1 - x0);
     const first = chart.series[0].x;
     const at = first[nearest(first, wanted)];
-    function place(x) { return chart.label + " " + (Number.isInteger(x) ? x : +x.toPrecision(3)); }
+    function place(x) { return chart.label + " " + shown(Number.isInteger(x) ? x : +x.toPrecision(3)); }
     const lines = chart.series.map(function (s) {
       const i = nearest(s.x, at);
-      return s.name + "  " + s.y[i] + (s.x[i] === at ? "" : "  (" + place(s.x[i]) + ")");
+      return s.name + "  " + shown(s.y[i]) + (s.x[i] === at ? "" : "  (" + place(s.x[i]) + ")");
     });
     say(place(at) + "\n" + lines.join("\n"), event);
     const x = left + (at - x0) / (x1 - x0) * (width - left - right);
@@ -78,7 +80,7 @@
         tip.hidden = !token;
         if (!token) { return; }
         const known = Object.entries(JSON.parse(box.dataset.tokens));
-        const lines = known.map(function (pair) { return pair[0] + "  " + pair[1][token.dataset.at]; });
+        const lines = known.map(function (pair) { return pair[0] + "  " + shown(pair[1][token.dataset.at]); });
         say(JSON.stringify(token.textContent) + "\n" + lines.join("\n"), event);
       });
       box.addEventListener("pointerleave", function () { tip.hidden = true; });

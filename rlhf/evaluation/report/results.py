@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.evaluation.arms import measured, name_runs
+from rlhf.evaluation.arms import label_runs, measured, name_runs, training_seed
 from rlhf.evaluation.compare import Comparison, Row, compare_runs, coverage_words
 from rlhf.evaluation.records import (
     Bounds,
@@ -57,17 +57,22 @@ def comparisons(runs: Sequence[RunRecord], headline: str) -> list[Comparison]:
 
 def verdict_list(comparison: Comparison) -> str:
     """The sentences that a reader came for, coloured by who won."""
-    items = []
-    for d in comparison.differences:
-        tone = {d.arm: "good", d.baseline: "bad"}.get(d.winner or "", "")
-        where = " · ".join(part for part in (d.env, d.decoding) if part)
-        items.append(
-            f'<li class="{tone}"><strong>{esc(sentence(d.verdict))}</strong>'
-            f"<span>{esc(named(f'{d.arm} − {d.baseline}'))}: {signed(d.estimate)} "
-            f"{esc(comparison.metric)}, 95% {bounds(d.estimate)}, "
-            f"{d.estimate.n} paired {esc(d.unit)} · {esc(where)}</span></li>"
-        )
+    items = [
+        verdict_item(d, comparison.metric, {d.arm: "good", d.baseline: "bad"}.get(d.winner or ""))
+        for d in comparison.differences
+    ]
     return f'<ul class="verdicts">{"".join(items)}</ul>' if items else ""
+
+
+def verdict_item(d: Difference, metric: str, tone: str | None) -> str:
+    """One verdict of a list, and under it the difference that it rests on."""
+    where = " · ".join(part for part in (d.env, d.decoding) if part)
+    return (
+        f'<li class="{tone or ""}"><strong>{esc(sentence(d.verdict))}</strong>'
+        f"<span>{esc(named(f'{d.arm} − {d.baseline}'))}: {signed(d.estimate)} "
+        f"{esc(metric)}, 95% {bounds(d.estimate)}, "
+        f"{d.estimate.n} paired {esc(d.unit)} · {esc(where)}</span></li>"
+    )
 
 
 def sentence(verdict: str) -> str:
@@ -76,8 +81,15 @@ def sentence(verdict: str) -> str:
     return named(verdict[:1].upper() + verdict[1:] if starts_with_word else verdict)
 
 
-def score_forests(comparison: Comparison, limits: Mapping[str, Bounds]) -> str:
-    """One dot-and-whisker chart per environment and decoding, between random and optimal."""
+def score_forests(
+    comparison: Comparison,
+    limits: Mapping[str, Bounds],
+    colours: Mapping[str, str] | None = None,
+) -> str:
+    """One dot-and-whisker chart per environment and decoding, between random and optimal.
+
+    `colours` gives arms the classes that they have in the page's charts; without, all are alike.
+    """
     parts = []
     settings = dict.fromkeys((row.env, row.decoding) for row in comparison.rows)
     references = [row for row in comparison.rows if row.decoding in ("random", "expert")]
@@ -89,7 +101,8 @@ def score_forests(comparison: Comparison, limits: Mapping[str, Bounds]) -> str:
         bound = limits.get(env) if comparison.metric == "return" else None
         where = " · ".join(part for part in (env, decoding) if part)
         parts.append(f"<h3>{esc(comparison.metric)} <small>{esc(where)}</small></h3>")
-        parts.append(forest([_score_line(row, bound) for row in rows], _marks(bound)))
+        lines = [_score_line(row, bound, colours or {}) for row in rows]
+        parts.append(forest(lines, _marks(bound)))
     return "".join(parts)
 
 
@@ -103,33 +116,53 @@ def difference_forest(comparison: Comparison) -> str:
     return heading + forest(lines, [(0.0, f"{baseline} = 0")])
 
 
-def evaluation_table(runs: Sequence[RunRecord]) -> Table | None:
-    """Every evaluation with all its metrics and the fraction of optimal."""
-    names = name_runs([run.directory for run in runs])
-    current = {id(item.evaluation) for item in measured(runs)}
-    everything = [
-        (name, e, _metrics(e))
-        for name, run in zip(names, runs, strict=True)
-        for e in run.evaluations
-        if id(e) in current or not e.episodes
-    ]
-    found = [item for item in everything if item[2]]
+def evaluation_table(runs: Sequence[RunRecord], *, by_arm: bool = False) -> Table | None:
+    """Every evaluation with all its metrics and the fraction of optimal.
+
+    A row is known by stage and policy, or `by_arm` by the arm that it measured and training seed.
+    """
+    items = _by_arm(runs) if by_arm else _by_stage(runs)
+    found = [(who, e, metrics) for who, e in items if (metrics := _metrics(e))]
     keys = list(dict.fromkeys(key for _, _, metrics in found for key in metrics))
     keys = [key for key in keys if key not in _HIDDEN and key != "normalized"]
     fraction = any("normalized" in metrics for _, _, metrics in found)
     if not found:
         return None
-    columns = ["stage", "policy", "environment", "decoding", "episodes"]
+    columns = ["policy", "training seed"] if by_arm else ["stage", "policy"]
+    columns += ["environment", "decoding", "episodes"]
     columns += (["fraction of optimal"] if fraction else []) + keys
     rows: list[list[Cell]] = []
-    for name, evaluation, metrics in found:
+    for who, evaluation, metrics in found:
         count = evaluation.summary.get("episodes") or len(evaluation.episodes)
-        policy = evaluation.describe("policy") or evaluation.name
-        cells: list[Cell] = [name, policy, evaluation.describe("env")]
+        cells: list[Cell] = [*who, evaluation.describe("env")]
         cells += [evaluation.describe("decoding"), int(count)]
         cells += [metrics.get("normalized")] if fraction else []
         rows.append(cells + [metrics.get(key) for key in keys])
     return Table("evaluations", "Evaluations", columns, rows)
+
+
+def _by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
+    """Stage and policy of every evaluation that no other one replaces."""
+    current = {id(item.evaluation) for item in measured(runs)}
+    return [
+        ([name, e.describe("policy") or e.name], e)
+        for name, run in zip(name_runs([run.directory for run in runs]), runs, strict=True)
+        for e in run.evaluations
+        if id(e) in current or not e.episodes
+    ]
+
+
+def _by_arm(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
+    """Arm and training seed of the same; a reference policy has no seed."""
+    found: list[tuple[list[Cell], Evaluation]] = [
+        ([item.arm, None if item.is_reference else item.seed], item.evaluation)
+        for item in measured(runs)
+    ]
+    labels = label_runs([run.directory for run in runs])
+    for label, run in zip(labels, runs, strict=True):
+        seed = training_seed(run)
+        found += [([f"{label} · {e.name}", seed], e) for e in run.evaluations if not e.episodes]
+    return found
 
 
 def difference_table(found: Sequence[Comparison]) -> Table | None:
@@ -157,7 +190,7 @@ def notes(found: Sequence[Comparison]) -> str:
     lines = [words] if worst and (words := coverage_words(worst)) else []
     lines += [note for c in found for note in c.notes]
     kept = [line[:1].upper() + line[1:] for line in dict.fromkeys(lines)]
-    return "".join(f'<p class="note">{esc(line)}.</p>' for line in kept)
+    return "".join(f'<p class="note">{esc(named(line))}.</p>' for line in kept)
 
 
 def _coverage(difference: Difference) -> float:
@@ -201,8 +234,8 @@ def _varies(runs: Sequence[RunRecord], metric: str) -> bool:
     return len(values - {None}) > 1
 
 
-def _score_line(row: Row, bound: Bounds | None) -> Line:
-    tone = "c5" if row.decoding in ("random", "expert") else "c1"
+def _score_line(row: Row, bound: Bounds | None, colours: Mapping[str, str]) -> Line:
+    tone = "ref" if row.decoding in ("random", "expert") else colours.get(row.arm, "c1")
     text = bounds(row.estimate)
     if bound:
         fraction = bound.normalise(row.estimate.value)

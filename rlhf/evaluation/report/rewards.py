@@ -10,7 +10,17 @@ from reward_models.verdict import data_rows
 from rlhf.evaluation.records import Evaluation, RunRecord
 from rlhf.evaluation.report.charts import Chart, Series, draw
 from rlhf.evaluation.report.forest import Line, forest
-from rlhf.evaluation.report.markup import Cell, Table, bounds, esc, named, number, plural
+from rlhf.evaluation.report.markup import (
+    Cell,
+    Table,
+    bounds,
+    decimal,
+    esc,
+    minus,
+    named,
+    number,
+    plural,
+)
 from rlhf.evaluation.report.results import band, estimate_of, signed
 
 Report = Mapping[str, Any]
@@ -64,7 +74,7 @@ def reward_tables(runs: Sequence[RunRecord]) -> list[Table]:
 def findings(report: Report) -> str:
     """The verdict, sentence by sentence; green only where the reward beat something."""
     items = "".join(
-        f'<li class="{_tone(line)}">{esc(line)}</li>' for line in report.get("verdict") or []
+        f'<li class="{_tone(line)}">{esc(minus(line))}</li>' for line in report.get("verdict") or []
     )
     return f'<ul class="verdicts brief">{items}</ul>' if items else ""
 
@@ -182,7 +192,7 @@ def _slice_table(report: Report, slug: str) -> Table:
         rows += [
             [
                 title,
-                f"{number(row['from'])} to {number(row['to'])}",
+                f"{decimal(row['from'])} to {decimal(row['to'])}",
                 estimate_of(row["accuracy"]),
                 row["accuracy"]["n"],
             ]

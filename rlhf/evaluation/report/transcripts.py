@@ -9,7 +9,7 @@ from typing import Any
 from rlhf.evaluation.arms import measured
 from rlhf.evaluation.compare import Comparison
 from rlhf.evaluation.records import RunRecord, is_number
-from rlhf.evaluation.report.markup import esc, named, number
+from rlhf.evaluation.report.markup import esc, minus, named, number
 
 _CASES = 4
 _VISIBLE = 700
@@ -42,12 +42,11 @@ def before_and_after(run: RunRecord) -> str:
 
 
 def across_arms(runs: Sequence[RunRecord], comparison: Comparison) -> str:
-    """Evaluation episodes of one seed under every stage, chosen by the last arm's difference."""
-    columns: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for item in measured(runs):
-        rows = {row["seed"]: row for row in item.evaluation.episodes if row.get("messages")}
-        if rows and not item.is_reference:
-            columns.setdefault(item.arm, rows)
+    """Evaluation episodes of one seed under every arm, chosen by the last arm's difference.
+
+    Of arms with several training seeds it shows the first that all have.
+    """
+    columns = _episodes_by_arm(runs)
     if len(columns) < 2:
         return ""
     first, last = next(iter(columns.values())), list(columns.values())[-1]
@@ -63,6 +62,20 @@ def across_arms(runs: Sequence[RunRecord], comparison: Comparison) -> str:
         ]
         cards.append(case(f"{words} ({rivals})", f"evaluation seed {seed}", replies))
     return "".join(cards)
+
+
+def _episodes_by_arm(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """Arm -> evaluation seed -> episode with its messages, of one training seed each."""
+    found: dict[str, dict[int, dict[int, Mapping[str, Any]]]] = {}
+    for item in measured(runs):
+        rows = {row["seed"]: row for row in item.evaluation.episodes if row.get("messages")}
+        if rows and not item.is_reference:
+            found.setdefault(item.arm, {}).setdefault(item.seed, rows)
+    common = set.intersection(*(set(seeds) for seeds in found.values())) if found else set()
+    return {
+        name: seeds[min(common)] if common else next(iter(seeds.values()))
+        for name, seeds in found.items()
+    }
 
 
 def case(words: str, label: str, replies: Sequence[Reply]) -> str:
@@ -122,7 +135,7 @@ def _spread(changes: list[tuple[float, int]]) -> list[tuple[str, int]]:
 
 
 def _change(delta: float) -> str:
-    return f"{delta:+.3f}" if delta else "no change in score"
+    return minus(f"{delta:+.3f}") if delta else "no change in score"
 
 
 def _return(row: Mapping[str, Any]) -> float:
