@@ -44,6 +44,23 @@ class Stopwatch:
         return {f"time/{part}": round(seconds, 4) for part, seconds in taken.items()}
 
 
+def usage(*, real: int, computed: int, flops: float, ceiling: float) -> dict[str, float]:
+    """How well a machine was used, as metrics.
+
+    Args:
+        real: tokens that are not padding.
+        computed: tokens that went through the model.
+        flops: operations per second.
+        ceiling: operations per second that the machine reaches at best.
+    """
+    return {
+        "profile/flop_utilisation": flops / ceiling,
+        "profile/padding": max(0.0, 1 - real / computed),
+        "profile/shared": max(0.0, 1 - computed / real),
+        "profile/peak_memory": peak_memory(),
+    }
+
+
 def peak_memory() -> float:
     """The largest resident size of this process so far, in GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

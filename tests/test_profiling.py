@@ -7,6 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf import profiling
+from rlhf.errors import UserError
 from rlhf.models.flops import update_flops
 from rlhf.profiling import PARTS, Stopwatch
 from rlhf.verbs import execute
@@ -61,6 +62,51 @@ def test_a_profiled_run_tells_more_and_learns_the_same(tmp_path, echo_model):
     page = (tmp_path / "profiled/report.html").read_text()
     assert "Where the time went" in page
     assert "FLOP utilisation" in page
+
+
+@pytest.mark.parametrize("verb", ["sft", "dpo", "reward"])
+def test_a_profiled_offline_run_tells_more_and_learns_the_same(tmp_path, echo_model, verb):
+    rows = [
+        {"prompt": f"p{i}", "completion": "yes", "chosen": "yes yes", "rejected": "no"}
+        for i in range(24)
+    ]
+    columns = ("prompt", "completion") if verb == "sft" else ("prompt", "chosen", "rejected")
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({c: r[c] for c in columns}) + "\n" for r in rows))
+    tree = {
+        "model": {"path": str(echo_model)},
+        "data": [{"path": str(data)}],
+        "max_length": 32,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "evaluations": 1,
+        "trainer": {"max_steps": 4, "logging_steps": 2},
+    }
+    found = {}
+    for name, keys in (("plain", {}), ("profiled", {"profile": True})):
+        execute(verb, {**tree, **keys, "output_dir": str(tmp_path / name)})
+        found[name] = metrics_of(tmp_path / name)
+    lines = [row for row in found["profiled"] if "profile/padding" in row]
+    assert [row["step"] for row in lines] == [2, 4]
+    for row in lines:
+        assert row["profile/padding"] == row["profile/shared"] == 0.0
+        assert 0 < row["profile/flop_utilisation"] < 5
+        assert row["profile/tokens_per_second"] > 0
+    bare = [{k: v for k, v in r.items() if not k.startswith("profile/")} for r in found["profiled"]]
+    assert bare == found["plain"]
+    assert "FLOP utilisation" in (tmp_path / "profiled/report.html").read_text()
+
+
+def test_trl_is_not_profiled(tmp_path, echo_model):
+    tree = {
+        "model": {"path": str(echo_model)},
+        "data": [{"path": "rows.jsonl"}],
+        "engine": "trl",
+        "profile": True,
+        "output_dir": str(tmp_path / "run"),
+    }
+    with pytest.raises(UserError, match="only the native engine is profiled"):
+        execute("sft", tree)
 
 
 def test_seconds_of_a_failing_part_count():

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rlhf.models.logprobs import bare, chosen_logprobs, context_of, trunk_of
-from rlhf.models.packing import hidden_states, packed_size, use_fast_passes
+from rlhf.models.packing import computed_tokens, hidden_states, use_fast_passes
 
 VALUE_FILE = "value_head.safetensors"
 
@@ -134,10 +134,7 @@ class Policy:
 
     def computed_tokens(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> int:
         """Tokens that one pass over a batch costs: shared ones once, padding where there is any."""
-        if not self.packs:
-            return tokens.numel()
-        lengths = attention_mask.sum(1).cpu().numpy()
-        return packed_size(tokens.cpu().numpy(), lengths)
+        return computed_tokens(tokens, attention_mask, packs=self.packs)
 
     def save(self, directory: Path) -> None:
         """Write a folder that ``from_pretrained`` reads; the critic lies beside the weights."""

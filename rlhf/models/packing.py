@@ -96,8 +96,14 @@ def common_prefix(rows: np.ndarray, lengths: np.ndarray, first: int, second: int
     return int(differs.argmax()) if differs.any() else width
 
 
-def packed_size(rows: np.ndarray, lengths: np.ndarray) -> int:
-    """Tokens that rows take when packed."""
+def computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packs: bool) -> int:
+    """Tokens that one pass over padded rows [B, T] costs.
+
+    Packed, shared ones count once; else padding counts too.
+    """
+    if not packs:
+        return tokens.numel()
+    rows, lengths = tokens.cpu().numpy(), attention_mask.sum(1).cpu().numpy()
     saved = sum((len(members) - 1) * shared for members, shared in clusters(rows, lengths))
     return int(lengths.sum()) - saved
 

@@ -19,6 +19,7 @@ from rlhf.models.precision import MasterAdamW
 from rlhf.runs import Run
 from rlhf.training.batching import micro_batches
 from rlhf.training.distributed import World, join
+from rlhf.training.meter import Meter
 from rlhf.training.native_config import NativeOptions
 from rlhf.training.native_tasks import Example, Examples, Task, collate
 from rlhf.training.offline_config import OfflineConfig
@@ -86,6 +87,8 @@ class Lesson:
     references: dict[str, list[Tensor]] = field(default_factory=dict)
     """Of each set, where the task has a reference."""
     progress: Progress = field(default_factory=Progress)
+    meter: Meter | None = None
+    """Counts what steps cost, for a profile."""
 
 
 def open_lesson(
@@ -108,7 +111,12 @@ def open_lesson(
         options.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=steps
     )
     schedule = Schedule(len(train_set), config.batch_size, steps, config.seed)
-    return Lesson(task, learner, options, config, join(), optimizer, scheduler, schedule, examples)
+    lesson = Lesson(
+        task, learner, options, config, join(), optimizer, scheduler, schedule, examples
+    )
+    if config.profile:
+        lesson.meter = Meter(learner)
+    return lesson
 
 
 def batch_of(lesson: Lesson, name: str, rows: Sequence[int]) -> Examples:

@@ -6,6 +6,7 @@ data set in place of rollouts.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -34,7 +35,7 @@ from rlhf.training.lesson import (
     references_of,
 )
 from rlhf.training.native_config import native_options
-from rlhf.training.native_tasks import TASKS
+from rlhf.training.native_tasks import TASKS, Examples
 from rlhf.training.offline_config import OfflineConfig
 from rlhf.training.stages import Stage, Work, evaluation_steps, logging_steps
 
@@ -105,6 +106,8 @@ def _steps(lesson: Lesson, run: Run, stop: StopRequest) -> None:
                     "train/tokens": tokens,
                 }
                 tally, norms, tokens = Tally(), [], 0
+                if lesson.meter:
+                    metrics |= lesson.meter.take()
             if due:
                 metrics |= evaluate(lesson)
                 _keep_best(lesson, run, metrics["eval/loss"])
@@ -119,8 +122,16 @@ def _steps(lesson: Lesson, run: Run, stop: StopRequest) -> None:
 
 def learn(lesson: Lesson) -> tuple[Tally, float, int]:
     """One optimizer step: (what it told, gradient norm, tokens of the examples)."""
-    learner, chosen = lesson.learner, lesson.schedule.rows(lesson.progress.step)
+    chosen = lesson.schedule.rows(lesson.progress.step)
     batch = batch_of(lesson, "train", chosen)
+    with lesson.meter.step(batch) if lesson.meter else contextlib.nullcontext():
+        told, norm = _update(lesson, batch)
+    return told, norm, int(batch.attention_mask.sum())
+
+
+def _update(lesson: Lesson, batch: Examples) -> tuple[Tally, float]:
+    """What a batch told, and the norm of its gradient; the model changes in place."""
+    learner = lesson.learner
     torch.manual_seed(lesson.config.seed + lesson.progress.step)  # adapters' dropout
     learner.model.train()
     count, total = lesson.task.count(batch), Tally()
@@ -138,8 +149,7 @@ def learn(lesson: Lesson) -> tuple[Tally, float, int]:
     lesson.optimizer.step()
     lesson.scheduler.step()
     lesson.optimizer.zero_grad(set_to_none=True)
-    told = sum(lesson.world.gather(total), Tally())
-    return told, norm, int(batch.attention_mask.sum())
+    return sum(lesson.world.gather(total), Tally()), norm
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from reward_models.losses import IGNORED, bradley_terry, centring
 from rlhf.algorithms.losses import likelihood_loss
 from rlhf.algorithms.tally import Tally, masked_mean
 from rlhf.models.heads import Policy
-from rlhf.models.packing import hidden_states, use_fast_passes
+from rlhf.models.packing import computed_tokens, hidden_states, use_fast_passes
 from rlhf.rollout.batch import pad_right, some_rows
 
 Row = Mapping[str, Any]
@@ -102,6 +102,10 @@ class Scorer:
     def parameters(self) -> list[nn.Parameter]:
         """Every trained parameter."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    def computed_tokens(self, tokens: Tensor, attention_mask: Tensor) -> int:
+        """Tokens that one pass over a batch costs."""
+        return computed_tokens(tokens, attention_mask, packs=self.packs)
 
     def score(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """[B] scores of whole texts."""

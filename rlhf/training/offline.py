@@ -140,9 +140,10 @@ def engine_of(verb: str, config: Any, model: Any = None) -> str:
             "engine: native trains sft, dpo, and reward models of kind preference with one head on "
             "a decoder; for this run leave engine out"
         )
-    if config.engine == "auto":
-        return "native" if ours else "trl"
-    return config.engine
+    engine = ("native" if ours else "trl") if config.engine == "auto" else config.engine
+    if config.profile and engine == "trl":
+        raise UserError("profile has no effect on this run: only the native engine is profiled")
+    return engine
 
 
 def train_with_trainer(

@@ -43,6 +43,8 @@ class OfflineConfig:
     """Of everything random."""
     track: list[TrackerName] = field(default_factory=list)
     """Boards that are told the metrics too: tensorboard, wandb, trackio, mlflow."""
+    profile: bool = False
+    """Log how well a step uses the machine (native engine): docs/metrics.md, `profile/`."""
     resume: bool = False
     """Continue from the last checkpoint of output_dir."""
     overwrite: bool = False

@@ -21,7 +21,7 @@ from rlhf.evaluation.evaluate import (
 )
 from rlhf.evaluation.report.alarms import Watch
 from rlhf.models.flops import update_flops
-from rlhf.profiling import peak_memory
+from rlhf.profiling import usage
 from rlhf.progress import Reporter, online_slots
 from rlhf.rollout.batch import Rollout, collate
 from rlhf.rollout.collect import Collector, Start
@@ -117,15 +117,10 @@ def profile(
     real, sampled = int(batch.attention_mask.sum()), int(batch.action_mask.sum())
     computed = session.policy.computed_tokens(batch.tokens, batch.attention_mask)
     flops = update_flops(session.policy.model, tokens=computed, learned=sampled)
+    rate = settings.num_epochs * flops / seconds["time/update"]
     return {
         "profile/tokens_per_second": sampled / sum(seconds.values()),
-        "profile/flop_utilisation": settings.num_epochs
-        * flops
-        / seconds["time/update"]
-        / session.ceiling,
-        "profile/padding": max(0.0, 1 - real / computed),
-        "profile/shared": max(0.0, 1 - computed / real),
-        "profile/peak_memory": peak_memory(),
+        **usage(real=real, computed=computed, flops=rate, ceiling=session.ceiling),
     }
 
 

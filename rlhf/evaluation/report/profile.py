@@ -1,4 +1,4 @@
-"""Where the seconds of an online run went."""
+"""Where the seconds of a run went."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf.profiling import PARTS
 
 # Logged with `profile: true`, and how the page calls them.
 EXTRA = {
-    "profile/tokens_per_second": "sampled tokens per second",
+    "profile/tokens_per_second": "tokens per second",
     "profile/flop_utilisation": "FLOP utilisation of the update",
     "profile/padding": "share of padding",
     "profile/shared": "share of shared tokens",
@@ -21,7 +21,7 @@ EXTRA = {
 
 
 def profile_tables(runs: Sequence[RunRecord]) -> list[Table]:
-    """Seconds of an ordinary step by part for every online run; one more table where profiled."""
+    """Seconds of an ordinary step by part for every run that told; one more where profiled."""
     times = {f"time/{part}": part for part in PARTS}
     tables = []
     if timed := _by_run(runs, times):
