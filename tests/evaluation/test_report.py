@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -11,14 +10,7 @@ import pytest
 
 from rlhf.evaluation.report import write_report
 from rlhf.evaluation.report.markup import Table, minus
-
-_SPEC = importlib.util.spec_from_file_location(
-    "fake_pipeline", Path(__file__).with_name("fake_pipeline.py")
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-fake = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(fake)
+from tests.evaluation import fake_pipeline as fake
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import functools
 import http.server
-import importlib.util
 import json
 import os
 import re
@@ -17,18 +16,12 @@ import pytest
 from reward_models import EachReward
 from rlhf.evaluation.pairs import write_pairs_evaluation
 from rlhf.evaluation.report import write_comparison_report, write_report
+from tests.evaluation import fake_pipeline as fake
 from tests.evaluation.fake_study import overoptimization
 
 pytestmark = pytest.mark.browser
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_SPEC = importlib.util.spec_from_file_location(
-    "fake_pipeline", Path(__file__).with_name("fake_pipeline.py")
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-fake = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(fake)
 
 # Runs after the page's own script: hovers over the first chart and writes down what it saw.
 _PROBE = """<script>

@@ -1,7 +1,6 @@
 """Comparison pages: bands over seeds, one name and colour an arm, what is folded, transcripts."""
 
 import csv
-import importlib.util
 import re
 from pathlib import Path
 
@@ -11,14 +10,7 @@ import yaml
 from rlhf.evaluation.records import read_run
 from rlhf.evaluation.report import write_comparison_report
 from rlhf.evaluation.report.comparison import seed_band
-
-_SPEC = importlib.util.spec_from_file_location(
-    "fake_pipeline", Path(__file__).with_name("fake_pipeline.py")
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-fake = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(fake)
+from tests.evaluation import fake_pipeline as fake
 
 
 def text_of(path: Path) -> str:
