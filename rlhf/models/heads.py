@@ -15,6 +15,7 @@ from torch import nn
 
 from rlhf.models.logprobs import bare, chosen_logprobs, context_of, trunk_of
 from rlhf.models.packing import computed_tokens, hidden_states, use_fast_passes
+from rlhf.models.tied import tied_table
 
 VALUE_FILE = "value_head.safetensors"
 
@@ -112,7 +113,8 @@ class Policy:
             temperature: at which the tokens were sampled.
             with_entropy: False leaves entropies at zero, which is quicker.
         """
-        hidden, index = hidden_states(self.model, tokens, attention_mask)
+        tied = tied_table(self.model)
+        hidden, index = hidden_states(self.model, tokens, attention_mask, tied=tied)
         before = index[:, :-1][action_mask[:, 1:]]  # the state after token t-1 predicts token t
         chosen, spread = chosen_logprobs(
             self.model,
@@ -120,6 +122,7 @@ class Policy:
             tokens[action_mask],
             temperature=temperature,
             with_entropy=with_entropy,
+            weight=tied.head if tied else None,
         )
         logprobs = _scatter(chosen, action_mask)
         entropy = _scatter(spread, action_mask)

@@ -43,18 +43,22 @@ def context_of(model: Any) -> int:
     return config.max_position_embeddings
 
 
-def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+def logits_of(
+    model: Any, hidden: torch.Tensor, *, weight: torch.Tensor | None = None
+) -> torch.Tensor:
     """The output head, with the scalings that some families put after it.
 
     Args:
         model: a causal model.
         hidden: last hidden states [..., D].
+        weight: [V, D] in place of the head's own, which then has no bias.
 
     Returns:
         Logits [..., V] in the model's dtype.
     """
     config = bare(model).config.get_text_config()
-    logits = bare(model).get_output_embeddings()(hidden)
+    head = bare(model).get_output_embeddings()
+    logits = head(hidden) if weight is None else torch.nn.functional.linear(hidden, weight)
     if scale := getattr(config, "logit_scale", None):  # Cohere
         logits = logits * scale
     if divisor := getattr(config, "logits_scaling", None):  # Granite
@@ -71,6 +75,7 @@ def chosen_logprobs(
     *,
     temperature: float = 1.0,
     with_entropy: bool = True,
+    weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probability of each target and the entropy of its distribution.
 
@@ -80,6 +85,7 @@ def chosen_logprobs(
         targets: [N] token ids.
         temperature: of the policy; logits are divided by it.
         with_entropy: False saves a pass over the vocabulary and gives zeros.
+        weight: [V, D] of the output head; None: its own.
 
     Returns:
         (log-probabilities [N], entropies [N] in nats), float32 (float64 for float64 models).
@@ -87,7 +93,7 @@ def chosen_logprobs(
     """
 
     def part(rows: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = logits_of(model, rows)
+        logits = logits_of(model, rows, weight=weight)
         found = _Chosen.apply(logits, ids, 1.0 / temperature, with_entropy)
         return found  # type: ignore[return-value]
 

@@ -13,6 +13,7 @@ from rlhf.models.attention import NAME, Layout, Span
 from rlhf.models.gates import use_fast_gates
 from rlhf.models.logprobs import bare, trunk_of
 from rlhf.models.norms import use_fast_norms
+from rlhf.models.tied import TiedTable
 
 # Sharing a prefix costs two more products a layer: worth it from this many saved tokens on.
 WORTH_SHARING = 32
@@ -109,7 +110,12 @@ def computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packs: bool) -> i
 
 
 def hidden_states(
-    model: Any, tokens: Tensor, attention_mask: Tensor, *, trunk: Any = None
+    model: Any,
+    tokens: Tensor,
+    attention_mask: Tensor,
+    *,
+    trunk: Any = None,
+    tied: TiedTable | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Last hidden states of rows, and where the state after each token lies among them.
 
@@ -120,6 +126,7 @@ def hidden_states(
         tokens: [B, T], padded on the right.
         attention_mask: [B, T], true where a token is not padding.
         trunk: another decoder of the same architecture; None: the model's own.
+        tied: where to look tokens up; None: in the decoder's own table.
 
     Returns:
         (states [N, D], index [B, T] into them).
@@ -127,7 +134,8 @@ def hidden_states(
     trunk = trunk_of(model) if trunk is None else trunk
     if not can_pack(trunk):
         mask = attention_mask.long()
-        states = trunk(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
+        inputs = _inputs(tokens, tied)
+        states = trunk(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
         index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
         return states.flatten(0, 1), index
     packed = pack(tokens, attention_mask)
@@ -141,13 +149,18 @@ def hidden_states(
         device=tokens.device,
     )
     states = trunk(
-        input_ids=packed.tokens,
+        **_inputs(packed.tokens, tied),
         position_ids=packed.positions,
         attention_mask=tokens.new_zeros(1, 1, 1, 1),  # four dimensions: taken as it is, not built
         packing=layout,
         use_cache=False,
     ).last_hidden_state
     return states[0], packed.index
+
+
+def _inputs(tokens: Tensor, tied: TiedTable | None) -> dict[str, Tensor]:
+    """What a decoder takes of tokens [B, T]."""
+    return {"input_ids": tokens} if tied is None else {"inputs_embeds": tied.embed(tokens)}
 
 
 def can_pack(trunk: Any) -> bool:

@@ -1,0 +1,72 @@
+"""A weight that is both the table of embeddings and the output head, and one gradient for both.
+
+The gradient of an embedding is a table of the vocabulary's size in which only the rows that were
+read differ from zero. Autograd fills such a table with zeros, and writes a third one for the sum
+with the gradient of the head. Here the rows are added to the gradient of the head, where it lies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from rlhf.models.logprobs import bare
+
+
+class _Uses(torch.autograd.Function):
+    """Two views of one weight: for looking rows up, and for the output head."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        return weight.view_as(weight), weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, rows: Tensor | None, head: Tensor | None) -> Tensor | None:  # type: ignore[override]
+        if rows is None:
+            return head
+        # Often read tokens sum up many rows: in float32, as all long sums.
+        precise = torch.promote_types(rows.dtype, torch.float32)
+        summed = rows.to(precise).coalesce().to(rows.dtype)
+        return summed.to_dense() if head is None else head.contiguous().add_(summed)
+
+
+@dataclass(frozen=True)
+class TiedTable:
+    """What one pass uses instead of the model's own tied weight; the gradient reaches that."""
+
+    table: Tensor  # [V, D] for looking up
+    head: Tensor  # [V, D] for the output head
+    padding_idx: int | None
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[..., D] embeddings of tokens [...]."""
+        return embedding(tokens, self.table, self.padding_idx, sparse=True)
+
+
+def tied_table(model: Any) -> TiedTable | None:
+    """A fresh table for one pass with gradients.
+
+    Args:
+        model: a causal model, or a PEFT model around one.
+
+    Returns:
+        None where it would save nothing: the weights are two or frozen, no gradient is asked for,
+        or they lie on an accelerator, which fills tables at no cost. None, too, for embeddings
+        that do more than look up.
+    """
+    rows, head = bare(model).get_input_embeddings(), bare(model).get_output_embeddings()
+    if type(rows) is not nn.Embedding or type(head) is not nn.Linear:
+        return None
+    weight = rows.weight
+    if head.weight is not weight or head.bias is not None:
+        return None
+    if rows.max_norm is not None or rows.scale_grad_by_freq:
+        return None
+    if not (weight.requires_grad and torch.is_grad_enabled() and weight.device.type == "cpu"):
+        return None
+    return TiedTable(*_Uses.apply(weight), rows.padding_idx)  # type: ignore[misc]
