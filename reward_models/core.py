@@ -20,6 +20,10 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reward_models.learned import LearnedReward
 
 Conversation = list[dict[str, str]]
 Score = float | None
@@ -83,6 +87,11 @@ class Reward(ABC):
     def leaves(self) -> tuple[Reward, ...]:
         """The rewards at the bottom of this composition, in order."""
         return (self,)
+
+    def checkpoints(self) -> tuple[LearnedReward, ...]:
+        """Every learned reward that has a part in the score."""
+        below = (leaf for leaf in self.leaves() if leaf is not self)
+        return tuple(found for leaf in below for found in leaf.checkpoints())
 
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:
         """P(first is better) = sigmoid((score(first) - score(second)) / temperature), [pairs]."""

@@ -31,6 +31,9 @@ class CostModel(Reward):
         """The cost model at ``path``."""
         return cls(LearnedReward.load(path, device=device, batch_size=batch_size))
 
+    def checkpoints(self) -> tuple[LearnedReward, ...]:
+        return (self.inner,)
+
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         inner = self.inner.score(conversations)
         unsafe = [None if v is None else float(v > 0) for v in inner.values]

@@ -98,6 +98,9 @@ class Ensemble(Reward):
             members.append(member.normalise() if own_scale else member)
         return cls(members, how=how, penalty=penalty)
 
+    def checkpoints(self) -> tuple[LearnedReward, ...]:
+        return tuple(found for member in self.members for found in member.checkpoints())
+
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         results = [member.score(conversations) for member in self.members]
         values, disagreement = self.combine([result.values for result in results])
@@ -129,6 +132,9 @@ class HeadEnsemble(Reward):
         return cls(
             LearnedReward.load(path, attributes="all", device=device), how=how, penalty=penalty
         )
+
+    def checkpoints(self) -> tuple[LearnedReward, ...]:
+        return (self.inner,)
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         inner = self.inner.score(conversations)

@@ -29,6 +29,11 @@ __all__ = ["LearnedReward", "PrefixScores", "encode_conversation", "pack_left"]
 _CHECK_TEXTS = ("Yes.", "The quick brown fox jumps over the lazy dog and goes home to sleep.")
 
 
+# From ids [B, T], padded on the right, and their mask: last hidden states [N, D], and where the
+# state of each token lies among them [B, T].
+States = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class PrefixScores:
     """The reward head read at every token of one conversation.
@@ -72,6 +77,7 @@ class LearnedReward(Reward):
         self.temperature = sidecar.temperature
         if sidecar.mean is not None and sidecar.std is not None:
             self.moments = (sidecar.mean, sidecar.std)
+        self._packed: States | None = None
         self._pad_id = int(tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
         if attributes == "all":
             attributes = dict.fromkeys(model.config.label2id or {}, 1.0)
@@ -122,6 +128,13 @@ class LearnedReward(Reward):
         reward.self_check(tolerance=1e-4 if precision == torch.float32 else 0.1)
         return reward
 
+    def read_packed(self, states: States) -> None:
+        """Run the decoder by ``states``, which must agree with it, instead of on padded batches."""
+        self._packed = states
+
+    def checkpoints(self) -> tuple[LearnedReward, ...]:
+        return (self,)
+
     def encode(self, conversation: Conversation) -> list[int]:
         """The token ids that the model sees; :class:`Unscorable` if there are none."""
         return self._encode(conversation)[0]
@@ -158,7 +171,9 @@ class LearnedReward(Reward):
     def score_ids(self, encoded: Sequence[Sequence[int]]) -> Tensor:
         """Logits [N, K], fp32, for N token lists; batched by length, in the order given."""
         logits = torch.zeros(len(encoded), self.model.config.num_labels or 1)
-        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i]))
+        # Side by side: packed, texts that begin alike; padded, texts of one length.
+        key = list if self._packed else len
+        order = sorted(range(len(encoded)), key=lambda i: key(encoded[i]), reverse=True)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
             mask, ids = self.pad([encoded[i] for i in rows])
@@ -186,6 +201,10 @@ class LearnedReward(Reward):
         [(key, tensor)] = [(k, v) for k, v in given.items() if v is not None]
         fill = self._pad_id if key == "input_ids" else 0
         mask, packed = pack_left(mask, tensor, fill=fill)
+        if self._packed and key == "input_ids":
+            states, index = self._packed(packed, mask)
+            last = index.gather(1, mask.sum(1, keepdim=True) - 1)[:, 0]
+            return self._head(states[last])
         inputs = {key: packed, "attention_mask": mask.long()}
         if self.sidecar.pooling == "model":
             return self.model(**inputs).logits.float()

@@ -90,6 +90,9 @@ class PairModel(Reward):
         agree = (logits[:, 0] > 0) == (logits[:, 1] < 0)
         return ((logits[:, 0] - logits[:, 1]) / 2).tolist(), agree.tolist()
 
+    def checkpoints(self) -> tuple[LearnedReward, ...]:
+        return (self.inner,)
+
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         known: list[int] = []
         against: list[str] = []

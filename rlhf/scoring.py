@@ -28,11 +28,11 @@ class ScoreConfig:
 
 def score(config: ScoreConfig) -> Iterator[str]:
     """Yield one JSON line per conversation: score (null if there is none) and components."""
-    import reward_models
     from rlhf.data.load import load
+    from rlhf.models.rewards import load_rewards
 
     specs = config.rewards or [{"kind": "trained", "path": config.reward}]
-    reward = reward_models.build(specs)
+    reward = load_rewards(specs)
     rows = load(DataSpec(config.input), "sft", seed=0).rows
     conversations = [[*row["prompt"], *row["completion"]] for row in rows]
     scores = reward.score(conversations)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-import reward_models
 from rlhf.data.conversation import after_system, without_system
 from rlhf.data.load import load
 from rlhf.evaluation.classes import class_summary
@@ -31,6 +30,7 @@ from rlhf.evaluation.text import completion_losses
 from rlhf.launch import release_memory
 from rlhf.models.heads import Policy
 from rlhf.models.loading import load_model
+from rlhf.models.rewards import load_rewards
 from rlhf.rollout.collect import Collector, make_env_factory
 from rlhf.runs import Run
 
@@ -74,7 +74,7 @@ def load_task(config: EvaluateConfig) -> Task:
     text = load(config.text, "sft", seed=config.seed).rows if config.text else []
     classes = config.classes
     labelled = load(classes.data, "classification", seed=config.seed).rows if classes else []
-    rewards = [reward_models.build(config.rewards)] if config.rewards else []
+    rewards = [load_rewards(config.rewards)] if config.rewards else []
     return Task(config, prompts, text, labelled, rewards)
 
 

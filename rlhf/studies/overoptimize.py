@@ -26,6 +26,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.replies import sample_replies, score_replies
 from rlhf.evaluation.report.overoptimization import FILE
 from rlhf.launch import release_memory
+from rlhf.models.rewards import load_rewards
 from rlhf.models.spec import ModelSpec
 from rlhf.rollout.spec import EnvSpec
 from rlhf.runs import Run
@@ -66,7 +67,7 @@ def run_overoptimize(verb: str, config: OveroptimizeConfig, run: Run) -> Path:
         UserError: a setting cannot be meant, or some reply has no gold score.
     """
     check_parts(config)
-    gold = reward_models.build(config.gold)
+    gold = load_rewards(config.gold)
     proxies = train_proxies(config, config.proxies, run.directory) if config.proxies else []
     groups = sample_replies(
         config.model,
@@ -219,7 +220,7 @@ def _scored(
     The statistics go into the checkpoints' sidecars: RL and ensembles use the same scale.
     """
     if not proxies:
-        reward = reward_models.build(config.rewards)
+        reward = load_rewards(config.rewards)
         column = score_replies(reward, groups, what=reward.name)
         return [(Proxy(reward.name, None, None, [], None), _standard(column)[None])]
     found = []

@@ -60,8 +60,8 @@ class PairsConfig:
 
 def write_pairs(verb: str, config: PairsConfig, run: Run) -> Path:
     """Sample, judge, and write pairs.jsonl; returns the run directory."""
-    import reward_models
     from rlhf.evaluation.replies import play_groups
+    from rlhf.models.rewards import load_rewards
 
     groups = play_groups(
         config.model,
@@ -73,7 +73,7 @@ def write_pairs(verb: str, config: PairsConfig, run: Run) -> Path:
     )
     own = {json.dumps(played.conversation): played.score for group in groups for played in group}
     gold = (
-        reward_models.build(config.rewards)
+        load_rewards(config.rewards)
         if config.rewards
         else lambda conversations: [own[json.dumps(c)] for c in conversations]
     )

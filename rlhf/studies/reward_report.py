@@ -101,9 +101,9 @@ def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
 
     The page is drawn when the run ends.
     """
-    import reward_models
+    from rlhf.models.rewards import load_rewards
 
-    reward = reward_models.build(
+    reward = load_rewards(
         config.rewards or [{"kind": "learned", "path": config.reward, "name": "reward"}]
     )
     if config.data:
@@ -169,12 +169,12 @@ def best_of_n(
     config: RewardReportConfig, reward: Any, groups: list[list[Any]]
 ) -> dict[str, Any] | None:
     """Reward and gold of the reply that the reward chooses among n, with the fit of Gao et al."""
-    import reward_models
     from rlhf.evaluation.replies import score_replies
+    from rlhf.models.rewards import load_rewards
     from rlhf.studies.overoptimize_results import best_of_n_result
 
     by = score_replies(reward, groups, what=reward.name)
-    gold = score_replies(reward_models.build(config.gold), groups, what="gold")
+    gold = score_replies(load_rewards(config.gold), groups, what="gold")
     if len(groups) < 3 or config.samples < 8 or by.std() == 0:
         log.info("no curve of best-of-n: it needs 3 prompts, 8 samples, and scores that differ")
         return None

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import reward_models
 from reward_models import Sidecar, labelled
 from reward_models.core import Reward
 from reward_models.learned import LearnedReward
@@ -20,6 +19,7 @@ from reward_models.statistics import cluster_interval
 from rlhf.data.conversation import labelled_conversation
 from rlhf.data.splits import prompt_key
 from rlhf.evaluation.pairs import write_judgement, write_pairs_evaluation
+from rlhf.models.rewards import load_rewards
 from rlhf.runs import Run
 from rlhf.training.reward_config import RewardConfig
 from rlhf.training.reward_kinds import RewardKind, outputs_of
@@ -100,7 +100,7 @@ def pair_scorer(run: Run, sidecar: Sidecar, *, dtype: str) -> Reward:
     """The scorer of a checkpoint trained on pairs, turned so that higher is better."""
     if sidecar.kind == "learned":
         return LearnedReward.load(run.final, dtype=dtype)
-    reward = reward_models.build({"kind": sidecar.kind, "path": str(run.final)})
+    reward = load_rewards({"kind": sidecar.kind, "path": str(run.final)})
     return reward * -1.0 if sidecar.kind == "cost" else reward
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from gymnasium.spaces import Discrete
 from transformers import get_scheduler
 
-import reward_models
 from rlhf.algorithms.constraints import (
     AdaptiveKL,
     BudgetKL,
@@ -26,6 +25,7 @@ from rlhf.models.flops import ceiling
 from rlhf.models.heads import Policy, Reference
 from rlhf.models.loading import load_model
 from rlhf.models.precision import MasterAdamW
+from rlhf.models.rewards import load_rewards
 from rlhf.profiling import Stopwatch
 from rlhf.rollout.collect import Collector, Start
 from rlhf.rollout.seeds import training_seed
@@ -103,8 +103,8 @@ def open_session(name: str, config: OnlineConfig) -> Session:
     """
     algorithm = algorithm_of(name, config)
     _refuse_idle_keys(algorithm, config)
-    rewards = reward_models.build(config.rewards) if config.rewards else None
-    gold = reward_models.build(config.gold) if config.gold else None
+    rewards = load_rewards(config.rewards) if config.rewards else None
+    gold = load_rewards(config.gold) if config.gold else None
     prompts, held_out = split_prompts(config)
     model, tokenizer = load_model(config.model, seed=config.seed)
     policy = Policy(model, tokenizer, critic=config.critic if algorithm.critic else "none")
