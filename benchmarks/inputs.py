@@ -77,7 +77,8 @@ def grpo(job: Job) -> None:
 def ppo(job: Job) -> None:
     """Eight prompts of 64 tokens, replies of exactly 32, a reward model of the policy's size."""
     model = endless_model(job.request["model"], job.folder / "model")
-    reward = reward_model(model, job.folder / "reward")
+    # TRL hands prompt and reply over as ids; our chat template would add 32 tokens to read.
+    reward = reward_model(model, job.folder / "reward", tokens=64 + 32)
     config = {
         **online_config(job, model, prompts=prompt_file(job, tokens=64)),
         # In bfloat16 like the policy, and as TRL tuned computes it.

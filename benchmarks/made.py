@@ -33,8 +33,8 @@ def endless_model(name: str, folder: Path) -> str:
     return str(folder)
 
 
-def reward_model(model: str, folder: Path) -> str:
-    """A reward model with the policy's weights and a random head."""
+def reward_model(model: str, folder: Path, *, tokens: int) -> str:
+    """The policy's weights with a random head, which reads ``tokens`` of a text at most."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -49,7 +49,7 @@ def reward_model(model: str, folder: Path) -> str:
     classifier.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     Sidecar(
-        template_hash=template_hash(tokenizer), append_eos=False, max_length=512, pooling="last"
+        template_hash=template_hash(tokenizer), append_eos=False, max_length=tokens, pooling="last"
     ).write(folder)
     return str(folder)
 
