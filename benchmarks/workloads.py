@@ -164,8 +164,8 @@ WORKLOADS: dict[str, Workload] = {
             ),
         },
         prepare="benchmarks.inputs:ppo",
-        bars={"trl-tuned": 3.0},
-        memory_bars={"trl-tuned": 0.5},
+        bars={"trl": 3.0, "trl-tuned": 3.0},
+        memory_bars={"trl": 0.5, "trl-tuned": 0.5},
     ),
     "tiny": Workload(
         "PPO with an environment, 2.8M parameters, prompt 32, 16 new, 128 rollouts",
