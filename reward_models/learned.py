@@ -77,7 +77,7 @@ class LearnedReward(Reward):
         self.temperature = sidecar.temperature
         if sidecar.mean is not None and sidecar.std is not None:
             self.moments = (sidecar.mean, sidecar.std)
-        self._packed: States | None = None
+        self._states: States | None = None
         self._pad_id = int(tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
         if attributes == "all":
             attributes = dict.fromkeys(model.config.label2id or {}, 1.0)
@@ -130,7 +130,7 @@ class LearnedReward(Reward):
 
     def read_packed(self, states: States) -> None:
         """Run the decoder by ``states``, which must agree with it, instead of on padded batches."""
-        self._packed = states
+        self._states = states
 
     def checkpoints(self) -> tuple[LearnedReward, ...]:
         return (self,)
@@ -169,10 +169,10 @@ class LearnedReward(Reward):
 
     @torch.no_grad()
     def score_ids(self, encoded: Sequence[Sequence[int]]) -> Tensor:
-        """Logits [N, K], fp32, for N token lists; batched by length, in the order given."""
+        """Logits [N, K], fp32, for N token lists; in the order given."""
         logits = torch.zeros(len(encoded), self.model.config.num_labels or 1)
         # Side by side: packed, texts that begin alike; padded, texts of one length.
-        key = list if self._packed else len
+        key = list if self._states else len
         order = sorted(range(len(encoded)), key=lambda i: key(encoded[i]), reverse=True)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
@@ -201,8 +201,8 @@ class LearnedReward(Reward):
         [(key, tensor)] = [(k, v) for k, v in given.items() if v is not None]
         fill = self._pad_id if key == "input_ids" else 0
         mask, packed = pack_left(mask, tensor, fill=fill)
-        if self._packed and key == "input_ids":
-            states, index = self._packed(packed, mask)
+        if self._states and key == "input_ids":
+            states, index = self._states(packed, mask)
             last = index.gather(1, mask.sum(1, keepdim=True) - 1)[:, 0]
             return self._head(states[last])
         inputs = {key: packed, "attention_mask": mask.long()}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf.models.attention import NAME, Layout, Span
 from rlhf.models.gates import use_fast_gates
-from rlhf.models.logprobs import bare, trunk_of
+from rlhf.models.logprobs import bare, context_of, trunk_of
 from rlhf.models.norms import use_fast_norms
 from rlhf.models.tied import TiedTable
 
@@ -120,9 +120,10 @@ def hidden_states(
     """Last hidden states of rows, and where the state after each token lies among them.
 
     Packed where the model takes our attention, else as one padded batch: the values are the same.
+    Packed attention knows no sliding window: rows longer than one are padded too.
 
     Args:
-        model: a causal model, or a PEFT model around one.
+        model: a decoder with any head, or a PEFT model around one.
         tokens: [B, T], padded on the right.
         attention_mask: [B, T], true where a token is not padding.
         trunk: another decoder of the same architecture; None: the model's own.
@@ -132,7 +133,7 @@ def hidden_states(
         (states [N, D], index [B, T] into them).
     """
     trunk = trunk_of(model) if trunk is None else trunk
-    if not can_pack(trunk):
+    if not can_pack(trunk) or attention_mask.sum(1).max() > context_of(model):
         mask = attention_mask.long()
         inputs = _inputs(tokens, tied)
         states = trunk(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
@@ -169,7 +170,7 @@ def can_pack(trunk: Any) -> bool:
 
 
 def use_fast_passes(model: Any) -> bool:
-    """Let a causal model run by the quicker pieces that compute what its own do.
+    """Let a decoder, with any head, run by the quicker pieces that compute what its own do.
 
     Returns:
         Whether the model packs from now on.
@@ -193,9 +194,11 @@ def use_packing(model: Any) -> bool:
     if can_pack(trunk):
         return True
     before = inner.config._attn_implementation
-    ids = torch.arange(5, 5 + 80, device=inner.device).view(2, 40)
-    ids[1, :36] = ids[0, :36]
-    ids = ids % inner.config.get_text_config().vocab_size
+    config = inner.config.get_text_config()
+    width = min(40, getattr(config, "max_position_embeddings", 40))
+    ids = torch.arange(5, 5 + 2 * width, device=inner.device).view(2, width)
+    ids[1, : width - 4] = ids[0, : width - 4]
+    ids = ids % config.vocab_size
     mask = torch.ones_like(ids, dtype=torch.bool)
     mask[1, -1] = False
     plain = trunk(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state

@@ -1,29 +1,37 @@
-"""Rewards of a configuration, their learned models run by the quick passes of ours."""
+"""Learned rewards run by the quick passes that training uses."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import reward_models
 from reward_models.core import Reward
 
+R = TypeVar("R", bound=Reward)
+
 
 def load_rewards(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
-    """As ``reward_models.build``; decoders then read texts without padding.
-
-    What neighbouring texts share at their beginning, as the replies to one prompt do, is computed
-    once. Scores stay the same to rounding, and a model of another architecture as it is.
+    """As ``reward_models.build``, then ``packed``.
 
     Raises:
         ValueError: as ``build``.
     """
-    reward = reward_models.build(spec)
-    checkpoints = reward.checkpoints()
-    if checkpoints:  # rules need no torch
+    return packed(reward_models.build(spec))
+
+
+def packed(reward: R) -> R:
+    """The reward itself, whose decoders read texts without padding from now on.
+
+    What neighbouring texts share at their beginning, as the replies to one prompt do, is computed
+    once. Scores stay the same to rounding. A decoder whose scores would not, and every encoder, is
+    left to padded batches.
+    """
+    decoders = [found for found in reward.checkpoints() if found.sidecar.pooling == "last"]
+    if decoders:  # rules need no torch
         from rlhf.models.packing import hidden_states, use_fast_passes
-    for learned in checkpoints:
-        if learned.sidecar.pooling == "last" and use_fast_passes(learned.model):
-            learned.read_packed(functools.partial(hidden_states, learned.model))
+    for found in decoders:
+        if use_fast_passes(found.model):
+            found.read_packed(functools.partial(hidden_states, found.model))
     return reward

@@ -26,7 +26,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.replies import sample_replies, score_replies
 from rlhf.evaluation.report.overoptimization import FILE
 from rlhf.launch import release_memory
-from rlhf.models.rewards import load_rewards
+from rlhf.models.rewards import load_rewards, packed
 from rlhf.models.spec import ModelSpec
 from rlhf.rollout.spec import EnvSpec
 from rlhf.runs import Run
@@ -227,7 +227,7 @@ def _scored(
     for proxy in proxies:
         columns = []
         for folder in proxy.members:
-            reward = reward_models.LearnedReward.load(folder)
+            reward = packed(reward_models.LearnedReward.load(folder))
             column = score_replies(reward, groups, what=str(folder))
             sidecar = Sidecar.read(folder)
             assert sidecar is not None

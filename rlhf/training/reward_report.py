@@ -19,7 +19,7 @@ from reward_models.statistics import cluster_interval
 from rlhf.data.conversation import labelled_conversation
 from rlhf.data.splits import prompt_key
 from rlhf.evaluation.pairs import write_judgement, write_pairs_evaluation
-from rlhf.models.rewards import load_rewards
+from rlhf.models.rewards import load_rewards, packed
 from rlhf.runs import Run
 from rlhf.training.reward_config import RewardConfig
 from rlhf.training.reward_kinds import RewardKind, outputs_of
@@ -99,7 +99,7 @@ def calibrate(
 def pair_scorer(run: Run, sidecar: Sidecar, *, dtype: str) -> Reward:
     """The scorer of a checkpoint trained on pairs, turned so that higher is better."""
     if sidecar.kind == "learned":
-        return LearnedReward.load(run.final, dtype=dtype)
+        return packed(LearnedReward.load(run.final, dtype=dtype))
     reward = load_rewards({"kind": sidecar.kind, "path": str(run.final)})
     return reward * -1.0 if sidecar.kind == "cost" else reward
 
@@ -173,7 +173,7 @@ def _candidates(
     config: RewardConfig, run: Run, train: list[Row], rows: list[Row], dtype: str
 ) -> Report:
     """Share of the prompts whose best reply scores highest, beside guessing and the longest."""
-    reward = LearnedReward.load(run.final, dtype=dtype)
+    reward = packed(LearnedReward.load(run.final, dtype=dtype))
     top, longest, chance = [], [], []
     for row in rows:
         best = row.get("best", 0)
@@ -191,7 +191,7 @@ def _compare(
     config: RewardConfig, run: Run, train: list[Row], rows: list[Row], dtype: str
 ) -> Report:
     """Accuracy of the comparison, how often both orders agree, beside "longer wins"."""
-    model = PairModel.load(run.final, dtype=dtype)
+    model = packed(PairModel.load(run.final, dtype=dtype))
     chosen, rejected = (
         ["\n\n".join(m["content"] for m in row[side]) for row in rows]
         for side in ("chosen", "rejected")
@@ -249,7 +249,7 @@ def _named(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def _logits(run: Run, rows: list[Row], dtype: str) -> np.ndarray:
     """Raw outputs [N, K] of the saved model."""
-    reward = LearnedReward.load(run.final, dtype=dtype, attributes="all")
+    reward = packed(LearnedReward.load(run.final, dtype=dtype, attributes="all"))
     ids = [reward.encode(labelled_conversation(row)) for row in rows]
     return reward.score_ids(ids).numpy()
 

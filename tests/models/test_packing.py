@@ -118,6 +118,23 @@ def test_models_that_cannot_pack_are_left_as_they_were(name):
     torch.testing.assert_close(states[index][mask], plain[mask])
 
 
+@pytest.mark.parametrize("limit", [{"sliding_window": 45}, {"sliding_window": None}])
+def test_rows_longer_than_a_sliding_window_see_no_further_than_it(limit):
+    model = make(MistralConfig(**{**SMALL, **limit}))
+    tokens, mask, _ = some_rows(0)
+    given = {"input_ids": tokens, "attention_mask": mask.long()}
+    plain = model.base_model(**given).last_hidden_state
+    assert use_packing(model)
+    states, index = hidden_states(model, tokens, mask)
+    assert len(states) == (tokens.numel() if limit["sliding_window"] else int(mask.sum()) - 130)
+    torch.testing.assert_close(states[index][mask], plain[mask], rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_of_few_positions_packs_too():
+    model = make(LlamaConfig(**{**SMALL, "max_position_embeddings": 16}))
+    assert use_packing(model)
+
+
 def test_a_packing_model_still_reads_padded_batches_and_saves_clean(tmp_path):
     model = make(PACKING["llama"])
     tokens, mask, _ = some_rows(0)

@@ -89,8 +89,11 @@ def test_many_small_rows_are_not_lost_in_bf16():
     tied = tied_table(model)
     weight = model.get_input_embeddings().weight
     # 1,000 rows of 1 each: a bf16 sum stops at 256, where 1 is half of the last bit.
-    tied.embed(torch.full((1000,), 5)).sum().backward()
-    assert (weight.grad[5] == 1000).all()
+    rows = tied.embed(torch.full((1000,), 5)).sum()
+    states = torch.full((1, weight.shape[1]), 24.0, dtype=weight.dtype)
+    (rows + linear(states, tied.head).sum()).backward()
+    assert (weight.grad[5] == 1024).all()
+    assert (weight.grad[6] == 24).all()
 
 
 def test_no_table_is_filled_or_summed_beside_the_head_s():
@@ -125,4 +128,11 @@ def test_other_models_and_passes_keep_their_own_way():
     with torch.no_grad():
         assert tied_table(model) is None
     model.get_input_embeddings().max_norm = 1.0  # looking up would change the weight
+    assert tied_table(model) is None
+    model, _ = tiny_model()
+    model.get_input_embeddings().scale_grad_by_freq = True
+    assert tied_table(model) is None
+    model, _ = tiny_model()
+    head = model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.zeros(len(head.weight)))
     assert tied_table(model) is None

@@ -16,13 +16,16 @@ def talks(helpers):
 
 
 def both(spec):
-    return reward_models.build(spec), load_rewards(spec)
+    plain, ours = reward_models.build(spec), load_rewards(spec)
+    assert not any(found._states for found in plain.checkpoints())
+    return plain, ours
 
 
 @pytest.mark.parametrize("batch_size", [3, 16])
 def test_scores_are_those_of_padded_batches(decoder_path, talks, batch_size):
     spec = {"kind": "learned", "path": str(decoder_path), "batch_size": batch_size}
     padded, packed = both(spec)
+    assert packed._states
     expected = padded(talks)
     assert max(expected) - min(expected) > 0.01
     assert packed(talks) == pytest.approx(expected, abs=1e-5)
@@ -51,17 +54,18 @@ def test_a_prompt_is_read_once_for_all_its_replies(decoder_path, talks, monkeypa
     assert sum(read) <= sum(lengths) - (len(long) - 1) * alike
 
 
-def test_members_of_compositions_are_found(decoder_path, talks, tmp_path):
+def test_members_of_compositions_are_found(decoder_path, talks):
     one = {"kind": "learned", "path": str(decoder_path)}
     ensemble = {"kind": "ensemble", "paths": [str(decoder_path)] * 2}
-    for spec in ([{**one, "weight": 2.0}, {"kind": "length", "low": 3}], ensemble):
+    cost = {"kind": "cost", "path": str(decoder_path)}
+    for spec in ([{**one, "weight": 2.0}, {"kind": "length", "low": 3}], ensemble, cost):
         padded, packed = both(spec)
-        assert all(learned._packed for learned in packed.checkpoints())
         assert packed.checkpoints()
+        assert all(found._states for found in packed.checkpoints())
         assert packed(talks) == pytest.approx(padded(talks), abs=1e-4)
 
 
 def test_encoders_are_left_as_they_are(encoder_path, talks):
     padded, ours = both({"kind": "learned", "path": str(encoder_path)})
-    assert not ours._packed
+    assert not ours._states
     assert ours(talks) == padded(talks)
