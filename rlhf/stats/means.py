@@ -1,0 +1,89 @@
+"""Intervals of means of any values: Student's t, corrected for skewness."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+SKEW_FACTOR = 1.5
+"""The skewness of a small sample underestimates that of its population; this undoes most of it."""
+
+CORRECTED = "t, corrected for skewness"
+
+
+class Moments(NamedTuple):
+    """What the interval of a mean is made of; arrays of one shape."""
+
+    mean: np.ndarray
+    error: np.ndarray
+    """Standard error of the mean."""
+    skewness: np.ndarray
+    """Third standardized moment of the estimator: that of a value over the root of n."""
+    freedom: np.ndarray
+    """Degrees of freedom of the standard error."""
+
+
+def moments_of(values: np.ndarray) -> Moments:
+    """Moments of the mean of independent values. [..., n] -> [...], n at least 2"""
+    n = values.shape[-1]
+    mean = values.mean(axis=-1)
+    centered = values - mean[..., None]
+    squares = centered * centered
+    variance = squares.sum(axis=-1) / (n - 1)
+    third = (squares * centered).mean(axis=-1)
+    error = np.sqrt(variance / n)
+    return Moments(
+        mean, error, _ratio(third, variance**1.5 * np.sqrt(n)), np.full_like(mean, n - 1)
+    )
+
+
+def stratified_moments(scores: np.ndarray) -> Moments:
+    """Moments of the mean over tasks of their means over runs. [..., runs, tasks] -> [...]
+
+    The degrees of freedom are Satterthwaite's, for tasks whose variances differ.
+    """
+    runs, tasks = scores.shape[-2:]
+    centered = scores - scores.mean(axis=-2, keepdims=True)
+    variances = (centered**2).sum(axis=-2) / (runs - 1)
+    third = (centered**3).mean(axis=-2).sum(axis=-1) / (runs**2 * tasks**3)
+    total = variances.sum(axis=-1)
+    variance = total / (runs * tasks**2)
+    squares = (variances**2).sum(axis=-1)
+    freedom = np.where(squares > 0, (runs - 1) * _ratio(total**2, squares), runs - 1.0)
+    mean = scores.mean(axis=(-2, -1))
+    return Moments(mean, np.sqrt(variance), _ratio(third, variance**1.5), freedom)
+
+
+def bounds_from(moments: Moments, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bounds [...] of a mean.
+
+    They enclose both Student's t interval and the interval of Hall's (1992) cubic transformation,
+    which moves the bounds toward the long tail: t alone covers 83 to 90% of skewed values.
+    """
+    quantile = special.stdtrit(moments.freedom, (1 + level) / 2)
+    a = SKEW_FACTOR * moments.skewness
+    upward, downward = _untransformed(quantile, a), _untransformed(-quantile, a)
+    low = moments.mean - moments.error * np.maximum(quantile, upward)
+    high = moments.mean - moments.error * np.minimum(-quantile, downward)
+    return low, high
+
+
+def mean_bounds(values: np.ndarray, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bounds of the mean of independent values. [..., n] -> [...], n at least 2"""
+    return bounds_from(moments_of(values), level=level)
+
+
+def _untransformed(target: np.ndarray, a: np.ndarray) -> np.ndarray:
+    """T with T + a T^2 / 3 + a^2 T^3 / 27 + a / 6 = `target`; a is the skewness of the mean."""
+    small = np.abs(a) < 1e-6
+    safe = np.where(small, 1.0, a)
+    root = 3 / safe * (np.cbrt(1 + safe * (target - safe / 6)) - 1)
+    return np.where(small, target, root)
+
+
+def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """numerator / denominator, 0 where the denominator is 0."""
+    safe = np.where(denominator > 0, denominator, 1.0)
+    return np.where(denominator > 0, numerator / safe, 0.0)

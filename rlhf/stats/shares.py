@@ -1,0 +1,103 @@
+"""Intervals of shares and of differences of paired shares."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from rlhf.stats.result import Interval
+
+EXACT = "exact (mid-p)"
+
+
+def mid_p_bounds(
+    successes: ArrayLike, units: ArrayLike, *, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of a binomial share by the exact binomial distribution with the mid-p correction.
+
+    The bounds solve P(X > x) + P(X = x) / 2 = (1 - level) / 2 and the mirrored equation, where the
+    tails are incomplete beta functions (Lancaster 1961; Agresti & Gottard 2007), so that neither
+    argument has to be whole. Wilson's interval covers as little as 83% near 0 and 1 with few units;
+    this one covers at least 92% everywhere.
+
+    Args:
+        successes: [...] sum of the outcomes, each in [0, 1].
+        units: [...] independent outcomes behind the sum.
+        level: of confidence.
+
+    Returns:
+        Lower and upper bounds [...].
+    """
+    x, n = np.broadcast_arrays(np.asarray(successes, float), np.asarray(units, float))
+    tail = (1 - level) / 2
+    low = np.where(x <= 0, 0.0, _solve(x, n, tail))
+    high = np.where(x >= n, 1.0, 1.0 - _solve(n - x, n, tail))
+    return low, high
+
+
+def share_interval(successes: float, units: int, *, level: float = 0.95) -> Interval:
+    """A share `successes / units` of independent outcomes in [0, 1] with its exact interval.
+
+    `successes` need not be whole: a unit may be the mean of several samples. Of all distributions
+    on [0, 1] with one mean the binomial has the largest spread, so the interval holds for each.
+
+    Raises:
+        ValueError: `successes` does not lie between 0 and `units`, or there are no units.
+    """
+    if not 0 <= successes <= units or units < 1:
+        raise ValueError(f"need 0 <= successes <= units and units > 0, got {successes} of {units}")
+    low, high = mid_p_bounds(successes, units, level=level)
+    return Interval(successes / units, float(low), float(high), int(units), EXACT)
+
+
+def adjusted_wald(
+    gains: ArrayLike, losses: ArrayLike, units: ArrayLike, *, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of a difference of paired shares, (gains - losses) / units.
+
+    The adjusted Wald interval of Bonett & Price (2012): one gain and one loss are added, so that
+    differences that are all equal have a width; with Student's t on n + 1 degrees of freedom, which
+    keeps its coverage at 2 to 10 pairs.
+
+    Args:
+        gains: [...] sum of the positive differences, each in [0, 1].
+        losses: [...] sum of the negative ones, without their sign.
+        units: [...] pairs.
+        level: of confidence.
+
+    Returns:
+        Lower and upper bounds [...] inside [-1, 1].
+    """
+    plus, minus = np.asarray(gains, float), np.asarray(losses, float)
+    n = np.asarray(units, float)
+    center = (plus - minus) / (n + 2)
+    square = (plus + minus + 2) / (n + 2)
+    quantile = special.stdtrit(n + 1, (1 + level) / 2)
+    half = quantile * np.sqrt(np.maximum(square - center**2, 0) / (n + 2))
+    return np.maximum(center - half, -1.0), np.minimum(center + half, 1.0)
+
+
+def differing_share(units: int, *, level: float = 0.95) -> float:
+    """Largest share of units that may differ when none of `units` does."""
+    return float(mid_p_bounds(0.0, units, level=level)[1])
+
+
+def _solve(x: np.ndarray, n: np.ndarray, tail: float) -> np.ndarray:
+    """p with P(X > x) + P(X = x) / 2 = `tail` for X ~ Binomial(n, p), by bisection."""
+    low, high = np.zeros_like(x), np.ones_like(x)
+    inside = np.clip(x, 1e-12, None)
+    rest = np.clip(n - x, 1e-12, None)
+    for _ in range(50):
+        middle = (low + high) / 2
+        above = np.where(x < n, special.betainc(inside + 1, rest, middle), 0.0)
+        reached = np.where(x > 0, special.betainc(inside, rest + 1, middle), 1.0)
+        too_high = (above + reached) / 2 > tail
+        high = np.where(too_high, middle, high)
+        low = np.where(too_high, low, middle)
+    return (low + high) / 2
+
+
+def is_share(values: np.ndarray) -> bool:
+    """Whether every value is 0 or 1."""
+    return bool(((values == 0) | (values == 1)).all())
