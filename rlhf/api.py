@@ -36,9 +36,13 @@ def stage(verb: str, config: Config | Sequence[Config], **overrides: Any) -> Pat
     from rlhf import launch
 
     launch.prepare()
-    from rlhf.verbs import execute
+    from rlhf.config import set_key
+    from rlhf.verbs import execute, from_record
 
-    return execute(verb, _tree(config, overrides))
+    tree = from_record(verb, _tree(config, {}))
+    for key, value in overrides.items():
+        set_key(tree, key, value)
+    return execute(verb, tree)
 
 
 def run(pipeline: str | Path, **overrides: Any) -> Path:

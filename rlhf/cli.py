@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -71,7 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for noisy in ("httpx", "httpcore", "datasets", "filelock", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        return dispatch(arguments[0], arguments[1:])
+        code = dispatch(arguments[0], arguments[1:])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `rlhf envs list | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit flushes it
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print("rlhf: stopped by the user", file=sys.stderr)
         return 2

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from rlhf.config import as_tree, assemble, make_parser, parse_overrides
+from rlhf.config import as_tree, assemble, parse_overrides, set_key
 from rlhf.errors import UserError, nearest
-from rlhf.verbs import configure, execute, find, verb_named
+from rlhf.help import help_text
+from rlhf.verbs import configure, execute, from_record, help_of, settings_in_force
 
 FLAGS = ("--dry-run", "--print-config", "--help", "-h")
 
@@ -35,18 +36,16 @@ def asks_for_help(arguments: list[str], verb: Callable[..., Any]) -> bool:
 def stage(verb: str, arguments: list[str]) -> int:
     """A verb that makes a run directory."""
     rest, flags = take_flags(arguments)
-    row = verb_named(verb)
+    files, overrides = parse_overrides(rest)
+    tree = from_record(verb, assemble(files, []))
+    for key, value in overrides:
+        set_key(tree, key, value)
     if flags & {"--help", "-h"}:
-        options = {field: find(path) for field, path in row.options.items()}
-        print(f"rlhf {verb}: {row.summary}\n")
-        make_parser(find(row.config), options).print_help()
+        print(help_of(verb, tree))
         return 0
-    tree = assemble(*parse_overrides(rest))
-    written = tree.pop("verb", verb)  # a run's own config.yaml names it
-    if written != verb:
-        raise UserError(f"the configuration is one of `rlhf {written}`, not of `rlhf {verb}`")
     if "--print-config" in flags:
-        print(yaml.safe_dump({"verb": verb, **as_tree(configure(verb, tree))}, sort_keys=False))
+        settings = settings_in_force(verb, configure(verb, tree))
+        print(yaml.safe_dump({"verb": verb, **settings}, sort_keys=False))
         return 0
     if "--dry-run" in flags:
         from rlhf.plan import plan
@@ -179,8 +178,8 @@ def _small(verb: str, cls: type, work: Any, arguments: list[str]) -> int:
 
     rest, flags = take_flags(arguments)
     if flags & {"--help", "-h"}:
-        print(f"rlhf {verb}\n")
-        make_parser(cls).print_help()
+        summary = (inspect.getdoc(cls) or "").splitlines()[0]
+        print(help_text(cls, command=f"rlhf {verb}", summary=summary))
         return 0
     config: Any = build(cls, assemble(*parse_overrides(rest)))
     if "--print-config" in flags:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 import re
-import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ import jsonargparse
 import yaml
 
 from rlhf.errors import UserError, nearest
+from rlhf.help import dataclass_in, key_paths
 
 T = TypeVar("T")
 
@@ -168,7 +169,7 @@ def build(cls: type[T], tree: Mapping[str, Any], extra: Mapping[str, type] | Non
     """
     extra = extra or {}
     check_keys(cls, tree, extra)
-    parser = make_parser(cls, extra)
+    parser = _make_parser(cls, extra)
     try:
         parsed = parser.parse_object(copy.deepcopy(dict(tree)))  # it writes into its argument
         for name in extra:
@@ -186,7 +187,7 @@ def _as_written(made: Any, tree: Mapping[str, Any], but: Iterable[str] = ()) -> 
     kept: dict[str, Any] = {}
     for key in tree.keys() - set(but):
         value, parsed = tree[key], getattr(made, key)
-        if _dataclass_in(hints[key]) is None:
+        if dataclass_in(hints[key]) is None:
             if _holds(hints[key], Any):
                 kept[key] = copy.deepcopy(value)
         elif isinstance(value, list):
@@ -201,24 +202,37 @@ def _holds(hint: Any, wanted: Any) -> bool:
     return hint is wanted or any(_holds(part, wanted) for part in typing.get_args(hint))
 
 
-def make_parser(cls: type, extra: Mapping[str, type] | None = None) -> jsonargparse.ArgumentParser:
-    """The parser of one configuration class, for type checks and ``--help``."""
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False, usage="")
-    parser.add_class_arguments(cls, None, skip=set(extra or ()))
-    for name, options in (extra or {}).items():
+def _make_parser(cls: type, extra: Mapping[str, type]) -> jsonargparse.ArgumentParser:
+    """The parser of one configuration class, for type checks."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
+    parser.add_class_arguments(cls, None, skip=set(extra))
+    for name, options in extra.items():
         parser.add_class_arguments(options, name, fail_untyped=False, instantiate=False)
     return parser
 
 
-def check_keys(
-    cls: type, tree: Mapping[str, Any], extra: Mapping[str, type], prefix: str = ""
+def check_keys(cls: type, tree: Mapping[str, Any], extra: Mapping[str, type]) -> None:
+    """Refuse a key that no field has, at any depth of the tree.
+
+    Raises:
+        UserError: names the key, and the nearest right one: a key of the same section, or one of
+            the same name in another section.
+    """
+    _check_section(cls, tree, extra, "", lambda: key_paths(cls, extra))
+
+
+def _check_section(
+    cls: type,
+    tree: Mapping[str, Any],
+    extra: Mapping[str, type],
+    prefix: str,
+    all_paths: Callable[[], list[str]],
 ) -> None:
-    """Refuse a key that no field has, wherever in the tree it stands."""
+    """``check_keys`` of one section; ``all_paths`` gives every key of the whole configuration."""
     hints = typing.get_type_hints(cls)
     for key, value in tree.items():
         if key not in hints:
-            raise UserError(f"unknown key {prefix + str(key)!r}{nearest(str(key), hints)}")
+            raise UserError(f"unknown key {prefix + str(key)!r}{_hint(key, hints, all_paths())}")
         if value is None and key not in extra and not _holds(hints[key], type(None)):
             raise UserError(f"{prefix}{key}: has no value; leave the key out for its default")
         if key in extra and value is not None:
@@ -227,28 +241,29 @@ def check_keys(
             known = [f.name for f in dataclasses.fields(extra[key])]
             for option in value:
                 if option not in known:
-                    name = f"{prefix}{key}.{option}"
-                    raise UserError(f"unknown key {name!r}{nearest(option, known)}")
-        elif inner := _dataclass_in(hints[key]):
+                    hint = _hint(option, known, all_paths())
+                    raise UserError(f"unknown key {f'{prefix}{key}.{option}'!r}{hint}")
+        elif inner := dataclass_in(hints[key]):
             items = value if isinstance(value, list) else [value]
             for index, item in enumerate(items):
                 place = f"{prefix}{key}.{index}" if isinstance(value, list) else f"{prefix}{key}"
                 if isinstance(item, Mapping):
-                    check_keys(inner, item, {}, f"{place}.")
+                    _check_section(inner, item, {}, f"{place}.", all_paths)
                 elif item is not None:
                     fields = ", ".join(field.name for field in dataclasses.fields(inner))
                     raise UserError(f"{place}: expected a mapping with {fields}; got {item!r}")
 
 
-def _dataclass_in(hint: Any) -> type | None:
-    """The dataclass inside ``X``, ``X | None``, ``list[X]`` or a union of these."""
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return hint
-    if typing.get_origin(hint) in (list, typing.Union, types.UnionType):
-        for argument in typing.get_args(hint):
-            if found := _dataclass_in(argument):
-                return found
-    return None
+def _hint(key: Any, known: Iterable[str], paths: Iterable[str]) -> str:
+    """The right key, as the end of an error message: by its name anywhere, or by its spelling."""
+    elsewhere = [path for path in paths if path.rpartition(".")[2] == key]
+    if elsewhere:
+        return f"; did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
+    if close := nearest(str(key), known):
+        return close
+    leaves = {path.rpartition(".")[2]: path for path in paths}
+    match = difflib.get_close_matches(str(key), list(leaves), n=1, cutoff=0.75)
+    return f"; did you mean {leaves[match[0]]!r}?" if match else ""
 
 
 def _one_line(message: str) -> str:

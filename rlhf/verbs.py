@@ -5,6 +5,7 @@ Names are strings until a verb is used, so that `rlhf --help` imports no torch.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import logging
 from collections.abc import Mapping
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.algorithms import registry
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.config import as_tree, build
 from rlhf.errors import UserError, nearest
+from rlhf.help import help_text
 from rlhf.runs import Run
 
 log = logging.getLogger(__name__)
@@ -123,6 +126,120 @@ def configure(name: str, tree: Mapping[str, Any]) -> Any:
     return build(find(verb.config), tree, options)
 
 
+def settings_in_force(name: str, config: Any) -> dict[str, Any]:
+    """A verb's configuration as plain data, with every setting that the run uses.
+
+    An algorithm's own settings and the defaults of the trainer stand beside the keys that the user
+    set, so that ``config.yaml`` says what was trained. Settings without an effect are left out.
+
+    Args:
+        name: of the verb.
+        config: what ``configure`` made.
+    """
+    tree = as_tree(config)
+    if "algorithm" in verb_named(name).options:
+        from rlhf.training.online_config import algorithm_of
+
+        algorithm = algorithm_of(name, config)
+        tree["algorithm"] = {
+            key: value
+            for key, value in dataclasses.asdict(algorithm.settings).items()
+            if key in algorithm.effective
+        }
+    if "trainer" in verb_named(name).options:
+        known = {k: v for k, v in _trainer_defaults(name).items() if v is not None}
+        tree["trainer"] = {**known, **tree["trainer"]}
+    return tree
+
+
+def from_record(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration tree, or the ``config.yaml`` of a run, as a verb takes it.
+
+    A run's record names every setting of its algorithm. Those that keep their default are left out
+    here, so that an override may make them ineffective (`algorithm.num_epochs 1` and the clipping).
+
+    Raises:
+        UserError: the record is one of another verb.
+    """
+    rest = dict(tree)
+    written = rest.pop("verb", None)
+    if written is None:
+        return rest
+    if written != name:
+        raise UserError(f"the configuration is one of `rlhf {written}`, not of `rlhf {name}`")
+    if name in ALGORITHMS and isinstance(rest.get("algorithm"), Mapping):
+        defaults = dataclasses.asdict(ALGORITHMS[name].settings)
+        settings = rest["algorithm"].items()
+        rest["algorithm"] = {k: v for k, v in settings if k not in defaults or v != defaults[k]}
+    return rest
+
+
+def _trainer_defaults(verb: str) -> dict[str, Any]:
+    """Options of an offline stage where ``trainer`` sets none; both engines use these values."""
+    from rlhf.training.native_config import OPTIONS, NativeOptions
+    from rlhf.training.offline_config import LEARNING_RATES
+
+    fields = dataclasses.fields(OPTIONS.get(verb, NativeOptions))
+    values = {field.name: field.default for field in fields}
+    values["learning_rate"] = LEARNING_RATES[verb]
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def help_of(name: str, tree: Mapping[str, Any]) -> str:
+    """What ``rlhf VERB --help`` prints: the keys that have an effect, with the values in force.
+
+    Args:
+        name: of the verb.
+        tree: keys that were given beside ``--help``. ``engine: trl`` lists TRL's options, and
+            settings of an algorithm decide which others have an effect.
+    """
+    verb = verb_named(name)
+    options = {field: find(path) for field, path in verb.options.items()}
+    defaults: dict[str, Any] = {}
+    hidden: set[str] = set()
+    note = ""
+    if "algorithm" in options:
+        row = registry.configure(name, **tree.get("algorithm", {}))
+        settings = dataclasses.asdict(row.settings)
+        defaults = {f"algorithm.{key}": value for key, value in settings.items()}
+        hidden = {f"algorithm.{key}" for key in settings if key not in row.effective}
+        hidden |= set() if row.critic else {"critic", "critic_warmup_steps"}
+        note = (
+            "Settings that have no effect with these values are left out; "
+            f"`rlhf {name} --algorithm.num_minibatches 4 --help` shows those of several steps."
+        )
+    elif "trainer" in options:
+        defaults = {f"trainer.{key}": value for key, value in _trainer_defaults(name).items()}
+        hidden = _hidden_trainer_options(name, options, all_of_trl=tree.get("engine") == "trl")
+        if tree.get("engine") != "trl":
+            note = f"`rlhf {name} --engine trl --help` lists every option of TRL's trainer."
+    return help_text(
+        find(verb.config),
+        command=f"rlhf {name}",
+        summary=verb.summary,
+        options=options,
+        defaults=defaults,
+        hidden=hidden,
+        notes=[note] if note else [],
+    )
+
+
+def _hidden_trainer_options(verb: str, options: dict[str, type], *, all_of_trl: bool) -> set[str]:
+    """Keys of ``trainer`` that the help leaves out; the native engine's own class is put in."""
+    from transformers import TrainingArguments
+
+    from rlhf.training.native_config import OPTIONS, NativeOptions
+    from rlhf.training.offline_config import OWNED
+
+    hidden = set(OWNED)
+    if not all_of_trl and verb in OPTIONS:
+        options["trainer"] = OPTIONS[verb]
+    elif not all_of_trl:
+        shared = {field.name for field in dataclasses.fields(NativeOptions)}
+        hidden |= {field.name for field in dataclasses.fields(TrainingArguments)} - shared
+    return {f"trainer.{key}" for key in hidden}
+
+
 def execute(name: str, tree: Mapping[str, Any]) -> Path:
     """Check a configuration, open its run directory, do the work, draw the report.
 
@@ -139,7 +256,7 @@ def execute(name: str, tree: Mapping[str, Any]) -> Path:
     from rlhf.evaluation.report import write_report
 
     config = configure(name, tree)
-    run = Run.open({"verb": name, **as_tree(config)})
+    run = Run.open({"verb": name, **settings_in_force(name, config)})
     if run.finished:
         log.info("%s is finished: nothing to do", run.directory)
         return run.final if run.final.exists() else run.directory

@@ -39,11 +39,12 @@ def open_study(root: Path, name: str, config: Any, jobs: Iterable[Job] = ()) -> 
 
 
 def _refuse_changes(jobs: Iterable[Job]) -> None:
-    from rlhf.verbs import configure
+    from rlhf.verbs import configure, settings_in_force
 
     for verb, tree in (stage for job in jobs for stage in job.stages):
         if (Path(tree["output_dir"]) / "config.yaml").exists():
-            check_same(Path(tree["output_dir"]), {"verb": verb, **as_tree(configure(verb, tree))})
+            settings = settings_in_force(verb, configure(verb, tree))
+            check_same(Path(tree["output_dir"]), {"verb": verb, **settings})
 
 
 def do(job: Job) -> float:

@@ -16,7 +16,7 @@ class NativeOptions:
 
     learning_rate: float
     """Peak learning rate."""
-    num_train_epochs: float = 1
+    num_train_epochs: float = 1.0
     """Passes over the data; TRL's default is 3."""
     max_steps: int = -1
     """Optimizer steps; overrules num_train_epochs when positive."""

@@ -30,7 +30,7 @@ from rlhf.training.examples import Encoder
 from rlhf.training.interrupt import StopRequest
 from rlhf.training.native import train_native
 from rlhf.training.native_tasks import TASKS
-from rlhf.training.offline_config import OWNED, OfflineConfig
+from rlhf.training.offline_config import LEARNING_RATES, OWNED, OfflineConfig
 from rlhf.training.recorder import Recorder
 from rlhf.training.stages import (
     Row,
@@ -76,9 +76,9 @@ def causal(verb: str) -> Callable[[OfflineConfig, list[Row]], Work]:
 
 
 STAGES = {
-    "sft": Stage(trl.SFTTrainer, trl.SFTConfig, "sft", 2e-5, causal("sft")),
-    "dpo": Stage(trl.DPOTrainer, trl.DPOConfig, "preference", 1e-6, causal("dpo")),
-    "kto": Stage(trl.KTOTrainer, trl.KTOConfig, "label", 1e-6, causal("kto")),
+    "sft": Stage(trl.SFTTrainer, trl.SFTConfig, "sft", LEARNING_RATES["sft"], causal("sft")),
+    "dpo": Stage(trl.DPOTrainer, trl.DPOConfig, "preference", LEARNING_RATES["dpo"], causal("dpo")),
+    "kto": Stage(trl.KTOTrainer, trl.KTOConfig, "label", LEARNING_RATES["kto"], causal("kto")),
 }
 
 

@@ -65,6 +65,9 @@ class OfflineConfig:
             )
 
 
+LEARNING_RATES = {"sft": 2e-5, "reward": 2e-5, "dpo": 1e-6, "kto": 1e-6}
+"""Peak learning rate of each stage, where trainer.learning_rate is not set."""
+
 # Set by the run; naming them under trainer. would contradict it.
 OWNED = {
     "output_dir": "output_dir",

@@ -25,6 +25,7 @@ from rlhf.models.logprobs import bare
 from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.spec import LoraSpec
 from rlhf.runs import Run
+from rlhf.training.offline_config import LEARNING_RATES
 from rlhf.training.reward_config import RewardConfig
 from rlhf.training.reward_data import Collator, RewardEncoder, trl_pair
 from rlhf.training.reward_kinds import RewardKind, kind_of, outputs_of
@@ -50,7 +51,7 @@ def stage_of(config: RewardConfig) -> Stage:
         trainer,
         options,
         "classification" if plain else kind.data,
-        2e-5,
+        LEARNING_RATES["reward"],
         lambda config, rows: make_ready(config, kind, stage),
         keep=() if plain else (*kind.keep, *columns),
     )
