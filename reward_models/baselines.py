@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import numpy as np
 
 from reward_models.core import Reward, last_reply
 from reward_models.pairs import Pair
 from reward_models.statistics import group_index
+from reward_models.words import fit_words
 
 _WORDS_C = 1e-4  # inverse regularisation that served 2,000 to 20,000 pairs of two data sets best
 
@@ -45,7 +45,6 @@ def bag_of_words(
 
 
 def _fit_words(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     def replies(pairs: Sequence[Pair], side: str) -> list[str]:
@@ -54,10 +53,10 @@ def _fit_words(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
             for pair in pairs
         ]
 
-    words = TfidfVectorizer(
-        sublinear_tf=True, norm=cast(Any, None), min_df=2 if len(train) > 50 else 1
-    )
-    words.fit(replies(train, "chosen") + replies(train, "rejected"))
+    texts = replies(train, "chosen") + replies(train, "rejected")
+    words = fit_words(texts, norm=None, min_df=2 if len(train) > 50 else 1)
+    if words is None or len(train) < 2:
+        return np.zeros(len(test))
     x = words.transform(replies(train, "chosen")) - words.transform(replies(train, "rejected"))
     half = np.arange(x.shape[0]) % 2 == 0
     signs = np.where(half, 1.0, -1.0)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from reward_models.statistics import pearson, ranks, spearman
+from reward_models.words import fit_words
 
 Columns = dict[str, np.ndarray]
 Estimate = dict[str, float]
@@ -118,8 +119,11 @@ def words_classifier(
     from sklearn.linear_model import LogisticRegression
 
     vectors, theirs = _words(train, test)
-    model = LogisticRegression(C=10.0, max_iter=1000).fit(vectors, labels)
     found = np.full((len(test), classes), -np.inf)
+    if len(set(labels)) == 1:  # nothing to tell apart
+        found[:, labels[0]] = 0.0
+        return found
+    model = LogisticRegression(C=10.0, max_iter=1000).fit(vectors, labels)
     found[:, model.classes_] = model.predict_log_proba(theirs)
     return found
 
@@ -133,11 +137,11 @@ def words_rater(train: Sequence[str], ratings: Sequence[float], test: Sequence[s
 
 
 def _words(train: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    rare = 2 if len(train) > 50 else 1
-    words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=rare)
-    return words.fit_transform(train), words.transform(test)
+    """Vectors of one and two words; a single column of zeros where the texts have no words."""
+    words = fit_words(train, ngram_range=(1, 2), min_df=2 if len(train) > 50 else 1)
+    if words is None:
+        return np.zeros((len(train), 1)), np.zeros((len(test), 1))
+    return words.transform(train), words.transform(test)
 
 
 def to_markdown(name: str, report: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from reward_models.words import fit_words
 from rlhf.data.splits import fold_indices
 
 
@@ -39,7 +40,6 @@ def cross_fitted_margins(
     words is a weak judge: read the accuracy before the list.
     """
     from scipy import sparse
-    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
     fold = np.asarray(fold_indices(rows, num_folds, seed=seed))
@@ -47,14 +47,15 @@ def cross_fitted_margins(
     margin = np.zeros(len(rows))
     for held in range(num_folds):
         train, test = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
-        words = TfidfVectorizer(
+        words = fit_words(
+            [side[i] for side in (chosen, rejected) for i in train],
             ngram_range=(1, 2),
             min_df=2,
             max_features=50_000,
-            sublinear_tf=True,
             token_pattern=r"\S+",
         )
-        words.fit([side[i] for side in (chosen, rejected) for i in train])
+        if words is None:  # no word occurs twice: nothing speaks for or against a label
+            continue
         gap = words.transform([chosen[i] for i in train]) - words.transform(
             [rejected[i] for i in train]
         )

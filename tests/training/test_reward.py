@@ -182,3 +182,11 @@ def test_a_reward_model_no_better_than_chance_is_kept_and_said_to_be_one(
         final = execute("reward", pairs_tree(tmp_path, echo_model))
     assert json.loads((final / "reward_model.json").read_text())["temperature"] == 1.0
     assert "No temperature makes its margins informative" in caplog.text
+
+
+def test_replies_of_one_character_train_and_are_reported_on(tmp_path, echo_model):
+    rows = [{"prompt": f"word {i}", "chosen": "a", "rejected": "b"} for i in range(40)]
+    execute("reward", pairs_tree(tmp_path, echo_model, rows=rows))
+    assert (tmp_path / "run" / "finished").exists()
+    report = json.loads((tmp_path / "run/evaluation/run/summary.json").read_text())
+    assert report["baselines"]["bag of words"]["accuracy"]["value"] == 1.0

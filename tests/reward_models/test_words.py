@@ -1,0 +1,60 @@
+"""Bags of words on texts that have few words or none."""
+
+import math
+
+import numpy as np
+import pytest
+
+from reward_models.baselines import bag_of_words
+from reward_models.labelled import words_classifier, words_rater
+from reward_models.pairs import Pair
+from reward_models.words import fit_words
+from rlhf.data.suspects import cross_fitted_margins
+
+
+def pair(index: int, chosen: str, rejected: str) -> Pair:
+    prompt = [{"role": "user", "content": f"question {index}"}]
+
+    def said(text: str) -> list[dict[str, str]]:
+        return [*prompt, {"role": "assistant", "content": text}]
+
+    return Pair(prompt, said(chosen), said(rejected))
+
+
+@pytest.mark.parametrize(("good", "bad"), [("a", "b"), ("👍", "👎"), ("!", "?")])
+def test_replies_of_one_character_are_told_apart(good, bad):
+    pairs = [pair(i, good, bad) for i in range(20)]
+    assert (bag_of_words(pairs) > 0).all()
+    rows = [
+        {"prompt": p.prompt, "chosen": p.chosen[-1:], "rejected": p.rejected[-1:]} for p in pairs
+    ]
+    assert cross_fitted_margins(rows, seed=0).accuracy == 1.0
+    texts, labels = [good, bad] * 10, [1, 0] * 10
+    found = words_classifier(texts, labels, [good, bad], classes=2)
+    assert found.argmax(1).tolist() == [1, 0]
+    rated = words_rater(texts, [3.0, 1.0] * 10, [good, bad])
+    assert rated[0] > rated[1]
+
+
+def test_texts_without_any_word_carry_no_information():
+    assert fit_words(["", " ", "\n"]) is None
+    assert (bag_of_words([pair(i, "", " ") for i in range(8)]) == 0).all()
+    assert words_rater(["", " "], [1.0, 3.0], [""]) == pytest.approx([2.0])
+
+
+def test_words_that_occur_once_do_not_stop_the_search_for_suspects():
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"q{i}"}],
+            "chosen": [{"role": "assistant", "content": f"yes{i}"}],
+            "rejected": [{"role": "assistant", "content": f"no{i}"}],
+        }
+        for i in range(10)
+    ]
+    assert cross_fitted_margins(rows, seed=0).margin.tolist() == [0.0] * 10
+
+
+def test_one_class_is_certain():
+    found = words_classifier(["good", "fine"], [1, 1], ["other"], classes=2)
+    assert found.tolist() == [[-math.inf, 0.0]]
+    assert np.exp(found).sum() == 1
