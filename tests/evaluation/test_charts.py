@@ -62,10 +62,33 @@ def test_thinning_keeps_every_spike_and_both_ends():
     assert -9.0 in kept["y"]
 
 
-def test_smoothing_keeps_ends_and_straight_lines():
+def test_smoothing_keeps_straight_lines_and_averages_the_ends():
     line = [2.0 * i for i in range(60)]
-    assert smoothed(line) == pytest.approx(line)
-    assert smoothed([1.0, 4.0, 1.0], half_width=1) == [1.0, 2.0, 1.0]
+    assert smoothed(line)[2:-2] == pytest.approx(line[2:-2])
+    # By hand: (1 + 4) / 2, (1 + 4 + 1) / 3, (4 + 1) / 2.
+    assert smoothed([1.0, 4.0, 1.0], half_width=1) == [2.5, 2.0, 2.5]
+
+
+def test_a_smoothed_line_does_not_end_on_the_last_raw_value():
+    ys = [0.0] * 59 + [1.0]
+    svg = draw(Chart("t", [Series("a", list(range(60)), ys)]))
+    raw, bold = (
+        float(re.findall(r" ([\d.]+)$", path)[0])
+        for path in re.findall(r'class="line[^"]*" d="([^"]*)"', svg)
+    )
+    # The window of the last point holds four values: the bold line rises by a quarter.
+    bottom = 182.0  # an axis from 0 has no margin below
+    assert (bottom - bold) / (bottom - raw) == pytest.approx(0.25, abs=0.01)
+
+
+def test_steps_have_whole_ticks():
+    assert ticks(0, 2, 5, whole=True) == [0, 1, 2]
+    assert ticks(0, 2, 5) == pytest.approx([0, 0.5, 1.0, 1.5, 2.0])
+    svg = draw(Chart("t", [Series("a", [0, 1, 2], [1.0, 2.0, 3.0])]))
+    labels = re.findall(r'text-anchor="middle">([^<]*)<', svg)
+    assert labels == ["1", "2"]
+    svg = draw(Chart("t", [Series("a", [0.0, 0.5, 1.5], [1.0, 2.0, 3.0])]))
+    assert "0.5" in re.findall(r'text-anchor="middle">([^<]*)<', svg)
 
 
 def test_names_are_escaped():

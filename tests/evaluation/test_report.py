@@ -42,10 +42,20 @@ def test_whole_pipeline_tells_its_story(whole: Path):
 
 def test_nothing_is_fetched(whole: Path):
     page = text_of(write_report(whole))
-    assert not re.findall(r'(?:src|href)="(?!data:)[^"]*"', page)
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page)
     assert "@import" not in page
     assert "url(" not in page
     assert "default-src 'none'" in page
+
+
+def test_contents_link_to_every_section(whole: Path):
+    page = text_of(write_report(whole))
+    sections = re.findall(r'<section id="([^"]+)"><h2>([^<]*)</h2>', page)
+    nav = re.search(r'<nav class="contents"[^>]*>(.*?)</nav>', page)
+    assert nav
+    assert re.findall(r'<a href="#([^"]+)">([^<]*)</a>', nav[1]) == sections
+    assert ("learning-curves", "Learning curves") in sections
+    assert len(dict(sections)) == len(sections)
 
 
 def test_hostile_text_stays_text(whole: Path):

@@ -174,7 +174,8 @@ def _overfitted(run: RunRecord) -> list[str]:
         return []
     return [
         f"held-out loss rose from {short(values[best])} at step {short(steps[best])} to "
-        f"{short(values[-1])}: it trained too long, unless the best checkpoint was kept."
+        f"{short(values[-1])}: it trained too long; final/ holds the model of step "
+        f"{short(steps[best])}."
     ]
 
 

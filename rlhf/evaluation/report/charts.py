@@ -68,7 +68,8 @@ def draw(chart: Chart) -> str:
         return f'<figure class="chart">{title}<p class="empty">nothing logged</p>{note}</figure>'
     frame = _frame(lines)
     body = [_shade(*chart.shade, frame)] if chart.shade else []
-    body += [_grid(frame), _axis(frame, chart.x_label)]
+    whole = all(float(x).is_integer() for line in lines for x in line.x)
+    body += [_grid(frame), _axis(frame, chart.x_label, whole=whole)]
     body += [_mark(*chart.mark, frame)] if chart.mark else []
     body += [_band(series, frame) for series in lines if series.low]
     body += [_line(series, frame) for series in lines]
@@ -80,9 +81,18 @@ def draw(chart: Chart) -> str:
     )
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) inside [low, high]."""
+def ticks(low: float, high: float, count: int = 4, *, whole: bool = False) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten) inside [low, high].
+
+    Args:
+        low: lower end.
+        high: upper end, above ``low``.
+        count: about so many.
+        whole: give whole numbers only, as steps are.
+    """
     raw = (high - low) / max(1, count)
+    if whole:
+        raw = max(1.0, raw)
     power = 10.0 ** math.floor(math.log10(raw))
     step = power * next(m for m in (1, 2, 5, 10) if m * power >= raw * 0.75)
     first = math.ceil(low / step - 1e-9)
@@ -127,8 +137,9 @@ def _grid(frame: _Frame) -> str:
     return "".join(parts)
 
 
-def _axis(frame: _Frame, label: str) -> str:
-    base, marks = HEIGHT - BOTTOM, ticks(frame.x0, frame.x1, 5)
+def _axis(frame: _Frame, label: str, *, whole: bool) -> str:
+    base = HEIGHT - BOTTOM
+    marks = ticks(frame.x0, frame.x1, 5, whole=whole)
     parts = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>']
     parts += [
         f'<text class="tick" x="{min(frame.px(value), WIDTH - RIGHT - 6):.1f}" y="{base + 16}" '
@@ -175,7 +186,7 @@ def _line(series: Series, frame: _Frame) -> str:
         )
         line = f'<path class="line {colour}" d="{path}"/>'
         return f'{line}{dots}<circle class="dot {colour}" {end} r="3"/>'
-    smooth = smoothed(series.y)
+    smooth = smoothed(series.y, half_width=max(3, len(series.y) // 30))
     bold = _path(series.x, smooth, frame)
     return (
         f'<path class="line raw {colour}" d="{path}"/><path class="line {colour}" d="{bold}"/>'
@@ -185,13 +196,13 @@ def _line(series: Series, frame: _Frame) -> str:
 
 
 def smoothed(values: Sequence[float], *, half_width: int | None = None) -> list[float]:
-    """Centred moving average; the window shrinks towards both ends."""
+    """Centred moving average of 2 * half_width + 1 values.
+
+    Near an end the window is cut there, so that the curve does not end on one raw value.
+    """
     reach = half_width or max(1, len(values) // 30)
-    means = []
-    for i in range(len(values)):
-        r = min(reach, i, len(values) - 1 - i)
-        means.append(math.fsum(values[i - r : i + r + 1]) / (2 * r + 1))
-    return means
+    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [math.fsum(window) / len(window) for window in windows]
 
 
 def _band(series: Series, frame: _Frame) -> str:

@@ -209,7 +209,23 @@ def plural(count: int, noun: str) -> str:
 def section(title: str, *parts: str) -> str:
     """A headed section, or nothing when it has no content."""
     body = "".join(parts)
-    return f"<section><h2>{esc(title)}</h2>{body}</section>" if body else ""
+    if not body:
+        return ""
+    return f'<section id="{anchor(title)}"><h2>{esc(title)}</h2>{body}</section>'
+
+
+def anchor(title: str) -> str:
+    """The id of a section: `Proxy and gold` becomes `proxy-and-gold`."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def contents(body: str) -> str:
+    """Links to the sections of a page, or nothing where there are fewer than three."""
+    found = dict.fromkeys(re.findall(r'<section id="([^"]+)"><h2>(.*?)</h2>', body))
+    if len(found) < 3:
+        return ""
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title in found)
+    return f'<nav class="contents" aria-label="Contents">{links}</nav>'
 
 
 def _align(is_numeric: bool) -> str:

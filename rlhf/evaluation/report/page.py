@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from importlib.resources import files
 
-from rlhf.evaluation.report.markup import esc
+from rlhf.evaluation.report.markup import contents, esc
 
 # Even a bug of ours cannot reach the network: the browser itself forbids it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 def page(title: str, body: str) -> str:
-    """A whole HTML document; `body` is markup, `title` plain text."""
+    """A whole HTML document, its table of contents below the header.
+
+    Args:
+        title: plain text.
+        body: markup, which begins with a header.
+    """
+    head, closing, rest = body.partition("</header>")
+    body = f"{head}{closing}{contents(body)}{rest}"
     home = files("rlhf.evaluation.report")
     style = home.joinpath("report.css").read_text(encoding="utf-8")
     script = home.joinpath("report.js").read_text(encoding="utf-8")
