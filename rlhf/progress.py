@@ -79,6 +79,7 @@ class Reporter:
     ) -> None:
         self.what, self.total, self.done, self.slots = what, total, start, slots
         self.seen: dict[str, float] = {}
+        self.measured: dict[str, int] = {}
         # Rich would call a log file a terminal where FORCE_COLOR is set.
         console = console or Console(file=sys.stderr, force_terminal=sys.stderr.isatty())
         first = os.environ.get("RANK", "0") == "0"  # of several processes one draws
@@ -103,12 +104,14 @@ class Reporter:
 
         Args:
             step: steps done.
-            metrics: what was measured now; a number that is missing keeps its last value.
+            metrics: what was measured now; a number that is missing is shown with the step of its
+                last measurement.
             warnings: one line each, shown above the bar, or in the log.
         """
         self.seen |= metrics
+        self.measured |= dict.fromkeys(metrics, step)
         before, self.done = self.done, step
-        numbers = [f"{name} {value:.3g}" for name, value in headline(self.seen, self.slots).items()]
+        numbers = [self._number(name, key) for name, key in _chosen(self.seen, self.slots).items()]
         self.view.numbers.parts = numbers
         self.view.update(self.task, completed=step)
         for words in warnings:
@@ -117,6 +120,12 @@ class Reporter:
         due = before // every != step // every or before < step == self.total
         if not self.live and due:
             log.info("%s", "  ".join([f"{self.what} {step}/{self.total}", *numbers]))
+
+    def _number(self, name: str, key: str) -> str:
+        """A number under its short name, with the step that measured it where that is past."""
+        text = f"{name} {self.seen[key]:.3g}"
+        measured = self.measured[key]
+        return text if measured == self.done else f"{text} (step {measured})"
 
     def _warn(self, step: int, words: str) -> None:
         if self.live:
@@ -133,11 +142,16 @@ def headline(seen: Mapping[str, float], slots: Slots = ()) -> dict[str, float]:
         seen: metrics by key.
         slots: which to choose; without them, the first ones under their own keys.
     """
-    chosen: dict[str, float] = {}
+    return {name: seen[key] for name, key in _chosen(seen, slots).items()}
+
+
+def _chosen(seen: Mapping[str, float], slots: Slots) -> dict[str, str]:
+    """Short name -> metric key of the numbers that are shown."""
+    chosen: dict[str, str] = {}
     for slot in slots or [{key: key} for key in seen]:
         key = next((key for key in slot if key in seen), None)
         if key is not None and len(chosen) < NUMBERS:
-            chosen.setdefault(slot[key], seen[key])
+            chosen.setdefault(slot[key], key)
     return chosen
 
 

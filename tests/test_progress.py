@@ -103,6 +103,16 @@ def test_numbers_stay_until_they_are_measured_again():
     assert "held-out 0.5" in lines[1]
 
 
+def test_a_number_that_is_missing_names_the_step_of_its_measurement():
+    without_kl = {key: value for key, value in ROW.items() if key != "policy/kl"}
+    lines = watched(100, rows=({**ROW, "eval/return": 0.5}, ROW, without_kl))
+    numbers = " ".join(lines[1:])
+    assert "held-out 0.5 (step 1001)" in numbers
+    assert "KL -0.00123 (step 1002)" in numbers
+    assert "reward 0.767 " in numbers
+    assert "reward 0.767 (step" not in numbers
+
+
 def test_a_reward_without_a_learned_part_is_shown_once():
     assert headline(ROW, online_slots(BANDIT)) == {
         "reward": 0.76661,
