@@ -3,6 +3,11 @@
 With d = sqrt(KL from the starting policy), the gold score gained since the start follows
 R_bon(d) = d (alpha - beta d) under best-of-n and R_RL(d) = d (alpha - beta log d) under RL
 (section 3.1). Both are 0 at d = 0 and linear in alpha and beta, so least squares is exact.
+
+Intervals treat each cluster (a training seed, a prompt) as one observation: jackknife pseudo-values
+of (alpha, beta) and Student's t over clusters. The interval of the peak holds the distances at
+which the fitted slope of gold is not told from 0 (Fieller 1954), which stays right where beta may
+be 0 and the ratio of the coefficients has no mean.
 """
 
 from __future__ import annotations
@@ -14,10 +19,16 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
-from rlhf.evaluation.statistics import Estimate, best_of_n, mean_interval, stretched_interval
+from rlhf.evaluation.statistics import Estimate, best_of_n, mean_interval
 
 Form = Literal["best-of-n", "rl"]
+
+_LARGEST_EXPONENT = 50.0
+"""A fitted peak beyond exp(50) is none: beta is then 0 up to rounding."""
+_GRID = 2001
+"""Distances at which the slope is tested: the ends of the peak's interval are exact to 1/2000."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,10 @@ class Fit:
     alpha: Estimate
     beta: Estimate
     peak: Estimate
-    """d = sqrt(KL) at which gold is highest; inf where the fit never turns down."""
+    """d = sqrt(KL) at which gold is highest: 0 where it falls from the start, inf where the fit
+    never turns down. The upper end is inf where the data do not show that gold turns down."""
+    nearest: float
+    """Smallest d above 0 that was measured."""
     furthest: float
     """Largest d that was measured; a peak beyond it is an extrapolation."""
 
@@ -36,19 +50,31 @@ class Fit:
         """Predicted gain in gold at d = sqrt(KL), elementwise."""
         return _design(np.asarray(d, dtype=float), self.form) @ [self.alpha.value, self.beta.value]
 
+    @property
+    def turns(self) -> bool:
+        """Whether gold is shown to rise first and to fall by the largest distance."""
+        return self.peak.low > 0 and math.isfinite(self.peak.high)
+
     def advice(self) -> str:
-        """When to stop, in one sentence, with the interval of the peak as KL in nats."""
-        kl = self.peak.value**2
-        if not math.isfinite(kl):
-            further = "train on" if self.form == "rl" else "try a larger n"
-            return f"no peak: gold does not turn down within this fit; {further}, keep measuring"
-        ends = f"[{_ends(self.peak.low**2)}, {_ends(self.peak.high**2)}]"
-        if self.peak.value > self.furthest:
+        """When to stop, in one sentence, as far as the interval of the peak allows one.
+
+        Distances are given as KL in nats.
+        """
+        kl, reached = self.peak.value**2, self.furthest**2
+        low, high = self.peak.low**2, self.peak.high**2
+        if self.turns:
+            return f"stop near KL {kl:.3g} [{low:.3g}, {high:.3g}], where gold peaks"
+        if self.peak.high <= self.nearest:
+            return "gold falls from the start: do not optimize against this proxy"
+        if self.peak.low < self.furthest:
             return (
-                f"gold still rises at KL {self.furthest**2:.3g}; a peak near KL {kl:.3g} {ends} is "
-                "extrapolated"
+                f"no advice: the interval of the peak, KL [{low:.3g}, {_end(high)}], holds both "
+                "rising and falling gold; measure more"
             )
-        return f"stop near KL {kl:.3g} {ends}, where gold peaks"
+        if math.isfinite(kl):
+            return f"gold still rises at KL {reached:.3g}; a peak near KL {kl:.3g} is extrapolated"
+        further = "train on" if self.form == "rl" else "try a larger n"
+        return f"no peak: gold still rises at KL {reached:.3g}; {further}, keep measuring"
 
 
 @dataclass(frozen=True)
@@ -99,28 +125,14 @@ def best_of_n_curve(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> Bes
     )
 
 
-def fit_best_of_n(
-    proxy: ArrayLike,
-    gold: ArrayLike,
-    ns: Sequence[int],
-    *,
-    rng: np.random.Generator,
-    repetitions: int = 1000,
-) -> Fit:
-    """Fit R_bon to the gain over n = 1; prompts are redrawn, as all n share their samples."""
+def fit_best_of_n(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> Fit:
+    """Fit R_bon to the gain over n = 1; a prompt is one observation: all n share its samples."""
     scores = best_of_n_scores(proxy, gold, [1, *ns])
     gains = scores[:, 1:] - scores[:, :1]
     d = np.sqrt([kl_best_of_n(n) for n in ns])
     prompts = np.repeat(np.arange(gains.shape[0]), d.size)
     x = np.tile(d, gains.shape[0])
-    return fit_curve(
-        x**2,
-        gains.ravel(),
-        form="best-of-n",
-        rng=rng,
-        clusters=prompts,
-        repetitions=repetitions,
-    )
+    return fit_curve(x**2, gains.ravel(), form="best-of-n", clusters=prompts)
 
 
 def fit_curve(
@@ -128,20 +140,18 @@ def fit_curve(
     gain: ArrayLike,
     *,
     form: Form,
-    rng: np.random.Generator,
     clusters: Sequence[object] | np.ndarray | None = None,
-    repetitions: int = 1000,
+    level: float = 0.95,
 ) -> Fit:
-    """Least squares of gold gained since the start, with cluster-bootstrap intervals.
+    """Least squares of gold gained since the start, with intervals over clusters.
 
     Args:
         kl: nats from the starting policy [n]; small negative estimates count as 0.
         gain: gold score minus gold at the start [n].
         form: "best-of-n" or "rl".
-        rng: draws the bootstrap.
         clusters: what depends on each other [n], e.g. the training seed of each point; by default
             every point stands alone.
-        repetitions: of the bootstrap.
+        level: of the intervals.
 
     Raises:
         ValueError: lengths differ, values are not finite, or fewer than 3 clusters or distances.
@@ -151,16 +161,20 @@ def fit_curve(
     _, codes = np.unique(labels, return_inverse=True)
     _require_fittable(d, y, codes)
     squares, products = _normal_equations(_design(d, form), y, codes)
-    alpha, beta = _solve(squares.sum(axis=0), products.sum(axis=0))
+    whole = _solve(squares.sum(axis=0), products.sum(axis=0))
+    without_one = _solve(squares.sum(axis=0) - squares, products.sum(axis=0) - products)
     count = len(squares)
-    drawn = rng.integers(0, count, size=(repetitions, count))
-    replicates = _solve(squares[drawn].sum(axis=1), products[drawn].sum(axis=1))
-    # Two coefficients cost two degrees of freedom.
-    low_high = [
-        stretched_interval(float(point), values, count - 1, count - 2, 0.95)
-        for point, values in zip((alpha, beta), replicates.T, strict=True)
-    ]
-    return Fit(form, *low_high, peak=_peak(alpha, beta, replicates, form), furthest=float(d.max()))
+    pseudo = count * whole - (count - 1) * without_one  # [clusters, 2]
+    covariance = np.cov(pseudo.T) / count
+    critical = float(stats.t.ppf(0.5 + level / 2, count - 1))
+    reach = critical * np.sqrt(np.diag(covariance))
+    alpha, beta = (
+        Estimate(float(point), float(point - margin), float(point + margin), count)
+        for point, margin in zip(whole, reach, strict=True)
+    )
+    ends = float(d[d > 0].min()), float(d.max())
+    peak = _peak(whole, critical**2 * covariance, form, count, *ends)
+    return Fit(form, alpha, beta, peak, *ends)
 
 
 def _design(d: np.ndarray, form: Form) -> np.ndarray:
@@ -186,23 +200,53 @@ def _solve(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
     return (np.linalg.pinv(squares, hermitian=True) @ products[..., None])[..., 0]
 
 
-def _peak(alpha: float, beta: float, replicates: np.ndarray, form: Form) -> Estimate:
-    point = float(_peaks(np.array([[alpha, beta]]), form)[0])
-    found = _peaks(replicates, form)
-    # Percentiles that need no arithmetic between a number and infinity.
-    low, high = np.quantile(found, [0.025, 0.975], method="nearest")
-    return Estimate(point, float(low), float(high), len(replicates))
+def _peak(
+    coefficients: np.ndarray, spread: np.ndarray, form: Form, count: int, near: float, far: float
+) -> Estimate:
+    """The peak of the fitted curve, and the distances at which its slope is not told from 0.
+
+    Args:
+        coefficients: alpha and beta [2].
+        spread: their covariance times the squared critical value [2, 2].
+        form: of the curve.
+        count: clusters.
+        near: smallest measured distance.
+        far: largest measured distance.
+    """
+    value = _turning_point(*map(float, coefficients), form, far)
+    start = 0.0 if form == "best-of-n" else near
+    d = np.unique([*np.linspace(start, far, _GRID), *([value] if start <= value <= far else [])])
+    contrast = _slope(d, form)
+    slope = contrast @ coefficients
+    variance = np.einsum("ni,ij,nj->n", contrast, spread, contrast)
+    margin = np.sqrt(np.maximum(variance, 0.0))  # rounding may leave it below 0
+    rising, falling = slope > margin, slope < -margin
+    undecided = np.flatnonzero(~rising & ~falling)
+    if falling.all():
+        return Estimate(value, 0.0, float(start), count)
+    if rising.all():
+        return Estimate(value, far, math.inf, count)
+    # The ends lie between two points of the grid; the outer ones are taken.
+    low = float(d[undecided[0] - 1]) if rising[0] and undecided.size else 0.0
+    high = float(d[undecided[-1] + 1]) if falling[-1] and undecided.size else math.inf
+    return Estimate(value, low, high, count)
 
 
-def _peaks(coefficients: np.ndarray, form: Form) -> np.ndarray:
-    """alpha / (2 beta), or exp(alpha / beta - 1); inf where gold never falls. [n, 2] -> [n]"""
-    alpha, beta = coefficients.T
-    safe = np.where(beta > 0, beta, 1.0)
+def _slope(d: np.ndarray, form: Form) -> np.ndarray:
+    """What alpha and beta contribute to the curve's slope at d. [n] -> [n, 2]"""
     if form == "best-of-n":
-        peaks = np.maximum(alpha / (2 * safe), 0)
-    else:
-        peaks = np.exp(np.minimum(alpha / safe - 1, 700))
-    return np.where(beta > 0, peaks, np.inf)
+        return np.stack([np.ones_like(d), -2 * d], axis=-1)
+    return np.stack([np.ones_like(d), -np.log(d) - 1], axis=-1)
+
+
+def _turning_point(alpha: float, beta: float, form: Form, far: float) -> float:
+    """alpha / (2 beta), or exp(alpha / beta - 1); without a maximum 0 or inf, as gold ends."""
+    if beta <= 0:
+        return math.inf if float(_slope(np.array([far]), form)[0] @ [alpha, beta]) > 0 else 0.0
+    if form == "best-of-n":
+        return max(alpha / (2 * beta), 0.0)
+    exponent = alpha / beta - 1
+    return math.exp(exponent) if exponent < _LARGEST_EXPONENT else math.inf
 
 
 def _require_fittable(d: np.ndarray, y: np.ndarray, codes: np.ndarray) -> None:
@@ -217,5 +261,5 @@ def _require_fittable(d: np.ndarray, y: np.ndarray, codes: np.ndarray) -> None:
         )
 
 
-def _ends(kl: float) -> str:
+def _end(kl: float) -> str:
     return f"{kl:.3g}" if math.isfinite(kl) else "beyond the data"

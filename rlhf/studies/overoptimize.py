@@ -80,14 +80,14 @@ def run_overoptimize(verb: str, config: OveroptimizeConfig, run: Run) -> Path:
     truth = score_replies(gold, groups, what="gold")
     log.info("gold of the untrained policy: %.4f", truth.mean())
     chosen = [
-        describe(proxy, how) | best_of_n_result(proxy.name, by, truth, seed=config.seed)
+        describe(proxy, how) | best_of_n_result(proxy.name, by, truth)
         for proxy, columns in _scored(config, proxies, groups)
         for how, by in ways_of_using(columns, penalty=config.penalty).items()
     ]
     trained = []
     for how in config.rl.against if config.rl else []:
         tracks = train_against(config, how, proxies, gold, run.directory)
-        trained.append(rl_result(how, tracks, start=float(truth.mean()), seed=config.seed))
+        trained.append(rl_result(how, tracks, start=float(truth.mean())))
     results = {
         "gold": gold.name,
         "start": float(truth.mean()),

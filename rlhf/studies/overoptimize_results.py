@@ -20,7 +20,6 @@ from rlhf.studies.overoptimization import (
 )
 
 CURVE_POINTS = 60
-REDRAWN = 400
 WINDOW = 0.1  # of a run's steps: gold is averaged over this share of them to find its peak
 
 
@@ -35,18 +34,17 @@ class Track:
     gold: list[float]
 
 
-def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray, *, seed: int) -> dict[str, Any]:
+def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
     """Proxy and gold of the best of n, the fit, and its advice.
 
     Args:
         name: of the proxy.
         by: its standardised scores [members, prompts, samples]; the curve is the members' mean.
         gold: [prompts, samples].
-        seed: of the bootstrap.
     """
     ns = powers_of_two(gold.shape[1])
     curve = best_of_n_curve(by, gold, ns)
-    fit = fit_best_of_n(by, gold, ns[1:], rng=np.random.default_rng(seed))
+    fit = fit_best_of_n(by, gold, ns[1:])
     return {
         "proxy": name,
         "ns": ns,
@@ -77,20 +75,19 @@ def powers_of_two(limit: int) -> list[int]:
 def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
     """The fit's advice, with the largest n whose divergence stays below the peak's."""
     advice = fit.advice()
-    if fit.peak.value > fit.furthest:
+    if not fit.turns:
         return advice
     below = [n for n in ns if kl_best_of_n(n) <= fit.peak.value**2]
     return f"{advice}: n up to about {max(below, default=1)}"
 
 
-def rl_result(how: str, tracks: Sequence[Track], *, start: float, seed: int) -> dict[str, Any]:
+def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, Any]:
     """Curves over training, the fit, the observed peak, and what happened after it.
 
     Args:
         how: the way the proxy was used.
         tracks: one a seed, all of one length.
         start: mean gold score of the untrained policy.
-        seed: of the bootstrap.
     """
     length = min(len(track.steps) for track in tracks)
     kl = np.array([track.kl[:length] for track in tracks])  # [seeds, steps]
@@ -106,18 +103,18 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float, seed: int) -> 
     }
     width = max(1, round(WINDOW * length))
     best, distance, height = observed_peak(kl, gold, width)
-    last = slice(length - width, length)
-    around = slice(max(0, best - width // 2), best - width // 2 + width)
+    after = _change_after_peak(gold, gold, width)
+    proxy_after = _change_after_peak(proxy, gold, width)
     result["observed"] = {
         "step": result["steps"][best],
-        "distance": plain(_redrawn_peak(kl, gold, width, seed)),
+        "distance": plain(_range_of_peaks(kl, gold, width)),
         "gold": height,
-        "gold_after": plain(mean_interval(gold[:, last].mean(1) - gold[:, around].mean(1))),
-        "proxy_after": plain(mean_interval(proxy[:, last].mean(1) - proxy[:, around].mean(1))),
+        "gold_after": plain(mean_interval(after)),
+        "proxy_after": plain(mean_interval(proxy_after)),
     }
     result["fit"], result["advice"] = None, "fewer than 3 seeds: no fit with intervals"
     if len(tracks) >= 3:
-        fit = _fit_rl(kl, gold - start, seed)
+        fit = _fit_rl(kl, gold - start)
         low, high = fit.peak.low, fit.peak.high
         result["fit"] = fit_result(fit)
         result["observed"]["inside"] = bool(low <= distance <= high)
@@ -133,34 +130,52 @@ def observed_peak(kl: np.ndarray, gold: np.ndarray, width: int) -> tuple[int, fl
     return best, math.sqrt(nats), float(smooth[best])
 
 
-def _redrawn_peak(kl: np.ndarray, gold: np.ndarray, width: int, seed: int) -> Estimate:
-    """Distance of the observed peak, with percentiles over redrawn training seeds."""
-    count = len(gold)
+def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Estimate:
+    """Distance of the observed peak, and the range of the peaks of single training seeds.
+
+    The range describes the seeds; no interval of an argmax over few noisy curves has its coverage.
+    """
     point = observed_peak(kl, gold, width)[1]
-    if count == 1:
+    single = [observed_peak(kl[[row]], gold[[row]], width)[1] for row in range(len(gold))]
+    if len(single) == 1:
         return Estimate(point, math.nan, math.nan, 1)
-    drawn = np.random.default_rng(seed).integers(0, count, size=(REDRAWN, count))
-    found = [observed_peak(kl[rows], gold[rows], width)[1] for rows in drawn]
-    low, high = np.quantile(found, [0.025, 0.975])
-    return Estimate(point, float(low), float(high), count)
+    return Estimate(point, min(point, *single), max(point, *single), len(single))
 
 
-def _fit_rl(kl: np.ndarray, gain: np.ndarray, seed: int) -> Fit:
+def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.ndarray:
+    """How much each training seed changed from the peak of gold to the end. [seeds, T] -> [seeds]
+
+    The peak of a seed is found on the other seeds. On its own curve it would be the place where
+    noise is highest, and every flat curve would seem to fall.
+    """
+    count, length = gold.shape
+    last = slice(length - width, length)
+    changes = []
+    for row in range(count):
+        others = np.delete(gold, row, axis=0) if count > 1 else gold
+        best = int(np.argmax(moving_mean(others.mean(0), width)))
+        around = slice(max(0, best - width // 2), best - width // 2 + width)
+        changes.append(values[row, last].mean() - values[row, around].mean())
+    return np.array(changes)
+
+
+def _fit_rl(kl: np.ndarray, gain: np.ndarray) -> Fit:
     """R_RL through all points; the points of one training seed depend on each other."""
     seeds = np.repeat(np.arange(len(kl)), kl.shape[1])
-    rng = np.random.default_rng(seed)
-    return fit_curve(kl.ravel(), gain.ravel(), form="rl", rng=rng, clusters=seeds)
+    return fit_curve(kl.ravel(), gain.ravel(), form="rl", clusters=seeds)
 
 
 def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
-    """The fit's advice, with the step at which the mean divergence came by the peak."""
+    """The fit's advice, with the step at which the mean KL reached the peak."""
     advice = fit.advice()
+    if not fit.turns:
+        return advice
     passed = [
         step
         for step, kl in zip(result["steps"], result["kl"], strict=True)
         if kl >= fit.peak.value**2
     ]
-    return f"{advice}; it came by at step {passed[0]}" if passed else advice
+    return f"{advice}; it was reached at step {passed[0]}" if passed else advice
 
 
 def moving_mean(values: np.ndarray, width: int) -> np.ndarray:

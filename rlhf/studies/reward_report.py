@@ -178,9 +178,7 @@ def best_of_n(
     if len(groups) < 3 or config.samples < 8 or by.std() == 0:
         log.info("no curve of best-of-n: it needs 3 prompts, 8 samples, and scores that differ")
         return None
-    return best_of_n_result(
-        reward.name, ((by - by.mean()) / by.std())[None], gold, seed=config.seed
-    )
+    return best_of_n_result(reward.name, ((by - by.mean()) / by.std())[None], gold)
 
 
 def save_calibration(folder: Path, report: Mapping[str, Any]) -> None:

@@ -88,9 +88,10 @@ def _training_charts(row: Result, start: float) -> list[Chart]:
     proxy = _by_distance(row, "proxy_score", "proxy", "proxy")
     gold = [_by_distance(row, "gold", "gold", "gold")] + ([_fitted(fit, start)] if fit else [])
     found = estimate_of(seen["distance"])
-    where = f"Observed peak at {found.value:.2f} {bounds(found)} (step {seen['step']})"
-    inside = {True: ", inside", False: ", outside"}.get(seen.get("inside"), "")
-    note = where + (f"{inside} the predicted interval, which is shaded." if fit else ".")
+    seeds = f", {bounds(found)} over the single seeds" if row["seeds"] > 1 else ""
+    where = f"Observed peak at {found.value:.2f}{seeds} (step {seen['step']})"
+    inside = {True: "inside", False: "outside"}.get(seen.get("inside"), "")
+    note = where + (f", {inside} the predicted interval, which is shaded." if fit else ".")
     steps = [float(step) for step in row["steps"]]
     travelled = Series("√KL", steps, [math.sqrt(kl) for kl in row["kl"]], "c5")
     turn = (float(seen["step"]), "gold peaks")
@@ -154,7 +155,14 @@ def _size(parameters: int | None) -> str:
 
 
 def _training_table(rows: Sequence[Result]) -> Table:
-    columns = ["against", "seeds", "peak at step", "√KL there", "gold there", "gold after it"]
+    columns = [
+        "against",
+        "seeds",
+        "peak at step",
+        "√KL there [seeds]",
+        "gold there",
+        "gold after it",
+    ]
     columns += ["proxy after it", "alpha", "beta", "predicted peak (√KL)", "inside"]
     cells: list[list[Cell]] = []
     for row in rows:
