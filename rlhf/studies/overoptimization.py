@@ -213,7 +213,7 @@ def _peak(
         near: smallest measured distance.
         far: largest measured distance.
     """
-    value = _turning_point(*map(float, coefficients), form, far)
+    value = _turning_point(float(coefficients[0]), float(coefficients[1]), form, far)
     start = 0.0 if form == "best-of-n" else near
     d = np.unique([*np.linspace(start, far, _GRID), *([value] if start <= value <= far else [])])
     contrast = _slope(d, form)
