@@ -21,7 +21,7 @@ from reward_models import LearnedReward
 from reward_models.baselines import bag_of_words, longer
 from reward_models.core import Reward
 from reward_models.pairs import Pair, to_pair
-from reward_models.statistics import cluster_interval
+from reward_models.statistics import gain_interval, share_interval
 from rlhf import launch
 from rlhf.config import as_tree, assemble, parse_overrides
 from rlhf.data.files import write_jsonl
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         margins["bag of words"][held_out] = bag_of_words(out, train=rest)
     margins |= {"longer wins": longer(pairs), "shorter wins": -longer(pairs)}
     groups = [json.dumps(row["prompt"]) for row in opening]
-    report = summarise(margins, groups, seed=config.seed) | {"pairs": len(rows), "folds": folds}
+    report = summarise(margins, groups) | {"pairs": len(rows), "folds": folds}
     folder = Path(config.output_dir)
     (folder / "folds.json").write_text(json.dumps(report, indent=2) + "\n")
     (folder / "folds.md").write_text(to_markdown(report))
@@ -76,16 +76,14 @@ def margins_of(reward: Reward, pairs: list[Pair]) -> np.ndarray:
     return scores[: len(pairs)] - scores[len(pairs) :]
 
 
-def summarise(
-    margins: dict[str, np.ndarray], groups: list[str], *, seed: int
-) -> dict[str, dict[str, Any]]:
+def summarise(margins: dict[str, np.ndarray], groups: list[str]) -> dict[str, dict[str, Any]]:
     """Accuracy of each, a tie one half, and what the model gains over each other one."""
     right = {name: (np.sign(margin) + 1) / 2 for name, margin in margins.items()}
     ours = right["this model"]
     return {
-        "accuracy": {n: cluster_interval(r, groups, seed=seed) for n, r in right.items()},
+        "accuracy": {n: share_interval(r, groups) for n, r in right.items()},
         "gain": {
-            name: cluster_interval(ours - theirs, groups, seed=seed)
+            name: gain_interval(ours - theirs, groups)
             for name, theirs in right.items()
             if name != "this model"
         },

@@ -7,20 +7,23 @@ lapse rate). Fitted by maximum likelihood with Fisher scoring.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import optimize, special
 
 from reward_models.calibration import sigmoid
 from reward_models.statistics import group_index
 
-_Z = 1.959963984540054  # 97.5% quantile of the normal distribution
+_TAIL = 0.975
+_MOST_NOISE = 0.49
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95% Wald interval."""
+    """A number with its 95% interval."""
 
     value: float
     low: float
@@ -53,7 +56,9 @@ def fit_annotator(
     """Fit to ``features``: name -> [N] differences chosen - rejected; the label is always "chosen".
 
     ``noise=False`` fixes the flip rate at 0. With ``groups`` the intervals are robust to pairs that
-    belong together (sandwich covariance).
+    belong together: those of the weights are Student's t on the sandwich covariance, that of the
+    noise is the profile likelihood's, whose statistic is divided by the design effect of the groups
+    (a symmetric interval is wrong near 0, where the noise is bounded).
 
     Raises:
         ValueError: too few pairs, or columns that determine each other or every label.
@@ -69,15 +74,39 @@ def fit_annotator(
     if noise:
         theta[-1] = 0.05
         theta = _ascend(x, theta, free=np.arange(len(names) + 1), iterations=iterations)
-    error = _standard_errors(x, theta, groups, free=len(names) + int(noise))
-    weights = {
-        name: _estimate(theta[k] / scale[k], error[k] / scale[k]) for k, name in enumerate(names)
-    }
-    return Annotator(weights, _estimate(theta[-1], error[-1]), _log_likelihood(x, theta))
+    labels = np.arange(len(x)) if groups is None else group_index(groups)
+    robust, model = _covariances(x, theta, labels, free=len(names) + int(noise))
+    quantile = float(special.stdtrit(max(1, labels.max()), _TAIL))
+    weights = {}
+    for k, name in enumerate(names):
+        margin = quantile * float(np.sqrt(robust[k, k]))
+        ends = (theta[k], theta[k] - margin, theta[k] + margin)
+        weights[name] = Estimate(*(float(end / scale[k]) for end in ends))
+    flips = Estimate(0.0, 0.0, 0.0)
+    if noise:
+        effect = float(robust[-1, -1] / model[-1, -1])
+        flips = _noise_interval(x, theta, limit=max(1.0, effect) * quantile**2)
+    return Annotator(weights, flips, _log_likelihood(x, theta))
 
 
-def _estimate(value: float, error: float) -> Estimate:
-    return Estimate(float(value), float(value - _Z * error), float(value + _Z * error))
+def _noise_interval(x: np.ndarray, theta: np.ndarray, *, limit: float) -> Estimate:
+    """Noise rates whose best fit loses at most ``limit`` / 2 of the log-likelihood."""
+    best, top, free = float(theta[-1]), _log_likelihood(x, theta), np.arange(len(theta) - 1)
+
+    def excess(noise: float) -> float:
+        fixed = theta.copy()
+        fixed[-1] = noise
+        # Near 1/2 the weights change nothing and cannot be fitted: those of the best fit serve.
+        with contextlib.suppress(ValueError):
+            fixed = _ascend(x, fixed, free=free, iterations=50)
+        return 2 * (top - _log_likelihood(x, fixed)) - limit
+
+    def end(edge: float) -> float:
+        if abs(edge - best) < 1e-9 or excess(edge) <= 0:
+            return edge
+        return optimize.root_scalar(excess, bracket=(best, edge), xtol=1e-4).root
+
+    return Estimate(best, end(0.0), end(_MOST_NOISE))
 
 
 def _probability(x: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +133,7 @@ def _ascend(x: np.ndarray, theta: np.ndarray, *, free: np.ndarray, iterations: i
         for halving in range(30):
             trial = theta.copy()
             trial[free] += step * 0.5**halving
-            trial[-1] = np.clip(trial[-1], 0.0, 0.49)
+            trial[-1] = np.clip(trial[-1], 0.0, _MOST_NOISE)
             value = _log_likelihood(x, trial)
             if value > best:
                 break
@@ -116,17 +145,15 @@ def _ascend(x: np.ndarray, theta: np.ndarray, *, free: np.ndarray, iterations: i
     return theta
 
 
-def _standard_errors(
-    x: np.ndarray, theta: np.ndarray, groups: Sequence[Hashable] | None, *, free: int
-) -> np.ndarray:
+def _covariances(
+    x: np.ndarray, theta: np.ndarray, groups: np.ndarray, *, free: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Covariance [free, free] of the fit: the sandwich over groups [N], and the model's own."""
     p, gradient = _probability(x, theta)
     g = gradient[:, :free]
-    covariance = np.linalg.inv((g / (p * (1 - p))[:, None]).T @ g)
-    if groups is not None:
-        index = group_index(groups)
-        scores = np.zeros((index.max() + 1, free))
-        np.add.at(scores, index, g / p[:, None])
-        covariance = covariance @ (scores.T @ scores) @ covariance
-    errors = np.zeros(len(theta))
-    errors[:free] = np.sqrt(np.diag(covariance))
-    return errors
+    model = np.linalg.inv((g / (p * (1 - p))[:, None]).T @ g)
+    count = int(groups.max()) + 1
+    scores = np.zeros((count, free))
+    np.add.at(scores, groups, g / p[:, None])
+    correction = count / max(1, count - 1)
+    return correction * model @ (scores.T @ scores) @ model, model

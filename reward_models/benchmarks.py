@@ -2,11 +2,14 @@
 
 Rows come from the benchmarks' own files (JSON lines or any loader you like); nothing is downloaded
 here. Each function returns plain numbers; an item that the reward cannot score counts as wrong and
-is reported under ``unscored``.
+is reported under ``unscored``. Beside the published scores stand ``intervals`` (95%, prompts are
+the units; a section's is made from those of its subsets), ``rows`` of each part, and ``absent``,
+the parts that the file does not have: a score over fewer parts is not the published one.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from reward_models.core import Conversation, Reward
+from rlhf.stats import Interval, interval, jackknife, weighted_sum
 
 Row = Mapping[str, Any]
 
@@ -53,6 +57,12 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 """Subsets of each section of RewardBench 1 (2403.13787)."""
 
+SUBSETS_2 = ("Factuality", "Focus", "Math", "Precise IF", "Safety", "Ties")
+"""Subsets of RewardBench 2 (2506.01937)."""
+
+DOMAINS = ("chat", "code", "math", "safety")
+"""Domains of RM-Bench (2410.16184)."""
+
 _MATH_PRM_WEIGHT = 984  # counts as many prompts as the code subsets together, not its own 447
 
 
@@ -83,9 +93,11 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     rows = list(rows)
     items = [(row["prompt"], row[side]) for side in ("chosen", "rejected") for row in rows]
     values, unscored = _scores(reward, items)
-    right: dict[str, list[bool]] = defaultdict(list)
+    right: dict[str, list[float]] = defaultdict(list)
+    prompts: dict[str, list[str]] = defaultdict(list)
     for row, won in zip(rows, values[: len(rows)] > values[len(rows) :], strict=True):
-        right[row["subset"]].append(bool(won))
+        right[row["subset"]].append(float(won))
+        prompts[row["subset"]].append(_key(row["prompt"]))
     known = {subset for subsets in SECTIONS.values() for subset in subsets}
     if unknown := sorted(set(right) - known):
         raise ValueError(f"RewardBench has no subset {unknown[0]!r}")
@@ -99,7 +111,26 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
         if (present := [n for n in names if n in subsets])
     }
     score = sum(sections.values()) / len(sections)
-    return {"score": score, "sections": sections, "subsets": subsets, "unscored": unscored}
+    found = {name: _share(wins, prompts[name]) for name, wins in right.items()}
+    whole = {
+        section: _weighted(found, {n: weights[n] for n in SECTIONS[section] if n in found})
+        for section in sections
+    }
+    return {
+        "score": score,
+        "sections": sections,
+        "subsets": subsets,
+        "unscored": unscored,
+        "intervals": _intervals(
+            {
+                "score": _weighted(whole, dict.fromkeys(whole, 1.0)),
+                **{f"sections / {name}": part for name, part in whole.items()},
+                **{f"subsets / {name}": found[name] for name in subsets},
+            }
+        ),
+        "rows": {name: len(wins) for name, wins in sorted(right.items())},
+        "absent": sorted(set(SECTIONS) - set(sections)) + sorted(known - set(right)),
+    }
 
 
 def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
@@ -115,6 +146,7 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     sizes = [len(row["chosen"]) + len(row["rejected"]) for row in rows]
     parts = np.split(values, np.cumsum(sizes)[:-1]) if rows else []
     by_subset: dict[str, list[float]] = defaultdict(list)
+    prompts: dict[str, list[str]] = defaultdict(list)
     ties: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for row, part in zip(rows, parts, strict=True):
         good, bad = part[: len(row["chosen"])], part[len(row["chosen"]) :]
@@ -122,11 +154,23 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
             ties[str(row["id"])] = (good, bad)
         else:
             by_subset[row["subset"]].append(_best_of(good, bad))
+            prompts[row["subset"]].append(_key(row["prompt"]))
     subsets = {name: _mean(points) for name, points in sorted(by_subset.items())}
+    found = {name: _share(points, prompts[name]) for name, points in sorted(by_subset.items())}
+    counts = {name: len(points) for name, points in sorted(by_subset.items())}
     if ties:
         subsets["Ties"] = ties_score(ties)
+        found["Ties"], counts["Ties"] = _ties_interval(ties), len(ties)
     score = sum(subsets.values()) / len(subsets)
-    return {"score": score, "subsets": subsets, "unscored": unscored}
+    named = {f"subsets / {name}": part for name, part in found.items()}
+    return {
+        "score": score,
+        "subsets": subsets,
+        "unscored": unscored,
+        "intervals": _intervals({"score": _weighted(found, dict.fromkeys(found, 1.0)), **named}),
+        "rows": counts,
+        "absent": [name for name in SUBSETS_2 if name not in subsets],
+    }
 
 
 def _best_of(good: np.ndarray, bad: np.ndarray) -> float:
@@ -163,6 +207,16 @@ def ties_score(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
     parts = [accurate["tied"], accurate["ref"], beyond, hard, clear]
     means = [_mean(part) if part else 0.0 for part in parts]
     return sum(w * m for w, m in zip((0.3, 0.3, 0.2, 0.2, 0.01), means, strict=True))
+
+
+def _ties_interval(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Interval:
+    """The interval of `ties_score`, over the numbers that a reference and its tied prompt share."""
+    keys = list(prompts)
+
+    def score(rows: np.ndarray) -> float:
+        return ties_score({keys[row]: prompts[keys[row]] for row in rows})
+
+    return jackknife(score, [key.partition(":")[2] for key in keys])
 
 
 def _clearness(gap: float, spread: float) -> float:
@@ -203,7 +257,37 @@ def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
         by_domain[domain] = {level: _mean([found[level] for found in own]) for level in per_row}
     levels = {level: _mean([found[level] for found in by_domain.values()]) for level in per_row}
     score = sum(levels.values()) / 3
-    return {"score": score, **levels, "domains": by_domain, "unscored": unscored}
+    keys = np.array([_key(row["prompt"]) for row in rows])
+    intervals = {}
+    for level, won in {"score": wins.mean((1, 2)), **per_row}.items():
+        # The mean of the three levels is the mean of all nine comparisons: each has three of them.
+        shares = won.reshape(len(rows), -1).mean(1)
+        whole = _over_domains(shares, parts, keys)
+        named = whole if level == "score" else {f"{level} / {k}": v for k, v in whole.items()}
+        intervals |= {level: _weighted(whole, dict.fromkeys(whole, 1.0))}
+        intervals |= {f"domains / {name}": part for name, part in named.items()}
+    domains = {part.partition("-")[0] for part in parts.tolist()}
+    return {
+        "score": score,
+        **levels,
+        "domains": by_domain,
+        "unscored": unscored,
+        "intervals": _intervals(intervals),
+        "rows": {part: int((parts == part).sum()) for part in by_part},
+        "absent": [name for name in DOMAINS if name not in domains],
+    }
+
+
+def _over_domains(shares: np.ndarray, parts: np.ndarray, keys: np.ndarray) -> dict[str, Interval]:
+    """Mean share of each domain's parts with its interval."""
+    by_part = {
+        part: _share(shares[parts == part], keys[parts == part].tolist())
+        for part in sorted(set(parts.tolist()))
+    }
+    domains: dict[str, dict[str, Interval]] = defaultdict(dict)
+    for part, found in by_part.items():
+        domains[part.partition("-")[0]][part] = found
+    return {name: _weighted(own, dict.fromkeys(own, 1.0)) for name, own in domains.items()}
 
 
 def judge_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
@@ -217,8 +301,45 @@ def judge_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     gap = values[: len(rows)] - values[len(rows) :]
     signs = np.array([1.0 if row["label"] == "A>B" else -1.0 for row in rows])
     right = gap * signs > 0
-    sources: dict[str, list[bool]] = defaultdict(list)
+    sources: dict[str, list[float]] = defaultdict(list)
+    prompts: dict[str, list[str]] = defaultdict(list)
     for row, won in zip(rows, right, strict=True):
-        sources[str(row["source"])].append(bool(won))
+        sources[str(row["source"])].append(float(won))
+        prompts[str(row["source"])].append(_key(row["question"]))
     found = {name: sum(wins) / len(wins) for name, wins in sorted(sources.items())}
-    return {"score": float(right.mean()), "sources": found, "unscored": unscored}
+    parts = {f"sources / {name}": _share(sources[name], prompts[name]) for name in found}
+    whole = _share(right.astype(float), [_key(row["question"]) for row in rows])
+    return {
+        "score": float(right.mean()),
+        "sources": found,
+        "unscored": unscored,
+        "intervals": _intervals({"score": whole, **parts}),
+        "rows": {name: len(wins) for name, wins in sorted(sources.items())},
+    }
+
+
+def _key(prompt: str | Conversation) -> str:
+    """The prompt as one text: rows that share it are one unit."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+
+
+def _share(values: Sequence[float] | np.ndarray, prompts: Sequence[str]) -> Interval:
+    return interval(values, prompts, bounds=(0.0, 1.0), weigh="values")
+
+
+def _weighted(parts: Mapping[str, Interval], weights: Mapping[str, float]) -> Interval:
+    """The weighted mean of independent parts."""
+    total = sum(weights.values())
+    return weighted_sum([parts[name] for name in weights], [w / total for w in weights.values()])
+
+
+def _intervals(found: Mapping[str, Interval]) -> dict[str, dict[str, float | int | None]]:
+    """Ends and units of each part; None where there is no interval."""
+    return {
+        name: {
+            "low": part.low if part.known else None,
+            "high": part.high if part.known else None,
+            "prompts": part.units,
+        }
+        for name, part in found.items()
+    }

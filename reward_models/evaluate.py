@@ -13,9 +13,17 @@ from reward_models.annotator import fit_annotator
 from reward_models.calibration import calibrate, fit_temperature
 from reward_models.core import Conversation, Reward
 from reward_models.pairs import Pair, data_card
-from reward_models.statistics import cluster_interval, pearson, share_interval, spearman
+from reward_models.statistics import (
+    as_row,
+    gain_interval,
+    pearson,
+    share_interval,
+    spearman,
+)
 from reward_models.stress import stress_tests
 from reward_models.verdict import verdict
+from rlhf.stats import jackknife
+from rlhf.stats import share_interval as share_of
 
 _WORDS_FROM = 10  # prompts (or training pairs) below which a bag of words learns nothing
 _MATCHED = 0.1  # replies count as equally long when their lengths differ by less than this share
@@ -30,7 +38,6 @@ def evaluate(
     dropped: Mapping[str, int] | None = None,
     stress_size: int = 200,
     invariance_size: int = 32,
-    resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Everything a report on ``reward`` says, as plain numbers (JSON-ready; unknown is None).
@@ -59,7 +66,7 @@ def evaluate(
         raise ValueError(f"no pair could be scored: {dict(scores.counts)}")
     kept = [pair for pair, ok in zip(pairs, known, strict=True) if ok]
     chosen, rejected = chosen[known], rejected[known]
-    view = _View(kept, chosen - rejected, resamples=resamples, seed=seed)
+    view = _View(kept, chosen - rejected)
     report = {
         "reward": reward.name,
         "data": {
@@ -94,11 +101,10 @@ def evaluate(
 class _View:
     """Scored pairs with the win of each (1, 0, or 1/2 for a tie) and their intervals."""
 
-    def __init__(self, pairs: Sequence[Pair], margins: np.ndarray, *, resamples: int, seed: int):
+    def __init__(self, pairs: Sequence[Pair], margins: np.ndarray):
         self.pairs, self.margins = pairs, margins
         self.wins = wins(margins)
         self.groups = [pair.group for pair in pairs]
-        self._settings = {"resamples": resamples, "seed": seed}
 
     def accuracy(
         self, rows: np.ndarray | None = None, won: np.ndarray | None = None
@@ -111,7 +117,7 @@ class _View:
     def difference(self, won: np.ndarray, rows: np.ndarray) -> dict[str, float]:
         """Own wins less ``won`` on the same ``rows``: paired, with a prompt-clustered interval."""
         groups = [self.groups[i] for i in rows]
-        return cluster_interval((self.wins - won)[rows], groups, **self._settings)
+        return gain_interval((self.wins - won)[rows], groups)
 
 
 def wins(margins: np.ndarray) -> np.ndarray:
@@ -197,9 +203,15 @@ def _length(view: _View, chosen: np.ndarray, rejected: np.ndarray) -> dict[str, 
     values = np.concatenate([chosen, rejected])
     gap = np.abs(lengths[:, 0] - lengths[:, 1]) / np.maximum(lengths.max(1), 1)
     matched = np.flatnonzero(gap <= _MATCHED)
+    groups = [*view.groups, *view.groups]
+    found = jackknife(lambda rows: spearman(values[rows], size[rows]), groups, scale="fisher")
+    if abs(found.estimate) > 1 - 1e-9:  # every couple is in order: the doubt is that of a share
+        units, sign = len(set(groups)), math.copysign(1.0, found.estimate)
+        found = share_of(units, units).scaled(2 * sign, -sign)
     return {
         "pearson": pearson(values, size),
-        "spearman": spearman(values, size),
+        "spearman": found.estimate,
+        "spearman_interval": as_row(found, len(values)),
         "margin_spearman": spearman(view.margins, lengths[:, 0] - lengths[:, 1]),
         "matched_accuracy": view.accuracy(matched) if len(matched) else None,
     }

@@ -2,84 +2,155 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from reward_models.statistics import pearson, ranks, spearman
+from reward_models.statistics import (
+    as_row,
+    gain_interval,
+    pearson,
+    ranks,
+    share_interval,
+    spearman,
+)
 from reward_models.words import fit_words
+from rlhf.stats import jackknife
+from rlhf.stats.jackknife import Scale
 
-Columns = dict[str, np.ndarray]
-Estimate = dict[str, float]
+Estimate = dict[str, float | None]
 
 
 def classification_report(
-    logits: np.ndarray, labels: np.ndarray, *, rivals: dict[str, np.ndarray], seed: int = 0
+    logits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    rivals: dict[str, np.ndarray],
+    groups: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
     """Accuracy, macro-F1 and AUC of class scores [N, C], and the paired gain over each rival's.
 
-    Rows are resampled together, so that a gain is one between the same texts. AUC is the mean over
-    the classes of one against the rest.
+    Gains compare the same rows. AUC is the mean over the classes of one against the rest.
+
+    Args:
+        logits: [N, C].
+        labels: [N] classes.
+        rivals: name -> [N, C].
+        groups: [N] the independent unit of each row, such as its prompt; by default every row.
     """
-    measures = {"accuracy": accuracy, "macro_f1": macro_f1, "auc": auc}
-    return _compare(measures, logits, labels, rivals, seed)
+    measures = (
+        Measure("accuracy", accuracy, "share", hits),
+        Measure("macro_f1", macro_f1, "logit"),
+        Measure("auc", auc, "logit"),
+    )
+    return _compare(measures, logits, labels, rivals, groups)
 
 
 def rating_report(
-    predictions: np.ndarray, targets: np.ndarray, *, rivals: dict[str, np.ndarray], seed: int = 0
+    predictions: np.ndarray,
+    targets: np.ndarray,
+    *,
+    rivals: dict[str, np.ndarray],
+    groups: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
     """Correlations and root mean squared error of predictions [N], and the gain over each rival."""
-    measures = {"pearson": pearson, "spearman": spearman, "rmse": rmse}
-    return _compare(measures, predictions, targets, rivals, seed)
+    measures = (
+        Measure("pearson", pearson, "fisher"),
+        Measure("spearman", spearman, "fisher"),
+        Measure("rmse", rmse, "log"),
+    )
+    return _compare(measures, predictions, targets, rivals, groups)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that says how good predictions are, and how its interval is made."""
+
+    name: str
+    of: Callable[[np.ndarray, np.ndarray], float]
+    """(predictions [N, ...], labels [N]) -> the number."""
+    scale: Scale | Literal["share"]
+    rows: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    """For a share: the outcome of each row [N]."""
 
 
 def _compare(
-    measures: dict[str, Callable[[np.ndarray, np.ndarray], float]],
+    measures: Sequence[Measure],
     scores: np.ndarray,
     labels: np.ndarray,
     rivals: dict[str, np.ndarray],
-    seed: int,
+    groups: Sequence[Hashable] | None,
 ) -> dict[str, Any]:
-    def of(theirs: np.ndarray, minus: np.ndarray | None = None) -> dict[str, Estimate]:
-        found = {}
-        for name, measure in measures.items():
-
-            def statistic(rows: np.ndarray, measure: Any = measure) -> float:
-                value = measure(theirs[rows], labels[rows])
-                return value if minus is None else value - measure(minus[rows], labels[rows])
-
-            found[name] = bootstrap(statistic, len(labels), seed)
-        return found
-
+    units = range(len(labels)) if groups is None else groups
+    everything = (labels, units)
     return {
         "rows": len(labels),
-        "metrics": of(scores),
-        "baselines": {name: of(theirs) for name, theirs in rivals.items()},
-        "gains": {name: of(scores, theirs) for name, theirs in rivals.items()},
+        "units": len(set(units)),
+        "metrics": {m.name: _estimate(m, scores, *everything) for m in measures},
+        "baselines": {
+            name: {m.name: _estimate(m, theirs, *everything) for m in measures}
+            for name, theirs in rivals.items()
+        },
+        "gains": {
+            name: {m.name: _gain(m, scores, theirs, *everything) for m in measures}
+            for name, theirs in rivals.items()
+        },
     }
 
 
-def bootstrap(
-    statistic: Callable[[np.ndarray], float],
-    size: int,
-    seed: int,
-    *,
-    resamples: int = 500,
-    confidence: float = 0.95,
+def _estimate(
+    measure: Measure, scores: np.ndarray, labels: np.ndarray, units: Sequence[Hashable]
 ) -> Estimate:
-    """A statistic of row indices with a percentile interval over rows drawn with replacement."""
-    rng = np.random.default_rng(seed)
-    drawn = [statistic(rng.integers(size, size=size)) for _ in range(resamples)]
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(drawn, [tail, 1 - tail])
-    mean = statistic(np.arange(size))
-    return {"mean": float(mean), "low": float(low), "high": float(high), "n": size}
+    if measure.rows is not None:
+        return plain(share_interval(measure.rows(scores, labels), list(units)))
+    assert measure.scale != "share"
+    found = jackknife(
+        lambda rows: measure.of(scores[rows], labels[rows]), list(units), scale=measure.scale
+    )
+    return plain(as_row(found, len(labels)))
+
+
+def _gain(
+    measure: Measure,
+    scores: np.ndarray,
+    theirs: np.ndarray,
+    labels: np.ndarray,
+    units: Sequence[Hashable],
+) -> Estimate:
+    if measure.rows is not None:
+        gains = measure.rows(scores, labels) - measure.rows(theirs, labels)
+        return plain(gain_interval(gains, list(units)))
+    found = jackknife(
+        lambda rows: (
+            measure.of(scores[rows], labels[rows]) - measure.of(theirs[rows], labels[rows])
+        ),
+        list(units),
+    )
+    return plain(as_row(found, len(labels)))
+
+
+def plain(row: dict[str, float]) -> Estimate:
+    """An interval in the words of reports on labelled texts; unknown ends are None."""
+    known = math.isfinite(row["low"])
+    return {
+        "mean": row["value"] if math.isfinite(row["value"]) else None,
+        "low": row["low"] if known else None,
+        "high": row["high"] if known else None,
+        "n": int(row["groups"]),
+    }
+
+
+def hits(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """[N] 1 where the class of a row scores highest, else 0; scores [N, C]."""
+    return (scores.argmax(1) == labels).astype(float)
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     """Share of the rows whose class scores highest; scores [N, C]."""
-    return float((scores.argmax(1) == labels).mean())
+    return float(hits(scores, labels).mean())
 
 
 def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -147,7 +218,12 @@ def _words(train: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
 def to_markdown(name: str, report: dict[str, Any]) -> str:
     """The report as a table: the model, each baseline, and the gain over it."""
     measures = list(report["metrics"])
-    lines = [f"# {name}", "", f"{report['rows']:,} held-out rows; 95% intervals over rows.", ""]
+    lines = [
+        f"# {name}",
+        "",
+        f"{report['rows']:,} held-out rows of {report['units']:,} units; 95% intervals.",
+        "",
+    ]
     lines += ["| | " + " | ".join(measures) + " |", "|-|" + "-|" * len(measures)]
     rows = {"this model": report["metrics"], **report["baselines"]}
     rows |= {f"gain over {rival}": gain for rival, gain in report["gains"].items()}
@@ -158,4 +234,8 @@ def to_markdown(name: str, report: dict[str, Any]) -> str:
 
 
 def _interval(value: Estimate) -> str:
+    if value["mean"] is None:
+        return "undefined"
+    if value["low"] is None:
+        return f"{value['mean']:.3f} (no interval)"
     return f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"

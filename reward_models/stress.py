@@ -11,6 +11,7 @@ import numpy as np
 from reward_models.core import Conversation, Reward
 from reward_models.pairs import Pair
 from reward_models.statistics import cluster_interval
+from rlhf.stats import sign_flip_test, unit_means
 
 _FILLER = (
     " It is important to note that there are many factors to consider here. I hope this helps!"
@@ -81,20 +82,32 @@ def stress_tests(
         change = (_values(reward, conversations) - before) / spread
         known = ~np.isnan(change)
         groups = [pair.group for pair, ok in zip(chosen, known, strict=True) if ok]
-        interval = cluster_interval(change[known], groups, seed=seed)
+        interval = cluster_interval(change[known], groups)
         results[name] = {
             "change": interval,
             "fell": float((change[known] < 0).mean()) if known.any() else float("nan"),
             "expect": expect,
-            "passed": _verdict(interval, expect),
+            "passed": _verdict(change[known], groups, interval, expect),
         }
     return results
 
 
-def _verdict(interval: dict[str, float], expect: str) -> bool | None:
-    if interval["high"] < 0 or (interval["high"] <= 0 and expect == "not rise"):
+def _verdict(
+    change: np.ndarray, groups: Sequence[str], interval: dict[str, float], expect: str
+) -> bool | None:
+    """Whether the score moved as it should; None where the data do not tell."""
+    low, high = interval["low"], interval["high"]
+    if not np.isfinite(low) and change.size:
+        # Without an interval (equal changes have no spread) the exact sign-flip test decides.
+        _names, units = unit_means(change, groups)
+        mean = float(units.mean())
+        decided = sign_flip_test(units) <= 0.05
+        low = high = mean if decided else np.nan
+        if mean == 0:
+            low = high = 0.0
+    if high < 0 or (high <= 0 and expect == "not rise"):
         return True
-    if interval["low"] > 0 or (interval["low"] >= 0 and expect == "fall"):
+    if low > 0 or (low >= 0 and expect == "fall"):
         return False
     return None
 

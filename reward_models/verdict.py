@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,11 @@ _FLAT = 0.1  # share of the spread that must lie within prompts for a policy to 
 def verdict(report: Mapping[str, Any]) -> list[str]:
     """Plain findings, the gravest first. A claim is made only where an interval supports it."""
     accuracy, data = report["accuracy"], report["data"]
-    if accuracy["low"] is None:
+    if not _known(accuracy):
         return ["All pairs share one prompt: what holds for others cannot be told from them."]
     lines = []
+    if report["scores"]["std"] == 0:
+        lines.append("All scores are equal: it tells no reply from another.")
     if not accuracy["low"] > 0.5:
         lines.append(
             "No better than a coin: it picks the wrong reply more often than not."
@@ -46,10 +49,19 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
     return lines or ["Nothing here speaks against this reward."]
 
 
+def _known(interval: Mapping[str, Any]) -> bool:
+    """Whether there is an interval; its ends are None or nan where there is none."""
+    low = interval["low"]
+    return low is not None and math.isfinite(low)
+
+
 def _against_baselines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    beaten = [name for name, b in found.items() if b["gain"]["low"] > 0]
-    lines = []
-    for name, baseline in found.items():
+    judged = {name: b for name, b in found.items() if _known(b["gain"])}
+    beaten = [name for name, b in judged.items() if b["gain"]["low"] > 0]
+    lines = [
+        f'Too few prompts to compare it with "{name}".' for name in found if name not in judged
+    ]
+    for name, baseline in judged.items():
         gain = baseline["gain"]
         if gain["high"] < 0:
             lines.append(f'Worse than "{name}" ({_percent(baseline["accuracy"])}).')
@@ -62,12 +74,16 @@ def _against_baselines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _about_length(report: Mapping[str, Any]) -> list[str]:
     rho, matched = report["length"]["spearman"], report["length"]["matched_accuracy"]
+    ends = report["length"].get("spearman_interval")
     lines = []
-    if rho is not None and abs(rho) > 0.3:  # None: all lengths are equal
+    # None: all lengths are equal, or there are too few prompts for an interval.
+    if rho is not None and abs(rho) > 0.3 and ends and _known(ends):
         direction = "longer" if rho > 0 else "shorter"
-        lines.append(
-            f"Leans on length: {direction} replies score higher (rank correlation {rho:.2f})."
-        )
+        if ends["low"] > 0 or ends["high"] < 0:
+            lines.append(
+                f"Leans on length: {direction} replies score higher (rank correlation {rho:.2f} "
+                f"[{ends['low']:.2f}, {ends['high']:.2f}])."
+            )
     if matched is not None and matched["groups"] >= 30 and not matched["low"] > 0.5:
         lines.append("Among replies of equal length it cannot be told from a coin.")
     return lines
@@ -86,7 +102,8 @@ def _about_calibration(found: Mapping[str, Any]) -> list[str]:
 
 
 def _about_invariance(found: Mapping[str, Any] | None) -> list[str]:
-    if found is None or not found["share"] > _SAME:
+    # None: no text was compared, or the scores have no spread to measure a change by.
+    if found is None or found["share"] is None or not found["share"] > _SAME:
         return []
     worst = max(("batch", "order", "padding"), key=lambda kind: found[kind])
     what = {"batch": "the batch", "order": "its place in the batch", "padding": "padding"}[worst]
@@ -148,7 +165,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     parts += [
         "## Calibration\n\n" + _calibration_table(report["calibration"]),
         "## Length\n\n"
-        f"Rank correlation of score and length {_number(length['spearman'])}; accuracy where "
+        f"Rank correlation of score and length {_correlation(length)}; accuracy where "
         f"lengths differ by at most 10%: {_percent(length['matched_accuracy'])}.",
     ]
     if report["invariance"]:
@@ -243,15 +260,21 @@ def _number(value: float | None, digits: int = 3) -> str:
 def _percent(interval: Mapping[str, Any] | None) -> str:
     if interval is None or interval["value"] is None:
         return "unknown"
-    if interval["low"] is None:
-        return f"{interval['value']:.1%}"
+    if not _known(interval):
+        return f"{interval['value']:.1%} (too few prompts for an interval)"
     return f"{interval['value']:.1%} [{interval['low']:.1%}, {interval['high']:.1%}]"
 
 
 def _interval(interval: Mapping[str, Any]) -> str:
-    if interval["low"] is None:
+    if not _known(interval):
         return _number(interval["value"])
     return f"{interval['value']:+.2f} [{interval['low']:+.2f}, {interval['high']:+.2f}]"
+
+
+def _correlation(length: Mapping[str, Any]) -> str:
+    ends = length.get("spearman_interval")  # reports of 0.1.0 have none
+    text = _number(length["spearman"], 2)
+    return f"{text} [{ends['low']:.2f}, {ends['high']:.2f}]" if ends and _known(ends) else text
 
 
 def _mark(passed: bool | None) -> str:

@@ -5,6 +5,8 @@ A leaf: it imports numpy and `scipy.special` only, so that every other package m
 * `interval` makes the interval of one quantity, with clusters as its independent units.
 * `difference` does the same for paired values, `sign_flip_test` is the exact test of a difference.
 * `share_interval` is the interval of a share known by its sum and its number of units.
+* `jackknife` makes the interval of a statistic that is no mean (an area, a correlation), and
+  `weighted_sum` that of a sum of independent estimates.
 
 Where no interval is right often enough at the given size there is none, and `Interval.needs` says
 how many units one needs. What each interval covers is measured in `tests/stats` and listed in
@@ -21,6 +23,7 @@ from rlhf.stats.interval import (
     ratio_interval,
     unit_means,
 )
+from rlhf.stats.jackknife import jackknife, weighted_sum
 from rlhf.stats.means import Moments, mean_bounds, moments_of, stratified_moments
 from rlhf.stats.paired import difference, sign_flip_test
 from rlhf.stats.result import Interval
@@ -35,6 +38,7 @@ __all__ = [
     "difference",
     "fewest_needed",
     "interval",
+    "jackknife",
     "mean_bounds",
     "mid_p_bounds",
     "moment_interval",
@@ -45,4 +49,5 @@ __all__ = [
     "stratified_moments",
     "stretched_interval",
     "unit_means",
+    "weighted_sum",
 ]

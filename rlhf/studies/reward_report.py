@@ -226,8 +226,17 @@ def report_on_benchmark(
         "rows": len(rows),
         "benchmark": found,
     }
-    lines = [f"# {name}: {reward.name}", "", "| part | score |", "| --- | ---: |"]
-    lines += [f"| {part} | {value:.3f} |" for part, value in benchmark_parts(found)]
+    lines = [f"# {name}: {reward.name}", "", "| part | score | 95% interval | prompts |"]
+    lines += ["| --- | ---: | --- | ---: |"]
+    for part, value in benchmark_parts(found):
+        ends = found["intervals"].get(part, {})
+        known = ends.get("low") is not None
+        bounds = f"[{ends['low']:.3f}, {ends['high']:.3f}]" if known else ""
+        lines.append(f"| {part} | {value:.3f} | {bounds} | {ends.get('prompts', '')} |")
+    if found.get("absent"):
+        absent = ", ".join(found["absent"])
+        lines += ["", f"Not in the file, so that the score is not the published one: {absent}."]
+        log.warning("%s: the file has no rows of %s", name, absent)
     write_judgement(directory, summary, "\n".join(lines) + "\n")
     log.info("%s: %.3f on %d rows", name, found["score"], len(rows))
     return summary

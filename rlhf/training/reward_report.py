@@ -15,7 +15,7 @@ from reward_models.core import Reward
 from reward_models.learned import LearnedReward
 from reward_models.pairwise import PairModel
 from reward_models.process import ProcessReward
-from reward_models.statistics import cluster_interval
+from reward_models.statistics import gain_interval, share_interval
 from rlhf.data.conversation import labelled_conversation
 from rlhf.data.splits import prompt_key
 from rlhf.evaluation.pairs import write_judgement, write_pairs_evaluation
@@ -122,7 +122,7 @@ def _classes(
     )
     common = np.bincount([int(row["label"]) for row in train_rows], minlength=len(names))
     rivals = {"TF-IDF": words, "commonest class": np.tile(common.astype(float), (len(rows), 1))}
-    return labelled.classification_report(logits, labels, rivals=rivals, seed=config.seed)
+    return labelled.classification_report(logits, labels, rivals=rivals, groups=_units(rows))
 
 
 def _columns(
@@ -130,7 +130,14 @@ def _columns(
 ) -> Report:
     """One column after the other, against the words; the report's metrics are named after them."""
     logits = _logits(run, rows, dtype)
-    report: Report = {"rows": len(rows), "metrics": {}, "baselines": {"TF-IDF": {}}, "gains": {}}
+    units = len(set(_units(rows)))
+    report: Report = {
+        "rows": len(rows),
+        "units": units,
+        "metrics": {},
+        "baselines": {"TF-IDF": {}},
+        "gains": {},
+    }
     report["gains"]["TF-IDF"] = {}
     for k, column in enumerate(outputs_of(config)):
         key = column if config.labels else "label"
@@ -138,19 +145,20 @@ def _columns(
         known = [row for row in train_rows if row[key] is not None]
         truth = np.array([rows[i][key] for i in there], dtype=float)
         texts = [_text(row) for row in known], [_text(rows[i]) for i in there]
+        units = _units([rows[i] for i in there])
         if what == "flags":
             found = np.stack([np.zeros(len(there)), logits[there, k]], 1)
             words = labelled.words_classifier(
                 texts[0], [int(row[key]) for row in known], texts[1], classes=2
             )
             part = labelled.classification_report(
-                found, truth.astype(int), rivals={"TF-IDF": words}, seed=config.seed
+                found, truth.astype(int), rivals={"TF-IDF": words}, groups=units
             )
         else:
             ratings = [float(row[key]) for row in known]
             words = labelled.words_rater(texts[0], ratings, texts[1])
             part = labelled.rating_report(
-                logits[there, k], truth, rivals={"TF-IDF": words}, seed=config.seed
+                logits[there, k], truth, rivals={"TF-IDF": words}, groups=units
             )
         prefix = f"{key}/" if len(outputs_of(config)) > 1 else ""
         report["metrics"] |= _named(part["metrics"], prefix)
@@ -184,7 +192,7 @@ def _candidates(
         longest.append(float(int(np.argmax(sizes)) == best))
         chance.append(1 / len(row["replies"]))
     groups = [prompt_key(row) for row in rows]
-    return _shares(groups, config.seed, top, {"longest": longest, "chance": chance})
+    return _shares(groups, top, {"longest": longest, "chance": chance})
 
 
 def _compare(
@@ -200,8 +208,8 @@ def _compare(
     right = [(np.sign(value) + 1) / 2 for value in odds]
     longer = [(np.sign(len(a) - len(b)) + 1) / 2 for a, b in zip(chosen, rejected, strict=True)]
     groups = [prompt_key(row) for row in rows]
-    report = _shares(groups, config.seed, right, {"longer wins": longer})
-    report["metrics"]["order_agreement"] = _mean(agree, groups, config.seed)
+    report = _shares(groups, right, {"longer wins": longer})
+    report["metrics"]["order_agreement"] = _mean(agree, groups)
     return report
 
 
@@ -219,28 +227,31 @@ def _steps(config: RewardConfig, run: Run, train: list[Row], rows: list[Row], dt
                 right.append(float((score > 0.5) == bool(label)))
                 common.append(float(mostly == bool(label)))
                 groups.append(prompt_key(row))
-    return _shares(groups, config.seed, right, {"commonest label": common})
+    return _shares(groups, right, {"commonest label": common})
 
 
-def _shares(
-    groups: list[str], seed: int, right: list[float], rivals: dict[str, list[float]]
-) -> Report:
-    """Accuracy, that of each rival, and the paired gain; whole prompts are resampled."""
+def _shares(groups: list[str], right: list[float], rivals: dict[str, list[float]]) -> Report:
+    """Accuracy, that of each rival, and the paired gain; prompts are the units."""
     gains = {
-        name: {"accuracy": _mean(np.subtract(right, theirs), groups, seed)}
+        name: {"accuracy": labelled.plain(gain_interval(np.subtract(right, theirs), groups))}
         for name, theirs in rivals.items()
     }
     return {
         "rows": len(right),
-        "metrics": {"accuracy": _mean(right, groups, seed)},
-        "baselines": {n: {"accuracy": _mean(v, groups, seed)} for n, v in rivals.items()},
+        "units": len(set(groups)),
+        "metrics": {"accuracy": _mean(right, groups)},
+        "baselines": {n: {"accuracy": _mean(v, groups)} for n, v in rivals.items()},
         "gains": gains,
     }
 
 
-def _mean(values: Any, groups: list[str], seed: int) -> dict[str, float]:
-    found = cluster_interval(values, groups, seed=seed)
-    return {"mean": found["value"], "low": found["low"], "high": found["high"], "n": found["n"]}
+def _mean(values: Any, groups: list[str]) -> labelled.Estimate:
+    return labelled.plain(share_interval(values, groups))
+
+
+def _units(rows: list[Row]) -> list[str]:
+    """The independent unit of each row: its prompt, or the text itself where there is none."""
+    return [prompt_key(row) if row.get("prompt") else _text(row) for row in rows]
 
 
 def _named(values: dict[str, Any], prefix: str) -> dict[str, Any]:

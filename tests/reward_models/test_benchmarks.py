@@ -112,6 +112,42 @@ def test_judge_bench():
         return {"question": "q", "response_A": a, "response_B": b, "label": label, "source": "s"}
 
     rows = [row("2", "1", "A>B"), row("2", "1", "B>A"), row("1", "2", "B>A"), row("1", "1", "A>B")]
-    assert judge_bench(REWARD, rows) == {"score": 0.5, "sources": {"s": 0.5}, "unscored": 0}
+    found = judge_bench(REWARD, rows)
+    assert (found["score"], found["sources"], found["unscored"]) == (0.5, {"s": 0.5}, 0)
+    assert found["rows"] == {"s": 4}
+    # All four rows have one question: one unit of evidence.
+    assert found["intervals"]["score"]["prompts"] == 1
     with pytest.raises(ValueError, match="got 'tie'"):
         judge_bench(REWARD, [row("1", "2", "tie")])
+
+
+def test_parts_have_intervals_and_absent_ones_are_named():
+    rows = [{**pair("alpacaeval-easy", 1, 0), "prompt": f"p{i}"} for i in range(10)] + [
+        {**pair("math-prm", int(i < 5), 0.5), "prompt": f"q{i}"} for i in range(10)
+    ]
+    found = reward_bench(REWARD, rows)
+    intervals = found["intervals"]
+    # 10 of 10: half of p^10 is 2.5%; 5 of 10 is symmetric about one half.
+    assert intervals["subsets / alpacaeval-easy"]["low"] == pytest.approx(
+        0.05 ** (1 / 10), abs=1e-6
+    )
+    assert intervals["subsets / alpacaeval-easy"]["high"] == 1.0
+    half = intervals["sections / Reasoning"]
+    assert half["low"] + half["high"] == pytest.approx(1.0)
+    below = math.hypot(0.5 * (1 - 0.05 ** (1 / 10)), 0.5 * (0.5 - half["low"]))
+    assert intervals["score"]["low"] == pytest.approx(0.75 - below, abs=1e-6)
+    assert intervals["score"]["prompts"] == 20
+    assert found["rows"] == {"alpacaeval-easy": 10, "math-prm": 10}
+    assert found["absent"][:2] == ["Chat Hard", "Safety"]
+    assert "hep-go" in found["absent"]
+
+
+def test_absent_parts_of_the_other_benchmarks():
+    found = reward_bench_2(REWARD, [best_of("Math", [3], [0, 1, 2])] * 3)
+    assert "Ties" in found["absent"]
+    assert found["intervals"]["subsets / Math"]["prompts"] == 1  # three copies of one prompt
+    row = {"prompt": "p", "chosen": ["1"] * 3, "rejected": ["0"] * 3, "domain": "chat"}
+    found = rm_bench(REWARD, [row, row | {"prompt": "q"}])
+    assert found["absent"] == ["code", "math", "safety"]
+    assert found["rows"] == {"chat": 2}
+    assert found["intervals"]["easy"]["low"] == pytest.approx(0.05 ** (1 / 2), abs=1e-6)

@@ -141,19 +141,18 @@ def test_cluster_interval_sees_that_copies_are_not_evidence():
 def test_coverage_of_the_cluster_interval():
     rng = np.random.default_rng(3)
     hits = []
-    for seed in range(200):
+    for _ in range(200):
         shared = rng.random(80).repeat(4)
         wins = (rng.random(320) < 0.3 + 0.4 * shared).astype(float)
-        found = cluster_interval(wins, np.arange(80).repeat(4), seed=seed, resamples=400)
+        found = cluster_interval(wins, np.arange(80).repeat(4))
         hits.append(found["low"] <= 0.5 <= found["high"])
     assert np.mean(hits) >= 0.90
 
 
 def test_share_interval_of_certain_wins_still_doubts():
     found = share_interval(np.ones(20), np.arange(20))
-    # Wilson on 20 (z / t)^2 = 17.54 trials, t with 19 degrees of freedom: n / (n + z^2)
-    size = 20 * (1.959964 / 2.093024) ** 2
-    assert found["low"] == pytest.approx(size / (size + 1.959964**2), rel=1e-4)
+    # Mid-p: half of P(all 20 right) = p^20 is 2.5%.
+    assert found["low"] == pytest.approx(0.05 ** (1 / 20), rel=1e-4)
     assert found["high"] == 1.0
     copies = share_interval(np.ones(80), np.arange(20).repeat(4))
     assert copies["low"] == pytest.approx(found["low"])
@@ -176,8 +175,8 @@ def test_coverage_of_the_share_interval(groups, share):
 def test_cluster_intervals_of_few_groups_cover():
     rng = np.random.default_rng(6)
     hits = []
-    for seed in range(400):
-        found = cluster_interval(rng.normal(size=5), range(5), seed=seed, resamples=400)
+    for _ in range(400):
+        found = cluster_interval(rng.normal(size=5), range(5))
         hits.append(found["low"] <= 0 <= found["high"])
     assert np.mean(hits) >= 0.92
 
@@ -357,3 +356,27 @@ def test_every_shape_of_row_becomes_the_same_pair(row):
 def test_rows_that_are_no_pairs_are_refused(row):
     with pytest.raises(ValueError, match="a pair needs"):
         to_pair(row)
+
+
+def test_noise_on_few_pairs_is_not_said_to_lean_on_length():
+    said = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        noise = EachReward(lambda c, rng=rng: float(rng.normal()), name="noise")
+        report = evaluate(noise, text_pairs(10, seed=seed), stress_size=0, invariance_size=0)
+        said += any("Leans on length" in line for line in report["verdict"])
+    assert said == 0  # ten prompts have no interval of a rank correlation
+    said = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        noise = EachReward(lambda c, rng=rng: float(rng.normal()), name="noise")
+        report = evaluate(noise, text_pairs(30, seed=seed), stress_size=0, invariance_size=0)
+        said += any("Leans on length" in line for line in report["verdict"])
+    assert said <= 4
+
+
+def test_a_reward_whose_scores_are_all_equal_is_called_that():
+    flat = EachReward(lambda c: 1.0, name="flat")
+    report = evaluate(flat, text_pairs(30, seed=0))
+    assert report["verdict"][0] == "All scores are equal: it tells no reply from another."
+    assert "nan" not in json.dumps(report).lower()

@@ -251,14 +251,34 @@ def _card(report: Report) -> list[list[str]]:
 
 
 def _benchmark_table(evaluation: Evaluation) -> Table:
-    rows: list[list[Cell]] = [[*row] for row in benchmark_parts(evaluation.summary["benchmark"])]
-    return Table(evaluation.name, named(evaluation.name), ["part", "score"], rows)
+    found = evaluation.summary["benchmark"]
+    rows: list[list[Cell]] = [
+        [part, benchmark_estimate(found, part, value)] for part, value in benchmark_parts(found)
+    ]
+    title = named(evaluation.name)
+    if found.get("absent"):
+        title += f" (not in the file: {', '.join(found['absent'])})"
+    return Table(evaluation.name, title, ["part", "score"], rows)
+
+
+def benchmark_estimate(found: Report, part: str, value: float) -> Cell:
+    """A part of a benchmark's result with its interval, where it has one."""
+    ends = found.get("intervals", {}).get(part)  # results of 0.1.0 have none
+    if ends is None:
+        return value
+    return estimate_of({"mean": value, **ends, "n": ends["prompts"]})
+
+
+# What a benchmark's result says beside its scores.
+_BESIDE = ("intervals", "rows", "absent")
 
 
 def benchmark_parts(found: Report, prefix: str = "") -> list[tuple[str, float]]:
-    """The numbers of a benchmark's result, nested ones under `section / part`."""
+    """The scores of a benchmark's result, nested ones under `section / part`."""
     rows: list[tuple[str, float]] = []
     for key, value in found.items():
+        if not prefix and key in _BESIDE:
+            continue
         if isinstance(value, Mapping):
             rows += benchmark_parts(value, f"{prefix}{key} / ")
         else:
