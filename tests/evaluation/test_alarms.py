@@ -41,6 +41,19 @@ def test_each_fault_is_named(columns: dict[str, list[float]], words: str):
     assert words in message
 
 
+def test_reasons_of_unscored_episodes_are_named():
+    rows = [{"step": i, "reward/mean": 0.5} for i in range(6)]
+    rows[-1]["rewards/unscored/my_reward/valueerror"] = 0.5
+    rows[-2]["rewards/unscored/my_reward/valueerror"] = 1.0
+    run = RunRecord(Path("ppo"), "ppo", config={}, metrics=rows, finished=True)
+    # (1.0 + 0.5) over the last five steps
+    told = "PPO: 30% of episodes went unscored by my_reward (valueerror) at the end of training."
+    assert alarms(run) == [told]
+    clean = [{"step": i, "reward/mean": 0.5} for i in range(1, 6)]
+    long_ago = [{"step": 0, "rewards/unscored/a/b": 1.0}, *clean]
+    assert alarms(RunRecord(Path("p"), "p", config={}, metrics=long_ago, finished=True)) == []
+
+
 def test_cut_replies_are_told_once_but_lost_stop_tokens_too():
     both = alarms(record({"rollout/cut": [0.4] * 5, "rollout/missing_eos": [0.4] * 5}))
     assert len(both) == 1

@@ -18,6 +18,9 @@ _SHARES = {
     "reward/unscored": (0.0, "episodes could not be scored"),
 }
 
+_UNSCORED = "rewards/unscored/"
+"""Metrics ``rewards/unscored/NAME/REASON``: share of episodes."""
+
 # Logged values that the last part of training is judged by.
 _RECENT = 5
 # A look costs as much as there are rows; the next one comes when they grew by one part of these.
@@ -67,6 +70,8 @@ class Watch:
 
     def _lasts(self, kind: str) -> bool:
         """Whether a share was logged often enough to be told."""
+        if kind.startswith(_UNSCORED):
+            return len(self.rows) >= _RECENT
         recent = kind in _SHARES or kind.startswith("rollout/")
         return not recent or len(self.record.series(kind)[1]) >= _RECENT
 
@@ -86,12 +91,24 @@ def _findings(run: RunRecord, when: str) -> Iterator[tuple[str, str]]:
     for key, (limit, words) in _SHARES.items():
         if (share := _ending(run, key)) > limit:
             yield key, f"{share:.0%} of {words} {when}."
+    yield from _unscored_reasons(run, when)
     if (invalid := _ending(run, "rollout/invalid")) > 0.1:
         yield "rollout/invalid", f"{invalid:.2g} invalid actions per episode {when}."
     unstopped = _ending(run, "rollout/missing_eos")
     # A cut reply has no stop token either; it is told once.
     if unstopped > 0.1 and unstopped > _ending(run, "rollout/cut") + 0.02:
         yield "rollout/missing_eos", f"{unstopped:.0%} of replies lack a stop token {when}."
+
+
+def _unscored_reasons(run: RunRecord, when: str) -> Iterator[tuple[str, str]]:
+    """Why episodes went unscored, by reward and reason; a key is logged only where it is above 0."""
+    recent = run.metrics[-_RECENT:]
+    keys = dict.fromkeys(key for row in recent for key in row if key.startswith(_UNSCORED))
+    for key in keys:
+        name, _, reason = key.removeprefix(_UNSCORED).partition("/")
+        share = _mean([float(row.get(key, 0.0)) for row in recent])
+        words = reason.replace("_", " ")
+        yield key, f"{share:.0%} of episodes went unscored by {name} ({words}) {when}."
 
 
 def _fell_clearly(values: Sequence[float]) -> bool:
