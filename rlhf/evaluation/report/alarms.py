@@ -101,7 +101,7 @@ def _findings(run: RunRecord, when: str) -> Iterator[tuple[str, str]]:
 
 
 def _unscored_reasons(run: RunRecord, when: str) -> Iterator[tuple[str, str]]:
-    """Why episodes went unscored, by reward and reason; a key is logged only where it is above 0."""
+    """Why episodes went unscored, by reward and reason; keys at 0 are not logged."""
     recent = run.metrics[-_RECENT:]
     keys = dict.fromkeys(key for row in recent for key in row if key.startswith(_UNSCORED))
     for key in keys:
