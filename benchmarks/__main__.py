@@ -30,6 +30,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", default=standard.model, help="short name, hub id or folder")
     parser.add_argument("--sides", nargs="*", default=(), help="of the workload; default all")
     parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="CHECKOUT",
+        help="measure our side against that of another checkout; nothing is kept",
+    )
+    parser.add_argument(
         "--resume",
         action="store_true",
         help="skip what was measured on this commit and machine",
@@ -67,6 +73,7 @@ def measure(names: list[str], chosen: argparse.Namespace) -> list[str]:
         patience=chosen.patience,
         model=chosen.model,
         sides=tuple(chosen.sides),
+        against=chosen.against and chosen.against.resolve(),
     )
     at = stamp()
     resumes = chosen.resume and chosen.output.exists()
@@ -82,7 +89,8 @@ def measure(names: list[str], chosen: argparse.Namespace) -> list[str]:
             say(f"{name}: {error}")
             failed.append(name)
             continue
-        append(chosen.output, {**result, "partial": bool(plan.sides), **stamp()})
+        if plan.against is None:
+            append(chosen.output, {**result, "partial": bool(plan.sides), **stamp()})
         report(result)
     return failed
 
@@ -101,8 +109,10 @@ def report(result: dict) -> None:
         )
     for other, ratio in result.get("ratios", {}).items():
         low, high = ratio["quartiles"]
+        known = ratio["interval"]
+        mean = f", 95% of the mean [{known[0]:.3f}, {known[1]:.3f}]" if known else ""
         print(
-            f"{result['workload']}: {ratio['speed']:.2f}x {other} [{low:.2f}, {high:.2f}], "
+            f"{result['workload']}: {ratio['speed']:.2f}x {other} [{low:.2f}, {high:.2f}]{mean}, "
             f"{ratio['pairs']} undisturbed pairs"
         )
 

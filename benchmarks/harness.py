@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,6 +21,10 @@ from benchmarks.venvs import python_of
 from benchmarks.workloads import WORKLOADS, Side
 from rlhf.errors import UserError, nearest
 
+OURS = "ours"
+BEFORE = "before"
+"""Our side as another checkout has it."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -37,6 +42,8 @@ class Plan:
     """Short name, hub id or folder; it must be able to read the prompts as plain text."""
     sides: tuple[str, ...] = ()
     """Sides to run; empty: all."""
+    against: Path | None = None
+    """A checkout of another commit: its code takes the place of all sides but ours."""
 
 
 class Child:
@@ -47,18 +54,30 @@ class Child:
         side: name of the side; or "prepare", "check", "measure".
         folder: of the inputs; the log is written there.
         spec: of the side.
+        root: the checkout whose code runs.
     """
 
-    def __init__(self, workload: str, side: str, folder: Path, spec: Side | None = None) -> None:
+    def __init__(
+        self,
+        workload: str,
+        side: str,
+        folder: Path,
+        spec: Side | None = None,
+        root: Path = ROOT,
+    ) -> None:
         self.name, self.log = f"{workload} {side}", folder / f"{side}.log"
         venv = spec.venv if spec else ""
         environment = {**os.environ, **(spec.environment if spec else {})}
         if venv:
             environment.pop("PYTHONPATH", None)  # the caller's packages are not for it
+        elif root != ROOT:
+            environment["PYTHONPATH"] = str(root)  # before the installed toolkit
+        # In the table of the other checkout its side has the name of ours.
+        known = OURS if side == BEFORE else side
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [python_of(venv), "-m", "benchmarks.child", workload, side, str(folder)],
-                cwd=ROOT,
+                [python_of(venv), "-m", "benchmarks.child", workload, known, str(folder)],
+                cwd=root,
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -122,7 +141,11 @@ def run_workload(name: str, plan: Plan) -> dict[str, Any]:
     if row.check:
         result["agreement"] = once(name, "check", folder)
         say(f"{name}: one batch in float32, relative differences {result['agreement']}")
-    chosen = available({side: row.sides[side] for side in plan.sides or row.sides})
+    if plan.against:
+        ours = row.sides[OURS]
+        chosen = {OURS: ours, BEFORE: dataclasses.replace(ours, label=f"{ours.label}, before")}
+    else:
+        chosen = available({side: row.sides[side] for side in plan.sides or row.sides})
     rounds = play(name, folder, chosen, plan)
     sides = {
         side: {"label": spec.label, **summarise([r[side] for r in rounds], plan.quiet)}
@@ -154,7 +177,8 @@ def play(name: str, folder: Path, sides: Mapping[str, Side], plan: Plan) -> list
     with ExitStack() as stack:
         children = {}
         for side, spec in sides.items():
-            children[side] = stack.enter_context(Child(name, side, folder, spec))
+            root = plan.against if side == BEFORE and plan.against else ROOT
+            children[side] = stack.enter_context(Child(name, side, folder, spec, root))
             children[side].read()  # loaded; one at a time, so that they do not disturb each other
         rounds: list[Round] = []
         for number, steps in enumerate(take_rounds(children, plan)):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
+
+from rlhf.stats import interval
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,8 @@ def ratios(rounds: Sequence[Round], limit: float) -> dict[str, Any]:
     """How many times as fast as each other side the first one is.
 
     ``speed`` is the ratio of the medians of work per second; the quartiles are those of the ratios
-    within rounds, in which both steps were undisturbed and seconds apart.
+    within rounds, in which both steps were undisturbed and seconds apart. ``interval`` is the 95%
+    interval of the geometric mean of those ratios.
     """
     ours, *rest = rounds[0]
     found = {}
@@ -73,10 +77,17 @@ def ratios(rounds: Sequence[Round], limit: float) -> dict[str, Any]:
         found[other] = {
             "speed": speed,
             "quartiles": list(quartiles(pairs)),
+            "interval": _interval(pairs),
             "pairs": len(clean),
             "memory": _share(rounds[-1][ours].peak_gib, rounds[-1][other].peak_gib),
         }
     return found
+
+
+def _interval(pairs: Sequence[float]) -> list[float] | None:
+    """Ends of the 95% interval of a mean ratio; None with fewer than five pairs."""
+    found = interval([math.log(ratio) for ratio in pairs], kind="mean")
+    return [math.exp(found.low), math.exp(found.high)] if found.known else None
 
 
 def enough(rounds: Sequence[Round], wanted: int, limit: float) -> bool:

@@ -10,10 +10,12 @@ import pytest
 
 from benchmarks import harness
 from benchmarks.harness import Plan, run_workload
+from benchmarks.summary import Step as OwnStep
 from benchmarks.workloads import WORKLOADS, Side, Workload
 from rlhf.errors import UserError
 from tests.benchmarks.sides import WORK
 
+STEPS: list[str] = []
 PLAN = Plan(warmup=1, rounds=3, quiet=99.0, patience=0.0, model="any")
 
 STARTER = """
@@ -62,3 +64,31 @@ def test_the_reason_of_a_side_that_fails_is_told(table: Path):
 def test_a_side_that_does_not_exist_is_refused(table: Path):
     with pytest.raises(UserError, match=r"no side 'secnd'.*second"):
         run_workload("counting", Plan(sides=("secnd",)))
+
+
+def test_another_checkout_takes_the_place_of_the_other_sides(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    other = tmp_path / "other"
+    package = other / "benchmarks"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "child.py").write_text(
+        "import json, sys\n"
+        "print(json.dumps({'ready': True}), flush=True)\n"
+        "for _ in sys.stdin:\n"
+        "    row = {'seconds': 0.5, 'work': 1.0, 'others': 0.0, 'peak_gib': 1.0}\n"
+        "    print(json.dumps(row | {'name': sys.argv[2]}), flush=True)\n"
+    )
+    monkeypatch.setattr(harness, "ROOT", other)
+    monkeypatch.setattr(harness, "python_of", lambda venv: sys.executable)
+    monkeypatch.setattr(harness, "Step", lambda name, **row: STEPS.append(name) or OwnStep(**row))
+    STEPS.clear()
+    monkeypatch.setitem(
+        WORKLOADS, "pair", Workload("p", "u", {"ours": Side("ours", ""), "trl": Side("trl", "")})
+    )
+    result = run_workload("pair", Plan(warmup=0, rounds=6, patience=0.0, against=other))
+    assert list(result["sides"]) == ["ours", "before"]
+    assert result["sides"]["before"]["label"] == "ours, before"
+    assert set(STEPS) == {"ours"}  # the name of the side in either table
+    assert result["ratios"]["before"]["speed"] == 1.0
