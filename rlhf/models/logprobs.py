@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from rlhf.models.architecture import text_config, usable_context
 from rlhf.models.blocks import row_blocks
 
 # Logits that are computed at once: 128M in bf16 are 256 MB.
@@ -26,21 +27,13 @@ def bare(model: Any) -> Any:
 
 def trunk_of(model: Any) -> Any:
     """The decoder without its output head."""
-    return bare(model).base_model
+    inner = bare(model)
+    return inner.model if inner.base_model is inner else inner.base_model
 
 
 def context_of(model: Any) -> int:
-    """Longest sequence the model can read, in tokens.
-
-    A sliding window bounds it: within its window such a layer attends to everything, which is what
-    the sampler's cache does.
-    """
-    config = bare(model).config.get_text_config()
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
-    if window and "sliding_attention" in kinds:
-        return min(window, config.max_position_embeddings)
-    return config.max_position_embeddings
+    """Longest sequence the model can read and continue, in tokens."""
+    return usable_context(text_config(bare(model)))
 
 
 def logits_of(
@@ -59,6 +52,8 @@ def logits_of(
     config = bare(model).config.get_text_config()
     head = bare(model).get_output_embeddings()
     logits = head(hidden) if weight is None else torch.nn.functional.linear(hidden, weight)
+    if scale := getattr(config, "lm_head_multiplier", None):  # Falcon-H1
+        logits = logits * scale
     if scale := getattr(config, "logit_scale", None):  # Cohere
         logits = logits * scale
     if divisor := getattr(config, "logits_scaling", None):  # Granite

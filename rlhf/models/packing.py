@@ -9,9 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf.models.architecture import (
+    has_states,
+    rotary_limit,
+    text_config,
+    usable_context,
+    window_of,
+)
 from rlhf.models.attention import NAME, Layout, Span
 from rlhf.models.gates import use_fast_gates
-from rlhf.models.logprobs import bare, context_of, trunk_of
+from rlhf.models.logprobs import bare, trunk_of
 from rlhf.models.norms import use_fast_norms
 from rlhf.models.tied import TiedTable
 
@@ -120,7 +127,8 @@ def hidden_states(
     """Last hidden states of rows, and where the state after each token lies among them.
 
     Packed where the model takes our attention, else as one padded batch: the values are the same.
-    Packed attention knows no sliding window: rows longer than one are padded too.
+    Packed attention knows no sliding window: rows longer than one are padded too. Padding stands on
+    the right, where neither attention nor a recurrent state of a real token sees it.
 
     Args:
         model: a decoder with any head, or a PEFT model around one.
@@ -133,14 +141,62 @@ def hidden_states(
         (states [N, D], index [B, T] into them).
     """
     trunk = trunk_of(model) if trunk is None else trunk
-    if not can_pack(trunk) or attention_mask.sum(1).max() > context_of(model):
+    lengths = attention_mask.sum(1)
+    config = text_config(trunk)
+    limit = rotary_limit(config)
+    if limit is not None and lengths.max() > limit:
+        return _by_frequencies(trunk, tokens, attention_mask, limit=limit, tied=tied)
+    return _alike(trunk, tokens, attention_mask, tied=tied)
+
+
+def _by_frequencies(
+    trunk: Any, tokens: Tensor, attention_mask: Tensor, *, limit: int, tied: TiedTable | None
+) -> tuple[Tensor, Tensor]:
+    """``hidden_states`` of rows of which some are so long that their rotary frequencies change.
+
+    A model takes the frequencies of a whole batch from its longest row. Each row is read with those
+    that it has alone: short rows together, long ones with rows of the same length.
+    """
+    lengths = attention_mask.sum(1)
+    index = torch.zeros_like(tokens)
+    states: list[Tensor] = []
+    place = 0
+    for length in [0, *lengths[lengths > limit].unique().tolist()]:
+        rows = (lengths == length if length else lengths <= limit).nonzero()[:, 0]
+        if not len(rows):
+            continue
+        width = int(lengths[rows].max())
+        _restart_frequencies(trunk)
+        found, where = _alike(trunk, tokens[rows, :width], attention_mask[rows, :width], tied=tied)
+        index[rows, :width] = where + place
+        states.append(found)
+        place += len(found)
+    return torch.cat(states), index
+
+
+def _restart_frequencies(trunk: Any) -> None:
+    """Let dynamic frequencies be those of the next pass alone, not of the longest one so far."""
+    for module in trunk.modules():
+        original = getattr(module, "original_inv_freq", None)
+        if isinstance(original, Tensor) and "dynamic" in str(getattr(module, "rope_type", "")):
+            module.inv_freq = original.to(module.inv_freq.device)
+            module.max_seq_len_cached = module.original_max_seq_len
+
+
+def _alike(
+    trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedTable | None
+) -> tuple[Tensor, Tensor]:
+    """``hidden_states`` of rows that a model reads with the same frequencies."""
+    config = text_config(trunk)
+    window = window_of(config)
+    longest = attention_mask.sum(1).max()
+    if not can_pack(trunk) or (window is not None and longest > window):
         mask = attention_mask.long()
         inputs = _inputs(tokens, tied)
         states = trunk(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
         index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
         return states.flatten(0, 1), index
     packed = pack(tokens, attention_mask)
-    config = trunk.config.get_text_config()
     heads = config.num_attention_heads
     layout = Layout(
         packed.spans,
@@ -193,9 +249,12 @@ def use_packing(model: Any) -> bool:
     inner, trunk = bare(model), trunk_of(model)
     if can_pack(trunk):
         return True
+    config = text_config(inner)
+    if has_states(config):  # a state would run on from one document into the next
+        return False
     before = inner.config._attn_implementation
-    config = inner.config.get_text_config()
-    width = min(40, getattr(config, "max_position_embeddings", 40))
+    limits = (window_of(config), usable_context(config))
+    width = min(40, *(limit for limit in limits if limit))
     ids = torch.arange(5, 5 + 2 * width, device=inner.device).view(2, width)
     ids[1, : width - 4] = ids[0, : width - 4]
     ids = ids % config.vocab_size

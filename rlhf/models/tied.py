@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from rlhf.models.logprobs import bare
+from rlhf.models.logprobs import bare, trunk_of
+
+# Whether a model reads embeddings that it is handed as it reads tokens.
+_takes_embeddings: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class _Uses(torch.autograd.Function):
@@ -57,7 +61,7 @@ def tied_table(model: Any) -> TiedTable | None:
     Returns:
         None where it would save nothing: the weights are two or frozen, no gradient is asked for,
         or they lie on an accelerator, which fills tables at no cost. None, too, for embeddings
-        that do more than look up.
+        that do more than look up, and for models that do more with tokens than with embeddings.
     """
     rows, head = bare(model).get_input_embeddings(), bare(model).get_output_embeddings()
     if type(rows) is not nn.Embedding or type(head) is not nn.Linear:
@@ -69,4 +73,26 @@ def tied_table(model: Any) -> TiedTable | None:
         return None
     if not (weight.requires_grad and torch.is_grad_enabled() and weight.device.type == "cpu"):
         return None
+    if not takes_embeddings(trunk_of(model)):
+        return None
     return TiedTable(*_Uses.apply(weight), rows.padding_idx)  # type: ignore[misc]
+
+
+def takes_embeddings(trunk: Any) -> bool:
+    """Whether a decoder makes the same of tokens and of their embeddings; tried once.
+
+    Some families scale what they look up, but not what they are handed.
+    """
+    if trunk not in _takes_embeddings:
+        rows = trunk.get_input_embeddings()
+        ids = torch.arange(2, 6, device=rows.weight.device)[None] % rows.num_embeddings
+        training = trunk.training
+        trunk.eval()  # dropout would differ between the two
+        try:
+            with torch.no_grad():
+                looked_up = trunk(input_ids=ids, use_cache=False).last_hidden_state
+                handed = trunk(inputs_embeds=rows(ids), use_cache=False).last_hidden_state
+            _takes_embeddings[trunk] = bool(torch.equal(looked_up, handed))
+        finally:
+            trunk.train(training)
+    return _takes_embeddings[trunk]

@@ -2,19 +2,25 @@
 
 Row ``i`` holds the tokens of one episode at positions ``0 .. lengths[i]-1``: no padding between
 turns or at the end of a batch, so a position is a token. New tokens of several rows pass through
-the model side by side, and each is written to its own place.
+the model side by side, and each is written to its own place. Layers with a window keep everything
+and mask what lies before it; layers with a recurrent state keep one for each row.
 """
 
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
+
+from rlhf.models.architecture import ATTENTION, BOTH, NOTHING
+from rlhf.rollout.sampling.reading import Pass
+from rlhf.rollout.sampling.state_cache import StateLayer
 
 # Columns are allocated by so many.
 GRAIN = 64
@@ -35,6 +41,20 @@ class Plan:
     position: torch.Tensor  # [N]
     ends: torch.Tensor  # [n] index of each row's last new token
     mask: torch.Tensor  # [n, 1, L, width], 0 where the query may look, else the dtype's minimum
+    queries: torch.Tensor  # [n, L] position of each query, padding included
+    rows: torch.Tensor  # [n] rows of the cache
+    _masks: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def mask_within(self, window: int | None) -> torch.Tensor:
+        """``mask`` of a layer that sees no more than ``window`` tokens, the query's included."""
+        width = self.mask.shape[-1]
+        if window is None or width <= window:
+            return self.mask
+        if window not in self._masks:
+            columns = torch.arange(width, device=self.mask.device)
+            before = columns <= self.queries[:, None, :, None] - window
+            self._masks[window] = self.mask.masked_fill(before, torch.finfo(self.mask.dtype).min)
+        return self._masks[window]
 
     def pad(self, flat: torch.Tensor) -> torch.Tensor:
         """[N, ...] -> [n, L, ...], zeros where a row has fewer tokens."""
@@ -124,26 +144,102 @@ class RaggedLayer(CacheLayerMixin):
             store[target, :width] = store[source, :width]
 
 
+class RaggedStateLayer(StateLayer, RaggedLayer):
+    """A layer with attention beside a recurrent state."""
+
+    is_compileable = False
+    is_sliding = False
+
+    def __init__(self, cache: RaggedCache, number_of_states: int) -> None:
+        RaggedLayer.__init__(self, cache)
+        StateLayer.__init__(self, cache.rows, number_of_states)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Of keys and values, which come in order, or of states, which come by name."""
+        kind: Any = RaggedLayer if args else StateLayer
+        kind.lazy_initialization(self, *args, **kwargs)
+
+
 class RaggedCache(Cache):
-    """Keys and values of ``rows`` episodes.
+    """Keys and values, or recurrent states, of ``rows`` episodes.
 
     Args:
-        num_layers: of the model.
+        layers: their number, where each has attention; else what each keeps, and how many states.
         rows: episodes held at once.
         dtype: of the model, which the masks take.
         device: where it lies.
+        stepwise: rows that have a state read further tokens one by one, because the model drops the
+            state before a longer part.
     """
 
     plan: Plan
 
     def __init__(
-        self, num_layers: int, *, rows: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int | Sequence[tuple[str, int]],
+        *,
+        rows: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        stepwise: bool = False,
     ) -> None:
-        self.rows, self.dtype, self.device = rows, dtype, device
+        self.rows, self.dtype, self.device, self.stepwise = rows, dtype, device, stepwise
         self.capacity = 0
         self.lengths = np.zeros(rows, dtype=np.int64)
-        self.ragged = [RaggedLayer(self) for _ in range(num_layers)]
-        super().__init__(layers=list(self.ragged))
+        kept = [(ATTENTION, 0)] * layers if isinstance(layers, int) else layers
+        made = [self._layer(*each) for each in kept]
+        self.ragged = [layer for layer in made if isinstance(layer, RaggedLayer)]
+        self.states = [layer for layer in made if isinstance(layer, StateLayer)]
+        self.in_place = not self.states
+        super().__init__(layers=made)
+
+    def _layer(self, kind: str, number_of_states: int) -> Any:
+        if kind == ATTENTION:
+            return RaggedLayer(self)
+        if kind == BOTH:
+            return RaggedStateLayer(self, number_of_states)
+        return DummyLayer() if kind == NOTHING else StateLayer(self.rows, number_of_states)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns in use."""
+        if self.ragged:
+            return self.ragged[0].get_seq_length()
+        return self.plan.mask.shape[-1] if self.lengths.any() else 0
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Columns of the present plan, from position 0 on."""
+        return self.plan.mask.shape[-1], 0
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Unused: rows begin at positions of their own."""
+        return 0
+
+    def clear(self, row: int) -> None:
+        """Forget what a row has read."""
+        self.lengths[row] = 0
+
+    def passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
+        """Passes, in order, in which the rows can take their tokens.
+
+        One for all of them; where there are states, one for each number of tokens, since a state
+        cannot be padded, and others for rows that begin.
+        """
+        if not self.states:
+            return [Pass(np.arange(len(rows)), inputs)]
+        groups: dict[tuple[bool, int], list[int]] = {}
+        parts = [list(ids) for ids in inputs]
+        single: list[Pass] = []
+        for place, row in enumerate(rows.tolist()):
+            fresh = not self.lengths[row]
+            if fresh or not self.stepwise:
+                groups.setdefault((fresh, len(parts[place])), []).append(place)
+        continued = [place for place, row in enumerate(rows.tolist()) if self.lengths[row]]
+        if self.stepwise and continued:
+            for step in range(max(len(parts[place]) for place in continued)):
+                taking = [place for place in continued if step < len(parts[place])]
+                single.append(Pass(np.array(taking), [[parts[p][step]] for p in taking]))
+        whole = [Pass(np.array(group), [parts[p] for p in group]) for group in groups.values()]
+        return whole + single
 
     def reserve(self, tokens: int) -> None:
         """Make room for ``tokens`` in every row; at least doubles when more is needed."""
@@ -179,7 +275,14 @@ class RaggedCache(Cache):
             position=self._tensor(starts[row] + offset),
             ends=self._tensor(ends - 1),
             mask=torch.where(hidden, torch.finfo(self.dtype).min, nothing),
+            queries=padded,
+            rows=self._tensor(slots),
         )
+        if self.states:
+            assert self.plan.even, "a state cannot be padded"
+            assert starts.all() or not starts.any(), "rows with and without a state"
+            for layer in self.states:
+                layer.take(self.plan.rows, fresh=not starts.any())
         return self.plan
 
     def _tensor(self, numbers: np.ndarray) -> torch.Tensor:
@@ -188,10 +291,14 @@ class RaggedCache(Cache):
     def advance(self, rows: ArrayLike, counts: ArrayLike) -> None:
         """The new tokens are now part of their rows."""
         self.lengths[np.asarray(rows)] += np.asarray(counts)
+        for layer in self.states:
+            layer.keep(self.plan.rows)
 
     def copy(self, source: int, target: int) -> None:
         """Overwrite a row with another."""
         width = int(self.lengths[source])
         for layer in self.ragged:
             layer.copy(source, target, width)
+        for state in self.states:
+            state.copy_state(source, target)
         self.lengths[target] = width

@@ -8,8 +8,10 @@ the functions compute is compared with the model's own forward pass once per mod
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,9 +21,20 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention
 
+from rlhf.models.architecture import (
+    has_states,
+    inner_window,
+    layers_kept,
+    text_config,
+    window_of,
+)
 from rlhf.models.logprobs import bare, logits_of, trunk_of
 from rlhf.models.precision import native_bf16
 from rlhf.rollout.cache import Plan, RaggedCache, RaggedLayer
+from rlhf.rollout.sampling.choice import Way, first_right
+from rlhf.rollout.sampling.own_cache import RowDecoder
+from rlhf.rollout.sampling.ragged_masks import MASKED, ragged_masks
+from rlhf.rollout.sampling.reading import Decoder
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +46,39 @@ Projection = Callable[[torch.Tensor], torch.Tensor]
 
 # Whether a model's fused pass agreed with its own.
 _agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+# Which way of decoding computes what a model computes.
+_ways: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 class PlainDecoder:
-    """Calls the model's own forward pass, on inputs padded on the right."""
+    """Calls the model's own forward pass for many rows, on inputs padded on the right.
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
+    Args:
+        model: a causal model.
+        stepwise: rows that have a recurrent state read further tokens one by one.
+
+    Raises:
+        ValueError: the family's cache or attention cannot hold rows of different lengths.
+    """
+
+    def __init__(self, model: Any, *, stepwise: bool = False) -> None:
+        self.model, self.stepwise = model, stepwise
+        trunk = trunk_of(model)
+        self.config = text_config(trunk)
+        self.kept = layers_kept(self.config)
+        if self.kept is None or inner_window(self.config):
+            raise ValueError("its attention or cache has a form of its own")
+        self.taken = inspect.signature(trunk.forward).parameters
+        # The model builds its own masks where its layers differ in what they see.
+        self.builds = has_states(self.config) or window_of(self.config) is not None
+        if self.builds and self.config._attn_implementation not in MASKED:
+            raise ValueError(f"no masks for {self.config._attn_implementation} attention")
+
+    def new_cache(self, rows: int) -> RaggedCache:
+        """An empty cache for so many episodes."""
+        assert self.kept is not None
+        dtype, device = self.model.dtype, self.model.device
+        return RaggedCache(self.kept, rows=rows, dtype=dtype, device=device, stepwise=self.stepwise)
 
     def __call__(self, ids: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
         """Logits [n, V] after each row's last new token.
@@ -49,13 +88,22 @@ class PlainDecoder:
             cache: takes in their keys and values.
         """
         plan = cache.plan
-        hidden = trunk_of(self.model)(
-            input_ids=plan.pad(ids),
-            position_ids=plan.pad(plan.position),
-            attention_mask=plan.mask,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        given: dict[str, Any] = {
+            "cache_params" if "cache_params" in self.taken else "past_key_values": cache
+        }
+        if "position_ids" in self.taken or "kwargs" not in self.taken:
+            given["position_ids"] = plan.pad(plan.position)
+        masks = contextlib.nullcontext()
+        if self.builds:
+            width = plan.mask.shape[-1]
+            attention = self.config._attn_implementation
+            masks = ragged_masks(attention, plan.queries, width, plan.mask.dtype)
+        else:
+            given["attention_mask"] = plan.mask
+        with masks:
+            hidden = trunk_of(self.model)(
+                input_ids=plan.pad(ids), use_cache=True, **given
+            ).last_hidden_state
         return logits_of(self.model, plan.flatten(hidden)[plan.ends])
 
 
@@ -68,9 +116,14 @@ class FusedDecoder:
     def __init__(self, model: Any) -> None:
         trunk = trunk_of(model)
         self.embed, self.rotary = trunk.embed_tokens, trunk.rotary_emb
-        self.layers = [_Layer(layer, trunk.config) for layer in trunk.layers]
+        self.layers = [_Layer(layer, trunk.config, i) for i, layer in enumerate(trunk.layers)]
         self.norm, self.epsilon = trunk.norm.weight, trunk.config.rms_norm_eps
         self.head = joined([bare(model).get_output_embeddings()])
+        self.dtype, self.device = model.dtype, model.device
+
+    def new_cache(self, rows: int) -> RaggedCache:
+        """An empty cache for so many episodes."""
+        return RaggedCache(len(self.layers), rows=rows, dtype=self.dtype, device=self.device)
 
     def __call__(self, ids: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
         """As ``PlainDecoder``'s; padding does not pass through the products."""
@@ -88,7 +141,10 @@ class FusedDecoder:
 class _Layer:
     """One decoder layer."""
 
-    def __init__(self, layer: Any, config: Any) -> None:
+    def __init__(self, layer: Any, config: Any, index: int) -> None:
+        kinds = getattr(config, "layer_types", None)
+        slides = kinds is None or kinds[index] == "sliding_attention"
+        self.window = getattr(config, "sliding_window", None) if slides else None
         attention, mlp = layer.self_attn, layer.mlp
         self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
         self.width, self.scale = attention.head_dim, attention.scaling
@@ -119,7 +175,9 @@ class _Layer:
         left, right = rotated.chunk(2, -1)
         rotated = torch.addcmul(rotated * cos, torch.cat((right, left), -1), turned)
         queries, keys = rotated.split([self.heads, self.shared], 1)
-        seen = attend(queries, *store.append(keys, values), plan=plan, scale=self.scale)
+        mask = plan.mask_within(self.window)
+        stored = store.append(keys, values)
+        seen = attend(queries, *stored, plan=plan, mask=mask, scale=self.scale)
         hidden = hidden + self.out(seen)
         inner = self.gate_up(rms_norm(hidden, size, self.norms[1], self.epsilon))
         gate, up = inner.chunk(2, -1)
@@ -133,21 +191,27 @@ class _Layer:
 
 
 def attend(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, plan: Plan, scale: float
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    plan: Plan,
+    mask: torch.Tensor,
+    scale: float,
 ) -> torch.Tensor:
     """Attention of the new tokens [N, H, D] over keys and values [n, K, width, D]; [N, H * D]."""
     (n, longest), shared = plan.shape, keys.shape[1]
     groups = queries.shape[1] // shared
     if longest == 1:  # heads that share keys stand as several queries: nothing is copied
         seen = scaled_dot_product_attention(
-            queries.view(n, shared, groups, -1), keys, values, attn_mask=plan.mask, scale=scale
+            queries.view(n, shared, groups, -1), keys, values, attn_mask=mask, scale=scale
         )
         return seen.reshape(n, -1)
     seen = scaled_dot_product_attention(
         plan.pad(queries).transpose(1, 2),
         keys.repeat_interleave(groups, 1),
         values.repeat_interleave(groups, 1),
-        attn_mask=plan.mask,
+        attn_mask=mask,
         scale=scale,
     )
     return plan.flatten(seen.transpose(1, 2)).flatten(1)
@@ -190,23 +254,57 @@ def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Projection:
     return product
 
 
-def decoder_for(model: Any) -> PlainDecoder | FusedDecoder:
-    """The fastest decoder that computes what the model computes."""
+def decoder_for(model: Any) -> Decoder:
+    """The quickest decoder that computes what the model computes."""
     trunk = trunk_of(model)
-    if trunk.config.model_type not in FUSED_KINDS:
-        return PlainDecoder(model)
-    if trunk not in _agrees:
-        gap = largest_gap(type(bare(model)), trunk.config)
-        _agrees[trunk] = gap <= 1e-4
-        if gap > 1e-4:
-            log.warning(
-                "%s: decoding runs by its own forward pass, from which the fused one differs by "
-                "%.1e",
-                type(bare(model)).__name__,
-                gap,
-            )
-    with torch.no_grad():
-        return FusedDecoder(model) if _agrees[trunk] else PlainDecoder(model)
+    if trunk.config.model_type in FUSED_KINDS:
+        if trunk not in _agrees:
+            gap = largest_gap(type(bare(model)), trunk.config)
+            _agrees[trunk] = gap <= 1e-4
+            if gap > 1e-4:
+                log.warning(
+                    "%s: decoding runs by its own forward pass, from which the fused one differs "
+                    "by %.1e",
+                    type(bare(model)).__name__,
+                    gap,
+                )
+        if _agrees[trunk]:
+            with torch.no_grad():
+                return FusedDecoder(model)
+    ways = ways_of(model)
+    if trunk not in _ways:
+        _ways[trunk] = first_right(model, ways)
+        if _ways[trunk]:
+            name = type(bare(model)).__name__
+            log.info("%s: replies are sampled %s", name, ways[_ways[trunk]].words)
+    return ways[_ways[trunk]].make()
+
+
+def ways_of(model: Any) -> list[Way]:
+    """Ways of decoding by the model's own forward pass, quickest first."""
+    stateful = has_states(text_config(trunk_of(model)))
+    return [
+        Way("in rows side by side", lambda: PlainDecoder(model), safer=1 if stateful else None),
+        Way(
+            "in rows side by side; further turns are read token by token, because the model does "
+            "not carry its states into longer parts",
+            lambda: PlainDecoder(model, stepwise=True),
+        ),
+        Way(
+            "row by row through the model's own cache",
+            lambda: RowDecoder(model),
+            safer=3 if stateful else None,
+        ),
+        Way(
+            "row by row through the model's own cache, token by token",
+            lambda: RowDecoder(model, stepwise=True),
+        ),
+        Way(
+            "row by row, each read anew for every token, because no cache gives the scores of a "
+            "plain pass",
+            lambda: RowDecoder(model, cached=False),
+        ),
+    ]
 
 
 @torch.no_grad()
@@ -224,6 +322,8 @@ def largest_gap(kind: Any, config: Any) -> float:
     small.num_hidden_layers, small.vocab_size, small.pad_token_id = 2, 16, None
     if kinds := getattr(small, "layer_types", None):
         small.layer_types = kinds[:2]
+    if getattr(small, "sliding_window", None):
+        small.sliding_window = 4
     small._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

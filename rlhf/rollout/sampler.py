@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from rlhf.models.logprobs import bare
-from rlhf.rollout.cache import RaggedCache
 from rlhf.rollout.decoder import decoder_for
+from rlhf.rollout.sampling.reading import read
 
 # Rows that wait to read their new tokens are taken in together, once they are this share of all:
 # reading a few tokens takes as long as a step of the rows that decode.
@@ -67,9 +67,7 @@ class Sampler:
         self.decoder, self.device, self.temperature = decoder_for(model), model.device, temperature
         config = bare(model).config.get_text_config()
         self.stops = np.isin(np.arange(config.vocab_size), list(stop_ids))
-        self.cache = RaggedCache(
-            config.num_hidden_layers, rows=rows, dtype=model.dtype, device=self.device
-        )
+        self.cache: Any = self.decoder.new_cache(rows)
         self.row_of: dict[int, int] = {}
         self.names: list[int] = []  # by row
         self.holes: set[int] = set()  # rows that were released; filled before the next pass
@@ -101,7 +99,7 @@ class Sampler:
             self.holes.discard(row)
             self.names[row : row + 1] = [name]
             self.row_of[name] = row
-            self.cache.lengths[row] = 0
+            self.cache.clear(row)
             self.waiting[name] = list(new_tokens)
         if (short := len(noise) - self.noise.shape[1]) > 0:
             wider = ((0, 0), (0, short))
@@ -190,21 +188,16 @@ class Sampler:
         return rows, logits
 
     def _forward(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> torch.Tensor:
-        counts = np.array([len(ids) for ids in inputs])
-        self.cache.prepare(rows, counts)
-        flat = [token for ids in inputs for token in ids]
-        logits = self.decoder(torch.tensor(flat, device=self.device), self.cache)
-        self.cache.advance(rows, counts)
-        self.prefilled += len(flat)
-        return logits
+        self.prefilled += sum(len(ids) for ids in inputs)
+        return read(self.decoder, self.cache, rows, inputs, self.device)
 
     def _decode(self, decoding: np.ndarray) -> torch.Tensor:
         """Logits [rows, V] after the last token of each decoding row.
 
-        Rows in between that wait take part, so that the cache is read in place; what is computed
-        for them is dropped.
+        Rows in between that wait take part where the cache is read in place; what is computed for
+        them is dropped.
         """
-        front = np.arange(decoding[-1] + 1)
+        front = np.arange(decoding[-1] + 1) if self.cache.in_place else decoding
         self.cache.prepare(front, np.ones_like(front))
         logits = self.decoder(torch.from_numpy(self.last[front]).to(self.device), self.cache)
         self.cache.advance(decoding, np.ones_like(decoding))

@@ -1,0 +1,135 @@
+"""Families whose layers slide, chunk or carry states: sampled and scored as by plain passes.
+
+The oracle is the model's own forward pass over one row at a time, without cache or padding.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.models.architecture import UNBOUNDED, usable_context
+from rlhf.models.heads import Policy
+from rlhf.models.logprobs import context_of
+from rlhf.rollout.sampler import Reply, Sampler
+from tests.rollout.families import RECURRENT, SLIDING, tiny_family
+from tests.rollout.test_sampler import recomputed
+
+FAMILIES = [*SLIDING, *RECURRENT]
+
+
+def episodes_of(seed: int, count: int = 7) -> list[list[tuple[list[int], np.ndarray]]]:
+    """Turns of new tokens and noise, longer than a window of 8 in most; some begin alike."""
+    random = np.random.default_rng(seed)
+    episodes = [
+        [
+            (random.integers(3, 97, size=random.integers(1, 14)).tolist(), random.random(length))
+            for length in random.integers(1, 7, size=random.integers(2, 4))
+        ]
+        for _ in range(count)
+    ]
+    episodes[1][0] = (episodes[0][0][0], episodes[1][0][1])  # the group's prompt is read once
+    return episodes
+
+
+def sampled(model: Any, episodes: Any, *, rows: int, **settings: Any) -> list[list[Reply]]:
+    """Replies to every turn; a row that is free takes the next episode."""
+    sampler = Sampler(model, **{"stop_ids": set(range(12)), "rows": rows, **settings})
+    heard: list[list[Reply]] = [[] for _ in episodes]
+    queue, active = list(range(len(episodes))), 0
+    while queue or active:
+        while queue and active < rows:
+            name, active = queue.pop(0), active + 1
+            sampler.submit(name, *episodes[name][0])
+        for name, reply in sampler.step().items():
+            heard[name].append(reply)
+            if len(heard[name]) < len(episodes[name]):
+                sampler.submit(name, *episodes[name][len(heard[name])])
+            else:
+                sampler.release(name)
+                active -= 1
+    return heard
+
+
+def whole(turns: Any, replies: list[Reply]) -> tuple[list[int], dict[int, float]]:
+    """An episode's tokens, and the sampler's log-probabilities by position."""
+    tokens: list[int] = []
+    found: dict[int, float] = {}
+    for (new, _), reply in zip(turns, replies, strict=True):
+        tokens += new
+        found |= dict(enumerate(reply.logprobs, len(tokens)))
+        tokens += reply.tokens
+    return tokens, found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sampled_logprobs_are_those_of_a_plain_pass(name):
+    model = tiny_family(name)
+    episodes = episodes_of(seed=0)
+    lengths = []
+    for turns, replies in zip(episodes, sampled(model, episodes, rows=3), strict=True):
+        tokens, found = whole(turns, replies)
+        expected = recomputed(model, tokens)
+        lengths.append(len(tokens))
+        for position, logprob in found.items():
+            assert abs(expected[position].item() - logprob) < 1e-5, (name, position)
+    assert max(lengths) > 24  # three windows
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_reply_does_not_depend_on_its_neighbours(name):
+    model, episodes = tiny_family(name), episodes_of(seed=1, count=5)
+    together = sampled(model, episodes, rows=4)
+    alone = sampled(model, episodes, rows=1)
+    for a, b in zip(together, alone, strict=True):
+        assert [reply.tokens for reply in a] == [reply.tokens for reply in b]
+        for left, right in zip(a, b, strict=True):
+            np.testing.assert_allclose(left.logprobs, right.logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_and_gradients_are_those_of_one_row_at_a_time(name, tie):
+    model = tiny_family(name, tie_word_embeddings=tie)
+    random = torch.Generator().manual_seed(2)
+    lengths = [21, 5, 13, 21]
+    tokens = torch.randint(3, 97, (4, 21), generator=random)
+    tokens[3, :12] = tokens[0, :12]
+    mask = torch.arange(21) < torch.tensor(lengths)[:, None]
+    actions = mask & (torch.rand(4, 21, generator=random) < 0.6)
+    actions[:, 0] = False
+    weights = torch.randn(4, 21, generator=random)
+
+    loss = torch.zeros(())
+    for row, length in enumerate(lengths):
+        logits = model(input_ids=tokens[row : row + 1, :length]).logits[0].log_softmax(-1)
+        for position in actions[row].nonzero()[:, 0].tolist():
+            chosen = logits[position - 1, tokens[row, position]]
+            loss = loss + weights[row, position] * chosen
+    loss.backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    plain = loss.item()
+    model.zero_grad()
+
+    policy = Policy(model, tokenizer=None)
+    scored = policy.score(tokens, mask, actions, with_entropy=False)
+    ours = torch.where(actions, scored.logprobs * weights, 0.0).sum()
+    assert abs(ours.item() - plain) < 1e-4
+    ours.backward()
+    largest = max(float(grad.abs().max()) for grad in expected.values())
+    for n, parameter in model.named_parameters():
+        if n in expected:
+            assert parameter.grad is not None, n
+            assert (parameter.grad - expected[n]).abs().max() < 1e-5 * largest, n
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_context_does_not_end_at_a_window(name):
+    assert context_of(tiny_family(name)) == 128
+
+
+def test_a_family_without_positions_has_no_end():
+    config = tiny_family("mamba2").config
+    del config.max_position_embeddings
+    assert usable_context(config) == UNBOUNDED
