@@ -35,6 +35,7 @@ from rlhf.rollout.sampling.choice import Way, first_right
 from rlhf.rollout.sampling.own_cache import RowDecoder
 from rlhf.rollout.sampling.ragged_masks import MASKED, ragged_masks
 from rlhf.rollout.sampling.reading import Decoder
+from rlhf.rollout.sampling.time_steps import limited_mixers, limited_time_steps
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class PlainDecoder:
         self.kept = layers_kept(self.config)
         if self.kept is None or inner_window(self.config):
             raise ValueError("its attention or cache has a form of its own")
+        self.limited = limited_mixers(trunk)
         self.taken = inspect.signature(trunk.forward).parameters
         # The model builds its own masks where its layers differ in what they see.
         self.builds = has_states(self.config) or window_of(self.config) is not None
@@ -93,14 +95,14 @@ class PlainDecoder:
         }
         if "position_ids" in self.taken or "kwargs" not in self.taken:
             given["position_ids"] = plan.pad(plan.position)
-        masks = contextlib.nullcontext()
+        masks: Any = contextlib.nullcontext()
         if self.builds:
             width = plan.mask.shape[-1]
             attention = self.config._attn_implementation
             masks = ragged_masks(attention, plan.queries, width, plan.mask.dtype)
         else:
             given["attention_mask"] = plan.mask
-        with masks:
+        with masks, limited_time_steps(self.limited):
             hidden = trunk_of(self.model)(
                 input_ids=plan.pad(ids), use_cache=True, **given
             ).last_hidden_state

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from rlhf.models.logprobs import logits_of, trunk_of
 from rlhf.rollout.sampling.reading import Pass
+from rlhf.rollout.sampling.time_steps import limited_mixers, limited_time_steps
 
 # Names under which a model takes and returns what it keeps.
 NAMES = ("past_key_values", "cache_params", "state")
@@ -75,6 +76,7 @@ class RowDecoder:
 
     def __init__(self, model: Any, *, stepwise: bool = False, cached: bool = True) -> None:
         self.model, self.stepwise, self.cached = model, stepwise, cached
+        self.limited = limited_mixers(trunk_of(model))
 
     def new_cache(self, rows: int) -> RowCache:
         """An empty cache for so many episodes."""
@@ -83,9 +85,10 @@ class RowDecoder:
     def __call__(self, ids: torch.Tensor, cache: RowCache) -> torch.Tensor:
         """Logits [n, V] after each row's last new token; ``ids`` are those of the plan's rows."""
         parts = ids.split([count for _, count in cache.planned])
-        states = [
-            self._read(row, part) for (row, _), part in zip(cache.planned, parts, strict=True)
-        ]
+        with limited_time_steps(self.limited):
+            states = [
+                self._read(row, part) for (row, _), part in zip(cache.planned, parts, strict=True)
+            ]
         return logits_of(self.model, torch.stack(states))
 
     def _read(self, row: _Row, ids: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,57 @@
+"""Limits of a state-space layer's time steps, kept in single-token passes too.
+
+Transformers' Mamba 2 layers hold the time step within limits when they read several tokens, and
+leave it free when they read one. A sampler that reads one token at a time would follow another
+distribution than training does (Nemotron-H and Zamba 2 set a lower limit).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def limited_mixers(trunk: nn.Module) -> list[Any]:
+    """Layers whose time steps have a limit other than zero and infinity."""
+    return [
+        module
+        for module in trunk.modules()
+        if all(hasattr(module, name) for name in ("time_step_limit", "dt_bias", "in_proj"))
+        and tuple(module.time_step_limit) != (0.0, math.inf)  # type: ignore[arg-type]
+    ]
+
+
+@contextlib.contextmanager
+def limited_time_steps(mixers: Sequence[Any]) -> Iterator[None]:
+    """While it lasts, the projections of these layers keep time steps within their limits.
+
+    The step is softplus(x + bias) of the projection's last columns, one for each head; the limits
+    are brought to x. A pass that applies them itself finds them met.
+    """
+    handles = []
+    for mixer in mixers:
+        lowest, highest = mixer.time_step_limit
+        least = math.log(math.expm1(lowest)) if lowest > 0 else -math.inf
+        most = math.log(math.expm1(highest)) if highest < math.inf else math.inf
+
+        def limit(
+            module: nn.Module,
+            given: Any,
+            projected: torch.Tensor,
+            bias: torch.Tensor = mixer.dt_bias,
+            bounds: tuple[float, float] = (least, most),
+        ) -> torch.Tensor:
+            rest, steps = projected.split([projected.shape[-1] - len(bias), len(bias)], -1)
+            return torch.cat([rest, (steps + bias).clamp(*bounds) - bias], -1)
+
+        handles.append(mixer.in_proj.register_forward_hook(limit))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
