@@ -102,27 +102,39 @@ def rotary_limit(config: Any) -> int | None:
     for rope in _rope_parameters(config):
         kind = rope.get("rope_type", "default")
         if kind == "longrope":
-            limits.append(rope.get("original_max_position_embeddings") or _positions(config))
+            limits.append(rope.get("original_max_position_embeddings") or whole_context(config))
         elif "dynamic" in kind:
-            limits.append(_positions(config))
+            limits.append(whole_context(config))
     return min(limits, default=None)
 
 
+def changing_limit(config: Any) -> int | None:
+    """``rotary_limit`` where rows within the model's positions can pass it."""
+    limit = rotary_limit(config)
+    return limit if limit is not None and limit < whole_context(config) else None
+
+
 def usable_context(config: Any) -> int:
-    """Longest sequence that can be read and continued, in tokens.
+    """Longest sequence that can be read and continued from its first token on, in tokens.
 
     Where rotary frequencies change with a row's length, a reply that grows beyond that length would
-    be sampled with the first and trained on with the second: the context ends there.
+    be sampled with the first and trained on with the second: the context ends there. Only rows that
+    begin beyond it reach ``whole_context``.
 
     Args:
         config: of the decoder.
     """
-    return min(_positions(config), rotary_limit(config) or UNBOUNDED)
+    return min(whole_context(config), rotary_limit(config) or UNBOUNDED)
 
 
-def _positions(config: Any) -> int:
+def whole_context(config: Any) -> int:
+    """Tokens for which the model has positions.
+
+    Args:
+        config: of the decoder.
+    """
     stated = (getattr(config, name, None) for name in LENGTHS)
-    return next((length for length in stated if isinstance(length, int)), UNBOUNDED)
+    return next((length for length in stated if isinstance(length, int) and length > 0), UNBOUNDED)
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:

@@ -170,6 +170,8 @@ class RaggedCache(Cache):
         device: where it lies.
         stepwise: rows that have a state read further tokens one by one, because the model drops the
             state before a longer part.
+        limit: longer rows are read with other rotary frequencies, so they pass through the model
+            apart; None: all are alike.
     """
 
     plan: Plan
@@ -182,15 +184,17 @@ class RaggedCache(Cache):
         dtype: torch.dtype,
         device: torch.device,
         stepwise: bool = False,
+        limit: int | None = None,
     ) -> None:
-        self.rows, self.dtype, self.device, self.stepwise = rows, dtype, device, stepwise
+        self.rows, self.dtype, self.device = rows, dtype, device
+        self.stepwise, self.limit = stepwise, limit
         self.capacity = 0
         self.lengths = np.zeros(rows, dtype=np.int64)
         kept = [(ATTENTION, 0)] * layers if isinstance(layers, int) else layers
         made = [self._layer(*each) for each in kept]
         self.ragged = [layer for layer in made if isinstance(layer, RaggedLayer)]
         self.states = [layer for layer in made if isinstance(layer, StateLayer)]
-        self.in_place = not self.states
+        self.in_place = not self.states and limit is None
         super().__init__(layers=made)
 
     def _layer(self, kind: str, number_of_states: int) -> Any:
@@ -221,25 +225,25 @@ class RaggedCache(Cache):
     def passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
         """Passes, in order, in which the rows can take their tokens.
 
-        One for all of them; where there are states, one for each number of tokens, since a state
-        cannot be padded, and others for rows that begin.
+        One for all of them, with two exceptions. A state cannot be padded: rows that take different
+        numbers of tokens, and rows that begin, are apart. So are rows beyond ``limit``.
         """
-        if not self.states:
+        if self.in_place:
             return [Pass(np.arange(len(rows)), inputs)]
-        groups: dict[tuple[bool, int], list[int]] = {}
-        parts = [list(ids) for ids in inputs]
-        single: list[Pass] = []
-        for place, row in enumerate(rows.tolist()):
-            fresh = not self.lengths[row]
-            if fresh or not self.stepwise:
-                groups.setdefault((fresh, len(parts[place])), []).append(place)
-        continued = [place for place, row in enumerate(rows.tolist()) if self.lengths[row]]
-        if self.stepwise and continued:
-            for step in range(max(len(parts[place]) for place in continued)):
-                taking = [place for place in continued if step < len(parts[place])]
-                single.append(Pass(np.array(taking), [[parts[p][step]] for p in taking]))
-        whole = [Pass(np.array(group), [parts[p] for p in group]) for group in groups.values()]
-        return whole + single
+        groups: dict[tuple[int, ...], list[tuple[int, Sequence[int]]]] = {}
+        for place, (length, ids) in enumerate(
+            zip(self.lengths[rows].tolist(), inputs, strict=True)
+        ):
+            one_by_one = self.stepwise and length
+            for step, part in enumerate([[token] for token in ids] if one_by_one else [ids]):
+                read = length + step + len(part)
+                long = self.limit is not None and read > self.limit
+                kind = (not length, len(part)) if self.states else (False, 0)
+                groups.setdefault((step, *kind, long), []).append((place, part))
+        return [
+            Pass(np.array([place for place, _ in group]), [ids for _, ids in group])
+            for _, group in sorted(groups.items())
+        ]
 
     def reserve(self, tokens: int) -> None:
         """Make room for ``tokens`` in every row; at least doubles when more is needed."""

@@ -14,7 +14,8 @@ import numpy as np
 
 from rlhf.data.conversation import after_system
 from rlhf.errors import UserError
-from rlhf.models.logprobs import context_of
+from rlhf.models.architecture import text_config, whole_context
+from rlhf.models.logprobs import bare, context_of
 from rlhf.profiling import Stopwatch
 from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
@@ -44,6 +45,8 @@ class _Episode:
     env: Any
     rollout: Rollout
     new_ids: list[int]
+    budget: int
+    """Tokens it may have."""
     limit: int = 0
 
 
@@ -82,6 +85,8 @@ class Collector:
         layout: the policy's turn format.
         spec: limits and sampling.
         context: tokens the policy can read.
+        long_context: tokens that an episode may have whose prompt alone is longer than ``context``
+            (see ``usable_context``); None: there can be none.
         errors: what an environment's exception does ("raise" or "count").
         watch: counts the seconds of generation and environments.
         examples: messages shown before every episode, after a system message.
@@ -94,13 +99,14 @@ class Collector:
         spec: RolloutSpec,
         *,
         context: int,
+        long_context: int | None = None,
         errors: str = "raise",
         watch: Stopwatch | None = None,
         examples: Sequence[dict[str, str]] = (),
     ) -> None:
         self.examples = list(examples)
         self.make_env, self.layout, self.spec, self.errors = make_env, layout, spec, errors
-        self.budget = min(spec.max_tokens or context, context)
+        self.context, self.long_context = context, long_context or context
         self.envs: list[gym.Env] = []
         self.watch = watch or Stopwatch()
         self.prefilled = 0
@@ -123,12 +129,20 @@ class Collector:
             tokenizer, chat=rollout.chat, separator=rollout.separator, stop=rollout.stop
         )
         make_env = make_env_factory(env, prompts)
-        context = context_of(model)
+        context, whole = context_of(model), whole_context(text_config(bare(model)))
+        if context < whole:
+            log.info(
+                "rows of more than %d tokens are read with other rotary frequencies: an episode "
+                "whose prompt is shorter ends there, a longer one at %d",
+                context,
+                whole,
+            )
         return cls(
             make_env,
             layout,
             rollout,
             context=context,
+            long_context=whole,
             errors=env.errors,
             watch=watch,
             examples=examples,
@@ -246,11 +260,12 @@ class Collector:
         earlier = after_system(earlier, self.examples)
         rollout.conversation = [*earlier, {"role": "user", "content": str(observation)}]
         ids = self.layout.opening(rollout.conversation)
-        episode = _Episode(env, rollout, ids)
+        room = self.context if len(ids) <= self.context else self.long_context
+        episode = _Episode(env, rollout, ids, min(self.spec.max_tokens or room, room))
         if not self._fits(episode):
             raise UserError(
                 f"the prompt of seed {start.seed} has {len(ids)} tokens, which leaves no room in "
-                f"the {self.budget} of rollout.max_tokens or the model's context: shorten the "
+                f"the {episode.budget} of rollout.max_tokens or the model's context: shorten the "
                 "prompts or raise the limit"
             )
         rollout.append(ids, turn=0, logprobs=None)
@@ -258,7 +273,7 @@ class Collector:
 
     def _fits(self, episode: _Episode) -> bool:
         """Set the limit of the next reply; False when there is no room for one."""
-        room = self.budget - len(episode.rollout.tokens) - len(episode.new_ids)
+        room = episode.budget - len(episode.rollout.tokens) - len(episode.new_ids)
         episode.limit = min(self.spec.max_new_tokens, room)
         return room > 0
 
@@ -295,7 +310,7 @@ class Collector:
         episode.new_ids = self.layout.between(str(observation), stopped=reply.stopped)
         if truncated or not self._fits(episode):
             # The last observation stays, so that the critic sees the state to bootstrap from.
-            room = self.budget - len(rollout.tokens)
+            room = episode.budget - len(rollout.tokens)
             rollout.append(episode.new_ids[:room], turn=turn + 1, logprobs=None)
             rollout.truncated = True
             return True

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention
 
 from rlhf.models.architecture import (
+    changing_limit,
     has_states,
     inner_window,
     layers_kept,
@@ -80,7 +81,14 @@ class PlainDecoder:
         """An empty cache for so many episodes."""
         assert self.kept is not None
         dtype, device = self.model.dtype, self.model.device
-        return RaggedCache(self.kept, rows=rows, dtype=dtype, device=device, stepwise=self.stepwise)
+        return RaggedCache(
+            self.kept,
+            rows=rows,
+            dtype=dtype,
+            device=device,
+            stepwise=self.stepwise,
+            limit=changing_limit(self.config),
+        )
 
     def __call__(self, ids: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
         """Logits [n, V] after each row's last new token.
@@ -259,7 +267,7 @@ def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Projection:
 def decoder_for(model: Any) -> Decoder:
     """The quickest decoder that computes what the model computes."""
     trunk = trunk_of(model)
-    if trunk.config.model_type in FUSED_KINDS:
+    if trunk.config.model_type in FUSED_KINDS and changing_limit(trunk.config) is None:
         if trunk not in _agrees:
             gap = largest_gap(type(bare(model)), trunk.config)
             _agrees[trunk] = gap <= 1e-4

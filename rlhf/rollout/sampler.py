@@ -197,7 +197,10 @@ class Sampler:
         Rows in between that wait take part where the cache is read in place; what is computed for
         them is dropped.
         """
-        front = np.arange(decoding[-1] + 1) if self.cache.in_place else decoding
+        if not self.cache.in_place:
+            ids = self.last[decoding, None].tolist()
+            return read(self.decoder, self.cache, decoding, ids, self.device)
+        front = np.arange(decoding[-1] + 1)
         self.cache.prepare(front, np.ones_like(front))
         logits = self.decoder(torch.from_numpy(self.last[front]).to(self.device), self.cache)
         self.cache.advance(decoding, np.ones_like(decoding))

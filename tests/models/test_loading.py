@@ -279,7 +279,7 @@ def test_a_folder_without_tokenizer_or_with_broken_config_is_one_line(tmp_path):
     assert one_line(error)
 
 
-def test_the_context_of_a_sliding_window_model_is_its_window():
+def test_the_context_does_not_end_at_a_sliding_window():
     from rlhf.models.heads import Policy
 
     config = MistralConfig(
@@ -293,6 +293,6 @@ def test_the_context_of_a_sliding_window_model_is_its_window():
         sliding_window=24,
     )
     model = MistralForCausalLM(config)
-    assert Policy(model, tiny_tokenizer()).context == 24
+    assert Policy(model, tiny_tokenizer()).context == 128
     config.sliding_window = None
     assert Policy(MistralForCausalLM(config), tiny_tokenizer()).context == 128

@@ -1,4 +1,7 @@
-"""Tiny models of families whose layers slide, chunk, or carry states; windows of 8 tokens."""
+"""Tiny models of families whose layers slide, chunk or carry states, or whose positions stretch.
+
+Windows and chunks have 8 tokens.
+"""
 
 from __future__ import annotations
 
@@ -141,10 +144,34 @@ RECURRENT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# Other rotary frequencies in rows of more than 16 tokens.
+LENGTHS: dict[str, tuple[str, dict[str, Any]]] = {
+    "longrope": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10_000.0,
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [2.0, 4.0, 6.0, 8.0],
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "dynamic": (
+        "llama",
+        {
+            "max_position_embeddings": 16,
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0},
+        },
+    ),
+}
+
 
 def tiny_family(name: str, *, seed: int = 0, **changes: Any) -> Any:
     """A model of a family with sharp random weights, in float32 and evaluation mode."""
-    kind, own = (SLIDING | RECURRENT)[name]
+    kind, own = (SLIDING | RECURRENT | LENGTHS)[name]
     config = CONFIG_MAPPING[kind](**{**SIZES, **own, **changes})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

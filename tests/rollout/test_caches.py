@@ -13,7 +13,7 @@ from rlhf.models.architecture import UNBOUNDED, usable_context
 from rlhf.models.heads import Policy
 from rlhf.models.logprobs import context_of
 from rlhf.rollout.sampler import Reply, Sampler
-from tests.rollout.families import RECURRENT, SLIDING, tiny_family
+from tests.rollout.families import LENGTHS, RECURRENT, SLIDING, tiny_family
 from tests.rollout.test_sampler import recomputed
 
 FAMILIES = [*SLIDING, *RECURRENT]
@@ -88,8 +88,15 @@ def test_a_reply_does_not_depend_on_its_neighbours(name):
             np.testing.assert_allclose(left.logprobs, right.logprobs, atol=1e-5)
 
 
+def _forget_lengths(model: Any) -> None:
+    """What transformers does before a row that is as long as the original context, or longer."""
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "dynamic":
+            module.inv_freq, module.max_seq_len_cached = module.original_inv_freq.clone(), 16
+
+
 @pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *LENGTHS])
 def test_scores_and_gradients_are_those_of_one_row_at_a_time(name, tie):
     model = tiny_family(name, tie_word_embeddings=tie)
     random = torch.Generator().manual_seed(2)
@@ -103,6 +110,7 @@ def test_scores_and_gradients_are_those_of_one_row_at_a_time(name, tie):
 
     loss = torch.zeros(())
     for row, length in enumerate(lengths):
+        _forget_lengths(model)
         logits = model(input_ids=tokens[row : row + 1, :length]).logits[0].log_softmax(-1)
         for position in actions[row].nonzero()[:, 0].tolist():
             chosen = logits[position - 1, tokens[row, position]]
