@@ -51,6 +51,9 @@ def logits_of(
     """
     config = bare(model).config.get_text_config()
     head = bare(model).get_output_embeddings()
+    dtype = (head.weight if weight is None else weight).dtype
+    if dtype.is_floating_point and hidden.dtype != dtype:  # Mamba ends in float32
+        hidden = hidden.to(dtype)
     logits = head(hidden) if weight is None else torch.nn.functional.linear(hidden, weight)
     if scale := getattr(config, "lm_head_multiplier", None):  # Falcon-H1
         logits = logits * scale

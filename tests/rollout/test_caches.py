@@ -3,17 +3,22 @@
 The oracle is the model's own forward pass over one row at a time, without cache or padding.
 """
 
+import logging
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.models.architecture import UNBOUNDED, usable_context
 from rlhf.models.heads import Policy
 from rlhf.models.logprobs import context_of
+from rlhf.models.packing import use_packing
+from rlhf.rollout.cache import RaggedCache
+from rlhf.rollout.decoder import FusedDecoder, PlainDecoder, decoder_for
 from rlhf.rollout.sampler import Reply, Sampler
-from tests.rollout.families import LENGTHS, RECURRENT, SLIDING, tiny_family
+from tests.rollout.families import LENGTHS, RECURRENT, SIZES, SLIDING, tiny_family
 from tests.rollout.test_sampler import recomputed
 
 FAMILIES = [*SLIDING, *RECURRENT]
@@ -141,3 +146,117 @@ def test_a_family_without_positions_has_no_end():
     config = tiny_family("mamba2").config
     del config.max_position_embeddings
     assert usable_context(config) == UNBOUNDED
+
+
+def test_rows_of_either_side_of_a_length_do_not_mix():
+    # Rows of at most 16 tokens have the short factors, rows that begin longer the long ones.
+    model, random = tiny_family("longrope"), np.random.default_rng(3)
+    episodes = []
+    for first, limits in ((4, (3, 5)), (19, (6, 4)), (9, (4,)), (30, (5, 5)), (17, (2, 3))):
+        turns = [(random.integers(3, 97, size=first).tolist(), random.random(limits[0]))]
+        turns += [(random.integers(3, 97, size=2).tolist(), random.random(n)) for n in limits[1:]]
+        episodes.append(turns)
+    sides = set()
+    heard = sampled(model, episodes, rows=4, stop_ids={-1})
+    for turns, replies in zip(episodes, heard, strict=True):
+        tokens, found = whole(turns, replies)
+        sides.add(len(tokens) > 16)
+        expected = recomputed(model, tokens)
+        for position, logprob in found.items():
+            assert abs(expected[position].item() - logprob) < 1e-5
+    assert sides == {True, False}
+    assert context_of(model) == 16
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2"])
+def test_windows_do_not_keep_a_model_from_joined_products(name):
+    assert isinstance(decoder_for(tiny_family(name)), FusedDecoder)
+
+
+def words_of(caplog: Any, model: Any) -> str:
+    with caplog.at_level(logging.INFO, logger="rlhf"):
+        decoder_for(model)
+        decoder_for(model)
+    lines = [record.message for record in caplog.records if "sampled" in record.message]
+    assert len(lines) <= 1  # said once
+    return "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gemma3", ""),
+        ("lfm2", ""),
+        ("jamba", "token by token"),
+        ("gpt_neo", "row by row through the model's own cache"),
+    ],
+)
+def test_the_log_says_how_a_slower_family_decodes(caplog, name, words):
+    said = words_of(caplog, tiny_family(name))
+    assert (words in said) if words else not said
+
+
+@pytest.mark.parametrize("name", ["jamba", "mamba"])
+def test_rounding_does_not_hide_a_state_that_is_dropped(name):
+    # In half precision the trial's bar is wide; a way that drops states must not pass under it.
+    decoder = decoder_for(tiny_family(name).bfloat16())
+    assert isinstance(decoder, PlainDecoder)
+    assert decoder.stepwise
+
+
+class Miscounting(LlamaForCausalLM):
+    """Says it is a Llama, and scores a token by the number of columns of its cache."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        inner = self.model.forward
+
+        def forward(*args: Any, past_key_values: Any = None, **given: Any) -> Any:
+            output = inner(*args, past_key_values=past_key_values, **given)
+            if isinstance(past_key_values, RaggedCache):
+                output.last_hidden_state += past_key_values.get_seq_length()
+            return output
+
+        self.model.forward = forward
+
+
+def test_a_model_that_the_rows_cache_misleads_decodes_row_by_row(caplog):
+    config = LlamaConfig(**{k: v for k, v in SIZES.items() if k != "head_dim"})
+    config.model_type = "another"
+    model = Miscounting(config).eval()
+    assert "row by row" in words_of(caplog, model)
+    episodes = episodes_of(seed=4, count=3)
+    for turns, replies in zip(episodes, sampled(model, episodes, rows=2), strict=True):
+        tokens, found = whole(turns, replies)
+        expected = recomputed(model, tokens)
+        for position, logprob in found.items():
+            assert abs(expected[position].item() - logprob) < 1e-5
+
+
+def test_states_stay_out_of_packed_rows():
+    # A state would run on from one document into the next.
+    for name in RECURRENT:
+        assert not use_packing(tiny_family(name))
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "mamba"])
+def test_the_same_again_to_the_bit(name):
+    model, episodes = tiny_family(name), episodes_of(seed=5, count=3)
+    assert sampled(model, episodes, rows=2) == sampled(model, episodes, rows=2)
+
+
+def test_greedy_decoding_beyond_a_window_is_that_of_transformers():
+    model = tiny_family("gemma3")
+    prompts = {0: [7, 30, 9], 1: list(range(20, 40)), 2: [12, 13, 14, 15, 16, 90]}
+    episodes = [[(prompt, np.zeros(20))] for prompt in prompts.values()]
+    heard = sampled(model, episodes, rows=3, temperature=0, stop_ids={-1})
+    for prompt, (reply,) in zip(prompts.values(), heard, strict=True):
+        expected = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=20,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        assert reply.tokens == expected[0, len(prompt) :].tolist()
