@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rlhf.models.logprobs import bare, chosen_logprobs, context_of, trunk_of
-from rlhf.models.packing import computed_tokens, hidden_states, use_fast_passes
+from rlhf.models.packing import computed_tokens, hidden_states, packs_rows, use_fast_passes
 from rlhf.models.tied import tied_table
 
 VALUE_FILE = "value_head.safetensors"
@@ -137,7 +137,11 @@ class Policy:
 
     def computed_tokens(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> int:
         """Tokens that one pass over a batch costs: shared ones once, padding where there is any."""
-        return computed_tokens(tokens, attention_mask, packs=self.packs)
+        return computed_tokens(tokens, attention_mask, packs=self.packs_rows(attention_mask))
+
+    def packs_rows(self, attention_mask: torch.Tensor) -> bool:
+        """Whether one pass over rows [B, T] packs them."""
+        return packs_rows(trunk_of(self.model), attention_mask)
 
     def save(self, directory: Path) -> None:
         """Write a folder that ``from_pretrained`` reads; the critic lies beside the weights."""

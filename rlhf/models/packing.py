@@ -188,9 +188,7 @@ def _alike(
 ) -> tuple[Tensor, Tensor]:
     """``hidden_states`` of rows that a model reads with the same frequencies."""
     config = text_config(trunk)
-    window = window_of(config)
-    longest = attention_mask.sum(1).max()
-    if not can_pack(trunk) or (window is not None and longest > window):
+    if not packs_rows(trunk, attention_mask):
         mask = attention_mask.long()
         inputs = _inputs(tokens, tied)
         states = trunk(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
@@ -223,6 +221,13 @@ def _inputs(tokens: Tensor, tied: TiedTable | None) -> dict[str, Tensor]:
 def can_pack(trunk: Any) -> bool:
     """Whether a decoder uses our attention."""
     return trunk.config.get_text_config()._attn_implementation == NAME
+
+
+def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
+    """Whether rows [B, T] are packed: the decoder does, and each fits into its smallest window."""
+    window = window_of(text_config(trunk))
+    fits = window is None or bool(attention_mask.sum(1).max() <= window)
+    return can_pack(trunk) and fits
 
 
 def use_fast_passes(model: Any) -> bool:

@@ -42,7 +42,7 @@ class Plan:
     ends: torch.Tensor  # [n] index of each row's last new token
     mask: torch.Tensor  # [n, 1, L, width], 0 where the query may look, else the dtype's minimum
     queries: torch.Tensor  # [n, L] position of each query, padding included
-    rows: torch.Tensor  # [n] rows of the cache
+    rows: np.ndarray  # [n] rows of the cache
     _masks: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def mask_within(self, window: int | None) -> torch.Tensor:
@@ -280,13 +280,14 @@ class RaggedCache(Cache):
             ends=self._tensor(ends - 1),
             mask=torch.where(hidden, torch.finfo(self.dtype).min, nothing),
             queries=padded,
-            rows=self._tensor(slots),
+            rows=slots,
         )
         if self.states:
             assert self.plan.even, "a state cannot be padded"
             assert starts.all() or not starts.any(), "rows with and without a state"
+            taking = self._tensor(slots)
             for layer in self.states:
-                layer.take(self.plan.rows, fresh=not starts.any())
+                layer.take(taking, fresh=not starts.any())
         return self.plan
 
     def _tensor(self, numbers: np.ndarray) -> torch.Tensor:
@@ -295,8 +296,10 @@ class RaggedCache(Cache):
     def advance(self, rows: ArrayLike, counts: ArrayLike) -> None:
         """The new tokens are now part of their rows."""
         self.lengths[np.asarray(rows)] += np.asarray(counts)
-        for layer in self.states:
-            layer.keep(self.plan.rows)
+        if self.states:
+            taken = self._tensor(self.plan.rows)
+            for layer in self.states:
+                layer.keep(taken)
 
     def copy(self, source: int, target: int) -> None:
         """Overwrite a row with another."""

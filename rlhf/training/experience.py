@@ -179,7 +179,7 @@ def _score_all(
         batch.attention_mask,
         range(len(batch)),
         max_tokens=config.micro_batch_tokens,
-        packs=policy.packs,
+        packs=policy.packs_rows(batch.attention_mask),
     )
     for rows in session.world.mine(parts):
         part = batch.rows(torch.tensor(rows, device=policy.device))

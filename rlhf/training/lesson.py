@@ -137,7 +137,7 @@ def _places(lesson: Lesson, batch: Examples) -> list[Tensor]:
         batch.attention_mask,
         batch.units.tolist(),
         max_tokens=lesson.config.micro_batch_size * lesson.config.max_length,
-        packs=lesson.learner.packs,
+        packs=lesson.learner.packs_rows(batch.attention_mask),
     )
     device = lesson.learner.device
     return [torch.tensor(rows, device=device) for rows in lesson.world.mine(parts)]

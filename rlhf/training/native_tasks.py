@@ -18,7 +18,8 @@ from reward_models.losses import IGNORED, bradley_terry, centring
 from rlhf.algorithms.losses import likelihood_loss
 from rlhf.algorithms.tally import Tally, masked_mean
 from rlhf.models.heads import Policy
-from rlhf.models.packing import computed_tokens, hidden_states, use_fast_passes
+from rlhf.models.logprobs import trunk_of
+from rlhf.models.packing import computed_tokens, hidden_states, packs_rows, use_fast_passes
 from rlhf.rollout.batch import pad_right, some_rows
 
 Row = Mapping[str, Any]
@@ -105,7 +106,11 @@ class Scorer:
 
     def computed_tokens(self, tokens: Tensor, attention_mask: Tensor) -> int:
         """Tokens that one pass over a batch costs."""
-        return computed_tokens(tokens, attention_mask, packs=self.packs)
+        return computed_tokens(tokens, attention_mask, packs=self.packs_rows(attention_mask))
+
+    def packs_rows(self, attention_mask: Tensor) -> bool:
+        """Whether one pass over rows [B, T] packs them."""
+        return packs_rows(trunk_of(self.model), attention_mask)
 
     def score(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """[B] scores of whole texts."""

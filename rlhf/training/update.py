@@ -74,12 +74,13 @@ def _accumulate(
     limit = config.rollout.max_new_tokens
     denominator = denominator_for(session.algorithm, mask, max_tokens=limit)
     total = Tally()
+    attention_mask = experience.batch.attention_mask[rows]
     parts = micro_batches(
         experience.batch.tokens[rows],
-        experience.batch.attention_mask[rows],
+        attention_mask,
         credit.units[rows].tolist(),
         max_tokens=config.micro_batch_tokens,
-        packs=session.policy.packs,
+        packs=session.policy.packs_rows(attention_mask),
     )
     for chosen in session.world.mine(parts):
         loss, tally = _loss(

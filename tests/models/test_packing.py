@@ -130,6 +130,17 @@ def test_rows_longer_than_a_sliding_window_see_no_further_than_it(limit):
     torch.testing.assert_close(states[index][mask], plain[mask], rtol=1e-4, atol=1e-5)
 
 
+def test_padding_counts_where_rows_pass_a_window():
+    # Cutting a batch into portions must know which passes are padded: they take more memory.
+    tokens, mask, _ = some_rows(0)
+    real = int(mask.sum()) - 2 * 40 - 50  # shared beginnings count once
+    for window, expected in ((45, tokens.numel()), (None, real)):
+        policy = Policy(make(MistralConfig(**{**SMALL, "sliding_window": window})), None)
+        assert policy.computed_tokens(tokens, mask) == expected
+        assert policy.packs_rows(mask) == (window is None)
+        assert policy.packs_rows(mask[:, :45])
+
+
 def test_a_model_of_few_positions_packs_too():
     model = make(LlamaConfig(**{**SMALL, "max_position_embeddings": 16}))
     assert use_packing(model)
