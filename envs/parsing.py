@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 
 from envs.core import check_choice
+
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 class ParseAction(RecordConstructorArgs, gym.Wrapper[str, str, str, str]):
@@ -49,6 +52,19 @@ def _between(text: str, opening: str, closing: str) -> str | None:
     return None if end < 0 else text[start + len(opening) : end].strip()
 
 
+def _boxed(text: str) -> str | None:
+    """What stands in the last box, whose braces are paired; an escaped brace does not count."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    start, depth = start + len("\\boxed{"), 1
+    for match in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(match.group(), 0)
+        if depth == 0:
+            return text[start : match.start()].strip()
+    return None
+
+
 def _tool_call(text: str) -> str | None:
     """A JSON tool call as a command line."""
     inner = _between(text, "<tool_call>", "</tool_call>") or text
@@ -73,7 +89,7 @@ def _last_line(text: str) -> str | None:
 
 PARSERS: dict[str, Callable[[str], str | None]] = {
     "answer": lambda text: _between(text, "<answer>", "</answer>"),
-    "boxed": lambda text: _between(text, "\\boxed{", "}"),
+    "boxed": _boxed,
     "tool": _tool_call,
     "last_line": _last_line,
 }

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reward_models.core import Conversation, Reward, Score, Scores, with_facts
+from reward_models.core import Conversation, Reward, Score, Scores, describe, with_facts
 
 PlainReward = Callable[[list[Conversation]], Sequence[Score]]
 
@@ -19,7 +19,8 @@ class FunctionReward(Reward):
     """Somebody's own function: list of conversations -> one float or None per conversation.
 
     A function that crashes on a batch is asked again one conversation at a time, so that a single
-    bad text costs one score; each crash is a None counted under its error. This is the one place
+    bad text costs one score; each crash is a None counted under its error, with the file and line
+    that raised it. This is the one place
     where every exception is caught, because the code is not ours and a run of hours hangs on it.
     """
 
@@ -45,7 +46,7 @@ class FunctionReward(Reward):
         try:
             values = [None if v is None else float(v) for v in self.function(batch)]
         except Exception as error:
-            return [], f"{self.name}: {type(error).__name__}: {error}"
+            return [], f"{self.name}: {describe(error)}"
         if len(values) != len(batch):
             raise ValueError(
                 f"reward function {self.name!r} returned {len(values)} scores "
@@ -68,8 +69,9 @@ def as_reward(reward: Reward | PlainReward, *, name: str | None = None) -> Rewar
 def as_trl(reward: Reward) -> Callable[..., list[Score]]:
     """``reward`` as a TRL reward function ``(prompts, completions, **columns)``.
 
-    Text and numbers in the data set's other columns (``answer``, ...) travel as facts on the first
-    message. TRL names its metrics after ``__name__`` and leaves rows whose reward is None out.
+    Text, numbers and lists of them in the data set's other columns (``answer``, ...) travel as
+    facts on the first message. TRL names its metrics after ``__name__`` and leaves rows whose
+    reward is None out.
     """
 
     def trl_reward(prompts: list, completions: list, **columns: Any) -> list[Score]:
@@ -87,10 +89,14 @@ def _messages(text: str | Conversation, role: str) -> Conversation:
     return [{"role": role, "content": text}] if isinstance(text, str) else list(text)
 
 
-def _row_facts(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, str]:
-    facts = {}
+def _row_facts(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
     for name, column in columns.items():
-        is_column = isinstance(column, list) and len(column) == rows
-        if is_column and isinstance(column[row], str | int | float):
-            facts[name] = str(column[row])
+        if not isinstance(column, list) or len(column) != rows:
+            continue
+        value = column[row]
+        if isinstance(value, str | int | float):
+            facts[name] = str(value)
+        elif isinstance(value, list) and all(isinstance(v, str | int | float) for v in value):
+            facts[name] = value
     return facts

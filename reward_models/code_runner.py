@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import select
 import signal
@@ -15,10 +14,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from reward_models.core import Conversation, EachReward, Reward, Unscorable, last_reply
+from reward_models.core import (
+    Conversation,
+    EachReward,
+    Reward,
+    SetupError,
+    Unscorable,
+    last_reply,
+)
+from reward_models.fences import code_in
 from reward_models.targets import Target
 
-_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _POLL_SECONDS = 0.05
 _MAX_FILES = 1000
 _COMMAND = [sys.executable, "-I", "-B", str(Path(__file__).with_name("sandbox.py"))]
@@ -154,7 +160,7 @@ class CodeRunner:
         failed = json.loads(first_line) if first_line.startswith(b"{") else {"sandbox": "no start"}
         if failed and not self.allow_unenforced:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-            raise ValueError(
+            raise SetupError(
                 f"this host cannot confine programs ({reasons}); run code rewards elsewhere, or "
                 "accept the risk with allow_unenforced: true"
             )
@@ -178,12 +184,6 @@ def _size(folder: Path) -> int:
             if os.path.lexists(path):
                 total += os.lstat(path).st_size
     return total
-
-
-def code_in(reply: str) -> str:
-    """The last fenced Python block of ``reply``, or the whole of it if there is none."""
-    blocks = _BLOCK.findall(reply)
-    return blocks[-1] if blocks else reply
 
 
 def code(
@@ -210,7 +210,8 @@ def code(
     )
 
     def check(conversation: Conversation) -> float:
-        outcome = runner.run(code_in(last_reply(conversation)), target.of(conversation))
+        program, checks = code_in(last_reply(conversation)), target.of(conversation)
+        outcome = runner.run(program, checks)
         if outcome.status == "deadline":
             raise Unscorable(f"deadline of {wall_seconds:g} s")
         return float(outcome.status == "passed")

@@ -16,21 +16,52 @@ Rules read them; text shown to a model never contains them.
 from __future__ import annotations
 
 import math
+import os
+import sysconfig
+import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reward_models.learned import LearnedReward
 
 Conversation = list[dict[str, str]]
 Score = float | None
+_MESSAGE = 160
+"""Characters of an exception's message that are kept."""
+_STDLIB = sysconfig.get_paths()["stdlib"]
 
 
 class Unscorable(Exception):
     """Raised by a scorer of one conversation that has no score; its message is counted."""
+
+
+class SetupError(ValueError):
+    """A reward that can score nothing on this machine, such as one whose package is missing."""
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line: its type, its message, and the file and line that raised it.
+
+    The line is the deepest one outside installed packages, which is where a user can mend it.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _is_installed(frame.filename)]
+    place = ""
+    if frames:
+        frame = (own or frames)[-1]
+        place = f" ({os.path.basename(frame.filename)}:{frame.lineno})"
+    message = " ".join(str(error).split())
+    message = f": {message[:_MESSAGE]}" if message else ""
+    return f"{type(error).__name__}{message}{place}"
+
+
+def _is_installed(path: str) -> bool:
+    folder = os.path.dirname(os.path.abspath(path))
+    return "site-packages" in path or path.startswith("<") or folder.startswith(_STDLIB)
 
 
 @dataclass(frozen=True)
@@ -253,7 +284,9 @@ def check_names(leaves: Sequence[Reward]) -> None:
 class EachReward(Reward):
     """A reward computed one conversation at a time by ``function``.
 
-    The function returns a float, or raises :class:`Unscorable` with the reason.
+    The function returns a float, or raises :class:`Unscorable` with the reason. Any other
+    exception costs this one score, too, and is counted with its message and place; only a
+    :class:`SetupError` ends the batch.
     """
 
     def __init__(self, function: Callable[[Conversation], float], *, name: str):
@@ -265,21 +298,41 @@ class EachReward(Reward):
         for conversation in conversations:
             try:
                 values.append(float(self.function(conversation)))
+            except SetupError:
+                raise
             except Unscorable as reason:
                 values.append(None)
                 counts[f"{self.name}: {reason}"] += 1
+            except Exception as error:
+                values.append(None)
+                counts[f"{self.name}: {describe(error)}"] += 1
         return Scores(values, {self.name: values}, counts)
 
 
 def last_reply(conversation: Conversation) -> str:
-    """Text of the last message of the assistant; :class:`Unscorable` if there is none."""
+    """Text of the last message of the assistant; :class:`Unscorable` if there is none.
+
+    A message without text, such as one that only calls a tool, is an empty reply; text in several
+    parts is joined.
+    """
     for message in reversed(conversation):
-        if message["role"] == "assistant":
-            return message["content"]
+        if message.get("role") == "assistant":
+            return _text(message.get("content"))
     raise Unscorable("no assistant message")
 
 
-def fact(conversation: Conversation, key: str) -> str | None:
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if content is None:
+        return ""
+    if isinstance(content, list):
+        parts = [part.get("text", "") if isinstance(part, Mapping) else part for part in content]
+        return "".join(part for part in parts if isinstance(part, str))
+    raise Unscorable(f"a message whose content is a {type(content).__name__}")
+
+
+def fact(conversation: Conversation, key: str) -> Any:
     """The fact ``key`` that travels on a message, the latest one first; None if there is none."""
     return next((m[key] for m in reversed(conversation) if key in m), None)
 

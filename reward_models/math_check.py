@@ -1,17 +1,110 @@
 """The function that runs inside the math worker process."""
 
-from typing import Any
+from __future__ import annotations
 
-import math_verify  # type: ignore[import-not-found]
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
 
-# Its annotations want a number of seconds; None switches a timeout off all the same.
-parse: Any = math_verify.parse
-verify: Any = math_verify.verify
+from reward_models.notation import algebra
+from reward_models.notation.grammar import Node, read_math
+from reward_models.notation.lexer import NotUnderstood
+from reward_models.notation.marks import answer_segment
+from reward_models.notation.prose import final_statement, reply_segment
+from reward_models.notation.quantity import unit_words
+
+_ANSWER_IS = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*([^\n]{1,200})", re.I)
 
 
-def is_equal(right: str, reply: str) -> bool:
-    """Whether ``reply`` ends on an expression equal to ``right``; math-verify's own timeouts are
-    off, because the process around this function has a deadline."""
-    gold = parse(right, parsing_timeout=None) or parse(f"${right}$", parsing_timeout=None)
-    given = parse(reply, parsing_timeout=None)
-    return bool(gold and given and verify(gold, given, timeout_seconds=None))
+class _Late(Exception):
+    """Processor time is up."""
+
+
+def verdict(reference: str, reply: str, seconds: float | None = None) -> tuple[str, str]:
+    """Whether ``reply`` ends on an answer that equals ``reference``.
+
+    Args:
+        reference: the right answer, LaTeX or plain.
+        reply: of a policy.
+        seconds: processor time for each of the two; None for no limit.
+
+    Returns:
+        ``right``, ``wrong``, or ``reference`` where that is not understood; and the reason.
+    """
+    try:
+        with _deadline(seconds):
+            right = read_reference(reference)
+    except NotUnderstood as reason:
+        return "reference", str(reason)
+    except _Late:
+        return "reference", "it takes too long"
+    try:
+        with _deadline(seconds):
+            equals = algebra.same(right, read_reply(reply, in_words=right.kind == "text"))
+    except NotUnderstood as reason:
+        return "wrong", str(reason)
+    except _Late:
+        return "wrong", "it takes too long"
+    except Exception as error:  # sympy, on what a policy wrote: no value that it can compute
+        return "wrong", f"{type(error).__name__}: {error}"
+    return ("right", "") if equals else ("wrong", "another value")
+
+
+@lru_cache(maxsize=4096)
+def read_reference(text: str) -> Node:
+    """The tree of a reference answer, which has to have a value.
+
+    Raises:
+        NotUnderstood: it is not wholly understood.
+    """
+    segment = answer_segment(text)[0].strip()
+    found = read_math(segment)
+    try:
+        algebra.check(found)
+    except (NotUnderstood, _Late):
+        raise
+    except Exception as error:  # sympy, on what a data set holds
+        raise NotUnderstood(f"{type(error).__name__}: {error}") from error
+    return found
+
+
+def read_reply(reply: str, *, in_words: bool = False) -> Node:
+    """The tree of the answer that ``reply`` ends on.
+
+    Args:
+        reply: of a policy.
+        in_words: whether the right answer is a word, which may follow "the answer is".
+
+    Raises:
+        NotUnderstood: it is not wholly understood.
+    """
+    segment, boxed = reply_segment(reply)
+    try:
+        return read_math(segment, math=boxed)
+    except NotUnderstood:
+        if in_words and (found := _ANSWER_IS.findall(segment)):
+            return read_math(found[-1], math=False)
+    statement = final_statement(segment, numbers_only=False)
+    return read_math(f"{statement.text} {unit_words(statement.words)}", math=boxed)
+
+
+@contextmanager
+def _deadline(seconds: float | None) -> Iterator[None]:
+    """Raise ``_Late`` after that much processor time; only the main thread can."""
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise _Late
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        signal.signal(signal.SIGPROF, before)

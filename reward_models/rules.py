@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from decimal import Decimal, InvalidOperation
+from contextlib import suppress
+from fractions import Fraction
+
+import regex as timed  # re without a deadline could be held for ever by a reply
 
 from reward_models.core import Conversation, EachReward, Reward, Unscorable, last_reply
-from reward_models.targets import Target
+from reward_models.notation import quantity
+from reward_models.notation.lexer import NotUnderstood
+from reward_models.targets import Answer, Target
 from reward_models.worker import Worker
 
-_NUMBER = re.compile(r"[-+]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _REFUSAL = re.compile(
     r"\b(?:i(?:'m| am)? (?:am )?(?:sorry|afraid)\b|i (?:can(?:'|no)t|won't|will not|must decline|"
     r"am (?:not able|unable)|refuse)\b|i'm (?:not able|unable|not comfortable|not going)\b|"
@@ -24,79 +28,100 @@ _REFUSAL = re.compile(
 
 
 def exact_match(
-    answer: str | None = None, answers: str | None = None, ignore_case: bool = True
+    answer: Answer | None = None, answers: str | None = None, ignore_case: bool = True
 ) -> Reward:
-    """1.0 if the reply is the right answer, white space at both ends (and case) ignored."""
+    """1.0 if the reply is a right answer, white space at both ends (and case) ignored."""
     target = Target(answer, answers)
 
     def check(conversation: Conversation) -> float:
-        pair = [last_reply(conversation).strip(), target.of(conversation).strip()]
-        if ignore_case:
-            pair = [text.casefold() for text in pair]
-        return float(pair[0] == pair[1])
+        reply, *right = (
+            text.strip().casefold() if ignore_case else text.strip()
+            for text in (last_reply(conversation), *target.any_of(conversation))
+        )
+        return float(reply in right)
 
     return EachReward(check, name="exact_match")
 
 
-def number(answer: str | None = None, answers: str | None = None, tolerance: float = 0.0) -> Reward:
-    """1.0 if the reply's final number is the right one: after ``####`` (the GSM8K convention) if
-    there is such a mark, else the last number of the text. No number scores 0.0."""
-    target, margin = Target(answer, answers), Decimal(str(tolerance))
+def number(
+    answer: Answer | None = None, answers: str | None = None, tolerance: float = 0.0
+) -> Reward:
+    """1.0 if the number that the reply states last is a right one; see ``docs/rewards.md``.
+
+    A reference that is not wholly understood as one number gives None with the reason; a reply
+    that is not wholly understood scores 0.0.
+    """
+    target, margin = Target(answer, answers), Fraction(str(tolerance))
 
     def check(conversation: Conversation) -> float:
-        right = final_number(target.of(conversation))
-        if right is None:
-            raise Unscorable("the reference answer holds no number")
-        given = final_number(last_reply(conversation))
-        return float(given is not None and abs(given - right) <= margin)
+        references, reply = target.any_of(conversation), last_reply(conversation)
+        right, reasons = [], []
+        for reference in references:
+            try:
+                right.append(quantity.read_reference_quantity(reference))
+            except NotUnderstood as reason:
+                reasons.append(str(reason))
+        given = None
+        with suppress(NotUnderstood):
+            given = quantity.read_final_quantity(reply) if right else None
+        if given is not None and any(r.matches(given, tolerance=margin) for r in right):
+            return 1.0
+        return _unless_unread(reasons)
 
     return EachReward(check, name="number")
 
 
-def final_number(text: str) -> Decimal | None:
-    """The number that ``text`` ends on: the first one after the last ``####``, else the last one.
-
-    ``$`` and thousands separators are ignored; a minus glued to a word or another number, as in
-    ``10-3``, is not a sign.
-    """
-    before, mark, after = text.rpartition("####")
-    found = list(_NUMBER.finditer(after))
-    if not found:
-        return final_number(before) if mark else None
-    match = found[0] if mark else found[-1]
-    digits = match.group().replace(",", "").replace("$", "")
-    if digits[0] in "+-" and after[: match.start()][-1:].isalnum():
-        digits = digits[1:]
-    try:
-        return Decimal(digits)
-    except InvalidOperation:
-        return None
+def _unless_unread(reasons: Sequence[str]) -> float:
+    """0.0, unless a reference was not understood: the reply could have been right by that one."""
+    if reasons:
+        raise Unscorable(f"the reference answer is not understood: {reasons[0]}")
+    return 0.0
 
 
-def math(answer: str | None = None, answers: str | None = None, timeout: float = 10.0) -> Reward:
-    """1.0 if math-verify finds the reply's expression equal to the right answer (LaTeX or plain).
+def math(answer: Answer | None = None, answers: str | None = None, timeout: float = 10.0) -> Reward:
+    """1.0 if the reply ends on an expression that equals a right answer (LaTeX or plain).
 
-    Runs in a killable process: its own timeout uses signals, which fail outside the main thread,
-    and without one some expressions hang for ever. Needs ``pip install "rlhf-kit[math]"``.
+    A grammar reads both, sympy compares them; see ``docs/rewards.md``. It runs in a killable
+    process. A reply on which ``timeout`` seconds of processor time are not enough is wrong, and
+    one on which the process dies, or takes three times as long by the clock, has no score.
     """
     target = Target(answer, answers)
-    worker = Worker("reward_models.math_check:is_equal", timeout=timeout, extra="math")
+    worker = Worker("reward_models.math_check:verdict", timeout=3.0 * timeout)
 
     def check(conversation: Conversation) -> float:
-        return float(worker(target.of(conversation), last_reply(conversation)))
+        reply, reasons = last_reply(conversation), []
+        for reference in target.any_of(conversation):
+            verdict, reason = worker(reference, reply, timeout)
+            if verdict == "right":
+                return 1.0
+            if verdict == "reference":
+                reasons.append(reason)
+        return _unless_unread(reasons)
 
     return EachReward(check, name="math")
 
 
-def regex(pattern: str, full: bool = False, ignore_case: bool = False) -> Reward:
+def regex(
+    pattern: str, full: bool = False, ignore_case: bool = False, timeout: float = 1.0
+) -> Reward:
     """1.0 if ``pattern`` occurs in the reply (``full``: matches all of it). ``.`` matches line
-    breaks too."""
+    breaks too. A reply on which that takes more than ``timeout`` seconds has no score."""
+    if not timeout > 0:
+        raise ValueError(f"regex: timeout must be > 0 seconds, got {timeout}")
+    flags = timed.DOTALL | (timed.IGNORECASE if ignore_case else 0)
     try:
-        compiled = re.compile(pattern, re.DOTALL | (re.IGNORECASE if ignore_case else 0))
-    except re.error as error:
+        compiled = timed.compile(pattern, flags)
+    except timed.error as error:
         raise ValueError(f"regex: {pattern!r} is not a regular expression ({error})") from error
     matches = compiled.fullmatch if full else compiled.search
-    return EachReward(lambda c: float(matches(last_reply(c)) is not None), name="regex")
+
+    def check(conversation: Conversation) -> float:
+        try:
+            return float(matches(last_reply(conversation), timeout=timeout) is not None)
+        except TimeoutError:
+            raise Unscorable(f"the pattern takes more than {timeout:g} s") from None
+
+    return EachReward(check, name="regex")
 
 
 def tags(names: Sequence[str] = ("think", "answer")) -> Reward:

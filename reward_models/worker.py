@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any
 
-from reward_models.core import Unscorable
+from reward_models.core import SetupError, Unscorable, describe
 
 _START_SECONDS = 120.0  # imports of a large library on a busy machine
 
@@ -26,7 +26,7 @@ class Worker:
     """Calls the function at ``path`` (``module:name``; JSON in, JSON out) in another process.
 
     Started on first use, again after every kill. ``timeout`` is in seconds per call. A module that
-    is missing raises ValueError naming ``extra``, the optional dependency that brings it.
+    is missing raises SetupError naming ``extra``, the optional dependency that brings it.
     """
 
     def __init__(self, path: str, *, timeout: float, extra: str | None = None):
@@ -74,7 +74,7 @@ class Worker:
             if "error" in greeting:
                 self.close()
                 hint = f'; pip install "rlhf-kit[{self.extra}]"' if self.extra else ""
-                raise ValueError(f"cannot load {self.path}: {greeting['error']}{hint}")
+                raise SetupError(f"cannot load {self.path}: {greeting['error']}{hint}")
         return self._process
 
     def _read(self, process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def _serve(path: str) -> None:
         try:
             reply(result=function(*json.loads(line)))
         except Exception as error:  # somebody else's code: its failure is an answer, not our crash
-            reply(error=f"{type(error).__name__}: {error}")
+            reply(error=describe(error))
 
 
 if __name__ == "__main__":

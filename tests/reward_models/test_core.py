@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from reward_models import Reward, Scores, as_reward, as_trl, build
-from reward_models.core import EachReward, Unscorable, last_reply
+from reward_models.core import EachReward, SetupError, Unscorable, last_reply
 
 
 def talk(reply: str, **facts: str):
@@ -111,7 +112,42 @@ def test_a_crashing_function_costs_only_the_text_that_crashes_it():
 
     scores = as_reward(fragile).score([talk("2"), talk("0"), talk("4")])
     assert scores.values == [0.5, None, 0.25]
-    assert scores.counts == Counter(["fragile: ZeroDivisionError: float division by zero"])
+    line = fragile.__code__.co_firstlineno + 1
+    reason = f"fragile: ZeroDivisionError: float division by zero (test_core.py:{line})"
+    assert scores.counts == Counter([reason])
+
+
+def test_a_rule_that_raises_costs_one_score_and_names_its_line():
+    """A missing package is no fault of a text: it ends the batch."""
+
+    def fragile(conversation):
+        return [1.0, 2.0][int(last_reply(conversation))]
+
+    scores = EachReward(fragile, name="fragile").score([talk("1"), talk("7"), talk("x")])
+    assert scores.values == [2.0, None, None]
+    line = fragile.__code__.co_firstlineno + 1
+    assert set(scores.counts) == {
+        f"fragile: IndexError: list index out of range (test_core.py:{line})",
+        f"fragile: ValueError: invalid literal for int() with base 10: 'x' (test_core.py:{line})",
+    }
+
+    def unprepared(conversation):
+        raise SetupError("no such package")
+
+    with pytest.raises(SetupError):
+        EachReward(unprepared, name="unprepared").score([talk("1")])
+
+
+def test_the_line_of_a_crash_is_the_users_own():
+    """The deepest frame outside installed packages and the standard library."""
+
+    def parse(conversations):
+        return [float(json.loads(last_reply(c))) for c in conversations]
+
+    line = parse.__code__.co_firstlineno + 1
+    [reason] = as_reward(parse).score([talk("{")]).counts
+    assert reason.startswith("parse: JSONDecodeError: ")
+    assert reason.endswith(f"(test_core.py:{line})")
 
 
 def test_a_function_returning_too_few_scores_is_an_error():

@@ -5,6 +5,7 @@ import random
 import re
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward_models import build
-from reward_models.rules import final_number
+from reward_models.notation.lexer import NotUnderstood
+from reward_models.notation.quantity import read_final_quantity
 from reward_models.sentiment import read_lexicon, valence
 from reward_models.worker import Worker
 
@@ -34,23 +36,26 @@ def score(spec, *replies, **facts):
         ("#### 42\nwhich is 6*7 of the 9", "42"),
         ("#### 41 no\n#### 42", "42"),
         ("the answer is -3", "-3"),
-        ("10-3", "3"),
-        ("between 5 and .5", "0.5"),
-        ("from 2019-2021", "2021"),
         ("it is 12,000,000!", "12000000"),
-        ("I have 2 dogs, 3 cats.\n#### none", "3"),
+        ("10-3", None),  # an expression, or a range
+        ("between 5 and .5", None),
+        ("from 2019-2021", None),
+        ("I have 2 dogs, 3 cats.\n#### none", None),
         ("no number", None),
         ("", None),
     ],
 )
 def test_final_number(text, number):
-    assert final_number(text) == (None if number is None else Decimal(number))
+    if number is None:
+        with pytest.raises(NotUnderstood):
+            read_final_quantity(text)
+    else:
+        assert read_final_quantity(text).value == Fraction(number)
 
 
 @given(st.text(max_size=200))
 def test_no_text_breaks_a_rule(text):
-    found = final_number(text)
-    assert found is None or isinstance(found, Decimal)
+    assert score({"kind": "number", "answer": "5.5"}, text) in ([0.0], [1.0])
     specs = [{"kind": k} for k in ("refusal", "repetition", "lexicon", "format")]
     values = build([*specs, {"kind": "length", "low": 3, "high": 9}]).score([talk(text)]).components
     assert all(-1 <= column[0] <= 1 for column in values.values())
@@ -64,7 +69,7 @@ def test_number_compares_values_not_spelling():
     assert scores.values == [None, None]
     assert scores.counts == {
         "number: no reference answer": 1,
-        "number: the reference answer holds no number": 1,
+        "number: the reference answer is not understood: no number": 1,
     }
 
 
@@ -87,9 +92,62 @@ def test_answers_from_a_file(tmp_path):
         build({"kind": "number", "answers": str(file), "answer": "3"})
 
 
+@pytest.mark.parametrize("kind", ["exact_match", "number", "math"])
+@pytest.mark.parametrize("answer", [42, 42.0, "42", ["41", "42"], [41, 42]])
+def test_answers_are_numbers_and_lists_too(kind, answer):
+    asked = {"role": "user", "content": "6*7?"}
+    for spec, first in (({"kind": kind}, {**asked, "answer": answer}),
+                        ({"kind": kind, "answer": answer}, asked)):  # fmt: skip
+        talks = [[first, {"role": "assistant", "content": reply}] for reply in ("42", "43")]
+        assert build(spec)(talks) == [1.0, 0.0]
+
+
+def test_answers_that_cannot_be_used_are_counted():
+    for kind in ("exact_match", "number", "math"):
+        scores = build({"kind": kind}).score([talk("42", answer={"a": 1}), talk("4", answer=[])])
+        assert scores.values == [None, None]
+        assert scores.counts == {
+            f"{kind}: a reference answer that is a dict": 1,
+            f"{kind}: no reference answer": 1,
+        }
+
+
+def test_a_list_with_an_answer_that_is_not_understood():
+    """A reply that is right by another one is right; else nothing can be said."""
+    scores = build({"kind": "number", "answer": ["7", "3:30"]}).score([talk("7"), talk("8")])
+    assert scores.values == [1.0, None]
+
+
+def test_a_reply_may_be_missing_or_in_parts():
+    parts = [{"type": "text", "text": "4"}, {"type": "text", "text": "2"}]
+    reward = build({"kind": "number", "answer": 42})
+    talks = [[{"role": "assistant", "content": content}] for content in (parts, None, "42")]
+    assert reward(talks) == [1.0, 0.0, 1.0]
+
+
+def test_hostile_replies_are_wrong_and_the_next_one_is_scored():
+    reward = build({"kind": "math", "answer": "5", "timeout": 2.0})
+    hostile = [
+        "10^10^10",
+        "(" * 5000 + "5",
+        "9!" * 50 + "!",
+        "(x+y+z+1)^{900} - (x+y+z+1)^{900} + 5",
+    ]
+    scores = reward.score([talk(reply) for reply in [*hostile, "5"]])
+    assert scores.values[-1] == 1.0
+    assert scores.values[:3] == [0.0, 0.0, 0.0]
+
+
 def test_exact_match():
     assert score({"kind": "exact_match", "answer": "Paris"}, " paris\n", "Paris.") == [1, 0]
     assert score({"kind": "exact_match", "answer": "Paris", "ignore_case": False}, "paris") == [0]
+
+
+def test_a_pattern_has_a_deadline():
+    reward = build({"kind": "regex", "pattern": "(a|aa|a?)*b$", "timeout": 0.05})
+    scores = reward.score([talk("a" * 5000 + "c"), talk("aab")])
+    assert scores.values in ([None, 1.0], [0.0, 1.0])
+    assert scores.unscored == 0 or scores.counts == {"regex: the pattern takes more than 0.05 s": 1}
 
 
 def test_regex():
@@ -174,7 +232,6 @@ def test_vader():
 
 
 def test_math():
-    pytest.importorskip("math_verify")
     replies = [r"so $\boxed{\frac{1}{2}}$", "0.5", "$1/3$", "dunno"]
     reward = build({"kind": "math"})
     talks = [talk(reply, answer=r"\frac{1}{2}") for reply in replies]

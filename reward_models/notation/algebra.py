@@ -1,0 +1,551 @@
+"""Whether two answers say the same: sympy decides, and only a proof counts as equal.
+
+Values are compared exactly (0.33 is not 1/3), equations up to a constant factor, inequalities up
+to a positive one or as the sets that they describe, collections in any order, tuples and
+intervals item by item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from functools import cache
+from typing import Any
+
+import sympy as sp
+
+from reward_models.notation import units
+from reward_models.notation.grammar import Node
+from reward_models.notation.lexer import NotUnderstood, words
+
+_MAX_BITS = 50_000
+_MAX_POWER = 1000
+_MAX_FACTORIAL = 1000
+_DIGITS = 40
+_TINY = sp.Float(10) ** -25
+_SET_KINDS = ("cup", "cap", "setminus", "set")
+_INEQUALITIES = ("<", "<=", ">", ">=")
+_TRIG = words("sin cos tan cot sec csc")
+_NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "ceil": "ceiling",
+          "abs": "Abs", "max": "Max", "min": "Min"}  # fmt: skip
+
+
+def same(right: Node, given: Node) -> bool:
+    """Whether ``given`` is the answer ``right``.
+
+    Raises:
+        NotUnderstood: a part of either that has no value, such as a division by zero.
+    """
+    (right, unit), (given, given_unit) = _split_unit(right), _split_unit(given)
+    if not units.agree(unit, given_unit):
+        return False
+    if "text" in (right.kind, given.kind):
+        return _words(right) is not None and _words(right) == _words(given)
+    rights, givens = _alternatives(right), _alternatives(given)
+    if len(rights) > 1 or len(givens) > 1 or "set" in (right.kind, given.kind):
+        return _same_collections(right, given, rights, givens)
+    right, given = _reduced(rights[0]), _reduced(givens[0])
+    right, given = _unbound(right, given)
+    if right.kind == "relation" and given.kind == "relation" and _same_relations(right, given):
+        return True
+    if _is_set(right) or _is_set(given):
+        return _same_sets(right, given)
+    if right.kind == "brackets" or given.kind == "brackets":
+        return right.kind == given.kind and right.data == given.data and _same_items(right, given)
+    if right.kind == "matrix" or given.kind == "matrix":
+        return right.kind == given.kind and _same_items(right, given)
+    if right.kind == "row":
+        return given.kind == "row" and _same_items(right, given)
+    if "relation" in (right.kind, given.kind):
+        return False
+    if "based" in (right.kind, given.kind):
+        return right == given
+    return equal(expression(right), expression(given))
+
+
+def check(node: Node) -> None:
+    """Refuse an answer that has no value, as a reference has to have one.
+
+    Raises:
+        NotUnderstood: it has none, or it is an equation that says nothing.
+    """
+    if not same(node, node):
+        raise NotUnderstood("it does not equal itself")
+
+
+def _split_unit(node: Node) -> tuple[Node, str]:
+    unit = ""
+    while node.kind == "unit":
+        if node.data == units.PERCENT:
+            node = Node("percent", node.args)
+            break
+        assert isinstance(node.data, str)
+        if unit and unit != node.data:
+            raise NotUnderstood("two units")
+        node, unit = node.args[0], node.data
+    if node.kind == "negative" and node.args[0].kind == "unit":
+        inner, unit = _split_unit(node.args[0])
+        node = Node("negative", (inner,))
+    return (node.args[0], unit or "deg") if node.kind == "degree" else (node, unit)
+
+
+def _words(node: Node) -> tuple[str, ...] | None:
+    """The words of an answer in words; a single letter is a word, too."""
+    if node.kind == "text":
+        assert isinstance(node.data, tuple)
+        return tuple(sorted(node.data))
+    if node.kind in ("symbol", "letters", "constant"):
+        return (str(node.data).lower(),)
+    if node.kind == "list":
+        parts = [_words(part) for part in node.args]
+        if all(part is not None for part in parts):
+            return tuple(sorted(word for part in parts for word in part or ()))
+    return None
+
+
+# Collections
+
+
+def _alternatives(node: Node) -> list[Node]:
+    """The answers that a list, a set or a sign such as ± stands for."""
+    if node.kind in ("list", "set"):
+        return [found for part in node.args for found in _alternatives(part)]
+    if _has(node, "pm"):
+        return [_signed(node, 1), _signed(node, -1)]
+    return [node]
+
+
+def _has(node: Node, kind: str) -> bool:
+    return node.kind == kind or any(_has(part, kind) for part in node.args)
+
+
+def _signed(node: Node, sign: int) -> Node:
+    args = tuple(_signed(part, sign) for part in node.args)
+    if node.kind != "pm":
+        return Node(node.kind, args, node.data)
+    return Node("add", (args[0], args[1] if sign > 0 else Node("negative", (args[1],))))
+
+
+def _same_collections(right: Node, given: Node, rights: list[Node], givens: list[Node]) -> bool:
+    if _is_condition(right) or _is_condition(given):
+        return _same_sets(right, given)
+    if (right.kind == "set") != (given.kind == "set") and 1 in (len(rights), len(givens)):
+        return False
+    if right.kind in ("cup", "cap") or given.kind in ("cup", "cap"):
+        return _same_sets(right, given)
+    rights, givens = _values(rights), _values(givens)
+    rights, givens = _distinct(rights), _distinct(givens)
+    return len(rights) == len(givens) and all(any(same(a, b) for b in givens) for a in rights)
+
+
+def _distinct(items: list[Node]) -> list[Node]:
+    kept: list[Node] = []
+    for item in items:
+        if not any(same(item, other) for other in kept):
+            kept.append(item)
+    return kept
+
+
+def _values(items: list[Node]) -> list[Node]:
+    """``x = 1, x = 2`` and ``x = 1, 2`` without the name that all of them share."""
+    names = {item.args[0] for item in items if _is_binding(item)}
+    others = [item for item in items if not _is_binding(item)]
+    if len(names) != 1 or any(item.kind == "relation" for item in others):
+        return items
+    return [item.args[-1] if _is_binding(item) else item for item in items]
+
+
+def _same_items(right: Node, given: Node) -> bool:
+    pairs = list(zip(right.args, given.args, strict=False))
+    return len(right.args) == len(given.args) and all(same(a, b) for a, b in pairs)
+
+
+# Relations
+
+
+def _is_binding(node: Node) -> bool:
+    """Whether it says what a name stands for: ``x = 5`` or ``f(x) = 2x``."""
+    return (
+        node.kind == "relation"
+        and set(_operators(node)) == {"="}
+        and node.args[0].kind in ("symbol", "applied")
+    )
+
+
+def _reduced(node: Node) -> Node:
+    """A chain of equations as one, or as its value where its sides are the same.
+
+    ``x = 2 + 3 = 5`` is ``x = 5`` and ``2 + 3 = 5`` is 5; ``6 = 5`` says nothing.
+    """
+    if node.kind != "relation" or set(_operators(node)) != {"="}:
+        return node
+    first, *others = node.args
+    if any(not same(part, others[-1]) for part in others[:-1]):
+        raise NotUnderstood("a chain of equations that do not agree")
+    last = others[-1]
+    if first.kind in ("constant", "number", "negative") and last.kind in ("symbol", "applied"):
+        first, last = last, first
+    if not (_is_expression(first) and _is_expression(last)):
+        return Node("relation", (first, last), ("=",))
+    left, right = expression(first), expression(last)
+    if equal(left, right):
+        if left == right and not _is_calculation(first, last):
+            raise NotUnderstood("an equation that is always true")
+        return last
+    if not (left - right).free_symbols:
+        raise NotUnderstood("an equation that is never true")
+    return Node("relation", (first, last), ("=",))
+
+
+def _is_calculation(first: Node, last: Node) -> bool:
+    return first != last and expression(last) != 0
+
+
+def _is_expression(node: Node) -> bool:
+    return node.kind not in (
+        "brackets",
+        "set",
+        "list",
+        "matrix",
+        "text",
+        "unit",
+        *_SET_KINDS,
+    ) and not (node.kind == "constant" and node.data == "emptyset")
+
+
+def _unbound(right: Node, given: Node) -> tuple[Node, Node]:
+    """Both without a name that only one of them gives to the value."""
+    if _is_binding(given) and right.kind != "relation" and given.args[0] not in _parts(right):
+        return right, given.args[-1]
+    if _is_binding(right) and given.kind != "relation" and not _symbols(right.args[-1]):
+        return right.args[-1], given
+    for node, other in ((right, given), (given, right)):
+        if node.kind == "relation" and node.data == ("in",) and node.args[0].kind == "symbol":
+            inner = node.args[1]
+            return (inner, other) if node is right else (other, inner)
+    return right, given
+
+
+def _parts(node: Node) -> Iterator[Node]:
+    yield node
+    for part in node.args:
+        yield from _parts(part)
+
+
+def _symbols(node: Node) -> bool:
+    return any(part.kind in ("symbol", "applied") for part in _parts(node))
+
+
+def _same_relations(right: Node, given: Node) -> bool:
+    if not all(_is_expression(part) for part in (*right.args, *given.args)):
+        return right.data == given.data and _same_items(right, given)
+    if (
+        len(right.args) != 2
+        or len(given.args) != 2
+        or "in"
+        in (
+            *_operators(right),
+            *_operators(given),
+        )
+    ):
+        return False
+    sides = [[expression(part) for part in node.args] for node in (right, given)]
+    operators = [_operators(node)[0] for node in (right, given)]
+    for i, operator in enumerate(operators):
+        if operator in ("<", "<="):
+            sides[i] = sides[i][::-1]
+            operators[i] = operator.replace("<", ">")
+    if operators[0] != operators[1]:
+        return False
+    (a, b), (c, d) = sides
+    factor = _ratio(a - b, c - d)
+    if factor is None or (operators[0] in (">", ">=") and not factor.is_positive):
+        return False
+    return equal(a - b, factor * (c - d))
+
+
+def _ratio(first: Any, second: Any) -> Any:
+    """The one constant that can lead from ``second`` to ``first``, None if there is none."""
+    symbols = sorted(first.free_symbols | second.free_symbols, key=str)
+    for values in _points(len(symbols)):
+        point = dict(zip(symbols, values, strict=True))
+        a, b = first.subs(point), second.subs(point)
+        if equal(b, sp.Integer(0)) or not b.is_finite or not a.is_finite:
+            continue
+        factor = sp.nsimplify(sp.simplify(a / b))
+        return None if factor == 0 else factor
+    return None
+
+
+# Sets
+
+
+def _is_condition(node: Node) -> bool:
+    """Whether a list joins inequalities."""
+    if node.kind == "list":
+        return node.data in ("or", "and") and all(_is_inequality(part) for part in node.args)
+    return False
+
+
+def _is_inequality(node: Node) -> bool:
+    return node.kind == "relation" and all(op in _INEQUALITIES for op in _operators(node))
+
+
+def _operators(node: Node) -> tuple[str, ...]:
+    return node.data if isinstance(node.data, tuple) else ()
+
+
+def _is_set(node: Node) -> bool:
+    return (
+        node.kind in _SET_KINDS
+        or _is_inequality(node)
+        or (node.kind == "constant" and node.data == "emptyset")
+    )
+
+
+def _same_sets(right: Node, given: Node) -> bool:
+    names = [{part.data for part in _parts(n) if part.kind == "symbol"} for n in (right, given)]
+    if all(names) and names[0] != names[1]:
+        return False
+    first, second = _as_set(right), _as_set(given)
+    if first is None or second is None:
+        return False
+    a, b = _pieces(first), _pieces(second)
+    return len(a) == len(b) and all(
+        p[2:] == q[2:] and equal(p[0], q[0]) and equal(p[1], q[1])
+        for p, q in zip(a, b, strict=True)
+    )
+
+
+def _as_set(node: Node) -> Any:
+    """The set of real numbers that ``node`` describes, None if it describes none."""
+    if node.kind == "brackets" and len(node.args) == 2:
+        return _interval(node)
+    if node.kind == "set":
+        return sp.FiniteSet(*(expression(part) for part in node.args))
+    if node.kind == "constant" and node.data == "emptyset":
+        return sp.EmptySet
+    if node.kind in ("cup", "cap", "setminus"):
+        parts = [_as_set(part) for part in node.args]
+        if any(part is None for part in parts):
+            return None
+        join = {"cup": sp.Union, "cap": sp.Intersection, "setminus": sp.Complement}[node.kind]
+        return join(*parts)
+    if node.kind == "list" and _is_condition(node):
+        parts = [_as_set(part) for part in node.args]
+        names = {s for part in node.args for s in _parts(part) if s.kind == "symbol"}
+        if any(part is None for part in parts) or len(names) != 1:
+            return None
+        return sp.Union(*parts) if node.data == "or" else sp.Intersection(*parts)
+    return _solutions(node) if _is_inequality(node) else None
+
+
+def _interval(node: Node) -> Any:
+    low, high = (expression(part) for part in node.args)
+    if low.free_symbols or high.free_symbols or not low.is_extended_real:
+        return None
+    if not sp.N(low) < sp.N(high) and not equal(low, high):
+        raise NotUnderstood("an interval whose ends are in the wrong order")
+    opening, closing = _operators(node)
+    return sp.Interval(low, high, opening == "(", closing == ")")
+
+
+def _solutions(node: Node) -> Any:
+    """The numbers that satisfy a chain of inequalities in one variable."""
+    parts = [expression(part) for part in node.args]
+    symbols = set().union(*(part.free_symbols for part in parts))
+    if len(symbols) != 1:
+        return None
+    found: Any = sp.S.Reals
+    for i, operator in enumerate(_operators(node)):
+        relation: Any = sp.Rel(parts[i], parts[i + 1], operator)
+        if relation in (sp.true, sp.false):
+            raise NotUnderstood("an inequality without a variable")
+        try:
+            found = found.intersect(relation.as_set())
+        except (NotImplementedError, TypeError, ValueError):
+            return None
+    return found
+
+
+def _pieces(found: Any) -> list[tuple]:
+    """Intervals and points of a set in order: ends, and whether they are left out."""
+    parts = found.args if isinstance(found, sp.Union) else (found,)
+    pieces: list[tuple] = []
+    for part in parts:
+        if part is sp.EmptySet:
+            continue
+        if isinstance(part, sp.Interval):
+            pieces.append((part.start, part.end, bool(part.left_open), bool(part.right_open)))
+        elif isinstance(part, sp.FiniteSet):
+            pieces += [(point, point, False, False) for point in part.args]
+        elif part == sp.S.Reals:
+            pieces.append((-sp.oo, sp.oo, True, True))
+        else:
+            raise NotUnderstood("a set that is not known")
+    return sorted(pieces, key=lambda piece: (float(piece[0]), float(piece[1])))
+
+
+# Values
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two expressions are equal everywhere; only what sympy proves counts."""
+    if a == b:
+        return True
+    if any(x.has(sp.oo, -sp.oo, sp.zoo, sp.nan) for x in (a, b)):
+        return False
+    difference = a - b
+    if difference == 0:
+        return True
+    if difference.is_Rational or _differs(difference):
+        return False
+    proofs: list[Callable[[Any], Any]] = [
+        sp.expand,
+        lambda d: sp.expand(sp.numer(sp.together(d))),
+        sp.radsimp,
+        sp.simplify,
+        lambda d: sp.simplify(sp.expand_trig(sp.expand_log(d, force=True).rewrite(sp.sin))),
+        lambda d: sp.simplify(sp.gammasimp(d)),
+    ]
+    return any(proof(difference) == 0 for proof in proofs) or difference.equals(0) is True
+
+
+def _differs(difference: Any) -> bool:
+    """Whether the difference is clearly not zero at some point."""
+    symbols = sorted(difference.free_symbols, key=str)
+    for values in _points(len(symbols)):
+        found = sp.N(difference.subs(dict(zip(symbols, values, strict=True))), _DIGITS)
+        if found.is_number and found.is_finite and abs(found) > _TINY:
+            return True
+        if not symbols:
+            break
+    return False
+
+
+@cache
+def _points(number: int) -> tuple[tuple[Any, ...], ...]:
+    """Three points at which expressions are compared before anything is proved."""
+    starts = (sp.Rational(7, 5), sp.Rational(-11, 13), sp.Rational(23, 3))
+    return tuple(
+        tuple(start + sp.Rational(3 * i * i + i, 7 + k) for i in range(number))
+        for k, start in enumerate(starts)
+    )
+
+
+def expression(node: Node, *, angle: bool = False) -> Any:
+    """``node`` as a sympy expression over real variables; large powers are refused, not computed.
+
+    Raises:
+        NotUnderstood: it is no expression, or it has no value.
+    """
+    found = _expression(node, angle)
+    if found.has(sp.nan, sp.zoo):
+        raise NotUnderstood("division by zero")
+    return found
+
+
+def _expression(node: Node, angle: bool) -> Any:
+    kind = node.kind
+    if kind == "number":
+        assert isinstance(node.data, Fraction)
+        return sp.Rational(node.data.numerator, node.data.denominator)
+    if kind == "symbol":
+        return sp.Symbol(str(node.data), real=True)
+    if kind == "constant":
+        return _constant(str(node.data))
+    if kind in ("letters", "unit", "based"):
+        if kind == "unit" and node.data == units.PERCENT:
+            return expression(node.args[0]) / 100
+        return expression(node.args[0], angle=angle)
+    if kind == "degree":
+        inner = expression(node.args[0])
+        return inner * sp.pi / 180 if angle else inner
+    if kind == "percent":
+        return expression(node.args[0]) / 100
+    if kind == "function":
+        return _function(node)
+    if kind == "applied":
+        return sp.Function(str(node.data))(*(expression(part) for part in node.args))
+    parts = [expression(part, angle=angle) for part in node.args]
+    return _combined(kind, parts)
+
+
+def _combined(kind: str, parts: Sequence[Any]) -> Any:
+    if kind == "negative":
+        return -parts[0]
+    if kind == "add":
+        return parts[0] + parts[1]
+    if kind == "multiply":
+        return parts[0] * parts[1]
+    if kind == "divide":
+        if parts[1] == 0:
+            raise NotUnderstood("division by zero")
+        return parts[0] / parts[1]
+    if kind == "power":
+        return _power(parts[0], parts[1])
+    if kind == "root":
+        if not parts[1].is_Integer or not 1 < parts[1] < 100:
+            raise NotUnderstood("a root that is not known")
+        if parts[0].is_negative and parts[1] % 2:
+            return sp.real_root(parts[0], parts[1])
+        return _power(parts[0], 1 / parts[1])
+    if kind == "factorial":
+        _small(parts[0])
+        return sp.factorial(parts[0])
+    if kind == "binomial":
+        _small(*parts)
+        return sp.binomial(*parts)
+    raise NotUnderstood(f"a {kind} where a value is due")
+
+
+def _small(*numbers: Any) -> None:
+    for number in numbers:
+        if number.is_number and not (number.is_Integer and 0 <= number <= _MAX_FACTORIAL):
+            raise NotUnderstood("number too large")
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    if base.is_zero and exponent.is_number and not exponent.is_positive:
+        raise NotUnderstood("division by zero")
+    if exponent.is_number and exponent.is_finite:
+        size = abs(sp.N(exponent, 15))
+        if not base.is_number and size > _MAX_POWER:
+            raise NotUnderstood("number too large")
+        bits = max((_bits(n) for n in base.atoms(sp.Rational)), default=1)
+        if base.is_number and size * max(bits, 2) > _MAX_BITS:
+            raise NotUnderstood("number too large")
+    return base**exponent
+
+
+def _bits(number: Any) -> int:
+    return max(int(number.p).bit_length(), int(number.q).bit_length())
+
+
+def _constant(name: str) -> Any:
+    found = {"pi": sp.pi, "e": sp.E, "i": sp.I, "oo": sp.oo}.get(name)
+    if found is None:
+        raise NotUnderstood(f"{name} where a value is due")
+    return found
+
+
+def _function(node: Node) -> Any:
+    name = str(node.data)
+    inverse = name.startswith("inverse ")
+    name = name.removeprefix("inverse ")
+    angle = name in _TRIG and not inverse
+    parts = [expression(part, angle=angle) for part in node.args]
+    if inverse:
+        name = f"a{name}"
+    if name in ("log", "ln", "lg"):
+        base = sp.Integer(10) if name == "lg" else (parts[1:] or [sp.E])[0]
+        if parts[0] == 0 or base in (0, 1) or len(parts) > 2:
+            raise NotUnderstood("a logarithm without a value")
+        return sp.log(parts[0]) / sp.log(base)
+    name = _NAMES.get(name, name)
+    many = name in ("Max", "Min", "gcd", "lcm")
+    if name not in dir(sp) or (len(parts) != 1 and not many):
+        raise NotUnderstood(f"the function {name} with {len(parts)} arguments")
+    if name in ("gcd", "lcm") and not all(part.is_Integer for part in parts):
+        raise NotUnderstood(f"{name} of something else than whole numbers")
+    return getattr(sp, name)(*parts)

@@ -1,0 +1,633 @@
+"""Mathematics in LaTeX or plain text as a tree, every symbol accounted for.
+
+answer   = item {("," | ";" | "and" | "or") item}
+item     = relation [unit]
+relation = set {("=" | "<" | ... | "\\in") set}
+set      = sum {("\\cup" | "\\cap") sum}
+sum      = [sign] term {("+" | "-" | "\\pm" | "\\mp") term}
+term     = power {["*" | "/"] power}
+power    = postfix ["^" exponent]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from reward_models.notation import units
+from reward_models.notation.lexer import NotUnderstood, Token, tokens_of, words
+
+MAX_TOKENS = 1500
+_MAX_DEPTH = 40
+RELATIONS = ("=", "!=", "<", "<=", ">", ">=", "in")
+_FUNCTIONS = words(
+    "sin cos tan cot sec csc asin acos atan arcsin arccos arctan sinh cosh tanh log ln "
+    "lg exp abs gcd lcm max min floor ceil det"
+)
+_CONSTANTS = {"pi": "pi", "infty": "oo", "infinity": "oo", "oo": "oo", "emptyset": "emptyset"}
+_LETTERS = words(
+    "alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi varphi omega "
+    "psi chi eta zeta xi kappa ell Delta Gamma Theta Lambda Sigma Phi Omega Psi"
+)
+_MATRICES = ("pmatrix", "bmatrix", "matrix", "Bmatrix", "smallmatrix")
+_CLOSING = {"(": (")", "]"), "[": ("]", ")"), "\\{": ("\\}", "}"), "{": ("}", "\\}")}
+_APPLIED = "fghFGH"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One part of an answer: ``kind`` says which, ``args`` are its parts, ``data`` what is left."""
+
+    kind: str
+    args: tuple[Node, ...] = ()
+    data: str | Fraction | tuple | None = None
+
+
+def read_math(text: str, *, math: bool = True) -> Node:
+    """The tree of an answer, with every symbol of ``text`` in it.
+
+    Args:
+        text: without any sentence around it.
+        math: whether words are products of letters, as between delimiters of mathematics.
+
+    Raises:
+        NotUnderstood: anything else.
+    """
+    tokens = tokens_of(text, math=math)
+    tokens = [t for t in tokens if t.kind not in ("delimiter", "line")]
+    while tokens and (
+        (tokens[-1].kind == "punctuation" and tokens[-1].text in ".?") or tokens[-1].is_op(",")
+    ):
+        tokens.pop()
+    if not tokens:
+        raise NotUnderstood("empty")
+    if len(tokens) > MAX_TOKENS:
+        raise NotUnderstood(f"longer than {MAX_TOKENS} symbols")
+    for token in tokens:
+        if token.kind == "unknown" or token.text in ("...", "dots"):
+            raise NotUnderstood(f"{token.text!r} is not known")
+    in_words = _in_words(tokens)
+    if in_words is not None:
+        return Node("text", data=in_words)
+    reader = _Reader(tokens)
+    found = reader.answer()
+    if reader.place < len(tokens):
+        raise NotUnderstood(f"{tokens[reader.place].text!r} where nothing is due")
+    return found
+
+
+def _in_words(tokens: list[Token]) -> tuple[str, ...] | None:
+    """An answer in words, such as ``\\text{even}`` or ``\\text{(B)}``: its words in lower case."""
+    kinds = {token.kind for token in tokens}
+    if not kinds <= {"word", "operator", "punctuation"} or "word" not in kinds:
+        return None
+    if any(token.kind == "operator" and token.text not in "(),;-{}" for token in tokens):
+        return None
+    words = [token for token in tokens if token.kind == "word"]
+    single = (
+        len(words) == 1
+        and len(words[0].text) > 2
+        and words[0].text.lower() not in _FUNCTIONS | set(_CONSTANTS)
+    )
+    if not all(word.prose for word in words) and not single:
+        return None
+    return tuple(word.text.lower() for word in words if word.text.lower() != "and")
+
+
+class _Reader:
+    """Recursive descent; ``place`` is the next token."""
+
+    def __init__(self, tokens: list[Token]):
+        self.tokens, self.place, self.depth, self.bars = tokens, 0, 0, 0
+
+    # Tokens
+
+    def peek(self, ahead: int = 0) -> Token:
+        place = self.place + ahead
+        return self.tokens[place] if place < len(self.tokens) else _END
+
+    def take_op(self, *texts: str) -> str | None:
+        token = self.peek()
+        if not token.is_op(*texts):
+            return None
+        self.place += 1
+        return token.text
+
+    def expect(self, *texts: str) -> str:
+        found = self.take_op(*texts)
+        if found is None:
+            raise NotUnderstood(f"{self.peek().text!r} where {texts[0]!r} is due")
+        return found
+
+    # Answers
+
+    def answer(self) -> Node:
+        found, joints = [self.item()], set()
+        while (joint := self._separator()) is not None:
+            joints.add(joint)
+            found.append(self.item())
+        joints = joints - {","} or joints
+        if len(joints) > 1:
+            raise NotUnderstood('both "and" and "or"')
+        return found[0] if len(found) == 1 else Node("list", tuple(found), "".join(joints))
+
+    def items(self) -> list[Node]:
+        found = [self.item()]
+        while self.take_op(",", ";"):
+            found.append(self.item())
+        return found
+
+    def _separator(self) -> str | None:
+        """Take a comma, "and", "or", or a comma with one of them; which of the three it means."""
+        comma = self.take_op(",", ";")
+        token = self.peek()
+        word = token.text.lower() if token.kind in ("word", "command") else ""
+        if word in ("and", "or"):
+            self.place += 1
+            return word
+        return "," if comma else None
+
+    def item(self) -> Node:
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise NotUnderstood("brackets too deep")
+        found = self.relation()
+        unit = self._unit()
+        self.depth -= 1
+        return Node("unit", (found,), unit) if unit else found
+
+    def relation(self) -> Node:
+        parts, operators = [self.union()], []
+        while (operator := self.take_op(*RELATIONS)) is not None:
+            operators.append(operator)
+            parts.append(self.union())
+        return Node("relation", tuple(parts), tuple(operators)) if operators else parts[0]
+
+    def union(self) -> Node:
+        found = self.sum()
+        while (operator := self.take_op("cup", "cap", "setminus")) is not None:
+            found = Node(operator, (found, self.sum()))
+        return found
+
+    def sum(self) -> Node:
+        sign = self.take_op("+", "-", "+-", "-+")
+        currency = self._currency()
+        if currency and sign is None:
+            sign = self.take_op("+", "-")
+        found = self.term()
+        if sign in ("+-", "-+"):
+            found = Node("pm", (Node("number", data=Fraction(0)), found))
+        elif sign == "-":
+            found = Node("negative", (found,))
+        while (operator := self.take_op("+", "-", "+-", "-+")) is not None:
+            right = self.term()
+            if operator in ("+-", "-+"):
+                found = Node("pm", (found, right))
+            else:
+                found = Node(
+                    "add", (found, Node("negative", (right,)) if operator == "-" else right)
+                )
+        return Node("unit", (found,), currency) if currency else found
+
+    def _currency(self) -> str | None:
+        if self.peek().kind != "currency":
+            return None
+        self.place += 1
+        return self.tokens[self.place - 1].text
+
+    def term(self) -> Node:
+        found = self.power()
+        while True:
+            operator = self.take_op("*", "/")
+            if operator:
+                sign = self.take_op("-", "+")
+                right = self.power()
+                right = Node("negative", (right,)) if sign == "-" else right
+                found = Node("multiply" if operator == "*" else "divide", (found, right))
+            elif self._starts_factor():
+                found = Node("multiply", (found, self.power()))
+            else:
+                return found
+
+    def _starts_factor(self) -> bool:
+        """Whether the next token begins a factor without a sign of multiplication before it."""
+        token = self.peek()
+        if token.kind == "word":
+            return self._is_letters(token)
+        if token.kind == "command":
+            return token.text not in ("circ", "end", "and", "or", "to")
+        return token.is_op("(", "{") or (token.is_op("|") and not self.bars)
+
+    def _is_letters(self, token: Token) -> bool:
+        """Whether a word is mathematics: a function, a letter, or letters that are multiplied."""
+        word = token.text
+        if word in _FUNCTIONS or word in _CONSTANTS or word in _LETTERS or word in ("sqrt", "cbrt"):
+            return not token.prose
+        if token.prose or word.lower() in ("or", "and", "not", "is", "to", "of", "if", "no"):
+            return False
+        if len(word) == 1:
+            return True
+        before, after = self.peek(-1) if self.place else _END, self.peek(1)
+        if before.kind == "number" and (token.spaced or not token.math) and units.known_unit(word):
+            return False
+        if token.math or len(word) > 3:
+            return len(word) <= 3
+        is_sign = after.is_op("+", "-") and after.spaced and not self.peek(2).spaced
+        beside = all(
+            t.kind in ("operator", "end") or (t.kind == "number" and t is before)
+            for t in (before, after)
+        )
+        return beside and not is_sign
+
+    def power(self) -> Node:
+        base = self.postfix()
+        if not self.peek().is_op("^") or self._is_degree():
+            return base
+        self.place += 1
+        return Node("power", (base, self.exponent()))
+
+    def exponent(self) -> Node:
+        if self.peek().is_op("{"):
+            return self._braced()
+        sign = self.take_op("-", "+")
+        found = self.power()
+        return Node("negative", (found,)) if sign == "-" else found
+
+    def postfix(self) -> Node:
+        found = self.atom()
+        while True:
+            if self.take_op("!"):
+                found = Node("factorial", (found,))
+            elif self.take_op("%"):
+                found = Node("percent", (found,))
+            elif self.take_op("deg"):
+                found = Node("degree", (found,))
+            elif self._is_degree():
+                self.place += 4 if self.peek(1).is_op("{") else 2
+                found = Node("degree", (found,))
+            elif self.peek().is_op("_") and found.kind in ("number", "symbol"):
+                found = self._subscript(found)
+            else:
+                return found
+
+    def _is_degree(self) -> bool:
+        if not self.peek().is_op("^"):
+            return False
+        braced = self.peek(1).is_op("{")
+        token = self.peek(2 if braced else 1)
+        ring = token.is_command("circ") or token.is_op("deg")
+        return ring and (not braced or self.peek(3).is_op("}"))
+
+    def _subscript(self, found: Node) -> Node:
+        digits = self.tokens[self.place - 1].text
+        self.place += 1
+        braced = self.take_op("{")
+        parts = []
+        while self.peek().kind in ("number", "word", "command") and (braced or not parts):
+            parts.append(self.peek().text)
+            self.place += 1
+        if braced:
+            self.expect("}")
+        name = "".join(parts)
+        if not name:
+            raise NotUnderstood("a subscript that is not known")
+        if found.kind == "symbol":
+            return Node("symbol", data=f"{found.data}_{name}")
+        return _in_base(digits, name)
+
+    # Atoms
+
+    def atom(self) -> Node:
+        token = self.peek()
+        if token.kind == "number":
+            return self._number()
+        if token.kind == "word" and self._is_letters(token):
+            return self._word()
+        if token.kind == "command":
+            self.place += 1
+            return self._command(token)
+        if token.is_op("|"):
+            return self._absolute()
+        if token.is_op("(", "[", "\\{", "{"):
+            return self._brackets()
+        raise NotUnderstood(f"{token.text!r} where a value is due")
+
+    def _number(self) -> Node:
+        token = self.peek()
+        self.place += 1
+        value = token.value or Fraction(0)
+        whole = value.denominator == 1 and token.text != "vulgar"
+        after = self.peek()
+        if whole and after.kind == "number" and after.text == "vulgar":
+            self.place += 1
+            return Node("number", data=value + (after.value or 0))
+        if whole and after.is_command("frac"):
+            return self._mixed(value)
+        ahead = (self.peek(1), self.peek(2))
+        if (
+            whole
+            and after.kind == "number"
+            and after.spaced
+            and ahead[0].is_op("/")
+            and ahead[1].kind == "number"
+        ):
+            self.place += 3
+            return _mixed(value, after.value or Fraction(0), ahead[1].value or Fraction(0))
+        return Node("number", data=value)
+
+    def _mixed(self, whole: Fraction) -> Node:
+        """``5\\frac{1}{2}`` is a mixed number, ``5\\frac{x}{2}`` a product."""
+        start = self.place
+        self.place += 1
+        fraction = self._fraction()
+        top, bottom = fraction.args
+        if top.kind == bottom.kind == "number":
+            assert isinstance(top.data, Fraction)
+            assert isinstance(bottom.data, Fraction)
+            return _mixed(whole, top.data, bottom.data)
+        self.place = start
+        return Node("number", data=whole)
+
+    def _word(self) -> Node:
+        token = self.peek()
+        word = token.text
+        self.place += 1
+        if word in ("sqrt", "cbrt"):
+            index = Node("number", data=Fraction(2 if word == "sqrt" else 3))
+            self.expect("(")
+            inner = self.item()
+            self.expect(")")
+            return Node("root", (inner, index))
+        if word in _FUNCTIONS:
+            return self._function(word)
+        if word in _CONSTANTS:
+            return Node("constant", data=_CONSTANTS[word])
+        if word in _LETTERS:
+            return Node("symbol", data=word)
+        if word in _APPLIED and self.peek().is_op("(") and not self.peek().spaced:
+            return self._applied(word)
+        found = _letter(word[0])
+        for letter in word[1:]:
+            found = Node("multiply", (found, _letter(letter)))
+        return found if len(word) == 1 else Node("letters", (found,), word)
+
+    def _applied(self, name: str) -> Node:
+        self.expect("(")
+        arguments = self.items()
+        self.expect(")")
+        return Node("applied", tuple(arguments), name)
+
+    def _command(self, token: Token) -> Node:
+        name = token.text
+        if name == "frac":
+            return self._fraction()
+        if name == "sqrt":
+            return self._root(token)
+        if name == "binom":
+            return Node("binomial", (self._argument(), self._argument()))
+        if name == "begin":
+            return self._matrix()
+        if name in _FUNCTIONS:
+            return self._function(name)
+        if name in _CONSTANTS:
+            return Node("constant", data=_CONSTANTS[name])
+        if name in _LETTERS:
+            return Node("symbol", data=name)
+        raise NotUnderstood(f"\\{name} is not known")
+
+    def _fraction(self) -> Node:
+        return Node("divide", (self._argument(), self._argument()))
+
+    def _argument(self) -> Node:
+        """A group in braces, or one digit, letter or command."""
+        token = self.peek()
+        if token.is_op("{"):
+            return self._braced()
+        if token.kind == "number" and token.text.isdigit():
+            self._split(1)
+            self.place += 1
+            return Node("number", data=Fraction(int(token.text[0])))
+        if token.kind == "word" and not token.prose:
+            self._split(1)
+            self.place += 1
+            return _letter(token.text[0])
+        if token.kind == "command":
+            self.place += 1
+            return self._command(token)
+        raise NotUnderstood("an argument that is missing")
+
+    def _split(self, length: int) -> None:
+        """Cut the next token in two, as LaTeX does with ``\\frac12``."""
+        token = self.peek()
+        if len(token.text) == length:
+            return
+        parts = []
+        for text in (token.text[:length], token.text[length:]):
+            value = Fraction(int(text)) if token.kind == "number" else None
+            parts.append(
+                Token(token.kind, text, token.start, token.end, False, token.math, value=value)
+            )
+        self.tokens[self.place : self.place + 1] = parts
+
+    def _braced(self) -> Node:
+        self.expect("{")
+        found = self.item()
+        self.expect("}")
+        return found
+
+    def _root(self, token: Token) -> Node:
+        index = Node("number", data=Fraction(2))
+        if self.take_op("["):
+            index = self.item()
+            self.expect("]")
+        after = self.peek()
+        if after.is_op("("):
+            return Node("root", (self._brackets(), index))
+        if after.kind == "number" and (token.end - token.start == 1 or len(after.text) == 1):
+            self.place += 1
+            return Node("root", (Node("number", data=after.value), index))
+        if after.kind == "number":
+            raise NotUnderstood("a root of several digits without braces")
+        return Node("root", (self._argument(), index))
+
+    def _function(self, name: str) -> Node:
+        exponent = base = None
+        for _ in range(2):
+            if self.take_op("^"):
+                exponent = self.exponent()
+            elif self.take_op("_"):
+                base = self._argument() if self.peek().is_op("{") else self.postfix()
+        if self.peek().is_op("(") or self.peek().is_op("{"):
+            arguments = self._arguments()
+        else:
+            argument = self.power()
+            while self._starts_factor() and not self._starts_function():
+                argument = Node("multiply", (argument, self.power()))
+            arguments = (argument,)
+        found = Node("function", (*arguments, base) if base else arguments, name)
+        if exponent is None:
+            return found
+        if exponent == Node("negative", (Node("number", data=Fraction(1)),)):
+            return Node("function", arguments, f"inverse {name}")
+        return Node("power", (found, exponent))
+
+    def _arguments(self) -> tuple[Node, ...]:
+        opening = self.expect("(", "{")
+        found = self.items()
+        self.expect(")" if opening == "(" else "}")
+        return tuple(found)
+
+    def _starts_function(self) -> bool:
+        token = self.peek()
+        return token.kind in ("word", "command") and token.text in _FUNCTIONS
+
+    def _absolute(self) -> Node:
+        self.expect("|")
+        self.bars += 1
+        found = self.item()
+        self.bars -= 1
+        self.expect("|")
+        return Node("function", (found,), "abs")
+
+    def _brackets(self) -> Node:
+        """A group, a tuple, an interval or a set, by the brackets and the number of items."""
+        opening = self.expect("(", "[", "\\{", "{")
+        bars, self.bars = self.bars, 0
+        if opening == "[" and self.peek().is_command("begin"):
+            found = [self.item()]
+        elif opening == "\\{" and self.peek(1).is_op(":", "|") and self.peek().kind == "word":
+            self.place += 2
+            found = [self.item()]
+            self.expect("\\}")
+            return found[0]
+        else:
+            self._ungroup()
+            found = self.items() if not self.peek().is_op("\\}", "}") else []
+        closing = self.expect(*_CLOSING[opening])
+        self.bars = bars
+        return _bracketed(opening, closing, found)
+
+    def _ungroup(self) -> None:
+        """Between brackets a comma separates items: ``(3,100)`` is a pair."""
+        depth, place = 0, self.place
+        while place < len(self.tokens):
+            token = self.tokens[place]
+            if token.is_op("(", "[", "\\{", "{"):
+                depth += 1
+            elif token.is_op(")", "]", "\\}", "}"):
+                depth -= 1
+                if depth < 0:
+                    return
+            elif token.groups and not any(g[0] == "0" for g in token.groups[1:]):
+                parts: list[Token] = []
+                for digits in token.groups:
+                    if parts:
+                        parts.append(Token("operator", ",", token.start, token.end))
+                    value = Fraction(int(digits))
+                    parts.append(Token("number", digits, token.start, token.end, value=value))
+                self.tokens[place : place + 1] = parts
+            place += 1
+
+    def _matrix(self) -> Node:
+        name = self._environment()
+        if name not in _MATRICES:
+            raise NotUnderstood(f"a {name} is not known")
+        rows, row = [], [self.item()]
+        while not self.peek().is_command("end"):
+            if self.take_op("&"):
+                row.append(self.item())
+                continue
+            self.expect("\\\\")
+            rows.append(tuple(row))
+            if self.peek().is_command("end"):
+                row = []
+                break
+            row = [self.item()]
+        self.place += 1
+        if self._environment() != name:
+            raise NotUnderstood("a matrix that is not closed")
+        rows += [tuple(row)] if row else []
+        if len({len(r) for r in rows}) != 1:
+            raise NotUnderstood("a matrix with rows of different lengths")
+        return Node("matrix", tuple(Node("row", r) for r in rows))
+
+    def _environment(self) -> str:
+        self.expect("{")
+        token = self.peek()
+        self.place += 1
+        self.expect("}")
+        return token.text
+
+    # Units
+
+    def _unit(self) -> str:
+        """The words that end an item, such as ``\\text{ feet}`` or ``cm^2``."""
+        words: list[str] = []
+        if self.peek().kind == "currency":
+            self.place += 1
+            return self.tokens[self.place - 1].text
+        while self.place < len(self.tokens) and len(words) < 6:
+            token = self.peek()
+            if (
+                token.kind == "word"
+                and token.text.lower() not in units.NOT_UNITS
+                and self._is_unit(token)
+            ):
+                words.append(token.text)
+            elif token.is_op("^") and words and self.peek(1).kind == "number":
+                self.place += 1
+                words.append(f"^{self.peek().text}")
+            elif token.is_op("/") and words:
+                words.append("/")
+            elif not (token.kind == "punctuation" and token.text == "." and words):
+                break
+            self.place += 1
+        if [word.lower() for word in words] in (["per", "cent"], ["percent"]):
+            return units.PERCENT
+        return units.canonical(words)
+
+    def _is_unit(self, token: Token) -> bool:
+        word = token.text
+        if token.kind != "word" or word.lower() in units.NOT_UNITS:
+            return False
+        long = len(word) > 1
+        return token.prose or (long and (not token.math or units.known_unit(word) is not None))
+
+
+_END = Token("end", "the end", -1, -1)
+
+
+def _letter(letter: str) -> Node:
+    if letter in ("e", "i"):
+        return Node("constant", data=letter)
+    return Node("symbol", data=letter)
+
+
+def _mixed(whole: Fraction, top: Fraction, bottom: Fraction) -> Node:
+    if not bottom or not 0 < top / bottom < 1:
+        raise NotUnderstood("a mixed number whose fraction is not below one")
+    return Node("number", data=whole + top / bottom)
+
+
+def _in_base(digits: str, base: str) -> Node:
+    if not digits.isdigit() or not base.isdigit() or not 2 <= int(base) <= 36 or len(digits) > 200:
+        raise NotUnderstood("a base that is not known")
+    if max(int(digit) for digit in digits) >= int(base):
+        raise NotUnderstood("a digit beyond its base")
+    return Node("based", (Node("number", data=Fraction(int(digits, int(base)))),), base)
+
+
+def _bracketed(opening: str, closing: str, items: list[Node]) -> Node:
+    if opening in ("\\{", "{"):
+        if opening == "{" and len(items) == 1:
+            return items[0]
+        return Node("set", tuple(items))
+    if len(items) == 1:
+        if (opening, closing) == ("(", ")"):
+            return items[0]
+        if items[0].kind == "matrix" and (opening, closing) == ("[", "]"):
+            return items[0]
+        raise NotUnderstood("one value between square brackets")
+    if len(items) != 2 and (opening, closing) != ("(", ")"):
+        raise NotUnderstood("brackets that are neither a tuple nor an interval")
+    return Node("brackets", tuple(items), (opening, closing))

@@ -1,0 +1,382 @@
+"""Tokens of an answer that is written in plain text, Markdown, LaTeX or Unicode."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of ``text``, for tables of words."""
+    return frozenset(text.split())
+
+
+MAX_TEXT = 20_000
+"""Characters of an answer; a longer text is not read."""
+MAX_DIGITS = 1000
+MAX_EXPONENT = 1000
+"""Largest power of ten of a number such as 1e6."""
+
+
+class NotUnderstood(Exception):
+    """A text that no rule of the notation covers; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One symbol of an answer."""
+
+    kind: str
+    """``number``, ``word``, ``command`` (LaTeX), ``operator``, ``currency``, ``delimiter`` (of
+    mathematics), ``line`` (a line break), ``punctuation`` or ``unknown``."""
+    text: str
+    """In one spelling for one meaning: every minus sign is ``-``."""
+    start: int
+    end: int
+    """Place in the text that was read."""
+    spaced: bool = False
+    """Whether white space stands before it."""
+    math: bool = False
+    """Whether it stands between delimiters of mathematics."""
+    prose: bool = False
+    """Whether it stands inside ``\\text{...}``."""
+    value: Fraction | None = None
+    """Of a number."""
+    groups: tuple[str, ...] = ()
+    """The digits between commas of a number such as 1,035, which between brackets is a list."""
+
+    def is_op(self, *texts: str) -> bool:
+        """Whether it is one of these operators."""
+        return self.kind == "operator" and self.text in texts
+
+    def is_command(self, *names: str) -> bool:
+        """Whether it is one of these LaTeX commands."""
+        return self.kind == "command" and self.text in names
+
+
+_THIN = "\u2006\u2007\u2008\u2009\u200a\u202f\u00a0"
+_SEPARATOR = rf"(?:,\\!|\{{,\}}|\\[,;:!]|,|[{_THIN} '’_])"
+_GROUPED = re.compile(rf"\d{{1,3}}(?P<mark>{_SEPARATOR})\d{{3}}(?:(?P=mark)\d{{3}})*(?!\d)")
+_EUROPEAN = re.compile(
+    r"\d{1,3}(?:(?:\.\d{3})+,\d+|(?:\.\d{3}){2,}|(?:[ ]\d{3})+,\d{1,2})(?![\d.])"
+)
+_PLAIN = re.compile(r"\d+(?:\.\d+)?|\.\d+")
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}")
+_FRACTION_PART = re.compile(r"\.\d+")
+_EXPONENT = re.compile(r"[eE]([-+−]?)0*(\d+)(?!\w)(?!\.\d)")
+_COMMAND = re.compile(r"\\([A-Za-z]+)\*?|\\(.)", re.DOTALL)
+_NO_LETTERS = "⁰¹²³⁴⁵⁶⁷⁸⁹½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
+_LETTER = rf"[^\W\d_{_NO_LETTERS}]"
+_WORD = re.compile(rf"{_LETTER}+(?:['’]{_LETTER}+)*")
+_SPACE = re.compile(rf"[ \t\r\f\v{_THIN}]+")
+_SUPERSCRIPT = re.compile(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_SUPERSCRIPTS = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
+_TEXT_COMMANDS = words(
+    "text textbf textit textrm textnormal mbox mathrm mathbf hbox operatorname mathit mathsf "
+    "textsf emph boldsymbol mathbb mathcal"
+)
+_IGNORED = words(
+    "left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle quad qquad limits "
+    "nolimits middle boxed fbox"
+)
+
+
+def _table(text: str) -> dict[str, str]:
+    pairs = [pair.partition("→") for pair in text.split()]
+    return {first: second for first, _, second in pairs}
+
+
+_ALIASES = _table(
+    "dfrac→frac tfrac→frac cfrac→frac leqslant→le geqslant→ge leq→le geq→ge neq→ne lbrace→{ "
+    "rbrace→} ldots→dots cdots→dots varnothing→emptyset degree→circ lvert→vert rvert→vert mid→vert "
+    "dbinom→binom tbinom→binom arcsin→asin arccos→acos arctan→atan bar→overline land→and lor→or"
+)
+_OPERATOR_COMMANDS = _table(
+    "cdot→* times→* ast→* div→/ le→<= ge→>= ne→!= lt→< gt→> pm→+- mp→-+ cup→cup cap→cap in→in "
+    "approx→~ simeq→~ sim→~ vert→| setminus→setminus colon→: equiv→equiv"
+)
+_CHARACTERS = _table(
+    "−→- –→- ‐→- ‑→- ﹣→- －→- ×→* ·→* ⋅→* ∙→* ÷→/ ∕→/ ⁄→/ ≤→<= ≥→>= ⩽→<= ⩾→>= ≠→!= ±→+- ∓→-+ "
+    "∪→cup ∩→cap ∈→in ≈→~ °→deg º→deg ＝→= ＋→+ （→( ）→) ，→, ％→%"
+)
+_SYMBOL_COMMANDS = _table(
+    "√→sqrt π→pi ∞→infty ∅→emptyset θ→theta α→alpha β→beta λ→lambda φ→phi μ→mu"
+)
+_DOUBLE = ("**", "<=", ">=", "!=", "==", "=>", "->", "//", "...")
+_CURRENCIES = {"$": "$", "€": "€", "£": "£", "¥": "¥", "₹": "₹"}
+
+
+def tokens_of(text: str, *, math: bool = False) -> list[Token]:
+    """The tokens of ``text``, in time linear in its length.
+
+    Args:
+        text: an answer or a whole reply.
+        math: whether all of it stands between delimiters of mathematics.
+
+    Raises:
+        NotUnderstood: a text beyond ``MAX_TEXT`` characters.
+    """
+    if len(text) > MAX_TEXT:
+        raise NotUnderstood(f"longer than {MAX_TEXT} characters")
+    return _Lexer(text, math).run()
+
+
+class _Lexer:
+    def __init__(self, text: str, math: bool):
+        self.text, self.tokens, self.math, self.spaced = text, [], math, False
+        self.always_math, self.closes = math, _pairs(text)
+        self.closing = set(self.closes.values())
+        self.prose_until: list[int] = []
+
+    def run(self) -> list[Token]:
+        place = 0
+        while place < len(self.text):
+            if self.prose_until and place >= self.prose_until[-1]:
+                place = self.prose_until.pop() + 1  # past the brace that closes \\text{...}
+                self.spaced = True
+                continue
+            place = self._step(place)
+        return _times(self.tokens)
+
+    def _add(self, kind: str, text: str, start: int, end: int, **more) -> int:
+        prose = bool(self.prose_until)
+        math = self.math and not prose
+        found = Token(kind, text, start, end, self.spaced, math, prose, **more)
+        self.tokens.append(found)
+        self.spaced = False
+        return end
+
+    def _step(self, place: int) -> int:
+        letter = self.text[place]
+        space = _SPACE.match(self.text, place)
+        if space:
+            self.spaced = True
+            return space.end()
+        if letter == "\n":
+            end = self._add("line", "\n", place, place + 1)
+            self.spaced = True
+            return end
+        if letter == "\\":
+            return self._command(place)
+        if letter == "$":
+            return self._dollar(place)
+        if letter.isdigit() and unicodedata.decimal(letter, None) is not None:
+            return self._number(place)
+        following = self.text[place + 1 : place + 2]
+        if letter == "." and (following.isdecimal() or _REPEATING.match(self.text, place)):
+            return self._number(place)
+        if letter in _SYMBOL_COMMANDS:
+            return self._add("command", _SYMBOL_COMMANDS[letter], place, place + 1)
+        raised = _SUPERSCRIPT.match(self.text, place)
+        if raised:
+            return self._superscript(raised)
+        if unicodedata.category(letter) == "No":
+            return self._vulgar(place)
+        word = _WORD.match(self.text, place)
+        if word:
+            return self._add("word", word.group(), place, word.end())
+        return self._symbol(place)
+
+    def _symbol(self, place: int) -> int:
+        letter, double = self.text[place], self.text[place : place + 2]
+        if self.text.startswith("...", place) or letter == "…":
+            return self._add("punctuation", "...", place, place + (1 if letter == "…" else 3))
+        if double in _DOUBLE:
+            text = {"**": "^", "==": "="}.get(double, double)
+            return self._add("operator", text, place, place + 2)
+        if letter in _CHARACTERS:
+            return self._add("operator", _CHARACTERS[letter], place, place + 1)
+        if letter in "+-*/^_=<>()[]{}|,;:!%&":
+            return self._add("operator", letter, place, place + 1)
+        if letter in "~":
+            self.spaced = True
+            return place + 1
+        if letter in _CURRENCIES:
+            return self._add("currency", letter, place, place + 1)
+        kind = "punctuation" if letter in ".?\"'“”’‘—`#" else "unknown"
+        return self._add(kind, letter, place, place + 1)
+
+    def _command(self, place: int) -> int:
+        match = _COMMAND.match(self.text, place)
+        if match is None:
+            return self._add("unknown", "\\", place, place + 1)
+        end, name = match.end(), match.group(1)
+        if name is None:
+            return self._escaped(match.group(2), place, end)
+        name = _ALIASES.get(name, name)
+        if name in _IGNORED:
+            return self._skip_name(end)
+        if name in _TEXT_COMMANDS:
+            return self._text_command(place, end)
+        if name in "{}":
+            return self._add("operator", f"\\{name}", place, end)
+        if name in _OPERATOR_COMMANDS:
+            return self._add("operator", _OPERATOR_COMMANDS[name], place, end)
+        return self._add("command", name, place, end)
+
+    def _skip_name(self, end: int) -> int:
+        """After ``\\left`` and the like: a dot that stands for no bracket goes with it."""
+        self.spaced = True
+        return end
+
+    def _escaped(self, letter: str, place: int, end: int) -> int:
+        if letter in "()[]":
+            self.math = self.always_math or letter in "(["
+            return self._add("delimiter", letter, place, end)
+        if letter in "{}":
+            return self._add("operator", f"\\{letter}", place, end)
+        if letter == "$":
+            return self._add("currency", "$", place, end)
+        if letter == "%":
+            return self._add("operator", "%", place, end)
+        if letter == "\\":
+            return self._add("operator", "\\\\", place, end)
+        if letter == "|":
+            return self._add("operator", "|", place, end)
+        if letter in ",;:! \n":
+            self.spaced = True
+            return end
+        return self._add("unknown", letter, place, end)
+
+    def _text_command(self, place: int, end: int) -> int:
+        """The content of ``\\text{...}`` is read as prose; its braces disappear."""
+        if self.text[end : end + 1] != "{" or end not in self.closes:
+            return self._add("unknown", "\\text", place, end)
+        self.prose_until.append(self.closes[end])
+        self.spaced = True
+        return end + 1
+
+    def _dollar(self, place: int) -> int:
+        """A delimiter if a partner follows (as Pandoc pairs them), else a currency."""
+        text = self.text
+        if text.startswith("$$", place):
+            self.math = self.always_math or not self.math
+            return self._add("delimiter", "$$", place, place + 2)
+        if self.math and not self.always_math:
+            self.math = False
+            return self._add("delimiter", "$", place, place + 1)
+        if place in self.closes:
+            self.math = True
+            return self._add("delimiter", "$", place, place + 1)
+        if self.always_math and place in self.closing:
+            return self._add("delimiter", "$", place, place + 1)
+        return self._add("currency", "$", place, place + 1)
+
+    def _superscript(self, match: re.Match[str]) -> int:
+        digits = match.group().translate(_SUPERSCRIPTS)
+        start, end = match.span()
+        if len(digits) > MAX_DIGITS:
+            return self._add("unknown", "number too large", start, end)
+        self._add("operator", "^", start, end)
+        self._add("operator", "{", start, end)
+        if digits[0] in "+-":
+            self._add("operator", digits[0], start, end)
+            digits = digits[1:]
+        self._add("number", digits, start, end, value=Fraction(int(digits)))
+        return self._add("operator", "}", start, end)
+
+    def _vulgar(self, place: int) -> int:
+        parts = unicodedata.normalize("NFKC", self.text[place]).split("⁄")
+        if len(parts) == 2 and all(part.isdecimal() for part in parts):
+            value = Fraction(int(parts[0]), int(parts[1]))
+            return self._add("number", "vulgar", place, place + 1, value=value)
+        return self._add("unknown", self.text[place], place, place + 1)
+
+    def _number(self, place: int) -> int:
+        text, groups = self.text, ()
+        if match := _REPEATING.match(text, place):
+            return self._repeating(match)
+        match = _EUROPEAN.match(text, place)
+        if match:
+            digits, end = re.sub(r"[. ]", "", match.group()).replace(",", "."), match.end()
+        elif match := _GROUPED.match(text, place):
+            end = match.end()
+            if match.group("mark") == "," and self._listed(end):
+                match, end = None, place
+            else:
+                digits = re.sub(r"\D", "", match.group())
+                if match.group("mark") == ",":
+                    groups = tuple(match.group().split(","))
+                if more := _FRACTION_PART.match(text, end):
+                    digits, end, groups = digits + more.group(), more.end(), ()
+        if match is None:
+            match = _PLAIN.match(text, place)
+            assert match is not None
+            digits, end = match.group(), match.end()
+        exponent = _EXPONENT.match(text, end)
+        power = 0
+        if exponent:
+            sign = "-" if exponent.group(1) in ("-", "−") else ""
+            power, end = int(sign + exponent.group(2)[:6]), exponent.end()
+        if len(digits) > MAX_DIGITS or abs(power) > MAX_EXPONENT:
+            return self._add("unknown", "number too large", place, end)
+        value = Fraction(_ascii(digits)) * Fraction(10) ** power
+        return self._add("number", text[place:end], place, end, value=value, groups=groups)
+
+    def _repeating(self, match: re.Match[str]) -> int:
+        """``0.1\\overline{6}``: the digits under the bar go on for ever."""
+        whole, first, period = (_ascii(part) for part in match.groups())
+        start, end = match.span()
+        if end - start > MAX_DIGITS:
+            return self._add("unknown", "number too large", start, end)
+        cycle = Fraction(int(period), 10 ** len(period) - 1)
+        value = int(whole or "0") + (int(first or "0") + cycle) / 10 ** len(first)
+        return self._add("number", match.group(), start, end, value=value)
+
+    def _listed(self, end: int) -> bool:
+        """Whether more digits follow a number such as 1,035 after a comma: then it is a list."""
+        return self.text[end : end + 1] == "," and self.text[end + 1 : end + 2].isdecimal()
+
+
+def _ascii(digits: str) -> str:
+    return "".join(c if c == "." else str(unicodedata.decimal(c)) for c in digits)
+
+
+def _pairs(text: str) -> dict[int, int]:
+    """Places of opening braces and dollars -> places of what closes them."""
+    pairs: dict[int, int] = {}
+    open_braces: list[int] = []
+    dollar, place = None, 0
+    while place < len(text):
+        letter = text[place]
+        if letter == "\\":
+            place += 2
+            continue
+        if letter == "{":
+            open_braces.append(place)
+        elif letter == "}" and open_braces:
+            pairs[open_braces.pop()] = place
+        elif letter == "$":
+            if text.startswith("$$", place):
+                place += 2
+                continue
+            if dollar is not None and _closes(text, dollar, place):
+                pairs[dollar], dollar = place, None
+            else:
+                dollar = place
+        place += 1
+    return pairs
+
+
+def _closes(text: str, start: int, end: int) -> bool:
+    inside = text[start + 1 : end]
+    if not inside.strip() or "\n\n" in inside or text[end + 1 : end + 2].isdigit():
+        return False
+    return inside[0].isspace() == inside[-1].isspace()
+
+
+def _times(tokens: list[Token]) -> list[Token]:
+    """A letter x between two numbers, spaced alike on both sides, is a sign of multiplication."""
+    changed = list(tokens)
+    for i in range(1, len(tokens) - 1):
+        before, here, after = tokens[i - 1 : i + 2]
+        if (
+            here.kind == "word"
+            and here.text in "xX"
+            and before.kind == after.kind == "number"
+            and here.spaced == after.spaced
+        ):
+            changed[i] = replace(here, kind="operator", text="*")
+    return changed

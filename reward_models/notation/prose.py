@@ -1,0 +1,326 @@
+"""The final statement of a reply: the last number or expression, if nothing around it casts doubt.
+
+A reply states an answer when its last run of mathematical symbols stands alone: not beside a
+negation ("not 14"), an alternative ("14 or 7"), a comparison ("more than 14") or a second number
+that belongs to it ("3 hours 15 minutes"). The words that cast doubt are English.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from reward_models.notation import units
+from reward_models.notation.lexer import NotUnderstood, Token, tokens_of, words
+from reward_models.notation.marks import answer_segment, is_box
+
+FUNCTIONS = words(
+    "sin cos tan cot sec csc asin acos atan arcsin arccos arctan sinh cosh tanh log ln "
+    "lg exp sqrt cbrt abs gcd lcm max min floor ceil binom pi infty oo theta alpha beta "
+    "gamma lambda phi mu omega sigma delta rho"
+)
+"""Words of plain text that are mathematics."""
+
+_CLAUSE = re.compile(
+    r"[;:]|,\s*(?=(?:so|the|we|then|it|there|he|she|they)\b)|"
+    r"\b(?:so|therefore|thus|hence|which means)\b",
+    re.I,
+)
+_NEGATION = re.compile(
+    r"\b(?:not|never|no|neither|nor|cannot|without|except|excluding|unless|wrong|incorrect|false|"
+    r"anything but|instead of|rather than|other than|doubt|hardly|impossible|untrue|nothing)\b|"
+    r"n['’]t\b",
+    re.I,
+)
+_ALTERNATIVE = re.compile(r"\b(?:or|either|versus|vs)\b", re.I)
+_LEADS_AWAY = re.compile(
+    r"(?:\b(?:than|least|most|under|over|above|below|exceeds?|between|to|by|times|plus|mod|modulo|"
+    r"log|root|through|until|till|up to|almost|nearly|maybe|perhaps|possibly|probably|minus|"
+    r"negative)|[/^*:!—_]|[<>≤≥≠])\W*$",
+    re.I,
+)
+_JOINED = re.compile(r"\b(?:and|or|to|by|times|plus|minus|over|through|versus|vs)\W*$", re.I)
+_CUE = re.compile(
+    r"=|\b(?:is|are|was|were|equals?|makes?|gives?|gets?|has|have|left|total|so|be)\b", re.I
+)
+_DOUBT_AFTER = re.compile(
+    r"\b(?:not|or|never|no|wrong|incorrect|false|instead|rather|actually|wait|maybe|perhaps|either|"
+    r"squared|cubed|factorial|mod|modulo|hmm)\b|n['’]t\b|\?",
+    re.I,
+)
+_DENIED = re.compile(
+    r"[\s$)\]\\.,*]*(?:is|was|seems?|looks?)?\s*(?:not|n['’]t|wrong|incorrect|false)\b", re.I
+)
+_TIME = re.compile(r"\s*(?:[ap]\.?\s?m\b|o['’]clock|:\s*\d)", re.I)
+_MONTHS = "january february march april may june july august september october november december"
+_MONTH = re.compile(rf"\b(?:{'|'.join(_MONTHS.split())})\b\W*$", re.I)
+_MARKS = [
+    (re.compile(r"^[ \t]*(?:```|~~~).*$", re.M), ""),
+    (re.compile(r"`"), ""),
+    (re.compile(r"(?<![\w)\]}*])\*\*(?=[^\s*])"), " "),
+    (re.compile(r"(?<=[^\s*])\*\*(?![\w(*{\\.-])"), " "),
+    (re.compile(r"(?<![\w)\]}*])\*(?=[^\s*])(?=[^*\n]*[^\s*]\*(?![\w(]))"), " "),
+    (re.compile(r"(?<=[^\s*(])\*(?=[\s.,;:!?]|$)"), " "),
+    (re.compile(r"(?<![\w)\]}\\$_])__?(?=[^\s_{}^])"), " "),
+    (re.compile(r"(?<=[^\s_])__?(?![\w{\\])"), " "),
+]
+_BESIDE = ("=", "+", "-", "*", "/", "^", "<", ">", "<=", ">=", "!=")
+_NONE = Token("none", "", -1, -1)
+_NEAR = 80
+"""Characters before a run in which a word can change it."""
+_MAX_RUN = 2000
+_MAX_PROSE = 5000
+_LIST_MARK = re.compile(r"^[ \t]*(?:[-*•+]|\d+[.)])[ \t]+(?=\S)", re.M)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a reply states last."""
+
+    text: str
+    """The run of symbols."""
+    words: str
+    """What follows in its sentence, where a unit may stand."""
+
+
+def reply_segment(reply: str) -> tuple[str, bool]:
+    """The part of ``reply`` that states its answer, without marks of Markdown; is it a box?
+
+    Raises:
+        NotUnderstood: a mark that is not closed, or words around a box that deny it.
+    """
+    segment, before, after = answer_segment(reply)
+    if before or after:
+        _check_box(before, after)
+    if len(segment) > _MAX_PROSE:  # the end decides, and a line break is a safe place to cut
+        segment = segment[-_MAX_PROSE:].partition("\n")[2]
+    return plain(segment), bool(before or after) or is_box(reply)
+
+
+def final_statement(segment: str, *, numbers_only: bool) -> Statement:
+    """The answer that ``segment`` ends on.
+
+    Args:
+        segment: from ``reply_segment``.
+        numbers_only: whether a run without a digit is no answer, as where a number is due.
+
+    Raises:
+        NotUnderstood: nothing that could be an answer, or something that casts doubt on it.
+    """
+    tokens = tokens_of(segment)
+    first, last = _last_run(tokens, numbers_only)
+    if _is_signed(tokens, first):
+        first -= 1
+    start, end = tokens[first].start, tokens[last].end
+    _check_before(segment, tokens, first)
+    _check_after(segment[end:])
+    return Statement(segment[start:end], _sentence(segment[end:]))
+
+
+def plain(text: str) -> str:
+    """``text`` without the marks of Markdown."""
+    for pattern, replacement in _MARKS:
+        text = pattern.sub(replacement, text)
+    if text.strip().count("\n"):
+        text = _LIST_MARK.sub("", text) if not _bare_sign(text) else text
+    return text.strip()
+
+
+def _bare_sign(text: str) -> bool:
+    """Whether a line is a dash and a number: a bullet or a negative number, so neither."""
+    if re.search(r"^[ \t]*[-+][ \t]+[\d.]", text, re.M):
+        raise NotUnderstood("a bullet that may be a sign")
+    return False
+
+
+def _is_symbol(tokens: list[Token], i: int) -> bool:
+    """Whether a token belongs to a run: numbers, operators, commands, variables, functions."""
+    token = tokens[i]
+    if token.kind in ("number", "operator", "command", "currency", "delimiter", "unknown"):
+        return not token.is_op(",", ";", ":", "!", "&") or _inside(tokens, i)
+    if token.kind == "line":
+        return _inside(tokens, i)
+    if token.kind == "punctuation":
+        return token.text == "..." and i > 0 and tokens[i - 1].kind == "number"
+    if token.kind != "word":
+        return False
+    if token.math:
+        return True
+    return _is_variable(tokens, i)
+
+
+def _inside(tokens: list[Token], i: int) -> bool:
+    """Whether a separator stands directly between two symbols of one expression."""
+    if not 0 < i < len(tokens) - 1:
+        return False
+    before, token, after = tokens[i - 1 : i + 2]
+    if token.math:
+        return token.kind != "line"
+    if token.kind == "line" or before.kind == "line" or after.kind == "line":
+        return False
+    if token.is_op(":", "!", "&"):
+        return not token.spaced and not after.spaced and after.kind in ("number", "operator")
+    plausible = ("number", "operator", "command", "delimiter", "currency")
+    return before.kind in plausible and after.kind in plausible
+
+
+def _is_variable(tokens: list[Token], i: int) -> bool:
+    """Whether a word of plain text is mathematics: a function, a variable, or letters beside it."""
+    token, word = tokens[i], tokens[i].text
+    before = tokens[i - 1] if i else _NONE
+    after = tokens[i + 1] if i + 1 < len(tokens) else _NONE
+    glued_before = not token.spaced and before.kind in ("number", "operator", "command")
+    glued_after = not after.spaced and (after.kind == "number" or after.is_op(*_BESIDE, "_", "("))
+    if word.lower() in FUNCTIONS and not token.prose:
+        opens = after.kind in ("number", "command") or after.is_op("(", "*", "/", "^", "+", "-")
+        return opens or glued_before or word in ("pi", "oo", "theta")
+    beside = before.is_op(*_BESIDE) or after.is_op(*_BESIDE)
+    if len(word) == 1:
+        return word not in "aAI" or glued_before or glued_after or beside
+    if before.kind == "number" and not token.spaced:
+        return True
+    if len(word) > 3 or word.lower() in units.NOT_UNITS:
+        return False
+    opened = glued_before and not before.is_op("-", "(", "[", "{", ")")
+    closed = glued_after and not after.is_op("-", "(", "/", "+")
+    return opened or closed or (beside and (glued_after or glued_before))
+
+
+def _last_run(tokens: list[Token], numbers_only: bool) -> tuple[int, int]:
+    """First and last token of the last run that can be an answer."""
+    end = len(tokens) - 1
+    while end >= 0:
+        while end >= 0 and not _is_symbol(tokens, end):
+            end -= 1
+        start = end
+        while start > 0 and _is_symbol(tokens, start - 1):
+            start -= 1
+        if end >= 0 and _can_answer(tokens[start : end + 1], numbers_only):
+            start, end = _join(tokens, start, end)
+            if end - start > _MAX_RUN:
+                raise NotUnderstood(f"longer than {_MAX_RUN} symbols")
+            return _trim(tokens, start, end)
+        end = start - 1
+    raise NotUnderstood("no number" if numbers_only else "no mathematics")
+
+
+def _can_answer(run: list[Token], numbers_only: bool) -> bool:
+    if any(token.kind == "number" or token.text.startswith("number") for token in run):
+        return True
+    return not numbers_only and any(token.kind in ("word", "command") for token in run)
+
+
+def _trim(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
+    """Without punctuation at the ends that belongs to the sentence."""
+    while end > start and (
+        tokens[end].kind == "delimiter"
+        or tokens[end].is_op(",", ";", ":")
+        or _unpaired(tokens, start, end)
+    ):
+        end -= 1
+    while start < end and tokens[start].kind == "delimiter":
+        start += 1
+    return start, end
+
+
+def _unpaired(tokens: list[Token], start: int, end: int) -> bool:
+    """Whether the closing bracket at ``end`` was opened in the sentence before the run."""
+    if not tokens[end].is_op(")"):
+        return False
+    run = tokens[start : end + 1]
+    closed = sum(t.is_op(")", "]") for t in run)
+    return closed > sum(t.is_op("(", "[") for t in run)
+
+
+def _join(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
+    """Take in what "or", "and" or a comma joins to the run: several candidates are one list."""
+    while True:
+        place = start - 1
+        while place >= 0 and (
+            tokens[place].is_op(",", ";")
+            or tokens[place].kind in ("delimiter", "line")
+            or (tokens[place].kind == "word" and tokens[place].text.lower() in ("or", "and"))
+        ):
+            place -= 1
+        joins = tokens[place + 1 : start]
+        real = [t for t in joins if t.kind not in ("delimiter", "line")]
+        if place < 0 or not joins or not _is_symbol(tokens, place):
+            return start, end
+        if not real and any(t.kind == "line" for t in joins):
+            return start, end
+        start = place
+        while start > 0 and _is_symbol(tokens, start - 1):
+            start -= 1
+
+
+def _sentence(text: str) -> str:
+    return re.split(r"[.?!](?:\s|$)|\n", text, maxsplit=1)[0]
+
+
+def _sentence_before(text: str) -> str:
+    return re.split(r"[.?!]\s+|\n", text)[-1]
+
+
+def _check_before(text: str, tokens: list[Token], first: int) -> None:
+    before = text[: tokens[first].start]
+    sentence = _sentence_before(before)
+    clause = _CLAUSE.split(sentence)[-1]
+    if _NEGATION.search(clause):
+        raise NotUnderstood("a negation before the answer")
+    if _LEADS_AWAY.search(clause[-_NEAR:]):
+        raise NotUnderstood("words before the answer that change it")
+    previous = next((t for t in reversed(tokens[:first]) if t.kind == "number"), None)
+    if _ALTERNATIVE.search(clause) and (
+        previous is not None or re.match(r"\W*or\b", sentence, re.I) or "either" in clause.lower()
+    ):
+        raise NotUnderstood("several candidates")
+    if _MONTH.search(clause[-_NEAR:]):
+        raise NotUnderstood("a date")
+    if previous is not None:
+        _check_neighbour(before[previous.end :], previous, tokens[first])
+    glued = first > 0 and tokens[first - 1].end == tokens[first].start
+    if glued and tokens[first - 1].kind in ("word", "number"):
+        raise NotUnderstood("a number that is part of a name")
+
+
+def _is_signed(tokens: list[Token], first: int) -> bool:
+    """Whether "minus" or "negative" before the run is its sign, and not a subtraction."""
+    if first == 0 or tokens[first - 1].text.lower() not in ("minus", "negative"):
+        return False
+    return first == 1 or tokens[first - 2].kind != "number"
+
+
+def _check_neighbour(between: str, previous: Token, token: Token) -> None:
+    """What stands between the number before and the run makes them one or keeps them apart."""
+    if not any(c.isalpha() for c in between):
+        if previous.value is not None and previous.value == token.value:
+            return
+        raise NotUnderstood("several numbers in a row")
+    if _sentence_before(between) != between:
+        return
+    clause = _CLAUSE.split(between)[-1]
+    if _JOINED.search(clause[-_NEAR:]) and not _CUE.search(clause):
+        raise NotUnderstood("several candidates")
+    if units.known_unit(clause.strip(" ,.")) or units.known_unit(
+        clause.strip(" ,.").removesuffix("and").strip()
+    ):
+        raise NotUnderstood("a compound quantity")
+
+
+def _check_after(rest: str) -> None:
+    if _DOUBT_AFTER.search(rest):
+        raise NotUnderstood("words after the answer that cast doubt on it")
+    if _TIME.match(rest):
+        raise NotUnderstood("a time")
+
+
+def _check_box(before: str, after: str) -> None:
+    clause = _CLAUSE.split(_sentence_before(before))[-1]
+    if _NEGATION.search(clause):
+        raise NotUnderstood("a negation before the answer")
+    if re.match(
+        r"[\s$)\]\\.,*]*(?:is|was|seems?|looks?)?\s*(?:not|n['’]t|wrong|incorrect|false)\b",
+        after,
+        re.I,
+    ):
+        raise NotUnderstood("words after the answer that cast doubt on it")

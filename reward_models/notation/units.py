@@ -1,0 +1,115 @@
+"""Units, currencies and scale words that may follow a number."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from reward_models.notation.lexer import words
+
+PERCENT = "%"
+
+SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+          "trillion": 10**12, "dozen": 12}  # fmt: skip
+
+_SPELLINGS = {
+    PERCENT: "percent pct",
+    "deg": "degree degrees",
+    "$": "dollar dollars usd",
+    "€": "euro euros eur",
+    "£": "pound_sterling gbp",
+    "cent": "cent cents",
+    "mm": "mm millimeter millimeters millimetre millimetres",
+    "cm": "cm centimeter centimeters centimetre centimetres",
+    "m": "m meter meters metre metres",
+    "km": "km kilometer kilometers kilometre kilometres kms",
+    "in": "inch inches",
+    "ft": "ft foot feet",
+    "yd": "yd yard yards yds",
+    "mile": "mile miles mi",
+    "g": "g gram grams",
+    "mg": "mg milligram milligrams",
+    "kg": "kg kilogram kilograms kgs",
+    "lb": "lb lbs pound pounds",
+    "oz": "oz ounce ounces",
+    "ton": "ton tons tonne tonnes",
+    "l": "l L liter liters litre litres",
+    "ml": "ml mL milliliter milliliters millilitre millilitres",
+    "gal": "gallon gallons gal",
+    "s": "s sec secs second seconds",
+    "ms": "ms millisecond milliseconds",
+    "min": "min mins minute minutes",
+    "h": "h hr hrs hour hours",
+    "day": "day days",
+    "week": "week weeks",
+    "month": "month months",
+    "year": "year years yr yrs",
+    "mph": "mph",
+    "rad": "rad radian radians",
+    "N": "N newton newtons",
+    "J": "J joule joules",
+    "W": "W watt watts",
+    "V": "V volt volts",
+    "Hz": "Hz hertz",
+    "K": "K kelvin",
+    "unit": "unit units",
+}
+_KNOWN = {word: unit for unit, spelled in _SPELLINGS.items() for word in spelled.split()}
+_CASE_MATTERS = {"N", "J", "W", "V", "K", "L"}
+_POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
+
+NOT_UNITS = words(
+    "or and not nor but to than then is are was be am pm a an the minus plus times over "
+    "by of if because since as so o'clock modulo mod versus vs either neither only no "
+    "never maybe perhaps possibly about more less fewer greater at least most through "
+    "until till between from i we he she it they you which that who where when with "
+    "without except squared cubed factorial st nd rd th wrong incorrect false true right "
+    "correct sure actually instead rather wait hmm january february march april may june "
+    "july august september october november december hundred thousand million billion "
+    "trillion dozen half quarter third one two three four five six seven eight nine ten "
+    "eleven twelve"
+)
+"""Words that are never a unit, because they change the number or begin another clause."""
+
+
+def known_unit(word: str) -> str | None:
+    """Our own spelling of the unit that ``word`` spells, None for a word that names no unit."""
+    if word in _KNOWN:
+        return _KNOWN[word]
+    return None if word in _CASE_MATTERS else _KNOWN.get(word.lower())
+
+
+def canonical(names: list[str]) -> str:
+    """One spelling of a unit of one or more words: ``square meters`` is ``m^2``."""
+    parts, power = [], ""
+    for word in names:
+        if word.lower() in _POWERS:
+            power = _POWERS[word.lower()]
+        elif word.startswith("^") and parts:
+            parts[-1] += word
+        elif word in ("/", "per"):
+            parts.append("/")
+        else:
+            parts.append((known_unit(word) or _singular(word)) + power)
+            power = ""
+    return " ".join(parts).replace(" / ", "/").replace("mile/h", "mph")
+
+
+def is_known(unit: str) -> bool:
+    """Whether every part of a canonical unit is in our table."""
+    names = unit.replace("/", " ").split()
+    return all(name.partition("^")[0] in (*_SPELLINGS, "¥", "₹") for name in names)
+
+
+def _singular(word: str) -> str:
+    word = word.lower()
+    return word[:-1] if word.endswith("s") and len(word) > 3 else word
+
+
+def agree(reference: str, reply: str) -> bool:
+    """Whether a reply may have this unit: the reference's own, or one where the other has none."""
+    return not reference or not reply or reference == reply
+
+
+def in_percent(value: Fraction, unit: str) -> tuple[Fraction, str]:
+    """A percentage is its hundredth, without a unit: 10% is 0.1, and not 10."""
+    return (value / 100, "") if unit == PERCENT else (value, unit)

@@ -1,0 +1,185 @@
+"""Verifiers on a table of notations, and on the references of public data sets."""
+
+import gzip
+import json
+import os
+import re
+from collections import Counter
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envs.parsing import PARSERS
+from reward_models import build
+from reward_models.fences import code_in
+from reward_models.math_check import read_reference, verdict
+from reward_models.notation.lexer import NotUnderstood
+from reward_models.notation.quantity import Quantity, read_final_quantity, read_quantity
+
+TABLE = Path(__file__).with_name("notations.jsonl")
+
+
+def table(kind):
+    rows = [json.loads(line) for line in TABLE.read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def talk(reply, answer):
+    return [
+        {"role": "user", "content": "q", "answer": answer},
+        {"role": "assistant", "content": reply},
+    ]
+
+
+def judged(kind, pairs):
+    """True, False or None (reference not understood) for pairs of reference and reply."""
+    if kind == "boxed":
+        return [PARSERS["boxed"](reply) == reference for reference, reply in pairs]
+    if kind == "code":
+        return [code_in(reply) == reference for reference, reply in pairs]
+    values = build({"kind": kind})([talk(reply, reference) for reference, reply in pairs])
+    return [None if value is None else value == 1.0 for value in values]
+
+
+@pytest.mark.parametrize("kind", ["number", "math", "exact_match", "boxed", "code"])
+def test_table_of_notations(kind):
+    rows = table(kind)
+    found = judged(kind, [(row["reference"], row["reply"]) for row in rows])
+    verdicts = list(zip(rows, found, strict=True))
+    accepted = [row for row, value in verdicts if value and row["right"] is not True]
+    rejected = [row for row, value in verdicts if not value and row["right"]]
+    unread = [row for row, value in verdicts if (value is None) != (row["right"] is None)]
+    assert accepted == []
+    assert len(rejected) <= 0.02 * sum(row["right"] is True for row in rows), rejected
+    assert unread == []
+
+
+def test_table_is_what_it_says():
+    rows = [json.loads(line) for line in TABLE.read_text().splitlines()]
+    assert len(rows) >= 400
+    assert sum(row["right"] is False for row in rows) >= 0.5 * len(rows)
+    assert sum(row["source"] == "generated" for row in rows) >= 0.2 * len(rows)
+
+
+# Public data sets
+
+
+def references(pattern, column):
+    root = os.environ.get("RLHF_SHARED_DATA")
+    files = sorted(Path(root).glob(pattern)) if root else []
+    if not files:
+        pytest.skip(f"set RLHF_SHARED_DATA to a folder with {pattern}")
+    return [json.loads(line)[column] for file in files for line in gzip.open(file, "rt")]
+
+
+FIVE = ["The answer is {}.", "#### {}", "<think>1 or 2?</think><answer>{}</answer>",
+        "So we get $\\boxed{{{}}}$", "**Answer:** {}"]  # fmt: skip
+
+
+def altered(text):
+    """``text`` with its last digit changed, and with the sign of its first number."""
+    last = max(i for i, c in enumerate(text) if c.isdigit())
+    yield text[:last] + ("7" if text[last] != "7" else "2") + text[last + 1 :]
+    yield text[1:] if text[0] == "-" else "-" + text
+
+
+@pytest.mark.parametrize(
+    ("pattern", "share"), [("math_gsm8k_*.gz", 0.01), ("math_svamp*.gz", 0.01)]
+)
+def test_number_references_of_public_sets(pattern, share):
+    found = Counter(str(reference) for reference in references(pattern, "final"))
+    unread = Counter()
+    for reference, count in found.items():
+        try:
+            right = read_quantity(reference, is_reference=True)
+        except NotUnderstood as reason:
+            unread[str(reason)] += count
+            continue
+        for form in FIVE:
+            assert right.matches(read_final_quantity(form.format(reference))), (form, reference)
+            for other in altered(reference):
+                wrong = read_final_quantity(form.format(other))
+                assert right.value == 0 or not right.matches(wrong), (reference, other)
+    print(dict(unread))
+    assert unread.total() <= 0.01 * found.total()
+
+
+def test_math_references_of_a_public_set():
+    found = Counter(references("math_math_train*.gz", "answer"))
+    unread, number = Counter(), found.total()
+    kept = []
+    for reference, count in found.items():
+        try:
+            read_reference(reference or "")
+        except NotUnderstood as reason:
+            unread[str(reason)] += count
+        else:
+            kept.append(reference)
+    print(dict(unread))
+    assert unread.total() <= 0.10 * number
+    for reference in kept[:: max(1, len(kept) // 250)]:
+        for form in MATH_FIVE:
+            assert verdict(reference, form.format(reference))[0] == "right", (form, reference)
+            for other in altered_math(reference):
+                assert verdict(reference, form.format(other))[0] == "wrong", (reference, other)
+
+
+MATH_FIVE = ["The answer is ${}$.", "\\boxed{{{}}}", "<think>2?</think>So $\\boxed{{{}}}$.",
+             "<answer>{}</answer>", "#### ${}$"]  # fmt: skip
+
+
+def altered_math(text):
+    """``text`` with one digit changed; its sign, where it is one value that is not zero."""
+    digits = [match.start() for match in re.finditer(r"\d", text)]
+    if digits:
+        last = digits[-1]
+        yield text[:last] + ("7" if text[last] != "7" else "2") + text[last + 1 :]
+    if re.fullmatch(r"-?\\?[d]?(?:frac\{\d+\}\{\d+\}|\d[\d.]*)", text) and re.search("[1-9]", text):
+        yield text[1:] if text[0] == "-" else "-" + text
+
+
+# The grammar itself
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "unit"),
+    [
+        ("1.5 million dollars", 1_500_000, "$"),
+        ("-\\$1{,}234.50", Fraction(-2469, 2), "$"),
+        ("3 dozen", 36, ""),
+        ("12.5%", Fraction(1, 8), ""),
+        ("60 km/h", 60, "km/h"),
+        ("60 kilometers per hour", 60, "km/h"),
+        ("10 square meters", 10, "m^2"),
+        ("10 m^2", 10, "m^2"),
+        ("0.1\\overline{6}", Fraction(1, 6), ""),
+        ("1.234.567,89", Fraction(123456789, 100), ""),
+        ("-2^{-3}", Fraction(-1, 8), ""),
+    ],
+)
+def test_read_quantity(text, value, unit):
+    assert read_quantity(text) == Quantity(Fraction(value), unit)
+
+
+@given(st.text(alphabet="0123456789.,-+−–/^{}()[]$%\\ eEx=or not frac\n<>#*_½²", max_size=120))
+@settings(max_examples=300, deadline=None)
+def test_no_text_breaks_a_reader(text):
+    for read in (read_quantity, read_final_quantity):
+        with suppress(NotUnderstood):
+            assert isinstance(read(text), Quantity)
+    assert verdict("5", text, 2.0)[0] in ("right", "wrong")
+
+
+@given(st.fractions(max_denominator=999), st.integers(-6, 6))
+@settings(max_examples=200, deadline=None)
+def test_numbers_read_as_python_writes_them(fraction, power):
+    assert read_quantity(str(fraction)).value == fraction
+    value = fraction * Fraction(10) ** power
+    assert read_quantity(f"{value.numerator}/{value.denominator}").value == value
+    whole = fraction.numerator
+    assert read_quantity(f"{whole:,}").value == whole
+    assert read_quantity(f"{whole}e{power}").value == whole * Fraction(10) ** power
