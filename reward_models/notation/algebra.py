@@ -69,6 +69,9 @@ def check(node: Node) -> None:
     Raises:
         NotUnderstood: it has none, or it is an equation that says nothing.
     """
+    for part in _parts(node):
+        if part.kind == "relation" and not _symbols(part):
+            raise NotUnderstood("a relation without a variable")
     if not same(node, node):
         raise NotUnderstood("it does not equal itself")
 
@@ -165,11 +168,14 @@ def _same_items(right: Node, given: Node) -> bool:
 
 def _is_binding(node: Node) -> bool:
     """Whether it says what a name stands for: ``x = 5`` or ``f(x) = 2x``."""
-    return (
-        node.kind == "relation"
-        and set(_operators(node)) == {"="}
-        and node.args[0].kind in ("symbol", "applied")
-    )
+    return node.kind == "relation" and set(_operators(node)) == {"="} and _is_name(node.args[0])
+
+
+def _is_name(node: Node) -> bool:
+    """A variable, a function of something, or a pair of variables."""
+    if node.kind == "brackets":
+        return all(part.kind == "symbol" for part in node.args)
+    return node.kind in ("symbol", "applied")
 
 
 def _reduced(node: Node) -> Node:
@@ -183,9 +189,9 @@ def _reduced(node: Node) -> Node:
     if any(not same(part, others[-1]) for part in others[:-1]):
         raise NotUnderstood("a chain of equations that do not agree")
     last = others[-1]
-    if first.kind in ("constant", "number", "negative") and last.kind in ("symbol", "applied"):
+    if first.kind in ("constant", "number", "negative") and _is_name(last):
         first, last = last, first
-    if not (_is_expression(first) and _is_expression(last)):
+    if first.kind == "applied" or not (_is_expression(first) and _is_expression(last)):
         return Node("relation", (first, last), ("=",))
     left, right = expression(first), expression(last)
     if equal(left, right):
@@ -219,11 +225,16 @@ def _unbound(right: Node, given: Node) -> tuple[Node, Node]:
         return right, given.args[-1]
     if _is_binding(right) and given.kind != "relation" and not _symbols(right.args[-1]):
         return right.args[-1], given
-    for node, other in ((right, given), (given, right)):
-        if node.kind == "relation" and node.data == ("in",) and node.args[0].kind == "symbol":
-            inner = node.args[1]
-            return (inner, other) if node is right else (other, inner)
-    return right, given
+    return _membership(right, given), _membership(given, right)
+
+
+def _membership(node: Node, other: Node) -> Node:
+    """The set of ``x \\in (0, 1)``, unless the other answer says it of another name."""
+    if node.kind != "relation" or node.data != ("in",) or node.args[0].kind != "symbol":
+        return node
+    if other.kind == "relation" and node.args[0] not in _parts(other):
+        return node
+    return node.args[1]
 
 
 def _parts(node: Node) -> Iterator[Node]:

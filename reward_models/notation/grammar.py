@@ -340,7 +340,7 @@ class _Reader:
         start = self.place
         self.place += 1
         fraction = self._fraction()
-        top, bottom = fraction.args
+        top, bottom = fraction.args or (fraction, fraction)
         if top.kind == bottom.kind == "number":
             assert isinstance(top.data, Fraction)
             assert isinstance(bottom.data, Fraction)
@@ -364,12 +364,34 @@ class _Reader:
             return Node("constant", data=_CONSTANTS[word])
         if word in _LETTERS:
             return Node("symbol", data=word)
-        if word in _APPLIED and self.peek().is_op("(") and not self.peek().spaced:
+        if len(word) == 1:
+            while self.peek().text in ("'", "’"):
+                self.place += 1
+                word += "'"
+        if self._is_applied(word):
             return self._applied(word)
+        if word.endswith("'"):
+            return Node("symbol", data=word)
         found = _letter(word[0])
         for letter in word[1:]:
             found = Node("multiply", (found, _letter(letter)))
         return found if len(word) == 1 else Node("letters", (found,), word)
+
+    def _is_applied(self, name: str) -> bool:
+        """Whether a letter before brackets is a function: f, g, h, a derivative, or ``P(A) =``."""
+        opening = self.peek()
+        if not opening.is_op("(") or opening.spaced or len(name.rstrip("'")) != 1:
+            return False
+        if name in _APPLIED or name.endswith("'"):
+            return True
+        depth = 0
+        for place in range(self.place, len(self.tokens)):
+            token = self.tokens[place]
+            depth += token.is_op("(") - token.is_op(")")
+            if depth == 0:
+                after = self.tokens[place + 1] if place + 1 < len(self.tokens) else _END
+                return name in "PQEV" and after.is_op("=")
+        return False
 
     def _applied(self, name: str) -> Node:
         self.expect("(")
@@ -396,7 +418,10 @@ class _Reader:
         raise NotUnderstood(f"\\{name} is not known")
 
     def _fraction(self) -> Node:
-        return Node("divide", (self._argument(), self._argument()))
+        top, bottom = self._argument(), self._argument()
+        if _differential(top) and _differential(bottom):
+            return Node("symbol", data=f"d{top.args[-1].data}/d{bottom.args[-1].data}")
+        return Node("divide", (top, bottom))
 
     def _argument(self) -> Node:
         """A group in braces, or one digit, letter or command."""
@@ -609,6 +634,19 @@ def _mixed(whole: Fraction, top: Fraction, bottom: Fraction) -> Node:
     return Node("number", data=whole + top / bottom)
 
 
+def _differential(node: Node) -> bool:
+    """Whether it is the letter d before a variable, as in dy/dx."""
+    if node.kind == "letters":
+        node = node.args[0]
+    letters = [part.data for part in node.args]
+    return (
+        node.kind == "multiply"
+        and len(letters) == 2
+        and letters[0] == "d"
+        and node.args[1].kind == "symbol"
+    )
+
+
 def _in_base(digits: str, base: str) -> Node:
     if not digits.isdigit() or not base.isdigit() or not 2 <= int(base) <= 36 or len(digits) > 200:
         raise NotUnderstood("a base that is not known")
@@ -621,7 +659,7 @@ def _bracketed(opening: str, closing: str, items: list[Node]) -> Node:
     if opening in ("\\{", "{"):
         if opening == "{" and len(items) == 1:
             return items[0]
-        return Node("set", tuple(items))
+        return Node("set", tuple(items)) if items else Node("constant", data="emptyset")
     if len(items) == 1:
         if (opening, closing) == ("(", ")"):
             return items[0]

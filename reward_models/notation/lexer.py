@@ -190,13 +190,20 @@ class _Lexer:
             return self._add("operator", _CHARACTERS[letter], place, place + 1)
         if letter in "+-*/^_=<>()[]{}|,;:!%&":
             return self._add("operator", letter, place, place + 1)
-        if letter in "~":
-            self.spaced = True
-            return place + 1
+        if letter == "~":
+            return self._tilde(place)
         if letter in _CURRENCIES:
             return self._add("currency", letter, place, place + 1)
         kind = "punctuation" if letter in ".?\"'“”’‘—`#" else "unknown"
         return self._add(kind, letter, place, place + 1)
+
+    def _tilde(self, place: int) -> int:
+        """A space of LaTeX between two symbols, else "about"."""
+        around = self.text[max(0, place - 1) : place], self.text[place + 1 : place + 2]
+        if all(c and not c.isspace() for c in around):
+            self.spaced = True
+            return place + 1
+        return self._add("operator", "~", place, place + 1)
 
     def _command(self, place: int) -> int:
         match = _COMMAND.match(self.text, place)

@@ -35,8 +35,10 @@ _NEGATION = re.compile(
 _ALTERNATIVE = re.compile(r"\b(?:or|either|versus|vs)\b", re.I)
 _LEADS_AWAY = re.compile(
     r"(?:\b(?:than|least|most|under|over|above|below|exceeds?|between|to|by|times|plus|mod|modulo|"
-    r"log|root|through|until|till|up to|almost|nearly|maybe|perhaps|possibly|probably|minus|"
-    r"negative)|[/^*:!—_]|[<>≤≥≠])\W*$",
+    r"through|until|till|up to|almost|nearly|maybe|perhaps|possibly|probably|minus|negative|out of|"
+    r"(?:log|logarithm|roots?|half|thirds?|quarters?|twice|double|thrice|triple|squares?|cubes?|"
+    r"percent|multiples?|powers?|factorial|reciprocal|opposite|inverse|instead)(?: of)?(?: the)?)|"
+    r"[/^*:!—_]|[<>≤≥≠])\W*$",
     re.I,
 )
 _JOINED = re.compile(r"\b(?:and|or|to|by|times|plus|minus|over|through|versus|vs)\W*$", re.I)
@@ -52,13 +54,20 @@ _DENIED = re.compile(
     r"[\s$)\]\\.,*]*(?:is|was|seems?|looks?)?\s*(?:not|n['’]t|wrong|incorrect|false)\b", re.I
 )
 _TIME = re.compile(r"\s*(?:[ap]\.?\s?m\b|o['’]clock|:\s*\d)", re.I)
+_FRACTION_WORD = re.compile(
+    r"[\s-]*(?:and\s+(?:a|one|two|three)\s+)?(?:half|halves|thirds?|quarters?|fourths?|fifths?|"
+    r"sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?|millionths?)\b",
+    re.I,
+)
 _MONTHS = "january february march april may june july august september october november december"
+_MONTH_AFTER = re.compile(rf"\s*(?:of\s+)?(?:{'|'.join(_MONTHS.split())})\b", re.I)
 _MONTH = re.compile(rf"\b(?:{'|'.join(_MONTHS.split())})\b\W*$", re.I)
 _MARKS = [
+    (re.compile(r"<<[^<>\n]*>>"), ""),  # the calculator annotations of GSM8K
     (re.compile(r"^[ \t]*(?:```|~~~).*$", re.M), ""),
     (re.compile(r"`"), ""),
     (re.compile(r"(?<![\w)\]}*])\*\*(?=[^\s*])"), " "),
-    (re.compile(r"(?<=[^\s*])\*\*(?![\w(*{\\.-])"), " "),
+    (re.compile(r"(?<=[^\s*])\*\*(?![\w(*{\\-]|\.\d)"), " "),
     (re.compile(r"(?<![\w)\]}*])\*(?=[^\s*])(?=[^*\n]*[^\s*]\*(?![\w(]))"), " "),
     (re.compile(r"(?<=[^\s*(])\*(?=[\s.,;:!?]|$)"), " "),
     (re.compile(r"(?<![\w)\]}\\$_])__?(?=[^\s_{}^])"), " "),
@@ -118,7 +127,13 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
 
 
 def plain(text: str) -> str:
-    """``text`` without the marks of Markdown."""
+    """``text`` without the marks of Markdown.
+
+    Raises:
+        NotUnderstood: something is struck out, or a bullet may be a minus sign.
+    """
+    if "~~" in text:
+        raise NotUnderstood("something is struck out")
     for pattern, replacement in _MARKS:
         text = pattern.sub(replacement, text)
     if text.strip().count("\n"):
@@ -141,12 +156,23 @@ def _is_symbol(tokens: list[Token], i: int) -> bool:
     if token.kind == "line":
         return _inside(tokens, i)
     if token.kind == "punctuation":
-        return token.text == "..." and i > 0 and tokens[i - 1].kind == "number"
+        return i > 0 and (
+            (token.text == "..." and tokens[i - 1].kind == "number") or _is_prime(tokens, i)
+        )
     if token.kind != "word":
         return False
+    if token.prose and units.known_unit(token.text):
+        return i > 0 and tokens[i - 1].kind in ("number", "operator")
     if token.math:
         return True
     return _is_variable(tokens, i)
+
+
+def _is_prime(tokens: list[Token], i: int) -> bool:
+    """Whether an apostrophe is the sign of a derivative: f'(x)."""
+    before, token = tokens[i - 1], tokens[i]
+    letter = before.kind == "word" and len(before.text) == 1
+    return token.text in "'’" and letter and not token.spaced
 
 
 def _inside(tokens: list[Token], i: int) -> bool:
@@ -218,6 +244,8 @@ def _trim(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
         or _unpaired(tokens, start, end)
     ):
         end -= 1
+    while end > start and tokens[end].is_op("(", "["):
+        end -= 1  # a remark in brackets
     while start < end and tokens[start].kind == "delimiter":
         start += 1
     return start, end
@@ -310,8 +338,10 @@ def _check_neighbour(between: str, previous: Token, token: Token) -> None:
 def _check_after(rest: str) -> None:
     if _DOUBT_AFTER.search(rest):
         raise NotUnderstood("words after the answer that cast doubt on it")
-    if _TIME.match(rest):
-        raise NotUnderstood("a time")
+    if _TIME.match(rest) or _MONTH_AFTER.match(rest):
+        raise NotUnderstood("a time or a date")
+    if _FRACTION_WORD.match(rest):
+        raise NotUnderstood("a fraction in words")
 
 
 def _check_box(before: str, after: str) -> None:

@@ -18,6 +18,7 @@ from reward_models.notation.lexer import MAX_EXPONENT, NotUnderstood, Token, tok
 from reward_models.notation.marks import answer_segment
 from reward_models.notation.prose import final_statement, reply_segment
 
+_CLOSING_MARKS = ("\n", ".", '"', "'", "”", "’")
 _MAX_BITS = 20_000
 _MAX_DEPTH = 30
 _RELATIONS = ("<", ">", "<=", ">=", "!=", "in", "=>", "->", "equiv", "cup", "cap", "+-", "-+")
@@ -49,9 +50,11 @@ def read_quantity(text: str, *, is_reference: bool = False) -> Quantity:
     Raises:
         NotUnderstood: anything else.
     """
-    tokens = [t for t in tokens_of(text) if t.kind not in ("delimiter", "line")]
-    while tokens and tokens[-1].kind == "punctuation" and tokens[-1].text in ".\"'":
-        tokens.pop()
+    tokens = _without_ends([t for t in tokens_of(text) if t.kind != "delimiter"])
+    if any(token.kind == "line" for token in tokens):
+        raise NotUnderstood("several lines")
+    if is_reference and any(token.is_op("~") for token in tokens):
+        raise NotUnderstood("a value that is only near")
     if any(token.kind == "unknown" for token in tokens):
         bad = next(token.text for token in tokens if token.kind == "unknown")
         raise NotUnderstood(bad if bad.startswith("number") else "a symbol that is not known")
@@ -96,17 +99,37 @@ def unit_words(words: str) -> str:
         scaled = word.lower() in (*units.SCALES, "square", "cubic", "sq", "per", "cent")
         if not (known or scaled) or (len(word) == 1 and word.isalpha()):
             break
+        if word.lower() == "per" and not (kept or words.lower().lstrip().startswith("per cent")):
+            break
         kept.append(word)
     while kept and kept[-1].lower() in ("square", "cubic", "sq", "per"):
         kept.pop()
     return " ".join(kept)
 
 
+def _without_ends(tokens: list[Token]) -> list[Token]:
+    """Without the line breaks, quotation marks and the full stop around it."""
+    start, end = 0, len(tokens)
+    while end > start and (
+        tokens[end - 1].kind == "line" or tokens[end - 1].text in _CLOSING_MARKS
+    ):
+        end -= 1
+    while start < end and (tokens[start].kind == "line" or tokens[start].text in "\"'“‘"):
+        start += 1
+    return tokens[start:end]
+
+
 def _after_equals(tokens: Sequence[Token]) -> list[Token]:
     if any(token.is_op(*_RELATIONS) for token in tokens):
         raise NotUnderstood("a relation, not a number")
     places = [i for i, token in enumerate(tokens) if token.is_op("=", "~")]
-    return list(tokens[places[-1] + 1 :] if places else tokens)
+    if not places:
+        return list(tokens)
+    for token in tokens[: places[-1]]:
+        is_joint = token.kind == "word" and token.text.lower() in units.NOT_UNITS - {"a"}
+        if is_joint or token.is_op(",", ";") or token.kind == "punctuation":
+            raise NotUnderstood("more than one statement")
+    return list(tokens[places[-1] + 1 :])
 
 
 class _Reader:

@@ -58,15 +58,16 @@ _CASE_MATTERS = {"N", "J", "W", "V", "K", "L"}
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 
 NOT_UNITS = words(
-    "or and not nor but to than then is are was be am pm a an the minus plus times over "
-    "by of if because since as so o'clock modulo mod versus vs either neither only no "
-    "never maybe perhaps possibly about more less fewer greater at least most through "
-    "until till between from i we he she it they you which that who where when with "
-    "without except squared cubed factorial st nd rd th wrong incorrect false true right "
-    "correct sure actually instead rather wait hmm january february march april may june "
-    "july august september october november december hundred thousand million billion "
-    "trillion dozen half quarter third one two three four five six seven eight nine ten "
-    "eleven twelve"
+    "or and not nor but altogether halves thirds quarters fourth fourths fifth fifths sixth "
+    "sixths tenth tenths hundredth hundredths thousandth thousandths to than then is are was "
+    "be am pm a an the minus plus times over by of if because since as so o'clock modulo mod "
+    "versus vs either neither only no never maybe perhaps possibly about more less fewer "
+    "greater at least most through until till between from i we he she it they you which that "
+    "who where when with without except squared cubed factorial st nd rd th wrong incorrect "
+    "false true right correct sure actually instead rather wait hmm january february march "
+    "april may june july august september october november december hundred thousand million "
+    "billion trillion dozen half quarter third one two three four five six seven eight nine "
+    "ten eleven twelve "
 )
 """Words that are never a unit, because they change the number or begin another clause."""
 
