@@ -34,13 +34,16 @@ class FunctionReward(Reward):
             return Scores([], {self.name: []})
         values, crash = self._attempt(batch)
         if crash is None:
-            return Scores(values, {self.name: values})
-        values, counts = [], Counter()
-        for conversation in batch:
-            single, crash = self._attempt([conversation])
-            values.append(None if crash else single[0])
-            counts.update([crash] if crash else [])
-        return Scores(values, {self.name: values}, counts)
+            return Scores(values, {self.name: values}, reasons=self._of_none(values))
+        singles = [self._attempt([conversation]) for conversation in batch]
+        values = [None if crash else single[0] for single, crash in singles]
+        crashes = [crash for _, crash in singles]
+        reasons = [a or b for a, b in zip(crashes, self._of_none(values), strict=True)]
+        counts = Counter(crash for crash in crashes if crash)
+        return Scores(values, {self.name: values}, counts, reasons)
+
+    def _of_none(self, values: Sequence[Score]) -> list[str | None]:
+        return [f"{self.name}: returned None" if value is None else None for value in values]
 
     def _attempt(self, batch: list[Conversation]) -> tuple[list[Score], str | None]:
         try:

@@ -77,9 +77,20 @@ class Scores:
     """Name -> [N]: the raw score of every leaf of the composition, before weights and clips."""
     counts: Counter[str] = field(default_factory=Counter)
     """Named events, such as truncated texts and the reasons behind each None."""
+    reasons: list[str | None] = field(default_factory=list)
+    """[N] why there is no reward, None where there is one. Left out, a None says "no score"."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", [_finite(value) for value in self.values])
+        raw = self.values
+        object.__setattr__(self, "values", [_finite(value) for value in raw])
+        given = self.reasons or [None] * len(raw)
+        if len(given) != len(raw):
+            raise ValueError(f"{len(given)} reasons for {len(raw)} scores")
+        reasons = [
+            None if kept is not None else reason or ("no score" if value is None else "not finite")
+            for value, kept, reason in zip(raw, self.values, given, strict=True)
+        ]
+        object.__setattr__(self, "reasons", reasons)
         for name, column in self.components.items():
             if len(column) != len(self.values):
                 raise ValueError(
@@ -211,7 +222,7 @@ class Mapped(Reward):
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         inner = self.inner.score(conversations)
         values = [None if v is None else self.function(v) for v in inner.values]
-        return Scores(values, inner.components, inner.counts)
+        return Scores(values, inner.components, inner.counts, inner.reasons)
 
 
 class Combined(Reward):
@@ -233,7 +244,14 @@ class Combined(Reward):
             for row in zip(*(result.values for result in results), strict=True)
         ]
         components = {k: v for result in results for k, v in result.components.items()}
-        return Scores(values, components, sum((result.counts for result in results), Counter()))
+        counts = sum((result.counts for result in results), Counter())
+        return Scores(values, components, counts, first_reasons(results))
+
+
+def first_reasons(results: Sequence[Scores]) -> list[str | None]:
+    """[N] why the first of ``results`` that has no score has none."""
+    columns = zip(*(result.reasons for result in results), strict=True)
+    return [next((reason for reason in row if reason), None) for row in columns]
 
 
 class Gated(Reward):
@@ -258,9 +276,10 @@ class Gated(Reward):
         components = dict(condition.components)
         for name, column in inner.components.items():
             components[name] = _scatter(column, is_open, len(conversations))
-        for i, value in zip(is_open, inner.values, strict=True):
-            values[i] = value
-        return Scores(values, components, condition.counts + inner.counts)
+        reasons = list(condition.reasons)
+        for i, value, reason in zip(is_open, inner.values, inner.reasons, strict=True):
+            values[i], reasons[i] = value, reason
+        return Scores(values, components, condition.counts + inner.counts, reasons)
 
 
 def _scatter(column: list[Score], rows: list[int], length: int) -> list[Score]:
@@ -293,20 +312,21 @@ class EachReward(Reward):
         self.function, self.name = function, name
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        values: list[Score] = []
-        counts: Counter[str] = Counter()
-        for conversation in conversations:
-            try:
-                values.append(float(self.function(conversation)))
-            except SetupError:
-                raise
-            except Unscorable as reason:
-                values.append(None)
-                counts[f"{self.name}: {reason}"] += 1
-            except Exception as error:
-                values.append(None)
-                counts[f"{self.name}: {describe(error)}"] += 1
-        return Scores(values, {self.name: values}, counts)
+        pairs = [self._attempt(conversation) for conversation in conversations]
+        values = [value for value, _ in pairs]
+        reasons = [reason for _, reason in pairs]
+        counts = Counter(reason for reason in reasons if reason)
+        return Scores(values, {self.name: values}, counts, reasons)
+
+    def _attempt(self, conversation: Conversation) -> tuple[Score, str | None]:
+        try:
+            return float(self.function(conversation)), None
+        except SetupError:
+            raise
+        except Unscorable as reason:
+            return None, f"{self.name}: {reason}"
+        except Exception as error:  # one bad text never ends the batch
+            return None, f"{self.name}: {describe(error)}"
 
 
 def last_reply(conversation: Conversation) -> str:

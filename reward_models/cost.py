@@ -38,7 +38,7 @@ class CostModel(Reward):
         inner = self.inner.score(conversations)
         unsafe = [None if v is None else float(v > 0) for v in inner.values]
         components = {self.name: inner.values, f"{self.name}.unsafe": unsafe}
-        return Scores(inner.values, components, inner.counts)
+        return Scores(inner.values, components, inner.counts, inner.reasons)
 
 
 @dataclass(frozen=True)

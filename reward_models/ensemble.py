@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from reward_models.checkpoint import read
-from reward_models.core import Conversation, Reward, Score, Scores, check_names
+from reward_models.core import Conversation, Reward, Score, Scores, check_names, first_reasons
 from reward_models.learned import LearnedReward
 from reward_models.sidecar import Sidecar
 
@@ -106,7 +106,8 @@ class Ensemble(Reward):
         values, disagreement = self.combine([result.values for result in results])
         components = {k: v for result in results for k, v in result.components.items()}
         components |= {self.name: values, f"{self.name}.disagreement": disagreement}
-        return Scores(values, components, sum((r.counts for r in results), Counter()))
+        counts = sum((r.counts for r in results), Counter())
+        return Scores(values, components, counts, first_reasons(results))
 
 
 class HeadEnsemble(Reward):
@@ -143,7 +144,7 @@ class HeadEnsemble(Reward):
         }
         values, disagreement = self.combine(list(columns.values()))
         columns |= {self.name: values, f"{self.name}.disagreement": disagreement}
-        return Scores(values, columns, inner.counts)
+        return Scores(values, columns, inner.counts, inner.reasons)
 
 
 def average_weights(paths: Sequence[str | Path], output: str | Path) -> Path:

@@ -66,20 +66,20 @@ class RatingJudge(Reward):
             _fill(self.template, conversation=as_text(c), low=str(self.low), high=str(self.high))
             for c in conversations
         ]
-        counts: Counter[str] = Counter()
-        values = [self._read(answer, counts) for answer in _ask(self.generate, prompts)]
-        return Scores(values, {self.name: values}, counts)
+        pairs = [self._read(answer) for answer in _ask(self.generate, prompts)]
+        values = [value for value, _ in pairs]
+        reasons = [reason for _, reason in pairs]
+        counts = Counter(reason for reason in reasons if reason)
+        return Scores(values, {self.name: values}, counts, reasons)
 
-    def _read(self, answer: str | None, counts: Counter[str]) -> Score:
+    def _read(self, answer: str | None) -> tuple[Score, str | None]:
         found = _RATING.findall(answer) if answer is not None else []
         if not found:
-            counts[f"{self.name}: {'no answer' if answer is None else 'no rating in answer'}"] += 1
-            return None
+            return None, f"{self.name}: {'no answer' if answer is None else 'no rating in answer'}"
         rating = float(found[-1])
         if not self.low <= rating <= self.high:
-            counts[f"{self.name}: rating out of range"] += 1
-            return None
-        return (rating - self.low) / (self.high - self.low)
+            return None, f"{self.name}: rating out of range"
+        return (rating - self.low) / (self.high - self.low), None
 
 
 class PairJudge:

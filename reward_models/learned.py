@@ -152,12 +152,14 @@ class LearnedReward(Reward):
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         encoded: dict[int, list[int]] = {}
         counts: Counter[str] = Counter()
+        reasons: list[str | None] = [None] * len(conversations)
         for i, conversation in enumerate(conversations):
             try:
                 encoded[i], truncated = self._encode(conversation)
                 counts[f"{self.name}: truncated"] += truncated
             except Unscorable as reason:
-                counts[f"{self.name}: {reason}"] += 1
+                reasons[i] = f"{self.name}: {reason}"
+                counts[reasons[i]] += 1
         logits = self.score_ids(list(encoded.values()))
         columns = {self.name: self._value(logits)}
         columns |= {f"{self.name}.{part}": logits[:, k] for part, k in self.parts.items()}
@@ -165,7 +167,7 @@ class LearnedReward(Reward):
         for name, column in columns.items():
             found = dict(zip(encoded, column.tolist(), strict=True))
             components[name] = [found.get(i) for i in range(len(conversations))]
-        return Scores(components[self.name], components, +counts)
+        return Scores(components[self.name], components, +counts, reasons)
 
     @torch.no_grad()
     def score_ids(self, encoded: Sequence[Sequence[int]]) -> Tensor:

@@ -96,14 +96,14 @@ class PairModel(Reward):
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         known: list[int] = []
         against: list[str] = []
-        counts: Counter[str] = Counter()
+        reasons: list[str | None] = [None] * len(conversations)
         for i, conversation in enumerate(conversations):
             try:
                 last_reply(conversation)
                 against.append(self.reference.of(conversation))
                 known.append(i)
             except Unscorable as reason:
-                counts[f"{self.name}: {reason}"] += 1
+                reasons[i] = f"{self.name}: {reason}"
         chosen = [conversations[i] for i in known]
         odds, agree = self.compare(
             [c[:-1] for c in chosen], [last_reply(c) for c in chosen], against
@@ -112,4 +112,6 @@ class PairModel(Reward):
         consistent: list[Score] = [None] * len(conversations)
         for i, value, same in zip(known, odds, agree, strict=True):
             values[i], consistent[i] = value, float(same)
-        return Scores(values, {self.name: values, f"{self.name}.consistent": consistent}, counts)
+        counts = Counter(reason for reason in reasons if reason)
+        components = {self.name: values, f"{self.name}.consistent": consistent}
+        return Scores(values, components, counts, reasons)

@@ -144,13 +144,16 @@ class ProcessReward(Reward):
         return logits.softmax(-1)[:, 1].tolist()
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        values, fewest, counts = [], [], Counter()
+        values, fewest, reasons = [], [], []
         for conversation in conversations:
+            steps, missing = [], None
             try:
                 steps = self.step_scores(conversation)
             except Unscorable as reason:
-                counts[f"{self.name}: {reason}"] += 1
-                steps = []
+                missing = f"{self.name}: {reason}"
+            reasons.append(missing)
             values.append(AGGREGATES[self.aggregate](steps) if steps else None)
             fewest.append(float(len(steps)))
-        return Scores(values, {self.name: values, f"{self.name}.steps": fewest}, counts)
+        counts = Counter(reason for reason in reasons if reason)
+        components = {self.name: values, f"{self.name}.steps": fewest}
+        return Scores(values, components, counts, reasons)

@@ -42,6 +42,8 @@ class Rollout:
     conversation: list[dict[str, str]] = field(default_factory=list)
     components: dict[str, float | None] = field(default_factory=dict)
     """Reward of each named part, per episode."""
+    unscored: str | None = None
+    """Why the rewards could not score the episode."""
 
     def append(self, ids: Sequence[int], *, turn: int, logprobs: Sequence[float] | None) -> None:
         """Add tokens: sampled ones come with their log-probabilities, others with None."""

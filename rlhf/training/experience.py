@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +80,19 @@ def score_rollouts(
             rollout.components |= {name: col[index] for name, col in scores.components.items()}
             if counts:
                 rollout.pay(scores.values[index])
+                rollout.unscored = scores.reasons[index]
+
+
+def unscored_reasons(rollouts: Sequence[Rollout], *, most: int = 3) -> str:
+    """The commonest reasons why episodes have no score, as ``12 x number: no reference answer``."""
+    counts = Counter(
+        rollout.unscored or "the environment gave no score"
+        for rollout in rollouts
+        if math.isnan(rollout.score)
+    )
+    shown = [f"{count} x {reason}" for reason, count in counts.most_common(most)]
+    rest = counts.total() - sum(count for _, count in counts.most_common(most))
+    return "; ".join([*shown, *([f"{rest} x other reasons"] if rest else [])])
 
 
 def shape_scores(
@@ -98,7 +112,7 @@ def shape_scores(
     if unscored > shaping.max_unscored:
         raise UserError(
             f"{unscored:.0%} of the episodes could not be scored, more than shaping.max_unscored "
-            f"= {shaping.max_unscored:.0%}: check the rewards on the transcripts in samples.jsonl"
+            f"= {shaping.max_unscored:.0%}: {unscored_reasons(rollouts)}"
         )
     moments.update(scores)
     shaped = scores

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -169,9 +171,18 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "rollout/missing_eos": _mean([not r.finished for r in rollouts]),
         "rollout/cost": _mean([r.cost for r in rollouts]),
     }
+    reasons = Counter(reason_key(r.unscored) for r in rollouts if r.unscored)
+    metrics |= {key: count / len(rollouts) for key, count in reasons.items()}
     for name in rollouts[0].components:
         metrics[f"reward/{name}"] = _mean([r.components[name] for r in rollouts])
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
+def reason_key(reason: str) -> str:
+    """The metric of a reason: ``rewards/unscored/NAME/REASON``, without what differs by text."""
+    name, _, what = reason.partition(": ")
+    what = re.sub(r"[^a-z]+", "_", what.partition(": ")[0].partition(" (")[0].lower()).strip("_")
+    return f"rewards/unscored/{name}/{what or 'no_score'}"
 
 
 def sample_row(rollout: Rollout, step: int, split: str) -> dict[str, Any]:
@@ -184,6 +195,7 @@ def sample_row(rollout: Rollout, step: int, split: str) -> dict[str, Any]:
         "messages": rollout.conversation,
         "return": score,
         "rewards": rollout.components,
+        **({"unscored": rollout.unscored} if rollout.unscored else {}),
     }
 
 

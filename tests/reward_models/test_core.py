@@ -138,6 +138,23 @@ def test_a_rule_that_raises_costs_one_score_and_names_its_line():
         EachReward(unprepared, name="unprepared").score([talk("1")])
 
 
+def test_every_score_that_is_missing_has_its_reason():
+    """Through sums, gates and functions; a value that is not finite says so."""
+    why = "value: asked for none"
+    first, second = value_of(), as_reward(lambda cs: [None, 1.0, float("nan")], name="second")
+    assert first.score(REPLIES).reasons == [None, why, None]
+    assert (first * 2 + second).score(REPLIES).reasons == [
+        "second: returned None",
+        why,
+        "not finite",
+    ]
+    guarded = first.gate(as_reward(lambda cs: [1.0, 1.0, None], name="gate"))
+    assert guarded.score(REPLIES).reasons == [None, why, "gate: returned None"]
+    assert Scores([1.0, None]).reasons == [None, "no score"]
+    with pytest.raises(ValueError, match="1 reasons for 2 scores"):
+        Scores([1.0, None], reasons=["x"])
+
+
 def test_the_line_of_a_crash_is_the_users_own():
     """The deepest frame outside installed packages and the standard library."""
 

@@ -268,8 +268,34 @@ JUDGE = [{"kind": "function", "path": "tests.training.test_online:judge_some"}]
 
 
 def test_too_many_unscored_episodes_stop_the_run(tmp_path, echo_model):
-    with pytest.raises(UserError, match=r"25% of the episodes .* shaping\.max_unscored = 20%"):
+    told = r"25% of the episodes .* shaping\.max_unscored = 20%: 2 x judge_some: returned None$"
+    with pytest.raises(UserError, match=told):
         execute("ppo", online_tree(tmp_path / "run", echo_model, rewards=JUDGE))
+
+
+def judge_that_fails(conversations):
+    """A fault in every text (this file as a user's module)."""
+    return [len(conversations) / 0 for _ in conversations]
+
+
+def test_the_run_says_why_episodes_have_no_score(tmp_path, echo_model):
+    """The message names the line; below the limit, the metrics and transcripts name the reason."""
+    line = judge_that_fails.__code__.co_firstlineno + 2
+    path = "tests.training.test_online:judge_that_fails"
+    told = "100% of the episodes .*: 8 x judge_that_fails: ZeroDivisionError: division by zero "
+    with pytest.raises(UserError, match=told + rf"\(test_online.py:{line}\)$"):
+        execute(
+            "ppo",
+            online_tree(tmp_path / "a", echo_model, rewards=[{"kind": "function", "path": path}]),
+        )
+    home = tmp_path / "b"
+    execute("ppo", online_tree(home, echo_model, rewards=JUDGE, shaping={"max_unscored": 0.5}))
+    rows = [json.loads(line) for line in (home / "metrics.jsonl").read_text().splitlines()]
+    shares = [row.get("rewards/unscored/judge_some/returned_none") for row in rows]
+    assert 0.25 in shares
+    samples = [json.loads(line) for line in (home / "samples.jsonl").read_text().splitlines()]
+    trained = [row for row in samples if row["split"] == "train"]
+    assert {row.get("unscored") for row in trained} >= {"judge_some: returned None"}
 
 
 @pytest.mark.parametrize("verb", ["ppo", "grpo", "reinforce++"])
