@@ -75,6 +75,7 @@ _MARKS = [
 ]
 _BESIDE = ("=", "+", "-", "*", "/", "^", "<", ">", "<=", ">=", "!=")
 _NONE = Token("none", "", -1, -1)
+_LATEX_SPACE = re.compile(r"\\[,;:! ]")
 _NEAR = 80
 """Characters before a run in which a word can change it."""
 _MAX_RUN = 2000
@@ -121,6 +122,9 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
     if _is_signed(tokens, first):
         first -= 1
     start, end = tokens[first].start, tokens[last].end
+    run = segment[start:end]
+    if tokens[last].prose and run.count("{") > run.count("}"):  # what closes \\text is no token
+        end += len(segment) - end - len(segment[end:].lstrip("} "))
     _check_before(segment, tokens, first)
     _check_after(segment[end:])
     return Statement(segment[start:end], _sentence(segment[end:]))
@@ -290,7 +294,7 @@ def _sentence_before(text: str) -> str:
 
 
 def _check_before(text: str, tokens: list[Token], first: int) -> None:
-    before = text[: tokens[first].start]
+    before = _LATEX_SPACE.sub("  ", text[: tokens[first].start])
     sentence = _sentence_before(before)
     clause = _CLAUSE.split(sentence)[-1]
     if _NEGATION.search(clause):

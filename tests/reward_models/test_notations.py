@@ -123,8 +123,11 @@ def test_math_references_of_a_public_set():
     assert unread.total() <= 0.10 * number
     for reference in kept[:: max(1, len(kept) // 250)]:
         for form in MATH_FIVE:
-            assert verdict(reference, form.format(reference))[0] == "right", (form, reference)
-            for other in altered_math(reference):
+            assert verdict(reference, form.format(reference.strip()))[0] == "right", (
+                form,
+                reference,
+            )
+            for other in altered_math(reference.strip()):
                 assert verdict(reference, form.format(other))[0] == "wrong", (reference, other)
 
 
