@@ -14,12 +14,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.utils.env_checker import check_env
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
+from envs.adversary import beaten
 from envs.catalogue import find
 from envs.core import TextEnv
+from envs.exact import NotEnumerableError, exact_value
 
 Env = gym.Env[Any, Any]
 MAX_STEPS = 1000
+EXACT_STEPS = 40_000
+"""Calls of an environment that the exact solution may spend; a few seconds."""
 JUNK = (
     "", " ", "\n", "\x00", "\ud800", "😀" * 50, "é→", "None", "nan", "-1", "1e999", "[]", "{}",
     "{{{", "<answer></answer>", "\\boxed{}", "```", "%s%n{0}", "'; --", "٣", "²", "9" * 5000,
@@ -32,8 +37,10 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
     """Findings, one line each; an empty list when nothing is wrong.
 
     Runs gymnasium's `check_env` and then what it does not look at: whole episodes repeated and
-    interleaved, the global generators, types in info, junk actions, endings, and, for a `TextEnv`,
-    whether its ground truth agrees with what can be simulated.
+    interleaved, the global generators, types in info, junk actions, endings, whether its ground
+    truth agrees with what can be simulated, and whether anything that a policy can say (silence,
+    junk, invalid actions, stalling, text around an action, any legal action) beats the stated
+    optimum: by `envs.adversary`, and exactly by `envs.exact` where the task can be enumerated.
 
     Args:
         env: An environment, its id, or `module:id`.
@@ -47,7 +54,17 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
     else:
         make = partial(copy.deepcopy, env)
     findings: list[str] = []
-    for part in (_gymnasium, _spec, _texts, _repeats, _globals, _junk, _truth):
+    for part in (
+        _gymnasium,
+        _spec,
+        _texts,
+        _repeats,
+        _globals,
+        _junk,
+        _truth,
+        _adversaries,
+        _exact,
+    ):
         try:
             findings += part(make, episodes)
         except Exception as error:
@@ -185,11 +202,10 @@ def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
         return []
     rng = np.random.default_rng(0)
     findings, count = [], 20 * episodes
-    policies = {
-        "optimal_value": (env.optimal_value(), lambda: env.expert(rng)),
-        "random_value": (env.random_value(), lambda: env.sample_action(rng)),
-    }
-    if policies["random_value"][0] > policies["optimal_value"][0]:
+    policies = {"optimal_value": (env.optimal_value(), lambda: env.expert(rng))}
+    if type(env).random_value is not TextEnv.random_value:
+        policies["random_value"] = (env.random_value(), lambda: env.sample_action(rng))
+    if policies.get("random_value", (-math.inf,))[0] > policies["optimal_value"][0]:
         findings.append("truth: random_value() is above optimal_value()")
     for name, (stated, act) in policies.items():
         returns = np.array([_return(env, act, seed) for seed in range(count)])
@@ -198,6 +214,39 @@ def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
             mean = f"{returns.mean():.4f} ± {error:.4f}"
             findings.append(f"truth: {name}() says {stated:.4f}, {count} episodes gave {mean}")
     return findings
+
+
+def _adversaries(make: Callable[[], Env], episodes: int) -> list[str]:
+    """What can be said without playing, or around playing, must not pay more than the optimum."""
+    return [str(found) for found in beaten(make())]
+
+
+def _exact(make: Callable[[], Env], episodes: int) -> list[str]:
+    """The optimum over every policy, where the task is small enough to be walked through."""
+    env = make()
+    task: Any = env.unwrapped
+    if not hasattr(task, "optimal_value") or not _is_bare(env):
+        return []
+    try:
+        stated = float(task.optimal_value())
+        price = task.cost_price() if isinstance(task, TextEnv) else 0.0
+        best = exact_value(env, max_steps=EXACT_STEPS, price=price)
+    except (NotEnumerableError, NotImplementedError, ValueError):
+        return []
+    if price:
+        best += price * float(getattr(task, "cost_limit", 0.0))
+    if best <= stated + 1e-6 * max(1.0, abs(stated)):
+        return []
+    return [f"exact: the best of all policies earns {best:.4f}, optimal_value() says {stated:.4f}"]
+
+
+def _is_bare(env: Env) -> bool:
+    """Whether nothing but gymnasium's own watchers is wrapped around an environment."""
+    while isinstance(env, gym.Wrapper):
+        if not isinstance(env, PassiveEnvChecker | OrderEnforcing):
+            return False
+        env = env.env
+    return True
 
 
 def _return(env: TextEnv, act: Callable[[], str], seed: int) -> float:

@@ -170,6 +170,14 @@ class TextEnv(gym.Env[str, str]):
         """Expected return of the uniform policy over `legal_actions()`."""
         raise NotImplementedError(f"{type(self).__name__} does not know its random value")
 
+    def cost_price(self) -> float:
+        """What a unit of `info["cost"]` is worth in reward at the optimum of a constrained task.
+
+        No policy's return less this price times its cost beyond `cost_limit` is above
+        `optimal_value()`. 0.0 where costs do not count.
+        """
+        return 0.0
+
     def reference_values(self) -> dict[str, float]:
         """Exact expected returns of further named policies that teach something, if any."""
         return {}
@@ -213,6 +221,11 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raise one readable ValueError when `value` lies outside `[low, high]`."""
     if not low <= value <= high:
         raise ValueError(f"{name} must lie between {low} and {high}, got {value}")
+
+
+def turns_left(count: int) -> str:
+    """The turns that remain, as a sentence."""
+    return f"{count} turn left." if count == 1 else f"{count} turns left."
 
 
 def plain(action: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.core import Step, TextEnv, check_range, plain
+from envs.core import Step, TextEnv, check_range, plain, turns_left
 
 MOVES: dict[str, tuple[int, int]] = {
     "north": (-1, 0),
@@ -28,8 +28,9 @@ class KeyDoor(TextEnv):
     State: a grid of n x n cells whose middle column is a wall with one locked door; agent and key
     are west of it, the goal is east of it. Observation: the map at first, then the agent's cell.
     Action: north, south, west or east; a wall, or the door without the key, stops the move. The key
-    is picked up by walking over it. Reward: `-step_cost` per action, +1.0 on reaching the goal,
-    which ends the episode, as do `8 n` actions. Optimum: shortest paths, averaged over all layouts.
+    is picked up by walking over it. Reward: `-step_cost` per action, valid or not, +1.0 on reaching
+    the goal, which ends the episode, as do `8 n` actions. Optimum: shortest paths, averaged over
+    all layouts.
 
     Args:
         size: n, odd.
@@ -47,8 +48,9 @@ class KeyDoor(TextEnv):
         self.size, self.step_cost, self.max_turns = size, step_cost, 8 * size
         self.system_prompt = (
             "You walk on a grid: A is you, K a key, D a locked door, G the goal, # a wall. Walk "
-            "over the key to take it, then through the door to the goal, in few steps. Answer "
-            "with one word: north, south, west or east."
+            "over the key to take it, then through the door to the goal, in few steps: each costs "
+            f"{step_cost:g}, the goal pays 1, and you have {self.max_turns}. Answer with one word: "
+            "north, south, west or east."
         )
         middle = size // 2
         self._begin(((0, 0), (0, 0), (0, middle), (0, size - 1)))
@@ -89,7 +91,7 @@ class KeyDoor(TextEnv):
 
     def _where(self) -> str:
         row, column = self._cell
-        return f"You are at row {row + 1}, column {column + 1}."
+        return f"You are at row {row + 1}, column {column + 1}. {turns_left(self._left)}"
 
     def _map(self) -> str:
         start, key, door, goal = self._layout

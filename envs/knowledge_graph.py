@@ -6,7 +6,7 @@ from collections import deque
 from functools import cache
 from typing import Any
 
-from envs.core import Step, TextEnv, check_range, plain
+from envs.core import Step, TextEnv, check_range, plain, turns_left
 
 # subject | relation | relation read backwards | object
 FACTS = """
@@ -71,7 +71,8 @@ class KnowledgeGraph(TextEnv):
         self.pairs = [(a, b) for a, row in distances().items() for b in row if row[b] == hops]
         self.system_prompt = (
             "You walk through a graph of facts: from an entity you can go to any entity that one "
-            "of its facts names. Reach the goal in few steps. Answer: go NAME"
+            f"of its facts names. Reach the goal in few steps: each costs {step_cost:g}, the goal "
+            f"pays 1, and you have {self.max_turns}. Answer: go NAME"
         )
         self._begin(*self.pairs[0])
 
@@ -83,20 +84,23 @@ class KnowledgeGraph(TextEnv):
     ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         self._begin(*self.pairs[int(self.np_random.integers(len(self.pairs)))])
-        return self.opening(f"Your goal: {self._goal}. {describe(self._here)}")
+        return self.opening(f"Your goal: {self._goal}. {self._where()}")
 
     def step(self, action: str) -> Step:
         name = plain(action).removeprefix("go ").removeprefix("to ")
         self._left -= 1
         done = self._left == 0
         if name not in graph()[self._here]:
-            text = f"No fact leads there. {describe(self._here)}"
+            text = f"No fact leads there. {self._where()}"
             reason = "not next to the present entity"
             return self.turn(text, -self.step_cost, done, valid=False, reason=reason)
         self._here = name
         if name == self._goal:
             return self.turn("Goal reached.", 1.0 - self.step_cost, True, success=True)
-        return self.turn(describe(name), -self.step_cost, done)
+        return self.turn(self._where(), -self.step_cost, done)
+
+    def _where(self) -> str:
+        return f"{describe(self._here)} {turns_left(self._left)}"
 
     def legal_actions(self) -> list[str]:
         return [f"go {name}" for name in graph()[self._here]]

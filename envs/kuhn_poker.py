@@ -37,17 +37,22 @@ STRATEGIES = {"optimal": EQUILIBRIUM, "random": UNIFORM}
 RULES = (
     "Kuhn poker. Cards: jack, queen, king; the higher card wins. Each player antes 1 and gets one "
     "card. Answer check or bet when nobody has bet, call or fold after a bet. A bet or a call adds "
-    "1 to the pot."
+    "1 to the pot; a showdown or a fold decides who gets it. Any other answer folds."
 )
+OPPONENTS = {
+    "optimal": " Your opponent plays a Nash equilibrium.",
+    "random": " Your opponent answers at random.",
+}
+"""What the agent is told about the opponents whose play decides the optimum."""
 
 
 class KuhnPoker(TextEnv):
     """One hand of Kuhn poker against an opponent.
 
     State: both cards (of three, dealt uniformly), the seat, what was said. Observation: the own
-    card and what the opponent said. Action: check, bet, call or fold; an invalid one gives up
-    the hand. Reward at the end: chips won or lost (1 or 2). Optimum: the exact best response
-    to the opponent; the game's value is -1/18 for the first seat.
+    card and what the opponent said. Action: check, bet, call or fold; an invalid one folds, also
+    where nobody has bet. Reward at the end: chips won or lost (1 or 2). Optimum: the exact best
+    response to the opponent; the game's value is -1/18 for the first seat.
 
     Args:
         opponent: "optimal" (a Nash equilibrium), "random", or a function from the conversation as
@@ -57,7 +62,6 @@ class KuhnPoker(TextEnv):
     """
 
     max_turns = 2
-    system_prompt = RULES
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class KuhnPoker(TextEnv):
         check_choice("seat", seat, (*SEATS, "random"))
         super().__init__(render_mode=render_mode)
         self.opponent, self.seat = opponent, seat
+        self.system_prompt = RULES + (OPPONENTS[opponent] if isinstance(opponent, str) else "")
         self._begin("first", CARDS[0], CARDS[1])
 
     def _begin(self, seat: str, mine: str, theirs: str) -> None:

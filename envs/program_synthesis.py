@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.core import Step, TextEnv, check_range, plain
+from envs.core import Step, TextEnv, check_range, plain, turns_left
 
 OPERATIONS: dict[str, Callable[[list[int]], list[int]]] = {
     "reverse": lambda xs: xs[::-1],
@@ -62,8 +62,9 @@ class ProgramSynthesis(TextEnv):
         self.length, self.max_turns, self.tests = length, turns, tests
         self.system_prompt = (
             f"Find a program of at most {length} operations that turns each input into its output. "
-            f"Operations: {', '.join(OPERATIONS)}. Answer with operations in order, such as: "
-            "sort | double"
+            f"Operations: {', '.join(OPERATIONS)}. You have {turns} attempts; the first that fits "
+            "the examples, or else the last, pays the share of hidden tests that it passes. Answer "
+            "with operations in order, such as: sort | double"
         )
         self._begin(("reverse",) * length, list(range(tests)))
 
@@ -80,14 +81,16 @@ class ProgramSynthesis(TextEnv):
         tests = self.np_random.choice(len(_pool()), size=self.tests, replace=False).tolist()
         self._begin(tuple(names[i] for i in chosen), tests)
         shown = zip(VISIBLE, outputs_on(self._hidden, VISIBLE), strict=True)
-        return self.opening("\n".join(f"{_text(x)} becomes {_text(y)}" for x, y in shown))
+        lines = [f"{_text(x)} becomes {_text(y)}" for x, y in shown]
+        return self.opening("\n".join([*lines, turns_left(self._left)]))
 
     def step(self, action: str) -> Step:
         program = parse(action, self.length)
         self._left -= 1
         last = self._left == 0
         if program is None:
-            text = f"Write 1 to {self.length} of: {', '.join(OPERATIONS)}."
+            operations = ", ".join(OPERATIONS)
+            text = f"Write 1 to {self.length} of: {operations}. {turns_left(self._left)}"
             return self.turn(text, 0.0, last, valid=False, reason="not a program")
         wanted = outputs_on(self._hidden, VISIBLE)
         got = outputs_on(program, VISIBLE)
@@ -96,7 +99,7 @@ class ProgramSynthesis(TextEnv):
             return self.turn("", share, True, success=share == 1.0)
         x, y, z = next(t for t in zip(VISIBLE, wanted, got, strict=True) if t[1] != t[2])
         text = f"Wrong: {_text(x)} must become {_text(y)}, your program gives {_text(z)}."
-        return self.turn(text, 0.0, False)
+        return self.turn(f"{text} {turns_left(self._left)}", 0.0, False)
 
     def _share_passed(self, program: Program) -> float:
         inputs = [_pool()[i] for i in self._tests]

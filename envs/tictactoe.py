@@ -15,6 +15,16 @@ LINES = (
 EMPTY = "." * 9
 SEATS = ("first", "second")
 CELLS = {str(i + 1): i for i in range(9)}
+RULES = (
+    "Tic-tac-toe on cells 1 to 9, by rows: three in a row wins (1; a draw 0, a loss -1). Answer "
+    "with the number of a free cell; any other answer loses the turn, and after 9 turns it is a "
+    "draw."
+)
+OPPONENTS = {
+    "optimal": " Your opponent plays perfectly.",
+    "random": " Your opponent plays at random.",
+}
+"""What the agent is told about the opponents whose play decides the optimum."""
 
 
 class TicTacToe(TextEnv):
@@ -32,10 +42,6 @@ class TicTacToe(TextEnv):
     """
 
     max_turns = 9
-    system_prompt = (
-        "Tic-tac-toe on cells 1 to 9, by rows: three in a row wins. Answer with the number of a "
-        "free cell."
-    )
 
     def __init__(
         self,
@@ -49,12 +55,13 @@ class TicTacToe(TextEnv):
         check_choice("seat", seat, (*SEATS, "random"))
         super().__init__(render_mode=render_mode)
         self.opponent, self.seat = opponent, seat
+        self.system_prompt = RULES + (OPPONENTS[opponent] if isinstance(opponent, str) else "")
         self._begin("first")
 
     def _begin(self, seat: str) -> None:
         self._board, self._turns = EMPTY, 0
         self._mark, self._other = ("x", "o") if seat == "first" else ("o", "x")
-        self._their_view: Conversation = [{"role": "system", "content": self.system_prompt or ""}]
+        self._their_view: Conversation = [{"role": "system", "content": RULES}]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

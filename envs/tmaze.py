@@ -14,27 +14,28 @@ class TMaze(TextEnv):
     """Walk down a corridor to a junction and turn where a sign at the start said.
 
     State: the sign (left or right), the place in the corridor 0 ... L, the steps left. Observation:
-    the sign in the first observation only; afterwards "corridor" or "junction". Action: forward,
-    back, left or right; a turn inside the corridor bumps into a wall. Reward: 1.0 for the right
-    turn at the junction, else 0.0; any turn there ends the episode, as do T steps. Optimum 1.0 with
-    memory, 0.5 for the best policy that sees only the present observation (Bakker 2002,
-    "Reinforcement Learning with Long Short-Term Memory").
+    the sign in the first observation only; afterwards "corridor" or "junction", without the turns
+    left: a policy without memory could read the sign from them. Action: forward, left or right; a
+    turn inside the corridor bumps into a wall. An invalid action loses a step. Reward: 1.0
+    for the right turn at the junction, else 0.0; any turn there ends the episode, as do T steps.
+    Optimum 1.0 with memory, 0.5 for the best policy that sees only the present observation (Bakker
+    2002, "Reinforcement Learning with Long Short-Term Memory").
 
     Args:
         length: L, corridor steps before the junction.
         steps: T, actions allowed.
     """
 
-    system_prompt = (
-        "You walk through a maze. Answer with one word: forward, left or right. A sign at the "
-        "start tells you where to turn at the junction."
-    )
-
     def __init__(self, length: int = 4, steps: int = 8, *, render_mode: str | None = None) -> None:
         check_range("length", length, 1, 100)
         check_range("steps", steps, length + 1, 1000)
         super().__init__(render_mode=render_mode)
         self.length, self.max_turns = length, steps
+        self.system_prompt = (
+            "You walk through a maze. Answer with one word: forward, left or right. A sign at the "
+            f"start tells you where to turn at the junction. You have {steps} steps in all; the "
+            "right turn pays 1."
+        )
         self._begin("left")
 
     def _begin(self, sign: str) -> None:

@@ -6,7 +6,7 @@ import re
 from functools import cache
 from typing import Any, NamedTuple
 
-from envs.core import Step, TextEnv, check_range, plain
+from envs.core import Step, TextEnv, check_range, plain, turns_left
 
 PEOPLE = ("ada", "ben", "cleo", "dan", "eve", "finn", "gus", "hana")
 _COMMAND = re.compile(r"(lookup|answer) ([a-z]+|[0-9]{1,2})")
@@ -27,8 +27,9 @@ class ToolLookup(TextEnv):
     State: a register drawn at reset: each person's manager (any other person) and room, uniform and
     independent. Observation: a person's record after `lookup NAME`. Action: `lookup NAME` or
     `answer ROOM`. Reward: `-call_cost` per lookup, +1.0 for the right answer; an answer ends the
-    episode, as do `hops + 2` actions. Optimum: with cheap calls 1 - hops * call_cost; in general by
-    dynamic programming over what is known, guessing included. Without the tool: 1 / rooms.
+    episode, as do `hops + 2` actions; an invalid one is lost. Optimum: with cheap calls
+    1 - hops * call_cost; in general by dynamic programming over what is known, guessing included.
+    Without the tool: 1 / rooms.
 
     Args:
         hops: 1 asks for a person's room, 2 for that of the person's manager.
@@ -56,7 +57,7 @@ class ToolLookup(TextEnv):
         self.system_prompt = (
             f"A register knows each person's room (0 to {rooms - 1}) and manager. Every line you "
             f"write is a command: 'lookup NAME' reads a record and costs {call_cost:g}; 'answer "
-            "ROOM' ends with your answer, worth 1 when right."
+            f"ROOM' ends with your answer, worth 1 when right. You have {self.max_turns} commands."
         )
         self._begin(self.people[0], dict.fromkeys(self.people, (0, self.people[1])))
 
@@ -78,7 +79,7 @@ class ToolLookup(TextEnv):
         records = zip(self.people, zip(rooms, managers, strict=True), strict=True)
         self._begin(asked, dict(records))
         whom = asked if self.rules.hops == 1 else f"the manager of {asked}"
-        return self.opening(f"In which room sits {whom}?")
+        return self.opening(f"In which room sits {whom}? {turns_left(self._left)}")
 
     def step(self, action: str) -> Step:
         command = _COMMAND.fullmatch(plain(action))
@@ -91,8 +92,9 @@ class ToolLookup(TextEnv):
         if verb == "lookup" and argument in self._records:
             self._read.add(argument)
             room, manager = self._records[argument]
-            return self.turn(f"{argument}: room {room}, manager {manager}.", -self.rules.cost, done)
-        text = "Commands are 'lookup NAME' and 'answer ROOM'."
+            text = f"{argument}: room {room}, manager {manager}. {turns_left(self._left)}"
+            return self.turn(text, -self.rules.cost, done)
+        text = f"Commands are 'lookup NAME' and 'answer ROOM'. {turns_left(self._left)}"
         return self.turn(text, 0.0, done, valid=False, reason="not a command")
 
     def legal_actions(self) -> list[str]:

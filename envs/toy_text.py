@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from gymnasium.envs.toy_text.cliffwalking import CliffWalkingEnv
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from gymnasium.envs.toy_text.taxi import TaxiEnv
 
-from envs.core import Step, TextEnv, check_range, plain
+from envs.core import Step, TextEnv, check_range, plain, turns_left
 
 HURRY = 1 - 1e-6
 """A discount so near to 1 that it only decides between equally good actions."""
@@ -22,8 +23,9 @@ class DiscreteToText(TextEnv):
 
     State: the table's state and the turns left. Observation: `describe(state)`. Action: one of the
         given
-    words. Reward and transitions: the wrapped environment's; an invalid action does nothing and
-    loses a turn. The episode also ends after `max_turns` actions, which is a rule of this task
+    words. Reward and transitions: the wrapped environment's; an invalid action does nothing, loses
+    a turn and costs as much as a wasted legal step (`invalid_reward`), so that silence never pays
+    more than play. The episode also ends after `max_turns` actions, which is a rule of this task
     (terminated), so the optimum is that of the finite horizon: backward induction over the
     transition table.
 
@@ -51,26 +53,27 @@ class DiscreteToText(TextEnv):
         self._table, self._describe, self._words = table, describe, tuple(actions)
         self._transitions: Transitions = table.P
         self._starts = np.asarray(table.initial_state_distrib, dtype=float)
-        self._starts_below = self._starts.cumsum()
+        self._starts_below = self._starts.cumsum().tolist()
         self._state, self._left = int(self._starts.argmax()), max_turns
+        self.invalid_reward = wasted_step(self._transitions)
         self._values: dict[float, np.ndarray] = {}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
-        place = np.searchsorted(self._starts_below, self.np_random.random(), side="right")
-        self._state = min(int(place), len(self._starts) - 1)
+        place = bisect.bisect_right(self._starts_below, self.np_random.random())
+        self._state = min(place, len(self._starts) - 1)
         self._left = self.max_turns
-        return self.opening(self._describe(self._state))
+        return self.opening(self._text())
 
     def step(self, action: str) -> Step:
         word = plain(action)
         self._left -= 1
         done = self._left == 0
         if word not in self._words:
-            text = f"Answer with one of: {', '.join(self._words)}. {self._describe(self._state)}"
-            return self.turn(text, 0.0, done, valid=False, reason="no such action")
+            text = self._text(f"Answer with one of: {', '.join(self._words)}. ")
+            return self.turn(text, self.invalid_reward, done, valid=False, reason="no such action")
         outcomes = self._transitions[self._state][self._words.index(word)]
         luck, i = self.np_random.random(), 0
         while i < len(outcomes) - 1 and luck >= outcomes[i][0]:
@@ -80,9 +83,16 @@ class DiscreteToText(TextEnv):
         self._state = int(state)
         # Reaching the end at a profit is success; a hole ends the episode without reward.
         success = bool(ended) and self._is_goal(float(reward))
-        return self.turn(
-            self._describe(self._state), float(reward), bool(ended) or done, success=success
-        )
+        text = self._text(self._event(float(reward), success))
+        return self.turn(text, float(reward), bool(ended) or done, success=success)
+
+    def _text(self, event: str = "") -> str:
+        """What the agent is told: what happened, where it is, and how many turns it has."""
+        return f"{event}{self._describe(self._state)} {turns_left(self._left)}"
+
+    def _event(self, reward: float, success: bool) -> str:
+        """What a step did, where the new state alone does not tell."""
+        return ""
 
     def _is_goal(self, reward: float) -> bool:
         """Whether an ending with this reward is a success."""
@@ -129,6 +139,20 @@ class DiscreteToText(TextEnv):
         ]
 
 
+def wasted_step(transitions: Transitions) -> float:
+    """What an action that does nothing has to cost so that it never beats a legal one.
+
+    The best expected reward of one step, in the state where it is lowest, or 0 if that is above 0.
+    With it an invalid action is never worth more than what the optimal policy does: whoever waits
+    for a turn and then plays on could have played on first and wasted the last turn.
+    """
+    best = (
+        max(sum(p * reward for p, _, reward, _ in row) for row in rows.values())
+        for rows in transitions.values()
+    )
+    return float(min(0.0, *best))
+
+
 class FrozenLake(DiscreteToText):
     """Cross a frozen lake. On slippery ice two moves out of three go sideways.
 
@@ -144,15 +168,25 @@ class FrozenLake(DiscreteToText):
         rows = [b"".join(row).decode() for row in table.desc]
         super().__init__(
             table,
-            lambda state: f"You are at row {state // 4 + 1}, column {state % 4 + 1}.",
+            lambda state: _describe_ice("".join(rows)[state], state // 4 + 1, state % 4 + 1),
             actions=("left", "down", "right", "up"),
             max_turns=max_turns,
             system_prompt=(
                 f"Cross the lake from S to G; H is a hole, F is ice. Map: {' '.join(rows)}. "
-                f"{'The ice is slippery. ' if slippery else ''}Answer left, down, right or up."
+                f"{SLIPPERY if slippery else ''}Reaching G pays 1; a hole ends the episode, as do "
+                f"{max_turns} turns. Answer left, down, right or up."
             ),
             render_mode=render_mode,
         )
+
+
+SLIPPERY = "The ice is slippery: two moves out of three go sideways. "
+
+
+def _describe_ice(kind: str, row: int, column: int) -> str:
+    where = f"row {row}, column {column}"
+    ends = {"H": f"You drown in the hole at {where}.", "G": f"You reach the goal at {where}."}
+    return ends.get(kind, f"You are at {where}.")
 
 
 class CliffWalking(DiscreteToText):
@@ -170,14 +204,18 @@ class CliffWalking(DiscreteToText):
             max_turns=max_turns,
             system_prompt=(
                 "A grid of 4 rows and 12 columns. Walk from row 4, column 1 to row 4, column 12; "
-                "the cells between them are a cliff. Each step costs 1, a fall 100. Answer up, "
-                "right, down or left."
+                "the cells between them are a cliff, and a fall leads back to the start. Each step "
+                "costs 1, whatever you answer, a fall 100. The episode ends at the goal, or after "
+                f"{max_turns} steps. Answer up, right, down or left."
             ),
             render_mode=render_mode,
         )
 
     def _is_goal(self, reward: float) -> bool:
         return reward > -100
+
+    def _event(self, reward: float, success: bool) -> str:
+        return "You fall off the cliff. " if reward <= -100 else ""
 
 
 class Taxi(DiscreteToText):
@@ -198,11 +236,16 @@ class Taxi(DiscreteToText):
                 "A taxi on 5 by 5 cells. Stops: red (row 1, column 1), green (row 1, column 5), "
                 "yellow (row 5, column 1), blue (row 5, column 4). Walls: between columns 2 and 3 "
                 "in rows 1 and 2; between columns 1 and 2 and columns 3 and 4 in rows 4 and 5. "
-                "Each step costs 1, a wrong pickup or dropoff 10; arrival pays 20. Answer south, "
+                "Each step costs 1, whatever you answer, a wrong pickup or dropoff 10; arrival "
+                f"pays 20. The episode ends with it, or after {max_turns} steps. Answer south, "
                 "north, east, west, pickup or dropoff."
             ),
             render_mode=render_mode,
         )
+
+    def _event(self, reward: float, success: bool) -> str:
+        wrong = "That is not possible here. " if reward <= -10 else ""
+        return "The passenger arrives. " if success else wrong
 
 
 STOPS = ("red", "green", "yellow", "blue")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from envs.core import Step, TextEnv, check_range, plain
+from envs.core import Step, TextEnv, check_range, plain, turns_left
 
 TESTS = {"pulse": 0.65, "temperature": 0.7, "blood": 0.75, "scan": 0.75}
 """How often each test points to the right answer, independently of the others."""
@@ -21,25 +21,25 @@ class Triage(TextEnv):
         a
     test's name, or `urgent` / `routine`, which ends the episode. Reward: `-test_cost` per test, 1.0
     for the right answer. A test taken again costs and says the same. The episode also ends after
-    one action more than there are tests. Optimum: dynamic programming over the 3^4 sets of results
-    (sequential testing, Wald 1945).
+    one action more than there are tests; an invalid action is lost. Optimum: dynamic
+    programming over the 3^4 sets of results (sequential testing, Wald 1945).
 
     Args:
         test_cost: What each test costs.
     """
 
     max_turns = len(TESTS) + 1
-    system_prompt = (
-        "Decide whether a case is urgent or routine. You may take tests first; each costs a little "
-        "and can be wrong. Answer with one word: "
-        + ", ".join(f"{name} (right {chance:.0%})" for name, chance in TESTS.items())
-        + ", urgent or routine."
-    )
 
     def __init__(self, test_cost: float = 0.02, *, render_mode: str | None = None) -> None:
         check_range("test_cost", test_cost, 0.0, 1.0)
         super().__init__(render_mode=render_mode)
         self.test_cost = test_cost
+        tests = ", ".join(f"{name} (right {chance:.0%})" for name, chance in TESTS.items())
+        self.system_prompt = (
+            "Decide whether a case is urgent or routine. You may take tests first; each costs "
+            f"{test_cost:g} and can be wrong. The right answer pays 1. You have {self.max_turns} "
+            f"turns. Answer with one word: {tests}, urgent or routine."
+        )
         self._begin(0, [1] * len(TESTS))
 
     def _begin(self, truth: int, outcomes: list[int]) -> None:
@@ -56,7 +56,7 @@ class Triage(TextEnv):
         sign = 1 if truth == 0 else -1
         outcomes = [sign if u < p else -sign for u, p in zip(luck, ACCURACIES, strict=True)]
         self._begin(truth, outcomes)
-        return self.opening("A new case has come in.")
+        return self.opening(f"A new case has come in. {turns_left(self._left)}")
 
     def step(self, action: str) -> Step:
         word = plain(action)
@@ -66,12 +66,14 @@ class Triage(TextEnv):
             success = ANSWERS.index(word) == self._truth
             return self.turn("", float(success), True, success=success)
         if word not in TESTS:
-            text = f"Answer with one of: {', '.join((*TESTS, *ANSWERS))}."
+            words = ", ".join((*TESTS, *ANSWERS))
+            text = f"Answer with one of: {words}. {turns_left(self._left)}"
             return self.turn(text, 0.0, done, valid=False, reason="neither a test nor an answer")
         test = list(TESTS).index(word)
         self._seen[test] = self._outcomes[test]
         pointed = ANSWERS[0] if self._outcomes[test] == 1 else ANSWERS[1]
-        return self.turn(f"{word}: points to {pointed}.", -self.test_cost, done)
+        text = f"{word}: points to {pointed}. {turns_left(self._left)}"
+        return self.turn(text, -self.test_cost, done)
 
     def legal_actions(self) -> list[str]:
         return [*TESTS, *ANSWERS]

@@ -60,7 +60,7 @@ def test_support_priced_values_obey_strong_duality():
     for limit in (0.03, 0.05, 0.1):
         env = Support(limit)
         env.reset(seed=0)
-        dual = max(env.action_values().values()) + env._price() * limit
+        dual = max(env.action_values().values()) + env.cost_price() * limit
         assert env.optimal_value() == pytest.approx(dual)
 
 
@@ -239,5 +239,6 @@ def test_taxi_is_described_by_its_own_decoder():
     env.step("north")
     text = env.step("sing")[0]
     assert text.endswith(
-        "The taxi is at row 4, column 4. The passenger is at yellow and wants to go to green."
+        "The taxi is at row 4, column 4. The passenger is at yellow and wants to go to green. "
+        "28 turns left."
     )
