@@ -23,8 +23,8 @@ from envs.exact import NotEnumerableError, exact_value
 
 Env = gym.Env[Any, Any]
 MAX_STEPS = 1000
-EXACT_STEPS = 40_000
-"""Calls of an environment that the exact solution may spend; a few seconds."""
+EXACT_STEPS = 4_000
+"""Calls of an environment that the exact solution may spend, times `episodes`."""
 JUNK = (
     "", " ", "\n", "\x00", "\ud800", "😀" * 50, "é→", "None", "nan", "-1", "1e999", "[]", "{}",
     "{{{", "<answer></answer>", "\\boxed{}", "```", "%s%n{0}", "'; --", "٣", "²", "9" * 5000,
@@ -230,7 +230,7 @@ def _exact(make: Callable[[], Env], episodes: int) -> list[str]:
     try:
         stated = float(task.optimal_value())
         price = task.cost_price() if isinstance(task, TextEnv) else 0.0
-        best = exact_value(env, max_steps=EXACT_STEPS, price=price)
+        best = exact_value(env, max_steps=EXACT_STEPS * episodes, price=price)
     except (NotEnumerableError, NotImplementedError, ValueError):
         return []
     if price:

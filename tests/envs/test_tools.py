@@ -22,6 +22,13 @@ PLANTED = {
     "Endless": "did not end within",
     "Boastful": r"optimal_value\(\) says 5.0000",
     "Alphabet": "Text space admits its alphabet only",
+    "Stated": None,
+    "Priced": None,
+    "Idle": r"adversary: silence earns 0.0000 per episode, optimal_value\(\) says -3.0000",
+    "Prolix": r"adversary: expert play with 8 times 'no' after it earns 1.8000",
+    "Quitter": "exact: the best of all policies earns -1.0000",
+    "Unstated": "adversary: silence earns 0.0000 per episode, meant play earns -",
+    "Numbers": "adversary: a reply that is no number earns 0.0000",
 }
 
 
