@@ -23,6 +23,8 @@ class Bandit(TextEnv):
         horizon: H.
     """
 
+    items = "All episodes open alike; the chances of the arms are hidden and drawn anew."
+
     def __init__(self, arms: int = 3, horizon: int = 10, *, render_mode: str | None = None) -> None:
         check_range("arms", arms, 2, 5)
         check_range("horizon", horizon, 1, 20)

@@ -9,7 +9,7 @@ its own ground truth: `optimal_value()`, `random_value()`, `action_values()`, `e
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -112,6 +112,12 @@ class TextEnv(gym.Env[str, str]):
     """
     max_turns: int = 1
     """The longest possible episode, in actions."""
+    separable: ClassVar[bool] = False
+    """Whether the keyword argument `split` ("all", "train", "test") keeps items of training and
+    evaluation apart by content.
+    """
+    items: ClassVar[str] = "unknown"
+    """What differs between episodes, and hence what an evaluation shares with training."""
 
     def __init__(self, *, render_mode: str | None = None) -> None:
         if render_mode not in (None, "ansi"):

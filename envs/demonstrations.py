@@ -12,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 
 from envs.core import Conversation, TextEnv, check_choice, check_range
+from envs.items import split_kwargs
 
 Row = dict[str, Any]
 KINDS = ("sft", "preference")
@@ -42,6 +43,9 @@ def write_demonstrations(
           the
       episodes are played between which turns are drawn, not how often labels are right.
 
+    Where the environment keeps items of training and evaluation apart, rows are of the training
+    split unless `split` is given.
+
     Args:
         env_id: A registered environment that knows its expert (for preferences: its action values).
         path: The file; its folder is created, and a file there is replaced.
@@ -60,7 +64,7 @@ def write_demonstrations(
     check_choice("form", form, FORMATS)
     check_range("quality", quality, 0.0, 1.0)
     check_range("count", count, 1, 10**9)
-    env = gym.make(env_id, **env_kwargs).unwrapped
+    env = gym.make(env_id, **split_kwargs(env_id, env_kwargs, "train")).unwrapped
     if not isinstance(env, TextEnv):
         raise ValueError(f"{env_id} is not one of our text environments and has no expert to ask")
     player = _Player(env, quality, seed, system_prompt)

@@ -25,6 +25,8 @@ class Echo(TextEnv):
 
     system_prompt = "Repeat the word you are given, and nothing else."
 
+    items = "A closed list of words, all of them in training too."
+
     def __init__(self, num_words: int = 16, *, render_mode: str | None = None) -> None:
         check_range("num_words", num_words, 2, len(WORDS))
         super().__init__(render_mode=render_mode)

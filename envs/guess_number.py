@@ -22,6 +22,8 @@ class GuessNumber(TextEnv):
         guesses: T.
     """
 
+    items = "All episodes open alike; the hidden number is one of those of training."
+
     def __init__(
         self, numbers: int = 20, guesses: int = 4, *, render_mode: str | None = None
     ) -> None:

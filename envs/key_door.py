@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.core import Step, TextEnv, check_range, plain, turns_left
+from envs.core import Step, TextEnv, check_choice, check_range, plain, turns_left
+from envs.items import SPLITS, split_items
 
 MOVES: dict[str, tuple[int, int]] = {
     "north": (-1, 0),
@@ -35,17 +36,27 @@ class KeyDoor(TextEnv):
     Args:
         size: n, odd.
         step_cost: What each action costs.
+        split: "all" maps, or those of "train" or "test".
     """
 
+    separable = True
+    items = "A map; maps of evaluation are not in training."
+
     def __init__(
-        self, size: int = 5, step_cost: float = 0.01, *, render_mode: str | None = None
+        self,
+        size: int = 5,
+        step_cost: float = 0.01,
+        *,
+        split: str = "all",
+        render_mode: str | None = None,
     ) -> None:
+        check_choice("split", split, SPLITS)
         check_range("size", size, 3, 7)
         if size % 2 == 0:
             raise ValueError(f"size must be odd (the wall is the middle column), got {size}")
         check_range("step_cost", step_cost, 0.0, 0.02)
         super().__init__(render_mode=render_mode)
-        self.size, self.step_cost, self.max_turns = size, step_cost, 8 * size
+        self.size, self.step_cost, self.max_turns, self.split = size, step_cost, 8 * size, split
         self.system_prompt = (
             "You walk on a grid: A is you, K a key, D a locked door, G the goal, # a wall. Walk "
             "over the key to take it, then through the door to the goal, in few steps: each costs "
@@ -63,13 +74,19 @@ class KeyDoor(TextEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
+        self._begin(self._drawn())
+        return self.opening(self._map())
+
+    def _drawn(self) -> Layout:
+        if self.split != "all":
+            layouts = layouts_of(self.size, self.split)
+            return layouts[int(self.np_random.integers(len(layouts)))]
         west, east = sides(self.size)
         start = int(self.np_random.integers(len(west)))
         key = (start + int(self.np_random.integers(1, len(west)))) % len(west)
         door = (int(self.np_random.integers(self.size)), self.size // 2)
         goal = east[int(self.np_random.integers(len(east)))]
-        self._begin((west[start], west[key], door, goal))
-        return self.opening(self._map())
+        return west[start], west[key], door, goal
 
     def step(self, action: str) -> Step:
         word = plain(action)
@@ -123,13 +140,13 @@ class KeyDoor(TextEnv):
         return min(MOVES, key=lambda word: steps[move(place, word, self._layout, self.size)])
 
     def optimal_value(self) -> float:
-        layouts = all_layouts(self.size)
+        layouts = layouts_of(self.size, self.split)
         lengths = [distances(layout[1:], self.size)[layout[0], False] for layout in layouts]
         return 1.0 - self.step_cost * sum(lengths) / len(lengths)
 
     def random_value(self) -> float:
         """Exact: the distribution over places is followed in all layouts at once."""
-        reached, steps = _random_walk(self.size, self.max_turns)
+        reached, steps = _random_walk(self.size, self.max_turns, self.split)
         return reached - self.step_cost * steps
 
 
@@ -147,6 +164,12 @@ def all_layouts(size: int) -> list[Layout]:
     doors = [(r, size // 2) for r in range(size)]
     pairs = itertools.permutations(west, 2)
     return [(s, k, d, g) for (s, k), d, g in itertools.product(pairs, doors, east)]
+
+
+@cache
+def layouts_of(size: int, split: str) -> list[Layout]:
+    """The layouts of a split."""
+    return split_items(all_layouts(size), split)
 
 
 def _places(size: int) -> list[Place]:
@@ -189,9 +212,9 @@ def distances(things: tuple[Cell, Cell, Cell], size: int) -> dict[Place, int]:
 
 
 @cache
-def _random_walk(size: int, turns: int) -> tuple[float, float]:
+def _random_walk(size: int, turns: int, split: str) -> tuple[float, float]:
     """Chance that a uniform walk reaches the goal in time, and its mean number of steps."""
-    layouts, number = all_layouts(size), {place: i for i, place in enumerate(_places(size))}
+    layouts, number = layouts_of(size, split), {place: i for i, place in enumerate(_places(size))}
     # The start only sets the first distribution; the dynamics depend on key, door and goal.
     shares: dict[tuple[Cell, Cell, Cell], np.ndarray] = {}
     for start, *things in layouts:

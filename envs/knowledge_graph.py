@@ -6,7 +6,8 @@ from collections import deque
 from functools import cache
 from typing import Any
 
-from envs.core import Step, TextEnv, check_range, plain, turns_left
+from envs.core import Step, TextEnv, check_choice, check_range, plain, turns_left
+from envs.items import SPLITS, split_items
 
 # subject | relation | relation read backwards | object
 FACTS = """
@@ -59,16 +60,27 @@ class KnowledgeGraph(TextEnv):
     Args:
         hops: Length of the shortest path.
         step_cost: What each action costs.
+        split: "all" pairs, or those of "train" or "test".
     """
 
+    separable = True
+    items = "A start and a goal; pairs of evaluation are not in training."
+
     def __init__(
-        self, hops: int = 3, step_cost: float = 0.05, *, render_mode: str | None = None
+        self,
+        hops: int = 3,
+        step_cost: float = 0.05,
+        *,
+        split: str = "all",
+        render_mode: str | None = None,
     ) -> None:
+        check_choice("split", split, SPLITS)
         check_range("hops", hops, 1, max(d for row in distances().values() for d in row.values()))
         check_range("step_cost", step_cost, 0.0, 1.0 / (3 * hops))
         super().__init__(render_mode=render_mode)
         self.hops, self.step_cost, self.max_turns = hops, step_cost, 3 * hops
-        self.pairs = [(a, b) for a, row in distances().items() for b in row if row[b] == hops]
+        pairs = [(a, b) for a, row in distances().items() for b in row if row[b] == hops]
+        self.pairs = split_items(pairs, split)
         self.system_prompt = (
             "You walk through a graph of facts: from an entity you can go to any entity that one "
             f"of its facts names. Reach the goal in few steps: each costs {step_cost:g}, the goal "

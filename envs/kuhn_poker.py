@@ -63,6 +63,8 @@ class KuhnPoker(TextEnv):
 
     max_turns = 2
 
+    items = "One of six deals, all of them in training too."
+
     def __init__(
         self,
         opponent: Opponent = "optimal",

@@ -209,6 +209,8 @@ class PreferenceBandit(TextEnv):
             from scratch learns as well without, and three times faster.
     """
 
+    items = "A closed list of 48 guests, all of them in training too."
+
     def __init__(
         self, *, reward: str = "gold", instructions: bool = True, render_mode: str | None = None
     ) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.core import Step, TextEnv, check_range, plain, turns_left
+from envs.core import Step, TextEnv, check_choice, check_range, plain, turns_left
+from envs.items import SPLITS, split_items
 
 OPERATIONS: dict[str, Callable[[list[int]], list[int]]] = {
     "reverse": lambda xs: xs[::-1],
@@ -45,7 +46,12 @@ class ProgramSynthesis(TextEnv):
         length: Operations in the hidden program (difficulty); programs up to this length are legal.
         turns: Programs that may be tried.
         tests: Hidden tests per episode, drawn from a pool of 60.
+        split: "all" hidden programs, or those of "train" or "test"; programs that the examples do
+            not tell apart are on one side.
     """
+
+    separable = True
+    items = "Examples; those of evaluation are not in training."
 
     def __init__(
         self,
@@ -53,13 +59,15 @@ class ProgramSynthesis(TextEnv):
         *,
         turns: int = 4,
         tests: int = 8,
+        split: str = "all",
         render_mode: str | None = None,
     ) -> None:
+        check_choice("split", split, SPLITS)
         check_range("length", length, 1, 3)
         check_range("turns", turns, 1, 20)
         check_range("tests", tests, 1, len(_pool()))
         super().__init__(render_mode=render_mode)
-        self.length, self.max_turns, self.tests = length, turns, tests
+        self.length, self.max_turns, self.tests, self.split = length, turns, tests, split
         self.system_prompt = (
             f"Find a program of at most {length} operations that turns each input into its output. "
             f"Operations: {', '.join(OPERATIONS)}. You have {turns} attempts; the first that fits "
@@ -76,13 +84,21 @@ class ProgramSynthesis(TextEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
-        names = list(OPERATIONS)
-        chosen = self.np_random.integers(len(names), size=self.length).tolist()
+        hidden = self._drawn()
         tests = self.np_random.choice(len(_pool()), size=self.tests, replace=False).tolist()
-        self._begin(tuple(names[i] for i in chosen), tests)
+        self._begin(hidden, tests)
         shown = zip(VISIBLE, outputs_on(self._hidden, VISIBLE), strict=True)
         lines = [f"{_text(x)} becomes {_text(y)}" for x, y in shown]
         return self.opening("\n".join([*lines, turns_left(self._left)]))
+
+    def _drawn(self) -> Program:
+        if self.split == "all":
+            names = list(OPERATIONS)
+            chosen = self.np_random.integers(len(names), size=self.length).tolist()
+            return tuple(names[i] for i in chosen)
+        groups = _groups(self.length, self.split)
+        places = [i for fits in groups for i in _possible(self.length, fits)]
+        return programs(self.length)[places[int(self.np_random.integers(len(places)))]]
 
     def step(self, action: str) -> Step:
         program = parse(action, self.length)
@@ -132,7 +148,7 @@ class ProgramSynthesis(TextEnv):
         return " | ".join(programs(self.length)[max(self._fits, key=lambda i: values[i])])
 
     def optimal_value(self) -> float:
-        groups = [f for f in _fitting(self.length).values() if _possible(self.length, f)]
+        groups = _groups(self.length, self.split)
         best = [_chances(self.length, fits).max() for fits in groups]
         counts = [len(_possible(self.length, fits)) for fits in groups]
         return float(np.average(best, weights=counts))
@@ -140,7 +156,7 @@ class ProgramSynthesis(TextEnv):
     def random_value(self) -> float:
         everything, passed = programs(self.length), _agreement(self.length)
         values = []
-        for fits in _fitting(self.length).values():
+        for fits in _groups(self.length, self.split):
             for hidden in _possible(self.length, fits):
                 hit = len(fits) / len(everything)
                 waiting = (1 - hit) ** (self.max_turns - 1)
@@ -191,6 +207,13 @@ def _fitting(length: int) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...]]:
     for i, program in enumerate(programs(length)):
         groups.setdefault(outputs_on(program, VISIBLE), []).append(i)
     return {outputs: tuple(places) for outputs, places in groups.items()}
+
+
+@cache
+def _groups(length: int, split: str) -> list[tuple[int, ...]]:
+    """The sets of programs that show alike, one of which at least may be hidden, of a split."""
+    groups = [(o, fits) for o, fits in _fitting(length).items() if _possible(length, fits)]
+    return [fits for _, fits in split_items(groups, split, lambda group: group[0])]
 
 
 def _possible(length: int, fits: tuple[int, ...]) -> list[int]:

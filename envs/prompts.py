@@ -38,6 +38,8 @@ class PromptEnv(TextEnv):
         ValueError: no prompts, or one that is neither a text nor ends with a user message.
     """
 
+    items = "A prompt; a run holds out prompts by content (evaluation.prompts_fraction)."
+
     def __init__(
         self,
         prompts: Sequence[str | Conversation] = EXAMPLE_PROMPTS,

@@ -30,6 +30,8 @@ class Recommend(TextEnv):
         sessions: T.
     """
 
+    items = "All episodes open alike; the user and the clicks are hidden and drawn anew."
+
     def __init__(self, sessions: int = 6, *, render_mode: str | None = None) -> None:
         check_range("sessions", sessions, 1, 10)
         super().__init__(render_mode=render_mode)

@@ -62,6 +62,8 @@ class Support(TextEnv):
         turns: Longest episode.
     """
 
+    items = "One of three requests, as in training; caller and answers are hidden and drawn anew."
+
     def __init__(
         self,
         cost_limit: float = 0.05,

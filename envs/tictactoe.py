@@ -43,6 +43,8 @@ class TicTacToe(TextEnv):
 
     max_turns = 9
 
+    items = "One game, the same in training."
+
     def __init__(
         self,
         opponent: Opponent = "random",

@@ -26,6 +26,8 @@ class TMaze(TextEnv):
         steps: T, actions allowed.
     """
 
+    items = "Two episodes, one for each sign, both in training too."
+
     def __init__(self, length: int = 4, steps: int = 8, *, render_mode: str | None = None) -> None:
         check_range("length", length, 1, 100)
         check_range("steps", steps, length + 1, 1000)

@@ -38,6 +38,11 @@ class ToolLookup(TextEnv):
         call_cost: What each lookup costs.
     """
 
+    items = (
+        "A question about one of a few people, as in training; the register behind it is "
+        "drawn anew."
+    )
+
     def __init__(
         self,
         hops: int = 2,

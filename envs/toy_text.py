@@ -161,6 +161,8 @@ class FrozenLake(DiscreteToText):
         max_turns: The horizon.
     """
 
+    items = "One map, the same in training."
+
     def __init__(
         self, slippery: bool = True, max_turns: int = 100, *, render_mode: str | None = None
     ) -> None:
@@ -196,6 +198,8 @@ class CliffWalking(DiscreteToText):
         max_turns: The horizon.
     """
 
+    items = "One map, the same in training."
+
     def __init__(self, max_turns: int = 50, *, render_mode: str | None = None) -> None:
         super().__init__(
             CliffWalkingEnv(),
@@ -224,6 +228,8 @@ class Taxi(DiscreteToText):
     Args:
         max_turns: The horizon.
     """
+
+    items = "One of 300 starts on one map; starts and states of evaluation are in training too."
 
     def __init__(self, max_turns: int = 30, *, render_mode: str | None = None) -> None:
         table = TaxiEnv()

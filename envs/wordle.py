@@ -45,6 +45,8 @@ class Wordle(TextEnv):
         guesses: T, 1 to 3.
     """
 
+    items = "All episodes open alike; the hidden word is one of those of training."
+
     def __init__(
         self, words: int = 100, guesses: int = 3, *, render_mode: str | None = None
     ) -> None:

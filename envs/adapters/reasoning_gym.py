@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -12,6 +13,7 @@ import numpy as np
 
 from envs.adapters import PrivateGenerators, require
 from envs.core import Step, TextEnv, check_choice, check_range
+from envs.items import SPLITS, half_of
 
 QUARANTINE = {"composite": "is a mixture of other tasks, which have to be named"}
 """Tasks that are not offered, and why."""
@@ -32,6 +34,15 @@ HARDENED: dict[str, tuple[Callable[[str, str], float], str]] = {
 """Tasks whose own scorer pays for wrong answers: a scorer in its place, and why."""
 
 
+CANDIDATES = 8
+"""Indices that each item may be drawn from."""
+EAGER = {"acre"}
+"""Tasks that draw all items at once, so that each has only its own index."""
+MAX_TRIES = 300
+_PLACES: dict[tuple[Any, ...], int] = {}
+"""Where items were found, for all environments of this process."""
+
+
 def tasks() -> list[str]:
     """The names of all tasks on offer."""
     factory = require("reasoning_gym.factory", "reasoning-gym")
@@ -47,22 +58,28 @@ class ReasoningGym(TextEnv):
     replaces two.
 
     Items `i` of a data set with seed `s` are drawn with seed `s + i`, so another seed shares nearly
-    all items. Training and test items are therefore disjoint ranges of indices under one seed.
+    all items, and in many tasks other indices repeat questions. So a hash of its text decides on
+    which side a question is, and each item of a split is the first of its candidates on that side.
 
     Args:
         task: A name from `tasks()`.
-        split: "train" (the first nine tenths of the indices) or "test".
+        split: "train" (the first nine tenths of the items), "test", or "all", which shares
+            questions with both.
         size: Items in all; tasks that draw all items at once need time for many.
         partial: Whether partial credit is paid.
         config: Further settings of the task (its difficulty), as reasoning-gym names them.
 
     Raises:
-        ValueError: an unknown or quarantined task, or settings that it does not take.
+        ValueError: an unknown or quarantined task, or settings that it does not take; at reset, a
+            task whose questions are too few to be split.
     """
 
     best_score = 1.0
     max_turns = 1
     system_prompt = "Answer the question. Reply with the answer only."
+
+    separable = True
+    items = "A question; questions of evaluation are not in training."
 
     def __init__(
         self,
@@ -74,20 +91,26 @@ class ReasoningGym(TextEnv):
         config: dict[str, Any] | None = None,
         render_mode: str | None = None,
     ) -> None:
-        check_choice("split", split, ("train", "test"))
+        check_choice("split", split, SPLITS)
         check_range("size", size, 10, 10**9)
         super().__init__(render_mode=render_mode)
         _check_task(task)
-        self.task, self.partial = task, partial
+        self.task, self.partial, self.split, self.size = task, partial, split, size
+        self._key = (task, size, split, repr(sorted((config or {}).items())))
         self._generators = PrivateGenerators()
         library = require("reasoning_gym", "reasoning-gym")
         with self._generators.lent():
             try:
-                self._items = library.create_dataset(task, seed=0, size=size, **(config or {}))
+                count = size if task in EAGER else size * CANDIDATES
+                self._items = library.create_dataset(task, seed=0, size=count, **(config or {}))
             except (AssertionError, TypeError) as error:
                 raise ValueError(f"{task} does not take config {config}: {error}") from error
         train = size * 9 // 10
-        self._indices = range(train) if split == "train" else range(train, size)
+        self._indices = {
+            "train": range(train),
+            "test": range(train, size),
+            "all": range(size),
+        }[split]
         self._order = np.random.default_rng(0).permutation(len(self._indices))
         self._entry: dict[str, Any] = {"question": "", "answer": None}
 
@@ -97,12 +120,36 @@ class ReasoningGym(TextEnv):
         super().reset(seed=seed)
         count = len(self._indices)
         place = int(self.np_random.integers(count)) if seed is None else seed % count
-        index = self._indices[int(self._order[place])]
-        # Some tasks draw from the global generators, whose state then is part of the item.
+        index = self._place(self._indices[int(self._order[place])])
+        self._entry = self._draw(index)
+        return self.opening(self._entry["question"], item=index)
+
+    def _draw(self, index: int) -> dict[str, Any]:
+        """An item; some tasks draw from the global generators, whose state then is part of it."""
         self._generators.seed(index)
         with self._generators.lent():
-            self._entry = self._items[index]
-        return self.opening(self._entry["question"], item=index)
+            return self._items[index]
+
+    def _place(self, item: int) -> int:
+        """The index of the first candidate for an item whose question is on this split's side."""
+        if self.split == "all":
+            return item
+        key = (*self._key, item)
+        if key not in _PLACES:
+            own = range(
+                item, self.size if self.task in EAGER else self.size * CANDIDATES, self.size
+            )
+            # Where questions are few, all candidates may be one; then any other will do.
+            others = ((item + i) % self.size for i in range(min(self.size, MAX_TRIES)))
+            for index in itertools.chain(own, others):
+                if half_of(str(self._draw(index)["question"])) == self.split:
+                    _PLACES[key] = index
+                    break
+            else:
+                raise ValueError(
+                    f"{self.task} has too few questions to hold any out: set split to all"
+                )
+        return _PLACES[key]
 
     def step(self, action: str) -> Step:
         score, reason = self._score(action)

@@ -90,6 +90,8 @@ class TextArena(TextEnv):
     best_score = None
     system_prompt = "You play a game. Answer with your move in the form that the game asks for."
 
+    items = "A deal of one game; deals have seeds of their own, small games repeat."
+
     def __init__(
         self,
         game: str = "TicTacToe",

@@ -43,6 +43,9 @@ class TextWorld(TextEnv):
 
     best_score = 1.0
 
+    separable = True
+    items = "A generated game; generator seeds of evaluation are not in training."
+
     def __init__(
         self,
         rooms: int = 2,

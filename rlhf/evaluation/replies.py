@@ -13,7 +13,7 @@ from rlhf.models.loading import load_model
 from rlhf.models.spec import ModelSpec
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collect import Collector, Start
-from rlhf.rollout.seeds import evaluation_seed
+from rlhf.rollout.seeds import EVALUATION_BLOCK, evaluation_seed
 from rlhf.rollout.spec import EnvSpec, RolloutSpec
 
 
@@ -33,8 +33,14 @@ def play_groups(
     """
     loaded = load(env.prompts, "prompt", seed=seed).rows if env.prompts else []
     policy, tokenizer = load_model(model, seed=seed)
+    held_out = all(start >= EVALUATION_BLOCK for start in seeds)
     collector = Collector.open(
-        policy, tokenizer, env, rollout, prompts=[row["prompt"] for row in loaded]
+        policy,
+        tokenizer,
+        env,
+        rollout,
+        prompts=[row["prompt"] for row in loaded],
+        split="test" if held_out else "train",
     )
     starts = [
         Start(start, group, member)

@@ -86,7 +86,7 @@ def _evaluate_policy(spec: PolicySpec, task: Task, run: Run) -> None:
     summary: dict[str, Any] = {"name": spec.name, "env": "text", "policy": spec.name, "metrics": {}}
     if config.env:
         rows = _play(spec, policy, task, examples)
-        make_env = make_env_factory(config.env, task.prompts)
+        make_env = make_env_factory(config.env, task.prompts, split="test")
         low, high = bounds(make_env) if config.env.id else (None, None)
         name = config.env.id or "prompts"
         summary = summarise(rows, name=spec.name, env=name, random=low, optimal=high)
@@ -133,7 +133,7 @@ def _play(
     config = task.config
     assert config.env is not None
     if policy is None:
-        make_env = make_env_factory(config.env, task.prompts)
+        make_env = make_env_factory(config.env, task.prompts, split="test")
         return play_reference(
             spec.name,
             make_env,
@@ -149,6 +149,7 @@ def _play(
         config.rollout,
         prompts=task.prompts,
         examples=examples,
+        split="test",
     )
     try:
         return play_model(

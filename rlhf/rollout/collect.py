@@ -50,24 +50,30 @@ class _Episode:
     limit: int = 0
 
 
-def make_env_factory(spec: EnvSpec, prompts: Sequence[Any] = ()) -> Callable[[], gym.Env]:
+def make_env_factory(
+    spec: EnvSpec, prompts: Sequence[Any] = (), *, split: str | None = None
+) -> Callable[[], gym.Env]:
     """A function that makes one environment.
 
     Args:
         spec: of the environment.
         prompts: conversations, where the spec names prompt sets.
+        split: "train" or "test" where the environment keeps their items apart; None leaves it as
+            the spec has it.
 
     Raises:
         UserError: no environment of that id, or it cannot be made with these arguments.
     """
     import envs
+    from envs.items import split_kwargs
     from envs.prompts import PromptEnv
 
     def make() -> gym.Env:
         if spec.id is None:
             return PromptEnv(prompts)
         try:
-            return gym.make(spec.id, disable_env_checker=True, **spec.kwargs)
+            kwargs = split_kwargs(spec.id, spec.kwargs, split) if split else spec.kwargs
+            return gym.make(spec.id, disable_env_checker=True, **kwargs)
         except gym.error.Error as error:
             raise UserError(f"env.id {spec.id!r}: {_first_line(error)}") from error
         except (ImportError, TypeError, ValueError) as error:
@@ -123,12 +129,16 @@ class Collector:
         prompts: Sequence[Any] = (),
         watch: Stopwatch | None = None,
         examples: Sequence[dict[str, str]] = (),
+        split: str | None = None,
     ) -> Collector:
-        """The collector that a configuration describes, for a model and its tokenizer."""
+        """The collector that a configuration describes, for a model and its tokenizer.
+
+        ``split`` is that of ``make_env_factory``.
+        """
         layout = TurnFormat(
             tokenizer, chat=rollout.chat, separator=rollout.separator, stop=rollout.stop
         )
-        make_env = make_env_factory(env, prompts)
+        make_env = make_env_factory(env, prompts, split=split)
         context, whole = context_of(model), whole_context(text_config(bare(model)))
         if context < whole:
             log.info(
@@ -148,6 +158,21 @@ class Collector:
             examples=examples,
         )
 
+    def episode_tokens(self) -> int:
+        """Most tokens that an episode can sample, as far as its turns are known.
+
+        An environment tells by ``max_turns``, or by the step limit of its registration. Without
+        either it is ``rollout.max_tokens``, or else the limit of one turn.
+        """
+        if not self.envs:
+            self.envs.append(self.make_env())
+        env = self.envs[0]
+        limit = getattr(env.spec, "max_episode_steps", None)
+        known = [n for n in (getattr(env.unwrapped, "max_turns", None), limit) if n]
+        if known:
+            return min(self.budget, min(known) * self.spec.max_new_tokens)
+        return self.spec.max_tokens or min(self.budget, self.spec.max_new_tokens)
+
     def close(self) -> None:
         """Close every environment."""
         for env in self.envs:
@@ -155,7 +180,12 @@ class Collector:
         self.envs = []
 
     def collect(
-        self, model: Any, starts: Sequence[Start], *, temperature: float | None = None
+        self,
+        model: Any,
+        starts: Sequence[Start],
+        *,
+        temperature: float | None = None,
+        allow_none: bool = False,
     ) -> list[Rollout]:
         """Play one episode per start.
 
@@ -163,10 +193,15 @@ class Collector:
             model: the policy's causal model.
             starts: seeds, groups and members.
             temperature: overrides the spec's; 0 is greedy.
+            allow_none: whether the result may be empty, where failures are counted.
+
+        Returns:
+            The episodes in the order of their starts, without those that failed where failures are
+            counted.
 
         Raises:
-            UserError: an environment failed (with the seed that repeats it), or a prompt does not
-                fit the context.
+            UserError: an environment failed (with the seed that repeats it), every one did, or a
+                prompt does not fit the context.
         """
         warmth = self.spec.temperature if temperature is None else temperature
         size = min(self.spec.parallel, len(starts))
@@ -181,7 +216,7 @@ class Collector:
         )
         played = self._play(sampler, starts, self.envs[:size])
         self.prefilled += sampler.prefilled
-        if not played:
+        if not played and not allow_none:
             raise UserError("every environment failed, so there is nothing to learn from")
         return [played[place] for place in sorted(played)]
 

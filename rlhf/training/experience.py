@@ -95,25 +95,30 @@ def unscored_reasons(rollouts: Sequence[Rollout], *, most: int = 3) -> str:
     return "; ".join([*shown, *([f"{rest} x other reasons"] if rest else [])])
 
 
+def refuse_unscored(rollouts: Sequence[Rollout], *, limit: float) -> None:
+    """Check the scores of all episodes that a step has sampled.
+
+    Raises:
+        UserError: more of them have none than the share ``limit``, ``shaping.max_unscored``; the
+            message names the commonest reasons.
+    """
+    unscored = sum(math.isnan(rollout.score) for rollout in rollouts) / len(rollouts)
+    if unscored > limit:
+        raise UserError(
+            f"{unscored:.0%} of the episodes could not be scored, more than shaping.max_unscored "
+            f"= {limit:.0%}: {unscored_reasons(rollouts)}"
+        )
+
+
 def shape_scores(
     rollouts: Sequence[Rollout],
     algorithm: Algorithm,
     config: OnlineConfig,
     moments: RewardMoments,
 ) -> None:
-    """Scale the scores and subtract penalties, in place; the moments take the scores in.
-
-    Raises:
-        UserError: more episodes went unscored than ``shaping.max_unscored`` allows.
-    """
+    """Scale the scores and subtract penalties, in place; the moments take the scores in."""
     shaping = config.shaping
     scores = torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float64)
-    unscored = scores.isnan().double().mean().item()
-    if unscored > shaping.max_unscored:
-        raise UserError(
-            f"{unscored:.0%} of the episodes could not be scored, more than shaping.max_unscored "
-            f"= {shaping.max_unscored:.0%}: {unscored_reasons(rollouts)}"
-        )
     moments.update(scores)
     shaped = scores
     if shaping.scale == "std":

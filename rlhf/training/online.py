@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from envs.items import is_separable
 from rlhf.algorithms.advantages import informative_groups
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluate import (
@@ -27,17 +30,27 @@ from rlhf.profiling import usage
 from rlhf.progress import Reporter, online_slots
 from rlhf.rollout.batch import Rollout, collate
 from rlhf.rollout.collect import Collector, Start
+from rlhf.rollout.items import describe_items
 from rlhf.runs import Run
 from rlhf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from rlhf.training.experience import Experience, prepare, score_rollouts, shape_scores
+from rlhf.training.experience import (
+    Experience,
+    prepare,
+    refuse_unscored,
+    score_rollouts,
+    shape_scores,
+)
 from rlhf.training.interrupt import StopRequest
 from rlhf.training.online_config import OnlineConfig
 from rlhf.training.session import Session, open_session
 from rlhf.training.token_table import token_table
 from rlhf.training.update import learn
 
-# DAPO keeps sampling until a batch is full of informative groups; beyond this it trains on fewer.
-MAX_RESAMPLES = 4
+log = logging.getLogger(__name__)
+
+# DAPO keeps sampling until a batch is full of informative groups; after so many rounds it trains on
+# the fewer that it has, or skips the update if it has none.
+MAX_ROUNDS = 4
 SAMPLES_KEPT = 16
 
 
@@ -89,14 +102,18 @@ def train_step(session: Session, run: Run, step: int) -> dict[str, float]:
     """One batch of rollouts and what is learned from it; returns the step's metrics."""
     watch = session.watch
     watch.take()  # an evaluation's
-    rollouts = gather(session)
+    gathered = gather(session)
+    rollouts = gathered.rollouts
+    session.openings.note(rollout.conversation for rollout in rollouts)
+    if gathered.skip:
+        return _skipped(session, run, step, gathered)
     batch = collate(
         rollouts, pad_id=session.policy.tokenizer.pad_token_id, device=session.policy.device
     )
     experience = prepare(session, batch)
     with watch("update"):
         learned = learn(session, experience, step=step)
-    metrics = {**rollout_metrics(rollouts), **experience.metrics}
+    metrics = {**rollout_metrics(rollouts), **gathered.metrics, **experience.metrics}
     if "kl_coef" in session.algorithm.effective:
         metrics["kl/coef"] = session.kl.coef
     metrics["train/learning_rate"] = session.scheduler.get_last_lr()[0]
@@ -126,29 +143,87 @@ def profile(
     }
 
 
-def gather(session: Session) -> list[Rollout]:
-    """Rollouts with final rewards; uninformative groups are replaced where the row says so."""
-    size = session.algorithm.settings.group_size
-    wanted = session.config.episodes_per_step
+@dataclass(frozen=True)
+class Gathered:
+    """The episodes of a step."""
+
+    rollouts: list[Rollout]
+    skip: bool = False
+    """Whether none of them tells anything: all groups that were sampled are uniform."""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def gather(session: Session) -> Gathered:
+    """Rollouts with final rewards; uninformative groups are replaced where the row says so.
+
+    As in DAPO (Yu et al. 2025, 3.2) a group is informative if its scores differ before penalties
+    and scaling: a penalty of length alone makes no group worth learning from.
+
+    Raises:
+        UserError: every episode failed, or too many could not be scored.
+    """
+    settings, config = session.algorithm.settings, session.config
+    wanted = config.episodes_per_step // settings.group_size
     kept: list[Rollout] = []
-    for _ in range(MAX_RESAMPLES):
-        groups = (wanted - len(kept)) // size
-        starts = session.starts.take(session.config.seed, groups, size)
+    sampled: list[Rollout] = []
+    groups = rounds = taken = 0
+    while groups < wanted and rounds < MAX_ROUNDS:
+        starts = session.starts.take(config.seed, wanted - groups, settings.group_size)
         fresh = session.world.map(starts, lambda part: play(session, part, session.collector))
-        shape_scores(fresh, session.algorithm, session.config, session.moments)
-        if not session.algorithm.settings.dynamic_sampling:
-            return fresh
-        scores = torch.tensor([r.score for r in fresh], dtype=torch.float64)
-        useful = informative_groups(scores, torch.tensor([r.group for r in fresh]))
-        kept += [r for r, keep in zip(fresh, useful.tolist(), strict=True) if keep]
-        if len(kept) == wanted:
+        rounds, taken = rounds + 1, taken + wanted - groups
+        raw = [rollout.score for rollout in fresh]
+        sampled = sampled + fresh
+        if fresh:
+            refuse_unscored(sampled, limit=config.shaping.max_unscored)
+            shape_scores(fresh, session.algorithm, config, session.moments)
+        if not settings.dynamic_sampling:
             break
-    return kept or fresh
+        useful = _informative(fresh, raw)
+        kept += useful
+        groups += len({rollout.group for rollout in useful})
+    if not sampled:
+        raise UserError("every environment failed, so there is nothing to learn from")
+    if not settings.dynamic_sampling:
+        return Gathered(sampled)
+    told = {"rollout/rounds": float(rounds), "rollout/groups_dropped": float(taken - groups)}
+    return Gathered(kept or sampled, skip=not kept, metrics=told)
+
+
+def _informative(rollouts: Sequence[Rollout], scores: Sequence[float]) -> list[Rollout]:
+    """Episodes of the groups in which scores differ."""
+    if not rollouts:
+        return []
+    groups = torch.tensor([rollout.group for rollout in rollouts])
+    useful = informative_groups(torch.tensor(scores, dtype=torch.float64), groups)
+    return [r for r, keep in zip(rollouts, useful.tolist(), strict=True) if keep]
+
+
+def _skipped(session: Session, run: Run, step: int, gathered: Gathered) -> dict[str, float]:
+    """Metrics of a step without an update."""
+    log.warning(
+        "step %d: all %d groups of %d rounds have equal scores, so nothing is learned from them; "
+        "easier or harder tasks, or a larger algorithm.group_size, give groups that differ",
+        step + 1,
+        gathered.metrics["rollout/groups_dropped"],
+        gathered.metrics["rollout/rounds"],
+    )
+    for rollout in gathered.rollouts[: session.config.samples_per_step]:
+        run.sample(sample_row(rollout, step + 1, "train"))
+    return {
+        **rollout_metrics(gathered.rollouts),
+        **gathered.metrics,
+        "train/skipped": 1.0,
+        "train/updates": 0.0,
+        "train/learning_rate": session.scheduler.get_last_lr()[0],
+        **session.watch.take(),
+    }
 
 
 def play(session: Session, starts: Sequence[Start], collector: Collector) -> list[Rollout]:
     """Episodes with the scores of all rewards, trained and measured."""
-    rollouts = collector.collect(session.policy.model, starts)
+    rollouts = collector.collect(session.policy.model, starts, allow_none=True)
+    if not rollouts:
+        return []  # of this process's share; who gathers them sees whether there are any
     with session.watch("rewards"):
         score_rollouts(
             rollouts,
@@ -291,8 +366,28 @@ def _final_evaluation(session: Session, run: Run) -> None:
     summary = summarise(
         rows, name=run.directory.name, env=env.id or "prompts", random=low, optimal=high
     )
+    summary["items"] = _items(session, rows)
     if run.writes:
         write_evaluation(run.directory, rows, summary)
+
+
+def _items(session: Session, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the held-out episodes share with training; a line says so where it is anything."""
+    env = session.config.env
+    if env.id is None:
+        separate, note = True, "A prompt; prompts of evaluation are not in training."
+    else:
+        task: Any = session.held_out.make_env().unwrapped
+        separate, note = is_separable(env.id), str(getattr(task, "items", "unknown"))
+    found = describe_items(session.openings, rows, separate=separate, note=note)
+    if found["seen_in_training"]:
+        log.warning(
+            "%d of the %d held-out episodes open like episodes of training. Their items: %s",
+            found["seen_in_training"],
+            found["episodes"],
+            note,
+        )
+    return found
 
 
 def _keep_samples(session: Session, run: Run, *, step: int, split: str) -> None:

@@ -28,6 +28,7 @@ from rlhf.models.precision import MasterAdamW
 from rlhf.models.rewards import load_rewards
 from rlhf.profiling import Stopwatch
 from rlhf.rollout.collect import Collector, Start
+from rlhf.rollout.items import Openings
 from rlhf.rollout.seeds import training_seed
 from rlhf.rollout.spec import RolloutSpec
 from rlhf.training.distributed import World, join
@@ -79,6 +80,7 @@ class Session:
     multiplier: LagrangeMultiplier | None
     moments: RewardMoments = field(default_factory=RewardMoments)
     starts: StartCounter = field(default_factory=StartCounter)
+    openings: Openings = field(default_factory=Openings)
     watch: Stopwatch = field(default_factory=Stopwatch)
     ceiling: float | None = None
     """Operations per second that the machine reaches at best; measured for a profile."""
@@ -86,7 +88,7 @@ class Session:
     def stateful(self) -> dict[str, Any]:
         """State besides weights and optimizer that a resumed run needs."""
         named = {"kl": self.kl, "multiplier": self.multiplier, "moments": self.moments}
-        named["starts"] = self.starts
+        named |= {"starts": self.starts, "openings": self.openings}
         return {name: item for name, item in named.items() if item is not None}
 
     def close(self) -> None:
@@ -124,11 +126,11 @@ def open_session(name: str, config: OnlineConfig) -> Session:
 
     watch = Stopwatch()
 
-    def collector(prompts: Sequence[Any]) -> Collector:
+    def collector(prompts: Sequence[Any], split: str) -> Collector:
         pieces = (model, tokenizer, config.env, config.rollout)
-        return Collector.open(*pieces, prompts=prompts, watch=watch)
+        return Collector.open(*pieces, prompts=prompts, watch=watch, split=split)
 
-    training = collector(prompts)
+    training = collector(prompts, "train")
     _refuse_idle_rollout_keys(config, training)
     return Session(
         config=config,
@@ -136,7 +138,7 @@ def open_session(name: str, config: OnlineConfig) -> Session:
         policy=policy,
         reference=Reference(policy) if algorithm.reference else None,
         collector=training,
-        held_out=collector(held_out),
+        held_out=collector(held_out, "test"),
         rewards=rewards,
         gold=gold,
         world=join(),

@@ -71,7 +71,7 @@ def _accumulate(
     config, credit = session.config, experience.credit
     rows = rows.to(session.policy.device)
     mask = credit.mask[rows]
-    limit = config.rollout.max_new_tokens
+    limit = session.collector.episode_tokens()
     denominator = denominator_for(session.algorithm, mask, max_tokens=limit)
     total = Tally()
     attention_mask = experience.batch.attention_mask[rows]

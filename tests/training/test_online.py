@@ -34,7 +34,7 @@ def session_for(place, verb="ppo", **keys):
 
 
 def experience_of(session):
-    rollouts = online.gather(session)
+    rollouts = online.gather(session).rollouts
     pad = session.policy.tokenizer.pad_token_id
     return prepare(session, collate(rollouts, pad_id=pad, device=session.policy.device))
 
@@ -350,7 +350,7 @@ def test_groups_must_divide_the_batch(tmp_path, echo_model, verb):
 
 def test_a_group_shares_its_start_state_and_not_its_replies(echo_model):
     session = session_for(echo_model, "rloo", episodes_per_step=8)
-    rollouts = online.gather(session)
+    rollouts = online.gather(session).rollouts
     groups = {}
     for rollout in rollouts:
         groups.setdefault(rollout.group, []).append(rollout)
