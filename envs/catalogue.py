@@ -18,7 +18,9 @@ def catalogue(*, values: bool = True) -> list[dict[str, Any]]:
 
     Rows hold `id`, `horizon` (longest episode in actions), `optimum`, `random`, `references`
     (further known values), `threshold`, `source` ("own", "gymnasium" or an extra's name), `extra`
-    (the optional extra that it needs, or None) and `summary`. A value that is unknown is None.
+    (the optional extra that it needs, or None), `summary`, `items` (what differs between episodes)
+    and `separable` (whether items of training and evaluation are kept apart by content). A value
+    that is unknown is None.
 
     Args:
         values: Whether to compute optimum, random and references (about a second in all).
@@ -42,6 +44,8 @@ def _row(env_id: str, values: bool) -> dict[str, Any]:
         "source": "gymnasium" if type(env).__module__ == "envs.toy_text" else "own",
         "extra": None,
         "summary": _first_line(type(env)),
+        "items": env.items,
+        "separable": env.separable,
     }
 
 
@@ -59,6 +63,8 @@ def _extra_row(env_id: str, entry_point: str, extra: str) -> dict[str, Any]:
         "source": extra,
         "extra": extra,
         "summary": _first_line(kind),
+        "items": kind.items,
+        "separable": kind.separable,
     }
 
 

@@ -24,6 +24,8 @@ INVALID: tuple[str, ...] = ("", "?!")
 """Replies that no task understands; they stand for silence, junk and stalling."""
 MAX_ACTIONS = 400
 MAX_CELLS = 1000
+SHARE_OF_STARTS = 0.15
+"""Of the calls that may be spent, those that may go into finding the start states."""
 IMMUTABLE = (int, float, str, bytes, bool, type(None))
 ASIDE = ("_np_random", "_np_random_seed", "_last_text", "render_mode", "spec", "metadata")
 """Attributes that say nothing about what will happen."""
@@ -231,9 +233,12 @@ class _Solver:
     def value(self) -> float:
         self.root._np_random = Chances()  # type: ignore[assignment]
         groups: dict[str, Members] = {}
+        enough = self.budget * (1 - SHARE_OF_STARTS)
         try:
             for weight, twin, (text, _) in self._outcomes(self.root, lambda e: e.reset()):
                 groups.setdefault(str(text), []).append((weight, twin))
+                if self.budget < enough:
+                    raise NotEnumerableError("it has too many start states")
             total = sum(self._best(members) for members in groups.values())
         except RecursionError as error:
             raise NotEnumerableError("its episodes are too long") from error

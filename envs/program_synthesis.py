@@ -96,8 +96,7 @@ class ProgramSynthesis(TextEnv):
             names = list(OPERATIONS)
             chosen = self.np_random.integers(len(names), size=self.length).tolist()
             return tuple(names[i] for i in chosen)
-        groups = _groups(self.length, self.split)
-        places = [i for fits in groups for i in _possible(self.length, fits)]
+        places = _hidden(self.length, self.split)
         return programs(self.length)[places[int(self.np_random.integers(len(places)))]]
 
     def step(self, action: str) -> Step:
@@ -214,6 +213,12 @@ def _groups(length: int, split: str) -> list[tuple[int, ...]]:
     """The sets of programs that show alike, one of which at least may be hidden, of a split."""
     groups = [(o, fits) for o, fits in _fitting(length).items() if _possible(length, fits)]
     return [fits for _, fits in split_items(groups, split, lambda group: group[0])]
+
+
+@cache
+def _hidden(length: int, split: str) -> list[int]:
+    """Places of the programs that may be hidden in a split."""
+    return [i for fits in _groups(length, split) for i in _possible(length, fits)]
 
 
 def _possible(length: int, fits: tuple[int, ...]) -> list[int]:

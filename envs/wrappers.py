@@ -16,9 +16,11 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
 from envs.core import Conversation, FreeText, check_choice, check_range
+from envs.items import is_separable
 
 RewardFunction = Callable[[list[Conversation]], Sequence[float | None]]
 Wrapper = gym.Wrapper[str, str, str, str]
+MAX_TURNS_LEFT_OUT = 1000
 
 
 def system_prompt_of(env: gym.Env[Any, Any]) -> str | None:
@@ -68,7 +70,9 @@ class InvalidActions(RecordConstructorArgs, Wrapper):
     Args:
         env: The environment.
         penalty: Taken from the reward of each invalid action.
-        end: Whether the first invalid action ends the episode (terminated).
+        end: Whether the first invalid action ends the episode (terminated). Leaving early must not
+            pay: what the same action would have cost in the turns that were left is taken from the
+            reward too, as far as the environment charges for it.
         substitute: "random" puts a legal action in the place of an unlisted one before the
             environment sees it (`info["substituted"]` says so); None leaves it.
     """
@@ -110,8 +114,19 @@ class InvalidActions(RecordConstructorArgs, Wrapper):
             info = {**info, "substituted": replaced}
         if not info.get("valid", True):
             reward = float(reward) - self._penalty
-            terminated = terminated or self._end
+            if self._end and not (terminated or truncated):
+                reward, terminated = reward + min(0.0, self._left_out(action)), True
         return text, reward, terminated, truncated, info
+
+    def _left_out(self, action: str) -> float:
+        """What the environment pays for the same action until it ends the episode itself."""
+        total = 0.0
+        for _ in range(MAX_TURNS_LEFT_OUT):
+            _, reward, terminated, truncated, _ = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return total
 
 
 class FewShot(RecordConstructorArgs, Wrapper):
@@ -121,7 +136,8 @@ class FewShot(RecordConstructorArgs, Wrapper):
         env: The environment.
         count: How many episodes to show, played by the environment's expert.
         seed: Of the first of them; the examples are the same in every episode, so keep their seeds
-            out of training and evaluation.
+            out of training and evaluation. Where the environment keeps items of training and
+            evaluation apart, the examples are of training.
     """
 
     def __init__(self, env: gym.Env[str, str], count: int = 2, *, seed: int = 2**31) -> None:
@@ -129,15 +145,16 @@ class FewShot(RecordConstructorArgs, Wrapper):
         RecordConstructorArgs.__init__(self, count=count, seed=seed)
         gym.Wrapper.__init__(self, env)
         self.observation_space = FreeText()
-        self.examples = "\n\n".join(self._example(seed + i) for i in range(count))
+        source = _training_twin(env)
+        self.examples = "\n\n".join(self._example(source, seed + i) for i in range(count))
 
-    def _example(self, seed: int) -> str:
-        base: Any = self.env.unwrapped
-        text, _ = self.env.reset(seed=seed)
+    def _example(self, env: gym.Env[str, str], seed: int) -> str:
+        base: Any = env.unwrapped
+        text, _ = env.reset(seed=seed)
         lines, done = [text], False
         while not done:
             action = base.expert()
-            text, _, terminated, truncated, _ = self.env.step(action)
+            text, _, terminated, truncated, _ = env.step(action)
             lines += [f"> {action}", text]
             done = terminated or truncated
         return "\n".join(line for line in lines if line)
@@ -147,6 +164,14 @@ class FewShot(RecordConstructorArgs, Wrapper):
     ) -> tuple[str, dict[str, Any]]:
         text, info = self.env.reset(seed=seed, options=options)
         return f"Examples:\n{self.examples}\n\nNow you:\n{text}", info
+
+
+def _training_twin(env: gym.Env[str, str]) -> gym.Env[str, str]:
+    """The environment itself, or one that deals the items of training where those are apart."""
+    spec = env.unwrapped.spec
+    if spec is None or not is_separable(spec.id) or spec.kwargs.get("split") == "train":
+        return env
+    return gym.make(spec.id, **{**spec.kwargs, "split": "train"})
 
 
 class ObservationNoise(RecordConstructorArgs, Wrapper):

@@ -25,7 +25,8 @@ class Settings:
     group_size: int = 1
     """Rollouts from one start state; groups share a baseline."""
     aggregation: str = "token"
-    """Mean over tokens, mean over each sequence first, or sum divided by a constant length."""
+    """Mean over tokens, mean over each sequence first, or sum divided by the most tokens an episode
+    can sample."""
     clip_low: float = 0.2
     """The ratio is clipped below at 1 - clip_low."""
     clip_high: float = 0.2
@@ -62,7 +63,7 @@ class Settings:
     """Which of two episodes is preferred: with probability sigma(score difference), or always the
     better ("hard")."""
     dynamic_sampling: bool = False
-    """Replace groups whose scores are all equal by fresh ones."""
+    """Replace groups whose scores, before penalties, are all equal by fresh ones."""
     overlong_fraction: float = 0.0
     """Last part of a reply's token limit over which a penalty grows from 0 to 1; 0 is off."""
     cost_limit: float = 0.0

@@ -65,7 +65,8 @@ class RolloutSpec:
     over; retry: nothing happens, and the next observation says which numbers are legal. Text
     environments judge replies themselves."""
     invalid_reward: float = 0.0
-    """Reward of such a reply."""
+    """Reward of such a reply; below what any legal line of play earns, or such replies pay: where
+    steps cost, 0 is too much (`rlhf envs check` tries it)."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "parallel"):

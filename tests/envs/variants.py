@@ -27,10 +27,12 @@ _GRID: dict[str, list[dict[str, Any]]] = {
     "KeyDoor": [
         {}, {"size": 3}, {"size": 3, "step_cost": 0.0}, {"size": 3, "step_cost": 0.02},
         {"size": 5, "step_cost": 0.02}, {"step_cost": 0.0}, {"size": 7},
+        {"size": 3, "split": "train"}, {"size": 3, "split": "test"},
     ],
     "KnowledgeGraph": [
         {}, {"hops": 1}, {"hops": 2}, {"hops": 4}, {"hops": 3, "step_cost": 0.0},
         {"hops": 3, "step_cost": 0.1}, {"hops": 1, "step_cost": 0.33},
+        {"split": "train"}, {"split": "test"},
     ],
     "KuhnPoker": [
         {"opponent": opponent, "seat": seat}
@@ -44,6 +46,7 @@ _GRID: dict[str, list[dict[str, Any]]] = {
     "ProgramSynthesis": [
         {}, {"length": 1}, {"length": 1, "turns": 1}, {"length": 1, "turns": 2, "tests": 1},
         {"length": 2, "turns": 1}, {"length": 2, "turns": 2, "tests": 60},
+        {"split": "train"}, {"length": 1, "split": "test"},
     ],
     "Recommend": [{}, {"sessions": 1}, {"sessions": 2}, {"sessions": 3}, {"sessions": 4}],
     "Support": [

@@ -125,3 +125,36 @@ def test_unknown_tasks_and_settings_are_refused():
         make("composite")
     with pytest.raises(ValueError, match="does not take"):
         make("chain_sum", config={"colour": "red"})
+
+
+REPEATING = ("string_splitting", "string_synthesis", "tower_of_hanoi", "coin_flip",
+             "self_reference", "prime_factorization", "acre", "chain_sum")  # fmt: skip
+"""Tasks whose indices repeat questions, among others."""
+
+
+@pytest.mark.parametrize("task", REPEATING)
+def test_no_question_of_the_test_split_is_in_training(task):
+    def questions(split, seeds):
+        env = ReasoningGym(task, split=split, size=300 if task == "acre" else 1000)
+        return {" ".join(env.reset(seed=seed)[0].casefold().split()) for seed in seeds}
+
+    train = questions("train", range(400))
+    test = questions("test", range(2**30, 2**30 + 100))
+    assert len(train) > 20
+    assert len(test) > 10
+    assert not train & test
+
+
+def test_a_task_with_one_question_cannot_be_split():
+    one = ReasoningGym("chain_sum", size=20)
+    one._draw = lambda index: {"question": "always this", "answer": "1"}  # type: ignore[method-assign]
+    other = ReasoningGym("chain_sum", size=20, split="test")
+    other._draw = one._draw  # type: ignore[method-assign]
+    refused = 0
+    for env in (one, other):
+        env._key = ("constant", env.split)  # type: ignore[assignment]
+        try:
+            env.reset(seed=0)
+        except ValueError as error:
+            refused += "too few questions" in str(error)
+    assert refused == 1
