@@ -208,7 +208,7 @@ class _Game:
     def adversaries(self) -> Iterator[Adversary]:
         """Everything that is tried."""
         if self.is_discrete:
-            yield Adversary("a reply that is no number", _say(None))
+            yield Adversary("a reply that is no number (rollout.invalid_reward: 0)", _say(None))
         else:
             yield Adversary("silence", _say(SILENCE))
             for junk in JUNK:

@@ -75,7 +75,7 @@ class TextWorld(TextEnv):
         self._left = max_turns
         self.system_prompt = (
             "You play a text adventure. Write one command per turn, such as: open door, take key "
-            "from table, go north, look, inventory."
+            f"from table, go north, look, inventory. You have {max_turns} commands."
         )
 
     def reset(

@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import zlib
+from fractions import Fraction
+from functools import cache
 
 import gymnasium as gym
 import numpy as np
@@ -87,6 +89,26 @@ def test_the_exact_solution_covers_all_tasks_but_two():
         solved.add(f"{name}-v0")
     left = {name.removesuffix("-v0") for name in set(envs.TASKS) - solved}
     assert left == NOT_ENUMERABLE | {"Prompts"}
+
+
+@pytest.mark.parametrize(("arms", "horizon"), [(2, 4), (3, 3)])
+def test_the_bandit_with_lost_pulls_by_recursion_over_histories(arms, horizon):
+    """An invalid action loses its pull and shows nothing; exact fractions."""
+
+    @cache
+    def value(history, left):
+        if not left:
+            return Fraction(0)
+        options = [value(history, left - 1)]
+        for arm in range(arms):
+            pays = [paid for pulled, paid in history if pulled == arm]
+            chance = Fraction(sum(pays) + 1, len(pays) + 2)
+            after = [value((*history, (arm, paid)), left - 1) for paid in (0, 1)]
+            options.append(chance * (1 + after[1]) + (1 - chance) * after[0])
+        return max(options)
+
+    env = gym.make("text/Bandit-v0", arms=arms, horizon=horizon).unwrapped
+    assert env.optimal_value() == pytest.approx(float(value((), horizon)))
 
 
 def test_cliff_walking_and_taxi_by_hand():

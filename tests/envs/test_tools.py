@@ -28,7 +28,7 @@ PLANTED = {
     "Prolix": r"adversary: expert play with 8 times 'no' after it earns 1.8000",
     "Quitter": "exact: the best of all policies earns -1.0000",
     "Unstated": "adversary: silence earns 0.0000 per episode, meant play earns -",
-    "Numbers": "adversary: a reply that is no number earns 0.0000",
+    "Numbers": r"adversary: a reply that is no number \(rollout.invalid_reward: 0\) earns 0.0000",
 }
 
 
