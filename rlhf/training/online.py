@@ -244,6 +244,8 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         "rollout/invalid": _mean([r.invalid for r in rollouts]),
         "rollout/cut": _mean([r.cut for r in rollouts]),
         "rollout/missing_eos": _mean([not r.finished for r in rollouts]),
+        "rollout/truncated": _mean([r.truncated for r in rollouts]),
+        "rollout/evasion_gain": _evasion_gain(rollouts),
         "rollout/cost": _mean([r.cost for r in rollouts]),
     }
     reasons = Counter(reason_key(r.unscored) for r in rollouts if r.unscored)
@@ -258,6 +260,14 @@ def reason_key(reason: str) -> str:
     name, _, what = reason.partition(": ")
     what = re.sub(r"[^a-z]+", "_", what.partition(": ")[0].partition(" (")[0].lower()).strip("_")
     return f"rewards/unscored/{name}/{what or 'no_score'}"
+
+
+def _evasion_gain(rollouts: Sequence[Rollout]) -> float:
+    """Mean score of episodes with an invalid reply or cut by a limit, less that of the others."""
+    parts: tuple[list[float], list[float]] = ([], [])
+    for rollout in rollouts:
+        parts[rollout.truncated or rollout.invalid > 0].append(rollout.score)
+    return _mean(parts[True]) - _mean(parts[False])
 
 
 def sample_row(rollout: Rollout, step: int, split: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ def record(columns: dict[str, list[float]], **config: Any) -> RunRecord:
 
 def test_quiet_run_has_no_warning():
     assert alarms(record({"train/loss": [2.0, 1.0, 0.5], "rollout/cut": [0.0, 0.0, 0.05]})) == []
+    assert alarms(record({"rollout/evasion_gain": [2.5] * 9 + [-0.1]})) == []
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,8 @@ def test_quiet_run_has_no_warning():
         ({"policy/ratio_max": [1.0, 1.0, 30.0]}, "policy/ratio_max reached 30"),
         ({"rollout/cut": [0.0] + [0.5] * 5}, "50% of replies hit the token limit"),
         ({"rollout/invalid": [2.0] * 6}, "2 invalid actions per episode"),
+        ({"rollout/truncated": [0.4] * 6}, "40% of episodes were cut by a limit"),
+        ({"rollout/evasion_gain": [-1.0] * 3 + [2.5] * 10}, "earn 2.5 more than the others"),
         ({"reward/unscored": [0.01] * 6}, "1% of episodes could not be scored"),
         ({"train/loss": [1.0, float("inf")]}, "train/loss is not finite from step 1 on"),
     ],

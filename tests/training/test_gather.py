@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from envs.core import TextEnv
 from rlhf.errors import UserError
+from rlhf.rollout.batch import Rollout
 from rlhf.training import online
 from rlhf.training.online import MAX_ROUNDS
 from rlhf.training.session import open_session
@@ -195,3 +196,17 @@ def test_held_out_episodes_report_what_they_share_with_training(tmp_path, echo_m
     )
     assert items["separate"] is False
     assert "closed list of words" in items["note"]
+
+
+def test_evasion_is_measured():
+    """By hand: two of four episodes evade, at -1 and 0; the others earn -3 and -5."""
+    rollouts = []
+    for score, invalid, truncated in ((-1, 1, False), (0, 0, True), (-3, 0, False), (-5, 0, False)):
+        rollout = Rollout(0, 0, 0, invalid=invalid, truncated=truncated)
+        rollout.append([1], turn=0, logprobs=[0.0])
+        rollout.pay(score)
+        rollouts.append(rollout)
+    metrics = online.rollout_metrics(rollouts)
+    assert metrics["rollout/evasion_gain"] == pytest.approx(3.5)
+    assert metrics["rollout/truncated"] == 0.25
+    assert "rollout/evasion_gain" not in online.rollout_metrics(rollouts[2:])

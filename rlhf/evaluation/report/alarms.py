@@ -15,6 +15,7 @@ from rlhf.evaluation.report.markup import named
 
 _SHARES = {
     "rollout/cut": (0.1, "replies hit the token limit"),
+    "rollout/truncated": (0.1, "episodes were cut by a limit of tokens or steps"),
     "reward/unscored": (0.0, "episodes could not be scored"),
 }
 
@@ -23,6 +24,8 @@ _UNSCORED = "rewards/unscored/"
 
 # Logged values that the last part of training is judged by.
 _RECENT = 5
+# A sign that holds for so many steps in a row is no chance (1 in 1,024).
+_SURE = 10
 # A look costs as much as there are rows; the next one comes when they grew by one part of these.
 _CHECKS = 50
 
@@ -94,6 +97,14 @@ def _findings(run: RunRecord, when: str) -> Iterator[tuple[str, str]]:
     yield from _unscored_reasons(run, when)
     if (invalid := _ending(run, "rollout/invalid")) > 0.1:
         yield "rollout/invalid", f"{invalid:.2g} invalid actions per episode {when}."
+    gains = run.series("rollout/evasion_gain")[1][-_SURE:]
+    if len(gains) == _SURE and min(gains) > 0:
+        yield (
+            "rollout/evasion_gain",
+            f"episodes with an invalid reply, or cut by a limit, earn {_mean(gains):.2g} more than "
+            f"the others {when}: evading the task pays (see rollout.invalid_reward and "
+            "rollout.max_tokens).",
+        )
     unstopped = _ending(run, "rollout/missing_eos")
     # A cut reply has no stop token either; it is told once.
     if unstopped > 0.1 and unstopped > _ending(run, "rollout/cut") + 0.02:

@@ -158,3 +158,16 @@ def test_a_task_with_one_question_cannot_be_split():
         except ValueError as error:
             refused += "too few questions" in str(error)
     assert refused == 1
+
+
+@pytest.mark.sweep
+def test_no_question_of_any_task_is_on_both_sides():
+    for task in sorted(set(tasks()) - SLOW_TO_DRAW - {"sokoban", "zebra_puzzles", "puzzle24"}):
+        count = 25 if task in ("quantum_lock", "sudoku", "countdown", "number_sequence") else 100
+        sides = []
+        for split, first in (("train", 0), ("test", 2**30)):
+            env = ReasoningGym(task, split=split)
+            texts = (env.reset(seed=first + seed)[0] for seed in range(count))
+            sides.append({" ".join(text.casefold().split()) for text in texts})
+        assert not sides[0] & sides[1], task
+        assert min(map(len, sides)) > 10, task
