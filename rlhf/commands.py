@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,14 +191,26 @@ def _small(verb: str, cls: type, work: Any, arguments: list[str]) -> int:
 
 
 def data(arguments: list[str]) -> int:
-    """`rlhf data check --path FILE --kind KIND`."""
+    """`rlhf data check FILE... [--kind KIND] [--against FILE]`; exit code 1 on a fault."""
     from rlhf.scoring import CheckConfig, check
 
     if arguments[:1] != ["check"] and asks_for_help(arguments, data):
         return 0
     if not arguments or arguments[0] != "check":
-        raise UserError("data: the one thing to do is `rlhf data check --path FILE --kind KIND`")
-    return _small("data check", CheckConfig, check, arguments[1:])
+        raise UserError("data: the one thing to do is `rlhf data check FILE...`")
+    rest = arguments[1:]
+    end = next((i for i, word in enumerate(rest) if word.startswith("-")), len(rest))
+    paths = [["--path", file] for file in rest[:end]] or [[]]
+    faults = []
+
+    def page(config: CheckConfig) -> Iterator[str]:
+        text, fine = check(config)
+        faults.extend([config.path] * (not fine))
+        yield text
+
+    for path in paths:
+        _small("data check", CheckConfig, page, [*path, *rest[end:]])
+    return 1 if faults else 0
 
 
 def models(arguments: list[str]) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.data.spec import DataSpec, Kind
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,41 +30,56 @@ class ScoreConfig:
 
 
 def score(config: ScoreConfig) -> Iterator[str]:
-    """Yield one JSON line per conversation: score (null if there is none) and components."""
+    """Yield one JSON line per conversation: score (null if there is none) and components.
+
+    An `answer` column, or an `answer` on a message, stays with the conversation.
+    """
+    from rlhf.data.conversation import labelled_conversation
     from rlhf.data.load import load
     from rlhf.models.rewards import load_rewards
 
     specs = config.rewards or [{"kind": "trained", "path": config.reward}]
     reward = load_rewards(specs)
-    rows = load(DataSpec(config.input), "sft", seed=0).rows
-    conversations = [[*row["prompt"], *row["completion"]] for row in rows]
+    loaded = load(DataSpec(config.input), "sft", seed=0, facts=True)
+    log.info("input: %s", loaded.summary())
+    conversations = [labelled_conversation(row) for row in loaded.rows]
     scores = reward.score(conversations)
     for index, conversation in enumerate(conversations):
         parts = {name: column[index] for name, column in scores.components.items()}
         line = {"score": scores.values[index], "components": parts, "messages": conversation}
         yield json.dumps(line, ensure_ascii=False)
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in scores.counts.items())
+    if scores.unscored:
+        log.warning("%d of %d not scored: %s", scores.unscored, len(conversations), reasons)
 
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Data sets to look over."""
+    """What is wrong with a data set; the exit code is 1 where anything is.
+
+    `rlhf data check FILE...` takes paths without a flag, and looks at each on its own.
+    """
 
     path: str
-    """The data set."""
-    kind: Kind
-    """What its rows are for."""
+    """The data set: a file, a folder or a hub id."""
+    kind: Kind | None = None
+    """What its rows are for; left out, the columns tell."""
     against: str | None = None
     """Another data set, whose prompts should not be in this one (training against test)."""
     columns: dict[str, str] | None = None
-    """Our field -> their column."""
+    """Our field -> their column; a dot reaches into one."""
     seed: int = 0
     """Of the folds in the search for suspect pairs."""
 
 
-def check(config: CheckConfig) -> Iterator[str]:
-    """Yield the report of the data doctor as Markdown."""
-    from rlhf.data.doctor import check_data
+def check(config: CheckConfig) -> tuple[str, bool]:
+    """The page of a data set in Markdown, and whether it has no fault."""
+    from rlhf.data.data_report import check_dataset
+    from rlhf.data.files import read_rows
+    from rlhf.data.reader import guess_kind
 
-    against = DataSpec(config.against, columns=config.columns) if config.against else None
     spec = DataSpec(config.path, columns=config.columns)
-    yield check_data(spec, config.kind, against=against, seed=config.seed).to_markdown()
+    kind = config.kind or guess_kind(read_rows(spec), spec)
+    against = DataSpec(config.against, columns=config.columns) if config.against else None
+    report = check_dataset(spec, kind, against=against, seed=config.seed)
+    return f"# {config.path}, read as {kind} data\n\n{report.to_markdown()}", report.ok

@@ -1,7 +1,8 @@
-"""Rows in, checked rows out: reading, splitting, doctoring and making training data.
+"""Rows in, checked rows out: reading, splitting, checking and making training data.
 
-Nothing here imports torch, and `datasets` only where a hub id or a folder is opened. The doctor
-(`rlhf.data.doctor`) and the makers of pairs (`rlhf.data.preferences`) are imported by name.
+Nothing here imports torch, and `datasets` only where a hub id or a folder is opened. The report on
+a data set (`rlhf.data.data_report`) and the makers of pairs (`rlhf.data.preferences`) are imported
+by name.
 """
 
 from rlhf.data.files import read_jsonl, write_jsonl

@@ -72,6 +72,15 @@ def unusable(loaded: Loaded) -> Finding:
     return Finding("unusable rows", level, verdict, count, loaded.total, examples=examples)
 
 
+def unread(loaded: Loaded) -> Finding:
+    """Columns, and parts of cells, that nothing is read from."""
+    columns = {name for names in loaded.unused_columns.values() for name in names}
+    count = len(columns) + len(loaded.ignored)
+    verdict = "; ".join(loaded.account()) or "every column is used"
+    level: Level = "note" if count else "ok"
+    return Finding("columns", level, verdict, count, loaded.total)
+
+
 def duplicates(rows: Sequence[Row]) -> Finding:
     """Rows that say the same as an earlier row, up to case and white space."""
     seen: set[tuple[str, ...]] = set()

@@ -1,95 +1,74 @@
-"""Turn one cell of a table (text, HH-RLHF dialogue or message list) into checked messages.
+"""Check conversations, and split them into a prompt and what answers it.
 
-A row that cannot be used raises `RowDropped`; the loader counts the reasons.
+Every turn of every row passes `check_turns`, whatever layout it came in. A row that cannot be used
+raises `RowDropped`; the loader counts the reasons.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
-Conversation = list[dict[str, str]]
+from rlhf.data.messages import (
+    Conversation,
+    Message,
+    Notes,
+    RowDropped,
+    as_conversation,
+    is_dialogue,
+    parse_dialogue,
+    parse_messages,
+    without_facts,
+)
 
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "tool": "tool",
-}
-"""Spelling in the data -> role of the Hugging Face chat format."""
+__all__ = [
+    "Conversation",
+    "Message",
+    "RowDropped",
+    "after_system",
+    "as_conversation",
+    "check_turns",
+    "checked_prompt",
+    "checked_reply",
+    "is_dialogue",
+    "labelled_conversation",
+    "parse_dialogue",
+    "parse_messages",
+    "reply_to",
+    "split_first_reply",
+    "split_last_reply",
+    "split_pair",
+    "split_reply",
+    "without_facts",
+    "without_system",
+]
 
-_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
-_HH_START = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
 
+def check_turns(messages: Sequence[Message]) -> None:
+    """Refuse what chat templates refuse: a late system turn, a repeated role, no user first.
 
-class RowDropped(Exception):
-    """A row that cannot be used; the message is the reason it is counted under."""
-
-
-def is_dialogue(text: str) -> bool:
-    r"""Whether `text` is an HH-RLHF dialogue: opens with Human: and has a \n\nAssistant: turn."""
-    return _HH_START.match(text) is not None
-
-
-def parse_dialogue(text: str) -> Conversation:
-    r"""Messages of an HH-RLHF dialogue ("\n\nHuman: ...\n\nAssistant: ...").
-
-    Only a marker after a blank line starts a turn: "Human:" inside a line is content. Every turn is
-    stripped; a turn may be empty, as the open "\n\nAssistant:" at the end of a prompt is.
+    A tool turn follows the assistant's or another tool turn. Only an assistant that calls tools
+    and a tool may be silent.
     """
-    pieces = _HH_TURN.split("\n\n" + text.lstrip())
-    return [
-        {"role": ROLES[speaker.lower()], "content": content.strip()}
-        for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True)
-    ]
-
-
-def parse_messages(value: Sequence[Any]) -> Conversation:
-    """Message dicts ({role, content}, or ShareGPT's {from, value}) with known roles, text only."""
-    messages: Conversation = []
-    for item in value:
-        if not isinstance(item, Mapping):
-            raise RowDropped("message is not a role and a content")
-        role = item.get("role", item.get("from"))
-        content = item.get("content", item.get("value"))
-        if not isinstance(content, str):
-            raise RowDropped("message content is not text")
-        if not isinstance(role, str) or role not in ROLES:
-            raise RowDropped(f"unknown role {role!r}")
-        messages.append({"role": ROLES[role], "content": content})
-    return messages
-
-
-def as_conversation(value: Any) -> Conversation:
-    """A message list or an HH-RLHF dialogue as a conversation; plain text is one user turn."""
-    if isinstance(value, str):
-        if is_dialogue(value):
-            return parse_dialogue(value)
-        return [{"role": "user", "content": value}]
-    if value is None:
-        return []
-    if isinstance(value, Mapping) or not isinstance(value, Sequence):
-        raise RowDropped("neither text nor messages")
-    return parse_messages(value)
-
-
-def check_roles(messages: Conversation) -> None:
-    """Refuse what chat templates refuse: a late system turn, a repeated role, no user first."""
-    turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
     previous = None
-    for turn in turns:
+    for index, turn in enumerate(messages):
         role = turn["role"]
         if role == "system":
-            raise RowDropped("system message after the start")
+            if index:
+                raise RowDropped("system message after the start")
+            continue
         if previous is None and role != "user":
             raise RowDropped("first turn is not the user's")
         if role == previous and role != "tool":
             raise RowDropped("repeated role")
+        if role == "tool" and previous == "user":
+            raise RowDropped("tool result without a call")
         previous = role
+
+
+def is_silent(turn: Message) -> bool:
+    """Whether a turn says nothing: no text, and it neither calls a tool nor comes from one."""
+    return not (turn["content"].strip() or turn.get("tool_calls") or turn["role"] == "tool")
 
 
 def checked_prompt(messages: Conversation) -> Conversation:
@@ -98,9 +77,9 @@ def checked_prompt(messages: Conversation) -> Conversation:
         messages = messages[:-1]  # the open "\n\nAssistant:" that ends a dialogue prompt
     if not any(turn["role"] == "user" and turn["content"].strip() for turn in messages):
         raise RowDropped("empty prompt")
-    if any(not turn["content"].strip() for turn in messages):
+    if any(is_silent(turn) for turn in messages):
         raise RowDropped("empty turn in the prompt")
-    check_roles(messages)
+    check_turns(messages)
     if messages[-1]["role"] not in ("user", "tool"):
         raise RowDropped("prompt ends with the assistant")
     return messages
@@ -108,14 +87,13 @@ def checked_prompt(messages: Conversation) -> Conversation:
 
 def checked_reply(messages: Conversation) -> Conversation:
     """`messages` if they are a reply: assistant turns (tool results between), none empty."""
-    if not messages or any(not turn["content"].strip() for turn in messages):
+    if not messages or any(is_silent(turn) for turn in messages):
         raise RowDropped("empty reply")
     if any(turn["role"] not in ("assistant", "tool") for turn in messages):
         raise RowDropped("reply holds another speaker's turn")
     if messages[0]["role"] != "assistant" or messages[-1]["role"] != "assistant":
         raise RowDropped("reply does not begin and end with the assistant")
-    if any(a["role"] == b["role"] == "assistant" for a, b in pairwise(messages)):
-        raise RowDropped("repeated role")
+    check_turns([{"role": "user", "content": ""}, *messages])
     return messages
 
 
@@ -124,16 +102,47 @@ def reply_to(prompt: Conversation, value: Any) -> Conversation:
 
     Raises RowDropped("prompts differ") when a full conversation opens with another prompt.
     """
+    return split_reply(prompt, value)[1]
+
+
+def split_reply(
+    prompt: Conversation, value: Any, notes: Notes | None = None
+) -> tuple[Conversation, Conversation]:
+    """(prompt, reply) of a reply cell: text, messages, or a conversation that repeats `prompt`.
+
+    A system message that stands before the reply, or opens the repeated conversation, becomes part
+    of the prompt.
+
+    Raises RowDropped when the conversation opens with another prompt or another system message.
+    """
     if isinstance(value, str):
-        return checked_reply([{"role": "assistant", "content": value}])
-    messages = as_conversation(value)
-    if not messages or messages[0]["role"] == "assistant":
-        return checked_reply(messages)
-    bare = without_system(prompt)
-    messages = without_system(messages)
-    if messages[: len(bare)] != bare:
-        raise RowDropped("prompts differ")
-    return checked_reply(messages[len(bare) :])
+        return prompt, checked_reply([{"role": "assistant", "content": value}])
+    messages = as_conversation(value, notes)
+    rest, bare = without_system(messages), without_system(prompt)
+    system = messages[: len(messages) - len(rest)]
+    if rest and rest[0]["role"] != "assistant":
+        if not same_turns(rest[: len(bare)], bare):
+            raise RowDropped("prompts differ")
+        rest = rest[len(bare) :]
+    if system and len(bare) < len(prompt) and not same_turns(system, prompt[:1]):
+        raise RowDropped("system messages differ")
+    if system and len(bare) == len(prompt):
+        prompt = [*system, *prompt]
+    return prompt, checked_reply(rest)
+
+
+def same_turns(first: Sequence[Message], second: Sequence[Message]) -> bool:
+    """Whether two runs of turns say the same, white space at both ends ignored."""
+    return [_said(turn) for turn in first] == [_said(turn) for turn in second]
+
+
+def _said(turn: Message) -> tuple[Any, ...]:
+    return turn["role"], turn["content"].strip(), turn.get("tool_calls"), reasoning_of(turn)
+
+
+def reasoning_of(turn: Message) -> str:
+    """The reasoning of a turn, or an empty text."""
+    return (turn.get("reasoning_content") or "").strip()
 
 
 def without_system(messages: Conversation) -> Conversation:
@@ -141,9 +150,7 @@ def without_system(messages: Conversation) -> Conversation:
     return messages[1:] if messages and messages[0]["role"] == "system" else messages
 
 
-def after_system(
-    messages: Sequence[dict[str, str]], more: Sequence[dict[str, str]]
-) -> Conversation:
+def after_system(messages: Sequence[Message], more: Sequence[Message]) -> Conversation:
     """`messages` with `more` between a leading system turn and the rest."""
     rest = without_system(list(messages))
     return [*messages[: len(messages) - len(rest)], *more, *rest]
@@ -156,27 +163,47 @@ def labelled_conversation(row: Mapping[str, Any]) -> Conversation:
     return [*row["prompt"], *row["completion"]]
 
 
-def split_last_reply(messages: Conversation) -> tuple[Conversation, Conversation]:
-    """(prompt, last assistant turn). User turns after the last reply are left out: unanswered."""
-    replies = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
-    if not replies:
-        raise RowDropped("no assistant turn")
-    last = replies[-1]
+def split_last_reply(
+    messages: Conversation, notes: Notes | None = None
+) -> tuple[Conversation, Conversation]:
+    """(prompt, last assistant turn). Turns after the last reply are left out: unanswered."""
+    _, last = _replies(messages, notes)
+    check_turns(messages[: last + 1])
     return checked_prompt(messages[:last]), checked_reply(messages[last : last + 1])
 
 
-def split_first_reply(messages: Conversation) -> tuple[Conversation, Conversation]:
+def split_first_reply(
+    messages: Conversation, notes: Notes | None = None
+) -> tuple[Conversation, Conversation]:
     """(prompt, everything from the first assistant turn to the last one).
 
-    User turns after the last reply are left out: unanswered.
+    Turns after the last reply are left out: unanswered. Raises RowDropped where no reply is
+    learned (all have weight 0).
     """
+    first, last = _replies(messages, notes)
+    completion = messages[first : last + 1]
+    if any(is_silent(turn) for turn in completion):
+        raise RowDropped("empty reply")
+    check_turns(messages[: last + 1])
+    check_weights(completion)
+    return checked_prompt(messages[:first]), completion
+
+
+def check_weights(completion: Conversation) -> None:
+    """Refuse a completion of which no reply is learned."""
+    replies = [turn for turn in completion if turn["role"] == "assistant"]
+    if all(turn.get("weight", 1) == 0 for turn in replies):
+        raise RowDropped("every reply has weight 0")
+
+
+def _replies(messages: Conversation, notes: Notes | None) -> tuple[int, int]:
+    """Places of the first and the last assistant turn."""
     replies = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
     if not replies:
         raise RowDropped("no assistant turn")
-    exchange = messages[replies[0] : replies[-1] + 1]
-    if any(not turn["content"].strip() for turn in exchange):
-        raise RowDropped("empty reply")
-    return checked_prompt(messages[: replies[0]]), exchange
+    if replies[-1] < len(messages) - 1 and notes is not None:
+        notes.add("turns after the last reply")
+    return replies[0], replies[-1]
 
 
 def split_pair(chosen: Conversation, rejected: Conversation) -> tuple[Conversation, ...]:
@@ -184,12 +211,17 @@ def split_pair(chosen: Conversation, rejected: Conversation) -> tuple[Conversati
 
     The prompt is the longest common run of turns; what follows must be assistant turns in both.
     """
-    if chosen == rejected:
+    if same_turns(chosen, rejected):
         raise RowDropped("chosen equals rejected")
     shared = 0
-    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+    while shared < min(len(chosen), len(rejected)):
+        if not same_turns(chosen[shared : shared + 1], rejected[shared : shared + 1]):
+            break
         shared += 1
     rests = chosen[shared:], rejected[shared:]
     if any(turn["role"] in ("user", "system") for rest in rests for turn in rest) or not all(rests):
         raise RowDropped("prompts differ")
-    return checked_prompt(chosen[:shared]), checked_reply(rests[0]), checked_reply(rests[1])
+    prompt = checked_prompt(chosen[:shared])
+    for rest in rests:
+        check_turns([*prompt, *rest])
+    return prompt, checked_reply(rests[0]), checked_reply(rests[1])

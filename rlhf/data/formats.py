@@ -1,128 +1,118 @@
-"""Find out which columns hold what, and turn each row into the canonical shape of its kind."""
+"""Turn the cells of one row into the canonical shape of its kind."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from rlhf.data.answers import reference_answer, solution_answer
 from rlhf.data.conversation import (
     Conversation,
     RowDropped,
     as_conversation,
+    check_turns,
+    check_weights,
     checked_prompt,
+    checked_reply,
     is_dialogue,
     parse_dialogue,
-    reply_to,
+    reasoning_of,
+    same_turns,
     split_first_reply,
     split_last_reply,
     split_pair,
+    split_reply,
+    without_system,
 )
+from rlhf.data.messages import Notes, decode_json, holds, parse_tools
 from rlhf.data.spec import Kind
-from rlhf.errors import UserError, nearest
 
-Columns = Mapping[str, str]
-"""Our field -> the column that holds it."""
+Cells = dict[str, Any]
+"""Our field -> its cell in one row; a converter takes out what it uses and need not be there."""
 
-ALIASES: dict[str, tuple[str, ...]] = {
-    "prompt": ("prompt", "question", "instruction", "query", "problem", "input"),
-    "input": ("input", "context"),
-    "completion": ("completion", "response", "answer", "output"),
-    "chosen": ("chosen",),
-    "rejected": ("rejected",),
-    "margin": ("margin",),
-    "messages": ("messages", "conversations", "conversation"),
-    "label": ("label", "labels", "score"),
-    "text": ("text", "sentence", "review", "content"),
-    "replies": ("replies", "responses", "completions"),
-    "steps": ("steps", "completions"),
-    "labels": ("labels",),
-}
-"""Our field -> column names that are recognised without a mapping, the likeliest first."""
-
-LAYOUTS: dict[Kind, tuple[tuple[str, ...], ...]] = {
-    "sft": (("prompt", "completion"), ("messages",)),
-    "preference": (("chosen", "rejected"),),
-    "label": (("prompt", "completion", "label"), ("messages", "label")),
-    "prompt": (("prompt",), ("messages",), ("chosen",), ("text",)),
-    "text": (("text",),),
-    "classification": (("text", "label"), ("prompt", "completion", "label"), ("messages", "label")),
-    "rated": (("text",), ("prompt", "completion"), ("messages",)),
-    "ranking": (("prompt", "replies"),),
-    "steps": (("prompt", "steps", "labels"),),
-}
-"""Fields that make a row of each kind; the first layout whose columns are all there is taken."""
-
-EXTRAS: dict[Kind, tuple[str, ...]] = {"preference": ("prompt", "margin")}
-"""Fields that are used when present."""
-
-
-def find_columns(
-    kind: Kind, present: Collection[str], *, mapping: Columns | None, source: str
-) -> dict[str, str]:
-    """Our field -> column for a table that has the columns `present`.
-
-    A mapped field beats recognition by name, and a layout that uses mapped fields beats one that
-    does not. An Alpaca table (instruction, input, output) also yields `input`, the text that its
-    instruction is about.
-
-    Raises UserError naming the columns found and how to map them.
-    """
-    mapping = dict(mapping or {})
-    _check_mapping(kind, present, mapping=mapping, source=source)
-    layouts = sorted(LAYOUTS[kind], key=lambda fields: -len(mapping.keys() & set(fields)))
-    for fields in layouts:
-        found = {field: _column(field, present, mapping) for field in fields}
-        if all(found.values()):
-            break
-    else:
-        needed = " or ".join(" + ".join(fields) for fields in LAYOUTS[kind])
-        example = ", ".join(f"{field}: ..." for field in LAYOUTS[kind][0])
-        raise UserError(
-            f"{source}: {kind} data needs {needed}; columns found: {', '.join(sorted(present))}; "
-            f"map them with data.columns: {{{example}}}"
-        )
-    for field in EXTRAS.get(kind, ()):
-        found[field] = _column(field, present, mapping)
-    if "input" in mapping or found.get("prompt") == "instruction":
-        found["input"] = _column("input", present, mapping)
-    return {field: column for field, column in found.items() if column}
-
-
-def _column(field: str, present: Collection[str], mapping: Columns) -> str | None:
-    if field in mapping:
-        return mapping[field]
-    taken = set(mapping.values())
-    return next((c for c in ALIASES[field] if c in present and c not in taken), None)
-
-
-def _check_mapping(kind: Kind, present: Collection[str], *, mapping: Columns, source: str) -> None:
-    useful = {field for fields in LAYOUTS[kind] for field in fields} | set(EXTRAS.get(kind, ()))
-    if "prompt" in useful:
-        useful.add("input")
-    for field, column in mapping.items():
-        if field not in useful:
-            raise UserError(
-                f"{source}: data.columns.{field} has no use in {kind} data "
-                f"(useful: {', '.join(sorted(useful))})"
-            )
-        if column not in present:
-            raise UserError(
-                f"{source}: data.columns.{field} names column {column!r}, which is not there; "
-                f"columns found: {', '.join(sorted(present))}{nearest(column, present)}"
-            )
+OPTIONAL = (
+    "system",
+    "history",
+    "tools",
+    "context",
+    "reasoning",
+    "messages",
+    "margin",
+    "chosen_score",
+    "rejected_score",
+    "answer",
+    "tests",
+)
+"""Cells that a row may have beside those of its layout: read, or else named as ignored."""
 
 
 def convert(
-    row: Mapping[str, Any], kind: Kind, *, columns: Columns, system: str | None
+    cells: Mapping[str, Any], kind: Kind, *, system: str | None, notes: Notes
 ) -> dict[str, Any]:
-    """The canonical row of `kind`. Raises RowDropped with the reason when it cannot be used."""
-    cells = {field: row.get(column) for field, column in columns.items()}
-    result = CONVERTERS[kind](cells)
+    """The canonical row of `kind`; what was ignored goes to `notes`.
+
+    Raises RowDropped with the reason when the row cannot be used.
+    """
+    rest = dict(cells)
+    result = CONVERTERS[kind](rest, notes)
+    if "prompt" in result:
+        tools = parse_tools(rest.pop("tools", None))
+        if tools:
+            result["tools"] = tools
+        result["prompt"] = _with_systems(result["prompt"], rest.pop("system", None), system, notes)
+        _add_facts(result["prompt"], rest, notes)
+        for side in ("completion", "chosen", "rejected"):
+            check_turns([*result["prompt"], *result.get(side, ())])
+    elif system is not None:
+        notes.add("data.system beside plain text")
+    notes.update(f"{field} column" for field in OPTIONAL if holds(rest.get(field)))
     _check_unicode(result)
-    if system is not None and "prompt" in result and result["prompt"][0]["role"] != "system":
-        result["prompt"] = [{"role": "system", "content": system}, *result["prompt"]]
     return result
+
+
+def _with_systems(
+    prompt: Conversation, own: Any, default: str | None, notes: Notes
+) -> Conversation:
+    """The prompt with its own system message, else the row's, else the source's."""
+    if holds(own) and not isinstance(own, str):
+        notes.add("system column that is not text")
+        own = None
+    row_text = own if isinstance(own, str) and own.strip() else None
+    for text in (row_text, default):
+        prompt = _with_system(prompt, text)
+    if row_text is not None and prompt[0]["content"].strip() != row_text.strip():
+        notes.add("system column beside another system message")
+    return prompt
+
+
+def _with_system(prompt: Conversation, text: str | None) -> Conversation:
+    """The prompt with a system message, unless it brings its own."""
+    if text is None or prompt[0]["role"] == "system":
+        return prompt
+    return [{"role": "system", "content": text}, *prompt]
+
+
+def _add_facts(prompt: Conversation, cells: Cells, notes: Notes) -> None:
+    """Put the answer and the tests of the row on its last user message; in place."""
+    place = max(i for i, turn in enumerate(prompt) if turn["role"] == "user")
+    found: dict[str, Any] = {}
+    if "answer" in cells:
+        read = solution_answer if cells.get("answer_is_solution") else reference_answer
+        answer = read(cells.pop("answer"))
+        if answer is None:
+            notes.add("answer cell that states no answer")
+        else:
+            found["answer"] = answer
+    tests = cells.pop("tests", None)
+    if isinstance(tests, list) and tests and all(isinstance(test, str) for test in tests):
+        tests = "\n".join(tests)
+    if isinstance(tests, str) and tests.strip():
+        found["tests"] = tests
+    elif tests is not None:
+        notes.add("tests cell that is not text")
+    if found:
+        prompt[place] = found | prompt[place]  # what a message itself carries comes first
 
 
 def _check_unicode(result: Mapping[str, Any]) -> None:
@@ -135,89 +125,254 @@ def _check_unicode(result: Mapping[str, Any]) -> None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a cell: a text, messages, or lists of these."""
+    """Every text in a cell: a text, messages, or lists and objects of these."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        yield from _texts(value.get("content"))
+        for part in value.values():
+            yield from _texts(part)
     elif isinstance(value, list):
         for part in value:
             yield from _texts(part)
 
 
-def _prompt(cells: Mapping[str, Any]) -> Conversation:
-    value, extra = cells["prompt"], cells.get("input")
-    if isinstance(value, str) and isinstance(extra, str) and extra.strip():
-        value = f"{value}\n\n{extra}"
-    return checked_prompt(as_conversation(value))
+def _prompt(cells: Cells, notes: Notes) -> Conversation:
+    value, context = cells["prompt"], cells.get("context")
+    if isinstance(value, str) and isinstance(context, str):
+        cells.pop("context")
+        told = not context.strip() or context.strip() in value
+        value = value if told else f"{value}\n\n{context}"
+    messages = as_conversation(value, notes)
+    earlier = _history(cells.pop("history", None), notes)
+    if earlier:
+        rest = without_system(messages)
+        messages = [*messages[: len(messages) - len(rest)], *earlier, *rest]
+    return checked_prompt(messages)
 
 
-def _reply(cells: Mapping[str, Any], field: str, prompt: Conversation) -> Conversation:
-    value, cell = cells[field], cells["prompt"]
+def _history(value: Any, notes: Notes) -> Conversation:
+    """Earlier turns: a list of [question, answer] pairs, or of messages."""
+    value = decode_json(value)
+    if value in (None, "", []):
+        return []
+    if not isinstance(value, list):
+        raise RowDropped("history is not a list of turns")
+    if not all(isinstance(pair, (list, tuple)) for pair in value):
+        return as_conversation(value, notes)
+    messages: Conversation = []
+    for pair in value:
+        if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise RowDropped("history is not a list of turns")
+        roles = zip(("user", "assistant"), pair, strict=True)
+        messages += [{"role": role, "content": text} for role, text in roles]
+    return messages
+
+
+def _reply(
+    cells: Cells, field: str, prompt: Conversation, notes: Notes
+) -> tuple[Conversation, Conversation]:
+    """(prompt, reply); the prompt gains the system message that a reply cell may bring."""
+    value, cell = cells[field], cells.get("prompt")
     if isinstance(value, str) and isinstance(cell, str) and is_dialogue(cell):
         value = value.removeprefix(cell)
         if is_dialogue(value):
-            return reply_to(prompt, parse_dialogue(value))
+            return split_reply(prompt, parse_dialogue(value), notes)
         if "\n\nHuman:" in value:
             raise RowDropped("reply holds another speaker's turn")
         value = value.strip()
-    return reply_to(prompt, value)
+    prompt, reply = split_reply(prompt, value, notes)
+    reasoning = cells.get("reasoning")
+    if field == "completion" and isinstance(reasoning, str) and not reasoning_of(reply[-1]):
+        cells.pop("reasoning")
+        if reasoning.strip():
+            reply = [*reply[:-1], {**reply[-1], "reasoning_content": reasoning}]
+    return prompt, reply
 
 
-def _prompt_and_reply(cells: Mapping[str, Any]) -> tuple[Conversation, Conversation]:
+def _messages(value: Any, notes: Notes) -> Conversation:
+    return as_conversation(decode_json(value), notes)
+
+
+def _prompt_and_reply(cells: Cells, notes: Notes) -> tuple[Conversation, Conversation]:
     if "messages" in cells:
-        return split_last_reply(as_conversation(cells["messages"]))
-    prompt = _prompt(cells)
-    return prompt, _reply(cells, "completion", prompt)
+        return split_last_reply(_messages(cells.pop("messages"), notes), notes)
+    return _reply(cells, "completion", _prompt(cells, notes), notes)
 
 
-def _sft(cells: Mapping[str, Any]) -> dict[str, Any]:
-    if "messages" in cells:
-        prompt, completion = split_first_reply(as_conversation(cells["messages"]))
+def _sft(cells: Cells, notes: Notes) -> dict[str, Any]:
+    if "text" in cells and not (isinstance(cells["text"], str) and is_dialogue(cells["text"])):
+        return _text(cells, notes)
+    if "messages" in cells or "text" in cells:
+        messages = _messages(cells.pop("messages", cells.get("text")), notes)
+        prompt, completion = split_first_reply(messages, notes)
     else:
-        prompt, completion = _prompt_and_reply(cells)
+        prompt, completion = _prompt_and_reply(cells, notes)
+        check_weights(completion)
     return {"prompt": prompt, "completion": completion}
 
 
-def _label(cells: Mapping[str, Any]) -> dict[str, Any]:
-    prompt, completion = _prompt_and_reply(cells)
+def _label(cells: Cells, notes: Notes) -> dict[str, Any]:
+    prompt, completion = _prompt_and_reply(cells, notes)
     return {"prompt": prompt, "completion": completion, "label": _boolean(cells["label"])}
 
 
-def _pair(cells: Mapping[str, Any]) -> tuple[Conversation, ...]:
-    if "prompt" in cells:
-        prompt = _prompt(cells)
-        chosen, rejected = (_reply(cells, field, prompt) for field in ("chosen", "rejected"))
-    else:
-        whole = [cells[field] for field in ("chosen", "rejected")]
-        if any(isinstance(value, str) and not is_dialogue(value) for value in whole):
+def _opens_with_prompt(value: Any) -> bool:
+    """Whether a cell is a list of messages that begins before the reply."""
+    return (
+        isinstance(value, list)
+        and len(value) > 1
+        and isinstance(value[0], Mapping)
+        and str(value[0].get("role", value[0].get("from"))).lower()
+        not in ("assistant", "gpt", "model")
+    )
+
+
+def _pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
+    sides = [cells["chosen"], cells["rejected"]]
+    whole = all(_opens_with_prompt(value) for value in sides)
+    if cells.get("prompt") is None and cells.get("messages") is not None and not whole:
+        cells["prompt"] = _as_prompt(cells.pop("messages"))
+    if cells.get("prompt") is None:
+        if any(isinstance(value, str) and not is_dialogue(value) for value in sides):
             raise RowDropped("plain text without a prompt column")
-        prompt, chosen, rejected = split_pair(*map(as_conversation, whole))
-    if [t["content"].strip() for t in chosen] == [t["content"].strip() for t in rejected]:
+        prompt, chosen, rejected = split_pair(*(_messages(value, notes) for value in sides))
+    elif whole:
+        prompt, chosen, rejected = _whole_pair(cells, sides, notes)
+    else:
+        prompt, chosen, rejected = _pair_after(_prompt(cells, notes), cells, notes)
+    if same_turns(chosen, rejected):
         raise RowDropped("chosen equals rejected")
     return prompt, chosen, rejected
 
 
-def _preference(cells: Mapping[str, Any]) -> dict[str, Any]:
-    prompt, chosen, rejected = _pair(cells)
+def _as_prompt(messages: Any) -> Any:
+    """The `messages` of a pair whose sides are replies alone: all up to the last user's turn."""
+    messages = decode_json(messages)
+    while isinstance(messages, list) and messages and isinstance(messages[-1], Mapping):
+        role = str(messages[-1].get("role", messages[-1].get("from"))).lower()
+        if role not in ("assistant", "gpt"):
+            break
+        messages = messages[:-1]
+    return messages
+
+
+def _whole_pair(cells: Cells, sides: list[Any], notes: Notes) -> tuple[Conversation, ...]:
+    """A pair of whole conversations beside a prompt, which must open both."""
+    given = _prompt(cells, notes)
+    prompt, chosen, rejected = split_pair(*(_messages(value, notes) for value in sides))
+    bare, opening = without_system(given), without_system(prompt)
+    if not same_turns(opening[: len(bare)], bare):
+        raise RowDropped("prompts differ")
+    if len(bare) < len(given):
+        if len(opening) < len(prompt) and not same_turns(prompt[:1], given[:1]):
+            raise RowDropped("system messages differ")
+        prompt = [given[0], *opening]
+    return prompt, chosen, rejected
+
+
+def _pair_after(prompt: Conversation, cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
+    prompts, replies = zip(
+        *(_reply(cells, field, prompt, notes) for field in ("chosen", "rejected")), strict=True
+    )
+    if not same_turns(*prompts):
+        raise RowDropped("system messages differ")
+    return prompts[0], *replies
+
+
+def _preference(cells: Cells, notes: Notes) -> dict[str, Any]:
+    if "response_a" in cells:
+        cells |= choose(cells)
+    prompt, chosen, rejected = _pair(cells, notes)
     row: dict[str, Any] = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    if "margin" in cells:
-        row["margin"] = float(_number(cells["margin"], "margin"))
-    return row
+    margin = _margin(cells, notes)
+    return row if margin is None else row | {"margin": margin}
 
 
-def _prompt_only(cells: Mapping[str, Any]) -> dict[str, Any]:
+def _margin(cells: Cells, notes: Notes) -> float | None:
+    """The margin column, else the difference of both scores; None where the row has neither."""
+    margin = cells.pop("margin", None)
+    scores = [cells.get(f"{side}_score") for side in ("chosen", "rejected")]
+    try:
+        if _given(margin):
+            return float(number(margin, "margin"))
+        if not all(map(_given, scores)):
+            return None
+        better, worse = (float(number(score, "score")) for score in scores)
+    except RowDropped as reason:
+        notes.add(str(reason))
+        return None
+    del cells["chosen_score"], cells["rejected_score"]
+    return better - worse
+
+
+def _given(value: Any) -> bool:
+    """Whether a cell holds a value: CSV has empty text, pandas writes nan where there is none."""
+    return value is not None and value != "" and value == value
+
+
+FIRST = ("a", "model_a", "response_a", "first", "chosen_a", "left")
+SECOND = ("b", "model_b", "response_b", "second", "chosen_b", "right")
+
+
+def choose(cells: Cells) -> dict[str, Any]:
+    """`chosen`, `rejected` and, from scores, `margin` of two replies and their winner.
+
+    The winner is spelled a, b, model_a, model_b, the reply's index (0, 1), or a tie. Raises
+    RowDropped on a tie, and on a winner that names neither.
+    """
+    replies = cells["response_a"], cells["response_b"]
+    if "winner" in cells:
+        second = winner_is_second(cells["winner"])
+        margin = {}
+    else:
+        scores = [float(number(cells[f"score_{side}"], "score")) for side in "ab"]
+        if scores[0] == scores[1]:
+            raise RowDropped("tie")
+        second = scores[1] > scores[0]
+        margin = {"margin": abs(scores[0] - scores[1])}
+    return {"chosen": replies[second], "rejected": replies[not second], **margin}
+
+
+def winner_is_second(value: Any) -> bool:
+    """Whether a winner cell names the second of two replies."""
+    spelled = str(value).strip().lower()
+    if spelled in FIRST or spelled in ("0", "0.0"):
+        return False
+    if spelled in SECOND or spelled in ("1", "1.0"):
+        return True
+    if "tie" in spelled or spelled in ("both_bad", "both", "neither", "draw"):
+        raise RowDropped("tie")
+    raise RowDropped("winner names neither reply")
+
+
+def _prompt_only(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "prompt" in cells:
-        return {"prompt": _prompt(cells)}
+        return {"prompt": _prompt(cells, notes)}
     if "chosen" in cells:
-        return {"prompt": split_last_reply(as_conversation(cells["chosen"]))[0]}
-    messages = as_conversation(cells.get("messages", cells.get("text")))
+        return {"prompt": split_last_reply(_messages(cells["chosen"], notes), notes)[0]}
+    if "turns" in cells:
+        return {"prompt": _first_turn(cells["turns"], notes)}
+    messages = _messages(cells.pop("messages", cells.get("text")), notes)
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
+        notes.add("reply after the prompt")
     return {"prompt": checked_prompt(messages)}
 
 
-def _text(cells: Mapping[str, Any]) -> dict[str, Any]:
+def _first_turn(value: Any, notes: Notes) -> Conversation:
+    """The prompt of MT-Bench and Arena-Hard rows: the first of the user's turns."""
+    value = decode_json(value)
+    if not isinstance(value, list) or not value:
+        raise RowDropped("turns are not a list of texts")
+    first = value[0].get("content") if isinstance(value[0], Mapping) else value[0]
+    if not isinstance(first, str):
+        raise RowDropped("turns are not a list of texts")
+    if len(value) > 1:
+        notes.add("turns after the first")
+    return checked_prompt([{"role": "user", "content": first}])
+
+
+def _text(cells: Cells, notes: Notes) -> dict[str, Any]:
     text = cells["text"]
     if text is not None and not isinstance(text, str):
         raise RowDropped("text is not a string")
@@ -226,26 +381,30 @@ def _text(cells: Mapping[str, Any]) -> dict[str, Any]:
     return {"text": text}
 
 
-def _rated(cells: Mapping[str, Any]) -> dict[str, Any]:
+def _rated(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "text" in cells:
-        return _text(cells)
-    prompt, completion = _prompt_and_reply(cells)
+        return _text(cells, notes)
+    prompt, completion = _prompt_and_reply(cells, notes)
     return {"prompt": prompt, "completion": completion}
 
 
-def _classification(cells: Mapping[str, Any]) -> dict[str, Any]:
-    return _rated(cells) | {"label": _number(cells["label"], "label")}
+def _classification(cells: Cells, notes: Notes) -> dict[str, Any]:
+    return _rated(cells, notes) | {"label": number(cells["label"], "label")}
 
 
-def _ranking(cells: Mapping[str, Any]) -> dict[str, Any]:
-    prompt, replies = _prompt(cells), cells["replies"]
+def _ranking(cells: Cells, notes: Notes) -> dict[str, Any]:
+    prompt, replies = _prompt(cells, notes), decode_json(cells["replies"])
     if not isinstance(replies, list) or len(replies) < 2:
         raise RowDropped("fewer than two replies")
-    return {"prompt": prompt, "replies": [reply_to(prompt, reply) for reply in replies]}
+    answered = [split_reply(prompt, reply, notes) for reply in replies]
+    if not all(same_turns(other, answered[0][0]) for other, _ in answered):
+        raise RowDropped("system messages differ")
+    return {"prompt": answered[0][0], "replies": [checked_reply(reply) for _, reply in answered]}
 
 
-def _steps(cells: Mapping[str, Any]) -> dict[str, Any]:
-    prompt, steps, labels = _prompt(cells), cells["steps"], cells["labels"]
+def _steps(cells: Cells, notes: Notes) -> dict[str, Any]:
+    prompt = _prompt(cells, notes)
+    steps, labels = decode_json(cells["steps"]), decode_json(cells["labels"])
     if not isinstance(steps, list) or not all(isinstance(s, str) and s.strip() for s in steps):
         raise RowDropped("steps are not a list of texts")
     if not isinstance(labels, list) or len(labels) != len(steps) or not steps:
@@ -255,7 +414,7 @@ def _steps(cells: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": prompt, "steps": steps, "labels": labels}
 
 
-def _number(value: Any, field: str) -> int | float:
+def number(value: Any, field: str) -> int | float:
     """An int stays an int; a CSV cell is parsed; anything else, and nan, drops the row."""
     if isinstance(value, str):
         try:
@@ -277,7 +436,7 @@ def _boolean(value: Any) -> bool:
     raise RowDropped("label is not true or false")
 
 
-CONVERTERS: dict[Kind, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+CONVERTERS: dict[Kind, Callable[[Cells, Notes], dict[str, Any]]] = {
     "sft": _sft,
     "preference": _preference,
     "label": _label,

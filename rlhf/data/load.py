@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 from collections import Counter, defaultdict
@@ -9,11 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf.data.conversation import RowDropped
-from rlhf.data.files import Row, read_rows
-from rlhf.data.formats import convert, find_columns
-from rlhf.data.spec import FIELDS, KINDS, DataSpec, Kind
+from rlhf.data.files import read_rows
+from rlhf.data.messages import RowDropped
+from rlhf.data.reader import TableReader
+from rlhf.data.spec import KINDS, DataSpec, Kind
 from rlhf.errors import UserError
+
+log = logging.getLogger(__name__)
 
 PROGRESS_FROM = 5_000
 """Rows from which on a progress bar is worth a line."""
@@ -45,9 +48,15 @@ class Loaded:
     """Path -> rows it contributes."""
     first_dropped: dict[str, str] = field(default_factory=dict)
     """Reason -> the first row of its source that was dropped for it, as "path, row 17"."""
+    unused_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Path -> its columns that were not read."""
+    ignored: dict[str, int] = field(default_factory=dict)
+    """What of a row's cells was not read -> number of rows."""
+    schemas: dict[str, str] = field(default_factory=dict)
+    """Path -> the public schema that it was read as, where it is one of these."""
 
     def summary(self) -> str:
-        """One line: rows kept, dropped by reason, unused, and the size of each source."""
+        """One line: rows kept, dropped by reason, unused, and all that was not read."""
         line = f"{len(self.rows):,} of {self.total:,} rows"
         if self.dropped:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
@@ -56,11 +65,35 @@ class Loaded:
             line += f"; {self.unused:,} unused (limit or mixture weights)"
         if len(self.sources) > 1:
             line += "; " + ", ".join(f"{path} {count:,}" for path, count in self.sources.items())
-        return line
+        return "; ".join([line, *self.account()])
+
+    def account(self) -> list[str]:
+        """How the columns were read: the schema, the columns not used, and what was ignored."""
+        several = len(self.sources) > 1
+
+        def by_source(named: dict[str, str]) -> str:
+            parts = (f"{text} ({path})" if several else text for path, text in named.items())
+            return ", ".join(parts)
+
+        lines = []
+        if self.schemas:
+            lines.append(f"read as {by_source(self.schemas)}")
+        if self.unused_columns:
+            names = {path: ", ".join(columns) for path, columns in self.unused_columns.items()}
+            lines.append(f"columns not used: {by_source(names)}")
+        if self.ignored:
+            counts = (f"{what} in {count:,} rows" for what, count in self.ignored.items())
+            lines.append(f"ignored: {', '.join(counts)}")
+        return lines
 
 
 def load(
-    specs: DataSpec | Sequence[DataSpec], kind: Kind, *, seed: int, keep: Iterable[str] = ()
+    specs: DataSpec | Sequence[DataSpec],
+    kind: Kind,
+    *,
+    seed: int,
+    keep: Iterable[str] = (),
+    facts: bool = False,
 ) -> Loaded:
     """Read, convert, mix and shuffle one or several data sets.
 
@@ -70,6 +103,8 @@ def load(
         kind: which canonical rows to make, see `Loaded.rows`.
         seed: of the shuffle; the same seed gives the same rows in the same order.
         keep: further columns to carry along under their own names (None where a row lacks one).
+        facts: put the answer and tests columns on the last user message, as prompt rows always
+            have them, for rewards to read.
 
     Raises:
         UserError: nothing at a path, broken content, columns that cannot be understood, or no
@@ -78,16 +113,24 @@ def load(
     specs = [specs] if isinstance(specs, DataSpec) else list(specs)
     _check(specs, kind)
     keep = tuple(keep)
-    parts = [_load_one(spec, kind, seed=f"{seed}/{i}", keep=keep) for i, spec in enumerate(specs)]
+    parts = [
+        _load_one(spec, kind, seed=f"{seed}/{i}", keep=keep, facts=facts)
+        for i, spec in enumerate(specs)
+    ]
     sizes = mixture_sizes([len(part.rows) for part in parts], [spec.weight for spec in specs])
     rows = [row for part, size in zip(parts, sizes, strict=True) for row in part.rows[:size]]
     if len(parts) > 1:
         random.Random(seed).shuffle(rows)
-    dropped, sources = Counter(), Counter()
+    dropped, sources, ignored = Counter(), Counter(), Counter()
     first_dropped: dict[str, str] = {}
+    unused_columns: dict[str, tuple[str, ...]] = {}
+    schemas: dict[str, str] = {}
     for part, spec, size in zip(parts, specs, sizes, strict=True):
         dropped.update(part.dropped)
+        ignored.update(part.ignored)
         first_dropped = part.first_dropped | first_dropped
+        unused_columns |= part.unused_columns
+        schemas |= part.schemas
         sources[spec.path] += size
     total = sum(part.total for part in parts)
     return Loaded(
@@ -97,7 +140,24 @@ def load(
         unused=total - len(rows) - dropped.total(),
         sources=dict(sources),
         first_dropped=first_dropped,
+        unused_columns=unused_columns,
+        ignored=dict(ignored.most_common()),
+        schemas=schemas,
     )
+
+
+def logged_rows(
+    specs: Sequence[DataSpec], kind: Kind, *, what: str, seed: int
+) -> list[dict[str, Any]]:
+    """The rows of data sets, whose account goes to the log under the name `what`.
+
+    None where there is no data set. Raises UserError as `load` does.
+    """
+    if not specs:
+        return []
+    loaded = load(specs, kind, seed=seed)
+    log.info("%s: %s", what, loaded.summary())
+    return loaded.rows
 
 
 def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> list[int]:
@@ -125,63 +185,54 @@ def _check(specs: Sequence[DataSpec], kind: str) -> None:
         raise UserError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
 
 
-def _load_one(spec: DataSpec, kind: Kind, *, seed: str, keep: tuple[str, ...]) -> Loaded:
+def _load_one(
+    spec: DataSpec, kind: Kind, *, seed: str, keep: tuple[str, ...], facts: bool
+) -> Loaded:
     table = read_rows(spec)
     if len(table) == 0:
         raise UserError(f"{spec.path}: the data set is empty")
-    present = _columns_of(table)
-    columns = find_columns(kind, present, mapping=spec.columns, source=spec.path)
-    _check_keep(keep, present, kind=kind, source=spec.path)
-    order = list(range(len(table)))
+    reader = TableReader(table, kind, spec, keep=keep, facts=facts)
+    order = list(range(len(reader.table)))
     random.Random(seed).shuffle(order)
     rows: list[dict[str, Any]] = []
     dropped: dict[str, list[int]] = defaultdict(list)
+    total = len(order)
     for index in _with_progress(order, spec.path):
         if len(rows) == spec.limit:
             break
-        row = table[index]
-        try:
-            made = convert(row, kind, columns=columns, system=spec.system)
-        except RowDropped as reason:
-            dropped[str(reason)].append(index)
-            continue
-        rows.append(made | {"source": spec.path} | {name: row.get(name) for name in keep})
+        made = list(reader.read(reader.table[index]))
+        total += len(made) - 1
+        for outcome in made:
+            if isinstance(outcome, RowDropped):
+                dropped[str(outcome)].append(index)
+            elif len(rows) != spec.limit:
+                rows.append(outcome)
+    if reader.expands:  # rows of one source row would stand side by side
+        random.Random(f"{seed}/rows").shuffle(rows)
     counts = Counter({reason: len(where) for reason, where in dropped.items()})
     if not rows:
-        raise UserError(_nothing_left(spec.path, counts, columns))
+        raise UserError(_nothing_left(spec.path, counts, reader))
     return Loaded(
         rows=rows,
         dropped=dict(counts),
-        total=len(table),
-        unused=len(table) - len(rows) - counts.total(),
+        total=total,
+        unused=total - len(rows) - counts.total(),
         first_dropped={r: f"{spec.path}, row {min(at) + 1}" for r, at in dropped.items()},
+        unused_columns={spec.path: reader.unused} if reader.unused else {},
+        ignored=dict(reader.ignored),
+        schemas={spec.path: reader.schema.name} if reader.schema else {},
     )
 
 
-def _columns_of(table: Sequence[Row]) -> set[str]:
-    """Column names: a hub table states them, rows of a file may each have their own."""
-    if isinstance(table, list):
-        return {name for row in table for name in row}
-    return set(table[0])
-
-
-def _check_keep(keep: tuple[str, ...], present: set[str], *, kind: Kind, source: str) -> None:
-    ours = {*FIELDS, "source"} - {"input", "messages"}
-    for name in keep:
-        if name in ours:
-            raise UserError(f"{source}: column {name!r} cannot be kept, {kind} rows use that name")
-        if name not in present:
-            raise UserError(
-                f"{source}: no column {name!r} to keep; columns found: {', '.join(sorted(present))}"
-            )
-
-
-def _nothing_left(path: str, dropped: Counter[str], columns: dict[str, str]) -> str:
+def _nothing_left(path: str, dropped: Counter[str], reader: TableReader) -> str:
     if list(dropped) == ["chosen equals rejected"]:
         return (
             f"{path}: all {dropped.total():,} pairs are identical, chosen equals rejected in each"
         )
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.most_common())
+    if reader.schema is not None:
+        return f"{path}: no usable row ({reasons}); read as {reader.schema.name}"
+    columns = reader.layouts[0].columns
     read = ", ".join(f"{field} from {column!r}" for field, column in columns.items())
     return f"{path}: no usable row ({reasons}); read {read}, see data.columns"
 

@@ -26,19 +26,34 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 FIELDS = (
     "prompt",
+    "context",
     "input",
+    "system",
+    "history",
+    "tools",
     "completion",
+    "reasoning",
     "chosen",
     "rejected",
+    "response_a",
+    "response_b",
+    "winner",
+    "score_a",
+    "score_b",
     "margin",
+    "chosen_score",
+    "rejected_score",
     "messages",
     "label",
     "text",
+    "turns",
     "replies",
     "steps",
     "labels",
+    "answer",
+    "tests",
 )
-"""Names on our side of a column mapping."""
+"""Names on our side of a column mapping; `input` is another name of `context`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,8 @@ class DataSpec:
     split: str = "train"
     """Split of a hub data set or of a folder; a single file has none and ignores it."""
     columns: dict[str, str] | None = None
-    """Our field -> their column, e.g. {prompt: question, completion: answer}; else by name."""
+    """Our field -> their column, e.g. {prompt: question, completion: answer}; else by name. A dot
+    reaches into a column: {answer: reward_model.ground_truth}."""
     system: str | None = None
     """System message put before every prompt; a row that brings its own keeps its own."""
     limit: int | None = None

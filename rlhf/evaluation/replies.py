@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.data.load import load
+from rlhf.data.load import logged_rows
 from rlhf.errors import UserError
 from rlhf.models.loading import load_model
 from rlhf.models.spec import ModelSpec
@@ -31,7 +31,8 @@ def play_groups(
     Raises:
         UserError: the environment or the model cannot be had, or an episode fails.
     """
-    loaded = load(env.prompts, "prompt", seed=seed).rows if env.prompts else []
+    rows = logged_rows(env.prompts, "prompt", what="prompts", seed=seed)
+    prompts = [row["prompt"] for row in rows]
     policy, tokenizer = load_model(model, seed=seed)
     held_out = all(start >= EVALUATION_BLOCK for start in seeds)
     collector = Collector.open(
@@ -39,7 +40,7 @@ def play_groups(
         tokenizer,
         env,
         rollout,
-        prompts=[row["prompt"] for row in loaded],
+        prompts=prompts,
         split="test" if held_out else "train",
     )
     starts = [

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from rlhf.data.conversation import after_system, without_system
-from rlhf.data.load import load
+from rlhf.data.load import logged_rows
+from rlhf.errors import UserError
 from rlhf.evaluation.classes import class_summary
 from rlhf.evaluation.config import PAIRS, EvaluateConfig, PolicySpec
 from rlhf.evaluation.evaluate import (
@@ -66,14 +67,17 @@ def load_task(config: EvaluateConfig) -> Task:
     """Prompts, text, labelled texts and rewards of a configuration."""
     if config.tasks:
         require_harness()
-    prompts: list[Any] = []
-    if config.env and config.env.prompts:
-        loaded = load(config.env.prompts, "prompt", seed=config.seed)
-        log.info("prompts: %s", loaded.summary())
-        prompts = [row["prompt"] for row in loaded.rows]
-    text = load(config.text, "sft", seed=config.seed).rows if config.text else []
-    classes = config.classes
-    labelled = load(classes.data, "classification", seed=config.seed).rows if classes else []
+    sets = config.env.prompts if config.env else []
+    prompts = [
+        row["prompt"] for row in logged_rows(sets, "prompt", what="prompts", seed=config.seed)
+    ]
+    text = logged_rows(config.text, "sft", what="text", seed=config.seed)
+    labelled = logged_rows(
+        config.classes.data if config.classes else [],
+        "classification",
+        what="classes",
+        seed=config.seed,
+    )
     rewards = [load_rewards(config.rewards)] if config.rewards else []
     return Task(config, prompts, text, labelled, rewards)
 
@@ -97,7 +101,9 @@ def _evaluate_policy(spec: PolicySpec, task: Task, run: Run) -> None:
 
 def shots(spec: PolicySpec, seed: int) -> list[dict[str, str]]:
     """The messages of a policy's examples, one after the other; system messages are left out."""
-    rows = load(spec.examples, "sft", seed=seed).rows if spec.examples else []
+    rows = logged_rows(spec.examples, "sft", what="examples", seed=seed)
+    if any("text" in row for row in rows):
+        raise UserError("examples: plain text has no turns to show; give prompts and completions")
     return [m for row in rows for m in without_system([*row["prompt"], *row["completion"]])]
 
 
@@ -107,7 +113,10 @@ def _read(
     """What is measured without an episode: loss on text, labels, standard tasks; in place."""
     config = task.config
     if task.text:
-        text = [{**row, "prompt": after_system(row["prompt"], examples)} for row in task.text]
+        text = [
+            {**row, "prompt": after_system(row["prompt"], examples)} if "prompt" in row else row
+            for row in task.text
+        ]
         losses, counts, sizes = completion_losses(policy, text, max_length=config.max_length)
         summary["metrics"] |= text_summary(losses, counts, sizes, seed=config.seed)
         summary["text"] = {"losses": losses, "tokens": counts, "bytes": sizes}
@@ -195,13 +204,13 @@ def text_summary(
 
 def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:
     """Accuracy of the rewards on pairs, beside the trivial baselines."""
-    pairs = load(config.pairs, "preference", seed=config.seed).rows
-    train = config.pairs_train
+    pairs = logged_rows(config.pairs, "preference", what="pairs", seed=config.seed)
+    train = logged_rows(config.pairs_train, "preference", what="pairs_train", seed=config.seed)
     write_pairs_evaluation(
         reward,
         pairs,
         run.directory,
         name=PAIRS,
-        train_rows=load(train, "preference", seed=config.seed).rows if train else (),
+        train_rows=train,
         seed=config.seed,
     )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rlhf.models.heads import Policy
+from rlhf.rollout.plain_text import encode_text
 from rlhf.rollout.tokens import TurnFormat, encode_example
 
 
@@ -19,14 +20,19 @@ def completion_losses(
 
     Args:
         policy: the model.
-        rows: canonical SFT rows.
+        rows: canonical SFT rows; of plain text every token but the first counts.
         max_length: tokens of one example; the rest is cut. Rows whose prompt alone fills it have 0
             tokens. The bytes are those of the tokens that are left.
         batch_size: examples that go through the model at once.
     """
     decode = policy.tokenizer.decode
     layout = TurnFormat(policy.tokenizer)
-    encoded = [encode_example(layout, row["prompt"], row["completion"]) for row in rows]
+    encoded = [
+        encode_text(policy.tokenizer, row["text"])
+        if "text" in row
+        else encode_example(layout, row["prompt"], row["completion"])
+        for row in rows
+    ]
     encoded = [(ids[:max_length], own[:max_length]) for ids, own in encoded]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
     losses, counts = [0.0] * len(rows), [0] * len(rows)

@@ -20,7 +20,7 @@ import reward_models
 from reward_models import Sidecar
 from rlhf.config import as_tree
 from rlhf.data.files import read_jsonl, write_jsonl
-from rlhf.data.load import load
+from rlhf.data.load import logged_rows
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.replies import sample_replies, score_replies
@@ -121,7 +121,7 @@ def check_parts(config: OveroptimizeConfig) -> None:
 
 def train_proxies(config: OveroptimizeConfig, grid: ProxyGrid, root: Path) -> list[Proxy]:
     """Every cell of the grid; the members of a cell see the same pairs under different seeds."""
-    rows = load(grid.data, "preference", seed=config.seed).rows
+    rows = logged_rows(grid.data, "preference", what="proxies.data", seed=config.seed)
     rows, held_out = split_by_prompt(rows, fraction=HELD_OUT, seed=config.seed)
     if len(rows) < max(grid.pairs):
         raise UserError(

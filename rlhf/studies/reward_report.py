@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf.data.files import read_rows, write_jsonl
-from rlhf.data.load import load
+from rlhf.data.load import load, logged_rows
 from rlhf.data.spec import DataSpec
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
@@ -124,9 +124,7 @@ def report_on_pairs(config: RewardReportConfig, reward: Any, run: Run) -> dict[s
 
     loaded = load(config.data, "preference", seed=config.seed)
     log.info("data: %s", loaded.summary())
-    train = (
-        load(config.train_data, "preference", seed=config.seed).rows if config.train_data else ()
-    )
+    train = logged_rows(config.train_data, "preference", what="train_data", seed=config.seed)
     groups = policy_replies(config, loaded.rows, run.directory) if config.policy else None
     curve = best_of_n(config, reward, groups) if config.gold and groups else None
     return write_pairs_evaluation(

@@ -8,7 +8,9 @@ from typing import Any
 
 from datasets import Dataset
 
+from rlhf.data.messages import without_facts
 from rlhf.errors import UserError
+from rlhf.rollout.plain_text import encode_text
 from rlhf.rollout.tokens import TurnFormat, encode_example
 
 Row = dict[str, Any]
@@ -44,7 +46,10 @@ class Encoder:
         return Dataset.from_list(made)
 
     def _sft(self, row: Row) -> Row | None:
-        ids, is_action = encode_example(self.layout, row["prompt"], row["completion"])
+        if "text" in row:
+            ids, is_action = encode_text(self.tokenizer, row["text"])
+        else:
+            ids, is_action = encode_example(self.layout, row["prompt"], row["completion"])
         if len(ids) > self.max_length:
             ids, is_action = ids[: self.max_length], is_action[: self.max_length]
             if not any(is_action):
@@ -80,7 +85,8 @@ class Encoder:
         longest = max(len(self.layout.reply(row[name][-1]["content"])) for name in replies)
         self.changed["truncated"] += len(prompt) + longest > self.max_length
         if self.layout.chat:
-            return {name: list(row[name]) for name in ("prompt", *replies)}
+            # Answers that only rewards read have no place in TRL's columns, nor one type.
+            return {name: without_facts(row[name]) for name in ("prompt", *replies)}
         text = self.layout.separator.join(message["content"] for message in row["prompt"])
         return {"prompt": text} | {name: row[name][-1]["content"] for name in replies}
 

@@ -197,7 +197,8 @@ def rows_of(specs: list[DataSpec], stage: Stage, what: str, *, seed: int) -> lis
 def texts_of(rows: list[Row]) -> list[str]:
     """Every message of every row, for the tokenizer of a model from scratch."""
     fields = ("prompt", "completion", "chosen", "rejected")
-    return [m["content"] for row in rows for field in fields for m in row.get(field, ())]
+    plain = [row["text"] for row in rows if "text" in row]
+    return plain + [m["content"] for row in rows for field in fields for m in row.get(field, ())]
 
 
 def make_options(stage: Stage, work: Work, config: OfflineConfig, run: Run, num_rows: int) -> Any:

@@ -29,6 +29,9 @@ from rlhf.training.stages import Row
 # Share of the rows that a bootstrap sample holds: what each head of an ensemble learns from.
 DRAWN = 1 - 1 / math.e
 
+NO_MARGIN = "no margin"
+"""Why a pair is dropped where margins are asked for."""
+
 
 class RewardEncoder:
     """Rows of one kind -> a data set of examples; every row that changes is counted.
@@ -74,6 +77,11 @@ class RewardEncoder:
             except (RowDropped, Unscorable) as reason:
                 self.changed[f"dropped: {reason}"] += 1
                 self.dropped[training][str(reason)] += 1
+        if not made and list(self.dropped[training]) == [NO_MARGIN]:
+            asked = "margins is true" if self.config.margins else "kind: scaled"
+            raise UserError(
+                f"{asked}, but the pairs have no margin column, and no scores of both sides"
+            )
         if not made:
             raise UserError(f"no example is left: {self.summary()}")
         lengths = [max(map(len, example["texts"])) for example in made]
@@ -147,8 +155,7 @@ def pair(encoder: RewardEncoder, row: Row) -> Row:
     """Two texts; the margin for each head."""
     if encoder.config.margins or encoder.config.kind == "scaled":
         if "margin" not in row:
-            asked = "margins is true" if encoder.config.margins else "kind: scaled"
-            raise UserError(f"{asked}, but the pairs have no margin column")
+            raise RowDropped(NO_MARGIN)
         margin = float(row["margin"])
     else:
         margin = 0.0

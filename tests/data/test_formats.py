@@ -135,7 +135,7 @@ def test_label_rows(read, label, value):
     "row",
     [
         {"prompt": "Hi"},
-        {"problem": "Hi", "answer": "x"},
+        {"problem": "Hi", "reply": "x"},
         {"text": "Hi"},
         {"messages": [user("Hi"), assistant("Hello")]},
         {"chosen": "\n\nHuman: Hi\n\nAssistant: Yes", "rejected": "\n\nHuman: Hi\n\nAssistant: No"},
@@ -262,7 +262,6 @@ GOOD = {
         ("sft", {"completion": [user("Ho"), assistant("b")]}, "prompts differ"),
         ("preference", {"chosen": "No "}, "chosen equals rejected"),
         ("preference", {"chosen": ""}, "empty reply"),
-        ("preference", {"margin": "big"}, "margin is not a number"),
         ("label", {"label": "maybe"}, "label is not true or false"),
         ("label", {"label": 2}, "label is not true or false"),
         ("label", {"label": None}, "label is not true or false"),
@@ -281,7 +280,7 @@ GOOD = {
     ],
 )
 def test_unusable_rows_are_counted_by_reason(read, kind, change, reason):
-    good = GOOD[kind] | ({"margin": 1} if "margin" in change else {})
+    good = GOOD[kind]
     loaded = read([good, good | change, good], kind)
     assert loaded.dropped == {reason: 1}
     assert (len(loaded.rows), loaded.total, loaded.unused) == (2, 3, 0)

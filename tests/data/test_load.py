@@ -103,7 +103,11 @@ def test_failed_write_leaves_the_old_file(tmp_path):
         ("a.jsonl.gz", "not gzip", r"a\.jsonl\.gz: damaged gzip"),
         ("a.xlsx", "x", r"a\.xlsx: unknown kind of file '\.xlsx', use one of \.jsonl"),
         ("a.jsonl", "", r"a\.jsonl: the data set is empty"),
-        ("a.jsonl", '{"foo": 1, "bar": 2}', r"sft data needs prompt \+ completion or messages; "),
+        (
+            "a.jsonl",
+            '{"foo": 1, "bar": 2}',
+            r"sft data needs messages or prompt \+ completion or text; ",
+        ),
         (
             "a.jsonl",
             '{"foo": 1, "bar": 2}',

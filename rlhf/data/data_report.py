@@ -16,7 +16,7 @@ from rlhf.errors import UserError
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class DataReport:
     """All findings on one data set."""
 
     findings: tuple[Finding, ...]
@@ -61,14 +61,14 @@ class Diagnosis:
         return "\n".join(lines) + "\n"
 
 
-def examine(
+def report_on(
     loaded: Loaded,
     *,
     against: Loaded | None = None,
     count_tokens: CountTokens | None = None,
     max_length: int | None = None,
     seed: int = 0,
-) -> Diagnosis:
+) -> DataReport:
     """Look for everything that can be told from the rows alone.
 
     Args:
@@ -81,11 +81,11 @@ def examine(
     Raises UserError without rows, or with a max_length that nothing can be measured against.
     """
     if not loaded.rows:
-        raise UserError("there are no rows to examine")
+        raise UserError("there are no rows to check")
     if max_length and not count_tokens:
         raise UserError("max_length is in tokens: give count_tokens (a tokenizer) with it")
     rows = loaded.rows
-    findings = [checks.unusable(loaded), checks.duplicates(rows)]
+    findings = [checks.unusable(loaded), checks.duplicates(rows), checks.unread(loaded)]
     if "chosen" in rows[0]:
         findings += [checks.contradictory_pairs(rows), checks.near_ties(rows)]
         findings += [checks.length_bias(rows), checks.suspects(rows, seed=seed)]
@@ -98,10 +98,10 @@ def examine(
     lengths = _lengths(rows, len, "characters")
     if count_tokens:
         lengths |= _lengths(rows, count_tokens, "tokens")
-    return Diagnosis(tuple(findings), lengths, loaded.total)
+    return DataReport(tuple(findings), lengths, loaded.total)
 
 
-def check_data(
+def check_dataset(
     specs: DataSpec | Sequence[DataSpec],
     kind: Kind,
     *,
@@ -109,12 +109,12 @@ def check_data(
     count_tokens: CountTokens | None = None,
     max_length: int | None = None,
     seed: int = 0,
-) -> Diagnosis:
-    """Load and examine: the call behind `rlhf data check`. Arguments as in `load` and `examine`.
+) -> DataReport:
+    """Load and check: the call behind `rlhf data check`. Arguments as in `load` and `report_on`.
 
-    Raises UserError as `load` does; whatever can be loaded is examined, not refused.
+    Raises UserError as `load` does; whatever can be loaded is checked, not refused.
     """
-    return examine(
+    return report_on(
         load(specs, kind, seed=seed),
         against=None if against is None else load(against, kind, seed=seed),
         count_tokens=count_tokens,
@@ -127,8 +127,9 @@ def _lengths(
     rows: Sequence[Row], measure: Callable[[str], int], unit: str
 ) -> dict[str, dict[str, float]]:
     table = {}
-    for part in checks.parts(rows[0]):
-        values = np.array([measure(checks.text_of(row[part])) for row in rows])
+    named = dict.fromkeys(part for row in rows for part in checks.parts(row))
+    for part in named:
+        values = np.array([measure(checks.text_of(row[part])) for row in rows if part in row])
         table[f"{part}, {unit}"] = {
             "median": float(np.median(values)),
             "p95": float(np.quantile(values, 0.95)),

@@ -1,4 +1,4 @@
-"""The doctor finds each planted fault, names the rows, and is silent on clean data."""
+"""The report finds each planted fault, names the rows, and is silent on clean data."""
 
 import json
 import random
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf.data import DataSpec, Loaded
-from rlhf.data.doctor import check_data, examine
+from rlhf.data.data_report import check_dataset, report_on
 from rlhf.data.files import write_jsonl
 from rlhf.data.leakage import overlapping_prompts, shared_prompts
 from rlhf.data.preferences import inject_label_noise
@@ -48,8 +48,8 @@ def loaded(rows, dropped=None):
     return Loaded(rows=rows, dropped=dropped or {}, total=len(rows) + sum((dropped or {}).values()))
 
 
-def finding(diagnosis, name):
-    (found,) = [f for f in diagnosis.findings if f.name == name]
+def finding(report, name):
+    (found,) = [f for f in report.findings if f.name == name]
     return found
 
 
@@ -58,16 +58,16 @@ def words(text):
 
 
 def test_silent_on_clean_pairs():
-    diagnosis = examine(
+    report = report_on(
         loaded(clean_pairs()),
         against=loaded([pair("Something else?", "a", "b")]),
         count_tokens=words,
         max_length=100,
     )
-    assert {f.name: f.level for f in diagnosis.findings if f.level != "ok"} == {}
-    assert diagnosis.ok
-    assert diagnosis.verdict() == "no fault found in 300 rows"
-    assert len(diagnosis.findings) == 9
+    assert {f.name: f.level for f in report.findings if f.level != "ok"} == {}
+    assert report.ok
+    assert report.verdict() == "no fault found in 300 rows"
+    assert len(report.findings) == 10
 
 
 PLANTED = pair("Is it?", "Yes", "No")
@@ -84,29 +84,29 @@ PLANTED = pair("Is it?", "Yes", "No")
     ],
 )
 def test_planted_faults_in_pairs(planted, name, rows):
-    diagnosis = examine(
+    report = report_on(
         loaded(clean_pairs() + planted),
         against=loaded([pair("elsewhere? ", "a", "b")]),
         count_tokens=words,
         max_length=100,
     )
-    found = finding(diagnosis, name)
+    found = finding(report, name)
     assert (found.level, found.rows, found.count) == ("fault", rows, len(rows))
-    assert f"{name} ({len(rows)})" in diagnosis.verdict()
-    assert not diagnosis.ok
+    assert f"{name} ({len(rows)})" in report.verdict()
+    assert not report.ok
     assert found.examples[0].startswith("user: ")
 
 
 def test_same_reply_to_different_prompts_is_no_duplicate():
     rows = [pair("a", "yes", "no"), pair("b", "yes", "no"), pair("c", "no", "yes")]
-    diagnosis = examine(loaded(rows))
-    assert finding(diagnosis, "duplicates").count == 0
-    assert finding(diagnosis, "contradictory pairs").count == 0
+    report = report_on(loaded(rows))
+    assert finding(report, "duplicates").count == 0
+    assert finding(report, "contradictory pairs").count == 0
 
 
 def test_dropped_rows_are_noted_and_faulted_when_many():
-    few = finding(examine(loaded(clean_pairs(), {"empty reply": 3})), "unusable rows")
-    many = finding(examine(loaded(clean_pairs(), {"empty reply": 30})), "unusable rows")
+    few = finding(report_on(loaded(clean_pairs(), {"empty reply": 3})), "unusable rows")
+    many = finding(report_on(loaded(clean_pairs(), {"empty reply": 30})), "unusable rows")
     assert (few.level, many.level) == ("note", "fault")
     assert many.verdict == "30 of 330 rows cannot be used: 30 empty reply"
 
@@ -114,57 +114,57 @@ def test_dropped_rows_are_noted_and_faulted_when_many():
 @pytest.mark.parametrize(("share", "level"), [(0.5, "ok"), (0.58, "note"), (0.75, "fault")])
 def test_length_bias(share, level):
     rows = [pair(f"p{i}", "x" * 9, "x" * (4 if i < 400 * share else 14)) for i in range(400)]
-    found = finding(examine(loaded(rows)), "length bias")
+    found = finding(report_on(loaded(rows)), "length bias")
     assert found.level == level
     assert f"chosen in {share:.1%} of pairs" in found.verdict
 
 
 def test_length_bias_without_any_difference():
-    found = finding(examine(loaded([pair("p", "a", "b")])), "length bias")
+    found = finding(report_on(loaded([pair("p", "a", "b")])), "length bias")
     assert (found.level, found.total) == ("ok", 0)
 
 
 def test_labels():
     rows = [{"text": f"text {i}", "label": i % 2} for i in range(40)]
-    assert examine(loaded(rows)).ok
+    assert report_on(loaded(rows)).ok
     planted = [*rows, {"text": "TEXT 4", "label": 1}]
-    found = finding(examine(loaded(planted)), "contradictory labels")
+    found = finding(report_on(loaded(planted)), "contradictory labels")
     assert (found.level, found.rows) == ("fault", (4, 40))
     for positive, level in [(40, "fault"), (39, "note"), (30, "ok")]:
         skewed = [row | {"label": int(i < positive)} for i, row in enumerate(rows)]
-        assert finding(examine(loaded(skewed)), "label balance").level == level
+        assert finding(report_on(loaded(skewed)), "label balance").level == level
 
 
 def test_a_prompt_that_fills_the_length_is_named():
     rows = [pair("w " * 10, "a", "b"), pair("w " * 8, "a b", "c"), pair("w " * 8, "a b c", "c")]
-    found = finding(examine(loaded(rows), count_tokens=words, max_length=10), "over-long rows")
+    found = finding(report_on(loaded(rows), count_tokens=words, max_length=10), "over-long rows")
     assert found.rows == (0, 2)
     assert found.verdict.endswith("exceed max_length = 10 tokens, 1 by the prompt alone")
 
 
 def test_lengths_are_in_characters_and_tokens():
     rows = [{"text": "a b c"}, {"text": "a"}, {"text": "a b"}]
-    lengths = examine(loaded(rows), count_tokens=words).lengths
+    lengths = report_on(loaded(rows), count_tokens=words).lengths
     assert lengths["text, characters"] == {"median": 3.0, "p95": pytest.approx(4.8), "max": 5.0}
     assert lengths["text, tokens"]["median"] == 2.0
 
 
 def test_output_is_plain_json_and_a_page():
-    diagnosis = examine(loaded([PLANTED, PLANTED]))
-    page = diagnosis.to_markdown()
+    report = report_on(loaded([PLANTED, PLANTED]))
+    page = report.to_markdown()
     assert page.startswith("**1 fault in 2 rows: duplicates (1).**")
     assert (
         "- fault: duplicates: 1 of 2 rows (50.0%) repeat an earlier row\n  - `user: Is it?`" in page
     )
     assert "| chosen, characters | 3 | 3 | 3 |" in page
-    assert json.loads(json.dumps(diagnosis.to_dict()))["findings"][1]["rows"] == [1]
+    assert json.loads(json.dumps(report.to_dict()))["findings"][1]["rows"] == [1]
 
 
 def test_examining_nothing_or_without_a_measure_is_refused():
     with pytest.raises(UserError, match="no rows"):
-        examine(loaded([]))
+        report_on(loaded([]))
     with pytest.raises(UserError, match="give count_tokens"):
-        examine(loaded([PLANTED]), max_length=9)
+        report_on(loaded([PLANTED]), max_length=9)
 
 
 @pytest.mark.parametrize("kind", ["sft", "label", "prompt", "text"])
@@ -174,8 +174,8 @@ def test_every_kind_can_be_examined_from_a_file(tmp_path, kind):
     ]
     write_jsonl(tmp_path / "a.jsonl", rows)
     spec = DataSpec(str(tmp_path / "a.jsonl"))
-    diagnosis = check_data(spec, kind, against=spec, count_tokens=words, max_length=9)
-    assert diagnosis.verdict() == "1 fault in 9 rows: shared prompts (9)"
+    report = check_dataset(spec, kind, against=spec, count_tokens=words, max_length=9)
+    assert report.verdict() == "1 fault in 9 rows: shared prompts (9)"
 
 
 # Leakage
@@ -222,7 +222,7 @@ def test_labels_at_random_accuse_nobody():
     rows = [pair(f"p{i}", *rng.sample(["x y", "y z", "z x"], 2)) for i in range(400)]
     margins = cross_fitted_margins(rows, seed=0)
     assert margins.accuracy == pytest.approx(0.5, abs=0.08)
-    assert finding(examine(loaded(rows)), "suspects").level == "ok"
+    assert finding(report_on(loaded(rows)), "suspects").level == "ok"
 
 
 def test_exchanging_every_pair_leaves_the_margins():

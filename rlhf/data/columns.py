@@ -1,0 +1,268 @@
+"""Find out which column holds what: by mapping, else by name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.data.spec import Kind
+from rlhf.errors import UserError, nearest
+
+Row = Mapping[str, Any]
+Columns = Mapping[str, str]
+"""Our field -> the column that holds it, or a path into one (`reward_model.ground_truth`)."""
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "prompt": ("prompt", "question", "instruction", "query", "problem", "inputs", "input"),
+    "context": ("context", "input", "passage"),
+    "system": ("system", "system_prompt", "system_message"),
+    "history": ("history",),
+    "tools": ("tools", "functions"),
+    "completion": ("completion", "response", "output", "targets", "solution", "answer"),
+    "reasoning": ("reasoning_content", "reasoning", "thinking", "complex_cot"),
+    "chosen": ("chosen", "chosen_response", "preferred_output", "preferred"),
+    "rejected": ("rejected", "rejected_response", "non_preferred_output", "dispreferred"),
+    "margin": ("margin",),
+    "chosen_score": ("score_chosen", "chosen_score", "chosen_rating", "chosen-rating"),
+    "rejected_score": ("score_rejected", "rejected_score", "rejected_rating", "rejected-rating"),
+    "messages": ("messages", "conversations", "conversation"),
+    "label": ("label", "labels", "score", "kto_tag"),
+    "text": ("text", "sentence", "review", "content"),
+    "turns": ("turns",),
+    "replies": ("replies", "responses", "completions"),
+    "steps": ("steps", "completions"),
+    "labels": ("labels",),
+    "answer": (
+        "ground_truth",
+        "reward_model.ground_truth",
+        "final_answer",
+        "expected_answer",
+        "reference_answer",
+        "final",
+        "answer",
+        "answers",
+        "solution",
+    ),
+    "tests": ("tests",),
+    "response_a": (),
+    "response_b": (),
+    "winner": (),
+    "score_a": (),
+    "score_b": (),
+}
+"""Our field -> column names that are recognised without a mapping, the likeliest first; those of
+two replies and their winner are recognised as whole schemas only (`rlhf.data.schemas`)."""
+
+LAYOUTS: dict[Kind, tuple[tuple[str, ...], ...]] = {
+    "sft": (("messages",), ("prompt", "completion"), ("text",)),
+    "preference": (
+        ("chosen", "rejected"),
+        ("response_a", "response_b", "winner"),
+        ("response_a", "response_b", "score_a", "score_b"),
+    ),
+    "label": (("prompt", "completion", "label"), ("messages", "label")),
+    "prompt": (("prompt",), ("messages",), ("chosen",), ("turns",), ("text",)),
+    "text": (("text",),),
+    "classification": (("text", "label"), ("prompt", "completion", "label"), ("messages", "label")),
+    "rated": (("text",), ("prompt", "completion"), ("messages",)),
+    "ranking": (("prompt", "replies"),),
+    "steps": (("prompt", "steps", "labels"),),
+}
+"""Fields that make a row of each kind. A row is read by the first of them that it has whole."""
+
+_PROMPT_PARTS = ("system", "history", "tools", "context")
+EXTRAS: dict[Kind, tuple[str, ...]] = {
+    "sft": (*_PROMPT_PARTS, "reasoning"),
+    "preference": (
+        "prompt",
+        "messages",
+        *_PROMPT_PARTS,
+        "margin",
+        "chosen_score",
+        "rejected_score",
+    ),
+    "label": (*_PROMPT_PARTS, "reasoning"),
+    "prompt": (*_PROMPT_PARTS, "answer", "tests"),
+    "text": (),
+    "classification": (*_PROMPT_PARTS, "reasoning"),
+    "rated": (*_PROMPT_PARTS, "reasoning"),
+    "ranking": _PROMPT_PARTS,
+    "steps": _PROMPT_PARTS,
+}
+"""Fields that are used where present; a row without them is whole."""
+
+FACT_FIELDS = ("answer", "tests")
+"""What a prompt's last user message carries for the rewards."""
+
+_OLD_NAMES = {"input": "context"}
+"""Names that `columns` took before."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to read a row."""
+
+    fields: tuple[str, ...]
+    """What the row has to have."""
+    columns: dict[str, str]
+    """Our field -> column or path, the optional ones included."""
+
+
+def find_layouts(
+    kind: Kind,
+    table: Sequence[Row],
+    present: Collection[str],
+    *,
+    mapping: Columns | None,
+    source: str,
+    facts: bool,
+) -> list[Layout]:
+    """Each way to read a row of the table, the best first.
+
+    A mapped field beats recognition by name, and a layout that uses mapped fields beats one that
+    does not. With `facts` the answer and tests of a prompt are looked for in every kind.
+
+    Raises UserError naming the columns found and how to map them.
+    """
+    mapping = {_OLD_NAMES.get(field, field): column for field, column in (mapping or {}).items()}
+    extras = tuple(dict.fromkeys(EXTRAS[kind] + (FACT_FIELDS if facts else ())))
+    _check_mapping(kind, table, present, mapping=mapping, source=source, extras=extras)
+    layouts = sorted(LAYOUTS[kind], key=lambda fields: -len(mapping.keys() & set(fields)))
+    complete = []
+    for fields in layouts:
+        columns = {field: column_of(field, present, mapping) for field in fields}
+        if all(columns.values()) and not (mapping and _passes_over(mapping, fields, extras)):
+            complete.append(Layout(fields, _with_extras(columns, extras, present, mapping)))
+    if not complete:
+        raise UserError(_cannot_read(kind, table, present, source=source))
+    # Plain text is no fallback of conversations, nor they of it: stages treat them differently.
+    plain = "text" in complete[0].fields
+    return [layout for layout in complete if ("text" in layout.fields) == plain]
+
+
+def _passes_over(mapping: Columns, fields: Sequence[str], extras: Sequence[str]) -> bool:
+    """Whether a layout has no place for a mapped field."""
+    return not mapping.keys() <= {*fields, *extras}
+
+
+def _with_extras(
+    columns: dict[str, str | None],
+    extras: Sequence[str],
+    present: Collection[str],
+    mapping: Columns,
+) -> dict[str, str]:
+    for field in extras:
+        if field not in columns:
+            taken = {column for column in columns.values() if column}
+            columns[field] = column_of(field, present, mapping, taken=taken)
+    return {field: column for field, column in columns.items() if column}
+
+
+def column_of(
+    field: str, present: Collection[str], mapping: Columns, *, taken: Collection[str] = ()
+) -> str | None:
+    """The column of a field: the mapped one, else the first of its names, in any case, left."""
+    if field in mapping:
+        return mapping[field]
+    free = [name for name in present if name not in mapping.values() and name not in taken]
+    for alias in ALIASES[field]:
+        if alias in free or (alias.partition(".")[0] in free and "." in alias):
+            return alias
+        same = next((name for name in free if name.casefold() == alias), None)
+        if same is not None:
+            return same
+    return None
+
+
+def cell_of(row: Row, path: str) -> Any:
+    """The cell of a column, or what a path such as `a.b.0` reaches inside one; None if nothing."""
+    if path in row:
+        return row[path]
+    cell: Any = row
+    for step in path.split("."):
+        if isinstance(cell, Mapping):
+            cell = cell.get(step)
+        elif isinstance(cell, Sequence) and not isinstance(cell, str) and _is_index(step):
+            index = int(step)
+            cell = cell[index] if -len(cell) <= index < len(cell) else None
+        else:
+            return None
+    return cell
+
+
+def _is_index(step: str) -> bool:
+    return step.removeprefix("-").isdigit()
+
+
+def root_of(path: str, present: Collection[str]) -> str:
+    """The column that a path starts from."""
+    return path if path in present else path.partition(".")[0]
+
+
+def _check_mapping(
+    kind: Kind,
+    table: Sequence[Row],
+    present: Collection[str],
+    *,
+    mapping: Columns,
+    source: str,
+    extras: Sequence[str],
+) -> None:
+    useful = {field for fields in LAYOUTS[kind] for field in fields} | set(extras)
+    for field, column in mapping.items():
+        if field not in useful:
+            raise UserError(
+                f"{source}: data.columns.{field} has no use in {kind} data "
+                f"(useful: {', '.join(sorted(useful))})"
+            )
+        if root_of(column, present) not in present:
+            raise UserError(
+                f"{source}: data.columns.{field} names column {column!r}, which is not there; "
+                f"columns found: {', '.join(sorted(present))}{nearest(column, present)}"
+            )
+        if column not in present and all(cell_of(row, column) is None for row in _first(table)):
+            raise UserError(
+                f"{source}: data.columns.{field}: {column!r} reaches nothing in the first rows; "
+                f"columns found: {described(table, present)}"
+            )
+
+
+def _first(table: Sequence[Row], count: int = 100) -> list[Row]:
+    return [table[index] for index in range(min(count, len(table)))]
+
+
+def described(table: Sequence[Row], present: Collection[str]) -> str:
+    """The columns by name, those that hold objects with the names inside."""
+    rows, names = _first(table, 20), []
+    for name in sorted(present):
+        inside = next((row.get(name) for row in rows if row.get(name) is not None), None)
+        prefix = name
+        if isinstance(inside, list) and inside and isinstance(inside[0], Mapping):
+            prefix, inside = f"{name}.0", inside[0]
+        keys = [f"{prefix}.{key}" for key in inside] if isinstance(inside, Mapping) else []
+        names.append(f"{name} ({', '.join(keys)})" if keys else name)
+    return ", ".join(names)
+
+
+EXAMPLES: dict[Kind, str] = {
+    "sft": "prompt: QUESTION, completion: ANSWER",
+    "preference": "prompt: QUESTION, chosen: BETTER, rejected: WORSE} or {prompt: QUESTION, "
+    "response_a: ONE, response_b: OTHER, winner: WHICH",
+    "label": "prompt: QUESTION, completion: ANSWER, label: GOOD",
+    "prompt": "prompt: QUESTION, answer: REFERENCE",
+    "text": "text: TEXT",
+    "classification": "text: TEXT, label: CLASS",
+    "rated": "prompt: QUESTION, completion: ANSWER",
+    "ranking": "prompt: QUESTION, replies: REPLIES",
+    "steps": "prompt: QUESTION, steps: STEPS, labels: LABELS",
+}
+
+
+def _cannot_read(kind: Kind, table: Sequence[Row], present: Collection[str], *, source: str) -> str:
+    needed = " or ".join(" + ".join(fields) for fields in LAYOUTS[kind])
+    return (
+        f"{source}: {kind} data needs {needed}; columns found: {described(table, present)}; "
+        f"map them with data.columns: {{{EXAMPLES[kind]}}}, where capitals stand for your columns "
+        "and a dot reaches into one"
+    )

@@ -1,0 +1,286 @@
+"""Read messages: one cell of a table (text, dialogue, message list) becomes canonical messages.
+
+A canonical message has `role` (system, user, assistant, tool) and `content` (text), and where the
+data have them `reasoning_content`, `tool_calls`, `name`, `tool_call_id`, `weight` (0: a reply that
+is not learned), and the facts that rewards read and models never see: `answer`, `tests`. Every
+other key that holds something is named in `notes`. A row that cannot be used raises `RowDropped`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf.data.answers import reference_answer
+
+Message = dict[str, Any]
+Conversation = list[Message]
+Notes = set[str]
+"""What was ignored in one row; the loader counts the rows of each note."""
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
+}
+"""Spelling in the data, in lower case -> role of the Hugging Face chat format."""
+
+FACTS = ("answer", "tests")
+"""Keys of a message that rewards read; a template never writes them."""
+
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+WEIGHT_KEYS = ("weight", "train", "training", "loss")
+TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text"}
+_READ_KEYS = {
+    "role",
+    "from",
+    "content",
+    "value",
+    "name",
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    *REASONING_KEYS,
+    *WEIGHT_KEYS,
+    *FACTS,
+}
+
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
+_HH_START = re.compile(r"\s*Human:.*\n\nAssistant:", re.DOTALL)
+_NEMO_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
+
+
+class RowDropped(Exception):
+    """A row that cannot be used; the message is the reason it is counted under."""
+
+
+def is_dialogue(text: str) -> bool:
+    r"""Whether `text` is an HH-RLHF dialogue: opens with Human: and has a \n\nAssistant: turn."""
+    return _HH_START.match(text) is not None
+
+
+def parse_dialogue(text: str) -> Conversation:
+    r"""Messages of an HH-RLHF dialogue ("\n\nHuman: ...\n\nAssistant: ...").
+
+    Only a marker after a blank line starts a turn: "Human:" inside a line is content. Every turn is
+    stripped; a turn may be empty, as the open "\n\nAssistant:" at the end of a prompt is.
+    """
+    pieces = _HH_TURN.split("\n\n" + text.lstrip())
+    return [
+        {"role": ROLES[speaker.lower()], "content": content.strip()}
+        for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True)
+    ]
+
+
+def as_conversation(value: Any, notes: Notes | None = None) -> Conversation:
+    """Text, a dialogue, one message, or a list of messages as a conversation.
+
+    Plain text is one user turn; None is an empty conversation.
+    """
+    notes = set() if notes is None else notes
+    if isinstance(value, str):
+        return _from_text(value)
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        if {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys():
+            return parse_messages([value], notes)
+        raise RowDropped("neither text nor messages")
+    if not isinstance(value, Sequence):
+        raise RowDropped("neither text nor messages")
+    return parse_messages(value, notes)
+
+
+def _from_text(text: str) -> Conversation:
+    if is_dialogue(text):
+        return parse_dialogue(text)
+    # NVIDIA's sets write several turns into one prompt, the first of them the user's.
+    first, *rest = _NEMO_TURN.split(text)
+    turns: Conversation = [{"role": "user", "content": first}]
+    for speaker, content in zip(rest[::2], rest[1::2], strict=True):
+        turns.append({"role": ROLES[speaker.lower()], "content": content})
+    return turns
+
+
+def decode_json(value: Any) -> Any:
+    """A list or object that a text cell spells as JSON (CSV has no other way); else `value`."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return value
+
+
+def parse_messages(value: Sequence[Any], notes: Notes | None = None) -> Conversation:
+    """Message dicts ({role, content}, or ShareGPT's {from, value}) as canonical messages.
+
+    A list of {input, output} exchanges is read as well.
+    """
+    notes = set() if notes is None else notes
+    messages: Conversation = []
+    for item in value:
+        if not isinstance(item, Mapping):
+            raise RowDropped("message is not a role and a content")
+        if {"input", "output"} <= item.keys():
+            pairs = (("user", item["input"]), ("assistant", item["output"]))
+            items = [{"role": role, "content": content} for role, content in pairs]
+            messages += [parse_message(turn, notes) for turn in items]
+        else:
+            messages.append(parse_message(item, notes))
+    return messages
+
+
+def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
+    """One message with a known role and text content; keys that are not read go to `notes`."""
+    spelled = item.get("role", item.get("from"))
+    role = ROLES.get(spelled.lower()) if isinstance(spelled, str) else None
+    if role is None:
+        raise RowDropped(f"unknown role {spelled!r}")
+    content = item.get("content", item.get("value"))
+    text, reasoning, calls = _content(content, notes)
+    message: Message = {"role": role, "content": text}
+    if isinstance(spelled, str) and spelled.lower() == "function_call":
+        message |= {"content": "", "tool_calls": _calls(decode_json(content))}
+    _read_reply_keys(item, message, reasoning, calls, notes)
+    for key in ("name", "tool_call_id"):
+        if item.get(key) is not None:
+            message[key] = str(item[key])
+    if message["content"] is None:
+        if not message.get("tool_calls"):
+            raise RowDropped("message content is not text")
+        message["content"] = ""
+    if item.get("answer") is not None:
+        message["answer"] = _fact(item["answer"])
+    if item.get("tests") is not None:
+        message["tests"] = item["tests"]
+    unread = (key for key, cell in item.items() if key not in _READ_KEYS and holds(cell))
+    notes.update(f"message key {key!r}" for key in unread)
+    return message
+
+
+def _read_reply_keys(
+    item: Mapping[str, Any], message: Message, reasoning: str, calls: list[Any], notes: Notes
+) -> None:
+    """Reasoning, tool calls and weight, which only an assistant's message has; in place."""
+    given = [item[key] for key in REASONING_KEYS if holds(item.get(key))]
+    if not reasoning and given:
+        if not isinstance(given[0], str):
+            raise RowDropped("reasoning is not text")
+        reasoning = given[0]
+    calls = calls + (_calls(item["tool_calls"]) if holds(item.get("tool_calls")) else [])
+    calls += _calls([item["function_call"]]) if holds(item.get("function_call")) else []
+    weights = [item[key] for key in WEIGHT_KEYS if item.get(key) is not None]
+    if message["role"] != "assistant":
+        notes.update(f"reasoning of a {message['role']} message" for _ in range(bool(reasoning)))
+        notes.update(f"tool calls of a {message['role']} message" for _ in range(bool(calls)))
+        return
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = [*message.get("tool_calls", []), *calls]
+    if weights:
+        if any(weight not in (0, 1) for weight in weights):
+            raise RowDropped("a message's weight is neither 0 nor 1")
+        if any(weight == 0 for weight in weights):
+            message["weight"] = 0  # 1 is what every reply has
+
+
+def _content(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
+    """(text or None, reasoning, tool calls) of a content cell: text, None, or a list of parts."""
+    if value is None or isinstance(value, str):
+        return value, "", []
+    if isinstance(value, Mapping) or not isinstance(value, Sequence):
+        raise RowDropped("message content is not text")
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[Any] = []
+    for part in value:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind in TEXT_PARTS and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind == "thinking" and isinstance(part.get("thinking"), str):
+            thoughts.append(part["thinking"])
+        elif kind == "tool_use":
+            calls += _calls([{"name": part.get("name"), "arguments": part.get("input")}])
+            continue
+        else:
+            raise RowDropped(f"message holds a part that is not text ({kind})")
+        read = {"type", "text", "thinking"}
+        notes.update(f"content part key {k!r}" for k, v in part.items() if k not in read and v)
+    return ("".join(texts) if texts or not calls else None), "".join(thoughts), calls
+
+
+def _calls(value: Any) -> list[Message]:
+    """Tool calls as [{type, function: {name, arguments}}], arguments an object where they are."""
+    value = decode_json(value)
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise RowDropped("tool calls are not a list of calls")
+    calls = []
+    for item in value:
+        inner = item.get("function", item) if isinstance(item, Mapping) else None
+        if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+            raise RowDropped("a tool call names no function")
+        arguments = decode_json(inner.get("arguments"))
+        function = {"name": inner["name"], "arguments": {} if arguments is None else arguments}
+        known = {"id": item["id"]} if isinstance(item.get("id"), str) else {}
+        calls.append({"type": "function", "function": function} | known)
+    return calls
+
+
+def parse_tools(value: Any) -> list[Message]:
+    """Tool descriptions as [{type, function}]; an empty list where there are none.
+
+    Raises:
+        RowDropped: they are neither a list of objects nor JSON for one.
+    """
+    value = decode_json(value)
+    if not holds(value):
+        return []
+    if not isinstance(value, Sequence) or not all(isinstance(tool, Mapping) for tool in value):
+        raise RowDropped("tools are not a list of descriptions")
+    return [
+        dict(tool) if "function" in tool or "name" not in tool else _wrapped(tool) for tool in value
+    ]
+
+
+def _wrapped(tool: Mapping[str, Any]) -> Message:
+    return {"type": "function", "function": dict(tool)}
+
+
+def _fact(value: Any) -> str | list[str]:
+    answer = reference_answer(value)
+    if answer is None:
+        raise RowDropped("a message's answer is no text, number or list of these")
+    return answer
+
+
+def holds(value: Any) -> bool:
+    """Whether a cell holds anything: data sets fill missing keys with None or empty values."""
+    return value is not None and value != "" and value != [] and value != {}
+
+
+def without_facts(messages: Sequence[Message]) -> Conversation:
+    """Copies without the keys that only rewards read."""
+    return [{k: v for k, v in message.items() if k not in FACTS} for message in messages]

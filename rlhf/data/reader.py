@@ -1,0 +1,207 @@
+"""Read the rows of one table: which columns are read as what, and what is left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rlhf.data.columns import (
+    FACT_FIELDS,
+    Layout,
+    Row,
+    cell_of,
+    column_of,
+    find_layouts,
+    root_of,
+)
+from rlhf.data.formats import convert
+from rlhf.data.messages import Notes, RowDropped
+from rlhf.data.schemas import SAFETY, SCHEMAS, Schema, find_schema
+from rlhf.data.spec import FIELDS, DataSpec, Kind
+from rlhf.errors import UserError
+
+Outcome = dict[str, Any] | RowDropped
+"""A canonical row, or why there is none."""
+
+
+class TableReader:
+    """Reads the rows of one table and keeps account of what it did not read.
+
+    Args:
+        table: rows as they are in the source.
+        kind: what canonical rows to make.
+        spec: of the source, for its mapping and system message.
+        keep: further columns to carry along.
+        facts: whether the answer and tests of a row go to its last user message.
+
+    Raises:
+        UserError: the columns cannot be understood, or one to keep is not there.
+    """
+
+    def __init__(
+        self,
+        table: Sequence[Row],
+        kind: Kind,
+        spec: DataSpec,
+        *,
+        keep: tuple[str, ...] = (),
+        facts: bool = False,
+    ) -> None:
+        self.kind: Kind = kind
+        self.spec, self.keep = spec, keep
+        self.present = columns_of(table)
+        self.schema = self._schema(table)
+        self.facts = facts or kind == "prompt"
+        self.layouts: list[Layout] = []
+        if self.schema is None:
+            self.layouts = find_layouts(
+                kind,
+                table,
+                self.present,
+                mapping=spec.columns,
+                source=spec.path,
+                facts=self.facts,
+            )
+            self._check_winners(table)
+        self._check_keep()
+        self.table = table
+        if self.schema is not None and self.schema.gather is not None:
+            self.table = self.schema.gather(table)
+        self.used = {name for name in keep if name in self.present}
+        self.ignored: Counter[str] = Counter()
+
+    @property
+    def expands(self) -> bool:
+        """Whether one row of the table can give several."""
+        return self.schema is not None
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Columns that no row has been read from."""
+        return tuple(sorted(self.present - self.used))
+
+    def read(self, row: Row) -> Iterator[Outcome]:
+        """The canonical rows of one row of `table`, or the reasons why there is none."""
+        if self.schema is None:
+            yield self._convert(self._cells(row), row)
+            return
+        self.used |= (self.schema.needs | set(self.schema.uses)) & self.present
+        facts = self._schema_facts(row)
+        try:
+            for item in self.schema.read(row, self.kind):
+                yield item if isinstance(item, RowDropped) else self._convert(facts | item, row)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+            yield RowDropped(f"not as {self.schema.name} has it")
+
+    def _convert(self, cells: dict[str, Any], row: Row) -> Outcome:
+        notes: Notes = set()
+        try:
+            made = convert(cells, self.kind, system=self.spec.system, notes=notes)
+        except RowDropped as reason:
+            return reason
+        self.ignored.update(notes)
+        kept = {name: cells.get(name, row.get(name)) for name in self.keep}
+        return made | {"source": self.spec.path} | kept
+
+    def _cells(self, row: Row) -> dict[str, Any]:
+        """Cells of the first layout that the row has whole; of the first layout, if of none."""
+        for layout in [*self.layouts, self.layouts[0]]:
+            cells = {field: cell_of(row, column) for field, column in layout.columns.items()}
+            if all(cells[field] is not None for field in layout.fields):
+                break
+        self.used |= {root_of(column, self.present) for column in layout.columns.values()}
+        cells = {f: cell for f, cell in cells.items() if f in layout.fields or cell is not None}
+        if layout.columns.get("answer") == "solution":
+            cells["answer_is_solution"] = True
+        return cells
+
+    def _schema_facts(self, row: Row) -> dict[str, Any]:
+        """The answer column beside a schema's own columns."""
+        if not self.facts or self.schema is None:
+            return {}
+        read = self.schema.needs | set(self.schema.uses)
+        columns = {f: column_of(f, self.present, {}, taken=read) for f in FACT_FIELDS}
+        found = {f: cell_of(row, column) for f, column in columns.items() if column}
+        self.used |= {root_of(column, self.present) for column in columns.values() if column}
+        return {f: cell for f, cell in found.items() if cell is not None}
+
+    def _schema(self, table: Sequence[Row]) -> Schema | None:
+        if self.spec.columns:
+            return None
+        wanted = set(SAFETY.gives) & set(self.keep)
+        if wanted and not wanted <= self.present and self.present >= SAFETY.needs:
+            return SAFETY
+        return find_schema(self.kind, table, self.present)
+
+    def _check_keep(self) -> None:
+        ours = {*FIELDS, "source"} - {"input", "messages", "context", "history", "reasoning"}
+        given = self.schema.gives if self.schema else ()
+        for name in self.keep:
+            if name in ours:
+                raise UserError(
+                    f"{self.spec.path}: column {name!r} cannot be kept, {self.kind} rows use that "
+                    "name"
+                )
+            if name not in self.present and name not in given:
+                raise UserError(
+                    f"{self.spec.path}: no column {name!r} to keep; columns found: "
+                    f"{', '.join(sorted(self.present))}"
+                )
+
+    def _check_winners(self, table: Sequence[Row]) -> None:
+        """Refuse a winner column of numbers that could as well count from 1."""
+        column = self.layouts[0].columns.get("winner")
+        if column is None:
+            return
+        values = {str(cell_of(row, column)).removesuffix(".0") for row in table}
+        if "2" in values or values == {"1"}:
+            raise UserError(
+                f"{self.spec.path}: data.columns.winner: the numbers of column {column!r} do not "
+                "tell which reply is meant: spell it a, b or tie (0 and 1 are understood as the "
+                "first and the second reply)"
+            )
+
+
+def columns_of(table: Sequence[Row]) -> set[str]:
+    """Column names: a hub table states them, rows of a file may each have their own."""
+    if isinstance(table, list):
+        return {name for row in table for name in row}
+    return set(table[0])
+
+
+def guess_kind(table: Sequence[Row], spec: DataSpec) -> Kind:
+    """What the rows of a table are for, by their columns.
+
+    Raises UserError where they are for nothing that is known.
+    """
+    if len(table) == 0:
+        raise UserError(f"{spec.path}: the data set is empty")
+    present = columns_of(table)
+    mapping = spec.columns
+    if not mapping:
+        for schema in SCHEMAS:
+            if find_schema(schema.kinds[0], table, present) is schema:
+                return schema.kinds[0]
+    for kind in GUESSES:
+        try:
+            find_layouts(kind, table, present, mapping=mapping, source="", facts=False)
+        except UserError:
+            continue
+        return kind
+    raise UserError(
+        f"{spec.path}: the columns do not tell what the rows are for; columns found: "
+        f"{', '.join(sorted(present))}: give --kind, and --columns where names differ"
+    )
+
+
+GUESSES: tuple[Kind, ...] = (
+    "preference",
+    "steps",
+    "ranking",
+    "label",
+    "classification",
+    "sft",
+    "prompt",
+)
+"""Kinds from the most particular columns to the least."""

@@ -1,0 +1,83 @@
+"""Conversation trees, as Open Assistant publishes them: every message has ranked replies."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rlhf.data.messages import RowDropped
+from rlhf.data.spec import Kind
+
+Node = Mapping[str, Any]
+Item = dict[str, Any] | RowDropped
+
+
+def gather_messages(table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Trees {prompt: node with replies} of a table that has one message a row.
+
+    A message whose parent is not there is an orphan; it stands as a tree of its own under the key
+    `orphan`.
+    """
+    nodes = {row["message_id"]: {**row, "replies": []} for row in table}
+    trees: list[Mapping[str, Any]] = []
+    for node in nodes.values():
+        parent = node.get("parent_id")
+        if parent in (None, ""):
+            trees.append({"prompt": node})
+        elif parent in nodes:
+            nodes[parent]["replies"].append(node)
+        else:
+            trees.append({"orphan": node})
+    return trees
+
+
+def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
+    """The rows of one tree.
+
+    sft: every assistant message once, after the turns that lead to it. preference: every two
+    replies of different rank to one message (rank 0 is best). ranking: all ranked replies to one
+    message. prompt: every path that ends with the user's turn.
+    """
+    if "orphan" in row:
+        yield RowDropped("message without its parent")
+        return
+    stack: list[tuple[list[dict[str, Any]], Node]] = [([], row["prompt"])]
+    while stack:
+        before, node = stack.pop()
+        if node.get("deleted"):
+            yield RowDropped("deleted message")
+            continue
+        path = [*before, {"role": node["role"], "content": node["text"]}]
+        if node["role"] == "assistant" and kind == "sft":
+            yield {"prompt": before, "completion": node["text"]}
+        replies: list[Node] = list(node.get("replies") or ())
+        if node["role"] != "assistant":
+            yield from _user_items(path, replies, kind)
+        stack += [(path, reply) for reply in reversed(replies)]
+
+
+def _user_items(path: list[dict[str, Any]], replies: list[Node], kind: Kind) -> Iterator[Item]:
+    """What a user's message with its replies gives."""
+    if kind == "prompt":
+        yield {"prompt": path}
+    if kind not in ("preference", "ranking") or not replies:
+        return
+    ranked = [
+        (reply["rank"], reply["text"])
+        for reply in replies
+        if isinstance(reply.get("rank"), (int, float)) and not reply.get("deleted")
+    ]
+    ranked.sort(key=lambda pair: pair[0])
+    if len(ranked) < 2:
+        yield RowDropped("fewer than two ranked replies")
+    elif kind == "ranking":
+        distinct = len({rank for rank, _ in ranked}) == len(ranked)
+        cells = {"prompt": path, "replies": [text for _, text in ranked]}
+        yield cells if distinct else RowDropped("tied replies")
+    else:
+        for (first, better), (second, worse) in itertools.combinations(ranked, 2):
+            tie = first == second
+            yield (
+                RowDropped("tie") if tie else {"prompt": path, "chosen": better, "rejected": worse}
+            )
