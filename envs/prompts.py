@@ -23,7 +23,8 @@ class PromptEnv(TextEnv):
     """One turn: a prompt from a list, a reply, a score.
 
     State: a prompt. Observation: its text, or the last user message where the prompt is a
-    conversation; the messages before it are then in `info["messages"]`. Action: any text. Reward:
+    conversation; the messages before it are then in `info["messages"]`, and all keys of the last
+    one in `info["message"]`. Action: any text. Reward:
     what `reward` says of the whole conversation, 0.0 without one or where it cannot tell
     (`info["scored"]` is then False).
 
@@ -67,7 +68,11 @@ class PromptEnv(TextEnv):
         *earlier, last = self._conversations[self._index]
         messages = [dict(message) for message in earlier]
         return self.opening(
-            last["content"], prompt_index=self._index, messages=messages, scored=False
+            last["content"],
+            prompt_index=self._index,
+            messages=messages,
+            message=dict(last),
+            scored=False,
         )
 
     def step(self, action: str) -> Step:
@@ -96,9 +101,9 @@ class PromptEnv(TextEnv):
 
 
 def _as_conversation(prompt: str | Conversation, index: int) -> Conversation:
-    """A prompt as messages of which the last is the user's."""
+    """A prompt as messages of which the last is the user's, or a tool's result."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
-    if not prompt or prompt[-1].get("role") != "user":
+    if not prompt or prompt[-1].get("role") not in ("user", "tool"):
         raise ValueError(f"prompts[{index}] must end with a user message, got {prompt[-1:]!r}")
     return [dict(message) for message in prompt]

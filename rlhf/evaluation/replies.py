@@ -31,8 +31,7 @@ def play_groups(
     Raises:
         UserError: the environment or the model cannot be had, or an episode fails.
     """
-    rows = logged_rows(env.prompts, "prompt", what="prompts", seed=seed)
-    prompts = [row["prompt"] for row in rows]
+    loaded = logged_rows(env.prompts, "prompt", what="prompts", seed=seed)
     policy, tokenizer = load_model(model, seed=seed)
     held_out = all(start >= EVALUATION_BLOCK for start in seeds)
     collector = Collector.open(
@@ -40,7 +39,7 @@ def play_groups(
         tokenizer,
         env,
         rollout,
-        prompts=prompts,
+        prompts=[row["prompt"] for row in loaded],
         split="test" if held_out else "train",
     )
     starts = [

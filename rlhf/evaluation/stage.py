@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.data.conversation import after_system, without_system
-from rlhf.data.load import logged_rows
+from rlhf.data.load import load, logged_rows
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import class_summary
 from rlhf.evaluation.config import PAIRS, EvaluateConfig, PolicySpec
@@ -67,10 +67,11 @@ def load_task(config: EvaluateConfig) -> Task:
     """Prompts, text, labelled texts and rewards of a configuration."""
     if config.tasks:
         require_harness()
-    sets = config.env.prompts if config.env else []
-    prompts = [
-        row["prompt"] for row in logged_rows(sets, "prompt", what="prompts", seed=config.seed)
-    ]
+    prompts: list[Any] = []
+    if config.env and config.env.prompts:
+        loaded = load(config.env.prompts, "prompt", seed=config.seed)
+        log.info("prompts: %s", loaded.summary())
+        prompts = [row["prompt"] for row in loaded.rows]
     text = logged_rows(config.text, "sft", what="text", seed=config.seed)
     labelled = logged_rows(
         config.classes.data if config.classes else [],

@@ -293,7 +293,9 @@ class Collector:
         if system and not (earlier and earlier[0]["role"] == "system"):
             earlier = [{"role": "system", "content": system}, *earlier]
         earlier = after_system(earlier, self.examples)
-        rollout.conversation = [*earlier, {"role": "user", "content": str(observation)}]
+        # The message's further keys, such as the right answer, are for rewards to read.
+        shown = {"role": "user", **info.get("message", {}), "content": str(observation)}
+        rollout.conversation = [*earlier, shown]
         ids = self.layout.opening(rollout.conversation)
         room = self.context if len(ids) <= self.context else self.long_context
         episode = _Episode(env, rollout, ids, min(self.spec.max_tokens or room, room))
