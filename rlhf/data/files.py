@@ -146,7 +146,7 @@ def _read_text(path: Path) -> list[Row]:
         content = stream.read().strip()
     blocks = re.split(r"\n\s*\n", content)
     if len(blocks) == 1:
-        blocks = content.splitlines()
+        blocks = content.split("\n")
     return [{"text": block.strip("\n")} for block in blocks if block.strip()]
 
 

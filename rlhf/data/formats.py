@@ -25,7 +25,7 @@ from rlhf.data.conversation import (
     split_reply,
     without_system,
 )
-from rlhf.data.messages import Notes, decode_json, holds, parse_tools
+from rlhf.data.messages import ROLES, Notes, decode_json, holds, parse_tools
 from rlhf.data.spec import Kind
 
 Cells = dict[str, Any]
@@ -217,14 +217,15 @@ def _label(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _opens_with_prompt(value: Any) -> bool:
-    """Whether a cell is a list of messages that begins before the reply."""
-    return (
-        isinstance(value, list)
-        and len(value) > 1
-        and isinstance(value[0], Mapping)
-        and str(value[0].get("role", value[0].get("from"))).lower()
-        not in ("assistant", "gpt", "model")
-    )
+    """Whether a cell is a list of messages that begins before the reply, with the user's turn."""
+    if not isinstance(value, list):
+        return False
+    roles = [
+        str(turn.get("role", turn.get("from"))).lower() if isinstance(turn, Mapping) else ""
+        for turn in value[:2]
+    ]
+    spoken = [role for role in roles if ROLES.get(role) != "system"]
+    return bool(spoken) and ROLES.get(spoken[0]) == "user"
 
 
 def _pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
