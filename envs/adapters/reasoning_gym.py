@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import itertools
 import math
+import operator
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -15,6 +18,8 @@ from envs.adapters import PrivateGenerators, require
 from envs.core import Step, TextEnv, check_choice, check_range
 from envs.items import SPLITS, half_of
 
+MAX_ANSWER = 20_000
+"""Characters of an answer; no task asks for as many."""
 QUARANTINE = {"composite": "is a mixture of other tasks, which have to be named"}
 """Tasks that are not offered, and why."""
 
@@ -27,11 +32,62 @@ def _same_number(answer: str, truth: str) -> float:
     return float(abs(Fraction(answer.strip()) - Fraction(truth)) <= Fraction(1, 10_000))
 
 
+_OPERATIONS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+def _makes_24(answer: str, truth: str) -> float:
+    """Whether ``answer`` makes 24 of the numbers that the reference uses, each of them once."""
+    numbers = [sorted(re.findall(r"\d+", text)) for text in (answer, truth)]
+    if numbers[0] != numbers[1] or len(answer) > 200:
+        return 0.0
+    return float(_value(ast.parse(answer.strip(), mode="eval").body) == 24)
+
+
+def _value(node: ast.expr) -> Fraction:
+    """The value of an expression of whole numbers and the four operations.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return Fraction(node.value)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand)
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
+        return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
+    raise ValueError("neither a number nor one of the four operations")
+
+
 HARDENED: dict[str, tuple[Callable[[str, str], float], str]] = {
     "game_of_life_halting": (_same_word, "its scorer pays for any text: bool('False') is True"),
+    "puzzle24": (_makes_24, "its scorer pays for other numbers than the question's"),
     "coin_flip": (_same_number, "its scorer pays for any part of the answer's digits"),
 }
 """Tasks whose own scorer pays for wrong answers: a scorer in its place, and why."""
+
+_TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
+_HEDGES = {"not", "nor", "neither", "never", "or", "either", "maybe", "perhaps", "except"}
+
+
+def has_junk(answer: str, truth: str) -> bool:
+    """Whether words or numbers stand around the reference, or words that take the answer back.
+
+    Many scorers of reasoning-gym search the reply for the reference: "not 14" and "14 or 7" are
+    paid for 14. The prompt asks for the answer only, so nothing may stand beside it.
+    """
+    given = _TOKEN.findall(answer.casefold())
+    right = _TOKEN.findall(truth.casefold())
+    if _HEDGES & set(given) - set(right):
+        return True
+    if not right:  # a reference of other symbols, or none
+        return bool(given and truth.strip())
+    last = len(given) - len(right)
+    return any(given[i : i + len(right)] == right for i in range(last + 1))
 
 
 CANDIDATES = 8
@@ -54,8 +110,8 @@ class ReasoningGym(TextEnv):
 
     State and observation: a question. Action: the answer. Reward: 1.0 where the task's scorer is
     fully satisfied, else 0.0; with `partial` what the scorer says, in [0, 1]. Scorers are hardened:
-    one that raises, or says nothing finite, pays 0.0; `nan` and `inf` are no answers; `HARDENED`
-    replaces two.
+    one that raises, or says nothing finite, pays 0.0; `nan` and `inf` are no answers; text
+    around the reference ("not 14", "14 or 7") pays 0.0; `HARDENED` replaces some.
 
     Items `i` of a data set with seed `s` are drawn with seed `s + i`, so another seed shares nearly
     all items, and in many tasks other indices repeat questions. So a hash of its text decides on
@@ -161,6 +217,9 @@ class ReasoningGym(TextEnv):
         """The scorer's verdict in [0, 1], and what was wrong with the answer or the scorer."""
         if action.strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
             return 0.0, "not an answer"
+        truth = self._entry.get("answer")
+        if len(action) > MAX_ANSWER or has_junk(action, "" if truth is None else str(truth)):
+            return 0.0, "text around the answer"
         with self._generators.lent():
             try:
                 score = float(self._scorer()(action))

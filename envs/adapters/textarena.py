@@ -58,6 +58,10 @@ _MAX_OPPONENT_MOVES = 100
 _MAX_DEALS = 20
 
 
+LOSS = -1.0
+"""What the loser of a game for several gets."""
+
+
 def games() -> list[str]:
     """The names of all games on offer."""
     require("textarena", "textarena")
@@ -68,11 +72,11 @@ class TextArena(TextEnv):
     """One game of TextArena, seen by one player.
 
     State: the game's, and the seat, drawn at reset. Observation: what the game told this player
-        since
-    its last move. Action: a move, mostly in square brackets. Reward: 0.0 until the game ends, then
-    what the game gives this player (as a rule 1 for a win, 0 for a draw, -1 for a loss; a share in
-    [0, 1] in games for one). Success: 1 or more. A game that raises on a move ends with reward 0.0;
-    a game that takes longer than `max_turns` moves ends without reward.
+    since its last move. Action: a move, mostly in square brackets. Reward: 0.0 until the game ends,
+    then what the game gives this player (as a rule 1 for a win, 0 for a draw, -1 for a loss; a
+    share in [0, 1] in games for one). Success: 1 or more. A game that raises on a move ends with
+    reward -1.0, as does a game for several that names no reward: to break a game is not better
+    than to lose it. A game that takes longer than `max_turns` moves ends without reward.
 
     TextArena draws from the global generators; they are lent to it while it runs, so that episodes
     are reproducible and do not disturb each other, nor the user.
@@ -141,7 +145,7 @@ class TextArena(TextEnv):
             except Exception as error:
                 # Foreign games raise all sorts of errors on odd moves.
                 reason = f"the game raised {type(error).__name__}"
-                return self._turn(0.0, True, valid=False, reason=reason)
+                return self._turn(LOSS, True, valid=False, reason=reason)
             if not ended:
                 invalid = "attempted an invalid move" in self._text
                 reason = "the game calls it invalid" if invalid else ""
@@ -151,7 +155,9 @@ class TextArena(TextEnv):
         mine = outcome.get(self._seat, {})
         invalid, reason = bool(mine.get("invalid_move", False)), str(mine.get("reason", ""))
         self._text = reason
-        return self._turn(_number(rewards, self._seat), True, valid=not invalid, reason=reason)
+        return self._turn(
+            _number(rewards, self._seat, self._players), True, valid=not invalid, reason=reason
+        )
 
     def _turn(self, reward: float, done: bool, **info: Any) -> Step:
         return self.turn(
@@ -213,8 +219,10 @@ def _some_move(text: str, rng: np.random.Generator) -> str:
     return moves[int(rng.integers(len(moves)))] if moves else "[0]"
 
 
-def _number(rewards: Any, seat: int) -> float:
-    """This player's reward; some games put an error message in its place."""
-    reward = rewards.get(seat, 0.0) if isinstance(rewards, dict) else 0.0
+def _number(rewards: Any, seat: int, players: int) -> float:
+    """This player's reward; some games put an error message in its place, which is no share of a
+    game for one, and a loss among several."""
+    reward = rewards.get(seat) if isinstance(rewards, dict) else None
     known = isinstance(reward, int | float) and math.isfinite(reward)
-    return float(reward) if known else 0.0
+    nothing = 0.0 if players == 1 else LOSS
+    return float(reward) if known else nothing

@@ -1,6 +1,7 @@
 """reasoning-gym through the one interface. Runs where the extra is installed."""
 
 import random
+import re
 import warnings
 
 import gymnasium as gym
@@ -65,6 +66,58 @@ def test_no_scorer_raises_or_pays_for_junk():
                 _, reward, _, _, info = env.step(text)
                 assert reward == 0.0, (task, text)
                 assert 0.0 <= info["score"] <= 1.0, (task, text)
+
+
+WRAPPED = ["not {}", "The answer is not {}", "{} or 7", "7 or {}", "{} or X", "1 2 3 {}"]
+WRAPPED += ["{} and 7", "{} is wrong", "maybe {}", "either {} or 7"]
+KNOWN_TO_PAY = ["gsm_symbolic", "kakurasu", "knights_knaves", "letter_jumble", "quantum_lock"]
+KNOWN_TO_PAY += ["survo", "sokoban", "spell_backward", "simple_integration", "countdown"]
+KNOWN_TO_PAY += ["polynomial_multiplication", "puzzle24", "coin_flip", "chain_sum", "aiw", "acre"]
+
+
+def audit(task: str) -> None:
+    """The right answer earns all; with junk around it, or a changed digit, it earns less."""
+    env = make(task, partial=True)
+    for seed in range(3):
+        env.reset(seed=seed)
+        try:
+            answer = env.best_action()
+        except NotImplementedError:
+            return
+        assert env.step(answer)[1] == 1.0, (task, seed, answer)
+        for form in WRAPPED:
+            text = form.format(answer)
+            if answer.strip():
+                assert env.step(text)[1] == 0.0, (task, seed, text)
+        if re.fullmatch(r"-?\d+", answer):
+            changed = answer[:-1] + ("3" if answer[-1] != "3" else "8")
+            assert env.step(changed)[1] < 1.0, (task, seed, changed)
+
+
+@pytest.mark.parametrize("task", KNOWN_TO_PAY)
+def test_wrapped_answers_earn_nothing(task):
+    audit(task)
+
+
+@pytest.mark.sweep
+def test_wrapped_answers_earn_nothing_in_any_task():
+    for task in tasks():
+        audit(task)
+
+
+def test_an_answer_to_another_question_earns_nothing():
+    """Made of the numbers of that one: 24 can be made of many numbers."""
+    env = make("puzzle24")
+    answers = []
+    for seed in range(6):
+        env.reset(seed=seed)
+        answers.append(env.best_action())
+    for seed, own in enumerate(answers):
+        env.reset(seed=seed)
+        paid = {answer: env.step(answer)[1] for answer in answers}
+        assert paid.pop(own) == 1.0
+        assert set(paid.values()) == {0.0}
+        assert env.step(f"({own})*1")[1] == env.step("24")[1] == 0.0
 
 
 @pytest.mark.parametrize("task", ["chain_sum", "list_functions", "pool_matrix", "word_ladder"])

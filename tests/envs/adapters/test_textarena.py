@@ -107,6 +107,27 @@ def test_error_messages_in_place_of_rewards_pay_nothing():
     assert reward == 0.0
 
 
+@pytest.mark.parametrize("breaks", ["step", "get_observation"])
+def test_to_break_a_game_is_not_better_than_to_lose_it(breaks, monkeypatch):
+    def fail(*_):
+        raise IndexError("odd move")
+
+    env = make("TicTacToe")
+    env.reset(seed=0)
+    monkeypatch.setattr(env._game, breaks, fail)
+    _, reward, done, _, info = env.step("[4]")
+    assert (reward, done, info["is_success"], info["valid"]) == (-1.0, True, False, False)
+    assert info["reason"] == "the game raised IndexError"
+
+
+def test_a_game_for_several_without_a_reward_is_lost(monkeypatch):
+    env = make("TicTacToe")
+    env.reset(seed=0)
+    monkeypatch.setattr(env._game, "step", lambda action: (True, {}))
+    monkeypatch.setattr(env._game, "close", lambda: ({env._seat: "an error"}, {}))
+    assert env.step("[4]")[1] == -1.0
+
+
 def test_unknown_and_quarantined_games_are_refused():
     with pytest.raises(ValueError, match="did you mean TicTacToe"):
         make("TicTacTo")
