@@ -158,8 +158,9 @@ class LearnedReward(Reward):
                 encoded[i], truncated = self._encode(conversation)
                 counts[f"{self.name}: truncated"] += truncated
             except Unscorable as reason:
-                reasons[i] = f"{self.name}: {reason}"
-                counts[reasons[i]] += 1
+                missing = f"{self.name}: {reason}"
+                reasons[i] = missing
+                counts[missing] += 1
         logits = self.score_ids(list(encoded.values()))
         columns = {self.name: self._value(logits)}
         columns |= {f"{self.name}.{part}": logits[:, k] for part, k in self.parts.items()}

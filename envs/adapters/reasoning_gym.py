@@ -86,8 +86,8 @@ def has_junk(answer: str, truth: str) -> bool:
         return True
     if not right:  # a reference of other symbols, or none
         return bool(given and truth.strip())
-    last = len(given) - len(right)
-    return any(given[i : i + len(right)] == right for i in range(last + 1))
+    extra = len(given) - len(right)
+    return extra > 0 and any(given[i : i + len(right)] == right for i in range(extra + 1))
 
 
 CANDIDATES = 8
