@@ -248,6 +248,9 @@ def _symbols(node: Node) -> bool:
 
 
 def _same_relations(right: Node, given: Node) -> bool:
+    one_name = right.args[0] == given.args[0] and right.data == given.data == ("=",)
+    if one_name and same(right.args[1], given.args[1]):
+        return True
     if not all(_is_expression(part) for part in (*right.args, *given.args)):
         return right.data == given.data and _same_items(right, given)
     if (

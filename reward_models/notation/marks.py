@@ -6,6 +6,8 @@ import re
 
 from reward_models.notation.lexer import NotUnderstood
 
+_ANSWER_TAG = re.compile(r"<answer>", re.I)
+_ANSWER_END = re.compile(r"</answer>", re.I)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BETWEEN_BOXES = re.compile(
     r"[\s$.,;:*\\()\[\]]*(?:(?:or|and|versus|vs)\b[\s$.,;*\\()\[\]]*)?", re.I
@@ -65,11 +67,12 @@ def answer_segment(reply: str) -> tuple[str, str, str]:
         NotUnderstood: a mark that is not closed, or two boxes that are offered together.
     """
     text = after_thinking(reply)
-    if "<answer>" in text:
-        inside, closed, _ = text.rpartition("<answer>")[2].partition("</answer>")
-        if not closed:
+    opened = list(_ANSWER_TAG.finditer(text))
+    if opened:
+        closing = _ANSWER_END.search(text, opened[-1].end())
+        if closing is None:
             raise NotUnderstood("an answer tag that is not closed")
-        text = inside
+        text = text[opened[-1].end() : closing.start()]
     box, mark = last_box(text), text.rfind("####")
     if box is not None and box[0] > mark:
         start, end, content = box

@@ -34,7 +34,7 @@ _NEGATION = re.compile(
 )
 _ALTERNATIVE = re.compile(r"\b(?:or|either|versus|vs)\b", re.I)
 _LEADS_AWAY = re.compile(
-    r"(?:\b(?:than|least|most|under|over|above|below|exceeds?|between|to|by|times|plus|mod|modulo|"
+    r"(?:\b(?:than|least|most|under|over|above|below|exceeds?|between|by|times|plus|mod|modulo|"
     r"through|until|till|up to|almost|nearly|maybe|perhaps|possibly|probably|minus|negative|out of|"
     r"(?:log|logarithm|roots?|half|thirds?|quarters?|twice|double|thrice|triple|squares?|cubes?|"
     r"percent|multiples?|powers?|factorial|reciprocal|opposite|inverse|instead)(?: of)?(?: the)?)|"
