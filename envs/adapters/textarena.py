@@ -223,6 +223,6 @@ def _number(rewards: Any, seat: int, players: int) -> float:
     """This player's reward; some games put an error message in its place, which is no share of a
     game for one, and a loss among several."""
     reward = rewards.get(seat) if isinstance(rewards, dict) else None
-    known = isinstance(reward, int | float) and math.isfinite(reward)
-    nothing = 0.0 if players == 1 else LOSS
-    return float(reward) if known else nothing
+    if isinstance(reward, int | float) and math.isfinite(reward):
+        return float(reward)
+    return 0.0 if players == 1 else LOSS
