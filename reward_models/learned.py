@@ -159,8 +159,7 @@ class LearnedReward(Reward):
                 counts[f"{self.name}: truncated"] += truncated
             except Unscorable as reason:
                 missing = f"{self.name}: {reason}"
-                reasons[i] = missing
-                counts[missing] += 1
+                reasons[i], counts[missing] = missing, counts[missing] + 1
         logits = self.score_ids(list(encoded.values()))
         columns = {self.name: self._value(logits)}
         columns |= {f"{self.name}.{part}": logits[:, k] for part, k in self.parts.items()}

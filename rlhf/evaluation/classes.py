@@ -23,7 +23,6 @@ def class_summary(
     *,
     examples: Sequence[dict[str, str]] = (),
     max_length: int,
-    seed: int,
 ) -> dict[str, Any]:
     """Accuracy, macro-F1 and AUC of a policy, beside always naming the commonest class.
 
@@ -33,7 +32,6 @@ def class_summary(
         spec: labels and question.
         examples: messages shown before each question.
         max_length: tokens of question and label together.
-        seed: of the bootstrap over rows.
 
     Raises:
         UserError: a label is none of the classes, or a text is too long.
@@ -52,7 +50,7 @@ def class_summary(
     )
     common = np.bincount(truth, minlength=len(spec.labels)).astype(float)
     rivals = {"commonest class": np.tile(common, (len(rows), 1))}
-    return classification_report(scores, truth, rivals=rivals, seed=seed)
+    return classification_report(scores, truth, rivals=rivals)
 
 
 def class_logprobs(

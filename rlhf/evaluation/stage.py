@@ -128,7 +128,6 @@ def _read(
             config.classes,
             examples=examples,
             max_length=config.max_length,
-            seed=config.seed,
         )
         summary["metrics"] |= {f"class_{name}": v for name, v in report["metrics"].items()}
         summary["classes"] = report

@@ -169,9 +169,10 @@ class Collector:
         env = self.envs[0]
         limit = getattr(env.spec, "max_episode_steps", None)
         known = [n for n in (getattr(env.unwrapped, "max_turns", None), limit) if n]
+        budget = min(self.long_context, self.spec.max_tokens or self.long_context)
         if known:
-            return min(self.budget, min(known) * self.spec.max_new_tokens)
-        return self.spec.max_tokens or min(self.budget, self.spec.max_new_tokens)
+            return min(budget, min(known) * self.spec.max_new_tokens)
+        return self.spec.max_tokens or min(budget, self.spec.max_new_tokens)
 
     def close(self) -> None:
         """Close every environment."""

@@ -144,7 +144,7 @@ def test_labelled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_mod
     )
     two = ClassesSpec([DataSpec(str(data))], words[:2])
     with pytest.raises(UserError, match=r"label 2 has no name; classes\.labels names 2"):
-        class_summary(policy, rows, two, max_length=100, seed=0)
+        class_summary(policy, rows, two, max_length=100)
     with pytest.raises(UserError, match="more than max_length = 2: raise it"):
         class_logprobs(policy, words, spec, max_length=2)
 
