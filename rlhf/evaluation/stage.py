@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from envs.items import is_separable
 from rlhf.data.conversation import after_system, without_system
 from rlhf.data.load import load, logged_rows
 from rlhf.errors import UserError
@@ -95,6 +96,9 @@ def _evaluate_policy(spec: PolicySpec, task: Task, run: Run) -> None:
         low, high = bounds(make_env) if config.env.id else (None, None)
         name = config.env.id or "prompts"
         summary = summarise(rows, name=spec.name, env=name, random=low, optimal=high)
+        if config.env.id:
+            note = str(getattr(make_env().unwrapped, "items", "unknown"))
+            summary["items"] = {"separate": is_separable(config.env.id), "note": note}
     if policy is not None:
         _read(policy, task, summary, examples)
     write_evaluation(run.directory, rows, summary)

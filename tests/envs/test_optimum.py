@@ -64,7 +64,7 @@ def try_to_beat(env_id, kwargs, max_steps):
 
 @pytest.mark.parametrize(("env_id", "kwargs"), QUICK, ids=named(QUICK))
 def test_nothing_beats_the_optimum(env_id, kwargs):
-    try_to_beat(env_id, kwargs, 60_000)
+    try_to_beat(env_id, kwargs, 25_000)
 
 
 @pytest.mark.sweep
@@ -74,7 +74,7 @@ def test_nothing_beats_the_optimum_of_any_variant(env_id, kwargs):
 
 
 def test_the_exact_solution_covers_all_tasks_but_two():
-    """Each in a small variant (two above); the two that cannot be are solved in known values."""
+    """Each in a small variant; two larger ones in the sweep, and the two that cannot elsewhere."""
     small = {
         "Echo": {}, "TMaze": {}, "GuessNumber": {"numbers": 4, "guesses": 2}, "Triage": {},
         "KnowledgeGraph": {"hops": 1}, "KuhnPoker": {}, "FrozenLake": {"max_turns": 4},
@@ -189,7 +189,7 @@ class Coin(gym.Env):
 
 def test_the_level_holds_where_everything_earns_the_optimum():
     """The rate of false findings is at most the level; a binomial bound at 1 in 1,000."""
-    repeats = 60
+    repeats = 40
     found = sum(bool(beaten(Coin(salt))) for salt in range(repeats))
     assert LEVEL == 0.01
     assert found <= 4
