@@ -12,7 +12,7 @@ from statistics import NormalDist
 from typing import Any
 
 from reward_models.encoding import full_ids
-from rlhf.rollout.tokens import TurnFormat, encode_example
+from rlhf.rollout.chat_format import ChatFormat, encode_example
 
 # One token each in the usual vocabularies when they follow a space.
 TEXT = """
@@ -101,8 +101,8 @@ def encode(verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[di
             }
             for row in rows
         ]
-    layout = TurnFormat(tokenizer)
-    pairs = [encode_example(layout, row["prompt"], row["completion"]) for row in rows]
+    chat_format = ChatFormat(tokenizer)
+    pairs = [encode_example(chat_format, row["prompt"], row["completion"]) for row in rows]
     return [
         {
             "input_ids": ids,
@@ -114,11 +114,11 @@ def encode(verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[di
 
 def count_tokens(rows: Sequence[dict[str, Any]], tokenizer: Any) -> int:
     """Tokens of a batch that are not padding; pairs read their prompt once for each reply."""
-    layout = TurnFormat(tokenizer)
+    chat_format = ChatFormat(tokenizer)
     texts = [
         (row["prompt"], row[name])
         for row in rows
         for name in ("completion", "chosen", "rejected")
         if name in row
     ]
-    return sum(len(encode_example(layout, prompt, reply)[0]) for prompt, reply in texts)
+    return sum(len(encode_example(chat_format, prompt, reply)[0]) for prompt, reply in texts)

@@ -11,15 +11,22 @@ so truncate here and set that option to None.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+import json
 
 from transformers import PreTrainedTokenizerBase
 
+from reward_models.chat_template import (
+    FIXED_CLOCK,
+    FIXED_DATE,
+    chat_template_kwargs,
+    folds_system,
+    render_chat,
+    template_defaults,
+)
 from reward_models.core import Conversation
 
 _PLAIN_JOIN = "plain-1"
-_FIXED_DATE = "01 Jan 2025"
-_FIXED_CLOCK = "{%- macro strftime_now(format) -%}" + _FIXED_DATE + "{%- endmacro -%}"
+_ENDING = "{#- ends where the score is read -#}"
 
 # Tokens that models set aside and that never stand in ordinary text, in order of preference.
 _FALLBACK_PADS = (
@@ -75,20 +82,17 @@ def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> st
     Plain joining writes a single message as its bare text (what a sentiment or toxicity classifier
     was trained on) and several as ``role: text`` paragraphs with an empty line between. Templates
     that print today's date see a fixed one, or every score would change overnight.
+
+    Raises:
+        TemplateRefused: the template raised; an :class:`Unscorable`.
     """
     if not conversation:
         raise ValueError("cannot encode an empty conversation")
-    messages: list[Any] = [{"role": m["role"], "content": m["content"]} for m in conversation]
     if tokenizer.chat_template is None:
-        if len(messages) == 1:
-            return messages[0]["content"]
-        return "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)
-    template = _FIXED_CLOCK + tokenizer.get_chat_template()
-    return str(
-        tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, date_string=_FIXED_DATE
-        )
-    )
+        if len(conversation) == 1:
+            return conversation[0]["content"]
+        return "\n\n".join(f"{m['role']}: {m['content']}" for m in conversation)
+    return render_chat(tokenizer, conversation, fixed_date=True)
 
 
 def truncate_left(
@@ -104,11 +108,38 @@ def truncate_left(
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Fingerprint of all that :func:`encode_conversation` takes from the tokenizer beside its
-    vocabulary: the chat template (or the plain joining) and the EOS token. 16 hex digits."""
+    vocabulary: the chat template (or the plain joining) with its options, and the EOS token.
+    16 hex digits."""
     has_template = tokenizer.chat_template is not None
     template = tokenizer.get_chat_template() if has_template else _PLAIN_JOIN
     source = f"{template}\0{tokenizer.eos_token}"
+    options = {"kwargs": chat_template_kwargs(tokenizer), "fold_system": folds_system(tokenizer)}
+    if any(options.values()):
+        source += f"\0{json.dumps(options, sort_keys=True)}"
     return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def end_template_at_score(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the tokenizer's own chat template write exactly what :func:`full_ids` encodes.
+
+    Call it on the tokenizer that is saved beside a reward model that reads EOS. A plain tool
+    renders with the saved template and reads the last token: without this it would read the white
+    space that ChatML writes after EOS. The saved template ends with EOS, prints the fixed date, and
+    has the tokenizer's template options as defaults. Rendering a prompt alone
+    (``add_generation_prompt``) stays as it was.
+    """
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or _ENDING in template or tokenizer.eos_token is None:
+        return
+    defaults = {"date_string": FIXED_DATE, **chat_template_kwargs(tokenizer)}
+    lines = [FIXED_CLOCK, template_defaults(defaults)]
+    body = template.removesuffix("\n")
+    lines.append("{%- set rendered_text %}\n" + body + "{% endset -%}")
+    lines.append(
+        "{%- if add_generation_prompt %}{{ rendered_text }}{% else %}"
+        "{{ rendered_text.rstrip().removesuffix(eos_token) + eos_token }}{% endif -%}"
+    )
+    tokenizer.chat_template = _ENDING + "".join(lines)
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:

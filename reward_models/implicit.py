@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from reward_models.checkpoint import read
-from reward_models.core import Conversation, Reward, Scores
+from reward_models.core import Conversation, Reward, Score, Scores, Unscorable
 from reward_models.encoding import full_ids, template_hash
 
 
@@ -81,8 +82,17 @@ class ImplicitReward(Reward):
         )
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        values = [self._one(conversation) for conversation in conversations]
-        return Scores(values, {self.name: values})
+        values: list[Score] = []
+        counts: Counter[str] = Counter()
+        reasons: list[str | None] = [None] * len(conversations)
+        for i, conversation in enumerate(conversations):
+            try:
+                values.append(self._one(conversation))
+            except Unscorable as reason:
+                reasons[i] = why = f"{self.name}: {reason}"
+                counts[why] += 1
+                values.append(None)
+        return Scores(values, {self.name: values}, counts, reasons)
 
     def _one(self, conversation: Conversation) -> float | None:
         ids, start = reply_span(self.tokenizer, conversation)

@@ -239,7 +239,9 @@ class LearnedReward(Reward):
         Raises:
             ValueError: it exceeds ``tolerance`` relative to the score's size.
         """
-        texts = [[{"role": "assistant", "content": text}] for text in _CHECK_TEXTS]
+        # Many chat templates refuse a conversation that the user does not begin.
+        first = [{"role": "user", "content": "?"}] if self.tokenizer.chat_template else []
+        texts = [[*first, {"role": "assistant", "content": text}] for text in _CHECK_TEXTS]
         short, long = (self.encode(text) for text in texts)
         mask, ids = self.pad([short])
         alone = self.logits(mask, input_ids=ids)

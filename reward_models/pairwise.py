@@ -100,6 +100,7 @@ class PairModel(Reward):
         for i, conversation in enumerate(conversations):
             try:
                 last_reply(conversation)
+                render(self.inner.tokenizer, conversation[:-1])
                 against.append(self.reference.of(conversation))
                 known.append(i)
             except Unscorable as reason:

@@ -42,11 +42,12 @@ def generate(config: GenerateConfig) -> Iterator[str]:
     """Yield one line per reply (a lone prompt's replies are bare text)."""
     from rlhf.data.load import logged_rows
     from rlhf.models.loading import load_model
+    from rlhf.rollout.chat_format import prompt_of
     from rlhf.rollout.collect import Collector, Start
 
     specs = config.prompts or [DataSpec("the prompt")]  # which the collector does not read
     prompts = (
-        [r["prompt"] for r in logged_rows(specs, "prompt", what="prompts", seed=config.seed)]
+        [prompt_of(row) for row in logged_rows(specs, "prompt", what="prompts", seed=config.seed)]
         if config.prompts
         else [[{"role": "user", "content": config.prompt or ""}]]
     )

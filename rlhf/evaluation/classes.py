@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from reward_models.labelled import classification_report
-from rlhf.data.conversation import labelled_conversation
+from rlhf.data.conversation import RowDropped, labelled_conversation
 from rlhf.errors import UserError
 from rlhf.evaluation.config import ClassesSpec
 from rlhf.evaluation.text import completion_losses
 from rlhf.models.heads import Policy
-from rlhf.rollout.tokens import TurnFormat, encode_example
+from rlhf.rollout.chat_format import ChatFormat, encode_example, generation_stop_ids
 
 
 def class_summary(
@@ -68,8 +68,11 @@ def class_logprobs(
         for label in spec.labels:
             reply = {"role": "assistant", "content": label}
             rows.append({"prompt": [*examples, asked], "completion": [reply]})
-    layout = TurnFormat(policy.tokenizer)
-    lengths = [len(encode_example(layout, row["prompt"], row["completion"])[0]) for row in rows]
+    chat_format = ChatFormat(policy.tokenizer, stop_ids=generation_stop_ids(policy.model))
+    try:
+        lengths = [len(encode_example(chat_format, **row)[0]) for row in rows]
+    except RowDropped as reason:
+        raise UserError(f"classes: {reason}") from reason
     if max(lengths) > max_length:
         raise UserError(
             f"classes: a question with its label has {max(lengths)} tokens, more than max_length = "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import math
 from typing import Any
 
+from reward_models.chat_template import chat_template_kwargs, template_defaults
 from rlhf.errors import UserError
 from rlhf.evaluation.config import TasksSpec
 from rlhf.evaluation.distributions import normal_quantile
@@ -42,7 +44,9 @@ def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dic
     try:
         found = lm_eval.simple_evaluate(
             model=wrapped(
-                pretrained=policy.model, tokenizer=policy.tokenizer, batch_size=BATCH_SIZE
+                pretrained=policy.model,
+                tokenizer=with_default_options(policy.tokenizer),
+                batch_size=BATCH_SIZE,
             ),
             tasks=list(spec.names),
             num_fewshot=spec.shots,
@@ -59,6 +63,16 @@ def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dic
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"tasks {', '.join(spec.names)}: {reason}") from error
     return metrics_of(found)
+
+
+def with_default_options(tokenizer: Any) -> Any:
+    """A tokenizer whose template has its options as defaults: the harness passes none."""
+    options = chat_template_kwargs(tokenizer)
+    if not options or not isinstance(tokenizer.chat_template, str):
+        return tokenizer
+    copied = copy.deepcopy(tokenizer)
+    copied.chat_template = template_defaults(options) + tokenizer.chat_template
+    return copied
 
 
 def metrics_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:

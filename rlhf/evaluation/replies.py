@@ -12,6 +12,7 @@ from rlhf.errors import UserError
 from rlhf.models.loading import load_model
 from rlhf.models.spec import ModelSpec
 from rlhf.rollout.batch import Rollout
+from rlhf.rollout.chat_format import prompt_of
 from rlhf.rollout.collect import Collector, Start
 from rlhf.rollout.seeds import EVALUATION_BLOCK, evaluation_seed
 from rlhf.rollout.spec import EnvSpec, RolloutSpec
@@ -31,7 +32,8 @@ def play_groups(
     Raises:
         UserError: the environment or the model cannot be had, or an episode fails.
     """
-    loaded = logged_rows(env.prompts, "prompt", what="prompts", seed=seed)
+    rows = logged_rows(env.prompts, "prompt", what="prompts", seed=seed)
+    prompts = [prompt_of(row) for row in rows]
     policy, tokenizer = load_model(model, seed=seed)
     held_out = all(start >= EVALUATION_BLOCK for start in seeds)
     collector = Collector.open(
@@ -39,7 +41,7 @@ def play_groups(
         tokenizer,
         env,
         rollout,
-        prompts=[row["prompt"] for row in loaded],
+        prompts=prompts,
         split="test" if held_out else "train",
     )
     starts = [

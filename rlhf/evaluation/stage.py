@@ -13,7 +13,7 @@ import numpy as np
 
 from envs.items import is_separable
 from rlhf.data.conversation import after_system, without_system
-from rlhf.data.load import load, logged_rows
+from rlhf.data.load import logged_rows
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import class_summary
 from rlhf.evaluation.config import PAIRS, EvaluateConfig, PolicySpec
@@ -33,6 +33,7 @@ from rlhf.launch import release_memory
 from rlhf.models.heads import Policy
 from rlhf.models.loading import load_model
 from rlhf.models.rewards import load_rewards
+from rlhf.rollout.chat_format import prompt_of
 from rlhf.rollout.collect import Collector, make_env_factory
 from rlhf.runs import Run
 
@@ -68,11 +69,10 @@ def load_task(config: EvaluateConfig) -> Task:
     """Prompts, text, labelled texts and rewards of a configuration."""
     if config.tasks:
         require_harness()
-    prompts: list[Any] = []
-    if config.env and config.env.prompts:
-        loaded = load(config.env.prompts, "prompt", seed=config.seed)
-        log.info("prompts: %s", loaded.summary())
-        prompts = [row["prompt"] for row in loaded.rows]
+    sets = config.env.prompts if config.env else []
+    prompts = [
+        prompt_of(row) for row in logged_rows(sets, "prompt", what="prompts", seed=config.seed)
+    ]
     text = logged_rows(config.text, "sft", what="text", seed=config.seed)
     labelled = logged_rows(
         config.classes.data if config.classes else [],

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from rlhf.data.conversation import RowDropped
 from rlhf.models.heads import Policy
+from rlhf.rollout.chat_format import (
+    ChatFormat,
+    conversation_of,
+    encode_example,
+    generation_stop_ids,
+)
 from rlhf.rollout.plain_text import encode_text
-from rlhf.rollout.tokens import TurnFormat, encode_example
+
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -22,18 +32,12 @@ def completion_losses(
         policy: the model.
         rows: canonical SFT rows; of plain text every token but the first counts.
         max_length: tokens of one example; the rest is cut. Rows whose prompt alone fills it have 0
-            tokens. The bytes are those of the tokens that are left.
+            tokens, and so have rows that the chat template refuses; both are counted in the log.
+            The bytes are those of the tokens that are left.
         batch_size: examples that go through the model at once.
     """
     decode = policy.tokenizer.decode
-    layout = TurnFormat(policy.tokenizer)
-    encoded = [
-        encode_text(policy.tokenizer, row["text"])
-        if "text" in row
-        else encode_example(layout, row["prompt"], row["completion"])
-        for row in rows
-    ]
-    encoded = [(ids[:max_length], own[:max_length]) for ids, own in encoded]
+    encoded = _encode(policy, rows, max_length=max_length)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
     losses, counts = [0.0] * len(rows), [0] * len(rows)
     for first in range(0, len(order), batch_size):
@@ -57,3 +61,27 @@ def completion_losses(
         said = [token for token, mine in zip(ids, own, strict=True) if mine]
         sizes.append(len(decode(said, skip_special_tokens=True).encode()))
     return losses, counts, sizes
+
+
+def _encode(
+    policy: Policy, rows: Sequence[dict[str, Any]], *, max_length: int
+) -> list[tuple[list[int], list[bool]]]:
+    """Ids of each row and which of them count; a row that cannot be encoded counts none."""
+    chat_format = ChatFormat(policy.tokenizer, stop_ids=generation_stop_ids(policy.model))
+    encoded, changed = [], Counter()
+    for row in rows:
+        notes: Counter[str] = Counter()
+        try:
+            if "text" in row:
+                ids, own = encode_text(policy.tokenizer, row["text"])
+            else:
+                ids, own = encode_example(chat_format, *conversation_of(row), notes=notes)
+        except RowDropped as reason:
+            changed[f"left out: {reason}"] += 1
+            ids, own = [policy.tokenizer.pad_token_id], [False]
+        changed += Counter({what: 1 for what in notes})
+        changed["truncated"] += len(ids) > max_length
+        encoded.append((ids[:max_length], own[:max_length]))
+    if told := ", ".join(f"{count:,} {what}" for what, count in changed.items() if count):
+        log.info("text: %s", told)
+    return encoded

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from reward_models.chat_template import set_chat_options
 from reward_models.encoding import ensure_pad_token
 from rlhf.errors import UserError
 from rlhf.models.hub import resolve
@@ -62,6 +63,7 @@ def load_model(
     else:
         place = resolve(str(spec.path))
         tokenizer, model = load_tokenizer(place), load_weights(place)
+    set_template_options(tokenizer, spec)
     give_pad_token(tokenizer, model)
     dtype = choose_dtype(spec.dtype, model.num_parameters(), device)
     model = model.to(device=device, dtype=dtype).eval()
@@ -86,6 +88,18 @@ def load_tokenizer(place: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise UserError(f"no tokenizer in {place}: {str(error).splitlines()[0]}") from error
+
+
+def set_template_options(tokenizer: Any, spec: ModelSpec) -> None:
+    """Give a tokenizer the chat template's options of a configuration; they are saved with it.
+
+    Raises:
+        UserError: an option has no effect on this template.
+    """
+    try:
+        set_chat_options(tokenizer, kwargs=spec.chat_template_kwargs, fold_system=spec.fold_system)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def load_weights(place: str) -> PreTrainedModel:

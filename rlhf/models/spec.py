@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class ModelSpec:
     """Make a small model instead of loading one."""
     lora: LoraSpec | None = None
     """Train adapters and leave the weights alone."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, e.g. {enable_thinking: false}; saved with the model."""
+    fold_system: bool = False
+    """Put a system message into the first user turn, for chat templates without a system role;
+    saved with the model."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights. auto: bfloat16 with float32 masters where bf16 matmul is native and the model
     is large enough to gain by it, else float32."""

@@ -39,7 +39,7 @@ class Rollout:
     invalid: int = 0
     """Actions that the environment called invalid."""
     success: bool | None = None
-    conversation: list[dict[str, str]] = field(default_factory=list)
+    conversation: list[dict[str, Any]] = field(default_factory=list)
     components: dict[str, float | None] = field(default_factory=dict)
     """Reward of each named part, per episode."""
     unscored: str | None = None

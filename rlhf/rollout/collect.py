@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from reward_models.chat_template import tools_of, with_tools
 from rlhf.data.conversation import after_system
 from rlhf.errors import UserError
 from rlhf.models.architecture import text_config, whole_context
@@ -19,9 +20,9 @@ from rlhf.models.logprobs import bare, context_of
 from rlhf.profiling import Stopwatch
 from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
+from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
 from rlhf.rollout.sampler import Reply, Sampler
 from rlhf.rollout.spec import EnvSpec, RolloutSpec
-from rlhf.rollout.tokens import TurnFormat
 from rlhf.rollout.truncation import truncate
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,19 @@ class _Episode:
     budget: int
     """Tokens it may have."""
     limit: int = 0
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """An environment's answer to one reply."""
+
+    observation: str
+    reward: float
+    cost: float
+    valid: bool
+    success: bool | None
+    terminated: bool
+    truncated: bool
 
 
 def make_env_factory(
@@ -88,7 +102,7 @@ class Collector:
 
     Args:
         make_env: makes one environment.
-        layout: the policy's turn format.
+        chat_format: the policy's.
         spec: limits and sampling.
         context: tokens the policy can read.
         long_context: tokens that an episode may have whose prompt alone is longer than ``context``
@@ -101,18 +115,20 @@ class Collector:
     def __init__(
         self,
         make_env: Callable[[], gym.Env],
-        layout: TurnFormat,
+        chat_format: ChatFormat,
         spec: RolloutSpec,
         *,
         context: int,
         long_context: int | None = None,
         errors: str = "raise",
         watch: Stopwatch | None = None,
-        examples: Sequence[dict[str, str]] = (),
+        examples: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.examples = list(examples)
-        self.make_env, self.layout, self.spec, self.errors = make_env, layout, spec, errors
+        self.make_env, self.chat_format = make_env, chat_format
+        self.spec, self.errors = spec, errors
         self.context, self.long_context = context, long_context or context
+        self.budget = min(spec.max_tokens or context, context)
         self.envs: list[gym.Env] = []
         self.watch = watch or Stopwatch()
         self.prefilled = 0
@@ -128,17 +144,23 @@ class Collector:
         *,
         prompts: Sequence[Any] = (),
         watch: Stopwatch | None = None,
-        examples: Sequence[dict[str, str]] = (),
+        examples: Sequence[dict[str, Any]] = (),
         split: str | None = None,
     ) -> Collector:
         """The collector that a configuration describes, for a model and its tokenizer.
 
         ``split`` is that of ``make_env_factory``.
+
+        Raises:
+            UserError: the chat template refuses a prompt, or the system message.
         """
-        layout = TurnFormat(
-            tokenizer, chat=rollout.chat, separator=rollout.separator, stop=rollout.stop
+        chat_format = ChatFormat(
+            tokenizer,
+            chat=rollout.chat,
+            separator=rollout.separator,
+            stop=rollout.stop,
+            stop_ids=generation_stop_ids(model),
         )
-        make_env = make_env_factory(env, prompts, split=split)
         context, whole = context_of(model), whole_context(text_config(bare(model)))
         if context < whole:
             log.info(
@@ -147,9 +169,9 @@ class Collector:
                 context,
                 whole,
             )
-        return cls(
-            make_env,
-            layout,
+        collector = cls(
+            make_env_factory(env, prompts, split=split),
+            chat_format,
             rollout,
             context=context,
             long_context=whole,
@@ -157,6 +179,33 @@ class Collector:
             watch=watch,
             examples=examples,
         )
+        collector.check_template(prompts)
+        return collector
+
+    def check_template(self, prompts: Sequence[Any]) -> None:
+        """See that the chat template takes what every episode begins with, before one is played.
+
+        Args:
+            prompts: of a prompt set; without any, an environment's system message is tried.
+
+        Raises:
+            UserError: names the prompt that is refused.
+        """
+        if not self.chat_format.chat:
+            return
+        if not prompts and self.spec.system is None:
+            if not self.envs:
+                self.envs.append(self.make_env())
+            if getattr(self.envs[0].unwrapped, "system_prompt", None):
+                self.chat_format.check_system([{"role": "system", "content": "?"}])
+        elif not prompts:
+            self.chat_format.check_system([{"role": "system", "content": self.spec.system}])
+        for index, prompt in enumerate(prompts):
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            try:
+                self.chat_format.check_prompt(self._opening(messages, system=None))
+            except UserError as error:
+                raise UserError(f"prompt {index + 1} of env.prompts: {error}") from error
 
     def episode_tokens(self) -> int:
         """Most tokens that an episode can sample, as far as its turns are known.
@@ -210,7 +259,7 @@ class Collector:
             self.envs.append(self.make_env())
         sampler = Sampler(
             model,
-            stop_ids=self.layout.stop_ids,
+            stop_ids=self.chat_format.stop_ids,
             rows=size,
             temperature=warmth,
             restrict=partial(truncate, spec=self.spec) if self.spec.truncations else None,
@@ -232,10 +281,12 @@ class Collector:
         while True:
             while free and waiting:
                 place, start = waiting.popleft()
-                episode = self._guarded(start.seed, lambda e=free[-1], s=start: self._begin(e, s))
-                if episode is None:
-                    free[-1] = self._rebuilt(free[-1])
+                env = free[-1]
+                shown = self._guarded(start.seed, lambda e=env, s=start: _reset(e, s.seed))
+                if shown is None:
+                    free[-1] = self._rebuilt(env)
                     continue
+                episode = self._begin(env, start, *shown)
                 playing[place] = episode
                 free.pop()
                 sampler.submit(place, episode.new_ids, self._noise(episode))
@@ -245,9 +296,11 @@ class Collector:
                 replies = sampler.step()
             for place, reply in replies.items():
                 episode = playing[place]
-                over = self._guarded(
-                    episode.rollout.seed, lambda e=episode, r=reply: self._advance(e, r)
+                text = self.chat_format.decode_reply(reply.tokens)
+                outcome = self._guarded(
+                    episode.rollout.seed, lambda e=episode, t=text: self._act(e.env, t)
                 )
+                over = None if outcome is None else self._advance(episode, reply, text, outcome)
                 if over is False:
                     sampler.submit(place, episode.new_ids, self._noise(episode))
                     continue
@@ -284,20 +337,13 @@ class Collector:
             log.warning("episode of seed %d dropped: %s", seed, _first_line(error))
             return None
 
-    def _begin(self, env: gym.Env, start: Start) -> _Episode:
-        observation, info = env.reset(seed=start.seed)
+    def _begin(self, env: gym.Env, start: Start, observation: str, info: dict) -> _Episode:
         rollout = Rollout(start.seed, start.group, start.member)
-        earlier = list(info.get("messages", ()))
-        system = self.spec.system or getattr(env.unwrapped, "system_prompt", None)
-        if earlier and earlier[0]["role"] == "system" and self.spec.system:
-            earlier = earlier[1:]
-        if system and not (earlier and earlier[0]["role"] == "system"):
-            earlier = [{"role": "system", "content": system}, *earlier]
-        earlier = after_system(earlier, self.examples)
         # The message's further keys, such as the right answer, are for rewards to read.
-        shown = {"role": "user", **info.get("message", {}), "content": str(observation)}
-        rollout.conversation = [*earlier, shown]
-        ids = self.layout.opening(rollout.conversation)
+        shown = {"role": "user", **info.get("message", {}), "content": observation}
+        system = getattr(env.unwrapped, "system_prompt", None)
+        rollout.conversation = self._opening([*info.get("messages", ()), shown], system=system)
+        ids = self.chat_format.encode_prompt(rollout.conversation)
         room = self.context if len(ids) <= self.context else self.long_context
         episode = _Episode(env, rollout, ids, min(self.spec.max_tokens or room, room))
         if not self._fits(episode):
@@ -308,6 +354,20 @@ class Collector:
             )
         rollout.append(ids, turn=0, logprobs=None)
         return episode
+
+    def _opening(self, messages: Sequence[Any], *, system: str | None) -> list[dict[str, Any]]:
+        """``messages`` with the system message and the examples of this collector.
+
+        ``rollout.system`` replaces the conversation's own, which comes before the environment's.
+        """
+        tools = tools_of(messages)
+        messages = [dict(message) for message in messages]
+        if self.spec.system and messages[0]["role"] == "system":
+            messages = messages[1:]
+        system = self.spec.system or system
+        if system and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": system}, *messages]
+        return with_tools(after_system(messages, self.examples), tools)
 
     def _fits(self, episode: _Episode) -> bool:
         """Set the limit of the next reply; False when there is no room for one."""
@@ -321,8 +381,24 @@ class Collector:
         key = [NOISE_STREAM, rollout.seed, rollout.member, turn]
         return np.random.default_rng(key).random(episode.limit)
 
-    def _advance(self, episode: _Episode, reply: Reply) -> bool:
-        """Give a reply to the environment; True when the episode is over."""
+    def _act(self, env: Any, text: str) -> _Outcome:
+        """What the environment answers to a reply."""
+        action = text_to_action(text, env)
+        answer = self._refuse(env) if action is None else env.step(action)
+        observation, reward, terminated, truncated, info = answer
+        success = info.get("is_success")
+        return _Outcome(
+            observation=str(observation),
+            reward=float(reward),
+            cost=float(info.get("cost", 0.0)),
+            valid=bool(info.get("valid", True)),
+            success=None if success is None else bool(success),
+            terminated=bool(terminated),
+            truncated=bool(truncated),
+        )
+
+    def _advance(self, episode: _Episode, reply: Reply, text: str, outcome: _Outcome) -> bool:
+        """Note a reply and what the environment answered; True when the episode is over."""
         rollout = episode.rollout
         turn = rollout.turn[-1] if rollout.num_actions == 0 else rollout.turn[-1] + 1
         if rollout.num_actions:
@@ -330,23 +406,21 @@ class Collector:
         rollout.append(reply.tokens, turn=turn, logprobs=reply.logprobs)
         rollout.finished = reply.stopped
         rollout.cut += not reply.stopped
-        text = self.layout.text(reply.tokens)
         rollout.conversation.append({"role": "assistant", "content": text})
-        action = text_to_action(text, episode.env)
-        observation, reward, terminated, truncated, info = (
-            self._refuse(episode.env) if action is None else episode.env.step(action)
-        )
-        rollout.rewards[-1] += float(reward)  # type: ignore[arg-type]
-        rollout.costs[-1] += float(info.get("cost", 0.0))
-        rollout.invalid += not info.get("valid", True)
-        success = info.get("is_success")
-        rollout.success = None if success is None else bool(success)
-        if terminated:
+        rollout.rewards[-1] += outcome.reward
+        rollout.costs[-1] += outcome.cost
+        rollout.invalid += not outcome.valid
+        rollout.success = outcome.success
+        if outcome.terminated:
             rollout.terminated = True
             return True
-        rollout.conversation.append({"role": "user", "content": str(observation)})
-        episode.new_ids = self.layout.between(str(observation), stopped=reply.stopped)
-        if truncated or not self._fits(episode):
+        rollout.conversation.append({"role": "user", "content": outcome.observation})
+        episode.new_ids = self.chat_format.encode_observation(
+            outcome.observation,
+            reply=reply.tokens,
+            system=rollout.conversation[0]["role"] == "system",
+        )
+        if outcome.truncated or not self._fits(episode):
             # The last observation stays, so that the critic sees the state to bootstrap from.
             room = episode.budget - len(rollout.tokens)
             rollout.append(episode.new_ids[:room], turn=turn + 1, logprobs=None)
@@ -360,6 +434,11 @@ class Collector:
         last = first + env.action_space.n - 1
         hint = f"That is no action. Answer with a number from {first} to {last}."
         return hint, self.spec.invalid_reward, self.spec.invalid == "end", False, {"valid": False}
+
+
+def _reset(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
+    observation, info = env.reset(seed=seed)
+    return str(observation), dict(info)
 
 
 def _first_line(error: Exception) -> str:

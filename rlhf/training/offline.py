@@ -24,6 +24,7 @@ from rlhf.errors import UserError
 from rlhf.models.loading import load_model
 from rlhf.models.logprobs import bare
 from rlhf.models.precision import MasterAdamW, default_device
+from rlhf.rollout.chat_format import generation_stop_ids
 from rlhf.runs import Run, seed_everything
 from rlhf.training import reward
 from rlhf.training.examples import Encoder
@@ -41,6 +42,7 @@ from rlhf.training.stages import (
     num_steps,
     warmup_steps,
 )
+from rlhf.training.trl.columns import LabelCollator, PairCollator
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +53,15 @@ def causal(verb: str) -> Callable[[OfflineConfig, list[Row]], Work]:
     def prepare(config: OfflineConfig, rows: list[Row]) -> Work:
         model, tokenizer = load_model(config.model, seed=config.seed, texts=texts_of(rows))
         native = engine_of(verb, config) == "native"
-        encoder = Encoder(tokenizer, max_length=config.max_length)
+        stop_ids = generation_stop_ids(model)
+        encoder = Encoder(tokenizer, max_length=config.max_length, stop_ids=stop_ids)
+        log.info(encoder.chat_format.describe())
         form = "pair" if native and verb == "dpo" else verb
-        arguments = {}
+        arguments: dict[str, Any] = {}
+        owned: dict[str, Any] = {"max_length": config.max_length}
+        if verb in ("dpo", "kto") and not native:
+            arguments["data_collator"] = collator_of(verb, config, tokenizer.pad_token_id)
+            owned["remove_unused_columns"] = False  # the collator reads our own
         if verb in ("dpo", "kto") and not native and bare(model) is model:
             # Without one TRL reads the reference from disk by name, whatever the weights are now.
             arguments["ref_model"] = copy.deepcopy(model).eval().requires_grad_(False)
@@ -69,10 +77,18 @@ def causal(verb: str) -> Callable[[OfflineConfig, list[Row]], Work]:
             summary=encoder.summary,
             save=save,
             arguments=arguments,
-            owned={"max_length": config.max_length},
+            owned=owned,
         )
 
     return prepare
+
+
+def collator_of(verb: str, config: OfflineConfig, pad_id: Any) -> Any:
+    """The collator that gives TRL's trainer our ids."""
+    multiple = config.trainer.get("pad_to_multiple_of")
+    if verb == "dpo":
+        return PairCollator(pad_id, multiple)
+    return LabelCollator(pad_id, config.max_length, multiple)
 
 
 STAGES = {

@@ -73,6 +73,7 @@ OWNED = {
     "output_dir": "output_dir",
     "seed": "seed",
     "max_length": "max_length",
+    "truncation_mode": "nothing: a longer example loses its end",
     "per_device_train_batch_size": "batch_size and micro_batch_size",
     "per_device_eval_batch_size": "micro_batch_size",
     "gradient_accumulation_steps": "batch_size and micro_batch_size",

@@ -16,11 +16,11 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from reward_models import Sidecar
 from reward_models.checkpoint import heads_in_fp32, keep_first_output, pooling_of
-from reward_models.encoding import template_hash
+from reward_models.encoding import end_template_at_score, template_hash
 from rlhf.data.load import load
 from rlhf.errors import UserError
 from rlhf.models.hub import resolve
-from rlhf.models.loading import give_pad_token, load_tokenizer
+from rlhf.models.loading import give_pad_token, load_tokenizer, set_template_options
 from rlhf.models.logprobs import bare
 from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.spec import LoraSpec
@@ -63,6 +63,8 @@ def make_ready(config: RewardConfig, kind: RewardKind, stage: Stage) -> Work:
     in_trl = stage.trainer is trl.RewardTrainer
     model, tokenizer, pooling = load_scorer(config, kind)
     append_eos = pooling == "last" and kind.report != "compare"
+    if append_eos:
+        end_template_at_score(tokenizer)
     encode = trl_pair if in_trl else kind.encode
     encoder = RewardEncoder(config, tokenizer, encode, append_eos=append_eos)
     if config.trainer.get("disable_dropout", True):
@@ -134,6 +136,7 @@ def load_scorer(config: RewardConfig, kind: RewardKind) -> tuple[Any, Any, str]:
             f"{place} is a LoRA adapter: merge it first, rlhf models merge {place} TARGET"
         )
     tokenizer = load_tokenizer(place)
+    set_template_options(tokenizer, config.model)
     names = outputs_of(config)
     automatic: Any = AutoModelForSequenceClassification
     if kind.scorer == "process":

@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 
 from reward_models import encoding
+from reward_models.chat_template import with_tools
 from reward_models.core import Conversation, Unscorable
 from reward_models.losses import IGNORED
 from reward_models.pairwise import encode_pair
@@ -23,6 +24,8 @@ from reward_models.process import encode_steps
 from rlhf.data.conversation import RowDropped, labelled_conversation
 from rlhf.errors import UserError
 from rlhf.rollout.batch import pad_right
+from rlhf.rollout.chat_format import prompt_of
+from rlhf.training.examples import EQUAL
 from rlhf.training.reward_config import RewardConfig
 from rlhf.training.stages import Row
 
@@ -56,6 +59,8 @@ class RewardEncoder:
         self.changed: Counter[str] = Counter()
         self.generator = np.random.default_rng()
         self.training, self.bare_texts = False, False
+        self.truncated = False
+        """Whether a text of the example in the making was cut."""
         # Rows that became examples, and why others did not, by whether for training.
         self.kept: dict[bool, list[Row]] = {}
         self.dropped: dict[bool, Counter[str]] = {}
@@ -71,9 +76,11 @@ class RewardEncoder:
         self.generator = np.random.default_rng([self.config.seed, training])
         self.bare_texts = "text" in rows[0]
         for row in rows:
+            self.truncated = False
             try:
                 made.append(self.make(self, row))
                 self.kept[training].append(row)
+                self.changed["truncated"] += self.truncated
             except (RowDropped, Unscorable) as reason:
                 self.changed[f"dropped: {reason}"] += 1
                 self.dropped[training][str(reason)] += 1
@@ -83,7 +90,9 @@ class RewardEncoder:
                 f"{asked}, but the pairs have no margin column, and no scores of both sides"
             )
         if not made:
-            raise UserError(f"no example is left: {self.summary()}")
+            raise UserError(
+                f"no example is left: {self.summary()}; max_length is {self.config.max_length}"
+            )
         lengths = [max(map(len, example["texts"])) for example in made]
         if training:
             order = length_grouped(lengths, self.config.batch_size, self.generator)
@@ -98,7 +107,7 @@ class RewardEncoder:
     def text(self, conversation: Conversation) -> list[int]:
         """Ids as the reward model will see them when it scores; too long ones lose their start."""
         whole = encoding.full_ids(self.tokenizer, conversation, append_eos=self.append_eos)
-        self.changed["truncated"] += len(whole) > self.config.max_length
+        self.truncated |= len(whole) > self.config.max_length
         return encoding.truncate_left(whole, self.config.max_length, tokenizer=self.tokenizer)
 
     def drawn(self, value: float) -> list[float]:
@@ -187,9 +196,14 @@ def joined_pair(encoder: RewardEncoder, row: Row) -> Row:
     first_is_better = bool(encoder.generator.random() < 0.5)
     order = ("chosen", "rejected") if first_is_better else ("rejected", "chosen")
     first, second = ("\n\n".join(m["content"] for m in row[side]) for side in order)
-    ids = encode_pair(
-        encoder.tokenizer, row["prompt"], first, second, max_length=encoder.config.max_length
+    ids, other = (
+        encode_pair(
+            encoder.tokenizer, prompt_of(row), one, two, max_length=encoder.config.max_length
+        )
+        for one, two in ((first, second), (second, first))
     )
+    if ids == other:
+        raise RowDropped(EQUAL)
     return {"texts": [ids], "labels": [float(first_is_better)]}
 
 
@@ -201,7 +215,9 @@ def candidates(encoder: RewardEncoder, row: Row) -> Row:
         if not isinstance(best, int) or not 0 <= best < len(replies):
             raise RowDropped("best is not the index of a reply")
         replies.insert(0, replies.pop(best))
-    texts = [encoder.text([*row["prompt"], *reply]) for reply in replies]
+    texts = [encoder.text([*prompt_of(row), *reply]) for reply in replies]
+    if len(set(map(tuple, texts))) < len(texts):
+        raise RowDropped(EQUAL)
     return {"texts": texts, "labels": len(texts)}
 
 
@@ -209,7 +225,7 @@ def two_classes(encoder: RewardEncoder, row: Row) -> Row:
     """A text; its label for each head."""
     label = _class_number(row["label"], 2)
     return {
-        "texts": [encoder.text(labelled_conversation(row))],
+        "texts": [encoder.text(labelled(row))],
         "labels": encoder.drawn(float(label)),
     }
 
@@ -217,7 +233,7 @@ def two_classes(encoder: RewardEncoder, row: Row) -> Row:
 def many_classes(encoder: RewardEncoder, row: Row) -> Row:
     """A text; the number of its class."""
     label = _class_number(row["label"], len(encoder.config.labels))
-    return {"texts": [encoder.text(labelled_conversation(row))], "labels": label}
+    return {"texts": [encoder.text(labelled(row))], "labels": label}
 
 
 def attributes(encoder: RewardEncoder, row: Row) -> Row:
@@ -226,7 +242,7 @@ def attributes(encoder: RewardEncoder, row: Row) -> Row:
     values = [_rating(row[name], name) for name in names]
     if all(value == IGNORED for value in values):
         raise RowDropped("no rating")
-    return {"texts": [encoder.text(labelled_conversation(row))], "labels": values}
+    return {"texts": [encoder.text(labelled(row))], "labels": values}
 
 
 def flags(encoder: RewardEncoder, row: Row) -> Row:
@@ -241,7 +257,7 @@ def step_labels(encoder: RewardEncoder, row: Row) -> Row:
     """A solution; 0 or 1 where a labelled step ends, IGNORED elsewhere."""
     separator = encoder.config.separator
     reply = "".join(step + separator for step in row["steps"])
-    conversation = [*row["prompt"], {"role": "assistant", "content": reply}]
+    conversation = [*prompt_of(row), {"role": "assistant", "content": reply}]
     steps = encode_steps(encoder.tokenizer, conversation, separator=separator)
     if len(steps.ends) != len(row["labels"]):
         raise RowDropped("a step is empty or holds the separator")
@@ -253,8 +269,22 @@ def step_labels(encoder: RewardEncoder, row: Row) -> Row:
     return {"texts": [steps.ids], "labels": labels}
 
 
+def labelled(row: Row) -> list[dict[str, Any]]:
+    """The conversation of a labelled row, with the row's tools."""
+    return with_tools(labelled_conversation(row), row.get("tools"))
+
+
 def _both(encoder: RewardEncoder, row: Row) -> list[list[int]]:
-    return [encoder.text([*row["prompt"], *row[side]]) for side in ("chosen", "rejected")]
+    """Ids of the two texts.
+
+    Raises:
+        RowDropped: what is left of them after truncation is the same.
+    """
+    prompt = prompt_of(row)
+    chosen, rejected = (encoder.text([*prompt, *row[side]]) for side in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise RowDropped(EQUAL)
+    return [chosen, rejected]
 
 
 def _flag(value: Any, name: str) -> float:

@@ -27,6 +27,7 @@ from rlhf.models.loading import load_model
 from rlhf.models.precision import MasterAdamW
 from rlhf.models.rewards import load_rewards
 from rlhf.profiling import Stopwatch
+from rlhf.rollout.chat_format import prompt_of
 from rlhf.rollout.collect import Collector, Start
 from rlhf.rollout.items import Openings
 from rlhf.rollout.seeds import training_seed
@@ -132,6 +133,7 @@ def open_session(name: str, config: OnlineConfig) -> Session:
 
     training = collector(prompts, "train")
     _refuse_idle_rollout_keys(config, training)
+    log.info(training.chat_format.describe())
     return Session(
         config=config,
         algorithm=algorithm,
@@ -170,7 +172,7 @@ def _refuse_idle_keys(algorithm: Algorithm, config: OnlineConfig) -> None:
 def _refuse_idle_rollout_keys(config: OnlineConfig, collector: Collector) -> None:
     """Raise where a key of ``rollout`` was set that this model or environment does not read."""
     rollout, defaults = config.rollout, RolloutSpec
-    if collector.layout.chat:
+    if collector.chat_format.chat:
         for key in ("separator", "stop"):
             if getattr(rollout, key) != getattr(defaults, key):
                 raise UserError(f"rollout.{key} has no effect: the chat template ends turns")
@@ -196,7 +198,7 @@ def split_prompts(config: OnlineConfig) -> tuple[list[Any], list[Any]]:
     train, held_out = split_by_prompt(
         loaded.rows, fraction=config.evaluation.prompts_fraction, seed=config.seed
     )
-    return [row["prompt"] for row in train], [row["prompt"] for row in held_out]
+    return [prompt_of(row) for row in train], [prompt_of(row) for row in held_out]
 
 
 def make_controller(spec: KLSpec, coef: float) -> FixedKL:

@@ -14,10 +14,10 @@ from rlhf.evaluation.evaluate import play_reference, summarise, write_evaluation
 from rlhf.evaluation.stage import text_summary
 from rlhf.evaluation.text import completion_losses
 from rlhf.models.heads import Policy
+from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collect import make_env_factory
 from rlhf.rollout.seeds import EVALUATION_BLOCK
 from rlhf.rollout.spec import EnvSpec
-from rlhf.rollout.tokens import TurnFormat
 from rlhf.verbs import configure, execute
 from tests.tiny import tiny_model
 from tests.training.workbench import assistant, user
@@ -111,10 +111,10 @@ def test_text_loss_is_the_cross_entropy_of_completions():
     ]
     losses, counts, sizes = completion_losses(policy, rows, max_length=200)
     assert sizes == [len("It is blue."), 1]
-    layout = TurnFormat(tokenizer)
+    chat_format = ChatFormat(tokenizer)
     for row, loss, count in zip(rows, losses, counts, strict=True):
-        prompt = layout.opening(row["prompt"])
-        reply = layout.reply(row["completion"][0]["content"])
+        prompt = chat_format.encode_prompt(row["prompt"])
+        reply = tokenizer(row["completion"][0]["content"] + "<|end|>")["input_ids"]
         logits = model(input_ids=torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor(reply), reduction="sum")
         assert count == len(reply)

@@ -17,9 +17,9 @@ from rlhf.evaluation.classes import class_logprobs, class_summary
 from rlhf.evaluation.config import ClassesSpec, EvaluateConfig, PolicySpec, TasksSpec
 from rlhf.evaluation.harness import metrics_of, task_metrics
 from rlhf.models.heads import Policy
+from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.seeds import EVALUATION_BLOCK
 from rlhf.rollout.spec import EnvSpec
-from rlhf.rollout.tokens import TurnFormat
 from rlhf.verbs import execute
 from tests.tiny import tiny_model
 from tests.training.workbench import read_rows, sft_rows, user, write_rows
@@ -111,11 +111,11 @@ def test_label_scores_are_the_models_log_probabilities():
     spec = ClassesSpec([source], ["blue", "green and high"], "Which colour is {text}?")
     texts = ["the sky", "the grass"]
     found = class_logprobs(Policy(model, tokenizer), texts, spec, max_length=100)
-    layout = TurnFormat(tokenizer)
+    chat_format = ChatFormat(tokenizer)
     for i, text in enumerate(texts):
         for k, label in enumerate(spec.labels):
-            prompt = layout.opening(user(f"Which colour is {text}?"))
-            reply = layout.reply(label)
+            prompt = chat_format.encode_prompt(user(f"Which colour is {text}?"))
+            reply = tokenizer(label + "<|end|>")["input_ids"]
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([prompt + reply])).logits[0]
             steps = logits[len(prompt) - 1 : -1].log_softmax(-1)

@@ -8,11 +8,11 @@ import gymnasium as gym
 from envs.core import FreeText
 from rlhf.rollout import collect as collect_module
 from rlhf.rollout.cache import RaggedCache
+from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collect import Collector, Start
 from rlhf.rollout.decoder import decoder_for
 from rlhf.rollout.sampler import Reply
 from rlhf.rollout.spec import RolloutSpec
-from rlhf.rollout.tokens import TurnFormat
 from tests.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -77,8 +77,9 @@ def scripted(monkeypatch, *replies: str, stopped: bool = True) -> None:
 
 def collector(make: Callable[[], gym.Env] = Tales, *, context: int = 256, **spec: Any) -> Collector:
     errors = spec.pop("errors", "raise")
-    layout = TurnFormat(TOKENIZER)
-    return Collector(make, layout, RolloutSpec(**spec), context=context, errors=errors)
+    return Collector(
+        make, ChatFormat(TOKENIZER), RolloutSpec(**spec), context=context, errors=errors
+    )
 
 
 def starts(*seeds: int) -> list[Start]:

@@ -1,6 +1,8 @@
 """Episodes: how they start, end and are counted; replies come from a script or a tiny model."""
 
+import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,11 @@ import pytest
 import torch
 from gymnasium.wrappers import TimeLimit
 
+from envs.prompts import PromptEnv
 from rlhf.errors import UserError
-from rlhf.rollout.collect import Start
+from rlhf.rollout.chat_format import ChatFormat
+from rlhf.rollout.collect import Collector, Start
+from rlhf.rollout.spec import RolloutSpec
 from tests.rollout.stage import TOKENIZER, Tales, collector, one, passes, scripted, starts
 from tests.tiny import tiny_model
 
@@ -280,3 +285,51 @@ def test_a_group_reads_its_prompt_once(monkeypatch):
     prompt = rollouts[0].is_action.index(True)
     assert passed[0] == [prompt]
     assert max(map(len, passed)) == 4
+
+
+REFUSES = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system role') }}"
+    "{% elif m.content == 'turn 1' %}{{ raise_exception('Not this text') }}{% endif %}"
+    "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("errors", ["raise", "count"])
+@pytest.mark.parametrize("system", ["Be kind.", None])
+def test_what_the_template_refuses_is_not_the_environments_fault(monkeypatch, errors, system):
+    scripted(monkeypatch, "go")
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.chat_template = REFUSES
+    chat_format = ChatFormat(tokenizer)
+    spec = RolloutSpec(system=system)
+    found = Collector(Tales, chat_format, spec, context=256, errors=errors)
+    with pytest.raises(UserError, match="chat template refuses") as error:
+        found.collect(None, starts(0))
+    assert "environment failed" not in str(error.value)
+    if system:
+        with pytest.raises(UserError, match="No system role"):
+            found.check_template(())
+
+
+def test_every_prompt_is_tried_before_the_first_episode():
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.chat_template = REFUSES
+    found = Collector(Tales, ChatFormat(tokenizer), RolloutSpec(), context=256)
+    with pytest.raises(UserError, match=r"prompt 2 of env.prompts: .*Not this text"):
+        found.check_template([[{"role": "user", "content": text}] for text in ("a", "turn 1")])
+
+
+def test_keys_of_a_prompt_reach_the_rewards_and_its_tools_the_template(monkeypatch):
+    scripted(monkeypatch, "4")
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.chat_template = TOKENIZER.chat_template.replace(
+        "{% for", "{{ tools[0].name if tools else '' }}{% for", 1
+    )
+    prompt = [{"role": "user", "content": "2+2?", "answer": "4", "tools": [{"name": "sum"}]}]
+    make = partial(PromptEnv, [prompt])
+    rollout = Collector(make, ChatFormat(tokenizer), RolloutSpec(), context=256).collect(
+        None, starts(0)
+    )[0]
+    assert tokenizer.decode(rollout.tokens).startswith("sum<|user|>2+2?<|end|>")
+    assert rollout.conversation[0]["answer"] == "4"

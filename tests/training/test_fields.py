@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,8 @@ REFUSALS: dict[str, tuple[Any, Tree, str, str]] = {
     "env.reward": (0.5, PROMPTS, "ppo", "no reward"),
     "env.errors": ("count", PROMPTS, "ppo", "cannot fail"),
     "model.lora": ({}, SCRATCH, "ppo", "no use with model.scratch"),
+    "model.chat_template_kwargs": ({"enable_thinking": False}, {}, "ppo", "does not read"),
+    "model.fold_system": (True, {}, "ppo", "the template has a system role"),
 }
 # Shown by the named test: not in what a run leaves, or only in combination with an accident.
 ELSEWHERE = {
@@ -216,6 +219,8 @@ ELSEWHERE = {
     "micro_batch_tokens": "test_micro_batches_are_passes_of_the_model",
     "model.lora.dropout": "test_adapters_have_the_dropout_that_was_asked_for",
     "model.scratch.vocab_size": "tests/models",
+    "model.chat_template_kwargs": "test_the_template_has_the_options_that_were_asked_for",
+    "model.fold_system": "test_the_template_has_the_options_that_were_asked_for",
 }
 
 
@@ -365,3 +370,30 @@ def test_adapters_have_the_dropout_that_was_asked_for(places) -> None:
     rates = {m.p for m in session.policy.model.modules() if isinstance(m, torch.nn.Dropout)}
     session.close()
     assert 0.5 in rates
+
+
+def test_the_template_has_the_options_that_were_asked_for(tmp_path, places) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}"
+        "{% endif %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{{ tone | default('') }}{% endif %}"
+    )
+    folder = tmp_path / "model"
+    shutil.copytree(places["MODEL"], folder)
+    (folder / "chat_template.jinja").write_text(template)
+    options = {"chat_template_kwargs": {"tone": "Hm."}, "fold_system": True}
+    changes = {"model": {"path": str(folder), **options}, "rollout": {"system": "Be kind."}}
+    refused = tree_of("unused", places, merge(changes, {"model": {"fold_system": False}}))
+    config = configure("grpo", refused)
+    with pytest.raises(UserError, match=r"no system role; drop .*fold_system"):
+        open_session("grpo", config)
+    final = execute("grpo", tree_of(tmp_path / "run", places, {**changes, "num_steps": 1}))
+    for model in (changes["model"], {"path": str(final)}):  # saved with the model
+        tree = tree_of("unused", places, {**changes, "model": model})
+        session = open_session("grpo", configure("grpo", tree))
+        prompt = session.collector.chat_format.encode_prompt(
+            [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Say"}]
+        )
+        shown = session.policy.tokenizer.decode(prompt)
+        session.close()
+        assert shown == "<|user|>Be kind.\n\nSay<|end|><|assistant|>Hm."

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from rlhf.runs import Run, seed_everything
 from rlhf.training import offline
 from rlhf.training.examples import Encoder
 from rlhf.training.offline_config import OWNED, OfflineConfig
+from rlhf.training.trl.columns import LabelCollator, PairCollator
 from rlhf.verbs import configure, execute
 from tests.training.workbench import (
     assistant,
@@ -274,3 +276,63 @@ def test_steps_of_a_run(tmp_path):
     assert steps(33, num_train_epochs=3) == 15
     assert steps(33, num_train_epochs=0.1) == 1
     assert steps(33, max_steps=7) == 7
+
+
+def test_pairs_that_are_equal_once_cut_are_dropped_and_counted(echo_model):
+    tokenizer = AutoTokenizer.from_pretrained(echo_model)
+    rows = pair_rows(4)
+    for side, word in (("chosen", " good"), ("rejected", " bad")):
+        text = "river " * 40
+        rows[1][side] = [{"role": "assistant", "content": text + word}]
+        rows[2][side] = [{"role": "assistant", "content": word + text}]  # differs at the start
+    for kind in ("pair", "dpo"):
+        encoder = Encoder(tokenizer, max_length=40)
+        assert len(encoder(kind, rows)) == 3
+        # An example counts once, though both of its texts are cut.
+        assert encoder.summary() == "1 dropped: equal after max_length, 1 truncated"
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_both_engines_learn_from_the_same_ids(tmp_path, echo_model, chat):
+    """ChatML's newline after the closing token, too, is learned by neither."""
+    folder = tmp_path / "model"
+    shutil.copytree(echo_model, folder)
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
+    template += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    (folder / "chat_template.jinja").write_text(template if chat else "")
+    if not chat:
+        (folder / "chat_template.jinja").unlink()
+    rows = pair_rows(8)  # one batch, in whatever order an engine takes it
+    rows[0]["chosen"][0]["content"] += " river" * 60
+    data = write_rows(tmp_path / "pairs.jsonl", rows)
+    logged = {}
+    for engine in ("native", "trl"):
+        tree = offline_tree(tmp_path / engine, folder, data, engine=engine, max_length=40)
+        tree |= {"eval_data": tree["data"], "batch_size": 8, "micro_batch_size": 8}
+        tree["trainer"] = {"max_steps": 1, "learning_rate": 1e-3}
+        execute("dpo", tree)
+        logged[engine] = evaluations(tmp_path / engine)
+    assert logged["native"] == pytest.approx(logged["trl"], abs=1e-5)
+    assert len(set(logged["native"].values())) == 2  # the step did something
+
+
+def test_the_collators_of_trl_hold_our_ids():
+    labels = [-100, 5, -100, 6]
+    pair = {
+        "chosen_tokens": [3, 5, 7, 6],
+        "chosen_labels": labels,
+        "rejected_tokens": [3, 8],
+        "rejected_labels": [-100, 8],
+    }
+    batch = PairCollator(0, 3)([pair])
+    assert batch["input_ids"].tolist() == [[3, 5, 7, 6, 0, 0], [3, 8, 0, 0, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0]]
+    # A tool's turn between two replies is context.
+    assert batch["completion_mask"].tolist() == [[0, 1, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0]]
+    one = {"completion_tokens": [1, 2, 3], "completion_labels": [-100, -100, 3], "label": True}
+    two = {"completion_tokens": [4, 5, 6], "completion_labels": [-100, 5, 6], "label": False}
+    batch = LabelCollator(0, 4)([row | {"KL_completion_ids": []} for row in (one, two)])
+    assert batch["label"].tolist() == [True, False]
+    # Each prompt with the reply of the row before it.
+    assert batch["KL_input_ids"].tolist() == [[1, 2, 5, 6], [4, 3, 0, 0]]
+    assert batch["KL_completion_mask"].tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -190,3 +191,46 @@ def test_replies_of_one_character_train_and_are_reported_on(tmp_path, echo_model
     assert (tmp_path / "run" / "finished").exists()
     report = json.loads((tmp_path / "run/evaluation/run/summary.json").read_text())
     assert report["baselines"]["bag of words"]["accuracy"]["value"] == 1.0
+
+
+CHATML = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_a_plain_tool_reads_the_score_where_we_read_it(tmp_path, echo_model):
+    """ChatML writes a newline after EOS; whoever renders with the saved template reads EOS."""
+    folder = tmp_path / "model"
+    shutil.copytree(echo_model, folder)
+    (folder / "chat_template.jinja").write_text(CHATML)
+    final = execute("reward", pairs_tree(tmp_path, folder))
+    tokenizer = AutoTokenizer.from_pretrained(final)
+    model = AutoModelForSequenceClassification.from_pretrained(final).eval()
+    ours = LearnedReward.load(final)
+    for text in ("apple", "a river", ""):
+        talk = [{"role": "user", "content": "Repeat: it"}, {"role": "assistant", "content": text}]
+        ids = tokenizer.apply_chat_template(talk, return_dict=False, return_tensors="pt")
+        assert ids[0].tolist() == ours.encode(talk)
+        with torch.no_grad():
+            plain = model(ids).logits.item()
+        assert plain == pytest.approx(ours([talk])[0], abs=1e-5)
+    prompt = tokenizer.apply_chat_template(talk[:1], tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|user|>Repeat: it<|end|>\n<|assistant|>"
+
+
+def test_pairs_that_are_equal_once_cut_are_dropped_and_counted(tmp_path, echo_model):
+    rows = pair_rows(8)
+    tail = "river " * 40
+    for index, start in ((2, "good "), (5, "bad ")):
+        for side, word in (("chosen", start), ("rejected", "other ")):
+            rows[index][side] = [{"role": "assistant", "content": word + tail}]
+    config = configure("reward", pairs_tree(tmp_path, echo_model, max_length=24))
+    encoder = RewardEncoder(
+        config, AutoTokenizer.from_pretrained(echo_model), pair, append_eos=True
+    )
+    assert len(encoder(rows, True)) == 6
+    assert encoder.summary() == "2 dropped: equal after max_length"
+    tree = pairs_tree(tmp_path, echo_model, rows=[rows[2], rows[5]] * 8, max_length=24)
+    with pytest.raises(UserError, match=r"dropped: equal after max_length; max_length is 24"):
+        execute("reward", tree)

@@ -1,0 +1,267 @@
+"""Ask a tokenizer's chat template for text: the one place that calls ``apply_chat_template``.
+
+Options that belong to a model's template (``enable_thinking``, whether a system message is folded
+into the first user turn) are kept in the tokenizer's own configuration. They are saved and loaded
+with the tokenizer, so every stage that renders with it renders alike.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from reward_models.core import Unscorable
+
+Message = Mapping[str, Any]
+
+MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
+"""Keys of a message that a template may read; ``weight`` and ``answer`` are not for the model."""
+
+RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
+"""Template variables that rows or the toolkit decide."""
+
+FIXED_DATE = "01 Jan 2025"
+FIXED_CLOCK = "{%- macro strftime_now(format) -%}" + FIXED_DATE + "{%- endmacro -%}"
+
+_KWARGS, _FOLD = "chat_template_kwargs", "fold_system"
+_READS_THINKING = re.compile(
+    r"""\.thinking\b|\[['"]thinking['"]\]|\.get\(['"]thinking['"]|['"]thinking['"] in """
+)
+
+
+class TemplateRefused(Unscorable):
+    """The chat template raised on these messages; ``reason`` is what it said, in one line."""
+
+    def __init__(self, reason: str, *, raised: bool = True) -> None:
+        what = f"refuses it: {reason}" if raised else reason
+        super().__init__(f"the model's chat template {what}")
+        self.reason = reason
+
+
+def chat_template_kwargs(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The template variables that go with this tokenizer, for example ``enable_thinking``."""
+    return dict(tokenizer.init_kwargs.get(_KWARGS) or {})
+
+
+def folds_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a system message is put into the first user turn."""
+    return bool(tokenizer.init_kwargs.get(_FOLD, False))
+
+
+def set_chat_options(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    fold_system: bool = False,
+) -> None:
+    """Add options to those that the tokenizer carries; ``save_pretrained`` writes them.
+
+    Args:
+        tokenizer: changed in place.
+        kwargs: template variables, over the saved ones.
+        fold_system: put system messages into the first user turn; False keeps what was saved.
+
+    Raises:
+        ValueError: a variable that the template does not read, or that rows decide.
+    """
+    source = template_source(tokenizer)
+    for name in kwargs or {}:
+        if name in RESERVED:
+            raise ValueError(
+                f"model.chat_template_kwargs.{name} is decided by the data, not by a setting"
+            )
+        if not re.search(rf"\b{re.escape(name)}\b", source):
+            what = f"does not read {name!r}" if source else "is missing"
+            raise ValueError(
+                f"model.chat_template_kwargs.{name} has no effect: the model's chat template {what}"
+            )
+    if kwargs:
+        tokenizer.init_kwargs[_KWARGS] = chat_template_kwargs(tokenizer) | dict(kwargs)
+    if fold_system and not folds_system(tokenizer):
+        if not source:
+            raise ValueError("model.fold_system has no effect: the model has no chat template")
+        if _writes_system(tokenizer):
+            raise ValueError("model.fold_system has no effect: the template has a system role")
+        tokenizer.init_kwargs[_FOLD] = True
+
+
+def template_defaults(variables: Mapping[str, Any]) -> str:
+    """Jinja text that gives template variables a value where the caller gives none."""
+    return "".join(
+        f"{{%- if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif -%}}"
+        for name, value in variables.items()
+    )
+
+
+def _literal(value: Any) -> str:
+    """A JSON-like value as a Jinja expression."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value)
+
+
+def _writes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template writes a system message into a conversation that is answered."""
+    mark = "\u2063text\u2063"
+    turns = [("system", mark), ("user", "?"), ("assistant", "?")]
+    try:
+        return mark in render_chat(tokenizer, [{"role": r, "content": c} for r, c in turns])
+    except TemplateRefused:
+        return False
+
+
+def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The Jinja text of all templates that the tokenizer has; empty without one."""
+    template = tokenizer.chat_template
+    if isinstance(template, Mapping):
+        return "\n".join(map(str, template.values()))
+    return template or ""
+
+
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = False,
+    fixed_date: bool = False,
+) -> str:
+    """``messages`` as the chat template writes them, with the tokenizer's own options.
+
+    A list under ``tools`` in the first message is passed as the template's ``tools``. Templates
+    differ in how they want tool calls: arguments as an object or as JSON text, no content or an
+    empty one. The first form whose calls appear in the text is taken.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: dicts with role and content; further keys as in ``MESSAGE_KEYS``.
+        add_generation_prompt: end with the beginning of the assistant's next turn.
+        fixed_date: templates that print today's date print a fixed one.
+
+    Raises:
+        TemplateRefused: the template raised, or it leaves tool calls out.
+    """
+    calls = [name for message in messages for name in _called(message)]
+    options: dict[str, Any] = chat_template_kwargs(tokenizer)
+    options |= {"tools": tools_of(messages), "add_generation_prompt": add_generation_prompt}
+    if fixed_date:
+        template = FIXED_CLOCK + tokenizer.get_chat_template(tools=options["tools"])
+        options = {"date_string": FIXED_DATE, **options, "chat_template": template}
+    refusal = None
+    for form in _CALL_FORMS if calls else _CALL_FORMS[:1]:
+        prepared: Any = prepare_messages(tokenizer, messages, **form)
+        try:
+            text = str(tokenizer.apply_chat_template(prepared, tokenize=False, **options))
+        except Exception as error:  # a template may raise anything, on purpose or by accident
+            reason = (str(error).splitlines() or [""])[0].strip()
+            refusal = refusal or TemplateRefused(reason or type(error).__name__)
+            continue
+        if all(name in text for name in calls):
+            return text
+        refusal = refusal or TemplateRefused("leaves tool calls out", raised=False)
+    assert refusal is not None
+    raise refusal
+
+
+# Ways to write an assistant's message with tool calls.
+_CALL_FORMS: tuple[dict[str, bool], ...] = (
+    {"as_text": False, "without_content": False},
+    {"as_text": False, "without_content": True},
+    {"as_text": True, "without_content": False},
+    {"as_text": True, "without_content": True},
+)
+
+
+def _called(message: Message) -> list[str]:
+    """Names of the functions that a message calls."""
+    functions = [call.get("function", call) for call in message.get("tool_calls") or ()]
+    return [str(function["name"]) for function in functions if "name" in function]
+
+
+def tools_of(messages: Sequence[Message]) -> list[Any] | None:
+    """The tools of a conversation, which ride on its first message; None without any."""
+    return (messages[0].get("tools") or None) if messages else None
+
+
+def with_tools(messages: Sequence[Message], tools: Sequence[Any] | None) -> list[dict[str, Any]]:
+    """``messages`` with ``tools`` on the first of them, where ``render_chat`` finds them."""
+    copied = [dict(message) for message in messages]
+    if tools and copied:
+        copied[0]["tools"] = list(tools)
+    return copied
+
+
+def prepare_messages(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    as_text: bool = False,
+    without_content: bool = False,
+) -> list[dict[str, Any]]:
+    """What the template is given: the known keys that hold something.
+
+    Args:
+        tokenizer: its options decide whether a system message is folded.
+        messages: of the conversation.
+        as_text: arguments of tool calls are JSON text, else objects.
+        without_content: an empty content beside tool calls is None, else empty text.
+    """
+    thinking = _READS_THINKING.search(template_source(tokenizer)) is not None
+    prepared = []
+    for message in messages:
+        kept = {key: message[key] for key in MESSAGE_KEYS if message.get(key) not in (None, [])}
+        kept.setdefault("content", "")
+        if thinking and "reasoning_content" in kept:
+            kept["thinking"] = kept["reasoning_content"]  # gpt-oss, LFM2.5
+        if "tool_calls" in kept:
+            kept["tool_calls"] = [_with_arguments(call, as_text) for call in kept["tool_calls"]]
+            if without_content and not kept["content"]:
+                kept["content"] = None
+        prepared.append(kept)
+    return fold_system(prepared) if folds_system(tokenizer) else prepared
+
+
+def split_reasoning(message: Message) -> tuple[str, str]:
+    """A message's reasoning, from its own key or a leading block of its content, and the rest."""
+    content = str(message.get("content") or "")
+    if reasoning := message.get("reasoning_content"):
+        return str(reasoning), content
+    before, closed, rest = content.partition("</think>")
+    lead, _, reasoning = before.rpartition("<think>")
+    if not closed or lead.strip():
+        return "", content
+    return reasoning.strip("\n"), rest.lstrip("\n")
+
+
+def fold_system(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """``messages`` with a leading system text at the start of the first user turn."""
+    copied = [dict(message) for message in messages]
+    if not copied or copied[0]["role"] != "system":
+        return copied
+    system, *rest = copied
+    for message in rest:
+        if message["role"] == "user":
+            message["content"] = f"{system['content']}\n\n{message['content']}"
+            return rest
+    return [{**system, "role": "user"}, *rest]
+
+
+def _with_arguments(call: Any, as_text: bool) -> Any:
+    """A tool call whose arguments are JSON text, as OpenAI writes them, or else an object."""
+    if not isinstance(call, Mapping):
+        return call
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _with_arguments(call["function"], as_text)}
+    arguments = call.get("arguments")
+    if as_text and isinstance(arguments, Mapping):
+        return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    if as_text or not isinstance(arguments, str):
+        return dict(call)
+    try:
+        parsed = json.loads(arguments)
+    except json.JSONDecodeError:
+        return dict(call)
+    return {**call, "arguments": parsed} if isinstance(parsed, Mapping) else dict(call)

@@ -1,0 +1,486 @@
+"""Messages as token ids, as the model's own chat template writes them.
+
+Sampling appends: the prompt is encoded once, a sampled reply keeps the tokens it was sampled as,
+and what the template writes between two replies follows. Nothing is ever encoded again, because a
+sampled reply need not encode to the tokens it was sampled as. Demonstrations are cut out of the
+template's rendering of the whole conversation, so that their ids decode to exactly that text; a
+conversation where this is impossible is refused with a reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from reward_models.chat_template import (
+    TemplateRefused,
+    fold_system,
+    folds_system,
+    render_chat,
+    tools_of,
+    with_tools,
+)
+from rlhf.data.conversation import RowDropped
+from rlhf.errors import UserError
+from rlhf.rollout.demonstrations import BLOCK, encode_demonstration
+
+Message = Mapping[str, Any]
+Messages = Sequence[Message]
+
+# Stands for a text when the template is asked what surrounds it.
+SENTINEL = "\u2063text\u2063"
+USER: Message = {"role": "user", "content": "?"}
+REPLY: Message = {"role": "assistant", "content": SENTINEL}
+
+# Characters to the left of a fragment that are encoded with it, see ``encode_after``.
+LEFT_CONTEXT = 48
+
+
+@dataclass(frozen=True)
+class Closing:
+    """How a template ends the assistant's turn."""
+
+    token: int
+    text: str
+    """Of the token."""
+    written: bool
+    """The template writes the token at the end of a reply."""
+    opens_next: bool = False
+    """The token is the first of the next turn's header (GLM): a last reply lacks it."""
+
+
+class ChatFormat:
+    """How a tokenizer lays out turns.
+
+    With a chat template, as the template says. Without one (base models) texts are joined by
+    ``separator``, replies included, and a reply ends with EOS or, if ``stop`` is set, at the first
+    token that contains that text.
+
+    Args:
+        tokenizer: Tokenizer of the policy; it carries the template's options, see
+            ``reward_models.chat_template``.
+        chat: Use the chat template; None: where there is one.
+        separator: Text between the turns of a base model.
+        stop: Text that ends a base model's reply, for example a newline.
+        stop_ids: Further ids that end a reply, see ``generation_stop_ids``.
+
+    Raises:
+        UserError: there is no token that can end a reply, or the template cannot be used.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        chat: bool | None = None,
+        separator: str = "\n",
+        stop: str | None = None,
+        stop_ids: Iterable[int] = (),
+    ) -> None:
+        has_template = bool(tokenizer.chat_template)
+        if chat and not has_template:
+            raise UserError("rollout.chat is true, but the model's tokenizer has no chat template")
+        self.tokenizer, self.separator, self.stop_text = tokenizer, separator, stop
+        self.chat = has_template if chat is None else chat
+        self.special_ids = _special_ids(tokenizer)
+        self.stop_ids = {tokenizer.eos_token_id} - {None} | set(stop_ids) & self.special_ids
+        if stop is not None and not self.chat:
+            self.stop_ids |= _tokens_containing(tokenizer, stop)
+        self.closing = self._find_closing()
+        self.stop_ids.add(self.closing.token)
+
+    def encode_prompt(self, messages: Messages) -> list[int]:
+        """Ids of everything before a reply, the beginning of the assistant's turn included.
+
+        Raises:
+            UserError: the template refuses the messages.
+        """
+        if not self.chat:
+            text = self.join(messages)
+            # add_special_tokens: a base model was trained with its BOS.
+            return self.tokenizer(text)["input_ids"] if text else [self._begin()]
+        return self.encode(self._prompt_text(messages))
+
+    def check_prompt(self, messages: Messages) -> None:
+        """See that a prompt can be rendered.
+
+        Raises:
+            UserError: the template refuses it.
+        """
+        if self.chat:
+            self._prompt_text(messages)
+
+    def _prompt_text(self, messages: Messages) -> str:
+        self.check_system(messages)
+        try:
+            return self.render(messages, prompt=True)
+        except TemplateRefused as refusal:
+            raise UserError(f"{refusal}; the conversation is {_outline(messages)}") from refusal
+
+    def encode_observation(
+        self, observation: str, *, reply: Sequence[int], system: bool = False
+    ) -> list[int]:
+        """Ids between a reply and the next one: the end of the turn and the new observation.
+
+        Args:
+            observation: What the environment says.
+            reply: Ids of the reply. One that did not end with the template's closing token is
+                closed here, by tokens that are not the policy's own.
+            system: Whether the conversation has a system message.
+
+        Raises:
+            UserError: the template rewrites earlier turns, so that nothing can be appended.
+        """
+        if not self.chat:
+            return self.encode_after("", self.separator + observation + self.separator)
+        if problem := self._turn_problems(system)[0]:
+            raise UserError(problem)
+        try:
+            ids = self.encode_after(SENTINEL, self._after_reply(observation))
+        except TemplateRefused as refusal:
+            raise UserError(f"{refusal}; the observation is {observation[:40]!r}") from refusal
+        closed = bool(reply) and reply[-1] == self.closing.token and self.closing.written
+        return ids[ids.index(self.closing.token) + 1 :] if closed else ids
+
+    def decode_reply(self, ids: Sequence[int]) -> str:
+        """A reply's text, up to what stopped it.
+
+        Where the template heads a reply with special tokens (gpt-oss: a channel), the text is what
+        follows the last such head.
+        """
+        stopped = bool(ids) and ids[-1] in self.stop_ids
+        content = ids[:-1] if stopped else ids
+        if self.chat and self._head:
+            content = _after_last(list(content), self._head)
+        text = self.tokenizer.decode(content, skip_special_tokens=True)
+        if stopped and self.stop_text is not None:  # ".\n" stops at "\n" and still says "."
+            text += self.tokenizer.decode([ids[-1]], skip_special_tokens=True).partition(
+                self.stop_text
+            )[0]
+        return text
+
+    def check_system(self, messages: Messages) -> None:
+        """Refuse a system message that the template has no place for.
+
+        Raises:
+            UserError: says how to go on.
+        """
+        if self.chat and messages and messages[0]["role"] == "system" and self.system_problem:
+            raise UserError(self.system_problem)
+
+    @cached_property
+    def system_problem(self) -> str | None:
+        """Why a system message cannot be used with this template; None: it can."""
+        if folds_system(self.tokenizer):
+            return None
+        try:
+            text = self.render([{"role": "system", "content": SENTINEL}, USER], prompt=True)
+            reason = "" if SENTINEL in text else "leaves the system message out"
+        except TemplateRefused as refusal:
+            reason = f"refuses it: {refusal.reason}"
+        if not reason:
+            return None
+        return (
+            f"the model's chat template {reason}; drop the system message (data.system: null), or "
+            "put it into the first user turn with model.fold_system: true"
+        )
+
+    def multi_turn_note(self, *, system: bool = False) -> str | None:
+        """What is special about several turns in one rollout; None: nothing."""
+        problem, note = self._turn_problems(system)
+        return problem or note
+
+    def describe(self) -> str:
+        """One line: what the template can be used for, and how a reply ends."""
+        if not self.chat:
+            end = "EOS" if self.stop_text is None else f"EOS or {self.stop_text!r}"
+            return f"no chat template: texts joined by {self.separator!r}, replies end with {end}"
+        parts = [f"replies end with {self.closing.text}"]
+        if folds_system(self.tokenizer):
+            parts.append("system messages are put into the first user turn")
+        elif self.system_problem:
+            parts.append("no system role")
+        problem, note = self._turn_problems(system=False)
+        parts.append(f"single turn only ({problem})" if problem else note or "one turn and several")
+        return "chat template: " + "; ".join(parts)
+
+    # -- text ---------------------------------------------------------------------------------
+
+    def join(self, messages: Messages) -> str:
+        """Texts of a base model, each followed by the separator."""
+        text = self.separator.join(message["content"] for message in messages)
+        return text if not text or text.endswith(self.separator) else text + self.separator
+
+    def render(self, messages: Messages, *, prompt: bool = False) -> str:
+        """The template's text; ``prompt`` ends with the beginning of the assistant's turn."""
+        return render_chat(self.tokenizer, messages, add_generation_prompt=prompt)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without the tokens that a tokenizer adds around one."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def encode_after(self, left: str, text: str) -> list[int]:
+        """Ids of ``text`` where it follows ``left``.
+
+        Encoded alone, a fragment gets the mark that SentencePiece puts before a text's first word.
+        """
+        if not text:
+            return []
+        for anchor in (left[-LEFT_CONTEXT:], "\n"):
+            before = self.encode(anchor) if anchor else []
+            both = self.encode(anchor + text) if before else []
+            if before and both[: len(before)] == before:
+                return both[len(before) :]
+        return self.encode(text)
+
+    @cached_property
+    def special_texts(self) -> list[str]:
+        """Texts of the special tokens."""
+        return self.tokenizer.convert_ids_to_tokens(sorted(self.special_ids))
+
+    @cached_property
+    def renders_tools(self) -> bool:
+        """Whether the template writes the tools that it is given."""
+        function = {"name": "probe", "description": "?", "parameters": {"type": "object"}}
+        tools = [{"type": "function", "function": function}]
+        try:
+            return self.render(with_tools([USER], tools)) != self.render([USER])
+        except TemplateRefused:
+            return True
+
+    # -- what the template does ---------------------------------------------------------------
+
+    def _begin(self) -> int:
+        """What an empty prompt starts with."""
+        begin = self.tokenizer.bos_token_id
+        return self.closing.token if begin is None else begin
+
+    def _find_closing(self) -> Closing:
+        """The token that ends a reply.
+
+        It is the last special token, or the last known stop token, that the template writes after a
+        reply whether or not a turn follows; Phi-3 writes EOS after the last one only, gpt-oss ends
+        an earlier reply otherwise. Without one it is the tokenizer's EOS, or the first stop token.
+
+        Raises:
+            UserError: there is none, or the template cannot render an exchange.
+        """
+        if self.chat:
+            last, middle = (self.encode(text) for text in self._after_probes())
+            shared = _common_prefix(last, middle)
+            for ids, pick, opens in ((shared, -1, False), (last, 0, False), (middle, 0, True)):
+                if special := [i for i in ids if i in self.special_ids]:
+                    # Cohere's writes the next turn's header after the last reply, too.
+                    token = ([i for i in special if i in self.stop_ids] or special)[pick]
+                    text = self.tokenizer.convert_ids_to_tokens(token)
+                    return Closing(token, text, written=True, opens_next=opens)
+        eos = self.tokenizer.eos_token_id
+        if eos is None and not self.stop_ids:
+            raise UserError("the tokenizer has no EOS token, so a reply could never end: set one")
+        token = min(self.stop_ids) if eos is None else eos
+        return Closing(token, self.tokenizer.convert_ids_to_tokens(token), written=False)
+
+    def _after_probes(self) -> tuple[str, str]:
+        """What follows a last reply, and one that a user's turn follows.
+
+        A template without several turns gives the first for both.
+        """
+        try:
+            whole = self.render([USER, REPLY])
+        except TemplateRefused as refusal:
+            raise UserError(f"the model's chat template cannot be used: {refusal.reason}") from None
+        _, found, last = whole.partition(SENTINEL)
+        if not found:
+            raise UserError("the model's chat template cannot be used: it leaves the reply out")
+        try:
+            return last, self._after_reply(USER["content"])
+        except (TemplateRefused, UserError):
+            return last, last
+
+    def _after_reply(self, observation: str) -> str:
+        """What the template writes after a reply that an observation follows."""
+        follow = {"role": "user", "content": observation}
+        text = self.render([USER, REPLY, follow], prompt=True)
+        _, found, after = text.partition(SENTINEL)
+        if not found:
+            raise UserError(_REWRITES.format("leaves earlier replies out"))
+        return after
+
+    @cached_property
+    def _head(self) -> list[int]:
+        """Special ids that the template writes before a last reply's text, if there are any."""
+        start = len(self.render([USER], prompt=True))
+        head = self.encode(self.render([USER, REPLY])[start:].partition(SENTINEL)[0])
+        return head if any(i in self.special_ids for i in head) else []
+
+    def _turn_problems(self, system: bool) -> tuple[str | None, str | None]:
+        """Why a rollout cannot have several turns, and what is special where it can."""
+        known: dict[bool, tuple[str | None, str | None]] = self.__dict__.setdefault("_turns", {})
+        if system not in known:
+            known[system] = self._find_turn_problems(system)
+        return known[system]
+
+    def _find_turn_problems(self, system: bool) -> tuple[str | None, str | None]:
+        first: list[Message] = [{"role": "system", "content": "?"}] if system else []
+        first.append(USER)
+        try:
+            prompt, reply = self.render(first, prompt=True), self.render([*first, REPLY])
+            turns = self.render([*first, REPLY, USER], prompt=True)
+            thought = {**REPLY, "content": f"<think>\n{SENTINEL}\n</think>\n\n?"}
+            keeps = SENTINEL in self.render([*first, thought, USER], prompt=True)
+        except TemplateRefused as refusal:
+            return _REWRITES.format(f"refuses several turns: {refusal.reason}"), None
+        if SENTINEL not in turns:
+            return _REWRITES.format("leaves earlier replies out"), None
+        if self.closing.written and not self.closing.opens_next:
+            reply = reply[: reply.rindex(self.closing.text) + len(self.closing.text)]
+        else:
+            reply = reply[: reply.index(SENTINEL) + len(SENTINEL)]
+        if all(map(turns.startswith, (prompt, reply))) and keeps:
+            return None, None
+        bare = BLOCK.sub("", turns)
+        if not all(bare.startswith(BLOCK.sub("", text)) for text in (prompt, reply)):
+            return _REWRITES.format("rewrites earlier turns once another one follows"), None
+        return None, (
+            "in rollouts of several turns earlier replies keep their reasoning, which the template "
+            "would leave out"
+        )
+
+
+_REWRITES = (
+    "the model's chat template {}: rollouts of several turns are not possible with it, those of "
+    "one turn are"
+)
+
+
+def encode_example(
+    chat_format: ChatFormat,
+    prompt: Messages,
+    completion: Messages,
+    *,
+    tools: Sequence[Any] | None = None,
+    notes: Counter[str] | None = None,
+) -> tuple[list[int], list[bool]]:
+    """A demonstration as ids, and which of them the policy would have sampled.
+
+    Args:
+        chat_format: The model's.
+        prompt: Messages before the first reply.
+        completion: Replies, possibly with other turns between them; starts with a reply. Replies
+            with ``weight: 0`` are context.
+        tools: Passed to the template.
+        notes: Counts what is left out or changed, by reason.
+
+    Returns:
+        (ids [T], is_action [T]); the ids end with the last reply that is learned from.
+
+    Raises:
+        RowDropped: the conversation cannot be encoded as the template writes it.
+        UserError: the template has no place for system messages.
+    """
+    if not completion or completion[0]["role"] != "assistant":
+        raise UserError("a completion must start with the assistant's turn")
+    notes = Counter() if notes is None else notes
+    messages = with_tools([*prompt, *completion], tools or tools_of(prompt))
+    if not chat_format.chat:
+        return _encode_plain(chat_format, messages, len(prompt))
+    chat_format.check_system(messages)
+    if folds_system(chat_format.tokenizer) and messages[0]["role"] == "system":
+        notes["system messages put into the first user turn"] += 1
+        folded = with_tools(fold_system(messages), tools_of(messages))
+        return encode_demonstration(chat_format, folded, len(prompt) - 1, notes)
+    return encode_demonstration(chat_format, messages, len(prompt), notes)
+
+
+def _encode_plain(
+    chat_format: ChatFormat, messages: Messages, first: int
+) -> tuple[list[int], list[bool]]:
+    """Texts of a base model: each reply ends with the stop token, the separator is between."""
+    ids = chat_format.encode_prompt(messages[:first])
+    is_action = [False] * len(ids)
+    left = chat_format.join(messages[:first])
+    separator = chat_format.separator
+    for index, message in enumerate(messages[first:]):
+        own = message["role"] == "assistant" and message.get("weight", 1) != 0
+        text = message["content"]
+        if message["role"] == "assistant":
+            new = [*chat_format.encode_after(left, text), chat_format.closing.token]
+            left = ""
+        else:
+            follows = messages[first + index - 1]["role"] == "assistant"
+            text = f"{separator if follows else ''}{text}{separator}"
+            new = chat_format.encode_after(left, text)
+            left = text
+        ids += new
+        is_action += [own] * len(new)
+    if not any(is_action):
+        raise RowDropped("no reply to learn from")
+    return ids, is_action
+
+
+def generation_stop_ids(model: Any) -> list[int]:
+    """Ids at which the model's own generation configuration stops; one that was saved with it."""
+    config = getattr(model, "generation_config", None)
+    if config is None or getattr(config, "_from_model_config", False):
+        return []
+    eos = config.eos_token_id
+    return [eos] if isinstance(eos, int) else list(eos or ())
+
+
+def prompt_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The prompt of a canonical row, with the row's ``tools`` where rendering finds them."""
+    return with_tools(row["prompt"], row.get("tools"))
+
+
+def conversation_of(
+    row: Mapping[str, Any],
+) -> tuple[list[dict[str, Any]], Sequence[Mapping[str, Any]]]:
+    """Prompt and completion of a canonical row, as ``encode_example`` takes them."""
+    return prompt_of(row), row["completion"]
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    """Ids of special tokens: those the tokenizer names, and added ones that are marked special."""
+    added = tokenizer.added_tokens_decoder
+    return set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+
+
+def _tokens_containing(tokenizer: Any, text: str) -> set[int]:
+    """Ids of all tokens whose own text contains ``text``.
+
+    Raises:
+        UserError: no token contains it, so a reply could never stop there.
+    """
+    ids = range(len(tokenizer))
+    found = {
+        i
+        for i, piece in zip(ids, tokenizer.batch_decode([[i] for i in ids]), strict=True)
+        if text in piece
+    }
+    if not found:
+        raise UserError(f"rollout.stop: no single token of this model contains {text!r}")
+    return found
+
+
+def _common_prefix(first: list[int], second: list[int]) -> list[int]:
+    length = 0
+    while length < min(len(first), len(second)) and first[length] == second[length]:
+        length += 1
+    return first[:length]
+
+
+def _after_last(ids: list[int], head: list[int]) -> list[int]:
+    """What follows the last place where ``head`` stands; everything where it does not."""
+    for start in range(len(ids) - len(head), -1, -1):
+        if ids[start : start + len(head)] == head:
+            return ids[start + len(head) :]
+    return ids
+
+
+def _outline(messages: Messages) -> str:
+    """Roles and the beginning of the last text, to recognize a conversation by."""
+    roles = ", ".join(message["role"] for message in messages)
+    return f"{roles}: {str(messages[-1]['content'])[:40]!r}"

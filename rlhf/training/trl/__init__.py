@@ -1,0 +1,1 @@
+"""TRL at the edge: what its trainers are given."""

@@ -1,0 +1,246 @@
+"""Demonstrations that templates treat in special ways: weights, tools, reasoning, system texts."""
+
+import copy
+from collections import Counter
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from reward_models.chat_template import set_chat_options
+from rlhf.data.conversation import RowDropped
+from rlhf.errors import UserError
+from rlhf.rollout.chat_format import ChatFormat, encode_example, generation_stop_ids
+from tests.rollout.golden import TOOL as tool_spec
+from tests.rollout.golden import assistant, user
+from tests.tiny import tiny_tokenizer
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STRICT = (
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}"
+    "{% elif m.role == 'assistant' %}<|assistant|>{{ m.content }}<|end|>"
+    "{% else %}{{ raise_exception('System role not supported') }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def chatml(template: str = CHATML) -> Any:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken(t, special=True) for t in ("<|im_start|>", "<|im_end|>")])
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def learned(tokenizer: Any, ids: list[int], is_action: list[bool]) -> str:
+    """The text with what is learned in brackets."""
+    text, current, before = "", [], False
+    for token, own in [*zip(ids, is_action, strict=True), (None, False)]:
+        if own != before or token is None:
+            text += f"[{tokenizer.decode(current)}]" if before else tokenizer.decode(current)
+            current, before = [], own
+        if token is not None:
+            current.append(token)
+    return text
+
+
+def test_the_newline_after_the_closing_token_is_context_and_never_learned():
+    tokenizer = chatml()
+    chat_format = ChatFormat(tokenizer)
+    talk = [assistant("a1"), user("u2"), assistant("a2")]
+    found = learned(tokenizer, *encode_example(chat_format, [user("u1")], talk))
+    head = "<|im_start|>assistant\n"
+    assert found == (
+        f"<|im_start|>user\nu1<|im_end|>\n{head}[a1<|im_end|>]\n"
+        f"<|im_start|>user\nu2<|im_end|>\n{head}[a2<|im_end|>]"
+    )
+
+
+def test_replies_of_weight_zero_are_context():
+    tokenizer = chatml()
+    chat_format = ChatFormat(tokenizer)
+    talk = [assistant("a1", weight=0), user("u2"), assistant("a2", weight=1)]
+    found = learned(tokenizer, *encode_example(chat_format, [user("u1")], talk))
+    assert found.count("[") == 1
+    assert "assistant\na1<|im_end|>\n" in found
+    assert found.endswith("[a2<|im_end|>]")
+    talk[2]["weight"] = 0
+    with pytest.raises(RowDropped, match="every weight is 0"):
+        encode_example(chat_format, [user("u1")], talk)
+    base = ChatFormat(tokenizer, chat=False)
+    with pytest.raises(RowDropped, match="no reply to learn from"):
+        encode_example(base, [user("u1")], talk)
+    ids, is_action = encode_example(base, [user("u1")], [*talk[:2], assistant("a2")])
+    assert learned(tokenizer, ids, is_action) == "u1\na1<|end|>\nu2\n[a2<|end|>]"
+
+
+@pytest.mark.parametrize("order", [["tool"], ["tool", "tool"]])
+def test_tool_turns_are_the_templates_own(order):
+    tokenizer = chatml()
+    results = [{"role": role, "content": f"r{i}"} for i, role in enumerate(order)]
+    talk = [assistant("call()"), *results, assistant("done")]
+    ids, _ = encode_example(ChatFormat(tokenizer), [user("u")], talk)
+    whole = tokenizer.apply_chat_template([user("u"), *talk], tokenize=False)
+    assert tokenizer.decode(ids) == whole.removesuffix("\n")
+
+
+def test_what_a_template_cannot_say_is_dropped_or_counted():
+    tokenizer = chatml()
+    chat_format = ChatFormat(tokenizer)
+    call = {"function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    with pytest.raises(RowDropped, match="leaves tool calls out"):
+        encode_example(chat_format, [user("u")], [assistant("", tool_calls=[call])])
+    notes: Counter[str] = Counter()
+    reply = assistant("4", reasoning_content="2+2")
+    encode_example(chat_format, [user("u")], [reply], tools=[tool_spec], notes=notes)
+    assert notes == {
+        "replies without their reasoning: the template leaves it out": 1,
+        "conversations without their tools: the template leaves them out": 1,
+    }
+
+
+def test_messages_carry_facts_that_no_template_sees():
+    shows = chatml("{% for m in messages %}{{ m.keys() | list | sort | join(' ') }}|{% endfor %}")
+    with pytest.raises(UserError, match="leaves the reply out"):
+        ChatFormat(shows)
+    tokenizer = chatml()
+    tokenizer.chat_template = CHATML.replace("{{ m.content }}", "{{ m.content }}{{ m.answer }}")
+    text = ChatFormat(tokenizer).encode_prompt([{**user("u"), "answer": "42", "weight": 1}])
+    assert "42" not in tokenizer.decode(text)
+
+
+def test_a_system_text_is_refused_or_folded_into_the_first_user_turn(tmp_path):
+    tokenizer = chatml(STRICT)
+    prompt = [{"role": "system", "content": "Be kind."}, user("Hi")]
+    chat_format = ChatFormat(tokenizer)
+    refused = r"System role not supported; drop .*fold_system: true"
+    with pytest.raises(UserError, match=refused):
+        chat_format.encode_prompt(prompt)
+    with pytest.raises(UserError, match=refused):
+        encode_example(chat_format, prompt, [assistant("Hello")])
+    assert "no system role" in chat_format.describe()
+    set_chat_options(tokenizer, fold_system=True)
+    tokenizer.save_pretrained(tmp_path)
+    reloaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for found in (tokenizer, reloaded):
+        notes: Counter[str] = Counter()
+        ids, own = encode_example(ChatFormat(found), prompt, [assistant("Hello")], notes=notes)
+        text = learned(found, ids, own)
+        assert text == "<|user|>Be kind.\n\nHi<|assistant|>[Hello<|end|>]"
+        assert notes == {"system messages put into the first user turn": 1}
+        assert ChatFormat(found).encode_prompt(prompt) == ids[: own.index(True)]
+    with pytest.raises(ValueError, match="has a system role"):
+        set_chat_options(chatml(), fold_system=True)
+
+
+THINKS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "{{ m.content.split('</think>')[-1].lstrip() }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\nOPENING{% endif %}"
+)
+
+
+@pytest.mark.parametrize("opening", ["<think>", "<think>\n", "<think>\n\n</think>\n\n"])
+@pytest.mark.parametrize(
+    "reply", [assistant("<think>\n1+1\n</think>\n\n2"), assistant("2", reasoning_content="1+1")]
+)
+def test_a_reasoning_block_is_opened_once_and_closed(opening, reply):
+    tokenizer = chatml(THINKS.replace("OPENING", opening))
+    chat_format = ChatFormat(tokenizer)
+    notes: Counter[str] = Counter()
+    ids, own = encode_example(chat_format, [user("1+1?")], [reply], notes=notes)
+    last = learned(tokenizer, ids, own).rpartition("assistant\n")[2]
+    if "</think>" in opening:  # the template has it nowhere: nor have we, and say so
+        assert last == "[2<|im_end|>]"
+        assert sum(notes.values()) == 2
+    else:
+        assert last.replace("[", "") == "<think>\n1+1\n</think>\n\n2<|im_end|>]"
+        assert ids[: own.index(True)] == chat_format.encode_prompt([user("1+1?")])
+    plain, own = encode_example(chat_format, [user("1+1?")], [assistant("2")], notes=notes)
+    assert learned(tokenizer, plain, own).endswith("assistant\n[2<|im_end|>]")
+    assert notes["replies without the reasoning block that sampling opens"] >= 1
+
+
+def test_only_the_last_of_several_replies_is_learned_where_history_is_rewritten():
+    tokenizer = chatml(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' and "
+        "loop.last and not add_generation_prompt %}<think></think>{% endif %}{{ m.content }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    notes: Counter[str] = Counter()
+    talk = [assistant("a1"), user("u2"), assistant("a2")]
+    ids, own = encode_example(ChatFormat(tokenizer), [user("u1")], talk, notes=notes)
+    found = learned(tokenizer, ids, own)
+    assert found.count("[") == 1
+    assert found.endswith("[<think></think>a2<|im_end|>]")
+    whole = tokenizer.apply_chat_template([user("u1"), *talk], tokenize=False)
+    assert tokenizer.decode(ids) == whole.removesuffix("\n")
+    assert notes == {"replies not learned: the template rewrites them when turns follow": 1}
+
+
+def sentencepiece(scheme: str) -> Any:
+    """A tokenizer that puts a mark before words, as SentencePiece does, with bytes to fall back."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    pieces += ["\u2581", *"abcdefghijklmnopqrstuvwxyz?.", "\u2581blue", "\u2581green", "blue"]
+    merges = [("b", "l"), ("u", "e"), ("bl", "ue"), ("\u2581", "blue")]
+    pieces += ["bl", "ue"]
+    tokenizer = Tokenizer(
+        models.BPE(
+            {piece: i for i, piece in enumerate(pieces)},
+            merges,
+            unk_token="<unk>",
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence([])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1),
+        ]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_no_mark_of_a_first_word_stands_in_the_middle(scheme):
+    tokenizer = sentencepiece(scheme)
+    chat_format = ChatFormat(tokenizer)
+    talk = [assistant("blue"), user("grass?"), assistant("green")]
+    ids, _ = encode_example(chat_format, [user("sky?")], talk)
+    assert tokenizer.decode(ids) == "sky?\nblue</s>\ngrass?\ngreen</s>"
+    follow = chat_format.encode_observation("grass?", reply=[5])
+    assert tokenizer.convert_ids_to_tokens(follow)[0] == "<0x0A>"
+
+
+def test_stop_tokens_come_from_the_generation_configuration():
+    model = type("Model", (), {})()
+    tokenizer = chatml()
+    other = tokenizer.convert_tokens_to_ids("<|system|>")
+    assert generation_stop_ids(model) == []
+    for eos, expected in ((other, [other]), ([other, 5], [other, 5]), (None, [])):
+        model.generation_config = type("Config", (), {"eos_token_id": eos})()
+        assert generation_stop_ids(model) == expected
+    # A number that is no special token of the tokenizer is another vocabulary's.
+    letter = tokenizer("a")["input_ids"][0]
+    chat_format = ChatFormat(tokenizer, stop_ids=[other, letter])
+    names = tokenizer.convert_ids_to_tokens(sorted(chat_format.stop_ids))
+    assert set(names) == {"<|im_end|>", "<|end|>", "<|system|>"}
+
+
+def test_a_reply_that_ended_with_another_stop_token_is_closed_by_the_template():
+    tokenizer = chatml()
+    chat_format = ChatFormat(copy.deepcopy(tokenizer))
+    end, eos = chat_format.closing.token, tokenizer.eos_token_id
+    closed = tokenizer.decode(chat_format.encode_observation("u", reply=[9, end]))
+    foreign = tokenizer.decode(chat_format.encode_observation("u", reply=[9, eos]))
+    assert foreign == "<|im_end|>" + closed
+    assert closed == "\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n"
