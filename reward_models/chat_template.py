@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from reward_models.core import Unscorable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, Any]
 
@@ -131,7 +132,7 @@ def render_chat(
 ) -> str:
     """``messages`` as the chat template writes them, with the tokenizer's own options.
 
-    A list under ``tools`` in the first message is passed as the template's ``tools``. Templates
+    A list under ``tools`` in one of the messages is passed as the template's ``tools``. Templates
     differ in how they want tool calls: arguments as an object or as JSON text, no content or an
     empty one. The first form whose calls appear in the text is taken.
 
@@ -182,8 +183,8 @@ def _called(message: Message) -> list[str]:
 
 
 def tools_of(messages: Sequence[Message]) -> list[Any] | None:
-    """The tools of a conversation, which ride on its first message; None without any."""
-    return (messages[0].get("tools") or None) if messages else None
+    """The tools of a conversation, which ride on one of its messages; None without any."""
+    return next((message["tools"] for message in messages if message.get("tools")), None)
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Any] | None) -> list[dict[str, Any]]:

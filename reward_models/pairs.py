@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from reward_models.chat_template import with_tools
 from reward_models.core import Conversation
 
 
@@ -79,7 +80,7 @@ def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
         raise ValueError(f"a pair needs the columns chosen and rejected; {missing[0]!r} is missing")
     chosen, rejected = (_messages(row[key], "assistant") for key in ("chosen", "rejected"))
     if "prompt" in row:
-        prompt = _messages(row["prompt"], "user")
+        prompt = with_tools(_messages(row["prompt"], "user"), row.get("tools"))
         chosen, rejected = (_with_prompt(prompt, reply) for reply in (chosen, rejected))
     else:
         prompt = _common_prefix(chosen, rejected)

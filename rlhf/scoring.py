@@ -34,6 +34,7 @@ def score(config: ScoreConfig) -> Iterator[str]:
 
     An `answer` column, or an `answer` on a message, stays with the conversation.
     """
+    from reward_models.chat_template import with_tools
     from rlhf.data.conversation import labelled_conversation
     from rlhf.data.load import load
     from rlhf.models.rewards import load_rewards
@@ -42,7 +43,9 @@ def score(config: ScoreConfig) -> Iterator[str]:
     reward = load_rewards(specs)
     loaded = load(DataSpec(config.input), "sft", seed=0, facts=True)
     log.info("input: %s", loaded.summary())
-    conversations = [labelled_conversation(row) for row in loaded.rows]
+    conversations = [
+        with_tools(labelled_conversation(row), row.get("tools")) for row in loaded.rows
+    ]
     scores = reward.score(conversations)
     for index, conversation in enumerate(conversations):
         parts = {name: column[index] for name, column in scores.components.items()}

@@ -85,8 +85,10 @@ class ChatFormat:
             raise UserError("rollout.chat is true, but the model's tokenizer has no chat template")
         self.tokenizer, self.separator, self.stop_text = tokenizer, separator, stop
         self.chat = has_template if chat is None else chat
-        self.special_ids = _special_ids(tokenizer)
-        self.stop_ids = {tokenizer.eos_token_id} - {None} | set(stop_ids) & self.special_ids
+        # Other numbers of a generation configuration are those of another vocabulary.
+        added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+        self.stop_ids = {tokenizer.eos_token_id} - {None} | set(stop_ids) & added
+        self.special_ids = _special_ids(tokenizer) | self.stop_ids
         if stop is not None and not self.chat:
             self.stop_ids |= _tokens_containing(tokenizer, stop)
         self.closing = self._find_closing()

@@ -153,7 +153,7 @@ class _Talk:
         """Where the content ends in a template that writes no closing token."""
         content = str(self.messages[index]["content"]).strip()
         found = text.rfind(content, start) if content else -1
-        return found + len(content) if found >= 0 else len(text.rstrip())
+        return max(start, found + len(content) if found >= 0 else len(text.rstrip()))
 
     def _last_special(self, text: str, start: int) -> int:
         """The end of a special token that ends ``text``, white space aside; 0: there is none."""

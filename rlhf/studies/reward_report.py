@@ -149,9 +149,10 @@ def policy_replies(
     from rlhf.evaluation.replies import sample_replies
 
     assert config.policy is not None
-    prompts = list({prompt_key(row): row["prompt"] for row in rows}.values())[: config.prompts]
+    kept = list({prompt_key(row): row for row in rows}.values())[: config.prompts]
+    prompts = [{key: row[key] for key in ("prompt", "tools") if key in row} for row in kept]
     path = directory / "prompts.jsonl"
-    write_jsonl(path, [{"prompt": prompt} for prompt in prompts])
+    write_jsonl(path, prompts)
     env = EnvSpec(prompts=[DataSpec(str(path))])
     return sample_replies(
         config.policy,

@@ -225,7 +225,7 @@ def two_classes(encoder: RewardEncoder, row: Row) -> Row:
     """A text; its label for each head."""
     label = _class_number(row["label"], 2)
     return {
-        "texts": [encoder.text(labelled(row))],
+        "texts": [encoder.text(rated_conversation(row))],
         "labels": encoder.drawn(float(label)),
     }
 
@@ -233,7 +233,7 @@ def two_classes(encoder: RewardEncoder, row: Row) -> Row:
 def many_classes(encoder: RewardEncoder, row: Row) -> Row:
     """A text; the number of its class."""
     label = _class_number(row["label"], len(encoder.config.labels))
-    return {"texts": [encoder.text(labelled(row))], "labels": label}
+    return {"texts": [encoder.text(rated_conversation(row))], "labels": label}
 
 
 def attributes(encoder: RewardEncoder, row: Row) -> Row:
@@ -242,7 +242,7 @@ def attributes(encoder: RewardEncoder, row: Row) -> Row:
     values = [_rating(row[name], name) for name in names]
     if all(value == IGNORED for value in values):
         raise RowDropped("no rating")
-    return {"texts": [encoder.text(labelled(row))], "labels": values}
+    return {"texts": [encoder.text(rated_conversation(row))], "labels": values}
 
 
 def flags(encoder: RewardEncoder, row: Row) -> Row:
@@ -269,7 +269,7 @@ def step_labels(encoder: RewardEncoder, row: Row) -> Row:
     return {"texts": [steps.ids], "labels": labels}
 
 
-def labelled(row: Row) -> list[dict[str, Any]]:
+def rated_conversation(row: Row) -> list[dict[str, Any]]:
     """The conversation of a labelled row, with the row's tools."""
     return with_tools(labelled_conversation(row), row.get("tools"))
 

@@ -20,8 +20,10 @@ from rlhf.data.conversation import labelled_conversation
 from rlhf.data.splits import prompt_key
 from rlhf.evaluation.pairs import write_judgement, write_pairs_evaluation
 from rlhf.models.rewards import load_rewards, packed
+from rlhf.rollout.chat_format import prompt_of
 from rlhf.runs import Run
 from rlhf.training.reward_config import RewardConfig
+from rlhf.training.reward_data import rated_conversation
 from rlhf.training.reward_kinds import RewardKind, outputs_of
 from rlhf.training.stages import Row
 
@@ -185,7 +187,7 @@ def _candidates(
     top, longest, chance = [], [], []
     for row in rows:
         best = row.get("best", 0)
-        scores = reward([[*row["prompt"], *reply] for reply in row["replies"]])
+        scores = reward([[*prompt_of(row), *reply] for reply in row["replies"]])
         known = [-np.inf if score is None else score for score in scores]
         sizes = [sum(len(m["content"]) for m in reply) for reply in row["replies"]]
         top.append(float(int(np.argmax(known)) == best))
@@ -204,7 +206,7 @@ def _compare(
         ["\n\n".join(m["content"] for m in row[side]) for row in rows]
         for side in ("chosen", "rejected")
     )
-    odds, agree = model.compare([row["prompt"] for row in rows], chosen, rejected)
+    odds, agree = model.compare([prompt_of(row) for row in rows], chosen, rejected)
     right = [(np.sign(value) + 1) / 2 for value in odds]
     longer = [(np.sign(len(a) - len(b)) + 1) / 2 for a, b in zip(chosen, rejected, strict=True)]
     groups = [prompt_key(row) for row in rows]
@@ -221,7 +223,7 @@ def _steps(config: RewardConfig, run: Run, train: list[Row], rows: list[Row], dt
     mostly = bool(np.mean(seen) >= 0.5)
     for row in rows:
         reply = "".join(step + config.separator for step in row["steps"])
-        scores = reward.step_scores([*row["prompt"], {"role": "assistant", "content": reply}])
+        scores = reward.step_scores([*prompt_of(row), {"role": "assistant", "content": reply}])
         for score, label in zip(scores, row["labels"], strict=True):
             if label is not None:
                 right.append(float((score > 0.5) == bool(label)))
@@ -261,7 +263,7 @@ def _named(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 def _logits(run: Run, rows: list[Row], dtype: str) -> np.ndarray:
     """Raw outputs [N, K] of the saved model."""
     reward = packed(LearnedReward.load(run.final, dtype=dtype, attributes="all"))
-    ids = [reward.encode(labelled_conversation(row)) for row in rows]
+    ids = [reward.encode(rated_conversation(row)) for row in rows]
     return reward.score_ids(ids).numpy()
 
 

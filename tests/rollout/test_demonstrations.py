@@ -244,3 +244,26 @@ def test_a_reply_that_ended_with_another_stop_token_is_closed_by_the_template():
     foreign = tokenizer.decode(chat_format.encode_observation("u", reply=[9, eos]))
     assert foreign == "<|im_end|>" + closed
     assert closed == "\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_closing_token_that_is_not_marked_special_is_found_through_the_configuration():
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken(t, special=False) for t in ("<|im_start|>", "<|im_end|>")])
+    tokenizer.chat_template = CHATML
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    chat_format = ChatFormat(tokenizer, stop_ids=[end])
+    assert chat_format.closing.token == end
+    ids, _ = encode_example(chat_format, [user("u")], [assistant("a")])
+    assert tokenizer.decode(ids).endswith("a<|im_end|>")
+
+
+def test_reasoning_of_earlier_replies_is_neither_shown_nor_learned_without():
+    tokenizer = chatml(THINKS.replace("OPENING", "<think>\n"))
+    notes: Counter[str] = Counter()
+    thought = [assistant(a, reasoning_content=r) for r, a in (("r1", "a1"), ("r2", "a2"))]
+    talk = [thought[0], user("u2"), thought[1]]
+    ids, own = encode_example(ChatFormat(tokenizer), [user("u1")], talk, notes=notes)
+    found = learned(tokenizer, ids, own)
+    assert found.endswith("<|im_start|>assistant\n<think>\n[r2\n</think>\n\na2<|im_end|>]")
+    assert "assistant\na1<|im_end|>" in found
+    assert notes == {"replies not learned: the template rewrites them when turns follow": 1}
