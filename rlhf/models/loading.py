@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    AutoPeftModelForCausalLM,
-    AutoPeftModelForSequenceClassification,
-    AutoPeftModelForTokenClassification,
-    LoraConfig,
-    get_peft_model,
-)
 from safetensors import safe_open
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -29,11 +24,14 @@ from transformers.utils import logging as hf_logging
 from reward_models.chat_template import set_chat_options
 from reward_models.encoding import ensure_pad_token
 from rlhf.errors import UserError
-from rlhf.models.hub import resolve
+from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, merged_model
+from rlhf.models.hub import commit_of, hub_id_of, resolve
 from rlhf.models.logprobs import logits_of, trunk_of
+from rlhf.models.packing import keep_attention
 from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.scratch import make_model, make_tokenizer
-from rlhf.models.spec import LoraSpec, ModelSpec
+from rlhf.models.spec import ModelSpec
+from rlhf.models.trainable import make_trainable
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +40,32 @@ hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where a specification's weights lie, and whose they are."""
+
+    place: str
+    """Folder that transformers can load."""
+    hub: HubModel | None
+    """The hub's model that these are the weights of; None: the weights are of this machine."""
+
+    @classmethod
+    def of(cls, spec: ModelSpec) -> Source:
+        """The source of a specification with a path.
+
+        Raises:
+            UserError: nothing of that name exists here or on the hub.
+        """
+        path = str(spec.path)
+        place = resolve(path, revision=spec.revision)
+        name = None if is_adapter(place) else hub_id_of(path)
+        return cls(place, HubModel(name, commit_of(place)) if name else None)
+
+
 def load_model(
     spec: ModelSpec, *, seed: int, texts: Iterable[str] = (), device: torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer that a configuration names, in evaluation mode.
+    """The model and tokenizer that a configuration names, trainable, in evaluation mode.
 
     Args:
         spec: where the model comes from, its dtype, and its adapters if any.
@@ -57,25 +77,68 @@ def load_model(
         UserError: the model cannot be had, or fails the check of its head and padding.
     """
     device = device or default_device()
+    hub = None
     if spec.scratch:
         tokenizer = make_tokenizer(texts, spec.scratch.vocab_size)
         model: Any = make_model(spec.scratch, tokenizer, seed=seed)
+        dtype = choose_dtype(spec.dtype, model.num_parameters(), device)
     else:
-        place = resolve(str(spec.path))
-        tokenizer, model = load_tokenizer(place), load_weights(place)
+        source = Source.of(spec)
+        hub, tokenizer = source.hub, load_tokenizer(source.place)
+        # A known size decides the dtype before anything is read, so that no second copy is made.
+        size = size_of(source.place)
+        read_as = choose_dtype(spec.dtype, size, device) if size else torch.float32
+        model = load_weights(source.place, dtype=read_as)
+        dtype = choose_dtype(spec.dtype, size or model.num_parameters(), device)
     set_template_options(tokenizer, spec)
-    give_pad_token(tokenizer, model)
-    dtype = choose_dtype(spec.dtype, model.num_parameters(), device)
-    model = model.to(device=device, dtype=dtype).eval()
+    if give_pad_token(tokenizer, model):
+        hub = None  # these are not quite its weights
+    cast(model, device, dtype)
+    if spec.attn_implementation:
+        keep_attention(model, spec.attn_implementation)
     use_threads(model, device)
     check_model(model, tokenizer)
     if spec.lora:
-        model = add_lora(model, spec.lora, seed=seed)
-    size = model.num_parameters() / 1e6
+        model = add_lora(model, spec.lora, seed=seed, hub=hub)
+    make_trainable(model)
+    millions = model.num_parameters() / 1e6
     log.info(
-        "model %s: %.1fM parameters, %s on %s", spec.path or "from scratch", size, dtype, device
+        "model %s: %.1fM parameters, %s on %s", spec.path or "from scratch", millions, dtype, device
     )
     return model, tokenizer
+
+
+def size_of(place: str) -> int:
+    """Number of weights in a model folder, by the headers of its safetensors files; 0 if unknown.
+
+    Unknown for an adapter, which is merged in float32 anyway.
+    """
+    if is_adapter(place):
+        return 0
+    total = 0
+    for path in Path(place).glob("model*.safetensors"):
+        with safe_open(path, "pt") as weights:
+            shapes = (weights.get_slice(key).get_shape() for key in weights.keys())  # noqa: SIM118
+            total += sum(math.prod(shape) for shape in shapes)
+    return total
+
+
+def cast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a model and convert its weights, in place.
+
+    Buffers that are not saved, such as the frequencies of rotary positions, stay as the model
+    computed them: rounded to bfloat16 they would turn far positions by radians.
+    """
+    model.to(device)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point() and parameter.dtype != dtype:
+                parameter.data = parameter.data.to(dtype)
+        for name, buffer in module.named_buffers(recurse=False):
+            saved = name not in module._non_persistent_buffers_set
+            if saved and buffer.is_floating_point():
+                setattr(module, name, buffer.to(dtype))
+    model.config.dtype = dtype  # type: ignore[union-attr]
 
 
 def load_tokenizer(place: str) -> PreTrainedTokenizerBase:
@@ -102,77 +165,53 @@ def set_template_options(tokenizer: Any, spec: ModelSpec) -> None:
         raise UserError(str(error)) from error
 
 
-def load_weights(place: str) -> PreTrainedModel:
-    """A causal model in float32; an adapter folder is merged into its base model.
+def load_weights(place: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal model read in ``dtype``; an adapter folder is merged into its base in float32.
 
     Raises:
         UserError: the folder holds no causal language model.
     """
     try:
-        if (Path(place) / "adapter_config.json").exists():
-            merged = AutoPeftModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-            return merged.merge_and_unload()
-        return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        if is_adapter(place):
+            return merged_model(place)
+        return AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{place} is not a causal language model: {reason}") from error
 
 
-def give_pad_token(tokenizer: Any, model: PreTrainedModel) -> None:
-    """Make sure that padding has a token of its own.
+def give_pad_token(tokenizer: Any, model: PreTrainedModel) -> bool:
+    """Make sure that padding has a token of its own; returns whether the embedding grew.
 
     With pad = EOS a mask made from token ids hides the end of the text, and a reward model cannot
     tell a finished reply from a cut one. A token that the vocabulary sets aside is used if there is
     one; otherwise one is added and the embedding grows by a row.
     """
     ensure_pad_token(tokenizer)
-    if tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings:
+    grows = tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings
+    if grows:
         with torch.random.fork_rng(devices=[]):  # the new row is drawn
             torch.manual_seed(0)
             model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:  # classifiers have none
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-
-
-def add_lora(model: PreTrainedModel, spec: LoraSpec, *, seed: int) -> Any:
-    """Wrap a model with fresh adapters; at step 0 they change nothing."""
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=spec.rank,
-        lora_alpha=spec.alpha,
-        lora_dropout=spec.dropout,
-        target_modules="all-linear",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return get_peft_model(model, config)
-
-
-# Task of an adapter -> the class that puts it on its base model; any other is a language model's.
-CLASSIFIERS: dict[str, Any] = {
-    "SEQ_CLS": AutoPeftModelForSequenceClassification,
-    "TOKEN_CLS": AutoPeftModelForTokenClassification,
-}
+    return grows
 
 
 def merge_adapter(adapter: str, target: Path) -> Path:
     """Write a LoRA folder and its base model as one ordinary checkpoint.
 
     Raises:
-        UserError: the folder holds no adapter, or the target exists.
+        UserError: the folder holds no adapter, its base cannot be had, or the target exists.
     """
-    if not (Path(adapter) / "adapter_config.json").exists():
-        raise UserError(f"{adapter} holds no LoRA adapter (no adapter_config.json)")
+    if not is_adapter(adapter):
+        raise UserError(f"{adapter} holds no LoRA adapter (no {CONFIG_FILE})")
     if target.exists():
         raise UserError(f"{target} exists already: choose another folder")
-    config = json.loads((Path(adapter) / "adapter_config.json").read_text())
-    if auto := CLASSIFIERS.get(config.get("task_type")):
-        outputs = _outputs_of(Path(adapter))
-        model: Any = auto.from_pretrained(adapter, dtype=torch.float32, num_labels=outputs)
-        model = model.merge_and_unload()
-    else:
-        model = load_weights(adapter)
+    model = merged_model(adapter)
     tokenizer = load_tokenizer(adapter)
     if tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -181,23 +220,6 @@ def merge_adapter(adapter: str, target: Path) -> Path:
     for extra in Path(adapter).glob("reward_model.json"):
         shutil.copy(extra, target)
     return target
-
-
-def _outputs_of(adapter: Path) -> int:
-    """Outputs of the head that a classifier's adapter carries.
-
-    Raises:
-        UserError: it carries none, so its head was never trained.
-    """
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as weights:
-        heads = [
-            weights.get_slice(key).get_shape()[0]
-            for key in weights.keys()  # noqa: SIM118
-            if key.endswith(".weight") and "lora" not in key and key.count(".layers.") == 0
-        ]
-    if not heads:
-        raise UserError(f"{adapter} carries no head: it was trained without modules_to_save")
-    return heads[-1]
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf.errors import UserError
 from rlhf.models.architecture import (
     has_states,
     rotary_limit,
@@ -241,6 +242,25 @@ def use_fast_passes(model: Any) -> bool:
     return use_packing(model)
 
 
+def keep_attention(model: Any, name: str) -> None:
+    """Run a model with an attention of transformers, and never exchange it for ours.
+
+    Raises:
+        UserError: there is none of that name here, or the model has it not.
+    """
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.attn_implementation {name}: {reason}") from error
+    if model.config._attn_implementation != name:
+        raise UserError(
+            f"model.attn_implementation {name}: {type(model).__name__} runs with "
+            f"{model.config._attn_implementation} instead"
+        )
+    model.keeps_attention = True
+
+
 @torch.no_grad()
 def use_packing(model: Any) -> bool:
     """Let a causal model compute attention our way, if its scores stay the same.
@@ -254,6 +274,8 @@ def use_packing(model: Any) -> bool:
     inner, trunk = bare(model), trunk_of(model)
     if can_pack(trunk):
         return True
+    if getattr(inner, "keeps_attention", False):
+        return False
     config = text_config(inner)
     if has_states(config):  # a state would run on from one document into the next
         return False

@@ -49,14 +49,15 @@ def choose_dtype(name: str, num_parameters: int, device: torch.device) -> torch.
     """The dtype that ``model.dtype`` asks for.
 
     Args:
-        name: "auto", "float32" or "bfloat16".
+        name: "auto", "float32", "bfloat16" or "float16".
         num_parameters: "auto" leaves models under a million parameters in float32.
         device: where the model will run.
     """
     if name == "auto":
         fast = native_bf16(device) and num_parameters >= HALF_FROM
         return torch.bfloat16 if fast else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return named[name]
 
 
 def choose_threads(num_parameters: int, device: torch.device) -> int:

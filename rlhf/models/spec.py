@@ -40,18 +40,38 @@ class ScratchSpec:
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """Low-rank adapters on every linear layer (Hu et al. 2021, arXiv:2106.09685)."""
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: int = 16
     """Rank of each update."""
     alpha: int = 32
     """Scale: the update is multiplied by alpha / rank."""
     dropout: float = 0.0
-    """Dropout on the adapter's input."""
+    """Dropout on the adapter's input, in the updates of SFT and of reward models. Other stages
+    compare log-probabilities of two passes and leave it off."""
+    target_modules: list[str] = field(default_factory=list)
+    """Names of the modules that get adapters, e.g. [q_proj, v_proj]; empty: every linear layer but
+    the output head."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Names of modules that are trained whole and saved beside the adapters, e.g. [lm_head]."""
+    use_dora: bool = False
+    """Train the magnitude of each weight apart from its direction (DoRA, Liu et al. 2024,
+    arXiv:2402.09353)."""
+    use_rslora: bool = False
+    """Multiply the update by alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)."""
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"model.lora.rank must be >= 1, got {self.rank}")
+        if self.alpha < 1:
+            raise ValueError(f"model.lora.alpha must be >= 1, got {self.alpha}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.lora.dropout must lie in [0, 1), got {self.dropout}")
+        if both := set(self.target_modules) & set(self.modules_to_save):
+            raise ValueError(
+                f"model.lora: {min(both)} is named by target_modules and by modules_to_save; it "
+                "gets adapters or is trained whole"
+            )
 
 
 @dataclass(frozen=True)
@@ -69,13 +89,22 @@ class ModelSpec:
     fold_system: bool = False
     """Put a system message into the first user turn, for chat templates without a system role;
     saved with the model."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the weights. auto: bfloat16 with float32 masters where bf16 matmul is native and the model
-    is large enough to gain by it, else float32."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Data type of the weights. auto: bfloat16 with float32 masters where bf16 matmul is native and
+    the model is large enough to gain by it, else float32. float16 evaluates and generates; its
+    range is too narrow for gradients."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; None: its main branch."""
+    attn_implementation: str | None = None
+    """Attention of transformers that the model runs with in training and scoring, e.g. eager or
+    sdpa; None: this toolkit's packed attention where the model can use it, else transformers'
+    default."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.scratch is None):
             raise ValueError("model: give either model.path or model.scratch")
+        if self.scratch and self.revision:
+            raise ValueError("model.revision has no effect with model.scratch")
         if self.scratch and self.lora:
             raise ValueError(
                 "model.lora has no use with model.scratch: random weights need training"

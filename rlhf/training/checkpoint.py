@@ -10,9 +10,11 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
+
+from rlhf.models.adapters import BASE_FOLDER
 
 
 class Stateful(Protocol):
@@ -28,7 +30,9 @@ class Trained(Protocol):
 
     device: torch.device
 
-    def modules(self) -> dict[str, torch.nn.Module]: ...
+    def save(self, directory: Path, *, base: Path | None = None) -> None: ...
+
+    def restore(self, directory: Path) -> None: ...
 
 
 def save_checkpoint(
@@ -42,13 +46,14 @@ def save_checkpoint(
 ) -> None:
     """Write ``directory/step-N``, then remove older ones.
 
-    The folder is filled under another name and renamed at the end: a process killed in the middle
-    leaves the previous checkpoint whole.
+    The folder is one that transformers (of adapters: PEFT) opens, with the state of the run beside
+    the weights. It is filled under another name and renamed at the end: a process killed in the
+    middle leaves the previous checkpoint whole.
     """
     part = directory / f".step-{step}.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    save_weights(part / "weights.pt", policy)
+    policy.save(part, base=directory / BASE_FOLDER)
     torch.save(
         {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()},
         part / "optimizer.pt",
@@ -63,27 +68,17 @@ def save_checkpoint(
             shutil.rmtree(old)
 
 
-def save_weights(path: Path, policy: Trained) -> None:
-    """Write every trained parameter, in one step: a killed process leaves the old file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save({name: _trained(module) for name, module in policy.modules().items()}, part)
-    part.rename(path)
+def save_best(directory: Path, policy: Trained) -> None:
+    """Write ``directory/best``, the model alone, in place of an older one.
 
-
-@torch.no_grad()
-def load_weights(path: Path, policy: Trained) -> None:
-    """Restore what ``save_weights`` wrote, in place."""
-    weights = torch.load(path, map_location=policy.device, weights_only=True)
-    for name, module in policy.modules().items():
-        parameters = dict(module.named_parameters())
-        for key, value in weights[name].items():
-            parameters[key].copy_(value)
-
-
-def _trained(module: torch.nn.Module) -> dict[str, Any]:
-    """Parameters that training moves (under LoRA the adapters alone)."""
-    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    A process killed in the middle resumes from a checkpoint before this evaluation, and writes the
+    folder again.
+    """
+    part, target = directory / ".best.part", directory / "best"
+    shutil.rmtree(part, ignore_errors=True)
+    policy.save(part, base=directory / BASE_FOLDER)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
@@ -105,7 +100,7 @@ def load_checkpoint(
     Returns:
         The number of finished steps.
     """
-    load_weights(checkpoint / "weights.pt", policy)
+    policy.restore(checkpoint)
     saved = torch.load(checkpoint / "optimizer.pt", map_location=policy.device, weights_only=True)
     optimizer.load_state_dict(saved["optimizer"])
     scheduler.load_state_dict(saved["scheduler"])

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from rlhf.models.precision import MasterAdamW
+from rlhf.models.trainable import set_dropout
 from rlhf.runs import Run
 from rlhf.training.batching import micro_batches
 from rlhf.training.distributed import World, join
@@ -89,6 +90,8 @@ class Lesson:
     progress: Progress = field(default_factory=Progress)
     meter: Meter | None = None
     """Counts what steps cost, for a profile."""
+    dropout: bool = False
+    """Whether dropout is active in updates."""
 
 
 def open_lesson(
@@ -114,6 +117,7 @@ def open_lesson(
     lesson = Lesson(
         task, learner, options, config, join(), optimizer, scheduler, schedule, examples
     )
+    lesson.dropout = work.dropout
     if config.profile:
         lesson.meter = Meter(learner)
     return lesson
@@ -163,7 +167,7 @@ def references_of(lesson: Lesson, run: Run, path: Path) -> dict[str, list[Tensor
     if path.exists() and lesson.config.resume:
         return torch.load(path, weights_only=True)
     log.info("log-probabilities of the reference, once for all epochs")
-    lesson.learner.model.eval()
+    set_dropout(lesson.learner.model, active=False)
     schedule = lesson.schedule
     per_epoch = math.ceil(schedule.num_rows / schedule.batch_size)
     steps = range(min(schedule.num_steps, per_epoch))

@@ -16,14 +16,14 @@ import torch
 from rlhf.algorithms.tally import Tally
 from rlhf.errors import UserError
 from rlhf.evaluation.report.alarms import Watch
+from rlhf.models.trainable import set_dropout
 from rlhf.progress import OFFLINE, Reporter
 from rlhf.runs import Run
 from rlhf.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
-    load_weights,
+    save_best,
     save_checkpoint,
-    save_weights,
 )
 from rlhf.training.interrupt import StopRequest
 from rlhf.training.lesson import (
@@ -81,7 +81,7 @@ def train_native(
         _steps(lesson, run, stop)
         stop.check(run.directory)
     lesson.world.wait()
-    load_weights(folder / "best.pt", lesson.learner)
+    lesson.learner.restore(folder / "best")
     return lesson.learner.model
 
 
@@ -132,8 +132,8 @@ def learn(lesson: Lesson) -> tuple[Tally, float, int]:
 def _update(lesson: Lesson, batch: Examples) -> tuple[Tally, float]:
     """What a batch told, and the norm of its gradient; the model changes in place."""
     learner = lesson.learner
-    torch.manual_seed(lesson.config.seed + lesson.progress.step)  # adapters' dropout
-    learner.model.train()
+    torch.manual_seed(lesson.config.seed + lesson.progress.step)  # of dropout
+    set_dropout(learner.model, active=lesson.dropout)
     count, total = lesson.task.count(batch), Tally()
     for part in portions(lesson, batch):
         loss, told = lesson.task.loss(learner, part, count=count, **_own(lesson))
@@ -155,7 +155,7 @@ def _update(lesson: Lesson, batch: Examples) -> tuple[Tally, float]:
 @torch.no_grad()
 def evaluate(lesson: Lesson) -> dict[str, float]:
     """Metrics on the held-out examples."""
-    lesson.learner.model.eval()
+    set_dropout(lesson.learner.model, active=False)
     total = Tally()
     for rows in chunks(range(len(lesson.sets["eval"])), lesson.config.batch_size):
         batch = batch_of(lesson, "eval", rows)
@@ -184,7 +184,7 @@ def _keep_best(lesson: Lesson, run: Run, loss: float) -> None:
     if loss < progress.best:
         progress.best, progress.since = loss, 0
         if run.writes:
-            save_weights(run.directory / "checkpoints" / "best.pt", lesson.learner)
+            save_best(run.directory / "checkpoints", lesson.learner)
     else:
         progress.since += 1
 

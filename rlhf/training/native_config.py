@@ -63,6 +63,9 @@ class RewardOptions(NativeOptions):
 
     center_rewards_coefficient: float | None = None
     """Weight of the squared sum of a pair's scores, which centres them at 0."""
+    disable_dropout: bool = True
+    """Switch the model's own dropout off: the scores of a pair should differ by their texts alone.
+    That of adapters is model.lora.dropout."""
 
 
 OPTIONS: dict[str, type[NativeOptions]] = {

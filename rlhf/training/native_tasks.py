@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from rlhf.algorithms.tally import Tally, masked_mean
 from rlhf.models.heads import Policy
 from rlhf.models.logprobs import trunk_of
 from rlhf.models.packing import computed_tokens, hidden_states, packs_rows, use_fast_passes
+from rlhf.models.saving import restore_model, save_model
 from rlhf.rollout.batch import pad_right, some_rows
 
 Row = Mapping[str, Any]
@@ -103,6 +105,14 @@ class Scorer:
     def parameters(self) -> list[nn.Parameter]:
         """Every trained parameter."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    def save(self, directory: Path, *, base: Path | None = None) -> None:
+        """Write a folder that ``from_pretrained`` reads; ``base`` as in ``save_model``."""
+        save_model(self.model, self.tokenizer, directory, base=base)
+
+    def restore(self, directory: Path) -> None:
+        """Read what ``save`` wrote, in place."""
+        restore_model(self.model, directory)
 
     def computed_tokens(self, tokens: Tensor, attention_mask: Tensor) -> int:
         """Tokens that one pass over a batch costs."""

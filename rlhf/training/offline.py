@@ -21,9 +21,12 @@ from rlhf.data.load import load
 from rlhf.data.spec import DataSpec
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
+from rlhf.models.adapters import name_base_of_checkpoints, share_base
 from rlhf.models.loading import load_model
 from rlhf.models.logprobs import bare
 from rlhf.models.precision import MasterAdamW, default_device
+from rlhf.models.saving import save_model
+from rlhf.models.trainable import make_frozen, warn_of_dropout
 from rlhf.rollout.chat_format import generation_stop_ids
 from rlhf.runs import Run, seed_everything
 from rlhf.training import reward
@@ -64,20 +67,22 @@ def causal(verb: str) -> Callable[[OfflineConfig, list[Row]], Work]:
             owned["remove_unused_columns"] = False  # the collator reads our own
         if verb in ("dpo", "kto") and not native and bare(model) is model:
             # Without one TRL reads the reference from disk by name, whatever the weights are now.
-            arguments["ref_model"] = copy.deepcopy(model).eval().requires_grad_(False)
+            arguments["ref_model"] = make_frozen(copy.deepcopy(model))
+        if verb != "sft":
+            warn_of_dropout(verb, config.model)
 
         def save(trained: Any, final: Path) -> None:
-            trained.save_pretrained(final)
-            tokenizer.save_pretrained(final)
+            save_model(trained, tokenizer, final)
 
         return Work(
-            model=model.train(),
+            model=model,
             tokenizer=tokenizer,
             encode=lambda rows, training: encoder(form, rows),
             summary=encoder.summary,
             save=save,
             arguments=arguments,
             owned=owned,
+            dropout=verb == "sft",
         )
 
     return prepare
@@ -130,6 +135,7 @@ def train_offline(verb: str, config: OfflineConfig, run: Run) -> Path:
     log.info("engine: %s", engine)
     train = train_native if engine == "native" else train_with_trainer
     trained = train(verb, config, run, stage=stage, work=work, sets=(train_set, eval_set))
+    share_base(run.directory / "checkpoints", run.final)
     work.save(trained, run.final)
     if work.judge:
         work.judge(run)
@@ -167,6 +173,8 @@ def train_with_trainer(
 ) -> Any:
     """Train with TRL's trainer, or transformers' own; returns the best model."""
     options = make_options(stage, work, config, run, len(sets[0]))
+    if bare(work.model) is not work.model and run.writes:
+        name_base_of_checkpoints(work.model, run.directory / "checkpoints")
     with StopRequest() as stop:
         trainer = make_trainer(stage, work, config, options, *sets)
         for chatty in (transformers.PrinterCallback, transformers.ProgressCallback):

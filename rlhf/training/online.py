@@ -25,6 +25,7 @@ from rlhf.evaluation.evaluate import (
     write_evaluation,
 )
 from rlhf.evaluation.report.alarms import Watch
+from rlhf.models.adapters import share_base
 from rlhf.models.flops import update_flops
 from rlhf.profiling import usage
 from rlhf.progress import Reporter, online_slots
@@ -92,6 +93,7 @@ def train_online(name: str, config: OnlineConfig, run: Run) -> Path:
         _keep_samples(session, run, step=step, split="after")
         _final_evaluation(session, run)
         if run.writes:
+            share_base(run.directory / "checkpoints", run.final)
             session.policy.save(run.final)
     finally:
         session.close()

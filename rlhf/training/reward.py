@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import transformers
 import trl
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from reward_models import Sidecar
@@ -19,11 +18,13 @@ from reward_models.checkpoint import heads_in_fp32, keep_first_output, pooling_o
 from reward_models.encoding import end_template_at_score, template_hash
 from rlhf.data.load import load
 from rlhf.errors import UserError
-from rlhf.models.hub import resolve
-from rlhf.models.loading import give_pad_token, load_tokenizer, set_template_options
+from rlhf.models.adapters import add_lora, is_adapter, merged_model
+from rlhf.models.loading import Source, cast, give_pad_token, load_tokenizer, set_template_options
 from rlhf.models.logprobs import bare
+from rlhf.models.packing import keep_attention
 from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.spec import LoraSpec
+from rlhf.models.trainable import make_trainable, remove_own_dropout
 from rlhf.runs import Run
 from rlhf.training.offline_config import LEARNING_RATES
 from rlhf.training.reward_config import RewardConfig
@@ -35,7 +36,9 @@ from rlhf.training.stages import Stage, Work
 log = logging.getLogger(__name__)
 
 # What TRL's reward trainer does and transformers' own does not; the kinds see to it themselves.
-TRL_ONLY = frozenset({"center_rewards_coefficient", "disable_dropout"})
+TRL_ONLY = frozenset({"center_rewards_coefficient"})
+# Dropout is the same for every trainer: that of adapters stays as configured.
+OURS = frozenset({"disable_dropout"})
 
 
 def stage_of(config: RewardConfig) -> Stage:
@@ -68,7 +71,7 @@ def make_ready(config: RewardConfig, kind: RewardKind, stage: Stage) -> Work:
     encode = trl_pair if in_trl else kind.encode
     encoder = RewardEncoder(config, tokenizer, encode, append_eos=append_eos)
     if config.trainer.get("disable_dropout", True):
-        disable_dropout(bare(model))
+        remove_own_dropout(model)
     sidecar = Sidecar(
         template_hash=template_hash(tokenizer),
         append_eos=append_eos,
@@ -109,9 +112,12 @@ def make_ready(config: RewardConfig, kind: RewardKind, stage: Stage) -> Work:
         # The encoder has put rows in their order: like lengths together, batches at random.
         defaults={"train_sampling_strategy": "sequential"},
         owned={"remove_unused_columns": False},
+        handled=OURS,
+        dropout=True,
     )
     if in_trl:
-        owned = {"max_length": None}  # the encoder truncates; TRL would drop the row
+        # The encoder truncates; TRL would drop the row.
+        owned = {"max_length": None, "disable_dropout": False}
         return dataclasses.replace(work, owned={**work.owned, **owned})
     arguments = {
         "data_collator": Collator(model.config.pad_token_id),
@@ -119,7 +125,7 @@ def make_ready(config: RewardConfig, kind: RewardKind, stage: Stage) -> Work:
         "compute_metrics": kind.metrics,
         "preprocess_logits_for_metrics": kind.shape,
     }
-    return dataclasses.replace(work, arguments=arguments, handled=TRL_ONLY)
+    return dataclasses.replace(work, arguments=arguments, handled=OURS | TRL_ONLY)
 
 
 def load_scorer(config: RewardConfig, kind: RewardKind) -> tuple[Any, Any, str]:
@@ -130,28 +136,10 @@ def load_scorer(config: RewardConfig, kind: RewardKind) -> tuple[Any, Any, str]:
     """
     if config.model.scratch:
         raise UserError("model.scratch: a reward model starts from a language model; give a path")
-    place = resolve(str(config.model.path))
-    if (Path(place) / "adapter_config.json").exists():
-        raise UserError(
-            f"{place} is a LoRA adapter: merge it first, rlhf models merge {place} TARGET"
-        )
+    place = Source.of(config.model).place
     tokenizer = load_tokenizer(place)
     set_template_options(tokenizer, config.model)
-    names = outputs_of(config)
-    automatic: Any = AutoModelForSequenceClassification
-    if kind.scorer == "process":
-        automatic = AutoModelForTokenClassification
-    try:
-        model = automatic.from_pretrained(
-            place,
-            num_labels=len(names),
-            id2label=dict(enumerate(names)),
-            label2id={name: i for i, name in enumerate(names)},
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{place} cannot carry a reward head: {reason}") from error
+    model = with_new_head(place, outputs_of(config), steps=kind.scorer == "process")
     model.config.problem_type = problem_type(kind)
     model.config.use_cache = False  # keys and values are of no use in training
     positions = model.config.to_dict().get("max_position_embeddings")
@@ -164,13 +152,53 @@ def load_scorer(config: RewardConfig, kind: RewardKind) -> tuple[Any, Any, str]:
         spread_heads(model)
     device = default_device()
     size = model.num_parameters()
-    model = model.to(device=device, dtype=choose_dtype(config.model.dtype, size, device))
+    cast(model, device, choose_dtype(config.model.dtype, size, device))
+    if config.model.attn_implementation:
+        keep_attention(model, config.model.attn_implementation)
     use_threads(model, device)
     heads_in_fp32(model)
     pooling = "steps" if kind.scorer == "process" else pooling_of(model)
     if config.model.lora:
-        model = add_adapters(model, config.model.lora, kind)
-    return model.train(), tokenizer, pooling
+        model = add_adapters(model, config.model.lora, kind, seed=config.seed)
+    return make_trainable(model), tokenizer, pooling
+
+
+def with_new_head(place: str, names: list[str], *, steps: bool) -> Any:
+    """The backbone of a model folder with a fresh head, in float32; adapters are merged first.
+
+    Args:
+        place: folder of a language model, or of an adapter on one.
+        names: of the outputs.
+        steps: read every token instead of the whole text.
+
+    Raises:
+        UserError: there is no such model, or it cannot carry a head.
+    """
+    automatic: Any = (
+        AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
+    )
+    labels = {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+    try:
+        if not is_adapter(place):
+            return automatic.from_pretrained(place, dtype=torch.float32, **labels)
+        merged = merged_model(place)
+        config = merged.config
+        for key, value in labels.items():
+            setattr(config, key, value)
+        with torch.device("meta"):
+            kind = type(automatic.from_config(config))
+        return kind.from_pretrained(
+            None, config=config, state_dict=merged.state_dict(), dtype=torch.float32
+        )
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{place} cannot carry a reward head: {reason}") from error
 
 
 def problem_type(kind: RewardKind) -> str | None:
@@ -198,27 +226,9 @@ def spread_heads(model: Any) -> None:
                 torch.nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
 
 
-def add_adapters(model: Any, spec: LoraSpec, kind: RewardKind) -> Any:
+def add_adapters(model: Any, spec: LoraSpec, kind: RewardKind, *, seed: int) -> Any:
     """LoRA on the backbone; the head, which is new, is trained whole and saved."""
     # Without modules_to_save the head would stay random, frozen under the adapters.
     heads = [name for name, m in head_modules(model).items() if any(True for _ in m.parameters())]
     task = "TOKEN_CLS" if kind.scorer == "process" else "SEQ_CLS"
-    return get_peft_model(
-        model,
-        LoraConfig(
-            task_type=task,
-            r=spec.rank,
-            lora_alpha=spec.alpha,
-            lora_dropout=spec.dropout,
-            target_modules="all-linear",
-            exclude_modules=heads,
-            modules_to_save=heads,
-        ),
-    )
-
-
-def disable_dropout(model: Any) -> None:
-    """Switch dropout off, as TRL does: the scores of a pair should differ by their texts alone."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    return add_lora(model, spec, seed=seed, task=task, heads=heads)

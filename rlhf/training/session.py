@@ -26,6 +26,7 @@ from rlhf.models.heads import Policy, Reference
 from rlhf.models.loading import load_model
 from rlhf.models.precision import MasterAdamW
 from rlhf.models.rewards import load_rewards
+from rlhf.models.trainable import warn_of_dropout
 from rlhf.profiling import Stopwatch
 from rlhf.rollout.chat_format import prompt_of
 from rlhf.rollout.collect import Collector, Start
@@ -110,6 +111,7 @@ def open_session(name: str, config: OnlineConfig) -> Session:
     gold = load_rewards(config.gold) if config.gold else None
     prompts, held_out = split_prompts(config)
     model, tokenizer = load_model(config.model, seed=config.seed)
+    warn_of_dropout(name, config.model)
     policy = Policy(model, tokenizer, critic=config.critic if algorithm.critic else "none")
     optimizer = MasterAdamW(
         policy.parameters(),

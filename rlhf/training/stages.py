@@ -39,6 +39,8 @@ class Work:
     """Options under `trainer` that the stage sees to itself, because its trainer has none such."""
     judge: Callable[[Run], None] | None = None
     """Report on the saved model."""
+    dropout: bool = False
+    """Whether dropout is active in updates; in TRL's trainers it is where its rate is not 0."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rlhf.models import logprobs as logprobs_module
+from rlhf.models.adapters import add_lora
 from rlhf.models.heads import Policy, Reference
-from rlhf.models.loading import add_lora
 from rlhf.models.spec import LoraSpec
 from rlhf.rollout.batch import Batch, collate
 from tests.tiny import tiny_gpt2, tiny_model, tiny_policy, tiny_qwen2, tiny_rollouts

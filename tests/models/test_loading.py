@@ -13,8 +13,8 @@ from transformers import (
 )
 
 from rlhf.errors import UserError
+from rlhf.models.adapters import add_lora
 from rlhf.models.loading import (
-    add_lora,
     check_model,
     give_pad_token,
     load_model,

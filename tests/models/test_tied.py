@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import linear
 
 from rlhf.models import logprobs as logprobs_module
+from rlhf.models.adapters import add_lora
 from rlhf.models.heads import Policy
-from rlhf.models.loading import add_lora
 from rlhf.models.spec import LoraSpec
 from rlhf.models.tied import tied_table
 from tests.tiny import tiny_gpt2, tiny_model

@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from rlhf.models.loading import add_lora
+from rlhf.models.adapters import add_lora
 from rlhf.models.spec import LoraSpec
 from rlhf.rollout.cache import RaggedCache
 from rlhf.rollout.decoder import FusedDecoder, PlainDecoder, decoder_for, joined, largest_gap

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.models.loading import add_lora
+from rlhf.models.adapters import add_lora
 from rlhf.models.spec import LoraSpec
 from rlhf.rollout.sampler import Reply, Sampler, draw
 from tests.rollout.stage import passes

@@ -16,7 +16,14 @@ import yaml
 
 from rlhf.profiling import PARTS
 from rlhf.training.distributed import World
-from tests.training.workbench import checkpoint_of, metrics_of, online_tree, read_rows, same
+from tests.training.workbench import (
+    checkpoint_of,
+    metrics_of,
+    online_tree,
+    read_rows,
+    same,
+    tensors_of,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMES = ("time", *(f"time/{part}" for part in PARTS))
@@ -113,10 +120,7 @@ def test_two_processes_train_as_one(tmp_path: Path, echo_model: Path) -> None:
     for alone, shared in zip(one, two, strict=True):
         for key in alone.keys() - set(TIMES):
             torch.testing.assert_close(shared[key], alone[key], rtol=1e-3, atol=2e-5, msg=key)
-    weights = [
-        torch.load(tmp_path / name / "run/checkpoints/step-2/weights.pt")["model"]
-        for name in ("one", "two")
-    ]
+    weights = [tensors_of(tmp_path / name / "run/checkpoints/step-2") for name in ("one", "two")]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=1e-6)
     assert len(list((tmp_path / "two/run/evaluation/run").glob("episodes.jsonl"))) == 1

@@ -186,10 +186,15 @@ def metrics_of(folder: Path) -> list[Tree]:
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     """Every tensor of ``final/``, the critic's too."""
+    return tensors_of(folder / "final")
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the safetensors files in a folder."""
     from safetensors.torch import load_file
 
     found = {}
-    for path in sorted((folder / "final").glob("*.safetensors")):
+    for path in sorted(folder.glob("*.safetensors")):
         found |= {f"{path.name}/{key}": value for key, value in load_file(path).items()}
     return found
 
@@ -207,9 +212,9 @@ def same(first: Any, second: Any) -> bool:
 
 def checkpoint_of(folder: Path) -> Any:
     """Everything in the one checkpoint of an online run."""
-    (checkpoint,) = (folder / "checkpoints").iterdir()
+    (checkpoint,) = (folder / "checkpoints").glob("step-*")
     return {
-        "weights": torch.load(checkpoint / "weights.pt", weights_only=True),
+        "weights": tensors_of(checkpoint),
         "optimizer": torch.load(checkpoint / "optimizer.pt", weights_only=True),
         "state": json.loads((checkpoint / "state.json").read_text()),
     }

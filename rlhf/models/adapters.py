@@ -1,0 +1,335 @@
+"""LoRA adapters over their life: put on a model, saved with a base that can be found, merged.
+
+An adapter is worth nothing without the weights it was trained on. Its folder therefore names a hub
+id where those weights are the hub's, unchanged, and else holds them itself in ``base/``. A folder
+with a ``base/`` is loaded with that one wherever it was moved to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import (
+    LoraConfig,
+    PeftModelForCausalLM,
+    PeftModelForSequenceClassification,
+    PeftModelForTokenClassification,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    GenerationConfig,
+)
+
+from rlhf.errors import UserError, nearest
+from rlhf.models.hub import short_name_of, sources_of
+from rlhf.models.logprobs import bare
+from rlhf.models.spec import LoraSpec
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+BASE_FOLDER = "base"
+FINGERPRINT_FILE = "base_fingerprint.json"
+
+# Elements of each tensor that enter a fingerprint.
+_SAMPLED = 4096
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """Unchanged weights of the hub."""
+
+    name: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """How adapters of one PEFT task are loaded."""
+
+    base: Any
+    adapted: Any
+
+
+_TASKS = {
+    "CAUSAL_LM": _Task(AutoModelForCausalLM, PeftModelForCausalLM),
+    "SEQ_CLS": _Task(AutoModelForSequenceClassification, PeftModelForSequenceClassification),
+    "TOKEN_CLS": _Task(AutoModelForTokenClassification, PeftModelForTokenClassification),
+}
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds a LoRA adapter."""
+    return (Path(folder) / CONFIG_FILE).exists()
+
+
+def add_lora(
+    model: Any,
+    spec: LoraSpec,
+    *,
+    seed: int,
+    hub: HubModel | None = None,
+    task: str = "CAUSAL_LM",
+    heads: Iterable[str] = (),
+) -> Any:
+    """Wrap a model with fresh adapters; at step 0 they change nothing.
+
+    Args:
+        model: a transformers model.
+        spec: form and place of the adapters.
+        seed: of their weights.
+        hub: where the model's weights come from, if they are the hub's, unchanged.
+        task: PEFT's name of the task.
+        heads: modules that are new and therefore trained whole, without adapters.
+
+    Raises:
+        UserError: a module that the specification names is not there, or shares its weights.
+    """
+    heads = list(heads)
+    targets = spec.target_modules or "all-linear"
+    _check_names(model, spec)
+    config = LoraConfig(
+        task_type=task,
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        target_modules=targets,
+        use_dora=spec.use_dora,
+        use_rslora=spec.use_rslora,
+        exclude_modules=heads or None,
+        modules_to_save=[*heads, *spec.modules_to_save] or None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            adapted: Any = get_peft_model(model, config)
+        except ValueError as error:
+            raise UserError(f"model.lora: {str(error).splitlines()[0]}") from error
+    adapted.hub_model = hub
+    return adapted
+
+
+def _check_names(model: nn.Module, spec: LoraSpec) -> None:
+    """Refuse names of modules that match nothing, and modules that share weights with others."""
+    modules: dict[str, list[nn.Module]] = {}
+    for path, module in model.named_modules():
+        modules.setdefault(path.rpartition(".")[2], []).append(module)
+    table, head = (
+        getattr(model.get_input_embeddings(), "weight", None),  # type: ignore[operator]
+        getattr(model.get_output_embeddings(), "weight", None),  # type: ignore[operator]
+    )
+    for key in ("target_modules", "modules_to_save"):
+        for name in getattr(spec, key):
+            last = name.rpartition(".")[2]
+            if last not in modules:
+                raise UserError(
+                    f"model.lora.{key}: the model has no module {name!r}{nearest(last, modules)}"
+                )
+            if any(getattr(m, "weight", None) is table for m in modules[last]) and table is head:
+                raise UserError(
+                    f"model.lora.{key}: {name} shares its weights with another module of this "
+                    "model (tie_word_embeddings), so it cannot be trained apart from it"
+                )
+
+
+def save_adapter(model: Any, folder: Path, *, base: Path | None = None) -> None:
+    """Write a PEFT model's adapters, with the hub id of their base or the base itself.
+
+    Args:
+        model: a PEFT model from ``add_lora``.
+        folder: to write to.
+        base: folder of a copy of the base that lies there already or is written now; None: one
+            inside ``folder``.
+    """
+    config, hub = model.peft_config["default"], getattr(model, "hub_model", None)
+    folder.mkdir(parents=True, exist_ok=True)
+    if hub is not None:
+        config.base_model_name_or_path, config.revision = hub.name, hub.revision
+    else:
+        place = folder / BASE_FOLDER if base is None else base
+        write_base(model, place)
+        config.base_model_name_or_path, config.revision = str(place.absolute()), None
+    # Embeddings are saved where they are trained; a base that grew a row is a copy and has it.
+    model.save_pretrained(folder, save_embedding_layers=False)
+    if (settings := getattr(bare(model), "generation_config", None)) is not None:
+        settings.save_pretrained(folder)
+    weights = base_weights(model)
+    if hub is not None and all(w.dtype != torch.float16 for w in weights.values()):
+        fingerprint = {"sampled_crc32": fingerprint_of(weights)}
+        (folder / FINGERPRINT_FILE).write_text(json.dumps(fingerprint) + "\n")
+
+
+def write_base(model: Any, folder: Path) -> None:
+    """Write what a PEFT model was before its adapters; a folder that is there is left alone.
+
+    The folder is filled under another name and renamed at the end.
+    """
+    if folder.exists():
+        return
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    bare(model).save_pretrained(part, state_dict=base_weights(model))
+    part.rename(folder)
+
+
+def share_base(checkpoints: Path, final: Path) -> None:
+    """Give the base that lies among checkpoints, if any, a second place inside ``final``.
+
+    By hard links where the file system has them: both folders belong to one run, and nothing writes
+    into either again.
+    """
+    source, target = checkpoints / BASE_FOLDER, final / BASE_FOLDER
+    if not source.exists() or target.exists():
+        return
+
+    def link(first: str, second: str) -> None:
+        try:
+            os.link(first, second)
+        except OSError:
+            shutil.copy2(first, second)
+
+    final.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{BASE_FOLDER}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(source, part, copy_function=link)
+    part.rename(target)
+
+
+def name_base_of_checkpoints(model: Any, checkpoints: Path) -> None:
+    """Let a PEFT model that another trainer saves name a base that can be loaded.
+
+    The hub's unchanged weights are named by the folder that they were read from: PEFT asks the hub
+    at every save otherwise.
+    """
+    if getattr(model, "hub_model", None) is None:
+        write_base(model, checkpoints / BASE_FOLDER)
+        place = str((checkpoints / BASE_FOLDER).absolute())
+        model.peft_config["default"].base_model_name_or_path = place
+
+
+def base_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The state dict of a model without its adapters, under the names of the plain model."""
+    weights = {}
+    for name, tensor in bare(model).state_dict().items():
+        if "lora_" in name or ".modules_to_save." in name:
+            continue
+        weights[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor
+    return weights
+
+
+def fingerprint_of(weights: dict[str, torch.Tensor]) -> int:
+    """A checksum of a sample of every tensor, the same whether they are read in fp32 or bf16.
+
+    (In float16 they would be rounded twice.)
+    """
+    total = 0
+    for name in sorted(weights):
+        tensor = weights[name].detach()
+        if not tensor.is_floating_point():
+            continue
+        flat = tensor.flatten()
+        sample = flat[:: max(1, len(flat) // _SAMPLED)].to("cpu", torch.bfloat16)
+        total = zlib.crc32(sample.contiguous().view(torch.int16).numpy().tobytes(), total)
+    return total
+
+
+def merged_model(folder: str) -> Any:
+    """The model of an adapter folder, adapters merged into their base, in float32.
+
+    Raises:
+        UserError: the base is not to be had, or other weights have its name now.
+    """
+    config = json.loads((Path(folder) / CONFIG_FILE).read_text())
+    task = _TASKS.get(config.get("task_type") or "CAUSAL_LM")
+    if task is None:
+        raise UserError(f"{folder} holds an adapter of task {config['task_type']}: not supported")
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if task.base is not AutoModelForCausalLM:
+        options["num_labels"] = _outputs_of(Path(folder))
+    base = _load_base(Path(folder), config, task, options)
+    _grow_to_tokenizer(base, folder)
+    adapted: Any = task.adapted.from_pretrained(base, folder)
+    _check_complete(adapted, folder)
+    merged = adapted.merge_and_unload()
+    if (Path(folder) / "generation_config.json").exists():
+        merged.generation_config = GenerationConfig.from_pretrained(folder)
+    return merged
+
+
+def _load_base(folder: Path, config: dict[str, Any], task: _Task, options: dict[str, Any]) -> Any:
+    """The weights under an adapter: those beside it, else those that it names."""
+    name = str(config.get("base_model_name_or_path") or "")
+    own = folder / BASE_FOLDER
+    expected = None
+    if (folder / FINGERPRINT_FILE).exists():
+        expected = json.loads((folder / FINGERPRINT_FILE).read_text())["sampled_crc32"]
+    places = [str(own)] if own.is_dir() else sources_of(name, revision=config.get("revision"))
+    for place in places:
+        if is_adapter(place):
+            base = merged_model(place)
+        else:
+            base = task.base.from_pretrained(place, **options)
+        if expected is None or fingerprint_of(base.state_dict()) == expected:
+            return base
+    short = short_name_of(name)
+    raise UserError(
+        f"{folder} is an adapter on {short or name}, whose weights are not those that it was "
+        "trained on: restore them, or train again"
+    )
+
+
+def _check_complete(adapted: Any, folder: str) -> None:
+    """Refuse an adapter whose tensors are not those of its own configuration on this base.
+
+    PEFT leaves an adapter that it does not find at its initial value, which changes nothing.
+    """
+    with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as weights:
+        stored = set(weights.keys())
+    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    missing = wanted - stored
+    unused = {name for name in stored - wanted if "lora_" in name}
+    if missing or unused:
+        what = f"lacks {min(missing)}" if missing else f"has {min(unused)}, which nothing reads"
+        raise UserError(f"{folder} does not fit its base model: the adapter {what}")
+
+
+def _grow_to_tokenizer(base: Any, folder: str) -> None:
+    """Add the rows that the adapter's tokenizer has beyond the base's vocabulary."""
+    if not (Path(folder) / "tokenizer_config.json").exists():
+        return
+    size = len(AutoTokenizer.from_pretrained(folder))
+    if size > base.get_input_embeddings().num_embeddings:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            base.resize_token_embeddings(size)
+
+
+def _outputs_of(adapter: Path) -> int:
+    """Outputs of the head that a classifier's adapter carries.
+
+    Raises:
+        UserError: it carries none, so its head was never trained.
+    """
+    with safe_open(adapter / WEIGHTS_FILE, "pt") as weights:
+        heads = [
+            weights.get_slice(key).get_shape()[0]
+            for key in weights.keys()  # noqa: SIM118
+            if key.endswith(".weight") and "lora" not in key and key.count(".layers.") == 0
+        ]
+    if not heads:
+        raise UserError(f"{adapter} carries no head: it was trained without modules_to_save")
+    return heads[-1]
