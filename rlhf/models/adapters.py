@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from rlhf.errors import UserError, nearest
-from rlhf.models.hub import short_name_of, sources_of
+from rlhf.models.hub import sources_of
 from rlhf.models.logprobs import bare
 from rlhf.models.spec import LoraSpec
 
@@ -271,25 +271,46 @@ def merged_model(folder: str) -> Any:
 
 
 def _load_base(folder: Path, config: dict[str, Any], task: _Task, options: dict[str, Any]) -> Any:
-    """The weights under an adapter: those beside it, else those that it names."""
+    """The weights under an adapter: those beside it, else those that it names.
+
+    Raises:
+        UserError: they are not to be had, or have changed.
+    """
     name = str(config.get("base_model_name_or_path") or "")
-    own = folder / BASE_FOLDER
     expected = None
     if (folder / FINGERPRINT_FILE).exists():
         expected = json.loads((folder / FINGERPRINT_FILE).read_text())["sampled_crc32"]
-    places = [str(own)] if own.is_dir() else sources_of(name, revision=config.get("revision"))
-    for place in places:
+    for place in _places_of_base(folder, name, config.get("revision")):
         if is_adapter(place):
             base = merged_model(place)
         else:
             base = task.base.from_pretrained(place, **options)
         if expected is None or fingerprint_of(base.state_dict()) == expected:
             return base
-    short = short_name_of(name)
     raise UserError(
-        f"{folder} is an adapter on {short or name}, whose weights are not those that it was "
-        "trained on: restore them, or train again"
+        f"{folder} is an adapter on {name}, whose weights here are not those that it was trained "
+        "on: restore them, or train again"
     )
+
+
+def _places_of_base(folder: Path, name: str, revision: str | None) -> list[str]:
+    """Folders in which the base of an adapter may lie, likeliest first.
+
+    Raises:
+        UserError: there is none.
+    """
+    beside = [folder / BASE_FOLDER]
+    if Path(name).name == BASE_FOLDER:  # checkpoints share one
+        beside.append(folder.parent / BASE_FOLDER)
+    if name and not Path(name).is_absolute():
+        beside.append(folder / name)
+    for place in beside:
+        if place.is_dir():
+            return [str(place)]
+    try:
+        return sources_of(name, revision=revision)
+    except UserError as error:
+        raise UserError(f"{folder} is an adapter on {name!r}, which is missing: {error}") from error
 
 
 def _check_complete(adapted: Any, folder: str) -> None:

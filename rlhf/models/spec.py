@@ -109,3 +109,16 @@ class ModelSpec:
             raise ValueError(
                 "model.lora has no use with model.scratch: random weights need training"
             )
+
+
+def check_trainable(model: ModelSpec) -> None:
+    """Refuse what a model that is trained cannot be.
+
+    Raises:
+        ValueError: names the key.
+    """
+    if model.dtype == "float16":
+        raise ValueError(
+            "model.dtype: gradients fall below the range of float16; train in bfloat16 or float32 "
+            "(evaluate and generate take float16)"
+        )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch
 from torch import nn
 
 from rlhf.errors import UserError
@@ -18,6 +19,9 @@ from rlhf.models.logprobs import bare
 from rlhf.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
+
+# Elements of a tensor that a checksum converts at a time.
+_AT_ONCE = 2**20
 
 
 def make_trainable(model: Any) -> Any:
@@ -77,6 +81,31 @@ def warn_of_dropout(verb: str, spec: ModelSpec) -> None:
 def count_trainable(model: Any) -> int:
     """Number of parameters that training moves."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+class Movement:
+    """Whether training moves a model: its trained tensors against what they are now.
+
+    Args:
+        model: before the first step, or before a checkpoint is read into it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._start = [_checksum(p) for p in self._parameters]
+
+    def share(self) -> float:
+        """Share of the trained tensors that differ from the start."""
+        pairs = zip(self._parameters, self._start, strict=True)
+        return sum(_checksum(p) != start for p, start in pairs) / len(self._parameters)
+
+
+@torch.no_grad()
+def _checksum(parameter: torch.Tensor) -> int:
+    """Sum of the bits of a tensor, read as integers."""
+    kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    flat = parameter.detach().contiguous().view(-1).view(kinds[parameter.element_size()])
+    return sum(int(part.sum(dtype=torch.int64)) for part in flat.split(_AT_ONCE))
 
 
 def _of_adapter(name: str) -> bool:

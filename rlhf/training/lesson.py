@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import get_scheduler
 
 from rlhf.models.precision import MasterAdamW
-from rlhf.models.trainable import set_dropout
+from rlhf.models.trainable import Movement, set_dropout
 from rlhf.runs import Run
 from rlhf.training.batching import micro_batches
 from rlhf.training.distributed import World, join
@@ -77,6 +77,8 @@ class Lesson:
 
     task: Task
     learner: Any
+    movement: Movement
+    """Of the model since the start of the run."""
     options: NativeOptions
     config: OfflineConfig
     world: World
@@ -115,7 +117,16 @@ def open_lesson(
     )
     schedule = Schedule(len(train_set), config.batch_size, steps, config.seed)
     lesson = Lesson(
-        task, learner, options, config, join(), optimizer, scheduler, schedule, examples
+        task,
+        learner,
+        Movement(learner.model),
+        options,
+        config,
+        join(),
+        optimizer,
+        scheduler,
+        schedule,
+        examples,
     )
     lesson.dropout = work.dropout
     if config.profile:

@@ -109,7 +109,7 @@ def _steps(lesson: Lesson, run: Run, stop: StopRequest) -> None:
                 if lesson.meter:
                     metrics |= lesson.meter.take()
             if due:
-                metrics |= evaluate(lesson)
+                metrics |= evaluate(lesson) | {"train/moved": lesson.movement.share()}
                 _keep_best(lesson, run, metrics["eval/loss"])
             warnings = []
             if metrics:

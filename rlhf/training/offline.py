@@ -26,7 +26,7 @@ from rlhf.models.loading import load_model
 from rlhf.models.logprobs import bare
 from rlhf.models.precision import MasterAdamW, default_device
 from rlhf.models.saving import save_model
-from rlhf.models.trainable import make_frozen, warn_of_dropout
+from rlhf.models.trainable import Movement, make_frozen, warn_of_dropout
 from rlhf.rollout.chat_format import generation_stop_ids
 from rlhf.runs import Run, seed_everything
 from rlhf.training import reward
@@ -179,7 +179,7 @@ def train_with_trainer(
         trainer = make_trainer(stage, work, config, options, *sets)
         for chatty in (transformers.PrinterCallback, transformers.ProgressCallback):
             trainer.remove_callback(chatty)
-        trainer.add_callback(Recorder(run, stop))
+        trainer.add_callback(Recorder(run, stop, Movement(work.model)))
         checkpoint = transformers.trainer_utils.get_last_checkpoint(options.output_dir)
         if config.resume and checkpoint:
             run.rewind(int(checkpoint.rsplit("-", 1)[1]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlhf.data.spec import DataSpec
-from rlhf.models.spec import ModelSpec
+from rlhf.models.spec import ModelSpec, check_trainable
 from rlhf.tracking import TrackerName
 
 
@@ -51,6 +51,7 @@ class OfflineConfig:
     """Replace an existing output_dir."""
 
     def __post_init__(self) -> None:
+        check_trainable(self.model)
         if not self.data:
             raise ValueError("data: the list is empty; name at least one data set")
         if not 0 < self.eval_fraction < 1:

@@ -85,9 +85,12 @@ def train_online(name: str, config: OnlineConfig, run: Run) -> Path:
                 metrics = train_step(session, run, step)
                 step += 1
                 metrics |= _evaluate_if_due(session, step)
+                due = step % config.save_every == 0 or step == config.num_steps
+                if due:
+                    metrics["train/moved"] = session.movement.share()
                 run.log(step, metrics)
                 bar.show(step, metrics, watch.see(step, metrics))
-                if step % config.save_every == 0 or step == config.num_steps or stop.asked:
+                if due or stop.asked:
                     _save(session, run, step)
                 stop.check(run.directory)
         _keep_samples(session, run, step=step, split="after")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rlhf.algorithms.registry import Algorithm, configure
 from rlhf.errors import UserError
-from rlhf.models.spec import ModelSpec
+from rlhf.models.spec import ModelSpec, check_trainable
 from rlhf.rollout.spec import EnvSpec, RolloutSpec
 from rlhf.tracking import TrackerName
 
@@ -130,6 +130,7 @@ class OnlineConfig:
     """Replace an existing output_dir."""
 
     def __post_init__(self) -> None:
+        check_trainable(self.model)
         for name in ("num_steps", "episodes_per_step", "micro_batch_tokens", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")

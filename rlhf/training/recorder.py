@@ -8,6 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from rlhf.evaluation.report.alarms import Watch
+from rlhf.models.trainable import Movement
 from rlhf.progress import OFFLINE, Reporter
 from rlhf.runs import Run
 from rlhf.training.interrupt import StopRequest
@@ -33,8 +34,8 @@ class Recorder(TrainerCallback):
         "kl": "kl",
     }
 
-    def __init__(self, run: Run, stop: StopRequest) -> None:
-        self.run, self.stop = run, stop
+    def __init__(self, run: Run, stop: StopRequest, movement: Movement | None = None) -> None:
+        self.run, self.stop, self.movement = run, stop, movement
         self.reporter: Reporter | None = None
         self.watch: Watch | None = None
 
@@ -57,6 +58,8 @@ class Recorder(TrainerCallback):
             split, name = ("eval", key[5:]) if key.startswith("eval_") else ("train", key)
             if name in self.NAMES and isinstance(value, int | float) and math.isfinite(value):
                 row[f"{split}/{self.NAMES[name]}"] = float(value)
+        if self.movement and state.global_step and any(key.startswith("eval/") for key in row):
+            row["train/moved"] = self.movement.share()
         if row:
             self.run.log(state.global_step, row)
         if row and self.reporter and self.watch:

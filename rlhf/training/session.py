@@ -26,7 +26,7 @@ from rlhf.models.heads import Policy, Reference
 from rlhf.models.loading import load_model
 from rlhf.models.precision import MasterAdamW
 from rlhf.models.rewards import load_rewards
-from rlhf.models.trainable import warn_of_dropout
+from rlhf.models.trainable import Movement, warn_of_dropout
 from rlhf.profiling import Stopwatch
 from rlhf.rollout.chat_format import prompt_of
 from rlhf.rollout.collect import Collector, Start
@@ -80,6 +80,8 @@ class Session:
     scheduler: Any
     kl: FixedKL
     multiplier: LagrangeMultiplier | None
+    movement: Movement
+    """Of the policy since the start of the run."""
     moments: RewardMoments = field(default_factory=RewardMoments)
     starts: StartCounter = field(default_factory=StartCounter)
     openings: Openings = field(default_factory=Openings)
@@ -150,6 +152,7 @@ def open_session(name: str, config: OnlineConfig) -> Session:
         scheduler=scheduler,
         kl=make_controller(config.kl, algorithm.settings.kl_coef),
         multiplier=make_multiplier(algorithm),
+        movement=Movement(model),
         watch=watch,
         ceiling=ceiling(model.dtype, policy.device) if config.profile else None,
     )

@@ -15,7 +15,6 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
-import torch
 
 from rlhf.algorithms.settings import Settings
 from rlhf.config import merge
@@ -108,6 +107,11 @@ EFFECTS: dict[str, tuple[Any, Tree, str]] = {
     "model.scratch.initializer_range": (0.1, SCRATCH, "ppo"),
     "model.lora.rank": (4, LORA, "ppo"),
     "model.lora.alpha": (8, LORA, "ppo"),
+    "model.lora.target_modules": (["q_proj"], LORA, "ppo"),
+    "model.lora.modules_to_save": (["norm"], LORA, "ppo"),
+    "model.lora.use_dora": (True, LORA, "ppo"),
+    "model.lora.use_rslora": (True, LORA, "ppo"),
+    "model.attn_implementation": ("eager", {"profile": True}, "ppo"),
     "env": ({"kwargs": {"num_words": 3}}, {}, "ppo"),
     "env.id": (NUMBERS["id"], {}, "ppo"),
     "env.kwargs": ({"num_words": 2}, {}, "ppo"),
@@ -205,6 +209,8 @@ REFUSALS: dict[str, tuple[Any, Tree, str, str]] = {
     "model.lora": ({}, SCRATCH, "ppo", "no use with model.scratch"),
     "model.chat_template_kwargs": ({"enable_thinking": False}, {}, "ppo", "does not read"),
     "model.fold_system": (True, {}, "ppo", "the template has a system role"),
+    "model.revision": ("main", {}, "ppo", "only a hub id"),
+    "model.dtype": ("float16", {}, "ppo", "below the range of float16"),
 }
 # Shown by the named test: not in what a run leaves, or only in combination with an accident.
 ELSEWHERE = {
@@ -217,7 +223,7 @@ ELSEWHERE = {
     "rollout.parallel": "test_parallel_is_the_number_of_environments",
     "save_every": "test_checkpoints_are_written_as_often_as_asked",
     "micro_batch_tokens": "test_micro_batches_are_passes_of_the_model",
-    "model.lora.dropout": "test_adapters_have_the_dropout_that_was_asked_for",
+    "model.lora.dropout": "tests/training/test_dropout.py",
     "model.scratch.vocab_size": "tests/models",
     "model.chat_template_kwargs": "test_the_template_has_the_options_that_were_asked_for",
     "model.fold_system": "test_the_template_has_the_options_that_were_asked_for",
@@ -361,15 +367,6 @@ def test_micro_batches_are_passes_of_the_model(places) -> None:
         passes.append(len(seen))
         session.close()
     assert passes == [8, 1]
-
-
-def test_adapters_have_the_dropout_that_was_asked_for(places) -> None:
-    """The policy is in evaluation mode online, where dropout would spoil the ratio."""
-    tree = tree_of("unused", places, {"model": {"lora": {"rank": 2, "dropout": 0.5}}})
-    session = open_session("ppo", configure("ppo", tree))
-    rates = {m.p for m in session.policy.model.modules() if isinstance(m, torch.nn.Dropout)}
-    session.close()
-    assert 0.5 in rates
 
 
 def test_the_template_has_the_options_that_were_asked_for(tmp_path, places) -> None:

@@ -75,6 +75,10 @@ class Watch:
         """Whether a share was logged often enough to be told."""
         if kind.startswith(_UNSCORED):
             return len(self.rows) >= _RECENT
+        if kind == "train/moved":  # a warm-up may hold the first steps
+            warm_up = int(self.record.config.get("critic_warmup_steps") or 0)
+            steps = self.record.series("train/updates")[0] or self.record.series(kind)[0]
+            return len([step for step in steps if step > warm_up]) >= _RECENT
         recent = kind in _SHARES or kind.startswith("rollout/")
         return not recent or len(self.record.series(kind)[1]) >= _RECENT
 
@@ -87,6 +91,7 @@ def _findings(run: RunRecord, when: str) -> Iterator[tuple[str, str]]:
         when: what the last logged values are called.
     """
     yield from (("finite", words) for words in _not_finite(run))
+    yield from (("train/moved", words) for words in _unmoved(run))
     yield from (("gold", words) for words in _over_optimised(run))
     yield from _diverged(run)
     yield from (("entropy", words) for words in _collapsed(run))
@@ -153,6 +158,26 @@ def _not_finite(run: RunRecord) -> list[str]:
             if isinstance(value, float) and not math.isfinite(value):
                 found.setdefault(key, int(row.get("step", 0)))
     return [f"{key} is not finite from step {step} on." for key, step in found.items()]
+
+
+def _unmoved(run: RunRecord) -> list[str]:
+    """A model that training left as it was: a frozen policy, a rate of 0, advantages of 0."""
+    steps, moved = run.series("train/moved")
+    if moved:
+        if moved[-1] > 0:
+            return []
+        return [
+            f"training did not move the model: at step {short(steps[-1])} every trained weight is "
+            "what it was at the start."
+        ]
+    kl, ratio = run.series("policy/kl")[1], run.series("policy/ratio_max")[1]
+    # Of runs without that metric. The divergence of a step is measured before its update.
+    if len(kl) < _RECENT or max(map(abs, kl)) > 0 or any(abs(r - 1) > 1e-6 for r in ratio):
+        return []
+    return [
+        f"the policy did not move: policy/kl is 0 in all of {len(kl)} logged steps, and no "
+        "importance ratio differs from 1."
+    ]
 
 
 def _over_optimised(run: RunRecord) -> list[str]:

@@ -1,0 +1,210 @@
+"""Dropout, a model's own and that of adapters: on in the updates of SFT and reward models alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from rlhf.models.loading import load_model
+from rlhf.models.logprobs import bare
+from rlhf.models.spec import LoraSpec, ModelSpec
+from rlhf.models.trainable import remove_own_dropout
+from rlhf.training import native, online
+from rlhf.verbs import execute
+from tests.training.workbench import (
+    evaluations,
+    label_rows,
+    metrics_of,
+    offline_tree,
+    online_tree,
+    pair_rows,
+    same,
+    save_model,
+    sft_rows,
+    weights_of,
+    write_rows,
+)
+
+RATE = 0.3
+LORA = {"rank": 4, "dropout": RATE}
+ROWS = {"sft": sft_rows, "reward": pair_rows, "dpo": pair_rows, "kto": label_rows}
+STARTS = ("adapters", "own", "both")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The key `model` of a model with adapters' dropout, with its own, and with both."""
+    folder = tmp_path_factory.mktemp("dropout")
+    llama = save_model(folder / "llama", sharp=6.0)
+    _, tokenizer = load_model(ModelSpec(path=str(llama)), seed=0)
+    rates = {"resid_pdrop": RATE, "embd_pdrop": RATE, "attn_pdrop": RATE}
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=64,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.2,
+        **rates,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        GPT2LMHeadModel(config).save_pretrained(folder / "gpt2")
+    tokenizer.save_pretrained(folder / "gpt2")
+    return {
+        "adapters": {"path": str(llama), "lora": LORA},
+        "own": {"path": str(folder / "gpt2")},
+        "both": {"path": str(folder / "gpt2"), "lora": LORA},
+    }
+
+
+def tree_of(folder: Path, verb: str, model: Any, **keys: Any) -> dict[str, Any]:
+    """A run of a few steps on that model."""
+    if verb in ROWS:
+        data = write_rows(folder.with_suffix(".jsonl"), ROWS[verb](16))
+        tree = offline_tree(folder, Path("unused"), data, **{"trainer": {"max_steps": 4}, **keys})
+    else:
+        tree = online_tree(folder, Path("unused"), **keys)
+    return tree | {"model": model}
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("verb", ["ppo", "grpo"])
+def test_the_first_importance_ratio_of_an_online_batch_is_1(
+    tmp_path: Path, places: dict[str, Any], verb: str, start: str
+) -> None:
+    algorithm = {"num_epochs": 1, "num_minibatches": 1}
+    algorithm |= {"group_size": 4} if verb == "grpo" else {}
+    tree = tree_of(tmp_path / "run", verb, places[start], algorithm=algorithm, num_steps=3)
+    execute(verb, tree)
+    rows = metrics_of(tmp_path / "run")
+    assert len(rows) == 3
+    for row in rows:
+        assert row["policy/ratio_max"] == pytest.approx(1, abs=1e-5)
+        assert row["sampler/gap_abs"] < 1e-5
+    assert rows[-1]["train/moved"] > 0
+
+
+def test_evaluating_online_changes_nothing_that_is_learned(
+    tmp_path: Path, places: dict[str, Any]
+) -> None:
+    for name, every in (("never", 0), ("often", 1)):
+        evaluation = {"episodes": 4, "every": every}
+        execute("ppo", tree_of(tmp_path / name, "ppo", places["both"], evaluation=evaluation))
+    assert same(weights_of(tmp_path / "never"), weights_of(tmp_path / "often"))
+
+
+def test_a_resumed_online_run_ends_like_the_whole_one(
+    tmp_path: Path, places: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute("ppo", tree_of(tmp_path / "whole", "ppo", places["both"]))
+    step = online.train_step
+
+    def failing(session: Any, run: Any, number: int) -> Any:
+        if number == 2:
+            raise ValueError("cut")
+        return step(session, run, number)
+
+    cut = tree_of(tmp_path / "cut", "ppo", places["both"])
+    monkeypatch.setattr(online, "train_step", failing)
+    with pytest.raises(ValueError, match="cut"):
+        execute("ppo", cut)
+    monkeypatch.setattr(online, "train_step", step)
+    execute("ppo", cut | {"resume": True})
+    assert same(weights_of(tmp_path / "cut"), weights_of(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize(("verb", "engine"), [("dpo", "native"), ("dpo", "trl"), ("kto", "trl")])
+def test_preference_losses_start_at_their_exact_value(
+    tmp_path: Path, places: dict[str, Any], verb: str, engine: str, start: str
+) -> None:
+    trainer = {"max_steps": 2, "learning_rate": 1e-12, "logging_steps": 1}
+    tree = tree_of(tmp_path / "run", verb, places[start], engine=engine, trainer=trainer)
+    execute(verb, tree)
+    told = [row["train/loss"] for row in metrics_of(tmp_path / "run") if "train/loss" in row]
+    expected = math.log(2) if verb == "dpo" else 0.5
+    assert told == pytest.approx([expected] * 2, abs=1e-6)
+    assert evaluations(tmp_path / "run")[0] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("verb", ["sft", "reward", "dpo"])
+def test_dropout_acts_in_updates_of_sft_and_reward_models_alone(
+    tmp_path: Path,
+    places: dict[str, Any],
+    verb: str,
+    start: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which dropout layers are active while a gradient is computed, and while none is."""
+    active: dict[bool, set[str]] = {True: set(), False: set()}
+    forward = nn.Dropout.forward
+
+    def counting(self: nn.Dropout, x: torch.Tensor) -> torch.Tensor:
+        if self.training and self.p > 0:
+            active[torch.is_grad_enabled()].add(self.kind)  # type: ignore[arg-type]
+        return forward(self, x)
+
+    opened = native.open_lesson
+
+    def marking(*arguments: Any, **keys: Any) -> Any:
+        lesson = opened(*arguments, **keys)
+        for name, module in lesson.learner.model.named_modules():
+            if isinstance(module, nn.Dropout):
+                module.kind = "adapters" if "lora_dropout" in name else "own"  # type: ignore[assignment]
+        return lesson
+
+    monkeypatch.setattr(nn.Dropout, "forward", counting)
+    monkeypatch.setattr(native, "open_lesson", marking)
+    execute(verb, tree_of(tmp_path / "run", verb, places[start], engine="native"))
+    kinds = {"adapters": {"adapters"}, "own": {"own"}, "both": {"adapters", "own"}}[start]
+    expected = {"sft": kinds, "reward": kinds - {"own"}, "dpo": set()}[verb]
+    assert active == {True: expected, False: set()}
+
+
+def test_a_reward_model_keeps_its_own_dropout_where_asked(
+    tmp_path: Path, places: dict[str, Any]
+) -> None:
+    for name, off in (("off", True), ("on", False)):
+        trainer = {"max_steps": 2, "disable_dropout": off}
+        execute("reward", tree_of(tmp_path / name, "reward", places["own"], trainer=trainer))
+    assert not same(weights_of(tmp_path / "off"), weights_of(tmp_path / "on"))
+
+
+def test_the_rate_of_adapters_decides_in_sft(tmp_path: Path, places: dict[str, Any]) -> None:
+    for name, rate in (("none", 0.0), ("some", RATE)):
+        model = places["adapters"] | {"lora": LORA | {"dropout": rate}}
+        execute("sft", tree_of(tmp_path / name, "sft", model))
+    assert not same(weights_of(tmp_path / "none"), weights_of(tmp_path / "some"))
+
+
+def test_a_rate_that_is_left_off_is_told(
+    tmp_path: Path, places: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        execute("ppo", tree_of(tmp_path / "run", "ppo", places["adapters"], num_steps=1))
+    (line,) = [m for m in caplog.messages if "model.lora.dropout" in m]
+    assert "0.3 is off in ppo" in line
+
+
+def test_removing_the_own_dropout_leaves_that_of_adapters(places: dict[str, Any]) -> None:
+    spec = ModelSpec(path=places["own"]["path"], lora=LoraSpec(dropout=RATE))
+    model, _ = load_model(spec, seed=0)
+    remove_own_dropout(model)
+    rates = {
+        "lora_dropout" in name: module.p
+        for name, module in bare(model).named_modules()
+        if isinstance(module, nn.Dropout)
+    }
+    assert rates == {True: RATE, False: 0.0}
