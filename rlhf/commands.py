@@ -58,7 +58,7 @@ def stage(verb: str, arguments: list[str]) -> int:
 
 def run(arguments: list[str]) -> int:
     """`rlhf run PIPELINE.yaml`."""
-    from rlhf.pipeline import read_pipeline, run_pipeline, stage_tree, waits_for
+    from rlhf.pipeline import read_pipeline, run_pipeline
 
     rest, flags = take_flags(arguments)
     if "--help" in flags or "-h" in flags or not rest:
@@ -72,13 +72,14 @@ def run(arguments: list[str]) -> int:
         print(yaml.safe_dump(as_tree(pipeline), sort_keys=False))
         return 0
     if "--dry-run" in flags:
-        from rlhf.plan import plan
+        from rlhf.plan import plan_stage
 
         for item in pipeline.stages:
-            waiting = waits_for(pipeline, item)
-            told = f"keys and types are right; waits for {', '.join(waiting)}"
             print(f"== {item['name']}")
-            print(told if waiting else plan(item["verb"], stage_tree(pipeline, item)))
+            try:
+                print(plan_stage(pipeline, item))
+            except UserError as error:
+                raise UserError(f"stage {item['name']}: {error}") from error
         return 0
     print(run_pipeline(pipeline))
     return 0

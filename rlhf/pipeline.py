@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.config import assemble, check_keys, set_key
 from rlhf.errors import UserError, nearest
 from rlhf.launch import release_memory
@@ -88,9 +89,65 @@ def _check_stage(pipeline: Pipeline, index: int, name: str, names: list[str]) ->
                     f"{reference}: no earlier stage is called {target!r}"
                     f"{nearest(target, names[:index])}"
                 )
+        verbs = {str(other["name"]): other["verb"] for other in pipeline.stages}
+        _check_models(stage, verbs)
         configure(stage["verb"], stage_tree(pipeline, stage))
     except UserError as error:
         raise UserError(f"stage {name}: {error}") from error
+
+
+def _check_models(stage: Mapping[str, Any], verbs: Mapping[str, str]) -> None:
+    """Refuse stages as models that leave none, or a model of the other kind.
+
+    Args:
+        stage: to be checked.
+        verbs: of all stages, by name.
+    """
+    policies = stage.get("policies") or []
+    specs = [stage, *(p for p in policies if isinstance(p, Mapping))]
+    for spec in specs:
+        verb = _verb_behind(spec.get("model"), "path", verbs)
+        if verb and not leaves_policy(verb) and not (verb == stage["verb"] == "reward"):
+            raise UserError(
+                f"model.path {spec['model']['path']}: `rlhf {verb}` leaves no language model"
+            )
+    for key in ("rewards", "gold"):
+        for row in stage.get(key) or []:
+            verb = _verb_behind(row, "path", verbs)
+            if verb and verb != "reward":
+                raise UserError(f"{key}: {row['path']}: `rlhf {verb}` leaves no reward model")
+
+
+def _verb_behind(spec: Any, key: str, verbs: Mapping[str, str]) -> str | None:
+    """The verb of the stage whose ``final/`` a key names; None where it names anything else."""
+    path = spec.get(key) if isinstance(spec, Mapping) else None
+    if not isinstance(path, str) or not path.startswith(PREFIX) or "/" in path:
+        return None
+    return verbs[path.removeprefix(PREFIX)]
+
+
+def leaves_policy(verb: str) -> bool:
+    """Whether a verb's ``final/`` is a language model."""
+    return verb in ("sft", "dpo", "kto") or verb in ALGORITHMS
+
+
+def before_training(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage that starts from models as they are before earlier stages train them.
+
+    Their form is that of the trained ones, so that a plan can be made of a stage that waits.
+    References that do not lead to a model that is there stay.
+    """
+    stages = {str(other["name"]): other for other in pipeline.stages}
+    model = stage.get("model")
+    while isinstance(model, Mapping) and str(model.get("path", "")).startswith(PREFIX):
+        path = str(model["path"])
+        if _place(Path(pipeline.output_dir), path).exists():
+            break
+        origin = stages[path.removeprefix(PREFIX).partition("/")[0]].get("model")
+        if not isinstance(origin, Mapping) or "/" in path or not origin.get("path"):
+            break
+        model = {**model, "path": origin["path"]}
+    return {**stage, "model": model} if model is not None else dict(stage)
 
 
 def _references(value: Any) -> list[str]:

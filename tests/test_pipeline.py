@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlhf.cli import main
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline, run_pipeline, stage_tree, waits_for
-from tests.training.workbench import sft_rows, write_rows
+from tests.training.workbench import pair_rows, sft_rows, write_rows
 
 
 def pipeline_file(folder: Path, stages: list, **keys) -> Path:
@@ -70,3 +71,82 @@ def test_a_failed_stage_is_named_and_finished_ones_stay(tmp_path):
     assert not (tmp_path / "out/sft").exists()
     with pytest.raises(UserError, match="exists already"):
         run_pipeline(pipeline)
+
+
+def reward_stage(**keys) -> dict:
+    return sft_stage(name="reward", verb="reward", model={"path": "m"}) | keys
+
+
+PPO = {"name": "ppo", "verb": "ppo", "env": {"id": "text/Echo-v0"}, "model": {"path": "m"}}
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ([reward_stage(), dpo_stage(model={"path": "stage:reward"})], "leaves no language model"),
+        (
+            [sft_stage(), PPO | {"rewards": [{"kind": "learned", "path": "stage:sft"}]}],
+            "`rlhf sft` leaves no reward model",
+        ),
+        (
+            [
+                reward_stage(),
+                {
+                    "name": "e",
+                    "verb": "evaluate",
+                    "policies": [{"name": "p", "model": {"path": "stage:reward"}}],
+                    "text": [{"path": "d.jsonl"}],
+                },
+            ],
+            "leaves no language model",
+        ),
+    ],
+)
+def test_a_stage_is_no_model_of_the_other_kind(tmp_path, stages, words):
+    with pytest.raises(UserError, match=words):
+        read_pipeline([pipeline_file(tmp_path, stages)], [])
+
+
+LATER = {
+    "options": (dpo_stage(trainer={"precompute_ref_log_probs": True}), "is an option of TRL"),
+    "modules": (
+        dpo_stage(model={"path": "stage:sft", "lora": {"target_modules": ["q_prj"]}}),
+        "did you mean 'q_proj'",
+    ),
+    "reward modules": (
+        reward_stage(model={"path": "stage:sft", "lora": {"target_modules": ["q_prj"]}}),
+        "did you mean 'q_proj'",
+    ),
+    "lengths": (
+        reward_stage(model={"path": "stage:sft"}, max_length=999),
+        "max_length must be <= 64",
+    ),
+    "updates": (
+        PPO | {"model": {"path": "stage:sft"}, "algorithm": {"num_minibatches": 99}},
+        "exceeds episodes_per_step",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+@pytest.mark.parametrize("waits", ["for a model", "for data too"])
+def test_a_dry_run_refuses_what_a_later_stage_would(tmp_path, echo_model, capsys, name, waits):
+    later, words = LATER[name]
+    rows = write_rows(tmp_path / "rows.jsonl", sft_rows())
+    pairs = write_rows(tmp_path / "pairs.jsonl", pair_rows())
+    first = sft_stage(model={"path": str(echo_model)}, data=[{"path": str(rows)}], max_length=48)
+    if "data" in later:
+        later = later | {"data": [{"path": str(pairs)}]}
+        later = {"max_length": 48} | later
+    if waits == "for data too":
+        where = "data" if "data" in later else "rewards"
+        waiting = {"path": "stage:sft/rows.jsonl"}
+        if where == "rewards":
+            waiting |= {"kind": "function"}
+        later = later | {where: [waiting]}
+    file = pipeline_file(tmp_path, [first, later])
+    assert main(["run", str(file), "--dry-run"]) == 2
+    told = capsys.readouterr().err
+    assert f"stage {later['name']}: " in told
+    assert words in told
+    assert not (tmp_path / "out").exists()

@@ -33,6 +33,7 @@ from rlhf.training import reward
 from rlhf.training.examples import Encoder
 from rlhf.training.interrupt import StopRequest
 from rlhf.training.native import train_native
+from rlhf.training.native_config import native_options
 from rlhf.training.native_tasks import TASKS
 from rlhf.training.offline_config import LEARNING_RATES, OWNED, OfflineConfig
 from rlhf.training.recorder import Recorder
@@ -172,7 +173,7 @@ def train_with_trainer(
     verb: str, config: OfflineConfig, run: Run, *, stage: Stage, work: Work, sets: tuple[Any, Any]
 ) -> Any:
     """Train with TRL's trainer, or transformers' own; returns the best model."""
-    options = make_options(stage, work, config, run, len(sets[0]))
+    options = make_options(stage, work, config, run.directory, len(sets[0]))
     if bare(work.model) is not work.model and run.writes:
         name_base_of_checkpoints(work.model, run.directory / "checkpoints")
     with StopRequest() as stop:
@@ -203,6 +204,20 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise UserError(f"trainer.{key} is set by {OWNED[key]}: use that instead")
 
 
+def check_trainer(
+    verb: str, config: OfflineConfig, *, stage: Stage, work: Work, num_rows: int
+) -> None:
+    """Make the options of the engine that would train, and nothing else.
+
+    Raises:
+        UserError: the engine does not have the stage, or an option cannot be meant.
+    """
+    if engine_of(verb, config, work.model) == "native":
+        native_options(verb, config.trainer, learning_rate=stage.learning_rate)
+    else:
+        make_options(stage, work, config, Path(config.output_dir), num_rows)
+
+
 def load_rows(config: OfflineConfig, stage: Stage) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows; held-out prompts never stand among the training ones."""
     rows = rows_of(config.data, stage, "data", seed=config.seed)
@@ -225,7 +240,9 @@ def texts_of(rows: list[Row]) -> list[str]:
     return plain + [m["content"] for row in rows for field in fields for m in row.get(field, ())]
 
 
-def make_options(stage: Stage, work: Work, config: OfflineConfig, run: Run, num_rows: int) -> Any:
+def make_options(
+    stage: Stage, work: Work, config: OfflineConfig, directory: Path, num_rows: int
+) -> Any:
     """The trainer's options: its defaults, ours where those fail on a CPU, then the user's."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if config.batch_size % (config.micro_batch_size * world):
@@ -246,7 +263,7 @@ def make_options(stage: Stage, work: Work, config: OfflineConfig, run: Run, num_
         "warmup_steps": warmup_steps(steps),
     }
     owned: dict[str, Any] = {
-        "output_dir": str(run.directory / "checkpoints"),
+        "output_dir": str(directory / "checkpoints"),
         "seed": config.seed,
         "use_cpu": default_device().type == "cpu",
         "bf16": False,  # the weights carry the precision, not autocast

@@ -107,8 +107,7 @@ def open_session(name: str, config: OnlineConfig) -> Session:
     Raises:
         UserError, ValueError: they do not; the message names the key.
     """
-    algorithm = algorithm_of(name, config)
-    _refuse_idle_keys(algorithm, config)
+    algorithm = check_config(name, config)
     rewards = load_rewards(config.rewards) if config.rewards else None
     gold = load_rewards(config.gold) if config.gold else None
     prompts, held_out = split_prompts(config)
@@ -156,6 +155,17 @@ def open_session(name: str, config: OnlineConfig) -> Session:
         watch=watch,
         ceiling=ceiling(model.dtype, policy.device) if config.profile else None,
     )
+
+
+def check_config(name: str, config: OnlineConfig) -> Algorithm:
+    """The configured algorithm, and all checks that need neither model nor environment.
+
+    Raises:
+        UserError, ValueError: the message names the key.
+    """
+    algorithm = algorithm_of(name, config)
+    _refuse_idle_keys(algorithm, config)
+    return algorithm
 
 
 def _refuse_idle_keys(algorithm: Algorithm, config: OnlineConfig) -> None:

@@ -24,6 +24,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from rlhf.cli import main
 from rlhf.errors import UserError
 from rlhf.generate import GenerateConfig, generate
 from rlhf.models.adapters import merged_model
@@ -348,21 +349,26 @@ def test_a_moved_result_needs_nothing_that_it_left_behind(
 
 @pytest.mark.parametrize("start", STARTS)
 def test_a_pipeline_takes_every_start_through_its_stages(
-    tmp_path: Path, base: Path, start: str
+    tmp_path: Path, base: Path, start: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lora = {"lora": LORA}
     first_lora = {} if start == "full" else lora
     second_lora = lora if start == "lora on lora" else {}
     stages = [
         stage_of(tmp_path, "sft", {"path": str(base), **first_lora}),
-        stage_of(tmp_path, "reward", {"path": "stage:sft", **second_lora}),
         stage_of(tmp_path, "dpo", {"path": "stage:sft", **second_lora}),
     ]
     if start == "lora on lora":
+        stages.append(stage_of(tmp_path, "reward", {"path": "stage:sft", **lora}))
         ppo = stage_of(tmp_path, "ppo", {"path": "stage:dpo", **lora})
         stages.append(ppo | {"rewards": [{"kind": "learned", "path": "stage:reward"}]})
     tree = {"output_dir": str(tmp_path / "out"), "stages": stages}
     (tmp_path / "pipeline.yaml").write_text(json.dumps(tree))
+    assert main(["run", str(tmp_path / "pipeline.yaml"), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "stage:sft; planned before training" in told
+    assert " (0 trained)" not in told
+    assert not (tmp_path / "out").exists()
     run_pipeline(read_pipeline([tmp_path / "pipeline.yaml"], []))
     sft, dpo = (states_of(merged(tmp_path / "out" / name / "final")) for name in ("sft", "dpo"))
     assert not close(dpo, sft)

@@ -55,7 +55,7 @@ def trainer_for(verb, tree, change=None):
     with changed_at_load(change):
         work = stage.prepare(config, train_rows)
     train_set, eval_set = work.encode(train_rows, True), work.encode(eval_rows, False)
-    options = offline.make_options(stage, work, config, run, len(train_set))
+    options = offline.make_options(stage, work, config, run.directory, len(train_set))
     return offline.make_trainer(stage, work, config, options, train_set, eval_set)
 
 

@@ -35,7 +35,7 @@ def start_loss(tree):
     train_rows, eval_rows = offline.load_rows(config, stage)
     work = stage.prepare(config, train_rows)
     train_set, eval_set = work.encode(train_rows, True), work.encode(eval_rows, False)
-    options = offline.make_options(stage, work, config, run, len(train_set))
+    options = offline.make_options(stage, work, config, run.directory, len(train_set))
     trainer = offline.make_trainer(stage, work, config, options, train_set, eval_set)
     return trainer.evaluate()["eval_loss"]
 
