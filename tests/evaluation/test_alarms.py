@@ -36,6 +36,11 @@ def test_quiet_run_has_no_warning():
         ({"rollout/evasion_gain": [-1.0] * 3 + [2.5] * 10}, "earn 2.5 more than the others"),
         ({"reward/unscored": [0.01] * 6}, "1% of episodes could not be scored"),
         ({"train/loss": [1.0, float("inf")]}, "train/loss is not finite from step 1 on"),
+        ({"train/moved": [0.0, 0.0]}, "training did not move the model: at step 1 every trained"),
+        (
+            {"policy/kl": [0.0] * 5, "policy/ratio_max": [1.0] * 5},
+            "the policy did not move: policy/kl is 0 in all of 5 logged steps",
+        ),
     ],
 )
 def test_each_fault_is_named(columns: dict[str, list[float]], words: str):
@@ -55,6 +60,20 @@ def test_reasons_of_unscored_episodes_are_named():
     clean = [{"step": i, "reward/mean": 0.5} for i in range(1, 6)]
     long_ago = [{"step": 0, "rewards/unscored/a/b": 1.0}, *clean]
     assert alarms(RunRecord(Path("p"), "p", config={}, metrics=long_ago, finished=True)) == []
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"train/moved": [0.0, 1.0]},
+        {"train/moved": [0.0, 0.02], "policy/kl": [0.0] * 2},
+        {"policy/kl": [0.0, 0.0, 0.0, 0.0, 1e-6], "policy/ratio_max": [1.0] * 5},
+        {"policy/kl": [0.0] * 5, "policy/ratio_max": [1.0, 1.0, 1.1, 1.0, 1.0]},
+        {"policy/kl": [0.0] * 2},
+    ],
+)
+def test_a_policy_that_moved_or_may_have_is_no_alarm(columns: dict[str, list[float]]):
+    assert alarms(record(columns)) == []
 
 
 def test_cut_replies_are_told_once_but_lost_stop_tokens_too():

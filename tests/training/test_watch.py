@@ -152,3 +152,27 @@ def test_the_trainers_last_evaluation_can_warn(tmp_path, caplog):
         recorder.on_train_end(None, state, control)
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "step 3: held-out loss rose from 0.5 at step 1 to 0.9" in warning
+
+
+@pytest.mark.parametrize(
+    ("keys", "moved", "words"),
+    [
+        ({"optimizer": {"learning_rate": 1e-30}}, 0.05, "the policy did not move: policy/kl is 0"),
+        ({"critic_warmup_steps": 6}, 0.0, "training did not move the model: at step 6"),
+    ],
+)
+def test_a_run_that_does_not_move_is_told_in_its_page(tmp_path, echo_model, keys, moved, words):
+    """At the rate of 1e-30 one tensor moves: the embedding's row of padding, which starts at 0."""
+    execute("ppo", online_tree(tmp_path / "run", echo_model, num_steps=6, **keys))
+    assert [row["train/moved"] for row in metrics_of(tmp_path / "run")] == [moved] * 6
+    assert words in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_model_that_did_not_move_is_told_after_its_warm_up(tmp_path):
+    columns = {"train/updates": [1.0] * 12, "train/moved": [0.0] * 12}
+    ((step, words),) = told(tmp_path, columns, critic_warmup_steps=3)
+    assert step == 8  # five steps after the critic's own
+    assert words.startswith("training did not move the model")
+    later = columns | {"train/moved": [0.0] * 5 + [1.0] * 7}
+    assert not told(tmp_path, later, critic_warmup_steps=3)
+    assert [step for step, _ in told(tmp_path, {"train/moved": [0.0] * 3})] == [1]

@@ -77,8 +77,10 @@ class Watch:
             return len(self.rows) >= _RECENT
         if kind == "train/moved":  # a warm-up may hold the first steps
             warm_up = int(self.record.config.get("critic_warmup_steps") or 0)
-            steps = self.record.series("train/updates")[0] or self.record.series(kind)[0]
-            return len([step for step in steps if step > warm_up]) >= _RECENT
+            online = self.record.series("train/updates")[0]
+            if not online:
+                return len(self.record.series(kind)[0]) > 1
+            return len([step for step in online if step > warm_up]) >= _RECENT
         recent = kind in _SHARES or kind.startswith("rollout/")
         return not recent or len(self.record.series(kind)[1]) >= _RECENT
 
@@ -163,16 +165,14 @@ def _not_finite(run: RunRecord) -> list[str]:
 def _unmoved(run: RunRecord) -> list[str]:
     """A model that training left as it was: a frozen policy, a rate of 0, advantages of 0."""
     steps, moved = run.series("train/moved")
-    if moved:
-        if moved[-1] > 0:
-            return []
+    if moved and moved[-1] == 0:
         return [
             f"training did not move the model: at step {short(steps[-1])} every trained weight is "
             "what it was at the start."
         ]
+    # Weights that start at 0 move by any rate, however small; what the policy says does not.
     kl, ratio = run.series("policy/kl")[1], run.series("policy/ratio_max")[1]
-    # Of runs without that metric. The divergence of a step is measured before its update.
-    if len(kl) < _RECENT or max(map(abs, kl)) > 0 or any(abs(r - 1) > 1e-6 for r in ratio):
+    if len(kl) < _RECENT or any(kl) or any(abs(r - 1) > 1e-6 for r in ratio):
         return []
     return [
         f"the policy did not move: policy/kl is 0 in all of {len(kl)} logged steps, and no "

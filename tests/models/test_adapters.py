@@ -1,0 +1,258 @@
+"""Adapters name a base that can be found; models are read as their files have them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from rlhf.errors import UserError
+from rlhf.models import hub, loading
+from rlhf.models.adapters import WEIGHTS_FILE, merged_model, save_adapter
+from rlhf.models.heads import Policy
+from rlhf.models.loading import load_model, load_tokenizer
+from rlhf.models.saving import restore_model, save_model
+from rlhf.models.spec import LoraSpec, ModelSpec
+from rlhf.models.trainable import Movement, make_trainable
+from tests.tiny import tiny_model, tiny_qwen2
+
+IDS = torch.tensor([[5, 17, 80, 9, 120]])
+LORA = LoraSpec(rank=2)
+
+
+@pytest.fixture
+def snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the hub gives for any name: a snapshot in its cache; asked revisions lie beside it."""
+    place = tmp_path / "snapshots" / "abc123"
+    model, tokenizer = tiny_model()
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+
+    def download(name: str, *, revision: str | None = None, **_: Any) -> str:
+        (tmp_path / "asked").write_text(f"{name} {revision}")
+        return str(place)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return place
+
+
+def adapted(path: str, **keys: Any) -> tuple[Any, Any]:
+    """A model with adapters that do something."""
+    model, tokenizer = load_model(ModelSpec(path=path, lora=LORA, **keys), seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.1, generator=generator)
+    return model, tokenizer
+
+
+def close(model: Any, other: Any) -> bool:
+    """Whether the logits of two models agree."""
+    first, second = (m(input_ids=IDS).logits for m in (model, other))
+    return bool((first - second).abs().max() <= 1e-5 * first.abs().max())
+
+
+def test_an_adapter_on_a_model_of_the_hub_names_id_and_commit(
+    tmp_path: Path, snapshot: Path
+) -> None:
+    model, tokenizer = adapted("owner/name", revision="v1")
+    assert (tmp_path / "asked").read_text() == "owner/name v1"
+    save_model(model, tokenizer, tmp_path / "final")
+    config = json.loads((tmp_path / "final/adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/name", "abc123")
+    assert not (tmp_path / "final/base").exists()
+    assert close(merged_model(str(tmp_path / "final")), model)
+    assert (tmp_path / "asked").read_text() == "owner/name abc123"
+
+
+def test_a_base_that_changed_is_refused(tmp_path: Path, snapshot: Path) -> None:
+    save_model(*adapted("owner/name"), tmp_path / "final")
+    tiny_model(seed=1)[0].save_pretrained(snapshot)
+    with pytest.raises(UserError, match=r"not those that it was trained on") as error:
+        load_model(ModelSpec(path=str(tmp_path / "final")), seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_on_a_short_name_names_the_hub_and_loads_without_it(
+    tmp_path: Path, snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    short = "smollm2-135m-instruct"
+    shutil.copytree(snapshot, tmp_path / "cache/models" / short)
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    model, tokenizer = adapted(short)
+    save_model(model, tokenizer, tmp_path / "final")
+    config = json.loads((tmp_path / "final/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == hub.SHORT_NAMES[short].hub
+    assert close(merged_model(str(tmp_path / "final")), model)
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path, change: str) -> None:
+    base, tokenizer = tiny_model()
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    save_model(*adapted(str(tmp_path / "base")), tmp_path / "final")
+    file = tmp_path / "final" / WEIGHTS_FILE
+    weights = load_file(file)
+    name = min(weights)
+    if change == "missing":
+        del weights[name]
+    else:
+        weights[name.replace("layers.0", "layers.7")] = weights[name].clone()
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="does not fit its base model") as error:
+        load_model(ModelSpec(path=str(tmp_path / "final")), seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_base_is_one_line(tmp_path: Path) -> None:
+    base, tokenizer = tiny_model()
+    base.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    model, _ = adapted(str(tmp_path / "m"))
+    save_adapter(model, tmp_path / "final")
+    tokenizer.save_pretrained(tmp_path / "final")
+    (tmp_path / "final/base").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"is an adapter on '.*', which is missing") as error:
+        load_model(ModelSpec(path=str(tmp_path / "final")), seed=0)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_qwen2])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("asked", ["float32", "bfloat16", "float16"])
+def test_weights_are_read_in_the_dtype_they_are_used_in(
+    tmp_path: Path, make: Any, stored: torch.dtype, asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And compute what plain transformers do: rotary frequencies are not rounded with them."""
+    model, tokenizer = make()
+    model.to(stored).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    dtype = getattr(torch, asked)
+    read, read_as = loading.load_weights, []
+
+    def watched(place: str, *, dtype: torch.dtype) -> Any:
+        read_as.append(dtype)
+        return read(place, dtype=dtype)
+
+    monkeypatch.setattr(loading, "load_weights", watched)
+    ours, _ = load_model(ModelSpec(path=str(tmp_path), dtype=asked), seed=0)
+    assert read_as == [dtype]
+    assert {p.dtype for p in ours.parameters()} == {dtype}
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    assert torch.equal(ours(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+    frequencies = [b.dtype for n, b in ours.named_buffers() if n.endswith("inv_freq")]
+    assert set(frequencies) == {torch.float32}
+
+
+def test_the_attention_that_is_asked_for_stays(tmp_path: Path) -> None:
+    model, tokenizer = tiny_model()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    packs = {}
+    for name in (None, "eager", "sdpa"):
+        spec = ModelSpec(path=str(tmp_path), attn_implementation=name)
+        policy = Policy(*load_model(spec, seed=0))
+        packs[name] = policy.packs
+        assert policy.model.config._attn_implementation == name or name is None
+    assert packs == {None: True, "eager": False, "sdpa": False}
+    with pytest.raises(UserError, match=r"model\.attn_implementation flesh: ") as error:
+        load_model(ModelSpec(path=str(tmp_path), attn_implementation="flesh"), seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_revisions_are_of_the_hub_alone(tmp_path: Path) -> None:
+    tiny_model()[0].save_pretrained(tmp_path)
+    for path in (str(tmp_path), "smollm2-135m-instruct"):
+        with pytest.raises(UserError, match=r"model\.revision has no effect on"):
+            hub.resolve(path, revision="main")
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        ({"target_modules": ["q_prj"]}, "target_modules: .*did you mean 'q_proj'"),
+        ({"modules_to_save": ["nrm"]}, "modules_to_save: .*did you mean 'norm'"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head shares its weights"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens shares its weights"),
+        ({"target_modules": ["norm"]}, "LlamaRMSNorm"),
+    ],
+)
+def test_modules_that_cannot_be_adapted_are_refused(
+    tmp_path: Path, lora: dict[str, Any], words: str
+) -> None:
+    model, tokenizer = tiny_model()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=words) as error:
+        load_model(ModelSpec(path=str(tmp_path), lora=LoraSpec(**lora)), seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_an_output_head_of_its_own_can_be_trained_whole(tmp_path: Path) -> None:
+    model, tokenizer = tiny_qwen2()
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    spec = LoraSpec(rank=2, modules_to_save=["lm_head", "embed_tokens"])
+    trained, _ = load_model(ModelSpec(path=str(tmp_path / "m"), lora=spec), seed=0)
+    with torch.no_grad():
+        for weight in trained.parameters():
+            if weight.requires_grad:
+                weight.add_(0.01)
+    save_model(trained, tokenizer, tmp_path / "final")
+    assert close(merged_model(str(tmp_path / "final")), trained)
+    assert not close(AutoModelForCausalLM.from_pretrained(tmp_path / "m"), trained)
+
+
+def test_lora_values_that_cannot_be_meant_are_refused() -> None:
+    for keys in ({"alpha": 0}, {"dropout": 1.0}, {"rank": 0}):
+        with pytest.raises(ValueError, match=r"model\.lora\."):
+            LoraSpec(**keys)
+    with pytest.raises(ValueError, match="q_proj is named by"):
+        LoraSpec(target_modules=["q_proj"], modules_to_save=["q_proj"])
+
+
+def test_a_model_with_nothing_to_train_is_refused() -> None:
+    class Empty(nn.Module):
+        pass
+
+    with pytest.raises(UserError, match="no parameter to train"):
+        make_trainable(Empty())
+
+
+def test_training_moves_a_model_when_a_bit_of_it_differs() -> None:
+    model, _ = tiny_model()
+    make_trainable(model)
+    movement = Movement(model)
+    assert movement.share() == 0
+    count = len(list(model.parameters()))
+    with torch.no_grad():
+        next(model.parameters())[3, 5] *= 1 + 2e-7
+    assert movement.share() == pytest.approx(1 / count)
+    assert count > 10
+
+
+def test_a_model_that_was_saved_is_restored_to_the_bit(tmp_path: Path) -> None:
+    for name, make in (("llama", tiny_model), ("qwen", tiny_qwen2)):
+        model, tokenizer = make(seed=1)
+        save_model(model, tokenizer, tmp_path / name)
+        other, _ = make(seed=2)
+        restore_model(other, tmp_path / name)
+        pairs = zip(model.parameters(), other.parameters(), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+        assert load_tokenizer(str(tmp_path / name)).chat_template
