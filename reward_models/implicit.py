@@ -69,8 +69,7 @@ class ImplicitReward(Reward):
             raise ValueError(f"{policy} and {reference} tokenise or format text differently")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         models: list[Any] = [
-            read(AutoModelForCausalLM.from_pretrained, path, dtype=getattr(torch, dtype))
-            for path in (policy, reference)
+            _read_policy(path, dtype=getattr(torch, dtype)) for path in (policy, reference)
         ]
         return cls(
             models[0].to(device),
@@ -105,6 +104,16 @@ class ImplicitReward(Reward):
         ratio = _token_logprobs(self.policy, batch) - _token_logprobs(self.reference, batch)
         reply = ratio[start - 1 :]
         return self.beta * float(reply.mean() if self.average else reply.sum())
+
+
+def _read_policy(path: str | Path, *, dtype: torch.dtype) -> Any:
+    """A language model; an adapter with the base that lies beside it, if one does."""
+    base = Path(path) / "base"
+    if not (Path(path) / "adapter_config.json").is_file() or not base.is_dir():
+        return read(AutoModelForCausalLM.from_pretrained, path, dtype=dtype)
+    model = read(AutoModelForCausalLM.from_pretrained, base, dtype=dtype)
+    model.load_adapter(str(path))
+    return model
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from reward_models.implicit import ImplicitReward
 from rlhf.cli import main
 from rlhf.errors import UserError
 from rlhf.generate import GenerateConfig, generate
@@ -61,12 +62,12 @@ NOT_NATIVE = "engine: native trains sft, dpo, and reward models of kind preferen
 
 def state_of(start: str, stage: str, engine: str) -> str:
     """What a cell of the matrix is: it works, does not exist, or is refused with these words."""
+    if engine == "trl" and stage in (*ONLINE, *READING):
+        return ABSENT
     if stage == "merge" and start in ("full", "merged"):
         return NO_ADAPTER
     if stage == "kto" and engine == "native":
         return NOT_NATIVE
-    if engine == "trl" and stage in (*ONLINE, *READING):
-        return ABSENT
     return WORKS
 
 
@@ -79,6 +80,37 @@ CELLS = {
 TRAINED = [
     cell for cell, state in CELLS.items() if state == WORKS and cell[1] in (*OFFLINE, *ONLINE)
 ]
+
+
+def table() -> str:
+    """The matrix as the documentation shows it, with the words of the refusals below."""
+    names = {"full": "full", "lora": "LoRA", "lora on lora": "LoRA on LoRA", "merged": "merged"}
+    refusals = sorted({state for state in CELLS.values() if state not in (WORKS, ABSENT)})
+    lines = [
+        "| stage | engine | " + " | ".join(names[start] for start in STARTS) + " |",
+        "| --- | --- |" + " --- |" * len(STARTS),
+    ]
+    for stage in (*OFFLINE, *ONLINE, *READING):
+        for engine in ("native", "trl"):
+            states = [CELLS[start, stage, engine] for start in STARTS]
+            if set(states) == {ABSENT}:
+                continue
+            words = [
+                f"refused ({refusals.index(state) + 1})" if state in refusals else state
+                for state in states
+            ]
+            by = "" if stage in READING else engine
+            lines.append(f"| `{stage}` | {by} | " + " | ".join(words) + " |")
+    notes = [f"{number}. refused with: `… {words} …`" for number, words in enumerate(refusals, 1)]
+    absent = (
+        "Online algorithms, evaluation, generation, merging and pipelines exist once: TRL has none."
+    )
+    return "\n".join([*lines, "", *notes, "", absent])
+
+
+def test_the_table_in_the_documentation_is_the_matrix() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "lifecycle.md"
+    assert table() in page.read_text()
 
 
 def plain(model: Any) -> Any:
@@ -343,6 +375,8 @@ def test_a_moved_result_needs_nothing_that_it_left_behind(
     assert close(output_of(plain(ours)), life.output)
     under = AutoModelForCausalLM.from_pretrained(final / "base")
     assert torch.equal(output_of(plain(PeftModel.from_pretrained(under, final))), life.output)
+    reward = ImplicitReward.load(final, final / "base")
+    assert close(output_of(plain(reward.policy)), life.output)
     (checkpoint,) = (tmp_path / "there/checkpoints").glob("step-*")
     assert close(output_of(plain(merged_model(str(checkpoint)))), life.output)
 
