@@ -146,11 +146,12 @@ def _check_names(model: nn.Module, spec: LoraSpec) -> None:
                 )
 
 
-def save_adapter(model: Any, folder: Path, *, base: Path | None = None) -> None:
+def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = None) -> None:
     """Write a PEFT model's adapters, with the hub id of their base or the base itself.
 
     Args:
         model: a PEFT model from ``add_lora``.
+        tokenizer: of both.
         folder: to write to.
         base: folder of a copy of the base that lies there already or is written now; None: one
             inside ``folder``.
@@ -161,10 +162,11 @@ def save_adapter(model: Any, folder: Path, *, base: Path | None = None) -> None:
         config.base_model_name_or_path, config.revision = hub.name, hub.revision
     else:
         place = folder / BASE_FOLDER if base is None else base
-        write_base(model, place)
+        write_base(model, tokenizer, place)
         config.base_model_name_or_path, config.revision = str(place.absolute()), None
     # Embeddings are saved where they are trained; a base that grew a row is a copy and has it.
     model.save_pretrained(folder, save_embedding_layers=False)
+    tokenizer.save_pretrained(folder)
     if (settings := getattr(bare(model), "generation_config", None)) is not None:
         settings.save_pretrained(folder)
     weights = base_weights(model)
@@ -173,7 +175,7 @@ def save_adapter(model: Any, folder: Path, *, base: Path | None = None) -> None:
         (folder / FINGERPRINT_FILE).write_text(json.dumps(fingerprint) + "\n")
 
 
-def write_base(model: Any, folder: Path) -> None:
+def write_base(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write what a PEFT model was before its adapters; a folder that is there is left alone.
 
     The folder is filled under another name and renamed at the end.
@@ -183,6 +185,7 @@ def write_base(model: Any, folder: Path) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     bare(model).save_pretrained(part, state_dict=base_weights(model))
+    tokenizer.save_pretrained(part)
     part.rename(folder)
 
 
@@ -209,14 +212,14 @@ def share_base(checkpoints: Path, final: Path) -> None:
     part.rename(target)
 
 
-def name_base_of_checkpoints(model: Any, checkpoints: Path) -> None:
+def name_base_of_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> None:
     """Let a PEFT model that another trainer saves name a base that can be loaded.
 
     The hub's unchanged weights are named by the folder that they were read from: PEFT asks the hub
     at every save otherwise.
     """
     if getattr(model, "hub_model", None) is None:
-        write_base(model, checkpoints / BASE_FOLDER)
+        write_base(model, tokenizer, checkpoints / BASE_FOLDER)
         place = str((checkpoints / BASE_FOLDER).absolute())
         model.peft_config["default"].base_model_name_or_path = place
 

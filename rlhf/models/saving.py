@@ -27,10 +27,10 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = 
         folder: to write to.
         base: of a PEFT model: where a copy of the base lies or is to lie; None: inside ``folder``.
     """
-    if bare(model) is model:
-        model.save_pretrained(folder)
-    else:
-        save_adapter(model, folder, base=base)
+    if bare(model) is not model:
+        save_adapter(model, tokenizer, folder, base=base)
+        return
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

@@ -175,7 +175,7 @@ def train_with_trainer(
     """Train with TRL's trainer, or transformers' own; returns the best model."""
     options = make_options(stage, work, config, run.directory, len(sets[0]))
     if bare(work.model) is not work.model and run.writes:
-        name_base_of_checkpoints(work.model, run.directory / "checkpoints")
+        name_base_of_checkpoints(work.model, work.tokenizer, run.directory / "checkpoints")
     with StopRequest() as stop:
         trainer = make_trainer(stage, work, config, options, *sets)
         for chatty in (transformers.PrinterCallback, transformers.ProgressCallback):

@@ -125,8 +125,7 @@ def test_a_missing_base_is_one_line(tmp_path: Path) -> None:
     base.save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
     model, _ = adapted(str(tmp_path / "m"))
-    save_adapter(model, tmp_path / "final")
-    tokenizer.save_pretrained(tmp_path / "final")
+    save_adapter(model, tokenizer, tmp_path / "final")
     (tmp_path / "final/base").rename(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=r"is an adapter on '.*', which is missing") as error:
         load_model(ModelSpec(path=str(tmp_path / "final")), seed=0)
