@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf.evaluation.statistics import mean_interval, paired_difference
+from rlhf.stats import difference, interval
 
 END = 5  # last steps whose mean is the end of a curve
 
@@ -35,8 +35,8 @@ def report(found: dict[str, dict[str, np.ndarray]]) -> str:
             (f"last {END}", slice(-END, None)),
         ):
             one, other = (rows[:, part].mean(1) for rows in sides.values())
-            told = [mean_interval(column) for column in (one, other)]
-            gap = paired_difference(one, other)
+            told = [interval(column, kind="mean") for column in (one, other)]
+            gap = difference(one, other, kind="mean")
             cells = [f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in told]
             cells.append(f"{gap.value:+.3f} [{gap.low:.3f}, {gap.high:.3f}]")
             lines.append(f"| {algorithm} | {name} | {' | '.join(cells)} |")
@@ -53,7 +53,7 @@ def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     every_axes = figure.subplots(rows, 2, squeeze=False).flat
     for axis, (algorithm, sides) in zip(every_axes, found.items(), strict=False):
         for side, curves in sides.items():
-            told = [mean_interval(column) for column in curves.T]
+            told = [interval(column, kind="mean") for column in curves.T]
             steps = np.arange(1, len(told) + 1)
             axis.plot(steps, [x.value for x in told], label=side)
             axis.fill_between(steps, [x.low for x in told], [x.high for x in told], alpha=0.2)

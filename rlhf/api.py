@@ -70,7 +70,7 @@ def report(*directories: str | Path) -> Path:
     return write_comparison_report(folders, Path("comparison.html"))
 
 
-def compare(*directories: str | Path, metric: str = "return") -> Any:
+def compare(*directories: str | Path, metric: str | None = None) -> Any:
     """Paired differences between runs, with intervals and a verdict."""
     from rlhf.evaluation.compare import compare as compare_runs
 

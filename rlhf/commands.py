@@ -112,9 +112,10 @@ def report(arguments: list[str]) -> int:
 
 
 def compare(arguments: list[str]) -> int:
-    """`rlhf compare RUN RUN... [--metric return] [--baseline ARM] [--json]`.
+    """`rlhf compare RUN RUN... [--metric NAME] [--baseline ARM] [--json]`.
 
-    Metrics: return, success, cost, turns, invalid, tokens, normalized, and every reward by name.
+    Metrics: return, success, cost, turns, invalid, tokens, normalized, and every reward by name. By
+    default gold if it was measured, else the return, and on prompts the reward that was trained on.
     """
     from rlhf.evaluation.compare import compare as compare_runs
 
@@ -125,7 +126,7 @@ def compare(arguments: list[str]) -> int:
     paths, options = _split(arguments, "compare", {"metric", "baseline"})
     result = compare_runs(
         _paths(paths, "compare"),
-        metric=options.get("metric", "return"),
+        metric=options.get("metric"),
         baseline=options.get("baseline"),
     )
     print(result.to_json() if as_json else result.to_markdown())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import rlhf
-from rlhf.evaluation.statistics import paired_difference
+from rlhf.stats import difference
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 
@@ -41,8 +41,8 @@ def test_quickstart_improves_on_imitation(tmp_path, monkeypatch):
     seeds = {p: [row["seed"] for row in episodes(root, p)] for p in returns}
     assert all(found == seeds["sft"] for found in seeds.values())
     assert returns["expert"].mean() == 1.0  # the optimum
-    assert paired_difference(returns["ppo"], returns["sft"]).low > 0
-    assert paired_difference(returns["dpo"], returns["sft"]).low > 0
+    assert difference(returns["ppo"], returns["sft"]).low > 0
+    assert difference(returns["dpo"], returns["sft"]).low > 0
     assert returns["ppo"].mean() >= 0.9
 
     # It is not overwritten, and resuming a finished pipeline does nothing again.

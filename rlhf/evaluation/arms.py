@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from rlhf.evaluation.metrics import outcome_range, unit_name
 from rlhf.evaluation.records import (
     REFERENCE_POLICIES,
+    Bounds,
     Evaluation,
     RunRecord,
     episode_value,
@@ -21,8 +21,8 @@ _SEED_PART = re.compile(r"[-_.]?seed[-_=]?(\d+)", re.IGNORECASE)
 
 Setting = tuple[str, str]
 """Environment and decoding: values are compared only within one setting."""
-Episodes = dict[int, float]
-"""Evaluation seed -> value, averaged where a seed was decoded several times."""
+Episodes = dict[Hashable, list[float]]
+"""Independent unit -> values of its episodes."""
 Arm = dict[Setting, dict[int, Episodes]]
 """Setting -> training seed -> episodes."""
 
@@ -86,23 +86,60 @@ def measured(runs: Sequence[RunRecord]) -> list[Measured]:
     return kept
 
 
-def collect_arms(runs: Sequence[RunRecord], metric: str) -> tuple[dict[str, Arm], list[str]]:
-    """Values of `metric` by arm, setting, training seed and evaluation seed, and notes on gaps."""
-    raw: dict[tuple[str, Setting, int, int], list[float]] = defaultdict(list)
-    lost: dict[str, int] = defaultdict(int)
+@dataclass(frozen=True)
+class Collected:
+    """The values of one metric."""
+
+    arms: dict[str, Arm]
+    notes: list[str]
+    """What was left out."""
+    ranges: Mapping[str, tuple[float, float] | None]
+    """Environment -> smallest and largest possible value, where they are known."""
+    limits: Mapping[str, Bounds | None]
+    """Environment -> what its random and its optimal policy reach."""
+    episodes: Mapping[tuple[str, Setting], int]
+    """Arm and setting -> episodes."""
+    names: Mapping[Setting, str]
+    """What the units of a setting are called, see `unit_name`."""
+
+
+def collect_arms(runs: Sequence[RunRecord], metric: str) -> Collected:
+    """Values of `metric` by arm, setting, training seed and independent unit, and notes on gaps."""
+    raw: dict[tuple[str, Setting, int, Hashable], list[float]] = defaultdict(list)
+    lost: Counter[str] = Counter()
+    episodes: Counter[tuple[str, Setting]] = Counter()
+    seen: dict[tuple[str, Setting, int], Counter[tuple[int, int]]] = defaultdict(Counter)
+    values: dict[str, list[float]] = defaultdict(list)
+    limits: dict[str, Bounds | None] = {}
+    units: dict[Setting, str] = {}
     for item in measured(runs):
-        for row in item.evaluation.episodes:
+        found = item.evaluation.episodes
+        for row, unit in zip(found, item.evaluation.units, strict=True):
             value = episode_value(row, metric)
             if value is None:
                 lost[item.arm] += 1
                 continue
             setting = (str(row["env"]), str(row["decoding"]))
-            raw[item.arm, setting, item.seed, int(row["seed"])].append(value)
+            raw[item.arm, setting, item.seed, unit].append(value)
+            episodes[item.arm, setting] += 1
+            seen[item.arm, setting, item.seed][row["seed"], row.get("sample", 0)] += 1
+            values[setting[0]].append(value)
+            limits[setting[0]] = item.evaluation.bounds
+        if found:
+            setting = (str(found[0]["env"]), str(found[0]["decoding"]))
+            name = unit_name(item.evaluation.units)
+            units[setting] = name if name != "episodes" else units.get(setting, name)
     arms: dict[str, Arm] = {}
-    for (name, setting, seed, episode), values in raw.items():
-        episodes = arms.setdefault(name, {}).setdefault(setting, {}).setdefault(seed, {})
-        episodes[episode] = float(np.mean(values))
-    return arms, [f"{name}: {n} episodes without {metric} left out" for name, n in lost.items()]
+    for (name, setting, seed, unit), some in raw.items():
+        arms.setdefault(name, {}).setdefault(setting, {}).setdefault(seed, {})[unit] = some
+    notes = [f"{name}: {n} episodes without {metric} left out" for name, n in lost.items()]
+    notes += [
+        f"{name}: {repeated} episodes repeat an evaluation seed; they count as one with the first"
+        for (name, *_), counts in seen.items()
+        if (repeated := sum(n - 1 for n in counts.values()))
+    ]
+    ranges = {env: outcome_range(metric, some, limits[env]) for env, some in values.items()}
+    return Collected(arms, notes, ranges, limits, episodes, units)
 
 
 def training_seed(run: RunRecord) -> int:

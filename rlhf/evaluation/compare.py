@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from rlhf.errors import UserError, nearest
-from rlhf.evaluation.arms import Episodes, Setting, collect_arms
+from rlhf.evaluation.arms import Collected, Episodes, Setting, collect_arms
+from rlhf.evaluation.metrics import metric_interval
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
-from rlhf.evaluation.statistics import Estimate, mean_interval
 from rlhf.evaluation.verdict import FEWEST_SEEDS, Difference, Unit, judge
+from rlhf.stats import Interval, interval
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Row:
     env: str
     decoding: str
     unit: Unit
-    estimate: Estimate
+    estimate: Interval
     episodes: int
 
 
@@ -67,14 +68,15 @@ class Comparison:
 
 
 def compare(
-    run_dirs: Sequence[str | Path], *, metric: str = "return", baseline: str | None = None
+    run_dirs: Sequence[str | Path], *, metric: str | None = None, baseline: str | None = None
 ) -> Comparison:
-    """Compare run or pipeline directories on the evaluation seeds they share.
+    """Compare run or pipeline directories on the prompts or evaluation seeds they share.
 
     `metric` is an episode field (return, success, cost, ...), a reward component, or normalized (0
-    for the random policy, 1 for the optimal one, where the environment knows both); `baseline`
-    names the arm that others are compared with, by default the first. Raises UserError (a
-    ValueError) when nothing was evaluated, a name is unknown or no seeds are shared.
+    for the random policy, 1 for the optimal one, where the environment knows both); by default it
+    is the one that `default_metric` finds. `baseline` names the arm that others are compared with,
+    by default the first. Raises UserError (a ValueError) when nothing was evaluated, a name is
+    unknown or nothing is shared.
     """
     directories = [Path(directory).resolve() for directory in run_dirs]
     if twice := [str(path) for path in directories if directories.count(path) > 1]:
@@ -84,13 +86,20 @@ def compare(
 
 
 def compare_runs(
-    runs: Sequence[RunRecord], *, metric: str = "return", baseline: str | None = None
+    runs: Sequence[RunRecord], *, metric: str | None = None, baseline: str | None = None
 ) -> Comparison:
     """`compare` for runs already read."""
-    arms, notes = collect_arms(runs, metric)
+    chosen = metric is None
+    metric = metric or default_metric(runs)
+    collected = collect_arms(runs, metric)
+    arms, notes = collected.arms, list(collected.notes)
+    if chosen and metric != "return":
+        notes.append(f"judged by {metric}, as every return is 0; --metric names another")
     if baseline is None:
         trained = [name for name in arms if name not in REFERENCE_POLICIES]
         baseline = next(iter([*trained, *arms]), None)
+    if not arms and any(e.episodes for run in runs for e in run.evaluations):
+        raise UserError(f"no episode has a score of {metric}: {'; '.join(notes)}")
     if not arms:
         raise UserError(
             "no episodes were evaluated in these directories: run `rlhf evaluate` with env first "
@@ -101,7 +110,9 @@ def compare_runs(
             f"no evaluated arm named {baseline!r} ({', '.join(arms)}){nearest(str(baseline), arms)}"
         )
     rows = [
-        _row(name, setting, runs) for name, arm in arms.items() for setting, runs in arm.items()
+        _row(name, setting, found, metric, collected)
+        for name, arm in arms.items()
+        for setting, found in arm.items()
     ]
     others = [
         (name, setting, against)
@@ -117,6 +128,7 @@ def compare_runs(
             (baseline, arms[baseline][against]),
             setting,
             metric=metric,
+            collected=collected,
             comparisons=len(others),
             notes=notes,
         )
@@ -142,31 +154,87 @@ def _meet(arm: tuple[str, Setting], baseline: tuple[str, Setting]) -> bool:
 
 def coverage_words(difference: Difference) -> str:
     """How often intervals like this one contain the truth, by simulation; "" without interval."""
-    if difference.coverage_normal is None:
-        return ""
     n, unit = difference.estimate.n, difference.unit
-    words = f"measured coverage of the 95% intervals at {n} {unit}: "
-    words += f"{difference.coverage_normal:.1%} for normal differences"
-    if difference.coverage_observed is not None:
-        words += f", {difference.coverage_observed:.1%} redrawing the observed ones"
-    return words
+    shares = {
+        "for normal differences": difference.coverage_normal,
+        "redrawing the observed ones": difference.coverage_observed,
+    }
+    told = [f"{share:.1%} {what}" for what, share in shares.items() if share is not None]
+    return (
+        f"measured coverage of the 95% intervals at {n} {unit}: {', '.join(told)}" if told else ""
+    )
 
 
-def format_estimate(estimate: Estimate) -> str:
+def format_estimate(estimate: Interval) -> str:
     """`0.412 [0.380, 0.444]`, or the bare value where there is no interval."""
     if not estimate.known:
-        return f"{estimate.value:.3f} (no interval: n = {estimate.n})"
+        return f"{estimate.value:.3f} (no interval: {estimate.needs or f'n = {estimate.n}'})"
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
-def _row(arm: str, setting: Setting, runs: Mapping[int, Episodes]) -> Row:
-    unit: Unit = "training seeds" if len(runs) > 1 else "episodes"
+def default_metric(runs: Sequence[RunRecord]) -> str:
+    """The environment's own return; where every one is 0, as on prompts, the page's headline."""
+    rows = (row for run in runs for e in run.evaluations for row in e.episodes)
+    if any(row.get("return") for row in rows):
+        return "return"
+    return headline_metric(runs) or "return"
+
+
+def headline_metric(runs: Sequence[RunRecord]) -> str | None:
+    """The metric that leads a page: a gold component, else the return, else what was trained on.
+
+    None when nothing was evaluated by episodes. A prompt set has no reward of its own (every return
+    is 0): there the reward that the runs were trained on leads, "score" where it has several parts.
+    """
+    rows = [row for run in runs for e in run.evaluations for row in e.episodes]
+    if not rows:
+        return None
+    scored = [
+        {name for name, value in (row.get("components") or {}).items() if value is not None}
+        for row in rows
+    ]
+    common = set.intersection(*({*(row.get("components") or {})} for row in rows))
+    common &= set.union(*scored)
+    gold = sorted(name for name in common if name.startswith("gold"))
+    if gold:
+        return gold[0]
+    if not common or any(row.get("return") for row in rows):
+        return "return"
+    trained = ["score", *(name for run in runs for name in _rewards(run, "rewards"))]
+    measured_only = {name for run in runs for name in _rewards(run, "gold")}
+    named = [name for name in trained if name in common]
+    return next(iter([*named, *sorted(common - measured_only), *sorted(common)]))
+
+
+def _rewards(run: RunRecord, key: str) -> list[str]:
+    """Names of the rewards that a run's configuration lists."""
+    specs = run.config.get(key) or []
+    return [str(s.get("name") or s.get("kind")) for s in specs if isinstance(s, Mapping)]
+
+
+def _row(
+    arm: str, setting: Setting, runs: Mapping[int, Episodes], metric: str, collected: Collected
+) -> Row:
+    episodes = collected.episodes[arm, setting]
     if len(runs) > 1:
-        values = [float(np.mean(list(episodes.values()))) for episodes in runs.values()]
-    else:
-        values = list(next(iter(runs.values())).values())
-    episodes = sum(len(e) for e in runs.values())
-    return Row(arm, *setting, unit, mean_interval(values), episodes)
+        means = [float(unit_values(found).mean()) for found in runs.values()]
+        kept = interval(means, kind="mean", bounds=collected.ranges[setting[0]])
+        return Row(arm, *setting, "training seeds", kept, episodes)
+    found = next(iter(runs.values()))
+    values = [value for some in found.values() for value in some]
+    labels = [unit for unit, some in found.items() for _ in some]
+    limits = collected.limits[setting[0]]
+    estimate = metric_interval(metric, values, labels, limits)
+    return Row(arm, *setting, _unit(collected.names[setting]), estimate, episodes)
+
+
+def unit_values(episodes: Episodes) -> np.ndarray:
+    """The mean of each unit's episodes. [units]"""
+    return np.array([np.mean(values) for values in episodes.values()])
+
+
+def _unit(name: str) -> Unit:
+    return name  # type: ignore[return-value]
 
 
 def _difference(
@@ -175,25 +243,27 @@ def _difference(
     setting: Setting,
     *,
     metric: str,
+    collected: Collected,
     comparisons: int,
     notes: list[str],
 ) -> Difference:
     (arm, runs), (baseline, base) = first, second
+    names = f"{arm} and {baseline}"
     pairs = [
-        _common(runs[a], base[b], f"{arm} and {baseline}", notes)
-        for a, b in _pair_seeds(runs, base, f"{arm} and {baseline}", notes)
+        _common(runs[a], base[b], names, collected.names[setting], notes)
+        for a, b in _pair_seeds(runs, base, names, notes)
     ]
-    unit: Unit = "training seeds" if len(pairs) > 1 else "episodes"
+    unit: Unit = "training seeds" if len(pairs) > 1 else _unit(collected.names[setting])
     trained = [len(side) for name, side in (first, second) if name not in REFERENCE_POLICIES]
     if min(trained, default=1) == 1 < max(len(runs), len(base)) and len(trained) == 2:
         notes.append(
-            f"{arm} and {baseline}: one side is a single run; its own training noise is not in the "
-            "interval"
+            f"{names}: one side is a single run; its own training noise is not in the interval"
         )
     if len(pairs) > 1:
         left, right = (np.array([p[side].mean() for p in pairs]) for side in (0, 1))
     else:
         left, right = pairs[0]
+    ends = collected.ranges[setting[0]]
     return judge(
         left,
         right,
@@ -205,6 +275,7 @@ def _difference(
         metric=metric,
         comparisons=comparisons,
         fewest_runs=min(trained, default=len(pairs)),
+        span=ends[1] - ends[0] if ends else None,
     )
 
 
@@ -226,30 +297,33 @@ def _pair_seeds(
 
 
 def _common(
-    first: Episodes, second: Episodes, names: str, notes: list[str]
+    first: Episodes, second: Episodes, names: str, unit: str, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    seeds = sorted(first.keys() & second.keys())
-    if not seeds:
+    """Means of the units that both sides have, in one order."""
+    units = [unit for unit in first if unit in second]
+    what = "evaluation seeds" if unit != "prompts" else unit
+    if not units:
         raise UserError(
-            f"{names} share no evaluation seed: evaluate both on the same seeds, so that their "
-            "differences pair"
+            f"{names} share no {what.removesuffix('s')}: evaluate both on the same {what}, so that "
+            "their differences pair"
         )
-    if len(seeds) < max(len(first), len(second)):
+    if len(units) < max(len(first), len(second)):
         most = max(len(first), len(second))
-        notes.append(
-            f"{names}: {len(seeds)} of {most} evaluation seeds are common; others left out"
-        )
-    return np.array([first[s] for s in seeds]), np.array([second[s] for s in seeds])
+        notes.append(f"{names}: {len(units)} of {most} {what} are common; others left out")
+    return (
+        np.array([np.mean(first[key]) for key in units]),
+        np.array([np.mean(second[key]) for key in units]),
+    )
 
 
 def _general_notes(differences: Sequence[Difference]) -> list[str]:
     notes = []
     if len(differences) > 1:
         notes.append(
-            f"{len(differences)} comparisons: a verdict asks the interval at level "
-            f"{1 - 0.05 / len(differences):.2%} to exclude 0 (Bonferroni)"
+            f"{len(differences)} comparisons: a winner needs a sign-flip test with p <= "
+            f"{0.05 / len(differences):.2g} (Bonferroni)"
         )
-    if any(d.unit == "episodes" for d in differences):
+    if any(d.unit != "training seeds" for d in differences):
         notes.append(
             "one training run an arm: nothing here tells one method from another; train at least "
             f"{FEWEST_SEEDS} seeds for that"

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf.errors import UserError
+from rlhf.evaluation.metrics import item_id, metric_interval, opening_of, unit_name, unit_of
+from rlhf.evaluation.notes import notes_on, unscored_metrics
 from rlhf.evaluation.passes import pass_columns
-from rlhf.evaluation.records import Bounds
-from rlhf.evaluation.statistics import mean_interval, wilson_interval
+from rlhf.evaluation.records import REFERENCE_POLICIES, Bounds
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collect import Collector, Start
 from rlhf.rollout.seeds import evaluation_seed
+from rlhf.stats import Interval
 
-REFERENCE_POLICIES = ("random", "expert")
 RANDOM_STREAM = 11
 
 
@@ -41,6 +43,7 @@ def play_model(
     *,
     decoding: str,
     rewards: Sequence[Any],
+    counts: Counter[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of ``episodes.jsonl`` for a model.
 
@@ -50,12 +53,13 @@ def play_model(
         starts: the episodes.
         decoding: "greedy" or "sampled".
         rewards: rewards measured beside the environment's own; each adds its components.
+        counts: takes in what the rewards counted: texts that they cut, reasons for no score.
     """
     began = time.monotonic()
     temperature = 0.0 if decoding == "greedy" else None
     rollouts = collector.collect(model, starts, temperature=temperature)
     seconds = (time.monotonic() - began) / len(rollouts)
-    return _rows(rollouts, rewards, decoding=decoding, seconds=seconds)
+    return _rows(rollouts, rewards, decoding=decoding, seconds=seconds, counts=counts)
 
 
 def play_reference(
@@ -66,6 +70,7 @@ def play_reference(
     rewards: Sequence[Any],
     first: int = 0,
     samples: int = 1,
+    counts: Counter[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of ``episodes.jsonl`` for the random or the expert policy of an environment.
 
@@ -80,16 +85,16 @@ def play_reference(
         rollouts.append(_play(policy, env, start))
     env.close()
     seconds = (time.monotonic() - began) / len(rollouts)
-    return _rows(rollouts, rewards, decoding=policy, seconds=seconds)
+    return _rows(rollouts, rewards, decoding=policy, seconds=seconds, counts=counts)
 
 
 def _play(policy: str, env: gym.Env, start: Start) -> Rollout:
     # Not the seed alone: the environment draws from that stream, and equal draws are no chance.
     key = [RANDOM_STREAM, start.seed]
     rng = np.random.default_rng([*key, start.member] if start.member else key)
-    observation, _ = env.reset(seed=start.seed)
+    observation, info = env.reset(seed=start.seed)
     task: Any = env.unwrapped
-    rollout = Rollout(start.seed, start.group, start.member)
+    rollout = Rollout(start.seed, start.group, start.member, start_info=dict(info))
     over = False
     while not over:
         try:
@@ -112,12 +117,23 @@ def _play(policy: str, env: gym.Env, start: Start) -> Rollout:
 
 
 def _rows(
-    rollouts: Sequence[Rollout], rewards: Sequence[Any], *, decoding: str, seconds: float
+    rollouts: Sequence[Rollout],
+    rewards: Sequence[Any],
+    *,
+    decoding: str,
+    seconds: float,
+    counts: Counter[str] | None,
 ) -> list[dict[str, Any]]:
     conversations = [rollout.conversation for rollout in rollouts]
-    columns = {}
-    for reward in rewards:
-        columns |= reward.score(conversations).components
+    columns: dict[str, list[float | None]] = {}
+    for position, reward in enumerate(rewards):
+        scores = reward.score(conversations)
+        columns |= scores.components
+        if position == 0 and len(scores.components) > 1:
+            # Of several rewards the weighted sum is what training maximizes.
+            columns["score"] = scores.values
+        if counts is not None:
+            counts.update(scores.counts)
     rows = []
     for index, rollout in enumerate(rollouts):
         components = {name: column[index] for name, column in columns.items()}
@@ -126,6 +142,8 @@ def _rows(
                 "decoding": decoding,
                 "seed": rollout.seed,
                 "sample": rollout.member,
+                "prompt_index": rollout.start_info.get("prompt_index"),
+                "prompt_id": _prompt_id(rollout),
                 "return": rollout.score,
                 "success": rollout.success,
                 "cost": rollout.cost,
@@ -140,6 +158,12 @@ def _rows(
             }
         )
     return rows
+
+
+def _prompt_id(rollout: Rollout) -> str | None:
+    """Of what the environment shows first: the same for every policy, whatever its examples are."""
+    opening = opening_of(rollout.conversation)[-1:]
+    return item_id([*rollout.start_info.get("messages", ()), *opening], rollout.start_info)
 
 
 def bounds(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:
@@ -161,45 +185,67 @@ def summarise(
     env: str,
     random: float | None = None,
     optimal: float | None = None,
+    counts: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """``summary.json``: the mean of every metric with its 95% interval over seeds.
+    """``summary.json``: the mean of every metric with its 95% interval over independent units.
 
-    A seed that was played several times counts once, with its mean, and gives pass@k.
+    The episodes of one prompt, and those of one seed, count once, with their mean: see `unit_of`.
+    A seed that was played several times gives pass@k too. Rewards that
+    could not score every episode are under ``unscored``, with their reasons.
+
+    Args:
+        rows: of the episodes.
+        name: of the policy.
+        env: of the environment, "prompts" for a prompt set.
+        random: value of the random policy, where it is known.
+        optimal: value of the optimal policy, where it is known.
+        counts: what the rewards counted, by "NAME: what".
     """
-    groups: dict[str, dict[int, list[float]]] = {}
+    rows = [{"env": env, **row} for row in rows]
+    units = {row["seed"]: unit_of(row) for row in rows}
+    groups: dict[str, dict[Hashable, list[float]]] = {}
     for row in rows:
-        fields = {key: row[key] for key in ("return", "success", "cost", "turns", "invalid")}
-        for key, value in {**fields, "tokens": row["tokens"], **row["components"]}.items():
+        for key, value in _fields(row).items():
+            seeds = groups.setdefault(key, {})
             if value is not None:
-                groups.setdefault(key, {}).setdefault(row["seed"], []).append(float(value))
-    columns = {key: [float(np.mean(v)) for v in seeds.values()] for key, seeds in groups.items()}
-    once = all(len(v) == 1 for v in groups.get("success", {}).values())
+                seeds.setdefault(row["seed"], []).append(float(value))
+    scored = {key: seeds for key, seeds in groups.items() if seeds}
+    metrics = {key: _over_units(key, seeds, units) for key, seeds in scored.items()}
     if limits := Bounds.known(random, optimal):
-        columns["normalized"] = [limits.normalise(value) for value in columns["return"]]
-    columns |= pass_columns(groups)
+        metrics["normalized"] = limits.normalised(metrics["return"])
+    for key, column in pass_columns(scored).items():
+        metrics[key] = _over_units(key, {seed: [v] for seed, v in column.items()}, units)
+    unscored = unscored_metrics(rows, counts or {})
     return {
         "name": name,
         "env": env,
         "policy": name,
         "decoding": rows[0]["decoding"],
         "episodes": len(rows),
+        "unit": unit_name([units[row["seed"]] for row in rows]),
+        "units": len(set(units.values())),
         "random": random,
         "optimal": optimal,
-        "metrics": {
-            key: share(values) if key == "success" and once else interval(values)
-            for key, values in columns.items()
-        },
+        "metrics": {key: found.as_dict() for key, found in metrics.items()},
+        "unscored": unscored,
+        "counts": dict(counts or {}),
+        "notes": notes_on(rows, unscored, counts or {}),
     }
 
 
-def share(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Share of ones with its 95% Wilson interval, which holds near 0 and 1 too."""
-    return wilson_interval(int(sum(values)), len(values)).as_dict()
+def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of one episode; None where it has none."""
+    names = ("return", "success", "cost", "turns", "invalid", "tokens")
+    return {name: row[name] for name in names} | dict(row["components"])
 
 
-def interval(values: Sequence[float]) -> dict[str, float | int | None]:
-    """Mean with its 95% t interval, as plain data; the bounds are None for a single value."""
-    return mean_interval(values).as_dict()
+def _over_units(
+    metric: str, seeds: Mapping[Hashable, Sequence[float]], units: Mapping[Hashable, Hashable]
+) -> Interval:
+    """A metric by seed, over the units that the seeds belong to."""
+    values = [value for found in seeds.values() for value in found]
+    labels = [units[seed] for seed, found in seeds.items() for _ in found]
+    return metric_interval(metric, values, labels)
 
 
 def write_evaluation(

@@ -5,20 +5,23 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.util
-import math
 from typing import Any
+
+from scipy import special
 
 from reward_models.chat_template import chat_template_kwargs, template_defaults
 from rlhf.errors import UserError
 from rlhf.evaluation.config import TasksSpec
-from rlhf.evaluation.distributions import normal_quantile
-from rlhf.evaluation.statistics import Estimate
 from rlhf.models.heads import Policy
+from rlhf.stats import Interval, share_interval
 
 BATCH_SIZE = 8
 
 # Metrics of the harness that are shares, so that their intervals end at 0 and 1.
 SHARES = ("acc", "acc_norm", "exact_match")
+
+FEWEST_DOCUMENTS = 30
+"""Documents from which a normal interval of the harness's standard error is printed."""
 
 
 def require_harness() -> None:
@@ -28,7 +31,7 @@ def require_harness() -> None:
 
 
 def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dict[str, Any]]:
-    """Every metric of every task as ``TASK/METRIC``, with a 95% normal interval where it has one.
+    """Every metric of every task as ``TASK/METRIC``, with a 95% interval where it has one.
 
     Raises:
         UserError: the extra is not installed, or a task is unknown or cannot be loaded.
@@ -84,11 +87,18 @@ def metrics_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
             if not variant or name.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = results.get(f"{name}_stderr,{variant}")
-            half = normal_quantile(0.975) * error if isinstance(error, int | float) else math.nan
             label = f"{task}/{name}" if variant == "none" else f"{task}/{name} ({variant})"
             n = found.get("n-samples", {}).get(task, {}).get("effective")
-            low, high = value - half, value + half
-            if name in SHARES and math.isfinite(half):
-                low, high = max(0.0, low), min(1.0, high)
-            metrics[label] = Estimate(float(value), low, high, n).as_dict()
+            metrics[label] = _task_interval(name, float(value), error, n).as_dict()
     return metrics
+
+
+def _task_interval(name: str, value: float, error: Any, documents: int | None) -> Interval:
+    """A share of documents has the exact interval, another metric its error's normal one."""
+    if name in SHARES and documents and 0 <= value <= 1:
+        return share_interval(value * documents, documents)
+    if not isinstance(error, int | float) or not error > 0 or (documents or 0) < FEWEST_DOCUMENTS:
+        needs = f"the task gives no standard error over {FEWEST_DOCUMENTS} documents or more"
+        return Interval.without(value, documents or 0, needs)
+    half = float(special.ndtri(0.975)) * error
+    return Interval(value, value - half, value + half, documents or 0, "normal")

@@ -1,13 +1,12 @@
 """How many seeds and episodes a comparison needs, and how often its intervals are right."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
-from rlhf.evaluation.distributions import normal_cdf, student_quantile
-from rlhf.evaluation.statistics import Estimate
+from rlhf.stats import mean_bounds
 
 _MOST_PAIRS = 10_000_000
 
@@ -27,21 +26,15 @@ class Plan:
 def paired_power(effect: float, n: int, *, level: float = 0.95) -> float:
     """Power of the two-sided paired t test: n pairs, `effect` = |difference| / sd of a difference.
 
-    The non-central t tail, as an integral of the normal tail over the chi distribution of the
-    sample's standard deviation.
+    The test statistic has a non-central t distribution.
     """
     if n < 2:
         raise ValueError(f"a paired test needs at least 2 pairs, got {n}")
-    df = n - 1
-    # s = sample sd / true sd has density proportional to s^(df-1) exp(-df s^2 / 2).
-    spread = 12 / math.sqrt(2 * df)
-    s = np.linspace(max(1e-9, 1 - spread), 1 + spread, 401)
-    log_density = (df - 1) * np.log(s) - df * s * s / 2
-    density = np.exp(log_density - log_density.max())
-    density[[0, -1]] /= 2  # the trapezoid rule; at df = 1 the density does not vanish at 0
-    critical, shift = student_quantile((1 + level) / 2, df), abs(effect) * math.sqrt(n)
-    rejected = normal_cdf(shift - critical * s) + normal_cdf(-shift - critical * s)
-    return float((rejected * density).sum() / density.sum())
+    critical, shift = special.stdtrit(n - 1, (1 + level) / 2), abs(effect) * math.sqrt(n)
+    below = special.nctdtr(n - 1, shift, critical)
+    # The far tail is not a number where it is too small to be computed.
+    beyond = np.nan_to_num(special.nctdtr(n - 1, shift, -critical))
+    return float(1 - below + beyond)
 
 
 def plan(
@@ -82,20 +75,7 @@ def plan(
     return Plan(high, episodes, paired_power(effect, high, level=level))
 
 
-def simulated_coverage(
-    interval: Callable[[np.ndarray], Estimate],
-    draw: Callable[[np.random.Generator], np.ndarray],
-    truth: float,
-    *,
-    rng: np.random.Generator,
-    trials: int = 2000,
-) -> float:
-    """Share of `trials` in which `interval(draw(rng))` contains `truth`."""
-    estimates = (interval(draw(rng)) for _ in range(trials))
-    return sum(e.low <= truth <= e.high for e in estimates) / trials
-
-
-def t_coverage(
+def redrawn_coverage(
     population: np.ndarray,
     n: int,
     *,
@@ -103,10 +83,10 @@ def t_coverage(
     trials: int = 2000,
     level: float = 0.95,
 ) -> float:
-    """Measured coverage of the t interval for n values drawn from `population` [any].
+    """Measured coverage of the interval of a mean, for n values drawn from `population` [any].
 
-    Vectorised: this is what `compare` prints beside its intervals.
+    This is what `compare` prints beside its intervals.
     """
-    values = rng.choice(population, size=(trials, n))
-    half = student_quantile((1 + level) / 2, n - 1) * values.std(axis=1, ddof=1) / math.sqrt(n)
-    return float((np.abs(values.mean(axis=1) - population.mean()) <= half).mean())
+    low, high = mean_bounds(rng.choice(population, size=(trials, n)), level=level)
+    truth = population.mean()
+    return float(((low <= truth) & (truth <= high)).mean())

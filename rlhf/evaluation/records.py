@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rlhf.errors import UserError, nearest
+from rlhf.evaluation.metrics import unit_of
+from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")
 """Policies that no run trained; they are read as arms of their own."""
@@ -34,6 +37,11 @@ class Bounds:
         """(value - random) / (optimal - random)"""
         return (value - self.random) / (self.optimal - self.random)
 
+    def normalised(self, found: Interval) -> Interval:
+        """The same for an estimate and its interval."""
+        factor = 1 / (self.optimal - self.random)
+        return found.scaled(factor, -self.random * factor)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -47,6 +55,11 @@ class Evaluation:
     def bounds(self) -> Bounds | None:
         """Of the environment, if the summary knows them."""
         return Bounds.known(self.summary.get("random"), self.summary.get("optimal"))
+
+    @cached_property
+    def units(self) -> list[Hashable]:
+        """The independent unit of each episode, see `unit_of`."""
+        return [unit_of(row) for row in self.episodes]
 
     def describe(self, key: str) -> str:
         """`env`, `policy` or `decoding`, from the summary or the first episode; "" if unknown."""

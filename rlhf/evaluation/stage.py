@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,7 @@ from rlhf.evaluation.evaluate import (
 )
 from rlhf.evaluation.harness import require_harness, task_metrics
 from rlhf.evaluation.pairs import write_pairs_evaluation
-from rlhf.evaluation.statistics import Estimate, stretched_interval
-from rlhf.evaluation.text import completion_losses
+from rlhf.evaluation.text import completion_losses, truncated_examples
 from rlhf.launch import release_memory
 from rlhf.models.heads import Policy
 from rlhf.models.loading import load_model
@@ -36,6 +36,7 @@ from rlhf.models.rewards import load_rewards
 from rlhf.rollout.chat_format import prompt_of
 from rlhf.rollout.collect import Collector, make_env_factory
 from rlhf.runs import Run
+from rlhf.stats import Interval, ratio_interval
 
 log = logging.getLogger(__name__)
 
@@ -89,18 +90,21 @@ def _evaluate_policy(spec: PolicySpec, task: Task, run: Run) -> None:
     policy = Policy(*load_model(spec.model, seed=config.seed)) if spec.model else None
     examples = shots(spec, config.seed)
     rows: list[dict[str, Any]] = []
+    counts: Counter[str] = Counter()
     summary: dict[str, Any] = {"name": spec.name, "env": "text", "policy": spec.name, "metrics": {}}
     if config.env:
-        rows = _play(spec, policy, task, examples)
+        rows = _play(spec, policy, task, examples, counts)
         make_env = make_env_factory(config.env, task.prompts, split="test")
         low, high = bounds(make_env) if config.env.id else (None, None)
         name = config.env.id or "prompts"
-        summary = summarise(rows, name=spec.name, env=name, random=low, optimal=high)
+        summary = summarise(rows, name=spec.name, env=name, random=low, optimal=high, counts=counts)
         if config.env.id:
             note = str(getattr(make_env().unwrapped, "items", "unknown"))
             summary["items"] = {"separate": is_separable(config.env.id), "note": note}
     if policy is not None:
         _read(policy, task, summary, examples)
+    for note in summary.get("notes", ()):
+        log.warning("%s: %s", spec.name, note)
     write_evaluation(run.directory, rows, summary)
 
 
@@ -123,7 +127,12 @@ def _read(
             for row in task.text
         ]
         losses, counts, sizes = completion_losses(policy, text, max_length=config.max_length)
-        summary["metrics"] |= text_summary(losses, counts, sizes, seed=config.seed)
+        summary["metrics"] |= text_summary(losses, counts, sizes)
+        cut, lost = truncated_examples(policy, text, max_length=config.max_length)
+        if cut:
+            words = f"text: {cut} of {len(text)} examples were cut to max_length = "
+            words += f"{config.max_length} tokens" + (f", {lost} have nothing left" if lost else "")
+            summary["notes"] = [*summary.get("notes", ()), words]
         summary["text"] = {"losses": losses, "tokens": counts, "bytes": sizes}
     if config.classes:
         report = class_summary(
@@ -140,7 +149,11 @@ def _read(
 
 
 def _play(
-    spec: PolicySpec, policy: Policy | None, task: Task, examples: Sequence[dict[str, str]]
+    spec: PolicySpec,
+    policy: Policy | None,
+    task: Task,
+    examples: Sequence[dict[str, str]],
+    counts: Counter[str],
 ) -> list[dict[str, Any]]:
     """Episodes of a model, or of the environment's own random or expert policy."""
     config = task.config
@@ -154,6 +167,7 @@ def _play(
             rewards=task.rewards,
             first=config.first_episode,
             samples=config.samples,
+            counts=counts,
         )
     collector = Collector.open(
         policy.model,
@@ -171,38 +185,34 @@ def _play(
             evaluation_starts(config.episodes, first=config.first_episode, samples=config.samples),
             decoding=config.decoding,
             rewards=task.rewards,
+            counts=counts,
         )
     finally:
         collector.close()
 
 
-def text_summary(
-    losses: list[float], counts: list[int], sizes: list[int], *, seed: int
-) -> dict[str, Any]:
+def text_summary(losses: list[float], counts: list[int], sizes: list[int]) -> dict[str, Any]:
     """Loss per completion token with an interval over examples, its perplexity, bits per byte.
 
     Args:
         losses: nats of each example.
         counts: its tokens.
         sizes: its bytes; unlike tokens they are the same for every tokenizer.
-        seed: of the bootstrap.
     """
     rows = [row for row in zip(losses, counts, sizes, strict=True) if row[1]]
-    table = np.array(rows, dtype=float)
-    rng = np.random.default_rng(seed)
-    resampled = table[rng.integers(len(table), size=(2000, len(table)))].sum(1)
-    totals, n = table.sum(0), len(table)
-
-    def ratio(column: int, unit: float) -> Estimate:
-        replicates = resampled[:, 0] / resampled[:, column] / unit
-        return stretched_interval(totals[0] / totals[column] / unit, replicates, n, n - 1, 0.95)
-
-    loss = ratio(1, 1.0)
-    low, high = math.exp(loss.low), math.exp(loss.high)
-    perplexity = Estimate(math.exp(loss.value), low, high, loss.n)
+    nats, tokens, size = np.array(rows, dtype=float).T
+    loss = ratio_interval(nats, tokens)
+    perplexity = Interval(
+        math.exp(loss.estimate),
+        math.exp(loss.low),
+        math.exp(loss.high),
+        loss.units,
+        loss.method,
+        loss.needs,
+    )
     found = {"text_loss": loss, "text_perplexity": perplexity}
-    if (table[:, 2] > 0).all():
-        found["text_bits_per_byte"] = ratio(2, math.log(2))
+    if (size > 0).all():
+        found["text_bits_per_byte"] = ratio_interval(nats / math.log(2), size)
     return {name: estimate.as_dict() for name, estimate in found.items()}
 
 

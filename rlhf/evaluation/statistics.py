@@ -1,109 +1,53 @@
-"""Point estimates with intervals: the numpy statistics behind every table of this project.
+"""Aggregates of a benchmark, and what repeated samples say: point estimates with their intervals.
 
 Scores of a benchmark are arrays [..., runs, tasks]; leading axes (bootstrap repetitions) are kept.
 Aggregates are those of Agarwal et al. (2021), "Deep RL at the Edge of the Statistical Precipice".
-A percentile bootstrap over 5 runs covers far less than it claims, so every bootstrap here is
-stretched about its point value by sqrt(n / (n - 1)) * t / z: for a mean this is the t interval.
+The intervals are those of `rlhf.stats`.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf.evaluation.distributions import normal_quantile, student_quantile
+from rlhf.stats import (
+    Interval,
+    fewest_needed,
+    moment_interval,
+    share_interval,
+    stratified_moments,
+    stretched_interval,
+)
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """[..., runs, tasks] -> [...]"""
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its interval; `low` and `high` are nan where `n` allows no interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    """Independent units behind the value: episodes, clusters or training seeds."""
-
-    @property
-    def known(self) -> bool:
-        """Whether there is an interval at all (one unit has none)."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        """{"mean", "low", "high", "n"} for JSON, None where there is no interval."""
-        low, high = (self.low, self.high) if self.known else (None, None)
-        return {"mean": self.value, "low": low, "high": high, "n": self.n}
-
-
-def mean_interval(values: ArrayLike, *, level: float = 0.95) -> Estimate:
-    """Mean of independent values [n] with Student's t interval; no interval when n = 1."""
-    data = _vector(values)
-    mean, n = float(data.mean()), data.size
-    if n == 1:
-        return Estimate(mean, math.nan, math.nan, 1)
-    half = student_quantile((1 + level) / 2, n - 1) * float(data.std(ddof=1)) / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half, n)
-
-
-def paired_difference(first: ArrayLike, second: ArrayLike, *, level: float = 0.95) -> Estimate:
-    """Mean of first[i] - second[i] with its t interval; index i is the common seed of both.
-
-    Pass a mean per training seed to compare methods, a return per episode to compare two models.
-    """
-    left, right = _vector(first), _vector(second)
-    if left.size != right.size:
-        raise ValueError(f"paired values need equal lengths, got {left.size} and {right.size}")
-    return mean_interval(left - right, level=level)
-
-
-def wilson_interval(successes: int, n: int, *, level: float = 0.95) -> Estimate:
-    """Proportion successes / n with Wilson's (1927) score interval, honest near 0 and 1."""
-    if not 0 <= successes <= n or n == 0:
-        raise ValueError(f"need 0 <= successes <= n and n > 0, got {successes} of {n}")
-    z, share = normal_quantile((1 + level) / 2), successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n)
-
-
-def cluster_bootstrap(
-    values: ArrayLike,
-    clusters: Sequence[object] | np.ndarray,
-    *,
-    rng: np.random.Generator,
-    repetitions: int = 2000,
-    level: float = 0.95,
-) -> Estimate:
-    """Mean of values [n] that depend on each other within a cluster (replies to one prompt)."""
-    data = _vector(values)
-    _, codes = np.unique(np.asarray(clusters), return_inverse=True)
-    if codes.size != data.size:
-        raise ValueError(f"{data.size} values need as many cluster labels, got {codes.size}")
-    sums, counts = np.bincount(codes, weights=data), np.bincount(codes)
-    drawn = rng.integers(0, sums.size, size=(repetitions, sums.size))
-    replicates = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    return stretched_interval(float(data.mean()), replicates, sums.size, sums.size - 1, level)
-
-
-def stratified_bootstrap(
+def aggregate_interval(
     scores: ArrayLike,
     statistic: Statistic,
     *,
     rng: np.random.Generator,
     repetitions: int = 2000,
     level: float = 0.95,
-) -> Estimate:
-    """`statistic` of scores [runs, tasks]; runs are redrawn within each task on its own."""
+) -> Interval:
+    """`statistic` of scores [runs, tasks] with an interval over the runs of each task.
+
+    The mean and the optimality gap are means of the scores or of capped ones, and have the interval
+    of a mean. Others have a stretched bootstrap that redraws the runs within each task.
+    """
     table = _table(scores)
+    point, runs = float(statistic(table)), table.shape[0]
+    if missing := fewest_needed(runs):
+        return Interval.without(point, runs, missing.replace("unit", "run"))
+    if statistic is mean:
+        return moment_interval(stratified_moments(table), runs, level=level)
+    if statistic is optimality_gap:
+        below = 1.0 - np.minimum(table, 1.0)
+        return moment_interval(stratified_moments(below), runs, level=level)
     replicates = statistic(_resampled(table, rng, repetitions))
-    point = float(statistic(table))
-    return stretched_interval(point, replicates, table.shape[0], _degrees_of_freedom(table), level)
+    return stretched_interval(point, replicates, runs, _degrees_of_freedom(table), level)
 
 
 def mean(scores: ArrayLike) -> np.ndarray:
@@ -149,23 +93,21 @@ def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> np.ndarra
     return (0.5 * (np.sign(delta) + 1)).mean(axis=(-3, -2, -1))
 
 
-def improvement_interval(
-    first: ArrayLike,
-    second: ArrayLike,
-    *,
-    rng: np.random.Generator,
-    repetitions: int = 2000,
-    level: float = 0.95,
-) -> Estimate:
-    """`probability_of_improvement` with an interval inside [0, 1]; both sides are redrawn."""
+def improvement_interval(first: ArrayLike, second: ArrayLike, *, level: float = 0.95) -> Interval:
+    """`probability_of_improvement` with an exact interval inside [0, 1].
+
+    Of all pairs of distributions with one probability those of the largest spread give it the
+    variance of a share of as many runs as the smaller side has (Birnbaum & Klose 1957), in each
+    task: the interval is that of such a share.
+    """
     left, right = _table(first), _table(second)
-    replicates = probability_of_improvement(
-        _resampled(left, rng, repetitions), _resampled(right, rng, repetitions)
-    )
     point = float(probability_of_improvement(left, right))
     runs = min(left.shape[0], right.shape[0])
-    raw = stretched_interval(point, replicates, runs, (runs - 1) * left.shape[1], level)
-    return Estimate(point, max(0.0, raw.low), min(1.0, raw.high), runs)
+    if missing := fewest_needed(runs):
+        return Interval.without(point, runs, missing.replace("unit", "run"))
+    units = runs * left.shape[1]
+    found = share_interval(point * units, units, level=level)
+    return Interval(point, found.low, found.high, runs, found.method)
 
 
 def sample_efficiency(
@@ -175,7 +117,7 @@ def sample_efficiency(
     rng: np.random.Generator,
     repetitions: int = 2000,
     level: float = 0.95,
-) -> list[Estimate]:
+) -> list[Interval]:
     """One estimate per training step of curves [runs, tasks, steps].
 
     Whole curves are redrawn, so neighbouring steps share their runs and the band is smooth.
@@ -192,15 +134,6 @@ def sample_efficiency(
         point = float(statistic(table))
         estimates.append(stretched_interval(point, replicates, table.shape[0], df, level))
     return estimates
-
-
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased P(one of k is correct): 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, eq. 1)."""
-    if not 0 <= correct <= n or not 1 <= k <= n:
-        raise ValueError(
-            f"need 0 <= correct <= n and 1 <= k <= n, got n={n}, correct={correct}, k={k}"
-        )
-    return 1 - math.comb(n - correct, k) / math.comb(n, k)
 
 
 def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
@@ -232,23 +165,6 @@ def _best_weights(size: int, n: int) -> np.ndarray:
 def _resampled(table: np.ndarray, rng: np.random.Generator, repetitions: int) -> np.ndarray:
     drawn = rng.integers(0, table.shape[0], size=(repetitions, *table.shape))
     return np.take_along_axis(table[None], drawn, axis=1)
-
-
-def stretched_interval(
-    point: float, replicates: np.ndarray, n: int, df: float, level: float
-) -> Estimate:
-    """Percentile interval of bootstrap `replicates` [repetitions] of an estimate from `n` units.
-
-    Widened about the point to undo the bootstrap's small-sample bias; `df` as in a t interval.
-    """
-    if n == 1:
-        return Estimate(point, math.nan, math.nan, 1)
-    tail = (1 + level) / 2
-    stretch = math.sqrt(n / (n - 1)) * student_quantile(tail, df) / normal_quantile(tail)
-    low, high = np.quantile(replicates, [1 - tail, tail])
-    return Estimate(
-        point, point - stretch * (point - float(low)), point + stretch * (float(high) - point), n
-    )
 
 
 def _degrees_of_freedom(table: np.ndarray) -> float:

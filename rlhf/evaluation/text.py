@@ -22,6 +22,19 @@ from rlhf.rollout.plain_text import encode_text
 log = logging.getLogger(__name__)
 
 
+def truncated_examples(
+    policy: Policy, rows: Sequence[dict[str, Any]], *, max_length: int
+) -> tuple[int, int]:
+    """Rows that `completion_losses` cuts, and those among them of which nothing is left."""
+    layout = TurnFormat(policy.tokenizer)
+    cut = [
+        any(own[:max_length])
+        for ids, own in (encode_example(layout, r["prompt"], r["completion"]) for r in rows)
+        if len(ids) > max_length
+    ]
+    return len(cut), cut.count(False)
+
+
 @torch.no_grad()
 def completion_losses(
     policy: Policy, rows: Sequence[dict[str, Any]], *, max_length: int, batch_size: int = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -44,6 +45,10 @@ class Rollout:
     """Reward of each named part, per episode."""
     unscored: str | None = None
     """Why the rewards could not score the episode."""
+    unshaped_score: float = math.nan
+    """Weighted sum of all rewards that are trained on, before scaling and penalties."""
+    start_info: dict[str, Any] = field(default_factory=dict)
+    """What the environment's ``reset`` said of the start state."""
 
     def append(self, ids: Sequence[int], *, turn: int, logprobs: Sequence[float] | None) -> None:
         """Add tokens: sampled ones come with their log-probabilities, others with None."""

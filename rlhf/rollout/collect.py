@@ -338,7 +338,7 @@ class Collector:
             return None
 
     def _begin(self, env: gym.Env, start: Start, observation: str, info: dict) -> _Episode:
-        rollout = Rollout(start.seed, start.group, start.member)
+        rollout = Rollout(start.seed, start.group, start.member, start_info=dict(info))
         # The message's further keys, such as the right answer, are for rewards to read.
         shown = {"role": "user", **info.get("message", {}), "content": observation}
         system = getattr(env.unwrapped, "system_prompt", None)

@@ -15,6 +15,7 @@ how many units one needs. What each interval covers is measured in `tests/stats`
 
 from rlhf.stats.bootstrap import stretched_interval
 from rlhf.stats.interval import (
+    ALL_EQUAL,
     FEWEST_UNITS,
     Kind,
     fewest_needed,
@@ -30,6 +31,7 @@ from rlhf.stats.result import Interval
 from rlhf.stats.shares import adjusted_wald, mid_p_bounds, share_interval
 
 __all__ = [
+    "ALL_EQUAL",
     "FEWEST_UNITS",
     "Interval",
     "Kind",

@@ -14,8 +14,10 @@ from rlhf.stats.shares import EXACT, differing_share, is_share, mid_p_bounds, sh
 
 Kind = Literal["auto", "share", "mean", "count"]
 
+ALL_EQUAL = "exact (mid-p), equal counts"
+
 FEWEST_UNITS = 5
-"""Units, and units that differ from the commonest value, below which a mean has no interval."""
+"""Units below which a mean has no interval; as many must differ from what most units have."""
 
 
 def interval(
@@ -30,9 +32,10 @@ def interval(
     """The mean of `values` with an interval over independent units.
 
     * A share has an exact interval at any number of units. Where each unit is a mean of several
-      samples and at least five units differ, it is the narrower one of a mean, inside [0, 1].
-    * Another mean needs five units, of which five differ from the commonest value: what was hardly
-      seen to vary has an unknown spread. Its interval is Student's t, corrected for skewness.
+      samples and a mean would have an interval, it is that narrower one, inside [0, 1].
+    * Another mean needs five units, and five that differ from a value that most units have: what
+      was hardly seen to vary has an unknown spread. Its interval is Student's t, corrected for
+      skewness.
     * Counts that are all equal have an exact interval for a share of units that differ by one.
 
     Args:
@@ -132,18 +135,13 @@ def missing_for(units: np.ndarray) -> str:
         return missing
     if units.min() == units.max():
         return f"all {units.size} units have one value, their spread is unknown"
-    if (apart := differing(units)) < FEWEST_UNITS:
+    apart = units.size - int(np.unique(units, return_counts=True)[1].max())
+    if apart < min(FEWEST_UNITS, units.size / 2):
         return (
             f"{apart} of {units.size} units differ from the commonest value, "
             f"an interval needs {FEWEST_UNITS}"
         )
     return ""
-
-
-def differing(units: np.ndarray) -> int:
-    """Units that differ from the commonest value; all of them where no value repeats."""
-    most = int(np.unique(units, return_counts=True)[1].max())
-    return units.size if most == 1 else units.size - most
 
 
 def _within(
@@ -168,9 +166,10 @@ def _steps(
     """Counts that are all equal, or take two neighboring values."""
     least, most = float(data.min()), float(data.max())
     point = float(units.mean())
-    if least == most:
+    if least == most and least.is_integer():
         step = differing_share(units.size, level=level)
-        return Interval(point, max(low, point - step), min(high, point + step), units.size, EXACT)
+        ends = max(low, point - step), min(high, point + step)
+        return Interval(point, *ends, units=units.size, method=ALL_EQUAL)
     if most - least != 1 or not missing_for(units):
         return None
     return share_interval(float((units - least).sum()), units.size, level=level).scaled(1.0, least)

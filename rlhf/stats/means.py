@@ -7,9 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-SKEW_FACTOR = 1.5
-"""The skewness of a small sample underestimates that of its population; this undoes most of it."""
-
 CORRECTED = "t, corrected for skewness"
 
 
@@ -60,14 +57,17 @@ def bounds_from(moments: Moments, *, level: float = 0.95) -> tuple[np.ndarray, n
     """Lower and upper bounds [...] of a mean.
 
     They enclose both Student's t interval and the interval of Hall's (1992) cubic transformation,
-    which moves the bounds toward the long tail: t alone covers 83 to 90% of skewed values.
+    which moves the bounds toward the long tail: t alone covers 83 to 90% of skewed values. The
+    skewness of a small sample falls short of its population's, so it counts more; each side is at
+    most two to three times as long as that of t.
     """
+    units = moments.freedom + 1
     quantile = special.stdtrit(moments.freedom, (1 + level) / 2)
-    a = SKEW_FACTOR * moments.skewness
-    upward, downward = _untransformed(quantile, a), _untransformed(-quantile, a)
-    low = moments.mean - moments.error * np.maximum(quantile, upward)
-    high = moments.mean - moments.error * np.minimum(-quantile, downward)
-    return low, high
+    longest = (2 + 5 / units) * quantile
+    a = moments.skewness * (1.25 + 6 / units)
+    below = np.clip(_untransformed(quantile, a), quantile, longest)
+    above = np.clip(-_untransformed(-quantile, a), quantile, longest)
+    return moments.mean - moments.error * below, moments.mean + moments.error * above
 
 
 def mean_bounds(values: np.ndarray, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
@@ -30,10 +32,10 @@ def mid_p_bounds(
         Lower and upper bounds [...].
     """
     x, n = np.broadcast_arrays(np.asarray(successes, float), np.asarray(units, float))
-    tail = (1 - level) / 2
-    low = np.where(x <= 0, 0.0, _solve(x, n, tail))
-    high = np.where(x >= n, 1.0, 1.0 - _solve(n - x, n, tail))
-    return low, high
+    if x.ndim == 0:
+        low, high = _scalar_bounds(float(x), float(n), level)
+        return np.asarray(low), np.asarray(high)
+    return _bounds(x, n, level)
 
 
 def share_interval(successes: float, units: int, *, level: float = 0.95) -> Interval:
@@ -81,6 +83,20 @@ def adjusted_wald(
 def differing_share(units: int, *, level: float = 0.95) -> float:
     """Largest share of units that may differ when none of `units` does."""
     return float(mid_p_bounds(0.0, units, level=level)[1])
+
+
+@lru_cache(maxsize=4096)
+def _scalar_bounds(x: float, n: float, level: float) -> tuple[float, float]:
+    """Tables ask for the same few shares again and again."""
+    low, high = _bounds(np.array([x]), np.array([n]), level)
+    return float(low[0]), float(high[0])
+
+
+def _bounds(x: np.ndarray, n: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    tail = (1 - level) / 2
+    low = np.where(x <= 0, 0.0, _solve(x, n, tail))
+    high = np.where(x >= n, 1.0, 1.0 - _solve(n - x, n, tail))
+    return low, high
 
 
 def _solve(x: np.ndarray, n: np.ndarray, tail: float) -> np.ndarray:

@@ -14,17 +14,16 @@ import numpy as np
 from rlhf.errors import UserError
 from rlhf.evaluation.records import Bounds, read_rows
 from rlhf.evaluation.statistics import (
-    Estimate,
+    aggregate_interval,
     improvement_interval,
     iqm,
     mean,
-    mean_interval,
     optimality_gap,
     performance_profile,
     sample_efficiency,
-    stratified_bootstrap,
 )
 from rlhf.evaluation.verdict import Difference, judge
+from rlhf.stats import Interval, interval
 from rlhf.studies.bench_plan import REFERENCES, Bench
 
 METRIC = "normalised return"
@@ -56,15 +55,15 @@ class Scores:
 class Findings:
     """What the scores say; every interval is at 95%."""
 
-    aggregates: Mapping[str, Mapping[str, Estimate]]
+    aggregates: Mapping[str, Mapping[str, Interval]]
     """Row -> IQM, mean, optimality gap."""
-    improvement: Mapping[str, Estimate]
+    improvement: Mapping[str, Interval]
     """Row -> probability that a run of it beats one of the baseline."""
-    cells: Mapping[str, Mapping[str, Estimate]]
+    cells: Mapping[str, Mapping[str, Interval]]
     """Row -> environment -> mean over training seeds."""
     profile: Mapping[str, np.ndarray]
     """Row -> share of runs above each of `THRESHOLDS`."""
-    curves: Mapping[str, list[Estimate]]
+    curves: Mapping[str, list[Interval]]
     """Algorithm -> IQM at the start and at each point along training."""
     against_baseline: list[Difference]
     pairs: list[Difference]
@@ -123,9 +122,11 @@ def find(scores: Scores, *, baseline: str) -> Findings:
     pairs = list(itertools.combinations(algorithms, 2))
     return Findings(
         aggregates={name: _aggregates(table) for name, table in rows.items()},
-        improvement={name: _improvement(rows[name], rows[baseline]) for name in rivals},
+        improvement={name: improvement_interval(rows[name], rows[baseline]) for name in rivals},
         cells={
-            name: {env: mean_interval(table[:, i]) for i, env in enumerate(scores.environments)}
+            name: {
+                env: interval(table[:, i], kind="mean") for i, env in enumerate(scores.environments)
+            }
             for name, table in rows.items()
         },
         profile={name: performance_profile(t, THRESHOLDS) for name, t in scores.trained.items()},
@@ -135,19 +136,15 @@ def find(scores: Scores, *, baseline: str) -> Findings:
     )
 
 
-def _aggregates(table: np.ndarray) -> dict[str, Estimate]:
+def _aggregates(table: np.ndarray) -> dict[str, Interval]:
     statistics = {"IQM": iqm, "mean": mean, "optimality gap": optimality_gap}
     return {
-        name: stratified_bootstrap(table, statistic, rng=np.random.default_rng(0))
+        name: aggregate_interval(table, statistic, rng=np.random.default_rng(0))
         for name, statistic in statistics.items()
     }
 
 
-def _improvement(table: np.ndarray, baseline: np.ndarray) -> Estimate:
-    return improvement_interval(table, baseline, rng=np.random.default_rng(0))
-
-
-def _efficiency(scores: Scores, name: str) -> list[Estimate]:
+def _efficiency(scores: Scores, name: str) -> list[Interval]:
     """From the model that training starts from, over the points on the way, to the end."""
     start = next(iter(scores.trained.values()))
     whole = np.concatenate([start[:, :, None], scores.curves[name]], axis=2)

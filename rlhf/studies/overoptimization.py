@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from rlhf.evaluation.statistics import Estimate, best_of_n, mean_interval
+from rlhf.evaluation.statistics import best_of_n
+from rlhf.stats import Interval, interval
 
 Form = Literal["best-of-n", "rl"]
 
@@ -36,9 +37,9 @@ class Fit:
     """Fitted coefficients and the peak they predict, each with its interval."""
 
     form: Form
-    alpha: Estimate
-    beta: Estimate
-    peak: Estimate
+    alpha: Interval
+    beta: Interval
+    peak: Interval
     """d = sqrt(KL) at which gold is highest: 0 where it falls from the start, inf where the fit
     never turns down. The upper end is inf where the data do not show that gold turns down."""
     nearest: float
@@ -83,8 +84,8 @@ class BestOfN:
 
     ns: Sequence[int]
     kl: Sequence[float]
-    proxy: Sequence[Estimate]
-    gold: Sequence[Estimate]
+    proxy: Sequence[Interval]
+    gold: Sequence[Interval]
     """Mean over prompts with a t interval; absolute scores, as given."""
 
 
@@ -120,8 +121,8 @@ def best_of_n_curve(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> Bes
     return BestOfN(
         ns=tuple(ns),
         kl=tuple(kl_best_of_n(n) for n in ns),
-        proxy=tuple(mean_interval(column) for column in by_proxy.T),
-        gold=tuple(mean_interval(column) for column in by_gold.T),
+        proxy=tuple(interval(column, kind="mean") for column in by_proxy.T),
+        gold=tuple(interval(column, kind="mean") for column in by_gold.T),
     )
 
 
@@ -169,7 +170,7 @@ def fit_curve(
     critical = float(stats.t.ppf(0.5 + level / 2, count - 1))
     reach = critical * np.sqrt(np.diag(covariance))
     alpha, beta = (
-        Estimate(float(point), float(point - margin), float(point + margin), count)
+        Interval(float(point), float(point - margin), float(point + margin), count)
         for point, margin in zip(whole, reach, strict=True)
     )
     ends = float(d[d > 0].min()), float(d.max())
@@ -202,7 +203,7 @@ def _solve(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
 
 def _peak(
     coefficients: np.ndarray, spread: np.ndarray, form: Form, count: int, near: float, far: float
-) -> Estimate:
+) -> Interval:
     """The peak of the fitted curve, and the distances at which its slope is not told from 0.
 
     Args:
@@ -223,13 +224,13 @@ def _peak(
     rising, falling = slope > margin, slope < -margin
     undecided = np.flatnonzero(~rising & ~falling)
     if falling.all():
-        return Estimate(value, 0.0, float(start), count)
+        return Interval(value, 0.0, float(start), count)
     if rising.all():
-        return Estimate(value, far, math.inf, count)
+        return Interval(value, far, math.inf, count)
     # The ends lie between two points of the grid; the outer ones are taken.
     low = float(d[undecided[0] - 1]) if rising[0] and undecided.size else 0.0
     high = float(d[undecided[-1] + 1]) if falling[-1] and undecided.size else math.inf
-    return Estimate(value, low, high, count)
+    return Interval(value, low, high, count)
 
 
 def _slope(d: np.ndarray, form: Form) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from reward_models.ensemble import Combine
-from rlhf.evaluation.statistics import Estimate, mean_interval
+from rlhf.stats import Interval, interval
 from rlhf.studies.overoptimization import (
     Fit,
     best_of_n_curve,
@@ -98,8 +98,8 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
         "seeds": len(tracks),
         "steps": tracks[0].steps[:length],
         "kl": np.maximum(kl.mean(0), 0).tolist(),
-        "proxy_score": [plain(mean_interval(column)) for column in proxy.T],
-        "gold": [plain(mean_interval(column)) for column in gold.T],
+        "proxy_score": [plain(interval(column, kind="mean")) for column in proxy.T],
+        "gold": [plain(interval(column, kind="mean")) for column in gold.T],
     }
     width = max(1, round(WINDOW * length))
     best, distance, height = observed_peak(kl, gold, width)
@@ -109,8 +109,8 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
         "step": result["steps"][best],
         "distance": plain(_range_of_peaks(kl, gold, width)),
         "gold": height,
-        "gold_after": plain(mean_interval(after)),
-        "proxy_after": plain(mean_interval(proxy_after)),
+        "gold_after": plain(interval(after, kind="mean")),
+        "proxy_after": plain(interval(proxy_after, kind="mean")),
     }
     result["fit"], result["advice"] = None, "fewer than 3 seeds: no fit with intervals"
     if len(tracks) >= 3:
@@ -130,7 +130,7 @@ def observed_peak(kl: np.ndarray, gold: np.ndarray, width: int) -> tuple[int, fl
     return best, math.sqrt(nats), float(smooth[best])
 
 
-def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Estimate:
+def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Interval:
     """Distance of the observed peak, and the range of the peaks of single training seeds.
 
     The range describes the seeds; no interval of an argmax over few noisy curves has its coverage.
@@ -138,8 +138,8 @@ def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Estimate:
     point = observed_peak(kl, gold, width)[1]
     single = [observed_peak(kl[[row]], gold[[row]], width)[1] for row in range(len(gold))]
     if len(single) == 1:
-        return Estimate(point, math.nan, math.nan, 1)
-    return Estimate(point, min(point, *single), max(point, *single), len(single))
+        return Interval(point, math.nan, math.nan, 1)
+    return Interval(point, min(point, *single), max(point, *single), len(single))
 
 
 def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.ndarray:
@@ -199,7 +199,7 @@ def fit_result(fit: Fit) -> dict[str, Any]:
     }
 
 
-def plain(estimate: Estimate) -> dict[str, float | int | None]:
+def plain(estimate: Interval) -> dict[str, float | int | None]:
     """{"mean", "low", "high", "n"}; what is not finite is None."""
     values = {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
     found = {key: value if math.isfinite(value) else None for key, value in values.items()}

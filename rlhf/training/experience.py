@@ -81,6 +81,8 @@ def score_rollouts(
             if counts:
                 rollout.pay(scores.values[index])
                 rollout.unscored = scores.reasons[index]
+    for rollout in rollouts:
+        rollout.unshaped_score = rollout.score
 
 
 def unscored_reasons(rollouts: Sequence[Rollout], *, most: int = 3) -> str:

@@ -276,17 +276,28 @@ def _evasion_gain(rollouts: Sequence[Rollout]) -> float:
 
 
 def sample_row(rollout: Rollout, step: int, split: str) -> dict[str, Any]:
-    """A transcript as a line of ``samples.jsonl``."""
-    score = None if math.isnan(rollout.score) else rollout.score
-    return {
+    """A transcript as a line of ``samples.jsonl``.
+
+    ``return_env`` is the environment's own return, ``score`` the weighted sum of all rewards that
+    are trained on; ``return_trained`` is what a training episode earned once scores were scaled and
+    penalties taken off. None stands for what could not be scored.
+    """
+    row = {
         "step": step,
         "split": split,
         "seed": rollout.seed,
         "messages": rollout.conversation,
-        "return": score,
-        "rewards": rollout.components,
-        **({"unscored": rollout.unscored} if rollout.unscored else {}),
+        "return_env": rollout.components.get("env"),
+        "score": _finite(rollout.unshaped_score),
     }
+    if split == "train":
+        row["return_trained"] = _finite(rollout.score)
+    row["rewards"] = rollout.components
+    return row | ({"unscored": rollout.unscored} if rollout.unscored else {})
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _mean(values: Sequence[float | None]) -> float:
@@ -352,14 +363,17 @@ def _evaluate_if_due(session: Session, step: int) -> dict[str, float]:
     spec = session.config.evaluation
     if not spec.every or step % spec.every:
         return {}
-    summary = summarise(_held_out_rows(session), name="eval", env="")
+    summary, _ = _held_out(session, "eval")
     return {f"eval/{name}": value["mean"] for name, value in summary["metrics"].items()}
 
 
-def _held_out_rows(session: Session) -> list[dict[str, Any]]:
-    """Rows of held-out episodes; the processes share the playing."""
+def _held_out(
+    session: Session, name: str, low: float | None = None, high: float | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Summary and rows of held-out episodes; the processes share the playing."""
     spec = session.config.evaluation
-    return session.world.map(
+    counts: Counter[str] = Counter()
+    rows = session.world.map(
         evaluation_starts(spec.episodes),
         lambda starts: play_model(
             session.policy.model,
@@ -367,8 +381,12 @@ def _held_out_rows(session: Session) -> list[dict[str, Any]]:
             starts,
             decoding=spec.decoding,
             rewards=_measured(session),
+            counts=counts,
         ),
     )
+    total = sum(session.world.gather(counts), Counter())
+    env = session.config.env.id or "prompts"
+    return summarise(rows, name=name, env=env, random=low, optimal=high, counts=total), rows
 
 
 def _final_evaluation(session: Session, run: Run) -> None:
@@ -377,11 +395,10 @@ def _final_evaluation(session: Session, run: Run) -> None:
         return  # by a run that was cut after it
     env = session.config.env
     low, high = (None, None) if env.id is None else bounds(session.held_out.make_env)
-    rows = _held_out_rows(session)
-    summary = summarise(
-        rows, name=run.directory.name, env=env.id or "prompts", random=low, optimal=high
-    )
+    summary, rows = _held_out(session, run.directory.name, low, high)
     summary["items"] = _items(session, rows)
+    for note in summary["notes"]:
+        log.warning("evaluation: %s", note)
     if run.writes:
         write_evaluation(run.directory, rows, summary)
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from rlhf.stats import interval
+
 ENV = "text/PreferenceBandit-v0"
 EPISODES = 128
 FIRST_SEED = 2**30
@@ -225,9 +227,8 @@ def _write_evaluation(
     (target / "summary.json").write_text(json.dumps(summary))
 
 
-def _metric(values: np.ndarray) -> dict[str, float | int]:
-    mean, half = float(values.mean()), 1.98 * float(values.std(ddof=1)) / np.sqrt(values.size)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": values.size}
+def _metric(values: np.ndarray) -> dict[str, Any]:
+    return interval(values).as_dict()
 
 
 def _samples(folder: Path, rng: np.random.Generator) -> None:

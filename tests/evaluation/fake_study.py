@@ -10,7 +10,7 @@ from rlhf.studies.overoptimize_results import Track, best_of_n_result, rl_result
 
 
 def overoptimization() -> dict[str, Any]:
-    """Four seeds around gold = 0.3 + d (1 - 0.5 log d), whose peak lies at d = e; two proxies."""
+    """Six seeds around gold = 0.3 + d (1 - 0.5 log d), whose peak lies at d = e; two proxies."""
     rng = np.random.default_rng(0)
     d = np.linspace(0.0, 5, 40)
     log = np.log(np.where(d > 0, d, 1))
@@ -19,9 +19,9 @@ def overoptimization() -> dict[str, Any]:
             list(range(1, 41)),
             (d**2).tolist(),
             (d + 0.05 * rng.normal(size=40)).tolist(),
-            (0.3 + d * (alpha - 0.5 * log) + 0.05 * rng.normal(size=40)).tolist(),
+            (0.3 + d * (alpha - 0.5 * log) + 0.02 * rng.normal(size=40)).tolist(),
         )
-        for alpha in (0.9, 0.95, 1.05, 1.1)
+        for alpha in (0.9, 0.94, 0.98, 1.02, 1.06, 1.1)
     ]
     cell = {"how": "single", "parameters": 1000, "members": 1, "accuracy": 0.7}
     results: dict[str, Any] = {

@@ -50,11 +50,10 @@ def test_two_models_pair_by_evaluation_seed(tmp_path: Path):
     result = compare([old, new])
     (difference,) = result.differences
     assert (difference.arm, difference.baseline, difference.unit) == ("ppo", "sft", "episodes")
-    # differences 1.5, 1.5, 1: mean 4/3, sd sqrt(1/12), t(.975, 2) = 4.302653
     assert difference.estimate.value == pytest.approx(4 / 3)
-    half = 4.302653 * math.sqrt(1 / 12) / math.sqrt(3)
-    assert difference.estimate.high == pytest.approx(4 / 3 + half, abs=1e-6)
-    assert difference.winner == "ppo"
+    # Three differences of one sign: p = 2 / 2^3
+    assert (difference.winner, difference.p_value) == (None, 0.25)
+    assert "3 episodes are too few" in difference.verdict
     assert any("one training run an arm" in note for note in result.notes)
 
 
@@ -75,7 +74,8 @@ def test_five_seeds_are_one_arm_and_the_unit_is_the_seed(tmp_path: Path):
     assert difference.estimate.value == pytest.approx(1.2)
     half = 2.776445 * math.sqrt(0.025) / math.sqrt(5)
     assert difference.estimate.low == pytest.approx(1.2 - half, abs=1e-6)
-    assert difference.winner == "ppo"
+    # The sign-flip test cannot reach 5% with five pairs: the t test of differing seeds decides.
+    assert (difference.winner, difference.p_value) == ("ppo", 0.0625)
 
 
 def test_baseline_of_one_run_stands_against_every_seed(tmp_path: Path):
@@ -86,6 +86,35 @@ def test_baseline_of_one_run_stands_against_every_seed(tmp_path: Path):
     assert result.differences[0].estimate.n == 3
     assert result.differences[0].winner is None
     assert any("single run" in note for note in result.notes)
+
+
+def test_one_decided_metric_leads_where_prompts_have_no_return(tmp_path: Path):
+    """The environment's return of a prompt is 0 for every reply: it would call all identical."""
+    runs = []
+    for name, level in (("sft", 0.0), ("ppo", 1.0)):
+        run = write_run(tmp_path / name, dict.fromkeys(range(12), 0.0), env="prompts")
+        (run / "config.yaml").write_text("rewards: [{kind: learned, path: r}]\n")
+        path = next((run / "evaluation").glob("*/episodes.jsonl"))
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for index, row in enumerate(rows):
+            row["prompt_id"] = f"p{index % 6}"
+            row["components"] = {"aside": 0.0, "learned": level + 0.1 * (index % 6) + index // 6}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        runs.append(run)
+    result = compare(runs)
+    (found,) = result.differences
+    assert (result.metric, found.unit, found.estimate.n) == ("learned", "prompts", 6)
+    assert found.estimate.value == pytest.approx(1.0)
+    assert (found.winner, found.p_value) == ("ppo", pytest.approx(2 / 2**6))
+    assert any("judged by learned" in note for note in result.notes)
+    assert "| 6 prompts | 12 |" in result.to_markdown()
+    assert "identical on every pair" in compare(runs, metric="return").differences[0].verdict
+
+
+def test_a_metric_that_nothing_could_score_says_so(tmp_path: Path):
+    run = write_run(tmp_path / "sft", {0: None, 1: None})
+    with pytest.raises(UserError, match="no episode has a score of gold"):
+        compare([run], metric="gold")
 
 
 def test_pipeline_directory_expands_to_its_stages_in_order(tmp_path: Path):
@@ -173,9 +202,11 @@ def test_several_decodings_of_one_seed_are_averaged(tmp_path: Path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows.append({**rows[0], "return": 4.0})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (row,) = compare([run]).rows
+    result = compare([run])
+    (row,) = result.rows
     assert row.estimate.value == pytest.approx((2.5 + 2.0) / 2)
-    assert row.estimate.n == 2
+    assert (row.estimate.n, row.episodes) == (2, 3)
+    assert any("1 episodes repeat an evaluation seed" in note for note in result.notes)
 
 
 def test_a_folder_whose_name_ends_in_a_number_is_read(tmp_path: Path):
@@ -237,8 +268,17 @@ def test_markdown_and_json_say_the_same(tmp_path: Path):
     new = write_run(tmp_path / "ppo", {0: 2.5})
     result = compare([old, new])
     text, tree = result.to_markdown(), json.loads(result.to_json())
-    assert "| ppo - sft | echo | greedy | 1.500 (no interval: n = 1) |" in text
-    assert tree["differences"][0]["estimate"] == {"mean": 1.5, "low": None, "high": None, "n": 1}
+    assert (
+        "| ppo - sft | echo | greedy | 1.500 (no interval: 1 unit, an interval needs 5) |" in text
+    )
+    estimate = tree["differences"][0]["estimate"]
+    assert estimate == {
+        "mean": 1.5,
+        "low": None,
+        "high": None,
+        "n": 1,
+        "needs": "1 unit, an interval needs 5",
+    }
     assert tree["differences"][0]["winner"] is None
 
 

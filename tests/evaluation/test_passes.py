@@ -6,7 +6,7 @@ from statistics import mean
 import pytest
 
 from rlhf.evaluation.evaluate import summarise
-from rlhf.evaluation.passes import pass_at, pass_columns
+from rlhf.evaluation.passes import pass_at_k, pass_columns
 
 
 @pytest.mark.parametrize("drawn", [1, 2, 5, 7])
@@ -15,7 +15,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(drawn):
         samples = [True] * right + [False] * (drawn - right)
         for k in range(1, drawn + 1):
             share = mean(any(subset) for subset in combinations(samples, k))
-            assert pass_at(k, right=right, drawn=drawn) == pytest.approx(share)
+            assert pass_at_k(k, correct=right, drawn=drawn) == pytest.approx(share)
 
 
 def test_pass_at_k_is_unbiased():
@@ -24,7 +24,7 @@ def test_pass_at_k_is_unbiased():
         expected = 0.0
         for outcome in product([0, 1], repeat=4):
             chance = 0.3 ** sum(outcome) * 0.7 ** (4 - sum(outcome))
-            expected += chance * pass_at(k, right=sum(outcome), drawn=4)
+            expected += chance * pass_at_k(k, correct=sum(outcome), drawn=4)
         assert expected == pytest.approx(1 - 0.7**k)
 
 
@@ -36,12 +36,18 @@ def test_only_what_is_right_or_wrong_has_pass_at_k():
         "turns": {1: [1.0, 1.0, 1.0], 2: [1.0, 1.0, 1.0]},
     }
     found = pass_columns(groups)
-    assert found["pass@1"] == [pytest.approx(1 / 3), 0.0]
-    assert found["pass@2"] == [pytest.approx(2 / 3), 0.0]
-    assert found["pass@3"] == [1.0, 0.0]
-    assert found["number/pass@2"] == [1.0, 1.0]
-    assert found["number/pass@3"] == [1.0]  # seed 1 was scored twice only
+    assert found["pass@1"] == {1: pytest.approx(1 / 3), 2: 0.0}
+    assert found["pass@2"] == {1: pytest.approx(2 / 3), 2: 0.0}
+    assert found["pass@3"] == {1: 1.0, 2: 0.0}
+    assert found["number/pass@2"] == {1: 1.0, 2: 1.0}
+    assert found["number/pass@3"] == {2: 1.0}  # seed 1 was scored twice only
     assert {name.partition("/")[0] for name in found} == {"pass@1", "pass@2", "pass@3", "number"}
+
+
+def test_large_pass_at_k_stays_exact():
+    assert pass_at_k(5_000, correct=1, drawn=10_000) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="between 1 and 3"):
+        pass_at_k(4, correct=1, drawn=3)
 
 
 def test_samples_of_one_seed_are_not_evidence_of_their_own():

@@ -20,6 +20,7 @@ from rlhf.models.heads import Policy
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.seeds import EVALUATION_BLOCK
 from rlhf.rollout.spec import EnvSpec
+from rlhf.stats import share_interval
 from rlhf.verbs import execute
 from tests.tiny import tiny_model
 from tests.training.workbench import read_rows, sft_rows, user, write_rows
@@ -190,20 +191,20 @@ def test_the_harness_results_become_metrics():
     found = {
         "results": {
             "arc": {"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": "arc"},
+            "long": {"brier,none": 0.4, "brier_stderr,none": 0.05},
             "gsm": {"exact_match,strict": 0.25, "exact_match_stderr,strict": "N/A"},
         },
-        "n-samples": {"arc": {"original": 90, "effective": 25}},
+        "n-samples": {"arc": {"original": 90, "effective": 25}, "long": {"effective": 90}},
     }
     metrics = metrics_of(found)
-    assert metrics["arc/acc"]["low"] == pytest.approx(0.304, abs=1e-3)
+    # Half of 25 documents: the exact interval of a share, whatever error the harness gives.
+    share = share_interval(12.5, 25)
+    assert metrics["arc/acc"]["low"] == pytest.approx(share.low)
     assert metrics["arc/acc"]["n"] == 25
-    assert metrics["gsm/exact_match (strict)"] == {
-        "mean": 0.25,
-        "low": None,
-        "high": None,
-        "n": None,
-    }
-    assert len(metrics) == 2
+    assert metrics["long/brier"]["high"] == pytest.approx(0.4 + 1.959964 * 0.05)
+    assert metrics["gsm/exact_match (strict)"]["low"] is None
+    assert "no standard error" in str(metrics["gsm/exact_match (strict)"]["needs"])
+    assert len(metrics) == 3
 
 
 def test_a_task_through_the_harness_is_the_models_own_choice(tmp_path):

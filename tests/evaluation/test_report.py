@@ -91,8 +91,8 @@ def test_tables_lie_beside_the_page(whole: Path):
     assert float(rows["ppo"]["fraction of optimal"]) == pytest.approx(
         summary["metrics"]["normalized"]["mean"]
     )
-    # Wilson's upper end for 0 of 128 is z^2 / (n + z^2), where a t interval would be [0, 0].
-    assert float(rows["random"]["success high"]) == pytest.approx(3.841459 / 131.841459, abs=1e-4)
+    # What the summary holds: the exact upper end for 0 of 128, where t would give [0, 0].
+    assert float(rows["random"]["success high"]) == pytest.approx(1 - 0.05 ** (1 / 128))
 
 
 def test_forest_places_random_and_optimal(whole: Path):
@@ -129,8 +129,8 @@ def test_a_long_single_row_keeps_what_varied(tmp_path: Path):
     rows = [{**row, "seed": seed, "return": seed / 8} for seed in range(8)]
     fake.write_rows(run / "evaluation" / "only" / "episodes.jsonl", rows)
     page = text_of(write_report(run))
-    folded = "policy only; environment echo; decoding greedy; cost 0.000; turns 1.000"
-    assert f"Also: {folded}; tokens 4.000; cut 0.000." in page
+    folded = "policy only; environment echo; decoding greedy; over 8 episodes"
+    assert f"Also: {folded}; cost 0.000; turns 1.000; tokens 4.000; cut 0.000." in page
     heads = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', page)
     assert heads == ["stage", "episodes", "return", "success"]
 
@@ -235,7 +235,7 @@ def test_evaluation_without_summary_or_partner(tmp_path: Path):
     fake.write_rows(run / "evaluation" / "only" / "episodes.jsonl", [row])
     page = text_of(write_report(run))
     assert "0.500" in page
-    assert "n = 1, no interval" in page
+    assert "no interval: 1 unit, an interval needs 5" in page
 
 
 def test_summary_without_episodes(tmp_path: Path):

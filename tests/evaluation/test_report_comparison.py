@@ -19,15 +19,16 @@ def text_of(path: Path) -> str:
 
 def test_band_keeps_to_the_steps_of_every_seed(tmp_path: Path):
     runs = []
-    for seed, steps in ((0, 3), (1, 5)):
-        rows = [{"step": i, "reward/mean": float(seed + i)} for i in range(steps)]
+    for seed in range(5):
+        rows = [{"step": i, "reward/mean": float(seed + i)} for i in range(3 + 2 * (seed > 0))]
         fake.write_rows(tmp_path / f"seed{seed}" / "metrics.jsonl", rows)
         runs.append(read_run(tmp_path / f"seed{seed}"))
     steps, band = seed_band(runs, "reward/mean")
     assert steps == [0, 1, 2]
-    assert [e.value for e in band] == [0.5, 1.5, 2.5]
-    # two seeds 1 apart: half width t(.975, 1) * .7071 / sqrt 2
-    assert band[0].high == pytest.approx(0.5 + 12.7062 / 2, abs=1e-3)
+    assert [e.value for e in band] == [2, 3, 4]
+    # seeds 0 to 4: half width t(.975, 4) * sqrt(2.5 / 5)
+    assert band[0].high == pytest.approx(2 + 2.776445 * 0.5**0.5, abs=1e-5)
+    assert "4 units" in seed_band(runs[:4], "reward/mean")[1][0].needs
 
 
 def test_comparison_page_bands_and_diffs(tmp_path: Path):

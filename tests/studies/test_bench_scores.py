@@ -125,12 +125,17 @@ def test_the_gate_finds_what_got_worse_and_nothing_else(tmp_path):
     assert gate(same, before).line().startswith("bench: nothing is worse beyond noise")
     noisy = RETURNS | {"good": TWIN, "twin": GOOD}
     assert gate(result_of(tmp_path / "noisy", noisy), before).worse == []
-    lame = {"echo": [v - 0.4 for v in GOOD["echo"]], "maze": GOOD["maze"]}
+    drops = (0.36, 0.44, 0.4, 0.42, 0.38)
+    low = [value - drop for value, drop in zip(GOOD["echo"], drops, strict=True)]
+    lame = {"echo": low, "maze": GOOD["maze"]}
     outcome = gate(result_of(tmp_path / "lame", RETURNS | {"good": lame}), before)
     assert {(d.arm, d.env) for d in outcome.worse} == {("good", "echo"), ("good", EVERYWHERE)}
     assert "WORSE" in outcome.line()
     assert "good on echo by -0.427" in outcome.line()
     assert "\n" not in outcome.line()
+    # Five equal differences have no spread, and the exact test says p = 0.0625.
+    equal = {"echo": [v - 0.4 for v in GOOD["echo"]], "maze": GOOD["maze"]}
+    assert gate(result_of(tmp_path / "equal", RETURNS | {"good": equal}), before).worse == []
     # What got better is no alarm.
     assert gate(before, result_of(tmp_path / "lamer", RETURNS | {"good": lame})).worse == []
 

@@ -78,7 +78,7 @@ def test_kept_tokens_are_those_of_the_step(tmp_path, echo_model, verb):
         assert ("value" in table) == (verb == "ppo")
         reply = row["messages"][-1]["content"]
         assert "".join(table["text"]).startswith(reply)
-        assert sum(table["reward"]) == pytest.approx(row["return"], abs=1e-3)
+        assert sum(table["reward"]) == pytest.approx(row["return_trained"], abs=1e-3)
         assert table["kl"] == pytest.approx([0.0] * len(table["kl"]), abs=1e-5)
         history = row["messages"][:-1]
         shown = tokenizer.apply_chat_template(history, add_generation_prompt=True, tokenize=False)

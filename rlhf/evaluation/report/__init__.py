@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf.evaluation.compare import Comparison
+from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import RunRecord, read_stages
 from rlhf.evaluation.report import results, transcripts
 from rlhf.evaluation.report.alarms import alarms
@@ -40,7 +40,7 @@ def write_report(directory: str | Path) -> Path:
     """
     root = Path(directory)
     runs = read_stages(root)
-    metric = results.headline_metric(runs)
+    metric = headline_metric(runs)
     found = results.comparisons(runs, metric) if metric else []
     tables = [
         table

@@ -33,7 +33,7 @@ _CHECKS = 50
 def alarms(run: RunRecord) -> list[str]:
     """Sentences about one run, most serious first; empty when nothing stands out."""
     found = [words for _, words in _findings(run, "at the end of training")]
-    found += _unscored(run)
+    found += [*_unscored(run), *_evaluation_notes(run)]
     if run.metrics and not run.finished and not (run.directory / "final").exists():
         found.append(f"Not finished: the last logged step is {run.metrics[-1].get('step')}.")
     return [f"{named(run.name)}: {words}" for words in found]
@@ -236,3 +236,13 @@ def _unscored(run: RunRecord) -> Sequence[str]:
     rows = [row for e in run.evaluations for row in e.episodes]
     missing = sum(row.get("return") is None for row in rows)
     return [f"{missing} of {len(rows)} evaluation episodes have no return."] if missing else []
+
+
+def _evaluation_notes(run: RunRecord) -> list[str]:
+    """What the summaries of a run's evaluations note, with the policy where there are several."""
+    several = len(run.evaluations) > 1
+    return [
+        f"{evaluation.describe('policy')}: {note}." if several else f"evaluation: {note}."
+        for evaluation in run.evaluations
+        for note in evaluation.summary.get("notes") or ()
+    ]

@@ -8,19 +8,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from rlhf.evaluation.arms import label_runs, measured
-from rlhf.evaluation.compare import Comparison
+from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
 from rlhf.evaluation.report import results, transcripts
 from rlhf.evaluation.report.charts import Chart, Series, draw, short
 from rlhf.evaluation.report.markup import Cell, Table, esc, named, plural, section
 from rlhf.evaluation.report.page import page
 from rlhf.evaluation.report.tables import save_tables
-from rlhf.evaluation.statistics import Estimate, mean_interval
 from rlhf.runs import PLACES, flatten
+from rlhf.stats import Interval, interval
 
 _FIRST = ("reward/mean", "eval/gold", "eval/return", "policy/kl", "eval/loss", "train/loss")
 _IGNORED = ("time/", "tokens/")
@@ -35,7 +34,7 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     directories = dict.fromkeys(Path(directory).resolve() for directory in run_dirs)
     runs = [run for directory in directories for run in read_stages(directory)]
     arms = _arms(runs)
-    metric = results.headline_metric(runs)
+    metric = headline_metric(runs)
     found = results.comparisons(runs, metric) if metric else []
     tables = [results.evaluation_table(runs, by_arm=True), results.difference_table(found)]
     tables += [metric_table(arms), config_table(arms)]
@@ -135,14 +134,14 @@ def metric_table(arms: Mapping[str, Sequence[RunRecord]]) -> Table:
     return Table("metrics", "Where the metrics ended", ["metric", *arms], rows)
 
 
-def seed_band(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[Estimate]]:
+def seed_band(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[Interval]]:
     """Steps that all runs of an arm logged, and mean with t interval over the runs at each."""
     by_run = [dict(zip(*run.series(key), strict=True)) for run in runs]
     by_run = [values for values in by_run if values]
     if not by_run:
         return [], []
     steps = sorted(set.intersection(*(set(values) for values in by_run)))
-    return steps, [mean_interval(np.array([v[step] for v in by_run])) for step in steps]
+    return steps, [interval([v[step] for v in by_run], kind="mean") for step in steps]
 
 
 def _curves(arms: Mapping[str, Sequence[RunRecord]], colours: Mapping[str, str]) -> str:
@@ -208,9 +207,9 @@ def _keys(arms: Mapping[str, Sequence[RunRecord]]) -> list[str]:
     return sorted(keys, key=lambda k: (_FIRST.index(k) if k in _FIRST else len(_FIRST), k))
 
 
-def _last(runs: Sequence[RunRecord], key: str) -> Estimate | None:
+def _last(runs: Sequence[RunRecord], key: str) -> Interval | None:
     finals = [values[-1] for run in runs for values in [run.series(key)[1]] if values]
-    return mean_interval(finals) if finals else None
+    return interval(finals, kind="mean") if finals else None
 
 
 def _plain(value: Any) -> str | None:

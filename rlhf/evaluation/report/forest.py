@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlhf.evaluation.report.markup import esc, named
-from rlhf.evaluation.statistics import Estimate
+from rlhf.stats import Interval
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Line:
     name: str
     detail: str
     """Small print under the name."""
-    estimate: Estimate
+    estimate: Interval
     value: str
     """The number at the end of the row."""
     remark: str

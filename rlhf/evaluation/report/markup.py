@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf.evaluation.statistics import Estimate
+from rlhf.stats import ALL_EQUAL, Interval
 
 _ACRONYMS = re.compile(
     r"\b(sft|rm|ppo|dpo|kto|grpo|rloo|dapo|gspo|ipo|orpo|kl|lora)(?=\b|[-_\d])", re.IGNORECASE
@@ -26,12 +26,12 @@ _MANY = 8
 
 _NUMERAL = re.compile(r"[\d.]+%?")
 
-Cell = str | int | float | Estimate | None
+Cell = str | int | float | Interval | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under column names; an Estimate becomes three columns in the CSV."""
+    """Rows under column names; an Interval becomes three columns in the CSV."""
 
     slug: str
     """File name without ending."""
@@ -103,7 +103,7 @@ class Table:
 
     def _fact(self, column: int) -> str:
         cell = self.rows[0][column]
-        if isinstance(cell, Estimate):
+        if isinstance(cell, Interval):
             return esc(number(cell.value))
         return cell_html(self._shown(cell, column) if isinstance(cell, str) else cell)
 
@@ -173,18 +173,18 @@ def number(value: float) -> str:
     return decimal(value).replace("-", "−")
 
 
-def bounds(estimate: Estimate) -> str:
+def bounds(estimate: Interval) -> str:
     """`[0.380, 0.444]`, or why there is none."""
     if not estimate.known:
-        return f"n = {estimate.n}, no interval"
+        return f"no interval: {estimate.needs or f'n = {estimate.n}'}"
     return f"[{number(estimate.low)}, {number(estimate.high)}]"
 
 
 def cell_html(cell: Cell) -> str:
-    """One table cell; an Estimate shows its interval in small print."""
+    """One table cell; an Interval shows its interval in small print."""
     if cell is None:
         return '<span class="note">–</span>'
-    if isinstance(cell, Estimate):
+    if isinstance(cell, Interval):
         return f'{number(cell.value)} <span class="interval">{bounds(cell)}</span>'
     if isinstance(cell, str):
         return esc(cell)
@@ -234,13 +234,13 @@ def _align(is_numeric: bool) -> str:
 
 def _is_plain(cell: Cell) -> bool:
     """Whether a cell is text, nothing, or a mean of equal values."""
-    if isinstance(cell, Estimate):
-        return cell.low == cell.high == cell.value
+    if isinstance(cell, Interval):
+        return cell.method == ALL_EQUAL
     return isinstance(cell, str | None)
 
 
 def _flat(name: str, cell: Cell) -> list[tuple[str, str | int | float | None]]:
-    if not isinstance(cell, Estimate):
+    if not isinstance(cell, Interval):
         return [(name, cell)]
     values = cell.as_dict()
     return [

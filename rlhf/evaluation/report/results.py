@@ -7,6 +7,7 @@ from typing import Any
 
 from rlhf.evaluation.arms import label_runs, measured, name_runs, training_seed
 from rlhf.evaluation.compare import Comparison, Row, compare_runs, coverage_words
+from rlhf.evaluation.metrics import metric_interval, unit_name
 from rlhf.evaluation.records import (
     Bounds,
     Evaluation,
@@ -17,27 +18,10 @@ from rlhf.evaluation.records import (
 from rlhf.evaluation.report.charts import Series
 from rlhf.evaluation.report.forest import Line, forest
 from rlhf.evaluation.report.markup import Cell, Table, bounds, esc, named, number, plural
-from rlhf.evaluation.statistics import Estimate, mean_interval, wilson_interval
 from rlhf.evaluation.verdict import Difference
+from rlhf.stats import Interval
 
 _HIDDEN = frozenset({"seconds"})
-
-
-def headline_metric(runs: Sequence[RunRecord]) -> str | None:
-    """The metric that decides: a gold component, else the environment's own return.
-
-    None when nothing was evaluated by episodes. A prompt set has no reward of its own (every return
-    is 0): there the first component leads.
-    """
-    rows = [row for run in runs for e in run.evaluations for row in e.episodes]
-    if not rows:
-        return None
-    common = set.intersection(*(set(row.get("components") or {}) for row in rows))
-    gold = sorted(name for name in common if name.startswith("gold"))
-    if gold:
-        return gold[0]
-    flat = all(not row.get("return") for row in rows)
-    return sorted(common)[0] if flat and common else "return"
 
 
 def comparisons(runs: Sequence[RunRecord], headline: str) -> list[Comparison]:
@@ -129,16 +113,27 @@ def evaluation_table(runs: Sequence[RunRecord], *, by_arm: bool = False) -> Tabl
     if not found:
         return None
     columns = ["policy", "training seed"] if by_arm else ["stage", "policy"]
-    columns += ["environment", "decoding", "episodes"]
+    columns += ["environment", "decoding", "episodes", "over"]
     columns += (["fraction of optimal"] if fraction else []) + keys
     rows: list[list[Cell]] = []
     for who, evaluation, metrics in found:
         count = evaluation.summary.get("episodes") or len(evaluation.episodes)
         cells: list[Cell] = [*who, evaluation.describe("env")]
-        cells += [evaluation.describe("decoding"), int(count)]
+        cells += [evaluation.describe("decoding"), int(count), _over(evaluation)]
         cells += [metrics.get("normalized")] if fraction else []
         rows.append(cells + [metrics.get(key) for key in keys])
     return Table("evaluations", "Evaluations", columns, rows)
+
+
+def _over(evaluation: Evaluation) -> str | None:
+    """How many independent units stand behind the intervals: `10 prompts`."""
+    summary = evaluation.summary
+    if "units" in summary and "unit" in summary:
+        return plural(int(summary["units"]), str(summary["unit"]).removesuffix("s"))
+    if not evaluation.episodes:
+        return None
+    units = evaluation.units
+    return plural(len(set(units)), unit_name(units).removesuffix("s"))
 
 
 def _by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
@@ -204,27 +199,33 @@ def known_bounds(runs: Sequence[RunRecord]) -> dict[str, Bounds]:
     return {e.describe("env"): e.bounds for e in evaluations if e.bounds}
 
 
-def _metrics(evaluation: Evaluation) -> dict[str, Estimate]:
-    """The summary's intervals; of episodes where the summary lacks one, Wilson's for success."""
-    found = {}
-    for metric in episode_metrics(evaluation.episodes[0]) if evaluation.episodes else []:
-        values = [episode_value(row, metric) for row in evaluation.episodes]
-        scored = [value for value in values if value is not None]
-        if scored and set(scored) <= {0.0, 1.0} and metric == "success":
-            found[metric] = wilson_interval(int(sum(scored)), len(scored))
-        elif scored:
-            found[metric] = mean_interval(scored)
+def _metrics(evaluation: Evaluation) -> dict[str, Interval]:
+    """What the summary says; from the episodes only what the summary lacks."""
     summary = evaluation.summary.get("metrics") or {}
-    return {key: estimate_of(value) for key, value in summary.items() if value} | found
+    found = {key: estimate_of(value) for key, value in summary.items() if value}
+    names = episode_metrics(evaluation.episodes[0]) if evaluation.episodes else []
+    for metric in (name for name in names if name not in found):
+        scored = [
+            (value, unit)
+            for row, unit in zip(evaluation.episodes, evaluation.units, strict=True)
+            if (value := episode_value(row, metric)) is not None
+        ]
+        if scored:
+            values, units = zip(*scored, strict=True)
+            found[metric] = metric_interval(metric, values, units, evaluation.bounds)
+    return found
 
 
-def estimate_of(value: Mapping[str, Any]) -> Estimate:
+def estimate_of(value: Mapping[str, Any]) -> Interval:
     """An interval of a summary; `mean` or `value`, `low`, `high`, `n`, each perhaps None."""
     low, high = value.get("low"), value.get("high")
     mean = value.get("mean", value.get("value"))
     nan = float("nan")
     ends = (nan if end is None else float(end) for end in (low, high))
-    return Estimate(nan if mean is None else float(mean), *ends, n=int(value.get("n") or 0))
+    units, needs = int(value.get("n") or 0), str(value.get("needs") or "")
+    method = str(value.get("method") or "")
+    low_end, high_end = ends
+    return Interval(nan if mean is None else float(mean), low_end, high_end, units, method, needs)
 
 
 def _varies(runs: Sequence[RunRecord], metric: str) -> bool:
@@ -251,7 +252,7 @@ def _difference_line(d: Difference, comparison: Comparison) -> Line:
     return Line(d.arm, where, d.estimate, signed(d.estimate), bounds(d.estimate), tone)
 
 
-def signed(estimate: Estimate) -> str:
+def signed(estimate: Interval) -> str:
     return f"{'+' if estimate.value > 0 else ''}{number(estimate.value)}"
 
 

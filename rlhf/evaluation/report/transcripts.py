@@ -139,8 +139,13 @@ def _change(delta: float) -> str:
 
 
 def _return(row: Mapping[str, Any]) -> float:
-    value = row.get("return")
-    return float(value) if is_number(value) else 0.0  # type: ignore[arg-type]
+    value = _total(row)
+    return float(value) if is_number(value) else 0.0
+
+
+def _total(row: Mapping[str, Any]) -> Any:
+    """The score of a sample; runs of before had one key, `return`, for it."""
+    return row["score"] if "score" in row else row.get("return")
 
 
 def _value(row: Mapping[str, Any], metric: str) -> float:
@@ -149,9 +154,12 @@ def _value(row: Mapping[str, Any], metric: str) -> float:
 
 
 def scores(row: Mapping[str, Any]) -> str:
-    """`return 0.4 · proxy 1.2`, of a line of `samples.jsonl`."""
-    value = row.get("return")
-    parts = [f"return {number(float(value))}" if is_number(value) else "not scored"]  # type: ignore[arg-type]
+    """`score 0.4 · trained on 0.3 · proxy 1.2`, of a line of `samples.jsonl`."""
+    value, name = _total(row), "score" if "score" in row else "return"
+    parts = [f"{name} {number(float(value))}" if is_number(value) else "not scored"]
+    shaped = row.get("return_trained")
+    if is_number(shaped) and shaped != value:
+        parts.append(f"trained on {number(float(shaped))}")  # type: ignore[arg-type]
     rewards = row.get("rewards") or {}
     parts += [f"{name} {number(v)}" for name, v in rewards.items() if is_number(v)]
     return " · ".join(parts)

@@ -1,0 +1,153 @@
+"""The independent unit of an evaluation, from the environment to the page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from rlhf.evaluation.evaluate import summarise
+from rlhf.evaluation.metrics import item_id, unit_name, unit_of
+from rlhf.evaluation.report import write_report
+from rlhf.verbs import execute
+
+TEXTS = ("red", "green", "red", "blue")
+"""Four rows, three different prompts."""
+
+
+def evaluate(folder: Path, model: Path, **keys) -> Path:
+    (folder / "prompts.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"Repeat: {text}"}) + "\n" for text in TEXTS)
+    )
+    tree = {
+        "output_dir": str(folder / "run"),
+        "policies": [{"name": "mine", "model": {"path": str(model)}}],
+        "env": {"prompts": [{"path": str(folder / "prompts.jsonl")}]},
+        "rewards": [{"kind": "length", "high": 1}],
+        "rollout": {"max_new_tokens": 3},
+        "episodes": 12,
+        "decoding": "greedy",
+    } | keys
+    return execute("evaluate", tree)
+
+
+def read(run: Path) -> tuple[dict, list[dict]]:
+    folder = run / "evaluation" / "mine"
+    rows = [
+        json.loads(line) for line in (folder / "episodes.jsonl").read_text().split("\n") if line
+    ]
+    return json.loads((folder / "summary.json").read_text()), rows
+
+
+def test_repeated_prompts_are_one_unit_everywhere(tmp_path, echo_model, caplog):
+    with caplog.at_level(logging.WARNING):
+        run = evaluate(tmp_path, echo_model)
+    summary, rows = read(run)
+    assert sorted({row["prompt_index"] for row in rows}) == [0, 1, 2, 3]
+    by_text = {row["messages"][-2]["content"]: row["prompt_id"] for row in rows}
+    assert len(set(by_text.values())) == len(by_text) == 3
+    assert (summary["unit"], summary["units"], summary["episodes"]) == ("prompts", 3, 12)
+    assert {metric["n"] for metric in summary["metrics"].values()} == {3}
+    (note,) = summary["notes"]
+    assert note.startswith("12 greedy episodes repeat 3 prompts: n = 3")
+    assert note in caplog.text
+    page = write_report(run).read_text()
+    assert note in page
+    with (run / "report_tables" / "evaluations.csv").open() as file:
+        (cells,) = csv.DictReader(file)
+    assert cells["over"] == "3 prompts"
+    for name, metric in summary["metrics"].items():
+        for key in ("low", "high", "n"):
+            told = cells[f"{name} {key}"]
+            assert (float(told) if told else None) == metric[key]
+
+
+@pytest.mark.parametrize(("answers", "words"), [(0, "0 of 12 scored"), (2, "6 of 12 scored")])
+def test_what_could_not_be_scored_is_said(tmp_path, echo_model, caplog, answers, words):
+    keys = {}
+    if answers:
+        known = [{"prompt": f"Repeat: {text}", "answer": text} for text in TEXTS[1::2]]
+        path = tmp_path / "answers.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in known))
+        keys = {"answers": str(path)}
+    with caplog.at_level(logging.WARNING):
+        run = evaluate(tmp_path, echo_model, rewards=[{"kind": "exact_match", **keys}])
+    summary, _ = read(run)
+    entry = summary["unscored"]["exact_match"]
+    assert (entry["scored"], entry["episodes"]) == (6 if answers else 0, 12)
+    assert list(entry["reasons"].values()) == [12 - entry["scored"]]
+    assert ("exact_match" in summary["metrics"]) == bool(answers)
+    (reason,) = entry["reasons"]
+    note = f"exact_match: {words}: {reason}"
+    assert note in summary["notes"]
+    assert note in caplog.text
+    assert note in write_report(run).read_text()
+
+
+def test_an_environment_names_the_entry_of_its_list():
+    question = [{"role": "user", "content": "2 + 2?"}]
+    assert item_id(question, {"item": 3}) == item_id(question, {"item": 8})
+    assert item_id(question, {"game": 3}) != item_id(question, {"game": 8})
+    assert item_id(question, {"valid": True}) is None
+    other = [{"role": "user", "content": "2 + 3?"}]
+    assert item_id(question, {"item": 3}) != item_id(other, {"item": 3})
+
+
+def test_a_start_state_that_is_drawn_anew_is_known_by_its_seed():
+    assert unit_of({"env": "text/Echo-v0", "seed": 7, "messages": []}) == 7
+    assert unit_name([1, 2, 3]) == "episodes"
+    assert unit_name([1, 1, 2]) == "start states"
+    assert unit_name(["a", "b"]) == "prompts"
+
+
+def test_prompts_of_runs_without_ids_are_known_by_their_text():
+    def row(seed: int, text: str) -> dict:
+        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "x"}]
+        return {"env": "prompts", "seed": seed, "messages": messages}
+
+    assert unit_of(row(1, "a")) == unit_of(row(2, "a")) != unit_of(row(1, "b"))
+
+
+def rows_of(values: list[float], **fields) -> list[dict]:
+    shared = {"success": None, "cost": 0.0, "turns": 1, "invalid": 0, "tokens": 3}
+    shared |= {"decoding": "sampled", "messages": [], "sample": 0} | fields
+    return [
+        {**shared, "seed": seed, "return": value, "components": {"right": value}}
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_outcomes_of_0_and_1_have_the_interval_of_a_share_under_every_name():
+    summary = summarise(rows_of([1.0] * 8), name="p", env="e", random=0.0625, optimal=1.0)
+    low = 0.05 ** (1 / 8)
+    for name in ("return", "right"):
+        assert summary["metrics"][name]["low"] == pytest.approx(low)
+    assert summary["metrics"]["normalized"]["low"] == pytest.approx((low - 0.0625) / 0.9375)
+    assert summary["metrics"]["normalized"]["high"] == 1.0
+    assert summary["metrics"]["turns"]["low"] == 1.0
+    assert summary["metrics"]["turns"]["high"] > 1.0
+
+
+def test_repeated_evaluation_seeds_are_noted():
+    rows = rows_of([0.5, 0.25, 0.75])
+    summary = summarise([*rows, {**rows[0]}], name="p", env="e")
+    assert summary["metrics"]["return"]["n"] == 3
+    assert any("1 of 4 episodes repeat an evaluation seed" in note for note in summary["notes"])
+
+
+def test_truncated_texts_are_noted():
+    summary = summarise(rows_of([0.5] * 6), name="p", env="e", counts={"learned: truncated": 2})
+    assert "learned: 2 of 6 texts were truncated before they were scored" in summary["notes"]
+
+
+def test_a_list_that_nobody_named_is_suspected():
+    """Greedy episodes of an environment that repeats its tasks without saying so."""
+    rows = [
+        {**row, "decoding": "greedy", "messages": [{"role": "user", "content": str(seed % 3)}]}
+        for seed, row in enumerate(rows_of([0.5, 0.25, 0.75] * 4))
+    ]
+    (note,) = summarise(rows, name="p", env="e")["notes"]
+    assert "12 greedy episodes hold 3 different conversations" in note

@@ -1,0 +1,266 @@
+"""How often printed intervals contain the truth: every kind, over the stated range of the truth.
+
+    python -m tests.stats.coverage            # the table of docs/statistics.md, about ten minutes
+
+A point is one truth at one size. Repetitions for which no interval is printed are left out; a point
+at which fewer than a twentieth of them print one is left out too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from rlhf.evaluation.passes import pass_at_k
+from rlhf.evaluation.statistics import (
+    aggregate_interval,
+    improvement_interval,
+    iqm,
+    mean,
+    optimality_gap,
+)
+from rlhf.stats import Interval, difference, interval, ratio_interval
+
+REPETITIONS = 4000
+BOOTSTRAP = 300
+
+Rng = np.random.Generator
+
+
+@dataclass(frozen=True)
+class Point:
+    """One truth at one size."""
+
+    size: str
+    """Units behind an interval, as the table calls them."""
+    name: str
+    make: Callable[[Rng], Interval]
+    """Draws a sample and makes its interval."""
+    truth: float
+
+
+FAMILIES: dict[str, tuple[Callable[[Rng, int], np.ndarray], float]] = {
+    "normal": (lambda rng, n: rng.normal(size=n), 0.0),
+    "uniform": (lambda rng, n: rng.random(n), 0.5),
+    "Student's t, 3 degrees": (lambda rng, n: rng.standard_t(3, size=n), 0.0),
+    "exponential": (lambda rng, n: rng.exponential(size=n), 1.0),
+    "minus exponential": (lambda rng, n: -rng.exponential(size=n), -1.0),
+    "gamma 1/2": (lambda rng, n: rng.gamma(0.5, size=n), 0.5),
+    "lognormal 0.75": (lambda rng, n: rng.lognormal(0.0, 0.75, size=n), np.exp(0.75**2 / 2)),
+    "beta 1/2, 1/2": (lambda rng, n: rng.beta(0.5, 0.5, size=n), 0.5),
+    "half zeros": (lambda rng, n: rng.exponential(size=n) * (rng.random(n) < 0.5), 0.5),
+    "70% zeros": (lambda rng, n: rng.exponential(size=n) * (rng.random(n) < 0.3), 0.3),
+    "90% zeros": (lambda rng, n: (1 + 0.2 * rng.normal(size=n)) * (rng.random(n) < 0.1), 0.1),
+}
+
+
+def shares() -> Iterator[Point]:
+    for n, p in product((2, 3, 5, 10, 20, 100), (0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.8, 0.97)):
+        yield Point(
+            str(n), f"p {p}", lambda rng, n=n, p=p: interval((rng.random(n) < p).astype(float)), p
+        )
+
+
+def _prompt_shares(rng: Rng, prompts: int, p: float, alike: float) -> np.ndarray:
+    """Success rates of prompts with mean p; `alike` is the correlation of samples of one prompt."""
+    strength = 1 / alike - 1
+    return rng.beta(p * strength, (1 - p) * strength, size=prompts)
+
+
+def clustered_shares() -> Iterator[Point]:
+    grid = product((5, 10, 20, 100), (4, 64), (0.03, 0.3, 0.9), (0.05, 0.3, 0.8))
+    for prompts, samples, p, alike in grid:
+
+        def make(rng: Rng, g: int = prompts, k: int = samples, p: float = p, a: float = alike):
+            right = rng.random((g, k)) < _prompt_shares(rng, g, p, a)[:, None]
+            return interval(right.ravel().astype(float), np.repeat(np.arange(g), k))
+
+        yield Point(str(prompts), f"{samples} samples, p {p}, correlation {alike}", make, p)
+
+
+def pass_at_four() -> Iterator[Point]:
+    draws = np.random.default_rng(0)
+    for prompts, p, alike in product((5, 20, 100), (0.05, 0.3, 0.8), (0.1, 0.5)):
+        truth = float((1 - (1 - _prompt_shares(draws, 400_000, p, alike)) ** 4).mean())
+
+        def make(rng: Rng, g: int = prompts, p: float = p, a: float = alike):
+            right = rng.binomial(8, _prompt_shares(rng, g, p, a))
+            table = [pass_at_k(4, correct=c, drawn=8) for c in range(9)]
+            return interval(np.array(table)[right], kind="share")
+
+        yield Point(str(prompts), f"p {p}, correlation {alike}", make, truth)
+
+
+def means() -> Iterator[Point]:
+    for n, (name, (draw, truth)) in product((5, 10, 20, 100), FAMILIES.items()):
+        yield Point(str(n), name, lambda rng, n=n, d=draw: interval(d(rng, n), kind="mean"), truth)
+
+
+def counts() -> Iterator[Point]:
+    for n, rate in product((5, 20, 100), (0.1, 0.5, 2.0)):
+
+        def make(rng: Rng, n: int = n, rate: float = rate):
+            values = rng.poisson(rate, size=n).astype(float)
+            return interval(values, kind="count", bounds=(0.0, np.inf))
+
+        yield Point(str(n), f"Poisson {rate}", make, rate)
+
+
+def ratios() -> Iterator[Point]:
+    for n, skew in product((5, 20, 100), (0.3, 0.7)):
+        # Nats per token vary with the example, and longer examples have fewer of them.
+        rate = 2.0 * np.exp(-(skew**2) * 0.5)
+
+        def make(rng: Rng, n: int = n, skew: float = skew):
+            length = rng.lognormal(0.0, skew, size=n)
+            tokens = np.ceil(30 * length)
+            nats = tokens * rng.gamma(8.0, 2.0 / 8.0, size=n) * length**-0.5
+            return ratio_interval(nats, tokens)
+
+        draws = np.random.default_rng(1).lognormal(0.0, skew, size=400_000)
+        tokens = np.ceil(30 * draws)
+        rate = float((tokens * 2.0 * draws**-0.5).sum() / tokens.sum())
+        yield Point(str(n), f"length spread {skew}", make, rate)
+
+
+def paired_shares() -> Iterator[Point]:
+    for n, apart, tilt in product((2, 5, 10, 20, 100), (0.02, 0.1, 0.3, 0.9), (0.0, 0.5, 1.0)):
+        gain, loss = apart * (1 + tilt) / 2, apart * (1 - tilt) / 2
+
+        def make(rng: Rng, n: int = n, gain: float = gain, loss: float = loss):
+            draws = rng.random(n)
+            return difference(draws < gain, (draws >= gain) & (draws < gain + loss), kind="share")
+
+        yield Point(str(n), f"{apart} differ, tilt {tilt}", make, gain - loss)
+
+
+def paired_clusters() -> Iterator[Point]:
+    for prompts, samples, shift in product((5, 10, 20, 100), (4, 64), (0.0, 0.1, 0.3)):
+
+        def make(rng: Rng, g: int = prompts, k: int = samples, shift: float = shift):
+            base = rng.beta(1.0, 1.0, size=g) * 0.7
+            better = np.clip(base + shift + rng.uniform(-0.1, 0.1, size=g) * (shift > 0), 0, 1)
+            left, right = rng.binomial(k, better) / k, rng.binomial(k, base) / k
+            return difference(left, right, kind="share")
+
+        draws = np.random.default_rng(2)
+        base = draws.beta(1.0, 1.0, size=400_000) * 0.7
+        better = np.clip(base + shift + draws.uniform(-0.1, 0.1, size=400_000) * (shift > 0), 0, 1)
+        truth = float((better - base).mean()) if shift else 0.0
+        yield Point(str(prompts), f"{samples} samples, shift {shift}", make, truth)
+
+
+def paired_means() -> Iterator[Point]:
+    names = ("normal", "exponential", "gamma 1/2", "half zeros", "90% zeros")
+    for n, name in product((5, 10, 20, 100), names):
+        draw, truth = FAMILIES[name]
+        spread = 0.0 if "zeros" in name else 1.0  # equal parts must cancel exactly
+
+        def make(rng: Rng, n: int = n, draw: Callable = draw, spread: float = spread):
+            base = spread * rng.normal(size=n)
+            return difference(base + draw(rng, n), base, kind="mean")
+
+        yield Point(str(n), name, make, truth)
+
+
+_BENCH = ("normal", "uniform", "exponential", "minus exponential")
+_AGGREGATES = {"IQM": iqm, "mean": mean, "optimality gap": optimality_gap}
+
+
+def aggregates(name: str) -> Callable[[], Iterator[Point]]:
+    def points() -> Iterator[Point]:
+        statistic = _AGGREGATES[name]
+        for runs, tasks, family in product((5, 10, 20), (1, 4, 12), _BENCH):
+            draw, _ = FAMILIES[family]
+            shift = np.linspace(0, 1, tasks)
+
+            def table(rng: Rng, rows: int, draw: Callable = draw, shift: np.ndarray = shift):
+                return draw(rng, rows * shift.size).reshape(rows, shift.size) + shift
+
+            def make(rng: Rng, runs: int = runs, table: Callable = table):
+                return aggregate_interval(
+                    table(rng, runs), statistic, rng=rng, repetitions=BOOTSTRAP
+                )
+
+            truth = float(statistic(table(np.random.default_rng(3), 400_000 // tasks)))
+            yield Point(str(runs), f"{tasks} tasks, {family}", make, truth)
+
+    return points
+
+
+def improvement() -> Iterator[Point]:
+    from scipy.special import ndtri
+
+    for runs, tasks, p in product((5, 10, 20), (1, 4), (0.5, 0.76, 0.86, 0.96, 0.99)):
+        shift = float(np.sqrt(2) * ndtri(p))
+
+        def make(rng: Rng, runs: int = runs, tasks: int = tasks, shift: float = shift):
+            return improvement_interval(
+                rng.normal(size=(runs, tasks)) + shift, rng.normal(size=(runs, tasks))
+            )
+
+        yield Point(str(runs), f"{tasks} tasks, P {p}", make, p)
+    for runs, q in product((5, 10, 20), (0.1, 0.5, 0.9)):
+        # A run of the first side fails altogether or wins against all; the other never varies.
+
+        def make(rng: Rng, runs: int = runs, q: float = q):
+            return improvement_interval(
+                (rng.random((runs, 1)) < q).astype(float), np.full((runs, 1), 0.5)
+            )
+
+        yield Point(str(runs), f"all or nothing, P {q}", make, q)
+
+
+KINDS: dict[str, Callable[[], Iterator[Point]]] = {
+    "share": shares,
+    "share, several samples a prompt": clustered_shares,
+    "pass@4 of 8": pass_at_four,
+    "mean": means,
+    "count": counts,
+    "ratio (text loss)": ratios,
+    "paired difference of shares": paired_shares,
+    "the same, several samples a prompt": paired_clusters,
+    "paired difference of means": paired_means,
+    "benchmark: mean": aggregates("mean"),
+    "benchmark: optimality gap": aggregates("optimality gap"),
+    "benchmark: IQM": aggregates("IQM"),
+    "P(improvement)": improvement,
+}
+
+
+def coverage(point: Point, *, seed: int, repetitions: int = REPETITIONS) -> float | None:
+    """Share of the printed intervals of a point that contain its truth; None where few are."""
+    rng = np.random.default_rng(seed)
+    hit = printed = 0
+    for _ in range(repetitions):
+        found = point.make(rng)
+        if found.known:
+            printed += 1
+            hit += found.low - 1e-12 <= point.truth <= found.high + 1e-12
+    return hit / printed if printed >= repetitions / 20 else None
+
+
+def main() -> int:
+    print("| interval | units | points | mean coverage | least | where |")
+    print("|-|-|-|-|-|-|")
+    for kind, points in KINDS.items():
+        by_size: dict[str, list[tuple[float, str]]] = {}
+        for seed, point in enumerate(points()):
+            if (share := coverage(point, seed=seed)) is not None:
+                by_size.setdefault(point.size, []).append((share, point.name))
+        for size, found in by_size.items():
+            least, where = min(found)
+            average = np.mean([share for share, _ in found])
+            print(
+                f"| {kind} | {size} | {len(found)} | {average:.1%} | {least:.1%} | {where} |",
+                flush=True,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

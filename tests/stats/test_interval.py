@@ -1,0 +1,196 @@
+"""Intervals against hand-worked numbers and exact sums over all outcomes."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rlhf.stats import (
+    adjusted_wald,
+    difference,
+    interval,
+    mid_p_bounds,
+    ratio_interval,
+    share_interval,
+    stratified_moments,
+    stretched_interval,
+)
+
+
+@pytest.mark.parametrize(("x", "n"), [(0, 4), (4, 4), (7, 8), (1, 20), (10, 20)])
+def test_mid_p_bounds_solve_their_equation(x: int, n: int):
+    found = share_interval(x, n)
+    for p, tail in ((found.low, 0.025), (found.high, 0.975)):
+        if 0 < p < 1:
+            law = stats.binom(n, p)
+            assert (law.sf(x) + law.sf(x - 1)) / 2 == pytest.approx(tail, abs=1e-6)
+    assert (found.low == 0) == (x == 0)
+    assert (found.high == 1) == (x == n)
+
+
+def test_shares_at_the_edge_by_hand():
+    # All of n right: the mid-p bound solves p^n / 2 = 0.025, so p = 0.05^(1/n).
+    assert interval([1.0] * 4).low == pytest.approx(0.05**0.25)
+    assert interval([1.0] * 8).low == pytest.approx(0.05**0.125)
+    assert interval([0.0] * 20).high == pytest.approx(1 - 0.05 ** (1 / 20))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 8, 13, 20, 50, 100])
+def test_shares_are_covered_at_every_truth(n: int):
+    """Exactly: the sum over all outcomes at 999 truths."""
+    p, x = np.linspace(0.001, 0.999, 999)[:, None], np.arange(n + 1)
+    low, high = mid_p_bounds(x.astype(float), n)
+    covered = (stats.binom.pmf(x, n, p) * ((low <= p) & (p <= high))).sum(axis=1)
+    assert covered.min() >= 0.90
+    assert covered.mean() >= 0.94
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 20, 40])
+def test_paired_shares_are_covered_at_every_truth(n: int):
+    """Exactly: the sum over all numbers of gains and losses."""
+    gains, losses = (a.ravel().astype(float) for a in np.mgrid[: n + 1, : n + 1])
+    keep = gains + losses <= n
+    gains, losses = gains[keep], losses[keep]
+    low, high = adjusted_wald(gains, losses, n)
+    found = []
+    for apart in (0.01, 0.05, 0.1, 0.2, 0.5, 0.8, 1.0):
+        for share in np.linspace(0, 1, 11):
+            p = [apart * share, apart * (1 - share), 1 - apart]
+            counts = np.stack([gains, losses, n - gains - losses], axis=1)
+            weight = stats.multinomial.pmf(counts, n, p)
+            truth = p[0] - p[1]
+            found.append(weight[(low - 1e-9 <= truth) & (truth <= high + 1e-9)].sum())
+    assert min(found) >= 0.90
+    assert np.mean(found) >= 0.94
+
+
+def test_samples_of_a_cluster_are_one_unit():
+    values = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    once = interval([0.5, 1.0, 0.0], kind="share")
+    assert interval(values, ["a", "a", "b", "b", "c", "c"]) == once
+    copies = interval(np.repeat(values, 40), np.repeat(["a", "a", "b", "b", "c", "c"], 40))
+    assert (copies.units, copies.low, copies.high) == (3, once.low, once.high)
+
+
+def test_unequal_clusters_count_once_or_by_their_values():
+    values, clusters = [1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]
+    assert interval(values, clusters).estimate == 0.5
+    by_value = interval(values, clusters, weigh="values")
+    assert by_value.estimate == 0.75
+    # Clusters of 3 and 1 hold as much as (3 + 1)^2 / (9 + 1) = 1.6 independent values at least.
+    low, high = mid_p_bounds(0.75 * 1.6, 1.6)
+    assert (by_value.low, by_value.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_a_mean_of_symmetric_values_has_the_t_interval_at_least():
+    # mean 3, sd sqrt(2.5), t(.975, 4) = 2.776445; the third moment is 0
+    found = interval([1, 2, 3, 4, 5])
+    assert found.estimate == 3
+    assert found.low == pytest.approx(3 - 2.776445 * math.sqrt(2.5 / 5), abs=1e-5)
+    assert found.high == pytest.approx(3 + 2.776445 * math.sqrt(2.5 / 5), abs=1e-5)
+
+
+def test_the_long_tail_gets_the_wider_side():
+    values = np.array([1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 9.0])
+    found, mirrored = interval(values), interval(-values)
+    assert found.high - found.estimate > 1.5 * (found.estimate - found.low)
+    assert mirrored.low == pytest.approx(-found.high)
+    t = stats.t.interval(0.95, 6, values.mean(), stats.sem(values))
+    assert found.low <= t[0]
+    assert found.high >= t[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([2.5], "1 unit, an interval needs 5"),
+        ([0.1, 0.2, 0.3, 0.4], "4 units, an interval needs 5"),
+        ([0.37] * 30, "all 30 units have one value"),
+        ([0.0] * 26 + [0.1, 0.2, 0.3, 0.4], "4 of 30 units differ from the commonest value"),
+    ],
+)
+def test_what_has_no_interval_says_what_it_needs(values: list[float], words: str):
+    found = interval(values)
+    assert not found.known
+    assert words in found.needs
+    assert found.as_dict()["low"] is None
+    assert words in str(found.as_dict()["needs"])
+
+
+def test_bounds_are_respected():
+    found = interval([0.2, 0.9, 0.95, 1.0, 0.99, 0.97], bounds=(0.0, 1.0))
+    assert found.high <= 1.0
+    won = interval([1.0] * 9 + [-1.0], bounds=(-1.0, 1.0))
+    share = share_interval(9, 10)
+    assert (won.low, won.high) == (
+        pytest.approx(2 * share.low - 1),
+        pytest.approx(2 * share.high - 1),
+    )
+    with pytest.raises(ValueError, match=r"must lie in \[0.0, 1.0\]"):
+        interval([0.5, 1.5], kind="share")
+
+
+def test_equal_counts_may_still_differ_by_one():
+    step = 1 - 0.05 ** (1 / 8)
+    found = interval([1.0] * 8, kind="count", bounds=(1.0, np.inf))
+    assert (found.low, found.high) == (1.0, pytest.approx(1 + step))
+    open_ended = interval([6.0] * 8, kind="count")
+    assert (open_ended.low, open_ended.high) == (pytest.approx(6 - step), pytest.approx(6 + step))
+    assert not interval([0.5] * 8, kind="count").known
+
+
+def test_a_ratio_weighs_its_units_by_their_denominators():
+    nats, tokens = [2.0, 9.0, 4.0, 3.0, 8.0, 5.0], [1.0, 3.0, 2.0, 1.0, 4.0, 2.0]
+    found = ratio_interval(nats, tokens)
+    assert found.estimate == pytest.approx(31 / 13)
+    even = ratio_interval([1.0, 2.0, 3.0, 4.0, 6.0], [2.0] * 5)
+    assert even.low == pytest.approx(interval([0.5, 1.0, 1.5, 2.0, 3.0]).low)
+
+
+def test_a_mean_over_tasks_has_the_moments_of_one():
+    rng = np.random.default_rng(0)
+    column = rng.normal(size=(8, 1))
+    moments = stratified_moments(column)
+    assert float(moments.mean) == pytest.approx(column.mean())
+    assert float(moments.error) == pytest.approx(stats.sem(column[:, 0]))
+    assert float(moments.freedom) == pytest.approx(7)
+    # Four equal and independent tasks: a quarter of the variance, four times the freedom.
+    four = stratified_moments(np.tile(column, 4))
+    assert float(four.error) == pytest.approx(stats.sem(column[:, 0]) / 2)
+    assert float(four.freedom) == pytest.approx(28)
+
+
+def test_a_stretched_bootstrap_of_a_mean_is_nearly_the_t_interval():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=12)
+    means = rng.choice(values, size=(100_000, 12)).mean(axis=1)
+    found = stretched_interval(values.mean(), means, 12, 11)
+    low, high = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
+    assert found.low == pytest.approx(low, abs=0.02)
+    assert found.high == pytest.approx(high, abs=0.02)
+    assert "4 units" in stretched_interval(0.0, means, 4, 3).needs
+
+
+def test_a_paired_difference_removes_the_common_part():
+    common = np.array([0.0, 10, 20, 30, 40, 50])
+    found = difference(common + np.array([1, 2, 1.5, 2, 1, 1.5]), common, kind="mean")
+    assert found.estimate == pytest.approx(1.5)
+    assert found.high - found.low < 2
+    by_prompt = difference([1, 1, 0, 1], [0, 0, 0, 0], ["a", "a", "b", "b"], kind="mean")
+    assert (by_prompt.units, by_prompt.estimate) == (2, 0.75)
+
+
+@pytest.mark.parametrize("bad", [[], [1.0, math.nan], [math.inf]])
+def test_unusable_values_are_refused(bad: list[float]):
+    with pytest.raises(ValueError, match=r"non-empty|not finite"):
+        interval(bad)
+
+
+def test_other_misuse_is_refused():
+    with pytest.raises(ValueError, match="equal lengths"):
+        difference([1, 2], [1])
+    with pytest.raises(ValueError, match="as many clusters"):
+        interval([1.0, 2.0], ["a"])
+    with pytest.raises(ValueError, match="successes <= units"):
+        share_interval(3, 2)

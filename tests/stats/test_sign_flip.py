@@ -1,0 +1,60 @@
+"""The exact test of paired differences against every assignment of signs, counted one by one."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from rlhf.stats import sign_flip_test
+from rlhf.stats.paired import ENUMERATED
+
+
+def counted(differences: list[float]) -> float:
+    observed = abs(sum(differences))
+    sums = [
+        abs(sum(sign * size for sign, size in zip(signs, differences, strict=True)))
+        for signs in itertools.product((-1, 1), repeat=len(differences))
+    ]
+    return float(np.mean([total >= observed - 1e-9 for total in sums]))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_p_is_the_share_of_signs_as_extreme(seed: int):
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 12))
+    values = rng.normal(size=n) + 0.5 if seed % 2 else rng.integers(-2, 4, size=n) / 4
+    assert sign_flip_test(values) == pytest.approx(counted(values.tolist()))
+
+
+def test_equal_differences_have_the_p_of_a_sign_test():
+    for n in (1, 2, 3, 4, 5, 6, 10, 40, 400):
+        assert sign_flip_test([0.25] * n) == pytest.approx(2 / 2.0**n)
+        assert sign_flip_test([0.25] * n + [0.0] * 7) == pytest.approx(2 / 2.0**n)
+    # McNemar's exact test: 9 gains and 2 losses.
+    exact = stats.binomtest(9, 11, 0.5).pvalue
+    assert sign_flip_test([1.0] * 9 + [-1.0] * 2 + [0.0] * 30) == pytest.approx(exact)
+
+
+def test_no_difference_is_no_evidence():
+    assert sign_flip_test([0.0] * 8) == 1.0
+    assert sign_flip_test([1.0, -1.0]) == 1.0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_many_differences_agree_with_redrawn_signs(seed: int):
+    rng = np.random.default_rng(seed)
+    n = ENUMERATED + 1 + int(rng.integers(0, 60))
+    values = rng.exponential(size=n) * rng.choice([-1, 1], size=n) + 0.25
+    signs = rng.choice([-1.0, 1.0], size=(100_000, n))
+    redrawn = (np.abs(signs @ np.abs(values)) >= abs(values.sum()) - 1e-9).mean()
+    assert sign_flip_test(values) == pytest.approx(redrawn, abs=0.006)
+
+
+def test_enumeration_and_expansion_meet():
+    rng = np.random.default_rng(3)
+    for _ in range(10):
+        values = rng.normal(size=ENUMERATED) + 0.3
+        exact = sign_flip_test(values)
+        longer = sign_flip_test([*values, 1e-6])
+        assert longer == pytest.approx(exact, abs=0.002)
