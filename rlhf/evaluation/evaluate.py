@@ -18,7 +18,7 @@ import gymnasium as gym
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.evaluation.metrics import item_id, metric_interval, opening_of, unit_name, unit_of
+from rlhf.evaluation.metrics import item_id, metric_interval, unit_name, unit_of
 from rlhf.evaluation.notes import notes_on, unscored_metrics
 from rlhf.evaluation.passes import pass_columns
 from rlhf.evaluation.records import REFERENCE_POLICIES, Bounds
@@ -94,7 +94,8 @@ def _play(policy: str, env: gym.Env, start: Start) -> Rollout:
     rng = np.random.default_rng([*key, start.member] if start.member else key)
     observation, info = env.reset(seed=start.seed)
     task: Any = env.unwrapped
-    rollout = Rollout(start.seed, start.group, start.member, start_info=dict(info))
+    start_info = {**info, "observation": str(observation)}
+    rollout = Rollout(start.seed, start.group, start.member, start_info=start_info)
     over = False
     while not over:
         try:
@@ -162,8 +163,9 @@ def _rows(
 
 def _prompt_id(rollout: Rollout) -> str | None:
     """Of what the environment shows first: the same for every policy, whatever its examples are."""
-    opening = opening_of(rollout.conversation)[-1:]
-    return item_id([*rollout.start_info.get("messages", ()), *opening], rollout.start_info)
+    info = rollout.start_info
+    shown = {"role": "user", "content": info.get("observation", "")}
+    return item_id([*info.get("messages", ()), shown], info)
 
 
 def bounds(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:

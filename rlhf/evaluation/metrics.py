@@ -70,8 +70,9 @@ def unit_of(row: Mapping[str, Any]) -> Hashable:
     """
     if row.get("prompt_id") is not None:
         return str(row["prompt_id"])
-    if row.get("env") == "prompts" and row.get("messages"):  # written before prompts had an id
-        return content_id(opening_of(row["messages"]))
+    if row.get("env") == "prompts" and row.get("messages"):
+        # Written before prompts had an id: one reply, after everything that was shown.
+        return content_id(row["messages"][:-1])
     return int(row["seed"])
 
 
@@ -93,7 +94,9 @@ def item_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> s
     """
     if not any(key in info for key in ITEM_KEYS):
         return None
-    return content_id([*messages, {"game": info.get("game")}])
+    # Games may differ in what their first text does not tell.
+    hidden = [{"game": info["game"]}] if info.get("game") is not None else []
+    return content_id([*messages, *hidden])
 
 
 def opening_of(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

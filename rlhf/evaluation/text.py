@@ -26,12 +26,8 @@ def truncated_examples(
     policy: Policy, rows: Sequence[dict[str, Any]], *, max_length: int
 ) -> tuple[int, int]:
     """Rows that `completion_losses` cuts, and those among them of which nothing is left."""
-    layout = TurnFormat(policy.tokenizer)
-    cut = [
-        any(own[:max_length])
-        for ids, own in (encode_example(layout, r["prompt"], r["completion"]) for r in rows)
-        if len(ids) > max_length
-    ]
+    encoded, _changed = _encode(policy, rows)
+    cut = [any(own[:max_length]) for ids, own in encoded if len(ids) > max_length]
     return len(cut), cut.count(False)
 
 
@@ -50,7 +46,11 @@ def completion_losses(
         batch_size: examples that go through the model at once.
     """
     decode = policy.tokenizer.decode
-    encoded = _encode(policy, rows, max_length=max_length)
+    whole, changed = _encode(policy, rows)
+    changed["truncated"] = sum(len(ids) > max_length for ids, _ in whole)
+    if told := ", ".join(f"{count:,} {what}" for what, count in changed.items() if count):
+        log.info("text: %s", told)
+    encoded = [(ids[:max_length], own[:max_length]) for ids, own in whole]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
     losses, counts = [0.0] * len(rows), [0] * len(rows)
     for first in range(0, len(order), batch_size):
@@ -77,9 +77,12 @@ def completion_losses(
 
 
 def _encode(
-    policy: Policy, rows: Sequence[dict[str, Any]], *, max_length: int
-) -> list[tuple[list[int], list[bool]]]:
-    """Ids of each row and which of them count; a row that cannot be encoded counts none."""
+    policy: Policy, rows: Sequence[dict[str, Any]]
+) -> tuple[list[tuple[list[int], list[bool]]], Counter[str]]:
+    """Ids of each row and which of them count, and what was left out or changed, by reason.
+
+    A row that cannot be encoded counts no token.
+    """
     chat_format = ChatFormat(policy.tokenizer, stop_ids=generation_stop_ids(policy.model))
     encoded, changed = [], Counter()
     for row in rows:
@@ -93,8 +96,5 @@ def _encode(
             changed[f"left out: {reason}"] += 1
             ids, own = [policy.tokenizer.pad_token_id], [False]
         changed += Counter({what: 1 for what in notes})
-        changed["truncated"] += len(ids) > max_length
-        encoded.append((ids[:max_length], own[:max_length]))
-    if told := ", ".join(f"{count:,} {what}" for what, count in changed.items() if count):
-        log.info("text: %s", told)
-    return encoded
+        encoded.append((ids, own))
+    return encoded, changed

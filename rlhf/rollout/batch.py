@@ -48,7 +48,7 @@ class Rollout:
     unshaped_score: float = math.nan
     """Weighted sum of all rewards that are trained on, before scaling and penalties."""
     start_info: dict[str, Any] = field(default_factory=dict)
-    """What the environment's ``reset`` said of the start state."""
+    """The environment's ``info`` of the start state, and its first ``observation`` as text."""
 
     def append(self, ids: Sequence[int], *, turn: int, logprobs: Sequence[float] | None) -> None:
         """Add tokens: sampled ones come with their log-probabilities, others with None."""

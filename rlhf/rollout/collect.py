@@ -338,7 +338,8 @@ class Collector:
             return None
 
     def _begin(self, env: gym.Env, start: Start, observation: str, info: dict) -> _Episode:
-        rollout = Rollout(start.seed, start.group, start.member, start_info=dict(info))
+        start_info = {**info, "observation": observation}
+        rollout = Rollout(start.seed, start.group, start.member, start_info=start_info)
         # The message's further keys, such as the right answer, are for rewards to read.
         shown = {"role": "user", **info.get("message", {}), "content": observation}
         system = getattr(env.unwrapped, "system_prompt", None)

@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike
 
 from rlhf.stats.means import CORRECTED, Moments, bounds_from, mean_bounds
 from rlhf.stats.result import Interval
-from rlhf.stats.shares import EXACT, differing_share, is_share, mid_p_bounds, share_interval
+from rlhf.stats.shares import EXACT, is_share, mid_p_bounds, rare_count, share_interval
 
 Kind = Literal["auto", "share", "mean", "count"]
 
-ALL_EQUAL = "exact (mid-p), equal counts"
+ALL_EQUAL = "exact (Poisson), equal counts"
 
 FEWEST_UNITS = 5
 """Units below which a mean has no interval; as many must differ from what most units have."""
@@ -36,7 +36,7 @@ def interval(
     * Another mean needs five units, and five that differ from a value that most units have: what
       was hardly seen to vary has an unknown spread. Its interval is Student's t, corrected for
       skewness.
-    * Counts that are all equal have an exact interval for a share of units that differ by one.
+    * Counts that are all equal have an exact interval for further ones that nobody met (Poisson).
 
     Args:
         values: [n] finite numbers.
@@ -167,7 +167,7 @@ def _steps(
     least, most = float(data.min()), float(data.max())
     point = float(units.mean())
     if least == most and least.is_integer():
-        step = differing_share(units.size, level=level)
+        step = rare_count(units.size, level=level)
         ends = max(low, point - step), min(high, point + step)
         return Interval(point, *ends, units=units.size, method=ALL_EQUAL)
     if most - least != 1 or not missing_for(units):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -80,9 +81,9 @@ def adjusted_wald(
     return np.maximum(center - half, -1.0), np.minimum(center + half, 1.0)
 
 
-def differing_share(units: int, *, level: float = 0.95) -> float:
-    """Largest share of units that may differ when none of `units` does."""
-    return float(mid_p_bounds(0.0, units, level=level)[1])
+def rare_count(units: int, *, level: float = 0.95) -> float:
+    """Largest mean of a Poisson count that none of `units` met, with the mid-p correction."""
+    return -math.log(1 - level) / units
 
 
 @lru_cache(maxsize=4096)

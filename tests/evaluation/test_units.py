@@ -13,6 +13,7 @@ from rlhf.evaluation.evaluate import summarise
 from rlhf.evaluation.metrics import item_id, unit_name, unit_of
 from rlhf.evaluation.report import write_report
 from rlhf.verbs import execute
+from tests.training.workbench import read_rows
 
 TEXTS = ("red", "green", "red", "blue")
 """Four rows, three different prompts."""
@@ -85,6 +86,30 @@ def test_what_could_not_be_scored_is_said(tmp_path, echo_model, caplog, answers,
     assert note in summary["notes"]
     assert note in caplog.text
     assert note in write_report(run).read_text()
+
+
+def test_prompts_of_several_turns_are_told_apart_by_their_last(tmp_path, echo_model):
+    """And the examples of a policy are no part of its prompts."""
+    earlier = [{"role": "user", "content": "red"}, {"role": "assistant", "content": "green"}]
+    path = tmp_path / "turns.jsonl"
+    with path.open("w") as file:
+        for text in ("red", "blue", "red"):
+            row = {"prompt": [*earlier, {"role": "user", "content": text}]}
+            file.write(json.dumps(row) + "\n")
+    shots = tmp_path / "shots.jsonl"
+    shots.write_text(json.dumps({"prompt": "blue", "completion": "red"}) + "\n")
+    mine = {"name": "mine", "model": {"path": str(echo_model)}}
+    policies = [mine, mine | {"name": "shown", "examples": [{"path": str(shots)}]}]
+    env = {"prompts": [{"path": str(path)}]}
+    run = evaluate(tmp_path, echo_model, policies=policies, env=env, episodes=6)
+    ids = [
+        [row["prompt_id"] for row in read_rows(run / "evaluation" / name / "episodes.jsonl")]
+        for name in ("mine", "shown")
+    ]
+    assert ids[0] == ids[1]
+    assert len(set(ids[0])) == 2
+    old = [row | {"prompt_id": None, "env": "prompts"} for row in read(run)[1]]
+    assert [unit_of(row) for row in old] == ids[0]
 
 
 def test_an_environment_names_the_entry_of_its_list():

@@ -132,7 +132,7 @@ def test_bounds_are_respected():
 
 
 def test_equal_counts_may_still_differ_by_one():
-    step = 1 - 0.05 ** (1 / 8)
+    step = -math.log(0.05) / 8  # exp(-8 step) / 2 = 0.025
     found = interval([1.0] * 8, kind="count", bounds=(1.0, np.inf))
     assert (found.low, found.high) == (1.0, pytest.approx(1 + step))
     open_ended = interval([6.0] * 8, kind="count")
