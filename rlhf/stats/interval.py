@@ -68,7 +68,7 @@ def interval(
         whole = _within(point, units, sizes, low, high, level)
         if whole is not None:
             return whole
-    elif (pair := _two_values(data)) is not None:
+    elif kind != "count" and (pair := _two_values(data)) is not None:
         whole = _within(point, units, sizes, *pair, level)
         if whole is not None:
             return whole
@@ -163,14 +163,14 @@ def _within(
 def _steps(
     data: np.ndarray, units: np.ndarray, low: float, high: float, level: float
 ) -> Interval | None:
-    """Counts that are all equal, or take two neighboring values."""
+    """Counts that are all equal, or the smallest possible ones and the next."""
     least, most = float(data.min()), float(data.max())
     point = float(units.mean())
     if least == most and least.is_integer():
         step = rare_count(units.size, level=level)
         ends = max(low, point - step), min(high, point + step)
         return Interval(point, *ends, units=units.size, method=ALL_EQUAL)
-    if most - least != 1 or not missing_for(units):
+    if least != low or most - least != 1 or not missing_for(units):
         return None
     return share_interval(float((units - least).sum()), units.size, level=level).scaled(1.0, least)
 
