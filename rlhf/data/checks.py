@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from rlhf.data.leakage import GRAM, overlapping_prompts, shared_prompts
 from rlhf.data.load import Loaded
 from rlhf.data.splits import prompt_key, prompt_text
 from rlhf.data.suspects import cross_fitted_margins
+from rlhf.stats import interval, share_interval
 
 Row = Mapping[str, Any]
 Level = Literal["ok", "note", "fault"]
@@ -127,7 +127,10 @@ def length_bias(rows: Sequence[Row]) -> Finding:
     longer, unequal = sum(gap > 0 for gap in gaps), sum(gap != 0 for gap in gaps)
     if not unequal:
         return Finding("length bias", "ok", "all pairs have replies of equal length", 0, 0)
-    low, high = _wilson(longer, unequal)
+    # Pairs of one prompt are one observation.
+    prompts = [prompt_key(row) for row, gap in zip(rows, gaps, strict=True) if gap]
+    found = interval([float(g > 0) for g in gaps if g], prompts, kind="share", weigh="values")
+    low, high = found.low, found.high
     level: Level = "ok" if low <= 0.5 <= high else "fault" if low > 0.6 or high < 0.4 else "note"
     verdict = (
         f"the longer reply is chosen in {longer / unequal:.1%} of pairs [{low:.1%}, {high:.1%}]"
@@ -137,11 +140,13 @@ def length_bias(rows: Sequence[Row]) -> Finding:
 
 def suspects(rows: Sequence[Row], *, seed: int) -> Finding:
     """Pairs that a bag of words, fitted on other prompts, contradicts most strongly."""
-    if len({prompt_key(row) for row in rows}) < MIN_FOR_SUSPECTS:
+    prompts = len({prompt_key(row) for row in rows})
+    if prompts < MIN_FOR_SUSPECTS:
         verdict = f"not looked for: fewer than {MIN_FOR_SUSPECTS} different prompts"
         return Finding("suspects", "ok", verdict, 0, len(rows))
     margins = cross_fitted_margins(rows, seed=seed)
-    low, high = _wilson(round(margins.accuracy * len(rows)), len(rows))
+    sure = share_interval(margins.accuracy * prompts, prompts)
+    low, high = sure.low, sure.high
     told = f"a bag of words tells {margins.accuracy:.1%} [{low:.1%}, {high:.1%}] of labels"
     if low <= 0.5:
         return Finding("suspects", "ok", f"{told}: too few to accuse a pair", 0, len(rows))
@@ -219,11 +224,3 @@ def _graded(count: int, total: int) -> Level:
 def _opening(row: Row, length: int = 100) -> str:
     text = " ".join(prompt_text(row).split())
     return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def _wilson(successes: int, trials: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927)."""
-    z, p = 1.959964, successes / trials
-    centre = (p + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + (z / (2 * trials)) ** 2)
-    return centre - half, centre + half

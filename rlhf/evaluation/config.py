@@ -102,7 +102,7 @@ class EvaluateConfig:
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """How policies are sampled."""
     episodes: int = 256
-    """Seeds that each policy plays, the same for all."""
+    """Seeds that each policy plays, the same for all; prompts are visited in turn."""
     samples: int = 1
     """Episodes of each seed; with several, pass@k of everything that is 0 or 1."""
     first_episode: int = 0

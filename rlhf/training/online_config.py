@@ -71,7 +71,7 @@ class EvaluationSpec:
     every: int = 0
     """Steps between evaluations during training; 0 for none."""
     episodes: int = 128
-    """Episodes of one evaluation."""
+    """Episodes of one evaluation; more than there are held-out prompts repeat them."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the likeliest token; sampled uses rollout.temperature."""
     prompts_fraction: float = 0.1
