@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.models.architecture import text_config, usable_context, window_of
+from rlhf.models.architecture import has_states, text_config, usable_context, window_of
 from rlhf.models.logprobs import bare, logits_of, trunk_of
 from rlhf.rollout.sampling.reading import Decoder, read
 
@@ -20,9 +20,10 @@ log = logging.getLogger(__name__)
 # Windows up to this size are passed in the trial.
 SHORT_WINDOW = 64
 
-# Largest gap of a right way in float32, and in half precision, where rounding hides smaller ones.
-BARS = {torch.float32: 1e-4, torch.float64: 1e-4}
-HALF_BAR = 0.1
+# Largest gap of a right way, and in half precision, where rounding hides smaller ones.
+BAR, HALF_BAR = 1e-4, 0.1
+# Recurrences sum up decays over long chunks, and round more when they are cut otherwise.
+STATE_BAR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def first_right(model: Any, ways: Sequence[Way]) -> int:
         ways: quickest first; the last one is not tried.
     """
     trunk = trunk_of(model)
-    bar = BARS.get(model.dtype, HALF_BAR)
+    half = model.dtype not in (torch.float32, torch.float64)
+    bar = HALF_BAR if half else STATE_BAR if has_states(text_config(trunk)) else BAR
     training = trunk.training
     trunk.eval()  # dropout would differ from pass to pass
     try:
@@ -70,7 +72,7 @@ def first_right(model: Any, ways: Sequence[Way]) -> int:
             gap = _tried(model, way)
             if gap > bar:
                 continue
-            if way.safer is None or model.dtype in BARS:
+            if way.safer is None or (gap <= BAR and not half):
                 return index
             return index if gap <= 1.25 * _tried(model, ways[way.safer]) else way.safer
         return len(ways) - 1
