@@ -191,9 +191,15 @@ def test_generate_and_its_mistake(capsys, echo_model):
 
 def test_data_check_and_its_mistake(capsys, tmp_path):
     path = write_rows(tmp_path / "pairs.jsonl", [*pair_rows(8), *pair_rows(8)])
-    code, out, _ = call(capsys, "data", "check", "--path", str(path), "--kind", "preference")
-    assert code == 0
-    assert "duplicate" in out.lower()
+    for words in ([str(path)], ["--path", str(path), "--kind", "preference"]):
+        code, out, _ = call(capsys, "data", "check", *words)
+        assert code == 1  # half of the rows repeat an earlier one
+        assert "read as preference data" in out
+        assert "fault: duplicates" in out
+    clean = write_rows(tmp_path / "clean.jsonl", [{**row, "id": 1} for row in sft_rows(8)])
+    code, out, _ = call(capsys, "data", "check", str(clean))
+    assert (code, "columns not used: id" in out) == (0, True)
+    assert call(capsys, "data", "check", str(clean), str(path))[0] == 1
     assert "kind" in refused(capsys, "data", "check", "--path", str(path), "--kind", "pairs")
 
 

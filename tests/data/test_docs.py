@@ -14,7 +14,7 @@ def test_examples_print_what_the_page_says(tmp_path, monkeypatch, capsys):
         exec(compile(block, str(PAGE), "exec"), scope)
     printed = capsys.readouterr().out
     promised = re.findall(r"print\(.*\)   # (.*)", "\n".join(blocks))
-    assert len(promised) == 7
+    assert len(promised) == 9
     for line in promised:
         text, times = re.subn(", five times$", "", line)
         assert printed.splitlines().count(text) == (5 if times else 1), line

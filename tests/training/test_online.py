@@ -400,3 +400,19 @@ def test_prompt_sets_are_split_and_scored_by_the_rewards(tmp_path, echo_model):
     }
     assert asked["before"] == asked["after"]
     assert asked["train"].isdisjoint(asked["before"])
+
+
+def test_the_answer_column_of_a_prompt_set_reaches_the_reward(tmp_path, echo_model):
+    rows = [{"question": f"Repeat: {i}", "answer": f"so\n#### {i}"} for i in range(20)]
+    env = {"prompts": [{"path": str(write_rows(tmp_path / "p.jsonl", rows))}]}
+    reward = [{"kind": "function", "path": "tests.training.test_online:answer_of"}]
+    tree = online_tree(tmp_path / "run", echo_model, env=env, rewards=reward, num_steps=1)
+    execute("ppo", tree)
+    for row in read_rows(tmp_path / "run/samples.jsonl"):
+        opening = row["messages"][0]
+        assert opening["content"] == f"Repeat: {opening['answer']}"
+
+
+def answer_of(conversations):
+    """The number that travels on the first message; KeyError where it was lost."""
+    return [float(conversation[0]["answer"]) for conversation in conversations]
