@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -341,7 +341,9 @@ class Collector:
         start_info = {**info, "observation": observation}
         rollout = Rollout(start.seed, start.group, start.member, start_info=start_info)
         # The message's further keys, such as the right answer, are for rewards to read.
-        shown = {"role": "user", **info.get("message", {}), "content": observation}
+        extra = info.get("message")  # of our prompt sets; other environments may use the key
+        keys = extra if isinstance(extra, Mapping) else {}
+        shown = {"role": "user", **keys, "content": observation}
         system = getattr(env.unwrapped, "system_prompt", None)
         rollout.conversation = self._opening([*info.get("messages", ()), shown], system=system)
         ids = self.chat_format.encode_prompt(rollout.conversation)

@@ -40,6 +40,20 @@ def test_the_environment_ends_the_episode(monkeypatch):
     assert rollout.tokens == TOKENIZER(text)["input_ids"]
 
 
+def test_a_message_in_the_info_of_another_environment_is_its_own_affair(monkeypatch):
+    class Chatty(Tales):
+        def reset(self, **keywords):
+            observation, info = super().reset(**keywords)
+            return observation, {**info, "message": "level 1"}
+
+    scripted(monkeypatch, "stop")
+    rollout = one(Chatty)
+    assert rollout.conversation[0] == {
+        "role": "user",
+        "content": rollout.conversation[0]["content"],
+    }
+
+
 def test_a_time_limit_truncates_and_leaves_the_last_state(monkeypatch):
     scripted(monkeypatch, "go")
     rollout = one(lambda: TimeLimit(Tales(), 2))
