@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from rlhf.errors import UserError, nearest
-from rlhf.models.hub import sources_of
+from rlhf.models.hub import refuse_quantised, sources_of
 from rlhf.models.logprobs import bare
 from rlhf.models.spec import LoraSpec
 
@@ -284,6 +284,7 @@ def _load_base(folder: Path, config: dict[str, Any], task: _Task, options: dict[
     if (folder / FINGERPRINT_FILE).exists():
         expected = json.loads((folder / FINGERPRINT_FILE).read_text())["sampled_crc32"]
     for place in _places_of_base(folder, name, config.get("revision")):
+        refuse_quantised(place)
         if is_adapter(place):
             base = merged_model(place)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -50,6 +51,9 @@ SHORT_NAMES = {
     ),
 }
 
+# Formats of 4- and 8-bit weights that transformers keeps as they are.
+QUANTISED = ("bitsandbytes", "torchao", "gptq", "awq", "hqq", "quanto", "eetq")
+
 # What belongs to a saved model, beside its weights.
 MODEL_FILES = (".json", ".txt", ".jinja", ".model")
 
@@ -92,6 +96,24 @@ def resolve(path: str, *, revision: str | None = None) -> str:
             f"{', '.join(SHORT_NAMES)}{nearest(path, SHORT_NAMES)}"
         )
     return _download(path, revision)
+
+
+def refuse_quantised(place: str) -> None:
+    """Refuse a model folder whose weights are kept in 4 or 8 bits.
+
+    Adapters cannot be merged into such weights without changing what the model computes.
+
+    Raises:
+        UserError: names the format.
+    """
+    path = Path(place) / "config.json"
+    settings = json.loads(path.read_text()).get("quantization_config") if path.exists() else None
+    method = (settings or {}).get("quant_method")
+    if method in QUANTISED:
+        raise UserError(
+            f"{place} is quantised ({method}), which is not supported: give the model in float32, "
+            "bfloat16 or float16"
+        )
 
 
 def hub_id_of(path: str) -> str | None:

@@ -25,7 +25,7 @@ from reward_models.chat_template import set_chat_options
 from reward_models.encoding import ensure_pad_token
 from rlhf.errors import UserError
 from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, merged_model
-from rlhf.models.hub import commit_of, hub_id_of, resolve
+from rlhf.models.hub import commit_of, hub_id_of, refuse_quantised, resolve
 from rlhf.models.logprobs import logits_of, trunk_of
 from rlhf.models.packing import keep_attention
 from rlhf.models.precision import choose_dtype, default_device, use_threads
@@ -171,6 +171,7 @@ def load_weights(place: str, *, dtype: torch.dtype = torch.float32) -> PreTraine
     Raises:
         UserError: the folder holds no causal language model.
     """
+    refuse_quantised(place)
     try:
         if is_adapter(place):
             return merged_model(place)

@@ -39,8 +39,14 @@ def restore_model(model: Any, folder: Path) -> None:
     """Read what ``save_model`` wrote into a model of the same form.
 
     Raises:
-        UserError: the folder holds other weights than the model has.
+        UserError: the folder holds no model, or other weights than this one has.
     """
+    names = ("config.json", "adapter_config.json")
+    if not any((folder / name).exists() for name in names):
+        raise UserError(
+            f"{folder} holds no model: a checkpoint of an earlier version cannot be continued; "
+            "start anew with --overwrite"
+        )
     if bare(model) is not model:
         found = set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
         if found.unexpected_keys:

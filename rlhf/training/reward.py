@@ -19,6 +19,7 @@ from reward_models.encoding import end_template_at_score, template_hash
 from rlhf.data.load import load
 from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora, is_adapter, merged_model
+from rlhf.models.hub import refuse_quantised
 from rlhf.models.loading import Source, cast, give_pad_token, load_tokenizer, set_template_options
 from rlhf.models.logprobs import bare
 from rlhf.models.packing import keep_attention
@@ -182,6 +183,7 @@ def with_new_head(place: str, names: list[str], *, steps: bool) -> Any:
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
+    refuse_quantised(place)
     try:
         if not is_adapter(place):
             return automatic.from_pretrained(place, dtype=torch.float32, **labels)

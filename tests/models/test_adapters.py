@@ -23,6 +23,7 @@ from rlhf.models.loading import load_model, load_tokenizer
 from rlhf.models.saving import restore_model, save_model
 from rlhf.models.spec import LoraSpec, ModelSpec
 from rlhf.models.trainable import Movement, make_trainable
+from rlhf.training.reward import with_new_head
 from tests.tiny import tiny_model, tiny_qwen2
 
 IDS = torch.tensor([[5, 17, 80, 9, 120]])
@@ -255,3 +256,26 @@ def test_a_model_that_was_saved_is_restored_to_the_bit(tmp_path: Path) -> None:
         pairs = zip(model.parameters(), other.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
         assert load_tokenizer(str(tmp_path / name)).chat_template
+
+
+def test_a_checkpoint_without_a_model_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="holds no model: a checkpoint of an earlier version"):
+        restore_model(tiny_model()[0], tmp_path)
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "torchao"])
+def test_quantised_weights_are_refused(tmp_path: Path, method: str) -> None:
+    model, tokenizer = tiny_model()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "load_in_8bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for load in (
+        lambda: load_model(ModelSpec(path=str(tmp_path)), seed=0),
+        lambda: with_new_head(str(tmp_path), ["reward"], steps=False),
+    ):
+        with pytest.raises(UserError, match=rf"is quantised \({method}\), which is not") as error:
+            load()
+        assert "\n" not in str(error.value)
