@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import cached_file
 
-from reward_models import encoding
+from reward_models import encoding, generic_heads
 from reward_models.sidecar import FILE_NAME, Sidecar
 
 _NO_LIMIT = 1_000_000  # tokenizers write "no limit" as an enormous model_max_length
@@ -33,7 +32,7 @@ def load_checkpoint(
     """
     refuse_adapter(path)
     model, info = read(
-        AutoModelForSequenceClassification.from_pretrained,
+        read(generic_heads.sequence_classifier, path).from_pretrained,
         path,
         dtype=dtype,
         output_loading_info=True,

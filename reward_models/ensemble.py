@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from reward_models.checkpoint import read
 from reward_models.core import Conversation, Reward, Score, Scores, check_names, first_reasons
+from reward_models.generic_heads import sequence_classifier
 from reward_models.learned import LearnedReward
 from reward_models.sidecar import Sidecar
 
@@ -167,7 +168,7 @@ def average_weights(paths: Sequence[str | Path], output: str | Path) -> Path:
     policies = {s and (s.template_hash, s.append_eos, s.max_length, s.pooling) for s in sidecars}
     if len(policies) > 1:
         raise ValueError("these checkpoints read text in different ways (reward_model.json)")
-    models = [read(AutoModelForSequenceClassification.from_pretrained, path) for path in paths]
+    models = [read(read(sequence_classifier, path).from_pretrained, path) for path in paths]
     _average_into_first(models)
     models[0].save_pretrained(output)
     AutoTokenizer.from_pretrained(paths[0]).save_pretrained(output)

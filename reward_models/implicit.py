@@ -110,8 +110,8 @@ def _read_policy(path: str | Path, *, dtype: torch.dtype) -> Any:
     """A language model; an adapter with the base that lies beside it, if one does."""
     base = Path(path) / "base"
     if not (Path(path) / "adapter_config.json").is_file() or not base.is_dir():
-        return read(AutoModelForCausalLM.from_pretrained, path, dtype=dtype)
-    model = read(AutoModelForCausalLM.from_pretrained, base, dtype=dtype)
+        return _causal(path, dtype=dtype)
+    model = _causal(base, dtype=dtype)
     model.load_adapter(str(path))
     return model
 
@@ -133,3 +133,19 @@ def reply_span(
     pairs = enumerate(zip(ids, without, strict=False))
     start = next((i for i, (a, b) in pairs if a != b), len(ids) - 1)
     return ids, max(1, start)
+
+
+def _causal(path: str | Path, *, dtype: torch.dtype) -> Any:
+    """The language model at ``path``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: weights are missing, which Transformers would fill with random numbers.
+    """
+    model, info = read(
+        AutoModelForCausalLM.from_pretrained, path, dtype=dtype, output_loading_info=True
+    )
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ValueError(f"{path} is no language model (missing weights: {missing})")
+    return model

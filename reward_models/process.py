@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,6 +18,7 @@ from transformers import (
 from reward_models.checkpoint import find_sidecar, heads_in_fp32, read, refuse_adapter
 from reward_models.core import Conversation, Reward, Scores, Unscorable, last_reply
 from reward_models.encoding import render, template_hash
+from reward_models.generic_heads import token_classifier
 from reward_models.losses import IGNORED
 
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
@@ -113,7 +113,7 @@ class ProcessReward(Reward):
         """
         refuse_adapter(path)
         model, info = read(
-            AutoModelForTokenClassification.from_pretrained,
+            read(token_classifier, path).from_pretrained,
             path,
             dtype=getattr(torch, dtype),
             output_loading_info=True,

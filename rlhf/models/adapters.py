@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,14 @@ from peft import (
 from safetensors import safe_open
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     AutoTokenizer,
     GenerationConfig,
 )
 
+from reward_models.generic_heads import sequence_classifier, token_classifier
 from rlhf.errors import UserError, nearest
 from rlhf.models.hub import refuse_quantised, sources_of
+from rlhf.models.load_check import read_causal
 from rlhf.models.logprobs import bare
 from rlhf.models.spec import LoraSpec
 
@@ -61,14 +60,23 @@ class HubModel:
 class _Task:
     """How adapters of one PEFT task are loaded."""
 
-    base: Any
+    read: Callable[..., Any]
+    """Reads the base model of a folder or hub id."""
     adapted: Any
 
 
+def _read_sequence_classifier(place: str, **options: Any) -> Any:
+    return sequence_classifier(place).from_pretrained(place, **options)
+
+
+def _read_token_classifier(place: str, **options: Any) -> Any:
+    return token_classifier(place).from_pretrained(place, **options)
+
+
 _TASKS = {
-    "CAUSAL_LM": _Task(AutoModelForCausalLM, PeftModelForCausalLM),
-    "SEQ_CLS": _Task(AutoModelForSequenceClassification, PeftModelForSequenceClassification),
-    "TOKEN_CLS": _Task(AutoModelForTokenClassification, PeftModelForTokenClassification),
+    "CAUSAL_LM": _Task(read_causal, PeftModelForCausalLM),
+    "SEQ_CLS": _Task(_read_sequence_classifier, PeftModelForSequenceClassification),
+    "TOKEN_CLS": _Task(_read_token_classifier, PeftModelForTokenClassification),
 }
 
 
@@ -261,7 +269,7 @@ def merged_model(folder: str) -> Any:
     if task is None:
         raise UserError(f"{folder} holds an adapter of task {config['task_type']}: not supported")
     options: dict[str, Any] = {"dtype": torch.float32}
-    if task.base is not AutoModelForCausalLM:
+    if task.read is not read_causal:
         options["num_labels"] = _outputs_of(Path(folder))
     base = _load_base(Path(folder), config, task, options)
     _grow_to_tokenizer(base, folder)
@@ -285,10 +293,7 @@ def _load_base(folder: Path, config: dict[str, Any], task: _Task, options: dict[
         expected = json.loads((folder / FINGERPRINT_FILE).read_text())["sampled_crc32"]
     for place in _places_of_base(folder, name, config.get("revision")):
         refuse_quantised(place)
-        if is_adapter(place):
-            base = merged_model(place)
-        else:
-            base = task.base.from_pretrained(place, **options)
+        base = merged_model(place) if is_adapter(place) else task.read(place, **options)
         if expected is None or fingerprint_of(base.state_dict()) == expected:
             return base
     raise UserError(

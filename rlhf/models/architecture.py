@@ -21,7 +21,26 @@ from transformers.cache_utils import (
 UNBOUNDED = 2**20
 
 # Names under which families state the length of their positions.
-LENGTHS = ("max_position_embeddings", "seq_length", "max_seq_len", "max_sequence_length")
+LENGTHS = (
+    "max_position_embeddings",
+    "seq_length",
+    "max_seq_len",
+    "max_sequence_length",
+    "max_target_positions",
+)
+
+# Names under which families state how many tokens a layer sees, or chooses among.
+WINDOW_NAMES = (
+    "sliding_window",
+    "sliding_window_size",
+    "attention_window_size",
+    "attention_chunk_size",
+    "window_size",
+    "local_attention",
+    "local_attn_chunk_length",
+    "index_topk",
+    "indexer_budget",
+)
 
 ATTENTION, STATE, BOTH, NOTHING = "attention", "state", "attention and state", "nothing"
 
@@ -81,6 +100,23 @@ def window_of(config: Any) -> int | None:
     if kinds is None or "chunked_attention" in kinds:
         windows.append(getattr(config, "attention_chunk_size", None))
     return min((window for window in windows if window), default=None)
+
+
+def limits_of(config: Any) -> list[int]:
+    """Numbers of tokens beyond which a row is read otherwise than below: windows, frequencies.
+
+    Args:
+        config: of the decoder.
+    """
+    kinds = " ".join(getattr(config, "layer_types", None) or ["sliding chunked"])
+    absent = {
+        name
+        for name, kind in (("sliding_window", "sliding"), ("attention_chunk_size", "chunked"))
+        if kind not in kinds
+    }
+    stated = [getattr(config, name, None) for name in WINDOW_NAMES if name not in absent]
+    stated.append(rotary_limit(config))
+    return sorted({n for n in stated if isinstance(n, int) and 0 < n < UNBOUNDED})
 
 
 def inner_window(config: Any) -> int | None:

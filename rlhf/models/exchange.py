@@ -35,3 +35,10 @@ def exchange(
                 module.forward = types.MethodType(forward, module)
                 count += 1
     return count
+
+
+def restore(model: nn.Module) -> None:
+    """Give every module of a model the forward function of its class again."""
+    for module in model.modules():
+        if isinstance(vars(module).get("forward"), types.MethodType):
+            del module.forward

@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rlhf.models.logprobs import bare, chosen_logprobs, context_of, trunk_of
-from rlhf.models.packing import computed_tokens, hidden_states, packs_rows, use_fast_passes
+from rlhf.models.experts import balancing_weight, states_and_balance
+from rlhf.models.logprobs import bare, chosen_logprobs, context_of, state_width, trunk_of
+from rlhf.models.packing import computed_tokens, hidden_states, packs_rows
+from rlhf.models.passes import use_fast_passes
 from rlhf.models.saving import restore_model, save_model
 from rlhf.models.tied import tied_table
 from rlhf.models.trainable import make_frozen, make_trainable
@@ -30,6 +32,7 @@ class Scored:
     entropy: torch.Tensor  # [B, T] nats
     values: torch.Tensor | None  # [B, T] value of the state before token t
     last_value: torch.Tensor | None  # [B] value of the state after the last token
+    balance: torch.Tensor | None = None  # weighted load-balancing loss of a mixture of experts
 
 
 class ValueHead(nn.Module):
@@ -60,10 +63,11 @@ class Policy:
         self.model, self.tokenizer = model, tokenizer
         self.device = model.device
         self.packs = use_fast_passes(model)
+        self.balancing_weight = balancing_weight(model)
         self.value_head: ValueHead | None = None
         self.value_trunk: nn.Module | None = None
         if critic != "none":
-            width = bare(model).config.get_text_config().hidden_size
+            width = state_width(model)
             self.value_head = ValueHead(width).to(self.device, self.precise)
         if critic == "separate":
             # All of it is trained, whatever is trained of the policy.
@@ -106,6 +110,7 @@ class Policy:
         *,
         temperature: float = 1.0,
         with_entropy: bool = True,
+        with_balance: bool = False,
     ) -> Scored:
         """Log-probabilities, entropies and values of the sampled tokens of a batch.
 
@@ -115,9 +120,17 @@ class Policy:
             action_mask: [B, T], true where the token was sampled; never at position 0.
             temperature: at which the tokens were sampled.
             with_entropy: False leaves entropies at zero, which is quicker.
+            with_balance: compute the load-balancing loss where the model's configuration asks for
+                it; the rows are then padded, as transformers reads them.
         """
-        tied = tied_table(self.model)
-        hidden, index = hidden_states(self.model, tokens, attention_mask, tied=tied)
+        tied, balance = tied_table(self.model), None
+        if with_balance and self.balancing_weight:
+            hidden, index, balance = states_and_balance(
+                self.model, tokens, attention_mask, tied=tied
+            )
+            balance = self.balancing_weight * balance
+        else:
+            hidden, index = hidden_states(self.model, tokens, attention_mask, tied=tied)
         before = index[:, :-1][action_mask[:, 1:]]  # the state after token t-1 predicts token t
         chosen, spread = chosen_logprobs(
             self.model,
@@ -130,13 +143,13 @@ class Policy:
         logprobs = _scatter(chosen, action_mask)
         entropy = _scatter(spread, action_mask)
         if self.value_head is None:
-            return Scored(logprobs, entropy, None, None)
+            return Scored(logprobs, entropy, None, None, balance)
         if self.value_trunk:
             hidden, _ = hidden_states(self.model, tokens, attention_mask, trunk=self.value_trunk)
         values = _scatter(self.value_head(hidden.index_select(0, before)), action_mask)
         last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         end = self.value_head(hidden.index_select(0, last))
-        return Scored(logprobs, entropy, values, end)
+        return Scored(logprobs, entropy, values, end, balance)
 
     def computed_tokens(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> int:
         """Tokens that one pass over a batch costs: shared ones once, padding where there is any."""

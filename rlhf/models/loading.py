@@ -14,7 +14,6 @@ import torch
 from safetensors import safe_open
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,7 +25,7 @@ from reward_models.encoding import ensure_pad_token
 from rlhf.errors import UserError
 from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, merged_model
 from rlhf.models.hub import commit_of, hub_id_of, refuse_quantised, resolve
-from rlhf.models.logprobs import logits_of, trunk_of
+from rlhf.models.load_check import check_model, read_causal
 from rlhf.models.packing import keep_attention
 from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.scratch import make_model, make_tokenizer
@@ -175,7 +174,7 @@ def load_weights(place: str, *, dtype: torch.dtype = torch.float32) -> PreTraine
     try:
         if is_adapter(place):
             return merged_model(place)
-        return AutoModelForCausalLM.from_pretrained(place, dtype=dtype)
+        return read_causal(place, dtype=dtype)
     except UserError:
         raise
     except (OSError, ValueError) as error:
@@ -221,28 +220,3 @@ def merge_adapter(adapter: str, target: Path) -> Path:
     for extra in Path(adapter).glob("reward_model.json"):
         shutil.copy(extra, target)
     return target
-
-
-@torch.no_grad()
-def check_model(model: PreTrainedModel, tokenizer: Any) -> None:
-    """Compare the logits of one text read three ways: whole, by trunk and head, and padded.
-
-    Raises:
-        UserError: the head has a form this toolkit does not know, or padding changes the scores.
-    """
-    ids = torch.tensor([list(range(5, 11))], device=model.device) % model.config.vocab_size
-    whole = model(input_ids=ids).logits.float()
-    ours = logits_of(model, trunk_of(model)(input_ids=ids).last_hidden_state).float()
-    padded = torch.nn.functional.pad(ids, (0, 3), value=tokenizer.pad_token_id)
-    mask = torch.nn.functional.pad(torch.ones_like(ids), (0, 3))
-    hidden = trunk_of(model)(input_ids=padded, attention_mask=mask).last_hidden_state
-    with_padding = logits_of(model, hidden[:, : ids.shape[1]]).float()
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.05
-    scale = whole.abs().max().clamp(min=1.0)
-    for name, logits in (("its output head", ours), ("padding", with_padding)):
-        gap = ((logits - whole).abs().max() / scale).item()
-        if not gap <= tolerance:
-            raise UserError(
-                f"{type(model).__name__} is not supported: {name} changes the logits by {gap:.1e} "
-                f"of their size"
-            )

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rlhf.models.architecture import text_config, usable_context
 from rlhf.models.blocks import row_blocks
+from rlhf.models.own_head import is_product, own_logits
 
 # Logits that are computed at once: 128M in bf16 are 256 MB.
 CHUNK_LOGITS = 128 * 2**20
@@ -39,16 +40,36 @@ def context_of(model: Any) -> int:
 def logits_of(
     model: Any, hidden: torch.Tensor, *, weight: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The output head, with the scalings that some families put after it.
+    """The output head, with all that a family puts before or after it.
 
     Args:
         model: a causal model.
         hidden: last hidden states [..., D].
-        weight: [V, D] in place of the head's own, which then has no bias.
+        weight: [V, D] in place of the head's own, where ``has_plain_head``.
 
     Returns:
         Logits [..., V] in the model's dtype.
     """
+    if weight is None and not has_plain_head(model):
+        return own_logits(bare(model), trunk_of(model), hidden)
+    return _product(model, hidden, weight)
+
+
+def has_plain_head(model: Any) -> bool:
+    """Whether a model's logits are the product of its states and the output weight, scaled."""
+    return is_product(bare(model), trunk_of(model), lambda hidden: _product(model, hidden, None))
+
+
+def state_width(model: Any) -> int:
+    """Size of a decoder's last hidden states; some families project them below their width."""
+    head = bare(model).get_output_embeddings()
+    if isinstance(head, torch.nn.Linear) and has_plain_head(model):
+        return head.in_features
+    return bare(model).config.get_text_config().hidden_size
+
+
+def _product(model: Any, hidden: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    """States times output weight, with the scalings that some families name."""
     config = bare(model).config.get_text_config()
     head = bare(model).get_output_embeddings()
     dtype = (head.weight if weight is None else weight).dtype

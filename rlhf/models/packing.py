@@ -18,9 +18,7 @@ from rlhf.models.architecture import (
     window_of,
 )
 from rlhf.models.attention import NAME, Layout, Span
-from rlhf.models.gates import use_fast_gates
 from rlhf.models.logprobs import bare, trunk_of
-from rlhf.models.norms import use_fast_norms
 from rlhf.models.tied import TiedTable
 
 # Sharing a prefix costs two more products a layer: worth it from this many saved tokens on.
@@ -142,12 +140,27 @@ def hidden_states(
         (states [N, D], index [B, T] into them).
     """
     trunk = trunk_of(model) if trunk is None else trunk
+    if getattr(trunk, "reads_alone", False):
+        return _alone(trunk, tokens, attention_mask, tied=tied)
     lengths = attention_mask.sum(1)
     config = text_config(trunk)
     limit = rotary_limit(config)
     if limit is not None and lengths.max() > limit:
         return _by_frequencies(trunk, tokens, attention_mask, limit=limit, tied=tied)
     return _alike(trunk, tokens, attention_mask, tied=tied)
+
+
+def _alone(
+    trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedTable | None
+) -> tuple[Tensor, Tensor]:
+    """``hidden_states`` one row at a time, for families that other rows or padding disturb."""
+    index = torch.zeros_like(tokens)
+    index[attention_mask] = torch.arange(int(attention_mask.sum()), device=tokens.device)
+    states = [
+        trunk(**inputs_of(row[None, kept], tied), use_cache=False).last_hidden_state[0]
+        for row, kept in zip(tokens, attention_mask, strict=True)
+    ]
+    return torch.cat(states), index
 
 
 def _by_frequencies(
@@ -191,7 +204,7 @@ def _alike(
     config = text_config(trunk)
     if not packs_rows(trunk, attention_mask):
         mask = attention_mask.long()
-        inputs = _inputs(tokens, tied)
+        inputs = inputs_of(tokens, tied)
         states = trunk(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
         index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
         return states.flatten(0, 1), index
@@ -205,7 +218,7 @@ def _alike(
         device=tokens.device,
     )
     states = trunk(
-        **_inputs(packed.tokens, tied),
+        **inputs_of(packed.tokens, tied),
         position_ids=packed.positions,
         attention_mask=tokens.new_zeros(1, 1, 1, 1),  # four dimensions: taken as it is, not built
         packing=layout,
@@ -214,7 +227,7 @@ def _alike(
     return states[0], packed.index
 
 
-def _inputs(tokens: Tensor, tied: TiedTable | None) -> dict[str, Tensor]:
+def inputs_of(tokens: Tensor, tied: TiedTable | None) -> dict[str, Tensor]:
     """What a decoder takes of tokens [B, T]."""
     return {"input_ids": tokens} if tied is None else {"inputs_embeds": tied.embed(tokens)}
 
@@ -229,17 +242,6 @@ def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
     window = window_of(text_config(trunk))
     fits = window is None or bool(attention_mask.sum(1).max() <= window)
     return can_pack(trunk) and fits
-
-
-def use_fast_passes(model: Any) -> bool:
-    """Let a decoder, with any head, run by the quicker pieces that compute what its own do.
-
-    Returns:
-        Whether the model packs from now on.
-    """
-    use_fast_norms(model)
-    use_fast_gates(model)
-    return use_packing(model)
 
 
 def keep_attention(model: Any, name: str) -> None:
@@ -274,7 +276,7 @@ def use_packing(model: Any) -> bool:
     inner, trunk = bare(model), trunk_of(model)
     if can_pack(trunk):
         return True
-    if getattr(inner, "keeps_attention", False):
+    if getattr(inner, "keeps_attention", False) or getattr(trunk, "never_packs", False):
         return False
     config = text_config(inner)
     if has_states(config):  # a state would run on from one document into the next
@@ -301,4 +303,5 @@ def use_packing(model: Any) -> bool:
     if not gap <= tolerance:
         inner.set_attn_implementation(before)
         return False
+    trunk.attention_before_packing = before
     return True

@@ -30,7 +30,8 @@ def packed(reward: R) -> R:
     """
     decoders = [found for found in reward.checkpoints() if found.sidecar.pooling == "last"]
     if decoders:  # rules need no torch
-        from rlhf.models.packing import hidden_states, use_fast_passes
+        from rlhf.models.packing import hidden_states
+        from rlhf.models.passes import use_fast_passes
     for found in decoders:
         if use_fast_passes(found.model):
             found.read_packed(functools.partial(hidden_states, found.model))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from rlhf.models.logprobs import bare, trunk_of
+from rlhf.models.logprobs import bare, has_plain_head, trunk_of
 
 # Whether a model reads embeddings that it is handed as it reads tokens.
 _takes_embeddings: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
@@ -73,7 +73,7 @@ def tied_table(model: Any) -> TiedTable | None:
         return None
     if not (weight.requires_grad and torch.is_grad_enabled() and weight.device.type == "cpu"):
         return None
-    if not takes_embeddings(trunk_of(model)):
+    if not (has_plain_head(model) and takes_embeddings(trunk_of(model))):
         return None
     return TiedTable(*_Uses.apply(weight), rows.padding_idx)  # type: ignore[misc]
 
@@ -96,3 +96,8 @@ def takes_embeddings(trunk: Any) -> bool:
         finally:
             trunk.train(training)
     return _takes_embeddings[trunk]
+
+
+def without_tied_table(trunk: Any) -> None:
+    """Let a decoder look its tokens up itself from now on."""
+    _takes_embeddings[trunk] = False

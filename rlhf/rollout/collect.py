@@ -21,6 +21,7 @@ from rlhf.profiling import Stopwatch
 from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
+from rlhf.rollout.load_check import check_sampling
 from rlhf.rollout.sampler import Reply, Sampler
 from rlhf.rollout.spec import EnvSpec, RolloutSpec
 from rlhf.rollout.truncation import truncate
@@ -169,6 +170,7 @@ class Collector:
                 context,
                 whole,
             )
+        check_sampling(model)
         collector = cls(
             make_env_factory(env, prompts, split=split),
             chat_format,

@@ -290,6 +290,13 @@ def decoder_for(model: Any) -> Decoder:
     return ways[_ways[trunk]].make()
 
 
+def read_anew(model: Any) -> None:
+    """Sample a model without a cache from now on: the slowest way, right for every causal model."""
+    trunk = trunk_of(model)
+    _agrees[trunk] = False
+    _ways[trunk] = len(ways_of(model)) - 1
+
+
 def ways_of(model: Any) -> list[Way]:
     """Ways of decoding by the model's own forward pass, quickest first."""
     stateful = has_states(text_config(trunk_of(model)))

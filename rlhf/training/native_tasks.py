@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from reward_models.losses import IGNORED, bradley_terry, centring
 from rlhf.algorithms.losses import likelihood_loss
 from rlhf.algorithms.tally import Tally, masked_mean
-from rlhf.models.heads import Policy
+from rlhf.models.heads import Policy, Scored
 from rlhf.models.logprobs import trunk_of
-from rlhf.models.packing import computed_tokens, hidden_states, packs_rows, use_fast_passes
+from rlhf.models.packing import computed_tokens, hidden_states, packs_rows
+from rlhf.models.passes import use_fast_passes
 from rlhf.models.saving import restore_model, save_model
 from rlhf.rollout.batch import pad_right, some_rows
 
@@ -131,7 +132,7 @@ class Scorer:
 
 def sft_loss(policy: Policy, part: Examples, *, count: Tensor) -> tuple[Tensor, Tally]:
     """Mean negative log-likelihood of the completions' tokens."""
-    scored = policy.score(part.tokens, part.attention_mask, part.action_mask, with_entropy=False)
+    scored = _scored(policy, part)
     mask = part.action_mask
     loss, _ = likelihood_loss(
         scored.logprobs,
@@ -140,7 +141,8 @@ def sft_loss(policy: Policy, part: Examples, *, count: Tensor) -> tuple[Tensor, 
         denominator=count,
         aggregation="token",
     )
-    return loss, Tally(means={"loss": masked_mean(-scored.logprobs, mask)})
+    told = Tally(means={"loss": masked_mean(-scored.logprobs, mask)})
+    return _balanced(loss, told, scored, mask, share=mask.sum() / count)
 
 
 def dpo_loss(
@@ -157,7 +159,7 @@ def dpo_loss(
     ``count`` holds the pairs and the chosen replies' tokens of the whole batch.
     """
     assert part.ref_logprobs is not None
-    scored = policy.score(part.tokens, part.attention_mask, part.action_mask, with_entropy=False)
+    scored = _scored(policy, part)
     mask = part.action_mask
     log_ratio = torch.where(mask, scored.logprobs - part.ref_logprobs, 0.0).sum(1)
     chosen, rejected = _pairs(beta * log_ratio, part)
@@ -169,7 +171,30 @@ def dpo_loss(
         likelihood = -torch.where(first, scored.logprobs, 0.0).sum() / count[1]
         loss = loss + weights["sft"] * likelihood
         told = told + Tally(means={"loss_sft": masked_mean(-scored.logprobs, first)})
-    return loss, told
+    pairs = torch.ones_like(per_pair, dtype=torch.bool)
+    return _balanced(loss, told, scored, pairs, share=pairs.sum() / count[0])
+
+
+def _scored(policy: Policy, part: Examples) -> Scored:
+    return policy.score(
+        part.tokens, part.attention_mask, part.action_mask, with_entropy=False, with_balance=True
+    )
+
+
+def _balanced(
+    loss: Tensor, told: Tally, scored: Scored, mask: Tensor, *, share: Tensor
+) -> tuple[Tensor, Tally]:
+    """A loss with the load-balancing loss of a mixture of experts, where the model asks for it.
+
+    The portions of a batch weigh in it by their ``share``; the ``mask`` counts for its mean.
+    """
+    if scored.balance is None:
+        return loss, told
+    each = torch.where(mask, scored.balance.detach(), 0.0)
+    balance = masked_mean(each, mask)
+    added = told.means["loss"] + balance * torch.tensor([1.0, 0.0], device=balance.device)
+    means = {**told.means, "loss": added, "loss_balance": balance}
+    return loss + share * scored.balance, Tally(means=means)
 
 
 def reward_loss(

@@ -22,6 +22,7 @@ from rlhf.data.spec import DataSpec
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.models.adapters import name_base_of_checkpoints, share_base
+from rlhf.models.architecture import text_config, whole_context
 from rlhf.models.loading import load_model
 from rlhf.models.logprobs import bare
 from rlhf.models.precision import MasterAdamW, default_device
@@ -58,11 +59,12 @@ def causal(verb: str) -> Callable[[OfflineConfig, list[Row]], Work]:
         model, tokenizer = load_model(config.model, seed=config.seed, texts=texts_of(rows))
         native = engine_of(verb, config) == "native"
         stop_ids = generation_stop_ids(model)
-        encoder = Encoder(tokenizer, max_length=config.max_length, stop_ids=stop_ids)
+        max_length = within_context(config.max_length, model)
+        encoder = Encoder(tokenizer, max_length=max_length, stop_ids=stop_ids)
         log.info(encoder.chat_format.describe())
         form = "pair" if native and verb == "dpo" else verb
         arguments: dict[str, Any] = {}
-        owned: dict[str, Any] = {"max_length": config.max_length}
+        owned: dict[str, Any] = {"max_length": max_length}
         if verb in ("dpo", "kto") and not native:
             arguments["data_collator"] = collator_of(verb, config, tokenizer.pad_token_id)
             owned["remove_unused_columns"] = False  # the collator reads our own
@@ -87,6 +89,19 @@ def causal(verb: str) -> Callable[[OfflineConfig, list[Row]], Work]:
         )
 
     return prepare
+
+
+def within_context(max_length: int, model: Any) -> int:
+    """The length to which examples are cut: no longer than the model has positions for."""
+    positions = whole_context(text_config(bare(model)))
+    if max_length > positions:
+        log.info(
+            "max_length %d: the model has %d positions, so examples are cut there; how many are is "
+            "counted below",
+            max_length,
+            positions,
+        )
+    return min(max_length, positions)
 
 
 def collator_of(verb: str, config: OfflineConfig, pad_id: Any) -> Any:

@@ -5,21 +5,28 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 import trl
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from reward_models import Sidecar
 from reward_models.checkpoint import heads_in_fp32, keep_first_output, pooling_of
 from reward_models.encoding import end_template_at_score, template_hash
+from reward_models.generic_heads import has_own_classifier, with_head
 from rlhf.data.load import load
 from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora, is_adapter, merged_model
 from rlhf.models.hub import refuse_quantised
+from rlhf.models.load_check import check_scorer, read_causal
 from rlhf.models.loading import Source, cast, give_pad_token, load_tokenizer, set_template_options
 from rlhf.models.logprobs import bare
 from rlhf.models.packing import keep_attention
@@ -158,6 +165,8 @@ def load_scorer(config: RewardConfig, kind: RewardKind) -> tuple[Any, Any, str]:
         keep_attention(model, config.model.attn_implementation)
     use_threads(model, device)
     heads_in_fp32(model)
+    if kind.scorer != "process":
+        check_scorer(model)
     pooling = "steps" if kind.scorer == "process" else pooling_of(model)
     if config.model.lora:
         model = add_adapters(model, config.model.lora, kind, seed=config.seed)
@@ -175,32 +184,55 @@ def with_new_head(place: str, names: list[str], *, steps: bool) -> Any:
     Raises:
         UserError: there is no such model, or it cannot carry a head.
     """
-    automatic: Any = (
-        AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
-    )
     labels = {
         "num_labels": len(names),
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
     refuse_quantised(place)
+    options = {"dtype": torch.float32, "output_loading_info": True}
+    automatic: Any = (
+        AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
+    )
     try:
-        if not is_adapter(place):
-            return automatic.from_pretrained(place, dtype=torch.float32, **labels)
-        merged = merged_model(place)
-        config = merged.config
-        for key, value in labels.items():
-            setattr(config, key, value)
-        with torch.device("meta"):
-            kind = type(automatic.from_config(config))
-        return kind.from_pretrained(
-            None, config=config, state_dict=merged.state_dict(), dtype=torch.float32
-        )
+        merged = merged_model(place) if is_adapter(place) else None
+        config = merged.config if merged else AutoConfig.from_pretrained(place)
+        if not has_own_classifier(config, steps=steps):
+            causal = merged or read_causal(place, dtype=torch.float32)
+            return with_head(causal, labels, steps=steps)
+        if merged is None:
+            model, info = automatic.from_pretrained(place, **options, **labels)
+        else:
+            for key, value in labels.items():
+                setattr(config, key, value)
+            with torch.device("meta"):
+                kind = type(automatic.from_config(config))
+            model, info = kind.from_pretrained(
+                None, config=config, state_dict=merged.state_dict(), **options
+            )
     except UserError:
         raise
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except (AttributeError, OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{place} cannot carry a reward head: {reason}") from error
+    _refuse_random_backbone(place, model, info["missing_keys"])
+    return model
+
+
+def _refuse_random_backbone(place: str, model: Any, missing: Iterable[str]) -> None:
+    """Refuse a model of which more than the new head would be random.
+
+    Raises:
+        UserError: names the weights.
+    """
+    prefix = f"{model.base_model_prefix}."
+    # A pooler belongs to the head: language models are saved without one.
+    lost = sorted(name for name in missing if name.startswith(prefix) and ".pooler." not in name)
+    if lost:
+        raise UserError(
+            f"{place} cannot carry a reward head: weights {', '.join(lost[:3])} of the backbone "
+            "are missing and would be random"
+        )
 
 
 def problem_type(kind: RewardKind) -> str | None:

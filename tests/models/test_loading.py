@@ -22,6 +22,7 @@ from rlhf.models.loading import (
     load_weights,
     merge_adapter,
 )
+from rlhf.models.logprobs import logits_of
 from rlhf.models.spec import LoraSpec, ModelSpec, ScratchSpec
 from tests.tiny import TEXTS, tiny_gpt2, tiny_model, tiny_qwen2, tiny_tokenizer
 
@@ -116,19 +117,20 @@ class Scaled(LlamaForCausalLM):
         return output
 
 
-def test_an_unknown_head_is_refused():
+def test_an_unknown_head_is_used_as_it_is():
     model, tokenizer = tiny_model()
     model.__class__ = Scaled
-    with pytest.raises(UserError, match="Scaled is not supported: its output head") as error:
-        check_model(model, tokenizer)
-    assert one_line(error)
+    check_model(model, tokenizer)
+    hidden = model.model(input_ids=IDS).last_hidden_state
+    torch.testing.assert_close(logits_of(model, hidden), model(input_ids=IDS).logits)
+    torch.testing.assert_close(logits_of(model, hidden), 1.5 * model.lm_head(hidden))
 
 
-def test_a_scaling_that_the_model_does_not_apply_is_refused():
-    model, tokenizer = tiny_model()
+def test_a_scaling_that_the_model_does_not_apply_is_not_applied():
+    model, _ = tiny_model()
     model.config.logit_scale = 0.25  # Cohere's name, on a model that does not read it
-    with pytest.raises(UserError, match="its output head changes the logits"):
-        check_model(model, tokenizer)
+    hidden = model.model(input_ids=IDS).last_hidden_state
+    torch.testing.assert_close(logits_of(model, hidden), model.lm_head(hidden))
 
 
 def test_a_model_that_reads_its_padding_is_refused():

@@ -1,0 +1,141 @@
+"""Whether what the sampler says of its tokens is what the model says of them.
+
+Tried once per model before anything is sampled: two episodes of different lengths take two turns
+each, side by side and through the cache, beyond every window of the model. The log-probabilities
+that the sampler gives are compared with those of one plain pass over each whole row.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf.errors import UserError
+from rlhf.models.architecture import limits_of, text_config, usable_context
+from rlhf.models.load_check import evaluating, is_precise
+from rlhf.models.logprobs import bare, trunk_of
+from rlhf.models.passes import affordable_tokens
+from rlhf.models.reduced import reduced_copy
+from rlhf.rollout.decoder import read_anew
+from rlhf.rollout.sampler import Sampler
+
+log = logging.getLogger(__name__)
+
+# Largest difference of log-probabilities, relative to the larger of 1 and their mean size, in
+# float32; in half precision the mean difference.
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
+REPLY = 3
+
+
+def check_sampling(model: Any) -> None:
+    """Compare the sampler with plain passes; sample without a cache where it is not right with one.
+
+    Args:
+        model: causal model, as it is going to be sampled.
+
+    Raises:
+        UserError: the sampler is wrong even then.
+    """
+    trunk = trunk_of(model)
+    if getattr(trunk, "sampling_checked", False):
+        return
+    affordable = affordable_tokens(model)
+    longest = max(limits_of(text_config(trunk)), default=0)
+    if longest + 24 > affordable or not is_precise(model):
+        small = reduced_copy(model)
+        if small is not None and not _is_right(small, limit=max(affordable, 64)):
+            read_anew(model)
+    if not _is_right(model, limit=affordable):
+        read_anew(model)
+        gap = sampling_gap(model, limit=affordable)
+        if not gap <= _tolerance(model):
+            raise UserError(
+                f"{type(bare(model)).__name__} is not supported: its sampled tokens have other "
+                f"log-probabilities than in a plain pass over the row, by {gap:.1e}"
+            )
+    trunk.sampling_checked = True
+
+
+def _is_right(model: Any, *, limit: int) -> bool:
+    gap = sampling_gap(model, limit=limit)
+    if not gap <= _tolerance(model):
+        log.info("%s: the sampler's log-probabilities differ by %.1e", type(bare(model)), gap)
+        return False
+    return True
+
+
+def _tolerance(model: Any) -> float:
+    return TOLERANCE if is_precise(model) else HALF_TOLERANCE
+
+
+@torch.no_grad()
+def sampling_gap(model: Any, *, limit: int) -> float:
+    """Difference between the sampler's log-probabilities and those of plain passes.
+
+    Args:
+        model: causal model.
+        limit: longest episode, in tokens.
+    """
+    turns = _turns(text_config(trunk_of(model)), limit=limit)
+    with evaluating(bare(model)):
+        episodes = _play(model, turns)
+        found, expected = [], []
+        for tokens, said in episodes:
+            ids = torch.tensor([tokens], device=model.device)
+            logits = bare(model)(input_ids=ids, use_cache=False).logits[0]
+            precise = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+            for place, logprob in said.items():
+                found.append(logprob)
+                expected.append(float(precise[place - 1, tokens[place]]))
+    gaps = np.abs(np.array(found) - np.array(expected))
+    size = max(1.0, float(np.abs(expected).mean()))
+    return float(gaps.max() if is_precise(model) else gaps.mean()) / size
+
+
+def _turns(config: Any, *, limit: int) -> list[list[list[int]]]:
+    """New tokens of two turns of two episodes; the second turn of each passes every window."""
+    limits = [n for n in limits_of(config) if n + 24 <= min(limit, usable_context(config))]
+    whole = min(limit, usable_context(config), max(limits, default=0) + 24)
+    room = max(2, whole - 2 * REPLY)
+    lengths = [(room - room // 4, room // 4), (max(1, room // 5), max(1, room // 2))]
+    random = np.random.default_rng(0)
+    return [
+        [random.integers(config.vocab_size, size=max(1, n)).tolist() for n in counts]
+        for counts in lengths
+    ]
+
+
+def _play(
+    model: Any, turns: Sequence[Sequence[Sequence[int]]]
+) -> list[tuple[list[int], dict[int, float]]]:
+    """Tokens of each episode, and the sampler's log-probabilities by place."""
+    sampler = Sampler(model, stop_ids=set(), rows=len(turns))
+    random = np.random.default_rng(1)
+    episodes: list[tuple[list[int], dict[int, float]]] = [([], {}) for _ in turns]
+    heard = [0] * len(turns)
+
+    def submit(name: int) -> None:
+        new = turns[name][heard[name]]
+        episodes[name][0].extend(new)
+        # Replies of different lengths: the rows' second turns begin at different steps.
+        sampler.submit(name, new, random.random(REPLY - name % 2))
+
+    for name in range(len(turns)):
+        submit(name)
+    playing = set(range(len(turns)))
+    while playing:
+        for name, reply in sampler.step().items():
+            tokens, said = episodes[name]
+            said.update(enumerate(reply.logprobs, len(tokens)))
+            tokens.extend(reply.tokens)
+            heard[name] += 1
+            if heard[name] < len(turns[name]):
+                submit(name)
+            else:
+                sampler.release(name)
+                playing.discard(name)
+    return episodes

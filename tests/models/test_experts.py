@@ -1,0 +1,89 @@
+"""The load-balancing loss of a mixture of experts: transformers' own, and TRL's."""
+
+import pytest
+import torch
+
+from rlhf.errors import UserError
+from rlhf.models.experts import balancing_weight
+from rlhf.models.heads import Policy
+from rlhf.training.native_tasks import Example, collate, sft_loss
+from tests.models.families import model_of
+from tests.tiny import tiny_tokenizer
+
+FAMILIES = ("mixtral", "qwen3_moe", "jetmoe", "granitemoe", "dbrx", "gpt_oss", "qwen3_next")
+WEIGHT = 0.3
+
+
+def balanced(name):
+    """A mixture whose configuration asks for the loss."""
+    model = model_of(name)
+    model.config.output_router_logits = True
+    for key in ("router_aux_loss_coef", "aux_loss_coef"):
+        if hasattr(model, key):
+            setattr(model, key, WEIGHT)
+    return model
+
+
+def batch(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(5, 300, (n,), generator=generator).tolist() for n in (21, 9, 14)]
+    examples = [Example((row,), ([-100, -100, *row[2:]],)) for row in rows]
+    return collate(examples, pad_id=0, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_loss_and_gradient_are_transformers_own(name):
+    part = batch()
+    model = balanced(name)
+    labels = torch.where(part.action_mask, part.tokens, -100)
+    own = model(input_ids=part.tokens, attention_mask=part.attention_mask.long(), labels=labels)
+    own.loss.backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    policy = Policy(model, tiny_tokenizer())
+    loss, told = sft_loss(policy, part, count=part.action_mask.sum())
+    loss.backward()
+    assert loss.item() == pytest.approx(own.loss.item(), rel=1e-5)
+    assert WEIGHT * own.aux_loss.item() > 0.1
+    metrics = told.compute()
+    assert metrics["loss"] == pytest.approx(own.loss.item(), rel=1e-5)
+    assert metrics["loss_balance"] == pytest.approx(WEIGHT * own.aux_loss.item(), rel=1e-5)
+    largest = max(float(grad.abs().max()) for grad in expected.values())
+    for n, parameter in model.named_parameters():
+        if n in expected:
+            assert (parameter.grad - expected[n]).abs().max() < 1e-5 * largest, n
+
+
+def test_portions_weigh_by_their_tokens():
+    part = batch()
+    policy = Policy(balanced("mixtral"), tiny_tokenizer())
+    count = part.action_mask.sum()
+    pieces = [part.rows(torch.tensor([0])), part.rows(torch.tensor([1, 2]))]
+    balances = [
+        policy.score(p.tokens, p.attention_mask, p.action_mask, with_balance=True).balance
+        for p in pieces
+    ]
+    plain = sum(
+        -policy.score(p.tokens, p.attention_mask, p.action_mask).logprobs[p.action_mask].sum()
+        for p in pieces
+    )
+    expected = plain / count + sum(
+        b * p.action_mask.sum() / count for b, p in zip(balances, pieces, strict=True)
+    )
+    found = sum(sft_loss(policy, p, count=count)[0] for p in pieces)
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_without_the_setting_nothing_is_added():
+    model = model_of("mixtral")
+    assert balancing_weight(model) == 0
+    _, told = sft_loss(Policy(model, tiny_tokenizer()), batch(), count=torch.tensor(38))
+    assert "loss_balance" not in told.compute()
+
+
+def test_a_model_without_such_a_loss_is_refused():
+    model = model_of("deepseek_v3")
+    model.config.output_router_logits = True
+    with pytest.raises(UserError, match="no load-balancing loss to add") as error:
+        balancing_weight(model)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,208 @@
+"""Quick pieces that do not compute what a model computes are switched off for it."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from rlhf.errors import UserError
+from rlhf.models import gates, norms, passes
+from rlhf.models.architecture import limits_of, text_config
+from rlhf.models.heads import Policy
+from rlhf.models.packing import can_pack
+from rlhf.models.passes import use_fast_passes
+from rlhf.models.reduced import reduced_copy
+from rlhf.rollout import load_check
+from rlhf.rollout.load_check import check_sampling, sampling_gap
+from tests.models.families import FAMILIES, model_of
+from tests.tiny import tiny_model, tiny_tokenizer
+
+LENGTHS = (37, 9, 24)
+
+
+def scores(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities as training computes them, and by plain passes over single rows."""
+    generator = torch.Generator().manual_seed(3)
+    mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
+    tokens = torch.where(mask, torch.randint(5, 300, mask.shape, generator=generator), 0)
+    actions = mask.clone()
+    actions[:, 0] = False
+    plain = torch.zeros(mask.shape)
+    for row, length in enumerate(LENGTHS):
+        logits = model(input_ids=tokens[row : row + 1, :length], use_cache=False).logits[0]
+        found = logits.log_softmax(-1)[:-1].gather(1, tokens[row, 1:length, None])[:, 0]
+        plain[row, 1:length] = found.detach()
+    scored = Policy(model, tiny_tokenizer()).score(tokens, mask, actions)
+    scored.logprobs.sum().backward()
+    return scored.logprobs.detach(), plain
+
+
+def test_an_ordinary_model_keeps_every_quick_piece():
+    model, _ = tiny_model()
+    found, plain = scores(model)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+    assert can_pack(model.model)
+    assert not getattr(model.model, "reads_alone", False)
+
+
+def test_rows_are_read_alone_where_neighbours_disturb_them():
+    model, _ = tiny_model()
+    own = model.model.forward
+
+    def disturbed(*args: Any, **kwargs: Any) -> Any:
+        output = own(*args, **kwargs)
+        rows = len(output.last_hidden_state)
+        if rows > 1 or "packing" in kwargs:
+            output.last_hidden_state = output.last_hidden_state * 1.2
+        return output
+
+    model.model.forward = disturbed
+    found, plain = scores(model)
+    assert model.model.reads_alone
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_norm_whose_gradient_is_not_the_model_s_is_given_back(monkeypatch):
+    def blind(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+        return x * scale * weight.detach()  # right values, no gradient of the weight
+
+    monkeypatch.setattr(norms._RMSNorm, "apply", staticmethod(blind))
+    model, _ = tiny_model()
+    found, plain = scores(model)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+    assert model.model.norm.weight.grad.abs().max() > 0
+
+
+def test_a_gate_that_is_wrong_on_real_activations_is_given_back(monkeypatch):
+    kept = gates._Gated.apply
+
+    def clipped(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return kept(gate.clamp(max=0.5), up)
+
+    monkeypatch.setattr(gates, "_same", lambda module: True)
+    monkeypatch.setattr(gates._Gated, "apply", staticmethod(clipped))
+    model, _ = tiny_model()
+    found, plain = scores(model)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_that_are_handed_over_are_not_used_where_they_are_not_scaled():
+    """Falcon-H1 scales what it looks up, not what it is handed."""
+    model = model_of("falcon_h1")
+    found, plain = scores(model)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_cannot_be_read_twice_alike_is_refused():
+    model, _ = tiny_model()
+    own, calls = model.model.forward, []
+
+    def drifting(*args: Any, **kwargs: Any) -> Any:
+        output = own(*args, **kwargs)
+        calls.append(1)
+        output.last_hidden_state = output.last_hidden_state * (1 + 0.1 * len(calls))
+        return output
+
+    model.model.forward = drifting
+    with pytest.raises(UserError, match=r"in training its states differ by .* one row") as error:
+        use_fast_passes(model)
+    assert "\n" not in str(error.value)
+
+
+def test_a_trial_leaves_no_trace():
+    model, _ = tiny_model()
+    model.train()
+    model.model.layers[0].eval()
+    before = torch.random.get_rng_state()
+    use_fast_passes(model)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert model.model.layers[1].training
+    assert not model.model.layers[0].training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def windowed(window: int) -> Any:
+    """A Mistral of which a row of ``window`` tokens is too long to be tried."""
+    config = MistralConfig(
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        sliding_window=window,
+    )
+    return MistralForCausalLM(config).eval()
+
+
+def test_long_windows_are_passed_in_a_reduced_model(monkeypatch):
+    seen = []
+    own = passes._first_right
+
+    def spy(model: Any, **kwargs: Any) -> int:
+        seen.append(limits_of(text_config(model)))
+        return own(model, **kwargs)
+
+    monkeypatch.setattr(passes, "_first_right", spy)
+    monkeypatch.setattr(passes, "WORK", 1.0)
+    use_fast_passes(windowed(1000))
+    assert seen == [[8], [1000]]
+
+
+def test_what_is_wrong_beyond_long_windows_is_switched_off_for_the_large_model(monkeypatch):
+    monkeypatch.setattr(passes, "WORK", 1.0)
+    own = passes._first_right
+
+    def slowest(model: Any, *, limit: int, start: int) -> int:
+        return own(model, limit=limit, start=max(start, 4))
+
+    monkeypatch.setattr(passes, "_first_right", slowest)
+    model = windowed(1000)
+    assert not use_fast_passes(model)
+    assert model.model.reads_alone
+
+
+def test_most_families_have_a_reduced_form():
+    without = [name for name in list(FAMILIES)[::6] if reduced_copy(model_of(name)) is None]
+    assert len(without) <= len(FAMILIES) // 6 // 5, without
+
+
+@pytest.mark.parametrize("name", ["gemma3_text", "qwen3_next", "gpt_neo", "phi3-longrope"])
+def test_the_sampler_agrees_with_plain_passes_beyond_windows(name):
+    model = model_of(name)
+    check_sampling(model)
+    assert sampling_gap(model, limit=100) < 1e-5
+
+
+def test_a_cache_that_is_wrong_is_not_used(monkeypatch):
+    model = model_of("llama")
+    own = load_check.Sampler.step
+
+    def confused(self: Any) -> Any:
+        if getattr(self.decoder, "cached", True):  # not the decoder that reads rows anew
+            self.cache.lengths[:] = 0
+        return own(self)
+
+    monkeypatch.setattr(load_check.Sampler, "step", confused)
+    check_sampling(model)
+    monkeypatch.undo()
+    assert load_check.Sampler(model, stop_ids=set(), rows=1).decoder.cached is False
+
+
+def test_a_sampler_that_is_wrong_in_every_way_is_refused(monkeypatch):
+    model, _ = tiny_model()
+    own = load_check.Sampler.step
+
+    def shifted(self: Any) -> Any:
+        replies = own(self)
+        for reply in replies.values():
+            reply.logprobs[:] = [p + 1.0 for p in reply.logprobs]
+        return replies
+
+    monkeypatch.setattr(load_check.Sampler, "step", shifted)
+    with pytest.raises(UserError, match="other log-probabilities than in a plain pass") as error:
+        check_sampling(model)
+    assert "\n" not in str(error.value)
