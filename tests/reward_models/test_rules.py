@@ -268,8 +268,8 @@ def test_worker_survives_everything(slow_module):
 
 
 def test_a_missing_extra_is_named():
-    with pytest.raises(ValueError, match=r"cannot load no_such_module.*rlhf-kit\[math\]"):
-        Worker("no_such_module:f", timeout=5.0, extra="math")("x")
+    with pytest.raises(ValueError, match=r"cannot load no_such_module.*rlhf-kit\[sentiment\]"):
+        Worker("no_such_module:f", timeout=5.0, extra="sentiment")("x")
 
 
 def gsm8k_rows():
