@@ -67,7 +67,7 @@ def beaten(env: Env, *, level: float = LEVEL) -> list[Beaten]:
     are tried against it. Costs count at the environment's own `cost_price()`, if it has one.
 
     Args:
-        env: With its wrappers, as an agent meets it; its `unwrapped` states values and actions.
+        env: With its wrappers, as an agent sees it; its `unwrapped` states values and actions.
         level: Chance of any finding where there is nothing to find.
     """
     found = []

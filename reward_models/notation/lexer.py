@@ -37,11 +37,11 @@ class Token:
     end: int
     """Place in the text that was read."""
     spaced: bool = False
-    """Whether white space stands before it."""
+    """Whether white space precedes it."""
     math: bool = False
-    """Whether it stands between delimiters of mathematics."""
+    """Whether it is between delimiters of mathematics."""
     prose: bool = False
-    """Whether it stands inside ``\\text{...}``."""
+    """Whether it is inside ``\\text{...}``."""
     value: Fraction | None = None
     """Of a number."""
     groups: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ def tokens_of(text: str, *, math: bool = False) -> list[Token]:
 
     Args:
         text: an answer or a whole reply.
-        math: whether all of it stands between delimiters of mathematics.
+        math: whether all of it is between delimiters of mathematics.
 
     Raises:
         NotUnderstood: a text beyond ``MAX_TEXT`` characters.

@@ -1,4 +1,4 @@
-"""Where a reply says that its answer stands: tags, boxes and the ``####`` of GSM8K."""
+"""Where a reply says that its answer is: tags, boxes and the ``####`` of GSM8K."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STARTS_WITH_ANSWER = re.compile(
 
 
 def after_thinking(text: str) -> str:
-    """``text`` without its reasoning: what stands in ``<think>`` blocks is no answer."""
+    """``text`` without its reasoning: what is in ``<think>`` blocks is no answer."""
     text = text.rpartition("</think>")[2]
     return text.partition("<think>")[0]
 
@@ -61,7 +61,7 @@ def answer_segment(reply: str) -> tuple[str, str, str]:
     """The part of ``reply`` that states its answer, and the texts before and after a box.
 
     In order: the last ``<answer>`` tag, then inside it (or in the whole reply after its reasoning)
-    the last box or the line after the last ``####``, whichever stands later; else all of it.
+    the last box or the line after the last ``####``, whichever comes later; else all of it.
 
     Raises:
         NotUnderstood: a mark that is not closed, or two boxes that are offered together.

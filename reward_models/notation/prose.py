@@ -1,6 +1,6 @@
 """The final statement of a reply: the last number or expression, if nothing around it casts doubt.
 
-A reply states an answer when its last run of mathematical symbols stands alone: not beside a
+A reply states an answer when its last run of mathematical symbols is alone: not beside a
 negation ("not 14"), an alternative ("14 or 7"), a comparison ("more than 14") or a second number
 that belongs to it ("3 hours 15 minutes"). The words that cast doubt are English.
 """
@@ -180,7 +180,7 @@ def _is_prime(tokens: list[Token], i: int) -> bool:
 
 
 def _inside(tokens: list[Token], i: int) -> bool:
-    """Whether a separator stands directly between two symbols of one expression."""
+    """Whether a separator is directly between two symbols of one expression."""
     if not 0 < i < len(tokens) - 1:
         return False
     before, token, after = tokens[i - 1 : i + 2]
@@ -323,7 +323,7 @@ def _is_signed(tokens: list[Token], first: int) -> bool:
 
 
 def _check_neighbour(between: str, previous: Token, token: Token) -> None:
-    """What stands between the number before and the run makes them one or keeps them apart."""
+    """What is between the number before and the run makes them one or keeps them apart."""
     if not any(c.isalpha() for c in between):
         if previous.value is not None and previous.value == token.value:
             return

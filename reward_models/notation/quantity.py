@@ -69,7 +69,7 @@ def read_quantity(text: str, *, is_reference: bool = False) -> Quantity:
 
 @lru_cache(maxsize=4096)
 def read_reference_quantity(reference: str) -> Quantity:
-    """The number of a reference answer: all of it, or what stands in its box or after ``####``.
+    """The number of a reference answer: all of it, or what is in its box or after ``####``.
 
     Raises:
         NotUnderstood: it is not wholly understood as one number.

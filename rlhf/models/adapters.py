@@ -161,7 +161,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
         model: a PEFT model from ``add_lora``.
         tokenizer: of both.
         folder: to write to.
-        base: folder of a copy of the base that lies there already or is written now; None: one
+        base: folder of a copy of the base that exists or is written now; None: one
             inside ``folder``.
     """
     config, hub = model.peft_config["default"], getattr(model, "hub_model", None)
@@ -198,7 +198,7 @@ def write_base(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def share_base(checkpoints: Path, final: Path) -> None:
-    """Give the base that lies among checkpoints, if any, a second place inside ``final``.
+    """Copy the base among the checkpoints, if there is one, inside ``final``.
 
     By hard links where the file system has them: both folders belong to one run, and nothing writes
     into either again.

@@ -475,7 +475,7 @@ def _common_prefix(first: list[int], second: list[int]) -> list[int]:
 
 
 def _after_last(ids: list[int], head: list[int]) -> list[int]:
-    """What follows the last place where ``head`` stands; everything where it does not."""
+    """What follows the last occurrence of ``head``; everything where there is none."""
     for start in range(len(ids) - len(head), -1, -1):
         if ids[start : start + len(head)] == head:
             return ids[start + len(head) :]

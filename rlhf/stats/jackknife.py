@@ -61,7 +61,7 @@ def jackknife(
             [float(forward(statistic(rows[blocks != block]))) for block in range(blocks.max() + 1)]
         )
     if not np.isfinite(center) or not np.isfinite(without).all():
-        return Interval.without(point, units, "it lies at an end of its range, or is undefined")
+        return Interval.without(point, units, "it is at an end of its range, or is undefined")
     count = without.size
     pseudo = count * center - (count - 1) * without
     if missing := missing_for(pseudo):
