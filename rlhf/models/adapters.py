@@ -198,7 +198,7 @@ def write_base(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def share_base(checkpoints: Path, final: Path) -> None:
-    """Copy the base among the checkpoints, if there is one, inside ``final``.
+    """Copy the base among the checkpoints, if there is one, into ``final``.
 
     By hard links where the file system has them: both folders belong to one run, and nothing writes
     into either again.

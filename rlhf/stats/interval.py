@@ -36,7 +36,7 @@ def interval(
     * Another mean needs five units, and five that differ from a value that most units have: what
       was hardly seen to vary has an unknown spread. Its interval is Student's t, corrected for
       skewness.
-    * Counts that are all equal have an exact interval for further ones that were not seen (Poisson).
+    * Counts that are all equal have an exact (Poisson) interval for further, unseen counts.
 
     Args:
         values: [n] finite numbers.
