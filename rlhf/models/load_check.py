@@ -160,7 +160,12 @@ def _check_ids(model: Any, tokenizer: Any) -> None:
         UserError: names the first such token.
     """
     rows = bare(model).get_input_embeddings().num_embeddings
-    beyond = {i: token for token, i in tokenizer.get_vocab().items() if i >= rows}
+    # Some tokenizer classes add an unknown token of their own, which byte-level text never needs.
+    beyond = {
+        i: token
+        for token, i in tokenizer.get_vocab().items()
+        if i >= rows and token != tokenizer.unk_token
+    }
     if beyond:
         first = min(beyond)
         raise UserError(
