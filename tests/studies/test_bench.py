@@ -68,7 +68,9 @@ def finish(manifest: Path) -> Path:
 
 
 def finished(root: Path) -> set[str]:
-    return {str(path.parent.relative_to(root)) for path in root.glob("runs/**/finished")}
+    # os.walk passes over folders that vanish: checkpoints are renamed while it looks.
+    walk = os.walk(root / "runs")
+    return {str(Path(folder).relative_to(root)) for folder, _, names in walk if "finished" in names}
 
 
 def kill_after(manifest: Path, stages: int, delay: float) -> set[int]:

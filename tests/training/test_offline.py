@@ -18,6 +18,7 @@ from rlhf.data.spec import DataSpec
 from rlhf.errors import UserError
 from rlhf.models.loading import load_model
 from rlhf.models.precision import MasterAdamW
+from rlhf.models.spec import ModelSpec
 from rlhf.runs import Run, seed_everything
 from rlhf.training import offline
 from rlhf.training.examples import Encoder
@@ -249,7 +250,7 @@ def test_held_out_prompts_are_not_trained_on(tmp_path):
     path = write_rows(tmp_path / "pairs.jsonl", rows)
     config = OfflineConfig(
         output_dir="x",
-        model=None,  # type: ignore[arg-type]
+        model=ModelSpec("any"),
         data=[DataSpec(str(path))],
         eval_fraction=0.25,
     )
@@ -264,7 +265,7 @@ def test_steps_of_a_run(tmp_path):
     def steps(rows, **trainer):
         config = OfflineConfig(
             output_dir="x",
-            model=None,  # type: ignore[arg-type]
+            model=ModelSpec("any"),
             data=[DataSpec("x")],
             batch_size=8,
             trainer=trainer,
