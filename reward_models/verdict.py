@@ -26,7 +26,7 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
         )
     lines += _against_baselines(report["baselines"])
     lines += _about_length(report)
-    lines += _about_calibration(report["calibration"])
+    lines += _about_calibration(report)
     lines += _about_invariance(report["invariance"])
     lines += _about_stress(report["stress"])
     lines += _about_policy(report)
@@ -89,14 +89,20 @@ def _about_length(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _about_calibration(found: Mapping[str, Any]) -> list[str]:
-    fitted = found["fitted"]["temperature"]
-    ratio = float("inf") if fitted is None else fitted / found["as_given"]["temperature"]
-    if ratio == float("inf"):
-        return ["No temperature makes its margins informative."]
-    if ratio > 1.5:
+def _about_calibration(report: Mapping[str, Any]) -> list[str]:
+    found = report["calibration"]
+    fitted, given = found["fitted"]["temperature"], found["as_given"]["temperature"]
+    if fitted is None or fitted == math.inf:
+        sure = report["scores"]["std"] == 0 or report["accuracy"]["high"] < 0.5
+        return ["No temperature makes its margins informative."] if sure else []
+    ends = found["temperature"]  # None: no temperature is too small for pairs that are all right
+    if ends is None:
+        return []
+    low, high = (math.inf if end is None else end for end in (ends["low"], ends["high"]))
+    ratio = fitted / given
+    if ratio > 1.5 and given < low <= fitted:
         return [f"Overconfident: its margins are {ratio:.1f} times what the labels support."]
-    if ratio < 1 / 1.5:
+    if ratio < 1 / 1.5 and high < given:
         return [f"Underconfident: its margins could be {1 / ratio:.1f} times as large."]
     return []
 
@@ -121,12 +127,19 @@ def _about_policy(report: Mapping[str, Any]) -> list[str]:
         )
     if chosen:
         first, last = chosen["gold"][0]["mean"], chosen["gold"][-1]["mean"]
-        verb = "raises" if last > first else "lowers"
         lines.append(
-            f"Choosing the best of {chosen['ns'][-1]} by it {verb} gold from {first:.3g} to "
-            f"{last:.3g}; {chosen['advice']}."
+            f"Choosing the best of {chosen['ns'][-1]} by it {_gold_words(chosen)} from "
+            f"{first:.3g} to {last:.3g}; {chosen['advice']}."
         )
     return lines
+
+
+def _gold_words(chosen: Mapping[str, Any]) -> str:
+    """Whether gold rises over the same prompts, as far as its interval tells."""
+    gain = chosen.get("gain")  # reports of 0.1.0 have none
+    if gain and _known(gain) and (gain["low"] > 0 or gain["high"] < 0):
+        return "raises gold" if gain["low"] > 0 else "lowers gold"
+    return "does not clearly change gold:"
 
 
 def _about_stress(found: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,12 @@ from rlhf.evaluation.metrics import metric_interval
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
 from rlhf.evaluation.verdict import FEWEST_SEEDS, Difference, Unit, judge
 from rlhf.stats import Interval, interval
+
+Side = tuple[str, Mapping[int, Episodes]]
+"""Arm, and its episodes by training seed."""
+
+MOST_PAIRED = 6
+"""Trained arms up to which each is compared with each: 15 comparisons."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +59,10 @@ class Comparison:
             for d in self.differences
         ]
         coverage: dict[str, list[str]] = {}
+        several = len({d.baseline for d in self.differences}) > 1
         for d in self.differences:
-            coverage.setdefault(coverage_words(d), []).append(d.arm)
+            name = f"{d.arm} - {d.baseline}" if several else d.arm
+            coverage.setdefault(coverage_words(d), []).append(name)
         parts += [f"- {text} ({', '.join(names)})" for text, names in coverage.items() if text]
         parts += [f"- {note}" for note in self.notes]
         return "\n".join(parts) + "\n"
@@ -75,20 +84,32 @@ def compare(
     `metric` is an episode field (return, success, cost, ...), a reward component, or normalized (0
     for the random policy, 1 for the optimal one, where the environment knows both); by default it
     is the one that `default_metric` finds. `baseline` names the arm that others are compared with,
-    by default the first. Raises UserError (a ValueError) when nothing was evaluated, a name is
+    by default the first; without it the trained policies of a single pipeline are compared with
+    each other too. Raises UserError (a ValueError) when nothing was evaluated, a name is
     unknown or nothing is shared.
     """
     directories = [Path(directory).resolve() for directory in run_dirs]
+    every_pair = baseline is None and len(directories) == 1
     if twice := [str(path) for path in directories if directories.count(path) > 1]:
         raise UserError(f"{twice[0]} is given twice: a run cannot be compared with itself")
     runs = [run for directory in directories for run in read_stages(directory)]
-    return compare_runs(runs, metric=metric, baseline=baseline)
+    return compare_runs(runs, metric=metric, baseline=baseline, every_pair=every_pair)
 
 
 def compare_runs(
-    runs: Sequence[RunRecord], *, metric: str | None = None, baseline: str | None = None
+    runs: Sequence[RunRecord],
+    *,
+    metric: str | None = None,
+    baseline: str | None = None,
+    every_pair: bool = False,
+    keep_going: bool = False,
 ) -> Comparison:
-    """`compare` for runs already read."""
+    """`compare` for runs already read.
+
+    With `every_pair` up to `MOST_PAIRED` trained arms are compared with each other too, not with
+    the baseline alone. Arms that share no unit are noted; where no two share one, that is an error
+    unless it shall `keep_going`.
+    """
     chosen = metric is None
     metric = metric or default_metric(runs)
     collected = collect_arms(runs, metric)
@@ -114,33 +135,29 @@ def compare_runs(
         for name, arm in arms.items()
         for setting, found in arm.items()
     ]
-    others = [
-        (name, setting, against)
-        for name, arm in arms.items()
-        if name != baseline
-        for setting in arm
-        for against in arms[baseline]
-        if _meet((name, setting), (baseline, against))
-    ]
-    differences = [
-        _difference(
-            (name, arms[name][setting]),
-            (baseline, arms[baseline][against]),
-            setting,
-            metric=metric,
-            collected=collected,
-            comparisons=len(others),
-            notes=notes,
-        )
-        for name, setting, against in others
-    ]
+    opponents = _opponents(arms, baseline, every_pair=every_pair)
+    differences, apart = _differences(collected, opponents, metric, notes)
+    if apart and not differences and not keep_going:
+        raise apart[0]
+    notes += [f"not compared: {error}" for error in apart]
     notes += _general_notes(differences)
-    if not differences:
+    if not differences and not apart:
         notes.append(
             f"nothing was compared: no other arm was evaluated as {baseline} was, in the same "
             "environment with the same decoding"
         )
     return Comparison(metric, baseline, rows, differences, list(dict.fromkeys(notes)))
+
+
+def _opponents(
+    arms: Mapping[str, object], baseline: str, *, every_pair: bool
+) -> list[tuple[str, str]]:
+    """(arm, what it is compared with): the baseline first, then trained arms with earlier ones."""
+    found = [(name, baseline) for name in arms if name != baseline]
+    trained = [name for name in arms if name not in REFERENCE_POLICIES and name != baseline]
+    if every_pair and len(trained) < MOST_PAIRED:
+        found += [(later, earlier) for earlier, later in combinations(trained, 2)]
+    return found
 
 
 def _meet(arm: tuple[str, Setting], baseline: tuple[str, Setting]) -> bool:
@@ -237,28 +254,66 @@ def _unit(name: str) -> Unit:
     return name  # type: ignore[return-value]
 
 
-def _difference(
-    first: tuple[str, Mapping[int, Episodes]],
-    second: tuple[str, Mapping[int, Episodes]],
-    setting: Setting,
-    *,
-    metric: str,
-    collected: Collected,
-    comparisons: int,
-    notes: list[str],
-) -> Difference:
+def _differences(
+    collected: Collected, opponents: Sequence[tuple[str, str]], metric: str, notes: list[str]
+) -> tuple[list[Difference], list[UserError]]:
+    """What can be paired, judged together; and why the rest cannot."""
+    arms = collected.arms
+    paired, apart = [], []
+    for name, other in opponents:
+        for setting in arms[name]:
+            for against in arms[other]:
+                if not _meet((name, setting), (other, against)):
+                    continue
+                first, second = (name, arms[name][setting]), (other, arms[other][against])
+                try:
+                    found = _pairs(first, second, collected.names[setting], notes)
+                except UserError as error:
+                    apart.append(error)
+                else:
+                    paired.append((first, second, setting, found))
+    differences = [
+        _difference(*found, metric=metric, collected=collected, comparisons=len(paired))
+        for found in paired
+    ]
+    return differences, apart
+
+
+def _pairs(
+    first: Side, second: Side, unit: str, notes: list[str]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Values of the common units, for every two training runs that belong together.
+
+    Raises:
+        UserError: nothing is shared.
+    """
     (arm, runs), (baseline, base) = first, second
     names = f"{arm} and {baseline}"
-    pairs = [
-        _common(runs[a], base[b], names, collected.names[setting], notes)
+    found = [
+        _common(runs[a], base[b], names, unit, notes)
         for a, b in _pair_seeds(runs, base, names, notes)
     ]
-    unit: Unit = "training seeds" if len(pairs) > 1 else _unit(collected.names[setting])
     trained = [len(side) for name, side in (first, second) if name not in REFERENCE_POLICIES]
     if min(trained, default=1) == 1 < max(len(runs), len(base)) and len(trained) == 2:
         notes.append(
             f"{names}: one side is a single run; its own training noise is not in the interval"
         )
+    return found
+
+
+def _difference(
+    first: Side,
+    second: Side,
+    setting: Setting,
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    metric: str,
+    collected: Collected,
+    comparisons: int,
+) -> Difference:
+    (arm, _), (baseline, _) = first, second
+    unit: Unit = "training seeds" if len(pairs) > 1 else _unit(collected.names[setting])
+    trained = [len(side) for name, side in (first, second) if name not in REFERENCE_POLICIES]
     if len(pairs) > 1:
         left, right = (np.array([p[side].mean() for p in pairs]) for side in (0, 1))
     else:

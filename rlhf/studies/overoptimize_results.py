@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from reward_models.ensemble import Combine
-from rlhf.stats import Interval, interval
+from rlhf.stats import Interval, difference, interval
 from rlhf.studies.overoptimization import (
     Fit,
     best_of_n_curve,
+    best_of_n_scores,
     fit_best_of_n,
     fit_curve,
     kl_best_of_n,
@@ -45,12 +46,14 @@ def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, A
     ns = powers_of_two(gold.shape[1])
     curve = best_of_n_curve(by, gold, ns)
     fit = fit_best_of_n(by, gold, ns[1:])
+    ends = best_of_n_scores(by, gold, [ns[0], ns[-1]])
     return {
         "proxy": name,
         "ns": ns,
         "kl": list(curve.kl),
         "proxy_score": [plain(e) for e in curve.proxy],
         "gold": [plain(e) for e in curve.gold],
+        "gain": plain(difference(ends[:, 1], ends[:, 0], kind="mean")),
         "fit": fit_result(fit),
         "advice": _best_of_n_advice(fit, ns),
     }

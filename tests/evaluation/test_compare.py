@@ -328,3 +328,39 @@ def test_half_written_last_line_is_left_out_but_a_broken_one_is_named(tmp_path: 
     path.write_text("{oops\n" + whole)
     with pytest.raises(ValueError, match=r"episodes\.jsonl:1: not valid JSON"):
         compare([run])
+
+
+def write_pipeline(root: Path, arms: Mapping[str, Mapping[int, float | None]]) -> Path:
+    root.mkdir()
+    stages = "".join(f"  - name: {name}\n" for name in arms)
+    (root / "pipeline.yaml").write_text(f"stages:\n{stages}")
+    for name, returns in arms.items():
+        write_run(root / name, returns)
+    return root
+
+
+def test_trained_policies_of_one_pipeline_are_compared_with_each_other(tmp_path: Path):
+    levels = {"sft": 0.0, "ppo": 1.0, "dpo": 3.0}
+    arms = {name: {i: level + i for i in range(8)} for name, level in levels.items()}
+    root = write_pipeline(tmp_path / "run", arms)
+    result = compare([root])
+    found = {(d.arm, d.baseline): d for d in result.differences}
+    assert list(found) == [("ppo", "sft"), ("dpo", "sft"), ("dpo", "ppo")]
+    assert found["dpo", "ppo"].estimate.value == 2.0
+    # p = 2 / 2^8 for each, of three comparisons
+    assert [d.winner for d in result.differences] == ["ppo", "dpo", "dpo"]
+    assert any("3 comparisons" in note and "0.017" in note for note in result.notes)
+    named = compare([root], baseline="sft").differences
+    assert [(d.arm, d.baseline) for d in named] == [("ppo", "sft"), ("dpo", "sft")]
+
+
+def test_an_arm_on_other_episodes_is_noted_and_the_rest_is_compared(tmp_path: Path):
+    same = {i: float(i) for i in range(8)}
+    arms = {"sft": same, "ppo": {i: v + 1 for i, v in same.items()}, "dpo": {100: 1.0}}
+    result = compare([write_pipeline(tmp_path / "run", arms)])
+    assert [(d.arm, d.baseline) for d in result.differences] == [("ppo", "sft")]
+    # Judged as the one comparison that it is.
+    assert not any("comparisons:" in note for note in result.notes)
+    assert sum("share no evaluation seed" in note for note in result.notes) == 2
+    with pytest.raises(UserError, match="share no evaluation seed"):
+        compare([tmp_path / "run" / "sft", tmp_path / "run" / "dpo"])

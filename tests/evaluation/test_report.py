@@ -250,3 +250,47 @@ def test_summary_without_episodes(tmp_path: Path):
 def test_folder_without_runs_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="no run directory"):
         write_report(tmp_path)
+
+
+def test_pipeline_page_compares_trained_policies_with_each_other(whole: Path):
+    page = text_of(write_report(whole))
+    assert "PPO is better than DPO on these episodes" in page
+    assert "<small>from SFT, 95%</small>" in page
+    assert "<small>from PPO, 95%</small>" in page
+    with (whole / "report_tables" / "differences.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "return"]
+    assert [row["difference"] for row in rows] == ["ppo − sft", "dpo − sft", "dpo − ppo"]
+
+
+def _edit(folder: Path, change) -> None:
+    rows = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    fake.write_rows(folder / "episodes.jsonl", [change(i, row) for i, row in enumerate(rows)])
+
+
+def test_page_of_policies_that_share_no_episode_is_drawn(tmp_path: Path):
+    root = fake.write_pipeline(tmp_path / "run")
+    for k, name in enumerate(("ppo", "dpo")):
+        folder = root / "evaluate" / "evaluation" / name
+        _edit(folder, lambda i, row, k=k: {**row, "seed": 1000 * (k + 1) + i})
+    page = text_of(write_report(root))
+    assert "Not compared: PPO and SFT share no evaluation seed" in page
+    assert "is better than" not in page.split('id="transcripts"')[0].replace("Better than", "")
+
+
+def test_old_summaries_that_counted_episodes_are_made_anew(tmp_path: Path):
+    """0.1.0 took 128 episodes on 4 prompts for 128 units."""
+    root = fake.write_pipeline(tmp_path / "run")
+    folder = root / "evaluate" / "evaluation" / "sft"
+    _edit(folder, lambda i, row: {**row, "env": "prompts", "return": float(i % 4 == 0)})
+    summary = json.loads((folder / "summary.json").read_text())
+    wrong = {"mean": 0.25, "low": 0.18, "high": 0.33, "n": 128}
+    summary |= {"env": "prompts", "metrics": {"return": wrong, "pass@2": wrong}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    write_report(root)
+    with (root / "report_tables" / "evaluations.csv").open() as file:
+        (row,) = [row for row in csv.DictReader(file) if row["policy"] == "sft"]
+    _, low, high = (float(row[key]) for key in ("return", "return low", "return high"))
+    # One of about four prompts: exact mid-p bounds, not those of 128 episodes.
+    assert low < 0.03
+    assert high > 0.7
+    assert (row["pass@2"], row["pass@2 low"]) == ("0.25", "")

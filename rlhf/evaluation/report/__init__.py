@@ -41,7 +41,7 @@ def write_report(directory: str | Path) -> Path:
     root = Path(directory)
     runs = read_stages(root)
     metric = headline_metric(runs)
-    found = results.comparisons(runs, metric) if metric else []
+    found = results.comparisons(runs, metric, every_pair=True) if metric else []
     tables = [
         table
         for table in (results.evaluation_table(runs), results.difference_table(found))

@@ -24,7 +24,9 @@ from rlhf.stats import Interval
 _HIDDEN = frozenset({"seconds"})
 
 
-def comparisons(runs: Sequence[RunRecord], headline: str) -> list[Comparison]:
+def comparisons(
+    runs: Sequence[RunRecord], headline: str, *, every_pair: bool = False
+) -> list[Comparison]:
     """The leading metric first, then every other reward that all evaluations carry."""
     shared: set[str] | None = None
     for run in runs:
@@ -36,7 +38,10 @@ def comparisons(runs: Sequence[RunRecord], headline: str) -> list[Comparison]:
         (shared or set()) - {headline, "normalized", "seconds", "turns", "tokens", "cut"}
     )
     wanted = [headline, *(m for m in secondary if _varies(runs, m))]
-    return [compare_runs(runs, metric=metric) for metric in wanted]
+    return [
+        compare_runs(runs, metric=metric, every_pair=every_pair, keep_going=True)
+        for metric in wanted
+    ]
 
 
 def verdict_list(comparison: Comparison) -> str:
@@ -91,13 +96,20 @@ def score_forests(
 
 
 def difference_forest(comparison: Comparison) -> str:
-    """Paired differences around zero; colour only where a winner is named."""
+    """Paired differences around zero, a chart for each policy that others are compared with.
+
+    Colour only where a winner is named.
+    """
     if not comparison.differences:
         return ""
-    lines = [_difference_line(d, comparison) for d in comparison.differences]
-    baseline = named(comparison.baseline)
-    heading = f"<h3>Paired difference <small>from {esc(baseline)}, 95%</small></h3>"
-    return heading + forest(lines, [(0.0, f"{baseline} = 0")])
+    parts = []
+    for name in dict.fromkeys(d.baseline for d in comparison.differences):
+        found = [d for d in comparison.differences if d.baseline == name]
+        lines = [_difference_line(d, comparison) for d in found]
+        other = named(name)
+        parts.append(f"<h3>Paired difference <small>from {esc(other)}, 95%</small></h3>")
+        parts.append(forest(lines, [(0.0, f"{other} = 0")]))
+    return "".join(parts)
 
 
 def evaluation_table(runs: Sequence[RunRecord], *, by_arm: bool = False) -> Table | None:
@@ -200,10 +212,20 @@ def known_bounds(runs: Sequence[RunRecord]) -> dict[str, Bounds]:
 
 
 def _metrics(evaluation: Evaluation) -> dict[str, Interval]:
-    """What the summary says; from the episodes only what the summary lacks."""
+    """What the summary says; from the episodes what it lacks.
+
+    Summaries of 0.1.0 name no unit and took each episode for one: theirs is made anew.
+    """
     summary = evaluation.summary.get("metrics") or {}
     found = {key: estimate_of(value) for key, value in summary.items() if value}
     names = episode_metrics(evaluation.episodes[0]) if evaluation.episodes else []
+    if names and "unit" not in evaluation.summary:
+        repeated = len(set(evaluation.units)) < len(evaluation.episodes)
+        found = {
+            key: _unknown(e) if repeated and "pass@" in key else e
+            for key, e in found.items()
+            if key not in names
+        }
     for metric in (name for name in names if name not in found):
         scored = [
             (value, unit)
@@ -214,6 +236,13 @@ def _metrics(evaluation: Evaluation) -> dict[str, Interval]:
             values, units = zip(*scored, strict=True)
             found[metric] = metric_interval(metric, values, units, evaluation.bounds)
     return found
+
+
+def _unknown(estimate: Interval) -> Interval:
+    """Without the interval, which an older version made for other units."""
+    return Interval.without(
+        estimate.value, estimate.n, "measured by an older version: evaluate anew"
+    )
 
 
 def estimate_of(value: Mapping[str, Any]) -> Interval:
