@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from rlhf.evaluation.statistics import best_of_n
-from rlhf.stats import Interval, interval
+from rlhf.stats import Interval, interval, unit_means
 
 Form = Literal["best-of-n", "rl"]
 
@@ -46,6 +46,9 @@ class Fit:
     """Smallest d above 0 that was measured."""
     furthest: float
     """Largest d that was measured; a peak beyond it is an extrapolation."""
+    seen: bool = True
+    """Whether the measured gold itself, not the form alone, lies above the start near the peak.
+    R_RL rises from 0 with an infinite slope, so that it finds a peak in gold that only falls."""
 
     def gold(self, d: ArrayLike) -> np.ndarray:
         """Predicted gain in gold at d = sqrt(KL), elementwise."""
@@ -54,7 +57,7 @@ class Fit:
     @property
     def turns(self) -> bool:
         """Whether gold is shown to rise first and to fall by the largest distance."""
-        return self.peak.low > 0 and math.isfinite(self.peak.high)
+        return self.seen and self.peak.low > 0 and math.isfinite(self.peak.high)
 
     def advice(self) -> str:
         """When to stop, in one sentence, as far as the interval of the peak allows one.
@@ -67,6 +70,11 @@ class Fit:
             return f"stop near KL {kl:.3g} [{low:.3g}, {high:.3g}], where gold peaks"
         if self.peak.high <= self.nearest:
             return "gold falls from the start: do not optimize against this proxy"
+        if not self.seen and self.peak.low > 0 and math.isfinite(self.peak.high):
+            return (
+                f"no advice: the fitted curve peaks near KL {kl:.3g}, but the gold measured there "
+                "is not told from that of the start; measure more"
+            )
         if self.peak.low < self.furthest:
             return (
                 f"no advice: the interval of the peak, KL [{low:.3g}, {_end(high)}], holds both "
@@ -175,7 +183,21 @@ def fit_curve(
     )
     ends = float(d[d > 0].min()), float(d.max())
     peak = _peak(whole, critical**2 * covariance, form, count, *ends)
-    return Fit(form, alpha, beta, peak, *ends)
+    seen = _rise_is_seen(d, y, codes, peak, level)
+    return Fit(form, alpha, beta, peak, *ends, seen)
+
+
+def _rise_is_seen(
+    d: np.ndarray, y: np.ndarray, codes: np.ndarray, peak: Interval, level: float
+) -> bool:
+    """Whether measured gold near the peak lies above the start: Student's t over clusters."""
+    # Gold is flat near its peak: at half the distance it has most of its height.
+    near = (d >= min(peak.low, peak.value / 2)) & (d <= max(peak.high, 1.5 * peak.value))
+    if np.unique(codes[near]).size < 3:
+        return False
+    values = unit_means(y[near], codes[near].tolist())[1]
+    critical = float(stats.t.ppf(0.5 + level / 2, values.size - 1))
+    return bool(values.mean() > critical * values.std(ddof=1) / math.sqrt(values.size))
 
 
 def _design(d: np.ndarray, form: Form) -> np.ndarray:

@@ -121,6 +121,20 @@ def test_a_peak_that_the_data_show_is_named():
     assert all(fit.advice().startswith("stop near KL") for fit in fits)
 
 
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_gold_that_falls_with_the_divergence_has_no_advised_peak(seeds: int):
+    """R_RL rises from 0 whatever its coefficients are; the gold here never does."""
+    rng = np.random.default_rng(seeds)
+    told = 0
+    for _ in range(100):
+        kl = np.linspace(0, 9, 40) + 0.1 * np.abs(rng.normal(size=(seeds, 40)))
+        gold = rng.normal(size=(seeds, 40)) - np.linspace(0, 2, 40)
+        codes = np.repeat(np.arange(seeds), 40)
+        fit = fit_curve(kl.ravel(), gold.ravel(), form="rl", clusters=codes)
+        told += fit.advice().startswith("stop")
+    assert told <= 5
+
+
 def test_clusters_widen_what_depends():
     rng = np.random.default_rng(2)
     kl, clean = planted("rl", 0.0, rng)
