@@ -112,7 +112,6 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
         "step": result["steps"][best],
         "distance": plain(_range_of_peaks(kl, gold, width)),
         "gold": height,
-        "fall_p": fall_test(gold, width),
         "gold_after": plain(interval(after, kind="mean")),
         "proxy_after": plain(interval(proxy_after, kind="mean")),
     }
@@ -161,26 +160,6 @@ def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.n
         around = slice(max(0, best - width // 2), best - width // 2 + width)
         changes.append(values[row, last].mean() - values[row, around].mean())
     return np.array(changes)
-
-
-def fall_test(gold: np.ndarray, width: int) -> float:
-    """p of the largest fall of the seeds' mean from a window to the last one. [seeds, T] -> p
-
-    The place of the peak is chosen on the same curves, so that the falls of all windows are tested
-    together: in flat gold the differences of a seed from its last window could as well all have the
-    other sign. p is the share of all assignments of signs whose largest fall is as large (4,096
-    random ones from 13 seeds on).
-    """
-    count, length = gold.shape
-    smooth = np.array([moving_mean(row, width) for row in gold])
-    falls = smooth - gold[:, length - width :].mean(axis=1, keepdims=True)
-    if count <= 12:
-        signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
-    else:
-        signs = np.random.default_rng(0).choice([-1, 1], size=(4096, count))
-        signs[0] = 1
-    largest = (signs @ falls).max(axis=1)
-    return float((largest >= falls.sum(axis=0).max() - 1e-12).mean())
 
 
 def _fit_rl(kl: np.ndarray, gain: np.ndarray) -> Fit:
@@ -236,8 +215,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
     for row in results["rl"]:
         seen, name = row["observed"], f"{results['algorithm']} against {_called(row['how'])}"
         fell, rose = seen["gold_after"], seen["proxy_after"]
-        # Results of 0.1.0 have no test.
-        if _sure(fell, -1) and seen.get("fall_p", 0.0) <= 0.05:
+        if _sure(fell, -1):
             also = " while the proxy rose on" if _sure(rose, 1) else ""
             nats = seen["distance"]["mean"] ** 2
             lines.append(

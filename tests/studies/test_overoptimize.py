@@ -15,7 +15,6 @@ from rlhf.studies.overoptimization import best_of_n_scores
 from rlhf.studies.overoptimize_results import (
     Track,
     best_of_n_result,
-    fall_test,
     moving_mean,
     powers_of_two,
     rl_result,
@@ -175,13 +174,3 @@ def test_the_talkative_demonstrations_are_those_of_the_documentation(tmp_path, m
 def test_the_configurations_are_right(name):
     path = Path(__file__).parents[2] / "configs" / "overoptimize" / f"{name}.yaml"
     assert read_pipeline([path], []).stages[-1]["verb"] == "overoptimize"
-
-
-def test_the_largest_fall_is_tested_over_all_places_of_the_peak():
-    rng = np.random.default_rng(0)
-    flat = [fall_test(rng.normal(size=(seeds, 40)), 4) for seeds in (5, 10) for _ in range(300)]
-    assert np.mean(np.array(flat) <= 0.05) <= 0.05 + 3 * 0.009  # three standard errors
-    # Five seeds that all fall: one of 2^5 assignments of signs.
-    assert fall_test(np.tile([0.0, 2.0, 1.0, 0.0], (5, 1)), 1) == 1 / 32
-    # Three can never reach 5%.
-    assert fall_test(np.tile([0.0, 2.0, 1.0, 0.0], (3, 1)), 1) == 1 / 8
