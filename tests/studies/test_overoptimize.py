@@ -18,9 +18,18 @@ from rlhf.studies.overoptimize_results import (
     moving_mean,
     powers_of_two,
     rl_result,
+    verdict,
     ways_of_using,
 )
 from rlhf.verbs import configure, execute
+
+NO_SAMPLES = {
+    "proxy": "p",
+    "how": "single",
+    "gold": [{"mean": 0.0}, {"mean": 0.0}],
+    "ns": [1, 2],
+    "advice": "none",
+}
 
 
 def tree_of(folder, tmp_path, **change):
@@ -158,6 +167,21 @@ def test_two_seeds_give_curves_and_no_fit():
     assert found["observed"]["step"] == 2
     assert found["observed"]["gold_after"]["mean"] == -0.5
     assert "inside" not in found["observed"]
+
+
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_flat_gold_is_rarely_said_to_fall(seeds):
+    print("seed", seeds)
+    rng = np.random.default_rng(seeds)
+    steps = list(range(1, 41))
+    kl = [(5 * step / 40) ** 2 for step in steps]
+    said = 0
+    for _ in range(60):
+        tracks = [Track(steps, kl, steps, rng.normal(size=40).tolist()) for _seed in range(seeds)]
+        row = rl_result("single", tracks, start=0.0)
+        results = {"algorithm": "rloo", "rl": [row], "best_of_n": []}
+        said += "then fell" in " ".join(verdict({**results, "best_of_n": [NO_SAMPLES]}))
+    assert said <= 3
 
 
 def test_the_talkative_demonstrations_are_those_of_the_documentation(tmp_path, monkeypatch):
