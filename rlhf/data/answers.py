@@ -61,6 +61,8 @@ def solution_answer(value: Any) -> Answer | None:
 
 
 def _number_text(value: int | float) -> str | None:
+    if isinstance(value, int):
+        return str(int(value))
     if value != value or value in (float("inf"), float("-inf")):
         return None
     return str(int(value)) if float(value).is_integer() else repr(value)

@@ -423,7 +423,11 @@ def number(value: Any, field: str) -> int | float:
         except ValueError:
             raise RowDropped(f"{field} is not a number") from None
         value = int(value) if value.is_integer() else value
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    try:
+        finite = isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        finite = False
+    if not finite:
         raise RowDropped(f"{field} is not a number")
     return int(value) if isinstance(value, bool) else value
 

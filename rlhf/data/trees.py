@@ -17,10 +17,20 @@ def gather_messages(table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     """Trees {prompt: node with replies} of a table that has one message a row.
 
     A message whose parent is not there is an orphan; it stands as a tree of its own under the key
-    `orphan`.
+    `orphan`. So does, under `unread`, a row whose ids are no ids or whose message came before; the
+    value is the reason.
     """
-    nodes = {row["message_id"]: {**row, "replies": []} for row in table}
+    nodes: dict[str | int, dict[str, Any]] = {}
     trees: list[Mapping[str, Any]] = []
+    for row in table:
+        if not isinstance(row["message_id"], (str, int)):
+            trees.append({"unread": "message_id is not an id"})
+        elif not isinstance(row.get("parent_id"), (str, int, float, type(None))):
+            trees.append({"unread": "parent_id is not an id"})
+        elif row["message_id"] in nodes:
+            trees.append({"unread": "message_id is repeated"})
+        else:
+            nodes[row["message_id"]] = {**row, "replies": []}
     for node in nodes.values():
         parent = node.get("parent_id")
         if parent in (None, ""):
@@ -39,6 +49,9 @@ def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
     replies of different rank to one message (rank 0 is best). ranking: all ranked replies to one
     message. prompt: every path that ends with the user's turn.
     """
+    if "unread" in row:
+        yield RowDropped(row["unread"])
+        return
     if "orphan" in row:
         yield RowDropped("message without its parent")
         return

@@ -339,6 +339,35 @@ def test_open_assistant(read, rows):
     assert sorted(prompts, key=len) == [[user("Q")], deep]
 
 
+def test_messages_without_usable_ids_are_counted(read):
+    node = {"message_id": "a", "parent_id": None, "role": "prompter", "text": "q"}
+    reply = {"message_id": "b", "parent_id": "a", "role": "assistant", "text": "r"}
+    rows = [
+        node,
+        reply,
+        reply | {"text": "second"},
+        reply | {"message_id": ["c"]},
+        reply | {"message_id": None},
+        reply | {"message_id": "d", "parent_id": {"id": "a"}},
+    ]
+    loaded = read(rows, "sft")
+    assert bare(loaded) == [{"prompt": [user("q")], "completion": [assistant("r")]}]
+    assert loaded.dropped == {
+        "message_id is not an id": 2,
+        "message_id is repeated": 1,
+        "parent_id is not an id": 1,
+    }
+
+
+def test_integers_beyond_every_float_are_read_or_counted(read):
+    pair = {"prompt": "q", "response_1": "a", "response_2": "b"}
+    rows = [pair | {"preference_strength": 10**400}, pair | {"preference_strength": 2}]
+    loaded = read(rows, "preference")
+    assert loaded.dropped == {"preference_strength is not a number": 1}
+    (row,) = read([{"question": "q", "final": 10**400}], "prompt").rows
+    assert row["prompt"][-1]["answer"] == str(10**400)
+
+
 def test_deleted_messages_and_orphans_are_counted(read):
     rows = oasst_rows()
     rows[4]["deleted"] = True
