@@ -28,7 +28,8 @@ _CLAUSE = re.compile(
 )
 _NEGATION = re.compile(
     r"\b(?:not|never|no|neither|nor|cannot|without|except|excluding|unless|wrong|incorrect|false|"
-    r"anything but|instead of|rather than|other than|doubt|hardly|impossible|untrue|nothing)\b|"
+    r"anything but|far from|unlike|instead of|rather than|other than|doubt|hardly|impossible|"
+    r"untrue|nothing)\b|"
     r"n['’]t\b",
     re.I,
 )
@@ -47,7 +48,8 @@ _CUE = re.compile(
 )
 _DOUBT_AFTER = re.compile(
     r"\b(?:not|or|never|no|wrong|incorrect|false|instead|rather|actually|wait|maybe|perhaps|either|"
-    r"squared|cubed|factorial|mod|modulo|hmm)\b|n['’]t\b|\?",
+    r"squared|cubed|factorial|mod|modulo|hmm|fails?|failed|cannot|nope|excluded|ruled out|"
+    r"rejected|untrue|impossible|unlikely|doubtful)\b|n['’]t\b|\?",
     re.I,
 )
 _DENIED = re.compile(

@@ -67,7 +67,9 @@ NOT_UNITS = words(
     "false true right correct sure actually instead rather wait hmm january february march "
     "april may june july august september october november december hundred thousand million "
     "billion trillion dozen half quarter third one two three four five six seven eight nine "
-    "ten eleven twelve "
+    "ten eleven twelve tens hundreds thousands millions billions trillions dozens fails fail "
+    "failed cannot can't doesn't don't didn't won't wouldn't isn't wasn't does do did will would "
+    "could should excluded ruled rejected nope untrue impossible unlike doubtful unlikely "
 )
 """Words that are never a unit, because they change the number or begin another clause."""
 
