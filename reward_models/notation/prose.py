@@ -52,6 +52,11 @@ _DOUBT_AFTER = re.compile(
     r"rejected|untrue|impossible|unlikely|doubtful)\b|n['’]t\b|\?",
     re.I,
 )
+_GOES_ON = re.compile(
+    r"\s+(?:minus|plus|multiplied|divided|tens|hundreds|thousands|millions|billions|trillions|"
+    r"dozens)\b",
+    re.I,
+)
 _DENIED = re.compile(
     r"[\s$)\]\\.,*]*(?:is|was|seems?|looks?)?\s*(?:not|n['’]t|wrong|incorrect|false)\b", re.I
 )
@@ -348,6 +353,8 @@ def _check_after(rest: str) -> None:
         raise NotUnderstood("a time or a date")
     if _FRACTION_WORD.match(rest):
         raise NotUnderstood("a fraction in words")
+    if _GOES_ON.match(rest):
+        raise NotUnderstood("words after the answer that change it")
 
 
 def _check_box(before: str, after: str) -> None:

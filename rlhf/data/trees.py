@@ -39,7 +39,19 @@ def gather_messages(table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
             nodes[parent]["replies"].append(node)
         else:
             trees.append({"orphan": node})
+    trees += [{"unread": "message in a cycle of parents"} for _ in range(_unreached(nodes, trees))]
     return trees
+
+
+def _unreached(nodes: Mapping[Any, Node], trees: Sequence[Mapping[str, Any]]) -> int:
+    """How many messages hang below no root, since their parents form a cycle."""
+    below = [tree.get("prompt") or tree.get("orphan") for tree in trees]
+    stack = [node for node in below if node is not None]
+    reached = 0
+    while stack:
+        reached += 1
+        stack += stack.pop()["replies"]
+    return len(nodes) - reached
 
 
 def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:

@@ -349,6 +349,8 @@ def test_messages_without_usable_ids_are_counted(read):
         reply | {"message_id": ["c"]},
         reply | {"message_id": None},
         reply | {"message_id": "d", "parent_id": {"id": "a"}},
+        reply | {"message_id": "e", "parent_id": "f"},
+        reply | {"message_id": "f", "parent_id": "e"},
     ]
     loaded = read(rows, "sft")
     assert bare(loaded) == [{"prompt": [user("q")], "completion": [assistant("r")]}]
@@ -356,6 +358,7 @@ def test_messages_without_usable_ids_are_counted(read):
         "message_id is not an id": 2,
         "message_id is repeated": 1,
         "parent_id is not an id": 1,
+        "message in a cycle of parents": 2,
     }
 
 
