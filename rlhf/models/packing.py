@@ -156,10 +156,11 @@ def _alone(
     """``hidden_states`` one row at a time, for families that other rows or padding disturb."""
     index = torch.zeros_like(tokens)
     index[attention_mask] = torch.arange(int(attention_mask.sum()), device=tokens.device)
-    states = [
-        trunk(**inputs_of(row[None, kept], tied), use_cache=False).last_hidden_state[0]
-        for row, kept in zip(tokens, attention_mask, strict=True)
-    ]
+    states = []
+    for row, kept in zip(tokens, attention_mask, strict=True):
+        restart_frequencies(trunk)
+        read = trunk(**inputs_of(row[None, kept], tied), use_cache=False)
+        states.append(read.last_hidden_state[0])
     return torch.cat(states), index
 
 
@@ -180,7 +181,7 @@ def _by_frequencies(
         if not len(rows):
             continue
         width = int(lengths[rows].max())
-        _restart_frequencies(trunk)
+        restart_frequencies(trunk)
         found, where = _alike(trunk, tokens[rows, :width], attention_mask[rows, :width], tied=tied)
         index[rows, :width] = where + place
         states.append(found)
@@ -188,7 +189,7 @@ def _by_frequencies(
     return torch.cat(states), index
 
 
-def _restart_frequencies(trunk: Any) -> None:
+def restart_frequencies(trunk: Any) -> None:
     """Let dynamic frequencies be those of the next pass alone, not of the longest one so far."""
     for module in trunk.modules():
         original = getattr(module, "original_inv_freq", None)

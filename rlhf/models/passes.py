@@ -26,7 +26,7 @@ from rlhf.models.gates import use_fast_gates
 from rlhf.models.load_check import evaluating, is_precise
 from rlhf.models.logprobs import bare, trunk_of
 from rlhf.models.norms import use_fast_norms
-from rlhf.models.packing import can_pack, hidden_states, use_packing
+from rlhf.models.packing import can_pack, hidden_states, restart_frequencies, use_packing
 from rlhf.models.reduced import reduced_copy
 from rlhf.models.tied import tied_table, without_tied_table
 
@@ -213,10 +213,10 @@ def _plainly(trunk: Any) -> Read:
     """One row at a time, by the model's own code."""
 
     def read(tokens: Tensor, mask: Tensor) -> Tensor:
-        rows = [
-            trunk(input_ids=row[None, kept], use_cache=False).last_hidden_state[0]
-            for row, kept in zip(tokens, mask, strict=True)
-        ]
+        rows = []
+        for row, kept in zip(tokens, mask, strict=True):
+            restart_frequencies(trunk)
+            rows.append(trunk(input_ids=row[None, kept], use_cache=False).last_hidden_state[0])
         return torch.cat(rows)
 
     return read

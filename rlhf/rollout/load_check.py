@@ -18,6 +18,7 @@ from rlhf.errors import UserError
 from rlhf.models.architecture import limits_of, text_config, usable_context
 from rlhf.models.load_check import evaluating, is_precise
 from rlhf.models.logprobs import bare, trunk_of
+from rlhf.models.packing import restart_frequencies
 from rlhf.models.passes import affordable_tokens
 from rlhf.models.reduced import reduced_copy
 from rlhf.rollout.decoder import read_anew
@@ -86,6 +87,7 @@ def sampling_gap(model: Any, *, limit: int) -> float:
         found, expected = [], []
         for tokens, said in episodes:
             ids = torch.tensor([tokens], device=model.device)
+            restart_frequencies(bare(model))
             logits = bare(model)(input_ids=ids, use_cache=False).logits[0]
             precise = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             for place, logprob in said.items():
