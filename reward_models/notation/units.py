@@ -97,12 +97,6 @@ def canonical(names: list[str]) -> str:
     return " ".join(parts).replace(" / ", "/").replace("mile/h", "mph")
 
 
-def is_known(unit: str) -> bool:
-    """Whether every part of a canonical unit is in our table."""
-    names = unit.replace("/", " ").split()
-    return all(name.partition("^")[0] in (*_SPELLINGS, "¥", "₹") for name in names)
-
-
 def _singular(word: str) -> str:
     word = word.lower()
     return word[:-1] if word.endswith("s") and len(word) > 3 else word

@@ -78,11 +78,6 @@ def warn_of_dropout(verb: str, spec: ModelSpec) -> None:
         )
 
 
-def count_trainable(model: Any) -> int:
-    """Number of parameters that training moves."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
 class Movement:
     """Whether training moves a model: its trained tensors against what they are now.
 
