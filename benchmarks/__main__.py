@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import places
+from benchmarks import paths as places
 from benchmarks.harness import Plan, run_workload, say
 from benchmarks.results import append, machine_of, newest, read, stamp
 from benchmarks.workloads import GROUPS, WORKLOADS

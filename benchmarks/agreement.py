@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import trl_grpo, trl_offline
-from benchmarks.child import Job
+from benchmarks.worker import Job
 from rlhf.algorithms.credit import Credit
 from rlhf.algorithms.registry import configure
 from rlhf.algorithms.update import denominator_for, policy_loss_for

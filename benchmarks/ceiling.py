@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.child import Job, Pace
+from benchmarks.worker import Job, Pace
 
 SIZE = 2048
 PRODUCTS = 32

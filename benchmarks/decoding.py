@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.child import Job, Pace
+from benchmarks.worker import Job, Pace
 
 Request = tuple[list[int], int]
 
@@ -24,9 +24,9 @@ def requests_of(job: Job) -> list[Request]:
 
 def ours(job: Job, pace: Pace, *, rows: int) -> None:
     """Up to ``rows`` requests decode together; a row that is done is filled by the next one."""
+    from rlhf.config.model import ModelSpec
     from rlhf.models.loading import load_model
-    from rlhf.models.spec import ModelSpec
-    from rlhf.rollout.sampler import Sampler
+    from rlhf.rollout.sampling.continuous import Sampler
 
     model, tokenizer = load_model(ModelSpec(path=job.model), seed=0)
     stop_ids: Any = {tokenizer.eos_token_id}

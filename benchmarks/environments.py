@@ -12,8 +12,8 @@ from typing import Any
 
 import gymnasium as gym
 
-import envs
-from benchmarks.child import Job
+from benchmarks.worker import Job
+from rlhf import envs
 
 ROWS = 8
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import wait_for_quiet
-from benchmarks.places import ROOT, work_directory
+from benchmarks.paths import ROOT, work_directory
 from benchmarks.summary import Round, Step, enough, ratios, summarise
+from benchmarks.system_load import wait_for_quiet
 from benchmarks.venvs import python_of
 from benchmarks.workloads import WORKLOADS, Side
 from rlhf.errors import UserError, nearest
@@ -76,7 +76,7 @@ class Child:
         known = OURS if side == BEFORE else side
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [python_of(venv), "-m", "benchmarks.child", workload, known, str(folder)],
+                [python_of(venv), "-m", "benchmarks.worker", workload, known, str(folder)],
                 cwd=root,
                 env=environment,
                 stdin=subprocess.PIPE,

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ceiling import model_flops
-from benchmarks.child import Job
-from benchmarks.made import endless_model, gguf_of, reward_model, tiny_llama
+from benchmarks.models import endless_model, gguf_of, reward_model, tiny_llama
+from benchmarks.peak_flops import model_flops
 from benchmarks.texts import ROWS, count_tokens, encode, mixed_lengths, question, sft_rows, words
+from benchmarks.worker import Job
 from rlhf.models.hub import resolve
 from rlhf.models.loading import load_tokenizer
 

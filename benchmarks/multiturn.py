@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.child import Job, Pace
-from benchmarks.interview import ENV_ID, Interview
+from benchmarks.multi_turn_env import ENV_ID, Interview
+from benchmarks.worker import Job, Pace
 
 
 def ours(job: Job, pace: Pace) -> None:
     """`Collector.collect` with a cache that lives through the episode."""
+    from rlhf.config.model import ModelSpec
+    from rlhf.config.rollout import EnvSpec, RolloutSpec
     from rlhf.models.loading import load_model
-    from rlhf.models.spec import ModelSpec
-    from rlhf.rollout.collect import Collector, Start
-    from rlhf.rollout.spec import EnvSpec, RolloutSpec
+    from rlhf.rollout.collector import Collector, EpisodeSeed
 
     s = job.settings
     model, tokenizer = load_model(ModelSpec(path=job.model), seed=0)
@@ -25,7 +25,7 @@ def ours(job: Job, pace: Pace) -> None:
     collector = Collector.open(model, tokenizer, EnvSpec(id=ENV_ID, kwargs=task), spec)
 
     def step() -> float:
-        starts = [Start(seed=0, group=0, member=i) for i in range(s["episodes"])]
+        starts = [EpisodeSeed(seed=0, group=0, member=i) for i in range(s["episodes"])]
         return float(sum(len(r.tokens) for r in collector.collect(model, starts)))
 
     pace.loop(step)

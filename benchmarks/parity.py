@@ -21,8 +21,8 @@ import numpy as np
 
 import rlhf
 from benchmarks.curves import curve, draw, report
-from rlhf import launch
-from rlhf.config import read_yaml
+from rlhf.config.load import read_yaml
+from rlhf.run import launch
 
 ALGORITHMS = ("grpo", "rloo")
 SIDES = ("ours", "TRL")
@@ -88,8 +88,8 @@ def trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from rlhf.cli.table import configure
     from rlhf.training.session import split_prompts
-    from rlhf.verbs import configure
 
     prompts, _ = split_prompts(configure(algorithm, tree))
     own: dict[str, Any] = {"grpo": {"loss_type": "grpo"}, "rloo": {}}[algorithm]

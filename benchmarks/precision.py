@@ -17,7 +17,7 @@ import numpy as np
 import rlhf
 from benchmarks.curves import curve, draw, report
 from benchmarks.learning import ALGORITHMS, CONFIGS
-from rlhf import launch
+from rlhf.run import launch
 
 TASKS = ("echo", "bandit")
 SIDES = ("bfloat16", "float32")

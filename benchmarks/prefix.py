@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from benchmarks.agreement import take_gradient
-from benchmarks.child import Job, Pace
+from benchmarks.worker import Job, Pace
+from rlhf.cli.table import configure
 from rlhf.rollout.batch import Rollout, collate
 from rlhf.training.experience import prepare
+from rlhf.training.optimize import learn
 from rlhf.training.session import Session, open_session
-from rlhf.training.update import learn
-from rlhf.verbs import configure
 
 PROMPT, REPLY, ROWS = 512, 32, 8
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import UserError
-from rlhf.runs import describe_machine
+from rlhf.run.directory import describe_machine
 
 Result = dict[str, Any]
 

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reward_models import build
-from reward_models.labelled import auc, bootstrap
-from rlhf import launch
+from rlhf.config.data import DataSpec
 from rlhf.data.load import load
-from rlhf.data.spec import DataSpec
+from rlhf.reward_models import build
+from rlhf.reward_models.labelled import auc, bootstrap
+from rlhf.run import launch
 
 TEXTS = 1000
 

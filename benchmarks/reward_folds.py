@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from reward_models import LearnedReward
-from reward_models.baselines import bag_of_words, longer
-from reward_models.core import Reward
-from reward_models.pairs import Pair, to_pair
-from reward_models.statistics import gain_interval, share_interval
-from rlhf import launch
-from rlhf.config import as_tree, assemble, parse_overrides
+from rlhf.cli.table import configure, execute
+from rlhf.config.load import as_tree, assemble, parse_overrides
 from rlhf.data.files import write_jsonl
 from rlhf.data.load import load
 from rlhf.data.splits import fold_indices
-from rlhf.verbs import configure, execute
+from rlhf.reward_models import LearnedReward
+from rlhf.reward_models.baselines import bag_of_words, longer
+from rlhf.reward_models.core import Reward
+from rlhf.reward_models.pairs import Pair, to_pair
+from rlhf.reward_models.statistics import gain_interval, share_interval
+from rlhf.run import launch
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child import Job, Pace
-from benchmarks.places import ROOT
+from benchmarks.paths import ROOT
+from benchmarks.worker import Job, Pace
 
 PROGRAMS = {
-    "rlhf-help": "import sys; sys.argv = ['rlhf', '--help']; from rlhf.cli import main; main()",
+    "rlhf-help": "from rlhf.cli.main import main; main(['--help'])",
     "trl-help": "import sys; sys.argv = ['trl', '--help']; from trl.cli import main; main()",
     "rlhf-import": "import rlhf",
     "trl-import": "import trl",
@@ -33,12 +33,12 @@ def run(job: Job, pace: Pace, *, program: str) -> None:
 
 def our_first_step(system: Any) -> None:
     """`rlhf sft` up to its first logged step."""
-    from rlhf import launch
+    from rlhf.run import launch
 
     launch.prepare()
-    from rlhf.runs import Run
+    from rlhf.cli.table import configure
+    from rlhf.run.directory import Run
     from rlhf.training.offline import train_offline
-    from rlhf.verbs import configure
 
     job = Job(Path(system.argv[1]))
 

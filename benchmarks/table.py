@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.places import PAGE, PICTURE
+from benchmarks.paths import PAGE, PICTURE
 from benchmarks.results import Result
 from benchmarks.workloads import WORKLOADS
 from rlhf.errors import UserError

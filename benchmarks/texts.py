@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
-from reward_models.encoding import full_ids
+from rlhf.reward_models.encoding import full_ids
 from rlhf.rollout.chat_format import ChatFormat, encode_example
 
 # One token each in the usual vocabularies when they follow a space.

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from benchmarks.child import Job, Pace
+from benchmarks.worker import Job, Pace
 
 ENDLESS = 10_000
 

@@ -9,8 +9,8 @@ import trl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.child import Job, Pace
 from benchmarks.trl_common import Paced, options
+from benchmarks.worker import Job, Pace
 
 
 def train(job: Job, pace: Pace, *, tuned: bool) -> None:

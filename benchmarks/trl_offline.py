@@ -9,8 +9,8 @@ import trl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from benchmarks.child import Job, Pace
 from benchmarks.trl_common import Paced, options
+from benchmarks.worker import Job, Pace
 from rlhf.models.loading import give_pad_token, load_tokenizer
 
 TRAINERS = {

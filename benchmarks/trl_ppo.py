@@ -15,8 +15,8 @@ from transformers import (
 )
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-from benchmarks.child import Job, Pace
 from benchmarks.trl_common import Paced, options
+from benchmarks.worker import Job, Pace
 
 
 def train(job: Job, pace: Pace) -> None:

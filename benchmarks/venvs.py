@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from benchmarks.places import work_directory
+from benchmarks.paths import work_directory
 from rlhf.errors import UserError
 
 

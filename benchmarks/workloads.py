@@ -76,7 +76,7 @@ def _offline(verb: str, title: str, bars: Mapping[str, float]) -> Workload:
         title,
         "real tokens",
         {
-            "ours": _ours("benchmarks.ours:offline", verb=verb),
+            "ours": _ours("benchmarks.rlhf_side:offline", verb=verb),
             **_trl("benchmarks.trl_offline:train", verb=verb),
         },
         prepare="benchmarks.inputs:offline",
@@ -132,8 +132,10 @@ WORKLOADS: dict[str, Workload] = {
         "SFT, 8 documents, with and without our allocator settings",
         "real tokens",
         {
-            "ours": _ours("benchmarks.ours:offline", verb="sft"),
-            "system": Side("ours, system's allocator", "benchmarks.ours:offline", {"verb": "sft"}),
+            "ours": _ours("benchmarks.rlhf_side:offline", verb="sft"),
+            "system": Side(
+                "ours, system's allocator", "benchmarks.rlhf_side:offline", {"verb": "sft"}
+            ),
         },
         prepare="benchmarks.inputs:offline",
         options={"verb": "sft"},
@@ -143,7 +145,7 @@ WORKLOADS: dict[str, Workload] = {
     "grpo": Workload(
         "GRPO, K = 8, prompt 64, 32 new",
         "new tokens",
-        {"ours": _ours("benchmarks.ours:online"), **_trl("benchmarks.trl_grpo:train")},
+        {"ours": _ours("benchmarks.rlhf_side:online"), **_trl("benchmarks.trl_grpo:train")},
         prepare="benchmarks.inputs:grpo",
         check="benchmarks.agreement:grpo",
         bars={"trl-tuned": 2.5, "trl": 3.5},
@@ -152,7 +154,7 @@ WORKLOADS: dict[str, Workload] = {
         "PPO, 8 episodes, prompt 64, 32 new, 2 epochs of 2 mini-batches",
         "new tokens",
         {
-            "ours": _ours("benchmarks.ours:online"),
+            "ours": _ours("benchmarks.rlhf_side:online"),
             "trl": Side("TRL 1.12 as it comes", "benchmarks.trl_ppo:train", venv="trl-ppo"),
             "trl-tuned": Side(
                 "TRL 1.12 tuned",
@@ -170,7 +172,7 @@ WORKLOADS: dict[str, Workload] = {
     "tiny": Workload(
         "PPO with an environment, 2.8M parameters, prompt 32, 16 new, 128 rollouts",
         "token-steps",
-        {"ours": _ours("benchmarks.ours:online")},
+        {"ours": _ours("benchmarks.rlhf_side:online")},
         prepare="benchmarks.inputs:tiny",
         floor=1800.0,
     ),
@@ -215,7 +217,7 @@ WORKLOADS: dict[str, Workload] = {
         "Packed SFT step, 2,048 tokens, against the bf16 matmul ceiling",
         "FLOP",
         {
-            "ours": _ours("benchmarks.ours:offline", verb="sft"),
+            "ours": _ours("benchmarks.rlhf_side:offline", verb="sft"),
             "matmul": Side("bf16 products of 2048 x 2048", "benchmarks.ceiling:matmul"),
         },
         prepare="benchmarks.inputs:mfu",

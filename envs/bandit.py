@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from envs.core import Step, TextEnv, check_range, plain
+from rlhf.envs.core import Step, TextEnv, check_range, plain
 
 Counts = tuple[tuple[int, int], ...]  # per arm: (successes, failures)
 

@@ -9,8 +9,8 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-import envs
-from envs.core import TextEnv
+from rlhf import envs
+from rlhf.envs.core import TextEnv
 
 
 def catalogue(*, values: bool = True) -> list[dict[str, Any]]:
@@ -41,7 +41,7 @@ def _row(env_id: str, values: bool) -> dict[str, Any]:
         "random": env.random_value() if known else None,
         "references": env.reference_values() if known else {},
         "threshold": gym.spec(env_id).reward_threshold,
-        "source": "gymnasium" if type(env).__module__ == "envs.toy_text" else "own",
+        "source": "gymnasium" if type(env).__module__ == "rlhf.envs.toy_text" else "own",
         "extra": None,
         "summary": _first_line(type(env)),
         "items": env.items,

@@ -16,10 +16,10 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
-from envs.adversary import beaten
-from envs.catalogue import find
-from envs.core import FreeText, TextEnv
-from envs.exact import NotEnumerableError, exact_value
+from rlhf.envs.adversary import beaten
+from rlhf.envs.catalogue import find
+from rlhf.envs.core import FreeText, TextEnv
+from rlhf.envs.exact import NotEnumerableError, exact_value
 
 Env = gym.Env[Any, Any]
 MAX_STEPS = 1000
@@ -40,7 +40,8 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
     interleaved, the global generators, types in info, junk actions, endings, whether its ground
     truth agrees with what can be simulated, and whether anything that a policy can say (silence,
     junk, invalid actions, stalling, text around an action, any legal action) beats the stated
-    optimum: by `envs.adversary`, and exactly by `envs.exact` where the task can be enumerated.
+    optimum: by `rlhf.envs.adversary`, and exactly by `rlhf.envs.exact` where the task can be
+    enumerated.
 
     Args:
         env: An environment, its id, or `module:id`.
@@ -119,7 +120,7 @@ def _texts(make: Callable[[], Env], episodes: int) -> list[str]:
     if isinstance(env.observation_space, gym.spaces.Text):
         findings.add(
             "texts: gymnasium's Text space admits its alphabet only (no blanks by default) and is "
-            "misread by AsyncVectorEnv's shared memory; use envs.core.FreeText"
+            "misread by AsyncVectorEnv's shared memory; use rlhf.envs.core.FreeText"
         )
     for seed in range(episodes):
         record = list(_play(env, seed))

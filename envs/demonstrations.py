@@ -11,8 +11,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from envs.core import Conversation, TextEnv, check_choice, check_range
-from envs.items import split_kwargs
+from rlhf.envs.core import Conversation, TextEnv, check_choice, check_range
+from rlhf.envs.items import split_kwargs
 
 Row = dict[str, Any]
 KINDS = ("sft", "preference")

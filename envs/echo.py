@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from envs.core import Step, TextEnv, check_range
+from rlhf.envs.core import Step, TextEnv, check_range
 
 WORDS = (
     "apple", "river", "stone", "cloud", "piano", "tiger", "lemon", "ocean",

@@ -17,7 +17,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from envs.core import TextEnv
+from rlhf.envs.core import TextEnv
 
 Env = gym.Env[Any, Any]
 INVALID: tuple[str, ...] = ("", "?!")

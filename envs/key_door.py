@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.core import Step, TextEnv, check_choice, check_range, plain, turns_left
-from envs.items import SPLITS, split_items
+from rlhf.envs.core import Step, TextEnv, check_choice, check_range, plain, turns_left
+from rlhf.envs.items import SPLITS, split_items
 
 MOVES: dict[str, tuple[int, int]] = {
     "north": (-1, 0),

@@ -6,8 +6,8 @@ from collections import deque
 from functools import cache
 from typing import Any
 
-from envs.core import Step, TextEnv, check_choice, check_range, plain, turns_left
-from envs.items import SPLITS, split_items
+from rlhf.envs.core import Step, TextEnv, check_choice, check_range, plain, turns_left
+from rlhf.envs.items import SPLITS, split_items
 
 # subject | relation | relation read backwards | object
 FACTS = """

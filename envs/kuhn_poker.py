@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from envs.core import Conversation, Step, TextEnv, check_choice, plain
+from rlhf.envs.core import Conversation, Step, TextEnv, check_choice, plain
 
 Opponent = str | Callable[[Conversation], str]
 Strategy = dict[str, dict[str, float]]  # history -> card -> chance of betting or calling

@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 
-from envs.core import check_choice
+from rlhf.envs.core import check_choice
 
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 

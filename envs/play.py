@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from envs.catalogue import find
-from envs.core import TextEnv
+from rlhf.envs.catalogue import find
+from rlhf.envs.core import TextEnv
 
 HELP = "(type your action; :legal lists actions, :hint asks the expert, :quit stops)"
 
@@ -22,7 +22,7 @@ def play(
     """Let a person play one episode; returns what they earned.
 
     Args:
-        env_id: As for `envs.catalogue.find`.
+        env_id: As for `rlhf.envs.catalogue.find`.
         seed: Of the episode.
         read: Asks for a line; `EOFError` ends the game.
         write: Shows a line.

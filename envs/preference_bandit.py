@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.core import Conversation, Step, TextEnv, check_choice
+from rlhf.envs.core import Conversation, Step, TextEnv, check_choice
 
 MOODS = ("tired", "cheerful", "nervous", "hungry")
 DIETS = ("vegan", "vegetarian", "pescatarian", "omnivorous")

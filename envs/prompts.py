@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.core import Conversation, Step, TextEnv
+from rlhf.envs.core import Conversation, Step, TextEnv
 
 RewardFunction = Callable[[list[Conversation]], Sequence[float | None]]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, NamedTuple
 
-from envs.core import Step, TextEnv, check_range, plain, turns_left
+from rlhf.envs.core import Step, TextEnv, check_range, plain, turns_left
 
 ACTIONS: tuple[str, ...] = ("verify", "disclose", "refuse")
 REQUESTS = (

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from envs.core import Conversation, Step, TextEnv, check_choice, plain
+from rlhf.envs.core import Conversation, Step, TextEnv, check_choice, plain
 
 Opponent = str | Callable[[Conversation], str]
 LINES = (

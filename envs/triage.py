@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from envs.core import Step, TextEnv, check_range, plain, turns_left
+from rlhf.envs.core import Step, TextEnv, check_range, plain, turns_left
 
 TESTS = {"pulse": 0.65, "temperature": 0.7, "blood": 0.75, "scan": 0.75}
 """How often each test points to the right answer, independently of the others."""

@@ -109,7 +109,7 @@ def make_text_vector(
 
 
 def __getattr__(name: str) -> Callable[..., TextVectorEnv]:
-    """Let `"envs.vector:namespace/Name-v0"` be a vector entry point.
+    """Let `"rlhf.envs.vector:namespace/Name-v0"` be a vector entry point.
 
     An entry point is a string so that specs can be written as JSON, and gymnasium does not tell it
     which id it serves; so the id is the attribute's name.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.core import Step, TextEnv, check_range, plain
+from rlhf.envs.core import Step, TextEnv, check_range, plain
 
 RIGHT = 242
 """The mark `ggggg`: base 3, digits g = 2, y = 1, - = 0."""

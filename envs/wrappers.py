@@ -1,7 +1,7 @@
 """Factors of an experiment as wrappers: memory, invalid actions, examples, noise, rewards, budgets.
 
 Each wraps any environment with text observations and text actions, ours or a stranger's.
-`envs.parsing` has the one that takes actions out of longer replies.
+`rlhf.envs.parsing` has the one that takes actions out of longer replies.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
-from envs.core import Conversation, FreeText, check_choice, check_range
-from envs.items import is_separable
+from rlhf.envs.core import Conversation, FreeText, check_choice, check_range
+from rlhf.envs.items import is_separable
 
 RewardFunction = Callable[[list[Conversation]], Sequence[float | None]]
 Wrapper = gym.Wrapper[str, str, str, str]

@@ -1,13 +1,13 @@
 """Rewards: learned models, rules, judges and code runs in one composable protocol.
 
-``import reward_models`` does not import torch; the names that need it load on first use.
+``import rlhf.reward_models`` does not import torch; the names that need it load on first use.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
-from reward_models.adapters import FunctionReward, as_reward, as_trl
-from reward_models.core import (
+from rlhf.reward_models.adapters import FunctionReward, as_reward, as_trl
+from rlhf.reward_models.core import (
     Conversation,
     EachReward,
     Reward,
@@ -18,17 +18,20 @@ from reward_models.core import (
     last_reply,
     with_facts,
 )
-from reward_models.registry import KINDS, build
+from rlhf.reward_models.registry import KINDS, build
 
 if TYPE_CHECKING:
-    from reward_models.encoding import encode_conversation
-    from reward_models.learned import LearnedReward
-    from reward_models.sidecar import Sidecar
+    from rlhf.reward_models.encoding import encode_conversation
+    from rlhf.reward_models.learned import LearnedReward
+    from rlhf.reward_models.sidecar import Sidecar
+
+if __name__ != "rlhf.reward_models":  # loaded twice, its classes would not equal themselves
+    raise ImportError("import rlhf.reward_models instead of reward_models")
 
 _LAZY = {
-    "LearnedReward": "reward_models.learned",
-    "Sidecar": "reward_models.sidecar",
-    "encode_conversation": "reward_models.encoding",
+    "LearnedReward": "rlhf.reward_models.learned",
+    "Sidecar": "rlhf.reward_models.sidecar",
+    "encode_conversation": "rlhf.reward_models.encoding",
 }
 
 __all__ = [
@@ -55,4 +58,4 @@ __all__ = [
 def __getattr__(name: str):
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'reward_models' has no attribute {name!r}")
+    raise AttributeError(f"module 'rlhf.reward_models' has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Doors in and out: plain functions become rewards, rewards become TRL reward functions.
 
-Every :class:`~reward_models.core.Reward` is itself the plain callable that an environment wrapper
-takes (``reward(conversations) -> [float | None]``), so that direction needs no adapter.
+Every :class:`~rlhf.reward_models.core.Reward` is itself the plain callable that an environment
+wrapper takes (``reward(conversations) -> [float | None]``), so that direction needs no adapter.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reward_models.core import Conversation, Reward, Score, Scores, describe, with_facts
+from rlhf.reward_models.core import Conversation, Reward, Score, Scores, describe, with_facts
 
 PlainReward = Callable[[list[Conversation]], Sequence[Score]]
 

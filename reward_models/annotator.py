@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
-from reward_models.calibration import sigmoid
-from reward_models.statistics import group_index
+from rlhf.reward_models.calibration import sigmoid
+from rlhf.reward_models.statistics import group_index
 
 _TAIL = 0.975
 _MOST_NOISE = 0.49

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reward_models.core import Reward, last_reply
-from reward_models.pairs import Pair
-from reward_models.statistics import group_index
-from reward_models.words import fit_words
+from rlhf.reward_models.core import Reward, last_reply
+from rlhf.reward_models.pairs import Pair
+from rlhf.reward_models.statistics import group_index
+from rlhf.reward_models.words import fit_words
 
 _WORDS_C = 1e-4  # inverse regularisation that served 2,000 to 20,000 pairs of two data sets best
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from reward_models.core import Conversation, Reward
+from rlhf.reward_models.core import Conversation, Reward
 from rlhf.stats import Interval, interval, jackknife, weighted_sum
 
 Row = Mapping[str, Any]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from reward_models.core import Unscorable
+from rlhf.reward_models.core import Unscorable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

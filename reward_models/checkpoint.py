@@ -14,8 +14,8 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from reward_models import encoding, generic_heads
-from reward_models.sidecar import FILE_NAME, Sidecar
+from rlhf.reward_models import encoding, generic_heads
+from rlhf.reward_models.sidecar import FILE_NAME, Sidecar
 
 _NO_LIMIT = 1_000_000  # tokenizers write "no limit" as an enormous model_max_length
 

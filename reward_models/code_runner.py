@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from reward_models.core import (
+from rlhf.reward_models.core import (
     Conversation,
     EachReward,
     Reward,
@@ -22,8 +22,8 @@ from reward_models.core import (
     Unscorable,
     last_reply,
 )
-from reward_models.fences import code_in
-from reward_models.targets import Target
+from rlhf.reward_models.fences import code_in
+from rlhf.reward_models.targets import Target
 
 _POLL_SECONDS = 0.05
 _MAX_FILES = 1000

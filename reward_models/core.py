@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reward_models.learned import LearnedReward
+    from rlhf.reward_models.learned import LearnedReward
 
 Conversation = list[dict[str, str]]
 Score = float | None

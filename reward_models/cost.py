@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t
 
-from reward_models.core import Conversation, Reward, Scores
-from reward_models.learned import LearnedReward
+from rlhf.reward_models.core import Conversation, Reward, Scores
+from rlhf.reward_models.learned import LearnedReward
 
 
 class CostModel(Reward):

@@ -15,7 +15,7 @@ import json
 
 from transformers import PreTrainedTokenizerBase
 
-from reward_models.chat_template import (
+from rlhf.reward_models.chat_template import (
     FIXED_CLOCK,
     FIXED_DATE,
     chat_template_kwargs,
@@ -23,7 +23,7 @@ from reward_models.chat_template import (
     render_chat,
     template_defaults,
 )
-from reward_models.core import Conversation
+from rlhf.reward_models.core import Conversation
 
 _PLAIN_JOIN = "plain-1"
 _ENDING = "{#- ends where the score is read -#}"

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
-from reward_models.checkpoint import read
-from reward_models.core import Conversation, Reward, Score, Scores, check_names, first_reasons
-from reward_models.generic_heads import sequence_classifier
-from reward_models.learned import LearnedReward
-from reward_models.sidecar import Sidecar
+from rlhf.reward_models.checkpoint import read
+from rlhf.reward_models.core import Conversation, Reward, Score, Scores, check_names, first_reasons
+from rlhf.reward_models.generic_heads import sequence_classifier
+from rlhf.reward_models.learned import LearnedReward
+from rlhf.reward_models.sidecar import Sidecar
 
 _HOW = ("mean", "worst", "uncertainty")
 

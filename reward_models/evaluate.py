@@ -8,20 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from reward_models import baselines
-from reward_models.annotator import fit_annotator
-from reward_models.calibration import calibrate, fit_temperature
-from reward_models.core import Conversation, Reward
-from reward_models.pairs import Pair, data_card
-from reward_models.statistics import (
-    as_row,
-    gain_interval,
-    pearson,
-    share_interval,
-    spearman,
-)
-from reward_models.stress import stress_tests
-from reward_models.verdict import verdict
+from rlhf.reward_models import baselines
+from rlhf.reward_models.annotator import fit_annotator
+from rlhf.reward_models.calibration import calibrate, fit_temperature
+from rlhf.reward_models.core import Conversation, Reward
+from rlhf.reward_models.pairs import Pair, data_card
+from rlhf.reward_models.statistics import as_row, gain_interval, pearson, share_interval, spearman
+from rlhf.reward_models.stress import stress_tests
+from rlhf.reward_models.verdict import verdict
 from rlhf.stats import jackknife
 from rlhf.stats import share_interval as share_of
 

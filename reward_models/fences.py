@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from reward_models.notation.marks import after_thinking
+from rlhf.reward_models.notation.marks import after_thinking
 
 _FENCE = re.compile(r"^([ \t]*)(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?(`{3,}|~{3,})[ \t]*(.*?)[ \t]*$")
 _LANGUAGE = re.compile(r"\{?\s*\.?([\w+#-]*)")

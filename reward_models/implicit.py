@@ -16,9 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from reward_models.checkpoint import read
-from reward_models.core import Conversation, Reward, Score, Scores, Unscorable
-from reward_models.encoding import full_ids, template_hash
+from rlhf.reward_models.checkpoint import read
+from rlhf.reward_models.core import Conversation, Reward, Score, Scores, Unscorable
+from rlhf.reward_models.encoding import full_ids, template_hash
 
 
 class ImplicitReward(Reward):

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from reward_models.core import Conversation, Reward, Score, Scores
+from rlhf.reward_models.core import Conversation, Reward, Score, Scores
 
 Generate = Callable[[list[str]], Sequence[str | None]]
 

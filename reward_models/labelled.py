@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from reward_models.statistics import (
+from rlhf.reward_models.statistics import (
     as_row,
     gain_interval,
     pearson,
@@ -17,7 +17,7 @@ from reward_models.statistics import (
     share_interval,
     spearman,
 )
-from reward_models.words import fit_words
+from rlhf.reward_models.words import fit_words
 from rlhf.stats import jackknife
 from rlhf.stats.jackknife import Scale
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from reward_models import checkpoint, encoding
-from reward_models.core import Conversation, Reward, Scores, Unscorable, last_reply
-from reward_models.encoding import encode_conversation
-from reward_models.sidecar import Sidecar
+from rlhf.reward_models import checkpoint, encoding
+from rlhf.reward_models.core import Conversation, Reward, Scores, Unscorable, last_reply
+from rlhf.reward_models.encoding import encode_conversation
+from rlhf.reward_models.sidecar import Sidecar
 
 __all__ = ["LearnedReward", "PrefixScores", "encode_conversation", "pack_left"]
 

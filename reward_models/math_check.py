@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
-from reward_models.notation import algebra
-from reward_models.notation.grammar import Node, read_math
-from reward_models.notation.lexer import NotUnderstood
-from reward_models.notation.marks import answer_segment
-from reward_models.notation.prose import final_statement, reply_segment
-from reward_models.notation.quantity import unit_words
+from rlhf.reward_models.notation import algebra
+from rlhf.reward_models.notation.grammar import Node, read_math
+from rlhf.reward_models.notation.lexer import NotUnderstood
+from rlhf.reward_models.notation.marks import answer_segment
+from rlhf.reward_models.notation.prose import final_statement, reply_segment
+from rlhf.reward_models.notation.quantity import unit_words
 
 _ANSWER_IS = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*([^\n]{1,200})", re.I)
 

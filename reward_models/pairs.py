@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from reward_models.chat_template import with_tools
-from reward_models.core import Conversation
+from rlhf.reward_models.chat_template import with_tools
+from rlhf.reward_models.core import Conversation
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from reward_models.core import Conversation, Reward, Score, Scores, Unscorable, last_reply
-from reward_models.encoding import render
-from reward_models.learned import LearnedReward
-from reward_models.targets import Target
+from rlhf.reward_models.core import Conversation, Reward, Score, Scores, Unscorable, last_reply
+from rlhf.reward_models.encoding import render
+from rlhf.reward_models.learned import LearnedReward
+from rlhf.reward_models.targets import Target
 
 _MARKS = ("\n\n[REPLY A]\n", "\n\n[REPLY B]\n")
 
@@ -56,7 +56,7 @@ class PairModel(Reward):
 
     A model that sees two replies at once gives no number to one alone, so as a reward it needs a
     reply to compare with: ``answers`` (a file of prompts and answers) or the fact ``answer`` on the
-    conversation, see :class:`~reward_models.targets.Target`. :meth:`compare` takes any two.
+    conversation, see :class:`~rlhf.reward_models.targets.Target`. :meth:`compare` takes any two.
     """
 
     def __init__(self, inner: LearnedReward, *, reference: Target, name: str = "pairwise"):

@@ -15,11 +15,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from reward_models.checkpoint import find_sidecar, heads_in_fp32, read, refuse_adapter
-from reward_models.core import Conversation, Reward, Scores, Unscorable, last_reply
-from reward_models.encoding import render, template_hash
-from reward_models.generic_heads import token_classifier
-from reward_models.losses import IGNORED
+from rlhf.reward_models.checkpoint import find_sidecar, heads_in_fp32, read, refuse_adapter
+from rlhf.reward_models.core import Conversation, Reward, Scores, Unscorable, last_reply
+from rlhf.reward_models.encoding import render, template_hash
+from rlhf.reward_models.generic_heads import token_classifier
+from rlhf.reward_models.losses import IGNORED
 
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "min": min,

@@ -12,33 +12,33 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reward_models.adapters import as_reward
-from reward_models.core import EachReward, Reward, check_names
-from reward_models.worker import Worker
+from rlhf.reward_models.adapters import as_reward
+from rlhf.reward_models.core import EachReward, Reward, check_names
+from rlhf.reward_models.worker import Worker
 
 KINDS: dict[str, str] = {
-    "code": "reward_models.code_runner:code",
-    "cost": "reward_models.cost:CostModel.load",
-    "ensemble": "reward_models.ensemble:Ensemble.load",
-    "exact_match": "reward_models.rules:exact_match",
-    "format": "reward_models.rules:tags",
-    "function": "reward_models.registry:function_reward",
-    "gate": "reward_models.registry:gate",
-    "heads": "reward_models.ensemble:HeadEnsemble.load",
-    "implicit": "reward_models.implicit:ImplicitReward.load",
-    "judge": "reward_models.judge:rating",
-    "learned": "reward_models.learned:LearnedReward.load",
-    "length": "reward_models.rules:length",
-    "lexicon": "reward_models.sentiment:lexicon",
-    "math": "reward_models.rules:math",
-    "number": "reward_models.rules:number",
-    "pairwise": "reward_models.pairwise:PairModel.load",
-    "process": "reward_models.process:ProcessReward.load",
-    "refusal": "reward_models.rules:refusal",
-    "regex": "reward_models.rules:regex",
-    "repetition": "reward_models.rules:repetition",
-    "trained": "reward_models.registry:trained",
-    "vader": "reward_models.sentiment:vader",
+    "code": "rlhf.reward_models.code_runner:code",
+    "cost": "rlhf.reward_models.cost:CostModel.load",
+    "ensemble": "rlhf.reward_models.ensemble:Ensemble.load",
+    "exact_match": "rlhf.reward_models.rules:exact_match",
+    "format": "rlhf.reward_models.rules:tags",
+    "function": "rlhf.reward_models.registry:function_reward",
+    "gate": "rlhf.reward_models.registry:gate",
+    "heads": "rlhf.reward_models.ensemble:HeadEnsemble.load",
+    "implicit": "rlhf.reward_models.implicit:ImplicitReward.load",
+    "judge": "rlhf.reward_models.judge:rating",
+    "learned": "rlhf.reward_models.learned:LearnedReward.load",
+    "length": "rlhf.reward_models.rules:length",
+    "lexicon": "rlhf.reward_models.sentiment:lexicon",
+    "math": "rlhf.reward_models.rules:math",
+    "number": "rlhf.reward_models.rules:number",
+    "pairwise": "rlhf.reward_models.pairwise:PairModel.load",
+    "process": "rlhf.reward_models.process:ProcessReward.load",
+    "refusal": "rlhf.reward_models.rules:refusal",
+    "regex": "rlhf.reward_models.rules:regex",
+    "repetition": "rlhf.reward_models.rules:repetition",
+    "trained": "rlhf.reward_models.registry:trained",
+    "vader": "rlhf.reward_models.sentiment:vader",
 }
 
 _WRAPPERS = ("name", "weight", "clip", "threshold", "normalise")
@@ -157,7 +157,7 @@ def function_reward(path: str, timeout: float | None = None) -> Reward:
 
 def trained(path: str) -> Reward:
     """Kind ``trained``: a checkpoint read by the kind of reward that its sidecar names."""
-    from reward_models.checkpoint import find_sidecar
+    from rlhf.reward_models.checkpoint import find_sidecar
 
     sidecar = find_sidecar(path)
     return build({"kind": sidecar.kind if sidecar else "learned", "path": path})

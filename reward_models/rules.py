@@ -1,7 +1,7 @@
 """Rewards that are rules about the last reply: answers, patterns, formats, length, repetition.
 
-Every function here builds a :class:`~reward_models.core.Reward`; its arguments are the settings of
-the kind of the same name in a configuration.
+Every function here builds a :class:`~rlhf.reward_models.core.Reward`. Its arguments are the
+settings of the kind of the same name in a configuration.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from fractions import Fraction
 
 import regex as timed  # re without a deadline could be held for ever by a reply
 
-from reward_models.core import Conversation, EachReward, Reward, Unscorable, last_reply
-from reward_models.notation import quantity
-from reward_models.notation.lexer import NotUnderstood
-from reward_models.targets import Answer, Target
-from reward_models.worker import Worker
+from rlhf.reward_models.core import Conversation, EachReward, Reward, Unscorable, last_reply
+from rlhf.reward_models.notation import quantity
+from rlhf.reward_models.notation.lexer import NotUnderstood
+from rlhf.reward_models.targets import Answer, Target
+from rlhf.reward_models.worker import Worker
 
 _REFUSAL = re.compile(
     r"\b(?:i(?:'m| am)? (?:am )?(?:sorry|afraid)\b|i (?:can(?:'|no)t|won't|will not|must decline|"
@@ -86,7 +86,7 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
     one on which the process dies, or takes three times as long by the clock, has no score.
     """
     target = Target(answer, answers)
-    worker = Worker("reward_models.math_check:verdict", timeout=3.0 * timeout)
+    worker = Worker("rlhf.reward_models.math_check:verdict", timeout=3.0 * timeout)
 
     def check(conversation: Conversation) -> float:
         reply, reasons = last_reply(conversation), []

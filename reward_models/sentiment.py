@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from reward_models.core import Conversation, EachReward, Reward, last_reply
+from rlhf.reward_models.core import Conversation, EachReward, Reward, last_reply
 
 _WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
 _NEGATIONS = frozenset(

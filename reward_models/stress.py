@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from reward_models.core import Conversation, Reward
-from reward_models.pairs import Pair
-from reward_models.statistics import cluster_interval
+from rlhf.reward_models.core import Conversation, Reward
+from rlhf.reward_models.pairs import Pair
+from rlhf.reward_models.statistics import cluster_interval
 from rlhf.stats import sign_flip_test, unit_means
 
 _FILLER = (

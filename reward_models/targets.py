@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from reward_models.core import Conversation, Unscorable, fact
+from rlhf.reward_models.core import Conversation, Unscorable, fact
 
 Answer = str | int | float | list[str | int | float]
 

@@ -1,7 +1,7 @@
 """A function in its own process, killed when it is late: for scorers that may hang or crash.
 
-``python -m reward_models.worker module:function`` serves calls as JSON lines. A subprocess, not
-``multiprocessing``: it works from threads and needs no guard in the caller's ``__main__``.
+``python -m rlhf.reward_models.worker module:function`` serves calls as JSON lines. A subprocess,
+not ``multiprocessing``: it works from threads and needs no guard in the caller's ``__main__``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any
 
-from reward_models.core import SetupError, Unscorable, describe
+from rlhf.reward_models.core import SetupError, Unscorable, describe
 
 _START_SECONDS = 120.0  # imports of a large library on a busy machine
 
@@ -65,7 +65,7 @@ class Worker:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
-            command = [sys.executable, "-m", "reward_models.worker", self.path]
+            command = [sys.executable, "-m", "rlhf.reward_models.worker", self.path]
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0

@@ -33,11 +33,11 @@ def stage(verb: str, config: Config | Sequence[Config], **overrides: Any) -> Pat
     Raises:
         UserError: with one line that says what to do.
     """
-    from rlhf import launch
+    from rlhf.run import launch
 
     launch.prepare()
-    from rlhf.config import set_key
-    from rlhf.verbs import execute, from_record
+    from rlhf.cli.table import execute, from_record
+    from rlhf.config.load import set_key
 
     tree = from_record(verb, _tree(config, {}))
     for key, value in overrides.items():
@@ -47,7 +47,7 @@ def stage(verb: str, config: Config | Sequence[Config], **overrides: Any) -> Pat
 
 def run(pipeline: str | Path, **overrides: Any) -> Path:
     """Run a pipeline file; returns its report."""
-    from rlhf import launch
+    from rlhf.run import launch
 
     launch.prepare()
     from rlhf.pipeline import read_pipeline, run_pipeline
@@ -62,7 +62,7 @@ def evaluate(config: Config | Sequence[Config], **overrides: Any) -> Path:
 
 def report(*directories: str | Path) -> Path:
     """Draw the report of a run or pipeline, or a comparison of several; returns the page."""
-    from rlhf.evaluation.report import write_comparison_report, write_report
+    from rlhf.reports import write_comparison_report, write_report
 
     folders = [Path(directory) for directory in directories]
     if len(folders) == 1:
@@ -79,24 +79,24 @@ def compare(*directories: str | Path, metric: str | None = None) -> Any:
 
 def generate(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
     """Replies of a model to prompts, as `rlhf generate` prints them."""
-    from rlhf.config import build
-    from rlhf.generate import GenerateConfig
-    from rlhf.generate import generate as replies
+    from rlhf.commands.generate import GenerateConfig
+    from rlhf.commands.generate import generate as replies
+    from rlhf.config.load import build
 
     return list(replies(build(GenerateConfig, _tree(config, overrides))))
 
 
 def score(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
     """Scores of a reward, as `rlhf score` prints them."""
-    from rlhf.config import build
-    from rlhf.scoring import ScoreConfig
-    from rlhf.scoring import score as scores
+    from rlhf.commands.score import ScoreConfig
+    from rlhf.commands.score import score as scores
+    from rlhf.config.load import build
 
     return list(scores(build(ScoreConfig, _tree(config, overrides))))
 
 
 def _tree(config: Config | Sequence[Config], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    from rlhf.config import merge, read_yaml, set_key
+    from rlhf.config.load import merge, read_yaml, set_key
 
     single = isinstance(config, Mapping | str | Path)
     parts: Sequence[Config] = [config] if single else config  # type: ignore[list-item,assignment]

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.algorithms.registry import ALGORITHMS
-from rlhf.config import assemble, check_keys, set_key
+from rlhf.cli.table import configure, execute, verb_named
+from rlhf.config.load import assemble, check_keys, set_key
 from rlhf.errors import UserError, nearest
-from rlhf.launch import release_memory
-from rlhf.runs import open_directory
-from rlhf.verbs import configure, execute, verb_named
+from rlhf.run.directory import open_directory
+from rlhf.run.launch import release_memory
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def run_pipeline(pipeline: Pipeline) -> Path:
     Raises:
         UserError: the directory exists, or a stage failed; finished stages are kept.
     """
-    from rlhf.evaluation.report import write_report
+    from rlhf.reports import write_report
 
     root = Path(pipeline.output_dir)
     tree = {"seed": pipeline.seed, "stages": pipeline.stages}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf.cli import main
+from rlhf.cli.main import main
 from tests.evaluation.test_compare import write_run
-from tests.training.workbench import offline_tree, online_tree, pair_rows, sft_rows, write_rows
+from tests.helpers.training import offline_tree, online_tree, pair_rows, sft_rows, write_rows
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, list[str]]:

@@ -10,18 +10,18 @@ from typing import Literal
 
 import pytest
 
-from rlhf.config import as_tree, assemble, build, merge, parse_overrides, read_yaml, set_key
+from rlhf.commands.generate import GenerateConfig
+from rlhf.commands.preparation import DemosConfig, SplitConfig
+from rlhf.commands.score import CheckConfig, ScoreConfig
+from rlhf.config.data import DataSpec
+from rlhf.config.evaluate import EvaluateConfig
+from rlhf.config.load import as_tree, assemble, build, merge, parse_overrides, read_yaml, set_key
+from rlhf.config.model import ModelSpec
+from rlhf.config.offline import OfflineConfig
+from rlhf.config.online import OnlineConfig
 from rlhf.data.preferences import Annotator
-from rlhf.data.spec import DataSpec
 from rlhf.errors import UserError
-from rlhf.evaluation.config import EvaluateConfig
-from rlhf.generate import GenerateConfig
-from rlhf.models.spec import ModelSpec
-from rlhf.preparation import DemosConfig, SplitConfig
-from rlhf.scoring import CheckConfig, ScoreConfig
 from rlhf.studies.preferences import PairsConfig
-from rlhf.training.offline_config import OfflineConfig
-from rlhf.training.online_config import OnlineConfig
 
 CONFIGS = [
     OfflineConfig,

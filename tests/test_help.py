@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from rlhf.algorithms.registry import ALGORITHMS, configure
-from rlhf.cli import main
-from tests.training.workbench import offline_tree, online_tree, sft_rows, write_rows
+from rlhf.cli.main import main
+from tests.helpers.training import offline_tree, online_tree, sft_rows, write_rows
 
 
 def help_values(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, str]:
@@ -154,7 +154,7 @@ def test_a_key_of_the_wrong_section_is_told_the_right_one(capsys, verb, key, rig
 def test_a_closed_pipe_is_quiet():
     code = (
         "import os, sys, subprocess\n"
-        f"child = subprocess.Popen([{sys.executable!r}, '-m', 'rlhf.cli', 'sft', '--help'], "
+        f"child = subprocess.Popen([{sys.executable!r}, '-m', 'rlhf.cli.main', 'sft', '--help'], "
         "stdout=subprocess.PIPE, stderr=subprocess.PIPE)\n"
         "child.stdout.close()\n"
         "err = child.stderr.read().decode()\n"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf.cli import main
+from rlhf.cli.main import main
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline, run_pipeline, stage_tree, waits_for
-from tests.training.workbench import pair_rows, sft_rows, write_rows
+from tests.helpers.training import pair_rows, sft_rows, write_rows
 
 
 def pipeline_file(folder: Path, stages: list, **keys) -> Path:

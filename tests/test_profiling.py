@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf import profiling
+from rlhf.cli.table import execute
 from rlhf.errors import UserError
 from rlhf.models.flops import update_flops
-from rlhf.profiling import PARTS, Stopwatch
-from rlhf.verbs import execute
-from tests.training.workbench import metrics_of, online_tree
+from rlhf.run import profiling
+from rlhf.run.profiling import PARTS, Stopwatch
+from tests.helpers.training import metrics_of, online_tree
 
 
 def test_a_part_inside_another_stops_the_outer_clock(monkeypatch):

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from envs.adapters import PrivateGenerators, require
-from envs.core import Step, TextEnv, check_choice, check_range
-from envs.items import SPLITS, half_of
+from rlhf.envs.adapters import PrivateGenerators, require
+from rlhf.envs.core import Step, TextEnv, check_choice, check_range
+from rlhf.envs.items import SPLITS, half_of
 
 MAX_ANSWER = 20_000
 """Characters of an answer; no task asks for as many."""

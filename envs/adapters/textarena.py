@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.adapters import PrivateGenerators, require
-from envs.core import Conversation, Step, TextEnv, check_range
+from rlhf.envs.adapters import PrivateGenerators, require
+from rlhf.envs.core import Conversation, Step, TextEnv, check_range
 
 Opponent = str | Callable[[Conversation], str]
 

@@ -8,8 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from envs.adapters import PrivateGenerators, require
-from envs.core import Step, TextEnv, check_choice, check_range
+from rlhf.envs.adapters import PrivateGenerators, require
+from rlhf.envs.core import Step, TextEnv, check_choice, check_range
 
 QUARANTINE: dict[str, str] = {}
 """Settings that are not offered, and why: none is known to fail."""

@@ -14,9 +14,9 @@ from typing import Any
 
 import sympy as sp
 
-from reward_models.notation import units
-from reward_models.notation.grammar import Node
-from reward_models.notation.lexer import NotUnderstood, words
+from rlhf.reward_models.notation import units
+from rlhf.reward_models.notation.grammar import Node
+from rlhf.reward_models.notation.lexer import NotUnderstood, words
 
 _MAX_BITS = 50_000
 _MAX_POWER = 1000

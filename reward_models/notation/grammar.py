@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from reward_models.notation import units
-from reward_models.notation.lexer import NotUnderstood, Token, tokens_of, words
+from rlhf.reward_models.notation import units
+from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, words
 
 MAX_TOKENS = 1500
 _MAX_DEPTH = 40

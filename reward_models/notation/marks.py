@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from reward_models.notation.lexer import NotUnderstood
+from rlhf.reward_models.notation.lexer import NotUnderstood
 
 _ANSWER_TAG = re.compile(r"<answer>", re.I)
 _ANSWER_END = re.compile(r"</answer>", re.I)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from reward_models.notation import units
-from reward_models.notation.lexer import NotUnderstood, Token, tokens_of, words
-from reward_models.notation.marks import answer_segment, is_box
+from rlhf.reward_models.notation import units
+from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, words
+from rlhf.reward_models.notation.marks import answer_segment, is_box
 
 FUNCTIONS = words(
     "sin cos tan cot sec csc asin acos atan arcsin arccos arctan sinh cosh tanh log ln "

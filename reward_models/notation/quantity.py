@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from reward_models.notation import units
-from reward_models.notation.lexer import MAX_EXPONENT, NotUnderstood, Token, tokens_of
-from reward_models.notation.marks import answer_segment
-from reward_models.notation.prose import final_statement, reply_segment
+from rlhf.reward_models.notation import units
+from rlhf.reward_models.notation.lexer import MAX_EXPONENT, NotUnderstood, Token, tokens_of
+from rlhf.reward_models.notation.marks import answer_segment
+from rlhf.reward_models.notation.prose import final_statement, reply_segment
 
 _CLOSING_MARKS = ("\n", ".", '"', "'", "”", "’")
 _MAX_BITS = 20_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from reward_models.notation.lexer import words
+from rlhf.reward_models.notation.lexer import words
 
 PERCENT = "%"
 

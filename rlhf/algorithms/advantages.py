@@ -274,7 +274,7 @@ def _moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def correct_mismatch(
+def truncated_importance_weights(
     advantages: Tensor, old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, *, cap: float
 ) -> Tensor:
     """Advantages times min(pi_old / pi_sampler, cap), token by token.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms import advantages as credit_of
-from rlhf.algorithms.divergence import kl_estimate
+from rlhf.algorithms.kl import kl_estimate
 from rlhf.algorithms.registry import Algorithm
 from rlhf.algorithms.settings import Settings
 
@@ -57,7 +57,7 @@ def needed(value: Tensor | None, name: str) -> Tensor:
 
 
 @torch.no_grad()
-def shape_rewards(
+def penalized_rewards(
     algorithm: Algorithm,
     rewards: Tensor,
     mask: Tensor,
@@ -104,8 +104,8 @@ def advantages_for(
 
     Args:
         algorithm: a configured row.
-        rewards: from `shape_rewards`; nan anywhere in an episode means it could not be scored: it
-            leaves the baseline and the loss.
+        rewards: from `penalized_rewards`. A nan anywhere in an episode means that it could not be
+            scored: it leaves the baseline and the loss.
         mask: sampled tokens.
         groups: [B] integers, equal for rollouts from one start state.
         turns: integer turn of each token.
@@ -123,7 +123,7 @@ def advantages_for(
         whitened = credit_of.whiten(credit.advantages, credit.mask)
         credit = replace(credit, advantages=whitened)
     if settings.mismatch_cap:
-        corrected = credit_of.correct_mismatch(
+        corrected = credit_of.truncated_importance_weights(
             credit.advantages,
             needed(old_logprobs, "old_logprobs"),
             needed(sampler_logprobs, "sampler_logprobs"),

@@ -3,15 +3,15 @@
 All tensors are [B, T] unless said otherwise; index t describes token t; `mask` is True on sampled
 tokens. Slots outside it may hold anything, nan included: neither values nor gradients leak. The
 caller supplies the denominator of the *global* mini-batch, so losses and metrics of micro-batches
-add up: every function returns a scalar and a `Tally`.
+add up: every function returns a scalar and a `MetricSums`.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf.algorithms.divergence import Denominator, aggregate, difference
-from rlhf.algorithms.tally import Tally, masked_mean
+from rlhf.algorithms.kl import Denominator, aggregate, difference
+from rlhf.algorithms.metrics import MetricSums, masked_mean
 
 
 def policy_loss(
@@ -25,7 +25,7 @@ def policy_loss(
     clip_low: float,
     clip_high: float,
     dual_clip: float = 0.0,
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, MetricSums]:
     """Clipped surrogate with one ratio per token (PPO, Schulman et al. 2017, eq. 7).
 
     -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A). Separate bounds are DAPO's "clip higher" (Yu
@@ -54,7 +54,7 @@ def sequence_policy_loss(
     aggregation: str,
     clip_low: float,
     clip_high: float,
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, MetricSums]:
     """Clipped surrogate with one ratio per sequence (GSPO, Zheng et al. 2025, section 4).
 
     The ratio s = (pi / pi_old)^(1 / length) is the exponential of the mean log-ratio. This is the
@@ -85,7 +85,7 @@ def _clipped_surrogate(
     bounds: tuple[float, float, float],
     aggregation: str,
     denominator: Denominator,
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, MetricSums]:
     clip_low, clip_high, dual_clip = bounds
     advantages = torch.where(mask, advantages, 0.0)
     ratio = log_weight.exp()
@@ -108,7 +108,7 @@ def clipped_weight_loss(
     aggregation: str,
     clip_low: float,
     clip_high: float,
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, MetricSums]:
     """Log-likelihood weighted by advantage and a clipped constant (CISPO, MiniMax 2025).
 
     -sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi: unlike PPO's, a clipped token keeps its
@@ -130,12 +130,12 @@ def likelihood_loss(
     *,
     denominator: Denominator,
     aggregation: str,
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, MetricSums]:
     """Weighted negative log-likelihood: REINFORCE with advantages as weights (Williams 1992), or
     best-of-n distillation with 1 for each group's best (RAFT, Dong et al. 2023)."""
     per_token = -torch.where(mask, weights, 0.0) * torch.where(mask, logprobs, 0.0)
     loss = aggregate(per_token, mask, aggregation=aggregation, denominator=denominator)
-    return loss, Tally(sums={"policy/loss": loss.detach()})
+    return loss, MetricSums(sums={"policy/loss": loss.detach()})
 
 
 def pairwise_loss(
@@ -148,7 +148,7 @@ def pairwise_loss(
     denominator: Denominator,
     beta: float,
     pair_labels: str,
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, MetricSums]:
     """Online DPO on pairs of sequences (Rafailov et al. 2023, eq. 7; Guo et al. 2024).
 
     Args:
@@ -173,7 +173,7 @@ def pairwise_loss(
         preferred = torch.ones_like(preferred)
     per_pair = -preferred * logsigmoid(margins) - (1 - preferred) * logsigmoid(-margins)
     loss = torch.where(better, per_pair, 0.0).sum() / denominator
-    return loss, Tally(
+    return loss, MetricSums(
         means={
             "policy/pair_accuracy": masked_mean((margins > 0).to(margins.dtype), better),
             "policy/pair_margin": masked_mean(margins, better),
@@ -190,7 +190,7 @@ def value_loss(
     *,
     denominator: Denominator,
     clip: float,
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, MetricSums]:
     """Half the squared error of the critic, summed over `mask` and divided by `denominator`.
 
     With `clip` > 0 the larger of the plain error and that of a value held within `clip` of the one
@@ -205,7 +205,7 @@ def value_loss(
         held = (near - returns).square() > error
         error = torch.maximum(error, (near - returns).square())
     loss = 0.5 * torch.where(mask, error, 0.0).sum() / denominator
-    return loss, Tally(
+    return loss, MetricSums(
         means={
             "critic/clip_fraction": masked_mean(held.to(values.dtype), mask),
             "critic/value": masked_mean(values, mask),
@@ -225,19 +225,19 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
 
 def entropy_bonus(
     entropy: Tensor, mask: Tensor, *, denominator: Denominator, aggregation: str
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, MetricSums]:
     """Entropy of the distributions the sampled tokens were drawn from, in nats."""
     bonus = aggregate(entropy, mask, aggregation=aggregation, denominator=denominator)
-    return bonus, Tally(means={"policy/entropy": masked_mean(entropy, mask)})
+    return bonus, MetricSums(means={"policy/entropy": masked_mean(entropy, mask)})
 
 
 def _ratio_tally(
     loss: Tensor, log_ratio: Tensor, ratio: Tensor, clipped: Tensor, mask: Tensor
-) -> Tally:
+) -> MetricSums:
     """How far the policy has moved from the one that made the rollouts."""
     x = log_ratio.detach()
     ratio = torch.where(mask, ratio.detach(), 1.0)
-    return Tally(
+    return MetricSums(
         means={
             "policy/clip_fraction": masked_mean(clipped.to(ratio.dtype), mask),
             "policy/drift": masked_mean(torch.expm1(x) - x, mask),

@@ -28,8 +28,8 @@ at an algorithm's name::
     (loss + value_loss).backward()
     total = total + tally + value_tally      # from Tally(); total.compute() -> dict[str, float]
 
-`shape_rewards` and `advantages_for` live in `rlhf.algorithms.credit`, the other three in
-`rlhf.algorithms.update`, `Tally` in `rlhf.algorithms.tally`. After `advantages_for` use
+`penalized_rewards` and `advantages_for` live in `rlhf.algorithms.credit`, the other three in
+`rlhf.algorithms.update`, `MetricSums` in `rlhf.algorithms.metrics`. After `advantages_for` use
 `credit.mask`, not the action mask: it leaves out unscored episodes and those that the algorithm
 drops. Rows without any True need no forward pass. Rows with equal `credit.units` must share a
 micro-batch (only the two halves of a pair have equal ones). `value_loss_for` and `values` only

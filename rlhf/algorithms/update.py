@@ -12,10 +12,10 @@ from torch import Tensor
 
 from rlhf.algorithms import losses
 from rlhf.algorithms.credit import Credit, needed
-from rlhf.algorithms.divergence import Denominator, kl_loss
+from rlhf.algorithms.kl import Denominator, kl_loss
+from rlhf.algorithms.metrics import MetricSums
 from rlhf.algorithms.registry import Algorithm
 from rlhf.algorithms.settings import Settings
-from rlhf.algorithms.tally import Tally
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def policy_loss_for(
     ref_logprobs: Tensor | None = None,
     entropy: Tensor | None = None,
     kl_coef: float = 0.0,
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, MetricSums]:
     """The row's policy loss, with its divergence term and entropy bonus where it has them.
 
     Args:
@@ -98,7 +98,7 @@ def value_loss_for(
     *,
     old_values: Tensor,
     denominator: Denominator,
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, MetricSums]:
     """The critic's loss times `value_coef`; `denominator` is the mini-batch's number of tokens."""
     settings = algorithm.settings
     loss, tally = losses.value_loss(
@@ -112,7 +112,7 @@ def value_loss_for(
     return settings.value_coef * loss, tally
 
 
-def _clipped(x: _Inputs, s: Settings) -> tuple[Tensor, Tally]:
+def _clipped(x: _Inputs, s: Settings) -> tuple[Tensor, MetricSums]:
     return losses.policy_loss(
         x.logprobs,
         x.old_logprobs,
@@ -126,7 +126,7 @@ def _clipped(x: _Inputs, s: Settings) -> tuple[Tensor, Tally]:
     )
 
 
-def _clipped_sequence(x: _Inputs, s: Settings) -> tuple[Tensor, Tally]:
+def _clipped_sequence(x: _Inputs, s: Settings) -> tuple[Tensor, MetricSums]:
     return losses.sequence_policy_loss(
         x.logprobs,
         x.old_logprobs,
@@ -139,7 +139,7 @@ def _clipped_sequence(x: _Inputs, s: Settings) -> tuple[Tensor, Tally]:
     )
 
 
-def _clipped_weight(x: _Inputs, s: Settings) -> tuple[Tensor, Tally]:
+def _clipped_weight(x: _Inputs, s: Settings) -> tuple[Tensor, MetricSums]:
     return losses.clipped_weight_loss(
         x.logprobs,
         x.old_logprobs,
@@ -152,7 +152,7 @@ def _clipped_weight(x: _Inputs, s: Settings) -> tuple[Tensor, Tally]:
     )
 
 
-def _likelihood(x: _Inputs, s: Settings) -> tuple[Tensor, Tally]:
+def _likelihood(x: _Inputs, s: Settings) -> tuple[Tensor, MetricSums]:
     return losses.likelihood_loss(
         x.logprobs,
         x.credit.advantages,
@@ -162,7 +162,7 @@ def _likelihood(x: _Inputs, s: Settings) -> tuple[Tensor, Tally]:
     )
 
 
-def _pairwise(x: _Inputs, s: Settings) -> tuple[Tensor, Tally]:
+def _pairwise(x: _Inputs, s: Settings) -> tuple[Tensor, MetricSums]:
     first = x.credit.mask.int().argmax(dim=1, keepdim=True)
     return losses.pairwise_loss(
         x.logprobs,
@@ -176,7 +176,7 @@ def _pairwise(x: _Inputs, s: Settings) -> tuple[Tensor, Tally]:
     )
 
 
-_LOSSES: dict[str, Callable[[_Inputs, Settings], tuple[Tensor, Tally]]] = {
+_LOSSES: dict[str, Callable[[_Inputs, Settings], tuple[Tensor, MetricSums]]] = {
     "clipped": _clipped,
     "clipped_sequence": _clipped_sequence,
     "clipped_weight": _clipped_weight,

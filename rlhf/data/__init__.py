@@ -5,9 +5,9 @@ a data set (`rlhf.data.data_report`) and the makers of pairs (`rlhf.data.prefere
 by name.
 """
 
+from rlhf.config.data import DataSpec, Kind
 from rlhf.data.files import read_jsonl, write_jsonl
 from rlhf.data.load import Loaded, load
-from rlhf.data.spec import DataSpec, Kind
 from rlhf.data.splits import folds_by_prompt, split_by_prompt
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.data.spec import Kind
+from rlhf.config.data import Kind
 from rlhf.errors import UserError, nearest
 
 Row = Mapping[str, Any]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.config.data import DataSpec, Kind
 from rlhf.data import checks
 from rlhf.data.checks import CountTokens, Finding, Row
 from rlhf.data.load import Loaded, load
-from rlhf.data.spec import DataSpec, Kind
 from rlhf.errors import UserError
 
 

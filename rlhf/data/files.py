@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from rlhf.data.spec import DataSpec
+from rlhf.config.data import DataSpec
 from rlhf.errors import UserError, nearest
 
 Row = Mapping[str, Any]

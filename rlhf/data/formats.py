@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from rlhf.config.data import Kind
 from rlhf.data.answers import reference_answer, solution_answer
 from rlhf.data.conversation import (
     Conversation,
@@ -26,7 +27,6 @@ from rlhf.data.conversation import (
     without_system,
 )
 from rlhf.data.messages import ROLES, Notes, decode_json, holds, parse_tools
-from rlhf.data.spec import Kind
 
 Cells = dict[str, Any]
 """Our field -> its cell in one row; a converter takes out what it uses and need not be there."""

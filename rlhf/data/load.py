@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.config.data import KINDS, DataSpec, Kind
 from rlhf.data.files import read_rows
 from rlhf.data.messages import RowDropped
 from rlhf.data.reader import TableReader
-from rlhf.data.spec import KINDS, DataSpec, Kind
 from rlhf.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rlhf.config.data import FIELDS, DataSpec, Kind
 from rlhf.data.columns import (
     FACT_FIELDS,
     Layout,
@@ -18,7 +19,6 @@ from rlhf.data.columns import (
 from rlhf.data.formats import convert
 from rlhf.data.messages import Notes, RowDropped
 from rlhf.data.schemas import SAFETY, SCHEMAS, Schema, find_schema
-from rlhf.data.spec import FIELDS, DataSpec, Kind
 from rlhf.errors import UserError
 
 Outcome = dict[str, Any] | RowDropped

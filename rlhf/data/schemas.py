@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.config.data import Kind
 from rlhf.data.columns import Row
 from rlhf.data.formats import choose, number
 from rlhf.data.messages import RowDropped, decode_json, parse_messages
-from rlhf.data.spec import Kind
 from rlhf.data.trees import gather_messages, tree_items
 
 Item = dict[str, Any] | RowDropped

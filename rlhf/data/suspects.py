@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from reward_models.words import fit_words
 from rlhf.data.splits import fold_indices
+from rlhf.reward_models.words import fit_words
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rlhf.config.data import Kind
 from rlhf.data.messages import RowDropped
-from rlhf.data.spec import Kind
 
 Node = Mapping[str, Any]
 Item = dict[str, Any] | RowDropped

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from reward_models.labelled import classification_report
+from rlhf.config.evaluate import ClassesSpec
 from rlhf.data.conversation import RowDropped, labelled_conversation
 from rlhf.errors import UserError
-from rlhf.evaluation.config import ClassesSpec
 from rlhf.evaluation.text import completion_losses
 from rlhf.models.heads import Policy
+from rlhf.reward_models.labelled import classification_report
 from rlhf.rollout.chat_format import ChatFormat, encode_example, generation_stop_ids
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from rlhf.errors import UserError, nearest
-from rlhf.evaluation.arms import Collected, Episodes, Setting, collect_arms
 from rlhf.evaluation.metrics import metric_interval
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
+from rlhf.evaluation.run_groups import Collected, Episodes, Setting, collect_arms
 from rlhf.evaluation.verdict import FEWEST_SEEDS, Difference, Unit, judge
 from rlhf.stats import Interval, interval
 

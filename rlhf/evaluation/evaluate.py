@@ -23,23 +23,25 @@ from rlhf.evaluation.notes import notes_on, unscored_metrics
 from rlhf.evaluation.passes import pass_columns
 from rlhf.evaluation.records import REFERENCE_POLICIES, Bounds
 from rlhf.rollout.batch import Rollout
-from rlhf.rollout.collect import Collector, Start
+from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.seeds import evaluation_seed
 from rlhf.stats import Interval
 
 RANDOM_STREAM = 11
 
 
-def evaluation_starts(episodes: int, *, first: int = 0, samples: int = 1) -> list[Start]:
+def evaluation_starts(episodes: int, *, first: int = 0, samples: int = 1) -> list[EpisodeSeed]:
     """So many evaluation seeds from the ``first`` on, the same for every policy."""
     numbers = range(first, first + episodes)
-    return [Start(evaluation_seed(i), i, member) for i in numbers for member in range(samples)]
+    return [
+        EpisodeSeed(evaluation_seed(i), i, member) for i in numbers for member in range(samples)
+    ]
 
 
 def play_model(
     model: Any,
     collector: Collector,
-    starts: Sequence[Start],
+    starts: Sequence[EpisodeSeed],
     *,
     decoding: str,
     rewards: Sequence[Any],
@@ -88,7 +90,7 @@ def play_reference(
     return _rows(rollouts, rewards, decoding=policy, seconds=seconds, counts=counts)
 
 
-def _play(policy: str, env: gym.Env, start: Start) -> Rollout:
+def _play(policy: str, env: gym.Env, start: EpisodeSeed) -> Rollout:
     # Not the seed alone: the environment draws from that stream, and equal draws are no chance.
     key = [RANDOM_STREAM, start.seed]
     rng = np.random.default_rng([*key, start.member] if start.member else key)

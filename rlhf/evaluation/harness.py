@@ -9,10 +9,10 @@ from typing import Any
 
 from scipy import special
 
-from reward_models.chat_template import chat_template_kwargs, template_defaults
+from rlhf.config.evaluate import TasksSpec
 from rlhf.errors import UserError
-from rlhf.evaluation.config import TasksSpec
 from rlhf.models.heads import Policy
+from rlhf.reward_models.chat_template import chat_template_kwargs, template_defaults
 from rlhf.stats import Interval, share_interval
 
 BATCH_SIZE = 8

@@ -1,6 +1,6 @@
 """Reward models on held-out preference pairs: the report that says whether to trust one.
 
-The HTML of it is drawn with the run's page, by `rlhf.evaluation.report`.
+The HTML of it is drawn with the run's page, by `rlhf.reports`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reward_models.evaluate import evaluate
-from reward_models.pairs import to_pair
-from reward_models.verdict import to_markdown, verdict
 from rlhf.data.leakage import overlapping_prompts
+from rlhf.reward_models.evaluate import evaluate
+from rlhf.reward_models.pairs import to_pair
+from rlhf.reward_models.verdict import to_markdown, verdict
 
 
 def write_pairs_evaluation(

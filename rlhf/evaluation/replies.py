@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.config.model import ModelSpec
+from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.load import logged_rows
 from rlhf.errors import UserError
 from rlhf.models.loading import load_model
-from rlhf.models.spec import ModelSpec
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.chat_format import prompt_of
-from rlhf.rollout.collect import Collector, Start
+from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.seeds import EVALUATION_BLOCK, evaluation_seed
-from rlhf.rollout.spec import EnvSpec, RolloutSpec
 
 
 def play_groups(
@@ -45,7 +45,7 @@ def play_groups(
         split="test" if held_out else "train",
     )
     starts = [
-        Start(start, group, member)
+        EpisodeSeed(start, group, member)
         for group, start in enumerate(seeds)
         for member in range(samples)
     ]

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from envs.items import is_separable
+from rlhf.config.evaluate import PAIRS, EvaluateConfig, PolicySpec
 from rlhf.data.conversation import after_system, without_system
 from rlhf.data.load import logged_rows
+from rlhf.envs.items import is_separable
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import class_summary
-from rlhf.evaluation.config import PAIRS, EvaluateConfig, PolicySpec
 from rlhf.evaluation.evaluate import (
     bounds,
     evaluation_starts,
@@ -29,13 +29,13 @@ from rlhf.evaluation.evaluate import (
 from rlhf.evaluation.harness import require_harness, task_metrics
 from rlhf.evaluation.pairs import write_pairs_evaluation
 from rlhf.evaluation.text import completion_losses, truncated_examples
-from rlhf.launch import release_memory
 from rlhf.models.heads import Policy
 from rlhf.models.loading import load_model
 from rlhf.models.rewards import load_rewards
 from rlhf.rollout.chat_format import prompt_of
-from rlhf.rollout.collect import Collector, make_env_factory
-from rlhf.runs import Run
+from rlhf.rollout.collector import Collector, make_env_factory
+from rlhf.run.directory import Run
+from rlhf.run.launch import release_memory
 from rlhf.stats import Interval, ratio_interval
 
 log = logging.getLogger(__name__)

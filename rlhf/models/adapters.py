@@ -32,12 +32,12 @@ from transformers import (
     GenerationConfig,
 )
 
-from reward_models.generic_heads import sequence_classifier, token_classifier
+from rlhf.config.model import LoraSpec
 from rlhf.errors import UserError, nearest
 from rlhf.models.hub import refuse_quantised, sources_of
 from rlhf.models.load_check import read_causal
 from rlhf.models.logprobs import bare
-from rlhf.models.spec import LoraSpec
+from rlhf.reward_models.generic_heads import sequence_classifier, token_classifier
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from rlhf.errors import UserError
+from rlhf.models.fast.packing import inputs_of
+from rlhf.models.fast.tied_embedding import TiedEmbedding
 from rlhf.models.logprobs import bare, trunk_of
 from rlhf.models.own_head import given_states
-from rlhf.models.packing import inputs_of
-from rlhf.models.tied import TiedTable
 
 # Names under which models keep the weight of the loss.
 WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
@@ -50,7 +50,7 @@ def balancing_weight(model: Any) -> float:
 
 
 def states_and_balance(
-    model: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedTable | None
+    model: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One padded pass: hidden states, and how unevenly the experts are used.
 

@@ -14,7 +14,7 @@ TRIALS = 8
 
 
 @torch.no_grad()
-def ceiling(dtype: torch.dtype, device: torch.device) -> float:
+def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
     """Floating-point operations per second of square matrix products: the best of a few."""
     one = torch.randn(SIZE, SIZE, device=device).to(dtype)
     best = float("inf")

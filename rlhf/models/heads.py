@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from rlhf.models.experts import balancing_weight, states_and_balance
-from rlhf.models.logprobs import bare, chosen_logprobs, context_of, state_width, trunk_of
-from rlhf.models.packing import computed_tokens, hidden_states, packs_rows
-from rlhf.models.passes import use_fast_passes
+from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
+from rlhf.models.fast.passes import enable_fast_passes
+from rlhf.models.fast.tied_embedding import tied_embedding
+from rlhf.models.logprobs import bare, context_of, selected_logprobs, state_width, trunk_of
 from rlhf.models.saving import restore_model, save_model
-from rlhf.models.tied import tied_table
 from rlhf.models.trainable import make_frozen, make_trainable
 
 VALUE_FILE = "value_head.safetensors"
@@ -62,13 +62,13 @@ class Policy:
     def __init__(self, model: Any, tokenizer: Any, *, critic: str = "none") -> None:
         self.model, self.tokenizer = model, tokenizer
         self.device = model.device
-        self.packs = use_fast_passes(model)
+        self.supports_packing = enable_fast_passes(model)
         self.balancing_weight = balancing_weight(model)
         self.value_head: ValueHead | None = None
         self.value_trunk: nn.Module | None = None
         if critic != "none":
             width = state_width(model)
-            self.value_head = ValueHead(width).to(self.device, self.precise)
+            self.value_head = ValueHead(width).to(self.device, self.logprob_dtype)
         if critic == "separate":
             # All of it is trained, whatever is trained of the policy.
             self.value_trunk = make_trainable(copy.deepcopy(trunk_of(model)))
@@ -79,7 +79,7 @@ class Policy:
         return self.model is not bare(self.model)
 
     @property
-    def precise(self) -> torch.dtype:
+    def logprob_dtype(self) -> torch.dtype:
         """Of log-probabilities and values: float32, or float64 for a float64 model."""
         return torch.promote_types(self.model.dtype, torch.float32)
 
@@ -123,7 +123,7 @@ class Policy:
             with_balance: compute the load-balancing loss where the model's configuration asks for
                 it; the rows are then padded, as transformers reads them.
         """
-        tied, balance = tied_table(self.model), None
+        tied, balance = tied_embedding(self.model), None
         if with_balance and self.balancing_weight:
             hidden, index, balance = states_and_balance(
                 self.model, tokens, attention_mask, tied=tied
@@ -132,7 +132,7 @@ class Policy:
         else:
             hidden, index = hidden_states(self.model, tokens, attention_mask, tied=tied)
         before = index[:, :-1][action_mask[:, 1:]]  # the state after token t-1 predicts token t
-        chosen, spread = chosen_logprobs(
+        chosen, spread = selected_logprobs(
             self.model,
             hidden.index_select(0, before),
             tokens[action_mask],
@@ -153,7 +153,7 @@ class Policy:
 
     def computed_tokens(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> int:
         """Tokens that one pass over a batch costs: shared ones once, padding where there is any."""
-        return computed_tokens(tokens, attention_mask, packs=self.packs_rows(attention_mask))
+        return computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
 
     def packs_rows(self, attention_mask: torch.Tensor) -> bool:
         """Whether one pass over rows [B, T] packs them."""

@@ -20,17 +20,17 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
-from reward_models.chat_template import set_chat_options
-from reward_models.encoding import ensure_pad_token
+from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
 from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, merged_model
+from rlhf.models.fast.packing import keep_attention
 from rlhf.models.hub import commit_of, hub_id_of, refuse_quantised, resolve
 from rlhf.models.load_check import check_model, read_causal
-from rlhf.models.packing import keep_attention
 from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.scratch import make_model, make_tokenizer
-from rlhf.models.spec import ModelSpec
 from rlhf.models.trainable import make_trainable
+from rlhf.reward_models.chat_template import set_chat_options
+from rlhf.reward_models.encoding import ensure_pad_token
 
 log = logging.getLogger(__name__)
 

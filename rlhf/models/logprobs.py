@@ -12,7 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from rlhf.models.architecture import text_config, usable_context
-from rlhf.models.blocks import row_blocks
+from rlhf.models.fast.row_chunks import row_chunks
 from rlhf.models.own_head import is_product, own_logits
 
 # Logits that are computed at once: 128M in bf16 are 256 MB.
@@ -87,7 +87,7 @@ def _product(model: Any, hidden: torch.Tensor, weight: torch.Tensor | None) -> t
     return logits
 
 
-def chosen_logprobs(
+def selected_logprobs(
     model: Any,
     hidden: torch.Tensor,
     targets: torch.Tensor,
@@ -113,7 +113,7 @@ def chosen_logprobs(
 
     def part(rows: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = logits_of(model, rows, weight=weight)
-        found = _Chosen.apply(logits, ids, 1.0 / temperature, with_entropy)
+        found = ChunkedLogProb.apply(logits, ids, 1.0 / temperature, with_entropy)
         return found  # type: ignore[return-value]
 
     vocabulary = bare(model).config.get_text_config().vocab_size
@@ -127,7 +127,7 @@ def chosen_logprobs(
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
-class _Chosen(torch.autograd.Function):
+class ChunkedLogProb(torch.autograd.Function):
     """Log-softmax at one place, and entropy, of [N, V] logits, a few rows at a time.
 
     A vocabulary of 50,000 makes every pass over float32 logits a trip to memory; rows few enough
@@ -143,7 +143,7 @@ class _Chosen(torch.autograd.Function):
         chosen, totals, entropy = (
             torch.zeros(len(logits), dtype=precise, device=logits.device) for _ in range(3)
         )
-        for rows in row_blocks(logits, CACHED_LOGITS):
+        for rows in row_chunks(logits, CACHED_LOGITS):
             block = logits[rows].to(precise, copy=True).mul_(scale)
             at = block.gather(1, targets[rows, None])[:, 0]
             top = block.amax(1)
@@ -166,7 +166,7 @@ class _Chosen(torch.autograd.Function):
         logits, targets, totals, entropy = ctx.saved_tensors
         out = torch.empty_like(logits)
         spread = ctx.with_entropy and bool(grad_entropy.any())
-        for rows in row_blocks(logits, CACHED_LOGITS):
+        for rows in row_chunks(logits, CACHED_LOGITS):
             block = logits[rows].to(grad.dtype, copy=True).mul_(ctx.scale)
             block.sub_(totals[rows, None])  # log p
             weight = -grad[rows, None]

@@ -6,14 +6,14 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import reward_models
-from reward_models.core import Reward
+from rlhf import reward_models
+from rlhf.reward_models.core import Reward
 
 R = TypeVar("R", bound=Reward)
 
 
 def load_rewards(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
-    """As ``reward_models.build``, then ``packed``.
+    """As ``rlhf.reward_models.build``, then ``packed``.
 
     Raises:
         ValueError: as ``build``.
@@ -30,9 +30,9 @@ def packed(reward: R) -> R:
     """
     decoders = [found for found in reward.checkpoints() if found.sidecar.pooling == "last"]
     if decoders:  # rules need no torch
-        from rlhf.models.packing import hidden_states
-        from rlhf.models.passes import use_fast_passes
+        from rlhf.models.fast.packing import hidden_states
+        from rlhf.models.fast.passes import enable_fast_passes
     for found in decoders:
-        if use_fast_passes(found.model):
+        if enable_fast_passes(found.model):
             found.read_packed(functools.partial(hidden_states, found.model))
     return reward

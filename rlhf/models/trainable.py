@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
 from rlhf.models.logprobs import bare
-from rlhf.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 

@@ -72,7 +72,7 @@ class Rollout:
         return sum(self.is_action)
 
     @property
-    def longest_reply(self) -> int:
+    def max_turn_length(self) -> int:
         """Sampled tokens of the longest turn."""
         own = [turn for turn, mine in zip(self.turn, self.is_action, strict=True) if mine]
         return max((own.count(turn) for turn in set(own)), default=0)

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from reward_models.chat_template import (
+from rlhf.data.conversation import RowDropped
+from rlhf.errors import UserError
+from rlhf.reward_models.chat_template import (
     TemplateRefused,
     fold_system,
     folds_system,
@@ -23,8 +25,6 @@ from reward_models.chat_template import (
     tools_of,
     with_tools,
 )
-from rlhf.data.conversation import RowDropped
-from rlhf.errors import UserError
 from rlhf.rollout.demonstrations import BLOCK, encode_demonstration
 
 Message = Mapping[str, Any]
@@ -61,7 +61,7 @@ class ChatFormat:
 
     Args:
         tokenizer: Tokenizer of the policy; it carries the template's options, see
-            ``reward_models.chat_template``.
+            ``rlhf.reward_models.chat_template``.
         chat: Use the chat template; None: where there is one.
         separator: Text between the turns of a base model.
         stop: Text that ends a base model's reply, for example a newline.

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from reward_models.chat_template import TemplateRefused, split_reasoning, tools_of
 from rlhf.data.conversation import RowDropped
+from rlhf.reward_models.chat_template import TemplateRefused, split_reasoning, tools_of
 
 if TYPE_CHECKING:
     from rlhf.rollout.chat_format import ChatFormat

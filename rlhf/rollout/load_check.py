@@ -16,13 +16,13 @@ import torch
 
 from rlhf.errors import UserError
 from rlhf.models.architecture import limits_of, text_config, usable_context
+from rlhf.models.fast.packing import restart_frequencies
+from rlhf.models.fast.passes import affordable_tokens
 from rlhf.models.load_check import evaluating, is_precise
 from rlhf.models.logprobs import bare, trunk_of
-from rlhf.models.packing import restart_frequencies
-from rlhf.models.passes import affordable_tokens
 from rlhf.models.reduced import reduced_copy
-from rlhf.rollout.decoder import read_anew
-from rlhf.rollout.sampler import Sampler
+from rlhf.rollout.sampling.continuous import Sampler
+from rlhf.rollout.sampling.decoder import read_anew
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from rlhf.rollout.spec import RolloutSpec
+from rlhf.config.rollout import RolloutSpec
 
 
 def truncate(logits: torch.Tensor, spec: RolloutSpec) -> torch.Tensor:

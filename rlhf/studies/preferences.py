@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.model import ModelSpec
+from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.files import write_jsonl
 from rlhf.data.preferences import Annotator, pairs_from_gold
-from rlhf.models.spec import ModelSpec
 from rlhf.rollout.seeds import training_seed
-from rlhf.rollout.spec import EnvSpec, RolloutSpec
-from rlhf.runs import Run
+from rlhf.run.directory import Run
 
 log = logging.getLogger(__name__)
 

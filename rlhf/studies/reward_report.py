@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf.config.data import DataSpec
+from rlhf.config.model import ModelSpec
+from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.files import read_rows, write_jsonl
 from rlhf.data.load import load, logged_rows
-from rlhf.data.spec import DataSpec
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
-from rlhf.models.spec import ModelSpec
-from rlhf.rollout.spec import EnvSpec, RolloutSpec
-from rlhf.runs import Run
+from rlhf.run.directory import Run
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ SCORERS: dict[str, str] = {
     "rmbench": "rm_bench",
     "judgebench": "judge_bench",
 }
-"""Benchmark -> the function of reward_models.benchmarks that scores its rows."""
+"""Benchmark -> the function of rlhf.reward_models.benchmarks that scores its rows."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def best_of_n(
     """Reward and gold of the reply that the reward chooses among n, with the fit of Gao et al."""
     from rlhf.evaluation.replies import score_replies
     from rlhf.models.rewards import load_rewards
-    from rlhf.studies.overoptimize_results import best_of_n_result
+    from rlhf.studies.overoptimize.results import best_of_n_result
 
     by = score_replies(reward, groups, what=reward.name)
     gold = score_replies(load_rewards(config.gold), groups, what="gold")
@@ -186,7 +186,7 @@ def save_calibration(folder: Path, report: Mapping[str, Any]) -> None:
     Raises:
         UserError: the folder has no reward_model.json, so it is not ours to change.
     """
-    from reward_models import Sidecar
+    from rlhf.reward_models import Sidecar
 
     sidecar = Sidecar.read(folder)
     if sidecar is None:
@@ -207,9 +207,9 @@ def report_on_benchmark(
     Raises:
         UserError: rows that lack the benchmark's columns.
     """
-    from reward_models import benchmarks
     from rlhf.evaluation.pairs import write_judgement
-    from rlhf.evaluation.report.rewards import benchmark_parts
+    from rlhf.reports.rewards import benchmark_parts
+    from rlhf.reward_models import benchmarks
 
     score: Callable[..., dict[str, Any]] = getattr(benchmarks, SCORERS[name])
     try:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from rlhf.models.packing import common_prefix
+from rlhf.models.fast.packing import common_prefix
 
 
 def micro_batches(
@@ -17,7 +17,7 @@ def micro_batches(
     units: Sequence[int],
     *,
     max_tokens: int,
-    packs: bool,
+    packed: bool,
 ) -> list[list[int]]:
     """Rows in portions of at most ``max_tokens``; units stay whole.
 
@@ -35,7 +35,7 @@ def micro_batches(
     for row, unit in enumerate(units):
         members.setdefault(unit, []).append(row)
     portions = list(members.values())
-    if packs:
+    if packed:
         return _in_order(portions, tokens.cpu().numpy(), lengths, max_tokens)
     return _by_length(portions, lengths, max_tokens)
 

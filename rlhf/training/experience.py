@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from rlhf.algorithms import penalties
-from rlhf.algorithms.constraints import RewardMoments
-from rlhf.algorithms.credit import Credit, advantages_for, shape_rewards
-from rlhf.algorithms.divergence import sequence_kl
+from rlhf.algorithms.controllers import RewardMoments
+from rlhf.algorithms.credit import Credit, advantages_for, penalized_rewards
+from rlhf.algorithms.kl import sequence_kl
 from rlhf.algorithms.losses import explained_variance
 from rlhf.algorithms.registry import Algorithm
+from rlhf.config.online import OnlineConfig
 from rlhf.errors import UserError
 from rlhf.rollout.batch import Batch, Rollout
 from rlhf.training.batching import micro_batches
-from rlhf.training.online_config import OnlineConfig
 from rlhf.training.session import Session
 
 
@@ -132,7 +132,7 @@ def shape_scores(
     shaped = penalties.missing_eos(shaped, finished, penalty=shaping.missing_eos_penalty)
     shaped = shaped + penalties.length_penalty(lengths, per_token=shaping.length_penalty)
     shaped = shaped + penalties.soft_overlong(
-        torch.tensor([rollout.longest_reply for rollout in rollouts]),
+        torch.tensor([rollout.max_turn_length for rollout in rollouts]),
         max_tokens=config.rollout.max_new_tokens,
         fraction=algorithm.settings.overlong_fraction,
     )
@@ -150,7 +150,7 @@ def prepare(session: Session, batch: Batch) -> Experience:
     """Score a batch under the policy and the reference, and assign credit."""
     algorithm = session.algorithm
     old, values, last, ref, entropy = _score_all(session, batch)
-    rewards = shape_rewards(
+    rewards = penalized_rewards(
         algorithm,
         batch.rewards,
         batch.action_mask,
@@ -192,15 +192,15 @@ def _score_all(
     The processes share the micro-batches; each ends with all of the tensors.
     """
     policy, reference, config = session.policy, session.reference, session.config
-    old = torch.zeros(batch.tokens.shape, dtype=policy.precise, device=policy.device)
+    old = torch.zeros(batch.tokens.shape, dtype=policy.logprob_dtype, device=policy.device)
     values, ref, entropy = (torch.zeros_like(old) for _ in range(3))
-    last = torch.zeros(len(batch), dtype=policy.precise, device=policy.device)
+    last = torch.zeros(len(batch), dtype=policy.logprob_dtype, device=policy.device)
     parts = micro_batches(
         batch.tokens,
         batch.attention_mask,
         range(len(batch)),
         max_tokens=config.micro_batch_tokens,
-        packs=policy.packs_rows(batch.attention_mask),
+        packed=policy.packs_rows(batch.attention_mask),
     )
     for rows in session.world.mine(parts):
         part = batch.rows(torch.tensor(rows, device=policy.device))

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
+from rlhf.config.offline import OfflineConfig
+from rlhf.config.optimization import NativeOptions
 from rlhf.models.precision import MasterAdamW
 from rlhf.models.trainable import Movement, set_dropout
-from rlhf.runs import Run
+from rlhf.run.directory import Run
 from rlhf.training.batching import micro_batches
 from rlhf.training.distributed import World, join
-from rlhf.training.meter import Meter
-from rlhf.training.native_config import NativeOptions
 from rlhf.training.native_tasks import Example, Examples, Task, collate
-from rlhf.training.offline_config import OfflineConfig
 from rlhf.training.stages import Work, num_steps, warmup_steps
+from rlhf.training.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class Lesson:
     references: dict[str, list[Tensor]] = field(default_factory=dict)
     """Of each set, where the task has a reference."""
     progress: Progress = field(default_factory=Progress)
-    meter: Meter | None = None
+    meter: Throughput | None = None
     """Counts what steps cost, for a profile."""
     dropout: bool = False
     """Whether dropout is active in updates."""
@@ -130,7 +130,7 @@ def open_lesson(
     )
     lesson.dropout = work.dropout
     if config.profile:
-        lesson.meter = Meter(learner)
+        lesson.meter = Throughput(learner)
     return lesson
 
 
@@ -152,7 +152,7 @@ def _places(lesson: Lesson, batch: Examples) -> list[Tensor]:
         batch.attention_mask,
         batch.units.tolist(),
         max_tokens=lesson.config.micro_batch_size * lesson.config.max_length,
-        packs=lesson.learner.packs_rows(batch.attention_mask),
+        packed=lesson.learner.packs_rows(batch.attention_mask),
     )
     device = lesson.learner.device
     return [torch.tensor(rows, device=device) for rows in lesson.world.mine(parts)]
@@ -191,7 +191,7 @@ def references_of(lesson: Lesson, run: Run, path: Path) -> dict[str, list[Tensor
         table = [torch.zeros(0)] * len(lesson.sets[name])
         for rows in parts:
             batch = batch_of(lesson, name, rows)
-            scored = torch.zeros(batch.tokens.shape, dtype=lesson.learner.precise)
+            scored = torch.zeros(batch.tokens.shape, dtype=lesson.learner.logprob_dtype)
             for places in _places(lesson, batch):
                 part = batch.rows(places)
                 width = part.tokens.shape[1]

@@ -13,19 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.algorithms.tally import Tally
+from rlhf.algorithms.metrics import MetricSums
+from rlhf.config.offline import OfflineConfig
+from rlhf.config.optimization import native_options
 from rlhf.errors import UserError
-from rlhf.evaluation.report.alarms import Watch
 from rlhf.models.trainable import set_dropout
-from rlhf.progress import OFFLINE, Reporter
-from rlhf.runs import Run
+from rlhf.reports.diagnostics import TrainingMonitor
+from rlhf.run.directory import Run
+from rlhf.run.interrupt import StopRequest
+from rlhf.run.progress import OFFLINE, Reporter
 from rlhf.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     save_best,
     save_checkpoint,
 )
-from rlhf.training.interrupt import StopRequest
 from rlhf.training.lesson import (
     Lesson,
     batch_of,
@@ -34,9 +36,7 @@ from rlhf.training.lesson import (
     portions,
     references_of,
 )
-from rlhf.training.native_config import native_options
 from rlhf.training.native_tasks import TASKS, Examples
-from rlhf.training.offline_config import OfflineConfig
 from rlhf.training.stages import Stage, Work, evaluation_steps, logging_steps
 
 
@@ -90,9 +90,9 @@ def _steps(lesson: Lesson, run: Run, stop: StopRequest) -> None:
     progress, total = lesson.progress, lesson.schedule.num_steps
     every = evaluation_steps(lesson.config, total)
     often = lesson.options.logging_steps or logging_steps(total)
-    watch = Watch(run.directory, run.config)
+    watch = TrainingMonitor(run.directory, run.config)
     with Reporter(run.directory.name, total, start=progress.step, slots=OFFLINE) as bar:
-        tally, norms, tokens = Tally(), [], 0
+        tally, norms, tokens = MetricSums(), [], 0
         while progress.step < total and not stop.asked and not _patience_is_over(lesson):
             found, norm, count = learn(lesson)
             tally, norms, tokens = tally + found, [*norms, norm], tokens + count
@@ -105,7 +105,7 @@ def _steps(lesson: Lesson, run: Run, stop: StopRequest) -> None:
                     "train/learning_rate": lesson.scheduler.get_last_lr()[0],
                     "train/tokens": tokens,
                 }
-                tally, norms, tokens = Tally(), [], 0
+                tally, norms, tokens = MetricSums(), [], 0
                 if lesson.meter:
                     metrics |= lesson.meter.take()
             if due:
@@ -120,7 +120,7 @@ def _steps(lesson: Lesson, run: Run, stop: StopRequest) -> None:
                 _save(lesson, run)
 
 
-def learn(lesson: Lesson) -> tuple[Tally, float, int]:
+def learn(lesson: Lesson) -> tuple[MetricSums, float, int]:
     """One optimizer step: (what it told, gradient norm, tokens of the examples)."""
     chosen = lesson.schedule.rows(lesson.progress.step)
     batch = batch_of(lesson, "train", chosen)
@@ -129,12 +129,12 @@ def learn(lesson: Lesson) -> tuple[Tally, float, int]:
     return told, norm, int(batch.attention_mask.sum())
 
 
-def _update(lesson: Lesson, batch: Examples) -> tuple[Tally, float]:
+def _update(lesson: Lesson, batch: Examples) -> tuple[MetricSums, float]:
     """What a batch told, and the norm of its gradient; the model changes in place."""
     learner = lesson.learner
     torch.manual_seed(lesson.config.seed + lesson.progress.step)  # of dropout
     set_dropout(learner.model, active=lesson.dropout)
-    count, total = lesson.task.count(batch), Tally()
+    count, total = lesson.task.count(batch), MetricSums()
     for part in portions(lesson, batch):
         loss, told = lesson.task.loss(learner, part, count=count, **_own(lesson))
         loss.backward()
@@ -149,20 +149,20 @@ def _update(lesson: Lesson, batch: Examples) -> tuple[Tally, float]:
     lesson.optimizer.step()
     lesson.scheduler.step()
     lesson.optimizer.zero_grad(set_to_none=True)
-    return sum(lesson.world.gather(total), Tally()), norm
+    return sum(lesson.world.gather(total), MetricSums()), norm
 
 
 @torch.no_grad()
 def evaluate(lesson: Lesson) -> dict[str, float]:
     """Metrics on the held-out examples."""
     set_dropout(lesson.learner.model, active=False)
-    total = Tally()
+    total = MetricSums()
     for rows in chunks(range(len(lesson.sets["eval"])), lesson.config.batch_size):
         batch = batch_of(lesson, "eval", rows)
         for part in portions(lesson, batch):
             count = lesson.task.count(part)
             total = total + lesson.task.loss(lesson.learner, part, count=count, **_own(lesson))[1]
-    return _named("eval", sum(lesson.world.gather(total), Tally()))
+    return _named("eval", sum(lesson.world.gather(total), MetricSums()))
 
 
 def _own(lesson: Lesson) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _own(lesson: Lesson) -> dict[str, Any]:
     return {name: getattr(lesson.options, name) for name in lesson.task.settings}
 
 
-def _named(split: str, tally: Tally) -> dict[str, float]:
+def _named(split: str, tally: MetricSums) -> dict[str, float]:
     return {f"{split}/{name}": value for name, value in tally.compute().items()}
 
 

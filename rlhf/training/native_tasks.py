@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reward_models.losses import IGNORED, bradley_terry, centring
 from rlhf.algorithms.losses import likelihood_loss
-from rlhf.algorithms.tally import Tally, masked_mean
+from rlhf.algorithms.metrics import MetricSums, masked_mean
+from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
+from rlhf.models.fast.passes import enable_fast_passes
 from rlhf.models.heads import Policy, Scored
 from rlhf.models.logprobs import trunk_of
-from rlhf.models.packing import computed_tokens, hidden_states, packs_rows
-from rlhf.models.passes import use_fast_passes
 from rlhf.models.saving import restore_model, save_model
+from rlhf.reward_models.losses import IGNORED, bradley_terry, centring
 from rlhf.rollout.batch import pad_right, some_rows
 
 Row = Mapping[str, Any]
@@ -97,7 +97,7 @@ class Scorer:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
-        self.packs = use_fast_passes(model)
+        self.supports_packing = enable_fast_passes(model)
 
     def modules(self) -> dict[str, nn.Module]:
         """Everything that is trained, by name."""
@@ -117,7 +117,7 @@ class Scorer:
 
     def computed_tokens(self, tokens: Tensor, attention_mask: Tensor) -> int:
         """Tokens that one pass over a batch costs."""
-        return computed_tokens(tokens, attention_mask, packs=self.packs_rows(attention_mask))
+        return computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
 
     def packs_rows(self, attention_mask: Tensor) -> bool:
         """Whether one pass over rows [B, T] packs them."""
@@ -130,7 +130,7 @@ class Scorer:
         return self.model.score(hidden.index_select(0, last))[:, 0]
 
 
-def sft_loss(policy: Policy, part: Examples, *, count: Tensor) -> tuple[Tensor, Tally]:
+def sft_loss(policy: Policy, part: Examples, *, count: Tensor) -> tuple[Tensor, MetricSums]:
     """Mean negative log-likelihood of the completions' tokens."""
     scored = _scored(policy, part)
     mask = part.action_mask
@@ -141,7 +141,7 @@ def sft_loss(policy: Policy, part: Examples, *, count: Tensor) -> tuple[Tensor, 
         denominator=count,
         aggregation="token",
     )
-    told = Tally(means={"loss": masked_mean(-scored.logprobs, mask)})
+    told = MetricSums(means={"loss": masked_mean(-scored.logprobs, mask)})
     return _balanced(loss, told, scored, mask, share=mask.sum() / count)
 
 
@@ -152,7 +152,7 @@ def dpo_loss(
     count: Tensor,
     beta: float,
     weights: Mapping[str, float],
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, MetricSums]:
     """DPO (Rafailov et al. 2023, eq. 7), and where asked for the chosen replies' likelihood beside
     it (Pang et al. 2024, arXiv:2404.19733).
 
@@ -170,7 +170,7 @@ def dpo_loss(
         first = mask & part.first[:, None]
         likelihood = -torch.where(first, scored.logprobs, 0.0).sum() / count[1]
         loss = loss + weights["sft"] * likelihood
-        told = told + Tally(means={"loss_sft": masked_mean(-scored.logprobs, first)})
+        told = told + MetricSums(means={"loss_sft": masked_mean(-scored.logprobs, first)})
     pairs = torch.ones_like(per_pair, dtype=torch.bool)
     return _balanced(loss, told, scored, pairs, share=pairs.sum() / count[0])
 
@@ -182,8 +182,8 @@ def _scored(policy: Policy, part: Examples) -> Scored:
 
 
 def _balanced(
-    loss: Tensor, told: Tally, scored: Scored, mask: Tensor, *, share: Tensor
-) -> tuple[Tensor, Tally]:
+    loss: Tensor, told: MetricSums, scored: Scored, mask: Tensor, *, share: Tensor
+) -> tuple[Tensor, MetricSums]:
     """A loss with the load-balancing loss of a mixture of experts, where the model asks for it.
 
     The portions of a batch weigh in it by their ``share``; the ``mask`` counts for its mean.
@@ -194,7 +194,7 @@ def _balanced(
     balance = masked_mean(each, mask)
     added = told.means["loss"] + balance * torch.tensor([1.0, 0.0], device=balance.device)
     means = {**told.means, "loss": added, "loss_balance": balance}
-    return loss + share * scored.balance, Tally(means=means)
+    return loss + share * scored.balance, MetricSums(means=means)
 
 
 def reward_loss(
@@ -203,7 +203,7 @@ def reward_loss(
     *,
     count: Tensor,
     center_rewards_coefficient: float | None,
-) -> tuple[Tensor, Tally]:
+) -> tuple[Tensor, MetricSums]:
     """Bradley-Terry, with margins and centring where the data or the options have them."""
     scores = scorer.score(part.tokens, part.attention_mask)
     chosen, rejected = _pairs(scores, part)
@@ -220,10 +220,10 @@ def _pairs(values: Tensor, part: Examples) -> tuple[Tensor, Tensor]:
     return tuple(values[order].view(-1, 2).unbind(1))  # type: ignore[return-value]
 
 
-def _told(per_pair: Tensor, chosen: Tensor, rejected: Tensor) -> Tally:
+def _told(per_pair: Tensor, chosen: Tensor, rejected: Tensor) -> MetricSums:
     every = torch.ones_like(per_pair, dtype=torch.bool)
     wins = (chosen > rejected).to(per_pair.dtype) + 0.5 * (chosen == rejected)
-    return Tally(
+    return MetricSums(
         means={
             "loss": masked_mean(per_pair, every),
             "accuracy": masked_mean(wins, every),
@@ -270,7 +270,7 @@ class Task:
     """From a row of the encoded data set."""
     learner: Callable[[Any, Any], Any]
     """From the model and its tokenizer."""
-    loss: Callable[..., tuple[Tensor, Tally]]
+    loss: Callable[..., tuple[Tensor, MetricSums]]
     """(learner, portion, count=..., **settings) -> loss and metrics."""
     count: Callable[[Examples], Tensor]
     """What the loss of a whole batch is divided by."""

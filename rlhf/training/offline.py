@@ -17,8 +17,10 @@ import torch
 import transformers
 import trl
 
+from rlhf.config.data import DataSpec
+from rlhf.config.offline import LEARNING_RATES, OWNED, OfflineConfig
+from rlhf.config.optimization import native_options
 from rlhf.data.load import load
-from rlhf.data.spec import DataSpec
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.models.adapters import name_base_of_checkpoints, share_base
@@ -29,15 +31,11 @@ from rlhf.models.precision import MasterAdamW, default_device
 from rlhf.models.saving import save_model
 from rlhf.models.trainable import Movement, make_frozen, warn_of_dropout
 from rlhf.rollout.chat_format import generation_stop_ids
-from rlhf.runs import Run, seed_everything
-from rlhf.training import reward
-from rlhf.training.examples import Encoder
-from rlhf.training.interrupt import StopRequest
+from rlhf.run.directory import Run, seed_everything
+from rlhf.run.interrupt import StopRequest
 from rlhf.training.native import train_native
-from rlhf.training.native_config import native_options
 from rlhf.training.native_tasks import TASKS
-from rlhf.training.offline_config import LEARNING_RATES, OWNED, OfflineConfig
-from rlhf.training.recorder import Recorder
+from rlhf.training.reward_models import stage as reward
 from rlhf.training.stages import (
     Row,
     Stage,
@@ -47,7 +45,9 @@ from rlhf.training.stages import (
     num_steps,
     warmup_steps,
 )
+from rlhf.training.trl.callback import Recorder
 from rlhf.training.trl.columns import LabelCollator, PairCollator
+from rlhf.training.trl.examples import Encoder
 
 log = logging.getLogger(__name__)
 

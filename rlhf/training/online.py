@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from envs.items import is_separable
 from rlhf.algorithms.advantages import informative_groups
+from rlhf.config.online import OnlineConfig
+from rlhf.envs.items import is_separable
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluate import (
     bounds,
@@ -24,15 +25,16 @@ from rlhf.evaluation.evaluate import (
     summarise,
     write_evaluation,
 )
-from rlhf.evaluation.report.alarms import Watch
 from rlhf.models.adapters import share_base
 from rlhf.models.flops import update_flops
-from rlhf.profiling import usage
-from rlhf.progress import Reporter, online_slots
+from rlhf.reports.diagnostics import TrainingMonitor
 from rlhf.rollout.batch import Rollout, collate
-from rlhf.rollout.collect import Collector, Start
+from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.items import describe_items
-from rlhf.runs import Run
+from rlhf.run.directory import Run
+from rlhf.run.interrupt import StopRequest
+from rlhf.run.profiling import usage
+from rlhf.run.progress import Reporter, online_slots
 from rlhf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from rlhf.training.experience import (
     Experience,
@@ -41,11 +43,9 @@ from rlhf.training.experience import (
     score_rollouts,
     shape_scores,
 )
-from rlhf.training.interrupt import StopRequest
-from rlhf.training.online_config import OnlineConfig
+from rlhf.training.optimize import learn
 from rlhf.training.session import Session, open_session
 from rlhf.training.token_table import token_table
-from rlhf.training.update import learn
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def train_online(name: str, config: OnlineConfig, run: Run) -> Path:
                 run.directory.name, config.num_steps, start=step, slots=online_slots(run.config)
             ) as bar,
         ):
-            watch = Watch(run.directory, run.config)
+            watch = TrainingMonitor(run.directory, run.config)
             while step < config.num_steps and not session.kl.stop:
                 metrics = train_step(session, run, step)
                 step += 1
@@ -135,7 +135,7 @@ def profile(
     session: Session, experience: Experience, seconds: Mapping[str, float]
 ) -> dict[str, float]:
     """What `profile: true` tells of a step beside its seconds."""
-    if session.ceiling is None:
+    if session.peak_flops is None:
         return {}
     batch, settings = experience.batch, session.algorithm.settings
     real, sampled = int(batch.attention_mask.sum()), int(batch.action_mask.sum())
@@ -144,7 +144,7 @@ def profile(
     rate = settings.num_epochs * flops / seconds["time/update"]
     return {
         "profile/tokens_per_second": sampled / sum(seconds.values()),
-        **usage(real=real, computed=computed, flops=rate, ceiling=session.ceiling),
+        **usage(real=real, computed=computed, flops=rate, peak_flops=session.peak_flops),
     }
 
 
@@ -224,7 +224,7 @@ def _skipped(session: Session, run: Run, step: int, gathered: Gathered) -> dict[
     }
 
 
-def play(session: Session, starts: Sequence[Start], collector: Collector) -> list[Rollout]:
+def play(session: Session, starts: Sequence[EpisodeSeed], collector: Collector) -> list[Rollout]:
     """Episodes with the scores of all rewards, trained and measured."""
     rollouts = collector.collect(session.policy.model, starts, allow_none=True)
     if not rollouts:

@@ -10,7 +10,7 @@ from typing import Any
 from gymnasium.spaces import Discrete
 from transformers import get_scheduler
 
-from rlhf.algorithms.constraints import (
+from rlhf.algorithms.controllers import (
     AdaptiveKL,
     BudgetKL,
     FixedKL,
@@ -18,29 +18,29 @@ from rlhf.algorithms.constraints import (
     RewardMoments,
 )
 from rlhf.algorithms.registry import Algorithm
+from rlhf.config.online import KLSpec, OnlineConfig, algorithm_of
+from rlhf.config.rollout import RolloutSpec
 from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
-from rlhf.models.flops import ceiling
+from rlhf.models.flops import peak_flops
 from rlhf.models.heads import Policy, Reference
 from rlhf.models.loading import load_model
 from rlhf.models.precision import MasterAdamW
 from rlhf.models.rewards import load_rewards
 from rlhf.models.trainable import Movement, warn_of_dropout
-from rlhf.profiling import Stopwatch
 from rlhf.rollout.chat_format import prompt_of
-from rlhf.rollout.collect import Collector, Start
+from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.items import Openings
 from rlhf.rollout.seeds import training_seed
-from rlhf.rollout.spec import RolloutSpec
+from rlhf.run.profiling import Stopwatch
 from rlhf.training.distributed import World, join
-from rlhf.training.online_config import KLSpec, OnlineConfig, algorithm_of
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class StartCounter:
+class EpisodeCounter:
     """Start states handed out so far: the position in the data."""
 
     count: int = 0
@@ -53,11 +53,11 @@ class StartCounter:
         """Restore what ``state_dict`` gave."""
         self.count = int(state["count"])
 
-    def take(self, run_seed: int, groups: int, group_size: int) -> list[Start]:
+    def take(self, run_seed: int, groups: int, group_size: int) -> list[EpisodeSeed]:
         """The next groups of episodes; a group shares its start state."""
         first, self.count = self.count, self.count + groups
         return [
-            Start(training_seed(run_seed, group), group, member)
+            EpisodeSeed(training_seed(run_seed, group), group, member)
             for group in range(first, self.count)
             for member in range(group_size)
         ]
@@ -83,10 +83,10 @@ class Session:
     movement: Movement
     """Of the policy since the start of the run."""
     moments: RewardMoments = field(default_factory=RewardMoments)
-    starts: StartCounter = field(default_factory=StartCounter)
+    starts: EpisodeCounter = field(default_factory=EpisodeCounter)
     openings: Openings = field(default_factory=Openings)
     watch: Stopwatch = field(default_factory=Stopwatch)
-    ceiling: float | None = None
+    peak_flops: float | None = None
     """Operations per second that the machine reaches at best; measured for a profile."""
 
     def stateful(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def open_session(name: str, config: OnlineConfig) -> Session:
         multiplier=make_multiplier(algorithm),
         movement=Movement(model),
         watch=watch,
-        ceiling=ceiling(model.dtype, policy.device) if config.profile else None,
+        peak_flops=peak_flops(model.dtype, policy.device) if config.profile else None,
     )
 
 

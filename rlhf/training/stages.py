@@ -10,8 +10,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from rlhf.runs import Run
-from rlhf.training.offline_config import OfflineConfig
+from rlhf.config.offline import OfflineConfig
+from rlhf.run.directory import Run
 
 Row = dict[str, Any]
 
@@ -50,7 +50,7 @@ class Stage:
     trainer: type
     options: type
     data: str
-    """Kind of the rows, see `rlhf.data.spec.Kind`."""
+    """Kind of the rows, see `rlhf.config.data.Kind`."""
     learning_rate: float
     prepare: Callable[[Any, list[Row]], Work]
     """(configuration, training rows) -> what the stage brings."""

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.credit import advantages_for, shape_rewards
+from rlhf.algorithms.credit import advantages_for, penalized_rewards
+from rlhf.algorithms.metrics import MetricSums
 from rlhf.algorithms.registry import configure
-from rlhf.algorithms.tally import Tally
 from rlhf.algorithms.update import denominator_for, policy_loss_for, value_loss_for
 
 EPISODES, GROUP, LENGTH = 12, 3, 7
@@ -50,7 +50,7 @@ def off_policy(name: str, **overrides: object) -> Algorithm:
 
 def run(
     algorithm: Algorithm, batch: dict[str, Tensor], cuts: list[list[int]] | None = None
-) -> tuple[Tensor, Tensor, Tally]:
+) -> tuple[Tensor, Tensor, MetricSums]:
     """Gradients by log-probabilities and by values, and the tally, over the given micro-batches.
 
     None means one micro-batch. Slots outside the mask are nan.
@@ -61,7 +61,7 @@ def run(
         for key, value in batch.items()
     }
     logprobs, values = (x[key].clone().requires_grad_() for key in ("logprobs", "values"))
-    rewards = shape_rewards(
+    rewards = penalized_rewards(
         algorithm,
         x["rewards"],
         mask,
@@ -83,7 +83,7 @@ def run(
         sampler_logprobs=x["sampler_logprobs"],
     )
     denominator = denominator_for(algorithm, credit.mask, max_tokens=LENGTH)
-    tokens, tally = credit.mask.sum(), Tally()
+    tokens, tally = credit.mask.sum(), MetricSums()
     for cut in cuts or [list(range(EPISODES))]:
         rows = torch.tensor(cut)
         part = credit.rows(rows)

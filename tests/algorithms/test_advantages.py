@@ -11,7 +11,6 @@ from rlhf.algorithms.advantages import (
     best_and_worst,
     best_of_group,
     broadcast_to_tokens,
-    correct_mismatch,
     gae,
     group_relative,
     group_return_to_go,
@@ -22,6 +21,7 @@ from rlhf.algorithms.advantages import (
     return_to_go,
     scale_to_unit_variance,
     trajectory_return,
+    truncated_importance_weights,
     turn_gae,
     whiten,
 )
@@ -212,5 +212,5 @@ def test_the_sampler_mismatch_is_weighed_and_capped():
     old = torch.tensor([[0.5, torch.nan, 0.8, 0.9]]).log()
     sampler = torch.tensor([[0.4, torch.nan, 0.2, 1.0]]).log()
     # ratios 1.25, 4 (capped at 2), 0.9
-    found = correct_mismatch(advantages, old, sampler, mask, cap=2.0)
+    found = truncated_importance_weights(advantages, old, sampler, mask, cap=2.0)
     torch.testing.assert_close(found, torch.tensor([[2.5, 0.0, -2.0, 3.6]]))

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlhf.algorithms.constraints import (
+from rlhf.algorithms.controllers import (
     AdaptiveKL,
     BudgetKL,
     FixedKL,

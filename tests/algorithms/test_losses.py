@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.divergence import aggregate, kl_estimate, kl_loss, sequence_kl
+from rlhf.algorithms.kl import aggregate, kl_estimate, kl_loss, sequence_kl
 from rlhf.algorithms.losses import (
     clipped_weight_loss,
     entropy_bonus,

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from rlhf.algorithms.credit import advantages_for, shape_rewards
+from rlhf.algorithms.credit import advantages_for, penalized_rewards
+from rlhf.algorithms.metrics import MetricSums, masked_mean
 from rlhf.algorithms.registry import configure
-from rlhf.algorithms.tally import Tally, masked_mean
 from rlhf.algorithms.update import denominator_for, policy_loss_for, value_loss_for
 
 NAN = math.nan
@@ -15,7 +15,7 @@ MASK = torch.tensor([[True, True, False], [True, False, False]])
 
 
 def test_divergence_in_the_reward():
-    found = shape_rewards(
+    found = penalized_rewards(
         configure("rloo"),
         torch.tensor([[0.0, 1.0, NAN], [NAN, NAN, NAN]]),
         MASK,
@@ -30,12 +30,12 @@ def test_divergence_in_the_reward():
 def test_rewards_stay_where_the_row_charges_nothing():
     rewards = torch.tensor([[0.0, 1.0, NAN], [2.0, NAN, NAN]])
     for name in ("grpo", "dapo", "online_dpo"):
-        found = shape_rewards(configure(name), rewards, MASK, kl_coef=0.1)
+        found = penalized_rewards(configure(name), rewards, MASK, kl_coef=0.1)
         assert found.tolist() == [[0.0, 1.0, 0.0], [2.0, 0.0, 0.0]]
 
 
 def test_costs_in_the_reward():
-    found = shape_rewards(
+    found = penalized_rewards(
         configure("ppo_lagrangian", kl_placement="none"),
         torch.tensor([[0.0, 1.0, NAN], [2.0, NAN, NAN]]),
         MASK,
@@ -47,7 +47,7 @@ def test_costs_in_the_reward():
 
 def test_a_missing_input_is_named():
     with pytest.raises(ValueError, match="needs ref_logprobs"):
-        shape_rewards(configure("rloo"), MASK.float(), MASK, old_logprobs=MASK.float())
+        penalized_rewards(configure("rloo"), MASK.float(), MASK, old_logprobs=MASK.float())
     with pytest.raises(ValueError, match="needs values"):
         advantages_for(configure("ppo"), MASK.float(), MASK)
     with pytest.raises(ValueError, match="needs groups"):
@@ -176,15 +176,15 @@ def test_a_batch_of_one_token():
 
 def test_tally_is_the_mean_of_all_not_of_the_means():
     mask = torch.tensor([True, True, False])
-    left = Tally(
+    left = MetricSums(
         means={"a": masked_mean(torch.tensor([1.0, 2.0, NAN]), mask)},
         sums={"loss": torch.tensor(0.5)},
         maxima={"top": torch.tensor(3.0)},
     )
-    right = Tally(
+    right = MetricSums(
         means={"a": masked_mean(torch.tensor([9.0]), mask[:1])},
         sums={"loss": torch.tensor(0.25)},
         maxima={"top": torch.tensor(1.0)},
     )
-    both = (Tally() + left + right).compute()
+    both = (MetricSums() + left + right).compute()
     assert both == {"a": 4.0, "loss": 0.75, "top": 3.0}

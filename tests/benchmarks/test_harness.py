@@ -13,7 +13,7 @@ from benchmarks.harness import Plan, run_workload
 from benchmarks.summary import Step as OwnStep
 from benchmarks.workloads import WORKLOADS, Side, Workload
 from rlhf.errors import UserError
-from tests.benchmarks.sides import WORK
+from tests.helpers.benchmark_sides import WORK
 
 STEPS: list[str] = []
 PLAN = Plan(warmup=1, rounds=3, quiet=99.0, patience=0.0, model="any")
@@ -21,11 +21,12 @@ PLAN = Plan(warmup=1, rounds=3, quiet=99.0, patience=0.0, model="any")
 STARTER = """
 import sys
 from benchmarks.workloads import WORKLOADS, Side, Workload
-from tests.benchmarks.sides import WORK
-sides = {n: Side(n, "tests.benchmarks.sides:count", {"work": w}) for n, w in WORK.items()}
-WORKLOADS["counting"] = Workload("c", "u", sides, prepare="tests.benchmarks.sides:prepare")
-WORKLOADS["failing"] = Workload("f", "u", {"ours": Side("ours", "tests.benchmarks.sides:fail")})
-from benchmarks.child import main
+from tests.helpers.benchmark_sides import WORK
+sides = {n: Side(n, "tests.helpers.benchmark_sides:count", {"work": w}) for n, w in WORK.items()}
+WORKLOADS["counting"] = Workload("c", "u", sides, prepare="tests.helpers.benchmark_sides:prepare")
+failing = {"ours": Side("ours", "tests.helpers.benchmark_sides:fail")}
+WORKLOADS["failing"] = Workload("f", "u", failing)
+from benchmarks.worker import main
 main(*sys.argv[1:])
 """
 

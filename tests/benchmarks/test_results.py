@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import expand
-from benchmarks.child import find
 from benchmarks.results import append, machine_of, newest, read, stamp
 from benchmarks.table import BEGIN, END, write_page
 from benchmarks.texts import lognormal_lengths, mixed_lengths
+from benchmarks.worker import find
 from benchmarks.workloads import WORKLOADS
 from rlhf.errors import UserError
 

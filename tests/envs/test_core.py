@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv
 
-import envs
-from envs.core import FreeText
-from envs.echo import Echo
-from envs.prompts import PromptEnv
-from envs.vector import TextVectorEnv, batch_infos
+from rlhf import envs
+from rlhf.envs.core import FreeText
+from rlhf.envs.echo import Echo
+from rlhf.envs.prompts import PromptEnv
+from rlhf.envs.vector import TextVectorEnv, batch_infos
 
 
 def test_free_text_admits_any_unicode_and_checks_only_length():
@@ -97,7 +97,7 @@ def test_make_vec_passes_keyword_arguments_and_time_limits():
 
 
 def test_importing_envs_stays_light():
-    code = "import envs, sys; print({'torch', 'transformers', 'rlhf'} & set(sys.modules))"
+    code = "import rlhf.envs, sys; print({'torch', 'transformers', 'rlhf'} & set(sys.modules))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "set()"
 
@@ -153,11 +153,11 @@ def test_prompt_env_refuses_bad_prompts(prompts):
 
 def test_every_registered_id_has_a_vector_entry_point():
     for name in envs.TASKS:
-        assert gym.spec(f"text/{name}").vector_entry_point == f"envs.vector:text/{name}"
+        assert gym.spec(f"text/{name}").vector_entry_point == f"rlhf.envs.vector:text/{name}"
 
 
 def test_only_ids_are_vector_entry_points():
-    from envs import vector
+    from rlhf.envs import vector
 
     with pytest.raises(AttributeError):
         _ = vector.nothing

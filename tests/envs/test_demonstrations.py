@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-import envs
-from envs import preference_bandit
-from envs.demonstrations import write_demonstrations
+from rlhf import envs
+from rlhf.envs import preference_bandit
+from rlhf.envs.demonstrations import write_demonstrations
 
 
 def rows(path) -> list[dict]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
-from envs.catalogue import catalogue
-from envs.check import check
+from rlhf.envs.catalogue import catalogue
+from rlhf.envs.check import check
 
 PAGE = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)

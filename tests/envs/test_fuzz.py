@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import envs
-from envs.check import JUNK
-from envs.core import plain
-from envs.parsing import PARSERS
-from envs.preference_bandit import CONTEXTS, gold_score, parse_reply, proxy_score
+from rlhf import envs
+from rlhf.envs.check import JUNK
+from rlhf.envs.core import plain
+from rlhf.envs.parsing import PARSERS
+from rlhf.envs.preference_bandit import CONTEXTS, gold_score, parse_reply, proxy_score
 
 MADE = {name: gym.make(f"text/{name}").unwrapped for name in envs.TASKS}
 PIECES = (

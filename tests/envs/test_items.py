@@ -7,14 +7,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import envs
-from envs.adversary import beaten
-from envs.catalogue import catalogue
-from envs.core import TextEnv
-from envs.demonstrations import write_demonstrations
-from envs.exact import exact_value
-from envs.items import half_of, is_separable, split_items, split_kwargs
-from envs.wrappers import FewShot, InvalidActions
+from rlhf import envs
+from rlhf.envs.adversary import beaten
+from rlhf.envs.catalogue import catalogue
+from rlhf.envs.core import TextEnv
+from rlhf.envs.demonstrations import write_demonstrations
+from rlhf.envs.exact import exact_value
+from rlhf.envs.items import half_of, is_separable, split_items, split_kwargs
+from rlhf.envs.wrappers import FewShot, InvalidActions
 
 OWN = ["KeyDoor", "KnowledgeGraph", "ProgramSynthesis"]
 
@@ -168,9 +168,9 @@ def test_own_tasks_that_cannot_be_split_say_why():
 
 def test_seeds_of_training_and_evaluation_deal_different_items():
     """Through the seeds that runs use, for what a run makes by itself."""
-    from rlhf.rollout.collect import make_env_factory
+    from rlhf.config.rollout import EnvSpec
+    from rlhf.rollout.collector import make_env_factory
     from rlhf.rollout.seeds import evaluation_seed, training_seed
-    from rlhf.rollout.spec import EnvSpec
 
     for name, run in itertools.product(OWN, (0, 7)):
         spec = EnvSpec(id=f"text/{name}-v0")

@@ -8,16 +8,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import envs
-from envs import key_door, kuhn_poker, tictactoe
-from envs.bandit import Bandit
-from envs.guess_number import GuessNumber
-from envs.key_door import KeyDoor
-from envs.kuhn_poker import KuhnPoker
-from envs.tictactoe import TicTacToe
-from envs.tmaze import TMaze
-from envs.tool_lookup import ToolLookup
-from envs.wordle import Wordle, mark
+from rlhf import envs
+from rlhf.envs import key_door, kuhn_poker, tictactoe
+from rlhf.envs.bandit import Bandit
+from rlhf.envs.guess_number import GuessNumber
+from rlhf.envs.key_door import KeyDoor
+from rlhf.envs.kuhn_poker import KuhnPoker
+from rlhf.envs.tictactoe import TicTacToe
+from rlhf.envs.tmaze import TMaze
+from rlhf.envs.tool_lookup import ToolLookup
+from rlhf.envs.wordle import Wordle, mark
 
 VALUED = [name for name in envs.TASKS if name != "Prompts-v0"]
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 
-from envs import knowledge_graph, program_synthesis, recommend, triage
-from envs.knowledge_graph import KnowledgeGraph
-from envs.program_synthesis import ProgramSynthesis
-from envs.recommend import Recommend
-from envs.support import Support
-from envs.toy_text import CliffWalking, FrozenLake, Taxi
-from envs.triage import Triage
+from rlhf.envs import knowledge_graph, program_synthesis, recommend, triage
+from rlhf.envs.knowledge_graph import KnowledgeGraph
+from rlhf.envs.program_synthesis import ProgramSynthesis
+from rlhf.envs.recommend import Recommend
+from rlhf.envs.support import Support
+from rlhf.envs.toy_text import CliffWalking, FrozenLake, Taxi
+from rlhf.envs.triage import Triage
 
 
 def occupancy_program(env: Support, limit: float) -> float:

@@ -10,10 +10,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import envs
-from envs import toy_text
-from envs.adversary import LEVEL, beaten
-from envs.exact import NotEnumerableError, exact_value
+from rlhf import envs
+from rlhf.envs import toy_text
+from rlhf.envs.adversary import LEVEL, beaten
+from rlhf.envs.exact import NotEnumerableError, exact_value
 from tests.envs.variants import VARIANTS, Variant, named
 
 assert len(VARIANTS) >= 100
@@ -139,7 +139,7 @@ def test_the_price_of_a_wasted_step_by_hand():
 
 def test_the_proxy_optimum_over_replies_around_a_menu():
     """All contexts, all menus, every mixture of up to nine words after the menu."""
-    from envs import preference_bandit as bandit
+    from rlhf.envs import preference_bandit as bandit
 
     best = []
     for context in bandit.CONTEXTS[::5]:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from envs import preference_bandit as task
-from envs.preference_bandit import PreferenceBandit
+from rlhf.envs import preference_bandit as task
+from rlhf.envs.preference_bandit import PreferenceBandit
 
 
 def conversation(prompt: str, reply: str) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs
+from rlhf import envs
 
 VARIANTS = [(f"text/{name}", {}) for name in envs.TASKS] + [
     ("text/Bandit-v0", {"arms": 2, "horizon": 4}),

@@ -7,10 +7,10 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
-import envs
-from envs.catalogue import catalogue, find
-from envs.check import check
-from envs.play import play
+from rlhf import envs
+from rlhf.envs.catalogue import catalogue, find
+from rlhf.envs.check import check
+from rlhf.envs.play import play
 
 PLANTED = {
     "Sound": None,
@@ -66,13 +66,18 @@ def test_our_own_environments_have_no_findings(name):
 
 def test_the_checker_takes_an_instance():
     assert check(gym.make("text/Echo-v0")) == []
-    from envs.echo import Echo
+    from rlhf.envs.echo import Echo
 
     assert any("without an id" in finding for finding in check(Echo()))
 
 
 def test_find_is_lenient_and_suggests():
-    assert find("tmaze").id == find("text/TMaze-v0").id == find("envs:TMaze").id == "text/TMaze-v0"
+    assert (
+        find("tmaze").id
+        == find("text/TMaze-v0").id
+        == find("rlhf.envs:TMaze").id
+        == "text/TMaze-v0"
+    )
     with pytest.raises(ValueError, match="did you mean text/PreferenceBandit-v0"):
         find("PreferenceBandits")
     with pytest.raises(ValueError, match="cannot import 'nowhere'"):

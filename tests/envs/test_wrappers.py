@@ -4,9 +4,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import envs  # noqa: F401 (registers the ids)
-from envs.parsing import PARSERS, ParseAction
-from envs.wrappers import (
+from rlhf import envs  # noqa: F401 (registers the ids)
+from rlhf.envs.parsing import PARSERS, ParseAction
+from rlhf.envs.wrappers import (
     CostBudget,
     FewShot,
     History,

@@ -278,7 +278,7 @@ def _training_sample(rng: np.random.Generator, step: int, index: int) -> dict[st
 
 
 if __name__ == "__main__":
-    from rlhf.evaluation.report import write_report
+    from rlhf.reports import write_report
 
     for name, worse in (("quickstart", False), ("over-optimised", True)):
         print(write_report(write_pipeline(Path(sys.argv[1]) / name, over_optimised=worse)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.studies.overoptimize_results import Track, best_of_n_result, rl_result, verdict
+from rlhf.studies.overoptimize.results import Track, best_of_n_result, rl_result, verdict
 
 
 def overoptimization() -> dict[str, Any]:

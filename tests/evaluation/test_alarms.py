@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from rlhf.evaluation.records import RunRecord
-from rlhf.evaluation.report.alarms import alarms
-from rlhf.evaluation.report.curves import gold_key, learning_charts, over_optimised
+from rlhf.reports.curves import gold_key, learning_charts, over_optimised
+from rlhf.reports.diagnostics import alarms
 
 
 def record(columns: dict[str, list[float]], **config: Any) -> RunRecord:

@@ -7,7 +7,7 @@ from html import unescape
 
 import pytest
 
-from rlhf.evaluation.report.charts import Chart, Series, draw, short, smoothed, ticks
+from rlhf.reports.charts import Chart, Series, draw, short, smoothed, ticks
 
 
 def payload(svg: str) -> dict:

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.cli.table import configure, execute
+from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluate import play_reference, summarise, write_evaluation
 from rlhf.evaluation.stage import text_summary
 from rlhf.evaluation.text import completion_losses
 from rlhf.models.heads import Policy
 from rlhf.rollout.chat_format import ChatFormat
-from rlhf.rollout.collect import make_env_factory
+from rlhf.rollout.collector import make_env_factory
 from rlhf.rollout.seeds import EVALUATION_BLOCK
-from rlhf.rollout.spec import EnvSpec
-from rlhf.verbs import configure, execute
-from tests.tiny import tiny_model
-from tests.training.workbench import assistant, user
+from tests.helpers.models import tiny_model
+from tests.helpers.training import assistant, user
 
 BANDIT = EnvSpec(id="text/PreferenceBandit-v0", kwargs={"instructions": False})
 

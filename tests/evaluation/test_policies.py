@@ -11,19 +11,19 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf.data.spec import DataSpec
+from rlhf.cli.table import execute
+from rlhf.config.data import DataSpec
+from rlhf.config.evaluate import ClassesSpec, EvaluateConfig, PolicySpec, TasksSpec
+from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import class_logprobs, class_summary
-from rlhf.evaluation.config import ClassesSpec, EvaluateConfig, PolicySpec, TasksSpec
 from rlhf.evaluation.harness import metrics_of, task_metrics
 from rlhf.models.heads import Policy
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.seeds import EVALUATION_BLOCK
-from rlhf.rollout.spec import EnvSpec
 from rlhf.stats import share_interval
-from rlhf.verbs import execute
-from tests.tiny import tiny_model
-from tests.training.workbench import read_rows, sft_rows, user, write_rows
+from tests.helpers.models import tiny_model
+from tests.helpers.training import read_rows, sft_rows, user, write_rows
 
 ECHO = EnvSpec(id="text/Echo-v0")
 

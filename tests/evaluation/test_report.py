@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.evaluation.report import write_report
-from rlhf.evaluation.report.markup import Table, minus
+from rlhf.reports import write_report
+from rlhf.reports.markup import Table, minus
 from tests.evaluation import fake_pipeline as fake
 
 

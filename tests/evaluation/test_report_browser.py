@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from reward_models import EachReward
 from rlhf.evaluation.pairs import write_pairs_evaluation
-from rlhf.evaluation.report import write_comparison_report, write_report
+from rlhf.reports import write_comparison_report, write_report
+from rlhf.reward_models import EachReward
 from tests.evaluation import fake_pipeline as fake
 from tests.evaluation.fake_study import overoptimization
 

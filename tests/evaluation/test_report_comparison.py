@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from rlhf.evaluation.records import read_run
-from rlhf.evaluation.report import write_comparison_report
-from rlhf.evaluation.report.comparison import seed_band
+from rlhf.reports import write_comparison_report
+from rlhf.reports.comparison import seed_band
 from tests.evaluation import fake_pipeline as fake
 
 

@@ -10,10 +10,10 @@ from html import unescape
 import numpy as np
 import pytest
 
-from reward_models import EachReward
-from reward_models.core import last_reply
 from rlhf.evaluation.pairs import write_pairs_evaluation
-from rlhf.evaluation.report import write_report
+from rlhf.reports import write_report
+from rlhf.reward_models import EachReward
+from rlhf.reward_models.core import last_reply
 from tests.evaluation.fake_study import best_of_n, overoptimization
 
 LENGTH = EachReward(lambda c: float(len(last_reply(c))), name="length")

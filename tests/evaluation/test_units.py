@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.cli.table import execute
 from rlhf.evaluation.evaluate import summarise
 from rlhf.evaluation.metrics import item_id, unit_name, unit_of
-from rlhf.evaluation.report import write_report
-from rlhf.verbs import execute
-from tests.training.workbench import read_rows
+from rlhf.reports import write_report
+from tests.helpers.training import read_rows
 
 TEXTS = ("red", "green", "red", "blue")
 """Four rows, three different prompts."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.credit import Credit, advantages_for, shape_rewards
+from rlhf.algorithms.credit import Credit, advantages_for, penalized_rewards
 from rlhf.algorithms.update import policy_loss_for
 
 BETA = 0.3  # weight of the divergence
@@ -193,7 +193,7 @@ def credit_for_all(
     rows, mask = batches.index, task.mask[batches.index]
     old = poisoned(policy.logprobs(task).detach()[rows], mask)
     ref = poisoned(reference.logprobs(task).detach()[rows], mask)
-    rewards = shape_rewards(
+    rewards = penalized_rewards(
         algorithm, task.rewards[rows], mask, old_logprobs=old, ref_logprobs=ref, kl_coef=kl_coef
     )
     credit = advantages_for(

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.credit import advantages_for, shape_rewards
+from rlhf.algorithms.credit import advantages_for, penalized_rewards
 from rlhf.algorithms.registry import ALGORITHMS, configure
 from rlhf.algorithms.update import denominator_for, policy_loss_for
 from tests.exact.enumeration import (
@@ -39,7 +39,7 @@ def per_batch_gradient(
         batches.index.view(-1, size), batches.weight.view(-1, size)[:, 0], strict=True
     ):
         mask = task.mask[rows]
-        rewards = shape_rewards(
+        rewards = penalized_rewards(
             algorithm,
             task.rewards[rows],
             mask,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.constraints import LagrangeMultiplier
+from rlhf.algorithms.controllers import LagrangeMultiplier
 from rlhf.algorithms.losses import pairwise_loss
 from rlhf.algorithms.registry import ALGORITHMS, configure
 from tests.exact.enumeration import Policy, Task, gradient, make_bandit, make_task, probabilities

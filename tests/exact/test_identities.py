@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.advantages import group_relative, leave_one_out
-from rlhf.algorithms.divergence import kl_estimate, sequence_kl
+from rlhf.algorithms.kl import kl_estimate, sequence_kl
 from rlhf.algorithms.losses import (
     clipped_weight_loss,
     likelihood_loss,

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.credit import advantages_for, shape_rewards
+from rlhf.algorithms.credit import advantages_for, penalized_rewards
 from rlhf.algorithms.registry import configure
 from tests.exact.enumeration import (
     BETA,
@@ -153,7 +153,7 @@ def test_truncation_bootstraps_to_the_gradient_of_the_whole_episode(two_turns: T
     old = poisoned(policy.logprobs(two_turns).detach(), first)
     ref = poisoned(reference.logprobs(two_turns).detach(), first)
     algorithm = ppo(lam=1.0)
-    rewards = shape_rewards(
+    rewards = penalized_rewards(
         algorithm, two_turns.rewards, first, old_logprobs=old, ref_logprobs=ref, kl_coef=BETA
     )
 

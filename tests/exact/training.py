@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.constraints import LagrangeMultiplier
-from rlhf.algorithms.credit import Credit, advantages_for, shape_rewards
+from rlhf.algorithms.controllers import LagrangeMultiplier
+from rlhf.algorithms.credit import Credit, advantages_for, penalized_rewards
 from rlhf.algorithms.update import denominator_for, policy_loss_for, value_loss_for
 from tests.exact.enumeration import (
     AnyPolicy,
@@ -137,7 +137,7 @@ def train_in_batches(
         mask, tokens = task.mask[rows], task.tokens[rows]
         old, ref = poisoned(old_all[rows], mask), reference.logprobs(task).detach()[rows]
         old_values = critic(tokens).detach()
-        rewards = shape_rewards(
+        rewards = penalized_rewards(
             algorithm,
             task.rewards[rows],
             mask,

@@ -31,19 +31,19 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from reward_models import LearnedReward
+from rlhf.cli.table import configure, execute
+from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
 from rlhf.models.loading import load_model, load_tokenizer
 from rlhf.models.logprobs import context_of
-from rlhf.models.spec import ModelSpec
+from rlhf.reward_models import LearnedReward
 from rlhf.rollout.load_check import check_sampling
-from rlhf.rollout.sampler import Sampler
+from rlhf.rollout.sampling.continuous import Sampler
 from rlhf.training import offline
-from rlhf.training.examples import Encoder
-from rlhf.verbs import configure, execute
+from rlhf.training.trl.examples import Encoder
+from tests.helpers.models import tiny_tokenizer
+from tests.helpers.training import metrics_of, online_tree, pair_rows, sft_rows, write_rows
 from tests.models.families import FAMILIES, VOCABULARY, model_of
-from tests.tiny import tiny_tokenizer
-from tests.training.workbench import metrics_of, online_tree, pair_rows, sft_rows, write_rows
 
 BAR = 1e-5
 BETA = 0.1

@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.errors import UserError
 from rlhf.models import hub, loading
 from rlhf.models.adapters import WEIGHTS_FILE, merged_model, save_adapter
 from rlhf.models.heads import Policy
 from rlhf.models.loading import load_model, load_tokenizer
 from rlhf.models.saving import restore_model, save_model
-from rlhf.models.spec import LoraSpec, ModelSpec
 from rlhf.models.trainable import Movement, make_trainable
-from rlhf.training.reward import with_new_head
-from tests.tiny import tiny_model, tiny_qwen2
+from rlhf.training.reward_models.stage import with_new_head
+from tests.helpers.models import tiny_model, tiny_qwen2
 
 IDS = torch.tensor([[5, 17, 80, 9, 120]])
 LORA = LoraSpec(rank=2)
@@ -164,13 +164,13 @@ def test_the_attention_that_is_asked_for_stays(tmp_path: Path) -> None:
     model, tokenizer = tiny_model()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    packs = {}
+    supports_packing = {}
     for name in (None, "eager", "sdpa"):
         spec = ModelSpec(path=str(tmp_path), attn_implementation=name)
         policy = Policy(*load_model(spec, seed=0))
-        packs[name] = policy.packs
+        supports_packing[name] = policy.supports_packing
         assert policy.model.config._attn_implementation == name or name is None
-    assert packs == {None: True, "eager": False, "sdpa": False}
+    assert supports_packing == {None: True, "eager": False, "sdpa": False}
     with pytest.raises(UserError, match=r"model\.attn_implementation flesh: ") as error:
         load_model(ModelSpec(path=str(tmp_path), attn_implementation="flesh"), seed=0)
     assert "\n" not in str(error.value)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf.models.attention import BLOCK, KEPT_KEYS, Layout, Span, packed_attention
+from rlhf.models.fast.varlen_attention import BLOCK, KEPT_KEYS, Layout, Span, packed_attention
 
 SCALE = 0.3
 

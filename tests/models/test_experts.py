@@ -7,8 +7,8 @@ from rlhf.errors import UserError
 from rlhf.models.experts import balancing_weight
 from rlhf.models.heads import Policy
 from rlhf.training.native_tasks import Example, collate, sft_loss
+from tests.helpers.models import tiny_tokenizer
 from tests.models.families import model_of
-from tests.tiny import tiny_tokenizer
 
 FAMILIES = ("mixtral", "qwen3_moe", "jetmoe", "granitemoe", "dbrx", "gpt_oss", "qwen3_next")
 WEIGHT = 0.3

@@ -8,7 +8,7 @@ from transformers import Gemma2Config, LlamaConfig
 from transformers.models.gemma2.modeling_gemma2 import Gemma2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from rlhf.models import gates
+from rlhf.models.fast import swiglu as gates
 
 SIZES = {"hidden_size": 8, "intermediate_size": 24, "num_attention_heads": 2}
 
@@ -24,7 +24,7 @@ def test_values_and_gradients_are_the_model_s(monkeypatch, cached, shape):
     monkeypatch.setattr(gates, "CACHED", cached)
     plain = layer().double()
     fast = copy.deepcopy(plain)
-    assert gates.use_fast_gates(fast) == 1
+    assert gates.patch_swiglu(fast) == 1
     x, upstream = (torch.randn(shape, dtype=torch.float64) for _ in range(2))
     found = []
     for model in (plain, fast):
@@ -39,7 +39,7 @@ def test_the_gradient_by_hand():
     # silu(0) = 0 and silu'(0) = 1/2, so at g = 0 the gate passes u / 2 on to g and nothing to u.
     gate = torch.zeros(1, 2, requires_grad=True)
     up = torch.tensor([[4.0, -6.0]], requires_grad=True)
-    out = gates._Gated.apply(gate, up)
+    out = gates.SwiGLUFunction.apply(gate, up)
     out.backward(torch.tensor([[1.0, 10.0]]))
     assert not out.any()
     assert gate.grad.tolist() == [[2.0, -30.0]]
@@ -49,11 +49,11 @@ def test_the_gradient_by_hand():
 def test_bf16_outputs_are_the_model_s_to_the_bit():
     plain = layer().bfloat16()
     fast = copy.deepcopy(plain)
-    gates.use_fast_gates(fast)
+    gates.patch_swiglu(fast)
     x = torch.randn(7, 8).bfloat16()
     assert torch.equal(plain(x), fast(x))
 
 
 def test_gates_of_another_kind_are_left_alone():
     other = Gemma2MLP(Gemma2Config(**SIZES))  # gelu
-    assert gates.use_fast_gates(torch.nn.Sequential(other)) == 0
+    assert gates.patch_swiglu(torch.nn.Sequential(other)) == 0

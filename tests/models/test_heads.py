@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf.config.model import LoraSpec
 from rlhf.models import logprobs as logprobs_module
 from rlhf.models.adapters import add_lora
 from rlhf.models.heads import Policy, Reference
-from rlhf.models.spec import LoraSpec
 from rlhf.rollout.batch import Batch, collate
-from tests.tiny import tiny_gpt2, tiny_model, tiny_policy, tiny_qwen2, tiny_rollouts
+from tests.helpers.models import tiny_gpt2, tiny_model, tiny_policy, tiny_qwen2, tiny_rollouts
 
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-10}
 

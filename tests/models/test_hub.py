@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.errors import UserError
 from rlhf.models import hub
+from tests.helpers.models import tiny_model
 from tests.models.gguf_file import write_gguf
-from tests.tiny import tiny_model
 
 ENTRY = hub.ShortName(
     hub="owner/tiny",

@@ -15,13 +15,13 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
-from reward_models.implicit import ImplicitReward
+from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
 from rlhf.models.load_check import check_model, check_scorer
 from rlhf.models.loading import load_model, load_weights
-from rlhf.models.spec import ModelSpec
+from rlhf.reward_models.implicit import ImplicitReward
+from tests.helpers.models import tiny_model, tiny_qwen2, tiny_tokenizer
 from tests.models.families import config_of, model_of
-from tests.tiny import tiny_model, tiny_qwen2, tiny_tokenizer
 
 
 def one_line(error: Any) -> str:

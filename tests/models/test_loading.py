@@ -12,6 +12,7 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from rlhf.config.model import LoraSpec, ModelSpec, ScratchSpec
 from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora
 from rlhf.models.loading import (
@@ -23,8 +24,7 @@ from rlhf.models.loading import (
     merge_adapter,
 )
 from rlhf.models.logprobs import logits_of
-from rlhf.models.spec import LoraSpec, ModelSpec, ScratchSpec
-from tests.tiny import TEXTS, tiny_gpt2, tiny_model, tiny_qwen2, tiny_tokenizer
+from tests.helpers.models import TEXTS, tiny_gpt2, tiny_model, tiny_qwen2, tiny_tokenizer
 
 IDS = torch.tensor([[5, 17, 80, 9, 120]])
 

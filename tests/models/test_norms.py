@@ -7,7 +7,7 @@ import torch
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from rlhf.models import norms
+from rlhf.models.fast import rmsnorm as norms
 
 
 def with_norm(norm):
@@ -22,7 +22,7 @@ def test_values_and_gradients_are_the_model_s(monkeypatch, cached, shape):
     monkeypatch.setattr(norms, "CACHED", cached)
     plain = with_norm(LlamaRMSNorm(16))
     fast = copy.deepcopy(plain)
-    assert norms.use_fast_norms(fast) == 1
+    assert norms.patch_rmsnorm(fast) == 1
     x = torch.randn(shape)
     upstream = torch.randn(shape)
     found = []
@@ -37,18 +37,18 @@ def test_values_and_gradients_are_the_model_s(monkeypatch, cached, shape):
 def test_bf16_outputs_are_the_model_s_to_the_bit():
     plain = with_norm(LlamaRMSNorm(64)).bfloat16()
     fast = copy.deepcopy(plain)
-    norms.use_fast_norms(fast)
+    norms.patch_rmsnorm(fast)
     x = torch.randn(7, 64).bfloat16()
     assert torch.equal(plain(x), fast(x))
 
 
 def test_norms_of_another_kind_are_left_alone():
-    assert norms.use_fast_norms(with_norm(Gemma3RMSNorm(16))) == 0
+    assert norms.patch_rmsnorm(with_norm(Gemma3RMSNorm(16))) == 0
 
 
 def test_a_copy_uses_its_own_weights():
     model = with_norm(LlamaRMSNorm(16))
-    norms.use_fast_norms(model)
+    norms.patch_rmsnorm(model)
     other = copy.deepcopy(model)
     with torch.no_grad():
         other[0].weight.zero_()

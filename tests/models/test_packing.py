@@ -15,8 +15,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from rlhf.models.fast.packing import clusters, enable_packing, hidden_states, is_packed, pack
 from rlhf.models.heads import Policy
-from rlhf.models.packing import can_pack, clusters, hidden_states, pack, use_packing
 
 SMALL = {
     "vocab_size": 120,
@@ -66,10 +66,10 @@ def some_rows(seed):
 def test_scores_and_gradients_are_those_of_padded_rows(name, seed):
     tokens, mask, actions = some_rows(seed)
     found = []
-    for packs in (True, False):
+    for supports_packing in (True, False):
         policy = Policy(make(PACKING[name], seed=seed), None, critic="shared")
-        assert policy.packs
-        if not packs:
+        assert policy.supports_packing
+        if not supports_packing:
             policy.model.set_attn_implementation("sdpa")
         assert policy.value_head is not None
         torch.nn.init.ones_(policy.value_head.linear.weight)
@@ -111,7 +111,7 @@ def test_models_that_cannot_pack_are_left_as_they_were(name):
     model = make(PLAIN[name])
     tokens, mask, _ = some_rows(0)
     before = model.config._attn_implementation
-    assert not use_packing(model)
+    assert not enable_packing(model)
     assert model.config._attn_implementation == before
     states, index = hidden_states(model, tokens, mask)
     plain = model.base_model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
@@ -124,7 +124,7 @@ def test_rows_longer_than_a_sliding_window_see_no_further_than_it(limit):
     tokens, mask, _ = some_rows(0)
     given = {"input_ids": tokens, "attention_mask": mask.long()}
     plain = model.base_model(**given).last_hidden_state
-    assert use_packing(model)
+    assert enable_packing(model)
     states, index = hidden_states(model, tokens, mask)
     assert len(states) == (tokens.numel() if limit["sliding_window"] else int(mask.sum()) - 130)
     torch.testing.assert_close(states[index][mask], plain[mask], rtol=1e-4, atol=1e-5)
@@ -143,16 +143,16 @@ def test_padding_counts_where_rows_pass_a_window():
 
 def test_a_model_of_few_positions_packs_too():
     model = make(LlamaConfig(**{**SMALL, "max_position_embeddings": 16}))
-    assert use_packing(model)
+    assert enable_packing(model)
 
 
 def test_a_packing_model_still_reads_padded_batches_and_saves_clean(tmp_path):
     model = make(PACKING["llama"])
     tokens, mask, _ = some_rows(0)
     before = model(input_ids=tokens, attention_mask=mask.long()).logits
-    assert use_packing(model)
+    assert enable_packing(model)
     after = model(input_ids=tokens, attention_mask=mask.long()).logits
     torch.testing.assert_close(after[mask], before[mask], rtol=1e-9, atol=1e-9)
     model.save_pretrained(tmp_path)
     assert "packed" not in (tmp_path / "config.json").read_text()
-    assert not can_pack(AutoModelForCausalLM.from_pretrained(tmp_path).base_model)
+    assert not is_packed(AutoModelForCausalLM.from_pretrained(tmp_path).base_model)

@@ -7,16 +7,18 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from rlhf.errors import UserError
-from rlhf.models import gates, norms, passes
 from rlhf.models.architecture import limits_of, text_config
+from rlhf.models.fast import passes
+from rlhf.models.fast import rmsnorm as norms
+from rlhf.models.fast import swiglu as gates
+from rlhf.models.fast.packing import is_packed
+from rlhf.models.fast.passes import enable_fast_passes
 from rlhf.models.heads import Policy
-from rlhf.models.packing import can_pack
-from rlhf.models.passes import use_fast_passes
 from rlhf.models.reduced import reduced_copy
 from rlhf.rollout import load_check
 from rlhf.rollout.load_check import check_sampling, sampling_gap
+from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.models.families import FAMILIES, model_of
-from tests.tiny import tiny_model, tiny_tokenizer
 
 LENGTHS = (37, 9, 24)
 
@@ -42,7 +44,7 @@ def test_an_ordinary_model_keeps_every_quick_piece():
     model, _ = tiny_model()
     found, plain = scores(model)
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
-    assert can_pack(model.model)
+    assert is_packed(model.model)
     assert not getattr(model.model, "reads_alone", False)
 
 
@@ -76,13 +78,13 @@ def test_a_norm_whose_gradient_is_not_the_model_s_is_given_back(monkeypatch):
 
 
 def test_a_gate_that_is_wrong_on_real_activations_is_given_back(monkeypatch):
-    kept = gates._Gated.apply
+    kept = gates.SwiGLUFunction.apply
 
     def clipped(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return kept(gate.clamp(max=0.5), up)
 
     monkeypatch.setattr(gates, "_same", lambda module: True)
-    monkeypatch.setattr(gates._Gated, "apply", staticmethod(clipped))
+    monkeypatch.setattr(gates.SwiGLUFunction, "apply", staticmethod(clipped))
     model, _ = tiny_model()
     found, plain = scores(model)
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
@@ -107,7 +109,7 @@ def test_a_model_that_cannot_be_read_twice_alike_is_refused():
 
     model.model.forward = drifting
     with pytest.raises(UserError, match=r"in training its states differ by .* one row") as error:
-        use_fast_passes(model)
+        enable_fast_passes(model)
     assert "\n" not in str(error.value)
 
 
@@ -116,7 +118,7 @@ def test_a_trial_leaves_no_trace():
     model.train()
     model.model.layers[0].eval()
     before = torch.random.get_rng_state()
-    use_fast_passes(model)
+    enable_fast_passes(model)
     assert torch.equal(before, torch.random.get_rng_state())
     assert model.model.layers[1].training
     assert not model.model.layers[0].training
@@ -148,7 +150,7 @@ def test_long_windows_are_passed_in_a_reduced_model(monkeypatch):
 
     monkeypatch.setattr(passes, "_first_right", spy)
     monkeypatch.setattr(passes, "WORK", 1.0)
-    use_fast_passes(windowed(1000))
+    enable_fast_passes(windowed(1000))
     assert seen == [[8], [1000]]
 
 
@@ -161,7 +163,7 @@ def test_what_is_wrong_beyond_long_windows_is_switched_off_for_the_large_model(m
 
     monkeypatch.setattr(passes, "_first_right", slowest)
     model = windowed(1000)
-    assert not use_fast_passes(model)
+    assert not enable_fast_passes(model)
     assert model.model.reads_alone
 
 

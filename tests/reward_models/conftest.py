@@ -14,8 +14,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from reward_models.encoding import template_hash
-from reward_models.sidecar import Sidecar
+from rlhf.reward_models.encoding import template_hash
+from rlhf.reward_models.sidecar import Sidecar
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<eos>\n{% endfor %}"

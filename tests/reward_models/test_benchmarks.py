@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from reward_models import EachReward
-from reward_models.benchmarks import (
+from rlhf.reward_models import EachReward
+from rlhf.reward_models.benchmarks import (
     SECTIONS,
     judge_bench,
     reward_bench,
@@ -14,7 +14,7 @@ from reward_models.benchmarks import (
     rm_bench,
     ties_score,
 )
-from reward_models.core import Unscorable, last_reply
+from rlhf.reward_models.core import Unscorable, last_reply
 
 
 def read(conversation):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reward_models import build, code_runner
-from reward_models.code_runner import CodeRunner, code_in
+from rlhf.reward_models import build, code_runner
+from rlhf.reward_models.code_runner import CodeRunner, code_in
 
 
 def confined() -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reward_models import KINDS
+from rlhf.reward_models import KINDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8")
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from reward_models import EachReward, LearnedReward, build
-from reward_models.core import Unscorable, last_reply
-from reward_models.ensemble import Ensemble, HeadEnsemble, average_weights
+from rlhf.reward_models import EachReward, LearnedReward, build
+from rlhf.reward_models.core import Unscorable, last_reply
+from rlhf.reward_models.ensemble import Ensemble, HeadEnsemble, average_weights
 
 
 def table(name, scores):

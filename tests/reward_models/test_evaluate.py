@@ -8,15 +8,15 @@ import zlib
 import numpy as np
 import pytest
 
-from reward_models import EachReward, as_reward
-from reward_models.annotator import fit_annotator
-from reward_models.baselines import bag_of_words, longer
-from reward_models.calibration import calibrate, fit_temperature
-from reward_models.core import last_reply
-from reward_models.evaluate import evaluate, spread_on_samples
-from reward_models.pairs import data_card, to_pair
-from reward_models.statistics import cluster_interval, ranks, share_interval, spearman
-from reward_models.verdict import to_markdown
+from rlhf.reward_models import EachReward, as_reward
+from rlhf.reward_models.annotator import fit_annotator
+from rlhf.reward_models.baselines import bag_of_words, longer
+from rlhf.reward_models.calibration import calibrate, fit_temperature
+from rlhf.reward_models.core import last_reply
+from rlhf.reward_models.evaluate import evaluate, spread_on_samples
+from rlhf.reward_models.pairs import data_card, to_pair
+from rlhf.reward_models.statistics import cluster_interval, ranks, share_interval, spearman
+from rlhf.reward_models.verdict import to_markdown
 
 
 def simulate(n, *, seed, temperature=1.0, noise=0.0, length_bias=0.0, per_prompt=1):

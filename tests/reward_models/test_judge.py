@@ -6,8 +6,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from reward_models import build
-from reward_models.judge import PairJudge, RatingJudge, endpoint
+from rlhf.reward_models import build
+from rlhf.reward_models.judge import PairJudge, RatingJudge, endpoint
 
 REPLIES = {"good": 9, "poor": 2}
 

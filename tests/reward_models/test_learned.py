@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from reward_models import LearnedReward, build, checkpoint
-from reward_models.encoding import ensure_pad_token, full_ids, render
-from reward_models.ensemble import average_weights
-from reward_models.learned import encode_conversation, pack_left
+from rlhf.reward_models import LearnedReward, build, checkpoint
+from rlhf.reward_models.encoding import ensure_pad_token, full_ids, render
+from rlhf.reward_models.ensemble import average_weights
+from rlhf.reward_models.learned import encode_conversation, pack_left
 
 LENGTHS = (1, 9, 3, 30, 2, 14, 7)
 
@@ -231,7 +231,7 @@ def test_reference_statistics_travel_with_the_checkpoint(helpers, tmp_path, talk
 
 def test_scores_that_depend_on_padding_are_refused_at_load(decoder_path, monkeypatch):
     monkeypatch.setattr(
-        "reward_models.learned.pack_left", lambda mask, tensor, fill: (mask, tensor)
+        "rlhf.reward_models.learned.pack_left", lambda mask, tensor, fill: (mask, tensor)
     )
     with pytest.raises(ValueError, match="with padding"):
         LearnedReward.load(decoder_path)

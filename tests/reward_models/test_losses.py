@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from reward_models import losses
+from rlhf.reward_models import losses
 
 
 def t(*values):

@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForTokenClassification
 
-from reward_models import LearnedReward
-from reward_models.cost import CostModel, safety_gate, zero_threshold
-from reward_models.encoding import template_hash
-from reward_models.implicit import ImplicitReward, reply_span
-from reward_models.pairwise import PairModel, encode_pair
-from reward_models.process import ProcessReward, encode_steps
-from reward_models.sidecar import Sidecar
-from reward_models.targets import Target
+from rlhf.reward_models import LearnedReward
+from rlhf.reward_models.cost import CostModel, safety_gate, zero_threshold
+from rlhf.reward_models.encoding import template_hash
+from rlhf.reward_models.implicit import ImplicitReward, reply_span
+from rlhf.reward_models.pairwise import PairModel, encode_pair
+from rlhf.reward_models.process import ProcessReward, encode_steps
+from rlhf.reward_models.sidecar import Sidecar
+from rlhf.reward_models.targets import Target
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.parsing import PARSERS
-from reward_models import build
-from reward_models.fences import code_in
-from reward_models.math_check import read_reference, verdict
-from reward_models.notation.lexer import NotUnderstood
-from reward_models.notation.quantity import Quantity, read_final_quantity, read_quantity
+from rlhf.envs.parsing import PARSERS
+from rlhf.reward_models import build
+from rlhf.reward_models.fences import code_in
+from rlhf.reward_models.math_check import read_reference, verdict
+from rlhf.reward_models.notation.lexer import NotUnderstood
+from rlhf.reward_models.notation.quantity import Quantity, read_final_quantity, read_quantity
 
 TABLE = Path(__file__).with_name("notations.jsonl")
 MORE = Path(__file__).with_name("notations_more.jsonl")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import reward_models
+from rlhf import reward_models
 from rlhf.models.rewards import load_rewards
 
 PROMPTS = ("how many ?", "fox 7 " * 10 + "why ?")

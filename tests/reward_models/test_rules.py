@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward_models import build
-from reward_models.notation.lexer import NotUnderstood
-from reward_models.notation.quantity import read_final_quantity
-from reward_models.sentiment import read_lexicon, valence
-from reward_models.worker import Worker
+from rlhf.reward_models import build
+from rlhf.reward_models.notation.lexer import NotUnderstood
+from rlhf.reward_models.notation.quantity import read_final_quantity
+from rlhf.reward_models.sentiment import read_lexicon, valence
+from rlhf.reward_models.worker import Worker
 
 
 def talk(reply: str, **facts: str):
@@ -256,7 +256,7 @@ def slow_module(tmp_path, monkeypatch):
 
 
 def test_worker_survives_everything(slow_module):
-    from reward_models import Unscorable
+    from rlhf.reward_models import Unscorable
 
     worker = Worker(slow_module, timeout=3.0)
     assert worker("a") == "A"

@@ -7,9 +7,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from reward_models import LearnedReward
-from reward_models.encoding import encode_conversation, ensure_pad_token, template_hash
-from reward_models.sidecar import Sidecar
+from rlhf.reward_models import LearnedReward
+from rlhf.reward_models.encoding import encode_conversation, ensure_pad_token, template_hash
+from rlhf.reward_models.sidecar import Sidecar
 
 
 @pytest.fixture(scope="module")

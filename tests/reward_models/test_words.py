@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from reward_models.baselines import bag_of_words
-from reward_models.labelled import words_classifier, words_rater
-from reward_models.pairs import Pair
-from reward_models.words import fit_words
 from rlhf.data.suspects import cross_fitted_margins
+from rlhf.reward_models.baselines import bag_of_words
+from rlhf.reward_models.labelled import words_classifier, words_rater
+from rlhf.reward_models.pairs import Pair
+from rlhf.reward_models.words import fit_words
 
 
 def pair(index: int, chosen: str, rejected: str) -> Pair:

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from tests.tiny import tiny_tokenizer
+from tests.helpers.models import tiny_tokenizer
 
 FILE = Path(__file__).with_name("golden_templates.json")
 

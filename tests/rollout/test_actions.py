@@ -3,11 +3,11 @@
 import gymnasium as gym
 import pytest
 
+from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.rollout.actions import text_to_action
-from rlhf.rollout.collect import make_env_factory
-from rlhf.rollout.spec import EnvSpec
-from tests.rollout.stage import Tales, collector, one, scripted, starts
+from rlhf.rollout.collector import make_env_factory
+from tests.helpers.rollouts import Tales, collector, one, scripted, starts
 
 
 class Buttons(Tales):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rlhf.rollout.batch import Rollout, collate
 from rlhf.rollout.seeds import evaluation_seed, training_seed
-from tests.tiny import tiny_rollouts
+from tests.helpers.models import tiny_rollouts
 
 CPU = torch.device("cpu")
 

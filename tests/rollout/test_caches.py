@@ -12,12 +12,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.models.architecture import UNBOUNDED, usable_context
+from rlhf.models.fast.packing import enable_packing
 from rlhf.models.heads import Policy
 from rlhf.models.logprobs import context_of
-from rlhf.models.packing import use_packing
-from rlhf.rollout.cache import RaggedCache
-from rlhf.rollout.decoder import FusedDecoder, PlainDecoder, decoder_for
-from rlhf.rollout.sampler import Reply, Sampler
+from rlhf.rollout.sampling.continuous import Reply, Sampler
+from rlhf.rollout.sampling.decoder import FusedDecoder, PlainDecoder, decoder_for
+from rlhf.rollout.sampling.kv_cache import RaggedCache
 from tests.rollout.families import LENGTHS, RECURRENT, SIZES, SLIDING, tiny_family
 from tests.rollout.test_sampler import recomputed
 
@@ -236,7 +236,7 @@ def test_a_model_that_the_rows_cache_misleads_decodes_row_by_row(caplog):
 def test_states_stay_out_of_packed_rows():
     # A state would run on from one document into the next.
     for name in RECURRENT:
-        assert not use_packing(tiny_family(name))
+        assert not enable_packing(tiny_family(name))
 
 
 @pytest.mark.parametrize("name", ["qwen3_next", "mamba"])

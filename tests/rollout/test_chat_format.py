@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rlhf.errors import UserError
 from rlhf.rollout.chat_format import ChatFormat, encode_example
-from tests.tiny import CONVERSATIONS, tiny_tokenizer
+from tests.helpers.models import CONVERSATIONS, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 END = TOKENIZER.convert_tokens_to_ids("<|end|>")

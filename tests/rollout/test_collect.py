@@ -10,13 +10,13 @@ import pytest
 import torch
 from gymnasium.wrappers import TimeLimit
 
-from envs.prompts import PromptEnv
+from rlhf.config.rollout import RolloutSpec
+from rlhf.envs.prompts import PromptEnv
 from rlhf.errors import UserError
 from rlhf.rollout.chat_format import ChatFormat
-from rlhf.rollout.collect import Collector, Start
-from rlhf.rollout.spec import RolloutSpec
-from tests.rollout.stage import TOKENIZER, Tales, collector, one, passes, scripted, starts
-from tests.tiny import tiny_model
+from rlhf.rollout.collector import Collector, EpisodeSeed
+from tests.helpers.models import tiny_model
+from tests.helpers.rollouts import TOKENIZER, Tales, collector, one, passes, scripted, starts
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +112,7 @@ def test_a_prompt_without_room_is_one_line(monkeypatch):
 
 def test_a_group_shares_its_start_and_not_its_noise():
     model, _ = tiny_model(double=True)
-    group = [Start(5, group=0, member=m) for m in range(3)]
+    group = [EpisodeSeed(5, group=0, member=m) for m in range(3)]
     rollouts = collector(lambda: TimeLimit(Tales(), 2), max_new_tokens=6).collect(model, group)
     prompts = {tuple(r.tokens[: r.is_action.index(True)]) for r in rollouts}
     assert len(prompts) == 1
@@ -158,7 +158,7 @@ def test_rollouts_are_the_policys_own_log_probabilities():
 def test_temperature_can_be_overridden():
     model, _ = tiny_model(double=True)
     limited = collector(lambda: TimeLimit(Tales(), 1), max_new_tokens=6)
-    twins = [Start(1, group=0, member=m) for m in range(3)]
+    twins = [EpisodeSeed(1, group=0, member=m) for m in range(3)]
     greedy = limited.collect(model, twins, temperature=0)
     assert len({tuple(r.tokens) for r in greedy}) == 1
 
@@ -294,7 +294,7 @@ def test_a_free_row_takes_the_next_episode(monkeypatch):
 def test_a_group_reads_its_prompt_once(monkeypatch):
     model, _ = tiny_model(double=True)
     passed = passes(monkeypatch, model)
-    group = [Start(5, group=0, member=m) for m in range(4)]
+    group = [EpisodeSeed(5, group=0, member=m) for m in range(4)]
     rollouts = collector(lambda: TimeLimit(Tales(), 1), max_new_tokens=4).collect(model, group)
     prompt = rollouts[0].is_action.index(True)
     assert passed[0] == [prompt]

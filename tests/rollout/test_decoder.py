@@ -20,12 +20,18 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from rlhf.config.model import LoraSpec
 from rlhf.models.adapters import add_lora
-from rlhf.models.spec import LoraSpec
-from rlhf.rollout.cache import RaggedCache
-from rlhf.rollout.decoder import FusedDecoder, PlainDecoder, decoder_for, joined, largest_gap
-from rlhf.rollout.sampler import Sampler
-from tests.tiny import tiny_gpt2, tiny_model, tiny_qwen2
+from rlhf.rollout.sampling.continuous import Sampler
+from rlhf.rollout.sampling.decoder import (
+    FusedDecoder,
+    PlainDecoder,
+    decoder_for,
+    joined,
+    largest_gap,
+)
+from rlhf.rollout.sampling.kv_cache import RaggedCache
+from tests.helpers.models import tiny_gpt2, tiny_model, tiny_qwen2
 
 SIZES: dict[str, Any] = {
     "vocab_size": 320,

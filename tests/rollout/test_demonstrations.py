@@ -8,13 +8,13 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from reward_models.chat_template import set_chat_options
 from rlhf.data.conversation import RowDropped
 from rlhf.errors import UserError
+from rlhf.reward_models.chat_template import set_chat_options
 from rlhf.rollout.chat_format import ChatFormat, encode_example, generation_stop_ids
+from tests.helpers.models import tiny_tokenizer
 from tests.rollout.golden import TOOL as tool_spec
 from tests.rollout.golden import assistant, user
-from tests.tiny import tiny_tokenizer
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

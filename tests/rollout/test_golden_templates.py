@@ -125,7 +125,7 @@ def test_a_sampled_reply_of_gpt_oss_is_read_from_its_final_channel():
 def test_thinking_can_be_switched_off_and_stays_off(tmp_path):
     from transformers import AutoTokenizer
 
-    from reward_models.chat_template import set_chat_options
+    from rlhf.reward_models.chat_template import set_chat_options
 
     tokenizer = family_tokenizer("Nemotron-3")
     set_chat_options(tokenizer, kwargs={"enable_thinking": False})

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf.config.model import LoraSpec
 from rlhf.models.adapters import add_lora
-from rlhf.models.spec import LoraSpec
-from rlhf.rollout.sampler import Reply, Sampler, draw
-from tests.rollout.stage import passes
-from tests.tiny import tiny_gpt2, tiny_model, tiny_qwen2
+from rlhf.rollout.sampling.continuous import Reply, Sampler, draw
+from tests.helpers.models import tiny_gpt2, tiny_model, tiny_qwen2
+from tests.helpers.rollouts import passes
 
 MAKERS = [tiny_model, tiny_gpt2, tiny_qwen2]
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from rlhf.models.spec import ModelSpec
-from rlhf.rollout.sampler import draw
-from rlhf.rollout.spec import EnvSpec, RolloutSpec
+from rlhf.config.model import ModelSpec
+from rlhf.config.online import OnlineConfig
+from rlhf.config.rollout import EnvSpec, RolloutSpec
+from rlhf.rollout.sampling.continuous import draw
 from rlhf.rollout.truncation import truncate
-from rlhf.training.online_config import OnlineConfig
 
 PROBABILITIES = [0.5, 0.1, 0.25, 0.15]
 

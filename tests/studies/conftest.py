@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tiny import tiny_model
+from tests.helpers.models import tiny_model
 
 
 @pytest.fixture(scope="session")

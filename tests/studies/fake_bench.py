@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.studies.bench_manifest import make_bench
-from rlhf.studies.bench_plan import REFERENCES, Bench
+from rlhf.studies.bench.manifest import make_bench
+from rlhf.studies.bench.plan import REFERENCES, Bench
 
 Returns = Mapping[str, Mapping[str, Sequence[float]]]
 """Row -> environment -> return by training seed (one value for a reference)."""

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf.cli import main
+from rlhf.cli.main import main
 from rlhf.errors import UserError
-from rlhf.studies.bench import do_one, run_bench
-from rlhf.studies.bench_array import write_array
-from rlhf.studies.bench_jobs import open_study
-from rlhf.studies.bench_manifest import make_bench, read_bench
+from rlhf.studies.bench.array import write_array
+from rlhf.studies.bench.jobs import open_study
+from rlhf.studies.bench.manifest import make_bench, read_bench
+from rlhf.studies.bench.run import do_one, run_bench
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = 2 + 2 * 2 * (4 + 2)
@@ -54,7 +54,7 @@ def manifest_of(folder: Path) -> Path:
 
 def start(manifest: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "rlhf.cli", "bench", str(manifest), "--jobs", "2", "--resume"]
+    command = [sys.executable, "-m", "rlhf", "bench", str(manifest), "--jobs", "2", "--resume"]
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from rlhf.config import set_key
+from rlhf.cli.table import configure
+from rlhf.config.load import set_key
 from rlhf.errors import UserError
-from rlhf.studies.bench_manifest import make_bench
-from rlhf.verbs import configure
+from rlhf.studies.bench.manifest import make_bench
 
 
 def manifest(**keys: Any) -> dict[str, Any]:

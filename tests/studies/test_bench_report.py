@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.studies.bench_report import write_bench
-from rlhf.studies.bench_scores import find, read_scores
+from rlhf.studies.bench.report import write_bench
+from rlhf.studies.bench.scores import find, read_scores
 from tests.studies.fake_bench import planted_bench
 
 SFT = {"echo": [0.25, 0.25, 0.25, 0.25, 0.25], "maze": [0.1, 0.2, 0.1, 0.2, 0.15]}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.studies.bench_gate import EVERYWHERE, gate, read_result
-from rlhf.studies.bench_report import write_bench
-from rlhf.studies.bench_result import protocol, verdict_lines
-from rlhf.studies.bench_scores import find, read_scores
+from rlhf.studies.bench.gate import EVERYWHERE, gate, read_result
+from rlhf.studies.bench.report import write_bench
+from rlhf.studies.bench.result import protocol, verdict_lines
+from rlhf.studies.bench.scores import find, read_scores
 from tests.studies.fake_bench import planted_bench
 
 SFT = {"echo": [0.25, 0.25, 0.25, 0.25, 0.25], "maze": [0.1, 0.2, 0.1, 0.2, 0.15]}

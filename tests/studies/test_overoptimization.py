@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from rlhf.studies.overoptimization import (
+from rlhf.studies.overoptimize.fits import (
     Fit,
     Form,
     best_of_n_curve,

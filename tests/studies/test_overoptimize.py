@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rlhf.cli.dry_run import plan
+from rlhf.cli.table import configure, execute
 from rlhf.data.files import read_jsonl
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline
-from rlhf.plan import plan
-from rlhf.studies.overoptimization import best_of_n_scores
-from rlhf.studies.overoptimize_results import (
+from rlhf.studies.overoptimize.fits import best_of_n_scores
+from rlhf.studies.overoptimize.results import (
     Track,
     best_of_n_result,
     moving_mean,
@@ -21,7 +22,6 @@ from rlhf.studies.overoptimize_results import (
     verdict,
     ways_of_using,
 )
-from rlhf.verbs import configure, execute
 
 NO_SAMPLES = {
     "proxy": "p",

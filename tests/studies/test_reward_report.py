@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from rlhf.cli.table import configure, execute
 from rlhf.data.files import write_jsonl
 from rlhf.errors import UserError
-from rlhf.verbs import configure, execute
 
 
 def pairs_file(path, n=40):

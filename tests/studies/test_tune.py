@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from rlhf.config import set_key
+from rlhf.config.load import set_key
+from rlhf.config.tune import Dimension
 from rlhf.errors import UserError
 from rlhf.rollout.seeds import evaluation_seed
-from rlhf.studies.bench_manifest import read_bench
-from rlhf.studies.tune import FIRST_EPISODE, read_study, run_tune
-from rlhf.studies.tune_config import Dimension
-from rlhf.studies.tune_search import Search, Trial
+from rlhf.studies.bench.manifest import read_bench
+from rlhf.studies.tune.run import FIRST_EPISODE, read_study, run_tune
+from rlhf.studies.tune.search import Search, Trial
 from tests.studies.test_bench import manifest_of
 
 pytest.importorskip("optuna")

@@ -17,7 +17,7 @@ def rows(*texts):
 
 def test_padded_rows_of_similar_length_meet():
     tokens, mask = rows("a" * 5, "b" * 9, "c" * 5, "d" * 3, "e" * 3, "f" * 9)
-    batches = micro_batches(tokens, mask, [0, 1, 0, 2, 3, 1], max_tokens=12, packs=False)
+    batches = micro_batches(tokens, mask, [0, 1, 0, 2, 3, 1], max_tokens=12, packed=False)
     # Shortest first: rows 3 and 4 (6 tokens); the pairs are units of their own.
     assert [sorted(batch) for batch in batches] == [[3, 4], [0, 2], [1, 5]]
 
@@ -25,15 +25,19 @@ def test_padded_rows_of_similar_length_meet():
 def test_packed_rows_keep_their_order_and_count_what_they_share_once():
     tokens, mask = rows("prompt-a", "prompt-b", "prompt-c", "other")
     # 8 + 1 + 1 tokens, then 5 more.
-    batches = micro_batches(tokens, mask, range(4), max_tokens=10, packs=True)
+    batches = micro_batches(tokens, mask, range(4), max_tokens=10, packed=True)
     assert batches == [[0, 1, 2], [3]]
-    assert micro_batches(tokens, mask, range(4), max_tokens=15, packs=True) == [[0, 1, 2, 3]]
-    assert micro_batches(tokens, mask, range(4), max_tokens=9, packs=True) == [[0, 1], [2], [3]]
+    assert micro_batches(tokens, mask, range(4), max_tokens=15, packed=True) == [[0, 1, 2, 3]]
+    assert micro_batches(tokens, mask, range(4), max_tokens=9, packed=True) == [
+        [0, 1],
+        [2],
+        [3],
+    ]
 
 
 def test_packed_units_stay_whole_even_beyond_the_limit():
     tokens, mask = rows("aaaa", "bbbb", "cccc", "dddd")
-    batches = micro_batches(tokens, mask, [0, 1, 0, 1], max_tokens=3, packs=True)
+    batches = micro_batches(tokens, mask, [0, 1, 0, 1], max_tokens=3, packed=True)
     assert batches == [[0, 2], [1, 3]]
 
 
@@ -42,7 +46,7 @@ def test_every_row_stands_in_one_portion():
     lengths = torch.randint(1, 20, (50,), generator=generator)
     mask = torch.arange(20) < lengths[:, None]
     tokens = torch.randint(1, 3, (50, 20), generator=generator)
-    for packs in (True, False):
+    for packed in (True, False):
         for limit in (1, 30, 10_000):
-            batches = micro_batches(tokens, mask, range(50), max_tokens=limit, packs=packs)
+            batches = micro_batches(tokens, mask, range(50), max_tokens=limit, packed=packed)
             assert sorted(row for batch in batches for row in batch) == list(range(50))

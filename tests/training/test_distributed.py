@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import yaml
 
-from rlhf.profiling import PARTS
+from rlhf.run.profiling import PARTS
 from rlhf.training.distributed import World
-from tests.training.workbench import (
+from tests.helpers.training import (
     checkpoint_of,
     metrics_of,
     online_tree,
@@ -87,14 +87,14 @@ def run_ppo(folder: Path, model: Path, *, processes: int) -> list[dict[str, Any]
         launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
         launcher += ["--master_port", free_port()]
     config = write_config(folder, model, num_steps=2)
-    finish(start(*launcher, "-m", "rlhf.cli", "ppo", "--config", str(config)))
+    finish(start(*launcher, "-m", "rlhf", "ppo", "--config", str(config)))
     return read_rows(folder / "run" / "metrics.jsonl")
 
 
 def start_two(config: Path) -> list[subprocess.Popen[str]]:
     """Two processes without their launcher, so that they can be killed together."""
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
-    command = ("-m", "rlhf.cli", "ppo", "--config", str(config), "--resume")
+    command = ("-m", "rlhf", "ppo", "--config", str(config), "--resume")
     return [start(*command, RANK=rank, LOCAL_RANK=rank, **where) for rank in "01"]
 
 

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from rlhf.cli.table import execute
+from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.models.loading import load_model
 from rlhf.models.logprobs import bare
-from rlhf.models.spec import LoraSpec, ModelSpec
 from rlhf.models.trainable import remove_own_dropout
 from rlhf.training import native, online
-from rlhf.verbs import execute
-from tests.training.workbench import (
+from tests.helpers.training import (
     evaluations,
     label_rows,
     metrics_of,

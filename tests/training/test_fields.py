@@ -17,22 +17,16 @@ import gymnasium as gym
 import pytest
 
 from rlhf.algorithms.settings import Settings
-from rlhf.config import merge
+from rlhf.cli.table import configure, execute
+from rlhf.config.load import merge
+from rlhf.config.model import LoraSpec, ModelSpec, ScratchSpec
+from rlhf.config.online import EvaluationSpec, KLSpec, OnlineConfig, OptimizerSpec, RewardShaping
+from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.errors import UserError
-from rlhf.models.spec import LoraSpec, ModelSpec, ScratchSpec
-from rlhf.rollout.spec import EnvSpec, RolloutSpec
-from rlhf.training import online, update
-from rlhf.training.online_config import (
-    EvaluationSpec,
-    KLSpec,
-    OnlineConfig,
-    OptimizerSpec,
-    RewardShaping,
-)
+from rlhf.training import online
+from rlhf.training import optimize as update
 from rlhf.training.session import open_session
-from rlhf.verbs import configure, execute
-from tests.training.test_online import experience_of
-from tests.training.workbench import (
+from tests.helpers.training import (
     Tree,
     checkpoint_of,
     metrics_of,
@@ -44,6 +38,7 @@ from tests.training.workbench import (
     weights_of,
     write_rows,
 )
+from tests.training.test_online import experience_of
 
 CLASSES = {
     "": OnlineConfig,
@@ -58,7 +53,7 @@ CLASSES = {
     "evaluation.": EvaluationSpec,
     "algorithm.": Settings,
 }
-JUDGE = [{"kind": "function", "path": "tests.training.workbench:judge"}]
+JUDGE = [{"kind": "function", "path": "tests.helpers.training:judge"}]
 ECHO = {"id": "text/Echo-v0"}
 NUMBERS = {"id": "tests.training.test_fields:Numbers-v0"}
 PROMPTS = {"env": {"id": None, "prompts": "PROMPTS"}}

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from envs.core import TextEnv
+from rlhf.cli.table import configure, execute
+from rlhf.envs.core import TextEnv
 from rlhf.errors import UserError
 from rlhf.rollout.batch import Rollout
 from rlhf.training import online
 from rlhf.training.online import MAX_ROUNDS
 from rlhf.training.session import open_session
-from rlhf.verbs import configure, execute
-from tests.training.workbench import metrics_of, online_tree, read_rows
+from tests.helpers.training import metrics_of, online_tree, read_rows
 
 WHERE = "tests.training.test_gather"
 GROUPS = {"algorithm": {"group_size": 4}}

@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from reward_models import LearnedReward
-from reward_models.generic_heads import has_own_classifier
+from rlhf.cli.table import execute
 from rlhf.models.loading import load_weights
-from rlhf.verbs import execute
+from rlhf.reward_models import LearnedReward
+from rlhf.reward_models.generic_heads import has_own_classifier
+from tests.helpers.models import tiny_tokenizer
+from tests.helpers.training import pair_rows, pairs_tree
 from tests.models.families import config_of, model_of
-from tests.tiny import tiny_tokenizer
-from tests.training.workbench import pair_rows, pairs_tree
 
 
 @pytest.mark.parametrize("name", ["mamba", "falcon_h1", "granitemoe"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from tests.training.workbench import metrics_of, online_tree, same, weights_of
+from tests.helpers.training import metrics_of, online_tree, same, weights_of
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
@@ -21,7 +21,7 @@ STEPS = 12
 def start(config: Path) -> subprocess.Popen[str]:
     """The run in a process of its own, continued if it was begun."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "rlhf.cli", "ppo", "--config", str(config), "--resume"]
+    command = [sys.executable, "-m", "rlhf", "ppo", "--config", str(config), "--resume"]
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )

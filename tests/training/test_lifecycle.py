@@ -24,19 +24,19 @@ from transformers import (
     AutoTokenizer,
 )
 
-from reward_models.implicit import ImplicitReward
-from rlhf.cli import main
+from rlhf.cli.main import main
+from rlhf.cli.table import execute
+from rlhf.commands.generate import GenerateConfig, generate
+from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.errors import UserError
-from rlhf.generate import GenerateConfig, generate
 from rlhf.models.adapters import merged_model
 from rlhf.models.loading import load_model, merge_adapter
 from rlhf.models.logprobs import bare
-from rlhf.models.spec import LoraSpec, ModelSpec
 from rlhf.models.trainable import Movement
 from rlhf.pipeline import read_pipeline, run_pipeline
+from rlhf.reward_models.implicit import ImplicitReward
 from rlhf.training import offline, online
-from rlhf.verbs import execute
-from tests.training.workbench import (
+from tests.helpers.training import (
     evaluations,
     label_rows,
     metrics_of,

@@ -6,15 +6,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rlhf.cli.table import configure, execute
+from rlhf.config.optimization import native_options
 from rlhf.errors import UserError
-from rlhf.runs import Run, seed_everything
+from rlhf.run.directory import Run, seed_everything
 from rlhf.training import native, offline
 from rlhf.training.lesson import Schedule, batch_of, open_lesson, portions, references_of
-from rlhf.training.native_config import native_options
 from rlhf.training.native_tasks import TASKS
-from rlhf.verbs import configure, execute
+from tests.helpers.training import evaluations, metrics_of, pair_rows, same, weights_of
 from tests.training.test_offline import divergent, trainer_for, tree_of
-from tests.training.workbench import evaluations, metrics_of, pair_rows, same, weights_of
 
 VERBS = ("sft", "dpo", "reward")
 # A longer and a shorter prompt, replies of several lengths: padding that must not count.

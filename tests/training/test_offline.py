@@ -14,18 +14,18 @@ from transformers import (
     AutoTokenizer,
 )
 
-from rlhf.data.spec import DataSpec
+from rlhf.cli.table import configure, execute
+from rlhf.config.data import DataSpec
+from rlhf.config.model import ModelSpec
+from rlhf.config.offline import OWNED, OfflineConfig
 from rlhf.errors import UserError
 from rlhf.models.loading import load_model
 from rlhf.models.precision import MasterAdamW
-from rlhf.models.spec import ModelSpec
-from rlhf.runs import Run, seed_everything
+from rlhf.run.directory import Run, seed_everything
 from rlhf.training import offline
-from rlhf.training.examples import Encoder
-from rlhf.training.offline_config import OWNED, OfflineConfig
 from rlhf.training.trl.columns import LabelCollator, PairCollator
-from rlhf.verbs import configure, execute
-from tests.training.workbench import (
+from rlhf.training.trl.examples import Encoder
+from tests.helpers.training import (
     assistant,
     evaluations,
     label_rows,

@@ -10,14 +10,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.algorithms.registry import ALGORITHMS
+from rlhf.cli.table import configure, execute
 from rlhf.errors import UserError
 from rlhf.rollout.batch import collate
-from rlhf.training import online, update
+from rlhf.training import online
+from rlhf.training import optimize as update
 from rlhf.training.experience import prepare, shape_scores
 from rlhf.training.session import open_session
 from rlhf.training.token_table import pieces
-from rlhf.verbs import configure, execute
-from tests.training.workbench import (
+from tests.helpers.training import (
     metrics_of,
     online_tree,
     read_rows,

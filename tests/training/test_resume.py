@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from rlhf.cli import main
+from rlhf.cli.main import main
+from rlhf.cli.table import execute
 from rlhf.training import native, offline, online
-from rlhf.verbs import execute
-from tests.training.workbench import (
+from tests.helpers.training import (
     checkpoint_of,
     metrics_of,
     offline_tree,

@@ -11,19 +11,14 @@ from transformers import (
     AutoTokenizer,
 )
 
-from reward_models import LearnedReward
+from rlhf.cli.table import configure, execute
 from rlhf.errors import UserError
-from rlhf.runs import Run, seed_everything
-from rlhf.training import offline, reward
-from rlhf.training.reward_data import RewardEncoder, pair
-from rlhf.verbs import configure, execute
-from tests.training.workbench import (
-    evaluations,
-    pair_rows,
-    pairs_tree,
-    save_model,
-    write_rows,
-)
+from rlhf.reward_models import LearnedReward
+from rlhf.run.directory import Run, seed_everything
+from rlhf.training import offline
+from rlhf.training.reward_models import stage as reward
+from rlhf.training.reward_models.encoders import RewardEncoder, pair
+from tests.helpers.training import evaluations, pair_rows, pairs_tree, save_model, write_rows
 
 
 def start_loss(tree):
@@ -177,7 +172,7 @@ def test_a_reward_model_no_better_than_chance_is_kept_and_said_to_be_one(
         "verdict": ["No temperature makes its margins informative."],
     }
     monkeypatch.setattr(
-        "rlhf.training.reward_report.write_pairs_evaluation", lambda *args, **kwargs: report
+        "rlhf.training.reward_models.report.write_pairs_evaluation", lambda *args, **kwargs: report
     )
     with caplog.at_level("INFO"):
         final = execute("reward", pairs_tree(tmp_path, echo_model))

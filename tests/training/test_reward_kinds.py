@@ -11,16 +11,17 @@ from transformers import (
     AutoTokenizer,
 )
 
-from reward_models import LearnedReward, build
-from reward_models.losses import IGNORED
-from reward_models.pairwise import PairModel
+from rlhf.cli.table import configure, execute
 from rlhf.errors import UserError
-from rlhf.training import offline, reward
-from rlhf.training.interrupt import Interrupted
-from rlhf.training.recorder import Recorder
-from rlhf.training.reward_data import Collator, RewardEncoder, length_grouped
-from rlhf.verbs import configure, execute
-from tests.training.workbench import (
+from rlhf.reward_models import LearnedReward, build
+from rlhf.reward_models.losses import IGNORED
+from rlhf.reward_models.pairwise import PairModel
+from rlhf.run.interrupt import Interrupted
+from rlhf.training import offline
+from rlhf.training.reward_models import stage as reward
+from rlhf.training.reward_models.encoders import Collator, RewardEncoder, length_grouped
+from rlhf.training.trl.callback import Recorder
+from tests.helpers.training import (
     WORDS,
     assistant,
     evaluations,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from reward_models import losses
-from reward_models.losses import IGNORED
-from rlhf.training import reward_losses as parts
+from rlhf.reward_models import losses
+from rlhf.reward_models.losses import IGNORED
+from rlhf.training.reward_models import losses as parts
 
 LN2 = math.log(2)
 

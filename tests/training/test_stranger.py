@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rlhf.verbs import execute
-from tests.training.workbench import metrics_of, online_tree
+from rlhf.cli.table import execute
+from tests.helpers.training import metrics_of, online_tree
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "environments.md"
 

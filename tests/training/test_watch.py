@@ -8,23 +8,17 @@ from types import SimpleNamespace
 import pytest
 import transformers
 
-from rlhf.evaluation.report.alarms import Watch
-from rlhf.runs import Run
-from rlhf.training.interrupt import StopRequest
-from rlhf.training.recorder import Recorder
-from rlhf.verbs import execute
-from tests.training.workbench import (
-    metrics_of,
-    offline_tree,
-    online_tree,
-    sft_rows,
-    write_rows,
-)
+from rlhf.cli.table import execute
+from rlhf.reports.diagnostics import TrainingMonitor
+from rlhf.run.directory import Run
+from rlhf.run.interrupt import StopRequest
+from rlhf.training.trl.callback import Recorder
+from tests.helpers.training import metrics_of, offline_tree, online_tree, sft_rows, write_rows
 
 
 def told(folder, columns, **config):
     """(step, sentence) of every warning while these columns are logged."""
-    watch = Watch(folder, config)
+    watch = TrainingMonitor(folder, config)
     length = len(next(iter(columns.values())))
     return [
         (step, words)
@@ -101,15 +95,15 @@ def test_noise_that_is_looked_at_after_every_step_is_no_fall(tmp_path, rise):
 
 def test_a_resumed_run_is_judged_with_its_earlier_rows(tmp_path):
     write_rows(tmp_path / "metrics.jsonl", [{"step": i, "rollout/cut": 0.5} for i in range(4)])
-    watch = Watch(tmp_path, {})
+    watch = TrainingMonitor(tmp_path, {})
     assert len(watch.see(4, {"rollout/cut": 0.5})) == 1
 
 
 def test_watching_stays_cheap(tmp_path, monkeypatch):
     looks = []
-    module = sys.modules[Watch.__module__]  # its package has a function of the same name
+    module = sys.modules[TrainingMonitor.__module__]  # its package has a function of the same name
     monkeypatch.setattr(module, "_findings", lambda *_: looks.append(1) or ())
-    watch = Watch(tmp_path, {})
+    watch = TrainingMonitor(tmp_path, {})
     for step in range(10_000):
         watch.see(step, {"policy/kl": 0.0})
     assert len(looks) < 500

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from envs.adapters import PrivateGenerators, require
+from rlhf.envs.adapters import PrivateGenerators, require
 
 
 def test_a_missing_extra_is_one_line_that_says_how_to_install_it():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs.adapters.reasoning_gym import QUARANTINE, ReasoningGym, tasks
-from envs.check import JUNK
+from rlhf.envs.adapters.reasoning_gym import QUARANTINE, ReasoningGym, tasks
+from rlhf.envs.check import JUNK
 
 pytest.importorskip("reasoning_gym")
 

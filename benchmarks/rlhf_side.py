@@ -1,0 +1,56 @@
+"""Our side of the training workloads, through the public pieces that `rlhf sft|ppo|...` uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.worker import Job, Pace
+from rlhf.cli.table import configure
+from rlhf.run.directory import Run
+
+
+class PacedRun(Run):
+    """A run directory whose steps wait for their turn: every logged step is one."""
+
+    def __init__(self, directory: Path, pace: Pace, work: float) -> None:
+        super().__init__(directory)
+        self.pace, self.work = pace, work
+        (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+        pace.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the line, stop the clock, wait for the next turn."""
+        super().log(step, metrics)
+        if "train/loss" in metrics:  # not an evaluation
+            self.pace.done(self.work)
+            self.pace.start()
+
+
+def offline(job: Job, pace: Pace, *, verb: str) -> None:
+    """SFT, a reward model or DPO as `rlhf` trains it, every step logged."""
+    from rlhf.training.offline import train_offline
+
+    config = configure(verb, job.settings["config"])
+    train_offline(verb, config, PacedRun(Path(config.output_dir), pace, job.work))
+
+
+def online(job: Job, pace: Pace) -> None:
+    """Whole steps of an online algorithm: rollout, scores, update, log. Work: sampled tokens."""
+    from rlhf.training.online import train_step
+    from rlhf.training.session import open_session
+
+    algorithm = job.settings["algorithm"]
+    config = configure(algorithm, job.settings["config"])
+    session = open_session(algorithm, config)
+    run = Run(Path(config.output_dir))
+    run.directory.mkdir(exist_ok=True)
+    steps = iter(range(config.num_steps))
+
+    def step() -> float:
+        number = next(steps)
+        metrics = train_step(session, run, number)
+        run.log(number + 1, metrics)
+        return metrics["rollout/length"] * config.episodes_per_step
+
+    pace.loop(step)

@@ -1,0 +1,10 @@
+"""`python -m rlhf`: the command line."""
+
+import os
+import sys
+
+from rlhf.cli.main import main
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Metrics of micro-batches that add up to those of the whole batch."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MetricSums:
+    """Detached sums and maxima; tallies of parts add up to the tally of the whole.
+
+    A mean over tokens differs from the mean of micro-batch means, so each entry of `means` keeps
+    its numerator and its count apart until `compute`.
+    """
+
+    means: dict[str, Tensor] = field(default_factory=dict)
+    """Name to [numerator, count], shape [2]."""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """Name to a scalar that already has its global denominator, such as a loss."""
+    maxima: dict[str, Tensor] = field(default_factory=dict)
+    """Name to a scalar maximum."""
+
+    def __add__(self, other: "MetricSums") -> "MetricSums":
+        return MetricSums(
+            means=_merge(self.means, other.means, torch.add),
+            sums=_merge(self.sums, other.sums, torch.add),
+            maxima=_merge(self.maxima, other.maxima, torch.maximum),
+        )
+
+    def compute(self) -> dict[str, float]:
+        """Plain numbers; a mean over nothing is left out."""
+        means = {
+            name: float(pair[0] / pair[1]) for name, pair in self.means.items() if pair[1] != 0
+        }
+        others = {name: float(value) for name, value in (self.sums | self.maxima).items()}
+        return means | others
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Entry of `Tally.means`: sum of `values` where `mask`, and how many, shape [2]."""
+    total = torch.where(mask, values.detach(), 0.0).sum()
+    return torch.stack([total, mask.sum().to(total.dtype)])
+
+
+def _merge(left: dict[str, Tensor], right: dict[str, Tensor], combine) -> dict[str, Tensor]:
+    both = {name: combine(left[name], right[name]) for name in left if name in right}
+    return left | right | both

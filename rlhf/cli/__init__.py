@@ -1,0 +1,1 @@
+"""The command line: the table of commands, their arguments, help and dry runs."""

@@ -1,0 +1,189 @@
+"""`--dry-run`: check everything that can be checked without training, and say what it will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf.cli.table import configure
+from rlhf.errors import UserError
+from rlhf.pipeline import Pipeline, before_training, stage_tree, waits_for
+
+
+def plan(verb: str, tree: Mapping[str, Any]) -> str:
+    """What a verb would do with this configuration: rows, steps, batch algebra, memory.
+
+    Loads the data, the model and the rewards, and trains nothing.
+
+    Raises:
+        UserError: what training would refuse.
+    """
+    config = configure(verb, tree)
+    lines = {
+        "OfflineConfig": _offline,
+        "RewardConfig": _offline,
+        "OnlineConfig": _online,
+        "OveroptimizeConfig": _overoptimize,
+    }
+    plan_of = lines.get(type(config).__name__)
+    return "\n".join(plan_of(verb, config)) if plan_of else "keys and types are right"
+
+
+def plan_stage(pipeline: Pipeline, stage: Mapping[str, Any]) -> str:
+    """What a stage of a pipeline would do.
+
+    A stage that waits for nothing but the models of earlier stages is planned with those models as
+    they are before training. Of one that waits for data or rewards, everything else is checked.
+
+    Raises:
+        UserError: what the run would refuse.
+    """
+    verb, waiting = stage["verb"], waits_for(pipeline, stage)
+    if not waiting:
+        return plan(verb, stage_tree(pipeline, stage))
+    untrained = before_training(pipeline, stage)
+    told = f"waits for {', '.join(waiting)}"
+    if not waits_for(pipeline, untrained):
+        return plan(verb, stage_tree(pipeline, untrained)) + f"\n{told}; planned before training"
+    model = untrained.get("model")
+    there = isinstance(model, Mapping) and "path" in model and not waits_for(pipeline, model)
+    _check(verb, configure(verb, stage_tree(pipeline, untrained)), with_model=there)
+    return f"keys and types are right; {told}"
+
+
+def _check(verb: str, config: Any, *, with_model: bool) -> None:
+    """Refuse what can be refused before data and rewards are there.
+
+    Args:
+        verb: of the stage.
+        config: of the stage.
+        with_model: its model is there, and is loaded.
+    """
+    kind = type(config).__name__
+    if kind == "OnlineConfig":
+        from rlhf.training.session import check_config
+
+        _check_updates(config, check_config(verb, config))
+    elif kind in ("OfflineConfig", "RewardConfig"):
+        from rlhf.config.optimization import native_options
+        from rlhf.training.offline import check_options, engine_of, stage_of
+
+        check_options(config.trainer)
+        if engine_of(verb, config) == "native":
+            rate = stage_of(verb, config).learning_rate
+            native_options(verb, config.trainer, learning_rate=rate)
+    if not with_model or kind not in ("OnlineConfig", "OfflineConfig", "RewardConfig"):
+        return
+    if verb == "reward":
+        from rlhf.training.reward_models.kinds import kind_of
+        from rlhf.training.reward_models.stage import load_scorer
+
+        load_scorer(config, kind_of(config))
+    else:
+        from rlhf.models.loading import load_model
+
+        load_model(config.model, seed=config.seed)
+
+
+def _offline(verb: str, config: Any) -> list[str]:
+    from rlhf.training.offline import (
+        check_options,
+        check_trainer,
+        load_rows,
+        num_steps,
+        stage_of,
+    )
+    from rlhf.training.stages import evaluation_steps
+
+    stage = stage_of(verb, config)
+    check_options(config.trainer)
+    train_rows, eval_rows = load_rows(config, stage)
+    work = stage.prepare(config, train_rows)
+    examples = work.encode(train_rows, True)
+    work.encode(eval_rows, False)
+    check_trainer(verb, config, stage=stage, work=work, num_rows=len(examples))
+    steps = num_steps(config, len(examples))
+    accumulation = config.batch_size // config.micro_batch_size
+    copies = 1 if "ref_model" in work.arguments else 0
+    return [
+        f"rows: {len(examples):,} for training, {len(eval_rows):,} held out"
+        + (f" ({work.summary()})" if work.summary() else ""),
+        f"batch: {config.batch_size} examples per step = {config.micro_batch_size} at once x "
+        f"{accumulation} accumulated",
+        f"steps: {steps:,}, evaluated every {evaluation_steps(config, steps)}",
+        _memory(work.model, tokens=config.micro_batch_size * config.max_length, copies=copies),
+    ]
+
+
+def _overoptimize(verb: str, config: Any) -> list[str]:
+    from rlhf.studies.overoptimize.run import check_parts
+
+    check_parts(config)
+    return ["keys and types are right, those of the proxies and of the training too"]
+
+
+def _online(verb: str, config: Any) -> list[str]:
+    from rlhf.training.session import open_session
+
+    session = open_session(verb, config)
+    settings = session.algorithm.settings
+    size = settings.group_size
+    per_update = _check_updates(config, session.algorithm)
+    copies = 1 if session.reference and not session.policy.is_lora else 0
+    session.close()
+    return [
+        f"rollouts: {config.episodes_per_step} episodes per step = "
+        f"{config.episodes_per_step // size} start states x {size}, "
+        f"{config.rollout.parallel} decoding together",
+        f"updates: {settings.num_epochs} epochs x {settings.num_minibatches} mini-batches of "
+        f"{per_update} episodes; micro-batches of {config.micro_batch_tokens:,} tokens",
+        f"steps: {config.num_steps:,}, {config.num_steps * config.episodes_per_step:,} episodes, "
+        f"{config.num_steps * settings.num_epochs * settings.num_minibatches:,} optimizer steps",
+        _memory(session.policy.model, tokens=config.micro_batch_tokens, copies=copies),
+    ]
+
+
+def _check_updates(config: Any, algorithm: Any) -> int:
+    """Episodes in a mini-batch.
+
+    Raises:
+        UserError: there is less than one.
+    """
+    count = algorithm.settings.num_minibatches
+    if count > config.episodes_per_step:
+        raise UserError(
+            f"algorithm.num_minibatches ({count}) exceeds episodes_per_step "
+            f"({config.episodes_per_step})"
+        )
+    return config.episodes_per_step // count
+
+
+def _memory(model: Any, *, tokens: int, copies: int) -> str:
+    """Weights, gradients, optimizer, references, and a rule of thumb for activations.
+
+    Activations: about 34 values of the model's dtype per token, layer and unit of width without
+    recomputation (Korthikanti et al. 2022, arXiv:2205.05198, eq. 1 without the attention term).
+    """
+    width = {p.dtype: p.element_size() for p in model.parameters()}
+    size = max(width.values())
+    total = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    masters = 0 if size == 4 else 4
+    state = total * size * (1 + copies) + trained * (size + masters + 8)
+    shape = model.config.get_text_config()
+    activations = 17 * size * tokens * shape.hidden_size * shape.num_hidden_layers
+    held = "gradients, optimizer" + (" and reference" if copies else "")
+    return (
+        f"memory: about {_bytes(state + activations)} = {_bytes(state)} for "
+        f"{_count(total)} parameters ({_count(trained)} trained), {held} + "
+        f"{_bytes(activations)} for activations of {tokens:,} tokens"
+    )
+
+
+def _count(number: int) -> str:
+    """A number of parameters; small ones are not rounded to nothing."""
+    return f"{number / 1e6:.1f}M" if number >= 1e5 else f"{number:,}"
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

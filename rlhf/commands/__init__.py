@@ -1,0 +1,1 @@
+"""What commands do that neither train nor evaluate: demonstrations, splits, replies, scores."""

@@ -1,0 +1,67 @@
+"""`rlhf generate`: replies of a model to prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rlhf.config.data import DataSpec
+from rlhf.config.model import ModelSpec
+from rlhf.config.rollout import EnvSpec, RolloutSpec
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Whom to ask, what, and how often."""
+
+    model: ModelSpec
+    """Who answers."""
+    prompt: str | None = None
+    """One prompt; its replies are printed as text."""
+    prompts: list[DataSpec] = field(default_factory=list)
+    """Prompt sets; replies are printed as JSON lines with prompt and completion."""
+    samples: int = 1
+    """Replies to each prompt."""
+    decoding: Literal["greedy", "sampled"] = "sampled"
+    """greedy takes the likeliest token."""
+    rollout: RolloutSpec = field(default_factory=RolloutSpec)
+    """Limits and temperature."""
+    seed: int = 0
+    """Of the sampling."""
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (not self.prompts):
+            raise ValueError("generate: give either --prompt TEXT or --prompts")
+        if self.samples < 1:
+            raise ValueError(f"samples must be >= 1, got {self.samples}")
+
+
+def generate(config: GenerateConfig) -> Iterator[str]:
+    """Yield one line per reply (a lone prompt's replies are bare text)."""
+    from rlhf.data.load import logged_rows
+    from rlhf.models.loading import load_model
+    from rlhf.rollout.chat_format import prompt_of
+    from rlhf.rollout.collector import Collector, EpisodeSeed
+
+    specs = config.prompts or [DataSpec("the prompt")]  # which the collector does not read
+    prompts = (
+        [prompt_of(row) for row in logged_rows(specs, "prompt", what="prompts", seed=config.seed)]
+        if config.prompts
+        else [[{"role": "user", "content": config.prompt or ""}]]
+    )
+    model, tokenizer = load_model(config.model, seed=config.seed)
+    env = EnvSpec(prompts=specs)
+    collector = Collector.open(model, tokenizer, env, config.rollout, prompts=prompts)
+    size = len(prompts)
+    first = config.seed * size  # so many seeds in a row visit each prompt once
+    starts = [EpisodeSeed(first + i, i, m) for i in range(size) for m in range(config.samples)]
+    temperature = 0.0 if config.decoding == "greedy" else None
+    for rollout in collector.collect(model, starts, temperature=temperature):
+        *prompt, reply = rollout.conversation
+        if config.prompt is not None:
+            yield reply["content"]
+        else:
+            yield json.dumps({"prompt": prompt, "completion": [reply]}, ensure_ascii=False)
+    collector.close()

@@ -1,0 +1,1 @@
+"""Typed configuration of every command. Nothing here imports torch."""

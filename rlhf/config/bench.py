@@ -1,0 +1,113 @@
+"""The manifest of `rlhf bench`; no torch here, so that parsing stays quick.
+
+    output_dir: runs/bench
+    seeds: [0, 1, 2, 3, 4]
+    environments: {menu: {env: {id: text/PreferenceBandit-v0}, demonstrations: {}, run: {...}}}
+    algorithms: {ppo: {run: {...}}, grpo: {}}
+
+In one environment and training seed all algorithms start from the same model. Keys of a run come
+from `run` of the manifest, then of the environment, then of the algorithm; later ones win.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlhf.config.model import ModelSpec
+from rlhf.config.rollout import EnvSpec
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """What the model imitates before any reinforcement learning."""
+
+    count: int = 1000
+    """Episodes."""
+    quality: float = 0.4
+    """Share of actions that are the expert's; the rest is random. In [0, 1]."""
+
+
+@dataclass(frozen=True)
+class BenchEnvironment:
+    """One task, and what holds for every run on it."""
+
+    env: EnvSpec
+    """The environment."""
+    demonstrations: Demonstrations | None = None
+    """What supervised fine-tuning learns from; None: every run starts from `model` itself."""
+    sft: dict[str, Any] = field(default_factory=dict)
+    """Keys of `rlhf sft` that differ here."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """Keys of an online run that differ here, such as num_steps."""
+    random: float | None = None
+    """Return that counts as 0; None: the environment's own value of its random policy."""
+    optimal: float | None = None
+    """Return that counts as 1; None: the environment's own optimum."""
+
+    def __post_init__(self) -> None:
+        if self.env.id is None:
+            raise ValueError("env.prompts: prompts have no optimum to normalise by; give env.id")
+
+
+@dataclass(frozen=True)
+class BenchAlgorithm:
+    """One method: a row of `rlhf algorithms` with its settings."""
+
+    verb: str | None = None
+    """The row; None: the one of the same name."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """Keys of an online run that differ for this method, such as optimizer.learning_rate."""
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """`rlhf bench`: environments x algorithms x training seeds."""
+
+    output_dir: str
+    """Where runs, tables and the report lie."""
+    environments: dict[str, Any]
+    """Name -> env, demonstrations, sft, run, random, optimal."""
+    algorithms: dict[str, Any]
+    """Name -> verb, run."""
+    model: ModelSpec
+    """Of every run, before its demonstrations."""
+    seeds: list[int]
+    """Training seeds; demonstrations, weights and episodes all follow from them."""
+    sft: dict[str, Any] = field(default_factory=dict)
+    """Keys of `rlhf sft` for every environment."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """Keys of an online run for every environment and algorithm."""
+    references: list[Literal["random", "expert"]] = field(
+        default_factory=lambda: ["random", "expert"]
+    )
+    """Policies of the environment itself that get a row."""
+    episodes: int = 256
+    """Held-out episodes of an evaluation, the same for everyone."""
+    decoding: Literal["greedy", "sampled"] = "sampled"
+    """greedy takes the likeliest token; sampled uses rollout.temperature."""
+    curve_points: int = 4
+    """Evaluations along training, for the sample-efficiency curve."""
+    baseline: str | None = None
+    """Whom the others are compared with; None: the model that training starts from."""
+    tuning: dict[str, Any] = field(default_factory=dict)
+    """How settings were found, as `rlhf tune` wrote it; told with the result."""
+    resume: bool = False
+    """Continue what is in output_dir."""
+    overwrite: bool = False
+    """Replace what is in output_dir."""
+
+    def __post_init__(self) -> None:
+        for name in ("environments", "algorithms", "seeds"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: the list is empty; name at least one")
+        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must be different and >= 0, got {self.seeds}")
+        if self.episodes < 2:
+            raise ValueError(f"episodes must be >= 2 (an interval needs two), got {self.episodes}")
+        if self.curve_points < 1:
+            raise ValueError(f"curve_points must be >= 1, got {self.curve_points}")
+        if shared := sorted(set(self.seeds) & set(self.tuning.get("seeds", ()))):
+            raise ValueError(
+                f"seeds: {shared[0]} was used in tuning, which flatters what was tuned; take others"
+            )

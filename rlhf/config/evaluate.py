@@ -1,0 +1,147 @@
+"""The configuration of `rlhf evaluate`; no torch here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlhf.config.data import DataSpec
+from rlhf.config.model import ModelSpec
+from rlhf.config.rollout import EnvSpec, RolloutSpec
+
+PAIRS = "pairs"
+"""Name of the folder that has what was found on preference pairs."""
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """A policy under a name: a model, or the environment's own random or expert policy."""
+
+    name: str
+    """Its name in tables and folders; without a model, "random" or "expert"."""
+    model: ModelSpec | None = None
+    """The model that plays."""
+    examples: list[DataSpec] = field(default_factory=list)
+    """Demonstrations shown before every episode, labelled text and prompt (few-shot)."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.+=-]*", self.name) or self.name == PAIRS:
+            raise ValueError(
+                f"policies: {self.name!r} cannot be a name: it becomes that of a folder (letters, "
+                f"digits and _ . + = -), and {PAIRS!r} is taken"
+            )
+        if self.examples and self.model is None:
+            raise ValueError(f"policies: {self.name} has no model to show examples to")
+        if self.model is None and self.name not in ("random", "expert"):
+            raise ValueError(
+                f"policies: {self.name!r} has no model; only random and expert need none"
+            )
+
+
+@dataclass(frozen=True)
+class ClassesSpec:
+    """Labelled texts; a policy's answer is the label that it finds likeliest as a reply."""
+
+    data: list[DataSpec]
+    """Texts with a label: 0, 1, ..."""
+    labels: list[str]
+    """The reply that stands for each class, in order."""
+    question: str = "{text}"
+    """What the policy is asked; {text} stands for the text."""
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise ValueError("classes.data is empty: name at least one set")
+        if len(set(self.labels)) < max(2, len(self.labels)):
+            raise ValueError(f"classes.labels: give two or more different ones, got {self.labels}")
+        if "{text}" not in self.question:
+            raise ValueError(f"classes.question has no {{text}} in it: {self.question!r}")
+
+
+@dataclass(frozen=True)
+class TasksSpec:
+    """Standard tasks, run by lm-evaluation-harness (extra `tasks`)."""
+
+    names: list[str]
+    """Of tasks or groups, as `lm_eval ls tasks` lists them."""
+    shots: int | None = None
+    """Examples in each prompt; None: the task's own number."""
+    limit: int | None = None
+    """Documents of each task; None: all."""
+    folder: str | None = None
+    """Further task files (YAML)."""
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("tasks.names is empty: name at least one")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured, of whom. At least one of env, text, classes, tasks and pairs."""
+
+    output_dir: str
+    """The run directory; every policy gets a folder in its evaluation/."""
+    policies: list[PolicySpec] = field(default_factory=list)
+    """Who plays, or whose text loss is measured."""
+    env: EnvSpec | None = None
+    """Episodes on a gymnasium environment or on prompts."""
+    rewards: list[dict[str, Any]] = field(default_factory=list)
+    """Rewards measured on the episodes, or on pairs."""
+    text: list[DataSpec] = field(default_factory=list)
+    """Prompts with completions: loss per completion token, perplexity, bits per byte."""
+    classes: ClassesSpec | None = None
+    """Labelled texts: accuracy, macro-F1, AUC."""
+    tasks: TasksSpec | None = None
+    """Standard tasks through lm-evaluation-harness."""
+    pairs: list[DataSpec] = field(default_factory=list)
+    """Preference pairs: accuracy of the rewards, beside trivial baselines."""
+    pairs_train: list[DataSpec] = field(default_factory=list)
+    """Pairs that the trained baselines (bag of words) may learn from."""
+    rollout: RolloutSpec = field(default_factory=RolloutSpec)
+    """How policies are sampled."""
+    episodes: int = 256
+    """Seeds that each policy plays, the same for all; prompts are visited in turn."""
+    samples: int = 1
+    """Episodes of each seed; with several, pass@k of everything that is 0 or 1."""
+    first_episode: int = 0
+    """Number of the first one: a choice made on some episodes is judged on others."""
+    decoding: Literal["greedy", "sampled"] = "sampled"
+    """greedy takes the likeliest token; sampled uses rollout.temperature."""
+    max_length: int = 512
+    """Tokens of one text example."""
+    seed: int = 0
+    """Of shuffles and limits of data sets."""
+    resume: bool = False
+    """Measure what is still missing in output_dir."""
+    overwrite: bool = False
+    """Replace an existing output_dir."""
+
+    def __post_init__(self) -> None:
+        of_policies = self.env or self.text or self.classes or self.tasks
+        if not (of_policies or self.pairs):
+            raise ValueError("evaluate: nothing to do; give env, text, classes, tasks or pairs")
+        if of_policies and not self.policies:
+            raise ValueError("policies: the list is empty; name at least one")
+        if self.pairs and not self.rewards:
+            raise ValueError("rewards: pairs need at least one reward to judge them")
+        names = [policy.name for policy in self.policies]
+        if len(set(names)) < len(names):
+            raise ValueError(f"policies: names must differ, got {', '.join(names)}")
+        if self.first_episode < 0:
+            raise ValueError(f"first_episode must be >= 0, got {self.first_episode}")
+        if self.samples < 1:
+            raise ValueError(f"samples must be >= 1, got {self.samples}")
+        if self.samples > 1 and not self.env:
+            raise ValueError("samples has no effect without env: it counts episodes of a seed")
+        if self.samples > 1 and self.decoding == "greedy":
+            raise ValueError("samples has no effect with greedy decoding: all would be the same")
+        if self.episodes < 2:
+            raise ValueError(f"episodes must be >= 2 (an interval needs two), got {self.episodes}")
+        unplayed = [policy.name for policy in self.policies if policy.model is None]
+        if unplayed and not self.env:
+            raise ValueError(
+                f"policies: {unplayed[0]} has no model and without env nothing to play: nothing of "
+                "it can be measured"
+            )

@@ -1,0 +1,180 @@
+"""`rlhf VERB --help`: every key of a configuration with its type, its meaning and its value.
+
+The values are the ones that a run uses when the key is not set: an algorithm's own settings, the
+learning rate of a stage. Keys that have no effect on the verb are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+import types
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import docstring_parser
+
+WIDTH = 96
+"""Columns of the help text."""
+
+PLAIN = {str: "TEXT", int: "INT", float: "FLOAT", bool: "true|false"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One line of the help: a dotted key, its type, its default and its meaning."""
+
+    name: str
+    type: str
+    required: bool
+    default: Any
+    meaning: str
+
+    def text(self) -> str:
+        """The key with its default, and the meaning in the lines below it."""
+        has_default = self.default is not dataclasses.MISSING
+        value = f" = {_as_text(self.default)}" if has_default else ""
+        head = f"  --{self.name} {self.type}{value}"
+        body = textwrap.fill(self.meaning, WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
+        return f"{head}\n{body}" if self.meaning else head
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """The keys below one key of the configuration."""
+
+    title: str
+    keys: list[Key]
+
+
+def help_text(
+    cls: type,
+    *,
+    command: str,
+    summary: str,
+    options: Mapping[str, type] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    hidden: Collection[str] = (),
+    notes: Collection[str] = (),
+) -> str:
+    """The help of a verb: required keys first, then the rest by section.
+
+    Args:
+        cls: the configuration class.
+        command: what the user types, for example ``rlhf grpo``.
+        summary: what the verb does.
+        options: mapping fields and the class that lists their keys, as for `build`.
+        defaults: dotted key -> the value in force, where it differs from the class's own default.
+        hidden: dotted keys that have no effect here.
+        notes: lines below the keys.
+    """
+    sections = [
+        Section(section.title, [_in_force(key, defaults or {}) for key in section.keys])
+        for section in sections_of(cls, options or {})
+    ]
+    keys = [key for section in sections for key in section.keys if key.name not in hidden]
+    blocks = [f"{command}: {summary}", f"usage: {command} [--config FILE ...] [--key value ...]"]
+    if required := [key.text() for key in keys if key.required]:
+        blocks.append("\n".join(["Required:", *required]))
+    for section in sections:
+        rest = [k.text() for k in section.keys if not k.required and k.name not in hidden]
+        if rest:
+            blocks.append("\n".join([section.title, *rest]))
+    return "\n\n".join([*blocks, *notes])
+
+
+def _in_force(key: Key, defaults: Mapping[str, Any]) -> Key:
+    if key.name not in defaults:
+        return key
+    return dataclasses.replace(key, default=defaults[key.name], required=False)
+
+
+def sections_of(cls: type, options: Mapping[str, type], prefix: str = "") -> list[Section]:
+    """The keys of a dataclass, one section for the class and one for each nested configuration."""
+    own: list[Key] = []
+    nested: list[Section] = []
+    for field, hint, meaning in _fields(cls):
+        name = f"{prefix}{field.name}"
+        foreign = cls in options.values()
+        inner = options.get(field.name) or dataclass_in(hint)
+        if inner is None or foreign:
+            own.append(_key(field, hint, meaning, name))
+            continue
+        is_list = typing.get_origin(hint) is list
+        if is_list:
+            own.append(dataclasses.replace(_key(field, hint, meaning, name), type="LIST"))
+        first, *rest = sections_of(inner, options, f"{name}.{'N.' if is_list else ''}")
+        # An item of a list is required only where the list has one.
+        optional = is_list or not _is_required(field)
+        keys = [dataclasses.replace(k, required=k.required and not optional) for k in first.keys]
+        nested += [Section(f"{name}: {meaning}", keys), *rest]
+    return [Section(prefix or "Options:", own), *nested]
+
+
+def key_paths(cls: type, options: Mapping[str, type]) -> list[str]:
+    """Dotted names of all keys of a configuration class."""
+    return [key.name for section in sections_of(cls, options) for key in section.keys]
+
+
+def _fields(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any, str]]:
+    """Fields with their types and what their docstrings say."""
+    hints = typing.get_type_hints(cls)
+    meanings: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(base):
+            parsed = docstring_parser.parse_from_object(base)
+            meanings |= {p.arg_name.strip("`"): p.description or "" for p in parsed.params}
+    for field in dataclasses.fields(cls):
+        if field.init:
+            meaning = field.metadata.get("help") or meanings.get(field.name, "")
+            yield field, hints[field.name], " ".join(str(meaning).split())
+
+
+def _key(field: dataclasses.Field[Any], hint: Any, meaning: str, name: str) -> Key:
+    default = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    return Key(name, _type_text(hint), _is_required(field), default, meaning)
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
+
+
+def _type_text(hint: Any) -> str:
+    """A type in the words of a command line."""
+    if hint in PLAIN:
+        return PLAIN[hint]
+    arguments = typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return "|".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return "|".join(_type_text(a) for a in arguments if a is not type(None))
+    return "MAPPING" if origin is dict else "LIST" if origin in (list, tuple) else "VALUE"
+
+
+def _as_text(value: Any) -> str:
+    """A default as YAML writes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return repr(value) if value == "" or not value.isprintable() else value
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_as_text, value))}]"
+    return str(value)
+
+
+def dataclass_in(hint: Any) -> type | None:
+    """The dataclass inside ``X``, ``X | None``, ``list[X]`` or a union of these."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return hint
+    if typing.get_origin(hint) in (list, typing.Union, types.UnionType):
+        for argument in typing.get_args(hint):
+            if found := dataclass_in(argument):
+                return found
+    return None

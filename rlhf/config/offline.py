@@ -1,0 +1,90 @@
+"""The configuration of the offline stages; no torch here, so that parsing stays quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlhf.config.data import DataSpec
+from rlhf.config.model import ModelSpec, check_trainable
+from rlhf.run.trackers import TrackerName
+
+
+@dataclass(frozen=True)
+class OfflineConfig:
+    """One offline run: `rlhf sft|dpo|kto`. Batch sizes are global."""
+
+    output_dir: str
+    """The run directory."""
+    model: ModelSpec
+    """Where training starts; for DPO and KTO also the reference."""
+    data: list[DataSpec]
+    """Training rows: prompts with completions (sft), pairs (dpo), or labels (kto)."""
+    eval_data: list[DataSpec] = field(default_factory=list)
+    """Held-out rows; empty: a share of the training rows, split by prompt."""
+    eval_fraction: float = 0.1
+    """That share; prompts never stand on both sides."""
+    max_length: int = 512
+    """Tokens of one example; longer ones are truncated and counted."""
+    batch_size: int = 16
+    """Examples per optimizer step, over all processes."""
+    micro_batch_size: int = 8
+    """Examples of max_length that go through the model at once; divides batch_size. The native
+    engine packs shorter ones into the same number of tokens."""
+    engine: Literal["auto", "native", "trl"] = "auto"
+    """What trains. auto: native for sft, dpo and reward models on pairs, TRL for the rest."""
+    evaluations: int = 4
+    """Evaluations (and checkpoints) during training; the best one is kept as final/."""
+    patience: int | None = None
+    """Stop after this many evaluations in a row without a better one; None: never."""
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Options under TRL's names, e.g. learning_rate, num_train_epochs, max_steps, beta."""
+    seed: int = 0
+    """Of everything random."""
+    track: list[TrackerName] = field(default_factory=list)
+    """Boards that are told the metrics too: tensorboard, wandb, trackio, mlflow."""
+    profile: bool = False
+    """Log how well a step uses the machine (native engine): docs/metrics.md, `profile/`."""
+    resume: bool = False
+    """Continue from the last checkpoint of output_dir."""
+    overwrite: bool = False
+    """Replace an existing output_dir."""
+
+    def __post_init__(self) -> None:
+        check_trainable(self.model)
+        if not self.data:
+            raise ValueError("data: the list is empty; name at least one data set")
+        if not 0 < self.eval_fraction < 1:
+            raise ValueError(f"eval_fraction must lie between 0 and 1, got {self.eval_fraction}")
+        for name in ("max_length", "batch_size", "micro_batch_size", "evaluations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size must be a multiple of micro_batch_size, got {self.batch_size} and "
+                f"{self.micro_batch_size}"
+            )
+
+
+LEARNING_RATES = {"sft": 2e-5, "reward": 2e-5, "dpo": 1e-6, "kto": 1e-6}
+"""Peak learning rate of each stage, where trainer.learning_rate is not set."""
+
+# Set by the run; naming them under trainer. would contradict it.
+OWNED = {
+    "output_dir": "output_dir",
+    "seed": "seed",
+    "max_length": "max_length",
+    "truncation_mode": "nothing: a longer example loses its end",
+    "per_device_train_batch_size": "batch_size and micro_batch_size",
+    "per_device_eval_batch_size": "micro_batch_size",
+    "gradient_accumulation_steps": "batch_size and micro_batch_size",
+    "eval_strategy": "evaluations",
+    "eval_steps": "evaluations",
+    "save_strategy": "evaluations",
+    "save_steps": "evaluations",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "resume_from_checkpoint": "resume",
+    "load_best_model_at_end": "evaluations",
+    "use_cpu": "nothing: the accelerator is used where there is one",
+}

@@ -1,0 +1,127 @@
+"""The configuration of `rlhf overoptimize`; no torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rlhf.algorithms.registry import ALGORITHMS
+from rlhf.config.data import DataSpec
+from rlhf.config.model import ModelSpec
+from rlhf.config.rollout import EnvSpec, RolloutSpec
+from rlhf.errors import UserError, nearest
+
+Combine = Literal["single", "mean", "worst", "uncertainty"]
+
+
+@dataclass(frozen=True)
+class ProxyGrid:
+    """Proxies to train: every base on every number of pairs, with several seeds."""
+
+    bases: list[ModelSpec]
+    """Models that reward models start from, the axis of size; RL meets those of the first one."""
+    data: list[DataSpec]
+    """Preference pairs; a tenth of the prompts is held out to tell the proxies' accuracy."""
+    pairs: list[int]
+    """Numbers of pairs to learn from, the axis of data; RL meets those of the first one."""
+    members: int = 3
+    """Seeds of each: an ensemble, all on the same pairs."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Further keys of `rlhf reward`: max_length, batch_size, trainer, ..."""
+
+    def __post_init__(self) -> None:
+        if not self.bases or not self.data:
+            raise ValueError("proxies: bases and data need at least one entry each")
+        if not self.pairs or min(self.pairs) < 10:
+            raise ValueError(f"proxies.pairs must list numbers >= 10, got {self.pairs}")
+        if len(set(self.pairs)) < len(self.pairs):
+            raise ValueError(f"proxies.pairs must differ, got {self.pairs}")
+        if self.members < 1:
+            raise ValueError(f"proxies.members must be >= 1, got {self.members}")
+
+
+@dataclass(frozen=True)
+class BestOfNSpec:
+    """Choosing among samples of the untrained policy."""
+
+    prompts: int = 48
+    """Start states."""
+    samples: int = 128
+    """Replies to each; also the largest n."""
+
+    def __post_init__(self) -> None:
+        if self.prompts < 3 or self.samples < 8:
+            raise ValueError(
+                "best_of_n needs prompts >= 3 and samples >= 8 for a fit with intervals, got "
+                f"{self.prompts} and {self.samples}"
+            )
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """Training the policy against proxies."""
+
+    algorithm: str = "rloo"
+    """Any online algorithm (`rlhf algorithms`)."""
+    against: list[Combine] = field(default_factory=lambda: ["single"])
+    """single: seed s meets member s alone; else the members' mean, their worst score, or the mean
+    less penalty times their variance (Coste et al., 2310.02743)."""
+    seeds: int = 3
+    """Training seeds of each; a fit with intervals needs three."""
+    measured: int = 64
+    """Episodes of each step whose gold score is taken, at most episodes_per_step."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Further keys of the algorithm's verb: num_steps, optimizer, algorithm, ..."""
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            known = nearest(self.algorithm, ALGORITHMS)
+            raise UserError(f"rl.algorithm: unknown algorithm {self.algorithm!r}{known}")
+        if self.seeds < 1 or self.measured < 1:
+            raise ValueError(
+                f"rl.seeds and rl.measured must be >= 1, got {self.seeds} and {self.measured}"
+            )
+
+
+@dataclass(frozen=True)
+class OveroptimizeConfig:
+    """A policy, a gold score, and proxies of it that are optimised too far."""
+
+    output_dir: str
+    """The run directory; proxies and training runs lie in it."""
+    model: ModelSpec
+    """The policy at the start."""
+    env: EnvSpec
+    """Where its prompts come from; the environment's own reward is left out."""
+    gold: list[dict[str, Any]]
+    """The score that is wanted; see docs/rewards.md for the kinds."""
+    proxies: ProxyGrid | None = None
+    """Reward models to train as proxies."""
+    rewards: list[dict[str, Any]] = field(default_factory=list)
+    """A proxy that exists, in place of ``proxies``."""
+    penalty: float = 0.5
+    """Of an ensemble's variance, in "uncertainty"; scores have standard deviation 1."""
+    rollout: RolloutSpec = field(default_factory=RolloutSpec)
+    """How the policy is sampled."""
+    best_of_n: BestOfNSpec = field(default_factory=BestOfNSpec)
+    """Optimisation by choice."""
+    rl: TrainingSpec | None = None
+    """Optimisation by training; None: best-of-n alone."""
+    seed: int = 0
+    """Of everything random."""
+    resume: bool = False
+    """Continue in output_dir; what is finished there stays."""
+    overwrite: bool = False
+    """Replace an existing output_dir."""
+
+    def __post_init__(self) -> None:
+        if not self.gold:
+            raise ValueError("gold: the list is empty; name the score that is wanted")
+        if (self.proxies is None) == (not self.rewards):
+            raise ValueError("overoptimize: give either proxies (to train) or rewards (one proxy)")
+        members = self.proxies.members if self.proxies else 1
+        combined = [how for how in (self.rl.against if self.rl else []) if how != "single"]
+        if combined and members < 2:
+            raise ValueError(
+                f"rl.against: {combined[0]!r} needs proxies.members >= 2, got {members}"
+            )

@@ -1,0 +1,308 @@
+"""Rows side by side as one row without padding, and what they share computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf.errors import UserError
+from rlhf.models.architecture import (
+    has_states,
+    rotary_limit,
+    text_config,
+    usable_context,
+    window_of,
+)
+from rlhf.models.fast.tied_embedding import TiedEmbedding
+from rlhf.models.fast.varlen_attention import NAME, Layout, Span
+from rlhf.models.logprobs import bare, trunk_of
+
+# Sharing a prefix costs two more products a layer: worth it from this many saved tokens on.
+WORTH_SHARING = 32
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows [B, T] laid end to end; tokens that several rows share stand once."""
+
+    tokens: Tensor  # [1, N]
+    positions: Tensor  # [1, N] place within the row
+    index: Tensor  # [B, T] place of each token in the packed row; 0 for padding
+    spans: tuple[Span, ...]
+
+
+def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
+    """Lay padded rows end to end.
+
+    Neighbouring rows that begin alike, as the completions of one prompt do, share their beginning.
+
+    Args:
+        tokens: [B, T], padded on the right.
+        attention_mask: [B, T], true where a token is not padding.
+    """
+    rows = tokens.cpu().numpy()
+    lengths = attention_mask.sum(1).cpu().numpy()
+    index = np.zeros(rows.shape, dtype=np.int64)
+    places, positions, spans = [], [], []
+    count = 0
+
+    def lay(row: int, start: int, end: int) -> tuple[int, int]:
+        """Tokens [start, end) of a row at the end of what is there; returns where they are."""
+        nonlocal count
+        place = (count, count + end - start)
+        index[row, start:end] = np.arange(*place)
+        places.append(rows[row, start:end])
+        positions.append(np.arange(start, end))
+        count = place[1]
+        return place
+
+    for members, shared in clusters(rows, lengths):
+        prefix = (0, 0)
+        if shared:
+            prefix = lay(members[0], 0, shared)
+            index[members, :shared] = np.arange(*prefix)
+            spans.append(Span(*prefix))
+        for row in members:
+            if lengths[row] > shared:
+                spans.append(Span(*lay(row, shared, lengths[row]), prefix))
+    device = tokens.device
+    return Packed(
+        torch.from_numpy(np.concatenate(places))[None].to(device),
+        torch.from_numpy(np.concatenate(positions))[None].to(device),
+        torch.from_numpy(index).to(device),
+        tuple(spans),
+    )
+
+
+def clusters(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[int], int]]:
+    """Neighbouring rows that begin alike, and how many tokens each cluster shares.
+
+    A row joins the cluster before it when that saves more tokens than the cluster saved without it.
+    """
+    found: list[tuple[list[int], int]] = []
+    for row in range(len(rows)):
+        if found:
+            members, shared = found[-1]
+            alike = common_prefix(rows, lengths, members[0], row)
+            together = min(shared, alike)
+            if together * len(members) > max(shared * (len(members) - 1), WORTH_SHARING - 1):
+                found[-1] = ([*members, row], together)
+                continue
+        found.append(([row], int(lengths[row])))
+    return [(members, shared if len(members) > 1 else 0) for members, shared in found]
+
+
+def common_prefix(rows: np.ndarray, lengths: np.ndarray, first: int, second: int) -> int:
+    """Tokens with which two rows begin alike."""
+    width = int(min(lengths[first], lengths[second]))
+    differs = rows[first, :width] != rows[second, :width]
+    return int(differs.argmax()) if differs.any() else width
+
+
+def computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: bool) -> int:
+    """Tokens that one pass over padded rows [B, T] costs.
+
+    Packed, shared ones count once; else padding counts too.
+    """
+    if not packed:
+        return tokens.numel()
+    rows, lengths = tokens.cpu().numpy(), attention_mask.sum(1).cpu().numpy()
+    saved = sum((len(members) - 1) * shared for members, shared in clusters(rows, lengths))
+    return int(lengths.sum()) - saved
+
+
+def hidden_states(
+    model: Any,
+    tokens: Tensor,
+    attention_mask: Tensor,
+    *,
+    trunk: Any = None,
+    tied: TiedEmbedding | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Last hidden states of rows, and where the state after each token lies among them.
+
+    Packed where the model takes our attention, else as one padded batch: the values are the same.
+    Packed attention knows no sliding window: rows longer than one are padded too. Padding stands on
+    the right, where neither attention nor a recurrent state of a real token sees it.
+
+    Args:
+        model: a decoder with any head, or a PEFT model around one.
+        tokens: [B, T], padded on the right.
+        attention_mask: [B, T], true where a token is not padding.
+        trunk: another decoder of the same architecture; None: the model's own.
+        tied: where to look tokens up; None: in the decoder's own table.
+
+    Returns:
+        (states [N, D], index [B, T] into them).
+    """
+    trunk = trunk_of(model) if trunk is None else trunk
+    if getattr(trunk, "reads_alone", False):
+        return _alone(trunk, tokens, attention_mask, tied=tied)
+    lengths = attention_mask.sum(1)
+    config = text_config(trunk)
+    limit = rotary_limit(config)
+    if limit is not None and lengths.max() > limit:
+        return _by_frequencies(trunk, tokens, attention_mask, limit=limit, tied=tied)
+    return _alike(trunk, tokens, attention_mask, tied=tied)
+
+
+def _alone(
+    trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
+) -> tuple[Tensor, Tensor]:
+    """``hidden_states`` one row at a time, for families that other rows or padding disturb."""
+    index = torch.zeros_like(tokens)
+    index[attention_mask] = torch.arange(int(attention_mask.sum()), device=tokens.device)
+    states = []
+    for row, kept in zip(tokens, attention_mask, strict=True):
+        restart_frequencies(trunk)
+        read = trunk(**inputs_of(row[None, kept], tied), use_cache=False)
+        states.append(read.last_hidden_state[0])
+    return torch.cat(states), index
+
+
+def _by_frequencies(
+    trunk: Any, tokens: Tensor, attention_mask: Tensor, *, limit: int, tied: TiedEmbedding | None
+) -> tuple[Tensor, Tensor]:
+    """``hidden_states`` of rows of which some are so long that their rotary frequencies change.
+
+    A model takes the frequencies of a whole batch from its longest row. Each row is read with those
+    that it has alone: short rows together, long ones with rows of the same length.
+    """
+    lengths = attention_mask.sum(1)
+    index = torch.zeros_like(tokens)
+    states: list[Tensor] = []
+    place = 0
+    for length in [0, *lengths[lengths > limit].unique().tolist()]:
+        rows = (lengths == length if length else lengths <= limit).nonzero()[:, 0]
+        if not len(rows):
+            continue
+        width = int(lengths[rows].max())
+        restart_frequencies(trunk)
+        found, where = _alike(trunk, tokens[rows, :width], attention_mask[rows, :width], tied=tied)
+        index[rows, :width] = where + place
+        states.append(found)
+        place += len(found)
+    return torch.cat(states), index
+
+
+def restart_frequencies(trunk: Any) -> None:
+    """Let dynamic frequencies be those of the next pass alone, not of the longest one so far."""
+    for module in trunk.modules():
+        original = getattr(module, "original_inv_freq", None)
+        if isinstance(original, Tensor) and "dynamic" in str(getattr(module, "rope_type", "")):
+            module.inv_freq = original.to(module.inv_freq.device)
+            module.max_seq_len_cached = module.original_max_seq_len
+
+
+def _alike(
+    trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
+) -> tuple[Tensor, Tensor]:
+    """``hidden_states`` of rows that a model reads with the same frequencies."""
+    config = text_config(trunk)
+    if not packs_rows(trunk, attention_mask):
+        mask = attention_mask.long()
+        inputs = inputs_of(tokens, tied)
+        states = trunk(**inputs, attention_mask=mask, use_cache=False).last_hidden_state
+        index = torch.arange(tokens.numel(), device=tokens.device).view(tokens.shape)
+        return states.flatten(0, 1), index
+    packed = pack(tokens, attention_mask)
+    heads = config.num_attention_heads
+    layout = Layout(
+        packed.spans,
+        heads=heads,
+        key_heads=getattr(config, "num_key_value_heads", None) or heads,
+        dtype=trunk.dtype,
+        device=tokens.device,
+    )
+    states = trunk(
+        **inputs_of(packed.tokens, tied),
+        position_ids=packed.positions,
+        attention_mask=tokens.new_zeros(1, 1, 1, 1),  # four dimensions: taken as it is, not built
+        packing=layout,
+        use_cache=False,
+    ).last_hidden_state
+    return states[0], packed.index
+
+
+def inputs_of(tokens: Tensor, tied: TiedEmbedding | None) -> dict[str, Tensor]:
+    """What a decoder takes of tokens [B, T]."""
+    return {"input_ids": tokens} if tied is None else {"inputs_embeds": tied.embed(tokens)}
+
+
+def is_packed(trunk: Any) -> bool:
+    """Whether a decoder uses our attention."""
+    return trunk.config.get_text_config()._attn_implementation == NAME
+
+
+def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
+    """Whether rows [B, T] are packed: the decoder does, and each fits into its smallest window."""
+    window = window_of(text_config(trunk))
+    fits = window is None or bool(attention_mask.sum(1).max() <= window)
+    return is_packed(trunk) and fits
+
+
+def keep_attention(model: Any, name: str) -> None:
+    """Run a model with an attention of transformers, and never exchange it for ours.
+
+    Raises:
+        UserError: there is none of that name here, or the model has it not.
+    """
+    try:
+        model.set_attn_implementation(name)
+    except (ValueError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.attn_implementation {name}: {reason}") from error
+    if model.config._attn_implementation != name:
+        raise UserError(
+            f"model.attn_implementation {name}: {type(model).__name__} runs with "
+            f"{model.config._attn_implementation} instead"
+        )
+    model.keeps_attention = True
+
+
+@torch.no_grad()
+def enable_packing(model: Any) -> bool:
+    """Let a causal model compute attention our way, if its scores stay the same.
+
+    Whether an architecture hands the packing down to its attention cannot be read off it, so it is
+    tried: two rows with a shared beginning, padded and packed.
+
+    Returns:
+        Whether the model packs from now on.
+    """
+    inner, trunk = bare(model), trunk_of(model)
+    if is_packed(trunk):
+        return True
+    if getattr(inner, "keeps_attention", False) or getattr(trunk, "never_packs", False):
+        return False
+    config = text_config(inner)
+    if has_states(config):  # a state would run on from one document into the next
+        return False
+    before = inner.config._attn_implementation
+    limits = (window_of(config), usable_context(config))
+    width = min(40, *(limit for limit in limits if limit))
+    ids = torch.arange(5, 5 + 2 * width, device=inner.device).view(2, width)
+    ids[1, : width - 4] = ids[0, : width - 4]
+    ids = ids % config.vocab_size
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[1, -1] = False
+    plain = trunk(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
+    try:
+        inner.set_attn_implementation(NAME)
+        if not is_packed(trunk):
+            return False
+        states, index = hidden_states(model, ids, mask)
+    except (TypeError, ValueError, AttributeError, RuntimeError):
+        inner.set_attn_implementation(before)
+        return False
+    gap = (states[index] - plain)[mask].abs().mean() / plain[mask].abs().mean()
+    tolerance = 0.1 if inner.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    if not gap <= tolerance:
+        inner.set_attn_implementation(before)
+        return False
+    trunk.attention_before_packing = before
+    return True

@@ -1,0 +1,63 @@
+"""Dots with whiskers on a common scale, in plain HTML so that they reflow on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rlhf.reports.markup import esc, named
+from rlhf.stats import Interval
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the chart."""
+
+    name: str
+    detail: str
+    """Small print under the name."""
+    estimate: Interval
+    value: str
+    """The number at the end of the row."""
+    remark: str
+    """Small print under the number."""
+    tone: str
+    """CSS colour class."""
+
+
+def forest(lines: Sequence[Line], marks: Sequence[tuple[float, str]]) -> str:
+    """Lines on one scale that also holds the `marks`, drawn as named vertical lines."""
+    ends = [line.estimate.value for line in lines] + [value for value, _ in marks]
+    known = [line.estimate for line in lines if line.estimate.known]
+    ends += [end for estimate in known for end in (estimate.low, estimate.high)]
+    low, high = min(ends), max(ends)
+    pad = 0.04 * (high - low) or 1.0
+
+    def at(value: float) -> float:
+        return 100 * (value - low + pad) / (high - low + 2 * pad)
+
+    ticks = "".join(f'<div class="mark" style="left:{at(v):.2f}%"></div>' for v, _ in marks)
+    rows = "".join(_row(line, at, ticks) for line in lines)
+    scale = "".join(_mark(at(value), name) for value, name in marks)
+    foot = f'<div class="gap"></div><div class="scale">{scale}</div><div class="gap"></div>'
+    return f'<div class="forest">{rows}{foot if marks else ""}</div>'
+
+
+def _row(line: Line, at: Callable[[float], float], ticks: str) -> str:
+    e = line.estimate
+    span = ""
+    if e.known:
+        width = at(e.high) - at(e.low)
+        span = f'<div class="span" style="left:{at(e.low):.2f}%;width:{width:.2f}%"></div>'
+    point = f'<div class="point" style="left:{at(e.value):.2f}%"></div>'
+    return (
+        f'<div class="line"><div class="who">{esc(named(line.name))}'
+        f"<small>{esc(line.detail)}</small></div>"
+        f'<div class="track {line.tone} ink">{ticks}{span}{point}</div>'
+        f'<div class="number">{esc(line.value)}<small>{esc(line.remark)}</small></div></div>'
+    )
+
+
+def _mark(place: float, name: str) -> str:
+    side = ' class="first"' if place < 12 else ' class="final"' if place > 88 else ""
+    return f'<span{side} style="left:{place:.2f}%">{esc(name)}</span>'

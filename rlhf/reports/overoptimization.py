@@ -1,0 +1,204 @@
+"""Proxy and gold over the distance travelled, the fitted curve, and the peak that it predicts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf.evaluation.records import RunRecord
+from rlhf.reports.charts import Chart, Series, draw
+from rlhf.reports.markup import Cell, Table, bounds, esc, minus, named, plural
+from rlhf.reports.results import band, estimate_of
+
+FILE = "overoptimization.json"
+NAMES = {
+    "single": "a single proxy",
+    "mean": "mean of the ensemble",
+    "worst": "worst of the ensemble",
+    "uncertainty": "mean less variance",
+}
+
+Result = Mapping[str, Any]
+
+
+def read_results(runs: Sequence[RunRecord]) -> list[Result]:
+    """The results of every run that has some."""
+    paths = [run.directory / FILE for run in runs]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+
+
+def overoptimization_section(found: Sequence[Result]) -> str:
+    """Verdict, curves of training, curves of best-of-n."""
+    parts = []
+    for result in found:
+        items = "".join(
+            f"<li>{esc(minus(_capital(named(line))))}</li>" for line in result["verdict"]
+        )
+        parts.append(f'<ul class="verdicts brief">{items}</ul>')
+        for row in result["rl"]:
+            name = f"{result['algorithm']} against {NAMES[row['how']]}"
+            panels = "".join(draw(chart) for chart in _training_charts(row, result["start"]))
+            told = f"<small>{plural(row['seeds'], 'training seed')}</small>"
+            parts.append(f'<h3>{esc(named(name))} {told}</h3><div class="charts">{panels}</div>')
+        panels = "".join(draw(chart) for chart in _best_of_n_charts(result["best_of_n"]))
+        parts.append(f'<h3>Best of n</h3><div class="charts">{panels}</div>')
+    return "".join(parts)
+
+
+def overoptimization_tables(found: Sequence[Result]) -> list[Table]:
+    """Fits and peaks of training and of best-of-n."""
+    tables = []
+    for result in found:
+        tables += [_training_table(result["rl"])] if result["rl"] else []
+        tables.append(_best_of_n_table(result["best_of_n"]))
+    return tables
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _by_distance(row: Result, key: str, name: str, colour: str) -> Series:
+    """A curve over sqrt(KL); steps that went back a little are put in order of distance."""
+    d = [math.sqrt(kl) for kl in row["kl"]]
+    order = sorted(range(len(d)), key=d.__getitem__)
+    return band(name, [d[i] for i in order], [row[key][i] for i in order], colour)
+
+
+def _fitted(fit: Result, start: float, colour: str = "c2") -> Series:
+    curve = fit["curve"]
+    return Series("fit", curve["d"], [start + gain for gain in curve["gain"]], colour)
+
+
+def _peak(fit: Result) -> tuple[tuple[float, str] | None, tuple[float, float] | None]:
+    """The mark of the predicted peak and the shade of its interval, as far as they are finite."""
+    peak, far = fit["peak"], fit["furthest"]
+    at = peak["mean"]
+    mark = (at, "predicted peak") if at is not None and at <= far else None
+    low, high = peak["low"], peak["high"]
+    shade = (low, far if high is None else high) if low is not None and low < far else None
+    return mark, shade
+
+
+def _training_charts(row: Result, start: float) -> list[Chart]:
+    seen, fit = row["observed"], row["fit"]
+    mark, shade = _peak(fit) if fit else (None, None)
+    proxy = _by_distance(row, "proxy_score", "proxy", "proxy")
+    gold = [_by_distance(row, "gold", "gold", "gold")] + ([_fitted(fit, start)] if fit else [])
+    found = estimate_of(seen["distance"])
+    seeds = f", {bounds(found)} over the single seeds" if row["seeds"] > 1 else ""
+    where = f"Observed peak at {found.value:.2f}{seeds} (step {seen['step']})"
+    inside = {True: "inside", False: "outside"}.get(seen.get("inside"), "")
+    note = where + (f", {inside} the predicted interval, which is shaded." if fit else ".")
+    steps = [float(step) for step in row["steps"]]
+    travelled = Series("√KL", steps, [math.sqrt(kl) for kl in row["kl"]], "c5")
+    turn = (float(seen["step"]), "gold peaks")
+    return [
+        Chart("Proxy", [proxy], "What training maximised.", "√KL", mark, shade),
+        Chart("Gold", gold, note, "√KL", mark, shade),
+        Chart("√KL to the start", [travelled], "Distance travelled, by step.", mark=turn),
+    ]
+
+
+def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
+    """Ways of using the first proxy, the axis of data, the axis of size; then its own fit."""
+    first = rows[0]
+    cell = [row for row in rows if row["proxy"] == first["proxy"]]
+    alone = [row for row in rows if row["how"] == "single"]
+    data = sorted(
+        (row for row in alone if row["parameters"] == first["parameters"]),
+        key=lambda row: row["pairs"] or 0,
+    )
+    size = sorted(
+        (row for row in alone if row["pairs"] == first["pairs"]),
+        key=lambda row: row["parameters"] or 0,
+    )
+    mark, shade = _peak(first["fit"])
+    own = [_curve(first, "gold", "gold"), _fitted(first["fit"], first["gold"][0]["mean"])]
+    proxy = Series("proxy", _distances(first), _means(first, "proxy_score"), "proxy")
+    charts = [
+        Chart("Proxy", [proxy], "Standard deviations.", "√KL", mark, shade),
+        Chart("Gold and fit", own, _capital(first["advice"]) + ".", "√KL", mark, shade),
+    ]
+    if len(cell) > 1:
+        charts.append(_several("Gold by way of use", cell, lambda row: row["how"]))
+    if len(data) > 1:
+        charts.append(_several("Gold by data", data, lambda row: f"{row['pairs']:,} pairs"))
+    if len(size) > 1:
+        charts.append(_several("Gold by size", size, lambda row: _size(row["parameters"])))
+    return charts
+
+
+def _several(title: str, rows: Sequence[Result], name: Any) -> Chart:
+    lines = [_curve(row, name(row), f"c{k % 6 + 1}") for k, row in enumerate(rows)]
+    return Chart(title, lines, x_label="√KL")
+
+
+def _curve(row: Result, name: str, colour: str) -> Series:
+    return Series(name, _distances(row), _means(row, "gold"), colour)
+
+
+def _distances(row: Result) -> list[float]:
+    return [math.sqrt(kl) for kl in row["kl"]]
+
+
+def _means(row: Result, key: str) -> list[float]:
+    return [item["mean"] for item in row[key]]
+
+
+def _size(parameters: int | None) -> str:
+    if parameters is None:
+        return "given"
+    return f"{parameters / 1e6:.3g}M" if parameters >= 1e6 else f"{parameters / 1e3:.0f}k"
+
+
+def _training_table(rows: Sequence[Result]) -> Table:
+    columns = [
+        "against",
+        "seeds",
+        "peak at step",
+        "√KL there [seeds]",
+        "gold there",
+        "gold after it",
+    ]
+    columns += ["proxy after it", "alpha", "beta", "predicted peak (√KL)", "inside"]
+    cells: list[list[Cell]] = []
+    for row in rows:
+        seen, fit = row["observed"], row["fit"]
+        line: list[Cell] = [NAMES[row["how"]], row["seeds"], seen["step"]]
+        line += [
+            estimate_of(seen["distance"]),
+            seen["gold"],
+            estimate_of(seen["gold_after"]),
+            estimate_of(seen["proxy_after"]),
+        ]
+        line += [*_coefficients(fit), {True: "yes", False: "no"}.get(seen.get("inside"))]
+        cells.append(line)
+    return Table("training", "Training", columns, cells)
+
+
+def _best_of_n_table(rows: Sequence[Result]) -> Table:
+    columns = ["proxy", "parameters", "pairs", "used as", "accuracy", "gold at n = 1"]
+    columns += [f"gold at n = {rows[0]['ns'][-1]}", "alpha", "beta", "predicted peak (√KL)"]
+    cells: list[list[Cell]] = []
+    for row in rows:
+        line: list[Cell] = [row["proxy"], row["parameters"], row["pairs"], NAMES[row["how"]]]
+        line += [row["accuracy"], estimate_of(row["gold"][0]), estimate_of(row["gold"][-1])]
+        cells.append(line + _coefficients(row["fit"]))
+    return Table("best_of_n", "Best of n", columns, cells)
+
+
+def _coefficients(fit: Result | None) -> list[Cell]:
+    """alpha, beta and the peak; a peak without an end says so in words."""
+    if fit is None:
+        return [None, None, None]
+    peak = fit["peak"]
+    if peak["mean"] is None or peak["high"] is None:
+        shown: Cell = (
+            "none" if peak["mean"] is None else f"{peak['mean']:.2f} [{peak['low']:.2f}, ∞)"
+        )
+    else:
+        shown = estimate_of(peak)
+    return [estimate_of(fit["alpha"]), estimate_of(fit["beta"]), shown]

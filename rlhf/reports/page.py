@@ -1,0 +1,45 @@
+"""The page around the sections: one file, style and script inside, nothing fetched."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from rlhf.reports.markup import contents, esc
+
+# Even a bug of ours cannot reach the network: the browser itself forbids it.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+def page(title: str, body: str) -> str:
+    """A whole HTML document, its table of contents below the header.
+
+    Args:
+        title: plain text.
+        body: markup, which begins with a header.
+    """
+    head, closing, rest = body.partition("</header>")
+    body = f"{head}{closing}{contents(body)}{rest}"
+    home = files("rlhf.reports")
+    style = home.joinpath("report.css").read_text(encoding="utf-8")
+    script = home.joinpath("report.js").read_text(encoding="utf-8")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<link rel="icon" href="data:,">
+<title>{esc(title)}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<script>
+{script}</script>
+</body>
+</html>
+"""

@@ -1,0 +1,302 @@
+"""Evaluations of a set of runs: which metric leads, dots with whiskers, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf.evaluation.compare import Comparison, Row, compare_runs, coverage_words
+from rlhf.evaluation.metrics import metric_interval, unit_name
+from rlhf.evaluation.records import (
+    Bounds,
+    Evaluation,
+    RunRecord,
+    episode_metrics,
+    episode_value,
+)
+from rlhf.evaluation.run_groups import label_runs, measured, name_runs, training_seed
+from rlhf.evaluation.verdict import Difference
+from rlhf.reports.charts import Series
+from rlhf.reports.forest import Line, forest
+from rlhf.reports.markup import Cell, Table, bounds, esc, named, number, plural
+from rlhf.stats import Interval
+
+_HIDDEN = frozenset({"seconds"})
+
+
+def comparisons(
+    runs: Sequence[RunRecord], headline: str, *, every_pair: bool = False
+) -> list[Comparison]:
+    """The leading metric first, then every other reward that all evaluations carry."""
+    shared: set[str] | None = None
+    for run in runs:
+        for evaluation in run.evaluations:
+            for row in evaluation.episodes[:1]:
+                names = set(episode_metrics(row))
+                shared = names if shared is None else shared & names
+    secondary = sorted(
+        (shared or set()) - {headline, "normalized", "seconds", "turns", "tokens", "cut"}
+    )
+    wanted = [headline, *(m for m in secondary if _varies(runs, m))]
+    return [
+        compare_runs(runs, metric=metric, every_pair=every_pair, keep_going=True)
+        for metric in wanted
+    ]
+
+
+def verdict_list(comparison: Comparison) -> str:
+    """The sentences that a reader came for, coloured by who won."""
+    items = [
+        verdict_item(d, comparison.metric, {d.arm: "good", d.baseline: "bad"}.get(d.winner or ""))
+        for d in comparison.differences
+    ]
+    return f'<ul class="verdicts">{"".join(items)}</ul>' if items else ""
+
+
+def verdict_item(d: Difference, metric: str, tone: str | None) -> str:
+    """One verdict of a list, and under it the difference that it rests on."""
+    where = " · ".join(part for part in (d.env, d.decoding) if part)
+    return (
+        f'<li class="{tone or ""}"><strong>{esc(sentence(d.verdict))}</strong>'
+        f"<span>{esc(named(f'{d.arm} − {d.baseline}'))}: {signed(d.estimate)} "
+        f"{esc(metric)}, 95% {bounds(d.estimate)}, "
+        f"{d.estimate.n} paired {esc(d.unit)} · {esc(where)}</span></li>"
+    )
+
+
+def sentence(verdict: str) -> str:
+    """A verdict as a sentence; one that starts with a run's name keeps that name's spelling."""
+    starts_with_word = verdict.startswith(("no ", "one "))
+    return named(verdict[:1].upper() + verdict[1:] if starts_with_word else verdict)
+
+
+def score_forests(
+    comparison: Comparison,
+    limits: Mapping[str, Bounds],
+    colours: Mapping[str, str] | None = None,
+) -> str:
+    """One dot-and-whisker chart per environment and decoding, between random and optimal.
+
+    `colours` gives arms the classes that they have in the page's charts; without, all are alike.
+    """
+    parts = []
+    settings = dict.fromkeys((row.env, row.decoding) for row in comparison.rows)
+    references = [row for row in comparison.rows if row.decoding in ("random", "expert")]
+    for env, decoding in settings:
+        if decoding in ("random", "expert"):
+            continue
+        rows = [row for row in comparison.rows if (row.env, row.decoding) == (env, decoding)]
+        rows += [row for row in references if row.env == env]
+        bound = limits.get(env) if comparison.metric == "return" else None
+        where = " · ".join(part for part in (env, decoding) if part)
+        parts.append(f"<h3>{esc(comparison.metric)} <small>{esc(where)}</small></h3>")
+        lines = [_score_line(row, bound, colours or {}) for row in rows]
+        parts.append(forest(lines, _marks(bound)))
+    return "".join(parts)
+
+
+def difference_forest(comparison: Comparison) -> str:
+    """Paired differences around zero, a chart for each policy that others are compared with.
+
+    Colour only where a winner is named.
+    """
+    if not comparison.differences:
+        return ""
+    parts = []
+    for name in dict.fromkeys(d.baseline for d in comparison.differences):
+        found = [d for d in comparison.differences if d.baseline == name]
+        lines = [_difference_line(d, comparison) for d in found]
+        other = named(name)
+        parts.append(f"<h3>Paired difference <small>from {esc(other)}, 95%</small></h3>")
+        parts.append(forest(lines, [(0.0, f"{other} = 0")]))
+    return "".join(parts)
+
+
+def evaluation_table(runs: Sequence[RunRecord], *, by_arm: bool = False) -> Table | None:
+    """Every evaluation with all its metrics and the fraction of optimal.
+
+    A row is known by stage and policy, or `by_arm` by the arm that it measured and training seed.
+    """
+    items = _by_arm(runs) if by_arm else _by_stage(runs)
+    found = [(who, e, metrics) for who, e in items if (metrics := _metrics(e))]
+    keys = list(dict.fromkeys(key for _, _, metrics in found for key in metrics))
+    keys = [key for key in keys if key not in _HIDDEN and key != "normalized"]
+    fraction = any("normalized" in metrics for _, _, metrics in found)
+    if not found:
+        return None
+    columns = ["policy", "training seed"] if by_arm else ["stage", "policy"]
+    columns += ["environment", "decoding", "episodes", "over"]
+    columns += (["fraction of optimal"] if fraction else []) + keys
+    rows: list[list[Cell]] = []
+    for who, evaluation, metrics in found:
+        count = evaluation.summary.get("episodes") or len(evaluation.episodes)
+        cells: list[Cell] = [*who, evaluation.describe("env")]
+        cells += [evaluation.describe("decoding"), int(count), _over(evaluation)]
+        cells += [metrics.get("normalized")] if fraction else []
+        rows.append(cells + [metrics.get(key) for key in keys])
+    return Table("evaluations", "Evaluations", columns, rows)
+
+
+def _over(evaluation: Evaluation) -> str | None:
+    """How many independent units stand behind the intervals: `10 prompts`."""
+    summary = evaluation.summary
+    if "units" in summary and "unit" in summary:
+        return plural(int(summary["units"]), str(summary["unit"]).removesuffix("s"))
+    if not evaluation.episodes:
+        return None
+    units = evaluation.units
+    return plural(len(set(units)), unit_name(units).removesuffix("s"))
+
+
+def _by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
+    """Stage and policy of every evaluation that no other one replaces."""
+    current = {id(item.evaluation) for item in measured(runs)}
+    return [
+        ([name, e.describe("policy") or e.name], e)
+        for name, run in zip(name_runs([run.directory for run in runs]), runs, strict=True)
+        for e in run.evaluations
+        if id(e) in current or not e.episodes
+    ]
+
+
+def _by_arm(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
+    """Arm and training seed of the same; a reference policy has no seed."""
+    found: list[tuple[list[Cell], Evaluation]] = [
+        ([item.arm, None if item.is_reference else item.seed], item.evaluation)
+        for item in measured(runs)
+    ]
+    labels = label_runs([run.directory for run in runs])
+    for label, run in zip(labels, runs, strict=True):
+        seed = training_seed(run)
+        found += [([f"{label} · {e.name}", seed], e) for e in run.evaluations if not e.episodes]
+    return found
+
+
+def difference_table(found: Sequence[Comparison]) -> Table | None:
+    """Paired differences of every metric, with verdict."""
+    columns = ["metric", "difference", "environment", "decoding", "mean", "pairs", "verdict"]
+    rows: list[list[Cell]] = [
+        [
+            c.metric,
+            f"{d.arm} − {d.baseline}",
+            d.env,
+            d.decoding,
+            d.estimate,
+            plural(d.estimate.n, d.unit.rstrip("s")),
+            d.verdict,
+        ]
+        for c in found
+        for d in c.differences
+    ]
+    return Table("differences", "Paired differences", columns, rows) if rows else None
+
+
+def notes(found: Sequence[Comparison]) -> str:
+    """Measured coverage and whatever was left out."""
+    worst = min((d for c in found[:1] for d in c.differences), key=_coverage, default=None)
+    lines = [words] if worst and (words := coverage_words(worst)) else []
+    lines += [note for c in found for note in c.notes]
+    kept = [line[:1].upper() + line[1:] for line in dict.fromkeys(lines)]
+    return "".join(f'<p class="note">{esc(named(line))}.</p>' for line in kept)
+
+
+def _coverage(difference: Difference) -> float:
+    measured = (difference.coverage_normal, difference.coverage_observed)
+    return min((share for share in measured if share is not None), default=1.0)
+
+
+def known_bounds(runs: Sequence[RunRecord]) -> dict[str, Bounds]:
+    """Environment -> bounds, from the summaries that carry them."""
+    evaluations = (e for run in runs for e in run.evaluations)
+    return {e.describe("env"): e.bounds for e in evaluations if e.bounds}
+
+
+def _metrics(evaluation: Evaluation) -> dict[str, Interval]:
+    """What the summary says; from the episodes what it lacks.
+
+    Summaries of 0.1.0 name no unit and took each episode for one: theirs is made anew.
+    """
+    summary = evaluation.summary.get("metrics") or {}
+    found = {key: estimate_of(value) for key, value in summary.items() if value}
+    names = episode_metrics(evaluation.episodes[0]) if evaluation.episodes else []
+    if names and "unit" not in evaluation.summary:
+        repeated = len(set(evaluation.units)) < len(evaluation.episodes)
+        found = {
+            key: _unknown(e) if repeated and "pass@" in key else e
+            for key, e in found.items()
+            if key not in names
+        }
+    for metric in (name for name in names if name not in found):
+        scored = [
+            (value, unit)
+            for row, unit in zip(evaluation.episodes, evaluation.units, strict=True)
+            if (value := episode_value(row, metric)) is not None
+        ]
+        if scored:
+            values, units = zip(*scored, strict=True)
+            found[metric] = metric_interval(metric, values, units, evaluation.bounds)
+    return found
+
+
+def _unknown(estimate: Interval) -> Interval:
+    """Without the interval, which an older version made for other units."""
+    return Interval.without(
+        estimate.value, estimate.n, "measured by an older version: evaluate anew"
+    )
+
+
+def estimate_of(value: Mapping[str, Any]) -> Interval:
+    """An interval of a summary; `mean` or `value`, `low`, `high`, `n`, each perhaps None."""
+    low, high = value.get("low"), value.get("high")
+    mean = value.get("mean", value.get("value"))
+    nan = float("nan")
+    ends = (nan if end is None else float(end) for end in (low, high))
+    units, needs = int(value.get("n") or 0), str(value.get("needs") or "")
+    method = str(value.get("method") or "")
+    low_end, high_end = ends
+    return Interval(nan if mean is None else float(mean), low_end, high_end, units, method, needs)
+
+
+def _varies(runs: Sequence[RunRecord], metric: str) -> bool:
+    values = {
+        episode_value(row, metric) for run in runs for e in run.evaluations for row in e.episodes
+    }
+    return len(values - {None}) > 1
+
+
+def _score_line(row: Row, bound: Bounds | None, colours: Mapping[str, str]) -> Line:
+    tone = "ref" if row.decoding in ("random", "expert") else colours.get(row.arm, "c1")
+    text = bounds(row.estimate)
+    if bound:
+        fraction = bound.normalise(row.estimate.value)
+        text = f"{f'{fraction:.0%} of optimal' if fraction >= 0 else 'below random'} · {text}"
+    detail = f"{row.estimate.n:,} {row.unit}"
+    return Line(row.arm, detail, row.estimate, number(row.estimate.value), text, tone)
+
+
+def _difference_line(d: Difference, comparison: Comparison) -> Line:
+    tone = {d.arm: "gold", d.baseline: "c6"}.get(d.winner or "", "c5")
+    several = len({(x.env, x.decoding) for x in comparison.differences}) > 1
+    where = f"{d.env} {d.decoding}" if several else f"{d.estimate.n:,} paired {d.unit}"
+    return Line(d.arm, where, d.estimate, signed(d.estimate), bounds(d.estimate), tone)
+
+
+def signed(estimate: Interval) -> str:
+    return f"{'+' if estimate.value > 0 else ''}{number(estimate.value)}"
+
+
+def _marks(bound: Bounds | None) -> list[tuple[float, str]]:
+    return [(bound.random, "random"), (bound.optimal, "optimal")] if bound else []
+
+
+def band(name: str, x: Sequence[float], found: Sequence[Mapping[str, Any]], colour: str) -> Series:
+    """A line with its intervals; a point without one has a band of no width."""
+    estimates = [estimate_of(item) for item in found]
+    return Series(
+        name,
+        x,
+        [e.value for e in estimates],
+        colour,
+        [e.low if e.known else e.value for e in estimates],
+        [e.high if e.known else e.value for e in estimates],
+    )

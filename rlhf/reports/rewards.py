@@ -1,0 +1,276 @@
+"""What is known of a reward: accuracy beside baselines, slices, calibration, stress, best-of-n."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf.evaluation.records import Evaluation, RunRecord
+from rlhf.reports.charts import Chart, Series, draw
+from rlhf.reports.forest import Line, forest
+from rlhf.reports.markup import Cell, Table, bounds, decimal, esc, minus, named, number, plural
+from rlhf.reports.results import band, estimate_of, signed
+from rlhf.reward_models.verdict import data_rows
+
+Report = Mapping[str, Any]
+
+
+def is_reward_report(evaluation: Evaluation) -> bool:
+    """Whether an evaluation judged a reward on pairs."""
+    return "accuracy" in evaluation.summary and "baselines" in evaluation.summary
+
+
+def reward_quality(runs: Sequence[RunRecord]) -> str:
+    """Every report on a reward: in full for a single run, in a pipeline accuracy and findings."""
+    parts = []
+    for run in runs:
+        for evaluation in filter(is_reward_report, run.evaluations):
+            report = evaluation.summary
+            name = esc(named(str(report.get("reward") or evaluation.name)))
+            parts.append(f"<h3>{name} <small>accuracy on held-out pairs</small></h3>")
+            parts += [findings(report), accuracy_forest(report)]
+            if len(runs) == 1:
+                parts += [gain_forest(report), *_panels(report), stress_forest(report)]
+            elif (run.directory / "report.html").exists():
+                link = f"{esc(run.name)}/report.html"
+                parts.append(f'<p class="note">In full: <a href="{link}">{link}</a></p>')
+    return "".join(parts)
+
+
+def reward_tables(runs: Sequence[RunRecord]) -> list[Table]:
+    """The numbers behind them, for a single run; results on public benchmarks always."""
+    tables = [
+        _benchmark_table(evaluation)
+        for run in runs
+        for evaluation in run.evaluations
+        if "benchmark" in evaluation.summary
+    ]
+    if len(runs) > 1:
+        return tables
+    for evaluation in filter(is_reward_report, runs[0].evaluations if runs else ()):
+        report, tag = evaluation.summary, evaluation.name
+        tables += [
+            _slice_table(report, f"{tag}_slices"),
+            _calibration_table(report, f"{tag}_calibration"),
+            *_optional_tables(report, tag),
+            Table(
+                f"{tag}_data", "Data card", ["what", "how many"], [[*row] for row in _card(report)]
+            ),
+        ]
+    return tables
+
+
+def findings(report: Report) -> str:
+    """The verdict, sentence by sentence; green only where the reward beat something."""
+    items = "".join(
+        f'<li class="{_tone(line)}">{esc(minus(line))}</li>' for line in report.get("verdict") or []
+    )
+    return f'<ul class="verdicts brief">{items}</ul>' if items else ""
+
+
+def _tone(line: str) -> str:
+    if line.startswith(("Better than", "Nothing here speaks")):
+        return "good"
+    return "" if line.startswith(("Only", "Choosing", "Underconfident")) else "bad"
+
+
+def accuracy_forest(report: Report) -> str:
+    """Accuracy of the reward and of the trivial baselines, on the same pairs."""
+    name = str(report.get("reward") or "reward")
+    lines = [_accuracy_line(name, report["accuracy"], "c1")]
+    lines += [
+        _accuracy_line(baseline, found["accuracy"], "c5")
+        for baseline, found in report["baselines"].items()
+    ]
+    return forest(lines, [(0.5, "coin")])
+
+
+def _accuracy_line(name: str, found: Report, tone: str) -> Line:
+    estimate = estimate_of(found)
+    remark = bounds(estimate)
+    if estimate.known:
+        remark = f"[{estimate.low:.1%}, {estimate.high:.1%}]"
+    return Line(name, plural(estimate.n, "pair"), estimate, f"{estimate.value:.1%}", remark, tone)
+
+
+def gain_forest(report: Report) -> str:
+    """Paired: what the reward gets right less what a baseline does, on the same pairs."""
+    lines = []
+    for name, found in report["baselines"].items():
+        gain = estimate_of(found["gain"])
+        tone = "gold" if gain.low > 0 else "c6" if gain.high < 0 else "c5"
+        pairs = plural(gain.n, "paired comparison")
+        lines.append(Line(f"over {name}", pairs, gain, signed(gain), bounds(gain), tone))
+    if not lines:
+        return ""
+    heading = "<h3>Paired gain in accuracy <small>over each baseline, 95%</small></h3>"
+    return heading + forest(lines, [(0.0, "no gain")])
+
+
+def stress_forest(report: Report) -> str:
+    """How changes to the chosen replies moved the score, in its standard deviations."""
+    lines = []
+    for name, found in (report.get("stress") or {}).items():
+        change = estimate_of(found["change"])
+        tone = {True: "gold", False: "c6", None: "c5"}[found["passed"]]
+        wanted = f"should {found['expect']} · fell in {found['fell'] or 0:.0%}"
+        lines.append(
+            Line(name.replace("_", " "), wanted, change, signed(change), bounds(change), tone)
+        )
+    if not lines:
+        return ""
+    heading = "<h3>Stress tests <small>change of the score in standard deviations</small></h3>"
+    return heading + forest(lines, [(0.0, "unchanged")])
+
+
+def _panels(report: Report) -> list[str]:
+    charts = [_margin_chart(report), _gap_chart(report), _calibration_chart(report)]
+    charts += best_of_n_charts(report["best_of_n"]) if report.get("best_of_n") else []
+    return ['<div class="charts">', *(draw(chart) for chart in charts), "</div>"]
+
+
+def _coin(x: Sequence[float]) -> Series:
+    return Series("coin", [x[0], x[-1]], [0.5, 0.5], "c5")
+
+
+def _margin_chart(report: Report) -> Chart:
+    rows = report["by_margin"]
+    x = [float(k + 1) for k in range(len(rows))]
+    line = band("accuracy", x, [row["accuracy"] for row in rows], "c1")
+    note = "Pairs in tenths by |score difference|, the smallest first; with 95% bands."
+    return Chart("Accuracy by size of the margin", [line, _coin(x)], note, "tenth")
+
+
+def _gap_chart(report: Report) -> Chart:
+    rows = report["by_length_gap"]
+    x = [(row["from"] + row["to"]) / 2 for row in rows]
+    line = band("accuracy", x, [row["accuracy"] for row in rows], "c1")
+    note = "Characters of the chosen less those of the rejected reply; pairs in fifths."
+    return Chart("Accuracy by length gap", [line, _coin(x)], note, "chars")
+
+
+def _calibration_chart(report: Report) -> Chart:
+    lines = [Series("exact", [0.5, 1.0], [0.5, 1.0], "c5")]
+    for name, key, colour in (("as given", "as_given", "c2"), ("fitted", "fitted", "c3")):
+        bins = [b for b in report["calibration"][key]["bins"] if b["confidence"] is not None]
+        x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
+        lines.append(Series(name, x, y, colour))
+    found = report["calibration"].get("temperature") or {}
+    told = [number(found[k]) if found.get(k) is not None else "∞" for k in ("low", "high")]
+    fitted = report["calibration"]["fitted"]["temperature"]
+    note = "Share of right verdicts where σ(margin / T) claims this probability."
+    if fitted is not None:
+        note += f" Fitted T {number(fitted)} [{told[0]}, {told[1]}]."
+    return Chart("Calibration", lines, note, "claim")
+
+
+def best_of_n_charts(chosen: Report) -> list[Chart]:
+    """The reward and the gold score of the best of n, over the square root of the divergence."""
+    d = [math.sqrt(kl) for kl in chosen["kl"]]
+    proxy = band("this reward", d, chosen["proxy_score"], "proxy")
+    gold = [band("gold", d, chosen["gold"], "gold")]
+    return [
+        Chart("Best of n: this reward", [proxy], "Standard deviations.", "√KL"),
+        Chart("Best of n: gold", gold, f"n up to {chosen['ns'][-1]}; unbiased.", "√KL"),
+    ]
+
+
+def _slice_table(report: Report, slug: str) -> Table:
+    rows: list[list[Cell]] = [["all", "", estimate_of(report["accuracy"]), report["accuracy"]["n"]]]
+    for title, key in (("margin", "by_margin"), ("length gap", "by_length_gap")):
+        rows += [
+            [
+                title,
+                f"{decimal(row['from'])} to {decimal(row['to'])}",
+                estimate_of(row["accuracy"]),
+                row["accuracy"]["n"],
+            ]
+            for row in report[key]
+        ]
+    for name, found in report["by_source"].items():
+        rows.append(["source", name, estimate_of(found), found["n"]])
+    if matched := report["length"]["matched_accuracy"]:
+        rows.append(["length", "within 10%", estimate_of(matched), matched["n"]])
+    return Table(slug, "Accuracy by slice", ["by", "range", "accuracy", "pairs"], rows)
+
+
+def _calibration_table(report: Report, slug: str) -> Table:
+    rows: list[list[Cell]] = []
+    for name, key in (("as given", "as_given"), ("fitted", "fitted")):
+        found = report["calibration"][key]
+        rows.append([name, *(found[k] for k in ("temperature", "nll", "brier", "ece"))])
+    columns = ["temperature", "value", "NLL (coin 0.693)", "Brier (coin 0.25)", "ECE"]
+    return Table(slug, "Calibration", columns, rows)
+
+
+def _optional_tables(report: Report, tag: str) -> list[Table]:
+    tables = []
+    length = report["length"]
+    rows: list[list[Cell]] = [
+        ["Pearson correlation of score and length", length["pearson"]],
+        ["rank correlation of score and length", length["spearman"]],
+        ["rank correlation of margin and length gap", length["margin_spearman"]],
+    ]
+    if moved := report.get("invariance"):
+        rows += [
+            [f"largest change of a score by {kind}", moved.get(kind)]
+            for kind in ("batch", "order", "padding")
+        ]
+    if policy := report.get("policy"):
+        rows += [
+            ["mean on the policy's replies", policy["mean"]],
+            ["standard deviation on them", policy["std"]],
+            ["standard deviation within a prompt", policy["within_prompt_std"]],
+        ]
+    tables.append(Table(f"{tag}_scores", "The scores", ["what", "value"], rows))
+    if chosen := report.get("best_of_n"):
+        columns = ["n", "KL in nats", "this reward (std)", "gold"]
+        found: list[list[Cell]] = [
+            [n, kl, estimate_of(proxy), estimate_of(gold)]
+            for n, kl, proxy, gold in zip(
+                chosen["ns"], chosen["kl"], chosen["proxy_score"], chosen["gold"], strict=True
+            )
+        ]
+        tables.append(Table(f"{tag}_best_of_n", "Best of n", columns, found))
+    return tables
+
+
+def _card(report: Report) -> list[list[str]]:
+    return data_rows(report["data"]) if "duplicates" in report["data"] else []
+
+
+def _benchmark_table(evaluation: Evaluation) -> Table:
+    found = evaluation.summary["benchmark"]
+    rows: list[list[Cell]] = [
+        [part, benchmark_estimate(found, part, value)] for part, value in benchmark_parts(found)
+    ]
+    title = named(evaluation.name)
+    if found.get("absent"):
+        title += f" (not in the file: {', '.join(found['absent'])})"
+    return Table(evaluation.name, title, ["part", "score"], rows)
+
+
+def benchmark_estimate(found: Report, part: str, value: float) -> Cell:
+    """A part of a benchmark's result with its interval, where it has one."""
+    ends = found.get("intervals", {}).get(part)  # results of 0.1.0 have none
+    if ends is None:
+        return value
+    return estimate_of({"mean": value, **ends, "n": ends["prompts"]})
+
+
+# What a benchmark's result says beside its scores.
+_BESIDE = ("intervals", "rows", "absent")
+
+
+def benchmark_parts(found: Report, prefix: str = "") -> list[tuple[str, float]]:
+    """The scores of a benchmark's result, nested ones under `section / part`."""
+    rows: list[tuple[str, float]] = []
+    for key, value in found.items():
+        if not prefix and key in _BESIDE:
+            continue
+        if isinstance(value, Mapping):
+            rows += benchmark_parts(value, f"{prefix}{key} / ")
+        else:
+            rows.append((prefix + str(key), float(value)))
+    return rows

@@ -1,0 +1,142 @@
+"""Header, chain of stages, curves, and what was run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from rlhf.evaluation.records import RunRecord, is_number
+from rlhf.reports.charts import draw
+from rlhf.reports.curves import is_online, learning_charts, reward_charts
+from rlhf.reports.markup import breakable, duration, esc, named, plural
+
+
+def header(title: str, runs: Sequence[RunRecord]) -> str:
+    """Name, one line of facts, and the chain of stages."""
+    facts = [plural(len(runs), "stage")] if len(runs) > 1 else []
+    seconds = sum(_seconds(run) for run in runs)
+    facts += [duration(seconds) + " of training"] if seconds else []
+    date = next((str(run.environment["date"]) for run in runs if "date" in run.environment), "")
+    facts += [date[:16].replace("T", " ")] if date else []
+    versions = next((run.environment["versions"] for run in runs if run.environment), {}) or {}
+    facts += [f"{name} {versions[name]}" for name in ("rlhf-kit", "torch") if versions.get(name)]
+    facts += [str(runs[0].environment["processor"])] if _has(runs, "processor") else []
+    chain = "".join(
+        f"<li><b>{esc(named(run.name))}</b>"
+        + "".join(f"<span>{breakable(line)}</span>" for line in _stage(run))
+        + "</li>"
+        for run in runs
+    )
+    return (
+        f'<header><h1>{esc(named(title))}</h1><p class="lede">{esc(" · ".join(facts))}</p>'
+        f'<ol class="chain">{chain}</ol></header>'
+    )
+
+
+def warning_box(messages: Sequence[str]) -> str:
+    """A box on top of everything that could mislead; nothing when all is well."""
+    if not messages:
+        return ""
+    items = "".join(f"<li>{esc(message)}</li>" for message in messages)
+    return f'<aside class="warnings"><b>Look at this first</b><ul>{items}</ul></aside>'
+
+
+def reward_section(runs: Sequence[RunRecord]) -> str:
+    """Proxy, gold and KL of every online stage."""
+    parts = []
+    for run in filter(is_online, runs):
+        panels = "".join(draw(chart) for chart in reward_charts(run))
+        parts.append(f'<h3>{esc(named(run.name))}</h3><div class="charts">{panels}</div>')
+    return "".join(parts)
+
+
+def learning_section(runs: Sequence[RunRecord]) -> str:
+    """All other logged curves by stage."""
+    parts = []
+    for run in runs:
+        charts, constant = learning_charts(run)
+        panels = "".join(draw(chart) for chart in charts)
+        note = f'<p class="note">Constant: {esc("; ".join(constant))}.</p>' if constant else ""
+        if panels or note:
+            parts.append(f'<h3>{esc(named(run.name))}</h3><div class="charts">{panels}</div>{note}')
+    return "".join(parts)
+
+
+def what_was_run(runs: Sequence[RunRecord]) -> str:
+    """Command, versions and configuration of every stage, folded."""
+    parts = []
+    for run in runs:
+        facts = "".join(f"<dt>{esc(k)}</dt><dd>{esc(v)}</dd>" for k, v in _facts(run))
+        config = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
+        fold = f"<details><summary>Configuration</summary><pre>{esc(config)}</pre></details>"
+        parts.append(
+            f"<h3>{esc(named(run.name))}</h3>"
+            + (f'<dl class="facts">{facts}</dl>' if facts else "")
+            + (fold if run.config else '<p class="note">No config.yaml yet.</p>')
+        )
+    return "".join(parts)
+
+
+def _stage(run: RunRecord) -> list[str]:
+    """Lines such as `from sft`, `text/PreferenceBandit-v0`, `120 steps · 45 s`, as far as known."""
+    steps = max((row["step"] for row in run.metrics if is_number(row.get("step"))), default=0)
+    effort = [plural(int(steps), "step")] if steps else []
+    effort += [duration(_seconds(run))] if _seconds(run) >= 1 else []
+    lines = [_model(run.config), _source(run.config), " · ".join(effort)]
+    return [line for line in lines if line] or ["done" if run.finished else "nothing logged yet"]
+
+
+def _model(config: Mapping[str, Any]) -> str:
+    model = config.get("model")
+    if isinstance(model, Mapping):
+        if model.get("path"):
+            return _origin(str(model["path"]))
+        return "model from scratch" if model.get("scratch") else ""
+    return _origin(str(model)) if model else ""
+
+
+def _origin(path: str) -> str:
+    """`from SFT` for what an earlier run left in its `final/`, else the end of the path."""
+    parts = path.rstrip("/").split("/")
+    return f"from {named(parts[-2])}" if parts[-1] == "final" and len(parts) > 1 else _tail(path)
+
+
+def _source(config: Mapping[str, Any]) -> str:
+    env = config.get("env")
+    name = env.get("id") if isinstance(env, Mapping) else env
+    if name:
+        return str(name).split("/")[-1]
+    data = (env.get("prompts") if isinstance(env, Mapping) else None) or config.get("data")
+    sources = data if isinstance(data, list) else [data]
+    names = [s.get("path") if isinstance(s, Mapping) else s for s in sources]
+    return ", ".join(_tail(str(name)) for name in names if name)
+
+
+def _tail(path: str) -> str:
+    """The last two parts of a path, enough to know a file or a hub id by."""
+    return "/".join(path.rstrip("/").split("/")[-2:])
+
+
+def _facts(run: RunRecord) -> list[tuple[str, str]]:
+    env = run.environment
+    command = env.get("command")
+    versions = env.get("versions") or {}
+    facts = [
+        ("Command", " ".join(map(str, command)) if isinstance(command, list) else command),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items() if v)),
+        ("Machine", ", ".join(str(env[k]) for k in ("processor", "platform") if env.get(k))),
+        ("Commit", env.get("commit")),
+        ("Date", env.get("date")),
+    ]
+    return [(name, str(value)) for name, value in facts if value]
+
+
+def _seconds(run: RunRecord) -> float:
+    times = [row["time"] for row in run.metrics if is_number(row.get("time"))]
+    return float(max(times, default=0.0))
+
+
+def _has(runs: Sequence[RunRecord], key: str) -> bool:
+    return bool(runs) and bool(runs[0].environment.get(key))

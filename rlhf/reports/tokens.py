@@ -1,0 +1,66 @@
+"""Training transcripts token by token: shaded by one quantity, all of them under the pointer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlhf.evaluation.records import RunRecord
+from rlhf.reports.markup import esc
+from rlhf.reports.transcripts import scores, turn
+
+_STEPS = 3
+_EACH = 2
+
+
+def token_view(run: RunRecord) -> str:
+    """Transcripts of the first, the middle and the last step that kept their tokens."""
+    rows = [row for row in run.samples if (row.get("tokens") or {}).get("text")]
+    steps = sorted({int(row["step"]) for row in rows})
+    last = len(steps) - 1
+    shown = sorted({steps[i * last // (_STEPS - 1)] for i in range(_STEPS) if steps})
+    cards = [_card(row) for step in shown for row in [r for r in rows if r["step"] == step][:_EACH]]
+    if not cards:
+        return ""
+    names = dict.fromkeys(name for row in rows for name in _quantities(row))
+    first = "advantage" if "advantage" in names else next(iter(names))
+    options = "".join(
+        f"<option{' selected' if name == first else ''}>{esc(name)}</option>" for name in names
+    )
+    return (
+        f'<div class="shaded"><p class="note">Shade by <select aria-label="quantity">{options}'
+        "</select> and point at a token for all of its values. Each card has a scale of its own."
+        f"</p>{''.join(cards)}</div>"
+    )
+
+
+def _quantities(row: Mapping[str, Any]) -> list[str]:
+    return [name for name in row["tokens"] if name not in ("text", "turn")]
+
+
+def _card(row: Mapping[str, Any]) -> str:
+    """The conversation; the replies that were sampled in pieces."""
+    table, messages = row["tokens"], row.get("messages") or []
+    replies = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+    turns = sorted(set(table["turn"]))
+    sampled = replies[max(0, len(replies) - 1 - max(turns)) :]  # before them: the prompt's own
+    where = {sampled[t]: t for t in turns if t < len(sampled)}
+    data = json.dumps({name: table[name] for name in _quantities(row)})
+    body = "".join(
+        _tokens(table, where[i], message) if i in where else turn(message, quiet=True)
+        for i, message in enumerate(messages)
+    )
+    label = f"step {row['step']} · seed {row['seed']} · {scores(row)}"
+    return (
+        f'<article class="case"><header class="prompt"><small>{esc(label)}</small></header>'
+        f'<div class="tokens" data-tokens="{esc(data)}">{body}</div></article>'
+    )
+
+
+def _tokens(table: Mapping[str, Sequence[Any]], number: int, message: Mapping[str, str]) -> str:
+    own = [(i, table["text"][i]) for i, its in enumerate(table["turn"]) if its == number]
+    spans = "".join(f'<span data-at="{i}">{esc(piece)}</span>' for i, piece in own)
+    missing = len(str(message.get("content", ""))) - sum(len(piece) for _, piece in own)
+    cut = f'<span class="note"> [{missing:,} characters were not kept]</span>'
+    return f'<div class="turn">{spans}{cut if missing > 0 else ""}</div>'

@@ -1,0 +1,165 @@
+"""The same prompt before and after, or under every stage, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.evaluation.compare import Comparison
+from rlhf.evaluation.records import RunRecord, is_number
+from rlhf.evaluation.run_groups import measured
+from rlhf.reports.markup import esc, minus, named, number
+
+_CASES = 4
+_VISIBLE = 700
+_FOLDED = 20_000
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One column: who spoke, and what came of it."""
+
+    title: str
+    score: str
+    messages: Sequence[Mapping[str, str]]
+
+
+def before_and_after(run: RunRecord) -> str:
+    """Transcripts of `samples.jsonl` that share a seed, most changed first and last."""
+    early = {int(row["seed"]): row for row in run.samples if row.get("split") == "before"}
+    late = {int(row["seed"]): row for row in run.samples if row.get("split") == "after"}
+    seeds = [seed for seed in early if seed in late]
+    chosen = _spread([(_return(late[s]) - _return(early[s]), s) for s in seeds])
+    cards = []
+    for words, seed in chosen:
+        replies = [
+            Reply("Before training", scores(early[seed]), early[seed].get("messages") or []),
+            Reply("After training", scores(late[seed]), late[seed].get("messages") or []),
+        ]
+        cards.append(case(words, f"seed {seed}", replies))
+    return "".join(cards)
+
+
+def across_arms(runs: Sequence[RunRecord], comparison: Comparison) -> str:
+    """Evaluation episodes of one seed under every arm, chosen by the last arm's difference.
+
+    Of arms with several training seeds it shows the first that all have.
+    """
+    columns = _episodes_by_arm(runs)
+    if len(columns) < 2:
+        return ""
+    first, last = next(iter(columns.values())), list(columns.values())[-1]
+    shared = [seed for seed in first if all(seed in rows for rows in columns.values())]
+    metric = comparison.metric
+    chosen = _spread([(_value(last[s], metric) - _value(first[s], metric), s) for s in shared])
+    rivals = named(f"{list(columns)[-1]} against {next(iter(columns))}")
+    cards = []
+    for words, seed in chosen:
+        replies = [
+            Reply(name, f"{metric} {number(_value(rows[seed], metric))}", rows[seed]["messages"])
+            for name, rows in columns.items()
+        ]
+        cards.append(case(f"{words} ({rivals})", f"evaluation seed {seed}", replies))
+    return "".join(cards)
+
+
+def _episodes_by_arm(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """Arm -> evaluation seed -> episode with its messages, of one training seed each."""
+    found: dict[str, dict[int, dict[int, Mapping[str, Any]]]] = {}
+    for item in measured(runs):
+        rows = {row["seed"]: row for row in item.evaluation.episodes if row.get("messages")}
+        if rows and not item.is_reference:
+            found.setdefault(item.arm, {}).setdefault(item.seed, rows)
+    common = set.intersection(*(set(seeds) for seeds in found.values())) if found else set()
+    return {
+        name: seeds[min(common)] if common else next(iter(seeds.values()))
+        for name, seeds in found.items()
+    }
+
+
+def case(words: str, label: str, replies: Sequence[Reply]) -> str:
+    """One card: the common opening once, then a column for each reply."""
+    shared = _common(replies)
+    opening = "".join(turn(message, quiet=True) for message in replies[0].messages[:shared])
+    columns = "".join(
+        f"<div><h4>{esc(named(reply.title))} <span>{esc(reply.score)}</span></h4>"
+        + "".join(turn(m, quiet=False) for m in reply.messages[shared:])
+        + "</div>"
+        for reply in replies
+    )
+    return (
+        f'<article class="case"><header class="prompt"><small>{esc(words)} · {esc(label)}</small>'
+        f'{opening}</header><div class="columns">{columns}</div></article>'
+    )
+
+
+def turn(message: Mapping[str, str], *, quiet: bool) -> str:
+    """One message; a long one shows its beginning and folds the rest."""
+    content = str(message.get("content", ""))
+    role = str(message.get("role", ""))
+    shown = role != "assistant" or quiet
+    name = f"<i>{esc(role)}</i>" if shown else ""
+    head, rest = content[:_VISIBLE], content[_VISIBLE:_FOLDED]
+    lost = len(content) - _FOLDED
+    end = f" [{lost:,} characters left out here]" if lost > 0 else ""
+    if not content.strip():
+        return f'<div class="turn">{name}<span class="note">(empty)</span></div>'
+    fold = f"<details><summary>{len(rest):,} more characters</summary>{esc(rest + end)}</details>"
+    return f'<div class="turn">{name}{esc(head)}{fold if rest else ""}</div>'
+
+
+def _common(replies: Sequence[Reply]) -> int:
+    """How many opening messages all columns share; the last reply is never among them."""
+    shortest = min(len(reply.messages) for reply in replies)
+    for index in range(shortest):
+        messages = [reply.messages[index] for reply in replies]
+        if messages[0].get("role") == "assistant" or any(m != messages[0] for m in messages):
+            return index
+    return shortest
+
+
+def _spread(changes: list[tuple[float, int]]) -> list[tuple[str, int]]:
+    """Best, typical and worst case rather than the flattering ones; (words, seed)."""
+    order = sorted(changes, key=lambda pair: (-pair[0], pair[1]))
+    if len(order) <= _CASES:
+        return [(_change(delta), seed) for delta, seed in order]
+    places = [0, len(order) // 3, len(order) // 2, len(order) - 1]
+    words = ["Largest gain", "Upper third", "Median", "Largest loss"]
+    if order[-1][0] >= 0:
+        words[-1] = "Smallest gain"
+    return [
+        (f"{name}: {_change(order[place][0])}", order[place][1])
+        for name, place in zip(words, places, strict=True)
+    ]
+
+
+def _change(delta: float) -> str:
+    return minus(f"{delta:+.3f}") if delta else "no change in score"
+
+
+def _return(row: Mapping[str, Any]) -> float:
+    value = _total(row)
+    return float(value) if is_number(value) else 0.0
+
+
+def _total(row: Mapping[str, Any]) -> Any:
+    """The score of a sample; runs of before had one key, `return`, for it."""
+    return row["score"] if "score" in row else row.get("return")
+
+
+def _value(row: Mapping[str, Any], metric: str) -> float:
+    value = (row.get("components") or {}).get(metric, row.get(metric))
+    return float(value) if is_number(value) else 0.0  # type: ignore[arg-type]
+
+
+def scores(row: Mapping[str, Any]) -> str:
+    """`score 0.4 · trained on 0.3 · proxy 1.2`, of a line of `samples.jsonl`."""
+    value, name = _total(row), "score" if "score" in row else "return"
+    parts = [f"{name} {number(float(value))}" if is_number(value) else "not scored"]
+    shaped = row.get("return_trained")
+    if is_number(shaped) and shaped != value:
+        parts.append(f"trained on {number(float(shaped))}")  # type: ignore[arg-type]
+    rewards = row.get("rewards") or {}
+    parts += [f"{name} {number(v)}" for name, v in rewards.items() if is_number(v)]
+    return " · ".join(parts)

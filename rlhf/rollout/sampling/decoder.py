@@ -1,0 +1,361 @@
+"""Forward passes over the ragged cache: laid out for decoding where the model's kind is known.
+
+A decoding step multiplies few rows by every weight, so its time is that of reading the weights and
+of calling operations. For the Llama family the layers are therefore run by a few functions here,
+with the projections of one input joined into one product; every other kind is called as it is. What
+the functions compute is compared with the model's own forward pass once per model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention
+
+from rlhf.models.architecture import (
+    changing_limit,
+    has_states,
+    inner_window,
+    layers_kept,
+    text_config,
+    window_of,
+)
+from rlhf.models.logprobs import bare, logits_of, trunk_of
+from rlhf.models.precision import native_bf16
+from rlhf.rollout.sampling.choice import Way, first_right
+from rlhf.rollout.sampling.kv_cache import Plan, RaggedCache, RaggedLayer
+from rlhf.rollout.sampling.own_cache import RowDecoder
+from rlhf.rollout.sampling.ragged_masks import MASKED, ragged_masks
+from rlhf.rollout.sampling.reading import Decoder
+from rlhf.rollout.sampling.time_steps import limited_mixers, limited_time_steps
+
+log = logging.getLogger(__name__)
+
+FUSED_KINDS = ("llama", "mistral", "qwen2", "qwen3")
+
+_native = functools.cache(native_bf16)
+
+Projection = Callable[[torch.Tensor], torch.Tensor]
+
+# Whether a model's fused pass agreed with its own.
+_agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+# Which way of decoding computes what a model computes.
+_ways: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+class PlainDecoder:
+    """Calls the model's own forward pass for many rows, on inputs padded on the right.
+
+    Args:
+        model: a causal model.
+        stepwise: rows that have a recurrent state read further tokens one by one.
+
+    Raises:
+        ValueError: the family's cache or attention cannot hold rows of different lengths.
+    """
+
+    def __init__(self, model: Any, *, stepwise: bool = False) -> None:
+        self.model, self.stepwise = model, stepwise
+        trunk = trunk_of(model)
+        self.config = text_config(trunk)
+        self.kept = layers_kept(self.config)
+        if self.kept is None or inner_window(self.config):
+            raise ValueError("its attention or cache has a form of its own")
+        self.limited = limited_mixers(trunk)
+        self.taken = inspect.signature(trunk.forward).parameters
+        # The model builds its own masks where its layers differ in what they see.
+        self.builds = has_states(self.config) or window_of(self.config) is not None
+        if self.builds and self.config._attn_implementation not in MASKED:
+            raise ValueError(f"no masks for {self.config._attn_implementation} attention")
+
+    def new_cache(self, rows: int) -> RaggedCache:
+        """An empty cache for so many episodes."""
+        assert self.kept is not None
+        dtype, device = self.model.dtype, self.model.device
+        return RaggedCache(
+            self.kept,
+            rows=rows,
+            dtype=dtype,
+            device=device,
+            stepwise=self.stepwise,
+            limit=changing_limit(self.config),
+        )
+
+    def __call__(self, ids: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
+        """Logits [n, V] after each row's last new token.
+
+        Args:
+            ids: [N] new tokens of the cache's plan, row after row.
+            cache: takes in their keys and values.
+        """
+        plan = cache.plan
+        given: dict[str, Any] = {
+            "cache_params" if "cache_params" in self.taken else "past_key_values": cache
+        }
+        if "position_ids" in self.taken or "kwargs" not in self.taken:
+            given["position_ids"] = plan.pad(plan.position)
+        masks: Any = contextlib.nullcontext()
+        if self.builds:
+            width = plan.mask.shape[-1]
+            attention = self.config._attn_implementation
+            masks = ragged_masks(attention, plan.queries, width, plan.mask.dtype)
+        else:
+            given["attention_mask"] = plan.mask
+        with masks, limited_time_steps(self.limited):
+            hidden = trunk_of(self.model)(
+                input_ids=plan.pad(ids), use_cache=True, **given
+            ).last_hidden_state
+        return logits_of(self.model, plan.flatten(hidden)[plan.ends])
+
+
+class FusedDecoder:
+    """The Llama family's layers as functions of weights joined for this model as it is now.
+
+    Joined weights are copies: after an update of the model make a new decoder.
+    """
+
+    def __init__(self, model: Any) -> None:
+        trunk = trunk_of(model)
+        self.embed, self.rotary = trunk.embed_tokens, trunk.rotary_emb
+        self.layers = [_Layer(layer, trunk.config, i) for i, layer in enumerate(trunk.layers)]
+        self.norm, self.epsilon = trunk.norm.weight, trunk.config.rms_norm_eps
+        self.head = joined([bare(model).get_output_embeddings()])
+        self.dtype, self.device = model.dtype, model.device
+
+    def new_cache(self, rows: int) -> RaggedCache:
+        """An empty cache for so many episodes."""
+        return RaggedCache(len(self.layers), rows=rows, dtype=self.dtype, device=self.device)
+
+    def __call__(self, ids: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
+        """As ``PlainDecoder``'s; padding does not pass through the products."""
+        plan = cache.plan
+        hidden = self.embed(ids)
+        cos, sin = (t[0, :, None] for t in self.rotary(hidden, plan.position[None]))
+        half = sin.shape[-1] // 2
+        turned = torch.cat((-sin[..., :half], sin[..., half:]), -1)
+        for layer, store in zip(self.layers, cache.ragged, strict=True):
+            hidden = layer(hidden, cos, turned, plan, store)
+        last = hidden[plan.ends]
+        return self.head(rms_norm(last, last.shape[-1:], self.norm, self.epsilon))
+
+
+class _Layer:
+    """One decoder layer."""
+
+    def __init__(self, layer: Any, config: Any, index: int) -> None:
+        kinds = getattr(config, "layer_types", None)
+        slides = kinds is None or kinds[index] == "sliding_attention"
+        self.window = getattr(config, "sliding_window", None) if slides else None
+        attention, mlp = layer.self_attn, layer.mlp
+        self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
+        self.width, self.scale = attention.head_dim, attention.scaling
+        self.epsilon = config.rms_norm_eps
+        self.norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        self.qkv = joined([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out = joined([attention.o_proj])
+        self.gate_up = joined([mlp.gate_proj, mlp.up_proj])
+        self.down, self.act = joined([mlp.down_proj]), mlp.act_fn
+        own = config.model_type == "qwen3"  # normalises queries and keys of each head
+        self.head_norms = (attention.q_norm.weight, attention.k_norm.weight) if own else None
+
+    def __call__(
+        self,
+        hidden: torch.Tensor,
+        cos: torch.Tensor,
+        turned: torch.Tensor,
+        plan: Plan,
+        store: RaggedLayer,
+    ) -> torch.Tensor:
+        """[N, D] -> [N, D]; ``turned`` is the sine with the sign that each half meets."""
+        size = hidden.shape[-1:]
+        joint = self.qkv(rms_norm(hidden, size, self.norms[0], self.epsilon))
+        joint = joint.view(len(hidden), -1, self.width)
+        rotated, values = joint.split([self.heads + self.shared, self.shared], 1)
+        if self.head_norms:
+            rotated = self._normed(rotated)
+        left, right = rotated.chunk(2, -1)
+        rotated = torch.addcmul(rotated * cos, torch.cat((right, left), -1), turned)
+        queries, keys = rotated.split([self.heads, self.shared], 1)
+        mask = plan.mask_within(self.window)
+        stored = store.append(keys, values)
+        seen = attend(queries, *stored, plan=plan, mask=mask, scale=self.scale)
+        hidden = hidden + self.out(seen)
+        inner = self.gate_up(rms_norm(hidden, size, self.norms[1], self.epsilon))
+        gate, up = inner.chunk(2, -1)
+        return hidden + self.down(self.act(gate) * up)
+
+    def _normed(self, rotated: torch.Tensor) -> torch.Tensor:
+        assert self.head_norms is not None
+        parts = rotated.split([self.heads, self.shared], 1)
+        pairs = zip(parts, self.head_norms, strict=True)
+        return torch.cat([rms_norm(x, (self.width,), w, self.epsilon) for x, w in pairs], 1)
+
+
+def attend(
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    plan: Plan,
+    mask: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """Attention of the new tokens [N, H, D] over keys and values [n, K, width, D]; [N, H * D]."""
+    (n, longest), shared = plan.shape, keys.shape[1]
+    groups = queries.shape[1] // shared
+    if longest == 1:  # heads that share keys stand as several queries: nothing is copied
+        seen = scaled_dot_product_attention(
+            queries.view(n, shared, groups, -1), keys, values, attn_mask=mask, scale=scale
+        )
+        return seen.reshape(n, -1)
+    seen = scaled_dot_product_attention(
+        plan.pad(queries).transpose(1, 2),
+        keys.repeat_interleave(groups, 1),
+        values.repeat_interleave(groups, 1),
+        attn_mask=mask,
+        scale=scale,
+    )
+    return plan.flatten(seen.transpose(1, 2)).flatten(1)
+
+
+def joined(linears: Sequence[Any]) -> Projection:
+    """The outputs of linear layers of one input, side by side, as one product.
+
+    Layers that are not plain (adapters, quantised weights) are called one by one.
+    """
+    weights = [layer.weight for layer in linears]
+    biases = [layer.bias for layer in linears if layer.bias is not None]
+    if any(type(layer) is not nn.Linear for layer in linears) or len(biases) not in (
+        0,
+        len(weights),
+    ):
+        return lambda x: torch.cat([layer(x) for layer in linears], -1)
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    bias = torch.cat(biases) if biases else None
+    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and _native(weight.device):
+        return _packed(weight, bias)
+    return lambda x: linear(x, weight, bias)
+
+
+def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Projection:
+    """A product with a weight that lies as the matrix units read it.
+
+    ``linear`` brings a bf16 weight into that order at every call, which takes as long as the
+    product of a few rows. The result is the same to the bit.
+    """
+    ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        rows = len(x)
+        # A kernel is made, and about a megabyte kept, for every number of rows: few are used.
+        missing = -rows % (16 if rows <= 128 else 64) if rows > 16 else 0
+        padded = pad(x, (0, 0, 0, missing)) if missing else x
+        return torch.ops.mkldnn._linear_pointwise(padded, ordered, bias, "none", [], "")[:rows]
+
+    return product
+
+
+def decoder_for(model: Any) -> Decoder:
+    """The quickest decoder that computes what the model computes."""
+    trunk = trunk_of(model)
+    if trunk.config.model_type in FUSED_KINDS and changing_limit(trunk.config) is None:
+        if trunk not in _agrees:
+            gap = largest_gap(type(bare(model)), trunk.config)
+            _agrees[trunk] = gap <= 1e-4
+            if gap > 1e-4:
+                log.warning(
+                    "%s: decoding runs by its own forward pass, from which the fused one differs "
+                    "by %.1e",
+                    type(bare(model)).__name__,
+                    gap,
+                )
+        if _agrees[trunk]:
+            with torch.no_grad():
+                return FusedDecoder(model)
+    ways = ways_of(model)
+    if trunk not in _ways:
+        _ways[trunk] = first_right(model, ways)
+        if _ways[trunk]:
+            name = type(bare(model)).__name__
+            log.info("%s: replies are sampled %s", name, ways[_ways[trunk]].words)
+    return ways[_ways[trunk]].make()
+
+
+def read_anew(model: Any) -> None:
+    """Sample a model without a cache from now on: the slowest way, right for every causal model."""
+    trunk = trunk_of(model)
+    _agrees[trunk] = False
+    _ways[trunk] = len(ways_of(model)) - 1
+
+
+def ways_of(model: Any) -> list[Way]:
+    """Ways of decoding by the model's own forward pass, quickest first."""
+    stateful = has_states(text_config(trunk_of(model)))
+    return [
+        Way("in rows side by side", lambda: PlainDecoder(model), safer=1 if stateful else None),
+        Way(
+            "in rows side by side; further turns are read token by token, because the model does "
+            "not carry its states into longer parts",
+            lambda: PlainDecoder(model, stepwise=True),
+        ),
+        Way(
+            "row by row through the model's own cache",
+            lambda: RowDecoder(model),
+            safer=3 if stateful else None,
+        ),
+        Way(
+            "row by row through the model's own cache, token by token",
+            lambda: RowDecoder(model, stepwise=True),
+        ),
+        Way(
+            "row by row, each read anew for every token, because no cache gives the scores of a "
+            "plain pass",
+            lambda: RowDecoder(model, cached=False),
+        ),
+    ]
+
+
+@torch.no_grad()
+def largest_gap(kind: Any, config: Any) -> float:
+    """Largest difference between the logits of the fused decoder and of the model's own pass.
+
+    Relative to the largest logit. Measured in float32, where rounding does not hide a difference,
+    on two layers with random weights: one text read whole by the model, in parts by the decoder.
+
+    Args:
+        kind: class of the model.
+        config: its configuration.
+    """
+    small = copy.deepcopy(config)
+    small.num_hidden_layers, small.vocab_size, small.pad_token_id = 2, 16, None
+    if kinds := getattr(small, "layer_types", None):
+        small.layer_types = kinds[:2]
+    if getattr(small, "sliding_window", None):
+        small.sliding_window = 4
+    small._attn_implementation = "eager"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = kind(small).float().eval()
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight), alpha=0.1)
+    ids = torch.arange(8)
+    whole = model(input_ids=ids[None]).logits[0]
+    decoder = FusedDecoder(model)
+    cache = RaggedCache(2, rows=1, dtype=torch.float32, device=ids.device)
+    cache.reserve(len(ids))
+    gap = 0.0
+    for part in ids.split([5, 2, 1]):
+        cache.prepare([0], [len(part)])
+        logits = decoder(part, cache)[0]
+        cache.advance([0], [len(part)])
+        gap = max(gap, float((logits - whole[cache.lengths[0] - 1]).abs().max()))
+    return gap / float(whole.abs().max())

@@ -1,0 +1,1 @@
+"""What every run owns: directory, trackers, progress, profiling, process settings."""

@@ -1,0 +1,299 @@
+"""The run directory: what was asked, where it ran, what it logged, what it saved.
+
+    config.yaml  environment.json  metrics.jsonl  samples.jsonl  checkpoints/  final/
+    evaluation/<name>/{summary.json, episodes.jsonl}  report.html
+
+An existing directory is never overwritten unless asked; a resumed one must carry the same
+configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import yaml
+
+from rlhf.errors import UserError
+from rlhf.run.trackers import Tracker, check_installed, open_trackers
+
+# Keys that say where and how a run is written; config.yaml leaves them out.
+PLACES = frozenset({"resume", "overwrite", "output_dir"})
+# Keys that may differ between a run and its resumption.
+RESUMABLE = PLACES | {"track"}
+
+
+class Run:
+    """Writes one run directory. ``finished`` tells a run that needs no more work."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.started = time.monotonic()
+        # Of several processes the first one writes.
+        self.writes = os.environ.get("RANK", "0") == "0"
+        self.config: Mapping[str, Any] = {}
+        self.trackers: list[Tracker] | None = None
+
+    @classmethod
+    def open(cls, config: Mapping[str, Any]) -> Run:
+        """Create or resume the directory ``config["output_dir"]``.
+
+        Args:
+            config: the run's whole configuration as plain data; ``resume`` and ``overwrite`` decide
+                what happens to an existing directory.
+
+        Raises:
+            UserError: the directory exists, cannot be written, or carries another configuration.
+        """
+        run = cls(Path(config["output_dir"]))
+        run.config = config
+        check_installed(config.get("track", ()))
+        if not run.writes:
+            return run
+        if run.directory.exists() and not run.directory.is_dir():
+            raise UserError(f"{run.directory} is a file: choose another --output_dir")
+        occupied = run.directory.exists() and any(run.directory.iterdir())
+        if occupied and config.get("overwrite"):
+            run._remove()
+        elif occupied and not config.get("resume"):
+            raise _occupied(run.directory)
+        elif occupied:
+            check_same(run.directory, config)
+        try:
+            (run.directory / "checkpoints").mkdir(parents=True, exist_ok=True)
+            kept = {key: value for key, value in config.items() if key not in PLACES}
+            _write(run.directory / "config.yaml", yaml.safe_dump(kept, sort_keys=False))
+            _write(run.directory / "environment.json", json.dumps(describe_machine(), indent=2))
+        except OSError as error:
+            raise UserError(f"{run.directory} cannot be written: {error.strerror}") from error
+        return run
+
+    def _remove(self) -> None:
+        if not (self.directory / "config.yaml").exists():
+            raise UserError(
+                f"{self.directory} is not a run directory (it has no config.yaml), so it is not "
+                "overwritten: remove it yourself or choose another --output_dir"
+            )
+        shutil.rmtree(self.directory)
+
+    @property
+    def final(self) -> Path:
+        """Where the finished model lies."""
+        return self.directory / "final"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.directory / "finished").exists()
+
+    def finish(self) -> None:
+        """Mark the run as complete; ``--resume`` then has nothing to do."""
+        if self.writes:
+            (self.directory / "finished").touch()
+        for tracker in self.trackers or ():
+            tracker.close()
+
+    def discard_if_unused(self) -> None:
+        """Remove a directory in which nothing was done yet, so that a corrected call may use it."""
+        kept = {"config.yaml", "environment.json"}
+        found = {path.name for path in self.directory.iterdir() if any_content(path)}
+        if self.writes and found <= kept:
+            shutil.rmtree(self.directory)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line to ``metrics.jsonl``; keys are documented in docs/metrics.md."""
+        row = {"step": step, "time": round(time.monotonic() - self.started, 3), **metrics}
+        self._append("metrics.jsonl", row)
+        if not self.writes or not self.config.get("track"):
+            return
+        if self.trackers is None:
+            flat = flatten(self.config)
+            self.trackers = open_trackers(self.config["track"], self.directory, flat, step=step)
+        for tracker in self.trackers:
+            tracker.log(step, metrics)
+
+    def sample(self, row: Mapping[str, Any]) -> None:
+        """Append one transcript to ``samples.jsonl``."""
+        self._append("samples.jsonl", row)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after ``step``, so that a resumed run logs nothing twice.
+
+        Transcripts of the trained policy come after the last step: they are written anew.
+        """
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.directory / name
+            if self.writes and path.exists():
+                rows = _complete_rows(path)
+                kept = [r for r in rows if r["step"] <= step and r.get("split") != "after"]
+                _write(path, "".join(_line(row) for row in kept))
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        if not self.writes:
+            return
+        with (self.directory / name).open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+
+
+def check_same(directory: Path, config: Mapping[str, Any]) -> None:
+    """Refuse to continue a run under another configuration than it has.
+
+    Raises:
+        UserError: names a key that changed.
+    """
+    path = directory / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{directory} has no config.yaml, so there is nothing to resume")
+    before, now = flatten(yaml.safe_load(path.read_text())), flatten(config)
+    changed = [
+        key
+        for key in sorted(before.keys() | now.keys())
+        if key.split(".")[0] not in RESUMABLE and before.get(key) != now.get(key)
+    ]
+    if changed:
+        key = changed[0]
+        was, is_now = (shorten(repr(tree.get(key)), 100, placeholder="…") for tree in (before, now))
+        raise UserError(
+            f"{directory} cannot be resumed with another configuration: {key} was {was}, now "
+            f"{is_now}" + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
+        )
+
+
+def open_directory(
+    root: Path, name: str, tree: Mapping[str, Any], *, resume: bool, overwrite: bool
+) -> None:
+    """Make the directory of several runs, a pipeline's or a study's, and describe it in a file.
+
+    Args:
+        root: the directory.
+        name: of the file, which tells ours from others.
+        tree: what it says.
+        resume: whether an existing one may be continued.
+        overwrite: whether it may be replaced.
+
+    Raises:
+        UserError: it exists and may be neither, or cannot be written.
+    """
+    if root.exists() and any(root.iterdir()):
+        if overwrite and (root / name).exists():
+            shutil.rmtree(root)
+        elif overwrite:
+            raise UserError(f"{root} was not made by this verb: remove it yourself")
+        elif not resume:
+            raise _occupied(root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _write(root / name, yaml.safe_dump(dict(tree), sort_keys=False))
+    except OSError as error:
+        raise UserError(f"{root} cannot be written: {error.strerror}") from error
+
+
+def _occupied(directory: Path) -> UserError:
+    return UserError(
+        f"{directory} exists already: continue it with --resume, replace it with --overwrite, or "
+        "choose another --output_dir"
+    )
+
+
+def any_content(path: Path) -> bool:
+    """Whether a path is a file, or a folder with something in it."""
+    return path.is_file() or any(path.iterdir())
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _complete_rows(path: Path) -> list[dict[str, Any]]:
+    """All rows but a last line that a killed process left unfinished."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file in one step: a reader sees the old content or the new, never a part."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators that library code draws from: Python, numpy, torch."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Versions, hardware and command line, for ``environment.json``."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    packages = ("rlhf-kit", "torch", "transformers", "trl", "peft", "gymnasium", "datasets")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that was never installed
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+        "commit": _commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _processor() -> str:
+    """Its name, and the units it multiplies bf16 with: they decide what is quick."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    told = {key.strip(): value.strip() for key, _, value in lines}
+    name = told.get("model name", platform.processor())
+    units = [unit for unit in ("amx_bf16", "avx512_bf16") if unit in told.get("flags", "").split()]
+    return f"{name} ({units[0]})" if units else name
+
+
+def _commit() -> str | None:
+    """The commit of the toolkit's own checkout; None for an installed package."""
+    home = Path(__file__).resolve().parent.parent
+    if not (home / ".git").exists():
+        return None
+    result = subprocess.run(
+        ["git", "-C", str(home), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return result.stdout.strip() or None

@@ -1,0 +1,67 @@
+"""Where the time and memory of a step go."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Iterator
+
+# Parts of an online step, in their order; docs/metrics.md says what each holds.
+PARTS = ("generation", "environments", "rewards", "reference", "scoring", "update")
+
+
+class Stopwatch:
+    """Seconds by part; a part inside another one stops the outer clock."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._running: list[str] = []
+        self._since = 0.0
+
+    @contextlib.contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Count the time inside the ``with`` block as this part's."""
+        self._lap()
+        self._running.append(part)
+        try:
+            yield
+        finally:
+            self._lap()
+            self._running.pop()
+
+    def _lap(self) -> None:
+        now = time.perf_counter()
+        if self._running:
+            part = self._running[-1]
+            self._seconds[part] = self._seconds.get(part, 0.0) + now - self._since
+        self._since = now
+
+    def take(self) -> dict[str, float]:
+        """Seconds by part since the last call, as metrics."""
+        taken, self._seconds = self._seconds, {}
+        return {f"time/{part}": round(seconds, 4) for part, seconds in taken.items()}
+
+
+def usage(*, real: int, computed: int, flops: float, peak_flops: float) -> dict[str, float]:
+    """How well a machine was used, as metrics.
+
+    Args:
+        real: tokens that are not padding.
+        computed: tokens that went through the model.
+        flops: operations per second.
+        ceiling: operations per second that the machine reaches at best.
+    """
+    return {
+        "profile/flop_utilisation": flops / peak_flops,
+        "profile/padding": max(0.0, 1 - real / computed),
+        "profile/shared": max(0.0, 1 - computed / real),
+        "profile/peak_memory": peak_memory(),
+    }
+
+
+def peak_memory() -> float:
+    """The largest resident size of this process so far, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

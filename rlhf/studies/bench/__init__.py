@@ -1,0 +1,1 @@
+"""Benchmarks of algorithms over environments and seeds."""

@@ -1,0 +1,72 @@
+"""`rlhf bench --array DIR`: the jobs as plain commands, for an engine that runs them elsewhere."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from rlhf.config.load import as_tree
+from rlhf.studies.bench.plan import Bench, Job
+
+_SLURM = """\
+#!/bin/sh
+#SBATCH --job-name={name}
+#SBATCH --array=1-{count}
+#SBATCH --cpus-per-task=1
+#SBATCH --output={logs}/%x-%a.log
+eval "$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {commands})"
+"""
+
+_SUBMIT = """\
+#!/bin/sh
+# Start models first, then the runs that need them, then the table.
+set -e
+first=$(sbatch --parsable {start})
+second=$(sbatch --parsable --dependency=afterok:$first {train})
+sbatch --dependency=afterok:$second --job-name=bench-table --wrap {table}
+"""
+
+
+def write_array(bench: Bench, folder: str | Path) -> list[Path]:
+    """Write manifest, command lists and SLURM scripts; returns the files.
+
+    `start.txt` and `train.txt` hold one command a line; those of the second list need what the
+    first leaves. Any engine will do: `xargs -P 8 -I{} sh -c {} < start.txt` is one.
+    """
+    place = Path(folder).resolve()
+    place.mkdir(parents=True, exist_ok=True)
+    manifest = place / "manifest.yaml"
+    tree = as_tree(bench.config) | {"output_dir": str(bench.root.resolve())}
+    tree = {key: value for key, value in tree.items() if key not in ("resume", "overwrite")}
+    manifest.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    jobs = bench.jobs()
+    lists = {
+        "start": [job for job in jobs if job.after is None],
+        "train": [job for job in jobs if job.after is not None],
+    }
+    written = [manifest]
+    for name, some in lists.items():
+        written += _write_list(place, name, some, manifest)
+    table = shlex.quote(f"rlhf bench {shlex.quote(str(manifest))} --resume")
+    scripts = {name: shlex.quote(str(place / f"{name}.slurm")) for name in lists}
+    submit = place / "submit.sh"
+    submit.write_text(_SUBMIT.format(**scripts, table=table), encoding="utf-8")
+    return [*written, submit]
+
+
+def _write_list(place: Path, name: str, jobs: Sequence[Job], manifest: Path) -> list[Path]:
+    commands, script = place / f"{name}.txt", place / f"{name}.slurm"
+    quoted = shlex.quote(str(manifest))
+    lines = [f"rlhf bench {quoted} --only {shlex.quote(job.key)}\n" for job in jobs]
+    commands.write_text("".join(lines), encoding="utf-8")
+    text = _SLURM.format(
+        name=f"bench-{name}",
+        count=len(jobs),
+        logs=shlex.quote(str(place)),
+        commands=shlex.quote(str(commands)),
+    )
+    script.write_text(text, encoding="utf-8")
+    return [commands, script]

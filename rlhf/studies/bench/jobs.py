@@ -1,0 +1,171 @@
+"""Do a benchmark's jobs: many in one process, so that importing torch is paid once a process."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rlhf.config.load import as_tree
+from rlhf.errors import UserError
+from rlhf.run import launch
+from rlhf.run.directory import RESUMABLE, check_same, open_directory
+from rlhf.run.progress import Reporter
+from rlhf.studies.bench.plan import Job
+
+log = logging.getLogger(__name__)
+
+
+def open_study(root: Path, name: str, config: Any, jobs: Iterable[Job] = ()) -> None:
+    """Make a study's directory and write its configuration into it.
+
+    Raises:
+        UserError: the directory may not be used, or a job that it holds had another configuration.
+    """
+    if config.resume and not config.overwrite:
+        _refuse_changes(jobs)
+    tree = {key: value for key, value in as_tree(config).items() if key not in RESUMABLE}
+    open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite)
+
+
+def _refuse_changes(jobs: Iterable[Job]) -> None:
+    from rlhf.cli.table import configure, settings_in_force
+
+    for verb, tree in (stage for job in jobs for stage in job.stages):
+        if (Path(tree["output_dir"]) / "config.yaml").exists():
+            settings = settings_in_force(verb, configure(verb, tree))
+            check_same(Path(tree["output_dir"]), {"verb": verb, **settings})
+
+
+def do(job: Job) -> float:
+    """Do what is left of a job in this process; returns the seconds that took."""
+    from rlhf.cli.table import execute
+
+    began = time.monotonic()
+    for verb, tree in job.stages:
+        execute(verb, tree)
+        # A finished run continues nothing, and its optimizer state is most of its size.
+        shutil.rmtree(Path(tree["output_dir"]) / "checkpoints", ignore_errors=True)
+        launch.release_memory()
+    return time.monotonic() - began
+
+
+class Workers:
+    """Processes that do jobs; use it in a ``with`` block.
+
+    Args:
+        count: of processes.
+        logs: folder for what they print, one file each.
+    """
+
+    def __init__(self, count: int, *, logs: Path) -> None:
+        if count < 1:
+            raise UserError(f"--jobs must be >= 1, got {count}")
+        logs.mkdir(parents=True, exist_ok=True)
+        self.logs = logs
+        self.pool = ProcessPoolExecutor(
+            count,
+            # A forked copy of a process with threads may hang.
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_prepare,
+            initargs=(logs, max(1, (os.cpu_count() or 1) // count)),
+        )
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
+    def do_all(self, jobs: Sequence[Job], what: str) -> dict[str, str]:
+        """Do every job once those that it waits for are done.
+
+        Args:
+            jobs: in any order.
+            what: name in the progress display.
+
+        Returns:
+            Reasons of the jobs that were refused, by key; jobs that waited for one are among them.
+
+        Raises:
+            UserError: a process died; whatever was finished is kept.
+        """
+        waiting = {job.key: job for job in jobs}
+        done: set[str] = {job.after for job in jobs if job.after} - waiting.keys()
+        failed: dict[str, str] = {}
+        running: dict[Future[float], str] = {}
+        with Reporter(what, len(jobs)) as bar:
+            while waiting or running:
+                for job in _ready(waiting, done):
+                    running[self.pool.submit(do, waiting.pop(job.key))] = job.key
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    key = running.pop(future)
+                    if reason := self._reason(future):
+                        failed[key] = reason
+                        failed |= _abandon(waiting, key)
+                    else:
+                        done.add(key)
+                bar.show(len(done & {job.key for job in jobs}) + len(failed), {})
+        return failed
+
+    def _reason(self, future: Future[float]) -> str | None:
+        """Why a job was refused; None when it is done."""
+        try:
+            future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"a process of the benchmark died (out of memory?): see {self.logs}, use fewer "
+                "--jobs, and continue with --resume"
+            ) from error
+        except ValueError as error:  # UserError among them
+            return " ".join(str(error).split())
+        return None
+
+
+def _ready(waiting: Mapping[str, Job], done: Iterable[str]) -> list[Job]:
+    return [job for job in waiting.values() if job.after is None or job.after in done]
+
+
+def _abandon(waiting: dict[str, Job], key: str) -> dict[str, str]:
+    """Take out the jobs that wait for one that failed."""
+    lost = [job.key for job in waiting.values() if job.after == key]
+    return {waiting.pop(name).key: f"{key} failed" for name in lost}
+
+
+def _prepare(logs: Path, threads: int) -> None:
+    """Set a new process up: a file for its output, its share of threads, an end with its parent."""
+    with (logs / f"{os.getpid()}.log").open("a", encoding="utf-8") as file:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    launch.prepare()
+    import torch
+
+    # As many as there are cores is torch's own choice, in each of the processes.
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent tells nobody; without this its workers would wait for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

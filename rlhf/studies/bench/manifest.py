@@ -1,0 +1,140 @@
+"""Read a benchmark's manifest, and check every run that it stands for before any of them starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.algorithms import registry
+from rlhf.cli.table import configure
+from rlhf.config.bench import BenchAlgorithm, BenchConfig, BenchEnvironment
+from rlhf.config.load import assemble, build
+from rlhf.config.offline import OfflineConfig
+from rlhf.config.online import algorithm_of
+from rlhf.errors import UserError, nearest
+from rlhf.studies.bench.plan import Bench
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+# Folders beside an algorithm's, and policies that nobody trains.
+_TAKEN = ("demos", "demos-held-out", "sft", "model", "evaluate", "random", "expert")
+_OWNED = {
+    "output_dir": "the benchmark",
+    "model": "`model` and the demonstrations",
+    "env": "`environments`",
+    "seed": "`seeds`",
+    "data": "the demonstrations",
+    "eval_data": "the demonstrations",
+    "evaluation": "`episodes`, `decoding` and `curve_points`",
+    "resume": "the benchmark",
+    "overwrite": "the benchmark",
+}
+
+
+def read_bench(files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]]) -> Bench:
+    """A manifest from its files and overrides.
+
+    Raises:
+        UserError: names the environment or algorithm, and the key.
+    """
+    return make_bench(assemble(files, overrides))
+
+
+def make_bench(tree: Mapping[str, Any]) -> Bench:
+    """A manifest from plain data; every run's configuration is checked.
+
+    Raises:
+        UserError: names the environment or algorithm, and the key.
+    """
+    config = build(BenchConfig, tree)
+    bench = Bench(
+        config,
+        {
+            name: _entry(BenchEnvironment, name, item, "environments")
+            for name, item in config.environments.items()
+        },
+        {
+            name: _entry(BenchAlgorithm, name, item, "algorithms")
+            for name, item in config.algorithms.items()
+        },
+    )
+    _check_starts(bench)
+    _check_algorithms(bench)
+    for name, task in bench.environments.items():
+        _owned(f"environments.{name}.run", task.run)
+        _owned(f"environments.{name}.sft", task.sft)
+        _check_runs(bench, name)
+    return bench
+
+
+def _entry(cls: Any, name: str, item: Any, group: str) -> Any:
+    """One named entry of the manifest, checked."""
+    if not _NAME.fullmatch(str(name)) or "seed" in str(name):
+        raise UserError(
+            f"{group}: {name!r} is no name for a folder (letters, digits, . + - _, without 'seed')"
+        )
+    if item is not None and not isinstance(item, Mapping):
+        raise UserError(f"{group}.{name}: expected a mapping, got {item!r}")
+    try:
+        return build(cls, item or {})
+    except UserError as error:
+        raise UserError(f"{group}.{name}: {error}") from error
+
+
+def _check_starts(bench: Bench) -> None:
+    """Either every environment has demonstrations or none has: the row means one thing."""
+    kinds = {task.demonstrations is None for task in bench.environments.values()}
+    if len(kinds) > 1:
+        raise UserError("environments: give demonstrations to all of them or to none")
+    if kinds == {True} and bench.config.model.scratch:
+        raise UserError("model.scratch: random weights need demonstrations to start from")
+    if kinds == {True} and bench.config.sft:
+        raise UserError("sft has no effect without demonstrations")
+    _owned("sft", bench.config.sft)
+    _owned("run", bench.config.run)
+
+
+def _check_algorithms(bench: Bench) -> None:
+    for name, method in bench.algorithms.items():
+        verb = bench.verb(name)
+        if name in _TAKEN:
+            raise UserError(f"algorithms: {name!r} is the name of another row; choose another")
+        if verb not in registry.ALGORITHMS:
+            raise UserError(
+                f"algorithms.{name}: {verb!r} is not an online algorithm"
+                f"{nearest(verb, registry.ALGORITHMS)}"
+            )
+        _owned(f"algorithms.{name}.run", method.run)
+    arms = [*bench.config.references, bench.start, *bench.algorithms]
+    if bench.baseline not in arms:
+        raise UserError(f"baseline: there is no {bench.baseline!r}{nearest(bench.baseline, arms)}")
+
+
+def _check_runs(bench: Bench, environment: str) -> None:
+    """Keys, types and settings of an environment's runs."""
+    seed = bench.config.seeds[0]
+    for verb, tree in bench.start_job(environment, seed).stages:
+        try:
+            # TRL's own options are checked by the run: that takes an import of many seconds.
+            build(OfflineConfig, tree) if verb == "sft" else configure(verb, tree)
+        except UserError as error:
+            raise UserError(f"environments.{environment}, {verb}: {error}") from error
+    for name in bench.algorithms:
+        verb = bench.verb(name)
+        try:
+            config = configure(verb, bench.run_tree(environment, name, seed))
+            algorithm_of(verb, config)
+            if config.num_steps % bench.config.curve_points:
+                raise ValueError(
+                    f"num_steps must be a multiple of curve_points, got {config.num_steps} and "
+                    f"{bench.config.curve_points}"
+                )
+        except ValueError as error:
+            raise UserError(f"{name} on {environment}: {error}") from error
+
+
+def _owned(place: str, tree: Mapping[str, Any]) -> None:
+    for key in tree:
+        if key in _OWNED:
+            raise UserError(f"{place}.{key} is set by {_OWNED[key]}: use that instead")

@@ -1,0 +1,179 @@
+"""What a benchmark's manifest stands for: the configuration of every run, and the order of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.config.bench import BenchAlgorithm, BenchConfig, BenchEnvironment
+from rlhf.config.load import as_tree, merge
+from rlhf.config.online import OnlineConfig
+from rlhf.rollout.seeds import training_seed
+
+REFERENCES = "reference"
+"""Folder of the environment's own policies, beside those of the training seeds."""
+DEMOS = "sft.jsonl"
+HELD_OUT = 64
+"""Episodes on which fine-tuning measures its loss."""
+HELD_OUT_FROM = 3_000_000
+"""Start states of a training seed from here on are used for nothing else."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Stages that one process does one after another, and the job that it waits for."""
+
+    key: str
+    """Such as menu/seed0/ppo: the place of its last stage under runs/."""
+    stages: tuple[tuple[str, dict[str, Any]], ...]
+    """(verb, configuration) pairs."""
+    after: str | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A manifest whose every run has been checked."""
+
+    config: BenchConfig
+    environments: Mapping[str, BenchEnvironment]
+    algorithms: Mapping[str, BenchAlgorithm]
+
+    @property
+    def root(self) -> Path:
+        """The benchmark's directory."""
+        return Path(self.config.output_dir)
+
+    @property
+    def start(self) -> str:
+        """Name of the row that every run starts from."""
+        first = next(iter(self.environments.values()))
+        return "sft" if first.demonstrations else "model"
+
+    @property
+    def baseline(self) -> str:
+        """Name of the row that others are compared with."""
+        return self.config.baseline or self.start
+
+    def verb(self, algorithm: str) -> str:
+        """The row of `rlhf algorithms` that an entry of the manifest runs."""
+        return self.algorithms[algorithm].verb or algorithm
+
+    def place(self, *parts: str) -> Path:
+        """A directory under runs/."""
+        return self.root.joinpath("runs", *parts)
+
+    def run_tree(self, environment: str, algorithm: str, seed: int) -> dict[str, Any]:
+        """The configuration of one training run."""
+        task, method = self.environments[environment], self.algorithms[algorithm]
+        tree = merge(merge(self.config.run, task.run), method.run)
+        folder = f"seed{seed}"
+        steps = tree.get("num_steps", OnlineConfig.num_steps)
+        return {
+            **tree,
+            "output_dir": str(self.place(environment, folder, algorithm)),
+            "model": self.start_model(environment, seed),
+            "env": _plain(task.env),
+            "seed": seed,
+            "evaluation": {
+                "every": max(1, steps // self.config.curve_points),
+                "episodes": self.config.episodes,
+                "decoding": self.config.decoding,
+            },
+            "resume": True,
+        }
+
+    def start_model(self, environment: str, seed: int) -> dict[str, Any]:
+        """The `model` that training starts from."""
+        if self.environments[environment].demonstrations is None:
+            return _plain(self.config.model)
+        return {"path": str(self.place(environment, f"seed{seed}", "sft", "final"))}
+
+    def start_job(self, environment: str, seed: int) -> Job:
+        """Demonstrations, fine-tuning on them, and what that alone scores."""
+        task, folder = self.environments[environment], f"seed{seed}"
+        stages: list[tuple[str, dict[str, Any]]] = []
+        if task.demonstrations:
+            demos = self._demos_tree(environment, seed, "demos", task.demonstrations.count)
+            # Tasks whose every episode opens alike cannot be split by prompt.
+            held_out = self._demos_tree(environment, seed, "demos-held-out", HELD_OUT)
+            stages += [("demos", demos), ("demos", held_out)]
+            stages.append(("sft", self._sft_tree(environment, seed)))
+        policy = {"name": self.start, "model": self.start_model(environment, seed)}
+        place = self.place(environment, folder, "evaluate")
+        stages.append(("evaluate", self._evaluate_tree(environment, [policy], place)))
+        return Job(f"{environment}/{folder}/{self.start}", tuple(stages))
+
+    def train_job(self, environment: str, algorithm: str, seed: int) -> Job:
+        """One training run; it evaluates itself at its end."""
+        tree = self.run_tree(environment, algorithm, seed)
+        folder = f"{environment}/seed{seed}"
+        return Job(
+            f"{folder}/{algorithm}", ((self.verb(algorithm), tree),), f"{folder}/{self.start}"
+        )
+
+    def reference_job(self, environment: str) -> Job:
+        """The environment's own policies on the same held-out episodes."""
+        policies = [{"name": name} for name in self.config.references]
+        tree = self._evaluate_tree(environment, policies, self.place(environment, REFERENCES))
+        return Job(f"{environment}/{REFERENCES}", (("evaluate", tree),))
+
+    def jobs(self) -> list[Job]:
+        """Everything there is to do; a job comes after the one that it waits for."""
+        config, names = self.config, list(self.environments)
+        found = [self.reference_job(name) for name in names if config.references]
+        found += [self.start_job(name, seed) for seed in config.seeds for name in names]
+        found += [
+            self.train_job(name, algorithm, seed)
+            for seed in config.seeds
+            for name in names
+            for algorithm in self.algorithms
+        ]
+        return found
+
+    def _demos_tree(self, environment: str, seed: int, name: str, count: int) -> dict[str, Any]:
+        """Demonstrations whose start states no other training seed and no other file has."""
+        task = self.environments[environment]
+        assert task.demonstrations
+        first = 0 if name == "demos" else HELD_OUT_FROM
+        file = {"path": DEMOS, "kind": "sft", "count": count}
+        return {
+            "output_dir": str(self.place(environment, f"seed{seed}", name)),
+            "env": task.env.id,
+            "kwargs": task.env.kwargs,
+            "files": [file | {"quality": task.demonstrations.quality}],
+            "seed": training_seed(seed, first),
+            "resume": True,
+        }
+
+    def _sft_tree(self, environment: str, seed: int) -> dict[str, Any]:
+        folder = self.place(environment, f"seed{seed}")
+        return {
+            **merge(self.config.sft, self.environments[environment].sft),
+            "output_dir": str(folder / "sft"),
+            "model": _plain(self.config.model),
+            "data": [{"path": str(folder / "demos" / DEMOS)}],
+            "eval_data": [{"path": str(folder / "demos-held-out" / DEMOS)}],
+            "seed": seed,
+            "resume": True,
+        }
+
+    def _evaluate_tree(
+        self, environment: str, policies: list[dict[str, Any]], place: Path
+    ) -> dict[str, Any]:
+        task = self.environments[environment]
+        return {
+            "output_dir": str(place),
+            "policies": policies,
+            "env": _plain(task.env),
+            "rollout": merge(self.config.run, task.run).get("rollout", {}),
+            "episodes": self.config.episodes,
+            "decoding": self.config.decoding,
+            "resume": True,
+        }
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A small configuration as plain data, without what is not set."""
+    return {key: value for key, value in as_tree(config).items() if value is not None}

@@ -1,0 +1,153 @@
+"""A benchmark's result as files: Markdown, CSV, JSON, one HTML page, and one per environment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlhf.evaluation.compare import coverage_words
+from rlhf.reports import write_comparison_report
+from rlhf.reports.charts import Chart, Series, draw
+from rlhf.reports.forest import Line, forest
+from rlhf.reports.markup import Table, bounds, esc, named, number, prose, section
+from rlhf.reports.page import page
+from rlhf.reports.results import sentence, verdict_item
+from rlhf.reports.tables import save_tables
+from rlhf.studies.bench.plan import REFERENCES, Bench
+from rlhf.studies.bench.result import as_json, make_tables, markdown, protocol, verdict_lines
+from rlhf.studies.bench.scores import METRIC, THRESHOLDS, Findings, Scores
+
+MOST_LINES = 6
+"""Colours that the page's charts have."""
+
+
+def write_bench(bench: Bench, scores: Scores, findings: Findings) -> Path:
+    """Write everything about a finished benchmark into its directory; returns the page."""
+    root = bench.root
+    tables = make_tables(scores, findings, baseline=bench.baseline)
+    save_tables(root / "tables", tables)
+    text = json.dumps(as_json(bench, scores, findings), indent=1)
+    (root / "bench.json").write_text(text + "\n", encoding="utf-8")
+    (root / "bench.md").write_text(markdown(bench, findings, tables), encoding="utf-8")
+    pages = _environment_pages(bench)
+    body = _body(bench, findings, tables, pages)
+    (root / "report.html").write_text(page("Benchmark", body), encoding="utf-8")
+    return root / "report.html"
+
+
+def _environment_pages(bench: Bench) -> dict[str, str]:
+    """Environment -> its comparison page, relative to the benchmark's."""
+    folder = bench.root / "pages"
+    folder.mkdir(exist_ok=True)
+    found = {}
+    for name in bench.environments:
+        rows = ["evaluate", *bench.algorithms]
+        runs = [bench.place(name, f"seed{s}", row) for row in rows for s in bench.config.seeds]
+        references = [bench.place(name, REFERENCES)] if bench.config.references else []
+        write_comparison_report([*runs, *references], folder / f"{name}.html")
+        found[name] = f"pages/{name}.html"
+    return found
+
+
+def _body(
+    bench: Bench, findings: Findings, tables: Sequence[Table], pages: Mapping[str, str]
+) -> str:
+    told = "".join(f'<p class="note">{prose(line)}</p>' for line in protocol(bench))
+    parts = [f"<header><h1>Benchmark</h1>{_tiles(findings)}</header>", told]
+    parts.append(_verdicts(findings))
+    parts.append(section("Result", _forest(findings)))
+    parts.append(section("Charts", _charts(findings)))
+    links = "".join(f'<li><a href="{esc(p)}">{esc(env)}</a></li>' for env, p in pages.items())
+    parts.append(section("One environment at a time", f"<ul>{links}</ul>"))
+    parts += [section(table.title, table.to_html()) for table in tables]
+    return "\n".join(parts)
+
+
+def _colours(findings: Findings) -> dict[str, str]:
+    """Algorithm -> class of its colour, in the manifest's order as on the environments' pages."""
+    return {name: f"c{index % MOST_LINES + 1}" for index, name in enumerate(findings.curves)}
+
+
+def _tiles(findings: Findings) -> str:
+    """Every algorithm with its colour and its interquartile mean."""
+    tiles = []
+    for name, colour in _colours(findings).items():
+        estimate = findings.aggregates[name]["IQM"]
+        told = f"IQM {number(estimate.value)} {bounds(estimate)}"
+        tiles.append(f'<li class="{colour}"><b>{esc(named(name))}</b><span>{told}</span></li>')
+    return f'<ul class="chain sides">{"".join(tiles)}</ul>'
+
+
+def _verdicts(findings: Findings) -> str:
+    """Whoever beat the baseline or another algorithm is green, who lost to the baseline red."""
+    apart = [d for d in findings.pairs if d.winner]
+    items = [
+        verdict_item(d, METRIC, {d.arm: "good", d.baseline: "bad"}.get(d.winner or ""))
+        for d in findings.against_baseline
+    ]
+    items += [verdict_item(d, METRIC, "good") for d in apart]
+    rest = verdict_lines(findings)[len(items) :]
+    covered = {coverage_words(d) for d in (*findings.against_baseline, *findings.pairs)}
+    items += [f"<li><strong>{esc(sentence(x))}</strong></li>" for x in rest if x not in covered]
+    notes = [f'<p class="note">{esc(x[:1].upper() + x[1:])}.</p>' for x in rest if x in covered]
+    return f'<ul class="verdicts">{"".join(items)}</ul>{"".join(notes)}'
+
+
+def _forest(findings: Findings) -> str:
+    """The IQM of everyone between random and optimal."""
+    lines, colours = [], _colours(findings)
+    for name, found in findings.aggregates.items():
+        estimate = found["IQM"]
+        text = f"{estimate.n} seeds" if estimate.n > 1 else "not trained"
+        value, tone = number(estimate.value), colours.get(name, "ref")
+        lines.append(Line(name, text, estimate, value, bounds(estimate), tone))
+    heading = "<h3>Interquartile mean <small>over environments and seeds, 95%</small></h3>"
+    return heading + forest(lines, [(0.0, "random"), (1.0, "optimal")])
+
+
+def _charts(findings: Findings) -> str:
+    """Curves and profiles, at most as many lines to a panel as there are colours."""
+    panels = []
+    names = list(findings.curves)
+    for first in range(0, len(names), MOST_LINES):
+        some = names[first : first + MOST_LINES]
+        panels.append(_efficiency(findings, some))
+        panels.append(_profile(findings, some))
+    return f'<div class="charts">{"".join(panels)}</div>'
+
+
+def _efficiency(findings: Findings, names: Sequence[str]) -> str:
+    lines, colours = [], _colours(findings)
+    for name in names:
+        curve = findings.curves[name]
+        known = all(estimate.known for estimate in curve)
+        lines.append(
+            Series(
+                named(name),
+                [100 * step / (len(curve) - 1) for step in range(len(curve))],
+                [estimate.value for estimate in curve],
+                colour=colours[name],
+                low=[estimate.low for estimate in curve] if known else (),
+                high=[estimate.high for estimate in curve] if known else (),
+            )
+        )
+    note = "IQM on held-out episodes, by share of training; bands are 95% bootstrap intervals."
+    return draw(Chart("Sample efficiency", lines, note, x_label="%"))
+
+
+def _profile(findings: Findings, names: Sequence[str]) -> str:
+    """The algorithms, and in grey what they started from."""
+    colours = _colours(findings)
+    start = [name for name in findings.profile if name not in findings.curves]
+    lines = [
+        Series(
+            named(name),
+            list(THRESHOLDS),
+            findings.profile[name].tolist(),
+            colours.get(name, "ref"),
+        )
+        for name in (*start, *names)
+    ]
+    note = "Share of runs (environments and seeds) that score above x."
+    return draw(Chart("Performance profile", lines, note, x_label="score"))

@@ -1,0 +1,194 @@
+"""A benchmark's result as tables, as Markdown and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rlhf import __version__
+from rlhf.cli.table import configure
+from rlhf.config.load import as_tree
+from rlhf.evaluation.compare import coverage_words, format_estimate
+from rlhf.evaluation.verdict import Difference
+from rlhf.reports.markup import Cell, Table
+from rlhf.run.directory import describe_machine
+from rlhf.studies.bench.plan import Bench
+from rlhf.studies.bench.scores import METRIC, THRESHOLDS, Findings, Scores
+
+
+def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Table]:
+    """Aggregates, cells, verdicts, the profile, the curves, and every score on its own."""
+    total: list[list[Cell]] = [
+        [name, *found.values(), findings.improvement.get(name), float(scores.rows[name].min())]
+        for name, found in findings.aggregates.items()
+    ]
+    columns = ["policy", "IQM", "mean", "optimality gap", f"P(better than {baseline})", "worst run"]
+    cells: list[list[Cell]] = [[name, *row.values()] for name, row in findings.cells.items()]
+    profile: list[list[Cell]] = [
+        [name, *map(float, shares)] for name, shares in findings.profile.items()
+    ]
+    points = len(next(iter(findings.curves.values())))
+    shares = [f"{index / (points - 1):.0%}" for index in range(points)]
+    single: list[list[Cell]] = [
+        [name, env, seed if len(table) > 1 else None, float(table[i, j])]
+        for name, table in scores.rows.items()
+        for i, seed in enumerate(scores.seeds[: len(table)])
+        for j, env in enumerate(scores.environments)
+    ]
+    return [
+        Table("aggregates", "Over all environments", columns, total),
+        Table("cells", "By environment", ["policy", *scores.environments], cells),
+        Table("verdicts", "Differences", _VERDICTS, [_verdict(d) for d in _all(findings)]),
+        Table(
+            "curves",
+            "IQM along training",
+            ["policy", *shares],
+            [[name, *curve] for name, curve in findings.curves.items()],
+        ),
+        Table(
+            "profile",
+            "Share of runs above a score",
+            ["policy", *(f"{t:g}" for t in THRESHOLDS)],
+            profile,
+        ),
+        Table("scores", "Every run", ["policy", "environment", "seed", METRIC], single),
+    ]
+
+
+_VERDICTS = ["difference", "mean", "verdict"]
+
+
+def _verdict(d: Difference) -> list[Cell]:
+    return [f"{d.arm} − {d.baseline}", d.estimate, d.verdict]
+
+
+def _all(findings: Findings) -> list[Difference]:
+    return [*findings.against_baseline, *findings.pairs]
+
+
+def as_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
+    """The result as plain data; `rlhf bench --against` reads it back."""
+    config = as_tree(bench.config)
+    return {
+        "manifest": {k: v for k, v in config.items() if k not in ("resume", "overwrite")},
+        "machine": describe_machine(),
+        "environments": {name: as_tree(b) for name, b in scores.bounds.items()},
+        "training_episodes": training_episodes(bench),
+        "seeds": list(scores.seeds),
+        "scores": {
+            row: {env: table[:, i].tolist() for i, env in enumerate(scores.environments)}
+            for row, table in scores.rows.items()
+        },
+        "curves": {row: curves.tolist() for row, curves in scores.curves.items()},
+        "aggregates": {
+            row: {name: estimate.as_dict() for name, estimate in found.items()}
+            for row, found in findings.aggregates.items()
+        },
+        "improvement": {row: e.as_dict() for row, e in findings.improvement.items()},
+        "verdicts": [
+            {
+                "arm": d.arm,
+                "against": d.baseline,
+                "difference": d.estimate.as_dict(),
+                "winner": d.winner,
+                "verdict": d.verdict,
+            }
+            for d in _all(findings)
+        ],
+    }
+
+
+def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
+    """Environment -> algorithm -> episodes that a run of it trains on."""
+    seed = bench.config.seeds[0]
+
+    def count(environment: str, algorithm: str) -> int:
+        config = configure(bench.verb(algorithm), bench.run_tree(environment, algorithm, seed))
+        return config.num_steps * config.episodes_per_step
+
+    return {
+        env: {name: count(env, name) for name in bench.algorithms} for env in bench.environments
+    }
+
+
+def protocol(bench: Bench) -> list[str]:
+    """What was done, in sentences."""
+    config = bench.config
+    lines = [
+        f"{len(bench.algorithms)} algorithms on {len(bench.environments)} environments with "
+        f"{len(config.seeds)} training seeds ({', '.join(map(str, config.seeds))}). Scores are "
+        "(return − random) / (optimal − random), from the last model of each run on the same "
+        f"{config.episodes} held-out episodes, {config.decoding}. In one environment and seed all "
+        f"algorithms start from the same model, the row {bench.start}."
+    ]
+    episodes = training_episodes(bench)
+    for env, counts in episodes.items():
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            lines.append(f"Budgets differ on {env}: {told} training episodes.")
+    budgets = {env: next(iter(c.values())) for env, c in episodes.items()}
+    told = ", ".join(f"{env} {count:,}" for env, count in budgets.items())
+    lines.append(f"Training episodes: {told}.")
+    lines.append(_tuning(config.tuning, bench.algorithms))
+    return lines
+
+
+def _tuning(tuning: Mapping[str, Any], algorithms: Iterable[str]) -> str:
+    if not tuning:
+        return "Settings were not tuned by `rlhf tune`: a better one may exist for any algorithm."
+    untuned = [name for name in algorithms if name not in tuning["algorithms"]]
+    extra = f" Not tuned: {', '.join(untuned)}." if untuned else ""
+    return (
+        f"Settings were tuned with {tuning['trials']} trials for each of "
+        f"{', '.join(tuning['algorithms'])}, on seeds {', '.join(map(str, tuning['seeds']))} and "
+        f"episodes that are not among those compared here.{extra}"
+    )
+
+
+def markdown(bench: Bench, findings: Findings, tables: Sequence[Table]) -> str:
+    """The result as text: the same scores give the same text, byte for byte."""
+    by_slug = {table.slug: table for table in tables}
+    parts = [f"# {bench.root.resolve().name}", "\n\n".join([*protocol(bench), _place()])]
+    parts += [f"## {by_slug[s].title}\n\n{_table(by_slug[s])}" for s in ("aggregates", "cells")]
+    parts.append("## Verdicts\n\n" + "\n".join(f"* {line}" for line in verdict_lines(findings)))
+    parts.append(f"## {by_slug['curves'].title}\n\n{_table(by_slug['curves'])}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _place() -> str:
+    machine = describe_machine()
+    commit = f" ({machine['commit'][:7]})" if machine["commit"] else ""
+    return (
+        f"rlhf {__version__}{commit}, torch {machine['versions']['torch']}, "
+        f"{machine['processor'] or machine['platform']}."
+    )
+
+
+def verdict_lines(findings: Findings) -> list[str]:
+    """Everyone against the baseline, the pairs that can be told apart, how many cannot."""
+    lines = [f"{d.verdict}: {format_estimate(d.estimate)}" for d in findings.against_baseline]
+    apart = [d for d in findings.pairs if d.winner]
+    lines += [f"{d.verdict}: {format_estimate(d.estimate)}" for d in apart]
+    if alike := len(findings.pairs) - len(apart):
+        lines.append(
+            f"{alike} of {len(findings.pairs)} pairs of algorithms cannot be told apart (each "
+            f"asked at level {1 - 0.05 / len(findings.pairs):.2%}, Bonferroni)"
+        )
+    words = [coverage_words(d) for d in _all(findings)[:1]]
+    return lines + [word for word in words if word]
+
+
+def _table(table: Table) -> str:
+    lines = [f"| {' | '.join(table.columns)} |", f"|-{'|-' * (len(table.columns) - 1)}|"]
+    lines += [f"| {' | '.join(map(_cell, row))} |" for row in table.rows]
+    return "\n".join(lines)
+
+
+def _cell(cell: Cell) -> str:
+    if cell is None:
+        return "–"
+    if isinstance(cell, str | int):
+        return str(cell)
+    if isinstance(cell, float):
+        return f"{cell:.2f}"
+    return f"{cell.value:.2f}" + (f" [{cell.low:.2f}, {cell.high:.2f}]" if cell.known else "")

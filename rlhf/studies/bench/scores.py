@@ -1,0 +1,227 @@
+"""Scores of a finished benchmark, and what they say: aggregates, curves, verdicts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf.errors import UserError
+from rlhf.evaluation.records import Bounds, read_rows
+from rlhf.evaluation.statistics import (
+    aggregate_interval,
+    improvement_interval,
+    iqm,
+    mean,
+    optimality_gap,
+    performance_profile,
+    sample_efficiency,
+)
+from rlhf.evaluation.verdict import Difference, judge
+from rlhf.stats import Interval, interval
+from rlhf.studies.bench.plan import REFERENCES, Bench
+
+METRIC = "normalised return"
+THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
+"""Of the performance profile."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Normalised mean returns on the held-out episodes."""
+
+    environments: tuple[str, ...]
+    seeds: tuple[int, ...]
+    bounds: Mapping[str, Bounds]
+    trained: Mapping[str, np.ndarray]
+    """Row -> [seeds, environments]; the model that training starts from is the first."""
+    references: Mapping[str, np.ndarray]
+    """Random and expert -> [1, environments]: nobody trained them."""
+    curves: Mapping[str, np.ndarray]
+    """Algorithm -> [seeds, environments, points], along training; the start is no part of it."""
+
+    @property
+    def rows(self) -> dict[str, np.ndarray]:
+        """Everyone: references first."""
+        return {**self.references, **self.trained}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the scores say; every interval is at 95%."""
+
+    aggregates: Mapping[str, Mapping[str, Interval]]
+    """Row -> IQM, mean, optimality gap."""
+    improvement: Mapping[str, Interval]
+    """Row -> probability that a run of it beats one of the baseline."""
+    cells: Mapping[str, Mapping[str, Interval]]
+    """Row -> environment -> mean over training seeds."""
+    profile: Mapping[str, np.ndarray]
+    """Row -> share of runs above each of `THRESHOLDS`."""
+    curves: Mapping[str, list[Interval]]
+    """Algorithm -> IQM at the start and at each point along training."""
+    against_baseline: list[Difference]
+    pairs: list[Difference]
+    """Every algorithm against every other one."""
+
+
+def read_scores(bench: Bench) -> Scores:
+    """The scores of a benchmark whose every job is done.
+
+    Raises:
+        UserError: a run is missing, or an environment knows no bounds.
+    """
+    names, seeds = tuple(bench.environments), tuple(bench.config.seeds)
+    bounds = {name: _bounds(bench, name) for name in names}
+
+    def table(row: str) -> np.ndarray:
+        folder = "evaluate" if row == bench.start else row
+        found = [
+            [
+                bounds[name].normalise(
+                    mean_return(read_summary(bench.place(name, f"seed{seed}", folder), row))
+                )
+                for name in names
+            ]
+            for seed in seeds
+        ]
+        return np.array(found)
+
+    def reference(row: str) -> np.ndarray:
+        found = [
+            bounds[name].normalise(mean_return(read_summary(bench.place(name, REFERENCES), row)))
+            for name in names
+        ]
+        return np.array([found])
+
+    return Scores(
+        environments=names,
+        seeds=seeds,
+        bounds=bounds,
+        trained={row: table(row) for row in (bench.start, *bench.algorithms)},
+        references={row: reference(row) for row in bench.config.references},
+        curves={row: _curves(bench, row, bounds) for row in bench.algorithms},
+    )
+
+
+def find(scores: Scores, *, baseline: str) -> Findings:
+    """Aggregates and verdicts; the bootstrap's seed is fixed, so equal scores give equal text.
+
+    Args:
+        scores: of the benchmark.
+        baseline: the row that others are compared with.
+    """
+    rows, start = scores.rows, next(iter(scores.trained))
+    algorithms = [name for name in scores.trained if name != start]
+    rivals = [name for name in scores.trained if name != baseline]
+    pairs = list(itertools.combinations(algorithms, 2))
+    return Findings(
+        aggregates={name: _aggregates(table) for name, table in rows.items()},
+        improvement={name: improvement_interval(rows[name], rows[baseline]) for name in rivals},
+        cells={
+            name: {
+                env: interval(table[:, i], kind="mean") for i, env in enumerate(scores.environments)
+            }
+            for name, table in rows.items()
+        },
+        profile={name: performance_profile(t, THRESHOLDS) for name, t in scores.trained.items()},
+        curves={name: _efficiency(scores, name) for name in algorithms},
+        against_baseline=[_judge(rows, a, baseline, comparisons=len(rivals)) for a in rivals],
+        pairs=[_judge(rows, a, b, comparisons=len(pairs)) for a, b in pairs],
+    )
+
+
+def _aggregates(table: np.ndarray) -> dict[str, Interval]:
+    statistics = {"IQM": iqm, "mean": mean, "optimality gap": optimality_gap}
+    return {
+        name: aggregate_interval(table, statistic, rng=np.random.default_rng(0))
+        for name, statistic in statistics.items()
+    }
+
+
+def _efficiency(scores: Scores, name: str) -> list[Interval]:
+    """From the model that training starts from, over the points on the way, to the end."""
+    start = next(iter(scores.trained.values()))
+    whole = np.concatenate([start[:, :, None], scores.curves[name]], axis=2)
+    return sample_efficiency(whole, rng=np.random.default_rng(0))
+
+
+def _judge(
+    rows: Mapping[str, np.ndarray], arm: str, baseline: str, *, comparisons: int
+) -> Difference:
+    """Paired over training seeds, each one's mean over environments."""
+    left, right = np.broadcast_arrays(rows[arm].mean(axis=1), rows[baseline].mean(axis=1))
+    return judge(
+        left,
+        right,
+        arm=arm,
+        baseline=baseline,
+        unit="training seeds",
+        env="all environments",
+        metric=METRIC,
+        comparisons=comparisons,
+    )
+
+
+def read_summary(run: Path, policy: str) -> dict[str, Any]:
+    """What a run's evaluation of a policy says.
+
+    Raises:
+        UserError: the run was not done.
+    """
+    path = run / "evaluation" / policy / "summary.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: continue with --resume")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def mean_return(summary: Mapping[str, Any]) -> float:
+    """The mean over its episodes."""
+    return float(summary["metrics"]["return"]["mean"])
+
+
+def _bounds(bench: Bench, environment: str) -> Bounds:
+    """What the manifest says, else what the environment knows of itself."""
+    seed = bench.config.seeds[0]
+    summary = read_summary(bench.place(environment, f"seed{seed}", "evaluate"), bench.start)
+    return bounds_of(bench, environment, summary)
+
+
+def bounds_of(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bounds:
+    """Bounds of an environment, of which ``summary`` tells what it knows of itself.
+
+    Raises:
+        UserError: it does not know enough, and the manifest does not say.
+    """
+    task = bench.environments[environment]
+    low = summary["random"] if task.random is None else task.random
+    high = summary["optimal"] if task.optimal is None else task.optimal
+    for key, value in (("random", low), ("optimal", high)):
+        if value is None:
+            raise UserError(
+                f"environments.{environment}: {task.env.id} does not know its {key} value, by "
+                f"which scores are normalised; give {key}: in the manifest"
+            )
+    if low == high:
+        raise UserError(f"environments.{environment}: random and optimal are both {low}")
+    return Bounds(low, high)
+
+
+def _curves(bench: Bench, algorithm: str, bounds: Mapping[str, Bounds]) -> np.ndarray:
+    """Held-out scores along training, [seeds, environments, points]."""
+
+    def curve(name: str, seed: int) -> list[float]:
+        rows = read_rows(bench.place(name, f"seed{seed}", algorithm) / "metrics.jsonl")
+        values = [row["eval/return"] for row in rows if "eval/return" in row]
+        # A run that its KL budget ended early keeps its last score.
+        values += values[-1:] * (bench.config.curve_points - len(values))
+        return [bounds[name].normalise(value) for value in values]
+
+    return np.array(
+        [[curve(name, seed) for name in bench.environments] for seed in bench.config.seeds]
+    )

@@ -1,0 +1,1 @@
+"""Reward over-optimization: gold score against distance from the initial policy."""

@@ -1,0 +1,254 @@
+"""What an over-optimisation run found: curves, fits, observed peaks, and advice, as plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlhf.reward_models.ensemble import Combine
+from rlhf.stats import Interval, difference, interval
+from rlhf.studies.overoptimize.fits import (
+    Fit,
+    best_of_n_curve,
+    best_of_n_scores,
+    fit_best_of_n,
+    fit_curve,
+    kl_best_of_n,
+)
+
+CURVE_POINTS = 60
+WINDOW = 0.1  # of a run's steps: gold is averaged over this share of them to find its peak
+
+
+@dataclass(frozen=True)
+class Track:
+    """One training run, step by step; all lists have the same length."""
+
+    steps: list[int]
+    kl: list[float]
+    """Nats per episode from the starting policy."""
+    proxy: list[float]
+    gold: list[float]
+
+
+def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
+    """Proxy and gold of the best of n, the fit, and its advice.
+
+    Args:
+        name: of the proxy.
+        by: its standardised scores [members, prompts, samples]; the curve is the members' mean.
+        gold: [prompts, samples].
+    """
+    ns = powers_of_two(gold.shape[1])
+    curve = best_of_n_curve(by, gold, ns)
+    fit = fit_best_of_n(by, gold, ns[1:])
+    ends = best_of_n_scores(by, gold, [ns[0], ns[-1]])
+    return {
+        "proxy": name,
+        "ns": ns,
+        "kl": list(curve.kl),
+        "proxy_score": [plain(e) for e in curve.proxy],
+        "gold": [plain(e) for e in curve.gold],
+        "gain": plain(difference(ends[:, 1], ends[:, 0], kind="mean")),
+        "fit": fit_result(fit),
+        "advice": _best_of_n_advice(fit, ns),
+    }
+
+
+def ways_of_using(columns: np.ndarray, *, penalty: float) -> dict[str, np.ndarray]:
+    """Scores under each way of using members [members, prompts, samples]; each alone first."""
+    ways = {"single": columns}
+    if len(columns) > 1:
+        flat = columns.reshape(len(columns), -1).tolist()
+        for how in ("mean", "worst", "uncertainty"):
+            values, _ = Combine(how, penalty)(flat)
+            ways[how] = np.array(values, dtype=float).reshape(columns.shape[1:])[None]
+    return ways
+
+
+def powers_of_two(limit: int) -> list[int]:
+    """1, 2, 4, ... and ``limit`` itself."""
+    return sorted({2**k for k in range(limit.bit_length()) if 2**k <= limit} | {limit})
+
+
+def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
+    """The fit's advice, with the largest n whose divergence stays below the peak's."""
+    advice = fit.advice()
+    if not fit.turns:
+        return advice
+    below = [n for n in ns if kl_best_of_n(n) <= fit.peak.value**2]
+    return f"{advice}: n up to about {max(below, default=1)}"
+
+
+def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, Any]:
+    """Curves over training, the fit, the observed peak, and what happened after it.
+
+    Args:
+        how: the way the proxy was used.
+        tracks: one a seed, all of one length.
+        start: mean gold score of the untrained policy.
+    """
+    length = min(len(track.steps) for track in tracks)
+    kl = np.array([track.kl[:length] for track in tracks])  # [seeds, steps]
+    gold = np.array([track.gold[:length] for track in tracks])
+    proxy = np.array([track.proxy[:length] for track in tracks])
+    result: dict[str, Any] = {
+        "how": how,
+        "seeds": len(tracks),
+        "steps": tracks[0].steps[:length],
+        "kl": np.maximum(kl.mean(0), 0).tolist(),
+        "proxy_score": [plain(interval(column, kind="mean")) for column in proxy.T],
+        "gold": [plain(interval(column, kind="mean")) for column in gold.T],
+    }
+    width = max(1, round(WINDOW * length))
+    best, distance, height = observed_peak(kl, gold, width)
+    after = _change_after_peak(gold, gold, width)
+    proxy_after = _change_after_peak(proxy, gold, width)
+    result["observed"] = {
+        "step": result["steps"][best],
+        "distance": plain(_range_of_peaks(kl, gold, width)),
+        "gold": height,
+        "gold_after": plain(interval(after, kind="mean")),
+        "proxy_after": plain(interval(proxy_after, kind="mean")),
+    }
+    result["fit"], result["falls"] = None, False
+    result["advice"] = "fewer than 3 seeds: no fit with intervals"
+    if len(tracks) >= 3:
+        fit = _fit_rl(kl, gold - start)
+        low, high = fit.peak.low, fit.peak.high
+        result["fit"] = fit_result(fit)
+        result["falls"] = math.isfinite(fit.peak.high)
+        result["observed"]["inside"] = bool(low <= distance <= high)
+        result["advice"] = _rl_advice(fit, result)
+    return result
+
+
+def observed_peak(kl: np.ndarray, gold: np.ndarray, width: int) -> tuple[int, float, float]:
+    """Where the smoothed mean of gold [seeds, steps] is highest: step, d = sqrt(KL), gold there."""
+    smooth = moving_mean(gold.mean(0), width)
+    best = int(np.argmax(smooth))
+    nats = max(0.0, float(moving_mean(kl.mean(0), width)[best]))
+    return best, math.sqrt(nats), float(smooth[best])
+
+
+def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Interval:
+    """Distance of the observed peak, and the range of the peaks of single training seeds.
+
+    The range describes the seeds; no interval of an argmax over few noisy curves has its coverage.
+    """
+    point = observed_peak(kl, gold, width)[1]
+    single = [observed_peak(kl[[row]], gold[[row]], width)[1] for row in range(len(gold))]
+    if len(single) == 1:
+        return Interval(point, math.nan, math.nan, 1)
+    return Interval(point, min(point, *single), max(point, *single), len(single))
+
+
+def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.ndarray:
+    """How much each training seed changed from the peak of gold to the end. [seeds, T] -> [seeds]
+
+    The peak of a seed is found on the other seeds. On its own curve it would be the place where
+    noise is highest, and every flat curve would seem to fall.
+    """
+    count, length = gold.shape
+    last = slice(length - width, length)
+    changes = []
+    for row in range(count):
+        others = np.delete(gold, row, axis=0) if count > 1 else gold
+        best = int(np.argmax(moving_mean(others.mean(0), width)))
+        around = slice(max(0, best - width // 2), best - width // 2 + width)
+        changes.append(values[row, last].mean() - values[row, around].mean())
+    return np.array(changes)
+
+
+def _fit_rl(kl: np.ndarray, gain: np.ndarray) -> Fit:
+    """R_RL through all points; the points of one training seed depend on each other."""
+    seeds = np.repeat(np.arange(len(kl)), kl.shape[1])
+    return fit_curve(kl.ravel(), gain.ravel(), form="rl", clusters=seeds)
+
+
+def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
+    """The fit's advice, with the step at which the mean KL reached the peak."""
+    advice = fit.advice()
+    if not fit.turns:
+        return advice
+    passed = [
+        step
+        for step, kl in zip(result["steps"], result["kl"], strict=True)
+        if kl >= fit.peak.value**2
+    ]
+    return f"{advice}; it was reached at step {passed[0]}" if passed else advice
+
+
+def moving_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred mean over ``width`` neighbours, fewer at both ends. [n] -> [n]"""
+    half = width // 2
+    return np.array(
+        [values[max(0, i - half) : i - half + width].mean() for i in range(len(values))]
+    )
+
+
+def fit_result(fit: Fit) -> dict[str, Any]:
+    """A fit as plain data, with points of its curve; an infinite end of the peak is None."""
+    d = np.linspace(0, fit.furthest, CURVE_POINTS)
+    return {
+        "form": fit.form,
+        "alpha": plain(fit.alpha),
+        "beta": plain(fit.beta),
+        "peak": plain(fit.peak),
+        "furthest": fit.furthest,
+        "curve": {"d": d.tolist(), "gain": fit.gold(d).tolist()},
+    }
+
+
+def plain(estimate: Interval) -> dict[str, float | int | None]:
+    """{"mean", "low", "high", "n"}; what is not finite is None."""
+    values = {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
+    found = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    return {**found, "n": estimate.n}
+
+
+def verdict(results: dict[str, Any]) -> list[str]:
+    """Plain sentences: what happened under each way of optimising, and where to stop."""
+    lines = []
+    for row in results["rl"]:
+        seen, name = row["observed"], f"{results['algorithm']} against {_called(row['how'])}"
+        fell, rose = seen["gold_after"], seen["proxy_after"]
+        # The place of the peak was chosen where gold is high, so that even flat gold seems to fall
+        # after it now and then: the fit has to show a fall too.
+        if _sure(fell, -1) and row["falls"]:
+            also = " while the proxy rose on" if _sure(rose, 1) else ""
+            nats = seen["distance"]["mean"] ** 2
+            lines.append(
+                f"{name}: gold peaked at step {seen['step']} (KL {nats:.3g}) and "
+                f"then fell by {-fell['mean']:.3g}{also}; {row['advice']}."
+            )
+        else:
+            lines.append(f"{name}: no fall of gold beyond the noise; {row['advice']}.")
+    rows = results["best_of_n"]
+    for row in (row for row in rows if row["proxy"] == rows[0]["proxy"]):
+        first, last = row["gold"][0]["mean"], row["gold"][-1]["mean"]
+        name = f"best-of-n by {row['proxy']}, {_called(row['how'])}"
+        lines.append(
+            f"{name}: gold {first:.3g} at n = 1, {last:.3g} at n = {row['ns'][-1]}; "
+            f"{row['advice']}."
+        )
+    return lines
+
+
+def _called(how: str) -> str:
+    return {
+        "single": "a single proxy",
+        "mean": "the ensemble's mean",
+        "worst": "the ensemble's worst",
+        "uncertainty": "the ensemble's mean less its variance",
+    }[how]
+
+
+def _sure(change: dict[str, Any], sign: int) -> bool:
+    """Whether the whole interval lies on one side of 0."""
+    end = change["low"] if sign > 0 else change["high"]
+    return end is not None and sign * end > 0

@@ -1,0 +1,305 @@
+"""`rlhf overoptimize`: optimise proxies of a known gold score too far, and say where to stop.
+
+Proxies are reward models trained on few verdicts. The policy is optimised against them by
+best-of-n and by reinforcement learning; gold is only measured. Everything is laid over the square
+root of the divergence from the start, as in Gao, Schulman & Hilton (2022).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf import reward_models
+from rlhf.config.load import as_tree
+from rlhf.config.model import ModelSpec
+from rlhf.config.overoptimize import OveroptimizeConfig, ProxyGrid, TrainingSpec
+from rlhf.config.rollout import EnvSpec
+from rlhf.data.files import read_jsonl, write_jsonl
+from rlhf.data.load import logged_rows
+from rlhf.data.splits import split_by_prompt
+from rlhf.errors import UserError
+from rlhf.evaluation.replies import sample_replies, score_replies
+from rlhf.models.rewards import load_rewards, packed
+from rlhf.reports.overoptimization import FILE
+from rlhf.reward_models import Sidecar
+from rlhf.run.directory import Run
+from rlhf.run.launch import release_memory
+from rlhf.studies.overoptimize.results import (
+    Track,
+    best_of_n_result,
+    rl_result,
+    verdict,
+    ways_of_using,
+)
+
+log = logging.getLogger(__name__)
+
+HELD_OUT = 0.1  # share of the pairs' prompts on which the proxies' accuracy is told
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """One cell of the grid: a base and a number of pairs, with all its members."""
+
+    name: str
+    parameters: int | None
+    """Of a member; None for a proxy that was given."""
+    pairs: int | None
+    members: list[Path]
+    accuracy: float | None
+    """Mean over the members, on held-out pairs."""
+
+
+def run_overoptimize(verb: str, config: OveroptimizeConfig, run: Run) -> Path:
+    """Train the proxies, optimise against them, fit, and write overoptimization.json.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        UserError: a setting cannot be meant, or some reply has no gold score.
+    """
+    check_parts(config)
+    gold = load_rewards(config.gold)
+    proxies = train_proxies(config, config.proxies, run.directory) if config.proxies else []
+    groups = sample_replies(
+        config.model,
+        _unrewarded(config.env),
+        config.rollout,
+        prompts=config.best_of_n.prompts,
+        samples=config.best_of_n.samples,
+        seed=config.seed,
+    )
+    truth = score_replies(gold, groups, what="gold")
+    log.info("gold of the untrained policy: %.4f", truth.mean())
+    chosen = [
+        describe(proxy, how) | best_of_n_result(proxy.name, by, truth)
+        for proxy, columns in _scored(config, proxies, groups)
+        for how, by in ways_of_using(columns, penalty=config.penalty).items()
+    ]
+    trained = []
+    for how in config.rl.against if config.rl else []:
+        tracks = train_against(config, how, proxies, gold, run.directory)
+        trained.append(rl_result(how, tracks, start=float(truth.mean())))
+    results = {
+        "gold": gold.name,
+        "start": float(truth.mean()),
+        "algorithm": config.rl.algorithm if config.rl else None,
+        "best_of_n": chosen,
+        "rl": trained,
+    }
+    results["verdict"] = verdict(results)
+    for line in results["verdict"]:
+        log.info("%s", line)
+    text = json.dumps(results, indent=1, allow_nan=False)
+    (run.directory / FILE).write_text(text + "\n", encoding="utf-8")
+    return run.directory
+
+
+def check_parts(config: OveroptimizeConfig) -> None:
+    """Check the keys that the reward models and training runs will get, before any work.
+
+    Raises:
+        UserError: one of them is wrong.
+    """
+    from rlhf.cli.table import configure
+
+    if grid := config.proxies:
+        tree = _proxy_tree(config, grid, grid.bases[0], train=Path("a"), test=Path("b"), member=0)
+        configure("reward", {**tree, "output_dir": config.output_dir})
+    if config.rl:
+        tree = _training_tree(config, config.rl, [{"kind": "length"}], seed=0)
+        configure(config.rl.algorithm, {**tree, "output_dir": config.output_dir})
+
+
+def train_proxies(config: OveroptimizeConfig, grid: ProxyGrid, root: Path) -> list[Proxy]:
+    """Every cell of the grid; the members of a cell see the same pairs under different seeds."""
+    rows = logged_rows(grid.data, "preference", what="proxies.data", seed=config.seed)
+    rows, held_out = split_by_prompt(rows, fraction=HELD_OUT, seed=config.seed)
+    if len(rows) < max(grid.pairs):
+        raise UserError(
+            f"proxies.pairs asks for {max(grid.pairs)} pairs, but without the held-out prompts "
+            f"there are {len(rows)}"
+        )
+    test = root / "proxies" / "held-out.jsonl"
+    write_jsonl(test, held_out)
+    proxies = []
+    for index, base in enumerate(grid.bases):
+        for count in grid.pairs:
+            train = root / "proxies" / f"pairs-{count}.jsonl"
+            write_jsonl(train, rows[:count])
+            name = f"base{index}-{count}"
+            folders = [
+                _stage(
+                    "reward",
+                    root / "proxies" / f"{name}-member{member}",
+                    _proxy_tree(config, grid, base, train=train, test=test, member=member),
+                )
+                for member in range(grid.members)
+            ]
+            proxies.append(_describe(name, count, folders))
+            log.info("proxy %s: accuracy %.3f", name, proxies[-1].accuracy)
+    return proxies
+
+
+def _proxy_tree(
+    config: OveroptimizeConfig,
+    grid: ProxyGrid,
+    base: ModelSpec,
+    *,
+    train: Path,
+    test: Path,
+    member: int,
+) -> dict[str, Any]:
+    return {
+        "model": as_tree(base),
+        "data": [{"path": str(train)}],
+        "eval_data": [{"path": str(test)}],
+        **grid.training,
+        "seed": config.seed + member,
+    }
+
+
+def _training_tree(
+    config: OveroptimizeConfig, spec: TrainingSpec, rewards: list[dict[str, Any]], *, seed: int
+) -> dict[str, Any]:
+    return {
+        "model": as_tree(config.model),
+        "env": as_tree(_unrewarded(config.env)),
+        "rollout": as_tree(config.rollout),
+        **spec.training,
+        "rewards": rewards,
+        "samples_per_step": spec.measured,
+        "seed": config.seed + seed,
+    }
+
+
+def _stage(verb: str, directory: Path, tree: dict[str, Any]) -> Path:
+    """Run a verb in a directory of its own, or find it finished there; returns what it leaves."""
+    from rlhf.cli.table import execute
+
+    result = execute(verb, {**tree, "output_dir": str(directory), "resume": True})
+    release_memory()
+    return result
+
+
+def _describe(name: str, pairs: int, folders: list[Path]) -> Proxy:
+    """A trained cell with its size and its accuracy, as its members' own reports tell them."""
+    accuracies = []
+    for folder in folders:
+        home = folder.parent
+        report = home / "evaluation" / home.name / "summary.json"
+        accuracies.append(json.loads(report.read_text())["accuracy"]["value"])
+    size = reward_models.LearnedReward.load(folders[0]).model.num_parameters()
+    return Proxy(name, size, pairs, folders, float(np.mean(accuracies)))
+
+
+def describe(proxy: Proxy, how: str) -> dict[str, Any]:
+    """A cell of the grid as plain data, with the way its members are used."""
+    return {
+        "how": how,
+        "parameters": proxy.parameters,
+        "pairs": proxy.pairs,
+        "members": max(1, len(proxy.members)),
+        "accuracy": proxy.accuracy,
+    }
+
+
+def _scored(
+    config: OveroptimizeConfig, proxies: list[Proxy], groups: list[list[Any]]
+) -> list[tuple[Proxy, np.ndarray]]:
+    """Each proxy with its members' scores [members, prompts, samples], of mean 0 and deviation 1.
+
+    The statistics go into the checkpoints' sidecars: RL and ensembles use the same scale.
+    """
+    if not proxies:
+        reward = load_rewards(config.rewards)
+        column = score_replies(reward, groups, what=reward.name)
+        return [(Proxy(reward.name, None, None, [], None), _standard(column)[None])]
+    found = []
+    for proxy in proxies:
+        columns = []
+        for folder in proxy.members:
+            reward = packed(reward_models.LearnedReward.load(folder))
+            column = score_replies(reward, groups, what=str(folder))
+            sidecar = Sidecar.read(folder)
+            assert sidecar is not None
+            mean, std = float(column.mean()), float(column.std())
+            if std == 0:
+                raise UserError(f"{folder}: gives every reply the same score, train it longer")
+            dataclasses.replace(sidecar, mean=mean, std=std).write(folder)
+            columns.append(_standard(column))
+        found.append((proxy, np.stack(columns)))
+    return found
+
+
+def _standard(column: np.ndarray) -> np.ndarray:
+    if column.std() == 0:
+        raise UserError("the proxy gives every reply the same score: nothing can be optimised")
+    return (column - column.mean()) / column.std()
+
+
+def train_against(
+    config: OveroptimizeConfig, how: str, proxies: list[Proxy], gold: Any, root: Path
+) -> list[Track]:
+    """Train the policy against one way of using the first proxy; one track a seed."""
+    spec = config.rl
+    assert spec is not None
+    tracks = []
+    for seed in range(spec.seeds):
+        rewards = proxy_reward(config, how, proxies, seed)
+        tree = _training_tree(config, spec, rewards, seed=seed)
+        home = root / "rl" / f"{how}-seed{seed}"
+        _stage(spec.algorithm, home, tree)
+        tracks.append(read_track(home, gold, spec))
+    return tracks
+
+
+def _unrewarded(env: EnvSpec) -> EnvSpec:
+    """The same start states, without the environment's own reward; prompts have none."""
+    return env if env.prompts else dataclasses.replace(env, reward=0.0)
+
+
+def proxy_reward(
+    config: OveroptimizeConfig, how: str, proxies: list[Proxy], seed: int
+) -> list[dict[str, Any]]:
+    """The reward that RL maximises, as a configuration."""
+    if not proxies:
+        return config.rewards
+    members = [str(path) for path in proxies[0].members]
+    if how == "single":
+        path = members[seed % len(members)]
+        return [{"kind": "learned", "path": path, "normalise": True, "name": "proxy"}]
+    ensemble = {"kind": "ensemble", "paths": members, "own_scale": True, "how": how}
+    return [{**ensemble, "penalty": config.penalty, "name": "proxy"}]
+
+
+def read_track(home: Path, gold: Any, spec: TrainingSpec) -> Track:
+    """Divergence, proxy and gold of each step of a finished run, gold scored on its transcripts.
+
+    Raises:
+        UserError: the run logged no divergence, or a transcript has no gold score.
+    """
+    metrics = [row for row in read_jsonl(home / "metrics.jsonl") if "reward/mean" in row]
+    if "policy/kl" not in metrics[0]:
+        raise UserError(
+            f"rl.algorithm: {spec.algorithm} logs no policy/kl, without which there is no distance"
+        )
+    samples = [row for row in read_jsonl(home / "samples.jsonl") if row["split"] == "train"]
+    scores = score_replies(gold, [[row["messages"] for row in samples]], what="gold")[0]
+    by_step: dict[int, list[float]] = {}
+    for row, value in zip(samples, scores, strict=True):
+        by_step.setdefault(row["step"], []).append(float(value))
+    return Track(
+        steps=[row["step"] for row in metrics],
+        kl=[row["policy/kl"] for row in metrics],
+        proxy=[row["reward/mean"] for row in metrics],
+        gold=[float(np.mean(by_step[row["step"]])) for row in metrics],
+    )

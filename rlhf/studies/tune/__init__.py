@@ -1,0 +1,1 @@
+"""Hyperparameter search with an equal budget for every algorithm."""

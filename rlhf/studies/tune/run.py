@@ -1,0 +1,260 @@
+"""`rlhf tune`: search settings with the same number of trials for every algorithm.
+
+    rlhf tune STUDY.yaml [--jobs 2] [--resume]
+    rlhf bench MANIFEST.yaml --config runs/tune/tuned.yaml
+
+A trial trains an algorithm with one setting in every environment and training seed of the study;
+its score is the mean normalised return on held-out episodes. Seeds and episodes are others than
+those of the benchmark, so that nothing is compared on what it was chosen by.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from rlhf.algorithms import registry
+from rlhf.config.load import assemble, build, merge, set_key
+from rlhf.config.tune import Dimension, TuneConfig
+from rlhf.errors import UserError, nearest
+from rlhf.reports.markup import Cell, Table
+from rlhf.reports.tables import save_csv
+from rlhf.studies.bench.jobs import Workers, open_study
+from rlhf.studies.bench.manifest import make_bench
+from rlhf.studies.bench.plan import Bench, Job
+from rlhf.studies.bench.scores import bounds_of, mean_return, read_summary
+from rlhf.studies.tune.search import Search, Trial
+
+log = logging.getLogger(__name__)
+
+STUDY = "tune.yaml"
+TUNED = "tuned.yaml"
+FIRST_EPISODE = 2**29
+"""Held-out episodes from here on are for tuning; a benchmark counts from 0."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study: the benchmark that a trial is a part of, and what varies for whom."""
+
+    config: TuneConfig
+    bench: Bench
+    spaces: Mapping[str, Mapping[str, Dimension]]
+    """Algorithm -> the dimensions that have an effect in it."""
+
+    @property
+    def root(self) -> Path:
+        """The study's directory."""
+        return Path(self.config.output_dir)
+
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """Algorithm -> keys of the space that have no effect in it."""
+        every = self.config.space
+        found = {name: [k for k in every if k not in own] for name, own in self.spaces.items()}
+        return {name: keys for name, keys in found.items() if keys}
+
+    def trial_jobs(self, algorithm: str, trial: Trial) -> list[Job]:
+        """The runs of a trial, each followed by its evaluation on the episodes of tuning."""
+        return [self._job(algorithm, trial, *cell) for cell in self._cells()]
+
+    def score(self, algorithm: str, trial: Trial) -> float:
+        """Mean normalised return of a trial whose jobs are done."""
+        found = []
+        for environment, seed in self._cells():
+            place = self._job(algorithm, trial, environment, seed).stages[-1][1]["output_dir"]
+            summary = read_summary(Path(place), algorithm)
+            bounds = bounds_of(self.bench, environment, summary)
+            found.append(bounds.normalise(mean_return(summary)))
+        return float(np.mean(found))
+
+    def _cells(self) -> list[tuple[str, int]]:
+        return list(itertools.product(self.bench.environments, self.config.seeds))
+
+    def _job(self, algorithm: str, trial: Trial, environment: str, seed: int) -> Job:
+        bench, key = self.bench, f"{algorithm}/trial{trial.number}/{environment}/seed{seed}"
+        place = self.root / "trials" / key
+        run = bench.run_tree(environment, algorithm, seed)
+        for name, value in trial.settings.items():
+            set_key(run, name, value)
+        # What a run measures of itself is on a benchmark's episodes, and not looked at here.
+        run |= {"output_dir": str(place / "run"), "evaluation": {"episodes": 2}}
+        evaluate = {
+            "output_dir": str(place / "evaluate"),
+            "policies": [{"name": algorithm, "model": {"path": str(place / "run" / "final")}}],
+            "env": run["env"],
+            "rollout": run.get("rollout", {}),
+            "episodes": self.config.episodes,
+            "first_episode": FIRST_EPISODE,
+            "decoding": bench.config.decoding,
+            "resume": True,
+        }
+        start = bench.start_job(environment, seed).key
+        return Job(key, ((bench.verb(algorithm), run), ("evaluate", evaluate)), start)
+
+
+def read_study(files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]]) -> Study:
+    """A study from its files and overrides, checked together with its benchmark.
+
+    Raises:
+        UserError: names the key.
+    """
+    config = build(TuneConfig, assemble(files, overrides))
+    tree = assemble([config.bench], [])
+    if shared := sorted(set(config.seeds) & set(tree.get("seeds") or ())):
+        raise UserError(
+            f"seeds: {shared[0]} is one of the benchmark's; a setting chosen on a seed is not "
+            "compared on it"
+        )
+    known = tree.get("environments") or {}
+    for name in config.environments:
+        if name not in known:
+            raise UserError(f"environments: {config.bench} has no {name!r}{nearest(name, known)}")
+    own = {
+        "output_dir": config.output_dir,
+        "seeds": config.seeds,
+        "environments": {k: v for k, v in known.items() if k in (config.environments or known)},
+        "tuning": {},
+    }
+    bench = make_bench(tree | own)
+    space = {key: _dimension(key, item) for key, item in config.space.items()}
+    spaces = {name: _effective(bench, name, space) for name in bench.algorithms}
+    _check_space(tree | own, spaces, space)
+    return Study(config, bench, spaces)
+
+
+def run_tune(study: Study, *, jobs: int = 1) -> Path:
+    """Search until every algorithm has its trials; returns tuned.yaml.
+
+    Raises:
+        UserError: the directory exists, Optuna is missing, or an algorithm failed in every trial.
+    """
+    open_study(study.root, STUDY, study.config)
+    searches = {
+        name: Search(name, space, study.root, seed=study.config.sampler_seed)
+        for name, space in study.spaces.items()
+    }
+    with Workers(jobs, logs=study.root / "logs") as workers:
+        starts = [
+            study.bench.start_job(environment, seed)
+            for environment in study.bench.environments
+            for seed in study.config.seeds
+        ]
+        if failed := workers.do_all(starts, "start models"):
+            key, reason = next(iter(failed.items()))
+            raise UserError(f"{key}: {reason}")
+        for number in range(study.config.trials):
+            _one_round(study, searches, workers, number)
+    return _write(study, searches)
+
+
+def describe(study: Study) -> str:
+    """What a study will do, for `--dry-run`."""
+    config, bench = study.config, study.bench
+    runs = config.trials * len(bench.environments) * len(config.seeds)
+    lines = [
+        f"{config.trials} trials for each of {', '.join(study.spaces)}: {runs} runs an algorithm, "
+        f"on {', '.join(bench.environments)} with seeds {', '.join(map(str, config.seeds))}"
+    ]
+    lines += [f"{name}: {', '.join(keys)} has no effect" for name, keys in study.left_out.items()]
+    return "\n".join(lines)
+
+
+def _one_round(study: Study, searches: Mapping[str, Search], workers: Workers, number: int) -> None:
+    """A trial of every algorithm that has not had this one yet, all at once."""
+    asked = {name: search.ask(number) for name, search in searches.items()}
+    asked = {name: trial for name, trial in asked.items() if trial is not None}
+    jobs = {name: study.trial_jobs(name, trial) for name, trial in asked.items()}
+    every = [job for some in jobs.values() for job in some]
+    failed = workers.do_all(every, f"trial {number + 1} of {study.config.trials}")
+    for name, trial in asked.items():
+        reasons = [failed[job.key] for job in jobs[name] if job.key in failed]
+        if reasons:
+            log.warning("%s, trial %d failed: %s", name, number + 1, reasons[0])
+        searches[name].tell(number, None if reasons else study.score(name, trial))
+
+
+def _dimension(key: str, item: Any) -> Dimension:
+    if not isinstance(item, Mapping):
+        raise UserError(f"space.{key}: expected low and high, or choices; got {item!r}")
+    try:
+        return build(Dimension, item)
+    except UserError as error:
+        raise UserError(f"space.{key}: {error}") from error
+
+
+def _effective(
+    bench: Bench, algorithm: str, space: Mapping[str, Dimension]
+) -> dict[str, Dimension]:
+    """The dimensions that change anything in an algorithm."""
+    verb = bench.verb(algorithm)
+    environment = next(iter(bench.environments))
+    given = bench.run_tree(environment, algorithm, bench.config.seeds[0]).get("algorithm", {})
+    effective = registry.configure(verb, **given).effective
+    settings = {f"algorithm.{name}" for name in registry.setting_names()}
+    ineffective = settings - {f"algorithm.{name}" for name in effective}
+    return {key: item for key, item in space.items() if key not in ineffective}
+
+
+def _check_space(
+    tree: Mapping[str, Any],
+    spaces: Mapping[str, Mapping[str, Dimension]],
+    space: Mapping[str, Dimension],
+) -> None:
+    """Every key must be one of a run, and both ends of its values must be allowed."""
+    if idle := [key for key in space if not any(key in own for own in spaces.values())]:
+        raise UserError(f"space.{idle[0]} has no effect in any of {', '.join(spaces)}")
+    for key, item in space.items():
+        for value in item.choices or (item.low, item.high):
+            run: dict[str, Any] = {}
+            set_key(run, key, value)
+            some = {name: {"run": run} for name, own in spaces.items() if key in own}
+            try:
+                make_bench(merge(tree, {"algorithms": some}))
+            except UserError as error:
+                raise UserError(f"space.{key}: with {value!r}, {error}") from error
+
+
+def _write(study: Study, searches: Mapping[str, Search]) -> Path:
+    """The best settings as an overlay of the manifest, with the budget that found them."""
+    config, best = study.config, {name: search.best() for name, search in searches.items()}
+    algorithms: dict[str, Any] = {}
+    for name, (trial, _) in best.items():
+        run: dict[str, Any] = {}
+        for key, value in trial.settings.items():
+            set_key(run, key, value)
+        algorithms[name] = {"run": run}
+    tuning = {
+        "trials": config.trials,
+        "seeds": config.seeds,
+        "episodes": config.episodes,
+        "environments": list(study.bench.environments),
+        "algorithms": list(algorithms),
+        "space": config.space,
+        "left_out": study.left_out,
+        "best_scores": {name: round(value, 4) for name, (_, value) in best.items()},
+        "failed_trials": {name: search.failed() for name, search in searches.items()},
+    }
+    tree = {"algorithms": algorithms, "tuning": tuning}
+    path = study.root / TUNED
+    path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    save_csv(study.root, _trials(searches, list(config.space)))
+    for name, (_, value) in best.items():
+        log.info("%s: best of %d trials %.3f", name, config.trials, value)
+    return path
+
+
+def _trials(searches: Mapping[str, Search], keys: Sequence[str]) -> Table:
+    rows: list[list[Cell]] = [
+        [name, trial.number, value, *(trial.settings.get(key) for key in keys)]
+        for name, search in searches.items()
+        for trial, value in search.trials()
+    ]
+    return Table("trials", "Trials", ["algorithm", "trial", "score", *keys], rows)

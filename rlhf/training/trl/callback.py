@@ -1,0 +1,75 @@
+"""A trainer's log lines, in the run directory under the toolkit's own keys."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from transformers import TrainerCallback
+
+from rlhf.models.trainable import Movement
+from rlhf.reports.diagnostics import TrainingMonitor
+from rlhf.run.directory import Run
+from rlhf.run.interrupt import StopRequest
+from rlhf.run.progress import OFFLINE, Reporter
+
+
+class Recorder(TrainerCallback):
+    """Sends the trainer's log lines to the run directory, and stops it on request."""
+
+    NAMES = {  # noqa: RUF012
+        "loss": "loss",
+        "learning_rate": "learning_rate",
+        "grad_norm": "grad_norm",
+        "accuracy": "accuracy",
+        "mean_token_accuracy": "token_accuracy",
+        "entropy": "entropy",
+        "margin": "margin",
+        "rmse": "rmse",
+        "mean_reward": "reward_mean",
+        "rewards/accuracies": "accuracy",
+        "rewards/margins": "margin",
+        "rewards/chosen": "reward_chosen",
+        "rewards/rejected": "reward_rejected",
+        "kl": "kl",
+    }
+
+    def __init__(self, run: Run, stop: StopRequest, movement: Movement | None = None) -> None:
+        self.run, self.stop, self.movement = run, stop, movement
+        self.reporter: Reporter | None = None
+        self.watch: TrainingMonitor | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the display."""
+        name = self.run.directory.name
+        self.watch = TrainingMonitor(self.run.directory, self.run.config)
+        self.reporter = Reporter(name, state.max_steps, start=state.global_step, slots=OFFLINE)
+        self.reporter.__enter__()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """End the display."""
+        if self.reporter:
+            self.reporter.__exit__(None, None, None)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Rename the keys and write one line."""
+        row = {}
+        for key, value in (logs or {}).items():
+            split, name = ("eval", key[5:]) if key.startswith("eval_") else ("train", key)
+            if name in self.NAMES and isinstance(value, int | float) and math.isfinite(value):
+                row[f"{split}/{self.NAMES[name]}"] = float(value)
+        if self.movement and state.global_step and any(key.startswith("eval/") for key in row):
+            row["train/moved"] = self.movement.share()
+        if row:
+            self.run.log(state.global_step, row)
+        if row and self.reporter and self.watch:
+            warnings = self.watch.see(state.global_step, row)
+            self.reporter.show(state.global_step, row, warnings)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        """Show progress; save and stop when the user asked."""
+        if self.reporter:
+            self.reporter.show(state.global_step, {})
+        if self.stop.asked:
+            control.should_save = control.should_training_stop = True
+        return control

@@ -1,0 +1,152 @@
+"""Small models, conversations and rollouts that the tests share; made locally, in milliseconds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
+
+from rlhf.config.model import ScratchSpec
+from rlhf.models.heads import Policy
+from rlhf.models.scratch import make_model, make_tokenizer
+from rlhf.rollout.batch import Rollout
+
+TEXTS = (
+    "Which colour is the sky? It is blue.",
+    "Which colour is the grass? It is green.",
+    "Say a number from 1 to 9. I say 7.",
+    "The number is too high. Then I say 3.",
+)
+
+CONVERSATIONS: tuple[list[dict[str, str]], ...] = (
+    [
+        {"role": "user", "content": "Which colour is the sky?"},
+        {"role": "assistant", "content": "It is blue."},
+    ],
+    [
+        {"role": "system", "content": "Guess the number."},
+        {"role": "user", "content": "Say a number."},
+        {"role": "assistant", "content": "7"},
+        {"role": "user", "content": "Too high."},
+        {"role": "assistant", "content": "Then 3"},
+        {"role": "user", "content": "Too low, try again."},
+        {"role": "assistant", "content": ""},
+    ],
+)
+
+
+@cache
+def _trained_tokenizer(vocab_size: int) -> Any:
+    return make_tokenizer(TEXTS, vocab_size)
+
+
+def tiny_tokenizer(vocab_size: int = 320) -> Any:
+    """A fresh byte-level tokenizer with the scratch chat template; about 300 tokens."""
+    return copy.deepcopy(_trained_tokenizer(vocab_size))
+
+
+def tiny_model(
+    *, seed: int = 0, double: bool = False, context: int = 256, sharp: float = 15.0
+) -> tuple[Any, Any]:
+    """A Llama of two layers and 16 channels, and its tokenizer.
+
+    Args:
+        seed: of the weights.
+        double: float64 throughout (see ``in_double``).
+        context: longest sequence.
+        sharp: matrices are multiplied by it; 1 leaves the near-uniform initial distribution.
+    """
+    tokenizer = tiny_tokenizer()
+    spec = ScratchSpec(hidden_size=16, num_layers=2, num_heads=2, context=context)
+    model = _sharpened(make_model(spec, tokenizer, seed=seed), sharp).eval()
+    return (in_double(model) if double else model), tokenizer
+
+
+def tiny_gpt2(*, seed: int = 0, double: bool = False) -> tuple[Any, Any]:
+    """GPT-2: learned positions, layer norm, biases, 128 positions."""
+    tokenizer = tiny_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=128,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return _other(GPT2LMHeadModel, config, seed, double), tokenizer
+
+
+def tiny_qwen2(*, seed: int = 0, double: bool = False) -> tuple[Any, Any]:
+    """Qwen2: two query heads share a key head, biases, an output head of its own."""
+    tokenizer = tiny_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return _other(Qwen2ForCausalLM, config, seed, double), tokenizer
+
+
+def _other(kind: Any, config: Any, seed: int, double: bool) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _sharpened(kind(config), 15.0).eval()
+    return in_double(model) if double else model
+
+
+@torch.no_grad()
+def _sharpened(model: Any, factor: float) -> Any:
+    for weight in model.parameters():
+        if weight.dim() == 2:
+            weight.mul_(factor)
+    return model
+
+
+def in_double(model: Any) -> Any:
+    """The model in float64; transformers' RMSNorm computes in float32, torch's does not."""
+    model = model.double()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__.endswith("RMSNorm"):
+                norm = nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(parent, name, norm.double())
+    return model
+
+
+def tiny_policy(
+    *, critic: str = "none", seed: int = 0, double: bool = True, context: int = 256
+) -> Any:
+    """A policy around ``tiny_model``."""
+    model, tokenizer = tiny_model(seed=seed, double=double, context=context)
+    return Policy(model, tokenizer, critic=critic)
+
+
+def tiny_rollouts(lengths: Sequence[int] = (9, 5, 12), *, seed: int = 0) -> list[Rollout]:
+    """Rollouts of random tokens: a prompt of two, then actions with gaps of environment tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    rollouts = []
+    for index, length in enumerate(lengths):
+        rollout = Rollout(seed=index, group=index // 2, member=index % 2)
+        ids = torch.randint(5, 300, (length,), generator=generator).tolist()
+        rollout.append(ids[:2], turn=0, logprobs=None)
+        for place, token in enumerate(ids[2:]):
+            own = place % 4 != 2
+            rollout.append([token], turn=place // 4, logprobs=[-1.0] if own else None)
+        rollouts.append(rollout)
+    return rollouts

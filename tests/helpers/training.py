@@ -1,0 +1,220 @@
+"""A tiny model on disk, its data, and configurations of runs that take a second."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf.config.model import ScratchSpec
+from rlhf.models.scratch import make_model, make_tokenizer
+
+WORDS = ("apple", "river", "stone", "cloud")
+PROMPTS = tuple(f"Repeat: {word}" for word in WORDS)
+Tree = dict[str, Any]
+
+
+def save_model(folder: Path, *, seed: int = 0, width: int = 16, sharp: float = 1.0) -> Path:
+    """A folder that ``model.path`` takes; its tokenizer has one token for each word.
+
+    Args:
+        folder: to write to.
+        seed: of the weights.
+        width: hidden size.
+        sharp: matrices are multiplied by it, so that replies differ.
+    """
+    system = "Repeat the word you are given, and nothing else."
+    texts = [system, *PROMPTS, *WORDS] * 4
+    tokenizer = make_tokenizer(texts, 400)
+    spec = ScratchSpec(hidden_size=width, num_layers=2, num_heads=2, context=64)
+    model = make_model(spec, tokenizer, seed=seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.mul_(sharp)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_encoder(folder: Path, *, seed: int = 0) -> Path:
+    """A tiny BERT that reads the same words, between [CLS] and [SEP]."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    known = [*special, *WORDS, *map(str, range(70)), ":", "[", "]", "REPLY", "A", "B", "user"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, "[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, **dict(zip(names, special, strict=True))
+    )
+    config = BertConfig(
+        vocab_size=len(known),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: Iterable[Tree]) -> Path:
+    """JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read_rows(path: Path) -> list[Tree]:
+    """JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def user(text: str) -> list[Tree]:
+    """A conversation of one question."""
+    return [{"role": "user", "content": text}]
+
+
+def assistant(text: str) -> list[Tree]:
+    """A completion of one reply."""
+    return [{"role": "assistant", "content": text}]
+
+
+def sft_rows(count: int = 32) -> list[Tree]:
+    """Prompts with any word as the reply; every prompt its own."""
+    return [
+        {"prompt": user(f"{PROMPTS[i % 4]} {i}"), "completion": assistant(WORDS[(i + i // 4) % 4])}
+        for i in range(count)
+    ]
+
+
+def pair_rows(count: int = 32) -> list[Tree]:
+    """The right word is chosen, another is rejected."""
+    return [
+        {
+            "prompt": user(f"{PROMPTS[i % 4]} {i}"),
+            "chosen": assistant(WORDS[i % 4]),
+            "rejected": assistant(WORDS[(i + 1 + i % 3) % 4]),
+        }
+        for i in range(count)
+    ]
+
+
+def label_rows(count: int = 32) -> list[Tree]:
+    """Right words with thumbs up, wrong ones with thumbs down."""
+    return [
+        {
+            "prompt": user(f"{PROMPTS[i % 4]} {i}"),
+            "completion": assistant(WORDS[(i + i // 4 % 2) % 4]),
+            "label": i // 4 % 2 == 0,
+        }
+        for i in range(count)
+    ]
+
+
+def offline_tree(folder: Path, place: Path, data: Path, **keys: Any) -> Tree:
+    """An offline run of eight steps on 28 of 32 rows."""
+    trainer = {"learning_rate": 1e-2, "max_steps": 8, **keys.pop("trainer", {})}
+    return {
+        "output_dir": str(folder),
+        "model": {"path": str(place)},
+        "data": [{"path": str(data)}],
+        "max_length": 48,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "eval_fraction": 0.2,
+        "evaluations": 4,
+        "trainer": trainer,
+    } | keys
+
+
+def pairs_tree(
+    tmp_path: Path, place: Path, *, rows: Any = None, name: str = "run", **keys: Any
+) -> Tree:
+    """An offline run on pairs, in ``tmp_path``."""
+    data = write_rows(tmp_path / f"{name}.jsonl", pair_rows() if rows is None else rows)
+    return offline_tree(tmp_path / name, place, data, **keys)
+
+
+def evaluations(folder: Path, key: str = "eval/loss") -> dict[int, float]:
+    """What a run measured on held-out rows, by step."""
+    return {row["step"]: row[key] for row in metrics_of(folder) if key in row}
+
+
+def online_tree(folder: Path, place: Path, **keys: Any) -> Tree:
+    """An online run of four steps of eight episodes on text/Echo-v0."""
+    return {
+        "output_dir": str(folder),
+        "model": {"path": str(place)},
+        "env": {"id": "text/Echo-v0", "kwargs": {"num_words": 4}},
+        "rewards": [{"kind": "function", "path": "tests.helpers.training:judge"}],
+        "rollout": {"max_new_tokens": 3},
+        "optimizer": {"learning_rate": 1e-3},
+        "evaluation": {"episodes": 4},
+        "num_steps": 4,
+        "episodes_per_step": 8,
+        "save_every": 1,
+    } | keys
+
+
+def judge(conversations: Sequence[Sequence[Tree]]) -> list[float]:
+    """Scores that differ from reply to reply, so that there is something to learn."""
+    return [sum(talk[-1]["content"].encode()) % 7 / 7 for talk in conversations]
+
+
+def metrics_of(folder: Path) -> list[Tree]:
+    """``metrics.jsonl`` without timings."""
+    return [
+        {k: v for k, v in row.items() if k != "time" and not k.startswith("time/")}
+        for row in read_rows(folder / "metrics.jsonl")
+    ]
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of ``final/``, the critic's too."""
+    return tensors_of(folder / "final")
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the safetensors files in a folder."""
+    from safetensors.torch import load_file
+
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= {f"{path.name}/{key}": value for key, value in load_file(path).items()}
+    return found
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two trees of tensors and plain data are equal to the bit."""
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+    if isinstance(first, Sequence) and not isinstance(first, str):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+def checkpoint_of(folder: Path) -> Any:
+    """Everything in the one checkpoint of an online run."""
+    (checkpoint,) = (folder / "checkpoints").glob("step-*")
+    return {
+        "weights": tensors_of(checkpoint),
+        "optimizer": torch.load(checkpoint / "optimizer.pt", weights_only=True),
+        "state": json.loads((checkpoint / "state.json").read_text()),
+    }
