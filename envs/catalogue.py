@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
-from rlhf import envs
+from rlhf.envs import EXTRAS, TASKS
 from rlhf.envs.core import TextEnv
 
 
@@ -25,8 +25,8 @@ def catalogue(*, values: bool = True) -> list[dict[str, Any]]:
     Args:
         values: Whether to compute optimum, random and references (about a second in all).
     """
-    rows = [_row(f"text/{name}", values) for name in envs.TASKS]
-    rows += [_extra_row(f"text/{name}", *task) for name, task in envs.EXTRAS.items()]
+    rows = [_row(f"text/{name}", values) for name in TASKS]
+    rows += [_extra_row(f"text/{name}", *task) for name, task in EXTRAS.items()]
     return sorted(rows, key=lambda row: row["id"])
 
 

@@ -17,7 +17,7 @@ RIGHT = 242
 @cache
 def word_list() -> tuple[str, ...]:
     """The bundled list of common five-letter words."""
-    return tuple(files("envs").joinpath("words.txt").read_text(encoding="utf-8").split())
+    return tuple(files("rlhf.envs").joinpath("words.txt").read_text(encoding="utf-8").split())
 
 
 def mark(guess: str, hidden: str) -> str:

@@ -54,7 +54,7 @@ def valence(text: str, words: dict[str, float]) -> float:
 @cache
 def read_lexicon(path: str | None = None) -> dict[str, float]:
     """Word -> valence from ``path``, or from the list that ships with this package."""
-    source = Path(path) if path else files("reward_models") / "lexicon.txt"
+    source = Path(path) if path else files("rlhf.reward_models") / "lexicon.txt"
     if not source.is_file():
         raise FileNotFoundError(f"no lexicon at {path}")
     words: dict[str, float] = {}

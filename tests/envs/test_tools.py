@@ -35,23 +35,23 @@ PLANTED = {
 @pytest.fixture(autouse=True, scope="module")
 def strangers():
     """Import the faulty environments under a name that `module:id` can use."""
-    path = Path(__file__).with_name("strangers.py")
-    spec = importlib.util.spec_from_file_location("strangers", path)
+    path = Path(__file__).parents[1] / "helpers" / "third_party_envs.py"
+    spec = importlib.util.spec_from_file_location("third_party_envs", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["strangers"] = module
+    sys.modules["third_party_envs"] = module
     spec.loader.exec_module(module)
     yield
-    for name in [name for name in gym.registry if name.startswith("strangers/")]:
+    for name in [name for name in gym.registry if name.startswith("third_party/")]:
         del gym.registry[name]
-    del sys.modules["strangers"]
+    del sys.modules["third_party_envs"]
 
 
 @pytest.mark.filterwarnings("ignore:.*is not within the observation space")
 @pytest.mark.parametrize("name", PLANTED)
 def test_the_checker_finds_the_planted_fault(name):
-    findings = check(f"strangers:strangers/{name}-v0", episodes=5)
+    findings = check(f"third_party_envs:third_party/{name}-v0", episodes=5)
     if PLANTED[name] is None:
         assert findings == []
     else:

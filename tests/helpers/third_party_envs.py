@@ -209,4 +209,4 @@ FAULTY = (
     Stated, Priced, Idle, Prolix, Quitter, Unstated, Numbers,
 )  # fmt: skip
 for kind in FAULTY:
-    gym.register(f"strangers/{kind.__name__}-v0", entry_point=f"{__name__}:{kind.__name__}")
+    gym.register(f"third_party/{kind.__name__}-v0", entry_point=f"{__name__}:{kind.__name__}")
