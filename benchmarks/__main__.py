@@ -10,7 +10,8 @@ from benchmarks import paths as places
 from benchmarks.harness import Plan, run_workload, say
 from benchmarks.results import append, machine_of, newest, read, stamp
 from benchmarks.workloads import GROUPS, WORKLOADS
-from rlhf.errors import UserError, nearest
+from rlhf.common.names import nearest
+from rlhf.errors import UserError
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

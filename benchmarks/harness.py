@@ -19,7 +19,8 @@ from benchmarks.summary import Round, Step, enough, ratios, summarise
 from benchmarks.system_load import wait_for_quiet
 from benchmarks.venvs import python_of
 from benchmarks.workloads import WORKLOADS, Side
-from rlhf.errors import UserError, nearest
+from rlhf.common.names import nearest
+from rlhf.errors import UserError
 
 OURS = "ours"
 BEFORE = "before"

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from rlhf.cli.table import configure, execute
+from rlhf.common.files import write_jsonl
 from rlhf.config.load import as_tree, assemble, parse_overrides
-from rlhf.data.files import write_jsonl
 from rlhf.data.load import load
 from rlhf.data.splits import fold_indices
 from rlhf.reward_models import LearnedReward

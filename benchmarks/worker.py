@@ -8,7 +8,6 @@ Lines of JSON go out, one word a line comes in.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from benchmarks.system_load import Reading, peak_gib
+from rlhf.common.imports import import_object
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,6 @@ class Pace:
         self.reports.flush()
 
 
-def find(path: str) -> Any:
-    """The object that ``module:name`` names."""
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def private_stdout() -> TextIO:
     """Standard output for reports alone; what libraries print goes to standard error."""
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -110,7 +104,7 @@ def main(workload: str, side: str, folder: str) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if side in ("prepare", "check", "measure"):
-        found = find(getattr(row, side))(job, **row.options)
+        found = import_object(getattr(row, side))(job, **row.options)
         reports.write(json.dumps({"result": found}) + "\n")
         reports.flush()
         return
@@ -119,7 +113,7 @@ def main(workload: str, side: str, folder: str) -> None:
         from rlhf.run import launch
 
         launch.prepare()
-    find(chosen.run)(job, Pace(sys.stdin, reports), **chosen.options)
+    import_object(chosen.run)(job, Pace(sys.stdin, reports), **chosen.options)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from typing import Any
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.table import configure, execute, verb_named
+from rlhf.common.names import nearest
 from rlhf.config.load import assemble, check_keys, set_key
-from rlhf.errors import UserError, nearest
+from rlhf.errors import UserError
 from rlhf.run.directory import open_directory
 from rlhf.run.launch import release_memory
 

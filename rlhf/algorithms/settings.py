@@ -1,7 +1,8 @@
 """What an algorithm may set, and which settings each of its parts reads. Imports no torch."""
 
-import difflib
 from dataclasses import dataclass, fields
+
+from rlhf.common.names import nearest
 
 KL_PLACEMENTS = ("reward", "loss", "none")
 KL_ESTIMATORS = ("k1", "k2", "k3")
@@ -212,9 +213,8 @@ def _require(condition: bool, key: str, rule: str, value: object) -> None:
 
 def unknown(key: str, known: list[str], kind: str) -> ValueError:
     """The error for a name that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    return ValueError(f"unknown {kind} {key!r}; {hint}")
+    hint = nearest(key, known) or f"; known: {', '.join(known)}"
+    return ValueError(f"unknown {kind} {key!r}{hint}")
 
 
 def setting_names() -> list[str]:

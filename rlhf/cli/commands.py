@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 
 from rlhf.cli.table import configure, execute, from_record, help_of, settings_in_force
+from rlhf.common.names import nearest
 from rlhf.config.help import help_text
 from rlhf.config.load import as_tree, assemble, parse_overrides, set_key
-from rlhf.errors import UserError, nearest
+from rlhf.errors import UserError
 
 FLAGS = ("--dry-run", "--print-config", "--help", "-h")
 

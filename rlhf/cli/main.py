@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlhf import __version__
-from rlhf.errors import UserError, nearest
+from rlhf.common.names import nearest
+from rlhf.errors import UserError
 
 USAGE = """\
 usage: rlhf VERB [--config FILE ...] [--key value ...]

@@ -6,7 +6,6 @@ Names are strings until a verb is used, so that `rlhf --help` imports no torch.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from typing import Any
 
 from rlhf.algorithms import registry
 from rlhf.algorithms.registry import ALGORITHMS
+from rlhf.common.imports import import_object
+from rlhf.common.names import nearest
 from rlhf.config.help import help_text
 from rlhf.config.load import as_tree, build
-from rlhf.errors import UserError, nearest
+from rlhf.errors import UserError
 from rlhf.run.directory import Run
 
 log = logging.getLogger(__name__)
@@ -102,12 +103,6 @@ VERBS: dict[str, Command] = {
 }
 
 
-def find(path: str) -> Any:
-    """The object that ``module:name`` names."""
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def verb_named(name: str) -> Command:
     """The row of that name.
 
@@ -122,8 +117,8 @@ def verb_named(name: str) -> Command:
 def configure(name: str, tree: Mapping[str, Any]) -> Any:
     """The checked configuration of a verb."""
     verb = verb_named(name)
-    options = {field: find(path) for field, path in verb.options.items()}
-    return build(find(verb.config), tree, options)
+    options = {field: import_object(path) for field, path in verb.options.items()}
+    return build(import_object(verb.config), tree, options)
 
 
 def settings_in_force(name: str, config: Any) -> dict[str, Any]:
@@ -194,7 +189,7 @@ def help_of(name: str, tree: Mapping[str, Any]) -> str:
             settings of an algorithm decide which others have an effect.
     """
     verb = verb_named(name)
-    options = {field: find(path) for field, path in verb.options.items()}
+    options = {field: import_object(path) for field, path in verb.options.items()}
     defaults: dict[str, Any] = {}
     hidden: set[str] = set()
     note = ""
@@ -214,7 +209,7 @@ def help_of(name: str, tree: Mapping[str, Any]) -> str:
         if tree.get("engine") != "trl":
             note = f"`rlhf {name} --engine trl --help` lists every option of TRL's trainer."
     return help_text(
-        find(verb.config),
+        import_object(verb.config),
         command=f"rlhf {name}",
         summary=verb.summary,
         options=options,
@@ -261,7 +256,7 @@ def execute(name: str, tree: Mapping[str, Any]) -> Path:
         log.info("%s is finished: nothing to do", run.directory)
         return run.final if run.final.exists() else run.directory
     try:
-        result = find(verb_named(name).run)(name, config, run)
+        result = import_object(verb_named(name).run)(name, config, run)
     except (ValueError, OSError):  # UserError among them
         run.discard_if_unused()
         raise

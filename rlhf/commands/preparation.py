@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf.common.files import write_jsonl
 from rlhf.config.data import DataSpec, Kind
-from rlhf.data.files import write_jsonl
 from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError

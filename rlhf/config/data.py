@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from rlhf.errors import UserError, nearest
+from rlhf.common.names import nearest
+from rlhf.errors import UserError
 
 Kind = Literal[
     "sft",

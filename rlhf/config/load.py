@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,8 +17,9 @@ from typing import Any, TypeVar
 import jsonargparse
 import yaml
 
+from rlhf.common.names import closest, nearest
 from rlhf.config.help import dataclass_in, key_paths
-from rlhf.errors import UserError, nearest
+from rlhf.errors import UserError
 
 T = TypeVar("T")
 
@@ -262,8 +262,8 @@ def _hint(key: Any, known: Iterable[str], paths: Iterable[str]) -> str:
     if close := nearest(str(key), known):
         return close
     leaves = {path.rpartition(".")[2]: path for path in paths}
-    match = difflib.get_close_matches(str(key), list(leaves), n=1, cutoff=0.75)
-    return f"; did you mean {leaves[match[0]]!r}?" if match else ""
+    match = closest(str(key), leaves, cutoff=0.75)
+    return f"; did you mean {leaves[match]!r}?" if match else ""
 
 
 def _one_line(message: str) -> str:

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlhf.algorithms.registry import ALGORITHMS
+from rlhf.common.names import nearest
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
-from rlhf.errors import UserError, nearest
+from rlhf.errors import UserError
 
 Combine = Literal["single", "mean", "worst", "uncertainty"]
 

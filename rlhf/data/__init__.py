@@ -5,8 +5,8 @@ a data set (`rlhf.data.data_report`) and the makers of pairs (`rlhf.data.prefere
 by name.
 """
 
+from rlhf.common.files import read_jsonl, write_jsonl
 from rlhf.config.data import DataSpec, Kind
-from rlhf.data.files import read_jsonl, write_jsonl
 from rlhf.data.load import Loaded, load
 from rlhf.data.splits import folds_by_prompt, split_by_prompt
 

@@ -6,8 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.common.names import nearest
 from rlhf.config.data import Kind
-from rlhf.errors import UserError, nearest
+from rlhf.errors import UserError
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, str]

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
-import os
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from rlhf.common.files import open_text, read_jsonl
+from rlhf.common.names import nearest
 from rlhf.config.data import DataSpec
-from rlhf.errors import UserError, nearest
+from rlhf.errors import UserError
 
 Row = Mapping[str, Any]
 
@@ -57,56 +57,8 @@ def read_file(path: str | Path) -> list[Row]:
         raise UserError(f"{path}: damaged gzip file ({error})") from None
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file (.gz allowed); blank lines are skipped.
-
-    Raises UserError naming file and line where a line is not a JSON object.
-    """
-    path = Path(path)
-    rows = []
-    with _open_text(path) as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                rows.append(_parse_line(line, f"{path}, line {number}"))
-    return rows
-
-
-def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write one JSON object a line (gzip if the name ends in .gz) and return how many.
-
-    The file appears whole or not at all, and equal rows give equal bytes.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    count = 0
-    try:
-        with partial.open("wb") as raw:
-            packed = gzip.GzipFile("", "wb", 6, raw, 0) if path.suffix == ".gz" else raw
-            for row in rows:
-                text = json.dumps(row, ensure_ascii=False, allow_nan=False)
-                packed.write(text.encode() + b"\n")
-                count += 1
-            if packed is not raw:
-                packed.close()
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return count
-
-
-def _parse_line(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: broken JSON, {error.msg} at column {error.colno}") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected an object {{...}}, found a {type(row).__name__}")
-    return row
-
-
 def _read_json(path: Path) -> list[Row]:
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         try:
             rows = json.load(stream)
         except json.JSONDecodeError as error:
@@ -125,7 +77,7 @@ def _read_json(path: Path) -> list[Row]:
 def _read_csv(path: Path) -> list[Row]:
     csv.field_size_limit(2**31 - 1)
     rows: list[Row] = []
-    with _open_text(path, newline="") as stream:
+    with open_text(path, newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
             for row in reader:
@@ -142,7 +94,7 @@ def _read_csv(path: Path) -> list[Row]:
 
 def _read_text(path: Path) -> list[Row]:
     """Blocks between blank lines; a file without blank lines gives one row a line."""
-    with _open_text(path) as stream:
+    with open_text(path) as stream:
         content = stream.read().strip()
     blocks = re.split(r"\n\s*\n", content)
     if len(blocks) == 1:
@@ -168,11 +120,6 @@ READERS = {
     ".txt": _read_text,
 }
 """File suffix (before a .gz) -> reader."""
-
-
-def _open_text(path: Path, newline: str | None = None) -> io.TextIOBase:
-    opener = gzip.open if path.suffix == ".gz" else open
-    return cast(io.TextIOBase, opener(path, "rt", encoding="utf-8-sig", newline=newline))
 
 
 def _data_suffix(path: Path) -> str:

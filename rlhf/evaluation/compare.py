@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rlhf.errors import UserError, nearest
+from rlhf.common.names import nearest
+from rlhf.errors import UserError
 from rlhf.evaluation.metrics import metric_interval
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
 from rlhf.evaluation.run_groups import Collected, Episodes, Setting, collect_arms

@@ -7,7 +7,6 @@ a block that training cannot reach.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rlhf.common.files import atomic_path, json_line
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import item_id, metric_interval, unit_name, unit_of
 from rlhf.evaluation.notes import notes_on, unscored_metrics
@@ -265,13 +265,10 @@ def write_evaluation(
     target = directory / "evaluation" / summary["name"]
     if target.exists():
         raise UserError(f"{target} exists already: an evaluation is never overwritten")
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
     labels = {"env": summary["env"], "policy": summary["policy"]}
-    with (part / "episodes.jsonl").open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(labels | row, ensure_ascii=False) + "\n")
-    (part / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    part.rename(target)
+    with atomic_path(target) as partial:
+        partial.mkdir()
+        with (partial / "episodes.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json_line(labels | row) for row in rows)
+        (partial / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return target

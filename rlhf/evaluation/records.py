@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +11,11 @@ from typing import Any
 
 import yaml
 
-from rlhf.errors import UserError, nearest
+from rlhf.common.files import read_log
+from rlhf.common.names import nearest
+from rlhf.errors import UserError
 from rlhf.evaluation.metrics import unit_of
+from rlhf.run.renamed import current_config, current_metrics, current_sample, run_file
 from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")
@@ -130,7 +132,7 @@ def read_run(directory: str | Path) -> RunRecord:
     folder = root / "evaluation"
     children = sorted(folder.iterdir()) if folder.is_dir() else []
     names = [p for p in children if p.is_dir() and not p.name.startswith(".")]  # .NAME.part
-    config = _read_mapping(root / "config.yaml")
+    config = current_config(_read_mapping(run_file(root, "config.yaml")))
     listed = [spec.get("name") for spec in config.get("policies") or []]
     names.sort(key=lambda p: listed.index(p.name) if p.name in listed else len(listed))
     return RunRecord(
@@ -138,33 +140,11 @@ def read_run(directory: str | Path) -> RunRecord:
         name=root.resolve().name,
         config=config,
         environment=_read_mapping(root / "environment.json"),
-        metrics=read_rows(root / "metrics.jsonl"),
-        samples=read_rows(root / "samples.jsonl"),
+        metrics=[current_metrics(row) for row in read_log(run_file(root, "metrics.jsonl"))],
+        samples=[current_sample(row) for row in read_log(run_file(root, "samples.jsonl"))],
         evaluations=[_read_evaluation(path) for path in names],
         finished=(root / "finished").exists(),
     )
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSONL file; a missing file has none.
-
-    A last line cut short by a run still writing is left out; any other bad line raises UserError.
-    """
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise UserError(f"{path}:{number}: not valid JSON: {error.msg}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: expected an object, got {type(row).__name__}")
-        rows.append(row)
-    return rows
 
 
 def episode_value(row: Mapping[str, Any], metric: str) -> float | None:
@@ -207,7 +187,7 @@ def episode_metrics(row: Mapping[str, Any]) -> list[str]:
 
 def _read_evaluation(folder: Path) -> Evaluation:
     summary = _read_mapping(folder / "summary.json")
-    rows = read_rows(folder / "episodes.jsonl")
+    rows = [current_sample(row) for row in read_log(folder / "episodes.jsonl")]
     for number, row in enumerate(rows, start=1):
         if missing := [key for key in ("env", "decoding", "seed") if key not in row]:
             raise UserError(

@@ -32,8 +32,10 @@ from transformers import (
     GenerationConfig,
 )
 
+from rlhf.common.files import atomic_path
+from rlhf.common.names import nearest
 from rlhf.config.model import LoraSpec
-from rlhf.errors import UserError, nearest
+from rlhf.errors import UserError
 from rlhf.models.hub import refuse_quantised, sources_of
 from rlhf.models.load_check import read_causal
 from rlhf.models.logprobs import bare
@@ -190,11 +192,9 @@ def write_base(model: Any, tokenizer: Any, folder: Path) -> None:
     """
     if folder.exists():
         return
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    bare(model).save_pretrained(part, state_dict=base_weights(model))
-    tokenizer.save_pretrained(part)
-    part.rename(folder)
+    with atomic_path(folder) as partial:
+        bare(model).save_pretrained(partial, state_dict=base_weights(model))
+        tokenizer.save_pretrained(partial)
 
 
 def share_base(checkpoints: Path, final: Path) -> None:
@@ -213,11 +213,8 @@ def share_base(checkpoints: Path, final: Path) -> None:
         except OSError:
             shutil.copy2(first, second)
 
-    final.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{BASE_FOLDER}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(source, part, copy_function=link)
-    part.rename(target)
+    with atomic_path(target) as partial:
+        shutil.copytree(source, partial, copy_function=link)
 
 
 def name_base_of_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> None:

@@ -8,7 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rlhf.evaluation.records import RunRecord, read_rows
+from rlhf.common.files import read_log
+from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import short
 from rlhf.reports.curves import gold_key, over_optimised
 from rlhf.reports.markup import named
@@ -50,7 +51,7 @@ class TrainingMonitor:
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
-        self.rows = read_rows(directory / "metrics.jsonl")
+        self.rows = read_log(directory / "metrics.jsonl")
         self.record = RunRecord(directory, directory.name, config=config, metrics=self.rows)
         self.told: set[str] = set()
         self.due = 0

@@ -24,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from rlhf.common.files import json_line, read_log, write_text
 from rlhf.errors import UserError
 from rlhf.run.trackers import Tracker, check_installed, open_trackers
 
@@ -72,8 +73,8 @@ class Run:
         try:
             (run.directory / "checkpoints").mkdir(parents=True, exist_ok=True)
             kept = {key: value for key, value in config.items() if key not in PLACES}
-            _write(run.directory / "config.yaml", yaml.safe_dump(kept, sort_keys=False))
-            _write(run.directory / "environment.json", json.dumps(describe_machine(), indent=2))
+            write_text(run.directory / "config.yaml", yaml.safe_dump(kept, sort_keys=False))
+            write_text(run.directory / "environment.json", json.dumps(describe_machine(), indent=2))
         except OSError as error:
             raise UserError(f"{run.directory} cannot be written: {error.strerror}") from error
         return run
@@ -134,15 +135,15 @@ class Run:
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.directory / name
             if self.writes and path.exists():
-                rows = _complete_rows(path)
+                rows = read_log(path)
                 kept = [r for r in rows if r["step"] <= step and r.get("split") != "after"]
-                _write(path, "".join(_line(row) for row in kept))
+                write_text(path, "".join(json_line(row) for row in kept))
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if not self.writes:
             return
         with (self.directory / name).open("a", encoding="utf-8") as file:
-            file.write(_line(row))
+            file.write(json_line(row))
 
 
 def check_same(directory: Path, config: Mapping[str, Any]) -> None:
@@ -193,7 +194,7 @@ def open_directory(
             raise _occupied(root)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _write(root / name, yaml.safe_dump(dict(tree), sort_keys=False))
+        write_text(root / name, yaml.safe_dump(dict(tree), sort_keys=False))
     except OSError as error:
         raise UserError(f"{root} cannot be written: {error.strerror}") from error
 
@@ -208,28 +209,6 @@ def _occupied(directory: Path) -> UserError:
 def any_content(path: Path) -> bool:
     """Whether a path is a file, or a folder with something in it."""
     return path.is_file() or any(path.iterdir())
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
-def _complete_rows(path: Path) -> list[dict[str, Any]]:
-    """All rows but a last line that a killed process left unfinished."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old content or the new, never a part."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

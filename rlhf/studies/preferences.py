@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.files import write_jsonl
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
-from rlhf.data.files import write_jsonl
 from rlhf.data.preferences import Annotator, pairs_from_gold
 from rlhf.rollout.seeds import training_seed
 from rlhf.run.directory import Run

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf.common.files import write_jsonl
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
-from rlhf.data.files import read_rows, write_jsonl
+from rlhf.data.files import read_rows
 from rlhf.data.load import load, logged_rows
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from rlhf.common.files import atomic_path
 from rlhf.models.adapters import BASE_FOLDER
 
 
@@ -50,19 +51,16 @@ def save_checkpoint(
     the weights. It is filled under another name and renamed at the end: a process killed in the
     middle leaves the previous checkpoint whole.
     """
-    part = directory / f".step-{step}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    policy.save(part, base=directory / BASE_FOLDER)
-    torch.save(
-        {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()},
-        part / "optimizer.pt",
-    )
-    state = {"step": step} | {name: item.state_dict() for name, item in stateful.items()}
-    (part / "state.json").write_text(json.dumps(state, indent=2))
     target = directory / f"step-{step}"
-    shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
+    with atomic_path(target) as partial:
+        partial.mkdir()
+        policy.save(partial, base=directory / BASE_FOLDER)
+        torch.save(
+            {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()},
+            partial / "optimizer.pt",
+        )
+        state = {"step": step} | {name: item.state_dict() for name, item in stateful.items()}
+        (partial / "state.json").write_text(json.dumps(state, indent=2))
     for old in directory.glob("step-*"):
         if old != target:
             shutil.rmtree(old)
@@ -74,11 +72,8 @@ def save_best(directory: Path, policy: Trained) -> None:
     A process killed in the middle resumes from a checkpoint before this evaluation, and writes the
     folder again.
     """
-    part, target = directory / ".best.part", directory / "best"
-    shutil.rmtree(part, ignore_errors=True)
-    policy.save(part, base=directory / BASE_FOLDER)
-    shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
+    with atomic_path(directory / "best") as partial:
+        policy.save(partial, base=directory / BASE_FOLDER)
 
 
 def latest_checkpoint(directory: Path) -> Path | None:

@@ -78,8 +78,8 @@ def test_what_a_row_needs():
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("pppo", {}, "unknown algorithm 'pppo'; did you mean ppo?"),
-        ("ppo", {"kl_coeff": 1.0}, "unknown setting 'kl_coeff'; did you mean kl_coef?"),
+        ("pppo", {}, "unknown algorithm 'pppo'; did you mean 'ppo'?"),
+        ("ppo", {"kl_coeff": 1.0}, "unknown setting 'kl_coeff'; did you mean 'kl_coef'?"),
         ("ppo", {"aggregation": "mean"}, "aggregation must be one of token, sequence, constant"),
         ("ppo", {"lam": 1.5}, "lam must lie in .0, 1., got 1.5"),
         ("ppo", {"num_epochs": 0}, "num_epochs must be at least 1, got 0"),

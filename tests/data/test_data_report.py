@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 
+from rlhf.common.files import write_jsonl
 from rlhf.data import DataSpec, Loaded
 from rlhf.data.data_report import check_dataset, report_on
-from rlhf.data.files import write_jsonl
 from rlhf.data.leakage import overlapping_prompts, shared_prompts
 from rlhf.data.preferences import inject_label_noise
 from rlhf.data.suspects import Margins, cross_fitted_margins

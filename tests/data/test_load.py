@@ -12,8 +12,9 @@ import datasets
 import datasets.config
 import pytest
 
+from rlhf.common.files import read_jsonl, write_jsonl
 from rlhf.data import DataSpec, Loaded, load
-from rlhf.data.files import read_file, read_jsonl, write_jsonl
+from rlhf.data.files import read_file
 from rlhf.data.load import mixture_sizes
 from rlhf.errors import UserError
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from rlhf.common.files import write_jsonl
 from rlhf.data import DataSpec, load
-from rlhf.data.files import write_jsonl
 from rlhf.data.reader import guess_kind
 from rlhf.errors import UserError
 

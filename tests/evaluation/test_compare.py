@@ -326,7 +326,7 @@ def test_half_written_last_line_is_left_out_but_a_broken_one_is_named(tmp_path: 
     path.write_text(whole + '{"env": "ec')
     assert compare([run]).rows[0].episodes == 2
     path.write_text("{oops\n" + whole)
-    with pytest.raises(ValueError, match=r"episodes\.jsonl:1: not valid JSON"):
+    with pytest.raises(ValueError, match=r"episodes\.jsonl, line 1: broken JSON"):
         compare([run])
 
 

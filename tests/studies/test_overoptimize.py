@@ -9,7 +9,7 @@ import pytest
 
 from rlhf.cli.dry_run import plan
 from rlhf.cli.table import configure, execute
-from rlhf.data.files import read_jsonl
+from rlhf.common.files import read_jsonl
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline
 from rlhf.studies.overoptimize.fits import best_of_n_scores

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rlhf.cli.table import configure, execute
-from rlhf.data.files import write_jsonl
+from rlhf.common.files import write_jsonl
 from rlhf.errors import UserError
 
 

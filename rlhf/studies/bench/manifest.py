@@ -9,11 +9,12 @@ from typing import Any
 
 from rlhf.algorithms import registry
 from rlhf.cli.table import configure
+from rlhf.common.names import nearest
 from rlhf.config.bench import BenchAlgorithm, BenchConfig, BenchEnvironment
 from rlhf.config.load import assemble, build
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.online import algorithm_of
-from rlhf.errors import UserError, nearest
+from rlhf.errors import UserError
 from rlhf.studies.bench.plan import Bench
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")

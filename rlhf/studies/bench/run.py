@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from rlhf.errors import UserError, nearest
+from rlhf.common.names import nearest
+from rlhf.errors import UserError
 from rlhf.studies.bench.gate import common_seeds, gate, read_result
 from rlhf.studies.bench.jobs import Workers, do, open_study
 from rlhf.studies.bench.plan import Bench

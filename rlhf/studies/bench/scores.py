@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.common.files import read_log
 from rlhf.errors import UserError
-from rlhf.evaluation.records import Bounds, read_rows
+from rlhf.evaluation.records import Bounds
 from rlhf.evaluation.statistics import (
     aggregate_interval,
     improvement_interval,
@@ -216,7 +217,7 @@ def _curves(bench: Bench, algorithm: str, bounds: Mapping[str, Bounds]) -> np.nd
     """Held-out scores along training, [seeds, environments, points]."""
 
     def curve(name: str, seed: int) -> list[float]:
-        rows = read_rows(bench.place(name, f"seed{seed}", algorithm) / "metrics.jsonl")
+        rows = read_log(bench.place(name, f"seed{seed}", algorithm) / "metrics.jsonl")
         values = [row["eval/return"] for row in rows if "eval/return" in row]
         # A run that its KL budget ended early keeps its last score.
         values += values[-1:] * (bench.config.curve_points - len(values))

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from rlhf import reward_models
+from rlhf.common.files import read_jsonl, write_jsonl
 from rlhf.config.load import as_tree
 from rlhf.config.model import ModelSpec
 from rlhf.config.overoptimize import OveroptimizeConfig, ProxyGrid, TrainingSpec
 from rlhf.config.rollout import EnvSpec
-from rlhf.data.files import read_jsonl, write_jsonl
 from rlhf.data.load import logged_rows
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError

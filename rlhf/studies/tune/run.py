@@ -21,9 +21,10 @@ import numpy as np
 import yaml
 
 from rlhf.algorithms import registry
+from rlhf.common.names import nearest
 from rlhf.config.load import assemble, build, merge, set_key
 from rlhf.config.tune import Dimension, TuneConfig
-from rlhf.errors import UserError, nearest
+from rlhf.errors import UserError
 from rlhf.reports.markup import Cell, Table
 from rlhf.reports.tables import save_csv
 from rlhf.studies.bench.jobs import Workers, open_study

@@ -1,0 +1,130 @@
+"""JSON lines, and files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from rlhf.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Write a file or a folder in one step: readers see the old content or the new.
+
+    The block writes the file or the folder at the yielded path, a hidden sibling of the target.
+    The sibling takes the target's place when the block ends. A process that is killed before that
+    leaves the target as it was.
+    """
+    partial = target.with_name(f".{target.name}.part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove(partial)
+    try:
+        yield partial
+        if target.is_dir():
+            shutil.rmtree(target)
+        partial.replace(target)
+    finally:
+        _remove(partial)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace the content of a file in one step."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def json_line(row: Mapping[str, Any]) -> str:
+    """Return a row as one line of a JSON-lines file."""
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Read the objects of a JSON-lines file (.gz allowed); blank lines are skipped.
+
+    Raises:
+        UserError: A line is not a JSON object; the message names the file and the line.
+    """
+    path = Path(path)
+    with open_text(path) as stream:
+        return [
+            _parse_line(line, f"{path}, line {number}")
+            for number, line in enumerate(stream, start=1)
+            if line.strip()
+        ]
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON-lines file that a run may still be writing.
+
+    A missing file has no rows. A last line without its end, which a killed or a running process
+    leaves, is left out.
+
+    Raises:
+        UserError: Any other line is not a JSON object.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    if not _is_json(lines[-1]):
+        lines.pop()
+    return [
+        _parse_line(line, f"{path}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Write one JSON object a line (gzip if the name ends in .gz) and return their number.
+
+    The file appears whole or not at all, and equal rows give equal bytes.
+    """
+    path = Path(path)
+    count = 0
+    with atomic_path(path) as partial, partial.open("wb") as raw:
+        packed = gzip.GzipFile("", "wb", 6, raw, 0) if path.suffix == ".gz" else raw
+        for row in rows:
+            text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+            packed.write(text.encode() + b"\n")
+            count += 1
+        if packed is not raw:
+            packed.close()
+    return count
+
+
+def open_text(path: Path, newline: str | None = None) -> io.TextIOBase:
+    """Open a UTF-8 text file for reading, unpacked where its name ends in .gz."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    return cast(io.TextIOBase, opener(path, "rt", encoding="utf-8-sig", newline=newline))
+
+
+def _parse_line(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: broken JSON, {error.msg} at column {error.colno}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object {{...}}, found a {type(row).__name__}")
+    return row
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,34 @@
+"""Import an object by its name."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from rlhf.common.names import nearest
+from rlhf.errors import UserError
+
+
+def import_object(path: str, *, what: str = "import") -> Any:
+    """Import the object at ``module:name``; dots after the colon reach into attributes.
+
+    Args:
+        path: The module's dotted name, a colon, and the name of the object.
+        what: The configuration key or the purpose; it begins the error message.
+
+    Raises:
+        UserError: The path has no colon, the module does not exist, or the module has no such name.
+    """
+    module_name, _, attributes = path.partition(":")
+    if not attributes:
+        raise UserError(f"{what}: write the path as module:name, got {path!r}")
+    try:
+        value: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{what}: cannot import {module_name!r} ({error})") from error
+    for attribute in attributes.split("."):
+        if not hasattr(value, attribute):
+            public = [name for name in dir(value) if not name.startswith("_")]
+            raise UserError(f"{what}: {path!r} does not exist{nearest(attribute, public)}")
+        value = getattr(value, attribute)
+    return value

@@ -1,0 +1,57 @@
+"""Old names of configuration keys, metrics and files are read under the current ones."""
+
+from pathlib import Path
+
+import pytest
+
+from rlhf.run import renamed
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small table in place of the real one."""
+    keys = {
+        "verb": "command",
+        "algorithm.cap": "algorithm.tis_cap",
+        "warmup": "critic.warmup",
+        "rewards.folder": "rewards.path",
+    }
+    monkeypatch.setattr(renamed, "RENAMED_KEYS", keys)
+    monkeypatch.setattr(renamed, "RENAMED_METRICS", {"policy/drift": "policy/approx_kl"})
+    monkeypatch.setattr(renamed, "RENAMED_FILES", {"log.jsonl": "metrics.jsonl"})
+
+
+def test_keys_move_within_and_between_sections_and_inside_lists():
+    old = {
+        "verb": "ppo",
+        "warmup": 3,
+        "algorithm": {"cap": 2, "lam": 1},
+        "rewards": [{"folder": "a"}, {"kind": "judge"}],
+        "env": {"kwargs": {"verb": "run"}},
+    }
+    assert renamed.current_config(old) == {
+        "command": "ppo",
+        "critic": {"warmup": 3},
+        "algorithm": {"tis_cap": 2, "lam": 1},
+        "rewards": [{"path": "a"}, {"kind": "judge"}],
+        "env": {"kwargs": {"verb": "run"}},
+    }
+    assert old["verb"] == "ppo"
+    assert old["algorithm"] == {"cap": 2, "lam": 1}
+
+
+def test_the_new_name_of_a_key_is_found_through_indices():
+    assert renamed.renamed_key("rewards.1.folder") == "rewards.path"
+    assert renamed.renamed_key("env.kwargs.verb") is None
+
+
+def test_metrics_and_files(tmp_path: Path):
+    assert renamed.current_metrics({"policy/drift": 1.0, "step": 2}) == {
+        "policy/approx_kl": 1.0,
+        "step": 2,
+    }
+    assert renamed.run_file(tmp_path, "metrics.jsonl") == tmp_path / "metrics.jsonl"
+    (tmp_path / "log.jsonl").touch()
+    assert renamed.run_file(tmp_path, "metrics.jsonl") == tmp_path / "log.jsonl"
+    (tmp_path / "metrics.jsonl").touch()
+    assert renamed.run_file(tmp_path, "metrics.jsonl") == tmp_path / "metrics.jsonl"
