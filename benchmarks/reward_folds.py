@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.cli.table import configure, execute
+from rlhf.cli.table import configure, run_command
 from rlhf.common.files import write_jsonl
 from rlhf.config.load import as_tree, assemble, parse_overrides
 from rlhf.data.load import load
@@ -67,7 +67,7 @@ def train_fold(
     write_jsonl(data, [row for row, out in zip(rows, held_out, strict=True) if not out])
     resume = (folder / "config.yaml").exists()
     changed = {"output_dir": str(folder), "data": [{"path": str(data)}], "resume": resume}
-    return execute("reward", tree | changed)
+    return run_command("reward", tree | changed)
 
 
 def margins_of(reward: Reward, pairs: list[Pair]) -> np.ndarray:

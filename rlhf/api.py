@@ -36,13 +36,13 @@ def stage(verb: str, config: Config | Sequence[Config], **overrides: Any) -> Pat
     from rlhf.run import launch
 
     launch.prepare()
-    from rlhf.cli.table import execute, from_record
+    from rlhf.cli.table import from_record, run_command
     from rlhf.config.load import set_key
 
     tree = from_record(verb, _tree(config, {}))
     for key, value in overrides.items():
         set_key(tree, key, value)
-    return execute(verb, tree)
+    return run_command(verb, tree)
 
 
 def run(pipeline: str | Path, **overrides: Any) -> Path:

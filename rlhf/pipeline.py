@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.algorithms.registry import ALGORITHMS
-from rlhf.cli.table import configure, execute, verb_named
+from rlhf.cli.table import configure, run_command, verb_named
 from rlhf.common.names import nearest
 from rlhf.config.load import assemble, check_keys, set_key
 from rlhf.errors import UserError
@@ -207,7 +207,7 @@ def run_pipeline(pipeline: Pipeline) -> Path:
     for number, stage in enumerate(pipeline.stages, start=1):
         log.info("stage %d of %d: %s", number, len(pipeline.stages), stage["name"])
         try:
-            execute(stage["verb"], stage_tree(pipeline, stage))
+            run_command(stage["verb"], stage_tree(pipeline, stage))
             release_memory()
         except UserError as error:
             raise type(error)(f"stage {stage['name']}: {error}") from error

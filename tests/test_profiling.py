@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf.cli.table import execute
+from rlhf.cli.table import run_command
 from rlhf.errors import UserError
 from rlhf.models.flops import update_flops
 from rlhf.run import profiling
@@ -42,7 +42,7 @@ def test_operations_of_an_update_by_hand():
 
 def test_a_profiled_run_tells_more_and_learns_the_same(tmp_path, echo_model):
     for name, keys in (("plain", {}), ("profiled", {"profile": True})):
-        execute("ppo", online_tree(tmp_path / name, echo_model, num_steps=2, **keys))
+        run_command("ppo", online_tree(tmp_path / name, echo_model, num_steps=2, **keys))
     plain, profiled = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").open()]
         for name in ("plain", "profiled")
@@ -84,7 +84,7 @@ def test_a_profiled_offline_run_tells_more_and_learns_the_same(tmp_path, echo_mo
     }
     found = {}
     for name, keys in (("plain", {}), ("profiled", {"profile": True})):
-        execute(verb, {**tree, **keys, "output_dir": str(tmp_path / name)})
+        run_command(verb, {**tree, **keys, "output_dir": str(tmp_path / name)})
         found[name] = metrics_of(tmp_path / name)
     lines = [row for row in found["profiled"] if "profile/padding" in row]
     assert [row["step"] for row in lines] == [2, 4]
@@ -106,7 +106,7 @@ def test_trl_is_not_profiled(tmp_path, echo_model):
         "output_dir": str(tmp_path / "run"),
     }
     with pytest.raises(UserError, match="only the native engine is profiled"):
-        execute("sft", tree)
+        run_command("sft", tree)
 
 
 def test_seconds_of_a_failing_part_count():

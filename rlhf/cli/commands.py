@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from rlhf.cli.table import configure, execute, from_record, help_of, settings_in_force
+from rlhf.cli.table import configure, from_record, help_of, run_command, settings_in_force
 from rlhf.common.names import nearest
 from rlhf.config.help import help_text
 from rlhf.config.load import as_tree, assemble, parse_overrides, set_key
@@ -53,7 +53,7 @@ def stage(verb: str, arguments: list[str]) -> int:
 
         print(plan(verb, tree))
         return 0
-    print(execute(verb, tree))
+    print(run_command(verb, tree))
     return 0
 
 

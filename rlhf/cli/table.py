@@ -235,7 +235,7 @@ def _hidden_trainer_options(verb: str, options: dict[str, type], *, all_of_trl: 
     return {f"trainer.{key}" for key in hidden}
 
 
-def execute(name: str, tree: Mapping[str, Any]) -> Path:
+def run_command(name: str, tree: Mapping[str, Any]) -> Path:
     """Check a configuration, open its run directory, do the work, draw the report.
 
     Args:

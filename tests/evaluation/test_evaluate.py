@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf.cli.table import configure, execute
+from rlhf.cli.table import configure, run_command
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.evaluation.evaluate import play_reference, summarise, write_evaluation
@@ -135,7 +135,7 @@ def test_resume_measures_only_what_is_missing(tmp_path, echo_model):
         "episodes": 4,
         "policies": [{"name": "random"}, {"name": "mine", "model": {"path": str(echo_model)}}],
     }
-    execute("evaluate", tree)
+    run_command("evaluate", tree)
     folder = tmp_path / "run" / "evaluation"
     marked = folder / "random" / "episodes.jsonl"
     marked.write_text(marked.read_text().replace('"cost": 0.0', '"cost": 9.0'))
@@ -143,7 +143,7 @@ def test_resume_measures_only_what_is_missing(tmp_path, echo_model):
         path.unlink()
     (folder / "mine").rmdir()
     (tmp_path / "run" / "finished").unlink()
-    execute("evaluate", tree | {"resume": True})
+    run_command("evaluate", tree | {"resume": True})
     rows = [json.loads(line) for line in (folder / "mine/episodes.jsonl").read_text().splitlines()]
     assert [row["seed"] for row in rows] == [EVALUATION_BLOCK + i for i in range(4)]
     assert '"cost": 9.0' in marked.read_text()

@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf.cli.table import execute
+from rlhf.cli.table import run_command
 from rlhf.config.data import DataSpec
 from rlhf.config.evaluate import ClassesSpec, EvaluateConfig, PolicySpec, TasksSpec
 from rlhf.config.rollout import EnvSpec
@@ -39,7 +39,7 @@ def evaluate_tree(folder, place, **keys):
 
 
 def test_several_samples_of_each_seed(tmp_path, echo_model):
-    execute("evaluate", evaluate_tree(tmp_path / "run", echo_model, samples=3))
+    run_command("evaluate", evaluate_tree(tmp_path / "run", echo_model, samples=3))
     folder = tmp_path / "run/evaluation/mine"
     rows = read_rows(folder / "episodes.jsonl")
     block = [EVALUATION_BLOCK + i for i in range(4)]
@@ -64,7 +64,7 @@ def test_examples_stand_before_every_episode(tmp_path, echo_model):
         {"name": "shown", "model": {"path": str(echo_model)}, "examples": [{"path": str(shots)}]},
     ]
     tree = evaluate_tree(tmp_path / "run", echo_model, policies=policies, decoding="greedy")
-    execute("evaluate", tree | {"text": [{"path": str(shots)}]})
+    run_command("evaluate", tree | {"text": [{"path": str(shots)}]})
     home = tmp_path / "run/evaluation"
     plain, shown = (read_rows(home / name / "episodes.jsonl") for name in ("plain", "shown"))
     roles = ["system", "user", "assistant", "user", "assistant", "user", "assistant"]
@@ -100,7 +100,7 @@ def test_examples_stand_after_a_system_message(tmp_path, echo_model, monkeypatch
         tmp_path / "run", echo_model, policies=[policy], text=[{"path": str(data)}]
     )
     tree.pop("env")
-    execute("evaluate", tree)
+    run_command("evaluate", tree)
     lengths = {len(row["prompt"]): [m["role"] for m in row["prompt"]] for row in seen}
     assert lengths[5] == ["user", "assistant", "user", "assistant", "user"]
     assert lengths[6] == ["system", *lengths[5]]
@@ -131,7 +131,7 @@ def test_labelled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_mod
     classes = {"data": [{"path": str(data)}], "labels": words, "question": "Repeat: {text}"}
     tree = evaluate_tree(tmp_path / "run", echo_model, classes=classes)
     tree.pop("env")
-    execute("evaluate", tree)
+    run_command("evaluate", tree)
     summary = json.loads((tmp_path / "run/evaluation/mine/summary.json").read_text())
     policy = Policy(
         AutoModelForCausalLM.from_pretrained(echo_model), AutoTokenizer.from_pretrained(echo_model)
@@ -183,7 +183,7 @@ def test_a_missing_harness_is_told_before_anything_is_played(tmp_path, echo_mode
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     tree = evaluate_tree(tmp_path / "run", echo_model, tasks={"names": ["arc_easy"]})
     with pytest.raises(UserError, match=r'pip install "rlhf-kit\[tasks\]"'):
-        execute("evaluate", tree)
+        run_command("evaluate", tree)
     assert not (tmp_path / "run/evaluation").exists()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.cli.table import execute
+from rlhf.cli.table import run_command
 from rlhf.evaluation.evaluate import summarise
 from rlhf.evaluation.metrics import item_id, unit_name, unit_of
 from rlhf.reports import write_report
@@ -32,7 +32,7 @@ def evaluate(folder: Path, model: Path, **keys) -> Path:
         "episodes": 12,
         "decoding": "greedy",
     } | keys
-    return execute("evaluate", tree)
+    return run_command("evaluate", tree)
 
 
 def read(run: Path) -> tuple[dict, list[dict]]:

@@ -31,7 +31,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from rlhf.cli.table import configure, execute
+from rlhf.cli.table import configure, run_command
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
 from rlhf.models.loading import load_model, load_tokenizer
@@ -151,7 +151,7 @@ def load(place: Place) -> float:
 def sft(place: Place) -> float:
     """Loss and gradient norm of the first step."""
     tree = place.tree("sft", sft_rows(10))
-    execute("sft", tree)
+    run_command("sft", tree)
     rows = encoded("sft", "sft", tree)
     model = place.plain()
     logprobs = torch.cat([row_logprobs(model, row["input_ids"], row["labels"]) for row in rows])
@@ -167,7 +167,7 @@ def sft(place: Place) -> float:
 def dpo(place: Place) -> float:
     """Loss, which is ln 2, and gradient norm of the first step."""
     tree = place.tree("dpo", pair_rows(10))
-    execute("dpo", tree)
+    run_command("dpo", tree)
     rows = encoded("dpo", "pair", tree)
     model = place.plain()
     for row in rows:  # the gradient of -log sigmoid at 0 is -1/2
@@ -186,7 +186,7 @@ SIDES = ("chosen", "rejected")
 def reward(place: Place) -> float:
     """Scores and held-out loss of the saved model against plain passes over one text at a time."""
     tree = place.tree("reward", pair_rows(10))
-    final = Path(execute("reward", tree))
+    final = Path(run_command("reward", tree))
     config = configure("reward", tree)
     _, rows = offline.load_rows(config, offline.stage_of("reward", config))
     scorer = LearnedReward.load(final)
@@ -255,7 +255,7 @@ def _online(place: Place, verb: str, **keys: Any) -> float:
         samples_per_step=0,
         **keys,
     )
-    execute(verb, tree)
+    run_command(verb, tree)
     (row,) = [row for row in metrics_of(place.folder / verb) if row["step"] == 1]
     ratios = (row["sampler/ratio_max"], row["policy/ratio_max"])
     return max(abs(math.log(ratio)) for ratio in ratios) / math.log(VOCABULARY)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf.cli.dry_run import plan
-from rlhf.cli.table import configure, execute
+from rlhf.cli.table import configure, run_command
 from rlhf.common.files import read_jsonl
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline
@@ -57,7 +57,7 @@ def tree_of(folder, tmp_path, **change):
 
 def test_a_given_proxy_is_optimised_by_choice_and_by_training(policy_folder, tmp_path):
     tree = tree_of(policy_folder, tmp_path)
-    run = execute("overoptimize", tree)
+    run = run_command("overoptimize", tree)
     found = json.loads((run / "overoptimization.json").read_text())
     [chosen], [trained] = found["best_of_n"], found["rl"]
     assert chosen["ns"] == [1, 2, 4, 8]
@@ -83,7 +83,7 @@ def test_prompts_which_have_no_reward_of_their_own_are_optimised_too(policy_fold
     rows = [{"prompt": f"Guest {number} is tired."} for number in range(16)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tree = tree_of(policy_folder, tmp_path, env={"prompts": [{"path": str(path)}]})
-    run = execute("overoptimize", tree)
+    run = run_command("overoptimize", tree)
     found = json.loads((run / "overoptimization.json").read_text())
     assert found["rl"][0]["steps"] == [1, 2, 3]
 
@@ -97,7 +97,7 @@ def test_what_cannot_be_meant_is_refused(policy_folder, tmp_path):
     with pytest.raises(UserError, match="did you mean 'rloo'"):
         configure("overoptimize", {**tree, "rl": {"algorithm": "rlo"}})
     with pytest.raises(UserError, match="same score"):
-        execute(
+        run_command(
             "overoptimize",
             {**tree, "rewards": [{"kind": "regex", "pattern": "x{99}"}], "rl": None},
         )
@@ -115,7 +115,7 @@ def test_keys_of_what_comes_later_are_checked_first(policy_folder, tmp_path, par
     if "proxies" in part:
         grid = {"bases": [{"path": str(policy_folder)}], "data": [{"path": "x"}], "pairs": [30]}
         part = {**part, "proxies": {**grid, **part["proxies"]}}
-    for act in (execute, plan):
+    for act in (run_command, plan):
         with pytest.raises(UserError, match=words):
             act("overoptimize", {**tree, **part})
 
@@ -127,7 +127,7 @@ def test_more_pairs_than_there_are_is_refused(policy_folder, tmp_path):
     grid = {"bases": [{"path": str(policy_folder)}], "data": [{"path": str(path)}], "pairs": [30]}
     tree = tree_of(policy_folder, tmp_path, rewards=[], proxies=grid)
     with pytest.raises(UserError, match="asks for 30 pairs, but without the held-out prompts"):
-        execute("overoptimize", tree)
+        run_command("overoptimize", tree)
 
 
 def test_several_proxies_give_the_mean_of_their_curves():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf.cli.table import configure, execute
+from rlhf.cli.table import configure, run_command
 from rlhf.common.files import write_jsonl
 from rlhf.errors import UserError
 
@@ -35,7 +35,7 @@ def test_any_expression_of_rules_is_judged_on_pairs(tmp_path):
         "data": pairs_file(tmp_path / "pairs.jsonl"),
         "stress_size": 10,
     }
-    run = execute("reward-report", tree)
+    run = run_command("reward-report", tree)
     report = summary(run, "pairs")
     assert report["reward"] == "regex + repetition"
     assert report["accuracy"]["value"] == 1.0
@@ -56,7 +56,7 @@ def test_a_benchmark_in_its_own_format_is_reached(tmp_path):
         "benchmark": "rewardbench2",
         "path": str(tmp_path / "bench.jsonl"),
     }
-    run = execute("reward-report", tree)
+    run = run_command("reward-report", tree)
     found = summary(run, "rewardbench2")
     assert found["rows"] == 2
     assert found["benchmark"]["subsets"] == {"Math": 0.5}
@@ -66,7 +66,7 @@ def test_a_benchmark_in_its_own_format_is_reached(tmp_path):
     )
     tree |= {"benchmark": "judgebench", "output_dir": str(tmp_path / "other")}
     with pytest.raises(UserError, match=r"judgebench: a row has no column 'label'"):
-        execute("reward-report", tree)
+        run_command("reward-report", tree)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_a_policy_gives_spread_and_best_of_n(tmp_path, policy_folder):
         "samples": 8,
         "stress_size": 0,
     }
-    run = execute("reward-report", tree)
+    run = run_command("reward-report", tree)
     report = summary(run, "pairs")
     assert (report["policy"]["prompts"], report["policy"]["replies"]) == (6, 48)
     gold = [point["mean"] for point in report["best_of_n"]["gold"]]

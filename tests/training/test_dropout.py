@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from rlhf.cli.table import execute
+from rlhf.cli.table import run_command
 from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.models.loading import load_model
 from rlhf.models.logprobs import bare
@@ -86,7 +86,7 @@ def test_the_first_importance_ratio_of_an_online_batch_is_1(
     algorithm = {"num_epochs": 1, "num_minibatches": 1}
     algorithm |= {"group_size": 4} if verb == "grpo" else {}
     tree = tree_of(tmp_path / "run", verb, places[start], algorithm=algorithm, num_steps=3)
-    execute(verb, tree)
+    run_command(verb, tree)
     rows = metrics_of(tmp_path / "run")
     assert len(rows) == 3
     for row in rows:
@@ -100,14 +100,14 @@ def test_evaluating_online_changes_nothing_that_is_learned(
 ) -> None:
     for name, every in (("never", 0), ("often", 1)):
         evaluation = {"episodes": 4, "every": every}
-        execute("ppo", tree_of(tmp_path / name, "ppo", places["both"], evaluation=evaluation))
+        run_command("ppo", tree_of(tmp_path / name, "ppo", places["both"], evaluation=evaluation))
     assert same(weights_of(tmp_path / "never"), weights_of(tmp_path / "often"))
 
 
 def test_a_resumed_online_run_ends_like_the_whole_one(
     tmp_path: Path, places: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    execute("ppo", tree_of(tmp_path / "whole", "ppo", places["both"]))
+    run_command("ppo", tree_of(tmp_path / "whole", "ppo", places["both"]))
     step = online.train_step
 
     def failing(session: Any, run: Any, number: int) -> Any:
@@ -118,9 +118,9 @@ def test_a_resumed_online_run_ends_like_the_whole_one(
     cut = tree_of(tmp_path / "cut", "ppo", places["both"])
     monkeypatch.setattr(online, "train_step", failing)
     with pytest.raises(ValueError, match="cut"):
-        execute("ppo", cut)
+        run_command("ppo", cut)
     monkeypatch.setattr(online, "train_step", step)
-    execute("ppo", cut | {"resume": True})
+    run_command("ppo", cut | {"resume": True})
     assert same(weights_of(tmp_path / "cut"), weights_of(tmp_path / "whole"))
 
 
@@ -131,7 +131,7 @@ def test_preference_losses_start_at_their_exact_value(
 ) -> None:
     trainer = {"max_steps": 2, "learning_rate": 1e-12, "logging_steps": 1}
     tree = tree_of(tmp_path / "run", verb, places[start], engine=engine, trainer=trainer)
-    execute(verb, tree)
+    run_command(verb, tree)
     told = [row["train/loss"] for row in metrics_of(tmp_path / "run") if "train/loss" in row]
     expected = math.log(2) if verb == "dpo" else 0.5
     assert told == pytest.approx([expected] * 2, abs=1e-6)
@@ -167,7 +167,7 @@ def test_dropout_acts_in_updates_of_sft_and_reward_models_alone(
 
     monkeypatch.setattr(nn.Dropout, "forward", counting)
     monkeypatch.setattr(native, "open_lesson", marking)
-    execute(verb, tree_of(tmp_path / "run", verb, places[start], engine="native"))
+    run_command(verb, tree_of(tmp_path / "run", verb, places[start], engine="native"))
     kinds = {"adapters": {"adapters"}, "own": {"own"}, "both": {"adapters", "own"}}[start]
     expected = {"sft": kinds, "reward": kinds - {"own"}, "dpo": set()}[verb]
     assert active == {True: expected, False: set()}
@@ -178,14 +178,14 @@ def test_a_reward_model_keeps_its_own_dropout_where_asked(
 ) -> None:
     for name, off in (("off", True), ("on", False)):
         trainer = {"max_steps": 2, "disable_dropout": off}
-        execute("reward", tree_of(tmp_path / name, "reward", places["own"], trainer=trainer))
+        run_command("reward", tree_of(tmp_path / name, "reward", places["own"], trainer=trainer))
     assert not same(weights_of(tmp_path / "off"), weights_of(tmp_path / "on"))
 
 
 def test_the_rate_of_adapters_decides_in_sft(tmp_path: Path, places: dict[str, Any]) -> None:
     for name, rate in (("none", 0.0), ("some", RATE)):
         model = places["adapters"] | {"lora": LORA | {"dropout": rate}}
-        execute("sft", tree_of(tmp_path / name, "sft", model))
+        run_command("sft", tree_of(tmp_path / name, "sft", model))
     assert not same(weights_of(tmp_path / "none"), weights_of(tmp_path / "some"))
 
 
@@ -193,7 +193,7 @@ def test_a_rate_that_is_left_off_is_told(
     tmp_path: Path, places: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        execute("ppo", tree_of(tmp_path / "run", "ppo", places["adapters"], num_steps=1))
+        run_command("ppo", tree_of(tmp_path / "run", "ppo", places["adapters"], num_steps=1))
     (line,) = [m for m in caplog.messages if "model.lora.dropout" in m]
     assert "0.3 is off in ppo" in line
 

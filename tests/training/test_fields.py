@@ -17,7 +17,7 @@ import gymnasium as gym
 import pytest
 
 from rlhf.algorithms.settings import Settings
-from rlhf.cli.table import configure, execute
+from rlhf.cli.table import configure, run_command
 from rlhf.config.load import merge
 from rlhf.config.model import LoraSpec, ModelSpec, ScratchSpec
 from rlhf.config.online import EvaluationSpec, KLSpec, OnlineConfig, OptimizerSpec, RewardShaping
@@ -259,7 +259,7 @@ def left(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Any]) -> An
         name = json.dumps([verb, changes], sort_keys=True)
         if name not in found:
             folder = tmp_path_factory.mktemp("run") / "run"
-            execute(verb, tree_of(folder, places, changes))
+            run_command(verb, tree_of(folder, places, changes))
             found[name] = everything(folder)
         return found[name]
 
@@ -317,23 +317,23 @@ def test_a_key_without_effect_is_refused(key: str, places: dict[str, Any]) -> No
 
 
 def test_the_directory_is_the_one_that_was_asked_for(tmp_path, places) -> None:
-    final = execute("grpo", tree_of(tmp_path / "here", places, {"num_steps": 1}))
+    final = run_command("grpo", tree_of(tmp_path / "here", places, {"num_steps": 1}))
     assert final == tmp_path / "here/final"
 
 
 def test_failures_stop_the_run_or_are_counted(tmp_path, places) -> None:
     env = {"env": {**NUMBERS, "kwargs": {"fragile": True}}, "rewards": []}
     with pytest.raises(UserError, match=r"the environment failed in the episode of seed \d+"):
-        execute("ppo", tree_of(tmp_path / "stops", places, env))
+        run_command("ppo", tree_of(tmp_path / "stops", places, env))
     counted = merge(env, {"env": {"errors": "count"}, "episodes_per_step": 16})
-    execute("ppo", tree_of(tmp_path / "goes", places, counted))
+    run_command("ppo", tree_of(tmp_path / "goes", places, counted))
     assert len(metrics_of(tmp_path / "goes")) == 2
 
 
 def test_checkpoints_are_written_as_often_as_asked(tmp_path, places, monkeypatch) -> None:
     saved = []
     monkeypatch.setattr(online, "save_checkpoint", lambda *_, step, **__: saved.append(step))
-    execute("grpo", tree_of(tmp_path / "run", places, {"num_steps": 5, "save_every": 2}))
+    run_command("grpo", tree_of(tmp_path / "run", places, {"num_steps": 5, "save_every": 2}))
     assert saved == [2, 4, 5]
 
 
@@ -379,7 +379,7 @@ def test_the_template_has_the_options_that_were_asked_for(tmp_path, places) -> N
     config = configure("grpo", refused)
     with pytest.raises(UserError, match=r"no system role; drop .*fold_system"):
         open_session("grpo", config)
-    final = execute("grpo", tree_of(tmp_path / "run", places, {**changes, "num_steps": 1}))
+    final = run_command("grpo", tree_of(tmp_path / "run", places, {**changes, "num_steps": 1}))
     for model in (changes["model"], {"path": str(final)}):  # saved with the model
         tree = tree_of("unused", places, {**changes, "model": model})
         session = open_session("grpo", configure("grpo", tree))

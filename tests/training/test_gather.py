@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf.cli.table import configure, execute
+from rlhf.cli.table import configure, run_command
 from rlhf.envs.core import TextEnv
 from rlhf.errors import UserError
 from rlhf.rollout.batch import Rollout
@@ -92,7 +92,7 @@ def test_a_step_without_an_informative_group_learns_nothing(tmp_path, echo_model
     env = {"id": "moody/Moody-v0"}
     tree = online_tree(tmp_path / "run", echo_model, env=env, rewards=[], num_steps=2, **GROUPS)
     with caplog.at_level(logging.WARNING):
-        execute("dapo", tree)
+        run_command("dapo", tree)
     rows = [row for row in metrics_of(tmp_path / "run") if row["step"]]
     assert [row["train/skipped"] for row in rows] == [1.0, 1.0]
     assert [row["train/updates"] for row in rows] == [0.0, 0.0]
@@ -182,7 +182,7 @@ def test_the_constant_length_is_that_of_an_episode(echo_model, env, rollout, lim
 
 def test_held_out_episodes_report_what_they_share_with_training(tmp_path, echo_model):
     """Echo has four words, all of them trained on; maps of KeyDoor are kept apart."""
-    execute("ppo", online_tree(tmp_path / "run", echo_model, num_steps=2))
+    run_command("ppo", online_tree(tmp_path / "run", echo_model, num_steps=2))
     items = json.loads((tmp_path / "run/evaluation/run/summary.json").read_text())["items"]
     trained = {
         r["messages"][1]["content"]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from rlhf.cli.table import execute
+from rlhf.cli.table import run_command
 from rlhf.models.loading import load_weights
 from rlhf.reward_models import LearnedReward
 from rlhf.reward_models.generic_heads import has_own_classifier
@@ -21,7 +21,7 @@ def test_a_family_without_a_classifier_carries_a_reward_head(tmp_path, name):
     tiny_tokenizer().save_pretrained(place)
     trainer = {"max_steps": 1, "learning_rate": 0.0}
     tree = pairs_tree(tmp_path, place, rows=pair_rows(12), max_length=100, trainer=trainer)
-    final = execute("reward", tree)
+    final = run_command("reward", tree)
     reward = LearnedReward.load(final)
     assert reward.sidecar.pooling == "last"
     # Nothing was learned: the trunk is the language model's own, to the bit.

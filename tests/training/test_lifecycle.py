@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from rlhf.cli.main import main
-from rlhf.cli.table import execute
+from rlhf.cli.table import run_command
 from rlhf.commands.generate import GenerateConfig, generate
 from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.errors import UserError
@@ -179,7 +179,7 @@ def live(verb: str, tree: dict[str, Any]) -> Life:
             patch.setattr(f"rlhf.training.{module}.Movement", Watched)
         for module in (offline, online):
             patch.setattr(module, "share_base", before_saving)
-        execute(verb, tree)
+        run_command(verb, tree)
     return life
 
 
@@ -272,7 +272,9 @@ def test_a_refused_cell_is_one_line(
             folder = base if start == "full" else merge_adapter(str(first.final), tmp_path / "m")
             merge_adapter(str(folder), tmp_path / "target")
         else:
-            execute(verb, tree_of(tmp_path / "run", verb, engine, start_model(start, base, first)))
+            run_command(
+                verb, tree_of(tmp_path / "run", verb, engine, start_model(start, base, first))
+            )
 
     with pytest.raises(UserError) as error:
         attempt()
@@ -302,7 +304,7 @@ def test_a_result_is_evaluated_generated_from_and_merged(
     data = write_rows(tmp_path / "text.jsonl", rows)
     policy = {"name": "it", "model": {"path": str(life.final)}}
     tree = {"output_dir": str(tmp_path / "e"), "policies": [policy], "text": [{"path": str(data)}]}
-    execute("evaluate", tree)
+    run_command("evaluate", tree)
     summary = json.loads((tmp_path / "e/evaluation/it/summary.json").read_text())
     loss = plain_loss(model, tokenizer, rows)
     assert summary["metrics"]["text_loss"]["mean"] == pytest.approx(loss, rel=1e-5)

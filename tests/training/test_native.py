@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from rlhf.cli.table import configure, execute
+from rlhf.cli.table import configure, run_command
 from rlhf.config.optimization import native_options
 from rlhf.errors import UserError
 from rlhf.run.directory import Run, seed_everything
@@ -102,7 +102,7 @@ def same_batch(lesson, verb, inputs):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_stage_trains_evaluates_and_leaves_a_model(tmp_path, echo_model, verb):
-    final = execute(verb, tree_of(verb, tmp_path, echo_model, engine="auto"))
+    final = run_command(verb, tree_of(verb, tmp_path, echo_model, engine="auto"))
     folder = tmp_path / "run"
     found = evaluations(folder)
     assert sorted(found) == [0, 2, 4, 6, 8]
@@ -117,7 +117,7 @@ def test_a_stage_trains_evaluates_and_leaves_a_model(tmp_path, echo_model, verb)
 
 
 def test_dpo_starts_at_ln_2_to_the_bit_and_holds_no_second_model(tmp_path, echo_model):
-    execute("dpo", tree_of("dpo", tmp_path, echo_model, engine="native", batch_size=4))
+    run_command("dpo", tree_of("dpo", tmp_path, echo_model, engine="native", batch_size=4))
     folder = tmp_path / "run"
     assert evaluations(folder)[0] == torch.tensor(2.0).log().item()
     assert losses(folder)[0] == torch.tensor(2.0).log().item()
@@ -128,7 +128,7 @@ def test_adapters_train_too(tmp_path, echo_model):
     keys = {"model": {"path": str(echo_model), "lora": {"rank": 4, "dropout": 0.1}}}
     for verb in VERBS:
         tree = tree_of(verb, tmp_path, echo_model, engine="native", name=verb, **keys)
-        final = execute(verb, tree)
+        final = run_command(verb, tree)
         found = evaluations(tmp_path / verb)
         assert abs(found[8] - found[0]) > 5e-4
         assert (final / "adapter_config.json").exists() == (verb != "reward")  # that one is merged
@@ -169,7 +169,7 @@ def test_portions_do_not_change_what_is_learned(tmp_path, echo_model, verb):
 
 def test_the_best_evaluation_is_the_one_that_is_kept(tmp_path, echo_model):
     tree = divergent(tmp_path, echo_model, engine="native")
-    execute("sft", tree)
+    run_command("sft", tree)
     folder = tmp_path / "run"
     found = evaluations(folder)
     best = min((step for step in found if step), key=found.__getitem__)
@@ -179,12 +179,12 @@ def test_the_best_evaluation_is_the_one_that_is_kept(tmp_path, echo_model):
         "output_dir": str(tmp_path / "again"),
         "model": {"path": str(folder / "final")},
     }
-    execute("sft", again)
+    run_command("sft", again)
     assert evaluations(tmp_path / "again")[0] == pytest.approx(found[best], abs=1e-6)
 
 
 def test_early_stopping_stops(tmp_path, echo_model):
-    execute("sft", divergent(tmp_path, echo_model, engine="native", patience=2))
+    run_command("sft", divergent(tmp_path, echo_model, engine="native", patience=2))
     found = evaluations(tmp_path / "run")
     steps = sorted(found)
     assert steps[-1] < 24
@@ -197,7 +197,7 @@ def test_a_run_cut_anywhere_ends_like_the_whole_run(tmp_path, echo_model, verb, 
     """Two epochs, cut in the first and in the second."""
     trainer = {"learning_rate": 1e-2, "max_steps": 8}
     whole = tree_of(verb, tmp_path, echo_model, engine="native", name="whole", trainer=trainer)
-    execute(verb, whole)
+    run_command(verb, whole)
     cut = tree_of(verb, tmp_path, echo_model, engine="native", name="cut", trainer=trainer)
     learn = native.learn
     for last in (3, 6):
@@ -209,9 +209,9 @@ def test_a_run_cut_anywhere_ends_like_the_whole_run(tmp_path, echo_model, verb, 
 
         monkeypatch.setattr(native, "learn", failing)
         with pytest.raises(UserError, match="cut"):
-            execute(verb, cut | {"resume": True})
+            run_command(verb, cut | {"resume": True})
     monkeypatch.setattr(native, "learn", learn)
-    execute(verb, cut | {"resume": True})
+    run_command(verb, cut | {"resume": True})
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
     assert same(weights_of(tmp_path / "cut"), weights_of(tmp_path / "whole"))
 
@@ -231,7 +231,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, echo_model):
         "sft", tmp_path, echo_model, engine="native", trainer={"learning_rate": math.inf}
     )
     with pytest.raises(UserError, match=r"diverged in step \d+.*learning_rate.*--resume"):
-        execute("sft", tree)
+        run_command("sft", tree)
 
 
 @pytest.mark.parametrize(
@@ -250,4 +250,4 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, echo_model):
 )
 def test_what_it_does_not_have_is_refused(tmp_path, echo_model, verb, keys, message):
     with pytest.raises(UserError, match=message):
-        execute(verb, tree_of(verb, tmp_path, echo_model, engine="native", **keys))
+        run_command(verb, tree_of(verb, tmp_path, echo_model, engine="native", **keys))

@@ -14,7 +14,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from rlhf.cli.table import configure, execute
+from rlhf.cli.table import configure, run_command
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 from rlhf.config.offline import OWNED, OfflineConfig
@@ -91,7 +91,7 @@ def test_the_trap_is_there_default_options_raise_on_a_cpu(tmp_path, options):
 
 @pytest.mark.parametrize("verb", ROWS)
 def test_every_stage_trains_evaluates_and_leaves_a_model(tmp_path, echo_model, verb):
-    final = execute(verb, tree_of(verb, tmp_path, echo_model))
+    final = run_command(verb, tree_of(verb, tmp_path, echo_model))
     folder = tmp_path / "run"
     assert final == folder / "final"
     assert sorted(evaluations(folder)) == [0, 2, 4, 6, 8]
@@ -121,7 +121,7 @@ def test_kto_starts_at_no_divergence_whatever_lies_on_disk(tmp_path, echo_model)
 
 @pytest.mark.parametrize("verb", ["dpo", "kto"])
 def test_the_log_of_a_preference_run_starts_where_the_reference_is(tmp_path, echo_model, verb):
-    execute(verb, tree_of(verb, tmp_path, echo_model))
+    run_command(verb, tree_of(verb, tmp_path, echo_model))
     start = {"dpo": math.log(2), "kto": 0.5}[verb]
     assert evaluations(tmp_path / "run")[0] == pytest.approx(start, abs=1e-6)
     assert evaluations(tmp_path / "run")[8] != pytest.approx(start, abs=1e-3)
@@ -129,7 +129,7 @@ def test_the_log_of_a_preference_run_starts_where_the_reference_is(tmp_path, ech
 
 def test_dpo_with_adapters_needs_no_second_model(tmp_path, echo_model):
     keys = {"model": {"path": str(echo_model), "lora": {"rank": 4}}}
-    execute("dpo", tree_of("dpo", tmp_path, echo_model, **keys))
+    run_command("dpo", tree_of("dpo", tmp_path, echo_model, **keys))
     losses = evaluations(tmp_path / "run")
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
     assert abs(losses[8] - losses[0]) > 1e-3
@@ -178,7 +178,7 @@ def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, verb):
 
 def test_a_bf16_run_saves_bf16_and_resumes(tmp_path, echo_model):
     keys = {"model": {"path": str(echo_model), "dtype": "bfloat16"}}
-    final = execute("sft", tree_of("sft", tmp_path, echo_model, **keys))
+    final = run_command("sft", tree_of("sft", tmp_path, echo_model, **keys))
     assert {w.dtype for w in weights_of(final.parent).values()} == {torch.bfloat16}
 
 
@@ -193,7 +193,7 @@ def divergent(tmp_path, place, **keys):
 
 
 def test_the_best_checkpoint_is_the_one_that_is_kept(tmp_path, echo_model):
-    execute("sft", divergent(tmp_path, echo_model))
+    run_command("sft", divergent(tmp_path, echo_model))
     folder = tmp_path / "run"
     losses = evaluations(folder)
     best = min((step for step in losses if step), key=lambda step: losses[step])
@@ -206,7 +206,7 @@ def test_the_best_checkpoint_is_the_one_that_is_kept(tmp_path, echo_model):
 
 
 def test_early_stopping_stops(tmp_path, echo_model):
-    execute("sft", divergent(tmp_path, echo_model, patience=2))
+    run_command("sft", divergent(tmp_path, echo_model, patience=2))
     losses = evaluations(tmp_path / "run")
     steps = sorted(losses)
     assert steps[-1] < 24
@@ -217,19 +217,21 @@ def test_early_stopping_stops(tmp_path, echo_model):
 @pytest.mark.parametrize("key", sorted(OWNED))
 def test_options_that_the_run_sets_are_refused_by_name(tmp_path, echo_model, key):
     with pytest.raises(UserError) as caught:
-        execute("sft", tree_of("sft", tmp_path, echo_model, trainer={key: None}))
+        run_command("sft", tree_of("sft", tmp_path, echo_model, trainer={key: None}))
     assert str(caught.value).startswith(f"trainer.{key} is set by {OWNED[key]}")
 
 
 def test_bad_values_of_trainer_options_are_one_line(tmp_path, echo_model):
     with pytest.raises(UserError, match=r"^trainer: ") as caught:
-        execute("dpo", tree_of("dpo", tmp_path, echo_model, trainer={"loss_type": ["nonsense"]}))
+        run_command(
+            "dpo", tree_of("dpo", tmp_path, echo_model, trainer={"loss_type": ["nonsense"]})
+        )
     assert "\n" not in str(caught.value)
 
 
 def test_lora_leaves_an_adapter_that_loads_as_a_model(tmp_path, echo_model):
     keys = {"model": {"path": str(echo_model), "lora": {"rank": 4}}}
-    final = execute("sft", tree_of("sft", tmp_path, echo_model, **keys))
+    final = run_command("sft", tree_of("sft", tmp_path, echo_model, **keys))
     assert (final / "adapter_config.json").exists()
     from rlhf.models.loading import load_weights
 
@@ -241,7 +243,7 @@ def test_lora_leaves_an_adapter_that_loads_as_a_model(tmp_path, echo_model):
 
 def test_a_model_from_scratch_learns_its_tokenizer_from_the_rows(tmp_path, echo_model):
     scratch = {"scratch": {"hidden_size": 16, "num_heads": 2, "context": 64}}
-    final = execute("sft", tree_of("sft", tmp_path, echo_model, model=scratch))
+    final = run_command("sft", tree_of("sft", tmp_path, echo_model, model=scratch))
     assert len(AutoTokenizer.from_pretrained(final)("apple")["input_ids"]) == 1
 
 
@@ -311,7 +313,7 @@ def test_both_engines_learn_from_the_same_ids(tmp_path, echo_model, chat):
         tree = offline_tree(tmp_path / engine, folder, data, engine=engine, max_length=40)
         tree |= {"eval_data": tree["data"], "batch_size": 8, "micro_batch_size": 8}
         tree["trainer"] = {"max_steps": 1, "learning_rate": 1e-3}
-        execute("dpo", tree)
+        run_command("dpo", tree)
         logged[engine] = evaluations(tmp_path / engine)
     assert logged["native"] == pytest.approx(logged["trl"], abs=1e-5)
     assert len(set(logged["native"].values())) == 2  # the step did something

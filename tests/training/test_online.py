@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.algorithms.registry import ALGORITHMS
-from rlhf.cli.table import configure, execute
+from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
 from rlhf.rollout.batch import collate
 from rlhf.training import online
@@ -50,7 +50,7 @@ def moved(before, module):
 
 @pytest.mark.parametrize("verb", sorted(ALGORITHMS))
 def test_every_algorithm_trains_two_steps(tmp_path, echo_model, verb):
-    execute(verb, online_tree(tmp_path / "run", echo_model, num_steps=2))
+    run_command(verb, online_tree(tmp_path / "run", echo_model, num_steps=2))
     rows = [row for row in metrics_of(tmp_path / "run") if row["step"]]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(math.isfinite(value) for row in rows for value in row.values())
@@ -69,7 +69,7 @@ def test_every_algorithm_trains_two_steps(tmp_path, echo_model, verb):
 def test_kept_tokens_are_those_of_the_step(tmp_path, echo_model, verb):
     """Against the model that sampled them: the first step's policy is the start model itself."""
     tree = online_tree(tmp_path / "run", echo_model, num_steps=1, samples_per_step=3)
-    execute(verb, tree)
+    run_command(verb, tree)
     rows = [r for r in read_rows(tmp_path / "run/samples.jsonl") if r["split"] == "train"]
     model = AutoModelForCausalLM.from_pretrained(echo_model)
     tokenizer = AutoTokenizer.from_pretrained(echo_model)
@@ -126,7 +126,7 @@ def test_mini_batches_part_the_episodes_and_epochs_shuffle_anew(echo_model):
 
 def test_the_learning_rate_falls_to_zero_over_all_updates(tmp_path, echo_model):
     keys = {"algorithm": {"num_epochs": 2, "num_minibatches": 2}, "num_steps": 4}
-    execute("ppo", online_tree(tmp_path / "run", echo_model, **keys))
+    run_command("ppo", online_tree(tmp_path / "run", echo_model, **keys))
     rates = [row["train/learning_rate"] for row in metrics_of(tmp_path / "run")]
     assert rates == pytest.approx([7.5e-4, 5e-4, 2.5e-4, 0.0])
 
@@ -187,7 +187,7 @@ def test_the_adaptive_coefficient_moves_as_in_the_paper(tmp_path, echo_model):
     """Ziegler et al. 2019: coef *= 1 + clip(kl / target - 1, -.2, .2) * episodes / horizon."""
     kl = {"controller": "adaptive", "target": 0.01, "horizon": 20}
     keys = {"kl": kl, "optimizer": {"learning_rate": 1e-2}}
-    execute("ppo", online_tree(tmp_path / "run", echo_model, **keys))
+    run_command("ppo", online_tree(tmp_path / "run", echo_model, **keys))
     rows = metrics_of(tmp_path / "run")
     assert rows[0]["kl/coef"] == 0.05
     assert rows[0]["policy/kl"] == pytest.approx(0.0, abs=1e-6)
@@ -203,7 +203,7 @@ def test_the_divergence_budget_ends_training_with_a_model(tmp_path, echo_model):
         "optimizer": {"learning_rate": 1e-2},
         "num_steps": 30,
     }
-    final = execute("ppo", online_tree(tmp_path / "run", echo_model, **keys))
+    final = run_command("ppo", online_tree(tmp_path / "run", echo_model, **keys))
     rows = metrics_of(tmp_path / "run")
     assert 2 <= len(rows) < 30
     assert rows[-1]["policy/kl"] > 1e-4
@@ -271,7 +271,7 @@ JUDGE = [{"kind": "function", "path": "tests.training.test_online:judge_some"}]
 def test_too_many_unscored_episodes_stop_the_run(tmp_path, echo_model):
     told = r"25% of the episodes .* shaping\.max_unscored = 20%: 2 x judge_some: returned None$"
     with pytest.raises(UserError, match=told):
-        execute("ppo", online_tree(tmp_path / "run", echo_model, rewards=JUDGE))
+        run_command("ppo", online_tree(tmp_path / "run", echo_model, rewards=JUDGE))
 
 
 def judge_that_fails(conversations):
@@ -285,12 +285,12 @@ def test_the_run_says_why_episodes_have_no_score(tmp_path, echo_model):
     path = "tests.training.test_online:judge_that_fails"
     told = "100% of the episodes .*: 8 x judge_that_fails: ZeroDivisionError: division by zero "
     with pytest.raises(UserError, match=told + rf"\(test_online.py:{line}\)$"):
-        execute(
+        run_command(
             "ppo",
             online_tree(tmp_path / "a", echo_model, rewards=[{"kind": "function", "path": path}]),
         )
     home = tmp_path / "b"
-    execute("ppo", online_tree(home, echo_model, rewards=JUDGE, shaping={"max_unscored": 0.5}))
+    run_command("ppo", online_tree(home, echo_model, rewards=JUDGE, shaping={"max_unscored": 0.5}))
     rows = [json.loads(line) for line in (home / "metrics.jsonl").read_text().splitlines()]
     shares = [row.get("rewards/unscored/judge_some/returned_none") for row in rows]
     assert 0.25 in shares
@@ -321,7 +321,7 @@ def test_an_environment_without_weight_is_measured_and_not_learned_from(tmp_path
     runs = {}
     for name, weight in (("without", 0.0), ("with", 1.0)):
         tree = online_tree(tmp_path / name, echo_model, rewards=length, num_steps=1)
-        execute("ppo", tree | {"env": env | {"reward": weight}})
+        run_command("ppo", tree | {"env": env | {"reward": weight}})
         runs[name] = metrics_of(tmp_path / name)[0]
     assert runs["without"]["reward/mean"] == pytest.approx(0.25)
     env_mean = runs["with"]["reward/env"]
@@ -336,8 +336,8 @@ def judge_all(conversations):
 
 def test_gold_is_measured_and_not_learned_from(tmp_path, echo_model):
     gold = [{"kind": "function", "path": "tests.training.test_online:judge_all", "name": "gold"}]
-    execute("ppo", online_tree(tmp_path / "plain", echo_model))
-    execute("ppo", online_tree(tmp_path / "gold", echo_model, gold=gold))
+    run_command("ppo", online_tree(tmp_path / "plain", echo_model))
+    run_command("ppo", online_tree(tmp_path / "gold", echo_model, gold=gold))
     assert same(weights_of(tmp_path / "plain"), weights_of(tmp_path / "gold"))
     assert [row["reward/gold"] for row in metrics_of(tmp_path / "gold")] == [0.25] * 4
 
@@ -346,7 +346,7 @@ def test_gold_is_measured_and_not_learned_from(tmp_path, echo_model):
 def test_groups_must_divide_the_batch(tmp_path, echo_model, verb):
     tree = online_tree(tmp_path / "run", echo_model, episodes_per_step=10)
     with pytest.raises(UserError, match=r"multiple of algorithm\.group_size, got 10 and [48]"):
-        execute(verb, tree)
+        run_command(verb, tree)
 
 
 def test_a_group_shares_its_start_state_and_not_its_replies(echo_model):
@@ -362,7 +362,7 @@ def test_a_group_shares_its_start_state_and_not_its_replies(echo_model):
 
 
 def test_training_and_evaluation_seeds_never_meet(echo_model, tmp_path):
-    execute("ppo", online_tree(tmp_path / "run", echo_model, num_steps=2))
+    run_command("ppo", online_tree(tmp_path / "run", echo_model, num_steps=2))
     for row in read_rows(tmp_path / "run/samples.jsonl"):
         assert (row["seed"] < 2**30) == (row["split"] == "train")
     for row in read_rows(tmp_path / "run/evaluation/run/episodes.jsonl"):
@@ -372,7 +372,7 @@ def test_training_and_evaluation_seeds_never_meet(echo_model, tmp_path):
 def test_a_lora_policy_leaves_an_adapter_that_loads(tmp_path, echo_model):
     model = {"path": str(echo_model), "lora": {"rank": 4}}
     keys = {"model": model, "optimizer": {"learning_rate": 1e-2}}
-    final = execute("ppo", online_tree(tmp_path / "run", echo_model, **keys))
+    final = run_command("ppo", online_tree(tmp_path / "run", echo_model, **keys))
     from rlhf.models.loading import load_weights
 
     assert (final / "adapter_config.json").exists()
@@ -385,7 +385,7 @@ def test_a_lora_policy_leaves_an_adapter_that_loads(tmp_path, echo_model):
 def test_a_diverging_run_stops_with_advice(tmp_path, echo_model, monkeypatch):
     monkeypatch.setattr(online, "learn", lambda *_, **__: {"policy/loss": math.nan})
     with pytest.raises(UserError, match=r"diverged in step 1: policy/loss is not finite; lower"):
-        execute("ppo", online_tree(tmp_path / "run", echo_model))
+        run_command("ppo", online_tree(tmp_path / "run", echo_model))
 
 
 def test_prompt_sets_are_split_and_scored_by_the_rewards(tmp_path, echo_model):
@@ -393,7 +393,7 @@ def test_prompt_sets_are_split_and_scored_by_the_rewards(tmp_path, echo_model):
     env = {"prompts": [{"path": str(prompts)}]}
     reward = [{"kind": "function", "path": "tests.training.test_online:judge_all"}]
     tree = online_tree(tmp_path / "run", echo_model, env=env, rewards=reward, num_steps=2)
-    execute("ppo", tree)
+    run_command("ppo", tree)
     rows = read_rows(tmp_path / "run/samples.jsonl")
     asked = {
         split: {row["messages"][0]["content"] for row in rows if row["split"] == split}
@@ -408,7 +408,7 @@ def test_the_answer_column_of_a_prompt_set_reaches_the_reward(tmp_path, echo_mod
     env = {"prompts": [{"path": str(write_rows(tmp_path / "p.jsonl", rows))}]}
     reward = [{"kind": "function", "path": "tests.training.test_online:answer_of"}]
     tree = online_tree(tmp_path / "run", echo_model, env=env, rewards=reward, num_steps=1)
-    execute("ppo", tree)
+    run_command("ppo", tree)
     for row in read_rows(tmp_path / "run/samples.jsonl"):
         opening = row["messages"][0]
         assert opening["content"] == f"Repeat: {opening['answer']}"

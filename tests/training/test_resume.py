@@ -7,7 +7,7 @@ import time
 import pytest
 
 from rlhf.cli.main import main
-from rlhf.cli.table import execute
+from rlhf.cli.table import run_command
 from rlhf.training import native, offline, online
 from tests.helpers.training import (
     checkpoint_of,
@@ -65,8 +65,8 @@ def assert_same_run(first, second):
 
 def test_same_seed_twice_is_the_same_run_and_another_seed_another(tmp_path, echo_model):
     for name in ("a", "b"):
-        execute("ppo", online_tree(tmp_path / name, echo_model, **CASES["ppo"]))
-    execute("ppo", online_tree(tmp_path / "c", echo_model, seed=1, **CASES["ppo"]))
+        run_command("ppo", online_tree(tmp_path / name, echo_model, **CASES["ppo"]))
+    run_command("ppo", online_tree(tmp_path / "c", echo_model, seed=1, **CASES["ppo"]))
     assert_same_run(tmp_path / "a", tmp_path / "b")
     assert metrics_of(tmp_path / "a") != metrics_of(tmp_path / "c")
 
@@ -75,7 +75,7 @@ def test_same_seed_twice_is_the_same_run_and_another_seed_another(tmp_path, echo
 def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_like_the_whole_run(
     tmp_path, echo_model, monkeypatch, capsys, verb
 ):
-    execute(verb, online_tree(tmp_path / "whole", echo_model, **CASES[verb]))
+    run_command(verb, online_tree(tmp_path / "whole", echo_model, **CASES[verb]))
     original = online.train_step
 
     def interrupted(session, run, step):
@@ -110,9 +110,9 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, echo_model, monkeypatch, capsys
 
 def test_resuming_a_finished_run_does_nothing(tmp_path, echo_model):
     tree = online_tree(tmp_path / "run", echo_model, num_steps=1)
-    execute("ppo", tree)
+    run_command("ppo", tree)
     before = (tmp_path / "run/samples.jsonl").read_bytes(), metrics_of(tmp_path / "run")
-    execute("ppo", tree | {"resume": True})
+    run_command("ppo", tree | {"resume": True})
     assert before == ((tmp_path / "run/samples.jsonl").read_bytes(), metrics_of(tmp_path / "run"))
 
 
@@ -144,7 +144,7 @@ def test_ctrl_c_in_sft_leaves_a_checkpoint_and_resume_ends_like_the_whole_run(
     tmp_path, echo_model, monkeypatch, capsys, engine, step
 ):
     data = write_rows(tmp_path / "sft.jsonl", sft_rows())
-    execute("sft", offline_tree(tmp_path / "whole", echo_model, data, engine=engine))
+    run_command("sft", offline_tree(tmp_path / "whole", echo_model, data, engine=engine))
     interrupt_at(step, engine, monkeypatch)
     options = arguments(offline_tree(tmp_path / "cut", echo_model, data, engine=engine))
     assert main(["sft", *options]) == 2

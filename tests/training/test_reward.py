@@ -11,7 +11,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from rlhf.cli.table import configure, execute
+from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward
 from rlhf.run.directory import Run, seed_everything
@@ -47,7 +47,7 @@ def padded_with_eos(folder):
 
 def test_a_reward_model_sees_the_end_even_where_padding_was_eos(tmp_path):
     model_folder = padded_with_eos(tmp_path / "model")
-    final = execute("reward", pairs_tree(tmp_path, model_folder))
+    final = run_command("reward", pairs_tree(tmp_path, model_folder))
     tokenizer = AutoTokenizer.from_pretrained(final)
     model = AutoModelForSequenceClassification.from_pretrained(final).eval()
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
@@ -68,7 +68,7 @@ def test_the_head_of_a_lora_reward_model_trains_and_is_saved(tmp_path, echo_mode
     seed_everything(config.seed)
     fresh, *_ = reward.load_scorer(config, reward.kind_of(config))
     before = fresh.base_model.model.score.modules_to_save["default"].weight.detach().clone()
-    final = execute("reward", tree)
+    final = run_command("reward", tree)
     after = AutoModelForSequenceClassification.from_pretrained(final).score.weight
     assert (after - before).abs().max() > 1e-3
     assert not (final / "adapter_config.json").exists()
@@ -79,7 +79,7 @@ def test_the_saved_reward_model_scores_as_the_trained_one_did(tmp_path, echo_mod
     """The best eval/loss in the log, worked out anew from the scores of the loaded model."""
     keys = {"model": {"path": str(echo_model), "lora": lora}}
     tree = pairs_tree(tmp_path, echo_model, **keys)
-    final = execute("reward", tree)
+    final = run_command("reward", tree)
     config = configure("reward", tree)
     _, rows = offline.load_rows(config, offline.stage_of("reward", config))
     reward = LearnedReward.load(final)
@@ -103,7 +103,7 @@ def test_overlong_pairs_are_truncated_and_counted_never_dropped(tmp_path, echo_m
     assert long[-1] == tokenizer.eos_token_id  # what is scored is the end
     assert encoder.summary() == "1 truncated"
     with caplog.at_level("INFO"):
-        execute("reward", pairs_tree(tmp_path, echo_model, rows=rows * 4, max_length=24))
+        run_command("reward", pairs_tree(tmp_path, echo_model, rows=rows * 4, max_length=24))
     assert "examples: 4 truncated" in caplog.text.replace(" 3 ", " 4 ")
 
 
@@ -115,7 +115,7 @@ def test_rows_that_cannot_be_judged_stand_in_the_report(tmp_path, echo_model):
     rows = pair_rows(8)
     rows[3]["rejected"] = rows[3]["chosen"]
     test = write_rows(tmp_path / "test.jsonl", rows)
-    execute("reward", pairs_tree(tmp_path, echo_model, test_data=[{"path": str(test)}]))
+    run_command("reward", pairs_tree(tmp_path, echo_model, test_data=[{"path": str(test)}]))
     summary = json.loads((tmp_path / "run/evaluation/run/summary.json").read_text())
     assert summary["data"]["dropped"] == {"chosen equals rejected": 1}
     assert summary["accuracy"]["n"] == 7
@@ -138,12 +138,12 @@ def test_margins_count_only_when_asked_for(tmp_path, echo_model):
 
 def test_margins_without_a_column_are_refused(tmp_path, echo_model):
     with pytest.raises(UserError, match="margins is true, but the pairs have no margin column"):
-        execute("reward", pairs_tree(tmp_path, echo_model, margins=True))
+        run_command("reward", pairs_tree(tmp_path, echo_model, margins=True))
 
 
 def test_a_reward_model_from_scratch_is_refused(tmp_path, echo_model):
     with pytest.raises(UserError, match="a reward model starts from a language model"):
-        execute("reward", pairs_tree(tmp_path, echo_model, model={"scratch": {}}))
+        run_command("reward", pairs_tree(tmp_path, echo_model, model={"scratch": {}}))
 
 
 def labelled_texts(count=32):
@@ -155,7 +155,7 @@ def test_a_classifier_scores_log_odds(tmp_path, echo_model):
     tree = pairs_tree(tmp_path, echo_model, rows=labelled_texts(64))
     tree |= {"kind": "classification", "evaluations": 1}
     tree["trainer"] |= {"max_steps": 24}
-    final = execute("reward", tree)
+    final = run_command("reward", tree)
     good, bad = LearnedReward.load(final)(
         [[{"role": "assistant", "content": text}] for text in ("apple 3", "river 4")]
     )
@@ -175,14 +175,14 @@ def test_a_reward_model_no_better_than_chance_is_kept_and_said_to_be_one(
         "rlhf.training.reward_models.report.write_pairs_evaluation", lambda *args, **kwargs: report
     )
     with caplog.at_level("INFO"):
-        final = execute("reward", pairs_tree(tmp_path, echo_model))
+        final = run_command("reward", pairs_tree(tmp_path, echo_model))
     assert json.loads((final / "reward_model.json").read_text())["temperature"] == 1.0
     assert "No temperature makes its margins informative" in caplog.text
 
 
 def test_replies_of_one_character_train_and_are_reported_on(tmp_path, echo_model):
     rows = [{"prompt": f"word {i}", "chosen": "a", "rejected": "b"} for i in range(40)]
-    execute("reward", pairs_tree(tmp_path, echo_model, rows=rows))
+    run_command("reward", pairs_tree(tmp_path, echo_model, rows=rows))
     assert (tmp_path / "run" / "finished").exists()
     report = json.loads((tmp_path / "run/evaluation/run/summary.json").read_text())
     assert report["baselines"]["bag of words"]["accuracy"]["value"] == 1.0
@@ -199,7 +199,7 @@ def test_a_plain_tool_reads_the_score_where_we_read_it(tmp_path, echo_model):
     folder = tmp_path / "model"
     shutil.copytree(echo_model, folder)
     (folder / "chat_template.jinja").write_text(CHATML)
-    final = execute("reward", pairs_tree(tmp_path, folder))
+    final = run_command("reward", pairs_tree(tmp_path, folder))
     tokenizer = AutoTokenizer.from_pretrained(final)
     model = AutoModelForSequenceClassification.from_pretrained(final).eval()
     ours = LearnedReward.load(final)
@@ -228,4 +228,4 @@ def test_pairs_that_are_equal_once_cut_are_dropped_and_counted(tmp_path, echo_mo
     assert encoder.summary() == "2 dropped: equal after max_length"
     tree = pairs_tree(tmp_path, echo_model, rows=[rows[2], rows[5]] * 8, max_length=24)
     with pytest.raises(UserError, match=r"dropped: equal after max_length; max_length is 24"):
-        execute("reward", tree)
+        run_command("reward", tree)

@@ -11,7 +11,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from rlhf.cli.table import configure, execute
+from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward, build
 from rlhf.reward_models.losses import IGNORED
@@ -114,7 +114,7 @@ def test_every_kind_trains_on_decoders_and_encoders_and_scores_as_it_was_trained
     """The held-out loss in the log, worked out anew from what the saved checkpoint says."""
     place = request.getfixturevalue(backbone)
     tree = tree_of_kind(name, tmp_path, place)
-    final = execute("reward", tree)
+    final = run_command("reward", tree)
     logged = evaluations(tmp_path / "run")
     assert sorted(logged) == [0, 2, 4, 6, 8]
     assert (tmp_path / "run" / "evaluation" / "run" / "summary.json").exists()
@@ -164,7 +164,7 @@ SCORERS = {
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_a_checkpoint_knows_which_scorer_reads_it(tmp_path, encoder_model, name):
-    final = execute("reward", tree_of_kind(name, tmp_path, encoder_model))
+    final = run_command("reward", tree_of_kind(name, tmp_path, encoder_model))
     scorer = build({"kind": "trained", "path": str(final)})
     assert type(scorer).__name__ == SCORERS[name]
     talks = [
@@ -178,7 +178,7 @@ def test_a_checkpoint_knows_which_scorer_reads_it(tmp_path, encoder_model, name)
 
 
 def test_heads_disagree_and_their_mean_is_the_score(tmp_path, encoder_model):
-    final = execute("reward", tree_of_kind("heads", tmp_path, encoder_model))
+    final = run_command("reward", tree_of_kind("heads", tmp_path, encoder_model))
     scores = build({"kind": "trained", "path": str(final)}).score([[*user("a"), *assistant("b")]])
     heads = [scores.components[f"ensemble.head{i}"][0] for i in range(3)]
     assert len(set(heads)) == 3
@@ -187,7 +187,7 @@ def test_heads_disagree_and_their_mean_is_the_score(tmp_path, encoder_model):
 
 
 def test_a_pair_model_is_antisymmetric(tmp_path, encoder_model):
-    final = execute("reward", tree_of_kind("pairwise", tmp_path, encoder_model))
+    final = run_command("reward", tree_of_kind("pairwise", tmp_path, encoder_model))
     model = PairModel.load(final)
     prompts = [user("Repeat: apple")] * 2
     odds, agree = model.compare(prompts, ["apple", "river"], ["river", "apple"])
@@ -196,14 +196,14 @@ def test_a_pair_model_is_antisymmetric(tmp_path, encoder_model):
 
 
 def test_texts_trained_on_alone_are_scored_alone(tmp_path, encoder_model):
-    final = execute("reward", tree_of_kind("classification", tmp_path, encoder_model))
+    final = run_command("reward", tree_of_kind("classification", tmp_path, encoder_model))
     reward_of = LearnedReward.load(final)
     bare, asked = reward_of([assistant("apple 3"), [*user("What?"), *assistant("apple 3")]])
     assert bare == asked
 
 
 def test_classes_have_names_and_plain_transformers_reads_them(tmp_path, encoder_model):
-    final = execute("reward", tree_of_kind("classes", tmp_path, encoder_model))
+    final = run_command("reward", tree_of_kind("classes", tmp_path, encoder_model))
     model = AutoModelForSequenceClassification.from_pretrained(final)
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert model.config.problem_type == "single_label_classification"
@@ -211,7 +211,7 @@ def test_classes_have_names_and_plain_transformers_reads_them(tmp_path, encoder_
 
 
 def test_labels_beside_a_bag_of_words(tmp_path, encoder_model):
-    execute("reward", tree_of_kind("classes", tmp_path, encoder_model))
+    run_command("reward", tree_of_kind("classes", tmp_path, encoder_model))
     summary = json.loads((tmp_path / "run/evaluation/run/summary.json").read_text())
     assert summary["baselines"]["TF-IDF"]["accuracy"]["mean"] == 1.0  # a word gives it away
     gain = summary["gains"]["TF-IDF"]["accuracy"]
@@ -223,7 +223,7 @@ def test_labels_beside_a_bag_of_words(tmp_path, encoder_model):
 
 def test_test_rows_are_what_the_report_is_on(tmp_path, encoder_model):
     rows = write_rows(tmp_path / "test.jsonl", labelled_texts(20))
-    execute(
+    run_command(
         "reward",
         tree_of_kind("classification", tmp_path, encoder_model, test_data=[{"path": str(rows)}]),
     )
@@ -247,20 +247,20 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_settings_without_effect_or_sense_are_refused(tmp_path, encoder_model, message):
     with pytest.raises(UserError, match=message):
-        execute("reward", pairs_tree(tmp_path, encoder_model, **REFUSED[message]))
+        run_command("reward", pairs_tree(tmp_path, encoder_model, **REFUSED[message]))
 
 
 def test_missing_columns_are_named(tmp_path, encoder_model):
     with pytest.raises(UserError, match="no column 'chosen_unsafe' to keep"):
-        execute("reward", pairs_tree(tmp_path, encoder_model, kind="cost"))
+        run_command("reward", pairs_tree(tmp_path, encoder_model, kind="cost"))
     with pytest.raises(UserError, match=r"steps data needs prompt \+ steps \+ labels"):
-        execute("reward", pairs_tree(tmp_path, encoder_model, kind="process", name="other"))
+        run_command("reward", pairs_tree(tmp_path, encoder_model, kind="process", name="other"))
 
 
 def test_bad_labels_are_dropped_and_counted(tmp_path, encoder_model, caplog):
     rows = [*labelled_texts(32), {"text": "apple", "label": 2}]
     with caplog.at_level("INFO"):
-        execute(
+        run_command(
             "reward",
             pairs_tree(
                 tmp_path, encoder_model, rows=rows, kind="classification", eval_fraction=0.1, seed=3
@@ -275,7 +275,7 @@ def test_adapters_on_an_encoder_are_trained_with_the_head_and_merged(
     tmp_path, encoder_model, name, lora
 ):
     model = {"path": str(encoder_model), "lora": lora}
-    final = execute("reward", tree_of_kind(name, tmp_path, encoder_model, model=model))
+    final = run_command("reward", tree_of_kind(name, tmp_path, encoder_model, model=model))
     assert not (final / "adapter_config.json").exists()
     logged = evaluations(tmp_path / "run")
     assert logged[8] != logged[0]
@@ -286,7 +286,7 @@ def test_a_trainer_run_resumes_where_it_stopped(tmp_path, encoder_model, monkeyp
     """Batches of like length come in an order of the seed, not of the trainer's generator."""
     keys = {"trainer": {"max_steps": 8, "num_train_epochs": 3}}
     whole = tree_of_kind("classification", tmp_path, encoder_model, **keys)
-    execute("reward", whole)
+    run_command("reward", whole)
     cut = whole | {"output_dir": str(tmp_path / "cut")}
     original = Recorder.on_step_end
 
@@ -296,9 +296,9 @@ def test_a_trainer_run_resumes_where_it_stopped(tmp_path, encoder_model, monkeyp
 
     monkeypatch.setattr(Recorder, "on_step_end", stop)
     with pytest.raises(Interrupted):
-        execute("reward", cut)
+        run_command("reward", cut)
     monkeypatch.undo()
-    execute("reward", cut | {"resume": True})
+    run_command("reward", cut | {"resume": True})
     assert same(weights_of(tmp_path / "run"), weights_of(tmp_path / "cut"))
     assert evaluations(tmp_path / "run") == evaluations(tmp_path / "cut")
 

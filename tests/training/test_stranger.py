@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rlhf.cli.table import execute
+from rlhf.cli.table import run_command
 from tests.helpers.training import metrics_of, online_tree
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "environments.md"
@@ -19,5 +19,5 @@ def test_the_documented_environment_trains(tmp_path, echo_model, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     tree = online_tree(tmp_path / "run", echo_model, num_steps=2)
     tree["env"] = {"id": "strangers_addition:mine/AddTwo-v0"}
-    execute("ppo", tree)
+    run_command("ppo", tree)
     assert [row["step"] for row in metrics_of(tmp_path / "run")] == [1, 2]

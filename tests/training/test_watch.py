@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import transformers
 
-from rlhf.cli.table import execute
+from rlhf.cli.table import run_command
 from rlhf.reports.diagnostics import TrainingMonitor
 from rlhf.run.directory import Run
 from rlhf.run.interrupt import StopRequest
@@ -113,7 +113,7 @@ def test_an_online_run_warns_once_in_its_log(tmp_path, echo_model, caplog):
     tree = online_tree(tmp_path / "run", echo_model, num_steps=8)
     tree["rollout"] = {**tree.get("rollout", {}), "max_new_tokens": 1}
     with caplog.at_level(logging.INFO):
-        execute("ppo", tree)
+        run_command("ppo", tree)
     assert all(row["rollout/cut"] > 0.1 for row in metrics_of(tmp_path / "run") if row["step"])
     lines = [r.getMessage() for r in caplog.records if "warning, step" in r.getMessage()]
     assert [line for line in lines if "hit the token limit" in line] == [
@@ -126,7 +126,7 @@ def test_an_offline_run_warns_when_held_out_loss_rises(tmp_path, echo_model, cap
     monkeypatch.setattr("rlhf.training.native.evaluate", lambda lesson: {"eval/loss": next(losses)})
     data = write_rows(tmp_path / "rows.jsonl", sft_rows())
     with caplog.at_level(logging.INFO):
-        execute("sft", offline_tree(tmp_path / "run", echo_model, data))
+        run_command("sft", offline_tree(tmp_path / "run", echo_model, data))
     lines = [r.getMessage() for r in caplog.records if "warning, step" in r.getMessage()]
     assert len(lines) == 1
     assert "held-out loss rose from 1 at step 2 to 1.2" in lines[0]
@@ -157,7 +157,7 @@ def test_the_trainers_last_evaluation_can_warn(tmp_path, caplog):
 )
 def test_a_run_that_does_not_move_is_told_in_its_page(tmp_path, echo_model, keys, moved, words):
     """At the rate of 1e-30 one tensor moves: the embedding's row of padding, which starts at 0."""
-    execute("ppo", online_tree(tmp_path / "run", echo_model, num_steps=6, **keys))
+    run_command("ppo", online_tree(tmp_path / "run", echo_model, num_steps=6, **keys))
     assert [row["train/moved"] for row in metrics_of(tmp_path / "run")] == [moved] * 6
     assert words in (tmp_path / "run/report.html").read_text()
 

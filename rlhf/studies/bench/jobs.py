@@ -49,11 +49,11 @@ def _refuse_changes(jobs: Iterable[Job]) -> None:
 
 def do(job: Job) -> float:
     """Do what is left of a job in this process; returns the seconds that took."""
-    from rlhf.cli.table import execute
+    from rlhf.cli.table import run_command
 
     began = time.monotonic()
     for verb, tree in job.stages:
-        execute(verb, tree)
+        run_command(verb, tree)
         # A finished run continues nothing, and its optimizer state is most of its size.
         shutil.rmtree(Path(tree["output_dir"]) / "checkpoints", ignore_errors=True)
         launch.release_memory()

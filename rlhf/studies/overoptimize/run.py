@@ -183,9 +183,9 @@ def _training_tree(
 
 def _stage(verb: str, directory: Path, tree: dict[str, Any]) -> Path:
     """Run a verb in a directory of its own, or find it finished there; returns what it leaves."""
-    from rlhf.cli.table import execute
+    from rlhf.cli.table import run_command
 
-    result = execute(verb, {**tree, "output_dir": str(directory), "resume": True})
+    result = run_command(verb, {**tree, "output_dir": str(directory), "resume": True})
     release_memory()
     return result
 
