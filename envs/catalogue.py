@@ -11,6 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from rlhf.envs import EXTRAS, TASKS
 from rlhf.envs.core import TextEnv
+from rlhf.errors import UserError
 
 
 def catalogue(*, values: bool = True) -> list[dict[str, Any]]:
@@ -76,14 +77,14 @@ def find(env_id: str) -> EnvSpec:
     """The spec of an id, with or without `text/` and version, or `module:id` for somebody else's.
 
     Raises:
-        ValueError: no such id; the message names the nearest ones.
+        UserError: no such id; the message names the nearest ones.
     """
     module, colon, name = env_id.rpartition(":")
     if colon:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ValueError(f"cannot import {module!r} of {env_id!r}: {error}") from error
+            raise UserError(f"cannot import {module!r} of {env_id!r}: {error}") from error
     known = {spec_id.lower(): spec_id for spec_id in gym.registry}
     for candidate in (name, f"text/{name}", f"{name}-v0", f"text/{name}-v0"):
         if candidate.lower() in known:
@@ -92,4 +93,4 @@ def find(env_id: str) -> EnvSpec:
     short = {spec_id.removeprefix("text/").removesuffix("-v0").lower(): spec_id for spec_id in ours}
     near = difflib.get_close_matches(name.removeprefix("text/").lower(), short, n=3, cutoff=0.4)
     hint = ", ".join(short[n] for n in near) or ", ".join(ours)
-    raise ValueError(f"no environment {env_id!r}; did you mean {hint}?")
+    raise UserError(f"no environment {env_id!r}; did you mean {hint}?")

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
+from rlhf.errors import UserError
+
 Conversation = list[dict[str, str]]
 Step = tuple[str, float, bool, bool, dict[str, Any]]
 
@@ -40,7 +42,7 @@ class FreeText(gym.Space[str]):
     ) -> None:
         """`sampler` draws what `sample()` returns; by default a few printable characters."""
         if not 0 <= min_length <= max_length:
-            raise ValueError(
+            raise UserError(
                 f"FreeText needs 0 <= min_length <= max_length, got {min_length} and {max_length}"
             )
         super().__init__(shape=None, dtype=None, seed=seed)
@@ -56,7 +58,7 @@ class FreeText(gym.Space[str]):
     def sample(self, mask: None = None, probability: None = None) -> str:
         """Draw a text: a legal action where the environment gave a sampler."""
         if mask is not None or probability is not None:
-            raise ValueError(
+            raise UserError(
                 "FreeText.sample takes no mask and no probability: the alphabet is open"
             )
         if self._sampler is not None:
@@ -121,7 +123,7 @@ class TextEnv(gym.Env[str, str]):
 
     def __init__(self, *, render_mode: str | None = None) -> None:
         if render_mode not in (None, "ansi"):
-            raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
+            raise UserError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         self.render_mode = render_mode
         self.observation_space = FreeText()
         self.action_space = FreeText(sampler=self.sample_action)
@@ -156,10 +158,10 @@ class TextEnv(gym.Env[str, str]):
         expert does not change the episode.
         """
         if not 0.0 <= quality <= 1.0:
-            raise ValueError(f"quality is a probability between 0 and 1, got {quality}")
+            raise UserError(f"quality is a probability between 0 and 1, got {quality}")
         if quality < 1.0:
             if rng is None:
-                raise ValueError(
+                raise UserError(
                     "an expert with quality below 1 needs a generator: expert(rng, ...)"
                 )
             if rng.random() >= quality:
@@ -218,15 +220,15 @@ class TextEnv(gym.Env[str, str]):
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Raise one readable ValueError when `value` is none of `choices`."""
+    """Raise one readable UserError when `value` is none of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+        raise UserError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise one readable ValueError when `value` lies outside `[low, high]`."""
+    """Raise one readable UserError when `value` lies outside `[low, high]`."""
     if not low <= value <= high:
-        raise ValueError(f"{name} must lie between {low} and {high}, got {value}")
+        raise UserError(f"{name} must lie between {low} and {high}, got {value}")
 
 
 def turns_left(count: int) -> str:

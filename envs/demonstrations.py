@@ -13,6 +13,7 @@ import numpy as np
 
 from rlhf.envs.core import Conversation, TextEnv, check_choice, check_range
 from rlhf.envs.items import split_kwargs
+from rlhf.errors import UserError
 
 Row = dict[str, Any]
 KINDS = ("sft", "preference")
@@ -58,7 +59,7 @@ def write_demonstrations(
         system_prompt: Whether conversations open with the environment's system prompt.
 
     Raises:
-        ValueError: an unknown kind or form, or an environment that cannot show what is asked of it.
+        UserError: an unknown kind or form, or an environment that cannot show what is asked of it.
     """
     check_choice("kind", kind, KINDS)
     check_choice("form", form, FORMATS)
@@ -66,7 +67,7 @@ def write_demonstrations(
     check_range("count", count, 1, 10**9)
     env = gym.make(env_id, **split_kwargs(env_id, env_kwargs, "train")).unwrapped
     if not isinstance(env, TextEnv):
-        raise ValueError(f"{env_id} is not one of our text environments and has no expert to ask")
+        raise UserError(f"{env_id} is not one of our text environments and has no expert to ask")
     player = _Player(env, quality, seed, system_prompt)
     rows = {
         ("sft", "messages"): player.episodes,
@@ -76,7 +77,7 @@ def write_demonstrations(
     try:
         written = list(itertools.islice(rows(), count))
     except NotImplementedError as error:
-        raise ValueError(f"{env_id} cannot write {kind} rows: {error}") from error
+        raise UserError(f"{env_id} cannot write {kind} rows: {error}") from error
     _write(Path(path), written)
     return {
         "path": str(path),
@@ -139,7 +140,7 @@ class _Player:
         """Two legal actions of different value, in states that the player visits.
 
         Raises:
-            ValueError: a hundred episodes in a row have no state in which actions differ in value.
+            UserError: a hundred episodes in a row have no state in which actions differ in value.
         """
         fruitless = 0
         while fruitless < 100:
@@ -157,7 +158,7 @@ class _Player:
                         "rejected": _reply(worse),
                         "margin": margin,
                     }
-        raise ValueError("no preference to write: all actions have equal value in every state seen")
+        raise UserError("no preference to write: all actions have equal value in every state seen")
 
     def _two(self, values: dict[str, float]) -> tuple[str, str] | None:
         """Two uniformly drawn actions of different value, the better one first."""

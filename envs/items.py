@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
+from rlhf.errors import UserError
+
 ItemT = TypeVar("ItemT")
 SPLITS = ("all", "train", "test")
 TEST_SHARE = 0.2
@@ -34,14 +36,14 @@ def split_items(
         content: What an item shows; its `repr` is compared.
 
     Raises:
-        ValueError: all items have one content, so that nothing could be held out.
+        UserError: all items have one content, so that nothing could be held out.
     """
     if split == "all":
         return list(items)
     keys = [repr(content(item)) for item in items]
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode()).digest())
     if len(ranked) < 2:
-        raise ValueError(f"split {split!r} needs two different items or more, here is one")
+        raise UserError(f"split {split!r} needs two different items or more, here is one")
     held = set(ranked[: max(1, round(TEST_SHARE * len(ranked)))])
     return [i for i, key in zip(items, keys, strict=True) if (key in held) == (split == "test")]
 

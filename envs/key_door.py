@@ -11,6 +11,7 @@ import numpy as np
 
 from rlhf.envs.core import Step, TextEnv, check_choice, check_range, plain, turns_left
 from rlhf.envs.items import SPLITS, split_items
+from rlhf.errors import UserError
 
 MOVES: dict[str, tuple[int, int]] = {
     "north": (-1, 0),
@@ -53,7 +54,7 @@ class KeyDoor(TextEnv):
         check_choice("split", split, SPLITS)
         check_range("size", size, 3, 7)
         if size % 2 == 0:
-            raise ValueError(f"size must be odd (the wall is the middle column), got {size}")
+            raise UserError(f"size must be odd (the wall is the middle column), got {size}")
         check_range("step_cost", step_cost, 0.0, 0.02)
         super().__init__(render_mode=render_mode)
         self.size, self.step_cost, self.max_turns, self.split = size, step_cost, 8 * size, split

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rlhf.envs.core import Conversation, Step, TextEnv, check_choice, plain
+from rlhf.errors import UserError
 
 Opponent = str | Callable[[Conversation], str]
 Strategy = dict[str, dict[str, float]]  # history -> card -> chance of betting or calling
@@ -163,7 +164,7 @@ class KuhnPoker(TextEnv):
 
     def _strategy(self) -> Strategy:
         if not isinstance(self.opponent, str):
-            raise ValueError("values are known against 'optimal' and 'random', not a function")
+            raise UserError("values are known against 'optimal' and 'random', not a function")
         return STRATEGIES[self.opponent]
 
     def _mean_over_deals(self, choose: Choice) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.envs.core import Conversation, Step, TextEnv, check_choice
+from rlhf.errors import UserError
 
 MOODS = ("tired", "cheerful", "nervous", "hungry")
 DIETS = ("vegan", "vegetarian", "pescatarian", "omnivorous")
@@ -169,7 +170,7 @@ def gold_reward(conversations: Sequence[Conversation]) -> list[float]:
     """`gold_score` of each conversation's last reply, the context being read from the prompt.
 
     Raises:
-        ValueError: a conversation has no user message that describes a guest.
+        UserError: a conversation has no user message that describes a guest.
     """
     return [gold_score(*_context_and_reply(conversation)) for conversation in conversations]
 
@@ -262,12 +263,12 @@ class PreferenceBandit(TextEnv):
         """The best reply, each slot of which is random instead with probability `1 - quality`.
 
         Raises:
-            ValueError: `quality` is below 1 and there is no generator.
+            UserError: `quality` is below 1 and there is no generator.
         """
         if quality == 1.0:
             return self.best_action()
         if rng is None or not 0.0 <= quality <= 1.0:
-            raise ValueError(f"expert needs a generator and a quality in [0, 1], got {quality}")
+            raise UserError(f"expert needs a generator and a quality in [0, 1], got {quality}")
         chosen = []
         for best, options in zip(best_menu(self._context), SLOTS.values(), strict=True):
             free = options[int(rng.integers(len(options)))]
@@ -300,4 +301,4 @@ def _context_and_reply(conversation: Conversation) -> tuple[Context, str]:
         context = context_in(message["content"]) if message["role"] == "user" else None
         if context is not None:
             return context, conversation[-1]["content"]
-    raise ValueError("this reward reads the guest from the prompt, and no user message has one")
+    raise UserError("this reward reads the guest from the prompt, and no user message has one")

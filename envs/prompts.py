@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.envs.core import Conversation, Step, TextEnv
+from rlhf.errors import UserError
 
 RewardFunction = Callable[[list[Conversation]], Sequence[float | None]]
 
@@ -36,7 +37,7 @@ class PromptEnv(TextEnv):
         reward: Scores a batch of conversations; here the batch has one row.
 
     Raises:
-        ValueError: no prompts, or one that is neither a text nor ends with a user message.
+        UserError: no prompts, or one that is neither a text nor ends with a user message.
     """
 
     items = "A prompt; a run holds out prompts by content (evaluation.prompts_fraction)."
@@ -51,7 +52,7 @@ class PromptEnv(TextEnv):
     ) -> None:
         super().__init__(render_mode=render_mode)
         if isinstance(prompts, str) or not prompts:
-            raise ValueError("prompts must be a list of one or more texts or conversations")
+            raise UserError("prompts must be a list of one or more texts or conversations")
         self.system_prompt = system_prompt
         self._conversations = [_as_conversation(prompt, i) for i, prompt in enumerate(prompts)]
         self._order = np.random.default_rng(0).permutation(len(prompts)).tolist()
@@ -105,5 +106,5 @@ def _as_conversation(prompt: str | Conversation, index: int) -> Conversation:
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     if not prompt or prompt[-1].get("role") not in ("user", "tool"):
-        raise ValueError(f"prompts[{index}] must end with a user message, got {prompt[-1:]!r}")
+        raise UserError(f"prompts[{index}] must end with a user message, got {prompt[-1:]!r}")
     return [dict(message) for message in prompt]

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from rlhf.envs.core import Conversation, Step, TextEnv, check_choice, plain
+from rlhf.errors import UserError
 
 Opponent = str | Callable[[Conversation], str]
 LINES = (
@@ -127,7 +128,7 @@ class TicTacToe(TextEnv):
 
     def _known_opponent(self) -> str:
         if not isinstance(self.opponent, str):
-            raise ValueError("values are known against 'optimal' and 'random', not a function")
+            raise UserError("values are known against 'optimal' and 'random', not a function")
         return self.opponent
 
     def _mean_over_seats(self, policy: str) -> float:

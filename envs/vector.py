@@ -10,6 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from rlhf.errors import UserError
+
 
 class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
     """Environments stepped together, where a row may rest.
@@ -36,11 +38,11 @@ class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
         info (gymnasium's `_key` masks say so).
 
         Raises:
-            ValueError: the number of actions is not the number of rows, or a finished row got an
+            UserError: the number of actions is not the number of rows, or a finished row got an
             action.
         """
         if len(actions) != self.num_envs:
-            raise ValueError(
+            raise UserError(
                 f"{self.num_envs} rows need {self.num_envs} actions, got {len(actions)}"
             )
         finished = self._terminations | self._truncations
@@ -51,7 +53,7 @@ class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
             if action is None:
                 continue
             if finished[row]:
-                raise ValueError(
+                raise UserError(
                     f"row {row} is finished: pass None to park it, or reset it with "
                     "options={'reset_mask': ...}"
                 )

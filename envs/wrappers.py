@@ -17,6 +17,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from rlhf.envs.core import Conversation, FreeText, check_choice, check_range
 from rlhf.envs.items import is_separable
+from rlhf.errors import UserError
 
 RewardFunction = Callable[[list[Conversation]], Sequence[float | None]]
 Wrapper = gym.Wrapper[str, str, str, str]
@@ -42,7 +43,7 @@ class History(RecordConstructorArgs, Wrapper):
 
     def __init__(self, env: gym.Env[str, str], turns: int | None = None) -> None:
         if turns is not None and turns < 0:
-            raise ValueError(f"turns must be None or at least 0, got {turns}")
+            raise UserError(f"turns must be None or at least 0, got {turns}")
         RecordConstructorArgs.__init__(self, turns=turns)
         gym.Wrapper.__init__(self, env)
         self.observation_space = FreeText()
@@ -87,9 +88,9 @@ class InvalidActions(RecordConstructorArgs, Wrapper):
     ) -> None:
         check_choice("substitute", substitute, (None, "random"))
         if penalty < 0:
-            raise ValueError(f"penalty is taken from the reward, so it must be >= 0, got {penalty}")
+            raise UserError(f"penalty is taken from the reward, so it must be >= 0, got {penalty}")
         if substitute is not None and (end or penalty):
-            raise ValueError("substitute leaves no invalid action to punish: drop end and penalty")
+            raise UserError("substitute leaves no invalid action to punish: drop end and penalty")
         RecordConstructorArgs.__init__(self, penalty=penalty, end=end, substitute=substitute)
         gym.Wrapper.__init__(self, env)
         self._penalty, self._end, self._substitute = penalty, end, substitute

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rlhf.errors import UserError
 from rlhf.reward_models.core import Conversation, Reward, Score, Scores, describe, with_facts
 
 PlainReward = Callable[[list[Conversation]], Sequence[Score]]
@@ -51,7 +52,7 @@ class FunctionReward(Reward):
         except Exception as error:
             return [], f"{self.name}: {describe(error)}"
         if len(values) != len(batch):
-            raise ValueError(
+            raise UserError(
                 f"reward function {self.name!r} returned {len(values)} scores "
                 f"for {len(batch)} conversations"
             )
@@ -64,7 +65,7 @@ def as_reward(reward: Reward | PlainReward, *, name: str | None = None) -> Rewar
         return reward
     if callable(reward):
         return FunctionReward(reward, name=name)
-    raise ValueError(
+    raise UserError(
         f"a reward is a Reward or a function of conversations, got {type(reward).__name__}"
     )
 

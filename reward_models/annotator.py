@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, special
 
+from rlhf.errors import UserError
 from rlhf.reward_models.calibration import sigmoid
 from rlhf.reward_models.statistics import group_index
 
@@ -61,13 +62,13 @@ def fit_annotator(
     (a symmetric interval is wrong near 0, where the noise is bounded).
 
     Raises:
-        ValueError: too few pairs, or columns that determine each other or every label.
+        UserError: too few pairs, or columns that determine each other or every label.
     """
     names = list(features)
     x = np.column_stack([np.asarray(features[name], dtype=float) for name in names])
     scale = np.sqrt((x**2).mean(0))
     if len(x) <= len(names) + 1 or (scale == 0).any():
-        raise ValueError("fit_annotator needs more pairs than features, none of them all zero")
+        raise UserError("fit_annotator needs more pairs than features, none of them all zero")
     x = x / scale
     theta = np.zeros(len(names) + 1)
     theta = _ascend(x, theta, free=np.arange(len(names)), iterations=iterations)
@@ -128,7 +129,7 @@ def _ascend(x: np.ndarray, theta: np.ndarray, *, free: np.ndarray, iterations: i
         g = gradient[:, free]
         information = (g / (p * (1 - p))[:, None]).T @ g
         if np.linalg.cond(information) > 1e12:
-            raise ValueError("these features determine each other or every label; drop one")
+            raise UserError("these features determine each other or every label; drop one")
         step = np.linalg.solve(information, (g / p[:, None]).sum(0))
         for halving in range(30):
             trial = theta.copy()

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.errors import UserError
 from rlhf.reward_models.core import Conversation, Reward
 from rlhf.stats import Interval, interval, jackknife, weighted_sum
 
@@ -88,7 +89,7 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     prompts (``math-prm`` as 984); the score is the mean of the sections that are present.
 
     Raises:
-        ValueError: an unknown subset.
+        UserError: an unknown subset.
     """
     rows = list(rows)
     items = [(row["prompt"], row[side]) for side in ("chosen", "rejected") for row in rows]
@@ -100,7 +101,7 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
         prompts[row["subset"]].append(_key(row["prompt"]))
     known = {subset for subsets in SECTIONS.values() for subset in subsets}
     if unknown := sorted(set(right) - known):
-        raise ValueError(f"RewardBench has no subset {unknown[0]!r}")
+        raise UserError(f"RewardBench has no subset {unknown[0]!r}")
     subsets = {name: sum(wins) / len(wins) for name, wins in sorted(right.items())}
     weights = {
         name: _MATH_PRM_WEIGHT if name == "math-prm" else len(wins) for name, wins in right.items()
@@ -240,7 +241,7 @@ def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
         (row["prompt"], r) for row in rows for side in ("chosen", "rejected") for r in row[side]
     ]
     if len(items) != 6 * len(rows):
-        raise ValueError("RM-Bench rows need three chosen and three rejected replies each")
+        raise UserError("RM-Bench rows need three chosen and three rejected replies each")
     values, unscored = _scores(reward, items)
     styles = values.reshape(len(rows), 2, 3)
     wins = styles[:, 0, :, None] > styles[:, 1, None, :]
@@ -295,7 +296,7 @@ def judge_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     ("A>B" or "B>A"), ``source``. A row counts if the better reply scores strictly higher."""
     rows = list(rows)
     if odd := [row["label"] for row in rows if row["label"] not in ("A>B", "B>A")]:
-        raise ValueError(f"JudgeBench labels are 'A>B' or 'B>A', got {odd[0]!r}")
+        raise UserError(f"JudgeBench labels are 'A>B' or 'B>A', got {odd[0]!r}")
     items = [(row["question"], row[f"response_{side}"]) for side in "AB" for row in rows]
     values, unscored = _scores(reward, items)
     gap = values[: len(rows)] - values[len(rows) :]

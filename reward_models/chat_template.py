@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rlhf.errors import UserError
 from rlhf.reward_models.core import Unscorable
 
 if TYPE_CHECKING:
@@ -67,26 +68,26 @@ def set_chat_options(
         fold_system: put system messages into the first user turn; False keeps what was saved.
 
     Raises:
-        ValueError: a variable that the template does not read, or that rows decide.
+        UserError: a variable that the template does not read, or that rows decide.
     """
     source = template_source(tokenizer)
     for name in kwargs or {}:
         if name in RESERVED:
-            raise ValueError(
+            raise UserError(
                 f"model.chat_template_kwargs.{name} is decided by the data, not by a setting"
             )
         if not re.search(rf"\b{re.escape(name)}\b", source):
             what = f"does not read {name!r}" if source else "is missing"
-            raise ValueError(
+            raise UserError(
                 f"model.chat_template_kwargs.{name} has no effect: the model's chat template {what}"
             )
     if kwargs:
         tokenizer.init_kwargs[_KWARGS] = chat_template_kwargs(tokenizer) | dict(kwargs)
     if fold_system and not folds_system(tokenizer):
         if not source:
-            raise ValueError("model.fold_system has no effect: the model has no chat template")
+            raise UserError("model.fold_system has no effect: the model has no chat template")
         if _writes_system(tokenizer):
-            raise ValueError("model.fold_system has no effect: the template has a system role")
+            raise UserError("model.fold_system has no effect: the template has a system role")
         tokenizer.init_kwargs[_FOLD] = True
 
 

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf.errors import UserError
 from rlhf.reward_models.core import (
     Conversation,
     EachReward,
@@ -51,7 +52,7 @@ class CodeRunner:
     ``allow_unenforced`` is set: then only the limits that remain protect you.
 
     Raises:
-        ValueError: a limit that is not positive, or a host that cannot enforce one.
+        UserError: a limit that is not positive, or a host that cannot enforce one.
     """
 
     cpu_seconds: int = 5
@@ -70,9 +71,9 @@ class CodeRunner:
     def __post_init__(self) -> None:
         limits = (self.cpu_seconds, self.wall_seconds, self.memory_mb, self.disk_mb, self.output_kb)
         if min(limits) <= 0:
-            raise ValueError(f"code: every limit must be > 0, got {limits}")
+            raise UserError(f"code: every limit must be > 0, got {limits}")
         if self.memory_mb < 64:
-            raise ValueError(
+            raise UserError(
                 f"code: memory_mb must be >= 64 (Python needs that), got {self.memory_mb}"
             )
         if not self.allow_unenforced:
@@ -82,7 +83,7 @@ class CodeRunner:
         """Run ``code``, then ``tests`` in the same module; they pass if nothing raises.
 
         Raises:
-            ValueError: this host cannot enforce a limit.
+            UserError: this host cannot enforce a limit.
         """
         started, token = time.monotonic(), secrets.token_hex(16)
         with tempfile.TemporaryDirectory(prefix="code-") as folder:

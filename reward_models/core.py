@@ -25,6 +25,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rlhf.errors import UserError
+
 if TYPE_CHECKING:
     from rlhf.reward_models.learned import LearnedReward
 
@@ -39,7 +41,7 @@ class Unscorable(Exception):
     """Raised by a scorer of one conversation that has no score; its message is counted."""
 
 
-class SetupError(ValueError):
+class SetupError(UserError):
     """A reward that can score nothing on this machine, such as one whose package is missing."""
 
 
@@ -85,7 +87,7 @@ class Scores:
         object.__setattr__(self, "values", [_finite(value) for value in raw])
         given = self.reasons or [None] * len(raw)
         if len(given) != len(raw):
-            raise ValueError(f"{len(given)} reasons for {len(raw)} scores")
+            raise UserError(f"{len(given)} reasons for {len(raw)} scores")
         reasons = [
             None if kept is not None else reason or ("no score" if value is None else "not finite")
             for value, kept, reason in zip(raw, self.values, given, strict=True)
@@ -93,7 +95,7 @@ class Scores:
         object.__setattr__(self, "reasons", reasons)
         for name, column in self.components.items():
             if len(column) != len(self.values):
-                raise ValueError(
+                raise UserError(
                     f"component {name!r} has {len(column)} scores, the reward {len(self.values)}"
                 )
         columns = {name: [_finite(v) for v in column] for name, column in self.components.items()}
@@ -138,7 +140,7 @@ class Reward(ABC):
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:
         """P(first is better) = sigmoid((score(first) - score(second)) / temperature), [pairs]."""
         if len(first) != len(second):
-            raise ValueError(
+            raise UserError(
                 f"prefer compares pairs, got {len(first)} and {len(second)} conversations"
             )
         values = self.score([*first, *second]).values
@@ -176,7 +178,7 @@ class Reward(ABC):
     def clip(self, low: float, high: float) -> Reward:
         """Values limited to [low, high]."""
         if not low < high:
-            raise ValueError(f"clip needs low < high, got low={low}, high={high}")
+            raise UserError(f"clip needs low < high, got low={low}, high={high}")
         return Mapped(self, lambda value: min(max(value, low), high))
 
     def threshold(self, at_least: float, *, above: float = 1.0, below: float = 0.0) -> Reward:
@@ -191,10 +193,10 @@ class Reward(ABC):
         """
         if mean is None or std is None:
             if self.moments is None:
-                raise ValueError(f"reward {self.name!r} carries no mean and std; give both")
+                raise UserError(f"reward {self.name!r} carries no mean and std; give both")
             mean, std = self.moments
         if not std > 0:
-            raise ValueError(f"normalise needs std > 0, got {std}")
+            raise UserError(f"normalise needs std > 0, got {std}")
         return Mapped(self, lambda value: (value - mean) / std)
 
     def gate(self, condition: Reward, *, at_least: float = 0.5, otherwise: float = 0.0) -> Reward:
@@ -297,7 +299,7 @@ def check_names(leaves: Sequence[Reward]) -> None:
     """Refuse two different leaves under one name: their components would hide each other."""
     for name, count in Counter(leaf.name for leaf in leaves).items():
         if count > 1:
-            raise ValueError(f"{count} rewards are named {name!r}; give each its own `name`")
+            raise UserError(f"{count} rewards are named {name!r}; give each its own `name`")
 
 
 class EachReward(Reward):

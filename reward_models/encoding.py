@@ -15,6 +15,7 @@ import json
 
 from transformers import PreTrainedTokenizerBase
 
+from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import (
     FIXED_CLOCK,
     FIXED_DATE,
@@ -67,7 +68,7 @@ def full_ids(
     eos = tokenizer.eos_token
     if append_eos:
         if not isinstance(eos, str):
-            raise ValueError("append_eos needs a tokenizer with an EOS token; set it to false")
+            raise UserError("append_eos needs a tokenizer with an EOS token; set it to false")
         text = text.rstrip().removesuffix(eos)
     is_plain = tokenizer.chat_template is None
     ids = list(tokenizer(text, add_special_tokens=is_plain, verbose=False)["input_ids"])
@@ -87,7 +88,7 @@ def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> st
         TemplateRefused: the template raised; an :class:`Unscorable`.
     """
     if not conversation:
-        raise ValueError("cannot encode an empty conversation")
+        raise UserError("cannot encode an empty conversation")
     if tokenizer.chat_template is None:
         if len(conversation) == 1:
             return conversation[0]["content"]

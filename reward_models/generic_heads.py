@@ -29,6 +29,8 @@ from transformers.modeling_layers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
+from rlhf.errors import UserError
+
 
 class LastTokenHead(GenericForSequenceClassification):
     """Scores of the last token that is not padding, for trunks of any form."""
@@ -92,11 +94,11 @@ def with_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
         steps: with a head on every token.
 
     Raises:
-        ValueError: the family can carry no head.
+        UserError: the family can carry no head.
     """
     kind = _generic_class(type(causal.config), EveryTokenHead if steps else LastTokenHead)
     if kind is None:
-        raise ValueError(f"{type(causal).__name__} has no trunk that a head can be put on")
+        raise UserError(f"{type(causal).__name__} has no trunk that a head can be put on")
     config = copy.deepcopy(causal.config)
     for key, value in labels.items():
         setattr(config, key, value)
@@ -104,7 +106,7 @@ def with_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
         model = kind(config)
     trunk = causal.base_model
     if type(trunk) is not type(getattr(model, model.base_model_prefix)):
-        raise ValueError(f"{type(causal).__name__} has no trunk of its own")
+        raise UserError(f"{type(causal).__name__} has no trunk of its own")
     trunk.config = config
     setattr(model, model.base_model_prefix, trunk)
     model.score = nn.Linear(

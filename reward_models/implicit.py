@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf.errors import UserError
 from rlhf.reward_models.checkpoint import read
 from rlhf.reward_models.core import Conversation, Reward, Score, Scores, Unscorable
 from rlhf.reward_models.encoding import full_ids, template_hash
@@ -41,7 +42,7 @@ class ImplicitReward(Reward):
         name: str = "implicit",
     ):
         if not beta > 0:
-            raise ValueError(f"implicit: beta must be > 0, got {beta}")
+            raise UserError(f"implicit: beta must be > 0, got {beta}")
         self.policy, self.reference, self.tokenizer = policy.eval(), reference.eval(), tokenizer
         self.beta, self.average, self.max_length, self.name = beta, average, max_length, name
 
@@ -61,12 +62,12 @@ class ImplicitReward(Reward):
 
         Raises:
             FileNotFoundError: one of them is no checkpoint.
-            ValueError: their tokenizers or chat templates differ.
+            UserError: their tokenizers or chat templates differ.
         """
         tokenizers = [read(AutoTokenizer.from_pretrained, path) for path in (policy, reference)]
         same_words = tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
         if not same_words or template_hash(tokenizers[0]) != template_hash(tokenizers[1]):
-            raise ValueError(f"{policy} and {reference} tokenise or format text differently")
+            raise UserError(f"{policy} and {reference} tokenise or format text differently")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         models: list[Any] = [
             _read_policy(path, dtype=getattr(torch, dtype)) for path in (policy, reference)
@@ -140,12 +141,12 @@ def _causal(path: str | Path, *, dtype: torch.dtype) -> Any:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: weights are missing, which Transformers would fill with random numbers.
+        UserError: weights are missing, which Transformers would fill with random numbers.
     """
     model, info = read(
         AutoModelForCausalLM.from_pretrained, path, dtype=dtype, output_loading_info=True
     )
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ValueError(f"{path} is no language model (missing weights: {missing})")
+        raise UserError(f"{path} is no language model (missing weights: {missing})")
     return model

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from rlhf.errors import UserError
 from rlhf.reward_models.core import Conversation, Reward, Score, Scores
 
 Generate = Callable[[list[str]], Sequence[str | None]]
@@ -56,7 +57,7 @@ class RatingJudge(Reward):
         name: str = "judge",
     ):
         if not low < high:
-            raise ValueError(f"judge: needs low < high, got {low} and {high}")
+            raise UserError(f"judge: needs low < high, got {low} and {high}")
         _check_fields(template, ("conversation",))
         self.generate, self.template, self.name = generate, template, name
         self.low, self.high = low, high
@@ -99,12 +100,12 @@ class PairJudge:
         """1.0 first wins, 0.0 second wins, 0.5 the order decided, None no verdict. [pairs]
 
         Raises:
-            ValueError: the two lists differ in length, or a pair in its prompt.
+            UserError: the two lists differ in length, or a pair in its prompt.
         """
         prompts = []
         for a, b in zip(first, second, strict=True):
             if a[:-1] != b[:-1]:
-                raise ValueError("judge: the two conversations of a pair must share their prompt")
+                raise UserError("judge: the two conversations of a pair must share their prompt")
             shared = {"prompt": as_text(a[:-1])}
             texts = a[-1]["content"], b[-1]["content"]
             prompts.append(_fill(self.template, **shared, first=texts[0], second=texts[1]))
@@ -136,13 +137,13 @@ def _fill(template: str, **fields: str) -> str:
 def _check_fields(template: str, fields: Sequence[str]) -> None:
     for field in fields:
         if f"{{{field}}}" not in template:
-            raise ValueError(f"judge: the template lacks the field {{{field}}}")
+            raise UserError(f"judge: the template lacks the field {{{field}}}")
 
 
 def _ask(generate: Generate, prompts: list[str]) -> list[str | None]:
     answers = list(generate(prompts)) if prompts else []
     if len(answers) != len(prompts):
-        raise ValueError(f"judge: {len(answers)} answers to {len(prompts)} prompts")
+        raise UserError(f"judge: {len(answers)} answers to {len(prompts)} prompts")
     return answers
 
 

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rlhf.errors import UserError
 from rlhf.reward_models.adapters import as_reward
 from rlhf.reward_models.core import EachReward, Reward, check_names
 from rlhf.reward_models.worker import Worker
@@ -52,13 +53,13 @@ def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
     ``threshold: x`` and ``weight``, applied in this order.
 
     Raises:
-        ValueError: unknown kind or setting (the nearest right one is named), a missing setting, or
+        UserError: unknown kind or setting (the nearest right one is named), a missing setting, or
             two parts of one name.
     """
     if isinstance(spec, Mapping):
         return _build_one(spec)
     if not spec:
-        raise ValueError("rewards: the list is empty; name at least one reward")
+        raise UserError("rewards: the list is empty; name at least one reward")
     parts = [_build_one(part) for part in spec]
     check_names([leaf for part in parts for leaf in part.leaves()])
     total = parts[0]
@@ -71,9 +72,9 @@ def _build_one(spec: Mapping[str, Any]) -> Reward:
     settings = dict(spec)
     kind = settings.pop("kind", None)
     if kind is None:
-        raise ValueError(f"rewards: {dict(spec)} has no `kind`; known kinds: {', '.join(KINDS)}")
+        raise UserError(f"rewards: {dict(spec)} has no `kind`; known kinds: {', '.join(KINDS)}")
     if kind not in KINDS:
-        raise ValueError(f"rewards: unknown kind {kind!r}{_suggest(kind, KINDS)}")
+        raise UserError(f"rewards: unknown kind {kind!r}{_suggest(kind, KINDS)}")
     wrappers = {key: settings.pop(key) for key in _WRAPPERS if key in settings}
     builder = resolve(KINDS[kind], what=f"rewards: kind {kind!r}")
     _check_settings(kind, builder, settings)
@@ -88,12 +89,12 @@ def _wrap(reward: Reward, wrappers: dict[str, Any], *, kind: str) -> Reward:
         moments = {} if wrappers["normalise"] is True else wrappers["normalise"]
         if not isinstance(moments, Mapping) or set(moments) not in (set(), {"mean", "std"}):
             problem = f"rewards: {kind}: normalise takes true or {{mean, std}}"
-            raise ValueError(f"{problem}, got {moments!r}")
+            raise UserError(f"{problem}, got {moments!r}")
         reward = reward.normalise(**moments)
     if "clip" in wrappers:
         bounds = wrappers["clip"]
         if not isinstance(bounds, Sequence) or len(bounds) != 2:
-            raise ValueError(f"rewards: {kind}: clip takes [low, high], got {bounds!r}")
+            raise UserError(f"rewards: {kind}: clip takes [low, high], got {bounds!r}")
         reward = reward.clip(*bounds)
     if "threshold" in wrappers:
         reward = reward.threshold(wrappers["threshold"])
@@ -105,12 +106,12 @@ def _check_settings(kind: str, builder: Callable[..., Reward], settings: Mapping
     for key in settings:
         if key not in parameters:
             choices = [*parameters, *_WRAPPERS]
-            raise ValueError(
+            raise UserError(
                 f"rewards: kind {kind!r} has no setting {key!r}{_suggest(key, choices)}"
             )
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in settings:
-            raise ValueError(f"rewards: kind {kind!r} needs the setting {key!r}")
+            raise UserError(f"rewards: kind {kind!r} needs the setting {key!r}")
 
 
 def _suggest(word: str, choices) -> str:
@@ -122,18 +123,18 @@ def resolve(path: str, *, what: str) -> Any:
     """The object at ``module:name`` (dots allowed after the colon).
 
     Raises:
-        ValueError: no such module or name; ``what`` begins the message.
+        UserError: no such module or name; ``what`` begins the message.
     """
     module_name, _, attribute = path.partition(":")
     if not attribute:
-        raise ValueError(f"{what}: write the path as module:name, got {path!r}")
+        raise UserError(f"{what}: write the path as module:name, got {path!r}")
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{what}: cannot import {module_name!r} ({error})") from error
+        raise UserError(f"{what}: cannot import {module_name!r} ({error})") from error
     for part in attribute.split("."):
         if part not in dir(found):
-            raise ValueError(f"{what}: {path!r} not found{_suggest(part, _public(found))}")
+            raise UserError(f"{what}: {path!r} not found{_suggest(part, _public(found))}")
         found = getattr(found, part)
     return found
 

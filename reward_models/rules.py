@@ -13,6 +13,7 @@ from fractions import Fraction
 
 import regex as timed  # re without a deadline could be held for ever by a reply
 
+from rlhf.errors import UserError
 from rlhf.reward_models.core import Conversation, EachReward, Reward, Unscorable, last_reply
 from rlhf.reward_models.notation import quantity
 from rlhf.reward_models.notation.lexer import NotUnderstood
@@ -107,12 +108,12 @@ def regex(
     """1.0 if ``pattern`` occurs in the reply (``full``: matches all of it). ``.`` matches line
     breaks too. A reply on which that takes more than ``timeout`` seconds has no score."""
     if not timeout > 0:
-        raise ValueError(f"regex: timeout must be > 0 seconds, got {timeout}")
+        raise UserError(f"regex: timeout must be > 0 seconds, got {timeout}")
     flags = timed.DOTALL | (timed.IGNORECASE if ignore_case else 0)
     try:
         compiled = timed.compile(pattern, flags)
     except timed.error as error:
-        raise ValueError(f"regex: {pattern!r} is not a regular expression ({error})") from error
+        raise UserError(f"regex: {pattern!r} is not a regular expression ({error})") from error
     matches = compiled.fullmatch if full else compiled.search
 
     def check(conversation: Conversation) -> float:
@@ -143,9 +144,9 @@ def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward
     """0.0 for a reply of ``low`` to ``high`` words (or characters), below that minus the share of
     ``low`` that is missing, above it minus the share of ``high`` in excess, at worst -1."""
     if unit not in ("words", "characters"):
-        raise ValueError(f"length: unit must be 'words' or 'characters', got {unit!r}")
+        raise UserError(f"length: unit must be 'words' or 'characters', got {unit!r}")
     if low < 0 or (high is not None and high < max(low, 1)):
-        raise ValueError(f"length: needs 0 <= low <= high and high >= 1, got {low} and {high}")
+        raise UserError(f"length: needs 0 <= low <= high and high >= 1, got {low} and {high}")
 
     def check(conversation: Conversation) -> float:
         reply = last_reply(conversation)
@@ -160,7 +161,7 @@ def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward
 def repetition(n: int = 3) -> Reward:
     """Minus the share of word ``n``-grams of the reply that occurred in it before: 0.0 to -1.0."""
     if n < 1:
-        raise ValueError(f"repetition: n must be >= 1, got {n}")
+        raise UserError(f"repetition: n must be >= 1, got {n}")
 
     def check(conversation: Conversation) -> float:
         words = last_reply(conversation).casefold().split()

@@ -7,6 +7,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from rlhf.errors import UserError
 from rlhf.reward_models.core import Conversation, EachReward, Reward, last_reply
 
 _WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
@@ -28,7 +29,7 @@ def lexicon(path: str | None = None) -> Reward:
     gamed: watch it beside a held-out judge.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or a line that is not "word value".
+        FileNotFoundError, UserError: no such file, or a line that is not "word value".
     """
     words = read_lexicon(path)
     return EachReward(lambda c: valence(last_reply(c), words), name="lexicon")
@@ -65,7 +66,7 @@ def read_lexicon(path: str | None = None) -> dict[str, float]:
         try:
             words[word.strip().casefold()] = float(value)
         except ValueError:
-            raise ValueError(f"{path}:{number} should be 'word value', got {line!r}") from None
+            raise UserError(f"{path}:{number} should be 'word value', got {line!r}") from None
     return words
 
 
@@ -79,7 +80,7 @@ def vader() -> Reward:
             SentimentIntensityAnalyzer,
         )
     except ModuleNotFoundError as error:
-        raise ValueError('vader needs: pip install "rlhf-kit[sentiment]"') from error
+        raise UserError('vader needs: pip install "rlhf-kit[sentiment]"') from error
     analyzer = SentimentIntensityAnalyzer()
 
     def check(conversation: Conversation) -> float:

@@ -7,6 +7,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlhf.errors import UserError
+
 FILE_NAME = "reward_model.json"
 
 
@@ -42,15 +44,15 @@ class Sidecar:
 
     def __post_init__(self) -> None:
         if self.pooling not in ("last", "model", "steps"):
-            raise ValueError(f"pooling must be last, model or steps, got {self.pooling!r}")
+            raise UserError(f"pooling must be last, model or steps, got {self.pooling!r}")
         if self.scope not in ("conversation", "reply"):
-            raise ValueError(f"scope must be 'conversation' or 'reply', got {self.scope!r}")
+            raise UserError(f"scope must be 'conversation' or 'reply', got {self.scope!r}")
         if not self.temperature > 0:
-            raise ValueError(f"temperature must be > 0, got {self.temperature}")
+            raise UserError(f"temperature must be > 0, got {self.temperature}")
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std go together; give both or neither")
+            raise UserError("mean and std go together; give both or neither")
         if self.std is not None and not self.std > 0:
-            raise ValueError(f"std must be > 0, got {self.std}")
+            raise UserError(f"std must be > 0, got {self.std}")
 
     def write(self, checkpoint: str | Path) -> Path:
         """Write this sidecar into the folder ``checkpoint`` and return its path."""
@@ -63,7 +65,7 @@ class Sidecar:
         """The sidecar of the folder ``checkpoint``, or None if it has none.
 
         Raises:
-            ValueError: the file is not JSON, or has missing or unknown keys.
+            UserError: the file is not JSON, or has missing or unknown keys.
         """
         path = Path(checkpoint) / FILE_NAME
         if not path.is_file():
@@ -71,10 +73,10 @@ class Sidecar:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not valid JSON ({error})") from error
+            raise UserError(f"{path} is not valid JSON ({error})") from error
         known = {f.name for f in dataclasses.fields(cls)}
         required = {"template_hash", "append_eos", "max_length", "pooling"}
         if not required <= set(content) <= known:
             odd = sorted(required - set(content)) + sorted(set(content) - known)
-            raise ValueError(f"{path} has missing or unknown keys: {', '.join(odd)}")
+            raise UserError(f"{path} has missing or unknown keys: {', '.join(odd)}")
         return cls(**content)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rlhf.errors import UserError
 from rlhf.reward_models.core import Conversation, Unscorable, fact
 
 Answer = str | int | float | list[str | int | float]
@@ -21,7 +22,7 @@ class Target:
     that any one is right.
 
     Raises:
-        ValueError: both ``answer`` and ``answers``, a row without the two keys, or one prompt with
+        UserError: both ``answer`` and ``answers``, a row without the two keys, or one prompt with
             two different answers.
         FileNotFoundError: no such file.
     """
@@ -35,7 +36,7 @@ class Target:
         prompt_key: str = "prompt",
     ):
         if answer is not None and answers is not None:
-            raise ValueError("give answer (one constant) or answers (a file), not both")
+            raise UserError("give answer (one constant) or answers (a file), not both")
         self.answer, self.key = answer, key
         self.table = _read_answers(Path(answers), prompt_key, key) if answers else None
 
@@ -81,8 +82,8 @@ def _read_answers(path: Path, prompt_key: str, answer_key: str) -> dict[str, Any
         for number, line in enumerate(lines, start=1):
             row = json.loads(line)
             if prompt_key not in row or answer_key not in row:
-                raise ValueError(f"{path}:{number} needs keys {prompt_key!r} and {answer_key!r}")
+                raise UserError(f"{path}:{number} needs keys {prompt_key!r} and {answer_key!r}")
             prompt, answer = str(row[prompt_key]).strip(), row[answer_key]
             if table.setdefault(prompt, answer) != answer:
-                raise ValueError(f"{path}:{number} gives a second answer to the same prompt")
+                raise UserError(f"{path}:{number} gives a second answer to the same prompt")
     return table

@@ -17,6 +17,7 @@ import threading
 import time
 from typing import Any
 
+from rlhf.errors import UserError
 from rlhf.reward_models.core import SetupError, Unscorable, describe
 
 _START_SECONDS = 120.0  # imports of a large library on a busy machine
@@ -31,7 +32,7 @@ class Worker:
 
     def __init__(self, path: str, *, timeout: float, extra: str | None = None):
         if not timeout > 0:
-            raise ValueError(f"timeout must be > 0 seconds, got {timeout}")
+            raise UserError(f"timeout must be > 0 seconds, got {timeout}")
         self.path, self.timeout, self.extra = path, timeout, extra
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()

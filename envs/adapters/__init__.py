@@ -1,4 +1,7 @@
-"""Doors to other people's tasks. Each needs an optional extra, imported when first used."""
+"""Adapters for third-party environments.
+
+Each needs an optional extra, which is imported when the environment is made.
+"""
 
 from __future__ import annotations
 
@@ -10,45 +13,51 @@ from types import ModuleType
 
 import numpy as np
 
+from rlhf.errors import UserError
+
+
+class MissingExtraError(UserError, ImportError):
+    """An optional dependency is not installed; the message says how to install it."""
+
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency.
+    """Import the module that an optional extra installs.
 
     Raises:
-        ImportError: it is not installed; one line says how to install it.
+        MissingExtraError: The module is not installed.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
-        raise ImportError(f'this needs {extra}: pip install "rlhf-kit[{extra}]"') from error
+        raise MissingExtraError(f'this needs {extra}: pip install "rlhf-kit[{extra}]"') from error
 
 
 class PrivateGenerators:
-    """Python's and numpy's global generators, lent to code that draws from them.
+    """Private random streams for code that draws from Python's and numpy's global generators.
 
-    Inside `lent()` the global generators continue this object's own streams; outside they are the
-    user's again, untouched. So foreign code becomes reproducible per environment.
+    Inside `active()` the global generators continue this object's streams. On exit the user's state
+    is restored, so third-party code is reproducible per environment and has no side effect.
     """
 
     def __init__(self) -> None:
         self.seed(0)
 
     def seed(self, seed: int) -> None:
-        """Start both streams anew."""
+        """Restart both streams from a seed."""
         self._python = random.Random(seed).getstate()
         self._numpy = np.random.RandomState(seed % 2**32).get_state()
 
     @contextmanager
-    def lent(self) -> Iterator[None]:
-        """Swap the streams in, and out again whatever happens."""
-        outside = random.getstate(), np.random.get_state()
+    def active(self) -> Iterator[None]:
+        """Swap the private streams in; restore the user's on exit, also after an exception."""
+        user_state = random.getstate(), np.random.get_state()
         random.setstate(self._python)
         np.random.set_state(self._numpy)
         try:
             yield
         finally:
             self._python, self._numpy = random.getstate(), np.random.get_state()
-            random.setstate(outside[0])
-            np.random.set_state(outside[1])
+            random.setstate(user_state[0])
+            np.random.set_state(user_state[1])

@@ -17,6 +17,7 @@ import numpy as np
 from rlhf.envs.adapters import PrivateGenerators, require
 from rlhf.envs.core import Step, TextEnv, check_choice, check_range
 from rlhf.envs.items import SPLITS, half_of
+from rlhf.errors import UserError
 
 MAX_ANSWER = 20_000
 """Characters of an answer; no task asks for as many."""
@@ -126,7 +127,7 @@ class ReasoningGym(TextEnv):
         config: Further settings of the task (its difficulty), as reasoning-gym names them.
 
     Raises:
-        ValueError: an unknown or quarantined task, or settings that it does not take; at reset, a
+        UserError: an unknown or quarantined task, or settings that it does not take; at reset, a
             task whose questions are too few to be split.
     """
 
@@ -155,12 +156,12 @@ class ReasoningGym(TextEnv):
         self._key = (task, size, split, repr(sorted((config or {}).items())))
         self._generators = PrivateGenerators()
         library = require("reasoning_gym", "reasoning-gym")
-        with self._generators.lent():
+        with self._generators.active():
             try:
                 count = size if task in EAGER else size * CANDIDATES
                 self._items = library.create_dataset(task, seed=0, size=count, **(config or {}))
             except (AssertionError, TypeError) as error:
-                raise ValueError(f"{task} does not take config {config}: {error}") from error
+                raise UserError(f"{task} does not take config {config}: {error}") from error
         train = size * 9 // 10
         self._indices = {
             "train": range(train),
@@ -183,7 +184,7 @@ class ReasoningGym(TextEnv):
     def _draw(self, index: int) -> dict[str, Any]:
         """An item; some tasks draw from the global generators, whose state then is part of it."""
         self._generators.seed(index)
-        with self._generators.lent():
+        with self._generators.active():
             return self._items[index]
 
     def _place(self, item: int) -> int:
@@ -202,7 +203,7 @@ class ReasoningGym(TextEnv):
                     _PLACES[key] = index
                     break
             else:
-                raise ValueError(
+                raise UserError(
                     f"{self.task} has too few questions to hold any out: set split to all"
                 )
         return _PLACES[key]
@@ -220,7 +221,7 @@ class ReasoningGym(TextEnv):
         truth = self._entry.get("answer")
         if len(action) > MAX_ANSWER or has_junk(action, "" if truth is None else str(truth)):
             return 0.0, "text around the answer"
-        with self._generators.lent():
+        with self._generators.active():
             try:
                 score = float(self._scorer()(action))
             except Exception as error:
@@ -254,10 +255,10 @@ class ReasoningGym(TextEnv):
 
 
 def _check_task(task: str) -> None:
-    """Raise a ValueError that names the nearest tasks when there is no such one."""
+    """Raise a UserError that names the nearest tasks when there is no such one."""
     if task in QUARANTINE:
-        raise ValueError(f"{task} is not offered: it {QUARANTINE[task]}")
+        raise UserError(f"{task} is not offered: it {QUARANTINE[task]}")
     known = tasks()
     if task not in known:
         near = ", ".join(difflib.get_close_matches(task, known)) or "see tasks()"
-        raise ValueError(f"reasoning-gym has no task {task!r}; did you mean {near}?")
+        raise UserError(f"reasoning-gym has no task {task!r}; did you mean {near}?")

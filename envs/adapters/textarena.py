@@ -15,6 +15,7 @@ import numpy as np
 
 from rlhf.envs.adapters import PrivateGenerators, require
 from rlhf.envs.core import Conversation, Step, TextEnv, check_range
+from rlhf.errors import UserError
 
 Opponent = str | Callable[[Conversation], str]
 
@@ -88,7 +89,7 @@ class TextArena(TextEnv):
         max_turns: The longest episode.
 
     Raises:
-        ValueError: an unknown or quarantined game.
+        UserError: an unknown or quarantined game.
     """
 
     best_score = None
@@ -106,13 +107,13 @@ class TextArena(TextEnv):
     ) -> None:
         check_range("max_turns", max_turns, 1, 10_000)
         if isinstance(opponent, str) and opponent != "random":
-            raise ValueError(f"opponent must be 'random' or a function, got {opponent!r}")
+            raise UserError(f"opponent must be 'random' or a function, got {opponent!r}")
         super().__init__(render_mode=render_mode)
         self.game, self.opponent, self.max_turns = game, opponent, max_turns
         self._id, self._players = _find(game)
         self._library = require("textarena", "textarena")
         if self._id not in self._library.envs.registration.ENV_REGISTRY:
-            raise ValueError(f"textarena has no game {game!r} ({self._id} is not registered)")
+            raise UserError(f"textarena has no game {game!r} ({self._id} is not registered)")
         self._generators = PrivateGenerators()
         self._game: Any = None
         self._seat, self._turns, self._text = 0, 0, ""
@@ -189,7 +190,7 @@ class TextArena(TextEnv):
     @contextmanager
     def _running(self) -> Iterator[None]:
         """While the game runs: its own generators, and nothing printed (some games do)."""
-        with self._generators.lent(), contextlib.redirect_stdout(io.StringIO()):
+        with self._generators.active(), contextlib.redirect_stdout(io.StringIO()):
             yield
 
     def sample_action(self, rng: np.random.Generator) -> str:
@@ -201,10 +202,10 @@ def _find(game: str) -> tuple[str, int]:
     """TextArena's id of the plain (unwrapped) game, and how many play."""
     name, version, variant = game.partition("-v0")
     if name in QUARANTINE:
-        raise ValueError(f"{name} is not offered: it {QUARANTINE[name]}")
+        raise UserError(f"{name} is not offered: it {QUARANTINE[name]}")
     if name not in GAMES:
         near = ", ".join(difflib.get_close_matches(name, GAMES)) or "see games()"
-        raise ValueError(f"textarena has no game {name!r}; did you mean {near}?")
+        raise UserError(f"textarena has no game {name!r}; did you mean {near}?")
     return f"{name}{version or '-v0'}{variant.removesuffix('-raw')}-raw", GAMES[name]
 
 

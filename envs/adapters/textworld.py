@@ -90,7 +90,7 @@ class TextWorld(TextEnv):
             max_score=True, score=True, won=True, **dict.fromkeys(wanted, True)
         )
         self._generators.seed(game)
-        with self._generators.lent(), warnings.catch_warnings():
+        with self._generators.active(), warnings.catch_warnings():
             # The interpreter warns that it cannot score such games; TextWorld scores them itself.
             warnings.simplefilter("ignore")
             self._game = self._library.start(str(self._compiled(game)), infos)
@@ -108,7 +108,7 @@ class TextWorld(TextEnv):
             # Only listed commands reach the interpreter, a native program.
             text = "Nothing happens."
             return self.turn(text, 0.0, self._left == 0, valid=False, reason="not possible here")
-        with self._generators.lent():
+        with self._generators.active():
             state, _, done = self._game.step(command.lower())
         self._state = dict(state)
         gain = (self._state["score"] - before) / self._state["max_score"]

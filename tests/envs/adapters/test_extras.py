@@ -17,12 +17,12 @@ def test_private_generators_continue_their_own_streams_and_give_the_globals_back
     random.seed(5)
     np.random.seed(5)
     outside = random.getstate(), repr(np.random.get_state())
-    lender, drawn = PrivateGenerators(), []
+    generators, drawn = PrivateGenerators(), []
     for _ in range(2):
-        lender.seed(7)
+        generators.seed(7)
         run = []
         for _ in range(2):
-            with lender.lent():
+            with generators.active():
                 run.append((random.random(), np.random.random()))
             assert (random.getstate(), repr(np.random.get_state())) == outside
         drawn.append(run)
@@ -34,7 +34,7 @@ def test_the_globals_come_back_after_an_error():
     before = random.getstate()
 
     def fail() -> None:
-        with PrivateGenerators().lent():
+        with PrivateGenerators().active():
             raise KeyError(random.random())
 
     with pytest.raises(KeyError):
