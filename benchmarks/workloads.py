@@ -218,7 +218,7 @@ WORKLOADS: dict[str, Workload] = {
         "FLOP",
         {
             "ours": _ours("benchmarks.rlhf_side:offline", verb="sft"),
-            "matmul": Side("bf16 products of 2048 x 2048", "benchmarks.ceiling:matmul"),
+            "matmul": Side("bf16 products of 2048 x 2048", "benchmarks.peak_flops:matmul"),
         },
         prepare="benchmarks.inputs:mfu",
         bars={"matmul": 0.27},

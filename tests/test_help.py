@@ -154,7 +154,7 @@ def test_a_key_of_the_wrong_section_is_told_the_right_one(capsys, verb, key, rig
 def test_a_closed_pipe_is_quiet():
     code = (
         "import os, sys, subprocess\n"
-        f"child = subprocess.Popen([{sys.executable!r}, '-m', 'rlhf.cli.main', 'sft', '--help'], "
+        f"child = subprocess.Popen([{sys.executable!r}, '-m', 'rlhf', 'sft', '--help'], "
         "stdout=subprocess.PIPE, stderr=subprocess.PIPE)\n"
         "child.stdout.close()\n"
         "err = child.stderr.read().decode()\n"

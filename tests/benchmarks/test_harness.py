@@ -74,7 +74,7 @@ def test_another_checkout_takes_the_place_of_the_other_sides(
     package = other / "benchmarks"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    (package / "child.py").write_text(
+    (package / "worker.py").write_text(
         "import json, sys\n"
         "print(json.dumps({'ready': True}), flush=True)\n"
         "for _ in sys.stdin:\n"
