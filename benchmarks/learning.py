@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 import rlhf
-from rlhf.run import launch
+from rlhf.runs import launch
 
 CONFIGS = Path(__file__).parents[1] / "configs/learning"
 TASKS = ("echo", "bandit", "key_door")

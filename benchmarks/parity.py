@@ -22,7 +22,7 @@ import numpy as np
 import rlhf
 from benchmarks.curves import curve, draw, report
 from rlhf.config.load import read_yaml
-from rlhf.run import launch
+from rlhf.runs import launch
 
 ALGORITHMS = ("grpo", "rloo")
 SIDES = ("ours", "TRL")

@@ -17,7 +17,7 @@ import numpy as np
 import rlhf
 from benchmarks.curves import curve, draw, report
 from benchmarks.learning import ALGORITHMS, CONFIGS
-from rlhf.run import launch
+from rlhf.runs import launch
 
 TASKS = ("echo", "bandit")
 SIDES = ("bfloat16", "float32")

@@ -20,7 +20,7 @@ from rlhf.config.data import DataSpec
 from rlhf.data.load import load
 from rlhf.reward_models import build
 from rlhf.reward_models.labelled import auc, bootstrap
-from rlhf.run import launch
+from rlhf.runs import launch
 
 TEXTS = 1000
 

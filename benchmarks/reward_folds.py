@@ -27,7 +27,7 @@ from rlhf.reward_models.baselines import bag_of_words, longer
 from rlhf.reward_models.core import Reward
 from rlhf.reward_models.pairs import Pair, to_pair
 from rlhf.reward_models.statistics import gain_interval, share_interval
-from rlhf.run import launch
+from rlhf.runs import launch
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.worker import Job, Pace
 from rlhf.cli.table import configure
-from rlhf.run.directory import Run
+from rlhf.runs.directory import Run
 
 
 class PacedRun(Run):

@@ -33,11 +33,11 @@ def run(job: Job, pace: Pace, *, program: str) -> None:
 
 def our_first_step(system: Any) -> None:
     """`rlhf sft` up to its first logged step."""
-    from rlhf.run import launch
+    from rlhf.runs import launch
 
     launch.prepare()
     from rlhf.cli.table import configure
-    from rlhf.run.directory import Run
+    from rlhf.runs.directory import Run
     from rlhf.training.offline import train_offline
 
     job = Job(Path(system.argv[1]))

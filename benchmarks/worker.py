@@ -110,7 +110,7 @@ def main(workload: str, side: str, folder: str) -> None:
         return
     chosen = row.sides[side]
     if chosen.allocator:
-        from rlhf.run import launch
+        from rlhf.runs import launch
 
         launch.prepare()
     import_object(chosen.run)(job, Pace(sys.stdin, reports), **chosen.options)

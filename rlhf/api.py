@@ -33,7 +33,7 @@ def stage(verb: str, config: Config | Sequence[Config], **overrides: Any) -> Pat
     Raises:
         UserError: with one line that says what to do.
     """
-    from rlhf.run import launch
+    from rlhf.runs import launch
 
     launch.prepare()
     from rlhf.cli.table import from_record, run_command
@@ -47,7 +47,7 @@ def stage(verb: str, config: Config | Sequence[Config], **overrides: Any) -> Pat
 
 def run(pipeline: str | Path, **overrides: Any) -> Path:
     """Run a pipeline file; returns its report."""
-    from rlhf.run import launch
+    from rlhf.runs import launch
 
     launch.prepare()
     from rlhf.pipeline import read_pipeline, run_pipeline

@@ -23,8 +23,8 @@ from rlhf.cli.table import configure, run_command, verb_named
 from rlhf.common.names import nearest
 from rlhf.config.load import assemble, check_keys, set_key
 from rlhf.errors import UserError
-from rlhf.run.directory import open_directory
-from rlhf.run.launch import release_memory
+from rlhf.runs.directory import open_directory
+from rlhf.runs.launch import release_memory
 
 log = logging.getLogger(__name__)
 

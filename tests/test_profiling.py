@@ -9,8 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf.cli.table import run_command
 from rlhf.errors import UserError
 from rlhf.models.flops import update_flops
-from rlhf.run import profiling
-from rlhf.run.profiling import PARTS, Stopwatch
+from rlhf.runs import profiling
+from rlhf.runs.profiling import PARTS, Stopwatch
 from tests.helpers.training import metrics_of, online_tree
 
 

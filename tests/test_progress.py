@@ -10,7 +10,7 @@ import time
 import pytest
 from rich.console import Console
 
-from rlhf.run.progress import OFFLINE, Reporter, headline, online_slots
+from rlhf.runs.progress import OFFLINE, Reporter, headline, online_slots
 
 ROW = {
     "reward/mean": 0.76661,
@@ -171,6 +171,6 @@ def test_of_several_processes_only_the_first_draws(monkeypatch):
 
 
 def test_the_display_needs_no_torch():
-    code = "import sys, rlhf.run.progress; print('torch' in sys.modules)"
+    code = "import sys, rlhf.runs.progress; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

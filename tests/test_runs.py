@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from rlhf.errors import UserError
-from rlhf.run.directory import Run, flatten
+from rlhf.runs.directory import Run, flatten
 
 
 def config(directory, **keys):

@@ -3,8 +3,8 @@
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.run.directory import Run
-from rlhf.run.trackers import check_installed
+from rlhf.runs.directory import Run
+from rlhf.runs.trackers import check_installed
 
 ROWS = [(1, {"reward/mean": 0.25, "policy/kl": 0.5}), (2, {"reward/mean": 0.75})]
 
@@ -63,12 +63,12 @@ def test_trackio_is_told(tmp_path, monkeypatch):
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlhf.run.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("rlhf.runs.trackers.find_spec", lambda name: None)
     with pytest.raises(UserError, match="track: wandb is not installed: pip install wandb"):
         tracked(tmp_path, "wandb")
     assert not (tmp_path / "run").exists()
 
 
 def test_without_a_tracker_nothing_is_looked_for(monkeypatch):
-    monkeypatch.setattr("rlhf.run.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("rlhf.runs.trackers.find_spec", lambda name: None)
     check_installed([])

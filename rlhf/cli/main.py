@@ -55,7 +55,7 @@ Options of every verb
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0 done, 2 a mistake told in one line)."""
-    from rlhf.run import launch
+    from rlhf.runs import launch
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments

@@ -19,7 +19,7 @@ from rlhf.common.names import nearest
 from rlhf.config.help import help_text
 from rlhf.config.load import as_tree, build
 from rlhf.errors import UserError
-from rlhf.run.directory import Run
+from rlhf.runs.directory import Run
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from rlhf.config.data import DataSpec, Kind
 from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
-from rlhf.run.directory import Run
+from rlhf.runs.directory import Run
 
 log = logging.getLogger(__name__)
 

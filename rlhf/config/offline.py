@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec, check_trainable
-from rlhf.run.trackers import TrackerName
+from rlhf.runs.trackers import TrackerName
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from rlhf.algorithms.registry import Algorithm, configure
 from rlhf.config.model import ModelSpec, check_trainable
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.errors import UserError
-from rlhf.run.trackers import TrackerName
+from rlhf.runs.trackers import TrackerName
 
 
 @dataclass(frozen=True)

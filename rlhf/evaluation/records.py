@@ -15,7 +15,7 @@ from rlhf.common.files import read_log
 from rlhf.common.names import nearest
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import unit_of
-from rlhf.run.renamed import current_config, current_metrics, current_sample, run_file
+from rlhf.runs.renamed import current_config, current_metrics, current_sample, run_file
 from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")

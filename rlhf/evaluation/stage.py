@@ -34,8 +34,8 @@ from rlhf.models.loading import load_model
 from rlhf.models.rewards import load_rewards
 from rlhf.rollout.chat_format import prompt_of
 from rlhf.rollout.collector import Collector, make_env_factory
-from rlhf.run.directory import Run
-from rlhf.run.launch import release_memory
+from rlhf.runs.directory import Run
+from rlhf.runs.launch import release_memory
 from rlhf.stats import Interval, ratio_interval
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from rlhf.reports.charts import Chart, Series, draw, short
 from rlhf.reports.markup import Cell, Table, esc, named, plural, section
 from rlhf.reports.page import page
 from rlhf.reports.tables import save_tables
-from rlhf.run.directory import PLACES, flatten
+from rlhf.runs.directory import PLACES, flatten
 from rlhf.stats import Interval, interval
 
 _FIRST = ("reward/mean", "eval/gold", "eval/return", "policy/kl", "eval/loss", "train/loss")

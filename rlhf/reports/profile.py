@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.markup import Table, named
-from rlhf.run.profiling import PARTS
+from rlhf.runs.profiling import PARTS
 
 # Logged with `profile: true`, and how the page calls them.
 EXTRA = {

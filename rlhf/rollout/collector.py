@@ -24,7 +24,7 @@ from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
 from rlhf.rollout.load_check import check_sampling
 from rlhf.rollout.sampling.continuous import Reply, Sampler
 from rlhf.rollout.truncation import truncate
-from rlhf.run.profiling import Stopwatch
+from rlhf.runs.profiling import Stopwatch
 
 log = logging.getLogger(__name__)
 

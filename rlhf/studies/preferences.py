@@ -17,7 +17,7 @@ from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.preferences import Annotator, pairs_from_gold
 from rlhf.rollout.seeds import training_seed
-from rlhf.run.directory import Run
+from rlhf.runs.directory import Run
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from rlhf.data.files import read_rows
 from rlhf.data.load import load, logged_rows
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
-from rlhf.run.directory import Run
+from rlhf.runs.directory import Run
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import NativeOptions
 from rlhf.models.precision import MasterAdamW
 from rlhf.models.trainable import Movement, set_dropout
-from rlhf.run.directory import Run
+from rlhf.runs.directory import Run
 from rlhf.training.batching import micro_batches
 from rlhf.training.distributed import World, join
 from rlhf.training.native_tasks import Example, Examples, Task, collate

@@ -19,9 +19,9 @@ from rlhf.config.optimization import native_options
 from rlhf.errors import UserError
 from rlhf.models.trainable import set_dropout
 from rlhf.reports.diagnostics import TrainingMonitor
-from rlhf.run.directory import Run
-from rlhf.run.interrupt import StopRequest
-from rlhf.run.progress import OFFLINE, Reporter
+from rlhf.runs.directory import Run
+from rlhf.runs.interrupt import StopRequest
+from rlhf.runs.progress import OFFLINE, Reporter
 from rlhf.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,

@@ -31,8 +31,8 @@ from rlhf.models.precision import MasterAdamW, default_device
 from rlhf.models.saving import save_model
 from rlhf.models.trainable import Movement, make_frozen, warn_of_dropout
 from rlhf.rollout.chat_format import generation_stop_ids
-from rlhf.run.directory import Run, seed_everything
-from rlhf.run.interrupt import StopRequest
+from rlhf.runs.directory import Run, seed_everything
+from rlhf.runs.interrupt import StopRequest
 from rlhf.training.native import train_native
 from rlhf.training.native_tasks import TASKS
 from rlhf.training.reward_models import stage as reward

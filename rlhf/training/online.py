@@ -31,10 +31,10 @@ from rlhf.reports.diagnostics import TrainingMonitor
 from rlhf.rollout.batch import Rollout, collate
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.items import describe_items
-from rlhf.run.directory import Run
-from rlhf.run.interrupt import StopRequest
-from rlhf.run.profiling import usage
-from rlhf.run.progress import Reporter, online_slots
+from rlhf.runs.directory import Run
+from rlhf.runs.interrupt import StopRequest
+from rlhf.runs.profiling import usage
+from rlhf.runs.progress import Reporter, online_slots
 from rlhf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from rlhf.training.experience import (
     Experience,

@@ -33,7 +33,7 @@ from rlhf.rollout.chat_format import prompt_of
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.items import Openings
 from rlhf.rollout.seeds import training_seed
-from rlhf.run.profiling import Stopwatch
+from rlhf.runs.profiling import Stopwatch
 from rlhf.training.distributed import World, join
 
 log = logging.getLogger(__name__)

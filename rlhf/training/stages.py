@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 
 from rlhf.config.offline import OfflineConfig
-from rlhf.run.directory import Run
+from rlhf.runs.directory import Run
 
 Row = dict[str, Any]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf.models.flops import peak_flops, update_flops
-from rlhf.run.profiling import usage
+from rlhf.runs.profiling import usage
 from rlhf.training.native_tasks import Examples
 
 

@@ -6,8 +6,8 @@ from benchmarks.__main__ import expand
 from benchmarks.results import append, machine_of, newest, read, stamp
 from benchmarks.table import BEGIN, END, write_page
 from benchmarks.texts import lognormal_lengths, mixed_lengths
-from benchmarks.worker import find
 from benchmarks.workloads import WORKLOADS
+from rlhf.common.imports import import_object
 from rlhf.errors import UserError
 
 
@@ -90,7 +90,7 @@ def test_every_function_in_the_table_is_there(name: str):
     paths = [row.prepare, row.check, row.measure]
     paths += [side.run for side in row.sides.values() if side.venv != "trl-ppo"]
     for path in filter(None, paths):
-        assert callable(find(path))
+        assert callable(import_object(path))
 
 
 def test_lengths():

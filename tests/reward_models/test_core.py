@@ -31,7 +31,8 @@ REPLIES = [talk("2"), talk("none"), talk("-3")]
 
 
 def test_import_loads_neither_torch_nor_the_other_packages():
-    code = "import rlhf.reward_models, sys; print({'torch', 'rlhf.envs', 'rlhf.rollout'} & set(sys.modules))"
+    others = "{'torch', 'rlhf.envs', 'rlhf.rollout'}"
+    code = f"import rlhf.reward_models, sys; print({others} & set(sys.modules))"
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", code]
     out = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)

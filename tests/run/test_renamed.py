@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.run import renamed
+from rlhf.runs import renamed
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from rlhf.run.profiling import PARTS
+from rlhf.runs.profiling import PARTS
 from rlhf.training.distributed import World
 from tests.helpers.training import (
     checkpoint_of,

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf.cli.table import configure, run_command
 from rlhf.config.optimization import native_options
 from rlhf.errors import UserError
-from rlhf.run.directory import Run, seed_everything
+from rlhf.runs.directory import Run, seed_everything
 from rlhf.training import native, offline
 from rlhf.training.lesson import Schedule, batch_of, open_lesson, portions, references_of
 from rlhf.training.native_tasks import TASKS

@@ -21,7 +21,7 @@ from rlhf.config.offline import OWNED, OfflineConfig
 from rlhf.errors import UserError
 from rlhf.models.loading import load_model
 from rlhf.models.precision import MasterAdamW
-from rlhf.run.directory import Run, seed_everything
+from rlhf.runs.directory import Run, seed_everything
 from rlhf.training import offline
 from rlhf.training.trl.columns import LabelCollator, PairCollator
 from rlhf.training.trl.examples import Encoder

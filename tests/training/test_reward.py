@@ -14,7 +14,7 @@ from transformers import (
 from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward
-from rlhf.run.directory import Run, seed_everything
+from rlhf.runs.directory import Run, seed_everything
 from rlhf.training import offline
 from rlhf.training.reward_models import stage as reward
 from rlhf.training.reward_models.encoders import RewardEncoder, pair

@@ -16,7 +16,7 @@ from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward, build
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.pairwise import PairModel
-from rlhf.run.interrupt import Interrupted
+from rlhf.runs.interrupt import Interrupted
 from rlhf.training import offline
 from rlhf.training.reward_models import stage as reward
 from rlhf.training.reward_models.encoders import Collator, RewardEncoder, length_grouped

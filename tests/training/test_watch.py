@@ -10,8 +10,8 @@ import transformers
 
 from rlhf.cli.table import run_command
 from rlhf.reports.diagnostics import TrainingMonitor
-from rlhf.run.directory import Run
-from rlhf.run.interrupt import StopRequest
+from rlhf.runs.directory import Run
+from rlhf.runs.interrupt import StopRequest
 from rlhf.training.trl.callback import Recorder
 from tests.helpers.training import metrics_of, offline_tree, online_tree, sft_rows, write_rows
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from rlhf.config.load import as_tree
 from rlhf.errors import UserError
-from rlhf.run import launch
-from rlhf.run.directory import RESUMABLE, check_same, open_directory
-from rlhf.run.progress import Reporter
+from rlhf.runs import launch
+from rlhf.runs.directory import RESUMABLE, check_same, open_directory
+from rlhf.runs.progress import Reporter
 from rlhf.studies.bench.plan import Job
 
 log = logging.getLogger(__name__)

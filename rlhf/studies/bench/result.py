@@ -11,7 +11,7 @@ from rlhf.config.load import as_tree
 from rlhf.evaluation.compare import coverage_words, format_estimate
 from rlhf.evaluation.verdict import Difference
 from rlhf.reports.markup import Cell, Table
-from rlhf.run.directory import describe_machine
+from rlhf.runs.directory import describe_machine
 from rlhf.studies.bench.plan import Bench
 from rlhf.studies.bench.scores import METRIC, THRESHOLDS, Findings, Scores
 

@@ -29,8 +29,8 @@ from rlhf.evaluation.replies import sample_replies, score_replies
 from rlhf.models.rewards import load_rewards, packed
 from rlhf.reports.overoptimization import FILE
 from rlhf.reward_models import Sidecar
-from rlhf.run.directory import Run
-from rlhf.run.launch import release_memory
+from rlhf.runs.directory import Run
+from rlhf.runs.launch import release_memory
 from rlhf.studies.overoptimize.results import (
     Track,
     best_of_n_result,

@@ -22,7 +22,7 @@ from rlhf.reward_models.pairwise import PairModel
 from rlhf.reward_models.process import ProcessReward
 from rlhf.reward_models.statistics import gain_interval, share_interval
 from rlhf.rollout.chat_format import prompt_of
-from rlhf.run.directory import Run
+from rlhf.runs.directory import Run
 from rlhf.training.reward_models.encoders import rated_conversation
 from rlhf.training.reward_models.kinds import RewardKind, outputs_of
 from rlhf.training.stages import Row

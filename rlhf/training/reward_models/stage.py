@@ -35,7 +35,7 @@ from rlhf.reward_models import Sidecar
 from rlhf.reward_models.checkpoint import heads_in_fp32, keep_first_output, pooling_of
 from rlhf.reward_models.encoding import end_template_at_score, template_hash
 from rlhf.reward_models.generic_heads import has_own_classifier, with_head
-from rlhf.run.directory import Run
+from rlhf.runs.directory import Run
 from rlhf.training.reward_models.encoders import Collator, RewardEncoder, trl_pair
 from rlhf.training.reward_models.kinds import RewardKind, kind_of, outputs_of
 from rlhf.training.reward_models.report import judge

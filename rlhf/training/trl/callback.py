@@ -9,9 +9,9 @@ from transformers import TrainerCallback
 
 from rlhf.models.trainable import Movement
 from rlhf.reports.diagnostics import TrainingMonitor
-from rlhf.run.directory import Run
-from rlhf.run.interrupt import StopRequest
-from rlhf.run.progress import OFFLINE, Reporter
+from rlhf.runs.directory import Run
+from rlhf.runs.interrupt import StopRequest
+from rlhf.runs.progress import OFFLINE, Reporter
 
 
 class Recorder(TrainerCallback):

@@ -26,7 +26,7 @@ import yaml
 
 from rlhf.common.files import json_line, read_log, write_text
 from rlhf.errors import UserError
-from rlhf.run.trackers import Tracker, check_installed, open_trackers
+from rlhf.runs.trackers import Tracker, check_installed, open_trackers
 
 # Keys that say where and how a run is written; config.yaml leaves them out.
 PLACES = frozenset({"resume", "overwrite", "output_dir"})
