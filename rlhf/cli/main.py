@@ -97,9 +97,8 @@ def _is_user_mistake(error: Exception) -> bool:
     if not isinstance(error, ValueError | ImportError):
         return False
     frames = traceback.extract_tb(error.__traceback__)
-    home = Path(__file__).resolve().parent.parent
-    ours = [home / name for name in ("rlhf", "envs", "reward_models")]
-    return bool(frames) and any(Path(frames[-1].filename).is_relative_to(p) for p in ours)
+    package = Path(__file__).resolve().parents[1]
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(package)
 
 
 def usage() -> str:
