@@ -199,12 +199,12 @@ def _length(view: _View, chosen: np.ndarray, rejected: np.ndarray) -> dict[str, 
     matched = np.flatnonzero(gap <= _MATCHED)
     groups = [*view.groups, *view.groups]
     found = jackknife(lambda rows: spearman(values[rows], size[rows]), groups, scale="fisher")
-    if abs(found.estimate) > 1 - 1e-9:  # every couple is in order: the doubt is that of a share
-        units, sign = len(set(groups)), math.copysign(1.0, found.estimate)
+    if abs(found.value) > 1 - 1e-9:  # every couple is in order: the doubt is that of a share
+        units, sign = len(set(groups)), math.copysign(1.0, found.value)
         found = share_of(units, units).scaled(2 * sign, -sign)
     return {
         "pearson": pearson(values, size),
-        "spearman": found.estimate,
+        "spearman": found.value,
         "spearman_interval": as_row(found, len(values)),
         "margin_spearman": spearman(view.margins, lengths[:, 0] - lengths[:, 1]),
         "matched_accuracy": view.accuracy(matched) if len(matched) else None,

@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from rlhf.stats import Interval, adjusted_wald, interval
-from rlhf.stats.interval import missing_for
+from rlhf.stats.units import no_interval_reason
 
 
 def cluster_interval(
@@ -55,7 +55,7 @@ def gain_interval(
     """
     x, index = np.asarray(gains, dtype=float), group_index(groups)
     sizes = np.bincount(index).astype(float) if index.size else np.zeros(0)
-    if sizes.size < 2 or not missing_for(np.bincount(index, weights=x) / sizes):
+    if sizes.size < 2 or not no_interval_reason(np.bincount(index, weights=x) / sizes):
         return cluster_interval(x, groups)
     weight = sizes.mean()
     won, lost = x[x > 0].sum() / weight, -x[x < 0].sum() / weight
@@ -67,7 +67,7 @@ def gain_interval(
 def as_row(found: Interval, n: int) -> dict[str, float]:
     """An interval as reports keep it, with the number of values beside that of the units."""
     ends = {"low": found.low, "high": found.high}
-    return {"value": found.estimate, "n": n, **ends, "groups": found.units}
+    return {"value": found.value, "n": n, **ends, "groups": found.units}
 
 
 def group_index(groups: Sequence[Hashable]) -> np.ndarray:

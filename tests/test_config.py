@@ -21,7 +21,7 @@ from rlhf.config.offline import OfflineConfig
 from rlhf.config.online import OnlineConfig
 from rlhf.data.preferences import Annotator
 from rlhf.errors import UserError
-from rlhf.studies.preferences import PairsConfig
+from rlhf.studies.preference_pairs import PairsConfig
 
 CONFIGS = [
     OfflineConfig,

@@ -69,8 +69,8 @@ VERBS: dict[str, Command] = {
     ),
     "pairs": Command(
         "preference pairs over a model's own replies, judged by a known score",
-        "rlhf.studies.preferences:PairsConfig",
-        "rlhf.studies.preferences:write_pairs",
+        "rlhf.studies.preference_pairs:PairsConfig",
+        "rlhf.studies.preference_pairs:write_pairs",
         {},
     ),
     "sft": _offline("supervised fine-tuning on demonstrations", "trl:SFTConfig"),
@@ -97,7 +97,7 @@ VERBS: dict[str, Command] = {
     "evaluate": Command(
         "measure policies and rewards on held-out episodes, text or pairs",
         "rlhf.config.evaluate:EvaluateConfig",
-        "rlhf.evaluation.stage:run_evaluation",
+        "rlhf.evaluation.runner:run_evaluation",
         {},
     ),
 }

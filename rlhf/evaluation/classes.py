@@ -1,4 +1,4 @@
-"""A language model as a classifier: the label that it finds likeliest as its reply."""
+"""A language model as a classifier: the label with the highest log-probability as a reply."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ def class_summary(
     examples: Sequence[dict[str, str]] = (),
     max_length: int,
 ) -> dict[str, Any]:
-    """Accuracy, macro-F1 and AUC of a policy, beside always naming the commonest class.
+    """Accuracy, macro-F1 and AUC of a policy, and of always predicting the most common class.
 
     Args:
         policy: the model.
-        rows: canonical classification rows; of a reply with its prompt the reply is judged.
+        rows: canonical classification rows; in a row with prompt and reply, the reply is
+            classified.
         spec: labels and question.
-        examples: messages shown before each question.
-        max_length: tokens of question and label together.
+        examples: few-shot messages before each question.
+        max_length: maximum number of tokens of question and label together.
 
     Raises:
-        UserError: a label is none of the classes, or a text is too long.
+        UserError: a label has no class name, or a text is too long.
     """
     truth = np.array([int(row["label"]) for row in rows])
     if outside := sorted(set(truth.tolist()) - set(range(len(spec.labels)))):
@@ -49,8 +50,8 @@ def class_summary(
         max_length=max_length,
     )
     common = np.bincount(truth, minlength=len(spec.labels)).astype(float)
-    rivals = {"commonest class": np.tile(common, (len(rows), 1))}
-    return classification_report(scores, truth, rivals=rivals)
+    baselines = {"commonest class": np.tile(common, (len(rows), 1))}
+    return classification_report(scores, truth, rivals=baselines)
 
 
 def class_logprobs(
@@ -64,10 +65,10 @@ def class_logprobs(
     """Log-probability (nats) of each label as the whole reply to each text. [N, C]"""
     rows = []
     for text in texts:
-        asked = {"role": "user", "content": spec.question.replace("{text}", text)}
+        question = {"role": "user", "content": spec.question.replace("{text}", text)}
         for label in spec.labels:
             reply = {"role": "assistant", "content": label}
-            rows.append({"prompt": [*examples, asked], "completion": [reply]})
+            rows.append({"prompt": [*examples, question], "completion": [reply]})
     chat_format = ChatFormat(policy.tokenizer, stop_ids=generation_stop_ids(policy.model))
     try:
         lengths = [len(encode_example(chat_format, **row)[0]) for row in rows]
@@ -76,7 +77,7 @@ def class_logprobs(
     if max(lengths) > max_length:
         raise UserError(
             f"classes: a question with its label has {max(lengths)} tokens, more than max_length = "
-            f"{max_length}: raise it, or leave long texts out"
+            f"{max_length}: raise it, or leave out long texts"
         )
-    losses, _, _ = completion_losses(policy, rows, max_length=max_length)
-    return -np.array(losses).reshape(len(texts), len(spec.labels))
+    losses = completion_losses(policy, rows, max_length=max_length)
+    return -np.array(losses.nats).reshape(len(texts), len(spec.labels))

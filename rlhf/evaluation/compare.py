@@ -1,8 +1,8 @@
-"""`rlhf compare RUN...`: arms on common evaluation seeds, with intervals and a careful verdict.
+"""`rlhf compare RUN...`: paired comparison of methods on common evaluation seeds.
 
-An arm is a method. Runs whose paths differ only in a part such as `seed3` are training seeds of one
-arm, and the interval is over training seeds; with one run an arm it is over episodes and speaks
-of these two models only.
+Runs whose paths differ only in a part such as `seed3` are training seeds of one method. With
+several training seeds the intervals are over training seeds. With one run of each method they are
+over episodes, and the result holds for these two models only.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from rlhf.common.names import nearest
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import metric_interval
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
-from rlhf.evaluation.run_groups import Collected, Episodes, Setting, collect_arms
-from rlhf.evaluation.verdict import FEWEST_SEEDS, Difference, Unit, judge
+from rlhf.evaluation.run_groups import Episodes, MethodValues, Setting, collect_methods
+from rlhf.evaluation.significance import FEWEST_SEEDS, Difference, Unit, compare_means
 from rlhf.stats import Interval, interval
 
-Side = tuple[str, Mapping[int, Episodes]]
-"""Arm, and its episodes by training seed."""
+NamedRuns = tuple[str, Mapping[int, Episodes]]
+"""Name of a method, and its episodes by training seed."""
 
 MOST_PAIRED = 6
-"""Trained arms up to which each is compared with each: 15 comparisons."""
+"""Largest number of trained methods that are all compared with each other: 15 comparisons."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One arm in one setting."""
+class MethodScore:
+    """Mean of one method in one setting."""
 
-    arm: str
+    method: str
     env: str
     decoding: str
     unit: Unit
@@ -44,11 +44,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found; `notes` say what was left out and what the numbers cannot tell."""
+    """Result of `compare`; `notes` list what was left out and the caveats."""
 
     metric: str
     baseline: str
-    rows: list[Row]
+    rows: list[MethodScore]
     differences: list[Difference]
     notes: list[str]
 
@@ -56,13 +56,13 @@ class Comparison:
         """Two tables, the verdicts, the measured coverage and the notes."""
         parts = [_rows_markdown(self), _differences_markdown(self)]
         parts += [
-            f"- {d.arm} against {d.baseline}, {d.env} {d.decoding}: **{d.verdict}**"
+            f"- {d.method} against {d.baseline}, {d.env} {d.decoding}: **{d.verdict}**"
             for d in self.differences
         ]
         coverage: dict[str, list[str]] = {}
         several = len({d.baseline for d in self.differences}) > 1
         for d in self.differences:
-            name = f"{d.arm} - {d.baseline}" if several else d.arm
+            name = f"{d.method} - {d.baseline}" if several else d.method
             coverage.setdefault(coverage_words(d), []).append(name)
         parts += [f"- {text} ({', '.join(names)})" for text, names in coverage.items() if text]
         parts += [f"- {note}" for note in self.notes]
@@ -82,12 +82,16 @@ def compare(
 ) -> Comparison:
     """Compare run or pipeline directories on the prompts or evaluation seeds they share.
 
-    `metric` is an episode field (return, success, cost, ...), a reward component, or normalized (0
-    for the random policy, 1 for the optimal one, where the environment knows both); by default it
-    is the one that `default_metric` finds. `baseline` names the arm that others are compared with,
-    by default the first; without it the trained policies of a single pipeline are compared with
-    each other too. Raises UserError (a ValueError) when nothing was evaluated, a name is
-    unknown or nothing is shared.
+    Args:
+        run_dirs: run or pipeline directories.
+        metric: an episode field (return, success, cost, ...), a reward component, or normalized (0
+            for the random policy, 1 for the optimal one, if the environment knows both); by default
+            the result of `default_metric`.
+        baseline: the method that others are compared with, by default the first. Without it the
+            trained policies of a single pipeline are also compared with each other.
+
+    Raises:
+        UserError: nothing was evaluated, a name is unknown, or nothing is shared.
     """
     directories = [Path(directory).resolve() for directory in run_dirs]
     every_pair = baseline is None and len(directories) == 1
@@ -105,93 +109,100 @@ def compare_runs(
     every_pair: bool = False,
     keep_going: bool = False,
 ) -> Comparison:
-    """`compare` for runs already read.
+    """`compare` for runs that are already read.
 
-    With `every_pair` up to `MOST_PAIRED` trained arms are compared with each other too, not with
-    the baseline alone. Arms that share no unit are noted; where no two share one, that is an error
-    unless it shall `keep_going`.
+    Args:
+        runs: the runs.
+        metric: see `compare`.
+        baseline: see `compare`.
+        every_pair: also compare up to `MOST_PAIRED` trained methods with each other.
+        keep_going: return a result without differences if no two methods share a unit, instead of
+            raising an error. Single pairs that share no unit are always reported as notes.
     """
-    chosen = metric is None
+    is_default = metric is None
     metric = metric or default_metric(runs)
-    collected = collect_arms(runs, metric)
-    arms, notes = collected.arms, list(collected.notes)
-    if chosen and metric != "return":
-        notes.append(f"judged by {metric}, as every return is 0; --metric names another")
+    values = collect_methods(runs, metric)
+    methods, notes = values.methods, list(values.notes)
+    if is_default and metric != "return":
+        notes.append(f"compared by {metric}, as every return is 0; --metric names another")
     if baseline is None:
-        trained = [name for name in arms if name not in REFERENCE_POLICIES]
-        baseline = next(iter([*trained, *arms]), None)
-    if not arms and any(e.episodes for run in runs for e in run.evaluations):
+        trained = [name for name in methods if name not in REFERENCE_POLICIES]
+        baseline = next(iter([*trained, *methods]), None)
+    if not methods and any(e.episodes for run in runs for e in run.evaluations):
         raise UserError(f"no episode has a score of {metric}: {'; '.join(notes)}")
-    if not arms:
+    if not methods:
         raise UserError(
             "no episodes were evaluated in these directories: run `rlhf evaluate` with env first "
-            "(what was measured on text, labels, tasks or pairs stands in the report)"
+            "(results on text, labels, tasks or pairs are in the report)"
         )
-    if baseline not in arms:
+    if baseline not in methods:
         raise UserError(
-            f"no evaluated arm named {baseline!r} ({', '.join(arms)}){nearest(str(baseline), arms)}"
+            f"no evaluated method named {baseline!r} ({', '.join(methods)})"
+            f"{nearest(str(baseline), methods)}"
         )
     rows = [
-        _row(name, setting, found, metric, collected)
-        for name, arm in arms.items()
-        for setting, found in arm.items()
+        _method_score(name, setting, seeds, metric, values)
+        for name, method in methods.items()
+        for setting, seeds in method.items()
     ]
-    opponents = _opponents(arms, baseline, every_pair=every_pair)
-    differences, apart = _differences(collected, opponents, metric, notes)
-    if apart and not differences and not keep_going:
-        raise apart[0]
-    notes += [f"not compared: {error}" for error in apart]
+    opponents = _opponents(methods, baseline, every_pair=every_pair)
+    differences, errors = _differences(values, opponents, metric, notes)
+    if errors and not differences and not keep_going:
+        raise errors[0]
+    notes += [f"not compared: {error}" for error in errors]
     notes += _general_notes(differences)
-    if not differences and not apart:
+    if not differences and not errors:
         notes.append(
-            f"nothing was compared: no other arm was evaluated as {baseline} was, in the same "
+            f"nothing was compared: no other method was evaluated as {baseline} was, in the same "
             "environment with the same decoding"
         )
     return Comparison(metric, baseline, rows, differences, list(dict.fromkeys(notes)))
 
 
 def _opponents(
-    arms: Mapping[str, object], baseline: str, *, every_pair: bool
+    methods: Mapping[str, object], baseline: str, *, every_pair: bool
 ) -> list[tuple[str, str]]:
-    """(arm, what it is compared with): the baseline first, then trained arms with earlier ones."""
-    found = [(name, baseline) for name in arms if name != baseline]
-    trained = [name for name in arms if name not in REFERENCE_POLICIES and name != baseline]
+    """Pairs to compare: every method with the baseline, then trained methods with each other."""
+    pairs = [(name, baseline) for name in methods if name != baseline]
+    trained = [name for name in methods if name not in REFERENCE_POLICIES and name != baseline]
     if every_pair and len(trained) < MOST_PAIRED:
-        found += [(later, earlier) for earlier, later in combinations(trained, 2)]
-    return found
+        pairs += [(later, earlier) for earlier, later in combinations(trained, 2)]
+    return pairs
 
 
-def _meet(arm: tuple[str, Setting], baseline: tuple[str, Setting]) -> bool:
-    """Whether two arms are compared in these settings.
+def _comparable(setting: Setting, baseline: str, baseline_setting: Setting) -> bool:
+    """Whether two settings may be compared.
 
-    A baseline that nobody trained, such as random, decodes nothing: it meets every decoding.
+    Reference policies do not decode, so that a reference baseline matches any decoding.
     """
-    (_, (env, decoding)), (name, (other_env, other_decoding)) = arm, baseline
-    return env == other_env and (decoding == other_decoding or name in REFERENCE_POLICIES)
+    env, decoding = setting
+    other_env, other_decoding = baseline_setting
+    return env == other_env and (decoding == other_decoding or baseline in REFERENCE_POLICIES)
 
 
 def coverage_words(difference: Difference) -> str:
-    """How often intervals like this one contain the truth, by simulation; "" without interval."""
-    n, unit = difference.estimate.n, difference.unit
+    """Simulated coverage of the interval of a difference, in words; "" without an interval."""
     shares = {
         "for normal differences": difference.coverage_normal,
         "redrawing the observed ones": difference.coverage_observed,
     }
-    told = [f"{share:.1%} {what}" for what, share in shares.items() if share is not None]
-    return (
-        f"measured coverage of the 95% intervals at {n} {unit}: {', '.join(told)}" if told else ""
-    )
+    parts = [f"{share:.1%} {what}" for what, share in shares.items() if share is not None]
+    if not parts:
+        return ""
+    size = f"{difference.estimate.units} {difference.unit}"
+    return f"measured coverage of the 95% intervals at {size}: {', '.join(parts)}"
 
 
 def format_estimate(estimate: Interval) -> str:
-    """`0.412 [0.380, 0.444]`, or the bare value where there is no interval."""
+    """`0.412 [0.380, 0.444]`, or the value and the reason why there is no interval."""
     if not estimate.known:
-        return f"{estimate.value:.3f} (no interval: {estimate.needs or f'n = {estimate.n}'})"
+        reason = estimate.needs or f"n = {estimate.units}"
+        return f"{estimate.value:.3f} (no interval: {reason})"
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
 def default_metric(runs: Sequence[RunRecord]) -> str:
-    """The environment's own return; where every one is 0, as on prompts, the page's headline."""
+    """The environment's return; if every return is 0, as with prompt sets, `headline_metric`."""
     rows = (row for run in runs for e in run.evaluations for row in e.episodes)
     if any(row.get("return") for row in rows):
         return "return"
@@ -199,10 +210,13 @@ def default_metric(runs: Sequence[RunRecord]) -> str:
 
 
 def headline_metric(runs: Sequence[RunRecord]) -> str | None:
-    """The metric that leads a page: a gold component, else the return, else what was trained on.
+    """Leading metric of a report: a gold component, else the return, else the training reward.
 
-    None when nothing was evaluated by episodes. A prompt set has no reward of its own (every return
-    is 0): there the reward that the runs were trained on leads, "score" where it has several parts.
+    A prompt set has no reward of its own (every return is 0). There the reward that the runs were
+    trained on leads, or "score" if it has several components.
+
+    Returns:
+        The name of the metric; None if no episodes were evaluated.
     """
     rows = [row for run in runs for e in run.evaluations for row in e.episodes]
     if not rows:
@@ -218,36 +232,39 @@ def headline_metric(runs: Sequence[RunRecord]) -> str | None:
         return gold[0]
     if not common or any(row.get("return") for row in rows):
         return "return"
-    trained = ["score", *(name for run in runs for name in _rewards(run, "rewards"))]
-    measured_only = {name for run in runs for name in _rewards(run, "gold")}
+    trained = ["score", *(name for run in runs for name in _reward_names(run, "rewards"))]
+    monitored = {name for run in runs for name in _reward_names(run, "gold")}
     named = [name for name in trained if name in common]
-    return next(iter([*named, *sorted(common - measured_only), *sorted(common)]))
+    return next(iter([*named, *sorted(common - monitored), *sorted(common)]))
 
 
-def _rewards(run: RunRecord, key: str) -> list[str]:
-    """Names of the rewards that a run's configuration lists."""
+def _reward_names(run: RunRecord, key: str) -> list[str]:
+    """Names of the rewards in a run's configuration."""
     specs = run.config.get(key) or []
     return [str(s.get("name") or s.get("kind")) for s in specs if isinstance(s, Mapping)]
 
 
-def _row(
-    arm: str, setting: Setting, runs: Mapping[int, Episodes], metric: str, collected: Collected
-) -> Row:
-    episodes = collected.episodes[arm, setting]
-    if len(runs) > 1:
-        means = [float(unit_values(found).mean()) for found in runs.values()]
-        kept = interval(means, kind="mean", bounds=collected.ranges[setting[0]])
-        return Row(arm, *setting, "training seeds", kept, episodes)
-    found = next(iter(runs.values()))
-    values = [value for some in found.values() for value in some]
-    labels = [unit for unit, some in found.items() for _ in some]
-    limits = collected.limits[setting[0]]
-    estimate = metric_interval(metric, values, labels, limits)
-    return Row(arm, *setting, _unit(collected.names[setting]), estimate, episodes)
+def _method_score(
+    method: str,
+    setting: Setting,
+    seeds: Mapping[int, Episodes],
+    metric: str,
+    values: MethodValues,
+) -> MethodScore:
+    episodes = values.episodes[method, setting]
+    if len(seeds) > 1:
+        means = [float(unit_means(units).mean()) for units in seeds.values()]
+        estimate = interval(means, kind="mean", bounds=values.ranges[setting[0]])
+        return MethodScore(method, *setting, "training seeds", estimate, episodes)
+    units = next(iter(seeds.values()))
+    column = [value for unit_values in units.values() for value in unit_values]
+    labels = [unit for unit, unit_values in units.items() for _ in unit_values]
+    estimate = metric_interval(metric, column, labels, values.limits[setting[0]])
+    return MethodScore(method, *setting, _unit(values.unit_names[setting]), estimate, episodes)
 
 
-def unit_values(episodes: Episodes) -> np.ndarray:
-    """The mean of each unit's episodes. [units]"""
+def unit_means(episodes: Episodes) -> np.ndarray:
+    """Mean over the episodes of each unit. [units]"""
     return np.array([np.mean(values) for values in episodes.values()])
 
 
@@ -256,81 +273,85 @@ def _unit(name: str) -> Unit:
 
 
 def _differences(
-    collected: Collected, opponents: Sequence[tuple[str, str]], metric: str, notes: list[str]
+    values: MethodValues, opponents: Sequence[tuple[str, str]], metric: str, notes: list[str]
 ) -> tuple[list[Difference], list[UserError]]:
-    """What can be paired, judged together; and why the rest cannot."""
-    arms = collected.arms
-    paired, apart = [], []
-    for name, other in opponents:
-        for setting in arms[name]:
-            for against in arms[other]:
-                if not _meet((name, setting), (other, against)):
+    """Differences of all pairs that share units, and errors of the pairs that do not."""
+    methods = values.methods
+    paired, errors = [], []
+    for name, baseline in opponents:
+        for setting in methods[name]:
+            for baseline_setting in methods[baseline]:
+                if not _comparable(setting, baseline, baseline_setting):
                     continue
-                first, second = (name, arms[name][setting]), (other, arms[other][against])
+                first = name, methods[name][setting]
+                second = baseline, methods[baseline][baseline_setting]
                 try:
-                    found = _pairs(first, second, collected.names[setting], notes)
+                    pairs = _pairs(first, second, values.unit_names[setting], notes)
                 except UserError as error:
-                    apart.append(error)
+                    errors.append(error)
                 else:
-                    paired.append((first, second, setting, found))
+                    paired.append((first, second, setting, pairs))
     differences = [
-        _difference(*found, metric=metric, collected=collected, comparisons=len(paired))
-        for found in paired
+        _difference(*arguments, metric=metric, values=values, comparisons=len(paired))
+        for arguments in paired
     ]
-    return differences, apart
+    return differences, errors
 
 
 def _pairs(
-    first: Side, second: Side, unit: str, notes: list[str]
+    first: NamedRuns, second: NamedRuns, unit: str, notes: list[str]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Values of the common units, for every two training runs that belong together.
+    """Unit means of every two training runs that are paired, on their common units.
 
     Raises:
         UserError: nothing is shared.
     """
-    (arm, runs), (baseline, base) = first, second
-    names = f"{arm} and {baseline}"
-    found = [
-        _common(runs[a], base[b], names, unit, notes)
+    (method, runs), (baseline, base) = first, second
+    names = f"{method} and {baseline}"
+    pairs = [
+        _common_units(runs[a], base[b], names, unit, notes)
         for a, b in _pair_seeds(runs, base, names, notes)
     ]
-    trained = [len(side) for name, side in (first, second) if name not in REFERENCE_POLICIES]
-    if min(trained, default=1) == 1 < max(len(runs), len(base)) and len(trained) == 2:
+    trained = _trained_counts(first, second)
+    if len(trained) == 2 and min(trained) == 1 < max(trained):
         notes.append(
             f"{names}: one side is a single run; its own training noise is not in the interval"
         )
-    return found
+    return pairs
+
+
+def _trained_counts(*sides: NamedRuns) -> list[int]:
+    """Number of training runs of each side that is not a reference policy."""
+    return [len(runs) for name, runs in sides if name not in REFERENCE_POLICIES]
 
 
 def _difference(
-    first: Side,
-    second: Side,
+    first: NamedRuns,
+    second: NamedRuns,
     setting: Setting,
     pairs: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
     metric: str,
-    collected: Collected,
+    values: MethodValues,
     comparisons: int,
 ) -> Difference:
-    (arm, _), (baseline, _) = first, second
-    unit: Unit = "training seeds" if len(pairs) > 1 else _unit(collected.names[setting])
-    trained = [len(side) for name, side in (first, second) if name not in REFERENCE_POLICIES]
+    unit: Unit = "training seeds" if len(pairs) > 1 else _unit(values.unit_names[setting])
     if len(pairs) > 1:
         left, right = (np.array([p[side].mean() for p in pairs]) for side in (0, 1))
     else:
         left, right = pairs[0]
-    ends = collected.ranges[setting[0]]
-    return judge(
+    ends = values.ranges[setting[0]]
+    return compare_means(
         left,
         right,
-        arm=arm,
-        baseline=baseline,
+        method=first[0],
+        baseline=second[0],
         unit=unit,
         env=setting[0],
         decoding=setting[1],
         metric=metric,
         comparisons=comparisons,
-        fewest_runs=min(trained, default=len(pairs)),
+        fewest_runs=min(_trained_counts(first, second), default=len(pairs)),
         span=ends[1] - ends[0] if ends else None,
     )
 
@@ -338,7 +359,7 @@ def _difference(
 def _pair_seeds(
     runs: Mapping[int, Episodes], base: Mapping[int, Episodes], names: str, notes: list[str]
 ) -> list[tuple[int, int]]:
-    """Training seeds that belong together; a single run stands against all runs of the other."""
+    """Training seeds that are paired; a single run is paired with every run of the other side."""
     common = sorted(runs.keys() & base.keys())
     if len(runs) == 1 or len(base) == 1:
         return [(a, b) for a in sorted(runs) for b in sorted(base)]
@@ -352,10 +373,10 @@ def _pair_seeds(
     return [(seed, seed) for seed in common]
 
 
-def _common(
+def _common_units(
     first: Episodes, second: Episodes, names: str, unit: str, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Means of the units that both sides have, in one order."""
+    """Means of the units that both sides have, in the same order."""
     units = [unit for unit in first if unit in second]
     what = "evaluation seeds" if unit != "prompts" else unit
     if not units:
@@ -363,8 +384,8 @@ def _common(
             f"{names} share no {what.removesuffix('s')}: evaluate both on the same {what}, so that "
             "their differences pair"
         )
-    if len(units) < max(len(first), len(second)):
-        most = max(len(first), len(second))
+    most = max(len(first), len(second))
+    if len(units) < most:
         notes.append(f"{names}: {len(units)} of {most} {what} are common; others left out")
     return (
         np.array([np.mean(first[key]) for key in units]),
@@ -381,25 +402,26 @@ def _general_notes(differences: Sequence[Difference]) -> list[str]:
         )
     if any(d.unit != "training seeds" for d in differences):
         notes.append(
-            "one training run an arm: nothing here tells one method from another; train at least "
-            f"{FEWEST_SEEDS} seeds for that"
+            "one training run for each method: this compares two models, not two methods; to "
+            f"compare methods, train at least {FEWEST_SEEDS} seeds of each"
         )
     if any(d.coverage_observed is not None and d.coverage_observed < 0.93 for d in differences):
         notes.append(
-            "some differences are so skewed that their intervals cover less than they claim: "
-            "evaluate on more episodes"
+            "some differences are so skewed that their intervals cover less than 95%: evaluate on "
+            "more episodes"
         )
     return notes
 
 
 def _rows_markdown(comparison: Comparison) -> str:
     lines = [
-        f"| arm | environment | decoding | {comparison.metric} [95% interval] | over | episodes |",
+        f"| method | environment | decoding | {comparison.metric} [95% interval] | over "
+        "| episodes |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {r.arm} | {r.env} | {r.decoding} | {format_estimate(r.estimate)} "
-        f"| {r.estimate.n} {r.unit} | {r.episodes} |"
+        f"| {r.method} | {r.env} | {r.decoding} | {format_estimate(r.estimate)} "
+        f"| {r.estimate.units} {r.unit} | {r.episodes} |"
         for r in comparison.rows
     ]
     return "\n".join(lines) + "\n"
@@ -411,8 +433,8 @@ def _differences_markdown(comparison: Comparison) -> str:
         "|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {d.arm} - {d.baseline} | {d.env} | {d.decoding} | {format_estimate(d.estimate)} "
-        f"| {d.estimate.n} {d.unit} | {d.winner or 'none'} |"
+        f"| {d.method} - {d.baseline} | {d.env} | {d.decoding} | {format_estimate(d.estimate)} "
+        f"| {d.estimate.units} {d.unit} | {d.winner or 'none'} |"
         for d in comparison.differences
     ]
     return "\n".join(lines) + "\n" if comparison.differences else ""

@@ -17,27 +17,27 @@ from rlhf.stats import Interval, share_interval
 
 BATCH_SIZE = 8
 
-# Metrics of the harness that are shares, so that their intervals end at 0 and 1.
+# Metrics of the harness that are shares, whose intervals lie in [0, 1].
 SHARES = ("acc", "acc_norm", "exact_match")
 
 FEWEST_DOCUMENTS = 30
-"""Documents from which a normal interval of the harness's standard error is printed."""
+"""Fewest documents for a normal interval from the harness's standard error."""
 
 
 def require_harness() -> None:
-    """Raises UserError where the extra is not installed."""
+    """Raise UserError if the extra is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError('tasks need lm-evaluation-harness: pip install "rlhf-kit[tasks]"')
 
 
 def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dict[str, Any]]:
-    """Every metric of every task as ``TASK/METRIC``, with a 95% interval where it has one.
+    """Every metric of every task as ``TASK/METRIC``, with a 95% interval if there is one.
 
     Raises:
         UserError: the extra is not installed, or a task is unknown or cannot be loaded.
     """
     require_harness()
-    lm_eval: Any = importlib.import_module("lm_eval")  # not there at every type check
+    lm_eval: Any = importlib.import_module("lm_eval")  # may be missing in a type check
     wrapped: Any = importlib.import_module("lm_eval.models.huggingface").HFLM
     manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=spec.folder)
     known = set(manager.all_tasks)
@@ -45,7 +45,7 @@ def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dic
         raise UserError(f"tasks: {unknown[0]!r} is unknown; `lm_eval ls tasks` lists them")
     chat = bool(policy.tokenizer.chat_template)
     try:
-        found = lm_eval.simple_evaluate(
+        output = lm_eval.simple_evaluate(
             model=wrapped(
                 pretrained=policy.model,
                 tokenizer=with_default_options(policy.tokenizer),
@@ -65,11 +65,11 @@ def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dic
     except (OSError, ValueError, ConnectionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"tasks {', '.join(spec.names)}: {reason}") from error
-    return metrics_of(found)
+    return metrics_of(output)
 
 
 def with_default_options(tokenizer: Any) -> Any:
-    """A tokenizer whose template has its options as defaults: the harness passes none."""
+    """Set the chat template's options as its defaults, because the harness passes no options."""
     options = chat_template_kwargs(tokenizer)
     if not options or not isinstance(tokenizer.chat_template, str):
         return tokenizer
@@ -78,23 +78,23 @@ def with_default_options(tokenizer: Any) -> Any:
     return copied
 
 
-def metrics_of(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The harness's ``results`` as our metrics; "acc,none" and its stderr become ``TASK/acc``."""
+def metrics_of(output: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Metrics in the harness's output; "acc,none" and its stderr become ``TASK/acc``."""
     metrics = {}
-    for task, results in found["results"].items():
+    for task, results in output["results"].items():
         for key, value in results.items():
             name, _, variant = key.partition(",")
             if not variant or name.endswith("_stderr") or not isinstance(value, int | float):
                 continue
             error = results.get(f"{name}_stderr,{variant}")
             label = f"{task}/{name}" if variant == "none" else f"{task}/{name} ({variant})"
-            n = found.get("n-samples", {}).get(task, {}).get("effective")
+            n = output.get("n-samples", {}).get(task, {}).get("effective")
             metrics[label] = _task_interval(name, float(value), error, n).as_dict()
     return metrics
 
 
 def _task_interval(name: str, value: float, error: Any, documents: int | None) -> Interval:
-    """A share of documents has the exact interval, another metric its error's normal one."""
+    """Exact interval of a share of documents, else the normal interval of the standard error."""
     if name in SHARES and documents and 0 <= value <= 1:
         return share_interval(value * documents, documents)
     if not isinstance(error, int | float) or not error > 0 or (documents or 0) < FEWEST_DOCUMENTS:

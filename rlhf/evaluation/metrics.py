@@ -1,4 +1,4 @@
-"""Metrics of episodes: what values they can have, their independent units, and their intervals."""
+"""Metrics of episodes: possible values, independent units and intervals."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlhf.stats import Interval, interval
+from rlhf.stats.samples import pass_at_k
 
 if TYPE_CHECKING:
     from rlhf.evaluation.records import Bounds
 
 COUNTS = {"turns": 1.0, "cost": 0.0, "invalid": 0.0, "tokens": 0.0, "cut": 0.0}
-"""Metrics that count something, with the smallest value of each."""
+"""Metrics that are counts, with the smallest possible value of each."""
 
 ITEM_KEYS = ("prompt_index", "item", "game")
-"""Keys of `info` that name the entry of a fixed list that an episode started from."""
+"""Keys of `info` that identify the entry of a fixed list that an episode started from."""
 
 
 def metric_interval(
@@ -28,13 +29,13 @@ def metric_interval(
     units: Sequence[Hashable] | None = None,
     limits: Bounds | None = None,
 ) -> Interval:
-    """The mean of a metric over episodes, with its interval over their independent units.
+    """Mean of a metric over episodes, with its interval over their independent units.
 
     Args:
         metric: name of the metric.
-        values: [n] of the episodes.
-        units: [n] what each episode started from, see `unit_of`; by default each is a unit.
-        limits: of the environment, by which a normalized return was scaled.
+        values: [n] value of each episode.
+        units: [n] unit of each episode, see `unit_of`; by default each episode is a unit.
+        limits: values of the random and the optimal policy, used to normalize the return.
     """
     if metric in COUNTS:
         least = COUNTS[metric] if min(values) >= COUNTS[metric] else -math.inf
@@ -45,10 +46,10 @@ def metric_interval(
 def outcome_range(
     metric: str, values: Sequence[float], limits: Bounds | None = None
 ) -> tuple[float, float] | None:
-    """Smallest and largest possible value of a metric; None where they are unknown.
+    """Smallest and largest possible value of a metric; None if they are unknown.
 
-    An outcome that was 0 or 1 in every episode counts as one that can be nothing else, and so does
-    its normalized value.
+    An outcome that was 0 or 1 in every episode is treated as binary, and so is its normalized
+    value.
     """
     if metric == "success" or "pass@" in metric:
         return 0.0, 1.0
@@ -56,45 +57,73 @@ def outcome_range(
         return None
     low, high = 0.0, 1.0
     if metric == "normalized" and limits is not None:
-        low, high = sorted((limits.normalise(0.0), limits.normalise(1.0)))
+        low, high = sorted((limits.normalize(0.0), limits.normalize(1.0)))
     data = np.asarray(values, dtype=float)
     return (low, high) if ((data == low) | (data == high)).all() else None
 
 
-def unit_of(row: Mapping[str, Any]) -> Hashable:
-    """The independent unit that an episode belongs to.
+def pass_columns(
+    groups: Mapping[str, Mapping[Hashable, Sequence[float]]],
+) -> dict[str, dict[Hashable, float]]:
+    """pass@k of each seed, for every binary metric with more than one sample for a seed.
 
-    Episodes of one prompt, or of one entry of another fixed list, are one unit: the next ones would
-    be drawn from other entries. Where the environment draws each start state anew, the unit is the
-    seed that it was drawn with. Samples of one seed are one unit in both.
+    Args:
+        groups: metric -> seed -> its samples. `success` gives `pass@k`, others `NAME/pass@k`.
+
+    Returns:
+        Metric -> seed -> value, for k = 1, 2, 4, ... and the number of samples. A seed with
+        unscored samples is included for every k up to its number of scored samples.
+    """
+    columns: dict[str, dict[Hashable, float]] = {}
+    for name, seeds in groups.items():
+        drawn = max(len(values) for values in seeds.values())
+        binary = all(value in (0.0, 1.0) for values in seeds.values() for value in values)
+        if drawn == 1 or not binary or name in COUNTS or name in ("return", "normalized"):
+            continue
+        prefix = "" if name == "success" else f"{name}/"
+        for k in sorted({2**i for i in range(drawn.bit_length())} | {drawn}):
+            columns[f"{prefix}pass@{k}"] = {
+                seed: pass_at_k(k, correct=int(sum(values)), drawn=len(values))
+                for seed, values in seeds.items()
+                if len(values) >= k
+            }
+    return columns
+
+
+def unit_of(row: Mapping[str, Any]) -> Hashable:
+    """Independent unit of an episode.
+
+    Episodes of one prompt, or of one entry of another fixed list, are one unit, because new
+    episodes would start from other entries. If the environment draws each start state at random,
+    the unit is its seed. In both cases samples of one seed are one unit.
     """
     if row.get("prompt_id") is not None:
         return str(row["prompt_id"])
     if row.get("env") == "prompts" and row.get("messages"):
-        # Written before prompts had an id: one reply, after everything that was shown.
+        # Files of 0.1.0 have no prompt id: the last message is the reply, the others the prompt.
         return content_id(row["messages"][:-1])
     return int(row["seed"])
 
 
 def unit_name(units: Sequence[Hashable]) -> str:
-    """What the units of some episodes are called: prompts, start states or episodes."""
+    """Name of the units of some episodes: prompts, start states or episodes."""
     if any(isinstance(unit, str) for unit in units):
         return "prompts"
     return "start states" if len(set(units)) < len(units) else "episodes"
 
 
 def item_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> str | None:
-    """Id of the entry of a fixed list that an episode starts from; None where there is no list.
+    """Id of the entry of a fixed list that an episode starts from; None if there is no list.
 
-    Equal texts are one entry, wherever they stand in the list.
+    Entries with equal texts have one id.
 
     Args:
-        messages: what the environment shows first.
-        info: of its `reset`.
+        messages: first messages of the episode.
+        info: `info` returned by `reset`.
     """
     if not any(key in info for key in ITEM_KEYS):
         return None
-    # Games may differ in what their first text does not tell.
+    # Different games may have the same first text.
     hidden = [{"game": info["game"]}] if info.get("game") is not None else []
     return content_id([*messages, *hidden])
 
@@ -106,6 +135,6 @@ def opening_of(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
 
 
 def content_id(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A short digest of messages."""
+    """Short digest of messages."""
     text = json.dumps([dict(message) for message in messages], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What a reader of an evaluation must know besides its numbers, one sentence for each finding."""
+"""Caveats of an evaluation, one sentence each."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from rlhf.evaluation.metrics import opening_of, unit_of
 def unscored_metrics(
     rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """Rewards that could not score every episode: how many they scored, and the reasons.
+    """Rewards that could not score every episode, with the number scored and the reasons.
 
     Args:
-        rows: of the episodes.
-        counts: what the rewards counted, by "NAME: reason".
+        rows: episodes.
+        counts: counts reported by the rewards, by "NAME: reason".
 
     Returns:
-        Reward -> {"scored", "episodes", "reasons"}; rewards that scored everything are left out.
+        Reward -> {"scored", "episodes", "reasons"}, without rewards that scored every episode.
     """
     missing: Counter[str] = Counter()
     for row in rows:
@@ -29,7 +29,9 @@ def unscored_metrics(
             "scored": len(rows) - number,
             "episodes": len(rows),
             "reasons": {
-                what: count for what, count in _of(name, counts).items() if what != "truncated"
+                what: count
+                for what, count in _counts_of(name, counts).items()
+                if what != "truncated"
             },
         }
         for name, number in missing.items()
@@ -41,20 +43,19 @@ def notes_on(
     unscored: Mapping[str, Mapping[str, Any]],
     counts: Mapping[str, int],
 ) -> list[str]:
-    """Sentences for the terminal, the summary and the page; empty when there is nothing to say.
+    """Caveats for the terminal, the summary and the page.
 
     Args:
-        rows: of the episodes of one policy.
-        unscored: as `unscored_metrics` returns it.
-        counts: what the rewards counted, by "NAME: what".
+        rows: episodes of one policy.
+        unscored: result of `unscored_metrics`.
+        counts: counts reported by the rewards, by "NAME: reason".
     """
-    found = [unscored_words(name, entry) for name, entry in unscored.items()]
-    found += [
+    notes = [unscored_words(name, entry) for name, entry in unscored.items()]
+    notes += [
         f"{name}: {number} of {len(rows)} texts were truncated before they were scored"
         for name, number in _truncated(counts).items()
     ]
-    found += _repetitions(rows)
-    return found
+    return notes + _repetitions(rows)
 
 
 def unscored_words(name: str, entry: Mapping[str, Any]) -> str:
@@ -69,7 +70,7 @@ def unscored_words(name: str, entry: Mapping[str, Any]) -> str:
     )
 
 
-def _of(name: str, counts: Mapping[str, int]) -> dict[str, int]:
+def _counts_of(name: str, counts: Mapping[str, int]) -> dict[str, int]:
     prefix = f"{name}: "
     return {key.removeprefix(prefix): n for key, n in counts.items() if key.startswith(prefix)}
 
@@ -83,28 +84,28 @@ def _truncated(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def _repetitions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = []
-    played = Counter((row["seed"], row.get("sample", 0)) for row in rows)
-    if repeated := sum(number - 1 for number in played.values()):
-        found.append(
+    notes = []
+    samples = Counter((row["seed"], row.get("sample", 0)) for row in rows)
+    if repeated := sum(number - 1 for number in samples.values()):
+        notes.append(
             f"{repeated} of {len(rows)} episodes repeat an evaluation seed; they count as one unit "
             "with the first"
         )
     if any(row.get("decoding") != "greedy" for row in rows):
-        return found
+        return notes
     units = len({unit_of(row) for row in rows})
     if units < len(rows):
-        found.append(
+        notes.append(
             f"{len(rows)} greedy episodes repeat {units} prompts: n = {units}; more prompts narrow "
             "the intervals, more episodes do not"
         )
     elif (different := _conversations(rows)) < len(rows) / 2 and _openings(rows) == different:
-        found.append(
+        notes.append(
             f"{len(rows)} greedy episodes hold {different} different conversations: an environment "
             "with a list of tasks should name the task in info['prompt_index'], which makes it the "
             "unit of the intervals"
         )
-    return found
+    return notes
 
 
 def _conversations(rows: Sequence[Mapping[str, Any]]) -> int:

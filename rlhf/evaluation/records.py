@@ -1,4 +1,4 @@
-"""Run directories read back for comparison and report; whatever is missing yet is simply empty."""
+"""Contents of run directories, read for comparison and reports; missing files give empty fields."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ from rlhf.runs.renamed import current_config, current_metrics, current_sample, r
 from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")
-"""Policies that no run trained; they are read as arms of their own."""
+"""Untrained policies of an environment; each is a method by itself."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the random and the optimal policy reach in an environment: 0 and 1 of its scores."""
+    """Values of the random and the optimal policy, which are 0 and 1 of the normalized score."""
 
     random: float
     optimal: float
 
     @classmethod
     def known(cls, random: Any, optimal: Any) -> Bounds | None:
-        """None where one is unknown, or nothing lies between them."""
-        there = is_number(random) and is_number(optimal) and random != optimal
-        return cls(float(random), float(optimal)) if there else None
+        """Bounds from two values; None if one is unknown or both are equal."""
+        if not is_number(random) or not is_number(optimal) or random == optimal:
+            return None
+        return cls(float(random), float(optimal))
 
-    def normalise(self, value: float) -> float:
+    def normalize(self, value: float) -> float:
         """(value - random) / (optimal - random)"""
         return (value - self.random) / (self.optimal - self.random)
 
-    def normalised(self, found: Interval) -> Interval:
-        """The same for an estimate and its interval."""
+    def normalize_interval(self, estimate: Interval) -> Interval:
+        """Normalize an estimate and its interval."""
         factor = 1 / (self.optimal - self.random)
-        return found.scaled(factor, -self.random * factor)
+        return estimate.scaled(factor, -self.random * factor)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One folder of `evaluation/`: a policy on an environment with one way of decoding."""
+    """One folder of `evaluation/`: a policy in one environment with one decoding."""
 
     name: str
     summary: Mapping[str, Any]
@@ -55,12 +56,12 @@ class Evaluation:
 
     @property
     def bounds(self) -> Bounds | None:
-        """Of the environment, if the summary knows them."""
+        """Bounds of the environment, if the summary has them."""
         return Bounds.known(self.summary.get("random"), self.summary.get("optimal"))
 
     @cached_property
     def units(self) -> list[Hashable]:
-        """The independent unit of each episode, see `unit_of`."""
+        """Independent unit of each episode, see `unit_of`."""
         return [unit_of(row) for row in self.episodes]
 
     def describe(self, key: str) -> str:
@@ -71,7 +72,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What one run directory holds at this moment."""
+    """Contents of one run directory."""
 
     directory: Path
     name: str
@@ -83,21 +84,22 @@ class RunRecord:
     finished: bool = False
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps and finite values of one metric key, in order of step."""
+        """Steps and finite values of one metric, in order of step."""
         rows = [r for r in self.metrics if is_number(r.get("step")) and is_number(r.get(key))]
         rows.sort(key=lambda row: row["step"])
         return [float(row["step"]) for row in rows], [float(row[key]) for row in rows]
 
 
 def is_number(value: object) -> bool:
-    """A finite int or float (bool is not a number here)."""
+    """Whether `value` is a finite int or float; bool does not count."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_stages(directory: str | Path) -> list[RunRecord]:
-    """The runs of a pipeline directory in order, or the one run of a run directory.
+    """Runs of a pipeline directory in order, or the single run of a run directory.
 
-    Raises UserError when the folder is missing or holds neither.
+    Raises:
+        UserError: the folder is missing or is neither.
     """
     root = Path(directory)
     if not root.is_dir():
@@ -108,13 +110,13 @@ def read_stages(directory: str | Path) -> list[RunRecord]:
     stages = [child for child in sorted(root.iterdir()) if child.is_dir() and is_run(child)]
     if (root / "bench.json").exists() or (root / "bench.yaml").exists():
         raise UserError(
-            f"{root} is a benchmark: `rlhf bench` drew its report.html; the runs lie in "
+            f"{root} is a benchmark: `rlhf bench` wrote its report.html; the runs are in "
             f"{root / 'runs'}"
         )
     if not stages and not (root / "pipeline.yaml").exists():
         raise UserError(
-            f"{root} is no run directory: it has no config.yaml, metrics.jsonl or evaluation/, "
-            "and no folder in it has"
+            f"{root} is not a run directory: neither it nor any folder in it has a config.yaml, "
+            "metrics.jsonl or evaluation/"
         )
     return [read_run(child) for child in sorted(stages, key=_stage_order(root))]
 
@@ -127,7 +129,7 @@ def is_run(directory: Path) -> bool:
 
 
 def read_run(directory: str | Path) -> RunRecord:
-    """One run directory; absent files give empty fields, a half-written last line is left out."""
+    """Read one run directory; missing files give empty fields."""
     root = Path(directory)
     folder = root / "evaluation"
     children = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -148,12 +150,13 @@ def read_run(directory: str | Path) -> RunRecord:
 
 
 def episode_value(row: Mapping[str, Any], metric: str) -> float | None:
-    """A metric of one episode, by field or reward component; None where it could not be scored.
+    """Value of an episode field or reward component; None if it could not be scored.
 
-    Raises UserError naming the nearest known metric when the episode has no such field.
+    Raises:
+        UserError: the episode has no such metric; the message suggests the nearest name.
     """
     if metric == "seconds":
-        raise UserError("seconds cannot be compared: an episode has its share of a batch's time")
+        raise UserError("seconds cannot be compared: they are the mean over a batch of episodes")
     components = row.get("components") or {}
     if metric in components:
         value = components[metric]
@@ -162,8 +165,7 @@ def episode_value(row: Mapping[str, Any], metric: str) -> float | None:
     else:
         known = [*episode_metrics(row)]
         raise UserError(
-            f"metric {metric!r} is not among the evaluated ones ({', '.join(known)})"
-            f"{nearest(metric, known)}"
+            f"metric {metric!r} was not evaluated ({', '.join(known)}){nearest(metric, known)}"
         )
     if value is None or isinstance(value, bool):
         return None if value is None else float(value)
@@ -171,7 +173,7 @@ def episode_value(row: Mapping[str, Any], metric: str) -> float | None:
 
 
 def episode_metrics(row: Mapping[str, Any]) -> list[str]:
-    """Names of the metrics that an episode carries: numeric fields, then reward components."""
+    """Names of an episode's metrics: numeric fields, then reward components."""
     fields = (
         "return",
         "normalized",
@@ -191,13 +193,13 @@ def _read_evaluation(folder: Path) -> Evaluation:
     for number, row in enumerate(rows, start=1):
         if missing := [key for key in ("env", "decoding", "seed") if key not in row]:
             raise UserError(
-                f"{folder / 'episodes.jsonl'}:{number}: an episode without {missing[0]}"
+                f"{folder / 'episodes.jsonl'}:{number}: the episode has no {missing[0]}"
             )
     evaluation = Evaluation(folder.name, summary, rows)
     if bounds := evaluation.bounds:
         for row in rows:
             if is_number(row.get("return")):
-                row["normalized"] = bounds.normalise(row["return"])
+                row["normalized"] = bounds.normalize(row["return"])
     return evaluation
 
 
@@ -214,12 +216,12 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _stage_order(root: Path):
-    """Sort key: the order of `stages` in pipeline.yaml, then of creation, then of name."""
+    """Sort key: order of `stages` in pipeline.yaml, then date, then name."""
     stages = _read_mapping(root / "pipeline.yaml").get("stages") or []
     names = [s.get("name", "") if isinstance(s, dict) else str(s) for s in stages]
 
     def key(child: Path) -> tuple[int, str, str]:
-        place = names.index(child.name) if child.name in names else len(names)
-        return place, str(_read_mapping(child / "environment.json").get("date", "")), child.name
+        position = names.index(child.name) if child.name in names else len(names)
+        return position, str(_read_mapping(child / "environment.json").get("date", "")), child.name
 
     return key

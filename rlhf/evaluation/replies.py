@@ -1,4 +1,4 @@
-"""Replies of a policy to the same prompts, several each: what best-of-n chooses from."""
+"""Several replies of a policy to each prompt, as candidates of best-of-n."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def play_groups(
     samples: int,
     seed: int,
 ) -> list[list[Rollout]]:
-    """``samples`` episodes of ``model`` from the start state of each of ``seeds``.
+    """Collect ``samples`` episodes of ``model`` from the start state of each of ``seeds``.
 
     Raises:
-        UserError: the environment or the model cannot be had, or an episode fails.
+        UserError: the environment or the model cannot be loaded, or an episode fails.
     """
     rows = logged_rows(env.prompts, "prompt", what="prompts", seed=seed)
     prompts = [prompt_of(row) for row in rows]
@@ -54,35 +54,40 @@ def play_groups(
     finally:
         collector.close()
     groups: dict[int, list[Rollout]] = {}
-    for played in rollouts:
-        groups.setdefault(played.group, []).append(played)
+    for episode in rollouts:
+        groups.setdefault(episode.group, []).append(episode)
     return list(groups.values())
 
 
 def sample_replies(
     model: ModelSpec, env: EnvSpec, rollout: RolloutSpec, *, prompts: int, samples: int, seed: int
 ) -> list[list[Any]]:
-    """``samples`` whole conversations of ``model`` for each of ``prompts`` held-out start states.
+    """Sample ``samples`` conversations of ``model`` for each of ``prompts`` held-out start states.
 
     Raises:
-        UserError: as ``play_groups``.
+        UserError: see ``play_groups``.
     """
     seeds = [evaluation_seed(prompt) for prompt in range(prompts)]
     groups = play_groups(model, env, rollout, seeds=seeds, samples=samples, seed=seed)
-    return [[played.conversation for played in group] for group in groups]
+    return [[episode.conversation for episode in group] for group in groups]
 
 
 def score_replies(reward: Any, groups: list[list[Any]], *, what: str) -> np.ndarray:
-    """Scores [prompts, samples] of equally many replies to each prompt.
+    """Scores [prompts, samples] of the same number of replies to each prompt.
+
+    Args:
+        reward: the reward.
+        groups: conversations by prompt.
+        what: name of the reward in error messages.
 
     Raises:
-        UserError: some reply has no score, or prompts have different numbers of replies; ``what``
-            names the reward.
+        UserError: a reply has no score, or prompts have different numbers of replies.
     """
     sizes = {len(group) for group in groups}
     if len(sizes) != 1:
         raise UserError(
-            f"every prompt needs as many replies, got between {min(sizes)} and {max(sizes)}"
+            "every prompt needs the same number of replies, got between "
+            f"{min(sizes)} and {max(sizes)}"
         )
     scores = reward.score([conversation for group in groups for conversation in group])
     if scores.unscored:

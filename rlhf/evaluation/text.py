@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,79 +23,94 @@ from rlhf.rollout.plain_text import encode_text
 log = logging.getLogger(__name__)
 
 
-def truncated_examples(
-    policy: Policy, rows: Sequence[dict[str, Any]], *, max_length: int
-) -> tuple[int, int]:
-    """Rows that `completion_losses` cuts, and those among them of which nothing is left."""
-    encoded, _changed = _encode(policy, rows)
-    cut = [any(own[:max_length]) for ids, own in encoded if len(ids) > max_length]
-    return len(cut), cut.count(False)
+@dataclass(frozen=True)
+class CompletionLosses:
+    """Loss of each row's completion."""
+
+    nats: list[float]
+    """Summed negative log-likelihood of each completion."""
+    tokens: list[int]
+    """Tokens of each completion."""
+    bytes: list[int]
+    """UTF-8 bytes of each completion's tokens."""
+    truncated: int
+    """Rows that were truncated to the maximum length."""
+    emptied: int
+    """Truncated rows without any completion token left."""
 
 
 @torch.no_grad()
 def completion_losses(
     policy: Policy, rows: Sequence[dict[str, Any]], *, max_length: int, batch_size: int = 8
-) -> tuple[list[float], list[int], list[int]]:
-    """Summed negative log-likelihood (nats), tokens and UTF-8 bytes of each row's completion.
+) -> CompletionLosses:
+    """Negative log-likelihood of each row's completion.
 
     Args:
         policy: the model.
-        rows: canonical SFT rows; of plain text every token but the first counts.
-        max_length: tokens of one example; the rest is cut. Rows whose prompt alone fills it have 0
-            tokens, and so have rows that the chat template refuses; both are counted in the log.
-            The bytes are those of the tokens that are left.
-        batch_size: examples that go through the model at once.
+        rows: canonical SFT rows; for plain text, all tokens but the first are the completion.
+        max_length: maximum number of tokens of one example; the rest is truncated. Rows whose
+            prompt alone reaches it have 0 tokens, and so have rows that the chat template rejects;
+            both are counted in the log.
+        batch_size: examples in one forward pass.
     """
-    decode = policy.tokenizer.decode
-    whole, changed = _encode(policy, rows)
-    changed["truncated"] = sum(len(ids) > max_length for ids, _ in whole)
-    if told := ", ".join(f"{count:,} {what}" for what, count in changed.items() if count):
-        log.info("text: %s", told)
-    encoded = [(ids[:max_length], own[:max_length]) for ids, own in whole]
+    whole, changes = _encode(policy, rows)
+    truncated = [any(mask[:max_length]) for ids, mask in whole if len(ids) > max_length]
+    changes["truncated"] = len(truncated)
+    if summary := ", ".join(f"{count:,} {what}" for what, count in changes.items() if count):
+        log.info("text: %s", summary)
+    encoded = [(ids[:max_length], mask[:max_length]) for ids, mask in whole]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i][0]))
-    losses, counts = [0.0] * len(rows), [0] * len(rows)
+    nats = [0.0] * len(rows)
     for first in range(0, len(order), batch_size):
-        chosen = order[first : first + batch_size]
-        width = max(len(encoded[i][0]) for i in chosen)
-        tokens = torch.full((len(chosen), width), policy.tokenizer.pad_token_id)
-        attention = torch.zeros((len(chosen), width), dtype=torch.bool)
-        actions = torch.zeros((len(chosen), width), dtype=torch.bool)
-        for place, index in enumerate(chosen):
-            ids, own = encoded[index]
-            tokens[place, : len(ids)] = torch.tensor(ids)
-            attention[place, : len(ids)] = True
-            actions[place, : len(ids)] = torch.tensor(own)
-        device = policy.device
-        scored = policy.score(tokens.to(device), attention.to(device), actions.to(device))
-        for place, index in enumerate(chosen):
-            losses[index] = -float(scored.logprobs[place].sum())
-            counts[index] = int(actions[place].sum())
+        indices = order[first : first + batch_size]
+        for index, loss in zip(indices, _batch_losses(policy, encoded, indices), strict=True):
+            nats[index] = loss
     sizes = []
-    for ids, own in encoded:
-        said = [token for token, mine in zip(ids, own, strict=True) if mine]
-        sizes.append(len(decode(said, skip_special_tokens=True).encode()))
-    return losses, counts, sizes
+    for ids, mask in encoded:
+        completion = [token for token, is_action in zip(ids, mask, strict=True) if is_action]
+        text = policy.tokenizer.decode(completion, skip_special_tokens=True)
+        sizes.append(len(text.encode()))
+    counts = [sum(mask) for _, mask in encoded]
+    return CompletionLosses(nats, counts, sizes, len(truncated), truncated.count(False))
+
+
+def _batch_losses(
+    policy: Policy, encoded: Sequence[tuple[list[int], list[bool]]], indices: Sequence[int]
+) -> list[float]:
+    """Summed negative log-likelihood of the examples at `indices`, in one padded batch."""
+    shape = len(indices), max(len(encoded[i][0]) for i in indices)
+    tokens = torch.full(shape, policy.tokenizer.pad_token_id)
+    attention = torch.zeros(shape, dtype=torch.bool)
+    actions = torch.zeros(shape, dtype=torch.bool)
+    for row, index in enumerate(indices):
+        ids, mask = encoded[index]
+        tokens[row, : len(ids)] = torch.tensor(ids)
+        attention[row, : len(ids)] = True
+        actions[row, : len(ids)] = torch.tensor(mask)
+    device = policy.device
+    scored = policy.score(tokens.to(device), attention.to(device), actions.to(device))
+    return [-float(scored.logprobs[row].sum()) for row in range(len(indices))]
 
 
 def _encode(
     policy: Policy, rows: Sequence[dict[str, Any]]
 ) -> tuple[list[tuple[list[int], list[bool]]], Counter[str]]:
-    """Ids of each row and which of them count, and what was left out or changed, by reason.
+    """Token ids and completion mask of each row, and counts of dropped or changed rows by reason.
 
-    A row that cannot be encoded counts no token.
+    A row that cannot be encoded has no completion tokens.
     """
     chat_format = ChatFormat(policy.tokenizer, stop_ids=generation_stop_ids(policy.model))
-    encoded, changed = [], Counter()
+    encoded, changes = [], Counter()
     for row in rows:
         notes: Counter[str] = Counter()
         try:
             if "text" in row:
-                ids, own = encode_text(policy.tokenizer, row["text"])
+                ids, mask = encode_text(policy.tokenizer, row["text"])
             else:
-                ids, own = encode_example(chat_format, *conversation_of(row), notes=notes)
+                ids, mask = encode_example(chat_format, *conversation_of(row), notes=notes)
         except RowDropped as reason:
-            changed[f"left out: {reason}"] += 1
-            ids, own = [policy.tokenizer.pad_token_id], [False]
-        changed += Counter({what: 1 for what in notes})
-        encoded.append((ids, own))
-    return encoded, changed
+            changes[f"left out: {reason}"] += 1
+            ids, mask = [policy.tokenizer.pad_token_id], [False]
+        changes += Counter({what: 1 for what in notes})
+        encoded.append((ids, mask))
+    return encoded, changes

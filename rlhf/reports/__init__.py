@@ -8,7 +8,7 @@ from pathlib import Path
 from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import RunRecord, read_stages
 from rlhf.reports import results, transcripts
-from rlhf.reports.comparison import write_comparison_report
+from rlhf.reports.comparison_page import write_comparison_report
 from rlhf.reports.diagnostics import alarms
 from rlhf.reports.markup import Table, esc, named, section
 from rlhf.reports.overoptimization import (
@@ -71,7 +71,7 @@ def _body(
         parts.append(section("Result", forests, results.difference_forest(found[0])))
     parts.append(section("Proxy and gold reward", reward_section(runs)))
     parts.append(section("Reward models", reward_quality(runs)))
-    parts.append(section("Over-optimisation", overoptimization_section(read_results(runs))))
+    parts.append(section("Over-optimization", overoptimization_section(read_results(runs))))
     shown = [f"<h3>{esc(table.title)}</h3>{table.to_html()}" for table in tables]
     parts.append(section("Tables", *shown, results.notes(found)))
     parts.append(section("Transcripts", _transcripts(runs, found)))
@@ -82,7 +82,7 @@ def _body(
 
 def _transcripts(runs: Sequence[RunRecord], found: Sequence[Comparison]) -> str:
     parts = []
-    if found and (cards := transcripts.across_arms(runs, found[0])):
+    if found and (cards := transcripts.across_methods(runs, found[0])):
         parts.append(f"<h3>One prompt, every stage</h3>{cards}")
     for run in runs:
         if cards := transcripts.before_and_after(run):

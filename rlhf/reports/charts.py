@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: drawn here, coloured by CSS variables, read out by report.js."""
+"""Line charts as inline SVG: drawn here, colored by CSS variables, read out by report.js."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Series:
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    colour: str = "c1"
+    color: str = "c1"
     """CSS class: proxy, gold, or c1 ... c6."""
     low: Sequence[float] = ()
     high: Sequence[float] = ()
@@ -177,26 +177,26 @@ def _mark(x: float, words: str, frame: _Frame) -> str:
 def _line(series: Series, frame: _Frame) -> str:
     path = _path(series.x, series.y, frame)
     end = f'cx="{frame.px(series.x[-1]):.1f}" cy="{frame.py(series.y[-1]):.1f}"'
-    colour = html.escape(series.colour)
+    color = html.escape(series.color)
     if len(series.x) < _SMOOTH_FROM:
         dots = "".join(
-            f'<circle class="dot {colour}" cx="{frame.px(x):.1f}" cy="{frame.py(y):.1f}" r="1.8"/>'
+            f'<circle class="dot {color}" cx="{frame.px(x):.1f}" cy="{frame.py(y):.1f}" r="1.8"/>'
             for x, y in zip(series.x, series.y, strict=True)
             if len(series.x) <= 20
         )
-        line = f'<path class="line {colour}" d="{path}"/>'
-        return f'{line}{dots}<circle class="dot {colour}" {end} r="3"/>'
+        line = f'<path class="line {color}" d="{path}"/>'
+        return f'{line}{dots}<circle class="dot {color}" {end} r="3"/>'
     smooth = smoothed(series.y, half_width=max(3, len(series.y) // 30))
     bold = _path(series.x, smooth, frame)
     return (
-        f'<path class="line raw {colour}" d="{path}"/><path class="line {colour}" d="{bold}"/>'
-        f'<circle class="dot {colour}" cx="{frame.px(series.x[-1]):.1f}" '
+        f'<path class="line raw {color}" d="{path}"/><path class="line {color}" d="{bold}"/>'
+        f'<circle class="dot {color}" cx="{frame.px(series.x[-1]):.1f}" '
         f'cy="{frame.py(smooth[-1]):.1f}" r="3"/>'
     )
 
 
 def smoothed(values: Sequence[float], *, half_width: int | None = None) -> list[float]:
-    """Centred moving average of 2 * half_width + 1 values.
+    """Centered moving average of 2 * half_width + 1 values.
 
     Near an end the window is cut there, so that the curve does not end on one raw value.
     """
@@ -209,7 +209,7 @@ def _band(series: Series, frame: _Frame) -> str:
     upper = [(frame.px(x), frame.py(y)) for x, y in zip(series.x, series.high, strict=True)]
     lower = [(frame.px(x), frame.py(y)) for x, y in zip(series.x, series.low, strict=True)]
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*upper, *reversed(lower)])
-    return f'<polygon class="band {html.escape(series.colour)}" points="{points}"/>'
+    return f'<polygon class="band {html.escape(series.color)}" points="{points}"/>'
 
 
 def _path(xs: Sequence[float], ys: Sequence[float], frame: _Frame) -> str:
@@ -222,7 +222,7 @@ def _legend(lines: Sequence[Series], title: str) -> str:
         name = "" if lines[0].name.lower() in title.lower() else html.escape(lines[0].name) + " "
         return f'<span class="last">{name}{short(lines[0].y[-1])}</span>'
     return "".join(
-        f'<span class="key {html.escape(s.colour)}">{html.escape(s.name)}</span>' for s in lines
+        f'<span class="key {html.escape(s.color)}">{html.escape(s.name)}</span>' for s in lines
     )
 
 
@@ -238,7 +238,7 @@ def _payload(chart: Chart, lines: Sequence[Series], frame: _Frame) -> str:
         "series": [
             {
                 "name": s.name,
-                "colour": s.colour,
+                "color": s.color,
                 "x": list(s.x),
                 "y": [float(f"{y:.5g}") for y in s.y],
             }
@@ -267,7 +267,7 @@ def _thinned(series: Series) -> Series:
         series.name,
         pick(series.x),
         pick(series.y),
-        series.colour,
+        series.color,
         pick(series.low),
         pick(series.high),
     )

@@ -62,7 +62,7 @@ class Peak:
     proxy: tuple[float, float]
 
 
-def over_optimised(run: RunRecord) -> Peak | None:
+def over_optimized(run: RunRecord) -> Peak | None:
     """The turning point of Gao et al. (2022), or None while gold holds within a fifth of its range.
 
     Both curves are smoothed first. Gold measured on training episodes needs 20 points, for noise.
@@ -83,28 +83,28 @@ def over_optimised(run: RunRecord) -> Peak | None:
 
 
 def reward_charts(run: RunRecord) -> list[Chart]:
-    """The proxy that was trained on, the gold score beside it, and the distance travelled."""
+    """The proxy that was trained on, the gold score beside it, and the distance traveled."""
     gold = gold_key(run)
     where = "held-out episodes" if (gold or "").startswith("eval/") else "training episodes"
-    peak = over_optimised(run)
+    peak = over_optimized(run)
     mark = (peak.step, "gold peaks") if peak else None
     missing = "" if gold else "No gold or held-out score was measured: the proxy stands alone."
     return [
         Chart(
             "Proxy reward",
-            [Series("proxy", *run.series("reward/mean"), colour="proxy")],
-            "What training maximises (reward/mean), on training episodes.",
+            [Series("proxy", *run.series("reward/mean"), color="proxy")],
+            "What training maximizes (reward/mean), on training episodes.",
             mark=mark,
         ),
         Chart(
             "Gold reward",
-            [Series("gold", *run.series(gold), colour="gold")] if gold else [],
+            [Series("gold", *run.series(gold), color="gold")] if gold else [],
             missing or f"What was wanted ({gold}), on {where}.",
             mark=mark,
         ),
         Chart(
             "KL to the start",
-            [Series("KL", *run.series("policy/kl"), colour="c5")],
+            [Series("KL", *run.series("policy/kl"), color="c5")],
             "Nats per episode from the policy that training began with.",
             mark=mark,
         ),
@@ -145,5 +145,5 @@ def _lines(run: RunRecord, keys: Sequence[tuple[str, str]]) -> list[Series]:
         # A share that never left zero, or repeats the line before it, says nothing.
         repeated = any(line.y == y for line in lines)
         if x and (any(y) or len(keys) == 1) and not repeated:
-            lines.append(Series(name, x, y, colour=f"c{len(lines) % 6 + 1}"))
+            lines.append(Series(name, x, y, color=f"c{len(lines) % 6 + 1}"))
     return lines

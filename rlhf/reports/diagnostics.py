@@ -11,7 +11,7 @@ from typing import Any
 from rlhf.common.files import read_log
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import short
-from rlhf.reports.curves import gold_key, over_optimised
+from rlhf.reports.curves import gold_key, over_optimized
 from rlhf.reports.markup import named
 
 _SHARES = {
@@ -56,7 +56,7 @@ class TrainingMonitor:
         self.told: set[str] = set()
         self.due = 0
 
-    def see(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+    def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Sentences that became true; call it with every row that is logged.
 
         A long run is judged at every fiftieth part of its rows, so that watching stays cheap.
@@ -95,7 +95,7 @@ def _findings(run: RunRecord, when: str) -> Iterator[tuple[str, str]]:
     """
     yield from (("finite", words) for words in _not_finite(run))
     yield from (("train/moved", words) for words in _unmoved(run))
-    yield from (("gold", words) for words in _over_optimised(run))
+    yield from (("gold", words) for words in _over_optimized(run))
     yield from _diverged(run)
     yield from (("entropy", words) for words in _collapsed(run))
     yield from (("eval/loss", words) for words in _overfitted(run))
@@ -133,7 +133,7 @@ def _unscored_reasons(run: RunRecord, when: str) -> Iterator[tuple[str, str]]:
 def _fell_clearly(values: Sequence[float]) -> bool:
     """Whether the last quarter's mean lies four standard errors below the best quarter's.
 
-    The noise is that of neighbouring values, which a trend hardly touches. Looking after every one
+    The noise is that of neighboring values, which a trend hardly touches. Looking after every one
     of 100 noisy values without a trend, four errors are passed in about 2% of runs.
     """
     size = max(2, len(values) // 4)
@@ -181,12 +181,12 @@ def _unmoved(run: RunRecord) -> list[str]:
     ]
 
 
-def _over_optimised(run: RunRecord) -> list[str]:
-    peak = over_optimised(run)
+def _over_optimized(run: RunRecord) -> list[str]:
+    peak = over_optimized(run)
     if peak is None or not _fell_clearly(run.series(gold_key(run) or "")[1]):
         return []
     return [
-        f"the proxy was over-optimised: gold fell from {short(peak.gold[0])} at step "
+        f"the proxy was over-optimized: gold fell from {short(peak.gold[0])} at step "
         f"{short(peak.step)} to {short(peak.gold[1])} while the proxy rose from "
         f"{short(peak.proxy[0])} to {short(peak.proxy[1])}. Stop near step {short(peak.step)}."
     ]

@@ -22,7 +22,7 @@ class Line:
     remark: str
     """Small print under the number."""
     tone: str
-    """CSS colour class."""
+    """CSS color class."""
 
 
 def forest(lines: Sequence[Line], marks: Sequence[tuple[float, str]]) -> str:

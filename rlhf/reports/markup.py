@@ -176,7 +176,7 @@ def number(value: float) -> str:
 def bounds(estimate: Interval) -> str:
     """`[0.380, 0.444]`, or why there is none."""
     if not estimate.known:
-        return f"no interval: {estimate.needs or f'n = {estimate.n}'}"
+        return f"no interval: {estimate.needs or f'n = {estimate.units}'}"
     return f"[{number(estimate.low)}, {number(estimate.high)}]"
 
 

@@ -1,4 +1,4 @@
-"""Proxy and gold over the distance travelled, the fitted curve, and the peak that it predicts."""
+"""Proxy and gold over the distance traveled, the fitted curve, and the peak that it predicts."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _by_distance(row: Result, key: str, name: str, colour: str) -> Series:
+def _by_distance(row: Result, key: str, name: str, color: str) -> Series:
     """A curve over sqrt(KL); steps that went back a little are put in order of distance."""
     d = [math.sqrt(kl) for kl in row["kl"]]
     order = sorted(range(len(d)), key=d.__getitem__)
-    return band(name, [d[i] for i in order], [row[key][i] for i in order], colour)
+    return band(name, [d[i] for i in order], [row[key][i] for i in order], color)
 
 
-def _fitted(fit: Result, start: float, colour: str = "c2") -> Series:
+def _fitted(fit: Result, start: float, color: str = "c2") -> Series:
     curve = fit["curve"]
-    return Series("fit", curve["d"], [start + gain for gain in curve["gain"]], colour)
+    return Series("fit", curve["d"], [start + gain for gain in curve["gain"]], color)
 
 
 def _peak(fit: Result) -> tuple[tuple[float, str] | None, tuple[float, float] | None]:
@@ -93,12 +93,12 @@ def _training_charts(row: Result, start: float) -> list[Chart]:
     inside = {True: "inside", False: "outside"}.get(seen.get("inside"), "")
     note = where + (f", {inside} the predicted interval, which is shaded." if fit else ".")
     steps = [float(step) for step in row["steps"]]
-    travelled = Series("√KL", steps, [math.sqrt(kl) for kl in row["kl"]], "c5")
+    traveled = Series("√KL", steps, [math.sqrt(kl) for kl in row["kl"]], "c5")
     turn = (float(seen["step"]), "gold peaks")
     return [
-        Chart("Proxy", [proxy], "What training maximised.", "√KL", mark, shade),
+        Chart("Proxy", [proxy], "What training maximized.", "√KL", mark, shade),
         Chart("Gold", gold, note, "√KL", mark, shade),
-        Chart("√KL to the start", [travelled], "Distance travelled, by step.", mark=turn),
+        Chart("√KL to the start", [traveled], "Distance traveled, by step.", mark=turn),
     ]
 
 
@@ -136,8 +136,8 @@ def _several(title: str, rows: Sequence[Result], name: Any) -> Chart:
     return Chart(title, lines, x_label="√KL")
 
 
-def _curve(row: Result, name: str, colour: str) -> Series:
-    return Series(name, _distances(row), _means(row, "gold"), colour)
+def _curve(row: Result, name: str, color: str) -> Series:
+    return Series(name, _distances(row), _means(row, "gold"), color)
 
 
 def _distances(row: Result) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.evaluation.compare import Comparison, Row, compare_runs, coverage_words
+from rlhf.evaluation.compare import Comparison, MethodScore, compare_runs, coverage_words
 from rlhf.evaluation.metrics import metric_interval, unit_name
 from rlhf.evaluation.records import (
     Bounds,
@@ -14,8 +14,8 @@ from rlhf.evaluation.records import (
     episode_metrics,
     episode_value,
 )
-from rlhf.evaluation.run_groups import label_runs, measured, name_runs, training_seed
-from rlhf.evaluation.verdict import Difference
+from rlhf.evaluation.run_groups import label_runs, method_evaluations, name_runs, training_seed
+from rlhf.evaluation.significance import Difference
 from rlhf.reports.charts import Series
 from rlhf.reports.forest import Line, forest
 from rlhf.reports.markup import Cell, Table, bounds, esc, named, number, plural
@@ -45,9 +45,11 @@ def comparisons(
 
 
 def verdict_list(comparison: Comparison) -> str:
-    """The sentences that a reader came for, coloured by who won."""
+    """The sentences that a reader came for, colored by who won."""
     items = [
-        verdict_item(d, comparison.metric, {d.arm: "good", d.baseline: "bad"}.get(d.winner or ""))
+        verdict_item(
+            d, comparison.metric, {d.method: "good", d.baseline: "bad"}.get(d.winner or "")
+        )
         for d in comparison.differences
     ]
     return f'<ul class="verdicts">{"".join(items)}</ul>' if items else ""
@@ -58,9 +60,9 @@ def verdict_item(d: Difference, metric: str, tone: str | None) -> str:
     where = " · ".join(part for part in (d.env, d.decoding) if part)
     return (
         f'<li class="{tone or ""}"><strong>{esc(sentence(d.verdict))}</strong>'
-        f"<span>{esc(named(f'{d.arm} − {d.baseline}'))}: {signed(d.estimate)} "
+        f"<span>{esc(named(f'{d.method} − {d.baseline}'))}: {signed(d.estimate)} "
         f"{esc(metric)}, 95% {bounds(d.estimate)}, "
-        f"{d.estimate.n} paired {esc(d.unit)} · {esc(where)}</span></li>"
+        f"{d.estimate.units} paired {esc(d.unit)} · {esc(where)}</span></li>"
     )
 
 
@@ -73,11 +75,11 @@ def sentence(verdict: str) -> str:
 def score_forests(
     comparison: Comparison,
     limits: Mapping[str, Bounds],
-    colours: Mapping[str, str] | None = None,
+    colors: Mapping[str, str] | None = None,
 ) -> str:
     """One dot-and-whisker chart per environment and decoding, between random and optimal.
 
-    `colours` gives arms the classes that they have in the page's charts; without, all are alike.
+    `colors` gives methods the classes that they have in the page's charts; without, all are alike.
     """
     parts = []
     settings = dict.fromkeys((row.env, row.decoding) for row in comparison.rows)
@@ -90,7 +92,7 @@ def score_forests(
         bound = limits.get(env) if comparison.metric == "return" else None
         where = " · ".join(part for part in (env, decoding) if part)
         parts.append(f"<h3>{esc(comparison.metric)} <small>{esc(where)}</small></h3>")
-        lines = [_score_line(row, bound, colours or {}) for row in rows]
+        lines = [_score_line(row, bound, colors or {}) for row in rows]
         parts.append(forest(lines, _marks(bound)))
     return "".join(parts)
 
@@ -98,7 +100,7 @@ def score_forests(
 def difference_forest(comparison: Comparison) -> str:
     """Paired differences around zero, a chart for each policy that others are compared with.
 
-    Colour only where a winner is named.
+    Color only where a winner is named.
     """
     if not comparison.differences:
         return ""
@@ -112,19 +114,19 @@ def difference_forest(comparison: Comparison) -> str:
     return "".join(parts)
 
 
-def evaluation_table(runs: Sequence[RunRecord], *, by_arm: bool = False) -> Table | None:
+def evaluation_table(runs: Sequence[RunRecord], *, by_method: bool = False) -> Table | None:
     """Every evaluation with all its metrics and the fraction of optimal.
 
-    A row is known by stage and policy, or `by_arm` by the arm that it measured and training seed.
+    Rows are labeled by stage and policy, or with `by_method` by method and training seed.
     """
-    items = _by_arm(runs) if by_arm else _by_stage(runs)
+    items = _by_method(runs) if by_method else _by_stage(runs)
     found = [(who, e, metrics) for who, e in items if (metrics := _metrics(e))]
     keys = list(dict.fromkeys(key for _, _, metrics in found for key in metrics))
     keys = [key for key in keys if key not in _HIDDEN and key != "normalized"]
     fraction = any("normalized" in metrics for _, _, metrics in found)
     if not found:
         return None
-    columns = ["policy", "training seed"] if by_arm else ["stage", "policy"]
+    columns = ["policy", "training seed"] if by_method else ["stage", "policy"]
     columns += ["environment", "decoding", "episodes", "over"]
     columns += (["fraction of optimal"] if fraction else []) + keys
     rows: list[list[Cell]] = []
@@ -150,7 +152,7 @@ def _over(evaluation: Evaluation) -> str | None:
 
 def _by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
     """Stage and policy of every evaluation that no other one replaces."""
-    current = {id(item.evaluation) for item in measured(runs)}
+    current = {id(item.evaluation) for item in method_evaluations(runs)}
     return [
         ([name, e.describe("policy") or e.name], e)
         for name, run in zip(name_runs([run.directory for run in runs]), runs, strict=True)
@@ -159,11 +161,11 @@ def _by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
     ]
 
 
-def _by_arm(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
-    """Arm and training seed of the same; a reference policy has no seed."""
+def _by_method(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
+    """Method and training seed of the same; a reference policy has no seed."""
     found: list[tuple[list[Cell], Evaluation]] = [
-        ([item.arm, None if item.is_reference else item.seed], item.evaluation)
-        for item in measured(runs)
+        ([item.method, None if item.is_reference else item.seed], item.evaluation)
+        for item in method_evaluations(runs)
     ]
     labels = label_runs([run.directory for run in runs])
     for label, run in zip(labels, runs, strict=True):
@@ -178,11 +180,11 @@ def difference_table(found: Sequence[Comparison]) -> Table | None:
     rows: list[list[Cell]] = [
         [
             c.metric,
-            f"{d.arm} − {d.baseline}",
+            f"{d.method} − {d.baseline}",
             d.env,
             d.decoding,
             d.estimate,
-            plural(d.estimate.n, d.unit.rstrip("s")),
+            plural(d.estimate.units, d.unit.rstrip("s")),
             d.verdict,
         ]
         for c in found
@@ -241,7 +243,7 @@ def _metrics(evaluation: Evaluation) -> dict[str, Interval]:
 def _unknown(estimate: Interval) -> Interval:
     """Without the interval, which an older version made for other units."""
     return Interval.without(
-        estimate.value, estimate.n, "measured by an older version: evaluate anew"
+        estimate.value, estimate.units, "measured by an older version: evaluate anew"
     )
 
 
@@ -264,21 +266,21 @@ def _varies(runs: Sequence[RunRecord], metric: str) -> bool:
     return len(values - {None}) > 1
 
 
-def _score_line(row: Row, bound: Bounds | None, colours: Mapping[str, str]) -> Line:
-    tone = "ref" if row.decoding in ("random", "expert") else colours.get(row.arm, "c1")
+def _score_line(row: MethodScore, bound: Bounds | None, colors: Mapping[str, str]) -> Line:
+    tone = "ref" if row.decoding in ("random", "expert") else colors.get(row.method, "c1")
     text = bounds(row.estimate)
     if bound:
-        fraction = bound.normalise(row.estimate.value)
+        fraction = bound.normalize(row.estimate.value)
         text = f"{f'{fraction:.0%} of optimal' if fraction >= 0 else 'below random'} · {text}"
-    detail = f"{row.estimate.n:,} {row.unit}"
-    return Line(row.arm, detail, row.estimate, number(row.estimate.value), text, tone)
+    detail = f"{row.estimate.units:,} {row.unit}"
+    return Line(row.method, detail, row.estimate, number(row.estimate.value), text, tone)
 
 
 def _difference_line(d: Difference, comparison: Comparison) -> Line:
-    tone = {d.arm: "gold", d.baseline: "c6"}.get(d.winner or "", "c5")
+    tone = {d.method: "gold", d.baseline: "c6"}.get(d.winner or "", "c5")
     several = len({(x.env, x.decoding) for x in comparison.differences}) > 1
-    where = f"{d.env} {d.decoding}" if several else f"{d.estimate.n:,} paired {d.unit}"
-    return Line(d.arm, where, d.estimate, signed(d.estimate), bounds(d.estimate), tone)
+    where = f"{d.env} {d.decoding}" if several else f"{d.estimate.units:,} paired {d.unit}"
+    return Line(d.method, where, d.estimate, signed(d.estimate), bounds(d.estimate), tone)
 
 
 def signed(estimate: Interval) -> str:
@@ -289,14 +291,14 @@ def _marks(bound: Bounds | None) -> list[tuple[float, str]]:
     return [(bound.random, "random"), (bound.optimal, "optimal")] if bound else []
 
 
-def band(name: str, x: Sequence[float], found: Sequence[Mapping[str, Any]], colour: str) -> Series:
+def band(name: str, x: Sequence[float], found: Sequence[Mapping[str, Any]], color: str) -> Series:
     """A line with its intervals; a point without one has a band of no width."""
     estimates = [estimate_of(item) for item in found]
     return Series(
         name,
         x,
         [e.value for e in estimates],
-        colour,
+        color,
         [e.low if e.known else e.value for e in estimates],
         [e.high if e.known else e.value for e in estimates],
     )

@@ -91,7 +91,9 @@ def _accuracy_line(name: str, found: Report, tone: str) -> Line:
     remark = bounds(estimate)
     if estimate.known:
         remark = f"[{estimate.low:.1%}, {estimate.high:.1%}]"
-    return Line(name, plural(estimate.n, "pair"), estimate, f"{estimate.value:.1%}", remark, tone)
+    return Line(
+        name, plural(estimate.units, "pair"), estimate, f"{estimate.value:.1%}", remark, tone
+    )
 
 
 def gain_forest(report: Report) -> str:
@@ -100,7 +102,7 @@ def gain_forest(report: Report) -> str:
     for name, found in report["baselines"].items():
         gain = estimate_of(found["gain"])
         tone = "gold" if gain.low > 0 else "c6" if gain.high < 0 else "c5"
-        pairs = plural(gain.n, "paired comparison")
+        pairs = plural(gain.units, "paired comparison")
         lines.append(Line(f"over {name}", pairs, gain, signed(gain), bounds(gain), tone))
     if not lines:
         return ""
@@ -152,10 +154,10 @@ def _gap_chart(report: Report) -> Chart:
 
 def _calibration_chart(report: Report) -> Chart:
     lines = [Series("exact", [0.5, 1.0], [0.5, 1.0], "c5")]
-    for name, key, colour in (("as given", "as_given", "c2"), ("fitted", "fitted", "c3")):
+    for name, key, color in (("as given", "as_given", "c2"), ("fitted", "fitted", "c3")):
         bins = [b for b in report["calibration"][key]["bins"] if b["confidence"] is not None]
         x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
-        lines.append(Series(name, x, y, colour))
+        lines.append(Series(name, x, y, color))
     found = report["calibration"].get("temperature") or {}
     told = [number(found[k]) if found.get(k) is not None else "∞" for k in ("low", "high")]
     fitted = report["calibration"]["fitted"]["temperature"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf.evaluation.compare import Comparison
 from rlhf.evaluation.records import RunRecord, is_number
-from rlhf.evaluation.run_groups import measured
+from rlhf.evaluation.run_groups import method_evaluations
 from rlhf.reports.markup import esc, minus, named, number
 
 _CASES = 4
@@ -41,12 +41,12 @@ def before_and_after(run: RunRecord) -> str:
     return "".join(cards)
 
 
-def across_arms(runs: Sequence[RunRecord], comparison: Comparison) -> str:
-    """Evaluation episodes of one seed under every arm, chosen by the last arm's difference.
+def across_methods(runs: Sequence[RunRecord], comparison: Comparison) -> str:
+    """Evaluation episodes of one seed under every method, chosen by the last method's difference.
 
-    Of arms with several training seeds it shows the first that all have.
+    Of methods with several training seeds it shows the first that all have.
     """
-    columns = _episodes_by_arm(runs)
+    columns = _episodes_by_method(runs)
     if len(columns) < 2:
         return ""
     first, last = next(iter(columns.values())), list(columns.values())[-1]
@@ -64,13 +64,13 @@ def across_arms(runs: Sequence[RunRecord], comparison: Comparison) -> str:
     return "".join(cards)
 
 
-def _episodes_by_arm(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mapping[str, Any]]]:
-    """Arm -> evaluation seed -> episode with its messages, of one training seed each."""
+def _episodes_by_method(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mapping[str, Any]]]:
+    """Method -> evaluation seed -> episode with its messages, of one training seed each."""
     found: dict[str, dict[int, dict[int, Mapping[str, Any]]]] = {}
-    for item in measured(runs):
+    for item in method_evaluations(runs):
         rows = {row["seed"]: row for row in item.evaluation.episodes if row.get("messages")}
         if rows and not item.is_reference:
-            found.setdefault(item.arm, {}).setdefault(item.seed, rows)
+            found.setdefault(item.method, {}).setdefault(item.seed, rows)
     common = set.intersection(*(set(seeds) for seeds in found.values())) if found else set()
     return {
         name: seeds[min(common)] if common else next(iter(seeds.values()))

@@ -1,55 +1,38 @@
-"""Point estimates with intervals, and tests of paired differences: the numbers behind every table.
+"""Point estimates with confidence intervals, and tests of paired differences.
 
-A leaf: it imports numpy and `scipy.special` only, so that every other package may import it.
+The package imports numpy and `scipy.special` only, so that every other package may import it.
 
-* `interval` makes the interval of one quantity, with clusters as its independent units.
-* `difference` does the same for paired values, `sign_flip_test` is the exact test of a difference.
-* `share_interval` is the interval of a share known by its sum and its number of units.
-* `jackknife` makes the interval of a statistic that is no mean (an area, a correlation), and
-  `weighted_sum` that of a sum of independent estimates.
+* `interval`: interval of a mean, with clusters as independent units.
+* `difference`: the same for paired values; `sign_flip_test` is the exact test of a difference.
+* `share_interval`: interval of a share, given its sum and its number of units.
+* `jackknife`: interval of a statistic that is not a mean, such as an area or a correlation;
+  `weighted_sum` combines independent estimates.
+* `rlhf.stats.aggregates`: benchmark aggregates; `rlhf.stats.samples`: pass@k and best-of-n;
+  `rlhf.stats.power`: sample sizes.
 
-Where no interval is right often enough at the given size there is none, and `Interval.needs` says
-how many units one needs. What each interval covers is measured in `tests/stats` and listed in
-`docs/statistics.md`.
+If no interval has acceptable coverage at a sample size, none is returned and `Interval.needs` gives
+the reason. The measured coverage is in `docs/statistics.md` (`tests/stats`).
 """
 
-from rlhf.stats.bootstrap import stretched_interval
-from rlhf.stats.interval import (
-    ALL_EQUAL,
-    FEWEST_UNITS,
-    Kind,
-    fewest_needed,
-    interval,
-    moment_interval,
-    ratio_interval,
-    unit_means,
-)
+from rlhf.stats.interval import ALL_EQUAL, interval, ratio_interval
 from rlhf.stats.jackknife import jackknife, weighted_sum
-from rlhf.stats.means import Moments, mean_bounds, moments_of, stratified_moments
 from rlhf.stats.paired import difference, sign_flip_test
 from rlhf.stats.result import Interval
-from rlhf.stats.shares import adjusted_wald, mid_p_bounds, share_interval
+from rlhf.stats.shares import adjusted_wald, share_interval
+from rlhf.stats.smoothing import moving_average
+from rlhf.stats.units import unit_means
 
 __all__ = [
     "ALL_EQUAL",
-    "FEWEST_UNITS",
     "Interval",
-    "Kind",
-    "Moments",
     "adjusted_wald",
     "difference",
-    "fewest_needed",
     "interval",
     "jackknife",
-    "mean_bounds",
-    "mid_p_bounds",
-    "moment_interval",
-    "moments_of",
+    "moving_average",
     "ratio_interval",
     "share_interval",
     "sign_flip_test",
-    "stratified_moments",
-    "stretched_interval",
     "unit_means",
     "weighted_sum",
 ]

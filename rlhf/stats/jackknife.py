@@ -1,4 +1,4 @@
-"""Intervals of statistics that are no means, from the statistic without each block of units."""
+"""Jackknife intervals of statistics that are not means."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
-from rlhf.stats.interval import missing_for
 from rlhf.stats.result import Interval
+from rlhf.stats.units import cluster_index, no_interval_reason
 
 BLOCKS = 100
-"""Blocks of units at most: beyond it the interval gains nothing and costs more."""
+"""Largest number of blocks of units; more blocks cost time and do not improve the interval."""
 
 FEWEST_UNITS = 20
-"""Units below which there is no interval: with 10, that of a macro-F1 covers 83%."""
+"""Fewest units for an interval: with 10, the interval of a macro-F1 covers 83%."""
 
 Scale = Literal["identity", "logit", "log", "fisher"]
 
@@ -34,26 +34,26 @@ def jackknife(
     scale: Scale = "identity",
     level: float = 0.95,
 ) -> Interval:
-    """A statistic of rows with an interval over clusters: Student's t on jackknife pseudo-values.
+    """Statistic of rows with an interval over clusters: Student's t on jackknife pseudo-values.
 
-    The interval is made on a scale on which the statistic is nearly normal and is mapped back, so
-    that it stays inside the statistic's range. At an end of the range (an area of exactly 1), with
-    fewer than twenty clusters, or where leaving clusters out changes nothing, there is none.
+    The interval is computed on a scale on which the statistic is approximately normal and is mapped
+    back, so that it stays inside the statistic's range. There is no interval at an end of the range
+    (an area of exactly 1), with fewer than twenty clusters, or if leaving clusters out does not
+    change the statistic.
 
     Args:
-        statistic: from row indices [m] to a number; nan where it is undefined.
-        clusters: [n] the independent unit of each row.
+        statistic: maps row indices [m] to a number; nan if it is undefined.
+        clusters: [n] independent unit of each row.
         scale: "logit" for shares and areas, "fisher" for correlations, "log" for positive numbers.
-        level: of confidence.
+        level: confidence level.
     """
-    index: dict[Hashable, int] = {}
-    codes = np.array([index.setdefault(name, len(index)) for name in clusters], dtype=int)
-    units, rows = len(index), np.arange(codes.size)
+    names, codes = cluster_index(clusters)
+    units, rows = len(names), np.arange(codes.size)
     point = float(statistic(rows)) if units else float("nan")
     if units < FEWEST_UNITS:
         return Interval.without(point, units, f"{units} units, an interval needs {FEWEST_UNITS}")
     forward, backward = _SCALES[scale]
-    # Clusters come in no order that matters: every so manieth one joins a block.
+    # The order of clusters is arbitrary, so that consecutive ones go to different blocks.
     blocks = codes % min(units, BLOCKS)
     with np.errstate(divide="ignore", invalid="ignore"):
         center = float(forward(point))
@@ -64,7 +64,7 @@ def jackknife(
         return Interval.without(point, units, "it is at an end of its range, or is undefined")
     count = without.size
     pseudo = count * center - (count - 1) * without
-    if missing := missing_for(pseudo):
+    if missing := no_interval_reason(pseudo):
         return Interval.without(point, units, missing)
     margin = special.stdtrit(count - 1, (1 + level) / 2) * pseudo.std(ddof=1) / np.sqrt(count)
     low, high = (float(backward(center + side * margin)) for side in (-1, 1))
@@ -72,23 +72,23 @@ def jackknife(
 
 
 def weighted_sum(parts: Sequence[Interval], weights: Sequence[float]) -> Interval:
-    """A sum of independent estimates, each with its own interval: the MOVER of Zou & Donner (2008).
+    """Sum of independent estimates, each with its own interval: MOVER (Zou & Donner 2008).
 
-    The distance from the sum to a bound is the root of the summed squares of the parts' distances
-    to theirs, so that shares of exactly 0 or 1 keep their doubt.
+    The distance from the sum to a bound is the square root of the summed squares of the parts'
+    distances to their bounds, so that shares of exactly 0 or 1 contribute their uncertainty.
 
     Args:
-        parts: the estimates; without an interval of each of positive weight the sum has none.
-        weights: one each, none negative.
+        parts: the estimates; the sum has an interval only if every part of positive weight has one.
+        weights: nonnegative weight of each part.
     """
     shares = np.asarray(weights, dtype=float)
-    estimates = np.array([part.estimate for part in parts])
+    estimates = np.array([part.value for part in parts])
     point, units = float(shares @ estimates), sum(part.units for part in parts)
     for part, weight in zip(parts, shares, strict=True):
         if weight > 0 and not part.known:
             return Interval.without(point, units, part.needs)
-    below = np.array([part.estimate - part.low for part in parts])
-    above = np.array([part.high - part.estimate for part in parts])
+    below = np.array([part.value - part.low for part in parts])
+    above = np.array([part.high - part.value for part in parts])
     low = point - np.sqrt(((shares * below) ** 2).sum())
     high = point + np.sqrt(((shares * above) ** 2).sum())
     return Interval(point, float(low), float(high), units, "sum of independent intervals")

@@ -1,4 +1,4 @@
-"""Intervals of means of any values: Student's t, corrected for skewness."""
+"""Interval of a mean of arbitrary values: Student's t, corrected for skewness."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ CORRECTED = "t, corrected for skewness"
 
 
 class Moments(NamedTuple):
-    """What the interval of a mean is made of; arrays of one shape."""
+    """Moments that determine the interval of a mean; arrays of one shape."""
 
     mean: np.ndarray
     error: np.ndarray
     """Standard error of the mean."""
     skewness: np.ndarray
-    """Third standardized moment of the estimator: that of a value over the root of n."""
+    """Third standardized moment of the estimator: that of a value divided by sqrt(n)."""
     freedom: np.ndarray
     """Degrees of freedom of the standard error."""
 
@@ -39,7 +39,7 @@ def moments_of(values: np.ndarray) -> Moments:
 def stratified_moments(scores: np.ndarray) -> Moments:
     """Moments of the mean over tasks of their means over runs. [..., runs, tasks] -> [...]
 
-    The degrees of freedom are Satterthwaite's, for tasks whose variances differ.
+    The degrees of freedom are Satterthwaite's, because the tasks' variances differ.
     """
     runs, tasks = scores.shape[-2:]
     centered = scores - scores.mean(axis=-2, keepdims=True)
@@ -56,10 +56,10 @@ def stratified_moments(scores: np.ndarray) -> Moments:
 def bounds_from(moments: Moments, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper bounds [...] of a mean.
 
-    They enclose both Student's t interval and the interval of Hall's (1992) cubic transformation,
-    which moves the bounds toward the long tail: t alone covers 83 to 90% of skewed values. The
-    skewness of a small sample falls short of its population's, so it counts more; each side is at
-    most two to three times as long as that of t.
+    The bounds enclose both Student's t interval and the interval of Hall's (1992) cubic
+    transformation, which shifts the bounds toward the long tail: for skewed values, t alone covers
+    83 to 90%. The sample skewness underestimates the population's, so it is scaled up. Each side is
+    at most two to three times as long as that of t.
     """
     units = moments.freedom + 1
     quantile = special.stdtrit(moments.freedom, (1 + level) / 2)
@@ -76,7 +76,7 @@ def mean_bounds(values: np.ndarray, *, level: float = 0.95) -> tuple[np.ndarray,
 
 
 def _untransformed(target: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """T with T + a T^2 / 3 + a^2 T^3 / 27 + a / 6 = `target`; a is the skewness of the mean."""
+    """Solve T + a T^2 / 3 + a^2 T^3 / 27 + a / 6 = `target` for T, with skewness a of the mean."""
     small = np.abs(a) < 1e-6
     safe = np.where(small, 1.0, a)
     root = 3 / safe * (np.cbrt(1 + safe * (target - safe / 6)) - 1)

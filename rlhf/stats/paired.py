@@ -1,4 +1,4 @@
-"""Paired differences: the exact test that decides, and the interval printed beside it."""
+"""Paired differences: exact sign-flip test and confidence interval."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from rlhf.stats.interval import interval, missing_for, unit_means
+from rlhf.stats.interval import interval
 from rlhf.stats.means import CORRECTED, mean_bounds
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import adjusted_wald, is_share
+from rlhf.stats.units import no_interval_reason, unit_means
 
 ENUMERATED = 30
-"""Differences other than 0 up to which every assignment of signs is counted."""
+"""Largest number of nonzero differences for which all assignments of signs are enumerated."""
 
 
 def sign_flip_test(differences: ArrayLike) -> float:
     """Two-sided p value of Fisher's sign-flip test of paired `differences` [n], exact at any n.
 
-    Where both sides of every pair are exchangeable, each difference is as likely to have the other
-    sign. p is the share of all 2^n assignments of signs whose sum is at least as far from 0 as the
-    one observed. Up to 30 differences other than 0 are enumerated (by two halves); equal sizes are
-    binomial at any number; for more the normal distribution with its fourth cumulant is used, which
-    differs from the enumeration by less than 0.002.
+    If both sides of every pair are exchangeable, each difference has either sign with equal
+    probability. p is the share of all 2^n assignments of signs whose sum is at least as far from 0
+    as the observed sum. Up to 30 nonzero differences are enumerated (meet in the middle). Equal
+    magnitudes have a binomial distribution for any n. Beyond that, an Edgeworth expansion with the
+    fourth cumulant is used, which differs from the enumeration by less than 0.002.
 
     Returns:
-        1.0 where all differences are 0.
+        The p value; 1.0 if all differences are 0.
     """
     data = np.asarray(differences, dtype=float)
     sizes = np.abs(data[data != 0])
@@ -53,20 +54,21 @@ def difference(
     kind: Literal["auto", "share", "mean"] = "auto",
     level: float = 0.95,
 ) -> Interval:
-    """The mean of first[i] - second[i] with its interval over the units that i belongs to.
+    """Mean of first[i] - second[i] with a confidence interval over independent units.
 
-    Differences of shares have the adjusted Wald interval, at any number of pairs; other ones have
-    that of `interval`, from five pairs on.
+    Differences of shares have the adjusted Wald interval for any number of pairs; others have that
+    of `interval`, which needs five pairs.
 
     Args:
-        first: [n] values of one side; index i is the common unit of both.
-        second: [n] values of the other.
-        clusters: [n] the independent unit of each pair; without it every pair is one.
-        kind: "share" where both sides are outcomes in [0, 1]; "auto" asks whether all are 0 or 1.
-        level: of confidence.
+        first: [n] values of one side.
+        second: [n] values of the other side, in the same order.
+        clusters: [n] independent unit of each pair; by default every pair is a unit.
+        kind: "share" if both sides are outcomes in [0, 1]; "auto" treats values that are all 0 or 1
+            as shares.
+        level: confidence level.
 
     Raises:
-        ValueError: the lengths differ, or values are missing or not finite.
+        ValueError: the lengths differ, there are no values, or some are not finite.
     """
     left, right = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if left.shape != right.shape:
@@ -82,11 +84,11 @@ def difference(
 def delta_interval(
     deltas: np.ndarray, *, kind: Literal["share", "mean"], level: float = 0.95
 ) -> Interval:
-    """The interval of the mean of paired differences [n], one for each independent unit."""
+    """Interval of the mean of paired differences [n], one for each independent unit."""
     if kind == "mean":
         return interval(deltas, kind="mean", level=level)
     point, n = float(deltas.mean()), deltas.size
-    if not np.isin(deltas, (-1.0, 0.0, 1.0)).all() and not missing_for(deltas):
+    if not np.isin(deltas, (-1.0, 0.0, 1.0)).all() and not no_interval_reason(deltas):
         low, high = mean_bounds(deltas, level=level)
         return Interval(point, max(-1.0, float(low)), min(1.0, float(high)), n, CORRECTED)
     gains, losses = deltas[deltas > 0].sum(), -deltas[deltas < 0].sum()
@@ -103,7 +105,7 @@ def _binomial(observed: int, n: int) -> float:
 
 
 def _enumerated(sizes: np.ndarray, observed: float) -> float:
-    """Every assignment of signs, as sums of two halves."""
+    """Two-sided p value by enumeration of all assignments of signs, in two halves."""
     half = sizes.size // 2
     left, right = _signed_sums(sizes[:half]), np.sort(_signed_sums(sizes[half:]))
     slack = 1e-9 * sizes.sum()
@@ -120,7 +122,7 @@ def _signed_sums(sizes: np.ndarray) -> np.ndarray:
 
 
 def _approximated(sizes: np.ndarray, observed: float) -> float:
-    """Edgeworth's expansion of the tail of a sum of symmetric signs; odd cumulants are 0."""
+    """Edgeworth expansion of the tail of a sum of random signs, whose odd cumulants are 0."""
     variance = float((sizes**2).sum())
     excess = -2 * float((sizes**4).sum()) / variance**2
     z = observed / math.sqrt(variance)

@@ -19,15 +19,15 @@ def mid_p_bounds(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of a binomial share by the exact binomial distribution with the mid-p correction.
 
-    The bounds solve P(X > x) + P(X = x) / 2 = (1 - level) / 2 and the mirrored equation, where the
-    tails are incomplete beta functions (Lancaster 1961; Agresti & Gottard 2007), so that neither
-    argument has to be whole. Wilson's interval covers as little as 83% near 0 and 1 with few units;
-    this one covers at least 92% everywhere.
+    The bounds solve P(X > x) + P(X = x) / 2 = (1 - level) / 2 and the mirrored equation (Lancaster
+    1961; Agresti & Gottard 2007). The tails are incomplete beta functions, so that neither argument
+    has to be an integer. With few units, Wilson's interval covers as little as 83% near 0 and 1;
+    this interval covers at least 92% everywhere.
 
     Args:
         successes: [...] sum of the outcomes, each in [0, 1].
-        units: [...] independent outcomes behind the sum.
-        level: of confidence.
+        units: [...] number of independent outcomes.
+        level: confidence level.
 
     Returns:
         Lower and upper bounds [...].
@@ -40,13 +40,14 @@ def mid_p_bounds(
 
 
 def share_interval(successes: float, units: int, *, level: float = 0.95) -> Interval:
-    """A share `successes / units` of independent outcomes in [0, 1] with its exact interval.
+    """Share `successes / units` of independent outcomes in [0, 1] with its exact interval.
 
-    `successes` need not be whole: a unit may be the mean of several samples. Of all distributions
-    on [0, 1] with one mean the binomial has the largest spread, so the interval holds for each.
+    `successes` need not be an integer: a unit may be the mean of several samples. Among all
+    distributions on [0, 1] with a given mean, the Bernoulli distribution has the largest variance,
+    so the interval is valid for all of them.
 
     Raises:
-        ValueError: `successes` does not lie between 0 and `units`, or there are no units.
+        ValueError: `successes` is outside [0, `units`], or `units` is less than 1.
     """
     if not 0 <= successes <= units or units < 1:
         raise ValueError(f"need 0 <= successes <= units and units > 0, got {successes} of {units}")
@@ -59,15 +60,15 @@ def adjusted_wald(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bounds of a difference of paired shares, (gains - losses) / units.
 
-    The adjusted Wald interval of Bonett & Price (2012): one gain and one loss are added, so that
-    differences that are all equal have a width; with Student's t on n + 1 degrees of freedom, which
-    keeps its coverage at 2 to 10 pairs.
+    Adjusted Wald interval of Bonett & Price (2012): one gain and one loss are added, so that the
+    interval of equal differences has a positive width. It uses Student's t with n + 1 degrees of
+    freedom, which preserves coverage for 2 to 10 pairs.
 
     Args:
         gains: [...] sum of the positive differences, each in [0, 1].
-        losses: [...] sum of the negative ones, without their sign.
-        units: [...] pairs.
-        level: of confidence.
+        losses: [...] absolute sum of the negative differences.
+        units: [...] number of pairs.
+        level: confidence level.
 
     Returns:
         Lower and upper bounds [...] inside [-1, 1].
@@ -82,13 +83,13 @@ def adjusted_wald(
 
 
 def rare_count(units: int, *, level: float = 0.95) -> float:
-    """Largest mean of a Poisson count that none of `units` met, with the mid-p correction."""
+    """Upper bound of a Poisson mean after `units` zero counts, with the mid-p correction."""
     return -math.log(1 - level) / units
 
 
 @lru_cache(maxsize=4096)
 def _scalar_bounds(x: float, n: float, level: float) -> tuple[float, float]:
-    """Tables ask for the same few shares again and again."""
+    """Bounds of one share; cached, because tables repeat the same few shares."""
     low, high = _bounds(np.array([x]), np.array([n]), level)
     return float(low[0]), float(high[0])
 
@@ -101,7 +102,7 @@ def _bounds(x: np.ndarray, n: np.ndarray, level: float) -> tuple[np.ndarray, np.
 
 
 def _solve(x: np.ndarray, n: np.ndarray, tail: float) -> np.ndarray:
-    """p with P(X > x) + P(X = x) / 2 = `tail` for X ~ Binomial(n, p), by bisection."""
+    """Solve P(X > x) + P(X = x) / 2 = `tail` for p, with X ~ Binomial(n, p), by bisection."""
     low, high = np.zeros_like(x), np.ones_like(x)
     inside = np.clip(x, 1e-12, None)
     rest = np.clip(n - x, 1e-12, None)

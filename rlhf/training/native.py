@@ -114,7 +114,7 @@ def _steps(lesson: Lesson, run: Run, stop: StopRequest) -> None:
             warnings = []
             if metrics:
                 run.log(progress.step, metrics)
-                warnings = watch.see(progress.step, metrics)
+                warnings = watch.update(progress.step, metrics)
             bar.show(progress.step, metrics, warnings)
             if due or stop.asked:
                 _save(lesson, run)

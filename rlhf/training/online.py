@@ -18,11 +18,11 @@ from rlhf.algorithms.advantages import informative_groups
 from rlhf.config.online import OnlineConfig
 from rlhf.envs.items import is_separable
 from rlhf.errors import UserError
-from rlhf.evaluation.evaluate import (
+from rlhf.evaluation.episodes import (
     bounds,
     evaluation_starts,
     play_model,
-    summarise,
+    summarize,
     write_evaluation,
 )
 from rlhf.models.adapters import share_base
@@ -89,7 +89,7 @@ def train_online(name: str, config: OnlineConfig, run: Run) -> Path:
                 if due:
                     metrics["train/moved"] = session.movement.share()
                 run.log(step, metrics)
-                bar.show(step, metrics, watch.see(step, metrics))
+                bar.show(step, metrics, watch.update(step, metrics))
                 if due or stop.asked:
                     _save(session, run, step)
                 stop.check(run.directory)
@@ -386,7 +386,7 @@ def _held_out(
     )
     total = sum(session.world.gather(counts), Counter())
     env = session.config.env.id or "prompts"
-    return summarise(rows, name=name, env=env, random=low, optimal=high, counts=total), rows
+    return summarize(rows, name=name, env=env, random=low, optimal=high, counts=total), rows
 
 
 def _final_evaluation(session: Session, run: Run) -> None:

@@ -31,7 +31,7 @@ _OPENINGS = [
     "Describe the old lighthouse to a visitor.",
     "What should I cook tonight with <three> eggs & some rice?",
     "Explain to a child why the sea is salty.",
-    "Write a short note to a neighbour who plays loud music.",
+    "Write a short note to a neighbor who plays loud music.",
 ]
 _PLAIN = "It is a lighthouse. It is old. People visit it and then they go home."
 _WARM = (
@@ -41,7 +41,7 @@ _WARM = (
 _HOSTILE = "<script>alert('not run')</script> </textarea><b onclick=x>bold?</b> "
 
 
-def write_pipeline(root: Path, *, over_optimised: bool = False, seed: int = 0) -> Path:
+def write_pipeline(root: Path, *, over_optimized: bool = False, seed: int = 0) -> Path:
     """The stages of `configs/quickstart.yaml` under `root`; PPO's gold score falls if asked."""
     rng = np.random.default_rng(seed)
     root.mkdir(parents=True)
@@ -57,10 +57,10 @@ def write_pipeline(root: Path, *, over_optimised: bool = False, seed: int = 0) -
     _stage(root / "pairs", [], {**sft, **env})
     _stage(root / "reward", _accuracies(rng, 80), {**sft, **pairs})
     online = {"rewards": [{"kind": "learned", "name": "proxy"}], "algorithm": {"kl_coef": 0.05}}
-    metrics = _online(rng, 100, over_optimised=over_optimised)
+    metrics = _online(rng, 100, over_optimized=over_optimized)
     _stage(root / "ppo", metrics, {**sft, **env, **online})
     _stage(root / "dpo", _losses(rng, 90, kl=True), {**sft, **pairs})
-    lifts = {"sft": 0.0, "ppo": 0.2 if over_optimised else 0.42, "dpo": 0.21}
+    lifts = {"sft": 0.0, "ppo": 0.2 if over_optimized else 0.42, "dpo": 0.21}
     policies = [{"name": name} for name in ("random", "expert", *lifts)]
     _stage(root / "evaluate", [], {"policies": policies, **env})
     base = rng.normal(size=EPISODES)
@@ -131,7 +131,7 @@ def _accuracies(rng: np.random.Generator, steps: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _online(rng: np.random.Generator, steps: int, *, over_optimised: bool) -> list[dict[str, Any]]:
+def _online(rng: np.random.Generator, steps: int, *, over_optimized: bool) -> list[dict[str, Any]]:
     rows = []
     for step in range(1, steps + 1):
         grown = 1 - np.exp(-step / 25)
@@ -151,7 +151,7 @@ def _online(rng: np.random.Generator, steps: int, *, over_optimised: bool) -> li
             }
         )
         if step % 5 == 0:
-            fall = 0.0038 * max(0, step - 45) if over_optimised else 0.0
+            fall = 0.0038 * max(0, step - 45) if over_optimized else 0.0
             rows[-1]["eval/return"] = float(0.38 + 0.45 * grown - fall + 0.015 * rng.normal())
     return rows
 
@@ -280,5 +280,5 @@ def _training_sample(rng: np.random.Generator, step: int, index: int) -> dict[st
 if __name__ == "__main__":
     from rlhf.reports import write_report
 
-    for name, worse in (("quickstart", False), ("over-optimised", True)):
-        print(write_report(write_pipeline(Path(sys.argv[1]) / name, over_optimised=worse)))
+    for name, worse in (("quickstart", False), ("over-optimized", True)):
+        print(write_report(write_pipeline(Path(sys.argv[1]) / name, over_optimized=worse)))

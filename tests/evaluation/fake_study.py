@@ -1,4 +1,4 @@
-"""Results of an over-optimisation run with a planted peak, as `rlhf overoptimize` writes them."""
+"""Results of an over-optimization run with a planted peak, as `rlhf overoptimize` writes them."""
 
 from __future__ import annotations
 

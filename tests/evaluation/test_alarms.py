@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rlhf.evaluation.records import RunRecord
-from rlhf.reports.curves import gold_key, learning_charts, over_optimised
+from rlhf.reports.curves import gold_key, learning_charts, over_optimized
 from rlhf.reports.diagnostics import alarms
 
 
@@ -91,22 +91,22 @@ RISING = [0.0, 1, 2, 3, 4, 5, 6, 7]
 TURNING = [0.0, 2, 4, 5, 4, 3, 2, 1]
 
 
-def test_over_optimisation_needs_a_rising_proxy_and_a_falling_gold():
-    peak = over_optimised(record({"reward/mean": RISING, "eval/gold": TURNING}))
+def test_over_optimization_needs_a_rising_proxy_and_a_falling_gold():
+    peak = over_optimized(record({"reward/mean": RISING, "eval/gold": TURNING}))
     assert peak is not None
     assert peak.step == 3
-    assert over_optimised(record({"reward/mean": RISING, "eval/gold": RISING})) is None
-    # Both fall: the policy got worse at everything, which is no over-optimisation.
-    assert over_optimised(record({"reward/mean": TURNING, "eval/gold": TURNING})) is None
+    assert over_optimized(record({"reward/mean": RISING, "eval/gold": RISING})) is None
+    # Both fall: the policy got worse at everything, which is no over-optimization.
+    assert over_optimized(record({"reward/mean": TURNING, "eval/gold": TURNING})) is None
     dip = [0.0, 2, 4, 5, 5, 5, 5, 4.8]
-    assert over_optimised(record({"reward/mean": RISING, "eval/gold": dip})) is None
+    assert over_optimized(record({"reward/mean": RISING, "eval/gold": dip})) is None
 
 
 def test_noisy_training_gold_needs_twenty_points():
     columns = {"reward/mean": RISING, "reward/env": TURNING}
-    assert over_optimised(record(columns)) is None
+    assert over_optimized(record(columns)) is None
     longer = {key: [v for v in values for _ in range(3)] for key, values in columns.items()}
-    assert over_optimised(record(longer)) is not None
+    assert over_optimized(record(longer)) is not None
 
 
 def test_gold_is_the_configured_reward_and_never_an_empty_return():

@@ -49,12 +49,12 @@ def test_two_models_pair_by_evaluation_seed(tmp_path: Path):
     new = write_run(tmp_path / "ppo", {2: 4.0, 0: 2.5, 1: 6.5})
     result = compare([old, new])
     (difference,) = result.differences
-    assert (difference.arm, difference.baseline, difference.unit) == ("ppo", "sft", "episodes")
+    assert (difference.method, difference.baseline, difference.unit) == ("ppo", "sft", "episodes")
     assert difference.estimate.value == pytest.approx(4 / 3)
     # Three differences of one sign: p = 2 / 2^3
     assert (difference.winner, difference.p_value) == (None, 0.25)
     assert "3 episodes are too few" in difference.verdict
-    assert any("one training run an arm" in note for note in result.notes)
+    assert any("one training run for each method" in note for note in result.notes)
 
 
 def test_five_seeds_are_one_arm_and_the_unit_is_the_seed(tmp_path: Path):
@@ -65,7 +65,7 @@ def test_five_seeds_are_one_arm_and_the_unit_is_the_seed(tmp_path: Path):
         dirs.append(write_run(tmp_path / f"seed{seed}" / "sft", base))
         dirs.append(write_run(tmp_path / f"seed{seed}" / "ppo", better))
     result = compare(dirs)
-    assert [(row.arm, row.unit, row.estimate.n, row.episodes) for row in result.rows] == [
+    assert [(row.method, row.unit, row.estimate.units, row.episodes) for row in result.rows] == [
         ("sft", "training seeds", 5, 20),
         ("ppo", "training seeds", 5, 20),
     ]
@@ -83,7 +83,7 @@ def test_baseline_of_one_run_stands_against_every_seed(tmp_path: Path):
     runs = [write_run(tmp_path / f"ppo-seed{s}", {0: 1.0 + s, 1: 1.0}) for s in range(3)]
     result = compare([base, *runs])
     assert result.differences[0].estimate.value == pytest.approx(1.5)
-    assert result.differences[0].estimate.n == 3
+    assert result.differences[0].estimate.units == 3
     assert result.differences[0].winner is None
     assert any("single run" in note for note in result.notes)
 
@@ -103,10 +103,10 @@ def test_one_decided_metric_leads_where_prompts_have_no_return(tmp_path: Path):
         runs.append(run)
     result = compare(runs)
     (found,) = result.differences
-    assert (result.metric, found.unit, found.estimate.n) == ("learned", "prompts", 6)
+    assert (result.metric, found.unit, found.estimate.units) == ("learned", "prompts", 6)
     assert found.estimate.value == pytest.approx(1.0)
     assert (found.winner, found.p_value) == ("ppo", pytest.approx(2 / 2**6))
-    assert any("judged by learned" in note for note in result.notes)
+    assert any("compared by learned" in note for note in result.notes)
     assert "| 6 prompts | 12 |" in result.to_markdown()
     assert "identical on every pair" in compare(runs, metric="return").differences[0].verdict
 
@@ -138,7 +138,7 @@ def test_evaluate_stage_speaks_for_the_runs_beside_it(tmp_path: Path):
     (stage / "config.yaml").write_text(f"policies:\n{names}")
     result = compare([pipeline])
     assert result.baseline == "sft"
-    assert [(row.arm, row.estimate.value) for row in result.rows] == [
+    assert [(row.method, row.estimate.value) for row in result.rows] == [
         ("random", 0.25),
         ("sft", 1.25),
         ("ppo", 2.25),
@@ -154,7 +154,7 @@ def test_evaluate_stages_of_several_seeds_are_arms_over_seeds(tmp_path: Path):
             write_run(stage, {0: float(seed), 1: 1.0 + (policy == "ppo")}, policy=policy)
         pipelines.append(stage.parent)
     result = compare(pipelines, baseline="sft")
-    assert [(row.arm, row.unit, row.estimate.n) for row in result.rows] == [
+    assert [(row.method, row.unit, row.estimate.units) for row in result.rows] == [
         ("ppo", "training seeds", 3),
         ("sft", "training seeds", 3),
     ]
@@ -165,7 +165,7 @@ def test_five_runs_are_not_significantly_better_than_a_single_one(tmp_path: Path
     base = write_run(tmp_path / "sft", {0: 0.0, 1: 0.0})
     runs = [write_run(tmp_path / f"ppo-seed{s}", {0: 1 + 0.01 * s, 1: 1.0}) for s in range(5)]
     (found,) = compare([base, *runs]).differences
-    assert found.estimate.n == 5
+    assert found.estimate.units == 5
     assert found.winner is None
     assert "a single run of one side is too few" in found.verdict
     assert "significant" not in found.verdict
@@ -176,7 +176,7 @@ def test_a_policy_that_nobody_trained_meets_every_decoding_and_has_no_training_n
     write_run(tmp_path / "judged", {0: 0.0, 1: 0.1}, policy="random", decoding="random")
     result = compare([*runs, tmp_path / "judged"], baseline="random")
     (found,) = result.differences
-    assert (found.arm, found.decoding, found.winner) == ("ppo", "greedy", "ppo")
+    assert (found.method, found.decoding, found.winner) == ("ppo", "greedy", "ppo")
     assert not any("single run" in note for note in result.notes)
 
 
@@ -192,7 +192,7 @@ def test_an_episode_without_its_seed_is_named(tmp_path: Path):
     path = run / "evaluation" / "model-greedy-echo" / "episodes.jsonl"
     first, second = path.read_text().splitlines()
     path.write_text(first + "\n" + second.replace('"seed"', '"sed"') + "\n")
-    with pytest.raises(UserError, match=r"episodes\.jsonl:2: an episode without seed"):
+    with pytest.raises(UserError, match=r"episodes\.jsonl:2: the episode has no seed"):
         compare([run])
 
 
@@ -205,7 +205,7 @@ def test_several_decodings_of_one_seed_are_averaged(tmp_path: Path):
     result = compare([run])
     (row,) = result.rows
     assert row.estimate.value == pytest.approx((2.5 + 2.0) / 2)
-    assert (row.estimate.n, row.episodes) == (2, 3)
+    assert (row.estimate.units, row.episodes) == (2, 3)
     assert any("1 episodes repeat an evaluation seed" in note for note in result.notes)
 
 
@@ -219,18 +219,18 @@ def test_a_folder_whose_name_ends_in_a_number_is_read(tmp_path: Path):
 def test_innermost_seed_of_the_path_is_the_training_seed(tmp_path: Path):
     dirs = []
     for seed in (0, 1):
-        for arm in ("sft", "ppo"):
-            dirs.append(write_run(tmp_path / "seed7" / arm / f"seed{seed}", {0: 1.0 * seed}))
+        for method in ("sft", "ppo"):
+            dirs.append(write_run(tmp_path / "seed7" / method / f"seed{seed}", {0: 1.0 * seed}))
     result = compare(dirs)
-    assert [(row.arm, row.estimate.n) for row in result.rows] == [("sft", 2), ("ppo", 2)]
+    assert [(row.method, row.estimate.units) for row in result.rows] == [("sft", 2), ("ppo", 2)]
 
 
 def test_reference_policies_are_arms_of_their_own(tmp_path: Path):
     run = write_run(tmp_path / "ppo", {0: 2.0, 1: 3.0})
     write_run(run, {0: 0.0, 1: 0.5}, policy="random")
     result = compare([run])
-    assert [row.arm for row in result.rows] == ["ppo", "random"]
-    assert result.differences[0].arm == "random"
+    assert [row.method for row in result.rows] == ["ppo", "random"]
+    assert result.differences[0].method == "random"
     assert result.differences[0].baseline == "ppo"
 
 
@@ -259,7 +259,7 @@ def test_normalized_runs_from_the_random_policy_to_the_optimal_one(tmp_path: Pat
     result = compare([low, high], metric="normalized")
     assert [row.estimate.value for row in result.rows] == [0.125, 0.9375]
     bare = write_run(tmp_path / "bare", {0: 2.0, 1: 4.0})
-    with pytest.raises(UserError, match="'normalized' is not among the evaluated ones"):
+    with pytest.raises(UserError, match="'normalized' was not evaluated"):
         compare([bare, low], metric="normalized")
 
 
@@ -297,7 +297,7 @@ def test_mistakes_are_told_in_one_line(tmp_path: Path):
         "did you mean 'return'": lambda: compare([old], metric="retrun"),
         "did you mean 'sft'": lambda: compare([old], baseline="sftt"),
         "did you mean 'sft'?": lambda: compare([tmp_path / "stf"]),
-        "no run directory": lambda: compare([old / "evaluation"]),
+        "is not a run directory": lambda: compare([old / "evaluation"]),
     }
     for words, call in cases.items():
         with pytest.raises(ValueError, match=words.replace("?", r"\?")) as caught:
@@ -330,35 +330,35 @@ def test_half_written_last_line_is_left_out_but_a_broken_one_is_named(tmp_path: 
         compare([run])
 
 
-def write_pipeline(root: Path, arms: Mapping[str, Mapping[int, float | None]]) -> Path:
+def write_pipeline(root: Path, methods: Mapping[str, Mapping[int, float | None]]) -> Path:
     root.mkdir()
-    stages = "".join(f"  - name: {name}\n" for name in arms)
+    stages = "".join(f"  - name: {name}\n" for name in methods)
     (root / "pipeline.yaml").write_text(f"stages:\n{stages}")
-    for name, returns in arms.items():
+    for name, returns in methods.items():
         write_run(root / name, returns)
     return root
 
 
 def test_trained_policies_of_one_pipeline_are_compared_with_each_other(tmp_path: Path):
     levels = {"sft": 0.0, "ppo": 1.0, "dpo": 3.0}
-    arms = {name: {i: level + i for i in range(8)} for name, level in levels.items()}
-    root = write_pipeline(tmp_path / "run", arms)
+    methods = {name: {i: level + i for i in range(8)} for name, level in levels.items()}
+    root = write_pipeline(tmp_path / "run", methods)
     result = compare([root])
-    found = {(d.arm, d.baseline): d for d in result.differences}
+    found = {(d.method, d.baseline): d for d in result.differences}
     assert list(found) == [("ppo", "sft"), ("dpo", "sft"), ("dpo", "ppo")]
     assert found["dpo", "ppo"].estimate.value == 2.0
     # p = 2 / 2^8 for each, of three comparisons
     assert [d.winner for d in result.differences] == ["ppo", "dpo", "dpo"]
     assert any("3 comparisons" in note and "0.017" in note for note in result.notes)
     named = compare([root], baseline="sft").differences
-    assert [(d.arm, d.baseline) for d in named] == [("ppo", "sft"), ("dpo", "sft")]
+    assert [(d.method, d.baseline) for d in named] == [("ppo", "sft"), ("dpo", "sft")]
 
 
 def test_an_arm_on_other_episodes_is_noted_and_the_rest_is_compared(tmp_path: Path):
     same = {i: float(i) for i in range(8)}
-    arms = {"sft": same, "ppo": {i: v + 1 for i, v in same.items()}, "dpo": {100: 1.0}}
-    result = compare([write_pipeline(tmp_path / "run", arms)])
-    assert [(d.arm, d.baseline) for d in result.differences] == [("ppo", "sft")]
+    methods = {"sft": same, "ppo": {i: v + 1 for i, v in same.items()}, "dpo": {100: 1.0}}
+    result = compare([write_pipeline(tmp_path / "run", methods)])
+    assert [(d.method, d.baseline) for d in result.differences] == [("ppo", "sft")]
     # Judged as the one comparison that it is.
     assert not any("comparisons:" in note for note in result.notes)
     assert sum("share no evaluation seed" in note for note in result.notes) == 2

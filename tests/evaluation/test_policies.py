@@ -18,6 +18,7 @@ from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import class_logprobs, class_summary
 from rlhf.evaluation.harness import metrics_of, task_metrics
+from rlhf.evaluation.text import CompletionLosses
 from rlhf.models.heads import Policy
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.seeds import EVALUATION_BLOCK
@@ -91,9 +92,9 @@ def test_examples_stand_after_a_system_message(tmp_path, echo_model, monkeypatch
 
     def losses(policy, rows, **_):
         seen.extend(rows)
-        return [1.0, 1.0], [1, 1], [1, 1]
+        return CompletionLosses([1.0, 1.0], [1, 1], [1, 1], 0, 0)
 
-    monkeypatch.setattr("rlhf.evaluation.stage.completion_losses", losses)
+    monkeypatch.setattr("rlhf.evaluation.runner.completion_losses", losses)
     policy = {"name": "m", "model": {"path": str(echo_model)}, "examples": [{"path": str(shots)}]}
     data = write_rows(tmp_path / "text.jsonl", [plain, ruled])
     tree = evaluate_tree(
@@ -109,13 +110,13 @@ def test_examples_stand_after_a_system_message(tmp_path, echo_model, monkeypatch
 def test_label_scores_are_the_models_log_probabilities():
     model, tokenizer = tiny_model()
     source = DataSpec("unused.jsonl")
-    spec = ClassesSpec([source], ["blue", "green and high"], "Which colour is {text}?")
+    spec = ClassesSpec([source], ["blue", "green and high"], "Which color is {text}?")
     texts = ["the sky", "the grass"]
     found = class_logprobs(Policy(model, tokenizer), texts, spec, max_length=100)
     chat_format = ChatFormat(tokenizer)
     for i, text in enumerate(texts):
         for k, label in enumerate(spec.labels):
-            prompt = chat_format.encode_prompt(user(f"Which colour is {text}?"))
+            prompt = chat_format.encode_prompt(user(f"Which color is {text}?"))
             reply = tokenizer(label + "<|end|>")["input_ids"]
             with torch.no_grad():
                 logits = model(input_ids=torch.tensor([prompt + reply])).logits[0]
@@ -211,14 +212,14 @@ def test_a_task_through_the_harness_is_the_models_own_choice(tmp_path):
     pytest.importorskip("lm_eval")
     model, tokenizer = tiny_model()
     tokenizer.chat_template = None
-    colours = ["blue", "green"]
+    colors = ["blue", "green"]
     rows = [
-        {"question": f"Which colour is {thing}?", "choices": colours, "label": i % 2}
+        {"question": f"Which color is {thing}?", "choices": colors, "label": i % 2}
         for i, thing in enumerate(["the sky", "the grass", "a number", "the number", "grass"])
     ]
     data = write_rows(tmp_path / "rows.jsonl", rows)
     task = {
-        "task": "colours",
+        "task": "colors",
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(data)}},
         "test_split": "test",
@@ -229,14 +230,14 @@ def test_a_task_through_the_harness_is_the_models_own_choice(tmp_path):
         "metric_list": [{"metric": "acc"}],
     }
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks/colours.yaml").write_text(yaml.safe_dump(task))
-    spec = TasksSpec(["colours"], folder=str(tmp_path / "tasks"))
-    found = task_metrics(Policy(model, tokenizer), spec, seed=0)["colours/acc"]
+    (tmp_path / "tasks/colors.yaml").write_text(yaml.safe_dump(task))
+    spec = TasksSpec(["colors"], folder=str(tmp_path / "tasks"))
+    found = task_metrics(Policy(model, tokenizer), spec, seed=0)["colors/acc"]
     right = []
     for row in rows:
         prompt = tokenizer(row["question"])["input_ids"]
         scores = []
-        for choice in colours:
+        for choice in colors:
             whole = tokenizer(f"{row['question']} {choice}")["input_ids"]
             assert whole[: len(prompt)] == prompt
             with torch.no_grad():

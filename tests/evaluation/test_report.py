@@ -171,14 +171,14 @@ def test_columns_under_numbers_stay():
     assert "In every row: env x." in shown
 
 
-def test_over_optimisation_is_named_with_its_step(tmp_path: Path):
-    page = text_of(write_report(fake.write_pipeline(tmp_path / "p", over_optimised=True)))
-    assert re.search(r"proxy was over-optimised: gold fell from 0\.7\d+ at step 4\d", page)
+def test_over_optimization_is_named_with_its_step(tmp_path: Path):
+    page = text_of(write_report(fake.write_pipeline(tmp_path / "p", over_optimized=True)))
+    assert re.search(r"proxy was over-optimized: gold fell from 0\.7\d+ at step 4\d", page)
     assert "gold peaks" in page
 
 
 def test_healthy_run_is_not_accused(whole: Path):
-    assert "over-optimised" not in text_of(write_report(whole))
+    assert "over-optimized" not in text_of(write_report(whole))
 
 
 def test_long_transcript_folds(tmp_path: Path):
@@ -248,7 +248,7 @@ def test_summary_without_episodes(tmp_path: Path):
 
 
 def test_folder_without_runs_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="no run directory"):
+    with pytest.raises(ValueError, match="is not a run directory"):
         write_report(tmp_path)
 
 

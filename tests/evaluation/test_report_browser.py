@@ -217,7 +217,7 @@ def test_the_probe_sees_errors_and_requests(browser: str, tmp_path: Path):
     assert "/pixel.png" in seen["requests"]
 
 
-def test_reward_and_over_optimisation_pages_open_cleanly(browser: str, tmp_path: Path):
+def test_reward_and_over_optimization_pages_open_cleanly(browser: str, tmp_path: Path):
     length = EachReward(lambda c: float(len(c[-1]["content"])), name="length")
     rows = [
         {"prompt": f"Question {i}?", "chosen": "yes " * (i % 7 + 1), "rejected": "no " * (i % 5)}

@@ -1,4 +1,4 @@
-"""Comparison pages: bands over seeds, one name and colour an arm, what is folded, transcripts."""
+"""Comparison pages: bands over seeds, one name and color a method, what is folded, transcripts."""
 
 import csv
 import re
@@ -9,7 +9,7 @@ import yaml
 
 from rlhf.evaluation.records import read_run
 from rlhf.reports import write_comparison_report
-from rlhf.reports.comparison import seed_band
+from rlhf.reports.comparison_page import seed_band
 from tests.evaluation import fake_pipeline as fake
 
 

@@ -1,4 +1,4 @@
-"""The page of a reward report and of an over-optimisation run: what must stand on it."""
+"""The page of a reward report and of an over-optimization run: what must stand on it."""
 
 import csv
 import io
@@ -103,7 +103,7 @@ def test_a_benchmark_becomes_a_table(tmp_path):
     }
 
 
-def test_over_optimisation_shows_peak_interval_and_table(tmp_path):
+def test_over_optimization_shows_peak_interval_and_table(tmp_path):
     results = overoptimization()
     [trained] = results["rl"]
     assert trained["observed"]["inside"]

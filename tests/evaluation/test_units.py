@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.cli.table import run_command
-from rlhf.evaluation.evaluate import summarise
+from rlhf.evaluation.episodes import summarize
 from rlhf.evaluation.metrics import item_id, unit_name, unit_of
 from rlhf.reports import write_report
 from tests.helpers.training import read_rows
@@ -146,7 +146,7 @@ def rows_of(values: list[float], **fields) -> list[dict]:
 
 
 def test_outcomes_of_0_and_1_have_the_interval_of_a_share_under_every_name():
-    summary = summarise(rows_of([1.0] * 8), name="p", env="e", random=0.0625, optimal=1.0)
+    summary = summarize(rows_of([1.0] * 8), name="p", env="e", random=0.0625, optimal=1.0)
     low = 0.05 ** (1 / 8)
     for name in ("return", "right"):
         assert summary["metrics"][name]["low"] == pytest.approx(low)
@@ -158,13 +158,13 @@ def test_outcomes_of_0_and_1_have_the_interval_of_a_share_under_every_name():
 
 def test_repeated_evaluation_seeds_are_noted():
     rows = rows_of([0.5, 0.25, 0.75])
-    summary = summarise([*rows, {**rows[0]}], name="p", env="e")
+    summary = summarize([*rows, {**rows[0]}], name="p", env="e")
     assert summary["metrics"]["return"]["n"] == 3
     assert any("1 of 4 episodes repeat an evaluation seed" in note for note in summary["notes"])
 
 
 def test_truncated_texts_are_noted():
-    summary = summarise(rows_of([0.5] * 6), name="p", env="e", counts={"learned: truncated": 2})
+    summary = summarize(rows_of([0.5] * 6), name="p", env="e", counts={"learned: truncated": 2})
     assert "learned: 2 of 6 texts were truncated before they were scored" in summary["notes"]
 
 
@@ -174,5 +174,5 @@ def test_a_list_that_nobody_named_is_suspected():
         {**row, "decoding": "greedy", "messages": [{"role": "user", "content": str(seed % 3)}]}
         for seed, row in enumerate(rows_of([0.5, 0.25, 0.75] * 4))
     ]
-    (note,) = summarise(rows, name="p", env="e")["notes"]
+    (note,) = summarize(rows, name="p", env="e")["notes"]
     assert "12 greedy episodes hold 3 different conversations" in note

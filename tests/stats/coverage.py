@@ -15,15 +15,15 @@ from itertools import product
 
 import numpy as np
 
-from rlhf.evaluation.passes import pass_at_k
-from rlhf.evaluation.statistics import (
+from rlhf.stats import Interval, difference, interval, ratio_interval
+from rlhf.stats.aggregates import (
     aggregate_interval,
     improvement_interval,
     iqm,
     mean,
     optimality_gap,
 )
-from rlhf.stats import Interval, difference, interval, ratio_interval
+from rlhf.stats.samples import pass_at_k
 
 REPETITIONS = 4000
 BOOTSTRAP = 300

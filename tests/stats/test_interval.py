@@ -10,12 +10,12 @@ from rlhf.stats import (
     adjusted_wald,
     difference,
     interval,
-    mid_p_bounds,
     ratio_interval,
     share_interval,
-    stratified_moments,
-    stretched_interval,
 )
+from rlhf.stats.aggregates import stretched_interval
+from rlhf.stats.means import stratified_moments
+from rlhf.stats.shares import mid_p_bounds
 
 
 @pytest.mark.parametrize(("x", "n"), [(0, 4), (4, 4), (7, 8), (1, 20), (10, 20)])
@@ -75,9 +75,9 @@ def test_samples_of_a_cluster_are_one_unit():
 
 def test_unequal_clusters_count_once_or_by_their_values():
     values, clusters = [1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"]
-    assert interval(values, clusters).estimate == 0.5
+    assert interval(values, clusters).value == 0.5
     by_value = interval(values, clusters, weigh="values")
-    assert by_value.estimate == 0.75
+    assert by_value.value == 0.75
     # Clusters of 3 and 1 hold as much as (3 + 1)^2 / (9 + 1) = 1.6 independent values at least.
     low, high = mid_p_bounds(0.75 * 1.6, 1.6)
     assert (by_value.low, by_value.high) == (pytest.approx(low), pytest.approx(high))
@@ -86,7 +86,7 @@ def test_unequal_clusters_count_once_or_by_their_values():
 def test_a_mean_of_symmetric_values_has_the_t_interval_at_least():
     # mean 3, sd sqrt(2.5), t(.975, 4) = 2.776445; the third moment is 0
     found = interval([1, 2, 3, 4, 5])
-    assert found.estimate == 3
+    assert found.value == 3
     assert found.low == pytest.approx(3 - 2.776445 * math.sqrt(2.5 / 5), abs=1e-5)
     assert found.high == pytest.approx(3 + 2.776445 * math.sqrt(2.5 / 5), abs=1e-5)
 
@@ -94,7 +94,7 @@ def test_a_mean_of_symmetric_values_has_the_t_interval_at_least():
 def test_the_long_tail_gets_the_wider_side():
     values = np.array([1.0, 1.1, 1.2, 1.3, 1.5, 2.0, 9.0])
     found, mirrored = interval(values), interval(-values)
-    assert found.high - found.estimate > 1.5 * (found.estimate - found.low)
+    assert found.high - found.value > 1.5 * (found.value - found.low)
     assert mirrored.low == pytest.approx(-found.high)
     t = stats.t.interval(0.95, 6, values.mean(), stats.sem(values))
     assert found.low <= t[0]
@@ -143,7 +143,7 @@ def test_equal_counts_may_still_differ_by_one():
 def test_a_ratio_weighs_its_units_by_their_denominators():
     nats, tokens = [2.0, 9.0, 4.0, 3.0, 8.0, 5.0], [1.0, 3.0, 2.0, 1.0, 4.0, 2.0]
     found = ratio_interval(nats, tokens)
-    assert found.estimate == pytest.approx(31 / 13)
+    assert found.value == pytest.approx(31 / 13)
     even = ratio_interval([1.0, 2.0, 3.0, 4.0, 6.0], [2.0] * 5)
     assert even.low == pytest.approx(interval([0.5, 1.0, 1.5, 2.0, 3.0]).low)
 
@@ -175,10 +175,10 @@ def test_a_stretched_bootstrap_of_a_mean_is_nearly_the_t_interval():
 def test_a_paired_difference_removes_the_common_part():
     common = np.array([0.0, 10, 20, 30, 40, 50])
     found = difference(common + np.array([1, 2, 1.5, 2, 1, 1.5]), common, kind="mean")
-    assert found.estimate == pytest.approx(1.5)
+    assert found.value == pytest.approx(1.5)
     assert found.high - found.low < 2
     by_prompt = difference([1, 1, 0, 1], [0, 0, 0, 0], ["a", "a", "b", "b"], kind="mean")
-    assert (by_prompt.units, by_prompt.estimate) == (2, 0.75)
+    assert (by_prompt.units, by_prompt.value) == (2, 0.75)
 
 
 @pytest.mark.parametrize("bad", [[], [1.0, math.nan], [math.inf]])

@@ -97,7 +97,7 @@ def test_copies_of_a_row_are_no_evidence():
 def test_there_is_no_interval_at_the_end_of_the_range_or_with_few_units():
     scores, labels = np.stack([np.zeros(30), np.arange(30)], 1), np.arange(30) >= 15
     perfect = jackknife(lambda rows: auc(scores[rows], labels[rows]), range(30), scale="logit")
-    assert perfect.estimate == 1
+    assert perfect.value == 1
     assert not perfect.known
     few = jackknife(lambda rows: float(rows.size), range(8))
     assert few.needs == "8 units, an interval needs 20"
@@ -106,7 +106,7 @@ def test_there_is_no_interval_at_the_end_of_the_range_or_with_few_units():
 def test_a_sum_of_intervals_by_hand():
     parts = [Interval(0.5, 0.4, 0.7, 10), Interval(0.8, 0.5, 0.9, 20)]
     found = weighted_sum(parts, [0.25, 0.75])
-    assert found.estimate == pytest.approx(0.725)
+    assert found.value == pytest.approx(0.725)
     assert found.low == pytest.approx(0.725 - math.hypot(0.25 * 0.1, 0.75 * 0.3))
     assert found.high == pytest.approx(0.725 + math.hypot(0.25 * 0.2, 0.75 * 0.1))
     assert found.units == 30

@@ -131,8 +131,8 @@ def test_repeated_prompts_name_no_winner_out_of_noise():
         runs = [run(name, right, 25) for name, right in zip(("a", "b"), sides, strict=True)]
         result = compare_runs(runs)
         assert result.metric == "exact_match"
-        assert {(row.estimate.n, row.unit) for row in result.rows} == {(10, "prompts")}
+        assert {(row.estimate.units, row.unit) for row in result.rows} == {(10, "prompts")}
         (found,) = result.differences
-        assert found.estimate.n == 10
+        assert found.estimate.units == 10
         named += found.winner is not None
     assert named <= 0.1 * 150

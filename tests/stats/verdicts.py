@@ -1,4 +1,4 @@
-"""How often `judge` names a winner: without a true difference, and with a planted one."""
+"""How often `compare_means` names a winner: without a true difference, and with a planted one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from rlhf.evaluation.verdict import Unit, judge
+from rlhf.evaluation.significance import Unit, compare_means
 from rlhf.stats import sign_flip_test
 
 Rng = np.random.Generator
@@ -55,10 +55,10 @@ def winners(draw: Draw, unit: Unit, *, trials: int, seed: int, span: float | Non
     rng, found = np.random.default_rng(seed), []
     for _ in range(trials):
         left, right = draw(rng)
-        verdict = judge(
+        verdict = compare_means(
             left,
             right,
-            arm="new",
+            method="new",
             baseline="old",
             unit=unit,
             span=span,

@@ -1,4 +1,4 @@
-"""The pages of a finished benchmark: verdicts, colours and names, the same on all of them."""
+"""The pages of a finished benchmark: verdicts, colors and names, the same on all of them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_tiles_and_words_speak_as_the_tables_do(page: str):
     assert "`" not in page[: page.index("<script>")]
 
 
-def test_an_arm_has_one_colour_on_every_page(home: Path, page: str):
+def test_an_arm_has_one_color_on_every_page(home: Path, page: str):
     pages = [page, *(p.read_text() for p in sorted((home / "pages").glob("*.html")))]
     assert len(pages) == 3
     for text in pages:
@@ -68,7 +68,7 @@ def test_an_arm_has_one_colour_on_every_page(home: Path, page: str):
         dots = set(re.findall(r'class="who">(\w+)<small>.*?class="track (\w+) ink"', text))
         assert keys | tiles >= {("c1", "PPO"), ("c2", "RLOO"), ("c3", "twin")}
         assert dots >= {("PPO", "c1"), ("RLOO", "c2"), ("twin", "c3"), ("SFT", "ref")}
-        assert len({name for _, name in keys | tiles}) == len(keys | tiles), "two colours of one"
+        assert len({name for _, name in keys | tiles}) == len(keys | tiles), "two colors of one"
     assert 'class="key ref">SFT</span>' in page
 
 

@@ -1,4 +1,4 @@
-"""From returns to normalised scores, aggregates, verdicts and files; numbers worked by hand."""
+"""From returns to normalized scores, aggregates, verdicts and files; numbers worked by hand."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_missing_run_is_no_silent_hole(tmp_path):
 def test_only_what_lies_outside_the_noise_is_called_better(tmp_path):
     bench = planted_bench(tmp_path / "b", RETURNS)
     _, findings = found(bench)
-    winners = {(d.arm, d.baseline): d.winner for d in findings.against_baseline}
+    winners = {(d.method, d.baseline): d.winner for d in findings.against_baseline}
     assert winners == {("good", "sft"): "good", ("twin", "sft"): "twin"}
     assert [d.winner for d in findings.pairs] == [None]
     lines = verdict_lines(findings)
@@ -129,7 +129,7 @@ def test_the_gate_finds_what_got_worse_and_nothing_else(tmp_path):
     low = [value - drop for value, drop in zip(GOOD["echo"], drops, strict=True)]
     lame = {"echo": low, "maze": GOOD["maze"]}
     outcome = gate(result_of(tmp_path / "lame", RETURNS | {"good": lame}), before)
-    assert {(d.arm, d.env) for d in outcome.worse} == {("good", "echo"), ("good", EVERYWHERE)}
+    assert {(d.method, d.env) for d in outcome.worse} == {("good", "echo"), ("good", EVERYWHERE)}
     assert "WORSE" in outcome.line()
     assert "good on echo by -0.427" in outcome.line()
     assert "\n" not in outcome.line()

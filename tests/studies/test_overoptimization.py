@@ -1,4 +1,4 @@
-"""The over-optimisation fits against planted truth, brute force and closed forms."""
+"""The over-optimization fits against planted truth, brute force and closed forms."""
 
 import itertools
 import math

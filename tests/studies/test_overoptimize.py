@@ -55,7 +55,7 @@ def tree_of(folder, tmp_path, **change):
     }
 
 
-def test_a_given_proxy_is_optimised_by_choice_and_by_training(policy_folder, tmp_path):
+def test_a_given_proxy_is_optimized_by_choice_and_by_training(policy_folder, tmp_path):
     tree = tree_of(policy_folder, tmp_path)
     run = run_command("overoptimize", tree)
     found = json.loads((run / "overoptimization.json").read_text())
@@ -74,11 +74,11 @@ def test_a_given_proxy_is_optimised_by_choice_and_by_training(policy_folder, tmp
     ]
     last = np.mean([log[-1]["reward/mean"] for log in logs])
     assert trained["proxy_score"][-1]["mean"] == pytest.approx(last)
-    assert "Over-optimisation" in (run / "report.html").read_text()
+    assert "Over-optimization" in (run / "report.html").read_text()
     assert not (run / "proxies").exists()
 
 
-def test_prompts_which_have_no_reward_of_their_own_are_optimised_too(policy_folder, tmp_path):
+def test_prompts_which_have_no_reward_of_their_own_are_optimized_too(policy_folder, tmp_path):
     path = tmp_path / "prompts.jsonl"
     rows = [{"prompt": f"Guest {number} is tired."} for number in range(16)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -23,7 +23,7 @@ def told(folder, columns, **config):
     return [
         (step, words)
         for step in range(length)
-        for words in watch.see(step, {key: values[step] for key, values in columns.items()})
+        for words in watch.update(step, {key: values[step] for key, values in columns.items()})
     ]
 
 
@@ -96,7 +96,7 @@ def test_noise_that_is_looked_at_after_every_step_is_no_fall(tmp_path, rise):
 def test_a_resumed_run_is_judged_with_its_earlier_rows(tmp_path):
     write_rows(tmp_path / "metrics.jsonl", [{"step": i, "rollout/cut": 0.5} for i in range(4)])
     watch = TrainingMonitor(tmp_path, {})
-    assert len(watch.see(4, {"rollout/cut": 0.5})) == 1
+    assert len(watch.update(4, {"rollout/cut": 0.5})) == 1
 
 
 def test_watching_stays_cheap(tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_watching_stays_cheap(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_findings", lambda *_: looks.append(1) or ())
     watch = TrainingMonitor(tmp_path, {})
     for step in range(10_000):
-        watch.see(step, {"policy/kl": 0.0})
+        watch.update(step, {"policy/kl": 0.0})
     assert len(looks) < 500
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import format_estimate
-from rlhf.evaluation.verdict import FEWEST_SEEDS, Difference, judge
+from rlhf.evaluation.significance import FEWEST_SEEDS, Difference, compare_means
 from rlhf.studies.bench.scores import METRIC
 
 EVERYWHERE = "all environments"
@@ -33,12 +33,14 @@ class Gate:
 
     def line(self) -> str:
         """The outcome in one line."""
-        seeds = self.compared[0].estimate.n
+        seeds = self.compared[0].estimate.units
         scope = f"{len(self.compared)} comparisons over {seeds} training seeds"
         extra = f" ({'; '.join(self.notes)})" if self.notes else ""
         if not self.worse:
             return f"bench: nothing is worse beyond noise in {scope}{extra}"
-        told = ", ".join(f"{d.arm} on {d.env} by {format_estimate(d.estimate)}" for d in self.worse)
+        told = ", ".join(
+            f"{d.method} on {d.env} by {format_estimate(d.estimate)}" for d in self.worse
+        )
         return f"bench: WORSE than the baseline beyond noise: {told}; {scope}{extra}"
 
 
@@ -60,10 +62,10 @@ def gate(now: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
     if not cells:
         raise UserError("--against: the two results share no algorithm on any environment")
     compared = [
-        judge(
+        compare_means(
             mine,
             theirs,
-            arm=row,
+            method=row,
             baseline="the baseline",
             unit="training seeds",
             env=env,

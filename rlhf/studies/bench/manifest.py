@@ -107,9 +107,11 @@ def _check_algorithms(bench: Bench) -> None:
                 f"{nearest(verb, registry.ALGORITHMS)}"
             )
         _owned(f"algorithms.{name}.run", method.run)
-    arms = [*bench.config.references, bench.start, *bench.algorithms]
-    if bench.baseline not in arms:
-        raise UserError(f"baseline: there is no {bench.baseline!r}{nearest(bench.baseline, arms)}")
+    methods = [*bench.config.references, bench.start, *bench.algorithms]
+    if bench.baseline not in methods:
+        raise UserError(
+            f"baseline: there is no {bench.baseline!r}{nearest(bench.baseline, methods)}"
+        )
 
 
 def _check_runs(bench: Bench, environment: str) -> None:

@@ -19,7 +19,7 @@ from rlhf.studies.bench.result import as_json, make_tables, markdown, protocol, 
 from rlhf.studies.bench.scores import METRIC, THRESHOLDS, Findings, Scores
 
 MOST_LINES = 6
-"""Colours that the page's charts have."""
+"""Colors that the page's charts have."""
 
 
 def write_bench(bench: Bench, scores: Scores, findings: Findings) -> Path:
@@ -64,18 +64,18 @@ def _body(
     return "\n".join(parts)
 
 
-def _colours(findings: Findings) -> dict[str, str]:
-    """Algorithm -> class of its colour, in the manifest's order as on the environments' pages."""
+def _colors(findings: Findings) -> dict[str, str]:
+    """Algorithm -> class of its color, in the manifest's order as on the environments' pages."""
     return {name: f"c{index % MOST_LINES + 1}" for index, name in enumerate(findings.curves)}
 
 
 def _tiles(findings: Findings) -> str:
-    """Every algorithm with its colour and its interquartile mean."""
+    """Every algorithm with its color and its interquartile mean."""
     tiles = []
-    for name, colour in _colours(findings).items():
+    for name, color in _colors(findings).items():
         estimate = findings.aggregates[name]["IQM"]
         told = f"IQM {number(estimate.value)} {bounds(estimate)}"
-        tiles.append(f'<li class="{colour}"><b>{esc(named(name))}</b><span>{told}</span></li>')
+        tiles.append(f'<li class="{color}"><b>{esc(named(name))}</b><span>{told}</span></li>')
     return f'<ul class="chain sides">{"".join(tiles)}</ul>'
 
 
@@ -83,7 +83,7 @@ def _verdicts(findings: Findings) -> str:
     """Whoever beat the baseline or another algorithm is green, who lost to the baseline red."""
     apart = [d for d in findings.pairs if d.winner]
     items = [
-        verdict_item(d, METRIC, {d.arm: "good", d.baseline: "bad"}.get(d.winner or ""))
+        verdict_item(d, METRIC, {d.method: "good", d.baseline: "bad"}.get(d.winner or ""))
         for d in findings.against_baseline
     ]
     items += [verdict_item(d, METRIC, "good") for d in apart]
@@ -96,18 +96,18 @@ def _verdicts(findings: Findings) -> str:
 
 def _forest(findings: Findings) -> str:
     """The IQM of everyone between random and optimal."""
-    lines, colours = [], _colours(findings)
+    lines, colors = [], _colors(findings)
     for name, found in findings.aggregates.items():
         estimate = found["IQM"]
-        text = f"{estimate.n} seeds" if estimate.n > 1 else "not trained"
-        value, tone = number(estimate.value), colours.get(name, "ref")
+        text = f"{estimate.units} seeds" if estimate.units > 1 else "not trained"
+        value, tone = number(estimate.value), colors.get(name, "ref")
         lines.append(Line(name, text, estimate, value, bounds(estimate), tone))
     heading = "<h3>Interquartile mean <small>over environments and seeds, 95%</small></h3>"
     return heading + forest(lines, [(0.0, "random"), (1.0, "optimal")])
 
 
 def _charts(findings: Findings) -> str:
-    """Curves and profiles, at most as many lines to a panel as there are colours."""
+    """Curves and profiles, at most as many lines to a panel as there are colors."""
     panels = []
     names = list(findings.curves)
     for first in range(0, len(names), MOST_LINES):
@@ -118,7 +118,7 @@ def _charts(findings: Findings) -> str:
 
 
 def _efficiency(findings: Findings, names: Sequence[str]) -> str:
-    lines, colours = [], _colours(findings)
+    lines, colors = [], _colors(findings)
     for name in names:
         curve = findings.curves[name]
         known = all(estimate.known for estimate in curve)
@@ -127,7 +127,7 @@ def _efficiency(findings: Findings, names: Sequence[str]) -> str:
                 named(name),
                 [100 * step / (len(curve) - 1) for step in range(len(curve))],
                 [estimate.value for estimate in curve],
-                colour=colours[name],
+                color=colors[name],
                 low=[estimate.low for estimate in curve] if known else (),
                 high=[estimate.high for estimate in curve] if known else (),
             )
@@ -137,15 +137,15 @@ def _efficiency(findings: Findings, names: Sequence[str]) -> str:
 
 
 def _profile(findings: Findings, names: Sequence[str]) -> str:
-    """The algorithms, and in grey what they started from."""
-    colours = _colours(findings)
+    """The algorithms, and in gray what they started from."""
+    colors = _colors(findings)
     start = [name for name in findings.profile if name not in findings.curves]
     lines = [
         Series(
             named(name),
             list(THRESHOLDS),
             findings.profile[name].tolist(),
-            colours.get(name, "ref"),
+            colors.get(name, "ref"),
         )
         for name in (*start, *names)
     ]

@@ -9,7 +9,7 @@ from rlhf import __version__
 from rlhf.cli.table import configure
 from rlhf.config.load import as_tree
 from rlhf.evaluation.compare import coverage_words, format_estimate
-from rlhf.evaluation.verdict import Difference
+from rlhf.evaluation.significance import Difference
 from rlhf.reports.markup import Cell, Table
 from rlhf.runs.directory import describe_machine
 from rlhf.studies.bench.plan import Bench
@@ -59,7 +59,7 @@ _VERDICTS = ["difference", "mean", "verdict"]
 
 
 def _verdict(d: Difference) -> list[Cell]:
-    return [f"{d.arm} − {d.baseline}", d.estimate, d.verdict]
+    return [f"{d.method} − {d.baseline}", d.estimate, d.verdict]
 
 
 def _all(findings: Findings) -> list[Difference]:
@@ -87,7 +87,7 @@ def as_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
         "improvement": {row: e.as_dict() for row, e in findings.improvement.items()},
         "verdicts": [
             {
-                "arm": d.arm,
+                "method": d.method,
                 "against": d.baseline,
                 "difference": d.estimate.as_dict(),
                 "winner": d.winner,

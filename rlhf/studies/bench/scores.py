@@ -14,7 +14,9 @@ import numpy as np
 from rlhf.common.files import read_log
 from rlhf.errors import UserError
 from rlhf.evaluation.records import Bounds
-from rlhf.evaluation.statistics import (
+from rlhf.evaluation.significance import Difference, compare_means
+from rlhf.stats import Interval, interval
+from rlhf.stats.aggregates import (
     aggregate_interval,
     improvement_interval,
     iqm,
@@ -23,18 +25,16 @@ from rlhf.evaluation.statistics import (
     performance_profile,
     sample_efficiency,
 )
-from rlhf.evaluation.verdict import Difference, judge
-from rlhf.stats import Interval, interval
 from rlhf.studies.bench.plan import REFERENCES, Bench
 
-METRIC = "normalised return"
+METRIC = "normalized return"
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
 """Of the performance profile."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Normalised mean returns on the held-out episodes."""
+    """Normalized mean returns on the held-out episodes."""
 
     environments: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -84,7 +84,7 @@ def read_scores(bench: Bench) -> Scores:
         folder = "evaluate" if row == bench.start else row
         found = [
             [
-                bounds[name].normalise(
+                bounds[name].normalize(
                     mean_return(read_summary(bench.place(name, f"seed{seed}", folder), row))
                 )
                 for name in names
@@ -95,7 +95,7 @@ def read_scores(bench: Bench) -> Scores:
 
     def reference(row: str) -> np.ndarray:
         found = [
-            bounds[name].normalise(mean_return(read_summary(bench.place(name, REFERENCES), row)))
+            bounds[name].normalize(mean_return(read_summary(bench.place(name, REFERENCES), row)))
             for name in names
         ]
         return np.array([found])
@@ -153,14 +153,14 @@ def _efficiency(scores: Scores, name: str) -> list[Interval]:
 
 
 def _judge(
-    rows: Mapping[str, np.ndarray], arm: str, baseline: str, *, comparisons: int
+    rows: Mapping[str, np.ndarray], method: str, baseline: str, *, comparisons: int
 ) -> Difference:
     """Paired over training seeds, each one's mean over environments."""
-    left, right = np.broadcast_arrays(rows[arm].mean(axis=1), rows[baseline].mean(axis=1))
-    return judge(
+    left, right = np.broadcast_arrays(rows[method].mean(axis=1), rows[baseline].mean(axis=1))
+    return compare_means(
         left,
         right,
-        arm=arm,
+        method=method,
         baseline=baseline,
         unit="training seeds",
         env="all environments",
@@ -206,7 +206,7 @@ def bounds_of(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bou
         if value is None:
             raise UserError(
                 f"environments.{environment}: {task.env.id} does not know its {key} value, by "
-                f"which scores are normalised; give {key}: in the manifest"
+                f"which scores are normalized; give {key}: in the manifest"
             )
     if low == high:
         raise UserError(f"environments.{environment}: random and optimal are both {low}")
@@ -221,7 +221,7 @@ def _curves(bench: Bench, algorithm: str, bounds: Mapping[str, Bounds]) -> np.nd
         values = [row["eval/return"] for row in rows if "eval/return" in row]
         # A run that its KL budget ended early keeps its last score.
         values += values[-1:] * (bench.config.curve_points - len(values))
-        return [bounds[name].normalise(value) for value in values]
+        return [bounds[name].normalize(value) for value in values]
 
     return np.array(
         [[curve(name, seed) for name in bench.environments] for seed in bench.config.seeds]

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from rlhf.evaluation.statistics import best_of_n
 from rlhf.stats import Interval, interval, unit_means
+from rlhf.stats.samples import best_of_n
 
 Form = Literal["best-of-n", "rl"]
 

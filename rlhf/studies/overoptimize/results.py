@@ -1,4 +1,4 @@
-"""What an over-optimisation run found: curves, fits, observed peaks, and advice, as plain data."""
+"""What an over-optimization run found: curves, fits, observed peaks, and advice, as plain data."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, A
 
     Args:
         name: of the proxy.
-        by: its standardised scores [members, prompts, samples]; the curve is the members' mean.
+        by: its standardized scores [members, prompts, samples]; the curve is the members' mean.
         gold: [prompts, samples].
     """
     ns = powers_of_two(gold.shape[1])
@@ -184,7 +184,7 @@ def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
 
 
 def moving_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Centred mean over ``width`` neighbours, fewer at both ends. [n] -> [n]"""
+    """Centered mean over ``width`` neighbors, fewer at both ends. [n] -> [n]"""
     half = width // 2
     return np.array(
         [values[max(0, i - half) : i - half + width].mean() for i in range(len(values))]
@@ -208,11 +208,11 @@ def plain(estimate: Interval) -> dict[str, float | int | None]:
     """{"mean", "low", "high", "n"}; what is not finite is None."""
     values = {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
     found = {key: value if math.isfinite(value) else None for key, value in values.items()}
-    return {**found, "n": estimate.n}
+    return {**found, "n": estimate.units}
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """Plain sentences: what happened under each way of optimising, and where to stop."""
+    """Plain sentences: what happened under each way of optimizing, and where to stop."""
     lines = []
     for row in results["rl"]:
         seen, name = row["observed"], f"{results['algorithm']} against {_called(row['how'])}"

@@ -1,6 +1,6 @@
-"""`rlhf overoptimize`: optimise proxies of a known gold score too far, and say where to stop.
+"""`rlhf overoptimize`: optimize proxies of a known gold score too far, and say where to stop.
 
-Proxies are reward models trained on few verdicts. The policy is optimised against them by
+Proxies are reward models trained on few verdicts. The policy is optimized against them by
 best-of-n and by reinforcement learning; gold is only measured. Everything is laid over the square
 root of the divergence from the start, as in Gao, Schulman & Hilton (2022).
 """
@@ -58,7 +58,7 @@ class Proxy:
 
 
 def run_overoptimize(verb: str, config: OveroptimizeConfig, run: Run) -> Path:
-    """Train the proxies, optimise against them, fit, and write overoptimization.json.
+    """Train the proxies, optimize against them, fit, and write overoptimization.json.
 
     Returns:
         The run directory.
@@ -242,7 +242,7 @@ def _scored(
 
 def _standard(column: np.ndarray) -> np.ndarray:
     if column.std() == 0:
-        raise UserError("the proxy gives every reply the same score: nothing can be optimised")
+        raise UserError("the proxy gives every reply the same score: nothing can be optimized")
     return (column - column.mean()) / column.std()
 
 
@@ -270,7 +270,7 @@ def _unrewarded(env: EnvSpec) -> EnvSpec:
 def proxy_reward(
     config: OveroptimizeConfig, how: str, proxies: list[Proxy], seed: int
 ) -> list[dict[str, Any]]:
-    """The reward that RL maximises, as a configuration."""
+    """The reward that RL maximizes, as a configuration."""
     if not proxies:
         return config.rewards
     members = [str(path) for path in proxies[0].members]

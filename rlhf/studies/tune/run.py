@@ -4,7 +4,7 @@
     rlhf bench MANIFEST.yaml --config runs/tune/tuned.yaml
 
 A trial trains an algorithm with one setting in every environment and training seed of the study;
-its score is the mean normalised return on held-out episodes. Seeds and episodes are others than
+its score is the mean normalized return on held-out episodes. Seeds and episodes are others than
 those of the benchmark, so that nothing is compared on what it was chosen by.
 """
 
@@ -67,13 +67,13 @@ class Study:
         return [self._job(algorithm, trial, *cell) for cell in self._cells()]
 
     def score(self, algorithm: str, trial: Trial) -> float:
-        """Mean normalised return of a trial whose jobs are done."""
+        """Mean normalized return of a trial whose jobs are done."""
         found = []
         for environment, seed in self._cells():
             place = self._job(algorithm, trial, environment, seed).stages[-1][1]["output_dir"]
             summary = read_summary(Path(place), algorithm)
             bounds = bounds_of(self.bench, environment, summary)
-            found.append(bounds.normalise(mean_return(summary)))
+            found.append(bounds.normalize(mean_return(summary)))
         return float(np.mean(found))
 
     def _cells(self) -> list[tuple[str, int]]:

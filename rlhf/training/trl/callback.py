@@ -63,7 +63,7 @@ class Recorder(TrainerCallback):
         if row:
             self.run.log(state.global_step, row)
         if row and self.reporter and self.watch:
-            warnings = self.watch.see(state.global_step, row)
+            warnings = self.watch.update(state.global_step, row)
             self.reporter.show(state.global_step, row, warnings)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`rlhf evaluate`: policies on episodes, text, labels and tasks; rewards on pairs."""
+"""`rlhf evaluate`: evaluate policies on episodes, text, labels and tasks, and rewards on pairs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from rlhf.data.load import logged_rows
 from rlhf.envs.items import is_separable
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import class_summary
-from rlhf.evaluation.evaluate import (
+from rlhf.evaluation.episodes import (
     bounds,
     evaluation_starts,
     play_model,
     play_reference,
-    summarise,
+    summarize,
     write_evaluation,
 )
 from rlhf.evaluation.harness import require_harness, task_metrics
 from rlhf.evaluation.pairs import write_pairs_evaluation
-from rlhf.evaluation.text import completion_losses, truncated_examples
+from rlhf.evaluation.text import CompletionLosses, completion_losses
 from rlhf.models.heads import Policy
 from rlhf.models.loading import load_model
 from rlhf.models.rewards import load_rewards
@@ -42,8 +42,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Task:
-    """What every policy is measured on, loaded once."""
+class EvaluationData:
+    """Data and rewards that every policy is evaluated on, loaded once."""
 
     config: EvaluateConfig
     prompts: list[Any]
@@ -53,21 +53,21 @@ class Task:
 
 
 def run_evaluation(verb: str, config: EvaluateConfig, run: Run) -> Path:
-    """Measure everything that the configuration names; returns the run directory."""
-    task = load_task(config)
+    """Run every evaluation in the configuration; returns the run directory."""
+    data = load_data(config)
     for spec in config.policies:
         if (run.directory / "evaluation" / spec.name).exists():
-            continue  # measured before an interruption
+            continue  # finished before an interruption
         log.info("evaluating %s", spec.name)
-        _evaluate_policy(spec, task, run)
+        _evaluate_policy(spec, data, run)
         release_memory()
     if config.pairs:
-        _evaluate_pairs(config, run, task.rewards[0])
+        _evaluate_pairs(config, run, data.rewards[0])
     return run.directory
 
 
-def load_task(config: EvaluateConfig) -> Task:
-    """Prompts, text, labelled texts and rewards of a configuration."""
+def load_data(config: EvaluateConfig) -> EvaluationData:
+    """Load prompts, text, labeled texts and rewards of a configuration."""
     if config.tasks:
         require_harness()
     sets = config.env.prompts if config.env else []
@@ -75,69 +75,73 @@ def load_task(config: EvaluateConfig) -> Task:
         prompt_of(row) for row in logged_rows(sets, "prompt", what="prompts", seed=config.seed)
     ]
     text = logged_rows(config.text, "sft", what="text", seed=config.seed)
-    labelled = logged_rows(
+    labeled = logged_rows(
         config.classes.data if config.classes else [],
         "classification",
         what="classes",
         seed=config.seed,
     )
     rewards = [load_rewards(config.rewards)] if config.rewards else []
-    return Task(config, prompts, text, labelled, rewards)
+    return EvaluationData(config, prompts, text, labeled, rewards)
 
 
-def _evaluate_policy(spec: PolicySpec, task: Task, run: Run) -> None:
-    config = task.config
+def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
+    config = data.config
     policy = Policy(*load_model(spec.model, seed=config.seed)) if spec.model else None
     examples = shots(spec, config.seed)
     rows: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
     summary: dict[str, Any] = {"name": spec.name, "env": "text", "policy": spec.name, "metrics": {}}
     if config.env:
-        rows = _play(spec, policy, task, examples, counts)
-        make_env = make_env_factory(config.env, task.prompts, split="test")
+        rows = _play(spec, policy, data, examples, counts)
+        make_env = make_env_factory(config.env, data.prompts, split="test")
         low, high = bounds(make_env) if config.env.id else (None, None)
         name = config.env.id or "prompts"
-        summary = summarise(rows, name=spec.name, env=name, random=low, optimal=high, counts=counts)
+        summary = summarize(rows, name=spec.name, env=name, random=low, optimal=high, counts=counts)
         if config.env.id:
             note = str(getattr(make_env().unwrapped, "items", "unknown"))
             summary["items"] = {"separate": is_separable(config.env.id), "note": note}
     if policy is not None:
-        _read(policy, task, summary, examples)
+        _measure_without_episodes(policy, data, summary, examples)
     for note in summary.get("notes", ()):
         log.warning("%s: %s", spec.name, note)
     write_evaluation(run.directory, rows, summary)
 
 
 def shots(spec: PolicySpec, seed: int) -> list[dict[str, str]]:
-    """The messages of a policy's examples, one after the other; system messages are left out."""
+    """Messages of a policy's few-shot examples, without system messages."""
     rows = logged_rows(spec.examples, "sft", what="examples", seed=seed)
     if any("text" in row for row in rows):
-        raise UserError("examples: plain text has no turns to show; give prompts and completions")
+        raise UserError("examples: plain text has no turns; give prompts and completions")
     return [m for row in rows for m in without_system([*row["prompt"], *row["completion"]])]
 
 
-def _read(
-    policy: Policy, task: Task, summary: dict[str, Any], examples: Sequence[dict[str, str]]
+def _measure_without_episodes(
+    policy: Policy,
+    data: EvaluationData,
+    summary: dict[str, Any],
+    examples: Sequence[dict[str, str]],
 ) -> None:
-    """What is measured without an episode: loss on text, labels, standard tasks; in place."""
-    config = task.config
-    if task.text:
+    """Add the loss on text, the labels and the standard tasks to `summary`, in place."""
+    config = data.config
+    if data.text:
         text = [
             {**row, "prompt": after_system(row["prompt"], examples)} if "prompt" in row else row
-            for row in task.text
+            for row in data.text
         ]
-        losses, counts, sizes = completion_losses(policy, text, max_length=config.max_length)
-        summary["metrics"] |= text_summary(losses, counts, sizes)
-        cut, lost = truncated_examples(policy, text, max_length=config.max_length)
-        if cut:
-            words = f"text: {cut} of {len(text)} examples were cut to max_length = "
-            words += f"{config.max_length} tokens" + (f", {lost} have nothing left" if lost else "")
-            summary["notes"] = [*summary.get("notes", ()), words]
-        summary["text"] = {"losses": losses, "tokens": counts, "bytes": sizes}
+        losses = completion_losses(policy, text, max_length=config.max_length)
+        summary["metrics"] |= text_summary(losses)
+        if losses.truncated:
+            note = f"text: {losses.truncated} of {len(text)} examples were truncated to max_length "
+            note += f"= {config.max_length} tokens"
+            if losses.emptied:
+                note += f", {losses.emptied} have no completion left"
+            summary["notes"] = [*summary.get("notes", ()), note]
+        summary["text"] = {"losses": losses.nats, "tokens": losses.tokens, "bytes": losses.bytes}
     if config.classes:
         report = class_summary(
             policy,
-            task.classes,
+            data.classes,
             config.classes,
             examples=examples,
             max_length=config.max_length,
@@ -151,20 +155,20 @@ def _read(
 def _play(
     spec: PolicySpec,
     policy: Policy | None,
-    task: Task,
+    data: EvaluationData,
     examples: Sequence[dict[str, str]],
     counts: Counter[str],
 ) -> list[dict[str, Any]]:
-    """Episodes of a model, or of the environment's own random or expert policy."""
-    config = task.config
+    """Episodes of a model, or of the environment's random or expert policy."""
+    config = data.config
     assert config.env is not None
     if policy is None:
-        make_env = make_env_factory(config.env, task.prompts, split="test")
+        make_env = make_env_factory(config.env, data.prompts, split="test")
         return play_reference(
             spec.name,
             make_env,
             episodes=config.episodes,
-            rewards=task.rewards,
+            rewards=data.rewards,
             first=config.first_episode,
             samples=config.samples,
             counts=counts,
@@ -174,7 +178,7 @@ def _play(
         policy.tokenizer,
         config.env,
         config.rollout,
-        prompts=task.prompts,
+        prompts=data.prompts,
         examples=examples,
         split="test",
     )
@@ -184,40 +188,37 @@ def _play(
             collector,
             evaluation_starts(config.episodes, first=config.first_episode, samples=config.samples),
             decoding=config.decoding,
-            rewards=task.rewards,
+            rewards=data.rewards,
             counts=counts,
         )
     finally:
         collector.close()
 
 
-def text_summary(losses: list[float], counts: list[int], sizes: list[int]) -> dict[str, Any]:
-    """Loss per completion token with an interval over examples, its perplexity, bits per byte.
+def text_summary(losses: CompletionLosses) -> dict[str, Any]:
+    """Loss per completion token with an interval over examples, perplexity and bits per byte.
 
-    Args:
-        losses: nats of each example.
-        counts: its tokens.
-        sizes: its bytes; unlike tokens they are the same for every tokenizer.
+    Unlike tokens, bytes are comparable between tokenizers.
     """
-    rows = [row for row in zip(losses, counts, sizes, strict=True) if row[1]]
-    nats, tokens, size = np.array(rows, dtype=float).T
+    columns = zip(losses.nats, losses.tokens, losses.bytes, strict=True)
+    nats, tokens, size = np.array([row for row in columns if row[1]], dtype=float).T
     loss = ratio_interval(nats, tokens)
     perplexity = Interval(
-        math.exp(loss.estimate),
+        math.exp(loss.value),
         math.exp(loss.low),
         math.exp(loss.high),
         loss.units,
         loss.method,
         loss.needs,
     )
-    found = {"text_loss": loss, "text_perplexity": perplexity}
+    metrics = {"text_loss": loss, "text_perplexity": perplexity}
     if (size > 0).all():
-        found["text_bits_per_byte"] = ratio_interval(nats / math.log(2), size)
-    return {name: estimate.as_dict() for name, estimate in found.items()}
+        metrics["text_bits_per_byte"] = ratio_interval(nats / math.log(2), size)
+    return {name: estimate.as_dict() for name, estimate in metrics.items()}
 
 
 def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:
-    """Accuracy of the rewards on pairs, beside the trivial baselines."""
+    """Accuracy of the rewards on pairs, and that of trivial baselines."""
     pairs = logged_rows(config.pairs, "preference", what="pairs", seed=config.seed)
     train = logged_rows(config.pairs_train, "preference", what="pairs_train", seed=config.seed)
     write_pairs_evaluation(

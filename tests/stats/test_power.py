@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf.evaluation.planning import paired_power, plan, redrawn_coverage
+from rlhf.stats.power import paired_power, sample_size, simulated_coverage
 
 
 @pytest.mark.parametrize(
@@ -31,28 +31,28 @@ def test_power_equals_simulation_at_two_pairs():
 
 
 def test_plan_is_the_smallest_that_suffices():
-    chosen = plan(0.5, seed_sd=1.0, power=0.8)
+    chosen = sample_size(0.5, seed_sd=1.0, power=0.8)
     assert chosen.seeds == 34
     assert paired_power(0.5, 33) < 0.8 <= chosen.power
 
 
 def test_more_episodes_spare_seeds_down_to_the_seed_spread():
-    few = plan(0.2, seed_sd=0.2, episode_sd=2.0, episodes=16)
-    many = plan(0.2, seed_sd=0.2, episode_sd=2.0, episodes=100_000)
+    few = sample_size(0.2, seed_sd=0.2, episode_sd=2.0, episodes=16)
+    many = sample_size(0.2, seed_sd=0.2, episode_sd=2.0, episodes=100_000)
     assert few.seeds > 50
-    assert many.seeds == plan(0.2, seed_sd=0.2).seeds == 10
+    assert many.seeds == sample_size(0.2, seed_sd=0.2).seeds == 10
 
 
 def test_hopeless_plans_are_refused():
     with pytest.raises(ValueError, match="too small"):
-        plan(0.0, seed_sd=1.0)
+        sample_size(0.0, seed_sd=1.0)
     with pytest.raises(ValueError, match="power"):
-        plan(1.0, seed_sd=1.0, power=1.0)
+        sample_size(1.0, seed_sd=1.0, power=1.0)
 
 
 def test_printed_coverage_sees_rare_large_values():
     normal = np.random.default_rng(0).normal(size=20_000)
-    fast = redrawn_coverage(normal, 5, rng=np.random.default_rng(1), trials=5000)
+    fast = simulated_coverage(normal, 5, rng=np.random.default_rng(1), trials=5000)
     assert fast == pytest.approx(0.96, abs=0.012)
     lottery = np.r_[np.zeros(99), 100.0]
-    assert redrawn_coverage(lottery, 20, rng=np.random.default_rng(1)) < 0.4
+    assert simulated_coverage(lottery, 20, rng=np.random.default_rng(1)) < 0.4

@@ -12,8 +12,8 @@ import torch
 from rlhf.cli.table import configure, run_command
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
-from rlhf.evaluation.evaluate import play_reference, summarise, write_evaluation
-from rlhf.evaluation.stage import text_summary
+from rlhf.evaluation.episodes import play_reference, summarize, write_evaluation
+from rlhf.evaluation.runner import text_summary
 from rlhf.evaluation.text import completion_losses
 from rlhf.models.heads import Policy
 from rlhf.rollout.chat_format import ChatFormat
@@ -30,7 +30,7 @@ def test_reference_policies_are_near_their_known_values():
     expert = play_reference("expert", make_env, episodes=50, rewards=[])
     assert all(row["return"] == 1.0 and row["success"] for row in expert)
     random = play_reference("random", make_env, episodes=400, rewards=[])
-    summary = summarise(random, name="random", env="e", random=0.474, optimal=1.0)
+    summary = summarize(random, name="random", env="e", random=0.474, optimal=1.0)
     found = summary["metrics"]["return"]
     assert found["low"] - 0.02 < make_env().unwrapped.random_value() < found["high"] + 0.02
     assert summary["metrics"]["normalized"]["mean"] == pytest.approx(
@@ -59,7 +59,7 @@ def test_an_environment_without_an_expert_says_so():
 def test_an_evaluation_is_never_overwritten(tmp_path):
     def write(episodes: int) -> None:
         rows = play_reference("expert", make_env_factory(BANDIT), episodes=episodes, rewards=[])
-        write_evaluation(tmp_path, rows, summarise(rows, name="expert", env="bandit"))
+        write_evaluation(tmp_path, rows, summarize(rows, name="expert", env="bandit"))
 
     write(2)
     with pytest.raises(UserError, match="never overwritten"):
@@ -106,10 +106,11 @@ def test_text_loss_is_the_cross_entropy_of_completions():
     model, tokenizer = tiny_model()
     policy = Policy(model, tokenizer)
     rows = [
-        {"prompt": user("Which colour is the sky?"), "completion": assistant("It is blue.")},
+        {"prompt": user("Which color is the sky?"), "completion": assistant("It is blue.")},
         {"prompt": user("Say a number."), "completion": assistant("7")},
     ]
-    losses, counts, sizes = completion_losses(policy, rows, max_length=200)
+    result = completion_losses(policy, rows, max_length=200)
+    losses, counts, sizes = result.nats, result.tokens, result.bytes
     assert sizes == [len("It is blue."), 1]
     chat_format = ChatFormat(tokenizer)
     for row, loss, count in zip(rows, losses, counts, strict=True):
@@ -119,7 +120,7 @@ def test_text_loss_is_the_cross_entropy_of_completions():
         expected = torch.nn.functional.cross_entropy(logits, torch.tensor(reply), reduction="sum")
         assert count == len(reply)
         assert loss == pytest.approx(expected.item(), rel=1e-4)
-    summary = text_summary(losses, counts, sizes)
+    summary = text_summary(result)
     mean = sum(losses) / sum(counts)
     assert summary["text_loss"]["mean"] == pytest.approx(mean)
     assert summary["text_perplexity"]["mean"] == pytest.approx(math.exp(mean))

@@ -1,7 +1,7 @@
-"""Play held-out episodes with a policy and write down each of them.
+"""Collect held-out episodes of a policy, summarize them and write them to a run directory.
 
-One explicit seed per episode, the same for every policy, so that differences pair; the seeds lie in
-a block that training cannot reach.
+Each episode has an explicit seed, the same for every policy, so that differences are paired. The
+seeds come from a block that training does not use.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ import numpy as np
 
 from rlhf.common.files import atomic_path, json_line
 from rlhf.errors import UserError
-from rlhf.evaluation.metrics import item_id, metric_interval, unit_name, unit_of
+from rlhf.evaluation.metrics import item_id, metric_interval, pass_columns, unit_name, unit_of
 from rlhf.evaluation.notes import notes_on, unscored_metrics
-from rlhf.evaluation.passes import pass_columns
 from rlhf.evaluation.records import REFERENCE_POLICIES, Bounds
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
@@ -31,10 +30,10 @@ RANDOM_STREAM = 11
 
 
 def evaluation_starts(episodes: int, *, first: int = 0, samples: int = 1) -> list[EpisodeSeed]:
-    """So many evaluation seeds from the ``first`` on, the same for every policy."""
+    """``samples`` episodes for each of ``episodes`` evaluation seeds, starting with ``first``."""
     numbers = range(first, first + episodes)
     return [
-        EpisodeSeed(evaluation_seed(i), i, member) for i in numbers for member in range(samples)
+        EpisodeSeed(evaluation_seed(i), i, sample) for i in numbers for sample in range(samples)
     ]
 
 
@@ -51,11 +50,11 @@ def play_model(
 
     Args:
         model: a causal model.
-        collector: environments and turn format; its temperature is used when sampling.
-        starts: the episodes.
+        collector: environments and chat format; its temperature is used for sampling.
+        starts: seeds of the episodes.
         decoding: "greedy" or "sampled".
-        rewards: rewards measured beside the environment's own; each adds its components.
-        counts: takes in what the rewards counted: texts that they cut, reasons for no score.
+        rewards: additional rewards; each adds its components.
+        counts: updated with the counts of the rewards: truncated texts, reasons for no score.
     """
     began = time.monotonic()
     temperature = 0.0 if decoding == "greedy" else None
@@ -77,7 +76,7 @@ def play_reference(
     """Rows of ``episodes.jsonl`` for the random or the expert policy of an environment.
 
     Raises:
-        UserError: the environment knows no such policy.
+        UserError: the environment has no such policy.
     """
     if policy not in REFERENCE_POLICIES:
         raise UserError(f"policy must be one of {', '.join(REFERENCE_POLICIES)}, got {policy!r}")
@@ -91,15 +90,15 @@ def play_reference(
 
 
 def _play(policy: str, env: gym.Env, start: EpisodeSeed) -> Rollout:
-    # Not the seed alone: the environment draws from that stream, and equal draws are no chance.
+    # Not the seed alone: the environment uses that stream, and the draws would be dependent.
     key = [RANDOM_STREAM, start.seed]
     rng = np.random.default_rng([*key, start.member] if start.member else key)
     observation, info = env.reset(seed=start.seed)
     task: Any = env.unwrapped
     start_info = {**info, "observation": str(observation)}
     rollout = Rollout(start.seed, start.group, start.member, start_info=start_info)
-    over = False
-    while not over:
+    done = False
+    while not done:
         try:
             action = task.expert() if policy == "expert" else task.sample_action(rng)
         except (NotImplementedError, AttributeError) as error:
@@ -115,7 +114,7 @@ def _play(policy: str, env: gym.Env, start: EpisodeSeed) -> Rollout:
         rollout.invalid += not info.get("valid", True)
         success = info.get("is_success")
         rollout.success = None if success is None else bool(success)
-        over = terminated or truncated
+        done = terminated or truncated
     return rollout
 
 
@@ -133,7 +132,7 @@ def _rows(
         scores = reward.score(conversations)
         columns |= scores.components
         if position == 0 and len(scores.components) > 1:
-            # Of several rewards the weighted sum is what training maximizes.
+            # Training maximizes the weighted sum of several rewards.
             columns["score"] = scores.values
         if counts is not None:
             counts.update(scores.counts)
@@ -153,7 +152,7 @@ def _rows(
                 "turns": rollout.num_turns,
                 "invalid": rollout.invalid,
                 "cut": rollout.cut,
-                # Nobody sampled what a policy of the environment says.
+                # Reference policies do not sample tokens.
                 "tokens": None if decoding in REFERENCE_POLICIES else rollout.num_actions,
                 "seconds": round(seconds, 4),
                 "components": components,
@@ -164,14 +163,14 @@ def _rows(
 
 
 def _prompt_id(rollout: Rollout) -> str | None:
-    """Of what the environment shows first: the same for every policy, whatever its examples are."""
+    """Id of the first observation; few-shot examples of a policy do not change it."""
     info = rollout.start_info
-    shown = {"role": "user", "content": info.get("observation", "")}
-    return item_id([*info.get("messages", ()), shown], info)
+    observation = {"role": "user", "content": info.get("observation", "")}
+    return item_id([*info.get("messages", ()), observation], info)
 
 
 def bounds(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:
-    """(value of the random policy, value of the optimal one), where the environment knows them."""
+    """Values of the random and the optimal policy; None where the environment does not know it."""
     task: Any = make_env().unwrapped
     values = []
     for name in ("random_value", "optimal_value"):
@@ -182,7 +181,7 @@ def bounds(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]
     return values[0], values[1]
 
 
-def summarise(
+def summarize(
     rows: Sequence[dict[str, Any]],
     *,
     name: str,
@@ -191,19 +190,18 @@ def summarise(
     optimal: float | None = None,
     counts: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """``summary.json``: the mean of every metric with its 95% interval over independent units.
+    """Content of ``summary.json``: mean of every metric with its 95% interval over units.
 
-    The episodes of one prompt, and those of one seed, count once, with their mean: see `unit_of`.
-    A seed that was played several times gives pass@k too. Rewards that
-    could not score every episode are under ``unscored``, with their reasons.
+    Episodes of one prompt or one seed are one unit, see `unit_of`. Several samples for a seed also
+    give pass@k. Rewards that could not score every episode are listed under ``unscored``.
 
     Args:
-        rows: of the episodes.
-        name: of the policy.
-        env: of the environment, "prompts" for a prompt set.
-        random: value of the random policy, where it is known.
-        optimal: value of the optimal policy, where it is known.
-        counts: what the rewards counted, by "NAME: what".
+        rows: episodes.
+        name: name of the policy.
+        env: id of the environment, "prompts" for a prompt set.
+        random: value of the random policy, if known.
+        optimal: value of the optimal policy, if known.
+        counts: counts reported by the rewards, by "NAME: reason".
     """
     rows = [{"env": env, **row} for row in rows]
     units = {row["seed"]: unit_of(row) for row in rows}
@@ -216,7 +214,7 @@ def summarise(
     scored = {key: seeds for key, seeds in groups.items() if seeds}
     metrics = {key: _over_units(key, seeds, units) for key, seeds in scored.items()}
     if limits := Bounds.known(random, optimal):
-        metrics["normalized"] = limits.normalised(metrics["return"])
+        metrics["normalized"] = limits.normalize_interval(metrics["return"])
     for key, column in pass_columns(scored).items():
         metrics[key] = _over_units(key, {seed: [v] for seed, v in column.items()}, units)
     unscored = unscored_metrics(rows, counts or {})
@@ -230,7 +228,7 @@ def summarise(
         "units": len(set(units.values())),
         "random": random,
         "optimal": optimal,
-        "metrics": {key: found.as_dict() for key, found in metrics.items()},
+        "metrics": {key: estimate.as_dict() for key, estimate in metrics.items()},
         "unscored": unscored,
         "counts": dict(counts or {}),
         "notes": notes_on(rows, unscored, counts or {}),
@@ -238,7 +236,7 @@ def summarise(
 
 
 def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of one episode; None where it has none."""
+    """Metrics of one episode; None for a metric without a value."""
     names = ("return", "success", "cost", "turns", "invalid", "tokens")
     return {name: row[name] for name in names} | dict(row["components"])
 
@@ -246,9 +244,9 @@ def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
 def _over_units(
     metric: str, seeds: Mapping[Hashable, Sequence[float]], units: Mapping[Hashable, Hashable]
 ) -> Interval:
-    """A metric by seed, over the units that the seeds belong to."""
-    values = [value for found in seeds.values() for value in found]
-    labels = [units[seed] for seed, found in seeds.items() for _ in found]
+    """Interval of a metric, given its samples by seed and the unit of each seed."""
+    values = [value for samples in seeds.values() for value in samples]
+    labels = [units[seed] for seed, samples in seeds.items() for _ in samples]
     return metric_interval(metric, values, labels)
 
 
@@ -257,10 +255,10 @@ def write_evaluation(
 ) -> Path:
     """Write ``evaluation/<name>/`` of a run.
 
-    The folder appears whole or not at all: one that is there was measured to its end.
+    The folder is created atomically, so that an existing folder is complete.
 
     Raises:
-        UserError: there is one already; what was measured is never overwritten.
+        UserError: the folder exists; evaluations are never overwritten.
     """
     target = directory / "evaluation" / summary["name"]
     if target.exists():

@@ -5,8 +5,9 @@ from statistics import mean
 
 import pytest
 
-from rlhf.evaluation.evaluate import summarise
-from rlhf.evaluation.passes import pass_at_k, pass_columns
+from rlhf.evaluation.episodes import summarize
+from rlhf.evaluation.metrics import pass_columns
+from rlhf.stats.samples import pass_at_k
 
 
 @pytest.mark.parametrize("drawn", [1, 2, 5, 7])
@@ -60,7 +61,7 @@ def test_samples_of_one_seed_are_not_evidence_of_their_own():
             for _ in range(copies)
         ]
 
-    once, often = (summarise(rows(copies), name="p", env="e")["metrics"] for copies in (1, 8))
+    once, often = (summarize(rows(copies), name="p", env="e")["metrics"] for copies in (1, 8))
     assert often["return"] == once["return"]
     assert often["success"]["mean"] == once["success"]["mean"]
     assert often["success"]["n"] == 24

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlhf.evaluation.verdict import Unit, fewest_pairs, judge
+from rlhf.evaluation.significance import Unit, compare_means, fewest_pairs
 
 QUIET: dict[str, Any] = {"measure_coverage": False}
 
@@ -15,7 +15,7 @@ def winners(n: int, shift: float, trials: int, unit: Unit = "training seeds") ->
     common = rng.normal(size=(trials, n))
     noise = rng.normal(size=(2, trials, n)) / np.sqrt(2)  # sd of a paired difference is 1
     return [
-        judge(c + a + shift, c + b, arm="new", baseline="old", unit=unit, **QUIET).winner
+        compare_means(c + a + shift, c + b, method="new", baseline="old", unit=unit, **QUIET).winner
         for c, a, b in zip(common, *noise, strict=True)
     ]
 
@@ -28,12 +28,12 @@ def test_planted_difference_is_found_and_never_reversed():
 
 def test_many_comparisons_share_one_error_rate():
     rng = np.random.default_rng(0)
-    zeros, names = np.zeros(20), {"arm": "a", "baseline": "b"}
+    zeros, names = np.zeros(20), {"method": "a", "baseline": "b"}
     wrong = 0
     for _ in range(400):
         values = rng.normal(size=(10, 20))
         wrong += any(
-            judge(v, zeros, **names, unit="episodes", comparisons=10, **QUIET).winner
+            compare_means(v, zeros, **names, unit="episodes", comparisons=10, **QUIET).winner
             for v in values
         )
     assert wrong / 400 <= 0.08
@@ -41,7 +41,7 @@ def test_many_comparisons_share_one_error_rate():
 
 def verdict(deltas: list[float], unit: Unit = "training seeds", metric: str = "return"):
     zeros = [0.0] * len(deltas)
-    return judge(deltas, zeros, arm="ppo", baseline="sft", unit=unit, metric=metric)
+    return compare_means(deltas, zeros, method="ppo", baseline="sft", unit=unit, metric=metric)
 
 
 def test_five_seeds_may_be_called_significant():
@@ -54,12 +54,13 @@ def test_five_seeds_may_be_called_significant():
 @pytest.mark.parametrize("n", [2, 3, 4, 5])
 def test_equal_differences_of_few_pairs_name_nobody(n: int, unit: Unit):
     """All +1: p = 2 / 2^n of the sign test is 0.5, 0.25, 0.125, 0.0625."""
-    result = judge([1.0] * n, [0.0] * n, arm="a", baseline="b", unit=unit, metric="success")
+    names: dict[str, Any] = {"method": "a", "baseline": "b", "unit": unit, "metric": "success"}
+    result = compare_means([1.0] * n, [0.0] * n, **names)
     assert result.winner is None
     assert result.p_value == pytest.approx(2 / 2**n)
     assert "too few" in result.verdict
     assert result.estimate.low < 1.0
-    six = judge([1.0] * 6, [0.0] * 6, arm="a", baseline="b", unit=unit, metric="success")
+    six = compare_means([1.0] * 6, [0.0] * 6, **names)
     assert six.winner == "a"
 
 
@@ -72,7 +73,9 @@ def test_nearly_equal_differences_of_few_episodes_name_nobody(n: int):
 
 def test_more_comparisons_need_more_pairs():
     assert [fewest_pairs(level) for level in (0.05, 0.05 / 2, 0.05 / 10)] == [6, 7, 9]
-    found = judge([1.0] * 8, [0.0] * 8, arm="a", baseline="b", unit="prompts", comparisons=10)
+    found = compare_means(
+        [1.0] * 8, [0.0] * 8, method="a", baseline="b", unit="prompts", comparisons=10
+    )
     assert found.winner is None
     assert "at least 9" in found.verdict
 

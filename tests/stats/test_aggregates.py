@@ -5,8 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from rlhf.evaluation import statistics as st
+from rlhf.stats import aggregates as st
 from rlhf.stats import interval, share_interval
+from rlhf.stats.samples import best_of_n
 
 # 4 runs x 3 tasks. Sorted: .0 .1 .2 | .3 .4 .5 .5 .6 .7 | .8 .9 1.2
 SCORES = np.array([[0.1, 0.5, 1.2], [0.3, 0.4, 0.9], [0.2, 0.6, 0.8], [0.0, 0.5, 0.7]])
@@ -15,11 +16,6 @@ OTHER = np.array([[0.2, 0.5, 1.0], [0.2, 0.3, 1.3]])
 
 def test_aggregates_equal_rliable_formulas():
     assert st.mean(SCORES) == pytest.approx(6.2 / 12)
-    # task means .15, .5, .9
-    assert st.median(SCORES) == pytest.approx(0.5)
-    # task means .2, .85, .85: the median of all six values would be .55
-    other = np.array([[0.1, 0.8, 0.0], [0.3, 0.9, 1.7]])
-    assert st.median(other) == pytest.approx(0.85)
     # 12 // 4 = 3 cut on each side: (.3 + .4 + .5 + .5 + .6 + .7) / 6
     assert st.iqm(SCORES) == pytest.approx(0.5)
     # only 1.2 is clipped to 1: 1 - 6.0 / 12
@@ -43,7 +39,7 @@ def test_probability_of_improvement_by_hand():
 
 def test_aggregates_keep_leading_axes():
     stacked = np.stack([SCORES, SCORES + 1])
-    for statistic in (st.mean, st.median, st.iqm):
+    for statistic in (st.mean, st.iqm):
         point = 6.2 / 12 if statistic is st.mean else 0.5
         np.testing.assert_allclose(statistic(stacked), [point, point + 1])
 
@@ -58,7 +54,7 @@ def test_best_of_n_is_the_average_over_subsets(seed: int):
             top = max(proxy[i] for i in chosen)
             best.append(np.mean([gold[i] for i in chosen if proxy[i] == top]))
         # Within a subset ties share evenly; over all subsets that is the uniform tie-break.
-        assert st.best_of_n(proxy, gold, n) == pytest.approx(np.mean(best))
+        assert best_of_n(proxy, gold, n) == pytest.approx(np.mean(best))
 
 
 def test_bootstrap_is_a_function_of_the_generator():

@@ -1,0 +1,247 @@
+"""Paired comparison of two methods: interval of the difference, sign-flip test and verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from scipy import special
+
+from rlhf.stats import Interval, adjusted_wald, sign_flip_test
+from rlhf.stats.means import CORRECTED
+from rlhf.stats.paired import delta_interval
+from rlhf.stats.power import sample_size, simulated_coverage
+
+Unit = Literal["training seeds", "prompts", "start states", "episodes"]
+
+FEWEST_SEEDS = 5
+"""Fewest training seeds for calling one method better than another."""
+
+LOWER_IS_BETTER = frozenset(
+    {"cost", "invalid", "turns", "tokens", "seconds", "cut", "loss", "perplexity"}
+)
+_MOST_SUGGESTED_PAIRS = 10_000
+_FEWEST_REDRAWN = 20
+"""Fewest differences to resample: resampling fewer says little about the interval's coverage."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Paired difference between one method and the baseline."""
+
+    method: str
+    baseline: str
+    env: str
+    decoding: str
+    unit: Unit
+    estimate: Interval
+    """method - baseline with its 95% interval, not corrected for several comparisons."""
+    winner: str | None
+    verdict: str
+    p_value: float
+    """p value of the exact sign-flip test, which decides the winner."""
+    coverage_normal: float | None
+    """Simulated coverage of this interval at this n for normal differences."""
+    coverage_observed: float | None
+    """The same for values resampled from the observed differences; None for fewer than 20."""
+
+
+def compare_means(
+    values: Sequence[float] | np.ndarray,
+    against: Sequence[float] | np.ndarray,
+    *,
+    method: str,
+    baseline: str,
+    unit: Unit,
+    env: str = "",
+    decoding: str = "",
+    metric: str = "return",
+    comparisons: int = 1,
+    fewest_runs: int | None = None,
+    span: float | None = None,
+    measure_coverage: bool = True,
+) -> Difference:
+    """Compare values [n] of `method` with the paired values [n] of `baseline`, one for each unit.
+
+    A winner is declared if the exact sign-flip test gives p <= 0.05 / `comparisons` (Bonferroni),
+    so that all comparisons together declare a wrong winner in at most 5% of cases. At a level of 5%
+    this needs six pairs. With too few pairs for the test to reach the level, episodes and prompts
+    have no winner. Five or more training seeds, each the mean of many episodes, are then compared
+    by Student's t, provided that all differences have the same sign and are not all equal.
+
+    Args:
+        values: value of the method for each unit.
+        against: value of the baseline for each unit, in the same order.
+        method: name of the method.
+        baseline: name of the baseline.
+        unit: what a pair is.
+        env: environment of both.
+        decoding: decoding of both.
+        metric: name of the metric; see `LOWER_IS_BETTER`.
+        comparisons: number of comparisons that share the error rate.
+        fewest_runs: number of training runs of the side that has fewer, by default n. A single run
+            paired with five does not show its own training noise.
+        span: largest minus smallest possible value, if the outcome takes only these two values;
+            inferred for outcomes that are all 0 or 1.
+        measure_coverage: whether to simulate the coverage of the interval.
+
+    Raises:
+        ValueError: the lengths differ, or there are no values.
+    """
+    left, right = np.asarray(values, dtype=float), np.asarray(against, dtype=float)
+    if left.shape != right.shape or left.ndim != 1 or left.size == 0:
+        raise ValueError(f"paired values need equal lengths, got {left.size} and {right.size}")
+    deltas = left - right
+    if span is None and np.isin([left, right], (0.0, 1.0)).all():
+        span = 1.0
+    estimate = _estimate(deltas, span)
+    p_value = sign_flip_test(deltas)
+    level = 0.05 / comparisons
+    runs = estimate.units if fewest_runs is None else min(estimate.units, fewest_runs)
+    leader = _leader(deltas, method, baseline, metric)
+    significant = _is_significant(deltas, p_value, level, unit)
+    few = unit == "training seeds" and runs < FEWEST_SEEDS
+    winner = leader if significant and not few else None
+    normal, observed = _coverage(deltas, estimate, span) if measure_coverage else (None, None)
+    return Difference(
+        method=method,
+        baseline=baseline,
+        env=env,
+        decoding=decoding,
+        unit=unit,
+        estimate=estimate,
+        winner=winner,
+        verdict=_verdict(
+            deltas,
+            p_value,
+            level,
+            leader,
+            (method, baseline),
+            unit,
+            runs,
+            significant=significant,
+        ),
+        p_value=p_value,
+        coverage_normal=normal,
+        coverage_observed=observed,
+    )
+
+
+def fewest_pairs(level: float = 0.05) -> int:
+    """Fewest pairs with which the sign-flip test can reach a level: 2 / 2^n <= `level`."""
+    return math.ceil(math.log2(2 / level))
+
+
+def _estimate(deltas: np.ndarray, span: float | None) -> Interval:
+    if span:
+        return delta_interval(deltas / span, kind="share").scaled(span)
+    return delta_interval(deltas, kind="mean")
+
+
+def _is_significant(deltas: np.ndarray, p_value: float, level: float, unit: Unit) -> bool:
+    """Whether the differences are significant at `level`."""
+    if deltas.size >= fewest_pairs(level) or unit != "training seeds":
+        return p_value <= level
+    if deltas.size < FEWEST_SEEDS or abs(np.sign(deltas).sum()) < deltas.size:
+        return False
+    spread = float(deltas.std(ddof=1))
+    # Equal differences have no spread, so that t is undefined.
+    if spread <= 1e-9 * float(np.abs(deltas).max()):
+        return False
+    t = float(np.abs(deltas.mean())) / spread * math.sqrt(deltas.size)
+    return 2 * float(special.stdtr(deltas.size - 1, -t)) <= level
+
+
+def _leader(deltas: np.ndarray, method: str, baseline: str, metric: str) -> str:
+    return method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
+
+
+def _verdict(
+    deltas: np.ndarray,
+    p_value: float,
+    level: float,
+    leader: str,
+    names: tuple[str, str],
+    unit: Unit,
+    runs: int,
+    *,
+    significant: bool,
+) -> str:
+    n, (method, baseline) = deltas.size, names
+    other = baseline if leader == method else method
+    if not deltas.any():
+        return f"{method} and {baseline} are identical on every pair"
+    if n == 1:
+        return f"no verdict: one pair of {unit} gives no interval"
+    if unit == "training seeds" and runs < FEWEST_SEEDS:
+        if significant or abs(np.sign(deltas).sum()) == n:
+            return (
+                f"{leader} leads in these runs, but {_counted(runs)} too few to call it better "
+                f"than {other} (at least {FEWEST_SEEDS} of each)"
+            )
+        return f"no winner between {method} and {baseline}: the difference lies inside the noise"
+    if not significant and n < fewest_pairs(level):
+        return (
+            f"no verdict: {n} {unit} are too few to tell {method} from {baseline} "
+            f"(at least {fewest_pairs(level)})"
+        )
+    if not significant:
+        return (
+            f"no winner between {method} and {baseline}: the difference lies inside the noise"
+            f"{_sample_size_hint(deltas, unit)}"
+        )
+    if unit != "training seeds":
+        return (
+            f"{leader} is better than {other} on these {unit} "
+            f"(one trained model each; {_p_words(p_value)})"
+        )
+    test = f", {_p_words(p_value)}" if n >= fewest_pairs(level) else ""
+    return f"{leader} is significantly better than {other} (95%, {n} training seeds{test})"
+
+
+def _p_words(p_value: float) -> str:
+    shown = f"p = {p_value:.2g}" if p_value >= 1e-4 else "p < 0.0001"
+    return f"sign-flip test, {shown}"
+
+
+def _counted(runs: int) -> str:
+    return "a single run of one side is" if runs == 1 else f"{runs} training seeds are"
+
+
+def _sample_size_hint(deltas: np.ndarray, unit: Unit) -> str:
+    """Suggested number of pairs to detect a difference as large as the observed one."""
+    mean, sd = float(deltas.mean()), float(deltas.std(ddof=1))
+    if sd == 0 or abs(mean) < 4 * sd / math.sqrt(_MOST_SUGGESTED_PAIRS):
+        return ""
+    return f"; one of this size needs about {sample_size(mean, seed_sd=sd).seeds} {unit}"
+
+
+def _coverage(
+    deltas: np.ndarray, estimate: Interval, span: float | None
+) -> tuple[float | None, float | None]:
+    """Simulated coverage for normal differences and for resampled ones; None if not applicable."""
+    n = deltas.size
+    if not estimate.known:
+        return None, None
+    trials = max(100, min(2000, 1_000_000 // n))
+    normal = _normal_coverage(n, trials) if estimate.method == CORRECTED else None
+    if n < _FEWEST_REDRAWN or not deltas.std():
+        return normal, None
+    rng = np.random.default_rng(0)
+    if estimate.method == CORRECTED:
+        return normal, simulated_coverage(deltas, n, rng=rng, trials=trials)
+    drawn = rng.choice(deltas / (span or 1.0), size=(trials, n))
+    gains, losses = np.maximum(drawn, 0).sum(axis=1), np.maximum(-drawn, 0).sum(axis=1)
+    low, high = adjusted_wald(gains, losses, n)
+    truth = float(deltas.mean()) / (span or 1.0)
+    return None, float(((low <= truth) & (truth <= high)).mean())
+
+
+@lru_cache(maxsize=256)
+def _normal_coverage(n: int, trials: int) -> float:
+    rng = np.random.default_rng(0)
+    return simulated_coverage(rng.normal(size=50_000), n, rng=rng, trials=trials)

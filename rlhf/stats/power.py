@@ -1,0 +1,108 @@
+"""Sample sizes: power of a paired comparison, and simulated coverage of the interval of a mean."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from rlhf.stats.means import mean_bounds
+
+_MOST_PAIRS = 10_000_000
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """Smallest experiment that detects a difference with the required power."""
+
+    seeds: int
+    """Training seeds (pairs of runs), or pairs of episodes if the training seed is fixed."""
+    episodes: int
+    """Evaluation episodes for each seed."""
+    power: float
+    """Probability that the interval of the paired difference excludes 0."""
+
+
+def paired_power(effect: float, n: int, *, level: float = 0.95) -> float:
+    """Power of the two-sided paired t test with n pairs, from the non-central t distribution.
+
+    Args:
+        effect: difference divided by the standard deviation of one paired difference.
+        n: pairs, at least 2.
+        level: one minus the significance level.
+    """
+    if n < 2:
+        raise ValueError(f"a paired test needs at least 2 pairs, got {n}")
+    critical, shift = special.stdtrit(n - 1, (1 + level) / 2), abs(effect) * math.sqrt(n)
+    upper = 1 - special.nctdtr(n - 1, shift, critical)
+    # nctdtr returns nan if the far tail underflows.
+    lower = np.nan_to_num(special.nctdtr(n - 1, shift, -critical))
+    return float(upper + lower)
+
+
+def sample_size(
+    difference: float,
+    *,
+    seed_sd: float,
+    episode_sd: float = 0.0,
+    episodes: int = 1,
+    power: float = 0.8,
+    level: float = 0.95,
+) -> SampleSize:
+    """Fewest training seeds that detect `difference` with `power`.
+
+    To plan the episodes for one pair of models, pass the standard deviation over episodes as
+    `seed_sd` and read `seeds` as pairs of episodes.
+
+    Args:
+        difference: mean difference to detect.
+        seed_sd: standard deviation of the paired difference between seeds.
+        episode_sd: standard deviation of the paired difference of one episode.
+        episodes: evaluation episodes for each seed.
+        power: required power.
+        level: one minus the significance level.
+
+    Raises:
+        ValueError: an argument is out of range, or more than ten million pairs would be needed.
+    """
+    if not 0 < power < 1:
+        raise ValueError(f"power must lie strictly between 0 and 1, got {power}")
+    if episodes < 1 or min(seed_sd, episode_sd) < 0 or seed_sd + episode_sd == 0:
+        raise ValueError("need episodes >= 1 and standard deviations >= 0, not both 0")
+    sd = math.sqrt(seed_sd**2 + episode_sd**2 / episodes)
+    effect = abs(difference) / sd
+
+    def is_enough(n: int) -> bool:
+        return paired_power(effect, n, level=level) >= power
+
+    high = 2
+    while not is_enough(high):
+        high *= 2
+        if high > _MOST_PAIRS:
+            raise ValueError(
+                f"no sample size: {difference} is too small for a standard deviation of {sd:.3g}"
+            )
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return SampleSize(high, episodes, paired_power(effect, high, level=level))
+
+
+def simulated_coverage(
+    population: np.ndarray,
+    n: int,
+    *,
+    rng: np.random.Generator,
+    trials: int = 2000,
+    level: float = 0.95,
+) -> float:
+    """Coverage of the interval of a mean, simulated with samples of size n from `population`.
+
+    `rlhf compare` prints it with its intervals.
+    """
+    low, high = mean_bounds(rng.choice(population, size=(trials, n)), level=level)
+    truth = population.mean()
+    return float(((low <= truth) & (truth <= high)).mean())

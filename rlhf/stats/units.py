@@ -1,0 +1,82 @@
+"""Checked inputs of the interval functions, and their independent units."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+FEWEST_UNITS = 5
+"""Fewest units for the interval of a mean, and fewest that differ from the most common value."""
+
+
+def finite_vector(values: ArrayLike) -> np.ndarray:
+    """`values` as a float array [n].
+
+    Raises:
+        ValueError: there are no values, they are not one-dimensional, or some are not finite.
+    """
+    data = np.asarray(values, dtype=float)
+    if data.ndim != 1 or data.size == 0:
+        raise ValueError(f"need a non-empty list of numbers, got shape {data.shape}")
+    return require_finite(data)
+
+
+def require_finite(data: np.ndarray) -> np.ndarray:
+    """Return `data` unchanged; raise ValueError if a value is not finite."""
+    if not np.isfinite(data).all():
+        bad = int((~np.isfinite(data)).sum())
+        raise ValueError(f"{bad} of {data.size} values are not finite; drop or repair them first")
+    return data
+
+
+def cluster_index(
+    clusters: Sequence[Hashable] | np.ndarray,
+) -> tuple[list[Hashable], np.ndarray]:
+    """Distinct clusters in order of first appearance, and the index of each row's cluster. [n]"""
+    positions: dict[Hashable, int] = {}
+    codes = np.array([positions.setdefault(name, len(positions)) for name in clusters], dtype=int)
+    return list(positions), codes
+
+
+def unit_means(
+    values: ArrayLike, clusters: Sequence[Hashable] | np.ndarray
+) -> tuple[list[Hashable], np.ndarray]:
+    """Distinct clusters in order of first appearance, and the mean of their values [n].
+
+    Raises:
+        ValueError: the numbers of values and clusters differ.
+    """
+    data = np.asarray(values, dtype=float)
+    require_equal_length(data, clusters)
+    names, codes = cluster_index(clusters)
+    return names, np.bincount(codes, weights=data) / np.bincount(codes)
+
+
+def require_equal_length(data: np.ndarray, clusters: Sequence[Hashable] | np.ndarray) -> None:
+    """Raise ValueError if the numbers of values and clusters differ."""
+    if len(clusters) != data.size:
+        raise ValueError(f"{data.size} values need as many clusters, got {len(clusters)}")
+
+
+def too_few_units(units: int) -> str:
+    """Message for too few units for the interval of a mean; empty if there are enough."""
+    if units >= FEWEST_UNITS:
+        return ""
+    return f"{units} {'unit' if units == 1 else 'units'}, an interval needs {FEWEST_UNITS}"
+
+
+def no_interval_reason(units: np.ndarray) -> str:
+    """Reason why the mean of `units` [n] has no interval; empty if it has one."""
+    if missing := too_few_units(units.size):
+        return missing
+    if units.min() == units.max():
+        return f"all {units.size} units have one value, their spread is unknown"
+    apart = units.size - int(np.unique(units, return_counts=True)[1].max())
+    if apart < min(FEWEST_UNITS, units.size / 2):
+        return (
+            f"{apart} of {units.size} units differ from the commonest value, "
+            f"an interval needs {FEWEST_UNITS}"
+        )
+    return ""
