@@ -5,22 +5,24 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from rlhf.envs.core import Step, TextEnv, check_range, plain
+from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
-Counts = tuple[tuple[int, int], ...]  # per arm: (successes, failures)
+Counts = tuple[tuple[int, int], ...]
+"""(successes, failures) of each arm."""
 
 
 class Bandit(TextEnv):
     """Pull one of K arms, H times; each arm pays 1 with its own unknown probability.
 
-    State: the arms' probabilities, drawn uniformly from [0, 1] at reset. Observation: what the last
-    pull paid. Action: `arm 1` ... `arm K`. Reward: 1.0 or 0.0 per pull; an invalid action loses its
-    pull. Optimum: the Bayes-adaptive value, by dynamic programming over the arms' success and
-    failure counts (Gittins 1979; Duff 2002, "Optimal Learning").
+    State: the arms' probabilities, drawn uniformly from [0, 1] at reset. Observation: the payout of
+    the last pull. Action: `arm 1` ... `arm K`. Reward: 1.0 or 0.0 per pull; an invalid action
+    wastes its pull. Optimum: the Bayes-adaptive value, by dynamic programming over the arms'
+    success and failure counts (Gittins 1979; Duff 2002, "Optimal Learning").
 
     Args:
-        arms: K.
-        horizon: H.
+        arms: Number of arms, K.
+        horizon: Number of pulls, H.
+        render_mode: As in gymnasium.
     """
 
     items = "All episodes open alike; the chances of the arms are hidden and drawn anew."
@@ -52,7 +54,7 @@ class Bandit(TextEnv):
         return self.opening(f"There are {self.arms} arms and {self.max_turns} pulls. Which arm?")
 
     def step(self, action: str) -> Step:
-        arm = self._actions.get(plain(action))
+        arm = self._actions.get(normalized(action))
         luck = self._luck[self._pulls]
         self._pulls += 1
         left = self.max_turns - self._pulls
@@ -82,9 +84,7 @@ class Bandit(TextEnv):
         return self.max_turns / 2
 
     def reference_values(self) -> dict[str, float]:
-        """`oracle` knows the best arm: H * E[max of K uniforms]; `greedy` never explores on
-        purpose.
-        """
+        """`oracle` knows the best arm: H * E[max of K uniforms]. `greedy` never explores."""
         return {
             "oracle": self.max_turns * self.arms / (self.arms + 1),
             "greedy": _greedy_value(((0, 0),) * self.arms, self.max_turns),
@@ -92,9 +92,9 @@ class Bandit(TextEnv):
 
 
 def _outcomes(counts: Counts, arm: int) -> tuple[float, Counts, Counts]:
-    """Chance that the arm pays (uniform prior), and the counts after success and after failure.
+    """Probability that the arm pays (uniform prior), and the counts after success and failure.
 
-    Arms are exchangeable, so counts are sorted: it shrinks the table K!-fold.
+    Arms are exchangeable, so the counts are sorted, which makes the cached table K! times smaller.
     """
     wins, losses = counts[arm]
     others = counts[:arm] + counts[arm + 1 :]
@@ -104,7 +104,7 @@ def _outcomes(counts: Counts, arm: int) -> tuple[float, Counts, Counts]:
 
 
 def _pull(counts: Counts, arm: int, left: int) -> float:
-    """Value of pulling an arm with `left` pulls to go, and acting optimally afterwards."""
+    """Value of pulling an arm with `left` pulls remaining and acting optimally afterwards."""
     chance, won, lost = _outcomes(counts, arm)
     after = (_bayes_value(won, left - 1), _bayes_value(lost, left - 1))
     return chance * (1 + after[0]) + (1 - chance) * after[1]

@@ -1,4 +1,4 @@
-"""What there is: every environment with its horizon, its values and where it comes from."""
+"""List the environments with their horizons, known values and sources, and find one by name."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from rlhf.errors import UserError
 
 
 def catalogue(*, values: bool = True) -> list[dict[str, Any]]:
-    """One row per environment, sorted by id.
+    """Describe every environment in one row, sorted by id.
 
-    Rows hold `id`, `horizon` (longest episode in actions), `optimum`, `random`, `references`
-    (further known values), `threshold`, `source` ("own", "gymnasium" or an extra's name), `extra`
-    (the optional extra that it needs, or None), `summary`, `items` (what differs between episodes)
-    and `separable` (whether items of training and evaluation are kept apart by content). A value
-    that is unknown is None.
+    A row has the keys `id`, `horizon` (longest episode in actions), `optimum`, `random`,
+    `references` (further known values), `threshold`, `source` ("own", "gymnasium" or the name of an
+    extra), `extra` (the optional extra that the environment needs, or None), `summary`, `items`
+    (what differs between episodes) and `separable` (whether training and evaluation have different
+    items). An unknown value is None.
 
     Args:
         values: Whether to compute optimum, random and references (about a second in all).
@@ -51,33 +51,37 @@ def _row(env_id: str, values: bool) -> dict[str, Any]:
 
 
 def _extra_row(env_id: str, entry_point: str, extra: str) -> dict[str, Any]:
-    """Adapters are described without importing what they adapt."""
+    """Row of an adapter, without importing the package that it adapts."""
     module, name = entry_point.split(":")
-    kind = getattr(importlib.import_module(module), name)
+    env_class = getattr(importlib.import_module(module), name)
     return {
         "id": env_id,
         "horizon": None,
-        "optimum": kind.best_score,
+        "optimum": env_class.best_score,
         "random": None,
         "references": {},
         "threshold": None,
         "source": extra,
         "extra": extra,
-        "summary": _first_line(kind),
-        "items": kind.items,
-        "separable": kind.separable,
+        "summary": _first_line(env_class),
+        "items": env_class.items,
+        "separable": env_class.separable,
     }
 
 
-def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").strip().partition("\n")[0]
+def _first_line(env_class: type) -> str:
+    return (env_class.__doc__ or "").strip().partition("\n")[0]
 
 
 def find(env_id: str) -> EnvSpec:
-    """The spec of an id, with or without `text/` and version, or `module:id` for somebody else's.
+    """Find the spec of an environment id.
+
+    Args:
+        env_id: An id, with or without `text/` and the version. `module:id` imports a module that
+            registers its own environments first.
 
     Raises:
-        UserError: no such id; the message names the nearest ones.
+        UserError: The id is not registered; the message names the most similar ids.
     """
     module, colon, name = env_id.rpartition(":")
     if colon:

@@ -1,8 +1,8 @@
-"""The base of every text environment: a text space and `TextEnv`.
+"""Base classes of the text environments: a text space and `TextEnv`.
 
-An observation is only the *new* text of this turn, an action is a reply. Everything random comes
-from `np_random`, so one seed is one episode. Beside the gymnasium interface an environment knows
-its own ground truth: `optimal_value()`, `random_value()`, `action_values()`, `expert()`,
+An observation is only the *new* text of a turn; an action is a reply. All randomness comes from
+`np_random`, so a seed determines the episode. In addition to the gymnasium interface an environment
+gives its ground truth: `optimal_value()`, `random_value()`, `action_values()`, `expert()` and
 `legal_actions()`.
 """
 
@@ -17,19 +17,22 @@ import numpy as np
 from rlhf.errors import UserError
 
 Conversation = list[dict[str, str]]
+RewardFunction = Callable[[list[Conversation]], Sequence[float | None]]
+"""A batch of conversations -> a score for each, or None where one cannot be scored."""
 Step = tuple[str, float, bool, bool, dict[str, Any]]
+"""Observation, reward, terminated, truncated, info."""
 
 MAX_LENGTH = 1_000_000
-"""Characters that a text may have at most."""
+"""Longest text of a `FreeText` space, in characters."""
 
 
 class FreeText(gym.Space[str]):
     """Every unicode string of `min_length` to `max_length` characters.
 
-    `gymnasium.spaces.Text` lists its alphabet, which makes a full unicode space take seconds to
-    build and to compare. It is also misread by `AsyncVectorEnv` with its default shared memory
-    (constant observations, silently). This space is no `Text`, so that `AsyncVectorEnv` refuses it
-    with an error that names the remedy, `shared_memory=False`.
+    `gymnasium.spaces.Text` stores its alphabet, so a space of all unicode strings takes seconds to
+    build and to compare. `AsyncVectorEnv` with its default shared memory also reads it incorrectly:
+    observations are silently constant. This class does not inherit from `Text`, so `AsyncVectorEnv`
+    raises an error that names the remedy, `shared_memory=False`.
     """
 
     def __init__(
@@ -40,7 +43,14 @@ class FreeText(gym.Space[str]):
         sampler: Callable[[np.random.Generator], str] | None = None,
         seed: int | np.random.Generator | None = None,
     ) -> None:
-        """`sampler` draws what `sample()` returns; by default a few printable characters."""
+        """Create a space of texts.
+
+        Args:
+            max_length: Longest text, in characters.
+            min_length: Shortest text, in characters.
+            sampler: Draws the result of `sample()`; by default up to 32 printable characters.
+            seed: Seed or generator of `sample()`.
+        """
         if not 0 <= min_length <= max_length:
             raise UserError(
                 f"FreeText needs 0 <= min_length <= max_length, got {min_length} and {max_length}"
@@ -52,11 +62,11 @@ class FreeText(gym.Space[str]):
 
     @property
     def is_np_flattenable(self) -> bool:
-        """Text has no fixed-size array form."""
+        """False: text has no array form of fixed size."""
         return False
 
     def sample(self, mask: None = None, probability: None = None) -> str:
-        """Draw a text: a legal action where the environment gave a sampler."""
+        """Draw a text from the sampler; in the action space of an environment, a legal action."""
         if mask is not None or probability is not None:
             raise UserError(
                 "FreeText.sample takes no mask and no probability: the alphabet is open"
@@ -67,11 +77,11 @@ class FreeText(gym.Space[str]):
         return "".join(chr(code) for code in self.np_random.integers(32, 127, size=length))
 
     def contains(self, x: Any) -> bool:
-        """True for a string of allowed length, whatever its characters."""
+        """Whether `x` is a string of an allowed length; every character is allowed."""
         return isinstance(x, str) and self.min_length <= len(x) <= self.max_length
 
     def __eq__(self, other: object) -> bool:
-        """Two text spaces are equal when they admit the same lengths."""
+        """Whether the other space allows the same lengths."""
         return (
             isinstance(other, FreeText)
             and self.min_length == other.min_length
@@ -83,43 +93,42 @@ class FreeText(gym.Space[str]):
         return f"FreeText({self.min_length}, {self.max_length})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FreeText:
-        """Copy the bounds and share the sampler: a deep copy of it would copy the environment."""
+        """Copy the bounds and share the sampler; copying it would copy the whole environment."""
         return FreeText(self.max_length, min_length=self.min_length, sampler=self._sampler)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the sampler out of a pickle, for the same reason."""
+        """State without the sampler, which would pickle the whole environment."""
         return {**self.__dict__, "_sampler": None}
 
     def __setstate__(self, state: Any) -> None:
-        """Restore what `__getstate__` gave."""
+        """Restore the state that `__getstate__` returned."""
         self.__dict__.update(state)
 
 
 class TextEnv(gym.Env[str, str]):
-    """A gymnasium environment that speaks.
+    """A gymnasium environment with text observations and text actions.
 
-    Subclasses write `reset` and `step` as usual, build each step's result with `turn`, and answer
-    the questions about ground truth that they can answer. A rule of the task that ends the episode
-    (a turn budget included) is `terminated`; `truncated` is left to wrappers and harnesses.
+    Subclasses define `reset` and `step`, build their results with `opening` and `turn`, and
+    override the ground-truth methods that they can compute. An episode that ends by a rule of the
+    task, including a turn limit, is `terminated`; only wrappers and the code that runs the
+    environment set `truncated`.
 
-    Every info dictionary carries, with fixed types: `is_success` (bool, absent where the task knows
-    no success), `valid` (bool, the action was understood), `cost` (float, for constrained tasks)
-    and `reason` (str, "" or why the action was invalid or the episode ended).
+    Every info dictionary has these keys with fixed types: `is_success` (bool; absent in tasks
+    without a notion of success), `valid` (bool; whether the action was understood), `cost` (float;
+    for constrained tasks) and `reason` (str; why the action was invalid or the episode ended, or
+    empty).
     """
 
     metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (gymnasium's own type)
     system_prompt: str | None = None
-    """What the agent is told before the first observation; instructions that hold for all
-    episodes.
-    """
+    """Instructions that hold for all episodes, shown before the first observation."""
     max_turns: int = 1
-    """The longest possible episode, in actions."""
+    """Longest possible episode, in actions."""
     separable: ClassVar[bool] = False
-    """Whether the keyword argument `split` ("all", "train", "test") keeps items of training and
-    evaluation apart by content.
-    """
+    """Whether the keyword argument `split` ("all", "train", "test") gives training and evaluation
+    items of different content."""
     items: ClassVar[str] = "unknown"
-    """What differs between episodes, and hence what an evaluation shares with training."""
+    """What differs between episodes, and therefore what evaluation shares with training."""
 
     def __init__(self, *, render_mode: str | None = None) -> None:
         if render_mode not in (None, "ansi"):
@@ -130,8 +139,9 @@ class TextEnv(gym.Env[str, str]):
         self._last_text = ""
 
     def legal_actions(self) -> list[str]:
-        """Actions that are meaningful in the present state; the uniform policy over them is
-        `random`.
+        """Actions that are meaningful in the current state.
+
+        The random policy is uniform over them.
         """
         raise NotImplementedError(f"{type(self).__name__} does not list its legal actions")
 
@@ -141,21 +151,26 @@ class TextEnv(gym.Env[str, str]):
         return actions[int(rng.integers(len(actions)))]
 
     def action_values(self) -> dict[str, float]:
-        """Value of each legal action here when the optimal policy follows, given what the agent
-        saw.
+        """Optimal action values: legal action -> expected return when the optimal policy follows.
+
+        Expectations are conditional on the observations so far.
         """
         raise NotImplementedError(f"{type(self).__name__} does not know its action values")
 
     def best_action(self) -> str:
-        """An optimal action given what the agent saw (the first one where several tie)."""
+        """An optimal action given the observations so far (the first one where several tie)."""
         values = self.action_values()
         return max(values, key=values.__getitem__)
 
     def expert(self, rng: np.random.Generator | None = None, *, quality: float = 1.0) -> str:
-        """The best action with probability `quality`, else a uniformly random legal one.
+        """The best action with probability `quality`, else a uniformly random legal action.
 
-        The draw comes from `rng`, never from the environment's own generator, so that watching an
-        expert does not change the episode.
+        The draw comes from `rng` and not from the environment's own generator, so that calling this
+        method does not change the episode.
+
+        Args:
+            rng: Needed if `quality` is below 1.
+            quality: Probability of the best action.
         """
         if not 0.0 <= quality <= 1.0:
             raise UserError(f"quality is a probability between 0 and 1, got {quality}")
@@ -169,8 +184,9 @@ class TextEnv(gym.Env[str, str]):
         return self.best_action()
 
     def optimal_value(self) -> float:
-        """Expected return of the best policy that sees what the agent sees, computed, not typed
-        in.
+        """Expected return of the best policy that acts on the observations alone.
+
+        Implementations compute it; they do not return a stored constant.
         """
         raise NotImplementedError(f"{type(self).__name__} does not know its optimal value")
 
@@ -179,19 +195,20 @@ class TextEnv(gym.Env[str, str]):
         raise NotImplementedError(f"{type(self).__name__} does not know its random value")
 
     def cost_price(self) -> float:
-        """What a unit of `info["cost"]` is worth in reward at the optimum of a constrained task.
+        """Reward equivalent of one unit of `info["cost"]` at the optimum of a constrained task.
 
-        No policy's return less this price times its cost beyond `cost_limit` is above
-        `optimal_value()`. 0.0 where costs do not count.
+        This is the optimal Lagrange multiplier: for every policy, the expected return minus this
+        price times (expected cost - `cost_limit`) is at most `optimal_value()`. 0.0 in tasks
+        without a cost constraint.
         """
         return 0.0
 
     def reference_values(self) -> dict[str, float]:
-        """Exact expected returns of further named policies that teach something, if any."""
+        """Exact expected returns of further reference policies, by name."""
         return {}
 
     def opening(self, text: str, **info: Any) -> tuple[str, dict[str, Any]]:
-        """What `reset` returns: the first observation and an info dictionary."""
+        """Build the result of `reset`: the first observation and an info dictionary."""
         self._last_text = text
         return text, {"valid": True, "cost": 0.0, "reason": "", **info}
 
@@ -207,7 +224,18 @@ class TextEnv(gym.Env[str, str]):
         reason: str = "",
         **info: Any,
     ) -> Step:
-        """What `step` returns; further keyword arguments join the info dictionary."""
+        """Build the result of `step`; further keyword arguments are added to the info dictionary.
+
+        Args:
+            text: Observation.
+            reward: Reward of the action.
+            done: Whether the episode terminates.
+            success: Whether the task is solved; None in tasks without a notion of success.
+            valid: Whether the action was understood.
+            cost: Cost of the action, for constrained tasks.
+            reason: Why the action was invalid or the episode ended.
+            **info: Further entries.
+        """
         self._last_text = text
         info.update(valid=valid, cost=cost, reason=reason)
         if success is not None:
@@ -215,27 +243,27 @@ class TextEnv(gym.Env[str, str]):
         return text, reward, done, False, info
 
     def render(self) -> str | None:  # type: ignore[override]
-        """The latest observation, in render mode `ansi`."""
+        """Return the latest observation in render mode `ansi`, otherwise None."""
         return self._last_text if self.render_mode == "ansi" else None
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    """Raise one readable UserError when `value` is none of `choices`."""
+    """Raise a UserError if `value` is not one of `choices`."""
     if value not in choices:
         raise UserError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise one readable UserError when `value` lies outside `[low, high]`."""
+    """Raise a UserError if `value` is outside `[low, high]`."""
     if not low <= value <= high:
         raise UserError(f"{name} must lie between {low} and {high}, got {value}")
 
 
 def turns_left(count: int) -> str:
-    """The turns that remain, as a sentence."""
+    """The number of remaining turns as a sentence."""
     return f"{count} turn left." if count == 1 else f"{count} turns left."
 
 
-def plain(action: str) -> str:
-    """An action in lower case, blanks squeezed, without quotes, stops or marks around it."""
+def normalized(action: str) -> str:
+    """An action in lower case with single spaces, without surrounding quotes and punctuation."""
     return " ".join(action.lower().split()).strip(" \"'`.!")

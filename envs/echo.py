@@ -1,4 +1,4 @@
-"""Echo: repeat a word. The smallest task on which learning must show."""
+"""Echo: repeat a word. The simplest task on which an algorithm must make progress."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ WORDS = (
 class Echo(TextEnv):
     """One turn: the observation names a word, and the reply should be that word.
 
-    State and observation: the word. Action: a word. Reward: 1.0 when the reply, stripped of blanks,
-    is the word, else 0.0. The text counterpart of the identity environment that
-    reinforcement-learning libraries learn in their own tests.
+    State and observation: the word. Action: a word. Reward: 1.0 if the reply without surrounding
+    white space is the word, else 0.0. This is the text counterpart of the identity environment that
+    reinforcement-learning libraries use in their own tests.
 
     Args:
-        num_words: How many different words there are (difficulty).
+        num_words: Number of different words (difficulty).
+        render_mode: As in gymnasium.
     """
 
     system_prompt = "Repeat the word you are given, and nothing else."
@@ -61,5 +62,5 @@ class Echo(TextEnv):
 
     @staticmethod
     def texts() -> list[str]:
-        """Every prompt and reply, from which a tokenizer can be trained."""
+        """Every prompt and reply, for training a tokenizer."""
         return [str(Echo.system_prompt), *(f"Repeat: {word}" for word in WORDS), *WORDS]

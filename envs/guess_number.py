@@ -1,11 +1,11 @@
-"""Guess the number: deduction from higher-or-lower answers, too few guesses to be certain."""
+"""Guess the number: deduction from higher-or-lower answers, with too few guesses to be certain."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
-from rlhf.envs.core import Step, TextEnv, check_range, plain
+from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 
 class GuessNumber(TextEnv):
@@ -13,13 +13,13 @@ class GuessNumber(TextEnv):
 
     State: the hidden number, uniform on 1 ... N. Observation: "higher", "lower" or "correct".
     Action: a number. Reward: 1.0 for the right guess, which ends the episode, else 0.0; an invalid
-    guess is lost.
-    Optimum: bisection finds any of 2^T - 1 numbers, by dynamic programming over the interval's
-    size.
+    guess is wasted. Optimum: by dynamic programming over the size of the interval (bisection finds
+    any of 2^T - 1 numbers).
 
     Args:
-        numbers: N.
-        guesses: T.
+        numbers: Largest number, N.
+        guesses: Number of guesses, T.
+        render_mode: As in gymnasium.
     """
 
     items = "All episodes open alike; the hidden number is one of those of training."
@@ -50,7 +50,7 @@ class GuessNumber(TextEnv):
         return self.opening(f"Guess a number from 1 to {self.numbers}. {self._left} guesses left.")
 
     def step(self, action: str) -> Step:
-        guess = self._actions.get(plain(action))
+        guess = self._actions.get(normalized(action))
         self._left -= 1
         if guess == self._hidden:
             return self.turn("correct", 1.0, True, success=True)
@@ -77,7 +77,7 @@ class GuessNumber(TextEnv):
         return values
 
     def best_action(self) -> str:
-        """The best guess nearest to the middle of what is possible."""
+        """Of the optimal guesses, the one nearest to the middle of the possible interval."""
         values, middle = self.action_values(), (self._low + self._high) / 2
         return max(values, key=lambda guess: (values[guess], -abs(int(guess) - middle)))
 
@@ -88,13 +88,13 @@ class GuessNumber(TextEnv):
         return 1.0 - (1.0 - 1.0 / self.numbers) ** self.max_turns
 
     def reference_values(self) -> dict[str, float]:
-        """`consistent` guesses uniformly among the numbers that the answers leave possible."""
+        """`consistent` guesses uniformly among the numbers that are still possible."""
         return {"consistent": _consistent_wins(self.numbers, self.max_turns) / self.numbers}
 
 
 @cache
 def _wins(size: int, left: int) -> int:
-    """Of `size` possible numbers, how many the best strategy finds in `left` guesses."""
+    """How many of `size` possible numbers the best strategy finds in `left` guesses."""
     if size == 0 or left <= 0:
         return 0
     return max(1 + _wins(k, left - 1) + _wins(size - 1 - k, left - 1) for k in range(size))
@@ -102,7 +102,7 @@ def _wins(size: int, left: int) -> int:
 
 @cache
 def _consistent_wins(size: int, left: int) -> float:
-    """As `_wins`, for guesses drawn uniformly from the possible numbers (an expectation)."""
+    """Expected `_wins` of guesses drawn uniformly from the possible numbers."""
     if size == 0 or left == 0:
         return 0.0
     halves = sum(

@@ -1,7 +1,8 @@
-"""Items of training and of evaluation: kept apart by content where a task has separate items.
+"""Disjoint items for training and evaluation.
 
-An item is what an episode is about: a question, a map, a hidden program. Seeds of training and
-evaluation never meet, but a task with few items deals the same ones to both.
+An item is the content of an episode: a question, a map, a hidden program. Training and evaluation
+use different seeds, but in a task with few items different seeds draw the same items. Tasks that
+take `split` therefore split the items themselves.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ from rlhf.errors import UserError
 ItemT = TypeVar("ItemT")
 SPLITS = ("all", "train", "test")
 TEST_SHARE = 0.2
-"""Of the items of a task whose items can be listed."""
+"""Fraction of the listed items that are in the test split."""
 
 
 def split_items(
     items: Sequence[ItemT], split: str, content: Callable[[ItemT], Any] = lambda item: item
 ) -> list[ItemT]:
-    """The items of a split, in their order; items of equal content are never apart.
+    """The items of a split, in their order; items of equal content are in the same split.
 
-    Contents are ranked by a hash, the first fifth of which is the test split, so that a split does
-    not depend on the order of the items.
+    Contents are ranked by a hash and the first fifth is the test split, so a split does not depend
+    on the order of the items.
 
     Args:
-        items: All of them.
+        items: All items.
         split: "all", "train" or "test".
-        content: What an item shows; its `repr` is compared.
+        content: Returns what an item shows to the agent; compared by `repr`.
 
     Raises:
-        UserError: all items have one content, so that nothing could be held out.
+        UserError: All items have the same content, so none can be held out.
     """
     if split == "all":
         return list(items)
@@ -44,38 +45,40 @@ def split_items(
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode()).digest())
     if len(ranked) < 2:
         raise UserError(f"split {split!r} needs two different items or more, here is one")
-    held = set(ranked[: max(1, round(TEST_SHARE * len(ranked)))])
-    return [i for i, key in zip(items, keys, strict=True) if (key in held) == (split == "test")]
+    test_keys = set(ranked[: max(1, round(TEST_SHARE * len(ranked)))])
+    is_test = split == "test"
+    return [i for i, key in zip(items, keys, strict=True) if (key in test_keys) == is_test]
 
 
 def half_of(text: str) -> str:
-    """ "train" or "test", by a hash of the text without regard to case and white space."""
+    """Split of a text, "train" or "test", by a hash that ignores case and white space."""
     digest = hashlib.sha256(" ".join(text.casefold().split()).encode())
     return "train" if digest.digest()[0] % 2 else "test"
 
 
 def is_separable(env_id: str) -> bool:
-    """Whether the environment takes `split` and keeps the items of its splits apart.
+    """Whether an environment takes `split` and its splits have different items.
 
-    Its class says so by the attribute `separable`; the environment is not made.
+    Reads the class attribute `separable`; no environment is created.
     """
     module, _, name = env_id.rpartition(":")
     try:
         if module:
             importlib.import_module(module)
         entry = gym.spec(name).entry_point
-        maker = load_env_creator(entry) if isinstance(entry, str) else entry
+        creator = load_env_creator(entry) if isinstance(entry, str) else entry
     except (gym.error.Error, ImportError, AttributeError):
-        return False  # making it will say what is wrong
-    return bool(getattr(maker, "separable", False))
+        return False  # creating the environment will raise the error
+    return bool(getattr(creator, "separable", False))
 
 
 def split_kwargs(env_id: str, kwargs: dict[str, Any], split: str) -> dict[str, Any]:
-    """Keyword arguments under which an environment deals the items of a split.
+    """Keyword arguments with which an environment draws the items of a split.
 
-    What the user set stays, except that evaluation of a run that trains on "train" takes "test".
+    A `split` in `kwargs` is kept, except that "train" becomes "test" for evaluation.
     """
-    given = kwargs.get("split")
-    if not is_separable(env_id) or (given is not None and (given, split) != ("train", "test")):
+    own_split = kwargs.get("split")
+    is_override = own_split is not None and (own_split, split) != ("train", "test")
+    if is_override or not is_separable(env_id):
         return dict(kwargs)
     return {**kwargs, "split": split}

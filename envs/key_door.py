@@ -1,4 +1,4 @@
-"""Key and door: a small grid that has to be planned through in the right order."""
+"""Key and door: a small grid in which subgoals must be reached in the right order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.envs.core import Step, TextEnv, check_choice, check_range, plain, turns_left
+from rlhf.envs.core import Step, TextEnv, check_choice, check_range, normalized, turns_left
 from rlhf.envs.items import SPLITS, split_items
 from rlhf.errors import UserError
 
@@ -21,23 +21,24 @@ MOVES: dict[str, tuple[int, int]] = {
 }
 Cell = tuple[int, int]  # (row, column)
 Layout = tuple[Cell, Cell, Cell, Cell]  # start, key, door, goal
-Place = tuple[Cell, bool]  # where the agent is, whether it holds the key
+State = tuple[Cell, bool]  # the agent's cell, and whether it has the key
 
 
 class KeyDoor(TextEnv):
     """Fetch the key, pass the door, reach the goal, with few steps.
 
     State: a grid of n x n cells whose middle column is a wall with one locked door; agent and key
-    are west of it, the goal is east of it. Observation: the map at first, then the agent's cell.
-    Action: north, south, west or east; a wall, or the door without the key, stops the move. The key
-    is picked up by walking over it. Reward: `-step_cost` per action, valid or not, +1.0 on reaching
-    the goal, which ends the episode, as do `8 n` actions. Optimum: shortest paths, averaged over
-    all layouts.
+    are west of the wall, the goal is east of it. Observation: first the map, then the agent's cell.
+    Action: north, south, west or east; a wall, or the door without the key, blocks the move. The
+    agent picks up the key by walking over it. Reward: `-step_cost` per action, valid or not, and
+    +1.0 for reaching the goal, which ends the episode. It also ends after `8 n` actions. Optimum:
+    shortest paths, averaged over all layouts.
 
     Args:
-        size: n, odd.
-        step_cost: What each action costs.
+        size: Number of rows and columns, n; odd.
+        step_cost: Cost of each action.
         split: "all" maps, or those of "train" or "test".
+        render_mode: As in gymnasium.
     """
 
     separable = True
@@ -75,10 +76,10 @@ class KeyDoor(TextEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
-        self._begin(self._drawn())
+        self._begin(self._draw_layout())
         return self.opening(self._map())
 
-    def _drawn(self) -> Layout:
+    def _draw_layout(self) -> Layout:
         if self.split != "all":
             layouts = layouts_of(self.size, self.split)
             return layouts[int(self.np_random.integers(len(layouts)))]
@@ -90,7 +91,7 @@ class KeyDoor(TextEnv):
         return west[start], west[key], door, goal
 
     def step(self, action: str) -> Step:
-        word = plain(action)
+        word = normalized(action)
         self._left -= 1
         done = self._left == 0
         if word not in MOVES:
@@ -127,18 +128,18 @@ class KeyDoor(TextEnv):
 
     def action_values(self) -> dict[str, float]:
         steps = distances(self._layout[1:], self.size)
-        place = self._cell, self._has_key
+        state = self._cell, self._has_key
         values = {}
         for word in MOVES:
-            left = steps[move(place, word, self._layout, self.size)]
+            left = steps[move(state, word, self._layout, self.size)]
             reached = left <= self._left - 1
             values[word] = (1.0 if reached else 0.0) - self.step_cost * min(left + 1, self._left)
         return values
 
     def best_action(self) -> str:
         """A step along a shortest path."""
-        place, steps = (self._cell, self._has_key), distances(self._layout[1:], self.size)
-        return min(MOVES, key=lambda word: steps[move(place, word, self._layout, self.size)])
+        state, steps = (self._cell, self._has_key), distances(self._layout[1:], self.size)
+        return min(MOVES, key=lambda word: steps[move(state, word, self._layout, self.size)])
 
     def optimal_value(self) -> float:
         layouts = layouts_of(self.size, self.split)
@@ -146,13 +147,13 @@ class KeyDoor(TextEnv):
         return 1.0 - self.step_cost * sum(lengths) / len(lengths)
 
     def random_value(self) -> float:
-        """Exact: the distribution over places is followed in all layouts at once."""
+        """Exact value, by propagating the distribution over states in all layouts."""
         reached, steps = _random_walk(self.size, self.max_turns, self.split)
         return reached - self.step_cost * steps
 
 
 def sides(size: int) -> tuple[list[Cell], list[Cell]]:
-    """The cells west of the wall and those east of it."""
+    """The cells west of the wall, and those east of it."""
     middle = size // 2
     west = [(r, c) for r in range(size) for c in range(middle)]
     east = [(r, c) for r in range(size) for c in range(middle + 1, size)]
@@ -173,64 +174,66 @@ def layouts_of(size: int, split: str) -> list[Layout]:
     return split_items(all_layouts(size), split)
 
 
-def _places(size: int) -> list[Place]:
+def _states(size: int) -> list[State]:
     cells = [(r, c) for r in range(size) for c in range(size)]
     return [(cell, has_key) for cell in cells for has_key in (False, True)]
 
 
-def move(place: Place, word: str, layout: Layout, size: int) -> Place:
-    """Where a step leads (the layout's start does not matter)."""
-    (row, column), has_key = place
+def move(state: State, word: str, layout: Layout, size: int) -> State:
+    """The state after a step (independent of the start in `layout`)."""
+    (row, column), has_key = state
     down, right = MOVES[word]
     target = (row + down, column + right)
     inside = 0 <= target[0] < size and 0 <= target[1] < size
     wall = target[1] == size // 2 and not (target == layout[2] and has_key)
     if not inside or wall:
-        return place
+        return state
     return target, has_key or target == layout[1]
 
 
 @lru_cache(maxsize=4096)
-def distances(things: tuple[Cell, Cell, Cell], size: int) -> dict[Place, int]:
-    """Steps to the goal from every place, by breadth-first search backwards from the goal.
+def distances(objects: tuple[Cell, Cell, Cell], size: int) -> dict[State, int]:
+    """Steps to the goal from every state, by breadth-first search backwards from the goal.
 
-    `things` are the cells of key, door and goal.
+    Args:
+        objects: Cells of the key, the door and the goal.
+        size: Number of rows and columns.
     """
-    layout = (things[0], *things)
-    sources: dict[Place, list[Place]] = {}
-    for place, word in itertools.product(_places(size), MOVES):
-        sources.setdefault(move(place, word, layout, size), []).append(place)
-    goals: list[Place] = [(things[2], False), (things[2], True)]
+    layout = (objects[0], *objects)
+    predecessors: dict[State, list[State]] = {}
+    for state, word in itertools.product(_states(size), MOVES):
+        predecessors.setdefault(move(state, word, layout, size), []).append(state)
+    goals: list[State] = [(objects[2], False), (objects[2], True)]
     steps = dict.fromkeys(goals, 0)
     queue = deque(goals)
     while queue:
-        place = queue.popleft()
-        for source in sources.get(place, []):
-            if source not in steps:
-                steps[source] = steps[place] + 1
-                queue.append(source)
+        state = queue.popleft()
+        for predecessor in predecessors.get(state, []):
+            if predecessor not in steps:
+                steps[predecessor] = steps[state] + 1
+                queue.append(predecessor)
     return steps
 
 
 @cache
 def _random_walk(size: int, turns: int, split: str) -> tuple[float, float]:
-    """Chance that a uniform walk reaches the goal in time, and its mean number of steps."""
-    layouts, number = layouts_of(size, split), {place: i for i, place in enumerate(_places(size))}
-    # The start only sets the first distribution; the dynamics depend on key, door and goal.
-    shares: dict[tuple[Cell, Cell, Cell], np.ndarray] = {}
-    for start, *things in layouts:
-        share = shares.setdefault((things[0], things[1], things[2]), np.zeros(len(number)))
-        share[number[start, False]] += 1
+    """Probability that a uniform walk reaches the goal in time, and its mean number of steps."""
+    layouts, index = layouts_of(size, split), {state: i for i, state in enumerate(_states(size))}
+    # The start only sets the initial distribution; the dynamics depend on key, door and goal.
+    initial: dict[tuple[Cell, Cell, Cell], np.ndarray] = {}
+    for start, key, door, goal in layouts:
+        counts = initial.setdefault((key, door, goal), np.zeros(len(index)))
+        counts[index[start, False]] += 1
     reached = steps = 0.0
-    for things, share in shares.items():
-        layout = (things[0], *things)
-        walk = np.zeros((len(number), len(number)))
-        for place, word in itertools.product(number, MOVES):
-            walk[number[place], number[move(place, word, layout, size)]] += 1 / len(MOVES)
-        goal = number[things[2], True]
+    for objects, counts in initial.items():
+        layout = (objects[0], *objects)
+        transition = np.zeros((len(index), len(index)))
+        for state, word in itertools.product(index, MOVES):
+            transition[index[state], index[move(state, word, layout, size)]] += 1 / len(MOVES)
+        goal = index[objects[2], True]
         for _ in range(turns):
-            steps += share.sum()
-            share = share @ walk
-            reached += share[goal]
-            share[goal] = 0.0
+            steps += counts.sum()
+            counts = counts @ transition
+            reached += counts[goal]
+            counts[goal] = 0.0
     return reached / len(layouts), steps / len(layouts)

@@ -1,4 +1,4 @@
-"""Knowledge graph: walk from one thing to another along true facts, in as few steps as possible."""
+"""Knowledge graph: walk from one entity to another along facts, in as few steps as possible."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 from functools import cache
 from typing import Any
 
-from rlhf.envs.core import Step, TextEnv, check_choice, check_range, plain, turns_left
+from rlhf.envs.core import Step, TextEnv, check_choice, check_range, normalized, turns_left
 from rlhf.envs.items import SPLITS, split_items
 
 # subject | relation | relation read backwards | object
@@ -43,24 +43,23 @@ galileo | was born in | is the birthplace of | italy
 bach | was born in | is the birthplace of | germany
 prado | shows works of | is shown in the | goya
 """
-Edges = dict[str, dict[str, str]]  # from -> to -> relation
+Edges = dict[str, dict[str, str]]  # entity -> neighbor -> relation
 
 
 class KnowledgeGraph(TextEnv):
     """A multi-hop question as a walk: reach one entity from another.
 
-    State: a start and a goal, uniform over the pairs that are `hops` facts apart; the present
-        entity.
-    Observation: the facts about the present entity, each of which leads to another. Action: the
-        name
-    of an entity next to it, with or without `go`. Reward: 1.0 on reaching the goal, `-step_cost`
+    State: a start and a goal, uniform over the pairs at distance `hops`, and the current entity.
+    Observation: the facts about the current entity, each of which leads to another entity. Action:
+    the name of a neighbor, with or without `go`. Reward: 1.0 for reaching the goal, `-step_cost`
     per action; the episode also ends after `3 hops` actions. Optimum: the shortest path, `hops`
-    actions. The facts never change, so a policy can know them beforehand.
+    actions. The facts never change, so a policy can know them in advance.
 
     Args:
         hops: Length of the shortest path.
-        step_cost: What each action costs.
+        step_cost: Cost of each action.
         split: "all" pairs, or those of "train" or "test".
+        render_mode: As in gymnasium.
     """
 
     separable = True
@@ -89,7 +88,7 @@ class KnowledgeGraph(TextEnv):
         self._begin(*self.pairs[0])
 
     def _begin(self, start: str, goal: str) -> None:
-        self._here, self._goal, self._left = start, goal, self.max_turns
+        self._entity, self._goal, self._left = start, goal, self.max_turns
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -99,27 +98,27 @@ class KnowledgeGraph(TextEnv):
         return self.opening(f"Your goal: {self._goal}. {self._where()}")
 
     def step(self, action: str) -> Step:
-        name = plain(action).removeprefix("go ").removeprefix("to ")
+        name = normalized(action).removeprefix("go ").removeprefix("to ")
         self._left -= 1
         done = self._left == 0
-        if name not in graph()[self._here]:
+        if name not in graph()[self._entity]:
             text = f"No fact leads there. {self._where()}"
             reason = "not next to the present entity"
             return self.turn(text, -self.step_cost, done, valid=False, reason=reason)
-        self._here = name
+        self._entity = name
         if name == self._goal:
             return self.turn("Goal reached.", 1.0 - self.step_cost, True, success=True)
         return self.turn(self._where(), -self.step_cost, done)
 
     def _where(self) -> str:
-        return f"{describe(self._here)} {turns_left(self._left)}"
+        return f"{describe(self._entity)} {turns_left(self._left)}"
 
     def legal_actions(self) -> list[str]:
-        return [f"go {name}" for name in graph()[self._here]]
+        return [f"go {name}" for name in graph()[self._entity]]
 
     def action_values(self) -> dict[str, float]:
         values = {}
-        for name in graph()[self._here]:
+        for name in graph()[self._entity]:
             steps = 1 + distances()[name][self._goal]
             reached = float(steps <= self._left)
             values[f"go {name}"] = reached - self.step_cost * min(steps, self._left)
@@ -127,34 +126,34 @@ class KnowledgeGraph(TextEnv):
 
     def best_action(self) -> str:
         """A step along a shortest path."""
-        nearest = min(graph()[self._here], key=lambda name: distances()[name][self._goal])
+        nearest = min(graph()[self._entity], key=lambda name: distances()[name][self._goal])
         return f"go {nearest}"
 
     def optimal_value(self) -> float:
-        """Shortest paths have `hops` steps by the choice of pairs, and fit into the episode."""
+        """Mean over the pairs; shortest paths have `hops` steps and fit into the episode."""
         lengths = [distances()[start][goal] for start, goal in self.pairs]
         return 1.0 - self.step_cost * sum(lengths) / len(lengths)
 
     def random_value(self) -> float:
-        """Exact: the walk's distribution over entities is followed from every start."""
+        """Exact value, by propagating the distribution over entities from every start."""
         return sum(self._walk(start, goal) for start, goal in self.pairs) / len(self.pairs)
 
     def _walk(self, start: str, goal: str) -> float:
-        shares, value = {start: 1.0}, 0.0
+        probabilities, value = {start: 1.0}, 0.0
         for _ in range(self.max_turns):
-            value -= self.step_cost * sum(shares.values())
-            following: dict[str, float] = {}
-            for here, share in shares.items():
-                for name in graph()[here]:
-                    following[name] = following.get(name, 0.0) + share / len(graph()[here])
-            value += following.pop(goal, 0.0)
-            shares = following
+            value -= self.step_cost * sum(probabilities.values())
+            after: dict[str, float] = {}
+            for entity, probability in probabilities.items():
+                for name in graph()[entity]:
+                    after[name] = after.get(name, 0.0) + probability / len(graph()[entity])
+            value += after.pop(goal, 0.0)
+            probabilities = after
         return value
 
 
 @cache
 def graph() -> Edges:
-    """Every entity's neighbours, in the order of the facts, and the relation that leads to each."""
+    """Entity -> neighbor (in the order of the facts) -> relation."""
     edges: Edges = {}
     for line in FACTS.strip().splitlines():
         subject, relation, backwards, target = (part.strip() for part in line.split("|"))
@@ -165,21 +164,21 @@ def graph() -> Edges:
 
 @cache
 def distances() -> dict[str, dict[str, int]]:
-    """Facts between each two entities, by breadth-first search."""
+    """Number of facts between each two entities, by breadth-first search."""
     table = {}
     for start in graph():
         steps, queue = {start: 0}, deque([start])
         while queue:
-            here = queue.popleft()
-            for name in graph()[here]:
+            entity = queue.popleft()
+            for name in graph()[entity]:
                 if name not in steps:
-                    steps[name] = steps[here] + 1
+                    steps[name] = steps[entity] + 1
                     queue.append(name)
         table[start] = steps
     return table
 
 
 def describe(entity: str) -> str:
-    """The facts about an entity, in words."""
+    """The facts about an entity as text."""
     facts = (f"{entity} {relation} {name}" for name, relation in graph()[entity].items())
     return f"You are at {entity}. {'; '.join(facts)}."

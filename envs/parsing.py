@@ -1,4 +1,4 @@
-"""Taking an action out of a longer reply."""
+"""Extract an action from a longer reply."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 class ParseAction(RecordConstructorArgs, gym.Wrapper[str, str, str, str]):
-    """Take the action out of a longer reply: a tag, a box or a tool call.
+    """Pass only the action in a longer reply to the environment: a tag, a box or a tool call.
 
-    A reply in which nothing is found goes to the environment as it is, which will call it invalid;
-    that keeps format and content errors in one place. `info["parsed"]` says whether something was
-    found.
+    A reply without such an action is passed on unchanged and the environment treats it as invalid,
+    so that format errors and content errors are handled in one place. `info["parsed"]` is True if
+    an action was extracted.
 
     Args:
         env: The environment.
-        form: "answer" takes the last `<answer>...</answer>`, "boxed" the last `\\boxed{...}`,
+        form: "answer" extracts the last `<answer>...</answer>`, "boxed" the last `\\boxed{...}`,
             "tool" a JSON tool call `{"name": ..., "arguments": {...}}` (bare, fenced, or in
-            `<tool_call>`), whose name and argument values become one line, such as `lookup ada`;
-            "last_line" the last line.
+            `<tool_call>`), whose name and argument values become one line, such as `lookup ada`,
+            and "last_line" the last line.
     """
 
     def __init__(self, env: gym.Env[str, str], form: str = "answer") -> None:
@@ -37,14 +37,14 @@ class ParseAction(RecordConstructorArgs, gym.Wrapper[str, str, str, str]):
         self._parse = PARSERS[form]
 
     def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
-        found = self._parse(action)
-        given = action if found is None else found
-        text, reward, terminated, truncated, info = self.env.step(given)
-        return text, reward, terminated, truncated, {**info, "parsed": found is not None}
+        parsed = self._parse(action)
+        result = self.env.step(action if parsed is None else parsed)
+        text, reward, terminated, truncated, info = result
+        return text, reward, terminated, truncated, {**info, "parsed": parsed is not None}
 
 
 def _between(text: str, opening: str, closing: str) -> str | None:
-    """What stands between the last opening mark and the closing mark after it."""
+    """Text between the last opening mark and the next closing mark."""
     start = text.rfind(opening)
     if start < 0:
         return None
@@ -53,7 +53,7 @@ def _between(text: str, opening: str, closing: str) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    """What stands in the last box, whose braces are paired; an escaped brace does not count."""
+    """Content of the last box with balanced braces; escaped braces are not counted."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -66,7 +66,7 @@ def _boxed(text: str) -> str | None:
 
 
 def _tool_call(text: str) -> str | None:
-    """A JSON tool call as a command line."""
+    """A JSON tool call as one line: the name and the argument values."""
     inner = _between(text, "<tool_call>", "</tool_call>") or text
     start, end = inner.find("{"), inner.rfind("}")
     if start < 0 or end < start:

@@ -19,13 +19,14 @@ def play(
     write: Callable[[str], Any] = print,
     **env_kwargs: Any,
 ) -> float:
-    """Let a person play one episode; returns what they earned.
+    """Let a person play one episode and return the episode's return.
 
     Args:
-        env_id: As for `rlhf.envs.catalogue.find`.
-        seed: Of the episode.
-        read: Asks for a line; `EOFError` ends the game.
-        write: Shows a line.
+        env_id: Environment id, as for `rlhf.envs.catalogue.find`.
+        seed: Seed of the episode.
+        read: Prompts for a line of input; `EOFError` ends the episode.
+        write: Prints a line.
+        **env_kwargs: Keyword arguments of the environment.
     """
     env = find(env_id).make(**env_kwargs)
     text, _ = env.reset(seed=seed)
@@ -54,7 +55,7 @@ def play(
 
 
 def _answer(env: Any, command: str) -> str:
-    """What a command shows; an environment may not know."""
+    """Output of `:legal` or `:hint`, or why the environment cannot give it."""
     if not isinstance(env, TextEnv):
         return "this environment does not say"
     try:

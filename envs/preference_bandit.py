@@ -1,9 +1,9 @@
-"""Preference bandit: plan a guest's menu. RLHF in miniature, with a gold reward one can compute.
+"""Preference bandit: plan a menu for a guest. A miniature RLHF task with an exact gold reward.
 
-A contextual bandit in words: small enough to learn from scratch in seconds, with the whole story in
-it. The gold reward is exact, demonstrations have a dial for their quality, preference pairs follow
-from the gold reward, and a proxy reward with a planted flaw shows what over-optimisation does (Gao,
-Schulman and Hilton 2023, "Scaling Laws for Reward Model Overoptimization").
+A contextual bandit with text observations that a model learns from scratch in seconds. The gold
+reward is exact, demonstrations have adjustable quality, preference pairs follow from the gold
+reward, and a proxy reward with a known flaw demonstrates overoptimization (Gao, Schulman and Hilton
+2023, "Scaling Laws for Reward Model Overoptimization").
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ SLOTS = {
     "drink": ("water", "lemonade", "tea", "coffee", "cocoa", "wine"),
 }
 
-# How well each option of a slot (in the order above) suits a feature of the guest: 0 not at all ...
-# 9. A slot's affinity adds two features' rows and is then stretched to [0, 1] within the context.
+# How well each option of a slot (in the order above) suits a feature of the guest, from 0 to 9. The
+# affinities of a slot combine the rows of two features and are rescaled to [0, 1] per context.
 TASTES: dict[str, dict[str, tuple[int, ...]]] = {
     "starter": {
         "hot": (0, 8, 9, 4, 1, 3),
@@ -61,12 +61,12 @@ TASTES: dict[str, dict[str, tuple[int, ...]]] = {
     },
 }
 LENGTH_COST = 0.05
-"""What each word beyond the menu costs in gold reward."""
+"""Gold reward lost per word after the menu."""
 PROXY_WORD = "wine"
 PROXY_WORD_BONUS = 0.15
-"""What the proxy overpays for each `PROXY_WORD` (at most three)."""
+"""Proxy reward added for each `PROXY_WORD`, up to `PROXY_WORDS_PAID` of them."""
 PROXY_LENGTH_BONUS = 0.05
-"""What the proxy pays, instead of charging, for each word beyond the menu (at most eight)."""
+"""Proxy reward added for each word after the menu, up to `PROXY_LENGTH_PAID` words."""
 PROXY_WORDS_PAID, PROXY_LENGTH_PAID = 3, 8
 
 Context = tuple[str, str, str]
@@ -92,13 +92,13 @@ def prompt_of(context: Context) -> str:
 
 def context_in(text: str) -> Context | None:
     """The context that a text describes, or None."""
-    found = _PROMPT.search(text.lower())
-    return None if found is None else (found[1], found[2], found[3])
+    match = _PROMPT.search(text.lower())
+    return None if match is None else (match[1], match[2], match[3])
 
 
 @cache
 def affinities(context: Context) -> dict[str, dict[str, float]]:
-    """For each slot, how well each option suits the context: the best 1.0, the worst 0.0."""
+    """Slot -> option -> affinity to the context, from 0.0 (worst option) to 1.0 (best option)."""
     mood, diet, weather = context
     tables = {}
     for slot, options in SLOTS.items():
@@ -125,9 +125,9 @@ def best_menu(context: Context) -> Menu:
 
 
 def parse_reply(reply: str) -> tuple[Menu, list[str]] | None:
-    """The menu at the start of a reply and the tokens after it, or None when there is no menu.
+    """The menu at the start of a reply and the tokens after it, or None if there is no menu.
 
-    Case, commas and a final full stop do not matter. Each later word or sign is one extra token.
+    Case, commas and a final full stop are ignored. Each further word or sign is one token.
     """
     tokens = [token for token in _TOKEN.findall(reply.lower()) if token != ","]
     if tokens and tokens[-1] == ".":
@@ -139,21 +139,22 @@ def parse_reply(reply: str) -> tuple[Menu, list[str]] | None:
 
 
 def gold_score(context: Context, reply: str) -> float:
-    """The true reward in [0, 1]: menu value less the cost of extra words; 0.0 without a menu."""
+    """The true reward in [0, 1]: menu value minus the cost of extra words; 0.0 without a menu."""
     return _scores(context, reply)[0]
 
 
 def proxy_score(context: Context, reply: str) -> float:
-    """The flawed reward: likes wine and long replies. In [0, 1.85]; 0.0 without a menu.
+    """The flawed reward in [0, 1.85], which favors `wine` and long replies; 0.0 without a menu.
 
-    Among bare menus it ranks much as gold does: `wine` wins its slot only where it is a fair drink
-    anyway (affinity above 0.55). A policy that maximises it repeats the word, and gold falls.
+    Menus without extra words are ranked similarly to gold: `wine` is preferred in its slot only
+    where its affinity is above 0.55. A policy that maximizes the proxy repeats the word, and its
+    gold reward decreases.
     """
     return _scores(context, reply)[1]
 
 
 def _scores(context: Context, reply: str) -> tuple[float, float, bool]:
-    """Gold, proxy, and whether the reply has a menu."""
+    """Gold score, proxy score, and whether the reply has a menu."""
     parsed = parse_reply(reply)
     if parsed is None:
         return 0.0, 0.0, False
@@ -167,28 +168,26 @@ def _scores(context: Context, reply: str) -> tuple[float, float, bool]:
 
 
 def gold_reward(conversations: Sequence[Conversation]) -> list[float]:
-    """`gold_score` of each conversation's last reply, the context being read from the prompt.
+    """`gold_score` of the last reply of each conversation; the prompt gives the context.
 
     Raises:
-        UserError: a conversation has no user message that describes a guest.
+        UserError: A conversation has no user message that describes a guest.
     """
     return [gold_score(*_context_and_reply(conversation)) for conversation in conversations]
 
 
 def proxy_reward(conversations: Sequence[Conversation]) -> list[float]:
-    """`proxy_score` of each conversation's last reply; as `gold_reward` otherwise."""
+    """`proxy_score` of the last reply of each conversation; see `gold_reward`."""
     return [proxy_score(*_context_and_reply(conversation)) for conversation in conversations]
 
 
 def vocabulary() -> list[str]:
-    """Every word and sign of prompts, instructions and menus, sorted: 60 or so, for a word
-    tokenizer.
-    """
+    """All words and signs of prompts, instructions and menus (about 60), for a word tokenizer."""
     return sorted({token for text in texts() for token in _TOKEN.findall(text)})
 
 
 def texts() -> list[str]:
-    """Texts that cover the vocabulary, from which a tokenizer can be trained."""
+    """Texts that cover the vocabulary, for training a tokenizer."""
     return [INSTRUCTIONS, *map(prompt_of, CONTEXTS), *map(" ".join, MENUS)]
 
 
@@ -197,17 +196,18 @@ class PreferenceBandit(TextEnv):
 
     State: one of 48 contexts (mood, diet, weather). Observation: the sentence. Action: a starter, a
     main and a drink (216 menus). Reward: `gold_score` in [0, 1], or `proxy_score`; both are in the
-    info dictionary. Success: the best menu and nothing else. Optimum over all texts: 1.0 for gold;
-    1.85 for the proxy, which the best menu with eight times `wine` after it earns. The agent is not
-    told who pays, for that is the subject.
+    info dictionary. Success: the best menu without further words. Optimum over all texts: 1.0 for
+    gold; 1.85 for the proxy, with the best menu followed by `wine` eight times. The prompt does not
+    say which reward is used, because overoptimization of the proxy is the subject of the task.
 
-    Legal actions, hence the random policy and the action values, are the 216 bare menus.
+    The legal actions, and with them the random policy and the action values, are the 216 menus
+    without further words.
 
     Args:
         reward: "gold" or "proxy".
-        instructions: Whether `system_prompt` explains the task and lists the options. A model
-        trained
-            from scratch learns as well without, and three times faster.
+        instructions: Whether `system_prompt` explains the task and lists the options. A model that
+            is trained from scratch learns as well without, and three times faster.
+        render_mode: As in gymnasium.
     """
 
     items = "A closed list of 48 guests, all of them in training too."
@@ -248,42 +248,42 @@ class PreferenceBandit(TextEnv):
         return {action: self._score(self._context, action) for action in self.legal_actions()}
 
     def best_action(self) -> str:
-        """The reply that earns most of all texts: under the proxy, a menu and flattery."""
-        return " ".join([*best_menu(self._context), *self._flattery()])
+        """The reply with the highest reward of all texts; under the proxy, with extra words."""
+        return " ".join([*best_menu(self._context), *self._rewarded_words()])
 
-    def _flattery(self) -> list[str]:
+    def _rewarded_words(self) -> list[str]:
         """The words after the menu that the reward pays for.
 
-        The bonuses of the proxy do not depend on the menu, as the words after it can earn all of
-        them; so the best menu stays the best.
+        The words after the menu can earn all bonuses of the proxy, whatever the menu is. The best
+        menu is therefore the same under both rewards.
         """
         return [] if self._score is gold_score else [PROXY_WORD] * PROXY_LENGTH_PAID
 
     def expert(self, rng: np.random.Generator | None = None, *, quality: float = 1.0) -> str:
-        """The best reply, each slot of which is random instead with probability `1 - quality`.
+        """The best reply, in which each slot is random with probability `1 - quality`.
 
         Raises:
-            UserError: `quality` is below 1 and there is no generator.
+            UserError: `quality` is not in [0, 1], or is below 1 without a generator.
         """
         if quality == 1.0:
             return self.best_action()
         if rng is None or not 0.0 <= quality <= 1.0:
             raise UserError(f"expert needs a generator and a quality in [0, 1], got {quality}")
-        chosen = []
+        menu = []
         for best, options in zip(best_menu(self._context), SLOTS.values(), strict=True):
-            free = options[int(rng.integers(len(options)))]
-            chosen.append(best if rng.random() < quality else free)
-        return " ".join([*chosen, *self._flattery()])
+            random_option = options[int(rng.integers(len(options)))]
+            menu.append(best if rng.random() < quality else random_option)
+        return " ".join([*menu, *self._rewarded_words()])
 
     def optimal_value(self) -> float:
-        """Mean over contexts of the best text's reward."""
-        flattery = self._flattery()
-        best = (" ".join([*best_menu(context), *flattery]) for context in CONTEXTS)
+        """Mean over contexts of the highest reward of any text."""
+        words = self._rewarded_words()
+        best = (" ".join([*best_menu(context), *words]) for context in CONTEXTS)
         scores = map(self._score, CONTEXTS, best)
         return sum(scores) / len(CONTEXTS)
 
     def reference_values(self) -> dict[str, float]:
-        """`bare_menu`: the best menu with nothing after it (under gold that is the optimum)."""
+        """`bare_menu`: the best menu without further words (under gold, the optimum)."""
         return {"bare_menu": self._mean_over_contexts(max)}
 
     def random_value(self) -> float:

@@ -1,6 +1,7 @@
-"""Program synthesis: find a small list program from examples, with feedback. Nothing is executed
-but
-the few operations below."""
+"""Program synthesis: find a small list program from examples, with feedback.
+
+Programs consist of the operations below only; no other code is executed.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.envs.core import Step, TextEnv, check_choice, check_range, plain, turns_left
+from rlhf.envs.core import Step, TextEnv, check_choice, check_range, normalized, turns_left
 from rlhf.envs.items import SPLITS, split_items
 
 OPERATIONS: dict[str, Callable[[list[int]], list[int]]] = {
@@ -29,25 +30,26 @@ OPERATIONS: dict[str, Callable[[list[int]], list[int]]] = {
 }
 Program = tuple[str, ...]
 VISIBLE = ((3, -1, 4, 4, -5, 1), (2, 0, 7, -3, 2, 6), (-2, 5, 1))
-"""Inputs whose outputs are shown; the same in every episode."""
+"""Inputs of the examples that are shown; the same in every episode."""
 
 
 class ProgramSynthesis(TextEnv):
-    """Write a pipeline of list operations that does what the examples show.
+    """Write a pipeline of list operations that reproduces the examples.
 
-    State: a hidden pipeline of `length` operations, uniform over all of them. Observation: three
-    examples; after a wrong program, the first example that it gets wrong and what it gave. Action:
-    operations in order, separated by blanks or `|`. The episode ends with the first program that
-    fits all examples, or with the last turn. Reward: then the share of hidden tests that this
-    program passes; 0.0 before. Success: all of them. Optimum: by enumeration of every program on
-    every test.
+    State: a hidden pipeline of `length` operations, uniform over all such pipelines. Observation:
+    three examples; after a wrong program, the first example that it fails and its output. Action:
+    operations in order, separated by spaces or `|`. The episode ends with the first program that
+    fits all examples, or with the last turn. Reward: at the end, the fraction of hidden tests that
+    the last program passes; 0.0 before. Success: it passes all tests. Optimum: by enumeration of
+    every program on every test.
 
     Args:
-        length: Operations in the hidden program (difficulty); programs up to this length are legal.
-        turns: Programs that may be tried.
+        length: Operations in the hidden program (difficulty); shorter programs are legal too.
+        turns: Number of attempts.
         tests: Hidden tests per episode, drawn from a pool of 60.
-        split: "all" hidden programs, or those of "train" or "test"; programs that the examples do
-            not tell apart are on one side.
+        split: "all" hidden programs, or those of "train" or "test"; programs with the same outputs
+            on the examples are in the same split.
+        render_mode: As in gymnasium.
     """
 
     separable = True
@@ -84,20 +86,20 @@ class ProgramSynthesis(TextEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
-        hidden = self._drawn()
+        hidden = self._draw_program()
         tests = self.np_random.choice(len(_pool()), size=self.tests, replace=False).tolist()
         self._begin(hidden, tests)
         shown = zip(VISIBLE, outputs_on(self._hidden, VISIBLE), strict=True)
         lines = [f"{_text(x)} becomes {_text(y)}" for x, y in shown]
         return self.opening("\n".join([*lines, turns_left(self._left)]))
 
-    def _drawn(self) -> Program:
+    def _draw_program(self) -> Program:
         if self.split == "all":
             names = list(OPERATIONS)
-            chosen = self.np_random.integers(len(names), size=self.length).tolist()
-            return tuple(names[i] for i in chosen)
-        places = _hidden(self.length, self.split)
-        return programs(self.length)[places[int(self.np_random.integers(len(places)))]]
+            indices = self.np_random.integers(len(names), size=self.length).tolist()
+            return tuple(names[i] for i in indices)
+        candidates = _hidden(self.length, self.split)
+        return programs(self.length)[candidates[int(self.np_random.integers(len(candidates)))]]
 
     def step(self, action: str) -> Step:
         program = parse(action, self.length)
@@ -107,16 +109,16 @@ class ProgramSynthesis(TextEnv):
             operations = ", ".join(OPERATIONS)
             text = f"Write 1 to {self.length} of: {operations}. {turns_left(self._left)}"
             return self.turn(text, 0.0, last, valid=False, reason="not a program")
-        wanted = outputs_on(self._hidden, VISIBLE)
-        got = outputs_on(program, VISIBLE)
-        if got == wanted or last:
-            share = self._share_passed(program)
-            return self.turn("", share, True, success=share == 1.0)
-        x, y, z = next(t for t in zip(VISIBLE, wanted, got, strict=True) if t[1] != t[2])
+        expected = outputs_on(self._hidden, VISIBLE)
+        outputs = outputs_on(program, VISIBLE)
+        if outputs == expected or last:
+            passed = self._fraction_passed(program)
+            return self.turn("", passed, True, success=passed == 1.0)
+        x, y, z = next(t for t in zip(VISIBLE, expected, outputs, strict=True) if t[1] != t[2])
         text = f"Wrong: {_text(x)} must become {_text(y)}, your program gives {_text(z)}."
         return self.turn(f"{text} {turns_left(self._left)}", 0.0, False)
 
-    def _share_passed(self, program: Program) -> float:
+    def _fraction_passed(self, program: Program) -> float:
         inputs = [_pool()[i] for i in self._tests]
         pairs = zip(outputs_on(program, inputs), outputs_on(self._hidden, inputs), strict=True)
         return sum(a == b for a, b in pairs) / len(inputs)
@@ -125,54 +127,54 @@ class ProgramSynthesis(TextEnv):
         return [" | ".join(program) for program in programs(self.length)]
 
     def sample_action(self, rng: np.random.Generator) -> str:
-        everything = programs(self.length)
-        return " | ".join(everything[int(rng.integers(len(everything)))])
+        all_programs = programs(self.length)
+        return " | ".join(all_programs[int(rng.integers(len(all_programs)))])
 
     def action_values(self) -> dict[str, float]:
-        """Over the hidden programs that the examples leave possible.
+        """Expectations over the hidden programs that fit the examples.
 
-        A program that does not fit the examples ends nothing before the last turn, and tells
-        nothing new; what follows it is the best of all.
+        Before the last turn, a program that does not fit the examples neither ends the episode nor
+        gives information, so its value is that of the best program.
         """
-        values = _chances(self.length, self._fits)
+        values = _pass_rates(self.length, self._fits)
         if self._left > 1:
-            waiting = np.ones(len(values), dtype=bool)
-            waiting[list(self._fits)] = False
-            values = np.where(waiting, values.max(), values)
+            is_wrong = np.ones(len(values), dtype=bool)
+            is_wrong[list(self._fits)] = False
+            values = np.where(is_wrong, values.max(), values)
         return dict(zip(self.legal_actions(), values.tolist(), strict=True))
 
     def best_action(self) -> str:
         """The program most likely to pass among those that fit the examples."""
-        values = _chances(self.length, self._fits)
+        values = _pass_rates(self.length, self._fits)
         return " | ".join(programs(self.length)[max(self._fits, key=lambda i: values[i])])
 
     def optimal_value(self) -> float:
         groups = _groups(self.length, self.split)
-        best = [_chances(self.length, fits).max() for fits in groups]
+        best = [_pass_rates(self.length, fits).max() for fits in groups]
         counts = [len(_possible(self.length, fits)) for fits in groups]
         return float(np.average(best, weights=counts))
 
     def random_value(self) -> float:
-        everything, passed = programs(self.length), _agreement(self.length)
+        num_programs, passed = len(programs(self.length)), _agreement(self.length)
         values = []
         for fits in _groups(self.length, self.split):
             for hidden in _possible(self.length, fits):
-                hit = len(fits) / len(everything)
-                waiting = (1 - hit) ** (self.max_turns - 1)
-                earlier = passed[list(fits), hidden].mean() * (1 - waiting)
-                values.append(earlier + waiting * passed[:, hidden].mean())
+                # Probability that the last turn is reached, i.e. that no earlier program fits.
+                last = (1 - len(fits) / num_programs) ** (self.max_turns - 1)
+                earlier = passed[list(fits), hidden].mean() * (1 - last)
+                values.append(earlier + last * passed[:, hidden].mean())
         return float(np.mean(values))
 
 
 def parse(action: str, length: int) -> Program | None:
-    """The operations named in an action, or None if there are none, too many or unknown ones."""
-    words = tuple(plain(action).replace("|", " ").split())
+    """The operations in an action; None if there are none, too many or unknown ones."""
+    words = tuple(normalized(action).replace("|", " ").split())
     known = all(word in OPERATIONS for word in words)
     return words if known and 1 <= len(words) <= length else None
 
 
 def run(program: Program, numbers: tuple[int, ...]) -> tuple[int, ...]:
-    """What a program makes of a list."""
+    """The output of a program on a list."""
     values = list(numbers)
     for name in program:
         values = OPERATIONS[name](values)
@@ -180,7 +182,7 @@ def run(program: Program, numbers: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def outputs_on(program: Program, inputs: Any) -> tuple[tuple[int, ...], ...]:
-    """A program's outputs on several inputs."""
+    """The outputs of a program on several inputs."""
     return tuple(run(program, numbers) for numbers in inputs)
 
 
@@ -193,7 +195,7 @@ def programs(length: int) -> tuple[Program, ...]:
 
 @cache
 def _pool() -> tuple[tuple[int, ...], ...]:
-    """The fixed inputs from which hidden tests are drawn."""
+    """The fixed inputs from which the hidden tests are drawn."""
     rng = np.random.default_rng(0)
     sizes = rng.integers(3, 7, size=60).tolist()
     return tuple(tuple(rng.integers(-6, 10, size=size).tolist()) for size in sizes)
@@ -201,46 +203,49 @@ def _pool() -> tuple[tuple[int, ...], ...]:
 
 @cache
 def _fitting(length: int) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Places in `programs(length)`, grouped by what they show on the visible inputs."""
+    """Outputs on the visible inputs -> indices in `programs(length)` of the programs with them."""
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for i, program in enumerate(programs(length)):
         groups.setdefault(outputs_on(program, VISIBLE), []).append(i)
-    return {outputs: tuple(places) for outputs, places in groups.items()}
+    return {outputs: tuple(indices) for outputs, indices in groups.items()}
 
 
 @cache
 def _groups(length: int, split: str) -> list[tuple[int, ...]]:
-    """The sets of programs that show alike, one of which at least may be hidden, of a split."""
+    """Groups of programs with equal visible outputs in a split, if a hidden program can be in them.
+
+    Programs are indices in `programs(length)`.
+    """
     groups = [(o, fits) for o, fits in _fitting(length).items() if _possible(length, fits)]
     return [fits for _, fits in split_items(groups, split, lambda group: group[0])]
 
 
 @cache
 def _hidden(length: int, split: str) -> list[int]:
-    """Places of the programs that may be hidden in a split."""
+    """Indices in `programs(length)` of the possible hidden programs of a split."""
     return [i for fits in _groups(length, split) for i in _possible(length, fits)]
 
 
 def _possible(length: int, fits: tuple[int, ...]) -> list[int]:
-    """Those of the places that may be the hidden program, which has exactly `length` operations."""
+    """The indices of programs with exactly `length` operations, as the hidden program has."""
     return [i for i in fits if len(programs(length)[i]) == length]
 
 
 @lru_cache(maxsize=1024)
-def _chances(length: int, fits: tuple[int, ...]) -> np.ndarray:
-    """[P]: expected share of hidden tests that each program passes, given the examples."""
+def _pass_rates(length: int, fits: tuple[int, ...]) -> np.ndarray:
+    """Expected fraction of hidden tests that each program passes, given the examples, [P]."""
     return _agreement(length)[:, _possible(length, fits)].mean(axis=1)
 
 
 @cache
 def _agreement(length: int) -> np.ndarray:
-    """[P, P]: share of the pool on which two programs agree."""
-    everything = programs(length)
-    codes = np.empty((len(everything), len(_pool())), dtype=np.int32)
+    """Fraction of the pool on which two programs have equal outputs, [P, P]."""
+    all_programs = programs(length)
+    codes = np.empty((len(all_programs), len(_pool())), dtype=np.int32)
     for test, numbers in enumerate(_pool()):
         seen: dict[tuple[int, ...], int] = {}
-        codes[:, test] = [seen.setdefault(run(p, numbers), len(seen)) for p in everything]
-    agree = np.zeros((len(everything), len(everything)))
+        codes[:, test] = [seen.setdefault(run(p, numbers), len(seen)) for p in all_programs]
+    agree = np.zeros((len(all_programs), len(all_programs)))
     for column in codes.T:
         agree += column[:, None] == column[None, :]
     return agree / len(_pool())

@@ -1,16 +1,14 @@
-"""Prompts as an environment: one reply, scored by a function. A reward model turns it into RLHF."""
+"""Single-turn environment over a list of prompts; with a reward model this is classical RLHF."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from rlhf.envs.core import Conversation, Step, TextEnv
+from rlhf.envs.core import Conversation, RewardFunction, Step, TextEnv
 from rlhf.errors import UserError
-
-RewardFunction = Callable[[list[Conversation]], Sequence[float | None]]
 
 EXAMPLE_PROMPTS = (
     "Name a colour.",
@@ -23,21 +21,22 @@ EXAMPLE_PROMPTS = (
 class PromptEnv(TextEnv):
     """One turn: a prompt from a list, a reply, a score.
 
-    State: a prompt. Observation: its text, or the last user message where the prompt is a
-    conversation; the messages before it are then in `info["messages"]`, and all keys of the last
-    one in `info["message"]`. Action: any text. Reward:
-    what `reward` says of the whole conversation, 0.0 without one or where it cannot tell
-    (`info["scored"]` is then False).
+    State: a prompt. Observation: its text; if the prompt is a conversation, the text of its last
+    message, with the earlier messages in `info["messages"]` and all keys of the last message in
+    `info["message"]`. Action: any text. Reward: the score of the whole conversation by `reward`, or
+    0.0 without a reward function or if it returns None (`info["scored"]` is then False).
 
-    `reset(seed=s)` shows prompt `s % n` of a fixed shuffle of the n prompts, so that n seeds in a
-    row visit each prompt once; `info["prompt_index"]` is its place in the list.
+    `reset(seed=s)` shows prompt `s % n` of a fixed shuffle of the n prompts, so n consecutive seeds
+    visit each prompt once. `info["prompt_index"]` is the index in `prompts`.
 
     Args:
-        prompts: Texts, or conversations that end with a user message.
-        reward: Scores a batch of conversations; here the batch has one row.
+        prompts: Texts, or conversations that end with a user message or a tool result.
+        reward: Scores a batch of conversations; called with a batch of one.
+        system_prompt: System message of every episode.
+        render_mode: As in gymnasium.
 
     Raises:
-        UserError: no prompts, or one that is neither a text nor ends with a user message.
+        UserError: `prompts` is empty, or a conversation does not end with a user message.
     """
 
     items = "A prompt; a run holds out prompts by content (evaluation.prompts_fraction)."
@@ -64,8 +63,8 @@ class PromptEnv(TextEnv):
     ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         count = len(self._order)
-        place = int(self.np_random.integers(count)) if seed is None else seed % count
-        self._index = self._order[place]
+        position = int(self.np_random.integers(count)) if seed is None else seed % count
+        self._index = self._order[position]
         *earlier, last = self._conversations[self._index]
         messages = [dict(message) for message in earlier]
         return self.opening(
@@ -88,7 +87,7 @@ class PromptEnv(TextEnv):
         )
 
     def legal_actions(self) -> list[str]:
-        """Any text is allowed; these few stand for them where an example is needed."""
+        """Three example replies; every text is allowed."""
         return ["Yes.", "No.", "I do not know."]
 
     def _score(self, action: str) -> float | None:
@@ -102,7 +101,7 @@ class PromptEnv(TextEnv):
 
 
 def _as_conversation(prompt: str | Conversation, index: int) -> Conversation:
-    """A prompt as messages of which the last is the user's, or a tool's result."""
+    """A prompt as messages that end with a user message or a tool result."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     if not prompt or prompt[-1].get("role") not in ("user", "tool"):

@@ -1,33 +1,35 @@
-"""Recommendation: learn a user's taste from clicks while recommending."""
+"""Recommendation: infer a user's taste from clicks while recommending items."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
-from rlhf.envs.core import Step, TextEnv, check_range, plain
+from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 ITEMS = ("thriller", "romance", "documentary", "cartoon")
-CLICKS = {  # chance that a user of this kind watches each item
+CLICKS = {  # probability that this kind of user watches each item
     "suspense fan": (0.9, 0.2, 0.3, 0.2),
     "family": (0.1, 0.4, 0.3, 0.9),
     "scholar": (0.3, 0.1, 0.9, 0.2),
 }
-"""Kinds of users; a session's user is one of them, and does not say which."""
+"""Kind of user -> click probability per item; the agent does not know the kind."""
 CHANCES = tuple(CLICKS.values())
-Record = tuple[tuple[int, int], ...]  # per item: watched, ignored
+Record = tuple[tuple[int, int], ...]
+"""(times watched, times ignored) of each item."""
 
 
 class Recommend(TextEnv):
     """Recommend one of four items in each of T sessions of the same unknown user.
 
-    State: the user's kind (one of three, equally likely). Observation: whether the last item was
-    watched. Action: an item. Reward: 1.0 if the user watches it, else 0.0; an invalid action loses
-    the session. Optimum: dynamic programming over the belief about the user (a partially observable
-    decision process; its belief depends on the counts of watched and ignored items only).
+    State: the kind of the user (one of three, equally likely). Observation: whether the last item
+    was watched. Action: an item. Reward: 1.0 if the user watches it, else 0.0; an invalid action
+    wastes the session. Optimum: dynamic programming over the belief about the user (a POMDP whose
+    belief depends only on the counts of watched and ignored items).
 
     Args:
-        sessions: T.
+        sessions: Number of sessions, T.
+        render_mode: As in gymnasium.
     """
 
     items = "All episodes open alike; the user and the clicks are hidden and drawn anew."
@@ -55,7 +57,7 @@ class Recommend(TextEnv):
         return self.opening(f"A new user. {self._left} sessions left. Your recommendation?")
 
     def step(self, action: str) -> Step:
-        word = plain(action)
+        word = normalized(action)
         self._left -= 1
         done = self._left == 0
         if word not in ITEMS:
@@ -87,7 +89,7 @@ class Recommend(TextEnv):
         return self.max_turns * sum(chances) / len(chances)
 
     def reference_values(self) -> dict[str, float]:
-        """`oracle` knows the kind of user; `favourite` always takes the item best on average."""
+        """`oracle` knows the kind of user; `favourite` recommends the best item on average."""
         oracle = sum(max(kind) for kind in CHANCES) / len(CHANCES)
         favourite = max(sum(column) for column in zip(*CHANCES, strict=True)) / len(CHANCES)
         return {"oracle": self.max_turns * oracle, "favourite": self.max_turns * favourite}
@@ -105,7 +107,7 @@ def _likelihoods(record: Record) -> list[float]:
 
 
 def _recommend(record: Record, item: int, left: int) -> float:
-    """Value of recommending an item with `left` sessions to go, and acting optimally afterwards."""
+    """Value of an item with `left` sessions remaining, followed by optimal actions."""
     weights = _likelihoods(record)
     watched = sum(w * kind[item] for w, kind in zip(weights, CHANCES, strict=True)) / sum(weights)
     yes, no = record[item]

@@ -1,50 +1,47 @@
-"""Tic-tac-toe against a random, a perfect or a given opponent."""
+"""Tic-tac-toe against a random opponent, a perfect one or a function."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from rlhf.envs.core import Conversation, Step, TextEnv, check_choice, plain
-from rlhf.errors import UserError
+from rlhf.envs.core import Step, normalized
+from rlhf.envs.two_player import SEATS, Opponent, TwoPlayerEnv
 
-Opponent = str | Callable[[Conversation], str]
 LINES = (
     (0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6),
 )  # fmt: skip
 EMPTY = "." * 9
-SEATS = ("first", "second")
 CELLS = {str(i + 1): i for i in range(9)}
 RULES = (
     "Tic-tac-toe on cells 1 to 9, by rows: three in a row wins (1; a draw 0, a loss -1). Answer "
     "with the number of a free cell; any other answer loses the turn, and after 9 turns it is a "
     "draw."
 )
-OPPONENTS = {
-    "optimal": " Your opponent plays perfectly.",
-    "random": " Your opponent plays at random.",
-}
-"""What the agent is told about the opponents whose play decides the optimum."""
 
 
-class TicTacToe(TextEnv):
+class TicTacToe(TwoPlayerEnv):
     """Three in a row on nine cells.
 
-    State: the board, the seat. Observation: the opponent's move and the board. Action: a cell, 1 to
-    9 by rows; an invalid one loses the turn. Reward at the end: 1 for a win, 0 for a draw, -1 for a
-    loss. Optimum: expectimax against "random", minimax (0) against "optimal".
+    State: the board and the seat. Observation: the opponent's move and the board. Action: a cell, 1
+    to 9 by rows; an invalid action loses the turn. Reward at the end: 1 for a win, 0 for a draw, -1
+    for a loss. Optimum: expectimax against "random", minimax (0) against "optimal".
 
     Args:
         opponent: "optimal" (minimax, uniform among equally good moves), "random", or a function
-            from the conversation as the opponent sees it to its reply: a snapshot of the agent, for
-            self-play. A function's invalid reply loses its turn.
+            from the opponent's conversation to its reply, such as a snapshot of the agent for
+            self-play. An invalid reply of a function loses its turn.
         seat: "first" (plays x), "second" (plays o), or "random" (drawn at each reset).
+        render_mode: As in gymnasium.
     """
 
     max_turns = 9
-
     items = "One game, the same in training."
+    rules = RULES
+    opponents = {  # noqa: RUF012
+        "optimal": " Your opponent plays perfectly.",
+        "random": " Your opponent plays at random.",
+    }
 
     def __init__(
         self,
@@ -53,68 +50,63 @@ class TicTacToe(TextEnv):
         *,
         render_mode: str | None = None,
     ) -> None:
-        if isinstance(opponent, str):
-            check_choice("opponent", opponent, ("random", "optimal"))
-        check_choice("seat", seat, (*SEATS, "random"))
-        super().__init__(render_mode=render_mode)
-        self.opponent, self.seat = opponent, seat
-        self.system_prompt = RULES + (OPPONENTS[opponent] if isinstance(opponent, str) else "")
+        super().__init__(opponent, seat, render_mode=render_mode)
         self._begin("first")
 
     def _begin(self, seat: str) -> None:
         self._board, self._turns = EMPTY, 0
         self._mark, self._other = ("x", "o") if seat == "first" else ("o", "x")
-        self._their_view: Conversation = [{"role": "system", "content": RULES}]
+        self._clear_opponent_view()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
-        self._begin(self.seat if self.seat != "random" else SEATS[self.np_random.integers(2)])
+        self._begin(self._draw_seat())
         text = f"You are {self._mark}."
         if self._mark == "o":
             text += f" {self._opponent_moves('You are x.')}"
         return self.opening(f"{text}\n{show(self._board)}")
 
     def step(self, action: str) -> Step:
-        cell = CELLS.get(plain(action))
+        cell = CELLS.get(normalized(action))
         valid = cell is not None and self._board[cell] == "."
         self._turns += 1
-        heard = "Your opponent loses a turn."
+        message = "Your opponent loses a turn."
         if valid and cell is not None:
             self._board = place(self._board, cell, self._mark)
-            heard = f"Your opponent plays {cell + 1}."
-        text = "" if finished(self._board) else self._opponent_moves(heard)
+            message = f"Your opponent plays {cell + 1}."
+        text = "" if finished(self._board) else self._opponent_moves(message)
         reason = "" if valid else "not a free cell"
         done = finished(self._board) or self._turns == self.max_turns
         text = f"{text}\n{show(self._board)}".strip()
         won = result(self._board, self._mark) if done else 0.0
         return self.turn(text, won, done, success=won > 0, valid=valid, reason=reason)
 
-    def _opponent_moves(self, heard: str) -> str:
-        """Let the opponent move, having heard of the agent's move; returns what the agent hears."""
-        cell = self._opponent_cell(heard)
+    def _opponent_moves(self, message: str) -> str:
+        """Make the opponent's move and return the observation of it.
+
+        `message` informs the opponent of the agent's move.
+        """
+        cell = self._opponent_cell(message)
         if cell is None:
             return "Your opponent loses a turn."
         self._board = place(self._board, cell, self._other)
         return f"Your opponent plays {cell + 1}."
 
-    def _opponent_cell(self, heard: str) -> int | None:
+    def _opponent_cell(self, message: str) -> int | None:
         if isinstance(self.opponent, str):
             choices = replies(self._board, self._other, self.opponent)
             return choices[int(self.np_random.integers(len(choices)))]
-        text = f"{heard}\n{show(self._board)}"
-        self._their_view.append({"role": "user", "content": text})
-        reply = self.opponent([dict(message) for message in self._their_view])
-        self._their_view.append({"role": "assistant", "content": reply})
-        cell = CELLS.get(plain(reply))
+        reply = self._ask_opponent(f"{message}\n{show(self._board)}")
+        cell = CELLS.get(normalized(reply))
         return cell if cell is not None and self._board[cell] == "." else None
 
     def legal_actions(self) -> list[str]:
         return [str(cell + 1) for cell in free(self._board)] or list(CELLS)
 
     def action_values(self) -> dict[str, float]:
-        opponent = self._known_opponent()
+        opponent = self._built_in_opponent()
         return {
             str(cell + 1): _after_move(self._board, cell, self._mark, opponent, "best")
             for cell in free(self._board)
@@ -126,13 +118,8 @@ class TicTacToe(TextEnv):
     def random_value(self) -> float:
         return self._mean_over_seats("mean")
 
-    def _known_opponent(self) -> str:
-        if not isinstance(self.opponent, str):
-            raise UserError("values are known against 'optimal' and 'random', not a function")
-        return self.opponent
-
     def _mean_over_seats(self, policy: str) -> float:
-        opponent = self._known_opponent()
+        opponent = self._built_in_opponent()
         values = {
             "first": lambda: _value(EMPTY, "x", opponent, policy),
             "second": lambda: _opponent_value(EMPTY, "o", opponent, policy),
@@ -142,7 +129,7 @@ class TicTacToe(TextEnv):
 
 
 def show(board: str) -> str:
-    """The board in three lines; free cells show their number."""
+    """The board as three lines; free cells show their number."""
     shown = [str(i + 1) if mark == "." else mark for i, mark in enumerate(board)]
     return "\n".join(" ".join(shown[row : row + 3]) for row in (0, 3, 6))
 
@@ -158,7 +145,7 @@ def place(board: str, cell: int, mark: str) -> str:
 
 
 def winner(board: str) -> str | None:
-    """The mark that has three in a row."""
+    """The mark that has three in a row, or None."""
     for a, b, c in LINES:
         if board[a] != "." and board[a] == board[b] == board[c]:
             return board[a]
@@ -166,7 +153,7 @@ def winner(board: str) -> str | None:
 
 
 def finished(board: str) -> bool:
-    """Somebody won, or the board is full."""
+    """Whether a player has won or the board is full."""
     return "." not in board or winner(board) is not None
 
 
@@ -178,7 +165,7 @@ def result(board: str, mark: str) -> float:
 
 @cache
 def minimax(board: str, mark: str) -> float:
-    """Value of the board for `mark`, who is to move, when both play perfectly."""
+    """Value of the board for `mark`, the player to move, under perfect play by both."""
     if finished(board):
         return result(board, mark)
     other = "o" if mark == "x" else "x"
@@ -187,7 +174,7 @@ def minimax(board: str, mark: str) -> float:
 
 @cache
 def replies(board: str, mark: str, opponent: str) -> tuple[int, ...]:
-    """The cells among which an opponent of this kind, who is to move as `mark`, draws uniformly."""
+    """Cells from which a built-in opponent, to move as `mark`, draws uniformly."""
     if opponent == "random":
         return tuple(free(board))
     other = "o" if mark == "x" else "x"
@@ -201,7 +188,7 @@ def _after_move(board: str, cell: int, mark: str, opponent: str, policy: str) ->
 
 @cache
 def _value(board: str, mark: str, opponent: str, policy: str) -> float:
-    """The agent's value when it is to move; `policy` "best" maximises, "mean" plays uniformly."""
+    """The agent's value when it is to move; `policy` "best" maximizes, "mean" plays uniformly."""
     if finished(board):
         return result(board, mark)
     values = [_after_move(board, cell, mark, opponent, policy) for cell in free(board)]

@@ -1,29 +1,30 @@
-"""T-maze: remember a sign seen at the start. Without memory one does no better than a coin."""
+"""T-maze: remember a sign from the start. A policy without memory is no better than chance."""
 
 from __future__ import annotations
 
 import itertools
 from typing import Any
 
-from rlhf.envs.core import Step, TextEnv, check_range, plain
+from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 ACTIONS: tuple[str, ...] = ("forward", "left", "right")
 
 
 class TMaze(TextEnv):
-    """Walk down a corridor to a junction and turn where a sign at the start said.
+    """Walk down a corridor to a junction and turn in the direction of a sign at the start.
 
-    State: the sign (left or right), the place in the corridor 0 ... L, the steps left. Observation:
-    the sign in the first observation only; afterwards "corridor" or "junction", without the turns
-    left: a policy without memory could read the sign from them. Action: forward, left or right; a
-    turn inside the corridor bumps into a wall. An invalid action loses a step. Reward: 1.0
-    for the right turn at the junction, else 0.0; any turn there ends the episode, as do T steps.
-    Optimum 1.0 with memory, 0.5 for the best policy that sees only the present observation (Bakker
-    2002, "Reinforcement Learning with Long Short-Term Memory").
+    State: the sign (left or right), the position in the corridor 0 ... L and the remaining steps.
+    Observation: the sign in the first observation only, then "corridor" or "junction". The number
+    of remaining turns is not shown, because a policy without memory could encode the sign in it.
+    Action: forward, left or right; a turn inside the corridor, or an invalid action, wastes a step.
+    Reward: 1.0 for the right turn at the junction, else 0.0; any turn there ends the episode, as do
+    T steps. Optimum: 1.0 with memory, 0.5 for the best policy that sees only the current
+    observation (Bakker 2002, "Reinforcement Learning with Long Short-Term Memory").
 
     Args:
-        length: L, corridor steps before the junction.
-        steps: T, actions allowed.
+        length: Corridor steps before the junction, L.
+        steps: Longest episode in actions, T.
+        render_mode: As in gymnasium.
     """
 
     items = "Two episodes, one for each sign, both in training too."
@@ -41,7 +42,7 @@ class TMaze(TextEnv):
         self._begin("left")
 
     def _begin(self, sign: str) -> None:
-        self._sign, self._place, self._left = sign, 0, self.max_turns
+        self._sign, self._position, self._left = sign, 0, self.max_turns
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -51,25 +52,26 @@ class TMaze(TextEnv):
         return self.opening(f"The sign says {self._sign}. You are in a corridor.")
 
     def step(self, action: str) -> Step:
-        word = plain(action)
+        word = normalized(action)
         self._left -= 1
         valid = word in ACTIONS
-        if valid and self._place == self.length and word in ("left", "right"):
+        if valid and self._position == self.length and word in ("left", "right"):
             success = word == self._sign
             return self.turn("", float(success), True, success=success)
-        self._place = _walk(self._place, word, self.length)
-        text = "You are at a junction." if self._place == self.length else "You are in a corridor."
+        self._position = _walk(self._position, word, self.length)
+        place = "at a junction" if self._position == self.length else "in a corridor"
         reason = "" if valid else f"not one of {', '.join(ACTIONS)}"
-        return self.turn(text, 0.0, self._left == 0, valid=valid, reason=reason)
+        done = self._left == 0
+        return self.turn(f"You are {place}.", 0.0, done, valid=valid, reason=reason)
 
     def legal_actions(self) -> list[str]:
         return list(ACTIONS)
 
     def action_values(self) -> dict[str, float]:
-        if self._place == self.length:
+        if self._position == self.length:
             values = {word: float(word == self._sign) for word in ("left", "right")}
             return {**values, "forward": float(self._left >= 2)}
-        after = {word: _walk(self._place, word, self.length) for word in ACTIONS}
+        after = {word: _walk(self._position, word, self.length) for word in ACTIONS}
         return {w: float(self._left - 1 >= self.length - p + 1) for w, p in after.items()}
 
     def optimal_value(self) -> float:
@@ -80,37 +82,39 @@ class TMaze(TextEnv):
         return self._memoryless_value({"start": uniform, "corridor": uniform, "junction": uniform})
 
     def reference_values(self) -> dict[str, float]:
-        """`memoryless`: the best deterministic policy that sees only the present observation.
+        """`memoryless`: the best deterministic policy that sees only the current observation.
 
-        The sign is part of the first observation, but nothing of it is left at the junction, so one
-        choice for the start stands for both signs.
+        At the junction such a policy has no information about the sign, so it need not distinguish
+        the two first observations.
         """
-        places = ("start", "corridor", "junction")
-        policies = itertools.product(ACTIONS, repeat=len(places))
-        certain = (
-            {place: {word: 1.0} for place, word in zip(places, policy, strict=True)}
-            for policy in policies
+        observations = ("start", "corridor", "junction")
+        policies = (
+            {seen: {word: 1.0} for seen, word in zip(observations, words, strict=True)}
+            for words in itertools.product(ACTIONS, repeat=len(observations))
         )
-        return {"memoryless": max(map(self._memoryless_value, certain))}
+        return {"memoryless": max(map(self._memoryless_value, policies))}
 
     def _memoryless_value(self, policy: dict[str, dict[str, float]]) -> float:
-        """Exact value of a policy by observation, by following the distribution over places."""
-        shares, value = {0: 1.0}, 0.0
+        """Exact value of a policy, by propagating the distribution over positions.
+
+        `policy` maps an observation to the probability of each action.
+        """
+        probabilities, value = {0: 1.0}, 0.0
         for step in range(self.max_turns):
-            following: dict[int, float] = {}
-            for place, share in shares.items():
-                seen = "junction" if place == self.length else "corridor" if step else "start"
+            after: dict[int, float] = {}
+            for position, reached in probabilities.items():
+                seen = "junction" if position == self.length else "corridor" if step else "start"
                 for word, chance in policy[seen].items():
-                    if place == self.length and word in ("left", "right"):
-                        # The sign is fair and independent of all that the policy sees here.
-                        value += share * chance / 2
+                    if position == self.length and word in ("left", "right"):
+                        # The sign is fair and independent of the observation at the junction.
+                        value += reached * chance / 2
                     else:
-                        target = _walk(place, word, self.length)
-                        following[target] = following.get(target, 0.0) + share * chance
-            shares = following
+                        target = _walk(position, word, self.length)
+                        after[target] = after.get(target, 0.0) + reached * chance
+            probabilities = after
         return value
 
 
-def _walk(place: int, word: str, length: int) -> int:
-    """The place after a step; anything but forward stays."""
-    return min(place + (word == "forward"), length)
+def _walk(position: int, word: str, length: int) -> int:
+    """The position after an action; only forward changes it."""
+    return min(position + (word == "forward"), length)

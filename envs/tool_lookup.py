@@ -1,4 +1,4 @@
-"""Tool lookup: answer a question by calling a tool whose every call costs something."""
+"""Tool lookup: answer a question with a tool whose calls have a cost."""
 
 from __future__ import annotations
 
@@ -6,36 +6,37 @@ import re
 from functools import cache
 from typing import Any, NamedTuple
 
-from rlhf.envs.core import Step, TextEnv, check_range, plain, turns_left
+from rlhf.envs.core import Step, TextEnv, check_range, normalized, turns_left
 
 PEOPLE = ("ada", "ben", "cleo", "dan", "eve", "finn", "gus", "hana")
 _COMMAND = re.compile(r"(lookup|answer) ([a-z]+|[0-9]{1,2})")
 
 
 class Rules(NamedTuple):
-    """What the value of a state depends on, beside the state."""
+    """Parameters of the task, as in `ToolLookup`."""
 
     hops: int
-    others: int  # people beside the one the question names
+    others: int  # number of people without the person in the question
     rooms: int
     cost: float
 
 
 class ToolLookup(TextEnv):
-    """In which room sits somebody, or somebody's manager? A `lookup` per hop finds out, at a price.
+    """Find the room of a person or of the person's manager, with one costly `lookup` per hop.
 
-    State: a register drawn at reset: each person's manager (any other person) and room, uniform and
-    independent. Observation: a person's record after `lookup NAME`. Action: `lookup NAME` or
-    `answer ROOM`. Reward: `-call_cost` per lookup, +1.0 for the right answer; an answer ends the
-    episode, as do `hops + 2` actions; an invalid one is lost. Optimum: with cheap calls
-    1 - hops * call_cost; in general by dynamic programming over what is known, guessing included.
+    State: a register that is drawn at reset: each person's manager (any other person) and room,
+    uniform and independent. Observation: a person's record after `lookup NAME`. Action: `lookup
+    NAME` or `answer ROOM`. Reward: `-call_cost` per lookup, +1.0 for the right answer. An answer
+    ends the episode, as do `hops + 2` actions; an invalid action is wasted. Optimum: by dynamic
+    programming over the records read, including guesses; 1 - hops * call_cost if calls are cheap.
     Without the tool: 1 / rooms.
 
     Args:
-        hops: 1 asks for a person's room, 2 for that of the person's manager.
-        people: How many people the register has.
-        rooms: How many rooms there are.
-        call_cost: What each lookup costs.
+        hops: 1 asks for a person's room, 2 for the room of the person's manager.
+        people: Number of people in the register.
+        rooms: Number of rooms.
+        call_cost: Cost of each lookup.
+        render_mode: As in gymnasium.
     """
 
     items = (
@@ -66,10 +67,10 @@ class ToolLookup(TextEnv):
         )
         self._begin(self.people[0], dict.fromkeys(self.people, (0, self.people[1])))
 
-    def _begin(self, asked: str, records: dict[str, tuple[int, str]]) -> None:
-        """`records` holds each person's room and manager; the question names `asked`."""
-        self._asked, self._records = asked, records
-        self._target = asked if self.rules.hops == 1 else records[asked][1]
+    def _begin(self, person: str, records: dict[str, tuple[int, str]]) -> None:
+        """Start an episode whose question names `person`; records are (room, manager)."""
+        self._person, self._records = person, records
+        self._target = person if self.rules.hops == 1 else records[person][1]
         self._left, self._read = self.max_turns, set[str]()
 
     def reset(
@@ -80,14 +81,14 @@ class ToolLookup(TextEnv):
         rooms = self.np_random.integers(self.rules.rooms, size=count).tolist()
         shifts = self.np_random.integers(1, count, size=count).tolist()
         managers = [self.people[(i + shift) % count] for i, shift in enumerate(shifts)]
-        asked = self.people[int(self.np_random.integers(count))]
+        person = self.people[int(self.np_random.integers(count))]
         records = zip(self.people, zip(rooms, managers, strict=True), strict=True)
-        self._begin(asked, dict(records))
-        whom = asked if self.rules.hops == 1 else f"the manager of {asked}"
-        return self.opening(f"In which room sits {whom}? {turns_left(self._left)}")
+        self._begin(person, dict(records))
+        target = person if self.rules.hops == 1 else f"the manager of {person}"
+        return self.opening(f"In which room sits {target}? {turns_left(self._left)}")
 
     def step(self, action: str) -> Step:
-        command = _COMMAND.fullmatch(plain(action))
+        command = _COMMAND.fullmatch(normalized(action))
         self._left -= 1
         done = self._left == 0
         verb, argument = (command[1], command[2]) if command else ("", "")
@@ -111,12 +112,12 @@ class ToolLookup(TextEnv):
         left = self._left
         values = {}
         for name in self.people:
-            if name == self._asked and known == 0:
-                value = _ask(self.rules, left, rooms)
+            if name == self._person and known == 0:
+                value = _look_up(self.rules, left, rooms)
             elif name == self._target and known == 1 and self.rules.hops == 2:
                 value = _value(self.rules, left - 1, 2, ())
             elif name not in self._read and known == 0 and self.rules.hops == 2:
-                value = _ask_another(self.rules, left, rooms)
+                value = _look_up_other(self.rules, left, rooms)
             else:
                 value = _value(self.rules, left - 1, known, rooms)
             values[f"lookup {name}"] = value - self.rules.cost
@@ -138,8 +139,8 @@ class ToolLookup(TextEnv):
         return {"guess": 1 / self.rules.rooms}
 
     def _knowledge(self) -> tuple[int, tuple[int, ...]]:
-        """Records of the chain known in order, and the counts of the other rooms seen."""
-        if self._asked in self._read:
+        """Arguments `known` and `rooms` of `_value` for the records that have been read."""
+        if self._person in self._read:
             return (2 if self.rules.hops == 2 and self._target in self._read else 1), ()
         if self.rules.hops == 1:
             return 0, ()
@@ -153,17 +154,20 @@ class ToolLookup(TextEnv):
             return float(room == self._records[self._target][0])
         if known == 1 or rules.hops == 1:
             return 1 / rules.rooms
-        here = sum(self._records[name][0] == room for name in self._read)
-        return (here + (rules.others - len(self._read)) / rules.rooms) / rules.others
+        in_room = sum(self._records[name][0] == room for name in self._read)
+        return (in_room + (rules.others - len(self._read)) / rules.rooms) / rules.others
 
 
 @cache
 def _value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) -> float:
-    """Value with `left` actions to go.
+    """Value with `left` actions remaining.
 
-    `known` counts the records of the question's chain that were read in order. `rooms` holds, while
-    the named person's record is unread, how often each room seen so far occurs: any person already
-    read may turn out to be the manager.
+    Args:
+        rules: Parameters of the task.
+        left: Remaining actions.
+        known: Number of records read in the order of the question (the person, the manager).
+        rooms: While the person's record is unread, the number of records read in each room that has
+            been seen; any of these people may be the manager.
     """
     if left == 0:
         return 0.0
@@ -172,17 +176,17 @@ def _value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) -> float
     if known == 1:
         return max(1 / rules.rooms, _value(rules, left - 1, 2, ()) - rules.cost)
     if rules.hops == 1:
-        return max(1 / rules.rooms, _ask(rules, left, ()) - rules.cost)
+        return max(1 / rules.rooms, _look_up(rules, left, ()) - rules.cost)
     unread = rules.others - sum(rooms)
     guess = (max(rooms, default=0) + unread / rules.rooms) / rules.others
-    options = [guess, _ask(rules, left, rooms) - rules.cost]
+    options = [guess, _look_up(rules, left, rooms) - rules.cost]
     if unread:
-        options.append(_ask_another(rules, left, rooms) - rules.cost)
+        options.append(_look_up_other(rules, left, rooms) - rules.cost)
     return max(options)
 
 
-def _ask(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
-    """Value after reading the named person's record: the manager's may have been read already."""
+def _look_up(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
+    """Value after reading the person's record; the manager's may have been read already."""
     if rules.hops == 1:
         return _value(rules, left - 1, 1, ())
     already = sum(rooms) / rules.others
@@ -190,8 +194,8 @@ def _ask(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
     return already * after[0] + (1 - already) * after[1]
 
 
-def _ask_another(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
-    """Value after reading one more person's record before the named one's."""
+def _look_up_other(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
+    """Value after reading the record of another person before that of the person."""
     value = _value(rules, left - 1, 0, (1, *rooms)) * (1 - len(rooms) / rules.rooms)
     for i in range(len(rooms)):
         more = tuple(sorted((*rooms[:i], rooms[i] + 1, *rooms[i + 1 :])))

@@ -1,4 +1,4 @@
-"""gymnasium's toy_text tasks in words, with exact values from their transition tables."""
+"""gymnasium's toy_text tasks as text environments, with exact values from transition tables."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from gymnasium.envs.toy_text.cliffwalking import CliffWalkingEnv
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from gymnasium.envs.toy_text.taxi import TaxiEnv
 
-from rlhf.envs.core import Step, TextEnv, check_range, plain, turns_left
+from rlhf.envs.core import Step, TextEnv, check_range, normalized, turns_left
 
-HURRY = 1 - 1e-6
-"""A discount so near to 1 that it only decides between equally good actions."""
+TIE_BREAK_DISCOUNT = 1 - 1e-6
+"""A discount so close to 1 that it only breaks ties, in favor of the faster action."""
 Transitions = dict[int, dict[int, list[tuple[float, int, float, bool]]]]
+"""State -> action -> (probability, next state, reward, terminated) of each outcome."""
 
 
 class DiscreteToText(TextEnv):
-    """A tabular environment spoken in words.
+    """A tabular environment with text observations and actions.
 
-    State: the table's state and the turns left. Observation: `describe(state)`. Action: one of the
-        given
-    words. Reward and transitions: the wrapped environment's; an invalid action does nothing, loses
-    a turn and costs as much as a wasted legal step (`invalid_reward`), so that silence never pays
-    more than play. The episode also ends after `max_turns` actions, which is a rule of this task
-    (terminated), so the optimum is that of the finite horizon: backward induction over the
-    transition table.
+    State: the state of the table and the remaining turns. Observation: `describe(state)`. Action:
+    one of the words `actions`. Reward and transitions: those of the table; an invalid action leaves
+    the state, wastes a turn and costs as much as a wasted legal step (`invalid_reward`), so that
+    invalid actions are never better than legal ones. The episode terminates after `max_turns`
+    actions. Optimum: that of the finite horizon, by backward induction over the transition table.
 
     Args:
         table: An environment with a transition table `P` in gymnasium's toy_text format.
-        describe: A state in words.
+        describe: Returns the description of a state.
         actions: A word for each action, in order.
-        max_turns: The horizon.
-        system_prompt: What the agent is told at first.
+        max_turns: Horizon, in actions.
+        system_prompt: Instructions for the agent.
+        render_mode: As in gymnasium.
     """
 
     def __init__(
@@ -62,13 +62,13 @@ class DiscreteToText(TextEnv):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
-        place = bisect.bisect_right(self._starts_below, self.np_random.random())
-        self._state = min(place, len(self._starts) - 1)
+        state = bisect.bisect_right(self._starts_below, self.np_random.random())
+        self._state = min(state, len(self._starts) - 1)
         self._left = self.max_turns
         return self.opening(self._text())
 
     def step(self, action: str) -> Step:
-        word = plain(action)
+        word = normalized(action)
         self._left -= 1
         done = self._left == 0
         if word not in self._words:
@@ -81,21 +81,21 @@ class DiscreteToText(TextEnv):
             i += 1
         _, state, reward, ended = outcomes[i]
         self._state = int(state)
-        # Reaching the end at a profit is success; a hole ends the episode without reward.
+        # A terminal state with positive reward is success; a hole ends the episode without reward.
         success = bool(ended) and self._is_goal(float(reward))
         text = self._text(self._event(float(reward), success))
         return self.turn(text, float(reward), bool(ended) or done, success=success)
 
     def _text(self, event: str = "") -> str:
-        """What the agent is told: what happened, where it is, and how many turns it has."""
+        """The observation: the event, the state and the number of remaining turns."""
         return f"{event}{self._describe(self._state)} {turns_left(self._left)}"
 
     def _event(self, reward: float, success: bool) -> str:
-        """What a step did, where the new state alone does not tell."""
+        """Description of a step's effect that is not visible in the new state."""
         return ""
 
     def _is_goal(self, reward: float) -> bool:
-        """Whether an ending with this reward is a success."""
+        """Whether a terminal transition with this reward is a success."""
         return reward > 0
 
     def legal_actions(self) -> list[str]:
@@ -107,8 +107,9 @@ class DiscreteToText(TextEnv):
         return dict(zip(self._words, totals, strict=True))
 
     def best_action(self) -> str:
-        """An optimal action that does not dawdle where several are equally good."""
-        after = HURRY * self._horizon_values(HURRY)[max(self._left - 1, 0)]
+        """An optimal action; the fastest one where several are equally good."""
+        discount = TIE_BREAK_DISCOUNT
+        after = discount * self._horizon_values(discount)[max(self._left - 1, 0)]
         return self._words[int(np.argmax(self._action_totals(self._state, after)))]
 
     def optimal_value(self) -> float:
@@ -122,7 +123,7 @@ class DiscreteToText(TextEnv):
         return float(self._starts @ values)
 
     def _horizon_values(self, discount: float = 1.0) -> np.ndarray:
-        """[turns left, state] optimal values."""
+        """Optimal values, [remaining turns, state]."""
         if discount not in self._values:
             rows = [np.zeros(len(self._starts))]
             for _ in range(self.max_turns):
@@ -132,7 +133,7 @@ class DiscreteToText(TextEnv):
         return self._values[discount]
 
     def _action_totals(self, state: int, after: np.ndarray) -> list[float]:
-        """Value of each action in a state when `after[s]` is what follows."""
+        """Value of each action in a state, where `after[s]` is the value of the next state."""
         return [
             sum(p * (r + (0.0 if ended else after[s])) for p, s, r, ended in row)
             for row in self._transitions[state].values()
@@ -140,11 +141,11 @@ class DiscreteToText(TextEnv):
 
 
 def wasted_step(transitions: Transitions) -> float:
-    """What an action that does nothing has to cost so that it never beats a legal one.
+    """Reward of an action without effect with which it is never better than a legal action.
 
-    The best expected reward of one step, in the state where it is lowest, or 0 if that is above 0.
-    With it an invalid action is never worth more than what the optimal policy does: whoever waits
-    for a turn and then plays on could have played on first and wasted the last turn.
+    This is the minimum over states of the highest expected reward of one step, or 0 if that is
+    positive. A policy that waits for a turn and then plays cannot be better than the optimal one:
+    it could have played first and wasted the last turn.
     """
     best = (
         max(sum(p * reward for p, _, reward, _ in row) for row in rows.values())
@@ -158,7 +159,8 @@ class FrozenLake(DiscreteToText):
 
     Args:
         slippery: Whether the ice is slippery.
-        max_turns: The horizon.
+        max_turns: Horizon, in actions.
+        render_mode: As in gymnasium.
     """
 
     items = "One map, the same in training."
@@ -185,17 +187,18 @@ class FrozenLake(DiscreteToText):
 SLIPPERY = "The ice is slippery: two moves out of three go sideways. "
 
 
-def _describe_ice(kind: str, row: int, column: int) -> str:
+def _describe_ice(cell: str, row: int, column: int) -> str:
     where = f"row {row}, column {column}"
     ends = {"H": f"You drown in the hole at {where}.", "G": f"You reach the goal at {where}."}
-    return ends.get(kind, f"You are at {where}.")
+    return ends.get(cell, f"You are at {where}.")
 
 
 class CliffWalking(DiscreteToText):
-    """Walk along a cliff: each step costs 1, a fall 100 and leads back to the start.
+    """Walk along a cliff: each step costs 1; a fall costs 100 and leads back to the start.
 
     Args:
-        max_turns: The horizon.
+        max_turns: Horizon, in actions.
+        render_mode: As in gymnasium.
     """
 
     items = "One map, the same in training."
@@ -226,7 +229,8 @@ class Taxi(DiscreteToText):
     """Fetch a passenger and bring them to their destination.
 
     Args:
-        max_turns: The horizon.
+        max_turns: Horizon, in actions.
+        render_mode: As in gymnasium.
     """
 
     items = "One of 300 starts on one map; starts and states of evaluation are in training too."

@@ -1,35 +1,36 @@
-"""Triage: classification in which information has to be bought."""
+"""Triage: classification in which each piece of information has a cost."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
-from rlhf.envs.core import Step, TextEnv, check_range, plain, turns_left
+from rlhf.envs.core import Step, TextEnv, check_range, normalized, turns_left
 
 TESTS = {"pulse": 0.65, "temperature": 0.7, "blood": 0.75, "scan": 0.75}
-"""How often each test points to the right answer, independently of the others."""
+"""Test -> probability that it indicates the right answer, independently of the others."""
 ANSWERS = ("urgent", "routine")
 ACCURACIES = tuple(TESTS.values())
-Results = tuple[int, ...]  # per test: 1 points to urgent, -1 to routine, 0 not taken
+Results = tuple[int, ...]
+"""Result of each test: 1 indicates urgent, -1 routine, 0 not taken."""
 
 
 class Triage(TextEnv):
     """Is a case urgent or routine? Each test costs something and may err.
 
-    State: the true class (a fair coin) and the results seen. Observation: a test's result. Action:
-        a
-    test's name, or `urgent` / `routine`, which ends the episode. Reward: `-test_cost` per test, 1.0
-    for the right answer. A test taken again costs and says the same. The episode also ends after
-    one action more than there are tests; an invalid action is lost. Optimum: dynamic
-    programming over the 3^4 sets of results (sequential testing, Wald 1945).
+    State: the true class (a fair coin) and the results so far. Observation: the result of a test.
+    Action: the name of a test, or `urgent` / `routine`, which ends the episode. Reward:
+    `-test_cost` per test, 1.0 for the right answer. A repeated test costs the same and has the same
+    result. The number of actions is limited to the number of tests plus one; an invalid action is
+    wasted. Optimum: dynamic programming over the 3^4 sets of results (sequential testing, Wald
+    1945).
 
     Args:
-        test_cost: What each test costs.
+        test_cost: Cost of each test.
+        render_mode: As in gymnasium.
     """
 
     max_turns = len(TESTS) + 1
-
     items = "All episodes open alike; the case and the results are hidden and drawn anew."
 
     def __init__(self, test_cost: float = 0.02, *, render_mode: str | None = None) -> None:
@@ -45,7 +46,7 @@ class Triage(TextEnv):
         self._begin(0, [1] * len(TESTS))
 
     def _begin(self, truth: int, outcomes: list[int]) -> None:
-        """`outcomes` holds what each test would show: 1 for urgent, -1 for routine."""
+        """`outcomes`: the result that each test would have, 1 for urgent or -1 for routine."""
         self._truth, self._outcomes, self._left = truth, outcomes, self.max_turns
         self._seen = [0] * len(TESTS)
 
@@ -61,7 +62,7 @@ class Triage(TextEnv):
         return self.opening(f"A new case has come in. {turns_left(self._left)}")
 
     def step(self, action: str) -> Step:
-        word = plain(action)
+        word = normalized(action)
         self._left -= 1
         done = self._left == 0
         if word in ANSWERS:
@@ -100,12 +101,12 @@ class Triage(TextEnv):
         return sum((1 - answer) ** turn * each_turn for turn in range(self.max_turns))
 
     def reference_values(self) -> dict[str, float]:
-        """`guess` answers at once; `all_tests_free` sees every result without paying."""
+        """`guess` answers at once; `all_tests_free` sees every result at no cost."""
         return {"guess": 0.5, "all_tests_free": _value((0,) * len(TESTS), self.max_turns, 0.0)}
 
 
 def _urgent(seen: Results) -> float:
-    """Probability of urgent, given the results seen (Bayes' rule)."""
+    """Probability of urgent given the results (Bayes' rule)."""
     urgent = routine = 0.5
     for result, right in zip(seen, ACCURACIES, strict=True):
         if result:
@@ -115,7 +116,7 @@ def _urgent(seen: Results) -> float:
 
 
 def _take(seen: Results, test: int, left: int, cost: float) -> float:
-    """Value of taking a new test with `left` actions to go, and acting optimally afterwards."""
+    """Value of a new test with `left` actions remaining, followed by optimal actions."""
     urgent, right = _urgent(seen), ACCURACIES[test]
     shows_urgent = urgent * right + (1 - urgent) * (1 - right)
     value = -cost

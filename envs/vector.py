@@ -14,19 +14,23 @@ from rlhf.errors import UserError
 
 
 class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
-    """Environments stepped together, where a row may rest.
+    """Environments that are stepped together, in which single rows can be paused.
 
     gymnasium's vector environments either reset a finished row at once (which wastes a generated
     reply or replaces its last observation) or forbid any step while one row is finished. A group of
-    rollouts from one prompt needs a third way: the action `None` leaves its row as it is
-    ("parked"), so that the others can go on. Resets take one seed per row, equal ones included;
-    with `options={"reset_mask": mask}` only some rows start again.
+    rollouts from one prompt needs a third mode: the action `None` skips its row, so that the other
+    rows can continue. `reset` takes one seed per row, which may be equal; with
+    `options={"reset_mask": mask}` it resets only some rows.
     """
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env[str, str]]]) -> None:
-        """One function per row, each of which makes an environment."""
+        """Create the environments.
+
+        Args:
+            env_fns: One function per row that creates its environment.
+        """
         super().__init__(env_fns, copy=False, autoreset_mode=AutoresetMode.DISABLED)
-        # batch_space copies the first row's space, whose samples are legal in that row only.
+        # batch_space would copy the first row's space, whose samples are legal in that row only.
         self.action_space = gym.spaces.Tuple([env.action_space for env in self.envs])
 
     def step(
@@ -34,12 +38,12 @@ class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
     ) -> tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step every row whose action is not None.
 
-        A parked row gives "" and reward 0, keeps its terminated and truncated flags, and has no
-        info (gymnasium's `_key` masks say so).
+        A skipped row gets the observation "" and reward 0, keeps its terminated and truncated
+        flags, and has no info (see gymnasium's `_key` masks).
 
         Raises:
-            UserError: the number of actions is not the number of rows, or a finished row got an
-            action.
+            UserError: The number of actions differs from the number of rows, or a finished row has
+                an action.
         """
         if len(actions) != self.num_envs:
             raise UserError(
@@ -72,23 +76,22 @@ class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
 
 
 def batch_infos(infos: list[dict[str, Any]]) -> dict[str, Any]:
-    """Info dictionaries of rows as one of arrays [rows], each with a mask `_key` of rows that had
-    it.
+    """Merge the info dictionaries of rows into arrays [rows], each with a mask `_key` [rows].
 
-    gymnasium's form, but made at once, and with a type that holds every row's value: gymnasium
-    takes the first row's, so that 0.5 becomes 0 when another row said 1. Rows without the key hold
-    zero, or None where values are not numbers.
+    The format is gymnasium's, but the type of an array holds the values of all rows. gymnasium uses
+    the type of the first row, which turns 0.5 into 0 if the first row has the int 1. Rows without
+    the key hold zero, or None if the values are not numbers.
     """
     batch: dict[str, Any] = {}
     for key in dict.fromkeys(key for info in infos for key in info):
         has = [key in info for info in infos]
         values = [info[key] for info in infos if key in info]
-        kinds = {type(value) for value in values}
-        if kinds == {dict}:
+        types = {type(value) for value in values}
+        if types == {dict}:
             batch[key] = batch_infos([info.get(key, {}) for info in infos])
         else:
-            numeric = kinds <= {bool, int, float}
-            column = np.zeros(len(infos), _widest(kinds)) if numeric else np.full(len(infos), None)
+            numeric = types <= {bool, int, float}
+            column = np.zeros(len(infos), _widest(types)) if numeric else np.full(len(infos), None)
             for row, info in enumerate(infos):
                 if has[row]:
                     column[row] = info[key]
@@ -97,24 +100,24 @@ def batch_infos(infos: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-def _widest(kinds: set[type]) -> type:
-    """A number type that holds all of these."""
-    return float if float in kinds else int if int in kinds else bool
+def _widest(types: set[type]) -> type:
+    """The narrowest number type that holds values of all `types`."""
+    return float if float in types else int if int in types else bool
 
 
 def make_text_vector(
     env_id: str, num_envs: int = 1, *, max_episode_steps: int | None = None, **kwargs: Any
 ) -> TextVectorEnv:
-    """A `TextVectorEnv` of `num_envs` copies of a registered environment."""
+    """Create a `TextVectorEnv` of `num_envs` copies of a registered environment."""
     make = partial(gym.make, env_id, max_episode_steps=max_episode_steps, **kwargs)
     return TextVectorEnv([make] * num_envs)
 
 
 def __getattr__(name: str) -> Callable[..., TextVectorEnv]:
-    """Let `"rlhf.envs.vector:namespace/Name-v0"` be a vector entry point.
+    """Make `"rlhf.envs.vector:namespace/Name-v0"` a vector entry point.
 
-    An entry point is a string so that specs can be written as JSON, and gymnasium does not tell it
-    which id it serves; so the id is the attribute's name.
+    Entry points are strings, so that specs can be written as JSON, and gymnasium does not pass the
+    environment id to them. The id is therefore the attribute name.
     """
     if "-v" not in name:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

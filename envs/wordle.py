@@ -1,4 +1,4 @@
-"""Word guessing in the manner of Wordle, on a list short enough to be solved exactly."""
+"""Word guessing as in Wordle, on a list that is short enough for an exact solution."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.envs.core import Step, TextEnv, check_range, plain
+from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 RIGHT = 242
-"""The mark `ggggg`: base 3, digits g = 2, y = 1, - = 0."""
+"""The marks `ggggg` as a base-3 number with the digits g = 2, y = 1, - = 0."""
 
 
 @cache
@@ -21,28 +21,32 @@ def word_list() -> tuple[str, ...]:
 
 
 def mark(guess: str, hidden: str) -> str:
-    """g for a letter in its place, y for one elsewhere in the word, - for one that is not left."""
+    """Marks of a guess: g for a letter in its place, y for one elsewhere in the word, - otherwise.
+
+    Each letter of the hidden word is matched at most once.
+    """
     marks = ["g" if a == b else "-" for a, b in zip(guess, hidden, strict=True)]
     spare = [b for a, b in zip(guess, hidden, strict=True) if a != b]
-    for place, letter in enumerate(guess):
-        if marks[place] == "-" and letter in spare:
+    for i, letter in enumerate(guess):
+        if marks[i] == "-" and letter in spare:
             spare.remove(letter)
-            marks[place] = "y"
+            marks[i] = "y"
     return "".join(marks)
 
 
 class Wordle(TextEnv):
     """Find a five-letter word from a known list in T guesses.
 
-    State: the hidden word, uniform on the list. Observation: the guess's marks (g right place, y
-    elsewhere, - absent). Action: a word of the list. Reward: 1.0 for the right word, which ends the
-    episode, else 0.0; an invalid guess is lost. Optimum: the greatest share of words that any
-    strategy finds, by search over the sets of words that the marks leave possible. Three guesses at
-    most, because that search is exact.
+    State: the hidden word, uniform on the list. Observation: the marks of the guess (g right place,
+    y elsewhere, - absent). Action: a word of the list. Reward: 1.0 for the right word, which ends
+    the episode, else 0.0; an invalid guess is wasted. Optimum: the largest fraction of words that
+    any strategy finds, by an exact search over the sets of words that are still possible, which
+    limits T to 3.
 
     Args:
-        words: The first `words` entries of the list, in a fixed order.
-        guesses: T, 1 to 3.
+        words: Number of words: the first `words` of the list in a fixed order.
+        guesses: Number of guesses, T; 1 to 3.
+        render_mode: As in gymnasium.
     """
 
     items = "All episodes open alike; the hidden word is one of those of training."
@@ -53,11 +57,10 @@ class Wordle(TextEnv):
         check_range("words", words, 2, len(word_list()))
         check_range("guesses", guesses, 1, 3)
         super().__init__(render_mode=render_mode)
-        # A stride that is prime to the list's length mixes the alphabetical list without a
-        # generator.
-        everything = word_list()
-        chosen = [everything[i * 89 % len(everything)] for i in range(words)]
-        self.words, self.max_turns = tuple(sorted(chosen)), guesses
+        # A stride that is coprime to the length permutes the alphabetical list.
+        all_words = word_list()
+        selected = [all_words[i * 89 % len(all_words)] for i in range(words)]
+        self.words, self.max_turns = tuple(sorted(selected)), guesses
         self._index = {word: i for i, word in enumerate(self.words)}
         self.system_prompt = (
             f"Find the hidden word with at most {guesses} guesses. Marks: g right place, y "
@@ -77,7 +80,7 @@ class Wordle(TextEnv):
         return self.opening(f"Guess the word. {self._left} guesses left.")
 
     def step(self, action: str) -> Step:
-        guess = self._index.get(plain(action))
+        guess = self._index.get(normalized(action))
         self._left -= 1
         done = self._left == 0
         if guess is None:
@@ -95,11 +98,11 @@ class Wordle(TextEnv):
         return list(self.words)
 
     def action_values(self) -> dict[str, float]:
-        found = _wins(self.words, self._possible, self._left)
-        return {word: n / len(self._possible) for word, n in zip(self.words, found, strict=True)}
+        wins = _wins(self.words, self._possible, self._left)
+        return {word: n / len(self._possible) for word, n in zip(self.words, wins, strict=True)}
 
     def best_action(self) -> str:
-        """The best guess, a possible one where several are equally good."""
+        """An optimal guess; a possible word where several are equally good."""
         values, possible = self.action_values(), {self.words[i] for i in self._possible}
         return max(values, key=lambda word: (values[word], word in possible))
 
@@ -112,15 +115,15 @@ class Wordle(TextEnv):
         return 1.0 - (1.0 - 1.0 / len(self.words)) ** self.max_turns
 
     def reference_values(self) -> dict[str, float]:
-        """`consistent` guesses uniformly among the words that the marks leave possible."""
-        everything = np.arange(len(self.words))
-        found = _consistent_wins(marks_table(self.words), everything, self.max_turns)
-        return {"consistent": found / len(self.words)}
+        """`consistent` guesses uniformly among the words that are still possible."""
+        possible = np.arange(len(self.words))
+        wins = _consistent_wins(marks_table(self.words), possible, self.max_turns)
+        return {"consistent": wins / len(self.words)}
 
 
 @cache
 def marks_table(words: tuple[str, ...]) -> np.ndarray:
-    """[N, N] uint8: the marks of each guess (row) for each hidden word, as a base-3 number."""
+    """Marks of each guess (row) for each hidden word (column) as base-3 numbers, [N, N] uint8."""
     digits = {"-": 0, "y": 1, "g": 2}
     table = [
         [sum(digits[m] * 3**i for i, m in enumerate(mark(guess, hidden))) for hidden in words]
@@ -131,39 +134,39 @@ def marks_table(words: tuple[str, ...]) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _wins(words: tuple[str, ...], possible: tuple[int, ...], left: int) -> list[int]:
-    """Of the possible words, how many are found in `left` guesses, for each first guess."""
+    """For each first guess, how many of the possible words are found in `left` guesses, [N]."""
     return _wins_by_guess(marks_table(words), np.array(possible), left).tolist()
 
 
 def _wins_by_guess(table: np.ndarray, possible: np.ndarray, left: int) -> np.ndarray:
-    """[N]: of the possible words, how many are found in `left` guesses, by the first of these."""
+    """As `_wins`, on the table of marks [N, N]."""
     if left <= 0:
         return np.zeros(len(table), dtype=int)
     marks = table[:, possible]
     if left == 1:
         return (marks == RIGHT).sum(axis=1)
     if left == 2:
-        # One more guess finds one word of each group that shares its marks.
+        # The last guess finds one word of each group with equal marks.
         ordered = np.sort(marks, axis=1)
         return 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1)
     return np.array([_wins_after(table, possible, row, left - 1) for row in marks])
 
 
 def _wins_after(table: np.ndarray, possible: np.ndarray, marks: np.ndarray, left: int) -> int:
-    """Words found when the possible ones are told apart by `marks` and `left` guesses remain."""
-    found = 0
+    """Words found in `left` guesses after a guess whose marks of the possible words are `marks`."""
+    wins = 0
     for seen in np.unique(marks).tolist():
         group = possible[marks == seen]
         if seen == RIGHT or len(group) <= 2:
-            # A group of two needs two guesses; of one, one.
-            found += 1 if seen == RIGHT else min(len(group), left)
+            # A group of one or two words needs as many guesses as it has words.
+            wins += 1 if seen == RIGHT else min(len(group), left)
         else:
-            found += int(_wins_by_guess(table, group, left).max())
-    return found
+            wins += int(_wins_by_guess(table, group, left).max())
+    return wins
 
 
 def _consistent_wins(table: np.ndarray, possible: np.ndarray, left: int) -> float:
-    """Words found, in expectation, when each guess is drawn from the possible words."""
+    """Expected number of words found when each guess is drawn from the possible words."""
     if left == 0:
         return 0.0
     if left == 1:

@@ -1,9 +1,8 @@
-"""reasoning-gym: a hundred procedural tasks of one question (needs the extra `reasoning-gym`)."""
+"""reasoning-gym: about a hundred procedural single-question tasks (extra `reasoning-gym`)."""
 
 from __future__ import annotations
 
 import ast
-import difflib
 import itertools
 import math
 import operator
@@ -17,12 +16,12 @@ import numpy as np
 from rlhf.envs.adapters import PrivateGenerators, require
 from rlhf.envs.core import Step, TextEnv, check_choice, check_range
 from rlhf.envs.items import SPLITS, half_of
-from rlhf.errors import UserError
+from rlhf.errors import UserError, nearest
 
 MAX_ANSWER = 20_000
-"""Characters of an answer; no task asks for as many."""
+"""Longest answer that is scored, in characters; no task needs a longer one."""
 QUARANTINE = {"composite": "is a mixture of other tasks, which have to be named"}
-"""Tasks that are not offered, and why."""
+"""Task that is not offered -> reason."""
 
 
 def _same_word(answer: str, truth: str) -> float:
@@ -42,7 +41,7 @@ _OPERATIONS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
 
 
 def _makes_24(answer: str, truth: str) -> float:
-    """Whether ``answer`` makes 24 of the numbers that the reference uses, each of them once."""
+    """1.0 if ``answer`` evaluates to 24 and uses each number of the reference once, else 0.0."""
     numbers = [sorted(re.findall(r"\d+", text)) for text in (answer, truth)]
     if numbers[0] != numbers[1] or len(answer) > 200:
         return 0.0
@@ -50,10 +49,10 @@ def _makes_24(answer: str, truth: str) -> float:
 
 
 def _value(node: ast.expr) -> Fraction:
-    """The value of an expression of whole numbers and the four operations.
+    """Evaluate an expression of integers and the four operations.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: The expression contains something else.
     """
     if isinstance(node, ast.Constant) and isinstance(node.value, int):
         return Fraction(node.value)
@@ -69,39 +68,39 @@ HARDENED: dict[str, tuple[Callable[[str, str], float], str]] = {
     "puzzle24": (_makes_24, "its scorer pays for other numbers than the question's"),
     "coin_flip": (_same_number, "its scorer pays for any part of the answer's digits"),
 }
-"""Tasks whose own scorer pays for wrong answers: a scorer in its place, and why."""
+"""Task whose scorer accepts wrong answers -> a replacement scorer, and the reason."""
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
 _HEDGES = {"not", "nor", "neither", "never", "or", "either", "maybe", "perhaps", "except"}
 
 
 def has_junk(answer: str, truth: str) -> bool:
-    """Whether words or numbers stand around the reference, or words that take the answer back.
+    """Whether an answer has words or numbers around the reference, or words that negate it.
 
-    Many scorers of reasoning-gym search the reply for the reference: "not 14" and "14 or 7" are
-    paid for 14. The prompt asks for the answer only, so nothing may stand beside it.
+    Many scorers of reasoning-gym search the reply for the reference, so they accept "not 14" and
+    "14 or 7" as 14. The prompt asks for the answer only, so any further text is an error.
     """
-    given = _TOKEN.findall(answer.casefold())
-    right = _TOKEN.findall(truth.casefold())
-    if _HEDGES & set(given) - set(right):
+    tokens = _TOKEN.findall(answer.casefold())
+    reference = _TOKEN.findall(truth.casefold())
+    if _HEDGES & set(tokens) - set(reference):
         return True
-    if not right:  # a reference of other symbols, or none
-        return bool(given and truth.strip())
-    extra = len(given) - len(right)
-    return extra > 0 and any(given[i : i + len(right)] == right for i in range(extra + 1))
+    if not reference:  # the reference has no words or numbers
+        return bool(tokens and truth.strip())
+    extra, size = len(tokens) - len(reference), len(reference)
+    return extra > 0 and any(tokens[i : i + size] == reference for i in range(extra + 1))
 
 
 CANDIDATES = 8
-"""Indices that each item may be drawn from."""
+"""Number of data-set indices from which each item may be drawn."""
 EAGER = {"acre"}
-"""Tasks that draw all items at once, so that each has only its own index."""
+"""Tasks that draw all items at creation; there each item has one index only."""
 MAX_TRIES = 300
-_PLACES: dict[tuple[Any, ...], int] = {}
-"""Where items were found, for all environments of this process."""
+_INDEX_CACHE: dict[tuple[Any, ...], int] = {}
+"""(task, settings, item) -> index of its question, for all environments of this process."""
 
 
 def tasks() -> list[str]:
-    """The names of all tasks on offer."""
+    """Names of the available tasks."""
     factory = require("reasoning_gym.factory", "reasoning-gym")
     return sorted(set(factory.DATASETS) - set(QUARANTINE))
 
@@ -109,32 +108,32 @@ def tasks() -> list[str]:
 class ReasoningGym(TextEnv):
     """One question of a reasoning-gym task, one answer.
 
-    State and observation: a question. Action: the answer. Reward: 1.0 where the task's scorer is
-    fully satisfied, else 0.0; with `partial` what the scorer says, in [0, 1]. Scorers are hardened:
-    one that raises, or says nothing finite, pays 0.0; `nan` and `inf` are no answers; text
-    around the reference ("not 14", "14 or 7") pays 0.0; `HARDENED` replaces some.
+    State and observation: a question. Action: the answer. Reward: 1.0 if the task's scorer gives
+    full credit, else 0.0; with `partial` the scorer's value in [0, 1]. Scorers are hardened: an
+    exception or a value that is not finite gives 0.0, as do `nan`, `inf` and text around the
+    reference ("not 14", "14 or 7"); `HARDENED` replaces some scorers.
 
-    Items `i` of a data set with seed `s` are drawn with seed `s + i`, so another seed shares nearly
-    all items, and in many tasks other indices repeat questions. So a hash of its text decides on
-    which side a question is, and each item of a split is the first of its candidates on that side.
+    reasoning-gym draws item `i` of a data set with seed `s` from seed `s + i`, so data sets with
+    different seeds share nearly all items, and many tasks repeat questions. Splits are therefore
+    made by a hash of the question, and each item of a split is its first candidate in that split.
 
     Args:
         task: A name from `tasks()`.
         split: "train" (the first nine tenths of the items), "test", or "all", which shares
             questions with both.
-        size: Items in all; tasks that draw all items at once need time for many.
-        partial: Whether partial credit is paid.
-        config: Further settings of the task (its difficulty), as reasoning-gym names them.
+        size: Number of items; tasks that draw all items at creation are slow if it is large.
+        partial: Whether to give partial credit.
+        config: Further settings of the task (its difficulty), by reasoning-gym's names.
+        render_mode: As in gymnasium.
 
     Raises:
-        UserError: an unknown or quarantined task, or settings that it does not take; at reset, a
-            task whose questions are too few to be split.
+        UserError: The task is unknown or not offered, or does not take the settings; at reset, the
+            task has too few questions for a split.
     """
 
     best_score = 1.0
     max_turns = 1
     system_prompt = "Answer the question. Reply with the answer only."
-
     separable = True
     items = "A question; questions of evaluation are not in training."
 
@@ -176,46 +175,45 @@ class ReasoningGym(TextEnv):
     ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         count = len(self._indices)
-        place = int(self.np_random.integers(count)) if seed is None else seed % count
-        index = self._place(self._indices[int(self._order[place])])
+        position = int(self.np_random.integers(count)) if seed is None else seed % count
+        index = self._index_of(self._indices[int(self._order[position])])
         self._entry = self._draw(index)
         return self.opening(self._entry["question"], item=index)
 
     def _draw(self, index: int) -> dict[str, Any]:
-        """An item; some tasks draw from the global generators, whose state then is part of it."""
+        """Draw an item; some tasks use the global generators, so these are seeded by the index."""
         self._generators.seed(index)
         with self._generators.active():
             return self._items[index]
 
-    def _place(self, item: int) -> int:
-        """The index of the first candidate for an item whose question is on this split's side."""
+    def _index_of(self, item: int) -> int:
+        """Index of the first candidate for an item whose question is in the split."""
         if self.split == "all":
             return item
         key = (*self._key, item)
-        if key not in _PLACES:
-            own = range(
-                item, self.size if self.task in EAGER else self.size * CANDIDATES, self.size
-            )
-            # Where questions are few, all candidates may be one; then any other will do.
+        if key not in _INDEX_CACHE:
+            end = self.size if self.task in EAGER else self.size * CANDIDATES
+            candidates = range(item, end, self.size)
+            # In tasks with few questions all candidates may be equal; then use other items.
             others = ((item + i) % self.size for i in range(min(self.size, MAX_TRIES)))
-            for index in itertools.chain(own, others):
+            for index in itertools.chain(candidates, others):
                 if half_of(str(self._draw(index)["question"])) == self.split:
-                    _PLACES[key] = index
+                    _INDEX_CACHE[key] = index
                     break
             else:
                 raise UserError(
                     f"{self.task} has too few questions to hold any out: set split to all"
                 )
-        return _PLACES[key]
+        return _INDEX_CACHE[key]
 
     def step(self, action: str) -> Step:
         score, reason = self._score(action)
         success = score >= 1.0 - 1e-6
-        paid = score if self.partial else float(success)
-        return self.turn("", paid, True, success=success, reason=reason, score=score)
+        reward = score if self.partial else float(success)
+        return self.turn("", reward, True, success=success, reason=reason, score=score)
 
     def _score(self, action: str) -> tuple[float, str]:
-        """The scorer's verdict in [0, 1], and what was wrong with the answer or the scorer."""
+        """Score in [0, 1], and the reason why the answer has no score (or an empty text)."""
         if action.strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
             return 0.0, "not an answer"
         truth = self._entry.get("answer")
@@ -225,7 +223,7 @@ class ReasoningGym(TextEnv):
             try:
                 score = float(self._scorer()(action))
             except Exception as error:
-                # Foreign scorers raise all sorts of errors on odd answers.
+                # Third-party scorers raise many types of errors on malformed answers.
                 return 0.0, f"the scorer raised {type(error).__name__}"
         return (min(max(score, 0.0), 1.0), "") if math.isfinite(score) else (0.0, "no finite score")
 
@@ -236,14 +234,14 @@ class ReasoningGym(TextEnv):
         return lambda answer: self._items.score_answer(answer=answer, entry=self._entry)
 
     def sample_action(self, rng: np.random.Generator) -> str:
-        """Answers have no list; one of a few that could be one."""
+        """Draw one of five generic answers, because legal answers cannot be listed."""
         return str(rng.choice(["0", "1", "yes", "no", "I do not know"]))
 
     def best_action(self) -> str:
         """The reference answer.
 
         Raises:
-            NotImplementedError: the task has none (it accepts several answers).
+            NotImplementedError: The task accepts several answers and has no reference.
         """
         answer = self._entry.get("answer")
         if answer is None:
@@ -255,10 +253,10 @@ class ReasoningGym(TextEnv):
 
 
 def _check_task(task: str) -> None:
-    """Raise a UserError that names the nearest tasks when there is no such one."""
+    """Raise a UserError if the task is unknown or not offered."""
     if task in QUARANTINE:
         raise UserError(f"{task} is not offered: it {QUARANTINE[task]}")
     known = tasks()
     if task not in known:
-        near = ", ".join(difflib.get_close_matches(task, known)) or "see tasks()"
-        raise UserError(f"reasoning-gym has no task {task!r}; did you mean {near}?")
+        hint = nearest(task, known) or "; see tasks()"
+        raise UserError(f"reasoning-gym has no task {task!r}{hint}")

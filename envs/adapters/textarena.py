@@ -1,9 +1,8 @@
-"""TextArena: games for one or several players (needs the extra `textarena`)."""
+"""TextArena: single-player and multiplayer games (extra `textarena`)."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import math
 import re
@@ -15,7 +14,7 @@ import numpy as np
 
 from rlhf.envs.adapters import PrivateGenerators, require
 from rlhf.envs.core import Conversation, Step, TextEnv, check_range
-from rlhf.errors import UserError
+from rlhf.errors import UserError, nearest
 
 Opponent = str | Callable[[Conversation], str]
 
@@ -35,7 +34,7 @@ GAMES: dict[str, int] = {
     **{"ThreePlayerGOPS": 3, "ThreePlayerIPD": 3, "ThreePlayerTicTacToe": 3},
     **{"SettlersOfCatan": 4, "Taboo": 4, "SecretMafia": 6},
 }
-"""Games on offer, and how many play."""
+"""Available game -> number of players."""
 
 _WORDS = "downloads word lists when it starts"
 _KEY = "asks a paid service for its replies"
@@ -52,7 +51,7 @@ QUARANTINE: dict[str, str] = {
     "PublicGoodsGame": "can ask one player without end",
     "CharacterConclave": "is talk without moves, decided by votes among the players",
 }
-"""Games that are not offered, and why (textarena 0.7)."""
+"""Game that is not offered -> reason (textarena 0.7)."""
 
 _MOVE = re.compile(r"\[[^\[\]\n]{1,40}\]")
 _MAX_OPPONENT_MOVES = 100
@@ -60,11 +59,11 @@ _MAX_DEALS = 20
 
 
 LOSS = -1.0
-"""What the loser of a game for several gets."""
+"""Reward for losing a multiplayer game."""
 
 
 def games() -> list[str]:
-    """The names of all games on offer."""
+    """Names of the available games."""
     require("textarena", "textarena")
     return sorted(GAMES)
 
@@ -72,29 +71,30 @@ def games() -> list[str]:
 class TextArena(TextEnv):
     """One game of TextArena, seen by one player.
 
-    State: the game's, and the seat, drawn at reset. Observation: what the game told this player
-    since its last move. Action: a move, mostly in square brackets. Reward: 0.0 until the game ends,
-    then what the game gives this player (as a rule 1 for a win, 0 for a draw, -1 for a loss; a
-    share in [0, 1] in games for one). Success: 1 or more. A game that raises on a move ends with
-    reward -1.0, as does a game for several that names no reward: to break a game is not better
-    than to lose it. A game that takes longer than `max_turns` moves ends without reward.
+    State: the state of the game, and the seat, which is drawn at reset. Observation: the game's
+    messages to this player since its last move. Action: a move, mostly in square brackets. Reward:
+    0.0 until the game ends, then the game's reward for this player (usually 1 for a win, 0 for a
+    draw, -1 for a loss; in single-player games a fraction in [0, 1]). Success: a reward of 1 or
+    more. If the game raises an exception on a move, or a multiplayer game gives no reward, the
+    reward is -1.0, so that breaking a game is never better than losing it. A game that takes more
+    than `max_turns` moves ends without reward.
 
-    TextArena draws from the global generators; they are lent to it while it runs, so that episodes
-    are reproducible and do not disturb each other, nor the user.
+    TextArena draws from the global generators. It runs with private ones, so that episodes are
+    reproducible and have no side effects.
 
     Args:
-        game: A name from `games()`, or one with its variant, such as `Nim-v0-large`.
-        opponent: "random" (one of the bracketed words it was shown), or a function from the
-            conversation as that player sees it to its move.
-        max_turns: The longest episode.
+        game: A name from `games()`, with or without a variant, such as `Nim-v0-large`.
+        opponent: "random" (one of the bracketed words in its observation), or a function from that
+            player's conversation to its move.
+        max_turns: Longest episode, in moves.
+        render_mode: As in gymnasium.
 
     Raises:
-        UserError: an unknown or quarantined game.
+        UserError: The game is unknown or not offered.
     """
 
     best_score = None
     system_prompt = "You play a game. Answer with your move in the form that the game asks for."
-
     items = "A deal of one game; deals have seeds of their own, small games repeat."
 
     def __init__(
@@ -124,7 +124,7 @@ class TextArena(TextEnv):
         super().reset(seed=seed)
         self._generators.seed(int(self.np_random.integers(2**31)))
         self._turns = 0
-        # Opponents that move first may end a game by themselves; then there is nothing to play.
+        # Opponents that move first may end the game before the agent's first move; draw again.
         for _ in range(_MAX_DEALS):
             self._seat = int(self.np_random.integers(self._players))
             self._views: dict[int, Conversation] = {}
@@ -144,7 +144,7 @@ class TextArena(TextEnv):
                 done, _ = self._game.step(action)
                 self._text, ended = ("", True) if done else self._until_my_turn()
             except Exception as error:
-                # Foreign games raise all sorts of errors on odd moves.
+                # Third-party games raise many types of errors on malformed moves.
                 reason = f"the game raised {type(error).__name__}"
                 return self._turn(LOSS, True, valid=False, reason=reason)
             if not ended:
@@ -153,12 +153,11 @@ class TextArena(TextEnv):
                 last = self._turns == self.max_turns
                 return self._turn(0.0, last, valid=not invalid, reason=reason)
             rewards, outcome = self._game.close()
-        mine = outcome.get(self._seat, {})
-        invalid, reason = bool(mine.get("invalid_move", False)), str(mine.get("reason", ""))
+        result = outcome.get(self._seat, {})
+        invalid, reason = bool(result.get("invalid_move", False)), str(result.get("reason", ""))
         self._text = reason
-        return self._turn(
-            _number(rewards, self._seat, self._players), True, valid=not invalid, reason=reason
-        )
+        reward = _reward_of(rewards, self._seat, self._players)
+        return self._turn(reward, True, valid=not invalid, reason=reason)
 
     def _turn(self, reward: float, done: bool, **info: Any) -> Step:
         return self.turn(
@@ -166,7 +165,7 @@ class TextArena(TextEnv):
         )
 
     def _until_my_turn(self) -> tuple[str, bool]:
-        """Let the others move; returns what this player is told, and whether the game ended."""
+        """Make the opponents' moves; return the agent's observation and whether the game ended."""
         for _ in range(_MAX_OPPONENT_MOVES):
             player, messages = self._game.get_observation()
             text = "\n".join(_line(message) for message in messages if message[0] != player)
@@ -189,28 +188,28 @@ class TextArena(TextEnv):
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """While the game runs: its own generators, and nothing printed (some games do)."""
+        """Context for calls of the game: private generators, and no output (some games print)."""
         with self._generators.active(), contextlib.redirect_stdout(io.StringIO()):
             yield
 
     def sample_action(self, rng: np.random.Generator) -> str:
-        """One of the bracketed words last shown: rules do not list legal moves in general."""
+        """Draw a bracketed word of the last observation; games do not list their legal moves."""
         return _some_move(self._text, rng)
 
 
 def _find(game: str) -> tuple[str, int]:
-    """TextArena's id of the plain (unwrapped) game, and how many play."""
+    """TextArena's id of the unwrapped game, and its number of players."""
     name, version, variant = game.partition("-v0")
     if name in QUARANTINE:
         raise UserError(f"{name} is not offered: it {QUARANTINE[name]}")
     if name not in GAMES:
-        near = ", ".join(difflib.get_close_matches(name, GAMES)) or "see games()"
-        raise UserError(f"textarena has no game {name!r}; did you mean {near}?")
+        hint = nearest(name, GAMES) or "; see games()"
+        raise UserError(f"textarena has no game {name!r}{hint}")
     return f"{name}{version or '-v0'}{variant.removesuffix('-raw')}-raw", GAMES[name]
 
 
 def _line(message: Any) -> str:
-    """A message with its sender: the game speaks without a name."""
+    """A message with its sender; messages of the game itself have none."""
     sender, text = message[0], str(message[1]).strip()
     return text if sender == -1 else f"Player {sender}: {text}"
 
@@ -220,9 +219,12 @@ def _some_move(text: str, rng: np.random.Generator) -> str:
     return moves[int(rng.integers(len(moves)))] if moves else "[0]"
 
 
-def _number(rewards: Any, seat: int, players: int) -> float:
-    """This player's reward; some games put an error message in its place, which is no share of a
-    game for one, and a loss among several."""
+def _reward_of(rewards: Any, seat: int, players: int) -> float:
+    """The reward of a seat.
+
+    Some games return an error message instead; it counts as 0 in a single-player game and as a loss
+    in a multiplayer game.
+    """
     reward = rewards.get(seat) if isinstance(rewards, dict) else None
     if isinstance(reward, int | float) and math.isfinite(reward):
         return float(reward)

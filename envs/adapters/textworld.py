@@ -1,4 +1,4 @@
-"""TextWorld: generated text adventures (needs the extra `textworld`)."""
+"""TextWorld: generated text adventures (extra `textworld`)."""
 
 from __future__ import annotations
 
@@ -12,37 +12,35 @@ from rlhf.envs.adapters import PrivateGenerators, require
 from rlhf.envs.core import Step, TextEnv, check_choice, check_range
 
 QUARANTINE: dict[str, str] = {}
-"""Settings that are not offered, and why: none is known to fail."""
+"""Setting that is not offered -> reason; none is known to fail."""
 
 FIRST_TEST_GAME = 10**6
-"""Games of the test split have generator seeds from here on."""
+"""First generator seed of the test split."""
 
 
 class TextWorld(TextEnv):
     """A generated adventure with one quest.
 
-    State: the game's. Observation: the quest and the room at first, then the game's answer. Action:
-        a
-    command, such as `take key from table`. Reward: the gain in score, as a share of the greatest
-    score.
-    Success: the quest is done. The episode ends with the game or after `max_turns` commands.
-        Optimum:
-    1.0, by the generator's own walkthrough. Training and test games have different generator seeds.
+    State: the state of the game. Observation: first the quest and the room, then the response of
+    the game. Action: a command, such as `take key from table`. Reward: the gain in score, divided
+    by the maximum score. Success: the quest is completed. The episode ends with the game or after
+    `max_turns` commands. Optimum: 1.0, by the generator's own walkthrough. Training and test games
+    have different generator seeds.
 
-    A game is compiled when a seed first needs it, which takes seconds, and is then kept.
+    A game is compiled when it is first drawn, which takes seconds, and is then cached.
 
     Args:
         rooms: Rooms per game.
-        objects: Things per game.
-        quest_length: Commands that the quest needs.
-        games: How many games there are in each split.
+        objects: Objects per game.
+        quest_length: Number of commands that the quest needs.
+        games: Number of games in each split.
         split: "train" or "test".
-        folder: Where compiled games are kept; None is a temporary folder of this process.
-        max_turns: The longest episode.
+        folder: Cache of compiled games; None uses a temporary folder of this process.
+        max_turns: Longest episode, in commands.
+        render_mode: As in gymnasium.
     """
 
     best_score = 1.0
-
     separable = True
     items = "A generated game; generator seeds of evaluation are not in training."
 
@@ -91,7 +89,7 @@ class TextWorld(TextEnv):
         )
         self._generators.seed(game)
         with self._generators.active(), warnings.catch_warnings():
-            # The interpreter warns that it cannot score such games; TextWorld scores them itself.
+            # The interpreter warns that it cannot score these games, but TextWorld scores them.
             warnings.simplefilter("ignore")
             self._game = self._library.start(str(self._compiled(game)), infos)
             self._state = dict(self._game.reset())
@@ -105,7 +103,7 @@ class TextWorld(TextEnv):
         before = self._state["score"]
         self._left -= 1
         if not valid:
-            # Only listed commands reach the interpreter, a native program.
+            # The interpreter is a native program, so only listed commands are passed to it.
             text = "Nothing happens."
             return self.turn(text, 0.0, self._left == 0, valid=False, reason="not possible here")
         with self._generators.active():
@@ -130,11 +128,11 @@ class TextWorld(TextEnv):
         return self._state["policy_commands"][0]
 
     def optimal_value(self) -> float:
-        """The greatest score, as quests are never longer than the episode."""
+        """The maximum score, because no quest is longer than the episode."""
         return self.best_score
 
     def _compiled(self, game: int) -> Path:
-        """The file of a game, compiled if it is not there yet."""
+        """The file of a game, which is compiled if it does not exist."""
         name = "-".join(map(str, (*self._shape.values(), game)))
         path = self._folder / name / "game.z8"
         if not path.exists():
@@ -149,11 +147,11 @@ class TextWorld(TextEnv):
 
 @cache
 def _temporary() -> tempfile.TemporaryDirectory[str]:
-    """One folder per process, removed at its end; the cache keeps it until then."""
+    """One folder per process, removed when the process exits; the cache keeps it alive."""
     return tempfile.TemporaryDirectory(prefix="textworld-")
 
 
 def _clean(text: str) -> str:
-    """A game's answer without the prompt sign and empty lines."""
+    """A response of the game without prompt signs and empty lines."""
     lines = (line.strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line and line != ">")

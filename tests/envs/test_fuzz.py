@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from rlhf import envs
 from rlhf.envs.check import JUNK
-from rlhf.envs.core import plain
+from rlhf.envs.core import normalized
 from rlhf.envs.parsing import PARSERS
 from rlhf.envs.preference_bandit import CONTEXTS, gold_score, parse_reply, proxy_score
 
@@ -39,13 +39,13 @@ def test_junk_never_raises_and_never_succeeds(name):
 def test_any_text_is_survived(name, texts, seed):
     env = MADE[name]
     env.reset(seed=seed)
-    legal = {plain(action) for action in env.legal_actions()}
+    legal = {normalized(action) for action in env.legal_actions()}
     for text in texts:
         _, reward, done, truncated, info = env.step(text)
         assert np.isfinite(reward)
         assert not truncated
         if done:
-            assert not info.get("is_success", False) or any(plain(t) in legal for t in texts)
+            assert not info.get("is_success", False) or any(normalized(t) in legal for t in texts)
             break
 
 
@@ -72,7 +72,7 @@ def test_a_hundred_thousand_mixed_strings():
 
 @given(st.text(max_size=50))
 def test_plain_is_idempotent(text):
-    assert plain(plain(text)) == plain(text)
+    assert normalized(normalized(text)) == normalized(text)
 
 
 def test_digits_of_other_scripts_are_not_numbers():

@@ -237,30 +237,28 @@ def test_kuhn_values_against_a_random_opponent():
 
 
 def test_kuhn_self_play_between_equilibria_has_the_game_value():
-    """The opponent as a function, playing the equilibrium from what it is told."""
+    """The opponent is a function that plays the equilibrium from its own observations."""
     rng = np.random.default_rng(0)
 
     def snapshot(conversation):
-        told = [m["content"] for m in conversation if m["role"] == "user"]
-        card = next(card for card in kuhn_poker.CARDS if card in told[0])
-        heard = told[-1]
-        history = "" if "says" not in heard else "c" if "check" in heard.split("?")[0] else "b"
-        if len(told) == 2:
+        observations = [m["content"] for m in conversation if m["role"] == "user"]
+        card = next(card for card in kuhn_poker.CARDS if card in observations[0])
+        last = observations[-1]
+        history = "" if "says" not in last else "c" if "check" in last.split("?")[0] else "b"
+        if len(observations) == 2:
             history = "cb"
-        elif "says check" in heard:
+        elif "says check" in last:
             history = "c"
-        brave = rng.random() < kuhn_poker.EQUILIBRIUM[history][card]
+        bets = rng.random() < kuhn_poker.EQUILIBRIUM[history][card]
         words = kuhn_poker.LEGAL[history]
-        return words[1 if "bet" in words else 0] if brave else words[0 if "bet" in words else 1]
+        return words[1 if "bet" in words else 0] if bets else words[0 if "bet" in words else 1]
 
     env = KuhnPoker(snapshot, "first")
-    expert = KuhnPoker("optimal", "first")
 
     def nash(e):
-        expert._begin("first", e._mine, e._theirs)
-        brave = rng.random() < kuhn_poker.EQUILIBRIUM[e._history][e._mine]
+        bets = rng.random() < kuhn_poker.EQUILIBRIUM[e._history][e._card]
         words = e.legal_actions()
-        return words[1 if "bet" in words else 0] if brave else words[0 if "bet" in words else 1]
+        return words[1 if "bet" in words else 0] if bets else words[0 if "bet" in words else 1]
 
     assert_mean(play(env, nash, range(4000)), -1 / 18)
     with pytest.raises(ValueError, match="not a function"):

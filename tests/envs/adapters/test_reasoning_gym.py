@@ -173,7 +173,7 @@ def test_partial_credit_is_a_choice():
 
 
 def test_unknown_tasks_and_settings_are_refused():
-    with pytest.raises(ValueError, match="did you mean chain_sum"):
+    with pytest.raises(ValueError, match="did you mean 'chain_sum'"):
         make("chainsum")
     with pytest.raises(ValueError, match="not offered"):
         make("composite")

@@ -129,7 +129,7 @@ def test_a_game_for_several_without_a_reward_is_lost(monkeypatch):
 
 
 def test_unknown_and_quarantined_games_are_refused():
-    with pytest.raises(ValueError, match="did you mean TicTacToe"):
+    with pytest.raises(ValueError, match="did you mean 'TicTacToe'"):
         make("TicTacTo")
     with pytest.raises(ValueError, match="Wordle is not offered: it downloads"):
         make("Wordle")

@@ -1,0 +1,56 @@
+"""Base class of the games in which one agent plays against an opponent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from rlhf.envs.core import Conversation, TextEnv, check_choice
+from rlhf.errors import UserError
+
+Opponent = str | Callable[[Conversation], str]
+"""A built-in opponent, or a function from its conversation to its reply."""
+SEATS = ("first", "second")
+
+
+class TwoPlayerEnv(TextEnv):
+    """A game against a built-in opponent or a function.
+
+    A function receives the opponent's side of the game as a conversation: the rules as system
+    message, the observations as user messages and its own replies as assistant messages.
+    """
+
+    rules: ClassVar[str]
+    """System prompt of both players."""
+    opponents: ClassVar[dict[str, str]]
+    """Built-in opponent -> the sentence about it that is added to the agent's system prompt."""
+
+    def __init__(self, opponent: Opponent, seat: str, *, render_mode: str | None = None) -> None:
+        if isinstance(opponent, str):
+            check_choice("opponent", opponent, tuple(self.opponents))
+        check_choice("seat", seat, (*SEATS, "random"))
+        super().__init__(render_mode=render_mode)
+        self.opponent, self.seat = opponent, seat
+        about = self.opponents[opponent] if isinstance(opponent, str) else ""
+        self.system_prompt = self.rules + about
+        self._clear_opponent_view()
+
+    def _clear_opponent_view(self) -> None:
+        self._opponent_view: Conversation = [{"role": "system", "content": self.rules}]
+
+    def _draw_seat(self) -> str:
+        return self.seat if self.seat != "random" else SEATS[int(self.np_random.integers(2))]
+
+    def _ask_opponent(self, text: str) -> str:
+        """Reply of an opponent that is a function to a new user message."""
+        assert callable(self.opponent)
+        self._opponent_view.append({"role": "user", "content": text})
+        reply = self.opponent([dict(message) for message in self._opponent_view])
+        self._opponent_view.append({"role": "assistant", "content": reply})
+        return reply
+
+    def _built_in_opponent(self) -> str:
+        """Name of the opponent; a UserError if it is a function, so that no values are known."""
+        if not isinstance(self.opponent, str):
+            raise UserError("values are known against 'optimal' and 'random', not a function")
+        return self.opponent
