@@ -26,15 +26,17 @@ def ours(job: Job, pace: Pace, *, rows: int) -> None:
     """Up to ``rows`` requests decode together; a row that is done is filled by the next one."""
     from rlhf.config.model import ModelSpec
     from rlhf.models.loading import load_model
+    from rlhf.rollout.sampling.base import SamplingParams
     from rlhf.rollout.sampling.continuous import Sampler
 
     model, tokenizer = load_model(ModelSpec(path=job.model), seed=0)
-    stop_ids: Any = {tokenizer.eos_token_id}
+    stop: Any = tokenizer.eos_token_id
+    sampling = SamplingParams(stop_ids=frozenset({stop}))
     asked = requests_of(job)
     rng = np.random.default_rng(0)
 
     def step() -> float:
-        sampler = Sampler(model, stop_ids=stop_ids, rows=rows)
+        sampler = Sampler(model, sampling, rows=rows)
         waiting = iter(enumerate(asked))
 
         def submit() -> None:

@@ -25,8 +25,8 @@ def ours(job: Job, pace: Pace) -> None:
     collector = Collector.open(model, tokenizer, EnvSpec(id=ENV_ID, kwargs=task), spec)
 
     def step() -> float:
-        starts = [EpisodeSeed(seed=0, group=0, member=i) for i in range(s["episodes"])]
-        return float(sum(len(r.tokens) for r in collector.collect(model, starts)))
+        starts = [EpisodeSeed(seed=0, group_index=0, sample_index=i) for i in range(s["episodes"])]
+        return float(sum(len(r.tokens) for r in collector.collect(starts)))
 
     pace.loop(step)
 

@@ -58,7 +58,7 @@ def generate(config: GenerateConfig) -> Iterator[str]:
     first = config.seed * size  # so many seeds in a row visit each prompt once
     starts = [EpisodeSeed(first + i, i, m) for i in range(size) for m in range(config.samples)]
     temperature = 0.0 if config.decoding == "greedy" else None
-    for rollout in collector.collect(model, starts, temperature=temperature):
+    for rollout in collector.collect(starts, temperature=temperature):
         *prompt, reply = rollout.conversation
         if config.prompt is not None:
             yield reply["content"]

@@ -38,7 +38,6 @@ def evaluation_starts(episodes: int, *, first: int = 0, samples: int = 1) -> lis
 
 
 def play_model(
-    model: Any,
     collector: Collector,
     starts: Sequence[EpisodeSeed],
     *,
@@ -49,8 +48,7 @@ def play_model(
     """Rows of ``episodes.jsonl`` for a model.
 
     Args:
-        model: a causal model.
-        collector: environments and chat format; its temperature is used for sampling.
+        collector: policy, environments and chat format; its temperature is used for sampling.
         starts: seeds of the episodes.
         decoding: "greedy" or "sampled".
         rewards: additional rewards; each adds its components.
@@ -58,7 +56,7 @@ def play_model(
     """
     began = time.monotonic()
     temperature = 0.0 if decoding == "greedy" else None
-    rollouts = collector.collect(model, starts, temperature=temperature)
+    rollouts = collector.collect(starts, temperature=temperature)
     seconds = (time.monotonic() - began) / len(rollouts)
     return _rows(rollouts, rewards, decoding=decoding, seconds=seconds, counts=counts)
 
@@ -92,11 +90,11 @@ def play_reference(
 def _play(policy: str, env: gym.Env, start: EpisodeSeed) -> Rollout:
     # Not the seed alone: the environment uses that stream, and the draws would be dependent.
     key = [RANDOM_STREAM, start.seed]
-    rng = np.random.default_rng([*key, start.member] if start.member else key)
+    rng = np.random.default_rng([*key, start.sample_index] if start.sample_index else key)
     observation, info = env.reset(seed=start.seed)
     task: Any = env.unwrapped
     start_info = {**info, "observation": str(observation)}
-    rollout = Rollout(start.seed, start.group, start.member, start_info=start_info)
+    rollout = Rollout(start.seed, start.group_index, start.sample_index, start_info=start_info)
     done = False
     while not done:
         try:

@@ -50,7 +50,7 @@ def play_groups(
         for member in range(samples)
     ]
     try:
-        rollouts = collector.collect(policy, starts)
+        rollouts = collector.collect(starts)
     finally:
         collector.close()
     groups: dict[int, list[Rollout]] = {}

@@ -184,7 +184,6 @@ def _play(
     )
     try:
         return play_model(
-            policy.model,
             collector,
             evaluation_starts(config.episodes, first=config.first_episode, samples=config.samples),
             decoding=config.decoding,

@@ -29,6 +29,8 @@ class Rollout:
     costs: list[float] = field(default_factory=list)
     turn: list[int] = field(default_factory=list)
     """Number of the turn a token belongs to, counted from 0."""
+    policy_versions: list[int] = field(default_factory=list)
+    """Version of the policy that sampled a token, or that read it as context."""
     terminated: bool = False
     """The task ended: nothing follows."""
     truncated: bool = False
@@ -50,7 +52,14 @@ class Rollout:
     start_info: dict[str, Any] = field(default_factory=dict)
     """The environment's ``info`` of the start state, and its first ``observation`` as text."""
 
-    def append(self, ids: Sequence[int], *, turn: int, logprobs: Sequence[float] | None) -> None:
+    def append(
+        self,
+        ids: Sequence[int],
+        *,
+        turn: int,
+        logprobs: Sequence[float] | None,
+        policy_version: int = 0,
+    ) -> None:
         """Add tokens: sampled ones come with their log-probabilities, others with None."""
         self.tokens += ids
         self.is_action += [logprobs is not None] * len(ids)
@@ -58,6 +67,7 @@ class Rollout:
         self.rewards += [0.0] * len(ids)
         self.costs += [0.0] * len(ids)
         self.turn += [turn] * len(ids)
+        self.policy_versions += [policy_version] * len(ids)
 
     @property
     def num_turns(self) -> int:

@@ -1,4 +1,4 @@
-"""Environments x policy -> rollouts."""
+"""Collect rollouts: play episodes of environments with completions from a rollout engine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import count
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.conversation import after_system
@@ -22,39 +21,61 @@ from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
 from rlhf.rollout.load_check import check_sampling
-from rlhf.rollout.sampling.continuous import Reply, Sampler
-from rlhf.rollout.truncation import truncate
+from rlhf.rollout.sampling.base import (
+    Completion,
+    FinishReason,
+    Request,
+    RolloutEngine,
+    SamplingParams,
+)
+from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.runs.profiling import Stopwatch
 
 log = logging.getLogger(__name__)
 
-# Choice of a token from the policy's distribution needs one uniform number; an episode's numbers
-# come from its own generator, so that they depend on nothing else.
-NOISE_STREAM = 7
+# Separates the random numbers of sampling from others that are derived from the same seed.
+SAMPLING_STREAM = 7
+
+_episode_ids = count()
 
 
 @dataclass(frozen=True)
 class EpisodeSeed:
-    """An episode to play: equal seeds start equally; ``member`` tells a group's episodes apart."""
+    """What an episode's randomness derives from.
+
+    The environment is reset with ``seed``; the episodes of a group share it, and ``sample_index``
+    distinguishes their sampled tokens.
+    """
 
     seed: int
-    group: int
-    member: int
+    group_index: int
+    sample_index: int
 
 
 @dataclass
 class _Episode:
-    env: Any
+    """An episode in progress; ``rollout.tokens`` is all of it, including the next turn's prompt."""
+
+    id: int
+    """For the engine."""
+    index: int
+    """Position among the episodes to collect."""
+    env: gym.Env
     rollout: Rollout
-    new_ids: list[int]
     budget: int
-    """Tokens it may have."""
-    limit: int = 0
+    """Most tokens of the whole episode."""
+    turn: int = 0
+    """Number of the turn that is played, counted from 0."""
+
+    @property
+    def room(self) -> int:
+        """Tokens that may still be appended."""
+        return self.budget - len(self.rollout.tokens)
 
 
 @dataclass(frozen=True)
-class _Outcome:
-    """An environment's answer to one reply."""
+class _EnvStep:
+    """Result of an environment's ``step``."""
 
     observation: str
     reward: float
@@ -68,16 +89,16 @@ class _Outcome:
 def make_env_factory(
     spec: EnvSpec, prompts: Sequence[Any] = (), *, split: str | None = None
 ) -> Callable[[], gym.Env]:
-    """A function that makes one environment.
+    """Return a function that makes one environment.
 
     Args:
-        spec: of the environment.
-        prompts: conversations, where the spec names prompt sets.
-        split: "train" or "test" where the environment keeps their items apart; None leaves it as
-            the spec has it.
+        spec: environment id and arguments, or prompt sets.
+        prompts: conversations, if the spec names prompt sets.
+        split: "train" or "test", for environments with separate items for each; None uses the
+            arguments of the spec.
 
     Raises:
-        UserError: no environment of that id, or it cannot be made with these arguments.
+        UserError: the id is unknown, or the environment cannot be made with these arguments.
     """
     from rlhf import envs
     from rlhf.envs.items import split_kwargs
@@ -99,22 +120,24 @@ def make_env_factory(
 
 
 class Collector:
-    """Plays episodes with a policy; keeps its environments until ``close``.
+    """Plays episodes with a rollout engine; keeps its environments until ``close``.
 
     Args:
+        engine: samples the policy's completions.
         make_env: makes one environment.
-        chat_format: the policy's.
-        spec: limits and sampling.
-        context: tokens the policy can read.
-        long_context: tokens that an episode may have whose prompt alone is longer than ``context``
-            (see ``usable_context``); None: there can be none.
-        errors: what an environment's exception does ("raise" or "count").
-        watch: counts the seconds of generation and environments.
-        examples: messages shown before every episode, after a system message.
+        chat_format: chat format of the policy.
+        spec: limits and sampling parameters.
+        context: context length of the policy, in tokens.
+        long_context: token limit of an episode whose prompt alone is longer than ``context`` (see
+            ``usable_context``); None: such prompts are refused.
+        errors: effect of an exception in an environment ("raise" or "count").
+        watch: measures the time of generation and of environments.
+        examples: messages shown before every episode, after the system message.
     """
 
     def __init__(
         self,
+        engine: RolloutEngine,
         make_env: Callable[[], gym.Env],
         chat_format: ChatFormat,
         spec: RolloutSpec,
@@ -125,14 +148,12 @@ class Collector:
         watch: Stopwatch | None = None,
         examples: Sequence[dict[str, Any]] = (),
     ) -> None:
-        self.examples = list(examples)
+        self.engine, self.examples = engine, list(examples)
         self.make_env, self.chat_format = make_env, chat_format
         self.spec, self.errors = spec, errors
         self.context, self.long_context = context, long_context or context
-        self.budget = min(spec.max_tokens or context, context)
         self.envs: list[gym.Env] = []
         self.watch = watch or Stopwatch()
-        self.prefilled = 0
         self.failed = 0
 
     @classmethod
@@ -148,12 +169,12 @@ class Collector:
         examples: Sequence[dict[str, Any]] = (),
         split: str | None = None,
     ) -> Collector:
-        """The collector that a configuration describes, for a model and its tokenizer.
+        """Make the collector of a configuration, with an engine that samples in this process.
 
         ``split`` is that of ``make_env_factory``.
 
         Raises:
-            UserError: the chat template refuses a prompt, or the system message.
+            UserError: the chat template refuses a prompt or the system message.
         """
         chat_format = ChatFormat(
             tokenizer,
@@ -162,21 +183,22 @@ class Collector:
             stop=rollout.stop,
             stop_ids=generation_stop_ids(model),
         )
-        context, whole = context_of(model), whole_context(text_config(bare(model)))
-        if context < whole:
+        context, long_context = context_of(model), whole_context(text_config(bare(model)))
+        if context < long_context:
             log.info(
-                "rows of more than %d tokens are read with other rotary frequencies: an episode "
-                "whose prompt is shorter ends there, a longer one at %d",
+                "rotary frequencies change beyond %d tokens: episodes with shorter prompts are "
+                "truncated there, others at %d tokens",
                 context,
-                whole,
+                long_context,
             )
         check_sampling(model)
         collector = cls(
+            ContinuousEngine(model, max_rows=rollout.parallel),
             make_env_factory(env, prompts, split=split),
             chat_format,
             rollout,
             context=context,
-            long_context=whole,
+            long_context=long_context,
             errors=env.errors,
             watch=watch,
             examples=examples,
@@ -185,13 +207,13 @@ class Collector:
         return collector
 
     def check_template(self, prompts: Sequence[Any]) -> None:
-        """See that the chat template takes what every episode begins with, before one is played.
+        """Check, before any episode, that the chat template can render the prompts.
 
         Args:
-            prompts: of a prompt set; without any, an environment's system message is tried.
+            prompts: prompts of a prompt set; if empty, the environment's system message is checked.
 
         Raises:
-            UserError: names the prompt that is refused.
+            UserError: names the prompt that the template refuses.
         """
         if not self.chat_format.chat:
             return
@@ -210,10 +232,10 @@ class Collector:
                 raise UserError(f"prompt {index + 1} of env.prompts: {error}") from error
 
     def episode_tokens(self) -> int:
-        """Most tokens that an episode can sample, as far as its turns are known.
+        """Upper bound of the tokens that an episode samples, if its number of turns is known.
 
-        An environment tells by ``max_turns``, or by the step limit of its registration. Without
-        either it is ``rollout.max_tokens``, or else the limit of one turn.
+        The number of turns is the environment's ``max_turns`` or the step limit of its
+        registration. Without either, the result is ``rollout.max_tokens`` or the limit of one turn.
         """
         if not self.envs:
             self.envs.append(self.make_env())
@@ -233,100 +255,101 @@ class Collector:
 
     def collect(
         self,
-        model: Any,
-        starts: Sequence[EpisodeSeed],
+        seeds: Sequence[EpisodeSeed],
         *,
         temperature: float | None = None,
         allow_none: bool = False,
     ) -> list[Rollout]:
-        """Play one episode per start.
+        """Play one episode per seed with the engine's present policy.
 
         Args:
-            model: the policy's causal model.
-            starts: seeds, groups and members.
-            temperature: overrides the spec's; 0 is greedy.
-            allow_none: whether the result may be empty, where failures are counted.
+            seeds: the episodes.
+            temperature: overrides the spec's temperature; 0 is greedy decoding.
+            allow_none: return an empty list, rather than raise, if every episode failed.
 
         Returns:
-            The episodes in the order of their starts, without those that failed where failures are
-            counted.
+            The episodes in the order of ``seeds``, without those whose environment failed.
 
         Raises:
-            UserError: an environment failed (with the seed that repeats it), every one did, or a
-                prompt does not fit the context.
+            UserError: an environment failed (the message names the seed), all of them failed, or a
+                prompt does not fit into the context.
         """
-        warmth = self.spec.temperature if temperature is None else temperature
-        size = min(self.spec.parallel, len(starts))
-        while len(self.envs) < size:
-            self.envs.append(self.make_env())
-        sampler = Sampler(
-            model,
-            stop_ids=self.chat_format.stop_ids,
-            rows=size,
-            temperature=warmth,
-            restrict=partial(truncate, spec=self.spec) if self.spec.truncations else None,
+        sampling = SamplingParams(
+            temperature=self.spec.temperature if temperature is None else temperature,
+            top_k=self.spec.top_k,
+            top_p=self.spec.top_p,
+            min_p=self.spec.min_p,
+            stop_ids=frozenset(self.chat_format.stop_ids),
         )
-        played = self._play(sampler, starts, self.envs[:size])
-        self.prefilled += sampler.prefilled
-        if not played and not allow_none:
+        parallel = min(self.spec.parallel, len(seeds))
+        while len(self.envs) < parallel:
+            self.envs.append(self.make_env())
+        try:
+            rollouts = self._play(seeds, self.envs[:parallel], sampling)
+        finally:
+            self.engine.reset()
+        if not rollouts and not allow_none:
             raise UserError("every environment failed, so there is nothing to learn from")
-        return [played[place] for place in sorted(played)]
+        return [rollouts[index] for index in sorted(rollouts)]
 
     def _play(
-        self, sampler: Sampler, starts: Sequence[EpisodeSeed], envs: Sequence[gym.Env]
+        self, seeds: Sequence[EpisodeSeed], envs: Sequence[gym.Env], sampling: SamplingParams
     ) -> dict[int, Rollout]:
-        """Finished episodes by their place in ``starts``; a free environment takes the next."""
-        waiting = deque(enumerate(starts))
+        """Play all episodes; the next one starts as soon as an environment is free.
+
+        Returns:
+            The finished episodes, by their index in ``seeds``.
+        """
+        waiting = deque(enumerate(seeds))
         free = list(reversed(envs))
-        playing: dict[int, _Episode] = {}
-        played: dict[int, Rollout] = {}
+        active: dict[int, _Episode] = {}  # by request
+        finished: dict[int, Rollout] = {}
+
+        def submit(episode: _Episode) -> None:
+            request = self._request(episode, sampling)
+            active[request.request_id] = episode
+            self.engine.submit([request])
+
         while True:
             while free and waiting:
-                place, start = waiting.popleft()
+                index, seed = waiting.popleft()
                 env = free[-1]
-                shown = self._guarded(start.seed, lambda e=env, s=start: _reset(e, s.seed))
-                if shown is None:
-                    free[-1] = self._rebuilt(env)
+                start = self._guarded(seed.seed, lambda e=env, s=seed: _reset(e, s.seed))
+                if start is None:
+                    free[-1] = self._replace(env)
                     continue
-                episode = self._begin(env, start, *shown)
-                playing[place] = episode
+                submit(self._begin(env, index, seed, *start))
                 free.pop()
-                sampler.submit(place, episode.new_ids, self._noise(episode))
-            if not playing:
-                return played
+            if not active:
+                return finished
             with self.watch("generation"):
-                replies = sampler.step()
-            for place, reply in replies.items():
-                episode = playing[place]
-                text = self.chat_format.decode_reply(reply.tokens)
-                outcome = self._guarded(
-                    episode.rollout.seed, lambda e=episode, t=text: self._act(e.env, t)
-                )
-                over = None if outcome is None else self._advance(episode, reply, text, outcome)
+                completions = self.engine.poll()
+            for completion in completions:
+                episode = active.pop(completion.request.request_id)
+                over = self._advance(episode, completion)
                 if over is False:
-                    sampler.submit(place, episode.new_ids, self._noise(episode))
-                    continue
-                sampler.release(place)
-                del playing[place]
-                free.append(episode.env if over else self._rebuilt(episode.env))
+                    submit(episode)
+                else:
+                    self.engine.release(episode.id)
+                    free.append(episode.env if over else self._replace(episode.env))
                 if over:
-                    played[place] = episode.rollout
+                    finished[episode.index] = episode.rollout
 
-    def _rebuilt(self, env: gym.Env) -> gym.Env:
-        """A new environment in place of one that failed, whose state nobody knows."""
-        place = self.envs.index(env)
+    def _replace(self, env: gym.Env) -> gym.Env:
+        """Replace an environment that failed, because its state is undefined, by a new one."""
+        index = self.envs.index(env)
         try:
             env.close()
-        except Exception as error:  # it is broken already, and that was counted
+        except Exception as error:  # the failure itself was counted already
             log.warning("a failed environment did not close: %s", _first_line(error))
-        self.envs[place] = self.make_env()
-        return self.envs[place]
+        self.envs[index] = self.make_env()
+        return self.envs[index]
 
-    def _guarded(self, seed: int, act: Callable[[], Any]) -> Any:
-        """Run environment code; None when it failed and failures are counted."""
+    def _guarded(self, seed: int, call: Callable[[], Any]) -> Any:
+        """Run environment code; None if it failed and failures are counted."""
         try:
             with self.watch("environments"):
-                return act()
+                return call()
         except UserError:
             raise
         except Exception as error:
@@ -339,31 +362,36 @@ class Collector:
             log.warning("episode of seed %d dropped: %s", seed, _first_line(error))
             return None
 
-    def _begin(self, env: gym.Env, start: EpisodeSeed, observation: str, info: dict) -> _Episode:
+    def _begin(
+        self, env: gym.Env, index: int, seed: EpisodeSeed, observation: str, info: dict[str, Any]
+    ) -> _Episode:
+        """Start an episode from the result of ``reset``."""
         start_info = {**info, "observation": observation}
-        rollout = Rollout(start.seed, start.group, start.member, start_info=start_info)
-        # The message's further keys, such as the right answer, are for rewards to read.
-        extra = info.get("message")  # of our prompt sets; other environments may use the key
-        keys = extra if isinstance(extra, Mapping) else {}
-        shown = {"role": "user", **keys, "content": observation}
+        rollout = Rollout(seed.seed, seed.group_index, seed.sample_index, start_info=start_info)
+        # Prompt sets put the data row's message here, whose other keys are for rewards, such as the
+        # right answer; in other environments the key can have any meaning.
+        message = info.get("message")
+        keys = message if isinstance(message, Mapping) else {}
+        first = {"role": "user", **keys, "content": observation}
         system = getattr(env.unwrapped, "system_prompt", None)
-        rollout.conversation = self._opening([*info.get("messages", ()), shown], system=system)
+        rollout.conversation = self._opening([*info.get("messages", ()), first], system=system)
         ids = self.chat_format.encode_prompt(rollout.conversation)
-        room = self.context if len(ids) <= self.context else self.long_context
-        episode = _Episode(env, rollout, ids, min(self.spec.max_tokens or room, room))
-        if not self._fits(episode):
+        context = self.context if len(ids) <= self.context else self.long_context
+        budget = min(self.spec.max_tokens or context, context)
+        if len(ids) >= budget:
             raise UserError(
-                f"the prompt of seed {start.seed} has {len(ids)} tokens, which leaves no room in "
-                f"the {episode.budget} of rollout.max_tokens or the model's context: shorten the "
+                f"the prompt of seed {seed.seed} has {len(ids)} tokens, which leaves no room in "
+                f"the {budget} of rollout.max_tokens or the model's context: shorten the "
                 "prompts or raise the limit"
             )
-        rollout.append(ids, turn=0, logprobs=None)
-        return episode
+        rollout.append(ids, turn=0, logprobs=None, policy_version=self.engine.policy_version)
+        return _Episode(next(_episode_ids), index, env, rollout, budget)
 
     def _opening(self, messages: Sequence[Any], *, system: str | None) -> list[dict[str, Any]]:
-        """``messages`` with the system message and the examples of this collector.
+        """Add the system message and the examples of this collector to ``messages``.
 
-        ``rollout.system`` replaces the conversation's own, which comes before the environment's.
+        ``rollout.system`` takes precedence over the system message of the conversation, and that
+        over the environment's.
         """
         tools = tools_of(messages)
         messages = [dict(message) for message in messages]
@@ -374,25 +402,24 @@ class Collector:
             messages = [{"role": "system", "content": system}, *messages]
         return with_tools(after_system(messages, self.examples), tools)
 
-    def _fits(self, episode: _Episode) -> bool:
-        """Set the limit of the next reply; False when there is no room for one."""
-        room = episode.budget - len(episode.rollout.tokens) - len(episode.new_ids)
-        episode.limit = min(self.spec.max_new_tokens, room)
-        return room > 0
-
-    def _noise(self, episode: _Episode) -> np.ndarray:
+    def _request(self, episode: _Episode, sampling: SamplingParams) -> Request:
+        """The request for an episode's next reply."""
         rollout = episode.rollout
-        turn = rollout.turn[-1] if rollout.num_actions == 0 else rollout.turn[-1] + 1
-        key = [NOISE_STREAM, rollout.seed, rollout.member, turn]
-        return np.random.default_rng(key).random(episode.limit)
+        return Request(
+            episode_id=episode.id,
+            prompt_ids=list(rollout.tokens),
+            max_new_tokens=min(self.spec.max_new_tokens, episode.room),
+            seed=(SAMPLING_STREAM, rollout.seed, rollout.member, episode.turn),
+            sampling=sampling,
+        )
 
-    def _act(self, env: Any, text: str) -> _Outcome:
-        """What the environment answers to a reply."""
+    def _step(self, env: Any, text: str) -> _EnvStep:
+        """Step the environment with a reply."""
         action = text_to_action(text, env)
-        answer = self._refuse(env) if action is None else env.step(action)
-        observation, reward, terminated, truncated, info = answer
+        result = self._invalid_action(env) if action is None else env.step(action)
+        observation, reward, terminated, truncated, info = result
         success = info.get("is_success")
-        return _Outcome(
+        return _EnvStep(
             observation=str(observation),
             reward=float(reward),
             cost=float(info.get("cost", 0.0)),
@@ -402,39 +429,52 @@ class Collector:
             truncated=bool(truncated),
         )
 
-    def _advance(self, episode: _Episode, reply: Reply, text: str, outcome: _Outcome) -> bool:
-        """Note a reply and what the environment answered; True when the episode is over."""
+    def _advance(self, episode: _Episode, completion: Completion) -> bool | None:
+        """Play one turn: step the environment with a reply, and append both to the rollout.
+
+        Returns:
+            Whether the episode is over; None if the environment failed and failures are counted.
+        """
         rollout = episode.rollout
-        turn = rollout.turn[-1] if rollout.num_actions == 0 else rollout.turn[-1] + 1
-        if rollout.num_actions:
-            rollout.append(episode.new_ids, turn=turn, logprobs=None)
-        rollout.append(reply.tokens, turn=turn, logprobs=reply.logprobs)
-        rollout.finished = reply.stopped
-        rollout.cut += not reply.stopped
+        text = self.chat_format.decode_reply(completion.tokens)
+        step = self._guarded(rollout.seed, lambda: self._step(episode.env, text))
+        if step is None:
+            return None
+        rollout.append(
+            completion.tokens,
+            turn=episode.turn,
+            logprobs=completion.logprobs,
+            policy_version=completion.policy_version,
+        )
+        rollout.finished = completion.finish_reason == FinishReason.STOP
+        rollout.cut += not rollout.finished
         rollout.conversation.append({"role": "assistant", "content": text})
-        rollout.rewards[-1] += outcome.reward
-        rollout.costs[-1] += outcome.cost
-        rollout.invalid += not outcome.valid
-        rollout.success = outcome.success
-        if outcome.terminated:
-            rollout.terminated = True
+        rollout.rewards[-1] += step.reward
+        rollout.costs[-1] += step.cost
+        rollout.invalid += not step.valid
+        rollout.success = step.success
+        rollout.terminated = step.terminated
+        if step.terminated:
             return True
-        rollout.conversation.append({"role": "user", "content": outcome.observation})
-        episode.new_ids = self.chat_format.encode_observation(
-            outcome.observation,
-            reply=reply.tokens,
+        rollout.conversation.append({"role": "user", "content": step.observation})
+        ids = self.chat_format.encode_observation(
+            step.observation,
+            reply=completion.tokens,
             system=rollout.conversation[0]["role"] == "system",
         )
-        if outcome.truncated or not self._fits(episode):
-            # The last observation stays, so that the critic sees the state to bootstrap from.
-            room = episode.budget - len(rollout.tokens)
-            rollout.append(episode.new_ids[:room], turn=turn + 1, logprobs=None)
-            rollout.truncated = True
-            return True
-        return False
+        rollout.truncated = step.truncated or len(ids) >= episode.room
+        episode.turn += 1
+        # Also after the last turn: the critic's bootstrap value is that of the state after it.
+        rollout.append(
+            ids[: episode.room],
+            turn=episode.turn,
+            logprobs=None,
+            policy_version=completion.policy_version,
+        )
+        return rollout.truncated
 
-    def _refuse(self, env: Any) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """What a step answers to a reply that names no action; the environment is not asked."""
+    def _invalid_action(self, env: Any) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Result of a turn whose reply names no action; the environment is not stepped."""
         first = env.action_space.start
         last = first + env.action_space.n - 1
         hint = f"That is no action. Answer with a number from {first} to {last}."

@@ -21,6 +21,7 @@ from rlhf.models.fast.passes import affordable_tokens
 from rlhf.models.load_check import evaluating, is_precise
 from rlhf.models.logprobs import bare, trunk_of
 from rlhf.models.reduced import reduced_copy
+from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.continuous import Sampler
 from rlhf.rollout.sampling.decoder import read_anew
 
@@ -115,7 +116,7 @@ def _play(
     model: Any, turns: Sequence[Sequence[Sequence[int]]]
 ) -> list[tuple[list[int], dict[int, float]]]:
     """Tokens of each episode, and the sampler's log-probabilities by place."""
-    sampler = Sampler(model, stop_ids=set(), rows=len(turns))
+    sampler = Sampler(model, SamplingParams(), rows=len(turns))
     random = np.random.default_rng(1)
     episodes: list[tuple[list[int], dict[int, float]]] = [([], {}) for _ in turns]
     heard = [0] * len(turns)

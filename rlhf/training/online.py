@@ -107,6 +107,7 @@ def train_step(session: Session, run: Run, step: int) -> dict[str, float]:
     """One batch of rollouts and what is learned from it; returns the step's metrics."""
     watch = session.watch
     watch.take()  # an evaluation's
+    session.collector.engine.update_policy(step)
     gathered = gather(session)
     rollouts = gathered.rollouts
     session.openings.note(rollout.conversation for rollout in rollouts)
@@ -226,7 +227,7 @@ def _skipped(session: Session, run: Run, step: int, gathered: Gathered) -> dict[
 
 def play(session: Session, starts: Sequence[EpisodeSeed], collector: Collector) -> list[Rollout]:
     """Episodes with the scores of all rewards, trained and measured."""
-    rollouts = collector.collect(session.policy.model, starts, allow_none=True)
+    rollouts = collector.collect(starts, allow_none=True)
     if not rollouts:
         return []  # of this process's share; who gathers them sees whether there are any
     with session.watch("rewards"):
@@ -376,7 +377,6 @@ def _held_out(
     rows = session.world.map(
         evaluation_starts(spec.episodes),
         lambda starts: play_model(
-            session.policy.model,
             session.held_out,
             starts,
             decoding=spec.decoding,

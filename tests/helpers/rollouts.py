@@ -1,16 +1,17 @@
-"""An environment that counts, replies from a script, and collectors for both."""
+"""An environment that counts turns, an engine with fixed replies, and collectors for both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
+import torch
 
 from rlhf.config.rollout import RolloutSpec
 from rlhf.envs.core import FreeText
-from rlhf.rollout import collector as collect_module
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.rollout.sampling.continuous import Reply
+from rlhf.rollout.sampling.base import Completion, FinishReason, Request
+from rlhf.rollout.sampling.continuous import ContinuousEngine
 from rlhf.rollout.sampling.decoder import decoder_for
 from rlhf.rollout.sampling.kv_cache import RaggedCache
 from tests.helpers.models import tiny_tokenizer
@@ -47,47 +48,65 @@ class Tales(gym.Env):
         self.closed = True
 
 
-def scripted(monkeypatch, *replies: str, stopped: bool = True) -> None:
-    """Every episode says these in turn, then the last one again and again."""
+class FakeEngine:
+    """Completes every episode with these texts in turn, and then with the last one again."""
 
-    class Script:
-        def __init__(self, model: Any, **settings: Any) -> None:
-            self.prefilled, self.turns, self.asked = 0, {}, {}
+    policy_version = 0
 
-        def submit(self, name, new_tokens, noise) -> None:
-            self.asked[name] = len(noise)
+    def __init__(self, *replies: str, stopped: bool = True) -> None:
+        self.replies, self.stopped = replies, stopped
+        self.turns: dict[int, int] = {}
+        self.requests: list[Request] = []
+        self.submitted: list[Request] = []
+        """Every request so far."""
 
-        def release(self, name) -> None:
-            del self.turns[name]
+    def update_policy(self, version: int) -> None:
+        self.policy_version = version
 
-        def step(self) -> dict[int, Reply]:
-            answers = {}
-            for name, limit in self.asked.items():
-                said = self.turns.get(name, 0)
-                self.turns[name] = said + 1
-                text = replies[min(said, len(replies) - 1)]
-                ids = TOKENIZER(text)["input_ids"] + [TOKENIZER.eos_token_id] * stopped
-                cut = ids[:limit]
-                answers[name] = Reply(cut, [-1.0] * len(cut), stopped and len(cut) == len(ids))
-            self.asked = {}
-            return answers
+    def submit(self, requests: Sequence[Request]) -> None:
+        self.requests += requests
+        self.submitted += requests
 
-    monkeypatch.setattr(collect_module, "Sampler", Script)
+    def poll(self) -> list[Completion]:
+        requests, self.requests = self.requests, []
+        return [self.complete(request) for request in requests]
+
+    def complete(self, request: Request) -> Completion:
+        turn = self.turns.get(request.episode_id, 0)
+        self.turns[request.episode_id] = turn + 1
+        text = self.replies[min(turn, len(self.replies) - 1)]
+        whole = TOKENIZER(text)["input_ids"] + [TOKENIZER.eos_token_id] * self.stopped
+        ids = whole[: request.max_new_tokens]
+        ended = self.stopped and len(ids) == len(whole)
+        reason = FinishReason.STOP if ended else FinishReason.LENGTH
+        return Completion(request, ids, [-1.0] * len(ids), reason, self.policy_version)
+
+    def release(self, episode_id: int) -> None:
+        del self.turns[episode_id]
+
+    def reset(self) -> None:
+        self.requests.clear()
 
 
-def collector(make: Callable[[], gym.Env] = Tales, *, context: int = 256, **spec: Any) -> Collector:
-    errors = spec.pop("errors", "raise")
-    return Collector(
-        make, ChatFormat(TOKENIZER), RolloutSpec(**spec), context=context, errors=errors
-    )
+def collector(
+    engine: Any, make: Callable[[], gym.Env] = Tales, *, context: int = 256, **spec: Any
+) -> Collector:
+    """A collector with this engine, or with one that samples from this model."""
+    errors, rollout = spec.pop("errors", "raise"), RolloutSpec(**spec)
+    if isinstance(engine, torch.nn.Module):
+        engine = ContinuousEngine(engine, max_rows=rollout.parallel)
+    return Collector(engine, make, ChatFormat(TOKENIZER), rollout, context=context, errors=errors)
 
 
 def starts(*seeds: int) -> list[EpisodeSeed]:
-    return [EpisodeSeed(seed, group=index, member=0) for index, seed in enumerate(seeds)]
+    return [
+        EpisodeSeed(seed, group_index=index, sample_index=0) for index, seed in enumerate(seeds)
+    ]
 
 
-def one(*args: Any, seed: int = 0, **settings: Any) -> Any:
-    return collector(*args, **settings).collect(None, starts(seed))[0]
+def one(engine: Any, *args: Any, seed: int = 0, **settings: Any) -> Any:
+    """The rollout of one episode."""
+    return collector(engine, *args, **settings).collect(starts(seed))[0]
 
 
 def passes(monkeypatch, model: Any) -> list[list[int]]:

@@ -38,6 +38,7 @@ from rlhf.models.loading import load_model, load_tokenizer
 from rlhf.models.logprobs import context_of
 from rlhf.reward_models import LearnedReward
 from rlhf.rollout.load_check import check_sampling
+from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.continuous import Sampler
 from rlhf.training import offline
 from rlhf.training.trl.examples import Encoder
@@ -210,7 +211,7 @@ def sample(place: Place) -> float:
     room = min(60, context_of(model)) // 2 - 6
     random = np.random.default_rng(0)
     counts = [(room, room), (3, room), (room // 2, 2)]
-    sampler = Sampler(model, stop_ids=set(), rows=2)
+    sampler = Sampler(model, SamplingParams(), rows=2)
     tokens: dict[int, list[int]] = {}
     said: dict[tuple[int, int], float] = {}
     turn = dict.fromkeys(range(len(counts)), 0)

@@ -17,6 +17,7 @@ from rlhf.models.heads import Policy
 from rlhf.models.reduced import reduced_copy
 from rlhf.rollout import load_check
 from rlhf.rollout.load_check import check_sampling, sampling_gap
+from rlhf.rollout.sampling.base import SamplingParams
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.models.families import FAMILIES, model_of
 
@@ -191,7 +192,7 @@ def test_a_cache_that_is_wrong_is_not_used(monkeypatch):
     monkeypatch.setattr(load_check.Sampler, "step", confused)
     check_sampling(model)
     monkeypatch.undo()
-    assert load_check.Sampler(model, stop_ids=set(), rows=1).decoder.cached is False
+    assert load_check.Sampler(model, SamplingParams(), rows=1).decoder.cached is False
 
 
 def test_a_sampler_that_is_wrong_in_every_way_is_refused(monkeypatch):

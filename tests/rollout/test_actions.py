@@ -7,7 +7,7 @@ from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
 from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.collector import make_env_factory
-from tests.helpers.rollouts import Tales, collector, one, scripted, starts
+from tests.helpers.rollouts import FakeEngine, Tales, collector, one, starts
 
 
 class Buttons(Tales):
@@ -46,42 +46,44 @@ def test_the_first_number_is_the_action_if_it_is_legal(text, action):
     assert text_to_action(text, Buttons()) == action
 
 
-def test_an_unreadable_action_ends_the_episode(monkeypatch):
-    scripted(monkeypatch, "3", "nonsense")
-    rollout = one(Buttons, invalid_reward=-2.0)
+def test_an_unreadable_action_ends_the_episode():
+    engine = FakeEngine("3", "nonsense")
+    rollout = one(engine, Buttons, invalid_reward=-2.0)
     assert (rollout.terminated, rollout.invalid, rollout.num_turns) == (True, 1, 2)
     assert rollout.score == 1.0 - 2.0
     assert Tales.made[0].actions == [3]  # the environment was not asked, and nothing stood in
 
 
-def test_an_unreadable_action_can_be_tried_again(monkeypatch):
-    scripted(monkeypatch, "nonsense", "7", "4")
-    rollout = one(Buttons, invalid="retry", invalid_reward=-0.25)
+def test_an_unreadable_action_can_be_tried_again():
+    engine = FakeEngine("nonsense", "7", "4")
+    rollout = one(engine, Buttons, invalid="retry", invalid_reward=-0.25)
     assert (rollout.terminated, rollout.invalid, rollout.num_turns) == (True, 2, 3)
     assert Tales.made[0].actions == [4]
     assert "number from 2 to 4" in rollout.conversation[2]["content"]
     assert rollout.score == 1.0 - 0.5
 
 
-def test_retrying_for_ever_meets_the_budget(monkeypatch):
-    scripted(monkeypatch, "nonsense")
-    rollout = one(Buttons, invalid="retry", max_tokens=120)
+def test_retrying_for_ever_meets_the_budget():
+    engine = FakeEngine("nonsense")
+    rollout = one(engine, Buttons, invalid="retry", max_tokens=120)
     assert rollout.truncated
     assert rollout.invalid == rollout.num_turns > 1
 
 
-def test_other_action_spaces_are_refused(monkeypatch):
+def test_other_action_spaces_are_refused():
     class Steering(Tales):
         action_space = gym.spaces.Box(-1, 1)
 
-    scripted(monkeypatch, "3")
+    engine = FakeEngine("3")
     with pytest.raises(UserError, match="only text and discrete actions"):
-        one(Steering)
+        one(engine, Steering)
 
 
-def test_environments_are_made_by_id(monkeypatch):
-    scripted(monkeypatch, "0", "1", "9")
-    rollout = one(make_env_factory(EnvSpec(id="FrozenLake-v1", kwargs={"is_slippery": False})))
+def test_environments_are_made_by_id():
+    engine = FakeEngine("0", "1", "9")
+    rollout = one(
+        engine, make_env_factory(EnvSpec(id="FrozenLake-v1", kwargs={"is_slippery": False}))
+    )
     assert rollout.conversation[0]["content"] == "0"
     assert (rollout.num_turns, rollout.invalid) == (3, 1)
 
@@ -99,14 +101,14 @@ def test_an_environment_that_cannot_be_made_is_one_line(spec, words):
     assert "\n" not in str(error.value)
 
 
-def test_prompts_are_an_environment(monkeypatch):
-    scripted(monkeypatch, "fine")
+def test_prompts_are_an_environment():
+    engine = FakeEngine("fine")
     prompts = [
         "How are you?",
         [{"role": "system", "content": "S"}, {"role": "user", "content": "And you?"}],
     ]
     spec = EnvSpec(prompts=[object()])  # type: ignore[list-item]
-    played = collector(make_env_factory(spec, prompts)).collect(None, starts(0, 1))
+    played = collector(engine, make_env_factory(spec, prompts)).collect(starts(0, 1))
     asked = {tuple(m["content"] for m in r.conversation) for r in played}
     assert asked == {("How are you?", "fine"), ("S", "And you?", "fine")}
     assert all(r.terminated for r in played)

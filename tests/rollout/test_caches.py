@@ -15,6 +15,7 @@ from rlhf.models.architecture import UNBOUNDED, usable_context
 from rlhf.models.fast.packing import enable_packing
 from rlhf.models.heads import Policy
 from rlhf.models.logprobs import context_of
+from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.continuous import Reply, Sampler
 from rlhf.rollout.sampling.decoder import FusedDecoder, PlainDecoder, decoder_for
 from rlhf.rollout.sampling.kv_cache import RaggedCache
@@ -40,7 +41,8 @@ def episodes_of(seed: int, count: int = 7) -> list[list[tuple[list[int], np.ndar
 
 def sampled(model: Any, episodes: Any, *, rows: int, **settings: Any) -> list[list[Reply]]:
     """Replies to every turn; a row that is free takes the next episode."""
-    sampler = Sampler(model, **{"stop_ids": set(range(12)), "rows": rows, **settings})
+    sampling = SamplingParams(**{"stop_ids": frozenset(range(12)), **settings})
+    sampler = Sampler(model, sampling, rows=rows)
     heard: list[list[Reply]] = [[] for _ in episodes]
     queue, active = list(range(len(episodes))), 0
     while queue or active:

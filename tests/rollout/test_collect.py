@@ -16,7 +16,7 @@ from rlhf.errors import UserError
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from tests.helpers.models import tiny_model
-from tests.helpers.rollouts import TOKENIZER, Tales, collector, one, passes, scripted, starts
+from tests.helpers.rollouts import TOKENIZER, FakeEngine, Tales, collector, one, passes, starts
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +24,9 @@ def _no_environments():
     Tales.made.clear()
 
 
-def test_the_environment_ends_the_episode(monkeypatch):
-    scripted(monkeypatch, "go", "stop")
-    rollout = one()
+def test_the_environment_ends_the_episode():
+    engine = FakeEngine("go", "stop")
+    rollout = one(engine)
     assert (rollout.terminated, rollout.truncated) == (True, False)
     assert (rollout.num_turns, rollout.cut, rollout.invalid) == (2, 0, 0)
     assert rollout.finished
@@ -40,23 +40,23 @@ def test_the_environment_ends_the_episode(monkeypatch):
     assert rollout.tokens == TOKENIZER(text)["input_ids"]
 
 
-def test_a_message_in_the_info_of_another_environment_is_its_own_affair(monkeypatch):
+def test_a_message_in_the_info_of_another_environment_is_its_own_affair():
     class Chatty(Tales):
         def reset(self, **keywords):
             observation, info = super().reset(**keywords)
             return observation, {**info, "message": "level 1"}
 
-    scripted(monkeypatch, "stop")
-    rollout = one(Chatty)
+    engine = FakeEngine("stop")
+    rollout = one(engine, Chatty)
     assert rollout.conversation[0] == {
         "role": "user",
         "content": rollout.conversation[0]["content"],
     }
 
 
-def test_a_time_limit_truncates_and_leaves_the_last_state(monkeypatch):
-    scripted(monkeypatch, "go")
-    rollout = one(lambda: TimeLimit(Tales(), 2))
+def test_a_time_limit_truncates_and_leaves_the_last_state():
+    engine = FakeEngine("go")
+    rollout = one(engine, lambda: TimeLimit(Tales(), 2))
     assert (rollout.terminated, rollout.truncated) == (False, True)
     replies = 2 * len(TOKENIZER("go<|end|>")["input_ids"])
     assert (rollout.num_turns, rollout.num_actions) == (2, replies)
@@ -65,16 +65,16 @@ def test_a_time_limit_truncates_and_leaves_the_last_state(monkeypatch):
     assert TOKENIZER.decode(rollout.tokens).endswith("<|end|><|user|>turn 2<|end|><|assistant|>")
 
 
-def test_termination_and_truncation_at_once_is_termination(monkeypatch):
-    scripted(monkeypatch, "stop")
-    rollout = one(lambda: TimeLimit(Tales(), 1))
+def test_termination_and_truncation_at_once_is_termination():
+    engine = FakeEngine("stop")
+    rollout = one(engine, lambda: TimeLimit(Tales(), 1))
     assert (rollout.terminated, rollout.truncated) == (True, False)
     assert rollout.is_action[-1]
 
 
-def test_a_cut_reply_ends_the_turn_and_not_the_episode(monkeypatch):
-    scripted(monkeypatch, "a very long reply that is cut", "stop")
-    rollout = one(max_new_tokens=5)
+def test_a_cut_reply_ends_the_turn_and_not_the_episode():
+    engine = FakeEngine("a very long reply that is cut", "stop")
+    rollout = one(engine, max_new_tokens=5)
     assert (rollout.terminated, rollout.truncated, rollout.cut) == (True, False, 1)
     assert rollout.finished  # the last reply did end
     assert sum(rollout.is_action) == 5 + len(TOKENIZER("stop<|end|>")["input_ids"])
@@ -86,34 +86,34 @@ def test_a_cut_reply_ends_the_turn_and_not_the_episode(monkeypatch):
 
 
 @pytest.mark.parametrize("limits", [{"max_tokens": 60}, {"context": 60}])
-def test_the_token_budget_truncates(monkeypatch, limits):
-    scripted(monkeypatch, "go")
-    rollout = one(**limits)
+def test_the_token_budget_truncates(limits):
+    engine = FakeEngine("go")
+    rollout = one(engine, **limits)
     assert (rollout.terminated, rollout.truncated) == (False, True)
     assert 50 < len(rollout.tokens) <= 60
     assert rollout.conversation[-1]["role"] == "user"
 
 
-def test_a_reply_may_use_the_whole_budget(monkeypatch):
-    scripted(monkeypatch, "a very long reply " * 20)
-    rollout = one(max_tokens=30)
+def test_a_reply_may_use_the_whole_budget():
+    engine = FakeEngine("a very long reply " * 20)
+    rollout = one(engine, max_tokens=30)
     assert rollout.truncated
     assert not rollout.finished
     assert len(rollout.tokens) == 30
     assert rollout.is_action[-1]
 
 
-def test_a_prompt_without_room_is_one_line(monkeypatch):
-    scripted(monkeypatch, "go")
+def test_a_prompt_without_room_is_one_line():
+    engine = FakeEngine("go")
     with pytest.raises(UserError, match=r"prompt of seed 7 has \d+ tokens") as error:
-        one(seed=7, max_tokens=8)
+        one(engine, seed=7, max_tokens=8)
     assert "\n" not in str(error.value)
 
 
 def test_a_group_shares_its_start_and_not_its_noise():
     model, _ = tiny_model(double=True)
-    group = [EpisodeSeed(5, group=0, member=m) for m in range(3)]
-    rollouts = collector(lambda: TimeLimit(Tales(), 2), max_new_tokens=6).collect(model, group)
+    group = [EpisodeSeed(5, group_index=0, sample_index=m) for m in range(3)]
+    rollouts = collector(model, lambda: TimeLimit(Tales(), 2), max_new_tokens=6).collect(group)
     prompts = {tuple(r.tokens[: r.is_action.index(True)]) for r in rollouts}
     assert len(prompts) == 1
     assert len({tuple(r.tokens) for r in rollouts}) == 3
@@ -135,7 +135,7 @@ def test_episodes_are_the_same_again_and_however_many_decode_together():
         torch.manual_seed(parallel)  # nothing hangs on the global generators
         np.random.seed(parallel)
         limited = lambda: TimeLimit(Tales(), 3)  # noqa: E731
-        return collector(limited, parallel=parallel, max_new_tokens=7).collect(model, order)
+        return collector(model, limited, parallel=parallel, max_new_tokens=7).collect(order)
 
     first = played(64)
     assert [r.seed for r in first] == [9, 3, 14, 2, 7]
@@ -146,8 +146,8 @@ def test_episodes_are_the_same_again_and_however_many_decode_together():
 
 def test_rollouts_are_the_policys_own_log_probabilities():
     model, _ = tiny_model(double=True)
-    limited = collector(lambda: TimeLimit(Tales(), 4), max_new_tokens=5)
-    for rollout in limited.collect(model, starts(0, 1, 2)):
+    limited = collector(model, lambda: TimeLimit(Tales(), 4), max_new_tokens=5)
+    for rollout in limited.collect(starts(0, 1, 2)):
         tokens = torch.tensor([rollout.tokens])
         full = model(input_ids=tokens).logits[0, :-1].log_softmax(-1)
         for t, own in enumerate(rollout.is_action):
@@ -157,37 +157,37 @@ def test_rollouts_are_the_policys_own_log_probabilities():
 
 def test_temperature_can_be_overridden():
     model, _ = tiny_model(double=True)
-    limited = collector(lambda: TimeLimit(Tales(), 1), max_new_tokens=6)
-    twins = [EpisodeSeed(1, group=0, member=m) for m in range(3)]
-    greedy = limited.collect(model, twins, temperature=0)
+    limited = collector(model, lambda: TimeLimit(Tales(), 1), max_new_tokens=6)
+    twins = [EpisodeSeed(1, group_index=0, sample_index=m) for m in range(3)]
+    greedy = limited.collect(twins, temperature=0)
     assert len({tuple(r.tokens) for r in greedy}) == 1
 
 
-def test_a_failure_names_the_seed_that_repeats_it(monkeypatch):
-    scripted(monkeypatch, "fail")
+def test_a_failure_names_the_seed_that_repeats_it():
+    engine = FakeEngine("fail")
     with pytest.raises(UserError, match=r"seed 41: RuntimeError: broken$") as error:
-        one(seed=41)
+        one(engine, seed=41)
     assert isinstance(error.value.__cause__, RuntimeError)
 
 
-def test_failures_can_be_counted(monkeypatch):
+def test_failures_can_be_counted():
     class Fragile(Tales):
         def step(self, action):
             if self.start % 2:
                 raise RuntimeError("odd")
             return super().step(action)
 
-    scripted(monkeypatch, "stop")
-    lenient = collector(Fragile, errors="count")
+    engine = FakeEngine("stop")
+    lenient = collector(engine, Fragile, errors="count")
     seeds = range(8)
     odd = [s for s in seeds if np.random.default_rng(s).integers(1000) % 2]
-    rollouts = lenient.collect(None, starts(*seeds))
+    rollouts = lenient.collect(starts(*seeds))
     assert lenient.failed == len(odd) > 0
     assert [r.seed for r in rollouts] == [s for s in seeds if s not in odd]
     assert [r.group for r in rollouts] == [s for s in seeds if s not in odd]
 
 
-def test_an_environment_that_failed_is_made_anew(monkeypatch):
+def test_an_environment_that_failed_is_made_anew():
     """Seed 1 breaks the environment for good; whoever plays in it next would suffer."""
 
     class Brittle(Tales):
@@ -199,11 +199,11 @@ def test_an_environment_that_failed_is_made_anew(monkeypatch):
                 raise RuntimeError("broken for good")
             return super().step(action)
 
-    scripted(monkeypatch, "stop")
+    engine = FakeEngine("stop")
     broken_start = int(np.random.default_rng(1).integers(1000))
     Tales.made.clear()
-    lenient = collector(Brittle, errors="count", parallel=1)
-    rollouts = lenient.collect(None, starts(0, 1, 2, 3))
+    lenient = collector(engine, Brittle, errors="count", parallel=1)
+    rollouts = lenient.collect(starts(0, 1, 2, 3))
     assert [r.seed for r in rollouts] == [0, 2, 3]
     assert lenient.failed == 1
     old, new = Tales.made
@@ -211,58 +211,58 @@ def test_an_environment_that_failed_is_made_anew(monkeypatch):
     assert lenient.envs == [new]
 
 
-def test_nothing_left_is_an_error(monkeypatch):
-    scripted(monkeypatch, "fail")
+def test_nothing_left_is_an_error():
+    engine = FakeEngine("fail")
     with pytest.raises(UserError, match="every environment failed"):
-        one(errors="count")
+        one(engine, errors="count")
 
 
-def test_environments_are_kept_and_closed(monkeypatch):
-    scripted(monkeypatch, "stop")
-    playing = collector(parallel=2)
-    playing.collect(None, starts(1, 2, 3, 4, 5))
-    playing.collect(None, starts(1, 2))
+def test_environments_are_kept_and_closed():
+    engine = FakeEngine("stop")
+    playing = collector(engine, parallel=2)
+    playing.collect(starts(1, 2, 3, 4, 5))
+    playing.collect(starts(1, 2))
     assert len(Tales.made) == 2
     playing.close()
     assert all(env.closed for env in Tales.made)
     assert playing.envs == []
 
 
-def test_the_system_message_is_the_specs_or_the_environments(monkeypatch):
-    scripted(monkeypatch, "stop")
+def test_the_system_message_is_the_specs_or_the_environments():
+    engine = FakeEngine("stop")
 
     class Polite(Tales):
         system_prompt = "Be polite."
 
-    assert one(lambda: TimeLimit(Polite(), 3)).conversation[0] == {
+    assert one(engine, lambda: TimeLimit(Polite(), 3)).conversation[0] == {
         "role": "system",
         "content": "Be polite.",
     }
-    assert one(Polite, system="Be quick.").conversation[0]["content"] == "Be quick."
-    assert one(Tales).conversation[0]["role"] == "user"
+    assert one(engine, Polite, system="Be quick.").conversation[0]["content"] == "Be quick."
+    assert one(engine, Tales).conversation[0]["role"] == "user"
 
 
-def test_earlier_messages_come_first(monkeypatch):
-    scripted(monkeypatch, "stop")
+def test_earlier_messages_come_first():
+    engine = FakeEngine("stop")
     earlier = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
-    rollout = one(lambda: Tales(messages=earlier), system="S")
+    rollout = one(engine, lambda: Tales(messages=earlier), system="S")
     assert [m["role"] for m in rollout.conversation[:4]] == ["system", "user", "assistant", "user"]
     assert rollout.num_turns == 1  # the earlier reply was not sampled
     own = [{"role": "system", "content": "mine"}, *earlier]
     for system, expected in (("S", "S"), (None, "mine")):
-        said = one(lambda: Tales(messages=own), system=system).conversation
+        said = one(engine, lambda: Tales(messages=own), system=system).conversation
         assert [m["content"] for m in said if m["role"] == "system"] == [expected]
 
 
 def test_a_ten_turn_episode_passes_through_the_model_once(monkeypatch):
     model, _ = tiny_model(double=True, context=512)
     passed = passes(monkeypatch, model)
-    playing = collector(lambda: TimeLimit(Tales(), 10), max_new_tokens=8, context=512)
-    rollout = playing.collect(model, starts(3))[0]
+    playing = collector(model, lambda: TimeLimit(Tales(), 10), max_new_tokens=8, context=512)
+    rollout = playing.collect(starts(3))[0]
     assert rollout.num_turns == 10
     tokens = sum(map(sum, passed))
     assert tokens <= 1.05 * len(rollout.tokens)
-    decoded = tokens - playing.prefilled
+    decoded = tokens - playing.engine.prefill_tokens
     assert decoded == rollout.num_actions - 10  # the first token of a reply comes with the prefill
 
 
@@ -281,11 +281,11 @@ def test_a_free_row_takes_the_next_episode(monkeypatch):
     model, _ = tiny_model(double=True, context=512)
     passed = passes(monkeypatch, model)
     order = starts(8, 1, 1, 1, 2, 3)
-    playing = collector(Patient, parallel=2, max_new_tokens=5, context=512)
-    rollouts = playing.collect(model, order)
+    playing = collector(model, Patient, parallel=2, max_new_tokens=5, context=512)
+    rollouts = playing.collect(order)
     assert [r.num_turns for r in rollouts] == [8, 1, 1, 1, 2, 3]
     assert [r.seed for r in rollouts] == [8, 1, 1, 1, 2, 3]
-    alone = collector(Patient, parallel=1, max_new_tokens=5, context=512).collect(model, order)
+    alone = collector(model, Patient, parallel=1, max_new_tokens=5, context=512).collect(order)
     same(rollouts, alone)
     assert len(Patient.made) == 2 + 1
     assert all(len(counts) <= 2 for counts in passed)
@@ -294,8 +294,8 @@ def test_a_free_row_takes_the_next_episode(monkeypatch):
 def test_a_group_reads_its_prompt_once(monkeypatch):
     model, _ = tiny_model(double=True)
     passed = passes(monkeypatch, model)
-    group = [EpisodeSeed(5, group=0, member=m) for m in range(4)]
-    rollouts = collector(lambda: TimeLimit(Tales(), 1), max_new_tokens=4).collect(model, group)
+    group = [EpisodeSeed(5, group_index=0, sample_index=m) for m in range(4)]
+    rollouts = collector(model, lambda: TimeLimit(Tales(), 1), max_new_tokens=4).collect(group)
     prompt = rollouts[0].is_action.index(True)
     assert passed[0] == [prompt]
     assert max(map(len, passed)) == 4
@@ -311,15 +311,15 @@ REFUSES = (
 
 @pytest.mark.parametrize("errors", ["raise", "count"])
 @pytest.mark.parametrize("system", ["Be kind.", None])
-def test_what_the_template_refuses_is_not_the_environments_fault(monkeypatch, errors, system):
-    scripted(monkeypatch, "go")
+def test_what_the_template_refuses_is_not_the_environments_fault(errors, system):
+    engine = FakeEngine("go")
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.chat_template = REFUSES
     chat_format = ChatFormat(tokenizer)
     spec = RolloutSpec(system=system)
-    found = Collector(Tales, chat_format, spec, context=256, errors=errors)
+    found = Collector(engine, Tales, chat_format, spec, context=256, errors=errors)
     with pytest.raises(UserError, match="chat template refuses") as error:
-        found.collect(None, starts(0))
+        found.collect(starts(0))
     assert "environment failed" not in str(error.value)
     if system:
         with pytest.raises(UserError, match="No system role"):
@@ -329,21 +329,35 @@ def test_what_the_template_refuses_is_not_the_environments_fault(monkeypatch, er
 def test_every_prompt_is_tried_before_the_first_episode():
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.chat_template = REFUSES
-    found = Collector(Tales, ChatFormat(tokenizer), RolloutSpec(), context=256)
+    found = Collector(FakeEngine(), Tales, ChatFormat(tokenizer), RolloutSpec(), context=256)
     with pytest.raises(UserError, match=r"prompt 2 of env.prompts: .*Not this text"):
         found.check_template([[{"role": "user", "content": text}] for text in ("a", "turn 1")])
 
 
-def test_keys_of_a_prompt_reach_the_rewards_and_its_tools_the_template(monkeypatch):
-    scripted(monkeypatch, "4")
+def test_keys_of_a_prompt_reach_the_rewards_and_its_tools_the_template():
+    engine = FakeEngine("4")
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.chat_template = TOKENIZER.chat_template.replace(
         "{% for", "{{ tools[0].name if tools else '' }}{% for", 1
     )
     prompt = [{"role": "user", "content": "2+2?", "answer": "4", "tools": [{"name": "sum"}]}]
     make = partial(PromptEnv, [prompt])
-    rollout = Collector(make, ChatFormat(tokenizer), RolloutSpec(), context=256).collect(
-        None, starts(0)
-    )[0]
+    playing = Collector(engine, make, ChatFormat(tokenizer), RolloutSpec(), context=256)
+    rollout = playing.collect(starts(0))[0]
     assert tokenizer.decode(rollout.tokens).startswith("sum<|user|>2+2?<|end|>")
     assert rollout.conversation[0]["answer"] == "4"
+
+
+def test_requests_hold_the_whole_episode_and_rollouts_the_policy_version():
+    engine = FakeEngine("go", "stop")
+    engine.update_policy(4)
+    rollout = one(engine, seed=3, max_new_tokens=9, temperature=0.5)
+    first, second = engine.submitted
+    starts_at = rollout.is_action.index(True)
+    assert first.prompt_ids == rollout.tokens[:starts_at]
+    assert second.prompt_ids + TOKENIZER("stop<|end|>")["input_ids"] == rollout.tokens
+    assert (first.seed[1:], second.seed[1:]) == ((3, 0, 0), (3, 0, 1))
+    assert first.seed[0] == second.seed[0]
+    assert (first.max_new_tokens, first.sampling.temperature) == (9, 0.5)
+    assert first.sampling.stop_ids == {TOKENIZER.eos_token_id}
+    assert rollout.policy_versions == [4] * len(rollout.tokens)

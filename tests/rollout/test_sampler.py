@@ -8,7 +8,9 @@ import torch
 
 from rlhf.config.model import LoraSpec
 from rlhf.models.adapters import add_lora
-from rlhf.rollout.sampling.continuous import Reply, Sampler, draw
+from rlhf.rollout.sampling.base import SamplingParams
+from rlhf.rollout.sampling.continuous import Reply, Sampler
+from rlhf.rollout.sampling.draw import draw
 from tests.helpers.models import tiny_gpt2, tiny_model, tiny_qwen2
 from tests.helpers.rollouts import passes
 
@@ -16,7 +18,8 @@ MAKERS = [tiny_model, tiny_gpt2, tiny_qwen2]
 
 
 def sampler_for(model: Any, rows: int, **settings: Any) -> Sampler:
-    return Sampler(model, **{"stop_ids": {1}, "rows": rows, **settings})
+    sampling = SamplingParams(**{"stop_ids": frozenset({1}), **settings})
+    return Sampler(model, sampling, rows=rows)
 
 
 def reply_to(
@@ -67,7 +70,7 @@ def play(model: Any, *, seed: int, rows: int, turns: int, **settings: Any) -> li
             episode["tokens"] += reply.tokens
             episode["logprobs"] |= dict(enumerate(reply.logprobs, start))
             assert len(reply.tokens) <= len(numbers[row])
-            assert reply.stopped == bool(sampler.stops[reply.tokens[-1]])
+            assert reply.stopped == bool(sampler.is_stop[reply.tokens[-1]])
     return episodes
 
 
@@ -85,7 +88,7 @@ def largest_gap(model: Any, episodes: list[dict[str, Any]], temperature: float =
 def test_sampled_logprobs_are_those_of_a_plain_pass(make, seed):
     # Stop ids: rows leave at different steps. The cache grows several times.
     model, _ = make(double=True)
-    episodes = play(model, seed=seed, rows=5, turns=7, stop_ids=set(range(40)))
+    episodes = play(model, seed=seed, rows=5, turns=7, stop_ids=frozenset(range(40)))
     assert largest_gap(model, episodes) < 1e-9
 
 
@@ -141,9 +144,9 @@ def test_a_row_does_not_depend_on_its_neighbours():
     model, _ = tiny_model(double=True)
     prompts = {0: [7, 30, 9], 1: [200, 6], 2: [12] * 11, 3: [5]}
     numbers = {row: noise(3, row, 0, 6 + row) for row in prompts}
-    together = reply_to(sampler_for(model, 4, stop_ids=set(range(100))), prompts, numbers)
+    together = reply_to(sampler_for(model, 4, stop_ids=frozenset(range(100))), prompts, numbers)
     for row in prompts:
-        sampler = sampler_for(model, 4, stop_ids=set(range(100)))
+        sampler = sampler_for(model, 4, stop_ids=frozenset(range(100)))
         alone = reply_to(sampler, {row: prompts[row]}, {row: numbers[row]})[row]
         assert alone.tokens == together[row].tokens
         np.testing.assert_allclose(alone.logprobs, together[row].logprobs, atol=1e-12)
@@ -158,7 +161,7 @@ class Fixed:
     def choose(self, numbers: list[float], temperature: float = 1.0) -> tuple[list, list]:
         logits = self.logits.expand(len(numbers), -1)
         numbers_ = torch.tensor(numbers, dtype=torch.float64)
-        tokens, logprobs = draw(logits, numbers_, temperature=temperature)
+        tokens, logprobs = draw(logits, numbers_, SamplingParams(temperature=temperature))
         return tokens.tolist(), logprobs.tolist()
 
 
@@ -199,7 +202,7 @@ def test_draws_of_a_large_vocabulary_fall_into_their_intervals(dtype, vocabulary
     shares /= shares.sum()
     numbers = np.concatenate([random.random(500), [0.0, 1 - 2**-53]])
     logits = torch.tensor(shares).log().to(dtype).expand(len(numbers), -1)
-    tokens, logprobs = draw(logits, torch.tensor(numbers), temperature=1.0)
+    tokens, logprobs = draw(logits, torch.tensor(numbers), SamplingParams())
     ends = shares.cumsum()
     expected = likely[np.searchsorted(ends[likely], numbers, side="right").clip(max=8)]
     near = np.abs(numbers[:, None] - ends[likely]).min(1) < 1e-6  # rounding may decide these
@@ -211,7 +214,7 @@ def test_draws_of_a_large_vocabulary_fall_into_their_intervals(dtype, vocabulary
 def test_tokens_pass_through_the_model_once(monkeypatch):
     model, _ = tiny_model(double=True)
     passed = passes(monkeypatch, model)
-    sampler = sampler_for(model, 1, stop_ids={-1})
+    sampler = sampler_for(model, 1, stop_ids=frozenset({-1}))
     tokens = 0
     for number in range(10):
         new = list(range(5, 5 + (12 if number == 0 else 4)))
@@ -219,7 +222,7 @@ def test_tokens_pass_through_the_model_once(monkeypatch):
         tokens += len(new) + len(reply.tokens)
     assert tokens == 12 + 9 * 4 + 80
     assert sum(map(sum, passed)) == tokens - 1  # nobody reads the very last token
-    assert sampler.prefilled == 12 + 9 * 4 + 9  # each turn first takes in the last reply's end
+    assert sampler.prefill_tokens == 12 + 9 * 4 + 9  # each turn first takes in the last reply's end
 
 
 def test_a_released_row_leaves_the_batch(monkeypatch):
@@ -227,7 +230,7 @@ def test_a_released_row_leaves_the_batch(monkeypatch):
     passed = passes(monkeypatch, model)
     numbers = {row: noise(0, row, 0, limit) for row, limit in enumerate((1, 4, 2))}
     prompts = {0: [5], 1: [6], 2: [7]}
-    sampler = sampler_for(model, 3, stop_ids={-1})
+    sampler = sampler_for(model, 3, stop_ids=frozenset({-1}))
     replies = reply_to(sampler, prompts, numbers, release=True)
     assert [len(counts) for counts in passed] == [3, 2, 1, 1]
     assert [len(replies[row].tokens) for row in range(3)] == [1, 4, 2]
@@ -250,7 +253,7 @@ def test_rows_that_come_and_go_do_not_disturb_each_other(make, seed):
     plans[7] = plans[8] = plans[2]  # alike, at once or one after the other
 
     def replies(rows: int) -> list[list[Reply]]:
-        sampler = sampler_for(model, rows, stop_ids=set(range(60)))
+        sampler = sampler_for(model, rows, stop_ids=frozenset(range(60)))
         heard: list[list[Reply]] = [[] for _ in plans]
         queue, active = list(range(20)), 0
         while queue or active:
@@ -274,16 +277,22 @@ def test_rows_that_come_and_go_do_not_disturb_each_other(make, seed):
 
 def test_the_same_again_to_the_bit():
     model, _ = tiny_model()
-    episodes = [play(model, seed=4, rows=5, turns=6, stop_ids=set(range(40))) for _ in range(2)]
+    episodes = [
+        play(model, seed=4, rows=5, turns=6, stop_ids=frozenset(range(40))) for _ in range(2)
+    ]
     assert episodes[0] == episodes[1]
 
 
 def test_the_stop_token_is_part_of_the_reply():
     model, _ = tiny_model(double=True)
-    free = reply_to(sampler_for(model, 1, stop_ids={-1}), {0: [7, 8]}, {0: noise(2, 0, 0, 6)})[0]
+    free = reply_to(
+        sampler_for(model, 1, stop_ids=frozenset({-1})), {0: [7, 8]}, {0: noise(2, 0, 0, 6)}
+    )[0]
     stop = free.tokens[3]
     first = free.tokens.index(stop)
-    cut = reply_to(sampler_for(model, 1, stop_ids={stop}), {0: [7, 8]}, {0: noise(2, 0, 0, 6)})[0]
+    cut = reply_to(
+        sampler_for(model, 1, stop_ids=frozenset({stop})), {0: [7, 8]}, {0: noise(2, 0, 0, 6)}
+    )[0]
     assert cut == Reply(free.tokens[: first + 1], free.logprobs[: first + 1], True)
 
 
@@ -293,7 +302,7 @@ def test_padding_may_reach_past_the_context(make):
     model, _ = make(double=True)
     room = model.config.max_position_embeddings
     long = [5 + t % 200 for t in range(room - 4)]
-    sampler = sampler_for(model, 2, stop_ids={-1})
+    sampler = sampler_for(model, 2, stop_ids=frozenset({-1}))
     first = reply_to(sampler, {0: long, 1: [9]}, {0: noise(0, 0, 0, 1), 1: noise(0, 1, 0, 1)})
     new = {0: [11], 1: [12] * 40}
     second = reply_to(sampler, new, {0: noise(0, 0, 1, 1), 1: noise(0, 1, 1, 2)})

@@ -342,7 +342,7 @@ def test_parallel_is_the_number_of_environments(places) -> None:
     for parallel in (2, 64):
         changes = {"rollout": {"parallel": parallel}}
         session = open_session("ppo", configure("ppo", tree_of("unused", places, changes)))
-        session.collector.collect(session.policy.model, session.starts.take(0, 8, 1))
+        session.collector.collect(session.starts.take(0, 8, 1))
         made.append(len(session.collector.envs))
         session.close()
     assert made == [2, 8]

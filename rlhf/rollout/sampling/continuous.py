@@ -1,38 +1,125 @@
-"""Continuous batched decoding over many turns: token ids in, token ids out.
+"""Continuous batching in this process: rows join and leave the batch while others decode.
 
-Each row keeps its keys and values from turn to turn, so an episode's tokens pass through the model
-once. Rows come and go while others decode: a row that stops is handed back at once, and its next
-turn, or another episode in its place, joins the rows that still decode. The noise of each row comes
-from its own numbers, so what a row samples does not depend on its neighbours.
+Each row keeps its keys and values from turn to turn, so every token of an episode passes through
+the model once. A row that finishes is returned at once, and the next turn of its episode, or
+another episode, joins the rows that are still decoding. Every row has its own random numbers, so a
+completion does not depend on the other rows of the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from rlhf.models.logprobs import bare
+from rlhf.rollout.sampling.base import Completion, FinishReason, Request, SamplingParams
 from rlhf.rollout.sampling.decoder import decoder_for
+from rlhf.rollout.sampling.draw import draw
 from rlhf.rollout.sampling.reading import read
 
-# Rows that wait to read their new tokens are taken in together, once they are this share of all:
-# reading a few tokens takes as long as a step of the rows that decode.
-WAITING_SHARE = 1 / 8
+# New rows are prefilled together once they are this share of the decoding rows: a prefill of a few
+# tokens takes as long as a decoding step.
+PREFILL_SHARE = 1 / 8
 
-# Columns whose probabilities are summed before the cumulative sum, which is slow, is taken.
-BLOCK = 256
 
-Restrict = Callable[[torch.Tensor], torch.Tensor]
+class ContinuousEngine:
+    """``RolloutEngine`` that samples from a model in this process.
+
+    All requests between two calls of ``reset`` share one ``SamplingParams``. The requests that are
+    queued at the first ``poll`` set the number of rows. The cache, and the decoder's copies of
+    weights, exist until ``reset``.
+
+    Args:
+        model: causal model. Its weights must not change between the first ``poll`` and ``reset``.
+        max_rows: most episodes that are decoded at once; others wait for a free row.
+    """
+
+    def __init__(self, model: Any, *, max_rows: int) -> None:
+        self.model, self.max_rows = model, max_rows
+        self.policy_version = 0
+        self.prefill_tokens = 0
+        self._sampler: Sampler | None = None
+        self._queue: deque[Request] = deque()
+        self._running: dict[int, Request] = {}
+
+    def update_policy(self, version: int) -> None:
+        """Set the version of the model's present weights.
+
+        Raises:
+            RuntimeError: the cache holds keys and values of the old weights; call ``reset`` first.
+        """
+        if self._sampler is not None:
+            raise RuntimeError("the policy cannot change before the engine is reset")
+        self.policy_version = version
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests; one that continues an episode takes the row that holds it.
+
+        Raises:
+            ValueError: the sampling parameters differ from those of earlier requests.
+        """
+        for request in requests:
+            if self._sampler is None or request.episode_id not in self._sampler.row_of:
+                self._queue.append(request)
+            else:
+                self._start(self._sampler, request)
+
+    def poll(self) -> list[Completion]:
+        """Run one forward pass and return the completions that it finished."""
+        self._admit()
+        if self._sampler is None or not self._running:
+            return []
+        return [
+            Completion(
+                request=self._running.pop(episode_id),
+                tokens=reply.tokens,
+                logprobs=reply.logprobs,
+                finish_reason=FinishReason.STOP if reply.stopped else FinishReason.LENGTH,
+                policy_version=self.policy_version,
+            )
+            for episode_id, reply in self._sampler.step().items()
+        ]
+
+    def release(self, episode_id: int) -> None:
+        """Free the episode's row; an unfinished request is cancelled."""
+        self._running.pop(episode_id, None)
+        self._queue = deque(r for r in self._queue if r.episode_id != episode_id)
+        if self._sampler is not None and episode_id in self._sampler.row_of:
+            self._sampler.release(episode_id)
+
+    def reset(self) -> None:
+        """Cancel all requests, and free the cache and the decoder."""
+        if self._sampler is not None:
+            self.prefill_tokens += self._sampler.prefill_tokens
+        self._sampler = None
+        self._queue.clear()
+        self._running.clear()
+
+    def _admit(self) -> None:
+        """Start queued requests while there are free rows."""
+        if self._sampler is None and self._queue:
+            rows = min(self.max_rows, len(self._queue))
+            self._sampler = Sampler(self.model, self._queue[0].sampling, rows=rows)
+        while self._sampler and self._queue and len(self._sampler.row_of) < self._sampler.rows:
+            self._start(self._sampler, self._queue.popleft())
+
+    def _start(self, sampler: Sampler, request: Request) -> None:
+        if request.sampling != sampler.sampling:
+            raise ValueError("requests of one batch must have the same sampling parameters")
+        self._running[request.episode_id] = request
+        numbers = np.random.default_rng(request.seed).random(request.max_new_tokens)
+        read = sampler.tokens_read(request.episode_id)
+        sampler.submit(request.episode_id, request.prompt_ids[read:], numbers)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One sampled turn: ids and their log-probabilities, the stop token included if it came."""
+    """One sampled turn: tokens, the stop token included, and their log-probabilities."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -40,90 +127,86 @@ class Reply:
 
 
 class Sampler:
-    """Decodes turns for up to ``rows`` episodes at once.
+    """The rows of one batch: a cache, and the state of each row's present reply.
 
-    An episode holds a row from its first ``submit`` to its ``release``. At every pass the rows lie
-    at the front of the cache without gaps.
+    An episode holds a row from its first ``submit`` to its ``release``. In every pass the rows in
+    use are the first rows of the cache, without gaps.
 
     Args:
-        model: causal model (a PEFT model's adapters are in place); its weights must not change
+        model: causal model (a PEFT model's adapters are applied); its weights must not change
             while the sampler is used.
-        stop_ids: tokens that end a turn.
+        sampling: distribution of the tokens, and stop tokens.
         rows: episodes held at once.
-        temperature: logits are divided by it; 0 takes the likeliest token.
-        restrict: takes logits [n, V] at that temperature, and puts -inf where a token is left out.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        stop_ids: set[int],
-        rows: int,
-        temperature: float = 1.0,
-        restrict: Restrict | None = None,
-    ) -> None:
-        self.restrict = restrict
-        self.decoder, self.device, self.temperature = decoder_for(model), model.device, temperature
+    def __init__(self, model: Any, sampling: SamplingParams, *, rows: int) -> None:
+        self.sampling, self.rows = sampling, rows
+        self.decoder, self.device = decoder_for(model), model.device
         config = bare(model).config.get_text_config()
-        self.stops = np.isin(np.arange(config.vocab_size), list(stop_ids))
+        self.is_stop = np.isin(np.arange(config.vocab_size), list(sampling.stop_ids))
         self.cache: Any = self.decoder.new_cache(rows)
         self.row_of: dict[int, int] = {}
-        self.names: list[int] = []  # by row
-        self.holes: set[int] = set()  # rows that were released; filled before the next pass
-        self.waiting: dict[int, list[int]] = {}  # by name: tokens to read before the next reply
-        self.prefilled = 0
+        self.episode_ids: list[int] = []  # by row
+        self.free_rows: set[int] = set()  # released rows, which are filled before the next pass
+        self.unread: dict[int, list[int]] = {}  # by episode: tokens to prefill before its reply
+        self.prefill_tokens = 0
         # By row; columns are steps of the present reply.
         self.noise = np.zeros((rows, 0))
         self.tokens = np.zeros((rows, 0), dtype=np.int64)
         self.logprobs = np.zeros((rows, 0))
         self.count = np.zeros(rows, dtype=np.int64)
         self.limit = np.zeros(rows, dtype=np.int64)
-        self.last = np.zeros(rows, dtype=np.int64)  # sampled, and not yet through the model
+        self.last = np.zeros(rows, dtype=np.int64)  # sampled, and not yet in the cache
         self.decoding = np.zeros(rows, dtype=bool)
 
-    def submit(self, name: int, new_tokens: Sequence[int], noise: np.ndarray) -> None:
-        """Ask for a reply.
+    def tokens_read(self, episode_id: int) -> int:
+        """Tokens of an episode that were submitted or sampled; 0 for a new one."""
+        row = self.row_of.get(episode_id)
+        return 0 if row is None else int(self.cache.lengths[row]) + 1
+
+    def submit(self, episode_id: int, new_tokens: Sequence[int], noise: np.ndarray) -> None:
+        """Start a reply.
 
         Args:
-            name: of the episode.
-            new_tokens: its ids since its last reply (all of the prompt on its first turn).
-            noise: uniform numbers in [0, 1), one for each token it may sample; their count is the
-                limit of the reply.
+            episode_id: continues this episode, or begins it.
+            new_tokens: its tokens since the last reply; the whole prompt on its first turn.
+            noise: uniform random numbers in [0, 1), one for each token that may be sampled; their
+                count is the length limit of the reply.
         """
-        if name in self.row_of:
-            row = self.row_of[name]
-            self.waiting[name] = [int(self.last[row]), *new_tokens]
+        if episode_id in self.row_of:
+            row = self.row_of[episode_id]
+            self.unread[episode_id] = [int(self.last[row]), *new_tokens]
         else:
-            row = min(self.holes, default=len(self.names))
-            self.holes.discard(row)
-            self.names[row : row + 1] = [name]
-            self.row_of[name] = row
+            row = min(self.free_rows, default=len(self.episode_ids))
+            self.free_rows.discard(row)
+            self.episode_ids[row : row + 1] = [episode_id]
+            self.row_of[episode_id] = row
             self.cache.clear(row)
-            self.waiting[name] = list(new_tokens)
-        if (short := len(noise) - self.noise.shape[1]) > 0:
-            wider = ((0, 0), (0, short))
-            self.noise, self.tokens = np.pad(self.noise, wider), np.pad(self.tokens, wider)
-            self.logprobs = np.pad(self.logprobs, wider)
+            self.unread[episode_id] = list(new_tokens)
+        if (missing := len(noise) - self.noise.shape[1]) > 0:
+            widths = ((0, 0), (0, missing))
+            self.noise, self.tokens = np.pad(self.noise, widths), np.pad(self.tokens, widths)
+            self.logprobs = np.pad(self.logprobs, widths)
         self.noise[row, : len(noise)] = noise
         self.count[row], self.limit[row] = 0, len(noise)
 
-    def release(self, name: int) -> None:
-        """Forget an episode; another may take its row."""
-        row = self.row_of.pop(name)
-        self.holes.add(row)
+    def release(self, episode_id: int) -> None:
+        """Free the row of an episode; an unfinished reply is dropped."""
+        row = self.row_of.pop(episode_id)
+        self.unread.pop(episode_id, None)
+        self.free_rows.add(row)
         self.decoding[row] = False
 
-    def _close_holes(self) -> None:
-        """Move rows from the end into the holes in front of them."""
-        while self.holes:
-            last = len(self.names) - 1
-            moved = self.names.pop()
-            if last in self.holes:
-                self.holes.discard(last)
+    def _compact(self) -> None:
+        """Move rows from the end into free rows before them."""
+        while self.free_rows:
+            last = len(self.episode_ids) - 1
+            moved = self.episode_ids.pop()
+            if last in self.free_rows:
+                self.free_rows.discard(last)
                 continue
-            row = self.holes.pop()
-            self.names[row], self.row_of[moved] = moved, row
+            row = self.free_rows.pop()
+            self.episode_ids[row], self.row_of[moved] = moved, row
             self.cache.copy(last, row)
             for store in (self.noise, self.tokens, self.logprobs, self.count, self.limit):
                 store[row] = store[last]
@@ -132,70 +215,69 @@ class Sampler:
 
     @torch.no_grad()
     def step(self) -> dict[int, Reply]:
-        """One pass of the model: waiting rows read their tokens, or decoding rows their last one.
+        """Run one forward pass: a prefill of new tokens, or one token of every decoding row.
 
         Returns:
-            The replies that ended with it, by name.
+            The replies that ended, by episode.
         """
-        self._close_holes()
+        self._compact()
         decoding = np.flatnonzero(self.decoding)
-        if self.waiting and len(self.waiting) >= WAITING_SHARE * len(decoding):
-            rows, logits = self._read()
+        if self.unread and len(self.unread) >= PREFILL_SHARE * len(decoding):
+            rows, logits = self._prefill()
         else:
             rows, logits = decoding, self._decode(decoding)
         numbers = torch.from_numpy(self.noise[rows, self.count[rows]]).to(self.device)
-        tokens, logprobs = draw(
-            logits, numbers, temperature=self.temperature, restrict=self.restrict
-        )
-        chosen = tokens.cpu().numpy()
-        self.tokens[rows, self.count[rows]] = self.last[rows] = chosen
+        tokens, logprobs = draw(logits, numbers, self.sampling)
+        sampled = tokens.cpu().numpy()
+        self.tokens[rows, self.count[rows]] = self.last[rows] = sampled
         self.logprobs[rows, self.count[rows]] = logprobs.double().cpu().numpy()
         self.count[rows] += 1
-        stopped = self.stops[chosen]
-        over = stopped | (self.count[rows] == self.limit[rows])
-        self.decoding[rows] = ~over
+        stopped = self.is_stop[sampled]
+        ended = stopped | (self.count[rows] == self.limit[rows])
+        self.decoding[rows] = ~ended
         return {
-            self.names[row]: Reply(
+            self.episode_ids[row]: Reply(
                 self.tokens[row, : self.count[row]].tolist(),
                 self.logprobs[row, : self.count[row]].tolist(),
                 stop,
             )
-            for row, stop in zip(rows[over].tolist(), stopped[over].tolist(), strict=True)
+            for row, stop in zip(rows[ended].tolist(), stopped[ended].tolist(), strict=True)
         }
 
-    def _read(self) -> tuple[np.ndarray, torch.Tensor]:
-        """Pass waiting tokens through the model; (rows, logits [rows, V] after the last of each).
+    def _prefill(self) -> tuple[np.ndarray, torch.Tensor]:
+        """Pass unread tokens through the model.
 
-        Episodes of a group start alike: the first of them reads for all.
+        New episodes with equal prompts are computed once, and the row is copied.
+
+        Returns:
+            The rows [n], and logits [n, V] after the last token of each.
         """
-        rows = np.array(sorted(self.row_of[name] for name in self.waiting))
-        inputs = [self.waiting.pop(self.names[row]) for row in rows]
+        rows = np.array(sorted(self.row_of[episode_id] for episode_id in self.unread))
+        inputs = [self.unread.pop(self.episode_ids[row]) for row in rows]
         self.cache.reserve(
             int((self.cache.lengths[rows] + [len(ids) for ids in inputs] + self.limit[rows]).max())
         )
         first: dict[Any, int] = {}
-        reads_for = [
+        source_of = [
             first.setdefault(row if self.cache.lengths[row] else tuple(ids), index)
             for index, (row, ids) in enumerate(zip(rows.tolist(), inputs, strict=True))
         ]
-        readers = list(first.values())
-        logits = self._forward(rows[readers], [inputs[index] for index in readers])
-        for index, reader in enumerate(reads_for):
-            if reader != index:
-                self.cache.copy(int(rows[reader]), int(rows[index]))
-        if len(readers) < len(rows):
-            logits = logits[torch.from_numpy(np.searchsorted(readers, reads_for)).to(self.device)]
+        sources = list(first.values())
+        new_tokens = [inputs[index] for index in sources]
+        self.prefill_tokens += sum(map(len, new_tokens))
+        logits = read(self.decoder, self.cache, rows[sources], new_tokens, self.device)
+        for index, source in enumerate(source_of):
+            if source != index:
+                self.cache.copy(int(rows[source]), int(rows[index]))
+        if len(sources) < len(rows):
+            logits = logits[torch.from_numpy(np.searchsorted(sources, source_of)).to(self.device)]
         return rows, logits
 
-    def _forward(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> torch.Tensor:
-        self.prefilled += sum(len(ids) for ids in inputs)
-        return read(self.decoder, self.cache, rows, inputs, self.device)
-
     def _decode(self, decoding: np.ndarray) -> torch.Tensor:
-        """Logits [rows, V] after the last token of each decoding row.
+        """Logits [n, V] after the last token of each decoding row.
 
-        Rows in between that wait take part where the cache is read in place; what is computed for
-        them is dropped.
+        Where the cache is read in place, idle rows between them take part in the pass and their
+        logits are dropped.
         """
         if not self.cache.in_place:
             ids = self.last[decoding, None].tolist()
@@ -205,54 +287,3 @@ class Sampler:
         logits = self.decoder(torch.from_numpy(self.last[front]).to(self.device), self.cache)
         self.cache.advance(decoding, np.ones_like(decoding))
         return logits if len(decoding) == len(front) else logits[decoding]
-
-
-def draw(
-    logits: torch.Tensor,
-    numbers: torch.Tensor,
-    *,
-    temperature: float,
-    restrict: Restrict | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sample by inverting the cumulative distribution, first over blocks, then inside of one.
-
-    Args:
-        logits: [n, V].
-        numbers: [n] uniform in [0, 1); not used at temperature 0.
-        temperature: logits are divided by it; 0 takes the likeliest token.
-        restrict: leaves tokens out of the distribution, which is then normalised anew.
-
-    Returns:
-        (tokens [n], their log-probabilities [n]); those of temperature 0 are at temperature 1.
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if temperature not in (0, 1):
-        logits = logits / temperature
-    if restrict is not None:
-        logits = restrict(logits)
-    top = logits.amax(-1, keepdim=True)
-    weights = (logits - top).exp_()
-    blocks = nn.functional.pad(weights, (0, -weights.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
-    sums = blocks.sum(-1).cumsum(-1)
-    total = sums[:, -1:].contiguous()
-    if temperature == 0:
-        tokens = logits.argmax(-1, keepdim=True)
-    else:
-        target = numbers[:, None].to(sums.dtype) * total
-        block = _interval(sums, target)
-        before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0.0)
-        inner = blocks[torch.arange(len(block), device=block.device), block[:, 0]].cumsum(-1)
-        tokens = block * BLOCK + _interval(inner, target - before)
-    chosen = logits.gather(-1, tokens) - top - total.log()
-    return tokens[:, 0], chosen[:, 0]
-
-
-def _interval(cumulative: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-    """Index [n, 1] of the interval that each number falls into.
-
-    A number that rounding put at or beyond the end belongs to the last interval that is not empty.
-    """
-    end = cumulative[:, -1:].contiguous()
-    return torch.minimum(
-        torch.searchsorted(cumulative, number, right=True), torch.searchsorted(cumulative, end)
-    )

@@ -1,0 +1,91 @@
+"""Draw tokens from logits: temperature, truncation (top-k, top-p, min-p) and inversion sampling.
+
+Truncation is for evaluation and generation. In training it would bias the importance ratio, because
+the trainer scores tokens under the whole distribution.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from rlhf.rollout.sampling.base import SamplingParams
+
+# Tokens per block. Blocks are summed first, because a cumulative sum over a vocabulary is slow.
+SUM_BLOCK = 256
+
+
+def draw(
+    logits: torch.Tensor,
+    numbers: torch.Tensor,
+    sampling: SamplingParams,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sample tokens by inverting the cumulative distribution, over blocks and then within one.
+
+    Args:
+        logits: [n, V].
+        numbers: uniform random numbers in [0, 1), [n]; not used at temperature 0.
+        sampling: temperature and truncation. Probabilities are normalized after truncation.
+
+    Returns:
+        Tokens [n] and their log-probabilities [n]; at temperature 0, log-probabilities are those of
+        temperature 1.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if sampling.temperature not in (0, 1):
+        logits = logits / sampling.temperature
+    if sampling.truncates:
+        logits = truncate(logits, sampling)
+    top = logits.amax(-1, keepdim=True)
+    weights = (logits - top).exp_()
+    blocks = nn.functional.pad(weights, (0, -weights.shape[-1] % SUM_BLOCK)).unflatten(
+        -1, (-1, SUM_BLOCK)
+    )
+    sums = blocks.sum(-1).cumsum(-1)
+    total = sums[:, -1:].contiguous()
+    if sampling.temperature == 0:
+        tokens = logits.argmax(-1, keepdim=True)
+    else:
+        target = numbers[:, None].to(sums.dtype) * total
+        block = _interval(sums, target)
+        before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0.0)
+        inner = blocks[torch.arange(len(block), device=block.device), block[:, 0]].cumsum(-1)
+        tokens = block * SUM_BLOCK + _interval(inner, target - before)
+    logprobs = logits.gather(-1, tokens) - top - total.log()
+    return tokens[:, 0], logprobs[:, 0]
+
+
+def _interval(cumulative: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+    """Index [n, 1] of the interval of each number in a cumulative sum [n, K].
+
+    A number that is rounded to the total or above is assigned to the last non-empty interval.
+    """
+    end = cumulative[:, -1:].contiguous()
+    return torch.minimum(
+        torch.searchsorted(cumulative, number, right=True), torch.searchsorted(cumulative, end)
+    )
+
+
+def truncate(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
+    """Set the logits [n, V] of excluded tokens to -inf (top-k, top-p and min-p).
+
+    Each rule is applied to the whole distribution; a token is kept if every rule keeps it. The most
+    likely token is always kept.
+
+    Args:
+        logits: already divided by the temperature.
+        sampling: its ``top_k``, ``top_p`` (nucleus sampling, Holtzman et al. 2020) and ``min_p``
+            (Nguyen et al. 2024).
+    """
+    kept = torch.ones_like(logits, dtype=torch.bool)
+    if 0 < sampling.top_k < logits.shape[-1]:
+        kept &= logits >= logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+    if sampling.top_p < 1:
+        order = logits.argsort(dim=-1, descending=True, stable=True)
+        sorted_probability = logits.softmax(-1).gather(-1, order)
+        before = sorted_probability.cumsum(-1) - sorted_probability
+        kept &= torch.zeros_like(kept).scatter(-1, order, before < sampling.top_p)
+    if sampling.min_p > 0:
+        gap = logits - logits.amax(-1, keepdim=True)
+        kept &= gap.exp() >= sampling.min_p
+    return torch.where(kept, logits, -torch.inf)
