@@ -19,40 +19,42 @@ from typing import Any
 Config = Mapping[str, Any] | str | Path
 
 
-def stage(verb: str, config: Config | Sequence[Config], **overrides: Any) -> Path:
-    """Run one verb that makes a run directory: sft, reward, dpo, kto, ppo, grpo, demos, ...
+def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> Path:
+    """Run a command that makes a run directory: sft, reward, dpo, kto, ppo, grpo, demos, ...
 
     Args:
-        verb: as on the command line (`rlhf --help`).
-        config: a mapping, a YAML file, or several of them.
-        overrides: keys that win; nested ones with dots through ``**{"model.path": "..."}``.
+        command: Its name on the command line (`rlhf --help`).
+        config: A mapping, a YAML file, or a list of these.
+        overrides: Keys that win; nested ones with dots through ``**{"model.path": "..."}``.
 
     Returns:
-        The folder of the trained model, or the run directory of verbs that train none.
+        The folder of the trained model, or the run directory of a command that trains none.
 
     Raises:
-        UserError: with one line that says what to do.
+        UserError: The configuration, the data or the directory cannot be used.
     """
     from rlhf.runs import launch
 
     launch.prepare()
-    from rlhf.cli.table import from_record, run_command
+    from rlhf.cli.table import COMMANDS
     from rlhf.config.load import set_key
 
-    tree = from_record(verb, _tree(config, {}))
+    tree = COMMANDS.from_record(command, _tree(config, {}))
     for key, value in overrides.items():
         set_key(tree, key, value)
-    return run_command(verb, tree)
+    return COMMANDS.run_command(command, tree)
 
 
 def run(pipeline: str | Path, **overrides: Any) -> Path:
-    """Run a pipeline file; returns its report."""
+    """Run a pipeline file; return the path of its report."""
     from rlhf.runs import launch
 
     launch.prepare()
+    from rlhf.cli.table import COMMANDS
     from rlhf.pipeline import read_pipeline, run_pipeline
 
-    return run_pipeline(read_pipeline([pipeline], list(overrides.items())))
+    checked = read_pipeline([pipeline], list(overrides.items()), COMMANDS)
+    return run_pipeline(checked, COMMANDS)
 
 
 def evaluate(config: Config | Sequence[Config], **overrides: Any) -> Path:

@@ -3,8 +3,8 @@
     output_dir: runs/quickstart
     seed: 0
     stages:
-      - {name: sft, verb: sft, model: {scratch: {}}, data: [{path: demos.jsonl}]}
-      - {name: ppo, verb: ppo, model: {path: stage:sft}, ...}
+      - {name: sft, command: sft, model: {scratch: {}}, data: [{path: demos.jsonl}]}
+      - {name: ppo, command: ppo, model: {path: stage:sft}, ...}
 
 ``stage:NAME`` stands for what a stage leaves (its ``final/`` model), ``stage:NAME/FILE`` for a file
 in its directory. ``--NAME.key value`` overrides a stage's key.
@@ -13,15 +13,16 @@ in its directory. ``--NAME.key value`` overrides a stage's key.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf.algorithms.registry import ALGORITHMS
-from rlhf.cli.table import configure, run_command, verb_named
+from rlhf.commands.command import CommandTable
+from rlhf.commands.dry_run import check_without_data
 from rlhf.common.names import nearest
-from rlhf.config.load import assemble, check_keys, set_key
+from rlhf.config.load import assemble, build, set_key
 from rlhf.errors import UserError
 from rlhf.runs.directory import open_directory
 from rlhf.runs.launch import release_memory
@@ -33,25 +34,41 @@ PREFIX = "stage:"
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The whole file, checked for its own keys; stages stay plain data until they run."""
+    """Stages in order, each a command with its configuration.
+
+    output_dir: runs/quickstart
+    stages:
+      - {name: sft, command: sft, model: {scratch: {}}, data: [{path: demos.jsonl}]}
+      - {name: ppo, command: ppo, model: {path: stage:sft}, ...}
+
+    ``stage:NAME`` stands for the model of an earlier stage, ``stage:NAME/FILE`` for a file in its
+    directory. ``--NAME.key value`` overrides a key of a stage.
+    """
 
     output_dir: str
+    """Directory of the pipeline; every stage has a directory in it."""
     stages: list[dict[str, Any]]
+    """The stages: name, command, and the keys of the command."""
     seed: int = 0
+    """Random seed of every stage that sets none."""
     resume: bool = False
+    """Continue an existing output_dir; finished stages are kept."""
     overwrite: bool = False
+    """Replace an existing output_dir."""
 
 
-def read_pipeline(files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]]) -> Pipeline:
-    """A pipeline from its files and overrides, every stage checked before any runs.
+def read_pipeline(
+    files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]], commands: CommandTable
+) -> Pipeline:
+    """Read a pipeline and check every stage before any of them runs.
 
     Raises:
-        UserError: names the stage and the key.
+        UserError: Names the stage and the key.
     """
     tree = assemble(files, [])
     stages = tree.get("stages")
     if not isinstance(stages, list) or not stages:
-        raise UserError("pipeline: `stages` must be a list of stages, each with a name and a verb")
+        raise UserError("pipeline: `stages` must be a list, each with a name and a command")
     names = [_name_of(stage, index) for index, stage in enumerate(stages)]
     for key, value in overrides:
         head, _, rest = key.partition(".")
@@ -61,28 +78,29 @@ def read_pipeline(files: Sequence[str | Path], overrides: Sequence[tuple[str, An
             raise UserError(f"--{key}: no stage is called {head!r}{nearest(head, names)}")
         else:
             set_key(tree, key, value)
-    check_keys(Pipeline, {k: v for k, v in tree.items() if k != "stages"}, {})
-    if not tree.get("output_dir"):
-        raise UserError("pipeline: output_dir is missing")
-    pipeline = Pipeline(**tree)
+    pipeline = build(Pipeline, tree)
     for index, name in enumerate(names):
-        _check_stage(pipeline, index, name, names)
+        _check_stage(pipeline, index, name, names, commands)
     return pipeline
 
 
 def _name_of(stage: Any, index: int) -> str:
-    if not isinstance(stage, dict) or "name" not in stage or "verb" not in stage:
-        raise UserError(f"stages.{index}: a stage needs a name and a verb")
+    if isinstance(stage, dict) and "verb" in stage:
+        raise UserError(f"stages.{index}.verb was renamed to stages.{index}.command")
+    if not isinstance(stage, dict) or "name" not in stage or "command" not in stage:
+        raise UserError(f"stages.{index}: a stage needs a name and a command")
     return str(stage["name"])
 
 
-def _check_stage(pipeline: Pipeline, index: int, name: str, names: list[str]) -> None:
-    """Verb, keys, types and references of one stage."""
+def _check_stage(
+    pipeline: Pipeline, index: int, name: str, names: list[str], commands: CommandTable
+) -> None:
+    """Command, keys, types and references of one stage."""
     if names.count(name) > 1:
         raise UserError(f"stages: two are called {name!r}; names must differ")
     stage = pipeline.stages[index]
     try:
-        verb_named(stage["verb"])
+        commands.find(stage["command"])
         for reference in _references(stage):
             target = reference.removeprefix(PREFIX).partition("/")[0]
             if target not in names[:index]:
@@ -90,46 +108,46 @@ def _check_stage(pipeline: Pipeline, index: int, name: str, names: list[str]) ->
                     f"{reference}: no earlier stage is called {target!r}"
                     f"{nearest(target, names[:index])}"
                 )
-        verbs = {str(other["name"]): other["verb"] for other in pipeline.stages}
-        _check_models(stage, verbs)
-        configure(stage["verb"], stage_tree(pipeline, stage))
+        commands_by_name = {str(other["name"]): other["command"] for other in pipeline.stages}
+        _check_models(stage, commands_by_name)
+        commands.configure(stage["command"], stage_tree(pipeline, stage))
     except UserError as error:
         raise UserError(f"stage {name}: {error}") from error
 
 
-def _check_models(stage: Mapping[str, Any], verbs: Mapping[str, str]) -> None:
+def _check_models(stage: Mapping[str, Any], commands_by_name: Mapping[str, str]) -> None:
     """Refuse stages as models that leave none, or a model of the other kind.
 
     Args:
         stage: to be checked.
-        verbs: of all stages, by name.
+        commands_by_name: of all stages, by name.
     """
     policies = stage.get("policies") or []
     specs = [stage, *(p for p in policies if isinstance(p, Mapping))]
     for spec in specs:
-        verb = _verb_behind(spec.get("model"), "path", verbs)
-        if verb and not leaves_policy(verb) and not (verb == stage["verb"] == "reward"):
+        command = _command_behind(spec.get("model"), "path", commands_by_name)
+        if command and not leaves_policy(command) and not (command == stage["command"] == "reward"):
             raise UserError(
-                f"model.path {spec['model']['path']}: `rlhf {verb}` leaves no language model"
+                f"model.path {spec['model']['path']}: `rlhf {command}` leaves no language model"
             )
     for key in ("rewards", "gold"):
         for row in stage.get(key) or []:
-            verb = _verb_behind(row, "path", verbs)
-            if verb and verb != "reward":
-                raise UserError(f"{key}: {row['path']}: `rlhf {verb}` leaves no reward model")
+            command = _command_behind(row, "path", commands_by_name)
+            if command and command != "reward":
+                raise UserError(f"{key}: {row['path']}: `rlhf {command}` leaves no reward model")
 
 
-def _verb_behind(spec: Any, key: str, verbs: Mapping[str, str]) -> str | None:
-    """The verb of the stage whose ``final/`` a key names; None where it names anything else."""
+def _command_behind(spec: Any, key: str, commands_by_name: Mapping[str, str]) -> str | None:
+    """The command of the stage whose ``final/`` a key names; None where it names anything else."""
     path = spec.get(key) if isinstance(spec, Mapping) else None
     if not isinstance(path, str) or not path.startswith(PREFIX) or "/" in path:
         return None
-    return verbs[path.removeprefix(PREFIX)]
+    return commands_by_name[path.removeprefix(PREFIX)]
 
 
-def leaves_policy(verb: str) -> bool:
-    """Whether a verb's ``final/`` is a language model."""
-    return verb in ("sft", "dpo", "kto") or verb in ALGORITHMS
+def leaves_policy(command: str) -> bool:
+    """Whether a command's ``final/`` is a language model."""
+    return command in ("sft", "dpo", "kto") or command in ALGORITHMS
 
 
 def before_training(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,12 +201,12 @@ def stage_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
             return str(_place(root, value))
         return value
 
-    own = {key: resolved(value) for key, value in stage.items() if key not in ("name", "verb")}
+    own = {key: resolved(value) for key, value in stage.items() if key not in ("name", "command")}
     common = {"seed": pipeline.seed, "resume": pipeline.resume}
     return {**common, **own, "output_dir": str(root / stage["name"])}
 
 
-def run_pipeline(pipeline: Pipeline) -> Path:
+def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
     """Run every stage that is not finished yet, then draw the report of the whole.
 
     Returns:
@@ -207,8 +225,50 @@ def run_pipeline(pipeline: Pipeline) -> Path:
     for number, stage in enumerate(pipeline.stages, start=1):
         log.info("stage %d of %d: %s", number, len(pipeline.stages), stage["name"])
         try:
-            run_command(stage["verb"], stage_tree(pipeline, stage))
+            commands.run_command(stage["command"], stage_tree(pipeline, stage))
             release_memory()
         except UserError as error:
             raise type(error)(f"stage {stage['name']}: {error}") from error
     return write_report(root)
+
+
+def run(pipeline: Pipeline, commands: CommandTable) -> Generator[str, None, int]:
+    """Run a pipeline; yield the path of its report."""
+    yield str(run_pipeline(pipeline, commands))
+    return 0
+
+
+def plan(name: str, pipeline: Pipeline, commands: CommandTable) -> str:
+    """Return what every stage would do, for `--dry-run`.
+
+    Raises:
+        UserError: A stage would be refused.
+    """
+    lines = []
+    for stage in pipeline.stages:
+        try:
+            lines += [f"== {stage['name']}", _plan_stage(pipeline, stage, commands)]
+        except UserError as error:
+            raise UserError(f"stage {stage['name']}: {error}") from error
+    return "\n".join(lines)
+
+
+def _plan_stage(pipeline: Pipeline, stage: Mapping[str, Any], commands: CommandTable) -> str:
+    """Return what a stage would do.
+
+    A stage that waits only for the models of earlier stages is planned with those models as they
+    are before training. Where a stage waits for data or rewards, everything else is checked.
+    """
+    command, waiting = stage["command"], waits_for(pipeline, stage)
+    note = f"waits for {', '.join(waiting)}"
+    if waiting:
+        stage = before_training(pipeline, stage)
+    config = commands.configure(command, stage_tree(pipeline, stage))
+    if not waiting:
+        return commands.plan(command, config)
+    if not waits_for(pipeline, stage):
+        return f"{commands.plan(command, config)}\n{note}; planned before training"
+    model = stage.get("model")
+    has_model = isinstance(model, Mapping) and "path" in model and not waits_for(pipeline, model)
+    check_without_data(command, config, with_model=has_model)
+    return f"keys and types are right; {note}"

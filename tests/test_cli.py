@@ -48,12 +48,12 @@ def test_help_and_version(capsys):
     assert call(capsys, "--help")[0] == 0
     code, out, _ = call(capsys)
     assert code == 0
-    assert "rlhf VERB" in out
+    assert "rlhf COMMAND" in out
     assert call(capsys, "--version")[1].startswith("rlhf ")
     assert "--output_dir" in call(capsys, "ppo", "--help")[1]
 
 
-def test_unknown_verb_names_the_nearest(capsys):
+def test_unknown_command_names_the_nearest(capsys):
     assert "'ppo'" in refused(capsys, "pppo")
 
 

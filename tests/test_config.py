@@ -10,18 +10,23 @@ from typing import Literal
 
 import pytest
 
+from rlhf.cli.arguments import parse_arguments
+from rlhf.commands.data_check import CheckConfig
+from rlhf.commands.demos import DemosConfig
 from rlhf.commands.generate import GenerateConfig
-from rlhf.commands.preparation import DemosConfig, SplitConfig
-from rlhf.commands.score import CheckConfig, ScoreConfig
+from rlhf.commands.models import MergeConfig
+from rlhf.commands.pairs import PairsConfig
+from rlhf.commands.report import ReportConfig
+from rlhf.commands.score import ScoreConfig
+from rlhf.commands.split import SplitConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.evaluate import EvaluateConfig
-from rlhf.config.load import as_tree, assemble, build, merge, parse_overrides, read_yaml, set_key
+from rlhf.config.load import as_tree, assemble, build, merge, read_yaml, set_key
 from rlhf.config.model import ModelSpec
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.online import OnlineConfig
 from rlhf.data.preferences import Annotator
 from rlhf.errors import UserError
-from rlhf.studies.preference_pairs import PairsConfig
 
 CONFIGS = [
     OfflineConfig,
@@ -80,7 +85,7 @@ def test_floats_are_read_as_in_yaml_1_2(tmp_path, text, value):
     tree = read_yaml(write(tmp_path / "a.yaml", f"x: {text}\n"))
     assert tree["x"] == value
     assert type(tree["x"]) is type(value)
-    assert parse_overrides(["--x", text])[1] == [("x", value)]
+    assert parse_arguments(["--x", text]).overrides == (("x", value),)
 
 
 def test_later_files_win_mappings_merge_and_lists_are_replaced(tmp_path):
@@ -119,24 +124,47 @@ def test_overrides_that_lead_nowhere_are_refused(key, part):
 
 
 def test_options_come_in_both_spellings():
-    files, overrides = parse_overrides(
+    arguments = parse_arguments(
         ["--config", "a.yaml", "--b.c=[1, 2]", "--config=b.yaml", "--output-dir", "x"]
     )
-    assert files == ["a.yaml", "b.yaml"]
-    assert overrides == [("b.c", [1, 2]), ("output_dir", "x")]
+    assert arguments.files == ("a.yaml", "b.yaml")
+    assert arguments.overrides == (("b.c", [1, 2]), ("output_dir", "x"))
+
+
+def test_arguments_without_a_flag_flags_and_switches():
+    arguments = parse_arguments(["a", "--dry-run", "--resume", "b", "--json", "false", "--x=1"])
+    assert arguments.positional == ("a", "b")
+    assert arguments.has("--dry-run")
+    assert not arguments.has("--help", "-h")
+    assert arguments.overrides == (("resume", True), ("json", False), ("x", 1))
+
+
+def test_arguments_without_a_flag_set_the_keys_of_the_row():
+    def overrides(words, keys, config):
+        return [call.overrides for call in parse_arguments(words).per_call("x", keys, config)]
+
+    assert overrides(["a", "b"], ["directories"], ReportConfig) == [(("directories", ["a", "b"]),)]
+    assert overrides(["a", "b"], ["path"], CheckConfig) == [(("path", "a"),), (("path", "b"),)]
+    merge_keys = ["adapter", "target"]
+    assert overrides(["a", "b"], merge_keys, MergeConfig) == [(("adapter", "a"), ("target", "b"))]
+    assert overrides([], ["path"], CheckConfig) == [()]
+    files = parse_arguments(["a.yaml", "--config", "b.yaml"])
+    (call,) = files.per_call("x", ["config"], CheckConfig)
+    assert call.files == ("a.yaml", "b.yaml")
+    with pytest.raises(UserError, match="x: unexpected argument 'c'"):
+        overrides(["a", "b", "c"], merge_keys, MergeConfig)
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["stray"], "unexpected argument 'stray'"),
         (["--key"], "--key needs a value"),
         (["--key", "[1"], "--key: '[1' is not valid YAML"),
     ],
 )
 def test_arguments_that_are_no_options_are_refused(arguments, part):
     with pytest.raises(UserError) as caught:
-        parse_overrides(arguments)
+        parse_arguments(arguments)
     assert part in str(caught.value)
 
 
@@ -324,4 +352,4 @@ def test_the_walk_over_dataclasses_finds_the_nested_ones():
     ],
 )
 def test_text_with_a_colon_stays_text(text, value):
-    assert parse_overrides(["--prompt", text]) == ([], [("prompt", value)])
+    assert parse_arguments(["--prompt", text]).overrides == (("prompt", value),)

@@ -56,7 +56,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
         f"print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"
     )
     output = run_python(code)
-    assert "usage: rlhf VERB" in output
+    assert "usage: rlhf COMMAND" in output
     assert "HEAVY []" in output
     # Processor time, so that a busy machine does not fail the test.
     assert float(output.split("SECONDS ")[1].split()[0]) < 0.5
@@ -71,7 +71,7 @@ def test_help_answers_within_half_a_second_of_processor_time():
         text=True,
         check=True,
     )
-    assert "usage: rlhf VERB" in done.stdout
+    assert "usage: rlhf COMMAND" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert imported.isdisjoint(HEAVY)
     assert time.process_time() - began < 0.5  # this process only waited

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from rlhf.cli.main import main
+from rlhf.cli.table import COMMANDS
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline, run_pipeline, stage_tree, waits_for
 from tests.helpers.training import pair_rows, sft_rows, write_rows
@@ -21,17 +22,19 @@ def pipeline_file(folder: Path, stages: list, **keys) -> Path:
 
 
 def sft_stage(**keys) -> dict:
-    stage = {"name": "sft", "verb": "sft", "model": {"path": "m"}, "data": [{"path": "d.jsonl"}]}
+    stage = {"name": "sft", "command": "sft", "model": {"path": "m"}, "data": [{"path": "d.jsonl"}]}
     return stage | keys
 
 
 def dpo_stage(**keys) -> dict:
-    return sft_stage(name="dpo", verb="dpo", model={"path": "stage:sft"}) | keys
+    return sft_stage(name="dpo", command="dpo", model={"path": "stage:sft"}) | keys
 
 
 def test_references_seed_and_overrides(tmp_path):
     file = pipeline_file(tmp_path, [sft_stage(), dpo_stage(seed=7)], seed=3)
-    pipeline = read_pipeline([file], [("dpo.batch_size", 32), ("output_dir", str(tmp_path / "o"))])
+    pipeline = read_pipeline(
+        [file], [("dpo.batch_size", 32), ("output_dir", str(tmp_path / "o"))], COMMANDS
+    )
     first, second = (stage_tree(pipeline, stage) for stage in pipeline.stages)
     assert (first["seed"], second["seed"]) == (3, 7)
     assert second["model"]["path"] == str(tmp_path / "o" / "sft" / "final")
@@ -43,11 +46,11 @@ def test_references_seed_and_overrides(tmp_path):
 @pytest.mark.parametrize(
     ("stages", "overrides", "words"),
     [
-        ([sft_stage(verb="stf")], [], ["stage sft", "'stf'", "'sft'"]),
+        ([sft_stage(command="stf")], [], ["stage sft", "'stf'", "'sft'"]),
         ([sft_stage(), dpo_stage(bach_size=3)], [], ["stage dpo", "'batch_size'"]),
         ([dpo_stage()], [], ["stage dpo", "stage:sft", "no earlier stage"]),
         ([sft_stage(), sft_stage()], [], ["two are called 'sft'"]),
-        ([{"verb": "sft"}], [], ["stages.0", "name"]),
+        ([{"command": "sft"}], [], ["stages.0", "name"]),
         ([], [], ["`stages` must be a list"]),
         ([sft_stage()], [("stf.seed", 1)], ["no stage is called 'stf'", "'sft'"]),
         ([sft_stage()], [("sed", 1)], ["unknown key 'sed'", "'seed'"]),
@@ -55,29 +58,29 @@ def test_references_seed_and_overrides(tmp_path):
 )
 def test_mistakes_name_stage_key_and_cure(tmp_path, stages, overrides, words):
     with pytest.raises(UserError) as caught:
-        read_pipeline([pipeline_file(tmp_path, stages)], overrides)
+        read_pipeline([pipeline_file(tmp_path, stages)], overrides, COMMANDS)
     assert all(word in str(caught.value) for word in words), caught.value
     assert not (tmp_path / "out").exists()
 
 
 def test_a_failed_stage_is_named_and_finished_ones_stay(tmp_path):
     data = write_rows(tmp_path / "rows.jsonl", sft_rows())
-    split = {"name": "split", "verb": "split", "data": [{"path": str(data)}], "kind": "sft"}
+    split = {"name": "split", "command": "split", "data": [{"path": str(data)}], "kind": "sft"}
     broken = sft_stage(data=[{"path": "stage:split/nowhere.jsonl"}])
-    pipeline = read_pipeline([pipeline_file(tmp_path, [split, broken])], [])
+    pipeline = read_pipeline([pipeline_file(tmp_path, [split, broken])], [], COMMANDS)
     with pytest.raises(UserError, match=r"stage sft: .*nowhere\.jsonl"):
-        run_pipeline(pipeline)
+        run_pipeline(pipeline, COMMANDS)
     assert (tmp_path / "out/split/finished").exists()
     assert not (tmp_path / "out/sft").exists()
     with pytest.raises(UserError, match="exists already"):
-        run_pipeline(pipeline)
+        run_pipeline(pipeline, COMMANDS)
 
 
 def reward_stage(**keys) -> dict:
-    return sft_stage(name="reward", verb="reward", model={"path": "m"}) | keys
+    return sft_stage(name="reward", command="reward", model={"path": "m"}) | keys
 
 
-PPO = {"name": "ppo", "verb": "ppo", "env": {"id": "text/Echo-v0"}, "model": {"path": "m"}}
+PPO = {"name": "ppo", "command": "ppo", "env": {"id": "text/Echo-v0"}, "model": {"path": "m"}}
 
 
 @pytest.mark.parametrize(
@@ -93,7 +96,7 @@ PPO = {"name": "ppo", "verb": "ppo", "env": {"id": "text/Echo-v0"}, "model": {"p
                 reward_stage(),
                 {
                     "name": "e",
-                    "verb": "evaluate",
+                    "command": "evaluate",
                     "policies": [{"name": "p", "model": {"path": "stage:reward"}}],
                     "text": [{"path": "d.jsonl"}],
                 },
@@ -104,7 +107,7 @@ PPO = {"name": "ppo", "verb": "ppo", "env": {"id": "text/Echo-v0"}, "model": {"p
 )
 def test_a_stage_is_no_model_of_the_other_kind(tmp_path, stages, words):
     with pytest.raises(UserError, match=words):
-        read_pipeline([pipeline_file(tmp_path, stages)], [])
+        read_pipeline([pipeline_file(tmp_path, stages)], [], COMMANDS)
 
 
 LATER = {

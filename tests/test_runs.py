@@ -10,7 +10,12 @@ from rlhf.runs.directory import Run, flatten
 
 
 def config(directory, **keys):
-    return {"verb": "ppo", "output_dir": str(directory), "resume": False, "overwrite": False} | keys
+    return {
+        "command": "ppo",
+        "output_dir": str(directory),
+        "resume": False,
+        "overwrite": False,
+    } | keys
 
 
 def rows(path):
@@ -20,7 +25,7 @@ def rows(path):
 def test_a_new_directory_says_what_was_asked_and_where_it_ran(tmp_path):
     run = Run.open(config(tmp_path / "deep/run", model={"path": "m"}, seed=3))
     kept = yaml.safe_load((run.directory / "config.yaml").read_text())
-    assert kept == {"verb": "ppo", "model": {"path": "m"}, "seed": 3}
+    assert kept == {"command": "ppo", "model": {"path": "m"}, "seed": 3}
     environment = json.loads((run.directory / "environment.json").read_text())
     assert environment["versions"]["torch"]
     assert environment["cores"] >= 1

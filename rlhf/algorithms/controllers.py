@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 
 from torch import Tensor
 
+from rlhf.errors import UserError
+
 
 @dataclass
 class FixedKL:
@@ -75,7 +77,7 @@ class LagrangeMultiplier:
 
     def __post_init__(self) -> None:
         if not 0 < self.value <= self.maximum:
-            raise ValueError(
+            raise UserError(
                 f"multiplier_init must lie in (0, multiplier_max={self.maximum}], got {self.value} "
                 "(it changes by factors, so 0 would stay 0)"
             )

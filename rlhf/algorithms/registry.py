@@ -44,6 +44,7 @@ from dataclasses import fields, replace
 
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.settings import Settings, check, setting_names, unknown
+from rlhf.errors import UserError
 
 _ROWS = (
     Algorithm(
@@ -254,7 +255,7 @@ def configure(name: str, **overrides: object) -> Algorithm:
     """The row called `name` with some of its settings replaced.
 
     Raises:
-        ValueError: unknown algorithm or setting, a value out of range, or a setting that would
+        UserError: unknown algorithm or setting, a value out of range, or a setting that would
             have no effect in this combination.
     """
     if name not in ALGORITHMS:
@@ -268,7 +269,7 @@ def configure(name: str, **overrides: object) -> Algorithm:
     row = replace(row, settings=settings)
     for key in overrides:
         if key not in row.effective:
-            raise ValueError(f"{key} has no effect with {name}: {row.why_ineffective(key)}")
+            raise UserError(f"{key} has no effect with {name}: {row.why_ineffective(key)}")
     return row
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from rlhf.common.names import nearest
+from rlhf.errors import UserError
 
 KL_PLACEMENTS = ("reward", "loss", "none")
 KL_ESTIMATORS = ("k1", "k2", "k3")
@@ -161,7 +162,7 @@ def effective(settings: Settings, *, loss: str, constrained: bool) -> frozenset[
 
 
 def check(settings: Settings, *, name: str, loss: str) -> None:
-    """Raise ValueError for a value outside its range, naming key, rule and value."""
+    """Raise UserError for a value outside its range, naming key, rule and value."""
     choices = {
         "kl_placement": KL_PLACEMENTS,
         "kl_estimator": KL_ESTIMATORS,
@@ -172,7 +173,7 @@ def check(settings: Settings, *, name: str, loss: str) -> None:
     for key, allowed in choices.items():
         value = getattr(settings, key)
         if value not in allowed:
-            raise ValueError(f"{key} must be one of {', '.join(allowed)}, got {value!r}")
+            raise UserError(f"{key} must be one of {', '.join(allowed)}, got {value!r}")
     for key in ("num_epochs", "num_minibatches", "group_size"):
         _require(getattr(settings, key) >= 1, key, "be at least 1", getattr(settings, key))
     for key in ("gamma", "lam", "turn_gamma", "turn_lam", "overlong_fraction"):
@@ -190,17 +191,17 @@ def check(settings: Settings, *, name: str, loss: str) -> None:
 def _check_combination(settings: Settings, name: str, loss: str) -> None:
     pairs = settings.advantage == "best_and_worst"
     if pairs != (loss == "pairwise"):
-        raise ValueError(
+        raise UserError(
             f"advantage {settings.advantage} does not go with {name}: "
             "best_and_worst belongs to the pairwise loss (online_dpo), and only to it"
         )
     if ADVANTAGES[settings.advantage].groups and settings.group_size < 2:
-        raise ValueError(
+        raise UserError(
             f"group_size must be at least 2 with advantage {settings.advantage} "
             f"(the group is the baseline), got {settings.group_size}"
         )
     if settings.kl_placement == "loss" and settings.kl_estimator == "k1" and loss != "pairwise":
-        raise ValueError(
+        raise UserError(
             "kl_estimator k1 with kl_placement loss has no effect (its gradient is zero in "
             "expectation): use k2 or k3, or put the divergence in the reward"
         )
@@ -208,13 +209,13 @@ def _check_combination(settings: Settings, name: str, loss: str) -> None:
 
 def _require(condition: bool, key: str, rule: str, value: object) -> None:
     if not condition:
-        raise ValueError(f"{key} must {rule}, got {value}")
+        raise UserError(f"{key} must {rule}, got {value}")
 
 
-def unknown(key: str, known: list[str], kind: str) -> ValueError:
+def unknown(key: str, known: list[str], kind: str) -> UserError:
     """The error for a name that does not exist, with the nearest one that does."""
     hint = nearest(key, known) or f"; known: {', '.join(known)}"
-    return ValueError(f"unknown {kind} {key!r}{hint}")
+    return UserError(f"unknown {kind} {key!r}{hint}")
 
 
 def setting_names() -> list[str]:

@@ -1,1 +1,1 @@
-"""The command line: the table of commands, their arguments, help and dry runs."""
+"""The command line: the table of commands, their arguments and their help."""

@@ -1,6 +1,6 @@
-"""The command line: a verb, then options; every mistake is one readable line and exit code 2.
+"""The command line: a command, then options. A user's mistake is one line and exit code 2.
 
-Nothing heavy is imported before a verb needs it.
+Nothing heavy is imported before a command needs it.
 """
 
 from __future__ import annotations
@@ -10,70 +10,30 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
 
 from rlhf import __version__
-from rlhf.common.names import nearest
+from rlhf.cli.arguments import Arguments, parse_arguments
+from rlhf.cli.help import command_help, group_help, usage
+from rlhf.cli.table import COMMANDS
+from rlhf.common.imports import import_object
 from rlhf.errors import UserError
-
-USAGE = """\
-usage: rlhf VERB [--config FILE ...] [--key value ...]
-
-Whole experiments
-  run PIPELINE.yaml      every stage of a pipeline in order, then one report
-  report DIR...          draw report.html of a run or a pipeline; several runs: a comparison
-  compare RUN...         paired differences with intervals; names no winner inside noise
-  bench MANIFEST.yaml    environments x algorithms x seeds, normalised; a gate for CI
-  tune STUDY.yaml        equally many trials for every algorithm, before a comparison
-
-Training (each makes a run directory)
-{training}
-
-Measuring and using
-  evaluate               policies on held-out episodes and text, rewards on pairs
-  reward-report          can a reward be trusted? any reward, on pairs or a public benchmark
-  overoptimize           optimise proxies of a known gold score too far; where to stop
-  generate               replies of a model to prompts
-  score                  scores of a reward for conversations
-
-Data, models, environments
-  demos, split, pairs    write demonstrations; split by prompt; judge a model's own replies
-  data check FILE...     duplicates, leakage, contradictions, suspects
-  models list|get|merge  short names; fetch one; merge a LoRA into its base
-  envs list|demos|play|check
-  algorithms             every online algorithm with its paper, equation and settings
-
-Options of every verb
-  --config FILE          YAML; repeatable, later files win
-  --key.sub value        override; `rlhf VERB --help` lists the keys
-  --print-config         show the checked configuration and stop
-  --dry-run              check everything, print batch algebra and memory, train nothing
-  --debug                show the traceback of an error
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0 done, 2 a mistake told in one line)."""
+    """Run one command; return the exit code (0: done, 1: a bug or a fault, 2: a user's mistake)."""
     from rlhf.runs import launch
 
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(usage())
-        return 0
-    if arguments[0] == "--version":
-        print(f"rlhf {__version__}")
-        return 0
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
     launch.prepare()
-    first = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
-    level = logging.INFO if first else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "httpcore", "datasets", "filelock", "accelerate"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _set_up_logging()
     try:
-        code = dispatch(arguments[0], arguments[1:])
+        code = dispatch(words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # `rlhf envs list | head` has read enough
@@ -90,46 +50,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+def dispatch(words: Sequence[str]) -> int:
+    """Run the command that the first one or two words name; return the exit code.
+
+    Raises:
+        UserError: There is no such command, or its arguments are wrong.
+    """
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(usage(COMMANDS))
+        return 0
+    if words[0] == "--version":
+        print(f"rlhf {__version__}")
+        return 0
+    name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
+    arguments = parse_arguments(words[len(name.split()) :])
+    if name not in COMMANDS and any(other.startswith(f"{name} ") for other in COMMANDS):
+        if arguments.has("--help", "-h"):
+            print(group_help(COMMANDS, name))
+            return 0
+        name = " ".join([name, *arguments.positional[:1]])
+    command = COMMANDS.find(name)
+    if arguments.has("--help", "-h"):
+        print(command_help(COMMANDS, command, arguments))
+        return 0
+    calls = arguments.per_call(command.name, command.arguments, import_object(command.config))
+    return max(_run(name, call) for call in calls)
+
+
+def _run(name: str, arguments: Arguments) -> int:
+    """Run a command with its configuration, or show what it would do."""
+    config = COMMANDS.read(name, arguments.files, arguments.overrides)
+    if arguments.has("--print-config"):
+        tree = COMMANDS.settings_in_force(name, config)
+        print(yaml.safe_dump(tree, sort_keys=False))
+    elif arguments.has("--dry-run"):
+        print(COMMANDS.plan(name, config))
+    elif COMMANDS[name].makes_run:
+        print(COMMANDS.run_config(name, config))
+    else:
+        return _print_output(name, config)
+    return 0
+
+
+def _print_output(name: str, config: Any) -> int:
+    """Print what a command without a run directory yields; return its exit code."""
+    output = COMMANDS.output(name, config)
+    while True:
+        try:
+            print(next(output))
+        except StopIteration as end:
+            return end.value or 0
+
+
+def _set_up_logging() -> None:
+    first = os.environ.get("RANK", "0") == "0"  # one of several processes logs
+    level = logging.INFO if first else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    for library in ("httpx", "httpcore", "datasets", "filelock", "accelerate"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
 def _is_user_mistake(error: Exception) -> bool:
-    """Our own refusals, and files that cannot be read or written; all else is a bug."""
-    if isinstance(error, UserError | FileNotFoundError | PermissionError):
-        return True
-    if not isinstance(error, ValueError | ImportError):
-        return False
-    frames = traceback.extract_tb(error.__traceback__)
-    package = Path(__file__).resolve().parents[1]
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(package)
-
-
-def usage() -> str:
-    """The help text, the training verbs taken from their table."""
-    from rlhf.cli.table import VERBS
-
-    outside = ("demos", "split", "pairs", "evaluate", "reward-report", "overoptimize")
-    lines = [f"  {n:<22} {v.summary}" for n, v in VERBS.items() if n not in outside]
-    return USAGE.format(training="\n".join(lines))
-
-
-def dispatch(verb: str, arguments: list[str]) -> int:
-    """Hand the arguments to the verb."""
-    from rlhf.cli import commands, study_commands
-    from rlhf.cli.table import VERBS
-
-    if verb in VERBS:
-        return commands.stage(verb, arguments)
-    table: dict[str, Callable[[list[str]], int]] = {
-        "run": commands.run,
-        "report": commands.report,
-        "compare": commands.compare,
-        "bench": study_commands.bench,
-        "tune": study_commands.tune,
-        "generate": commands.generate,
-        "score": commands.score,
-        "data": commands.data,
-        "models": commands.models,
-        "envs": commands.envs,
-        "algorithms": commands.algorithms,
-    }
-    if verb not in table:
-        raise UserError(f"unknown verb {verb!r}{nearest(verb, [*VERBS, *table])}; see rlhf --help")
-    return table[verb](arguments)
+    """Whether an error is a refusal of this toolkit or an unreadable file, and not a bug."""
+    return isinstance(error, UserError | FileNotFoundError | PermissionError)

@@ -1,1 +1,1 @@
-"""What commands do that neither train nor evaluate: demonstrations, splits, replies, scores."""
+"""What the commands do that neither train nor run studies, and the class of a command itself."""

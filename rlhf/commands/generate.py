@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -38,7 +38,7 @@ class GenerateConfig:
             raise ValueError(f"samples must be >= 1, got {self.samples}")
 
 
-def generate(config: GenerateConfig) -> Iterator[str]:
+def generate(config: GenerateConfig) -> Generator[str, None, int]:
     """Yield one line per reply (a lone prompt's replies are bare text)."""
     from rlhf.data.load import logged_rows
     from rlhf.models.loading import load_model
@@ -65,3 +65,4 @@ def generate(config: GenerateConfig) -> Iterator[str]:
         else:
             yield json.dumps({"prompt": prompt, "completion": [reply]}, ensure_ascii=False)
     collector.close()
+    return 0

@@ -1,4 +1,4 @@
-"""The manifest of `rlhf bench`; no torch here, so that parsing stays quick.
+"""Configuration of `rlhf bench`; no torch here, so that parsing stays quick.
 
     output_dir: runs/bench
     seeds: [0, 1, 2, 3, 4]
@@ -11,7 +11,7 @@ from `run` of the manifest, then of the environment, then of the algorithm; late
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from rlhf.config.model import ModelSpec
@@ -54,7 +54,7 @@ class BenchEnvironment:
 class BenchAlgorithm:
     """One method: a row of `rlhf algorithms` with its settings."""
 
-    verb: str | None = None
+    command: str | None = None
     """The row; None: the one of the same name."""
     run: dict[str, Any] = field(default_factory=dict)
     """Keys of an online run that differ for this method, such as optimizer.learning_rate."""
@@ -69,7 +69,7 @@ class BenchConfig:
     environments: dict[str, Any]
     """Name -> env, demonstrations, sft, run, random, optimal."""
     algorithms: dict[str, Any]
-    """Name -> verb, run."""
+    """Name -> command, run."""
     model: ModelSpec
     """Of every run, before its demonstrations."""
     seeds: list[int]
@@ -111,3 +111,37 @@ class BenchConfig:
             raise ValueError(
                 f"seeds: {shared[0]} was used in tuning, which flatters what was tuned; take others"
             )
+
+
+@dataclass(frozen=True)
+class BenchCommandConfig(BenchConfig):
+    """The manifest of a benchmark, and what to do with it.
+
+    rlhf bench MANIFEST.yaml --resume              run the jobs that are left, write the result
+    rlhf bench MANIFEST.yaml --against bench.json  exit code 1 if a score is worse
+    rlhf bench MANIFEST.yaml --array DIR           write the commands for a cluster
+    rlhf bench MANIFEST.yaml --only menu/seed0/ppo run one job in this process
+    """
+
+    jobs: int = 1
+    """Number of processes."""
+    against: str | None = None
+    """An earlier bench.json; the exit code is 1 where a score is worse."""
+    array: str | None = None
+    """Folder for one command a job and SLURM scripts; nothing is run."""
+    only: str | None = None
+    """Key of the one job to run in this process."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.jobs < 1:
+            raise ValueError(f"--jobs must be a number of processes >= 1, got {self.jobs}")
+        if len([name for name in ("against", "array", "only") if getattr(self, name)]) > 1:
+            raise ValueError("give at most one of --against, --array and --only")
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as plain data."""
+        options = {f.name for f in fields(BenchCommandConfig)} - {
+            f.name for f in fields(BenchConfig)
+        }
+        return {key: value for key, value in asdict(self).items() if key not in options}

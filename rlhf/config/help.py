@@ -53,6 +53,7 @@ def help_text(
     *,
     command: str,
     summary: str,
+    arguments: str = "",
     options: Mapping[str, type] | None = None,
     defaults: Mapping[str, Any] | None = None,
     hidden: Collection[str] = (),
@@ -63,7 +64,8 @@ def help_text(
     Args:
         cls: the configuration class.
         command: what the user types, for example ``rlhf grpo``.
-        summary: what the verb does.
+        summary: What the command does.
+        arguments: Names of the arguments without a flag.
         options: mapping fields and the class that lists their keys, as for `build`.
         defaults: dotted key -> the value in force, where it differs from the class's own default.
         hidden: dotted keys that have no effect here.
@@ -74,7 +76,8 @@ def help_text(
         for section in sections_of(cls, options or {})
     ]
     keys = [key for section in sections for key in section.keys if key.name not in hidden]
-    blocks = [f"{command}: {summary}", f"usage: {command} [--config FILE ...] [--key value ...]"]
+    call = " ".join(["usage:", command, *([arguments] if arguments else [])])
+    blocks = [f"{command}: {summary}", f"{call} [--config FILE ...] [--key value ...]"]
     if required := [key.text() for key in keys if key.required]:
         blocks.append("\n".join(["Required:", *required]))
     for section in sections:

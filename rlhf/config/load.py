@@ -20,11 +20,9 @@ import yaml
 from rlhf.common.names import closest, nearest
 from rlhf.config.help import dataclass_in, key_paths
 from rlhf.errors import UserError
+from rlhf.runs.renamed import renamed_key
 
 T = TypeVar("T")
-
-# Options that may stand alone: `--resume` means `--resume true`.
-SWITCHES = ("resume", "overwrite")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -71,38 +69,12 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def parse_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
-    """Split ``--config FILE`` from ``--a.b value`` (or ``--a.b=value``).
-
-    Returns:
-        The config files in order, and (dotted key, value) pairs; values are read as YAML.
+def read_value(key: str, text: str) -> Any:
+    """Read the text of an option as YAML; a mapping needs its braces, since text may have a colon.
 
     Raises:
-        UserError: an argument is not an option, or an option lacks its value.
+        UserError: The text begins with a brace or a bracket and is not valid YAML.
     """
-    files: list[str] = []
-    overrides: list[tuple[str, Any]] = []
-    rest = list(arguments)
-    while rest:
-        option = rest.pop(0)
-        if not option.startswith("--"):
-            raise UserError(f"unexpected argument {option!r}: options look like --key value")
-        key, equals, value = option[2:].partition("=")
-        if not equals and key in SWITCHES and (not rest or rest[0].startswith("--")):
-            value = "true"
-        elif not equals:
-            if not rest:
-                raise UserError(f"--{key} needs a value")
-            value = rest.pop(0)
-        if key == "config":
-            files.append(value)
-            continue
-        overrides.append((key.replace("-", "_"), _value(key, value)))
-    return files, overrides
-
-
-def _value(key: str, text: str) -> Any:
-    """An option's text read as YAML; a mapping needs its braces, for text may hold a colon."""
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -232,6 +204,8 @@ def _check_section(
     hints = typing.get_type_hints(cls)
     for key, value in tree.items():
         if key not in hints:
+            if new := renamed_key(prefix + str(key)):
+                raise UserError(f"{prefix}{key} was renamed to {new}")
             raise UserError(f"unknown key {prefix + str(key)!r}{_hint(key, hints, all_paths())}")
         if value is None and key not in extra and not _holds(hints[key], type(None)):
             raise UserError(f"{prefix}{key}: has no value; leave the key out for its default")
@@ -241,6 +215,8 @@ def _check_section(
             known = [f.name for f in dataclasses.fields(extra[key])]
             for option in value:
                 if option not in known:
+                    if new := renamed_key(f"{prefix}{key}.{option}"):
+                        raise UserError(f"{prefix}{key}.{option} was renamed to {new}")
                     hint = _hint(option, known, all_paths())
                     raise UserError(f"unknown key {f'{prefix}{key}.{option}'!r}{hint}")
         elif inner := dataclass_in(hints[key]):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec, check_trainable
+from rlhf.config.optimization import OPTIONS, NativeOptions
 from rlhf.runs.trackers import TrackerName
 
 
@@ -88,3 +90,11 @@ OWNED = {
     "load_best_model_at_end": "evaluations",
     "use_cpu": "nothing: the accelerator is used where there is one",
 }
+
+
+def trainer_defaults(command: str) -> dict[str, Any]:
+    """Return the options of an offline command where `trainer` sets none, of both engines."""
+    fields = dataclasses.fields(OPTIONS.get(command, NativeOptions))
+    values = {field.name: field.default for field in fields}
+    values["learning_rate"] = LEARNING_RATES[command]
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -75,13 +75,15 @@ OPTIONS: dict[str, type[NativeOptions]] = {
 }
 
 
-def native_options(verb: str, given: Mapping[str, Any], *, learning_rate: float) -> NativeOptions:
-    """The options of a verb.
+def native_options(
+    command: str, given: Mapping[str, Any], *, learning_rate: float
+) -> NativeOptions:
+    """The options of a command.
 
     Raises:
         UserError: one that only TRL knows.
     """
-    cls = OPTIONS[verb]
+    cls = OPTIONS[command]
     known = [field.name for field in dataclasses.fields(cls)]
     unknown = [key for key in given if key not in known]
     if unknown:

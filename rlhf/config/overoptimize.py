@@ -72,7 +72,7 @@ class TrainingSpec:
     measured: int = 64
     """Episodes of each step whose gold score is taken, at most episodes_per_step."""
     training: dict[str, Any] = field(default_factory=dict)
-    """Further keys of the algorithm's verb: num_steps, optimizer, algorithm, ..."""
+    """Further keys of the algorithm: num_steps, optimizer, algorithm, ..."""
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:

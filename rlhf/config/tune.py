@@ -64,3 +64,20 @@ class TuneConfig:
             raise ValueError(f"trials must be >= 1, got {self.trials}")
         if self.episodes < 2:
             raise ValueError(f"episodes must be >= 2, got {self.episodes}")
+
+
+@dataclass(frozen=True)
+class TuneCommandConfig(TuneConfig):
+    """A study, and the number of its processes.
+
+    rlhf tune STUDY.yaml --jobs 2 --resume
+    rlhf bench MANIFEST.yaml --config runs/tune/tuned.yaml
+    """
+
+    jobs: int = 1
+    """Number of processes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.jobs < 1:
+            raise ValueError(f"--jobs must be a number of processes >= 1, got {self.jobs}")

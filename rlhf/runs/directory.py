@@ -26,6 +26,7 @@ import yaml
 
 from rlhf.common.files import json_line, read_log, write_text
 from rlhf.errors import UserError
+from rlhf.runs.renamed import current_config
 from rlhf.runs.trackers import Tracker, check_installed, open_trackers
 
 # Keys that say where and how a run is written; config.yaml leaves them out.
@@ -155,7 +156,8 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
     path = directory / "config.yaml"
     if not path.exists():
         raise UserError(f"{directory} has no config.yaml, so there is nothing to resume")
-    before, now = flatten(yaml.safe_load(path.read_text())), flatten(config)
+    recorded = current_config(yaml.safe_load(path.read_text()))
+    before, now = flatten(recorded), flatten(config)
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
@@ -189,7 +191,7 @@ def open_directory(
         if overwrite and (root / name).exists():
             shutil.rmtree(root)
         elif overwrite:
-            raise UserError(f"{root} was not made by this verb: remove it yourself")
+            raise UserError(f"{root} was not made by this command: remove it yourself")
         elif not resume:
             raise _occupied(root)
     try:

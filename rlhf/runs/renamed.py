@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-RENAMED_KEYS: dict[str, str] = {}
+RENAMED_KEYS: dict[str, str] = {"verb": "command"}
 """Dotted configuration key from the root of a run's configuration, old -> new. Indices of lists are
 left out: `rewards.path` is a key of every entry of `rewards`."""
 

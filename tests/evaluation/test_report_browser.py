@@ -227,7 +227,7 @@ def test_reward_and_over_optimization_pages_open_cleanly(browser: str, tmp_path:
     write_pairs_evaluation(length, rows, tmp_path / "judged", name="pairs")
     study = tmp_path / "study"
     study.mkdir()
-    (study / "config.yaml").write_text("verb: overoptimize\n")
+    (study / "config.yaml").write_text("command: overoptimize\n")
     (study / "overoptimization.json").write_text(json.dumps(overoptimization()))
     for size in ("1180,900", "390,800"):
         for run, charts in ((tmp_path / "judged", 3), (study, 6)):

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.cli.table import COMMANDS
 from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.bench.plan import REFERENCES, Bench
 
@@ -32,9 +33,12 @@ def planted_bench(folder: Path, returns: Returns, **keys: Any) -> Bench:
             "curve_points": 2,
             "model": {"scratch": {}},
             "environments": {k: {"env": {"id": v}, "demonstrations": {}} for k, v in tasks.items()},
-            "algorithms": {name: {"verb": "rloo", "run": {"num_steps": 2}} for name in algorithms},
+            "algorithms": {
+                name: {"command": "rloo", "run": {"num_steps": 2}} for name in algorithms
+            },
             **keys,
-        }
+        },
+        COMMANDS,
     )
     for env, (low, high) in KNOWN.items():
         for row, table in returns.items():

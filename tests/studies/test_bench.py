@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from rlhf.cli.main import main
+from rlhf.cli.table import COMMANDS
 from rlhf.errors import UserError
 from rlhf.studies.bench.array import write_array
 from rlhf.studies.bench.jobs import open_study
@@ -129,7 +130,7 @@ def test_a_job_array_does_the_same_jobs_one_command_each(tmp_path, capsys):
     first = [line for line in lists["start"] if "echo/seed1" in line]
     second = [line for line in lists["train"] if "echo/seed1/rloo" in line]
     with pytest.raises(UserError, match=r"starts from what echo/seed1/sft leaves"):
-        do_one(read_bench([manifest], []), "echo/seed1/rloo")
+        do_one(read_bench([manifest], [], COMMANDS), "echo/seed1/rloo")
     for line in (*first, *second):
         program, *arguments = shlex.split(line)
         assert program == "rlhf"
@@ -145,9 +146,9 @@ def test_a_job_array_does_the_same_jobs_one_command_each(tmp_path, capsys):
 
 
 def test_an_array_manifest_stands_for_the_same_bench(tmp_path):
-    bench = read_bench([manifest_of(tmp_path / "b")], [])
+    bench = read_bench([manifest_of(tmp_path / "b")], [], COMMANDS)
     written = write_array(bench, tmp_path / "array")
-    assert read_bench([written[0]], []).jobs() == bench.jobs()
+    assert read_bench([written[0]], [], COMMANDS).jobs() == bench.jobs()
 
 
 def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_path):
@@ -155,7 +156,7 @@ def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_pat
     root = Path(tree["output_dir"])
 
     def opened(**keys):
-        open_study(root, "bench.yaml", make_bench(tree | keys).config)
+        open_study(root, "bench.yaml", make_bench(tree | keys, COMMANDS).config, COMMANDS)
 
     opened()
     with pytest.raises(UserError, match="exists already"):
@@ -165,16 +166,16 @@ def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_pat
     opened(overwrite=True)
     assert [path.name for path in root.iterdir()] == ["bench.yaml"]
     (root / "bench.yaml").rename(root / "other.yaml")
-    with pytest.raises(UserError, match="not made by this verb"):
+    with pytest.raises(UserError, match="not made by this command"):
         opened(overwrite=True)
     assert (root / "other.yaml").exists()
 
 
 def test_a_resumed_bench_that_changed_is_refused_before_anything_is_written(tmp_path):
     manifest = manifest_of(tmp_path / "b")
-    bench = read_bench([manifest], [])
+    bench = read_bench([manifest], [], COMMANDS)
     do_one(bench, "echo/reference")
-    changed = read_bench([manifest], [("episodes", 16), ("resume", True)])
+    changed = read_bench([manifest], [("episodes", 16), ("resume", True)], COMMANDS)
     with pytest.raises(UserError, match=r"episodes was 8, now 16"):
         run_bench(changed)
     assert not (bench.root / "bench.yaml").exists()
@@ -210,7 +211,7 @@ def test_mistakes_are_one_line_before_any_work(tmp_path, capsys, arguments, word
 
 
 def test_an_unknown_job_is_told_the_nearest(tmp_path):
-    bench = read_bench([manifest_of(tmp_path / "b")], [])
+    bench = read_bench([manifest_of(tmp_path / "b")], [], COMMANDS)
     with pytest.raises(UserError, match=r"did you mean 'echo/seed1/rloo'"):
         do_one(bench, "echo/seed1/rlo")
 
@@ -222,7 +223,7 @@ def test_a_refused_run_does_not_stop_the_others(tmp_path):
     # Room for the prompt, which fine-tuning never checks, and for no reply.
     tree["algorithms"]["rloo"] = {"run": {"rollout": {"max_tokens": 2}}}
     manifest.write_text(yaml.safe_dump(tree))
-    bench = read_bench([manifest], [])
+    bench = read_bench([manifest], [], COMMANDS)
     with pytest.raises(UserError, match=r"echo/seed0/rloo: the prompt of seed .*--resume"):
         run_bench(bench)
     assert "runs/echo/seed0/ppo" in finished(tmp_path / "b/out")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.cli.table import configure
+from rlhf.cli.table import COMMANDS, configure
 from rlhf.config.load import set_key
 from rlhf.errors import UserError
 from rlhf.studies.bench.manifest import make_bench
@@ -31,7 +31,7 @@ def manifest(**keys: Any) -> dict[str, Any]:
         },
         "algorithms": {
             "ppo": {"run": {"algorithm": {"kl_coef": 0.2}}},
-            "small": {"verb": "rloo", "run": {"num_steps": 2}},
+            "small": {"command": "rloo", "run": {"num_steps": 2}},
         },
     }
     for key, value in keys.items():
@@ -40,7 +40,7 @@ def manifest(**keys: Any) -> dict[str, Any]:
 
 
 def test_keys_of_an_algorithm_win_over_the_environments_and_those_over_the_common_ones():
-    bench = make_bench(manifest())
+    bench = make_bench(manifest(), COMMANDS)
     trees = {job.key: job.stages[-1] for job in bench.jobs()}
     verb, tree = trees["maze/seed3/ppo"]
     config = configure(verb, tree)
@@ -55,7 +55,7 @@ def test_keys_of_an_algorithm_win_over_the_environments_and_those_over_the_commo
 
 
 def test_every_cell_is_there_once_and_its_start_is_shared():
-    jobs = make_bench(manifest()).jobs()
+    jobs = make_bench(manifest(), COMMANDS).jobs()
     keys = [job.key for job in jobs]
     assert len(keys) == len(set(keys)) == 2 + 4 + 8
     assert {job.after for job in jobs if job.after} <= set(keys)
@@ -64,7 +64,7 @@ def test_every_cell_is_there_once_and_its_start_is_shared():
 
 
 def test_no_two_training_seeds_see_the_same_demonstrations():
-    bench = make_bench(manifest(seeds=[0, 1, 2]))
+    bench = make_bench(manifest(seeds=[0, 1, 2]), COMMANDS)
     spans = []
     for seed in (0, 1, 2):
         for _, tree in bench.start_job("maze", seed).stages[:2]:
@@ -81,7 +81,8 @@ def test_without_demonstrations_everybody_starts_from_the_model():
                 "environments.echo.demonstrations": None,
                 "environments.maze.demonstrations": None,
             }
-        )
+        ),
+        COMMANDS,
     )
     assert bench.start == bench.baseline == "model"
     start = bench.start_job("echo", 0)
@@ -100,7 +101,7 @@ def test_without_demonstrations_everybody_starts_from_the_model():
         ({"environments.echo.sft": {"seed": 3}}, ["echo.sft.seed", "`seeds`"]),
         ({"algorithms.ppoo": {}}, ["algorithms.ppoo", "'ppo'"]),
         ({"algorithms.sft": {}}, ["'sft' is the name of another row"]),
-        ({"algorithms.ppo-seed1": {"verb": "ppo"}}, ["ppo-seed1", "without 'seed'"]),
+        ({"algorithms.ppo-seed1": {"command": "ppo"}}, ["ppo-seed1", "without 'seed'"]),
         ({"algorithms.ppo.run.evaluation": {}}, ["ppo.run.evaluation", "`episodes`"]),
         ({"algorithms.ppo.run.algorithm": {"kl_coeff": 1}}, ["ppo on echo", "'kl_coef'"]),
         ({"algorithms.dapo": {"run": {"algorithm": {"kl_coef": 1}}}}, ["dapo on echo", "effect"]),
@@ -114,5 +115,5 @@ def test_without_demonstrations_everybody_starts_from_the_model():
 )
 def test_mistakes_are_named_before_anything_runs(keys, words):
     with pytest.raises(UserError) as caught:
-        make_bench(manifest(**keys))
+        make_bench(manifest(**keys), COMMANDS)
     assert all(word in str(caught.value) for word in words), caught.value

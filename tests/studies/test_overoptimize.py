@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlhf.cli.dry_run import plan
-from rlhf.cli.table import configure, run_command
+from rlhf.cli.table import COMMANDS, configure, run_command
 from rlhf.common.files import read_jsonl
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline
@@ -115,6 +114,10 @@ def test_keys_of_what_comes_later_are_checked_first(policy_folder, tmp_path, par
     if "proxies" in part:
         grid = {"bases": [{"path": str(policy_folder)}], "data": [{"path": "x"}], "pairs": [30]}
         part = {**part, "proxies": {**grid, **part["proxies"]}}
+
+    def plan(name, tree):
+        return COMMANDS.plan(name, configure(name, tree))
+
     for act in (run_command, plan):
         with pytest.raises(UserError, match=words):
             act("overoptimize", {**tree, **part})
@@ -197,4 +200,4 @@ def test_the_talkative_demonstrations_are_those_of_the_documentation(tmp_path, m
 @pytest.mark.parametrize("name", ["menu", "stories"])
 def test_the_configurations_are_right(name):
     path = Path(__file__).parents[2] / "configs" / "overoptimize" / f"{name}.yaml"
-    assert read_pipeline([path], []).stages[-1]["verb"] == "overoptimize"
+    assert read_pipeline([path], [], COMMANDS).stages[-1]["command"] == "overoptimize"

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from rlhf.cli.main import main
-from rlhf.cli.table import run_command
+from rlhf.cli.table import COMMANDS, run_command
 from rlhf.commands.generate import GenerateConfig, generate
 from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.errors import UserError
@@ -405,7 +405,7 @@ def test_a_pipeline_takes_every_start_through_its_stages(
     assert "stage:sft; planned before training" in told
     assert " (0 trained)" not in told
     assert not (tmp_path / "out").exists()
-    run_pipeline(read_pipeline([tmp_path / "pipeline.yaml"], []))
+    run_pipeline(read_pipeline([tmp_path / "pipeline.yaml"], [], COMMANDS), COMMANDS)
     sft, dpo = (states_of(merged(tmp_path / "out" / name / "final")) for name in ("sft", "dpo"))
     assert not close(dpo, sft)
     assert evaluations(tmp_path / "out/dpo")[0] == pytest.approx(math.log(2), abs=1e-6)
@@ -420,7 +420,7 @@ def stage_of(folder: Path, verb: str, model: dict[str, Any]) -> dict[str, Any]:
     """A stage of a pipeline, named after its verb."""
     tree = tree_of(folder / verb, verb, "native", {"path": "unused"})
     del tree["output_dir"]
-    return tree | {"name": verb, "verb": verb, "model": model}
+    return tree | {"name": verb, "command": verb, "model": model}
 
 
 FORMS = {

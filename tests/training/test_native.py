@@ -34,7 +34,7 @@ def lesson_for(verb, tree):
     sets = (work.encode(train_rows, True), work.encode(eval_rows, False))
     options = native_options(verb, config.trainer, learning_rate=stage.learning_rate)
     lesson = open_lesson(TASKS[verb], config, options, work=work, sets=sets)
-    run = Run.open({**tree, "verb": verb, "output_dir": tree["output_dir"] + "-native"})
+    run = Run.open({**tree, "command": verb, "output_dir": tree["output_dir"] + "-native"})
     if lesson.task.reference:
         lesson.references = references_of(lesson, run, run.directory / "reference.pt")
     return lesson

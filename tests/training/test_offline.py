@@ -51,7 +51,7 @@ def trainer_for(verb, tree, change=None):
     config = configure(verb, tree)
     seed_everything(config.seed)
     stage = offline.stage_of(verb, config)
-    run = Run.open({**tree, "verb": verb})
+    run = Run.open({**tree, "command": verb})
     train_rows, eval_rows = offline.load_rows(config, stage)
     with changed_at_load(change):
         work = stage.prepare(config, train_rows)

@@ -26,7 +26,7 @@ def start_loss(tree):
     config = configure("reward", tree)
     seed_everything(config.seed)
     stage = offline.stage_of("reward", config)
-    run = Run.open({**tree, "verb": "reward"})
+    run = Run.open({**tree, "command": "reward"})
     train_rows, eval_rows = offline.load_rows(config, stage)
     work = stage.prepare(config, train_rows)
     train_set, eval_set = work.encode(train_rows, True), work.encode(eval_rows, False)

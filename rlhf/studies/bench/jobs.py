@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from rlhf.commands.command import CommandTable
 from rlhf.config.load import as_tree
 from rlhf.errors import UserError
 from rlhf.runs import launch
@@ -26,34 +27,32 @@ from rlhf.studies.bench.plan import Job
 log = logging.getLogger(__name__)
 
 
-def open_study(root: Path, name: str, config: Any, jobs: Iterable[Job] = ()) -> None:
+def open_study(
+    root: Path, name: str, config: Any, commands: CommandTable, jobs: Iterable[Job] = ()
+) -> None:
     """Make a study's directory and write its configuration into it.
 
     Raises:
         UserError: the directory may not be used, or a job that it holds had another configuration.
     """
     if config.resume and not config.overwrite:
-        _refuse_changes(jobs)
+        _refuse_changes(jobs, commands)
     tree = {key: value for key, value in as_tree(config).items() if key not in RESUMABLE}
     open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite)
 
 
-def _refuse_changes(jobs: Iterable[Job]) -> None:
-    from rlhf.cli.table import configure, settings_in_force
-
-    for verb, tree in (stage for job in jobs for stage in job.stages):
+def _refuse_changes(jobs: Iterable[Job], commands: CommandTable) -> None:
+    for command, tree in (stage for job in jobs for stage in job.stages):
         if (Path(tree["output_dir"]) / "config.yaml").exists():
-            settings = settings_in_force(verb, configure(verb, tree))
-            check_same(Path(tree["output_dir"]), {"verb": verb, **settings})
+            config = commands.configure(command, tree)
+            check_same(Path(tree["output_dir"]), commands.settings_in_force(command, config))
 
 
-def do(job: Job) -> float:
+def do(job: Job, commands: CommandTable) -> float:
     """Do what is left of a job in this process; returns the seconds that took."""
-    from rlhf.cli.table import run_command
-
     began = time.monotonic()
-    for verb, tree in job.stages:
-        run_command(verb, tree)
+    for command, tree in job.stages:
+        commands.run_command(command, tree)
         # A finished run continues nothing, and its optimizer state is most of its size.
         shutil.rmtree(Path(tree["output_dir"]) / "checkpoints", ignore_errors=True)
         launch.release_memory()
@@ -64,15 +63,17 @@ class Workers:
     """Processes that do jobs; use it in a ``with`` block.
 
     Args:
-        count: of processes.
-        logs: folder for what they print, one file each.
+        count: Number of processes.
+        commands: The commands that the jobs run.
+        logs: Folder for the output of the processes, one file each.
     """
 
-    def __init__(self, count: int, *, logs: Path) -> None:
+    def __init__(self, count: int, commands: CommandTable, *, logs: Path) -> None:
         if count < 1:
             raise UserError(f"--jobs must be >= 1, got {count}")
         logs.mkdir(parents=True, exist_ok=True)
         self.logs = logs
+        self.commands = commands
         self.pool = ProcessPoolExecutor(
             count,
             # A forked copy of a process with threads may hang.
@@ -112,7 +113,7 @@ class Workers:
         with Reporter(what, len(jobs)) as bar:
             while waiting or running:
                 for job in _ready(waiting, done):
-                    running[self.pool.submit(do, waiting.pop(job.key))] = job.key
+                    running[self.pool.submit(do, waiting.pop(job.key), self.commands)] = job.key
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     key = running.pop(future)
                     if reason := self._reason(future):

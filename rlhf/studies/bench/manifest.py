@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.algorithms import registry
-from rlhf.cli.table import configure
+from rlhf.commands.command import CommandTable
 from rlhf.common.names import nearest
 from rlhf.config.bench import BenchAlgorithm, BenchConfig, BenchEnvironment
 from rlhf.config.load import assemble, build
@@ -33,16 +33,18 @@ _OWNED = {
 }
 
 
-def read_bench(files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]]) -> Bench:
+def read_bench(
+    files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]], commands: CommandTable
+) -> Bench:
     """A manifest from its files and overrides.
 
     Raises:
         UserError: names the environment or algorithm, and the key.
     """
-    return make_bench(assemble(files, overrides))
+    return make_bench(assemble(files, overrides), commands)
 
 
-def make_bench(tree: Mapping[str, Any]) -> Bench:
+def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
     """A manifest from plain data; every run's configuration is checked.
 
     Raises:
@@ -59,6 +61,7 @@ def make_bench(tree: Mapping[str, Any]) -> Bench:
             name: _entry(BenchAlgorithm, name, item, "algorithms")
             for name, item in config.algorithms.items()
         },
+        commands,
     )
     _check_starts(bench)
     _check_algorithms(bench)
@@ -98,13 +101,13 @@ def _check_starts(bench: Bench) -> None:
 
 def _check_algorithms(bench: Bench) -> None:
     for name, method in bench.algorithms.items():
-        verb = bench.verb(name)
+        command = bench.command(name)
         if name in _TAKEN:
             raise UserError(f"algorithms: {name!r} is the name of another row; choose another")
-        if verb not in registry.ALGORITHMS:
+        if command not in registry.ALGORITHMS:
             raise UserError(
-                f"algorithms.{name}: {verb!r} is not an online algorithm"
-                f"{nearest(verb, registry.ALGORITHMS)}"
+                f"algorithms.{name}: {command!r} is not an online algorithm"
+                f"{nearest(command, registry.ALGORITHMS)}"
             )
         _owned(f"algorithms.{name}.run", method.run)
     methods = [*bench.config.references, bench.start, *bench.algorithms]
@@ -117,17 +120,19 @@ def _check_algorithms(bench: Bench) -> None:
 def _check_runs(bench: Bench, environment: str) -> None:
     """Keys, types and settings of an environment's runs."""
     seed = bench.config.seeds[0]
-    for verb, tree in bench.start_job(environment, seed).stages:
+    for command, tree in bench.start_job(environment, seed).stages:
         try:
             # TRL's own options are checked by the run: that takes an import of many seconds.
-            build(OfflineConfig, tree) if verb == "sft" else configure(verb, tree)
+            build(OfflineConfig, tree) if command == "sft" else bench.commands.configure(
+                command, tree
+            )
         except UserError as error:
-            raise UserError(f"environments.{environment}, {verb}: {error}") from error
+            raise UserError(f"environments.{environment}, {command}: {error}") from error
     for name in bench.algorithms:
-        verb = bench.verb(name)
+        command = bench.command(name)
         try:
-            config = configure(verb, bench.run_tree(environment, name, seed))
-            algorithm_of(verb, config)
+            config = bench.commands.configure(command, bench.run_tree(environment, name, seed))
+            algorithm_of(command, config)
             if config.num_steps % bench.config.curve_points:
                 raise ValueError(
                     f"num_steps must be a multiple of curve_points, got {config.num_steps} and "

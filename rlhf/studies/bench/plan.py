@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.commands.command import CommandTable
 from rlhf.config.bench import BenchAlgorithm, BenchConfig, BenchEnvironment
 from rlhf.config.load import as_tree, merge
 from rlhf.config.online import OnlineConfig
@@ -28,7 +29,7 @@ class Job:
     key: str
     """Such as menu/seed0/ppo: the place of its last stage under runs/."""
     stages: tuple[tuple[str, dict[str, Any]], ...]
-    """(verb, configuration) pairs."""
+    """(command, configuration) pairs."""
     after: str | None = None
 
 
@@ -39,6 +40,8 @@ class Bench:
     config: BenchConfig
     environments: Mapping[str, BenchEnvironment]
     algorithms: Mapping[str, BenchAlgorithm]
+    commands: CommandTable
+    """The commands that the jobs run."""
 
     @property
     def root(self) -> Path:
@@ -56,9 +59,9 @@ class Bench:
         """Name of the row that others are compared with."""
         return self.config.baseline or self.start
 
-    def verb(self, algorithm: str) -> str:
+    def command(self, algorithm: str) -> str:
         """The row of `rlhf algorithms` that an entry of the manifest runs."""
-        return self.algorithms[algorithm].verb or algorithm
+        return self.algorithms[algorithm].command or algorithm
 
     def place(self, *parts: str) -> Path:
         """A directory under runs/."""
@@ -110,7 +113,7 @@ class Bench:
         tree = self.run_tree(environment, algorithm, seed)
         folder = f"{environment}/seed{seed}"
         return Job(
-            f"{folder}/{algorithm}", ((self.verb(algorithm), tree),), f"{folder}/{self.start}"
+            f"{folder}/{algorithm}", ((self.command(algorithm), tree),), f"{folder}/{self.start}"
         )
 
     def reference_job(self, environment: str) -> Job:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf import __version__
-from rlhf.cli.table import configure
 from rlhf.config.load import as_tree
 from rlhf.evaluation.compare import coverage_words, format_estimate
 from rlhf.evaluation.significance import Difference
@@ -103,7 +102,8 @@ def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
     seed = bench.config.seeds[0]
 
     def count(environment: str, algorithm: str) -> int:
-        config = configure(bench.verb(algorithm), bench.run_tree(environment, algorithm, seed))
+        tree = bench.run_tree(environment, algorithm, seed)
+        config = bench.commands.configure(bench.command(algorithm), tree)
         return config.num_steps * config.episodes_per_step
 
     return {

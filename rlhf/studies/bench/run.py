@@ -1,22 +1,19 @@
-"""`rlhf bench`: environments x algorithms x training seeds, and a table that can be trusted.
-
-    rlhf bench MANIFEST.yaml [--jobs 2] [--resume]     do what is left, then write the result
-    rlhf bench MANIFEST.yaml --against bench.json      exit code 1 if anything got worse
-    rlhf bench MANIFEST.yaml --array DIR               write the commands for another engine
-    rlhf bench MANIFEST.yaml --only menu/seed0/ppo     do one job in this process
-
---config FILE and --key value override the manifest, as everywhere.
-"""
+"""`rlhf bench`: environments x algorithms x training seeds, and a table of their scores."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator
 from pathlib import Path
 
+from rlhf.commands.command import CommandTable
 from rlhf.common.names import nearest
+from rlhf.config.bench import BenchCommandConfig
 from rlhf.errors import UserError
+from rlhf.studies.bench.array import write_array
 from rlhf.studies.bench.gate import common_seeds, gate, read_result
 from rlhf.studies.bench.jobs import Workers, do, open_study
+from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.bench.plan import Bench
 from rlhf.studies.bench.report import write_bench
 from rlhf.studies.bench.scores import find, read_scores
@@ -37,8 +34,8 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
         UserError: the directory exists, or some runs were refused; the others are kept.
     """
     check_environments(bench)
-    open_study(bench.root, MANIFEST, bench.config, bench.jobs())
-    with Workers(jobs, logs=bench.root / "logs") as workers:
+    open_study(bench.root, MANIFEST, bench.config, bench.commands, bench.jobs())
+    with Workers(jobs, bench.commands, logs=bench.root / "logs") as workers:
         failed = workers.do_all(bench.jobs(), bench.root.name)
     if failed:
         key, reason = next(iter(failed.items()))
@@ -48,17 +45,33 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
     return write_bench(bench, scores, find(scores, baseline=bench.baseline))
 
 
-def run_and_judge(bench: Bench, *, jobs: int = 1, against: str | None = None) -> int:
-    """`run_bench`, and the exit code: 1 when something is worse than the result ``against``."""
-    before = None if against is None else read_result(against)
-    if before is not None:
-        common_seeds(bench.config.seeds, before)
-    print(run_bench(bench, jobs=jobs))
-    if before is None:
+def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, None, int]:
+    """Do what `rlhf bench` is asked to; yield what it wrote.
+
+    Returns:
+        The exit code: 1 where a score is worse than in the result that ``against`` names.
+    """
+    bench = make_bench(config.manifest(), commands)
+    if config.array:
+        yield from map(str, write_array(bench, config.array))
         return 0
-    outcome = gate(read_result(bench.root / "bench.json"), before)
-    print(outcome.line())
+    if config.only:
+        yield str(do_one(bench, config.only))
+        return 0
+    earlier = read_result(config.against) if config.against else None
+    if earlier is not None:
+        common_seeds(config.seeds, earlier)
+    yield str(run_bench(bench, jobs=config.jobs))
+    if earlier is None:
+        return 0
+    outcome = gate(read_result(bench.root / "bench.json"), earlier)
+    yield outcome.line()
     return 1 if outcome.worse else 0
+
+
+def plan(name: str, config: BenchCommandConfig, commands: CommandTable) -> str:
+    """Return what a benchmark will run, for `--dry-run`."""
+    return describe(make_bench(config.manifest(), commands))
 
 
 def do_one(bench: Bench, key: str) -> Path:
@@ -73,7 +86,7 @@ def do_one(bench: Bench, key: str) -> Path:
     job = known[key]
     if job.after and not (bench.place(job.after).parent / "evaluate" / "finished").exists():
         raise UserError(f"--only {key}: it starts from what {job.after} leaves; do that first")
-    do(job)
+    do(job, bench.commands)
     return Path(job.stages[-1][1]["output_dir"])
 
 

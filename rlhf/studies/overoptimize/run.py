@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rlhf import reward_models
+from rlhf.commands.command import CommandTable
 from rlhf.common.files import read_jsonl, write_jsonl
 from rlhf.config.load import as_tree
 from rlhf.config.model import ModelSpec
@@ -57,7 +58,9 @@ class Proxy:
     """Mean over the members, on held-out pairs."""
 
 
-def run_overoptimize(verb: str, config: OveroptimizeConfig, run: Run) -> Path:
+def run_overoptimize(
+    command: str, config: OveroptimizeConfig, run: Run, commands: CommandTable
+) -> Path:
     """Train the proxies, optimize against them, fit, and write overoptimization.json.
 
     Returns:
@@ -66,9 +69,11 @@ def run_overoptimize(verb: str, config: OveroptimizeConfig, run: Run) -> Path:
     Raises:
         UserError: a setting cannot be meant, or some reply has no gold score.
     """
-    check_parts(config)
+    check_parts(config, commands)
     gold = load_rewards(config.gold)
-    proxies = train_proxies(config, config.proxies, run.directory) if config.proxies else []
+    proxies = (
+        train_proxies(config, config.proxies, run.directory, commands) if config.proxies else []
+    )
     groups = sample_replies(
         config.model,
         _unrewarded(config.env),
@@ -86,7 +91,7 @@ def run_overoptimize(verb: str, config: OveroptimizeConfig, run: Run) -> Path:
     ]
     trained = []
     for how in config.rl.against if config.rl else []:
-        tracks = train_against(config, how, proxies, gold, run.directory)
+        tracks = train_against(config, how, proxies, gold, run.directory, commands)
         trained.append(rl_result(how, tracks, start=float(truth.mean())))
     results = {
         "gold": gold.name,
@@ -103,23 +108,29 @@ def run_overoptimize(verb: str, config: OveroptimizeConfig, run: Run) -> Path:
     return run.directory
 
 
-def check_parts(config: OveroptimizeConfig) -> None:
+def plan(name: str, config: OveroptimizeConfig, commands: CommandTable) -> str:
+    """Check the parts of a study, for `--dry-run`."""
+    check_parts(config, commands)
+    return "keys and types are right, those of the proxies and of the training too"
+
+
+def check_parts(config: OveroptimizeConfig, commands: CommandTable) -> None:
     """Check the keys that the reward models and training runs will get, before any work.
 
     Raises:
         UserError: one of them is wrong.
     """
-    from rlhf.cli.table import configure
-
     if grid := config.proxies:
         tree = _proxy_tree(config, grid, grid.bases[0], train=Path("a"), test=Path("b"), member=0)
-        configure("reward", {**tree, "output_dir": config.output_dir})
+        commands.configure("reward", {**tree, "output_dir": config.output_dir})
     if config.rl:
         tree = _training_tree(config, config.rl, [{"kind": "length"}], seed=0)
-        configure(config.rl.algorithm, {**tree, "output_dir": config.output_dir})
+        commands.configure(config.rl.algorithm, {**tree, "output_dir": config.output_dir})
 
 
-def train_proxies(config: OveroptimizeConfig, grid: ProxyGrid, root: Path) -> list[Proxy]:
+def train_proxies(
+    config: OveroptimizeConfig, grid: ProxyGrid, root: Path, commands: CommandTable
+) -> list[Proxy]:
     """Every cell of the grid; the members of a cell see the same pairs under different seeds."""
     rows = logged_rows(grid.data, "preference", what="proxies.data", seed=config.seed)
     rows, held_out = split_by_prompt(rows, fraction=HELD_OUT, seed=config.seed)
@@ -138,6 +149,7 @@ def train_proxies(config: OveroptimizeConfig, grid: ProxyGrid, root: Path) -> li
             name = f"base{index}-{count}"
             folders = [
                 _stage(
+                    commands,
                     "reward",
                     root / "proxies" / f"{name}-member{member}",
                     _proxy_tree(config, grid, base, train=train, test=test, member=member),
@@ -181,11 +193,9 @@ def _training_tree(
     }
 
 
-def _stage(verb: str, directory: Path, tree: dict[str, Any]) -> Path:
-    """Run a verb in a directory of its own, or find it finished there; returns what it leaves."""
-    from rlhf.cli.table import run_command
-
-    result = run_command(verb, {**tree, "output_dir": str(directory), "resume": True})
+def _stage(commands: CommandTable, command: str, directory: Path, tree: dict[str, Any]) -> Path:
+    """Run a command in its own directory unless it is finished there; return its result."""
+    result = commands.run_command(command, {**tree, "output_dir": str(directory), "resume": True})
     release_memory()
     return result
 
@@ -247,7 +257,12 @@ def _standard(column: np.ndarray) -> np.ndarray:
 
 
 def train_against(
-    config: OveroptimizeConfig, how: str, proxies: list[Proxy], gold: Any, root: Path
+    config: OveroptimizeConfig,
+    how: str,
+    proxies: list[Proxy],
+    gold: Any,
+    root: Path,
+    commands: CommandTable,
 ) -> list[Track]:
     """Train the policy against one way of using the first proxy; one track a seed."""
     spec = config.rl
@@ -257,7 +272,7 @@ def train_against(
         rewards = proxy_reward(config, how, proxies, seed)
         tree = _training_tree(config, spec, rewards, seed=seed)
         home = root / "rl" / f"{how}-seed{seed}"
-        _stage(spec.algorithm, home, tree)
+        _stage(commands, spec.algorithm, home, tree)
         tracks.append(read_track(home, gold, spec))
     return tracks
 

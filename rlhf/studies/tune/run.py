@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ import numpy as np
 import yaml
 
 from rlhf.algorithms import registry
+from rlhf.commands.command import CommandTable
 from rlhf.common.names import nearest
 from rlhf.config.load import assemble, build, merge, set_key
-from rlhf.config.tune import Dimension, TuneConfig
+from rlhf.config.tune import Dimension, TuneCommandConfig, TuneConfig
 from rlhf.errors import UserError
 from rlhf.reports.markup import Cell, Table
 from rlhf.reports.tables import save_csv
@@ -98,16 +99,37 @@ class Study:
             "resume": True,
         }
         start = bench.start_job(environment, seed).key
-        return Job(key, ((bench.verb(algorithm), run), ("evaluate", evaluate)), start)
+        return Job(key, ((bench.command(algorithm), run), ("evaluate", evaluate)), start)
 
 
-def read_study(files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]]) -> Study:
+def read_study(
+    files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]], commands: CommandTable
+) -> Study:
     """A study from its files and overrides, checked together with its benchmark.
 
     Raises:
         UserError: names the key.
     """
-    config = build(TuneConfig, assemble(files, overrides))
+    return make_study(build(TuneConfig, assemble(files, overrides)), commands)
+
+
+def run(config: TuneCommandConfig, commands: CommandTable) -> Generator[str, None, int]:
+    """Search; yield the path of tuned.yaml."""
+    yield str(run_tune(make_study(config, commands), jobs=config.jobs))
+    return 0
+
+
+def plan(name: str, config: TuneCommandConfig, commands: CommandTable) -> str:
+    """Return what a study will run, for `--dry-run`."""
+    return describe(make_study(config, commands))
+
+
+def make_study(config: TuneConfig, commands: CommandTable) -> Study:
+    """Check a study together with its benchmark.
+
+    Raises:
+        UserError: names the key.
+    """
     tree = assemble([config.bench], [])
     if shared := sorted(set(config.seeds) & set(tree.get("seeds") or ())):
         raise UserError(
@@ -124,10 +146,10 @@ def read_study(files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]]
         "environments": {k: v for k, v in known.items() if k in (config.environments or known)},
         "tuning": {},
     }
-    bench = make_bench(tree | own)
+    bench = make_bench(tree | own, commands)
     space = {key: _dimension(key, item) for key, item in config.space.items()}
     spaces = {name: _effective(bench, name, space) for name in bench.algorithms}
-    _check_space(tree | own, spaces, space)
+    _check_space(tree | own, spaces, space, commands)
     return Study(config, bench, spaces)
 
 
@@ -137,12 +159,12 @@ def run_tune(study: Study, *, jobs: int = 1) -> Path:
     Raises:
         UserError: the directory exists, Optuna is missing, or an algorithm failed in every trial.
     """
-    open_study(study.root, STUDY, study.config)
+    open_study(study.root, STUDY, study.config, study.bench.commands)
     searches = {
         name: Search(name, space, study.root, seed=study.config.sampler_seed)
         for name, space in study.spaces.items()
     }
-    with Workers(jobs, logs=study.root / "logs") as workers:
+    with Workers(jobs, study.bench.commands, logs=study.root / "logs") as workers:
         starts = [
             study.bench.start_job(environment, seed)
             for environment in study.bench.environments
@@ -195,10 +217,10 @@ def _effective(
     bench: Bench, algorithm: str, space: Mapping[str, Dimension]
 ) -> dict[str, Dimension]:
     """The dimensions that change anything in an algorithm."""
-    verb = bench.verb(algorithm)
+    command = bench.command(algorithm)
     environment = next(iter(bench.environments))
     given = bench.run_tree(environment, algorithm, bench.config.seeds[0]).get("algorithm", {})
-    effective = registry.configure(verb, **given).effective
+    effective = registry.configure(command, **given).effective
     settings = {f"algorithm.{name}" for name in registry.setting_names()}
     ineffective = settings - {f"algorithm.{name}" for name in effective}
     return {key: item for key, item in space.items() if key not in ineffective}
@@ -208,6 +230,7 @@ def _check_space(
     tree: Mapping[str, Any],
     spaces: Mapping[str, Mapping[str, Dimension]],
     space: Mapping[str, Dimension],
+    commands: CommandTable,
 ) -> None:
     """Every key must be one of a run, and both ends of its values must be allowed."""
     if idle := [key for key in space if not any(key in own for own in spaces.values())]:
@@ -218,7 +241,7 @@ def _check_space(
             set_key(run, key, value)
             some = {name: {"run": run} for name, own in spaces.items() if key in own}
             try:
-                make_bench(merge(tree, {"algorithms": some}))
+                make_bench(merge(tree, {"algorithms": some}), commands)
             except UserError as error:
                 raise UserError(f"space.{key}: with {value!r}, {error}") from error
 

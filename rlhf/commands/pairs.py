@@ -58,7 +58,7 @@ class PairsConfig:
             raise ValueError("rewards: a prompt set has no reward of its own; name the gold score")
 
 
-def write_pairs(verb: str, config: PairsConfig, run: Run) -> Path:
+def write_pairs(command: str, config: PairsConfig, run: Run) -> Path:
     """Sample, judge, and write pairs.jsonl; returns the run directory."""
     from rlhf.evaluation.replies import play_groups
     from rlhf.models.rewards import load_rewards

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf.common.files import write_jsonl
-from rlhf.config.data import DataSpec, Kind
-from rlhf.data.load import load
-from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
 
@@ -53,30 +49,6 @@ class DemosConfig:
 
 
 @dataclass(frozen=True)
-class SplitConfig:
-    """`rlhf split`: one data set as train.jsonl and test.jsonl that share no prompt."""
-
-    output_dir: str
-    """The run directory."""
-    data: list[DataSpec]
-    """What to split."""
-    kind: Kind
-    """What the rows are."""
-    test_fraction: float = 0.1
-    """Share of rows in test.jsonl."""
-    seed: int = 0
-    """Of the split."""
-    resume: bool = False
-    """Accept an existing output_dir."""
-    overwrite: bool = False
-    """Replace an existing output_dir."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.test_fraction < 1:
-            raise ValueError(f"test_fraction must lie between 0 and 1, got {self.test_fraction}")
-
-
-@dataclass(frozen=True)
 class EnvDemosConfig:
     """`rlhf envs demos ID`: one file of demonstrations or pairs."""
 
@@ -96,7 +68,7 @@ class EnvDemosConfig:
     """Of start states and random actions."""
 
 
-def env_demos(config: EnvDemosConfig) -> Iterator[str]:
+def env_demos(config: EnvDemosConfig) -> Generator[str, None, int]:
     """Write the file; yield what it holds."""
     from rlhf.envs.demonstrations import write_demonstrations
 
@@ -112,9 +84,10 @@ def env_demos(config: EnvDemosConfig) -> Iterator[str]:
         **config.kwargs,
     )
     yield f"{config.path}: {summary}"
+    return 0
 
 
-def write_demos(verb: str, config: DemosConfig, run: Run) -> Path:
+def write_demos(command: str, config: DemosConfig, run: Run) -> Path:
     """Write every file of the configuration; returns the run directory."""
     from rlhf.envs.demonstrations import write_demonstrations
 
@@ -129,15 +102,4 @@ def write_demos(verb: str, config: DemosConfig, run: Run) -> Path:
             **config.kwargs,
         )
         log.info("%s: %s", file.path, summary)
-    return run.directory
-
-
-def write_split(verb: str, config: SplitConfig, run: Run) -> Path:
-    """Write train.jsonl and test.jsonl; returns the run directory."""
-    loaded = load(config.data, config.kind, seed=config.seed)
-    log.info("data: %s", loaded.summary())
-    train, test = split_by_prompt(loaded.rows, fraction=config.test_fraction, seed=config.seed)
-    for name, rows in (("train", train), ("test", test)):
-        write_jsonl(run.directory / f"{name}.jsonl", rows)
-        log.info("%s.jsonl: %d rows", name, len(rows))
     return run.directory

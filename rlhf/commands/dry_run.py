@@ -1,91 +1,57 @@
-"""`--dry-run`: check everything that can be checked without training, and say what it will cost."""
+"""`--dry-run`: check everything that can be checked without training, and estimate the cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from rlhf.cli.table import configure
+from rlhf.config.offline import OfflineConfig
+from rlhf.config.online import OnlineConfig
+from rlhf.config.optimization import native_options
+from rlhf.config.reward import RewardConfig
 from rlhf.errors import UserError
-from rlhf.pipeline import Pipeline, before_training, stage_tree, waits_for
 
 
-def plan(verb: str, tree: Mapping[str, Any]) -> str:
-    """What a verb would do with this configuration: rows, steps, batch algebra, memory.
-
-    Loads the data, the model and the rewards, and trains nothing.
-
-    Raises:
-        UserError: what training would refuse.
-    """
-    config = configure(verb, tree)
-    lines = {
-        "OfflineConfig": _offline,
-        "RewardConfig": _offline,
-        "OnlineConfig": _online,
-        "OveroptimizeConfig": _overoptimize,
-    }
-    plan_of = lines.get(type(config).__name__)
-    return "\n".join(plan_of(verb, config)) if plan_of else "keys and types are right"
-
-
-def plan_stage(pipeline: Pipeline, stage: Mapping[str, Any]) -> str:
-    """What a stage of a pipeline would do.
-
-    A stage that waits for nothing but the models of earlier stages is planned with those models as
-    they are before training. Of one that waits for data or rewards, everything else is checked.
-
-    Raises:
-        UserError: what the run would refuse.
-    """
-    verb, waiting = stage["verb"], waits_for(pipeline, stage)
-    if not waiting:
-        return plan(verb, stage_tree(pipeline, stage))
-    untrained = before_training(pipeline, stage)
-    told = f"waits for {', '.join(waiting)}"
-    if not waits_for(pipeline, untrained):
-        return plan(verb, stage_tree(pipeline, untrained)) + f"\n{told}; planned before training"
-    model = untrained.get("model")
-    there = isinstance(model, Mapping) and "path" in model and not waits_for(pipeline, model)
-    _check(verb, configure(verb, stage_tree(pipeline, untrained)), with_model=there)
-    return f"keys and types are right; {told}"
-
-
-def _check(verb: str, config: Any, *, with_model: bool) -> None:
-    """Refuse what can be refused before data and rewards are there.
+def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
+    """Refuse what can be refused before data and rewards exist.
 
     Args:
-        verb: of the stage.
-        config: of the stage.
-        with_model: its model is there, and is loaded.
+        command: The training command.
+        config: Its configuration.
+        with_model: Whether its model exists; it is loaded then.
+
+    Raises:
+        UserError: The run would refuse the configuration.
     """
-    kind = type(config).__name__
-    if kind == "OnlineConfig":
+    if isinstance(config, OnlineConfig):
         from rlhf.training.session import check_config
 
-        _check_updates(config, check_config(verb, config))
-    elif kind in ("OfflineConfig", "RewardConfig"):
-        from rlhf.config.optimization import native_options
+        _check_updates(config, check_config(command, config))
+    elif isinstance(config, OfflineConfig):
         from rlhf.training.offline import check_options, engine_of, stage_of
 
         check_options(config.trainer)
-        if engine_of(verb, config) == "native":
-            rate = stage_of(verb, config).learning_rate
-            native_options(verb, config.trainer, learning_rate=rate)
-    if not with_model or kind not in ("OnlineConfig", "OfflineConfig", "RewardConfig"):
+        if engine_of(command, config) == "native":
+            rate = stage_of(command, config).learning_rate
+            native_options(command, config.trainer, learning_rate=rate)
+    else:
         return
-    if verb == "reward":
+    if with_model and isinstance(config, RewardConfig):
         from rlhf.training.reward_models.kinds import kind_of
         from rlhf.training.reward_models.stage import load_scorer
 
         load_scorer(config, kind_of(config))
-    else:
+    elif with_model:
         from rlhf.models.loading import load_model
 
         load_model(config.model, seed=config.seed)
 
 
-def _offline(verb: str, config: Any) -> list[str]:
+def plan_offline(command: str, config: Any) -> str:
+    """Rows, batch, steps and memory of an offline run, without training.
+
+    Raises:
+        UserError: The run would refuse the configuration.
+    """
     from rlhf.training.offline import (
         check_options,
         check_trainer,
@@ -95,17 +61,17 @@ def _offline(verb: str, config: Any) -> list[str]:
     )
     from rlhf.training.stages import evaluation_steps
 
-    stage = stage_of(verb, config)
+    stage = stage_of(command, config)
     check_options(config.trainer)
     train_rows, eval_rows = load_rows(config, stage)
     work = stage.prepare(config, train_rows)
     examples = work.encode(train_rows, True)
     work.encode(eval_rows, False)
-    check_trainer(verb, config, stage=stage, work=work, num_rows=len(examples))
+    check_trainer(command, config, stage=stage, work=work, num_rows=len(examples))
     steps = num_steps(config, len(examples))
     accumulation = config.batch_size // config.micro_batch_size
     copies = 1 if "ref_model" in work.arguments else 0
-    return [
+    lines = [
         f"rows: {len(examples):,} for training, {len(eval_rows):,} held out"
         + (f" ({work.summary()})" if work.summary() else ""),
         f"batch: {config.batch_size} examples per step = {config.micro_batch_size} at once x "
@@ -113,25 +79,24 @@ def _offline(verb: str, config: Any) -> list[str]:
         f"steps: {steps:,}, evaluated every {evaluation_steps(config, steps)}",
         _memory(work.model, tokens=config.micro_batch_size * config.max_length, copies=copies),
     ]
+    return "\n".join(lines)
 
 
-def _overoptimize(verb: str, config: Any) -> list[str]:
-    from rlhf.studies.overoptimize.run import check_parts
+def plan_online(command: str, config: Any) -> str:
+    """Rollouts, updates, steps and memory of an online run, without training.
 
-    check_parts(config)
-    return ["keys and types are right, those of the proxies and of the training too"]
-
-
-def _online(verb: str, config: Any) -> list[str]:
+    Raises:
+        UserError: The run would refuse the configuration.
+    """
     from rlhf.training.session import open_session
 
-    session = open_session(verb, config)
+    session = open_session(command, config)
     settings = session.algorithm.settings
     size = settings.group_size
     per_update = _check_updates(config, session.algorithm)
     copies = 1 if session.reference and not session.policy.is_lora else 0
     session.close()
-    return [
+    lines = [
         f"rollouts: {config.episodes_per_step} episodes per step = "
         f"{config.episodes_per_step // size} start states x {size}, "
         f"{config.rollout.parallel} decoding together",
@@ -141,6 +106,7 @@ def _online(verb: str, config: Any) -> list[str]:
         f"{config.num_steps * settings.num_epochs * settings.num_minibatches:,} optimizer steps",
         _memory(session.policy.model, tokens=config.micro_batch_tokens, copies=copies),
     ]
+    return "\n".join(lines)
 
 
 def _check_updates(config: Any, algorithm: Any) -> int:

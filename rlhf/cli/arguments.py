@@ -1,0 +1,95 @@
+"""The words of a command line as files, overrides, flags and arguments without a flag."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.config.load import read_value
+from rlhf.errors import UserError
+
+FLAGS = ("--dry-run", "--print-config", "--help", "-h")
+# Options that may be given without a value: `--resume` means `--resume true`.
+SWITCHES = ("resume", "overwrite", "json")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What follows the name of a command."""
+
+    positional: tuple[str, ...]
+    """Arguments without a flag."""
+    files: tuple[str, ...]
+    """Values of --config, in order."""
+    overrides: tuple[tuple[str, Any], ...]
+    """Dotted keys and their values."""
+    flags: frozenset[str] = frozenset()
+    """Those of FLAGS that were given."""
+
+    def has(self, *flags: str) -> bool:
+        """Whether any of the flags was given."""
+        return not self.flags.isdisjoint(flags)
+
+    def per_call(self, command: str, keys: Sequence[str], config: type) -> list[Arguments]:
+        """Assign the arguments without a flag to keys of the configuration.
+
+        The last key takes all remaining arguments where it is a list. A command with a single key
+        that is no list is called once for each argument.
+
+        Raises:
+            UserError: There are more arguments than keys.
+        """
+        words = list(self.positional)
+        if "config" in keys:
+            return [dataclasses.replace(self, positional=(), files=(*words, *self.files))]
+        if words and keys and typing.get_origin(typing.get_type_hints(config)[keys[-1]]) is list:
+            head, rest = words[: len(keys) - 1], words[len(keys) - 1 :]
+            return [self._with(zip(keys, [*head, rest], strict=False))]
+        if len(keys) == 1 and len(words) > 1:
+            return [self._with([(keys[0], word)]) for word in words]
+        if len(words) > len(keys):
+            raise UserError(
+                f"{command}: unexpected argument {words[-1]!r}: options look like --key value"
+            )
+        return [self._with(zip(keys, words, strict=False))]
+
+    def _with(self, values: Any) -> Arguments:
+        return dataclasses.replace(self, positional=(), overrides=(*values, *self.overrides))
+
+
+def parse_arguments(words: Sequence[str]) -> Arguments:
+    """Parse ``--config FILE``, ``--a.b value`` or ``--a.b=value``, flags, and other arguments.
+
+    Values are read as YAML.
+
+    Raises:
+        UserError: An option has no value, or its value is not valid YAML.
+    """
+    positional: list[str] = []
+    files: list[str] = []
+    overrides: list[tuple[str, Any]] = []
+    flags: set[str] = set()
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in FLAGS:
+            flags.add(word)
+            continue
+        if not word.startswith("--"):
+            positional.append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        if not equals and key in SWITCHES and (not rest or rest[0] not in ("true", "false")):
+            value = "true"
+        elif not equals:
+            if not rest:
+                raise UserError(f"--{key} needs a value")
+            value = rest.pop(0)
+        if key == "config":
+            files.append(value)
+        else:
+            overrides.append((key.replace("-", "_"), read_value(key, value)))
+    return Arguments(tuple(positional), tuple(files), tuple(overrides), frozenset(flags))

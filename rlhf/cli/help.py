@@ -1,0 +1,129 @@
+"""The text of `rlhf --help` and `rlhf COMMAND --help`, made from the table of commands."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf.algorithms import registry
+from rlhf.cli.arguments import Arguments
+from rlhf.commands.command import Command, CommandTable
+from rlhf.common.imports import import_object
+from rlhf.config.help import help_text
+from rlhf.config.load import assemble, set_key
+
+USAGE = """\
+usage: rlhf COMMAND [--config FILE ...] [--key value ...]
+
+{commands}
+
+Options of every command
+  --config FILE          YAML file of options; repeatable, later files win
+  --key.sub value        override one option; `rlhf COMMAND --help` lists them
+  --print-config         print the checked configuration and stop
+  --dry-run              check everything, print batch sizes and memory, train nothing
+  --debug                print the traceback of an error
+"""
+
+
+def usage(commands: CommandTable) -> str:
+    """Return the help of the program: every command under the heading of its group."""
+    groups = itertools.groupby(commands.values(), key=lambda command: command.group)
+    blocks = ["\n".join([group, *_lines(list(rows))]) for group, rows in groups]
+    return USAGE.format(commands="\n\n".join(blocks))
+
+
+def group_help(commands: CommandTable, word: str) -> str:
+    """Return the commands whose first word is given."""
+    rows = [command for name, command in commands.items() if name.startswith(f"{word} ")]
+    return "\n".join([f"usage: rlhf {word} COMMAND", "", *_lines(rows)])
+
+
+def _lines(rows: Sequence[Command]) -> list[str]:
+    calls = [_call(command) for command in rows]
+    width = max(22, *map(len, calls))
+    return [f"  {call:<{width}} {row.summary}" for call, row in zip(calls, rows, strict=True)]
+
+
+def _call(command: Command) -> str:
+    """A command with the names of its arguments."""
+    names = ["FILE.yaml" if name == "config" else name.upper() for name in command.arguments]
+    return " ".join([command.name, *names])
+
+
+def command_help(commands: CommandTable, command: Command, arguments: Arguments) -> str:
+    """Return the help of a command: the keys that have an effect, with the values in force.
+
+    Args:
+        commands: The table.
+        command: One of its rows.
+        arguments: Keys given together with ``--help``. ``engine: trl`` lists the options of TRL,
+            and settings of an algorithm decide which others have an effect.
+    """
+    options = {field: import_object(path) for field, path in command.options.items()}
+    defaults: dict[str, Any] = {}
+    hidden: set[str] = set()
+    notes: list[str] = []
+    if options:
+        tree = commands.from_record(command.name, assemble(arguments.files, []))
+        for key, value in arguments.overrides:
+            set_key(tree, key, value)
+        if "algorithm" in options:
+            defaults, hidden = _algorithm_help(command.name, tree.get("algorithm", {}))
+            notes = [
+                "Settings that have no effect with these values are left out; "
+                f"`rlhf {command.name} --algorithm.num_minibatches 4 --help` shows those of "
+                "several optimizer steps."
+            ]
+        else:
+            show_trl = tree.get("engine") == "trl"
+            defaults, hidden = _trainer_help(command.name, options, show_trl=show_trl)
+            if not show_trl:
+                notes = [f"`rlhf {command.name} --engine trl --help` lists every option of TRL."]
+    cls = import_object(command.config)
+    if command.read:
+        notes.append(inspect.getdoc(cls) or "")
+    return help_text(
+        cls,
+        command=f"rlhf {command.name}",
+        arguments=_call(command).removeprefix(command.name).strip(),
+        summary=command.summary,
+        options=options,
+        defaults=defaults,
+        hidden=hidden,
+        notes=notes,
+    )
+
+
+def _algorithm_help(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Values of an algorithm's settings, and the keys that have no effect with them."""
+    row = registry.configure(name, **settings)
+    values = dataclasses.asdict(row.settings)
+    hidden = {f"algorithm.{key}" for key in values if key not in row.effective}
+    hidden |= set() if row.critic else {"critic", "critic_warmup_steps"}
+    return {f"algorithm.{key}": value for key, value in values.items()}, hidden
+
+
+def _trainer_help(
+    name: str, options: dict[str, type], *, show_trl: bool
+) -> tuple[dict[str, Any], set[str]]:
+    """Values of the trainer's options, and those that are left out.
+
+    Without ``show_trl`` the options are those of the native engine.
+    """
+    from transformers import TrainingArguments
+
+    from rlhf.config.offline import OWNED, trainer_defaults
+    from rlhf.config.optimization import OPTIONS, NativeOptions
+
+    hidden = set(OWNED)
+    if not show_trl and name in OPTIONS:
+        options["trainer"] = OPTIONS[name]
+    elif not show_trl:
+        shared = {field.name for field in dataclasses.fields(NativeOptions)}
+        hidden |= {field.name for field in dataclasses.fields(TrainingArguments)} - shared
+    defaults = {f"trainer.{key}": value for key, value in trainer_defaults(name).items()}
+    return defaults, {f"trainer.{key}" for key in hidden}

@@ -1,0 +1,38 @@
+"""`rlhf data check`: duplicates, leakage, contradictions and suspect rows of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from rlhf.config.data import DataSpec, Kind
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """A data set to check."""
+
+    path: str
+    """A file, a folder or a hub id."""
+    kind: Kind | None = None
+    """What the rows are for; None: recognized by the columns."""
+    against: str | None = None
+    """Another data set that should share no prompt with this one (training and test)."""
+    columns: dict[str, str] | None = None
+    """Our field -> their column; a dot reaches into one."""
+    seed: int = 0
+    """Random seed of the folds in the search for suspect pairs."""
+
+
+def check(config: CheckConfig) -> Generator[str, None, int]:
+    """Yield the report on a data set in Markdown; return 1 if it has a fault."""
+    from rlhf.data.data_report import check_dataset
+    from rlhf.data.files import read_rows
+    from rlhf.data.reader import guess_kind
+
+    spec = DataSpec(config.path, columns=config.columns)
+    kind = config.kind or guess_kind(read_rows(spec), spec)
+    against = DataSpec(config.against, columns=config.columns) if config.against else None
+    report = check_dataset(spec, kind, against=against, seed=config.seed)
+    yield f"# {config.path}, read as {kind} data\n\n{report.to_markdown()}"
+    return 0 if report.ok else 1

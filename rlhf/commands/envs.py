@@ -1,0 +1,54 @@
+"""`rlhf envs`: list, play and check environments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from rlhf.commands.tables import table_text
+
+
+@dataclass(frozen=True)
+class ListConfig:
+    """How the list is printed."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """An environment."""
+
+    env: str
+    """Gymnasium id, or module:Id of your own package."""
+
+
+def list_environments(config: ListConfig) -> Generator[str, None, int]:
+    """Yield the catalog of environments."""
+    from rlhf.envs.catalogue import catalogue
+
+    columns = ("id", "horizon", "optimum", "random", "source", "summary")
+    rows = catalogue()
+    yield json.dumps(rows, indent=2) if config.json else table_text(rows, columns)
+    return 0
+
+
+def play_environment(config: EnvConfig) -> Generator[str, None, int]:
+    """Let the user play one episode in the terminal."""
+    from rlhf.envs.play import play
+
+    play(config.env)
+    yield from ()
+    return 0
+
+
+def check_environment(config: EnvConfig) -> Generator[str, None, int]:
+    """Yield what is wrong with an environment; return 2 if anything is."""
+    from rlhf.envs.check import check
+
+    findings = check(config.env)
+    yield from map(str, findings)
+    yield f"{config.env}: {len(findings)} finding{'s' * (len(findings) != 1)}"
+    return 2 if findings else 0

@@ -1,0 +1,56 @@
+"""`rlhf models`: short names, downloads, and merging adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ListConfig:
+    """`rlhf models list` has no options."""
+
+
+@dataclass(frozen=True)
+class GetConfig:
+    """The model to download."""
+
+    name: str
+    """Short name (`rlhf models list`), hub id, folder or GGUF file."""
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """An adapter and where its merged model is written."""
+
+    adapter: str
+    """Folder of the adapter."""
+    target: str
+    """Folder of the merged model."""
+
+
+def list_models(config: ListConfig) -> Generator[str, None, int]:
+    """Yield name, number of parameters, license and hub id of each short name."""
+    from rlhf.models.hub import SHORT_NAMES
+
+    for name, row in SHORT_NAMES.items():
+        yield f"{name}  {row.parameters}  {row.licence}  {row.hub}"
+    return 0
+
+
+def get(config: GetConfig) -> Generator[str, None, int]:
+    """Download a model; yield its folder."""
+    from rlhf.models.hub import SHORT_NAMES, fetch, resolve
+
+    download = fetch if config.name in SHORT_NAMES else resolve
+    yield str(download(config.name))
+    return 0
+
+
+def merge(config: MergeConfig) -> Generator[str, None, int]:
+    """Merge an adapter into its base; yield the folder of the merged model."""
+    from rlhf.models.loading import merge_adapter
+
+    yield str(merge_adapter(config.adapter, Path(config.target)))
+    return 0

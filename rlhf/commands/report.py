@@ -1,0 +1,69 @@
+"""`rlhf report` and `rlhf compare`: pages and tables of finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rlhf.errors import UserError
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Runs or pipelines to report on."""
+
+    directories: list[str] = field(default_factory=list)
+    """Directories of runs or pipelines."""
+    output: str | None = None
+    """HTML file of a comparison; None: comparison.html. The report of a single run is written into
+    its directory."""
+
+    def __post_init__(self) -> None:
+        if not self.directories:
+            raise UserError("report: give at least one run directory")
+        if self.output and len(self.directories) == 1:
+            raise UserError("report: --output is for several runs; one run has its page inside")
+        if self.output and Path(self.output).is_dir():
+            raise UserError(f"report: --output {self.output} is a folder: name a file")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Runs to compare."""
+
+    runs: list[str] = field(default_factory=list)
+    """Directories of runs or pipelines with evaluations."""
+    metric: str | None = None
+    """return, success, cost, turns, invalid, tokens, normalized, or a reward by name. None: the
+    gold score if it was measured, else the return; on prompts, the reward that was trained on."""
+    baseline: str | None = None
+    """The method that the others are compared with; None: the first one."""
+    json: bool = False
+    """Print JSON instead of Markdown."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise UserError("compare: give at least one run directory")
+
+
+def report(config: ReportConfig) -> Generator[str, None, int]:
+    """Write the page; yield its path."""
+    from rlhf.reports import write_comparison_report, write_report
+
+    folders = [Path(directory) for directory in config.directories]
+    if len(folders) == 1:
+        yield str(write_report(folders[0]))
+    else:
+        yield str(write_comparison_report(folders, Path(config.output or "comparison.html")))
+    return 0
+
+
+def compare(config: CompareConfig) -> Generator[str, None, int]:
+    """Yield the comparison as Markdown or JSON."""
+    from rlhf.evaluation.compare import compare as compare_runs
+
+    runs = [Path(run) for run in config.runs]
+    result = compare_runs(runs, metric=config.metric, baseline=config.baseline)
+    yield result.to_json() if config.json else result.to_markdown()
+    return 0

@@ -1,0 +1,50 @@
+"""`rlhf split`: a data set as train.jsonl and test.jsonl that share no prompt."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf.common.files import write_jsonl
+from rlhf.config.data import DataSpec, Kind
+from rlhf.data.load import load
+from rlhf.data.splits import split_by_prompt
+from rlhf.runs.directory import Run
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """`rlhf split`: one data set as train.jsonl and test.jsonl that share no prompt."""
+
+    output_dir: str
+    """The run directory."""
+    data: list[DataSpec]
+    """What to split."""
+    kind: Kind
+    """What the rows are."""
+    test_fraction: float = 0.1
+    """Share of rows in test.jsonl."""
+    seed: int = 0
+    """Of the split."""
+    resume: bool = False
+    """Accept an existing output_dir."""
+    overwrite: bool = False
+    """Replace an existing output_dir."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.test_fraction < 1:
+            raise ValueError(f"test_fraction must lie between 0 and 1, got {self.test_fraction}")
+
+
+def write_split(command: str, config: SplitConfig, run: Run) -> Path:
+    """Write train.jsonl and test.jsonl; returns the run directory."""
+    loaded = load(config.data, config.kind, seed=config.seed)
+    log.info("data: %s", loaded.summary())
+    train, test = split_by_prompt(loaded.rows, fraction=config.test_fraction, seed=config.seed)
+    for name, rows in (("train", train), ("test", test)):
+        write_jsonl(run.directory / f"{name}.jsonl", rows)
+        log.info("%s.jsonl: %d rows", name, len(rows))
+    return run.directory
