@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,8 +12,10 @@ import yaml
 
 from rlhf.common.files import read_log
 from rlhf.common.names import nearest
+from rlhf.common.numbers import is_number
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import unit_of
+from rlhf.runs.diagnostics import MetricLog
 from rlhf.runs.renamed import current_config, current_metrics, current_sample, run_file
 from rlhf.stats import Interval
 
@@ -71,28 +72,15 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunRecord(MetricLog):
     """Contents of one run directory."""
 
     directory: Path
     name: str
-    config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Sequence[Mapping[str, Any]] = ()
     samples: Sequence[Mapping[str, Any]] = ()
     evaluations: Sequence[Evaluation] = ()
     finished: bool = False
-
-    def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps and finite values of one metric, in order of step."""
-        rows = [r for r in self.metrics if is_number(r.get("step")) and is_number(r.get(key))]
-        rows.sort(key=lambda row: row["step"])
-        return [float(row["step"]) for row in rows], [float(row[key]) for row in rows]
-
-
-def is_number(value: object) -> bool:
-    """Whether `value` is a finite int or float; bool does not count."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def read_stages(directory: str | Path) -> list[RunRecord]:

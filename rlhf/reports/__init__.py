@@ -9,7 +9,6 @@ from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import RunRecord, read_stages
 from rlhf.reports import results, transcripts
 from rlhf.reports.comparison_page import write_comparison_report
-from rlhf.reports.diagnostics import alarms
 from rlhf.reports.markup import Table, esc, named, section
 from rlhf.reports.overoptimization import (
     overoptimization_section,
@@ -64,7 +63,7 @@ def _body(
     parts = [header(title, runs)]
     if found:
         parts.append(results.verdict_list(found[0]))
-    parts.append(warning_box([message for run in runs for message in alarms(run)]))
+    parts.append(warning_box(runs))
     if found:
         limits = results.known_bounds(runs)
         forests = results.score_forests(found[0], limits)

@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlhf.common.numbers import moving_average, short_number
+
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 28
 _MOST_POINTS = 300
@@ -99,20 +101,6 @@ def ticks(low: float, high: float, count: int = 4, *, whole: bool = False) -> li
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def short(value: float) -> str:
-    """A number to read in few characters: 12.5k, −0.031, 2e−6."""
-    size = abs(value)
-    if size < 1e-12:
-        return "0"
-    if size >= 1e6 or size < 1e-3:
-        text = f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    elif size >= 1e4:
-        text = f"{value / 1e3:.3g}k"
-    else:
-        text = f"{value:.3g}" if size < 1000 else f"{value:.0f}"
-    return text.replace("-", "−")
-
-
 def _frame(lines: Sequence[Series]) -> _Frame:
     xs = [x for s in lines for x in s.x]
     ys = [y for s in lines for y in (*s.y, *s.low, *s.high)]
@@ -132,7 +120,7 @@ def _grid(frame: _Frame) -> str:
         parts.append(
             f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
             f'<text class="tick" x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">'
-            f"{short(value)}</text>"
+            f"{short_number(value)}</text>"
         )
     return "".join(parts)
 
@@ -143,7 +131,7 @@ def _axis(frame: _Frame, label: str, *, whole: bool) -> str:
     parts = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}"/>']
     parts += [
         f'<text class="tick" x="{min(frame.px(value), WIDTH - RIGHT - 6):.1f}" y="{base + 16}" '
-        f'text-anchor="middle">{short(value)}</text>'
+        f'text-anchor="middle">{short_number(value)}</text>'
         for value in marks
         if frame.px(value) > LEFT + 14
     ]
@@ -186,23 +174,13 @@ def _line(series: Series, frame: _Frame) -> str:
         )
         line = f'<path class="line {color}" d="{path}"/>'
         return f'{line}{dots}<circle class="dot {color}" {end} r="3"/>'
-    smooth = smoothed(series.y, half_width=max(3, len(series.y) // 30))
+    smooth = moving_average(series.y, 2 * max(3, len(series.y) // 30) + 1)
     bold = _path(series.x, smooth, frame)
     return (
         f'<path class="line raw {color}" d="{path}"/><path class="line {color}" d="{bold}"/>'
         f'<circle class="dot {color}" cx="{frame.px(series.x[-1]):.1f}" '
         f'cy="{frame.py(smooth[-1]):.1f}" r="3"/>'
     )
-
-
-def smoothed(values: Sequence[float], *, half_width: int | None = None) -> list[float]:
-    """Centered moving average of 2 * half_width + 1 values.
-
-    Near an end the window is cut there, so that the curve does not end on one raw value.
-    """
-    reach = half_width or max(1, len(values) // 30)
-    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
-    return [math.fsum(window) / len(window) for window in windows]
 
 
 def _band(series: Series, frame: _Frame) -> str:
@@ -220,14 +198,14 @@ def _path(xs: Sequence[float], ys: Sequence[float], frame: _Frame) -> str:
 def _legend(lines: Sequence[Series], title: str) -> str:
     if len(lines) == 1:
         name = "" if lines[0].name.lower() in title.lower() else html.escape(lines[0].name) + " "
-        return f'<span class="last">{name}{short(lines[0].y[-1])}</span>'
+        return f'<span class="last">{name}{short_number(lines[0].y[-1])}</span>'
     return "".join(
         f'<span class="key {html.escape(s.color)}">{html.escape(s.name)}</span>' for s in lines
     )
 
 
 def _spoken(chart: Chart, lines: Sequence[Series]) -> str:
-    parts = [f"{s.name} from {short(s.y[0])} to {short(s.y[-1])}" for s in lines]
+    parts = [f"{s.name} from {short_number(s.y[0])} to {short_number(s.y[-1])}" for s in lines]
     return f"{chart.title}: {'; '.join(parts)}"
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
+from rlhf.common.numbers import short_number
 from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
 from rlhf.evaluation.run_groups import label_runs, method_evaluations
 from rlhf.reports import results, transcripts
-from rlhf.reports.charts import Chart, Series, draw, short
+from rlhf.reports.charts import Chart, Series, draw
 from rlhf.reports.markup import Cell, Table, esc, named, plural, section
 from rlhf.reports.page import page
 from rlhf.reports.tables import save_tables
@@ -205,7 +206,7 @@ def _never_moved(line: Series) -> bool:
 
 def _level(lines: Sequence[Series]) -> str:
     """`0.01`, or what each method had: `0.01 (PPO), 0.05 (RLOO)`."""
-    levels = [short(line.y[0]) for line in lines]
+    levels = [short_number(line.y[0]) for line in lines]
     if len(set(levels)) == 1:
         return levels[0]
     return ", ".join(f"{level} ({line.name})" for level, line in zip(levels, lines, strict=True))

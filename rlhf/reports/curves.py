@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from rlhf.common.numbers import short_number
 from rlhf.evaluation.records import RunRecord
-from rlhf.reports.charts import Chart, Series, short, smoothed
-
-GOLD_KEYS = ("eval/gold", "reward/gold", "eval/return", "eval/env", "reward/env")
-"""Looked for in this order; `eval/return` and `reward/env` are the environment's own reward."""
+from rlhf.reports.charts import Chart, Series
+from rlhf.runs.diagnostics import gold_key, over_optimized
 
 _PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Loss", (("train/loss", "train"), ("eval/loss", "held out"))),
@@ -41,45 +39,6 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 def is_online(run: RunRecord) -> bool:
     """Whether a run logged a reward of its own rollouts."""
     return any("reward/mean" in row for row in run.metrics)
-
-
-def gold_key(run: RunRecord) -> str | None:
-    """The metric that tells what the proxy cannot; None when the run measured none."""
-    specs = run.config.get("gold") or []
-    names = [str(spec.get("name") or spec.get("kind")) for spec in specs]
-    own = [f"{split}/{name}" for split in ("eval", "reward") for name in names]
-    # A prompt set has no reward of its own: its return is 0 throughout and judges nothing.
-    return next((key for key in (*own, *GOLD_KEYS) if any(run.series(key)[1])), None)
-
-
-@dataclass(frozen=True)
-class Peak:
-    """Where the gold score turned while the proxy went on rising."""
-
-    step: float
-    gold: tuple[float, float]
-    """At the peak and at the end."""
-    proxy: tuple[float, float]
-
-
-def over_optimized(run: RunRecord) -> Peak | None:
-    """The turning point of Gao et al. (2022), or None while gold holds within a fifth of its range.
-
-    Both curves are smoothed first. Gold measured on training episodes needs 20 points, for noise.
-    """
-    key = gold_key(run)
-    steps, gold = run.series(key) if key else ([], [])
-    proxy_steps, proxy = run.series("reward/mean")
-    enough = 20 if (key or "").startswith("reward/") else 4
-    if len(gold) < enough or len(proxy) < 4:
-        return None
-    gold, proxy = smoothed(gold), smoothed(proxy)
-    best = max(range(len(gold)), key=gold.__getitem__)
-    then = min(range(len(proxy)), key=lambda i: abs(proxy_steps[i] - steps[best]))
-    fell = gold[best] - gold[-1] >= 0.2 * (max(gold) - min(gold)) > 0
-    if not fell or proxy[-1] <= proxy[then]:
-        return None
-    return Peak(steps[best], (gold[best], gold[-1]), (proxy[then], proxy[-1]))
 
 
 def reward_charts(run: RunRecord) -> list[Chart]:
@@ -122,7 +81,7 @@ def learning_charts(run: RunRecord) -> tuple[list[Chart], list[str]]:
         if not lines:
             continue
         if len(lines[0].x) > 1 and all(min(line.y) == max(line.y) for line in lines):
-            constant.append(f"{title} {short(lines[0].y[0])}")
+            constant.append(f"{title} {short_number(lines[0].y[0])}")
         else:
             charts.append(Chart(title, lines))
     return charts, constant

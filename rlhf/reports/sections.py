@@ -7,10 +7,12 @@ from typing import Any
 
 import yaml
 
-from rlhf.evaluation.records import RunRecord, is_number
+from rlhf.common.numbers import is_number
+from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import draw
 from rlhf.reports.curves import is_online, learning_charts, reward_charts
 from rlhf.reports.markup import breakable, duration, esc, named, plural
+from rlhf.runs.diagnostics import log_warnings
 
 
 def header(title: str, runs: Sequence[RunRecord]) -> str:
@@ -35,8 +37,23 @@ def header(title: str, runs: Sequence[RunRecord]) -> str:
     )
 
 
-def warning_box(messages: Sequence[str]) -> str:
-    """A box on top of everything that could mislead; nothing when all is well."""
+def run_warnings(run: RunRecord) -> list[str]:
+    """Warnings about one run, most serious first."""
+    warnings = [sentence for _, sentence in log_warnings(run, "at the end of training")]
+    episodes = [row for evaluation in run.evaluations for row in evaluation.episodes]
+    if missing := sum(row.get("return") is None for row in episodes):
+        warnings.append(f"{missing} of {len(episodes)} evaluation episodes have no return.")
+    for evaluation in run.evaluations:
+        where = evaluation.describe("policy") if len(run.evaluations) > 1 else "evaluation"
+        warnings += [f"{where}: {note}." for note in evaluation.summary.get("notes") or ()]
+    if run.metrics and not run.finished and not (run.directory / "final").exists():
+        warnings.append(f"Not finished: the last logged step is {run.metrics[-1].get('step')}.")
+    return [f"{named(run.name)}: {sentence}" for sentence in warnings]
+
+
+def warning_box(runs: Sequence[RunRecord]) -> str:
+    """Box at the top of the page with all warnings; empty if there are none."""
+    messages = [message for run in runs for message in run_warnings(run)]
     if not messages:
         return ""
     items = "".join(f"<li>{esc(message)}</li>" for message in messages)

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf.evaluation.records import RunRecord, is_number
+from rlhf.common.numbers import is_number
+from rlhf.evaluation.records import RunRecord
 from rlhf.reports.markup import Table
 
 

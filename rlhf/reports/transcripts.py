@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.common.numbers import is_number
 from rlhf.evaluation.compare import Comparison
-from rlhf.evaluation.records import RunRecord, is_number
+from rlhf.evaluation.records import RunRecord
 from rlhf.evaluation.run_groups import method_evaluations
 from rlhf.reports.markup import esc, minus, named, number
 

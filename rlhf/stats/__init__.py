@@ -19,7 +19,6 @@ from rlhf.stats.jackknife import jackknife, weighted_sum
 from rlhf.stats.paired import difference, sign_flip_test
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import adjusted_wald, share_interval
-from rlhf.stats.smoothing import moving_average
 from rlhf.stats.units import unit_means
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "difference",
     "interval",
     "jackknife",
-    "moving_average",
     "ratio_interval",
     "share_interval",
     "sign_flip_test",

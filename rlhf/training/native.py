@@ -18,7 +18,7 @@ from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import native_options
 from rlhf.errors import UserError
 from rlhf.models.trainable import set_dropout
-from rlhf.reports.diagnostics import TrainingMonitor
+from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
 from rlhf.runs.progress import OFFLINE, Reporter

@@ -27,10 +27,10 @@ from rlhf.evaluation.episodes import (
 )
 from rlhf.models.adapters import share_base
 from rlhf.models.flops import update_flops
-from rlhf.reports.diagnostics import TrainingMonitor
 from rlhf.rollout.batch import Rollout, collate
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.items import describe_items
+from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
 from rlhf.runs.profiling import usage

@@ -7,7 +7,8 @@ from html import unescape
 
 import pytest
 
-from rlhf.reports.charts import Chart, Series, draw, short, smoothed, ticks
+from rlhf.common.numbers import moving_average, short_number
+from rlhf.reports.charts import Chart, Series, draw, ticks
 
 
 def payload(svg: str) -> dict:
@@ -27,7 +28,7 @@ def test_ticks_are_round_and_inside():
     [(0, "0"), (0.25, "0.25"), (-1234, "−1234"), (12_500, "12.5k"), (2e-6, "2e−6"), (3e7, "3e7")],
 )
 def test_short_numbers(value: float, text: str):
-    assert short(value) == text
+    assert short_number(value) == text
 
 
 def test_points_lie_where_the_data_say():
@@ -64,9 +65,9 @@ def test_thinning_keeps_every_spike_and_both_ends():
 
 def test_smoothing_keeps_straight_lines_and_averages_the_ends():
     line = [2.0 * i for i in range(60)]
-    assert smoothed(line)[2:-2] == pytest.approx(line[2:-2])
+    assert moving_average(line, 5)[2:-2] == pytest.approx(line[2:-2])
     # By hand: (1 + 4) / 2, (1 + 4 + 1) / 3, (4 + 1) / 2.
-    assert smoothed([1.0, 4.0, 1.0], half_width=1) == [2.5, 2.0, 2.5]
+    assert moving_average([1.0, 4.0, 1.0], 3) == [2.5, 2.0, 2.5]
 
 
 def test_a_smoothed_line_does_not_end_on_the_last_raw_value():

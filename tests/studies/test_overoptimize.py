@@ -9,13 +9,13 @@ import pytest
 
 from rlhf.cli.table import COMMANDS, configure, run_command
 from rlhf.common.files import read_jsonl
+from rlhf.common.numbers import moving_average
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline
 from rlhf.studies.overoptimize.fits import best_of_n_scores
 from rlhf.studies.overoptimize.results import (
     Track,
     best_of_n_result,
-    moving_mean,
     powers_of_two,
     rl_result,
     verdict,
@@ -158,9 +158,9 @@ def test_powers_of_two_end_at_the_limit():
     assert powers_of_two(12) == [1, 2, 4, 8, 12]
 
 
-def test_moving_mean_shrinks_at_the_ends():
-    assert moving_mean(np.array([0.0, 3.0, 6.0, 3.0]), 3).tolist() == [1.5, 3.0, 4.0, 4.5]
-    assert moving_mean(np.array([1.0, 2.0]), 1).tolist() == [1.0, 2.0]
+def test_moving_average_clips_the_window_at_the_ends():
+    assert moving_average([0.0, 3.0, 6.0, 3.0], 3) == [1.5, 3.0, 4.0, 4.5]
+    assert moving_average([1.0, 2.0], 1) == [1.0, 2.0]
 
 
 def test_two_seeds_give_curves_and_no_fit():

@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from rlhf.cli.table import run_command
-from rlhf.reports.diagnostics import TrainingMonitor
+from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
 from rlhf.training.trl.callback import Recorder
@@ -79,7 +79,7 @@ def test_falling_gold_is_told_once_while_the_reward_rises(tmp_path):
         columns = {"reward/mean": noisy(up, seed), "reward/gold": noisy(gold, 50 + seed)}
         ((step, words),) = told(tmp_path, columns)
         assert 25 < step < 60
-        assert words.startswith("the proxy was over-optimised: gold fell from")
+        assert words.startswith("the proxy was over-optimized: gold fell from")
 
 
 @pytest.mark.parametrize("rise", [0.0, 0.02, 0.1])
@@ -102,7 +102,7 @@ def test_a_resumed_run_is_judged_with_its_earlier_rows(tmp_path):
 def test_watching_stays_cheap(tmp_path, monkeypatch):
     looks = []
     module = sys.modules[TrainingMonitor.__module__]  # its package has a function of the same name
-    monkeypatch.setattr(module, "_findings", lambda *_: looks.append(1) or ())
+    monkeypatch.setattr(module, "log_warnings", lambda *_: looks.append(1) or ())
     watch = TrainingMonitor(tmp_path, {})
     for step in range(10_000):
         watch.update(step, {"policy/kl": 0.0})

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.common.numbers import moving_average
 from rlhf.reward_models.ensemble import Combine
 from rlhf.stats import Interval, difference, interval
 from rlhf.studies.overoptimize.fits import (
@@ -129,9 +130,9 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
 
 def observed_peak(kl: np.ndarray, gold: np.ndarray, width: int) -> tuple[int, float, float]:
     """Where the smoothed mean of gold [seeds, steps] is highest: step, d = sqrt(KL), gold there."""
-    smooth = moving_mean(gold.mean(0), width)
+    smooth = moving_average(gold.mean(0), width)
     best = int(np.argmax(smooth))
-    nats = max(0.0, float(moving_mean(kl.mean(0), width)[best]))
+    nats = max(0.0, float(moving_average(kl.mean(0), width)[best]))
     return best, math.sqrt(nats), float(smooth[best])
 
 
@@ -158,7 +159,7 @@ def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.n
     changes = []
     for row in range(count):
         others = np.delete(gold, row, axis=0) if count > 1 else gold
-        best = int(np.argmax(moving_mean(others.mean(0), width)))
+        best = int(np.argmax(moving_average(others.mean(0), width)))
         around = slice(max(0, best - width // 2), best - width // 2 + width)
         changes.append(values[row, last].mean() - values[row, around].mean())
     return np.array(changes)
@@ -181,14 +182,6 @@ def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
         if kl >= fit.peak.value**2
     ]
     return f"{advice}; it was reached at step {passed[0]}" if passed else advice
-
-
-def moving_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """Centered mean over ``width`` neighbors, fewer at both ends. [n] -> [n]"""
-    half = width // 2
-    return np.array(
-        [values[max(0, i - half) : i - half + width].mean() for i in range(len(values))]
-    )
 
 
 def fit_result(fit: Fit) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from rlhf.models.trainable import Movement
-from rlhf.reports.diagnostics import TrainingMonitor
+from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
 from rlhf.runs.progress import OFFLINE, Reporter

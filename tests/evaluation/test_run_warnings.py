@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from rlhf.evaluation.records import RunRecord
-from rlhf.reports.curves import gold_key, learning_charts, over_optimized
-from rlhf.reports.diagnostics import alarms
+from rlhf.reports.curves import learning_charts
+from rlhf.reports.sections import run_warnings
+from rlhf.runs.diagnostics import gold_key, over_optimized
 
 
 def record(columns: dict[str, list[float]], **config: Any) -> RunRecord:
@@ -20,8 +21,9 @@ def record(columns: dict[str, list[float]], **config: Any) -> RunRecord:
 
 
 def test_quiet_run_has_no_warning():
-    assert alarms(record({"train/loss": [2.0, 1.0, 0.5], "rollout/cut": [0.0, 0.0, 0.05]})) == []
-    assert alarms(record({"rollout/evasion_gain": [2.5] * 9 + [-0.1]})) == []
+    shares = {"train/loss": [2.0, 1.0, 0.5], "rollout/cut": [0.0, 0.0, 0.05]}
+    assert run_warnings(record(shares)) == []
+    assert run_warnings(record({"rollout/evasion_gain": [2.5] * 9 + [-0.1]})) == []
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,7 @@ def test_quiet_run_has_no_warning():
         ({"policy/ratio_max": [1.0, 1.0, 30.0]}, "policy/ratio_max reached 30"),
         ({"rollout/cut": [0.0] + [0.5] * 5}, "50% of replies hit the token limit"),
         ({"rollout/invalid": [2.0] * 6}, "2 invalid actions per episode"),
-        ({"rollout/truncated": [0.4] * 6}, "40% of episodes were cut by a limit"),
+        ({"rollout/truncated": [0.4] * 6}, "40% of episodes were truncated by a limit"),
         ({"rollout/evasion_gain": [-1.0] * 3 + [2.5] * 10}, "earn 2.5 more than the others"),
         ({"reward/unscored": [0.01] * 6}, "1% of episodes could not be scored"),
         ({"train/loss": [1.0, float("inf")]}, "train/loss is not finite from step 1 on"),
@@ -44,7 +46,7 @@ def test_quiet_run_has_no_warning():
     ],
 )
 def test_each_fault_is_named(columns: dict[str, list[float]], words: str):
-    (message,) = alarms(record(columns))
+    (message,) = run_warnings(record(columns))
     assert message.startswith("PPO: ")
     assert words in message
 
@@ -56,10 +58,10 @@ def test_reasons_of_unscored_episodes_are_named():
     run = RunRecord(Path("ppo"), "ppo", config={}, metrics=rows, finished=True)
     # (1.0 + 0.5) over the last five steps
     told = "PPO: 30% of episodes went unscored by my_reward (valueerror) at the end of training."
-    assert alarms(run) == [told]
+    assert run_warnings(run) == [told]
     clean = [{"step": i, "reward/mean": 0.5} for i in range(1, 6)]
     long_ago = [{"step": 0, "rewards/unscored/a/b": 1.0}, *clean]
-    assert alarms(RunRecord(Path("p"), "p", config={}, metrics=long_ago, finished=True)) == []
+    assert run_warnings(RunRecord(Path("p"), "p", config={}, metrics=long_ago, finished=True)) == []
 
 
 @pytest.mark.parametrize(
@@ -73,18 +75,18 @@ def test_reasons_of_unscored_episodes_are_named():
     ],
 )
 def test_a_policy_that_moved_or_may_have_is_no_alarm(columns: dict[str, list[float]]):
-    assert alarms(record(columns)) == []
+    assert run_warnings(record(columns)) == []
 
 
 def test_cut_replies_are_told_once_but_lost_stop_tokens_too():
-    both = alarms(record({"rollout/cut": [0.4] * 5, "rollout/missing_eos": [0.4] * 5}))
+    both = run_warnings(record({"rollout/cut": [0.4] * 5, "rollout/missing_eos": [0.4] * 5}))
     assert len(both) == 1
-    more = alarms(record({"rollout/cut": [0.1] * 5, "rollout/missing_eos": [0.4] * 5}))
+    more = run_warnings(record({"rollout/cut": [0.1] * 5, "rollout/missing_eos": [0.4] * 5}))
     assert more == ["PPO: 40% of replies lack a stop token at the end of training."]
 
 
 def test_best_loss_within_a_twentieth_is_no_overfitting():
-    assert alarms(record({"eval/loss": [1.0, 0.8, 0.83]})) == []
+    assert run_warnings(record({"eval/loss": [1.0, 0.8, 0.83]})) == []
 
 
 RISING = [0.0, 1, 2, 3, 4, 5, 6, 7]

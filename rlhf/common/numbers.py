@@ -1,0 +1,32 @@
+"""Checks, formatting and smoothing of logged numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite int or float; bool does not count."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def short_number(value: float) -> str:
+    """Format a number in few characters: 12.5k, −0.031, 2e−6."""
+    size = abs(value)
+    if size < 1e-12:
+        return "0"
+    if size >= 1e6 or size < 1e-3:
+        text = f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    elif size >= 1e4:
+        text = f"{value / 1e3:.3g}k"
+    else:
+        text = f"{value:.3g}" if size < 1000 else f"{value:.0f}"
+    return text.replace("-", "−")
+
+
+def moving_average(values: Sequence[float], width: int) -> list[float]:
+    """Centered moving average over `width` values; the window is clipped at both ends."""
+    half = width // 2
+    windows = (values[max(0, i - half) : i - half + width] for i in range(len(values)))
+    return [math.fsum(window) / len(window) for window in windows]

@@ -1,0 +1,289 @@
+"""Warnings about a training run from its logged metrics, during training and in the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rlhf.common.files import read_log
+from rlhf.common.numbers import is_number, moving_average, short_number
+
+GOLD_KEYS = ("eval/gold", "reward/gold", "eval/return", "eval/env", "reward/env")
+"""Default gold metrics, in order of preference; `eval/return` and `reward/env` are the
+environment's own reward."""
+
+_SHARES = {
+    "rollout/cut": (0.1, "replies hit the token limit"),
+    "rollout/truncated": (0.1, "episodes were truncated by a limit of tokens or steps"),
+    "reward/unscored": (0.0, "episodes could not be scored"),
+}
+"""Metric -> (largest share without a warning, description)."""
+
+_UNSCORED = "rewards/unscored/"
+"""Prefix of ``rewards/unscored/NAME/REASON``: share of episodes."""
+
+_RECENT = 5
+"""Number of last logged values that represent the end of training."""
+_SIGN_STEPS = 10
+"""Steps for which a sign must persist: by chance this happens once in 1,024 cases."""
+_CHECKS = 50
+"""A check costs time proportional to the rows, so the next one is after 1 / 50 more rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricLog:
+    """Logged metrics and configuration of a run."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, Any]] = ()
+    """Rows of `metrics.jsonl`."""
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """Steps and finite values of one metric, in order of step."""
+        rows = [r for r in self.metrics if is_number(r.get("step")) and is_number(r.get(key))]
+        rows.sort(key=lambda row: row["step"])
+        return [float(row["step"]) for row in rows], [float(row[key]) for row in rows]
+
+
+class TrainingMonitor:
+    """Warnings during training, each kind once.
+
+    A resumed run includes the rows that it logged before, so create the monitor after the log was
+    rewound.
+
+    Args:
+        directory: directory of the run.
+        config: configuration of the run; ``gold`` lists the rewards that are only monitored.
+    """
+
+    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
+        self.rows = read_log(directory / "metrics.jsonl")
+        self.log = MetricLog(config=config, metrics=self.rows)
+        self.reported: set[str] = set()
+        self.next_check = 0
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Add a logged row and return new warnings.
+
+        The checks run after every row of a short run and less often in a long one.
+        """
+        self.rows.append({"step": step, **metrics})
+        if len(self.rows) < self.next_check:
+            return []
+        self.next_check = len(self.rows) + max(1, len(self.rows) // _CHECKS)
+        warnings = []
+        for kind, sentence in log_warnings(self.log, f"over the last {_RECENT} logged steps"):
+            if kind not in self.reported and self._has_enough_values(kind):
+                self.reported.add(kind)
+                warnings.append(sentence)
+        return warnings
+
+    def _has_enough_values(self, kind: str) -> bool:
+        """Whether the metric of a warning was logged often enough during training."""
+        if kind.startswith(_UNSCORED):
+            return len(self.rows) >= _RECENT
+        if kind == "train/moved":  # the policy is frozen during critic warm-up
+            warm_up = int(self.log.config.get("critic_warmup_steps") or 0)
+            online = self.log.series("train/updates")[0]
+            if not online:
+                return len(self.log.series(kind)[0]) > 1
+            return len([step for step in online if step > warm_up]) >= _RECENT
+        recent = kind in _SHARES or kind.startswith("rollout/")
+        return not recent or len(self.log.series(kind)[1]) >= _RECENT
+
+
+def log_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
+    """(kind, sentence) of every warning about logged metrics, most serious first.
+
+    Args:
+        log: the rows so far.
+        when: description of the last logged values, such as "at the end of training".
+    """
+    yield from (("finite", words) for words in _not_finite(log))
+    yield from (("train/moved", words) for words in _unmoved(log))
+    yield from (("gold", words) for words in _over_optimized(log))
+    yield from _diverged(log)
+    yield from (("entropy", words) for words in _collapsed(log))
+    yield from (("eval/loss", words) for words in _overfitted(log))
+    for key, (limit, words) in _SHARES.items():
+        if (share := _recent_mean(log, key)) > limit:
+            yield key, f"{share:.0%} of {words} {when}."
+    yield from _unscored_reasons(log, when)
+    if (invalid := _recent_mean(log, "rollout/invalid")) > 0.1:
+        yield "rollout/invalid", f"{invalid:.2g} invalid actions per episode {when}."
+    gains = log.series("rollout/evasion_gain")[1][-_SIGN_STEPS:]
+    if len(gains) == _SIGN_STEPS and min(gains) > 0:
+        yield (
+            "rollout/evasion_gain",
+            f"episodes with an invalid reply, or truncated by a limit, earn {_mean(gains):.2g} "
+            f"more than the others {when}: the reward favors evading the task (see "
+            "rollout.invalid_reward and rollout.max_tokens).",
+        )
+    unstopped = _recent_mean(log, "rollout/missing_eos")
+    # A truncated reply has no stop token either; that has its own warning.
+    if unstopped > 0.1 and unstopped > _recent_mean(log, "rollout/cut") + 0.02:
+        yield "rollout/missing_eos", f"{unstopped:.0%} of replies lack a stop token {when}."
+
+
+def gold_key(log: MetricLog) -> str | None:
+    """Key of the gold metric; None if the run measured none."""
+    specs = log.config.get("gold") or []
+    names = [str(spec.get("name") or spec.get("kind")) for spec in specs]
+    configured = [f"{split}/{name}" for split in ("eval", "reward") for name in names]
+    # The return of a prompt set is always 0 and carries no information.
+    return next((key for key in (*configured, *GOLD_KEYS) if any(log.series(key)[1])), None)
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Step at which the gold score began to fall while the proxy score kept rising."""
+
+    step: float
+    gold: tuple[float, float]
+    """Smoothed gold score at the peak and at the end."""
+    proxy: tuple[float, float]
+    """Smoothed proxy score at the peak and at the end."""
+
+
+def over_optimized(log: MetricLog) -> Peak | None:
+    """Peak of the gold score (Gao et al. 2022); None if gold fell by less than 1/5 of its range.
+
+    Both curves are smoothed first. Gold measured on training episodes is noisy and needs 20 points.
+    """
+    key = gold_key(log)
+    steps, gold = log.series(key) if key else ([], [])
+    proxy_steps, proxy = log.series("reward/mean")
+    enough = 20 if (key or "").startswith("reward/") else 4
+    if len(gold) < enough or len(proxy) < 4:
+        return None
+    gold, proxy = _smoothed(gold), _smoothed(proxy)
+    best = max(range(len(gold)), key=gold.__getitem__)
+    then = min(range(len(proxy)), key=lambda i: abs(proxy_steps[i] - steps[best]))
+    fell = gold[best] - gold[-1] >= 0.2 * (max(gold) - min(gold)) > 0
+    if not fell or proxy[-1] <= proxy[then]:
+        return None
+    return Peak(steps[best], (gold[best], gold[-1]), (proxy[then], proxy[-1]))
+
+
+def _smoothed(values: Sequence[float]) -> list[float]:
+    return moving_average(values, 2 * max(1, len(values) // 30) + 1)
+
+
+def _unscored_reasons(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
+    """Share of unscored episodes by reward and reason; a share of 0 is not logged."""
+    recent = log.metrics[-_RECENT:]
+    keys = dict.fromkeys(key for row in recent for key in row if key.startswith(_UNSCORED))
+    for key in keys:
+        name, _, reason = key.removeprefix(_UNSCORED).partition("/")
+        share = _mean([float(row.get(key, 0.0)) for row in recent])
+        words = reason.replace("_", " ")
+        yield key, f"{share:.0%} of episodes went unscored by {name} ({words}) {when}."
+
+
+def _fell_clearly(values: Sequence[float]) -> bool:
+    """Whether the mean of the last quarter is four standard errors below that of the best quarter.
+
+    The noise is estimated from neighboring values, so that a trend hardly affects it. If the check
+    runs after each of 100 noisy values without a trend, about 2% of runs exceed four errors.
+    """
+    size = max(2, len(values) // 4)
+    means = [math.fsum(values[i : i + size]) / size for i in range(len(values) - size + 1)]
+    squares = [(after - before) ** 2 for before, after in pairwise(values)]
+    if not means or not squares:
+        return False
+    error = math.sqrt(math.fsum(squares) / len(squares) / 2) * math.sqrt(2 / size)
+    return max(means) - means[-1] > 4 * error
+
+
+def _recent_mean(log: MetricLog, key: str) -> float:
+    """Mean of the last five logged values; 0 for a metric that was never logged."""
+    return _mean(log.series(key)[1][-_RECENT:])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else 0.0
+
+
+def _not_finite(log: MetricLog) -> list[str]:
+    first_steps: dict[str, int] = {}
+    for row in log.metrics:
+        for key, value in row.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                first_steps.setdefault(key, int(row.get("step", 0)))
+    return [f"{key} is not finite from step {step} on." for key, step in first_steps.items()]
+
+
+def _unmoved(log: MetricLog) -> list[str]:
+    """A model that training did not change: frozen policy, learning rate 0, advantages of 0."""
+    steps, moved = log.series("train/moved")
+    if moved and moved[-1] == 0:
+        return [
+            f"training did not move the model: at step {short_number(steps[-1])} every trained "
+            "weight has its initial value."
+        ]
+    # Weights that start at 0 change with any learning rate; the policy's outputs may not.
+    kl, ratio = log.series("policy/kl")[1], log.series("policy/ratio_max")[1]
+    if len(kl) < _RECENT or any(kl) or any(abs(r - 1) > 1e-6 for r in ratio):
+        return []
+    return [
+        f"the policy did not move: policy/kl is 0 in all of {len(kl)} logged steps, and no "
+        "importance ratio differs from 1."
+    ]
+
+
+def _over_optimized(log: MetricLog) -> list[str]:
+    peak = over_optimized(log)
+    if peak is None or not _fell_clearly(log.series(gold_key(log) or "")[1]):
+        return []
+    gold, proxy = ([short_number(v) for v in pair] for pair in (peak.gold, peak.proxy))
+    step = short_number(peak.step)
+    return [
+        f"the proxy was over-optimized: gold fell from {gold[0]} at step {step} to {gold[1]} while "
+        f"the proxy rose from {proxy[0]} to {proxy[1]}. Stop near step {step}."
+    ]
+
+
+def _diverged(log: MetricLog) -> Iterator[tuple[str, str]]:
+    for key, limit in (("policy/ratio_max", 20.0), ("policy/kl", 100.0)):
+        steps, values = log.series(key)
+        above = [i for i, value in enumerate(values) if value > limit]
+        if above:
+            yield (
+                key,
+                f"{key} reached {short_number(max(values))} (first above {short_number(limit)} at "
+                f"step {short_number(steps[above[0]])}): the policy jumped far.",
+            )
+
+
+def _collapsed(log: MetricLog) -> list[str]:
+    """Entropy collapse without a rise in reward; a solved task needs no entropy."""
+    entropy, reward = log.series("policy/entropy")[1], log.series("reward/mean")[1]
+    if min(len(entropy), len(reward)) < 2 * _RECENT:
+        return []
+    before, after = _mean(entropy[:_RECENT]), _mean(entropy[-_RECENT:])
+    first, last = _mean(reward[:_RECENT]), _mean(reward[-_RECENT:])
+    if before < 0.1 or after > 0.05 * before or last > first:
+        return []
+    return [
+        f"policy/entropy fell from {short_number(before)} to {short_number(after)} and the reward "
+        f"did not rise ({short_number(first)} to {short_number(last)}): the policy repeats itself "
+        "and no longer explores."
+    ]
+
+
+def _overfitted(log: MetricLog) -> list[str]:
+    steps, values = log.series("eval/loss")
+    if len(values) < 3:
+        return []
+    best = min(range(len(values)), key=values.__getitem__)
+    if values[-1] <= 1.05 * values[best]:
+        return []
+    return [
+        f"held-out loss rose from {short_number(values[best])} at step {short_number(steps[best])} "
+        f"to {short_number(values[-1])}: training ran too long; final/ contains the model of step "
+        f"{short_number(steps[best])}."
+    ]
