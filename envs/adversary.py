@@ -1,8 +1,8 @@
-"""Try to beat a stated optimum by silence, junk, stalling and whatever else a policy can say.
+"""Search for policies that beat a stated optimum: empty or malformed replies, stalling, and others.
 
-An optimum has to be one over all texts. Adversaries are screened on a few episodes, those that look
-best are tried on fresh ones, each paired with the expert's episode of the same seed, and a win has
-to be confirmed on further ones; the level holds for all adversaries of an environment together.
+An optimum must hold over all texts. Adversaries are screened on a few episodes, the best of them
+are tested on new ones, paired by seed with episodes of the expert, and a win must be confirmed on
+further ones. The level of the test holds for all adversaries of an environment together.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ Env = gym.Env[Any, Any]
 Policy = Callable[[Env, int, np.random.Generator], Any]
 """(environment, turn from 0, generator) -> action."""
 LEVEL = 0.01
-"""Chance that an environment whose optimum holds is said to be beaten."""
+"""Familywise probability of a finding if the stated optimum is right."""
 SCREENED, TRIED, CONFIRMED = 12, 200, 800
 """Episodes of an adversary in each of the three rounds."""
 FINALISTS = 6
+"""Adversaries that are tested after the screening."""
 MAX_STEPS = 1000
 FIRST_SEED = 3 * 2**29
-"""Seeds lie apart from those that tests and examples are likely to use."""
+"""First seed of the episodes, far from those that tests and examples use."""
 SILENCE = ""
 JUNK = ("?!", "I do not know.", "a" * 200)
 MAX_CONSTANTS, MAX_WORDS = 24, 40
@@ -34,7 +35,7 @@ MAX_CONSTANTS, MAX_WORDS = 24, 40
 
 @dataclass(frozen=True)
 class Adversary:
-    """A way to play that is not meant to earn anything beyond the optimum."""
+    """A policy that should not earn more than the optimum."""
 
     name: str
     policy: Policy
@@ -47,30 +48,29 @@ class Beaten:
     name: str
     mean: float
     baseline: float
-    """What was stated, or what the expert or the best legal play earned."""
+    """The stated optimum, or the mean return of the expert or of the best legal policy."""
     stated: bool
     """Whether the baseline is a stated optimum."""
 
     def __str__(self) -> str:
-        """One line for a list of findings."""
-        than = "optimal_value() says" if self.stated else "meant play earns"
-        return (
-            f"adversary: {self.name} earns {self.mean:.4f} per episode, {than} {self.baseline:.4f}"
-        )
+        """The finding in one line."""
+        source = "optimal_value() says" if self.stated else "intended play earns"
+        earns = f"adversary: {self.name} earns {self.mean:.4f} per episode"
+        return f"{earns}, {source} {self.baseline:.4f}"
 
 
 def beaten(env: Env, *, level: float = LEVEL) -> list[Beaten]:
-    """The adversaries that beat what an environment states, at a familywise level.
+    """The adversaries that beat the baseline of an environment, at a familywise level.
 
-    Where an optimum is stated, that is the bar; without one it is the expert, and without an expert
-    the best of random play and each single action said throughout, so that only silence and junk
-    are tried against it. Costs count at the environment's own `cost_price()`, if it has one.
+    The baseline is the stated optimum, else the expert. Without either it is the best of random
+    play and of each single action repeated; then only empty and malformed replies are tested
+    against it. Costs are priced with the environment's `cost_price()`, if it has one.
 
     Args:
-        env: With its wrappers, as an agent sees it; its `unwrapped` states values and actions.
-        level: Chance of any finding where there is nothing to find.
+        env: The environment with its wrappers; its `unwrapped` states values and actions.
+        level: Probability of any finding if no adversary is better than the baseline.
     """
-    found = []
+    findings = []
     game = _Game(env)
     adversaries, bar = list(game.adversaries()), game.bar()
     screened = [(game.mean_gain(a.policy, bar, 0, SCREENED), i) for i, a in enumerate(adversaries)]
@@ -82,8 +82,8 @@ def beaten(env: Env, *, level: float = LEVEL) -> list[Beaten]:
             adversary.policy, bar, SCREENED + TRIED, CONFIRMED, share
         ):
             returns = game.returns(adversary.policy, SCREENED + TRIED, CONFIRMED)
-            found.append(Beaten(adversary.name, float(returns.mean()), bar.value, bar.stated))
-    return found
+            findings.append(Beaten(adversary.name, float(returns.mean()), bar.value, bar.stated))
+    return findings
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ class _Bar:
     value: float
     stated: bool
     partner: Policy | None
-    """Whose episodes are paired with an adversary's; None: the value itself."""
+    """Policy whose episodes are paired with an adversary's; None compares with `value`."""
 
 
 class _Game:
-    """An environment with what can be said in it."""
+    """An environment with its adversaries, its baseline and the episodes played so far."""
 
     def __init__(self, env: Env) -> None:
         self.env, self.base = env, env.unwrapped
@@ -105,14 +105,14 @@ class _Game:
         actions = self._actions()
         self.actions = actions[:: max(1, -(-len(actions) // MAX_CONSTANTS))]
         self.words = _words([*actions, str(text)])
-        self.optimum = _called(task, "optimal_value")
-        self.has_expert = self._expert_answers()
-        self.price = _called(task, "cost_price") or 0.0
+        self.optimum = _stated_value(task, "optimal_value")
+        self.has_expert = self._has_expert()
+        self.price = _stated_value(task, "cost_price") or 0.0
         self.limit = float(getattr(task, "cost_limit", 0.0) or 0.0) if self.price else 0.0
         self.played: dict[tuple[Any, int, int], np.ndarray] = {}
 
     def _actions(self) -> list[Any]:
-        """Legal actions at the start, or a sample where the environment does not list them."""
+        """Legal actions at the start, or a sample if the environment does not list them."""
         task: Any = self.base
         space: Any = self.env.action_space
         if self.is_discrete:
@@ -123,7 +123,7 @@ class _Game:
             space.seed(0)
             return list(dict.fromkeys(space.sample() for _ in range(MAX_CONSTANTS)))
 
-    def _expert_answers(self) -> bool:
+    def _has_expert(self) -> bool:
         task: Any = self.base
         try:
             task.expert()
@@ -132,18 +132,18 @@ class _Game:
         return True
 
     def bar(self) -> _Bar:
-        """What must not be beaten."""
+        """The baseline that no adversary should beat."""
         if self.optimum is not None:
             partner = self._expert if self.has_expert and self._expert_agrees() else None
             return _Bar(self.optimum, True, partner)
-        rivals = [self._expert] if self.has_expert else [self._random, *map(_say, self.actions)]
-        means = [self.returns(rival, 0, SCREENED).mean() for rival in rivals]
-        best = rivals[int(np.argmax(means))]
+        policies = [self._expert] if self.has_expert else [self._random, *map(_say, self.actions)]
+        means = [self.returns(policy, 0, SCREENED).mean() for policy in policies]
+        best = policies[int(np.argmax(means))]
         value = float(self.returns(best, SCREENED, TRIED).mean())
         return _Bar(value, False, best)
 
     def _expert_agrees(self) -> bool:
-        """Whether the expert earns what is stated; else its episodes are no partner."""
+        """Whether the expert earns the stated optimum, so that its episodes can be paired."""
         from scipy import stats
 
         gains = self.returns(self._expert, SCREENED, TRIED) - self.optimum
@@ -153,18 +153,16 @@ class _Game:
         return float(test.pvalue) > LEVEL
 
     def gains(self, policy: Policy, bar: _Bar, first: int, count: int) -> np.ndarray:
-        """[episodes] what a policy earns beyond the bar, paired by seed with a partner."""
-        mine = self.returns(policy, first, count)
-        return mine - (
-            bar.value if bar.partner is None else self.returns(bar.partner, first, count)
-        )
+        """Returns minus the baseline, paired by seed if the baseline has a partner, [episodes]."""
+        base = bar.value if bar.partner is None else self.returns(bar.partner, first, count)
+        return self.returns(policy, first, count) - base
 
     def mean_gain(self, policy: Policy, bar: _Bar, first: int, count: int) -> float:
         """Mean of `gains`."""
         return float(self.gains(policy, bar, first, count).mean())
 
     def wins(self, policy: Policy, bar: _Bar, first: int, count: int, level: float) -> bool:
-        """Whether the mean gain is above 0 by a one-sided t test at this level."""
+        """Whether the mean gain is positive by a one-sided t test at this level."""
         from scipy import stats
 
         gains = self.gains(policy, bar, first, count)
@@ -174,7 +172,7 @@ class _Game:
         return float(test.pvalue) < level
 
     def returns(self, policy: Policy, first: int, count: int) -> np.ndarray:
-        """[episodes] returns over consecutive seeds, costs priced."""
+        """Returns on consecutive seeds with priced costs, [episodes]."""
         key = (policy, first, count)
         if key not in self.played:
             seeds = range(FIRST_SEED + first, FIRST_SEED + first + count)
@@ -188,7 +186,7 @@ class _Game:
         for turn in range(MAX_STEPS):
             action = policy(self.env, turn, rng)
             if self.is_discrete and not self.env.action_space.contains(action):
-                break  # a rollout ends the episode there, by default without reward
+                break  # as in a rollout, where an unreadable reply ends the episode
             _, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward) - self.price * float(info.get("cost", 0.0))
             if terminated or truncated:
@@ -206,7 +204,7 @@ class _Game:
         return self.actions[int(rng.integers(len(self.actions)))]
 
     def adversaries(self) -> Iterator[Adversary]:
-        """Everything that is tried."""
+        """All policies that are tested."""
         if self.is_discrete:
             yield Adversary("a reply that is no number (rollout.invalid_reward: 0)", _say(None))
         else:
@@ -218,43 +216,43 @@ class _Game:
         yield Adversary("random play", self._random)
         for action in self.actions:
             yield Adversary(f"{action!r} in every turn", _say(action))
-        meant, whose = (self._expert, "expert") if self.has_expert else (self._random, "random")
-        yield from self._timed(meant, whose)
+        base, name = (self._expert, "expert") if self.has_expert else (self._random, "random")
+        yield from self._timed(base, name)
         if not self.is_discrete:
-            yield from self._wordy(meant, whose)
+            yield from self._wordy(base, name)
 
-    def _timed(self, meant: Policy, whose: str) -> Iterator[Adversary]:
-        """Late starts and early ends."""
+    def _timed(self, base: Policy, base_name: str) -> Iterator[Adversary]:
+        """Late starts and early ends of a base policy."""
         nothing = None if self.is_discrete else SILENCE
         half = max(1, int(getattr(self.base, "max_turns", 4)) // 2)
         for turns in sorted({1, 2, half}):
             yield Adversary(
-                f"silence for {turns} turns, then {whose} play",
-                lambda e, t, r, n=turns: nothing if t < n else meant(e, t, r),
+                f"silence for {turns} turns, then {base_name} play",
+                lambda e, t, r, n=turns: nothing if t < n else base(e, t, r),
             )
             yield Adversary(
-                f"{whose} play for {turns} turns, then silence",
-                lambda e, t, r, n=turns: meant(e, t, r) if t < n else nothing,
+                f"{base_name} play for {turns} turns, then silence",
+                lambda e, t, r, n=turns: base(e, t, r) if t < n else nothing,
             )
         yield Adversary(
-            f"silence every other turn of {whose} play",
-            lambda e, t, r: nothing if t % 2 else meant(e, t, r),
+            f"silence every other turn of {base_name} play",
+            lambda e, t, r: nothing if t % 2 else base(e, t, r),
         )
         if _values_of(self.base):
-            yield Adversary("silence where nothing is to be gained", self._unless_worthless)
-            yield Adversary("the action of the greatest stated value", self._greedy)
+            yield Adversary("silence if no action has a positive value", self._positive_only)
+            yield Adversary("the action of the highest stated value", self._greedy)
 
-    def _unless_worthless(self, env: Env, turn: int, rng: np.random.Generator) -> Any:
+    def _positive_only(self, env: Env, turn: int, rng: np.random.Generator) -> Any:
         values = _values_of(self.base)
-        worthless = not values or max(values.values()) <= 0
-        return SILENCE if worthless else self._greedy(env, turn, rng)
+        has_gain = bool(values) and max(values.values()) > 0
+        return self._greedy(env, turn, rng) if has_gain else SILENCE
 
     def _greedy(self, env: Env, turn: int, rng: np.random.Generator) -> Any:
         values = _values_of(self.base)
         return max(values, key=values.__getitem__) if values else self._random(env, turn, rng)
 
-    def _wordy(self, meant: Policy, whose: str) -> Iterator[Adversary]:
-        """Text before and after an action, and several actions in one reply."""
+    def _wordy(self, base: Policy, base_name: str) -> Iterator[Adversary]:
+        """Text around the actions of a base policy, and several actions in one reply."""
         frames = {
             "text before the action": "I think: {}",
             "text after the action": "{} because it is best",
@@ -264,45 +262,44 @@ class _Game:
         }
         for name, frame in frames.items():
             yield Adversary(
-                f"{name} ({whose} play)",
-                lambda e, t, r, f=frame: f.format(meant(e, t, r)),
+                f"{name} ({base_name} play)",
+                lambda e, t, r, f=frame: f.format(base(e, t, r)),
             )
         several = [a for a in self.actions if isinstance(a, str)]
-        for joint in (" ", "\n", ", "):
-            yield Adversary(f"all actions joined by {joint!r}", _say(joint.join(several)))
+        for separator in (" ", "\n", ", "):
+            yield Adversary(f"all actions joined by {separator!r}", _say(separator.join(several)))
             yield Adversary(
-                f"two actions joined by {joint!r} ({whose} play)",
-                lambda e, t, r, j=joint: f"{meant(e, t, r)}{j}{self._random(e, t, r)}",
+                f"two actions joined by {separator!r} ({base_name} play)",
+                lambda e, t, r, s=separator: f"{base(e, t, r)}{s}{self._random(e, t, r)}",
             )
         for word, times in itertools.product(self.words, (1, 8)):
             yield Adversary(
-                f"{whose} play with {times} times {word!r} after it",
-                lambda e, t, r, w=word, n=times: " ".join([str(meant(e, t, r)), *[w] * n]),
+                f"{base_name} play with {times} times {word!r} after it",
+                lambda e, t, r, w=word, n=times: " ".join([str(base(e, t, r)), *[w] * n]),
             )
 
 
 def _say(action: Any) -> Policy:
-    """The same in every turn."""
+    """The policy that gives the same action in every turn."""
     return lambda env, turn, rng: action
 
 
 def _words(texts: Sequence[Any]) -> list[str]:
-    """Words of actions and observations, evenly chosen where they are many."""
-    found = list(dict.fromkeys(w for text in texts for w in re.findall(r"\w+", str(text).lower())))
-    stride = max(1, -(-len(found) // MAX_WORDS))
-    return found[::stride]
+    """Distinct words of texts, at most `MAX_WORDS` at equal distances."""
+    words = list(dict.fromkeys(w for text in texts for w in re.findall(r"\w+", str(text).lower())))
+    return words[:: max(1, -(-len(words) // MAX_WORDS))]
 
 
 def _values_of(task: Any) -> dict[Any, float]:
-    """The stated values of the actions here; empty where there are none."""
+    """The stated action values in the current state; empty if there are none."""
     try:
         return dict(task.action_values())
     except (AttributeError, NotImplementedError, ValueError, ZeroDivisionError):
         return {}
 
 
-def _called(task: Any, name: str) -> float | None:
-    """A stated value, or None."""
+def _stated_value(task: Any, name: str) -> float | None:
+    """The result of a value method, or None if the environment does not know it."""
     try:
         return float(getattr(task, name)())
     except (AttributeError, NotImplementedError, ValueError):

@@ -1,4 +1,4 @@
-"""Say what is wrong with a text environment, beyond gymnasium's own checker."""
+"""Check a text environment, beyond gymnasium's own checker."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from rlhf.envs.exact import NotEnumerableError, exact_value
 Env = gym.Env[Any, Any]
 MAX_STEPS = 1000
 EXACT_STEPS = 4_000
-"""Calls of an environment that the exact solution may spend, times `episodes`."""
+"""Budget of the exact solution in calls of `step` and `reset`, per episode of the check."""
 JUNK = (
     "", " ", "\n", "\x00", "\ud800", "😀" * 50, "é→", "None", "nan", "-1", "1e999", "[]", "{}",
     "{{{", "<answer></answer>", "\\boxed{}", "```", "%s%n{0}", "'; --", "٣", "²", "9" * 5000,
     "a" * 100_000,
 )  # fmt: skip
-"""Replies that a confused model may give; none of them should raise or count as success."""
+"""Malformed replies; none of them should raise an exception or count as success."""
 
 
 def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]:
-    """Findings, one line each; an empty list when nothing is wrong.
+    """Run all checks and return the findings, one line each; an empty list if there are none.
 
-    Runs gymnasium's `check_env` and then what it does not look at: whole episodes repeated and
-    interleaved, the global generators, types in info, junk actions, endings, whether its ground
-    truth agrees with what can be simulated, and whether anything that a policy can say (silence,
-    junk, invalid actions, stalling, text around an action, any legal action) beats the stated
-    optimum: by `rlhf.envs.adversary`, and exactly by `rlhf.envs.exact` where the task can be
-    enumerated.
+    Runs gymnasium's `check_env` and checks what it does not cover: repeated and interleaved
+    episodes, the global generators, types in info, malformed actions and the ends of episodes. The
+    stated values are compared with simulations. Finally it searches for policies that beat the
+    stated optimum (empty or malformed replies, stalling, text around an action, any legal action),
+    with `rlhf.envs.adversary` and, if the task can be enumerated, exactly with `rlhf.envs.exact`.
 
     Args:
         env: An environment, its id, or `module:id`.
         episodes: Episodes per check.
+        **env_kwargs: Keyword arguments of the environment, if `env` is an id.
     """
     make: Callable[[], Env]
     if isinstance(env, str):
@@ -55,7 +55,7 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
     else:
         make = partial(copy.deepcopy, env)
     findings: list[str] = []
-    for part in (
+    for run_check in (
         _gymnasium,
         _spec,
         _texts,
@@ -67,16 +67,15 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
         _exact,
     ):
         try:
-            findings += part(make, episodes)
-        except Exception as error:
-            # A checker must outlive what it checks, whatever that raises.
-            findings.append(f"{part.__name__[1:]}: raised {type(error).__name__}: {error}")
+            findings += run_check(make, episodes)
+        except Exception as error:  # an exception in the environment is a finding
+            findings.append(f"{run_check.__name__[1:]}: raised {type(error).__name__}: {error}")
     return findings
 
 
 def _play(env: Env, seed: int) -> Iterator[tuple[Any, ...]]:
-    """An episode of sampled actions: the reset's result, then each action with its step's."""
-    # Another seed than the episode's: equal streams would make actions match hidden draws.
+    """Play an episode of sampled actions; yield the result of reset, then (action, result)."""
+    # A different seed than the episode's: with equal streams, actions could match hidden draws.
     env.action_space.seed(seed + 2**31)
     yield env.reset(seed=seed)
     for _ in range(MAX_STEPS):
@@ -98,7 +97,7 @@ def _gymnasium(make: Callable[[], Env], episodes: int) -> list[str]:
 
 
 def _plain(message: str) -> str:
-    """gymnasium's warnings without their colour codes."""
+    """A warning of gymnasium without its color codes."""
     return message.replace("\x1b[33mWARN: ", "").replace("\x1b[0m", "")
 
 
@@ -114,7 +113,7 @@ def _spec(make: Callable[[], Env], episodes: int) -> list[str]:
 
 
 def _texts(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Types, endings and emptiness."""
+    """Check types, the ends of episodes and the first observation."""
     findings, types = set[str](), dict[str, type]()
     env = make()
     if isinstance(env.observation_space, gym.spaces.Text):
@@ -145,7 +144,7 @@ def _texts(make: Callable[[], Env], episodes: int) -> list[str]:
 
 
 def _repeats(make: Callable[[], Env], episodes: int) -> list[str]:
-    """One seed is one episode, also while a copy is stepped in between."""
+    """Check that a seed determines an episode, also while a second environment is stepped."""
     first, second = make(), make()
     findings = set[str]()
     for seed in range(episodes):
@@ -153,12 +152,9 @@ def _repeats(make: Callable[[], Env], episodes: int) -> list[str]:
         if repr(list(_play(first, seed))) != alone:
             findings.add("repeats: the same seed and actions gave two different episodes")
             continue
-        mine, record, running = _play(first, seed), [], True
-        other = _play(second, seed + 1)
-        while running:
-            step = next(mine, None)
-            running = step is not None
-            record += [step] if step is not None else []
+        other, record = _play(second, seed + 1), []
+        for step in _play(first, seed):
+            record.append(step)
             next(other, None)
         if repr(record) != alone:
             findings.add("repeats: stepping another copy changed the episode (shared state)")
@@ -166,7 +162,7 @@ def _repeats(make: Callable[[], Env], episodes: int) -> list[str]:
 
 
 def _globals(make: Callable[[], Env], episodes: int) -> list[str]:
-    """The global generators belong to the user."""
+    """Check that the global generators are not used."""
     python, legacy = random.getstate(), repr(np.random.get_state())
     for seed in range(episodes):
         list(_play(make(), seed))
@@ -179,7 +175,7 @@ def _globals(make: Callable[[], Env], episodes: int) -> list[str]:
 
 
 def _junk(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Junk must not raise, and must not succeed; an environment of numbers never hears it."""
+    """Check that malformed replies neither raise nor succeed, in environments with text actions."""
     findings, env = [], make()
     if not isinstance(env.action_space, gym.spaces.Text | FreeText):
         return []
@@ -199,7 +195,7 @@ def _junk(make: Callable[[], Env], episodes: int) -> list[str]:
 
 
 def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Stated values against simulation, for environments that state any."""
+    """Compare the stated values with simulations."""
     env = make().unwrapped
     if not isinstance(env, TextEnv) or type(env).optimal_value is TextEnv.optimal_value:
         return []
@@ -220,12 +216,12 @@ def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
 
 
 def _adversaries(make: Callable[[], Env], episodes: int) -> list[str]:
-    """What can be said without playing, or around playing, must not pay more than the optimum."""
-    return [str(found) for found in beaten(make())]
+    """Check that no adversarial policy beats the optimum."""
+    return [str(result) for result in beaten(make())]
 
 
 def _exact(make: Callable[[], Env], episodes: int) -> list[str]:
-    """The optimum over every policy, where the task is small enough to be walked through."""
+    """Compare the stated optimum with the exact one, if the task can be enumerated."""
     env = make()
     task: Any = env.unwrapped
     if not hasattr(task, "optimal_value") or not _is_bare(env):
@@ -244,7 +240,7 @@ def _exact(make: Callable[[], Env], episodes: int) -> list[str]:
 
 
 def _is_bare(env: Env) -> bool:
-    """Whether nothing but gymnasium's own watchers is wrapped around an environment."""
+    """Whether an environment has no wrappers except gymnasium's own checks."""
     while isinstance(env, gym.Wrapper):
         if not isinstance(env, PassiveEnvChecker | OrderEnforcing):
             return False

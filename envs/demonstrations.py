@@ -1,4 +1,4 @@
-"""Training data from an environment that knows its optimum: demonstrations and preference pairs."""
+"""Demonstrations and preference pairs from environments with known optimal actions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 KINDS = ("sft", "preference")
 FORMATS = ("messages", "prompt_completion")
 MARGIN = 1e-9
-"""Values closer than this are equal: no preference."""
+"""Action values that differ by less are equal, so that they give no preference."""
 
 
 def write_demonstrations(
@@ -34,32 +34,34 @@ def write_demonstrations(
     system_prompt: bool = True,
     **env_kwargs: Any,
 ) -> Row:
-    """Write `count` rows of JSON lines, and return a summary.
+    """Write `count` rows as JSON lines and return a summary.
 
-    - kind "sft", form "messages": `{"messages": [...], "return": x, "seed": s}`, an episode a row;
-    - kind "sft", form "prompt_completion": `{"prompt": [...], "completion": [...]}`, a turn a row;
-    - kind "preference": `{"prompt": [...], "chosen": [...], "rejected": [...], "margin": m}`, a
-    turn a
-      row: two legal actions, the better one by optimal action value chosen. `quality` is how well
-          the
-      episodes are played between which turns are drawn, not how often labels are right.
+    - kind "sft", form "messages": one row per episode,
+      `{"messages": [...], "return": x, "seed": s}`;
+    - kind "sft", form "prompt_completion": one row per turn,
+      `{"prompt": [...], "completion": [...]}`;
+    - kind "preference": one row per turn,
+      `{"prompt": [...], "chosen": [...], "rejected": [...], "margin": m}`, with two legal actions,
+      of which the one with the higher optimal action value is chosen.
 
-    Where the environment keeps items of training and evaluation apart, rows are of the training
-    split unless `split` is given.
+    If the environment has separate items for training and evaluation, rows use the training split
+    unless `split` is given.
 
     Args:
-        env_id: A registered environment that knows its expert (for preferences: its action values).
-        path: The file; its folder is created, and a file there is replaced.
-        count: Rows.
-        quality: 1.0 is the expert; below, each action (in the preference bandit each slot) is
-            random with probability `1 - quality`.
-        seed: Episodes use the seeds from here on.
+        env_id: A registered environment with an expert (for preferences: with action values).
+        path: The file; its folder is created and an existing file is replaced.
+        count: Number of rows.
+        quality: Quality of the policy that plays the episodes. 1.0 is the expert; below, each
+            action (in the preference bandit each slot) is random with probability `1 - quality`.
+            Preference labels are always right.
+        seed: Seed of the first episode; further episodes use the next seeds.
         kind: "sft" or "preference".
-        form: Of sft rows.
-        system_prompt: Whether conversations open with the environment's system prompt.
+        form: Form of sft rows.
+        system_prompt: Whether conversations begin with the environment's system prompt.
+        **env_kwargs: Keyword arguments of the environment.
 
     Raises:
-        UserError: an unknown kind or form, or an environment that cannot show what is asked of it.
+        UserError: The kind or form is unknown, or the environment has no expert or action values.
     """
     check_choice("kind", kind, KINDS)
     check_choice("form", form, FORMATS)
@@ -67,7 +69,7 @@ def write_demonstrations(
     check_range("count", count, 1, 10**9)
     env = gym.make(env_id, **split_kwargs(env_id, env_kwargs, "train")).unwrapped
     if not isinstance(env, TextEnv):
-        raise UserError(f"{env_id} is not one of our text environments and has no expert to ask")
+        raise UserError(f"{env_id} is not a TextEnv, so it has no expert")
     player = _Player(env, quality, seed, system_prompt)
     rows = {
         ("sft", "messages"): player.episodes,
@@ -99,7 +101,7 @@ def _write(path: Path, rows: list[Row]) -> None:
 
 
 class _Player:
-    """Plays episodes and yields rows; keeps the returns that it saw."""
+    """Plays episodes and yields rows; records the returns of the episodes."""
 
     def __init__(self, env: TextEnv, quality: float, seed: int, system_prompt: bool) -> None:
         self.env, self.quality, self.seed, self.returns = env, quality, seed, []
@@ -107,7 +109,7 @@ class _Player:
         self._rng = np.random.default_rng([seed, 0])
 
     def _play(self) -> Iterator[tuple[Conversation, str]]:
-        """One episode: before each action, the conversation so far and the action to be taken."""
+        """Play one episode; yield the conversation and the action before each step."""
         text, info = self.env.reset(seed=self.seed)
         self.seed += 1
         start = [{"role": "system", "content": self._system}] if self._system else []
@@ -123,44 +125,43 @@ class _Player:
         self.returns.append(total)
 
     def episodes(self) -> Iterator[Row]:
-        """Whole conversations."""
+        """Rows of whole conversations."""
         while True:
             seed = self.seed
             for prompt, action in self._play():
-                last = [*prompt, {"role": "assistant", "content": action}]
-            yield {"messages": last, "return": self.returns[-1], "seed": seed}
+                messages = [*prompt, {"role": "assistant", "content": action}]
+            yield {"messages": messages, "return": self.returns[-1], "seed": seed}
 
     def turns(self) -> Iterator[Row]:
-        """Single turns."""
+        """Rows of single turns."""
         while True:
             for prompt, action in self._play():
                 yield {"prompt": prompt, "completion": _reply(action)}
 
     def pairs(self) -> Iterator[Row]:
-        """Two legal actions of different value, in states that the player visits.
+        """Rows of two legal actions of different value, in states that the player visits.
 
         Raises:
-            UserError: a hundred episodes in a row have no state in which actions differ in value.
+            UserError: In 100 consecutive episodes, all actions have equal values in every state.
         """
-        fruitless = 0
-        while fruitless < 100:
-            fruitless += 1
+        episodes_without_pair = 0
+        while episodes_without_pair < 100:
+            episodes_without_pair += 1
             for prompt, _ in self._play():
                 values = self.env.action_values()
-                pair = self._two(values)
+                pair = self._draw_pair(values)
                 if pair is not None:
-                    fruitless = 0
+                    episodes_without_pair = 0
                     better, worse = pair
-                    margin = values[better] - values[worse]
                     yield {
                         "prompt": prompt,
                         "chosen": _reply(better),
                         "rejected": _reply(worse),
-                        "margin": margin,
+                        "margin": values[better] - values[worse],
                     }
         raise UserError("no preference to write: all actions have equal value in every state seen")
 
-    def _two(self, values: dict[str, float]) -> tuple[str, str] | None:
+    def _draw_pair(self, values: dict[str, float]) -> tuple[str, str] | None:
         """Two uniformly drawn actions of different value, the better one first."""
         actions = list(values)
         first = actions[int(self._rng.integers(len(actions)))]

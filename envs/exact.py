@@ -1,9 +1,9 @@
-"""Solve a small environment exactly, from outside: every chance, every action, every history.
+"""Solve a small environment exactly by enumerating every random draw, action and history.
 
-The environment's own `reset` and `step` are run with a generator whose draws are choice points, so
-that all that can happen is enumerated with its probability. What the agent knows is the texts it
-has seen; the solver maximises over every policy on them, with invalid actions and silence among the
-actions. It shares nothing with the formulas by which an environment states its optimum.
+The environment's own `reset` and `step` run with a generator whose draws are choice points, so that
+every outcome is enumerated with its probability. The agent's information is the sequence of its
+observations; the solver maximizes over all policies on them, including invalid and empty actions.
+It is independent of the formulas by which an environment computes its optimum.
 """
 
 from __future__ import annotations
@@ -17,53 +17,55 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rlhf.envs.core import TextEnv
-
 Env = gym.Env[Any, Any]
 INVALID: tuple[str, ...] = ("", "?!")
-"""Replies that no task understands; they stand for silence, junk and stalling."""
+"""Replies that are invalid in every task: an empty and a malformed one."""
 MAX_ACTIONS = 400
 MAX_CELLS = 1000
-SHARE_OF_STARTS = 0.15
-"""Of the calls that may be spent, those that may go into finding the start states."""
+"""Largest number of outcomes of one draw."""
+START_BUDGET = 0.15
+"""Fraction of the budget of calls that may be used to enumerate the start states."""
 IMMUTABLE = (int, float, str, bytes, bool, type(None))
-ASIDE = ("_np_random", "_np_random_seed", "_last_text", "render_mode", "spec", "metadata")
-"""Attributes that say nothing about what will happen."""
+NON_STATE = ("_np_random", "_np_random_seed", "_last_text", "render_mode", "spec", "metadata")
+"""Attributes without influence on the future of an episode."""
 
 
 class NotEnumerableError(Exception):
-    """The environment cannot be solved this way; the message says why."""
+    """The environment cannot be enumerated; the message gives the reason."""
 
 
 class _Undecided(BaseException):
-    """A draw beyond the script. No `Exception`, so that no environment catches it."""
+    """A draw after the end of the script.
 
-    def __init__(self, live: list[int]) -> None:
+    A BaseException, so that `except Exception` in an environment does not catch it.
+    """
+
+    def __init__(self, outcomes: list[int]) -> None:
         super().__init__()
-        self.live = live
+        self.outcomes = outcomes
 
 
 class Chances:
-    """Stands in for `numpy.random.Generator`: each draw is a choice among weighted outcomes."""
+    """Replacement of `numpy.random.Generator` whose draws are choices among weighted outcomes."""
 
     def __init__(self) -> None:
         self.begin(())
 
     def begin(self, script: tuple[int, ...]) -> None:
-        """Answer the next draws by `script`; one beyond it raises."""
-        self._script, self._place, self.weight = script, 0, 1.0
+        """Take the outcomes of the next draws from `script`; a further draw raises _Undecided."""
+        self._script, self._position, self.weight = script, 0, 1.0
 
     def choose(self, probabilities: Sequence[float]) -> int:
-        """The place of an outcome; certain ones need no script."""
-        live = [i for i, p in enumerate(probabilities) if p > 0]
-        if len(live) == 1:
-            return live[0]
-        if self._place == len(self._script):
-            raise _Undecided(live)
-        picked = self._script[self._place]
-        self._place += 1
-        self.weight *= probabilities[picked]
-        return picked
+        """Index of the outcome of a draw; an outcome of probability 1 is not in the script."""
+        outcomes = [i for i, p in enumerate(probabilities) if p > 0]
+        if len(outcomes) == 1:
+            return outcomes[0]
+        if self._position == len(self._script):
+            raise _Undecided(outcomes)
+        outcome = self._script[self._position]
+        self._position += 1
+        self.weight *= probabilities[outcome]
+        return outcome
 
     def integers(
         self,
@@ -73,7 +75,7 @@ class Chances:
         dtype: Any = np.int64,
         endpoint: bool = False,
     ) -> Any:
-        """As numpy's."""
+        """As `numpy.random.Generator.integers`."""
         low, high = (0, low) if high is None else (low, high)
         count = int(high) - int(low) + endpoint
         if count > MAX_CELLS:
@@ -81,35 +83,35 @@ class Chances:
         return _filled(size, lambda: int(low) + self.choose([1 / count] * count))
 
     def random(self, size: int | tuple[int, ...] | None = None, dtype: Any = float) -> Any:
-        """As numpy's; a number is only decided as far as it is compared."""
+        """As `numpy.random.Generator.random`; comparisons narrow the interval of a number."""
         return _filled(size, lambda: _Uniform(self), dtype=object)
 
     def choice(self, a: Any, size: int | None = None, replace: bool = True, p: Any = None) -> Any:
-        """As numpy's, for one axis."""
+        """As `numpy.random.Generator.choice`, along the first axis."""
         items = list(range(a)) if isinstance(a, int | np.integer) else list(a)
         if len(items) > MAX_CELLS:
-            raise NotEnumerableError(f"it draws among {len(items)} things")
+            raise NotEnumerableError(f"it draws among {len(items)} items")
         weights = [1.0] * len(items) if p is None else [float(x) for x in p]
         drawn = []
         for _ in range(1 if size is None else size):
             total = sum(weights)
-            place = self.choose([w / total for w in weights])
-            drawn.append(items[place])
+            index = self.choose([w / total for w in weights])
+            drawn.append(items[index])
             if not replace:
-                weights[place] = 0.0
+                weights[index] = 0.0
         return drawn[0] if size is None else np.array(drawn)
 
     def permutation(self, x: Any) -> Any:
-        """As numpy's, for one axis."""
+        """As `numpy.random.Generator.permutation`, along the first axis."""
         items = list(range(x)) if isinstance(x, int | np.integer) else list(x)
         return self.choice(items, size=len(items), replace=False)
 
     def shuffle(self, x: Any) -> None:
-        """As numpy's, in place."""
+        """As `numpy.random.Generator.shuffle`, in place."""
         x[:] = self.permutation(list(x)).tolist()
 
     def __getattr__(self, name: str) -> Any:
-        """Other distributions are not enumerated."""
+        """Raise NotEnumerableError for every other distribution."""
         if name.startswith("_"):
             raise AttributeError(name)
         raise NotEnumerableError(f"it draws from np_random.{name}")
@@ -120,13 +122,13 @@ def _filled(size: int | tuple[int, ...] | None, draw: Callable[[], Any], dtype: 
         return draw()
     count = int(np.prod(size))
     flat = np.empty(count, dtype=dtype or np.int64)
-    for place in range(count):
-        flat[place] = draw()
+    for i in range(count):
+        flat[i] = draw()
     return flat.reshape(size)
 
 
 class _Uniform:
-    """A number drawn uniformly from [0, 1), of which only the interval is known: a u + b."""
+    """scale * u + shift for a u that is uniform on an interval, which comparisons narrow."""
 
     def __init__(
         self,
@@ -136,7 +138,7 @@ class _Uniform:
         shift: float = 0.0,
     ) -> None:
         self.source, self.scale, self.shift = source, scale, shift
-        self.bounds = [0.0, 1.0] if bounds is None else bounds  # shared by all that derives of it
+        self.bounds = [0.0, 1.0] if bounds is None else bounds  # shared by all functions of u
 
     def _below(self, value: Any) -> bool:
         if not isinstance(value, int | float | np.number):
@@ -182,7 +184,7 @@ class _Uniform:
     __rmul__, __radd__ = __mul__, __add__
 
     def __int__(self) -> int:
-        """Decides in which cell between integers the number lies."""
+        """Choose the integer part, which narrows the interval."""
         ends = sorted(self.scale * bound + self.shift for bound in self.bounds)
         first, last = int(np.floor(ends[0])), int(np.ceil(ends[1]))
         if last - first > MAX_CELLS:
@@ -201,23 +203,24 @@ class _Uniform:
         raise NotEnumerableError("it needs the exact value of a uniform draw")
 
     def __repr__(self) -> str:
-        """The interval, which is all that can be told apart."""
+        """The interval and the function; numbers with equal text have equal distributions."""
         return f"U{self.bounds}*{self.scale}+{self.shift}"
 
 
-Members = list[tuple[float, Any]]  # (weight, environment): the states that look alike
+Members = list[tuple[float, Any]]
+"""(weight, environment) of the states with the same observations."""
 
 
 def exact_value(env: Env, *, max_steps: int = 200_000, price: float = 0.0) -> float:
-    """Greatest expected return of any policy that acts on what it has seen.
+    """Maximum expected return over all policies that act on the history of observations.
 
     Args:
-        env: An environment; wrappers are passed over.
-        max_steps: How many calls of `step` and `reset` may be spent.
-        price: Taken from the reward for each unit of `info["cost"]`.
+        env: An environment; its wrappers are ignored.
+        max_steps: Budget of calls of `step` and `reset`.
+        price: Subtracted from the reward for each unit of `info["cost"]`.
 
     Raises:
-        NotEnumerableError: it is too large, or draws what cannot be enumerated.
+        NotEnumerableError: The environment is too large, or its draws cannot be enumerated.
     """
     return _Solver(env.unwrapped, max_steps, price).value()
 
@@ -227,17 +230,17 @@ class _Solver:
         self.budget, self.price = max_steps, price
         self.root = copy.deepcopy(env)
         self.fixed = self._fixed_attributes(env)
-        self.names = [name for name in vars(self.root) if name not in ASIDE]
+        self.names = [name for name in vars(self.root) if name not in NON_STATE]
         self.known: dict[Any, float] = {}
 
     def value(self) -> float:
         self.root._np_random = Chances()  # type: ignore[assignment]
         groups: dict[str, Members] = {}
-        enough = self.budget * (1 - SHARE_OF_STARTS)
+        reserve = self.budget * (1 - START_BUDGET)
         try:
             for weight, twin, (text, _) in self._outcomes(self.root, lambda e: e.reset()):
                 groups.setdefault(str(text), []).append((weight, twin))
-                if self.budget < enough:
+                if self.budget < reserve:
                     raise NotEnumerableError("it has too many start states")
             total = sum(self._best(members) for members in groups.values())
         except RecursionError as error:
@@ -248,7 +251,7 @@ class _Solver:
         return total
 
     def _fixed_attributes(self, env: Env) -> dict[str, bytes]:
-        """Containers that whole episodes left as they were; copies may share them."""
+        """Containers that do not change within episodes, so that copies may share them."""
         trial, rng = copy.deepcopy(env), np.random.default_rng(0)
         fixed = _pickles(trial)
         for seed in range(5):
@@ -258,8 +261,8 @@ class _Solver:
                 choices = [*_legal(trial), *INVALID]
                 over = trial.step(choices[int(rng.integers(len(choices)))])[2]
                 turn += 1
-                now = _pickles(trial, fixed) if turn < 5 or over else fixed
-                fixed = {name: data for name, data in fixed.items() if now.get(name) == data}
+                current = _pickles(trial, fixed) if turn < 5 or over else fixed
+                fixed = {name: data for name, data in fixed.items() if current.get(name) == data}
         return fixed
 
     def _copy(self, env: Env) -> Env:
@@ -271,7 +274,7 @@ class _Solver:
         return twin
 
     def _outcomes(self, env: Env, act: Callable[[Env], Any]) -> Iterator[tuple[float, Env, Any]]:
-        """All that a call can lead to: probability, the environment after it, its result."""
+        """All outcomes of a call: probability, the environment after it, the call's result."""
         scripts: list[tuple[int, ...]] = [()]
         while scripts:
             script = scripts.pop()
@@ -284,14 +287,12 @@ class _Solver:
             try:
                 result = act(twin)
             except _Undecided as undecided:
-                scripts += [(*script, pick) for pick in undecided.live]
+                scripts += [(*script, outcome) for outcome in undecided.outcomes]
                 continue
             yield chances.weight, twin, result
 
     def _best(self, members: Members) -> float:
-        """Weighted value of the best policy from a set of states that the agent cannot tell
-        apart.
-        """
+        """Weighted value of the best policy from states with the same observations."""
         members = self._merged(members)
         weight = sum(w for w, _ in members)
         key = frozenset((self._key(env), round(w / weight, 12)) for w, env in members)
@@ -303,7 +304,7 @@ class _Solver:
         return self.known[key] * weight
 
     def _follow(self, members: Members, action: Any) -> float:
-        """Weighted value of an action, and of the best policy after it."""
+        """Weighted value of an action that is followed by the best policy."""
         total, groups = 0.0, dict[str, Members]()
         for weight, env in members:
             for chance, twin, result in self._outcomes(env, lambda e: e.step(action)):
@@ -315,55 +316,54 @@ class _Solver:
         return total + sum(self._best(group) for group in groups.values())
 
     def _merged(self, members: Members) -> Members:
-        found: dict[Any, tuple[float, Env]] = {}
+        merged: dict[Any, tuple[float, Env]] = {}
         for weight, env in members:
             key = self._key(env)
-            found[key] = (weight + found[key][0] if key in found else weight, env)
-        return list(found.values())
+            merged[key] = (weight + merged[key][0] if key in merged else weight, env)
+        return list(merged.values())
 
     def _key(self, env: Env) -> tuple[Any, ...]:
-        mine, root = vars(env), vars(self.root)
-        # What is still the root's own object tells nothing, and its text may be long.
-        values = ((mine.get(name), root[name]) for name in self.names)
+        """A key that is equal for environments in the same state."""
+        # An object that is still the root's is equal in all copies, and its text may be long.
+        values = ((vars(env).get(name), vars(self.root)[name]) for name in self.names)
         return tuple(
             v if isinstance(v, IMMUTABLE) else "" if v is first else repr(v) for v, first in values
         )
 
 
 def _legal(env: Env) -> list[Any]:
-    """The actions that are meaningful now.
+    """The legal actions in the current state.
 
     Raises:
-        NotEnumerableError: the environment does not list them, or lists too many.
+        NotEnumerableError: The environment does not list them, or there are too many.
     """
     base: Any = env.unwrapped
-    if isinstance(base, TextEnv) or hasattr(base, "legal_actions"):
-        try:
-            found = list(base.legal_actions())
-        except NotImplementedError as error:
-            raise NotEnumerableError("it does not list its legal actions") from error
-    else:
+    if not hasattr(base, "legal_actions"):
         raise NotEnumerableError("it does not list its legal actions")
-    if len(found) > MAX_ACTIONS:
-        raise NotEnumerableError(f"it has {len(found)} legal actions")
-    return found
+    try:
+        actions = list(base.legal_actions())
+    except NotImplementedError as error:
+        raise NotEnumerableError("it does not list its legal actions") from error
+    if len(actions) > MAX_ACTIONS:
+        raise NotEnumerableError(f"it has {len(actions)} legal actions")
+    return actions
 
 
 def _pickles(env: Env, names: Iterable[str] | None = None) -> dict[str, bytes]:
-    """The attributes (or those of them) that are containers and can be written down."""
-    found = {}
+    """Pickles of the attributes (or of those in `names`) that are containers."""
+    pickles = {}
     for name in list(vars(env) if names is None else names):
         value = vars(env).get(name)
-        if name not in ASIDE and not isinstance(value, IMMUTABLE):
+        if name not in NON_STATE and not isinstance(value, IMMUTABLE):
             try:
-                found[name] = pickle.dumps(value)
-            except Exception:  # whatever a stranger's object raises: it is copied then
+                pickles[name] = pickle.dumps(value)
+            except Exception:  # third-party objects may raise anything; they are copied
                 continue
-    return found
+    return pickles
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """A copy; flat containers, the usual case, without the detour of `deepcopy`."""
+    """A copy; flat containers are copied without `deepcopy`, which is slow."""
     if isinstance(value, gym.Space) or callable(value):
         return value
     if type(value) in (list, set, tuple) and all(isinstance(v, IMMUTABLE) for v in value):

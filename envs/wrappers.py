@@ -1,44 +1,42 @@
-"""Factors of an experiment as wrappers: memory, invalid actions, examples, noise, rewards, budgets.
+"""Wrappers for experiments: memory, invalid actions, examples, noise, rewards, budgets.
 
-Each wraps any environment with text observations and text actions, ours or a stranger's.
-`rlhf.envs.parsing` has the one that takes actions out of longer replies.
+Each wraps any environment with text observations and text actions. The wrapper that extracts
+actions from longer replies is in `rlhf.envs.parsing`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
-from rlhf.envs.core import Conversation, FreeText, check_choice, check_range
+from rlhf.envs.core import Conversation, FreeText, RewardFunction, check_choice, check_range
 from rlhf.envs.items import is_separable
 from rlhf.errors import UserError
 
-RewardFunction = Callable[[list[Conversation]], Sequence[float | None]]
 Wrapper = gym.Wrapper[str, str, str, str]
-MAX_TURNS_LEFT_OUT = 1000
+MAX_SKIPPED_TURNS = 1000
 
 
 def system_prompt_of(env: gym.Env[Any, Any]) -> str | None:
-    """The environment's system prompt; None for environments that know of none."""
+    """The environment's system prompt, or None."""
     return getattr(env.unwrapped, "system_prompt", None)
 
 
 class History(RecordConstructorArgs, Wrapper):
-    """Observations repeat what was said before: the whole episode, or its last turns.
+    """Prepend the past turns of the episode to each observation.
 
-    For agents that see one observation at a time. A rollout that keeps the conversation itself
-    needs no `History`; there, a memory window is the rollout's setting.
+    For agents that see one observation at a time. Rollouts keep the conversation themselves, so
+    they do not need this wrapper; their memory window is a rollout setting.
 
     Args:
         env: The environment.
-        turns: How many past turns (an observation and its reply) to show; None shows all. With 0
-            the agent is memoryless.
+        turns: Number of past turns (an observation and its reply) to show; None shows all. With 0
+            the agent has no memory.
     """
 
     def __init__(self, env: gym.Env[str, str], turns: int | None = None) -> None:
@@ -64,18 +62,18 @@ class History(RecordConstructorArgs, Wrapper):
 
 
 class InvalidActions(RecordConstructorArgs, Wrapper):
-    """What an action that the environment could not understand leads to.
+    """Penalize, end the episode on, or replace actions that the environment does not understand.
 
-    The environment itself lets it cost a turn and says so in `info["valid"]`; this adds to that.
+    Without this wrapper, an invalid action wastes a turn and sets `info["valid"]` to False.
 
     Args:
         env: The environment.
-        penalty: Taken from the reward of each invalid action.
-        end: Whether the first invalid action ends the episode (terminated). Leaving early must not
-            pay: what the same action would have cost in the turns that were left is taken from the
-            reward too, as far as the environment charges for it.
-        substitute: "random" puts a legal action in the place of an unlisted one before the
-            environment sees it (`info["substituted"]` says so); None leaves it.
+        penalty: Subtracted from the reward of each invalid action.
+        end: Whether the first invalid action ends the episode (terminated). The cost that the same
+            action would have had in the remaining turns is then subtracted from the reward, so that
+            ending early is never an advantage.
+        substitute: "random" replaces an unlisted action by a random legal one
+            (`info["substituted"]` is then True); None passes it on.
     """
 
     def __init__(
@@ -88,7 +86,9 @@ class InvalidActions(RecordConstructorArgs, Wrapper):
     ) -> None:
         check_choice("substitute", substitute, (None, "random"))
         if penalty < 0:
-            raise UserError(f"penalty is taken from the reward, so it must be >= 0, got {penalty}")
+            raise UserError(
+                f"penalty is subtracted from the reward, so it must be >= 0, got {penalty}"
+            )
         if substitute is not None and (end or penalty):
             raise UserError("substitute leaves no invalid action to punish: drop end and penalty")
         RecordConstructorArgs.__init__(self, penalty=penalty, end=end, substitute=substitute)
@@ -100,7 +100,7 @@ class InvalidActions(RecordConstructorArgs, Wrapper):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         if seed is not None:
-            # A generator of its own: substitution must not change the episode's other draws.
+            # A separate generator, so that substitution does not change the episode's other draws.
             self._rng = np.random.default_rng([seed, 2])
         return self.env.reset(seed=seed, options=options)
 
@@ -116,13 +116,13 @@ class InvalidActions(RecordConstructorArgs, Wrapper):
         if not info.get("valid", True):
             reward = float(reward) - self._penalty
             if self._end and not (terminated or truncated):
-                reward, terminated = reward + min(0.0, self._left_out(action)), True
+                reward, terminated = reward + min(0.0, self._skipped_reward(action)), True
         return text, reward, terminated, truncated, info
 
-    def _left_out(self, action: str) -> float:
-        """What the environment pays for the same action until it ends the episode itself."""
+    def _skipped_reward(self, action: str) -> float:
+        """Return of repeating the action until the environment ends the episode."""
         total = 0.0
-        for _ in range(MAX_TURNS_LEFT_OUT):
+        for _ in range(MAX_SKIPPED_TURNS):
             _, reward, terminated, truncated, _ = self.env.step(action)
             total += float(reward)
             if terminated or truncated:
@@ -131,14 +131,14 @@ class InvalidActions(RecordConstructorArgs, Wrapper):
 
 
 class FewShot(RecordConstructorArgs, Wrapper):
-    """The first observation opens with solved examples.
+    """Prepend solved examples to the first observation.
 
     Args:
         env: The environment.
-        count: How many episodes to show, played by the environment's expert.
-        seed: Of the first of them; the examples are the same in every episode, so keep their seeds
-            out of training and evaluation. Where the environment keeps items of training and
-            evaluation apart, the examples are of training.
+        count: Number of episodes to show, played by the environment's expert.
+        seed: Seed of the first example. The examples are the same in every episode, so their seeds
+            should not be used in training and evaluation. If the environment has separate items for
+            training and evaluation, the examples use those of training.
     """
 
     def __init__(self, env: gym.Env[str, str], count: int = 2, *, seed: int = 2**31) -> None:
@@ -146,7 +146,7 @@ class FewShot(RecordConstructorArgs, Wrapper):
         RecordConstructorArgs.__init__(self, count=count, seed=seed)
         gym.Wrapper.__init__(self, env)
         self.observation_space = FreeText()
-        source = _training_twin(env)
+        source = _training_env(env)
         self.examples = "\n\n".join(self._example(source, seed + i) for i in range(count))
 
     def _example(self, env: gym.Env[str, str], seed: int) -> str:
@@ -167,8 +167,8 @@ class FewShot(RecordConstructorArgs, Wrapper):
         return f"Examples:\n{self.examples}\n\nNow you:\n{text}", info
 
 
-def _training_twin(env: gym.Env[str, str]) -> gym.Env[str, str]:
-    """The environment itself, or one that deals the items of training where those are apart."""
+def _training_env(env: gym.Env[str, str]) -> gym.Env[str, str]:
+    """The environment itself, or its copy with the training items if these are separate."""
     spec = env.unwrapped.spec
     if spec is None or not is_separable(spec.id) or spec.kwargs.get("split") == "train":
         return env
@@ -176,11 +176,11 @@ def _training_twin(env: gym.Env[str, str]) -> gym.Env[str, str]:
 
 
 class ObservationNoise(RecordConstructorArgs, Wrapper):
-    """Each word of an observation is lost with some probability.
+    """Replace each word of an observation by `_` with some probability.
 
     Args:
         env: The environment.
-        drop: That probability.
+        drop: Probability that a word is replaced.
     """
 
     def __init__(self, env: gym.Env[str, str], drop: float = 0.1) -> None:
@@ -192,12 +192,12 @@ class ObservationNoise(RecordConstructorArgs, Wrapper):
         self._rng = np.random.default_rng(0)
 
     def _blur(self, text: str) -> str:
-        # Words and the blanks between them, so that the layout of what is kept survives.
-        parts = re.split(r"(\s+)", text)
-        kept = self._rng.random(len(parts)) >= self._drop
+        # Words and the white space between them, so that the layout is preserved.
+        pieces = re.split(r"(\s+)", text)
+        keeps = self._rng.random(len(pieces)) >= self._drop
         return "".join(
-            part if keep or not part.strip() else "_"
-            for part, keep in zip(parts, kept, strict=True)
+            piece if keep or not piece.strip() else "_"
+            for piece, keep in zip(pieces, keeps, strict=True)
         )
 
     def reset(
@@ -205,7 +205,7 @@ class ObservationNoise(RecordConstructorArgs, Wrapper):
     ) -> tuple[str, dict[str, Any]]:
         text, info = self.env.reset(seed=seed, options=options)
         if seed is not None:
-            # A generator of its own: noise must not change the episode underneath.
+            # A separate generator, so that the noise does not change the episode.
             self._rng = np.random.default_rng([seed, 1])
         return self._blur(text), info
 
@@ -215,16 +215,15 @@ class ObservationNoise(RecordConstructorArgs, Wrapper):
 
 
 class RewardCallable(RecordConstructorArgs, Wrapper):
-    """A function of the conversation pays, at the end of the episode: a reward model, for instance.
+    """Reward the whole conversation at the end of the episode, for example with a reward model.
 
-    The environment's own reward stays in `info["env_reward"]`, per turn. `info["scored"]` is False
-    while the episode runs and where the function gave None (could not be scored; the reward is then
-    0.0).
+    The environment's own reward of each turn is in `info["env_reward"]`. `info["scored"]` is False
+    before the end of the episode, and if the function returns None; its reward is then 0.0.
 
     Args:
         env: The environment.
-        reward: Scores a batch of conversations; here the batch has one row.
-        mix: "replace" pays only the function's reward, "add" adds it to the environment's.
+        reward: Scores a batch of conversations; called with a batch of one.
+        mix: "replace" uses only the function's reward, "add" adds it to the environment's.
     """
 
     def __init__(
@@ -247,28 +246,28 @@ class RewardCallable(RecordConstructorArgs, Wrapper):
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self._conversation.append({"role": "assistant", "content": action})
-        text, own, terminated, truncated, info = self.env.step(action)
-        own = float(own)
-        paid, scored = (own if self._mix == "add" else 0.0), False
+        text, env_reward, terminated, truncated, info = self.env.step(action)
+        env_reward = float(env_reward)
+        reward, scored = (env_reward if self._mix == "add" else 0.0), False
         if terminated or truncated:
             conversation = [dict(message) for message in self._conversation]
             (score,) = self._reward([conversation])
             scored = score is not None
-            paid += float(score) if score is not None else 0.0
+            reward += float(score) if score is not None else 0.0
         self._conversation.append({"role": "user", "content": text})
-        info = {**info, "env_reward": own, "scored": scored}
-        return text, paid, terminated, truncated, info
+        info = {**info, "env_reward": env_reward, "scored": scored}
+        return text, reward, terminated, truncated, info
 
 
 class CostBudget(RecordConstructorArgs, Wrapper):
-    """End the episode (terminated) once its costs exceed a budget.
+    """End the episode (terminated) when its costs exceed a budget.
 
     Costs are the environment's `info["cost"]`; `info["spent"]` is their sum so far.
 
     Args:
         env: The environment.
-        budget: What may be spent.
-        penalty: Taken from the reward of the action that exceeds it.
+        budget: Largest sum of costs.
+        penalty: Subtracted from the reward of the action that exceeds the budget.
     """
 
     def __init__(self, env: gym.Env[str, str], budget: float, *, penalty: float = 0.0) -> None:

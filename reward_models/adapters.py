@@ -1,7 +1,7 @@
-"""Doors in and out: plain functions become rewards, rewards become TRL reward functions.
+"""Adapters: plain functions as rewards, and rewards as TRL reward functions.
 
-Every :class:`~rlhf.reward_models.core.Reward` is itself the plain callable that an environment
-wrapper takes (``reward(conversations) -> [float | None]``), so that direction needs no adapter.
+A :class:`~rlhf.reward_models.core.Reward` is itself the callable that an environment wrapper takes
+(``reward(conversations) -> [float | None]``), so environments need no adapter.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ PlainReward = Callable[[list[Conversation]], Sequence[Score]]
 
 
 class FunctionReward(Reward):
-    """Somebody's own function: list of conversations -> one float or None per conversation.
+    """A user's function as a reward: list of conversations -> one float or None for each.
 
-    A function that crashes on a batch is asked again one conversation at a time, so that a single
-    bad text costs one score; each crash is a None counted under its error, with the file and line
-    that raised it. This is the one place
-    where every exception is caught, because the code is not ours and a run of hours hangs on it.
+    If the function raises on a batch, it is called again with one conversation at a time, so that a
+    single bad text costs one score. Each exception gives None and is counted under its message,
+    with the file and line that raised it. Every exception is caught, because the function is not
+    part of this package and a bug in it should not end a long run.
     """
 
     def __init__(self, function: PlainReward, *, name: str | None = None):
@@ -33,17 +33,17 @@ class FunctionReward(Reward):
         batch = list(conversations)
         if not batch:
             return Scores([], {self.name: []})
-        values, crash = self._attempt(batch)
-        if crash is None:
-            return Scores(values, {self.name: values}, reasons=self._of_none(values))
+        values, error = self._attempt(batch)
+        if error is None:
+            return Scores(values, {self.name: values}, reasons=self._none_reasons(values))
         singles = [self._attempt([conversation]) for conversation in batch]
-        values = [None if crash else single[0] for single, crash in singles]
-        crashes = [crash for _, crash in singles]
-        reasons = [a or b for a, b in zip(crashes, self._of_none(values), strict=True)]
-        counts = Counter(crash for crash in crashes if crash)
+        values = [None if error else single[0] for single, error in singles]
+        errors = [error for _, error in singles]
+        reasons = [a or b for a, b in zip(errors, self._none_reasons(values), strict=True)]
+        counts = Counter(error for error in errors if error)
         return Scores(values, {self.name: values}, counts, reasons)
 
-    def _of_none(self, values: Sequence[Score]) -> list[str | None]:
+    def _none_reasons(self, values: Sequence[Score]) -> list[str | None]:
         return [f"{self.name}: returned None" if value is None else None for value in values]
 
     def _attempt(self, batch: list[Conversation]) -> tuple[list[Score], str | None]:
@@ -73,9 +73,9 @@ def as_reward(reward: Reward | PlainReward, *, name: str | None = None) -> Rewar
 def as_trl(reward: Reward) -> Callable[..., list[Score]]:
     """``reward`` as a TRL reward function ``(prompts, completions, **columns)``.
 
-    Text, numbers and lists of them in the data set's other columns (``answer``, ...) travel as
-    facts on the first message. TRL names its metrics after ``__name__`` and leaves rows whose
-    reward is None out.
+    Text, numbers and lists of these in the other columns of the data set (``answer``, ...) become
+    facts on the first message. TRL names its metrics after ``__name__`` and ignores rows whose
+    reward is None.
     """
 
     def trl_reward(prompts: list, completions: list, **columns: Any) -> list[Score]:

@@ -1,8 +1,8 @@
-"""What kind of annotator wrote these labels? Sharpness, biases and noise, with intervals.
+"""Estimate the temperature, biases and noise of an annotator from its labels, with intervals.
 
 Model: P(label) = e + (1 - 2e) * sigmoid(sum_k w_k x_k), where x_k are differences chosen - rejected
-(reward, length, position) and e is the share of labels flipped at random (Bradley-Terry with a
-lapse rate). Fitted by maximum likelihood with Fisher scoring.
+(reward, length, position) and e is the fraction of randomly flipped labels (Bradley-Terry with a
+lapse rate). It is fitted by maximum likelihood with Fisher scoring.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlhf.reward_models.calibration import sigmoid
 from rlhf.reward_models.statistics import group_index
 
 _TAIL = 0.975
-_MOST_NOISE = 0.49
+_MAX_NOISE = 0.49
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,13 @@ class Annotator:
 
     weights: dict[str, Estimate]
     noise: Estimate
-    """Share of labels flipped at random, in [0, 0.5)."""
+    """Fraction of randomly flipped labels, in [0, 0.5)."""
     log_likelihood: float
 
     def temperature(self, feature: str = "reward") -> Estimate:
-        """1 / weight, its interval mapped likewise (inf where the weight may be <= 0)."""
+        """1 / weight with its interval; inf if the weight, or the end of its interval, is <= 0."""
         w = self.weights[feature]
-        flipped = [1 / x if x > 0 else float("inf") for x in (w.value, w.high, w.low)]
-        return Estimate(*flipped)
+        return Estimate(*(1 / x if x > 0 else float("inf") for x in (w.value, w.high, w.low)))
 
 
 def fit_annotator(
@@ -54,15 +53,20 @@ def fit_annotator(
     groups: Sequence[Hashable] | None = None,
     iterations: int = 200,
 ) -> Annotator:
-    """Fit to ``features``: name -> [N] differences chosen - rejected; the label is always "chosen".
+    """Fit an annotator model to preference pairs.
 
-    ``noise=False`` fixes the flip rate at 0. With ``groups`` the intervals are robust to pairs that
-    belong together: those of the weights are Student's t on the sandwich covariance, that of the
-    noise is the profile likelihood's, whose statistic is divided by the design effect of the groups
-    (a symmetric interval is wrong near 0, where the noise is bounded).
+    The intervals of the weights are Student's t on the sandwich covariance over groups. That of the
+    noise uses the profile likelihood, with the statistic divided by the design effect of the
+    groups, because a symmetric interval is wrong near the bound at 0.
+
+    Args:
+        features: Name -> differences chosen - rejected, [N].
+        noise: Whether to fit the flip rate; otherwise it is 0.
+        groups: Group of each pair, such as its prompt, [N]; pairs of a group are dependent.
+        iterations: Largest number of Fisher scoring steps.
 
     Raises:
-        UserError: too few pairs, or columns that determine each other or every label.
+        UserError: There are too few pairs, or features are collinear or separate the labels.
     """
     names = list(features)
     x = np.column_stack([np.asarray(features[name], dtype=float) for name in names])
@@ -91,13 +95,13 @@ def fit_annotator(
 
 
 def _noise_interval(x: np.ndarray, theta: np.ndarray, *, limit: float) -> Estimate:
-    """Noise rates whose best fit loses at most ``limit`` / 2 of the log-likelihood."""
+    """Profile-likelihood interval: rates that lower the log-likelihood by at most ``limit`` / 2."""
     best, top, free = float(theta[-1]), _log_likelihood(x, theta), np.arange(len(theta) - 1)
 
     def excess(noise: float) -> float:
         fixed = theta.copy()
         fixed[-1] = noise
-        # Near 1/2 the weights change nothing and cannot be fitted: those of the best fit serve.
+        # Near 1/2 the likelihood hardly depends on the weights, so keep those of the best fit.
         with contextlib.suppress(ValueError):
             fixed = _ascend(x, fixed, free=free, iterations=50)
         return 2 * (top - _log_likelihood(x, fixed)) - limit
@@ -107,11 +111,11 @@ def _noise_interval(x: np.ndarray, theta: np.ndarray, *, limit: float) -> Estima
             return edge
         return optimize.root_scalar(excess, bracket=(best, edge), xtol=1e-4).root
 
-    return Estimate(best, end(0.0), end(_MOST_NOISE))
+    return Estimate(best, end(0.0), end(_MAX_NOISE))
 
 
 def _probability(x: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """P(label) [N] and its gradient [N, K+1] with respect to the weights and the noise."""
+    """P(label) [N] and its gradient with respect to the weights and the noise [N, K+1]."""
     s, e = sigmoid(x @ theta[:-1]), theta[-1]
     gradient = np.column_stack([(1 - 2 * e) * (s * (1 - s))[:, None] * x, 1 - 2 * s])
     return np.clip(e + (1 - 2 * e) * s, 1e-12, 1 - 1e-12), gradient
@@ -134,7 +138,7 @@ def _ascend(x: np.ndarray, theta: np.ndarray, *, free: np.ndarray, iterations: i
         for halving in range(30):
             trial = theta.copy()
             trial[free] += step * 0.5**halving
-            trial[-1] = np.clip(trial[-1], 0.0, _MOST_NOISE)
+            trial[-1] = np.clip(trial[-1], 0.0, _MAX_NOISE)
             value = _log_likelihood(x, trial)
             if value > best:
                 break
@@ -149,7 +153,7 @@ def _ascend(x: np.ndarray, theta: np.ndarray, *, free: np.ndarray, iterations: i
 def _covariances(
     x: np.ndarray, theta: np.ndarray, groups: np.ndarray, *, free: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Covariance [free, free] of the fit: the sandwich over groups [N], and the model's own."""
+    """Sandwich covariance over groups [N] and model covariance of the fit, each [free, free]."""
     p, gradient = _probability(x, theta)
     g = gradient[:, :free]
     model = np.linalg.inv((g / (p * (1 - p))[:, None]).T @ g)

@@ -1,10 +1,10 @@
 """Public reward benchmarks from local rows: RewardBench 1 and 2, RM-Bench, JudgeBench.
 
-Rows come from the benchmarks' own files (JSON lines or any loader you like); nothing is downloaded
-here. Each function returns plain numbers; an item that the reward cannot score counts as wrong and
-is reported under ``unscored``. Beside the published scores stand ``intervals`` (95%, prompts are
-the units; a section's is made from those of its subsets), ``rows`` of each part, and ``absent``,
-the parts that the file does not have: a score over fewer parts is not the published one.
+Rows come from the files of the benchmarks; nothing is downloaded. Each function returns plain
+numbers. An item that the reward cannot score counts as wrong and is reported under ``unscored``. In
+addition to the published scores, the results contain ``intervals`` (95%, clustered by prompt; the
+interval of a section combines those of its subsets), ``rows`` (number of rows of each part) and
+``absent`` (parts without rows). A score with absent parts cannot be compared with published ones.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ SUBSETS_2 = ("Factuality", "Focus", "Math", "Precise IF", "Safety", "Ties")
 DOMAINS = ("chat", "code", "math", "safety")
 """Domains of RM-Bench (2410.16184)."""
 
-_MATH_PRM_WEIGHT = 984  # counts as many prompts as the code subsets together, not its own 447
+_MATH_PRM_WEIGHT = 984  # the number of prompts of all code subsets, instead of its own 447
 
 
 def _prompt(prompt: str | Conversation) -> Conversation:
@@ -76,7 +76,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _scores(reward: Reward, items: Sequence[tuple[Any, str]]) -> tuple[np.ndarray, int]:
-    """Scores of (prompt, reply) items, nan where there is none, and how many there are of those."""
+    """Scores of (prompt, reply) items [N], nan where there is none, and the number of nan."""
     conversations = [[*_prompt(p), {"role": "assistant", "content": r}] for p, r in items]
     values = np.array([math.nan if v is None else v for v in reward(conversations)])
     return values, int(np.isnan(values).sum())
@@ -85,11 +85,11 @@ def _scores(reward: Reward, items: Sequence[tuple[Any, str]]) -> tuple[np.ndarra
 def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     """RewardBench 1: rows of ``prompt``, ``chosen``, ``rejected``, ``subset``.
 
-    A pair counts if the chosen reply scores strictly higher. Sections weigh their subsets by
-    prompts (``math-prm`` as 984); the score is the mean of the sections that are present.
+    A pair is right if the chosen reply scores strictly higher. Sections weight their subsets by the
+    number of prompts (``math-prm`` as 984); the score is the mean of the sections with rows.
 
     Raises:
-        UserError: an unknown subset.
+        UserError: A subset is unknown.
     """
     rows = list(rows)
     items = [(row["prompt"], row[side]) for side in ("chosen", "rejected") for row in rows]
@@ -112,9 +112,9 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
         if (present := [n for n in names if n in subsets])
     }
     score = sum(sections.values()) / len(sections)
-    found = {name: _share(wins, prompts[name]) for name, wins in right.items()}
-    whole = {
-        section: _weighted(found, {n: weights[n] for n in SECTIONS[section] if n in found})
+    by_subset = {name: _accuracy(wins, prompts[name]) for name, wins in right.items()}
+    by_section = {
+        section: _weighted(by_subset, {n: weights[n] for n in SECTIONS[section] if n in by_subset})
         for section in sections
     }
     return {
@@ -124,9 +124,9 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
         "unscored": unscored,
         "intervals": _intervals(
             {
-                "score": _weighted(whole, dict.fromkeys(whole, 1.0)),
-                **{f"sections / {name}": part for name, part in whole.items()},
-                **{f"subsets / {name}": found[name] for name in subsets},
+                "score": _weighted(by_section, dict.fromkeys(by_section, 1.0)),
+                **{f"sections / {name}": value for name, value in by_section.items()},
+                **{f"subsets / {name}": by_subset[name] for name in subsets},
             }
         ),
         "rows": {name: len(wins) for name, wins in sorted(right.items())},
@@ -135,11 +135,15 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
-    """RewardBench 2 (2506.01937): rows of ``prompt``, ``chosen`` (list), ``rejected`` (list),
-    ``subset``; ``Ties`` rows also ``id`` ("ref:n" or "tied:n").
+    """RewardBench 2 (2506.01937): best of four.
 
-    Best of four: a row counts if a chosen reply has the highest score, 1/k where k replies share
-    it. ``Ties`` is scored by :func:`ties_score`. The score is the mean of the subsets.
+    A row is right if a chosen reply has the highest score; if k replies share it, it counts 1/k.
+    ``Ties`` is scored by :func:`ties_score`. The score is the mean of the subsets.
+
+    Args:
+        reward: The reward under test.
+        rows: Rows of ``prompt``, ``chosen`` (list), ``rejected`` (list) and ``subset``; ``Ties``
+            rows also have ``id`` ("ref:n" or "tied:n").
     """
     rows = list(rows)
     items = [(row["prompt"], reply) for row in rows for reply in [*row["chosen"], *row["rejected"]]]
@@ -157,18 +161,21 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
             by_subset[row["subset"]].append(_best_of(good, bad))
             prompts[row["subset"]].append(_key(row["prompt"]))
     subsets = {name: _mean(points) for name, points in sorted(by_subset.items())}
-    found = {name: _share(points, prompts[name]) for name, points in sorted(by_subset.items())}
+    values_of = {
+        name: _accuracy(points, prompts[name]) for name, points in sorted(by_subset.items())
+    }
     counts = {name: len(points) for name, points in sorted(by_subset.items())}
     if ties:
         subsets["Ties"] = ties_score(ties)
-        found["Ties"], counts["Ties"] = _ties_interval(ties), len(ties)
+        values_of["Ties"], counts["Ties"] = _ties_interval(ties), len(ties)
     score = sum(subsets.values()) / len(subsets)
-    named = {f"subsets / {name}": part for name, part in found.items()}
+    mean = _weighted(values_of, dict.fromkeys(values_of, 1.0))
+    named = {f"subsets / {name}": value for name, value in values_of.items()}
     return {
         "score": score,
         "subsets": subsets,
         "unscored": unscored,
-        "intervals": _intervals({"score": _weighted(found, dict.fromkeys(found, 1.0)), **named}),
+        "intervals": _intervals({"score": mean, **named}),
         "rows": counts,
         "absent": [name for name in SUBSETS_2 if name not in subsets],
     }
@@ -183,20 +190,24 @@ def _best_of(good: np.ndarray, bad: np.ndarray) -> float:
 
 
 def ties_score(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
-    """RewardBench 2's Ties: many right answers should all beat every wrong one, at like scores.
+    """Score of the Ties subset: all right answers should score alike and above every wrong one.
 
-    ``prompts``: "ref:n" (one right answer) and "tied:n" (several) -> (right scores, wrong scores).
-    0.3 accuracy on each kind (every right above every wrong), 0.2 P(gap to the best wrong answer
-    exceeds the spread among the right ones), 0.2 P(it also does so against the gap of the reference
-    prompt: the smaller gap counts), and 0.01 times the mean tanh of how clearly it does.
+    The weighted sum of 0.3 times the accuracy on each group of prompts (every right answer above
+    every wrong one); 0.2 P(the gap to the best wrong answer exceeds the spread of the right ones);
+    0.2 P(the smaller of this gap and that of the reference prompt exceeds the spread); and 0.01
+    times the mean of tanh(gap / spread - 1).
+
+    Args:
+        prompts: "ref:n" (one right answer) and "tied:n" (several) -> scores of the right answers
+            and of the wrong answers.
     """
-    accurate = {kind: [] for kind in ("ref", "tied")}
+    accurate = {group: [] for group in ("ref", "tied")}
     for key, (good, bad) in prompts.items():
         accurate[key.partition(":")[0]].append(bool(good.min() > bad.max()))
     beyond, hard, clear = [], [], []
     for key, (good, bad) in prompts.items():
-        kind, _, number = key.partition(":")
-        if kind != "tied" or f"ref:{number}" not in prompts:
+        group, _, number = key.partition(":")
+        if group != "tied" or f"ref:{number}" not in prompts:
             continue
         spread = float(good.max() - good.min())
         gap = float(good.min() - bad.max())
@@ -211,7 +222,7 @@ def ties_score(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
 
 
 def _ties_interval(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Interval:
-    """The interval of `ties_score`, over the numbers that a reference and its tied prompt share."""
+    """The interval of `ties_score`; a reference prompt and its tied prompt are one unit."""
     keys = list(prompts)
 
     def score(rows: np.ndarray) -> float:
@@ -221,20 +232,24 @@ def _ties_interval(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Inte
 
 
 def _clearness(gap: float, spread: float) -> float:
-    """tanh(gap / spread - 1) with the limits of a zero spread; 0 for unknown scores."""
+    """tanh(gap / spread - 1), with its limit at zero spread; 0 for unknown scores."""
     if math.isnan(gap) or math.isnan(spread):
         return 0.0
     return math.tanh(gap / spread - 1) if spread > 0 else float(np.sign(gap))
 
 
 def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
-    """RM-Bench (2410.16184): rows of ``prompt``, ``chosen`` and ``rejected``, three styles each
-    (concise, detailed, detailed with markdown), ``domain``.
+    """RM-Bench (2410.16184): substance against style.
 
-    The 3 x 3 comparisons of chosen style i against rejected style j: ``easy`` where the chosen
-    reply has the richer style (i > j), ``normal`` on the diagonal, ``hard`` where it has the
-    plainer one. Averaged per domain (safety: over its two parts), then over domains; the score is
-    the mean of the three.
+    Each row gives 3 x 3 comparisons of chosen style i with rejected style j: ``easy`` if the chosen
+    reply has the richer style (i > j), ``normal`` for equal styles, ``hard`` if it has the plainer
+    one. Results are averaged per domain (safety: over its two parts), then over domains; the score
+    is the mean of the three levels.
+
+    Args:
+        reward: The reward under test.
+        rows: Rows of ``prompt``, ``domain``, and ``chosen`` and ``rejected`` with three styles each
+            (concise, detailed, detailed with Markdown).
     """
     rows = list(rows)
     items = [
@@ -254,19 +269,20 @@ def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     }
     by_domain = {}
     for domain in sorted({part.partition("-")[0] for part in by_part}):
-        own = [found for part, found in by_part.items() if part.partition("-")[0] == domain]
-        by_domain[domain] = {level: _mean([found[level] for found in own]) for level in per_row}
-    levels = {level: _mean([found[level] for found in by_domain.values()]) for level in per_row}
+        in_domain = [rates for part, rates in by_part.items() if part.partition("-")[0] == domain]
+        by_domain[domain] = {level: _mean([r[level] for r in in_domain]) for level in per_row}
+    levels = {level: _mean([rates[level] for rates in by_domain.values()]) for level in per_row}
     score = sum(levels.values()) / 3
     keys = np.array([_key(row["prompt"]) for row in rows])
     intervals = {}
     for level, won in {"score": wins.mean((1, 2)), **per_row}.items():
-        # The mean of the three levels is the mean of all nine comparisons: each has three of them.
-        shares = won.reshape(len(rows), -1).mean(1)
-        whole = _over_domains(shares, parts, keys)
-        named = whole if level == "score" else {f"{level} / {k}": v for k, v in whole.items()}
-        intervals |= {level: _weighted(whole, dict.fromkeys(whole, 1.0))}
-        intervals |= {f"domains / {name}": part for name, part in named.items()}
+        # Each level has three of the nine comparisons, so the mean of the levels is that of all.
+        rates = won.reshape(len(rows), -1).mean(1)
+        per_domain = _over_domains(rates, parts, keys)
+        is_score = level == "score"
+        named = {(k if is_score else f"{level} / {k}"): v for k, v in per_domain.items()}
+        intervals |= {level: _weighted(per_domain, dict.fromkeys(per_domain, 1.0))}
+        intervals |= {f"domains / {name}": value for name, value in named.items()}
     domains = {part.partition("-")[0] for part in parts.tolist()}
     return {
         "score": score,
@@ -279,21 +295,23 @@ def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     }
 
 
-def _over_domains(shares: np.ndarray, parts: np.ndarray, keys: np.ndarray) -> dict[str, Interval]:
-    """Mean share of each domain's parts with its interval."""
-    by_part = {
-        part: _share(shares[parts == part], keys[parts == part].tolist())
-        for part in sorted(set(parts.tolist()))
-    }
+def _over_domains(rates: np.ndarray, parts: np.ndarray, keys: np.ndarray) -> dict[str, Interval]:
+    """Mean rate over the parts of each domain, with its interval."""
     domains: dict[str, dict[str, Interval]] = defaultdict(dict)
-    for part, found in by_part.items():
-        domains[part.partition("-")[0]][part] = found
-    return {name: _weighted(own, dict.fromkeys(own, 1.0)) for name, own in domains.items()}
+    for part in sorted(set(parts.tolist())):
+        value = _accuracy(rates[parts == part], keys[parts == part].tolist())
+        domains[part.partition("-")[0]][part] = value
+    return {name: _weighted(part, dict.fromkeys(part, 1.0)) for name, part in domains.items()}
 
 
 def judge_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
-    """JudgeBench (2410.12784): rows of ``question``, ``response_A``, ``response_B``, ``label``
-    ("A>B" or "B>A"), ``source``. A row counts if the better reply scores strictly higher."""
+    """JudgeBench (2410.12784): a row is right if the better reply scores strictly higher.
+
+    Args:
+        reward: The reward under test.
+        rows: Rows of ``question``, ``response_A``, ``response_B``, ``label`` ("A>B" or "B>A") and
+            ``source``.
+    """
     rows = list(rows)
     if odd := [row["label"] for row in rows if row["label"] not in ("A>B", "B>A")]:
         raise UserError(f"JudgeBench labels are 'A>B' or 'B>A', got {odd[0]!r}")
@@ -307,40 +325,40 @@ def judge_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     for row, won in zip(rows, right, strict=True):
         sources[str(row["source"])].append(float(won))
         prompts[str(row["source"])].append(_key(row["question"]))
-    found = {name: sum(wins) / len(wins) for name, wins in sorted(sources.items())}
-    parts = {f"sources / {name}": _share(sources[name], prompts[name]) for name in found}
-    whole = _share(right.astype(float), [_key(row["question"]) for row in rows])
+    rates = {name: sum(wins) / len(wins) for name, wins in sorted(sources.items())}
+    parts = {f"sources / {name}": _accuracy(sources[name], prompts[name]) for name in rates}
+    accuracy = _accuracy(right.astype(float), [_key(row["question"]) for row in rows])
     return {
         "score": float(right.mean()),
-        "sources": found,
+        "sources": rates,
         "unscored": unscored,
-        "intervals": _intervals({"score": whole, **parts}),
+        "intervals": _intervals({"score": accuracy, **parts}),
         "rows": {name: len(wins) for name, wins in sorted(sources.items())},
     }
 
 
 def _key(prompt: str | Conversation) -> str:
-    """The prompt as one text: rows that share it are one unit."""
+    """The prompt as one text; rows with the same prompt are one unit."""
     return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
 
 
-def _share(values: Sequence[float] | np.ndarray, prompts: Sequence[str]) -> Interval:
+def _accuracy(values: Sequence[float] | np.ndarray, prompts: Sequence[str]) -> Interval:
     return interval(values, prompts, bounds=(0.0, 1.0), weigh="values")
 
 
 def _weighted(parts: Mapping[str, Interval], weights: Mapping[str, float]) -> Interval:
-    """The weighted mean of independent parts."""
+    """Weighted mean of independent parts."""
     total = sum(weights.values())
     return weighted_sum([parts[name] for name in weights], [w / total for w in weights.values()])
 
 
-def _intervals(found: Mapping[str, Interval]) -> dict[str, dict[str, float | int | None]]:
-    """Ends and units of each part; None where there is no interval."""
+def _intervals(parts: Mapping[str, Interval]) -> dict[str, dict[str, float | int | None]]:
+    """Limits and number of prompts of each part; None where there is no interval."""
     return {
         name: {
             "low": part.low if part.known else None,
             "high": part.high if part.known else None,
             "prompts": part.units,
         }
-        for name, part in found.items()
+        for name, part in parts.items()
     }

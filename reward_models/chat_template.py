@@ -1,8 +1,8 @@
-"""Ask a tokenizer's chat template for text: the one place that calls ``apply_chat_template``.
+"""Render conversations with a chat template; the only module that calls ``apply_chat_template``.
 
-Options that belong to a model's template (``enable_thinking``, whether a system message is folded
-into the first user turn) are kept in the tokenizer's own configuration. They are saved and loaded
-with the tokenizer, so every stage that renders with it renders alike.
+Options of a model's template (``enable_thinking``, folding the system message into the first user
+turn) are stored in the tokenizer's configuration. They are saved and loaded with the tokenizer, so
+every stage of a pipeline renders in the same way.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call_id", "name")
-"""Keys of a message that a template may read; ``weight`` and ``answer`` are not for the model."""
+"""Keys of a message that are passed to a template; ``weight`` and ``answer`` are not."""
 
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
-"""Template variables that rows or the toolkit decide."""
+"""Template variables that are set by the data or the toolkit, not by options."""
 
 FIXED_DATE = "01 Jan 2025"
 FIXED_CLOCK = "{%- macro strftime_now(format) -%}" + FIXED_DATE + "{%- endmacro -%}"
@@ -36,7 +36,7 @@ _READS_THINKING = re.compile(
 
 
 class TemplateRefused(Unscorable):
-    """The chat template raised on these messages; ``reason`` is what it said, in one line."""
+    """The chat template raised on these messages; ``reason`` is its message in one line."""
 
     def __init__(self, reason: str, *, raised: bool = True) -> None:
         what = f"refuses it: {reason}" if raised else reason
@@ -45,12 +45,12 @@ class TemplateRefused(Unscorable):
 
 
 def chat_template_kwargs(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The template variables that go with this tokenizer, for example ``enable_thinking``."""
+    """The template variables stored in a tokenizer, for example ``enable_thinking``."""
     return dict(tokenizer.init_kwargs.get(_KWARGS) or {})
 
 
 def folds_system(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a system message is put into the first user turn."""
+    """Whether system messages are folded into the first user turn."""
     return bool(tokenizer.init_kwargs.get(_FOLD, False))
 
 
@@ -60,15 +60,15 @@ def set_chat_options(
     kwargs: Mapping[str, Any] | None = None,
     fold_system: bool = False,
 ) -> None:
-    """Add options to those that the tokenizer carries; ``save_pretrained`` writes them.
+    """Add template options to a tokenizer; ``save_pretrained`` saves them.
 
     Args:
-        tokenizer: changed in place.
-        kwargs: template variables, over the saved ones.
-        fold_system: put system messages into the first user turn; False keeps what was saved.
+        tokenizer: Changed in place.
+        kwargs: Template variables, which override saved ones.
+        fold_system: Fold system messages into the first user turn; False keeps the saved option.
 
     Raises:
-        UserError: a variable that the template does not read, or that rows decide.
+        UserError: The template does not read a variable, or it is in ``RESERVED``.
     """
     source = template_source(tokenizer)
     for name in kwargs or {}:
@@ -92,7 +92,7 @@ def set_chat_options(
 
 
 def template_defaults(variables: Mapping[str, Any]) -> str:
-    """Jinja text that gives template variables a value where the caller gives none."""
+    """Jinja text that sets default values of template variables."""
     return "".join(
         f"{{%- if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif -%}}"
         for name, value in variables.items()
@@ -107,7 +107,7 @@ def _literal(value: Any) -> str:
 
 
 def _writes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template writes a system message into a conversation that is answered."""
+    """Whether the template renders a system message before a user turn and a reply."""
     mark = "\u2063text\u2063"
     turns = [("system", mark), ("user", "?"), ("assistant", "?")]
     try:
@@ -117,7 +117,7 @@ def _writes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The Jinja text of all templates that the tokenizer has; empty without one."""
+    """The Jinja text of all templates of the tokenizer; empty without one."""
     template = tokenizer.chat_template
     if isinstance(template, Mapping):
         return "\n".join(map(str, template.values()))
@@ -131,20 +131,20 @@ def render_chat(
     add_generation_prompt: bool = False,
     fixed_date: bool = False,
 ) -> str:
-    """``messages`` as the chat template writes them, with the tokenizer's own options.
+    """Render ``messages`` with the chat template and the options stored in the tokenizer.
 
     A list under ``tools`` in one of the messages is passed as the template's ``tools``. Templates
-    differ in how they want tool calls: arguments as an object or as JSON text, no content or an
-    empty one. The first form whose calls appear in the text is taken.
+    expect tool calls in different forms: arguments as an object or as JSON text, content missing or
+    empty. The first form whose calls appear in the rendered text is used.
 
     Args:
-        tokenizer: with a chat template.
-        messages: dicts with role and content; further keys as in ``MESSAGE_KEYS``.
-        add_generation_prompt: end with the beginning of the assistant's next turn.
-        fixed_date: templates that print today's date print a fixed one.
+        tokenizer: A tokenizer with a chat template.
+        messages: Dicts with role and content; further keys as in ``MESSAGE_KEYS``.
+        add_generation_prompt: Append the beginning of the assistant's next turn.
+        fixed_date: Render a fixed date in templates that write today's date.
 
     Raises:
-        TemplateRefused: the template raised, or it leaves tool calls out.
+        TemplateRefused: The template raised, or it omits tool calls.
     """
     calls = [name for message in messages for name in _called(message)]
     options: dict[str, Any] = chat_template_kwargs(tokenizer)
@@ -157,7 +157,7 @@ def render_chat(
         prepared: Any = prepare_messages(tokenizer, messages, **form)
         try:
             text = str(tokenizer.apply_chat_template(prepared, tokenize=False, **options))
-        except Exception as error:  # a template may raise anything, on purpose or by accident
+        except Exception as error:  # templates can raise any exception
             reason = (str(error).splitlines() or [""])[0].strip()
             refusal = refusal or TemplateRefused(reason or type(error).__name__)
             continue
@@ -168,7 +168,7 @@ def render_chat(
     raise refusal
 
 
-# Ways to write an assistant's message with tool calls.
+# Forms of an assistant message with tool calls.
 _CALL_FORMS: tuple[dict[str, bool], ...] = (
     {"as_text": False, "without_content": False},
     {"as_text": False, "without_content": True},
@@ -184,12 +184,12 @@ def _called(message: Message) -> list[str]:
 
 
 def tools_of(messages: Sequence[Message]) -> list[Any] | None:
-    """The tools of a conversation, which ride on one of its messages; None without any."""
+    """The tools of a conversation, which are stored on one of its messages; None without any."""
     return next((message["tools"] for message in messages if message.get("tools")), None)
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Any] | None) -> list[dict[str, Any]]:
-    """``messages`` with ``tools`` on the first of them, where ``render_chat`` finds them."""
+    """``messages`` with ``tools`` on the first message, where ``render_chat`` reads them."""
     copied = [dict(message) for message in messages]
     if tools and copied:
         copied[0]["tools"] = list(tools)
@@ -203,31 +203,34 @@ def prepare_messages(
     as_text: bool = False,
     without_content: bool = False,
 ) -> list[dict[str, Any]]:
-    """What the template is given: the known keys that hold something.
+    """Messages in the form that is passed to the template, without unknown and empty keys.
 
     Args:
-        tokenizer: its options decide whether a system message is folded.
-        messages: of the conversation.
-        as_text: arguments of tool calls are JSON text, else objects.
-        without_content: an empty content beside tool calls is None, else empty text.
+        tokenizer: Its options decide whether a system message is folded.
+        messages: The conversation.
+        as_text: Pass arguments of tool calls as JSON text instead of objects.
+        without_content: Replace empty content of a message with tool calls by None.
     """
     thinking = _READS_THINKING.search(template_source(tokenizer)) is not None
     prepared = []
     for message in messages:
-        kept = {key: message[key] for key in MESSAGE_KEYS if message.get(key) not in (None, [])}
-        kept.setdefault("content", "")
-        if thinking and "reasoning_content" in kept:
-            kept["thinking"] = kept["reasoning_content"]  # gpt-oss, LFM2.5
-        if "tool_calls" in kept:
-            kept["tool_calls"] = [_with_arguments(call, as_text) for call in kept["tool_calls"]]
-            if without_content and not kept["content"]:
-                kept["content"] = None
-        prepared.append(kept)
+        turn = {key: message[key] for key in MESSAGE_KEYS if message.get(key) not in (None, [])}
+        turn.setdefault("content", "")
+        if thinking and "reasoning_content" in turn:
+            turn["thinking"] = turn["reasoning_content"]  # gpt-oss, LFM2.5
+        if "tool_calls" in turn:
+            turn["tool_calls"] = [_with_arguments(call, as_text) for call in turn["tool_calls"]]
+            if without_content and not turn["content"]:
+                turn["content"] = None
+        prepared.append(turn)
     return fold_system(prepared) if folds_system(tokenizer) else prepared
 
 
 def split_reasoning(message: Message) -> tuple[str, str]:
-    """A message's reasoning, from its own key or a leading block of its content, and the rest."""
+    """(reasoning, other content) of a message.
+
+    The reasoning is in its own key or in a leading ``<think>`` block of the content.
+    """
     content = str(message.get("content") or "")
     if reasoning := message.get("reasoning_content"):
         return str(reasoning), content
@@ -239,7 +242,7 @@ def split_reasoning(message: Message) -> tuple[str, str]:
 
 
 def fold_system(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """``messages`` with a leading system text at the start of the first user turn."""
+    """``messages`` with the system text moved to the start of the first user turn."""
     copied = [dict(message) for message in messages]
     if not copied or copied[0]["role"] != "system":
         return copied
@@ -252,7 +255,7 @@ def fold_system(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _with_arguments(call: Any, as_text: bool) -> Any:
-    """A tool call whose arguments are JSON text, as OpenAI writes them, or else an object."""
+    """A tool call with its arguments as JSON text (OpenAI's form) or as an object."""
     if not isinstance(call, Mapping):
         return call
     if isinstance(call.get("function"), Mapping):

@@ -1,4 +1,4 @@
-"""Rewards for programs: run the reply's code against tests, in a process that can do no harm."""
+"""Rewards for programs: run the code of a reply against tests in a sandboxed process."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ _COMMAND = [sys.executable, "-I", "-B", str(Path(__file__).with_name("sandbox.py
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended."""
+    """Result of running a program."""
 
     status: str
-    """``passed``; ``failed`` (an exception, or it ended before its tests did); ``cpu``, ``output``
-    or ``disk`` (stopped at that limit); ``deadline`` (wall clock: perhaps the machine was busy)."""
+    """``passed``; ``failed`` (an exception, or an exit before the end of the tests); ``cpu``,
+    ``output`` or ``disk`` (stopped at that limit); ``deadline`` (wall-clock limit)."""
     output: str
-    """What it printed, stderr included, up to the limit."""
+    """Output to stdout and stderr, up to the limit."""
     seconds: float
-    """Wall clock."""
+    """Wall-clock time."""
 
 
 @dataclass(frozen=True)
 class CodeRunner:
     """Runs Python programs under limits that the kernel enforces; see ``sandbox``.
 
-    A host that cannot enforce one of them is refused at construction, unless
-    ``allow_unenforced`` is set: then only the limits that remain protect you.
+    The constructor fails on a host that cannot enforce a limit, unless ``allow_unenforced`` is set;
+    then only the other limits apply.
 
     Raises:
-        UserError: a limit that is not positive, or a host that cannot enforce one.
+        UserError: A limit is not positive, or the host cannot enforce it.
     """
 
     cpu_seconds: int = 5
-    """Processor time."""
+    """CPU time."""
     wall_seconds: float = 20.0
-    """Wall clock, generous because a busy machine is not the program's fault."""
+    """Wall-clock time; longer than the CPU time, because the machine may be busy."""
     memory_mb: int = 512
-    """Address space of the process, interpreter included."""
+    """Address space of the process, including the interpreter, in MiB."""
     disk_mb: int = 16
-    """Size of its folder."""
+    """Size of the working directory, in MiB."""
     output_kb: int = 64
-    """Bytes printed."""
+    """Size of the output, in KiB."""
     allow_unenforced: bool = False
-    """Run even where a limit cannot be enforced."""
+    """Run even if a limit cannot be enforced."""
 
     def __post_init__(self) -> None:
         limits = (self.cpu_seconds, self.wall_seconds, self.memory_mb, self.disk_mb, self.output_kb)
@@ -80,10 +80,10 @@ class CodeRunner:
             self.run("pass")
 
     def run(self, code: str, tests: str = "") -> Outcome:
-        """Run ``code``, then ``tests`` in the same module; they pass if nothing raises.
+        """Run ``code``, then ``tests`` in the same module; the tests pass if nothing raises.
 
         Raises:
-            UserError: this host cannot enforce a limit.
+            SetupError: The host cannot enforce a limit.
         """
         started, token = time.monotonic(), secrets.token_hex(16)
         with tempfile.TemporaryDirectory(prefix="code-") as folder:
@@ -93,7 +93,7 @@ class CodeRunner:
                     status, output = self._watch(process, Path(folder), started)
                 finally:
                     _kill(process)
-            code_of_exit = process.returncode
+            exit_code = process.returncode
         first, _, text = output.partition(b"\n")
         if status == "deadline" and not first:
             return Outcome(status, "", time.monotonic() - started)
@@ -101,7 +101,7 @@ class CodeRunner:
         passed = text.endswith(token.encode())
         text = text.removesuffix(token.encode())
         if status == "ended":
-            over_cpu = code_of_exit in (-signal.SIGXCPU, -signal.SIGKILL)
+            over_cpu = exit_code in (-signal.SIGXCPU, -signal.SIGKILL)
             status = "passed" if passed else "cpu" if over_cpu else "failed"
         return Outcome(status, text.decode(errors="replace"), time.monotonic() - started)
 
@@ -132,7 +132,7 @@ class CodeRunner:
     def _watch(
         self, process: subprocess.Popen[bytes], folder: Path, started: float
     ) -> tuple[str, bytes]:
-        """Collect output until the process ends or meets a limit that only we can see."""
+        """Collect output until the process ends or exceeds a limit that is checked here."""
         assert process.stdout is not None
         output = b""
         while True:
@@ -150,7 +150,7 @@ class CodeRunner:
                 return "deadline", output
 
     def _reap(self, process: subprocess.Popen[bytes], started: float) -> str:
-        """Wait for a process that has closed its output; it may still be running."""
+        """Wait for a process that has closed its output but may still run."""
         try:
             process.wait(max(0.0, started + self.wall_seconds - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -174,7 +174,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _size(folder: Path) -> int:
-    """Bytes beneath ``folder``; more than a thousand files count as too many bytes."""
+    """Size of all files in ``folder`` in bytes; `sys.maxsize` for more than 1000 files."""
     total = files = 0
     for root, _, names in os.walk(folder):
         files += len(names)
@@ -195,12 +195,19 @@ def code(
     memory_mb: int = 512,
     allow_unenforced: bool = False,
 ) -> Reward:
-    """1.0 if the reply's code passes its tests, else 0.0.
+    """1.0 if the code of the reply passes its tests, else 0.0.
 
-    ``tests`` is Python source that raises when the program is wrong (asserts); without it the fact
-    ``tests`` on the conversation, or the column ``tests`` of the file ``answers``, is used. Code
-    that meets its processor, memory, output or disk limit has failed and is counted; one that
-    meets the wall-clock deadline could not be scored.
+    Code that exceeds its CPU, memory, output or disk limit fails. Code that exceeds the wall-clock
+    limit has no score, because the machine may have been busy.
+
+    Args:
+        tests: Python source that raises if the program is wrong. Without it, the tests are the fact
+            ``tests`` of the conversation or the column ``tests`` of ``answers``.
+        answers: JSONL file with ``prompt`` and ``tests``.
+        cpu_seconds: Limit of the CPU time.
+        wall_seconds: Limit of the wall-clock time.
+        memory_mb: Limit of the memory, in MiB.
+        allow_unenforced: Run even if the host cannot enforce a limit.
     """
     target = Target(tests, answers, key="tests")
     runner = CodeRunner(

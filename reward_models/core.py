@@ -1,16 +1,16 @@
-"""One protocol for every reward: learned models, rules, judges, functions, and their mixtures.
+"""The reward protocol: learned models, rules, judges, functions, and their compositions.
 
-A reward maps conversations (Hugging Face chat format) to :class:`Scores`: one float, or None for
-"could not be scored", per conversation. None travels through every composition and is counted
-with its reason; it never turns into a silent zero.
+A reward maps conversations (Hugging Face chat format) to :class:`Scores`: for each conversation a
+float, or None if it could not be scored. Every composition propagates None and counts it with its
+reason; None is never replaced by zero.
 
     reward = build([{"kind": "learned", "path": "runs/reward/final"}, {"kind": "repetition"}])
     reward = 0.5 * helpful + brief.clip(0, 1)
     reward = helpful.gate(is_safe, at_least=0.5, otherwise=-1.0)
 
-Facts that only a rule may see, such as the right answer, travel on the messages: a message may
-carry keys beside ``role`` and ``content``: ``{"role": ..., "content": ..., "answer": "42"}``.
-Rules read them; text shown to a model never contains them.
+Facts that only a rule may read, such as the right answer, are further keys of a message:
+``{"role": ..., "content": ..., "answer": "42"}``. Text that is shown to a model never contains
+them.
 """
 
 from __future__ import annotations
@@ -32,33 +32,33 @@ if TYPE_CHECKING:
 
 Conversation = list[dict[str, str]]
 Score = float | None
-_MESSAGE = 160
-"""Characters of an exception's message that are kept."""
+_MAX_MESSAGE = 160
+"""Longest part of an exception's message that is reported, in characters."""
 _STDLIB = sysconfig.get_paths()["stdlib"]
 
 
 class Unscorable(Exception):
-    """Raised by a scorer of one conversation that has no score; its message is counted."""
+    """Raised when a conversation has no score; the message is the reason that is counted."""
 
 
 class SetupError(UserError):
-    """A reward that can score nothing on this machine, such as one whose package is missing."""
+    """A reward cannot work on this machine, for example because a package is missing."""
 
 
 def describe(error: BaseException) -> str:
     """An exception in one line: its type, its message, and the file and line that raised it.
 
-    The line is the deepest one outside installed packages, which is where a user can mend it.
+    The line is the deepest one outside installed packages, where a user can fix it.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not _is_installed(frame.filename)]
-    place = ""
+    user_frames = [frame for frame in frames if not _is_installed(frame.filename)]
+    location = ""
     if frames:
-        frame = (own or frames)[-1]
-        place = f" ({os.path.basename(frame.filename)}:{frame.lineno})"
+        frame = (user_frames or frames)[-1]
+        location = f" ({os.path.basename(frame.filename)}:{frame.lineno})"
     message = " ".join(str(error).split())
-    message = f": {message[:_MESSAGE]}" if message else ""
-    return f"{type(error).__name__}{message}{place}"
+    message = f": {message[:_MAX_MESSAGE]}" if message else ""
+    return f"{type(error).__name__}{message}{location}"
 
 
 def _is_installed(path: str) -> bool:
@@ -68,34 +68,34 @@ def _is_installed(path: str) -> bool:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a reward says about N conversations.
+    """Rewards of N conversations.
 
-    Values that are not finite become None: a NaN in an advantage destroys a run quietly.
+    Values that are not finite become None, because a NaN in an advantage would destroy a run.
     """
 
     values: list[Score]
-    """[N] the reward, or None where there is none."""
+    """Reward of each conversation, or None, [N]."""
     components: dict[str, list[Score]] = field(default_factory=dict)
-    """Name -> [N]: the raw score of every leaf of the composition, before weights and clips."""
+    """Name of each leaf of the composition -> its raw scores before weights and clips, [N]."""
     counts: Counter[str] = field(default_factory=Counter)
-    """Named events, such as truncated texts and the reasons behind each None."""
+    """Event, such as a truncated text or the reason of a None -> number of occurrences."""
     reasons: list[str | None] = field(default_factory=list)
-    """[N] why there is no reward, None where there is one. Left out, a None says "no score"."""
+    """Why there is no reward, or None where there is one, [N]; by default "no score"."""
 
     def __post_init__(self) -> None:
         raw = self.values
         object.__setattr__(self, "values", [_finite(value) for value in raw])
-        given = self.reasons or [None] * len(raw)
-        if len(given) != len(raw):
-            raise UserError(f"{len(given)} reasons for {len(raw)} scores")
+        reasons = self.reasons or [None] * len(raw)
+        if len(reasons) != len(raw):
+            raise ValueError(f"{len(reasons)} reasons for {len(raw)} scores")
         reasons = [
-            None if kept is not None else reason or ("no score" if value is None else "not finite")
-            for value, kept, reason in zip(raw, self.values, given, strict=True)
+            None if value is not None else reason or ("no score" if score is None else "not finite")
+            for score, value, reason in zip(raw, self.values, reasons, strict=True)
         ]
         object.__setattr__(self, "reasons", reasons)
         for name, column in self.components.items():
             if len(column) != len(self.values):
-                raise UserError(
+                raise ValueError(
                     f"component {name!r} has {len(column)} scores, the reward {len(self.values)}"
                 )
         columns = {name: [_finite(v) for v in column] for name, column in self.components.items()}
@@ -103,7 +103,7 @@ class Scores:
 
     @property
     def unscored(self) -> int:
-        """How many conversations have no reward."""
+        """Number of conversations without a reward."""
         return sum(value is None for value in self.values)
 
 
@@ -112,30 +112,30 @@ def _finite(value: Score) -> Score:
 
 
 class Reward(ABC):
-    """Anything that scores conversations. Subclasses set ``name`` and define :meth:`score`."""
+    """Base class of all rewards. Subclasses set ``name`` and define :meth:`score`."""
 
     name: str = "reward"
     temperature: float = 1.0
-    """Score difference that counts as one unit of log-odds in :meth:`prefer`."""
+    """Score difference that corresponds to one unit of log-odds in :meth:`prefer`."""
     moments: tuple[float, float] | None = None
-    """Mean and standard deviation on samples of the reference policy, where known."""
+    """Mean and standard deviation on samples of the reference policy, if known."""
 
     @abstractmethod
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        """Scores for ``conversations``, in their order."""
+        """Score conversations, [N]."""
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[Score]:
-        """The values alone: the plain callable that environment wrappers take."""
+        """The values of :meth:`score`, [N]; the form that environment wrappers take."""
         return self.score(conversations).values
 
     def leaves(self) -> tuple[Reward, ...]:
-        """The rewards at the bottom of this composition, in order."""
+        """The leaves of this composition, in order."""
         return (self,)
 
     def checkpoints(self) -> tuple[LearnedReward, ...]:
-        """Every learned reward that has a part in the score."""
-        below = (leaf for leaf in self.leaves() if leaf is not self)
-        return tuple(found for leaf in below for found in leaf.checkpoints())
+        """All learned rewards of this composition."""
+        others = (leaf for leaf in self.leaves() if leaf is not self)
+        return tuple(checkpoint for leaf in others for checkpoint in leaf.checkpoints())
 
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:
         """P(first is better) = sigmoid((score(first) - score(second)) / temperature), [pairs]."""
@@ -146,7 +146,7 @@ class Reward(ABC):
         values = self.score([*first, *second]).values
         pairs = zip(values[: len(first)], values[len(first) :], strict=True)
         return [
-            None if a is None or b is None else _sigmoid((a - b) / self.temperature)
+            None if a is None or b is None else sigmoid((a - b) / self.temperature)
             for a, b in pairs
         ]
 
@@ -182,38 +182,39 @@ class Reward(ABC):
         return Mapped(self, lambda value: min(max(value, low), high))
 
     def threshold(self, at_least: float, *, above: float = 1.0, below: float = 0.0) -> Reward:
-        """``above`` where the value reaches ``at_least``, else ``below``."""
+        """``above`` if the value is at least ``at_least``, else ``below``."""
         return Mapped(self, lambda value: above if value >= at_least else below)
 
     def normalise(self, mean: float | None = None, std: float | None = None) -> Reward:
         """(value - mean) / std, by default with the reward's own ``moments``.
 
-        Statistics of samples of the *reference policy* let one KL coefficient keep its meaning
-        across reward models (Ziegler et al. 2019).
+        With the statistics of samples of the *reference policy*, a KL coefficient has the same
+        meaning for all reward models (Ziegler et al. 2019).
         """
         if mean is None or std is None:
             if self.moments is None:
-                raise UserError(f"reward {self.name!r} carries no mean and std; give both")
+                raise UserError(f"reward {self.name!r} has no mean and std; give both")
             mean, std = self.moments
         if not std > 0:
             raise UserError(f"normalise needs std > 0, got {std}")
         return Mapped(self, lambda value: (value - mean) / std)
 
     def gate(self, condition: Reward, *, at_least: float = 0.5, otherwise: float = 0.0) -> Reward:
-        """This reward where ``condition`` scores ``at_least``, the constant ``otherwise`` else.
+        """This reward if ``condition`` scores at least ``at_least``, else ``otherwise``.
 
-        Conversations behind a closed gate are not scored at all, so a cheap rule can guard an
-        expensive judge. Where the condition has no score, there is no reward.
+        Conversations that do not meet the condition are not scored by this reward, so a cheap rule
+        can save calls of an expensive judge. If the condition has no score, the result is None.
         """
         return Gated(self, condition, at_least=at_least, otherwise=otherwise)
 
 
-def _sigmoid(x: float) -> float:
+def sigmoid(x: float) -> float:
+    """1 / (1 + exp(-x)) without overflow."""
     return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
 class Mapped(Reward):
-    """A function of another reward's value, None staying None; components stay raw."""
+    """A function of another reward's value; None and components are unchanged."""
 
     def __init__(self, inner: Reward, function: Callable[[float], float]):
         self.inner, self.function, self.name = inner, function, inner.name
@@ -228,7 +229,7 @@ class Mapped(Reward):
 
 
 class Combined(Reward):
-    """Sum or product of rewards; None if any part is None."""
+    """Sum or product of rewards; None if any of them is None."""
 
     def __init__(self, operator: str, *parts: Reward):
         self.operator, self.parts = operator, parts
@@ -251,7 +252,7 @@ class Combined(Reward):
 
 
 def first_reasons(results: Sequence[Scores]) -> list[str | None]:
-    """[N] why the first of ``results`` that has no score has none."""
+    """The first reason in ``results`` for each conversation, [N]."""
     columns = zip(*(result.reasons for result in results), strict=True)
     return [next((reason for reason in row if reason), None) for row in columns]
 
@@ -271,15 +272,13 @@ class Gated(Reward):
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         condition = self.condition.score(conversations)
         values = [None if v is None else self.otherwise for v in condition.values]
-        is_open = [
-            i for i, v in enumerate(condition.values) if v is not None and v >= self.at_least
-        ]
-        inner = self.inner.score([conversations[i] for i in is_open])
+        rows = [i for i, v in enumerate(condition.values) if v is not None and v >= self.at_least]
+        inner = self.inner.score([conversations[i] for i in rows])
         components = dict(condition.components)
         for name, column in inner.components.items():
-            components[name] = _scatter(column, is_open, len(conversations))
+            components[name] = _scatter(column, rows, len(conversations))
         reasons = list(condition.reasons)
-        for i, value, reason in zip(is_open, inner.values, inner.reasons, strict=True):
+        for i, value, reason in zip(rows, inner.values, inner.reasons, strict=True):
             values[i], reasons[i] = value, reason
         return Scores(values, components, condition.counts + inner.counts, reasons)
 
@@ -296,17 +295,17 @@ def _distinct(leaves) -> tuple[Reward, ...]:
 
 
 def check_names(leaves: Sequence[Reward]) -> None:
-    """Refuse two different leaves under one name: their components would hide each other."""
+    """Raise a UserError if two leaves have the same name, which would mix their components."""
     for name, count in Counter(leaf.name for leaf in leaves).items():
         if count > 1:
             raise UserError(f"{count} rewards are named {name!r}; give each its own `name`")
 
 
 class EachReward(Reward):
-    """A reward computed one conversation at a time by ``function``.
+    """A reward that ``function`` computes for one conversation at a time.
 
-    The function returns a float, or raises :class:`Unscorable` with the reason. Any other
-    exception costs this one score, too, and is counted with its message and place; only a
+    The function returns a float, or raises :class:`Unscorable` with the reason. Any other exception
+    also gives None for this conversation and is counted with its message and location; only a
     :class:`SetupError` ends the batch.
     """
 
@@ -327,15 +326,18 @@ class EachReward(Reward):
             raise
         except Unscorable as reason:
             return None, f"{self.name}: {reason}"
-        except Exception as error:  # one bad text never ends the batch
+        except Exception as error:  # a single bad text must not end the batch
             return None, f"{self.name}: {describe(error)}"
 
 
 def last_reply(conversation: Conversation) -> str:
-    """Text of the last message of the assistant; :class:`Unscorable` if there is none.
+    """Text of the last assistant message.
 
-    A message without text, such as one that only calls a tool, is an empty reply; text in several
-    parts is joined.
+    A message without text, such as one that only calls a tool, gives an empty text; several text
+    parts are joined.
+
+    Raises:
+        Unscorable: There is no assistant message, or its content is not text.
     """
     for message in reversed(conversation):
         if message.get("role") == "assistant":
@@ -355,10 +357,10 @@ def _text(content: Any) -> str:
 
 
 def fact(conversation: Conversation, key: str) -> Any:
-    """The fact ``key`` that travels on a message, the latest one first; None if there is none."""
+    """The value of the key ``key`` in the last message that has it; None if there is none."""
     return next((m[key] for m in reversed(conversation) if key in m), None)
 
 
 def with_facts(conversation: Conversation, facts: Mapping[str, str]) -> Conversation:
-    """A copy whose first message carries ``facts``."""
+    """A copy with ``facts`` as further keys of the first message."""
     return [{**conversation[0], **facts}, *conversation[1:]]

@@ -1,11 +1,11 @@
-"""The one way from a conversation to token ids, shared by training and scoring.
+"""Encode conversations as token ids, in the same way for training and for scoring.
 
-A reward model is only as good as the agreement between the text it was trained on and the text it
-scores, so both call :func:`encode_conversation`. TRL's ``RewardTrainer`` (checked in trl 1.16.0,
-``_prepare_dataset``) skips its own template, its own EOS rule and its own tokenisation when the
-data set has the columns ``chosen_ids`` and ``rejected_ids`` (lists of int; ``margin`` optional):
-fill them with this function. Rows longer than ``RewardConfig.max_length`` are still dropped there,
-so truncate here and set that option to None.
+A reward model must score text in the form on which it was trained, so both use
+:func:`encode_conversation`. TRL's ``RewardTrainer`` (checked in trl 1.16.0, ``_prepare_dataset``)
+skips its own template, EOS rule and tokenization if the data set has the columns ``chosen_ids`` and
+``rejected_ids`` (lists of int; ``margin`` is optional), which this function can fill. It still
+drops rows that are longer than ``RewardConfig.max_length``; truncate here and set that option to
+None.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rlhf.reward_models.core import Conversation
 _PLAIN_JOIN = "plain-1"
 _ENDING = "{#- ends where the score is read -#}"
 
-# Tokens that models set aside and that never stand in ordinary text, in order of preference.
+# Reserved tokens that do not occur in ordinary text, in order of preference.
 _FALLBACK_PADS = (
     "<|pad|>",
     "<pad>",
@@ -49,12 +49,15 @@ def encode_conversation(
     append_eos: bool,
     max_length: int | None,
 ) -> list[int]:
-    """Token ids of ``conversation``, truncated from the left.
+    """Token ids of a conversation, truncated on the left.
 
-    ``append_eos`` makes the tokenizer's EOS the very last token: white space that a template writes
-    after it is cut, and a missing EOS is added. Otherwise the ids are exactly the template's.
-    Too long a text loses its oldest tokens, so that the reply and its end survive; a leading
-    [CLS] or BOS is kept.
+    Args:
+        tokenizer: Its chat template renders the conversation.
+        conversation: At least one message.
+        append_eos: Make the tokenizer's EOS the last token: remove white space that the template
+            writes after it, or append it. Otherwise the ids are exactly the template's.
+        max_length: Largest number of tokens. Longer texts lose their oldest tokens, so that the end
+            of the reply is kept; a leading [CLS] or BOS is also kept.
     """
     ids = full_ids(tokenizer, conversation, append_eos=append_eos)
     return truncate_left(ids, max_length, tokenizer=tokenizer)
@@ -78,14 +81,14 @@ def full_ids(
 
 
 def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
-    """``conversation`` as text: the tokenizer's chat template, or plain joining without one.
+    """Render a conversation with the tokenizer's chat template, or join its texts without one.
 
-    Plain joining writes a single message as its bare text (what a sentiment or toxicity classifier
-    was trained on) and several as ``role: text`` paragraphs with an empty line between. Templates
-    that print today's date see a fixed one, or every score would change overnight.
+    Without a template, a single message is its bare text (the form on which sentiment and toxicity
+    classifiers are trained), and several messages are ``role: text`` paragraphs separated by empty
+    lines. Templates that write today's date render a fixed one, so that scores do not depend on it.
 
     Raises:
-        TemplateRefused: the template raised; an :class:`Unscorable`.
+        TemplateRefused: The template raised; an :class:`Unscorable`.
     """
     if not conversation:
         raise UserError("cannot encode an empty conversation")
@@ -99,7 +102,7 @@ def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> st
 def truncate_left(
     ids: list[int], max_length: int | None, *, tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
-    """The last ``max_length`` ids, a leading [CLS] or BOS kept in front of them."""
+    """The last ``max_length`` ids; a leading [CLS] or BOS is kept as the first of them."""
     if max_length is None or len(ids) <= max_length:
         return ids
     if ids[:1] in ([tokenizer.bos_token_id], [tokenizer.cls_token_id]):
@@ -108,9 +111,10 @@ def truncate_left(
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Fingerprint of all that :func:`encode_conversation` takes from the tokenizer beside its
-    vocabulary: the chat template (or the plain joining) with its options, and the EOS token.
-    16 hex digits."""
+    """Fingerprint (16 hex digits) of the chat template, its options and the EOS token.
+
+    Together with the vocabulary, these determine the result of :func:`encode_conversation`.
+    """
     has_template = tokenizer.chat_template is not None
     template = tokenizer.get_chat_template() if has_template else _PLAIN_JOIN
     source = f"{template}\0{tokenizer.eos_token}"
@@ -121,13 +125,13 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def end_template_at_score(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the tokenizer's own chat template write exactly what :func:`full_ids` encodes.
+    """Change the tokenizer's chat template so that it renders what :func:`full_ids` encodes.
 
-    Call it on the tokenizer that is saved beside a reward model that reads EOS. A plain tool
-    renders with the saved template and reads the last token: without this it would read the white
-    space that ChatML writes after EOS. The saved template ends with EOS, prints the fixed date, and
-    has the tokenizer's template options as defaults. Rendering a prompt alone
-    (``add_generation_prompt``) stays as it was.
+    Call it on the tokenizer that is saved with a reward model that reads EOS. Other libraries
+    render with the saved template and read the last token, which without this change can be the
+    white space that ChatML writes after EOS. The changed template ends with EOS, writes the fixed
+    date, and has the tokenizer's template options as defaults. Rendering a prompt
+    (``add_generation_prompt``) is unchanged.
     """
     template = tokenizer.chat_template
     if not isinstance(template, str) or _ENDING in template or tokenizer.eos_token is None:
@@ -144,12 +148,12 @@ def end_template_at_score(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Give ``tokenizer`` a pad token that is not its EOS, and return its id.
+    """Give a tokenizer a pad token that is not its EOS, and return its id.
 
-    Transformers' own pooling reads the last token that is not padding; with pad == EOS it cannot
-    see whether a reply ended. Prefers a token the vocabulary already has, else adds ``<|pad|>``:
-    then resize the model's embeddings to ``len(tokenizer)``. Set ``model.config.pad_token_id`` to
-    the returned id before training.
+    Transformers' pooling reads the last token that is not padding; with pad == EOS it skips the EOS
+    of a finished reply. Uses a reserved token of the vocabulary if there is one, else adds
+    ``<|pad|>``; then the model's embeddings must be resized to ``len(tokenizer)``. Set
+    ``model.config.pad_token_id`` to the returned id before training.
     """
     taken = (tokenizer.eos_token, tokenizer.bos_token)
     if tokenizer.pad_token is None or tokenizer.pad_token in taken:

@@ -1,4 +1,4 @@
-"""Fenced code blocks of a Markdown reply, paired line by line."""
+"""Fenced code blocks of a Markdown reply."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ _PYTHON = {"python", "python3", "python2", "py", "py3", "ipython", "pycon"}
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block."""
+    """A fenced code block."""
 
     language: str
     """First word of the info string, in lower case; empty if there is none."""
     code: str
-    """Its lines, without the indentation of the fence."""
+    """The lines without the indentation of the fence."""
 
 
 def fenced_blocks(text: str) -> list[Block]:
-    """The fenced blocks of ``text`` in order (CommonMark 4.5).
+    """The fenced blocks of a text in order (CommonMark 4.5).
 
-    A fence is closed by a line of at least as many of its own characters and nothing else, so the
-    closing fence of one block is never taken for the opening one of the next. A block that is not
-    closed goes on to the end of the text. Any indentation is accepted, as within a list.
+    A fence is closed by a line that consists of at least as many of the same characters. A block
+    that is not closed ends with the text. Any indentation is accepted, as within a list.
     """
     blocks: list[Block] = []
     opened: tuple[int, str, str] | None = None
@@ -63,12 +62,12 @@ def _dedent(line: str, indent: int) -> str:
 
 
 def code_in(reply: str) -> str:
-    """The program of ``reply``: its last Python block, else its last block without a language.
+    """The program in a reply: its last Python block, else its last block without a language.
 
-    Reasoning in ``<think>`` is left out. A reply without such a block is taken whole.
+    Reasoning in ``<think>`` is ignored. Without such a block, the whole reply is the program.
     """
     text = after_thinking(reply)
     blocks = fenced_blocks(text)
     python = [block for block in blocks if block.language in _PYTHON]
-    chosen = python or [block for block in blocks if not block.language]
-    return chosen[-1].code if chosen else text
+    candidates = python or [block for block in blocks if not block.language]
+    return candidates[-1].code if candidates else text

@@ -1,8 +1,8 @@
-"""Classification heads for decoder families that Transformers has none for.
+"""Classification heads for decoder families without classifiers in Transformers.
 
-Transformers' own generic head, a linear layer read at the last token, is put on the family's trunk,
-under the name that such a class would have. A checkpoint saved from it is an ordinary folder that
-this module opens again; beside its weights lies the sidecar that says how it is read.
+A class is created that puts Transformers' generic head (a linear layer on the last token) on the
+trunk of the family, under the name that such a class would have in Transformers. Its checkpoints
+have the usual format; the sidecar next to the weights describes how to read them.
 """
 
 from __future__ import annotations
@@ -33,77 +33,78 @@ from rlhf.errors import UserError
 
 
 class LastTokenHead(GenericForSequenceClassification):
-    """Scores of the last token that is not padding, for trunks of any form."""
+    """Head on the last token that is not padding, for any trunk."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> SequenceClassifierOutput:
-        """Logits [B, K] of texts [B, T] padded on the right or, where masked, on the left."""
+        """Logits [B, K] of texts [B, T], padded on the right or, with a mask, on either side."""
         trunk = getattr(self, self.base_model_prefix)
-        given = {} if attention_mask is None else {"attention_mask": attention_mask}
-        states = trunk(input_ids, use_cache=False, **given).last_hidden_state
+        mask = {} if attention_mask is None else {"attention_mask": attention_mask}
+        states = trunk(input_ids, use_cache=False, **mask).last_hidden_state
         config: Any = self.config  # type: ignore[attr-defined]
-        unmasked = input_ids != config.get_text_config().pad_token_id
-        real = unmasked if attention_mask is None else attention_mask.bool()
-        places = torch.arange(input_ids.shape[1], device=input_ids.device)
-        last = torch.where(real, places, 0).amax(1)
+        is_token = input_ids != config.get_text_config().pad_token_id
+        if attention_mask is not None:
+            is_token = attention_mask.bool()
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last = torch.where(is_token, positions, 0).amax(1)
         rows = torch.arange(len(last), device=last.device)
         return SequenceClassifierOutput(logits=self.score(states[rows, last]))
 
 
 class EveryTokenHead(GenericForTokenClassification):
-    """Scores of every token, for trunks of any form."""
+    """Head on every token, for any trunk."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> TokenClassifierOutput:
         """Logits [B, T, K] of texts [B, T]."""
         trunk = getattr(self, self.base_model_prefix)
-        given = {} if attention_mask is None else {"attention_mask": attention_mask}
-        states = trunk(input_ids, use_cache=False, **given).last_hidden_state
+        mask = {} if attention_mask is None else {"attention_mask": attention_mask}
+        states = trunk(input_ids, use_cache=False, **mask).last_hidden_state
         return TokenClassifierOutput(logits=self.score(self.dropout(states)))
 
 
-def sequence_classifier(place: str | Path) -> Any:
-    """The class whose ``from_pretrained`` reads the model at ``place`` with a head on whole texts.
+def sequence_classifier(path: str | Path) -> Any:
+    """The class whose ``from_pretrained`` loads a checkpoint with a head on whole texts.
 
-    Transformers' automatic class where the family has a classifier of its own.
+    This is Transformers' auto class if the family has a classifier.
 
     Args:
-        place: folder or hub id.
+        path: Folder or hub id.
 
     Raises:
-        OSError, ValueError: as transformers, where there is no configuration.
+        OSError, ValueError: From Transformers, if there is no configuration.
     """
-    return _class_for(place, AutoModelForSequenceClassification, LastTokenHead)
+    return _class_for(path, AutoModelForSequenceClassification, LastTokenHead)
 
 
-def token_classifier(place: str | Path) -> Any:
+def token_classifier(path: str | Path) -> Any:
     """As ``sequence_classifier``, with a head on every token."""
-    return _class_for(place, AutoModelForTokenClassification, EveryTokenHead)
+    return _class_for(path, AutoModelForTokenClassification, EveryTokenHead)
 
 
 def with_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
-    """A language model's trunk under a fresh generic head.
+    """A classifier with the trunk of a language model and a newly initialized head.
 
-    The trunk itself is taken over: buffers that are not saved stay as its family computes them.
+    The trunk is reused and not copied, so that buffers that are not saved keep their values.
 
     Args:
-        causal: the language model, which is used up.
+        causal: The language model; it must not be used afterwards.
         labels: ``num_labels``, ``id2label`` and ``label2id`` of the configuration.
-        steps: with a head on every token.
+        steps: Put the head on every token.
 
     Raises:
-        UserError: the family can carry no head.
+        UserError: The family has no trunk for a head.
     """
-    kind = _generic_class(type(causal.config), EveryTokenHead if steps else LastTokenHead)
-    if kind is None:
+    model_class = _generic_class(type(causal.config), EveryTokenHead if steps else LastTokenHead)
+    if model_class is None:
         raise UserError(f"{type(causal).__name__} has no trunk that a head can be put on")
     config = copy.deepcopy(causal.config)
     for key, value in labels.items():
         setattr(config, key, value)
     with torch.device("meta"):
-        model = kind(config)
+        model = model_class(config)
     trunk = causal.base_model
     if type(trunk) is not type(getattr(model, model.base_model_prefix)):
         raise UserError(f"{type(causal).__name__} has no trunk of its own")
@@ -117,34 +118,35 @@ def with_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
 
 
 def has_own_classifier(config: Any, *, steps: bool) -> bool:
-    """Whether Transformers has a classifier of a configuration's family."""
+    """Whether Transformers has a classifier for the family of a configuration."""
     automatic: Any = (
         AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
     )
     return type(config) in automatic._model_mapping
 
 
-def _class_for(place: str | Path, automatic: Any, generic: Any) -> Any:
-    kind = type(AutoConfig.from_pretrained(place))
-    if kind in automatic._model_mapping:
+def _class_for(path: str | Path, automatic: Any, generic: Any) -> Any:
+    config_class = type(AutoConfig.from_pretrained(path))
+    if config_class in automatic._model_mapping:
         return automatic
-    return _generic_class(kind, generic) or automatic  # which says that it does not know the family
+    # For an unknown family, the auto class raises the error.
+    return _generic_class(config_class, generic) or automatic
 
 
 @functools.cache
-def _generic_class(kind: Any, generic: Any) -> Any:
-    """The generic head on the trunk of a configuration's family; None where that is no decoder."""
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or kind not in MODEL_MAPPING:
+def _generic_class(config_class: Any, generic: Any) -> Any:
+    """The class with a generic head on the trunk of a decoder family; None for other families."""
+    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or config_class not in MODEL_MAPPING:
         return None
-    family = _family_of(MODEL_FOR_CAUSAL_LM_MAPPING[kind])
+    family = _family_of(MODEL_FOR_CAUSAL_LM_MAPPING[config_class])
     if family is None:
         return None
     suffix = "ForTokenClassification" if generic is EveryTokenHead else "ForSequenceClassification"
     attributes = {
-        "config_class": kind,
+        "config_class": config_class,
         "base_model_prefix": family.base_model_prefix,
-        # Transformers initialises buffers, and chooses implementations of attention and experts, by
-        # the module that a class was written in.
+        # Transformers initializes buffers, and selects implementations of attention and experts, by
+        # the module of a class.
         "__module__": family.__module__,
     }
     name = family.__name__.removesuffix("PreTrainedModel") + suffix
@@ -152,12 +154,12 @@ def _generic_class(kind: Any, generic: Any) -> Any:
 
 
 def _family_of(causal: Any) -> Any:
-    """The class that a family's models share; None where it has none."""
-    shared = (
-        each
-        for each in causal.__mro__
-        if issubclass(each, PreTrainedModel)
-        and each is not PreTrainedModel
-        and each.__name__.endswith("PreTrainedModel")
+    """The common base class of a family's models; None if there is none."""
+    bases = (
+        base
+        for base in causal.__mro__
+        if issubclass(base, PreTrainedModel)
+        and base is not PreTrainedModel
+        and base.__name__.endswith("PreTrainedModel")
     )
-    return next(shared, None)
+    return next(bases, None)

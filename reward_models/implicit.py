@@ -1,4 +1,4 @@
-"""The reward inside a preference-trained policy: beta * log(pi / pi_ref) of the last reply."""
+"""The implicit reward of a preference-trained policy: beta * log(pi / pi_ref) of the last reply."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from rlhf.reward_models.encoding import full_ids, template_hash
 class ImplicitReward(Reward):
     """beta * sum over the last reply's tokens of log pi - log pi_ref (DPO, 2305.18290, equation 5).
 
-    ``average`` divides by the number of tokens, as RewardBench does for models that favour length.
-    The reply's tokens are those that follow the longest common beginning of the ids with and
-    without it; EOS counts.
+    With ``average`` the sum is divided by the number of tokens, as RewardBench does for models that
+    favor length. The tokens of the reply, including EOS, are those after the longest common prefix
+    of the ids with and without it.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class ImplicitReward(Reward):
         device: str | None = None,
         dtype: str = "float32",
     ) -> ImplicitReward:
-        """Both models from their checkpoints.
+        """Load both models from checkpoints.
 
         Raises:
-            FileNotFoundError: one of them is no checkpoint.
-            UserError: their tokenizers or chat templates differ.
+            FileNotFoundError: One of the paths is not a checkpoint.
+            UserError: The tokenizers or chat templates differ.
         """
         tokenizers = [read(AutoTokenizer.from_pretrained, path) for path in (policy, reference)]
-        same_words = tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
-        if not same_words or template_hash(tokenizers[0]) != template_hash(tokenizers[1]):
-            raise UserError(f"{policy} and {reference} tokenise or format text differently")
+        same_vocab = tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
+        if not same_vocab or template_hash(tokenizers[0]) != template_hash(tokenizers[1]):
+            raise UserError(f"{policy} and {reference} tokenize or format text differently")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         models: list[Any] = [
             _read_policy(path, dtype=getattr(torch, dtype)) for path in (policy, reference)
@@ -89,8 +89,8 @@ class ImplicitReward(Reward):
             try:
                 values.append(self._one(conversation))
             except Unscorable as reason:
-                reasons[i] = why = f"{self.name}: {reason}"
-                counts[why] += 1
+                reasons[i] = f"{self.name}: {reason}"
+                counts[f"{self.name}: {reason}"] += 1
                 values.append(None)
         return Scores(values, {self.name: values}, counts, reasons)
 
@@ -108,7 +108,7 @@ class ImplicitReward(Reward):
 
 
 def _read_policy(path: str | Path, *, dtype: torch.dtype) -> Any:
-    """A language model; an adapter with the base that lies beside it, if one does."""
+    """A language model; an adapter is loaded onto the base model in its folder, if there is one."""
     base = Path(path) / "base"
     if not (Path(path) / "adapter_config.json").is_file() or not base.is_dir():
         return _causal(path, dtype=dtype)
@@ -119,7 +119,7 @@ def _read_policy(path: str | Path, *, dtype: torch.dtype) -> Any:
 
 @torch.no_grad()
 def _token_logprobs(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """log p(ids[t] | ids[<t]) for t = 1 ... T-1, fp64 for the sum. [T-1]"""
+    """log p(ids[t] | ids[<t]) for t = 1 ... T-1 in float64, [T-1]."""
     logits = model(ids, use_cache=False).logits[0, :-1].double()
     return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
 
@@ -127,7 +127,7 @@ def _token_logprobs(model: PreTrainedModel, ids: Tensor) -> Tensor:
 def reply_span(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation
 ) -> tuple[list[int], int]:
-    """Token ids of the conversation, ending in EOS, and where its last message begins (>= 1)."""
+    """Token ids of a conversation with EOS, and the index where its last message begins (>= 1)."""
     ids = full_ids(tokenizer, conversation, append_eos=True)
     blank = [*conversation[:-1], {**conversation[-1], "content": ""}]
     without = full_ids(tokenizer, blank, append_eos=True)
@@ -137,11 +137,11 @@ def reply_span(
 
 
 def _causal(path: str | Path, *, dtype: torch.dtype) -> Any:
-    """The language model at ``path``.
+    """Load a language model.
 
     Raises:
-        FileNotFoundError: there is none.
-        UserError: weights are missing, which Transformers would fill with random numbers.
+        FileNotFoundError: The path is not a checkpoint.
+        UserError: Weights are missing, which Transformers would initialize randomly.
     """
     model, info = read(
         AutoModelForCausalLM.from_pretrained, path, dtype=dtype, output_loading_info=True

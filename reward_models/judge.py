@@ -1,8 +1,8 @@
-"""A language model as judge: a rating of one reply, or A against B in both orders.
+"""A language model as judge: ratings of single replies, or comparisons in both orders.
 
-A judge is a plain function ``generate(prompts: list[str]) -> list[str | None]``: your own model, or
-:func:`endpoint` for any OpenAI-compatible server. None, a timeout, or an answer without a verdict
-gives no score, counted with its reason.
+A judge is a function ``generate(prompts: list[str]) -> list[str | None]``: a local model, or
+:func:`endpoint` for an OpenAI-compatible server. None, a timeout, or an answer without a verdict
+gives no score and is counted with its reason.
 """
 
 from __future__ import annotations
@@ -74,21 +74,22 @@ class RatingJudge(Reward):
         return Scores(values, {self.name: values}, counts, reasons)
 
     def _read(self, answer: str | None) -> tuple[Score, str | None]:
-        found = _RATING.findall(answer) if answer is not None else []
-        if not found:
+        ratings = _RATING.findall(answer) if answer is not None else []
+        if not ratings:
             return None, f"{self.name}: {'no answer' if answer is None else 'no rating in answer'}"
-        rating = float(found[-1])
+        rating = float(ratings[-1])
         if not self.low <= rating <= self.high:
             return None, f"{self.name}: rating out of range"
         return (rating - self.low) / (self.high - self.low), None
 
 
 class PairJudge:
-    """P(first reply wins) by asking twice, the second time in swapped order.
+    """P(first reply wins), from one judgment in each order of the replies.
 
-    A judge that changes its mind with the order gives 0.5 and is counted as ``swapped``: GPT-4 kept
-    its verdict in only 65% of the pairs of Zheng et al. (2306.05685). Not a :class:`Reward`,
-    because it scores pairs; use it to label preference data or to evaluate a policy.
+    A verdict that depends on the order gives 0.5 and is counted as ``swapped``; GPT-4 was
+    consistent in only 65% of the pairs of Zheng et al. (2306.05685). This class is not a
+    :class:`Reward`, because it scores pairs; use it to label preference data or to evaluate a
+    policy.
     """
 
     def __init__(self, generate: Generate, *, template: str = COMPARISON):
@@ -97,10 +98,10 @@ class PairJudge:
         self.counts: Counter[str] = Counter()
 
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:
-        """1.0 first wins, 0.0 second wins, 0.5 the order decided, None no verdict. [pairs]
+        """1.0 if the first wins, 0.0 if the second, 0.5 if the order decides, None if unknown, [N].
 
         Raises:
-            UserError: the two lists differ in length, or a pair in its prompt.
+            UserError: The conversations of a pair have different prompts.
         """
         prompts = []
         for a, b in zip(first, second, strict=True):
@@ -156,10 +157,17 @@ def endpoint(
     max_tokens: int = 512,
     key_variable: str = "OPENAI_API_KEY",
 ) -> Generate:
-    """A judge behind an OpenAI-compatible server, such as ``http://localhost:8000/v1``.
+    """A judge on an OpenAI-compatible server, with greedy decoding.
 
-    Greedy decoding. The key is read from the environment variable ``key_variable``, if set. An
-    answer that is late, refused or malformed becomes None; so does every failure of the network.
+    A late, refused or malformed answer becomes None, as does every network error.
+
+    Args:
+        url: Address of the server, such as ``http://localhost:8000/v1``.
+        model: Name of the model on the server.
+        timeout: Seconds per request.
+        parallel: Number of concurrent requests.
+        max_tokens: Longest answer, in tokens.
+        key_variable: Environment variable with the API key.
     """
     address = url.rstrip("/") + "/chat/completions"
     headers = {"Content-Type": "application/json"}

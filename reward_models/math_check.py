@@ -20,19 +20,19 @@ _ANSWER_IS = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*([^\n]{1,200})", re.I)
 
 
 class _Late(Exception):
-    """Processor time is up."""
+    """The limit of CPU time is exceeded."""
 
 
 def verdict(reference: str, reply: str, seconds: float | None = None) -> tuple[str, str]:
-    """Whether ``reply`` ends on an answer that equals ``reference``.
+    """Whether the final answer of a reply equals a reference.
 
     Args:
-        reference: the right answer, LaTeX or plain.
-        reply: of a policy.
-        seconds: processor time for each of the two; None for no limit.
+        reference: The right answer, in LaTeX or plain text.
+        reply: Reply of a policy.
+        seconds: CPU time for each of the two texts; None for no limit.
 
     Returns:
-        ``right``, ``wrong``, or ``reference`` where that is not understood; and the reason.
+        ``right``, ``wrong``, or ``reference`` if the reference cannot be parsed; and the reason.
     """
     try:
         with _deadline(seconds):
@@ -48,52 +48,52 @@ def verdict(reference: str, reply: str, seconds: float | None = None) -> tuple[s
         return "wrong", str(reason)
     except _Late:
         return "wrong", "it takes too long"
-    except Exception as error:  # sympy, on what a policy wrote: no value that it can compute
+    except Exception as error:  # sympy cannot compute the value of this reply
         return "wrong", f"{type(error).__name__}: {error}"
     return ("right", "") if equals else ("wrong", "another value")
 
 
 @lru_cache(maxsize=4096)
 def read_reference(text: str) -> Node:
-    """The tree of a reference answer, which has to have a value.
+    """Parse a reference answer, which must have a value.
 
     Raises:
-        NotUnderstood: it is not wholly understood.
+        NotUnderstood: A part of the text cannot be parsed, or there is no value.
     """
     segment = answer_segment(text)[0].strip()
-    found = read_math(segment)
+    tree = read_math(segment)
     try:
-        algebra.check(found)
+        algebra.check(tree)
     except (NotUnderstood, _Late):
         raise
-    except Exception as error:  # sympy, on what a data set holds
+    except Exception as error:  # sympy cannot compute the value of this reference
         raise NotUnderstood(f"{type(error).__name__}: {error}") from error
-    return found
+    return tree
 
 
 def read_reply(reply: str, *, in_words: bool = False) -> Node:
-    """The tree of the answer that ``reply`` ends on.
+    """Parse the final answer of a reply.
 
     Args:
-        reply: of a policy.
-        in_words: whether the right answer is a word, which may follow "the answer is".
+        reply: Reply of a policy.
+        in_words: Whether the right answer is a word, which may follow "the answer is".
 
     Raises:
-        NotUnderstood: it is not wholly understood.
+        NotUnderstood: A part of the answer cannot be parsed.
     """
     segment, boxed = reply_segment(reply)
     try:
         return read_math(segment, math=boxed)
     except NotUnderstood:
-        if in_words and (found := _ANSWER_IS.findall(segment)):
-            return read_math(found[-1], math=False)
+        if in_words and (answers := _ANSWER_IS.findall(segment)):
+            return read_math(answers[-1], math=False)
     statement = final_statement(segment, numbers_only=False)
     return read_math(f"{statement.text} {unit_words(statement.words)}", math=boxed)
 
 
 @contextmanager
 def _deadline(seconds: float | None) -> Iterator[None]:
-    """Raise ``_Late`` after that much processor time; only the main thread can."""
+    """Raise ``_Late`` after this much CPU time; without effect outside the main thread."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return

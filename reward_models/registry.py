@@ -1,18 +1,17 @@
-"""Rewards from configuration: ``build({"kind": "learned", "path": ...})``.
+"""Build rewards from configuration: ``build({"kind": "learned", "path": ...})``.
 
-``KINDS`` maps a kind to the function that builds it, as ``module:name``, so that a length reward
-does not import torch. A new kind is one function and one line here.
+``KINDS`` maps a kind to its builder as ``module:name``, so that a rule does not import torch. A new
+kind is one function and one row of this table.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, nearest
 from rlhf.reward_models.adapters import as_reward
 from rlhf.reward_models.core import EachReward, Reward, check_names
 from rlhf.reward_models.worker import Worker
@@ -46,15 +45,15 @@ _WRAPPERS = ("name", "weight", "clip", "threshold", "normalise")
 
 
 def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
-    """The reward that ``spec`` describes; a list of specs is their sum.
+    """Build the reward of a spec; a list of specs is the sum of their rewards.
 
-    Beside ``kind`` and that kind's own settings every spec takes ``name`` (of its component),
-    ``normalise: {mean, std}`` (``true``: the checkpoint's own statistics), ``clip: [low, high]``,
-    ``threshold: x`` and ``weight``, applied in this order.
+    In addition to ``kind`` and the settings of the kind, a spec takes ``name`` (of the component),
+    ``normalise: {mean, std}`` (``true`` uses the statistics of the checkpoint), ``clip: [low,
+    high]``, ``threshold: x`` and ``weight``, which are applied in this order.
 
     Raises:
-        UserError: unknown kind or setting (the nearest right one is named), a missing setting, or
-            two parts of one name.
+        UserError: A kind or setting is unknown, a setting is missing, or two components have the
+            same name.
     """
     if isinstance(spec, Mapping):
         return _build_one(spec)
@@ -115,39 +114,35 @@ def _check_settings(kind: str, builder: Callable[..., Reward], settings: Mapping
 
 
 def _suggest(word: str, choices) -> str:
-    near = difflib.get_close_matches(word, list(choices), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(choices)}"
+    return nearest(word, choices) or f"; known: {', '.join(choices)}"
 
 
 def resolve(path: str, *, what: str) -> Any:
-    """The object at ``module:name`` (dots allowed after the colon).
+    """Import the object at ``module:name`` (dots are allowed after the colon).
 
     Raises:
-        UserError: no such module or name; ``what`` begins the message.
+        UserError: The module or the name does not exist; the message begins with ``what``.
     """
     module_name, _, attribute = path.partition(":")
     if not attribute:
         raise UserError(f"{what}: write the path as module:name, got {path!r}")
     try:
-        found: Any = importlib.import_module(module_name)
+        target: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(f"{what}: cannot import {module_name!r} ({error})") from error
-    for part in attribute.split("."):
-        if part not in dir(found):
-            raise UserError(f"{what}: {path!r} not found{_suggest(part, _public(found))}")
-        found = getattr(found, part)
-    return found
-
-
-def _public(thing: Any) -> list[str]:
-    return [name for name in dir(thing) if not name.startswith("_")]
+    for name in attribute.split("."):
+        if name not in dir(target):
+            public = [other for other in dir(target) if not other.startswith("_")]
+            raise UserError(f"{what}: {path!r} not found{_suggest(name, public)}")
+        target = getattr(target, name)
+    return target
 
 
 def function_reward(path: str, timeout: float | None = None) -> Reward:
-    """Kind ``function``: your own function at ``module:name``, conversations -> scores.
+    """Kind ``function``: a user's function at ``module:name``, conversations -> scores.
 
-    With ``timeout`` (seconds per conversation) it runs in a process of its own, one conversation
-    at a time, and is killed when late: for code that may hang.
+    With ``timeout`` (seconds per conversation) it runs in a separate process, one conversation at a
+    time, and is killed when it takes longer; for code that may hang.
     """
     function = resolve(path, what="rewards: kind 'function'")
     if timeout is None:
@@ -157,7 +152,7 @@ def function_reward(path: str, timeout: float | None = None) -> Reward:
 
 
 def trained(path: str) -> Reward:
-    """Kind ``trained``: a checkpoint read by the kind of reward that its sidecar names."""
+    """Kind ``trained``: a checkpoint, loaded as the kind of reward in its sidecar."""
     from rlhf.reward_models.checkpoint import find_sidecar
 
     sidecar = find_sidecar(path)
@@ -170,5 +165,5 @@ def gate(
     at_least: float = 0.5,
     otherwise: float = 0.0,
 ) -> Reward:
-    """Kind ``gate``: the spec ``reward`` where the spec ``condition`` reaches ``at_least``."""
+    """Kind ``gate``: the spec ``reward`` if the spec ``condition`` scores at least ``at_least``."""
     return build(reward).gate(build(condition), at_least=at_least, otherwise=otherwise)

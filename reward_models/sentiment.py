@@ -1,4 +1,4 @@
-"""Sentiment of the reply from a list of words: fast, transparent, easy to game."""
+"""Sentiment of the reply from a word list; fast, but easy to exploit by a policy."""
 
 from __future__ import annotations
 
@@ -16,27 +16,30 @@ _NEGATIONS = frozenset(
 )
 _STRONGER = frozenset(("very", "really", "extremely", "absolutely", "totally", "truly", "so"))
 _WEAKER = frozenset(("slightly", "somewhat", "fairly", "rather", "almost", "kinda", "sorta"))
-_REACH = 3  # words that a negation looks ahead
-_SHRINK = 2.0  # pulls replies with little evidence towards 0
+_NEGATION_RANGE = 3  # number of words after a negation that it affects
+_SHRINKAGE = 2.0  # shrinks the sentiment of replies with few known words towards 0
 
 
 def lexicon(path: str | None = None) -> Reward:
-    """Sentiment of the reply in (-1, 1): sum of word valences over sum of their sizes + 2.
+    """Sentiment of the reply in (-1, 1): sum of valences / (sum of absolute valences + 2).
 
-    A negation among the three words before flips a word at three quarters of its strength; the
-    word just before may strengthen or weaken it. ``path``: a file of your own, one "word value" per
-    line. Repeating a good word saturates rather than grows, but such a score is still easily
-    gamed: watch it beside a held-out judge.
+    A negation among the three words before a word multiplies its valence by -0.75; an adverb of
+    degree just before it changes its strength. Repeating a positive word saturates, but a policy
+    can still exploit the score; monitor it together with a held-out judge.
+
+    Args:
+        path: File with a "word value" per line; by default the lexicon of this package.
 
     Raises:
-        FileNotFoundError, UserError: no such file, or a line that is not "word value".
+        FileNotFoundError: The file does not exist.
+        UserError: A line is not "word value".
     """
     words = read_lexicon(path)
     return EachReward(lambda c: valence(last_reply(c), words), name="lexicon")
 
 
 def valence(text: str, words: dict[str, float]) -> float:
-    """Sentiment of ``text`` in (-1, 1); 0 without any known word."""
+    """Sentiment of ``text`` in (-1, 1); 0 without known words."""
     tokens = _WORD.findall(text.casefold().replace("’", "'"))
     total = size = 0.0
     for i, token in enumerate(tokens):
@@ -45,16 +48,17 @@ def valence(text: str, words: dict[str, float]) -> float:
             continue
         before = tokens[i - 1] if i else ""
         value *= 1.5 if before in _STRONGER else 0.5 if before in _WEAKER else 1.0
-        if any(t in _NEGATIONS or t.endswith("n't") for t in tokens[max(0, i - _REACH) : i]):
+        window = tokens[max(0, i - _NEGATION_RANGE) : i]
+        if any(t in _NEGATIONS or t.endswith("n't") for t in window):
             value *= -0.75
         total += value
         size += abs(value)
-    return total / (size + _SHRINK)
+    return total / (size + _SHRINKAGE)
 
 
 @cache
 def read_lexicon(path: str | None = None) -> dict[str, float]:
-    """Word -> valence from ``path``, or from the list that ships with this package."""
+    """Word -> valence, from ``path`` or from the lexicon of this package."""
     source = Path(path) if path else files("rlhf.reward_models") / "lexicon.txt"
     if not source.is_file():
         raise FileNotFoundError(f"no lexicon at {path}")
@@ -71,9 +75,9 @@ def read_lexicon(path: str | None = None) -> dict[str, float]:
 
 
 def vader() -> Reward:
-    """VADER's compound sentiment of the reply, -1 to 1 (Hutto and Gilbert 2014).
+    """VADER's compound sentiment of the reply in [-1, 1], for short texts (Hutto and Gilbert 2014).
 
-    Needs ``pip install "rlhf-kit[sentiment]"``. Made for short social-media text.
+    Needs ``pip install "rlhf-kit[sentiment]"``.
     """
     try:
         from vaderSentiment.vaderSentiment import (  # type: ignore[import-not-found]

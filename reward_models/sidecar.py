@@ -1,4 +1,4 @@
-"""``reward_model.json``: what a reward checkpoint needs beside its weights to be read correctly."""
+"""``reward_model.json``: how to encode text for a reward checkpoint and read its scores."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ FILE_NAME = "reward_model.json"
 
 @dataclass(frozen=True)
 class Sidecar:
-    """How a reward checkpoint was trained, and what its scores mean.
+    """How a reward checkpoint was trained, and the meaning of its scores.
 
-    Written next to the weights; the checkpoint stays loadable by plain
-    ``AutoModelForSequenceClassification``.
+    Written next to the weights; ``AutoModelForSequenceClassification`` can still load the
+    checkpoint.
     """
 
     template_hash: str
-    """Fingerprint of chat template and EOS token, from ``encoding.template_hash``."""
+    """Fingerprint of the chat template and the EOS token, from ``encoding.template_hash``."""
     append_eos: bool
     """Whether every text ends with EOS."""
     max_length: int | None
-    """Tokens per text; longer ones lose their oldest tokens. None: no limit."""
+    """Largest number of tokens; longer texts lose their oldest tokens. None: no limit."""
     pooling: str
-    """``last``: the head reads the last token. ``model``: an encoder's own pooling. ``steps``: the
+    """``last``: the head reads the last token. ``model``: the encoder's own pooling. ``steps``: the
     head reads the token that ends each step."""
     temperature: float = 1.0
     """Fitted on held-out pairs: P(a better) = sigmoid((score(a) - score(b)) / temperature)."""
     mean: float | None = None
-    """Mean raw score of reference-policy samples."""
+    """Mean raw score on samples of the reference policy."""
     std: float | None = None
-    """Standard deviation of the raw score of reference-policy samples."""
+    """Standard deviation of the raw score on samples of the reference policy."""
     kind: str = "learned"
-    """Kind of reward that reads this checkpoint, as in a configuration."""
+    """Kind of reward that loads this checkpoint, as in a configuration."""
     scope: str = "conversation"
-    """``reply``: trained on bare texts, so that it scores the last reply without its prompt."""
+    """``reply``: trained on texts without prompts, so it scores the last reply alone."""
     separator: str | None = None
-    """Text that ends each step; of process rewards alone."""
+    """Text that ends each step, for process rewards."""
 
     def __post_init__(self) -> None:
         if self.pooling not in ("last", "model", "steps"):
@@ -50,7 +50,7 @@ class Sidecar:
         if not self.temperature > 0:
             raise UserError(f"temperature must be > 0, got {self.temperature}")
         if (self.mean is None) != (self.std is None):
-            raise UserError("mean and std go together; give both or neither")
+            raise UserError("give both mean and std, or neither")
         if self.std is not None and not self.std > 0:
             raise UserError(f"std must be > 0, got {self.std}")
 
@@ -62,10 +62,10 @@ class Sidecar:
 
     @classmethod
     def read(cls, checkpoint: str | Path) -> Sidecar | None:
-        """The sidecar of the folder ``checkpoint``, or None if it has none.
+        """The sidecar of the folder ``checkpoint``, or None if there is none.
 
         Raises:
-            UserError: the file is not JSON, or has missing or unknown keys.
+            UserError: The file is not JSON, or has missing or unknown keys.
         """
         path = Path(checkpoint) / FILE_NAME
         if not path.is_file():

@@ -27,7 +27,7 @@ PLANTED = {
     "Idle": r"adversary: silence earns 0.0000 per episode, optimal_value\(\) says -3.0000",
     "Prolix": r"adversary: expert play with 8 times 'no' after it earns 1.8000",
     "Quitter": "exact: the best of all policies earns -1.0000",
-    "Unstated": "adversary: silence earns 0.0000 per episode, meant play earns -",
+    "Unstated": "adversary: silence earns 0.0000 per episode, intended play earns -",
     "Numbers": r"adversary: a reply that is no number \(rollout.invalid_reward: 0\) earns 0.0000",
 }
 
