@@ -30,9 +30,9 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
         from rlhf.training.offline import check_options, engine_of, stage_of
 
         check_options(config.trainer)
-        if engine_of(command, config) == "native":
-            rate = stage_of(command, config).learning_rate
-            native_options(command, config.trainer, learning_rate=rate)
+        method = stage_of(command, config)
+        if engine_of(config, native=method.native) == "native":
+            native_options(command, config.trainer, learning_rate=method.learning_rate)
     else:
         return
     if with_model and isinstance(config, RewardConfig):
@@ -55,22 +55,22 @@ def plan_offline(command: str, config: Any) -> str:
     from rlhf.training.offline import (
         check_options,
         check_trainer,
+        engine_of,
         load_rows,
-        num_steps,
         stage_of,
     )
-    from rlhf.training.stages import evaluation_steps
+    from rlhf.training.stages import evaluation_steps, num_steps
 
     stage = stage_of(command, config)
     check_options(config.trainer)
     train_rows, eval_rows = load_rows(config, stage)
-    work = stage.prepare(config, train_rows)
+    work = stage.prepare(config, train_rows, engine_of(config, native=stage.native))
     examples = work.encode(train_rows, True)
     work.encode(eval_rows, False)
     check_trainer(command, config, stage=stage, work=work, num_rows=len(examples))
     steps = num_steps(config, len(examples))
     accumulation = config.batch_size // config.micro_batch_size
-    copies = 1 if "ref_model" in work.arguments else 0
+    copies = 1 if work.trainer and "ref_model" in work.trainer.arguments else 0
     lines = [
         f"rows: {len(examples):,} for training, {len(eval_rows):,} held out"
         + (f" ({work.summary()})" if work.summary() else ""),

@@ -22,7 +22,8 @@ from rlhf.models.trainable import Movement, set_dropout
 from rlhf.runs.directory import Run
 from rlhf.training.batching import micro_batches
 from rlhf.training.distributed import World, join
-from rlhf.training.native_tasks import Example, Examples, Task, collate
+from rlhf.training.examples import Example
+from rlhf.training.native_tasks import Examples, Task, collate
 from rlhf.training.stages import Work, num_steps, warmup_steps
 from rlhf.training.throughput import Throughput
 
@@ -100,7 +101,7 @@ def open_lesson(
     task: Task, config: OfflineConfig, options: NativeOptions, *, work: Work, sets: tuple[Any, Any]
 ) -> Lesson:
     """The model with its optimizer and schedule, and the examples as the task takes them."""
-    train_set, eval_set = ([task.example(row) for row in rows] for rows in sets)
+    train_set, eval_set = sets
     examples: dict[str, Sequence[Example]] = {"train": train_set, "eval": eval_set}
     steps = num_steps(config, len(train_set))
     learner = task.learner(work.model, work.tokenizer)

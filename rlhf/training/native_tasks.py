@@ -22,20 +22,9 @@ from rlhf.models.fast.passes import enable_fast_passes
 from rlhf.models.heads import Policy, Scored
 from rlhf.models.logprobs import trunk_of
 from rlhf.models.saving import restore_model, save_model
-from rlhf.reward_models.losses import IGNORED, bradley_terry, centring
+from rlhf.reward_models.losses import bradley_terry, centring
 from rlhf.rollout.batch import pad_right, some_rows
-
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Example:
-    """Rows of tokens that are learned from together."""
-
-    ids: tuple[list[int], ...]
-    labels: tuple[list[int], ...]
-    """The same ids, -100 on tokens whose log-probabilities do not count."""
-    margin: float = 0.0
+from rlhf.training.examples import IGNORED, Example
 
 
 @dataclass(frozen=True)
@@ -234,22 +223,6 @@ def _told(per_pair: Tensor, chosen: Tensor, rejected: Tensor) -> MetricSums:
     )
 
 
-def _sft_example(row: Row) -> Example:
-    return Example((row["input_ids"],), (row["labels"],))
-
-
-def _dpo_example(row: Row) -> Example:
-    sides = ("chosen", "rejected")
-    return Example(
-        tuple(row[f"{side}_ids"] for side in sides), tuple(row[f"{side}_labels"] for side in sides)
-    )
-
-
-def _reward_example(row: Row) -> Example:
-    ids = (row["chosen_ids"], row["rejected_ids"])
-    return Example(ids, ids, row.get("margin", 0.0))
-
-
 def _tokens(batch: Examples) -> Tensor:
     return batch.action_mask.sum()
 
@@ -266,8 +239,6 @@ def _pairs_and_tokens(batch: Examples) -> Tensor:
 class Task:
     """A verb of the native engine."""
 
-    example: Callable[[Row], Example]
-    """From a row of the encoded data set."""
     learner: Callable[[Any, Any], Any]
     """From the model and its tokenizer."""
     loss: Callable[..., tuple[Tensor, MetricSums]]
@@ -281,16 +252,13 @@ class Task:
 
 
 TASKS = {
-    "sft": Task(_sft_example, Policy, sft_loss, _tokens),
+    "sft": Task(Policy, sft_loss, _tokens),
     "dpo": Task(
-        _dpo_example,
         Policy,
         dpo_loss,
         _pairs_and_tokens,
         ("beta", "weights"),
         reference=True,
     ),
-    "reward": Task(
-        _reward_example, Scorer, reward_loss, _examples, ("center_rewards_coefficient",)
-    ),
+    "reward": Task(Scorer, reward_loss, _examples, ("center_rewards_coefficient",)),
 }

@@ -1,4 +1,4 @@
-"""What an offline stage is: a row of a table, and what it brings to its trainer."""
+"""An offline training method, its setup for one run, and its number of steps."""
 
 from __future__ import annotations
 
@@ -8,35 +8,47 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-
 from rlhf.config.offline import OfflineConfig
+from rlhf.errors import UserError
 from rlhf.runs.directory import Run
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class TrainerSpec:
+    """A trainer of TRL or transformers for one run, with its data columns and arguments."""
+
+    trainer: type
+    options: type
+    """Class of its training arguments."""
+    columns: Callable[[Sequence[Any]], Any]
+    """Converts our examples to the data set that the trainer reads."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the trainer."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Training arguments that `trainer:` in the configuration may override."""
+    owned: Mapping[str, Any] = field(default_factory=dict)
+    """Training arguments that the user cannot change."""
+    handled: frozenset[str] = frozenset()
+    """Keys under `trainer:` that our code implements because the trainer does not."""
+
+
+@dataclass(frozen=True)
 class Work:
-    """A stage made ready: the model, how rows become examples, and what is left behind."""
+    """The setup of one run: the model, the encoder of its rows, and how the result is saved."""
 
     model: Any
-    """To be trained, adapters and all."""
+    """The model to train, with its adapters."""
     tokenizer: Any
-    encode: Callable[[Sequence[Row], bool], Dataset]
-    """(rows, whether they are for training) -> examples; UserError if none is left."""
+    encode: Callable[[Sequence[Row], bool], Sequence[Any]]
+    """(rows, whether they are for training) -> examples; UserError without any."""
     summary: Callable[[], str]
-    """What happened to rows on the way, for the log; empty when nothing did."""
+    """Counts of truncated and dropped rows, for the log; empty without any."""
     save: Callable[[Any, Path], None]
-    """Write the trained model into a folder."""
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    """Of the trainer, beside those that every stage has."""
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Of the trainer's options; the user's own come after them."""
-    owned: Mapping[str, Any] = field(default_factory=dict)
-    """Of the trainer's options; the user cannot change them."""
-    handled: frozenset[str] = frozenset()
-    """Options under `trainer` that the stage sees to itself, because its trainer has none such."""
+    """Writes the trained model to a folder."""
+    trainer: TrainerSpec | None = None
+    """The trainer of TRL or transformers; None where the native engine trains."""
     judge: Callable[[Run], None] | None = None
     """Report on the saved model."""
     dropout: bool = False
@@ -45,17 +57,38 @@ class Work:
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the table: the trainer's classes, the rows it takes, and how to make it ready."""
+    """A row of the table of training methods."""
 
-    trainer: type
-    options: type
     data: str
     """Kind of the rows, see `rlhf.config.data.Kind`."""
     learning_rate: float
-    prepare: Callable[[Any, list[Row]], Work]
-    """(configuration, training rows) -> what the stage brings."""
+    prepare: Callable[[Any, list[Row], str], Work]
+    """(configuration, training rows, engine) -> setup of the run."""
+    native: bool = True
+    """Whether the native engine implements the method."""
     keep: tuple[str, ...] = ()
     """Further columns of the rows."""
+
+
+def engine_of(config: OfflineConfig, *, native: bool) -> str:
+    """Return the engine that trains: "native" or "trl".
+
+    Args:
+        config: Configuration of the run.
+        native: Whether the native engine implements its method.
+
+    Raises:
+        UserError: The configuration asks for the native engine, or for its profile, in vain.
+    """
+    if config.engine == "native" and not native:
+        raise UserError(
+            "engine: native trains sft, dpo, and reward models of kind preference with one head on "
+            "a decoder; for this run leave engine out"
+        )
+    engine = ("native" if native else "trl") if config.engine == "auto" else config.engine
+    if config.profile and engine == "trl":
+        raise UserError("profile has no effect on this run: only the native engine is profiled")
+    return engine
 
 
 def num_steps(config: OfflineConfig, num_rows: int) -> int:

@@ -41,7 +41,7 @@ from rlhf.rollout.load_check import check_sampling
 from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.continuous import Sampler
 from rlhf.training import offline
-from rlhf.training.trl.examples import Encoder
+from rlhf.training.examples import Encoder, Example
 from tests.helpers.models import tiny_tokenizer
 from tests.helpers.training import metrics_of, online_tree, pair_rows, sft_rows, write_rows
 from tests.models.families import FAMILIES, VOCABULARY, model_of
@@ -123,12 +123,12 @@ def _trained(model: Any) -> list[Any]:
     return [p for p in model.parameters() if p.grad is not None]
 
 
-def encoded(verb: str, form: str, tree: dict[str, Any]) -> list[Any]:
+def encoded(verb: str, tree: dict[str, Any]) -> list[Example]:
     """The training rows of a run as token ids."""
     config = configure(verb, tree)
     rows, _ = offline.load_rows(config, offline.stage_of(verb, config))
     tokenizer = load_tokenizer(str(config.model.path))
-    return list(Encoder(tokenizer, max_length=config.max_length)(form, rows))
+    return Encoder(tokenizer, max_length=config.max_length)(rows, pairs=verb == "dpo")
 
 
 def first_step(folder: Path) -> dict[str, float]:
@@ -153,9 +153,9 @@ def sft(place: Place) -> float:
     """Loss and gradient norm of the first step."""
     tree = place.tree("sft", sft_rows(10))
     run_command("sft", tree)
-    rows = encoded("sft", "sft", tree)
+    rows = encoded("sft", tree)
     model = place.plain()
-    logprobs = torch.cat([row_logprobs(model, row["input_ids"], row["labels"]) for row in rows])
+    logprobs = torch.cat([row_logprobs(model, row.ids[0], row.labels[0]) for row in rows])
     loss = -logprobs.mean()
     loss.backward()
     step = first_step(place.folder / "sft")
@@ -169,10 +169,10 @@ def dpo(place: Place) -> float:
     """Loss, which is ln 2, and gradient norm of the first step."""
     tree = place.tree("dpo", pair_rows(10))
     run_command("dpo", tree)
-    rows = encoded("dpo", "pair", tree)
+    rows = encoded("dpo", tree)
     model = place.plain()
     for row in rows:  # the gradient of -log sigmoid at 0 is -1/2
-        sides = [row_logprobs(model, row[f"{s}_ids"], row[f"{s}_labels"]) for s in SIDES]
+        sides = [row_logprobs(model, *side) for side in zip(row.ids, row.labels, strict=True)]
         (-0.5 * BETA * (sides[0].sum() - sides[1].sum()) / len(rows)).backward()
     step = first_step(place.folder / "dpo")
     return max(

@@ -23,8 +23,10 @@ from rlhf.models.loading import load_model
 from rlhf.models.precision import MasterAdamW
 from rlhf.runs.directory import Run, seed_everything
 from rlhf.training import offline
-from rlhf.training.trl.columns import LabelCollator, PairCollator
-from rlhf.training.trl.examples import Encoder
+from rlhf.training.examples import Encoder
+from rlhf.training.stages import num_steps
+from rlhf.training.trl.columns import LabelCollator, PairCollator, pair_columns
+from rlhf.training.trl.trainer import make_options, make_trainer
 from tests.helpers.training import (
     assistant,
     evaluations,
@@ -54,10 +56,10 @@ def trainer_for(verb, tree, change=None):
     run = Run.open({**tree, "command": verb})
     train_rows, eval_rows = offline.load_rows(config, stage)
     with changed_at_load(change):
-        work = stage.prepare(config, train_rows)
+        work = stage.prepare(config, train_rows, "trl")
     train_set, eval_set = work.encode(train_rows, True), work.encode(eval_rows, False)
-    options = offline.make_options(stage, work, config, run.directory, len(train_set))
-    return offline.make_trainer(stage, work, config, options, train_set, eval_set)
+    options = make_options(stage, work.trainer, config, run.directory, len(train_set))
+    return make_trainer(work, config, options, train_set, eval_set)
 
 
 @contextlib.contextmanager
@@ -141,19 +143,20 @@ def test_sft_examples_are_truncated_at_their_end_and_counted(echo_model):
     rows[1]["completion"] = [{"role": "assistant", "content": "apple " * 90}]
     rows[2]["prompt"] = [{"role": "user", "content": "apple " * 90}]
     encoder = Encoder(tokenizer, max_length=32)
-    made = encoder("sft", rows)
+    made = encoder(rows)
     assert len(made) == 2
-    assert [len(row["input_ids"]) for row in made][1] == 32
+    assert [len(example.ids[0]) for example in made][1] == 32
     assert encoder.summary() == "1 truncated, 1 dropped: the prompt fills max_length"
-    for row in made:  # the loss is on the reply alone
-        trained = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label > 0]
+    for example in made:  # the loss is on the reply alone
+        (ids,), (labels,) = example.ids, example.labels
+        trained = [token for token, label in zip(ids, labels, strict=True) if label > 0]
         assert tokenizer.decode(trained).startswith(("apple", "river", "stone", "cloud"))
 
 
 def test_nothing_fits_is_one_line(echo_model):
     encoder = Encoder(AutoTokenizer.from_pretrained(echo_model), max_length=2)
     with pytest.raises(UserError, match=r"no example fits max_length=2: 3 dropped.*raise it"):
-        encoder("sft", sft_rows(3))
+        encoder(sft_rows(3))
 
 
 @pytest.mark.parametrize("verb", ["sft", "dpo"])
@@ -272,7 +275,7 @@ def test_steps_of_a_run(tmp_path):
             batch_size=8,
             trainer=trainer,
         )
-        return offline.num_steps(config, rows)
+        return num_steps(config, rows)
 
     assert steps(32) == 4
     assert steps(33) == 5
@@ -288,11 +291,11 @@ def test_pairs_that_are_equal_once_cut_are_dropped_and_counted(echo_model):
         text = "river " * 40
         rows[1][side] = [{"role": "assistant", "content": text + word}]
         rows[2][side] = [{"role": "assistant", "content": word + text}]  # differs at the start
-    for kind in ("pair", "dpo"):
-        encoder = Encoder(tokenizer, max_length=40)
-        assert len(encoder(kind, rows)) == 3
-        # An example counts once, though both of its texts are cut.
-        assert encoder.summary() == "1 dropped: equal after max_length, 1 truncated"
+    encoder = Encoder(tokenizer, max_length=40)
+    examples = encoder(rows, pairs=True)
+    assert len(examples) == len(pair_columns(examples)) == 3
+    # An example counts once, though both of its texts are cut.
+    assert encoder.summary() == "1 dropped: equal after max_length, 1 truncated"
 
 
 @pytest.mark.parametrize("chat", [True, False])

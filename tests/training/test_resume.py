@@ -8,7 +8,8 @@ import pytest
 
 from rlhf.cli.main import main
 from rlhf.cli.table import run_command
-from rlhf.training import native, offline, online
+from rlhf.training import native, online
+from rlhf.training.trl.callback import RunCallback
 from tests.helpers.training import (
     checkpoint_of,
     metrics_of,
@@ -128,14 +129,14 @@ def interrupt_at(step, engine, monkeypatch):
 
         monkeypatch.setattr(native, "learn", interrupted)
         return
-    original = offline.Recorder.on_step_end
+    original = RunCallback.on_step_end
 
     def asked(self, args, state, control, **rest):
         if state.global_step == step:
             os.kill(os.getpid(), signal.SIGINT)
         return original(self, args, state, control, **rest)
 
-    monkeypatch.setattr(offline.Recorder, "on_step_end", asked)
+    monkeypatch.setattr(RunCallback, "on_step_end", asked)
 
 
 @pytest.mark.parametrize("step", [3, 4])

@@ -18,20 +18,22 @@ from rlhf.runs.directory import Run, seed_everything
 from rlhf.training import offline
 from rlhf.training.reward_models import stage as reward
 from rlhf.training.reward_models.encoders import RewardEncoder, pair
+from rlhf.training.trl.trainer import make_options, make_trainer
 from tests.helpers.training import evaluations, pair_rows, pairs_tree, save_model, write_rows
 
 
 def start_loss(tree):
     """The held-out loss before any training."""
-    config = configure("reward", tree)
+    config = configure("reward", tree | {"engine": "trl"})
     seed_everything(config.seed)
     stage = offline.stage_of("reward", config)
     run = Run.open({**tree, "command": "reward"})
     train_rows, eval_rows = offline.load_rows(config, stage)
-    work = stage.prepare(config, train_rows)
+    engine = offline.engine_of(config, native=stage.native)
+    work = stage.prepare(config, train_rows, engine)
     train_set, eval_set = work.encode(train_rows, True), work.encode(eval_rows, False)
-    options = offline.make_options(stage, work, config, run.directory, len(train_set))
-    trainer = offline.make_trainer(stage, work, config, options, train_set, eval_set)
+    options = make_options(stage, work.trainer, config, run.directory, len(train_set))
+    trainer = make_trainer(work, config, options, train_set, eval_set)
     return trainer.evaluate()["eval_loss"]
 
 

@@ -20,7 +20,7 @@ from rlhf.runs.interrupt import Interrupted
 from rlhf.training import offline
 from rlhf.training.reward_models import stage as reward
 from rlhf.training.reward_models.encoders import Collator, RewardEncoder, length_grouped
-from rlhf.training.trl.callback import Recorder
+from rlhf.training.trl.callback import RunCallback
 from tests.helpers.training import (
     WORDS,
     assistant,
@@ -288,13 +288,13 @@ def test_a_trainer_run_resumes_where_it_stopped(tmp_path, encoder_model, monkeyp
     whole = tree_of_kind("classification", tmp_path, encoder_model, **keys)
     run_command("reward", whole)
     cut = whole | {"output_dir": str(tmp_path / "cut")}
-    original = Recorder.on_step_end
+    original = RunCallback.on_step_end
 
     def stop(self, args, state, control, **more):
         self.stop.asked = self.stop.asked or state.global_step == 6
         return original(self, args, state, control, **more)
 
-    monkeypatch.setattr(Recorder, "on_step_end", stop)
+    monkeypatch.setattr(RunCallback, "on_step_end", stop)
     with pytest.raises(Interrupted):
         run_command("reward", cut)
     monkeypatch.undo()

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 
 from rlhf.config.reward import RewardConfig
 from rlhf.data.conversation import RowDropped, labelled_conversation
@@ -26,8 +25,8 @@ from rlhf.reward_models.pairwise import encode_pair
 from rlhf.reward_models.process import encode_steps
 from rlhf.rollout.batch import pad_right
 from rlhf.rollout.chat_format import prompt_of
+from rlhf.training.examples import EQUAL
 from rlhf.training.stages import Row
-from rlhf.training.trl.examples import EQUAL
 
 # Share of the rows that a bootstrap sample holds: what each head of an ensemble learns from.
 DRAWN = 1 - 1 / math.e
@@ -65,7 +64,7 @@ class RewardEncoder:
         self.kept: dict[bool, list[Row]] = {}
         self.dropped: dict[bool, Counter[str]] = {}
 
-    def __call__(self, rows: Sequence[Row], training: bool) -> Dataset:
+    def __call__(self, rows: Sequence[Row], training: bool) -> list[Row]:
         """Examples of ``rows``, neighbours alike in length; only training rows are drawn for heads.
 
         Raises:
@@ -98,7 +97,7 @@ class RewardEncoder:
             order = length_grouped(lengths, self.config.batch_size, self.generator)
         else:
             order = np.argsort(lengths, kind="stable")
-        return Dataset.from_list([made[i] for i in order])
+        return [made[i] for i in order]
 
     def summary(self) -> str:
         """What happened to rows, for the log; empty when nothing did."""
@@ -169,14 +168,6 @@ def pair(encoder: RewardEncoder, row: Row) -> Row:
     else:
         margin = 0.0
     return {"texts": _both(encoder, row), "labels": encoder.drawn(margin)}
-
-
-def trl_pair(encoder: RewardEncoder, row: Row) -> Row:
-    """The same in TRL's columns."""
-    made = pair(encoder, row)
-    chosen, rejected = made["texts"]
-    margin = {"margin": made["labels"][0]} if encoder.config.margins else {}
-    return {"texts": made["texts"], "chosen_ids": chosen, "rejected_ids": rejected} | margin
 
 
 def cost_pair(encoder: RewardEncoder, row: Row) -> Row:

@@ -4,14 +4,14 @@ transformers; what it leaves loads back as the scorer of its kind."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-import trl
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -36,10 +36,11 @@ from rlhf.reward_models.checkpoint import heads_in_fp32, keep_first_output, pool
 from rlhf.reward_models.encoding import end_template_at_score, template_hash
 from rlhf.reward_models.generic_heads import has_own_classifier, with_head
 from rlhf.runs.directory import Run
-from rlhf.training.reward_models.encoders import Collator, RewardEncoder, trl_pair
+from rlhf.training.examples import Example
+from rlhf.training.reward_models.encoders import Collator, RewardEncoder
 from rlhf.training.reward_models.kinds import RewardKind, kind_of, outputs_of
 from rlhf.training.reward_models.report import judge
-from rlhf.training.stages import Stage, Work
+from rlhf.training.stages import Row, Stage, TrainerSpec, Work, engine_of
 
 log = logging.getLogger(__name__)
 
@@ -50,34 +51,34 @@ OURS = frozenset({"disable_dropout"})
 
 
 def stage_of(config: RewardConfig) -> Stage:
-    """The stage of a kind: TRL has the loss of one head on pairs; Trainer takes our other ones."""
+    """Return the training method of a kind of reward model."""
     kind = kind_of(config)
-    in_trl = config.kind == "preference" and config.num_heads == 1
-    trainer = trl.RewardTrainer if in_trl else transformers.Trainer
-    options = trl.RewardConfig if in_trl else transformers.TrainingArguments
     columns = config.labels if kind.data == "rated" else []
     plain = kind.data == "rated" and columns in ([], ["label"])  # the column of that name
-
-    stage = Stage(
-        trainer,
-        options,
+    return Stage(
         "classification" if plain else kind.data,
         LEARNING_RATES["reward"],
-        lambda config, rows: make_ready(config, kind, stage),
+        functools.partial(prepare, kind),
+        native=is_bradley_terry(config),
         keep=() if plain else (*kind.keep, *columns),
     )
-    return stage
 
 
-def make_ready(config: RewardConfig, kind: RewardKind, stage: Stage) -> Work:
-    """The model with its fresh head, the encoder, and all that differs from trainer to trainer."""
-    in_trl = stage.trainer is trl.RewardTrainer
+def is_bradley_terry(config: RewardConfig) -> bool:
+    """Whether the kind is Bradley-Terry with one head, which TRL and our engine implement."""
+    return config.kind == "preference" and config.num_heads == 1
+
+
+def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str) -> Work:
+    """Set up a run: the model with a new head, the encoder, and the trainer of this kind."""
+    stage = stage_of(config)
     model, tokenizer, pooling = load_scorer(config, kind)
+    if engine == "native" and pooling != "last":
+        engine = engine_of(config, native=False)  # our engine has no encoders
     append_eos = pooling == "last" and kind.report != "compare"
     if append_eos:
         end_template_at_score(tokenizer)
-    encode = trl_pair if in_trl else kind.encode
-    encoder = RewardEncoder(config, tokenizer, encode, append_eos=append_eos)
+    encoder = RewardEncoder(config, tokenizer, kind.encode, append_eos=append_eos)
     if config.trainer.get("disable_dropout", True):
         remove_own_dropout(model)
     sidecar = Sidecar(
@@ -88,6 +89,10 @@ def make_ready(config: RewardConfig, kind: RewardKind, stage: Stage) -> Work:
         kind="heads" if config.num_heads > 1 else kind.scorer,
         separator=config.separator if kind.scorer == "process" else None,
     )
+
+    def encode(rows: Sequence[Row], training: bool) -> list[Any]:
+        examples = encoder(rows, training)
+        return [_pair_example(row) for row in examples] if is_bradley_terry(config) else examples
 
     def save(trained: Any, final: Path) -> None:
         trained = trained.merge_and_unload() if bare(trained) is not trained else trained
@@ -110,30 +115,58 @@ def make_ready(config: RewardConfig, kind: RewardKind, stage: Stage) -> Work:
         dropped = {**dropped, **encoder.dropped[False]}
         judge(kind, config, run, kept[True], kept[False], dropped=dropped, dtype=model.dtype)
 
-    work = Work(
+    trainer = reward_trainer(kind, config, model) if engine == "trl" else None
+    return Work(
         model=model,
         tokenizer=tokenizer,
-        encode=encoder,
+        encode=encode,
         summary=encoder.summary,
         save=save,
+        trainer=trainer,
         judge=report,
-        # The encoder has put rows in their order: like lengths together, batches at random.
-        defaults={"train_sampling_strategy": "sequential"},
-        owned={"remove_unused_columns": False},
-        handled=OURS,
         dropout=True,
     )
-    if in_trl:
-        # The encoder truncates; TRL would drop the row.
-        owned = {"max_length": None, "disable_dropout": False}
-        return dataclasses.replace(work, owned={**work.owned, **owned})
+
+
+def _pair_example(row: Row) -> Example:
+    texts = tuple(row["texts"])
+    return Example(texts, texts, margin=row["labels"][0])
+
+
+def reward_trainer(kind: RewardKind, config: RewardConfig, model: Any) -> TrainerSpec:
+    """Return TRL's trainer where TRL has the loss, else transformers' own with ours."""
+    # The encoder has ordered the rows: batches of like length, in random order.
+    defaults = {"train_sampling_strategy": "sequential"}
+    owned: dict[str, Any] = {"remove_unused_columns": False}
+    if is_bradley_terry(config):
+        import trl
+
+        from rlhf.training.trl.columns import reward_columns
+
+        return TrainerSpec(
+            trl.RewardTrainer,
+            trl.RewardConfig,
+            functools.partial(reward_columns, margins=config.margins),
+            defaults=defaults,
+            # The encoder truncates; TRL would drop the row.
+            owned=owned | {"max_length": None, "disable_dropout": False},
+            handled=OURS,
+        )
     arguments = {
         "data_collator": Collator(model.config.pad_token_id),
         "compute_loss_func": kind.loss(config),
         "compute_metrics": kind.metrics,
         "preprocess_logits_for_metrics": kind.shape,
     }
-    return dataclasses.replace(work, arguments=arguments, handled=OURS | TRL_ONLY)
+    return TrainerSpec(
+        transformers.Trainer,
+        transformers.TrainingArguments,
+        list,
+        arguments,
+        defaults,
+        owned,
+        OURS | TRL_ONLY,
+    )
 
 
 def load_scorer(config: RewardConfig, kind: RewardKind) -> tuple[Any, Any, str]:

@@ -1,1 +1,1 @@
-"""TRL at the edge: what its trainers are given."""
+"""Adapter to the trainers of TRL and transformers."""

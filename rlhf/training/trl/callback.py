@@ -1,4 +1,4 @@
-"""A trainer's log lines, in the run directory under the toolkit's own keys."""
+"""Logs a trainer's metrics to the run directory, under the toolkit's own keys."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rlhf.runs.interrupt import StopRequest
 from rlhf.runs.progress import OFFLINE, Reporter
 
 
-class Recorder(TrainerCallback):
-    """Sends the trainer's log lines to the run directory, and stops it on request."""
+class RunCallback(TrainerCallback):
+    """Logs metrics to the run directory, displays progress, and stops when the user asks."""
 
     NAMES = {  # noqa: RUF012
         "loss": "loss",
@@ -37,22 +37,22 @@ class Recorder(TrainerCallback):
     def __init__(self, run: Run, stop: StopRequest, movement: Movement | None = None) -> None:
         self.run, self.stop, self.movement = run, stop, movement
         self.reporter: Reporter | None = None
-        self.watch: TrainingMonitor | None = None
+        self.monitor: TrainingMonitor | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the display."""
+        """Start the progress display."""
         name = self.run.directory.name
-        self.watch = TrainingMonitor(self.run.directory, self.run.config)
+        self.monitor = TrainingMonitor(self.run.directory, self.run.config)
         self.reporter = Reporter(name, state.max_steps, start=state.global_step, slots=OFFLINE)
         self.reporter.__enter__()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """End the display."""
+        """Close the progress display."""
         if self.reporter:
             self.reporter.__exit__(None, None, None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Rename the keys and write one line."""
+        """Rename the keys and log one line."""
         row = {}
         for key, value in (logs or {}).items():
             split, name = ("eval", key[5:]) if key.startswith("eval_") else ("train", key)
@@ -62,12 +62,12 @@ class Recorder(TrainerCallback):
             row["train/moved"] = self.movement.share()
         if row:
             self.run.log(state.global_step, row)
-        if row and self.reporter and self.watch:
-            warnings = self.watch.update(state.global_step, row)
+        if row and self.reporter and self.monitor:
+            warnings = self.monitor.see(state.global_step, row)
             self.reporter.show(state.global_step, row, warnings)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Show progress; save and stop when the user asked."""
+        """Display progress; save and stop if the user asked for it."""
         if self.reporter:
             self.reporter.show(state.global_step, {})
         if self.stop.asked:

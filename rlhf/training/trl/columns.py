@@ -1,8 +1,7 @@
-"""Our token ids in TRL's DPO and KTO trainers.
+"""Data sets and collators that pass our token ids to TRL's trainers.
 
-Both trainers render and encode the text columns of a data set themselves, and have no option to
-leave that out. So the text columns hold a placeholder, and the collator, which is theirs to be
-given, takes the ids that every other part of the toolkit trains on.
+The DPO and KTO trainers always render and encode the text columns of a data set. The text columns
+therefore hold a placeholder, and our collators read further columns that hold our own ids.
 """
 
 from __future__ import annotations
@@ -11,27 +10,72 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from rlhf.rollout.batch import pad_right
+from rlhf.training.examples import IGNORED, Example
 
 Row = Mapping[str, Any]
 
-IGNORED = -100
 
-PLACEHOLDERS = {
-    "dpo": {"prompt": "?", "chosen": "a", "rejected": "b"},
-    "kto": {"prompt": "?", "completion": "a"},
-}
-"""Text columns that TRL encodes and the collators below do not read."""
+def sft_columns(examples: Sequence[Example]) -> Dataset:
+    """Data set for ``SFTTrainer``."""
+    return Dataset.from_list(
+        [{"input_ids": example.ids[0], "labels": example.labels[0]} for example in examples]
+    )
+
+
+def pair_columns(examples: Sequence[Example]) -> Dataset:
+    """Data set for ``DPOTrainer`` with ``PairCollator``."""
+    return Dataset.from_list(
+        [
+            {
+                "prompt": "?",
+                "chosen": "a",
+                "rejected": "b",
+                "chosen_tokens": example.ids[0],
+                "chosen_labels": example.labels[0],
+                "rejected_tokens": example.ids[1],
+                "rejected_labels": example.labels[1],
+            }
+            for example in examples
+        ]
+    )
+
+
+def label_columns(examples: Sequence[Example]) -> Dataset:
+    """Data set for ``KTOTrainer`` with ``LabelCollator``."""
+    return Dataset.from_list(
+        [
+            {
+                "prompt": "?",
+                "completion": "a",
+                "completion_tokens": example.ids[0],
+                "completion_labels": example.labels[0],
+                "label": example.desirable,
+            }
+            for example in examples
+        ]
+    )
+
+
+def reward_columns(examples: Sequence[Example], *, margins: bool) -> Dataset:
+    """Data set for ``RewardTrainer``; with ``margins`` it has a margin column."""
+    rows = []
+    for example in examples:
+        chosen, rejected = example.ids
+        margin = {"margin": example.margin} if margins else {}
+        rows.append({"chosen_ids": chosen, "rejected_ids": rejected} | margin)
+    return Dataset.from_list(rows)
 
 
 class PairCollator:
-    """Batch of pairs as ``DPOTrainer`` takes it: chosen rows first, then the rejected ones.
+    """Collates pairs for ``DPOTrainer``: chosen rows first, then the rejected rows.
 
     Args:
-        pad_id: Of the tokenizer.
-        multiple: Widths are padded to a multiple of it; None: as long as the longest row.
+        pad_id: Id of the padding token.
+        multiple: Pad the width to a multiple of this; None pads to the longest row.
     """
 
     def __init__(self, pad_id: int, multiple: int | None = None) -> None:
@@ -49,15 +93,15 @@ class PairCollator:
 
 
 class LabelCollator:
-    """Batch of labeled replies as ``KTOTrainer`` takes it.
+    """Collates labeled replies for ``KTOTrainer``.
 
-    Its estimate of the KL term needs mismatched pairs: each prompt with the reply of the example
-    before it in the batch, the first with the last one's.
+    The KL estimate needs mismatched pairs: each prompt is combined with the reply of the preceding
+    example of the batch, and the first prompt with the last reply.
 
     Args:
-        pad_id: Of the tokenizer.
-        max_length: Tokens of a mismatched pair.
-        multiple: Widths are padded to a multiple of it; None: as long as the longest row.
+        pad_id: Id of the padding token.
+        max_length: Maximum number of tokens of a mismatched pair.
+        multiple: Pad the width to a multiple of this; None pads to the longest row.
     """
 
     def __init__(self, pad_id: int, max_length: int, multiple: int | None = None) -> None:
@@ -70,22 +114,22 @@ class LabelCollator:
         if "KL_completion_ids" in examples[0]:
             lengths = [_prompt_length(row) for row in labels]
             order = [len(ids) - 1, *range(len(ids) - 1)]
-            mixed = [
+            mixed_ids = [
                 ids[i][: lengths[i]] + ids[j][lengths[j] :]
                 for i, j in zip(range(len(ids)), order, strict=True)
             ]
-            marks = [
+            mixed_labels = [
                 labels[i][: lengths[i]] + labels[j][lengths[j] :]
                 for i, j in zip(range(len(ids)), order, strict=True)
             ]
-            cut = slice(self.max_length)
-            other = _columns(
-                [row[cut] for row in mixed],
-                [row[cut] for row in marks],
+            kept = slice(self.max_length)
+            mismatched = _columns(
+                [row[kept] for row in mixed_ids],
+                [row[kept] for row in mixed_labels],
                 self.pad_id,
                 self.multiple,
             )
-            batch |= {f"KL_{name}": column for name, column in other.items()}
+            batch |= {f"KL_{name}": column for name, column in mismatched.items()}
         for name in ("ref_logps", "ref_KL_logps"):
             if name in examples[0]:
                 batch[name] = torch.tensor([example[name] for example in examples])
@@ -94,14 +138,14 @@ class LabelCollator:
 
 
 def _prompt_length(labels: Sequence[int]) -> int:
-    """Tokens before the first that is learned from."""
+    """Number of tokens before the first trained token."""
     return next(t for t, label in enumerate(labels) if label != IGNORED)
 
 
 def _columns(
     ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], pad_id: int, multiple: int
 ) -> dict[str, Tensor]:
-    """[B, T] ids, attention mask, and mask of the tokens that are learned from."""
+    """Padded ids, attention mask and mask of the trained tokens, each [B, T]."""
     width = max(map(len, ids))
     width += -width % multiple
     padded = [[*row, *[IGNORED] * (width - len(row))] for row in labels]

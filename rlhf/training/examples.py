@@ -1,32 +1,47 @@
-"""Checked rows as token ids, made by the functions that sampling uses; every change is counted."""
+"""Encode checked rows as token ids, with the same functions that sampling uses."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from datasets import Dataset
 
 from rlhf.data.conversation import RowDropped
 from rlhf.errors import UserError
 from rlhf.rollout.chat_format import ChatFormat, encode_example, prompt_of
 from rlhf.rollout.plain_text import encode_text
-from rlhf.training.trl.columns import IGNORED, PLACEHOLDERS
 
 Row = dict[str, Any]
+
+IGNORED = -100
+"""Label of tokens that are not trained on, as in torch's cross entropy."""
 
 EQUAL = "equal after max_length"
 FILLED = "the prompt fills max_length"
 
 
+@dataclass(frozen=True)
+class Example:
+    """One training example: one token row (SFT, KTO), or a chosen and a rejected row."""
+
+    ids: tuple[list[int], ...]
+    """Token ids of each row."""
+    labels: tuple[list[int], ...]
+    """The same ids, with IGNORED for tokens that are not trained on."""
+    margin: float = 0.0
+    """Margin of a pair, for reward models."""
+    desirable: bool = True
+    """Label of a single reply, for KTO."""
+
+
 class Encoder:
-    """Turns rows of one kind into a data set of token ids and labels.
+    """Encodes rows as examples; counts truncated and dropped rows.
 
     Args:
-        tokenizer: of the model.
-        max_length: tokens of one example.
-        stop_ids: further ids at which the model stops, see ``generation_stop_ids``.
+        tokenizer: The model's tokenizer.
+        max_length: Maximum number of tokens of one row.
+        stop_ids: Further ids at which the model stops, see ``generation_stop_ids``.
     """
 
     def __init__(self, tokenizer: Any, *, max_length: int, stop_ids: Sequence[int] = ()) -> None:
@@ -35,31 +50,31 @@ class Encoder:
         self.changed: Counter[str] = Counter()
         self.first_dropped: dict[str, str] = {}
 
-    def __call__(self, kind: str, rows: Sequence[Row]) -> Dataset:
-        """Examples of ``rows``: "sft", "pair" (our engine), "dpo" or "kto" (TRL's).
+    def __call__(self, rows: Sequence[Row], *, pairs: bool = False) -> list[Example]:
+        """Encode ``rows``; with ``pairs`` each holds a chosen and a rejected reply.
 
         Raises:
-            UserError: nothing is left, or the template has no place for a system message.
+            UserError: No example is left, or the template does not support a system message.
         """
-        encode = getattr(self, f"_{kind}")
-        made = []
+        encode = self._pair if pairs else self._reply
+        examples = []
         for row in rows:
             notes: Counter[str] = Counter()
             try:
-                made.append(encode(row, notes))
+                examples.append(encode(row, notes))
             except RowDropped as reason:
                 self.changed[f"dropped: {reason}"] += 1
                 self.first_dropped.setdefault(str(reason), name_of(row))
             except UserError as error:
                 raise UserError(f"{name_of(row)}: {error}") from error
             else:
-                self.changed += Counter({what: 1 for what in notes})
-        if not made:
+                self.changed += Counter(set(notes))
+        if not examples:
             raise UserError(self._nothing_left(len(rows)))
-        return Dataset.from_list(made)
+        return examples
 
     def summary(self) -> str:
-        """What happened to rows, for the log; empty when nothing did."""
+        """Counts of truncated and dropped rows, for the log; empty without any."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
     def _nothing_left(self, count: int) -> str:
@@ -69,36 +84,23 @@ class Encoder:
             return f"no example fits max_length={limit}: {self.summary()}, first {first}; raise it"
         return f"no example is left of {count:,}: {self.summary()}, first {first}"
 
-    def _sft(self, row: Row, notes: Counter[str]) -> Row:
+    def _reply(self, row: Row, notes: Counter[str]) -> Example:
         ids, labels = self._encode(row, row.get("completion", ()), notes)
-        return {"input_ids": ids, "labels": labels}
+        return Example((ids,), (labels,), desirable=bool(row.get("label", True)))
 
-    def _pair(self, row: Row, notes: Counter[str]) -> Row:
-        made: Row = {}
-        for side in ("chosen", "rejected"):
-            ids, labels = self._encode(row, row[side], notes)
-            made |= {f"{side}_ids": ids, f"{side}_labels": labels}
-        if made["chosen_ids"] == made["rejected_ids"]:
+    def _pair(self, row: Row, notes: Counter[str]) -> Example:
+        chosen, rejected = (self._encode(row, row[side], notes) for side in ("chosen", "rejected"))
+        if chosen[0] == rejected[0]:
             raise RowDropped(EQUAL)
-        return made
-
-    def _dpo(self, row: Row, notes: Counter[str]) -> Row:
-        made = self._pair(row, notes)
-        tokens = {f"{side}_tokens": made.pop(f"{side}_ids") for side in ("chosen", "rejected")}
-        return PLACEHOLDERS["dpo"] | made | tokens
-
-    def _kto(self, row: Row, notes: Counter[str]) -> Row:
-        ids, labels = self._encode(row, row["completion"], notes)
-        made = {"completion_tokens": ids, "completion_labels": labels, "label": row["label"]}
-        return PLACEHOLDERS["kto"] | made
+        return Example((chosen[0], rejected[0]), (chosen[1], rejected[1]))
 
     def _encode(
         self, row: Row, completion: Sequence[Any], notes: Counter[str]
     ) -> tuple[list[int], list[int]]:
-        """Ids and labels, cut to max_length.
+        """Encode one conversation; return its ids and labels, truncated to max_length.
 
         Raises:
-            RowDropped: the template refuses the row, or nothing is left to learn from.
+            RowDropped: The template rejects the row, or no trained token is left.
         """
         if "text" in row:
             ids, is_action = encode_text(self.chat_format.tokenizer, row["text"])
@@ -111,11 +113,13 @@ class Encoder:
             if not any(is_action):
                 raise RowDropped(FILLED)
             notes["truncated"] += 1
-        return ids, [i if own else IGNORED for i, own in zip(ids, is_action, strict=True)]
+        return ids, [
+            token if trained else IGNORED for token, trained in zip(ids, is_action, strict=True)
+        ]
 
 
 def name_of(row: Row) -> str:
-    """A row by its source and the beginning of its text, or of its last prompt message."""
+    """Describe a row by its source and the start of its text or of its last prompt message."""
     text = str(row["text"] if "text" in row else row["prompt"][-1]["content"])
     shown = text if len(text) <= 40 else text[:37] + "..."
     where = f"row of {row['source']}" if row.get("source") else "row"

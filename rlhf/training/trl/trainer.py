@@ -1,0 +1,194 @@
+"""Train with TRL's trainers, or with transformers' own.
+
+The trainers are configured through their arguments alone: no subclass, no private name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import trl
+
+from rlhf.config.offline import OfflineConfig
+from rlhf.errors import UserError
+from rlhf.models.adapters import name_base_of_checkpoints
+from rlhf.models.logprobs import bare
+from rlhf.models.precision import MasterAdamW, default_device
+from rlhf.models.trainable import Movement, make_frozen
+from rlhf.runs.directory import Run
+from rlhf.runs.interrupt import StopRequest
+from rlhf.training.stages import (
+    Stage,
+    TrainerSpec,
+    Work,
+    evaluation_steps,
+    logging_steps,
+    num_steps,
+    warmup_steps,
+)
+from rlhf.training.trl.callback import RunCallback
+from rlhf.training.trl.columns import (
+    LabelCollator,
+    PairCollator,
+    label_columns,
+    pair_columns,
+    sft_columns,
+)
+
+
+def causal_trainer(
+    verb: str, config: OfflineConfig, model: Any, tokenizer: Any, *, max_length: int
+) -> TrainerSpec:
+    """Return TRL's trainer for "sft", "dpo" or "kto" on a language model."""
+    owned: dict[str, Any] = {"max_length": max_length}
+    if verb == "sft":
+        return TrainerSpec(trl.SFTTrainer, trl.SFTConfig, sft_columns, owned=owned)
+    owned["remove_unused_columns"] = False  # the collators read our columns
+    multiple = config.trainer.get("pad_to_multiple_of")
+    arguments: dict[str, Any] = {}
+    if bare(model) is model:
+        # Otherwise TRL loads the reference from disk and ignores the weights in memory.
+        arguments["ref_model"] = make_frozen(copy.deepcopy(model))
+    if verb == "dpo":
+        arguments["data_collator"] = PairCollator(tokenizer.pad_token_id, multiple)
+        return TrainerSpec(trl.DPOTrainer, trl.DPOConfig, pair_columns, arguments, owned=owned)
+    arguments["data_collator"] = LabelCollator(tokenizer.pad_token_id, config.max_length, multiple)
+    return TrainerSpec(trl.KTOTrainer, trl.KTOConfig, label_columns, arguments, owned=owned)
+
+
+def train_with_trainer(
+    config: OfflineConfig, run: Run, *, stage: Stage, work: Work, sets: tuple[Any, Any]
+) -> Any:
+    """Train ``work.model`` with ``work.trainer`` and return the best model.
+
+    Args:
+        config: Configuration of the run.
+        run: The run directory.
+        stage: The training method.
+        work: Setup of the run.
+        sets: Training examples and held-out examples.
+
+    Raises:
+        UserError: The trainer refuses an option.
+        Interrupted: The user stopped the run.
+    """
+    assert work.trainer is not None
+    options = make_options(stage, work.trainer, config, run.directory, len(sets[0]))
+    if bare(work.model) is not work.model and run.writes:
+        name_base_of_checkpoints(work.model, work.tokenizer, run.directory / "checkpoints")
+    with StopRequest() as stop:
+        trainer = make_trainer(work, config, options, *sets)
+        for display in (transformers.PrinterCallback, transformers.ProgressCallback):
+            trainer.remove_callback(display)
+        trainer.add_callback(RunCallback(run, stop, Movement(work.model)))
+        checkpoint = transformers.trainer_utils.get_last_checkpoint(options.output_dir)
+        if config.resume and checkpoint:
+            run.rewind(int(checkpoint.rsplit("-", 1)[1]))
+        elif not config.resume or not checkpoint:
+            checkpoint = None
+            with refused_options():
+                trainer.evaluate()  # step 0: the initial model
+        trainer.train(resume_from_checkpoint=checkpoint)
+        stop.check(run.directory)
+    return trainer.model
+
+
+def make_options(
+    stage: Stage, spec: TrainerSpec, config: OfflineConfig, directory: Path, num_rows: int
+) -> Any:
+    """Build the training arguments: our defaults, then the user's options, then the owned ones.
+
+    Raises:
+        UserError: The batch size does not fit, or the trainer refuses an option.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.batch_size % (config.micro_batch_size * world):
+        raise UserError(
+            f"batch_size must be a multiple of micro_batch_size x processes, got "
+            f"{config.batch_size}, {config.micro_batch_size} and {world}"
+        )
+    steps = num_steps(config, num_rows)
+    every = evaluation_steps(config, steps)
+    defaults: dict[str, Any] = {
+        "learning_rate": stage.learning_rate,
+        "num_train_epochs": 1,
+        "gradient_checkpointing": False,
+        "logging_steps": logging_steps(steps),
+        "report_to": "none",
+        "disable_tqdm": True,  # the run displays its own progress
+        "lr_scheduler_type": "linear",
+        "warmup_steps": warmup_steps(steps),
+    }
+    owned: dict[str, Any] = {
+        "output_dir": str(directory / "checkpoints"),
+        "seed": config.seed,
+        "use_cpu": default_device().type == "cpu",
+        "bf16": False,  # the dtype of the weights decides, not autocast
+        "per_device_train_batch_size": config.micro_batch_size,
+        "per_device_eval_batch_size": config.micro_batch_size,
+        "gradient_accumulation_steps": config.batch_size // (config.micro_batch_size * world),
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "save_total_limit": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": False,
+    }
+    requested = {key: value for key, value in config.trainer.items() if key not in spec.handled}
+    arguments = {**defaults, **spec.defaults, **requested, **owned, **spec.owned}
+    with refused_options():
+        return spec.options(**arguments)
+
+
+def make_trainer(
+    work: Work, config: OfflineConfig, options: Any, train_set: Any, eval_set: Any
+) -> Any:
+    """Build the trainer, with float32 master weights and early stopping where they apply."""
+    spec = work.trainer
+    assert spec is not None
+    extra: dict[str, Any] = {"processing_class": work.tokenizer, **spec.arguments}
+    if config.patience is not None:
+        extra["callbacks"] = [transformers.EarlyStoppingCallback(config.patience)]
+    trained = [p for p in work.model.parameters() if p.requires_grad]
+    if any(p.dtype != torch.float32 for p in trained):
+        extra["optimizers"] = (master_optimizer(trained, options), None)
+    with refused_options():
+        return spec.trainer(
+            model=work.model,
+            args=options,
+            train_dataset=spec.columns(train_set),
+            eval_dataset=spec.columns(eval_set),
+            **extra,
+        )
+
+
+@contextlib.contextmanager
+def refused_options() -> Iterator[None]:
+    """Raise a trainer's complaint about an option as a UserError.
+
+    Some options are validated only when the trainer first uses them.
+    """
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def master_optimizer(parameters: list[Any], options: Any) -> MasterAdamW:
+    """Build AdamW from the training arguments, with float32 master weights."""
+    return MasterAdamW(
+        parameters,
+        lr=options.learning_rate,
+        weight_decay=options.weight_decay,
+        betas=(options.adam_beta1, options.adam_beta2),
+        eps=options.adam_epsilon,
+    )
