@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,17 +28,17 @@ def classification_report(
     logits: np.ndarray,
     labels: np.ndarray,
     *,
-    rivals: dict[str, np.ndarray],
+    baselines: dict[str, np.ndarray],
     groups: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
-    """Accuracy, macro-F1 and AUC of class scores [N, C], and the paired gain over each rival's.
+    """Accuracy, macro-F1 and AUC of class scores [N, C], and the paired gain over each baseline's.
 
     Gains compare the same rows. AUC is the mean over the classes of one against the rest.
 
     Args:
         logits: [N, C].
         labels: [N] classes.
-        rivals: name -> [N, C].
+        baselines: name -> [N, C].
         groups: [N] the independent unit of each row, such as its prompt; by default every row.
     """
     measures = (
@@ -46,23 +46,23 @@ def classification_report(
         Measure("macro_f1", macro_f1, "logit"),
         Measure("auc", auc, "logit"),
     )
-    return _compare(measures, logits, labels, rivals, groups)
+    return _compare(measures, logits, labels, baselines, groups)
 
 
 def rating_report(
     predictions: np.ndarray,
     targets: np.ndarray,
     *,
-    rivals: dict[str, np.ndarray],
+    baselines: dict[str, np.ndarray],
     groups: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
-    """Correlations and root mean squared error of predictions [N], and the gain over each rival."""
+    """Correlations and RMSE of predictions [N], and the paired gain over each baseline."""
     measures = (
         Measure("pearson", pearson, "fisher"),
         Measure("spearman", spearman, "fisher"),
         Measure("rmse", rmse, "log"),
     )
-    return _compare(measures, predictions, targets, rivals, groups)
+    return _compare(measures, predictions, targets, baselines, groups)
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _compare(
     measures: Sequence[Measure],
     scores: np.ndarray,
     labels: np.ndarray,
-    rivals: dict[str, np.ndarray],
+    baselines: dict[str, np.ndarray],
     groups: Sequence[Hashable] | None,
 ) -> dict[str, Any]:
     units = range(len(labels)) if groups is None else groups
@@ -92,11 +92,11 @@ def _compare(
         "metrics": {m.name: _estimate(m, scores, *everything) for m in measures},
         "baselines": {
             name: {m.name: _estimate(m, theirs, *everything) for m in measures}
-            for name, theirs in rivals.items()
+            for name, theirs in baselines.items()
         },
         "gains": {
             name: {m.name: _gain(m, scores, theirs, *everything) for m in measures}
-            for name, theirs in rivals.items()
+            for name, theirs in baselines.items()
         },
     }
 
@@ -141,6 +141,32 @@ def plain(row: dict[str, float]) -> Estimate:
         "high": row["high"] if known else None,
         "n": int(row["groups"]),
     }
+
+
+def accuracy_report(
+    correct: Sequence[float] | np.ndarray,
+    *,
+    baselines: Mapping[str, Sequence[float] | np.ndarray],
+    groups: Sequence[Hashable],
+) -> dict[str, Any]:
+    """Accuracy of outcomes [N] in [0, 1], that of each baseline, and the paired gain over it."""
+    return {
+        "rows": len(correct),
+        "units": len(set(groups)),
+        "metrics": {"accuracy": share(correct, groups)},
+        "baselines": {
+            name: {"accuracy": share(outcomes, groups)} for name, outcomes in baselines.items()
+        },
+        "gains": {
+            name: {"accuracy": plain(gain_interval(np.subtract(correct, outcomes), groups))}
+            for name, outcomes in baselines.items()
+        },
+    }
+
+
+def share(outcomes: Sequence[float] | np.ndarray, groups: Sequence[Hashable]) -> Estimate:
+    """Mean of outcomes [N] in [0, 1], with its interval over groups [N]."""
+    return plain(share_interval(outcomes, groups))
 
 
 def hits(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -226,7 +252,7 @@ def to_markdown(name: str, report: dict[str, Any]) -> str:
     ]
     lines += ["| | " + " | ".join(measures) + " |", "|-|" + "-|" * len(measures)]
     rows = {"this model": report["metrics"], **report["baselines"]}
-    rows |= {f"gain over {rival}": gain for rival, gain in report["gains"].items()}
+    rows |= {f"gain over {baseline}": gain for baseline, gain in report["gains"].items()}
     for label, values in rows.items():
         cells = [_interval(values[m]) if m in values else "" for m in measures]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")

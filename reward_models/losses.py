@@ -20,38 +20,53 @@ def bradley_terry(
     *,
     margin: Tensor | float = 0.0,
     label_smoothing: float = 0.0,
+    centering: float = 0.0,
 ) -> Tensor:
-    """-(1 - e) log sigmoid(d - margin) - e log sigmoid(margin - d). [B]
+    """-(1 - e) log sigmoid(d - margin) - e log sigmoid(margin - d), plus ``centered``'s term. [B]
 
     Bradley-Terry with the margin of Llama 2 (2307.09288, equation 2) and the label smoothing of
     conservative DPO, for labels of which a share e is expected to be wrong.
     """
     _check_share("label_smoothing", label_smoothing)
     d = chosen - rejected - margin
-    return -(1 - label_smoothing) * logsigmoid(d) - label_smoothing * logsigmoid(-d)
+    loss = -(1 - label_smoothing) * logsigmoid(d) - label_smoothing * logsigmoid(-d)
+    return centered(loss, chosen, rejected, coef=centering)
 
 
-def scaled_bradley_terry(chosen: Tensor, rejected: Tensor, *, strength: Tensor) -> Tensor:
-    """-strength * log sigmoid(d): clearer preferences weigh more (HelpSteer2-Preference,
-    2410.01257). ``strength`` [B] or scalar, for example 1 to 3. [B]"""
-    return -strength * logsigmoid(chosen - rejected)
+def scaled_bradley_terry(
+    chosen: Tensor, rejected: Tensor, *, strength: Tensor, centering: float = 0.0
+) -> Tensor:
+    """-strength * log sigmoid(d), plus ``centered``'s term. [B]
+
+    Clearer preferences have more weight (HelpSteer2-Preference, 2410.01257). ``strength`` is [B] or
+    a scalar, for example 1 to 3.
+    """
+    loss = -strength * logsigmoid(chosen - rejected)
+    return centered(loss, chosen, rejected, coef=centering)
 
 
-def unbiased_bradley_terry(chosen: Tensor, rejected: Tensor, *, flip_rate: float) -> Tensor:
-    """((1 - e) l(d) - e l(-d)) / (1 - 2e) with l = -log sigmoid: its mean over labels flipped with
-    probability e equals the loss on clean labels (robust DPO, 2403.00409, equation 12). [B]
+def unbiased_bradley_terry(
+    chosen: Tensor, rejected: Tensor, *, flip_rate: float, centering: float = 0.0
+) -> Tensor:
+    """((1 - e) l(d) - e l(-d)) / (1 - 2e) with l = -log sigmoid, plus ``centered``'s term. [B]
 
-    Unbounded below for e > 0: use it with early stopping or a penalty on large scores.
+    Its mean over labels flipped with probability e equals the loss on clean labels (robust DPO,
+    2403.00409, equation 12). It is unbounded below for e > 0: use early stopping, or a penalty on
+    large scores.
     """
     _check_share("flip_rate", flip_rate)
     d = chosen - rejected
-    return (flip_rate * logsigmoid(-d) - (1 - flip_rate) * logsigmoid(d)) / (1 - 2 * flip_rate)
+    loss = (flip_rate * logsigmoid(-d) - (1 - flip_rate) * logsigmoid(d)) / (1 - 2 * flip_rate)
+    return centered(loss, chosen, rejected, coef=centering)
 
 
-def centring(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """(score(chosen) + score(rejected))^2, to be added with a small coefficient such as 0.01: pins
-    the free constant of Bradley-Terry scores near zero (2312.09244). [B]"""
-    return (chosen + rejected) ** 2
+def centered(loss: Tensor, chosen: Tensor, rejected: Tensor, *, coef: float) -> Tensor:
+    """loss + coef * (score(chosen) + score(rejected))^2. [B]
+
+    Bradley-Terry leaves the mean of the scores undetermined; a small coefficient such as 0.01 keeps
+    it near zero (2312.09244).
+    """
+    return loss + coef * (chosen + rejected) ** 2 if coef else loss
 
 
 def best_of(scores: Tensor, best: Tensor, *, mask: Tensor) -> Tensor:

@@ -36,10 +36,10 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
     else:
         return
     if with_model and isinstance(config, RewardConfig):
-        from rlhf.training.reward_models.kinds import kind_of
-        from rlhf.training.reward_models.stage import load_scorer
+        from rlhf.training.reward_models.base import kind_of
+        from rlhf.training.reward_models.new_head import load_with_new_head
 
-        load_scorer(config, kind_of(config))
+        load_with_new_head(kind_of(config))
     elif with_model:
         from rlhf.models.loading import load_model
 

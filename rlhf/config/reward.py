@@ -1,73 +1,83 @@
-"""The configuration of `rlhf reward`; no torch here, so that parsing stays quick."""
+"""The table of kinds of reward models, and the configuration of `rlhf reward`.
+
+This module does not import torch, so that parsing a configuration is fast.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rlhf.config.data import DataSpec
 from rlhf.config.offline import OfflineConfig
 
-RewardKindName = Literal[
-    "preference",
-    "smoothed",
-    "unbiased",
-    "scaled",
-    "length_debiased",
-    "cost",
-    "ranking",
-    "best_of",
-    "pairwise",
-    "regression",
-    "classification",
-    "multilabel",
-    "process",
-]
 
-# Setting -> the kinds on which it has an effect; elsewhere it is refused.
-USED_BY: dict[str, tuple[str, ...]] = {
-    "margins": ("preference", "smoothed"),
-    "flip_rate": ("smoothed", "unbiased"),
-    "length_coef": ("length_debiased",),
-    "labels": ("regression", "classification", "multilabel"),
-    "num_heads": ("preference", "smoothed", "unbiased", "scaled", "classification"),
-    "separator": ("process",),
+@dataclass(frozen=True)
+class KindRow:
+    """One kind of reward model."""
+
+    implementation: str
+    """Where the kind is implemented, as ``module:name``; called with the configuration."""
+    settings: tuple[str, ...] = ()
+    """Settings of `RewardConfig` that have an effect on this kind and not on every kind."""
+
+
+_MODULES = "rlhf.training.reward_models"
+
+KINDS: dict[str, KindRow] = {
+    "preference": KindRow(f"{_MODULES}.preference:Preference", ("margins", "num_heads")),
+    "smoothed": KindRow(f"{_MODULES}.preference:Preference", ("margins", "flip_rate", "num_heads")),
+    "unbiased": KindRow(f"{_MODULES}.preference:Unbiased", ("flip_rate", "num_heads")),
+    "scaled": KindRow(f"{_MODULES}.preference:Scaled", ("num_heads",)),
+    "length_debiased": KindRow(f"{_MODULES}.preference:LengthDebiased", ("length_coef",)),
+    "cost": KindRow(f"{_MODULES}.cost:Cost"),
+    "ranking": KindRow(f"{_MODULES}.ranking:Ranking"),
+    "best_of": KindRow(f"{_MODULES}.ranking:BestOf"),
+    "pairwise": KindRow(f"{_MODULES}.pairwise:Pairwise"),
+    "regression": KindRow(f"{_MODULES}.rated:Regression", ("labels",)),
+    "classification": KindRow(f"{_MODULES}.classification:classification", ("labels", "num_heads")),
+    "multilabel": KindRow(f"{_MODULES}.rated:MultiLabel", ("labels",)),
+    "process": KindRow(f"{_MODULES}.process:Process", ("separator",)),
 }
+
+if TYPE_CHECKING:
+    RewardKindName = str
+else:
+    RewardKindName = Literal[tuple(KINDS)]
 
 
 @dataclass(frozen=True)
 class RewardConfig(OfflineConfig):
-    """One run of `rlhf reward`. What each kind learns from: docs/rewards.md."""
+    """Configuration of `rlhf reward`. docs/rewards.md describes the data of each kind."""
 
     kind: RewardKindName = "preference"
-    """What is learned: from pairs, rankings, labelled texts or labelled steps."""
+    """Kind of reward model: it decides the data, the loss and the report."""
     margins: bool = False
-    """Use the pairs' margin column: -log sigmoid(difference - margin)."""
+    """Use the margin column of the pairs: -log sigmoid(difference - margin)."""
     flip_rate: float = 0.0
-    """Share of the pairs that are believed to be labelled the wrong way round."""
+    """Expected share of pairs whose label is wrong."""
     length_coef: float = 1.0
-    """Weight of the length penalty against the loss on pairs."""
+    """Weight of the length penalty relative to the loss on pairs."""
     labels: list[str] = field(default_factory=list)
     """regression, multilabel: the columns to predict (default: label). classification: names of the
     classes 0, 1, ...; more than two give one output each."""
     num_heads: int = 1
-    """Heads on one backbone, each trained on its own draw of the rows: an ensemble in one pass."""
+    """Number of heads on one backbone, each trained on its own sample of the rows: an ensemble."""
     separator: str = "\n\n"
     """Text that ends each step of a solution."""
     test_data: list[DataSpec] = field(default_factory=list)
-    """Rows for the report at the end. Empty: the held-out rows, which also chose the checkpoint."""
+    """Rows for the final report; empty: the held-out rows, which also select the checkpoint."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, kinds in USED_BY.items():
+        for name in dict.fromkeys(name for row in KINDS.values() for name in row.settings):
             default = [] if name == "labels" else getattr(RewardConfig, name)
-            if getattr(self, name) != default and self.kind not in kinds:
-                raise ValueError(
-                    f"{name} has no effect on kind: {self.kind} (only on {', '.join(kinds)})"
-                )
+            if getattr(self, name) != default and name not in KINDS[self.kind].settings:
+                kinds = ", ".join(kind for kind, row in KINDS.items() if name in row.settings)
+                raise ValueError(f"{name} has no effect on kind: {self.kind} (only on {kinds})")
         if not 0 <= self.flip_rate < 0.5:
             raise ValueError(f"flip_rate must be in [0, 0.5), got {self.flip_rate}")
-        if self.kind in USED_BY["flip_rate"] and self.flip_rate == 0:
+        if "flip_rate" in KINDS[self.kind].settings and self.flip_rate == 0:
             raise ValueError(f"kind: {self.kind} needs a flip_rate above 0; without it: preference")
         if self.num_heads < 1:
             raise ValueError(f"num_heads must be >= 1, got {self.num_heads}")

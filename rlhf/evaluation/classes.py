@@ -51,7 +51,7 @@ def class_summary(
     )
     common = np.bincount(truth, minlength=len(spec.labels)).astype(float)
     baselines = {"commonest class": np.tile(common, (len(rows), 1))}
-    return classification_report(scores, truth, rivals=baselines)
+    return classification_report(scores, truth, baselines=baselines)
 
 
 def class_logprobs(

@@ -16,7 +16,7 @@ from rlhf.reward_models.pairs import to_pair
 from rlhf.reward_models.verdict import to_markdown, verdict
 
 
-def write_pairs_evaluation(
+def report_on_pairs(
     reward: Any,
     rows: Sequence[dict[str, Any]],
     directory: Path,
@@ -63,11 +63,11 @@ def write_pairs_evaluation(
     report["best_of_n"] = best_of_n
     report["verdict"] = verdict(report)
     summary = {"name": name, "env": "pairs", "policy": name, "metrics": {}} | report
-    write_judgement(directory, summary, to_markdown(report))
+    write_report(directory, summary, to_markdown(report))
     return report
 
 
-def write_judgement(directory: Path, summary: Mapping[str, Any], page: str) -> None:
+def write_report(directory: Path, summary: Mapping[str, Any], page: str) -> None:
     """Write what was found of a reward: ``evaluation/<name>/summary.json`` and ``report.md``."""
     target = directory / "evaluation" / summary["name"]
     target.mkdir(parents=True, exist_ok=True)

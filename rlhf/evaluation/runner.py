@@ -27,7 +27,7 @@ from rlhf.evaluation.episodes import (
     write_evaluation,
 )
 from rlhf.evaluation.harness import require_harness, task_metrics
-from rlhf.evaluation.pairs import write_pairs_evaluation
+from rlhf.evaluation.pairs import report_on_pairs
 from rlhf.evaluation.text import CompletionLosses, completion_losses
 from rlhf.models.heads import Policy
 from rlhf.models.loading import load_model
@@ -220,7 +220,7 @@ def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:
     """Accuracy of the rewards on pairs, and that of trivial baselines."""
     pairs = logged_rows(config.pairs, "preference", what="pairs", seed=config.seed)
     train = logged_rows(config.pairs_train, "preference", what="pairs_train", seed=config.seed)
-    write_pairs_evaluation(
+    report_on_pairs(
         reward,
         pairs,
         run.directory,

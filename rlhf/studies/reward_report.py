@@ -121,14 +121,14 @@ def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
 
 def report_on_pairs(config: RewardReportConfig, reward: Any, run: Run) -> dict[str, Any]:
     """The whole report on preference pairs, as plain data."""
-    from rlhf.evaluation.pairs import write_pairs_evaluation
+    from rlhf.evaluation.pairs import report_on_pairs as write_pairs
 
     loaded = load(config.data, "preference", seed=config.seed)
     log.info("data: %s", loaded.summary())
     train = logged_rows(config.train_data, "preference", what="train_data", seed=config.seed)
     groups = policy_replies(config, loaded.rows, run.directory) if config.policy else None
     curve = best_of_n(config, reward, groups) if config.gold and groups else None
-    return write_pairs_evaluation(
+    return write_pairs(
         reward,
         loaded.rows,
         run.directory,
@@ -208,7 +208,7 @@ def report_on_benchmark(
     Raises:
         UserError: rows that lack the benchmark's columns.
     """
-    from rlhf.evaluation.pairs import write_judgement
+    from rlhf.evaluation.pairs import write_report
     from rlhf.reports.rewards import benchmark_parts
     from rlhf.reward_models import benchmarks
 
@@ -237,6 +237,6 @@ def report_on_benchmark(
         absent = ", ".join(found["absent"])
         lines += ["", f"Not in the file, so that the score is not the published one: {absent}."]
         log.warning("%s: the file has no rows of %s", name, absent)
-    write_judgement(directory, summary, "\n".join(lines) + "\n")
+    write_report(directory, summary, "\n".join(lines) + "\n")
     log.info("%s: %.3f on %d rows", name, found["score"], len(rows))
     return summary

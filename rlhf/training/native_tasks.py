@@ -22,7 +22,7 @@ from rlhf.models.fast.passes import enable_fast_passes
 from rlhf.models.heads import Policy, Scored
 from rlhf.models.logprobs import trunk_of
 from rlhf.models.saving import restore_model, save_model
-from rlhf.reward_models.losses import bradley_terry, centring
+from rlhf.reward_models.losses import bradley_terry
 from rlhf.rollout.batch import pad_right, some_rows
 from rlhf.training.examples import IGNORED, Example
 
@@ -197,9 +197,8 @@ def reward_loss(
     scores = scorer.score(part.tokens, part.attention_mask)
     chosen, rejected = _pairs(scores, part)
     margins, _other = _pairs(part.margins, part)
-    per_pair = bradley_terry(chosen, rejected, margin=margins)
-    if center_rewards_coefficient:
-        per_pair = per_pair + center_rewards_coefficient * centring(chosen, rejected)
+    centering = center_rewards_coefficient or 0.0
+    per_pair = bradley_terry(chosen, rejected, margin=margins, centering=centering)
     return per_pair.sum() / count, _told(per_pair, chosen, rejected)
 
 

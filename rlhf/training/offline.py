@@ -23,7 +23,7 @@ from rlhf.rollout.chat_format import generation_stop_ids
 from rlhf.runs.directory import Run, seed_everything
 from rlhf.training.examples import Encoder
 from rlhf.training.native import train_native
-from rlhf.training.reward_models import stage as reward
+from rlhf.training.reward_models import setup as reward
 from rlhf.training.stages import Row, Stage, Work, engine_of
 
 log = logging.getLogger(__name__)

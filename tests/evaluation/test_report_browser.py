@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.evaluation.pairs import write_pairs_evaluation
+from rlhf.evaluation.pairs import report_on_pairs
 from rlhf.reports import write_comparison_report, write_report
 from rlhf.reward_models import EachReward
 from tests.evaluation import fake_pipeline as fake
@@ -224,7 +224,7 @@ def test_reward_and_over_optimization_pages_open_cleanly(browser: str, tmp_path:
         for i in range(1, 60)
         if i % 5
     ]
-    write_pairs_evaluation(length, rows, tmp_path / "judged", name="pairs")
+    report_on_pairs(length, rows, tmp_path / "judged", name="pairs")
     study = tmp_path / "study"
     study.mkdir()
     (study / "config.yaml").write_text("command: overoptimize\n")

@@ -10,7 +10,7 @@ from html import unescape
 import numpy as np
 import pytest
 
-from rlhf.evaluation.pairs import write_pairs_evaluation
+from rlhf.evaluation.pairs import report_on_pairs
 from rlhf.reports import write_report
 from rlhf.reward_models import EachReward
 from rlhf.reward_models.core import last_reply
@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs") / "judged"
     curve = best_of_n("length")
     talk = [{"role": "assistant", "content": "a b c"}]
-    write_pairs_evaluation(
+    report_on_pairs(
         LENGTH,
         rows(80),
         root,

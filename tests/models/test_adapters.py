@@ -23,7 +23,7 @@ from rlhf.models.heads import Policy
 from rlhf.models.loading import load_model, load_tokenizer
 from rlhf.models.saving import restore_model, save_model
 from rlhf.models.trainable import Movement, make_trainable
-from rlhf.training.reward_models.stage import with_new_head
+from rlhf.training.reward_models.new_head import with_new_head
 from tests.helpers.models import tiny_model, tiny_qwen2
 
 IDS = torch.tensor([[5, 17, 80, 9, 120]])

@@ -53,8 +53,8 @@ def test_impossible_noise_is_refused(rate):
         losses.bradley_terry(t(1.0), t(0.0), label_smoothing=rate)
 
 
-def test_centring():
-    assert losses.centring(t(2.0, 1.0), t(-2.0, 2.0)).tolist() == [0.0, 9.0]
+def test_centering():
+    assert losses.centered(t(0.0, 0.0), t(2.0, 1.0), t(-2.0, 2.0), coef=1.0).tolist() == [0.0, 9.0]
 
 
 def test_best_of_two_is_bradley_terry_and_masked_candidates_do_not_exist():

@@ -16,8 +16,9 @@ from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward
 from rlhf.runs.directory import Run, seed_everything
 from rlhf.training import offline
-from rlhf.training.reward_models import stage as reward
-from rlhf.training.reward_models.encoders import RewardEncoder, pair
+from rlhf.training.reward_models.base import kind_of
+from rlhf.training.reward_models.encoding import RewardEncoder
+from rlhf.training.reward_models.new_head import load_with_new_head
 from rlhf.training.trl.trainer import make_options, make_trainer
 from tests.helpers.training import evaluations, pair_rows, pairs_tree, save_model, write_rows
 
@@ -68,7 +69,7 @@ def test_the_head_of_a_lora_reward_model_trains_and_is_saved(tmp_path, echo_mode
     tree = pairs_tree(tmp_path, echo_model, **keys)
     config = configure("reward", tree)
     seed_everything(config.seed)
-    fresh, *_ = reward.load_scorer(config, reward.kind_of(config))
+    fresh, *_ = load_with_new_head(kind_of(config))
     before = fresh.base_model.model.score.modules_to_save["default"].weight.detach().clone()
     final = run_command("reward", tree)
     after = AutoModelForSequenceClassification.from_pretrained(final).score.weight
@@ -97,10 +98,10 @@ def test_overlong_pairs_are_truncated_and_counted_never_dropped(tmp_path, echo_m
     rows = pair_rows(8)
     rows[3]["chosen"] = [{"role": "assistant", "content": "apple river " * 40}]
     config = configure("reward", pairs_tree(tmp_path, echo_model, max_length=24))
-    encoder = RewardEncoder(config, tokenizer, pair, append_eos=True)
+    encoder = RewardEncoder(kind_of(config), tokenizer, append_eos=True)
     made = encoder(rows, False)
     assert len(made) == 8
-    long = made[7]["texts"][0]  # the held-out rows stand in order of length
+    long = made[7].texts[0]  # the held-out rows stand in order of length
     assert len(long) == 24
     assert long[-1] == tokenizer.eos_token_id  # what is scored is the end
     assert encoder.summary() == "1 truncated"
@@ -174,7 +175,7 @@ def test_a_reward_model_no_better_than_chance_is_kept_and_said_to_be_one(
         "verdict": ["No temperature makes its margins informative."],
     }
     monkeypatch.setattr(
-        "rlhf.training.reward_models.report.write_pairs_evaluation", lambda *args, **kwargs: report
+        "rlhf.training.reward_models.preference.report_on_pairs", lambda *args, **kwargs: report
     )
     with caplog.at_level("INFO"):
         final = run_command("reward", pairs_tree(tmp_path, echo_model))
@@ -223,9 +224,8 @@ def test_pairs_that_are_equal_once_cut_are_dropped_and_counted(tmp_path, echo_mo
         for side, word in (("chosen", start), ("rejected", "other ")):
             rows[index][side] = [{"role": "assistant", "content": word + tail}]
     config = configure("reward", pairs_tree(tmp_path, echo_model, max_length=24))
-    encoder = RewardEncoder(
-        config, AutoTokenizer.from_pretrained(echo_model), pair, append_eos=True
-    )
+    tokenizer = AutoTokenizer.from_pretrained(echo_model)
+    encoder = RewardEncoder(kind_of(config), tokenizer, append_eos=True)
     assert len(encoder(rows, True)) == 6
     assert encoder.summary() == "2 dropped: equal after max_length"
     tree = pairs_tree(tmp_path, echo_model, rows=[rows[2], rows[5]] * 8, max_length=24)

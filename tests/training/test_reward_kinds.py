@@ -18,8 +18,8 @@ from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.pairwise import PairModel
 from rlhf.runs.interrupt import Interrupted
 from rlhf.training import offline
-from rlhf.training.reward_models import stage as reward
-from rlhf.training.reward_models.encoders import Collator, RewardEncoder, length_grouped
+from rlhf.training.reward_models.base import kind_of
+from rlhf.training.reward_models.encoding import Collator, RewardEncoder, length_grouped
 from rlhf.training.trl.callback import RunCallback
 from tests.helpers.training import (
     WORDS,
@@ -122,9 +122,9 @@ def test_every_kind_trains_on_decoders_and_encoders_and_scores_as_it_was_trained
     stage = offline.stage_of("reward", config)
     _, rows = offline.load_rows(config, stage)
     best = min(value for step, value in logged.items() if step)
-    kind = reward.kind_of(config)
+    kind = kind_of(config)
     tokenizer = AutoTokenizer.from_pretrained(final)
-    encoder = RewardEncoder(config, tokenizer, kind.encode, append_eos=backbone == "echo_model")
+    encoder = RewardEncoder(kind, tokenizer, append_eos=backbone == "echo_model")
     if name == "pairwise":
         encoder.append_eos = False
     examples = list(encoder(rows, False))
@@ -141,11 +141,9 @@ def test_every_kind_trains_on_decoders_and_encoders_and_scores_as_it_was_trained
         labels = batch.pop("labels")
         logits = []
         with torch.no_grad():
-            for text in example["texts"]:
+            for text in example.texts:
                 logits.append(model(torch.tensor([text])).logits)
-        outputs = {"logits": torch.cat(logits)}
-        count = torch.tensor(1.0)
-        total += kind.loss(config)(outputs, labels, num_items_in_batch=count).item()
+        total += kind.loss(torch.cat(logits), labels, torch.tensor(1.0)).item()
         weight += int((labels != IGNORED).sum())
     if name in ("regression", "process"):  # the logged mean of batches weighs missing labels evenly
         assert total / weight == pytest.approx(best, rel=0.1)

@@ -63,7 +63,7 @@ class RunCallback(TrainerCallback):
         if row:
             self.run.log(state.global_step, row)
         if row and self.reporter and self.monitor:
-            warnings = self.monitor.see(state.global_step, row)
+            warnings = self.monitor.update(state.global_step, row)
             self.reporter.show(state.global_step, row, warnings)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:

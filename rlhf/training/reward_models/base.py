@@ -1,0 +1,139 @@
+"""The interface of a kind of reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from rlhf.common.imports import import_object
+from rlhf.config.reward import KINDS, RewardConfig
+from rlhf.evaluation.pairs import write_report
+from rlhf.models.rewards import packed
+from rlhf.reward_models import labelled
+from rlhf.reward_models.learned import LearnedReward
+from rlhf.reward_models.losses import IGNORED
+from rlhf.runs.directory import Run
+from rlhf.training.reward_models.encoding import (
+    RewardEncoder,
+    RewardExample,
+    Row,
+    labelled_messages,
+)
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A saved reward model, and the rows of its report."""
+
+    run: Run
+    train_rows: list[Row]
+    """Rows that it was trained on; the baselines are fitted on them."""
+    test_rows: list[Row]
+    """Rows that it was not trained on."""
+    dropped: Mapping[str, int]
+    """Reason -> number of test rows without an example."""
+    dtype: str
+    """Name of the dtype in which the model is loaded."""
+
+    def load(self, **options: Any) -> LearnedReward:
+        """Load the scorer of the saved model."""
+        return packed(LearnedReward.load(self.run.final, dtype=self.dtype, **options))
+
+    def logits(self) -> np.ndarray:
+        """Return the raw outputs [N, K] for the labelled texts of the test rows."""
+        reward = self.load(attributes="all")
+        ids = [reward.encode(labelled_messages(row)) for row in self.test_rows]
+        return reward.score_ids(ids).numpy()
+
+
+class RewardKind:
+    """A kind of reward model: its data, examples, loss, metrics and report.
+
+    The logits of a batch have one row per text. The labels have one row per example, and a loss is
+    a sum over the labels that are not IGNORED, divided by their number in the whole batch, so that
+    micro-batches do not change the gradient.
+
+    Args:
+        config: Configuration of the run.
+    """
+
+    data: str
+    """Kind of the rows, see `rlhf.config.data.Kind`."""
+    columns: tuple[str, ...] = ()
+    """Further columns of the rows."""
+    scorer = "learned"
+    """Kind of reward that reads the checkpoint, see `rlhf.reward_models.KINDS`."""
+    problem_type: str | None = None
+    """The ``problem_type`` of transformers for the checkpoint."""
+    per_token = False
+    """Whether the head reads every token instead of the whole text."""
+    append_eos = True
+    """Whether texts of a decoder end with EOS."""
+    in_trl = False
+    """Whether the loss is that of TRL's reward trainer, which the native engine has too."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        self.config = config
+        if config.num_heads > 1:
+            self.scorer = "heads"
+
+    def outputs(self) -> list[str]:
+        """Return the names of the model's outputs; a single score is called "reward"."""
+        if self.config.num_heads > 1:
+            return [f"head{i}" for i in range(self.config.num_heads)]
+        return self.config.labels or ["reward"]
+
+    def check_rows(self, rows: Sequence[Row]) -> None:
+        """Raise UserError if no row has what the kind needs."""
+
+    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+        """Encode a row.
+
+        Raises:
+            RowDropped: The row cannot be an example.
+        """
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+        """Return the loss of a micro-batch; ``count`` is the number of labels of the batch."""
+        raise NotImplementedError
+
+    def by_example(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Reshape logits to one row per example, for the metrics."""
+        return logits
+
+    def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Return metrics of the held-out examples; ``logits`` as ``by_example`` shapes them."""
+        raise NotImplementedError
+
+    def report(self, trained: TrainedModel) -> list[str]:
+        """Evaluate the saved model, write the report, and return its main lines."""
+        name = trained.run.directory.name
+        report = self.evaluate(trained)
+        page = labelled.to_markdown(name, report)
+        summary = {"name": name, "env": self.data, "policy": name} | report
+        write_report(trained.run.directory, summary, page)
+        return page.splitlines()[2:]
+
+    def evaluate(self, trained: TrainedModel) -> Report:
+        """Return metrics of the saved model on the test rows, and those of the baselines."""
+        raise NotImplementedError
+
+    def before_saving(self, model: Any) -> None:
+        """Change the trained model before it is saved."""
+
+
+def kind_of(config: RewardConfig) -> RewardKind:
+    """Return the kind that a configuration names."""
+    return import_object(KINDS[config.kind].implementation)(config)
+
+
+def known_accuracy(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Share of the known labels that are predicted."""
+    return {"accuracy": float((predicted == labels)[labels != IGNORED].mean())}

@@ -1,0 +1,110 @@
+"""Kinds that learn classes of single texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlhf.config.reward import RewardConfig
+from rlhf.data.conversation import RowDropped
+from rlhf.reward_models import labelled
+from rlhf.reward_models.losses import IGNORED
+from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel, known_accuracy
+from rlhf.training.reward_models.encoding import (
+    RewardEncoder,
+    RewardExample,
+    Row,
+    labelled_text,
+    unit_of,
+)
+
+
+def classification(config: RewardConfig) -> RewardKind:
+    """Return the kind for two classes, or the one for more."""
+    return MultiClass(config) if len(config.labels) > 2 else Binary(config)
+
+
+class LogOdds(RewardKind):
+    """Binary cross entropy of log-odds. Labels [B, K]: 0, 1 or IGNORED."""
+
+    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+        known = labels != IGNORED
+        targets = torch.where(known, labels.float(), 0.0)
+        cells = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return torch.where(known, cells, 0.0).sum() / count
+
+    def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        correct = (logits > 0) == (labels > 0.5)
+        return {"accuracy": float(correct[labels != IGNORED].mean())}
+
+
+class Classes(RewardKind):
+    """The report on texts with a class each."""
+
+    data = "classification"
+
+    def class_logits(self, logits: np.ndarray) -> np.ndarray:
+        """Return logits [N, C] of the classes from the model's outputs [N, K]."""
+        return logits
+
+    def evaluate(self, trained: TrainedModel) -> Report:
+        """Accuracy, macro-F1 and AUC, and those of TF-IDF and of the most frequent class."""
+        rows, train_rows = trained.test_rows, trained.train_rows
+        logits = self.class_logits(trained.logits())
+        train_labels = [int(row["label"]) for row in train_rows]
+        tf_idf = labelled.words_classifier(
+            [labelled_text(row) for row in train_rows],
+            train_labels,
+            [labelled_text(row) for row in rows],
+            classes=logits.shape[1],
+        )
+        frequency = np.bincount(train_labels, minlength=logits.shape[1]).astype(float)
+        return labelled.classification_report(
+            logits,
+            np.array([int(row["label"]) for row in rows]),
+            baselines={"TF-IDF": tf_idf, "commonest class": np.tile(frequency, (len(rows), 1))},
+            groups=[unit_of(row) for row in rows],
+        )
+
+
+class Binary(LogOdds, Classes):
+    """Log-odds of class 1; several heads are an ensemble. Labels [B, M]."""
+
+    def outputs(self) -> list[str]:
+        if self.config.num_heads == 1 and self.config.labels:
+            return self.config.labels[1:]
+        return super().outputs()
+
+    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+        label = _class_number(row["label"], 2)
+        return RewardExample([encoder.labelled(row)], encoder.for_heads(float(label)))
+
+    def class_logits(self, logits: np.ndarray) -> np.ndarray:
+        log_odds = logits.mean(1)
+        return np.stack([np.zeros_like(log_odds), log_odds], 1)
+
+
+class MultiClass(Classes):
+    """Softmax over more than two classes. Labels [B]: the number of the class."""
+
+    problem_type = "single_label_classification"
+
+    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+        label = _class_number(row["label"], len(self.config.labels))
+        return RewardExample([encoder.labelled(row)], label)
+
+    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+        return F.cross_entropy(logits, labels, reduction="sum") / count
+
+    def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return known_accuracy(logits.argmax(-1), labels)
+
+
+def _class_number(value: Any, count: int) -> int:
+    if value not in range(count):
+        raise RowDropped(f"label is not one of the classes 0 to {count - 1}")
+    return int(value)

@@ -1,0 +1,51 @@
+"""Cost models: the order of two replies, and zero as the line between safe and unsafe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from rlhf.data.conversation import RowDropped
+from rlhf.reward_models import losses
+from rlhf.reward_models.core import Reward
+from rlhf.training.reward_models.base import TrainedModel
+from rlhf.training.reward_models.encoding import RewardEncoder, RewardExample, Row
+from rlhf.training.reward_models.preference import PairKind
+
+FLAGS = ("chosen_unsafe", "rejected_unsafe")
+
+
+class Cost(PairKind):
+    """Costs of Safe RLHF; the safer reply of a pair is the chosen one.
+
+    Labels [B, 2]: 1 where the chosen and where the rejected reply is unsafe, else 0.
+    """
+
+    scorer = "cost"
+    columns = FLAGS
+
+    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+        unsafe = [_flag(row[name], name) for name in FLAGS]
+        return RewardExample(encoder.pair(row), unsafe)
+
+    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+        better, worse = self.by_example(logits, labels)[..., 0].unbind(1)
+        unsafe = labels > 0
+        pairs = losses.cost_model(
+            worse, better, worse_unsafe=unsafe[:, 1], better_unsafe=unsafe[:, 0]
+        )
+        return pairs.sum() / (count / 2)  # a pair has two labels
+
+    def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return {"accuracy": float(((logits[..., 0] > 0) == (labels > 0.5)).mean())}
+
+    def scorer_of(self, trained: TrainedModel) -> Reward:
+        return super().scorer_of(trained) * -1.0
+
+
+def _flag(value: Any, name: str) -> float:
+    if isinstance(value, bool | int | float) and value in (0, 1):
+        return float(value)
+    raise RowDropped(f"{name} is not true or false")

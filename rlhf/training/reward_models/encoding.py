@@ -1,0 +1,198 @@
+"""Encode rows as examples of a reward model, and collate them.
+
+Texts are encoded by the functions that scoring uses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf.data.conversation import RowDropped, labelled_conversation
+from rlhf.data.splits import prompt_key
+from rlhf.errors import UserError
+from rlhf.reward_models import encoding
+from rlhf.reward_models.chat_template import with_tools
+from rlhf.reward_models.core import Conversation, Unscorable
+from rlhf.reward_models.losses import IGNORED
+from rlhf.rollout.batch import pad_right
+from rlhf.rollout.chat_format import prompt_of
+from rlhf.training.examples import EQUAL
+
+if TYPE_CHECKING:
+    from rlhf.training.reward_models.base import RewardKind
+
+Row = dict[str, Any]
+
+BOOTSTRAP_SHARE = 1 - 1 / math.e
+"""Share of the distinct rows in a bootstrap sample: what each head of an ensemble learns from."""
+
+
+@dataclass(frozen=True)
+class RewardExample:
+    """One training example of a reward model."""
+
+    texts: list[list[int]]
+    """Token ids of each text: one, the chosen and the rejected one, or all candidates."""
+    labels: Any
+    """The labels of the example, a number or a list; see the kind."""
+
+
+class RewardEncoder:
+    """Encodes rows as examples of a kind; counts truncated and dropped rows.
+
+    Args:
+        kind: The kind of reward model.
+        tokenizer: The model's tokenizer.
+        append_eos: Whether every text ends with EOS.
+    """
+
+    def __init__(self, kind: RewardKind, tokenizer: Any, *, append_eos: bool) -> None:
+        self.kind, self.tokenizer, self.append_eos = kind, tokenizer, append_eos
+        self.config = kind.config
+        self.changed: Counter[str] = Counter()
+        self.generator = np.random.default_rng()
+        self.training, self.bare_texts = False, False
+        self.truncated = False
+        """Whether a text of the current row was truncated."""
+        self.encoded_rows: dict[bool, list[Row]] = {}
+        """Rows with an example, by whether they are for training."""
+        self.dropped: dict[bool, Counter[str]] = {}
+        """Reason -> rows without an example, by whether they are for training."""
+
+    def __call__(self, rows: Sequence[Row], training: bool) -> list[RewardExample]:
+        """Encode rows; neighboring examples have similar lengths.
+
+        Args:
+            rows: The rows.
+            training: Whether each head learns from its own sample of them.
+
+        Raises:
+            UserError: No example is left.
+        """
+        self.training, examples = training, []
+        self.encoded_rows[training], self.dropped[training] = [], Counter()
+        self.generator = np.random.default_rng([self.config.seed, training])
+        self.bare_texts = "text" in rows[0]
+        self.kind.check_rows(rows)
+        for row in rows:
+            self.truncated = False
+            try:
+                examples.append(self.kind.encode(self, row))
+                self.encoded_rows[training].append(row)
+                self.changed["truncated"] += self.truncated
+            except (RowDropped, Unscorable) as reason:
+                self.changed[f"dropped: {reason}"] += 1
+                self.dropped[training][str(reason)] += 1
+        if not examples:
+            raise UserError(
+                f"no example is left: {self.summary()}; max_length is {self.config.max_length}"
+            )
+        lengths = [max(map(len, example.texts)) for example in examples]
+        if training:
+            order = length_grouped(lengths, self.config.batch_size, self.generator)
+        else:
+            order = np.argsort(lengths, kind="stable")
+        return [examples[i] for i in order]
+
+    def summary(self) -> str:
+        """Counts of truncated and dropped rows, for the log; empty without any."""
+        return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
+
+    def text(self, conversation: Conversation) -> list[int]:
+        """Encode a conversation as scoring does; truncation removes the oldest tokens."""
+        ids = encoding.full_ids(self.tokenizer, conversation, append_eos=self.append_eos)
+        self.truncated |= len(ids) > self.config.max_length
+        return encoding.truncate_left(ids, self.config.max_length, tokenizer=self.tokenizer)
+
+    def pair(self, row: Row) -> list[list[int]]:
+        """Encode the chosen and the rejected reply of a row, each with its prompt.
+
+        Raises:
+            RowDropped: The two are equal after truncation.
+        """
+        prompt = prompt_of(row)
+        chosen, rejected = (self.text([*prompt, *row[side]]) for side in ("chosen", "rejected"))
+        if chosen == rejected:
+            raise RowDropped(EQUAL)
+        return [chosen, rejected]
+
+    def labelled(self, row: Row) -> list[int]:
+        """Encode the text of a labelled row."""
+        return self.text(labelled_messages(row))
+
+    def for_heads(self, label: float) -> list[float]:
+        """Return ``label`` for each head that learns from the current row, else IGNORED. [M]"""
+        heads = self.config.num_heads
+        if heads == 1 or not self.training:
+            return [label] * heads
+        sampled = self.generator.random(heads) < BOOTSTRAP_SHARE
+        return np.where(sampled, label, IGNORED).tolist()
+
+
+def labelled_messages(row: Row) -> list[dict[str, Any]]:
+    """Return the conversation of a labelled row, with the row's tools."""
+    return with_tools(labelled_conversation(row), row.get("tools"))
+
+
+def labelled_text(row: Row) -> str:
+    """Return the last message of a labelled row."""
+    return labelled_conversation(row)[-1]["content"]
+
+
+def unit_of(row: Row) -> str:
+    """Return the independent unit of a labelled row: its prompt, or its text without one."""
+    return prompt_key(row) if row.get("prompt") else labelled_text(row)
+
+
+def length_grouped(
+    lengths: Sequence[int], batch_size: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Order rows so that the texts of a batch have similar lengths, with batches in random order.
+
+    Rows are shuffled, sorted by length within spans of 50 batches, and the batches are shuffled.
+    The batch with the longest text comes first, so that a run that does not fit in memory fails at
+    its start.
+    """
+    size = np.asarray(lengths)
+    order = generator.permutation(len(size))
+    span = 50 * batch_size
+    spans = [order[i : i + span] for i in range(0, len(order), span)]
+    sorted_spans = [rows[np.argsort(-size[rows], kind="stable")] for rows in spans]
+    batches = [
+        rows[i : i + batch_size] for rows in sorted_spans for i in range(0, len(rows), batch_size)
+    ]
+    full = [batch for batch in batches if len(batch) == batch_size]
+    longest = max(range(len(full)), key=lambda i: size[full[i]].max(), default=None)
+    shuffled = [full[i] for i in generator.permutation(len(full)) if i != longest]
+    first = [] if longest is None else [full[longest]]
+    rest = [batch for batch in batches if len(batch) < batch_size]
+    return np.concatenate([*first, *shuffled, *rest])
+
+
+class Collator:
+    """Pads the texts of a batch on the right, and label lists with IGNORED.
+
+    Args:
+        pad_id: Id of the padding token.
+    """
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, examples: Sequence[RewardExample]) -> dict[str, Tensor]:
+        texts = [text for example in examples for text in example.texts]
+        ids = pad_right(texts, self.pad_id)
+        lengths = torch.tensor([len(text) for text in texts])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        labels = [example.labels for example in examples]
+        is_list = isinstance(labels[0], list)
+        padded = pad_right(labels, IGNORED) if is_list else torch.tensor(labels)
+        return {"input_ids": ids, "attention_mask": mask, "labels": padded}

@@ -1,0 +1,154 @@
+"""A language model or an encoder with the new, untrained head of a reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from rlhf.errors import UserError
+from rlhf.models.adapters import add_lora, is_adapter, merged_model
+from rlhf.models.fast.packing import keep_attention
+from rlhf.models.hub import refuse_quantised
+from rlhf.models.load_check import check_scorer, read_causal
+from rlhf.models.loading import Source, cast, give_pad_token, load_tokenizer, set_template_options
+from rlhf.models.precision import choose_dtype, default_device, use_threads
+from rlhf.models.trainable import make_trainable
+from rlhf.reward_models.checkpoint import heads_in_fp32, pooling_of
+from rlhf.reward_models.generic_heads import has_own_classifier, with_head
+from rlhf.training.reward_models.base import RewardKind
+
+
+def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
+    """Load the model of a run with a new head in float32, whose padding token is not EOS.
+
+    Returns:
+        The model, its tokenizer, and its pooling, see `rlhf.reward_models.sidecar.Sidecar`.
+
+    Raises:
+        UserError: The model does not exist, or has fewer positions than max_length.
+    """
+    config = kind.config
+    if config.model.scratch:
+        raise UserError("model.scratch: a reward model starts from a language model; give a path")
+    place = Source.of(config.model).place
+    tokenizer = load_tokenizer(place)
+    set_template_options(tokenizer, config.model)
+    model = with_new_head(place, kind.outputs(), steps=kind.per_token)
+    model.config.problem_type = kind.problem_type
+    model.config.use_cache = False
+    positions = model.config.to_dict().get("max_position_embeddings")
+    if positions is not None and config.max_length > positions:
+        raise UserError(
+            f"max_length must be <= {positions} for this model, got {config.max_length}"
+        )
+    give_pad_token(tokenizer, model)
+    if config.num_heads > 1:
+        spread_heads(model)
+    device = default_device()
+    size = model.num_parameters()
+    cast(model, device, choose_dtype(config.model.dtype, size, device))
+    if config.model.attn_implementation:
+        keep_attention(model, config.model.attn_implementation)
+    use_threads(model, device)
+    heads_in_fp32(model)
+    if not kind.per_token:
+        check_scorer(model)
+    pooling = "steps" if kind.per_token else pooling_of(model)
+    if config.model.lora:
+        model = add_adapters(model, kind)
+    return make_trainable(model), tokenizer, pooling
+
+
+def with_new_head(place: str, names: list[str], *, steps: bool) -> Any:
+    """Load the backbone of a model folder with a new head, in float32; adapters are merged.
+
+    Args:
+        place: Folder of a language model, or of an adapter on one.
+        names: Names of the outputs.
+        steps: Whether the head reads every token instead of the whole text.
+
+    Raises:
+        UserError: The model does not exist, or supports no head.
+    """
+    labels = {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+    refuse_quantised(place)
+    options = {"dtype": torch.float32, "output_loading_info": True}
+    automatic: Any = (
+        AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
+    )
+    try:
+        merged = merged_model(place) if is_adapter(place) else None
+        config = merged.config if merged else AutoConfig.from_pretrained(place)
+        if not has_own_classifier(config, steps=steps):
+            causal = merged or read_causal(place, dtype=torch.float32)
+            return with_head(causal, labels, steps=steps)
+        if merged is None:
+            model, info = automatic.from_pretrained(place, **options, **labels)
+        else:
+            for key, value in labels.items():
+                setattr(config, key, value)
+            with torch.device("meta"):
+                kind = type(automatic.from_config(config))
+            model, info = kind.from_pretrained(
+                None, config=config, state_dict=merged.state_dict(), **options
+            )
+    except UserError:
+        raise
+    except (AttributeError, OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{place} cannot carry a reward head: {reason}") from error
+    _refuse_random_backbone(place, model, info["missing_keys"])
+    return model
+
+
+def _refuse_random_backbone(place: str, model: Any, missing: Iterable[str]) -> None:
+    """Refuse a model whose backbone lacks weights, which would be random.
+
+    Raises:
+        UserError: Names the missing weights.
+    """
+    prefix = f"{model.base_model_prefix}."
+    # A pooler is part of the head: language models are saved without one.
+    lost = sorted(name for name in missing if name.startswith(prefix) and ".pooler." not in name)
+    if lost:
+        raise UserError(
+            f"{place} cannot carry a reward head: weights {', '.join(lost[:3])} of the backbone "
+            "are missing and would be random"
+        )
+
+
+def head_modules(model: Any) -> dict[str, Any]:
+    """Return the modules outside the backbone, by name."""
+    return {name: m for name, m in model.named_children() if m is not model.base_model}
+
+
+def spread_heads(model: Any) -> None:
+    """Initialize the heads with the usual standard deviation of a linear layer, 1 / sqrt(width).
+
+    The heads of an ensemble differ by their initialization where the data do not decide. Language
+    models initialize new layers so small that the heads would hardly differ.
+    """
+    for module in head_modules(model).values():
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.Linear):
+                torch.nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+
+
+def add_adapters(model: Any, kind: RewardKind) -> Any:
+    """Add LoRA to the backbone; the new head is trained in full and saved."""
+    assert kind.config.model.lora is not None
+    # Without modules_to_save the head would stay random, frozen under the adapters.
+    heads = [name for name, m in head_modules(model).items() if any(True for _ in m.parameters())]
+    task = "TOKEN_CLS" if kind.per_token else "SEQ_CLS"
+    return add_lora(model, kind.config.model.lora, seed=kind.config.seed, task=task, heads=heads)

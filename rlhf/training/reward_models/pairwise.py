@@ -1,0 +1,60 @@
+"""Pairwise models: both replies in one text, and the log-odds that the first is better."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rlhf.data.conversation import RowDropped
+from rlhf.data.splits import prompt_key
+from rlhf.models.rewards import packed
+from rlhf.reward_models import labelled
+from rlhf.reward_models.pairwise import PairModel, encode_pair
+from rlhf.rollout.chat_format import prompt_of
+from rlhf.training.examples import EQUAL
+from rlhf.training.reward_models.base import Report, TrainedModel
+from rlhf.training.reward_models.classification import LogOdds
+from rlhf.training.reward_models.encoding import RewardEncoder, RewardExample, Row
+
+
+class Pairwise(LogOdds):
+    """Whether the first of two replies is better; the order is drawn at random.
+
+    Labels [B, 1]: 1 where the first reply is the chosen one, else 0.
+    """
+
+    data = "preference"
+    scorer = "pairwise"
+    append_eos = False
+
+    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+        chosen_first = bool(encoder.generator.random() < 0.5)
+        order = ("chosen", "rejected") if chosen_first else ("rejected", "chosen")
+        first, second = (_text(row, side) for side in order)
+        ids, swapped = (
+            encode_pair(
+                encoder.tokenizer, prompt_of(row), *replies, max_length=self.config.max_length
+            )
+            for replies in ((first, second), (second, first))
+        )
+        if ids == swapped:
+            raise RowDropped(EQUAL)
+        return RewardExample([ids], [float(chosen_first)])
+
+    def evaluate(self, trained: TrainedModel) -> Report:
+        """Accuracy, agreement of both orders, and accuracy of "longer wins"."""
+        rows = trained.test_rows
+        model = packed(PairModel.load(trained.run.final, dtype=trained.dtype))
+        chosen, rejected = ([_text(row, side) for row in rows] for side in ("chosen", "rejected"))
+        log_odds, agree = model.compare([prompt_of(row) for row in rows], chosen, rejected)
+        correct = (np.sign(log_odds) + 1) / 2
+        gaps = [len(a) - len(b) for a, b in zip(chosen, rejected, strict=True)]
+        groups = [prompt_key(row) for row in rows]
+        report = labelled.accuracy_report(
+            correct, baselines={"longer wins": (np.sign(gaps) + 1) / 2}, groups=groups
+        )
+        report["metrics"]["order_agreement"] = labelled.share(agree, groups)
+        return report
+
+
+def _text(row: Row, side: str) -> str:
+    return "\n\n".join(message["content"] for message in row[side])

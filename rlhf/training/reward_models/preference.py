@@ -1,0 +1,176 @@
+"""Kinds that learn from pairs: Bradley-Terry, its variants for noisy labels, and its weighting."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf.config.reward import RewardConfig
+from rlhf.data.conversation import RowDropped
+from rlhf.errors import UserError
+from rlhf.evaluation.pairs import report_on_pairs
+from rlhf.models.rewards import load_rewards
+from rlhf.reward_models import Sidecar, losses
+from rlhf.reward_models.checkpoint import keep_first_output
+from rlhf.reward_models.core import Reward
+from rlhf.reward_models.losses import IGNORED
+from rlhf.training.reward_models.base import RewardKind, TrainedModel
+from rlhf.training.reward_models.encoding import RewardEncoder, RewardExample, Row
+
+REPORT_PAIRS = 500
+"""Held-out pairs of the report, where no test data are named."""
+
+
+class PairKind(RewardKind):
+    """Two texts, a chosen and a rejected one; one or several heads.
+
+    Labels [B, M]: the margin for each head, IGNORED for heads that do not learn from the pair.
+    """
+
+    data = "preference"
+
+    def __init__(self, config: RewardConfig) -> None:
+        super().__init__(config)
+        self.uses_margin = config.margins
+        self.centering: float = config.trainer.get("center_rewards_coefficient") or 0.0
+
+    def check_rows(self, rows: Sequence[Row]) -> None:
+        if self.uses_margin and not any("margin" in row for row in rows):
+            setting = "margins is true" if self.config.margins else f"kind: {self.config.kind}"
+            raise UserError(
+                f"{setting}, but the pairs have no margin column, and no scores of both sides"
+            )
+
+    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+        if self.uses_margin and "margin" not in row:
+            raise RowDropped("no margin")
+        margin = float(row["margin"]) if self.uses_margin else 0.0
+        return RewardExample(encoder.pair(row), encoder.for_heads(margin))
+
+    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+        chosen, rejected = self.by_example(logits, labels).unbind(1)
+        known = labels != IGNORED
+        cells = self.pair_losses(chosen, rejected, torch.where(known, labels.float(), 0.0))
+        return torch.where(known, cells, 0.0).sum() / count
+
+    def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
+        """Return the loss of each pair and head; all [B, M]."""
+        raise NotImplementedError
+
+    def by_example(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return logits.reshape(len(labels), 2, -1)
+
+    def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        scores = self.scores(logits.astype(float))
+        margin = scores[:, 0] - scores[:, 1]
+        return {"accuracy": float((np.sign(margin) + 1).mean() / 2), "margin": float(margin.mean())}
+
+    def scores(self, logits: np.ndarray) -> np.ndarray:
+        """Return the scores [B, 2] of the two replies, the mean over the heads."""
+        return logits.mean(-1)
+
+    def report(self, trained: TrainedModel) -> list[str]:
+        """Write the report on pairs, and the fitted temperature into the checkpoint's sidecar."""
+        rows = trained.test_rows if self.config.test_data else trained.test_rows[:REPORT_PAIRS]
+        sidecar = Sidecar.read(trained.run.final)
+        assert sidecar is not None
+        report = report_on_pairs(
+            self.scorer_of(trained),
+            rows,
+            trained.run.directory,
+            name=trained.run.directory.name,
+            train_rows=trained.train_rows,
+            dropped=trained.dropped,
+            stress_size=100,
+            seed=self.config.seed,
+        )
+        temperature = report["calibration"]["fitted"]["temperature"]
+        if temperature is not None:  # None: no better than chance
+            dataclasses.replace(sidecar, temperature=temperature).write(trained.run.final)
+        return report["verdict"]
+
+    def scorer_of(self, trained: TrainedModel) -> Reward:
+        """Load the saved model as a reward: a higher score is better."""
+        if self.scorer == "learned":
+            return trained.load()
+        return load_rewards({"kind": self.scorer, "path": str(trained.run.final)})
+
+
+class Preference(PairKind):
+    """Bradley-Terry with optional margins and label smoothing."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        super().__init__(config)
+        self.in_trl = config.num_heads == 1 and not config.flip_rate
+
+    def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
+        return losses.bradley_terry(
+            chosen,
+            rejected,
+            margin=margin,
+            label_smoothing=self.config.flip_rate,
+            centering=self.centering,
+        )
+
+
+class Unbiased(PairKind):
+    """The loss whose mean over flipped labels is that of clean ones."""
+
+    def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
+        return losses.unbiased_bradley_terry(
+            chosen, rejected, flip_rate=self.config.flip_rate, centering=self.centering
+        )
+
+
+class Scaled(PairKind):
+    """Bradley-Terry weighted by the strength of the preference, the margin column."""
+
+    def __init__(self, config: RewardConfig) -> None:
+        super().__init__(config)
+        self.uses_margin = True
+
+    def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
+        return losses.scaled_bradley_terry(
+            chosen, rejected, strength=margin, centering=self.centering
+        )
+
+
+class LengthDebiased(PairKind):
+    """ODIN: a second head absorbs the length of the replies and is dropped after training.
+
+    Labels [B, 2]: the characters of the chosen and of the rejected reply, in hundreds. The loss
+    correlates scores with lengths over the whole batch.
+    """
+
+    def outputs(self) -> list[str]:
+        return ["quality", "length"]
+
+    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+        lengths = [
+            sum(len(message["content"]) for message in row[side]) / 100
+            for side in ("chosen", "rejected")
+        ]
+        return RewardExample(encoder.pair(row), lengths)
+
+    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+        chosen, rejected = self.by_example(logits, labels).unbind(1)
+        lengths = labels.float()
+        mean = losses.length_debiased(
+            (chosen[:, 0], rejected[:, 0]),
+            (chosen[:, 1], rejected[:, 1]),
+            (lengths[:, 0], lengths[:, 1]),
+            coef=self.config.length_coef,
+        )
+        return mean * (labels.numel() / count)
+
+    def scores(self, logits: np.ndarray) -> np.ndarray:
+        """Return the scores of the head that is kept."""
+        return logits[..., 0]
+
+    def before_saving(self, model: Any) -> None:
+        keep_first_output(model, name="reward")

@@ -1,0 +1,70 @@
+"""Process reward models: right or wrong at the end of every step of a solution."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from rlhf.data.conversation import RowDropped
+from rlhf.data.splits import prompt_key
+from rlhf.reward_models import labelled, losses
+from rlhf.reward_models.core import Conversation
+from rlhf.reward_models.losses import IGNORED
+from rlhf.reward_models.process import ProcessReward, encode_steps
+from rlhf.rollout.chat_format import prompt_of
+from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel, known_accuracy
+from rlhf.training.reward_models.encoding import RewardEncoder, RewardExample, Row
+
+
+class Process(RewardKind):
+    """Two classes at step ends. Labels [B, T]: 0 or 1 at labelled step ends, IGNORED elsewhere."""
+
+    data = "steps"
+    scorer = "process"
+    per_token = True
+
+    def outputs(self) -> list[str]:
+        return ["wrong", "right"]
+
+    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+        steps = encode_steps(
+            encoder.tokenizer, self._solution(row), separator=self.config.separator
+        )
+        if len(steps.ends) != len(row["labels"]):
+            raise RowDropped("a step is empty or holds the separator")
+        labels = [IGNORED] * len(steps.ids)
+        for end, label in zip(steps.ends, row["labels"], strict=True):
+            labels[end] = IGNORED if label is None else int(label)
+        if len(steps.ids) > self.config.max_length:
+            raise RowDropped("longer than max_length")
+        return RewardExample([steps.ids], labels)
+
+    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+        return losses.step_ends(logits, labels, num_steps=count)
+
+    def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return known_accuracy(logits.argmax(-1), labels)
+
+    def evaluate(self, trained: TrainedModel) -> Report:
+        """Share of the labelled steps that are classified correctly, and of the larger class."""
+        reward = ProcessReward.load(trained.run.final, dtype=trained.dtype)
+        train_labels = [label for row in trained.train_rows for label in row["labels"]]
+        known = [bool(label) for label in train_labels if label is not None]
+        majority = bool(np.mean(known) >= 0.5)
+        correct, by_majority, groups = [], [], []
+        for row in trained.test_rows:
+            scores = reward.step_scores(self._solution(row))
+            for score, label in zip(scores, row["labels"], strict=True):
+                if label is not None:
+                    correct.append(float((score > 0.5) == bool(label)))
+                    by_majority.append(float(majority == bool(label)))
+                    groups.append(prompt_key(row))
+        return labelled.accuracy_report(
+            correct, baselines={"commonest label": by_majority}, groups=groups
+        )
+
+    def _solution(self, row: Row) -> Conversation:
+        reply = "".join(step + self.config.separator for step in row["steps"])
+        return [*prompt_of(row), {"role": "assistant", "content": reply}]

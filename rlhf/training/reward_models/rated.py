@@ -1,0 +1,133 @@
+"""Kinds that learn one or several columns of ratings or flags of single texts."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf.config.reward import RewardConfig
+from rlhf.data.conversation import RowDropped
+from rlhf.reward_models import labelled, losses
+from rlhf.reward_models.losses import IGNORED
+from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel
+from rlhf.training.reward_models.classification import LogOdds
+from rlhf.training.reward_models.encoding import (
+    RewardEncoder,
+    RewardExample,
+    Row,
+    labelled_text,
+    unit_of,
+)
+
+
+class Regression(RewardKind):
+    """Squared error of ratings. Labels [B, K]: a rating for each column, IGNORED where unknown."""
+
+    problem_type = "regression"
+
+    def __init__(self, config: RewardConfig) -> None:
+        super().__init__(config)
+        self.names = config.labels or ["label"]
+        """Names of the columns to predict."""
+        only_label = self.names == ["label"]
+        self.data = "classification" if only_label else "rated"
+        self.columns = () if only_label else tuple(self.names)
+
+    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+        values = [_rating(row[name], name) for name in self.names]
+        if all(value == IGNORED for value in values):
+            raise RowDropped("no rating")
+        return RewardExample([encoder.labelled(row)], values)
+
+    def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
+        targets = torch.where(labels != IGNORED, labels.float(), torch.nan)
+        return losses.regression(logits, targets, num_targets=count)
+
+    def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        labels = labels.astype(float)
+        error = (logits.astype(float) - labels)[labels != IGNORED]
+        return {"rmse": float(np.sqrt((error**2).mean()))}
+
+    def evaluate(self, trained: TrainedModel) -> Report:
+        """The report of every column; with several its metrics begin with the column's name."""
+        rows, logits = trained.test_rows, trained.logits()
+        report: Report = {
+            "rows": len(rows),
+            "units": len({unit_of(row) for row in rows}),
+            "metrics": {},
+            "baselines": {"TF-IDF": {}},
+            "gains": {"TF-IDF": {}},
+        }
+        for k, name in enumerate(self.names):
+            known = [i for i, row in enumerate(rows) if row[name] is not None]
+            column = self.evaluate_column(
+                logits[known, k],
+                [rows[i] for i in known],
+                [row for row in trained.train_rows if row[name] is not None],
+                name,
+            )
+            prefix = f"{name}/" if len(self.names) > 1 else ""
+            report["metrics"] |= _prefixed(column["metrics"], prefix)
+            for part in ("baselines", "gains"):
+                report[part]["TF-IDF"] |= _prefixed(column[part]["TF-IDF"], prefix)
+        return report
+
+    def evaluate_column(
+        self, logits: np.ndarray, rows: list[Row], train_rows: list[Row], name: str
+    ) -> Report:
+        """Return the report of one column for logits [N] of the rows with a known label."""
+        ridge = labelled.words_rater(
+            [labelled_text(row) for row in train_rows],
+            [float(row[name]) for row in train_rows],
+            [labelled_text(row) for row in rows],
+        )
+        return labelled.rating_report(
+            logits,
+            np.array([row[name] for row in rows], dtype=float),
+            baselines={"TF-IDF": ridge},
+            groups=[unit_of(row) for row in rows],
+        )
+
+
+class MultiLabel(LogOdds, Regression):
+    """Log-odds of flags. Labels [B, K]: 0 or 1 for each column, IGNORED where unknown."""
+
+    problem_type = "multi_label_classification"
+
+    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+        example = super().encode(encoder, row)
+        if not set(example.labels) <= {0.0, 1.0, float(IGNORED)}:
+            raise RowDropped("a label is neither 0 nor 1")
+        return example
+
+    def evaluate_column(
+        self, logits: np.ndarray, rows: list[Row], train_rows: list[Row], name: str
+    ) -> Report:
+        tf_idf = labelled.words_classifier(
+            [labelled_text(row) for row in train_rows],
+            [int(row[name]) for row in train_rows],
+            [labelled_text(row) for row in rows],
+            classes=2,
+        )
+        return labelled.classification_report(
+            np.stack([np.zeros(len(rows)), logits], 1),
+            np.array([int(row[name]) for row in rows]),
+            baselines={"TF-IDF": tf_idf},
+            groups=[unit_of(row) for row in rows],
+        )
+
+
+def _rating(value: Any, name: str) -> float:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return float(IGNORED)
+    if isinstance(value, str) or not math.isfinite(value) or value == IGNORED:
+        raise RowDropped(f"{name} is not a rating (a finite number other than {IGNORED})")
+    return float(value)
+
+
+def _prefixed(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {f"{prefix}{name}": value for name, value in values.items()}

@@ -1,0 +1,154 @@
+"""Set up the training of a reward model of any kind, on either engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from torch import Tensor
+
+from rlhf.config.offline import LEARNING_RATES
+from rlhf.config.reward import RewardConfig
+from rlhf.data.load import load
+from rlhf.models.logprobs import bare
+from rlhf.models.trainable import remove_own_dropout
+from rlhf.reward_models import Sidecar
+from rlhf.reward_models.encoding import end_template_at_score, template_hash
+from rlhf.reward_models.losses import IGNORED
+from rlhf.runs.directory import Run
+from rlhf.training.examples import Example
+from rlhf.training.reward_models.base import RewardKind, TrainedModel, kind_of
+from rlhf.training.reward_models.encoding import Collator, RewardEncoder
+from rlhf.training.reward_models.new_head import load_with_new_head
+from rlhf.training.stages import Row, Stage, TrainerSpec, Work, engine_of
+
+log = logging.getLogger(__name__)
+
+TRL_ONLY = frozenset({"center_rewards_coefficient"})
+"""Options of TRL's reward trainer that transformers' own lacks; the kinds implement them."""
+
+IMPLEMENTED = frozenset({"disable_dropout"})
+"""Options that we implement for every trainer; the dropout of adapters is not affected."""
+
+
+def stage_of(config: RewardConfig) -> Stage:
+    """Return the training method of a kind of reward model."""
+    kind = kind_of(config)
+    return Stage(
+        kind.data,
+        LEARNING_RATES["reward"],
+        functools.partial(prepare, kind),
+        native=kind.in_trl,
+        keep=kind.columns,
+    )
+
+
+def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str) -> Work:
+    """Load the model with a new head, and set up its encoder, its trainer and its report."""
+    model, tokenizer, pooling = load_with_new_head(kind)
+    if engine == "native" and pooling != "last":
+        engine = engine_of(config, native=False)  # our engine trains decoders only
+    append_eos = pooling == "last" and kind.append_eos
+    if append_eos:
+        end_template_at_score(tokenizer)
+    encoder = RewardEncoder(kind, tokenizer, append_eos=append_eos)
+    if config.trainer.get("disable_dropout", True):
+        remove_own_dropout(model)
+    sidecar = Sidecar(
+        template_hash=template_hash(tokenizer),
+        append_eos=append_eos,
+        max_length=config.max_length,
+        pooling=pooling,
+        kind=kind.scorer,
+        separator=config.separator if kind.per_token else None,
+    )
+
+    def encode(rows: Sequence[Row], training: bool) -> Sequence[Any]:
+        examples = encoder(rows, training)
+        if not kind.in_trl:
+            return examples
+        pairs = [(tuple(example.texts), example.labels[0]) for example in examples]
+        return [Example(texts, texts, margin=margin) for texts, margin in pairs]
+
+    def save(trained: Any, final: Path) -> None:
+        trained = trained.merge_and_unload() if bare(trained) is not trained else trained
+        trained.config.use_cache = True
+        kind.before_saving(trained)
+        trained.save_pretrained(final)
+        tokenizer.save_pretrained(final)
+        scope = "reply" if encoder.bare_texts else "conversation"
+        dataclasses.replace(sidecar, scope=scope).write(final)
+
+    def report(run: Run) -> None:
+        dropped: dict[str, int] = {}
+        if config.test_data:
+            loaded = load(config.test_data, kind.data, seed=config.seed, keep=kind.columns)  # type: ignore[arg-type]
+            log.info("test_data: %s", loaded.summary())
+            encoder(loaded.rows, False)
+            dropped = loaded.dropped
+        train_rows, test_rows = encoder.encoded_rows[True], encoder.encoded_rows[False]
+        dropped = {**dropped, **encoder.dropped[False]}
+        dtype = str(model.dtype).removeprefix("torch.")
+        for line in kind.report(TrainedModel(run, train_rows, test_rows, dropped, dtype)):
+            log.info("%s", line)
+
+    return Work(
+        model=model,
+        tokenizer=tokenizer,
+        encode=encode,
+        summary=encoder.summary,
+        save=save,
+        trainer=reward_trainer(kind, model) if engine == "trl" else None,
+        judge=report,
+        dropout=True,
+    )
+
+
+def reward_trainer(kind: RewardKind, model: Any) -> TrainerSpec:
+    """Return TRL's trainer where TRL has the loss, else transformers' own with that of the kind."""
+    # The encoder has ordered the rows: batches of similar length, in random order.
+    defaults = {"train_sampling_strategy": "sequential"}
+    owned: dict[str, Any] = {"remove_unused_columns": False}
+    if kind.in_trl:
+        import trl
+
+        from rlhf.training.trl.columns import reward_columns
+
+        return TrainerSpec(
+            trl.RewardTrainer,
+            trl.RewardConfig,
+            functools.partial(reward_columns, margins=kind.config.margins),
+            defaults=defaults,
+            # The encoder truncates; TRL would drop the row.
+            owned=owned | {"max_length": None, "disable_dropout": False},
+            handled=IMPLEMENTED,
+        )
+
+    def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        return kind.loss(outputs["logits"].float(), labels, count)
+
+    def metrics(prediction: Any) -> dict[str, float]:
+        return kind.metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+
+    arguments = {
+        "data_collator": Collator(model.config.pad_token_id),
+        "compute_loss_func": loss,
+        "compute_metrics": metrics,
+        "preprocess_logits_for_metrics": kind.by_example,
+    }
+    return TrainerSpec(
+        transformers.Trainer,
+        transformers.TrainingArguments,
+        list,
+        arguments,
+        defaults,
+        owned,
+        IMPLEMENTED | TRL_ONLY,
+    )
