@@ -14,10 +14,12 @@ from rlhf.runs.trackers import TrackerName
 
 @dataclass(frozen=True)
 class OptimizerSpec:
-    """AdamW with float32 state, gradient clipping, and a schedule of the learning rate."""
+    """An optimizer with float32 state, gradient clipping, and a learning rate schedule."""
 
+    name: Literal["adamw", "sgd"] = "adamw"
+    """adamw; sgd: without momentum, so that it keeps no moments in memory."""
     learning_rate: float = 1e-5
-    """Of the policy, at its highest."""
+    """Peak learning rate."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     eps: float = 1e-5
@@ -34,6 +36,8 @@ class OptimizerSpec:
             raise ValueError(f"optimizer.learning_rate must be > 0, got {self.learning_rate}")
         if self.max_grad_norm <= 0:
             raise ValueError(f"optimizer.max_grad_norm must be > 0, got {self.max_grad_norm}")
+        if self.name == "sgd" and self.eps != OptimizerSpec.eps:
+            raise ValueError("optimizer.eps has no effect with optimizer.name sgd")
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rlhf.errors import UserError
+
+TRAINER_OPTIMIZERS = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "sgd": "sgd"}
+"""Values of `trainer.optim` for which an optimizer with float32 masters exists, and its name."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class NativeOptions:
     """Passes over the data; TRL's default is 3."""
     max_steps: int = -1
     """Optimizer steps; overrules num_train_epochs when positive."""
+    optim: Literal["adamw_torch_fused", "adamw_torch", "sgd"] = "adamw_torch_fused"
+    """AdamW, or sgd without momentum, each with float32 state."""
     lr_scheduler_type: str = "linear"
     """linear, cosine, constant, constant_with_warmup, or another of transformers' schedules."""
     warmup_steps: int | None = None
@@ -92,9 +97,22 @@ def native_options(
             f"(the native engine takes {', '.join(known)})"
         )
     options = cls(**{"learning_rate": learning_rate, **given})
+    _check_optimizer(options)
     if isinstance(options, DPOOptions):
         _check_losses(options)
     return options
+
+
+def _check_optimizer(options: NativeOptions) -> None:
+    if options.optim not in TRAINER_OPTIMIZERS:
+        raise UserError(
+            f"trainer.optim: the native engine has {', '.join(TRAINER_OPTIMIZERS)}, got "
+            f"{options.optim}; for others set engine: trl"
+        )
+    if TRAINER_OPTIMIZERS[options.optim] == "sgd":
+        for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+            if getattr(options, name) != getattr(NativeOptions, name):
+                raise UserError(f"trainer.{name} has no effect with trainer.optim sgd")
 
 
 def _check_losses(options: DPOOptions) -> None:

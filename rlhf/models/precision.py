@@ -82,32 +82,31 @@ def use_threads(model: torch.nn.Module, device: torch.device) -> None:
     torch.set_num_threads(choose_threads(size, device))
 
 
-class MasterAdamW(torch.optim.Optimizer):
-    """AdamW whose state and arithmetic are at least float32, whatever the dtype of the weights.
+class MasterOptimizer(torch.optim.Optimizer):
+    """An optimizer whose state and arithmetic are at least float32, whatever the weights' dtype.
 
     A bf16 weight has eight bits of mantissa: an update smaller than 1/256 of the weight is lost.
-    The masters keep it; after each step the weights are the masters rounded. For float32 and
-    float64 weights the masters are the weights themselves, and this is AdamW (Loshchilov & Hutter
-    2019, arXiv:1711.05101). It is an ordinary optimizer to schedulers, trainers and checkpoints.
+    The float32 masters keep it; after each step the weights are the masters rounded. Float32 and
+    float64 weights are their own masters. It is an ordinary optimizer to schedulers, trainers and
+    checkpoints.
+
+    Args:
+        params: Parameters, or parameter groups.
+        fused: Fused optimizer of torch that updates the masters.
+        settings: Learning rate and the other keyword arguments of ``fused``.
     """
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        *,
-        lr: float,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        self, params: Iterable[Any], fused: type[torch.optim.Optimizer], settings: dict[str, Any]
     ) -> None:
-        defaults = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
-        super().__init__(params, defaults)
+        super().__init__(params, settings)
+        self._settings = tuple(settings)
         self.masters = [
             [p if p.dtype.itemsize >= 4 else p.detach().float() for p in group["params"]]
             for group in self.param_groups
         ]
         self._parts = [
-            _Part(place, torch.optim.AdamW([piece.master for piece in pieces], fused=True), pieces)
+            _Part(place, fused([piece.master for piece in pieces], fused=True), pieces)  # type: ignore[call-arg]
             for place, masters in enumerate(self.masters)
             for pieces in _portions(zip(self.param_groups[place]["params"], masters, strict=True))
         ]
@@ -132,7 +131,7 @@ class MasterAdamW(torch.optim.Optimizer):
         """One update from the gradients of the weights."""
         for part in self._parts:
             outer = self.param_groups[part.place]
-            settings = {key: outer[key] for key in ("lr", "weight_decay", "betas", "eps")}
+            settings = {key: outer[key] for key in self._settings}
             part.inner.param_groups[0].update(settings)
             part.inner.grad_scale = self._divisor  # type: ignore[attr-defined]  # as GradScaler does
             wide = [piece for piece in part.pieces if piece.master is not piece.weight]
@@ -146,7 +145,7 @@ class MasterAdamW(torch.optim.Optimizer):
         self._divisor = None
 
     def state_dict(self) -> dict[str, Any]:
-        """AdamW's moments and the masters that differ from the weights."""
+        """State of the fused optimizers, and the masters that differ from the weights."""
         outer = super().state_dict()
         masters = [master.clone() for _, master in self._wide()]
         inner = [part.inner.state_dict() for part in self._parts]
@@ -172,6 +171,32 @@ class MasterAdamW(torch.optim.Optimizer):
                     yield weight, master
 
 
+class MasterAdamW(MasterOptimizer):
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with float32 masters and moments."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        settings = {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps}
+        super().__init__(params, torch.optim.AdamW, settings)
+
+
+class MasterSGD(MasterOptimizer):
+    """Stochastic gradient descent without momentum, with float32 masters.
+
+    It keeps no state besides the masters.
+    """
+
+    def __init__(self, params: Iterable[Any], *, lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(params, torch.optim.SGD, {"lr": lr, "weight_decay": weight_decay})
+
+
 @dataclass(frozen=True)
 class _Piece:
     """Rows of a weight, and their master: a view into that of the whole weight.
@@ -190,7 +215,7 @@ class _Part:
 
     place: int
     """Of the parameter group."""
-    inner: torch.optim.AdamW
+    inner: torch.optim.Optimizer
     pieces: list[_Piece]
 
 

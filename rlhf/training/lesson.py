@@ -13,17 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import get_scheduler
 
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import NativeOptions
-from rlhf.models.precision import MasterAdamW
+from rlhf.models.precision import MasterOptimizer
 from rlhf.models.trainable import Movement, set_dropout
 from rlhf.runs.directory import Run
 from rlhf.training.batching import micro_batches
 from rlhf.training.distributed import World, join
 from rlhf.training.examples import Example
 from rlhf.training.native_tasks import Examples, Task, collate
+from rlhf.training.optimizers import (
+    make_optimizer,
+    make_scheduler,
+    optimizer_name,
+    optimizer_settings,
+)
 from rlhf.training.stages import Work, num_steps, warmup_steps
 from rlhf.training.throughput import Throughput
 
@@ -83,7 +88,7 @@ class Lesson:
     options: NativeOptions
     config: OfflineConfig
     world: World
-    optimizer: MasterAdamW
+    optimizer: MasterOptimizer
     scheduler: Any
     schedule: Schedule
     sets: dict[str, Sequence[Example]]
@@ -105,15 +110,11 @@ def open_lesson(
     examples: dict[str, Sequence[Example]] = {"train": train_set, "eval": eval_set}
     steps = num_steps(config, len(train_set))
     learner = task.learner(work.model, work.tokenizer)
-    optimizer = MasterAdamW(
-        learner.parameters(),
-        lr=options.learning_rate,
-        weight_decay=options.weight_decay,
-        betas=(options.adam_beta1, options.adam_beta2),
-        eps=options.adam_epsilon,
+    optimizer = make_optimizer(
+        optimizer_name(options.optim), learner.parameters(), optimizer_settings(options)
     )
     warmup = warmup_steps(steps) if options.warmup_steps is None else options.warmup_steps
-    scheduler = get_scheduler(
+    scheduler = make_scheduler(
         options.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=steps
     )
     schedule = Schedule(len(train_set), config.batch_size, steps, config.seed)

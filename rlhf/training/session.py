@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gymnasium.spaces import Discrete
-from transformers import get_scheduler
 
 from rlhf.algorithms.controllers import (
     AdaptiveKL,
@@ -26,7 +25,7 @@ from rlhf.errors import UserError
 from rlhf.models.flops import peak_flops
 from rlhf.models.heads import Policy, Reference
 from rlhf.models.loading import load_model
-from rlhf.models.precision import MasterAdamW
+from rlhf.models.precision import MasterOptimizer
 from rlhf.models.rewards import load_rewards
 from rlhf.models.trainable import Movement, warn_of_dropout
 from rlhf.rollout.chat_format import prompt_of
@@ -35,6 +34,7 @@ from rlhf.rollout.items import Openings
 from rlhf.rollout.seeds import training_seed
 from rlhf.runs.profiling import Stopwatch
 from rlhf.training.distributed import World, join
+from rlhf.training.optimizers import OptimizerSettings, make_optimizer, make_scheduler
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Session:
     rewards: Any
     gold: Any
     world: World
-    optimizer: MasterAdamW
+    optimizer: MasterOptimizer
     scheduler: Any
     kl: FixedKL
     multiplier: LagrangeMultiplier | None
@@ -114,14 +114,17 @@ def open_session(name: str, config: OnlineConfig) -> Session:
     model, tokenizer = load_model(config.model, seed=config.seed)
     warn_of_dropout(name, config.model)
     policy = Policy(model, tokenizer, critic=config.critic if algorithm.critic else "none")
-    optimizer = MasterAdamW(
+    optimizer = make_optimizer(
+        config.optimizer.name,
         policy.parameters(),
-        lr=config.optimizer.learning_rate,
-        weight_decay=config.optimizer.weight_decay,
-        eps=config.optimizer.eps,
+        OptimizerSettings(
+            learning_rate=config.optimizer.learning_rate,
+            weight_decay=config.optimizer.weight_decay,
+            eps=config.optimizer.eps,
+        ),
     )
     updates = config.num_steps * algorithm.settings.num_epochs * algorithm.settings.num_minibatches
-    scheduler = get_scheduler(
+    scheduler = make_scheduler(
         config.optimizer.schedule,
         optimizer,
         num_warmup_steps=config.optimizer.warmup_steps,

@@ -243,6 +243,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, echo_model):
             {"trainer": {"packing": True}},
             r"trainer.packing is an option of TRL.*engine: trl",
         ),
+        ("sft", {"trainer": {"optim": "adafactor"}}, r"trainer.optim: .*sgd, got adafactor"),
+        ("sft", {"trainer": {"optim": "sgd", "adam_beta1": 0.8}}, r"adam_beta1 has no effect"),
         ("dpo", {"trainer": {"loss_type": ["ipo"]}}, r"loss_type.*engine: trl"),
         ("dpo", {"trainer": {"loss_weights": [1, 2]}}, r"loss_weights must name one weight"),
         ("kto", {}, r"engine: native trains sft, dpo"),

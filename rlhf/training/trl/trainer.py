@@ -20,10 +20,11 @@ from rlhf.config.offline import OfflineConfig
 from rlhf.errors import UserError
 from rlhf.models.adapters import name_base_of_checkpoints
 from rlhf.models.logprobs import bare
-from rlhf.models.precision import MasterAdamW, default_device
+from rlhf.models.precision import MasterOptimizer, default_device
 from rlhf.models.trainable import Movement, make_frozen
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
+from rlhf.training.optimizers import make_optimizer, optimizer_name, optimizer_settings
 from rlhf.training.stages import (
     Stage,
     TrainerSpec,
@@ -183,12 +184,7 @@ def refused_options() -> Iterator[None]:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
-def master_optimizer(parameters: list[Any], options: Any) -> MasterAdamW:
-    """Build AdamW from the training arguments, with float32 master weights."""
-    return MasterAdamW(
-        parameters,
-        lr=options.learning_rate,
-        weight_decay=options.weight_decay,
-        betas=(options.adam_beta1, options.adam_beta2),
-        eps=options.adam_epsilon,
-    )
+def master_optimizer(parameters: list[Any], options: Any) -> MasterOptimizer:
+    """Return the optimizer of the training arguments, with float32 master weights."""
+    name = optimizer_name(getattr(options.optim, "value", options.optim))
+    return make_optimizer(name, parameters, optimizer_settings(options))

@@ -1,0 +1,101 @@
+"""The optimizers that training can use, and their learning rate schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+from rlhf.config.optimization import TRAINER_OPTIMIZERS
+from rlhf.errors import UserError
+from rlhf.models.precision import MasterAdamW, MasterOptimizer, MasterSGD
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Settings of any optimizer; each reads those that apply to it."""
+
+    learning_rate: float
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's moments."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+
+
+def _adamw(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> MasterOptimizer:
+    return MasterAdamW(
+        parameters,
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        betas=settings.betas,
+        eps=settings.eps,
+    )
+
+
+def _sgd(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> MasterOptimizer:
+    return MasterSGD(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], OptimizerSettings], MasterOptimizer]] = {
+    "adamw": _adamw,
+    "sgd": _sgd,
+}
+"""Name in the configuration -> factory."""
+
+
+def make_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], settings: OptimizerSettings
+) -> MasterOptimizer:
+    """Return the optimizer of that name; its state and arithmetic are float32."""
+    return OPTIMIZERS[name](parameters, settings)
+
+
+def optimizer_name(optim: str) -> str:
+    """Return the name here of an optimizer that ``trainer.optim`` names as transformers does.
+
+    Raises:
+        UserError: Its state would have the weights' dtype, in which small updates are lost.
+    """
+    if optim not in TRAINER_OPTIMIZERS:
+        known = ", ".join(TRAINER_OPTIMIZERS)
+        raise UserError(
+            f"trainer.optim: {optim} keeps its state in the dtype of the weights, where small "
+            f"updates are lost; choose one of {known}, or set model.dtype: float32 and engine: trl"
+        )
+    return TRAINER_OPTIMIZERS[optim]
+
+
+def optimizer_settings(options: Any) -> OptimizerSettings:
+    """Return the optimizer's settings from options that have the names of transformers."""
+    return OptimizerSettings(
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        betas=(options.adam_beta1, options.adam_beta2),
+        eps=options.adam_epsilon,
+    )
+
+
+def make_scheduler(
+    name: str, optimizer: Any, *, num_warmup_steps: int, num_training_steps: int
+) -> LRScheduler:
+    """Return one of transformers' learning rate schedules.
+
+    Args:
+        name: Name of the schedule, for example "linear" or "cosine".
+        optimizer: Optimizer whose learning rate it sets.
+        num_warmup_steps: Optimizer steps over which the learning rate rises from 0.
+        num_training_steps: Optimizer steps of the whole run.
+    """
+    return get_scheduler(
+        name,
+        optimizer,
+        num_warmup_steps=num_warmup_steps,
+        num_training_steps=num_training_steps,
+    )

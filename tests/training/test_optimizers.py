@@ -1,0 +1,68 @@
+"""The table of optimizers: both engines and the online loop construct theirs from it."""
+
+import typing
+
+import pytest
+import torch
+from torch import nn
+
+from rlhf.cli.table import run_command
+from rlhf.config.online import OptimizerSpec
+from rlhf.errors import UserError
+from rlhf.training.optimizers import OPTIMIZERS, OptimizerSettings, make_optimizer
+from tests.helpers.training import metrics_of, offline_tree, same, sft_rows, weights_of, write_rows
+
+
+def test_the_configuration_names_every_optimizer():
+    names = typing.get_type_hints(OptimizerSpec)["name"]
+    assert set(typing.get_args(names)) == OPTIMIZERS.keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sgd_by_hand(dtype):
+    """Weight 1, gradient 3 clipped to 1.5, learning rate 0.1, decay 0.2: 1 - 0.1 (1.5 + 0.2)."""
+    weight = nn.Parameter(torch.ones(1, dtype=dtype))
+    settings = OptimizerSettings(learning_rate=0.1, weight_decay=0.2)
+    optimizer = make_optimizer("sgd", [weight], settings)
+    weight.grad = torch.full_like(weight, 3.0)
+    assert optimizer.clip_gradients(1.5) == 3.0
+    optimizer.step()
+    ((master,),) = optimizer.masters
+    assert master.item() == pytest.approx(0.83, abs=1e-6)
+    assert weight.item() == pytest.approx(0.83, abs=1e-6 if dtype == torch.float32 else 4e-3)
+
+
+def test_sgd_accumulates_updates_that_bf16_cannot_hold():
+    weight = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    optimizer = make_optimizer("sgd", [weight], OptimizerSettings(learning_rate=1e-3))
+    for _ in range(10):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    assert optimizer.masters[0][0].item() == pytest.approx(0.99, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("engine", "dtype"), [("native", "float32"), ("native", "bfloat16"), ("trl", "bfloat16")]
+)
+def test_both_engines_train_with_sgd(tmp_path, echo_model, engine, dtype):
+    data = write_rows(tmp_path / "rows.jsonl", sft_rows())
+    weights = {}
+    for optim in ("adamw_torch", "sgd"):
+        tree = offline_tree(
+            tmp_path / optim, echo_model, data, engine=engine, trainer={"optim": optim}
+        )
+        run_command("sft", tree | {"model": {"path": str(echo_model), "dtype": dtype}})
+        weights[optim] = weights_of(tmp_path / optim)
+        losses = [row["train/loss"] for row in metrics_of(tmp_path / optim) if "train/loss" in row]
+        assert min(losses[1:]) < losses[0]
+    assert not same(*weights.values())
+
+
+def test_optimizers_without_float32_state_are_refused_for_bf16_weights(tmp_path, echo_model):
+    data = write_rows(tmp_path / "rows.jsonl", sft_rows())
+    trainer = {"optim": "adafactor"}
+    tree = offline_tree(tmp_path / "run", echo_model, data, engine="trl", trainer=trainer)
+    model = {"path": str(echo_model), "dtype": "bfloat16"}
+    with pytest.raises(UserError, match=r"trainer.optim: adafactor keeps its state"):
+        run_command("sft", tree | {"model": model})
+    run_command("sft", tree | {"overwrite": True, "model": {**model, "dtype": "float32"}})
