@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import yaml
 
 from rlhf.cli.main import main
+from rlhf.cli.table import COMMANDS
+from rlhf.common.imports import import_object
 from tests.evaluation.test_compare import write_run
 from tests.helpers.training import offline_tree, online_tree, pair_rows, sft_rows, write_rows
 
@@ -51,6 +54,24 @@ def test_help_and_version(capsys):
     assert "rlhf COMMAND" in out
     assert call(capsys, "--version")[1].startswith("rlhf ")
     assert "--output_dir" in call(capsys, "ppo", "--help")[1]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_class_and_function_of_a_row_exists(name):
+    command = COMMANDS[name]
+    options = command.options.values()
+    paths = [command.config, command.run, command.plan, command.read, *options]
+    assert all(callable(import_object(path)) for path in paths if path)
+    keys = [field.name for field in dataclasses.fields(import_object(command.config))]
+    assert {*command.arguments} - {"config"} <= {*keys}
+
+
+def test_help_lists_every_command(capsys):
+    text = call(capsys, "--help")[1]
+    for command in COMMANDS.values():
+        assert f"  {command.name} " in text
+        assert command.group in text
+    assert "rlhf envs COMMAND" in call(capsys, "envs", "--help")[1]
 
 
 def test_unknown_command_names_the_nearest(capsys):

@@ -103,7 +103,7 @@ COMMANDS = CommandTable(
             "evaluate",
             "measure policies and rewards on held-out episodes, text or pairs",
             "rlhf.config.evaluate:EvaluateConfig",
-            "rlhf.evaluation.stage:run_evaluation",
+            "rlhf.evaluation.runner:run_evaluation",
             makes_run=True,
         ),
         Command(
