@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: drawn here, colored by CSS variables, read out by report.js."""
+"""Line charts as inline SVG, with colors from CSS variables and a cursor from report.js."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A small panel with a title, a note under it, and its lines."""
+    """A panel with a title, lines and a note."""
 
     title: str
     series: Sequence[Series]
     note: str = ""
     x_label: str = "step"
-    """In a few characters: it stands left of the axis, and names x where values are read out."""
+    """Short name of x, shown at the axis and with the values under the cursor."""
     mark: tuple[float, str] | None = None
-    """A vertical line at this x, with a word beside it."""
+    """Position and label of a vertical line."""
     shade: tuple[float, float] | None = None
-    """A stretch of x to shade, such as the interval of the mark; cut at the ends of the axis."""
+    """Range of x to shade, such as the interval of the mark; clipped to the axis."""
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """Data coordinates to pixels of the view box."""
+    """Map from data coordinates to pixels of the view box."""
 
     x0: float
     x1: float
@@ -61,7 +61,7 @@ class _Frame:
 
 
 def draw(chart: Chart) -> str:
-    """The panel as an HTML figure; a chart without points says so instead of showing axes."""
+    """The panel as an HTML figure; a chart without points shows a message instead of axes."""
     lines = [_thinned(series) for series in chart.series if series.x]
     heading = f"<b>{html.escape(chart.title)}</b>{_legend(lines, chart.title)}"
     title = f"<figcaption>{heading}</figcaption>"
@@ -77,7 +77,7 @@ def draw(chart: Chart) -> str:
     body += [_line(series, frame) for series in lines]
     return (
         f'<figure class="chart">{title}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(_spoken(chart, lines))}" '
+        f'aria-label="{html.escape(_description(chart, lines))}" '
         f'data-chart="{_payload(chart, lines, frame)}">{"".join(body)}'
         f'<g class="cursor"></g></svg>{note}</figure>'
     )
@@ -89,8 +89,8 @@ def ticks(low: float, high: float, count: int = 4, *, whole: bool = False) -> li
     Args:
         low: lower end.
         high: upper end, above ``low``.
-        count: about so many.
-        whole: give whole numbers only, as steps are.
+        count: approximate number of ticks.
+        whole: return integers only, for steps.
     """
     raw = (high - low) / max(1, count)
     if whole:
@@ -204,7 +204,7 @@ def _legend(lines: Sequence[Series], title: str) -> str:
     )
 
 
-def _spoken(chart: Chart, lines: Sequence[Series]) -> str:
+def _description(chart: Chart, lines: Sequence[Series]) -> str:
     parts = [f"{s.name} from {short_number(s.y[0])} to {short_number(s.y[-1])}" for s in lines]
     return f"{chart.title}: {'; '.join(parts)}"
 
@@ -227,15 +227,15 @@ def _payload(chart: Chart, lines: Sequence[Series], frame: _Frame) -> str:
 
 
 def _thinned(series: Series) -> Series:
-    """About 300 points at most; the smallest and largest of each stretch stay: no spike hides."""
+    """At most about 300 points: the minimum and maximum of each bin, so that spikes remain."""
     size = len(series.x)
     if size <= _MOST_POINTS:
         return series
     width = math.ceil(2 * size / _MOST_POINTS)
     kept = {0, size - 1}
     for start in range(0, size, width):
-        stretch = range(start, min(start + width, size))
-        kept |= {min(stretch, key=series.y.__getitem__), max(stretch, key=series.y.__getitem__)}
+        indices = range(start, min(start + width, size))
+        kept |= {min(indices, key=series.y.__getitem__), max(indices, key=series.y.__getitem__)}
     order = sorted(kept)
 
     def pick(values: Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""`rlhf report A B`: several runs on one page, with bands over training seeds."""
+"""`rlhf report A B`: one page for several runs, with bands over training seeds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _IGNORED = ("time/", "tokens/")
 
 
 def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) -> Path:
-    """Write one page on several runs to `path`; its tables lie beside it in `<stem>_tables/`.
+    """Write one page for several runs to `path`, and its tables to `<stem>_tables/`.
 
     Runs whose paths differ only in a part such as `seed3` are training seeds of one method: its
     curve is their mean with a 95% t band.
@@ -39,38 +39,39 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     runs = [run for directory in directories for run in read_stages(directory)]
     methods = _runs_by_method(runs)
     metric = headline_metric(runs)
-    found = results.comparisons(runs, metric) if metric else []
-    tables = [results.evaluation_table(runs, by_method=True), results.difference_table(found)]
+    comparisons = results.comparisons(runs, metric) if metric else []
+    tables = [results.evaluation_table(runs, by_method=True), results.difference_table(comparisons)]
     tables += [metric_table(methods), config_table(methods)]
-    kept = [table for table in tables if table is not None and table.rows]
+    filled = [table for table in tables if table is not None and table.rows]
     target = Path(path)
-    save_tables(target.parent / f"{target.stem}_tables", kept)
-    sides = _run_counts(runs, methods)
-    colors = _colors(sides, methods)
-    body = [_header(_title(found[:1], sides), sides, colors)]
-    if found:
-        body.append(results.verdict_list(found[0]))
-        forests = results.score_forests(found[0], results.known_bounds(runs), colors)
-        body.append(section("Result", forests, results.difference_forest(found[0])))
+    save_tables(target.parent / f"{target.stem}_tables", filled)
+    counts = _run_counts(runs, methods)
+    colors = _colors(counts, methods)
+    body = [_header(_title(comparisons[:1], counts), counts, colors)]
+    if comparisons:
+        first = comparisons[0]
+        body.append(results.verdict_list(first))
+        forests = results.score_forests(first, results.known_bounds(runs), colors)
+        body.append(section("Result", forests, results.difference_forest(first)))
     body.append(section("Curves", _curves(methods, colors)))
-    body += [section(table.title, table.to_html()) for table in kept]
-    body.append(results.notes(found))
-    body.append(section("Transcripts", _transcripts(runs, found[:1])))
+    body += [section(table.title, table.to_html()) for table in filled]
+    body.append(results.notes(comparisons))
+    body.append(section("Transcripts", _transcripts(runs, comparisons[:1])))
     target.write_text(page("Comparison", "\n".join(body)), encoding="utf-8")
     return target
 
 
 def _runs_by_method(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Runs by method; where some trained, those that only measured others are no methods."""
+    """Runs by method, without runs of `rlhf evaluate` if there are training runs."""
     methods: dict[str, list[RunRecord]] = {}
     for run, label in zip(runs, label_runs([r.directory for r in runs]), strict=True):
         methods.setdefault(label, []).append(run)
-    trained = {name: found for name, found in methods.items() if not _evaluates_others(found[0])}
+    trained = {name: own for name, own in methods.items() if not _evaluates_others(own[0])}
     return trained or methods
 
 
 def _evaluates_others(run: RunRecord) -> bool:
-    """Whether a run is one of `rlhf evaluate`: its policies are the methods, not itself."""
+    """Whether a run is an `rlhf evaluate` run, whose policies are the methods."""
     policies = {evaluation.describe("policy") for evaluation in run.evaluations}
     return "policies" in run.config or (bool(policies) and policies <= {*REFERENCE_POLICIES})
 
@@ -78,42 +79,42 @@ def _evaluates_others(run: RunRecord) -> bool:
 def _run_counts(
     runs: Sequence[RunRecord], methods: Mapping[str, Sequence[RunRecord]]
 ) -> dict[str, int]:
-    """Method -> how many runs of it stand here: what was measured first, then what only trained."""
+    """Method -> number of its runs; evaluated methods first, then methods without evaluation."""
     seeds: dict[str, set[int]] = {}
     for item in method_evaluations(runs):
         if not item.is_reference:
             seeds.setdefault(item.method, set()).add(item.seed)
-    counts = {name: len(found) for name, found in seeds.items()}
-    trained = {
-        name: len(found) for name, found in methods.items() if not _evaluates_others(found[0])
-    }
-    return counts | trained or {name: len(found) for name, found in methods.items()}
+    evaluated = {name: len(numbers) for name, numbers in seeds.items()}
+    trained = {name: len(own) for name, own in methods.items() if not _evaluates_others(own[0])}
+    return evaluated | trained or {name: len(own) for name, own in methods.items()}
 
 
-def _colors(sides: Mapping[str, int], methods: Mapping[str, Sequence[RunRecord]]) -> dict[str, str]:
-    """Method -> class of its color; gray for a method measured here whose training is not."""
-    known = [name for name in sides if name in methods] or list(sides)
+def _colors(
+    counts: Mapping[str, int], methods: Mapping[str, Sequence[RunRecord]]
+) -> dict[str, str]:
+    """Method -> CSS color class; gray for a method whose training run is not on the page."""
+    known = [name for name in counts if name in methods] or list(counts)
     tones = {name: f"c{index % 6 + 1}" for index, name in enumerate(known)}
-    return {name: tones.get(name, "ref") for name in (*sides, *methods)}
+    return {name: tones.get(name, "ref") for name in (*counts, *methods)}
 
 
-def _title(found: Sequence[Comparison], sides: Mapping[str, int]) -> str:
-    judged = [row.method for c in found for row in c.rows if row.method not in REFERENCE_POLICIES]
-    names = list(dict.fromkeys(judged))
-    return " against ".join(names if len(names) > 1 else sides)
+def _title(comparisons: Sequence[Comparison], counts: Mapping[str, int]) -> str:
+    compared = [row.method for c in comparisons for row in c.rows]
+    names = [name for name in dict.fromkeys(compared) if name not in REFERENCE_POLICIES]
+    return " against ".join(names if len(names) > 1 else counts)
 
 
-def _header(title: str, sides: Mapping[str, int], colors: Mapping[str, str]) -> str:
+def _header(title: str, counts: Mapping[str, int], colors: Mapping[str, str]) -> str:
     chain = "".join(
         f'<li class="{colors[name]}"><b>{esc(named(name))}</b>'
         f"<span>{plural(count, 'run')}</span></li>"
-        for name, count in sides.items()
+        for name, count in counts.items()
     )
     return f'<header><h1>{esc(named(title))}</h1><ul class="chain sides">{chain}</ul></header>'
 
 
-def _transcripts(runs: Sequence[RunRecord], found: Sequence[Comparison]) -> str:
-    cards = "".join(transcripts.across_methods(runs, comparison) for comparison in found)
+def _transcripts(runs: Sequence[RunRecord], comparisons: Sequence[Comparison]) -> str:
+    cards = "".join(transcripts.across_methods(runs, comparison) for comparison in comparisons)
     if not cards:
         return ""
     which = (
@@ -134,7 +135,7 @@ def config_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
         if key.split(".")[-1] not in PLACES
         and len({repr(config.get(key)) for config in flat.values()}) > 1
     ]
-    return Table("configs", "What was configured differently", ["key", *methods], rows)
+    return Table("configs", "Configuration differences", ["key", *methods], rows)
 
 
 def metric_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
@@ -143,11 +144,11 @@ def metric_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
     for key in _keys(methods):
         cells = [_last(runs, key) for runs in methods.values()]
         rows.append([key, *cells])
-    return Table("metrics", "Where the metrics ended", ["metric", *methods], rows)
+    return Table("metrics", "Final metrics", ["metric", *methods], rows)
 
 
 def seed_band(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[Interval]]:
-    """Steps that all runs of a method logged, and mean with t interval over the runs at each."""
+    """Steps that all runs of a method logged, and the mean with its interval at each step."""
     by_run = [dict(zip(*run.series(key), strict=True)) for run in runs]
     by_run = [values for values in by_run if values]
     if not by_run:
@@ -157,12 +158,12 @@ def seed_band(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[In
 
 
 def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str]) -> str:
-    """Panels; those of one method only are folded, and what never moved is told in words."""
+    """Panels of all metrics; those of a single method are folded, constant ones are text."""
     shared, alone, constant = [], [], []
     for key in _keys(methods):
         lines = [_line(name, runs, key, colors[name]) for name, runs in methods.items()]
         lines = [line for line in lines if line.x]
-        if lines and all(_never_moved(line) for line in lines):
+        if lines and all(_is_constant(line) for line in lines):
             constant.append(f"{key} {_level(lines)}")
         elif lines:
             (shared if len(lines) > 1 or key in _FIRST else alone).append(Chart(key, lines))
@@ -197,15 +198,15 @@ def _line(name: str, runs: Sequence[RunRecord], key: str, color: str) -> Series:
     )
 
 
-def _never_moved(line: Series) -> bool:
-    """Whether all runs of a method logged one value from first to last."""
+def _is_constant(line: Series) -> bool:
+    """Whether all runs of a method logged the same constant value."""
     values = [*line.y, *line.low, *line.high]
     # The mean of five equal values may differ from them in its last digit.
     return len(line.x) > 1 and math.isclose(min(values), max(values), abs_tol=1e-12)
 
 
 def _level(lines: Sequence[Series]) -> str:
-    """`0.01`, or what each method had: `0.01 (PPO), 0.05 (RLOO)`."""
+    """`0.01`, or the value of each method: `0.01 (PPO), 0.05 (RLOO)`."""
     levels = [short_number(line.y[0]) for line in lines]
     if len(set(levels)) == 1:
         return levels[0]

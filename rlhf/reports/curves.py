@@ -1,4 +1,4 @@
-"""Which metrics of a run become which panels."""
+"""Panels of a report and the metrics that they show."""
 
 from __future__ import annotations
 
@@ -37,41 +37,41 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 
 
 def is_online(run: RunRecord) -> bool:
-    """Whether a run logged a reward of its own rollouts."""
+    """Whether a run logged rewards of its own rollouts."""
     return any("reward/mean" in row for row in run.metrics)
 
 
 def reward_charts(run: RunRecord) -> list[Chart]:
-    """The proxy that was trained on, the gold score beside it, and the distance traveled."""
+    """Panels of the proxy reward, the gold reward and the KL to the initial policy."""
     gold = gold_key(run)
     where = "held-out episodes" if (gold or "").startswith("eval/") else "training episodes"
     peak = over_optimized(run)
     mark = (peak.step, "gold peaks") if peak else None
-    missing = "" if gold else "No gold or held-out score was measured: the proxy stands alone."
+    missing = "" if gold else "No gold or held-out score was measured."
     return [
         Chart(
             "Proxy reward",
             [Series("proxy", *run.series("reward/mean"), color="proxy")],
-            "What training maximizes (reward/mean), on training episodes.",
+            "Training objective (reward/mean), on training episodes.",
             mark=mark,
         ),
         Chart(
             "Gold reward",
             [Series("gold", *run.series(gold), color="gold")] if gold else [],
-            missing or f"What was wanted ({gold}), on {where}.",
+            missing or f"Intended objective ({gold}), on {where}.",
             mark=mark,
         ),
         Chart(
             "KL to the start",
             [Series("KL", *run.series("policy/kl"), color="c5")],
-            "Nats per episode from the policy that training began with.",
+            "Nats per episode from the initial policy.",
             mark=mark,
         ),
     ]
 
 
 def learning_charts(run: RunRecord) -> tuple[list[Chart], list[str]]:
-    """Every panel for which the run logged something; what never moved is told in words."""
+    """Panels of all logged metrics, and the constant ones as text."""
     panels = [(title, _lines(run, keys)) for title, keys in _PANELS]
     components = _components(run)
     if len(components) > 1:
@@ -101,7 +101,7 @@ def _lines(run: RunRecord, keys: Sequence[tuple[str, str]]) -> list[Series]:
     lines = []
     for key, name in keys:
         x, y = run.series(key)
-        # A share that never left zero, or repeats the line before it, says nothing.
+        # A share that is always zero, or equals the previous line, carries no information.
         repeated = any(line.y == y for line in lines)
         if x and (any(y) or len(keys) == 1) and not repeated:
             lines.append(Series(name, x, y, color=f"c{len(lines) % 6 + 1}"))

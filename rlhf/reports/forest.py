@@ -1,4 +1,4 @@
-"""Dots with whiskers on a common scale, in plain HTML so that they reflow on a phone."""
+"""Forest plots: estimates with intervals on a common scale, as plain HTML that reflows."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class Line:
 
     name: str
     detail: str
-    """Small print under the name."""
+    """Secondary text under the name."""
     estimate: Interval
     value: str
-    """The number at the end of the row."""
+    """Number at the end of the row."""
     remark: str
-    """Small print under the number."""
+    """Secondary text under the number."""
     tone: str
     """CSS color class."""
 
 
 def forest(lines: Sequence[Line], marks: Sequence[tuple[float, str]]) -> str:
-    """Lines on one scale that also holds the `marks`, drawn as named vertical lines."""
+    """Lines on a common scale, with `marks` as named vertical lines."""
     ends = [line.estimate.value for line in lines] + [value for value, _ in marks]
     known = [line.estimate for line in lines if line.estimate.known]
     ends += [end for estimate in known for end in (estimate.low, estimate.high)]
@@ -58,6 +58,6 @@ def _row(line: Line, at: Callable[[float], float], ticks: str) -> str:
     )
 
 
-def _mark(place: float, name: str) -> str:
-    side = ' class="first"' if place < 12 else ' class="final"' if place > 88 else ""
-    return f'<span{side} style="left:{place:.2f}%">{esc(name)}</span>'
+def _mark(percent: float, name: str) -> str:
+    side = ' class="first"' if percent < 12 else ' class="final"' if percent > 88 else ""
+    return f'<span{side} style="left:{percent:.2f}%">{esc(name)}</span>'

@@ -1,4 +1,4 @@
-"""Small pieces of HTML: escaped text, numbers, tables that also save as CSV and JSON."""
+"""HTML building blocks: escaped text, numbers, and tables with CSV and JSON downloads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _ACRONYMS = re.compile(
 
 _NAMES = frozenset({"stage", "policy", "difference", "verdict"})
 _RANGES = frozenset({"range"})
-"""Columns whose text is of numbers."""
+"""Columns whose text consists of numbers."""
 
 _MANY = 8
-"""Columns from which even a single row tells its plain ones in the caption."""
+"""Number of columns from which the plain cells of a single row move to the caption."""
 
 _NUMERAL = re.compile(r"[\d.]+%?")
 
@@ -40,7 +40,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
     def to_html(self) -> str:
-        """The table in a box that scrolls by itself, with links that save it as CSV and JSON."""
+        """The table in a scrollable box, with links that save it as CSV and JSON."""
         shown = [i for i in range(len(self.columns)) if not self._folded(i)]
         numeric = {i for i in shown if any(not isinstance(row[i], str | None) for row in self.rows)}
         head = "".join(
@@ -56,7 +56,7 @@ class Table:
         return f'<div class="table" tabindex="0">{table}</div>{self._caption()}{save}'
 
     def _link(self, ending: str) -> str:
-        """A link that saves the whole table, folded columns too, without a request."""
+        """Link that saves the whole table, including folded columns, from a data URL."""
         text = self.to_csv() if ending == "csv" else self.to_json()
         encoded = base64.b64encode(text.encode()).decode()
         kind = {"csv": "text/csv", "json": "application/json"}[ending]
@@ -73,17 +73,17 @@ class Table:
         return f"<td{_align(is_number) or long}>{cell_html(cell)}</td>"
 
     def _shown(self, text: str, column: int) -> str:
-        """Text of a cell as the page spells it."""
+        """Text of a cell in the page's spelling."""
         name = self.columns[column]
         if name in _RANGES:
             return minus(text)
         return named(text) if name in _NAMES else text
 
     def _folded(self, column: int) -> bool:
-        """Whether the caption says all that a column does.
+        """Whether a column moves to the caption.
 
-        It does where each of several rows says the same, or a long single row a text or a number
-        that never varied. Under a number, as in a profile, every cell is a point of a curve.
+        It does if all of several rows are equal, or in a wide single row if the cell is text or a
+        constant. A column with a numeric name, as in a profile, is a point of a curve and stays.
         """
         if _NUMERAL.fullmatch(self.columns[column]):
             return False
@@ -144,17 +144,17 @@ def breakable(text: str) -> str:
 
 
 def named(text: str) -> str:
-    """A name or sentence with the field's acronyms in capitals: `ppo-seed0` -> `PPO-seed0`."""
+    """Text with acronyms in capitals: `ppo-seed0` -> `PPO-seed0`."""
     return _ACRONYMS.sub(lambda match: match.group().upper(), text)
 
 
 def prose(text: str) -> str:
-    """A sentence as HTML: names in capitals, what stands between backticks as code."""
+    """A sentence as HTML: acronyms in capitals, text between backticks as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", esc(named(text)))
 
 
 def minus(text: str) -> str:
-    """The same text with a minus sign before its negative numbers, where it had a hyphen."""
+    """Text with a minus sign instead of a hyphen before negative numbers."""
     return re.sub(r"(?<![^\s\[(])-(?=[\d.])", "−", text)
 
 
@@ -169,19 +169,19 @@ def decimal(value: float) -> str:
 
 
 def number(value: float) -> str:
-    """A number to read: `decimal` with a minus sign in place of the hyphen."""
+    """`decimal` with a minus sign instead of the hyphen."""
     return decimal(value).replace("-", "−")
 
 
 def bounds(estimate: Interval) -> str:
-    """`[0.380, 0.444]`, or why there is none."""
+    """`[0.380, 0.444]`, or the reason why there is none."""
     if not estimate.known:
         return f"no interval: {estimate.needs or f'n = {estimate.units}'}"
     return f"[{number(estimate.low)}, {number(estimate.high)}]"
 
 
 def cell_html(cell: Cell) -> str:
-    """One table cell; an Interval shows its interval in small print."""
+    """One table cell; the interval of an Interval is in small print."""
     if cell is None:
         return '<span class="note">–</span>'
     if isinstance(cell, Interval):
@@ -207,7 +207,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A headed section, or nothing when it has no content."""
+    """Section with a heading; empty without content."""
     body = "".join(parts)
     if not body:
         return ""
@@ -220,11 +220,11 @@ def anchor(title: str) -> str:
 
 
 def contents(body: str) -> str:
-    """Links to the sections of a page, or nothing where there are fewer than three."""
-    found = dict.fromkeys(re.findall(r'<section id="([^"]+)"><h2>(.*?)</h2>', body))
-    if len(found) < 3:
+    """Links to the sections of a page; empty for fewer than three sections."""
+    titles = dict.fromkeys(re.findall(r'<section id="([^"]+)"><h2>(.*?)</h2>', body))
+    if len(titles) < 3:
         return ""
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title in found)
+    links = "".join(f'<a href="#{name}">{title}</a>' for name, title in titles)
     return f'<nav class="contents" aria-label="Contents">{links}</nav>'
 
 
@@ -233,7 +233,7 @@ def _align(is_numeric: bool) -> str:
 
 
 def _is_plain(cell: Cell) -> bool:
-    """Whether a cell is text, nothing, or a mean of equal values."""
+    """Whether a cell is text, empty, or a mean of equal values."""
     if isinstance(cell, Interval):
         return cell.method == ALL_EQUAL
     return isinstance(cell, str | None)

@@ -1,4 +1,4 @@
-"""Proxy and gold over the distance traveled, the fitted curve, and the peak that it predicts."""
+"""Section on over-optimization: proxy and gold over √KL, fitted curves and predicted peaks."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ Result = Mapping[str, Any]
 
 
 def read_results(runs: Sequence[RunRecord]) -> list[Result]:
-    """The results of every run that has some."""
+    """Results of every run that has an `overoptimization.json`."""
     paths = [run.directory / FILE for run in runs]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
 
 
-def overoptimization_section(found: Sequence[Result]) -> str:
-    """Verdict, curves of training, curves of best-of-n."""
+def overoptimization_section(results: Sequence[Result]) -> str:
+    """Verdicts, training curves and best-of-n curves."""
     parts = []
-    for result in found:
+    for result in results:
         items = "".join(
             f"<li>{esc(minus(_capital(named(line))))}</li>" for line in result["verdict"]
         )
@@ -40,17 +40,17 @@ def overoptimization_section(found: Sequence[Result]) -> str:
         for row in result["rl"]:
             name = f"{result['algorithm']} against {NAMES[row['how']]}"
             panels = "".join(draw(chart) for chart in _training_charts(row, result["start"]))
-            told = f"<small>{plural(row['seeds'], 'training seed')}</small>"
-            parts.append(f'<h3>{esc(named(name))} {told}</h3><div class="charts">{panels}</div>')
+            seeds = f"<small>{plural(row['seeds'], 'training seed')}</small>"
+            parts.append(f'<h3>{esc(named(name))} {seeds}</h3><div class="charts">{panels}</div>')
         panels = "".join(draw(chart) for chart in _best_of_n_charts(result["best_of_n"]))
         parts.append(f'<h3>Best of n</h3><div class="charts">{panels}</div>')
     return "".join(parts)
 
 
-def overoptimization_tables(found: Sequence[Result]) -> list[Table]:
+def overoptimization_tables(results: Sequence[Result]) -> list[Table]:
     """Fits and peaks of training and of best-of-n."""
     tables = []
-    for result in found:
+    for result in results:
         tables += [_training_table(result["rl"])] if result["rl"] else []
         tables.append(_best_of_n_table(result["best_of_n"]))
     return tables
@@ -61,7 +61,7 @@ def _capital(text: str) -> str:
 
 
 def _by_distance(row: Result, key: str, name: str, color: str) -> Series:
-    """A curve over sqrt(KL); steps that went back a little are put in order of distance."""
+    """A curve over sqrt(KL), sorted by distance, which need not increase with every step."""
     d = [math.sqrt(kl) for kl in row["kl"]]
     order = sorted(range(len(d)), key=d.__getitem__)
     return band(name, [d[i] for i in order], [row[key][i] for i in order], color)
@@ -73,7 +73,7 @@ def _fitted(fit: Result, start: float, color: str = "c2") -> Series:
 
 
 def _peak(fit: Result) -> tuple[tuple[float, str] | None, tuple[float, float] | None]:
-    """The mark of the predicted peak and the shade of its interval, as far as they are finite."""
+    """Mark of the predicted peak and shaded interval, if they are finite and inside the data."""
     peak, far = fit["peak"], fit["furthest"]
     at = peak["mean"]
     mark = (at, "predicted peak") if at is not None and at <= far else None
@@ -83,44 +83,46 @@ def _peak(fit: Result) -> tuple[tuple[float, str] | None, tuple[float, float] | 
 
 
 def _training_charts(row: Result, start: float) -> list[Chart]:
-    seen, fit = row["observed"], row["fit"]
+    observed, fit = row["observed"], row["fit"]
     mark, shade = _peak(fit) if fit else (None, None)
     proxy = _by_distance(row, "proxy_score", "proxy", "proxy")
     gold = [_by_distance(row, "gold", "gold", "gold")] + ([_fitted(fit, start)] if fit else [])
-    found = estimate_of(seen["distance"])
-    seeds = f", {bounds(found)} over the single seeds" if row["seeds"] > 1 else ""
-    where = f"Observed peak at {found.value:.2f}{seeds} (step {seen['step']})"
-    inside = {True: "inside", False: "outside"}.get(seen.get("inside"), "")
-    note = where + (f", {inside} the predicted interval, which is shaded." if fit else ".")
+    peak = estimate_of(observed["distance"])
+    seeds = f", {bounds(peak)} over the single seeds" if row["seeds"] > 1 else ""
+    note = f"Observed peak at {peak.value:.2f}{seeds} (step {observed['step']})"
+    inside = {True: "inside", False: "outside"}.get(observed.get("inside"), "")
+    note += f", {inside} the predicted interval (shaded)." if fit else "."
     steps = [float(step) for step in row["steps"]]
-    traveled = Series("√KL", steps, [math.sqrt(kl) for kl in row["kl"]], "c5")
-    turn = (float(seen["step"]), "gold peaks")
+    distance = Series("√KL", steps, [math.sqrt(kl) for kl in row["kl"]], "c5")
+    turn = (float(observed["step"]), "gold peaks")
     return [
-        Chart("Proxy", [proxy], "What training maximized.", "√KL", mark, shade),
+        Chart("Proxy", [proxy], "Training objective.", "√KL", mark, shade),
         Chart("Gold", gold, note, "√KL", mark, shade),
-        Chart("√KL to the start", [traveled], "Distance traveled, by step.", mark=turn),
+        Chart(
+            "√KL to the start", [distance], "Distance from the initial policy, by step.", mark=turn
+        ),
     ]
 
 
 def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
-    """Ways of using the first proxy, the axis of data, the axis of size; then its own fit."""
+    """Charts of the first proxy and its fit, then gold by way of use, by data and by size."""
     first = rows[0]
     cell = [row for row in rows if row["proxy"] == first["proxy"]]
-    alone = [row for row in rows if row["how"] == "single"]
+    single = [row for row in rows if row["how"] == "single"]
     data = sorted(
-        (row for row in alone if row["parameters"] == first["parameters"]),
+        (row for row in single if row["parameters"] == first["parameters"]),
         key=lambda row: row["pairs"] or 0,
     )
     size = sorted(
-        (row for row in alone if row["pairs"] == first["pairs"]),
+        (row for row in single if row["pairs"] == first["pairs"]),
         key=lambda row: row["parameters"] or 0,
     )
     mark, shade = _peak(first["fit"])
-    own = [_curve(first, "gold", "gold"), _fitted(first["fit"], first["gold"][0]["mean"])]
+    gold = [_curve(first, "gold", "gold"), _fitted(first["fit"], first["gold"][0]["mean"])]
     proxy = Series("proxy", _distances(first), _means(first, "proxy_score"), "proxy")
     charts = [
         Chart("Proxy", [proxy], "Standard deviations.", "√KL", mark, shade),
-        Chart("Gold and fit", own, _capital(first["advice"]) + ".", "√KL", mark, shade),
+        Chart("Gold and fit", gold, _capital(first["advice"]) + ".", "√KL", mark, shade),
     ]
     if len(cell) > 1:
         charts.append(_several("Gold by way of use", cell, lambda row: row["how"]))
@@ -166,15 +168,15 @@ def _training_table(rows: Sequence[Result]) -> Table:
     columns += ["proxy after it", "alpha", "beta", "predicted peak (√KL)", "inside"]
     cells: list[list[Cell]] = []
     for row in rows:
-        seen, fit = row["observed"], row["fit"]
-        line: list[Cell] = [NAMES[row["how"]], row["seeds"], seen["step"]]
+        observed, fit = row["observed"], row["fit"]
+        line: list[Cell] = [NAMES[row["how"]], row["seeds"], observed["step"]]
         line += [
-            estimate_of(seen["distance"]),
-            seen["gold"],
-            estimate_of(seen["gold_after"]),
-            estimate_of(seen["proxy_after"]),
+            estimate_of(observed["distance"]),
+            observed["gold"],
+            estimate_of(observed["gold_after"]),
+            estimate_of(observed["proxy_after"]),
         ]
-        line += [*_coefficients(fit), {True: "yes", False: "no"}.get(seen.get("inside"))]
+        line += [*_coefficients(fit), {True: "yes", False: "no"}.get(observed.get("inside"))]
         cells.append(line)
     return Table("training", "Training", columns, cells)
 
@@ -191,7 +193,7 @@ def _best_of_n_table(rows: Sequence[Result]) -> Table:
 
 
 def _coefficients(fit: Result | None) -> list[Cell]:
-    """alpha, beta and the peak; a peak without an end says so in words."""
+    """alpha, beta and the peak; an unbounded interval of the peak is shown as text."""
     if fit is None:
         return [None, None, None]
     peak = fit["peak"]

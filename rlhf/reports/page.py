@@ -1,4 +1,4 @@
-"""The page around the sections: one file, style and script inside, nothing fetched."""
+"""The HTML document: one file with inline style and script and no requests."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from importlib.resources import files
 
 from rlhf.reports.markup import contents, esc
 
-# Even a bug of ours cannot reach the network: the browser itself forbids it.
+# The browser blocks all requests, so that injected content cannot reach the network.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 def page(title: str, body: str) -> str:
-    """A whole HTML document, its table of contents below the header.
+    """Complete HTML document, with a table of contents below the header.
 
     Args:
         title: plain text.
-        body: markup, which begins with a header.
+        body: markup that begins with a header element.
     """
     head, closing, rest = body.partition("</header>")
     body = f"{head}{closing}{contents(body)}{rest}"

@@ -1,4 +1,4 @@
-"""Where the seconds of a run went."""
+"""Tables of time and throughput."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf.evaluation.records import RunRecord
 from rlhf.reports.markup import Table, named
 from rlhf.runs.profiling import PARTS
 
-# Logged with `profile: true`, and how the page calls them.
+# Metrics logged with `profile: true`, and their names on the page.
 EXTRA = {
     "profile/tokens_per_second": "tokens per second",
     "profile/flop_utilisation": "FLOP utilisation of the update",
@@ -21,16 +21,16 @@ EXTRA = {
 
 
 def profile_tables(runs: Sequence[RunRecord]) -> list[Table]:
-    """Seconds of an ordinary step by part for every run that told; one more where profiled."""
+    """Median seconds of a step by part, and the profile of runs with `profile: true`."""
     times = {f"time/{part}": part for part in PARTS}
     tables = []
     if timed := _by_run(runs, times):
         rows = [[name, sum(filter(None, cells)), *cells] for name, cells in timed]
         columns = ["stage", "seconds a step", *PARTS]
         tables.append(Table("time", "Where the time went (median of steps)", columns, rows))
-    if told := _by_run(runs, EXTRA):
+    if profiled := _by_run(runs, EXTRA):
         columns = ["stage", *EXTRA.values()]
-        rows = [[name, *cells] for name, cells in told]
+        rows = [[name, *cells] for name, cells in profiled]
         tables.append(Table("profile", "Profile (median of steps)", columns, rows))
     return tables
 
@@ -39,10 +39,10 @@ def _by_run(
     runs: Sequence[RunRecord], keys: Mapping[str, str]
 ) -> list[tuple[str, list[float | None]]]:
     """Name and medians of every run that logged any of the keys."""
-    found = []
+    rows = []
     for run in runs:
         series = [run.series(key)[1] for key in keys]
         if any(series):
             cells = [float(np.median(values)) if values else None for values in series]
-            found.append((named(run.name), cells))
-    return found
+            rows.append((named(run.name), cells))
+    return rows

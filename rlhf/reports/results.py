@@ -1,4 +1,4 @@
-"""Evaluations of a set of runs: which metric leads, dots with whiskers, tables."""
+"""Evaluation results of several runs: verdicts, forest plots and tables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HIDDEN = frozenset({"seconds"})
 def comparisons(
     runs: Sequence[RunRecord], headline: str, *, every_pair: bool = False
 ) -> list[Comparison]:
-    """The leading metric first, then every other reward that all evaluations carry."""
+    """Comparison by the headline metric, then by every other metric that all evaluations have."""
     shared: set[str] | None = None
     for run in runs:
         for evaluation in run.evaluations:
@@ -45,7 +45,7 @@ def comparisons(
 
 
 def verdict_list(comparison: Comparison) -> str:
-    """The sentences that a reader came for, colored by who won."""
+    """List of verdicts, colored by the winner."""
     items = [
         verdict_item(
             d, comparison.metric, {d.method: "good", d.baseline: "bad"}.get(d.winner or "")
@@ -56,7 +56,7 @@ def verdict_list(comparison: Comparison) -> str:
 
 
 def verdict_item(d: Difference, metric: str, tone: str | None) -> str:
-    """One verdict of a list, and under it the difference that it rests on."""
+    """One verdict, and the paired difference below it."""
     where = " · ".join(part for part in (d.env, d.decoding) if part)
     return (
         f'<li class="{tone or ""}"><strong>{esc(sentence(d.verdict))}</strong>'
@@ -67,7 +67,7 @@ def verdict_item(d: Difference, metric: str, tone: str | None) -> str:
 
 
 def sentence(verdict: str) -> str:
-    """A verdict as a sentence; one that starts with a run's name keeps that name's spelling."""
+    """Verdict with a capital first letter, unless it starts with the name of a run."""
     starts_with_word = verdict.startswith(("no ", "one "))
     return named(verdict[:1].upper() + verdict[1:] if starts_with_word else verdict)
 
@@ -77,9 +77,12 @@ def score_forests(
     limits: Mapping[str, Bounds],
     colors: Mapping[str, str] | None = None,
 ) -> str:
-    """One dot-and-whisker chart per environment and decoding, between random and optimal.
+    """One forest plot for each environment and decoding, with the random and the optimal value.
 
-    `colors` gives methods the classes that they have in the page's charts; without, all are alike.
+    Args:
+        comparison: the comparison.
+        limits: values of the random and the optimal policy, by environment.
+        colors: CSS color class of each method; by default all methods have the same color.
     """
     parts = []
     settings = dict.fromkeys((row.env, row.decoding) for row in comparison.rows)
@@ -98,16 +101,14 @@ def score_forests(
 
 
 def difference_forest(comparison: Comparison) -> str:
-    """Paired differences around zero, a chart for each policy that others are compared with.
-
-    Color only where a winner is named.
-    """
+    """One forest plot of paired differences for each baseline; colored if there is a winner."""
     if not comparison.differences:
         return ""
     parts = []
     for name in dict.fromkeys(d.baseline for d in comparison.differences):
-        found = [d for d in comparison.differences if d.baseline == name]
-        lines = [_difference_line(d, comparison) for d in found]
+        lines = [
+            _difference_line(d, comparison) for d in comparison.differences if d.baseline == name
+        ]
         other = named(name)
         parts.append(f"<h3>Paired difference <small>from {esc(other)}, 95%</small></h3>")
         parts.append(forest(lines, [(0.0, f"{other} = 0")]))
@@ -120,19 +121,19 @@ def evaluation_table(runs: Sequence[RunRecord], *, by_method: bool = False) -> T
     Rows are labeled by stage and policy, or with `by_method` by method and training seed.
     """
     items = _by_method(runs) if by_method else _by_stage(runs)
-    found = [(who, e, metrics) for who, e in items if (metrics := _metrics(e))]
-    keys = list(dict.fromkeys(key for _, _, metrics in found for key in metrics))
+    evaluated = [(label, e, metrics) for label, e in items if (metrics := _metrics(e))]
+    keys = list(dict.fromkeys(key for _, _, metrics in evaluated for key in metrics))
     keys = [key for key in keys if key not in _HIDDEN and key != "normalized"]
-    fraction = any("normalized" in metrics for _, _, metrics in found)
-    if not found:
+    fraction = any("normalized" in metrics for _, _, metrics in evaluated)
+    if not evaluated:
         return None
     columns = ["policy", "training seed"] if by_method else ["stage", "policy"]
     columns += ["environment", "decoding", "episodes", "over"]
     columns += (["fraction of optimal"] if fraction else []) + keys
     rows: list[list[Cell]] = []
-    for who, evaluation, metrics in found:
+    for label, evaluation, metrics in evaluated:
         count = evaluation.summary.get("episodes") or len(evaluation.episodes)
-        cells: list[Cell] = [*who, evaluation.describe("env")]
+        cells: list[Cell] = [*label, evaluation.describe("env")]
         cells += [evaluation.describe("decoding"), int(count), _over(evaluation)]
         cells += [metrics.get("normalized")] if fraction else []
         rows.append(cells + [metrics.get(key) for key in keys])
@@ -140,7 +141,7 @@ def evaluation_table(runs: Sequence[RunRecord], *, by_method: bool = False) -> T
 
 
 def _over(evaluation: Evaluation) -> str | None:
-    """How many independent units stand behind the intervals: `10 prompts`."""
+    """Number and name of the independent units: `10 prompts`."""
     summary = evaluation.summary
     if "units" in summary and "unit" in summary:
         return plural(int(summary["units"]), str(summary["unit"]).removesuffix("s"))
@@ -151,7 +152,7 @@ def _over(evaluation: Evaluation) -> str | None:
 
 
 def _by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
-    """Stage and policy of every evaluation that no other one replaces."""
+    """Every current evaluation, labeled by stage and policy."""
     current = {id(item.evaluation) for item in method_evaluations(runs)}
     return [
         ([name, e.describe("policy") or e.name], e)
@@ -162,20 +163,20 @@ def _by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
 
 
 def _by_method(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
-    """Method and training seed of the same; a reference policy has no seed."""
-    found: list[tuple[list[Cell], Evaluation]] = [
+    """Every current evaluation, labeled by method and training seed."""
+    items: list[tuple[list[Cell], Evaluation]] = [
         ([item.method, None if item.is_reference else item.seed], item.evaluation)
         for item in method_evaluations(runs)
     ]
     labels = label_runs([run.directory for run in runs])
     for label, run in zip(labels, runs, strict=True):
         seed = training_seed(run)
-        found += [([f"{label} · {e.name}", seed], e) for e in run.evaluations if not e.episodes]
-    return found
+        items += [([f"{label} · {e.name}", seed], e) for e in run.evaluations if not e.episodes]
+    return items
 
 
-def difference_table(found: Sequence[Comparison]) -> Table | None:
-    """Paired differences of every metric, with verdict."""
+def difference_table(comparisons: Sequence[Comparison]) -> Table | None:
+    """Paired differences and verdicts for every metric."""
     columns = ["metric", "difference", "environment", "decoding", "mean", "pairs", "verdict"]
     rows: list[list[Cell]] = [
         [
@@ -187,48 +188,48 @@ def difference_table(found: Sequence[Comparison]) -> Table | None:
             plural(d.estimate.units, d.unit.rstrip("s")),
             d.verdict,
         ]
-        for c in found
+        for c in comparisons
         for d in c.differences
     ]
     return Table("differences", "Paired differences", columns, rows) if rows else None
 
 
-def notes(found: Sequence[Comparison]) -> str:
-    """Measured coverage and whatever was left out."""
-    worst = min((d for c in found[:1] for d in c.differences), key=_coverage, default=None)
+def notes(comparisons: Sequence[Comparison]) -> str:
+    """Measured coverage and notes on what was left out."""
+    worst = min((d for c in comparisons[:1] for d in c.differences), key=_coverage, default=None)
     lines = [words] if worst and (words := coverage_words(worst)) else []
-    lines += [note for c in found for note in c.notes]
-    kept = [line[:1].upper() + line[1:] for line in dict.fromkeys(lines)]
-    return "".join(f'<p class="note">{esc(named(line))}.</p>' for line in kept)
+    lines += [note for c in comparisons for note in c.notes]
+    sentences = [line[:1].upper() + line[1:] for line in dict.fromkeys(lines)]
+    return "".join(f'<p class="note">{esc(named(line))}.</p>' for line in sentences)
 
 
 def _coverage(difference: Difference) -> float:
-    measured = (difference.coverage_normal, difference.coverage_observed)
-    return min((share for share in measured if share is not None), default=1.0)
+    shares = (difference.coverage_normal, difference.coverage_observed)
+    return min((share for share in shares if share is not None), default=1.0)
 
 
 def known_bounds(runs: Sequence[RunRecord]) -> dict[str, Bounds]:
-    """Environment -> bounds, from the summaries that carry them."""
+    """Environment -> bounds, from the summaries that have them."""
     evaluations = (e for run in runs for e in run.evaluations)
     return {e.describe("env"): e.bounds for e in evaluations if e.bounds}
 
 
 def _metrics(evaluation: Evaluation) -> dict[str, Interval]:
-    """What the summary says; from the episodes what it lacks.
+    """Metrics in the summary; those missing there are computed from the episodes.
 
-    Summaries of 0.1.0 name no unit and took each episode for one: theirs is made anew.
+    Summaries of 0.1.0 have no unit and counted each episode as one, so they are computed again.
     """
     summary = evaluation.summary.get("metrics") or {}
-    found = {key: estimate_of(value) for key, value in summary.items() if value}
+    metrics = {key: estimate_of(value) for key, value in summary.items() if value}
     names = episode_metrics(evaluation.episodes[0]) if evaluation.episodes else []
     if names and "unit" not in evaluation.summary:
         repeated = len(set(evaluation.units)) < len(evaluation.episodes)
-        found = {
-            key: _unknown(e) if repeated and "pass@" in key else e
-            for key, e in found.items()
+        metrics = {
+            key: _without_interval(e) if repeated and "pass@" in key else e
+            for key, e in metrics.items()
             if key not in names
         }
-    for metric in (name for name in names if name not in found):
+    for metric in (name for name in names if name not in metrics):
         scored = [
             (value, unit)
             for row, unit in zip(evaluation.episodes, evaluation.units, strict=True)
@@ -236,19 +237,19 @@ def _metrics(evaluation: Evaluation) -> dict[str, Interval]:
         ]
         if scored:
             values, units = zip(*scored, strict=True)
-            found[metric] = metric_interval(metric, values, units, evaluation.bounds)
-    return found
+            metrics[metric] = metric_interval(metric, values, units, evaluation.bounds)
+    return metrics
 
 
-def _unknown(estimate: Interval) -> Interval:
-    """Without the interval, which an older version made for other units."""
+def _without_interval(estimate: Interval) -> Interval:
+    """Remove the interval, which an older version computed over other units."""
     return Interval.without(
-        estimate.value, estimate.units, "measured by an older version: evaluate anew"
+        estimate.value, estimate.units, "measured by an older version: evaluate again"
     )
 
 
 def estimate_of(value: Mapping[str, Any]) -> Interval:
-    """An interval of a summary; `mean` or `value`, `low`, `high`, `n`, each perhaps None."""
+    """Interval from a summary with `mean` or `value`, `low`, `high` and `n`; each may be None."""
     low, high = value.get("low"), value.get("high")
     mean = value.get("mean", value.get("value"))
     nan = float("nan")
@@ -291,9 +292,9 @@ def _marks(bound: Bounds | None) -> list[tuple[float, str]]:
     return [(bound.random, "random"), (bound.optimal, "optimal")] if bound else []
 
 
-def band(name: str, x: Sequence[float], found: Sequence[Mapping[str, Any]], color: str) -> Series:
-    """A line with its intervals; a point without one has a band of no width."""
-    estimates = [estimate_of(item) for item in found]
+def band(name: str, x: Sequence[float], rows: Sequence[Mapping[str, Any]], color: str) -> Series:
+    """A line with its intervals; the band has width 0 at a point without an interval."""
+    estimates = [estimate_of(row) for row in rows]
     return Series(
         name,
         x,

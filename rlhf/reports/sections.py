@@ -1,4 +1,4 @@
-"""Header, chain of stages, curves, and what was run."""
+"""Sections of a report: header, warnings, curves and configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf.runs.diagnostics import log_warnings
 
 
 def header(title: str, runs: Sequence[RunRecord]) -> str:
-    """Name, one line of facts, and the chain of stages."""
+    """Page header: title, one line of facts and the chain of stages."""
     facts = [plural(len(runs), "stage")] if len(runs) > 1 else []
     seconds = sum(_seconds(run) for run in runs)
     facts += [duration(seconds) + " of training"] if seconds else []
@@ -70,7 +70,7 @@ def reward_section(runs: Sequence[RunRecord]) -> str:
 
 
 def learning_section(runs: Sequence[RunRecord]) -> str:
-    """All other logged curves by stage."""
+    """All other logged curves of every stage."""
     parts = []
     for run in runs:
         charts, constant = learning_charts(run)
@@ -97,7 +97,7 @@ def what_was_run(runs: Sequence[RunRecord]) -> str:
 
 
 def _stage(run: RunRecord) -> list[str]:
-    """Lines such as `from sft`, `text/PreferenceBandit-v0`, `120 steps · 45 s`, as far as known."""
+    """Known facts: `from sft`, `text/PreferenceBandit-v0`, `120 steps · 45 s`."""
     steps = max((row["step"] for row in run.metrics if is_number(row.get("step"))), default=0)
     effort = [plural(int(steps), "step")] if steps else []
     effort += [duration(_seconds(run))] if _seconds(run) >= 1 else []
@@ -115,7 +115,7 @@ def _model(config: Mapping[str, Any]) -> str:
 
 
 def _origin(path: str) -> str:
-    """`from SFT` for what an earlier run left in its `final/`, else the end of the path."""
+    """`from SFT` for the `final/` folder of an earlier run, else the end of the path."""
     parts = path.rstrip("/").split("/")
     return f"from {named(parts[-2])}" if parts[-1] == "final" and len(parts) > 1 else _tail(path)
 
@@ -132,7 +132,7 @@ def _source(config: Mapping[str, Any]) -> str:
 
 
 def _tail(path: str) -> str:
-    """The last two parts of a path, enough to know a file or a hub id by."""
+    """The last two parts of a path or hub id."""
     return "/".join(path.rstrip("/").split("/")[-2:])
 
 

@@ -1,4 +1,4 @@
-"""Every table of a report as files: CSV for spreadsheets, one JSON for programs."""
+"""Tables of a report as files: one CSV file each, and one JSON file for all."""
 
 from __future__ import annotations
 

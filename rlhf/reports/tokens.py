@@ -1,4 +1,4 @@
-"""Training transcripts token by token: shaded by one quantity, all of them under the pointer."""
+"""Training transcripts by token, shaded by one quantity; the pointer shows all quantities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EACH = 2
 
 
 def token_view(run: RunRecord) -> str:
-    """Transcripts of the first, the middle and the last step that kept their tokens."""
+    """Transcripts of the first, the middle and the last step with recorded tokens."""
     rows = [row for row in run.samples if (row.get("tokens") or {}).get("text")]
     steps = sorted({int(row["step"]) for row in rows})
     last = len(steps) - 1
@@ -30,7 +30,7 @@ def token_view(run: RunRecord) -> str:
     )
     return (
         f'<div class="shaded"><p class="note">Shade by <select aria-label="quantity">{options}'
-        "</select> and point at a token for all of its values. Each card has a scale of its own."
+        "</select>; point at a token to see all of its values. Each card has its own scale."
         f"</p>{''.join(cards)}</div>"
     )
 
@@ -40,11 +40,11 @@ def _quantities(row: Mapping[str, Any]) -> list[str]:
 
 
 def _card(row: Mapping[str, Any]) -> str:
-    """The conversation; the replies that were sampled in pieces."""
+    """The conversation, with sampled replies split into tokens."""
     table, messages = row["tokens"], row.get("messages") or []
     replies = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     turns = sorted(set(table["turn"]))
-    sampled = replies[max(0, len(replies) - 1 - max(turns)) :]  # before them: the prompt's own
+    sampled = replies[max(0, len(replies) - 1 - max(turns)) :]  # earlier ones are in the prompt
     where = {sampled[t]: t for t in turns if t < len(sampled)}
     data = json.dumps({name: table[name] for name in _quantities(row)})
     body = "".join(
@@ -59,8 +59,8 @@ def _card(row: Mapping[str, Any]) -> str:
 
 
 def _tokens(table: Mapping[str, Sequence[Any]], number: int, message: Mapping[str, str]) -> str:
-    own = [(i, table["text"][i]) for i, its in enumerate(table["turn"]) if its == number]
-    spans = "".join(f'<span data-at="{i}">{esc(piece)}</span>' for i, piece in own)
-    missing = len(str(message.get("content", ""))) - sum(len(piece) for _, piece in own)
-    cut = f'<span class="note"> [{missing:,} characters were not kept]</span>'
-    return f'<div class="turn">{spans}{cut if missing > 0 else ""}</div>'
+    pieces = [(i, table["text"][i]) for i, turn in enumerate(table["turn"]) if turn == number]
+    spans = "".join(f'<span data-at="{i}">{esc(piece)}</span>' for i, piece in pieces)
+    missing = len(str(message.get("content", ""))) - sum(len(piece) for _, piece in pieces)
+    note = f'<span class="note"> [{missing:,} characters were not kept]</span>'
+    return f'<div class="turn">{spans}{note if missing > 0 else ""}</div>'

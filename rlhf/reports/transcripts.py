@@ -1,4 +1,4 @@
-"""The same prompt before and after, or under every stage, side by side."""
+"""Transcripts side by side: before and after training, or one prompt for every method."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FOLDED = 20_000
 
 @dataclass(frozen=True)
 class Reply:
-    """One column: who spoke, and what came of it."""
+    """One column: title, score and conversation."""
 
     title: str
     score: str
@@ -27,7 +27,7 @@ class Reply:
 
 
 def before_and_after(run: RunRecord) -> str:
-    """Transcripts of `samples.jsonl` that share a seed, most changed first and last."""
+    """Transcripts in `samples.jsonl` before and after training, paired by seed."""
     early = {int(row["seed"]): row for row in run.samples if row.get("split") == "before"}
     late = {int(row["seed"]): row for row in run.samples if row.get("split") == "after"}
     seeds = [seed for seed in early if seed in late]
@@ -43,9 +43,10 @@ def before_and_after(run: RunRecord) -> str:
 
 
 def across_methods(runs: Sequence[RunRecord], comparison: Comparison) -> str:
-    """Evaluation episodes of one seed under every method, chosen by the last method's difference.
+    """Evaluation episodes of one seed for every method.
 
-    Of methods with several training seeds it shows the first that all have.
+    The seeds are selected by the difference between the last and the first method. For methods with
+    several training seeds, the first common one is shown.
     """
     columns = _episodes_by_method(runs)
     if len(columns) < 2:
@@ -54,33 +55,33 @@ def across_methods(runs: Sequence[RunRecord], comparison: Comparison) -> str:
     shared = [seed for seed in first if all(seed in rows for rows in columns.values())]
     metric = comparison.metric
     chosen = _spread([(_value(last[s], metric) - _value(first[s], metric), s) for s in shared])
-    rivals = named(f"{list(columns)[-1]} against {next(iter(columns))}")
+    methods = named(f"{list(columns)[-1]} against {next(iter(columns))}")
     cards = []
     for words, seed in chosen:
         replies = [
             Reply(name, f"{metric} {number(_value(rows[seed], metric))}", rows[seed]["messages"])
             for name, rows in columns.items()
         ]
-        cards.append(case(f"{words} ({rivals})", f"evaluation seed {seed}", replies))
+        cards.append(case(f"{words} ({methods})", f"evaluation seed {seed}", replies))
     return "".join(cards)
 
 
 def _episodes_by_method(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mapping[str, Any]]]:
-    """Method -> evaluation seed -> episode with its messages, of one training seed each."""
-    found: dict[str, dict[int, dict[int, Mapping[str, Any]]]] = {}
+    """Method -> evaluation seed -> episode, for one training seed of each method."""
+    episodes: dict[str, dict[int, dict[int, Mapping[str, Any]]]] = {}
     for item in method_evaluations(runs):
         rows = {row["seed"]: row for row in item.evaluation.episodes if row.get("messages")}
         if rows and not item.is_reference:
-            found.setdefault(item.method, {}).setdefault(item.seed, rows)
-    common = set.intersection(*(set(seeds) for seeds in found.values())) if found else set()
+            episodes.setdefault(item.method, {}).setdefault(item.seed, rows)
+    common = set.intersection(*(set(seeds) for seeds in episodes.values())) if episodes else set()
     return {
         name: seeds[min(common)] if common else next(iter(seeds.values()))
-        for name, seeds in found.items()
+        for name, seeds in episodes.items()
     }
 
 
 def case(words: str, label: str, replies: Sequence[Reply]) -> str:
-    """One card: the common opening once, then a column for each reply."""
+    """One card: the common first messages, then a column for each reply."""
     shared = _common(replies)
     opening = "".join(turn(message, quiet=True) for message in replies[0].messages[:shared])
     columns = "".join(
@@ -96,14 +97,14 @@ def case(words: str, label: str, replies: Sequence[Reply]) -> str:
 
 
 def turn(message: Mapping[str, str], *, quiet: bool) -> str:
-    """One message; a long one shows its beginning and folds the rest."""
+    """One message; the end of a long one is folded."""
     content = str(message.get("content", ""))
     role = str(message.get("role", ""))
     shown = role != "assistant" or quiet
     name = f"<i>{esc(role)}</i>" if shown else ""
     head, rest = content[:_VISIBLE], content[_VISIBLE:_FOLDED]
-    lost = len(content) - _FOLDED
-    end = f" [{lost:,} characters left out here]" if lost > 0 else ""
+    omitted = len(content) - _FOLDED
+    end = f" [{omitted:,} characters left out here]" if omitted > 0 else ""
     if not content.strip():
         return f'<div class="turn">{name}<span class="note">(empty)</span></div>'
     fold = f"<details><summary>{len(rest):,} more characters</summary>{esc(rest + end)}</details>"
@@ -111,7 +112,7 @@ def turn(message: Mapping[str, str], *, quiet: bool) -> str:
 
 
 def _common(replies: Sequence[Reply]) -> int:
-    """How many opening messages all columns share; the last reply is never among them."""
+    """Number of first messages that all columns share, without the replies."""
     shortest = min(len(reply.messages) for reply in replies)
     for index in range(shortest):
         messages = [reply.messages[index] for reply in replies]
@@ -121,17 +122,17 @@ def _common(replies: Sequence[Reply]) -> int:
 
 
 def _spread(changes: list[tuple[float, int]]) -> list[tuple[str, int]]:
-    """Best, typical and worst case rather than the flattering ones; (words, seed)."""
+    """Description and seed of the best, two typical and the worst case."""
     order = sorted(changes, key=lambda pair: (-pair[0], pair[1]))
     if len(order) <= _CASES:
         return [(_change(delta), seed) for delta, seed in order]
-    places = [0, len(order) // 3, len(order) // 2, len(order) - 1]
+    ranks = [0, len(order) // 3, len(order) // 2, len(order) - 1]
     words = ["Largest gain", "Upper third", "Median", "Largest loss"]
     if order[-1][0] >= 0:
         words[-1] = "Smallest gain"
     return [
-        (f"{name}: {_change(order[place][0])}", order[place][1])
-        for name, place in zip(words, places, strict=True)
+        (f"{name}: {_change(order[rank][0])}", order[rank][1])
+        for name, rank in zip(words, ranks, strict=True)
     ]
 
 
@@ -145,7 +146,7 @@ def _return(row: Mapping[str, Any]) -> float:
 
 
 def _total(row: Mapping[str, Any]) -> Any:
-    """The score of a sample; runs of before had one key, `return`, for it."""
+    """Score of a sample; version 0.1.0 named it `return`."""
     return row["score"] if "score" in row else row.get("return")
 
 
@@ -155,7 +156,7 @@ def _value(row: Mapping[str, Any], metric: str) -> float:
 
 
 def scores(row: Mapping[str, Any]) -> str:
-    """`score 0.4 · trained on 0.3 · proxy 1.2`, of a line of `samples.jsonl`."""
+    """Scores in a line of `samples.jsonl`: `score 0.4 · trained on 0.3 · proxy 1.2`."""
     value, name = _total(row), "score" if "score" in row else "return"
     parts = [f"{name} {number(float(value))}" if is_number(value) else "not scored"]
     shaped = row.get("return_trained")

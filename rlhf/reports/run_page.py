@@ -1,0 +1,92 @@
+"""`rlhf report DIR`: one self-contained HTML page for a run or a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlhf.evaluation.compare import Comparison, headline_metric
+from rlhf.evaluation.records import RunRecord, read_stages
+from rlhf.reports import results, transcripts
+from rlhf.reports.markup import Table, esc, named, section
+from rlhf.reports.overoptimization import (
+    overoptimization_section,
+    overoptimization_tables,
+    read_results,
+)
+from rlhf.reports.page import page
+from rlhf.reports.profile import profile_tables
+from rlhf.reports.rewards import reward_quality, reward_tables
+from rlhf.reports.sections import (
+    header,
+    learning_section,
+    reward_section,
+    warning_box,
+    what_was_run,
+)
+from rlhf.reports.tables import curve_table, save_csv, save_tables
+from rlhf.reports.tokens import token_view
+
+
+def write_report(directory: str | Path) -> Path:
+    """Write `report.html` of a run or pipeline directory, and its tables to `report_tables/`.
+
+    A run that is still training, or that was never evaluated, gives a shorter page.
+
+    Raises:
+        UserError: the folder contains no run.
+    """
+    root = Path(directory)
+    runs = read_stages(root)
+    metric = headline_metric(runs)
+    comparisons = results.comparisons(runs, metric, every_pair=True) if metric else []
+    tables = [
+        table
+        for table in (results.evaluation_table(runs), results.difference_table(comparisons))
+        if table is not None
+    ]
+    tables += [*reward_tables(runs), *overoptimization_tables(read_results(runs))]
+    tables += profile_tables(runs)
+    save_tables(root / "report_tables", tables)
+    # The curves exist as JSON already, in metrics.jsonl.
+    save_csv(root / "report_tables", curve_table(runs))
+    target = root / "report.html"
+    title = root.resolve().name
+    target.write_text(page(title, _body(title, runs, comparisons, tables)), encoding="utf-8")
+    return target
+
+
+def _body(
+    title: str,
+    runs: Sequence[RunRecord],
+    comparisons: Sequence[Comparison],
+    tables: Sequence[Table],
+) -> str:
+    parts = [header(title, runs)]
+    if comparisons:
+        parts.append(results.verdict_list(comparisons[0]))
+    parts.append(warning_box(runs))
+    if comparisons:
+        forests = results.score_forests(comparisons[0], results.known_bounds(runs))
+        parts.append(section("Result", forests, results.difference_forest(comparisons[0])))
+    parts.append(section("Proxy and gold reward", reward_section(runs)))
+    parts.append(section("Reward models", reward_quality(runs)))
+    parts.append(section("Over-optimization", overoptimization_section(read_results(runs))))
+    shown = [f"<h3>{esc(table.title)}</h3>{table.to_html()}" for table in tables]
+    parts.append(section("Tables", *shown, results.notes(comparisons)))
+    parts.append(section("Transcripts", _transcripts(runs, comparisons)))
+    parts.append(section("Learning curves", learning_section(runs)))
+    parts.append(section("What was run", what_was_run(runs)))
+    return "\n".join(part for part in parts if part)
+
+
+def _transcripts(runs: Sequence[RunRecord], comparisons: Sequence[Comparison]) -> str:
+    parts = []
+    if comparisons and (cards := transcripts.across_methods(runs, comparisons[0])):
+        parts.append(f"<h3>One prompt, every stage</h3>{cards}")
+    for run in runs:
+        if cards := transcripts.before_and_after(run):
+            parts.append(f"<h3>{esc(named(run.name))} <small>before and after</small></h3>{cards}")
+        if cards := token_view(run):
+            parts.append(f"<h3>{esc(named(run.name))} <small>token by token</small></h3>{cards}")
+    return "".join(parts)
