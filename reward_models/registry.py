@@ -11,7 +11,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rlhf.errors import UserError, nearest
+from rlhf.common.names import nearest
+from rlhf.errors import UserError
 from rlhf.reward_models.adapters import as_reward
 from rlhf.reward_models.core import EachReward, Reward, check_names
 from rlhf.reward_models.worker import Worker

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.common.names import nearest
 from rlhf.envs.adapters import PrivateGenerators, require
 from rlhf.envs.core import Step, TextEnv, check_choice, check_range
 from rlhf.envs.items import SPLITS, half_of
-from rlhf.errors import UserError, nearest
+from rlhf.errors import UserError
 
 MAX_ANSWER = 20_000
 """Longest answer that is scored, in characters; no task needs a longer one."""
