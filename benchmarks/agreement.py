@@ -14,11 +14,11 @@ from torch import Tensor
 
 from benchmarks import trl_grpo, trl_offline
 from benchmarks.worker import Job
-from rlhf.algorithms.credit import Credit
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.losses import compute_policy_loss, loss_denominator
 from rlhf.algorithms.registry import configure
-from rlhf.algorithms.update import denominator_for, policy_loss_for
 from rlhf.models.heads import Policy, Reference
-from rlhf.training.native_tasks import Examples, Scorer, dpo_loss, reward_loss, sft_loss
+from rlhf.training.native_tasks import Scorer, dpo_loss, reward_loss, sft_loss
 
 # Below this a loss is as good as zero: the first loss of GRPO is, to rounding.
 SMALL_LOSS = 1e-2
@@ -82,17 +82,17 @@ def take_gradient(model: Any) -> Tensor:
     return torch.cat(parts)
 
 
-def _examples(inputs: Mapping[str, Any], action_mask: Tensor, **more: Any) -> Examples:
+def _examples(inputs: Mapping[str, Any], action_mask: Tensor, **more: Any) -> TrainingBatch:
     """TRL's batch as ours; of pairs the first half is the chosen one."""
     count = len(inputs["input_ids"])
     rows = torch.arange(count)
     half = max(count // 2, 1)
-    return Examples(
+    return TrainingBatch(
         tokens=inputs["input_ids"],
         attention_mask=inputs["attention_mask"].bool(),
         action_mask=action_mask,
-        units=rows % half,
-        first=rows < half,
+        pair_ids=rows % half,
+        chosen=rows < half,
         margins=torch.zeros(count),
         **more,
     )
@@ -133,12 +133,18 @@ def _grpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     policy = Policy(trainer.model, trainer.processing_class)
     scored = policy.score(tokens, attention, mask)
     advantages = torch.where(mask, inputs["advantages"][:, None], 0.0)
-    credit = Credit(advantages, advantages, mask, torch.arange(len(tokens)))
+    batch = TrainingBatch(
+        tokens=tokens,
+        attention_mask=attention,
+        action_mask=mask,
+        old_logprobs=scored.logprobs.detach(),
+        advantages=advantages,
+        loss_mask=mask,
+    )
     limit = int(mask.sum(1).max())
-    return policy_loss_for(
+    return compute_policy_loss(
         algorithm,
         scored.logprobs,
-        credit,
-        old_logprobs=scored.logprobs.detach(),
-        denominator=denominator_for(algorithm, mask, max_tokens=limit),
+        batch,
+        denominator=loss_denominator(algorithm, mask, max_tokens=limit),
     )[0]

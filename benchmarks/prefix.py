@@ -6,16 +6,15 @@ own attention, with which every row is computed whole.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from benchmarks.agreement import take_gradient
 from benchmarks.worker import Job, Pace
+from rlhf.algorithms.batch import TrainingBatch
 from rlhf.cli.table import configure
-from rlhf.rollout.batch import Rollout, collate
-from rlhf.training.experience import prepare
-from rlhf.training.optimize import learn
+from rlhf.rollout.batch import Rollout
+from rlhf.training.batch import make_training_batch
+from rlhf.training.optimize import update_policy
 from rlhf.training.session import Session, open_session
 
 PROMPT, REPLY, ROWS = 512, 32, 8
@@ -24,11 +23,11 @@ PROMPT, REPLY, ROWS = 512, 32, 8
 def update(job: Job, pace: Pace, *, shared: bool) -> None:
     """The whole update, optimizer step included. Work: tokens, each row counted in full."""
     session = make_session(job, shared=shared)
-    experience = make_experience(session)
+    batch = make_batch(session)
     numbers = iter(range(session.config.num_steps))
 
     def step() -> float:
-        learn(session, experience, step=next(numbers))
+        update_policy(session, batch, step=next(numbers))
         return job.work
 
     pace.loop(step)
@@ -39,8 +38,7 @@ def check(job: Job) -> dict[str, float]:
     gradients = []
     for shared in (True, False):
         session = make_session(job, shared=shared, dtype="float32")
-        experience = make_experience(session)
-        gradients.append(gradient_of(session, experience))
+        gradients.append(gradient_of(session, make_batch(session)))
     ours, plain = gradients
     return {"gradient": ((ours - plain).norm() / plain.norm()).item()}
 
@@ -55,7 +53,7 @@ def make_session(job: Job, *, shared: bool, dtype: str = "auto") -> Session:
     return session
 
 
-def make_experience(session: Session) -> Any:
+def make_batch(session: Session) -> TrainingBatch:
     """Eight replies of random tokens to one random prompt, with different scores."""
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(100, 4000, (PROMPT,), generator=generator).tolist()
@@ -67,23 +65,20 @@ def make_experience(session: Session) -> Any:
         rollout.append(reply, turn=0, logprobs=[-1.0] * REPLY)
         rollout.pay(float(member))
         rollouts.append(rollout)
-    tokenizer: Any = session.policy.tokenizer
-    batch = collate(rollouts, pad_id=tokenizer.pad_token_id, device=session.policy.device)
-    return prepare(session, batch)
+    return make_training_batch(session, rollouts)[0]
 
 
-def gradient_of(session: Session, experience: Any) -> torch.Tensor:
-    """Of the policy loss of the whole batch."""
-    from rlhf.algorithms.update import denominator_for, policy_loss_for
+def gradient_of(session: Session, batch: TrainingBatch) -> torch.Tensor:
+    """Gradient of the policy loss of the whole batch."""
+    from rlhf.algorithms.losses import compute_policy_loss, loss_denominator
 
-    batch, credit = experience.batch, experience.credit
     scored = session.policy.score(batch.tokens, batch.attention_mask, batch.action_mask)
-    loss, _ = policy_loss_for(
+    mask = batch.require("loss_mask")
+    loss, _ = compute_policy_loss(
         session.algorithm,
         scored.logprobs,
-        credit,
-        old_logprobs=experience.old_logprobs,
-        denominator=denominator_for(session.algorithm, credit.mask, max_tokens=REPLY),
+        batch,
+        denominator=loss_denominator(session.algorithm, mask, max_tokens=REPLY),
     )
     loss.backward()
     return take_gradient(session.policy.model)

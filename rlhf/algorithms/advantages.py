@@ -1,91 +1,165 @@
-"""Credit assignment: how much better than expected each sampled token was.
+"""Advantage estimators: how much better than expected each sampled token was.
 
-All tensors are [B, T] unless said otherwise; index t describes token t; `mask` is True on sampled
-tokens (the stop token included). Slots outside the mask may hold anything, nan included, and are 0
-in the results. `values[:, t]` is the critic's value of the state in which token t was chosen.
-Nothing here carries a gradient.
+An estimator is a decorated function of a `TrainingBatch` and the settings; its name is a value of
+the setting `advantage`. All tensors are [B, T] unless stated otherwise; index t describes token t.
+Slots outside the action mask may hold any value, nan included, and are 0 in the results.
+`values[:, t]` is the critic's value of the state in which token t was chosen. Nothing here carries
+a gradient.
 """
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rlhf.algorithms.algorithm import Algorithm
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.components import advantage
+from rlhf.algorithms.kl import kl_estimate
+from rlhf.algorithms.settings import Settings
+
+
+class Advantages(NamedTuple):
+    """Result of an advantage estimator."""
+
+    advantages: Tensor
+    """[B, T], or [B]: one number for all tokens of an episode."""
+    returns: Tensor | None = None
+    """[B, T], the critic's targets."""
+    included: Tensor | None = None
+    """[B], True on episodes to train on; None means all."""
+    pair_ids: Tensor | None = None
+    """[B] integers, equal for the two rows of a pair; None means that there are no pairs."""
+
 
 @torch.no_grad()
-def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, bootstrap: Tensor, *, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation over the sampled tokens (Schulman et al. 2016, eq. 16).
+def estimate_advantages(
+    algorithm: Algorithm, batch: TrainingBatch, *, kl_coef: float = 0.0, multiplier: float = 0.0
+) -> TrainingBatch:
+    """Fill in `advantages`, `returns`, `loss_mask` and `pair_ids` of a batch.
 
-    Environment tokens are stepped over: credit passes them undecayed.
+    Baselines and whitening use the whole batch: gather it first on several processes. An episode
+    with a nan reward could not be scored: it is left out of baselines and losses.
 
     Args:
-        rewards: paid when token t was emitted; slots outside `mask` are ignored.
-        values: the critic's values.
-        mask: sampled tokens.
-        bootstrap: [B], value of the state after the last token: the critic's where the episode was
-            truncated, 0 where it terminated.
-        gamma: discount per sampled token.
-        lam: 1 for returns minus values, 0 for one-step differences.
+        algorithm: a configured row.
+        batch: rollouts with their rewards and what the algorithm needs (`Algorithm.critic`,
+            `.groups`, `.reference`, `.constrained`).
+        kl_coef: current coefficient of the KL penalty.
+        multiplier: current Lagrange multiplier of the cost.
 
-    Returns:
-        Advantages, and returns (advantages + values, the critic's target).
+    Raises:
+        ValueError: the algorithm needs a field of the batch that is None.
     """
-    gammas = torch.full_like(values, gamma)
-    lams = torch.full_like(values, lam)
-    return _gae(rewards, values, mask, bootstrap, gammas, lams)
+    settings = algorithm.settings
+    rewards = penalized_rewards(algorithm, batch, kl_coef=kl_coef, multiplier=multiplier)
+    penalized = replace(batch, rewards=rewards)
+    result = algorithm.estimator.function(penalized, settings)
+    included = ~penalized.scores().isnan()
+    if result.included is not None:
+        included &= result.included
+    mask = batch.action_mask & included[:, None]
+    advantages = result.advantages
+    if advantages.dim() == 1:
+        advantages = broadcast_to_tokens(advantages, mask)
+    advantages = torch.where(mask, advantages, 0.0)
+    returns = torch.zeros_like(advantages)
+    if result.returns is not None:
+        returns = torch.where(mask, result.returns, 0.0)
+    if settings.whiten_advantages:
+        advantages = whiten(advantages, mask)
+    if settings.tis_cap:
+        advantages = truncated_importance_weights(
+            advantages,
+            batch.require("old_logprobs"),
+            batch.require("sampler_logprobs"),
+            mask,
+            cap=settings.tis_cap,
+        )
+    pair_ids = result.pair_ids
+    if pair_ids is None:
+        pair_ids = torch.arange(len(mask), device=mask.device)
+    return replace(batch, advantages=advantages, returns=returns, loss_mask=mask, pair_ids=pair_ids)
 
 
 @torch.no_grad()
-def turn_gae(
-    rewards: Tensor,
-    values: Tensor,
-    mask: Tensor,
-    turns: Tensor,
-    bootstrap: Tensor,
-    *,
-    gamma: float,
-    lam: float,
-    turn_gamma: float,
-    turn_lam: float,
-) -> tuple[Tensor, Tensor]:
+def penalized_rewards(
+    algorithm: Algorithm, batch: TrainingBatch, *, kl_coef: float = 0.0, multiplier: float = 0.0
+) -> Tensor:
+    """Rewards minus the algorithm's penalties for KL to the reference and for cost.
+
+    The Lagrangian r - kl_coef KL - multiplier cost is divided by 1 + multiplier, so that its scale
+    stays that of the reward (Safe RLHF, Dai et al. 2023).
+    """
+    mask = batch.action_mask
+    rewards = torch.where(mask, batch.require("rewards"), 0.0)
+    if algorithm.kl_in_reward and kl_coef:
+        rewards = rewards - kl_coef * kl_estimate(
+            batch.require("old_logprobs"),
+            batch.require("ref_logprobs"),
+            mask,
+            estimator=algorithm.settings.kl_estimator,
+        )
+    if algorithm.constrained:
+        penalty = multiplier * torch.where(mask, batch.require("costs"), 0.0)
+        rewards = (rewards - penalty) / (1.0 + multiplier)
+    return rewards
+
+
+@advantage(
+    "gae", "critic, token by token", reads=("gamma", "lam", "whiten_advantages"), critic=True
+)
+def gae(batch: TrainingBatch, settings: Settings) -> Advantages:
+    """Generalised advantage estimation over the sampled tokens (Schulman et al. 2016, eq. 16).
+
+    Environment tokens are skipped: credit passes them without decay.
+    """
+    values = batch.require("values")
+    gammas = torch.full_like(values, settings.gamma)
+    lams = torch.full_like(values, settings.lam)
+    return _gae(batch, gammas, lams)
+
+
+@advantage(
+    "turn_gae",
+    "critic, other gamma and lambda between turns",
+    reads=("gamma", "lam", "turn_gamma", "turn_lam", "whiten_advantages"),
+    critic=True,
+)
+def turn_gae(batch: TrainingBatch, settings: Settings) -> Advantages:
     """GAE with its own discount and lambda on the step from one turn to the next.
 
     Two time scales as in the bi-level estimator of RAGEN and VAGEN (Wang et al. 2025): with
-    `gamma = lam = 1` credit spreads over a turn undecayed and decays only from turn to turn. With
-    equal constants it is `gae`.
-
-    Args:
-        rewards: as in `gae`, like `values`, `mask` and `bootstrap`.
-        values: see above.
-        mask: see above.
-        turns: integer turn of each token; read only where `mask`.
-        bootstrap: [B].
-        gamma: discount from token to token inside a turn.
-        lam: lambda inside a turn.
-        turn_gamma: discount from a turn's last token on.
-        turn_lam: lambda from a turn's last token on.
+    `gamma = lam = 1` credit spreads over a turn without decay and decays only from turn to turn.
+    With equal constants it is `gae`.
     """
-    last = last_of_turn(mask, turns)
-    gammas = torch.where(last, turn_gamma, torch.full_like(values, gamma))
-    lams = torch.where(last, turn_lam, torch.full_like(values, lam))
-    return _gae(rewards, values, mask, bootstrap, gammas, lams)
+    values = batch.require("values")
+    last = last_of_turn(batch.action_mask, batch.require("turns"))
+    gammas = torch.where(last, settings.turn_gamma, torch.full_like(values, settings.gamma))
+    lams = torch.where(last, settings.turn_lam, torch.full_like(values, settings.lam))
+    return _gae(batch, gammas, lams)
 
 
-def _gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, bootstrap: Tensor, gammas: Tensor, lams: Tensor
-) -> tuple[Tensor, Tensor]:
+def _gae(batch: TrainingBatch, gammas: Tensor, lams: Tensor) -> Advantages:
+    """GAE with a discount and a lambda for each token."""
+    values, rewards, mask = batch.require("values"), batch.require("rewards"), batch.action_mask
     advantages = torch.zeros_like(values)
-    next_value, next_advantage = bootstrap.to(values.dtype), torch.zeros_like(values[:, 0])
+    next_value = batch.require("bootstrap").to(values.dtype)
+    next_advantage = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):
-        on, discount = mask[:, t], gammas[:, t]
+        sampled, discount = mask[:, t], gammas[:, t]
         delta = rewards[:, t] + discount * next_value - values[:, t]
         advantage = delta + discount * lams[:, t] * next_advantage
-        advantages[:, t] = torch.where(on, advantage, 0.0)
-        next_value = torch.where(on, values[:, t], next_value)
-        next_advantage = torch.where(on, advantage, next_advantage)
-    return advantages, torch.where(mask, advantages + values, 0.0)
+        advantages[:, t] = torch.where(sampled, advantage, 0.0)
+        next_value = torch.where(sampled, values[:, t], next_value)
+        next_advantage = torch.where(sampled, advantage, next_advantage)
+    return Advantages(advantages, torch.where(mask, advantages + values, 0.0))
 
 
+@torch.no_grad()
 def last_of_turn(mask: Tensor, turns: Tensor) -> Tensor:
     """Sampled tokens whose next sampled token belongs to another turn, the final one included."""
     last = torch.zeros_like(mask)
@@ -96,50 +170,69 @@ def last_of_turn(mask: Tensor, turns: Tensor) -> Tensor:
     return last
 
 
-@torch.no_grad()
-def trajectory_return(rewards: Tensor, mask: Tensor) -> Tensor:
-    """Undiscounted return of each episode, [B]; nan where the episode could not be scored."""
-    return torch.where(mask, rewards, 0.0).sum(dim=1)
+@advantage("trajectory_return", "whole return on every token", reads=("whiten_advantages",))
+def trajectory_return(batch: TrainingBatch, settings: Settings) -> Advantages:
+    """The undiscounted return of the episode (REINFORCE, Williams 1992)."""
+    return Advantages(batch.scores())
+
+
+@advantage("return_to_go", "return from the token on", reads=("gamma", "whiten_advantages"))
+def return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
+    """The discounted sum of the rewards from each sampled token on."""
+    rewards = batch.require("rewards")
+    return Advantages(discounted_sum(rewards, batch.action_mask, gamma=settings.gamma))
 
 
 @torch.no_grad()
-def return_to_go(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
+def discounted_sum(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     """Discounted sum of the rewards from each sampled token on."""
     result = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
-        here = rewards[:, t] + gamma * following
-        result[:, t] = torch.where(mask[:, t], here, 0.0)
-        following = torch.where(mask[:, t], here, following)
+        current = rewards[:, t] + gamma * following
+        result[:, t] = torch.where(mask[:, t], current, 0.0)
+        following = torch.where(mask[:, t], current, following)
     return result
 
 
-@torch.no_grad()
-def group_relative(scores: Tensor, groups: Tensor, *, scale_by_std: bool) -> Tensor:
-    """Score minus the mean of its group, [B] (GRPO, Shao et al. 2024, section 4.1.2).
+@advantage(
+    "group_relative",
+    "return minus the group's mean",
+    reads=("scale_by_std", "whiten_advantages"),
+    groups=True,
+)
+def group_relative(batch: TrainingBatch, settings: Settings) -> Advantages:
+    """Score minus the mean of its group (GRPO, Shao et al. 2024, section 4.1.2).
 
     With `scale_by_std`, also divided by the group's sample standard deviation + 1e-4; without, this
-    is Dr. GRPO (Liu et al. 2025). Unscored episodes (nan) leave the mean and get 0, as do groups
-    whose scores are all equal (where rounding would otherwise be blown up).
+    is Dr. GRPO (Liu et al. 2025). Unscored episodes (nan) are left out of the mean and get 0. So do
+    groups whose scores are all equal, where rounding would otherwise be amplified.
     """
+    scores, groups = batch.scores(), batch.require("groups")
     clean, scored, inverse, count = _by_group(scores, groups)
     mean = _group_sum(clean, inverse) / count.clamp(min=1)
     centred = torch.where(scored & informative_groups(scores, groups), clean - mean, 0.0)
-    if not scale_by_std:
-        return centred
+    if not settings.scale_by_std:
+        return Advantages(centred)
     variance = _group_sum(centred.square(), inverse) / (count - 1).clamp(min=1)
-    return centred / (variance.sqrt() + 1e-4)
+    return Advantages(centred / (variance.sqrt() + 1e-4))
 
 
-@torch.no_grad()
-def leave_one_out(scores: Tensor, groups: Tensor) -> Tensor:
-    """Score minus the mean of the *others* of its group, [B] (RLOO, Ahmadian et al. 2024).
+@advantage(
+    "leave_one_out",
+    "return minus the mean of the others",
+    reads=("whiten_advantages",),
+    groups=True,
+)
+def leave_one_out(batch: TrainingBatch, settings: Settings) -> Advantages:
+    """Score minus the mean of the *others* of its group (RLOO, Ahmadian et al. 2024).
 
     The baseline does not depend on the episode itself, so the gradient is unbiased. Unscored
     episodes, and those without another scored one in their group, get 0.
     """
-    others = mean_of_others(scores, groups)
-    return torch.where(scores.isnan() | others.isnan(), 0.0, scores - others)
+    scores = batch.scores()
+    others = mean_of_others(scores, batch.require("groups"))
+    return Advantages(torch.where(scores.isnan() | others.isnan(), 0.0, scores - others))
 
 
 @torch.no_grad()
@@ -150,54 +243,60 @@ def mean_of_others(scores: Tensor, groups: Tensor) -> Tensor:
     return torch.where(others > 0, (_group_sum(clean, inverse) - clean) / others, torch.nan)
 
 
-@torch.no_grad()
-def group_return_to_go(
-    rewards: Tensor, mask: Tensor, turns: Tensor, groups: Tensor, *, gamma: float
-) -> Tensor:
-    """Return to go minus what the group's *other* episodes still earned from the same turn on.
+@advantage(
+    "group_return_to_go",
+    "return from the turn on minus that of the others",
+    reads=("gamma", "whiten_advantages"),
+    groups=True,
+)
+def group_return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
+    """Return to go minus the mean return to go of the group's *other* episodes from that turn on.
 
     The baseline of a token in turn k is the mean, over the other scored episodes that reached turn
-    k, of their return to go at that turn's first token; 0 where there is none. It never looks at
-    the episode it serves, so the gradient stays unbiased even where the policy itself decides
-    whether there is another turn; comparing each turn's reward with the group's at the same turn
-    index gives a stopping decision no credit at all.
+    k, of their return to go at that turn's first token; 0 where there is none. It does not depend
+    on the episode itself, so the gradient stays unbiased even where the policy decides whether
+    there is another turn. Comparing each turn's reward with the group's at the same turn index
+    would give a stopping decision no credit at all.
     """
-    scored = ~trajectory_return(rewards, mask).isnan()
-    onward = return_to_go(torch.where(scored[:, None], rewards, 0.0), mask, gamma=gamma)
+    mask, turns, groups = batch.action_mask, batch.require("turns"), batch.require("groups")
+    scored = ~batch.scores().isnan()
+    rewards = torch.where(scored[:, None], batch.require("rewards"), 0.0)
+    onward = discounted_sum(rewards, mask, gamma=settings.gamma)
     baseline = torch.zeros_like(onward)
     for turn in torch.unique(turns[mask]).tolist():
-        here = mask & (turns == turn)
-        first = here & (here.cumsum(dim=1) == 1)
+        in_turn = mask & (turns == turn)
+        first = in_turn & (in_turn.cumsum(dim=1) == 1)
         at_turn = torch.where(first, onward, 0.0).sum(dim=1)
-        at_turn = torch.where(scored & here.any(dim=1), at_turn, torch.nan)
+        at_turn = torch.where(scored & in_turn.any(dim=1), at_turn, torch.nan)
         others = mean_of_others(at_turn, groups).nan_to_num(nan=0.0)
-        baseline = torch.where(here, others[:, None], baseline)
-    return torch.where(mask & scored[:, None], onward - baseline, 0.0)
+        baseline = torch.where(in_turn, others[:, None], baseline)
+    return Advantages(torch.where(mask & scored[:, None], onward - baseline, 0.0))
 
 
-@torch.no_grad()
-def best_of_group(scores: Tensor, groups: Tensor) -> Tensor:
-    """Weight of each episode in best-of-n distillation, [B]: 1 for the group's best, else 0.
+@advantage("best_of_group", "1 for the group's best, others left out", groups=True)
+def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
+    """Weight of each episode in best-of-n distillation: 1 for the group's best, else 0.
 
-    Tied winners share the weight. A group whose scores are all equal has no winner: learning its
-    members would only add noise. (RAFT, Dong et al. 2023, algorithm 1.)
+    Tied winners share the weight. A group whose scores are all equal has no winner: training on it
+    would only add noise. (RAFT, Dong et al. 2023, algorithm 1.)
     """
+    scores, groups = batch.scores(), batch.require("groups")
     best = scores == _group_extreme(scores, groups, largest=True)
     best &= informative_groups(scores, groups)
     weight = best.to(scores.dtype)
     _, inverse = torch.unique(groups, return_inverse=True)
-    return weight / _group_sum(weight, inverse).clamp(min=1)
+    weight = weight / _group_sum(weight, inverse).clamp(min=1)
+    return Advantages(weight, included=weight > 0)
 
 
-@torch.no_grad()
-def best_and_worst(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+@advantage("best_and_worst", "the group's best and worst as a pair", groups=True, pairs=True)
+def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
     """One pair per group: its best and its worst episode, the first of each where tied.
 
-    Returns:
-        Score differences [B]: +d for the best, -d for the worst, 0 for all others; and the index of
-        each episode's partner [B], its own index where it is in no pair. Groups whose scores are
-        all equal give none.
+    The advantages are score differences [B]: +d for the best, -d for the worst, 0 for all others.
+    Groups whose scores are all equal give no pair.
     """
+    scores, groups = batch.scores(), batch.require("groups")
     _, inverse = torch.unique(groups, return_inverse=True)
     rows = torch.arange(len(scores), device=scores.device)
     low = _group_extreme(scores, groups, largest=False)
@@ -211,21 +310,22 @@ def best_and_worst(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     best, worst = (rows == first_high) & (low < high), (rows == first_low) & (low < high)
     difference = torch.where(best, high - low, torch.where(worst, low - high, 0.0))
     partner = torch.where(best, first_low, torch.where(worst, first_high, rows))
-    return difference, partner
+    return Advantages(difference, included=partner != rows, pair_ids=torch.minimum(rows, partner))
 
 
 @torch.no_grad()
 def informative_groups(scores: Tensor, groups: Tensor) -> Tensor:
     """Episodes whose group has at least two different scores, [B] bool.
 
-    The others carry no preference; DAPO's dynamic sampling replaces them (Yu et al. 2025, 3.2).
+    The other groups carry no preference; DAPO's dynamic sampling replaces them (Yu et al. 2025,
+    section 3.2).
     """
     low = _group_extreme(scores, groups, largest=False)
     return low < _group_extreme(scores, groups, largest=True)
 
 
 def _by_group(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scores with nan as 0, which are scored, group index, scored members of the group; [B]."""
+    """Scores with nan as 0, scored mask, group index, scored episodes of the group; all [B]."""
     scored = ~scores.isnan()
     _, inverse = torch.unique(groups, return_inverse=True)
     count = _group_sum(scored.to(scores.dtype), inverse)
@@ -239,7 +339,7 @@ def _group_sum(values: Tensor, inverse: Tensor) -> Tensor:
 
 
 def _group_extreme(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
-    """Each row's group maximum or minimum over scored members, [B]."""
+    """Each row's group maximum or minimum over scored episodes, [B]."""
     _, inverse = torch.unique(groups, return_inverse=True)
     worst = -torch.inf if largest else torch.inf
     clean = torch.where(scores.isnan(), worst, scores)
@@ -252,8 +352,8 @@ def _group_extreme(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
     """Shift and scale to mean 0, variance 1 over the whole batch's masked slots.
 
-    The variance is the biased one, as in lm-human-preferences. On several processes gather the
-    batch first. REINFORCE++ normalises its advantages like this (Hu et al. 2025).
+    The variance is the biased one, as in lm-human-preferences. REINFORCE++ normalizes its
+    advantages like this (Hu et al. 2025).
     """
     mean, scale = _moments(values, mask)
     return torch.where(mask, (values - mean) * scale, 0.0)
@@ -261,7 +361,7 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def scale_to_unit_variance(values: Tensor, mask: Tensor) -> Tensor:
-    """As `whiten`, but the mean stays where it is (rewards in lm-human-preferences)."""
+    """Like `whiten`, but keep the mean (rewards in lm-human-preferences)."""
     mean, scale = _moments(values, mask)
     return torch.where(mask, (values - mean) * scale + mean, 0.0)
 
@@ -279,9 +379,9 @@ def truncated_importance_weights(
 ) -> Tensor:
     """Advantages times min(pi_old / pi_sampler, cap), token by token.
 
-    The tokens were drawn by a sampler whose arithmetic differs a little from the trainer's, so that
-    even the first step is off policy; the weight makes up for it, the cap bounds its variance
-    (truncated importance sampling, Ionides 2008; for this gap Yao et al. 2025, with cap 2).
+    The sampler's arithmetic differs slightly from the trainer's, so that even the first step is off
+    policy. The weight corrects for it and the cap bounds its variance (truncated importance
+    sampling, Ionides 2008; for this mismatch Yao et al. 2025, with cap 2).
     """
     log_ratio = torch.where(mask, old_logprobs - sampler_logprobs, 0.0)
     return torch.where(mask, advantages * log_ratio.exp().clamp(max=cap), 0.0)

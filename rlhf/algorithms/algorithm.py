@@ -1,13 +1,23 @@
-"""The type of a registry row. Imports no torch."""
+"""The type of a registry row, with the checks of its settings. Imports no torch by itself."""
 
 from dataclasses import dataclass
 
-from rlhf.algorithms.settings import ADVANTAGES, CONSTRAINED, RATIO, Settings, effective
+from rlhf.algorithms.components import CRITIC_SETTINGS, Component, components
+from rlhf.algorithms.settings import Settings, require
+from rlhf.errors import UserError
+
+_ALWAYS = {"advantage", "num_epochs", "num_minibatches", "group_size", "overlong_fraction"}
+_CONSTRAINED = {"cost_limit", "multiplier_init", "multiplier_lr", "multiplier_max"}
+_RATIO = {"clip_low", "clip_high", "dual_clip", "value_clip"}
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One row: where an algorithm comes from, what it is made of, and its settings."""
+    """One row: the source of an algorithm, its parts and its settings.
+
+    What it needs follows from the decorators of its loss and its advantage estimator. These
+    properties import torch.
+    """
 
     name: str
     title: str
@@ -15,11 +25,11 @@ class Algorithm:
     equation: str
     summary: str
     loss: str
-    """A name in `settings.LOSSES`."""
+    """Name of a function decorated with `policy_loss`."""
     settings: Settings
     unbiased: bool
     """The expected first gradient on fresh rollouts is a positive multiple of the policy gradient
-    of the mean return (with `kl_placement: reward`, of the penalised return)."""
+    of the mean return (with `kl_placement: reward`, of the penalized return)."""
     bias: str
     """What separates the update from the exact policy gradient, or why nothing does."""
     fixed_point: str
@@ -27,46 +37,104 @@ class Algorithm:
     constrained: bool = False
 
     @property
+    def policy_loss(self) -> Component:
+        """The registered policy loss."""
+        return components("losses")[self.loss]
+
+    @property
+    def estimator(self) -> Component:
+        """The registered advantage estimator."""
+        return components("advantages")[self.settings.advantage]
+
+    @property
     def critic(self) -> bool:
         """Whether values of states are needed."""
-        return ADVANTAGES[self.settings.advantage].critic
+        return self.estimator.critic
 
     @property
     def groups(self) -> bool:
         """Whether rollouts of one start state must form groups."""
-        return ADVANTAGES[self.settings.advantage].groups
+        return self.estimator.groups
 
     @property
     def kl_in_reward(self) -> bool:
-        """Whether the divergence from the reference is charged to the rewards."""
-        return self.loss != "pairwise" and self.settings.kl_placement == "reward"
+        """Whether the KL to the reference is subtracted from the rewards."""
+        return not self.policy_loss.reference and self.settings.kl_placement == "reward"
 
     @property
     def kl_in_loss(self) -> bool:
-        """Whether the divergence is a term of the loss (the pairwise loss has it built in)."""
-        return self.loss != "pairwise" and self.settings.kl_placement == "loss"
+        """Whether the KL to the reference is a separate term of the loss."""
+        return not self.policy_loss.reference and self.settings.kl_placement == "loss"
 
     @property
     def reference(self) -> bool:
         """Whether log-probabilities of the reference policy are needed."""
-        return self.loss == "pairwise" or self.kl_in_reward or self.kl_in_loss
+        return self.policy_loss.reference or self.kl_in_reward or self.kl_in_loss
 
     @property
     def effective(self) -> frozenset[str]:
-        """Names of the settings that change anything as the row now stands."""
-        return effective(self.settings, loss=self.loss, constrained=self.constrained)
+        """Names of the settings that change the result in this combination."""
+        names = _ALWAYS | self.estimator.reads | self.policy_loss.reads
+        if self.policy_loss.reference:
+            names |= {"kl_coef"}
+        else:
+            names |= {"kl_placement"}
+            if self.settings.kl_placement != "none":
+                names |= {"kl_coef", "kl_estimator"}
+        if self.groups:
+            names |= {"dynamic_sampling"}
+        if self.constrained:
+            names |= _CONSTRAINED
+        if self._single_update:
+            names -= _RATIO
+        return frozenset(names)
+
+    @property
+    def _single_update(self) -> bool:
+        return self.settings.num_epochs * self.settings.num_minibatches == 1
 
     def why_ineffective(self, key: str) -> str:
-        """Why setting `key` changes nothing here, as the end of an error message."""
-        if key in RATIO and self.settings.num_epochs * self.settings.num_minibatches == 1:
+        """Return why the setting `key` changes nothing here, as the end of an error message."""
+        if key in _RATIO and self._single_update:
             return (
                 "with one optimizer step per batch nothing has moved yet; "
                 "raise num_epochs or num_minibatches"
             )
-        if key in CONSTRAINED:
+        if key in _CONSTRAINED:
             return "it has no cost constraint (ppo_lagrangian has)"
         if key in ("kl_coef", "kl_estimator") and self.settings.kl_placement == "none":
             return "kl_placement is none"
-        if key in ("value_coef", "value_clip"):
+        if key in CRITIC_SETTINGS:
             return f"advantage {self.settings.advantage} has no critic"
         return f"advantage {self.settings.advantage} and loss {self.loss} do not read it"
+
+    def check(self) -> None:
+        """Check the settings.
+
+        Raises:
+            UserError: a value is outside its range, or the parts do not fit together.
+        """
+        settings = self.settings
+        settings.check()
+        for key, module in (("advantage", "advantages"), ("kl_estimator", "kl")):
+            require(
+                getattr(settings, key) in components(module),
+                key,
+                f"be one of {', '.join(components(module))}",
+                repr(getattr(settings, key)),
+            )
+        if self.estimator.pairs != self.policy_loss.pairs:
+            raise UserError(
+                f"advantage {settings.advantage} does not go with {self.name}: "
+                "best_and_worst belongs to the pairwise loss (online_dpo), and only to it"
+            )
+        if self.groups and settings.group_size < 2:
+            raise UserError(
+                f"group_size must be at least 2 with advantage {settings.advantage} "
+                f"(the group is the baseline), got {settings.group_size}"
+            )
+        if self.kl_in_loss and not components("kl")[settings.kl_estimator].differentiable:
+            raise UserError(
+                f"kl_estimator {settings.kl_estimator} with kl_placement loss has no effect (its "
+                "gradient is zero in expectation): use k2 or k3, or put the KL in the reward"
+            )

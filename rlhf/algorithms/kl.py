@@ -1,29 +1,50 @@
-"""Divergence from a reference policy, and how losses over tokens add up.
+"""KL to the reference policy, and how losses over tokens are aggregated.
 
 All tensors are [B, T]; index t describes token t; `mask` is True on sampled tokens. Slots outside
-it may hold anything, nan included.
+it may hold any value, nan included.
 """
 
 import torch
 from torch import Tensor
 
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.components import components, kl_estimator
 from rlhf.algorithms.metrics import MetricSums, masked_mean
+from rlhf.algorithms.settings import Settings
 
 Denominator = float | Tensor
+
+
+@kl_estimator("k1", "log ratio", differentiable=False)
+def k1(log_ratio: Tensor) -> Tensor:
+    """x = log pi - log ref. Unbiased; as a loss its gradient is 0 in expectation."""
+    return log_ratio
+
+
+@kl_estimator("k2", "half the squared log ratio")
+def k2(log_ratio: Tensor) -> Tensor:
+    """x^2 / 2. As a loss it has the gradient of KL(policy || reference) in the token's state."""
+    return 0.5 * log_ratio.square()
+
+
+@kl_estimator("k3", "log ratio with a control variate")
+def k3(log_ratio: Tensor) -> Tensor:
+    """exp(-x) - 1 + x. Unbiased; as a loss it has the gradient of KL(reference || policy)."""
+    return torch.expm1(-log_ratio) + log_ratio
 
 
 def aggregate(
     per_token: Tensor, mask: Tensor, *, aggregation: str, denominator: Denominator
 ) -> Tensor:
-    """Add up a loss over the sampled tokens.
+    """Sum a loss over the sampled tokens.
 
     Args:
-        per_token: the loss of each token.
+        per_token: loss of each token.
         mask: sampled tokens.
-        aggregation: "token" and "constant" weigh every token alike (with the number of tokens in
-            the global mini-batch as denominator, or sequences times a fixed length as in Dr. GRPO);
-            "sequence" takes each sequence's mean first (denominator: number of sequences), which
-            weighs the tokens of short replies more.
+        aggregation: "token" and "constant" weigh every token alike (the denominator is the number
+            of tokens in the global mini-batch, or sequences times a fixed length as in Dr. GRPO);
+            "sequence" takes the mean of each sequence first (the denominator is the number of
+            sequences), which gives the tokens of short completions more weight.
         denominator: of the global mini-batch.
     """
     total = torch.where(mask, per_token, 0.0).sum(dim=1)
@@ -41,7 +62,7 @@ def difference(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
 def sequence_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
     """Unbiased estimate of each episode's KL(policy || reference) in nats, [B]: the sum of k1.
 
-    Its mean over episodes is what the KL controllers steer.
+    The KL controllers steer its mean over episodes.
     """
     return difference(logprobs, ref_logprobs, mask).sum(dim=1)
 
@@ -49,32 +70,26 @@ def sequence_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, estimator: str) -> Tensor:
     """Estimate of KL(policy || reference) from each sampled token, in nats; 0 outside `mask`.
 
-    With x = log pi - log ref: k1 = x, k2 = x^2 / 2, k3 = exp(-x) - 1 + x (Schulman, "Approximating
-    KL divergence", 2020). For tokens sampled from the policy k1 and k3 are unbiased values. As a
-    loss only k2 has the gradient of KL(policy || reference) (for the token's own state); that of k1
-    is 0 in expectation, and that of k3 belongs to KL(reference || policy). In the reward only k1
-    gives the gradient of the divergence.
+    The estimators are those of Schulman, "Approximating KL divergence", 2020. In the reward only k1
+    gives the gradient of the KL.
+
+    Raises:
+        ValueError: no estimator has this name.
     """
-    x = difference(logprobs, ref_logprobs, mask)
-    if estimator == "k1":
-        return x
-    if estimator == "k2":
-        return 0.5 * x.square()
-    if estimator == "k3":
-        return torch.expm1(-x) + x
-    raise ValueError(f"kl_estimator must be k1, k2 or k3, got {estimator!r}")
+    table = components("kl")
+    if estimator not in table:
+        *names, last = table
+        raise ValueError(f"kl_estimator must be {', '.join(names)} or {last}, got {estimator!r}")
+    return table[estimator].function(difference(logprobs, ref_logprobs, mask))
 
 
 def kl_loss(
-    logprobs: Tensor,
-    ref_logprobs: Tensor,
-    mask: Tensor,
-    *,
-    denominator: Denominator,
-    aggregation: str,
-    estimator: str,
+    logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
-    """The divergence from the reference as a loss (GRPO, Shao et al. 2024, eq. 3 and 4)."""
-    estimate = kl_estimate(logprobs, ref_logprobs, mask, estimator=estimator)
-    loss = aggregate(estimate, mask, aggregation=aggregation, denominator=denominator)
+    """KL to the reference as a loss (GRPO, Shao et al. 2024, eq. 3 and 4), without its weight."""
+    mask = batch.require("loss_mask")
+    estimate = kl_estimate(
+        logprobs, batch.require("ref_logprobs"), mask, estimator=settings.kl_estimator
+    )
+    loss = aggregate(estimate, mask, aggregation=settings.aggregation, denominator=denominator)
     return loss, MetricSums(means={"policy/kl_in_loss": masked_mean(estimate, mask)})

@@ -1,30 +1,97 @@
 """Policy losses, value loss and entropy bonus.
 
-All tensors are [B, T] unless said otherwise; index t describes token t; `mask` is True on sampled
-tokens. Slots outside it may hold anything, nan included: neither values nor gradients leak. The
-caller supplies the denominator of the *global* mini-batch, so losses and metrics of micro-batches
-add up: every function returns a scalar and a `MetricSums`.
+A policy loss is a decorated function of the new log-probabilities, a `TrainingBatch` and the
+settings; `Algorithm.loss` names it. All tensors are [B, T] unless stated otherwise; index t
+describes token t. Slots outside `batch.loss_mask` may hold any value, nan included: neither values
+nor gradients leak. The caller supplies the denominator of the *global* mini-batch, so that losses
+and metrics of micro-batches add up: every function returns a scalar and a `MetricSums`.
 """
+
+from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from rlhf.algorithms.kl import Denominator, aggregate, difference
+from rlhf.algorithms.algorithm import Algorithm
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.components import policy_loss
+from rlhf.algorithms.kl import Denominator, aggregate, difference, kl_loss
 from rlhf.algorithms.metrics import MetricSums, masked_mean
+from rlhf.algorithms.settings import Settings
 
 
-def policy_loss(
+def loss_denominator(algorithm: Algorithm, mask: Tensor, *, max_tokens: int) -> Tensor:
+    """Denominator of the policy loss of a global mini-batch; sums over processes.
+
+    Args:
+        algorithm: a configured row.
+        mask: `loss_mask` of the mini-batch.
+        max_tokens: largest number of tokens an episode can sample; used by aggregation "constant".
+    """
+    sequences = mask.any(dim=1).sum()
+    if algorithm.policy_loss.pairs:
+        return sequences / 2
+    return {
+        "token": mask.sum(),
+        "sequence": sequences,
+        "constant": sequences * max_tokens,
+    }[algorithm.settings.aggregation]
+
+
+def compute_policy_loss(
+    algorithm: Algorithm,
     logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
+    batch: TrainingBatch,
     *,
     denominator: Denominator,
-    aggregation: str,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float = 0.0,
+    kl_coef: float = 0.0,
+    entropy: Tensor | None = None,
+) -> tuple[Tensor, MetricSums]:
+    """The algorithm's policy loss, with its KL term and entropy bonus where it has them.
+
+    Args:
+        algorithm: a configured row.
+        logprobs: of the sampled tokens under the policy; carries the gradient.
+        batch: a micro-batch, after `estimate_advantages`.
+        denominator: of the global mini-batch (`loss_denominator`); the loss is 0 where it is 0.
+        kl_coef: current coefficient of the KL controller.
+        entropy: of the policy at each token; needed where `entropy_coef` is not 0, otherwise only
+            a metric.
+    """
+    settings = replace(algorithm.settings, kl_coef=kl_coef)
+    denominator = torch.as_tensor(denominator, dtype=logprobs.dtype).clamp(min=1)
+    loss_function = algorithm.policy_loss.function
+    loss, metrics = loss_function(logprobs, batch, settings, denominator=denominator)
+    if algorithm.kl_in_loss:
+        kl, kl_metrics = kl_loss(logprobs, batch, settings, denominator=denominator)
+        loss, metrics = loss + kl_coef * kl, metrics + kl_metrics
+    if entropy is not None:
+        bonus, entropy_metrics = entropy_bonus(entropy, batch, settings, denominator=denominator)
+        metrics = metrics + entropy_metrics
+        if settings.entropy_coef:
+            loss = loss - settings.entropy_coef * bonus
+    return loss, metrics
+
+
+def compute_value_loss(
+    algorithm: Algorithm, values: Tensor, batch: TrainingBatch, *, denominator: Denominator
+) -> tuple[Tensor, MetricSums]:
+    """The critic's loss times `value_coef`; `denominator` is the mini-batch's number of tokens."""
+    denominator = torch.as_tensor(denominator, dtype=values.dtype).clamp(min=1)
+    loss, metrics = value_loss(values, batch, algorithm.settings, denominator=denominator)
+    return algorithm.settings.value_coef * loss, metrics
+
+
+@policy_loss(
+    "clipped",
+    "token ratio, clipped",
+    reads=("clip_low", "clip_high", "dual_clip", "tis_cap", "aggregation", "entropy_coef"),
+)
+def clipped(
+    logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
     """Clipped surrogate with one ratio per token (PPO, Schulman et al. 2017, eq. 7).
 
@@ -32,144 +99,121 @@ def policy_loss(
     et al. 2025). `dual_clip` c > 1 bounds the loss where A < 0 at -c A (Ye et al. 2020); 0
     turns it off.
     """
-    log_ratio = difference(logprobs, old_logprobs, mask)
+    mask = batch.require("loss_mask")
+    log_ratio = difference(logprobs, batch.require("old_logprobs"), mask)
     return _clipped_surrogate(
-        log_ratio,
-        log_ratio,
-        advantages,
-        mask,
-        bounds=(clip_low, clip_high, dual_clip),
-        aggregation=aggregation,
-        denominator=denominator,
+        log_ratio, log_ratio, batch, settings, settings.dual_clip, denominator=denominator
     )
 
 
-def sequence_policy_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    denominator: Denominator,
-    aggregation: str,
-    clip_low: float,
-    clip_high: float,
+@policy_loss(
+    "clipped_sequence",
+    "sequence ratio, clipped",
+    reads=("clip_low", "clip_high", "tis_cap", "aggregation", "entropy_coef"),
+)
+def clipped_sequence(
+    logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
     """Clipped surrogate with one ratio per sequence (GSPO, Zheng et al. 2025, section 4).
 
     The ratio s = (pi / pi_old)^(1 / length) is the exponential of the mean log-ratio. This is the
     paper's GSPO-token: each token has the value s and the gradient s grad log pi of its own. With
-    equal advantages over a sequence value and gradient are those of GSPO; with different ones
+    equal advantages over a sequence, value and gradient are those of GSPO; with different ones
     (turns, return to go) each token still gets its own credit.
     """
-    log_ratio = difference(logprobs, old_logprobs, mask)
+    mask = batch.require("loss_mask")
+    log_ratio = difference(logprobs, batch.require("old_logprobs"), mask)
     length = mask.sum(dim=1, keepdim=True).clamp(min=1)
-    of_sequence = log_ratio.detach().sum(dim=1, keepdim=True) / length
-    return _clipped_surrogate(
-        of_sequence + log_ratio - log_ratio.detach(),
-        log_ratio,
-        advantages,
-        mask,
-        bounds=(clip_low, clip_high, 0.0),
-        aggregation=aggregation,
-        denominator=denominator,
-    )
+    sequence_log_ratio = log_ratio.detach().sum(dim=1, keepdim=True) / length
+    log_weight = sequence_log_ratio + log_ratio - log_ratio.detach()
+    return _clipped_surrogate(log_weight, log_ratio, batch, settings, 0.0, denominator=denominator)
 
 
 def _clipped_surrogate(
     log_weight: Tensor,
     log_ratio: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
+    batch: TrainingBatch,
+    settings: Settings,
+    dual_clip: float,
     *,
-    bounds: tuple[float, float, float],
-    aggregation: str,
     denominator: Denominator,
 ) -> tuple[Tensor, MetricSums]:
-    clip_low, clip_high, dual_clip = bounds
-    advantages = torch.where(mask, advantages, 0.0)
+    mask = batch.require("loss_mask")
+    advantages = torch.where(mask, batch.require("advantages"), 0.0)
     ratio = log_weight.exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    clipped_ratio = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    surrogate = torch.minimum(ratio * advantages, clipped_ratio * advantages)
     if dual_clip:
         floor = torch.where(advantages < 0, dual_clip * advantages, -torch.inf)
         surrogate = torch.maximum(surrogate, floor)
-    loss = aggregate(-surrogate, mask, aggregation=aggregation, denominator=denominator)
-    return loss, _ratio_tally(loss, log_ratio, ratio, ratio != clipped, mask)
+    loss = aggregate(-surrogate, mask, aggregation=settings.aggregation, denominator=denominator)
+    return loss, _ratio_metrics(loss, log_ratio, ratio, ratio != clipped_ratio, mask)
 
 
-def clipped_weight_loss(
-    logprobs: Tensor,
-    old_logprobs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    denominator: Denominator,
-    aggregation: str,
-    clip_low: float,
-    clip_high: float,
+@policy_loss(
+    "clipped_weight",
+    "log-likelihood with clipped constant weight",
+    reads=("clip_low", "clip_high", "tis_cap", "aggregation", "entropy_coef"),
+)
+def clipped_weight(
+    logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
     """Log-likelihood weighted by advantage and a clipped constant (CISPO, MiniMax 2025).
 
-    -sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi: unlike PPO's, a clipped token keeps its
+    -sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi: unlike in PPO, a clipped token keeps its
     gradient.
     """
-    log_ratio = difference(logprobs, old_logprobs, mask)
+    mask = batch.require("loss_mask")
+    log_ratio = difference(logprobs, batch.require("old_logprobs"), mask)
     ratio = log_ratio.detach().exp()
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    advantages = torch.where(mask, advantages, 0.0)
-    per_token = -clipped * advantages * torch.where(mask, logprobs, 0.0)
-    loss = aggregate(per_token, mask, aggregation=aggregation, denominator=denominator)
-    return loss, _ratio_tally(loss, log_ratio, ratio, ratio != clipped, mask)
+    weight = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
+    advantages = torch.where(mask, batch.require("advantages"), 0.0)
+    per_token = -weight * advantages * torch.where(mask, logprobs, 0.0)
+    loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
+    return loss, _ratio_metrics(loss, log_ratio, ratio, ratio != weight, mask)
 
 
-def likelihood_loss(
-    logprobs: Tensor,
-    weights: Tensor,
-    mask: Tensor,
-    *,
-    denominator: Denominator,
-    aggregation: str,
+@policy_loss("likelihood", "weighted log-likelihood", reads=("aggregation", "entropy_coef"))
+def likelihood(
+    logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
-    """Weighted negative log-likelihood: REINFORCE with advantages as weights (Williams 1992), or
-    best-of-n distillation with 1 for each group's best (RAFT, Dong et al. 2023)."""
-    per_token = -torch.where(mask, weights, 0.0) * torch.where(mask, logprobs, 0.0)
-    loss = aggregate(per_token, mask, aggregation=aggregation, denominator=denominator)
+    """Negative log-likelihood with the advantages as weights.
+
+    REINFORCE (Williams 1992), or best-of-n distillation with 1 for each group's best (RAFT, Dong et
+    al. 2023).
+    """
+    mask = batch.require("loss_mask")
+    advantages = torch.where(mask, batch.require("advantages"), 0.0)
+    per_token = -advantages * torch.where(mask, logprobs, 0.0)
+    loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
     return loss, MetricSums(sums={"policy/loss": loss.detach()})
 
 
-def pairwise_loss(
-    logprobs: Tensor,
-    ref_logprobs: Tensor,
-    differences: Tensor,
-    units: Tensor,
-    mask: Tensor,
-    *,
-    denominator: Denominator,
-    beta: float,
-    pair_labels: str,
+@policy_loss(
+    "pairwise", "Bradley-Terry on pairs", reads=("pair_labels",), pairs=True, reference=True
+)
+def pairwise(
+    logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
     """Online DPO on pairs of sequences (Rafailov et al. 2023, eq. 7; Guo et al. 2024).
 
-    Args:
-        logprobs: of the policy.
-        ref_logprobs: of the reference.
-        differences: [B], score minus the partner's score.
-        units: [B] integers; the two rows of a pair share one. Rows of one pair must be together.
-        mask: sampled tokens; a row without any is in no pair.
-        denominator: number of pairs in the global mini-batch.
-        beta: weight of the divergence, reward per nat.
-        pair_labels: "soft": the better row is preferred with probability sigma(difference), its
-            exact expectation under Bradley-Terry labels; "hard": always.
+    `kl_coef` is DPO's beta and the denominator is the number of pairs in the global mini-batch. The
+    advantage of a row is its score minus its partner's, equal at all tokens; a row without any
+    token in `loss_mask` is in no pair. With `pair_labels: soft` the better row is preferred with
+    probability sigma(difference), the exact expectation under Bradley-Terry labels; with "hard",
+    always.
     """
+    mask = batch.require("loss_mask")
+    first = mask.int().argmax(dim=1, keepdim=True)
+    differences = batch.require("advantages").gather(1, first)[:, 0]
     paired = mask.any(dim=1)
-    log_ratio = difference(logprobs, ref_logprobs, mask).sum(dim=1)
+    log_ratio = difference(logprobs, batch.require("ref_logprobs"), mask).sum(dim=1)
     better = paired & (differences > 0)
     signed = torch.where(better, log_ratio, torch.where(paired, -log_ratio, 0.0))
-    _, index = torch.unique(units, return_inverse=True)
-    margins = torch.zeros_like(signed).index_add(0, index, beta * signed)[index]
+    _, index = torch.unique(batch.require("pair_ids"), return_inverse=True)
+    margins = torch.zeros_like(signed).index_add(0, index, settings.kl_coef * signed)[index]
     preferred = torch.where(better, differences, 0.0).sigmoid()
-    if pair_labels == "hard":
+    if settings.pair_labels == "hard":
         preferred = torch.ones_like(preferred)
     per_pair = -preferred * logsigmoid(margins) - (1 - preferred) * logsigmoid(-margins)
     loss = torch.where(better, per_pair, 0.0).sum() / denominator
@@ -183,31 +227,29 @@ def pairwise_loss(
 
 
 def value_loss(
-    values: Tensor,
-    old_values: Tensor,
-    returns: Tensor,
-    mask: Tensor,
-    *,
-    denominator: Denominator,
-    clip: float,
+    values: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
-    """Half the squared error of the critic, summed over `mask` and divided by `denominator`.
+    """Half the squared error of the critic, summed over `loss_mask`, divided by `denominator`.
 
-    With `clip` > 0 the larger of the plain error and that of a value held within `clip` of the one
-    at rollout (lm-human-preferences, `train_policy.py`); 0 turns clipping off.
+    With `value_clip` > 0, the larger of the plain error and that of a value clipped to within
+    `value_clip` of the value at rollout (lm-human-preferences, `train_policy.py`); 0 turns clipping
+    off.
     """
-    values, returns = torch.where(mask, values, 0.0), torch.where(mask, returns, 0.0)
+    mask, clip = batch.require("loss_mask"), settings.value_clip
+    values = torch.where(mask, values, 0.0)
+    returns = torch.where(mask, batch.require("returns"), 0.0)
     error = (values - returns).square()
-    held = torch.zeros_like(mask)
+    is_clipped = torch.zeros_like(mask)
     if clip:
-        old_values = torch.where(mask, old_values, 0.0)
-        near = values.clamp(old_values - clip, old_values + clip)
-        held = (near - returns).square() > error
-        error = torch.maximum(error, (near - returns).square())
+        old_values = torch.where(mask, batch.require("values"), 0.0)
+        clipped_values = values.clamp(old_values - clip, old_values + clip)
+        clipped_error = (clipped_values - returns).square()
+        is_clipped = clipped_error > error
+        error = torch.maximum(error, clipped_error)
     loss = 0.5 * torch.where(mask, error, 0.0).sum() / denominator
     return loss, MetricSums(
         means={
-            "critic/clip_fraction": masked_mean(held.to(values.dtype), mask),
+            "critic/clip_fraction": masked_mean(is_clipped.to(values.dtype), mask),
             "critic/value": masked_mean(values, mask),
         },
         sums={"critic/loss": loss.detach()},
@@ -224,22 +266,23 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
 
 
 def entropy_bonus(
-    entropy: Tensor, mask: Tensor, *, denominator: Denominator, aggregation: str
+    entropy: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
     """Entropy of the distributions the sampled tokens were drawn from, in nats."""
-    bonus = aggregate(entropy, mask, aggregation=aggregation, denominator=denominator)
+    mask = batch.require("loss_mask")
+    bonus = aggregate(entropy, mask, aggregation=settings.aggregation, denominator=denominator)
     return bonus, MetricSums(means={"policy/entropy": masked_mean(entropy, mask)})
 
 
-def _ratio_tally(
-    loss: Tensor, log_ratio: Tensor, ratio: Tensor, clipped: Tensor, mask: Tensor
+def _ratio_metrics(
+    loss: Tensor, log_ratio: Tensor, ratio: Tensor, is_clipped: Tensor, mask: Tensor
 ) -> MetricSums:
-    """How far the policy has moved from the one that made the rollouts."""
+    """How far the policy has moved from the one that sampled the rollouts."""
     x = log_ratio.detach()
     ratio = torch.where(mask, ratio.detach(), 1.0)
     return MetricSums(
         means={
-            "policy/clip_fraction": masked_mean(clipped.to(ratio.dtype), mask),
+            "policy/clip_fraction": masked_mean(is_clipped.to(ratio.dtype), mask),
             "policy/drift": masked_mean(torch.expm1(x) - x, mask),
         },
         sums={"policy/loss": loss.detach()},

@@ -1,58 +1,40 @@
-"""One row per online algorithm, and how the training loop calls it. Imports no torch.
+"""One row per online algorithm.
 
-Adding an algorithm is a row here and at most one pure function (an advantage in `advantages.py` or
-a loss in `losses.py`, named in the tables of `settings.py` and `update.py`). The loop never looks
-at an algorithm's name::
+Importing this module does not import torch; `configure` and the properties of a row do.
+
+A training step uses a row like this; no code compares names of algorithms::
 
     algorithm = configure("grpo", kl_coef=0.02)        # a row, its settings replaced and checked
     algorithm.critic, algorithm.reference, algorithm.groups, algorithm.constrained   # what to load
-    s = algorithm.settings                             # s.num_epochs, s.num_minibatches, ...
 
-    # once per batch of rollouts; rows are episodes, [B, T]; on several processes gather first,
-    # baselines and whitening look at the whole batch. An unscored episode has a nan reward.
-    rewards = shape_rewards(algorithm, rewards, mask, old_logprobs=..., ref_logprobs=...,
-                            kl_coef=kl.coef, costs=..., multiplier=...)
-    credit = advantages_for(algorithm, rewards, mask, groups=..., turns=...,
-                            values=..., bootstrap=...,        # advantages, returns, mask, units
-                            old_logprobs=..., sampler_logprobs=...)   # where s.mismatch_cap
-
-    # per optimizer step, over the whole mini-batch (add up over processes)
-    denominator = denominator_for(algorithm, credit.rows(minibatch).mask, max_tokens=...)
-    tokens = credit.rows(minibatch).mask.sum()
-    # per micro-batch; the gradients add up
-    part = credit.rows(microbatch)
-    loss, tally = policy_loss_for(algorithm, logprobs, part, old_logprobs=..., ref_logprobs=...,
-                                  entropy=..., kl_coef=kl.coef, denominator=denominator)
-    value_loss, value_tally = value_loss_for(algorithm, values, part, old_values=...,
-                                             denominator=tokens)
+    # once per batch of rollouts
+    batch = estimate_advantages(algorithm, batch, kl_coef=..., multiplier=...)
+    # once per optimizer step, over the whole mini-batch (sum over processes)
+    mini_batch = batch.select(rows)
+    denominator = loss_denominator(algorithm, mini_batch.loss_mask, max_tokens=...)
+    # once per micro-batch; the gradients add up
+    micro_batch = mini_batch.select(rows)
+    loss, metrics = compute_policy_loss(algorithm, logprobs, micro_batch, denominator=denominator,
+                                        kl_coef=..., entropy=...)
+    value_loss, value_metrics = compute_value_loss(algorithm, values, micro_batch,
+                                                   denominator=mini_batch.loss_mask.sum())
     (loss + value_loss).backward()
-    total = total + tally + value_tally      # from Tally(); total.compute() -> dict[str, float]
-
-`penalized_rewards` and `advantages_for` live in `rlhf.algorithms.credit`, the other three in
-`rlhf.algorithms.update`, `MetricSums` in `rlhf.algorithms.metrics`. After `advantages_for` use
-`credit.mask`, not the action mask: it leaves out unscored episodes and those that the algorithm
-drops. Rows without any True need no forward pass. Rows with equal `credit.units` must share a
-micro-batch (only the two halves of a pair have equal ones). `value_loss_for` and `values` only
-where `algorithm.critic`; `ref_logprobs` only where `algorithm.reference`; `costs` only where
-`algorithm.constrained`. `kl_coef` is the controller's present value (`constraints.py`), which
-starts at `s.kl_coef`. The loop also reads `s.dynamic_sampling` (`advantages.informative_groups`),
-`s.overlong_fraction` (`penalties.soft_overlong`) and `s.cost_limit`, `s.multiplier_*`
-(`constraints.LagrangeMultiplier`).
 """
 
 from dataclasses import fields, replace
 
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.settings import Settings, check, setting_names, unknown
+from rlhf.algorithms.settings import Settings, setting_names
+from rlhf.common.names import nearest
 from rlhf.errors import UserError
 
 _ROWS = (
     Algorithm(
         name="ppo",
-        title="Proximal policy optimisation",
+        title="Proximal policy optimization",
         paper="Schulman et al. 2017, arXiv:1707.06347; Huang et al. 2024, arXiv:2403.17031",
         equation="-min(r A, clip(r, 1 - e, 1 + e) A),  A = sum (gamma lam)^l delta",
-        summary="critic, GAE and a clipped ratio per token; divergence in the reward",
+        summary="critic, GAE and a clipped ratio per token; KL in the reward",
         loss="clipped",
         settings=Settings(num_epochs=4, whiten_advantages=True),
         unbiased=False,
@@ -75,10 +57,10 @@ _ROWS = (
     ),
     Algorithm(
         name="grpo",
-        title="Group relative policy optimisation",
+        title="Group relative policy optimization",
         paper="Shao et al. 2024, arXiv:2402.03300",
         equation="-mean_i mean_t [min(r A, clip(r) A) - b k3],  A = (R - mean R) / std R",
-        summary="group mean and deviation in place of a critic; divergence in the loss",
+        summary="group mean and standard deviation in place of a critic; KL in the loss",
         loss="clipped",
         settings=Settings(
             advantage="group_relative",
@@ -99,14 +81,14 @@ _ROWS = (
         title="GRPO done right",
         paper="Liu et al. 2025, arXiv:2503.20783",
         equation="-sum_t min(r A, clip(r) A) / L,  A = R - mean R",
-        summary="GRPO without its two normalisations",
+        summary="GRPO without its two normalizations",
         loss="clipped",
         settings=Settings(
             advantage="group_relative", aggregation="constant", group_size=8, kl_placement="none"
         ),
         unbiased=True,
         bias="none at ratio 1, but for the factor (G - 1) / G",
-        fixed_point="argmax of the reward; pi* with the divergence in the reward",
+        fixed_point="argmax of the reward; pi* with the KL in the reward",
     ),
     Algorithm(
         name="rloo",
@@ -122,7 +104,7 @@ _ROWS = (
     ),
     Algorithm(
         name="reinforce++",
-        title="REINFORCE with batch normalisation",
+        title="REINFORCE with batch normalization",
         paper="Hu et al. 2025, arXiv:2501.03262",
         equation="PPO's loss,  A = (R_to_go - mean) / std over the batch",
         summary="no critic and no groups: return to go, whitened over the whole batch",
@@ -140,7 +122,7 @@ _ROWS = (
         title="REINFORCE++ with a group baseline",
         paper="Hu et al. 2025, arXiv:2501.03262",
         equation="PPO's loss + b k2,  A = whiten(R - mean of group)",
-        summary="group mean, deviation of the whole batch, k2 in the loss",
+        summary="group mean, standard deviation of the whole batch, k2 in the loss",
         loss="clipped",
         settings=Settings(
             advantage="group_relative",
@@ -151,8 +133,8 @@ _ROWS = (
             kl_coef=0.01,
         ),
         unbiased=False,
-        bias="dividing the advantages, not the divergence, by the batch's deviation rescales the "
-        "weight of the divergence; k2 per token ignores what a token does to later states",
+        bias="dividing the advantages, not the KL, by the batch's deviation rescales the weight "
+        "of the KL; k2 per token ignores what a token does to later states",
         fixed_point="its own, greedier than pi*; the argmax where beta is small",
     ),
     Algorithm(
@@ -178,7 +160,7 @@ _ROWS = (
     ),
     Algorithm(
         name="gspo",
-        title="Group sequence policy optimisation",
+        title="Group sequence policy optimization",
         paper="Zheng et al. 2025, arXiv:2507.18071",
         equation="-min(s A, clip(s) A),  s = (pi / pi_old)^(1 / length)",
         summary="GRPO with one clipped ratio per sequence",
@@ -203,7 +185,7 @@ _ROWS = (
         title="Clipped importance-sampling weights",
         paper="MiniMax 2025, arXiv:2506.13585",
         equation="-sg(clip(r, 1 - e, 1 + e')) A log pi / tokens",
-        summary="clips a constant weight instead of the gradient, so that no token is silenced",
+        summary="clips a constant weight, not the ratio, so that every token keeps its gradient",
         loss="clipped_weight",
         settings=Settings(
             advantage="group_relative",
@@ -232,7 +214,7 @@ _ROWS = (
     ),
     Algorithm(
         name="online_dpo",
-        title="Direct preference optimisation on fresh pairs",
+        title="Direct preference optimization on fresh pairs",
         paper="Rafailov et al. 2023, arXiv:2305.18290; Guo et al. 2024, arXiv:2402.04792",
         equation="-[p log s(m) + (1 - p) log s(-m)],  m = b (log-ratio of the pair), p = s(R - R')",
         summary="best and worst of each group as a preference pair; no critic, no ratio",
@@ -252,25 +234,30 @@ ALGORITHMS: dict[str, Algorithm] = {row.name: row for row in _ROWS}
 
 
 def configure(name: str, **overrides: object) -> Algorithm:
-    """The row called `name` with some of its settings replaced.
+    """Return the row called `name` with some of its settings replaced.
 
     Raises:
         UserError: unknown algorithm or setting, a value out of range, or a setting that would
             have no effect in this combination.
     """
     if name not in ALGORITHMS:
-        raise unknown(name, list(ALGORITHMS), "algorithm")
+        raise _unknown(name, list(ALGORITHMS), "algorithm")
     for key in overrides:
         if key not in setting_names():
-            raise unknown(key, setting_names(), "setting")
+            raise _unknown(key, setting_names(), "setting")
     row = ALGORITHMS[name]
-    settings = replace(row.settings, **overrides)  # type: ignore[arg-type]
-    check(settings, name=name, loss=row.loss)
-    row = replace(row, settings=settings)
+    row = replace(row, settings=replace(row.settings, **overrides))  # type: ignore[arg-type]
+    row.check()
     for key in overrides:
         if key not in row.effective:
             raise UserError(f"{key} has no effect with {name}: {row.why_ineffective(key)}")
     return row
+
+
+def _unknown(key: str, known: list[str], kind: str) -> UserError:
+    """The error for a name that does not exist, with the nearest one that does."""
+    hint = nearest(key, known) or f"; known: {', '.join(known)}"
+    return UserError(f"unknown {kind} {key!r}{hint}")
 
 
 def table() -> list[dict[str, str]]:

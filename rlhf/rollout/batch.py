@@ -1,14 +1,16 @@
-"""Rollouts as lists, batches as tensors."""
+"""The record of one episode, and rollouts as one batch of tensors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+
+from rlhf.algorithms.batch import TrainingBatch
 
 
 @dataclass
@@ -103,41 +105,6 @@ class Rollout:
         self.rewards[last] += float("nan") if amount is None else amount
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rollouts side by side, padded on the right to [B, T]."""
-
-    tokens: torch.Tensor
-    attention_mask: torch.Tensor  # true on tokens that are not padding
-    action_mask: torch.Tensor  # true on sampled tokens
-    sampler_logprobs: torch.Tensor
-    rewards: torch.Tensor
-    costs: torch.Tensor
-    turns: torch.Tensor
-    groups: torch.Tensor  # [B]
-    truncated: torch.Tensor  # [B]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def rows(self, index: torch.Tensor) -> Batch:
-        """Some episodes, with the columns that only padding fills cut off."""
-        return some_rows(self, index)
-
-
-def some_rows(batch: Any, index: torch.Tensor) -> Any:
-    """Some rows of a dataclass of tensors, with the columns that only padding fills cut off.
-
-    Args:
-        batch: its fields are [B, T], [B] or None; ``attention_mask`` says where padding is.
-        index: of the rows.
-    """
-    width = int(batch.attention_mask[index].sum(1).max())
-    tables = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
-    picked = {name: table[index] for name, table in tables.items() if table is not None}
-    return replace(batch, **{k: v[:, :width] if v.dim() == 2 else v for k, v in picked.items()})
-
-
 def pad_right(
     lists: Sequence[Sequence[Any]],
     fill: float,
@@ -150,14 +117,14 @@ def pad_right(
     return torch.tensor(rows, dtype=dtype, device=device)
 
 
-def collate(rollouts: Sequence[Rollout], *, pad_id: int, device: torch.device) -> Batch:
-    """Rollouts as one batch on ``device``."""
+def collate(rollouts: Sequence[Rollout], *, pad_id: int, device: torch.device) -> TrainingBatch:
+    """Pad rollouts on the right into one batch on ``device``."""
     padded = partial(pad_right, device=device)
 
     def column(values: list, dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
-    return Batch(
+    return TrainingBatch(
         tokens=padded([r.tokens for r in rollouts], pad_id, torch.long),
         attention_mask=padded([[True] * len(r.tokens) for r in rollouts], False, torch.bool),
         action_mask=padded([r.is_action for r in rollouts], False, torch.bool),

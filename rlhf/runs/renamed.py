@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-RENAMED_KEYS: dict[str, str] = {"verb": "command"}
+RENAMED_KEYS: dict[str, str] = {
+    "verb": "command",
+    "algorithm.mismatch_cap": "algorithm.tis_cap",
+}
 """Dotted configuration key from the root of a run's configuration, old -> new. Indices of lists are
 left out: `rewards.path` is a key of every entry of `rewards`."""
 

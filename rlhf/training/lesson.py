@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf.algorithms.batch import TrainingBatch
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import NativeOptions
 from rlhf.models.precision import MasterOptimizer
@@ -22,7 +23,7 @@ from rlhf.runs.directory import Run
 from rlhf.training.batching import micro_batches
 from rlhf.training.distributed import World, join
 from rlhf.training.examples import Example
-from rlhf.training.native_tasks import Examples, Task, collate
+from rlhf.training.native_tasks import Task, collate
 from rlhf.training.optimizers import (
     make_optimizer,
     make_scheduler,
@@ -136,7 +137,7 @@ def open_lesson(
     return lesson
 
 
-def batch_of(lesson: Lesson, name: str, rows: Sequence[int]) -> Examples:
+def batch_of(lesson: Lesson, name: str, rows: Sequence[int]) -> TrainingBatch:
     """Some examples of a set as tensors, with the reference's log-probabilities if it has them."""
     learner, references = lesson.learner, lesson.references.get(name)
     return collate(
@@ -147,12 +148,12 @@ def batch_of(lesson: Lesson, name: str, rows: Sequence[int]) -> Examples:
     )
 
 
-def _places(lesson: Lesson, batch: Examples) -> list[Tensor]:
+def _places(lesson: Lesson, batch: TrainingBatch) -> list[Tensor]:
     """Rows of this process's portions of a batch."""
     parts = micro_batches(
         batch.tokens,
         batch.attention_mask,
-        batch.units.tolist(),
+        batch.require("pair_ids").tolist(),
         max_tokens=lesson.config.micro_batch_size * lesson.config.max_length,
         packed=lesson.learner.packs_rows(batch.attention_mask),
     )
@@ -160,9 +161,9 @@ def _places(lesson: Lesson, batch: Examples) -> list[Tensor]:
     return [torch.tensor(rows, device=device) for rows in lesson.world.mine(parts)]
 
 
-def portions(lesson: Lesson, batch: Examples) -> Iterable[Examples]:
+def portions(lesson: Lesson, batch: TrainingBatch) -> Iterable[TrainingBatch]:
     """What this process computes of a batch, so much at a time as fits."""
-    return (batch.rows(places) for places in _places(lesson, batch))
+    return (batch.select(places) for places in _places(lesson, batch))
 
 
 def chunks(rows: range, size: int) -> Iterable[list[int]]:
@@ -195,14 +196,14 @@ def references_of(lesson: Lesson, run: Run, path: Path) -> dict[str, list[Tensor
             batch = batch_of(lesson, name, rows)
             scored = torch.zeros(batch.tokens.shape, dtype=lesson.learner.logprob_dtype)
             for places in _places(lesson, batch):
-                part = batch.rows(places)
+                part = batch.select(places)
                 width = part.tokens.shape[1]
                 scored[places, :width] = lesson.learner.score(
                     part.tokens, part.attention_mask, part.action_mask, with_entropy=False
                 ).logprobs.cpu()
             lesson.world.add([scored])
             for place, row in enumerate(rows):
-                mine = (batch.units == place).cpu()
+                mine = (batch.require("pair_ids") == place).cpu()
                 width = int(batch.attention_mask[mine].sum(1).max())
                 table[row] = scored[mine, :width].clone()
         found[name] = table

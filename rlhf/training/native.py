@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import native_options
@@ -36,7 +37,7 @@ from rlhf.training.lesson import (
     portions,
     references_of,
 )
-from rlhf.training.native_tasks import TASKS, Examples
+from rlhf.training.native_tasks import TASKS
 from rlhf.training.stages import Stage, Work, evaluation_steps, logging_steps
 
 
@@ -129,7 +130,7 @@ def learn(lesson: Lesson) -> tuple[MetricSums, float, int]:
     return told, norm, int(batch.attention_mask.sum())
 
 
-def _update(lesson: Lesson, batch: Examples) -> tuple[MetricSums, float]:
+def _update(lesson: Lesson, batch: TrainingBatch) -> tuple[MetricSums, float]:
     """What a batch told, and the norm of its gradient; the model changes in place."""
     learner = lesson.learner
     torch.manual_seed(lesson.config.seed + lesson.progress.step)  # of dropout

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.algorithms.losses import likelihood_loss
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.kl import aggregate
 from rlhf.algorithms.metrics import MetricSums, masked_mean
 from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
 from rlhf.models.fast.passes import enable_fast_passes
@@ -23,25 +24,8 @@ from rlhf.models.heads import Policy, Scored
 from rlhf.models.logprobs import trunk_of
 from rlhf.models.saving import restore_model, save_model
 from rlhf.reward_models.losses import bradley_terry
-from rlhf.rollout.batch import pad_right, some_rows
+from rlhf.rollout.batch import pad_right
 from rlhf.training.examples import IGNORED, Example
-
-
-@dataclass(frozen=True)
-class Examples:
-    """A batch: rows side by side, padded on the right to [B, T]; rows of one pair share a unit."""
-
-    tokens: Tensor
-    attention_mask: Tensor
-    action_mask: Tensor
-    units: Tensor  # [B] place of the example in the batch
-    first: Tensor  # [B] true on an example's first row
-    margins: Tensor  # [B]
-    ref_logprobs: Tensor | None = None  # [B, T]
-
-    def rows(self, index: Tensor) -> Examples:
-        """Some rows, with the columns that only padding fills cut off."""
-        return some_rows(self, index)
 
 
 def collate(
@@ -50,7 +34,7 @@ def collate(
     pad_id: int,
     device: torch.device,
     references: Sequence[Tensor] | None = None,
-) -> Examples:
+) -> TrainingBatch:
     """Examples as one batch on ``device``.
 
     Args:
@@ -70,12 +54,12 @@ def collate(
     if references is not None:
         width = max(map(len, lines))
         ref = torch.cat([nn.functional.pad(x, (0, width - x.shape[1])) for x in references])
-    return Examples(
+    return TrainingBatch(
         tokens=padded(lines, pad_id),
         attention_mask=padded([[1] * len(ids) for ids in lines], 0).bool(),
         action_mask=padded(labels, IGNORED) != IGNORED,
-        units=column([place for place, example in enumerate(examples) for _ in example.ids]),
-        first=column([row == 0 for example in examples for row in range(len(example.ids))]),
+        pair_ids=column([place for place, example in enumerate(examples) for _ in example.ids]),
+        chosen=column([row == 0 for example in examples for row in range(len(example.ids))]),
         margins=column([example.margin for example in examples for _ in example.ids]),
         ref_logprobs=None if ref is None else ref.to(device),
     )
@@ -119,24 +103,18 @@ class Scorer:
         return self.model.score(hidden.index_select(0, last))[:, 0]
 
 
-def sft_loss(policy: Policy, part: Examples, *, count: Tensor) -> tuple[Tensor, MetricSums]:
+def sft_loss(policy: Policy, part: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
     """Mean negative log-likelihood of the completions' tokens."""
     scored = _scored(policy, part)
     mask = part.action_mask
-    loss, _ = likelihood_loss(
-        scored.logprobs,
-        torch.ones_like(scored.logprobs),
-        mask,
-        denominator=count,
-        aggregation="token",
-    )
+    loss = aggregate(-scored.logprobs, mask, aggregation="token", denominator=count)
     told = MetricSums(means={"loss": masked_mean(-scored.logprobs, mask)})
     return _balanced(loss, told, scored, mask, share=mask.sum() / count)
 
 
 def dpo_loss(
     policy: Policy,
-    part: Examples,
+    part: TrainingBatch,
     *,
     count: Tensor,
     beta: float,
@@ -147,16 +125,15 @@ def dpo_loss(
 
     ``count`` holds the pairs and the chosen replies' tokens of the whole batch.
     """
-    assert part.ref_logprobs is not None
     scored = _scored(policy, part)
     mask = part.action_mask
-    log_ratio = torch.where(mask, scored.logprobs - part.ref_logprobs, 0.0).sum(1)
+    log_ratio = torch.where(mask, scored.logprobs - part.require("ref_logprobs"), 0.0).sum(1)
     chosen, rejected = _pairs(beta * log_ratio, part)
     per_pair = bradley_terry(chosen, rejected)
     loss, told = per_pair.sum() / count[0], _told(per_pair, chosen, rejected)
     loss = weights.get("sigmoid", 0.0) * loss
     if "sft" in weights:
-        first = mask & part.first[:, None]
+        first = mask & part.require("chosen")[:, None]
         likelihood = -torch.where(first, scored.logprobs, 0.0).sum() / count[1]
         loss = loss + weights["sft"] * likelihood
         told = told + MetricSums(means={"loss_sft": masked_mean(-scored.logprobs, first)})
@@ -164,7 +141,7 @@ def dpo_loss(
     return _balanced(loss, told, scored, pairs, share=pairs.sum() / count[0])
 
 
-def _scored(policy: Policy, part: Examples) -> Scored:
+def _scored(policy: Policy, part: TrainingBatch) -> Scored:
     return policy.score(
         part.tokens, part.attention_mask, part.action_mask, with_entropy=False, with_balance=True
     )
@@ -188,7 +165,7 @@ def _balanced(
 
 def reward_loss(
     scorer: Scorer,
-    part: Examples,
+    part: TrainingBatch,
     *,
     count: Tensor,
     center_rewards_coefficient: float | None,
@@ -196,15 +173,15 @@ def reward_loss(
     """Bradley-Terry, with margins and centring where the data or the options have them."""
     scores = scorer.score(part.tokens, part.attention_mask)
     chosen, rejected = _pairs(scores, part)
-    margins, _other = _pairs(part.margins, part)
+    margins, _other = _pairs(part.require("margins"), part)
     centering = center_rewards_coefficient or 0.0
     per_pair = bradley_terry(chosen, rejected, margin=margins, centering=centering)
     return per_pair.sum() / count, _told(per_pair, chosen, rejected)
 
 
-def _pairs(values: Tensor, part: Examples) -> tuple[Tensor, Tensor]:
+def _pairs(values: Tensor, part: TrainingBatch) -> tuple[Tensor, Tensor]:
     """[P] of the chosen rows and [P] of the rejected ones, in the same order."""
-    order = torch.argsort(part.units * 2 + ~part.first)
+    order = torch.argsort(part.require("pair_ids") * 2 + ~part.require("chosen"))
     return tuple(values[order].view(-1, 2).unbind(1))  # type: ignore[return-value]
 
 
@@ -222,16 +199,17 @@ def _told(per_pair: Tensor, chosen: Tensor, rejected: Tensor) -> MetricSums:
     )
 
 
-def _tokens(batch: Examples) -> Tensor:
+def _tokens(batch: TrainingBatch) -> Tensor:
     return batch.action_mask.sum()
 
 
-def _examples(batch: Examples) -> Tensor:
-    return batch.first.sum()
+def _examples(batch: TrainingBatch) -> Tensor:
+    return batch.require("chosen").sum()
 
 
-def _pairs_and_tokens(batch: Examples) -> Tensor:
-    return torch.stack([batch.first.sum(), (batch.action_mask & batch.first[:, None]).sum()])
+def _pairs_and_tokens(batch: TrainingBatch) -> Tensor:
+    chosen = batch.require("chosen")
+    return torch.stack([chosen.sum(), (batch.action_mask & chosen[:, None]).sum()])
 
 
 @dataclass(frozen=True)
@@ -242,7 +220,7 @@ class Task:
     """From the model and its tokenizer."""
     loss: Callable[..., tuple[Tensor, MetricSums]]
     """(learner, portion, count=..., **settings) -> loss and metrics."""
-    count: Callable[[Examples], Tensor]
+    count: Callable[[TrainingBatch], Tensor]
     """What the loss of a whole batch is divided by."""
     settings: tuple[str, ...] = ()
     """Options that the loss takes."""

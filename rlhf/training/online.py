@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from rlhf.algorithms.advantages import informative_groups
+from rlhf.algorithms.batch import TrainingBatch
 from rlhf.config.online import OnlineConfig
 from rlhf.envs.items import is_separable
 from rlhf.errors import UserError
@@ -27,7 +28,7 @@ from rlhf.evaluation.episodes import (
 )
 from rlhf.models.adapters import share_base
 from rlhf.models.flops import update_flops
-from rlhf.rollout.batch import Rollout, collate
+from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.items import describe_items
 from rlhf.runs.diagnostics import TrainingMonitor
@@ -35,15 +36,10 @@ from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
 from rlhf.runs.profiling import usage
 from rlhf.runs.progress import Reporter, online_slots
+from rlhf.training.batch import make_training_batch
 from rlhf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from rlhf.training.experience import (
-    Experience,
-    prepare,
-    refuse_unscored,
-    score_rollouts,
-    shape_scores,
-)
-from rlhf.training.optimize import learn
+from rlhf.training.optimize import update_policy
+from rlhf.training.scoring import refuse_unscored, score_rollouts, shape_scores
 from rlhf.training.session import Session, open_session
 from rlhf.training.token_table import token_table
 
@@ -113,32 +109,29 @@ def train_step(session: Session, run: Run, step: int) -> dict[str, float]:
     session.openings.note(rollout.conversation for rollout in rollouts)
     if gathered.skip:
         return _skipped(session, run, step, gathered)
-    batch = collate(
-        rollouts, pad_id=session.policy.tokenizer.pad_token_id, device=session.policy.device
-    )
-    experience = prepare(session, batch)
+    batch, batch_metrics = make_training_batch(session, rollouts)
     with watch("update"):
-        learned = learn(session, experience, step=step)
-    metrics = {**rollout_metrics(rollouts), **gathered.metrics, **experience.metrics}
+        update_metrics = update_policy(session, batch, step=step)
+    metrics = {**rollout_metrics(rollouts), **gathered.metrics, **batch_metrics}
     if "kl_coef" in session.algorithm.effective:
         metrics["kl/coef"] = session.kl.coef
     metrics["train/learning_rate"] = session.scheduler.get_last_lr()[0]
     _control(session, metrics, rollouts)
-    _check_finite(learned, step)
+    _check_finite(update_metrics, step)
     for row, rollout in enumerate(rollouts[: session.config.samples_per_step]):
-        tokens = token_table(experience, row, session.policy.tokenizer)
+        tokens = token_table(batch, row, session.policy.tokenizer)
         run.sample(sample_row(rollout, step + 1, "train") | {"tokens": tokens})
     seconds = watch.take()
-    return {**metrics, **learned, **seconds, **profile(session, experience, seconds)}
+    return {**metrics, **update_metrics, **seconds, **profile(session, batch, seconds)}
 
 
 def profile(
-    session: Session, experience: Experience, seconds: Mapping[str, float]
+    session: Session, batch: TrainingBatch, seconds: Mapping[str, float]
 ) -> dict[str, float]:
-    """What `profile: true` tells of a step beside its seconds."""
+    """Throughput of a step, with `profile: true`."""
     if session.peak_flops is None:
         return {}
-    batch, settings = experience.batch, session.algorithm.settings
+    settings = session.algorithm.settings
     real, sampled = int(batch.attention_mask.sum()), int(batch.action_mask.sum())
     computed = session.policy.computed_tokens(batch.tokens, batch.attention_mask)
     flops = update_flops(session.policy.model, tokens=computed, learned=sampled)

@@ -1,29 +1,28 @@
-"""The update core: epochs, mini-batches and micro-batches over one batch of rollouts."""
+"""Optimizer steps on one training batch: epochs, mini-batches and micro-batches."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.losses import compute_policy_loss, compute_value_loss, loss_denominator
 from rlhf.algorithms.metrics import MetricSums
-from rlhf.algorithms.update import denominator_for, policy_loss_for, value_loss_for
 from rlhf.training.batching import micro_batches
-from rlhf.training.experience import Experience
 from rlhf.training.session import Session
 
 
-def learn(session: Session, experience: Experience, *, step: int) -> dict[str, float]:
-    """All optimizer steps on one batch; the policy and its critic change in place.
+def update_policy(session: Session, batch: TrainingBatch, *, step: int) -> dict[str, float]:
+    """Take all optimizer steps on one batch; the policy and its critic change in place.
 
-    Every loss is a sum over tokens divided by a count taken over the whole mini-batch, so how a
-    mini-batch is cut into micro-batches, and how many processes share them, changes nothing but
-    memory and time.
+    Every loss is a sum over tokens divided by a count over the whole mini-batch. So the division
+    of a mini-batch into micro-batches, and the number of processes, change only memory and time.
 
     Args:
-        session: policy, algorithm, optimizer and the present KL coefficient.
-        experience: from ``prepare``.
-        step: number of the batch, which seeds the shuffle; the critic alone learns in the first
-            ``critic_warmup_steps``.
+        session: policy, algorithm, optimizer and the current KL coefficient.
+        batch: from ``make_training_batch``.
+        step: number of the batch; it seeds the shuffle. In the first ``critic_warmup_steps`` only
+            the critic is trained.
 
     Returns:
         Metrics over all optimizer steps.
@@ -34,16 +33,16 @@ def learn(session: Session, experience: Experience, *, step: int) -> dict[str, f
     parameters = session.policy.parameters()
     total, norms = MetricSums(), []
     for _ in range(settings.num_epochs):
-        for rows in mini_batches(experience, settings.num_minibatches, rng):
-            tally = _accumulate(session, experience, rows, critic_only=critic_only)
+        for rows in mini_batches(batch, settings.num_minibatches, rng):
+            sums = accumulate_gradients(session, batch, rows, critic_only=critic_only)
             session.world.add_gradients(parameters)
-            if critic_only:  # a shared trunk is the policy's
+            if critic_only:  # a shared trunk belongs to the policy
                 session.policy.model.zero_grad(set_to_none=True)
             norms.append(session.optimizer.clip_gradients(config.optimizer.max_grad_norm))
             session.optimizer.step()
             session.scheduler.step()
             session.optimizer.zero_grad(set_to_none=True)
-            total = total + tally
+            total = total + sums
     total = sum(session.world.gather(total), MetricSums())
     metrics = total.compute()
     metrics |= {name: metrics[name] / max(len(norms), 1) for name in total.sums}
@@ -52,84 +51,75 @@ def learn(session: Session, experience: Experience, *, step: int) -> dict[str, f
     return {**metrics, "train/updates": len(norms)}
 
 
-def mini_batches(
-    experience: Experience, count: int, rng: np.random.Generator
-) -> list[torch.Tensor]:
-    """Rows that take part, shuffled and split into ``count``; rows of one unit stay together."""
-    units = experience.credit.units.cpu().numpy()
-    live = experience.credit.mask.any(1).cpu().numpy()
-    names = rng.permutation(np.unique(units[live]))
-    parts = np.array_split(names, min(count, len(names))) if len(names) else []
-    rows = [np.flatnonzero(np.isin(units, part) & live) for part in parts]
-    return [torch.as_tensor(part) for part in rows]
+def mini_batches(batch: TrainingBatch, count: int, rng: np.random.Generator) -> list[torch.Tensor]:
+    """Shuffle the rows that take part and split them into ``count``; pairs stay together."""
+    pair_ids = batch.require("pair_ids").cpu().numpy()
+    included = batch.require("loss_mask").any(1).cpu().numpy()
+    ids = rng.permutation(np.unique(pair_ids[included]))
+    splits = np.array_split(ids, min(count, len(ids))) if len(ids) else []
+    rows = [np.flatnonzero(np.isin(pair_ids, split) & included) for split in splits]
+    return [torch.as_tensor(indices) for indices in rows]
 
 
-def _accumulate(
-    session: Session, experience: Experience, rows: torch.Tensor, *, critic_only: bool
+def accumulate_gradients(
+    session: Session, batch: TrainingBatch, rows: torch.Tensor, *, critic_only: bool
 ) -> MetricSums:
-    """Gradients of this process's share of one mini-batch, micro-batch by micro-batch."""
-    config, credit = session.config, experience.credit
+    """Accumulate the gradients of this process's share of one mini-batch."""
     rows = rows.to(session.policy.device)
-    mask = credit.mask[rows]
-    limit = session.collector.episode_tokens()
-    denominator = denominator_for(session.algorithm, mask, max_tokens=limit)
+    mask = batch.require("loss_mask")[rows]
+    denominator = loss_denominator(
+        session.algorithm, mask, max_tokens=session.collector.episode_tokens()
+    )
     total = MetricSums()
-    attention_mask = experience.batch.attention_mask[rows]
-    parts = micro_batches(
-        experience.batch.tokens[rows],
+    attention_mask = batch.attention_mask[rows]
+    all_rows = micro_batches(
+        batch.tokens[rows],
         attention_mask,
-        credit.units[rows].tolist(),
-        max_tokens=config.micro_batch_tokens,
+        batch.require("pair_ids")[rows].tolist(),
+        max_tokens=session.config.micro_batch_tokens,
         packed=session.policy.packs_rows(attention_mask),
     )
-    for chosen in session.world.mine(parts):
-        loss, tally = _loss(
+    for indices in session.world.mine(all_rows):
+        loss, sums = _loss(
             session,
-            experience.rows(rows[chosen]),
+            batch.select(rows[indices]),
             denominator=denominator,
             num_tokens=mask.sum(),
             critic_only=critic_only,
         )
         loss.backward()
-        total = total + tally
+        total = total + sums
     return total
 
 
 def _loss(
     session: Session,
-    part: Experience,
+    batch: TrainingBatch,
     *,
     denominator: torch.Tensor,
     num_tokens: torch.Tensor,
     critic_only: bool,
 ) -> tuple[torch.Tensor, MetricSums]:
-    """Loss of one micro-batch, its share of the mini-batch's."""
-    algorithm, batch = session.algorithm, part.batch
+    """Loss of one micro-batch, its share of the mini-batch's loss."""
+    algorithm = session.algorithm
     scored = session.policy.score(
         batch.tokens,
         batch.attention_mask,
         batch.action_mask,
         temperature=session.config.rollout.temperature,
     )
-    loss, tally = policy_loss_for(
+    loss, sums = compute_policy_loss(
         algorithm,
         scored.logprobs,
-        part.credit,
+        batch,
         denominator=denominator,
-        old_logprobs=part.old_logprobs,
-        ref_logprobs=part.ref_logprobs,
-        entropy=scored.entropy,
         kl_coef=session.kl.coef,
+        entropy=scored.entropy,
     )
     if not algorithm.critic:
-        return loss, tally
+        return loss, sums
     assert scored.values is not None
-    assert part.old_values is not None
-    value_loss, told = value_loss_for(
-        algorithm,
-        scored.values,
-        part.credit,
-        old_values=part.old_values,
-        denominator=num_tokens,
+    value_loss, value_sums = compute_value_loss(
+        algorithm, scored.values, batch, denominator=num_tokens
     )
-    return (value_loss if critic_only else loss + value_loss), tally + told
+    return (value_loss if critic_only else loss + value_loss), sums + value_sums

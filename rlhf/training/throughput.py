@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from rlhf.algorithms.batch import TrainingBatch
 from rlhf.models.flops import peak_flops, update_flops
 from rlhf.runs.profiling import usage
-from rlhf.training.native_tasks import Examples
 
 
 class Throughput:
@@ -29,7 +29,7 @@ class Throughput:
         self.seconds = self.flops = 0.0
 
     @contextlib.contextmanager
-    def step(self, batch: Examples) -> Iterator[None]:
+    def step(self, batch: TrainingBatch) -> Iterator[None]:
         """Count what happens inside the ``with`` block as one step on a batch."""
         began = time.perf_counter()
         yield

@@ -1,4 +1,4 @@
-"""What a training step knew of every sampled token, for people to read."""
+"""Numbers of every sampled token of an episode, for transcripts in reports."""
 
 from __future__ import annotations
 
@@ -7,51 +7,56 @@ from typing import Any
 
 import torch
 
-from rlhf.training.experience import Experience
+from rlhf.algorithms.batch import TrainingBatch
 
-# A transcript's first tokens; the rest would make samples.jsonl larger than the model.
+# Number of tokens per transcript; more would make samples.jsonl larger than the model.
 TOKENS_KEPT = 512
 
 
-def token_table(experience: Experience, row: int, tokenizer: Any) -> dict[str, list[Any]]:
+def token_table(batch: TrainingBatch, row: int, tokenizer: Any) -> dict[str, list[Any]]:
     """Columns over the sampled tokens of one episode, the first ``TOKENS_KEPT`` of them.
 
     Returns:
-        ``text`` (the pieces of a turn joined are its reply), ``turn``, ``reward`` (as learned from,
-        before a penalty on the divergence), ``advantage``, ``entropy`` (nats, at the temperature
-        of sampling), with a reference ``kl`` (log policy / reference, nats), with a critic
-        ``value``. Numbers have four digits.
+        ``text`` (the pieces of a turn joined are its completion), ``turn``, ``reward`` (the one
+        trained on, before KL and cost penalties), ``advantage``, ``entropy`` (nats, at the sampling
+        temperature); with a reference ``kl`` (log policy / reference, nats); with a critic
+        ``value``. Numbers have four significant digits.
     """
-    batch, places = experience.batch, experience.batch.action_mask[row].nonzero()[:TOKENS_KEPT, 0]
-    tables = {
-        "reward": batch.rewards,
-        "advantage": experience.credit.advantages,
-        "entropy": experience.entropy,
+    index = batch.action_mask[row].nonzero()[:TOKENS_KEPT, 0]
+    columns = {
+        "reward": batch.require("rewards"),
+        "advantage": batch.require("advantages"),
+        "entropy": batch.require("entropy"),
     }
-    if experience.ref_logprobs is not None:
-        tables["kl"] = experience.old_logprobs - experience.ref_logprobs
-    if experience.old_values is not None:
-        tables["value"] = experience.old_values
-    ids, turns = batch.tokens[row, places].tolist(), batch.turns[row, places].tolist()
+    if batch.ref_logprobs is not None:
+        columns["kl"] = batch.require("old_logprobs") - batch.ref_logprobs
+    if batch.values is not None:
+        columns["value"] = batch.values
+    ids, turns = batch.tokens[row, index].tolist(), batch.require("turns")[row, index].tolist()
     text = []
     for turn in sorted(set(turns)):
-        own = [token for token, its in zip(ids, turns, strict=True) if its == turn]
-        text += pieces(own, lambda part: tokenizer.decode(part, clean_up_tokenization_spaces=False))
-    numbers = {name: _short(table[row, places]) for name, table in tables.items()}
+        turn_ids = [token for token, number in zip(ids, turns, strict=True) if number == turn]
+        text += pieces(
+            turn_ids, lambda some: tokenizer.decode(some, clean_up_tokenization_spaces=False)
+        )
+    numbers = {name: _rounded(column[row, index]) for name, column in columns.items()}
     return {"turn": turns, "text": text, **numbers}
 
 
 def pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """What each token adds to the text; of a character made of several tokens, the last one."""
-    found, said = [], 0
+    """Text that each token adds.
+
+    A character made of several tokens is counted to the last of them.
+    """
+    result, length = [], 0
     for end in range(1, len(ids) + 1):
         text = decode(ids[:end])
         if end < len(ids):
-            text = text.rstrip("\ufffd")  # half a character
-        found.append(text[said:])
-        said = max(said, len(text))
-    return found
+            text = text.rstrip("\ufffd")  # an incomplete character
+        result.append(text[length:])
+        length = max(length, len(text))
+    return result
 
 
-def _short(values: torch.Tensor) -> list[float]:
+def _rounded(values: torch.Tensor) -> list[float]:
     return [float(f"{value:.4g}") for value in values.tolist()]

@@ -3,13 +3,24 @@
 import torch
 from torch import Tensor
 
+from rlhf.algorithms.advantages import estimate_advantages
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.credit import advantages_for, penalized_rewards
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.losses import compute_policy_loss, compute_value_loss, loss_denominator
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.algorithms.registry import configure
-from rlhf.algorithms.update import denominator_for, policy_loss_for, value_loss_for
 
 EPISODES, GROUP, LENGTH = 12, 3, 7
+
+
+def batch_of(mask: Tensor, **fields: Tensor | None) -> TrainingBatch:
+    """A batch without padding whose action tokens are those of `mask`, all in the losses."""
+    return TrainingBatch(
+        tokens=mask.long(),
+        attention_mask=torch.ones_like(mask),
+        action_mask=mask,
+        **({"loss_mask": mask} | fields),
+    )
 
 
 def make_batch(seed: int) -> dict[str, Tensor]:
@@ -51,7 +62,7 @@ def off_policy(name: str, **overrides: object) -> Algorithm:
 def run(
     algorithm: Algorithm, batch: dict[str, Tensor], cuts: list[list[int]] | None = None
 ) -> tuple[Tensor, Tensor, MetricSums]:
-    """Gradients by log-probabilities and by values, and the tally, over the given micro-batches.
+    """Gradients by log-probabilities and by values, and the metrics, over the given micro-batches.
 
     None means one micro-batch. Slots outside the mask are nan.
     """
@@ -61,47 +72,42 @@ def run(
         for key, value in batch.items()
     }
     logprobs, values = (x[key].clone().requires_grad_() for key in ("logprobs", "values"))
-    rewards = penalized_rewards(
+    whole = estimate_advantages(
         algorithm,
-        x["rewards"],
-        mask,
-        old_logprobs=x["old_logprobs"],
-        ref_logprobs=x["ref_logprobs"],
+        batch_of(
+            mask,
+            rewards=x["rewards"],
+            costs=x["costs"],
+            old_logprobs=x["old_logprobs"],
+            ref_logprobs=x["ref_logprobs"],
+            sampler_logprobs=x["sampler_logprobs"],
+            groups=torch.arange(EPISODES) // GROUP,
+            turns=x["turns"],
+            values=x["old_values"],
+            bootstrap=torch.linspace(0, 1, EPISODES, dtype=torch.float64),
+        ),
         kl_coef=kl_coef,
-        costs=x["costs"],
         multiplier=0.5,
     )
-    credit = advantages_for(
-        algorithm,
-        rewards,
-        mask,
-        groups=torch.arange(EPISODES) // GROUP,
-        turns=x["turns"],
-        values=x["old_values"],
-        bootstrap=torch.linspace(0, 1, EPISODES, dtype=torch.float64),
-        old_logprobs=x["old_logprobs"],
-        sampler_logprobs=x["sampler_logprobs"],
-    )
-    denominator = denominator_for(algorithm, credit.mask, max_tokens=LENGTH)
-    tokens, tally = credit.mask.sum(), MetricSums()
+    loss_mask = whole.require("loss_mask")
+    denominator = loss_denominator(algorithm, loss_mask, max_tokens=LENGTH)
+    tokens, sums = loss_mask.sum(), MetricSums()
     for cut in cuts or [list(range(EPISODES))]:
         rows = torch.tensor(cut)
-        part = credit.rows(rows)
-        loss, told = policy_loss_for(
+        part = whole.select(rows)
+        loss, policy_sums = compute_policy_loss(
             algorithm,
             logprobs[rows],
             part,
-            old_logprobs=x["old_logprobs"][rows],
-            ref_logprobs=x["ref_logprobs"][rows],
-            entropy=x["entropy"][rows] - 0.1 * logprobs[rows],
-            kl_coef=kl_coef,
             denominator=denominator,
+            kl_coef=kl_coef,
+            entropy=x["entropy"][rows] - 0.1 * logprobs[rows],
         )
-        value_loss, value_told = value_loss_for(
-            algorithm, values[rows], part, old_values=x["old_values"][rows], denominator=tokens
+        value_loss, value_sums = compute_value_loss(
+            algorithm, values[rows], part, denominator=tokens
         )
         (loss + value_loss).backward()
-        tally = tally + told + value_told
+        sums = sums + policy_sums + value_sums
     assert logprobs.grad is not None
     assert values.grad is not None
-    return logprobs.grad, values.grad, tally
+    return logprobs.grad, values.grad, sums

@@ -11,6 +11,7 @@ from rlhf.algorithms.advantages import (
     best_and_worst,
     best_of_group,
     broadcast_to_tokens,
+    discounted_sum,
     gae,
     group_relative,
     group_return_to_go,
@@ -18,15 +19,27 @@ from rlhf.algorithms.advantages import (
     last_of_turn,
     leave_one_out,
     mean_of_others,
-    return_to_go,
     scale_to_unit_variance,
-    trajectory_return,
     truncated_importance_weights,
     turn_gae,
     whiten,
 )
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.settings import Settings
+from tests.algorithms.batches import batch_of
 
 NAN = math.nan
+
+
+def scored(scores: Tensor, groups: Tensor) -> TrainingBatch:
+    """Episodes of one token with these scores."""
+    mask = torch.ones(len(scores), 1, dtype=torch.bool)
+    return batch_of(mask, rewards=scores[:, None], groups=groups)
+
+
+def of_scores(estimator, scores: Tensor, groups: Tensor, **settings) -> Tensor:
+    """Advantages of episodes of one token."""
+    return estimator(scored(scores, groups), Settings(**settings)).advantages
 
 
 def close(found: Tensor, expected: list) -> None:
@@ -38,7 +51,9 @@ def close(found: Tensor, expected: list) -> None:
 def test_gae_steps_over_environment_tokens():
     mask = torch.tensor([[True, False, True]])
     rewards, values = torch.tensor([[0.0, NAN, 1.0]]), torch.tensor([[0.5, NAN, 0.25]])
-    advantages, returns = gae(rewards, values, mask, torch.zeros(1), gamma=1.0, lam=0.5)
+    batch = batch_of(mask, rewards=rewards, values=values, bootstrap=torch.zeros(1))
+    advantages, returns, *_ = gae(batch, Settings(gamma=1.0, lam=0.5))
+    assert returns is not None
     # last: 1 - .25 = .75; first: .25 - .5 + .5 * .75 = .125
     close(advantages, [[0.125, 0.0, 0.75]])
     close(returns, [[0.625, 0.0, 1.0]])
@@ -49,7 +64,8 @@ def test_gae_discounts_and_bootstraps():
     rewards = torch.tensor([[1.0, 2.0, NAN], [1.0, 2.0, NAN]])
     values = torch.tensor([[3.0, 4.0, NAN], [3.0, 4.0, NAN]])
     bootstrap = torch.tensor([0.0, 10.0])  # terminated, truncated
-    advantages, _ = gae(rewards, values, mask, bootstrap, gamma=0.5, lam=0.8)
+    batch = batch_of(mask, rewards=rewards, values=values, bootstrap=bootstrap)
+    advantages = gae(batch, Settings(gamma=0.5, lam=0.8)).advantages
     # terminated: 2 - 4 = -2;      1 + .5*4 - 3 = 0, 0 + .4 * -2 = -.8
     # truncated:  2 + 5 - 4 = 3;   0 + .4 * 3 = 1.2
     close(advantages, [[-0.8, -2.0, 0.0], [1.2, 3.0, 0.0]])
@@ -77,9 +93,9 @@ def test_gae_against_the_double_sum(seed: int):
     expected = [naive_gae(rewards[b], values[b], on[b], bootstrap[b], gamma, lam) for b in range(4)]
     mask, f64 = torch.tensor(on), torch.float64
     poison = [torch.where(mask, torch.tensor(x, dtype=f64), NAN) for x in (rewards, values)]
-    found, returns = gae(
-        poison[0], poison[1], mask, torch.tensor(bootstrap, dtype=f64), gamma=gamma, lam=lam
-    )
+    last = torch.tensor(bootstrap, dtype=f64)
+    batch = batch_of(mask, rewards=poison[0], values=poison[1], bootstrap=last)
+    found, returns, *_ = gae(batch, Settings(gamma=gamma, lam=lam))
     torch.testing.assert_close(found, torch.tensor(expected, dtype=f64), rtol=1e-12, atol=1e-12)
     plain = torch.where(mask, found + torch.tensor(values, dtype=f64), 0.0)
     torch.testing.assert_close(returns, plain, rtol=1e-12, atol=1e-12)
@@ -96,50 +112,48 @@ def test_turn_gae_decays_between_turns_only():
     turns = torch.tensor([[0, 0, 0, 1, 1]])
     rewards = torch.tensor([[0.0, 0.0, NAN, 0.0, 8.0]])
     values = torch.where(mask, 0.0, NAN)
-    advantages, _ = turn_gae(
-        rewards,
-        values,
-        mask,
-        turns,
-        torch.zeros(1),
-        gamma=1.0,
-        lam=1.0,
-        turn_gamma=0.5,
-        turn_lam=0.5,
-    )
-    close(advantages, [[2.0, 2.0, 0.0, 8.0, 8.0]])
+    batch = batch_of(mask, rewards=rewards, values=values, turns=turns, bootstrap=torch.zeros(1))
+    settings = Settings(gamma=1.0, lam=1.0, turn_gamma=0.5, turn_lam=0.5)
+    close(turn_gae(batch, settings).advantages, [[2.0, 2.0, 0.0, 8.0, 8.0]])
 
 
 def test_turn_gae_discounts_the_bootstrap_as_a_turn():
     one = torch.ones(1, 1, dtype=torch.bool)
     zero = torch.zeros(1, 1)
     turns = torch.zeros(1, 1, dtype=torch.long)
-    advantages, _ = turn_gae(
-        zero, zero, one, turns, torch.ones(1), gamma=1.0, lam=1.0, turn_gamma=0.25, turn_lam=1.0
-    )
-    close(advantages, [[0.25]])
+    batch = batch_of(one, rewards=zero, values=zero, turns=turns, bootstrap=torch.ones(1))
+    settings = Settings(gamma=1.0, lam=1.0, turn_gamma=0.25, turn_lam=1.0)
+    close(turn_gae(batch, settings).advantages, [[0.25]])
 
 
 def test_returns():
     mask = torch.tensor([[True, False, True, True]])
     rewards = torch.tensor([[1.0, NAN, 2.0, 4.0]])
-    close(trajectory_return(rewards, mask), [7.0])
-    close(return_to_go(rewards, mask, gamma=0.5), [[3.0, 0.0, 4.0, 4.0]])
-    close(trajectory_return(torch.tensor([[1.0, 0.0, NAN, 0.0]]), mask), [NAN])
+    close(batch_of(mask, rewards=rewards).scores(), [7.0])
+    close(discounted_sum(rewards, mask, gamma=0.5), [[3.0, 0.0, 4.0, 4.0]])
+    close(batch_of(mask, rewards=torch.tensor([[1.0, 0.0, NAN, 0.0]])).scores(), [NAN])
 
 
 def test_group_relative():
     scores = torch.tensor([1.0, 5.0, 3.0, 7.0, NAN])
     groups = torch.tensor([8, 2, 8, 2, 8])
-    close(group_relative(scores, groups, scale_by_std=False), [-1.0, -1.0, 1.0, 1.0, 0.0])
+    close(
+        of_scores(group_relative, scores, groups, scale_by_std=False),
+        [-1.0, -1.0, 1.0, 1.0, 0.0],
+    )
     scaled = 1 / (math.sqrt(2) + 1e-4)  # sample deviation of two points 2 apart
-    close(group_relative(scores, groups, scale_by_std=True), [-scaled, -scaled, scaled, scaled, 0])
+    close(
+        of_scores(group_relative, scores, groups, scale_by_std=True),
+        [-scaled, -scaled, scaled, scaled, 0],
+    )
 
 
 def test_equal_scores_give_exactly_zero_even_after_rounding():
     scores = torch.full((7,), 0.1)
     for scale_by_std in (False, True):
-        found = group_relative(scores, torch.zeros(7), scale_by_std=scale_by_std)
+        found = group_relative(
+            scored(scores, torch.zeros(7)), Settings(scale_by_std=scale_by_std)
+        ).advantages
         assert (found == 0).all()
 
 
@@ -147,7 +161,7 @@ def test_leave_one_out():
     scores = torch.tensor([1.0, 3.0, 8.0, NAN, 5.0])
     groups = torch.tensor([0, 0, 0, 0, 1])
     close(mean_of_others(scores, groups), [5.5, 4.5, 2.0, 4.0, NAN])
-    close(leave_one_out(scores, groups), [-4.5, -1.5, 6.0, 0.0, 0.0])
+    close(of_scores(leave_one_out, scores, groups), [-4.5, -1.5, 6.0, 0.0, 0.0])
 
 
 def test_group_return_to_go():
@@ -158,7 +172,8 @@ def test_group_return_to_go():
     rewards = torch.tensor(
         [[0.0, 1.0, NAN, 4.0], [0.0, 2.0, NAN, NAN], [0.0, 3.0, NAN, 6.0], [0.0, NAN, NAN, 9.0]]
     )
-    found = group_return_to_go(rewards, mask, turns, torch.zeros(4), gamma=1.0)
+    batch = batch_of(mask, rewards=rewards, turns=turns, groups=torch.zeros(4))
+    found = group_return_to_go(batch, Settings(gamma=1.0)).advantages
     # turn 0 returns to go: 5, 2, 9; turn 1: 4, -, 6
     close(found, [[-0.5, -0.5, 0, -2], [-5, -5, 0, 0], [5.5, 5.5, 0, 2], [0, 0, 0, 0]])
 
@@ -167,22 +182,26 @@ def test_a_turn_that_one_episode_alone_reached_has_no_baseline():
     mask = torch.tensor([[True, True], [True, False]])
     turns = torch.tensor([[0, 1], [0, 0]])
     rewards = torch.tensor([[1.0, 4.0], [2.0, NAN]])
-    found = group_return_to_go(rewards, mask, turns, torch.zeros(2), gamma=0.5)
+    batch = batch_of(mask, rewards=rewards, turns=turns, groups=torch.zeros(2))
+    found = group_return_to_go(batch, Settings(gamma=0.5)).advantages
     close(found, [[1.0, 4.0], [-1.0, 0.0]])  # 1 + .5 * 4 - 2; 4; 2 - 3
 
 
 def test_best_of_group_shares_ties_and_drops_groups_without_a_winner():
     scores = torch.tensor([1.0, 3.0, 3.0, NAN, 2.0, 2.0])
     groups = torch.tensor([0, 0, 0, 0, 1, 1])
-    close(best_of_group(scores, groups), [0.0, 0.5, 0.5, 0.0, 0.0, 0.0])
+    close(of_scores(best_of_group, scores, groups), [0.0, 0.5, 0.5, 0.0, 0.0, 0.0])
 
 
 def test_best_and_worst():
     scores = torch.tensor([3.0, 1.0, NAN, 3.0, 1.0, 2.0, 2.0])
     groups = torch.tensor([4, 4, 4, 4, 4, 7, 7])
-    differences, partners = best_and_worst(scores, groups)
-    close(differences, [2.0, -2.0, 0, 0, 0, 0, 0])
-    assert partners.tolist() == [1, 0, 2, 3, 4, 5, 6]
+    pairs = best_and_worst(scored(scores, groups), Settings())
+    close(pairs.advantages, [2.0, -2.0, 0, 0, 0, 0, 0])
+    assert pairs.pair_ids is not None
+    assert pairs.included is not None
+    assert pairs.pair_ids.tolist() == [0, 0, 2, 3, 4, 5, 6]
+    assert pairs.included.tolist() == [True, True, False, False, False, False, False]
 
 
 def test_informative_groups():

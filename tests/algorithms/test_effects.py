@@ -13,7 +13,7 @@ OTHER_VALUE = {
     "clip_low": lambda old: 0.05,
     "clip_high": lambda old: 0.05,
     "dual_clip": lambda old: 1.05,
-    "mismatch_cap": lambda old: 1.5,
+    "tis_cap": lambda old: 1.5,
     "kl_placement": lambda old: "loss" if old != "loss" else "reward",
     "kl_estimator": lambda old: "k2" if old != "k2" else "k3",
     "kl_coef": lambda old: old + 0.3,
@@ -40,8 +40,8 @@ BATCH = make_batch(5)
 MEANINGLESS = {  # these would change numbers, but weights and pairs would lose their meaning
     ("whiten_advantages", "best_of_n"),
     ("whiten_advantages", "online_dpo"),
-    ("mismatch_cap", "best_of_n"),
-    ("mismatch_cap", "online_dpo"),
+    ("tis_cap", "best_of_n"),
+    ("tis_cap", "online_dpo"),
     ("entropy_coef", "online_dpo"),
 }
 

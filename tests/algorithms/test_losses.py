@@ -1,6 +1,7 @@
 """Hand-worked numbers and gradients; nan outside the mask leaks nowhere."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,15 +9,17 @@ from torch import Tensor
 
 from rlhf.algorithms.kl import aggregate, kl_estimate, kl_loss, sequence_kl
 from rlhf.algorithms.losses import (
-    clipped_weight_loss,
+    clipped,
+    clipped_sequence,
+    clipped_weight,
     entropy_bonus,
     explained_variance,
-    likelihood_loss,
-    pairwise_loss,
-    policy_loss,
-    sequence_policy_loss,
+    likelihood,
+    pairwise,
     value_loss,
 )
+from rlhf.algorithms.settings import Settings
+from tests.algorithms.batches import batch_of
 
 NAN = math.nan
 
@@ -32,44 +35,28 @@ def test_clipped_surrogate_by_hand():
     old = torch.zeros(1, 4).double()
     advantages = torch.tensor([[2.0, -2.0, 2.0, -2.0]]).double()
     mask = torch.ones(1, 4, dtype=torch.bool)
-    loss, tally = policy_loss(
-        new,
-        old,
-        advantages,
-        mask,
-        denominator=4,
-        aggregation="token",
-        clip_low=0.2,
-        clip_high=0.3,
-    )
+    batch = batch_of(mask, old_logprobs=old, advantages=advantages)
+    loss, sums = clipped(new, batch, Settings(clip_low=0.2, clip_high=0.3), denominator=4)
     # -(1.3 * 2), 1.5 * 2, -(0.5 * 2), 0.8 * 2
     assert loss.item() == pytest.approx((-2.6 + 3.0 - 1.0 + 1.6) / 4)
     loss.backward()
     torch.testing.assert_close(new.grad, torch.tensor([[0.0, 3.0, -1.0, 0.0]]).double() / 4)
-    told = tally.compute()
-    assert told["policy/clip_fraction"] == 1.0
-    assert told["policy/ratio_max"] == pytest.approx(1.5)
-    assert told["policy/loss"] == pytest.approx(loss.item())
+    metrics = sums.compute()
+    assert metrics["policy/clip_fraction"] == 1.0
+    assert metrics["policy/ratio_max"] == pytest.approx(1.5)
+    assert metrics["policy/loss"] == pytest.approx(loss.item())
     # r - 1 - log r, the divergence from the old policy
     drift = (2 * (0.5 - math.log(1.5)) + 2 * (-0.5 - math.log(0.5))) / 4
-    assert told["policy/drift"] == pytest.approx(drift)
+    assert metrics["policy/drift"] == pytest.approx(drift)
 
 
 def test_dual_clip_bounds_what_a_bad_token_costs():
     new = logs(10.0, 10.0, 2.0)
     advantages = torch.tensor([[-1.0, 1.0, -1.0]]).double()
     mask = torch.ones(1, 3, dtype=torch.bool)
-    loss, _ = policy_loss(
-        new,
-        torch.zeros(1, 3).double(),
-        advantages,
-        mask,
-        denominator=1,
-        aggregation="token",
-        clip_low=0.2,
-        clip_high=0.2,
-        dual_clip=3.0,
-    )
+    batch = batch_of(mask, old_logprobs=torch.zeros(1, 3).double(), advantages=advantages)
+    settings = Settings(clip_low=0.2, clip_high=0.2, dual_clip=3.0)
+    loss, _ = clipped(new, batch, settings, denominator=1)
     assert loss.item() == pytest.approx(3.0 - 1.2 + 2.0)  # 10 without it
     loss.backward()
     torch.testing.assert_close(new.grad, torch.tensor([[0.0, 0.0, 2.0]]).double())
@@ -80,16 +67,9 @@ def test_sequence_ratio_is_the_geometric_mean():
     old = torch.tensor([[0.0, NAN, 0.0]]).double()
     mask = torch.tensor([[True, False, True]])
     advantages = torch.tensor([[1.0, NAN, 1.0]]).double()
-    loss, _ = sequence_policy_loss(
-        new,
-        old,
-        advantages,
-        mask,
-        denominator=1,
-        aggregation="sequence",
-        clip_low=0.5,
-        clip_high=0.5,
-    )
+    settings = Settings(aggregation="sequence", clip_low=0.5, clip_high=0.5)
+    batch = batch_of(mask, old_logprobs=old, advantages=advantages)
+    loss, _ = clipped_sequence(new, batch, settings, denominator=1)
     ratio = math.sqrt(1.2 * 1.25)
     assert loss.item() == pytest.approx(-ratio)
     loss.backward()
@@ -100,19 +80,11 @@ def test_clipped_weight_keeps_the_gradient_of_every_token():
     new = logs(8.0, 0.5)
     advantages = torch.tensor([[1.0, -2.0]]).double()
     mask = torch.ones(1, 2, dtype=torch.bool)
-    loss, tally = clipped_weight_loss(
-        new,
-        torch.zeros(1, 2).double(),
-        advantages,
-        mask,
-        denominator=2,
-        aggregation="token",
-        clip_low=1.0,
-        clip_high=4.0,
-    )
+    batch = batch_of(mask, old_logprobs=torch.zeros(1, 2).double(), advantages=advantages)
+    loss, sums = clipped_weight(new, batch, Settings(clip_low=1.0, clip_high=4.0), denominator=2)
     loss.backward()
     torch.testing.assert_close(new.grad, torch.tensor([[-5.0, 1.0]]).double() / 2)
-    assert tally.compute()["policy/clip_fraction"] == 0.5
+    assert sums.compute()["policy/clip_fraction"] == 0.5
 
 
 def test_aggregation():
@@ -128,13 +100,15 @@ def test_value_loss_by_hand():
     old = torch.tensor([[0.0, 2.9, NAN]]).double()
     returns = torch.tensor([[2.0, 2.0, NAN]]).double()
     mask = torch.tensor([[True, True, False]])
-    loss, tally = value_loss(values, old, returns, mask, denominator=2, clip=0.2)
+    batch = batch_of(mask, values=old, returns=returns)
+    loss, sums = value_loss(values, batch, Settings(value_clip=0.2), denominator=2)
     # clipped to .2: error 3.24 instead of 1 (and no gradient); second 1 either way
     assert loss.item() == pytest.approx(0.5 * (3.24 + 1.0) / 2)
     loss.backward()
     torch.testing.assert_close(values.grad, torch.tensor([[0.0, 0.5, 0.0]]).double())
-    assert tally.compute()["critic/clip_fraction"] == 0.5
-    plain, _ = value_loss(values, old * NAN, returns, mask, denominator=2, clip=0.0)
+    assert sums.compute()["critic/clip_fraction"] == 0.5
+    batch = batch_of(mask, values=old * NAN, returns=returns)
+    plain, _ = value_loss(values, batch, Settings(value_clip=0.0), denominator=2)
     assert plain.item() == pytest.approx(0.5)
 
 
@@ -165,16 +139,13 @@ def pair_loss(beta: float, labels: str, difference: float = 1.0) -> tuple[float,
     mask = torch.tensor([[True, True], [True, False], [False, False]])
     ref = torch.where(mask, 0.0, NAN).double()
     differences = torch.tensor([difference, -difference, 0.0]).double()
-    loss, _ = pairwise_loss(
-        new,
-        ref,
-        differences,
-        torch.tensor([0, 0, 2]),
+    batch = batch_of(
         mask,
-        denominator=1,
-        beta=beta,
-        pair_labels=labels,
+        ref_logprobs=ref,
+        advantages=differences[:, None].expand(mask.shape),
+        pair_ids=torch.tensor([0, 0, 2]),
     )
+    loss, _ = pairwise(new, batch, Settings(kl_coef=beta, pair_labels=labels), denominator=1)
     loss.backward()
     assert new.grad is not None
     return loss.item(), new.grad
@@ -204,18 +175,15 @@ def test_soft_labels_are_the_mean_over_bradley_terry_labels():
 @pytest.mark.parametrize("labels", ["soft", "hard"])
 def test_dpo_starts_at_log_two(labels: str):
     same = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    loss, tally = pairwise_loss(
-        same,
-        same,
-        torch.tensor([0.3, -0.3, -2.0, 2.0]),
-        torch.tensor([0, 0, 2, 2]),
+    batch = batch_of(
         torch.ones(4, 3, dtype=torch.bool),
-        denominator=2,
-        beta=0.1,
-        pair_labels=labels,
+        ref_logprobs=same,
+        advantages=torch.tensor([0.3, -0.3, -2.0, 2.0])[:, None].expand(4, 3),
+        pair_ids=torch.tensor([0, 0, 2, 2]),
     )
+    loss, sums = pairwise(same, batch, Settings(kl_coef=0.1, pair_labels=labels), denominator=2)
     assert loss.item() == pytest.approx(math.log(2), abs=1e-7)
-    assert tally.compute()["policy/pair_margin"] == 0.0
+    assert sums.compute()["policy/pair_margin"] == 0.0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -223,36 +191,37 @@ def test_nan_outside_the_mask_leaks_nowhere(seed: int):
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(4, 6, generator=generator) < 0.5
     x = [torch.randn(4, 6, generator=generator).masked_fill(~mask, NAN) for _ in range(4)]
-    bounds = {"clip_low": 0.2, "clip_high": 0.2}
-    shared = {"denominator": 3, "aggregation": "sequence"}
+    differences = torch.tensor([1.0, -1.0, 2.0, -2.0])[:, None]
+    batch = batch_of(
+        mask,
+        old_logprobs=x[1],
+        ref_logprobs=x[1],
+        values=x[1],
+        advantages=x[2],
+        returns=x[2],
+        pair_ids=torch.tensor([0, 0, 2, 2]),
+    )
+    pairs = replace(batch, advantages=torch.where(mask, differences, NAN))
+    settings = Settings(aggregation="sequence", kl_estimator="k3", dual_clip=3.0)
     losses = {
-        "policy": lambda new: policy_loss(new, x[1], x[2], mask, dual_clip=3.0, **bounds, **shared),
-        "sequence": lambda new: sequence_policy_loss(new, x[1], x[2], mask, **bounds, **shared),
-        "weight": lambda new: clipped_weight_loss(new, x[1], x[2], mask, **bounds, **shared),
-        "likelihood": lambda new: likelihood_loss(new, x[2], mask, **shared),
-        "value": lambda new: value_loss(new, x[1], x[2], mask, denominator=3, clip=0.2),
-        "k3": lambda new: kl_loss(new, x[1], mask, estimator="k3", **shared),
-        "entropy": lambda new: entropy_bonus(new, mask, **shared),
-        "pairs": lambda new: pairwise_loss(
-            new,
-            x[1],
-            torch.tensor([1.0, -1.0, 2.0, -2.0]),
-            torch.tensor([0, 0, 2, 2]),
-            mask,
-            denominator=2,
-            beta=0.1,
-            pair_labels="soft",
-        ),
+        "policy": (clipped, batch),
+        "sequence": (clipped_sequence, batch),
+        "weight": (clipped_weight, batch),
+        "likelihood": (likelihood, batch),
+        "value": (value_loss, batch),
+        "k3": (kl_loss, batch),
+        "entropy": (entropy_bonus, batch),
+        "pairs": (pairwise, pairs),
     }
-    for name, loss in losses.items():
+    for name, (loss, given) in losses.items():
         new = x[0].clone().requires_grad_()
-        value, tally = loss(new)
+        value, sums = loss(new, given, settings, denominator=3)
         value.backward()
         assert torch.isfinite(value), name
         assert new.grad is not None
         assert (new.grad[~mask] == 0).all(), name
         assert torch.isfinite(new.grad).all(), name
         assert new.grad.abs().sum() > 0, name
-        assert all(math.isfinite(number) for number in tally.compute().values()), name
-        kept = [*tally.means.values(), *tally.sums.values(), *tally.maxima.values()]
+        assert all(math.isfinite(number) for number in sums.compute().values()), name
+        kept = [*sums.means.values(), *sums.sums.values(), *sums.maxima.values()]
         assert not any(tensor.requires_grad for tensor in kept), name

@@ -5,53 +5,55 @@ import math
 import pytest
 import torch
 
-from rlhf.algorithms.credit import advantages_for, penalized_rewards
+from rlhf.algorithms.advantages import estimate_advantages, penalized_rewards
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.losses import compute_policy_loss, compute_value_loss, loss_denominator
 from rlhf.algorithms.metrics import MetricSums, masked_mean
 from rlhf.algorithms.registry import configure
-from rlhf.algorithms.update import denominator_for, policy_loss_for, value_loss_for
+from tests.algorithms.batches import batch_of
 
 NAN = math.nan
 MASK = torch.tensor([[True, True, False], [True, False, False]])
 
 
-def test_divergence_in_the_reward():
-    found = penalized_rewards(
-        configure("rloo"),
-        torch.tensor([[0.0, 1.0, NAN], [NAN, NAN, NAN]]),
+def test_kl_in_the_reward():
+    batch = batch_of(
         MASK,
+        rewards=torch.tensor([[0.0, 1.0, NAN], [NAN, NAN, NAN]]),
         old_logprobs=torch.tensor([[-1.0, -2.0, NAN], [-1.0, NAN, NAN]]),
         ref_logprobs=torch.tensor([[-2.0, -1.0, NAN], [-1.0, NAN, NAN]]),
-        kl_coef=0.1,
     )
+    found = penalized_rewards(configure("rloo"), batch, kl_coef=0.1)
     expected = torch.tensor([[-0.1, 1.1, 0.0], [NAN, 0.0, 0.0]])
     torch.testing.assert_close(found, expected, equal_nan=True)
 
 
 def test_rewards_stay_where_the_row_charges_nothing():
-    rewards = torch.tensor([[0.0, 1.0, NAN], [2.0, NAN, NAN]])
+    batch = batch_of(MASK, rewards=torch.tensor([[0.0, 1.0, NAN], [2.0, NAN, NAN]]))
     for name in ("grpo", "dapo", "online_dpo"):
-        found = penalized_rewards(configure(name), rewards, MASK, kl_coef=0.1)
+        found = penalized_rewards(configure(name), batch, kl_coef=0.1)
         assert found.tolist() == [[0.0, 1.0, 0.0], [2.0, 0.0, 0.0]]
 
 
 def test_costs_in_the_reward():
-    found = penalized_rewards(
-        configure("ppo_lagrangian", kl_placement="none"),
-        torch.tensor([[0.0, 1.0, NAN], [2.0, NAN, NAN]]),
+    batch = batch_of(
         MASK,
+        rewards=torch.tensor([[0.0, 1.0, NAN], [2.0, NAN, NAN]]),
         costs=torch.tensor([[2.0, 0.0, NAN], [1.0, NAN, NAN]]),
-        multiplier=3.0,
     )
+    algorithm = configure("ppo_lagrangian", kl_placement="none")
+    found = penalized_rewards(algorithm, batch, multiplier=3.0)
     torch.testing.assert_close(found, torch.tensor([[-1.5, 0.25, 0.0], [-0.25, 0.0, 0.0]]))
 
 
 def test_a_missing_input_is_named():
+    batch = batch_of(MASK, rewards=MASK.float(), old_logprobs=MASK.float())
     with pytest.raises(ValueError, match="needs ref_logprobs"):
-        penalized_rewards(configure("rloo"), MASK.float(), MASK, old_logprobs=MASK.float())
+        penalized_rewards(configure("rloo"), batch, kl_coef=0.1)
     with pytest.raises(ValueError, match="needs values"):
-        advantages_for(configure("ppo"), MASK.float(), MASK)
+        estimate_advantages(configure("ppo"), batch)
     with pytest.raises(ValueError, match="needs groups"):
-        advantages_for(configure("rloo"), MASK.float(), MASK)
+        estimate_advantages(configure("rloo"), batch)
 
 
 @pytest.mark.parametrize("name", ["ppo", "rloo", "reinforce++", "best_of_n", "online_dpo"])
@@ -61,44 +63,51 @@ def test_unscored_episodes_teach_nothing(name: str):
     rewards = torch.tensor([[0.0, 1.0], [0.0, 4.0], [0.0, NAN], [0.0, 2.0]])
     algorithm = configure(name)
 
-    def credit(rows: list[int]):
-        return advantages_for(
-            algorithm,
-            rewards[rows],
+    def estimate(rows: list[int]) -> TrainingBatch:
+        batch = batch_of(
             mask[rows],
+            rewards=rewards[rows],
             groups=torch.zeros(len(rows)),
             turns=torch.zeros(len(rows), 2, dtype=torch.long),
             values=torch.full((len(rows), 2), 0.5),
             bootstrap=torch.zeros(len(rows)),
         )
+        return estimate_advantages(algorithm, batch)
 
-    whole, without = credit([0, 1, 2, 3]), credit([0, 1, 3])
-    assert not whole.mask[2].any()
-    assert (whole.advantages[2] == 0).all()
-    assert (whole.returns[2] == 0).all()
-    kept = whole.rows(torch.tensor([0, 1, 3]))
-    torch.testing.assert_close(kept.advantages, without.advantages)
-    torch.testing.assert_close(kept.returns, without.returns)
-    assert (kept.mask == without.mask).all()
+    whole, without = estimate([0, 1, 2, 3]), estimate([0, 1, 3])
+    assert not whole.require("loss_mask")[2].any()
+    assert (whole.require("advantages")[2] == 0).all()
+    assert (whole.require("returns")[2] == 0).all()
+    kept = whole.select(torch.tensor([0, 1, 3]))
+    torch.testing.assert_close(kept.require("advantages"), without.require("advantages"))
+    torch.testing.assert_close(kept.require("returns"), without.require("returns"))
+    assert (kept.require("loss_mask") == without.require("loss_mask")).all()
 
 
 def test_pairs_share_a_unit_and_the_rest_is_left_out():
     mask = torch.ones(5, 1, dtype=torch.bool)
     rewards = torch.tensor([[2.0], [0.0], [1.0], [3.0], [3.0]])
     groups = torch.tensor([0, 0, 0, 1, 1])
-    credit = advantages_for(configure("online_dpo"), rewards, mask, groups=groups)
-    assert credit.mask[:, 0].tolist() == [True, True, False, False, False]
-    assert credit.units.tolist() == [0, 0, 2, 3, 4]
-    assert credit.advantages[:, 0].tolist() == [2.0, -2.0, 0.0, 0.0, 0.0]
-    assert float(denominator_for(configure("online_dpo"), credit.mask, max_tokens=9)) == 1.0
+    batch = estimate_advantages(
+        configure("online_dpo"), batch_of(mask, rewards=rewards, groups=groups)
+    )
+    assert batch.require("loss_mask")[:, 0].tolist() == [True, True, False, False, False]
+    assert batch.require("pair_ids").tolist() == [0, 0, 2, 3, 4]
+    assert batch.require("advantages")[:, 0].tolist() == [2.0, -2.0, 0.0, 0.0, 0.0]
+    assert (
+        float(loss_denominator(configure("online_dpo"), batch.require("loss_mask"), max_tokens=9))
+        == 1.0
+    )
 
 
 def test_only_winners_are_imitated():
     rewards = torch.tensor([[2.0], [0.0], [2.0], [1.0], [1.0]])
     mask, groups = torch.ones(5, 1, dtype=torch.bool), torch.tensor([0, 0, 0, 1, 1])
-    credit = advantages_for(configure("best_of_n"), rewards, mask, groups=groups)
-    assert credit.mask[:, 0].tolist() == [True, False, True, False, False]
-    assert credit.advantages[:, 0].tolist() == [0.5, 0.0, 0.5, 0.0, 0.0]
+    batch = estimate_advantages(
+        configure("best_of_n"), batch_of(mask, rewards=rewards, groups=groups)
+    )
+    assert batch.require("loss_mask")[:, 0].tolist() == [True, False, True, False, False]
+    assert batch.require("advantages")[:, 0].tolist() == [0.5, 0.0, 0.5, 0.0, 0.0]
 
 
 def test_denominators():
@@ -106,18 +115,19 @@ def test_denominators():
     for aggregation, number in expected.items():
         algorithm = configure("rloo", aggregation=aggregation)
         mask = torch.cat([MASK, torch.zeros(1, 3, dtype=torch.bool)])
-        assert float(denominator_for(algorithm, mask, max_tokens=10)) == number
+        assert float(loss_denominator(algorithm, mask, max_tokens=10)) == number
 
 
 def test_nothing_to_learn_gives_zero_not_nan():
     algorithm, mask = configure("grpo"), torch.zeros(2, 3, dtype=torch.bool)
     nothing = torch.full((2, 3), NAN)
-    credit = advantages_for(algorithm, nothing, mask, groups=torch.zeros(2))
-    new = nothing.clone().requires_grad_()
-    denominator = denominator_for(algorithm, credit.mask, max_tokens=3)
-    loss, tally = policy_loss_for(
-        algorithm, new, credit, denominator=denominator, old_logprobs=nothing, ref_logprobs=nothing
+    batch = batch_of(
+        mask, rewards=nothing, groups=torch.zeros(2), old_logprobs=nothing, ref_logprobs=nothing
     )
+    batch = estimate_advantages(algorithm, batch)
+    new = nothing.clone().requires_grad_()
+    denominator = loss_denominator(algorithm, batch.require("loss_mask"), max_tokens=3)
+    loss, tally = compute_policy_loss(algorithm, new, batch, denominator=denominator)
     loss.backward()
     assert loss.item() == 0.0
     assert new.grad is not None
@@ -128,16 +138,19 @@ def test_nothing_to_learn_gives_zero_not_nan():
 def test_extra_terms_of_the_loss():
     """At ratio 1 with no advantage only the divergence and the entropy are left."""
     algorithm = configure("grpo", aggregation="token", entropy_coef=0.5)
-    rewards = torch.zeros(2, 3)
-    credit = advantages_for(algorithm, rewards, MASK, groups=torch.zeros(2))
     new = torch.tensor([[-1.0, -1.0, NAN], [-1.0, NAN, NAN]])
-    loss, tally = policy_loss_for(
-        algorithm,
-        new,
-        credit,
-        denominator=3,
+    batch = batch_of(
+        MASK,
+        rewards=torch.zeros(2, 3),
+        groups=torch.zeros(2),
         old_logprobs=new,
         ref_logprobs=new - 2.0,
+    )
+    loss, tally = compute_policy_loss(
+        algorithm,
+        new,
+        estimate_advantages(algorithm, batch),
+        denominator=3,
         entropy=torch.tensor([[1.0, 2.0, NAN], [3.0, NAN, NAN]]),
         kl_coef=0.1,
     )
@@ -149,17 +162,15 @@ def test_extra_terms_of_the_loss():
 
 def test_critic_loss_is_weighted_and_its_tally_is_not():
     algorithm = configure("ppo", value_coef=0.25, value_clip=0.0)
-    credit = advantages_for(
-        algorithm,
-        torch.tensor([[0.0, 2.0, NAN], [4.0, NAN, NAN]]),
+    batch = batch_of(
         MASK,
+        rewards=torch.tensor([[0.0, 2.0, NAN], [4.0, NAN, NAN]]),
         values=torch.zeros(2, 3),
         bootstrap=torch.zeros(2),
     )
+    batch = estimate_advantages(algorithm, batch)
     # returns: 2 * .95, 2, 4
-    loss, tally = value_loss_for(
-        algorithm, torch.zeros(2, 3), credit, old_values=torch.zeros(2, 3), denominator=3
-    )
+    loss, tally = compute_value_loss(algorithm, torch.zeros(2, 3), batch, denominator=3)
     plain = 0.5 * (1.9**2 + 4 + 16) / 3
     assert tally.compute()["critic/loss"] == pytest.approx(plain)
     assert loss.item() == pytest.approx(0.25 * plain)
@@ -167,10 +178,9 @@ def test_critic_loss_is_weighted_and_its_tally_is_not():
 
 def test_a_batch_of_one_token():
     one = torch.ones(1, 1)
-    credit = advantages_for(
-        configure("ppo"), one, one.bool(), values=0 * one, bootstrap=torch.zeros(1)
-    )
-    loss, _ = value_loss_for(configure("ppo"), 0 * one, credit, old_values=0 * one, denominator=1)
+    batch = batch_of(one.bool(), rewards=one, values=0 * one, bootstrap=torch.zeros(1))
+    batch = estimate_advantages(configure("ppo"), batch)
+    loss, _ = compute_value_loss(configure("ppo"), 0 * one, batch, denominator=1)
     assert loss.item() == pytest.approx(0.1 * 0.5)
 
 

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rlhf.algorithms.advantages import estimate_advantages
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.credit import Credit, advantages_for, penalized_rewards
-from rlhf.algorithms.update import policy_loss_for
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.losses import compute_policy_loss
+from tests.algorithms.batches import batch_of
 
 BETA = 0.3  # weight of the divergence
 STOP, VOCABULARY = 0, 3
@@ -179,7 +181,7 @@ def poisoned(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values, torch.nan)
 
 
-def credit_for_all(
+def batch_of_all(
     algorithm: Algorithm,
     task: Task,
     policy: AnyPolicy,
@@ -188,24 +190,22 @@ def credit_for_all(
     *,
     kl_coef: float = 0.0,
     values: Tensor | None = None,
-) -> tuple[Credit, Tensor, Tensor]:
-    """Credit of every row of `batches`, with old and reference log-probabilities [C * size, T]."""
+) -> TrainingBatch:
+    """Every row of `batches` with its advantages, [C * size, T]."""
     rows, mask = batches.index, task.mask[batches.index]
     old = poisoned(policy.logprobs(task).detach()[rows], mask)
     ref = poisoned(reference.logprobs(task).detach()[rows], mask)
-    rewards = penalized_rewards(
-        algorithm, task.rewards[rows], mask, old_logprobs=old, ref_logprobs=ref, kl_coef=kl_coef
-    )
-    credit = advantages_for(
-        algorithm,
-        rewards,
+    batch = batch_of(
         mask,
+        rewards=task.rewards[rows],
+        old_logprobs=old,
+        ref_logprobs=ref,
         groups=batches.groups,
         turns=task.turns[rows],
         values=None if values is None else values[rows],
         bootstrap=torch.zeros(len(rows), dtype=torch.float64),
     )
-    return credit, old, ref
+    return estimate_advantages(algorithm, batch, kl_coef=kl_coef)
 
 
 def expected_gradient(
@@ -226,19 +226,11 @@ def expected_gradient(
     log-probability can be weighted by the chance of the row's group before it goes on to the
     parameters. `batches` come from `behaviour`, by default the policy itself (all ratios 1).
     """
-    credit, old, ref = credit_for_all(
+    batch = batch_of_all(
         algorithm, task, behaviour or policy, reference, batches, kl_coef=kl_coef, values=values
     )
     leaf = poisoned(policy.logprobs(task).detach(), task.mask)[batches.index].requires_grad_()
-    loss, _ = policy_loss_for(
-        algorithm,
-        leaf,
-        credit,
-        denominator=denominator,
-        old_logprobs=old,
-        ref_logprobs=ref,
-        kl_coef=kl_coef,
-    )
+    loss, _ = compute_policy_loss(algorithm, leaf, batch, denominator=denominator, kl_coef=kl_coef)
     (by_logprob,) = torch.autograd.grad(loss, leaf)
     assert not by_logprob.isnan().any()
     weighted = by_logprob * batches.weight[:, None]

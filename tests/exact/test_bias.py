@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlhf.algorithms.advantages import estimate_advantages
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.credit import advantages_for, penalized_rewards
+from rlhf.algorithms.losses import compute_policy_loss, loss_denominator
 from rlhf.algorithms.registry import ALGORITHMS, configure
-from rlhf.algorithms.update import denominator_for, policy_loss_for
+from tests.algorithms.batches import batch_of
 from tests.exact.enumeration import (
     BETA,
     Batches,
@@ -39,32 +40,24 @@ def per_batch_gradient(
         batches.index.view(-1, size), batches.weight.view(-1, size)[:, 0], strict=True
     ):
         mask = task.mask[rows]
-        rewards = penalized_rewards(
-            algorithm,
-            task.rewards[rows],
+        batch = batch_of(
             mask,
+            rewards=task.rewards[rows],
+            costs=costs[rows],
             old_logprobs=old[rows],
             ref_logprobs=ref[rows],
-            kl_coef=BETA,
-            costs=costs[rows],
-        )
-        credit = advantages_for(
-            algorithm,
-            rewards,
-            mask,
             groups=torch.zeros(size),
             turns=task.turns[rows],
             values=values[rows],
             bootstrap=torch.zeros(size),
         )
+        batch = estimate_advantages(algorithm, batch, kl_coef=BETA)
         leaf = old[rows].clone().requires_grad_()
-        loss, _ = policy_loss_for(
+        loss, _ = compute_policy_loss(
             algorithm,
             leaf,
-            credit,
-            denominator=denominator_for(algorithm, credit.mask, max_tokens=2),
-            old_logprobs=old[rows],
-            ref_logprobs=ref[rows],
+            batch,
+            denominator=loss_denominator(algorithm, batch.require("loss_mask"), max_tokens=2),
             kl_coef=BETA,
         )
         total.index_add_(0, rows, weight * torch.autograd.grad(loss, leaf)[0])
@@ -181,19 +174,17 @@ def test_weights_make_up_for_a_sampler_with_other_probabilities(row: str):
     chance = drawn[:, 0].exp()
 
     def found(cap: float) -> Tensor:
-        settings = {"advantage": "trajectory_return", "kl_placement": "none", "mismatch_cap": cap}
+        settings = {"advantage": "trajectory_return", "kl_placement": "none", "tis_cap": cap}
         algorithm = configure(row, aggregation="constant", group_size=1, **settings)
-        credit = advantages_for(
-            algorithm,
-            task.rewards,
+        batch = batch_of(
             task.mask,
+            rewards=task.rewards,
             old_logprobs=logprobs.detach(),
             sampler_logprobs=drawn,
         )
+        batch = estimate_advantages(algorithm, batch)
         leaf = logprobs.detach().clone().requires_grad_()
-        loss, _ = policy_loss_for(
-            algorithm, leaf, credit, denominator=1.0, old_logprobs=logprobs.detach()
-        )
+        loss, _ = compute_policy_loss(algorithm, leaf, batch, denominator=1.0)
         (by_logprob,) = torch.autograd.grad(loss, leaf)
         weighted = (chance[:, None] * by_logprob).detach()
         return -gradient((policy.logprobs(task) * weighted).sum(), policy)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.controllers import LagrangeMultiplier
-from rlhf.algorithms.losses import pairwise_loss
+from rlhf.algorithms.losses import pairwise
 from rlhf.algorithms.registry import ALGORITHMS, configure
+from rlhf.algorithms.settings import Settings
+from tests.algorithms.batches import batch_of
 from tests.exact.enumeration import Policy, Task, gradient, make_bandit, make_task, probabilities
 from tests.exact.training import (
     Tabular,
@@ -71,22 +73,21 @@ def test_offline_dpo_on_infinite_bradley_terry_data(one_turn: Task):
     labelled = (one_turn.returns[better] - one_turn.returns[worse]).sigmoid()
     weight = chance[better] * chance[worse] * labelled
     rows = torch.stack([better, worse], dim=1).flatten()
-    units = torch.arange(49).repeat_interleave(2)
+    pair_ids = torch.arange(49).repeat_interleave(2)
     preferred = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(49)
     ref = reference.logprobs(one_turn).detach()[rows]
 
     def gradient_of() -> Tensor:
         leaf = policy.logprobs(one_turn).detach()[rows].requires_grad_()
-        loss, _ = pairwise_loss(
-            leaf,
-            ref,
-            preferred,
-            units,
-            one_turn.mask[rows],
-            denominator=1.0,
-            beta=BETA,
-            pair_labels="hard",
+        mask = one_turn.mask[rows]
+        batch = batch_of(
+            mask,
+            ref_logprobs=ref,
+            advantages=torch.where(mask, preferred[:, None], 0.0),
+            pair_ids=pair_ids,
         )
+        settings = Settings(kl_coef=BETA, pair_labels="hard")
+        loss, _ = pairwise(leaf, batch, settings, denominator=1.0)
         by_logprob = torch.autograd.grad(loss, leaf)[0] * weight.repeat_interleave(2)[:, None]
         per_episode = torch.zeros_like(one_turn.rewards).index_add_(0, rows, by_logprob)
         return gradient((policy.logprobs(one_turn) * per_episode).sum(), policy)

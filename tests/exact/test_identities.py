@@ -6,12 +6,9 @@ from torch import Tensor
 
 from rlhf.algorithms.advantages import group_relative, leave_one_out
 from rlhf.algorithms.kl import kl_estimate, sequence_kl
-from rlhf.algorithms.losses import (
-    clipped_weight_loss,
-    likelihood_loss,
-    policy_loss,
-    sequence_policy_loss,
-)
+from rlhf.algorithms.losses import clipped, clipped_sequence, clipped_weight, likelihood
+from rlhf.algorithms.settings import Settings
+from tests.algorithms.batches import batch_of
 from tests.exact.enumeration import Policy, Task, gradient, make_bandit, poisoned, probabilities
 
 
@@ -19,9 +16,15 @@ from tests.exact.enumeration import Policy, Task, gradient, make_bandit, poisone
 def test_rloo_is_dr_grpo_times_g_over_g_minus_one(size: int):
     scores = torch.randn(5 * size, generator=torch.Generator().manual_seed(size)).double()
     groups = torch.arange(5 * size) % 5
-    centred = group_relative(scores, groups, scale_by_std=False)
+    batch = batch_of(
+        torch.ones(5 * size, 1, dtype=torch.bool), rewards=scores[:, None], groups=groups
+    )
+    centred = group_relative(batch, Settings(scale_by_std=False)).advantages
     torch.testing.assert_close(
-        leave_one_out(scores, groups), size / (size - 1) * centred, rtol=1e-12, atol=1e-14
+        leave_one_out(batch, Settings()).advantages,
+        size / (size - 1) * centred,
+        rtol=1e-12,
+        atol=1e-14,
     )
 
 
@@ -37,18 +40,11 @@ def test_gspo_is_grpo_at_length_one(seed: int):
     logprobs, old, advantages = one_token_batch(seed)
     mask = torch.ones_like(old, dtype=torch.bool)
     results = []
-    for loss in (policy_loss, sequence_policy_loss):
+    for loss in (clipped, clipped_sequence):
         leaf = logprobs.clone().requires_grad_()
-        value, tally = loss(
-            leaf,
-            old,
-            advantages,
-            mask,
-            denominator=20,
-            aggregation="sequence",
-            clip_low=0.2,
-            clip_high=0.3,
-        )
+        settings = Settings(aggregation="sequence", clip_low=0.2, clip_high=0.3)
+        batch = batch_of(mask, old_logprobs=old, advantages=advantages)
+        value, tally = loss(leaf, batch, settings, denominator=20)
         value.backward()
         assert 0 < tally.compute()["policy/clip_fraction"] < 1
         results.append((value.detach(), leaf.grad))
@@ -61,18 +57,11 @@ def test_cispo_without_a_bound_is_the_unclipped_surrogate():
     logprobs, old, advantages = one_token_batch(3)
     mask = torch.ones_like(old, dtype=torch.bool)
     gradients = []
-    for loss in (policy_loss, clipped_weight_loss):
+    for loss in (clipped, clipped_weight):
         leaf = logprobs.clone().requires_grad_()
-        value, _ = loss(
-            leaf,
-            old,
-            advantages,
-            mask,
-            denominator=20,
-            aggregation="token",
-            clip_low=1.0,
-            clip_high=1e9,
-        )
+        settings = Settings(aggregation="token", clip_low=1.0, clip_high=1e9)
+        batch = batch_of(mask, old_logprobs=old, advantages=advantages)
+        value, _ = loss(leaf, batch, settings, denominator=20)
         value.backward()
         gradients.append(leaf.grad)
     torch.testing.assert_close(*gradients, rtol=1e-13, atol=1e-15)
@@ -82,11 +71,10 @@ def test_ppo_at_ratio_one_is_reinforce():
     logprobs, _, advantages = one_token_batch(4)
     mask = torch.ones_like(logprobs, dtype=torch.bool)
     first, second = logprobs.clone().requires_grad_(), logprobs.clone().requires_grad_()
-    shared = {"denominator": 20, "aggregation": "token"}
-    policy_loss(first, logprobs, advantages, mask, clip_low=0.2, clip_high=0.2, **shared)[
-        0
-    ].backward()
-    likelihood_loss(second, advantages, mask, **shared)[0].backward()
+    batch = batch_of(mask, old_logprobs=logprobs, advantages=advantages)
+    settings = Settings(aggregation="token", clip_low=0.2, clip_high=0.2)
+    clipped(first, batch, settings, denominator=20)[0].backward()
+    likelihood(second, batch, settings, denominator=20)[0].backward()
     torch.testing.assert_close(first.grad, second.grad, rtol=1e-13, atol=1e-15)
 
 

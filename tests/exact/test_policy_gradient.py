@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlhf.algorithms.advantages import estimate_advantages
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.credit import advantages_for, penalized_rewards
 from rlhf.algorithms.registry import configure
+from tests.algorithms.batches import batch_of
 from tests.exact.enumeration import (
     BETA,
     Task,
@@ -153,15 +154,20 @@ def test_truncation_bootstraps_to_the_gradient_of_the_whole_episode(two_turns: T
     old = poisoned(policy.logprobs(two_turns).detach(), first)
     ref = poisoned(reference.logprobs(two_turns).detach(), first)
     algorithm = ppo(lam=1.0)
-    rewards = penalized_rewards(
-        algorithm, two_turns.rewards, first, old_logprobs=old, ref_logprobs=ref, kl_coef=BETA
-    )
 
     def first_turn_gradient(bootstrap: Tensor) -> Tensor:
         wrong = critic(two_turns, exact=False)
-        credit = advantages_for(algorithm, rewards, first, values=wrong, bootstrap=bootstrap)
+        batch = batch_of(
+            first,
+            rewards=two_turns.rewards,
+            old_logprobs=old,
+            ref_logprobs=ref,
+            values=wrong,
+            bootstrap=bootstrap,
+        )
+        batch = estimate_advantages(algorithm, batch, kl_coef=BETA)
         logprobs = torch.where(first, policy.logprobs(two_turns), 0.0)
-        return gradient((chance[:, None] * credit.advantages * logprobs).sum(), policy)
+        return gradient((chance[:, None] * batch.require("advantages") * logprobs).sum(), policy)
 
     penalty = BETA * (policy.logprobs(two_turns) - reference.logprobs(two_turns)).detach()
     net = torch.where(two_turns.mask, two_turns.rewards - penalty, 0.0)
@@ -204,14 +210,11 @@ def test_per_turn_index_baseline_gives_stopping_no_credit():
     turns = torch.tensor([[0, 1], [0, 0]])
     batches = all_groups(chance, size=3)
     rows = batches.index
-    credit = advantages_for(
+    batch = estimate_advantages(
         configure("rloo", advantage="group_return_to_go", group_size=3),
-        rewards[rows],
-        mask[rows],
-        groups=batches.groups,
-        turns=turns[rows],
+        batch_of(mask[rows], rewards=rewards[rows], groups=batches.groups, turns=turns[rows]),
     )
-    found = (batches.weight * credit.advantages[:, 0] * score[rows]).sum() / 3
+    found = (batches.weight * batch.require("advantages")[:, 0] * score[rows]).sum() / 3
     assert float(found) == pytest.approx(0.2444583, abs=1e-7)
 
     in_groups = rewards[rows].view(-1, 3, 2)

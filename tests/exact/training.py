@@ -6,10 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from rlhf.algorithms.advantages import estimate_advantages
 from rlhf.algorithms.algorithm import Algorithm
+from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.controllers import LagrangeMultiplier
-from rlhf.algorithms.credit import Credit, advantages_for, penalized_rewards
-from rlhf.algorithms.update import denominator_for, policy_loss_for, value_loss_for
+from rlhf.algorithms.losses import compute_policy_loss, compute_value_loss, loss_denominator
+from tests.algorithms.batches import batch_of
 from tests.exact.enumeration import (
     AnyPolicy,
     Task,
@@ -137,30 +139,28 @@ def train_in_batches(
         mask, tokens = task.mask[rows], task.tokens[rows]
         old, ref = poisoned(old_all[rows], mask), reference.logprobs(task).detach()[rows]
         old_values = critic(tokens).detach()
-        rewards = penalized_rewards(
-            algorithm,
-            task.rewards[rows],
+        batch = batch_of(
             mask,
+            rewards=task.rewards[rows],
+            costs=None if costs is None else costs[rows],
             old_logprobs=old,
             ref_logprobs=ref,
-            kl_coef=kl_coef,
-            costs=None if costs is None else costs[rows],
-            multiplier=0.0 if multiplier is None else multiplier.value,
-        )
-        credit = advantages_for(
-            algorithm,
-            rewards,
-            mask,
             groups=torch.arange(len(rows)) // group_size,
             turns=task.turns[rows],
             values=old_values,
             bootstrap=torch.zeros(len(rows), dtype=torch.float64),
         )
+        batch = estimate_advantages(
+            algorithm,
+            batch,
+            kl_coef=kl_coef,
+            multiplier=0.0 if multiplier is None else multiplier.value,
+        )
         for _ in range(algorithm.settings.num_epochs):
             optimizer.zero_grad()
-            loss = _loss(algorithm, policy.logprobs(task)[rows], credit, old, ref, kl_coef)
+            loss = _loss(algorithm, policy.logprobs(task)[rows], batch, kl_coef)
             if algorithm.critic:
-                loss = loss + _value_loss(algorithm, critic(tokens), credit, old_values)
+                loss = loss + _value_loss(algorithm, critic(tokens), batch)
             loss.backward()
             optimizer.step()
         schedule.step()
@@ -175,25 +175,13 @@ def _batch(chance: Tensor, group_size: int, num_groups: int) -> Tensor:
     return every.index.view(-1, group_size)[groups].flatten()
 
 
-def _loss(
-    algorithm: Algorithm,
-    logprobs: Tensor,
-    credit: Credit,
-    old: Tensor,
-    ref: Tensor,
-    kl_coef: float,
-) -> Tensor:
-    return policy_loss_for(
-        algorithm,
-        logprobs,
-        credit,
-        denominator=denominator_for(algorithm, credit.mask, max_tokens=2),
-        old_logprobs=old,
-        ref_logprobs=ref,
-        kl_coef=kl_coef,
+def _loss(algorithm: Algorithm, logprobs: Tensor, batch: TrainingBatch, kl_coef: float) -> Tensor:
+    denominator = loss_denominator(algorithm, batch.require("loss_mask"), max_tokens=2)
+    return compute_policy_loss(
+        algorithm, logprobs, batch, denominator=denominator, kl_coef=kl_coef
     )[0]
 
 
-def _value_loss(algorithm: Algorithm, values: Tensor, credit: Credit, old: Tensor) -> Tensor:
-    tokens = credit.mask.sum()
-    return value_loss_for(algorithm, values, credit, old_values=old, denominator=tokens)[0]
+def _value_loss(algorithm: Algorithm, values: Tensor, batch: TrainingBatch) -> Tensor:
+    tokens = batch.require("loss_mask").sum()
+    return compute_value_loss(algorithm, values, batch, denominator=tokens)[0]

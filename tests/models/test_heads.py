@@ -5,25 +5,26 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf.algorithms.batch import TrainingBatch
 from rlhf.config.model import LoraSpec
 from rlhf.models import logprobs as logprobs_module
 from rlhf.models.adapters import add_lora
 from rlhf.models.heads import Policy, Reference
-from rlhf.rollout.batch import Batch, collate
+from rlhf.rollout.batch import collate
 from tests.helpers.models import tiny_gpt2, tiny_model, tiny_policy, tiny_qwen2, tiny_rollouts
 
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-10}
 
 
-def some_batch(*, seed: int = 0, pad_id: int = 0) -> Batch:
+def some_batch(*, seed: int = 0, pad_id: int = 0) -> TrainingBatch:
     return collate(tiny_rollouts(seed=seed), pad_id=pad_id, device=torch.device("cpu"))
 
 
-def masks(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def masks(batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return batch.tokens, batch.attention_mask, batch.action_mask
 
 
-def plain_distribution(model, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
+def plain_distribution(model, batch: TrainingBatch, temperature: float = 1.0) -> torch.Tensor:
     """[B, T, V] log p(. | tokens[<t]) from the whole model, row by row and without padding."""
     rows = []
     for tokens, mask in zip(batch.tokens, batch.attention_mask, strict=True):

@@ -161,7 +161,7 @@ EFFECTS: dict[str, tuple[Any, Tree, str]] = {
     "algorithm.clip_low": (1e-6, TWICE, "grpo"),
     "algorithm.clip_high": (1e-6, TWICE, "grpo"),
     "algorithm.dual_clip": (1.0 + 1e-6, merge(TWICE, FAST), "grpo"),
-    "algorithm.mismatch_cap": (1.0, {}, "grpo"),
+    "algorithm.tis_cap": (1.0, {}, "grpo"),
     "algorithm.kl_placement": ("loss", {"algorithm": {"kl_estimator": "k2"}}, "ppo"),
     "algorithm.kl_estimator": ("k2", {}, "grpo"),
     "algorithm.kl_coef": (0.5, {}, "ppo"),

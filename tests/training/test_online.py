@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
-from rlhf.rollout.batch import collate
 from rlhf.training import online
 from rlhf.training import optimize as update
-from rlhf.training.experience import prepare, shape_scores
+from rlhf.training.batch import make_training_batch
+from rlhf.training.scoring import shape_scores
 from rlhf.training.session import open_session
 from rlhf.training.token_table import pieces
 from tests.helpers.training import (
@@ -34,10 +34,8 @@ def session_for(place, verb="ppo", **keys):
     return open_session(verb, configure(verb, online_tree("unused", place, **keys)))
 
 
-def experience_of(session):
-    rollouts = online.gather(session).rollouts
-    pad = session.policy.tokenizer.pad_token_id
-    return prepare(session, collate(rollouts, pad_id=pad, device=session.policy.device))
+def batch_of(session):
+    return make_training_batch(session, online.gather(session).rollouts)[0]
 
 
 def snapshot(module):
@@ -107,17 +105,17 @@ def test_epochs_and_mini_batches_really_happen(echo_model, epochs, minibatches):
     taken = []
     step = session.optimizer.step
     session.optimizer.step = lambda: (taken.append(1), step())
-    metrics = update.learn(session, experience_of(session), step=0)
+    metrics = update.update_policy(session, batch_of(session), step=0)
     assert len(taken) == metrics["train/updates"] == epochs * minibatches
 
 
 def test_mini_batches_part_the_episodes_and_epochs_shuffle_anew(echo_model):
     session = session_for(echo_model)
-    experience = experience_of(session)
+    batch = batch_of(session)
     rng = np.random.default_rng(0)
     orders = []
     for _ in range(2):
-        parts = update.mini_batches(experience, 4, rng)
+        parts = update.mini_batches(batch, 4, rng)
         assert [len(part) for part in parts] == [2, 2, 2, 2]
         orders.append([part.tolist() for part in parts])
         assert sorted(torch.cat(parts).tolist()) == list(range(8))
@@ -136,7 +134,7 @@ def test_gradients_are_clipped(echo_model):
     norms = {}
     for limit in (1e9, 1e-3):
         session = session_for(echo_model, optimizer={"max_grad_norm": limit})
-        experience = experience_of(session)
+        batch = batch_of(session)
         step = session.optimizer.step
 
         def look(session=session, step=step, limit=limit):
@@ -147,7 +145,7 @@ def test_gradients_are_clipped(echo_model):
             norms.setdefault(limit, norm / 0.1)  # after the first step: (1 - beta1) times it
 
         session.optimizer.step = look
-        update.learn(session, experience, step=0)
+        update.update_policy(session, batch, step=0)
     assert norms[1e-3] == pytest.approx(1e-3, rel=1e-3)
     assert norms[1e9] > 1e-2
 
@@ -160,9 +158,9 @@ def test_micro_batches_do_not_change_the_update(echo_model, verb):
         torch.manual_seed(0)
         if session.policy.value_head is not None:  # zero at the start, blind to the trunk
             torch.nn.init.normal_(session.policy.value_head.linear.weight)
-        experience = experience_of(session)
+        batch = batch_of(session)
         rows = torch.arange(8)
-        update._accumulate(session, experience, rows, critic_only=False)
+        update.accumulate_gradients(session, batch, rows, critic_only=False)
         found = [p.grad for p in session.policy.parameters() if p.grad is not None]
         gradients.append(torch.cat([g.flatten() for g in found]))
     assert gradients[0].norm() > 1e-3
@@ -175,11 +173,11 @@ def test_the_warm_up_trains_the_critic_and_leaves_the_policy_alone(echo_model, c
     keys = {"critic": critic, "critic_warmup_steps": 1, "algorithm": {"num_epochs": 3}}
     session = session_for(echo_model, **keys, optimizer={"weight_decay": 0.1})
     policy, head = snapshot(session.policy.model), snapshot(session.policy.value_head)
-    experience = experience_of(session)
-    update.learn(session, experience, step=0)
+    batch = batch_of(session)
+    update.update_policy(session, batch, step=0)
     assert moved(policy, session.policy.model) == 0.0
     assert moved(head, session.policy.value_head) > 1e-6
-    update.learn(session, experience, step=1)
+    update.update_policy(session, batch, step=1)
     assert moved(policy, session.policy.model) > 1e-6
 
 
@@ -303,12 +301,12 @@ def test_the_run_says_why_episodes_have_no_score(tmp_path, echo_model):
 def test_unscored_episodes_do_not_reach_the_gradient(echo_model, verb):
     keys = {"rewards": JUDGE, "shaping": {"max_unscored": 0.5}}
     session = session_for(echo_model, verb, **keys)
-    experience = experience_of(session)
-    unscored = experience.batch.rewards.isnan().any(1)
+    batch = batch_of(session)
+    unscored = batch.rewards.isnan().any(1)
     assert unscored.tolist() == [True, False, False, False] * 2
-    touched = torch.cat(update.mini_batches(experience, 1, np.random.default_rng(0)))
+    touched = torch.cat(update.mini_batches(batch, 1, np.random.default_rng(0)))
     assert not unscored[touched].any()
-    metrics = update.learn(session, experience, step=0)
+    metrics = update.update_policy(session, batch, step=0)
     assert all(math.isfinite(value) for value in metrics.values())
     for weight in session.policy.parameters():
         assert weight.isfinite().all()
@@ -383,7 +381,7 @@ def test_a_lora_policy_leaves_an_adapter_that_loads(tmp_path, echo_model):
 
 
 def test_a_diverging_run_stops_with_advice(tmp_path, echo_model, monkeypatch):
-    monkeypatch.setattr(online, "learn", lambda *_, **__: {"policy/loss": math.nan})
+    monkeypatch.setattr(online, "update_policy", lambda *_, **__: {"policy/loss": math.nan})
     with pytest.raises(UserError, match=r"diverged in step 1: policy/loss is not finite; lower"):
         run_command("ppo", online_tree(tmp_path / "run", echo_model))
 

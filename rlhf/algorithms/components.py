@@ -1,0 +1,113 @@
+"""Registration of the parts of an algorithm: advantages, policy losses, KL estimators.
+
+A part is one decorated function. The decorator states what the function needs and which settings it
+reads, so that nothing else has to be edited to add one. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+CRITIC_SETTINGS = ("value_coef", "value_clip")
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered function and what it needs."""
+
+    function: Callable[..., Any]
+    summary: str
+    reads: frozenset[str] = frozenset()
+    """Names of the settings that it reads."""
+    critic: bool = False
+    """It needs the values of a critic."""
+    groups: bool = False
+    """It compares several rollouts from one start state."""
+    pairs: bool = False
+    """An advantage forms pairs of rollouts, or a loss compares the rows of a pair."""
+    reference: bool = False
+    """A loss contains the KL to the reference policy, so that no other KL term is added."""
+    differentiable: bool = True
+    """The gradient of a KL estimate is useful in a loss."""
+
+
+_TABLES: dict[str, dict[str, Component]] = {"advantages": {}, "losses": {}, "kl": {}}
+
+
+def components(module: str) -> dict[str, Component]:
+    """Return the functions registered in a module of this package, by name. Imports torch.
+
+    Args:
+        module: "advantages", "losses" or "kl".
+    """
+    importlib.import_module(f"rlhf.algorithms.{module}")
+    return _TABLES[module]
+
+
+def advantage(
+    name: str,
+    summary: str,
+    *,
+    reads: tuple[str, ...] = (),
+    critic: bool = False,
+    groups: bool = False,
+    pairs: bool = False,
+) -> Callable[[Function], Function]:
+    """Register an advantage estimator: `(batch, settings) -> Advantages`.
+
+    Args:
+        name: value of the setting `advantage`.
+        summary: one phrase for the table of the documentation.
+        reads: names of the settings that the function reads.
+        critic: it needs `batch.values` and `batch.bootstrap`.
+        groups: it needs `batch.groups`.
+        pairs: it forms pairs; only losses that compare pairs accept it.
+    """
+    settings = frozenset(reads + (CRITIC_SETTINGS if critic else ()))
+    return _register("advantages", name, summary, settings, critic, groups, pairs)
+
+
+def policy_loss(
+    name: str,
+    summary: str,
+    *,
+    reads: tuple[str, ...] = (),
+    pairs: bool = False,
+    reference: bool = False,
+) -> Callable[[Function], Function]:
+    """Register a policy loss: `(logprobs, batch, settings, *, denominator) -> loss, MetricSums`.
+
+    Args:
+        name: value of `Algorithm.loss`.
+        summary: one phrase that describes it.
+        reads: names of the settings that the function reads.
+        pairs: it compares the two rows of a pair.
+        reference: it reads `batch.ref_logprobs` itself; no other KL term is added.
+    """
+    return _register("losses", name, summary, frozenset(reads), pairs=pairs, reference=reference)
+
+
+def kl_estimator(
+    name: str, summary: str, *, differentiable: bool = True
+) -> Callable[[Function], Function]:
+    """Register an estimator of the KL per token: `(log_ratio) -> Tensor`, all [B, T].
+
+    Args:
+        name: value of the setting `kl_estimator`.
+        summary: one phrase that describes it.
+        differentiable: its expected gradient is not 0, so that it can be a term of the loss.
+    """
+    return _register("kl", name, summary, differentiable=differentiable)
+
+
+def _register(module: str, name: str, *properties: Any, **flags: bool) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        _TABLES[module][name] = Component(function, *properties, **flags)
+        return function
+
+    return decorate

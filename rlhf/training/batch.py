@@ -1,0 +1,105 @@
+"""From rollouts to a training batch: log-probabilities, values and advantages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from rlhf.algorithms.advantages import estimate_advantages
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.kl import sequence_kl
+from rlhf.algorithms.losses import explained_variance
+from rlhf.rollout.batch import Rollout, collate
+from rlhf.training.batching import micro_batches
+from rlhf.training.session import Session
+
+
+@torch.no_grad()
+def make_training_batch(
+    session: Session, rollouts: Sequence[Rollout]
+) -> tuple[TrainingBatch, dict[str, float]]:
+    """Score rollouts under the policy and the reference, and estimate advantages.
+
+    Returns:
+        The batch that the update reads, and metrics of the KL, the critic and the sampler.
+    """
+    policy = session.policy
+    batch = collate(rollouts, pad_id=policy.tokenizer.pad_token_id, device=policy.device)
+    batch = _with_model_outputs(session, batch)
+    batch = estimate_advantages(
+        session.algorithm,
+        batch,
+        kl_coef=session.kl.coef,
+        multiplier=session.multiplier.value if session.multiplier else 0.0,
+    )
+    return batch, _batch_metrics(batch)
+
+
+def _with_model_outputs(session: Session, batch: TrainingBatch) -> TrainingBatch:
+    """Fill in log-probabilities, values, bootstrap values and entropy.
+
+    The processes share the micro-batches; each gets all of the tensors. The entropy is computed
+    only for the first rows, whose transcripts are written.
+    """
+    policy, reference, config = session.policy, session.reference, session.config
+    old = torch.zeros(batch.tokens.shape, dtype=policy.logprob_dtype, device=policy.device)
+    values, ref, entropy = (torch.zeros_like(old) for _ in range(3))
+    last_values = torch.zeros(len(batch), dtype=policy.logprob_dtype, device=policy.device)
+    all_rows = micro_batches(
+        batch.tokens,
+        batch.attention_mask,
+        range(len(batch)),
+        max_tokens=config.micro_batch_tokens,
+        packed=policy.packs_rows(batch.attention_mask),
+    )
+    for rows in session.world.mine(all_rows):
+        micro_batch = batch.select(torch.tensor(rows, device=policy.device))
+        inputs = (micro_batch.tokens, micro_batch.attention_mask, micro_batch.action_mask)
+        width = micro_batch.tokens.shape[1]
+        with session.watch("scoring"):
+            scored = policy.score(
+                *inputs,
+                temperature=config.rollout.temperature,
+                with_entropy=min(rows) < config.samples_per_step,
+            )
+        old[rows, :width] = scored.logprobs
+        entropy[rows, :width] = scored.entropy
+        if scored.values is not None and scored.last_value is not None:
+            values[rows, :width] = scored.values
+            last_values[rows] = scored.last_value
+        if reference is not None:
+            with session.watch("reference"):
+                ref_logprobs = reference.logprobs(*inputs, temperature=config.rollout.temperature)
+            ref[rows, :width] = ref_logprobs
+    session.world.add((old, values, last_values, ref, entropy))
+    batch = replace(batch, old_logprobs=old, entropy=entropy)
+    if reference is not None:
+        batch = replace(batch, ref_logprobs=ref)
+    if policy.value_head is not None:
+        bootstrap = torch.where(batch.require("truncated"), last_values, 0.0)
+        batch = replace(batch, values=values, bootstrap=bootstrap)
+    return batch
+
+
+def _batch_metrics(batch: TrainingBatch) -> dict[str, float]:
+    """KL to the reference, explained variance, and the difference of sampler and trainer."""
+    old = batch.require("old_logprobs")
+    gap = (batch.require("sampler_logprobs") - old)[batch.action_mask]
+    metrics = {
+        "sampler/gap_mean": gap.mean().item(),
+        "sampler/gap_abs": gap.abs().mean().item(),
+        "sampler/ratio_max": gap.neg().max().exp().item(),
+    }
+    if batch.ref_logprobs is not None:
+        kl = sequence_kl(old, batch.ref_logprobs, batch.action_mask)
+        metrics["policy/kl"] = kl.mean().item()
+    if batch.values is not None:
+        explained = explained_variance(
+            batch.values, batch.require("returns"), batch.require("loss_mask")
+        )
+        if math.isfinite(explained):  # nan while all returns are equal
+            metrics["critic/explained_variance"] = explained
+    return metrics

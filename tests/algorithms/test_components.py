@@ -1,0 +1,63 @@
+"""A loss and an advantage estimator added from outside: one decorated function each, one row."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rlhf.algorithms import components, registry
+from rlhf.algorithms.advantages import Advantages, estimate_advantages
+from rlhf.algorithms.components import advantage, policy_loss
+from rlhf.algorithms.kl import aggregate, difference
+from rlhf.algorithms.losses import compute_policy_loss
+from rlhf.algorithms.metrics import MetricSums
+from rlhf.algorithms.registry import ALGORITHMS, configure
+from tests.algorithms.batches import batch_of
+
+
+def unclipped(logprobs, batch, settings, *, denominator):
+    mask = batch.require("loss_mask")
+    ratio = difference(logprobs, batch.require("old_logprobs"), mask).exp()
+    per_token = -ratio * torch.where(mask, batch.require("advantages"), 0.0)
+    loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
+    return loss, MetricSums(sums={"policy/loss": loss.detach()})
+
+
+def sign_of_return(batch, settings):
+    return Advantages(settings.gamma * batch.scores().sign())
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    """The name of an algorithm whose loss and advantage were registered here."""
+    for module in ("losses", "advantages", "kl"):
+        table = dict(components.components(module))
+        monkeypatch.setitem(components._TABLES, module, table)
+    policy_loss("unclipped", "no clip", reads=("aggregation",))(unclipped)
+    advantage("sign", "sign of the return", reads=("gamma",))(sign_of_return)
+    settings = replace(ALGORITHMS["rloo"].settings, advantage="sign", kl_placement="none")
+    row = replace(ALGORITHMS["rloo"], name="mine", loss="unclipped", settings=settings)
+    monkeypatch.setitem(registry.ALGORITHMS, "mine", row)
+    return "mine"
+
+
+def test_a_loss_and_an_advantage_from_outside_by_hand(mine):
+    """Returns 3 and -2, gamma 0.5, ratios 2 and 4: (-0.5 * 2 + 0.5 * 4) / 2 tokens."""
+    algorithm = configure(mine, gamma=0.5, aggregation="token")
+    batch = batch_of(
+        torch.ones(2, 1, dtype=torch.bool),
+        rewards=torch.tensor([[3.0], [-2.0]]),
+        old_logprobs=torch.zeros(2, 1),
+    )
+    batch = estimate_advantages(algorithm, batch)
+    logprobs = torch.tensor([[2.0], [4.0]]).log()
+    loss, _ = compute_policy_loss(algorithm, logprobs, batch, denominator=2)
+    assert loss.item() == pytest.approx(0.5)
+
+
+def test_what_they_do_not_read_is_refused(mine):
+    assert not configure(mine).critic
+    with pytest.raises(ValueError, match="clip_low has no effect with mine"):
+        configure(mine, clip_low=0.1, num_epochs=2)
+    with pytest.raises(ValueError, match=r"advantage must be one of .*sign, got 'signs'"):
+        configure(mine, advantage="signs")
