@@ -1,0 +1,83 @@
+"""A run directory of version 0.1.0 is read by this version: report, compare, evaluate and --config.
+
+`tests/golden/run-0.1.0` was written by `rlhf ppo` of 0.1.0 (two steps on text/Echo-v0, a model from
+scratch); its checkpoints and its page are left out.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlhf.cli.main import main
+from rlhf.evaluation.records import read_run
+
+GOLDEN = Path(__file__).parent / "golden" / "run-0.1.0"
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> Path:
+    """A copy of the old run, which may be written into."""
+    return Path(shutil.copytree(GOLDEN, tmp_path / "run-0.1.0"))
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Standard output of a command that must succeed."""
+    capsys.readouterr()
+    code = main(list(arguments))
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out
+
+
+def test_old_record_is_read_under_current_names(old_run: Path):
+    run = read_run(old_run)
+    assert run.config["command"] == "ppo"
+    assert "verb" not in run.config
+    assert [row["step"] for row in run.metrics] == [1, 2]
+    assert {row["split"] for row in run.samples} == {"before", "train", "after"}
+    (evaluation,) = run.evaluations
+    assert [row["return"] for row in evaluation.episodes] == [0.0] * 4
+
+
+def test_old_run_has_a_report_and_a_comparison(capsys, old_run: Path):
+    page = Path(output(capsys, "report", str(old_run)).strip())
+    assert page == old_run / "report.html"
+    assert "run-0.1.0" in page.read_text()
+    result = json.loads(output(capsys, "compare", str(old_run), "--metric", "return", "--json"))
+    assert "run-0.1.0" in json.dumps(result)
+
+
+def test_old_configuration_is_taken_by_its_command(capsys, tmp_path: Path):
+    config = str(GOLDEN / "config.yaml")
+    arguments = ("ppo", "--config", config, "--output_dir", str(tmp_path / "new"))
+    shown = yaml.safe_load(output(capsys, *arguments, "--print-config"))
+    assert shown["command"] == "ppo"
+    assert shown["num_steps"] == 2
+    assert 2.0 in shown["algorithm"].values()  # the cap of the importance weights that was set
+    assert main(["dpo", "--config", config]) == 2
+    assert "is one of `rlhf ppo`, not of `rlhf dpo`" in capsys.readouterr().err
+
+
+def test_old_key_in_a_users_configuration_is_refused_with_its_new_name(capsys, tmp_path: Path):
+    path = tmp_path / "pipeline.yaml"
+    path.write_text("output_dir: x\nstages: [{name: sft, verb: sft}]\n")
+    assert main(["run", str(path)]) == 2
+    assert "stages.0.verb was renamed to stages.0.command" in capsys.readouterr().err
+
+
+def test_old_model_is_evaluated(capsys, tmp_path: Path):
+    arguments = {
+        "output_dir": str(tmp_path / "evaluation"),
+        "policies": [{"name": "old", "model": {"path": str(GOLDEN / "final")}}],
+        "env": {"id": "text/Echo-v0"},
+        "rollout": {"max_new_tokens": 4},
+        "episodes": 4,
+    }
+    path = tmp_path / "evaluate.yaml"
+    path.write_text(yaml.safe_dump(arguments))
+    output(capsys, "evaluate", "--config", str(path))
+    rows = (tmp_path / "evaluation/evaluation/old/episodes.jsonl").read_text().splitlines()
+    assert len(rows) == 4
