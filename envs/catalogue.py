@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
+from rlhf.common.names import closest
 from rlhf.envs import EXTRAS, TASKS
 from rlhf.envs.core import TextEnv
 from rlhf.errors import UserError
@@ -81,7 +81,7 @@ def find(env_id: str) -> EnvSpec:
             registers its own environments first.
 
     Raises:
-        UserError: The id is not registered; the message names the most similar ids.
+        UserError: The id is not registered; the message names the most similar id.
     """
     module, colon, name = env_id.rpartition(":")
     if colon:
@@ -95,6 +95,6 @@ def find(env_id: str) -> EnvSpec:
             return gym.spec(known[candidate.lower()])
     ours = [spec_id for spec_id in gym.registry if spec_id.startswith("text/")]
     short = {spec_id.removeprefix("text/").removesuffix("-v0").lower(): spec_id for spec_id in ours}
-    near = difflib.get_close_matches(name.removeprefix("text/").lower(), short, n=3, cutoff=0.4)
-    hint = ", ".join(short[n] for n in near) or ", ".join(ours)
+    match = closest(name.removeprefix("text/").lower(), short, cutoff=0.4)
+    hint = short[match] if match else ", ".join(ours)
     raise UserError(f"no environment {env_id!r}; did you mean {hint}?")

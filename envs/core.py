@@ -16,9 +16,6 @@ import numpy as np
 
 from rlhf.errors import UserError
 
-Conversation = list[dict[str, str]]
-RewardFunction = Callable[[list[Conversation]], Sequence[float | None]]
-"""A batch of conversations -> a score for each, or None where one cannot be scored."""
 Step = tuple[str, float, bool, bool, dict[str, Any]]
 """Observation, reward, terminated, truncated, info."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rlhf.envs.core import Conversation, TextEnv, check_choice, check_range
+from rlhf.common.conversation import Conversation
+from rlhf.common.files import write_jsonl
+from rlhf.envs.core import TextEnv, check_choice, check_range
 from rlhf.envs.items import split_kwargs
 from rlhf.errors import UserError
 
@@ -80,7 +81,7 @@ def write_demonstrations(
         written = list(itertools.islice(rows(), count))
     except NotImplementedError as error:
         raise UserError(f"{env_id} cannot write {kind} rows: {error}") from error
-    _write(Path(path), written)
+    write_jsonl(path, written)
     return {
         "path": str(path),
         "env": env_id,
@@ -92,12 +93,6 @@ def write_demonstrations(
         "first_seed": seed,
         "last_seed": player.seed - 1,
     }
-
-
-def _write(path: Path, rows: list[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 class _Player:

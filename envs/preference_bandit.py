@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.envs.core import Conversation, Step, TextEnv, check_choice
+from rlhf.common.conversation import Conversation
+from rlhf.envs.core import Step, TextEnv, check_choice
 from rlhf.errors import UserError
 
 MOODS = ("tired", "cheerful", "nervous", "hungry")

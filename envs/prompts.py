@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.envs.core import Conversation, RewardFunction, Step, TextEnv
+from rlhf.common.conversation import Conversation, RewardFunction
+from rlhf.envs.core import Step, TextEnv
 from rlhf.errors import UserError
 
 EXAMPLE_PROMPTS = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from rlhf.envs.core import Conversation, TextEnv, check_choice
+from rlhf.common.conversation import Conversation
+from rlhf.envs.core import TextEnv, check_choice
 from rlhf.errors import UserError
 
 Opponent = str | Callable[[Conversation], str]

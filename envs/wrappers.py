@@ -14,7 +14,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
-from rlhf.envs.core import Conversation, FreeText, RewardFunction, check_choice, check_range
+from rlhf.common.conversation import Conversation, RewardFunction
+from rlhf.envs.core import FreeText, check_choice, check_range
 from rlhf.envs.items import is_separable
 from rlhf.errors import UserError
 

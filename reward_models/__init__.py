@@ -1,6 +1,6 @@
-"""Rewards: learned models, rules, judges and code runs in one composable protocol.
+"""Rewards with one composable protocol: learned models, rules, judges and code execution.
 
-``import rlhf.reward_models`` does not import torch; the names that need it load on first use.
+``import rlhf.reward_models`` does not import torch; names that need it are imported on first use.
 """
 
 import importlib

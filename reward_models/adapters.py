@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rlhf.common.conversation import Conversation, RewardFunction, Score
 from rlhf.errors import UserError
-from rlhf.reward_models.core import Conversation, Reward, Score, Scores, describe, with_facts
-
-PlainReward = Callable[[list[Conversation]], Sequence[Score]]
+from rlhf.reward_models.core import Reward, Scores, describe, with_facts
 
 
 class FunctionReward(Reward):
@@ -25,7 +24,7 @@ class FunctionReward(Reward):
     part of this package and a bug in it should not end a long run.
     """
 
-    def __init__(self, function: PlainReward, *, name: str | None = None):
+    def __init__(self, function: RewardFunction, *, name: str | None = None):
         self.function = function
         self.name = name or getattr(function, "__name__", type(function).__name__)
 
@@ -59,7 +58,7 @@ class FunctionReward(Reward):
         return values, None
 
 
-def as_reward(reward: Reward | PlainReward, *, name: str | None = None) -> Reward:
+def as_reward(reward: Reward | RewardFunction, *, name: str | None = None) -> Reward:
     """``reward`` itself, or a plain function wrapped as a :class:`FunctionReward`."""
     if isinstance(reward, Reward):
         return reward

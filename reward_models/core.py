@@ -25,13 +25,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rlhf.common.conversation import Conversation, Score
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
     from rlhf.reward_models.learned import LearnedReward
 
-Conversation = list[dict[str, str]]
-Score = float | None
 _MAX_MESSAGE = 160
 """Longest part of an exception's message that is reported, in characters."""
 _STDLIB = sysconfig.get_paths()["stdlib"]

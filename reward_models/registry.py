@@ -6,11 +6,11 @@ kind is one function and one row of this table.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rlhf.common.imports import import_object
 from rlhf.common.names import nearest
 from rlhf.errors import UserError
 from rlhf.reward_models.adapters import as_reward
@@ -76,7 +76,7 @@ def _build_one(spec: Mapping[str, Any]) -> Reward:
     if kind not in KINDS:
         raise UserError(f"rewards: unknown kind {kind!r}{_suggest(kind, KINDS)}")
     wrappers = {key: settings.pop(key) for key in _WRAPPERS if key in settings}
-    builder = resolve(KINDS[kind], what=f"rewards: kind {kind!r}")
+    builder = import_object(KINDS[kind], what=f"rewards: kind {kind!r}")
     _check_settings(kind, builder, settings)
     reward = builder(**settings)
     if "name" in wrappers:
@@ -118,34 +118,13 @@ def _suggest(word: str, choices) -> str:
     return nearest(word, choices) or f"; known: {', '.join(choices)}"
 
 
-def resolve(path: str, *, what: str) -> Any:
-    """Import the object at ``module:name`` (dots are allowed after the colon).
-
-    Raises:
-        UserError: The module or the name does not exist; the message begins with ``what``.
-    """
-    module_name, _, attribute = path.partition(":")
-    if not attribute:
-        raise UserError(f"{what}: write the path as module:name, got {path!r}")
-    try:
-        target: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"{what}: cannot import {module_name!r} ({error})") from error
-    for name in attribute.split("."):
-        if name not in dir(target):
-            public = [other for other in dir(target) if not other.startswith("_")]
-            raise UserError(f"{what}: {path!r} not found{_suggest(name, public)}")
-        target = getattr(target, name)
-    return target
-
-
 def function_reward(path: str, timeout: float | None = None) -> Reward:
     """Kind ``function``: a user's function at ``module:name``, conversations -> scores.
 
     With ``timeout`` (seconds per conversation) it runs in a separate process, one conversation at a
     time, and is killed when it takes longer; for code that may hang.
     """
-    function = resolve(path, what="rewards: kind 'function'")
+    function = import_object(path, what="rewards: kind 'function'")
     if timeout is None:
         return as_reward(function)
     worker = Worker(path, timeout=timeout)

@@ -1,7 +1,7 @@
 """Rewards that are rules about the last reply: answers, patterns, formats, length, repetition.
 
-Every function here builds a :class:`~rlhf.reward_models.core.Reward`. Its arguments are the
-settings of the kind of the same name in a configuration.
+Each function builds a :class:`~rlhf.reward_models.core.Reward`. Its arguments are the settings of
+the kind of the same name in a configuration.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
 
-import regex as timed  # re without a deadline could be held for ever by a reply
+import regex as timed  # re has no timeout, so a reply could block it for ever
 
 from rlhf.errors import UserError
 from rlhf.reward_models.core import Conversation, EachReward, Reward, Unscorable, last_reply
@@ -31,7 +31,7 @@ _REFUSAL = re.compile(
 def exact_match(
     answer: Answer | None = None, answers: str | None = None, ignore_case: bool = True
 ) -> Reward:
-    """1.0 if the reply is a right answer, white space at both ends (and case) ignored."""
+    """1.0 if the reply equals a right answer, ignoring surrounding white space (and case)."""
     target = Target(answer, answers)
 
     def check(conversation: Conversation) -> float:
@@ -47,10 +47,10 @@ def exact_match(
 def number(
     answer: Answer | None = None, answers: str | None = None, tolerance: float = 0.0
 ) -> Reward:
-    """1.0 if the number that the reply states last is a right one; see ``docs/rewards.md``.
+    """1.0 if the final number of the reply equals a right answer; see ``docs/rewards.md``.
 
-    A reference that is not wholly understood as one number gives None with the reason; a reply
-    that is not wholly understood scores 0.0.
+    A reference that cannot be parsed as one number gives None with the reason; a reply that cannot
+    be parsed scores 0.0.
     """
     target, margin = Target(answer, answers), Fraction(str(tolerance))
 
@@ -62,29 +62,29 @@ def number(
                 right.append(quantity.read_reference_quantity(reference))
             except NotUnderstood as reason:
                 reasons.append(str(reason))
-        given = None
+        value = None
         with suppress(NotUnderstood):
-            given = quantity.read_final_quantity(reply) if right else None
-        if given is not None and any(r.matches(given, tolerance=margin) for r in right):
+            value = quantity.read_final_quantity(reply) if right else None
+        if value is not None and any(r.matches(value, tolerance=margin) for r in right):
             return 1.0
-        return _unless_unread(reasons)
+        return _zero_unless(reasons)
 
     return EachReward(check, name="number")
 
 
-def _unless_unread(reasons: Sequence[str]) -> float:
-    """0.0, unless a reference was not understood: the reply could have been right by that one."""
+def _zero_unless(reasons: Sequence[str]) -> float:
+    """0.0, or Unscorable if a reference could not be parsed, because the reply may equal it."""
     if reasons:
         raise Unscorable(f"the reference answer is not understood: {reasons[0]}")
     return 0.0
 
 
 def math(answer: Answer | None = None, answers: str | None = None, timeout: float = 10.0) -> Reward:
-    """1.0 if the reply ends on an expression that equals a right answer (LaTeX or plain).
+    """1.0 if the final expression of the reply equals a right answer (LaTeX or plain text).
 
-    A grammar reads both, sympy compares them; see ``docs/rewards.md``. It runs in a killable
-    process. A reply on which ``timeout`` seconds of processor time are not enough is wrong, and
-    one on which the process dies, or takes three times as long by the clock, has no score.
+    Both are parsed by a grammar and compared by sympy, in a separate process; see
+    ``docs/rewards.md``. A reply that needs more than ``timeout`` seconds of CPU time is wrong. A
+    reply on which the process dies, or runs three times as long by the wall clock, has no score.
     """
     target = Target(answer, answers)
     worker = Worker("rlhf.reward_models.math_check:verdict", timeout=3.0 * timeout)
@@ -97,7 +97,7 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
                 return 1.0
             if verdict == "reference":
                 reasons.append(reason)
-        return _unless_unread(reasons)
+        return _zero_unless(reasons)
 
     return EachReward(check, name="math")
 
@@ -105,8 +105,11 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
 def regex(
     pattern: str, full: bool = False, ignore_case: bool = False, timeout: float = 1.0
 ) -> Reward:
-    """1.0 if ``pattern`` occurs in the reply (``full``: matches all of it). ``.`` matches line
-    breaks too. A reply on which that takes more than ``timeout`` seconds has no score."""
+    """1.0 if ``pattern`` occurs in the reply (with ``full``: matches the whole reply).
+
+    ``.`` also matches line breaks. A reply on which the search takes more than ``timeout`` seconds
+    has no score.
+    """
     if not timeout > 0:
         raise UserError(f"regex: timeout must be > 0 seconds, got {timeout}")
     flags = timed.DOTALL | (timed.IGNORECASE if ignore_case else 0)
@@ -126,8 +129,11 @@ def regex(
 
 
 def tags(names: Sequence[str] = ("think", "answer")) -> Reward:
-    """1.0 if the reply is exactly ``<a>...</a>`` for the ``names`` in order, each tag once, with
-    nothing but white space between: the format reward of DeepSeek-R1 (2501.12948)."""
+    """1.0 if the reply consists of ``<a>...</a>`` for the ``names`` in order, else 0.0.
+
+    Each tag occurs once, with only white space between the blocks. This is the format reward of
+    DeepSeek-R1 (2501.12948).
+    """
     blocks = r"\s*".join(rf"<{re.escape(n)}>.*?</{re.escape(n)}>" for n in names)
     pattern = re.compile(rf"\s*{blocks}\s*", re.DOTALL)
     marks = [mark for n in names for mark in (f"<{n}>", f"</{n}>")]
@@ -141,8 +147,10 @@ def tags(names: Sequence[str] = ("think", "answer")) -> Reward:
 
 
 def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward:
-    """0.0 for a reply of ``low`` to ``high`` words (or characters), below that minus the share of
-    ``low`` that is missing, above it minus the share of ``high`` in excess, at worst -1."""
+    """0.0 for a reply of ``low`` to ``high`` words (or characters), negative for other lengths.
+
+    A shorter reply scores length / low - 1, a longer one 1 - length / high, but at least -1.
+    """
     if unit not in ("words", "characters"):
         raise UserError(f"length: unit must be 'words' or 'characters', got {unit!r}")
     if low < 0 or (high is not None and high < max(low, 1)):
@@ -159,7 +167,7 @@ def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward
 
 
 def repetition(n: int = 3) -> Reward:
-    """Minus the share of word ``n``-grams of the reply that occurred in it before: 0.0 to -1.0."""
+    """Minus the fraction of word ``n``-grams that repeat earlier ones in the reply: 0.0 to -1.0."""
     if n < 1:
         raise UserError(f"repetition: n must be >= 1, got {n}")
 
@@ -172,10 +180,10 @@ def repetition(n: int = 3) -> Reward:
 
 
 def refusal() -> Reward:
-    """1.0 if the reply's first 200 characters read like a refusal, else 0.0.
+    """1.0 if the first 200 characters of the reply match a pattern of refusals, else 0.0.
 
-    A weak signal: on human preference pairs such an expression decides few and errs often; use it
-    to watch for drift, or with a weight of your choice as a penalty.
+    A weak signal: the pattern matches few replies and is often wrong. Use it to monitor training,
+    or as a penalty with a weight.
     """
 
     def check(conversation: Conversation) -> float:

@@ -1,15 +1,16 @@
-"""Runs one untrusted program; started by ``code_runner`` as a script, standard library only.
+"""Run one untrusted program; a script that ``code_runner`` starts, standard library only.
 
-Before the program starts, this process gives up for good, in the kernel and without privileges:
+Before the program starts, this process permanently restricts itself, by kernel mechanisms that need
+no privileges:
 
-- processor time, memory, file size, open files, core dumps: ``setrlimit``;
-- every file outside its folder (writing) and outside Python and the system libraries (reading):
+- CPU time, memory, file size, open files and core dumps: ``setrlimit``;
+- writing outside its folder, and reading outside its folder, Python and the system libraries:
   Landlock, Linux >= 6.2;
-- sockets, new processes, signals to others, other ways out: a seccomp filter;
+- sockets, new processes, signals to other processes and similar calls: a seccomp filter;
 - capabilities, if it has any.
 
-Whatever cannot be enforced is named on the first line of stdout, as JSON; if the caller did not
-allow that, the program is not run.
+Restrictions that cannot be enforced are written to the first line of stdout as JSON; the program
+then runs only if the caller allows it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _NO_NEW_PRIVS, _SET_SECCOMP, _FILTER_MODE = 38, 22, 2
 _ALLOW, _EPERM, _ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
 _CLONE_THREAD = 0x00010000
 
-# Numbers of x86-64; other machines refuse. Grouped as in the module's docstring.
+# System call numbers of x86-64; other machines are not supported.
 _DENIED = {
     "socket": 41,
     "fork": 57,
@@ -74,7 +75,7 @@ _DENIED = {
     "add_key": 248,
     "keyctl": 250,
 }
-_ABSENT = {"clone3": 435, "io_uring_setup": 425}  # ENOSYS: callers fall back to what is filtered
+_ABSENT = {"clone3": 435, "io_uring_setup": 425}  # ENOSYS: callers fall back to filtered calls
 _CLONE, _PRLIMIT = 56, 302
 
 _WRITES = sum(1 << bit for bit in (1, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14))
@@ -82,7 +83,7 @@ _READS, _FILE_RIGHTS = (1 << 2) | (1 << 3), (1 << 1) | (1 << 2) | (1 << 14)
 
 
 def limit_resources(limits: dict[str, Any]) -> None:
-    """Processor seconds, bytes of memory and of each file; the hard limits cannot be raised."""
+    """Limit CPU seconds, and bytes of memory and of each file; hard limits cannot be raised."""
     for kind, amount in [
         (resource.RLIMIT_AS, limits["memory"]),
         (resource.RLIMIT_FSIZE, limits["disk"]),
@@ -94,7 +95,7 @@ def limit_resources(limits: dict[str, Any]) -> None:
 
 
 def restrict_files(folder: str) -> None:
-    """Landlock: write beneath ``folder``, read there and where Python and its libraries live."""
+    """Landlock: allow writing in ``folder``, and reading in it, Python and the system libraries."""
     abi = _LIBC.syscall(444, None, 0, 1)
     if abi < 3:
         raise OSError(f"Landlock with truncation needs Linux 6.2; this kernel has version {abi}")
@@ -122,13 +123,13 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
 
 
 def filter_calls() -> None:
-    """seccomp: deny the calls above; new threads pass, new processes do not."""
+    """seccomp: deny the calls above and new processes; allow new threads."""
     if platform.machine() != "x86_64":
         raise OSError(f"the seccomp filter knows x86_64, not {platform.machine()}")
     load, jump_eq, jump_ge, jump_set, give = 0x20, 0x15, 0x35, 0x45, 0x06
     rules = [
         (load, 0, 0, 4),
-        (jump_eq, 1, 0, 0xC000003E),  # x86-64 calls only, and below not through the x32 table
+        (jump_eq, 1, 0, 0xC000003E),  # only x86-64 calls; the x32 table is denied below
         (give, 0, 0, _EPERM),
         (load, 0, 0, 0),
         (jump_ge, 0, 1, 0x40000000),
@@ -149,7 +150,7 @@ def filter_calls() -> None:
 
 
 def drop_capabilities() -> None:
-    """Root without capabilities: the other limits then bind it like anybody."""
+    """Drop all capabilities, so that the other limits also apply to root."""
     header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
     _checked(_LIBC.syscall(126, header, nothing), "capset")
 
@@ -165,7 +166,7 @@ def _checked(result: int, what: str) -> int:
 
 
 def confine(limits: dict[str, Any]) -> dict[str, str]:
-    """Apply every limit; returns those that failed, with the reason."""
+    """Apply all restrictions; return those that failed, with the reason."""
     failed = {}
     for name, apply in {
         "resources": lambda: limit_resources(limits),
@@ -181,10 +182,10 @@ def confine(limits: dict[str, Any]) -> dict[str, str]:
 
 
 def main() -> None:
-    """Read {limits, code, tests, token, allow_unenforced} from stdin, confine, run.
+    """Read {limits, code, tests, token, allow_unenforced} from stdin, restrict the process and run.
 
-    The program's own output follows the first line. After the tests the token goes to stdout:
-    a program that ends early, even with exit status 0, has not passed.
+    The output of the program follows the first line. The token is written after the tests, so a
+    program that exits early, even with status 0, does not pass.
     """
     task = json.loads(sys.stdin.readline())
     os.chdir(task["limits"]["folder"])

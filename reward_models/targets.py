@@ -1,12 +1,11 @@
-"""Where a verifier finds the right answer for a conversation."""
+"""Find the right answer to a conversation, for verifiers."""
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.files import read_jsonl
 from rlhf.errors import UserError
 from rlhf.reward_models.core import Conversation, Unscorable, fact
 
@@ -14,17 +13,21 @@ Answer = str | int | float | list[str | int | float]
 
 
 class Target:
-    """The right answer: one constant, a fact that travels on the messages, or a file of answers.
+    """The right answer: a constant, a fact of the conversation, or a row of a file.
 
-    ``answers`` is a JSONL file (``.gz`` allowed) with one ``prompt`` and one ``answer`` per row
-    (other names: ``prompt_key``, ``key``); rows are found by the last user message. Without it, the
-    fact ``key`` on the conversation is used. An answer is text or a number; a list of them means
-    that any one is right.
+    An answer is text or a number; a list contains alternatives.
+
+    Args:
+        answer: The same answer for all conversations.
+        answers: JSONL file (``.gz`` allowed) with a prompt and an answer per row; the row is
+            selected by the last user message. Without it, the fact ``key`` is used.
+        key: Key of the answer in a row or a conversation.
+        prompt_key: Key of the prompt in a row.
 
     Raises:
-        UserError: both ``answer`` and ``answers``, a row without the two keys, or one prompt with
-            two different answers.
-        FileNotFoundError: no such file.
+        UserError: Both ``answer`` and ``answers`` are given, a row lacks a key, or two rows have
+            the same prompt and different answers.
+        FileNotFoundError: The file does not exist.
     """
 
     def __init__(
@@ -41,22 +44,22 @@ class Target:
         self.table = _read_answers(Path(answers), prompt_key, key) if answers else None
 
     def of(self, conversation: Conversation) -> str:
-        """The one right answer; :class:`Unscorable` if it is not known, or one of several."""
-        found = self.any_of(conversation)
-        if len(found) > 1:
-            raise Unscorable("a list of reference answers where one is due")
-        return found[0]
+        """The right answer; :class:`Unscorable` if there is none or a list of alternatives."""
+        answers = self.any_of(conversation)
+        if len(answers) > 1:
+            raise Unscorable("a list of reference answers instead of a single one")
+        return answers[0]
 
     def any_of(self, conversation: Conversation) -> list[str]:
-        """The right answers, of which one is enough; :class:`Unscorable` if none is known."""
-        found = self.answer
-        if found is None:
-            found = (
+        """The alternative right answers; :class:`Unscorable` if there are none."""
+        answer: Any = self.answer
+        if answer is None:
+            answer = (
                 fact(conversation, self.key) if self.table is None else self._lookup(conversation)
             )
-        if found is None or found == []:
+        if answer is None or answer == []:
             raise Unscorable("no reference answer")
-        return [_text(item) for item in (found if isinstance(found, list | tuple) else [found])]
+        return [_text(item) for item in (answer if isinstance(answer, list | tuple) else [answer])]
 
     def _lookup(self, conversation: Conversation) -> Any:
         assert self.table is not None
@@ -65,7 +68,7 @@ class Target:
 
 
 def _text(answer: Any) -> str:
-    """A number as JSON and YAML mean it: 42 is "42", and so is 42.0."""
+    """The text of an answer; 42 and 42.0 are both "42"."""
     if isinstance(answer, float) and answer.is_integer() and abs(answer) < 1e15:
         return str(int(answer))
     if isinstance(answer, str | int | float):
@@ -77,13 +80,10 @@ def _read_answers(path: Path, prompt_key: str, answer_key: str) -> dict[str, Any
     if not path.is_file():
         raise FileNotFoundError(f"no file of answers at {path}")
     table: dict[str, Any] = {}
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            row = json.loads(line)
-            if prompt_key not in row or answer_key not in row:
-                raise UserError(f"{path}:{number} needs keys {prompt_key!r} and {answer_key!r}")
-            prompt, answer = str(row[prompt_key]).strip(), row[answer_key]
-            if table.setdefault(prompt, answer) != answer:
-                raise UserError(f"{path}:{number} gives a second answer to the same prompt")
+    for number, row in enumerate(read_jsonl(path), start=1):
+        if prompt_key not in row or answer_key not in row:
+            raise UserError(f"{path}:{number} needs keys {prompt_key!r} and {answer_key!r}")
+        prompt, answer = str(row[prompt_key]).strip(), row[answer_key]
+        if table.setdefault(prompt, answer) != answer:
+            raise UserError(f"{path}:{number} gives a second answer to the same prompt")
     return table

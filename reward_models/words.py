@@ -1,4 +1,4 @@
-"""TF-IDF vectors of texts, for the bags of words that a reward model is compared with."""
+"""TF-IDF vectors of texts, for bag-of-words baselines of reward models."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 
 def fit_words(texts: Sequence[str], **options: Any) -> Any:
-    """A fitted ``TfidfVectorizer``, or None where the texts have no word to tell them apart by.
+    """Fit a ``TfidfVectorizer``; None if the vocabulary is empty.
 
-    Words are runs of two or more letters or digits. Texts without such words (one-character
-    replies, emoji) are split at white space instead.
+    Words are sequences of two or more letters or digits. If the texts have no such words (single
+    characters, emoji), they are split at white space.
 
     Args:
-        texts: of the training rows.
-        options: of ``TfidfVectorizer``.
+        texts: Training texts.
+        **options: Options of ``TfidfVectorizer``.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -23,7 +23,7 @@ def fit_words(texts: Sequence[str], **options: Any) -> Any:
         words = TfidfVectorizer(sublinear_tf=True, token_pattern=pattern, **options)
         try:
             return words.fit(texts)
-        except ValueError as error:  # scikit-learn has no class of its own for it
+        except ValueError as error:  # scikit-learn has no specific exception for it
             if "empty vocabulary" not in str(error) and "no terms remain" not in str(error):
                 raise
     return None

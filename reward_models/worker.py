@@ -1,7 +1,8 @@
-"""A function in its own process, killed when it is late: for scorers that may hang or crash.
+"""Call a function in a separate process with a timeout, for scorers that may hang or crash.
 
-``python -m rlhf.reward_models.worker module:function`` serves calls as JSON lines. A subprocess,
-not ``multiprocessing``: it works from threads and needs no guard in the caller's ``__main__``.
+``python -m rlhf.reward_models.worker module:function`` serves calls as JSON lines. It uses a
+subprocess because, unlike ``multiprocessing``, it works from threads and needs no guard in the
+caller's ``__main__``.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ _START_SECONDS = 120.0  # imports of a large library on a busy machine
 
 
 class Worker:
-    """Calls the function at ``path`` (``module:name``; JSON in, JSON out) in another process.
+    """Calls a function in another process, which is started on first use and after every kill.
 
-    Started on first use, again after every kill. ``timeout`` is in seconds per call. A module that
-    is missing raises SetupError naming ``extra``, the optional dependency that brings it.
+    Args:
+        path: ``module:name`` of a function with JSON arguments and a JSON result.
+        timeout: Seconds per call.
+        extra: Optional dependency that the error names if the module cannot be imported.
     """
 
     def __init__(self, path: str, *, timeout: float, extra: str | None = None):
@@ -39,7 +42,7 @@ class Worker:
         atexit.register(self.close)
 
     def __call__(self, *arguments: Any) -> Any:
-        """The function's result; :class:`Unscorable` if it raises, crashes or is late."""
+        """Call the function; raises :class:`Unscorable` if it raises, crashes or times out."""
         with self._lock:
             return self._call(arguments)
 
@@ -94,14 +97,14 @@ class Worker:
 
 
 def _serve(path: str) -> None:
-    """Answer calls on the original stdout; whatever the function prints goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    """Write results to the original stdout and redirect the function's own output to stderr."""
+    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     module, _, name = path.partition(":")
 
     def reply(**content: Any) -> None:
-        answers.write(json.dumps(content) + "\n")
-        answers.flush()
+        results.write(json.dumps(content) + "\n")
+        results.flush()
 
     try:
         function = getattr(importlib.import_module(module), name)
@@ -112,7 +115,7 @@ def _serve(path: str) -> None:
     for line in sys.stdin:
         try:
             reply(result=function(*json.loads(line)))
-        except Exception as error:  # somebody else's code: its failure is an answer, not our crash
+        except Exception as error:  # an exception of the user's function is a result
             reply(error=describe(error))
 
 

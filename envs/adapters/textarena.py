@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.common.conversation import Conversation
 from rlhf.common.names import nearest
 from rlhf.envs.adapters import PrivateGenerators, require
-from rlhf.envs.core import Conversation, Step, TextEnv, check_range
+from rlhf.envs.core import Step, TextEnv, check_range
 from rlhf.errors import UserError
 
 Opponent = str | Callable[[Conversation], str]

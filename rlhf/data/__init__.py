@@ -1,8 +1,8 @@
-"""Rows in, checked rows out: reading, splitting, checking and making training data.
+"""Read, validate, split and create training data.
 
-Nothing here imports torch, and `datasets` only where a hub id or a folder is opened. The report on
-a data set (`rlhf.data.data_report`) and the makers of pairs (`rlhf.data.preferences`) are imported
-by name.
+Nothing here imports torch; `datasets` is imported only to open a hub id or a folder. The report on
+a data set (`rlhf.data.data_report`) and the creation of pairs (`rlhf.data.preferences`) are not
+re-exported here.
 """
 
 from rlhf.common.files import read_jsonl, write_jsonl

@@ -1,4 +1,4 @@
-"""Reference answers of prompt sets, in the one form that rewards read: a text, or several."""
+"""Reference answers of prompt sets in the form that rewards read: one text or several."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Answer = str | list[str]
-"""One right answer, or several of which any is right."""
+"""One right answer, or several alternatives."""
 
 FINAL_MARK = "####"
-"""What GSM8K writes before the final answer of a worked solution."""
+"""Marker before the final answer of a solution in GSM8K."""
 
 
 def reference_answer(value: Any) -> Answer | None:
-    """The answer that a cell states; None where it states none.
+    """The answer in a cell, or None if it contains none.
 
-    Numbers become their shortest text (42.0 is "42"), a list becomes the list of its members, of
-    which any is right. A text with `####` gives what follows the last mark. An object is read at
-    `target`, `ground_truth`, `value` or `text`.
+    Numbers become their shortest text (42.0 is "42"). A list becomes a list of alternatives. A text
+    with `####` gives the text after the last marker. An object gives the value of its key `target`,
+    `ground_truth`, `value` or `text`.
     """
     if isinstance(value, bool):
         return str(value)
@@ -38,25 +38,25 @@ def reference_answer(value: Any) -> Answer | None:
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last \boxed{...}, its braces balanced; None without one."""
+    r"""The content of the last \boxed{...} with balanced braces; None without one."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
     depth = 0
-    for place in range(start + len("\\boxed"), len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+    for end in range(start + len("\\boxed"), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[end], 0)
         if depth == 0:
-            return text[start + len("\\boxed{") : place].strip() or None
+            return text[start + len("\\boxed{") : end].strip() or None
     return None
 
 
 def solution_answer(value: Any) -> Answer | None:
-    r"""The final answer of a worked solution: what is boxed, or all of it if it is one line."""
+    r"""The final answer of a solution: its box, its `####` line, or the text if it is one line."""
     if not isinstance(value, str):
         return reference_answer(value)
-    found = boxed(value)
-    if found is not None or FINAL_MARK in value:
-        return found or reference_answer(value)
+    answer = boxed(value)
+    if answer is not None or FINAL_MARK in value:
+        return answer or reference_answer(value)
     return reference_answer(value) if "\n" not in value.strip() else None
 
 

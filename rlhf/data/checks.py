@@ -1,4 +1,4 @@
-"""One question each about a data set; every answer is a `Finding` with its numbers."""
+"""Checks of a data set; each returns a `Finding` with its numbers."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ Level = Literal["ok", "note", "fault"]
 CountTokens = Callable[[str], int]
 
 EXAMPLES = 3
-"""Rows quoted per finding."""
+"""Number of quoted rows per finding."""
 TOLERATED = 0.01
-"""Share of unusable, repeated or over-long rows up to which they are noted, not faulted."""
+"""Largest fraction of unusable, repeated or over-long rows that is a note and not a fault."""
 NUM_SUSPECTS = 100
-"""Most pairs listed as suspects."""
+"""Largest number of pairs listed as suspects."""
 MIN_FOR_SUSPECTS = 100
-"""Different prompts below which a cross-fitted model learns nothing worth saying."""
+"""Smallest number of different prompts for the cross-fitted model of suspects."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One question asked of the data, and the answer."""
+    """Result of one check."""
 
     name: str
     level: Level
     verdict: str
-    """The answer in one line."""
+    """The result in one line."""
     count: int
-    """Rows concerned."""
+    """Number of affected rows."""
     total: int
-    """Rows looked at."""
+    """Number of checked rows."""
     rows: tuple[int, ...] = ()
-    """Indices of the rows concerned in `Loaded.rows`, all of them."""
+    """Indices of all affected rows in `Loaded.rows`."""
     examples: tuple[str, ...] = ()
-    """Openings of the first of these rows' prompts; for unusable rows, where the first stands."""
+    """Beginnings of the first affected prompts; for unusable rows, file and row of the first."""
 
 
 def _finding(
-    name: str, rows: Sequence[Row], concerned: Sequence[int], level: Level, what: str
+    name: str, rows: Sequence[Row], affected: Sequence[int], level: Level, what: str
 ) -> Finding:
-    """A finding of `level` if it concerns any row; `what` follows the count."""
-    count = len(concerned)
+    """A finding of `level` if any row is affected; `what` follows the count in the verdict."""
+    count = len(affected)
     share = f" ({count / len(rows):.1%})" if count else ""
     return Finding(
         name=name,
@@ -57,23 +57,23 @@ def _finding(
         verdict=f"{count:,} of {len(rows):,} rows{share} {what}",
         count=count,
         total=len(rows),
-        rows=tuple(concerned),
-        examples=tuple(_opening(rows[index]) for index in concerned[:EXAMPLES]),
+        rows=tuple(affected),
+        examples=tuple(_opening(rows[index]) for index in affected[:EXAMPLES]),
     )
 
 
 def unusable(loaded: Loaded) -> Finding:
-    """Rows that the loader had to drop, by reason."""
+    """Rows that the loader dropped, by reason."""
     count = sum(loaded.dropped.values())
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in loaded.dropped.items())
     verdict = f"{count:,} of {loaded.total:,} rows cannot be used" + (f": {reasons}" * bool(count))
     level = _graded(count, loaded.total)
-    examples = tuple(f"{reason}: {place}" for reason, place in loaded.first_dropped.items())
+    examples = tuple(f"{reason}: {where}" for reason, where in loaded.first_dropped.items())
     return Finding("unusable rows", level, verdict, count, loaded.total, examples=examples)
 
 
 def unread(loaded: Loaded) -> Finding:
-    """Columns, and parts of cells, that nothing is read from."""
+    """Columns and parts of cells that are not used."""
     columns = {name for names in loaded.unused_columns.values() for name in names}
     count = len(columns) + len(loaded.ignored)
     verdict = "; ".join(loaded.account()) or "every column is used"
@@ -82,55 +82,58 @@ def unread(loaded: Loaded) -> Finding:
 
 
 def duplicates(rows: Sequence[Row]) -> Finding:
-    """Rows that say the same as an earlier row, up to case and white space."""
+    """Rows that equal an earlier row up to case and white space."""
     seen: set[tuple[str, ...]] = set()
-    again = []
+    repeated = []
     for index, row in enumerate(rows):
         key = (prompt_key(row), *_answers(row))
         if key in seen:
-            again.append(index)
+            repeated.append(index)
         seen.add(key)
-    level = _graded(len(again), len(rows))
-    return _finding("duplicates", rows, again, level, "repeat an earlier row")
+    level = _graded(len(repeated), len(rows))
+    return _finding("duplicates", rows, repeated, level, "repeat an earlier row")
 
 
 def contradictory_pairs(rows: Sequence[Row]) -> Finding:
-    """Pairs that another row holds with chosen and rejected exchanged."""
+    """Pairs that also occur with chosen and rejected swapped."""
     keys = [(prompt_key(row), *_answers(row)) for row in rows]
     known = set(keys)
     wrong = [i for i, (prompt, a, b) in enumerate(keys) if a != b and (prompt, b, a) in known]
-    return _finding(
-        "contradictory pairs", rows, wrong, "fault", "stand elsewhere the other way round"
-    )
+    what = "also occur with chosen and rejected swapped"
+    return _finding("contradictory pairs", rows, wrong, "fault", what)
 
 
 def contradictory_labels(rows: Sequence[Row]) -> Finding:
-    """Rows whose text has another label elsewhere."""
+    """Rows whose text has a different label in another row."""
     keys = [(prompt_key(row), *_answers(row)[:-1]) for row in rows]
     labels = defaultdict(set)
     for key, row in zip(keys, rows, strict=True):
         labels[key].add(row["label"])
     wrong = [index for index, key in enumerate(keys) if len(labels[key]) > 1]
-    return _finding("contradictory labels", rows, wrong, "fault", "have another label elsewhere")
+    what = "have a different label in another row"
+    return _finding("contradictory labels", rows, wrong, "fault", what)
 
 
 def near_ties(rows: Sequence[Row]) -> Finding:
-    """Pairs whose replies differ in case or white space only."""
+    """Pairs whose replies differ only in case or white space."""
     ties = [index for index, row in enumerate(rows) if len(set(_answers(row))) == 1]
-    what = "have replies that differ in case or white space only"
+    what = "have replies that differ only in case or white space"
     return _finding("near ties", rows, ties, "fault", what)
 
 
 def length_bias(rows: Sequence[Row]) -> Finding:
-    """Does length tell the label? A fault only if the 95% interval lies outside 0.4 to 0.6."""
+    """Fraction of pairs whose longer reply is chosen.
+
+    It is a fault only if the 95% interval is outside 0.4 to 0.6.
+    """
     gaps = [len(text_of(row["chosen"])) - len(text_of(row["rejected"])) for row in rows]
     longer, unequal = sum(gap > 0 for gap in gaps), sum(gap != 0 for gap in gaps)
     if not unequal:
         return Finding("length bias", "ok", "all pairs have replies of equal length", 0, 0)
-    # Pairs of one prompt are one observation.
+    # Pairs of the same prompt are dependent, so the interval is clustered by prompt.
     prompts = [prompt_key(row) for row, gap in zip(rows, gaps, strict=True) if gap]
-    found = interval([float(g > 0) for g in gaps if g], prompts, kind="share", weigh="values")
-    low, high = found.low, found.high
+    rate = interval([float(g > 0) for g in gaps if g], prompts, kind="share", weigh="values")
+    low, high = rate.low, rate.high
     level: Level = "ok" if low <= 0.5 <= high else "fault" if low > 0.6 or high < 0.4 else "note"
     verdict = (
         f"the longer reply is chosen in {longer / unequal:.1%} of pairs [{low:.1%}, {high:.1%}]"
@@ -139,79 +142,80 @@ def length_bias(rows: Sequence[Row]) -> Finding:
 
 
 def suspects(rows: Sequence[Row], *, seed: int) -> Finding:
-    """Pairs that a bag of words, fitted on other prompts, contradicts most strongly."""
+    """Pairs whose label a bag-of-words model of other prompts contradicts most strongly."""
     prompts = len({prompt_key(row) for row in rows})
     if prompts < MIN_FOR_SUSPECTS:
-        verdict = f"not looked for: fewer than {MIN_FOR_SUSPECTS} different prompts"
+        verdict = f"not checked: fewer than {MIN_FOR_SUSPECTS} different prompts"
         return Finding("suspects", "ok", verdict, 0, len(rows))
     margins = cross_fitted_margins(rows, seed=seed)
-    sure = share_interval(margins.accuracy * prompts, prompts)
-    low, high = sure.low, sure.high
-    told = f"a bag of words tells {margins.accuracy:.1%} [{low:.1%}, {high:.1%}] of labels"
+    accuracy = share_interval(margins.accuracy * prompts, prompts)
+    low, high = accuracy.low, accuracy.high
+    fit = f"a bag of words predicts {margins.accuracy:.1%} [{low:.1%}, {high:.1%}] of labels"
     if low <= 0.5:
-        return Finding("suspects", "ok", f"{told}: too few to accuse a pair", 0, len(rows))
-    found = margins.suspects(min(NUM_SUSPECTS, len(rows) // 20))
+        return Finding("suspects", "ok", f"{fit}: too few to suspect a pair", 0, len(rows))
+    indices = margins.suspects(min(NUM_SUSPECTS, len(rows) // 20))
     return Finding(
         name="suspects",
-        level="note" if found else "ok",
-        verdict=f"{told}; the {len(found):,} most contradicted pairs are worth reading",
-        count=len(found),
+        level="note" if indices else "ok",
+        verdict=f"{fit}; review the {len(indices):,} pairs that it contradicts most strongly",
+        count=len(indices),
         total=len(rows),
-        rows=tuple(found),
-        examples=tuple(_opening(rows[index]) for index in found[:EXAMPLES]),
+        rows=tuple(indices),
+        examples=tuple(_opening(rows[index]) for index in indices[:EXAMPLES]),
     )
 
 
 def label_balance(rows: Sequence[Row]) -> Finding:
-    """How far one label dominates: a fault when there is no other, a note above nine in ten."""
+    """Share of the most common label: a fault if it is the only one, a note above 90%."""
     counts = Counter(row["label"] for row in rows)
-    (label, most), *_ = counts.most_common(1)
-    level: Level = "fault" if most == len(rows) else "note" if most > 0.9 * len(rows) else "ok"
-    verdict = f"{len(counts):,} different labels, the commonest ({label}) on {most / len(rows):.1%}"
-    return Finding("label balance", level, verdict, most, len(rows))
+    ((label, count),) = counts.most_common(1)
+    level: Level = "fault" if count == len(rows) else "note" if count > 0.9 * len(rows) else "ok"
+    share = count / len(rows)
+    verdict = f"{len(counts):,} different labels; the most common one ({label}) has {share:.1%}"
+    return Finding("label balance", level, verdict, count, len(rows))
 
 
 def over_long(rows: Sequence[Row], count_tokens: CountTokens, *, max_length: int) -> Finding:
-    """Rows that training would cut off or drop, template tokens not counted.
+    """Rows that training would truncate or drop; template tokens are not counted.
 
-    Where the prompt alone fills the length, truncation leaves chosen equal to rejected.
+    If the prompt alone exceeds the length, truncation makes chosen equal to rejected.
     """
-    found, by_prompt = [], 0
+    affected, by_prompt = [], 0
     for index, row in enumerate(rows):
         prompt = count_tokens(text_of(row["prompt"])) if "prompt" in row else 0
         replies = [count_tokens(text_of(row[part])) for part in parts(row) if part != "prompt"]
         if prompt + max(replies, default=0) > max_length:
-            found.append(index)
+            affected.append(index)
             by_prompt += prompt >= max_length
     what = f"exceed max_length = {max_length:,} tokens, {by_prompt:,} by the prompt alone"
-    return _finding("over-long rows", rows, found, _graded(len(found), len(rows)), what)
+    return _finding("over-long rows", rows, affected, _graded(len(affected), len(rows)), what)
 
 
 def shared(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
     """Leakage: rows whose prompt is also in the other set."""
-    found = shared_prompts(rows, against)
-    return _finding("shared prompts", rows, found, "fault", "have a prompt of the other set")
+    affected = shared_prompts(rows, against)
+    return _finding("shared prompts", rows, affected, "fault", "have a prompt of the other set")
 
 
 def overlapping(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
-    """Possible leakage: rows whose prompt quotes a long run of words from the other set."""
-    found = sorted(set(overlapping_prompts(rows, against)) - set(shared_prompts(rows, against)))
-    what = f"have a new prompt, but {GRAM} words in a row as in a prompt of the other set"
-    return _finding("overlapping prompts", rows, found, "note", what)
+    """Possible leakage: rows whose prompt shares a long run of words with the other set."""
+    affected = sorted(set(overlapping_prompts(rows, against)) - set(shared_prompts(rows, against)))
+    what = f"have a new prompt that shares {GRAM} consecutive words with a prompt of the other set"
+    return _finding("overlapping prompts", rows, affected, "note", what)
 
 
 def parts(row: Row) -> list[str]:
-    """The text-bearing fields of a canonical row."""
+    """The text fields of a canonical row."""
     return [p for p in ("prompt", "completion", "chosen", "rejected", "text") if p in row]
 
 
 def text_of(value: str | Sequence[Mapping[str, str]]) -> str:
-    """The contents of a field, turns on lines of their own, without role names."""
+    """The text of a field, with one line per turn and without role names."""
     return value if isinstance(value, str) else "\n".join(turn["content"] for turn in value)
 
 
 def _answers(row: Row) -> tuple[str, ...]:
-    """Replies and label, normalised as prompts are: what makes two rows with one prompt differ."""
+    """Replies and label of a row, normalized like prompts; rows are compared by them."""
     texts = [text_of(row[part]) for part in parts(row) if part not in ("prompt", "text")]
     labels = [str(row["label"])] if "label" in row else []
     return tuple(" ".join(text.split()).casefold() for text in texts + labels)

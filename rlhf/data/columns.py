@@ -1,4 +1,4 @@
-"""Find out which column holds what: by mapping, else by name."""
+"""Assign columns to fields, by the user's mapping or by their names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf.errors import UserError
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, str]
-"""Our field -> the column that holds it, or a path into one (`reward_model.ground_truth`)."""
+"""Field -> its column, or a path into a column (`reward_model.ground_truth`)."""
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "instruction", "query", "problem", "inputs", "input"),
@@ -52,8 +52,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "score_a": (),
     "score_b": (),
 }
-"""Our field -> column names that are recognised without a mapping, the likeliest first; those of
-two replies and their winner are recognised as whole schemas only (`rlhf.data.schemas`)."""
+"""Field -> column names that are recognized without a mapping, the most likely first.
+
+Columns of two replies and a winner are recognized only as complete schemas (`rlhf.data.schemas`).
+"""
 
 LAYOUTS: dict[Kind, tuple[tuple[str, ...], ...]] = {
     "sft": (("messages",), ("prompt", "completion"), ("text",)),
@@ -70,7 +72,7 @@ LAYOUTS: dict[Kind, tuple[tuple[str, ...], ...]] = {
     "ranking": (("prompt", "replies"),),
     "steps": (("prompt", "steps", "labels"),),
 }
-"""Fields that make a row of each kind. A row is read by the first of them that it has whole."""
+"""Kind -> sets of required fields. A row is read by the first set that it has completely."""
 
 _PROMPT_PARTS = ("system", "history", "tools", "context")
 EXTRAS: dict[Kind, tuple[str, ...]] = {
@@ -91,23 +93,23 @@ EXTRAS: dict[Kind, tuple[str, ...]] = {
     "ranking": _PROMPT_PARTS,
     "steps": _PROMPT_PARTS,
 }
-"""Fields that are used where present; a row without them is whole."""
+"""Kind -> optional fields."""
 
 FACT_FIELDS = ("answer", "tests")
-"""What a prompt's last user message carries for the rewards."""
+"""Fields that are stored on the last user message of a prompt, for rewards."""
 
 _OLD_NAMES = {"input": "context"}
-"""Names that `columns` took before."""
+"""Former name of a field -> its present name."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to read a row."""
+    """An assignment of columns to fields."""
 
     fields: tuple[str, ...]
-    """What the row has to have."""
+    """Required fields."""
     columns: dict[str, str]
-    """Our field -> column or path, the optional ones included."""
+    """Field, required or optional -> column or path."""
 
 
 def find_layouts(
@@ -119,12 +121,13 @@ def find_layouts(
     source: str,
     facts: bool,
 ) -> list[Layout]:
-    """Each way to read a row of the table, the best first.
+    """All layouts with which rows of the table can be read, the best first.
 
-    A mapped field beats recognition by name, and a layout that uses mapped fields beats one that
-    does not. With `facts` the answer and tests of a prompt are looked for in every kind.
+    A mapping takes precedence over names, and layouts that use mapped fields come first. With
+    `facts`, every kind has the optional fields `answer` and `tests`.
 
-    Raises UserError naming the columns found and how to map them.
+    Raises:
+        UserError: No layout is complete; the message lists the columns and how to map them.
     """
     mapping = {_OLD_NAMES.get(field, field): column for field, column in (mapping or {}).items()}
     extras = tuple(dict.fromkeys(EXTRAS[kind] + (FACT_FIELDS if facts else ())))
@@ -133,17 +136,17 @@ def find_layouts(
     complete = []
     for fields in layouts:
         columns = {field: column_of(field, present, mapping) for field in fields}
-        if all(columns.values()) and not (mapping and _passes_over(mapping, fields, extras)):
+        if all(columns.values()) and not (mapping and _ignores_mapping(mapping, fields, extras)):
             complete.append(Layout(fields, _with_extras(columns, extras, present, mapping)))
     if not complete:
         raise UserError(_cannot_read(kind, table, present, source=source))
-    # Plain text is no fallback of conversations, nor they of it: stages treat them differently.
-    plain = "text" in complete[0].fields
-    return [layout for layout in complete if ("text" in layout.fields) == plain]
+    # Plain text and conversations are not mixed, because training treats them differently.
+    is_text = "text" in complete[0].fields
+    return [layout for layout in complete if ("text" in layout.fields) == is_text]
 
 
-def _passes_over(mapping: Columns, fields: Sequence[str], extras: Sequence[str]) -> bool:
-    """Whether a layout has no place for a mapped field."""
+def _ignores_mapping(mapping: Columns, fields: Sequence[str], extras: Sequence[str]) -> bool:
+    """Whether a layout has no use for a mapped field."""
     return not mapping.keys() <= {*fields, *extras}
 
 
@@ -163,21 +166,21 @@ def _with_extras(
 def column_of(
     field: str, present: Collection[str], mapping: Columns, *, taken: Collection[str] = ()
 ) -> str | None:
-    """The column of a field: the mapped one, else the first of its names, in any case, left."""
+    """The column of a field: the mapped one, else the first unused column with one of its names."""
     if field in mapping:
         return mapping[field]
     free = [name for name in present if name not in mapping.values() and name not in taken]
     for alias in ALIASES[field]:
         if alias in free or (alias.partition(".")[0] in free and "." in alias):
             return alias
-        same = next((name for name in free if name.casefold() == alias), None)
-        if same is not None:
-            return same
+        match = next((name for name in free if name.casefold() == alias), None)
+        if match is not None:
+            return match
     return None
 
 
 def cell_of(row: Row, path: str) -> Any:
-    """The cell of a column, or what a path such as `a.b.0` reaches inside one; None if nothing."""
+    """The value of a column, or at a path such as `a.b.0` inside a column; None if missing."""
     if path in row:
         return row[path]
     cell: Any = row
@@ -197,7 +200,7 @@ def _is_index(step: str) -> bool:
 
 
 def root_of(path: str, present: Collection[str]) -> str:
-    """The column that a path starts from."""
+    """The column of a path."""
     return path if path in present else path.partition(".")[0]
 
 
@@ -219,7 +222,7 @@ def _check_mapping(
             )
         if root_of(column, present) not in present:
             raise UserError(
-                f"{source}: data.columns.{field} names column {column!r}, which is not there; "
+                f"{source}: data.columns.{field} names column {column!r}, which does not exist; "
                 f"columns found: {', '.join(sorted(present))}{nearest(column, present)}"
             )
         if column not in present and all(cell_of(row, column) is None for row in _first(table)):
@@ -234,7 +237,7 @@ def _first(table: Sequence[Row], count: int = 100) -> list[Row]:
 
 
 def described(table: Sequence[Row], present: Collection[str]) -> str:
-    """The columns by name, those that hold objects with the names inside."""
+    """List the columns, with the keys of those that contain objects."""
     rows, names = _first(table, 20), []
     for name in sorted(present):
         inside = next((row.get(name) for row in rows if row.get(name) is not None), None)

@@ -1,7 +1,7 @@
-"""Check conversations, and split them into a prompt and what answers it.
+"""Validate conversations, and split them into a prompt and a reply.
 
-Every turn of every row passes `check_turns`, whatever layout it came in. A row that cannot be used
-raises `RowDropped`; the loader counts the reasons.
+Every row is validated with `check_turns`, in every layout. A row that cannot be used raises
+`RowDropped`; the loader counts the reasons.
 """
 
 from __future__ import annotations
@@ -45,10 +45,13 @@ __all__ = [
 
 
 def check_turns(messages: Sequence[Message]) -> None:
-    """Refuse what chat templates refuse: a late system turn, a repeated role, no user first.
+    """Check the order of roles that chat templates require.
 
-    A tool turn follows the assistant's or another tool turn. Only an assistant that calls tools
-    and a tool may be silent.
+    A system turn is allowed only at the start, the first other turn is the user's, roles alternate,
+    and tool turns follow an assistant or a tool turn.
+
+    Raises:
+        RowDropped: The order is violated.
     """
     previous = None
     for index, turn in enumerate(messages):
@@ -67,12 +70,12 @@ def check_turns(messages: Sequence[Message]) -> None:
 
 
 def is_silent(turn: Message) -> bool:
-    """Whether a turn says nothing: no text, and it neither calls a tool nor comes from one."""
+    """Whether a turn has neither text nor tool calls and is not the result of a tool."""
     return not (turn["content"].strip() or turn.get("tool_calls") or turn["role"] == "tool")
 
 
 def checked_prompt(messages: Conversation) -> Conversation:
-    """`messages` if they are a prompt: legal roles, no empty turn, the last one to be answered."""
+    """`messages` if they are a valid prompt; raises RowDropped otherwise."""
     if messages and messages[-1] == {"role": "assistant", "content": ""}:
         messages = messages[:-1]  # the open "\n\nAssistant:" that ends a dialogue prompt
     if not any(turn["role"] == "user" and turn["content"].strip() for turn in messages):
@@ -86,7 +89,7 @@ def checked_prompt(messages: Conversation) -> Conversation:
 
 
 def checked_reply(messages: Conversation) -> Conversation:
-    """`messages` if they are a reply: assistant turns (tool results between), none empty."""
+    """`messages` if they are a valid reply; raises RowDropped otherwise."""
     if not messages or any(is_silent(turn) for turn in messages):
         raise RowDropped("empty reply")
     if any(turn["role"] not in ("assistant", "tool") for turn in messages):
@@ -98,10 +101,7 @@ def checked_reply(messages: Conversation) -> Conversation:
 
 
 def reply_to(prompt: Conversation, value: Any) -> Conversation:
-    """The assistant's turns in `value`: text, messages, or a conversation that repeats `prompt`.
-
-    Raises RowDropped("prompts differ") when a full conversation opens with another prompt.
-    """
+    """The reply in a cell, as in `split_reply`."""
     return split_reply(prompt, value)[1]
 
 
@@ -110,10 +110,11 @@ def split_reply(
 ) -> tuple[Conversation, Conversation]:
     """(prompt, reply) of a reply cell: text, messages, or a conversation that repeats `prompt`.
 
-    A system message that stands before the reply, or opens the repeated conversation, becomes part
-    of the prompt.
+    A system message at the start of the cell becomes part of the prompt.
 
-    Raises RowDropped when the conversation opens with another prompt or another system message.
+    Raises:
+        RowDropped: The cell begins with another prompt or another system message, or its reply is
+            not valid.
     """
     if isinstance(value, str):
         return prompt, checked_reply([{"role": "assistant", "content": value}])
@@ -132,11 +133,11 @@ def split_reply(
 
 
 def same_turns(first: Sequence[Message], second: Sequence[Message]) -> bool:
-    """Whether two runs of turns say the same, white space at both ends ignored."""
-    return [_said(turn) for turn in first] == [_said(turn) for turn in second]
+    """Whether two sequences of turns are equal, without white space at the ends of turns."""
+    return [_content_of(turn) for turn in first] == [_content_of(turn) for turn in second]
 
 
-def _said(turn: Message) -> tuple[Any, ...]:
+def _content_of(turn: Message) -> tuple[Any, ...]:
     return turn["role"], turn["content"].strip(), turn.get("tool_calls"), reasoning_of(turn)
 
 
@@ -146,18 +147,18 @@ def reasoning_of(turn: Message) -> str:
 
 
 def without_system(messages: Conversation) -> Conversation:
-    """`messages` less a leading system turn."""
+    """`messages` without a leading system turn."""
     return messages[1:] if messages and messages[0]["role"] == "system" else messages
 
 
 def after_system(messages: Sequence[Message], more: Sequence[Message]) -> Conversation:
-    """`messages` with `more` between a leading system turn and the rest."""
+    """`messages` with `more` inserted after a leading system turn."""
     rest = without_system(list(messages))
     return [*messages[: len(messages) - len(rest)], *more, *rest]
 
 
 def labelled_conversation(row: Mapping[str, Any]) -> Conversation:
-    """A canonical labelled row: its text as one message, or its reply with the prompt."""
+    """The conversation of a canonical labeled row: its text as one message, or prompt and reply."""
     if "text" in row:
         return [{"role": "assistant", "content": row["text"]}]
     return [*row["prompt"], *row["completion"]]
@@ -166,7 +167,7 @@ def labelled_conversation(row: Mapping[str, Any]) -> Conversation:
 def split_last_reply(
     messages: Conversation, notes: Notes | None = None
 ) -> tuple[Conversation, Conversation]:
-    """(prompt, last assistant turn). Turns after the last reply are left out: unanswered."""
+    """(prompt, last assistant turn); turns after it have no reply and are ignored."""
     _, last = _replies(messages, notes)
     check_turns(messages[: last + 1])
     return checked_prompt(messages[:last]), checked_reply(messages[last : last + 1])
@@ -175,10 +176,10 @@ def split_last_reply(
 def split_first_reply(
     messages: Conversation, notes: Notes | None = None
 ) -> tuple[Conversation, Conversation]:
-    """(prompt, everything from the first assistant turn to the last one).
+    """(prompt, turns from the first to the last assistant turn); later turns are ignored.
 
-    Turns after the last reply are left out: unanswered. Raises RowDropped where no reply is
-    learned (all have weight 0).
+    Raises:
+        RowDropped: The conversation is not valid, or all replies have weight 0.
     """
     first, last = _replies(messages, notes)
     completion = messages[first : last + 1]
@@ -190,14 +191,14 @@ def split_first_reply(
 
 
 def check_weights(completion: Conversation) -> None:
-    """Refuse a completion of which no reply is learned."""
+    """Raise RowDropped if all replies of a completion have weight 0."""
     replies = [turn for turn in completion if turn["role"] == "assistant"]
     if all(turn.get("weight", 1) == 0 for turn in replies):
         raise RowDropped("every reply has weight 0")
 
 
 def _replies(messages: Conversation, notes: Notes | None) -> tuple[int, int]:
-    """Places of the first and the last assistant turn."""
+    """Indices of the first and the last assistant turn."""
     replies = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
     if not replies:
         raise RowDropped("no assistant turn")
@@ -207,9 +208,9 @@ def _replies(messages: Conversation, notes: Notes | None) -> tuple[int, int]:
 
 
 def split_pair(chosen: Conversation, rejected: Conversation) -> tuple[Conversation, ...]:
-    """(prompt, chosen reply, rejected reply) of two conversations that share their opening.
+    """(prompt, chosen reply, rejected reply) of two conversations with a common prompt.
 
-    The prompt is the longest common run of turns; what follows must be assistant turns in both.
+    The prompt is the longest common prefix; assistant turns must follow it in both conversations.
     """
     if same_turns(chosen, rejected):
         raise RowDropped("chosen equals rejected")

@@ -1,4 +1,4 @@
-"""`rlhf data check`: what is wrong with a data set, each finding in one line with its numbers."""
+"""`rlhf data check`: a report on a data set, with one line per finding."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class DataReport:
 
     findings: tuple[Finding, ...]
     lengths: dict[str, dict[str, float]]
-    """Part of a row (prompt, chosen, ...), in characters or tokens -> median, p95, max."""
+    """Field and unit ("prompt, characters") -> median, p95 and max of its length."""
     total: int
     """Rows in the source."""
 
     @property
     def ok(self) -> bool:
-        """No finding is a fault."""
+        """Whether no finding is a fault."""
         return all(finding.level != "fault" for finding in self.findings)
 
     def verdict(self) -> str:
-        """One line: the faults, or that there is none."""
+        """The faults in one line."""
         faults = [finding for finding in self.findings if finding.level == "fault"]
         if not faults:
             return f"no fault found in {self.total:,} rows"
@@ -39,7 +39,7 @@ class DataReport:
         return f"{len(faults)} fault{'s' * (len(faults) > 1)} in {self.total:,} rows: {named}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types for JSON."""
+        """The report as JSON types."""
         return {
             "ok": self.ok,
             "verdict": self.verdict(),
@@ -49,7 +49,7 @@ class DataReport:
         }
 
     def to_markdown(self) -> str:
-        """A page: the verdict, a line per finding with quoted rows, a table of lengths."""
+        """The report as Markdown: verdict, findings with quoted rows, table of lengths."""
         verdict = self.verdict()
         lines = [f"**{verdict[0].upper()}{verdict[1:]}.**", ""]
         for f in self.findings:
@@ -69,16 +69,18 @@ def report_on(
     max_length: int | None = None,
     seed: int = 0,
 ) -> DataReport:
-    """Look for everything that can be told from the rows alone.
+    """Run all checks on loaded rows.
 
     Args:
-        loaded: rows of any kind, with their account of what was dropped.
-        against: rows that these must not leak into, such as the test set.
-        count_tokens: length of a text in tokens; then lengths are also told in tokens.
-        max_length: tokens per row in training; with `count_tokens`, tells the share cut off.
-        seed: of the folds in the search for suspects (pairs only).
+        loaded: Rows of any kind.
+        against: Rows with which these must not share prompts, such as the test set.
+        count_tokens: Returns the length of a text in tokens; adds lengths in tokens to the report.
+        max_length: Tokens per row in training; needs `count_tokens` and adds the check of over-long
+            rows.
+        seed: Seed of the folds in the search for suspects (pairs only).
 
-    Raises UserError without rows, or with a max_length that nothing can be measured against.
+    Raises:
+        UserError: There are no rows, or `max_length` is given without `count_tokens`.
     """
     if not loaded.rows:
         raise UserError("there are no rows to check")
@@ -110,9 +112,9 @@ def check_dataset(
     max_length: int | None = None,
     seed: int = 0,
 ) -> DataReport:
-    """Load and check: the call behind `rlhf data check`. Arguments as in `load` and `report_on`.
+    """Load and check data sets, as `rlhf data check` does.
 
-    Raises UserError as `load` does; whatever can be loaded is checked, not refused.
+    Arguments and errors are those of `load` and `report_on`.
     """
     return report_on(
         load(specs, kind, seed=seed),

@@ -1,7 +1,6 @@
-"""Read rows from a file, a folder or the hub, and write JSON lines.
+"""Read rows from a file, a folder or the hub.
 
-Whatever is wrong with a source is told in one line that names the file and, where there is one, the
-line.
+Errors are one line with the file and, if possible, the line number.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def read_rows(spec: DataSpec) -> Sequence[Row]:
-    """All rows behind `spec.path`, as they are: nothing is renamed, checked or dropped.
+    """All rows of `spec.path`, unchanged.
 
-    A path that exists wins over a hub id of the same spelling.
+    A local path takes precedence over a hub id with the same name.
 
     Raises:
-        UserError: broken content, with file and line number, or a path that is neither a file, nor
-            a folder, nor a hub data set that can be reached.
+        UserError: The content is malformed, or the path is neither a file, nor a folder, nor a data
+            set on the hub that can be loaded.
     """
     path = Path(spec.path).expanduser()
     if path.is_file():
@@ -44,7 +43,7 @@ def read_rows(spec: DataSpec) -> Sequence[Row]:
 
 
 def read_file(path: str | Path) -> list[Row]:
-    """All rows of one data file; the format follows the suffix (a final .gz is unpacked)."""
+    """All rows of a data file; the suffix gives the format (files with .gz are decompressed)."""
     path = Path(path)
     suffix = _data_suffix(path)
     if suffix not in READERS:
@@ -93,7 +92,7 @@ def _read_csv(path: Path) -> list[Row]:
 
 
 def _read_text(path: Path) -> list[Row]:
-    """Blocks between blank lines; a file without blank lines gives one row a line."""
+    """Paragraphs separated by blank lines; without blank lines, one row per line."""
     with open_text(path) as stream:
         content = stream.read().strip()
     blocks = re.split(r"\n\s*\n", content)
@@ -127,19 +126,19 @@ def _data_suffix(path: Path) -> str:
 
 
 def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
-    """A folder or hub id through Hugging Face `datasets` (also a folder made by save_to_disk)."""
+    """Load a folder (also one written by save_to_disk) or a hub id with Hugging Face `datasets`."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         if path.is_dir() and _saved_to_disk(path):
-            found = datasets.load_from_disk(str(path))
-            found = found[spec.split] if isinstance(found, datasets.DatasetDict) else found
+            rows = datasets.load_from_disk(str(path))
+            rows = rows[spec.split] if isinstance(rows, datasets.DatasetDict) else rows
         else:
-            place = str(path) if path.is_dir() else spec.path
-            found = datasets.load_dataset(
-                place, spec.name, data_dir=spec.data_dir, split=spec.split
+            source = str(path) if path.is_dir() else spec.path
+            rows = datasets.load_dataset(
+                source, spec.name, data_dir=spec.data_dir, split=spec.split
             )
     except (DatasetGenerationError, ValueError, KeyError) as error:
         cause = error.__cause__ or error
@@ -148,10 +147,10 @@ def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
         if path.is_dir():
             raise UserError(f"data folder {path}: {_one_line(error)}") from None
         raise UserError(
-            f"data set {spec.path!r} is no local path and the hub did not give it "
+            f"data set {spec.path!r} is not a local path and cannot be loaded from the hub "
             f"({_one_line(error)}); offline, set data.path to a local file: {', '.join(READERS)}"
         ) from None
-    return cast(Sequence[Row], found)
+    return cast(Sequence[Row], rows)
 
 
 def _saved_to_disk(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Turn the cells of one row into the canonical shape of its kind."""
+"""Convert the cells of a row to the canonical row of its kind."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rlhf.data.conversation import (
 from rlhf.data.messages import ROLES, Notes, decode_json, holds, parse_tools
 
 Cells = dict[str, Any]
-"""Our field -> its cell in one row; a converter takes out what it uses and need not be there."""
+"""Field -> its cell in a row; a converter removes the optional cells that it uses."""
 
 OPTIONAL = (
     "system",
@@ -44,15 +44,22 @@ OPTIONAL = (
     "answer",
     "tests",
 )
-"""Cells that a row may have beside those of its layout: read, or else named as ignored."""
+"""Optional cells of a row; those that are not used are reported as ignored."""
 
 
 def convert(
     cells: Mapping[str, Any], kind: Kind, *, system: str | None, notes: Notes
 ) -> dict[str, Any]:
-    """The canonical row of `kind`; what was ignored goes to `notes`.
+    """Convert cells to a canonical row; names of ignored cells are added to `notes`.
 
-    Raises RowDropped with the reason when the row cannot be used.
+    Args:
+        cells: Field -> cell.
+        kind: Kind of row.
+        system: System message of the data source, for prompts without one.
+        notes: Changed in place.
+
+    Raises:
+        RowDropped: The row cannot be used.
     """
     rest = dict(cells)
     result = CONVERTERS[kind](rest, notes)
@@ -72,13 +79,13 @@ def convert(
 
 
 def _with_systems(
-    prompt: Conversation, own: Any, default: str | None, notes: Notes
+    prompt: Conversation, cell: Any, default: str | None, notes: Notes
 ) -> Conversation:
-    """The prompt with its own system message, else the row's, else the source's."""
-    if holds(own) and not isinstance(own, str):
+    """The prompt with its own system message, else that of the row, else that of the source."""
+    if holds(cell) and not isinstance(cell, str):
         notes.add("system column that is not text")
-        own = None
-    row_text = own if isinstance(own, str) and own.strip() else None
+        cell = None
+    row_text = cell if isinstance(cell, str) and cell.strip() else None
     for text in (row_text, default):
         prompt = _with_system(prompt, text)
     if row_text is not None and prompt[0]["content"].strip() != row_text.strip():
@@ -87,36 +94,36 @@ def _with_systems(
 
 
 def _with_system(prompt: Conversation, text: str | None) -> Conversation:
-    """The prompt with a system message, unless it brings its own."""
+    """The prompt with a system message, unless it has one."""
     if text is None or prompt[0]["role"] == "system":
         return prompt
     return [{"role": "system", "content": text}, *prompt]
 
 
 def _add_facts(prompt: Conversation, cells: Cells, notes: Notes) -> None:
-    """Put the answer and the tests of the row on its last user message; in place."""
-    place = max(i for i, turn in enumerate(prompt) if turn["role"] == "user")
-    found: dict[str, Any] = {}
+    """Add the answer and the tests of the row to its last user message, in place."""
+    last_user = max(i for i, turn in enumerate(prompt) if turn["role"] == "user")
+    facts: dict[str, Any] = {}
     if "answer" in cells:
         read = solution_answer if cells.get("answer_is_solution") else reference_answer
         answer = read(cells.pop("answer"))
         if answer is None:
             notes.add("answer cell that states no answer")
         else:
-            found["answer"] = answer
+            facts["answer"] = answer
     tests = cells.pop("tests", None)
     if isinstance(tests, list) and tests and all(isinstance(test, str) for test in tests):
         tests = "\n".join(tests)
     if isinstance(tests, str) and tests.strip():
-        found["tests"] = tests
+        facts["tests"] = tests
     elif tests is not None:
         notes.add("tests cell that is not text")
-    if found:
-        prompt[place] = found | prompt[place]  # what a message itself carries comes first
+    if facts:
+        prompt[last_user] = facts | prompt[last_user]  # facts of the message take precedence
 
 
 def _check_unicode(result: Mapping[str, Any]) -> None:
-    """Lone surrogates pass JSON but no tokenizer: better dropped here than dying in training."""
+    """Raise RowDropped for lone surrogates, which JSON allows but tokenizers reject."""
     for value in result.values():
         try:
             "".join(_texts(value)).encode()
@@ -125,7 +132,7 @@ def _check_unicode(result: Mapping[str, Any]) -> None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a cell: a text, messages, or lists and objects of these."""
+    """All texts in a cell: a text, messages, or lists and objects of these."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -140,8 +147,8 @@ def _prompt(cells: Cells, notes: Notes) -> Conversation:
     value, context = cells["prompt"], cells.get("context")
     if isinstance(value, str) and isinstance(context, str):
         cells.pop("context")
-        told = not context.strip() or context.strip() in value
-        value = value if told else f"{value}\n\n{context}"
+        is_included = not context.strip() or context.strip() in value
+        value = value if is_included else f"{value}\n\n{context}"
     messages = as_conversation(value, notes)
     earlier = _history(cells.pop("history", None), notes)
     if earlier:
@@ -151,7 +158,7 @@ def _prompt(cells: Cells, notes: Notes) -> Conversation:
 
 
 def _history(value: Any, notes: Notes) -> Conversation:
-    """Earlier turns: a list of [question, answer] pairs, or of messages."""
+    """Earlier turns from a list of [question, answer] pairs or of messages."""
     value = decode_json(value)
     if value in (None, "", []):
         return []
@@ -171,7 +178,7 @@ def _history(value: Any, notes: Notes) -> Conversation:
 def _reply(
     cells: Cells, field: str, prompt: Conversation, notes: Notes
 ) -> tuple[Conversation, Conversation]:
-    """(prompt, reply); the prompt gains the system message that a reply cell may bring."""
+    """(prompt, reply); a system message in the reply cell is moved to the prompt."""
     value, cell = cells[field], cells.get("prompt")
     if isinstance(value, str) and isinstance(cell, str) and is_dialogue(cell):
         value = value.removeprefix(cell)
@@ -217,15 +224,15 @@ def _label(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _opens_with_prompt(value: Any) -> bool:
-    """Whether a cell is a list of messages that begins before the reply, with the user's turn."""
+    """Whether a cell is a list of messages that begins with a user turn (after a system turn)."""
     if not isinstance(value, list):
         return False
     roles = [
         str(turn.get("role", turn.get("from"))).lower() if isinstance(turn, Mapping) else ""
         for turn in value[:2]
     ]
-    spoken = [role for role in roles if ROLES.get(role) != "system"]
-    return bool(spoken) and ROLES.get(spoken[0]) == "user"
+    other_roles = [role for role in roles if ROLES.get(role) != "system"]
+    return bool(other_roles) and ROLES.get(other_roles[0]) == "user"
 
 
 def _pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
@@ -247,7 +254,7 @@ def _pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
 
 
 def _as_prompt(messages: Any) -> Any:
-    """The `messages` of a pair whose sides are replies alone: all up to the last user's turn."""
+    """The `messages` of a pair of bare replies as a prompt, without trailing assistant turns."""
     messages = decode_json(messages)
     while isinstance(messages, list) and messages and isinstance(messages[-1], Mapping):
         role = str(messages[-1].get("role", messages[-1].get("from"))).lower()
@@ -258,16 +265,16 @@ def _as_prompt(messages: Any) -> Any:
 
 
 def _whole_pair(cells: Cells, sides: list[Any], notes: Notes) -> tuple[Conversation, ...]:
-    """A pair of whole conversations beside a prompt, which must open both."""
-    given = _prompt(cells, notes)
+    """A pair of complete conversations that must begin with the row's prompt."""
+    cell_prompt = _prompt(cells, notes)
     prompt, chosen, rejected = split_pair(*(_messages(value, notes) for value in sides))
-    bare, opening = without_system(given), without_system(prompt)
-    if not same_turns(opening[: len(bare)], bare):
+    expected, turns = without_system(cell_prompt), without_system(prompt)
+    if not same_turns(turns[: len(expected)], expected):
         raise RowDropped("prompts differ")
-    if len(bare) < len(given):
-        if len(opening) < len(prompt) and not same_turns(prompt[:1], given[:1]):
+    if len(expected) < len(cell_prompt):
+        if len(turns) < len(prompt) and not same_turns(prompt[:1], cell_prompt[:1]):
             raise RowDropped("system messages differ")
-        prompt = [given[0], *opening]
+        prompt = [cell_prompt[0], *turns]
     return prompt, chosen, rejected
 
 
@@ -290,13 +297,13 @@ def _preference(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _margin(cells: Cells, notes: Notes) -> float | None:
-    """The margin column, else the difference of both scores; None where the row has neither."""
+    """The margin column, else the difference of both scores; None if the row has neither."""
     margin = cells.pop("margin", None)
     scores = [cells.get(f"{side}_score") for side in ("chosen", "rejected")]
     try:
-        if _given(margin):
+        if _has_value(margin):
             return float(number(margin, "margin"))
-        if not all(map(_given, scores)):
+        if not all(map(_has_value, scores)):
             return None
         better, worse = (float(number(score, "score")) for score in scores)
     except RowDropped as reason:
@@ -306,8 +313,8 @@ def _margin(cells: Cells, notes: Notes) -> float | None:
     return better - worse
 
 
-def _given(value: Any) -> bool:
-    """Whether a cell holds a value: CSV has empty text, pandas writes nan where there is none."""
+def _has_value(value: Any) -> bool:
+    """Whether a cell has a value; missing values are empty text in CSV and nan in pandas."""
     return value is not None and value != "" and value == value
 
 
@@ -318,8 +325,10 @@ SECOND = ("b", "model_b", "response_b", "second", "chosen_b", "right")
 def choose(cells: Cells) -> dict[str, Any]:
     """`chosen`, `rejected` and, from scores, `margin` of two replies and their winner.
 
-    The winner is spelled a, b, model_a, model_b, the reply's index (0, 1), or a tie. Raises
-    RowDropped on a tie, and on a winner that names neither.
+    The winner is a, b, model_a, model_b, the index of the reply (0 or 1), or a tie.
+
+    Raises:
+        RowDropped: There is a tie, or the winner is none of these.
     """
     replies = cells["response_a"], cells["response_b"]
     if "winner" in cells:
@@ -335,7 +344,7 @@ def choose(cells: Cells) -> dict[str, Any]:
 
 
 def winner_is_second(value: Any) -> bool:
-    """Whether a winner cell names the second of two replies."""
+    """Whether a winner cell names the second reply; raises RowDropped if it names neither."""
     spelled = str(value).strip().lower()
     if spelled in FIRST or spelled in ("0", "0.0"):
         return False
@@ -361,7 +370,7 @@ def _prompt_only(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _first_turn(value: Any, notes: Notes) -> Conversation:
-    """The prompt of MT-Bench and Arena-Hard rows: the first of the user's turns."""
+    """The prompt of MT-Bench and Arena-Hard rows: the first user turn."""
     value = decode_json(value)
     if not isinstance(value, list) or not value:
         raise RowDropped("turns are not a list of texts")
@@ -416,7 +425,11 @@ def _steps(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def number(value: Any, field: str) -> int | float:
-    """An int stays an int; a CSV cell is parsed; anything else, and nan, drops the row."""
+    """The number in a cell, as int if it is integral text or an int.
+
+    Raises:
+        RowDropped: The cell is neither a finite number nor text of one.
+    """
     if isinstance(value, str):
         try:
             value = float(value)
@@ -425,7 +438,7 @@ def number(value: Any, field: str) -> int | float:
         value = int(value) if value.is_integer() else value
     try:
         finite = isinstance(value, (int, float)) and math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer that is too large for a float
         finite = False
     if not finite:
         raise RowDropped(f"{field} is not a number")

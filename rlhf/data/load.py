@@ -1,4 +1,4 @@
-"""Load data sets into canonical rows, mix them, and count every row that falls out."""
+"""Load data sets as canonical rows, mix them, and count the dropped rows."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rlhf.errors import UserError
 log = logging.getLogger(__name__)
 
 PROGRESS_FROM = 5_000
-"""Rows from which on a progress bar is worth a line."""
+"""Smallest number of rows for which a progress bar is shown."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Canonical rows of one kind, with an account of what did not become one.
+    """Canonical rows of one kind, with counts of dropped and unused rows.
 
     `total == len(rows) + sum(dropped.values()) + unused`.
     """
@@ -32,31 +32,31 @@ class Loaded:
     rows: list[dict[str, Any]]
     """Shuffled canonical rows; every message list is a Conversation.
 
-    sft: prompt, completion. preference: prompt, chosen, rejected, perhaps margin. label: prompt,
-    completion, label (bool). prompt: prompt. text: text. rated: text, or prompt and completion.
-    classification: the same with label (number). ranking: prompt, replies (message lists, best
-    first). steps: prompt, steps (texts), labels (0, 1 or None).
-    Every row also has `source` (the path of its spec) and the columns asked for with `keep`.
+    sft: prompt, completion. preference: prompt, chosen, rejected, and optionally margin. label:
+    prompt, completion, label (bool). prompt: prompt. text: text. rated: text, or prompt and
+    completion. classification: the same with label (number). ranking: prompt, replies (message
+    lists, best first). steps: prompt, steps (texts), labels (0, 1 or None).
+    Every row also has `source` (the path of its spec) and the columns of `keep`.
     """
     dropped: dict[str, int]
-    """Reason -> rows that could not be used, the commonest first."""
+    """Reason -> number of dropped rows, the most common first."""
     total: int
-    """Rows in all sources."""
+    """Number of rows in all sources."""
     unused: int = 0
-    """Rows left alone: beyond a limit, or beyond a source's share of the mixture."""
+    """Number of usable rows beyond a limit or beyond a source's share of the mixture."""
     sources: dict[str, int] = field(default_factory=dict)
-    """Path -> rows it contributes."""
+    """Path -> number of rows in `rows`."""
     first_dropped: dict[str, str] = field(default_factory=dict)
-    """Reason -> the first row of its source that was dropped for it, as "path, row 17"."""
+    """Reason -> the first row that was dropped for it, as "path, row 17"."""
     unused_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Path -> its columns that were not read."""
+    """Path -> columns that were not read."""
     ignored: dict[str, int] = field(default_factory=dict)
-    """What of a row's cells was not read -> number of rows."""
+    """Description of an ignored part of a cell -> number of rows."""
     schemas: dict[str, str] = field(default_factory=dict)
-    """Path -> the public schema that it was read as, where it is one of these."""
+    """Path -> the public schema as which it was read, if any."""
 
     def summary(self) -> str:
-        """One line: rows kept, dropped by reason, unused, and all that was not read."""
+        """One line: rows used, dropped by reason, and unused, and the columns not read."""
         line = f"{len(self.rows):,} of {self.total:,} rows"
         if self.dropped:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
@@ -68,12 +68,11 @@ class Loaded:
         return "; ".join([line, *self.account()])
 
     def account(self) -> list[str]:
-        """How the columns were read: the schema, the columns not used, and what was ignored."""
+        """How columns were read: the schema, unused columns, and ignored parts of cells."""
         several = len(self.sources) > 1
 
-        def by_source(named: dict[str, str]) -> str:
-            parts = (f"{text} ({path})" if several else text for path, text in named.items())
-            return ", ".join(parts)
+        def by_source(texts: dict[str, str]) -> str:
+            return ", ".join(f"{t} ({path})" if several else t for path, t in texts.items())
 
         lines = []
         if self.schemas:
@@ -98,17 +97,17 @@ def load(
     """Read, convert, mix and shuffle one or several data sets.
 
     Args:
-        specs: one source or several. With weights, the mixture is the largest that has these shares
-            and uses no row twice; without, all rows of all sources.
-        kind: which canonical rows to make, see `Loaded.rows`.
-        seed: of the shuffle; the same seed gives the same rows in the same order.
-        keep: further columns to carry along under their own names (None where a row lacks one).
-        facts: put the answer and tests columns on the last user message, as prompt rows always
-            have them, for rewards to read.
+        specs: One source or several. With weights, the result is the largest mixture with these
+            proportions that uses no row twice; without weights, all rows of all sources.
+        kind: Kind of canonical rows, see `Loaded.rows`.
+        seed: Seed of the shuffle; the same seed gives the same rows in the same order.
+        keep: Further columns to include under their own names (None if a row has no value).
+        facts: Add the answer and tests columns to the last user message, for rewards. Rows of kind
+            "prompt" always have them.
 
     Raises:
-        UserError: nothing at a path, broken content, columns that cannot be understood, or no
-            usable row at all.
+        UserError: A path does not exist, its content is malformed, its columns cannot be assigned
+            to fields, or no row is usable.
     """
     specs = [specs] if isinstance(specs, DataSpec) else list(specs)
     _check(specs, kind)
@@ -149,9 +148,10 @@ def load(
 def logged_rows(
     specs: Sequence[DataSpec], kind: Kind, *, what: str, seed: int
 ) -> list[dict[str, Any]]:
-    """The rows of data sets, whose account goes to the log under the name `what`.
+    """Load data sets and log a summary under the name `what`; no rows without data sets.
 
-    None where there is no data set. Raises UserError as `load` does.
+    Raises:
+        UserError: As `load`.
     """
     if not specs:
         return []
@@ -161,10 +161,10 @@ def logged_rows(
 
 
 def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> list[int]:
-    """Rows to take from each source: the largest mixture with these shares and no row twice.
+    """Number of rows of each source in the largest mixture with these weights.
 
-    The source that is scarcest for its share is used up and the others follow; no source falls to
-    zero. Without any weight every row of every source is taken.
+    All rows are used of the source with the fewest rows relative to its weight. Every source has at
+    least one row. Without weights, all rows of all sources are used.
     """
     shares = [weight for weight in weights if weight is not None]
     if not shares:
@@ -200,14 +200,14 @@ def _load_one(
     for index in _with_progress(order, spec.path):
         if len(rows) == spec.limit:
             break
-        made = list(reader.read(reader.table[index]))
-        total += len(made) - 1
-        for outcome in made:
+        outcomes = list(reader.read(reader.table[index]))
+        total += len(outcomes) - 1
+        for outcome in outcomes:
             if isinstance(outcome, RowDropped):
                 dropped[str(outcome)].append(index)
             elif len(rows) != spec.limit:
                 rows.append(outcome)
-    if reader.expands:  # rows of one source row would stand side by side
+    if reader.expands:  # otherwise rows from the same source row are adjacent
         random.Random(f"{seed}/rows").shuffle(rows)
     counts = Counter({reason: len(where) for reason, where in dropped.items()})
     if not rows:

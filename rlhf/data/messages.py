@@ -1,9 +1,9 @@
-"""Read messages: one cell of a table (text, dialogue, message list) becomes canonical messages.
+"""Convert a cell of a table (text, dialogue or message list) to canonical messages.
 
-A canonical message has `role` (system, user, assistant, tool) and `content` (text), and where the
-data have them `reasoning_content`, `tool_calls`, `name`, `tool_call_id`, `weight` (0: a reply that
-is not learned), and the facts that rewards read and models never see: `answer`, `tests`. Every
-other key that holds something is named in `notes`. A row that cannot be used raises `RowDropped`.
+A canonical message has `role` (system, user, assistant, tool) and `content` (text). Optional keys
+are `reasoning_content`, `tool_calls`, `name`, `tool_call_id`, `weight` (0 excludes a reply from the
+loss), and the facts `answer` and `tests`, which only rewards read. Every other key with a value is
+named in `notes`. A row that cannot be used raises `RowDropped`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf.common.conversation import Conversation, Message
 from rlhf.data.answers import reference_answer
 
-Message = dict[str, Any]
-Conversation = list[Message]
 Notes = set[str]
-"""What was ignored in one row; the loader counts the rows of each note."""
+"""Descriptions of ignored parts of a row; the loader counts the rows of each."""
 
 ROLES = {
     "system": "system",
@@ -39,10 +38,10 @@ ROLES = {
     "observation": "tool",
     "tool_response": "tool",
 }
-"""Spelling in the data, in lower case -> role of the Hugging Face chat format."""
+"""Role in the data, in lower case -> role of the Hugging Face chat format."""
 
 FACTS = ("answer", "tests")
-"""Keys of a message that rewards read; a template never writes them."""
+"""Keys of a message for rewards, which are not passed to chat templates."""
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 WEIGHT_KEYS = ("weight", "train", "training", "loss")
@@ -67,19 +66,19 @@ _NEMO_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 class RowDropped(Exception):
-    """A row that cannot be used; the message is the reason it is counted under."""
+    """A row cannot be used; the message is the reason under which it is counted."""
 
 
 def is_dialogue(text: str) -> bool:
-    r"""Whether `text` is an HH-RLHF dialogue: opens with Human: and has a \n\nAssistant: turn."""
+    r"""Whether `text` is an HH-RLHF dialogue: begins with Human: and has a \n\nAssistant: turn."""
     return _HH_START.match(text) is not None
 
 
 def parse_dialogue(text: str) -> Conversation:
     r"""Messages of an HH-RLHF dialogue ("\n\nHuman: ...\n\nAssistant: ...").
 
-    Only a marker after a blank line starts a turn: "Human:" inside a line is content. Every turn is
-    stripped; a turn may be empty, as the open "\n\nAssistant:" at the end of a prompt is.
+    Only a marker after a blank line begins a turn. Turns are stripped and may be empty, such as the
+    "\n\nAssistant:" at the end of a prompt.
     """
     pieces = _HH_TURN.split("\n\n" + text.lstrip())
     return [
@@ -110,7 +109,7 @@ def as_conversation(value: Any, notes: Notes | None = None) -> Conversation:
 def _from_text(text: str) -> Conversation:
     if is_dialogue(text):
         return parse_dialogue(text)
-    # NVIDIA's sets write several turns into one prompt, the first of them the user's.
+    # NVIDIA's data sets write several turns in one prompt, beginning with the user's.
     first, *rest = _NEMO_TURN.split(text)
     turns: Conversation = [{"role": "user", "content": first}]
     for speaker, content in zip(rest[::2], rest[1::2], strict=True):
@@ -119,7 +118,7 @@ def _from_text(text: str) -> Conversation:
 
 
 def decode_json(value: Any) -> Any:
-    """A list or object that a text cell spells as JSON (CSV has no other way); else `value`."""
+    """The list or object in a text cell with JSON, as in CSV files; else `value`."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
@@ -129,10 +128,7 @@ def decode_json(value: Any) -> Any:
 
 
 def parse_messages(value: Sequence[Any], notes: Notes | None = None) -> Conversation:
-    """Message dicts ({role, content}, or ShareGPT's {from, value}) as canonical messages.
-
-    A list of {input, output} exchanges is read as well.
-    """
+    """Convert {role, content} or {from, value} messages, or {input, output} pairs, of a list."""
     notes = set() if notes is None else notes
     messages: Conversation = []
     for item in value:
@@ -148,15 +144,15 @@ def parse_messages(value: Sequence[Any], notes: Notes | None = None) -> Conversa
 
 
 def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
-    """One message with a known role and text content; keys that are not read go to `notes`."""
-    spelled = item.get("role", item.get("from"))
-    role = ROLES.get(spelled.lower()) if isinstance(spelled, str) else None
+    """Convert a message to a canonical one; names of ignored keys are added to `notes`."""
+    raw_role = item.get("role", item.get("from"))
+    role = ROLES.get(raw_role.lower()) if isinstance(raw_role, str) else None
     if role is None:
-        raise RowDropped(f"unknown role {spelled!r}")
+        raise RowDropped(f"unknown role {raw_role!r}")
     content = item.get("content", item.get("value"))
     text, reasoning, calls = _content(content, notes)
     message: Message = {"role": role, "content": text}
-    if isinstance(spelled, str) and spelled.lower() == "function_call":
+    if isinstance(raw_role, str) and raw_role.lower() == "function_call":
         message |= {"content": "", "tool_calls": _calls(decode_json(content))}
     _read_reply_keys(item, message, reasoning, calls, notes)
     for key in ("name", "tool_call_id"):
@@ -178,12 +174,12 @@ def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
 def _read_reply_keys(
     item: Mapping[str, Any], message: Message, reasoning: str, calls: list[Any], notes: Notes
 ) -> None:
-    """Reasoning, tool calls and weight, which only an assistant's message has; in place."""
-    given = [item[key] for key in REASONING_KEYS if holds(item.get(key))]
-    if not reasoning and given:
-        if not isinstance(given[0], str):
+    """Add reasoning, tool calls and weight to an assistant message, in place."""
+    values = [item[key] for key in REASONING_KEYS if holds(item.get(key))]
+    if not reasoning and values:
+        if not isinstance(values[0], str):
             raise RowDropped("reasoning is not text")
-        reasoning = given[0]
+        reasoning = values[0]
     calls = calls + (_calls(item["tool_calls"]) if holds(item.get("tool_calls")) else [])
     calls += _calls([item["function_call"]]) if holds(item.get("function_call")) else []
     weights = [item[key] for key in WEIGHT_KEYS if item.get(key) is not None]
@@ -199,11 +195,11 @@ def _read_reply_keys(
         if any(weight not in (0, 1) for weight in weights):
             raise RowDropped("a message's weight is neither 0 nor 1")
         if any(weight == 0 for weight in weights):
-            message["weight"] = 0  # 1 is what every reply has
+            message["weight"] = 0  # 1 is the default
 
 
 def _content(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
-    """(text or None, reasoning, tool calls) of a content cell: text, None, or a list of parts."""
+    """(text or None, reasoning, tool calls) of a content value: text, None, or a list of parts."""
     if value is None or isinstance(value, str):
         return value, "", []
     if isinstance(value, Mapping) or not isinstance(value, Sequence):
@@ -231,7 +227,7 @@ def _content(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
 
 
 def _calls(value: Any) -> list[Message]:
-    """Tool calls as [{type, function: {name, arguments}}], arguments an object where they are."""
+    """Tool calls as [{type, function: {name, arguments}}]; arguments are objects if possible."""
     value = decode_json(value)
     if isinstance(value, Mapping):
         value = [value]
@@ -250,10 +246,10 @@ def _calls(value: Any) -> list[Message]:
 
 
 def parse_tools(value: Any) -> list[Message]:
-    """Tool descriptions as [{type, function}]; an empty list where there are none.
+    """Tool descriptions as [{type, function}]; an empty list if there are none.
 
     Raises:
-        RowDropped: they are neither a list of objects nor JSON for one.
+        RowDropped: The value is neither a list of objects nor JSON of one.
     """
     value = decode_json(value)
     if not holds(value):
@@ -277,10 +273,10 @@ def _fact(value: Any) -> str | list[str]:
 
 
 def holds(value: Any) -> bool:
-    """Whether a cell holds anything: data sets fill missing keys with None or empty values."""
+    """Whether a cell has a value; data sets fill missing keys with None or empty values."""
     return value is not None and value != "" and value != [] and value != {}
 
 
 def without_facts(messages: Sequence[Message]) -> Conversation:
-    """Copies without the keys that only rewards read."""
+    """Copies of messages without the keys for rewards."""
     return [{k: v for k, v in message.items() if k not in FACTS} for message in messages]

@@ -1,7 +1,7 @@
-"""Make preference pairs: from a gold reward and a simulated annotator, from rankings, from ratings.
+"""Create preference pairs from a gold reward and a simulated annotator, rankings or ratings.
 
-Pairs whose truth is known make every reward-model measure testable: accuracy, temperature, length
-bias and noise can be compared with what was put in.
+With known true preferences, measures of reward models can be tested: accuracy, temperature, length
+bias and noise are compared with the values of the simulation.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from rlhf.data.conversation import (
 )
 from rlhf.data.load import Loaded
 from rlhf.errors import UserError
+from rlhf.reward_models.core import sigmoid
 
 Reply = Conversation | RowDropped
 
 Gold = Callable[[list[Conversation]], Sequence[float | None]]
-"""Scores of whole conversations; None where one cannot be scored."""
+"""Scores conversations (prompt and reply); None if one cannot be scored."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,18 @@ class Annotator:
     """A simulated rater of two replies A (shown first) and B.
 
     P(A chosen) = sigmoid((g_A - g_B) / tau + length_bias * (n_A - n_B) / 100 + position_bias),
-    with gold scores g and lengths n in characters; the verdict is then flipped with probability
-    `flip`. Without bias and flips this is Bradley and Terry (1952).
+    with gold scores g and lengths n in characters; the label is then flipped with probability
+    `flip`. Without biases and flips this is the model of Bradley and Terry (1952).
     """
 
     tau: float = 1.0
-    """Temperature in units of the gold score; 0 always picks the better one (a tie is a coin)."""
+    """Temperature in units of the gold score; 0 always chooses the better reply."""
     flip: float = 0.0
-    """Probability of noting the opposite of what was judged."""
+    """Probability that the label is flipped."""
     length_bias: float = 0.0
-    """Log-odds per 100 characters that A is longer."""
+    """Log-odds per 100 characters by which A is longer."""
     position_bias: float = 0.0
-    """Log-odds in favour of the reply that is shown first."""
+    """Log-odds in favor of the reply that is shown first."""
 
     def __post_init__(self) -> None:
         if not (self.tau >= 0 and math.isfinite(self.tau)):
@@ -55,13 +56,13 @@ class Annotator:
             raise UserError(f"annotator.flip must be in [0, 0.5), got {self.flip}")
 
     def prefers_first(self, gold_gap: float, length_gap: float) -> float:
-        """Probability that the first reply is noted as chosen, given first minus second."""
+        """Probability that the first reply is labeled as chosen; gaps are first minus second."""
         biases = self.length_bias * length_gap / 100 + self.position_bias
         if self.tau == 0 and gold_gap != 0:
-            judged = float(gold_gap > 0)
+            probability = float(gold_gap > 0)
         else:
-            judged = _sigmoid((gold_gap / self.tau if gold_gap else 0.0) + biases)
-        return (1 - self.flip) * judged + self.flip * (1 - judged)
+            probability = sigmoid((gold_gap / self.tau if gold_gap else 0.0) + biases)
+        return (1 - self.flip) * probability + self.flip * (1 - probability)
 
 
 def pairs_from_gold(
@@ -72,19 +73,19 @@ def pairs_from_gold(
     pairs_per_prompt: int,
     seed: int,
 ) -> Loaded:
-    """Preference rows over sampled replies, judged by `annotator` on the scores of `gold`.
+    """Preference rows from sampled replies, labeled by a simulated annotator with gold scores.
 
     Args:
         rows: {prompt, replies}: a prompt (text or Conversation) and two or more sampled replies.
-        gold: called once with all conversations (prompt and reply).
-        annotator: turns a gap in gold scores into a verdict.
-        pairs_per_prompt: at most this many pairs of different replies per row, drawn at random.
-        seed: of the drawing, of the order in which replies are shown, and of the verdicts.
+        gold: The gold reward; called once with all conversations.
+        annotator: Converts differences of gold scores to labels.
+        pairs_per_prompt: Largest number of random pairs of replies per row.
+        seed: Seed of the pairs, of the order in which replies are shown, and of the labels.
 
     Returns:
-        Preference rows with `gold_margin`, the gold score of chosen less that of rejected: negative
-        where the annotator erred. `total` counts pairs; one with an empty or unscored reply, or
-        with equal replies, is dropped.
+        Preference rows with `gold_margin`, the gold score of chosen minus that of rejected; it is
+        negative if the annotator was wrong. `total` counts pairs. Pairs with an empty or unscored
+        reply, or with equal replies, are dropped.
     """
     if pairs_per_prompt < 1:
         raise UserError(f"pairs_per_prompt must be >= 1, got {pairs_per_prompt}")
@@ -93,26 +94,27 @@ def pairs_from_gold(
     scores = iter(
         gold([prompt + r for prompt, replies in sampled for r in replies if isinstance(r, list)])
     )
-    made, dropped = [], Counter()
+    preferences, dropped = [], Counter()
     for row, (prompt, replies) in zip(rows, sampled, strict=True):
         scored = [(r, next(scores) if isinstance(r, list) else None) for r in replies]
         pairs = list(itertools.combinations(scored, 2))
         for pair in rng.sample(pairs, min(pairs_per_prompt, len(pairs))):
             first, second = rng.sample(pair, 2)
             try:
-                verdict = _judge(first, second, annotator=annotator, rng=rng)
+                labels = _judge(first, second, annotator=annotator, rng=rng)
             except RowDropped as reason:
                 dropped[str(reason)] += 1
             else:
-                made.append({"prompt": prompt, **verdict, "source": row.get("source", "gold")})
-    return _account(made, dropped)
+                source = row.get("source", "gold")
+                preferences.append({"prompt": prompt, **labels, "source": source})
+    return _loaded(preferences, dropped)
 
 
 def pairs_from_ratings(rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.0) -> Loaded:
     """All pairs of differently rated replies: {prompt, replies, ratings} -> preference rows.
 
-    `margin` is the gap between the ratings. Pairs whose gap is not above `min_gap` are counted as
-    ties and dropped.
+    `margin` is the difference of the ratings. Pairs with a difference of at most `min_gap` are
+    dropped as ties.
     """
     return _pairs_by_score(rows, "ratings", min_gap=min_gap, with_margin=True)
 
@@ -120,9 +122,9 @@ def pairs_from_ratings(rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.
 def pairs_from_rankings(rows: Sequence[Mapping[str, Any]]) -> Loaded:
     """All pairs of differently ranked replies: {prompt, replies, ranks} -> preference rows.
 
-    Rank 1 is the best; equal ranks are ties and are dropped. Without `ranks` the replies are taken
-    to stand from best to worst. One ranking of K replies gives up to K (K - 1) / 2 pairs, which
-    share a prompt: keep them on one side of a split.
+    Rank 1 is the best; equal ranks are dropped as ties. Without `ranks`, the replies are ordered
+    from best to worst. A ranking of K replies gives up to K (K - 1) / 2 pairs with the same prompt;
+    keep them in the same split.
     """
     ranked = [
         {**row, "scores": [-rank for rank in row.get("ranks", range(len(row["replies"])))]}
@@ -134,9 +136,9 @@ def pairs_from_rankings(rows: Sequence[Mapping[str, Any]]) -> Loaded:
 def inject_label_noise(
     rows: Sequence[Mapping[str, Any]], rate: float, *, seed: int
 ) -> list[dict[str, Any]]:
-    """Copies of preference or label rows, exactly round(rate * n) of them with the label reversed.
+    """Copies of preference or label rows, with the labels of round(rate * n) random rows reversed.
 
-    Every row gets `flipped` (bool), so that a search for suspects can be scored.
+    Every row has the key `flipped` (bool), with which a search for suspects can be evaluated.
     """
     if not 0 <= rate <= 1:
         raise UserError(f"rate must be between 0 and 1, got {rate}")
@@ -173,7 +175,7 @@ def _judge(
 def _pairs_by_score(
     rows: Sequence[Mapping[str, Any]], field: str, *, min_gap: float, with_margin: bool
 ) -> Loaded:
-    made, dropped = [], Counter()
+    preferences, dropped = [], Counter()
     for index, row in enumerate(rows):
         prompt, replies = _prompt_and_replies(row, index)
         if len(replies) != len(row[field]):
@@ -190,17 +192,17 @@ def _pairs_by_score(
                 continue
             pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
             pair |= {"margin": float(high - low)} if with_margin else {}
-            made.append(pair | {"source": row.get("source", field)})
-    return _account(made, dropped)
+            preferences.append(pair | {"source": row.get("source", field)})
+    return _loaded(preferences, dropped)
 
 
-def _account(made: list[dict[str, Any]], dropped: Counter[str]) -> Loaded:
-    total = len(made) + dropped.total()
-    return Loaded(rows=made, dropped=dict(dropped.most_common()), total=total)
+def _loaded(rows: list[dict[str, Any]], dropped: Counter[str]) -> Loaded:
+    total = len(rows) + dropped.total()
+    return Loaded(rows=rows, dropped=dict(dropped.most_common()), total=total)
 
 
 def _prompt_and_replies(row: Mapping[str, Any], index: int) -> tuple[Conversation, list[Reply]]:
-    """The checked prompt, and each reply or the reason why it cannot be used."""
+    """The prompt, and each reply or the reason why it cannot be used."""
     try:
         prompt = checked_prompt(as_conversation(row["prompt"]))
     except RowDropped as reason:
@@ -226,7 +228,3 @@ def _two_replies(a: Reply, b: Reply) -> tuple[Conversation, Conversation]:
 
 def _length(reply: Conversation) -> int:
     return sum(len(turn["content"]) for turn in reply)
-
-
-def _sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

@@ -1,4 +1,4 @@
-"""Read the rows of one table: which columns are read as what, and what is left out."""
+"""Read the rows of a table as canonical rows, and record the columns that are not used."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from rlhf.data.schemas import SAFETY, SCHEMAS, Schema, find_schema
 from rlhf.errors import UserError
 
 Outcome = dict[str, Any] | RowDropped
-"""A canonical row, or why there is none."""
+"""A canonical row, or the reason why there is none."""
 
 
 class TableReader:
-    """Reads the rows of one table and keeps account of what it did not read.
+    """Reads the rows of a table and records what it did not use.
 
     Args:
-        table: rows as they are in the source.
-        kind: what canonical rows to make.
-        spec: of the source, for its mapping and system message.
-        keep: further columns to carry along.
-        facts: whether the answer and tests of a row go to its last user message.
+        table: The rows of the source.
+        kind: Kind of canonical rows.
+        spec: Specification of the source, with its mapping and system message.
+        keep: Further columns to include.
+        facts: Whether to add the answer and the tests of a row to its last user message.
 
     Raises:
-        UserError: the columns cannot be understood, or one to keep is not there.
+        UserError: The columns cannot be assigned to fields, or a column of `keep` does not exist.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class TableReader:
 
     @property
     def expands(self) -> bool:
-        """Whether one row of the table can give several."""
+        """Whether a row of the table can give several canonical rows."""
         return self.schema is not None
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Columns that no row has been read from."""
+        """Columns that were not used for any row."""
         return tuple(sorted(self.present - self.used))
 
     def read(self, row: Row) -> Iterator[Outcome]:
-        """The canonical rows of one row of `table`, or the reasons why there is none."""
+        """The canonical rows of a row of `table`, or the reasons why there are none."""
         if self.schema is None:
             yield self._convert(self._cells(row), row)
             return
@@ -97,15 +97,15 @@ class TableReader:
     def _convert(self, cells: dict[str, Any], row: Row) -> Outcome:
         notes: Notes = set()
         try:
-            made = convert(cells, self.kind, system=self.spec.system, notes=notes)
+            canonical = convert(cells, self.kind, system=self.spec.system, notes=notes)
         except RowDropped as reason:
             return reason
         self.ignored.update(notes)
-        kept = {name: cells.get(name, row.get(name)) for name in self.keep}
-        return made | {"source": self.spec.path} | kept
+        extra = {name: cells.get(name, row.get(name)) for name in self.keep}
+        return canonical | {"source": self.spec.path} | extra
 
     def _cells(self, row: Row) -> dict[str, Any]:
-        """Cells of the first layout that the row has whole; of the first layout, if of none."""
+        """Cells of the first layout that is complete in this row, else of the first layout."""
         for layout in [*self.layouts, self.layouts[0]]:
             cells = {field: cell_of(row, column) for field, column in layout.columns.items()}
             if all(cells[field] is not None for field in layout.fields):
@@ -117,40 +117,40 @@ class TableReader:
         return cells
 
     def _schema_facts(self, row: Row) -> dict[str, Any]:
-        """The answer column beside a schema's own columns."""
+        """Cells of the answer and tests columns that are not part of the schema."""
         if not self.facts or self.schema is None:
             return {}
-        read = self.schema.needs | set(self.schema.uses)
-        columns = {f: column_of(f, self.present, {}, taken=read) for f in FACT_FIELDS}
-        found = {f: cell_of(row, column) for f, column in columns.items() if column}
+        taken = self.schema.needs | set(self.schema.uses)
+        columns = {f: column_of(f, self.present, {}, taken=taken) for f in FACT_FIELDS}
+        facts = {f: cell_of(row, column) for f, column in columns.items() if column}
         self.used |= {root_of(column, self.present) for column in columns.values() if column}
-        return {f: cell for f, cell in found.items() if cell is not None}
+        return {f: cell for f, cell in facts.items() if cell is not None}
 
     def _schema(self, table: Sequence[Row]) -> Schema | None:
         if self.spec.columns:
             return None
-        wanted = set(SAFETY.gives) & set(self.keep)
-        if wanted and not wanted <= self.present and self.present >= SAFETY.needs:
+        flags = set(SAFETY.gives) & set(self.keep)
+        if flags and not flags <= self.present and self.present >= SAFETY.needs:
             return SAFETY
         return find_schema(self.kind, table, self.present)
 
     def _check_keep(self) -> None:
-        ours = {*FIELDS, "source"} - {"input", "messages", "context", "history", "reasoning"}
-        given = self.schema.gives if self.schema else ()
+        reserved = {*FIELDS, "source"} - {"input", "messages", "context", "history", "reasoning"}
+        computed = self.schema.gives if self.schema else ()
         for name in self.keep:
-            if name in ours:
+            if name in reserved:
                 raise UserError(
                     f"{self.spec.path}: column {name!r} cannot be kept, {self.kind} rows use that "
                     "name"
                 )
-            if name not in self.present and name not in given:
+            if name not in self.present and name not in computed:
                 raise UserError(
                     f"{self.spec.path}: no column {name!r} to keep; columns found: "
                     f"{', '.join(sorted(self.present))}"
                 )
 
     def _check_winners(self, table: Sequence[Row]) -> None:
-        """Refuse a winner column of numbers that could as well count from 1."""
+        """Raise a UserError for a winner column of numbers that may be counted from 1."""
         column = self.layouts[0].columns.get("winner")
         if column is None:
             return
@@ -164,16 +164,17 @@ class TableReader:
 
 
 def columns_of(table: Sequence[Row]) -> set[str]:
-    """Column names: a hub table states them, rows of a file may each have their own."""
+    """Column names of a table; the rows of a file can have different columns."""
     if isinstance(table, list):
         return {name for row in table for name in row}
     return set(table[0])
 
 
 def guess_kind(table: Sequence[Row], spec: DataSpec) -> Kind:
-    """What the rows of a table are for, by their columns.
+    """Guess the kind of the rows of a table from its columns.
 
-    Raises UserError where they are for nothing that is known.
+    Raises:
+        UserError: The columns fit no kind.
     """
     if len(table) == 0:
         raise UserError(f"{spec.path}: the data set is empty")
@@ -190,7 +191,7 @@ def guess_kind(table: Sequence[Row], spec: DataSpec) -> Kind:
             continue
         return kind
     raise UserError(
-        f"{spec.path}: the columns do not tell what the rows are for; columns found: "
+        f"{spec.path}: the columns fit no kind of data; columns found: "
         f"{', '.join(sorted(present))}: give --kind, and --columns where names differ"
     )
 
@@ -204,4 +205,4 @@ GUESSES: tuple[Kind, ...] = (
     "sft",
     "prompt",
 )
-"""Kinds from the most particular columns to the least."""
+"""Kinds from the most specific columns to the least specific."""

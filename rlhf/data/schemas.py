@@ -1,7 +1,8 @@
-"""Public data sets whose rows need more than a renamed column, recognised by their columns.
+"""Schemas of public data sets that need more than a mapping of columns.
 
-A schema turns one row into the cells of any number of canonical rows: the two replies of a pair are
-told apart, rankings become pairs, trees become conversations. docs/data.md lists them.
+A schema is recognized by its columns. It converts a row to the cells of any number of canonical
+rows: it selects the chosen reply of a pair, converts rankings to pairs and trees to conversations.
+docs/data.md lists the schemas.
 """
 
 from __future__ import annotations
@@ -18,34 +19,34 @@ from rlhf.data.messages import RowDropped, decode_json, parse_messages
 from rlhf.data.trees import gather_messages, tree_items
 
 Item = dict[str, Any] | RowDropped
-"""The cells of one canonical row, or why there is none."""
+"""The cells of a canonical row, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
 class Schema:
-    """One public layout."""
+    """The layout of a public data set."""
 
     name: str
     needs: frozenset[str]
-    """Columns that it is recognised by: a table has to have all of them."""
+    """Required columns, by which the schema is recognized."""
     kinds: tuple[Kind, ...]
-    """Kinds of rows that it can give."""
+    """Kinds of rows that it can produce."""
     read: Callable[[Row, Kind], Iterator[Item]]
-    """One row of the table -> cells of canonical rows."""
+    """A row of the table -> cells of canonical rows."""
     uses: tuple[str, ...] = ()
-    """Further columns that are read where present."""
+    """Optional columns."""
     gather: Callable[[Sequence[Row]], Sequence[Row]] | None = None
-    """Turns rows that belong together into one, before `read`."""
+    """Merges rows that belong together, before `read`."""
     gives: tuple[str, ...] = ()
-    """Columns that can be asked for with `keep` although the table has none of that name."""
+    """Computed columns that `keep` can name."""
     without: frozenset[str] = frozenset()
-    """Columns whose presence means another layout."""
+    """Columns of other layouts, which exclude this schema."""
     holds: Callable[[Row], bool] = lambda row: True
-    """Whether the first row's cells are of the right type."""
+    """Whether the cells of the first row have the right types."""
 
 
 def find_schema(kind: Kind, table: Sequence[Row], present: Collection[str]) -> Schema | None:
-    """The schema of a table for rows of `kind`; None where it is not one of them."""
+    """The schema of a table for rows of `kind`, or None."""
     for schema in SCHEMAS:
         if kind in schema.kinds and _matches(schema, table, present):
             return schema
@@ -61,7 +62,7 @@ def _matches(schema: Schema, table: Sequence[Row], present: Collection[str]) -> 
 def _pairs(
     read: Callable[[Row], dict[str, Any]], prompt: Callable[[Row], Any]
 ) -> Callable[[Row, Kind], Iterator[Item]]:
-    """A reader of rows that hold one pair: `read` gives its cells, or raises RowDropped."""
+    """A reader of rows with one pair; `read` returns its cells or raises RowDropped."""
 
     def items(row: Row, kind: Kind) -> Iterator[Item]:
         if kind == "prompt":
@@ -78,7 +79,7 @@ def _pairs(
 def ranked_items(
     prompt: Any, replies: Sequence[Any], scores: Sequence[Any], kind: Kind, *, margins: bool
 ) -> Iterator[Item]:
-    """The rows of several replies with scores: one ranking, or every pair that is no tie."""
+    """Rows of scored replies: one ranking, or all pairs without ties."""
     if kind == "prompt":
         yield {"prompt": prompt}
         return
@@ -105,7 +106,7 @@ def ranked_items(
 
 
 def _signed(row: Row, first: str, second: str, strength: str) -> dict[str, Any]:
-    """Cells of a pair whose strength is negative where the first reply is better."""
+    """Cells of a pair whose strength is negative if the first reply is better."""
     value = number(row[strength], strength)
     if value == 0:
         raise RowDropped("tie")
@@ -126,7 +127,7 @@ def _pku_items(row: Row, kind: Kind) -> Iterator[Item]:
 
 
 def _pku_safety(row: Row, kind: Kind) -> Iterator[Item]:
-    """Pairs by safety, with what a cost model learns: which of both replies are unsafe."""
+    """Pairs by safety, with the labels of a cost model: which of the replies are unsafe."""
     try:
         cells = _pku(row, choice="safer_response_id")
         safer = int(row["safer_response_id"])
@@ -158,7 +159,7 @@ def _webgpt(row: Row) -> dict[str, Any]:
 
 
 def _arena_sides(row: Row) -> list[list[Any]]:
-    """Both conversations, up to the turn that was judged."""
+    """Both conversations up to the judged turn."""
     turns = row.get("turn")
     sides = [decode_json(row[f"conversation_{side}"]) for side in "ab"]
     if not all(isinstance(side, list) for side in sides):
@@ -185,7 +186,7 @@ def _arena(row: Row, kind: Kind) -> Iterator[Item]:
 
 
 def _arena_texts(row: Row, kind: Kind) -> Iterator[Item]:
-    """Pairs with one column per verdict, texts spelled as JSON lists of turns."""
+    """Pairs with one column per verdict and texts as JSON lists of turns."""
     questions, first, second = (
         decode_json(row[name]) for name in ("prompt", "response_a", "response_b")
     )
@@ -239,8 +240,8 @@ def _summaries_prompt(row: Row) -> Any:
 
 
 def _openai_pair(row: Row, kind: Kind) -> Iterator[Item]:
-    given = decode_json(row["input"])
-    cells = {"prompt": given.get("messages"), "tools": given.get("tools")}
+    request = decode_json(row["input"])
+    cells = {"prompt": request.get("messages"), "tools": request.get("tools")}
     if kind == "preference":
         cells |= {"chosen": row["preferred_output"], "rejected": row["non_preferred_output"]}
     yield cells
@@ -262,7 +263,7 @@ def _ultrafeedback(row: Row, kind: Kind) -> Iterator[Item]:
 
 
 def _by_prompt(table: Sequence[Row]) -> list[Row]:
-    """One row for each prompt: its replies and their helpfulness."""
+    """One row per prompt, with its replies and their helpfulness."""
     groups: dict[str, dict[str, Any]] = {}
     for row in table:
         key = str(row["prompt"])
@@ -277,24 +278,24 @@ def _rated_replies(row: Row, kind: Kind) -> Iterator[Item]:
 
 
 SHEPHERD_TAG = "ки"
-"""What ends every step in Math-Shepherd's input; its label has + or - in that place."""
+"""The end of every step in Math-Shepherd's input; the label has + or - in its place."""
 
 
 def _shepherd(row: Row, kind: Kind) -> Iterator[Item]:
-    """Steps of a solution: input and label are the same text but for the marks after each step."""
+    """Steps of a solution; input and label are the same text except for the mark of each step."""
     text, marked = row["input"], row["label"]
     pieces = text.split(SHEPHERD_TAG)
     if len(pieces) < 2 or pieces[-1].strip():
         yield RowDropped("a step ends without its mark")
         return
-    labels, place = [], 0
+    labels, position = [], 0
     for piece in pieces[:-1]:
-        if marked[place : place + len(piece)] != piece:
+        if marked[position : position + len(piece)] != piece:
             yield RowDropped("input and label differ")
             return
-        place += len(piece)
-        labels.append(marked[place : place + 1])
-        place += 1
+        position += len(piece)
+        labels.append(marked[position : position + 1])
+        position += 1
     question, mark, first = pieces[0].partition("Step 1:")
     if not set(labels) <= {"+", "-"} or not mark or not question.strip():
         yield RowDropped("a step is marked neither + nor -")
@@ -308,7 +309,7 @@ def _shepherd(row: Row, kind: Kind) -> Iterator[Item]:
 
 
 def _prm800k(row: Row, kind: Kind) -> Iterator[Item]:
-    """The chosen path, and one row for each alternative step, which alone is labelled there."""
+    """The chosen path, and a row for each alternative step, in which only that step is labeled."""
     question = row["question"]
     if kind == "prompt":
         yield {"prompt": question["problem"], "answer": question.get("ground_truth_answer")}
@@ -325,7 +326,7 @@ def _prm800k(row: Row, kind: Kind) -> Iterator[Item]:
         if chosen is not None:
             text, label = rated[chosen]
         elif human is not None:
-            text, label = human["text"], 1  # a person wrote it where no step was right
+            text, label = human["text"], 1  # written by an annotator because no step was right
         else:
             break
         path.append(text)
@@ -339,7 +340,7 @@ def _steps_of(question: Row, steps: Sequence[str], labels: Sequence[int | None])
 
 
 def _rating(value: Any) -> int | None:
-    """1 and 0 (neutral) are right, -1 is wrong, as in Lightman et al. 2023; null is unknown."""
+    """Label of a rating: 1 and 0 (neutral) are right, -1 is wrong (Lightman et al. 2023)."""
     return None if value is None else int(value >= 0)
 
 
@@ -372,7 +373,7 @@ SAFETY = Schema(
     uses=("is_response_0_safe", "is_response_1_safe"),
     gives=("chosen_unsafe", "rejected_unsafe"),
 )
-"""What replaces PKU-SafeRLHF where the labels of a cost model are asked for."""
+"""Replaces PKU-SafeRLHF if `keep` names the labels of a cost model."""
 
 SCHEMAS = (
     Schema(
@@ -499,4 +500,4 @@ SCHEMAS = (
         holds=_is_object("question", "label"),
     ),
 )
-"""In the order in which they are tried."""
+"""All schemas, in the order in which they are tried."""

@@ -1,4 +1,4 @@
-"""Splits that never put one prompt on both sides, whatever the order of the rows."""
+"""Splits without common prompts, which do not depend on the order of the rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RowT = TypeVar("RowT", bound=Mapping[str, Any])
 
 
 def prompt_text(row: Mapping[str, Any]) -> str:
-    """The prompt as one text, roles named, no system message; else the row's text."""
+    """The prompt as one text with role names and without the system message, or the row's text."""
     prompt = row["prompt"] if "prompt" in row else row["text"]
     if isinstance(prompt, str):
         return prompt
@@ -21,43 +21,49 @@ def prompt_text(row: Mapping[str, Any]) -> str:
 
 
 def prompt_key(row: Mapping[str, Any]) -> str:
-    """Equal for rows whose prompts differ at most in case, white space or Unicode form."""
+    """A key that is equal for prompts that differ only in case, white space or Unicode form."""
     return _digest(" ".join(unicodedata.normalize("NFKC", prompt_text(row)).casefold().split()))
 
 
 def split_by_prompt(
     rows: Sequence[RowT], *, fraction: float | None = None, count: int | None = None, seed: int
 ) -> tuple[list[RowT], list[RowT]]:
-    """(train, held out) with no prompt in both; all rows of a prompt stay together.
+    """Split rows into (train, held out), with all rows of a prompt in the same part.
 
-    Give either the fraction of the rows or the count of rows to hold out. Prompts are taken in the
-    order of a seeded hash, so the choice does not depend on the order of `rows`; both parts keep
-    that order. A prompt whose rows no longer fit is passed over, so the held-out part has at most
-    the size asked for, and exactly that size where single-row prompts abound.
+    Prompts are drawn in the order of a seeded hash, so the split does not depend on the order of
+    `rows`; both parts preserve it. A prompt with more rows than remain to be drawn is skipped, so
+    the held-out part may be smaller than requested.
 
-    Raises UserError if the size is impossible or there are fewer than two distinct prompts.
+    Args:
+        rows: Rows with a prompt.
+        fraction: Fraction of the rows to hold out; give either this or `count`.
+        count: Number of rows to hold out.
+        seed: Seed of the split.
+
+    Raises:
+        UserError: The size is impossible, or there are fewer than two distinct prompts.
     """
-    wanted = _wanted(len(rows), fraction, count)
+    size = _held_out_size(len(rows), fraction, count)
     groups = _groups(rows, seed)
     if len(groups) < 2:
         raise UserError(
             f"cannot split by prompt: the {len(rows)} rows have {len(groups)} distinct prompt"
         )
-    held: set[int] = set()
+    held_out: set[int] = set()
     for group in groups:
-        if len(held) + len(group) <= wanted:
-            held.update(group)
-    held = held or set(min(groups, key=len))
-    train = [row for index, row in enumerate(rows) if index not in held]
-    return train, [row for index, row in enumerate(rows) if index in held]
+        if len(held_out) + len(group) <= size:
+            held_out.update(group)
+    held_out = held_out or set(min(groups, key=len))
+    train = [row for index, row in enumerate(rows) if index not in held_out]
+    return train, [row for index, row in enumerate(rows) if index in held_out]
 
 
 def folds_by_prompt(
     rows: Sequence[RowT], num_folds: int, *, seed: int
 ) -> list[tuple[list[RowT], list[RowT]]]:
-    """`num_folds` (train, held out) pairs; each row is held out once, no prompt is on both sides.
+    """`num_folds` pairs (train, held out) without common prompts; each row is held out once.
 
-    Folds are filled evenly, each prompt joining the smallest fold so far.
+    Each prompt is added to the fold that is smallest so far, so folds have similar sizes.
     """
     fold = fold_indices(rows, num_folds, seed=seed)
     return [
@@ -70,7 +76,11 @@ def folds_by_prompt(
 
 
 def fold_indices(rows: Sequence[Mapping[str, Any]], num_folds: int, *, seed: int) -> list[int]:
-    """The fold (0 to num_folds - 1) in which each row is held out. Raises UserError as a split."""
+    """The fold (0 to num_folds - 1) in which each row is held out, [N].
+
+    Raises:
+        UserError: There are fewer distinct prompts than folds, or fewer than two folds.
+    """
     groups = _groups(rows, seed)
     if not 2 <= num_folds <= len(groups):
         raise UserError(
@@ -88,14 +98,14 @@ def fold_indices(rows: Sequence[Mapping[str, Any]], num_folds: int, *, seed: int
 
 
 def _groups(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[int]]:
-    """Row indices by prompt, the prompts in the order of a seeded hash."""
+    """Indices of the rows of each prompt, ordered by a seeded hash of the prompt."""
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(prompt_key(row), []).append(index)
     return [groups[key] for key in sorted(groups, key=lambda key: _digest(f"{seed}/{key}"))]
 
 
-def _wanted(total: int, fraction: float | None, count: int | None) -> int:
+def _held_out_size(total: int, fraction: float | None, count: int | None) -> int:
     if (fraction is None) == (count is None):
         raise UserError("split_by_prompt needs either fraction or count, not both or neither")
     if fraction is not None:

@@ -1,4 +1,4 @@
-"""Find pairs whose label is probably wrong: those that a model of the others contradicts."""
+"""Find preference pairs with probably wrong labels, with a model that is fitted on other pairs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class Margins:
     """Cross-fitted margins of preference pairs."""
 
     margin: np.ndarray
-    """[N] log-odds of the given label, from a model that saw no pair with this prompt."""
+    """Log-odds of each label, from a model that is fitted on pairs with other prompts, [N]."""
 
     @property
     def accuracy(self) -> float:
-        """Share of pairs whose label the model predicts; a tie counts one half."""
+        """Fraction of pairs whose label the model predicts; a tie counts one half."""
         return float(np.mean((self.margin > 0) + 0.5 * (self.margin == 0)))
 
     def suspects(self, limit: int) -> list[int]:
-        """Indices of contradicted pairs (margin below 0), the most contradicted first."""
+        """Indices of at most `limit` pairs with negative margins, in ascending order of margin."""
         order = np.argsort(self.margin, kind="stable")[:limit]
         return [int(index) for index in order if self.margin[index] < 0]
 
@@ -33,11 +33,17 @@ class Margins:
 def cross_fitted_margins(
     rows: Sequence[Mapping[str, Any]], *, num_folds: int = 5, seed: int, regularisation: float = 1.0
 ) -> Margins:
-    """Margins from logistic regressions on words of chosen minus words of rejected.
+    """Cross-fitted margins of logistic regressions on differences of bags of words.
 
-    Features are the differences of tf-idf vectors over words and word pairs, and the model has no
-    intercept, so that swapping a pair negates its margin. Folds never share a prompt. A bag of
-    words is a weak judge: read the accuracy before the list.
+    Features are differences (chosen - rejected) of TF-IDF vectors over words and word pairs. The
+    model has no intercept, so swapping a pair negates its margin. Folds have no common prompts. A
+    bag of words is a weak model, so check its accuracy before using the margins.
+
+    Args:
+        rows: Preference rows.
+        num_folds: Number of folds.
+        seed: Seed of the folds.
+        regularisation: Inverse strength of the L2 penalty (scikit-learn's `C`).
     """
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression
@@ -45,8 +51,8 @@ def cross_fitted_margins(
     fold = np.asarray(fold_indices(rows, num_folds, seed=seed))
     chosen, rejected = ([_text(row[side]) for row in rows] for side in ("chosen", "rejected"))
     margin = np.zeros(len(rows))
-    for held in range(num_folds):
-        train, test = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
+    for k in range(num_folds):
+        train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
         words = fit_words(
             [side[i] for side in (chosen, rejected) for i in train],
             ngram_range=(1, 2),
@@ -54,7 +60,7 @@ def cross_fitted_margins(
             max_features=50_000,
             token_pattern=r"\S+",
         )
-        if words is None:  # no word occurs twice: nothing speaks for or against a label
+        if words is None:  # no word occurs twice, so there are no features
             continue
         gap = words.transform([chosen[i] for i in train]) - words.transform(
             [rejected[i] for i in train]

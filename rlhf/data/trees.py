@@ -1,4 +1,4 @@
-"""Conversation trees, as Open Assistant publishes them: every message has ranked replies."""
+"""Conversation trees in the format of Open Assistant, in which messages have ranked replies."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ Item = dict[str, Any] | RowDropped
 
 
 def gather_messages(table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Trees {prompt: node with replies} of a table that has one message a row.
+    """Build trees {prompt: node with replies} from a table with one message per row.
 
-    A message whose parent is not there is an orphan; it stands as a tree of its own under the key
-    `orphan`. So does, under `unread`, a row whose ids are no ids or whose message came before; the
-    value is the reason.
+    A message whose parent is missing becomes a tree with the key `orphan`. A row with an invalid or
+    repeated id becomes a tree with the key `unread`, whose value is the reason.
     """
     nodes: dict[str | int, dict[str, Any]] = {}
     trees: list[Mapping[str, Any]] = []
@@ -44,9 +43,9 @@ def gather_messages(table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 
 def _unreached(nodes: Mapping[Any, Node], trees: Sequence[Mapping[str, Any]]) -> int:
-    """How many messages hang below no root, since their parents form a cycle."""
-    below = [tree.get("prompt") or tree.get("orphan") for tree in trees]
-    stack = [node for node in below if node is not None]
+    """Number of messages that are not reachable from a root because their parents form a cycle."""
+    roots = [tree.get("prompt") or tree.get("orphan") for tree in trees]
+    stack = [node for node in roots if node is not None]
     reached = 0
     while stack:
         reached += 1
@@ -55,11 +54,11 @@ def _unreached(nodes: Mapping[Any, Node], trees: Sequence[Mapping[str, Any]]) ->
 
 
 def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
-    """The rows of one tree.
+    """The canonical rows of a tree.
 
-    sft: every assistant message once, after the turns that lead to it. preference: every two
-    replies of different rank to one message (rank 0 is best). ranking: all ranked replies to one
-    message. prompt: every path that ends with the user's turn.
+    sft: every assistant message with the turns before it. preference: every pair of replies to a
+    message with different ranks (rank 0 is best). ranking: all ranked replies to a message. prompt:
+    every path that ends with a user turn.
     """
     if "unread" in row:
         yield RowDropped(row["unread"])
@@ -83,7 +82,7 @@ def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
 
 
 def _user_items(path: list[dict[str, Any]], replies: list[Node], kind: Kind) -> Iterator[Item]:
-    """What a user's message with its replies gives."""
+    """The canonical rows of a user message with its replies."""
     if kind == "prompt":
         yield {"prompt": path}
     if kind not in ("preference", "ranking") or not replies:

@@ -264,7 +264,7 @@ def test_a_function_with_a_deadline_is_killed_and_the_next_text_is_scored(import
         ({"kind": "function", "path": "math"}, "module:name"),
         ({"kind": "length", "clip": 3}, r"clip takes \[low, high\]"),
         ({"kind": "length", "normalise": {"mean": 1}}, "normalise takes"),
-        ({"kind": "length", "normalise": True}, "carries no mean and std"),
+        ({"kind": "length", "normalise": True}, "has no mean and std"),
         ([], "list is empty"),
         ([{"kind": "length"}, {"kind": "length"}], "2 rewards are named 'length'"),
     ],

@@ -105,5 +105,5 @@ def test_averaging_what_does_not_belong_together_is_refused(helpers, tmp_path):
 
 def test_members_on_their_own_scale(helpers, tmp_path):
     paths = [helpers["decoder"](tmp_path / str(seed), seed=seed) for seed in range(2)]
-    with pytest.raises(ValueError, match="carries no mean and std"):
+    with pytest.raises(ValueError, match="has no mean and std"):
         Ensemble.load([str(p) for p in paths], own_scale=True)
