@@ -19,7 +19,7 @@ import numpy as np
 from rlhf.config.data import DataSpec
 from rlhf.data.load import load
 from rlhf.reward_models import build
-from rlhf.reward_models.labelled import auc, bootstrap
+from rlhf.reward_models.report.labelled import auc, bootstrap
 from rlhf.runs import launch
 
 TEXTS = 1000

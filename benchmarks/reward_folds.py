@@ -23,10 +23,10 @@ from rlhf.config.load import as_tree, assemble, parse_overrides
 from rlhf.data.load import load
 from rlhf.data.splits import fold_indices
 from rlhf.reward_models import LearnedReward
-from rlhf.reward_models.baselines import bag_of_words, longer
 from rlhf.reward_models.core import Reward
 from rlhf.reward_models.pairs import Pair, to_pair
-from rlhf.reward_models.statistics import gain_interval, share_interval
+from rlhf.reward_models.report.baselines import bag_of_words, longer
+from rlhf.reward_models.report.intervals import gain_interval, share_interval
 from rlhf.runs import launch
 
 

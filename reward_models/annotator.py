@@ -15,8 +15,7 @@ import numpy as np
 from scipy import optimize, special
 
 from rlhf.errors import UserError
-from rlhf.reward_models.calibration import sigmoid
-from rlhf.reward_models.statistics import group_index
+from rlhf.reward_models.report.intervals import group_index
 
 _TAIL = 0.975
 _MAX_NOISE = 0.49
@@ -116,7 +115,7 @@ def _noise_interval(x: np.ndarray, theta: np.ndarray, *, limit: float) -> Estima
 
 def _probability(x: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """P(label) [N] and its gradient with respect to the weights and the noise [N, K+1]."""
-    s, e = sigmoid(x @ theta[:-1]), theta[-1]
+    s, e = special.expit(x @ theta[:-1]), theta[-1]
     gradient = np.column_stack([(1 - 2 * e) * (s * (1 - s))[:, None] * x, 1 - 2 * s])
     return np.clip(e + (1 - 2 * e) * s, 1e-12, 1 - 1e-12), gradient
 

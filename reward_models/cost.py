@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import t
+from scipy import stats
 
 from rlhf.reward_models.core import Conversation, Reward, Scores
 from rlhf.reward_models.learned import LearnedReward
@@ -65,8 +65,10 @@ def zero_threshold(costs: Sequence[float], unsafe: Sequence[bool]) -> ZeroThresh
     def share(of: np.ndarray, among: np.ndarray) -> float:
         return float(of[among].mean()) if among.any() else float("nan")
 
-    pairs = cost[label][:, None] - cost[~label][None, :]
-    auc = float((np.sign(pairs) + 1).mean() / 2) if pairs.size else float("nan")
+    auc = float("nan")
+    if label.any() and not label.all():
+        wins = stats.mannwhitneyu(cost[label], cost[~label], method="asymptotic").statistic
+        auc = float(wins / (label.sum() * (~label).sum()))
     return ZeroThreshold(share(label, flagged), share(flagged, label), share(flagged, ~label), auc)
 
 
@@ -80,4 +82,4 @@ def safety_gate(costs: Sequence[float], *, limit: float, confidence: float = 0.9
     if len(cost) < 2:
         raise ValueError("safety_gate needs at least two costs")
     error = cost.std(ddof=1) / np.sqrt(len(cost))
-    return bool(cost.mean() + t.ppf(confidence, len(cost) - 1) * error <= limit)
+    return bool(cost.mean() + stats.t.ppf(confidence, len(cost) - 1) * error <= limit)

@@ -226,5 +226,6 @@ def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:
         run.directory,
         name=PAIRS,
         train_rows=train,
+        stress_size=100,
         seed=config.seed,
     )

@@ -11,7 +11,7 @@ from rlhf.reports.charts import Chart, Series, draw
 from rlhf.reports.forest import Line, forest
 from rlhf.reports.markup import Cell, Table, bounds, decimal, esc, minus, named, number, plural
 from rlhf.reports.results import band, estimate_of, signed
-from rlhf.reward_models.verdict import data_rows
+from rlhf.reward_models.report.markdown import benchmark_parts, data_rows
 
 Report = Mapping[str, Any]
 
@@ -259,20 +259,3 @@ def benchmark_estimate(found: Report, part: str, value: float) -> Cell:
     if ends is None:
         return value
     return estimate_of({"mean": value, **ends, "n": ends["prompts"]})
-
-
-# What a benchmark's result says beside its scores.
-_BESIDE = ("intervals", "rows", "absent")
-
-
-def benchmark_parts(found: Report, prefix: str = "") -> list[tuple[str, float]]:
-    """The scores of a benchmark's result, nested ones under `section / part`."""
-    rows: list[tuple[str, float]] = []
-    for key, value in found.items():
-        if not prefix and key in _BESIDE:
-            continue
-        if isinstance(value, Mapping):
-            rows += benchmark_parts(value, f"{prefix}{key} / ")
-        else:
-            rows.append((prefix + str(key), float(value)))
-    return rows

@@ -108,7 +108,7 @@ def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
         config.rewards or [{"kind": "learned", "path": config.reward, "name": "reward"}]
     )
     if config.data:
-        report = report_on_pairs(config, reward, run)
+        report = pairs_report(config, reward, run)
         for line in report["verdict"]:
             log.info("%s", line)
         if config.save and config.reward:
@@ -119,16 +119,16 @@ def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
     return run.directory
 
 
-def report_on_pairs(config: RewardReportConfig, reward: Any, run: Run) -> dict[str, Any]:
+def pairs_report(config: RewardReportConfig, reward: Any, run: Run) -> dict[str, Any]:
     """The whole report on preference pairs, as plain data."""
-    from rlhf.evaluation.pairs import report_on_pairs as write_pairs
+    from rlhf.evaluation.pairs import report_on_pairs
 
     loaded = load(config.data, "preference", seed=config.seed)
     log.info("data: %s", loaded.summary())
     train = logged_rows(config.train_data, "preference", what="train_data", seed=config.seed)
     groups = policy_replies(config, loaded.rows, run.directory) if config.policy else None
     curve = best_of_n(config, reward, groups) if config.gold and groups else None
-    return write_pairs(
+    return report_on_pairs(
         reward,
         loaded.rows,
         run.directory,
@@ -192,12 +192,12 @@ def save_calibration(folder: Path, report: Mapping[str, Any]) -> None:
     sidecar = Sidecar.read(folder)
     if sidecar is None:
         raise UserError(f"save: {folder} has no reward_model.json to write into")
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     if (temperature := report["calibration"]["fitted"]["temperature"]) is not None:
-        found["temperature"] = temperature
+        result["temperature"] = temperature
     if (policy := report["policy"]) and policy["std"]:
-        found |= {"mean": policy["mean"], "std": policy["std"]}
-    dataclasses.replace(sidecar, **found).write(folder)
+        result |= {"mean": policy["mean"], "std": policy["std"]}
+    dataclasses.replace(sidecar, **result).write(folder)
 
 
 def report_on_benchmark(
@@ -208,13 +208,12 @@ def report_on_benchmark(
     Raises:
         UserError: rows that lack the benchmark's columns.
     """
-    from rlhf.evaluation.pairs import write_report
-    from rlhf.reports.rewards import benchmark_parts
     from rlhf.reward_models import benchmarks
+    from rlhf.reward_models.report.markdown import benchmark_page, write_report
 
     score: Callable[..., dict[str, Any]] = getattr(benchmarks, SCORERS[name])
     try:
-        found = score(reward, rows)
+        result = score(reward, rows)
     except KeyError as error:
         raise UserError(f"{name}: a row has no column {error}; is this another format?") from error
     summary = {
@@ -224,19 +223,10 @@ def report_on_benchmark(
         "metrics": {},
         "reward": reward.name,
         "rows": len(rows),
-        "benchmark": found,
+        "benchmark": result,
     }
-    lines = [f"# {name}: {reward.name}", "", "| part | score | 95% interval | prompts |"]
-    lines += ["| --- | ---: | --- | ---: |"]
-    for part, value in benchmark_parts(found):
-        ends = found["intervals"].get(part, {})
-        known = ends.get("low") is not None
-        bounds = f"[{ends['low']:.3f}, {ends['high']:.3f}]" if known else ""
-        lines.append(f"| {part} | {value:.3f} | {bounds} | {ends.get('prompts', '')} |")
-    if found.get("absent"):
-        absent = ", ".join(found["absent"])
-        lines += ["", f"Not in the file, so that the score is not the published one: {absent}."]
-        log.warning("%s: the file has no rows of %s", name, absent)
-    write_report(directory, summary, "\n".join(lines) + "\n")
-    log.info("%s: %.3f on %d rows", name, found["score"], len(rows))
+    if result.get("absent"):
+        log.warning("%s: the file has no rows of %s", name, ", ".join(result["absent"]))
+    write_report(directory, summary, benchmark_page(name, reward.name, result))
+    log.info("%s: %.3f on %d rows", name, result["score"], len(rows))
     return summary

@@ -57,7 +57,7 @@ def test_a_single_report_is_drawn_in_full(run):
         "Best of n: gold",
         "Stress tests",
         'No better than "longer wins"',
-        "40 of 80 prompts stand in the training pairs too",
+        "40 of 80 prompts are also in the training pairs",
         "left out: empty reply",
         "from right",
     ):

@@ -10,13 +10,14 @@ import pytest
 
 from rlhf.reward_models import EachReward, as_reward
 from rlhf.reward_models.annotator import fit_annotator
-from rlhf.reward_models.baselines import bag_of_words, longer
-from rlhf.reward_models.calibration import calibrate, fit_temperature
 from rlhf.reward_models.core import last_reply
-from rlhf.reward_models.evaluate import evaluate, spread_on_samples
 from rlhf.reward_models.pairs import data_card, to_pair
-from rlhf.reward_models.statistics import cluster_interval, ranks, share_interval, spearman
-from rlhf.reward_models.verdict import to_markdown
+from rlhf.reward_models.report.baselines import bag_of_words, longer
+from rlhf.reward_models.report.calibration import calibrate, fit_temperature
+from rlhf.reward_models.report.intervals import cluster_interval, ranks, share_interval, spearman
+from rlhf.reward_models.report.markdown import pairs_page
+from rlhf.reward_models.report.pairs import evaluate_reward_model as evaluate
+from rlhf.reward_models.report.pairs import spread_on_samples
 
 
 def simulate(n, *, seed, temperature=1.0, noise=0.0, length_bias=0.0, per_prompt=1):
@@ -194,8 +195,8 @@ def test_data_card_counts_copies_contradictions_and_leaks():
     assert card["median_characters"] == {"chosen": 1.0, "rejected": 1.0}
     assert data_card(pairs)["prompts_in_training"] is None
     report = evaluate(GOLD, pairs, train_pairs=pairs[3:], stress_size=0)
-    assert any("prompts stand in the training pairs too" in line for line in report["verdict"])
-    assert "3 pairs stand there both ways round." in report["verdict"]
+    assert any("prompts are also in the training pairs" in line for line in report["verdict"])
+    assert "3 pairs occur in both orders." in report["verdict"]
 
 
 def test_ranks_share_ties():
@@ -237,7 +238,7 @@ def test_report_is_json_and_markdown():
         samples=[[p.chosen, p.rejected] for p in text_pairs(5, seed=2)],
     )
     json.dumps(report, allow_nan=False)
-    page = to_markdown(report)
+    page = pairs_page(report)
     assert page.startswith("# Reward report: gold\n\n## Verdict")
     assert "| longer wins |" in page
     assert "within a prompt" in page

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from rlhf.reward_models import labelled
+from rlhf.reward_models.report import labelled
 
 
 def test_measures_by_hand():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf.reward_models.verdict import _about_calibration, _about_policy
+from rlhf.reward_models.report.findings import _about_calibration, _about_policy
 
 
 def calibrated(fitted: float | None, low: float | None, high: float | None) -> dict:

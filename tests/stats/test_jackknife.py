@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from rlhf.reward_models.labelled import auc, macro_f1, rmse
-from rlhf.reward_models.statistics import pearson, spearman
+from rlhf.reward_models.report.intervals import pearson, spearman
+from rlhf.reward_models.report.labelled import auc, macro_f1, rmse
 from rlhf.stats import Interval, jackknife, share_interval, weighted_sum
 
 

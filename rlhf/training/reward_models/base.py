@@ -11,11 +11,10 @@ from torch import Tensor
 
 from rlhf.common.imports import import_object
 from rlhf.config.reward import KINDS, RewardConfig
-from rlhf.evaluation.pairs import write_report
 from rlhf.models.rewards import packed
-from rlhf.reward_models import labelled
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.losses import IGNORED
+from rlhf.reward_models.report.markdown import labelled_page, write_report
 from rlhf.runs.directory import Run
 from rlhf.training.reward_models.encoding import (
     RewardEncoder,
@@ -116,7 +115,7 @@ class RewardKind:
         """Evaluate the saved model, write the report, and return its main lines."""
         name = trained.run.directory.name
         report = self.evaluate(trained)
-        page = labelled.to_markdown(name, report)
+        page = labelled_page(name, report)
         summary = {"name": name, "env": self.data, "policy": name} | report
         write_report(trained.run.directory, summary, page)
         return page.splitlines()[2:]

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from rlhf.config.reward import RewardConfig
 from rlhf.data.conversation import RowDropped
-from rlhf.reward_models import labelled
 from rlhf.reward_models.losses import IGNORED
+from rlhf.reward_models.report import labelled
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel, known_accuracy
 from rlhf.training.reward_models.encoding import (
     RewardEncoder,

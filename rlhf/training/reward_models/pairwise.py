@@ -7,8 +7,8 @@ import numpy as np
 from rlhf.data.conversation import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.models.rewards import packed
-from rlhf.reward_models import labelled
 from rlhf.reward_models.pairwise import PairModel, encode_pair
+from rlhf.reward_models.report import labelled
 from rlhf.rollout.chat_format import prompt_of
 from rlhf.training.examples import EQUAL
 from rlhf.training.reward_models.base import Report, TrainedModel

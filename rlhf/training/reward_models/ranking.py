@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rlhf.data.conversation import RowDropped
 from rlhf.data.splits import prompt_key
-from rlhf.reward_models import labelled, losses
+from rlhf.reward_models import losses
+from rlhf.reward_models.report import labelled
 from rlhf.rollout.chat_format import prompt_of
 from rlhf.training.examples import EQUAL
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel

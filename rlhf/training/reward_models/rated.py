@@ -11,8 +11,9 @@ from torch import Tensor
 
 from rlhf.config.reward import RewardConfig
 from rlhf.data.conversation import RowDropped
-from rlhf.reward_models import labelled, losses
+from rlhf.reward_models import losses
 from rlhf.reward_models.losses import IGNORED
+from rlhf.reward_models.report import labelled
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel
 from rlhf.training.reward_models.classification import LogOdds
 from rlhf.training.reward_models.encoding import (

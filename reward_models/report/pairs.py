@@ -1,4 +1,4 @@
-"""Can this reward be trusted? One dictionary of measurements, and a verdict in plain words."""
+"""Evaluate a reward on held-out pairs: accuracy, baselines, calibration, length, stress tests."""
 
 from __future__ import annotations
 
@@ -8,50 +8,62 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.reward_models import baselines
 from rlhf.reward_models.annotator import fit_annotator
-from rlhf.reward_models.calibration import calibrate, fit_temperature
 from rlhf.reward_models.core import Conversation, Reward
 from rlhf.reward_models.pairs import Pair, data_card
-from rlhf.reward_models.statistics import as_row, gain_interval, pearson, share_interval, spearman
-from rlhf.reward_models.stress import stress_tests
-from rlhf.reward_models.verdict import verdict
+from rlhf.reward_models.report import baselines
+from rlhf.reward_models.report.calibration import calibrate, fit_temperature
+from rlhf.reward_models.report.findings import findings
+from rlhf.reward_models.report.intervals import (
+    as_row,
+    gain_interval,
+    pearson,
+    share_interval,
+    spearman,
+)
+from rlhf.reward_models.report.stress import stress_tests
 from rlhf.stats import jackknife
 from rlhf.stats import share_interval as share_of
 
-_WORDS_FROM = 10  # prompts (or training pairs) below which a bag of words learns nothing
-_MATCHED = 0.1  # replies count as equally long when their lengths differ by less than this share
+_WORDS_FROM = 10  # fewest prompts (or training pairs) for a bag of words
+_MATCHED = 0.1  # relative difference up to which two replies count as equally long
 
 
-def evaluate(
+def evaluate_reward_model(
     reward: Reward,
     pairs: Sequence[Pair],
     *,
     train_pairs: Sequence[Pair] | None = None,
     samples: Sequence[Sequence[Conversation]] | None = None,
+    best_of_n: Mapping[str, Any] | None = None,
     dropped: Mapping[str, int] | None = None,
+    overlapping: int | None = None,
     stress_size: int = 200,
     invariance_size: int = 32,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Everything a report on ``reward`` says, as plain numbers (JSON-ready; unknown is None).
+    """Return the report on ``reward`` as plain numbers for JSON; unknown numbers are None.
+
+    Accuracy counts a tie as one half. Pairs without a score are counted and left out.
 
     Args:
-        pairs: held-out comparisons.
-        train_pairs: what the bag-of-words baseline learns from; without them it is cross-fitted.
-        samples: replies of the policy to be trained, one list of conversations per prompt; their
-            spread within a prompt is what a policy can learn from (Razin et al., 2503.15477).
-        dropped: reason -> rows that were left out of ``pairs``, for the data card.
-        stress_size: conversations per stress test; 0 leaves these tests out.
-        invariance_size: conversations scored alone and in company; 0 leaves this test out.
-
-    Accuracy counts a tie as one half. Pairs without a score are left out and counted.
+        reward: The reward.
+        pairs: Held-out pairs.
+        train_pairs: Pairs on which the bag of words is fitted; without them it is cross-fitted.
+        samples: Replies of the policy to be trained, one list of conversations for each prompt.
+            A policy learns from their spread within a prompt (Razin et al., 2503.15477).
+        best_of_n: Reward and gold score of the best of n samples.
+        dropped: Reason -> number of rows that are not in ``pairs``, for the data card.
+        overlapping: Number of prompts that share 13 words with the training prompts.
+        stress_size: Conversations of each stress test; 0 skips these tests.
+        invariance_size: Conversations that are scored alone and in batches; 0 skips this test.
+        seed: Random seed.
 
     Raises:
-        ValueError: no pair could be scored.
+        ValueError: No pair could be scored.
     """
     if not pairs:
-        raise ValueError("evaluate needs at least one pair")
+        raise ValueError("evaluate_reward_model needs at least one pair")
     scores = reward.score([p.chosen for p in pairs] + [p.rejected for p in pairs])
     values = np.array([math.nan if v is None else v for v in scores.values])
     chosen, rejected = values[: len(pairs)], values[len(pairs) :]
@@ -69,6 +81,7 @@ def evaluate(
             "ties": int((view.margins == 0).sum()),
             "counts": dict(scores.counts),
             "dropped": dict(dropped or {}),
+            "overlapping": overlapping,
         },
         "accuracy": view.accuracy(),
         "baselines": _baselines(view, reward, train_pairs),
@@ -87,13 +100,14 @@ def evaluate(
         ),
         "stress": stress_tests(reward, kept, size=stress_size, seed=seed) if stress_size else {},
         "policy": spread_on_samples(reward, samples) if samples else None,
+        "best_of_n": best_of_n,
     }
-    report["verdict"] = verdict(report)
+    report["verdict"] = findings(report)
     return _plain(report)
 
 
 class _View:
-    """Scored pairs with the win of each (1, 0, or 1/2 for a tie) and their intervals."""
+    """Scored pairs, their outcomes (1, 0, or 1/2 for a tie) and prompts."""
 
     def __init__(self, pairs: Sequence[Pair], margins: np.ndarray):
         self.pairs, self.margins = pairs, margins
@@ -103,13 +117,13 @@ class _View:
     def accuracy(
         self, rows: np.ndarray | None = None, won: np.ndarray | None = None
     ) -> dict[str, float]:
-        """Share of wins (of ``won``, if given) in ``rows``, with its prompt-clustered interval."""
+        """Return the share of wins (or of ``won``) in ``rows``, with an interval over prompts."""
         won = self.wins if won is None else won
         rows = np.arange(len(won)) if rows is None else rows
         return share_interval(won[rows], [self.groups[i] for i in rows])
 
     def difference(self, won: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-        """Own wins less ``won`` on the same ``rows``: paired, with a prompt-clustered interval."""
+        """Return the mean of wins - ``won`` on ``rows``, with an interval over prompts."""
         groups = [self.groups[i] for i in rows]
         return gain_interval((self.wins - won)[rows], groups)
 
@@ -122,8 +136,11 @@ def wins(margins: np.ndarray) -> np.ndarray:
 def spread_on_samples(
     reward: Reward, samples: Sequence[Sequence[Conversation]]
 ) -> dict[str, float | int]:
-    """Mean and standard deviation over all replies of a policy, and the mean standard deviation
-    within a prompt. The first two are what a checkpoint's sidecar keeps as its reference."""
+    """Return the mean and the standard deviation of the scores of a policy's replies.
+
+    ``within_prompt_std`` is the mean standard deviation within a prompt. A checkpoint's sidecar
+    stores the first two as its reference.
+    """
     flat = [conversation for group in samples for conversation in group]
     values = np.array([math.nan if v is None else v for v in reward(flat)])
     ends = np.cumsum([len(group) for group in samples])
@@ -141,7 +158,7 @@ def spread_on_samples(
 def _baselines(
     view: _View, reward: Reward, train_pairs: Sequence[Pair] | None
 ) -> dict[str, dict[str, Any]]:
-    """Accuracy of each baseline and what the reward has over it, on the same pairs."""
+    """Return each baseline's accuracy and the paired gain over it, on the same pairs."""
     length = baselines.longer(view.pairs)
     margins = {"longer wins": length, "shorter wins": -length}
     texts = len(set(view.groups)) if train_pairs is None else len(train_pairs)
@@ -177,7 +194,7 @@ def _by_source(view: _View) -> dict[str, dict[str, float]]:
 
 
 def _calibration(view: _View, temperature: float) -> dict[str, Any]:
-    """Calibration as given and at the fitted temperature, and that temperature's interval."""
+    """Return the calibration at both temperatures, given and fitted, and the latter's interval."""
     fitted = fit_temperature(view.margins)
     try:
         fit = fit_annotator({"reward": view.margins}, noise=False, groups=view.groups)
@@ -199,7 +216,7 @@ def _length(view: _View, chosen: np.ndarray, rejected: np.ndarray) -> dict[str, 
     matched = np.flatnonzero(gap <= _MATCHED)
     groups = [*view.groups, *view.groups]
     found = jackknife(lambda rows: spearman(values[rows], size[rows]), groups, scale="fisher")
-    if abs(found.value) > 1 - 1e-9:  # every couple is in order: the doubt is that of a share
+    if abs(found.value) > 1 - 1e-9:  # all pairs are concordant: use the interval of a share
         units, sign = len(set(groups)), math.copysign(1.0, found.value)
         found = share_of(units, units).scaled(2 * sign, -sign)
     return {
@@ -212,7 +229,7 @@ def _length(view: _View, chosen: np.ndarray, rejected: np.ndarray) -> dict[str, 
 
 
 def _annotator(view: _View) -> dict[str, Any]:
-    """How the labels depend on score and length, and how many look flipped; see ``annotator``."""
+    """Fit the labels to score and length, with a share of flipped labels; see ``annotator``."""
     gap = baselines.longer(view.pairs)
     features = {"score": view.margins} | ({"length": gap} if np.ptp(gap) else {})
     try:
@@ -226,10 +243,10 @@ def _annotator(view: _View) -> dict[str, Any]:
 def _invariance(
     reward: Reward, conversations: Sequence[Conversation], *, spread: float
 ) -> dict[str, float | int] | None:
-    """Largest change of a score between a text alone and in company, by kind of company.
+    """Return the largest change of a score between a text alone and in a batch.
 
-    ``batch``: with the others; ``order``: with the others behind it; ``padding``: with a text many
-    times as long, so that all are padded. ``share`` is the largest over the scores' ``spread``.
+    ``batch``: the batch of all texts; ``order``: the batch in reverse order; ``padding``: the batch
+    and a text eight times as long. ``share`` is the largest change divided by ``spread``.
     """
     if not conversations:
         return None
@@ -254,7 +271,7 @@ def _invariance(
 
 
 def _plain(value: Any) -> Any:
-    """Python numbers all the way down; numbers that are not finite become None."""
+    """Convert to plain Python numbers; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Do score differences mean what they say? P(chosen better) = sigmoid(margin / temperature)."""
+"""Calibration of score differences: P(chosen better) = sigmoid(margin / temperature)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 
 @dataclass(frozen=True)
@@ -13,9 +14,9 @@ class Bin:
     """One bar of a reliability diagram."""
 
     confidence: float
-    """Mean predicted probability that the preferred side is right, in [0.5, 1]."""
+    """Mean predicted probability of the side with the higher score, in [0.5, 1]."""
     accuracy: float
-    """Share of these pairs where it is; a tie counts one half."""
+    """Share of pairs whose side with the higher score is the chosen one; ties count one half."""
     count: int
     """Pairs in the bin."""
 
@@ -34,21 +35,21 @@ class Calibration:
     bins: list[Bin]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON."""
+        """Return plain numbers for JSON."""
         return asdict(self)
 
 
 def calibrate(margins: np.ndarray, *, temperature: float = 1.0, num_bins: int = 10) -> Calibration:
-    """Calibration of ``margins`` [N] = score(chosen) - score(rejected) at ``temperature``.
+    """Return the calibration of ``margins`` [N] = score(chosen) - score(rejected).
 
-    Bins hold equal numbers of pairs, ordered by confidence: equal widths leave most bins empty.
+    The bins have equal numbers of pairs; bins of equal width would mostly be empty.
     """
     margins = np.asarray(margins, dtype=float)
     if len(margins) == 0:
         raise ValueError("calibration needs at least one pair")
     scaled = margins / temperature
-    p = sigmoid(scaled)
-    confidence = sigmoid(np.abs(scaled))
+    p = expit(scaled)
+    confidence = expit(np.abs(scaled))
     right = np.where(margins > 0, 1.0, np.where(margins == 0, 0.5, 0.0))
     bins = []
     for rows in np.array_split(np.argsort(confidence, kind="stable"), min(num_bins, len(margins))):
@@ -64,10 +65,11 @@ def calibrate(margins: np.ndarray, *, temperature: float = 1.0, num_bins: int = 
 
 
 def fit_temperature(margins: np.ndarray) -> float:
-    """The temperature of least NLL (Guo et al. 2017, for pairs): convex in 1/T, by bisection.
+    """Return the temperature with the least NLL (Guo et al. 2017, for pairs).
 
-    Returns inf where margins point the wrong way on average, and a value far below the margins'
-    scale where every pair is right (the likelihood then grows without end).
+    The NLL is convex in 1 / temperature and is minimized by bisection. The result is inf if the
+    mean margin is not positive, and far below the scale of the margins if every margin is positive:
+    then the likelihood has no maximum.
     """
     margins = np.asarray(margins, dtype=float)
     scale = float(np.abs(margins).mean()) if len(margins) else 0.0
@@ -84,10 +86,5 @@ def fit_temperature(margins: np.ndarray) -> float:
 
 
 def _slope(margins: np.ndarray, inverse_temperature: float) -> float:
-    """Derivative of the mean log-likelihood with respect to 1/T; decreasing."""
-    return float((margins * sigmoid(-margins * inverse_temperature)).mean())
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)) without overflow."""
-    return np.exp(-np.logaddexp(0.0, -np.asarray(x, dtype=float)))
+    """Derivative of the mean log-likelihood with respect to 1 / temperature; decreasing."""
+    return float((margins * expit(-margins * inverse_temperature)).mean())

@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf.reward_models.core import Conversation, Reward
 from rlhf.reward_models.pairs import Pair
-from rlhf.reward_models.statistics import cluster_interval
+from rlhf.reward_models.report.intervals import cluster_interval
 from rlhf.stats import sign_flip_test, unit_means
 
 _FILLER = (

@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf.reward_models.core import Reward, last_reply
 from rlhf.reward_models.pairs import Pair
-from rlhf.reward_models.statistics import group_index
+from rlhf.reward_models.report.intervals import group_index
 from rlhf.reward_models.words import fit_words
 
 _WORDS_C = 1e-4  # inverse regularisation that served 2,000 to 20,000 pairs of two data sets best

@@ -1,0 +1,1 @@
+"""Reports on rewards: numbers, findings in sentences, and Markdown pages."""

@@ -1,0 +1,147 @@
+"""The findings of a report on pairs, in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf.reward_models.report.markdown import has_interval, percent
+
+_SAME = 1e-3  # standard deviations by which batching may change a score; float32 is far below
+_FLAT = 0.1  # smallest share of the spread within prompts from which a policy can learn
+
+
+def findings(report: Mapping[str, Any]) -> list[str]:
+    """Return sentences, the most serious first; each claim is supported by an interval."""
+    accuracy, data = report["accuracy"], report["data"]
+    if not has_interval(accuracy):
+        return ["All pairs share one prompt: they give no estimate for other prompts."]
+    lines = []
+    if report["scores"]["std"] == 0:
+        lines.append("All scores are equal: it tells no reply from another.")
+    if not accuracy["low"] > 0.5:
+        lines.append(
+            "No better than a coin: it picks the wrong reply more often than not."
+            if accuracy["high"] < 0.5
+            else "Cannot be told from a coin on these pairs."
+        )
+    lines += _against_baselines(report["baselines"])
+    lines += _about_length(report)
+    lines += _about_calibration(report)
+    lines += _about_invariance(report["invariance"])
+    lines += _about_stress(report["stress"])
+    lines += _about_policy(report)
+    if data["prompts_in_training"]:
+        lines.append(
+            f"{data['prompts_in_training']} of {data['prompts']} prompts are also in the training "
+            "pairs: accuracy on new prompts may be lower."
+        )
+    if data["contradictions"]:
+        lines.append(f"{data['contradictions']} pairs occur in both orders.")
+    if data["unscored"]:
+        share = data["unscored"] / data["pairs"]
+        lines.append(
+            f"{data['unscored']} pairs ({share:.1%}) could not be scored and are left out."
+        )
+    if data["ties"] > 0.02 * data["pairs"]:
+        lines.append(f"{data['ties']} pairs are exact ties: the score is too coarse.")
+    if data["prompts"] < 100:
+        lines.append(f"Only {data['prompts']} prompts: every interval here is wide.")
+    return lines or ["Nothing here speaks against this reward."]
+
+
+def _against_baselines(baselines: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    compared = {name: b for name, b in baselines.items() if has_interval(b["gain"])}
+    beaten = [name for name, b in compared.items() if b["gain"]["low"] > 0]
+    missing = [name for name in baselines if name not in compared]
+    lines = [f'Too few prompts to compare it with "{name}".' for name in missing]
+    for name, baseline in compared.items():
+        gain = baseline["gain"]
+        if gain["high"] < 0:
+            lines.append(f'Worse than "{name}" ({percent(baseline["accuracy"])}).')
+        elif not gain["low"] > 0:
+            lines.append(f'No better than "{name}" ({percent(baseline["accuracy"])}).')
+    if beaten:
+        lines.append("Better than " + ", ".join(f'"{name}"' for name in beaten) + ".")
+    return lines
+
+
+def _about_length(report: Mapping[str, Any]) -> list[str]:
+    rho, matched = report["length"]["spearman"], report["length"]["matched_accuracy"]
+    ends = report["length"].get("spearman_interval")
+    lines = []
+    # None: all lengths are equal, or there are too few prompts for an interval.
+    if rho is not None and abs(rho) > 0.3 and ends and has_interval(ends):
+        direction = "longer" if rho > 0 else "shorter"
+        if ends["low"] > 0 or ends["high"] < 0:
+            lines.append(
+                f"Leans on length: {direction} replies score higher (rank correlation {rho:.2f} "
+                f"[{ends['low']:.2f}, {ends['high']:.2f}])."
+            )
+    if matched is not None and matched["groups"] >= 30 and not matched["low"] > 0.5:
+        lines.append("Among replies of equal length it cannot be told from a coin.")
+    return lines
+
+
+def _about_calibration(report: Mapping[str, Any]) -> list[str]:
+    calibration = report["calibration"]
+    fitted, given = (calibration[key]["temperature"] for key in ("fitted", "as_given"))
+    if fitted is None or fitted == math.inf:
+        sure = report["scores"]["std"] == 0 or report["accuracy"]["high"] < 0.5
+        return ["No temperature makes its margins informative."] if sure else []
+    ends = calibration["temperature"]
+    if ends is None:  # every pair is ordered correctly: the smaller the temperature, the better
+        return []
+    low, high = (math.inf if end is None else end for end in (ends["low"], ends["high"]))
+    ratio = fitted / given
+    if ratio > 1.5 and given < low <= fitted:
+        return [f"Overconfident: its margins are {ratio:.1f} times what the labels support."]
+    if ratio < 1 / 1.5 and high < given:
+        return [f"Underconfident: its margins could be {1 / ratio:.1f} times as large."]
+    return []
+
+
+def _about_invariance(invariance: Mapping[str, Any] | None) -> list[str]:
+    # None: no text was compared, or the scores have no spread to measure a change by.
+    if invariance is None or invariance["share"] is None or not invariance["share"] > _SAME:
+        return []
+    worst = max(("batch", "order", "padding"), key=lambda kind: invariance[kind])
+    what = {"batch": "the batch", "order": "its place in the batch", "padding": "padding"}[worst]
+    return [f"Scores depend on {what}: by up to {invariance['share']:.2g} std for the same text."]
+
+
+def _about_policy(report: Mapping[str, Any]) -> list[str]:
+    lines = []
+    policy, chosen = report.get("policy"), report.get("best_of_n")
+    if policy and policy["std"] and policy["within_prompt_std"] < _FLAT * policy["std"]:
+        lines.append(
+            "Hardly tells a policy's replies to one prompt apart (within a prompt "
+            f"{policy['within_prompt_std'] / policy['std']:.0%} of the overall spread): there is "
+            "little to learn from."
+        )
+    if chosen:
+        first, last = chosen["gold"][0]["mean"], chosen["gold"][-1]["mean"]
+        lines.append(
+            f"Choosing the best of {chosen['ns'][-1]} by it {_gold_change(chosen)} from "
+            f"{first:.3g} to {last:.3g}; {chosen['advice']}."
+        )
+    return lines
+
+
+def _gold_change(chosen: Mapping[str, Any]) -> str:
+    """Describe the change of gold over the same prompts, as far as its interval supports it."""
+    gain = chosen.get("gain")  # reports of 0.1.0 have none
+    if gain and has_interval(gain) and (gain["low"] > 0 or gain["high"] < 0):
+        return "raises gold" if gain["low"] > 0 else "lowers gold"
+    return "does not clearly change gold:"
+
+
+def _about_stress(tests: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for name, result in tests.items():
+        if result["passed"] is False:
+            verb = "does not lower" if result["expect"] == "fall" else "raises"
+            change = result["change"]["value"]
+            lines.append(f'Stress test "{name}" {verb} the score ({change:+.2f} std).')
+    return lines
