@@ -43,10 +43,10 @@ def planted_bench(folder: Path, returns: Returns, **keys: Any) -> Bench:
     for env, (low, high) in KNOWN.items():
         for row, table in returns.items():
             for seed, value in enumerate(table[env]):
-                run = bench.place(env, f"seed{seed}", "evaluate" if row == "sft" else row)
+                run = bench.run_path(env, f"seed{seed}", "evaluate" if row == "sft" else row)
                 write_run(run, row, env, value, (low, high))
-        write_run(bench.place(env, REFERENCES), "random", env, low, (low, high))
-        write_run(bench.place(env, REFERENCES), "expert", env, high, (low, high))
+        write_run(bench.run_path(env, REFERENCES), "random", env, low, (low, high))
+        write_run(bench.run_path(env, REFERENCES), "expert", env, high, (low, high))
     return bench
 
 

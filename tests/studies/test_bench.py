@@ -129,7 +129,7 @@ def test_a_job_array_does_the_same_jobs_one_command_each(tmp_path, capsys):
     assert [len(lines) for lines in lists.values()] == [2 + 4, 8]
     first = [line for line in lists["start"] if "echo/seed1" in line]
     second = [line for line in lists["train"] if "echo/seed1/rloo" in line]
-    with pytest.raises(UserError, match=r"starts from what echo/seed1/sft leaves"):
+    with pytest.raises(UserError, match=r"needs the result of echo/seed1/sft"):
         do_one(read_bench([manifest], [], COMMANDS), "echo/seed1/rloo")
     for line in (*first, *second):
         program, *arguments = shlex.split(line)
@@ -187,7 +187,7 @@ def test_a_resumed_bench_that_changed_is_refused_before_anything_is_written(tmp_
         (["--jobs", "zwei"], "--jobs must be a number of processes >= 1, got 'zwei'"),
         (["--jobs", "0"], "--jobs must be a number of processes >= 1, got 0"),
         (["--against", "FOLDER"], "cannot be read"),
-        (["--against", "WEIRD"], "is no bench.json"),
+        (["--against", "WEIRD"], "is not a bench.json"),
         (["--against", "OTHERS"], "share 0 training seeds"),
         (["--environments.echo.env.id", "text/Nope-v0"], "Nope"),
     ],

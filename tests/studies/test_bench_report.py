@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.studies.bench.report import write_bench
-from rlhf.studies.bench.scores import find, read_scores
+from rlhf.studies.bench.scores import analyze, read_scores
 from tests.studies.fake_bench import planted_bench
 
 SFT = {"echo": [0.25, 0.25, 0.25, 0.25, 0.25], "maze": [0.1, 0.2, 0.1, 0.2, 0.15]}
@@ -22,7 +22,7 @@ RETURNS = {"sft": SFT, "ppo": PPO, "rloo": RLOO, "twin": TWIN}
 def home(tmp_path_factory) -> Path:
     bench = planted_bench(tmp_path_factory.mktemp("benches") / "b", RETURNS)
     scores = read_scores(bench)
-    write_bench(bench, scores, find(scores, baseline=bench.baseline))
+    write_bench(bench, scores, analyze(scores, baseline=bench.baseline))
     return bench.root
 
 
@@ -44,7 +44,7 @@ def test_every_named_winner_is_green_and_coverage_is_a_note(page: str):
             ("twin", "PPO"),
         )
     }
-    assert "<li><strong>1 of 3 pairs of algorithms cannot be told apart" in page
+    assert "<li><strong>1 of 3 pairs of algorithms have no winner" in page
     assert '<p class="note">Measured coverage of the 95% intervals at 5 training seeds' in page
 
 

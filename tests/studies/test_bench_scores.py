@@ -11,7 +11,7 @@ from rlhf.errors import UserError
 from rlhf.studies.bench.gate import EVERYWHERE, gate, read_result
 from rlhf.studies.bench.report import write_bench
 from rlhf.studies.bench.result import protocol, verdict_lines
-from rlhf.studies.bench.scores import find, read_scores
+from rlhf.studies.bench.scores import analyze, read_scores
 from tests.studies.fake_bench import planted_bench
 
 SFT = {"echo": [0.25, 0.25, 0.25, 0.25, 0.25], "maze": [0.1, 0.2, 0.1, 0.2, 0.15]}
@@ -22,7 +22,7 @@ RETURNS = {"sft": SFT, "good": GOOD, "twin": TWIN}
 
 def found(bench):
     scores = read_scores(bench)
-    return scores, find(scores, baseline=bench.baseline)
+    return scores, analyze(scores, baseline=bench.baseline)
 
 
 def test_scores_are_fractions_of_the_way_from_random_to_optimal(tmp_path):
@@ -64,7 +64,7 @@ def test_only_what_lies_outside_the_noise_is_called_better(tmp_path):
     assert [d.winner for d in findings.pairs] == [None]
     lines = verdict_lines(findings)
     assert lines[0].startswith("good is significantly better than sft (95%, 5 training seeds)")
-    assert any(line.startswith("1 of 1 pairs of algorithms cannot be told apart") for line in lines)
+    assert any(line.startswith("1 of 1 pairs of algorithms have no winner") for line in lines)
     assert findings.improvement["good"].value == 1.0
     assert findings.aggregates["expert"]["IQM"].known is False
 
@@ -157,7 +157,7 @@ def test_the_gate_says_when_it_does_not_compare_like_with_like(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [(None, "does not exist"), ("{", "not JSON"), ("{}", "no bench")]
+    ("text", "words"), [(None, "does not exist"), ("{", "not JSON"), ("{}", "is not a bench")]
 )
 def test_a_baseline_that_is_none_is_refused(tmp_path, text, words):
     path = tmp_path / "baseline.json"

@@ -1,4 +1,4 @@
-"""`rlhf bench --array DIR`: the jobs as plain commands, for an engine that runs them elsewhere."""
+"""`rlhf bench --array DIR`: write the jobs as commands for an external scheduler."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ sbatch --dependency=afterok:$second --job-name=bench-table --wrap {table}
 def write_array(bench: Bench, folder: str | Path) -> list[Path]:
     """Write manifest, command lists and SLURM scripts; returns the files.
 
-    `start.txt` and `train.txt` hold one command a line; those of the second list need what the
-    first leaves. Any engine will do: `xargs -P 8 -I{} sh -c {} < start.txt` is one.
+    `start.txt` and `train.txt` contain one command per line. The commands of `train.txt` need the
+    results of `start.txt`. Any scheduler works, for example `xargs -P 8 -I{} sh -c {} < start.txt`.
     """
-    place = Path(folder).resolve()
-    place.mkdir(parents=True, exist_ok=True)
-    manifest = place / "manifest.yaml"
+    target = Path(folder).resolve()
+    target.mkdir(parents=True, exist_ok=True)
+    manifest = target / "manifest.yaml"
     tree = as_tree(bench.config) | {"output_dir": str(bench.root.resolve())}
     tree = {key: value for key, value in tree.items() if key not in ("resume", "overwrite")}
     manifest.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
@@ -48,24 +48,24 @@ def write_array(bench: Bench, folder: str | Path) -> list[Path]:
         "train": [job for job in jobs if job.after is not None],
     }
     written = [manifest]
-    for name, some in lists.items():
-        written += _write_list(place, name, some, manifest)
+    for name, listed in lists.items():
+        written += _write_list(target, name, listed, manifest)
     table = shlex.quote(f"rlhf bench {shlex.quote(str(manifest))} --resume")
-    scripts = {name: shlex.quote(str(place / f"{name}.slurm")) for name in lists}
-    submit = place / "submit.sh"
+    scripts = {name: shlex.quote(str(target / f"{name}.slurm")) for name in lists}
+    submit = target / "submit.sh"
     submit.write_text(_SUBMIT.format(**scripts, table=table), encoding="utf-8")
     return [*written, submit]
 
 
-def _write_list(place: Path, name: str, jobs: Sequence[Job], manifest: Path) -> list[Path]:
-    commands, script = place / f"{name}.txt", place / f"{name}.slurm"
+def _write_list(folder: Path, name: str, jobs: Sequence[Job], manifest: Path) -> list[Path]:
+    commands, script = folder / f"{name}.txt", folder / f"{name}.slurm"
     quoted = shlex.quote(str(manifest))
     lines = [f"rlhf bench {quoted} --only {shlex.quote(job.key)}\n" for job in jobs]
     commands.write_text("".join(lines), encoding="utf-8")
     text = _SLURM.format(
         name=f"bench-{name}",
         count=len(jobs),
-        logs=shlex.quote(str(place)),
+        logs=shlex.quote(str(folder)),
         commands=shlex.quote(str(commands)),
     )
     script.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`rlhf bench --against BASELINE.json`: did anything get worse beyond noise?"""
+"""`rlhf bench --against BASELINE.json`: test for regressions against an earlier result."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ EVERYWHERE = "all environments"
 
 @dataclass(frozen=True)
 class Gate:
-    """What was compared; ``worse`` holds the differences beyond noise."""
+    """Comparisons with an earlier result; ``worse`` lists the significant regressions."""
 
     compared: list[Difference]
     notes: list[str]
 
     @property
     def worse(self) -> list[Difference]:
-        """Cells that the baseline won, the largest loss first."""
-        lost = [d for d in self.compared if d.winner == d.baseline]
-        return sorted(lost, key=lambda d: d.estimate.value)
+        """Comparisons that the baseline won, the largest loss first."""
+        losses = [d for d in self.compared if d.winner == d.baseline]
+        return sorted(losses, key=lambda d: d.estimate.value)
 
     def line(self) -> str:
-        """The outcome in one line."""
+        """The result in one line."""
         seeds = self.compared[0].estimate.units
         scope = f"{len(self.compared)} comparisons over {seeds} training seeds"
         extra = f" ({'; '.join(self.notes)})" if self.notes else ""
@@ -45,13 +45,13 @@ class Gate:
 
 
 def gate(now: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
-    """Compare two results (`bench.json`), cell by cell and row by row.
+    """Compare two results (`bench.json`) by row and environment.
 
-    A cell is one row in one environment; its scores pair by training seed. Each is asked at a level
-    that keeps false alarms of all of them together below 5% (Bonferroni).
+    The scores of one row in one environment are paired by training seed. The level of each test
+    keeps the probability of any false regression below 5% (Bonferroni).
 
     Args:
-        now: the present result.
+        now: the current result.
         before: the baseline.
 
     Raises:
@@ -63,8 +63,8 @@ def gate(now: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
         raise UserError("--against: the two results share no algorithm on any environment")
     compared = [
         compare_means(
-            mine,
-            theirs,
+            current,
+            earlier,
             method=row,
             baseline="the baseline",
             unit="training seeds",
@@ -72,31 +72,31 @@ def gate(now: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
             metric=METRIC,
             comparisons=len(cells),
         )
-        for (row, env), (mine, theirs) in cells.items()
+        for (row, env), (current, earlier) in cells.items()
     ]
     return Gate(compared, _notes(now, before))
 
 
 def common_seeds(seeds: Sequence[int], before: Mapping[str, Any]) -> list[int]:
-    """Training seeds of a benchmark that an earlier result has too.
+    """Training seeds that a benchmark and an earlier result have in common.
 
     Raises:
-        UserError: too few to judge by.
+        UserError: there are too few for a test.
     """
     common = [seed for seed in seeds if seed in before["seeds"]]
     if len(common) < FEWEST_SEEDS:
         raise UserError(
-            f"--against: the two results share {len(common)} training seeds, and fewer than "
-            f"{FEWEST_SEEDS} tell nothing from noise"
+            f"--against: the two results share {len(common)} training seeds; a test needs at least "
+            f"{FEWEST_SEEDS}"
         )
     return common
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """A `bench.json`.
+    """Read a `bench.json`.
 
     Raises:
-        UserError: it is missing or something else.
+        UserError: the file is missing or has another format.
     """
     try:
         tree = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -107,12 +107,12 @@ def read_result(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"--against: {path} is not JSON") from error
     if not _is_result(tree):
-        raise UserError(f"--against: {path} is no bench.json: it has no seeds and scores")
+        raise UserError(f"--against: {path} is not a bench.json: it has no seeds and scores")
     return tree
 
 
 def _is_result(tree: Any) -> bool:
-    """Whether there are seeds, and scores by row and environment."""
+    """Whether `tree` has seeds, and scores by row and environment."""
     if not isinstance(tree, dict) or not isinstance(tree.get("seeds"), list):
         return False
     rows = tree.get("scores")
@@ -126,21 +126,20 @@ def _is_result(tree: Any) -> bool:
 def _cells(
     now: Mapping[str, Any], before: Mapping[str, Any], seeds: list[int]
 ) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-    """(row, environment) -> scores of both by common seed; a row's mean over environments too."""
-    found: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+    """(row, environment) -> scores of both by common seed, and the mean over environments."""
+    cells: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
     for row, table in now["scores"].items():
         shared = [env for env in table if env in before["scores"].get(row, {})]
         pairs = [
             (_values(now, row, env, seeds), _values(before, row, env, seeds)) for env in shared
         ]
-        # References have one value: nobody trained them.
-        kept = [(env, p) for env, p in zip(shared, pairs, strict=True) if p[0].size == len(seeds)]
-        for env, pair in kept:
-            found[row, env] = pair
-        if len(kept) > 1:
-            mine, theirs = (np.mean([pair[side] for _, pair in kept], axis=0) for side in (0, 1))
-            found[row, EVERYWHERE] = (mine, theirs)
-    return found
+        # Reference policies have one value for all seeds.
+        trained = {e: p for e, p in zip(shared, pairs, strict=True) if p[0].size == len(seeds)}
+        cells |= {(row, env): pair for env, pair in trained.items()}
+        if len(trained) > 1:
+            current, earlier = np.mean(list(trained.values()), axis=0)
+            cells[row, EVERYWHERE] = (current, earlier)
+    return cells
 
 
 def _values(result: Mapping[str, Any], row: str, env: str, seeds: list[int]) -> np.ndarray:
@@ -152,14 +151,15 @@ def _values(result: Mapping[str, Any], row: str, env: str, seeds: list[int]) -> 
 
 
 def _notes(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """What makes the comparison other than like with like."""
+    """Differences between the two manifests and results."""
     notes = []
     ignored = ("output_dir", "seeds")
-    ours, theirs = (
+    current, earlier = (
         {k: v for k, v in r.get("manifest", {}).items() if k not in ignored} for r in (now, before)
     )
-    if ours != theirs:
-        keys = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+    if current != earlier:
+        every = current.keys() | earlier.keys()
+        keys = sorted(k for k in every if current.get(k) != earlier.get(k))
         notes.append(f"the manifests differ in {', '.join(keys)}")
     missing = sorted(before["scores"].keys() - now["scores"].keys())
     if missing:

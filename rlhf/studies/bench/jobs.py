@@ -1,4 +1,4 @@
-"""Do a benchmark's jobs: many in one process, so that importing torch is paid once a process."""
+"""Run jobs in worker processes that are reused, so that each imports torch once."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 def open_study(
     root: Path, name: str, config: Any, commands: CommandTable, jobs: Iterable[Job] = ()
 ) -> None:
-    """Make a study's directory and write its configuration into it.
+    """Create a study's directory and write its configuration.
 
     Raises:
-        UserError: the directory may not be used, or a job that it holds had another configuration.
+        UserError: the directory exists, or one of its jobs had another configuration.
     """
     if config.resume and not config.overwrite:
         _refuse_changes(jobs, commands)
@@ -49,18 +49,18 @@ def _refuse_changes(jobs: Iterable[Job], commands: CommandTable) -> None:
 
 
 def do(job: Job, commands: CommandTable) -> float:
-    """Do what is left of a job in this process; returns the seconds that took."""
+    """Run the unfinished stages of a job in this process; returns the seconds."""
     began = time.monotonic()
     for command, tree in job.stages:
         commands.run_command(command, tree)
-        # A finished run continues nothing, and its optimizer state is most of its size.
+        # A finished run needs no optimizer state, which is most of its size.
         shutil.rmtree(Path(tree["output_dir"]) / "checkpoints", ignore_errors=True)
         launch.release_memory()
     return time.monotonic() - began
 
 
 class Workers:
-    """Processes that do jobs; use it in a ``with`` block.
+    """Worker processes, as a context manager.
 
     Args:
         count: Number of processes.
@@ -94,17 +94,17 @@ class Workers:
         self.pool.shutdown(cancel_futures=True)
 
     def do_all(self, jobs: Sequence[Job], what: str) -> dict[str, str]:
-        """Do every job once those that it waits for are done.
+        """Run every job after the job that it depends on.
 
         Args:
-            jobs: in any order.
+            jobs: the jobs, in any order.
             what: name in the progress display.
 
         Returns:
-            Reasons of the jobs that were refused, by key; jobs that waited for one are among them.
+            Error messages by key of the failed jobs, including jobs that depend on a failed one.
 
         Raises:
-            UserError: a process died; whatever was finished is kept.
+            UserError: a process died; finished runs are kept.
         """
         waiting = {job.key: job for job in jobs}
         done: set[str] = {job.after for job in jobs if job.after} - waiting.keys()
@@ -125,7 +125,7 @@ class Workers:
         return failed
 
     def _reason(self, future: Future[float]) -> str | None:
-        """Why a job was refused; None when it is done."""
+        """Error message of a job; None if it succeeded."""
         try:
             future.result()
         except BrokenProcessPool as error:
@@ -143,13 +143,13 @@ def _ready(waiting: Mapping[str, Job], done: Iterable[str]) -> list[Job]:
 
 
 def _abandon(waiting: dict[str, Job], key: str) -> dict[str, str]:
-    """Take out the jobs that wait for one that failed."""
-    lost = [job.key for job in waiting.values() if job.after == key]
-    return {waiting.pop(name).key: f"{key} failed" for name in lost}
+    """Remove the jobs that depend on a failed one; returns their error messages."""
+    dependent = [job.key for job in waiting.values() if job.after == key]
+    return {waiting.pop(name).key: f"{key} failed" for name in dependent}
 
 
 def _prepare(logs: Path, threads: int) -> None:
-    """Set a new process up: a file for its output, its share of threads, an end with its parent."""
+    """Initialize a worker: output file, number of threads, termination with its parent."""
     with (logs / f"{os.getpid()}.log").open("a", encoding="utf-8") as file:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -158,14 +158,14 @@ def _prepare(logs: Path, threads: int) -> None:
     launch.prepare()
     import torch
 
-    # As many as there are cores is torch's own choice, in each of the processes.
+    # By default torch uses as many threads as there are cores in every process.
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed parent tells nobody; without this its workers would wait for ever."""
+    """Terminate the worker when its parent dies; otherwise it would wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""Read a benchmark's manifest, and check every run that it stands for before any of them starts."""
+"""Read a benchmark's manifest and check the configuration of every run."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from rlhf.errors import UserError
 from rlhf.studies.bench.plan import Bench
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-# Folders beside an algorithm's, and policies that nobody trains.
-_TAKEN = ("demos", "demos-held-out", "sft", "model", "evaluate", "random", "expert")
+# Names of other folders and rows.
+_RESERVED = ("demos", "demos-held-out", "sft", "model", "evaluate", "random", "expert")
 _OWNED = {
     "output_dir": "the benchmark",
     "model": "`model` and the demonstrations",
@@ -36,19 +36,19 @@ _OWNED = {
 def read_bench(
     files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]], commands: CommandTable
 ) -> Bench:
-    """A manifest from its files and overrides.
+    """Read a manifest from its files and overrides.
 
     Raises:
-        UserError: names the environment or algorithm, and the key.
+        UserError: a key is wrong; the message names the environment or algorithm and the key.
     """
     return make_bench(assemble(files, overrides), commands)
 
 
 def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
-    """A manifest from plain data; every run's configuration is checked.
+    """Make a manifest from plain data and check every run's configuration.
 
     Raises:
-        UserError: names the environment or algorithm, and the key.
+        UserError: a key is wrong; the message names the environment or algorithm and the key.
     """
     config = build(BenchConfig, tree)
     bench = Bench(
@@ -66,17 +66,17 @@ def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
     _check_starts(bench)
     _check_algorithms(bench)
     for name, task in bench.environments.items():
-        _owned(f"environments.{name}.run", task.run)
-        _owned(f"environments.{name}.sft", task.sft)
+        _refuse_owned_keys(f"environments.{name}.run", task.run)
+        _refuse_owned_keys(f"environments.{name}.sft", task.sft)
         _check_runs(bench, name)
     return bench
 
 
 def _entry(cls: Any, name: str, item: Any, group: str) -> Any:
-    """One named entry of the manifest, checked."""
+    """Check and build one named entry of the manifest."""
     if not _NAME.fullmatch(str(name)) or "seed" in str(name):
         raise UserError(
-            f"{group}: {name!r} is no name for a folder (letters, digits, . + - _, without 'seed')"
+            f"{group}: {name!r} is not a folder name (letters, digits, . + - _, without 'seed')"
         )
     if item is not None and not isinstance(item, Mapping):
         raise UserError(f"{group}.{name}: expected a mapping, got {item!r}")
@@ -87,7 +87,7 @@ def _entry(cls: Any, name: str, item: Any, group: str) -> Any:
 
 
 def _check_starts(bench: Bench) -> None:
-    """Either every environment has demonstrations or none has: the row means one thing."""
+    """Check that all environments have demonstrations or none has, so that rows are comparable."""
     kinds = {task.demonstrations is None for task in bench.environments.values()}
     if len(kinds) > 1:
         raise UserError("environments: give demonstrations to all of them or to none")
@@ -95,21 +95,21 @@ def _check_starts(bench: Bench) -> None:
         raise UserError("model.scratch: random weights need demonstrations to start from")
     if kinds == {True} and bench.config.sft:
         raise UserError("sft has no effect without demonstrations")
-    _owned("sft", bench.config.sft)
-    _owned("run", bench.config.run)
+    _refuse_owned_keys("sft", bench.config.sft)
+    _refuse_owned_keys("run", bench.config.run)
 
 
 def _check_algorithms(bench: Bench) -> None:
-    for name, method in bench.algorithms.items():
+    for name, entry in bench.algorithms.items():
         command = bench.command(name)
-        if name in _TAKEN:
+        if name in _RESERVED:
             raise UserError(f"algorithms: {name!r} is the name of another row; choose another")
         if command not in registry.ALGORITHMS:
             raise UserError(
                 f"algorithms.{name}: {command!r} is not an online algorithm"
                 f"{nearest(command, registry.ALGORITHMS)}"
             )
-        _owned(f"algorithms.{name}.run", method.run)
+        _refuse_owned_keys(f"algorithms.{name}.run", entry.run)
     methods = [*bench.config.references, bench.start, *bench.algorithms]
     if bench.baseline not in methods:
         raise UserError(
@@ -118,11 +118,11 @@ def _check_algorithms(bench: Bench) -> None:
 
 
 def _check_runs(bench: Bench, environment: str) -> None:
-    """Keys, types and settings of an environment's runs."""
+    """Check keys, types and settings of an environment's runs."""
     seed = bench.config.seeds[0]
     for command, tree in bench.start_job(environment, seed).stages:
         try:
-            # TRL's own options are checked by the run: that takes an import of many seconds.
+            # TRL's own options are checked by the run, because importing TRL takes many seconds.
             build(OfflineConfig, tree) if command == "sft" else bench.commands.configure(
                 command, tree
             )
@@ -142,7 +142,8 @@ def _check_runs(bench: Bench, environment: str) -> None:
             raise UserError(f"{name} on {environment}: {error}") from error
 
 
-def _owned(place: str, tree: Mapping[str, Any]) -> None:
+def _refuse_owned_keys(path: str, tree: Mapping[str, Any]) -> None:
+    """Refuse keys that the benchmark sets itself."""
     for key in tree:
         if key in _OWNED:
-            raise UserError(f"{place}.{key} is set by {_OWNED[key]}: use that instead")
+            raise UserError(f"{path}.{key} is set by {_OWNED[key]}: use that instead")

@@ -1,4 +1,4 @@
-"""What a benchmark's manifest stands for: the configuration of every run, and the order of jobs."""
+"""Runs and jobs of a benchmark's manifest."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from rlhf.config.online import OnlineConfig
 from rlhf.rollout.seeds import training_seed
 
 REFERENCES = "reference"
-"""Folder of the environment's own policies, beside those of the training seeds."""
+"""Folder of the reference policies."""
 DEMOS = "sft.jsonl"
 HELD_OUT = 64
-"""Episodes on which fine-tuning measures its loss."""
+"""Held-out episodes for the loss of supervised fine-tuning."""
 HELD_OUT_FROM = 3_000_000
-"""Start states of a training seed from here on are used for nothing else."""
+"""First start state of the held-out episodes, beyond those of training."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Stages that one process does one after another, and the job that it waits for."""
+    """Stages that one process runs in order, and the job that they depend on."""
 
     key: str
-    """Such as menu/seed0/ppo: the place of its last stage under runs/."""
+    """Path of the last stage under runs/, such as menu/seed0/ppo."""
     stages: tuple[tuple[str, dict[str, Any]], ...]
     """(command, configuration) pairs."""
     after: str | None = None
@@ -35,7 +35,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Bench:
-    """A manifest whose every run has been checked."""
+    """A checked manifest."""
 
     config: BenchConfig
     environments: Mapping[str, BenchEnvironment]
@@ -50,7 +50,7 @@ class Bench:
 
     @property
     def start(self) -> str:
-        """Name of the row that every run starts from."""
+        """Name of the row of initial models."""
         first = next(iter(self.environments.values()))
         return "sft" if first.demonstrations else "model"
 
@@ -60,22 +60,22 @@ class Bench:
         return self.config.baseline or self.start
 
     def command(self, algorithm: str) -> str:
-        """The row of `rlhf algorithms` that an entry of the manifest runs."""
+        """Command that an algorithm of the manifest runs."""
         return self.algorithms[algorithm].command or algorithm
 
-    def place(self, *parts: str) -> Path:
+    def run_path(self, *parts: str) -> Path:
         """A directory under runs/."""
         return self.root.joinpath("runs", *parts)
 
     def run_tree(self, environment: str, algorithm: str, seed: int) -> dict[str, Any]:
         """The configuration of one training run."""
-        task, method = self.environments[environment], self.algorithms[algorithm]
-        tree = merge(merge(self.config.run, task.run), method.run)
+        task, entry = self.environments[environment], self.algorithms[algorithm]
+        tree = merge(merge(self.config.run, task.run), entry.run)
         folder = f"seed{seed}"
         steps = tree.get("num_steps", OnlineConfig.num_steps)
         return {
             **tree,
-            "output_dir": str(self.place(environment, folder, algorithm)),
+            "output_dir": str(self.run_path(environment, folder, algorithm)),
             "model": self.start_model(environment, seed),
             "env": _plain(task.env),
             "seed": seed,
@@ -88,28 +88,28 @@ class Bench:
         }
 
     def start_model(self, environment: str, seed: int) -> dict[str, Any]:
-        """The `model` that training starts from."""
+        """Configuration of the initial model of training."""
         if self.environments[environment].demonstrations is None:
             return _plain(self.config.model)
-        return {"path": str(self.place(environment, f"seed{seed}", "sft", "final"))}
+        return {"path": str(self.run_path(environment, f"seed{seed}", "sft", "final"))}
 
     def start_job(self, environment: str, seed: int) -> Job:
-        """Demonstrations, fine-tuning on them, and what that alone scores."""
+        """Demonstrations, supervised fine-tuning and its evaluation."""
         task, folder = self.environments[environment], f"seed{seed}"
         stages: list[tuple[str, dict[str, Any]]] = []
         if task.demonstrations:
             demos = self._demos_tree(environment, seed, "demos", task.demonstrations.count)
-            # Tasks whose every episode opens alike cannot be split by prompt.
+            # Tasks whose episodes all have the same first observation cannot be split by prompt.
             held_out = self._demos_tree(environment, seed, "demos-held-out", HELD_OUT)
             stages += [("demos", demos), ("demos", held_out)]
             stages.append(("sft", self._sft_tree(environment, seed)))
         policy = {"name": self.start, "model": self.start_model(environment, seed)}
-        place = self.place(environment, folder, "evaluate")
-        stages.append(("evaluate", self._evaluate_tree(environment, [policy], place)))
+        target = self.run_path(environment, folder, "evaluate")
+        stages.append(("evaluate", self._evaluate_tree(environment, [policy], target)))
         return Job(f"{environment}/{folder}/{self.start}", tuple(stages))
 
     def train_job(self, environment: str, algorithm: str, seed: int) -> Job:
-        """One training run; it evaluates itself at its end."""
+        """One training run, which ends with its evaluation."""
         tree = self.run_tree(environment, algorithm, seed)
         folder = f"{environment}/seed{seed}"
         return Job(
@@ -117,32 +117,32 @@ class Bench:
         )
 
     def reference_job(self, environment: str) -> Job:
-        """The environment's own policies on the same held-out episodes."""
+        """Evaluation of the reference policies on the same held-out episodes."""
         policies = [{"name": name} for name in self.config.references]
-        tree = self._evaluate_tree(environment, policies, self.place(environment, REFERENCES))
+        tree = self._evaluate_tree(environment, policies, self.run_path(environment, REFERENCES))
         return Job(f"{environment}/{REFERENCES}", (("evaluate", tree),))
 
     def jobs(self) -> list[Job]:
-        """Everything there is to do; a job comes after the one that it waits for."""
+        """All jobs, each after the one that it depends on."""
         config, names = self.config, list(self.environments)
-        found = [self.reference_job(name) for name in names if config.references]
-        found += [self.start_job(name, seed) for seed in config.seeds for name in names]
-        found += [
+        jobs = [self.reference_job(name) for name in names if config.references]
+        jobs += [self.start_job(name, seed) for seed in config.seeds for name in names]
+        jobs += [
             self.train_job(name, algorithm, seed)
             for seed in config.seeds
             for name in names
             for algorithm in self.algorithms
         ]
-        return found
+        return jobs
 
     def _demos_tree(self, environment: str, seed: int, name: str, count: int) -> dict[str, Any]:
-        """Demonstrations whose start states no other training seed and no other file has."""
+        """Demonstrations; their start states differ between training seeds and files."""
         task = self.environments[environment]
         assert task.demonstrations
         first = 0 if name == "demos" else HELD_OUT_FROM
         file = {"path": DEMOS, "kind": "sft", "count": count}
         return {
-            "output_dir": str(self.place(environment, f"seed{seed}", name)),
+            "output_dir": str(self.run_path(environment, f"seed{seed}", name)),
             "env": task.env.id,
             "kwargs": task.env.kwargs,
             "files": [file | {"quality": task.demonstrations.quality}],
@@ -151,7 +151,7 @@ class Bench:
         }
 
     def _sft_tree(self, environment: str, seed: int) -> dict[str, Any]:
-        folder = self.place(environment, f"seed{seed}")
+        folder = self.run_path(environment, f"seed{seed}")
         return {
             **merge(self.config.sft, self.environments[environment].sft),
             "output_dir": str(folder / "sft"),
@@ -163,11 +163,11 @@ class Bench:
         }
 
     def _evaluate_tree(
-        self, environment: str, policies: list[dict[str, Any]], place: Path
+        self, environment: str, policies: list[dict[str, Any]], target: Path
     ) -> dict[str, Any]:
         task = self.environments[environment]
         return {
-            "output_dir": str(place),
+            "output_dir": str(target),
             "policies": policies,
             "env": _plain(task.env),
             "rollout": merge(self.config.run, task.run).get("rollout", {}),
@@ -178,5 +178,5 @@ class Bench:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A small configuration as plain data, without what is not set."""
+    """A configuration as plain data, without unset keys."""
     return {key: value for key, value in as_tree(config).items() if value is not None}

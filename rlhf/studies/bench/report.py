@@ -1,4 +1,4 @@
-"""A benchmark's result as files: Markdown, CSV, JSON, one HTML page, and one per environment."""
+"""Write a benchmark's result: Markdown, CSV, JSON, one HTML page, and one page per environment."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rlhf.studies.bench.result import as_json, make_tables, markdown, protocol, 
 from rlhf.studies.bench.scores import METRIC, THRESHOLDS, Findings, Scores
 
 MOST_LINES = 6
-"""Colors that the page's charts have."""
+"""Number of colors, and so of lines in one chart."""
 
 
 def write_bench(bench: Bench, scores: Scores, findings: Findings) -> Path:
-    """Write everything about a finished benchmark into its directory; returns the page."""
+    """Write the result of a finished benchmark into its directory; returns the page."""
     root = bench.root
     tables = make_tables(scores, findings, baseline=bench.baseline)
     save_tables(root / "tables", tables)
@@ -40,47 +40,47 @@ def _environment_pages(bench: Bench) -> dict[str, str]:
     """Environment -> its comparison page, relative to the benchmark's."""
     folder = bench.root / "pages"
     folder.mkdir(exist_ok=True)
-    found = {}
+    pages = {}
     for name in bench.environments:
         rows = ["evaluate", *bench.algorithms]
-        runs = [bench.place(name, f"seed{s}", row) for row in rows for s in bench.config.seeds]
-        references = [bench.place(name, REFERENCES)] if bench.config.references else []
+        runs = [bench.run_path(name, f"seed{s}", row) for row in rows for s in bench.config.seeds]
+        references = [bench.run_path(name, REFERENCES)] if bench.config.references else []
         write_comparison_report([*runs, *references], folder / f"{name}.html")
-        found[name] = f"pages/{name}.html"
-    return found
+        pages[name] = f"pages/{name}.html"
+    return pages
 
 
 def _body(
     bench: Bench, findings: Findings, tables: Sequence[Table], pages: Mapping[str, str]
 ) -> str:
-    told = "".join(f'<p class="note">{prose(line)}</p>' for line in protocol(bench))
-    parts = [f"<header><h1>Benchmark</h1>{_tiles(findings)}</header>", told]
+    notes = "".join(f'<p class="note">{prose(line)}</p>' for line in protocol(bench))
+    parts = [f"<header><h1>Benchmark</h1>{_tiles(findings)}</header>", notes]
     parts.append(_verdicts(findings))
     parts.append(section("Result", _forest(findings)))
     parts.append(section("Charts", _charts(findings)))
     links = "".join(f'<li><a href="{esc(p)}">{esc(env)}</a></li>' for env, p in pages.items())
-    parts.append(section("One environment at a time", f"<ul>{links}</ul>"))
+    parts.append(section("Environments", f"<ul>{links}</ul>"))
     parts += [section(table.title, table.to_html()) for table in tables]
     return "\n".join(parts)
 
 
 def _colors(findings: Findings) -> dict[str, str]:
-    """Algorithm -> class of its color, in the manifest's order as on the environments' pages."""
+    """Algorithm -> CSS color class, in the order of the manifest as on the environments' pages."""
     return {name: f"c{index % MOST_LINES + 1}" for index, name in enumerate(findings.curves)}
 
 
 def _tiles(findings: Findings) -> str:
-    """Every algorithm with its color and its interquartile mean."""
+    """Tiles with each algorithm's color and interquartile mean."""
     tiles = []
     for name, color in _colors(findings).items():
         estimate = findings.aggregates[name]["IQM"]
-        told = f"IQM {number(estimate.value)} {bounds(estimate)}"
-        tiles.append(f'<li class="{color}"><b>{esc(named(name))}</b><span>{told}</span></li>')
+        score = f"IQM {number(estimate.value)} {bounds(estimate)}"
+        tiles.append(f'<li class="{color}"><b>{esc(named(name))}</b><span>{score}</span></li>')
     return f'<ul class="chain sides">{"".join(tiles)}</ul>'
 
 
 def _verdicts(findings: Findings) -> str:
-    """Whoever beat the baseline or another algorithm is green, who lost to the baseline red."""
+    """Verdicts: green for a win, red for a loss against the baseline."""
     apart = [d for d in findings.pairs if d.winner]
     items = [
         verdict_item(d, METRIC, {d.method: "good", d.baseline: "bad"}.get(d.winner or ""))
@@ -95,10 +95,10 @@ def _verdicts(findings: Findings) -> str:
 
 
 def _forest(findings: Findings) -> str:
-    """The IQM of everyone between random and optimal."""
+    """Forest plot of the IQM of every row, between random and optimal."""
     lines, colors = [], _colors(findings)
-    for name, found in findings.aggregates.items():
-        estimate = found["IQM"]
+    for name, aggregates in findings.aggregates.items():
+        estimate = aggregates["IQM"]
         text = f"{estimate.units} seeds" if estimate.units > 1 else "not trained"
         value, tone = number(estimate.value), colors.get(name, "ref")
         lines.append(Line(name, text, estimate, value, bounds(estimate), tone))
@@ -107,13 +107,13 @@ def _forest(findings: Findings) -> str:
 
 
 def _charts(findings: Findings) -> str:
-    """Curves and profiles, at most as many lines to a panel as there are colors."""
+    """Learning curves and performance profiles, with at most `MOST_LINES` lines in a panel."""
     panels = []
     names = list(findings.curves)
     for first in range(0, len(names), MOST_LINES):
-        some = names[first : first + MOST_LINES]
-        panels.append(_efficiency(findings, some))
-        panels.append(_profile(findings, some))
+        shown = names[first : first + MOST_LINES]
+        panels.append(_efficiency(findings, shown))
+        panels.append(_profile(findings, shown))
     return f'<div class="charts">{"".join(panels)}</div>'
 
 
@@ -137,7 +137,7 @@ def _efficiency(findings: Findings, names: Sequence[str]) -> str:
 
 
 def _profile(findings: Findings, names: Sequence[str]) -> str:
-    """The algorithms, and in gray what they started from."""
+    """Performance profiles of the algorithms, and in gray of the initial models."""
     colors = _colors(findings)
     start = [name for name in findings.profile if name not in findings.curves]
     lines = [

@@ -1,4 +1,4 @@
-"""A benchmark's result as tables, as Markdown and as plain data."""
+"""A benchmark's result as tables, Markdown and plain data."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from rlhf.studies.bench.scores import METRIC, THRESHOLDS, Findings, Scores
 
 
 def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Table]:
-    """Aggregates, cells, verdicts, the profile, the curves, and every score on its own."""
+    """Tables of aggregates, environments, verdicts, curves, profiles and single scores."""
     total: list[list[Cell]] = [
-        [name, *found.values(), findings.improvement.get(name), float(scores.rows[name].min())]
-        for name, found in findings.aggregates.items()
+        [name, *row.values(), findings.improvement.get(name), float(scores.rows[name].min())]
+        for name, row in findings.aggregates.items()
     ]
     columns = ["policy", "IQM", "mean", "optimality gap", f"P(better than {baseline})", "worst run"]
     cells: list[list[Cell]] = [[name, *row.values()] for name, row in findings.cells.items()]
@@ -80,8 +80,8 @@ def as_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
         },
         "curves": {row: curves.tolist() for row, curves in scores.curves.items()},
         "aggregates": {
-            row: {name: estimate.as_dict() for name, estimate in found.items()}
-            for row, found in findings.aggregates.items()
+            row: {name: estimate.as_dict() for name, estimate in aggregates.items()}
+            for row, aggregates in findings.aggregates.items()
         },
         "improvement": {row: e.as_dict() for row, e in findings.improvement.items()},
         "verdicts": [
@@ -98,7 +98,7 @@ def as_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
 
 
 def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
-    """Environment -> algorithm -> episodes that a run of it trains on."""
+    """Environment -> algorithm -> training episodes of one run."""
     seed = bench.config.seeds[0]
 
     def count(environment: str, algorithm: str) -> int:
@@ -112,7 +112,7 @@ def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
 
 
 def protocol(bench: Bench) -> list[str]:
-    """What was done, in sentences."""
+    """Description of the benchmark's protocol, in sentences."""
     config = bench.config
     lines = [
         f"{len(bench.algorithms)} algorithms on {len(bench.environments)} environments with "
@@ -124,38 +124,38 @@ def protocol(bench: Bench) -> list[str]:
     episodes = training_episodes(bench)
     for env, counts in episodes.items():
         if len(set(counts.values())) > 1:
-            told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-            lines.append(f"Budgets differ on {env}: {told} training episodes.")
+            parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+            lines.append(f"Budgets differ on {env}: {parts} training episodes.")
     budgets = {env: next(iter(c.values())) for env, c in episodes.items()}
-    told = ", ".join(f"{env} {count:,}" for env, count in budgets.items())
-    lines.append(f"Training episodes: {told}.")
+    parts = ", ".join(f"{env} {count:,}" for env, count in budgets.items())
+    lines.append(f"Training episodes: {parts}.")
     lines.append(_tuning(config.tuning, bench.algorithms))
     return lines
 
 
 def _tuning(tuning: Mapping[str, Any], algorithms: Iterable[str]) -> str:
     if not tuning:
-        return "Settings were not tuned by `rlhf tune`: a better one may exist for any algorithm."
+        return "Settings were not tuned by `rlhf tune`; better ones may exist for any algorithm."
     untuned = [name for name in algorithms if name not in tuning["algorithms"]]
     extra = f" Not tuned: {', '.join(untuned)}." if untuned else ""
     return (
         f"Settings were tuned with {tuning['trials']} trials for each of "
         f"{', '.join(tuning['algorithms'])}, on seeds {', '.join(map(str, tuning['seeds']))} and "
-        f"episodes that are not among those compared here.{extra}"
+        f"episodes that are not used in this comparison.{extra}"
     )
 
 
 def markdown(bench: Bench, findings: Findings, tables: Sequence[Table]) -> str:
-    """The result as text: the same scores give the same text, byte for byte."""
+    """The result as text; equal scores give equal text."""
     by_slug = {table.slug: table for table in tables}
-    parts = [f"# {bench.root.resolve().name}", "\n\n".join([*protocol(bench), _place()])]
+    parts = [f"# {bench.root.resolve().name}", "\n\n".join([*protocol(bench), _versions()])]
     parts += [f"## {by_slug[s].title}\n\n{_table(by_slug[s])}" for s in ("aggregates", "cells")]
     parts.append("## Verdicts\n\n" + "\n".join(f"* {line}" for line in verdict_lines(findings)))
     parts.append(f"## {by_slug['curves'].title}\n\n{_table(by_slug['curves'])}")
     return "\n\n".join(parts) + "\n"
 
 
-def _place() -> str:
+def _versions() -> str:
     machine = describe_machine()
     commit = f" ({machine['commit'][:7]})" if machine["commit"] else ""
     return (
@@ -165,14 +165,14 @@ def _place() -> str:
 
 
 def verdict_lines(findings: Findings) -> list[str]:
-    """Everyone against the baseline, the pairs that can be told apart, how many cannot."""
+    """Verdicts against the baseline, significant pairs, and the number of other pairs."""
     lines = [f"{d.verdict}: {format_estimate(d.estimate)}" for d in findings.against_baseline]
-    apart = [d for d in findings.pairs if d.winner]
-    lines += [f"{d.verdict}: {format_estimate(d.estimate)}" for d in apart]
-    if alike := len(findings.pairs) - len(apart):
+    significant = [d for d in findings.pairs if d.winner]
+    lines += [f"{d.verdict}: {format_estimate(d.estimate)}" for d in significant]
+    if others := len(findings.pairs) - len(significant):
         lines.append(
-            f"{alike} of {len(findings.pairs)} pairs of algorithms cannot be told apart (each "
-            f"asked at level {1 - 0.05 / len(findings.pairs):.2%}, Bonferroni)"
+            f"{others} of {len(findings.pairs)} pairs of algorithms have no winner "
+            f"(each tested at level {1 - 0.05 / len(findings.pairs):.2%}, Bonferroni)"
         )
     words = [coverage_words(d) for d in _all(findings)[:1]]
     return lines + [word for word in words if word]

@@ -16,7 +16,7 @@ from rlhf.studies.bench.jobs import Workers, do, open_study
 from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.bench.plan import Bench
 from rlhf.studies.bench.report import write_bench
-from rlhf.studies.bench.scores import find, read_scores
+from rlhf.studies.bench.scores import analyze, read_scores
 
 log = logging.getLogger(__name__)
 
@@ -24,14 +24,14 @@ MANIFEST = "bench.yaml"
 
 
 def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
-    """Do every job that is not done yet, then write the result; returns its page.
+    """Run all unfinished jobs, then write the result; returns its page.
 
     Args:
         bench: the checked manifest.
-        jobs: processes.
+        jobs: number of worker processes.
 
     Raises:
-        UserError: the directory exists, or some runs were refused; the others are kept.
+        UserError: the directory exists, or some runs failed; the others are kept.
     """
     check_environments(bench)
     open_study(bench.root, MANIFEST, bench.config, bench.commands, bench.jobs())
@@ -42,7 +42,7 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise UserError(f"{key}: {reason}{more}; the other runs are kept, continue with --resume")
     scores = read_scores(bench)
-    return write_bench(bench, scores, find(scores, baseline=bench.baseline))
+    return write_bench(bench, scores, analyze(scores, baseline=bench.baseline))
 
 
 def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, None, int]:
@@ -75,26 +75,26 @@ def plan(name: str, config: BenchCommandConfig, commands: CommandTable) -> str:
 
 
 def do_one(bench: Bench, key: str) -> Path:
-    """Do one job in this process, as a line of a job array; returns the place of its last stage.
+    """Run one job of a job array in this process; returns the directory of its last stage.
 
     Raises:
-        UserError: there is no such job, or the one that it waits for is not done.
+        UserError: there is no such job, or the job that it depends on is unfinished.
     """
     known = {job.key: job for job in bench.jobs()}
     if key not in known:
         raise UserError(f"--only: there is no job {key!r}{nearest(key, known)}")
     job = known[key]
-    if job.after and not (bench.place(job.after).parent / "evaluate" / "finished").exists():
-        raise UserError(f"--only {key}: it starts from what {job.after} leaves; do that first")
+    if job.after and not (bench.run_path(job.after).parent / "evaluate" / "finished").exists():
+        raise UserError(f"--only {key}: it needs the result of {job.after}; run that first")
     do(job, bench.commands)
     return Path(job.stages[-1][1]["output_dir"])
 
 
 def check_environments(bench: Bench) -> None:
-    """Make every gymnasium environment once.
+    """Create every gymnasium environment once.
 
     Raises:
-        UserError: one does not exist, or does not take its arguments.
+        UserError: an environment does not exist or does not accept its arguments.
     """
     from rlhf.rollout.collector import make_env_factory
 
@@ -104,7 +104,7 @@ def check_environments(bench: Bench) -> None:
 
 
 def describe(bench: Bench) -> str:
-    """What a benchmark will do, for `--dry-run`."""
+    """Description of a benchmark's jobs, for `--dry-run`."""
     from rlhf.studies.bench.result import protocol
 
     check_environments(bench)

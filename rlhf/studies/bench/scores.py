@@ -1,4 +1,4 @@
-"""Scores of a finished benchmark, and what they say: aggregates, curves, verdicts."""
+"""Scores of a finished benchmark, and their aggregates, curves and verdicts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rlhf.studies.bench.plan import REFERENCES, Bench
 
 METRIC = "normalized return"
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(21))
-"""Of the performance profile."""
+"""Thresholds of the performance profile."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ class Scores:
     trained: Mapping[str, np.ndarray]
     """Row -> [seeds, environments]; the model that training starts from is the first."""
     references: Mapping[str, np.ndarray]
-    """Random and expert -> [1, environments]: nobody trained them."""
+    """Random and expert -> [1, environments]."""
     curves: Mapping[str, np.ndarray]
-    """Algorithm -> [seeds, environments, points], along training; the start is no part of it."""
+    """Algorithm -> [seeds, environments, points] along training, without the initial model."""
 
     @property
     def rows(self) -> dict[str, np.ndarray]:
-        """Everyone: references first."""
+        """All rows, references first."""
         return {**self.references, **self.trained}
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the scores say; every interval is at 95%."""
+    """Aggregates and verdicts; all intervals are at 95%."""
 
     aggregates: Mapping[str, Mapping[str, Interval]]
     """Row -> IQM, mean, optimality gap."""
@@ -68,37 +68,37 @@ class Findings:
     """Algorithm -> IQM at the start and at each point along training."""
     against_baseline: list[Difference]
     pairs: list[Difference]
-    """Every algorithm against every other one."""
+    """Differences between all pairs of algorithms."""
 
 
 def read_scores(bench: Bench) -> Scores:
-    """The scores of a benchmark whose every job is done.
+    """Read the scores of a benchmark after all of its jobs.
 
     Raises:
-        UserError: a run is missing, or an environment knows no bounds.
+        UserError: a run is missing, or an environment has no known bounds.
     """
     names, seeds = tuple(bench.environments), tuple(bench.config.seeds)
     bounds = {name: _bounds(bench, name) for name in names}
 
     def table(row: str) -> np.ndarray:
         folder = "evaluate" if row == bench.start else row
-        found = [
+        scores = [
             [
                 bounds[name].normalize(
-                    mean_return(read_summary(bench.place(name, f"seed{seed}", folder), row))
+                    mean_return(read_summary(bench.run_path(name, f"seed{seed}", folder), row))
                 )
                 for name in names
             ]
             for seed in seeds
         ]
-        return np.array(found)
+        return np.array(scores)
 
     def reference(row: str) -> np.ndarray:
-        found = [
-            bounds[name].normalize(mean_return(read_summary(bench.place(name, REFERENCES), row)))
+        scores = [
+            bounds[name].normalize(mean_return(read_summary(bench.run_path(name, REFERENCES), row)))
             for name in names
         ]
-        return np.array([found])
+        return np.array([scores])
 
     return Scores(
         environments=names,
@@ -110,20 +110,20 @@ def read_scores(bench: Bench) -> Scores:
     )
 
 
-def find(scores: Scores, *, baseline: str) -> Findings:
-    """Aggregates and verdicts; the bootstrap's seed is fixed, so equal scores give equal text.
+def analyze(scores: Scores, *, baseline: str) -> Findings:
+    """Compute aggregates and verdicts; the bootstrap's seed is fixed.
 
     Args:
-        scores: of the benchmark.
-        baseline: the row that others are compared with.
+        scores: scores of the benchmark.
+        baseline: row that others are compared with.
     """
     rows, start = scores.rows, next(iter(scores.trained))
     algorithms = [name for name in scores.trained if name != start]
-    rivals = [name for name in scores.trained if name != baseline]
+    others = [name for name in scores.trained if name != baseline]
     pairs = list(itertools.combinations(algorithms, 2))
     return Findings(
         aggregates={name: _aggregates(table) for name, table in rows.items()},
-        improvement={name: improvement_interval(rows[name], rows[baseline]) for name in rivals},
+        improvement={name: improvement_interval(rows[name], rows[baseline]) for name in others},
         cells={
             name: {
                 env: interval(table[:, i], kind="mean") for i, env in enumerate(scores.environments)
@@ -132,8 +132,8 @@ def find(scores: Scores, *, baseline: str) -> Findings:
         },
         profile={name: performance_profile(t, THRESHOLDS) for name, t in scores.trained.items()},
         curves={name: _efficiency(scores, name) for name in algorithms},
-        against_baseline=[_judge(rows, a, baseline, comparisons=len(rivals)) for a in rivals],
-        pairs=[_judge(rows, a, b, comparisons=len(pairs)) for a, b in pairs],
+        against_baseline=[_compare(rows, a, baseline, comparisons=len(others)) for a in others],
+        pairs=[_compare(rows, a, b, comparisons=len(pairs)) for a, b in pairs],
     )
 
 
@@ -146,16 +146,16 @@ def _aggregates(table: np.ndarray) -> dict[str, Interval]:
 
 
 def _efficiency(scores: Scores, name: str) -> list[Interval]:
-    """From the model that training starts from, over the points on the way, to the end."""
+    """IQM of the initial model and of every point along training."""
     start = next(iter(scores.trained.values()))
-    whole = np.concatenate([start[:, :, None], scores.curves[name]], axis=2)
-    return sample_efficiency(whole, rng=np.random.default_rng(0))
+    curves = np.concatenate([start[:, :, None], scores.curves[name]], axis=2)
+    return sample_efficiency(curves, rng=np.random.default_rng(0))
 
 
-def _judge(
+def _compare(
     rows: Mapping[str, np.ndarray], method: str, baseline: str, *, comparisons: int
 ) -> Difference:
-    """Paired over training seeds, each one's mean over environments."""
+    """Compare the means over environments, paired by training seed."""
     left, right = np.broadcast_arrays(rows[method].mean(axis=1), rows[baseline].mean(axis=1))
     return compare_means(
         left,
@@ -170,10 +170,10 @@ def _judge(
 
 
 def read_summary(run: Path, policy: str) -> dict[str, Any]:
-    """What a run's evaluation of a policy says.
+    """Read the summary of a policy in a run.
 
     Raises:
-        UserError: the run was not done.
+        UserError: the run is unfinished.
     """
     path = run / "evaluation" / policy / "summary.json"
     if not path.is_file():
@@ -182,22 +182,22 @@ def read_summary(run: Path, policy: str) -> dict[str, Any]:
 
 
 def mean_return(summary: Mapping[str, Any]) -> float:
-    """The mean over its episodes."""
+    """Mean return over the episodes."""
     return float(summary["metrics"]["return"]["mean"])
 
 
 def _bounds(bench: Bench, environment: str) -> Bounds:
-    """What the manifest says, else what the environment knows of itself."""
+    """Bounds from the manifest, else from the environment."""
     seed = bench.config.seeds[0]
-    summary = read_summary(bench.place(environment, f"seed{seed}", "evaluate"), bench.start)
+    summary = read_summary(bench.run_path(environment, f"seed{seed}", "evaluate"), bench.start)
     return bounds_of(bench, environment, summary)
 
 
 def bounds_of(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bounds:
-    """Bounds of an environment, of which ``summary`` tells what it knows of itself.
+    """Bounds of an environment, from the manifest or the summary of an evaluation in it.
 
     Raises:
-        UserError: it does not know enough, and the manifest does not say.
+        UserError: a bound is unknown, or both are equal.
     """
     task = bench.environments[environment]
     low = summary["random"] if task.random is None else task.random
@@ -217,9 +217,9 @@ def _curves(bench: Bench, algorithm: str, bounds: Mapping[str, Bounds]) -> np.nd
     """Held-out scores along training, [seeds, environments, points]."""
 
     def curve(name: str, seed: int) -> list[float]:
-        rows = read_log(bench.place(name, f"seed{seed}", algorithm) / "metrics.jsonl")
+        rows = read_log(bench.run_path(name, f"seed{seed}", algorithm) / "metrics.jsonl")
         values = [row["eval/return"] for row in rows if "eval/return" in row]
-        # A run that its KL budget ended early keeps its last score.
+        # A run that its KL budget ended early is continued with its last score.
         values += values[-1:] * (bench.config.curve_points - len(values))
         return [bounds[name].normalize(value) for value in values]
 

@@ -1,13 +1,13 @@
-"""How far a proxy reward can be trusted: the curves of Gao, Schulman & Hilton (2022).
+"""Scaling curves of reward over-optimization (Gao, Schulman & Hilton 2022).
 
-With d = sqrt(KL from the starting policy), the gold score gained since the start follows
+With d = sqrt(KL to the initial policy), the gain in gold score follows
 R_bon(d) = d (alpha - beta d) under best-of-n and R_RL(d) = d (alpha - beta log d) under RL
 (section 3.1). Both are 0 at d = 0 and linear in alpha and beta, so least squares is exact.
 
 Intervals treat each cluster (a training seed, a prompt) as one observation: jackknife pseudo-values
-of (alpha, beta) and Student's t over clusters. The interval of the peak holds the distances at
-which the fitted slope of gold is not told from 0 (Fieller 1954), which stays right where beta may
-be 0 and the ratio of the coefficients has no mean.
+of (alpha, beta) and Student's t over clusters. The interval of the peak contains the distances at
+which the fitted slope of gold does not differ significantly from 0 (Fieller 1954). It remains valid
+if beta may be 0, where the ratio of the coefficients has no mean.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from rlhf.stats.samples import best_of_n
 Form = Literal["best-of-n", "rl"]
 
 _LARGEST_EXPONENT = 50.0
-"""A fitted peak beyond exp(50) is none: beta is then 0 up to rounding."""
+"""A fitted peak beyond exp(50) counts as no peak: beta is then 0 up to rounding."""
 _GRID = 2001
-"""Distances at which the slope is tested: the ends of the peak's interval are exact to 1/2000."""
+"""Number of distances at which the slope is tested; the peak's interval is exact to 1/2000."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Fitted coefficients and the peak they predict, each with its interval."""
+    """Fitted coefficients and the predicted peak, with intervals."""
 
     form: Form
     alpha: Interval
     beta: Interval
     peak: Interval
-    """d = sqrt(KL) at which gold is highest: 0 where it falls from the start, inf where the fit
-    never turns down. The upper end is inf where the data do not show that gold turns down."""
+    """d = sqrt(KL) at which gold is highest: 0 if it falls from the start, inf if it never falls.
+    The upper end is inf if the data do not show that gold falls."""
     nearest: float
-    """Smallest d above 0 that was measured."""
+    """Smallest measured d above 0."""
     furthest: float
-    """Largest d that was measured; a peak beyond it is an extrapolation."""
+    """Largest measured d; a peak beyond it is an extrapolation."""
     seen: bool = True
-    """Whether the measured gold itself, not the form alone, lies above the start near the peak.
-    R_RL rises from 0 with an infinite slope, so that it finds a peak in gold that only falls."""
+    """Whether the measured gold near the peak is above the initial gold. R_RL rises from 0 with an
+    infinite slope, so that its fit has a peak even if gold only falls."""
 
     def gold(self, d: ArrayLike) -> np.ndarray:
         """Predicted gain in gold at d = sqrt(KL), elementwise."""
@@ -56,14 +56,11 @@ class Fit:
 
     @property
     def turns(self) -> bool:
-        """Whether gold is shown to rise first and to fall by the largest distance."""
+        """Whether the data show that gold rises first and falls before the largest distance."""
         return self.seen and self.peak.low > 0 and math.isfinite(self.peak.high)
 
     def advice(self) -> str:
-        """When to stop, in one sentence, as far as the interval of the peak allows one.
-
-        Distances are given as KL in nats.
-        """
+        """Recommendation on when to stop, in one sentence; distances are KL in nats."""
         kl, reached = self.peak.value**2, self.furthest**2
         low, high = self.peak.low**2, self.peak.high**2
         if self.turns:
@@ -73,11 +70,11 @@ class Fit:
         if not self.seen and self.peak.low > 0 and math.isfinite(self.peak.high):
             return (
                 f"no advice: the fitted curve peaks near KL {kl:.3g}, but the gold measured there "
-                "is not told from that of the start; measure more"
+                "does not differ from the initial gold; measure more"
             )
         if self.peak.low < self.furthest:
             return (
-                f"no advice: the interval of the peak, KL [{low:.3g}, {_end(high)}], holds both "
+                f"no advice: the interval of the peak, KL [{low:.3g}, {_end(high)}], contains both "
                 "rising and falling gold; measure more"
             )
         if math.isfinite(kl):
@@ -88,41 +85,42 @@ class Fit:
 
 @dataclass(frozen=True)
 class BestOfN:
-    """Best-of-n by proxy for several n, from one set of samples."""
+    """Best-of-n by proxy for several n, from the same samples."""
 
     ns: Sequence[int]
     kl: Sequence[float]
     proxy: Sequence[Interval]
     gold: Sequence[Interval]
-    """Mean over prompts with a t interval; absolute scores, as given."""
+    """Mean over prompts with an interval; scores are not shifted."""
 
 
 def kl_best_of_n(n: int) -> float:
-    """Upper bound on KL(best of n || policy) in nats: log n - (n - 1) / n, tight without ties."""
+    """Upper bound on KL(best of n || policy) in nats: log n - (n - 1) / n; exact without ties."""
     if n < 1:
         raise ValueError(f"best-of-n needs n >= 1, got {n}")
     return math.log(n) - (n - 1) / n
 
 
 def best_of_n_scores(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> np.ndarray:
-    """Expected gold of the proxy's choice among n, unbiased. [prompts, N] -> [prompts, ns]
+    """Expected gold score of the proxy's choice among n samples. [prompts, N] -> [prompts, ns]
 
-    Several proxies [proxies, prompts, N] give the mean over them.
+    The estimate is unbiased. Several proxies [proxies, prompts, N] give the mean over them.
     """
-    by, score = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
-    if by.ndim == 3:
-        columns = np.broadcast_to(score, by.shape)
-        pairs = zip(by, columns, strict=True)
+    ranking, score = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
+    if ranking.ndim == 3:
+        columns = np.broadcast_to(score, ranking.shape)
+        pairs = zip(ranking, columns, strict=True)
         return np.mean([best_of_n_scores(p, g, ns) for p, g in pairs], axis=0)
-    if by.ndim != 2 or by.shape != score.shape:
-        raise ValueError(f"need two arrays [prompts, samples], got {by.shape} and {score.shape}")
-    return np.array([[best_of_n(p, g, n) for n in ns] for p, g in zip(by, score, strict=True)])
+    if ranking.ndim != 2 or ranking.shape != score.shape:
+        shapes = f"{ranking.shape} and {score.shape}"
+        raise ValueError(f"need two arrays [prompts, samples], got {shapes}")
+    return np.array([[best_of_n(p, g, n) for n in ns] for p, g in zip(ranking, score, strict=True)])
 
 
 def best_of_n_curve(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> BestOfN:
-    """Proxy and gold of the proxy's choice against KL; inputs [prompts, samples of one policy].
+    """Proxy and gold score of the proxy's choice for each n; inputs [prompts, samples].
 
-    Several proxies [proxies, prompts, samples] give the mean curve of each on its own.
+    Several proxies [proxies, prompts, samples] give the mean of their curves.
     """
     by_proxy = best_of_n_scores(proxy, proxy, ns)
     by_gold = best_of_n_scores(proxy, gold, ns)
@@ -135,7 +133,7 @@ def best_of_n_curve(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> Bes
 
 
 def fit_best_of_n(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> Fit:
-    """Fit R_bon to the gain over n = 1; a prompt is one observation: all n share its samples."""
+    """Fit R_bon to the gain over n = 1; clusters are prompts, whose samples all n share."""
     scores = best_of_n_scores(proxy, gold, [1, *ns])
     gains = scores[:, 1:] - scores[:, :1]
     d = np.sqrt([kl_best_of_n(n) for n in ns])
@@ -152,15 +150,15 @@ def fit_curve(
     clusters: Sequence[object] | np.ndarray | None = None,
     level: float = 0.95,
 ) -> Fit:
-    """Least squares of gold gained since the start, with intervals over clusters.
+    """Least-squares fit of the gain in gold, with intervals over clusters.
 
     Args:
-        kl: nats from the starting policy [n]; small negative estimates count as 0.
-        gain: gold score minus gold at the start [n].
+        kl: KL to the initial policy in nats [n]; negative estimates count as 0.
+        gain: gold score minus initial gold score [n].
         form: "best-of-n" or "rl".
-        clusters: what depends on each other [n], e.g. the training seed of each point; by default
-            every point stands alone.
-        level: of the intervals.
+        clusters: independent unit of each point [n], e.g. its training seed; by default every point
+            is a unit.
+        level: confidence level.
 
     Raises:
         ValueError: lengths differ, values are not finite, or fewer than 3 clusters or distances.
@@ -190,8 +188,8 @@ def fit_curve(
 def _rise_is_seen(
     d: np.ndarray, y: np.ndarray, codes: np.ndarray, peak: Interval, level: float
 ) -> bool:
-    """Whether measured gold near the peak lies above the start: Student's t over clusters."""
-    # Gold is flat near its peak: at half the distance it has most of its height.
+    """Whether measured gold near the peak is above the initial gold: Student's t over clusters."""
+    # Gold is flat near its peak: at half the distance most of the gain is reached.
     near = (d >= min(peak.low, peak.value / 2)) & (d <= max(peak.high, 1.5 * peak.value))
     if np.unique(codes[near]).size < 3:
         return False
@@ -201,7 +199,7 @@ def _rise_is_seen(
 
 
 def _design(d: np.ndarray, form: Form) -> np.ndarray:
-    """Columns that alpha and beta multiply. [n] -> [n, 2]"""
+    """Regressors of alpha and beta. [n] -> [n, 2]"""
     if form == "best-of-n":
         return np.stack([d, -(d**2)], axis=-1)
     return np.stack([d, -d * np.log(np.where(d > 0, d, 1.0))], axis=-1)
@@ -219,20 +217,20 @@ def _normal_equations(
 
 
 def _solve(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
-    """Least squares from normal equations; the pseudo-inverse serves draws of a single distance."""
+    """Least squares from normal equations; the pseudo-inverse handles a single distance."""
     return (np.linalg.pinv(squares, hermitian=True) @ products[..., None])[..., 0]
 
 
 def _peak(
     coefficients: np.ndarray, spread: np.ndarray, form: Form, count: int, near: float, far: float
 ) -> Interval:
-    """The peak of the fitted curve, and the distances at which its slope is not told from 0.
+    """Peak of the fitted curve, and the range of distances whose slope may be 0.
 
     Args:
         coefficients: alpha and beta [2].
         spread: their covariance times the squared critical value [2, 2].
-        form: of the curve.
-        count: clusters.
+        form: form of the curve.
+        count: number of clusters.
         near: smallest measured distance.
         far: largest measured distance.
     """
@@ -249,21 +247,21 @@ def _peak(
         return Interval(value, 0.0, float(start), count)
     if rising.all():
         return Interval(value, far, math.inf, count)
-    # The ends lie between two points of the grid; the outer ones are taken.
+    # Each end lies between two points of the grid; use the outer one.
     low = float(d[undecided[0] - 1]) if rising[0] and undecided.size else 0.0
     high = float(d[undecided[-1] + 1]) if falling[-1] and undecided.size else math.inf
     return Interval(value, low, high, count)
 
 
 def _slope(d: np.ndarray, form: Form) -> np.ndarray:
-    """What alpha and beta contribute to the curve's slope at d. [n] -> [n, 2]"""
+    """Derivative of the regressors of alpha and beta at d. [n] -> [n, 2]"""
     if form == "best-of-n":
         return np.stack([np.ones_like(d), -2 * d], axis=-1)
     return np.stack([np.ones_like(d), -np.log(d) - 1], axis=-1)
 
 
 def _turning_point(alpha: float, beta: float, form: Form, far: float) -> float:
-    """alpha / (2 beta), or exp(alpha / beta - 1); without a maximum 0 or inf, as gold ends."""
+    """alpha / (2 beta) or exp(alpha / beta - 1); without a maximum 0 (falling) or inf (rising)."""
     if beta <= 0:
         return math.inf if float(_slope(np.array([far]), form)[0] @ [alpha, beta]) > 0 else 0.0
     if form == "best-of-n":

@@ -1,4 +1,4 @@
-"""What an over-optimization run found: curves, fits, observed peaks, and advice, as plain data."""
+"""Results of an over-optimization run as plain data: curves, fits, observed peaks and advice."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ WINDOW = 0.1  # of a run's steps: gold is averaged over this share of them to fi
 
 @dataclass(frozen=True)
 class Track:
-    """One training run, step by step; all lists have the same length."""
+    """Logged values of one training run by step; all lists have the same length."""
 
     steps: list[int]
     kl: list[float]
-    """Nats per episode from the starting policy."""
+    """KL to the initial policy, in nats per episode."""
     proxy: list[float]
     gold: list[float]
 
 
 def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
-    """Proxy and gold of the best of n, the fit, and its advice.
+    """Proxy and gold scores of best-of-n, the fit and its advice.
 
     Args:
-        name: of the proxy.
-        by: its standardized scores [members, prompts, samples]; the curve is the members' mean.
-        gold: [prompts, samples].
+        name: name of the proxy.
+        by: standardized proxy scores [members, prompts, samples]; curves are averaged over members.
+        gold: gold scores [prompts, samples].
     """
     ns = powers_of_two(gold.shape[1])
     curve = best_of_n_curve(by, gold, ns)
@@ -61,7 +61,7 @@ def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, A
 
 
 def ways_of_using(columns: np.ndarray, *, penalty: float) -> dict[str, np.ndarray]:
-    """Scores under each way of using members [members, prompts, samples]; each alone first."""
+    """Proxy scores for each way of using the members [members, prompts, samples]."""
     ways = {"single": columns}
     if len(columns) > 1:
         flat = columns.reshape(len(columns), -1).tolist()
@@ -77,7 +77,7 @@ def powers_of_two(limit: int) -> list[int]:
 
 
 def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
-    """The fit's advice, with the largest n whose divergence stays below the peak's."""
+    """The fit's advice, with the largest n whose KL is below that of the peak."""
     advice = fit.advice()
     if not fit.turns:
         return advice
@@ -86,12 +86,12 @@ def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
 
 
 def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, Any]:
-    """Curves over training, the fit, the observed peak, and what happened after it.
+    """Training curves, fit, observed peak and the changes after it.
 
     Args:
-        how: the way the proxy was used.
-        tracks: one a seed, all of one length.
-        start: mean gold score of the untrained policy.
+        how: how the proxies were combined.
+        tracks: one for each training seed.
+        start: mean gold score of the initial policy.
     """
     length = min(len(track.steps) for track in tracks)
     kl = np.array([track.kl[:length] for track in tracks])  # [seeds, steps]
@@ -129,7 +129,7 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
 
 
 def observed_peak(kl: np.ndarray, gold: np.ndarray, width: int) -> tuple[int, float, float]:
-    """Where the smoothed mean of gold [seeds, steps] is highest: step, d = sqrt(KL), gold there."""
+    """Step index, d = sqrt(KL) and height of the peak of smoothed mean gold [seeds, steps]."""
     smooth = moving_average(gold.mean(0), width)
     best = int(np.argmax(smooth))
     nats = max(0.0, float(moving_average(kl.mean(0), width)[best]))
@@ -139,7 +139,7 @@ def observed_peak(kl: np.ndarray, gold: np.ndarray, width: int) -> tuple[int, fl
 def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Interval:
     """Distance of the observed peak, and the range of the peaks of single training seeds.
 
-    The range describes the seeds; no interval of an argmax over few noisy curves has its coverage.
+    The range is descriptive: an interval of an argmax over a few noisy curves has no coverage.
     """
     point = observed_peak(kl, gold, width)[1]
     single = [observed_peak(kl[[row]], gold[[row]], width)[1] for row in range(len(gold))]
@@ -172,7 +172,7 @@ def _fit_rl(kl: np.ndarray, gain: np.ndarray) -> Fit:
 
 
 def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
-    """The fit's advice, with the step at which the mean KL reached the peak."""
+    """The fit's advice, with the step at which the mean KL reached that of the peak."""
     advice = fit.advice()
     if not fit.turns:
         return advice
@@ -185,7 +185,7 @@ def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
 
 
 def fit_result(fit: Fit) -> dict[str, Any]:
-    """A fit as plain data, with points of its curve; an infinite end of the peak is None."""
+    """A fit as plain data, with points of its curve; infinite values are None."""
     d = np.linspace(0, fit.furthest, CURVE_POINTS)
     return {
         "form": fit.form,
@@ -198,25 +198,25 @@ def fit_result(fit: Fit) -> dict[str, Any]:
 
 
 def plain(estimate: Interval) -> dict[str, float | int | None]:
-    """{"mean", "low", "high", "n"}; what is not finite is None."""
+    """An interval as {"mean", "low", "high", "n"}; values that are not finite are None."""
     values = {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
-    found = {key: value if math.isfinite(value) else None for key, value in values.items()}
-    return {**found, "n": estimate.units}
+    finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    return {**finite, "n": estimate.units}
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """Plain sentences: what happened under each way of optimizing, and where to stop."""
+    """Sentences on the outcome of each way of optimizing, and on when to stop."""
     lines = []
     for row in results["rl"]:
-        seen, name = row["observed"], f"{results['algorithm']} against {_called(row['how'])}"
-        fell, rose = seen["gold_after"], seen["proxy_after"]
-        # The place of the peak was chosen where gold is high, so that even flat gold seems to fall
-        # after it now and then: the fit has to show a fall too.
-        if _sure(fell, -1) and row["falls"]:
-            also = " while the proxy rose on" if _sure(rose, 1) else ""
-            nats = seen["distance"]["mean"] ** 2
+        observed, name = row["observed"], f"{results['algorithm']} against {_describe(row['how'])}"
+        fell, rose = observed["gold_after"], observed["proxy_after"]
+        # The peak is selected for high gold, so that even flat gold sometimes seems to fall after
+        # it. Therefore the fit must show a fall too.
+        if _has_sign(fell, -1) and row["falls"]:
+            also = " while the proxy rose on" if _has_sign(rose, 1) else ""
+            nats = observed["distance"]["mean"] ** 2
             lines.append(
-                f"{name}: gold peaked at step {seen['step']} (KL {nats:.3g}) and "
+                f"{name}: gold peaked at step {observed['step']} (KL {nats:.3g}) and "
                 f"then fell by {-fell['mean']:.3g}{also}; {row['advice']}."
             )
         else:
@@ -224,7 +224,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
     rows = results["best_of_n"]
     for row in (row for row in rows if row["proxy"] == rows[0]["proxy"]):
         first, last = row["gold"][0]["mean"], row["gold"][-1]["mean"]
-        name = f"best-of-n by {row['proxy']}, {_called(row['how'])}"
+        name = f"best-of-n by {row['proxy']}, {_describe(row['how'])}"
         lines.append(
             f"{name}: gold {first:.3g} at n = 1, {last:.3g} at n = {row['ns'][-1]}; "
             f"{row['advice']}."
@@ -232,7 +232,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _called(how: str) -> str:
+def _describe(how: str) -> str:
     return {
         "single": "a single proxy",
         "mean": "the ensemble's mean",
@@ -241,7 +241,7 @@ def _called(how: str) -> str:
     }[how]
 
 
-def _sure(change: dict[str, Any], sign: int) -> bool:
-    """Whether the whole interval lies on one side of 0."""
+def _has_sign(change: dict[str, Any], sign: int) -> bool:
+    """Whether the whole interval has the given sign."""
     end = change["low"] if sign > 0 else change["high"]
     return end is not None and sign * end > 0

@@ -1,8 +1,8 @@
-"""`rlhf overoptimize`: optimize proxies of a known gold score too far, and say where to stop.
+"""`rlhf overoptimize`: over-optimize proxies of a known gold score and recommend when to stop.
 
-Proxies are reward models trained on few verdicts. The policy is optimized against them by
-best-of-n and by reinforcement learning; gold is only measured. Everything is laid over the square
-root of the divergence from the start, as in Gao, Schulman & Hilton (2022).
+Proxies are reward models trained on few pairs. The policy is optimized against them by best-of-n
+and by reinforcement learning; the gold score is only measured. Results are plotted over the square
+root of the KL to the initial policy, as in Gao, Schulman & Hilton (2022).
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from rlhf.studies.overoptimize.results import (
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = 0.1  # share of the pairs' prompts on which the proxies' accuracy is told
+HELD_OUT = 0.1  # share of the prompts for measuring the proxies' accuracy
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """One cell of the grid: a base and a number of pairs, with all its members."""
+    """Reward models with the same base and number of pairs."""
 
     name: str
     parameters: int | None
-    """Of a member; None for a proxy that was given."""
+    """Parameters of one member; None for a given reward."""
     pairs: int | None
     members: list[Path]
     accuracy: float | None
@@ -83,7 +83,7 @@ def run_overoptimize(
         seed=config.seed,
     )
     truth = score_replies(gold, groups, what="gold")
-    log.info("gold of the untrained policy: %.4f", truth.mean())
+    log.info("gold score of the initial policy: %.4f", truth.mean())
     chosen = [
         describe(proxy, how) | best_of_n_result(proxy.name, by, truth)
         for proxy, columns in _scored(config, proxies, groups)
@@ -115,7 +115,7 @@ def plan(name: str, config: OveroptimizeConfig, commands: CommandTable) -> str:
 
 
 def check_parts(config: OveroptimizeConfig, commands: CommandTable) -> None:
-    """Check the keys that the reward models and training runs will get, before any work.
+    """Check the configurations of the reward models and training runs before any work.
 
     Raises:
         UserError: one of them is wrong.
@@ -131,7 +131,7 @@ def check_parts(config: OveroptimizeConfig, commands: CommandTable) -> None:
 def train_proxies(
     config: OveroptimizeConfig, grid: ProxyGrid, root: Path, commands: CommandTable
 ) -> list[Proxy]:
-    """Every cell of the grid; the members of a cell see the same pairs under different seeds."""
+    """Train every proxy of the grid; members share the pairs and differ in their seeds."""
     rows = logged_rows(grid.data, "preference", what="proxies.data", seed=config.seed)
     rows, held_out = split_by_prompt(rows, fraction=HELD_OUT, seed=config.seed)
     if len(rows) < max(grid.pairs):
@@ -156,7 +156,7 @@ def train_proxies(
                 )
                 for member in range(grid.members)
             ]
-            proxies.append(_describe(name, count, folders))
+            proxies.append(_trained_proxy(name, count, folders))
             log.info("proxy %s: accuracy %.3f", name, proxies[-1].accuracy)
     return proxies
 
@@ -200,8 +200,8 @@ def _stage(commands: CommandTable, command: str, directory: Path, tree: dict[str
     return result
 
 
-def _describe(name: str, pairs: int, folders: list[Path]) -> Proxy:
-    """A trained cell with its size and its accuracy, as its members' own reports tell them."""
+def _trained_proxy(name: str, pairs: int, folders: list[Path]) -> Proxy:
+    """A trained proxy, with its size and the accuracy in its members' reports."""
     accuracies = []
     for folder in folders:
         home = folder.parent
@@ -212,7 +212,7 @@ def _describe(name: str, pairs: int, folders: list[Path]) -> Proxy:
 
 
 def describe(proxy: Proxy, how: str) -> dict[str, Any]:
-    """A cell of the grid as plain data, with the way its members are used."""
+    """A proxy as plain data, with the way its members are combined."""
     return {
         "how": how,
         "parameters": proxy.parameters,
@@ -225,7 +225,7 @@ def describe(proxy: Proxy, how: str) -> dict[str, Any]:
 def _scored(
     config: OveroptimizeConfig, proxies: list[Proxy], groups: list[list[Any]]
 ) -> list[tuple[Proxy, np.ndarray]]:
-    """Each proxy with its members' scores [members, prompts, samples], of mean 0 and deviation 1.
+    """Each proxy with its members' standardized scores [members, prompts, samples].
 
     The statistics go into the checkpoints' sidecars: RL and ensembles use the same scale.
     """
@@ -233,7 +233,7 @@ def _scored(
         reward = load_rewards(config.rewards)
         column = score_replies(reward, groups, what=reward.name)
         return [(Proxy(reward.name, None, None, [], None), _standard(column)[None])]
-    found = []
+    scored = []
     for proxy in proxies:
         columns = []
         for folder in proxy.members:
@@ -246,8 +246,8 @@ def _scored(
                 raise UserError(f"{folder}: gives every reply the same score, train it longer")
             dataclasses.replace(sidecar, mean=mean, std=std).write(folder)
             columns.append(_standard(column))
-        found.append((proxy, np.stack(columns)))
-    return found
+        scored.append((proxy, np.stack(columns)))
+    return scored
 
 
 def _standard(column: np.ndarray) -> np.ndarray:
@@ -264,7 +264,7 @@ def train_against(
     root: Path,
     commands: CommandTable,
 ) -> list[Track]:
-    """Train the policy against one way of using the first proxy; one track a seed."""
+    """Train the policy against the first proxy, combined as `how`; one track for each seed."""
     spec = config.rl
     assert spec is not None
     tracks = []
@@ -278,14 +278,14 @@ def train_against(
 
 
 def _unrewarded(env: EnvSpec) -> EnvSpec:
-    """The same start states, without the environment's own reward; prompts have none."""
+    """The environment without its own reward; prompts have none."""
     return env if env.prompts else dataclasses.replace(env, reward=0.0)
 
 
 def proxy_reward(
     config: OveroptimizeConfig, how: str, proxies: list[Proxy], seed: int
 ) -> list[dict[str, Any]]:
-    """The reward that RL maximizes, as a configuration."""
+    """Configuration of the reward that RL maximizes."""
     if not proxies:
         return config.rewards
     members = [str(path) for path in proxies[0].members]
@@ -297,15 +297,15 @@ def proxy_reward(
 
 
 def read_track(home: Path, gold: Any, spec: TrainingSpec) -> Track:
-    """Divergence, proxy and gold of each step of a finished run, gold scored on its transcripts.
+    """KL, proxy and gold score of each step of a finished run; gold is scored on its transcripts.
 
     Raises:
-        UserError: the run logged no divergence, or a transcript has no gold score.
+        UserError: the run logged no KL, or a transcript has no gold score.
     """
     metrics = [row for row in read_jsonl(home / "metrics.jsonl") if "reward/mean" in row]
     if "policy/kl" not in metrics[0]:
         raise UserError(
-            f"rl.algorithm: {spec.algorithm} logs no policy/kl, without which there is no distance"
+            f"rl.algorithm: {spec.algorithm} logs no policy/kl, which is needed for the distance"
         )
     samples = [row for row in read_jsonl(home / "samples.jsonl") if row["split"] == "train"]
     scores = score_replies(gold, [[row["messages"] for row in samples]], what="gold")[0]

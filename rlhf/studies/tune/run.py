@@ -4,8 +4,8 @@
     rlhf bench MANIFEST.yaml --config runs/tune/tuned.yaml
 
 A trial trains an algorithm with one setting in every environment and training seed of the study;
-its score is the mean normalized return on held-out episodes. Seeds and episodes are others than
-those of the benchmark, so that nothing is compared on what it was chosen by.
+its score is the mean normalized return on held-out episodes. The seeds and episodes differ from
+those of the benchmark, so that settings are not compared on the data that selected them.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ log = logging.getLogger(__name__)
 STUDY = "tune.yaml"
 TUNED = "tuned.yaml"
 FIRST_EPISODE = 2**29
-"""Held-out episodes from here on are for tuning; a benchmark counts from 0."""
+"""First held-out episode for tuning; those of a benchmark start at 0."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study: the benchmark that a trial is a part of, and what varies for whom."""
+    """A checked study: its benchmark and the search space of each algorithm."""
 
     config: TuneConfig
     bench: Bench
     spaces: Mapping[str, Mapping[str, Dimension]]
-    """Algorithm -> the dimensions that have an effect in it."""
+    """Algorithm -> dimensions that have an effect in it."""
 
     @property
     def root(self) -> Path:
@@ -60,37 +60,37 @@ class Study:
     def left_out(self) -> dict[str, list[str]]:
         """Algorithm -> keys of the space that have no effect in it."""
         every = self.config.space
-        found = {name: [k for k in every if k not in own] for name, own in self.spaces.items()}
-        return {name: keys for name, keys in found.items() if keys}
+        unused = {name: [k for k in every if k not in own] for name, own in self.spaces.items()}
+        return {name: keys for name, keys in unused.items() if keys}
 
     def trial_jobs(self, algorithm: str, trial: Trial) -> list[Job]:
-        """The runs of a trial, each followed by its evaluation on the episodes of tuning."""
+        """Runs of a trial, each followed by its evaluation on the tuning episodes."""
         return [self._job(algorithm, trial, *cell) for cell in self._cells()]
 
     def score(self, algorithm: str, trial: Trial) -> float:
-        """Mean normalized return of a trial whose jobs are done."""
-        found = []
+        """Mean normalized return of a finished trial."""
+        scores = []
         for environment, seed in self._cells():
-            place = self._job(algorithm, trial, environment, seed).stages[-1][1]["output_dir"]
-            summary = read_summary(Path(place), algorithm)
+            stage = self._job(algorithm, trial, environment, seed).stages[-1]
+            summary = read_summary(Path(stage[1]["output_dir"]), algorithm)
             bounds = bounds_of(self.bench, environment, summary)
-            found.append(bounds.normalize(mean_return(summary)))
-        return float(np.mean(found))
+            scores.append(bounds.normalize(mean_return(summary)))
+        return float(np.mean(scores))
 
     def _cells(self) -> list[tuple[str, int]]:
         return list(itertools.product(self.bench.environments, self.config.seeds))
 
     def _job(self, algorithm: str, trial: Trial, environment: str, seed: int) -> Job:
         bench, key = self.bench, f"{algorithm}/trial{trial.number}/{environment}/seed{seed}"
-        place = self.root / "trials" / key
+        folder = self.root / "trials" / key
         run = bench.run_tree(environment, algorithm, seed)
         for name, value in trial.settings.items():
             set_key(run, name, value)
-        # What a run measures of itself is on a benchmark's episodes, and not looked at here.
-        run |= {"output_dir": str(place / "run"), "evaluation": {"episodes": 2}}
+        # The run's own evaluation uses the benchmark's episodes, so that it is not used here.
+        run |= {"output_dir": str(folder / "run"), "evaluation": {"episodes": 2}}
         evaluate = {
-            "output_dir": str(place / "evaluate"),
-            "policies": [{"name": algorithm, "model": {"path": str(place / "run" / "final")}}],
+            "output_dir": str(folder / "evaluate"),
+            "policies": [{"name": algorithm, "model": {"path": str(folder / "run" / "final")}}],
             "env": run["env"],
             "rollout": run.get("rollout", {}),
             "episodes": self.config.episodes,
@@ -133,8 +133,8 @@ def make_study(config: TuneConfig, commands: CommandTable) -> Study:
     tree = assemble([config.bench], [])
     if shared := sorted(set(config.seeds) & set(tree.get("seeds") or ())):
         raise UserError(
-            f"seeds: {shared[0]} is one of the benchmark's; a setting chosen on a seed is not "
-            "compared on it"
+            f"seeds: {shared[0]} is one of the benchmark's seeds; settings must not be "
+            "compared on the seeds that selected them"
         )
     known = tree.get("environments") or {}
     for name in config.environments:
@@ -179,7 +179,7 @@ def run_tune(study: Study, *, jobs: int = 1) -> Path:
 
 
 def describe(study: Study) -> str:
-    """What a study will do, for `--dry-run`."""
+    """Description of a study's trials, for `--dry-run`."""
     config, bench = study.config, study.bench
     runs = config.trials * len(bench.environments) * len(config.seeds)
     lines = [
@@ -191,13 +191,13 @@ def describe(study: Study) -> str:
 
 
 def _one_round(study: Study, searches: Mapping[str, Search], workers: Workers, number: int) -> None:
-    """A trial of every algorithm that has not had this one yet, all at once."""
-    asked = {name: search.ask(number) for name, search in searches.items()}
-    asked = {name: trial for name, trial in asked.items() if trial is not None}
-    jobs = {name: study.trial_jobs(name, trial) for name, trial in asked.items()}
-    every = [job for some in jobs.values() for job in some]
-    failed = workers.do_all(every, f"trial {number + 1} of {study.config.trials}")
-    for name, trial in asked.items():
+    """Run the trial `number` of every algorithm in parallel, unless it is finished."""
+    drawn = {name: search.ask(number) for name, search in searches.items()}
+    trials = {name: trial for name, trial in drawn.items() if trial is not None}
+    jobs = {name: study.trial_jobs(name, trial) for name, trial in trials.items()}
+    every_job = [job for trial_jobs in jobs.values() for job in trial_jobs]
+    failed = workers.do_all(every_job, f"trial {number + 1} of {study.config.trials}")
+    for name, trial in trials.items():
         reasons = [failed[job.key] for job in jobs[name] if job.key in failed]
         if reasons:
             log.warning("%s, trial %d failed: %s", name, number + 1, reasons[0])
@@ -216,7 +216,7 @@ def _dimension(key: str, item: Any) -> Dimension:
 def _effective(
     bench: Bench, algorithm: str, space: Mapping[str, Dimension]
 ) -> dict[str, Dimension]:
-    """The dimensions that change anything in an algorithm."""
+    """Dimensions that have an effect in an algorithm."""
     command = bench.command(algorithm)
     environment = next(iter(bench.environments))
     given = bench.run_tree(environment, algorithm, bench.config.seeds[0]).get("algorithm", {})
@@ -232,7 +232,7 @@ def _check_space(
     space: Mapping[str, Dimension],
     commands: CommandTable,
 ) -> None:
-    """Every key must be one of a run, and both ends of its values must be allowed."""
+    """Check that every key belongs to a run and accepts both ends of its range."""
     if idle := [key for key in space if not any(key in own for own in spaces.values())]:
         raise UserError(f"space.{idle[0]} has no effect in any of {', '.join(spaces)}")
     for key, item in space.items():
@@ -247,7 +247,7 @@ def _check_space(
 
 
 def _write(study: Study, searches: Mapping[str, Search]) -> Path:
-    """The best settings as an overlay of the manifest, with the budget that found them."""
+    """Write the best settings as an overlay of the manifest, with the search budget."""
     config, best = study.config, {name: search.best() for name, search in searches.items()}
     algorithms: dict[str, Any] = {}
     for name, (trial, _) in best.items():

@@ -1,4 +1,4 @@
-"""One algorithm's search, in Optuna's terms: seeded, and continued from a file."""
+"""Seeded and resumable Optuna search for one algorithm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf.config.tune import Dimension
 from rlhf.errors import UserError
 
 JOURNAL = "optuna.log"
-# Trials of one search are seeded apart by their number, searches by this many.
+# Distance between the sampler seeds of two searches.
 _MOST_TRIALS = 100_000
 
 
@@ -25,16 +25,16 @@ class Trial:
 
 
 class Search:
-    """The trials of one algorithm, kept in the study's journal.
+    """Trials of one algorithm, stored in the study's journal.
 
-    Each trial's draws are seeded by its number, so that a search that was killed and continued
-    tries what one that never stopped would have tried.
+    Each trial's sampler is seeded by its number, so that a resumed search tries the same settings
+    as an uninterrupted one.
 
     Args:
-        name: of the algorithm.
-        space: what varies.
-        folder: of the study.
-        seed: of the draws.
+        name: name of the algorithm.
+        space: search space.
+        folder: folder of the study.
+        seed: seed of the sampler.
     """
 
     def __init__(
@@ -60,35 +60,35 @@ class Search:
         )
 
     def ask(self, number: int) -> Trial | None:
-        """The trial of that number, drawn now or before a kill; None when it was finished."""
-        known = self._whole()
-        if number < len(known):
-            found = known[number]
-            return None if found.state.is_finished() else Trial(number, dict(found.params))
+        """Trial `number`, new or from an interrupted search; None if it is finished."""
+        stored = self._complete_trials()
+        if number < len(stored):
+            trial = stored[number]
+            return None if trial.state.is_finished() else Trial(number, dict(trial.params))
         seed = self.seed * _MOST_TRIALS + number
         self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, constant_liar=False)
         drawn = self.study.ask(self.space)
         return Trial(number, dict(drawn.params))
 
     def tell(self, number: int, value: float | None) -> None:
-        """The score of a trial that was asked for; None when it failed."""
-        found = self._whole()[number]
+        """Record the score of a trial; None if it failed."""
+        trial = self._complete_trials()[number]
         state = self.optuna.trial.TrialState
         if value is None:
-            self.study.tell(found.number, state=state.FAIL)
+            self.study.tell(trial.number, state=state.FAIL)
         else:
-            self.study.tell(found.number, value)
+            self.study.tell(trial.number, value)
 
     def trials(self) -> list[tuple[Trial, float | None]]:
         """Every trial with its score."""
-        return [(Trial(i, dict(t.params)), t.value) for i, t in enumerate(self._whole())]
+        return [(Trial(i, dict(t.params)), t.value) for i, t in enumerate(self._complete_trials())]
 
     def failed(self) -> int:
-        """How many trials gave no score."""
+        """Number of trials without a score."""
         return sum(value is None for _, value in self.trials())
 
     def best(self) -> tuple[Trial, float]:
-        """The trial with the highest score; the first one of several.
+        """Trial with the highest score; the first in case of a tie.
 
         Raises:
             UserError: every trial failed.
@@ -98,8 +98,8 @@ class Search:
             raise UserError(f"{self.name} failed in all of its trials: narrow its search space")
         return max(scored, key=lambda pair: pair[1])
 
-    def _whole(self) -> list[Any]:
-        """Trials that were drawn to the end: a kill may leave one without some of its values."""
+    def _complete_trials(self) -> list[Any]:
+        """Trials with all of their parameters; an interruption may leave an incomplete one."""
         return [t for t in self.study.trials if t.params.keys() == self.space.keys()]
 
 
