@@ -155,7 +155,10 @@ def test_missing_files(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"prompt": "promt"}, r"names column 'promt', which does not exist; .*did you mean 'prompt'"),
+        (
+            {"prompt": "promt"},
+            r"names column 'promt', which does not exist; .*did you mean 'prompt'",
+        ),
         ({"rejected": "completion"}, r"data\.columns\.rejected has no use in sft data"),
     ],
 )
