@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-# Tests run side by side on small models, for which a second thread costs more than it saves.
+# Tests run in parallel on small models, for which a second thread is slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--draw TEXT/N`: of the sweeps, run about one test in N, chosen by the text."""
+    """Add `--draw TEXT/N`, which runs about one sweep test in N, selected by a hash of the text."""
     parser.addoption("--draw", default="", metavar="TEXT/N", help="a part of the sweeps")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the sweeps' tests that were not drawn."""
+    """Deselect sweep tests that are not drawn."""
     text, _, parts = str(config.getoption("--draw")).rpartition("/")
     if not parts:
         return

@@ -13,7 +13,7 @@ import yaml
 from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
 from rlhf.common.imports import import_object
-from tests.evaluation.test_compare import write_run
+from tests.helpers.runs import write_run
 from tests.helpers.training import offline_tree, online_tree, pair_rows, sft_rows, write_rows
 
 

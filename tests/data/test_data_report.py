@@ -160,7 +160,7 @@ def test_output_is_plain_json_and_a_page():
     assert json.loads(json.dumps(report.to_dict()))["findings"][1]["rows"] == [1]
 
 
-def test_examining_nothing_or_without_a_measure_is_refused():
+def test_report_rejects_empty_data_and_max_length_without_tokenizer():
     with pytest.raises(UserError, match="no rows"):
         report_on(loaded([]))
     with pytest.raises(UserError, match="give count_tokens"):
@@ -217,7 +217,7 @@ def test_flipped_pairs_are_the_suspects(seed):
     assert margins.accuracy == pytest.approx(0.9, abs=0.02)
 
 
-def test_labels_at_random_accuse_nobody():
+def test_random_labels_give_no_suspects():
     rng = random.Random(3)
     rows = [pair(f"p{i}", *rng.sample(["x y", "y z", "z x"], 2)) for i in range(400)]
     margins = cross_fitted_margins(rows, seed=0)
@@ -225,18 +225,18 @@ def test_labels_at_random_accuse_nobody():
     assert finding(report_on(loaded(rows)), "suspects").level == "ok"
 
 
-def test_exchanging_every_pair_leaves_the_margins():
-    """A margin speaks of the words preferred elsewhere: exchange all, and all agree again."""
+def test_margins_are_equal_after_swapping_every_pair():
+    """If all labels are swapped, every pair agrees with the others as before."""
     rows = clean_pairs(120)
-    exchanged = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} for r in rows]
+    swapped = [{**r, "chosen": r["rejected"], "rejected": r["chosen"]} for r in rows]
     np.testing.assert_allclose(
         cross_fitted_margins(rows, seed=0).margin,
-        cross_fitted_margins(exchanged, seed=0).margin,
+        cross_fitted_margins(swapped, seed=0).margin,
         atol=1e-6,
     )
 
 
-def test_a_pair_never_informs_its_own_margin():
+def test_margin_does_not_depend_on_the_pair_itself():
     """A word seen with one prompt only cannot help there, however often that prompt is repeated."""
     rows = clean_pairs(100)
     rows += [pair("Repeated?", "unheard", "unseen") for _ in range(20)]

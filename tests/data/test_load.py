@@ -74,7 +74,7 @@ def test_written_lines_read_back_and_are_reproducible(tmp_path, monkeypatch, nam
 @pytest.mark.parametrize(
     ("name", "content"), [("a.jsonl", '{"text": "x"}'), ("a.csv", "text\nx\n"), ("a.txt", "x")]
 )
-def test_a_byte_order_mark_is_no_content(tmp_path, name, content):
+def test_byte_order_mark_is_ignored(tmp_path, name, content):
     (tmp_path / name).write_text(content, encoding="utf-8-sig")
     assert read_file(tmp_path / name) == [{"text": "x"}]
 
@@ -117,7 +117,7 @@ def test_failed_write_leaves_the_old_file(tmp_path):
         ("a.jsonl", '{"prompt": "", "completion": "b"}', r"no usable row \(1 empty prompt\)"),
     ],
 )
-def test_broken_content_is_one_line_that_names_the_place(tmp_path, name, content, message):
+def test_malformed_content_error_names_file_and_line(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message) as caught:
         load(DataSpec(str(tmp_path / name)), "sft", seed=0)
@@ -157,7 +157,7 @@ def test_missing_files(tmp_path):
     [
         (
             {"prompt": "promt"},
-            r"names column 'promt', which does not exist; .*did you mean 'prompt'",
+            r"names column 'promt', which does not exist; .*mean 'prompt'",
         ),
         ({"rejected": "completion"}, r"data\.columns\.rejected has no use in sft data"),
     ],
@@ -187,12 +187,12 @@ def test_kept_columns_must_exist_and_not_collide(tmp_path):
         ({"path": "a", "columns": {"promt": "q"}}, "did you mean 'prompt'"),
     ],
 )
-def test_spec_refuses_what_cannot_be_meant(fields, message):
+def test_spec_rejects_contradictory_settings(fields, message):
     with pytest.raises(UserError, match=message):
         DataSpec(**fields)
 
 
-def test_shuffle_follows_the_seed_and_nothing_else(tmp_path):
+def test_shuffle_depends_only_on_the_seed(tmp_path):
     spec = write(tmp_path / "a.jsonl")
     first, again, other = (prompts(load(spec, "sft", seed=s)) for s in (1, 1, 2))
     assert first == again

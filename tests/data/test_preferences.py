@@ -84,7 +84,7 @@ def test_pairs_per_prompt_are_distinct():
         assert len(found) == len(loaded.rows) == expected
 
 
-def test_the_seed_decides():
+def test_pairs_depend_only_on_the_seed():
     rows = judge(["a!", "b"], n=50).rows
     assert rows == judge(["a!", "b"], n=50).rows
     assert rows != judge(["a!", "b"], n=50, seed=1).rows
@@ -133,7 +133,7 @@ def test_ratings():
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
-def test_noise_reverses_exactly_the_stated_share(rate):
+def test_label_noise_reverses_the_exact_fraction(rate):
     clean = [{"chosen": [f"c{i}"], "rejected": [f"r{i}"], "n": i} for i in range(20)]
     noisy = inject_label_noise(clean, rate, seed=5)
     assert sum(row["flipped"] for row in noisy) == 20 * rate

@@ -630,11 +630,11 @@ def test_demonstrations(read, row, expected):
         ({"prompt": [user("Q", answer=42)], "answer": "7"}, "42"),
     ],
 )
-def test_the_answer_of_a_prompt_travels_on_its_last_user_message(read, row, answer):
+def test_prompt_answer_is_on_the_last_user_message(read, row, answer):
     assert bare(read([row], "prompt")) == [{"prompt": [user("Q", answer=answer)]}]
 
 
-def test_a_row_without_an_answer_is_a_prompt_all_the_same(read):
+def test_prompt_row_without_an_answer_is_valid(read):
     rows = [{"problem": "Q", "answer": "7"}, {"problem": "P", "answer": None}, {"problem": "O"}]
     assert [row["prompt"][0].get("answer") for row in bare(read(rows, "prompt"))] == [
         "7",
@@ -654,7 +654,7 @@ def test_scoring_keeps_the_answer_column(read):
     assert "columns not used: answer" in loaded.summary()
 
 
-def test_tests_of_a_program_travel_too(read):
+def test_program_tests_are_on_the_last_user_message(read):
     row = {"prompt": "Q", "tests": ["assert f(1) == 1", "assert f(2) == 2"]}
     (made,) = bare(read([row], "prompt"))
     assert made["prompt"] == [user("Q", tests="assert f(1) == 1\nassert f(2) == 2")]
@@ -698,7 +698,7 @@ def test_tests_of_a_program_travel_too(read):
         ("prompt", {"turns": ["Q", "more"]}, "ignored: turns after the first in 1 rows"),
     ],
 )
-def test_what_is_not_read_is_named(read, kind, row, told):
+def test_unused_columns_and_keys_are_reported(read, kind, row, told):
     loaded = read([row], kind)
     assert len(loaded.rows) == 1
     assert loaded.summary() == f"1 of 1 rows; {told}"
@@ -824,7 +824,7 @@ def test_scores_of_two_replies_can_be_mapped(read):
     assert bare(read(rows, "preference", columns=columns)) == [pair("Q", "B", "A", margin=2.5)]
 
 
-def test_a_refusal_names_what_lies_inside_columns(read):
+def test_error_lists_keys_inside_columns(read):
     with pytest.raises(UserError, match=r"columns found: meta \(meta\.q, meta\.a\); map them"):
         read([{"meta": {"q": "Q", "a": "R"}}], "sft")
     with pytest.raises(UserError, match=r"data\.columns\.prompt: 'meta\.x' reaches nothing"):
@@ -847,11 +847,11 @@ def test_a_refusal_names_what_lies_inside_columns(read):
         ({"text": "T"}, "sft"),
     ],
 )
-def test_the_columns_tell_the_kind(row, kind):
+def test_guess_kind_from_columns(row, kind):
     assert guess_kind([row], DataSpec("data.jsonl")) == kind
 
 
-def test_line_separators_inside_a_text_end_no_line(tmp_path):
+def test_unicode_line_separators_do_not_split_lines(tmp_path):
     text = "one\u2028two\u0085three"
     path = tmp_path / "data.jsonl"
     path.write_text(

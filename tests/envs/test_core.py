@@ -32,7 +32,7 @@ def test_free_text_sampling_is_seeded_and_uses_the_sampler():
     assert FreeText(sampler=lambda rng: "legal").sample() == "legal"
 
 
-def test_free_text_copies_share_the_sampler_and_pickles_leave_it_out():
+def test_free_text_copies_share_the_sampler_and_pickles_omit_it():
     env = Echo()
     twin = copy.deepcopy(env.action_space)
     assert twin.sample() in env.words
@@ -41,12 +41,12 @@ def test_free_text_copies_share_the_sampler_and_pickles_leave_it_out():
     assert pickle.loads(small) == env.action_space
 
 
-def test_async_vector_env_with_shared_memory_refuses_text_instead_of_corrupting_it():
+def test_async_vector_env_with_shared_memory_rejects_text():
     with pytest.raises(ValueError, match="shared_memory=False"):
         AsyncVectorEnv([Echo, Echo], shared_memory=True)
 
 
-def test_async_vector_env_without_shared_memory_tells_the_truth():
+def test_async_vector_env_without_shared_memory_returns_right_observations():
     many = gym.make_vec(
         "text/Echo-v0", 2, vectorization_mode="async", vector_kwargs={"shared_memory": False}
     )
@@ -139,7 +139,7 @@ def test_prompt_env_scores_the_whole_conversation():
     assert seen == [[system, *history, answer]]
 
 
-def test_prompt_env_says_when_a_reply_could_not_be_scored():
+def test_prompt_env_reports_unscored_replies():
     env = PromptEnv(["hi"], reward=lambda conversations: [None])
     env.reset(seed=0)
     _, score, _, _, info = env.step("ciao")
@@ -147,7 +147,7 @@ def test_prompt_env_says_when_a_reply_could_not_be_scored():
 
 
 @pytest.mark.parametrize("prompts", [[], "hello", [[]], [[{"role": "assistant", "content": "x"}]]])
-def test_prompt_env_refuses_bad_prompts(prompts):
+def test_prompt_env_rejects_invalid_prompts(prompts):
     with pytest.raises(ValueError, match="prompts"):
         PromptEnv(prompts)
 

@@ -1,4 +1,4 @@
-"""Demonstrations and preference pairs: true to the expert, to the values and to the seed."""
+"""Demonstrations and preference pairs: agreement with the expert, the values and the seed."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The page on environments tells the truth: its examples run, its table is the catalogue's."""
+"""docs/environments.md: its examples run, and its table equals the catalogue."""
 
 import re
 from pathlib import Path
@@ -23,12 +23,12 @@ def test_every_example_runs(tmp_path, monkeypatch):
     del gym.registry["mine/AddTwo-v0"]
 
 
-def test_the_strangers_environment_takes_twenty_lines():
+def test_third_party_environment_example_has_twenty_lines():
     (example,) = (e for e in EXAMPLES if "class AddTwo" in e)
     assert len([line for line in example.splitlines() if line.strip()]) <= 20
 
 
-def test_the_table_of_tasks_is_the_catalogues():
+def test_table_of_tasks_equals_the_catalogue():
     rows = {row["id"]: row for row in catalogue()}
     shown = re.findall(
         r"^\| `(text/\S+)` \| [^|]+ \| (\d+) \| (\S+) \| (\S+) \| [^|]+ \|$", PAGE, flags=re.M

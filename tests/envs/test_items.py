@@ -1,4 +1,4 @@
-"""Items of training and evaluation are apart by content, wherever a task has separate items."""
+"""Training and evaluation items have different content in tasks with splits."""
 
 import itertools
 import json
@@ -40,7 +40,7 @@ def test_two_items_give_one_to_each_side_and_one_cannot_be_split():
         split_items("aaa", "train")
 
 
-def test_a_question_is_on_one_side_whatever_its_blanks_and_case():
+def test_half_of_ignores_case_and_white_space():
     questions = [f"What is {n} + 1?" for n in range(400)]
     sides = [half_of(q) for q in questions]
     assert sides == [half_of(f"  {q.upper()}\n") for q in questions]
@@ -48,7 +48,7 @@ def test_a_question_is_on_one_side_whatever_its_blanks_and_case():
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_openings_of_the_splits_are_disjoint_and_make_up_all(name):
+def test_splits_have_disjoint_first_observations(name):
     def openings(split, count):
         env = gym.make(f"text/{name}-v0", split=split)
         return {env.reset(seed=seed)[0] for seed in range(count)}
@@ -76,7 +76,7 @@ def test_values_of_a_split_by_exact_solution(name, kwargs):
 
 @pytest.mark.parametrize("name", OWN)
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_experts_and_random_policies_of_a_split_earn_what_is_stated(name, split):
+def test_stated_values_of_a_split_match_simulation(name, split):
     env = gym.make(f"text/{name}-v0", split=split).unwrapped
     rng = np.random.default_rng(0)
     for act, stated in (
@@ -95,7 +95,7 @@ def test_experts_and_random_policies_of_a_split_earn_what_is_stated(name, split)
         assert abs(np.mean(returns) - stated) < 4 * error
 
 
-def test_the_catalogue_says_of_every_task_what_evaluation_shares_with_training():
+def test_catalogue_describes_the_items_of_every_task():
     rows = {row["id"]: row for row in catalogue(values=False)}
     assert len(rows) == len(envs.TASKS) + len(envs.EXTRAS)
     for env_id, row in rows.items():
@@ -108,7 +108,7 @@ def test_the_catalogue_says_of_every_task_what_evaluation_shares_with_training()
     assert apart == {f"text/{n}-v0" for n in (*OWN, "ReasoningGym", "TextWorld")}
 
 
-def test_what_the_user_set_stays():
+def test_split_kwargs_keep_the_users_split():
     assert split_kwargs("text/KeyDoor-v0", {"size": 3}, "train") == {"size": 3, "split": "train"}
     assert split_kwargs("text/KeyDoor-v0", {"split": "train"}, "test") == {"split": "test"}
     assert split_kwargs("text/KeyDoor-v0", {"split": "all"}, "test") == {"split": "all"}
@@ -117,7 +117,7 @@ def test_what_the_user_set_stays():
     assert split_kwargs("nowhere:Nothing-v0", {}, "test") == {}
 
 
-def test_demonstrations_show_nothing_of_the_evaluation(tmp_path):
+def test_demonstrations_use_training_items(tmp_path):
     write_demonstrations("text/KeyDoor-v0", tmp_path / "demos.jsonl", count=300, size=3)
     rows = [json.loads(line) for line in (tmp_path / "demos.jsonl").read_text().splitlines()]
     shown = {row["messages"][1]["content"] for row in rows}
@@ -125,7 +125,7 @@ def test_demonstrations_show_nothing_of_the_evaluation(tmp_path):
     assert not shown & {env.reset(seed=seed)[0] for seed in range(300)}
 
 
-def test_examples_before_an_episode_are_of_training():
+def test_few_shot_examples_use_training_items():
     env = FewShot(gym.make("text/KnowledgeGraph-v0", hops=6, split="test"), count=8)
     goals = {f"Your goal: {goal}. You are at {start}." for start, goal in env.unwrapped.pairs}
     assert not [goal for goal in goals if goal in env.examples]
@@ -140,11 +140,11 @@ def test_examples_before_an_episode_are_of_training():
         ("TicTacToe", {}),
     ],
 )
-def test_leaving_early_by_an_invalid_action_does_not_pay(task, kwargs):
+def test_ending_early_by_an_invalid_action_is_not_an_advantage(task, kwargs):
     assert beaten(InvalidActions(gym.make(f"text/{task}-v0", **kwargs), end=True)) == []
 
 
-def test_leaving_early_costs_the_turns_that_were_left():
+def test_ending_early_costs_the_remaining_turns():
     env = InvalidActions(gym.make("text/CliffWalking-v0", max_turns=9), penalty=0.5, end=True)
     env.reset(seed=0)
     env.step("up")
@@ -155,8 +155,8 @@ def test_leaving_early_costs_the_turns_that_were_left():
     assert lake.step("out")[1:3] == (0.0, True)
 
 
-def test_own_tasks_that_cannot_be_split_say_why():
-    """Each of these has fewer openings than an evaluation has episodes, or hides what differs."""
+def test_docs_explain_tasks_without_splits():
+    """These tasks have few first observations, or the item is not visible in them."""
     for name in set(envs.TASKS) - {f"{n}-v0" for n in OWN} - {"Prompts-v0"}:
         env = gym.make(f"text/{name}").unwrapped
         openings = {env.reset(seed=seed)[0] for seed in range(2000)}
@@ -166,8 +166,8 @@ def test_own_tasks_that_cannot_be_split_say_why():
         assert any(word in told for word in words), name
 
 
-def test_seeds_of_training_and_evaluation_deal_different_items():
-    """Through the seeds that runs use, for what a run makes by itself."""
+def test_training_and_evaluation_seeds_draw_different_items():
+    """With the seeds that runs use by default."""
     from rlhf.config.rollout import EnvSpec
     from rlhf.rollout.collector import make_env_factory
     from rlhf.rollout.seeds import evaluation_seed, training_seed

@@ -1,4 +1,4 @@
-"""Optimal and random values, each tested by a method that shares nothing with its own."""
+"""Optimal and random values, each compared with an independent method."""
 
 import itertools
 from fractions import Fraction
@@ -36,7 +36,7 @@ def play(env, policy, seeds) -> np.ndarray:
 
 
 def assert_mean(returns: np.ndarray, expected: float) -> None:
-    """The sample mean lies within four standard errors."""
+    """Assert that the sample mean is within four standard errors."""
     error = max(returns.std() / len(returns) ** 0.5, 1e-9)
     assert abs(returns.mean() - expected) < 4 * error, (returns.mean(), expected, error)
 
@@ -49,10 +49,10 @@ def test_experts_reach_the_optimum_and_random_policies_the_random_value(name):
     assert_mean(play(env, lambda e: e.sample_action(rng), range(1500)), env.random_value())
 
 
-# Support's action values are priced (reward less the price of cost); see test_more_known_values.
+# Support's action values are priced (reward minus price times cost); see test_more_known_values.
 @pytest.mark.parametrize("name", [name for name in VALUED if name != "Support-v0"])
 def test_action_values_agree_with_the_optimal_value_at_the_start(name):
-    """E over first observations of max_a Q = V*: exact where starts are few, else in the mean."""
+    """The mean over starts of max_a Q is V*, exactly for few starts."""
     env = gym.make(f"text/{name}").unwrapped
     best = []
     for seed in range(300):

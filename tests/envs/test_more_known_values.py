@@ -1,4 +1,4 @@
-"""Values of the decision tasks, each tested by a method that shares nothing with its own."""
+"""Values of the decision tasks, each compared with an independent method."""
 
 import itertools
 from fractions import Fraction
@@ -134,7 +134,7 @@ def test_triage_by_enumerating_cases():
             cases[truth, results] = chance
 
     def value(possible: list, untaken: frozenset, cost: float) -> float:
-        """Joint value: probabilities of `possible` are not normalised."""
+        """Joint value: probabilities of `possible` are not normalized."""
         options = [sum(cases[c] for c in possible if c[0] == truth) for truth in (1, -1)]
         total = sum(cases[c] for c in possible)
         for test in untaken:
@@ -150,7 +150,7 @@ def test_triage_by_enumerating_cases():
 
 
 def test_program_synthesis_examples_identify_the_program():
-    """At the default length, whatever fits the examples passes every hidden test in the pool."""
+    """At the default length, every program that fits the examples passes all tests of the pool."""
     for program in program_synthesis.programs(2):
         shown = program_synthesis.outputs_on(program, program_synthesis.VISIBLE)
         for other in program_synthesis.programs(2):
@@ -214,7 +214,7 @@ def test_toy_text_values():
 
 
 def test_frozen_lake_values_by_simulating_gymnasiums_own_environment():
-    """The expert of the text task plays the original."""
+    """The expert of the text task plays gymnasium's own environment."""
     text, original = FrozenLake(), FrozenLakeEnv(is_slippery=True)
     returns = []
     for seed in range(300):

@@ -1,4 +1,4 @@
-"""An optimum is one over everything that a policy can say, and the texts say what decides it."""
+"""No reply beats a stated optimum, and prompts state everything that determines it."""
 
 import contextlib
 import itertools
@@ -44,7 +44,7 @@ NOT_ENUMERABLE = {"Bandit", "ProgramSynthesis"}
 
 
 def exact(env: gym.Env, max_steps: int) -> float:
-    """The best of all policies, of a constrained task by its dual."""
+    """The exact optimum; for a constrained task, that of its dual problem."""
     task = env.unwrapped
     price = task.cost_price()
     return exact_value(env, max_steps=max_steps, price=price) + (
@@ -53,7 +53,7 @@ def exact(env: gym.Env, max_steps: int) -> float:
 
 
 def try_to_beat(env_id, kwargs, max_steps):
-    """Adversaries in paired episodes, and the exact solution where it can be had."""
+    """Run the adversaries, and the exact solution if the task can be enumerated."""
     env = gym.make(env_id, **kwargs)
     stated = env.unwrapped.optimal_value()
     if kwargs.get("reward") != "proxy":  # whose best texts are beyond its menus
@@ -63,18 +63,18 @@ def try_to_beat(env_id, kwargs, max_steps):
 
 
 @pytest.mark.parametrize(("env_id", "kwargs"), QUICK, ids=named(QUICK))
-def test_nothing_beats_the_optimum(env_id, kwargs):
+def test_no_adversary_beats_the_optimum(env_id, kwargs):
     try_to_beat(env_id, kwargs, 25_000)
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize(("env_id", "kwargs"), VARIANTS, ids=named(VARIANTS))
-def test_nothing_beats_the_optimum_of_any_variant(env_id, kwargs):
+def test_no_adversary_beats_the_optimum_of_any_variant(env_id, kwargs):
     try_to_beat(env_id, kwargs, 150_000)
 
 
-def test_the_exact_solution_covers_all_tasks_but_two():
-    """Each in a small variant; two larger ones in the sweep, and the two that cannot elsewhere."""
+def test_exact_solution_covers_all_but_two_tasks():
+    """Small variants here, larger ones in the sweep; two tasks cannot be enumerated."""
     small = {
         "Echo": {}, "TMaze": {}, "GuessNumber": {"numbers": 4, "guesses": 2}, "Triage": {},
         "KnowledgeGraph": {"hops": 1}, "KuhnPoker": {}, "FrozenLake": {"max_turns": 4},
@@ -92,8 +92,8 @@ def test_the_exact_solution_covers_all_tasks_but_two():
 
 
 @pytest.mark.parametrize(("arms", "horizon"), [(2, 4), (3, 3)])
-def test_the_bandit_with_lost_pulls_by_recursion_over_histories(arms, horizon):
-    """An invalid action loses its pull and shows nothing; exact fractions."""
+def test_bandit_with_wasted_pulls_by_recursion_over_histories(arms, horizon):
+    """An invalid action wastes its pull and gives no information; exact fractions."""
 
     @cache
     def value(history, left):
@@ -112,7 +112,7 @@ def test_the_bandit_with_lost_pulls_by_recursion_over_histories(arms, horizon):
 
 
 def test_cliff_walking_and_taxi_by_hand():
-    """Junk used to earn 0 in both."""
+    """A malformed action costs as much as a step in both."""
     for name, turns in (("CliffWalking", 50), ("Taxi", 12), ("CliffWalking", 7)):
         env = gym.make(f"text/{name}-v0", max_turns=turns).unwrapped
         env.reset(seed=0)
@@ -127,7 +127,7 @@ def test_cliff_walking_and_taxi_by_hand():
     assert values == [-12.0, -13.0, -13.0]
 
 
-def test_the_price_of_a_wasted_step_by_hand():
+def test_wasted_step_by_hand():
     """State 0 can step at -2 or -5, state 1 at -1, or win 3 half of the time."""
     table = {
         0: {0: [(1.0, 1, -2.0, False)], 1: [(1.0, 0, -5.0, False)]},
@@ -138,7 +138,7 @@ def test_the_price_of_a_wasted_step_by_hand():
 
 
 def test_the_proxy_optimum_over_replies_around_a_menu():
-    """All contexts, all menus, every mixture of up to nine words after the menu."""
+    """All contexts and menus with every combination of up to nine further words."""
     from rlhf.envs import preference_bandit as bandit
 
     best = []
@@ -159,7 +159,7 @@ def test_the_proxy_optimum_over_replies_around_a_menu():
 
 
 class Coin(gym.Env):
-    """Every reply pays a fair coin, so every policy earns the optimum of 0.5."""
+    """Every reply pays 0 or 1 with equal probability, so every policy earns the optimum of 0.5."""
 
     metadata = {"render_modes": [], "render_fps": 1}  # noqa: RUF012
 
@@ -173,7 +173,7 @@ class Coin(gym.Env):
         return "go", {}
 
     def step(self, action):
-        # The coin depends on what is said, so that paired differences have a spread.
+        # The reward depends on the reply, so that paired differences have a variance.
         side = self.coins.integers(2, size=zlib.crc32(action.encode()) % 7 + 1)[-1]
         return "", float(side), True, False, {}
 
@@ -187,7 +187,7 @@ class Coin(gym.Env):
         return 0.5
 
 
-def test_the_level_holds_where_everything_earns_the_optimum():
+def test_adversary_level_when_all_policies_are_optimal():
     """The rate of false findings is at most the level; a binomial bound at 1 in 1,000."""
     repeats = 40
     found = sum(bool(beaten(Coin(salt))) for salt in range(repeats))
@@ -201,14 +201,14 @@ def first_texts(env: gym.Env) -> tuple[str | None, frozenset[str]]:
     return task.system_prompt, frozenset(env.reset(seed=seed)[0] for seed in range(60))
 
 
-def test_whatever_changes_the_optimum_changes_the_text():
+def test_settings_that_change_the_optimum_change_the_prompt():
     """All pairs of variants of a task."""
     checked = 0
     for _, group in itertools.groupby(VARIANTS, key=lambda variant: variant[0]):
         rows = []
         for env_id, kwargs in group:
             if kwargs.get("reward") == "proxy":
-                continue  # who pays is not told: that is the task's subject
+                continue  # the prompt does not state the reward, by design
             env = gym.make(env_id, **kwargs)
             rows.append((env.unwrapped.optimal_value(), first_texts(env), kwargs))
         for (a, text_a, one), (b, text_b, other) in itertools.combinations(rows, 2):
@@ -223,7 +223,7 @@ PRICES = ("step_cost", "call_cost", "test_cost", "verify_cost", "cost_limit", "h
 
 
 @pytest.mark.parametrize(("env_id", "kwargs"), VARIANTS, ids=named(VARIANTS))
-def test_budgets_and_prices_are_in_the_text(env_id, kwargs):
+def test_prompt_states_budgets_and_costs(env_id, kwargs):
     env = gym.make(env_id, **kwargs)
     text, _ = env.reset(seed=0)
     told = f"{env.unwrapped.system_prompt} {text}".replace(",", " ").replace(".\n", " ")
@@ -235,7 +235,7 @@ def test_budgets_and_prices_are_in_the_text(env_id, kwargs):
         assert {f"{value:g}", f"{100 * value:g}%"} & words, name
 
 
-def test_the_texts_say_how_an_episode_ended():
+def test_observations_state_how_an_episode_ended():
     lake = gym.make("text/FrozenLake-v0", slippery=False).unwrapped
     lake.reset(seed=0)
     lake.step("right")

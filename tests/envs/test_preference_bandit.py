@@ -1,4 +1,4 @@
-"""The menu task: its gold reward by hand, its optimum, its experts, its planted flaw."""
+"""The preference bandit: gold reward by hand, optimum, expert and the flaw of the proxy."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_random_value_is_the_mean_of_the_reward_function_over_all_texts():
     assert env.optimal_value() == 1.0
 
 
-def test_the_environment_pays_what_the_pure_function_says():
+def test_environment_reward_equals_the_reward_function():
     env = PreferenceBandit()
     env.action_space.seed(1)
     for seed in range(50):
@@ -61,7 +61,7 @@ def test_the_environment_pays_what_the_pure_function_says():
         assert (terminated, truncated, info["valid"]) == (True, False, True)
 
 
-def test_maximising_the_proxy_hurts_gold_but_the_proxy_ranks_menus_well():
+def test_maximizing_the_proxy_lowers_gold():
     gold, proxy, exploited = [], [], []
     for context in task.CONTEXTS:
         for menu in task.MENUS:

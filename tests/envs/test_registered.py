@@ -1,4 +1,4 @@
-"""What every registered environment, in every variant, must do."""
+"""Requirements of every registered environment in every variant."""
 
 import random
 import warnings
@@ -35,7 +35,7 @@ every_variant = pytest.mark.parametrize(("env_id", "kwargs"), VARIANTS, ids=NAME
 
 
 def transcript(env: gym.Env, seed: int, actions: np.random.Generator) -> list:
-    """One episode under the uniform legal policy, everything that it returned."""
+    """The results of all calls in an episode under the random policy."""
     record = [env.reset(seed=seed)]
     for _ in range(200):
         action = env.unwrapped.sample_action(actions)
@@ -53,7 +53,7 @@ def test_gymnasium_checker_is_silent(env_id, kwargs):
 
 
 @every_variant
-def test_spec_survives_json(env_id, kwargs):
+def test_spec_json_round_trip(env_id, kwargs):
     spec = gym.make(env_id, **kwargs).spec
     assert spec is not None
     text = spec.to_json()
@@ -77,7 +77,7 @@ def test_one_seed_is_one_episode_and_copies_do_not_interfere(env_id, kwargs):
 
 
 @every_variant
-def test_global_generators_are_left_alone(env_id, kwargs):
+def test_global_generators_are_unchanged(env_id, kwargs):
     random.seed(1)
     np.random.seed(1)
     before = random.getstate(), repr(np.random.get_state())
@@ -133,7 +133,7 @@ def test_episodes_end_by_themselves_within_max_turns(env_id, kwargs):
 
 
 @every_variant
-def test_junk_never_ends_an_episode_late_or_in_success(env_id, kwargs):
+def test_malformed_actions_never_succeed_or_extend_an_episode(env_id, kwargs):
     env = gym.make(env_id, **kwargs).unwrapped
     env.reset(seed=0)
     for _ in range(env.max_turns):

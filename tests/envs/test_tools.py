@@ -34,7 +34,7 @@ PLANTED = {
 
 @pytest.fixture(autouse=True, scope="module")
 def strangers():
-    """Import the faulty environments under a name that `module:id` can use."""
+    """Make the faulty environments importable for `module:id`."""
     path = Path(__file__).parents[1] / "helpers" / "third_party_envs.py"
     spec = importlib.util.spec_from_file_location("third_party_envs", path)
     assert spec is not None
@@ -60,7 +60,7 @@ def test_the_checker_finds_the_planted_fault(name):
 
 
 @pytest.mark.parametrize("name", envs.TASKS)
-def test_our_own_environments_have_no_findings(name):
+def test_registered_environments_have_no_findings(name):
     assert check(f"text/{name}", episodes=5) == []
 
 
@@ -97,7 +97,7 @@ def test_play_shows_everything_and_sums_the_rewards():
 
 
 @pytest.mark.parametrize("last", [":quit", None])
-def test_play_can_be_left(last):
+def test_play_quits(last):
     def read(prompt):
         if last is None:
             raise EOFError
@@ -106,7 +106,7 @@ def test_play_can_be_left(last):
     assert play("Bandit", read=read, write=lambda line: None) == 0.0
 
 
-def test_play_says_when_it_has_no_hint():
+def test_play_reports_a_missing_hint():
     said, answers = [], iter([":hint", ":quit"])
     play("Prompts", read=lambda prompt: next(answers), write=said.append)
     assert any("does not know" in line for line in said)

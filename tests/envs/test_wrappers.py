@@ -1,4 +1,4 @@
-"""Wrappers: each changes what it names and nothing else."""
+"""Wrappers change only what they document."""
 
 import gymnasium as gym
 import numpy as np
@@ -94,7 +94,7 @@ def test_parsing(form, reply, action):
     assert PARSERS[form](reply) == action
 
 
-def test_parse_action_passes_what_it_found_and_says_so():
+def test_parse_action_passes_the_parsed_action():
     env = ParseAction(make("ToolLookup-v0"), form="tool")
     env.reset(seed=0)
     text, _, _, _, info = env.step('{"name": "lookup", "arguments": {"name": "ada"}}')
@@ -147,7 +147,7 @@ def test_reward_callable_scores_the_conversation_at_the_end():
     assert (seen[0][1]["content"], seen[0][-1]["content"]) == (prompt, "nothing")
 
 
-def test_reward_callable_replaces_the_environments_reward_and_admits_ignorance():
+def test_reward_callable_replaces_the_reward_and_reports_unscored():
     env = RewardCallable(make("Echo-v0"), lambda conversations: [None])
     text, _ = env.reset(seed=0)
     _, paid, _, _, info = env.step(text.split()[-1])

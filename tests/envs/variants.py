@@ -1,4 +1,4 @@
-"""Tasks and settings over which stated optima are tried: one row per environment and kwargs."""
+"""Environments and keyword arguments with which the stated optima are tested."""
 
 from typing import Any
 

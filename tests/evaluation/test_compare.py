@@ -9,39 +9,7 @@ import pytest
 
 from rlhf.errors import UserError
 from rlhf.evaluation.compare import compare
-
-FIRST = 2**30
-
-
-def write_run(
-    directory: Path,
-    returns: Mapping[int, float | None],
-    *,
-    policy: str = "model",
-    decoding: str = "greedy",
-    seed: int | None = None,
-    env: str = "echo",
-) -> Path:
-    """One evaluated run; returns by evaluation seed, counted from the first."""
-    folder = directory / "evaluation" / f"{policy}-{decoding}-{env}"
-    folder.mkdir(parents=True)
-    if seed is not None:
-        (directory / "config.yaml").write_text(f"seed: {seed}\n")
-    rows = [
-        {
-            "env": env,
-            "policy": policy,
-            "decoding": decoding,
-            "seed": FIRST + episode,
-            "return": value,
-            "success": None,
-            "cost": 0.5,
-            "components": {"gold": None if value is None else 2 * value},
-        }
-        for episode, value in returns.items()
-    ]
-    (folder / "episodes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return directory
+from tests.helpers.runs import write_run
 
 
 def test_two_models_pair_by_evaluation_seed(tmp_path: Path):

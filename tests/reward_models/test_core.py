@@ -107,7 +107,7 @@ def test_components_of_another_length_are_refused():
         Scores([1.0, 2.0], {"part": [1.0]})
 
 
-def test_a_crashing_function_costs_only_the_text_that_crashes_it():
+def test_function_that_raises_loses_one_score():
     def fragile(conversations):
         return [1.0 / float(last_reply(c)) for c in conversations]
 
@@ -118,7 +118,7 @@ def test_a_crashing_function_costs_only_the_text_that_crashes_it():
     assert scores.counts == Counter([reason])
 
 
-def test_a_rule_that_raises_costs_one_score_and_names_its_line():
+def test_rule_that_raises_loses_one_score_and_reports_its_line():
     """A missing package is no fault of a text: it ends the batch."""
 
     def fragile(conversation):
@@ -139,7 +139,7 @@ def test_a_rule_that_raises_costs_one_score_and_names_its_line():
         EachReward(unprepared, name="unprepared").score([talk("1")])
 
 
-def test_every_score_that_is_missing_has_its_reason():
+def test_every_missing_score_has_a_reason():
     """Through sums, gates and functions; a value that is not finite says so."""
     why = "value: asked for none"
     first, second = value_of(), as_reward(lambda cs: [None, 1.0, float("nan")], name="second")

@@ -92,7 +92,7 @@ def test_averaged_weights_are_the_mean_and_load_again(helpers, tmp_path):
         average_weights(paths, merged)
 
 
-def test_averaging_what_does_not_belong_together_is_refused(helpers, tmp_path):
+def test_averaging_rejects_incompatible_checkpoints(helpers, tmp_path):
     a = helpers["decoder"](tmp_path / "a")
     b = helpers["decoder"](tmp_path / "b", num_hidden_layers=1)
     with pytest.raises(ValueError, match="different weights"):

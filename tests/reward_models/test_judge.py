@@ -1,7 +1,6 @@
 import contextlib
 import json
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -54,7 +53,7 @@ def by_quality(prompt: str) -> str:
     return "Winner: A" if ("good" in a) >= ("good" in b) else "Winner: B"
 
 
-def test_pairs_are_asked_in_both_orders_and_a_judge_with_a_favourite_place_ties():
+def test_pair_judge_with_position_bias_gives_ties():
     fair = PairJudge(lambda prompts: [by_quality(p) for p in prompts])
     assert fair.prefer([talk("good"), talk("poor")], [talk("poor"), talk("good")]) == [1.0, 0.0]
     assert fair.counts == {"agreed": 2}
@@ -76,13 +75,15 @@ def test_mistakes():
 
 
 class Server(BaseHTTPRequestHandler):
-    """Answers by the reply it is shown; one is slow, one refused, one malformed."""
+    """Rates by the reply in the prompt; one answer never comes, one is refused, one malformed."""
+
+    closing = threading.Event()
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = body["messages"][0]["content"]
         if "slow" in text:
-            time.sleep(8.0)
+            self.closing.wait(60.0)
         self.send_response(500 if "refused" in text else 200)
         self.end_headers()
         rating = next((n for word, n in REPLIES.items() if word in text), 1)
@@ -100,7 +101,9 @@ def server():
     instance = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=instance.serve_forever, daemon=True)
     thread.start()
+    Server.closing.clear()
     yield f"http://127.0.0.1:{instance.server_port}/v1"
+    Server.closing.set()
     instance.shutdown()
     instance.server_close()
 
@@ -108,9 +111,7 @@ def server():
 def test_endpoint_late_refused_and_malformed_answers_are_no_score(server):
     reward = build({"kind": "judge", "url": server, "model": "m", "timeout": 2.5})
     names = ("slow", "good", "refused", "malformed", "poor")
-    started = time.monotonic()
     scores = reward.score([talk(name) for name in names])
-    assert time.monotonic() - started < 7.5
     assert scores.values == pytest.approx([None, 8 / 9, None, None, 1 / 9])
     assert scores.counts == {"judge: no answer": 3}
 

@@ -65,7 +65,7 @@ def test_the_gain_is_paired():
     assert spread < 0.04  # two unpaired intervals of this size are 0.09 wide each
 
 
-def test_words_know_words():
+def test_bag_of_words_baseline_learns_words():
     texts = [f"{'good' if i % 2 else 'bad'} film {i}" for i in range(80)]
     found = labelled.words_classifier(texts, [i % 2 for i in range(80)], texts[:10], classes=3)
     assert found[:, :2].argmax(1).tolist() == [i % 2 for i in range(10)]

@@ -298,7 +298,7 @@ def test_a_template_that_prints_the_date_gives_the_same_ids_every_day(helpers):
     assert render(tokenizer, helpers["talk"]("q")) == "01 Jan 2025|01 Jan 2025|q"
 
 
-def test_plain_joining_without_a_template(helpers):
+def test_render_without_a_template(helpers):
     tokenizer = helpers["tokenizer"](template=None)
     talk = helpers["talk"]
     assert render(tokenizer, talk("only")) == "only"

@@ -46,7 +46,7 @@ def test_implicit_reward_is_the_log_ratio_of_the_reply(pair_of_models, helpers):
     assert mean([talk])[0] == pytest.approx(expected / (len(ids) - start), abs=1e-5)
 
 
-def test_a_policy_has_no_implicit_reward_over_itself(pair_of_models, helpers):
+def test_implicit_reward_of_the_reference_is_zero(pair_of_models, helpers):
     reward = ImplicitReward.load(pair_of_models[0], pair_of_models[0])
     assert reward([helpers["talk"]("a", "b c d"), helpers["talk"]("a", "")]) == [0.0, 0.0]
 

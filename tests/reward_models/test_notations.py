@@ -68,7 +68,7 @@ def test_more_notations(kind):
     assert [row for row, value in zip(rows, found, strict=True) if value != row["right"]] == []
 
 
-def test_table_is_what_it_says():
+def test_table_of_notations_is_consistent():
     rows = [json.loads(line) for line in TABLE.read_text().splitlines()]
     assert len(rows) >= 400
     assert sum(row["right"] is False for row in rows) >= 0.5 * len(rows)
@@ -179,7 +179,7 @@ def test_read_quantity(text, value, unit):
 
 @given(st.text(alphabet="0123456789.,-+−–/^{}()[]$%\\ eEx=or not frac\n<>#*_½²", max_size=120))
 @settings(max_examples=300, deadline=None)
-def test_no_text_breaks_a_reader(text):
+def test_parsers_accept_any_text(text):
     for read in (read_quantity, read_final_quantity):
         with suppress(NotUnderstood):
             assert isinstance(read(text), Quantity)

@@ -22,7 +22,7 @@ def pair(index: int, chosen: str, rejected: str) -> Pair:
 
 
 @pytest.mark.parametrize(("good", "bad"), [("a", "b"), ("👍", "👎"), ("!", "?")])
-def test_replies_of_one_character_are_told_apart(good, bad):
+def test_single_character_replies_are_distinguished(good, bad):
     pairs = [pair(i, good, bad) for i in range(20)]
     assert (bag_of_words(pairs) > 0).all()
     rows = [
@@ -36,7 +36,7 @@ def test_replies_of_one_character_are_told_apart(good, bad):
     assert rated[0] > rated[1]
 
 
-def test_texts_without_any_word_carry_no_information():
+def test_texts_without_words_give_no_features():
     assert fit_words(["", " ", "\n"]) is None
     assert (bag_of_words([pair(i, "", " ") for i in range(8)]) == 0).all()
     assert words_rater(["", " "], [1.0, 3.0], [""]) == pytest.approx([2.0])

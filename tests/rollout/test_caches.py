@@ -19,8 +19,8 @@ from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.continuous import Reply, Sampler
 from rlhf.rollout.sampling.decoder import FusedDecoder, PlainDecoder, decoder_for
 from rlhf.rollout.sampling.kv_cache import RaggedCache
+from tests.helpers.models import recomputed_logprobs
 from tests.rollout.families import LENGTHS, RECURRENT, SIZES, SLIDING, tiny_family
-from tests.rollout.test_sampler import recomputed
 
 FAMILIES = [*SLIDING, *RECURRENT]
 
@@ -77,7 +77,7 @@ def test_sampled_logprobs_are_those_of_a_plain_pass(name):
     lengths = []
     for turns, replies in zip(episodes, sampled(model, episodes, rows=3), strict=True):
         tokens, found = whole(turns, replies)
-        expected = recomputed(model, tokens)
+        expected = recomputed_logprobs(model, tokens)
         lengths.append(len(tokens))
         for position, logprob in found.items():
             assert abs(expected[position].item() - logprob) < 1e-5, (name, position)
@@ -163,7 +163,7 @@ def test_rows_of_either_side_of_a_length_do_not_mix():
     for turns, replies in zip(episodes, heard, strict=True):
         tokens, found = whole(turns, replies)
         sides.add(len(tokens) > 16)
-        expected = recomputed(model, tokens)
+        expected = recomputed_logprobs(model, tokens)
         for position, logprob in found.items():
             assert abs(expected[position].item() - logprob) < 1e-5
     assert sides == {True, False}
@@ -230,7 +230,7 @@ def test_a_model_that_the_rows_cache_misleads_decodes_row_by_row(caplog):
     episodes = episodes_of(seed=4, count=3)
     for turns, replies in zip(episodes, sampled(model, episodes, rows=2), strict=True):
         tokens, found = whole(turns, replies)
-        expected = recomputed(model, tokens)
+        expected = recomputed_logprobs(model, tokens)
         for position, logprob in found.items():
             assert abs(expected[position].item() - logprob) < 1e-5
 

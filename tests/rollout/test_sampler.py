@@ -11,7 +11,7 @@ from rlhf.models.adapters import add_lora
 from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.continuous import Reply, Sampler
 from rlhf.rollout.sampling.draw import draw
-from tests.helpers.models import tiny_gpt2, tiny_model, tiny_qwen2
+from tests.helpers.models import recomputed_logprobs, tiny_gpt2, tiny_model, tiny_qwen2
 from tests.helpers.rollouts import passes
 
 MAKERS = [tiny_model, tiny_gpt2, tiny_qwen2]
@@ -45,14 +45,6 @@ def noise(seed: int, row: int, turn: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, row, turn]).random(count)
 
 
-@torch.no_grad()
-def recomputed(model: Any, tokens: list[int], temperature: float = 1.0) -> torch.Tensor:
-    """log p of each token given those before it, by one plain pass; nan at position 0."""
-    logits = model(input_ids=torch.tensor([tokens])).logits[0, :-1] / temperature
-    chosen = logits.log_softmax(-1).gather(-1, torch.tensor(tokens[1:])[:, None]).squeeze(-1)
-    return torch.cat([torch.full((1,), torch.nan, dtype=chosen.dtype), chosen])
-
-
 def play(model: Any, *, seed: int, rows: int, turns: int, **settings: Any) -> list[dict[str, Any]]:
     """Rows that take part in random turns, with new tokens of random number each time."""
     draw = np.random.default_rng(seed)
@@ -77,7 +69,7 @@ def play(model: Any, *, seed: int, rows: int, turns: int, **settings: Any) -> li
 def largest_gap(model: Any, episodes: list[dict[str, Any]], temperature: float = 1.0) -> float:
     gaps = []
     for episode in episodes:
-        full = recomputed(model, episode["tokens"], temperature)
+        full = recomputed_logprobs(model, episode["tokens"], temperature)
         gaps += [abs(full[t].item() - logprob) for t, logprob in episode["logprobs"].items()]
     assert len(gaps) > 20
     return max(gaps)
@@ -136,7 +128,7 @@ def test_greedy_decoding_is_that_of_transformers(make):
 def test_greedy_logprobs_are_of_the_untempered_policy():
     model, _ = tiny_model(double=True)
     reply = reply_to(sampler_for(model, 1, temperature=0), {0: [7, 8]}, {0: np.zeros(3)})[0]
-    full = recomputed(model, [7, 8, *reply.tokens])
+    full = recomputed_logprobs(model, [7, 8, *reply.tokens])
     np.testing.assert_allclose(reply.logprobs, full[2:].numpy(), atol=1e-12)
 
 
@@ -308,5 +300,5 @@ def test_padding_may_reach_past_the_context(make):
     second = reply_to(sampler, new, {0: noise(0, 0, 1, 1), 1: noise(0, 1, 1, 2)})
     for row, start in ((0, long), (1, [9])):
         tokens = [*start, *first[row].tokens, *new[row], *second[row].tokens]
-        expected = recomputed(model, tokens)[-len(second[row].tokens) :]
+        expected = recomputed_logprobs(model, tokens)[-len(second[row].tokens) :]
         np.testing.assert_allclose(second[row].logprobs, expected.numpy(), atol=1e-9)

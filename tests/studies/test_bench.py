@@ -21,36 +21,11 @@ from rlhf.studies.bench.array import write_array
 from rlhf.studies.bench.jobs import open_study
 from rlhf.studies.bench.manifest import make_bench, read_bench
 from rlhf.studies.bench.run import do_one, run_bench
+from tests.helpers.bench import write_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = 2 + 2 * 2 * (4 + 2)
 """Stages: references; by task and seed demonstrations, held-out ones, sft, evaluate, two runs."""
-
-
-def manifest_of(folder: Path) -> Path:
-    """Two tasks, two methods, two seeds; runs of a second."""
-    folder.mkdir()
-    online = {"num_steps": 4, "episodes_per_step": 8, "save_every": 1}
-    tree = {
-        "output_dir": str(folder / "out"),
-        "seeds": [0, 1],
-        "episodes": 8,
-        "curve_points": 2,
-        "model": {"scratch": {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "context": 96}},
-        "sft": {"max_length": 96, "evaluations": 2, "trainer": {"max_steps": 4}},
-        "run": {**online, "rollout": {"max_new_tokens": 4}},
-        "environments": {
-            "echo": {"env": {"id": "text/Echo-v0"}, "demonstrations": {"count": 24}},
-            "maze": {
-                "env": {"id": "text/TMaze-v0", "kwargs": {"length": 1, "steps": 3}},
-                "demonstrations": {"count": 24},
-            },
-        },
-        "algorithms": {"ppo": {}, "rloo": {}},
-    }
-    path = folder / "manifest.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
 
 
 def start(manifest: Path) -> subprocess.Popen[str]:
@@ -101,9 +76,9 @@ def test_a_killed_bench_continues_and_ends_with_the_same_table(tmp_path):
     moment = random.randrange(10**6)
     print(f"moments drawn with seed {moment}")
     rng = random.Random(moment)
-    whole = finish(manifest_of(tmp_path / "whole"))
+    whole = finish(write_manifest(tmp_path / "whole"))
     assert len(finished(whole)) == ALL
-    manifest = manifest_of(tmp_path / "killed")
+    manifest = write_manifest(tmp_path / "killed")
     workers = set()
     for stages in (rng.randrange(3, 12), rng.randrange(14, 24)):
         workers |= kill_after(manifest, stages, rng.uniform(0.0, 0.3))
@@ -122,7 +97,7 @@ def test_a_killed_bench_continues_and_ends_with_the_same_table(tmp_path):
 
 
 def test_a_job_array_does_the_same_jobs_one_command_each(tmp_path, capsys):
-    manifest = manifest_of(tmp_path / "b")
+    manifest = write_manifest(tmp_path / "b")
     assert main(["bench", str(manifest), "--array", str(tmp_path / "array")]) == 0
     assert str(tmp_path / "array" / "submit.sh") in capsys.readouterr().out
     lists = {n: (tmp_path / f"array/{n}.txt").read_text().splitlines() for n in ("start", "train")}
@@ -146,13 +121,13 @@ def test_a_job_array_does_the_same_jobs_one_command_each(tmp_path, capsys):
 
 
 def test_an_array_manifest_stands_for_the_same_bench(tmp_path):
-    bench = read_bench([manifest_of(tmp_path / "b")], [], COMMANDS)
+    bench = read_bench([write_manifest(tmp_path / "b")], [], COMMANDS)
     written = write_array(bench, tmp_path / "array")
     assert read_bench([written[0]], [], COMMANDS).jobs() == bench.jobs()
 
 
 def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_path):
-    tree = yaml.safe_load(manifest_of(tmp_path / "b").read_text())
+    tree = yaml.safe_load(write_manifest(tmp_path / "b").read_text())
     root = Path(tree["output_dir"])
 
     def opened(**keys):
@@ -172,7 +147,7 @@ def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_pat
 
 
 def test_a_resumed_bench_that_changed_is_refused_before_anything_is_written(tmp_path):
-    manifest = manifest_of(tmp_path / "b")
+    manifest = write_manifest(tmp_path / "b")
     bench = read_bench([manifest], [], COMMANDS)
     do_one(bench, "echo/reference")
     changed = read_bench([manifest], [("episodes", 16), ("resume", True)], COMMANDS)
@@ -202,7 +177,7 @@ def test_mistakes_are_one_line_before_any_work(tmp_path, capsys, arguments, word
         place = tmp_path / name
         place.mkdir() if tree is None else place.write_text(json.dumps(tree))
     given = [str(tmp_path / word) if word in files else word for word in arguments]
-    manifest = manifest_of(tmp_path / "b")
+    manifest = write_manifest(tmp_path / "b")
     assert main(["bench", str(manifest), *given]) == 2
     told = capsys.readouterr().err.strip()
     assert words in told
@@ -211,13 +186,13 @@ def test_mistakes_are_one_line_before_any_work(tmp_path, capsys, arguments, word
 
 
 def test_an_unknown_job_is_told_the_nearest(tmp_path):
-    bench = read_bench([manifest_of(tmp_path / "b")], [], COMMANDS)
+    bench = read_bench([write_manifest(tmp_path / "b")], [], COMMANDS)
     with pytest.raises(UserError, match=r"did you mean 'echo/seed1/rloo'"):
         do_one(bench, "echo/seed1/rlo")
 
 
 def test_a_refused_run_does_not_stop_the_others(tmp_path):
-    manifest = manifest_of(tmp_path / "b")
+    manifest = write_manifest(tmp_path / "b")
     tree = yaml.safe_load(manifest.read_text())
     tree |= {"seeds": [0], "environments": {"echo": tree["environments"]["echo"]}}
     # Room for the prompt, which fine-tuning never checks, and for no reply.

@@ -17,7 +17,7 @@ from rlhf.rollout.seeds import evaluation_seed
 from rlhf.studies.bench.manifest import read_bench
 from rlhf.studies.tune.run import FIRST_EPISODE, read_study, run_tune
 from rlhf.studies.tune.search import Search, Trial
-from tests.studies.test_bench import manifest_of
+from tests.helpers.bench import write_manifest
 
 pytest.importorskip("optuna")
 
@@ -26,7 +26,7 @@ SPACE = {"x": Dimension(low=1e-3, high=10.0, log=True), "way": Dimension(choices
 
 def study_of(folder: Path, **keys: Any) -> Path:
     """Two methods on Echo with one seed; the divergence has no effect in the second."""
-    manifest = manifest_of(folder)
+    manifest = write_manifest(folder)
     tree = yaml.safe_load(manifest.read_text())
     tree["algorithms"] = {"rloo": {}, "best_of_n": {}}
     manifest.write_text(yaml.safe_dump(tree))

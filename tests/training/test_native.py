@@ -161,7 +161,7 @@ def test_portions_do_not_change_what_is_learned(tmp_path, echo_model, verb):
             verb, tree_of(verb, tmp_path, echo_model, micro_batch_size=size, name=f"{verb}{size}")
         )
         batch = batch_of(lesson, "train", lesson.schedule.rows(0))
-        assert len(list(portions(lesson, batch))) == (1 if size == 8 else 8) or size == 1
+        assert (len(list(portions(lesson, batch))) > 1) == (size == 1)
         native.learn(lesson)
         runs.append([p.detach().clone() for p in lesson.learner.parameters()])
     for ours, other in zip(*runs, strict=True):

@@ -1,4 +1,4 @@
-"""What adapters share, and how they answer when their extra is missing."""
+"""Helpers of the adapters, and the error for a missing extra."""
 
 import random
 
@@ -8,12 +8,12 @@ import pytest
 from rlhf.envs.adapters import PrivateGenerators, require
 
 
-def test_a_missing_extra_is_one_line_that_says_how_to_install_it():
+def test_missing_extra_names_the_install_command():
     with pytest.raises(ImportError, match=r'this needs tulips: pip install "rlhf-kit\[tulips\]"'):
         require("no_such_package_of_tulips", "tulips")
 
 
-def test_private_generators_continue_their_own_streams_and_give_the_globals_back():
+def test_private_generators_restore_the_global_state():
     random.seed(5)
     np.random.seed(5)
     outside = random.getstate(), repr(np.random.get_state())
@@ -30,7 +30,7 @@ def test_private_generators_continue_their_own_streams_and_give_the_globals_back
     assert drawn[0][0] != drawn[0][1]
 
 
-def test_the_globals_come_back_after_an_error():
+def test_private_generators_restore_the_global_state_after_an_error():
     before = random.getstate()
 
     def fail() -> None:

@@ -1,4 +1,4 @@
-"""reasoning-gym through the one interface. Runs where the extra is installed."""
+"""The reasoning-gym adapter; skipped without the extra."""
 
 import random
 import re
@@ -28,7 +28,7 @@ def make(task: str, **kwargs) -> ReasoningGym:
     return gym.make("text/ReasoningGym-v0", task=task, size=20, **kwargs).unwrapped
 
 
-def test_at_least_a_hundred_tasks_are_on_offer():
+def test_at_least_a_hundred_tasks_are_available():
     assert len(tasks()) >= 100
     assert not set(tasks()) & set(QUARANTINE)
 
@@ -56,8 +56,8 @@ def test_every_task_gives_one_question_per_seed_and_pays_its_reference_answer():
 
 
 @pytest.mark.slow
-def test_no_scorer_raises_or_pays_for_junk():
-    """Junk that happens to be the reference answer (`-1`, `[]`) is not junk."""
+def test_no_scorer_raises_or_accepts_malformed_answers():
+    """Malformed answers that equal the reference (`-1`, `[]`) are skipped."""
     for task in sorted(set(tasks()) - SLOW_TO_DRAW):
         env = make(task)
         env.reset(seed=1)
@@ -76,7 +76,7 @@ KNOWN_TO_PAY += ["polynomial_multiplication", "puzzle24", "coin_flip", "chain_su
 
 
 def audit(task: str) -> None:
-    """The right answer earns all; with junk around it, or a changed digit, it earns less."""
+    """The right answer has full reward; with text around it or a changed digit it has less."""
     env = make(task, partial=True)
     for seed in range(3):
         env.reset(seed=seed)
@@ -106,7 +106,7 @@ def test_wrapped_answers_earn_nothing_in_any_task():
 
 
 def test_an_answer_to_another_question_earns_nothing():
-    """Made of the numbers of that one: 24 can be made of many numbers."""
+    """The answer must use the numbers of the question; 24 can be made of many numbers."""
     env = make("puzzle24")
     answers = []
     for seed in range(6):
@@ -160,7 +160,7 @@ def test_known_scorer_bugs_are_closed(task, wrong):
         assert isinstance(info["reason"], str)
 
 
-def test_partial_credit_is_a_choice():
+def test_partial_credit_is_optional():
     exact, partial = make("time_intervals"), make("time_intervals", partial=True)
     differs = False
     for seed in range(18):
@@ -183,7 +183,7 @@ def test_unknown_tasks_and_settings_are_refused():
 
 REPEATING = ("string_splitting", "string_synthesis", "tower_of_hanoi", "coin_flip",
              "self_reference", "prime_factorization", "acre", "chain_sum")  # fmt: skip
-"""Tasks whose indices repeat questions, among others."""
+"""Tasks that include ones with repeated questions."""
 
 
 @pytest.mark.parametrize("task", REPEATING)
@@ -215,7 +215,7 @@ def test_a_task_with_one_question_cannot_be_split():
 
 
 @pytest.mark.sweep
-def test_no_question_of_any_task_is_on_both_sides():
+def test_splits_of_all_tasks_have_disjoint_questions():
     for task in sorted(set(tasks()) - SLOW_TO_DRAW - {"sokoban", "zebra_puzzles", "puzzle24"}):
         count = 25 if task in ("quantum_lock", "sudoku", "countdown", "number_sequence") else 100
         sides = []

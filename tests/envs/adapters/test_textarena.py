@@ -1,4 +1,4 @@
-"""TextArena through the one interface. Runs where the extra is installed."""
+"""The TextArena adapter; skipped without the extra."""
 
 import random
 import warnings
@@ -20,7 +20,7 @@ def make(game: str, **kwargs) -> TextArena:
 
 
 def episode(env: TextArena, seed: int):
-    """An episode of sampled moves, yielding the record after each."""
+    """Play an episode of sampled moves and yield the result of each."""
     rng, record = np.random.default_rng(seed), [env.reset(seed=seed)]
     yield record
     done = False
@@ -37,7 +37,7 @@ def last(iterator):
     return final
 
 
-def test_at_least_fifty_five_games_are_on_offer():
+def test_at_least_fifty_five_games_are_available():
     assert len(games()) >= 55
     assert not set(GAMES) & set(QUARANTINE)
 
@@ -108,7 +108,7 @@ def test_error_messages_in_place_of_rewards_pay_nothing():
 
 
 @pytest.mark.parametrize("breaks", ["step", "get_observation"])
-def test_to_break_a_game_is_not_better_than_to_lose_it(breaks, monkeypatch):
+def test_game_that_raises_counts_as_a_loss(breaks, monkeypatch):
     def fail(*_):
         raise IndexError("odd move")
 
@@ -120,7 +120,7 @@ def test_to_break_a_game_is_not_better_than_to_lose_it(breaks, monkeypatch):
     assert info["reason"] == "the game raised IndexError"
 
 
-def test_a_game_for_several_without_a_reward_is_lost(monkeypatch):
+def test_multiplayer_game_without_a_reward_counts_as_a_loss(monkeypatch):
     env = make("TicTacToe")
     env.reset(seed=0)
     monkeypatch.setattr(env._game, "step", lambda action: (True, {}))

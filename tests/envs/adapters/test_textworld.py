@@ -1,4 +1,4 @@
-"""TextWorld through the one interface. Runs where the extra is installed."""
+"""The TextWorld adapter; skipped without the extra."""
 
 import random
 import warnings
@@ -15,7 +15,7 @@ pytest.importorskip("textworld")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Compiled games, shared by the tests."""
+    """Folder of compiled games for all tests."""
     return str(tmp_path_factory.mktemp("games"))
 
 
