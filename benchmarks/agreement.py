@@ -18,7 +18,10 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import compute_policy_loss, loss_denominator
 from rlhf.algorithms.registry import configure
 from rlhf.models.heads import Policy, Reference
-from rlhf.training.native_tasks import Scorer, dpo_loss, reward_loss, sft_loss
+from rlhf.reward_models.losses import bradley_terry
+from rlhf.training.dpo import dpo_loss
+from rlhf.training.reward_models.trainer import Scorer, reward_loss
+from rlhf.training.supervised import sft_loss
 
 # Below this a loss is as good as zero: the first loss of GRPO is, to rounding.
 SMALL_LOSS = 1e-2
@@ -108,7 +111,11 @@ def _reward(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     scorer = Scorer(trainer.model, trainer.processing_class)
     part = _examples(inputs, torch.zeros_like(inputs["input_ids"], dtype=torch.bool))
     pairs = torch.tensor(len(part.tokens) // 2)
-    return reward_loss(scorer, part, count=pairs, center_rewards_coefficient=None)[0]
+
+    def pair_losses(chosen: Tensor, rejected: Tensor, margins: Tensor) -> Tensor:
+        return bradley_terry(chosen, rejected, margin=margins)
+
+    return reward_loss(scorer, part, pair_losses, count=pairs)[0]
 
 
 def _dpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:

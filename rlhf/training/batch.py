@@ -55,7 +55,7 @@ def _with_model_outputs(session: Session, batch: TrainingBatch) -> TrainingBatch
         max_tokens=config.micro_batch_tokens,
         packed=policy.packs_rows(batch.attention_mask),
     )
-    for rows in session.world.mine(all_rows):
+    for rows in session.world.shard(all_rows):
         micro_batch = batch.select(torch.tensor(rows, device=policy.device))
         inputs = (micro_batch.tokens, micro_batch.attention_mask, micro_batch.action_mask)
         width = micro_batch.tokens.shape[1]
@@ -74,7 +74,7 @@ def _with_model_outputs(session: Session, batch: TrainingBatch) -> TrainingBatch
             with session.watch("reference"):
                 ref_logprobs = reference.logprobs(*inputs, temperature=config.rollout.temperature)
             ref[rows, :width] = ref_logprobs
-    session.world.add((old, values, last_values, ref, entropy))
+    session.world.all_reduce((old, values, last_values, ref, entropy))
     batch = replace(batch, old_logprobs=old, entropy=entropy)
     if reference is not None:
         batch = replace(batch, ref_logprobs=ref)

@@ -1,7 +1,7 @@
-"""All state of a run in one folder, written in one step.
+"""Checkpoints: the whole state of a run in one folder, written atomically.
 
-Everything random in a step derives from the run's seed and the step's number, so beside weights and
-optimizer only counters and controllers have to be kept.
+Everything random in a step derives from the run's seed and the step's number. Besides weights,
+optimizer and scheduler, a checkpoint therefore keeps only counters and controllers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -19,16 +19,19 @@ from rlhf.models.adapters import BASE_FOLDER
 
 
 class Stateful(Protocol):
-    """Anything with plain-number state."""
+    """An object whose state is plain numbers."""
 
     def state_dict(self) -> dict[str, float]: ...
 
     def load_state_dict(self, state: dict[str, float]) -> None: ...
 
 
-class Trained(Protocol):
-    """A policy, or a reward model in training."""
+class SavedModel(Protocol):
+    """A policy or a reward model in training."""
 
+    model: Any
+    """The module of transformers."""
+    tokenizer: Any
     device: torch.device
 
     def save(self, directory: Path, *, base: Path | None = None) -> None: ...
@@ -40,21 +43,29 @@ def save_checkpoint(
     directory: Path,
     *,
     step: int,
-    policy: Trained,
+    model: SavedModel,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     stateful: Mapping[str, Stateful],
 ) -> None:
-    """Write ``directory/step-N``, then remove older ones.
+    """Write ``directory/step-N``, then remove older checkpoints.
 
-    The folder is one that transformers (of adapters: PEFT) opens, with the state of the run beside
-    the weights. It is filled under another name and renamed at the end: a process killed in the
-    middle leaves the previous checkpoint whole.
+    Transformers (or PEFT, for adapters) can load the folder; it also holds the state of the run. It
+    is written under a temporary name and renamed at the end, so that a process that is killed
+    leaves the previous checkpoint intact.
+
+    Args:
+        directory: Folder of the run's checkpoints.
+        step: Number of finished steps.
+        model: Model with its weights.
+        optimizer: Optimizer.
+        scheduler: Learning rate schedule.
+        stateful: Further objects to save, by name.
     """
     target = directory / f"step-{step}"
     with atomic_path(target) as partial:
         partial.mkdir()
-        policy.save(partial, base=directory / BASE_FOLDER)
+        model.save(partial, base=directory / BASE_FOLDER)
         torch.save(
             {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()},
             partial / "optimizer.pt",
@@ -66,37 +77,33 @@ def save_checkpoint(
             shutil.rmtree(old)
 
 
-def save_best(directory: Path, policy: Trained) -> None:
-    """Write ``directory/best``, the model alone, in place of an older one.
+def save_best(directory: Path, model: SavedModel) -> None:
+    """Replace ``directory/best``, which holds only the model.
 
-    A process killed in the middle resumes from a checkpoint before this evaluation, and writes the
+    A process that is killed here resumes from a checkpoint before this evaluation, and writes the
     folder again.
     """
     with atomic_path(directory / "best") as partial:
-        policy.save(partial, base=directory / BASE_FOLDER)
+        model.save(partial, base=directory / BASE_FOLDER)
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint, or None."""
-    found = sorted(directory.glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
-    return found[-1] if found else None
+    """Return the newest complete checkpoint, or None."""
+    steps = sorted(directory.glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
+    return steps[-1] if steps else None
 
 
 def load_checkpoint(
     checkpoint: Path,
     *,
-    policy: Trained,
+    model: SavedModel,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     stateful: Mapping[str, Stateful],
 ) -> int:
-    """Restore everything in place.
-
-    Returns:
-        The number of finished steps.
-    """
-    policy.restore(checkpoint)
-    saved = torch.load(checkpoint / "optimizer.pt", map_location=policy.device, weights_only=True)
+    """Restore in place what ``save_checkpoint`` wrote, and return the number of finished steps."""
+    model.restore(checkpoint)
+    saved = torch.load(checkpoint / "optimizer.pt", map_location=model.device, weights_only=True)
     optimizer.load_state_dict(saved["optimizer"])
     scheduler.load_state_dict(saved["scheduler"])
     state = json.loads((checkpoint / "state.json").read_text())

@@ -1,8 +1,9 @@
-"""Several processes as one: work is shared out, results and gradients come together.
+"""Data-parallel training: micro-batches are sharded over processes, gradients are summed.
 
-Started by ``torchrun`` or ``accelerate launch``; alone, a world of one does nothing. Every process
-holds the whole batch of rollouts, so baselines, whitening and denominators are those of the global
-batch; the forward and backward passes are shared out by micro-batch, and gradients are added.
+The processes are started by ``torchrun`` or ``accelerate launch``; without a launcher the world has
+size 1 and communicates nothing. Every process holds the whole batch of rollouts, so baselines,
+whitening and denominators are those of the global batch. Only forward and backward passes are
+sharded. The model itself is replicated.
 """
 
 from __future__ import annotations
@@ -22,50 +23,51 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers."""
+    """The group of processes that train together."""
 
     rank: int = 0
     size: int = 1
 
     def map(
-        self, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]
+        self, items: Sequence[Item], function: Callable[[Sequence[Item]], list[Result]]
     ) -> list[Result]:
-        """``work(items)``, each process doing a contiguous share; every process gets all results.
+        """Return ``function(items)``; each process computes it on a contiguous part of the items.
 
-        ``work`` may return fewer results than items; their order stays.
+        Every process gets all results, in the order of the items. The function may return fewer
+        results than items.
         """
         if self.size == 1:
-            return work(items)
-        cuts = [len(items) * part // self.size for part in range(self.size + 1)]
-        share = items[cuts[self.rank] : cuts[self.rank + 1]]
-        mine = work(share) if share else []
-        return [result for part in self.gather(mine) for result in part]
+            return function(items)
+        bounds = [len(items) * rank // self.size for rank in range(self.size + 1)]
+        shard = items[bounds[self.rank] : bounds[self.rank + 1]]
+        results = function(shard) if shard else []
+        return [result for rank_results in self.gather(results) for result in rank_results]
 
-    def mine(self, parts: Sequence[Item]) -> Sequence[Item]:
-        """The parts that this process does."""
-        return parts[self.rank :: self.size]
+    def shard(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Return every ``size``-th item, starting at this process's rank."""
+        return items[self.rank :: self.size]
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, by rank."""
+        """Return the values of all processes, by rank."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
         distributed.all_gather_object(values, value)
         return values
 
-    def wait(self) -> None:
-        """Until every process is here."""
+    def barrier(self) -> None:
+        """Wait until every process has called this method."""
         if self.size > 1:
             distributed.barrier()
 
-    def add(self, tensors: Iterable[torch.Tensor]) -> None:
+    def all_reduce(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace each tensor by its sum over the processes."""
         if self.size > 1:
             for tensor in tensors:
                 distributed.all_reduce(tensor)
 
-    def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Sum gradients over the processes; a parameter that met no micro-batch counts as zero."""
+    def all_reduce_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Sum gradients over the processes; the gradient of an unused parameter counts as zero."""
         if self.size == 1:
             return
         for parameter in parameters:
@@ -74,13 +76,13 @@ class World:
             distributed.all_reduce(parameter.grad)
 
 
-def join() -> World:
-    """The world that the launcher's environment describes."""
+def init_distributed() -> World:
+    """Initialize the process group that the launcher's environment variables describe."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return World()
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        # Left to the interpreter's own end, the group's threads now and then abort the process.
+        # At interpreter shutdown it is too late: the group's threads sometimes abort the process.
         atexit.register(distributed.destroy_process_group)
     return World(distributed.get_rank(), size)

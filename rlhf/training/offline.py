@@ -21,10 +21,13 @@ from rlhf.models.saving import save_model
 from rlhf.models.trainable import warn_of_dropout
 from rlhf.rollout.chat_format import generation_stop_ids
 from rlhf.runs.directory import Run, seed_everything
+from rlhf.training.dpo import DPOTrainer
 from rlhf.training.examples import Encoder
-from rlhf.training.native import train_native
+from rlhf.training.loop import fit
 from rlhf.training.reward_models import setup as reward
+from rlhf.training.reward_models.trainer import RewardTrainer
 from rlhf.training.stages import Row, Stage, Work, engine_of
+from rlhf.training.supervised import SupervisedTrainer
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +85,10 @@ STAGES = {
 }
 
 
+TRAINERS = {"sft": SupervisedTrainer, "dpo": DPOTrainer, "reward": RewardTrainer}
+"""Command -> trainer of the native engine."""
+
+
 def stage_of(verb: str, config: Any) -> Stage:
     """The table row of a verb; a reward model's kinds are a table of their own."""
     return reward.stage_of(config) if verb == "reward" else STAGES[verb]
@@ -110,16 +117,17 @@ def train_offline(verb: str, config: OfflineConfig, run: Run) -> Path:
     train_set, eval_set = work.encode(train_rows, True), work.encode(eval_rows, False)
     if work.summary():
         log.info("examples: %s", work.summary())
-    sets = (train_set, eval_set)
     log.info("engine: %s", "trl" if work.trainer else "native")
     if work.trainer:
         from rlhf.training.trl.trainer import train_with_trainer
 
+        sets = (train_set, eval_set)
         trained = train_with_trainer(config, run, stage=stage, work=work, sets=sets)
+        share_base(run.directory / "checkpoints", run.final)
+        work.save(trained, run.final)
     else:
-        trained = train_native(verb, config, run, stage=stage, work=work, sets=sets)
-    share_base(run.directory / "checkpoints", run.final)
-    work.save(trained, run.final)
+        options = native_options(verb, config.trainer, learning_rate=stage.learning_rate)
+        fit(TRAINERS[verb](config, options, work, train_set, eval_set), run)
     if work.judge:
         work.judge(run)
     return run.final

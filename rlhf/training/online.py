@@ -326,7 +326,7 @@ def _resume(session: Session, run: Run) -> int:
         return 0
     step = load_checkpoint(
         found,
-        policy=session.policy,
+        model=session.policy,
         optimizer=session.optimizer,
         scheduler=session.scheduler,
         stateful=session.stateful(),
@@ -341,7 +341,7 @@ def _save(session: Session, run: Run, step: int) -> None:
     save_checkpoint(
         run.directory / "checkpoints",
         step=step,
-        policy=session.policy,
+        model=session.policy,
         optimizer=session.optimizer,
         scheduler=session.scheduler,
         stateful=session.stateful(),

@@ -35,7 +35,7 @@ def update_policy(session: Session, batch: TrainingBatch, *, step: int) -> dict[
     for _ in range(settings.num_epochs):
         for rows in mini_batches(batch, settings.num_minibatches, rng):
             sums = accumulate_gradients(session, batch, rows, critic_only=critic_only)
-            session.world.add_gradients(parameters)
+            session.world.all_reduce_gradients(parameters)
             if critic_only:  # a shared trunk belongs to the policy
                 session.policy.model.zero_grad(set_to_none=True)
             norms.append(session.optimizer.clip_gradients(config.optimizer.max_grad_norm))
@@ -79,7 +79,7 @@ def accumulate_gradients(
         max_tokens=session.config.micro_batch_tokens,
         packed=session.policy.packs_rows(attention_mask),
     )
-    for indices in session.world.mine(all_rows):
+    for indices in session.world.shard(all_rows):
         loss, sums = _loss(
             session,
             batch.select(rows[indices]),

@@ -33,7 +33,7 @@ from rlhf.rollout.collector import Collector, EpisodeSeed
 from rlhf.rollout.items import Openings
 from rlhf.rollout.seeds import training_seed
 from rlhf.runs.profiling import Stopwatch
-from rlhf.training.distributed import World, join
+from rlhf.training.distributed import World, init_distributed
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer, make_scheduler
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ def open_session(name: str, config: OnlineConfig) -> Session:
         held_out=collector(held_out, "test"),
         rewards=rewards,
         gold=gold,
-        world=join(),
+        world=init_distributed(),
         optimizer=optimizer,
         scheduler=scheduler,
         kl=make_controller(config.kl, algorithm.settings.kl_coef),

@@ -1,10 +1,7 @@
-"""What `profile: true` tells of the steps of an offline stage."""
+"""Throughput and FLOP utilization of training steps, for ``profile: true``."""
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator
 from typing import Any
 
 from rlhf.algorithms.batch import TrainingBatch
@@ -13,45 +10,48 @@ from rlhf.runs.profiling import usage
 
 
 class Throughput:
-    """Adds up steps between two lines of the log.
+    """Accumulates the cost of updates between two logged steps.
 
     Args:
-        learner: what is trained.
+        model: Model in training.
     """
 
-    def __init__(self, learner: Any) -> None:
-        self.learner = learner
-        self.peak_flops = peak_flops(learner.model.dtype, learner.device)
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.peak_flops = peak_flops(model.model.dtype, model.device)
         self._clear()
 
     def _clear(self) -> None:
-        self.steps = self.real = self.computed = 0
-        self.seconds = self.flops = 0.0
+        self._steps = self._tokens = self._computed_tokens = 0
+        self._seconds = self._flops = 0.0
 
-    @contextlib.contextmanager
-    def step(self, batch: TrainingBatch) -> Iterator[None]:
-        """Count what happens inside the ``with`` block as one step on a batch."""
-        began = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - began
-        computed = self.learner.computed_tokens(batch.tokens, batch.attention_mask)
-        learned = int(batch.action_mask.sum())
-        self.steps += 1
-        self.real += int(batch.attention_mask.sum())
-        self.computed += computed
-        self.flops += update_flops(self.learner.model, tokens=computed, learned=learned)
+    def add(self, batch: TrainingBatch, *, seconds: float, epochs: int = 1) -> None:
+        """Add the updates on one batch.
 
-    def take(self) -> dict[str, float]:
-        """Metrics of the steps since the last call."""
-        told = {
-            "time/update": round(self.seconds / self.steps, 4),
-            "profile/tokens_per_second": self.real / self.seconds,
+        Args:
+            batch: The batch.
+            seconds: Duration of its updates.
+            epochs: Number of times that the updates went over the batch.
+        """
+        computed = self.model.computed_tokens(batch.tokens, batch.attention_mask)
+        trained = int(batch.action_mask.sum())
+        self._steps += 1
+        self._seconds += seconds
+        self._tokens += int(batch.attention_mask.sum())
+        self._computed_tokens += computed
+        self._flops += epochs * update_flops(self.model.model, tokens=computed, learned=trained)
+
+    def pop(self) -> dict[str, float]:
+        """Return the metrics of the updates since the last call."""
+        metrics = {
+            "time/update": round(self._seconds / self._steps, 4),
+            "profile/tokens_per_second": self._tokens / self._seconds,
             **usage(
-                real=self.real,
-                computed=self.computed,
-                flops=self.flops / self.seconds,
+                real=self._tokens,
+                computed=self._computed_tokens,
+                flops=self._flops / self._seconds,
                 peak_flops=self.peak_flops,
             ),
         }
         self._clear()
-        return told
+        return metrics

@@ -6,7 +6,8 @@ import torch
 from rlhf.errors import UserError
 from rlhf.models.experts import balancing_weight
 from rlhf.models.heads import Policy
-from rlhf.training.native_tasks import Example, collate, sft_loss
+from rlhf.training.examples import Example
+from rlhf.training.supervised import collate, sft_loss
 from tests.helpers.models import tiny_tokenizer
 from tests.models.families import model_of
 
@@ -58,7 +59,7 @@ def test_portions_weigh_by_their_tokens():
     part = batch()
     policy = Policy(balanced("mixtral"), tiny_tokenizer())
     count = part.action_mask.sum()
-    pieces = [part.rows(torch.tensor([0])), part.rows(torch.tensor([1, 2]))]
+    pieces = [part.select(torch.tensor([0])), part.select(torch.tensor([1, 2]))]
     balances = [
         policy.score(p.tokens, p.attention_mask, p.action_mask, with_balance=True).balance
         for p in pieces

@@ -32,13 +32,13 @@ TIMES = ("time", *(f"time/{part}" for part in PARTS))
 def test_a_world_of_one_changes_nothing() -> None:
     world = World()
     assert world.map([3, 1, 2], lambda part: [10 * x for x in part]) == [30, 10, 20]
-    assert world.mine(["a", "b"]) == ["a", "b"]
+    assert world.shard(["a", "b"]) == ["a", "b"]
     assert world.gather("x") == ["x"]
 
 
 def test_shares_are_disjoint_and_complete() -> None:
     parts = list(range(7))
-    shares = [World(rank, 3).mine(parts) for rank in range(3)]
+    shares = [World(rank, 3).shard(parts) for rank in range(3)]
     assert sorted(x for share in shares for x in share) == parts
 
 

@@ -17,7 +17,7 @@ from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.models.loading import load_model
 from rlhf.models.logprobs import bare
 from rlhf.models.trainable import remove_own_dropout
-from rlhf.training import native, online
+from rlhf.training import offline, online
 from tests.helpers.training import (
     evaluations,
     label_rows,
@@ -156,17 +156,16 @@ def test_dropout_acts_in_updates_of_sft_and_reward_models_alone(
             active[torch.is_grad_enabled()].add(self.kind)  # type: ignore[arg-type]
         return forward(self, x)
 
-    opened = native.open_lesson
+    fit = offline.fit
 
-    def marking(*arguments: Any, **keys: Any) -> Any:
-        lesson = opened(*arguments, **keys)
-        for name, module in lesson.learner.model.named_modules():
+    def marking(trainer: Any, run: Any) -> Any:
+        for name, module in trainer.model.model.named_modules():
             if isinstance(module, nn.Dropout):
                 module.kind = "adapters" if "lora_dropout" in name else "own"  # type: ignore[assignment]
-        return lesson
+        return fit(trainer, run)
 
     monkeypatch.setattr(nn.Dropout, "forward", counting)
-    monkeypatch.setattr(native, "open_lesson", marking)
+    monkeypatch.setattr(offline, "fit", marking)
     run_command(verb, tree_of(tmp_path / "run", verb, places[start], engine="native"))
     kinds = {"adapters": {"adapters"}, "own": {"own"}, "both": {"adapters", "own"}}[start]
     expected = {"sft": kinds, "reward": kinds - {"own"}, "dpo": set()}[verb]

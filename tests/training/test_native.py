@@ -10,9 +10,8 @@ from rlhf.cli.table import configure, run_command
 from rlhf.config.optimization import native_options
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run, seed_everything
-from rlhf.training import native, offline
-from rlhf.training.lesson import Schedule, batch_of, open_lesson, portions, references_of
-from rlhf.training.native_tasks import TASKS
+from rlhf.training import offline
+from rlhf.training.supervised import Schedule, SupervisedTrainer
 from tests.helpers.training import evaluations, metrics_of, pair_rows, same, weights_of
 from tests.training.test_offline import divergent, trainer_for, tree_of
 
@@ -24,8 +23,8 @@ UNEQUAL = [
 ]
 
 
-def lesson_for(verb, tree):
-    """A native run before its first step."""
+def native_trainer(verb, tree):
+    """The trainer of a native run before its first step."""
     config = configure(verb, tree | {"engine": "native"})
     seed_everything(config.seed)
     stage = offline.stage_of(verb, config)
@@ -34,11 +33,10 @@ def lesson_for(verb, tree):
     work = stage.prepare(config, train_rows, engine)
     sets = (work.encode(train_rows, True), work.encode(eval_rows, False))
     options = native_options(verb, config.trainer, learning_rate=stage.learning_rate)
-    lesson = open_lesson(TASKS[verb], config, options, work=work, sets=sets)
+    trainer = offline.TRAINERS[verb](config, options, work, *sets)
     run = Run.open({**tree, "command": verb, "output_dir": tree["output_dir"] + "-native"})
-    if lesson.task.reference:
-        lesson.references = references_of(lesson, run, run.directory / "reference.pt")
-    return lesson
+    trainer.prepare(run)
+    return trainer
 
 
 def losses(folder):
@@ -61,26 +59,25 @@ def test_loss_and_gradient_of_a_batch_are_trl_s(tmp_path, echo_model, verb, opti
     tree = tree_of(
         verb, tmp_path, echo_model, rows=rows, batch_size=8, micro_batch_size=8, trainer=options
     )
-    lesson = lesson_for(verb, tree)
+    native = native_trainer(verb, tree)
     trainer = trainer_for(verb, tree)
     if verb == "reward":  # two fresh heads: give both the same
-        head = torch.randn(lesson.learner.model.score.weight.shape)
-        for model in (lesson.learner.model, trainer.model):
+        head = torch.randn(native.model.model.score.weight.shape)
+        for model in (native.model.model, trainer.model):
             model.score.weight.data.copy_(head)
     inputs = next(iter(trainer.get_train_dataloader()))
     count = (inputs["labels"][:, 1:] != -100).sum() if verb == "sft" else None
     theirs = trainer.compute_loss(trainer.model.train(), inputs, num_items_in_batch=count)
     theirs.backward()
 
-    batch = same_batch(lesson, verb, inputs)
+    batch = same_batch(native, verb, inputs)
     total = 0.0
-    for part in portions(lesson, batch):
-        count = lesson.task.count(batch)
-        loss, _ = lesson.task.loss(lesson.learner, part, count=count, **native._own(lesson))
+    for micro_batch in native.micro_batches(batch):
+        loss, _ = native.loss(micro_batch, count=native.count(batch))
         loss.backward()
         total += loss.item()
     assert total == pytest.approx(theirs.item(), rel=1e-5)
-    ours = dict(lesson.learner.model.named_parameters())
+    ours = dict(native.model.model.named_parameters())
     compared = 0
     for name, weight in trainer.model.named_parameters():
         if weight.grad is not None and name in ours:
@@ -89,16 +86,16 @@ def test_loss_and_gradient_of_a_batch_are_trl_s(tmp_path, echo_model, verb, opti
     assert compared > 10
 
 
-def same_batch(lesson, verb, inputs):
+def same_batch(native, verb, inputs):
     """The examples that TRL's collator put into a batch, found again by their ids."""
     if verb == "reward" or verb == "dpo":
         wanted = inputs["input_ids"][: len(inputs["input_ids"]) // 2]
     else:
         wanted = inputs["input_ids"]
-    places = {tuple(example.ids[0]): i for i, example in enumerate(lesson.sets["train"])}
+    places = {tuple(example.ids[0]): i for i, example in enumerate(native.examples["train"])}
     masks = inputs["attention_mask"][: len(wanted)]
     keys = [tuple(ids[mask.bool()].tolist()) for ids, mask in zip(wanted, masks, strict=True)]
-    return batch_of(lesson, "train", [places[key] for key in keys])
+    return native.make_batch("train", [places[key] for key in keys])
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -138,32 +135,32 @@ def test_adapters_train_too(tmp_path, echo_model):
 @pytest.mark.parametrize("verb", ["sft", "dpo"])
 def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, verb):
     keys = {"model": {"path": str(echo_model), "dtype": "bfloat16"}}
-    lesson = lesson_for(
+    trainer = native_trainer(
         verb, tree_of(verb, tmp_path, echo_model, trainer={"learning_rate": 1e-6}, **keys)
     )
-    weights = lesson.learner.parameters()
+    weights = trainer.model.parameters()
     assert {weight.dtype for weight in weights} == {torch.bfloat16}
     before = [weight.detach().float() for weight in weights]
-    for _ in range(4):
-        native.learn(lesson)
-        lesson.progress.step += 1
-    (masters,) = lesson.optimizer.masters
+    for step in range(4):
+        trainer.optimize(trainer.make_batch("train", trainer.schedule.rows(step)))
+        trainer.progress.step += 1
+    (masters,) = trainer.optimizer.masters
     moved = [(m - b).abs().max().item() for m, b in zip(masters, before, strict=True)]
     assert min(moved) > 1e-7
     assert max(moved) < 1e-5
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_portions_do_not_change_what_is_learned(tmp_path, echo_model, verb):
+def test_micro_batches_do_not_change_the_update(tmp_path, echo_model, verb):
     runs = []
     for size in (1, 8):
-        lesson = lesson_for(
+        trainer = native_trainer(
             verb, tree_of(verb, tmp_path, echo_model, micro_batch_size=size, name=f"{verb}{size}")
         )
-        batch = batch_of(lesson, "train", lesson.schedule.rows(0))
-        assert (len(list(portions(lesson, batch))) > 1) == (size == 1)
-        native.learn(lesson)
-        runs.append([p.detach().clone() for p in lesson.learner.parameters()])
+        batch = trainer.make_batch("train", trainer.schedule.rows(0))
+        assert (len(list(trainer.micro_batches(batch))) > 1) == (size == 1)
+        trainer.optimize(batch)
+        runs.append([p.detach().clone() for p in trainer.model.parameters()])
     for ours, other in zip(*runs, strict=True):
         torch.testing.assert_close(ours, other, rtol=1e-3, atol=3e-4)
 
@@ -200,18 +197,18 @@ def test_a_run_cut_anywhere_ends_like_the_whole_run(tmp_path, echo_model, verb, 
     whole = tree_of(verb, tmp_path, echo_model, engine="native", name="whole", trainer=trainer)
     run_command(verb, whole)
     cut = tree_of(verb, tmp_path, echo_model, engine="native", name="cut", trainer=trainer)
-    learn = native.learn
+    original = SupervisedTrainer.step
     for last in (3, 6):
 
-        def failing(lesson, last=last):
-            if lesson.progress.step == last:
+        def failing(trainer, step, run, last=last):
+            if step == last:
                 raise UserError("cut")
-            return learn(lesson)
+            return original(trainer, step, run)
 
-        monkeypatch.setattr(native, "learn", failing)
+        monkeypatch.setattr(SupervisedTrainer, "step", failing)
         with pytest.raises(UserError, match="cut"):
             run_command(verb, cut | {"resume": True})
-    monkeypatch.setattr(native, "learn", learn)
+    monkeypatch.setattr(SupervisedTrainer, "step", original)
     run_command(verb, cut | {"resume": True})
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "whole")
     assert same(weights_of(tmp_path / "cut"), weights_of(tmp_path / "whole"))

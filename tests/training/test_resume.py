@@ -7,7 +7,8 @@ import pytest
 
 from rlhf.cli.main import main
 from rlhf.cli.table import run_command
-from rlhf.training import native, online
+from rlhf.training import online
+from rlhf.training.supervised import SupervisedTrainer
 from rlhf.training.trl.callback import RunCallback
 from tests.helpers.training import (
     checkpoint_of,
@@ -118,14 +119,14 @@ def test_resuming_a_finished_run_does_nothing(tmp_path, echo_model):
 def interrupt_at(step, engine, monkeypatch):
     """Ctrl-C while this step is being done."""
     if engine == "native":
-        learn = native.learn
+        original_step = SupervisedTrainer.step
 
-        def interrupted(lesson):
-            if lesson.progress.step + 1 == step:
+        def interrupted(trainer, index, run):
+            if index + 1 == step:
                 os.kill(os.getpid(), signal.SIGINT)
-            return learn(lesson)
+            return original_step(trainer, index, run)
 
-        monkeypatch.setattr(native, "learn", interrupted)
+        monkeypatch.setattr(SupervisedTrainer, "step", interrupted)
         return
     original = RunCallback.on_step_end
 

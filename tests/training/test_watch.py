@@ -12,6 +12,7 @@ from rlhf.cli.table import run_command
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
+from rlhf.training.supervised import SupervisedTrainer
 from rlhf.training.trl.callback import RunCallback
 from tests.helpers.training import metrics_of, offline_tree, online_tree, sft_rows, write_rows
 
@@ -123,7 +124,7 @@ def test_an_online_run_warns_once_in_its_log(tmp_path, echo_model, caplog):
 
 def test_an_offline_run_warns_when_held_out_loss_rises(tmp_path, echo_model, caplog, monkeypatch):
     losses = iter([2.0, 1.0, 1.2, 1.5, 1.8, 2.0])
-    monkeypatch.setattr("rlhf.training.native.evaluate", lambda lesson: {"eval/loss": next(losses)})
+    monkeypatch.setattr(SupervisedTrainer, "evaluate", lambda trainer: {"eval/loss": next(losses)})
     data = write_rows(tmp_path / "rows.jsonl", sft_rows())
     with caplog.at_level(logging.INFO):
         run_command("sft", offline_tree(tmp_path / "run", echo_model, data))

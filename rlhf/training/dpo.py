@@ -1,0 +1,178 @@
+"""Direct preference optimization."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.metrics import MetricSums, masked_mean
+from rlhf.config.optimization import DPOOptions
+from rlhf.models.heads import Policy
+from rlhf.models.trainable import set_dropout
+from rlhf.reward_models.losses import bradley_terry
+from rlhf.runs.directory import Run
+from rlhf.training.supervised import (
+    SupervisedTrainer,
+    add_balancing_loss,
+    score_rows,
+)
+
+log = logging.getLogger(__name__)
+
+
+class DPOTrainer(SupervisedTrainer):
+    """DPO on pairs of replies; the reference is the initial model."""
+
+    options: DPOOptions
+    model: Policy
+    reference_logprobs: Mapping[str, Sequence[Tensor]]
+    """Split -> [2, length] log-probabilities of each pair under the reference."""
+
+    def count(self, batch: TrainingBatch) -> Tensor:
+        """Return the number of pairs and the number of tokens of the chosen replies."""
+        chosen = batch.require("chosen")
+        return torch.stack([chosen.sum(), (batch.action_mask & chosen[:, None]).sum()])
+
+    def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
+        """Return the loss of a micro-batch and its metrics."""
+        return dpo_loss(
+            self.model,
+            micro_batch,
+            count=count,
+            beta=self.options.beta,
+            weights=self.options.weights,
+        )
+
+    def make_batch(self, split: str, rows: Sequence[int]) -> TrainingBatch:
+        """Collate some pairs, with the reference's log-probabilities."""
+        batch = super().make_batch(split, rows)
+        width = batch.tokens.shape[1]
+        pairs = [self.reference_logprobs[split][row] for row in rows]
+        padded = [nn.functional.pad(pair, (0, width - pair.shape[1])) for pair in pairs]
+        return replace(batch, ref_logprobs=torch.cat(padded).to(batch.tokens.device))
+
+    def prepare(self, run: Run) -> None:
+        """Compute the reference's log-probabilities, or read those of an earlier start.
+
+        A file beside the checkpoints keeps them, so that a resumed run has the same ones.
+        """
+        path = run.directory / "checkpoints" / "reference.pt"
+        if self.config.resume and path.exists():
+            self.reference_logprobs = torch.load(path, weights_only=True)
+            return
+        self.reference_logprobs = self._score_reference()
+        if run.writes:
+            _save_tensors(self.reference_logprobs, path)
+
+    def _score_reference(self) -> dict[str, list[Tensor]]:
+        """Score every pair that is used under the initial model.
+
+        The batches are those of the first epoch, so that the first loss is exactly ln 2.
+        """
+        log.info("Precomputing reference log-probabilities (once)")
+        set_dropout(self.model.model, active=False)
+        num_batches = min(self.schedule.num_steps, self.schedule.steps_per_epoch)
+        train_batches = (self.schedule.rows(step) for step in range(num_batches))
+        return {
+            "train": self._score_split("train", train_batches),
+            "eval": self._score_split("eval", self.eval_batches()),
+        }
+
+    @torch.no_grad()
+    def _score_split(self, split: str, batches: Iterable[Sequence[int]]) -> list[Tensor]:
+        """Return the log-probabilities of each pair; empty for pairs in none of the batches."""
+        logprobs = [torch.zeros(0)] * len(self.examples[split])
+        for rows in batches:
+            batch = super().make_batch(split, rows)
+            scored = torch.zeros(batch.tokens.shape, dtype=self.model.logprob_dtype)
+            for indices in self.micro_batch_rows(batch):
+                micro_batch = batch.select(indices)
+                width = micro_batch.tokens.shape[1]
+                scored[indices, :width] = self.model.score(
+                    micro_batch.tokens,
+                    micro_batch.attention_mask,
+                    micro_batch.action_mask,
+                    with_entropy=False,
+                ).logprobs.cpu()
+            self.world.all_reduce([scored])
+            for index, row in enumerate(rows):
+                in_pair = (batch.require("pair_ids") == index).cpu()
+                width = int(batch.attention_mask[in_pair].sum(1).max())
+                logprobs[row] = scored[in_pair, :width].clone()
+        return logprobs
+
+
+def _save_tensors(tensors: Mapping[str, Sequence[Tensor]], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, path)
+
+
+def dpo_loss(
+    policy: Policy,
+    micro_batch: TrainingBatch,
+    *,
+    count: Tensor,
+    beta: float,
+    weights: Mapping[str, float],
+) -> tuple[Tensor, MetricSums]:
+    """Return the DPO loss (Rafailov et al. 2023, equation 7) of a micro-batch, and its metrics.
+
+    The weight "sft" adds the negative log-likelihood of the chosen replies (Pang et al. 2024,
+    arXiv:2404.19733).
+
+    Args:
+        policy: Model in training.
+        micro_batch: Pairs, with the reference's log-probabilities.
+        count: [2] number of pairs, and of tokens of chosen replies, in the whole batch.
+        beta: Weight of the KL to the reference.
+        weights: Weights of the losses "sigmoid" and "sft".
+    """
+    scored = score_rows(policy, micro_batch)
+    mask = micro_batch.action_mask
+    log_ratio = scored.logprobs - micro_batch.require("ref_logprobs")
+    rewards = beta * torch.where(mask, log_ratio, 0.0).sum(1)
+    chosen, rejected = split_pairs(rewards, micro_batch)
+    losses = bradley_terry(chosen, rejected)
+    sums = pair_metrics(losses, chosen, rejected)
+    loss = weights.get("sigmoid", 0.0) * (losses.sum() / count[0])
+    if "sft" in weights:
+        chosen_mask = mask & micro_batch.require("chosen")[:, None]
+        likelihood = -torch.where(chosen_mask, scored.logprobs, 0.0).sum() / count[1]
+        loss = loss + weights["sft"] * likelihood
+        sums = sums + MetricSums(means={"loss_sft": masked_mean(-scored.logprobs, chosen_mask)})
+    all_pairs = torch.ones_like(losses, dtype=torch.bool)
+    return add_balancing_loss(loss, sums, scored, all_pairs, share=all_pairs.sum() / count[0])
+
+
+def split_pairs(values: Tensor, micro_batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+    """Split [B] values of rows into those of the chosen and of the rejected rows, [B / 2] each."""
+    is_rejected = ~micro_batch.require("chosen")
+    order = torch.argsort(micro_batch.require("pair_ids") * 2 + is_rejected)
+    return tuple(values[order].view(-1, 2).unbind(1))  # type: ignore[return-value]
+
+
+def pair_metrics(losses: Tensor, chosen: Tensor, rejected: Tensor) -> MetricSums:
+    """Return the metrics of pairs.
+
+    Args:
+        losses: [P] loss of each pair.
+        chosen: [P] rewards of the chosen replies.
+        rejected: [P] rewards of the rejected replies.
+    """
+    every = torch.ones_like(losses, dtype=torch.bool)
+    wins = (chosen > rejected).to(losses.dtype) + 0.5 * (chosen == rejected)
+    return MetricSums(
+        means={
+            "loss": masked_mean(losses, every),
+            "accuracy": masked_mean(wins, every),
+            "margin": masked_mean(chosen - rejected, every),
+            "reward_chosen": masked_mean(chosen, every),
+            "reward_rejected": masked_mean(rejected, every),
+        }
+    )

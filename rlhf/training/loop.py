@@ -1,0 +1,104 @@
+"""The training loop of every method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rlhf.models.adapters import share_base
+from rlhf.runs.diagnostics import TrainingMonitor
+from rlhf.runs.directory import Run
+from rlhf.runs.interrupt import StopRequest
+from rlhf.runs.progress import Reporter
+from rlhf.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
+from rlhf.training.trainer import Trainer
+
+
+def fit(trainer: Trainer, run: Run) -> Path:
+    """Train from the start, or from the last checkpoint, to the end.
+
+    Args:
+        trainer: The training method.
+        run: The run directory; receives metrics, checkpoints and the final model.
+
+    Returns:
+        The folder of the final model.
+
+    Raises:
+        UserError: Training diverged, or an environment or a reward failed.
+        Interrupted: The user stopped the run; a checkpoint is left.
+    """
+    checkpoints = run.directory / "checkpoints"
+    with StopRequest() as stop:
+        trainer.prepare(run)
+        _resume_or_start(trainer, run, checkpoints)
+        stop.check(run.directory)
+        _take_steps(trainer, run, stop, checkpoints)
+    trainer.world.barrier()
+    if trainer.keep_best:
+        trainer.model.restore(checkpoints / "best")
+    trainer.finish(run)
+    if run.writes:
+        share_base(checkpoints, run.final)
+        trainer.save(run.final)
+    return run.final
+
+
+def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
+    """Restore the last checkpoint if the run is resumed, and drop what was logged after it."""
+    latest = latest_checkpoint(checkpoints) if trainer.config.resume else None
+    if latest is None:
+        run.rewind(-1)
+        trainer.start(run)
+        return
+    load_checkpoint(
+        latest,
+        model=trainer.model,
+        optimizer=trainer.optimizer,
+        scheduler=trainer.scheduler,
+        stateful=trainer.state(),
+    )
+    run.rewind(trainer.progress.step)
+
+
+def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path) -> None:
+    """Take the remaining steps; evaluate, log and save where due."""
+    progress = trainer.progress
+    name, total = run.directory.name, trainer.num_steps
+    with Reporter(name, total, start=progress.step, slots=trainer.slots) as display:
+        monitor = TrainingMonitor(run.directory, run.config)
+        while not trainer.done:
+            metrics = trainer.step(progress.step, run)
+            progress.step += 1
+            if trainer.evaluation_due(progress.step):
+                metrics |= trainer.evaluate()
+                if trainer.keep_best:
+                    _keep_best(trainer, run, checkpoints, metrics["eval/loss"])
+            save_due = trainer.save_due(progress.step)
+            if save_due:
+                metrics["train/moved"] = trainer.movement.share()
+            warnings = []
+            if metrics:
+                run.log(progress.step, metrics)
+                warnings = monitor.update(progress.step, metrics)
+            display.show(progress.step, metrics, warnings)
+            if (save_due or stop.asked) and run.writes:
+                save_checkpoint(
+                    checkpoints,
+                    step=progress.step,
+                    model=trainer.model,
+                    optimizer=trainer.optimizer,
+                    scheduler=trainer.scheduler,
+                    stateful=trainer.state(),
+                )
+            stop.check(run.directory)
+
+
+def _keep_best(trainer: Trainer, run: Run, checkpoints: Path, loss: float) -> None:
+    """Write the model beside the checkpoints if this evaluation is the best so far."""
+    if trainer.progress.record_evaluation(loss) and run.writes:
+        save_best(checkpoints, trainer.model)

@@ -1,0 +1,107 @@
+"""Bradley-Terry training of a reward model on a decoder."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.metrics import MetricSums
+from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
+from rlhf.models.fast.passes import enable_fast_passes
+from rlhf.models.logprobs import trunk_of
+from rlhf.models.saving import restore_model, save_model
+from rlhf.training.dpo import pair_metrics, split_pairs
+from rlhf.training.reward_models.base import kind_of
+from rlhf.training.reward_models.preference import PairKind
+from rlhf.training.stages import Work
+from rlhf.training.supervised import SupervisedTrainer
+
+
+class RewardTrainer(SupervisedTrainer):
+    """A reward model with one output, on pairs; the loss is that of its kind."""
+
+    model: Scorer
+
+    def wrap(self, setup: Work) -> Scorer:
+        """Return the model with the pass that scores whole texts."""
+        return Scorer(setup.model, setup.tokenizer)
+
+    def count(self, batch: TrainingBatch) -> Tensor:
+        """Return the number of pairs."""
+        return batch.require("chosen").sum()
+
+    @functools.cached_property
+    def kind(self) -> PairKind:
+        """The kind of reward model, which has the loss."""
+        kind = kind_of(self.config)
+        assert isinstance(kind, PairKind)
+        return kind
+
+    def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
+        """Return the loss of a micro-batch and its metrics."""
+        return reward_loss(self.model, micro_batch, self.kind.pair_losses, count=count)
+
+
+class Scorer:
+    """A reward model in training: a decoder with one float32 output, read at the last token."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer, self.device = model, tokenizer, model.device
+        self.supports_packing = enable_fast_passes(model)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the trained modules, by name."""
+        return {"model": self.model}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return every trained parameter."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def save(self, directory: Path, *, base: Path | None = None) -> None:
+        """Write a folder that ``from_pretrained`` reads; ``base`` as in ``save_model``."""
+        save_model(self.model, self.tokenizer, directory, base=base)
+
+    def restore(self, directory: Path) -> None:
+        """Load in place the weights that ``save`` wrote."""
+        restore_model(self.model, directory)
+
+    def computed_tokens(self, tokens: Tensor, attention_mask: Tensor) -> int:
+        """Return the number of tokens that one pass over a batch computes."""
+        return computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
+
+    def packs_rows(self, attention_mask: Tensor) -> bool:
+        """Return whether a pass over rows [B, T] packs them."""
+        return packs_rows(trunk_of(self.model), attention_mask)
+
+    def score(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the scores [B] of whole texts."""
+        hidden, index = hidden_states(self.model, tokens, attention_mask)
+        last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
+        return self.model.score(hidden.index_select(0, last))[:, 0]
+
+
+def reward_loss(
+    scorer: Scorer,
+    micro_batch: TrainingBatch,
+    pair_losses: Callable[[Tensor, Tensor, Tensor], Tensor],
+    *,
+    count: Tensor,
+) -> tuple[Tensor, MetricSums]:
+    """Return the loss of a micro-batch of pairs, and its metrics.
+
+    Args:
+        scorer: Model in training.
+        micro_batch: Pairs.
+        pair_losses: Maps scores of chosen and of rejected replies, and margins, to losses, all [P].
+        count: Number of pairs of the whole batch.
+    """
+    scores = scorer.score(micro_batch.tokens, micro_batch.attention_mask)
+    chosen, rejected = split_pairs(scores, micro_batch)
+    margins, _ = split_pairs(micro_batch.require("margins"), micro_batch)
+    losses = pair_losses(chosen, rejected, margins)
+    return losses.sum() / count, pair_metrics(losses, chosen, rejected)

@@ -1,0 +1,307 @@
+"""Training on a fixed data set, on the packed passes of online training; SFT itself."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.kl import aggregate
+from rlhf.algorithms.metrics import MetricSums, masked_mean
+from rlhf.config.offline import OfflineConfig
+from rlhf.config.optimization import NativeOptions
+from rlhf.models.heads import Policy, Scored
+from rlhf.models.trainable import set_dropout
+from rlhf.rollout.batch import pad_right
+from rlhf.runs.directory import Run
+from rlhf.runs.progress import OFFLINE
+from rlhf.training.batching import micro_batches
+from rlhf.training.examples import IGNORED, Example
+from rlhf.training.optimizers import (
+    make_optimizer,
+    make_scheduler,
+    optimizer_name,
+    optimizer_settings,
+)
+from rlhf.training.stages import (
+    Work,
+    evaluation_steps,
+    logging_steps,
+    num_steps,
+    warmup_steps,
+)
+from rlhf.training.throughput import Throughput
+from rlhf.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The examples of each step: a new permutation in every epoch."""
+
+    num_rows: int
+    batch_size: int
+    num_steps: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of steps that see every example once."""
+        return math.ceil(self.num_rows / self.batch_size)
+
+    def rows(self, step: int) -> list[int]:
+        """Return the indices of the examples of a step, counted from 0."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        order = _permutation(self.num_rows, self.seed, epoch)
+        return order[index * self.batch_size : (index + 1) * self.batch_size].tolist()
+
+
+@functools.lru_cache(maxsize=1)
+def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    """Return the order of the examples in an epoch; cached for the steps of that epoch."""
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+
+
+class SupervisedTrainer(Trainer):
+    """Supervised fine-tuning; preference and reward trainers replace the loss.
+
+    Args:
+        config: Configuration of the run.
+        options: Its options under ``trainer:``.
+        setup: The model with its tokenizer.
+        train_set: TrainingBatch to train on.
+        eval_set: Held-out examples.
+    """
+
+    model: Any
+    """A `Policy`, or a `Scorer`."""
+    slots = OFFLINE
+    learning_rate_key = "trainer.learning_rate"
+    keep_best = True
+
+    def __init__(
+        self,
+        config: OfflineConfig,
+        options: NativeOptions,
+        setup: Work,
+        train_set: Sequence[Example],
+        eval_set: Sequence[Example],
+    ) -> None:
+        steps = num_steps(config, len(train_set))
+        model = self.wrap(setup)
+        optimizer = make_optimizer(
+            optimizer_name(options.optim), model.parameters(), optimizer_settings(options)
+        )
+        warmup = warmup_steps(steps) if options.warmup_steps is None else options.warmup_steps
+        scheduler = make_scheduler(
+            options.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=steps
+        )
+        super().__init__(
+            config,
+            model,
+            optimizer,
+            scheduler,
+            num_steps=steps,
+            max_grad_norm=options.max_grad_norm,
+        )
+        self.options, self.setup = options, setup
+        self.patience = config.patience
+        self.examples = {"train": train_set, "eval": eval_set}
+        self.schedule = Schedule(len(train_set), config.batch_size, steps, config.seed)
+        self.evaluate_every = evaluation_steps(config, steps)
+        self.log_every = options.logging_steps or logging_steps(steps)
+        self.throughput = Throughput(model) if config.profile else None
+        self._unlogged: list[tuple[MetricSums, float, int]] = []
+
+    def wrap(self, setup: Work) -> Any:
+        """Return the model with the passes that the loss needs."""
+        return Policy(setup.model, setup.tokenizer)
+
+    def count(self, batch: TrainingBatch) -> Tensor:
+        """Return the denominator of the loss of a whole batch: its trained tokens."""
+        return batch.action_mask.sum()
+
+    def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
+        """Return the loss of a micro-batch, divided by the batch's ``count``, and its metrics."""
+        return sft_loss(self.model, micro_batch, count=count)
+
+    def start(self, run: Run) -> None:
+        """Evaluate the initial model."""
+        run.log(0, self.evaluate())
+
+    def step(self, step: int, run: Run) -> dict[str, float]:
+        """Take one optimizer step."""
+        batch = self.make_batch("train", self.schedule.rows(step))
+        started = time.perf_counter()
+        sums, norm = self.optimize(batch)
+        if self.throughput:
+            self.throughput.add(batch, seconds=time.perf_counter() - started)
+        self._unlogged.append((sums, norm, int(batch.attention_mask.sum())))
+        if (step + 1) % self.log_every and not self.evaluation_due(step + 1):
+            return {}
+        return self._pop_metrics()
+
+    def optimize(self, batch: TrainingBatch) -> tuple[MetricSums, float]:
+        """Take an optimizer step on a batch; return its metrics and its gradient norm."""
+        torch.manual_seed(self.config.seed + self.progress.step)  # of dropout
+        set_dropout(self.model.model, active=self.setup.dropout)
+        count, total = self.count(batch), MetricSums()
+        for micro_batch in self.micro_batches(batch):
+            loss, sums = self.loss(micro_batch, count=count)
+            loss.backward()
+            total = total + sums
+        self.world.all_reduce_gradients(self.model.parameters())
+        norm = self.apply_gradients()
+        return sum(self.world.gather(total), MetricSums()), norm
+
+    def _pop_metrics(self) -> dict[str, float]:
+        """Return the metrics of the steps since the last logged one."""
+        sums, norms, tokens = zip(*self._unlogged, strict=True)
+        self._unlogged.clear()
+        metrics = _with_prefix("train", sum(sums, MetricSums())) | {
+            "train/grad_norm": float(np.mean(norms)),
+            "train/learning_rate": self.scheduler.get_last_lr()[0],
+            "train/tokens": sum(tokens),
+        }
+        return metrics | (self.throughput.pop() if self.throughput else {})
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return the metrics of the loss on the held-out examples."""
+        set_dropout(self.model.model, active=False)
+        total = MetricSums()
+        for rows in self.eval_batches():
+            for micro_batch in self.micro_batches(self.make_batch("eval", rows)):
+                total = total + self.loss(micro_batch, count=self.count(micro_batch))[1]
+        return _with_prefix("eval", sum(self.world.gather(total), MetricSums()))
+
+    def evaluation_due(self, step: int) -> bool:
+        """Return whether to evaluate when ``step`` steps are done."""
+        return step % self.evaluate_every == 0 or step == self.num_steps
+
+    def save_due(self, step: int) -> bool:
+        """Return whether to save; every evaluation leaves a checkpoint."""
+        return self.evaluation_due(step)
+
+    def save(self, directory: Path) -> None:
+        """Write the trained model."""
+        self.setup.save(self.model.model, directory)
+
+    def eval_batches(self) -> Iterable[list[int]]:
+        """Return the indices of the held-out examples, batch by batch."""
+        size, count = self.config.batch_size, len(self.examples["eval"])
+        return (list(range(i, min(i + size, count))) for i in range(0, count, size))
+
+    def make_batch(self, split: str, rows: Sequence[int]) -> TrainingBatch:
+        """Collate some examples of a split."""
+        return collate(
+            [self.examples[split][row] for row in rows],
+            pad_id=self.model.tokenizer.pad_token_id,
+            device=self.model.device,
+        )
+
+    def micro_batch_rows(self, batch: TrainingBatch) -> list[Tensor]:
+        """Return the rows of each micro-batch of this process."""
+        indices = micro_batches(
+            batch.tokens,
+            batch.attention_mask,
+            batch.require("pair_ids").tolist(),
+            max_tokens=self.config.micro_batch_size * self.config.max_length,
+            packed=self.model.packs_rows(batch.attention_mask),
+        )
+        device = self.model.device
+        return [torch.tensor(rows, device=device) for rows in self.world.shard(indices)]
+
+    def micro_batches(self, batch: TrainingBatch) -> Iterable[TrainingBatch]:
+        """Return this process's micro-batches of a batch."""
+        return (batch.select(rows) for rows in self.micro_batch_rows(batch))
+
+
+def _with_prefix(split: str, sums: MetricSums) -> dict[str, float]:
+    return {f"{split}/{name}": value for name, value in sums.compute().items()}
+
+
+def collate(examples: Sequence[Example], *, pad_id: int, device: torch.device) -> TrainingBatch:
+    """Collate examples into one batch.
+
+    Args:
+        examples: Examples of one or two token rows each.
+        pad_id: Id of the padding token.
+        device: Device of the batch.
+    """
+    ids = [row for example in examples for row in example.ids]
+    labels = [row for example in examples for row in example.labels]
+    padded = partial(pad_right, dtype=torch.long, device=device)
+
+    def column(values: list) -> Tensor:
+        return torch.tensor(values, device=device)
+
+    return TrainingBatch(
+        tokens=padded(ids, pad_id),
+        attention_mask=padded([[1] * len(row) for row in ids], 0).bool(),
+        action_mask=padded(labels, IGNORED) != IGNORED,
+        pair_ids=column([index for index, example in enumerate(examples) for _ in example.ids]),
+        chosen=column([row == 0 for example in examples for row in range(len(example.ids))]),
+        margins=column([example.margin for example in examples for _ in example.ids]),
+    )
+
+
+def sft_loss(
+    policy: Policy, micro_batch: TrainingBatch, *, count: Tensor
+) -> tuple[Tensor, MetricSums]:
+    """Return the mean negative log-likelihood of the completions' tokens, and its metrics.
+
+    Args:
+        policy: Model in training.
+        micro_batch: Rows of the batch.
+        count: Number of trained tokens of the whole batch.
+    """
+    scored = score_rows(policy, micro_batch)
+    mask = micro_batch.action_mask
+    loss = aggregate(-scored.logprobs, mask, aggregation="token", denominator=count)
+    sums = MetricSums(means={"loss": masked_mean(-scored.logprobs, mask)})
+    return add_balancing_loss(loss, sums, scored, mask, share=mask.sum() / count)
+
+
+def score_rows(policy: Policy, micro_batch: TrainingBatch) -> Scored:
+    """Return log-probabilities, and the load-balancing loss of a mixture of experts."""
+    return policy.score(
+        micro_batch.tokens,
+        micro_batch.attention_mask,
+        micro_batch.action_mask,
+        with_entropy=False,
+        with_balance=True,
+    )
+
+
+def add_balancing_loss(
+    loss: Tensor, sums: MetricSums, scored: Scored, mask: Tensor, *, share: Tensor
+) -> tuple[Tensor, MetricSums]:
+    """Add the load-balancing loss of a mixture of experts, if the model's configuration has one.
+
+    Args:
+        loss: Loss of a micro-batch.
+        sums: Its metrics.
+        scored: The model's outputs.
+        mask: Entries over which the metric ``loss_balance`` is a mean.
+        share: Weight of the micro-batch in its batch.
+    """
+    if scored.balance is None:
+        return loss, sums
+    each = torch.where(mask, scored.balance.detach(), 0.0)
+    balance = masked_mean(each, mask)
+    added = sums.means["loss"] + balance * torch.tensor([1.0, 0.0], device=balance.device)
+    means = {**sums.means, "loss": added, "loss_balance": balance}
+    return loss + share * scored.balance, MetricSums(means=means)

@@ -1,0 +1,156 @@
+"""The interface between `fit` and a training method, and the state that all methods share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import UserError
+from rlhf.models.precision import MasterOptimizer
+from rlhf.models.trainable import Movement
+from rlhf.runs.directory import Run
+from rlhf.runs.progress import Slots
+from rlhf.training.checkpoint import SavedModel, Stateful
+from rlhf.training.distributed import init_distributed
+
+
+@dataclass
+class Progress:
+    """Steps taken, and the best evaluation so far."""
+
+    step: int = 0
+    best_loss: float = math.inf
+    evaluations_since_best: int = 0
+
+    def record_evaluation(self, loss: float) -> bool:
+        """Take in the loss of an evaluation; return whether it is the lowest so far."""
+        if loss < self.best_loss:
+            self.best_loss, self.evaluations_since_best = loss, 0
+            return True
+        self.evaluations_since_best += 1
+        return False
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the state as plain numbers."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Restore the state that ``state_dict`` returned."""
+        self.step = int(state["step"])
+        self.best_loss = float(state["best_loss"])
+        self.evaluations_since_best = int(state["evaluations_since_best"])
+
+
+class Trainer:
+    """A training method: one class implements its step, its evaluation and its state.
+
+    Args:
+        config: Configuration of the run.
+        model: Model to train.
+        optimizer: Optimizer of its parameters.
+        scheduler: Learning rate schedule of the optimizer.
+        num_steps: Number of training steps.
+        max_grad_norm: Global norm to which gradients are clipped.
+    """
+
+    slots: Slots = ()
+    """Metrics that the progress display shows."""
+    learning_rate_key: str
+    """Configuration key of the learning rate, named when training diverges."""
+    keep_best = False
+    """Whether the run ends with the model of the evaluation with the lowest ``eval/loss``."""
+    patience: int | None = None
+    """Number of evaluations without a better one after which training stops."""
+
+    def __init__(
+        self,
+        config: Any,
+        model: SavedModel,
+        optimizer: MasterOptimizer,
+        scheduler: Any,
+        *,
+        num_steps: int,
+        max_grad_norm: float,
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.num_steps = num_steps
+        self.max_grad_norm = max_grad_norm
+        self.movement = Movement(model.model)
+        self.world = init_distributed()
+        self.progress = Progress()
+
+    def start(self, run: Run) -> None:
+        """Measure what training starts from; not called when a run is resumed."""
+        raise NotImplementedError
+
+    def step(self, step: int, run: Run) -> dict[str, float]:
+        """Take training step number ``step``, counted from 0.
+
+        Returns:
+            Metrics to log; empty where none are due.
+
+        Raises:
+            UserError: Training diverged, or an environment or a reward failed.
+        """
+        raise NotImplementedError
+
+    def evaluate(self) -> dict[str, float]:
+        """Return metrics on held-out data, under keys ``eval/...``."""
+        raise NotImplementedError
+
+    def evaluation_due(self, step: int) -> bool:
+        """Return whether to evaluate when ``step`` steps are done."""
+        raise NotImplementedError
+
+    def save_due(self, step: int) -> bool:
+        """Return whether to write a checkpoint when ``step`` steps are done."""
+        raise NotImplementedError
+
+    def save(self, directory: Path) -> None:
+        """Write the trained model."""
+        raise NotImplementedError
+
+    def prepare(self, run: Run) -> None:
+        """Compute what the method needs of the initial model; also called before a resumption."""
+
+    def finish(self, run: Run) -> None:
+        """Measure the trained model, before it is saved."""
+
+    def state(self) -> dict[str, Stateful]:
+        """Return, by name, the objects whose state a checkpoint keeps beside the optimizer's."""
+        return {"progress": self.progress}
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left to take."""
+        out_of_patience = (
+            self.patience is not None and self.progress.evaluations_since_best >= self.patience
+        )
+        return out_of_patience or self.progress.step >= self.num_steps
+
+    def apply_gradients(self) -> float:
+        """Clip the gradients, take one optimizer step and clear them.
+
+        Returns:
+            The global norm of the gradients before clipping.
+
+        Raises:
+            UserError: The norm is not finite; the model is then unchanged.
+        """
+        norm = self.optimizer.clip_gradients(self.max_grad_norm)
+        if not math.isfinite(norm):
+            raise UserError(
+                f"training diverged in step {self.progress.step + 1}: the gradient is not finite; "
+                f"lower {self.learning_rate_key} and continue from the last checkpoint with "
+                "--resume"
+            )
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
