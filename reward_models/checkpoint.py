@@ -1,4 +1,4 @@
-"""Loading reward checkpoints: every way to be silently wrong is refused with one line."""
+"""Load reward checkpoints, and refuse those whose scores would be silently wrong."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _NO_LIMIT = 1_000_000  # tokenizers write "no limit" as an enormous model_max_le
 def load_checkpoint(
     path: str | Path, *, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer at ``path``; the heads beside the backbone compute in fp32.
+    """Load the model and the tokenizer at ``path``; the heads compute in float32.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: an unmerged adapter, or weights that the checkpoint lacks (Transformers would
-            fill a missing head with random numbers and only warn).
+        FileNotFoundError: There is no checkpoint.
+        ValueError: It is an unmerged adapter, or lacks weights: transformers would initialize a
+            missing head randomly and only warn.
     """
     refuse_adapter(path)
     model, info = read(
@@ -45,15 +45,15 @@ def load_checkpoint(
 
 
 def read(load: Callable[..., Any], path: str | Path, **options: Any) -> Any:
-    """What a loader of Transformers finds at ``path``.
+    """Call a loader of transformers on ``path``.
 
     Raises:
-        FileNotFoundError: it finds no checkpoint there, in one line.
+        FileNotFoundError: There is no checkpoint, in one line.
     """
     missing = (
         f"no reward model at {path}: not a checkpoint folder, nor a hub id that can be reached"
     )
-    if not Path(path).exists() and "/" not in str(path):  # asking the hub takes a minute offline
+    if not Path(path).exists() and "/" not in str(path):  # offline, a request takes a minute
         raise FileNotFoundError(missing)
     try:
         return load(path, **options)
@@ -62,10 +62,10 @@ def read(load: Callable[..., Any], path: str | Path, **options: Any) -> Any:
 
 
 def refuse_adapter(path: str | Path) -> None:
-    """Refuse an unmerged adapter: which base it belongs to is beyond what a score may guess.
+    """Refuse an unmerged adapter.
 
     Raises:
-        ValueError: says how to merge it.
+        ValueError: Names the command that merges it.
     """
     if (Path(path) / "adapter_config.json").is_file():
         raise ValueError(
@@ -75,10 +75,10 @@ def refuse_adapter(path: str | Path) -> None:
 
 
 def heads_in_fp32(model: PreTrainedModel) -> None:
-    """Make all modules beside the backbone compute in fp32.
+    """Make all modules outside the backbone compute in float32.
 
-    bf16 has 8 bits of precision: rewards of spread 1 around a mean of 20 lose two points of
-    pairwise accuracy to rounding alone.
+    bfloat16 has 8 bits of precision: rewards with a mean of 20 and a standard deviation of 1 lose
+    two points of pairwise accuracy by rounding.
     """
     for child in model.children():
         if child is not model.base_model:
@@ -91,7 +91,7 @@ def _inputs_to_fp32(module: torch.nn.Module, inputs: tuple) -> tuple:
 
 
 def keep_first_output(model: PreTrainedModel, *, name: str) -> None:
-    """Drop every output of the last head layer but the first, which is called ``name``."""
+    """Remove all outputs of the last head layer except the first, and call it ``name``."""
     layers = [
         layer
         for child in model.children()
@@ -109,16 +109,16 @@ def keep_first_output(model: PreTrainedModel, *, name: str) -> None:
 
 
 def pooling_of(model: PreTrainedModel) -> str:
-    """``last`` for decoders (a linear ``score`` on every position), ``model`` for encoders."""
+    """Return ``last`` for decoders (a linear ``score`` at every position), else ``model``."""
     is_decoder = isinstance(dict(model.named_children()).get("score"), torch.nn.Linear)
     return "last" if is_decoder else "model"
 
 
 def find_sidecar(path: str | Path) -> Sidecar | None:
-    """The sidecar of a checkpoint folder or hub id; None if it has none.
+    """Return the sidecar of a checkpoint folder or hub id; None without one.
 
     Raises:
-        FileNotFoundError: neither a folder nor a hub id that can be reached.
+        FileNotFoundError: There is no such folder, or the hub is not available.
     """
     if Path(path).is_dir():
         return Sidecar.read(path)
@@ -136,11 +136,10 @@ def reconcile(
     max_length: int | None,
     append_eos: bool | None,
 ) -> Sidecar:
-    """The checkpoint's sidecar, checked against model, tokenizer and the caller's wishes; or one
-    inferred for a checkpoint that comes without.
+    """Return the checkpoint's sidecar, or infer one, and check it.
 
     Raises:
-        ValueError: any contradiction.
+        ValueError: It differs from the model, the tokenizer, or the requested settings.
     """
     sidecar = find_sidecar(path)
     if sidecar is None:
@@ -173,7 +172,7 @@ def _infer(
     max_length: int | None,
     append_eos: bool | None,
 ) -> Sidecar:
-    """What TRL and plain Transformers do at training: a template's own ids, or plain text + EOS."""
+    """Infer the sidecar of a model trained by TRL: a template's ids, or plain text and EOS."""
     pooling = pooling_of(model)
     if append_eos is None:
         if pooling == "last" and model.config.pad_token_id == tokenizer.eos_token_id is not None:
@@ -193,5 +192,5 @@ def _infer(
 
 
 def _positions(model: PreTrainedModel) -> int | None:
-    """The longest text that the model has positions for; None if it does not say."""
+    """Return the number of positions of the model; None if unknown."""
     return model.config.to_dict().get("max_position_embeddings")

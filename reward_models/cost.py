@@ -1,4 +1,4 @@
-"""Cost models: how unsafe is a reply, with zero as the line between safe and unsafe."""
+"""Cost models: the harm of a reply; zero separates safe from unsafe."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from rlhf.reward_models.learned import LearnedReward
 class CostModel(Reward):
     """A reward checkpoint read as a cost: positive is unsafe (Safe RLHF, 2310.12773).
 
-    Train it with ``losses.cost_model``: Bradley-Terry alone orders replies but leaves the zero
-    anywhere, so that replies labelled safe can cost more than nothing (2510.03520); measure the
-    zero with :func:`zero_threshold`. Its value is a cost: subtract it, or constrain it.
+    Train it with ``losses.cost_model``. Bradley-Terry alone orders replies and leaves zero
+    undetermined, so that replies labelled safe can have a positive cost (2510.03520);
+    :func:`zero_threshold` measures it. The value is a cost: subtract it, or constrain it.
     """
 
     def __init__(self, inner: LearnedReward, *, name: str = "cost"):
@@ -28,7 +28,7 @@ class CostModel(Reward):
     def load(
         cls, path: str | Path, *, device: str | None = None, batch_size: int = 16
     ) -> CostModel:
-        """The cost model at ``path``."""
+        """Load the cost model at ``path``."""
         return cls(LearnedReward.load(path, device=device, batch_size=batch_size))
 
     def checkpoints(self) -> tuple[LearnedReward, ...]:
@@ -56,7 +56,7 @@ class ZeroThreshold:
 
 
 def zero_threshold(costs: Sequence[float], unsafe: Sequence[bool]) -> ZeroThreshold:
-    """Measure the sign of ``costs`` [N] against labels ``unsafe`` [N]."""
+    """Compare the sign of ``costs`` [N] with labels ``unsafe`` [N]."""
     cost, label = np.asarray(costs, dtype=float), np.asarray(unsafe, dtype=bool)
     if len(cost) != len(label):
         raise ValueError(f"{len(cost)} costs for {len(label)} labels")
@@ -73,10 +73,10 @@ def zero_threshold(costs: Sequence[float], unsafe: Sequence[bool]) -> ZeroThresh
 
 
 def safety_gate(costs: Sequence[float], *, limit: float, confidence: float = 0.95) -> bool:
-    """True if the upper confidence bound on the mean cost is at most ``limit``.
+    """Whether the upper confidence bound of the mean cost is at most ``limit``.
 
-    One-sided t bound on independent costs [N], N >= 2: a policy is accepted only when the data say
-    that it is safe, not when they merely do not say otherwise (HC-RLHF, 2506.08266).
+    The bound is one-sided Student's t on independent costs [N], N >= 2. A policy is accepted only
+    if the data show that it is safe (HC-RLHF, 2506.08266).
     """
     cost = np.asarray(costs, dtype=float)
     if len(cost) < 2:

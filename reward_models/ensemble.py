@@ -1,4 +1,4 @@
-"""Several reward models as one: mean, worst case, or mean minus their disagreement."""
+"""Ensembles of reward models: mean, minimum, or mean minus a penalty on their variance."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _HOW = ("mean", "worst", "uncertainty")
 
 
 @dataclasses.dataclass(frozen=True)
-class Combine:
-    """How M scores of one text become one (Coste et al., 2310.02743).
+class ScoreCombination:
+    """Combines M scores of one text into one (Coste et al., 2310.02743).
 
     ``mean``; ``worst``, the minimum (WCO); ``uncertainty``, mean - penalty * variance (UWO). The
-    variance divides by M (ddof=0): published code uses both conventions, and a penalty means
-    something else in each. Disagreement is the standard deviation, likewise.
+    variance divides by M (ddof=0), and disagreement is the square root of it. Published code uses
+    both conventions, so penalties are not comparable between them.
     """
 
     how: str = "mean"
@@ -39,7 +39,7 @@ class Combine:
             raise ValueError(f"ensemble: penalty must be >= 0, got {self.penalty}")
 
     def __call__(self, columns: Sequence[Sequence[Score]]) -> tuple[list[Score], list[Score]]:
-        """Combined scores [N] and disagreement [N] of M columns of N scores."""
+        """Return combined scores [N] and disagreement [N] of M columns of N scores."""
         values: list[Score] = []
         disagreement: list[Score] = []
         for row in zip(*columns, strict=True):
@@ -56,10 +56,10 @@ class Combine:
 
 
 class Ensemble(Reward):
-    """Rewards that score the same conversations, combined into one; see :class:`Combine`.
+    """Several rewards combined into one; see :class:`ScoreCombination`.
 
-    Components: every member, the ensemble, and ``<name>.disagreement``. Members should share a
-    scale: normalise each on samples of the reference policy first.
+    Components: every member, the ensemble, and ``<name>.disagreement``. Members should have the
+    same scale: normalise each on samples of the reference policy first.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Ensemble(Reward):
         if len(members) < 2:
             raise ValueError(f"ensemble: needs at least two members, got {len(members)}")
         self.members, self.name = list(members), name
-        self.combine = Combine(how, penalty)
+        self.combine = ScoreCombination(how, penalty)
         check_names([leaf for member in members for leaf in member.leaves()])
 
     @classmethod
@@ -88,9 +88,9 @@ class Ensemble(Reward):
         dtype: str = "float32",
         batch_size: int = 16,
     ) -> Ensemble:
-        """An ensemble of the checkpoints at ``paths``, named ``member0``, ``member1``, ...
+        """Load the checkpoints at ``paths``; they are named ``member0``, ``member1``, ...
 
-        ``own_scale`` normalises each by its checkpoint's own reference mean and std.
+        ``own_scale`` normalises each by its checkpoint's reference mean and standard deviation.
         """
         members: list[Reward] = []
         for i, path in enumerate(paths):
@@ -100,7 +100,7 @@ class Ensemble(Reward):
         return cls(members, how=how, penalty=penalty)
 
     def checkpoints(self) -> tuple[LearnedReward, ...]:
-        return tuple(found for member in self.members for found in member.checkpoints())
+        return tuple(model for member in self.members for model in member.checkpoints())
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         results = [member.score(conversations) for member in self.members]
@@ -112,7 +112,7 @@ class Ensemble(Reward):
 
 
 class HeadEnsemble(Reward):
-    """The outputs of one checkpoint with several heads as an ensemble: one backbone, one pass."""
+    """The heads of one checkpoint as an ensemble, computed in one forward pass."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class HeadEnsemble(Reward):
         penalty: float = 0.1,
         name: str = "ensemble",
     ):
-        self.inner, self.name, self.combine = inner, name, Combine(how, penalty)
+        self.inner, self.name, self.combine = inner, name, ScoreCombination(how, penalty)
         if len(inner.parts) < 2:
             raise ValueError("ensemble: a checkpoint needs at least two heads")
 
@@ -130,7 +130,7 @@ class HeadEnsemble(Reward):
     def load(
         cls, path: str, *, how: str = "mean", penalty: float = 0.1, device: str | None = None
     ) -> HeadEnsemble:
-        """All heads of the checkpoint at ``path``."""
+        """Load all heads of the checkpoint at ``path``."""
         return cls(
             LearnedReward.load(path, attributes="all", device=device), how=how, penalty=penalty
         )
@@ -149,14 +149,14 @@ class HeadEnsemble(Reward):
 
 
 def average_weights(paths: Sequence[str | Path], output: str | Path) -> Path:
-    """Write the mean of the checkpoints' weights as one checkpoint (WARM, 2401.12187).
+    """Average the weights of checkpoints and write one checkpoint (WARM, 2401.12187).
 
-    The members must share a base model and the way they read text. The first one's tokenizer and
-    sidecar are taken along, its calibration removed, because it described another model. Averaging
-    gives one cheap, robust reward and loses the members' disagreement.
+    The checkpoints must have the same base model and encode text in the same way. The tokenizer and
+    the sidecar of the first are copied, without its calibration. The averaged model costs one
+    forward pass; the members' disagreement is lost.
 
     Raises:
-        ValueError: fewer than two checkpoints, weights that do not match, or different sidecars.
+        ValueError: Fewer than two checkpoints, different shapes, or different sidecars.
         FileExistsError: ``output`` is not empty.
     """
     output = Path(output)

@@ -1,14 +1,14 @@
-"""Learned rewards: sequence-classification checkpoints, scored the same whatever the batch.
+"""Learned rewards: sequence-classification checkpoints whose scores do not depend on the batch.
 
 Transformers' pooling takes the rightmost token that differs from ``config.pad_token_id`` and
-ignores the attention mask: with pad == EOS it cannot see whether a reply ended, and with
-``inputs_embeds`` it reads padding. Here the mask alone decides. Every row is moved to the left edge
-first, so absolute positions, BERT's [CLS] and causal masks all see the unpadded text.
+ignores the attention mask: with pad == EOS it cannot detect the end of a reply, and with
+``inputs_embeds`` it reads padding. Here the attention mask selects the token. Every row is first
+moved to the left edge, so that absolute positions, BERT's [CLS] and causal masks are those of the
+unpadded text.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.common.names import nearest
 from rlhf.reward_models import checkpoint, encoding
 from rlhf.reward_models.core import Conversation, Reward, Scores, Unscorable, last_reply
 from rlhf.reward_models.encoding import encode_conversation
@@ -29,29 +30,29 @@ __all__ = ["LearnedReward", "PrefixScores", "encode_conversation", "pack_left"]
 _CHECK_TEXTS = ("Yes.", "The quick brown fox jumps over the lazy dog and goes home to sleep.")
 
 
-# From ids [B, T], padded on the right, and their mask: last hidden states [N, D], and where the
-# state of each token lies among them [B, T].
+# (ids [B, T], padded on the right, mask [B, T]) -> last hidden states [N, D], and the index of each
+# token's state among them [B, T].
 States = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class PrefixScores:
-    """The reward head read at every token of one conversation.
+    """The output of the reward head at every token of one conversation.
 
-    Values before the last are off the training distribution: the head was trained at the end only.
+    The head was trained at the last token only: earlier values are out of distribution.
     """
 
     tokens: list[str]
-    """[T] text of each token."""
+    """Text of each token. [T]"""
     values: list[float]
-    """[T] score of the prefix that ends with this token; the last is the reward."""
+    """Score of the prefix that ends with each token; the last one is the reward. [T]"""
 
 
 class LearnedReward(Reward):
-    """The score of one checkpoint; :meth:`load` reads and checks it.
+    """The score of one checkpoint, which :meth:`load` loads and checks.
 
-    A one-output head gives its logit; a classifier the log-odds of ``label``; a head of several
-    regression outputs the sum weighted by ``attributes`` (or ``"all"``, each weighing 1), with each
+    The score is the logit of a single output, the log-odds of ``label`` of a classifier, or the sum
+    of several regression outputs weighted by ``attributes`` (``"all"``: weights of 1), with each
     output as a component.
     """
 
@@ -99,16 +100,25 @@ class LearnedReward(Reward):
         attributes: Mapping[str, float] | Literal["all"] | None = None,
         scope: str | None = None,
     ) -> LearnedReward:
-        """The reward of the checkpoint at ``path`` (a folder or a hub id), checked before use.
+        """Load and check the checkpoint at ``path``, a folder or a hub id.
 
-        ``max_length`` and ``append_eos`` come from the sidecar if there is one; without one they
-        follow what TRL does at training. ``scope="reply"`` shows the model the last assistant
-        message alone, for classifiers of plain text; the sidecar knows how it was trained. The
-        score is raw; ``reward.normalise()`` applies the sidecar's reference mean and deviation.
+        The score is raw; ``reward.normalise()`` applies the sidecar's reference mean and standard
+        deviation.
+
+        Args:
+            path: Folder or hub id.
+            device: Device of the model; by default the GPU if there is one.
+            dtype: Dtype of the backbone.
+            batch_size: Texts in one forward pass.
+            max_length: Maximum number of tokens; by default that of the sidecar, or TRL's.
+            append_eos: Whether texts end with EOS; by default as in the sidecar, or in TRL.
+            label: The class of a classifier whose log-odds are the score.
+            attributes: Weights of the outputs of a regression head.
+            scope: "reply" scores the last message without its prompt; by default as trained.
 
         Raises:
-            ValueError: no trained head, a setting that contradicts the sidecar, another chat
-                template than in training, scores that depend on padding, an unknown label.
+            ValueError: The checkpoint has no trained head, a setting or the chat template differs
+                from training, scores depend on padding, or the label is unknown.
         """
         precision: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -129,24 +139,24 @@ class LearnedReward(Reward):
         tolerance = 1e-4 if precision == torch.float32 else 0.1
         try:
             reward.self_check(tolerance=tolerance)
-        except ValueError:  # texts change each other's scores: LongRoPE, beyond its first context
+        except ValueError:  # scores depend on the batch, as with LongRoPE beyond its first context
             reward.read_alone()
             reward.self_check(tolerance=tolerance)
         return reward
 
     def read_alone(self) -> None:
-        """Read one text a pass from now on, without padding."""
+        """Score one text in each forward pass, without padding."""
         self._alone = True
 
     def read_packed(self, states: States) -> None:
-        """Run the decoder by ``states``, which must agree with it, instead of on padded batches."""
+        """Compute hidden states with ``states`` instead of the model's pass over padded batches."""
         self._states = states
 
     def checkpoints(self) -> tuple[LearnedReward, ...]:
         return (self,)
 
     def encode(self, conversation: Conversation) -> list[int]:
-        """The token ids that the model sees; :class:`Unscorable` if there are none."""
+        """Return the token ids of the model's input; raises :class:`Unscorable` without any."""
         return self._encode(conversation)[0]
 
     def _encode(self, conversation: Conversation) -> tuple[list[int], bool]:
@@ -175,15 +185,15 @@ class LearnedReward(Reward):
         columns |= {f"{self.name}.{part}": logits[:, k] for part, k in self.parts.items()}
         components = {}
         for name, column in columns.items():
-            found = dict(zip(encoded, column.tolist(), strict=True))
-            components[name] = [found.get(i) for i in range(len(conversations))]
+            by_row = dict(zip(encoded, column.tolist(), strict=True))
+            components[name] = [by_row.get(i) for i in range(len(conversations))]
         return Scores(components[self.name], components, +counts, reasons)
 
     @torch.no_grad()
     def score_ids(self, encoded: Sequence[Sequence[int]]) -> Tensor:
-        """Logits [N, K], fp32, for N token lists; in the order given."""
+        """Return logits [N, K] in float32 for N token lists, in their order."""
         logits = torch.zeros(len(encoded), self.model.config.num_labels or 1)
-        # Side by side: packed, texts that begin alike; padded, texts of one length.
+        # Sort packed texts by their common prefixes and padded texts by their lengths.
         key = list if self._states else len
         order = sorted(range(len(encoded)), key=lambda i: key(encoded[i]), reverse=True)
         for start in range(0, len(order), self.batch_size):
@@ -195,7 +205,7 @@ class LearnedReward(Reward):
     def pad(
         self, encoded: Sequence[Sequence[int]], *, side: str = "right"
     ) -> tuple[Tensor, Tensor]:
-        """Mask [B, T] (bool) and ids [B, T] on the model's device, padded on ``side``."""
+        """Return mask [B, T] (bool) and ids [B, T] on the model's device, padded on ``side``."""
         width = max(len(ids) for ids in encoded)
         ids = torch.full((len(encoded), width), self._pad_id, device=self.model.device)
         mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -208,9 +218,9 @@ class LearnedReward(Reward):
     def logits(
         self, mask: Tensor, *, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
     ) -> Tensor:
-        """Logits [B, K] in fp32, with gradient, for ids or embeddings padded on any side."""
-        given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
-        [(key, tensor)] = [(k, v) for k, v in given.items() if v is not None]
+        """Return logits [B, K] in float32, with gradients, for padded ids or embeddings."""
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        [(key, tensor)] = [(k, v) for k, v in inputs.items() if v is not None]
         if self._alone and len(mask) > 1:
             rows = [
                 self.logits(mask[i : i + 1], **{key: tensor[i : i + 1]}) for i in range(len(mask))
@@ -222,10 +232,10 @@ class LearnedReward(Reward):
             states, index = self._states(packed, mask)
             last = index.gather(1, mask.sum(1, keepdim=True) - 1)[:, 0]
             return self._head(states[last])
-        inputs = {key: packed, "attention_mask": mask.long()}
+        batch = {key: packed, "attention_mask": mask.long()}
         if self.sidecar.pooling == "model":
-            return self.model(**inputs).logits.float()
-        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
+            return self.model(**batch).logits.float()
+        hidden = self.model.base_model(**batch, use_cache=False).last_hidden_state
         last = mask.sum(1) - 1
         return self._head(hidden[torch.arange(len(last), device=last.device), last])
 
@@ -234,10 +244,10 @@ class LearnedReward(Reward):
 
     @torch.no_grad()
     def prefix_scores(self, conversation: Conversation) -> PrefixScores:
-        """The score of every prefix of ``conversation``, in one forward pass.
+        """Return the score of every prefix of ``conversation``, from one forward pass.
 
         Raises:
-            ValueError: the model is an encoder, which sees the whole text at once.
+            ValueError: The model is an encoder.
         """
         if self.sidecar.pooling != "last":
             raise ValueError("prefix scores need a decoder; this checkpoint is an encoder")
@@ -249,12 +259,12 @@ class LearnedReward(Reward):
 
     @torch.no_grad()
     def self_check(self, *, tolerance: float) -> float:
-        """Largest difference between a text scored alone, padded left, padded right and batched.
+        """Return the largest change of a score by padding on either side, and by batching.
 
         Raises:
-            ValueError: it exceeds ``tolerance`` relative to the score's size.
+            ValueError: It exceeds ``tolerance`` relative to the score.
         """
-        # Many chat templates refuse a conversation that the user does not begin.
+        # Many chat templates refuse a conversation that does not start with the user.
         first = [{"role": "user", "content": "?"}] if self.tokenizer.chat_template else []
         texts = [[*first, {"role": "assistant", "content": text}] for text in _CHECK_TEXTS]
         short, long = (self.encode(text) for text in texts)
@@ -275,8 +285,8 @@ class LearnedReward(Reward):
 def pack_left(mask: Tensor, tensor: Tensor, *, fill: int) -> tuple[Tensor, Tensor]:
     """Move the positions where ``mask`` [B, T] is set to the left edge, in order.
 
-    ``tensor`` is [B, T] or [B, T, H]. Returns mask and tensor trimmed to the longest row, with
-    ``fill`` behind the shorter ones: attention weights of zero do not stop a NaN.
+    ``tensor`` is [B, T] or [B, T, H]. Returns mask and tensor trimmed to the longest row, padded
+    with ``fill``: an attention weight of zero does not remove a NaN.
     """
     order = torch.argsort(mask.int(), dim=1, descending=True, stable=True)
     order = order[:, : int(mask.sum(1).max())]
@@ -289,7 +299,7 @@ def pack_left(mask: Tensor, tensor: Tensor, *, fill: int) -> tuple[Tensor, Tenso
 def _read_value(
     model: PreTrainedModel, label: str | None, attributes: Mapping[str, float] | None
 ) -> Callable[[Tensor], Tensor]:
-    """The function from logits [N, K] to the reward [N]."""
+    """Return the function from logits [N, K] to rewards [N]."""
     num_labels = model.config.num_labels or 1
     if label is not None and attributes is not None:
         raise ValueError("give label (a classifier) or attributes (regression heads), not both")
@@ -313,7 +323,6 @@ def _read_value(
 def _label_index(model: PreTrainedModel, label: str) -> int:
     labels = model.config.label2id or {}
     if label not in labels:
-        near = difflib.get_close_matches(label, labels, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(labels)}"
-        raise ValueError(f"this model has no label {label!r}; {hint}")
+        hint = nearest(label, labels) or f"; it has {', '.join(labels)}"
+        raise ValueError(f"this model has no label {label!r}{hint}")
     return int(labels[label])

@@ -1,4 +1,4 @@
-"""Preference pairs as the evaluation sees them: two whole conversations with one prompt."""
+"""Preference pairs for evaluation: two whole conversations with the same prompt."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rlhf.reward_models.core import Conversation
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison; the conversations begin with the same prompt."""
+    """One comparison; both conversations start with the prompt."""
 
     prompt: Conversation
     chosen: Conversation
-    """The whole conversation that was preferred, prompt included."""
+    """The preferred conversation, with its prompt."""
     rejected: Conversation
-    """The whole conversation that was not."""
+    """The rejected conversation, with its prompt."""
     source: str = ""
-    """Where the row comes from (data set, annotator), for slices of the report."""
+    """Origin of the row, such as a data set or an annotator; the report has a slice for each."""
 
     @property
     def group(self) -> str:
-        """Key of the prompt: pairs that share it are resampled together."""
+        """Key of the prompt, the independent unit of the report."""
         return json.dumps([[m["role"], m["content"]] for m in self.prompt])
 
     @property
@@ -44,10 +44,10 @@ def reply_length(reply: Conversation) -> int:
 
 
 def data_card(pairs: Sequence[Pair], train: Sequence[Pair] | None = None) -> dict[str, Any]:
-    """What kind of pairs these are, in numbers.
+    """Return the data card: sizes, origins and faults of the pairs.
 
-    ``duplicates``: pairs that stand there already; ``contradictions``: pairs that another one turns
-    round; ``prompts_in_training``: prompts that ``train`` has too (None without it).
+    ``duplicates``: repeated pairs; ``contradictions``: pairs that also occur in the other order;
+    ``prompts_in_training``: prompts that are also in ``train`` (None without it).
     """
     keys = [tuple(json.dumps(side) for side in (p.chosen, p.rejected)) for p in pairs]
     known = set(keys)
@@ -67,13 +67,13 @@ def data_card(pairs: Sequence[Pair], train: Sequence[Pair] | None = None) -> dic
 
 
 def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
-    """A :class:`Pair` from a row with ``chosen``, ``rejected`` and, if they lack it, ``prompt``.
+    """Convert a row with ``chosen``, ``rejected`` and optionally ``prompt`` to a :class:`Pair`.
 
-    Text is taken as one message; messages may or may not repeat the prompt. ``source`` names the
-    column with the row's origin; a row without it has none.
+    A string is one message. Messages may repeat the prompt. ``source`` names the column of the
+    row's origin.
 
     Raises:
-        ValueError: a column is missing, a reply is empty, or the two share no prompt.
+        ValueError: A column is missing, a reply is empty, or the two share no prompt.
     """
     missing = [key for key in ("chosen", "rejected") if key not in row]
     if missing:

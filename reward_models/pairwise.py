@@ -1,4 +1,4 @@
-"""Pairwise preference models: both replies in one input, one answer to "is the first better?"."""
+"""Pairwise preference models: both replies in one input, and the log-odds of the first."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def encode_pair(
     *,
     max_length: int,
 ) -> list[int]:
-    """Token ids of the prompt and the two replies, marked A and B.
+    """Return the token ids of the prompt and the two replies, marked A and B.
 
-    Too long a text loses the start of the prompt, then the ends of the replies, the longer one
-    first: what both replies keep is treated alike.
+    Truncation removes the start of the prompt, then the ends of the replies, of the longer one
+    first.
     """
 
     def ids(text: str) -> list[int]:
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    plain = tokenizer.chat_template is None  # a template writes its own beginning
+    plain = tokenizer.chat_template is None  # a template starts with its own tokens
     opening = _first(tokenizer.cls_token_id, tokenizer.bos_token_id) if plain else []
     closing = _first(tokenizer.sep_token_id, tokenizer.eos_token_id)
-    room = max_length - len(opening) - len(closing)
+    available = max_length - len(opening) - len(closing)
     replies = [ids(mark + reply) for mark, reply in zip(_MARKS, (first, second), strict=True)]
-    limit = max(room - min(map(len, replies)), room // 2)
+    limit = max(available - min(map(len, replies)), available // 2)
     replies = [reply[:limit] for reply in replies]
-    left = room - sum(map(len, replies))
+    left = available - sum(map(len, replies))
     context = ids(render(tokenizer, prompt))
     kept = context[len(context) - min(left, len(context)) :]
     return [*opening, *kept, *replies[0], *replies[1], *closing]
@@ -52,11 +52,11 @@ def _first(*ids: Any) -> list[int]:
 
 
 class PairModel(Reward):
-    """log-odds that a reply beats the reference reply to its prompt, both orders averaged.
+    """Log-odds that a reply is better than the reference reply, the mean of both orders.
 
-    A model that sees two replies at once gives no number to one alone, so as a reward it needs a
-    reply to compare with: ``answers`` (a file of prompts and answers) or the fact ``answer`` on the
-    conversation, see :class:`~rlhf.reward_models.targets.Target`. :meth:`compare` takes any two.
+    As a reward the model needs a reference reply: ``answers`` (a file of prompts and answers) or
+    the fact ``answer`` of the conversation, see :class:`~rlhf.reward_models.targets.Target`.
+    :meth:`compare` compares any two replies.
     """
 
     def __init__(self, inner: LearnedReward, *, reference: Target, name: str = "pairwise"):
@@ -72,14 +72,14 @@ class PairModel(Reward):
         batch_size: int = 16,
         dtype: str = "float32",
     ) -> PairModel:
-        """The preference model at ``path``."""
+        """Load the preference model at ``path``."""
         inner = LearnedReward.load(path, device=device, batch_size=batch_size, dtype=dtype)
         return cls(inner, reference=Target(answers=answers))
 
     def compare(
         self, prompts: Sequence[Conversation], first: Sequence[str], second: Sequence[str]
     ) -> tuple[list[float], list[bool]]:
-        """Log-odds [N] that the first reply is better, and whether both orders say so [N]."""
+        """Return the log-odds that the first reply is better, and whether both orders agree. [N]"""
         limit = self.inner.sidecar.max_length or 512
         rows = []
         for prompt, a, b in zip(prompts, first, second, strict=True):

@@ -26,19 +26,19 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "product": math.prod,
     "last": lambda steps: steps[-1],
 }
-"""How P(right) of the steps becomes one reward."""
+"""Name -> function from P(right) of the steps to one reward."""
 
 
 @dataclass(frozen=True)
 class StepEncoding:
-    """Token ids of a solution, and the token at which each step ends."""
+    """Token ids of a solution, and the position of the last token of each step."""
 
     ids: list[int]
     ends: list[int]
-    """[S] positions of the separators, in order."""
+    """Positions of the last token of each step. [S]"""
 
     def labels(self, right: Sequence[bool]) -> list[int]:
-        """Labels [T] for ``losses.step_ends``: 0 or 1 at the step ends, ignored elsewhere."""
+        """Return labels [T] for ``losses.step_ends``: 0 or 1 at step ends, IGNORED elsewhere."""
         if len(right) != len(self.ends):
             raise ValueError(f"{len(right)} labels for {len(self.ends)} steps")
         labels = [IGNORED] * len(self.ids)
@@ -50,11 +50,13 @@ class StepEncoding:
 def encode_steps(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation, *, separator: str = "\n\n"
 ) -> StepEncoding:
-    """Split the last reply at ``separator`` and tokenise each step by itself, separator included.
+    """Split the last reply at ``separator`` and encode each step on its own, with its separator.
 
-    Step by step, so that a step ends on the same token wherever it stands; the prompt is rendered
-    as for scoring, the reply follows as plain text. The tokens of the separator end every step, the
-    last one too. Raises :class:`Unscorable` if the reply holds no step.
+    Each step therefore ends with the same token at every position. The prompt is rendered as for
+    scoring; the reply follows as plain text. The last step also ends with the separator.
+
+    Raises:
+        Unscorable: The reply has no step.
     """
     steps = [step for step in last_reply(conversation).split(separator) if step.strip()]
     if not steps:
@@ -72,8 +74,8 @@ class ProcessReward(Reward):
     """P(step is right) at every step end of a two-class token classifier, aggregated.
 
     Class 1 is "right". ``aggregate``: ``min`` (a chain is as good as its weakest step), ``product``
-    or ``last``. Steps trained on Monte-Carlo labels predict success from here on, which is a value,
-    not correctness: best-of-n with them can mislead (2501.07301).
+    or ``last``. A model trained on Monte-Carlo labels predicts the success of the continuation: a
+    value, not correctness, so that best-of-n with it can be misleading (2501.07301).
     """
 
     def __init__(
@@ -104,12 +106,19 @@ class ProcessReward(Reward):
         device: str | None = None,
         dtype: str = "float32",
     ) -> ProcessReward:
-        """A token-classification checkpoint; the separator is the sidecar's, else an empty line.
+        """Load a token-classification checkpoint.
+
+        Args:
+            path: Folder or hub id.
+            aggregate: How the steps become one reward, see ``AGGREGATES``.
+            separator: Text that ends each step; by default that of the sidecar, or an empty line.
+            device: Device of the model; by default the GPU if there is one.
+            dtype: Dtype of the backbone.
 
         Raises:
-            FileNotFoundError: no checkpoint there.
-            ValueError: weights are missing, it does not have two classes, or it was trained with
-                another template or separator.
+            FileNotFoundError: There is no checkpoint.
+            ValueError: Weights are missing, the number of classes is not two, or the checkpoint was
+                trained with another template or separator.
         """
         refuse_adapter(path)
         model, info = read(
@@ -125,8 +134,8 @@ class ProcessReward(Reward):
         tokenizer = read(AutoTokenizer.from_pretrained, path)
         sidecar = find_sidecar(path)
         if sidecar is not None:
-            given = {"template_hash": template_hash(tokenizer), "separator": separator}
-            for key, value in given.items():
+            requested = {"template_hash": template_hash(tokenizer), "separator": separator}
+            for key, value in requested.items():
                 if value is not None and value != getattr(sidecar, key):
                     raise ValueError(
                         f"{path} was trained with {key}={getattr(sidecar, key)!r}, but here it is "
@@ -137,14 +146,14 @@ class ProcessReward(Reward):
 
     @torch.no_grad()
     def step_scores(self, conversation: Conversation) -> list[float]:
-        """P(right) of every step; :class:`Unscorable` if there is none."""
+        """Return P(right) of every step; raises :class:`Unscorable` without any."""
         steps = encode_steps(self.tokenizer, conversation, separator=self.separator)
         ids = torch.tensor([steps.ids], device=self.model.device)
         logits = self.model(ids).logits[0, steps.ends].float()
         return logits.softmax(-1)[:, 1].tolist()
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        values, fewest, reasons = [], [], []
+        values, num_steps, reasons = [], [], []
         for conversation in conversations:
             steps, missing = [], None
             try:
@@ -153,7 +162,7 @@ class ProcessReward(Reward):
                 missing = f"{self.name}: {reason}"
             reasons.append(missing)
             values.append(AGGREGATES[self.aggregate](steps) if steps else None)
-            fewest.append(float(len(steps)))
+            num_steps.append(float(len(steps)))
         counts = Counter(reason for reason in reasons if reason)
-        components = {self.name: values, f"{self.name}.steps": fewest}
+        components = {self.name: values, f"{self.name}.steps": num_steps}
         return Scores(values, components, counts, reasons)

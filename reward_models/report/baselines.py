@@ -1,4 +1,4 @@
-"""What a reward model must beat: rules and a bag of words that cost nothing."""
+"""Baselines for rewards on pairs: length, a bag of words, and the reward without the prompt."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from rlhf.reward_models.pairs import Pair
 from rlhf.reward_models.report.intervals import group_index
 from rlhf.reward_models.words import fit_words
 
-_WORDS_C = 1e-4  # inverse regularisation that served 2,000 to 20,000 pairs of two data sets best
+_WORDS_C = 1e-4  # inverse regularization, the best for 2,000 to 20,000 pairs of two data sets
 
 
 def longer(pairs: Sequence[Pair]) -> np.ndarray:
-    """Margins [N] of "the longer reply wins", in characters; negate them for "shorter"."""
+    """Return the difference in characters, chosen - rejected. [N]"""
     return np.array([a - b for a, b in (pair.lengths for pair in pairs)], dtype=float)
 
 
 def bag_of_words(
     pairs: Sequence[Pair], *, train: Sequence[Pair] | None = None, folds: int = 5, seed: int = 0
 ) -> np.ndarray:
-    """Margins [N] of logistic regression on the words of the two replies.
+    """Return margins [N] of logistic regression on the words of the two replies.
 
-    Fitted on ``train``, or cross-fitted on ``pairs`` in ``folds`` parts that share no prompt. The
-    prompt cancels in the difference, so this is also the best linear model that never sees it.
+    It is fitted on ``train``, or cross-fitted on ``pairs`` in ``folds`` that share no prompt. The
+    prompt cancels in the difference, so the model uses the replies only.
     """
     if train is not None:
         return _fit_words(train, pairs)
@@ -67,8 +67,7 @@ def _fit_words(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
 
 
 def response_only(reward: Reward, pairs: Sequence[Pair]) -> np.ndarray:
-    """Margins [N] of ``reward`` itself when it sees the last reply without any prompt; nan where
-    it gives no score."""
+    """Return margins [N] of ``reward`` on the last replies without prompts; nan without a score."""
 
     def alone(pair: Pair, side: str) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": last_reply(getattr(pair, side))}]

@@ -1,4 +1,4 @@
-"""What a reward report needs of `rlhf.stats`: prompts are the independent units of its pairs."""
+"""Intervals of a report on rewards, whose independent units are prompts."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ def cluster_interval(
     *,
     bounds: tuple[float, float] | None = None,
 ) -> dict[str, float]:
-    """Mean of ``values`` [N] with a 95% interval over ``groups`` [N], such as prompts.
+    """Return the mean of values with a 95% interval over groups, such as prompts.
 
-    Pairs of one prompt are not independent: the groups are the units, and each counts as often as
-    it has values.
+    Each value has the same weight; values of one group are not independent.
 
     Args:
-        values: one number each.
-        groups: the independent unit of each.
-        bounds: the smallest and the largest possible value, where they are known.
+        values: The values. [N]
+        groups: The independent unit of each value. [N]
+        bounds: Smallest and largest possible value, if known.
 
     Returns:
         ``value``, ``low``, ``high`` (nan without an interval), ``n`` (values) and ``groups``.
@@ -42,16 +41,17 @@ def cluster_interval(
 def share_interval(
     values: Sequence[float] | np.ndarray, groups: Sequence[Hashable]
 ) -> dict[str, float]:
-    """Mean of ``values`` [N] in [0, 1] (wins, ties one half) with an interval inside [0, 1]."""
+    """Return the mean of ``values`` [N] in [0, 1], with an interval within [0, 1]."""
     return cluster_interval(values, groups, bounds=(0.0, 1.0))
 
 
 def gain_interval(
     gains: Sequence[float] | np.ndarray, groups: Sequence[Hashable]
 ) -> dict[str, float]:
-    """Mean of paired differences ``gains`` [N] of outcomes in [0, 1]; keys as `cluster_interval`.
+    """Return the mean of paired differences ``gains`` [N] of outcomes in [0, 1], with an interval.
 
-    Differences of which few are not 0 have the adjusted Wald interval of paired shares.
+    The keys are those of `cluster_interval`. If few differences are not 0, the interval is the
+    adjusted Wald interval of paired shares.
     """
     x, index = np.asarray(gains, dtype=float), group_index(groups)
     sizes = np.bincount(index).astype(float) if index.size else np.zeros(0)
@@ -60,34 +60,34 @@ def gain_interval(
     weight = sizes.mean()
     won, lost = x[x > 0].sum() / weight, -x[x < 0].sum() / weight
     low, high = adjusted_wald(won, lost, sizes.size)
-    found = Interval(float(x.mean()), float(low), float(high), sizes.size)
-    return as_row(found, x.size)
+    result = Interval(float(x.mean()), float(low), float(high), sizes.size)
+    return as_row(result, x.size)
 
 
-def as_row(found: Interval, n: int) -> dict[str, float]:
-    """An interval as reports keep it, with the number of values beside that of the units."""
-    ends = {"low": found.low, "high": found.high}
-    return {"value": found.value, "n": n, **ends, "groups": found.units}
+def as_row(result: Interval, n: int) -> dict[str, float]:
+    """Convert an interval to the keys of a report, with the number of values and of groups."""
+    ends = {"low": result.low, "high": result.high}
+    return {"value": result.value, "n": n, **ends, "groups": result.units}
 
 
 def group_index(groups: Sequence[Hashable]) -> np.ndarray:
-    """Group of each row as a number from 0, in order of first appearance. [N]"""
+    """Return the group of each row as a number from 0, in order of first occurrence. [N]"""
     seen: dict[Hashable, int] = {}
     return np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=int)
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0, ties sharing their mean rank. [N]"""
+    """Return ranks from 0; ties have their mean rank. [N]"""
     return stats.rankdata(values) - 1
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """Linear correlation; nan if one side is constant."""
+    """Pearson correlation; nan if a side is constant."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation; nan if one side is constant."""
+    """Spearman correlation; nan if a side is constant."""
     return pearson(ranks(np.asarray(a)), ranks(np.asarray(b)))

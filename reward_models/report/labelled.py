@@ -1,4 +1,4 @@
-"""How good a classifier or rater is on labelled texts, beside a bag of words, with intervals."""
+"""Metrics of predictions for labelled texts, those of baselines, and the paired gains."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def classification_report(
     baselines: dict[str, np.ndarray],
     groups: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
-    """Accuracy, macro-F1 and AUC of class scores [N, C], and the paired gain over each baseline's.
+    """Return accuracy, macro-F1 and AUC of logits, and the paired gain over each baseline.
 
-    Gains compare the same rows. AUC is the mean over the classes of one against the rest.
+    The AUC is the mean over the classes of one class against the others.
 
     Args:
-        logits: [N, C].
-        labels: [N] classes.
-        baselines: name -> [N, C].
-        groups: [N] the independent unit of each row, such as its prompt; by default every row.
+        logits: Logits of the classes. [N, C]
+        labels: Numbers of the classes. [N]
+        baselines: Name -> logits of a baseline. [N, C]
+        groups: Independent unit of each row, such as its prompt; by default each row is one. [N]
     """
     measures = (
         Measure("accuracy", accuracy, "share", hits),
@@ -56,7 +56,7 @@ def rating_report(
     baselines: dict[str, np.ndarray],
     groups: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
-    """Correlations and RMSE of predictions [N], and the paired gain over each baseline."""
+    """Return correlations and RMSE of predictions [N], and the gain over each baseline."""
     measures = (
         Measure("pearson", pearson, "fisher"),
         Measure("spearman", spearman, "fisher"),
@@ -67,14 +67,14 @@ def rating_report(
 
 @dataclass(frozen=True)
 class Measure:
-    """A number that says how good predictions are, and how its interval is made."""
+    """A metric of predictions, and the scale of its interval."""
 
     name: str
     of: Callable[[np.ndarray, np.ndarray], float]
-    """(predictions [N, ...], labels [N]) -> the number."""
+    """(predictions [N, ...], labels [N]) -> value of the metric."""
     scale: Scale | Literal["share"]
     rows: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
-    """For a share: the outcome of each row [N]."""
+    """For a share: (predictions, labels) -> outcome of each row [N]."""
 
 
 def _compare(
@@ -85,18 +85,18 @@ def _compare(
     groups: Sequence[Hashable] | None,
 ) -> dict[str, Any]:
     units = range(len(labels)) if groups is None else groups
-    everything = (labels, units)
+    labels_and_units = (labels, units)
     return {
         "rows": len(labels),
         "units": len(set(units)),
-        "metrics": {m.name: _estimate(m, scores, *everything) for m in measures},
+        "metrics": {m.name: _estimate(m, scores, *labels_and_units) for m in measures},
         "baselines": {
-            name: {m.name: _estimate(m, theirs, *everything) for m in measures}
-            for name, theirs in baselines.items()
+            name: {m.name: _estimate(m, other, *labels_and_units) for m in measures}
+            for name, other in baselines.items()
         },
         "gains": {
-            name: {m.name: _gain(m, scores, theirs, *everything) for m in measures}
-            for name, theirs in baselines.items()
+            name: {m.name: _gain(m, scores, other, *labels_and_units) for m in measures}
+            for name, other in baselines.items()
         },
     }
 
@@ -116,16 +116,16 @@ def _estimate(
 def _gain(
     measure: Measure,
     scores: np.ndarray,
-    theirs: np.ndarray,
+    baseline_scores: np.ndarray,
     labels: np.ndarray,
     units: Sequence[Hashable],
 ) -> Estimate:
     if measure.rows is not None:
-        gains = measure.rows(scores, labels) - measure.rows(theirs, labels)
+        gains = measure.rows(scores, labels) - measure.rows(baseline_scores, labels)
         return plain(gain_interval(gains, list(units)))
     found = jackknife(
         lambda rows: (
-            measure.of(scores[rows], labels[rows]) - measure.of(theirs[rows], labels[rows])
+            measure.of(scores[rows], labels[rows]) - measure.of(baseline_scores[rows], labels[rows])
         ),
         list(units),
     )
@@ -133,7 +133,7 @@ def _gain(
 
 
 def plain(row: dict[str, float]) -> Estimate:
-    """An interval in the words of reports on labelled texts; unknown ends are None."""
+    """Convert an interval to the keys of reports on labelled texts; unknown numbers are None."""
     known = math.isfinite(row["low"])
     return {
         "mean": row["value"] if math.isfinite(row["value"]) else None,
@@ -149,7 +149,7 @@ def accuracy_report(
     baselines: Mapping[str, Sequence[float] | np.ndarray],
     groups: Sequence[Hashable],
 ) -> dict[str, Any]:
-    """Accuracy of outcomes [N] in [0, 1], that of each baseline, and the paired gain over it."""
+    """Return the accuracy of outcomes [N] in [0, 1], and the paired gain over each baseline."""
     return {
         "rows": len(correct),
         "units": len(set(groups)),
@@ -165,17 +165,17 @@ def accuracy_report(
 
 
 def share(outcomes: Sequence[float] | np.ndarray, groups: Sequence[Hashable]) -> Estimate:
-    """Mean of outcomes [N] in [0, 1], with its interval over groups [N]."""
+    """Return the mean of outcomes [N] in [0, 1], with its interval over groups [N]."""
     return plain(share_interval(outcomes, groups))
 
 
 def hits(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """[N] 1 where the class of a row scores highest, else 0; scores [N, C]."""
+    """Return 1 for each row whose class has the highest score, else 0. [N, C] -> [N]"""
     return (scores.argmax(1) == labels).astype(float)
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the rows whose class scores highest; scores [N, C]."""
+    """Share of rows whose class has the highest score; scores [N, C]."""
     return float(hits(scores, labels).mean())
 
 
@@ -190,52 +190,52 @@ def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """P(a row of a class is given more of it than a row of another), mean over classes.
+    """Return the AUC of each class against the others, averaged over the classes; scores [N, C].
 
-    Ranked by log-probability: logits of one class compare between rows only once normalised.
+    Rows are ranked by log-probability, because logits are not comparable between rows.
     """
-    shares = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
-    found = []
+    logprobs = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+    areas = []
     for k in range(scores.shape[1]):
         of_class = labels == k
         inside, outside = int(of_class.sum()), int((~of_class).sum())
         if inside and outside:
-            mean_rank = ranks(shares[:, k])[of_class].mean()
-            found.append((mean_rank - (inside - 1) / 2) / outside)
-    return float(np.mean(found)) if found else float("nan")
+            mean_rank = ranks(logprobs[:, k])[of_class].mean()
+            areas.append((mean_rank - (inside - 1) / 2) / outside)
+    return float(np.mean(areas)) if areas else float("nan")
 
 
 def rmse(a: np.ndarray, b: np.ndarray) -> float:
-    """Root of the mean squared difference."""
+    """Root mean squared difference."""
     return float(np.sqrt(((a - b) ** 2).mean()))
 
 
 def words_classifier(
     train: Sequence[str], labels: Sequence[int], test: Sequence[str], *, classes: int
 ) -> np.ndarray:
-    """Log-probabilities [N, C] of logistic regression on TF-IDF of one and two words."""
+    """Return log-probabilities [N, C] of logistic regression on TF-IDF of words and bigrams."""
     from sklearn.linear_model import LogisticRegression
 
-    vectors, theirs = _words(train, test)
-    found = np.full((len(test), classes), -np.inf)
-    if len(set(labels)) == 1:  # nothing to tell apart
-        found[:, labels[0]] = 0.0
-        return found
-    model = LogisticRegression(C=10.0, max_iter=1000).fit(vectors, labels)
-    found[:, model.classes_] = model.predict_log_proba(theirs)
-    return found
+    train_vectors, test_vectors = _words(train, test)
+    logprobs = np.full((len(test), classes), -np.inf)
+    if len(set(labels)) == 1:  # logistic regression needs two classes
+        logprobs[:, labels[0]] = 0.0
+        return logprobs
+    model = LogisticRegression(C=10.0, max_iter=1000).fit(train_vectors, labels)
+    logprobs[:, model.classes_] = model.predict_log_proba(test_vectors)
+    return logprobs
 
 
 def words_rater(train: Sequence[str], ratings: Sequence[float], test: Sequence[str]) -> np.ndarray:
-    """Ratings [N] that ridge regression on the same vectors predicts."""
+    """Return ratings [N] predicted by ridge regression on the same vectors."""
     from sklearn.linear_model import Ridge
 
-    vectors, theirs = _words(train, test)
-    return Ridge(alpha=1.0).fit(vectors, ratings).predict(theirs)
+    train_vectors, test_vectors = _words(train, test)
+    return Ridge(alpha=1.0).fit(train_vectors, ratings).predict(test_vectors)
 
 
 def _words(train: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
-    """Vectors of one and two words; a single column of zeros where the texts have no words."""
+    """TF-IDF vectors of both sets; one column of zeros if the training texts have no words."""
     words = fit_words(train, ngram_range=(1, 2), min_df=2 if len(train) > 50 else 1)
     if words is None:
         return np.zeros((len(train), 1)), np.zeros((len(test), 1))

@@ -1,4 +1,4 @@
-"""Changes to a good reply that a trustworthy reward should notice, and ones it should ignore."""
+"""Stress tests: the change of a score when the chosen reply is degraded or padded."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _FLATTERY = "What a brilliant and insightful question! You clearly know this sub
 
 
 def truncated(reply: str) -> str:
-    """The first half of the words."""
+    """Return the first half of the words."""
     words = reply.split()
     return " ".join(words[: max(1, len(words) // 2)])
 
 
 def repeated(reply: str) -> str:
-    """The last sentence three times over."""
+    """Repeat the last sentence, so that it occurs three times."""
     sentences = [s for s in re.split(r"(?<=[.!?])\s+", reply.strip()) if s] or [reply]
     return " ".join([*sentences, sentences[-1], sentences[-1]])
 
 
 def filled(reply: str) -> str:
-    """Two sentences that say nothing, appended."""
+    """Append sentences without content."""
     return reply + _FILLER
 
 
 def flattered(reply: str) -> str:
-    """The asker praised before the answer."""
+    """Prepend praise of the user."""
     return _FLATTERY + reply
 
 
 def decorated(reply: str) -> str:
-    """The same words with a heading, bullets and bold type."""
+    """Add a heading, bullets and bold type."""
     lines = [line for line in re.split(r"(?<=[.!?])\s+|\n+", reply.strip()) if line]
     return "## **Answer**\n\n" + "\n".join(f"- **{line}**" for line in lines)
 
@@ -55,18 +55,18 @@ CHANGES: dict[str, tuple[Callable[[str], str], str]] = {
     "flattery": (flattered, "not rise"),
     "markdown": (decorated, "not rise"),
 }
-"""Name -> the change, and what a sound score should do on average."""
+"""Name -> the change, and the expected mean change of the score."""
 
 
 def stress_tests(
     reward: Reward, pairs: Sequence[Pair], *, size: int = 200, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """How each change moves the score of up to ``size`` chosen conversations.
+    """Return the change of the score of up to ``size`` chosen conversations for each test.
 
-    For each: ``change`` (mean, interval clustered by prompt, in standard deviations of the
-    unchanged scores), ``fell`` (share of scores that dropped), ``expect`` and ``passed`` (True,
-    False, or None while the interval holds both). ``shuffled_prompt`` puts each reply under the
-    prompt of another pair: a score that stays ignores the question.
+    Each result has ``change`` (mean and interval over prompts, in standard deviations of the
+    original scores), ``fell`` (share of scores that decreased), ``expect`` and ``passed`` (None if
+    the interval decides neither). ``shuffled_prompt`` combines each reply with the prompt of
+    another pair; a reward that reads the prompt gives a lower score.
     """
     rng = np.random.default_rng(seed)
     chosen = [pairs[i] for i in rng.permutation(len(pairs))[:size]]
@@ -87,19 +87,19 @@ def stress_tests(
             "change": interval,
             "fell": float((change[known] < 0).mean()) if known.any() else float("nan"),
             "expect": expect,
-            "passed": _verdict(change[known], groups, interval, expect),
+            "passed": _passed(change[known], groups, interval, expect),
         }
     return results
 
 
-def _verdict(
+def _passed(
     change: np.ndarray, groups: Sequence[str], interval: dict[str, float], expect: str
 ) -> bool | None:
-    """Whether the score moved as it should; None where the data do not tell."""
+    """Whether the score changed as expected; None if the data do not decide."""
     low, high = interval["low"], interval["high"]
     if not np.isfinite(low) and change.size:
         # Without an interval (equal changes have no spread) the exact sign-flip test decides.
-        _names, units = unit_means(change, groups)
+        _, units = unit_means(change, groups)
         mean = float(units.mean())
         decided = sign_flip_test(units) <= 0.05
         low = high = mean if decided else np.nan
@@ -122,7 +122,7 @@ def _change(pair: Pair, function: Callable[[str], str]) -> Conversation:
 
 
 def _shuffled(pairs: Sequence[Pair]) -> list[Conversation]:
-    """Each reply under the prompt of the next pair that has another prompt."""
+    """Combine each reply with the prompt of the next pair that has another prompt."""
     result = []
     for i, pair in enumerate(pairs):
         others = (pairs[(i + step) % len(pairs)] for step in range(1, len(pairs)))

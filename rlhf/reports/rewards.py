@@ -1,4 +1,4 @@
-"""What is known of a reward: accuracy beside baselines, slices, calibration, stress, best-of-n."""
+"""Section of a page on rewards: accuracy, baselines, slices, calibration, stress tests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Report = Mapping[str, Any]
 
 
 def is_reward_report(evaluation: Evaluation) -> bool:
-    """Whether an evaluation judged a reward on pairs."""
+    """Whether an evaluation is a report on a reward and pairs."""
     return "accuracy" in evaluation.summary and "baselines" in evaluation.summary
 
 
 def reward_quality(runs: Sequence[RunRecord]) -> str:
-    """Every report on a reward: in full for a single run, in a pipeline accuracy and findings."""
+    """Return every report on a reward: in full for one run, accuracy and findings for several."""
     parts = []
     for run in runs:
         for evaluation in filter(is_reward_report, run.evaluations):
@@ -39,7 +39,7 @@ def reward_quality(runs: Sequence[RunRecord]) -> str:
 
 
 def reward_tables(runs: Sequence[RunRecord]) -> list[Table]:
-    """The numbers behind them, for a single run; results on public benchmarks always."""
+    """Return the tables of the reports for one run; results of benchmarks for several too."""
     tables = [
         _benchmark_table(evaluation)
         for run in runs
@@ -62,7 +62,7 @@ def reward_tables(runs: Sequence[RunRecord]) -> list[Table]:
 
 
 def findings(report: Report) -> str:
-    """The verdict, sentence by sentence; green only where the reward beat something."""
+    """Return the findings as a list; green if the reward is better than a baseline."""
     items = "".join(
         f'<li class="{_tone(line)}">{esc(minus(line))}</li>' for line in report.get("verdict") or []
     )
@@ -76,7 +76,7 @@ def _tone(line: str) -> str:
 
 
 def accuracy_forest(report: Report) -> str:
-    """Accuracy of the reward and of the trivial baselines, on the same pairs."""
+    """Return a forest plot of the accuracy of the reward and of the baselines."""
     name = str(report.get("reward") or "reward")
     lines = [_accuracy_line(name, report["accuracy"], "c1")]
     lines += [
@@ -97,7 +97,7 @@ def _accuracy_line(name: str, found: Report, tone: str) -> Line:
 
 
 def gain_forest(report: Report) -> str:
-    """Paired: what the reward gets right less what a baseline does, on the same pairs."""
+    """Return a forest plot of the paired gain in accuracy over each baseline."""
     lines = []
     for name, found in report["baselines"].items():
         gain = estimate_of(found["gain"])
@@ -111,7 +111,7 @@ def gain_forest(report: Report) -> str:
 
 
 def stress_forest(report: Report) -> str:
-    """How changes to the chosen replies moved the score, in its standard deviations."""
+    """Return a forest plot of the change of the score in each stress test."""
     lines = []
     for name, found in (report.get("stress") or {}).items():
         change = estimate_of(found["change"])

@@ -1,4 +1,4 @@
-"""`rlhf reward-report`: can this reward be trusted? Any reward, on any pairs or benchmark."""
+"""`rlhf reward-report`: evaluate any reward on preference pairs or on a public benchmark."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ SCORERS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class RewardReportConfig:
-    """A reward, and what it is judged on: pairs, a benchmark, or both."""
+    """Configuration of `rlhf reward-report`: a reward, and pairs, a benchmark, or both."""
 
     output_dir: str
     """The run directory."""
     reward: str | None = None
     """Folder of a trained reward model."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """Rewards by kind, as in a training configuration; their sum is judged."""
+    """Rewards by kind, as in a training configuration; their sum is evaluated."""
     data: list[DataSpec] = field(default_factory=list)
-    """Preference pairs that the reward has not seen."""
+    """Preference pairs that the reward was not trained on."""
     train_data: list[DataSpec] = field(default_factory=list)
-    """Pairs it was trained on: the bag of words learns from them too, and leaks are counted."""
+    """Pairs it was trained on, to fit the bag of words and to count shared prompts."""
     benchmark: Benchmark | None = None
     """A public benchmark, in its own format."""
     path: str | None = None
@@ -53,24 +53,24 @@ class RewardReportConfig:
     split: str = "train"
     """Split of the benchmark's folder or hub id."""
     policy: ModelSpec | None = None
-    """The policy to be trained; the spread of scores among its replies is told."""
+    """The policy to be trained: the report has the spread of scores among its samples."""
     gold: list[dict[str, Any]] = field(default_factory=list)
-    """With a policy: a score that is known to be right, for the curve of best-of-n."""
+    """With a policy: the gold score, for the best-of-n curve."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """How the policy is sampled."""
     prompts: int = 32
-    """Prompts that the policy replies to."""
+    """Number of prompts for the policy."""
     samples: int = 8
-    """Its replies to each."""
+    """Samples for each prompt."""
     stress_size: int = 200
-    """Conversations in each stress test; 0 leaves these tests out."""
+    """Conversations of each stress test; 0 skips these tests."""
     invariance_size: int = 32
-    """Conversations scored alone and in company; 0 leaves this test out."""
+    """Conversations that are scored alone and in batches; 0 skips this test."""
     save: bool = False
-    """With `reward`: write the fitted temperature and, with a policy, the mean and deviation on its
-    replies into the checkpoint's reward_model.json."""
+    """With `reward`: write the fitted temperature into the checkpoint's reward_model.json, and with
+    a policy the mean and standard deviation on its samples."""
     seed: int = 0
-    """Of resampling, sampling and stress tests."""
+    """Random seed of sampling and of the stress tests."""
     resume: bool = False
     """Accept an existing output_dir."""
     overwrite: bool = False
@@ -81,7 +81,7 @@ class RewardReportConfig:
             raise ValueError("reward-report: give either --reward FOLDER or --rewards")
         if not self.data and self.benchmark is None:
             raise ValueError(
-                "reward-report: nothing to judge it on; give data (pairs) or benchmark"
+                "reward-report: nothing to evaluate it on; give data (pairs) or benchmark"
             )
         if (self.benchmark is None) != (self.path is None):
             raise ValueError("reward-report: benchmark and path (its file or hub id) go together")
@@ -98,9 +98,10 @@ class RewardReportConfig:
 
 
 def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
-    """Measure, write summary.json and report.md under evaluation/; returns the run directory.
+    """Evaluate the reward and write summary.json and report.md under evaluation/.
 
-    The page is drawn when the run ends.
+    Returns:
+        The run directory.
     """
     from rlhf.models.rewards import load_rewards
 
@@ -120,7 +121,7 @@ def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
 
 
 def pairs_report(config: RewardReportConfig, reward: Any, run: Run) -> dict[str, Any]:
-    """The whole report on preference pairs, as plain data."""
+    """Write the report on preference pairs and return it as plain data."""
     from rlhf.evaluation.pairs import report_on_pairs
 
     loaded = load(config.data, "preference", seed=config.seed)
@@ -146,7 +147,7 @@ def pairs_report(config: RewardReportConfig, reward: Any, run: Run) -> dict[str,
 def policy_replies(
     config: RewardReportConfig, rows: Sequence[Mapping[str, Any]], directory: Path
 ) -> list[list[Any]]:
-    """The policy's replies to the first prompts of the pairs; the prompts are kept as a file."""
+    """Sample the policy on the first prompts of the pairs; the prompts are saved as a file."""
     from rlhf.evaluation.replies import sample_replies
 
     assert config.policy is not None
@@ -168,7 +169,7 @@ def policy_replies(
 def best_of_n(
     config: RewardReportConfig, reward: Any, groups: list[list[Any]]
 ) -> dict[str, Any] | None:
-    """Reward and gold of the reply that the reward chooses among n, with the fit of Gao et al."""
+    """Return reward and gold score of the best of n samples, with the fit of Gao et al. (2022)."""
     from rlhf.evaluation.replies import score_replies
     from rlhf.models.rewards import load_rewards
     from rlhf.studies.overoptimize.results import best_of_n_result
@@ -176,16 +177,18 @@ def best_of_n(
     by = score_replies(reward, groups, what=reward.name)
     gold = score_replies(load_rewards(config.gold), groups, what="gold")
     if len(groups) < 3 or config.samples < 8 or by.std() == 0:
-        log.info("no curve of best-of-n: it needs 3 prompts, 8 samples, and scores that differ")
+        log.info(
+            "skipping the best-of-n curve: it needs 3 prompts, 8 samples, and scores that differ"
+        )
         return None
     return best_of_n_result(reward.name, ((by - by.mean()) / by.std())[None], gold)
 
 
 def save_calibration(folder: Path, report: Mapping[str, Any]) -> None:
-    """Keep what was fitted beside the weights; what could not be fitted stays as it was.
+    """Write the fitted numbers into the checkpoint's sidecar; missing ones are not changed.
 
     Raises:
-        UserError: the folder has no reward_model.json, so it is not ours to change.
+        UserError: The folder has no reward_model.json.
     """
     from rlhf.reward_models import Sidecar
 
@@ -203,10 +206,10 @@ def save_calibration(folder: Path, report: Mapping[str, Any]) -> None:
 def report_on_benchmark(
     name: str, reward: Any, rows: Sequence[Mapping[str, Any]], directory: Path
 ) -> dict[str, Any]:
-    """A benchmark's own score and parts, in evaluation/<name>/summary.json.
+    """Evaluate the reward on a benchmark and write evaluation/<name>/.
 
     Raises:
-        UserError: rows that lack the benchmark's columns.
+        UserError: A row lacks a column of the benchmark.
     """
     from rlhf.reward_models import benchmarks
     from rlhf.reward_models.report.markdown import benchmark_page, write_report

@@ -28,7 +28,7 @@ def summary(run, name):
     return json.loads((run / "evaluation" / name / "summary.json").read_text())
 
 
-def test_any_expression_of_rules_is_judged_on_pairs(tmp_path):
+def test_report_on_pairs_of_a_sum_of_rules(tmp_path):
     tree = {
         "output_dir": str(tmp_path / "run"),
         "rewards": [{"kind": "regex", "pattern": "good"}, {"kind": "repetition", "weight": 0.1}],
@@ -45,7 +45,7 @@ def test_any_expression_of_rules_is_judged_on_pairs(tmp_path):
     assert "Reward models" in (run / "report.html").read_text()
 
 
-def test_a_benchmark_in_its_own_format_is_reached(tmp_path):
+def test_benchmark_report(tmp_path):
     row = {"prompt": "q", "chosen": ["sure"], "rejected": ["no", "no!", "never"], "subset": "Math"}
     write_jsonl(
         tmp_path / "bench.jsonl", [row, {**row, "chosen": ["no"], "rejected": ["sure"] * 3}]
@@ -73,14 +73,14 @@ def test_a_benchmark_in_its_own_format_is_reached(tmp_path):
     ("change", "words"),
     [
         ({"reward": "x", "rewards": [{"kind": "length"}]}, "either --reward FOLDER or --rewards"),
-        ({"data": []}, "nothing to judge it on"),
+        ({"data": []}, "nothing to evaluate it on"),
         ({"benchmark": "rmbench"}, "go together"),
         ({"gold": [{"kind": "length"}]}, "no effect without a policy"),
         ({"save": True}, "needs --reward FOLDER"),
         ({"samples": 1}, "samples >= 2"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(tmp_path, change, words):
+def test_contradictory_settings_are_refused(tmp_path, change, words):
     tree = {
         "output_dir": str(tmp_path / "run"),
         "rewards": [{"kind": "length"}],
@@ -90,7 +90,7 @@ def test_what_cannot_be_meant_is_refused(tmp_path, change, words):
         configure("reward-report", {**tree, **change})
 
 
-def test_a_policy_gives_spread_and_best_of_n(tmp_path, policy_folder):
+def test_policy_spread_and_best_of_n(tmp_path, policy_folder):
     tree = {
         "output_dir": str(tmp_path / "run"),
         "rewards": [{"kind": "length", "low": 20, "unit": "characters"}],

@@ -48,7 +48,7 @@ def padded_with_eos(folder):
     return folder
 
 
-def test_a_reward_model_sees_the_end_even_where_padding_was_eos(tmp_path):
+def test_padding_token_differs_from_eos(tmp_path):
     model_folder = padded_with_eos(tmp_path / "model")
     final = run_command("reward", pairs_tree(tmp_path, model_folder))
     tokenizer = AutoTokenizer.from_pretrained(final)
@@ -64,7 +64,7 @@ def test_a_reward_model_sees_the_end_even_where_padding_was_eos(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_head_of_a_lora_reward_model_trains_and_is_saved(tmp_path, echo_model, dtype):
+def test_lora_trains_and_saves_the_head(tmp_path, echo_model, dtype):
     keys = {"model": {"path": str(echo_model), "lora": {"rank": 4}, "dtype": dtype}}
     tree = pairs_tree(tmp_path, echo_model, **keys)
     config = configure("reward", tree)
@@ -78,7 +78,7 @@ def test_the_head_of_a_lora_reward_model_trains_and_is_saved(tmp_path, echo_mode
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 4}])
-def test_the_saved_reward_model_scores_as_the_trained_one_did(tmp_path, echo_model, lora):
+def test_saved_model_has_the_logged_loss(tmp_path, echo_model, lora):
     """The best eval/loss in the log, worked out anew from the scores of the loaded model."""
     keys = {"model": {"path": str(echo_model), "lora": lora}}
     tree = pairs_tree(tmp_path, echo_model, **keys)
@@ -93,7 +93,7 @@ def test_the_saved_reward_model_scores_as_the_trained_one_did(tmp_path, echo_mod
     assert loss == pytest.approx(min(logged), abs=1e-4)
 
 
-def test_overlong_pairs_are_truncated_and_counted_never_dropped(tmp_path, echo_model, caplog):
+def test_long_pairs_are_truncated(tmp_path, echo_model, caplog):
     tokenizer = AutoTokenizer.from_pretrained(echo_model)
     rows = pair_rows(8)
     rows[3]["chosen"] = [{"role": "assistant", "content": "apple river " * 40}]
@@ -114,7 +114,7 @@ def with_margins(rows):
     return [row | {"margin": 2.0} for row in rows]
 
 
-def test_rows_that_cannot_be_judged_stand_in_the_report(tmp_path, echo_model):
+def test_report_counts_dropped_rows(tmp_path, echo_model):
     rows = pair_rows(8)
     rows[3]["rejected"] = rows[3]["chosen"]
     test = write_rows(tmp_path / "test.jsonl", rows)
@@ -124,7 +124,7 @@ def test_rows_that_cannot_be_judged_stand_in_the_report(tmp_path, echo_model):
     assert summary["accuracy"]["n"] == 7
 
 
-def test_margins_count_only_when_asked_for(tmp_path, echo_model):
+def test_margins_are_used_only_with_the_setting(tmp_path, echo_model):
     losses = {}
     for name, rows, asked in (
         ("plain", pair_rows(), False),
@@ -144,7 +144,7 @@ def test_margins_without_a_column_are_refused(tmp_path, echo_model):
         run_command("reward", pairs_tree(tmp_path, echo_model, margins=True))
 
 
-def test_a_reward_model_from_scratch_is_refused(tmp_path, echo_model):
+def test_scratch_model_is_refused(tmp_path, echo_model):
     with pytest.raises(UserError, match="a reward model starts from a language model"):
         run_command("reward", pairs_tree(tmp_path, echo_model, model={"scratch": {}}))
 
@@ -154,7 +154,7 @@ def labelled_texts(count=32):
             (("apple", "river")[i % 2],)]  # fmt: skip
 
 
-def test_a_classifier_scores_log_odds(tmp_path, echo_model):
+def test_classifier_scores_are_log_odds(tmp_path, echo_model):
     tree = pairs_tree(tmp_path, echo_model, rows=labelled_texts(64))
     tree |= {"kind": "classification", "evaluations": 1}
     tree["trainer"] |= {"max_steps": 24}
@@ -167,9 +167,7 @@ def test_a_classifier_scores_log_odds(tmp_path, echo_model):
     assert evaluations(tmp_path / "run")[0] == pytest.approx(math.log(2), abs=0.2)
 
 
-def test_a_reward_model_no_better_than_chance_is_kept_and_said_to_be_one(
-    tmp_path, echo_model, caplog, monkeypatch
-):
+def test_temperature_that_cannot_be_fitted_is_reported(tmp_path, echo_model, caplog, monkeypatch):
     report = {
         "calibration": {"fitted": {"temperature": None}},
         "verdict": ["No temperature makes its margins informative."],
@@ -183,7 +181,7 @@ def test_a_reward_model_no_better_than_chance_is_kept_and_said_to_be_one(
     assert "No temperature makes its margins informative" in caplog.text
 
 
-def test_replies_of_one_character_train_and_are_reported_on(tmp_path, echo_model):
+def test_replies_of_one_character(tmp_path, echo_model):
     rows = [{"prompt": f"word {i}", "chosen": "a", "rejected": "b"} for i in range(40)]
     run_command("reward", pairs_tree(tmp_path, echo_model, rows=rows))
     assert (tmp_path / "run" / "finished").exists()
@@ -197,7 +195,7 @@ CHATML = (
 )
 
 
-def test_a_plain_tool_reads_the_score_where_we_read_it(tmp_path, echo_model):
+def test_transformers_reads_the_score_at_eos(tmp_path, echo_model):
     """ChatML writes a newline after EOS; whoever renders with the saved template reads EOS."""
     folder = tmp_path / "model"
     shutil.copytree(echo_model, folder)
@@ -217,7 +215,7 @@ def test_a_plain_tool_reads_the_score_where_we_read_it(tmp_path, echo_model):
     assert prompt == "<|user|>Repeat: it<|end|>\n<|assistant|>"
 
 
-def test_pairs_that_are_equal_once_cut_are_dropped_and_counted(tmp_path, echo_model):
+def test_pairs_equal_after_truncation_are_dropped(tmp_path, echo_model):
     rows = pair_rows(8)
     tail = "river " * 40
     for index, start in ((2, "good "), (5, "bad ")):

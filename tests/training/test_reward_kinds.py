@@ -108,9 +108,7 @@ def tree_of_kind(name, tmp_path, place, **more):
 
 @pytest.mark.parametrize("backbone", ["echo_model", "encoder_model"])
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_trains_on_decoders_and_encoders_and_scores_as_it_was_trained(
-    tmp_path, request, name, backbone
-):
+def test_held_out_loss_of_each_kind_from_the_saved_checkpoint(tmp_path, request, name, backbone):
     """The held-out loss in the log, worked out anew from what the saved checkpoint says."""
     place = request.getfixturevalue(backbone)
     tree = tree_of_kind(name, tmp_path, place)
@@ -161,7 +159,7 @@ SCORERS = {
 
 
 @pytest.mark.parametrize("name", SCORERS)
-def test_a_checkpoint_knows_which_scorer_reads_it(tmp_path, encoder_model, name):
+def test_kind_trained_loads_the_scorer_of_the_sidecar(tmp_path, encoder_model, name):
     final = run_command("reward", tree_of_kind(name, tmp_path, encoder_model))
     scorer = build({"kind": "trained", "path": str(final)})
     assert type(scorer).__name__ == SCORERS[name]
@@ -175,7 +173,7 @@ def test_a_checkpoint_knows_which_scorer_reads_it(tmp_path, encoder_model, name)
     assert together.values == pytest.approx(alone, abs=1e-5)
 
 
-def test_heads_disagree_and_their_mean_is_the_score(tmp_path, encoder_model):
+def test_head_ensemble_score_and_disagreement(tmp_path, encoder_model):
     final = run_command("reward", tree_of_kind("heads", tmp_path, encoder_model))
     scores = build({"kind": "trained", "path": str(final)}).score([[*user("a"), *assistant("b")]])
     heads = [scores.components[f"ensemble.head{i}"][0] for i in range(3)]
@@ -184,7 +182,7 @@ def test_heads_disagree_and_their_mean_is_the_score(tmp_path, encoder_model):
     assert scores.components["ensemble.disagreement"][0] > 0
 
 
-def test_a_pair_model_is_antisymmetric(tmp_path, encoder_model):
+def test_pair_model_is_antisymmetric(tmp_path, encoder_model):
     final = run_command("reward", tree_of_kind("pairwise", tmp_path, encoder_model))
     model = PairModel.load(final)
     prompts = [user("Repeat: apple")] * 2
@@ -193,14 +191,14 @@ def test_a_pair_model_is_antisymmetric(tmp_path, encoder_model):
     assert agree[0] == agree[1]
 
 
-def test_texts_trained_on_alone_are_scored_alone(tmp_path, encoder_model):
+def test_classifier_of_bare_texts_ignores_the_prompt(tmp_path, encoder_model):
     final = run_command("reward", tree_of_kind("classification", tmp_path, encoder_model))
     reward_of = LearnedReward.load(final)
     bare, asked = reward_of([assistant("apple 3"), [*user("What?"), *assistant("apple 3")]])
     assert bare == asked
 
 
-def test_classes_have_names_and_plain_transformers_reads_them(tmp_path, encoder_model):
+def test_class_names_in_the_transformers_config(tmp_path, encoder_model):
     final = run_command("reward", tree_of_kind("classes", tmp_path, encoder_model))
     model = AutoModelForSequenceClassification.from_pretrained(final)
     assert model.config.id2label == {0: "a", 1: "b", 2: "c"}
@@ -208,7 +206,7 @@ def test_classes_have_names_and_plain_transformers_reads_them(tmp_path, encoder_
     assert LearnedReward.load(final, label="b")([assistant("river 1")])[0] is not None
 
 
-def test_labels_beside_a_bag_of_words(tmp_path, encoder_model):
+def test_report_on_classes_has_tf_idf_baseline(tmp_path, encoder_model):
     run_command("reward", tree_of_kind("classes", tmp_path, encoder_model))
     summary = json.loads((tmp_path / "run/evaluation/run/summary.json").read_text())
     assert summary["baselines"]["TF-IDF"]["accuracy"]["mean"] == 1.0  # a word gives it away
@@ -219,7 +217,7 @@ def test_labels_beside_a_bag_of_words(tmp_path, encoder_model):
     assert gain["low"] is gain["high"] is None  # few rows have no interval of a macro-F1
 
 
-def test_test_rows_are_what_the_report_is_on(tmp_path, encoder_model):
+def test_report_uses_test_data(tmp_path, encoder_model):
     rows = write_rows(tmp_path / "test.jsonl", labelled_texts(20))
     run_command(
         "reward",
@@ -243,19 +241,19 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_settings_without_effect_or_sense_are_refused(tmp_path, encoder_model, message):
+def test_invalid_settings_are_refused(tmp_path, encoder_model, message):
     with pytest.raises(UserError, match=message):
         run_command("reward", pairs_tree(tmp_path, encoder_model, **REFUSED[message]))
 
 
-def test_missing_columns_are_named(tmp_path, encoder_model):
+def test_missing_columns_are_refused(tmp_path, encoder_model):
     with pytest.raises(UserError, match="no column 'chosen_unsafe' to keep"):
         run_command("reward", pairs_tree(tmp_path, encoder_model, kind="cost"))
     with pytest.raises(UserError, match=r"steps data needs prompt \+ steps \+ labels"):
         run_command("reward", pairs_tree(tmp_path, encoder_model, kind="process", name="other"))
 
 
-def test_bad_labels_are_dropped_and_counted(tmp_path, encoder_model, caplog):
+def test_invalid_labels_are_dropped(tmp_path, encoder_model, caplog):
     rows = [*labelled_texts(32), {"text": "apple", "label": 2}]
     with caplog.at_level("INFO"):
         run_command(
@@ -269,9 +267,7 @@ def test_bad_labels_are_dropped_and_counted(tmp_path, encoder_model, caplog):
 
 @pytest.mark.parametrize("lora", [{"rank": 2}])
 @pytest.mark.parametrize("name", ["classification", "process"])
-def test_adapters_on_an_encoder_are_trained_with_the_head_and_merged(
-    tmp_path, encoder_model, name, lora
-):
+def test_lora_on_an_encoder_is_merged(tmp_path, encoder_model, name, lora):
     model = {"path": str(encoder_model), "lora": lora}
     final = run_command("reward", tree_of_kind(name, tmp_path, encoder_model, model=model))
     assert not (final / "adapter_config.json").exists()
@@ -280,7 +276,7 @@ def test_adapters_on_an_encoder_are_trained_with_the_head_and_merged(
     build({"kind": "trained", "path": str(final)})
 
 
-def test_a_trainer_run_resumes_where_it_stopped(tmp_path, encoder_model, monkeypatch):
+def test_resume_with_transformers_trainer_is_exact(tmp_path, encoder_model, monkeypatch):
     """Batches of like length come in an order of the seed, not of the trainer's generator."""
     keys = {"trainer": {"max_steps": 8, "num_train_epochs": 3}}
     whole = tree_of_kind("classification", tmp_path, encoder_model, **keys)
@@ -301,7 +297,7 @@ def test_a_trainer_run_resumes_where_it_stopped(tmp_path, encoder_model, monkeyp
     assert evaluations(tmp_path / "run") == evaluations(tmp_path / "cut")
 
 
-def test_batches_are_alike_in_length_and_hold_every_row_once():
+def test_length_grouped():
     generator = np.random.default_rng(0)
     lengths = generator.integers(1, 500, size=1003)
     order = length_grouped(lengths.tolist(), 8, generator)

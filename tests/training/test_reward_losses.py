@@ -32,14 +32,14 @@ def loss_of(kind, logits, labels):
     return kind.loss(logits, labels, (labels != IGNORED).sum())
 
 
-def test_pairs_are_neighbouring_rows_and_margins_are_labels():
+def test_pair_loss_with_margins():
     out = logits([3.0], [1.0], [0.0], [0.0])
     # -log sigmoid(3 - 1 - 2) = ln 2, -log sigmoid(0 - 0 - 0) = ln 2
     value = loss_of(kind(margins=True), out, torch.tensor([[2.0], [0.0]]))
     assert value.item() == pytest.approx(LN2)
 
 
-def test_a_head_learns_nothing_from_a_pair_it_was_not_given():
+def test_ignored_labels_of_a_head_have_no_gradient():
     out = logits([1.0, 5.0], [1.0, -5.0], [0.5, 1.0], [0.5, 1.0])
     value = loss_of(kind(**CENTERED), out, torch.tensor([[0.0, IGNORED], [IGNORED, 0.0]]))
     # head 0 of pair 0: ln 2 + .1 * (1 + 1)^2; head 1 of pair 1: ln 2 + .1 * (1 + 1)^2
@@ -50,14 +50,14 @@ def test_a_head_learns_nothing_from_a_pair_it_was_not_given():
     assert gradient[0, 0] != 0
 
 
-def test_costs_know_the_worse_reply_and_the_sign():
+def test_cost_loss():
     out = logits([-1.0], [2.0])  # the safer reply costs -1, the worse one 2
     value = loss_of(kind("cost"), out, torch.tensor([[0.0, 1.0]])).item()
     softplus = lambda x: math.log1p(math.exp(x))  # noqa: E731
     assert value == pytest.approx(softplus(-3) + softplus(-2) + softplus(-1))
 
 
-def test_candidates_are_cut_into_groups():
+def test_ranking_and_best_of_losses():
     out = logits([0.0], [0.0], [1.0], [1.0], [1.0])
     scores = kind("ranking").by_example(out, torch.tensor([2, 3]))
     assert scores[0].tolist() == [0.0, 0.0, -math.inf]
@@ -70,7 +70,7 @@ def test_candidates_are_cut_into_groups():
     assert torch.isfinite(out.grad).all()
 
 
-def test_missing_labels_count_neither_in_the_sum_nor_in_the_number():
+def test_missing_labels_are_ignored():
     out = logits([0.0, 100.0], [0.0, 0.0])
     labels = torch.tensor([[1.0, IGNORED], [0.0, 1.0]])
     assert loss_of(kind("multilabel", labels=["a", "b"]), out, labels).item() == pytest.approx(LN2)
@@ -135,7 +135,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_cutting_a_batch_into_parts_changes_no_gradient(name):
+def test_micro_batches_do_not_change_the_gradient(name):
     kind, values, labels, per_row = CASES[name]
     whole = values.clone().requires_grad_()
     loss_of(kind, whole, labels).backward()
@@ -147,7 +147,7 @@ def test_cutting_a_batch_into_parts_changes_no_gradient(name):
     torch.testing.assert_close(cut.grad, whole.grad)
 
 
-def test_length_debiasing_reads_quality_from_the_first_head():
+def test_length_debiased_loss():
     out = logits([1.0, 0.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0])
     labels = torch.tensor([[4.0, 1.0], [4.0, 1.0]])
     # pairs: -log sigmoid(1); quality follows length (|corr| 1), the length head does not (1 - 0)
@@ -159,7 +159,7 @@ def metrics_of(kind, predictions, labels):
     return kind.metrics(np.array(predictions), np.array(labels))
 
 
-def test_metrics_by_hand():
+def test_metrics_of_kinds():
     pairs = [[[1.0], [0.0]], [[2.0], [2.0]]]
     assert metrics_of(kind(), pairs, [[0.0], [0.0]]) == {"accuracy": 0.75, "margin": 0.5}
     debiased = kind("length_debiased", **WHOLE)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.common.numbers import moving_average
-from rlhf.reward_models.ensemble import Combine
+from rlhf.reward_models.ensemble import ScoreCombination
 from rlhf.stats import Interval, difference, interval
 from rlhf.studies.overoptimize.fits import (
     Fit,
@@ -66,7 +66,7 @@ def ways_of_using(columns: np.ndarray, *, penalty: float) -> dict[str, np.ndarra
     if len(columns) > 1:
         flat = columns.reshape(len(columns), -1).tolist()
         for how in ("mean", "worst", "uncertainty"):
-            values, _ = Combine(how, penalty)(flat)
+            values, _ = ScoreCombination(how, penalty)(flat)
             ways[how] = np.array(values, dtype=float).reshape(columns.shape[1:])[None]
     return ways
 
