@@ -6,8 +6,8 @@ This module does not import torch, so that parsing a configuration is fast.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
 
+from rlhf.common.names import nearest
 from rlhf.config.data import DataSpec
 from rlhf.config.offline import OfflineConfig
 
@@ -40,18 +40,13 @@ KINDS: dict[str, KindRow] = {
     "process": KindRow(f"{_MODULES}.process:Process", ("separator",)),
 }
 
-if TYPE_CHECKING:
-    RewardKindName = str
-else:
-    RewardKindName = Literal[tuple(KINDS)]
-
 
 @dataclass(frozen=True)
 class RewardConfig(OfflineConfig):
     """Configuration of `rlhf reward`. docs/rewards.md describes the data of each kind."""
 
-    kind: RewardKindName = "preference"
-    """Kind of reward model: it decides the data, the loss and the report."""
+    kind: str = "preference"
+    """Kind of reward model, which decides the data, the loss and the report: docs/rewards.md."""
     margins: bool = False
     """Use the margin column of the pairs: -log sigmoid(difference - margin)."""
     flip_rate: float = 0.0
@@ -70,6 +65,9 @@ class RewardConfig(OfflineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.kind not in KINDS:
+            hint = nearest(self.kind, KINDS)
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}{hint}")
         for name in dict.fromkeys(name for row in KINDS.values() for name in row.settings):
             default = [] if name == "labels" else getattr(RewardConfig, name)
             if getattr(self, name) != default and name not in KINDS[self.kind].settings:

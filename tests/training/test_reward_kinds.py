@@ -12,14 +12,17 @@ from transformers import (
 )
 
 from rlhf.cli.table import configure, run_command
+from rlhf.config.reward import KINDS as KIND_ROWS
+from rlhf.config.reward import KindRow
 from rlhf.errors import UserError
-from rlhf.reward_models import LearnedReward, build
+from rlhf.reward_models import LearnedReward, build, losses
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.pairwise import PairModel
 from rlhf.runs.interrupt import Interrupted
 from rlhf.training import offline
 from rlhf.training.reward_models.base import kind_of
 from rlhf.training.reward_models.encoding import Collator, RewardEncoder, length_grouped
+from rlhf.training.reward_models.preference import PairKind
 from rlhf.training.trl.callback import RunCallback
 from tests.helpers.training import (
     WORDS,
@@ -227,7 +230,25 @@ def test_report_uses_test_data(tmp_path, encoder_model):
     assert summary["rows"] == 20
 
 
+class Halved(PairKind):
+    """Half of the Bradley-Terry loss: a kind that is defined outside the package."""
+
+    def pair_losses(self, chosen, rejected, margin):
+        return 0.5 * losses.bradley_terry(chosen, rejected)
+
+
+def test_new_kind_is_one_class_and_one_row(tmp_path, encoder_model, monkeypatch):
+    monkeypatch.setitem(KIND_ROWS, "halved", KindRow(f"{__name__}:Halved"))
+    starts = {}
+    for name in ("preference", "halved"):
+        run_command("reward", pairs_tree(tmp_path, encoder_model, kind=name, name=name))
+        starts[name] = evaluations(tmp_path / name)[0]
+        assert (tmp_path / name / "evaluation" / name / "summary.json").exists()
+    assert starts["halved"] == pytest.approx(starts["preference"] / 2, abs=1e-5)
+
+
 REFUSED = {
+    "kind must be one of .* got 'prefrence'; did you mean 'preference'": {"kind": "prefrence"},
     "flip_rate has no effect on kind: preference": {"flip_rate": 0.1},
     "kind: unbiased needs a flip_rate above 0": {"kind": "unbiased"},
     "margins has no effect on kind: ranking": {"kind": "ranking", "margins": True},
