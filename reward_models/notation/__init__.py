@@ -1,6 +1,6 @@
-"""Reading answers: numbers and mathematics in plain text, LaTeX and Unicode.
+"""Parse answers: numbers and mathematics in plain text, LaTeX and Unicode.
 
-``lexer`` makes tokens, ``marks`` and ``prose`` find the answer in a reply, ``quantity`` reads one
-number with its unit, ``grammar`` reads mathematics, ``algebra`` (sympy) compares it. Everything
-but ``algebra`` runs in time linear in the text.
+``lexer`` produces tokens, ``marks`` and ``prose`` find the answer in a reply, ``quantity`` parses a
+number with its unit, ``grammar`` parses mathematics, and ``algebra`` compares it with sympy. All of
+them except ``algebra`` take time linear in the length of the text.
 """

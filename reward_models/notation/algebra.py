@@ -1,8 +1,8 @@
-"""Whether two answers say the same: sympy decides, and only a proof counts as equal.
+"""Compare two answers with sympy; they are equal only if sympy proves it.
 
-Values are compared exactly (0.33 is not 1/3), equations up to a constant factor, inequalities up
-to a positive one or as the sets that they describe, collections in any order, tuples and
-intervals item by item.
+Values are compared exactly (0.33 is not 1/3), equations up to a constant factor, inequalities up to
+a positive factor or as sets of solutions, collections in any order, tuples and intervals item by
+item.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "ce
 
 
 def same(right: Node, given: Node) -> bool:
-    """Whether ``given`` is the answer ``right``.
+    """Whether the answer ``given`` equals the reference ``right``.
 
     Raises:
-        NotUnderstood: a part of either that has no value, such as a division by zero.
+        NotUnderstood: A part of either has no value, such as a division by zero.
     """
     (right, unit), (given, given_unit) = _split_unit(right), _split_unit(given)
     if not units.agree(unit, given_unit):
@@ -64,10 +64,10 @@ def same(right: Node, given: Node) -> bool:
 
 
 def check(node: Node) -> None:
-    """Refuse an answer that has no value, as a reference has to have one.
+    """Check that a reference answer has a value.
 
     Raises:
-        NotUnderstood: it has none, or it is an equation that says nothing.
+        NotUnderstood: It has no value, or it is an equation without content.
     """
     for part in _parts(node):
         if part.kind == "relation" and not _symbols(part):
@@ -93,7 +93,7 @@ def _split_unit(node: Node) -> tuple[Node, str]:
 
 
 def _words(node: Node) -> tuple[str, ...] | None:
-    """The words of an answer in words; a single letter is a word, too."""
+    """The words of an answer that consists of words; a single letter is also a word."""
     if node.kind == "text":
         assert isinstance(node.data, tuple)
         return tuple(sorted(node.data))
@@ -110,9 +110,9 @@ def _words(node: Node) -> tuple[str, ...] | None:
 
 
 def _alternatives(node: Node) -> list[Node]:
-    """The answers that a list, a set or a sign such as ± stands for."""
+    """The alternatives of a list, a set or a sign such as ±."""
     if node.kind in ("list", "set"):
-        return [found for part in node.args for found in _alternatives(part)]
+        return [alternative for part in node.args for alternative in _alternatives(part)]
     if _has(node, "pm"):
         return [_signed(node, 1), _signed(node, -1)]
     return [node]
@@ -150,7 +150,7 @@ def _distinct(items: list[Node]) -> list[Node]:
 
 
 def _values(items: list[Node]) -> list[Node]:
-    """``x = 1, x = 2`` and ``x = 1, 2`` without the name that all of them share."""
+    """The values of ``x = 1, x = 2`` or ``x = 1, 2``, without the common name."""
     names = {item.args[0] for item in items if _is_binding(item)}
     others = [item for item in items if not _is_binding(item)]
     if len(names) != 1 or any(item.kind == "relation" for item in others):
@@ -167,21 +167,21 @@ def _same_items(right: Node, given: Node) -> bool:
 
 
 def _is_binding(node: Node) -> bool:
-    """Whether it says what a name stands for: ``x = 5`` or ``f(x) = 2x``."""
+    """Whether the node assigns a value to a name: ``x = 5`` or ``f(x) = 2x``."""
     return node.kind == "relation" and set(_operators(node)) == {"="} and _is_name(node.args[0])
 
 
 def _is_name(node: Node) -> bool:
-    """A variable, a function of something, or a pair of variables."""
+    """Whether the node is a variable, a function application or a pair of variables."""
     if node.kind == "brackets":
         return all(part.kind == "symbol" for part in node.args)
     return node.kind in ("symbol", "applied")
 
 
 def _reduced(node: Node) -> Node:
-    """A chain of equations as one, or as its value where its sides are the same.
+    """Reduce a chain of equations to one equation, or to a value if it is a calculation.
 
-    ``x = 2 + 3 = 5`` is ``x = 5`` and ``2 + 3 = 5`` is 5; ``6 = 5`` says nothing.
+    ``x = 2 + 3 = 5`` is ``x = 5``, and ``2 + 3 = 5`` is 5; ``6 = 5`` has no content.
     """
     if node.kind != "relation" or set(_operators(node)) != {"="}:
         return node
@@ -220,7 +220,7 @@ def _is_expression(node: Node) -> bool:
 
 
 def _unbound(right: Node, given: Node) -> tuple[Node, Node]:
-    """Both without a name that only one of them gives to the value."""
+    """Both answers, without a name that only one of them assigns to the value."""
     if _is_binding(given) and right.kind != "relation" and given.args[0] not in _parts(right):
         return right, given.args[-1]
     if _is_binding(right) and given.kind != "relation" and not _symbols(right.args[-1]):
@@ -229,7 +229,7 @@ def _unbound(right: Node, given: Node) -> tuple[Node, Node]:
 
 
 def _membership(node: Node, other: Node) -> Node:
-    """The set of ``x \\in (0, 1)``, unless the other answer says it of another name."""
+    """The set in ``x \\in (0, 1)``, unless the other answer has a different name."""
     if node.kind != "relation" or node.data != ("in",) or node.args[0].kind != "symbol":
         return node
     if other.kind == "relation" and node.args[0] not in _parts(other):
@@ -279,7 +279,7 @@ def _same_relations(right: Node, given: Node) -> bool:
 
 
 def _ratio(first: Any, second: Any) -> Any:
-    """The one constant that can lead from ``second`` to ``first``, None if there is none."""
+    """The constant ratio of ``first`` to ``second``, or None."""
     symbols = sorted(first.free_symbols | second.free_symbols, key=str)
     for values in _points(len(symbols)):
         point = dict(zip(symbols, values, strict=True))
@@ -295,7 +295,7 @@ def _ratio(first: Any, second: Any) -> Any:
 
 
 def _is_condition(node: Node) -> bool:
-    """Whether a list joins inequalities."""
+    """Whether the node is a list of inequalities."""
     if node.kind == "list":
         return node.data in ("or", "and") and all(_is_inequality(part) for part in node.args)
     return False
@@ -332,7 +332,7 @@ def _same_sets(right: Node, given: Node) -> bool:
 
 
 def _as_set(node: Node) -> Any:
-    """The set of real numbers that ``node`` describes, None if it describes none."""
+    """The set of real numbers that ``node`` describes, or None."""
     if node.kind == "brackets" and len(node.args) == 2:
         return _interval(node)
     if node.kind == "set":
@@ -370,21 +370,21 @@ def _solutions(node: Node) -> Any:
     symbols = set().union(*(part.free_symbols for part in parts))
     if len(symbols) != 1:
         return None
-    found: Any = sp.S.Reals
+    solutions: Any = sp.S.Reals
     for i, operator in enumerate(_operators(node)):
         relation: Any = sp.Rel(parts[i], parts[i + 1], operator)
         if relation in (sp.true, sp.false):
             raise NotUnderstood("an inequality without a variable")
         try:
-            found = found.intersect(relation.as_set())
+            solutions = solutions.intersect(relation.as_set())
         except (NotImplementedError, TypeError, ValueError):
             return None
-    return found
+    return solutions
 
 
-def _pieces(found: Any) -> list[tuple]:
-    """Intervals and points of a set in order: ends, and whether they are left out."""
-    parts = found.args if isinstance(found, sp.Union) else (found,)
+def _pieces(real_set: Any) -> list[tuple]:
+    """Intervals and points of a set in order: their ends, and whether the ends are open."""
+    parts = real_set.args if isinstance(real_set, sp.Union) else (real_set,)
     pieces: list[tuple] = []
     for part in parts:
         if part is sp.EmptySet:
@@ -404,7 +404,7 @@ def _pieces(found: Any) -> list[tuple]:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two expressions are equal everywhere; only what sympy proves counts."""
+    """Whether sympy proves that two expressions are equal everywhere."""
     if a == b:
         return True
     if any(x.has(sp.oo, -sp.oo, sp.zoo, sp.nan) for x in (a, b)):
@@ -426,11 +426,11 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def _differs(difference: Any) -> bool:
-    """Whether the difference is clearly not zero at some point."""
+    """Whether the difference is clearly nonzero at some point."""
     symbols = sorted(difference.free_symbols, key=str)
     for values in _points(len(symbols)):
-        found = sp.N(difference.subs(dict(zip(symbols, values, strict=True))), _DIGITS)
-        if found.is_number and found.is_finite and abs(found) > _TINY:
+        value = sp.N(difference.subs(dict(zip(symbols, values, strict=True))), _DIGITS)
+        if value.is_number and value.is_finite and abs(value) > _TINY:
             return True
         if not symbols:
             break
@@ -439,7 +439,7 @@ def _differs(difference: Any) -> bool:
 
 @cache
 def _points(number: int) -> tuple[tuple[Any, ...], ...]:
-    """Three points at which expressions are compared before anything is proved."""
+    """Three points at which expressions are compared before a proof is attempted."""
     starts = (sp.Rational(7, 5), sp.Rational(-11, 13), sp.Rational(23, 3))
     return tuple(
         tuple(start + sp.Rational(3 * i * i + i, 7 + k) for i in range(number))
@@ -448,15 +448,15 @@ def _points(number: int) -> tuple[tuple[Any, ...], ...]:
 
 
 def expression(node: Node, *, angle: bool = False) -> Any:
-    """``node`` as a sympy expression over real variables; large powers are refused, not computed.
+    """``node`` as a sympy expression over real variables; large powers are rejected, not computed.
 
     Raises:
-        NotUnderstood: it is no expression, or it has no value.
+        NotUnderstood: The node is not an expression, or it has no value.
     """
-    found = _expression(node, angle)
-    if found.has(sp.nan, sp.zoo):
+    result = _expression(node, angle)
+    if result.has(sp.nan, sp.zoo):
         raise NotUnderstood("division by zero")
-    return found
+    return result
 
 
 def _expression(node: Node, angle: bool) -> Any:
@@ -537,10 +537,10 @@ def _bits(number: Any) -> int:
 
 
 def _constant(name: str) -> Any:
-    found = {"pi": sp.pi, "e": sp.E, "i": sp.I, "oo": sp.oo}.get(name)
-    if found is None:
+    constant = {"pi": sp.pi, "e": sp.E, "i": sp.I, "oo": sp.oo}.get(name)
+    if constant is None:
         raise NotUnderstood(f"{name} where a value is due")
-    return found
+    return constant
 
 
 def _function(node: Node) -> Any:

@@ -1,4 +1,4 @@
-"""Mathematics in LaTeX or plain text as a tree, every symbol accounted for.
+"""Parse mathematics in LaTeX or plain text to a tree; every symbol must be parsed.
 
 answer   = item {("," | ";" | "and" | "or") item}
 item     = relation [unit]
@@ -36,7 +36,7 @@ _APPLIED = "fghFGH"
 
 @dataclass(frozen=True)
 class Node:
-    """One part of an answer: ``kind`` says which, ``args`` are its parts, ``data`` what is left."""
+    """A node of an answer: its kind, its children ``args``, and further ``data``."""
 
     kind: str
     args: tuple[Node, ...] = ()
@@ -44,14 +44,14 @@ class Node:
 
 
 def read_math(text: str, *, math: bool = True) -> Node:
-    """The tree of an answer, with every symbol of ``text`` in it.
+    """Parse an answer.
 
     Args:
-        text: without any sentence around it.
-        math: whether words are products of letters, as between delimiters of mathematics.
+        text: The answer without surrounding sentences.
+        math: Whether words are products of letters, as between math delimiters.
 
     Raises:
-        NotUnderstood: anything else.
+        NotUnderstood: A part of the text cannot be parsed.
     """
     tokens = tokens_of(text, math=math)
     tokens = [t for t in tokens if t.kind not in ("delimiter", "line")]
@@ -70,14 +70,14 @@ def read_math(text: str, *, math: bool = True) -> Node:
     if in_words is not None:
         return Node("text", data=in_words)
     reader = _Reader(tokens)
-    found = reader.answer()
+    node = reader.answer()
     if reader.place < len(tokens):
         raise NotUnderstood(f"{tokens[reader.place].text!r} where nothing is due")
-    return found
+    return node
 
 
 def _in_words(tokens: list[Token]) -> tuple[str, ...] | None:
-    """An answer in words, such as ``\\text{even}`` or ``\\text{(B)}``: its words in lower case."""
+    """The words, in lower case, of an answer such as ``\\text{even}`` or ``\\text{(B)}``."""
     kinds = {token.kind for token in tokens}
     if not kinds <= {"word", "operator", "punctuation"} or "word" not in kinds:
         return None
@@ -95,7 +95,7 @@ def _in_words(tokens: list[Token]) -> tuple[str, ...] | None:
 
 
 class _Reader:
-    """Recursive descent; ``place`` is the next token."""
+    """Recursive-descent parser; ``place`` is the index of the next token."""
 
     def __init__(self, tokens: list[Token]):
         self.tokens, self.place, self.depth, self.bars = tokens, 0, 0, 0
@@ -114,31 +114,31 @@ class _Reader:
         return token.text
 
     def expect(self, *texts: str) -> str:
-        found = self.take_op(*texts)
-        if found is None:
+        operator = self.take_op(*texts)
+        if operator is None:
             raise NotUnderstood(f"{self.peek().text!r} where {texts[0]!r} is due")
-        return found
+        return operator
 
     # Answers
 
     def answer(self) -> Node:
-        found, joints = [self.item()], set()
+        items, joints = [self.item()], set()
         while (joint := self._separator()) is not None:
             joints.add(joint)
-            found.append(self.item())
+            items.append(self.item())
         joints = joints - {","} or joints
         if len(joints) > 1:
             raise NotUnderstood('both "and" and "or"')
-        return found[0] if len(found) == 1 else Node("list", tuple(found), "".join(joints))
+        return items[0] if len(items) == 1 else Node("list", tuple(items), "".join(joints))
 
     def items(self) -> list[Node]:
-        found = [self.item()]
+        items = [self.item()]
         while self.take_op(",", ";"):
-            found.append(self.item())
-        return found
+            items.append(self.item())
+        return items
 
     def _separator(self) -> str | None:
-        """Take a comma, "and", "or", or a comma with one of them; which of the three it means."""
+        """Read a separator: a comma, "and", "or", or a comma with one of these words."""
         comma = self.take_op(",", ";")
         token = self.peek()
         word = token.text.lower() if token.kind in ("word", "command") else ""
@@ -151,10 +151,10 @@ class _Reader:
         self.depth += 1
         if self.depth > _MAX_DEPTH:
             raise NotUnderstood("brackets too deep")
-        found = self.relation()
+        node = self.relation()
         unit = self._unit()
         self.depth -= 1
-        return Node("unit", (found,), unit) if unit else found
+        return Node("unit", (node,), unit) if unit else node
 
     def relation(self) -> Node:
         parts, operators = [self.union()], []
@@ -164,30 +164,28 @@ class _Reader:
         return Node("relation", tuple(parts), tuple(operators)) if operators else parts[0]
 
     def union(self) -> Node:
-        found = self.sum()
+        node = self.sum()
         while (operator := self.take_op("cup", "cap", "setminus")) is not None:
-            found = Node(operator, (found, self.sum()))
-        return found
+            node = Node(operator, (node, self.sum()))
+        return node
 
     def sum(self) -> Node:
         sign = self.take_op("+", "-", "+-", "-+")
         currency = self._currency()
         if currency and sign is None:
             sign = self.take_op("+", "-")
-        found = self.term()
+        node = self.term()
         if sign in ("+-", "-+"):
-            found = Node("pm", (Node("number", data=Fraction(0)), found))
+            node = Node("pm", (Node("number", data=Fraction(0)), node))
         elif sign == "-":
-            found = Node("negative", (found,))
+            node = Node("negative", (node,))
         while (operator := self.take_op("+", "-", "+-", "-+")) is not None:
             right = self.term()
             if operator in ("+-", "-+"):
-                found = Node("pm", (found, right))
+                node = Node("pm", (node, right))
             else:
-                found = Node(
-                    "add", (found, Node("negative", (right,)) if operator == "-" else right)
-                )
-        return Node("unit", (found,), currency) if currency else found
+                node = Node("add", (node, Node("negative", (right,)) if operator == "-" else right))
+        return Node("unit", (node,), currency) if currency else node
 
     def _currency(self) -> str | None:
         if self.peek().kind != "currency":
@@ -196,21 +194,21 @@ class _Reader:
         return self.tokens[self.place - 1].text
 
     def term(self) -> Node:
-        found = self.power()
+        node = self.power()
         while True:
             operator = self.take_op("*", "/")
             if operator:
                 sign = self.take_op("-", "+")
                 right = self.power()
                 right = Node("negative", (right,)) if sign == "-" else right
-                found = Node("multiply" if operator == "*" else "divide", (found, right))
+                node = Node("multiply" if operator == "*" else "divide", (node, right))
             elif self._starts_factor():
-                found = Node("multiply", (found, self.power()))
+                node = Node("multiply", (node, self.power()))
             else:
-                return found
+                return node
 
     def _starts_factor(self) -> bool:
-        """Whether the next token begins a factor without a sign of multiplication before it."""
+        """Whether the next token begins a factor without a multiplication sign."""
         token = self.peek()
         if token.kind == "word":
             return self._is_letters(token)
@@ -219,7 +217,7 @@ class _Reader:
         return token.is_op("(", "{") or (token.is_op("|") and not self.bars)
 
     def _is_letters(self, token: Token) -> bool:
-        """Whether a word is mathematics: a function, a letter, or letters that are multiplied."""
+        """Whether a word is a function, a variable, or a product of variables."""
         word = token.text
         if word in _FUNCTIONS or word in _CONSTANTS or word in _LETTERS or word in ("sqrt", "cbrt"):
             return not token.prose
@@ -250,25 +248,25 @@ class _Reader:
         if self.peek().is_op("{"):
             return self._braced()
         sign = self.take_op("-", "+")
-        found = self.power()
-        return Node("negative", (found,)) if sign == "-" else found
+        node = self.power()
+        return Node("negative", (node,)) if sign == "-" else node
 
     def postfix(self) -> Node:
-        found = self.atom()
+        node = self.atom()
         while True:
             if self.take_op("!"):
-                found = Node("factorial", (found,))
+                node = Node("factorial", (node,))
             elif self.take_op("%"):
-                found = Node("percent", (found,))
+                node = Node("percent", (node,))
             elif self.take_op("deg"):
-                found = Node("degree", (found,))
+                node = Node("degree", (node,))
             elif self._is_degree():
                 self.place += 4 if self.peek(1).is_op("{") else 2
-                found = Node("degree", (found,))
-            elif self.peek().is_op("_") and found.kind in ("number", "symbol"):
-                found = self._subscript(found)
+                node = Node("degree", (node,))
+            elif self.peek().is_op("_") and node.kind in ("number", "symbol"):
+                node = self._subscript(node)
             else:
-                return found
+                return node
 
     def _is_degree(self) -> bool:
         if not self.peek().is_op("^"):
@@ -278,7 +276,7 @@ class _Reader:
         ring = token.is_command("circ") or token.is_op("deg")
         return ring and (not braced or self.peek(3).is_op("}"))
 
-    def _subscript(self, found: Node) -> Node:
+    def _subscript(self, node: Node) -> Node:
         digits = self.tokens[self.place - 1].text
         self.place += 1
         braced = self.take_op("{")
@@ -291,8 +289,8 @@ class _Reader:
         name = "".join(parts)
         if not name:
             raise NotUnderstood("a subscript that is not known")
-        if found.kind == "symbol":
-            return Node("symbol", data=f"{found.data}_{name}")
+        if node.kind == "symbol":
+            return Node("symbol", data=f"{node.data}_{name}")
         return _in_base(digits, name)
 
     # Atoms
@@ -336,7 +334,7 @@ class _Reader:
         return Node("number", data=value)
 
     def _mixed(self, whole: Fraction) -> Node:
-        """``5\\frac{1}{2}`` is a mixed number, ``5\\frac{x}{2}`` a product."""
+        """Parse ``5\\frac{1}{2}`` as a mixed number and ``5\\frac{x}{2}`` as a product."""
         start = self.place
         self.place += 1
         fraction = self._fraction()
@@ -372,10 +370,10 @@ class _Reader:
             return self._applied(word)
         if word.endswith("'"):
             return Node("symbol", data=word)
-        found = _letter(word[0])
+        node = _letter(word[0])
         for letter in word[1:]:
-            found = Node("multiply", (found, _letter(letter)))
-        return found if len(word) == 1 else Node("letters", (found,), word)
+            node = Node("multiply", (node, _letter(letter)))
+        return node if len(word) == 1 else Node("letters", (node,), word)
 
     def _is_applied(self, name: str) -> bool:
         """Whether a letter before brackets is a function: f, g, h, a derivative, or ``P(A) =``."""
@@ -424,7 +422,7 @@ class _Reader:
         return Node("divide", (top, bottom))
 
     def _argument(self) -> Node:
-        """A group in braces, or one digit, letter or command."""
+        """Parse a group in braces, or one digit, letter or command."""
         token = self.peek()
         if token.is_op("{"):
             return self._braced()
@@ -442,7 +440,7 @@ class _Reader:
         raise NotUnderstood("an argument that is missing")
 
     def _split(self, length: int) -> None:
-        """Cut the next token in two, as LaTeX does with ``\\frac12``."""
+        """Split the next token in two, as LaTeX does for ``\\frac12``."""
         token = self.peek()
         if len(token.text) == length:
             return
@@ -456,9 +454,9 @@ class _Reader:
 
     def _braced(self) -> Node:
         self.expect("{")
-        found = self.item()
+        node = self.item()
         self.expect("}")
-        return found
+        return node
 
     def _root(self, token: Token) -> Node:
         index = Node("number", data=Fraction(2))
@@ -489,18 +487,18 @@ class _Reader:
             while self._starts_factor() and not self._starts_function():
                 argument = Node("multiply", (argument, self.power()))
             arguments = (argument,)
-        found = Node("function", (*arguments, base) if base else arguments, name)
+        node = Node("function", (*arguments, base) if base else arguments, name)
         if exponent is None:
-            return found
+            return node
         if exponent == Node("negative", (Node("number", data=Fraction(1)),)):
             return Node("function", arguments, f"inverse {name}")
-        return Node("power", (found, exponent))
+        return Node("power", (node, exponent))
 
     def _arguments(self) -> tuple[Node, ...]:
         opening = self.expect("(", "{")
-        found = self.items()
+        items = self.items()
         self.expect(")" if opening == "(" else "}")
-        return tuple(found)
+        return tuple(items)
 
     def _starts_function(self) -> bool:
         token = self.peek()
@@ -509,31 +507,31 @@ class _Reader:
     def _absolute(self) -> Node:
         self.expect("|")
         self.bars += 1
-        found = self.item()
+        node = self.item()
         self.bars -= 1
         self.expect("|")
-        return Node("function", (found,), "abs")
+        return Node("function", (node,), "abs")
 
     def _brackets(self) -> Node:
-        """A group, a tuple, an interval or a set, by the brackets and the number of items."""
+        """Parse a group, tuple, interval or set, by the brackets and the number of items."""
         opening = self.expect("(", "[", "\\{", "{")
         bars, self.bars = self.bars, 0
         if opening == "[" and self.peek().is_command("begin"):
-            found = [self.item()]
+            items = [self.item()]
         elif opening == "\\{" and self.peek(1).is_op(":", "|") and self.peek().kind == "word":
             self.place += 2
-            found = [self.item()]
+            items = [self.item()]
             self.expect("\\}")
-            return found[0]
+            return items[0]
         else:
             self._ungroup()
-            found = self.items() if not self.peek().is_op("\\}", "}") else []
+            items = self.items() if not self.peek().is_op("\\}", "}") else []
         closing = self.expect(*_CLOSING[opening])
         self.bars = bars
-        return _bracketed(opening, closing, found)
+        return _bracketed(opening, closing, items)
 
     def _ungroup(self) -> None:
-        """Between brackets a comma separates items: ``(3,100)`` is a pair."""
+        """Treat a comma between brackets as a separator: ``(3,100)`` is a pair."""
         depth, place = 0, self.place
         while place < len(self.tokens):
             token = self.tokens[place]
@@ -586,7 +584,7 @@ class _Reader:
     # Units
 
     def _unit(self) -> str:
-        """The words that end an item, such as ``\\text{ feet}`` or ``cm^2``."""
+        """Parse the unit after an item, such as ``\\text{ feet}`` or ``cm^2``."""
         words: list[str] = []
         if self.peek().kind == "currency":
             self.place += 1
@@ -635,7 +633,7 @@ def _mixed(whole: Fraction, top: Fraction, bottom: Fraction) -> Node:
 
 
 def _differential(node: Node) -> bool:
-    """Whether it is the letter d before a variable, as in dy/dx."""
+    """Whether the node is the letter d before a variable, as in dy/dx."""
     if node.kind == "letters":
         node = node.args[0]
     letters = [part.data for part in node.args]

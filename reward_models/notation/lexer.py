@@ -1,4 +1,4 @@
-"""Tokens of an answer that is written in plain text, Markdown, LaTeX or Unicode."""
+"""Split an answer in plain text, Markdown, LaTeX or Unicode into tokens."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from fractions import Fraction
 
 
 def words(text: str) -> frozenset[str]:
-    """The words of ``text``, for tables of words."""
+    """The set of words of ``text``, for word tables."""
     return frozenset(text.split())
 
 
 MAX_TEXT = 20_000
-"""Characters of an answer; a longer text is not read."""
+"""Longest text that is parsed, in characters."""
 MAX_DIGITS = 1000
 MAX_EXPONENT = 1000
 """Largest power of ten of a number such as 1e6."""
 
 
 class NotUnderstood(Exception):
-    """A text that no rule of the notation covers; the message is the reason."""
+    """A text cannot be parsed; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Token:
-    """One symbol of an answer."""
+    """A symbol of an answer."""
 
     kind: str
     """``number``, ``word``, ``command`` (LaTeX), ``operator``, ``currency``, ``delimiter`` (of
     mathematics), ``line`` (a line break), ``punctuation`` or ``unknown``."""
     text: str
-    """In one spelling for one meaning: every minus sign is ``-``."""
+    """Normalized text: every minus sign is ``-``."""
     start: int
     end: int
-    """Place in the text that was read."""
+    """Index of the first character in the text."""
     spaced: bool = False
     """Whether white space precedes it."""
     math: bool = False
-    """Whether it is between delimiters of mathematics."""
+    """Whether it is between math delimiters."""
     prose: bool = False
     """Whether it is inside ``\\text{...}``."""
     value: Fraction | None = None
-    """Of a number."""
+    """Value of a number."""
     groups: tuple[str, ...] = ()
-    """The digits between commas of a number such as 1,035, which between brackets is a list."""
+    """Groups of digits of a number such as 1,035, which is a list between brackets."""
 
     def is_op(self, *texts: str) -> bool:
         """Whether it is one of these operators."""
@@ -109,14 +109,14 @@ _CURRENCIES = {"$": "$", "€": "€", "£": "£", "¥": "¥", "₹": "₹"}
 
 
 def tokens_of(text: str, *, math: bool = False) -> list[Token]:
-    """The tokens of ``text``, in time linear in its length.
+    """Split ``text`` into tokens, in time linear in its length.
 
     Args:
-        text: an answer or a whole reply.
-        math: whether all of it is between delimiters of mathematics.
+        text: An answer or a whole reply.
+        math: Whether all of the text is between math delimiters.
 
     Raises:
-        NotUnderstood: a text beyond ``MAX_TEXT`` characters.
+        NotUnderstood: The text is longer than ``MAX_TEXT`` characters.
     """
     if len(text) > MAX_TEXT:
         raise NotUnderstood(f"longer than {MAX_TEXT} characters")
@@ -143,8 +143,8 @@ class _Lexer:
     def _add(self, kind: str, text: str, start: int, end: int, **more) -> int:
         prose = bool(self.prose_until)
         math = self.math and not prose
-        found = Token(kind, text, start, end, self.spaced, math, prose, **more)
-        self.tokens.append(found)
+        token = Token(kind, text, start, end, self.spaced, math, prose, **more)
+        self.tokens.append(token)
         self.spaced = False
         return end
 
@@ -198,7 +198,7 @@ class _Lexer:
         return self._add(kind, letter, place, place + 1)
 
     def _tilde(self, place: int) -> int:
-        """A space of LaTeX between two symbols, else "about"."""
+        """A LaTeX space between two symbols, else the sign for "about"."""
         around = self.text[max(0, place - 1) : place], self.text[place + 1 : place + 2]
         if all(c and not c.isspace() for c in around):
             self.spaced = True
@@ -224,7 +224,7 @@ class _Lexer:
         return self._add("command", name, place, end)
 
     def _skip_name(self, end: int) -> int:
-        """After ``\\left`` and the like: a dot that stands for no bracket goes with it."""
+        """Skip the dot after ``\\left`` and similar commands, which stands for no bracket."""
         self.spaced = True
         return end
 
@@ -248,7 +248,7 @@ class _Lexer:
         return self._add("unknown", letter, place, end)
 
     def _text_command(self, place: int, end: int) -> int:
-        """The content of ``\\text{...}`` is read as prose; its braces disappear."""
+        """Read the content of ``\\text{...}`` as prose, without its braces."""
         if self.text[end : end + 1] != "{" or end not in self.closes:
             return self._add("unknown", "\\text", place, end)
         self.prose_until.append(self.closes[end])
@@ -256,7 +256,7 @@ class _Lexer:
         return end + 1
 
     def _dollar(self, place: int) -> int:
-        """A delimiter if a partner follows (as Pandoc pairs them), else a currency."""
+        """A math delimiter if a matching one follows (by Pandoc's rules), else a currency sign."""
         text = self.text
         if text.startswith("$$", place):
             self.math = self.always_math or not self.math
@@ -323,7 +323,7 @@ class _Lexer:
         return self._add("number", text[place:end], place, end, value=value, groups=groups)
 
     def _repeating(self, match: re.Match[str]) -> int:
-        """``0.1\\overline{6}``: the digits under the bar go on for ever."""
+        """A repeating decimal such as ``0.1\\overline{6}``."""
         whole, first, period = (_ascii(part) for part in match.groups())
         start, end = match.span()
         if end - start > MAX_DIGITS:
@@ -333,7 +333,7 @@ class _Lexer:
         return self._add("number", match.group(), start, end, value=value)
 
     def _listed(self, end: int) -> bool:
-        """Whether more digits follow a number such as 1,035 after a comma: then it is a list."""
+        """Whether a number such as 1,035 is part of a list: a comma and more digits follow."""
         return self.text[end : end + 1] == "," and self.text[end + 1 : end + 2].isdecimal()
 
 
@@ -342,7 +342,7 @@ def _ascii(digits: str) -> str:
 
 
 def _pairs(text: str) -> dict[int, int]:
-    """Places of opening braces and dollars -> places of what closes them."""
+    """Index of each opening brace or dollar sign -> index of the closing one."""
     pairs: dict[int, int] = {}
     open_braces: list[int] = []
     dollar, place = None, 0
@@ -375,7 +375,7 @@ def _closes(text: str, start: int, end: int) -> bool:
 
 
 def _times(tokens: list[Token]) -> list[Token]:
-    """A letter x between two numbers, spaced alike on both sides, is a sign of multiplication."""
+    """Replace a letter x between two numbers, with equal spacing, by a multiplication sign."""
     changed = list(tokens)
     for i in range(1, len(tokens) - 1):
         before, here, after = tokens[i - 1 : i + 2]

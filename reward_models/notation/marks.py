@@ -1,4 +1,4 @@
-"""Where a reply says that its answer is: tags, boxes and the ``####`` of GSM8K."""
+"""Find the marked answer in a reply: tags, boxes and the ``####`` of GSM8K."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ _STARTS_WITH_ANSWER = re.compile(
 
 
 def after_thinking(text: str) -> str:
-    """``text`` without its reasoning: what is in ``<think>`` blocks is no answer."""
+    """``text`` without its reasoning in ``<think>`` blocks."""
     text = text.rpartition("</think>")[2]
     return text.partition("<think>")[0]
 
 
 def last_box(text: str) -> tuple[int, int, str] | None:
-    """Start, end and content of the last ``\\boxed{...}``, its braces paired, or None.
+    """Start, end and content of the last ``\\boxed{...}`` with balanced braces, or None.
 
     Raises:
-        NotUnderstood: the last box is not closed.
+        NotUnderstood: The last box is not closed.
     """
     boxes = list(_BOX.finditer(text))
     if not boxes:
         return None
-    found = boxes[-1]
-    end = closing_brace(text, found.end() - 1)
+    box = boxes[-1]
+    end = closing_brace(text, box.end() - 1)
     if end is None:
         raise NotUnderstood("a box that is not closed")
-    return found.start(), end + 1, text[found.end() : end]
+    return box.start(), end + 1, text[box.end() : end]
 
 
 def closing_brace(text: str, start: int) -> int | None:
-    """Where the brace at ``start`` is closed; an escaped brace does not count."""
+    """Index of the brace that closes the one at ``start``; escaped braces are ignored."""
     depth, place = 0, start
     while place < len(text):
         letter = text[place]
@@ -58,13 +58,14 @@ def closing_brace(text: str, start: int) -> int | None:
 
 
 def answer_segment(reply: str) -> tuple[str, str, str]:
-    """The part of ``reply`` that states its answer, and the texts before and after a box.
+    """The part of a reply with its answer, and the texts before and after a box.
 
-    In order: the last ``<answer>`` tag, then inside it (or in the whole reply after its reasoning)
-    the last box or the line after the last ``####``, whichever comes later; else all of it.
+    First, the last ``<answer>`` tag is selected, or the reply without its reasoning. In it, the
+    answer is the last box or the line after the last ``####``, whichever comes later; otherwise it
+    is the whole text.
 
     Raises:
-        NotUnderstood: a mark that is not closed, or two boxes that are offered together.
+        NotUnderstood: A mark is not closed, or two boxes are alternatives.
     """
     text = after_thinking(reply)
     opened = list(_ANSWER_TAG.finditer(text))
@@ -84,12 +85,12 @@ def answer_segment(reply: str) -> tuple[str, str, str]:
 
 
 def is_box(reply: str) -> bool:
-    """Whether ``reply`` is a box and nothing else."""
+    """Whether ``reply`` consists of a box."""
     return _BOX.match(reply.strip()) is not None
 
 
 def _refuse_second_box(before: str, content: str) -> None:
-    """Two boxes with nothing but a connective between them offer two answers."""
+    """Raise NotUnderstood for two boxes with only a conjunction between them."""
     boxes = list(_BOX.finditer(before))
     if not boxes:
         return

@@ -1,8 +1,8 @@
-"""The final statement of a reply: the last number or expression, if nothing around it casts doubt.
+"""Find the final statement of a reply: its last number or expression, if it is unambiguous.
 
-A reply states an answer when its last run of mathematical symbols is alone: not beside a
-negation ("not 14"), an alternative ("14 or 7"), a comparison ("more than 14") or a second number
-that belongs to it ("3 hours 15 minutes"). The words that cast doubt are English.
+A reply states an answer if its last run of mathematical symbols is not next to a negation
+("not 14"), an alternative ("14 or 7"), a comparison ("more than 14") or a second number of the same
+quantity ("3 hours 15 minutes"). These words are recognized in English only.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ _BESIDE = ("=", "+", "-", "*", "/", "^", "<", ">", "<=", ">=", "!=")
 _NONE = Token("none", "", -1, -1)
 _LATEX_SPACE = re.compile(r"\\[,;:! ]")
 _NEAR = 80
-"""Characters before a run in which a word can change it."""
+"""Number of characters before a run in which words can change its meaning."""
 _MAX_RUN = 2000
 _MAX_PROSE = 5000
 _LIST_MARK = re.compile(r"^[ \t]*(?:[-*•+]|\d+[.)])[ \t]+(?=\S)", re.M)
@@ -92,19 +92,19 @@ _LIST_MARK = re.compile(r"^[ \t]*(?:[-*•+]|\d+[.)])[ \t]+(?=\S)", re.M)
 
 @dataclass(frozen=True)
 class Statement:
-    """What a reply states last."""
+    """The final statement of a reply."""
 
     text: str
     """The run of symbols."""
     words: str
-    """What follows in its sentence, where a unit may stand."""
+    """The rest of the sentence, which may contain a unit."""
 
 
 def reply_segment(reply: str) -> tuple[str, bool]:
-    """The part of ``reply`` that states its answer, without marks of Markdown; is it a box?
+    """The part of a reply with its answer, without Markdown, and whether it is a box.
 
     Raises:
-        NotUnderstood: a mark that is not closed, or words around a box that deny it.
+        NotUnderstood: A mark is not closed, or the text around a box contradicts it.
     """
     segment, before, after = answer_segment(reply)
     if before or after:
@@ -115,14 +115,14 @@ def reply_segment(reply: str) -> tuple[str, bool]:
 
 
 def final_statement(segment: str, *, numbers_only: bool) -> Statement:
-    """The answer that ``segment`` ends on.
+    """The final answer in a segment.
 
     Args:
-        segment: from ``reply_segment``.
-        numbers_only: whether a run without a digit is no answer, as where a number is due.
+        segment: Result of ``reply_segment``.
+        numbers_only: Ignore runs without digits.
 
     Raises:
-        NotUnderstood: nothing that could be an answer, or something that casts doubt on it.
+        NotUnderstood: There is no answer, or it is ambiguous.
     """
     tokens = tokens_of(segment)
     first, last = _last_run(tokens, numbers_only)
@@ -138,10 +138,10 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
 
 
 def plain(text: str) -> str:
-    """``text`` without the marks of Markdown.
+    """``text`` without Markdown.
 
     Raises:
-        NotUnderstood: something is struck out, or a bullet may be a minus sign.
+        NotUnderstood: A part is struck out, or a bullet may be a minus sign.
     """
     if "~~" in text:
         raise NotUnderstood("something is struck out")
@@ -153,14 +153,14 @@ def plain(text: str) -> str:
 
 
 def _bare_sign(text: str) -> bool:
-    """Whether a line is a dash and a number: a bullet or a negative number, so neither."""
+    """Whether a line is a dash and a number, which may be a bullet or a negative number."""
     if re.search(r"^[ \t]*[-+][ \t]+[\d.]", text, re.M):
         raise NotUnderstood("a bullet that may be a sign")
     return False
 
 
 def _is_symbol(tokens: list[Token], i: int) -> bool:
-    """Whether a token belongs to a run: numbers, operators, commands, variables, functions."""
+    """Whether a token can be in a run: numbers, operators, commands, variables, functions."""
     token = tokens[i]
     if token.kind in ("number", "operator", "command", "currency", "delimiter", "unknown"):
         return not token.is_op(",", ";", ":", "!", "&") or _inside(tokens, i)
@@ -202,7 +202,7 @@ def _inside(tokens: list[Token], i: int) -> bool:
 
 
 def _is_variable(tokens: list[Token], i: int) -> bool:
-    """Whether a word of plain text is mathematics: a function, a variable, or letters beside it."""
+    """Whether a word of plain text is a function, a variable, or a product of variables."""
     token, word = tokens[i], tokens[i].text
     before = tokens[i - 1] if i else _NONE
     after = tokens[i + 1] if i + 1 < len(tokens) else _NONE
@@ -248,7 +248,7 @@ def _can_answer(run: list[Token], numbers_only: bool) -> bool:
 
 
 def _trim(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
-    """Without punctuation at the ends that belongs to the sentence."""
+    """The run without the sentence's punctuation at its ends."""
     while end > start and (
         tokens[end].kind == "delimiter"
         or tokens[end].is_op(",", ";", ":")
@@ -272,7 +272,7 @@ def _unpaired(tokens: list[Token], start: int, end: int) -> bool:
 
 
 def _join(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
-    """Take in what "or", "and" or a comma joins to the run: several candidates are one list."""
+    """Extend the run by candidates that "or", "and" or a comma joins to it, as one list."""
     while True:
         place = start - 1
         while place >= 0 and (
@@ -330,7 +330,7 @@ def _is_signed(tokens: list[Token], first: int) -> bool:
 
 
 def _check_neighbour(between: str, previous: Token, token: Token) -> None:
-    """What is between the number before and the run makes them one or keeps them apart."""
+    """Raise NotUnderstood if the number before the run may belong to it."""
     if not any(c.isalpha() for c in between):
         if previous.value is not None and previous.value == token.value:
             return

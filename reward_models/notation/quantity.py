@@ -1,4 +1,4 @@
-"""One number with its unit, read by a grammar and never by guessing.
+"""Parse one number with its unit; text that does not fit the grammar is rejected.
 
 quantity  = [name "="] value            after the last "=" of a chain of equations
 value     = signs [currency] magnitude [currency] [scale word] [unit]
@@ -30,25 +30,25 @@ class Quantity:
     """An exact number and its unit."""
 
     value: Fraction
-    """A percentage is its hundredth."""
+    """The number; a percentage is divided by 100."""
     unit: str = ""
-    """In the spelling of ``units``; empty if there is none."""
+    """The unit in the spelling of ``units``; empty if there is none."""
 
     def matches(self, other: Quantity, *, tolerance: Fraction = Fraction(0)) -> bool:
-        """Whether ``other``, read from a reply, states this value in a unit that is not another."""
+        """Whether ``other``, from a reply, has this value and no different unit."""
         near = abs(self.value - other.value) <= tolerance
         return near and units.agree(self.unit, other.unit)
 
 
 def read_quantity(text: str, *, is_reference: bool = False) -> Quantity:
-    """The one number that ``text`` spells; every symbol of it has to be understood.
+    """Parse a text that consists of one number.
 
     Args:
-        text: a number without any sentence around it.
-        is_reference: whether to refuse a decimal comma, which could as well separate two numbers.
+        text: A number without surrounding sentences.
+        is_reference: Whether to reject a decimal comma, which may also separate two numbers.
 
     Raises:
-        NotUnderstood: anything else.
+        NotUnderstood: A part of the text cannot be parsed.
     """
     tokens = _without_ends([t for t in tokens_of(text) if t.kind != "delimiter"])
     if any(token.kind == "line" for token in tokens):
@@ -61,27 +61,27 @@ def read_quantity(text: str, *, is_reference: bool = False) -> Quantity:
     if not any(token.kind == "number" for token in tokens):
         raise NotUnderstood("no number")
     reader = _Reader(_after_equals(tokens), decimal_comma=not is_reference)
-    found = reader.value()
+    quantity = reader.value()
     if reader.place < len(reader.tokens):
         raise NotUnderstood("more than one number, or words around it")
-    return found
+    return quantity
 
 
 @lru_cache(maxsize=4096)
 def read_reference_quantity(reference: str) -> Quantity:
-    """The number of a reference answer: all of it, or what is in its box or after ``####``.
+    """Parse a reference answer: the whole text, its box or the text after ``####``.
 
     Raises:
-        NotUnderstood: it is not wholly understood as one number.
+        NotUnderstood: It is not one number.
     """
     return read_quantity(answer_segment(reference)[0], is_reference=True)
 
 
 def read_final_quantity(reply: str) -> Quantity:
-    """The number that ``reply`` states last, with its unit.
+    """Parse the final number of a reply, with its unit.
 
     Raises:
-        NotUnderstood: no number, several, or words that cast doubt on it.
+        NotUnderstood: There is no number, or it is ambiguous.
     """
     segment, _ = reply_segment(reply)
     try:
@@ -92,7 +92,7 @@ def read_final_quantity(reply: str) -> Quantity:
 
 
 def unit_words(words: str) -> str:
-    """The scale words and known units at the beginning of ``words``."""
+    """The scale words and known units at the start of ``words``."""
     kept: list[str] = []
     for word in re.findall(r"[^\W\d_]+|%|°", words.split(",")[0])[:4]:
         known = units.known_unit(word) or word in ("%", "°")
@@ -108,7 +108,7 @@ def unit_words(words: str) -> str:
 
 
 def _without_ends(tokens: list[Token]) -> list[Token]:
-    """Without the line breaks, quotation marks and the full stop around it."""
+    """The tokens without surrounding line breaks, quotation marks and the full stop."""
     start, end = 0, len(tokens)
     while end > start and (
         tokens[end - 1].kind == "line" or tokens[end - 1].text in _CLOSING_MARKS
@@ -133,7 +133,7 @@ def _after_equals(tokens: Sequence[Token]) -> list[Token]:
 
 
 class _Reader:
-    """Recursive descent over the tokens; ``place`` is the next one."""
+    """Recursive-descent parser; ``place`` is the index of the next token."""
 
     def __init__(self, tokens: list[Token], *, decimal_comma: bool):
         self.tokens, self.place, self.depth = tokens, 0, 0
@@ -209,7 +209,7 @@ class _Reader:
         return top / bottom
 
     def _argument(self) -> Fraction:
-        """An argument of ``\\frac``: braces, or a single digit of an unbraced number."""
+        """Parse an argument of ``\\frac``: braces, or a single digit of a number without braces."""
         if self.take_op("{"):
             inner = self.value()
             self.expect("}")
@@ -270,7 +270,7 @@ class _Reader:
         return number + Fraction(int(digits), 10 ** len(digits)), after
 
     def _mixed(self, whole: int) -> Fraction | None:
-        """The fraction after a whole number, as in ``5 1/2``, ``5½`` or ``5\\frac{1}{2}``."""
+        """Parse the fraction after an integer, as in ``5 1/2``, ``5½`` or ``5\\frac{1}{2}``."""
         token = self.peek()
         if token is None:
             return None
@@ -343,7 +343,7 @@ class _Reader:
         return mantissa * Fraction(10) ** exponent
 
     def _suffix(self, unit: str) -> tuple[int, str]:
-        """A scale word, then a currency, a percent or degree sign, or a unit."""
+        """Parse a scale word, then a currency, a percent or degree sign, or a unit."""
         scale, token = 1, self.peek()
         while token is not None and token.kind == "word" and token.text.lower() in units.SCALES:
             scale *= units.SCALES[token.text.lower()]

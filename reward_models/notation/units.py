@@ -71,18 +71,18 @@ NOT_UNITS = words(
     "failed cannot can't doesn't don't didn't won't wouldn't isn't wasn't does do did will would "
     "could should excluded ruled rejected nope untrue impossible unlike doubtful unlikely "
 )
-"""Words that are never a unit, because they change the number or begin another clause."""
+"""Words that are never units, because they change the number or begin another clause."""
 
 
 def known_unit(word: str) -> str | None:
-    """Our own spelling of the unit that ``word`` spells, None for a word that names no unit."""
+    """The canonical spelling of the unit ``word``; None if it is not a unit."""
     if word in _KNOWN:
         return _KNOWN[word]
     return None if word in _CASE_MATTERS else _KNOWN.get(word.lower())
 
 
 def canonical(names: list[str]) -> str:
-    """One spelling of a unit of one or more words: ``square meters`` is ``m^2``."""
+    """The canonical spelling of a unit of one or more words: ``square meters`` is ``m^2``."""
     parts, power = [], ""
     for word in names:
         if word.lower() in _POWERS:
@@ -103,10 +103,10 @@ def _singular(word: str) -> str:
 
 
 def agree(reference: str, reply: str) -> bool:
-    """Whether a reply may have this unit: the reference's own, or one where the other has none."""
+    """Whether two units are equal or at least one of them is missing."""
     return not reference or not reply or reference == reply
 
 
 def in_percent(value: Fraction, unit: str) -> tuple[Fraction, str]:
-    """A percentage is its hundredth, without a unit: 10% is 0.1, and not 10."""
+    """Convert a percentage to a number without unit: 10% is 0.1."""
     return (value / 100, "") if unit == PERCENT else (value, unit)
