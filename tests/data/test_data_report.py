@@ -1,4 +1,4 @@
-"""The report finds each planted fault, names the rows, and is silent on clean data."""
+"""The report finds each known fault, lists its rows, and has no findings on clean data."""
 
 import json
 import random
@@ -237,7 +237,7 @@ def test_margins_are_equal_after_swapping_every_pair():
 
 
 def test_margin_does_not_depend_on_the_pair_itself():
-    """A word seen with one prompt only cannot help there, however often that prompt is repeated."""
+    """A word that occurs with one prompt only does not change the margins of that prompt."""
     rows = clean_pairs(100)
     rows += [pair("Repeated?", "unheard", "unseen") for _ in range(20)]
     assert cross_fitted_margins(rows, seed=0).margin[100:] == pytest.approx(0.0)

@@ -1,4 +1,4 @@
-"""The page on data says what the code does: its examples run, and print what they say."""
+"""The examples of docs/data.md run and print the documented output."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every layout a file can have ends in the same canonical rows; the rest is dropped by reason."""
+"""All layouts give the same canonical rows; unusable rows are dropped with a reason."""
 
 import json
 
@@ -29,7 +29,7 @@ def read(tmp_path):
 
 
 def only(loaded):
-    """The single row, less its source."""
+    """The single row without its source."""
     (row,) = loaded.rows
     row.pop("source")
     return row
@@ -166,7 +166,7 @@ def test_mapping_one_field_leaves_the_others_to_recognition(read):
 
 
 def test_a_mapped_column_serves_one_field_only(read):
-    """`prompt` is taken by the mapping, so the prompt is looked for under its other names."""
+    """The mapping uses the column `prompt`, so the prompt is found under another name."""
     row = {"prompt": "Hello", "question": "Hi"}
     assert only(read([row], "sft", columns={"completion": "prompt"})) == SFT
 

@@ -1,4 +1,4 @@
-"""Sources, mixtures, and one readable line for everything that can be wrong with them."""
+"""Sources, mixtures, and one-line error messages."""
 
 import csv
 import gzip

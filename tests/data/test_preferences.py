@@ -1,4 +1,4 @@
-"""Simulated annotators do what their parameters say; rankings and ratings give all their pairs."""
+"""Label probabilities of simulated annotators; pairs from rankings and ratings."""
 
 import math
 

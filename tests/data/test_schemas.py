@@ -1,4 +1,4 @@
-"""Rows written after the cards of public data sets load with the right values, by hand."""
+"""Hand-written rows in the formats of public data sets load with the right values."""
 
 import json
 
@@ -37,7 +37,7 @@ def read(tmp_path):
 
 
 def bare(loaded):
-    """The rows without their source, in a fixed order."""
+    """The rows without their source, sorted."""
     rows = [{k: v for k, v in row.items() if k != "source"} for row in loaded.rows]
     return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
 

@@ -1,4 +1,4 @@
-"""No prompt on both sides, whatever the rows and their order."""
+"""Splits have no common prompts and do not depend on the order of rows."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ def row(prompt, number=0):
 
 
 def bare(rows):
-    """Prompts as a reader would compare them, independently of the code under test."""
+    """Normalized prompts, computed independently of the code under test."""
     return {" ".join(r["prompt"][-1]["content"].lower().split()) for r in rows}
 
 

@@ -1,4 +1,4 @@
-"""Tiny random reward models with their own tokenizers, built in milliseconds, no files needed."""
+"""Tiny random reward models with their own tokenizers, created in milliseconds."""
 
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def save_causal(folder: Path, *, seed: int = 0, tokenizer=None):
 
 
 def talk(*texts: str) -> list[dict[str, str]]:
-    """A conversation of ``texts``, user and assistant in turn."""
+    """A conversation of ``texts`` with alternating user and assistant turns."""
     roles = ["user", "assistant"]
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
@@ -134,7 +134,7 @@ def encoder_path(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def helpers():
-    """The builders above, for tests that need their own variant."""
+    """The builders above, for tests that need a variant."""
     return {
         "tokenizer": make_tokenizer,
         "decoder": save_decoder,

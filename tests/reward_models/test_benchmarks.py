@@ -1,4 +1,4 @@
-"""Each benchmark's score on rows worked out by hand; replies carry their own score as text."""
+"""Scores of each benchmark on hand-worked rows; the text of a reply is its score."""
 
 import math
 
@@ -91,7 +91,7 @@ def test_ties_by_hand():
 
 
 def test_rm_bench_levels():
-    """Style 3 always gains a point: easy comparisons are all won, hard ones lost."""
+    """Style 3 always adds a point, so all easy comparisons are won and hard ones lost."""
     row = {"prompt": "p", "chosen": ["1", "1.5", "2.5"], "rejected": ["0", "1.2", "2"]}
     fancy = row | {"domain": "chat"}
     found = rm_bench(REWARD, [fancy])

@@ -1,4 +1,4 @@
-"""Hostile programs are stopped within their limits, and the run goes on."""
+"""Hostile programs are stopped at their limits, and later programs run."""
 
 import os
 import resource
@@ -49,7 +49,7 @@ def runner():
     ],
 )
 def test_hostile_programs_are_stopped(program, status, trace):
-    # Only the endless ones meet the limit on CPU time: to fill the memory, too, takes some.
+    # Only endless programs get a short CPU limit; filling the memory also takes CPU time.
     runner = CodeRunner(cpu_seconds=1 if status == "cpu" else 20, wall_seconds=30.0)
     outcome = runner.run(program)
     assert outcome.status == status

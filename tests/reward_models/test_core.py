@@ -16,7 +16,7 @@ def talk(reply: str, **facts: str):
 
 
 def value_of(name: str = "value") -> Reward:
-    """Reads the number in the reply; a reply of "none" has no score."""
+    """Scores a reply by its number; the reply "none" has no score."""
 
     def read(conversation):
         text = last_reply(conversation)
@@ -119,7 +119,7 @@ def test_function_that_raises_loses_one_score():
 
 
 def test_rule_that_raises_loses_one_score_and_reports_its_line():
-    """A missing package is no fault of a text: it ends the batch."""
+    """A missing package ends the batch."""
 
     def fragile(conversation):
         return [1.0, 2.0][int(last_reply(conversation))]
@@ -140,7 +140,7 @@ def test_rule_that_raises_loses_one_score_and_reports_its_line():
 
 
 def test_every_missing_score_has_a_reason():
-    """Through sums, gates and functions; a value that is not finite says so."""
+    """In sums, gates and functions, and for values that are not finite."""
     why = "value: asked for none"
     first, second = value_of(), as_reward(lambda cs: [None, 1.0, float("nan")], name="second")
     assert first.score(REPLIES).reasons == [None, why, None]

@@ -1,4 +1,4 @@
-"""Simulated annotators over an exact gold reward: what was put in must come out."""
+"""Estimates recover the parameters of simulated annotators with an exact gold reward."""
 
 import json
 import math
@@ -30,7 +30,7 @@ def simulate(n, *, seed, temperature=1.0, noise=0.0, length_bias=0.0, per_prompt
 
 
 def text_pairs(n, *, seed, temperature=0.5, noise=0.0, prefer_long=False):
-    """Pairs whose replies carry their gold score as text; prompts come twice."""
+    """Pairs whose replies are their gold scores as text; every prompt occurs twice."""
     rng = np.random.default_rng(seed)
     pairs = []
     for i in range(n):
@@ -46,7 +46,7 @@ def text_pairs(n, *, seed, temperature=0.5, noise=0.0, prefer_long=False):
 
 
 def read_gold(conversation):
-    """The gold score that the reply carries; 0 where a stress test has cut it off."""
+    """The gold score in the reply; 0 if a stress test has truncated it."""
     found = re.search(r"-?\d+\.\d+", last_reply(conversation))
     return float(found.group()) if found else 0.0
 

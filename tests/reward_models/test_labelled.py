@@ -1,4 +1,4 @@
-"""Measures on labelled texts: hand-worked numbers, sklearn as the oracle, intervals that cover."""
+"""Metrics on labeled texts: hand-worked numbers, sklearn as oracle, coverage of intervals."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Traps of published reward-model code: pooling, padding, EOS, templates, missing heads."""
+"""Known faults of published reward-model code: pooling, padding, EOS, templates, missing heads."""
 
 import json
 
@@ -143,7 +143,7 @@ def test_bf16_model_keeps_an_fp32_head(decoder_path, encoder_path, talks):
 
 
 def test_a_base_model_without_a_head_is_refused(helpers, tmp_path):
-    """Transformers would fill the head with random numbers and warn."""
+    """Transformers would initialize the head randomly and warn."""
     path = helpers["causal"](tmp_path)
     with pytest.raises(ValueError, match=r"no trained reward head .*score\.weight"):
         LearnedReward.load(path)

@@ -1,4 +1,4 @@
-"""Implicit, process and cost rewards on tiny random models, against plain recomputation."""
+"""Implicit, process and cost rewards of tiny random models, compared with direct computation."""
 
 import math
 

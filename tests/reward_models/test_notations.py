@@ -61,7 +61,7 @@ def test_table_of_notations(kind):
 
 @pytest.mark.parametrize("kind", ["number", "math"])
 def test_more_notations(kind):
-    """Written with the grammar at hand, to hold it; the bars are measured on the other table."""
+    """Regression rows for the grammar; accuracy is measured on the other table."""
     rows = [json.loads(line) for line in MORE.read_text().splitlines()]
     rows = [row for row in rows if row["kind"] == kind]
     found = judged(kind, [(row["reference"], row["reply"]) for row in rows])

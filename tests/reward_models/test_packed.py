@@ -1,4 +1,4 @@
-"""Learned rewards read without padding, against the same checkpoints read as padded batches."""
+"""Learned rewards in packed batches equal those in padded batches."""
 
 import pytest
 import torch

@@ -113,7 +113,7 @@ def test_answers_that_cannot_be_used_are_counted():
 
 
 def test_a_list_with_an_answer_that_is_not_understood():
-    """A reply that is right by another one is right; else nothing can be said."""
+    """A reply that equals another reference is right; otherwise it has no score."""
     scores = build({"kind": "number", "answer": ["7", "3:30"]}).score([talk("7"), talk("8")])
     assert scores.values == [1.0, None]
 

@@ -1,4 +1,4 @@
-"""TRL's RewardTrainer on our token ids: what it optimises is what we later score."""
+"""TRL's RewardTrainer on our token ids optimizes the scores that we compute."""
 
 import warnings
 

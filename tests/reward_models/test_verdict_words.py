@@ -1,4 +1,4 @@
-"""Sentences of a reward report that rest on an interval."""
+"""Sentences of a reward report that depend on an interval."""
 
 import pytest
 

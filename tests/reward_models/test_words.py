@@ -1,4 +1,4 @@
-"""Bags of words on texts that have few words or none."""
+"""Bags of words on texts with few words or none."""
 
 import math
 
