@@ -22,6 +22,7 @@ from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.commands.command import CommandTable
 from rlhf.commands.dry_run import check_without_data
 from rlhf.common.names import nearest
+from rlhf.config.base import DirectoryConfig
 from rlhf.config.load import assemble, build, set_key
 from rlhf.errors import UserError
 from rlhf.runs.directory import open_directory
@@ -33,7 +34,7 @@ PREFIX = "stage:"
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class Pipeline(DirectoryConfig):
     """Stages in order, each a command with its configuration.
 
     output_dir: runs/quickstart
@@ -45,16 +46,10 @@ class Pipeline:
     directory. ``--NAME.key value`` overrides a key of a stage.
     """
 
-    output_dir: str
-    """Directory of the pipeline; every stage has a directory in it."""
     stages: list[dict[str, Any]]
     """The stages: name, command, and the keys of the command."""
     seed: int = 0
     """Random seed of every stage that sets none."""
-    resume: bool = False
-    """Continue an existing output_dir; finished stages are kept."""
-    overwrite: bool = False
-    """Replace an existing output_dir."""
 
 
 def read_pipeline(

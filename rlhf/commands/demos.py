@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf.config.base import RunConfig
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
 
@@ -29,23 +30,15 @@ class DemosFile:
 
 
 @dataclass(frozen=True)
-class DemosConfig:
+class DemosConfig(RunConfig):
     """`rlhf demos`: what an environment's expert would do, as training data."""
 
-    output_dir: str
-    """The run directory."""
     env: str
     """Gymnasium id of one of our environments."""
     files: list[DemosFile]
     """What to write."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
-    seed: int = 0
-    """Of start states and random actions."""
-    resume: bool = False
-    """Accept an existing output_dir."""
-    overwrite: bool = False
-    """Replace an existing output_dir."""
 
 
 @dataclass(frozen=True)

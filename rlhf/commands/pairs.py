@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.common.files import write_jsonl
+from rlhf.config.base import RunConfig
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.preferences import Annotator, pairs_from_gold
@@ -23,11 +24,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class PairsConfig:
+class PairsConfig(RunConfig):
     """Who replies, to what, and who judges."""
 
-    output_dir: str
-    """The run directory; pairs.jsonl lies in it."""
     model: ModelSpec
     """Who replies."""
     env: EnvSpec
@@ -44,12 +43,6 @@ class PairsConfig:
     """Replies to each."""
     pairs_per_prompt: int = 2
     """Pairs made of them, at most."""
-    seed: int = 0
-    """Of prompts, replies and verdicts."""
-    resume: bool = False
-    """Accept an existing output_dir."""
-    overwrite: bool = False
-    """Replace an existing output_dir."""
 
     def __post_init__(self) -> None:
         if self.samples < 2:

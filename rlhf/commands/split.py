@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.common.files import write_jsonl
+from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec, Kind
 from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
@@ -16,23 +17,15 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SplitConfig:
+class SplitConfig(RunConfig):
     """`rlhf split`: one data set as train.jsonl and test.jsonl that share no prompt."""
 
-    output_dir: str
-    """The run directory."""
     data: list[DataSpec]
     """What to split."""
     kind: Kind
     """What the rows are."""
     test_fraction: float = 0.1
     """Share of rows in test.jsonl."""
-    seed: int = 0
-    """Of the split."""
-    resume: bool = False
-    """Accept an existing output_dir."""
-    overwrite: bool = False
-    """Replace an existing output_dir."""
 
     def __post_init__(self) -> None:
         if not 0 < self.test_fraction < 1:

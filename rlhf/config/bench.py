@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from rlhf.config.base import DirectoryConfig
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec
 
@@ -61,11 +62,9 @@ class BenchAlgorithm:
 
 
 @dataclass(frozen=True)
-class BenchConfig:
+class BenchConfig(DirectoryConfig):
     """`rlhf bench`: environments x algorithms x training seeds."""
 
-    output_dir: str
-    """Where runs, tables and the report lie."""
     environments: dict[str, Any]
     """Name -> env, demonstrations, sft, run, random, optimal."""
     algorithms: dict[str, Any]
@@ -92,10 +91,6 @@ class BenchConfig:
     """Whom the others are compared with; None: the model that training starts from."""
     tuning: dict[str, Any] = field(default_factory=dict)
     """How settings were found, as `rlhf tune` wrote it; told with the result."""
-    resume: bool = False
-    """Continue what is in output_dir."""
-    overwrite: bool = False
-    """Replace what is in output_dir."""
 
     def __post_init__(self) -> None:
         for name in ("environments", "algorithms", "seeds"):

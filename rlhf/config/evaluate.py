@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -78,11 +79,9 @@ class TasksSpec:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(RunConfig):
     """What is measured, of whom. At least one of env, text, classes, tasks and pairs."""
 
-    output_dir: str
-    """The run directory; every policy gets a folder in its evaluation/."""
     policies: list[PolicySpec] = field(default_factory=list)
     """Who plays, or whose text loss is measured."""
     env: EnvSpec | None = None
@@ -111,12 +110,6 @@ class EvaluateConfig:
     """greedy takes the likeliest token; sampled uses rollout.temperature."""
     max_length: int = 512
     """Tokens of one text example."""
-    seed: int = 0
-    """Of shuffles and limits of data sets."""
-    resume: bool = False
-    """Measure what is still missing in output_dir."""
-    overwrite: bool = False
-    """Replace an existing output_dir."""
 
     def __post_init__(self) -> None:
         of_policies = self.env or self.text or self.classes or self.tasks

@@ -6,20 +6,15 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlhf.config.base import TrainingConfig
 from rlhf.config.data import DataSpec
-from rlhf.config.model import ModelSpec, check_trainable
 from rlhf.config.optimization import OPTIONS, NativeOptions
-from rlhf.runs.trackers import TrackerName
 
 
 @dataclass(frozen=True)
-class OfflineConfig:
+class OfflineConfig(TrainingConfig):
     """One offline run: `rlhf sft|dpo|kto`. Batch sizes are global."""
 
-    output_dir: str
-    """The run directory."""
-    model: ModelSpec
-    """Where training starts; for DPO and KTO also the reference."""
     data: list[DataSpec]
     """Training rows: prompts with completions (sft), pairs (dpo), or labels (kto)."""
     eval_data: list[DataSpec] = field(default_factory=list)
@@ -41,19 +36,9 @@ class OfflineConfig:
     """Stop after this many evaluations in a row without a better one; None: never."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Options under TRL's names, e.g. learning_rate, num_train_epochs, max_steps, beta."""
-    seed: int = 0
-    """Of everything random."""
-    track: list[TrackerName] = field(default_factory=list)
-    """Boards that are told the metrics too: tensorboard, wandb, trackio, mlflow."""
-    profile: bool = False
-    """Log how well a step uses the machine (native engine): docs/metrics.md, `profile/`."""
-    resume: bool = False
-    """Continue from the last checkpoint of output_dir."""
-    overwrite: bool = False
-    """Replace an existing output_dir."""
 
     def __post_init__(self) -> None:
-        check_trainable(self.model)
+        super().__post_init__()
         if not self.data:
             raise ValueError("data: the list is empty; name at least one data set")
         if not 0 < self.eval_fraction < 1:

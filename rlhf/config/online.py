@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlhf.algorithms.registry import Algorithm, configure
-from rlhf.config.model import ModelSpec, check_trainable
+from rlhf.config.base import TrainingConfig
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.errors import UserError
-from rlhf.runs.trackers import TrackerName
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,9 @@ class EvaluationSpec:
 
 
 @dataclass(frozen=True)
-class OnlineConfig:
+class OnlineConfig(TrainingConfig):
     """One online run: `rlhf ppo`, `rlhf grpo`, ... Batch sizes are global."""
 
-    output_dir: str
-    """The run directory."""
-    model: ModelSpec
-    """The policy at the start; also the reference."""
     env: EnvSpec
     """Where episodes come from."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
@@ -122,19 +117,9 @@ class OnlineConfig:
     """Steps between checkpoints; the last one is kept."""
     samples_per_step: int = 2
     """Transcripts kept of each step."""
-    profile: bool = False
-    """Log tokens per second, FLOP utilisation, padding and peak memory of every step as well."""
-    seed: int = 0
-    """Of everything random."""
-    track: list[TrackerName] = field(default_factory=list)
-    """Boards that are told the metrics too: tensorboard, wandb, trackio, mlflow."""
-    resume: bool = False
-    """Continue from the last checkpoint of output_dir."""
-    overwrite: bool = False
-    """Replace an existing output_dir."""
 
     def __post_init__(self) -> None:
-        check_trainable(self.model)
+        super().__post_init__()
         for name in ("num_steps", "episodes_per_step", "micro_batch_tokens", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")

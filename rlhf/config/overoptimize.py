@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.names import nearest
+from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -85,11 +86,9 @@ class TrainingSpec:
 
 
 @dataclass(frozen=True)
-class OveroptimizeConfig:
+class OveroptimizeConfig(RunConfig):
     """A policy, a gold score, and proxies of it that are optimised too far."""
 
-    output_dir: str
-    """The run directory; proxies and training runs lie in it."""
     model: ModelSpec
     """The policy at the start."""
     env: EnvSpec
@@ -108,12 +107,6 @@ class OveroptimizeConfig:
     """Optimisation by choice."""
     rl: TrainingSpec | None = None
     """Optimisation by training; None: best-of-n alone."""
-    seed: int = 0
-    """Of everything random."""
-    resume: bool = False
-    """Continue in output_dir; what is finished there stays."""
-    overwrite: bool = False
-    """Replace an existing output_dir."""
 
     def __post_init__(self) -> None:
         if not self.gold:

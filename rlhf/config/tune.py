@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.config.base import DirectoryConfig
+
 
 @dataclass(frozen=True)
 class Dimension:
@@ -32,11 +34,9 @@ class Dimension:
 
 
 @dataclass(frozen=True)
-class TuneConfig:
+class TuneConfig(DirectoryConfig):
     """`rlhf tune`: equally many trials for each algorithm of a benchmark."""
 
-    output_dir: str
-    """Where trials and tuned.yaml lie."""
     bench: str
     """The benchmark's manifest: model, environments, algorithms, budgets."""
     space: dict[str, Any]
@@ -51,10 +51,6 @@ class TuneConfig:
     """Held-out episodes behind a trial's score; none that a benchmark evaluates on."""
     sampler_seed: int = 0
     """Of the search."""
-    resume: bool = False
-    """Continue what is in output_dir."""
-    overwrite: bool = False
-    """Replace what is in output_dir."""
 
     def __post_init__(self) -> None:
         for name in ("space", "seeds"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf.common.files import write_jsonl
+from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -33,11 +34,9 @@ SCORERS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class RewardReportConfig:
+class RewardReportConfig(RunConfig):
     """Configuration of `rlhf reward-report`: a reward, and pairs, a benchmark, or both."""
 
-    output_dir: str
-    """The run directory."""
     reward: str | None = None
     """Folder of a trained reward model."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
@@ -69,12 +68,6 @@ class RewardReportConfig:
     save: bool = False
     """With `reward`: write the fitted temperature into the checkpoint's reward_model.json, and with
     a policy the mean and standard deviation on its samples."""
-    seed: int = 0
-    """Random seed of sampling and of the stress tests."""
-    resume: bool = False
-    """Accept an existing output_dir."""
-    overwrite: bool = False
-    """Replace an existing output_dir."""
 
     def __post_init__(self) -> None:
         if (self.reward is None) == (not self.rewards):

@@ -1,0 +1,43 @@
+"""Keys that every run has; no torch here, so that parsing stays quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rlhf.config.model import ModelSpec, check_trainable
+from rlhf.runs.trackers import TrackerName
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectoryConfig:
+    """What is written to a directory, and what happens if it exists."""
+
+    output_dir: str
+    """Directory to write."""
+    resume: bool = False
+    """Continue in an existing output_dir, from its last checkpoint."""
+    overwrite: bool = False
+    """Replace an existing output_dir."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(DirectoryConfig):
+    """A command that writes a run directory."""
+
+    seed: int = 0
+    """Random seed; everything random in the run derives from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(RunConfig):
+    """A command that trains a model."""
+
+    model: ModelSpec
+    """The model that training starts from; also the reference, where the method has one."""
+    track: list[TrackerName] = field(default_factory=list)
+    """Experiment trackers to log to: tensorboard, wandb, trackio, mlflow."""
+    profile: bool = False
+    """Also log throughput, FLOP utilization, padding and peak memory (docs/metrics.md)."""
+
+    def __post_init__(self) -> None:
+        check_trainable(self.model)
