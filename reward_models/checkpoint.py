@@ -122,10 +122,10 @@ def find_sidecar(path: str | Path) -> Sidecar | None:
     """
     if Path(path).is_dir():
         return Sidecar.read(path)
-    found = read(
+    file = read(
         cached_file, str(path), filename=FILE_NAME, _raise_exceptions_for_missing_entries=False
     )
-    return Sidecar.read(Path(found).parent) if found else None
+    return Sidecar.read(Path(file).parent) if file else None
 
 
 def reconcile(

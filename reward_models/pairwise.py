@@ -43,8 +43,8 @@ def encode_pair(
     replies = [reply[:limit] for reply in replies]
     left = available - sum(map(len, replies))
     context = ids(render(tokenizer, prompt))
-    kept = context[len(context) - min(left, len(context)) :]
-    return [*opening, *kept, *replies[0], *replies[1], *closing]
+    context_ids = context[len(context) - min(left, len(context)) :]
+    return [*opening, *context_ids, *replies[0], *replies[1], *closing]
 
 
 def _first(*ids: Any) -> list[int]:

@@ -107,10 +107,10 @@ def _estimate(
     if measure.rows is not None:
         return plain(share_interval(measure.rows(scores, labels), list(units)))
     assert measure.scale != "share"
-    found = jackknife(
+    interval = jackknife(
         lambda rows: measure.of(scores[rows], labels[rows]), list(units), scale=measure.scale
     )
-    return plain(as_row(found, len(labels)))
+    return plain(as_row(interval, len(labels)))
 
 
 def _gain(
@@ -123,13 +123,13 @@ def _gain(
     if measure.rows is not None:
         gains = measure.rows(scores, labels) - measure.rows(baseline_scores, labels)
         return plain(gain_interval(gains, list(units)))
-    found = jackknife(
+    interval = jackknife(
         lambda rows: (
             measure.of(scores[rows], labels[rows]) - measure.of(baseline_scores[rows], labels[rows])
         ),
         list(units),
     )
-    return plain(as_row(found, len(labels)))
+    return plain(as_row(interval, len(labels)))
 
 
 def plain(row: dict[str, float]) -> Estimate:

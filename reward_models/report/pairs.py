@@ -70,9 +70,9 @@ def evaluate_reward_model(
     known = ~np.isnan(chosen - rejected)
     if not known.any():
         raise ValueError(f"no pair could be scored: {dict(scores.counts)}")
-    kept = [pair for pair, ok in zip(pairs, known, strict=True) if ok]
+    scored = [pair for pair, ok in zip(pairs, known, strict=True) if ok]
     chosen, rejected = chosen[known], rejected[known]
-    view = _View(kept, chosen - rejected)
+    view = _View(scored, chosen - rejected)
     report = {
         "reward": reward.name,
         "data": {
@@ -86,7 +86,7 @@ def evaluate_reward_model(
         "accuracy": view.accuracy(),
         "baselines": _baselines(view, reward, train_pairs),
         "by_margin": _by_quantile(view, np.abs(view.margins), parts=10),
-        "by_length_gap": _by_quantile(view, baselines.longer(kept), parts=5),
+        "by_length_gap": _by_quantile(view, baselines.longer(scored), parts=5),
         "by_source": _by_source(view),
         "calibration": _calibration(view, reward.temperature),
         "length": _length(view, chosen, rejected),
@@ -96,9 +96,9 @@ def evaluate_reward_model(
             "std": float(np.nanstd(values)),
         },
         "invariance": _invariance(
-            reward, [p.chosen for p in kept[:invariance_size]], spread=float(np.nanstd(values))
+            reward, [p.chosen for p in scored[:invariance_size]], spread=float(np.nanstd(values))
         ),
-        "stress": stress_tests(reward, kept, size=stress_size, seed=seed) if stress_size else {},
+        "stress": stress_tests(reward, scored, size=stress_size, seed=seed) if stress_size else {},
         "policy": spread_on_samples(reward, samples) if samples else None,
         "best_of_n": best_of_n,
     }
@@ -215,14 +215,14 @@ def _length(view: _View, chosen: np.ndarray, rejected: np.ndarray) -> dict[str, 
     gap = np.abs(lengths[:, 0] - lengths[:, 1]) / np.maximum(lengths.max(1), 1)
     matched = np.flatnonzero(gap <= _MATCHED)
     groups = [*view.groups, *view.groups]
-    found = jackknife(lambda rows: spearman(values[rows], size[rows]), groups, scale="fisher")
-    if abs(found.value) > 1 - 1e-9:  # all pairs are concordant: use the interval of a share
-        units, sign = len(set(groups)), math.copysign(1.0, found.value)
-        found = share_of(units, units).scaled(2 * sign, -sign)
+    interval = jackknife(lambda rows: spearman(values[rows], size[rows]), groups, scale="fisher")
+    if abs(interval.value) > 1 - 1e-9:  # all pairs are concordant: use the interval of a share
+        units, sign = len(set(groups)), math.copysign(1.0, interval.value)
+        interval = share_of(units, units).scaled(2 * sign, -sign)
     return {
         "pearson": pearson(values, size),
-        "spearman": found.value,
-        "spearman_interval": as_row(found, len(values)),
+        "spearman": interval.value,
+        "spearman_interval": as_row(interval, len(values)),
         "margin_spearman": spearman(view.margins, lengths[:, 0] - lengths[:, 1]),
         "matched_accuracy": view.accuracy(matched) if len(matched) else None,
     }
@@ -236,8 +236,8 @@ def _annotator(view: _View) -> dict[str, Any]:
         fit = fit_annotator(features, groups=view.groups)
     except ValueError as reason:
         return {"not_fitted": str(reason)}
-    found = {name: vars(estimate) for name, estimate in fit.weights.items()}
-    return {"weights": found, "noise": vars(fit.noise)}
+    weights = {name: vars(estimate) for name, estimate in fit.weights.items()}
+    return {"weights": weights, "noise": vars(fit.noise)}
 
 
 def _invariance(
@@ -253,7 +253,7 @@ def _invariance(
     alone = [reward([conversation])[0] for conversation in conversations]
     *head, last = max(conversations, key=lambda c: len(c[-1]["content"]))
     long = [*head, {**last, "content": " ".join([last["content"]] * 8)}]
-    found = {
+    batched = {
         "batch": reward(conversations),
         "order": reward(conversations[::-1])[::-1],
         "padding": reward([*conversations, long])[:-1],
@@ -263,7 +263,7 @@ def _invariance(
             (abs(a - b) for a, b in zip(values, alone, strict=True) if None not in (a, b)),  # type: ignore[operator]
             default=math.nan,
         )
-        for kind, values in found.items()
+        for kind, values in batched.items()
     }
     largest = max(gaps.values())
     share = largest / spread if spread > 0 else (math.inf if largest > 0 else 0.0)

@@ -80,14 +80,14 @@ def accuracy_forest(report: Report) -> str:
     name = str(report.get("reward") or "reward")
     lines = [_accuracy_line(name, report["accuracy"], "c1")]
     lines += [
-        _accuracy_line(baseline, found["accuracy"], "c5")
-        for baseline, found in report["baselines"].items()
+        _accuracy_line(baseline, row["accuracy"], "c5")
+        for baseline, row in report["baselines"].items()
     ]
     return forest(lines, [(0.5, "coin")])
 
 
-def _accuracy_line(name: str, found: Report, tone: str) -> Line:
-    estimate = estimate_of(found)
+def _accuracy_line(name: str, share: Report, tone: str) -> Line:
+    estimate = estimate_of(share)
     remark = bounds(estimate)
     if estimate.known:
         remark = f"[{estimate.low:.1%}, {estimate.high:.1%}]"
@@ -99,8 +99,8 @@ def _accuracy_line(name: str, found: Report, tone: str) -> Line:
 def gain_forest(report: Report) -> str:
     """Return a forest plot of the paired gain in accuracy over each baseline."""
     lines = []
-    for name, found in report["baselines"].items():
-        gain = estimate_of(found["gain"])
+    for name, row in report["baselines"].items():
+        gain = estimate_of(row["gain"])
         tone = "gold" if gain.low > 0 else "c6" if gain.high < 0 else "c5"
         pairs = plural(gain.units, "paired comparison")
         lines.append(Line(f"over {name}", pairs, gain, signed(gain), bounds(gain), tone))
@@ -113,10 +113,10 @@ def gain_forest(report: Report) -> str:
 def stress_forest(report: Report) -> str:
     """Return a forest plot of the change of the score in each stress test."""
     lines = []
-    for name, found in (report.get("stress") or {}).items():
-        change = estimate_of(found["change"])
-        tone = {True: "gold", False: "c6", None: "c5"}[found["passed"]]
-        wanted = f"should {found['expect']} · fell in {found['fell'] or 0:.0%}"
+    for name, test in (report.get("stress") or {}).items():
+        change = estimate_of(test["change"])
+        tone = {True: "gold", False: "c6", None: "c5"}[test["passed"]]
+        wanted = f"should {test['expect']} · fell in {test['fell'] or 0:.0%}"
         lines.append(
             Line(name.replace("_", " "), wanted, change, signed(change), bounds(change), tone)
         )
@@ -158,12 +158,12 @@ def _calibration_chart(report: Report) -> Chart:
         bins = [b for b in report["calibration"][key]["bins"] if b["confidence"] is not None]
         x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
         lines.append(Series(name, x, y, color))
-    found = report["calibration"].get("temperature") or {}
-    told = [number(found[k]) if found.get(k) is not None else "∞" for k in ("low", "high")]
+    interval = report["calibration"].get("temperature") or {}
+    ends = [number(interval[k]) if interval.get(k) is not None else "∞" for k in ("low", "high")]
     fitted = report["calibration"]["fitted"]["temperature"]
     note = "Share of right verdicts where σ(margin / T) claims this probability."
     if fitted is not None:
-        note += f" Fitted T {number(fitted)} [{told[0]}, {told[1]}]."
+        note += f" Fitted T {number(fitted)} [{ends[0]}, {ends[1]}]."
     return Chart("Calibration", lines, note, "claim")
 
 
@@ -190,8 +190,8 @@ def _slice_table(report: Report, slug: str) -> Table:
             ]
             for row in report[key]
         ]
-    for name, found in report["by_source"].items():
-        rows.append(["source", name, estimate_of(found), found["n"]])
+    for name, accuracy in report["by_source"].items():
+        rows.append(["source", name, estimate_of(accuracy), accuracy["n"]])
     if matched := report["length"]["matched_accuracy"]:
         rows.append(["length", "within 10%", estimate_of(matched), matched["n"]])
     return Table(slug, "Accuracy by slice", ["by", "range", "accuracy", "pairs"], rows)
@@ -200,8 +200,8 @@ def _slice_table(report: Report, slug: str) -> Table:
 def _calibration_table(report: Report, slug: str) -> Table:
     rows: list[list[Cell]] = []
     for name, key in (("as given", "as_given"), ("fitted", "fitted")):
-        found = report["calibration"][key]
-        rows.append([name, *(found[k] for k in ("temperature", "nll", "brier", "ece"))])
+        calibration = report["calibration"][key]
+        rows.append([name, *(calibration[k] for k in ("temperature", "nll", "brier", "ece"))])
     columns = ["temperature", "value", "NLL (coin 0.693)", "Brier (coin 0.25)", "ECE"]
     return Table(slug, "Calibration", columns, rows)
 
@@ -228,13 +228,13 @@ def _optional_tables(report: Report, tag: str) -> list[Table]:
     tables.append(Table(f"{tag}_scores", "The scores", ["what", "value"], rows))
     if chosen := report.get("best_of_n"):
         columns = ["n", "KL in nats", "this reward (std)", "gold"]
-        found: list[list[Cell]] = [
+        cells: list[list[Cell]] = [
             [n, kl, estimate_of(proxy), estimate_of(gold)]
             for n, kl, proxy, gold in zip(
                 chosen["ns"], chosen["kl"], chosen["proxy_score"], chosen["gold"], strict=True
             )
         ]
-        tables.append(Table(f"{tag}_best_of_n", "Best of n", columns, found))
+        tables.append(Table(f"{tag}_best_of_n", "Best of n", columns, cells))
     return tables
 
 
@@ -243,19 +243,19 @@ def _card(report: Report) -> list[list[str]]:
 
 
 def _benchmark_table(evaluation: Evaluation) -> Table:
-    found = evaluation.summary["benchmark"]
+    result = evaluation.summary["benchmark"]
     rows: list[list[Cell]] = [
-        [part, benchmark_estimate(found, part, value)] for part, value in benchmark_parts(found)
+        [part, benchmark_estimate(result, part, value)] for part, value in benchmark_parts(result)
     ]
     title = named(evaluation.name)
-    if found.get("absent"):
-        title += f" (not in the file: {', '.join(found['absent'])})"
+    if result.get("absent"):
+        title += f" (not in the file: {', '.join(result['absent'])})"
     return Table(evaluation.name, title, ["part", "score"], rows)
 
 
-def benchmark_estimate(found: Report, part: str, value: float) -> Cell:
+def benchmark_estimate(result: Report, part: str, value: float) -> Cell:
     """A part of a benchmark's result with its interval, where it has one."""
-    ends = found.get("intervals", {}).get(part)  # results of 0.1.0 have none
+    ends = result.get("intervals", {}).get(part)  # results of 0.1.0 have none
     if ends is None:
         return value
     return estimate_of({"mean": value, **ends, "n": ends["prompts"]})

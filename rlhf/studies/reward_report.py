@@ -144,8 +144,8 @@ def policy_replies(
     from rlhf.evaluation.replies import sample_replies
 
     assert config.policy is not None
-    kept = list({prompt_key(row): row for row in rows}.values())[: config.prompts]
-    prompts = [{key: row[key] for key in ("prompt", "tools") if key in row} for row in kept]
+    prompt_rows = list({prompt_key(row): row for row in rows}.values())[: config.prompts]
+    prompts = [{key: row[key] for key in ("prompt", "tools") if key in row} for row in prompt_rows]
     path = directory / "prompts.jsonl"
     write_jsonl(path, prompts)
     env = EnvSpec(prompts=[DataSpec(str(path))])
