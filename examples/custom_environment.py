@@ -1,0 +1,74 @@
+"""Train on an environment of your own: an ordinary gymnasium environment with text.
+
+    python examples/custom_environment.py
+
+The model has random weights so that the example runs in seconds on a CPU.
+"""
+
+from typing import Any
+
+import gymnasium as gym
+
+import rlhf
+from rlhf.envs.check import check
+from rlhf.envs.core import FreeText
+
+
+class HotOrCold(gym.Env):
+    """Find a hidden digit within four turns; the reward is 1 for the right digit.
+
+    Observations and actions are text. ``reset`` draws everything random from ``self.np_random``,
+    so that an episode is a function of its seed.
+    """
+
+    observation_space = FreeText()
+    action_space = FreeText()
+    max_turns = 4
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        """Draw a new digit."""
+        super().reset(seed=seed)
+        self.digit, self.turn = int(self.np_random.integers(10)), 0
+        return "Guess a digit.", {}
+
+    def step(self, action: str):
+        """Compare the guess with the digit."""
+        self.turn += 1
+        guess = action.strip()
+        right = guess == str(self.digit)
+        if right:
+            observation = "Right."
+        elif guess.isdecimal():
+            observation = "Hot." if abs(int(guess) - self.digit) <= 2 else "Cold."
+        else:
+            observation = "That is not a digit."
+        # The task ends when the digit is found (terminated). The turn limit only stops the
+        # episode (truncated), so that the value of the next state is added to its return.
+        truncated = not right and self.turn == self.max_turns
+        return observation, float(right), right, truncated, {}
+
+
+gym.register(id="mine/HotOrCold-v0", entry_point="custom_environment:HotOrCold")
+
+
+def main() -> None:
+    """Check the environment, then train on it."""
+    for finding in check("custom_environment:mine/HotOrCold-v0", episodes=3):
+        print("check:", finding)
+    rlhf.stage(
+        "ppo",
+        {
+            "output_dir": "runs/custom_environment",
+            "model": {"scratch": {"hidden_size": 32, "num_layers": 2, "context": 128}},
+            "env": {"id": "custom_environment:mine/HotOrCold-v0"},  # module:id
+            "rollout": {"max_new_tokens": 4},
+            "episodes_per_step": 32,
+            "num_steps": 5,
+            "optimizer": {"learning_rate": 3e-3},
+        },
+    )
+    print("report: runs/custom_environment/report.html")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Train with a reward of your own: a function from conversations to scores.
+
+    python examples/custom_reward.py
+
+The model has random weights so that the example runs in seconds on a CPU. For real use, replace it
+by ``{"path": "smollm2-135m-instruct"}`` or the path of a fine-tuned model.
+"""
+
+import rlhf
+from rlhf.data import write_jsonl
+
+PROMPTS = ["Say hello.", "Name a color.", "Count to three.", "Describe the sea."]
+
+
+def few_vowels(conversations: list[list[dict[str, str]]]) -> list[float | None]:
+    """Score each completion by its share of letters that are not vowels.
+
+    Args:
+        conversations: lists of messages ``{"role": ..., "content": ...}``; the last one is the
+            policy's completion.
+
+    Returns:
+        One score per conversation. None marks a completion that cannot be scored: it is counted and
+        left out of the update, which differs from a score of 0.
+    """
+    scores: list[float | None] = []
+    for conversation in conversations:
+        letters = [letter for letter in conversation[-1]["content"].lower() if letter.isalpha()]
+        consonants = sum(letter not in "aeiou" for letter in letters)
+        scores.append(consonants / len(letters) if letters else None)
+    return scores
+
+
+def main() -> None:
+    """Optimize the reward with RLOO, which needs no critic."""
+    write_jsonl("prompts.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
+    rlhf.stage(
+        "rloo",
+        {
+            "output_dir": "runs/custom_reward",
+            "model": {"scratch": {"hidden_size": 32, "num_layers": 2, "context": 64}},
+            "env": {"prompts": [{"path": "prompts.jsonl"}]},
+            # Rewards are summed. A kind without a function of your own is one of `KINDS`.
+            "rewards": [
+                {"kind": "function", "path": "custom_reward:few_vowels", "name": "vowels"},
+                {"kind": "length", "low": 5, "high": 20, "weight": 0.1},
+            ],
+            "rollout": {"max_new_tokens": 8},
+            "episodes_per_step": 32,
+            "num_steps": 10,
+            "shaping": {"max_unscored": 1.0},  # a random model writes completions without letters
+            "optimizer": {"learning_rate": 3e-3},
+        },
+    )
+    print("report: runs/custom_reward/report.html")
+
+
+if __name__ == "__main__":
+    main()
