@@ -16,6 +16,8 @@ PRODUCT = ("rlhf", "envs", "reward_models")
 
 # Distributions whose module has another name.
 MODULES = {"pyyaml": "yaml", "scikit_learn": "sklearn", "vadersentiment": "vaderSentiment"}
+# Functions that import the module they are given; `require` is that of rlhf.envs.adapters.
+IMPORTERS = ("importlib.import_module", "import_module", "require")
 # Needed by transformers and TRL at run time; see the comments in pyproject.toml.
 INDIRECT = {"accelerate", "gguf"}
 
@@ -37,8 +39,7 @@ def imported_modules() -> set[str]:
                 names.add(node.module)
             elif (
                 isinstance(node, ast.Call)
-                and getattr(node.func, "attr", getattr(node.func, "id", ""))
-                in ("import_module", "require")
+                and ast.unparse(node.func) in IMPORTERS
                 and node.args
                 and isinstance(node.args[0], ast.Constant)
             ):
