@@ -96,5 +96,5 @@ def find(env_id: str) -> EnvSpec:
     ours = [spec_id for spec_id in gym.registry if spec_id.startswith("text/")]
     short = {spec_id.removeprefix("text/").removesuffix("-v0").lower(): spec_id for spec_id in ours}
     match = closest(name.removeprefix("text/").lower(), short, cutoff=0.4)
-    hint = short[match] if match else ", ".join(ours)
-    raise UserError(f"no environment {env_id!r}; did you mean {hint}?")
+    hint = f"did you mean {short[match]}?" if match else f"known: {', '.join(ours)}"
+    raise UserError(f"no environment {env_id!r}; {hint}")
