@@ -26,6 +26,7 @@ from rlhf.errors import UserError
 from rlhf.training import online
 from rlhf.training import optimize as update
 from rlhf.training.session import open_session
+from tests.helpers.trainers import collected_batch
 from tests.helpers.training import (
     Tree,
     checkpoint_of,
@@ -38,7 +39,6 @@ from tests.helpers.training import (
     weights_of,
     write_rows,
 )
-from tests.training.test_online import experience_of
 
 CLASSES = {
     "": OnlineConfig,
@@ -356,11 +356,11 @@ def test_micro_batches_are_passes_of_the_model(places) -> None:
         changes = {"micro_batch_tokens": tokens, "algorithm": {"num_minibatches": 1}}
         tree = tree_of("unused", places, merge({"algorithm": {"num_epochs": 1}}, changes))
         session = open_session("ppo", configure("ppo", tree))
-        experience = experience_of(session)
+        batch = collected_batch(session)
         seen = []
         score = session.policy.score
         session.policy.score = lambda *a, s=score, n=seen, **k: (n.append(1), s(*a, **k))[1]
-        update.learn(session, experience, step=0)
+        update.update_policy(session, batch, step=0)
         passes.append(len(seen))
         session.close()
     assert passes == [8, 1]

@@ -12,8 +12,8 @@ from rlhf.errors import UserError
 from rlhf.runs.directory import Run, seed_everything
 from rlhf.training import offline
 from rlhf.training.supervised import Schedule, SupervisedTrainer
+from tests.helpers.trainers import divergent, tree_of, trl_trainer
 from tests.helpers.training import evaluations, metrics_of, pair_rows, same, weights_of
-from tests.training.test_offline import divergent, trainer_for, tree_of
 
 VERBS = ("sft", "dpo", "reward")
 # A longer and a shorter prompt, replies of several lengths: padding that must not count.
@@ -60,7 +60,7 @@ def test_loss_and_gradient_of_a_batch_are_trl_s(tmp_path, echo_model, verb, opti
         verb, tmp_path, echo_model, rows=rows, batch_size=8, micro_batch_size=8, trainer=options
     )
     native = native_trainer(verb, tree)
-    trainer = trainer_for(verb, tree)
+    trainer = trl_trainer(verb, tree)
     if verb == "reward":  # two fresh heads: give both the same
         head = torch.randn(native.model.model.score.weight.shape)
         for model in (native.model.model, trainer.model):

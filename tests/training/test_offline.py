@@ -1,6 +1,5 @@
 """The offline stages over TRL: each known trap, shut."""
 
-import contextlib
 import json
 import math
 import shutil
@@ -14,23 +13,19 @@ from transformers import (
     AutoTokenizer,
 )
 
-from rlhf.cli.table import configure, run_command
+from rlhf.cli.table import run_command
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 from rlhf.config.offline import OWNED, OfflineConfig
 from rlhf.errors import UserError
-from rlhf.models.loading import load_model
 from rlhf.models.precision import MasterAdamW
-from rlhf.runs.directory import Run, seed_everything
 from rlhf.training import offline
 from rlhf.training.examples import Encoder
 from rlhf.training.stages import num_steps
 from rlhf.training.trl.columns import LabelCollator, PairCollator, pair_columns
-from rlhf.training.trl.trainer import make_options, make_trainer
+from tests.helpers.trainers import ROWS, divergent, tree_of, trl_trainer
 from tests.helpers.training import (
-    assistant,
     evaluations,
-    label_rows,
     metrics_of,
     offline_tree,
     pair_rows,
@@ -39,42 +34,6 @@ from tests.helpers.training import (
     weights_of,
     write_rows,
 )
-
-ROWS = {"sft": sft_rows, "reward": pair_rows, "dpo": pair_rows, "kto": label_rows}
-
-
-def tree_of(verb, tmp_path, place, *, rows=None, name="run", engine="trl", **keys):
-    data = write_rows(tmp_path / f"{name}.jsonl", ROWS[verb]() if rows is None else rows)
-    return offline_tree(tmp_path / name, place, data, engine=engine, **keys)
-
-
-def trainer_for(verb, tree, change=None):
-    """The trainer of a stage, its model changed in memory first."""
-    config = configure(verb, tree)
-    seed_everything(config.seed)
-    stage = offline.stage_of(verb, config)
-    run = Run.open({**tree, "command": verb})
-    train_rows, eval_rows = offline.load_rows(config, stage)
-    with changed_at_load(change):
-        work = stage.prepare(config, train_rows, "trl")
-    train_set, eval_set = work.encode(train_rows, True), work.encode(eval_rows, False)
-    options = make_options(stage, work.trainer, config, run.directory, len(train_set))
-    return make_trainer(work, config, options, train_set, eval_set)
-
-
-@contextlib.contextmanager
-def changed_at_load(change):
-    """Models are passed to ``change`` as soon as they are loaded."""
-
-    def load(*args, **kwargs):
-        model, tokenizer = load_model(*args, **kwargs)
-        change(model)
-        return model, tokenizer
-
-    with pytest.MonkeyPatch.context() as patch:
-        if change:
-            patch.setattr(offline, "load_model", load)
-        yield
 
 
 @torch.no_grad()
@@ -110,12 +69,12 @@ def test_every_stage_trains_evaluates_and_leaves_a_model(tmp_path, echo_model, v
 
 
 def test_dpo_starts_at_ln_2_whatever_lies_on_disk(tmp_path, echo_model):
-    trainer = trainer_for("dpo", tree_of("dpo", tmp_path, echo_model), change=shake)
+    trainer = trl_trainer("dpo", tree_of("dpo", tmp_path, echo_model), change=shake)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_kto_starts_at_no_divergence_whatever_lies_on_disk(tmp_path, echo_model):
-    trainer = trainer_for("kto", tree_of("kto", tmp_path, echo_model), change=shake)
+    trainer = trl_trainer("kto", tree_of("kto", tmp_path, echo_model), change=shake)
     found = trainer.evaluate()
     assert found["eval_kl"] == pytest.approx(0.0, abs=1e-6)
     assert found["eval_loss"] == pytest.approx(0.5, abs=1e-6)  # 1 - sigmoid(0)
@@ -163,7 +122,7 @@ def test_nothing_fits_is_one_line(echo_model):
 def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, verb):
     """Updates of 1e-6 vanish in a bf16 weight; the float32 masters keep them."""
     keys = {"model": {"path": str(echo_model), "dtype": "bfloat16"}}
-    trainer = trainer_for(
+    trainer = trl_trainer(
         verb, tree_of(verb, tmp_path, echo_model, trainer={"learning_rate": 1e-6}, **keys)
     )
     weights = list(trainer.model.parameters())
@@ -183,16 +142,6 @@ def test_a_bf16_run_saves_bf16_and_resumes(tmp_path, echo_model):
     keys = {"model": {"path": str(echo_model), "dtype": "bfloat16"}}
     final = run_command("sft", tree_of("sft", tmp_path, echo_model, **keys))
     assert {w.dtype for w in weights_of(final.parent).values()} == {torch.bfloat16}
-
-
-def divergent(tmp_path, place, **keys):
-    """A run whose held-out loss first falls, as replies become words, and then rises."""
-    rows = [row | {"completion": assistant("apple")} for row in sft_rows()]
-    other = [row | {"completion": assistant("cloud")} for row in sft_rows(8)]
-    held_out = write_rows(tmp_path / "held_out.jsonl", other)
-    trainer = {"learning_rate": 2e-2, "lr_scheduler_type": "constant", "max_steps": 24}
-    keys |= {"eval_data": [{"path": str(held_out)}], "evaluations": 12, "trainer": trainer}
-    return tree_of("sft", tmp_path, place, rows=rows, **keys)
 
 
 def test_the_best_checkpoint_is_the_one_that_is_kept(tmp_path, echo_model):

@@ -14,10 +14,10 @@ from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
 from rlhf.training import online
 from rlhf.training import optimize as update
-from rlhf.training.batch import make_training_batch
 from rlhf.training.scoring import shape_scores
 from rlhf.training.session import open_session
 from rlhf.training.token_table import pieces
+from tests.helpers.trainers import collected_batch
 from tests.helpers.training import (
     metrics_of,
     online_tree,
@@ -32,10 +32,6 @@ from tests.helpers.training import (
 def session_for(place, verb="ppo", **keys):
     keys = {"output_dir": "unused", **keys}
     return open_session(verb, configure(verb, online_tree("unused", place, **keys)))
-
-
-def batch_of(session):
-    return make_training_batch(session, online.gather(session).rollouts)[0]
 
 
 def snapshot(module):
@@ -105,13 +101,13 @@ def test_epochs_and_mini_batches_really_happen(echo_model, epochs, minibatches):
     taken = []
     step = session.optimizer.step
     session.optimizer.step = lambda: (taken.append(1), step())
-    metrics = update.update_policy(session, batch_of(session), step=0)
+    metrics = update.update_policy(session, collected_batch(session), step=0)
     assert len(taken) == metrics["train/updates"] == epochs * minibatches
 
 
 def test_mini_batches_part_the_episodes_and_epochs_shuffle_anew(echo_model):
     session = session_for(echo_model)
-    batch = batch_of(session)
+    batch = collected_batch(session)
     rng = np.random.default_rng(0)
     orders = []
     for _ in range(2):
@@ -134,7 +130,7 @@ def test_gradients_are_clipped(echo_model):
     norms = {}
     for limit in (1e9, 1e-3):
         session = session_for(echo_model, optimizer={"max_grad_norm": limit})
-        batch = batch_of(session)
+        batch = collected_batch(session)
         step = session.optimizer.step
 
         def look(session=session, step=step, limit=limit):
@@ -158,7 +154,7 @@ def test_micro_batches_do_not_change_the_update(echo_model, verb):
         torch.manual_seed(0)
         if session.policy.value_head is not None:  # zero at the start, blind to the trunk
             torch.nn.init.normal_(session.policy.value_head.linear.weight)
-        batch = batch_of(session)
+        batch = collected_batch(session)
         rows = torch.arange(8)
         update.accumulate_gradients(session, batch, rows, critic_only=False)
         found = [p.grad for p in session.policy.parameters() if p.grad is not None]
@@ -173,7 +169,7 @@ def test_the_warm_up_trains_the_critic_and_leaves_the_policy_alone(echo_model, c
     keys = {"critic": critic, "critic_warmup_steps": 1, "algorithm": {"num_epochs": 3}}
     session = session_for(echo_model, **keys, optimizer={"weight_decay": 0.1})
     policy, head = snapshot(session.policy.model), snapshot(session.policy.value_head)
-    batch = batch_of(session)
+    batch = collected_batch(session)
     update.update_policy(session, batch, step=0)
     assert moved(policy, session.policy.model) == 0.0
     assert moved(head, session.policy.value_head) > 1e-6
@@ -301,7 +297,7 @@ def test_the_run_says_why_episodes_have_no_score(tmp_path, echo_model):
 def test_unscored_episodes_do_not_reach_the_gradient(echo_model, verb):
     keys = {"rewards": JUDGE, "shaping": {"max_unscored": 0.5}}
     session = session_for(echo_model, verb, **keys)
-    batch = batch_of(session)
+    batch = collected_batch(session)
     unscored = batch.rewards.isnan().any(1)
     assert unscored.tolist() == [True, False, False, False] * 2
     touched = torch.cat(update.mini_batches(batch, 1, np.random.default_rng(0)))
