@@ -38,6 +38,7 @@ def trl_trainer(verb, tree, change=None):
     with changed_at_load(change):
         work = stage.prepare(config, train_rows, "trl")
     train_set, eval_set = work.encode(train_rows, True), work.encode(eval_rows, False)
+    assert work.trainer is not None
     options = make_options(stage, work.trainer, config, run.directory, len(train_set))
     return make_trainer(work, config, options, train_set, eval_set)
 
