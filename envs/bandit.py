@@ -22,7 +22,6 @@ class Bandit(TextEnv):
     Args:
         arms: Number of arms, K.
         horizon: Number of pulls, H.
-        render_mode: As in gymnasium.
     """
 
     items = "All episodes open alike; the chances of the arms are hidden and drawn anew."

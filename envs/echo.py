@@ -21,7 +21,6 @@ class Echo(TextEnv):
 
     Args:
         num_words: Number of different words (difficulty).
-        render_mode: As in gymnasium.
     """
 
     system_prompt = "Repeat the word you are given, and nothing else."

@@ -19,7 +19,6 @@ class GuessNumber(TextEnv):
     Args:
         numbers: Largest number, N.
         guesses: Number of guesses, T.
-        render_mode: As in gymnasium.
     """
 
     items = "All episodes open alike; the hidden number is one of those of training."

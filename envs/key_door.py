@@ -38,7 +38,6 @@ class KeyDoor(TextEnv):
         size: Number of rows and columns, n; odd.
         step_cost: Cost of each action.
         split: "all" maps, or those of "train" or "test".
-        render_mode: As in gymnasium.
     """
 
     separable = True

@@ -59,7 +59,6 @@ class KnowledgeGraph(TextEnv):
         hops: Length of the shortest path.
         step_cost: Cost of each action.
         split: "all" pairs, or those of "train" or "test".
-        render_mode: As in gymnasium.
     """
 
     separable = True

@@ -52,7 +52,6 @@ class KuhnPoker(TwoPlayerEnv):
         opponent: "optimal" (a Nash equilibrium), "random", or a function from the opponent's
             conversation to its reply, such as a snapshot of the agent for self-play.
         seat: "first", "second", or "random" (drawn at each reset).
-        render_mode: As in gymnasium.
     """
 
     max_turns = 2

@@ -208,7 +208,6 @@ class PreferenceBandit(TextEnv):
         reward: "gold" or "proxy".
         instructions: Whether `system_prompt` explains the task and lists the options. A model that
             is trained from scratch learns as well without, and three times faster.
-        render_mode: As in gymnasium.
     """
 
     items = "A closed list of 48 guests, all of them in training too."

@@ -49,7 +49,6 @@ class ProgramSynthesis(TextEnv):
         tests: Hidden tests per episode, drawn from a pool of 60.
         split: "all" hidden programs, or those of "train" or "test"; programs with the same outputs
             on the examples are in the same split.
-        render_mode: As in gymnasium.
     """
 
     separable = True

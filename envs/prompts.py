@@ -34,7 +34,6 @@ class PromptEnv(TextEnv):
         prompts: Texts, or conversations that end with a user message or a tool result.
         reward: Scores a batch of conversations; called with a batch of one.
         system_prompt: System message of every episode.
-        render_mode: As in gymnasium.
 
     Raises:
         UserError: `prompts` is empty, or a conversation does not end with a user message.

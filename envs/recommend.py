@@ -29,7 +29,6 @@ class Recommend(TextEnv):
 
     Args:
         sessions: Number of sessions, T.
-        render_mode: As in gymnasium.
     """
 
     items = "All episodes open alike; the user and the clicks are hidden and drawn anew."

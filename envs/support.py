@@ -57,7 +57,6 @@ class Support(TextEnv):
         pass_impostor: Probability that an impostor passes a check.
         verify_cost: Reward lost per check.
         turns: Longest episode, in actions.
-        render_mode: As in gymnasium.
     """
 
     items = "One of three requests, as in training; caller and answers are hidden and drawn anew."

@@ -32,7 +32,6 @@ class TicTacToe(TwoPlayerEnv):
             from the opponent's conversation to its reply, such as a snapshot of the agent for
             self-play. An invalid reply of a function loses its turn.
         seat: "first" (plays x), "second" (plays o), or "random" (drawn at each reset).
-        render_mode: As in gymnasium.
     """
 
     max_turns = 9

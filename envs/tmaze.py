@@ -24,7 +24,6 @@ class TMaze(TextEnv):
     Args:
         length: Corridor steps before the junction, L.
         steps: Longest episode in actions, T.
-        render_mode: As in gymnasium.
     """
 
     items = "Two episodes, one for each sign, both in training too."

@@ -36,7 +36,6 @@ class ToolLookup(TextEnv):
         people: Number of people in the register.
         rooms: Number of rooms.
         call_cost: Cost of each lookup.
-        render_mode: As in gymnasium.
     """
 
     items = (

@@ -34,7 +34,6 @@ class DiscreteToText(TextEnv):
         actions: A word for each action, in order.
         max_turns: Horizon, in actions.
         system_prompt: Instructions for the agent.
-        render_mode: As in gymnasium.
     """
 
     def __init__(
@@ -160,7 +159,6 @@ class FrozenLake(DiscreteToText):
     Args:
         slippery: Whether the ice is slippery.
         max_turns: Horizon, in actions.
-        render_mode: As in gymnasium.
     """
 
     items = "One map, the same in training."
@@ -198,7 +196,6 @@ class CliffWalking(DiscreteToText):
 
     Args:
         max_turns: Horizon, in actions.
-        render_mode: As in gymnasium.
     """
 
     items = "One map, the same in training."
@@ -230,7 +227,6 @@ class Taxi(DiscreteToText):
 
     Args:
         max_turns: Horizon, in actions.
-        render_mode: As in gymnasium.
     """
 
     items = "One of 300 starts on one map; starts and states of evaluation are in training too."

@@ -27,7 +27,6 @@ class Triage(TextEnv):
 
     Args:
         test_cost: Cost of each test.
-        render_mode: As in gymnasium.
     """
 
     max_turns = len(TESTS) + 1

@@ -46,7 +46,6 @@ class Wordle(TextEnv):
     Args:
         words: Number of words: the first `words` of the list in a fixed order.
         guesses: Number of guesses, T; 1 to 3.
-        render_mode: As in gymnasium.
     """
 
     items = "All episodes open alike; the hidden word is one of those of training."

@@ -125,7 +125,6 @@ class ReasoningGym(TextEnv):
         size: Number of items; tasks that draw all items at creation are slow if it is large.
         partial: Whether to give partial credit.
         config: Further settings of the task (its difficulty), by reasoning-gym's names.
-        render_mode: As in gymnasium.
 
     Raises:
         UserError: The task is unknown or not offered, or does not take the settings; at reset, the

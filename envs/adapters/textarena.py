@@ -89,7 +89,6 @@ class TextArena(TextEnv):
         opponent: "random" (one of the bracketed words in its observation), or a function from that
             player's conversation to its move.
         max_turns: Longest episode, in moves.
-        render_mode: As in gymnasium.
 
     Raises:
         UserError: The game is unknown or not offered.

@@ -37,7 +37,6 @@ class TextWorld(TextEnv):
         split: "train" or "test".
         folder: Cache of compiled games; None uses a temporary folder of this process.
         max_turns: Longest episode, in commands.
-        render_mode: As in gymnasium.
     """
 
     best_score = 1.0
