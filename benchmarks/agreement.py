@@ -17,7 +17,7 @@ from benchmarks.worker import Job
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import compute_policy_loss, loss_denominator
 from rlhf.algorithms.registry import configure
-from rlhf.models.heads import Policy, Reference
+from rlhf.models.policy import Policy, Reference
 from rlhf.reward_models.losses import bradley_terry
 from rlhf.training.dpo import dpo_loss
 from rlhf.training.reward_models.trainer import Scorer, reward_loss

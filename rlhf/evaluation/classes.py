@@ -11,7 +11,7 @@ from rlhf.config.evaluate import ClassesSpec
 from rlhf.data.conversation import RowDropped, labelled_conversation
 from rlhf.errors import UserError
 from rlhf.evaluation.text import completion_losses
-from rlhf.models.heads import Policy
+from rlhf.models.policy import Policy
 from rlhf.reward_models.report.labelled import classification_report
 from rlhf.rollout.chat_format import ChatFormat, encode_example, generation_stop_ids
 

@@ -11,7 +11,7 @@ from scipy import special
 
 from rlhf.config.evaluate import TasksSpec
 from rlhf.errors import UserError
-from rlhf.models.heads import Policy
+from rlhf.models.policy import Policy
 from rlhf.reward_models.chat_template import chat_template_kwargs, template_defaults
 from rlhf.stats import Interval, share_interval
 

@@ -29,8 +29,8 @@ from rlhf.evaluation.episodes import (
 from rlhf.evaluation.harness import require_harness, task_metrics
 from rlhf.evaluation.pairs import report_on_pairs
 from rlhf.evaluation.text import CompletionLosses, completion_losses
-from rlhf.models.heads import Policy
 from rlhf.models.loading import load_model
+from rlhf.models.policy import Policy
 from rlhf.models.rewards import load_rewards
 from rlhf.rollout.chat_format import prompt_of
 from rlhf.rollout.collector import Collector, make_env_factory

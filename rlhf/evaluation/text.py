@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from rlhf.data.conversation import RowDropped
-from rlhf.models.heads import Policy
+from rlhf.models.policy import Policy
 from rlhf.rollout.chat_format import (
     ChatFormat,
     conversation_of,

@@ -36,9 +36,9 @@ from rlhf.common.files import atomic_path
 from rlhf.common.names import nearest
 from rlhf.config.model import LoraSpec
 from rlhf.errors import UserError
+from rlhf.models.architecture import unwrap_peft
+from rlhf.models.checks import read_causal
 from rlhf.models.hub import refuse_quantised, sources_of
-from rlhf.models.load_check import read_causal
-from rlhf.models.logprobs import bare
 from rlhf.reward_models.generic_heads import sequence_classifier, token_classifier
 
 CONFIG_FILE = "adapter_config.json"
@@ -177,7 +177,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
     # Embeddings are saved where they are trained; a base that grew a row is a copy and has it.
     model.save_pretrained(folder, save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
-    if (settings := getattr(bare(model), "generation_config", None)) is not None:
+    if (settings := getattr(unwrap_peft(model), "generation_config", None)) is not None:
         settings.save_pretrained(folder)
     weights = base_weights(model)
     if hub is not None and all(w.dtype != torch.float16 for w in weights.values()):
@@ -193,7 +193,7 @@ def write_base(model: Any, tokenizer: Any, folder: Path) -> None:
     if folder.exists():
         return
     with atomic_path(folder) as partial:
-        bare(model).save_pretrained(partial, state_dict=base_weights(model))
+        unwrap_peft(model).save_pretrained(partial, state_dict=base_weights(model))
         tokenizer.save_pretrained(partial)
 
 
@@ -232,7 +232,7 @@ def name_base_of_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> N
 def base_weights(model: Any) -> dict[str, torch.Tensor]:
     """The state dict of a model without its adapters, under the names of the plain model."""
     weights = {}
-    for name, tensor in bare(model).state_dict().items():
+    for name, tensor in unwrap_peft(model).state_dict().items():
         if "lora_" in name or ".modules_to_save." in name:
             continue
         weights[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor

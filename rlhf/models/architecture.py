@@ -45,6 +45,22 @@ WINDOW_NAMES = (
 ATTENTION, STATE, BOTH, NOTHING = "attention", "state", "attention and state", "nothing"
 
 
+def unwrap_peft(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper, with its adapters in place."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def trunk_of(model: Any) -> Any:
+    """The decoder of a model, without its output head."""
+    inner = unwrap_peft(model)
+    return inner.model if inner.base_model is inner else inner.base_model
+
+
+def context_of(model: Any) -> int:
+    """Longest sequence that a model can read and continue, in tokens."""
+    return usable_context(text_config(unwrap_peft(model)))
+
+
 def text_config(model: Any) -> Any:
     """The configuration of the decoder of a transformers model."""
     return model.config.get_text_config()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rlhf.models.logprobs import bare, trunk_of
+from rlhf.models.architecture import trunk_of, unwrap_peft
 
 SIZE = 1024
 TRIALS = 8
@@ -36,7 +36,7 @@ def update_flops(model: Any, *, tokens: int, learned: int) -> float:
         tokens: computed.
         learned: of them, those whose log-probability is needed.
     """
-    head = bare(model).get_output_embeddings()  # None: the model is a reward model
-    embedding = bare(model).get_input_embeddings().weight.numel()
+    head = unwrap_peft(model).get_output_embeddings()  # None: the model is a reward model
+    embedding = unwrap_peft(model).get_input_embeddings().weight.numel()
     trunk = sum(p.numel() for p in trunk_of(model).parameters()) - embedding
     return 6.0 * (trunk * tokens + (head.weight.numel() * learned if head else 0))

@@ -23,9 +23,9 @@ from transformers.utils import logging as hf_logging
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
 from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, merged_model
+from rlhf.models.checks import check_model, read_causal
 from rlhf.models.fast.packing import keep_attention
 from rlhf.models.hub import commit_of, hub_id_of, refuse_quantised, resolve
-from rlhf.models.load_check import check_model, read_causal
 from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.scratch import make_model, make_tokenizer
 from rlhf.models.trainable import make_trainable

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-# From this size on bf16 products save clearly more than the conversions around them cost.
-HALF_FROM = 1_000_000
+# Fewest parameters from which bf16 products save more than the conversions cost.
+BF16_MIN_PARAMS = 1_000_000
 
-# Below this size products are too short to be shared between threads.
-SMALL = 10_000_000
+# Fewest parameters from which products are long enough to share between threads.
+MULTITHREAD_MIN_PARAMS = 10_000_000
 
-# Weights whose float32 gradients exist at a time; those of all would take as much as the masters.
-AT_ONCE = 2**20
+# Elements per step of the optimizer, so that float32 gradients exist for one chunk at a time.
+OPTIMIZER_CHUNK_ELEMENTS = 2**20
 
 # As torch found the machine, before any model asked for fewer.
 DEFAULT_THREADS = torch.get_num_threads()
@@ -54,7 +54,7 @@ def choose_dtype(name: str, num_parameters: int, device: torch.device) -> torch.
         device: where the model will run.
     """
     if name == "auto":
-        fast = native_bf16(device) and num_parameters >= HALF_FROM
+        fast = native_bf16(device) and num_parameters >= BF16_MIN_PARAMS
         return torch.bfloat16 if fast else torch.float32
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     return named[name]
@@ -67,7 +67,11 @@ def choose_threads(num_parameters: int, device: torch.device) -> int:
     saves, and many times more on a machine that is busy with something else. ``OMP_NUM_THREADS``
     in the environment overrules this.
     """
-    if device.type == "cpu" and num_parameters < SMALL and "OMP_NUM_THREADS" not in os.environ:
+    if (
+        device.type == "cpu"
+        and num_parameters < MULTITHREAD_MIN_PARAMS
+        and "OMP_NUM_THREADS" not in os.environ
+    ):
         return 1
     return DEFAULT_THREADS
 
@@ -220,11 +224,11 @@ class _Part:
 
 
 def _portions(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[list[_Piece]]:
-    """Pieces of weights and masters in order, ``AT_ONCE`` numbers at a time."""
+    """Pieces of weights and masters in order, ``OPTIMIZER_CHUNK_ELEMENTS`` numbers at a time."""
     portion: list[_Piece] = []
     size = 0
     for piece in (piece for pair in pairs for piece in _cut(*pair)):
-        if portion and size + piece.master.numel() > AT_ONCE:
+        if portion and size + piece.master.numel() > OPTIMIZER_CHUNK_ELEMENTS:
             yield portion
             portion, size = [], 0
         portion.append(piece)
@@ -234,11 +238,11 @@ def _portions(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[li
 
 
 def _cut(weight: torch.Tensor, master: torch.Tensor) -> Iterator[_Piece]:
-    """Rows of at most ``AT_ONCE`` numbers, of a weight that has a master beside it."""
-    if master is weight or weight.numel() <= AT_ONCE:
+    """Rows of at most ``OPTIMIZER_CHUNK_ELEMENTS`` of a weight with a separate master."""
+    if master is weight or weight.numel() <= OPTIMIZER_CHUNK_ELEMENTS:
         yield _Piece(weight, ..., master)
         return
-    height = max(1, AT_ONCE // weight[0].numel())
+    height = max(1, OPTIMIZER_CHUNK_ELEMENTS // weight[0].numel())
     for start in range(0, len(weight), height):
         rows = slice(start, start + height)
         yield _Piece(weight, rows, master[rows])

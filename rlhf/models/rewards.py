@@ -31,8 +31,8 @@ def packed(reward: R) -> R:
     decoders = [found for found in reward.checkpoints() if found.sidecar.pooling == "last"]
     if decoders:  # rules need no torch
         from rlhf.models.fast.packing import hidden_states
-        from rlhf.models.fast.passes import enable_fast_passes
+        from rlhf.models.fast.verification import enable_fast_paths
     for found in decoders:
-        if enable_fast_passes(found.model):
+        if enable_fast_paths(found.model):
             found.read_packed(functools.partial(hidden_states, found.model))
     return reward

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from rlhf.errors import UserError
 from rlhf.models.adapters import WEIGHTS_FILE, save_adapter
-from rlhf.models.logprobs import bare
+from rlhf.models.architecture import unwrap_peft
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = None) -> None:
@@ -27,7 +27,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = 
         folder: to write to.
         base: of a PEFT model: where a copy of the base lies or is to lie; None: inside ``folder``.
     """
-    if bare(model) is not model:
+    if unwrap_peft(model) is not model:
         save_adapter(model, tokenizer, folder, base=base)
         return
     model.save_pretrained(folder)
@@ -47,7 +47,7 @@ def restore_model(model: Any, folder: Path) -> None:
             f"{folder} holds no model: a checkpoint of an earlier version cannot be continued; "
             "start anew with --overwrite"
         )
-    if bare(model) is not model:
+    if unwrap_peft(model) is not model:
         found = set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
         if found.unexpected_keys:
             raise UserError(f"{folder} is a checkpoint of other adapters than the model has")

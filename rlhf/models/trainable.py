@@ -16,7 +16,7 @@ from torch import nn
 
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
-from rlhf.models.logprobs import bare
+from rlhf.models.architecture import unwrap_peft
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def make_trainable(model: Any) -> Any:
     Raises:
         UserError: nothing is left to train.
     """
-    if bare(model) is model:
+    if unwrap_peft(model) is model:
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
     else:

@@ -14,13 +14,11 @@ import gymnasium as gym
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.conversation import after_system
 from rlhf.errors import UserError
-from rlhf.models.architecture import text_config, whole_context
-from rlhf.models.logprobs import bare, context_of
+from rlhf.models.architecture import context_of, text_config, unwrap_peft, whole_context
 from rlhf.reward_models.chat_template import tools_of, with_tools
 from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
-from rlhf.rollout.load_check import check_sampling
 from rlhf.rollout.sampling.base import (
     Completion,
     FinishReason,
@@ -29,6 +27,7 @@ from rlhf.rollout.sampling.base import (
     SamplingParams,
 )
 from rlhf.rollout.sampling.continuous import ContinuousEngine
+from rlhf.rollout.sampling.verification import check_sampling
 from rlhf.runs.profiling import Stopwatch
 
 log = logging.getLogger(__name__)
@@ -183,7 +182,7 @@ class Collector:
             stop=rollout.stop,
             stop_ids=generation_stop_ids(model),
         )
-        context, long_context = context_of(model), whole_context(text_config(bare(model)))
+        context, long_context = context_of(model), whole_context(text_config(unwrap_peft(model)))
         if context < long_context:
             log.info(
                 "rotary frequencies change beyond %d tokens: episodes with shorter prompts are "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.metrics import MetricSums, masked_mean
 from rlhf.config.optimization import DPOOptions
-from rlhf.models.heads import Policy
+from rlhf.models.policy import Policy
 from rlhf.models.trainable import set_dropout
 from rlhf.reward_models.losses import bradley_terry
 from rlhf.runs.directory import Run

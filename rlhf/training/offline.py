@@ -14,9 +14,8 @@ from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.models.adapters import share_base
-from rlhf.models.architecture import text_config, whole_context
+from rlhf.models.architecture import text_config, unwrap_peft, whole_context
 from rlhf.models.loading import load_model
-from rlhf.models.logprobs import bare
 from rlhf.models.saving import save_model
 from rlhf.models.trainable import warn_of_dropout
 from rlhf.rollout.chat_format import generation_stop_ids
@@ -67,7 +66,7 @@ def causal(verb: str) -> Callable[[OfflineConfig, list[Row], str], Work]:
 
 def within_context(max_length: int, model: Any) -> int:
     """The length to which examples are cut: no longer than the model has positions for."""
-    positions = whole_context(text_config(bare(model)))
+    positions = whole_context(text_config(unwrap_peft(model)))
     if max_length > positions:
         log.info(
             "max_length %d: the model has %d positions, so examples are cut there; how many are is "

@@ -23,8 +23,8 @@ from rlhf.data.load import load
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.models.flops import peak_flops
-from rlhf.models.heads import Policy, Reference
 from rlhf.models.loading import load_model
+from rlhf.models.policy import Policy, Reference
 from rlhf.models.precision import MasterOptimizer
 from rlhf.models.rewards import load_rewards
 from rlhf.models.trainable import Movement, warn_of_dropout

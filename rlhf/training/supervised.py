@@ -21,7 +21,7 @@ from rlhf.algorithms.kl import aggregate
 from rlhf.algorithms.metrics import MetricSums, masked_mean
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import NativeOptions
-from rlhf.models.heads import Policy, Scored
+from rlhf.models.policy import Policy, Scored
 from rlhf.models.trainable import set_dropout
 from rlhf.rollout.batch import pad_right
 from rlhf.runs.directory import Run

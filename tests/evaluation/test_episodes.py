@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.episodes import play_reference, summarize, write_evaluation
 from rlhf.evaluation.runner import text_summary
 from rlhf.evaluation.text import completion_losses
-from rlhf.models.heads import Policy
+from rlhf.models.policy import Policy
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import make_env_factory
 from rlhf.rollout.seeds import EVALUATION_BLOCK

@@ -19,7 +19,7 @@ from rlhf.errors import UserError
 from rlhf.evaluation.classes import class_logprobs, class_summary
 from rlhf.evaluation.harness import metrics_of, task_metrics
 from rlhf.evaluation.text import CompletionLosses
-from rlhf.models.heads import Policy
+from rlhf.models.policy import Policy
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.seeds import EVALUATION_BLOCK
 from rlhf.stats import share_interval

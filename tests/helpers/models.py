@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen2Config, Qwen2ForCausalLM
 
 from rlhf.config.model import ScratchSpec
-from rlhf.models.heads import Policy
+from rlhf.models.policy import Policy
 from rlhf.models.scratch import make_model, make_tokenizer
 from rlhf.rollout.batch import Rollout
 

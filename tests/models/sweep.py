@@ -34,12 +34,12 @@ from transformers import AutoModelForCausalLM
 from rlhf.cli.table import configure, run_command
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
+from rlhf.models.architecture import context_of
 from rlhf.models.loading import load_model, load_tokenizer
-from rlhf.models.logprobs import context_of
 from rlhf.reward_models import LearnedReward
-from rlhf.rollout.load_check import check_sampling
 from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.continuous import Sampler
+from rlhf.rollout.sampling.verification import check_sampling
 from rlhf.training import offline
 from rlhf.training.examples import Encoder, Example
 from tests.helpers.models import tiny_tokenizer

@@ -19,8 +19,8 @@ from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.errors import UserError
 from rlhf.models import hub, loading
 from rlhf.models.adapters import WEIGHTS_FILE, merged_model, save_adapter
-from rlhf.models.heads import Policy
 from rlhf.models.loading import load_model, load_tokenizer
+from rlhf.models.policy import Policy
 from rlhf.models.saving import restore_model, save_model
 from rlhf.models.trainable import Movement, make_trainable
 from rlhf.training.reward_models.new_head import with_new_head

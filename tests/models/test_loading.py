@@ -23,7 +23,7 @@ from rlhf.models.loading import (
     load_weights,
     merge_adapter,
 )
-from rlhf.models.logprobs import logits_of
+from rlhf.models.output_head import logits_of
 from tests.helpers.models import TEXTS, tiny_gpt2, tiny_model, tiny_qwen2, tiny_tokenizer
 
 IDS = torch.tensor([[5, 17, 80, 9, 120]])
@@ -282,7 +282,7 @@ def test_a_folder_without_tokenizer_or_with_broken_config_is_one_line(tmp_path):
 
 
 def test_the_context_does_not_end_at_a_sliding_window():
-    from rlhf.models.heads import Policy
+    from rlhf.models.policy import Policy
 
     config = MistralConfig(
         vocab_size=319,

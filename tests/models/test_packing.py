@@ -15,8 +15,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlhf.models.fast.packing import clusters, enable_packing, hidden_states, is_packed, pack
-from rlhf.models.heads import Policy
+from rlhf.models.fast.packing import enable_packing, hidden_states, is_packed, pack, shared_prefixes
+from rlhf.models.policy import Policy
 
 SMALL = {
     "vocab_size": 120,
@@ -100,10 +100,10 @@ def test_a_row_joins_only_where_that_saves_tokens():
     rows[:2], rows[2:4] = 1, 2
     rows[:, :40] = 3  # a system prompt that all share
     lengths = mask_lengths = torch.tensor([100, 90, 100, 100, 41]).numpy()
-    assert clusters(rows.numpy(), lengths) == [([0, 1], 90), ([2, 3], 100), ([4], 0)]
+    assert shared_prefixes(rows.numpy(), lengths) == [([0, 1], 90), ([2, 3], 100), ([4], 0)]
     rows[:, :40] = torch.arange(5)[:, None]
     rows[2:4, :40] = 9
-    assert clusters(rows.numpy(), mask_lengths)[-1] == ([4], 0)
+    assert shared_prefixes(rows.numpy(), mask_lengths)[-1] == ([4], 0)
 
 
 @pytest.mark.parametrize("name", PLAIN)

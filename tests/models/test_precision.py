@@ -84,7 +84,7 @@ def test_bf16_weights_are_their_masters_rounded():
 @pytest.mark.parametrize("at_once", [6, 10**6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_restored_optimizer_continues_to_the_bit(monkeypatch, dtype, at_once):
-    monkeypatch.setattr(precision, "AT_ONCE", at_once)
+    monkeypatch.setattr(precision, "OPTIMIZER_CHUNK_ELEMENTS", at_once)
     straight = two_layers(dtype)
     optimizer = MasterAdamW(groups(straight), lr=0.03)
     schedule = halving(optimizer)
@@ -105,7 +105,7 @@ def test_a_restored_optimizer_continues_to_the_bit(monkeypatch, dtype, at_once):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("at_once", [1, 20, 10**6])
 def test_clipping_and_portions_change_nothing_but_the_memory(monkeypatch, dtype, at_once):
-    monkeypatch.setattr(precision, "AT_ONCE", at_once)
+    monkeypatch.setattr(precision, "OPTIMIZER_CHUNK_ELEMENTS", at_once)
     ours, theirs = two_layers(dtype), two_layers(dtype)
     mine = MasterAdamW(groups(ours), lr=0.03)
     plain = torch.optim.AdamW(groups(theirs), lr=0.03)
@@ -128,7 +128,7 @@ def test_clipping_and_portions_change_nothing_but_the_memory(monkeypatch, dtype,
 @pytest.mark.parametrize("at_once", [1, 6, 20])
 def test_a_weight_updated_in_pieces_ends_as_updated_whole(monkeypatch, at_once):
     def trained(pieces: int) -> tuple[nn.Module, MasterAdamW]:
-        monkeypatch.setattr(precision, "AT_ONCE", pieces)
+        monkeypatch.setattr(precision, "OPTIMIZER_CHUNK_ELEMENTS", pieces)
         model = two_layers(torch.bfloat16)
         optimizer = MasterAdamW(groups(model), lr=0.03)
         train(model, optimizer, halving(optimizer), range(4))
@@ -165,9 +165,9 @@ def test_a_weight_without_gradient_stays():
 @pytest.mark.parametrize(
     ("native", "size", "expected"),
     [
-        (True, precision.HALF_FROM, torch.bfloat16),
-        (True, precision.HALF_FROM - 1, torch.float32),
-        (False, precision.HALF_FROM, torch.float32),
+        (True, precision.BF16_MIN_PARAMS, torch.bfloat16),
+        (True, precision.BF16_MIN_PARAMS - 1, torch.float32),
+        (False, precision.BF16_MIN_PARAMS, torch.float32),
     ],
 )
 def test_auto_is_bf16_for_large_models_on_machines_made_for_it(monkeypatch, native, size, expected):
@@ -189,17 +189,18 @@ def threads(monkeypatch):
 
 @pytest.mark.usefixtures("threads")
 def test_a_small_model_on_a_cpu_takes_one_thread_and_a_large_one_all(monkeypatch):
-    assert choose_threads(precision.SMALL - 1, CPU) == 1
-    assert choose_threads(precision.SMALL - 1, torch.device("cuda")) == 4
+    assert choose_threads(precision.MULTITHREAD_MIN_PARAMS - 1, CPU) == 1
+    assert choose_threads(precision.MULTITHREAD_MIN_PARAMS - 1, torch.device("cuda")) == 4
     torch.set_num_threads(choose_threads(10, CPU))
-    assert choose_threads(precision.SMALL, CPU) == 4  # a small model before it changes nothing
+    # A small model before it changes nothing.
+    assert choose_threads(precision.MULTITHREAD_MIN_PARAMS, CPU) == 4
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert choose_threads(10, CPU) == 4
 
 
 @pytest.mark.usefixtures("threads")
 def test_a_small_model_beside_a_large_one_leaves_it_its_threads(monkeypatch):
-    monkeypatch.setattr(precision, "SMALL", 100)
+    monkeypatch.setattr(precision, "MULTITHREAD_MIN_PARAMS", 100)
     large, small = torch.nn.Linear(20, 20), torch.nn.Linear(2, 2)
     use_threads(large, CPU)
     use_threads(small, CPU)

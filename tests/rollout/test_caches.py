@@ -11,10 +11,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf.models.architecture import UNBOUNDED, usable_context
+from rlhf.models.architecture import UNBOUNDED, context_of, usable_context
 from rlhf.models.fast.packing import enable_packing
-from rlhf.models.heads import Policy
-from rlhf.models.logprobs import context_of
+from rlhf.models.policy import Policy
 from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.continuous import Reply, Sampler
 from rlhf.rollout.sampling.decoder import FusedDecoder, PlainDecoder, decoder_for

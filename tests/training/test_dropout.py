@@ -14,8 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from rlhf.cli.table import run_command
 from rlhf.config.model import LoraSpec, ModelSpec
+from rlhf.models.architecture import unwrap_peft
 from rlhf.models.loading import load_model
-from rlhf.models.logprobs import bare
 from rlhf.models.trainable import remove_own_dropout
 from rlhf.training import offline, online
 from tests.helpers.training import (
@@ -203,7 +203,7 @@ def test_removing_the_own_dropout_leaves_that_of_adapters(places: dict[str, Any]
     remove_own_dropout(model)
     rates = {
         "lora_dropout" in name: module.p
-        for name, module in bare(model).named_modules()
+        for name, module in unwrap_peft(model).named_modules()
         if isinstance(module, nn.Dropout)
     }
     assert rates == {True: RATE, False: 0.0}

@@ -30,8 +30,8 @@ from rlhf.commands.generate import GenerateConfig, generate
 from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.errors import UserError
 from rlhf.models.adapters import merged_model
+from rlhf.models.architecture import unwrap_peft
 from rlhf.models.loading import load_model, merge_adapter
-from rlhf.models.logprobs import bare
 from rlhf.models.trainable import Movement
 from rlhf.pipeline import read_pipeline, run_pipeline
 from rlhf.reward_models.implicit import ImplicitReward
@@ -118,23 +118,23 @@ def plain(model: Any) -> Any:
     model = copy.deepcopy(model)
     for module in model.modules():
         module.__dict__.pop("forward", None)
-    bare(model).set_attn_implementation("eager")
+    unwrap_peft(model).set_attn_implementation("eager")
     return model.eval()
 
 
 @torch.no_grad()
 def output_of(model: Any) -> torch.Tensor:
     """What a model says of two rows: logits, of a classifier one score each."""
-    if "score" in dict(bare(model).named_children()):
-        hidden = bare(model).base_model(input_ids=IDS).last_hidden_state
-        return bare(model).score(hidden[:, -1])
+    if "score" in dict(unwrap_peft(model).named_children()):
+        hidden = unwrap_peft(model).base_model(input_ids=IDS).last_hidden_state
+        return unwrap_peft(model).score(hidden[:, -1])
     return model(input_ids=IDS).logits
 
 
 @torch.no_grad()
 def states_of(model: Any) -> torch.Tensor:
     """Last hidden states [2, 6, D], which a reward model shares with its start."""
-    return bare(model).base_model(input_ids=IDS).last_hidden_state
+    return unwrap_peft(model).base_model(input_ids=IDS).last_hidden_state
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -463,5 +463,5 @@ def test_rs_lora_scales_by_the_root_of_the_rank(base: Path) -> None:
     for use, scale in ((False, 16 / 4), (True, 16 / 2)):
         spec = LoraSpec(rank=4, alpha=16, use_rslora=use)
         model, _ = load_model(ModelSpec(path=str(base), lora=spec), seed=0)
-        layer = bare(model).model.layers[0].self_attn.q_proj
+        layer = unwrap_peft(model).model.layers[0].self_attn.q_proj
         assert layer.scaling["default"] == pytest.approx(scale)

@@ -14,15 +14,16 @@ from rlhf.models.architecture import (
     has_states,
     rotary_limit,
     text_config,
+    trunk_of,
+    unwrap_peft,
     usable_context,
     window_of,
 )
 from rlhf.models.fast.tied_embedding import TiedEmbedding
-from rlhf.models.fast.varlen_attention import NAME, Layout, Span
-from rlhf.models.logprobs import bare, trunk_of
+from rlhf.models.fast.varlen_attention import ATTENTION_NAME, Layout, Span
 
-# Sharing a prefix costs two more products a layer: worth it from this many saved tokens on.
-WORTH_SHARING = 32
+# Fewest tokens to save by sharing a prefix, which costs two more matrix products per layer.
+MIN_SAVED_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
     places, positions, spans = [], [], []
     count = 0
 
-    def lay(row: int, start: int, end: int) -> tuple[int, int]:
+    def append(row: int, start: int, end: int) -> tuple[int, int]:
         """Tokens [start, end) of a row at the end of what is there; returns where they are."""
         nonlocal count
         place = (count, count + end - start)
@@ -60,15 +61,15 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
         count = place[1]
         return place
 
-    for members, shared in clusters(rows, lengths):
+    for members, shared in shared_prefixes(rows, lengths):
         prefix = (0, 0)
         if shared:
-            prefix = lay(members[0], 0, shared)
+            prefix = append(members[0], 0, shared)
             index[members, :shared] = np.arange(*prefix)
             spans.append(Span(*prefix))
         for row in members:
             if lengths[row] > shared:
-                spans.append(Span(*lay(row, shared, lengths[row]), prefix))
+                spans.append(Span(*append(row, shared, lengths[row]), prefix))
     device = tokens.device
     return Packed(
         torch.from_numpy(np.concatenate(places))[None].to(device),
@@ -78,7 +79,7 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
     )
 
 
-def clusters(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[int], int]]:
+def shared_prefixes(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[int], int]]:
     """Neighbouring rows that begin alike, and how many tokens each cluster shares.
 
     A row joins the cluster before it when that saves more tokens than the cluster saved without it.
@@ -89,7 +90,7 @@ def clusters(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[int], int
             members, shared = found[-1]
             alike = common_prefix(rows, lengths, members[0], row)
             together = min(shared, alike)
-            if together * len(members) > max(shared * (len(members) - 1), WORTH_SHARING - 1):
+            if together * len(members) > max(shared * (len(members) - 1), MIN_SAVED_TOKENS - 1):
                 found[-1] = ([*members, row], together)
                 continue
         found.append(([row], int(lengths[row])))
@@ -111,7 +112,7 @@ def computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: bool) -> 
     if not packed:
         return tokens.numel()
     rows, lengths = tokens.cpu().numpy(), attention_mask.sum(1).cpu().numpy()
-    saved = sum((len(members) - 1) * shared for members, shared in clusters(rows, lengths))
+    saved = sum((len(members) - 1) * shared for members, shared in shared_prefixes(rows, lengths))
     return int(lengths.sum()) - saved
 
 
@@ -235,7 +236,7 @@ def inputs_of(tokens: Tensor, tied: TiedEmbedding | None) -> dict[str, Tensor]:
 
 def is_packed(trunk: Any) -> bool:
     """Whether a decoder uses our attention."""
-    return trunk.config.get_text_config()._attn_implementation == NAME
+    return trunk.config.get_text_config()._attn_implementation == ATTENTION_NAME
 
 
 def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
@@ -274,7 +275,7 @@ def enable_packing(model: Any) -> bool:
     Returns:
         Whether the model packs from now on.
     """
-    inner, trunk = bare(model), trunk_of(model)
+    inner, trunk = unwrap_peft(model), trunk_of(model)
     if is_packed(trunk):
         return True
     if getattr(inner, "keeps_attention", False) or getattr(trunk, "never_packs", False):
@@ -292,7 +293,7 @@ def enable_packing(model: Any) -> bool:
     mask[1, -1] = False
     plain = trunk(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
     try:
-        inner.set_attn_implementation(NAME)
+        inner.set_attn_implementation(ATTENTION_NAME)
         if not is_packed(trunk):
             return False
         states, index = hidden_states(model, ids, mask)

@@ -1,4 +1,4 @@
-"""Forward functions of single modules, exchanged for quicker ones that compute the same."""
+"""Replace modules' forward methods with faster, numerically equivalent ones."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from typing import Any
 from torch import nn
 
 
-def exchange(
+def replace_forward(
     model: nn.Module,
     forward: Callable[..., Any],
     *,
     fits: Callable[[Any], bool],
     same: Callable[[Any], bool],
 ) -> int:
-    """Give modules of a model another forward function; returns how many.
+    """Replace the forward method of matching modules, and return their number.
 
     Args:
-        model: changed in place; a copy of it copies the exchange.
-        forward: called with the module and what its own forward function takes.
-        fits: whether a module has the parts that ``forward`` uses.
-        same: tries whether ``forward`` computes what the module does; asked once per class.
+        model: changed in place; a deep copy of it is patched too.
+        forward: new method; takes the module and the arguments of the original method.
+        fits: whether a module has the attributes that ``forward`` uses.
+        same: whether ``forward`` and the original give equal outputs; called once per class.
     """
-    found: dict[type, bool] = {}
+    is_same: dict[type, bool] = {}
     count = 0
     for module in model.modules():
         if fits(module):
             kind = type(module)
-            if kind not in found:
-                found[kind] = same(module)
-            if found[kind]:
+            if kind not in is_same:
+                is_same[kind] = same(module)
+            if is_same[kind]:
                 module.forward = types.MethodType(forward, module)
                 count += 1
     return count
 
 
 def restore(model: nn.Module) -> None:
-    """Give every module of a model the forward function of its class again."""
+    """Undo ``replace_forward`` in all modules of a model."""
     for module in model.modules():
         if isinstance(vars(module).get("forward"), types.MethodType):
             del module.forward

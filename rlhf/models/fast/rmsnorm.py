@@ -1,8 +1,8 @@
-"""Root-mean-square normalisation, forward and backward, in one trip over memory.
+"""RMSNorm, forward and backward, in a single pass over memory (fused).
 
-Written as a chain of tensor operations, the norm of a decoder layer reads and writes its input ten
-times in float32; together the norms cost as much as attention. Here a few rows at a time go
-through the whole chain while they lie in a core's cache.
+As a chain of tensor operations, the norm of a decoder layer reads and writes its input ten times in
+float32, and all norms together cost as much as attention. Here the whole chain is computed for a
+few rows at a time, which stay in a core's cache.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.models.fast.patching import exchange
+from rlhf.models.fast.patching import replace_forward
 from rlhf.models.fast.row_chunks import row_chunks
 
-# Numbers that go through together.
-CACHED = 2**17
+# Elements per chunk, so that a chunk stays in a core's cache.
+CHUNK_ELEMENTS = 2**17
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -24,12 +24,12 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        precise = torch.promote_types(x.dtype, torch.float32)
+        wide = torch.promote_types(x.dtype, torch.float32)
         rows = x.reshape(-1, x.shape[-1])
         out = torch.empty_like(rows)
-        scales = torch.empty(len(rows), 1, dtype=precise, device=x.device)
-        for part in row_chunks(rows, CACHED):
-            block = rows[part].to(precise)
+        scales = torch.empty(len(rows), 1, dtype=wide, device=x.device)
+        for part in row_chunks(rows, CHUNK_ELEMENTS):
+            block = rows[part].to(wide)
             mean = torch.linalg.vecdot(block, block)[:, None] / block.shape[1]
             scale = torch.rsqrt(mean.add_(eps), out=scales[part])
             out[part] = (block * scale).to(x.dtype)
@@ -42,13 +42,13 @@ class _RMSNorm(torch.autograd.Function):
         rows, weight, scales = ctx.saved_tensors
         upstream = grad.reshape(rows.shape)
         out = torch.empty_like(rows)
-        heavy = weight.to(scales.dtype)
-        total = torch.zeros_like(heavy)
-        for part in row_chunks(rows, CACHED):
+        wide_weight = weight.to(scales.dtype)
+        total = torch.zeros_like(wide_weight)
+        for part in row_chunks(rows, CHUNK_ELEMENTS):
             normed = rows[part] * scales[part]
             block = upstream[part].to(scales.dtype)
             total += torch.linalg.vecdot(block, normed, dim=0)
-            block = block * heavy
+            block = block * wide_weight
             inner = torch.linalg.vecdot(block, normed)[:, None] / block.shape[1]
             block.sub_(normed.mul_(inner))
             out[part] = block.mul_(scales[part])
@@ -61,11 +61,11 @@ def _forward(self: Any, hidden_states: Tensor) -> Tensor:
 
 @torch.no_grad()
 def patch_rmsnorm(model: torch.nn.Module) -> int:
-    """Exchange the norms of a model that compute what ours does; returns how many.
+    """Patch the RMSNorm modules of a model, and return their number.
 
-    A kind of norm is tried on random numbers first: families differ in a "1 +" before the weight.
+    Each class is compared on random inputs first, because some families scale by 1 + weight.
     """
-    return exchange(model, _forward, fits=_fits, same=_same)
+    return replace_forward(model, _forward, fits=_fits, same=_same)
 
 
 def _fits(module: Any) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def row_chunks(table: Tensor, numbers: int) -> list[slice]:
-    """Slices of the rows of [N, D] that hold at most ``numbers`` numbers; all on an accelerator.
+def row_chunks(table: Tensor, max_elements: int) -> list[slice]:
+    """Slices of the rows of [N, D] that hold at most ``max_elements`` elements.
 
-    On a CPU they then stay in a core's cache from one operation to the next.
+    On a CPU a chunk then stays in a core's cache from one operation to the next; on an accelerator
+    there is one chunk.
     """
-    size = max(1, len(table) if table.device.type != "cpu" else numbers // table.shape[1])
+    size = max(1, len(table) if table.device.type != "cpu" else max_elements // table.shape[1])
     return [slice(start, start + size) for start in range(0, len(table), size)]

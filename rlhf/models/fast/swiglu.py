@@ -1,8 +1,8 @@
-"""The gate of a SwiGLU layer, silu(g) * u, forward and backward, in one trip over memory.
+"""The SwiGLU product silu(g) * u, forward and backward, in a single pass over memory (fused).
 
-It is as wide as a decoder gets, and as a chain of tensor operations keeps four tensors of that
-width for the backward pass. Here a few rows at a time go through the chain while they lie in a
-core's cache, and silu(g) is made again instead of kept.
+As a chain of tensor operations it stores four tensors of the width of the feed-forward layer for
+the backward pass. Here it is computed for a few rows at a time, which stay in a core's cache, and
+silu(g) is recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from rlhf.models.fast.patching import exchange
+from rlhf.models.fast.patching import replace_forward
 from rlhf.models.fast.row_chunks import row_chunks
 
-# Numbers that go through together.
-CACHED = 2**17
+# Elements per chunk, so that a chunk stays in a core's cache.
+CHUNK_ELEMENTS = 2**17
 
 
 class SwiGLUFunction(torch.autograd.Function):
@@ -28,7 +28,7 @@ class SwiGLUFunction(torch.autograd.Function):
         ctx.save_for_backward(gate, up)
         g, u = (x.reshape(-1, x.shape[-1]) for x in (gate, up))
         out = torch.empty_like(g)
-        for rows in row_chunks(g, CACHED):
+        for rows in row_chunks(g, CHUNK_ELEMENTS):
             torch.mul(silu(g[rows]), u[rows], out=out[rows])
         return out.view(gate.shape)
 
@@ -37,7 +37,7 @@ class SwiGLUFunction(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         g, u, upstream = (x.reshape(-1, x.shape[-1]) for x in (gate, up, grad))
         grad_gate, grad_up = torch.empty_like(g), torch.empty_like(u)
-        for rows in row_chunks(g, CACHED):
+        for rows in row_chunks(g, CHUNK_ELEMENTS):
             torch.mul(silu(g[rows]), upstream[rows], out=grad_up[rows])
             inner = upstream[rows] * u[rows]
             grad_gate[rows] = torch.ops.aten.silu_backward(inner, g[rows])
@@ -51,8 +51,8 @@ def _forward(self: Any, hidden_states: Tensor) -> Tensor:
 
 @torch.no_grad()
 def patch_swiglu(model: nn.Module) -> int:
-    """Exchange the feed-forward layers of a model that are SwiGLU; returns how many."""
-    return exchange(model, _forward, fits=_fits, same=_same)
+    """Patch the SwiGLU layers of a model, and return their number."""
+    return replace_forward(model, _forward, fits=_fits, same=_same)
 
 
 def _fits(module: Any) -> bool:
@@ -63,7 +63,7 @@ def _fits(module: Any) -> bool:
 def _same(module: Any) -> bool:
     weight = next(module.parameters())
     points = torch.linspace(-4, 4, 9).to(weight)
-    if (module.act_fn(points) - silu(points)).abs().max() > 1e-2:  # GELU, say
+    if (module.act_fn(points) - silu(points)).abs().max() > 1e-2:  # for example GELU
         return False
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, module.gate_proj.in_features, generator=generator).to(weight)

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from rlhf.models.logprobs import bare, has_plain_head, trunk_of
+from rlhf.models.architecture import trunk_of, unwrap_peft
+from rlhf.models.output_head import has_plain_head
 
 # Whether a model reads embeddings that it is handed as it reads tokens.
 _takes_embeddings: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
-class _Uses(torch.autograd.Function):
+class _TiedViews(torch.autograd.Function):
     """Two views of one weight: for looking rows up, and for the output head."""
 
     @staticmethod
@@ -63,7 +64,10 @@ def tied_embedding(model: Any) -> TiedEmbedding | None:
         or they lie on an accelerator, which fills tables at no cost. None, too, for embeddings
         that do more than look up, and for models that do more with tokens than with embeddings.
     """
-    rows, head = bare(model).get_input_embeddings(), bare(model).get_output_embeddings()
+    rows, head = (
+        unwrap_peft(model).get_input_embeddings(),
+        unwrap_peft(model).get_output_embeddings(),
+    )
     if type(rows) is not nn.Embedding or type(head) is not nn.Linear:
         return None
     weight = rows.weight
@@ -75,7 +79,7 @@ def tied_embedding(model: Any) -> TiedEmbedding | None:
         return None
     if not (has_plain_head(model) and takes_embeddings(trunk_of(model))):
         return None
-    return TiedEmbedding(*_Uses.apply(weight), rows.padding_idx)  # type: ignore[misc]
+    return TiedEmbedding(*_TiedViews.apply(weight), rows.padding_idx)  # type: ignore[misc]
 
 
 def takes_embeddings(trunk: Any) -> bool:

@@ -21,13 +21,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "packed"
-# Queries of a long document go through in blocks of this many; earlier blocks see fewer keys.
-BLOCK = 256
-# Attention weights of at most this many keys are kept for the backward pass, others made again.
-KEPT_KEYS = 768
-# Weights of one product: small enough to stay in a core's cache.
-AREA = 2**20
+# Name of the attention implementation in transformers.
+ATTENTION_NAME = "packed"
+# Queries per tile of a long document; earlier tiles have fewer keys.
+QUERY_BLOCK = 256
+# Most keys for which attention weights are saved for the backward pass; others are recomputed.
+SAVED_WEIGHTS_MAX_KEYS = 768
+# Attention weights per tile of short documents, so that a tile stays in a core's cache.
+TILE_MAX_WEIGHTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,12 @@ class Layout:
         together: list[Span] = []
         for span in members:
             length = span.end - span.start
-            if length > BLOCK:
+            if length > QUERY_BLOCK:
                 self._long(span)
                 continue
             area = (len(together) + 1) * self._heads * length * (length + prefix[1] - prefix[0])
             shortest = together[0].end - together[0].start if together else length
-            if together and (area > AREA or length > 1.25 * shortest + 8):
+            if together and (area > TILE_MAX_WEIGHTS or length > 1.25 * shortest + 8):
                 self._short(prefix, together)
                 together = []
             together.append(span)
@@ -112,8 +113,8 @@ class Layout:
             self._short(prefix, together)
 
     def _long(self, span: Span) -> None:
-        for start in range(span.start, span.end, BLOCK):
-            end = min(start + BLOCK, span.end)
+        for start in range(span.start, span.end, QUERY_BLOCK):
+            end = min(start + QUERY_BLOCK, span.end)
             mask = self._mask(end - start, end - span.start)
             prefix = slice(*span.prefix) if span.prefix[1] else None
             queries, keys = slice(start, end), slice(span.start, end)
@@ -157,7 +158,7 @@ class _PackedAttention(torch.autograd.Function):
             queries, keys = _queries(q, k, tile), _keys(k, tile.keys, tile.rows)
             weights = _weights(queries, keys, k, tile, scale)
             _put(out, tile, _mix(weights, v, tile))
-            kept.append(weights if weights.shape[-1] <= KEPT_KEYS else None)
+            kept.append(weights if weights.shape[-1] <= SAVED_WEIGHTS_MAX_KEYS else None)
         ctx.save_for_backward(q, k, v, *[w for w in kept if w is not None])
         ctx.layout, ctx.scale, ctx.kept = layout, scale, [w is not None for w in kept]
         return out
@@ -287,5 +288,5 @@ def packed_attention(
     return _PackedAttention.apply(q, k, v, packing, scale)[None], None  # type: ignore[index]
 
 
-AttentionInterface.register(NAME, packed_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(ATTENTION_NAME, packed_attention)
+AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.models.logprobs import bare
+from rlhf.models.architecture import unwrap_peft
 from rlhf.rollout.sampling.base import Completion, FinishReason, Request, SamplingParams
 from rlhf.rollout.sampling.decoder import decoder_for
 from rlhf.rollout.sampling.draw import draw
-from rlhf.rollout.sampling.reading import read
+from rlhf.rollout.sampling.protocols import read
 
 # New rows are prefilled together once they are this share of the decoding rows: a prefill of a few
 # tokens takes as long as a decoding step.
@@ -142,7 +142,7 @@ class Sampler:
     def __init__(self, model: Any, sampling: SamplingParams, *, rows: int) -> None:
         self.sampling, self.rows = sampling, rows
         self.decoder, self.device = decoder_for(model), model.device
-        config = bare(model).config.get_text_config()
+        config = unwrap_peft(model).config.get_text_config()
         self.is_stop = np.isin(np.arange(config.vocab_size), list(sampling.stop_ids))
         self.cache: Any = self.decoder.new_cache(rows)
         self.row_of: dict[int, int] = {}

@@ -27,16 +27,18 @@ from rlhf.models.architecture import (
     inner_window,
     layers_kept,
     text_config,
+    trunk_of,
+    unwrap_peft,
     window_of,
 )
-from rlhf.models.logprobs import bare, logits_of, trunk_of
+from rlhf.models.output_head import logits_of
 from rlhf.models.precision import native_bf16
-from rlhf.rollout.sampling.choice import Way, first_right
+from rlhf.rollout.sampling.decoder_selection import Way, first_right
 from rlhf.rollout.sampling.kv_cache import Plan, RaggedCache, RaggedLayer
-from rlhf.rollout.sampling.own_cache import RowDecoder
+from rlhf.rollout.sampling.protocols import Decoder
 from rlhf.rollout.sampling.ragged_masks import MASKED, ragged_masks
-from rlhf.rollout.sampling.reading import Decoder
-from rlhf.rollout.sampling.time_steps import limited_mixers, limited_time_steps
+from rlhf.rollout.sampling.row_decoder import RowDecoder
+from rlhf.rollout.sampling.time_step_limits import limited_mixers, limited_time_steps
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +130,7 @@ class FusedDecoder:
         self.embed, self.rotary = trunk.embed_tokens, trunk.rotary_emb
         self.layers = [_Layer(layer, trunk.config, i) for i, layer in enumerate(trunk.layers)]
         self.norm, self.epsilon = trunk.norm.weight, trunk.config.rms_norm_eps
-        self.head = joined([bare(model).get_output_embeddings()])
+        self.head = joined([unwrap_peft(model).get_output_embeddings()])
         self.dtype, self.device = model.dtype, model.device
 
     def new_cache(self, rows: int) -> RaggedCache:
@@ -141,9 +143,9 @@ class FusedDecoder:
         hidden = self.embed(ids)
         cos, sin = (t[0, :, None] for t in self.rotary(hidden, plan.position[None]))
         half = sin.shape[-1] // 2
-        turned = torch.cat((-sin[..., :half], sin[..., half:]), -1)
+        rotated_sin = torch.cat((-sin[..., :half], sin[..., half:]), -1)
         for layer, store in zip(self.layers, cache.ragged, strict=True):
-            hidden = layer(hidden, cos, turned, plan, store)
+            hidden = layer(hidden, cos, rotated_sin, plan, store)
         last = hidden[plan.ends]
         return self.head(rms_norm(last, last.shape[-1:], self.norm, self.epsilon))
 
@@ -164,18 +166,22 @@ class _Layer:
         self.out = joined([attention.o_proj])
         self.gate_up = joined([mlp.gate_proj, mlp.up_proj])
         self.down, self.act = joined([mlp.down_proj]), mlp.act_fn
-        own = config.model_type == "qwen3"  # normalises queries and keys of each head
-        self.head_norms = (attention.q_norm.weight, attention.k_norm.weight) if own else None
+        self.head_norms = None
+        if hasattr(attention, "q_norm"):
+            self.head_norms = attention.q_norm.weight, attention.k_norm.weight
 
     def __call__(
         self,
         hidden: torch.Tensor,
         cos: torch.Tensor,
-        turned: torch.Tensor,
+        rotated_sin: torch.Tensor,
         plan: Plan,
         store: RaggedLayer,
     ) -> torch.Tensor:
-        """[N, D] -> [N, D]; ``turned`` is the sine with the sign that each half meets."""
+        """Run the layer on hidden states [N, D].
+
+        ``rotated_sin`` is the sine with a negative first half, as in ``rotate_half``.
+        """
         size = hidden.shape[-1:]
         joint = self.qkv(rms_norm(hidden, size, self.norms[0], self.epsilon))
         joint = joint.view(len(hidden), -1, self.width)
@@ -183,7 +189,7 @@ class _Layer:
         if self.head_norms:
             rotated = self._normed(rotated)
         left, right = rotated.chunk(2, -1)
-        rotated = torch.addcmul(rotated * cos, torch.cat((right, left), -1), turned)
+        rotated = torch.addcmul(rotated * cos, torch.cat((right, left), -1), rotated_sin)
         queries, keys = rotated.split([self.heads, self.shared], 1)
         mask = plan.mask_within(self.window)
         stored = store.append(keys, values)
@@ -269,13 +275,13 @@ def decoder_for(model: Any) -> Decoder:
     trunk = trunk_of(model)
     if trunk.config.model_type in FUSED_KINDS and changing_limit(trunk.config) is None:
         if trunk not in _agrees:
-            gap = largest_gap(type(bare(model)), trunk.config)
+            gap = largest_gap(type(unwrap_peft(model)), trunk.config)
             _agrees[trunk] = gap <= 1e-4
             if gap > 1e-4:
                 log.warning(
                     "%s: decoding runs by its own forward pass, from which the fused one differs "
                     "by %.1e",
-                    type(bare(model)).__name__,
+                    type(unwrap_peft(model)).__name__,
                     gap,
                 )
         if _agrees[trunk]:
@@ -285,7 +291,7 @@ def decoder_for(model: Any) -> Decoder:
     if trunk not in _ways:
         _ways[trunk] = first_right(model, ways)
         if _ways[trunk]:
-            name = type(bare(model)).__name__
+            name = type(unwrap_peft(model)).__name__
             log.info("%s: replies are sampled %s", name, ways[_ways[trunk]].words)
     return ways[_ways[trunk]].make()
 

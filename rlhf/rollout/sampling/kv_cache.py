@@ -19,11 +19,11 @@ from numpy.typing import ArrayLike
 from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 
 from rlhf.models.architecture import ATTENTION, BOTH, NOTHING
-from rlhf.rollout.sampling.reading import Pass
+from rlhf.rollout.sampling.protocols import Pass
 from rlhf.rollout.sampling.state_cache import StateLayer
 
-# Columns are allocated by so many.
-GRAIN = 64
+# Columns are allocated in multiples of this.
+CAPACITY_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -249,7 +249,9 @@ class RaggedCache(Cache):
         """Make room for ``tokens`` in every row; at least doubles when more is needed."""
         if tokens > self.capacity:
             # Rounded up, so that one cache after another fits into the same memory.
-            self.capacity = max(-(-tokens // GRAIN) * GRAIN, 2 * self.capacity)
+            self.capacity = max(
+                -(-tokens // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE, 2 * self.capacity
+            )
             for layer in self.ragged:
                 layer.grow()
 

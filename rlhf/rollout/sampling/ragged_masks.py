@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from rlhf.models.fast.varlen_attention import NAME
+from rlhf.models.fast.varlen_attention import ATTENTION_NAME
 
 # Attention implementations that take an additive mask [n, 1, L, K].
-MASKED = ("eager", "sdpa", NAME)
+MASKED = ("eager", "sdpa", ATTENTION_NAME)
 
 
 @contextlib.contextmanager

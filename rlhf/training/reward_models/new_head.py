@@ -14,9 +14,9 @@ from transformers import (
 
 from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora, is_adapter, merged_model
+from rlhf.models.checks import check_scorer, read_causal
 from rlhf.models.fast.packing import keep_attention
 from rlhf.models.hub import refuse_quantised
-from rlhf.models.load_check import check_scorer, read_causal
 from rlhf.models.loading import Source, cast, give_pad_token, load_tokenizer, set_template_options
 from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.trainable import make_trainable

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlhf.config.offline import LEARNING_RATES
 from rlhf.config.reward import RewardConfig
 from rlhf.data.load import load
-from rlhf.models.logprobs import bare
+from rlhf.models.architecture import unwrap_peft
 from rlhf.models.trainable import remove_own_dropout
 from rlhf.reward_models import Sidecar
 from rlhf.reward_models.encoding import end_template_at_score, template_hash
@@ -77,7 +77,7 @@ def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str
         return [Example(texts, texts, margin=margin) for texts, margin in pairs]
 
     def save(trained: Any, final: Path) -> None:
-        trained = trained.merge_and_unload() if bare(trained) is not trained else trained
+        trained = trained.merge_and_unload() if unwrap_peft(trained) is not trained else trained
         trained.config.use_cache = True
         kind.before_saving(trained)
         trained.save_pretrained(final)

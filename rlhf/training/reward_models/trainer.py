@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.metrics import MetricSums
+from rlhf.models.architecture import trunk_of
 from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
-from rlhf.models.fast.passes import enable_fast_passes
-from rlhf.models.logprobs import trunk_of
+from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.saving import restore_model, save_model
 from rlhf.training.dpo import pair_metrics, split_pairs
 from rlhf.training.reward_models.base import kind_of
@@ -52,7 +52,7 @@ class Scorer:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
-        self.supports_packing = enable_fast_passes(model)
+        self.supports_packing = enable_fast_paths(model)
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the trained modules, by name."""

@@ -19,7 +19,7 @@ import trl
 from rlhf.config.offline import OfflineConfig
 from rlhf.errors import UserError
 from rlhf.models.adapters import name_base_of_checkpoints
-from rlhf.models.logprobs import bare
+from rlhf.models.architecture import unwrap_peft
 from rlhf.models.precision import MasterOptimizer, default_device
 from rlhf.models.trainable import Movement, make_frozen
 from rlhf.runs.directory import Run
@@ -54,7 +54,7 @@ def causal_trainer(
     owned["remove_unused_columns"] = False  # the collators read our columns
     multiple = config.trainer.get("pad_to_multiple_of")
     arguments: dict[str, Any] = {}
-    if bare(model) is model:
+    if unwrap_peft(model) is model:
         # Otherwise TRL loads the reference from disk and ignores the weights in memory.
         arguments["ref_model"] = make_frozen(copy.deepcopy(model))
     if verb == "dpo":
@@ -82,7 +82,7 @@ def train_with_trainer(
     """
     assert work.trainer is not None
     options = make_options(stage, work.trainer, config, run.directory, len(sets[0]))
-    if bare(work.model) is not work.model and run.writes:
+    if unwrap_peft(work.model) is not work.model and run.writes:
         name_base_of_checkpoints(work.model, work.tokenizer, run.directory / "checkpoints")
     with StopRequest() as stop:
         trainer = make_trainer(work, config, options, *sets)

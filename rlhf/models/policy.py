@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rlhf.models.experts import balancing_weight, states_and_balance
+from rlhf.models.architecture import context_of, trunk_of, unwrap_peft
+from rlhf.models.fast.chunked_logprobs import selected_logprobs
 from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
-from rlhf.models.fast.passes import enable_fast_passes
 from rlhf.models.fast.tied_embedding import tied_embedding
-from rlhf.models.logprobs import bare, context_of, selected_logprobs, state_width, trunk_of
+from rlhf.models.fast.verification import enable_fast_paths
+from rlhf.models.load_balancing import balancing_weight, states_and_balance
+from rlhf.models.output_head import state_width
 from rlhf.models.saving import restore_model, save_model
 from rlhf.models.trainable import make_frozen, make_trainable
 
@@ -62,7 +64,7 @@ class Policy:
     def __init__(self, model: Any, tokenizer: Any, *, critic: str = "none") -> None:
         self.model, self.tokenizer = model, tokenizer
         self.device = model.device
-        self.supports_packing = enable_fast_passes(model)
+        self.supports_packing = enable_fast_paths(model)
         self.balancing_weight = balancing_weight(model)
         self.value_head: ValueHead | None = None
         self.value_trunk: nn.Module | None = None
@@ -76,7 +78,7 @@ class Policy:
     @property
     def is_lora(self) -> bool:
         """Whether only adapters are trained."""
-        return self.model is not bare(self.model)
+        return self.model is not unwrap_peft(self.model)
 
     @property
     def logprob_dtype(self) -> torch.dtype:

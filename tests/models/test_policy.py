@@ -7,9 +7,9 @@ import torch
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.config.model import LoraSpec
-from rlhf.models import logprobs as logprobs_module
 from rlhf.models.adapters import add_lora
-from rlhf.models.heads import Policy, Reference
+from rlhf.models.fast import chunked_logprobs
+from rlhf.models.policy import Policy, Reference
 from rlhf.rollout.batch import collate
 from tests.helpers.models import tiny_gpt2, tiny_model, tiny_policy, tiny_qwen2, tiny_rollouts
 
@@ -67,7 +67,7 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch):
     batch = some_batch()
     whole = policy.score(*masks(batch))
     whole_grads = gradients(policy, (whole.logprobs * whole.entropy).sum())
-    monkeypatch.setattr(logprobs_module, "CHUNK_LOGITS", 4 * policy.model.config.vocab_size)
+    monkeypatch.setattr(chunked_logprobs, "HEAD_CHUNK_LOGITS", 4 * policy.model.config.vocab_size)
     chunked = policy.score(*masks(batch))
     torch.testing.assert_close(chunked.logprobs, whole.logprobs, **EXACT)
     torch.testing.assert_close(chunked.entropy, whole.entropy, **EXACT)

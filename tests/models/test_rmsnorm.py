@@ -19,7 +19,7 @@ def with_norm(norm):
 @pytest.mark.parametrize("cached", [1, 40, 10**6])
 @pytest.mark.parametrize("shape", [(9, 16), (2, 5, 16), (0, 16)])
 def test_values_and_gradients_are_the_model_s(monkeypatch, cached, shape):
-    monkeypatch.setattr(norms, "CACHED", cached)
+    monkeypatch.setattr(norms, "CHUNK_ELEMENTS", cached)
     plain = with_norm(LlamaRMSNorm(16))
     fast = copy.deepcopy(plain)
     assert norms.patch_rmsnorm(fast) == 1

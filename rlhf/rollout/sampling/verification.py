@@ -15,12 +15,11 @@ import numpy as np
 import torch
 
 from rlhf.errors import UserError
-from rlhf.models.architecture import limits_of, text_config, usable_context
+from rlhf.models.architecture import limits_of, text_config, trunk_of, unwrap_peft, usable_context
+from rlhf.models.checks import evaluating, is_precise
 from rlhf.models.fast.packing import restart_frequencies
-from rlhf.models.fast.passes import affordable_tokens
-from rlhf.models.load_check import evaluating, is_precise
-from rlhf.models.logprobs import bare, trunk_of
-from rlhf.models.reduced import reduced_copy
+from rlhf.models.fast.verification import affordable_tokens
+from rlhf.models.reduced_model import reduced_copy
 from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.continuous import Sampler
 from rlhf.rollout.sampling.decoder import read_anew
@@ -56,8 +55,8 @@ def check_sampling(model: Any) -> None:
         gap = sampling_gap(model, limit=affordable)
         if not gap <= _tolerance(model):
             raise UserError(
-                f"{type(bare(model)).__name__} is not supported: its sampled tokens have other "
-                f"log-probabilities than in a plain pass over the row, by {gap:.1e}"
+                f"{type(unwrap_peft(model)).__name__} is not supported: its sampled tokens have "
+                f"other log-probabilities than in a plain pass over the row, by {gap:.1e}"
             )
     trunk.sampling_checked = True
 
@@ -65,7 +64,9 @@ def check_sampling(model: Any) -> None:
 def _is_right(model: Any, *, limit: int) -> bool:
     gap = sampling_gap(model, limit=limit)
     if not gap <= _tolerance(model):
-        log.info("%s: the sampler's log-probabilities differ by %.1e", type(bare(model)), gap)
+        log.info(
+            "%s: the sampler's log-probabilities differ by %.1e", type(unwrap_peft(model)), gap
+        )
         return False
     return True
 
@@ -83,13 +84,13 @@ def sampling_gap(model: Any, *, limit: int) -> float:
         limit: longest episode, in tokens.
     """
     turns = _turns(text_config(trunk_of(model)), limit=limit)
-    with evaluating(bare(model)):
+    with evaluating(unwrap_peft(model)):
         episodes = _play(model, turns)
         found, expected = [], []
         for tokens, said in episodes:
             ids = torch.tensor([tokens], device=model.device)
-            restart_frequencies(bare(model))
-            logits = bare(model)(input_ids=ids, use_cache=False).logits[0]
+            restart_frequencies(unwrap_peft(model))
+            logits = unwrap_peft(model)(input_ids=ids, use_cache=False).logits[0]
             precise = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             for place, logprob in said.items():
                 found.append(logprob)

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from rlhf.models.logprobs import logits_of, trunk_of
-from rlhf.rollout.sampling.reading import Pass
-from rlhf.rollout.sampling.time_steps import limited_mixers, limited_time_steps
+from rlhf.models.architecture import trunk_of
+from rlhf.models.output_head import logits_of
+from rlhf.rollout.sampling.protocols import Pass
+from rlhf.rollout.sampling.time_step_limits import limited_mixers, limited_time_steps
 
 # Names under which a model takes and returns what it keeps.
 NAMES = ("past_key_values", "cache_params", "state")

@@ -8,16 +8,16 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from rlhf.errors import UserError
 from rlhf.models.architecture import limits_of, text_config
-from rlhf.models.fast import passes
 from rlhf.models.fast import rmsnorm as norms
 from rlhf.models.fast import swiglu as gates
+from rlhf.models.fast import verification
 from rlhf.models.fast.packing import is_packed
-from rlhf.models.fast.passes import enable_fast_passes
-from rlhf.models.heads import Policy
-from rlhf.models.reduced import reduced_copy
-from rlhf.rollout import load_check
-from rlhf.rollout.load_check import check_sampling, sampling_gap
+from rlhf.models.fast.verification import enable_fast_paths
+from rlhf.models.policy import Policy
+from rlhf.models.reduced_model import reduced_copy
+from rlhf.rollout.sampling import verification as sampler_verification
 from rlhf.rollout.sampling.base import SamplingParams
+from rlhf.rollout.sampling.verification import check_sampling, sampling_gap
 from tests.helpers.models import tiny_model, tiny_tokenizer
 from tests.models.families import FAMILIES, model_of
 
@@ -110,7 +110,7 @@ def test_a_model_that_cannot_be_read_twice_alike_is_refused():
 
     model.model.forward = drifting
     with pytest.raises(UserError, match=r"in training its states differ by .* one row") as error:
-        enable_fast_passes(model)
+        enable_fast_paths(model)
     assert "\n" not in str(error.value)
 
 
@@ -119,7 +119,7 @@ def test_a_trial_leaves_no_trace():
     model.train()
     model.model.layers[0].eval()
     before = torch.random.get_rng_state()
-    enable_fast_passes(model)
+    enable_fast_paths(model)
     assert torch.equal(before, torch.random.get_rng_state())
     assert model.model.layers[1].training
     assert not model.model.layers[0].training
@@ -143,28 +143,28 @@ def windowed(window: int) -> Any:
 
 def test_long_windows_are_passed_in_a_reduced_model(monkeypatch):
     seen = []
-    own = passes._first_right
+    own = verification._first_right
 
     def spy(model: Any, **kwargs: Any) -> int:
         seen.append(limits_of(text_config(model)))
         return own(model, **kwargs)
 
-    monkeypatch.setattr(passes, "_first_right", spy)
-    monkeypatch.setattr(passes, "WORK", 1.0)
-    enable_fast_passes(windowed(1000))
+    monkeypatch.setattr(verification, "_first_right", spy)
+    monkeypatch.setattr(verification, "WORK", 1.0)
+    enable_fast_paths(windowed(1000))
     assert seen == [[8], [1000]]
 
 
 def test_what_is_wrong_beyond_long_windows_is_switched_off_for_the_large_model(monkeypatch):
-    monkeypatch.setattr(passes, "WORK", 1.0)
-    own = passes._first_right
+    monkeypatch.setattr(verification, "WORK", 1.0)
+    own = verification._first_right
 
     def slowest(model: Any, *, limit: int, start: int) -> int:
         return own(model, limit=limit, start=max(start, 4))
 
-    monkeypatch.setattr(passes, "_first_right", slowest)
+    monkeypatch.setattr(verification, "_first_right", slowest)
     model = windowed(1000)
-    assert not enable_fast_passes(model)
+    assert not enable_fast_paths(model)
     assert model.model.reads_alone
 
 
@@ -182,22 +182,22 @@ def test_the_sampler_agrees_with_plain_passes_beyond_windows(name):
 
 def test_a_cache_that_is_wrong_is_not_used(monkeypatch):
     model = model_of("llama")
-    own = load_check.Sampler.step
+    own = sampler_verification.Sampler.step
 
     def confused(self: Any) -> Any:
         if getattr(self.decoder, "cached", True):  # not the decoder that reads rows anew
             self.cache.lengths[:] = 0
         return own(self)
 
-    monkeypatch.setattr(load_check.Sampler, "step", confused)
+    monkeypatch.setattr(sampler_verification.Sampler, "step", confused)
     check_sampling(model)
     monkeypatch.undo()
-    assert load_check.Sampler(model, SamplingParams(), rows=1).decoder.cached is False
+    assert sampler_verification.Sampler(model, SamplingParams(), rows=1).decoder.cached is False
 
 
 def test_a_sampler_that_is_wrong_in_every_way_is_refused(monkeypatch):
     model, _ = tiny_model()
-    own = load_check.Sampler.step
+    own = sampler_verification.Sampler.step
 
     def shifted(self: Any) -> Any:
         replies = own(self)
@@ -205,7 +205,7 @@ def test_a_sampler_that_is_wrong_in_every_way_is_refused(monkeypatch):
             reply.logprobs[:] = [p + 1.0 for p in reply.logprobs]
         return replies
 
-    monkeypatch.setattr(load_check.Sampler, "step", shifted)
+    monkeypatch.setattr(sampler_verification.Sampler, "step", shifted)
     with pytest.raises(UserError, match="other log-probabilities than in a plain pass") as error:
         check_sampling(model)
     assert "\n" not in str(error.value)

@@ -8,10 +8,10 @@ import torch
 from torch.nn.functional import linear
 
 from rlhf.config.model import LoraSpec
-from rlhf.models import logprobs as logprobs_module
 from rlhf.models.adapters import add_lora
+from rlhf.models.fast import chunked_logprobs as logprobs_module
 from rlhf.models.fast.tied_embedding import tied_embedding
-from rlhf.models.heads import Policy
+from rlhf.models.policy import Policy
 from tests.helpers.models import tiny_gpt2, tiny_model
 
 Masks = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

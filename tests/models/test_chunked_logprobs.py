@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf.models import logprobs
+from rlhf.models.fast import chunked_logprobs
 
 
 @pytest.fixture
@@ -21,14 +21,14 @@ def model():
 def test_values_and_gradients_are_those_of_a_plain_softmax(
     model, monkeypatch, cached, chunk, temperature
 ):
-    monkeypatch.setattr(logprobs, "CACHED_LOGITS", cached)
-    monkeypatch.setattr(logprobs, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(chunked_logprobs, "SOFTMAX_CHUNK_LOGITS", cached)
+    monkeypatch.setattr(chunked_logprobs, "CHUNK_LOGITS", chunk)
     hidden = torch.randn(13, 16, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(50, (13,))
     upstream = torch.randn(2, 13, dtype=torch.float64)
     inputs = [hidden, model.lm_head.weight]
 
-    ours = logprobs.selected_logprobs(model, hidden, targets, temperature=temperature)
+    ours = chunked_logprobs.selected_logprobs(model, hidden, targets, temperature=temperature)
     exact = torch.log_softmax(model.lm_head(hidden) / temperature, -1)
     exact = (exact.gather(1, targets[:, None])[:, 0], -(exact.exp() * exact).sum(-1))
     for mine, plain in zip(ours, exact, strict=True):
@@ -44,7 +44,7 @@ def test_without_entropy_the_log_probabilities_and_their_gradient_are_the_same(m
     targets = torch.randint(50, (13,))
     results = []
     for with_entropy in (True, False):
-        chosen, entropy = logprobs.selected_logprobs(
+        chosen, entropy = chunked_logprobs.selected_logprobs(
             model, hidden, targets, with_entropy=with_entropy
         )
         results.append((chosen, *torch.autograd.grad(chosen.sin().sum(), hidden)))
@@ -57,6 +57,6 @@ def test_bf16_logits_lose_nothing_more_in_the_softmax(model):
     low = model.to(torch.bfloat16)
     hidden = torch.randn(13, 16).bfloat16()
     targets = torch.randint(50, (13,))
-    chosen, _ = logprobs.selected_logprobs(low, hidden, targets)
+    chosen, _ = chunked_logprobs.selected_logprobs(low, hidden, targets)
     exact = torch.log_softmax(low.lm_head(hidden).double(), -1).gather(1, targets[:, None])[:, 0]
     torch.testing.assert_close(chosen.double(), exact, rtol=1e-5, atol=1e-5)

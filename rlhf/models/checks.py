@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
 
 from rlhf.errors import UserError
-from rlhf.models.architecture import usable_context
-from rlhf.models.logprobs import bare, has_plain_head
+from rlhf.models.architecture import unwrap_peft, usable_context
+from rlhf.models.output_head import has_plain_head
 
 # Tokens of the row that is read: enough for an attention to look back, few enough to cost nothing.
 LENGTH = 24
@@ -81,7 +81,7 @@ def check_model(model: Any, tokenizer: Any) -> None:
     """
     _check_ids(model, tokenizer)
     has_plain_head(model)
-    config = bare(model).config.get_text_config()
+    config = unwrap_peft(model).config.get_text_config()
     length = min(LENGTH, usable_context(config) - 3)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(
@@ -99,7 +99,7 @@ def check_model(model: Any, tokenizer: Any) -> None:
         except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{type(bare(model)).__name__} cannot be run as a causal model: {reason}"
+                f"{type(unwrap_peft(model)).__name__} cannot be run as a causal model: {reason}"
             ) from error
     for gap, what in (
         (gap_of(in_company[:, :length], whole), "padding changes the logits"),
@@ -108,7 +108,8 @@ def check_model(model: Any, tokenizer: Any) -> None:
         tolerance = TOLERANCE if is_precise(model) else HALF_TOLERANCE
         if not gap <= tolerance:
             raise UserError(
-                f"{type(bare(model)).__name__} is not supported: {what} by {gap:.1e} of their size"
+                f"{type(unwrap_peft(model)).__name__} is not supported: {what} by {gap:.1e} of "
+                "their size"
             )
 
 
@@ -159,7 +160,7 @@ def _check_ids(model: Any, tokenizer: Any) -> None:
     Raises:
         UserError: names the first such token.
     """
-    rows = bare(model).get_input_embeddings().num_embeddings
+    rows = unwrap_peft(model).get_input_embeddings().num_embeddings
     # Some tokenizer classes add an unknown token of their own, which byte-level text never needs.
     beyond = {
         i: token

@@ -17,7 +17,7 @@ from transformers import (
 
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
-from rlhf.models.load_check import check_model, check_scorer
+from rlhf.models.checks import check_model, check_scorer
 from rlhf.models.loading import load_model, load_weights
 from rlhf.reward_models.implicit import ImplicitReward
 from tests.helpers.models import tiny_model, tiny_qwen2, tiny_tokenizer
@@ -143,7 +143,8 @@ def test_a_score_of_the_first_token_is_refused():
 
 @pytest.mark.parametrize("name", ["bert", "inkling_text", "opt-projected", "granite", "xlstm"])
 def test_logits_of_some_states_are_the_model_s_own(name):
-    from rlhf.models.logprobs import logits_of, trunk_of
+    from rlhf.models.architecture import trunk_of
+    from rlhf.models.output_head import logits_of
 
     model = model_of(name)
     ids = torch.arange(40, 60)[None]

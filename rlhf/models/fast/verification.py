@@ -20,15 +20,21 @@ import torch
 from torch import Tensor
 
 from rlhf.errors import UserError
-from rlhf.models.architecture import limits_of, text_config, usable_context, whole_context
+from rlhf.models.architecture import (
+    limits_of,
+    text_config,
+    trunk_of,
+    unwrap_peft,
+    usable_context,
+    whole_context,
+)
+from rlhf.models.checks import evaluating, is_precise
 from rlhf.models.fast.packing import enable_packing, hidden_states, is_packed, restart_frequencies
 from rlhf.models.fast.patching import restore
 from rlhf.models.fast.rmsnorm import patch_rmsnorm
 from rlhf.models.fast.swiglu import patch_swiglu
 from rlhf.models.fast.tied_embedding import tied_embedding, without_tied_table
-from rlhf.models.load_check import evaluating, is_precise
-from rlhf.models.logprobs import bare, trunk_of
-from rlhf.models.reduced import reduced_copy
+from rlhf.models.reduced_model import reduced_copy
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +73,7 @@ class Result:
     gradients: list[Tensor | None]
 
 
-def enable_fast_passes(model: Any) -> bool:
+def enable_fast_paths(model: Any) -> bool:
     """Let a decoder, with any head, run by the quicker pieces that compute what its own do.
 
     Decided once per model; a copy of it keeps the decision.
@@ -97,7 +103,7 @@ def _decide(model: Any) -> None:
         elif longest + 8 > affordable:
             log.info(
                 "%s: rows longer than %d tokens were not tried, its windows reach %d",
-                type(bare(model)).__name__,
+                type(unwrap_peft(model)).__name__,
                 affordable,
                 longest,
             )
@@ -117,7 +123,7 @@ def _levels(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
 
     def pad() -> None:
         if is_packed(trunk):
-            bare(model).set_attn_implementation(trunk.attention_before_packing)
+            unwrap_peft(model).set_attn_implementation(trunk.attention_before_packing)
         trunk.never_packs = True
 
     def alone() -> None:
@@ -141,7 +147,7 @@ def _first_right(model: Any, *, limit: int, start: int) -> int:
     """
     trunk = trunk_of(model)
     levels = _levels(model)
-    with evaluating(bare(model)):
+    with evaluating(unwrap_peft(model)):
         batches = _batches(trunk, limit=limit)
         small = [p for p in trunk.parameters() if p.requires_grad and p.numel() <= SMALL]
         with torch.set_grad_enabled(bool(small)):
@@ -150,7 +156,7 @@ def _first_right(model: Any, *, limit: int, start: int) -> int:
             except FAILURES as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise UserError(
-                    f"{type(bare(model)).__name__} cannot be trained: {reason}"
+                    f"{type(unwrap_peft(model)).__name__} cannot be trained: {reason}"
                 ) from error
             if start < 3:
                 patch_rmsnorm(model)
@@ -170,11 +176,11 @@ def _first_right(model: Any, *, limit: int, start: int) -> int:
                     return level
                 if level < len(levels):
                     name, switch_off = levels[level]
-                    log.info("%s: without %s", type(bare(model)).__name__, name)
+                    log.info("%s: without %s", type(unwrap_peft(model)).__name__, name)
                     switch_off()
     tolerance = TOLERANCE if is_precise(model) else HALF_TOLERANCE
     raise UserError(
-        f"{type(bare(model)).__name__} is not supported: in training its states differ by "
+        f"{type(unwrap_peft(model)).__name__} is not supported: in training its states differ by "
         f"{gap * tolerance:.1e} of their size from those of a plain pass over one row"
     )
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from rlhf.errors import UserError
-from rlhf.models.experts import balancing_weight
-from rlhf.models.heads import Policy
+from rlhf.models.load_balancing import balancing_weight
+from rlhf.models.policy import Policy
 from rlhf.training.examples import Example
 from rlhf.training.supervised import collate, sft_loss
 from tests.helpers.models import tiny_tokenizer

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from rlhf.models.architecture import WINDOW_NAMES, text_config
-from rlhf.models.logprobs import bare
+from rlhf.models.architecture import WINDOW_NAMES, text_config, unwrap_peft
 
 # Windows, rotary contexts, vocabulary and experts of the small model, and its weights at most.
 WINDOW, ORIGINAL, VOCABULARY, EXPERTS, WEIGHTS = 8, 16, 64, 8, 5e8
@@ -24,7 +23,7 @@ _CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
 
 def reduced_copy(model: Any) -> Any | None:
     """The small model, in evaluation mode; None where its configuration cannot be reduced."""
-    inner = bare(model)
+    inner = unwrap_peft(model)
     try:
         for layers in (6, 4, 2):
             config = reduced_config(text_config(inner), layers=layers)

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from rlhf.models.fast.varlen_attention import BLOCK, KEPT_KEYS, Layout, Span, packed_attention
+from rlhf.models.fast.varlen_attention import (
+    QUERY_BLOCK,
+    SAVED_WEIGHTS_MAX_KEYS,
+    Layout,
+    Span,
+    packed_attention,
+)
 
 SCALE = 0.3
 
@@ -34,13 +40,13 @@ def of_lengths(*lengths):
     return [Span(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
 
-LONG = 2 * BLOCK + 7
+LONG = 2 * QUERY_BLOCK + 7
 LAYOUTS = {
     "one": of_lengths(9),
     "equal": of_lengths(6, 6, 6),
     "ragged": of_lengths(6, 1, 7, 30, 5, 2),
     "long": of_lengths(3, LONG, 4),
-    "weights made again": of_lengths(KEPT_KEYS + 9),
+    "weights made again": of_lengths(SAVED_WEIGHTS_MAX_KEYS + 9),
     "shared": [*of_lengths(5, 7), Span(12, 14, (5, 12)), Span(14, 19, (5, 12)), Span(19, 25)],
     "one continuation": [Span(0, 4), Span(4, 9, (0, 4))],
     "two prefixes": [

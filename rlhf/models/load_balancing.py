@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from rlhf.errors import UserError
+from rlhf.models.architecture import trunk_of, unwrap_peft
 from rlhf.models.fast.packing import inputs_of
 from rlhf.models.fast.tied_embedding import TiedEmbedding
-from rlhf.models.logprobs import bare, trunk_of
-from rlhf.models.own_head import given_states
+from rlhf.models.output_head import forward_from_states
 
 # Names under which models keep the weight of the loss.
 WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
@@ -32,7 +32,7 @@ def balancing_weight(model: Any) -> float:
     Raises:
         UserError: the configuration asks for the loss, and the model has none.
     """
-    inner = bare(model)
+    inner = unwrap_peft(model)
     config = inner.config.get_text_config()
     if not getattr(config, "output_router_logits", False):
         return 0.0
@@ -63,7 +63,7 @@ def states_and_balance(
     Returns:
         (states [B * T, D], index [B, T] into them, the loss of the real tokens, without weight).
     """
-    inner, trunk = bare(model), trunk_of(model)
+    inner, trunk = unwrap_peft(model), trunk_of(model)
     mask = attention_mask.long()
     output = trunk(
         **inputs_of(tokens, tied),
@@ -72,7 +72,7 @@ def states_and_balance(
         output_router_logits=True,
     )
     states = output.last_hidden_state
-    balance = given_states(
+    balance = forward_from_states(
         inner,
         trunk,
         states[:1, :1],

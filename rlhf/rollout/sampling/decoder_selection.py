@@ -11,9 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf.models.architecture import has_states, text_config, usable_context, window_of
-from rlhf.models.logprobs import bare, logits_of, trunk_of
-from rlhf.rollout.sampling.reading import Decoder, read
+from rlhf.models.architecture import (
+    has_states,
+    text_config,
+    trunk_of,
+    unwrap_peft,
+    usable_context,
+    window_of,
+)
+from rlhf.models.output_head import logits_of
+from rlhf.rollout.sampling.protocols import Decoder, read
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +92,7 @@ def _tried(model: Any, way: Way) -> float:
     try:
         gap = decoding_gap(model, way.make())
     except MISFITS as error:
-        log.debug("%s: not %s: %s", type(bare(model)).__name__, way.words, error)
+        log.debug("%s: not %s: %s", type(unwrap_peft(model)).__name__, way.words, error)
         return math.inf
     return math.inf if math.isnan(gap) else gap
 
@@ -97,7 +104,7 @@ def decoding_gap(model: Any, decoder: Decoder) -> float:
     Relative to the mean size of the logits. Two rows of different lengths take a first turn, a
     second one and a single token each, in changing order and company.
     """
-    config = text_config(bare(model))
+    config = text_config(unwrap_peft(model))
     window = window_of(config) or 0
     first = window + 5 if window <= SHORT_WINDOW else 5
     turns = [([0, 1], [first, 3]), ([1, 0], [2, 4]), ([0, 1], [1, 1]), ([1], [1])]

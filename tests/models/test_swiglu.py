@@ -21,7 +21,7 @@ def layer(seed: int = 0) -> torch.nn.Sequential:
 @pytest.mark.parametrize("cached", [1, 100, 10**6])
 @pytest.mark.parametrize("shape", [(9, 8), (2, 5, 8), (0, 8)])
 def test_values_and_gradients_are_the_model_s(monkeypatch, cached, shape):
-    monkeypatch.setattr(gates, "CACHED", cached)
+    monkeypatch.setattr(gates, "CHUNK_ELEMENTS", cached)
     plain = layer().double()
     fast = copy.deepcopy(plain)
     assert gates.patch_swiglu(fast) == 1

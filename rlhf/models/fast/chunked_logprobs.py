@@ -1,0 +1,114 @@
+"""Log-probabilities and entropy of selected tokens, without storing logits of [B, T, V].
+
+Only positions whose next token was sampled reach the output head. Large batches go through the head
+in chunks, which are recomputed in the backward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from rlhf.models.architecture import unwrap_peft
+from rlhf.models.fast.row_chunks import row_chunks
+from rlhf.models.output_head import logits_of
+
+# Logits per call of the output head: 128M in bf16 are 256 MB.
+HEAD_CHUNK_LOGITS = 128 * 2**20
+# Logits per chunk of the softmax, so that a chunk stays in a core's cache.
+SOFTMAX_CHUNK_LOGITS = 2**19
+
+
+def selected_logprobs(
+    model: Any,
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    with_entropy: bool = True,
+    weight: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probability of each target and the entropy of its distribution.
+
+    Args:
+        model: causal model; only its output head is used.
+        hidden: hidden state before each target, [N, D].
+        targets: token ids [N].
+        temperature: divides the logits.
+        with_entropy: False returns zeros and saves a pass over the vocabulary.
+        weight: weight [V, D] of the output head; None uses the model's.
+
+    Returns:
+        Log-probabilities [N] and entropies [N] in nats, both with gradients, in float32 (float64
+        for float64 models).
+    """
+
+    def chunk(rows: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = logits_of(model, rows, weight=weight)
+        outputs = ChunkedLogProb.apply(logits, ids, 1.0 / temperature, with_entropy)
+        return outputs  # type: ignore[return-value]
+
+    vocabulary = unwrap_peft(model).config.get_text_config().vocab_size
+    size = max(1, HEAD_CHUNK_LOGITS // vocabulary)
+    if len(targets) <= size:
+        return chunk(hidden, targets)
+    chunks = [
+        checkpoint(chunk, rows, ids, use_reentrant=False)
+        for rows, ids in zip(hidden.split(size), targets.split(size), strict=True)
+    ]
+    return torch.cat([c[0] for c in chunks]), torch.cat([c[1] for c in chunks])
+
+
+class ChunkedLogProb(torch.autograd.Function):
+    """Log-softmax at one token, and entropy, of logits [N, V], computed in chunks of rows.
+
+    A chunk stays in the cache during all operations, so the logits are read from memory once. The
+    backward pass needs no other tensors of size [N, V] than the logits, in their own dtype.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: torch.Tensor, targets: torch.Tensor, scale: float, with_entropy: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        selected, totals, entropy = (
+            torch.zeros(len(logits), dtype=wide, device=logits.device) for _ in range(3)
+        )
+        for rows in row_chunks(logits, SOFTMAX_CHUNK_LOGITS):
+            block = logits[rows].to(wide, copy=True).mul_(scale)
+            at = block.gather(1, targets[rows, None])[:, 0]
+            top = block.amax(1)
+            block.sub_(top[:, None])
+            weights = block.exp() if with_entropy else block.exp_()
+            total = weights.sum(1)
+            if with_entropy:  # log Z - E[logit]
+                expected = torch.linalg.vecdot(weights, block) / total
+                entropy[rows] = total.log() - expected
+            totals[rows] = total.log() + top
+            selected[rows] = at - totals[rows]
+        ctx.save_for_backward(logits, targets, totals, entropy)
+        ctx.scale, ctx.with_entropy = scale, with_entropy
+        return selected, entropy
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: torch.Tensor, grad_entropy: torch.Tensor
+    ) -> tuple[torch.Tensor, None, None, None]:
+        logits, targets, totals, entropy = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        spread = ctx.with_entropy and bool(grad_entropy.any())
+        for rows in row_chunks(logits, SOFTMAX_CHUNK_LOGITS):
+            block = logits[rows].to(grad.dtype, copy=True).mul_(ctx.scale)
+            block.sub_(totals[rows, None])  # log p
+            weight = -grad[rows, None]
+            if spread:  # dH/dz = -p (log p + H)
+                probability = block.exp()
+                block.add_(entropy[rows, None]).mul_(-grad_entropy[rows, None]).add_(weight)
+                block.mul_(probability)
+            else:
+                block.exp_().mul_(weight)
+            block.scatter_add_(1, targets[rows, None], grad[rows, None])
+            out[rows] = block.mul_(ctx.scale)
+        return out, None, None, None

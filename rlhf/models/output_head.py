@@ -1,0 +1,173 @@
+"""The output head: from the hidden states of a decoder to logits.
+
+Most families multiply by the output weight and perhaps scale the result. That is computed here, for
+any subset of the positions. Other families have further layers (BERT), caps or multipliers: then
+the model's own forward pass is run with a decoder that returns the given states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from rlhf.errors import UserError
+from rlhf.models.architecture import trunk_of, unwrap_peft
+
+# Largest difference, relative to the largest logit, that is attributed to rounding.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+HALF_TOLERANCE = 0.05
+
+# Whether a model's logits are the product of states and output weight, by decoder.
+_is_product: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def logits_of(model: Any, hidden: Tensor, *, weight: Tensor | None = None) -> Tensor:
+    """Apply the output head, with all that a family computes before or after it.
+
+    Args:
+        model: causal model.
+        hidden: last hidden states [..., D].
+        weight: output weight [V, D] to use instead of the model's; requires ``has_plain_head``.
+
+    Returns:
+        Logits [..., V] in the model's dtype.
+    """
+    if weight is None and not has_plain_head(model):
+        return _forward_logits(unwrap_peft(model), trunk_of(model), hidden)
+    return _product(model, hidden, weight)
+
+
+def has_plain_head(model: Any) -> bool:
+    """Whether a model's logits are the product of its states and the output weight, scaled.
+
+    Compared once per model.
+
+    Raises:
+        UserError: neither the product nor ``forward_from_states`` gives the model's logits.
+    """
+    trunk = trunk_of(model)
+    if trunk not in _is_product:
+        _is_product[trunk] = _compare(
+            unwrap_peft(model), trunk, lambda hidden: _product(model, hidden, None)
+        )
+    return _is_product[trunk]
+
+
+def state_width(model: Any) -> int:
+    """Size of the last hidden states; some families project them to less than ``hidden_size``."""
+    head = unwrap_peft(model).get_output_embeddings()
+    if isinstance(head, torch.nn.Linear) and has_plain_head(model):
+        return head.in_features
+    return unwrap_peft(model).config.get_text_config().hidden_size
+
+
+def _product(model: Any, hidden: Tensor, weight: Tensor | None) -> Tensor:
+    """Product of states and output weight, with the scalings that a configuration names."""
+    config = unwrap_peft(model).config.get_text_config()
+    head = unwrap_peft(model).get_output_embeddings()
+    dtype = (head.weight if weight is None else weight).dtype
+    if dtype.is_floating_point and hidden.dtype != dtype:  # Mamba ends in float32
+        hidden = hidden.to(dtype)
+    logits = head(hidden) if weight is None else torch.nn.functional.linear(hidden, weight)
+    if scale := getattr(config, "lm_head_multiplier", None):  # Falcon-H1
+        logits = logits * scale
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        logits = logits * scale
+    if divisor := getattr(config, "logits_scaling", None):  # Granite
+        logits = logits / divisor
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+        logits = cap * torch.tanh(logits / cap)
+    return logits
+
+
+class _TrunkOutput(BaseModelOutputWithPast):
+    """Output of a decoder; fields that only some families have are None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+
+@contextlib.contextmanager
+def _returning(trunk: Any, output: _TrunkOutput) -> Iterator[None]:
+    """Within the context, the decoder returns ``output`` and computes nothing."""
+    before = vars(trunk).get("forward")
+    trunk.forward = lambda *args, **kwargs: output
+    try:
+        yield
+    finally:
+        if before is None:
+            del trunk.forward
+        else:
+            trunk.forward = before
+
+
+def forward_from_states(
+    model: Any, trunk: Any, hidden: Tensor, *, router_logits: Any = None, **options: Any
+) -> Any:
+    """Run a model's own forward pass on given last hidden states.
+
+    Args:
+        model: transformers model, without a PEFT wrapper.
+        trunk: its decoder, which is not run.
+        hidden: last hidden states [B, T, D].
+        router_logits: router logits of the decoder's experts.
+        options: further arguments of the forward pass.
+    """
+    output = _TrunkOutput(last_hidden_state=hidden)  # type: ignore[arg-type]
+    if router_logits is not None:
+        object.__setattr__(output, "router_logits", router_logits)
+    ids = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+    with _returning(trunk, output):
+        return model(input_ids=ids, use_cache=False, **options)
+
+
+def _forward_logits(model: Any, trunk: Any, hidden: Tensor) -> Tensor:
+    """Logits [..., V] of states [..., D] by the model's own forward pass."""
+    flat = hidden.reshape(1, -1, hidden.shape[-1])
+    logits = forward_from_states(model, trunk, flat).logits
+    return logits.view(*hidden.shape[:-1], logits.shape[-1])
+
+
+@torch.no_grad()
+def _compare(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]) -> bool:
+    """Whether ``product`` gives the model's logits of a few tokens."""
+    ids = torch.arange(2, 6, device=model.device)[None] % model.config.get_text_config().vocab_size
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()  # without dropout, which would make passes differ
+    try:
+        whole = model(input_ids=ids, use_cache=False).logits.double()
+        hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state
+        gap = _gap(lambda: product(hidden), whole)
+        if gap <= (tolerance := TOLERANCE.get(model.dtype, HALF_TOLERANCE)):
+            return True
+        forward_gap = _gap(lambda: _forward_logits(model, trunk, hidden), whole)
+        gap = min(gap, forward_gap)
+        if forward_gap <= tolerance:
+            return False
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    raise UserError(
+        f"{type(model).__name__} is not supported: its output head changes the logits by {gap:.1e} "
+        "of their size"
+    )
+
+
+def _gap(compute: Callable[[], Tensor], whole: Tensor) -> float:
+    """Largest difference relative to the largest logit; infinite if ``compute`` fails."""
+    try:
+        logits = compute().double()
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return math.inf
+    if logits.shape != whole.shape:
+        return math.inf
+    return float((logits - whole).abs().max() / whole.abs().max().clamp(min=1e-6))
