@@ -1,4 +1,4 @@
-"""Stages that write data: demonstrations of an environment, and splits by prompt."""
+"""`rlhf demos` and `rlhf envs demos`: demonstrations and pairs of an environment's expert."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ class DemosFile:
     count: int
     """Rows."""
     quality: float = 1.0
-    """How much of a demonstration is the expert's; the rest is random. In [0, 1]."""
+    """Share of actions that are the expert's; the others are random. In [0, 1]."""
 
 
 @dataclass(frozen=True)
 class DemosConfig(RunConfig):
-    """`rlhf demos`: what an environment's expert would do, as training data."""
+    """Configuration of `rlhf demos`: an environment and the files to write."""
 
     env: str
     """Gymnasium id of one of our environments."""
     files: list[DemosFile]
-    """What to write."""
+    """Files to write."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
 
 
 @dataclass(frozen=True)
 class EnvDemosConfig:
-    """`rlhf envs demos ID`: one file of demonstrations or pairs."""
+    """Configuration of `rlhf envs demos`: one file of demonstrations or pairs."""
 
     env: str
     """Gymnasium id of one of our environments."""
@@ -54,15 +54,15 @@ class EnvDemosConfig:
     count: int = 100
     """Rows."""
     quality: float = 1.0
-    """How much of a demonstration is the expert's; the rest is random. In [0, 1]."""
+    """Share of actions that are the expert's; the others are random. In [0, 1]."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
     seed: int = 0
-    """Of start states and random actions."""
+    """Random seed of initial states and random actions."""
 
 
 def env_demos(config: EnvDemosConfig) -> Generator[str, None, int]:
-    """Write the file; yield what it holds."""
+    """Write the file; yield a summary of it."""
     from rlhf.envs.demonstrations import write_demonstrations
 
     if Path(config.path).exists():

@@ -1,4 +1,4 @@
-"""`rlhf generate`: replies of a model to prompts."""
+"""`rlhf generate`: completions of a model for prompts."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from rlhf.config.rollout import EnvSpec, RolloutSpec
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Whom to ask, what, and how often."""
+    """Configuration of `rlhf generate`: model, prompts, samples per prompt."""
 
     model: ModelSpec
-    """Who answers."""
+    """The model."""
     prompt: str | None = None
-    """One prompt; its replies are printed as text."""
+    """One prompt; its completions are printed as text."""
     prompts: list[DataSpec] = field(default_factory=list)
-    """Prompt sets; replies are printed as JSON lines with prompt and completion."""
+    """Prompt sets; completions are printed as JSON lines with prompt and completion."""
     samples: int = 1
-    """Replies to each prompt."""
+    """Samples for each prompt."""
     decoding: Literal["greedy", "sampled"] = "sampled"
-    """greedy takes the likeliest token."""
+    """greedy takes the most likely token; sampled uses rollout.temperature."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Limits and temperature."""
     seed: int = 0
-    """Of the sampling."""
+    """Random seed of sampling."""
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (not self.prompts):
@@ -39,7 +39,7 @@ class GenerateConfig:
 
 
 def generate(config: GenerateConfig) -> Generator[str, None, int]:
-    """Yield one line per reply (a lone prompt's replies are bare text)."""
+    """Yield one line per completion: text for `prompt`, JSON for `prompts`."""
     from rlhf.data.load import logged_rows
     from rlhf.models.loading import load_model
     from rlhf.rollout.chat_format import prompt_of

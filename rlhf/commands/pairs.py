@@ -1,7 +1,7 @@
-"""`rlhf pairs`: preference pairs over a model's own replies, judged by a simulated annotator.
+"""`rlhf pairs`: preference pairs of a model's own samples, labeled by a simulated annotator.
 
-With a gold score that is known, every step after it can be checked: how much of the gold a reward
-model learned, and how much of it a policy gained.
+The gold score is known, so later steps can be verified: how much of it a reward model learned, and
+by how much a policy improved it.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PairsConfig(RunConfig):
-    """Who replies, to what, and who judges."""
+    """Configuration of `rlhf pairs`: policy, prompts and annotator."""
 
     model: ModelSpec
-    """Who replies."""
+    """The policy that is sampled."""
     env: EnvSpec
-    """Where prompts come from; an environment's own reward is the gold score."""
+    """Source of prompts; the environment's own reward is the gold score."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """The gold score instead; needed for env.prompts."""
     annotator: Annotator = field(default_factory=Annotator)
-    """How the gold score becomes a verdict."""
+    """How the annotator labels pairs by the gold score."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
-    """How the model is sampled."""
+    """Sampling of the policy."""
     prompts: int = 512
-    """Prompts asked."""
+    """Number of prompts."""
     samples: int = 4
-    """Replies to each."""
+    """Samples for each prompt."""
     pairs_per_prompt: int = 2
-    """Pairs made of them, at most."""
+    """Largest number of pairs for each prompt."""
 
     def __post_init__(self) -> None:
         if self.samples < 2:
@@ -52,7 +52,7 @@ class PairsConfig(RunConfig):
 
 
 def write_pairs(command: str, config: PairsConfig, run: Run) -> Path:
-    """Sample, judge, and write pairs.jsonl; returns the run directory."""
+    """Sample, label, and write pairs.jsonl; return the run directory."""
     from rlhf.evaluation.replies import play_groups
     from rlhf.models.rewards import load_rewards
 

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    """A reward and the conversations it scores."""
+    """Configuration of `rlhf score`: a reward and the conversations to score."""
 
     input: str
     """JSONL with prompts and completions, or messages."""

@@ -18,12 +18,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SplitConfig(RunConfig):
-    """`rlhf split`: one data set as train.jsonl and test.jsonl that share no prompt."""
+    """Configuration of `rlhf split`: a data set and the share of the test set."""
 
     data: list[DataSpec]
-    """What to split."""
+    """Data to split."""
     kind: Kind
-    """What the rows are."""
+    """Kind of the rows."""
     test_fraction: float = 0.1
     """Share of rows in test.jsonl."""
 

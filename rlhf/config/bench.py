@@ -21,30 +21,30 @@ from rlhf.config.rollout import EnvSpec
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """What the model imitates before any reinforcement learning."""
+    """Demonstrations for supervised fine-tuning before reinforcement learning."""
 
     count: int = 1000
     """Episodes."""
     quality: float = 0.4
-    """Share of actions that are the expert's; the rest is random. In [0, 1]."""
+    """Share of actions that are the expert's; the others are random. In [0, 1]."""
 
 
 @dataclass(frozen=True)
 class BenchEnvironment:
-    """One task, and what holds for every run on it."""
+    """An environment, and the keys of every run on it."""
 
     env: EnvSpec
     """The environment."""
     demonstrations: Demonstrations | None = None
-    """What supervised fine-tuning learns from; None: every run starts from `model` itself."""
+    """Demonstrations for supervised fine-tuning; None: every run starts from `model`."""
     sft: dict[str, Any] = field(default_factory=dict)
     """Keys of `rlhf sft` that differ here."""
     run: dict[str, Any] = field(default_factory=dict)
     """Keys of an online run that differ here, such as num_steps."""
     random: float | None = None
-    """Return that counts as 0; None: the environment's own value of its random policy."""
+    """Return with normalized score 0; None: the environment's value of its random policy."""
     optimal: float | None = None
-    """Return that counts as 1; None: the environment's own optimum."""
+    """Return with normalized score 1; None: the environment's optimum."""
 
     def __post_init__(self) -> None:
         if self.env.id is None:
@@ -70,7 +70,7 @@ class BenchConfig(DirectoryConfig):
     algorithms: dict[str, Any]
     """Name -> command, run."""
     model: ModelSpec
-    """Of every run, before its demonstrations."""
+    """The model that every run starts from, before its demonstrations."""
     seeds: list[int]
     """Training seeds; demonstrations, weights and episodes all follow from them."""
     sft: dict[str, Any] = field(default_factory=dict)
@@ -80,17 +80,17 @@ class BenchConfig(DirectoryConfig):
     references: list[Literal["random", "expert"]] = field(
         default_factory=lambda: ["random", "expert"]
     )
-    """Policies of the environment itself that get a row."""
+    """Policies of the environment that get a row."""
     episodes: int = 256
-    """Held-out episodes of an evaluation, the same for everyone."""
+    """Held-out episodes of an evaluation, the same for all policies."""
     decoding: Literal["greedy", "sampled"] = "sampled"
-    """greedy takes the likeliest token; sampled uses rollout.temperature."""
+    """greedy takes the most likely token; sampled uses rollout.temperature."""
     curve_points: int = 4
     """Evaluations along training, for the sample-efficiency curve."""
     baseline: str | None = None
-    """Whom the others are compared with; None: the model that training starts from."""
+    """The policy that the others are compared with; None: the initial model."""
     tuning: dict[str, Any] = field(default_factory=dict)
-    """How settings were found, as `rlhf tune` wrote it; told with the result."""
+    """How settings were tuned, as `rlhf tune` wrote it; stated in the result."""
 
     def __post_init__(self) -> None:
         for name in ("environments", "algorithms", "seeds"):

@@ -1,4 +1,4 @@
-"""What a user writes to name a data set: plain types only, so that YAML and flags can spell it."""
+"""Configuration of a data set."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ class DataSpec:
     """Our field -> their column, e.g. {prompt: question, completion: answer}; else by name. A dot
     reaches into a column: {answer: reward_model.ground_truth}."""
     system: str | None = None
-    """System message put before every prompt; a row that brings its own keeps its own."""
+    """System message of every prompt; rows with a system message keep theirs."""
     limit: int | None = None
     """First N usable rows after the seeded shuffle."""
     weight: float | None = None
-    """Share in a mixture, relative to the others; left out by all: every row of every source."""
+    """Share in a mixture, relative to the other sources; without weights, every row is used."""
 
     def __post_init__(self) -> None:
         if not self.path.strip():

@@ -1,4 +1,4 @@
-"""The configuration of `rlhf evaluate`; no torch here."""
+"""Configuration of `rlhf evaluate`; no torch here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 
 PAIRS = "pairs"
-"""Name of the folder that has what was found on preference pairs."""
+"""Name of the folder with the results on preference pairs."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class PolicySpec:
     name: str
     """Its name in tables and folders; without a model, "random" or "expert"."""
     model: ModelSpec | None = None
-    """The model that plays."""
+    """The model; None: the environment's random or expert policy."""
     examples: list[DataSpec] = field(default_factory=list)
     """Demonstrations shown before every episode, labelled text and prompt (few-shot)."""
 
@@ -42,14 +42,14 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class ClassesSpec:
-    """Labelled texts; a policy's answer is the label that it finds likeliest as a reply."""
+    """Labeled texts; a policy's answer is its most likely label as a completion."""
 
     data: list[DataSpec]
     """Texts with a label: 0, 1, ..."""
     labels: list[str]
-    """The reply that stands for each class, in order."""
+    """The completion of each class, in order."""
     question: str = "{text}"
-    """What the policy is asked; {text} stands for the text."""
+    """Prompt; {text} is replaced by the text."""
 
     def __post_init__(self) -> None:
         if not self.data:
@@ -65,13 +65,13 @@ class TasksSpec:
     """Standard tasks, run by lm-evaluation-harness (extra `tasks`)."""
 
     names: list[str]
-    """Of tasks or groups, as `lm_eval ls tasks` lists them."""
+    """Names of tasks or groups, as `lm_eval ls tasks` lists them."""
     shots: int | None = None
-    """Examples in each prompt; None: the task's own number."""
+    """Examples in each prompt; None: the number of the task."""
     limit: int | None = None
-    """Documents of each task; None: all."""
+    """Largest number of documents of a task; None: all."""
     folder: str | None = None
-    """Further task files (YAML)."""
+    """Folder with further task files (YAML)."""
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -80,10 +80,10 @@ class TasksSpec:
 
 @dataclass(frozen=True)
 class EvaluateConfig(RunConfig):
-    """What is measured, of whom. At least one of env, text, classes, tasks and pairs."""
+    """Policies and what to measure: at least one of env, text, classes, tasks and pairs."""
 
     policies: list[PolicySpec] = field(default_factory=list)
-    """Who plays, or whose text loss is measured."""
+    """Policies to evaluate."""
     env: EnvSpec | None = None
     """Episodes on a gymnasium environment or on prompts."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
@@ -91,25 +91,25 @@ class EvaluateConfig(RunConfig):
     text: list[DataSpec] = field(default_factory=list)
     """Prompts with completions: loss per completion token, perplexity, bits per byte."""
     classes: ClassesSpec | None = None
-    """Labelled texts: accuracy, macro-F1, AUC."""
+    """Labeled texts: accuracy, macro-F1, AUC."""
     tasks: TasksSpec | None = None
     """Standard tasks through lm-evaluation-harness."""
     pairs: list[DataSpec] = field(default_factory=list)
-    """Preference pairs: accuracy of the rewards, beside trivial baselines."""
+    """Preference pairs: accuracy of the rewards, compared with trivial baselines."""
     pairs_train: list[DataSpec] = field(default_factory=list)
-    """Pairs that the trained baselines (bag of words) may learn from."""
+    """Pairs on which the trained baseline (bag of words) is fitted."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
-    """How policies are sampled."""
+    """Sampling of the policies."""
     episodes: int = 256
-    """Seeds that each policy plays, the same for all; prompts are visited in turn."""
+    """Number of seeds; the same for all policies. Prompts are used in order."""
     samples: int = 1
-    """Episodes of each seed; with several, pass@k of everything that is 0 or 1."""
+    """Episodes of each seed; with several, pass@k of every metric that is 0 or 1."""
     first_episode: int = 0
-    """Number of the first one: a choice made on some episodes is judged on others."""
+    """Number of the first episode, so that selection and evaluation use different episodes."""
     decoding: Literal["greedy", "sampled"] = "sampled"
-    """greedy takes the likeliest token; sampled uses rollout.temperature."""
+    """greedy takes the most likely token; sampled uses rollout.temperature."""
     max_length: int = 512
-    """Tokens of one text example."""
+    """Largest number of tokens of a text example."""
 
     def __post_init__(self) -> None:
         of_policies = self.env or self.text or self.classes or self.tasks

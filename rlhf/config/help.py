@@ -1,4 +1,4 @@
-"""`rlhf VERB --help`: every key of a configuration with its type, its meaning and its value.
+"""`rlhf COMMAND --help`: every key of a configuration with its type, its meaning and its value.
 
 The values are the ones that a run uses when the key is not set: an algorithm's own settings, the
 learning rate of a stage. Keys that have no effect on the verb are left out.

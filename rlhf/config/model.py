@@ -1,4 +1,4 @@
-"""What a configuration says about a model; no torch here, so that parsing stays quick."""
+"""Configuration of a model; no torch here, so that parsing stays quick."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class LoraSpec:
     alpha: int = 32
     """Scale: the update is multiplied by alpha / rank."""
     dropout: float = 0.0
-    """Dropout on the adapter's input, in the updates of SFT and of reward models. Other stages
-    compare log-probabilities of two passes and leave it off."""
+    """Dropout on the adapter's input, in the updates of SFT and of reward models. Other
+    commands compare log-probabilities of two passes and do not use it."""
     target_modules: list[str] = field(default_factory=list)
     """Names of the modules that get adapters, e.g. [q_proj, v_proj]; empty: every linear layer but
     the output head."""
     modules_to_save: list[str] = field(default_factory=list)
-    """Names of modules that are trained whole and saved beside the adapters, e.g. [lm_head]."""
+    """Names of modules that are trained in full and saved with the adapters, e.g. [lm_head]."""
     use_dora: bool = False
     """Train the magnitude of each weight apart from its direction (DoRA, Liu et al. 2024,
     arXiv:2402.09353)."""
@@ -81,9 +81,9 @@ class ModelSpec:
     path: str | None = None
     """Hub id, folder, GGUF file, short name (`rlhf models list`), or `stage:NAME` in a pipeline."""
     scratch: ScratchSpec | None = None
-    """Make a small model instead of loading one."""
+    """Create a small model instead of loading one."""
     lora: LoraSpec | None = None
-    """Train adapters and leave the weights alone."""
+    """Train adapters; the weights of the model stay fixed."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Variables of the chat template, e.g. {enable_thinking: false}; saved with the model."""
     fold_system: bool = False
@@ -112,7 +112,7 @@ class ModelSpec:
 
 
 def check_trainable(model: ModelSpec) -> None:
-    """Refuse what a model that is trained cannot be.
+    """Refuse a model that cannot be trained.
 
     Raises:
         ValueError: names the key.

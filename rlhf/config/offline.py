@@ -1,4 +1,4 @@
-"""The configuration of the offline stages; no torch here, so that parsing stays quick."""
+"""Configuration of offline training; no torch here, so that parsing stays quick."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ class OfflineConfig(TrainingConfig):
     data: list[DataSpec]
     """Training rows: prompts with completions (sft), pairs (dpo), or labels (kto)."""
     eval_data: list[DataSpec] = field(default_factory=list)
-    """Held-out rows; empty: a share of the training rows, split by prompt."""
+    """Held-out rows; empty: eval_fraction of the training rows, split by prompt."""
     eval_fraction: float = 0.1
-    """That share; prompts never stand on both sides."""
+    """Share of the training rows that is held out; no prompt is in both parts."""
     max_length: int = 512
-    """Tokens of one example; longer ones are truncated and counted."""
+    """Largest number of tokens of an example; longer ones are truncated and counted."""
     batch_size: int = 16
     """Examples per optimizer step, over all processes."""
     micro_batch_size: int = 8
-    """Examples of max_length that go through the model at once; divides batch_size. The native
-    engine packs shorter ones into the same number of tokens."""
+    """Examples of max_length in a micro-batch; divides batch_size. The native engine packs shorter
+    examples into the same number of tokens."""
     engine: Literal["auto", "native", "trl"] = "auto"
-    """What trains. auto: native for sft, dpo and reward models on pairs, TRL for the rest."""
+    """Training engine. auto: native for sft, dpo and reward models on pairs, else TRL."""
     evaluations: int = 4
-    """Evaluations (and checkpoints) during training; the best one is kept as final/."""
+    """Number of evaluations and checkpoints; the best model is kept as final/."""
     patience: int | None = None
-    """Stop after this many evaluations in a row without a better one; None: never."""
+    """Stop after this number of evaluations without an improvement; None: never."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Options under TRL's names, e.g. learning_rate, num_train_epochs, max_steps, beta."""
 

@@ -41,44 +41,44 @@ class OptimizerSpec:
 
 @dataclass(frozen=True)
 class KLSpec:
-    """How the coefficient of the divergence moves; it starts at ``algorithm.kl_coef``."""
+    """Controller of the KL coefficient, which starts at ``algorithm.kl_coef``."""
 
     controller: Literal["fixed", "adaptive", "budget"] = "fixed"
-    """fixed; adaptive: steers the divergence to ``target``; budget: ends training beyond it."""
+    """fixed; adaptive: moves the KL to ``target``; budget: ends training when the KL exceeds it."""
     target: float = 6.0
-    """Nats per episode: the aim of adaptive, the limit of budget."""
+    """KL in nats per episode: the target of adaptive, the limit of budget."""
     horizon: int = 10_000
     """Episodes over which the adaptive coefficient may move by a factor of about e."""
 
 
 @dataclass(frozen=True)
 class RewardShaping:
-    """What happens to an episode's score before the advantages."""
+    """Scaling and penalties of an episode's score, before advantages are computed."""
 
     scale: Literal["none", "std", "normalise"] = "none"
     """Divide by the running standard deviation, or also subtract the running mean."""
     clip: float = 10.0
-    """With a scale: scores are held within this many standard deviations."""
+    """With a scale: scores are clipped to this number of standard deviations."""
     missing_eos_penalty: float = 0.0
-    """Subtracted where the last reply was cut before its stop token."""
+    """Subtracted from the score where the last completion was truncated before its stop token."""
     length_penalty: float = 0.0
-    """Subtracted per sampled token."""
+    """Subtracted from the score per sampled token."""
     max_unscored: float = 0.2
-    """Share of episodes that may go without a score before the run stops."""
+    """Largest share of episodes without a score; above it the run stops."""
 
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """Held-out episodes during and after training; their seeds lie in a block of their own."""
+    """Held-out episodes during and after training; training never uses their seeds."""
 
     every: int = 0
     """Steps between evaluations during training; 0 for none."""
     episodes: int = 128
-    """Episodes of one evaluation; more than there are held-out prompts repeat them."""
+    """Episodes of one evaluation; with fewer held-out prompts, prompts are repeated."""
     decoding: Literal["greedy", "sampled"] = "sampled"
-    """greedy takes the likeliest token; sampled uses rollout.temperature."""
+    """greedy takes the most likely token; sampled uses rollout.temperature."""
     prompts_fraction: float = 0.1
-    """Share of the prompts of env.prompts that is held out from training."""
+    """Share of env.prompts that is held out from training."""
 
 
 @dataclass(frozen=True)
@@ -86,37 +86,37 @@ class OnlineConfig(TrainingConfig):
     """One online run: `rlhf ppo`, `rlhf grpo`, ... Batch sizes are global."""
 
     env: EnvSpec
-    """Where episodes come from."""
+    """Source of episodes."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Rewards added to the environment's own; see docs/rewards.md for the kinds."""
     gold: list[dict[str, Any]] = field(default_factory=list)
-    """Rewards that are only measured, beside the trained one: gold or held-out scores."""
+    """Rewards that are measured and not trained on: gold or held-out scores."""
     algorithm: dict[str, Any] = field(default_factory=dict)
     """Settings of the algorithm that differ from its row (`rlhf algorithms`)."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
-    """How the policy is sampled."""
+    """Sampling of the policy."""
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
-    """How the weights move."""
+    """Optimizer settings."""
     kl: KLSpec = field(default_factory=KLSpec)
-    """How the divergence's coefficient moves."""
+    """Controller of the KL coefficient."""
     shaping: RewardShaping = field(default_factory=RewardShaping)
     """Penalties and scaling of scores."""
     evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
     """Held-out episodes."""
     critic: Literal["shared", "separate"] = "shared"
-    """A value head on the policy's trunk, or on a trunk of its own."""
+    """shared: a value head on the policy's transformer; separate: on a copy of it."""
     critic_warmup_steps: int = 0
-    """First steps that train the critic alone."""
+    """Number of first steps that train only the critic."""
     num_steps: int = 100
-    """Batches of rollouts."""
+    """Training steps; each collects a batch of rollouts."""
     episodes_per_step: int = 64
     """Episodes in a batch of rollouts, over all processes; a multiple of algorithm.group_size."""
     micro_batch_tokens: int = 8192
-    """Tokens (padding included) that go through the model at once in an update."""
+    """Tokens of a micro-batch in an update, padding included."""
     save_every: int = 10
-    """Steps between checkpoints; the last one is kept."""
+    """Steps between checkpoints; only the last one is kept."""
     samples_per_step: int = 2
-    """Transcripts kept of each step."""
+    """Transcripts of each step in samples.jsonl."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,7 +138,7 @@ class OnlineConfig(TrainingConfig):
         self._refuse_idle_keys()
 
     def _refuse_idle_keys(self) -> None:
-        """Raise where a key was set that this combination does not read."""
+        """Raise where a key was set that has no effect in this combination."""
         if self.kl.controller == "fixed" and self.kl.target != KLSpec.target:
             raise ValueError("kl.target has no effect with kl.controller fixed")
         if self.kl.controller != "adaptive" and self.kl.horizon != KLSpec.horizon:

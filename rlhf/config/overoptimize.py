@@ -1,4 +1,4 @@
-"""The configuration of `rlhf overoptimize`; no torch here."""
+"""Configuration of `rlhf overoptimize`; no torch here."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class ProxyGrid:
     """Proxies to train: every base on every number of pairs, with several seeds."""
 
     bases: list[ModelSpec]
-    """Models that reward models start from, the axis of size; RL meets those of the first one."""
+    """Initial models of the reward models (the axis of size); RL uses those of the first one."""
     data: list[DataSpec]
-    """Preference pairs; a tenth of the prompts is held out to tell the proxies' accuracy."""
+    """Preference pairs; a tenth of the prompts is held out to measure the proxies' accuracy."""
     pairs: list[int]
-    """Numbers of pairs to learn from, the axis of data; RL meets those of the first one."""
+    """Numbers of training pairs (the axis of data); RL uses the proxies of the first one."""
     members: int = 3
-    """Seeds of each: an ensemble, all on the same pairs."""
+    """Reward models per cell, with different seeds and the same pairs: an ensemble."""
     training: dict[str, Any] = field(default_factory=dict)
     """Further keys of `rlhf reward`: max_length, batch_size, trainer, ..."""
 
@@ -44,12 +44,12 @@ class ProxyGrid:
 
 @dataclass(frozen=True)
 class BestOfNSpec:
-    """Choosing among samples of the untrained policy."""
+    """Best-of-n over samples of the initial policy."""
 
     prompts: int = 48
-    """Start states."""
+    """Number of prompts."""
     samples: int = 128
-    """Replies to each; also the largest n."""
+    """Samples for each prompt; also the largest n."""
 
     def __post_init__(self) -> None:
         if self.prompts < 3 or self.samples < 8:
@@ -66,8 +66,8 @@ class TrainingSpec:
     algorithm: str = "rloo"
     """Any online algorithm (`rlhf algorithms`)."""
     against: list[Combine] = field(default_factory=lambda: ["single"])
-    """single: seed s meets member s alone; else the members' mean, their worst score, or the mean
-    less penalty times their variance (Coste et al., 2310.02743)."""
+    """single: seed s trains against member s; else the members' mean, their worst score, or the
+    mean less penalty times their variance (Coste et al., 2310.02743)."""
     seeds: int = 3
     """Training seeds of each; a fit with intervals needs three."""
     measured: int = 64
@@ -87,26 +87,26 @@ class TrainingSpec:
 
 @dataclass(frozen=True)
 class OveroptimizeConfig(RunConfig):
-    """A policy, a gold score, and proxies of it that are optimised too far."""
+    """A policy, a gold score, and proxies of it that are over-optimized."""
 
     model: ModelSpec
-    """The policy at the start."""
+    """The initial policy."""
     env: EnvSpec
-    """Where its prompts come from; the environment's own reward is left out."""
+    """Source of prompts; the environment's own reward is not used."""
     gold: list[dict[str, Any]]
-    """The score that is wanted; see docs/rewards.md for the kinds."""
+    """The gold score; docs/rewards.md lists the kinds."""
     proxies: ProxyGrid | None = None
     """Reward models to train as proxies."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """A proxy that exists, in place of ``proxies``."""
+    """An existing proxy, instead of ``proxies``."""
     penalty: float = 0.5
-    """Of an ensemble's variance, in "uncertainty"; scores have standard deviation 1."""
+    """Weight of the ensemble's variance in "uncertainty"; scores have standard deviation 1."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
-    """How the policy is sampled."""
+    """Sampling of the policy."""
     best_of_n: BestOfNSpec = field(default_factory=BestOfNSpec)
-    """Optimisation by choice."""
+    """Optimization by best-of-n."""
     rl: TrainingSpec | None = None
-    """Optimisation by training; None: best-of-n alone."""
+    """Optimization by reinforcement learning; None: best-of-n only."""
 
     def __post_init__(self) -> None:
         if not self.gold:

@@ -1,4 +1,4 @@
-"""What a configuration says about environments and sampling; no torch here."""
+"""Configuration of environments and sampling; no torch here."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from rlhf.config.data import DataSpec
 
 @dataclass(frozen=True)
 class EnvSpec:
-    """Where episodes come from: a gymnasium environment, or a set of prompts."""
+    """Source of episodes: a gymnasium environment, or a set of prompts."""
 
     id: str | None = None
     """Gymnasium id ("text/PreferenceBandit-v0"), or "module:Id" of your own package."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
     prompts: list[DataSpec] = field(default_factory=list)
-    """Prompt sets; each prompt is an episode of one turn, scored by the rewards."""
+    """Prompt sets; each prompt is an episode of one turn that the rewards score."""
     reward: float = 1.0
-    """Weight of the environment's own reward; with 0 it is measured (component "env"), not used."""
+    """Weight of the environment's own reward; with 0 it is only logged, as component "env"."""
     errors: Literal["raise", "count"] = "raise"
-    """An exception in the environment stops the run and names the seed, or drops the episode."""
+    """What an exception in the environment does. raise: stop the run and name the seed; count: drop
+    the episode."""
 
     def __post_init__(self) -> None:
         if (self.id is None) == (not self.prompts):
@@ -36,37 +37,37 @@ class EnvSpec:
 
 @dataclass(frozen=True)
 class RolloutSpec:
-    """How the policy is sampled."""
+    """Sampling of the policy."""
 
     max_new_tokens: int = 64
-    """Tokens per turn; a longer reply is cut, which ends the turn and not the episode."""
+    """Tokens per turn; truncation ends the turn and not the episode."""
     max_tokens: int | None = None
-    """Tokens per episode, prompt included; beyond it it is truncated. None: the context."""
+    """Tokens per episode, prompt included; longer ones are truncated. None: the context length."""
     temperature: float = 1.0
-    """Logits are divided by it, in sampling and in training alike."""
+    """Logits are divided by the temperature, in sampling and in training."""
     top_k: int = 0
-    """Draw among so many of the likeliest tokens; 0: among all. Not in training."""
+    """Sample from this number of most likely tokens; 0: from all. Not in training."""
     top_p: float = 1.0
-    """Draw among the likeliest tokens that make up this probability; 1: all. Not in training."""
+    """Sample from the most likely tokens with this total probability; 1: all. Not in training."""
     min_p: float = 0.0
-    """Draw among tokens at least this fraction as likely as the likeliest. Not in training."""
+    """Sample from tokens with at least this share of the top probability. Not in training."""
     parallel: int = 64
-    """Episodes that decode together."""
+    """Number of episodes that are decoded at the same time."""
     chat: bool | None = None
-    """Use the model's chat template; None: where it has one."""
+    """Whether to use the model's chat template; None: if it has one."""
     separator: str = "\n"
-    """Between turns of a base model."""
+    """Text between turns of a base model."""
     stop: str | None = None
-    """Text that ends a base model's reply, besides EOS."""
+    """Text that ends a turn of a base model, in addition to EOS."""
     system: str | None = None
-    """System message, in place of the environment's or the prompt's own; None: that one."""
+    """System message that replaces the one of the environment or prompt; None: keep that one."""
     invalid: Literal["end", "retry"] = "end"
-    """What a reply that names no legal action does where actions are numbers. end: the episode is
-    over; retry: nothing happens, and the next observation says which numbers are legal. Text
-    environments judge replies themselves."""
+    """What a completion without a legal action does, for environments whose actions are numbers.
+    end: the episode ends; retry: the state is unchanged and the next observation lists the legal
+    numbers. Text environments handle such completions themselves."""
     invalid_reward: float = 0.0
-    """Reward of such a reply; below what any legal line of play earns, or such replies pay: where
-    steps cost, 0 is too much (`rlhf envs check` tries it)."""
+    """Reward of such a completion. It should be lower than the return of any legal play: where
+    steps cost, 0 is too high (`rlhf envs check` tests this)."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "parallel"):
@@ -87,6 +88,6 @@ class RolloutSpec:
 
     @property
     def truncations(self) -> list[str]:
-        """Which of top_k, top_p and min_p leave tokens out."""
+        """Names of top_k, top_p and min_p that exclude tokens."""
         neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
         return [name for name, value in neutral.items() if getattr(self, name) != value]

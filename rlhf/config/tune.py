@@ -1,4 +1,4 @@
-"""The configuration of `rlhf tune`; no torch here, so that parsing stays quick."""
+"""Configuration of `rlhf tune`; no torch here, so that parsing stays quick."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class TuneConfig(DirectoryConfig):
-    """`rlhf tune`: equally many trials for each algorithm of a benchmark."""
+    """`rlhf tune`: the same number of trials for each algorithm of a benchmark."""
 
     bench: str
     """The benchmark's manifest: model, environments, algorithms, budgets."""
@@ -44,13 +44,13 @@ class TuneConfig(DirectoryConfig):
     seeds: list[int]
     """Training seeds of every trial; none of the benchmark's own."""
     trials: int = 20
-    """Settings that are tried for each algorithm."""
+    """Trials for each algorithm."""
     environments: list[str] = field(default_factory=list)
-    """Those of the manifest that a trial is the mean of; empty: all."""
+    """Environments of the manifest over which a trial is averaged; empty: all."""
     episodes: int = 128
-    """Held-out episodes behind a trial's score; none that a benchmark evaluates on."""
+    """Held-out episodes of a trial's score; a benchmark evaluates on others."""
     sampler_seed: int = 0
-    """Of the search."""
+    """Random seed of the search."""
 
     def __post_init__(self) -> None:
         for name in ("space", "seeds"):

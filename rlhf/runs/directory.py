@@ -1,9 +1,9 @@
-"""The run directory: what was asked, where it ran, what it logged, what it saved.
+"""The run directory: configuration, environment, logs, checkpoints and results.
 
     config.yaml  environment.json  metrics.jsonl  samples.jsonl  checkpoints/  final/
     evaluation/<name>/{summary.json, episodes.jsonl}  report.html
 
-An existing directory is never overwritten unless asked; a resumed one must carry the same
+An existing directory is overwritten only with --overwrite; a resumed one must have the same
 configuration.
 """
 
@@ -36,7 +36,7 @@ RESUMABLE = PLACES | {"track"}
 
 
 class Run:
-    """Writes one run directory. ``finished`` tells a run that needs no more work."""
+    """Writes one run directory; a run that is ``finished`` needs no more work."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -90,12 +90,12 @@ class Run:
 
     @property
     def final(self) -> Path:
-        """Where the finished model lies."""
+        """Folder of the trained model."""
         return self.directory / "final"
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
+        """Whether the run is complete."""
         return (self.directory / "finished").exists()
 
     def finish(self) -> None:
@@ -106,7 +106,7 @@ class Run:
             tracker.close()
 
     def discard_if_unused(self) -> None:
-        """Remove a directory in which nothing was done yet, so that a corrected call may use it."""
+        """Remove a directory without results, so that a corrected call may use it."""
         kept = {"config.yaml", "environment.json"}
         found = {path.name for path in self.directory.iterdir() if any_content(path)}
         if self.writes and found <= kept:
@@ -129,9 +129,9 @@ class Run:
         self._append("samples.jsonl", row)
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after ``step``, so that a resumed run logs nothing twice.
+        """Remove what was logged after ``step``, so that a resumed run logs nothing twice.
 
-        Transcripts of the trained policy come after the last step: they are written anew.
+        Transcripts of the trained policy follow the last step and are written again.
         """
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.directory / name
@@ -148,7 +148,7 @@ class Run:
 
 
 def check_same(directory: Path, config: Mapping[str, Any]) -> None:
-    """Refuse to continue a run under another configuration than it has.
+    """Refuse to resume a run with another configuration.
 
     Raises:
         UserError: names a key that changed.
@@ -175,17 +175,17 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
 def open_directory(
     root: Path, name: str, tree: Mapping[str, Any], *, resume: bool, overwrite: bool
 ) -> None:
-    """Make the directory of several runs, a pipeline's or a study's, and describe it in a file.
+    """Create the directory of a pipeline or a study, with a file that describes it.
 
     Args:
-        root: the directory.
-        name: of the file, which tells ours from others.
-        tree: what it says.
-        resume: whether an existing one may be continued.
-        overwrite: whether it may be replaced.
+        root: The directory.
+        name: Name of the file; a directory without it is never overwritten.
+        tree: Content of the file.
+        resume: Whether an existing directory may be continued.
+        overwrite: Whether an existing directory may be replaced.
 
     Raises:
-        UserError: it exists and may be neither, or cannot be written.
+        UserError: The directory exists and may not be used, or it cannot be written.
     """
     if root.exists() and any(root.iterdir()):
         if overwrite and (root / name).exists():
@@ -258,14 +258,16 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its name, and the units it multiplies bf16 with: they decide what is quick."""
+    """Name of the processor, with its bf16 instructions, which decide the speed."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor()
     lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
-    told = {key.strip(): value.strip() for key, _, value in lines}
-    name = told.get("model name", platform.processor())
-    units = [unit for unit in ("amx_bf16", "avx512_bf16") if unit in told.get("flags", "").split()]
+    fields = {key.strip(): value.strip() for key, _, value in lines}
+    name = fields.get("model name", platform.processor())
+    units = [
+        unit for unit in ("amx_bf16", "avx512_bf16") if unit in fields.get("flags", "").split()
+    ]
     return f"{name} ({units[0]})" if units else name
 
 

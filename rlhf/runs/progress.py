@@ -1,4 +1,4 @@
-"""What a long run shows while it works: a live view in a terminal, a few lines in a log file."""
+"""Progress of a run: a live view in a terminal, a few lines in a log file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ OFFLINE: Slots = (
     {"eval/accuracy": "held-out", "eval/token_accuracy": "held-out", "eval/rmse": "held-out"},
     {"train/grad_norm": "gradient"},
 )
-"""Of the stages that learn from a data set."""
+"""Numbers of offline training."""
 
 _FAR = (
     {"policy/kl": "KL"},
@@ -61,11 +61,11 @@ class Reporter:
     """Shows steps done, time left, five numbers and warnings; use it in a ``with`` block.
 
     Args:
-        what: the run's name.
-        total: steps.
-        start: steps already done.
-        slots: the numbers to show; without them, those that are given, under their own keys.
-        console: to draw on; the default is the process's standard error.
+        what: Name of the run.
+        total: Number of steps.
+        start: Steps already done.
+        slots: The numbers to show; without slots, the metrics under their own keys.
+        console: Output; standard error by default.
     """
 
     def __init__(
@@ -100,13 +100,12 @@ class Reporter:
         self.view.stop()
 
     def show(self, step: int, metrics: Mapping[str, float], warnings: Iterable[str] = ()) -> None:
-        """Show that ``step`` steps are done.
+        """Show the progress after a step.
 
         Args:
-            step: steps done.
-            metrics: what was measured now; a number that is missing is shown with the step of its
-                last measurement.
-            warnings: one line each, shown above the bar, or in the log.
+            step: Steps done.
+            metrics: Metrics of this step; a missing one is shown with the step of its last value.
+            warnings: One line each, shown above the bar or in the log.
         """
         self.seen |= metrics
         self.measured |= dict.fromkeys(metrics, step)
@@ -122,7 +121,7 @@ class Reporter:
             log.info("%s", "  ".join([f"{self.what} {step}/{self.total}", *numbers]))
 
     def _number(self, name: str, key: str) -> str:
-        """A number under its short name, with the step that measured it where that is past."""
+        """A number under its short name, with its step where that is an earlier one."""
         text = f"{name} {self.seen[key]:.3g}"
         measured = self.measured[key]
         return text if measured == self.done else f"{text} (step {measured})"

@@ -1,8 +1,8 @@
-"""The same metrics in other people's boards: TensorBoard, Weights & Biases, trackio, MLflow.
+"""Optional experiment trackers: TensorBoard, Weights & Biases, trackio, MLflow.
 
-``metrics.jsonl`` stays the record; a tracker is told every line of it under the same keys
-(docs/metrics.md). Where a board lives, and its project, is said by the tracker's own environment
-variables (``WANDB_PROJECT``, ``MLFLOW_TRACKING_URI``, ...).
+``metrics.jsonl`` is the source of truth; each of its lines is also sent to the trackers, under the
+same keys (docs/metrics.md). Server and project are set through the tracker's environment variables
+(``WANDB_PROJECT``, ``MLFLOW_TRACKING_URI``, ...).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROJECT = "rlhf"
 
 @dataclass(frozen=True)
 class Tracker:
-    """An open board: ``log(step, metrics)`` and ``close()``."""
+    """An open tracker: ``log(step, metrics)`` and ``close()``."""
 
     log: Callable[[int, Mapping[str, float]], Any]
     close: Callable[[], Any]
@@ -44,20 +44,20 @@ def check_installed(names: Sequence[str]) -> None:
 def open_trackers(
     names: Sequence[str], directory: Path, config: Mapping[str, Any], *, step: int
 ) -> list[Tracker]:
-    """Open boards for a run, of packages that ``check_installed`` has found.
+    """Open the trackers of a run; ``check_installed`` has found their packages.
 
     Args:
-        names: of trackers.
-        directory: of the run; its name is the run's on the board.
-        config: flat, shown on the board.
-        step: the first that will be logged; TensorBoard forgets later ones of an interrupted run.
+        names: Names of the trackers.
+        directory: The run directory; its name is the name of the run in the tracker.
+        config: The flat configuration to log.
+        step: First step that will be logged; TensorBoard discards later ones of an interrupted run.
     """
     return [_OPEN[name](directory, config, step) for name in names]
 
 
 def _tensorboard(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
-    board = importlib.import_module("torch.utils.tensorboard")
-    writer = board.SummaryWriter(str(directory / "tensorboard"), purge_step=step)
+    tensorboard = importlib.import_module("torch.utils.tensorboard")
+    writer = tensorboard.SummaryWriter(str(directory / "tensorboard"), purge_step=step)
     writer.add_text("config", "\n".join(f"    {key}: {value}" for key, value in config.items()))
 
     def log(step: int, metrics: Mapping[str, float]) -> None:
@@ -95,16 +95,16 @@ def _trackio(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
 def _mlflow(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
     mlflow = importlib.import_module("mlflow")
     mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
-    mark = _identity(directory)
-    earlier = mlflow.search_runs(filter_string=f"tags.rlhf = '{mark}'", output_format="list")
+    tag = _identity(directory)
+    earlier = mlflow.search_runs(filter_string=f"tags.rlhf = '{tag}'", output_format="list")
     if earlier:
         run = mlflow.start_run(run_id=earlier[0].info.run_id)
     else:
-        run = mlflow.start_run(run_name=directory.name, tags={"rlhf": mark})
+        run = mlflow.start_run(run_name=directory.name, tags={"rlhf": tag})
         mlflow.log_params({key: str(value)[:500] for key, value in config.items()})
-    number = run.info.run_id
+    run_id = run.info.run_id
     return Tracker(
-        lambda step, metrics: mlflow.log_metrics(dict(metrics), step=step, run_id=number),
+        lambda step, metrics: mlflow.log_metrics(dict(metrics), step=step, run_id=run_id),
         mlflow.end_run,
     )
 
