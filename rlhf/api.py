@@ -1,4 +1,4 @@
-"""Every verb as a function, for scripts and notebooks.
+"""Commands as functions, for scripts and notebooks.
 
     import rlhf
 
@@ -14,7 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf.evaluation.compare import Comparison
 
 Config = Mapping[str, Any] | str | Path
 
@@ -58,12 +61,12 @@ def run(pipeline: str | Path, **overrides: Any) -> Path:
 
 
 def evaluate(config: Config | Sequence[Config], **overrides: Any) -> Path:
-    """Measure policies and rewards; returns the run directory."""
+    """Measure policies and rewards; return the run directory."""
     return stage("evaluate", config, **overrides)
 
 
 def report(*directories: str | Path) -> Path:
-    """Draw the report of a run or pipeline, or a comparison of several; returns the page."""
+    """Write the report of a run or pipeline, or a comparison of several; return its path."""
     from rlhf.reports import write_comparison_report, write_report
 
     folders = [Path(directory) for directory in directories]
@@ -72,7 +75,7 @@ def report(*directories: str | Path) -> Path:
     return write_comparison_report(folders, Path("comparison.html"))
 
 
-def compare(*directories: str | Path, metric: str | None = None) -> Any:
+def compare(*directories: str | Path, metric: str | None = None) -> Comparison:
     """Paired differences between runs, with intervals and a verdict."""
     from rlhf.evaluation.compare import compare as compare_runs
 
@@ -80,7 +83,7 @@ def compare(*directories: str | Path, metric: str | None = None) -> Any:
 
 
 def generate(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
-    """Replies of a model to prompts, as `rlhf generate` prints them."""
+    """Sample completions of a model; return the lines that `rlhf generate` prints."""
     from rlhf.commands.generate import GenerateConfig
     from rlhf.commands.generate import generate as replies
     from rlhf.config.load import build
@@ -89,7 +92,7 @@ def generate(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
 
 
 def score(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
-    """Scores of a reward, as `rlhf score` prints them."""
+    """Score conversations with a reward; return the lines that `rlhf score` prints."""
     from rlhf.commands.score import ScoreConfig
     from rlhf.commands.score import score as scores
     from rlhf.config.load import build

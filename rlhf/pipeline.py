@@ -6,8 +6,8 @@
       - {name: sft, command: sft, model: {scratch: {}}, data: [{path: demos.jsonl}]}
       - {name: ppo, command: ppo, model: {path: stage:sft}, ...}
 
-``stage:NAME`` stands for what a stage leaves (its ``final/`` model), ``stage:NAME/FILE`` for a file
-in its directory. ``--NAME.key value`` overrides a stage's key.
+``stage:NAME`` stands for the model in ``final/`` of a stage, ``stage:NAME/FILE`` for a file in its
+directory. ``--NAME.key value`` overrides a stage's key.
 """
 
 from __future__ import annotations
@@ -111,11 +111,11 @@ def _check_stage(
 
 
 def _check_models(stage: Mapping[str, Any], commands_by_name: Mapping[str, str]) -> None:
-    """Refuse stages as models that leave none, or a model of the other kind.
+    """Refuse references to stages that train no model, or a model of the wrong kind.
 
     Args:
-        stage: to be checked.
-        commands_by_name: of all stages, by name.
+        stage: The stage to check.
+        commands_by_name: Name of each stage -> its command.
     """
     policies = stage.get("policies") or []
     specs = [stage, *(p for p in policies if isinstance(p, Mapping))]
@@ -133,7 +133,7 @@ def _check_models(stage: Mapping[str, Any], commands_by_name: Mapping[str, str])
 
 
 def _command_behind(spec: Any, key: str, commands_by_name: Mapping[str, str]) -> str | None:
-    """The command of the stage whose ``final/`` a key names; None where it names anything else."""
+    """Command of the stage whose ``final/`` a key refers to; None for any other value."""
     path = spec.get(key) if isinstance(spec, Mapping) else None
     if not isinstance(path, str) or not path.startswith(PREFIX) or "/" in path:
         return None
@@ -146,16 +146,16 @@ def leaves_policy(command: str) -> bool:
 
 
 def before_training(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage that starts from models as they are before earlier stages train them.
+    """Return a stage with its model as it is before earlier stages train it.
 
-    Their form is that of the trained ones, so that a plan can be made of a stage that waits.
-    References that do not lead to a model that is there stay.
+    The architecture is that of the trained model, so that a dry run can plan the stage. A reference
+    that does not lead to an existing model is unchanged.
     """
     stages = {str(other["name"]): other for other in pipeline.stages}
     model = stage.get("model")
     while isinstance(model, Mapping) and str(model.get("path", "")).startswith(PREFIX):
         path = str(model["path"])
-        if _place(Path(pipeline.output_dir), path).exists():
+        if _path_of(Path(pipeline.output_dir), path).exists():
             break
         origin = stages[path.removeprefix(PREFIX).partition("/")[0]].get("model")
         if not isinstance(origin, Mapping) or "/" in path or not origin.get("path"):
@@ -166,19 +166,19 @@ def before_training(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, A
 
 def _references(value: Any) -> list[str]:
     if isinstance(value, Mapping):
-        return [found for item in value.values() for found in _references(item)]
+        return [name for item in value.values() for name in _references(item)]
     if isinstance(value, list):
-        return [found for item in value for found in _references(item)]
+        return [name for item in value for name in _references(item)]
     return [value] if isinstance(value, str) and value.startswith(PREFIX) else []
 
 
 def waits_for(pipeline: Pipeline, stage: Mapping[str, Any]) -> list[str]:
-    """References of a stage to what earlier stages have yet to write."""
+    """References of a stage to files that earlier stages have not written yet."""
     root = Path(pipeline.output_dir)
-    return [found for found in _references(stage) if not _place(root, found).exists()]
+    return [name for name in _references(stage) if not _path_of(root, name).exists()]
 
 
-def _place(root: Path, reference: str) -> Path:
+def _path_of(root: Path, reference: str) -> Path:
     name, _, file = reference.removeprefix(PREFIX).partition("/")
     return root / name / (file or "final")
 
@@ -193,7 +193,7 @@ def stage_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, list):
             return [resolved(item) for item in value]
         if isinstance(value, str) and value.startswith(PREFIX):
-            return str(_place(root, value))
+            return str(_path_of(root, value))
         return value
 
     own = {key: resolved(value) for key, value in stage.items() if key not in ("name", "command")}
@@ -202,13 +202,13 @@ def stage_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
-    """Run every stage that is not finished yet, then draw the report of the whole.
+    """Run every stage that is not finished, then write the report of the pipeline.
 
     Returns:
-        The pipeline's report.
+        Path of the report.
 
     Raises:
-        UserError: the directory exists, or a stage failed; finished stages are kept.
+        UserError: The directory exists, or a stage failed; finished stages are kept.
     """
     from rlhf.reports import write_report
 

@@ -1,7 +1,7 @@
 """`rlhf COMMAND --help`: every key of a configuration with its type, its meaning and its value.
 
-The values are the ones that a run uses when the key is not set: an algorithm's own settings, the
-learning rate of a stage. Keys that have no effect on the verb are left out.
+The values are those that a run uses when the key is not set, such as the settings of the algorithm.
+Keys without effect on the command are left out.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ def help_text(
     hidden: Collection[str] = (),
     notes: Collection[str] = (),
 ) -> str:
-    """The help of a verb: required keys first, then the rest by section.
+    """Return the help of a command: required keys first, then the others by section.
 
     Args:
-        cls: the configuration class.
-        command: what the user types, for example ``rlhf grpo``.
+        cls: The configuration class.
+        command: The command, for example ``rlhf grpo``.
         summary: What the command does.
         arguments: Names of the arguments without a flag.
-        options: mapping fields and the class that lists their keys, as for `build`.
-        defaults: dotted key -> the value in force, where it differs from the class's own default.
-        hidden: dotted keys that have no effect here.
-        notes: lines below the keys.
+        options: Fields with a mapping, and the class that lists their keys, as for `build`.
+        defaults: Dotted key -> value in force, where it differs from the default of the class.
+        hidden: Dotted keys without effect.
+        notes: Text below the keys.
     """
     sections = [
         Section(section.title, [_in_force(key, defaults or {}) for key in section.keys])
@@ -121,7 +121,7 @@ def key_paths(cls: type, options: Mapping[str, type]) -> list[str]:
 
 
 def _fields(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any, str]]:
-    """Fields with their types and what their docstrings say."""
+    """Fields with their types and docstrings."""
     hints = typing.get_type_hints(cls)
     meanings: dict[str, str] = {}
     for base in reversed(cls.__mro__):
@@ -147,7 +147,7 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _type_text(hint: Any) -> str:
-    """A type in the words of a command line."""
+    """A type as the help prints it."""
     if hint in PLAIN:
         return PLAIN[hint]
     arguments = typing.get_args(hint)

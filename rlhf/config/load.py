@@ -12,15 +12,17 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import jsonargparse
 import yaml
 
 from rlhf.common.names import closest, nearest
 from rlhf.config.help import dataclass_in, key_paths
 from rlhf.errors import UserError
 from rlhf.runs.renamed import renamed_key
+
+if TYPE_CHECKING:
+    import jsonargparse
 
 T = TypeVar("T")
 
@@ -139,6 +141,8 @@ def build(cls: type[T], tree: Mapping[str, Any], extra: Mapping[str, type] | Non
     Raises:
         UserError: an unknown key (with the nearest right one), a wrong type, a bad value.
     """
+    import jsonargparse  # takes half the time of `rlhf --help`, which builds nothing
+
     extra = extra or {}
     check_keys(cls, tree, extra)
     parser = _make_parser(cls, extra)
@@ -176,6 +180,8 @@ def _holds(hint: Any, wanted: Any) -> bool:
 
 def _make_parser(cls: type, extra: Mapping[str, type]) -> jsonargparse.ArgumentParser:
     """The parser of one configuration class, for type checks."""
+    import jsonargparse
+
     parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_class_arguments(cls, None, skip=set(extra))
     for name, options in extra.items():
