@@ -17,7 +17,7 @@ LN2 = math.log(2)
 
 def kind(name="preference", **settings):
     model, data = ModelSpec(path="model"), [DataSpec("rows.jsonl")]
-    return kind_of(RewardConfig("run", model, data, kind=name, **settings))
+    return kind_of(RewardConfig(output_dir="run", model=model, data=data, kind=name, **settings))
 
 
 CENTERED = {"trainer": {"center_rewards_coefficient": 0.1}, "num_heads": 2}
