@@ -1,4 +1,4 @@
-"""The type of a registry row, with the checks of its settings. Imports no torch by itself."""
+"""The type of a registry row, with the checks of its settings. Imports no torch."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,7 @@ _RATIO = {"clip_low", "clip_high", "dual_clip", "value_clip"}
 class Algorithm:
     """One row: the source of an algorithm, its parts and its settings.
 
-    What it needs follows from the decorators of its loss and its advantage estimator. These
-    properties import torch.
+    What it needs follows from the decorators of its loss and its advantage estimator.
     """
 
     name: str

@@ -1,15 +1,21 @@
 """Registration of the parts of an algorithm: advantages, policy losses, KL estimators.
 
 A part is one decorated function. The decorator states what the function needs and which settings it
-reads, so that nothing else has to be edited to add one. Imports no torch.
+reads, so that nothing else has to be edited to add one.
+
+Imports no torch: help texts list the settings of an algorithm, and torch would slow them down. As
+long as a module of functions is not imported, its decorators are read from its source. Their
+arguments must be literals.
 """
 
 from __future__ import annotations
 
-import importlib
+import ast
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -37,16 +43,36 @@ class Component:
 
 
 _TABLES: dict[str, dict[str, Component]] = {"advantages": {}, "losses": {}, "kl": {}}
+_read: set[str] = set()
 
 
 def components(module: str) -> dict[str, Component]:
-    """Return the functions registered in a module of this package, by name. Imports torch.
+    """Return the registered parts of one kind, by name, without importing torch.
 
     Args:
-        module: "advantages", "losses" or "kl".
+        module: "advantages", "losses" or "kl", the module of this package with the functions. They
+            can be called only after it has been imported.
     """
-    importlib.import_module(f"rlhf.algorithms.{module}")
+    if module not in _read and f"{__package__}.{module}" not in sys.modules:
+        _read.add(module)
+        _read_decorators(module)
     return _TABLES[module]
+
+
+def _read_decorators(module: str) -> None:
+    """Register the parts of a module that is not imported, with a placeholder as function."""
+    source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
+    decorators = {"advantage": advantage, "policy_loss": policy_loss, "kl_estimator": kl_estimator}
+    for node in ast.parse(source).body:
+        for call in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+                arguments = map(ast.literal_eval, call.args)
+                options = {str(key.arg): ast.literal_eval(key.value) for key in call.keywords}
+                decorators[call.func.id](*arguments, **options)(_not_imported)
+
+
+def _not_imported(*_: Any, **__: Any) -> NoReturn:
+    raise RuntimeError("the module of this function has not been imported")
 
 
 def advantage(

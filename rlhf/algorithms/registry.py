@@ -1,6 +1,4 @@
-"""One row per online algorithm.
-
-Importing this module does not import torch; `configure` and the properties of a row do.
+"""One row per online algorithm. Imports no torch.
 
 A training step uses a row like this; no code compares names of algorithms::
 

@@ -1,5 +1,7 @@
 """A loss and an advantage estimator added from outside: one decorated function each, one row."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -53,6 +55,25 @@ def test_a_loss_and_an_advantage_from_outside_by_hand(mine):
     logprobs = torch.tensor([[2.0], [4.0]]).log()
     loss, _ = compute_policy_loss(algorithm, logprobs, batch, denominator=2)
     assert loss.item() == pytest.approx(0.5)
+
+
+def test_decorators_read_from_the_source_are_those_that_are_registered():
+    """In a fresh interpreter: the same properties before and after the import, and no torch."""
+    code = """
+import importlib, sys
+from dataclasses import replace
+from rlhf.algorithms.components import components
+tables = {module: dict(components(module)) for module in ("advantages", "losses", "kl")}
+assert "torch" not in sys.modules
+for module, read in tables.items():
+    importlib.import_module(f"rlhf.algorithms.{module}")
+    registered = components(module)
+    assert read.keys() == registered.keys() and read
+    for name, part in registered.items():
+        assert part.function is not read[name].function
+        assert replace(read[name], function=part.function) == part, name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_what_they_do_not_read_is_refused(mine):
