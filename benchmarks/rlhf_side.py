@@ -51,6 +51,6 @@ def online(job: Job, pace: Pace) -> None:
         number = next(steps)
         metrics = train_step(session, run, number)
         run.log(number + 1, metrics)
-        return metrics["rollout/length"] * config.episodes_per_step
+        return metrics["rollout/tokens"] * config.episodes_per_step
 
     pace.loop(step)

@@ -17,7 +17,7 @@ ROW = {
     "reward/env": 0.76661,
     "policy/kl": -0.0012341,
     "policy/entropy": 1.23571,
-    "rollout/length": 41.25,
+    "rollout/tokens": 41.25,
     "policy/clip_fraction": 0.104,
     "train/grad_norm": 1.5,
 }

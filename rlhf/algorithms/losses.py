@@ -249,10 +249,10 @@ def value_loss(
     loss = 0.5 * torch.where(mask, error, 0.0).sum() / denominator
     return loss, MetricSums(
         means={
-            "critic/clip_fraction": masked_mean(is_clipped.to(values.dtype), mask),
-            "critic/value": masked_mean(values, mask),
+            "value/clip_fraction": masked_mean(is_clipped.to(values.dtype), mask),
+            "value/mean": masked_mean(values, mask),
         },
-        sums={"critic/loss": loss.detach()},
+        sums={"value/loss": loss.detach()},
     )
 
 
@@ -283,7 +283,7 @@ def _ratio_metrics(
     return MetricSums(
         means={
             "policy/clip_fraction": masked_mean(is_clipped.to(ratio.dtype), mask),
-            "policy/drift": masked_mean(torch.expm1(x) - x, mask),
+            "policy/approx_kl": masked_mean(torch.expm1(x) - x, mask),
         },
         sums={"policy/loss": loss.detach()},
         maxima={"policy/ratio_max": ratio.amax() if ratio.numel() else ratio.new_ones(())},

@@ -17,7 +17,7 @@ GOLD_KEYS = ("eval/gold", "reward/gold", "eval/return", "eval/env", "reward/env"
 environment's own reward."""
 
 _SHARES = {
-    "rollout/cut": (0.1, "replies hit the token limit"),
+    "rollout/length_limited": (0.1, "replies hit the token limit"),
     "rollout/truncated": (0.1, "episodes were truncated by a limit of tokens or steps"),
     "reward/unscored": (0.0, "episodes could not be scored"),
 }
@@ -125,7 +125,7 @@ def log_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
         )
     unstopped = _recent_mean(log, "rollout/missing_eos")
     # A truncated reply has no stop token either; that has its own warning.
-    if unstopped > 0.1 and unstopped > _recent_mean(log, "rollout/cut") + 0.02:
+    if unstopped > 0.1 and unstopped > _recent_mean(log, "rollout/length_limited") + 0.02:
         yield "rollout/missing_eos", f"{unstopped:.0%} of replies lack a stop token {when}."
 
 

@@ -50,7 +50,7 @@ OFFLINE: Slots = (
 _FAR = (
     {"policy/kl": "KL"},
     {"policy/entropy": "entropy"},
-    {"rollout/length": "length"},
+    {"rollout/tokens": "length"},
     # Where an algorithm has no reference, or nothing judges the reward, there is room for these.
     {"policy/clip_fraction": "clipped"},
     {"train/grad_norm": "gradient"},

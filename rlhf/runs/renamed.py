@@ -17,7 +17,17 @@ RENAMED_KEYS: dict[str, str] = {
 """Dotted configuration key from the root of a run's configuration, old -> new. Indices of lists are
 left out: `rewards.path` is a key of every entry of `rewards`."""
 
-RENAMED_METRICS: dict[str, str] = {}
+RENAMED_METRICS: dict[str, str] = {
+    "policy/drift": "policy/approx_kl",
+    "rollout/cut": "rollout/length_limited",
+    "rollout/length": "rollout/tokens",
+    "sampler/gap_abs": "sampler/logprob_diff_abs",
+    "sampler/gap_mean": "sampler/logprob_diff_mean",
+    "critic/loss": "value/loss",
+    "critic/value": "value/mean",
+    "critic/clip_fraction": "value/clip_fraction",
+    "critic/explained_variance": "value/explained_variance",
+}
 """Key of `metrics.jsonl`, old -> new."""
 
 RENAMED_SAMPLE_KEYS: dict[str, str] = {}

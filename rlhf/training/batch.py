@@ -89,8 +89,8 @@ def _batch_metrics(batch: TrainingBatch) -> dict[str, float]:
     old = batch.require("old_logprobs")
     gap = (batch.require("sampler_logprobs") - old)[batch.action_mask]
     metrics = {
-        "sampler/gap_mean": gap.mean().item(),
-        "sampler/gap_abs": gap.abs().mean().item(),
+        "sampler/logprob_diff_mean": gap.mean().item(),
+        "sampler/logprob_diff_abs": gap.abs().mean().item(),
         "sampler/ratio_max": gap.neg().max().exp().item(),
     }
     if batch.ref_logprobs is not None:
@@ -101,5 +101,5 @@ def _batch_metrics(batch: TrainingBatch) -> dict[str, float]:
             batch.values, batch.require("returns"), batch.require("loss_mask")
         )
         if math.isfinite(explained):  # nan while all returns are equal
-            metrics["critic/explained_variance"] = explained
+            metrics["value/explained_variance"] = explained
     return metrics

@@ -238,10 +238,10 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     metrics = {
         "reward/mean": _mean([r.score for r in rollouts]),
         "reward/unscored": float(np.mean([math.isnan(r.score) for r in rollouts])),
-        "rollout/length": _mean([r.num_actions for r in rollouts]),
+        "rollout/tokens": _mean([r.num_actions for r in rollouts]),
         "rollout/turns": _mean([r.num_turns for r in rollouts]),
         "rollout/invalid": _mean([r.invalid for r in rollouts]),
-        "rollout/cut": _mean([r.cut for r in rollouts]),
+        "rollout/length_limited": _mean([r.cut for r in rollouts]),
         "rollout/missing_eos": _mean([not r.finished for r in rollouts]),
         "rollout/truncated": _mean([r.truncated for r in rollouts]),
         "rollout/evasion_gain": _evasion_gain(rollouts),

@@ -47,7 +47,7 @@ def test_clipped_surrogate_by_hand():
     assert metrics["policy/loss"] == pytest.approx(loss.item())
     # r - 1 - log r, the divergence from the old policy
     drift = (2 * (0.5 - math.log(1.5)) + 2 * (-0.5 - math.log(0.5))) / 4
-    assert metrics["policy/drift"] == pytest.approx(drift)
+    assert metrics["policy/approx_kl"] == pytest.approx(drift)
 
 
 def test_dual_clip_bounds_what_a_bad_token_costs():
@@ -106,7 +106,7 @@ def test_value_loss_by_hand():
     assert loss.item() == pytest.approx(0.5 * (3.24 + 1.0) / 2)
     loss.backward()
     torch.testing.assert_close(values.grad, torch.tensor([[0.0, 0.5, 0.0]]).double())
-    assert sums.compute()["critic/clip_fraction"] == 0.5
+    assert sums.compute()["value/clip_fraction"] == 0.5
     batch = batch_of(mask, values=old * NAN, returns=returns)
     plain, _ = value_loss(values, batch, Settings(value_clip=0.0), denominator=2)
     assert plain.item() == pytest.approx(0.5)

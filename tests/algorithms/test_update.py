@@ -172,7 +172,7 @@ def test_critic_loss_is_weighted_and_its_tally_is_not():
     # returns: 2 * .95, 2, 4
     loss, tally = compute_value_loss(algorithm, torch.zeros(2, 3), batch, denominator=3)
     plain = 0.5 * (1.9**2 + 4 + 16) / 3
-    assert tally.compute()["critic/loss"] == pytest.approx(plain)
+    assert tally.compute()["value/loss"] == pytest.approx(plain)
     assert loss.item() == pytest.approx(0.25 * plain)
 
 

@@ -144,9 +144,9 @@ def _online(rng: np.random.Generator, steps: int, *, over_optimized: bool) -> li
                 "policy/entropy": float(2.1 - 1.1 * grown + 0.05 * rng.normal()),
                 "policy/clip_fraction": float(0.08 + 0.02 * rng.random()),
                 "policy/ratio_max": float(1.5 + rng.random()),
-                "critic/explained_variance": float(0.8 * grown + 0.05 * rng.normal()),
-                "rollout/length": float(18 + 22 * grown + rng.normal()),
-                "rollout/cut": float(max(0, 0.3 * grown - 0.12 + 0.02 * rng.normal())),
+                "value/explained_variance": float(0.8 * grown + 0.05 * rng.normal()),
+                "rollout/tokens": float(18 + 22 * grown + rng.normal()),
+                "rollout/length_limited": float(max(0, 0.3 * grown - 0.12 + 0.02 * rng.normal())),
                 "kl/coef": 0.05,
             }
         )

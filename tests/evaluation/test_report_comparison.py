@@ -73,14 +73,14 @@ def test_comparison_page_tells_in_words_what_never_moved(tmp_path: Path):
     steps = range(1, 6)
     for name, level in (("ppo", 0.1), ("rloo", 0.3)):
         rows = [
-            {"step": i, "reward/mean": i * level, "kl/coef": level, "rollout/cut": 0.0}
+            {"step": i, "reward/mean": i * level, "kl/coef": level, "rollout/length_limited": 0.0}
             for i in steps
         ]
         for seed in range(3):
             fake.write_rows(tmp_path / name / f"seed{seed}" / "metrics.jsonl", rows)
     runs = [tmp_path / name / f"seed{s}" for name in ("ppo", "rloo") for s in range(3)]
     page = text_of(write_comparison_report(runs, tmp_path / "compare.html"))
-    assert "Constant: kl/coef 0.1 (PPO), 0.3 (RLOO); rollout/cut 0." in page
+    assert "Constant: kl/coef 0.1 (PPO), 0.3 (RLOO); rollout/length_limited 0." in page
     assert page.count("<svg") == 1
 
 

@@ -21,7 +21,7 @@ def record(columns: dict[str, list[float]], **config: Any) -> RunRecord:
 
 
 def test_quiet_run_has_no_warning():
-    shares = {"train/loss": [2.0, 1.0, 0.5], "rollout/cut": [0.0, 0.0, 0.05]}
+    shares = {"train/loss": [2.0, 1.0, 0.5], "rollout/length_limited": [0.0, 0.0, 0.05]}
     assert run_warnings(record(shares)) == []
     assert run_warnings(record({"rollout/evasion_gain": [2.5] * 9 + [-0.1]})) == []
 
@@ -32,7 +32,7 @@ def test_quiet_run_has_no_warning():
         ({"eval/loss": [1.0, 0.8, 0.85]}, "held-out loss rose from 0.8 at step 1 to 0.85"),
         ({"policy/kl": [1.0, 150.0, 2.0]}, "policy/kl reached 150 (first above 100 at step 1)"),
         ({"policy/ratio_max": [1.0, 1.0, 30.0]}, "policy/ratio_max reached 30"),
-        ({"rollout/cut": [0.0] + [0.5] * 5}, "50% of replies hit the token limit"),
+        ({"rollout/length_limited": [0.0] + [0.5] * 5}, "50% of replies hit the token limit"),
         ({"rollout/invalid": [2.0] * 6}, "2 invalid actions per episode"),
         ({"rollout/truncated": [0.4] * 6}, "40% of episodes were truncated by a limit"),
         ({"rollout/evasion_gain": [-1.0] * 3 + [2.5] * 10}, "earn 2.5 more than the others"),
@@ -79,9 +79,13 @@ def test_a_policy_that_moved_or_may_have_is_no_alarm(columns: dict[str, list[flo
 
 
 def test_cut_replies_are_told_once_but_lost_stop_tokens_too():
-    both = run_warnings(record({"rollout/cut": [0.4] * 5, "rollout/missing_eos": [0.4] * 5}))
+    both = run_warnings(
+        record({"rollout/length_limited": [0.4] * 5, "rollout/missing_eos": [0.4] * 5})
+    )
     assert len(both) == 1
-    more = run_warnings(record({"rollout/cut": [0.1] * 5, "rollout/missing_eos": [0.4] * 5}))
+    more = run_warnings(
+        record({"rollout/length_limited": [0.1] * 5, "rollout/missing_eos": [0.4] * 5})
+    )
     assert more == ["PPO: 40% of replies lack a stop token at the end of training."]
 
 
@@ -123,7 +127,7 @@ def test_constants_become_words_and_repeated_lines_vanish():
     run = record(
         {
             "kl/coef": [0.05] * 3,
-            "rollout/cut": [0.1, 0.2, 0.3],
+            "rollout/length_limited": [0.1, 0.2, 0.3],
             "rollout/missing_eos": [0.1, 0.2, 0.3],
             "rollout/invalid": [0.0] * 3,
         }

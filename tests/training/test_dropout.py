@@ -91,7 +91,7 @@ def test_the_first_importance_ratio_of_an_online_batch_is_1(
     assert len(rows) == 3
     for row in rows:
         assert row["policy/ratio_max"] == pytest.approx(1, abs=1e-5)
-        assert row["sampler/gap_abs"] < 1e-5
+        assert row["sampler/logprob_diff_abs"] < 1e-5
     assert rows[-1]["train/moved"] > 0
 
 

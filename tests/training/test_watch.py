@@ -35,7 +35,11 @@ def told(folder, columns, **config):
         ({"policy/ratio_max": [1.0, 1.0, 30.0, 50.0]}, 2, "policy/ratio_max reached 30"),
         ({"eval/loss": [1.0, 0.8, 0.9, 1.0]}, 2, "held-out loss rose from 0.8 at step 1"),
         ({"train/loss": [1.0, float("nan"), float("nan")]}, 1, "train/loss is not finite"),
-        ({"rollout/cut": [0.5] * 9}, 4, "50% of replies hit the token limit over the last 5"),
+        (
+            {"rollout/length_limited": [0.5] * 9},
+            4,
+            "50% of replies hit the token limit over the last 5",
+        ),
         ({"rollout/invalid": [2.0] * 9}, 4, "2 invalid actions per episode over the last 5"),
         ({"reward/unscored": [0.01] * 9}, 4, "1% of episodes could not be scored over the last"),
         ({"rollout/missing_eos": [0.3] * 9}, 4, "30% of replies lack a stop token over the last"),
@@ -54,7 +58,7 @@ def test_kinds_are_told_apart(tmp_path):
 
 def test_a_metric_full_of_nans_is_one_warning(tmp_path):
     nan = [float("nan")] * 3
-    assert len(told(tmp_path, {"critic/loss": nan, "policy/loss": nan})) == 1
+    assert len(told(tmp_path, {"value/loss": nan, "policy/loss": nan})) == 1
 
 
 def test_lost_entropy_is_told_unless_something_was_learned(tmp_path):
@@ -95,9 +99,11 @@ def test_noise_that_is_looked_at_after_every_step_is_no_fall(tmp_path, rise):
 
 
 def test_a_resumed_run_is_judged_with_its_earlier_rows(tmp_path):
-    write_rows(tmp_path / "metrics.jsonl", [{"step": i, "rollout/cut": 0.5} for i in range(4)])
+    write_rows(
+        tmp_path / "metrics.jsonl", [{"step": i, "rollout/length_limited": 0.5} for i in range(4)]
+    )
     watch = TrainingMonitor(tmp_path, {})
-    assert len(watch.update(4, {"rollout/cut": 0.5})) == 1
+    assert len(watch.update(4, {"rollout/length_limited": 0.5})) == 1
 
 
 def test_watching_stays_cheap(tmp_path, monkeypatch):
@@ -115,7 +121,9 @@ def test_an_online_run_warns_once_in_its_log(tmp_path, echo_model, caplog):
     tree["rollout"] = {**tree.get("rollout", {}), "max_new_tokens": 1}
     with caplog.at_level(logging.INFO):
         run_command("ppo", tree)
-    assert all(row["rollout/cut"] > 0.1 for row in metrics_of(tmp_path / "run") if row["step"])
+    assert all(
+        row["rollout/length_limited"] > 0.1 for row in metrics_of(tmp_path / "run") if row["step"]
+    )
     lines = [r.getMessage() for r in caplog.records if "warning, step" in r.getMessage()]
     assert [line for line in lines if "hit the token limit" in line] == [
         "run: warning, step 5: 100% of replies hit the token limit over the last 5 logged steps."
