@@ -89,7 +89,7 @@ def trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from rlhf.cli.table import configure
-    from rlhf.training.session import split_prompts
+    from rlhf.training.online_setup import split_prompts
 
     prompts, _ = split_prompts(configure(algorithm, tree))
     own: dict[str, Any] = {"grpo": {"loss_type": "grpo"}, "rloo": {}}[algorithm]

@@ -14,20 +14,20 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.cli.table import configure
 from rlhf.rollout.batch import Rollout
 from rlhf.training.batch import make_training_batch
+from rlhf.training.online import OnlineTrainer
 from rlhf.training.optimize import update_policy
-from rlhf.training.session import Session, open_session
 
 PROMPT, REPLY, ROWS = 512, 32, 8
 
 
 def update(job: Job, pace: Pace, *, shared: bool) -> None:
     """The whole update, optimizer step included. Work: tokens, each row counted in full."""
-    session = make_session(job, shared=shared)
-    batch = make_batch(session)
-    numbers = iter(range(session.config.num_steps))
+    trainer = make_trainer(job, shared=shared)
+    batch = make_batch(trainer)
+    numbers = iter(range(trainer.config.num_steps))
 
     def step() -> float:
-        update_policy(session, batch, step=next(numbers))
+        update_policy(trainer, batch, step=next(numbers))
         return job.work
 
     pace.loop(step)
@@ -37,23 +37,23 @@ def check(job: Job) -> dict[str, float]:
     """Relative difference of the gradients of both in float32."""
     gradients = []
     for shared in (True, False):
-        session = make_session(job, shared=shared, dtype="float32")
-        gradients.append(gradient_of(session, make_batch(session)))
+        trainer = make_trainer(job, shared=shared, dtype="float32")
+        gradients.append(gradient_of(trainer, make_batch(trainer)))
     ours, plain = gradients
     return {"gradient": ((ours - plain).norm() / plain.norm()).item()}
 
 
-def make_session(job: Job, *, shared: bool, dtype: str = "auto") -> Session:
-    """What an online run holds."""
+def make_trainer(job: Job, *, shared: bool, dtype: str = "auto") -> OnlineTrainer:
+    """Return the trainer of an online run."""
     tree = job.settings["config"]
     tree = {**tree, "model": {**tree["model"], "dtype": dtype}}
-    session = open_session("grpo", configure("grpo", tree))
+    trainer = OnlineTrainer("grpo", configure("grpo", tree))
     if not shared:
-        session.policy.model.set_attn_implementation("sdpa")
-    return session
+        trainer.policy.model.set_attn_implementation("sdpa")
+    return trainer
 
 
-def make_batch(session: Session) -> TrainingBatch:
+def make_batch(trainer: OnlineTrainer) -> TrainingBatch:
     """Eight replies of random tokens to one random prompt, with different scores."""
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(100, 4000, (PROMPT,), generator=generator).tolist()
@@ -65,20 +65,20 @@ def make_batch(session: Session) -> TrainingBatch:
         rollout.append(reply, turn=0, logprobs=[-1.0] * REPLY)
         rollout.pay(float(member))
         rollouts.append(rollout)
-    return make_training_batch(session, rollouts)[0]
+    return make_training_batch(trainer, rollouts)[0]
 
 
-def gradient_of(session: Session, batch: TrainingBatch) -> torch.Tensor:
+def gradient_of(trainer: OnlineTrainer, batch: TrainingBatch) -> torch.Tensor:
     """Gradient of the policy loss of the whole batch."""
     from rlhf.algorithms.losses import compute_policy_loss, loss_denominator
 
-    scored = session.policy.score(batch.tokens, batch.attention_mask, batch.action_mask)
+    scored = trainer.policy.score(batch.tokens, batch.attention_mask, batch.action_mask)
     mask = batch.require("loss_mask")
     loss, _ = compute_policy_loss(
-        session.algorithm,
+        trainer.algorithm,
         scored.logprobs,
         batch,
-        denominator=loss_denominator(session.algorithm, mask, max_tokens=REPLY),
+        denominator=loss_denominator(trainer.algorithm, mask, max_tokens=REPLY),
     )
     loss.backward()
-    return take_gradient(session.policy.model)
+    return take_gradient(trainer.policy.model)

@@ -37,19 +37,18 @@ def offline(job: Job, pace: Pace, *, verb: str) -> None:
 
 def online(job: Job, pace: Pace) -> None:
     """Whole steps of an online algorithm: rollout, scores, update, log. Work: sampled tokens."""
-    from rlhf.training.online import train_step
-    from rlhf.training.session import open_session
+    from rlhf.training.online import OnlineTrainer
 
     algorithm = job.settings["algorithm"]
     config = configure(algorithm, job.settings["config"])
-    session = open_session(algorithm, config)
+    trainer = OnlineTrainer(algorithm, config)
     run = Run(Path(config.output_dir))
     run.directory.mkdir(exist_ok=True)
     steps = iter(range(config.num_steps))
 
     def step() -> float:
         number = next(steps)
-        metrics = train_step(session, run, number)
+        metrics = trainer.step(number, run)
         run.log(number + 1, metrics)
         return metrics["rollout/tokens"] * config.episodes_per_step
 

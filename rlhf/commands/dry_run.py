@@ -23,7 +23,7 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
         UserError: The run would refuse the configuration.
     """
     if isinstance(config, OnlineConfig):
-        from rlhf.training.session import check_config
+        from rlhf.training.online_setup import check_config
 
         _check_updates(config, check_config(command, config))
     elif isinstance(config, OfflineConfig):
@@ -88,14 +88,14 @@ def plan_online(command: str, config: Any) -> str:
     Raises:
         UserError: The run would refuse the configuration.
     """
-    from rlhf.training.session import open_session
+    from rlhf.training.online import OnlineTrainer
 
-    session = open_session(command, config)
-    settings = session.algorithm.settings
+    trainer = OnlineTrainer(command, config)
+    settings = trainer.algorithm.settings
     size = settings.group_size
-    per_update = _check_updates(config, session.algorithm)
-    copies = 1 if session.reference and not session.policy.is_lora else 0
-    session.close()
+    per_update = _check_updates(config, trainer.algorithm)
+    copies = 1 if trainer.reference and not trainer.policy.is_lora else 0
+    trainer.close()
     lines = [
         f"rollouts: {config.episodes_per_step} episodes per step = "
         f"{config.episodes_per_step // size} start states x {size}, "
@@ -104,7 +104,7 @@ def plan_online(command: str, config: Any) -> str:
         f"{per_update} episodes; micro-batches of {config.micro_batch_tokens:,} tokens",
         f"steps: {config.num_steps:,}, {config.num_steps * config.episodes_per_step:,} episodes, "
         f"{config.num_steps * settings.num_epochs * settings.num_minibatches:,} optimizer steps",
-        _memory(session.policy.model, tokens=config.micro_batch_tokens, copies=copies),
+        _memory(trainer.policy.model, tokens=config.micro_batch_tokens, copies=copies),
     ]
     return "\n".join(lines)
 

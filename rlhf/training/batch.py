@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,37 +15,39 @@ from rlhf.algorithms.kl import sequence_kl
 from rlhf.algorithms.losses import explained_variance
 from rlhf.rollout.batch import Rollout, collate
 from rlhf.training.batching import micro_batches
-from rlhf.training.session import Session
+
+if TYPE_CHECKING:
+    from rlhf.training.online import OnlineTrainer
 
 
 @torch.no_grad()
 def make_training_batch(
-    session: Session, rollouts: Sequence[Rollout]
+    trainer: OnlineTrainer, rollouts: Sequence[Rollout]
 ) -> tuple[TrainingBatch, dict[str, float]]:
     """Score rollouts under the policy and the reference, and estimate advantages.
 
     Returns:
         The batch that the update reads, and metrics of the KL, the critic and the sampler.
     """
-    policy = session.policy
+    policy = trainer.policy
     batch = collate(rollouts, pad_id=policy.tokenizer.pad_token_id, device=policy.device)
-    batch = _with_model_outputs(session, batch)
+    batch = _with_model_outputs(trainer, batch)
     batch = estimate_advantages(
-        session.algorithm,
+        trainer.algorithm,
         batch,
-        kl_coef=session.kl.coef,
-        multiplier=session.multiplier.value if session.multiplier else 0.0,
+        kl_coef=trainer.kl.coef,
+        multiplier=trainer.multiplier.value if trainer.multiplier else 0.0,
     )
     return batch, _batch_metrics(batch)
 
 
-def _with_model_outputs(session: Session, batch: TrainingBatch) -> TrainingBatch:
+def _with_model_outputs(trainer: OnlineTrainer, batch: TrainingBatch) -> TrainingBatch:
     """Fill in log-probabilities, values, bootstrap values and entropy.
 
     The processes share the micro-batches; each gets all of the tensors. The entropy is computed
     only for the first rows, whose transcripts are written.
     """
-    policy, reference, config = session.policy, session.reference, session.config
+    policy, reference, config = trainer.policy, trainer.reference, trainer.config
     old = torch.zeros(batch.tokens.shape, dtype=policy.logprob_dtype, device=policy.device)
     values, ref, entropy = (torch.zeros_like(old) for _ in range(3))
     last_values = torch.zeros(len(batch), dtype=policy.logprob_dtype, device=policy.device)
@@ -55,11 +58,11 @@ def _with_model_outputs(session: Session, batch: TrainingBatch) -> TrainingBatch
         max_tokens=config.micro_batch_tokens,
         packed=policy.packs_rows(batch.attention_mask),
     )
-    for rows in session.world.shard(all_rows):
+    for rows in trainer.world.shard(all_rows):
         micro_batch = batch.select(torch.tensor(rows, device=policy.device))
         inputs = (micro_batch.tokens, micro_batch.attention_mask, micro_batch.action_mask)
         width = micro_batch.tokens.shape[1]
-        with session.watch("scoring"):
+        with trainer.stopwatch("scoring"):
             scored = policy.score(
                 *inputs,
                 temperature=config.rollout.temperature,
@@ -71,10 +74,10 @@ def _with_model_outputs(session: Session, batch: TrainingBatch) -> TrainingBatch
             values[rows, :width] = scored.values
             last_values[rows] = scored.last_value
         if reference is not None:
-            with session.watch("reference"):
+            with trainer.stopwatch("reference"):
                 ref_logprobs = reference.logprobs(*inputs, temperature=config.rollout.temperature)
             ref[rows, :width] = ref_logprobs
-    session.world.all_reduce((old, values, last_values, ref, entropy))
+    trainer.world.all_reduce((old, values, last_values, ref, entropy))
     batch = replace(batch, old_logprobs=old, entropy=entropy)
     if reference is not None:
         batch = replace(batch, ref_logprobs=ref)

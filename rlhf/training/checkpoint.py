@@ -19,11 +19,11 @@ from rlhf.models.adapters import BASE_FOLDER
 
 
 class Stateful(Protocol):
-    """An object whose state is plain numbers."""
+    """An object whose state JSON can hold."""
 
-    def state_dict(self) -> dict[str, float]: ...
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state: dict[str, float]) -> None: ...
+    def load_state_dict(self, state: Any) -> None: ...
 
 
 class SavedModel(Protocol):

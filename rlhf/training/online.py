@@ -1,4 +1,4 @@
-"""The loop that every online algorithm shares: collect, score, assign credit, learn."""
+"""Online training: collect rollouts, score them, estimate advantages, update the policy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rlhf.algorithms.advantages import informative_groups
-from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.controllers import RewardMoments
 from rlhf.config.online import OnlineConfig
 from rlhf.envs.items import is_separable
 from rlhf.errors import UserError
@@ -26,179 +26,280 @@ from rlhf.evaluation.episodes import (
     summarize,
     write_evaluation,
 )
-from rlhf.models.adapters import share_base
-from rlhf.models.flops import update_flops
+from rlhf.models.loading import load_model
+from rlhf.models.policy import Policy, Reference
+from rlhf.models.rewards import load_rewards
+from rlhf.models.trainable import warn_of_dropout
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.rollout.items import describe_items
-from rlhf.runs.diagnostics import TrainingMonitor
+from rlhf.rollout.items import Openings, describe_items
 from rlhf.runs.directory import Run
-from rlhf.runs.interrupt import StopRequest
-from rlhf.runs.profiling import usage
-from rlhf.runs.progress import Reporter, online_slots
+from rlhf.runs.profiling import Stopwatch
+from rlhf.runs.progress import online_slots
 from rlhf.training.batch import make_training_batch
-from rlhf.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from rlhf.training.checkpoint import Stateful
+from rlhf.training.loop import fit
+from rlhf.training.online_setup import (
+    EpisodeCounter,
+    check_config,
+    make_controller,
+    make_multiplier,
+    refuse_idle_rollout_keys,
+    split_prompts,
+)
 from rlhf.training.optimize import update_policy
+from rlhf.training.optimizers import OptimizerSettings, make_optimizer, make_scheduler
 from rlhf.training.scoring import refuse_unscored, score_rollouts, shape_scores
-from rlhf.training.session import Session, open_session
+from rlhf.training.throughput import Throughput
 from rlhf.training.token_table import token_table
+from rlhf.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-# DAPO keeps sampling until a batch is full of informative groups; after so many rounds it trains on
-# the fewer that it has, or skips the update if it has none.
 MAX_ROUNDS = 4
-SAMPLES_KEPT = 16
+"""Rounds in which DAPO samples groups until a batch is full of informative ones. After the last
+round it trains on those that it has, or skips the update if it has none."""
+
+NUM_SAMPLES = 16
+"""Transcripts of held-out episodes that are written before and after training."""
 
 
 def train_online(name: str, config: OnlineConfig, run: Run) -> Path:
-    """Run an online algorithm from start, or from its last checkpoint, to its end.
+    """Train with an online algorithm, from the start or from the last checkpoint.
 
     Args:
-        name: of a row of the algorithm table.
-        config: of the run.
-        run: its directory.
+        name: Name of the algorithm.
+        config: Configuration of the run.
+        run: The run directory.
 
     Returns:
         The folder of the trained policy.
 
     Raises:
-        UserError: a setting cannot be meant, a reward or environment fails, training diverges.
+        UserError: A setting is invalid, a reward or an environment fails, or training diverges.
     """
-    session = open_session(name, config)
+    trainer = OnlineTrainer(name, config)
     try:
-        step = _resume(session, run)
-        if step == 0:
-            _keep_samples(session, run, step=0, split="before")
-        with (
-            StopRequest() as stop,
-            Reporter(
-                run.directory.name, config.num_steps, start=step, slots=online_slots(run.config)
-            ) as bar,
-        ):
-            watch = TrainingMonitor(run.directory, run.config)
-            while step < config.num_steps and not session.kl.stop:
-                metrics = train_step(session, run, step)
-                step += 1
-                metrics |= _evaluate_if_due(session, step)
-                due = step % config.save_every == 0 or step == config.num_steps
-                if due:
-                    metrics["train/moved"] = session.movement.share()
-                run.log(step, metrics)
-                bar.show(step, metrics, watch.update(step, metrics))
-                if due or stop.asked:
-                    _save(session, run, step)
-                stop.check(run.directory)
-        _keep_samples(session, run, step=step, split="after")
-        _final_evaluation(session, run)
-        if run.writes:
-            share_base(run.directory / "checkpoints", run.final)
-            session.policy.save(run.final)
+        return fit(trainer, run)
     finally:
-        session.close()
-    return run.final
+        trainer.close()
 
 
-def train_step(session: Session, run: Run, step: int) -> dict[str, float]:
-    """One batch of rollouts and what is learned from it; returns the step's metrics."""
-    watch = session.watch
-    watch.take()  # an evaluation's
-    session.collector.engine.update_policy(step)
-    gathered = gather(session)
-    rollouts = gathered.rollouts
-    session.openings.note(rollout.conversation for rollout in rollouts)
-    if gathered.skip:
-        return _skipped(session, run, step, gathered)
-    batch, batch_metrics = make_training_batch(session, rollouts)
-    with watch("update"):
-        update_metrics = update_policy(session, batch, step=step)
-    metrics = {**rollout_metrics(rollouts), **gathered.metrics, **batch_metrics}
-    if "kl_coef" in session.algorithm.effective:
-        metrics["kl/coef"] = session.kl.coef
-    metrics["train/learning_rate"] = session.scheduler.get_last_lr()[0]
-    _control(session, metrics, rollouts)
-    _check_finite(update_metrics, step)
-    for row, rollout in enumerate(rollouts[: session.config.samples_per_step]):
-        tokens = token_table(batch, row, session.policy.tokenizer)
-        run.sample(sample_row(rollout, step + 1, "train") | {"tokens": tokens})
-    seconds = watch.take()
-    return {**metrics, **update_metrics, **seconds, **profile(session, batch, seconds)}
+class OnlineTrainer(Trainer):
+    """Trains a policy on its own rollouts.
 
+    Args:
+        name: Name of the algorithm.
+        config: Configuration of the run.
 
-def profile(
-    session: Session, batch: TrainingBatch, seconds: Mapping[str, float]
-) -> dict[str, float]:
-    """Throughput of a step, with `profile: true`."""
-    if session.peak_flops is None:
-        return {}
-    settings = session.algorithm.settings
-    real, sampled = int(batch.attention_mask.sum()), int(batch.action_mask.sum())
-    computed = session.policy.computed_tokens(batch.tokens, batch.attention_mask)
-    flops = update_flops(session.policy.model, tokens=computed, learned=sampled)
-    rate = settings.num_epochs * flops / seconds["time/update"]
-    return {
-        "profile/tokens_per_second": sampled / sum(seconds.values()),
-        **usage(real=real, computed=computed, flops=rate, peak_flops=session.peak_flops),
-    }
+    Raises:
+        UserError: A setting is invalid or has no effect; the message names its key.
+    """
+
+    learning_rate_key = "optimizer.learning_rate"
+
+    def __init__(self, name: str, config: OnlineConfig) -> None:
+        self.algorithm = check_config(name, config)
+        self.rewards = load_rewards(config.rewards) if config.rewards else None
+        self.monitor_rewards = load_rewards(config.gold) if config.gold else None
+        prompts, eval_prompts = split_prompts(config)
+        model, tokenizer = load_model(config.model, seed=config.seed)
+        warn_of_dropout(name, config.model)
+        critic = config.critic if self.algorithm.critic else "none"
+        self.policy = Policy(model, tokenizer, critic=critic)
+        optimizer, scheduler = self._make_optimizer(config)
+        self.stopwatch = Stopwatch()
+
+        def collector(prompts: Sequence[Any], split: str) -> Collector:
+            parts = (model, tokenizer, config.env, config.rollout)
+            return Collector.open(*parts, prompts=prompts, watch=self.stopwatch, split=split)
+
+        self.collector = collector(prompts, "train")
+        refuse_idle_rollout_keys(config, self.collector)
+        log.info(self.collector.chat_format.describe())
+        self.reference = Reference(self.policy) if self.algorithm.reference else None
+        self.eval_collector = collector(eval_prompts, "test")
+        super().__init__(
+            config,
+            self.policy,
+            optimizer,
+            scheduler,
+            num_steps=config.num_steps,
+            max_grad_norm=config.optimizer.max_grad_norm,
+        )
+        self.kl = make_controller(config.kl, self.algorithm.settings.kl_coef)
+        self.multiplier = make_multiplier(self.algorithm)
+        self.moments = RewardMoments()
+        self.starts = EpisodeCounter()
+        self.openings = Openings()
+        self.throughput = Throughput(self.policy) if config.profile else None
+
+    def _make_optimizer(self, config: OnlineConfig) -> tuple[Any, Any]:
+        """Return the optimizer of the policy and its learning rate schedule."""
+        spec, settings = config.optimizer, self.algorithm.settings
+        optimizer_settings = OptimizerSettings(
+            learning_rate=spec.learning_rate, weight_decay=spec.weight_decay, eps=spec.eps
+        )
+        optimizer = make_optimizer(spec.name, self.policy.parameters(), optimizer_settings)
+        updates = config.num_steps * settings.num_epochs * settings.num_minibatches
+        scheduler = make_scheduler(
+            spec.schedule,
+            optimizer,
+            num_warmup_steps=spec.warmup_steps,
+            num_training_steps=updates,
+        )
+        return optimizer, scheduler
+
+    @property
+    def all_rewards(self) -> list[Any]:
+        """The rewards that are trained on, and those that are only monitored."""
+        return [r for r in (self.rewards, self.monitor_rewards) if r is not None]
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left to take, or the KL budget is spent."""
+        return self.kl.stop or super().done
+
+    def state(self) -> dict[str, Stateful]:
+        """Return the objects whose state a checkpoint keeps."""
+        stateful: dict[str, Stateful] = {
+            **super().state(),
+            "kl": self.kl,
+            "moments": self.moments,
+            "starts": self.starts,
+            "openings": self.openings,
+        }
+        if self.multiplier:
+            stateful["multiplier"] = self.multiplier
+        return stateful
+
+    def prepare(self, run: Run) -> None:
+        """Choose the metrics that are displayed."""
+        self.slots = online_slots(run.config)
+
+    def start(self, run: Run) -> None:
+        """Write transcripts of held-out episodes of the initial policy."""
+        _write_samples(self, run, split="before")
+
+    def step(self, step: int, run: Run) -> dict[str, float]:
+        """Collect rollouts, update the policy on them, and return the step's metrics."""
+        self.stopwatch.take()  # drops the seconds of an evaluation
+        self.collector.engine.update_policy(step)
+        gathered = gather(self)
+        rollouts = gathered.rollouts
+        self.openings.note(rollout.conversation for rollout in rollouts)
+        if gathered.skip:
+            return _skipped(self, run, step, gathered)
+        batch, batch_metrics = make_training_batch(self, rollouts)
+        with self.stopwatch("update"):
+            update_metrics = update_policy(self, batch, step=step)
+        metrics = {**rollout_metrics(rollouts), **gathered.metrics, **batch_metrics}
+        if "kl_coef" in self.algorithm.effective:
+            metrics["kl/coef"] = self.kl.coef
+        metrics["train/learning_rate"] = self.scheduler.get_last_lr()[0]
+        _update_controllers(self, metrics, rollouts)
+        for row, rollout in enumerate(rollouts[: self.config.samples_per_step]):
+            tokens = token_table(batch, row, self.policy.tokenizer)
+            run.sample(sample_row(rollout, step + 1, "train") | {"tokens": tokens})
+        seconds = self.stopwatch.take()
+        metrics = {**metrics, **update_metrics, **seconds}
+        if self.throughput:
+            epochs = self.algorithm.settings.num_epochs
+            self.throughput.add(batch, seconds=seconds["time/update"], epochs=epochs)
+            metrics |= self.throughput.pop()
+            sampled = int(batch.action_mask.sum())
+            metrics["profile/tokens_per_second"] = sampled / sum(seconds.values())
+        return metrics
+
+    def evaluate(self) -> dict[str, float]:
+        """Return means over held-out episodes."""
+        summary, _ = evaluate_held_out(self, "eval")
+        return {f"eval/{name}": value["mean"] for name, value in summary["metrics"].items()}
+
+    def evaluation_due(self, step: int) -> bool:
+        """Return whether to evaluate when ``step`` steps are done."""
+        every = self.config.evaluation.every
+        return every > 0 and step % every == 0
+
+    def save_due(self, step: int) -> bool:
+        """Return whether to write a checkpoint when ``step`` steps are done."""
+        return step % self.config.save_every == 0 or step == self.num_steps
+
+    def finish(self, run: Run) -> None:
+        """Write transcripts of the trained policy and evaluate it on held-out episodes."""
+        _write_samples(self, run, split="after")
+        _final_evaluation(self, run)
+
+    def save(self, directory: Path) -> None:
+        """Write the trained policy."""
+        self.policy.save(directory)
+
+    def close(self) -> None:
+        """Close every environment."""
+        self.collector.close()
+        self.eval_collector.close()
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """The episodes of a step."""
+    """The rollouts of a step."""
 
     rollouts: list[Rollout]
     skip: bool = False
-    """Whether none of them tells anything: all groups that were sampled are uniform."""
+    """Whether the update is skipped, because all scores of every sampled group are equal."""
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def gather(session: Session) -> Gathered:
-    """Rollouts with final rewards; uninformative groups are replaced where the row says so.
+def gather(trainer: OnlineTrainer) -> Gathered:
+    """Collect the rollouts of a step; with dynamic sampling, replace uninformative groups.
 
-    As in DAPO (Yu et al. 2025, 3.2) a group is informative if its scores differ before penalties
-    and scaling: a penalty of length alone makes no group worth learning from.
+    As in DAPO (Yu et al. 2025, section 3.2), a group is informative if its scores differ before
+    penalties and scaling. A length penalty alone does not make a group informative.
 
     Raises:
-        UserError: every episode failed, or too many could not be scored.
+        UserError: Every episode failed, or too many could not be scored.
     """
-    settings, config = session.algorithm.settings, session.config
+    settings, config = trainer.algorithm.settings, trainer.config
     wanted = config.episodes_per_step // settings.group_size
     kept: list[Rollout] = []
     sampled: list[Rollout] = []
-    groups = rounds = taken = 0
+    groups = rounds = sampled_groups = 0
     while groups < wanted and rounds < MAX_ROUNDS:
-        starts = session.starts.take(config.seed, wanted - groups, settings.group_size)
-        fresh = session.world.map(starts, lambda part: play(session, part, session.collector))
-        rounds, taken = rounds + 1, taken + wanted - groups
+        starts = trainer.starts.take(config.seed, wanted - groups, settings.group_size)
+        fresh = trainer.world.map(
+            starts, lambda shard: collect_and_score(trainer, shard, trainer.collector)
+        )
+        rounds, sampled_groups = rounds + 1, sampled_groups + wanted - groups
         raw = [rollout.score for rollout in fresh]
         sampled = sampled + fresh
         if fresh:
             refuse_unscored(sampled, limit=config.shaping.max_unscored)
-            shape_scores(fresh, session.algorithm, config, session.moments)
+            shape_scores(fresh, trainer.algorithm, config, trainer.moments)
         if not settings.dynamic_sampling:
             break
-        useful = _informative(fresh, raw)
-        kept += useful
-        groups += len({rollout.group for rollout in useful})
+        informative = _informative(fresh, raw)
+        kept += informative
+        groups += len({rollout.group for rollout in informative})
     if not sampled:
-        raise UserError("every environment failed, so there is nothing to learn from")
+        raise UserError("every environment failed, so there are no rollouts to train on")
     if not settings.dynamic_sampling:
         return Gathered(sampled)
-    told = {"rollout/rounds": float(rounds), "rollout/groups_dropped": float(taken - groups)}
-    return Gathered(kept or sampled, skip=not kept, metrics=told)
+    dropped = float(sampled_groups - groups)
+    metrics = {"rollout/rounds": float(rounds), "rollout/groups_dropped": dropped}
+    return Gathered(kept or sampled, skip=not kept, metrics=metrics)
 
 
 def _informative(rollouts: Sequence[Rollout], scores: Sequence[float]) -> list[Rollout]:
-    """Episodes of the groups in which scores differ."""
+    """Return the rollouts of groups whose scores differ."""
     if not rollouts:
         return []
     groups = torch.tensor([rollout.group for rollout in rollouts])
-    useful = informative_groups(torch.tensor(scores, dtype=torch.float64), groups)
-    return [r for r, keep in zip(rollouts, useful.tolist(), strict=True) if keep]
+    informative = informative_groups(torch.tensor(scores, dtype=torch.float64), groups)
+    return [r for r, keep in zip(rollouts, informative.tolist(), strict=True) if keep]
 
 
-def _skipped(session: Session, run: Run, step: int, gathered: Gathered) -> dict[str, float]:
-    """Metrics of a step without an update."""
+def _skipped(trainer: OnlineTrainer, run: Run, step: int, gathered: Gathered) -> dict[str, float]:
+    """Log a step without an update; return its metrics."""
     log.warning(
         "step %d: all %d groups of %d rounds have equal scores, so nothing is learned from them; "
         "easier or harder tasks, or a larger algorithm.group_size, give groups that differ",
@@ -206,35 +307,37 @@ def _skipped(session: Session, run: Run, step: int, gathered: Gathered) -> dict[
         gathered.metrics["rollout/groups_dropped"],
         gathered.metrics["rollout/rounds"],
     )
-    for rollout in gathered.rollouts[: session.config.samples_per_step]:
+    for rollout in gathered.rollouts[: trainer.config.samples_per_step]:
         run.sample(sample_row(rollout, step + 1, "train"))
     return {
         **rollout_metrics(gathered.rollouts),
         **gathered.metrics,
         "train/skipped": 1.0,
         "train/updates": 0.0,
-        "train/learning_rate": session.scheduler.get_last_lr()[0],
-        **session.watch.take(),
+        "train/learning_rate": trainer.scheduler.get_last_lr()[0],
+        **trainer.stopwatch.take(),
     }
 
 
-def play(session: Session, starts: Sequence[EpisodeSeed], collector: Collector) -> list[Rollout]:
-    """Episodes with the scores of all rewards, trained and measured."""
+def collect_and_score(
+    trainer: OnlineTrainer, starts: Sequence[EpisodeSeed], collector: Collector
+) -> list[Rollout]:
+    """Collect episodes and score them with all rewards, those that are only monitored too."""
     rollouts = collector.collect(starts, allow_none=True)
     if not rollouts:
-        return []  # of this process's share; who gathers them sees whether there are any
-    with session.watch("rewards"):
+        return []  # other processes may have some; `gather` checks all of them together
+    with trainer.stopwatch("rewards"):
         score_rollouts(
             rollouts,
-            rewards=session.rewards,
-            gold=session.gold,
-            env_weight=session.config.env.reward,
+            rewards=trainer.rewards,
+            gold=trainer.monitor_rewards,
+            env_weight=trainer.config.env.reward,
         )
     return rollouts
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Means over the episodes of a batch; components that no episode has are left out."""
+    """Return means over the rollouts of a batch, without components that no rollout has."""
     metrics = {
         "reward/mean": _mean([r.score for r in rollouts]),
         "reward/unscored": float(np.mean([math.isnan(r.score) for r in rollouts])),
@@ -255,26 +358,27 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def reason_key(reason: str) -> str:
-    """The metric of a reason: ``rewards/unscored/NAME/REASON``, without what differs by text."""
-    name, _, what = reason.partition(": ")
-    what = re.sub(r"[^a-z]+", "_", what.partition(": ")[0].partition(" (")[0].lower()).strip("_")
-    return f"rewards/unscored/{name}/{what or 'no_score'}"
+    """Return the metric key ``rewards/unscored/NAME/REASON``, without details of one text."""
+    name, _, detail = reason.partition(": ")
+    summary = detail.partition(": ")[0].partition(" (")[0].lower()
+    summary = re.sub(r"[^a-z]+", "_", summary).strip("_")
+    return f"rewards/unscored/{name}/{summary or 'no_score'}"
 
 
 def _evasion_gain(rollouts: Sequence[Rollout]) -> float:
-    """Mean score of episodes with an invalid reply or cut by a limit, less that of the others."""
-    parts: tuple[list[float], list[float]] = ([], [])
+    """Return the mean score of rollouts that are truncated or invalid, minus that of the others."""
+    scores: dict[bool, list[float]] = {True: [], False: []}
     for rollout in rollouts:
-        parts[rollout.truncated or rollout.invalid > 0].append(rollout.score)
-    return _mean(parts[True]) - _mean(parts[False])
+        scores[rollout.truncated or rollout.invalid > 0].append(rollout.score)
+    return _mean(scores[True]) - _mean(scores[False])
 
 
 def sample_row(rollout: Rollout, step: int, split: str) -> dict[str, Any]:
-    """A transcript as a line of ``samples.jsonl``.
+    """Return a transcript as a line of ``samples.jsonl``.
 
-    ``return_env`` is the environment's own return, ``score`` the weighted sum of all rewards that
-    are trained on; ``return_trained`` is what a training episode earned once scores were scaled and
-    penalties taken off. None stands for what could not be scored.
+    ``return_env`` is the return of the environment. ``score`` is the weighted sum of all rewards
+    that are trained on. ``return_trained`` is the return of a training episode after scaling and
+    penalties. A value is None if the episode could not be scored.
     """
     row = {
         "step": step,
@@ -295,129 +399,88 @@ def _finite(value: float) -> float | None:
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    """Mean of what is there; nan when nothing is."""
-    there = [v for v in values if v is not None and not math.isnan(v)]
-    return float(np.mean(there)) if there else math.nan
+    """Return the mean of the values that are neither None nor nan; nan without any."""
+    known = [v for v in values if v is not None and not math.isnan(v)]
+    return float(np.mean(known)) if known else math.nan
 
 
-def _control(session: Session, metrics: dict[str, float], rollouts: Sequence[Rollout]) -> None:
-    """Let the KL controller and the multiplier see the step."""
+def _update_controllers(
+    trainer: OnlineTrainer, metrics: dict[str, float], rollouts: Sequence[Rollout]
+) -> None:
+    """Update the KL controller and the Lagrange multiplier with the metrics of a step."""
     if "policy/kl" in metrics:
-        session.kl.update(metrics["policy/kl"], len(rollouts))
-    if session.multiplier:
-        metrics["cost/multiplier"] = session.multiplier.value
-        session.multiplier.update(metrics["rollout/cost"])
+        trainer.kl.update(metrics["policy/kl"], len(rollouts))
+    if trainer.multiplier:
+        metrics["cost/multiplier"] = trainer.multiplier.value
+        trainer.multiplier.update(metrics["rollout/cost"])
 
 
-def _check_finite(metrics: dict[str, float], step: int) -> None:
-    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if bad:
-        raise UserError(
-            f"training diverged in step {step + 1}: {', '.join(bad)} is not finite; lower "
-            "optimizer.learning_rate and continue from the last checkpoint with --resume"
-        )
-
-
-def _resume(session: Session, run: Run) -> int:
-    """Restore the last checkpoint if the run asks for it; returns the finished steps."""
-    found = latest_checkpoint(run.directory / "checkpoints")
-    if not session.config.resume or found is None:
-        run.rewind(-1)
-        return 0
-    step = load_checkpoint(
-        found,
-        model=session.policy,
-        optimizer=session.optimizer,
-        scheduler=session.scheduler,
-        stateful=session.stateful(),
-    )
-    run.rewind(step)
-    return step
-
-
-def _save(session: Session, run: Run, step: int) -> None:
-    if not run.writes:
-        return
-    save_checkpoint(
-        run.directory / "checkpoints",
-        step=step,
-        model=session.policy,
-        optimizer=session.optimizer,
-        scheduler=session.scheduler,
-        stateful=session.stateful(),
-    )
-
-
-def _measured(session: Session) -> list[Any]:
-    return [reward for reward in (session.rewards, session.gold) if reward is not None]
-
-
-def _evaluate_if_due(session: Session, step: int) -> dict[str, float]:
-    """Means over held-out episodes, every ``evaluation.every`` steps."""
-    spec = session.config.evaluation
-    if not spec.every or step % spec.every:
-        return {}
-    summary, _ = _held_out(session, "eval")
-    return {f"eval/{name}": value["mean"] for name, value in summary["metrics"].items()}
-
-
-def _held_out(
-    session: Session, name: str, low: float | None = None, high: float | None = None
+def evaluate_held_out(
+    trainer: OnlineTrainer, name: str, low: float | None = None, high: float | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Summary and rows of held-out episodes; the processes share the playing."""
-    spec = session.config.evaluation
+    """Collect held-out episodes on all processes; return their summary and rows.
+
+    Args:
+        trainer: The trainer with its policy.
+        name: Name of the evaluation.
+        low: Mean return of a random policy, if it is known.
+        high: Optimal mean return, if it is known.
+    """
+    spec = trainer.config.evaluation
     counts: Counter[str] = Counter()
-    rows = session.world.map(
+    rows = trainer.world.map(
         evaluation_starts(spec.episodes),
         lambda starts: play_model(
-            session.held_out,
+            trainer.eval_collector,
             starts,
             decoding=spec.decoding,
-            rewards=_measured(session),
+            rewards=trainer.all_rewards,
             counts=counts,
         ),
     )
-    total = sum(session.world.gather(counts), Counter())
-    env = session.config.env.id or "prompts"
+    total = sum(trainer.world.gather(counts), Counter())
+    env = trainer.config.env.id or "prompts"
     return summarize(rows, name=name, env=env, random=low, optimal=high, counts=total), rows
 
 
-def _final_evaluation(session: Session, run: Run) -> None:
-    """Held-out episodes of the trained policy, each written down."""
+def _final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
+    """Evaluate the trained policy on held-out episodes and write all of them."""
     if (run.directory / "evaluation" / run.directory.name).exists():
-        return  # by a run that was cut after it
-    env = session.config.env
-    low, high = (None, None) if env.id is None else bounds(session.held_out.make_env)
-    summary, rows = _held_out(session, run.directory.name, low, high)
-    summary["items"] = _items(session, rows)
+        return  # written by a run that was interrupted after its evaluation
+    env = trainer.config.env
+    low, high = (None, None) if env.id is None else bounds(trainer.eval_collector.make_env)
+    summary, rows = evaluate_held_out(trainer, run.directory.name, low, high)
+    summary["items"] = _items(trainer, rows)
     for note in summary["notes"]:
         log.warning("evaluation: %s", note)
     if run.writes:
         write_evaluation(run.directory, rows, summary)
 
 
-def _items(session: Session, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the held-out episodes share with training; a line says so where it is anything."""
-    env = session.config.env
+def _items(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Describe what held-out episodes share with training, and warn if they share anything."""
+    env = trainer.config.env
     if env.id is None:
         separate, note = True, "A prompt; prompts of evaluation are not in training."
     else:
-        task: Any = session.held_out.make_env().unwrapped
+        task: Any = trainer.eval_collector.make_env().unwrapped
         separate, note = is_separable(env.id), str(getattr(task, "items", "unknown"))
-    found = describe_items(session.openings, rows, separate=separate, note=note)
-    if found["seen_in_training"]:
+    overlap = describe_items(trainer.openings, rows, separate=separate, note=note)
+    if overlap["seen_in_training"]:
         log.warning(
             "%d of the %d held-out episodes open like episodes of training. Their items: %s",
-            found["seen_in_training"],
-            found["episodes"],
+            overlap["seen_in_training"],
+            overlap["episodes"],
             note,
         )
-    return found
+    return overlap
 
 
-def _keep_samples(session: Session, run: Run, *, step: int, split: str) -> None:
-    """Transcripts of held-out episodes, before and after training."""
-    starts = evaluation_starts(SAMPLES_KEPT)
-    rollouts = session.world.map(starts, lambda part: play(session, part, session.held_out))
+def _write_samples(trainer: OnlineTrainer, run: Run, *, split: str) -> None:
+    """Write transcripts of held-out episodes to ``samples.jsonl``."""
+    rollouts = trainer.world.map(
+        evaluation_starts(NUM_SAMPLES),
+        lambda starts: collect_and_score(trainer, starts, trainer.eval_collector),
+    )
     for rollout in rollouts:
-        run.sample(sample_row(rollout, step, split))
+        run.sample(sample_row(rollout, trainer.progress.step, split))

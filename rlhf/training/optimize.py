@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
@@ -9,17 +11,19 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import compute_policy_loss, compute_value_loss, loss_denominator
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.training.batching import micro_batches
-from rlhf.training.session import Session
+
+if TYPE_CHECKING:
+    from rlhf.training.online import OnlineTrainer
 
 
-def update_policy(session: Session, batch: TrainingBatch, *, step: int) -> dict[str, float]:
+def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) -> dict[str, float]:
     """Take all optimizer steps on one batch; the policy and its critic change in place.
 
     Every loss is a sum over tokens divided by a count over the whole mini-batch. So the division
     of a mini-batch into micro-batches, and the number of processes, change only memory and time.
 
     Args:
-        session: policy, algorithm, optimizer and the current KL coefficient.
+        trainer: policy, algorithm, optimizer and the current KL coefficient.
         batch: from ``make_training_batch``.
         step: number of the batch; it seeds the shuffle. In the first ``critic_warmup_steps`` only
             the critic is trained.
@@ -27,23 +31,20 @@ def update_policy(session: Session, batch: TrainingBatch, *, step: int) -> dict[
     Returns:
         Metrics over all optimizer steps.
     """
-    config, settings = session.config, session.algorithm.settings
+    config, settings = trainer.config, trainer.algorithm.settings
     rng = np.random.default_rng([config.seed, step])
     critic_only = step < config.critic_warmup_steps
-    parameters = session.policy.parameters()
+    parameters = trainer.policy.parameters()
     total, norms = MetricSums(), []
     for _ in range(settings.num_epochs):
         for rows in mini_batches(batch, settings.num_minibatches, rng):
-            sums = accumulate_gradients(session, batch, rows, critic_only=critic_only)
-            session.world.all_reduce_gradients(parameters)
+            sums = accumulate_gradients(trainer, batch, rows, critic_only=critic_only)
+            trainer.world.all_reduce_gradients(parameters)
             if critic_only:  # a shared trunk belongs to the policy
-                session.policy.model.zero_grad(set_to_none=True)
-            norms.append(session.optimizer.clip_gradients(config.optimizer.max_grad_norm))
-            session.optimizer.step()
-            session.scheduler.step()
-            session.optimizer.zero_grad(set_to_none=True)
+                trainer.policy.model.zero_grad(set_to_none=True)
+            norms.append(trainer.apply_gradients())
             total = total + sums
-    total = sum(session.world.gather(total), MetricSums())
+    total = sum(trainer.world.gather(total), MetricSums())
     metrics = total.compute()
     metrics |= {name: metrics[name] / max(len(norms), 1) for name in total.sums}
     if norms:
@@ -62,13 +63,13 @@ def mini_batches(batch: TrainingBatch, count: int, rng: np.random.Generator) -> 
 
 
 def accumulate_gradients(
-    session: Session, batch: TrainingBatch, rows: torch.Tensor, *, critic_only: bool
+    trainer: OnlineTrainer, batch: TrainingBatch, rows: torch.Tensor, *, critic_only: bool
 ) -> MetricSums:
     """Accumulate the gradients of this process's share of one mini-batch."""
-    rows = rows.to(session.policy.device)
+    rows = rows.to(trainer.policy.device)
     mask = batch.require("loss_mask")[rows]
     denominator = loss_denominator(
-        session.algorithm, mask, max_tokens=session.collector.episode_tokens()
+        trainer.algorithm, mask, max_tokens=trainer.collector.episode_tokens()
     )
     total = MetricSums()
     attention_mask = batch.attention_mask[rows]
@@ -76,12 +77,12 @@ def accumulate_gradients(
         batch.tokens[rows],
         attention_mask,
         batch.require("pair_ids")[rows].tolist(),
-        max_tokens=session.config.micro_batch_tokens,
-        packed=session.policy.packs_rows(attention_mask),
+        max_tokens=trainer.config.micro_batch_tokens,
+        packed=trainer.policy.packs_rows(attention_mask),
     )
-    for indices in session.world.shard(all_rows):
+    for indices in trainer.world.shard(all_rows):
         loss, sums = _loss(
-            session,
+            trainer,
             batch.select(rows[indices]),
             denominator=denominator,
             num_tokens=mask.sum(),
@@ -93,7 +94,7 @@ def accumulate_gradients(
 
 
 def _loss(
-    session: Session,
+    trainer: OnlineTrainer,
     batch: TrainingBatch,
     *,
     denominator: torch.Tensor,
@@ -101,19 +102,19 @@ def _loss(
     critic_only: bool,
 ) -> tuple[torch.Tensor, MetricSums]:
     """Loss of one micro-batch, its share of the mini-batch's loss."""
-    algorithm = session.algorithm
-    scored = session.policy.score(
+    algorithm = trainer.algorithm
+    scored = trainer.policy.score(
         batch.tokens,
         batch.attention_mask,
         batch.action_mask,
-        temperature=session.config.rollout.temperature,
+        temperature=trainer.config.rollout.temperature,
     )
     loss, sums = compute_policy_loss(
         algorithm,
         scored.logprobs,
         batch,
         denominator=denominator,
-        kl_coef=session.kl.coef,
+        kl_coef=trainer.kl.coef,
         entropy=scored.entropy,
     )
     if not algorithm.critic:

@@ -68,6 +68,6 @@ def divergent(tmp_path, place, **keys):
     return tree_of("sft", tmp_path, place, rows=rows, **keys)
 
 
-def collected_batch(session):
+def collected_batch(trainer):
     """The training batch of one collection of an online run."""
-    return make_training_batch(session, online.gather(session).rollouts)[0]
+    return make_training_batch(trainer, online.gather(trainer).rollouts)[0]

@@ -17,7 +17,8 @@ from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.loading import load_model
 from rlhf.models.trainable import remove_own_dropout
-from rlhf.training import offline, online
+from rlhf.training import offline
+from rlhf.training.online import OnlineTrainer
 from tests.helpers.training import (
     evaluations,
     label_rows,
@@ -108,18 +109,18 @@ def test_a_resumed_online_run_ends_like_the_whole_one(
     tmp_path: Path, places: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_command("ppo", tree_of(tmp_path / "whole", "ppo", places["both"]))
-    step = online.train_step
+    step = OnlineTrainer.step
 
-    def failing(session: Any, run: Any, number: int) -> Any:
+    def failing(trainer: Any, number: int, run: Any) -> Any:
         if number == 2:
             raise ValueError("cut")
-        return step(session, run, number)
+        return step(trainer, number, run)
 
     cut = tree_of(tmp_path / "cut", "ppo", places["both"])
-    monkeypatch.setattr(online, "train_step", failing)
+    monkeypatch.setattr(OnlineTrainer, "step", failing)
     with pytest.raises(ValueError, match="cut"):
         run_command("ppo", cut)
-    monkeypatch.setattr(online, "train_step", step)
+    monkeypatch.setattr(OnlineTrainer, "step", step)
     run_command("ppo", cut | {"resume": True})
     assert same(weights_of(tmp_path / "cut"), weights_of(tmp_path / "whole"))
 

@@ -23,9 +23,9 @@ from rlhf.config.model import LoraSpec, ModelSpec, ScratchSpec
 from rlhf.config.online import EvaluationSpec, KLSpec, OnlineConfig, OptimizerSpec, RewardShaping
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.errors import UserError
-from rlhf.training import online
+from rlhf.training import loop
 from rlhf.training import optimize as update
-from rlhf.training.session import open_session
+from rlhf.training.online import OnlineTrainer
 from tests.helpers.trainers import collected_batch
 from tests.helpers.training import (
     Tree,
@@ -313,7 +313,7 @@ def test_a_key_without_effect_is_refused(key: str, places: dict[str, Any]) -> No
     value, base, verb, message = REFUSALS[key]
     tree = tree_of("unused", places, merge(base, nested(key, value)))
     with pytest.raises((UserError, ValueError), match=message) as error:
-        open_session(verb, configure(verb, tree))
+        OnlineTrainer(verb, configure(verb, tree))
     assert "\n" not in str(error.value)
     assert key.rpartition(".")[2] in str(error.value)
 
@@ -334,7 +334,7 @@ def test_failures_stop_the_run_or_are_counted(tmp_path, places) -> None:
 
 def test_checkpoints_are_written_as_often_as_asked(tmp_path, places, monkeypatch) -> None:
     saved = []
-    monkeypatch.setattr(online, "save_checkpoint", lambda *_, step, **__: saved.append(step))
+    monkeypatch.setattr(loop, "save_checkpoint", lambda *_, step, **__: saved.append(step))
     run_command("grpo", tree_of(tmp_path / "run", places, {"num_steps": 5, "save_every": 2}))
     assert saved == [2, 4, 5]
 
@@ -343,10 +343,10 @@ def test_parallel_is_the_number_of_environments(places) -> None:
     made = []
     for parallel in (2, 64):
         changes = {"rollout": {"parallel": parallel}}
-        session = open_session("ppo", configure("ppo", tree_of("unused", places, changes)))
-        session.collector.collect(session.starts.take(0, 8, 1))
-        made.append(len(session.collector.envs))
-        session.close()
+        trainer = OnlineTrainer("ppo", configure("ppo", tree_of("unused", places, changes)))
+        trainer.collector.collect(trainer.starts.take(0, 8, 1))
+        made.append(len(trainer.collector.envs))
+        trainer.close()
     assert made == [2, 8]
 
 
@@ -355,14 +355,14 @@ def test_micro_batches_are_passes_of_the_model(places) -> None:
     for tokens in (1, 10_000):
         changes = {"micro_batch_tokens": tokens, "algorithm": {"num_minibatches": 1}}
         tree = tree_of("unused", places, merge({"algorithm": {"num_epochs": 1}}, changes))
-        session = open_session("ppo", configure("ppo", tree))
-        batch = collected_batch(session)
+        trainer = OnlineTrainer("ppo", configure("ppo", tree))
+        batch = collected_batch(trainer)
         seen = []
-        score = session.policy.score
-        session.policy.score = lambda *a, s=score, n=seen, **k: (n.append(1), s(*a, **k))[1]
-        update.update_policy(session, batch, step=0)
+        score = trainer.policy.score
+        trainer.policy.score = lambda *a, s=score, n=seen, **k: (n.append(1), s(*a, **k))[1]
+        update.update_policy(trainer, batch, step=0)
         passes.append(len(seen))
-        session.close()
+        trainer.close()
     assert passes == [8, 1]
 
 
@@ -380,14 +380,14 @@ def test_the_template_has_the_options_that_were_asked_for(tmp_path, places) -> N
     refused = tree_of("unused", places, merge(changes, {"model": {"fold_system": False}}))
     config = configure("grpo", refused)
     with pytest.raises(UserError, match=r"no system role; drop .*fold_system"):
-        open_session("grpo", config)
+        OnlineTrainer("grpo", config)
     final = run_command("grpo", tree_of(tmp_path / "run", places, {**changes, "num_steps": 1}))
     for model in (changes["model"], {"path": str(final)}):  # saved with the model
         tree = tree_of("unused", places, {**changes, "model": model})
-        session = open_session("grpo", configure("grpo", tree))
-        prompt = session.collector.chat_format.encode_prompt(
+        trainer = OnlineTrainer("grpo", configure("grpo", tree))
+        prompt = trainer.collector.chat_format.encode_prompt(
             [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Say"}]
         )
-        shown = session.policy.tokenizer.decode(prompt)
-        session.close()
+        shown = trainer.policy.tokenizer.decode(prompt)
+        trainer.close()
         assert shown == "<|user|>Be kind.\n\nSay<|end|><|assistant|>Hm."

@@ -14,8 +14,7 @@ from rlhf.envs.core import TextEnv
 from rlhf.errors import UserError
 from rlhf.rollout.batch import Rollout
 from rlhf.training import online
-from rlhf.training.online import MAX_ROUNDS
-from rlhf.training.session import open_session
+from rlhf.training.online import MAX_ROUNDS, OnlineTrainer
 from tests.helpers.training import metrics_of, online_tree, read_rows
 
 WHERE = "tests.training.test_gather"
@@ -44,19 +43,19 @@ class Moody(TextEnv):
 gym.register("moody/Moody-v0", entry_point=Moody)
 
 
-def session_of(place, pays, fails=(), verb="dapo", **keys):
-    """A session of 8 episodes a step in groups of 4; episode n earns ``pays[n % len(pays)]``."""
+def trainer_of(place, pays, fails=(), verb="dapo", **keys):
+    """A trainer of 8 episodes a step in groups of 4; episode n earns ``pays[n % len(pays)]``."""
     Moody.pays, Moody.fails = list(pays), set(fails)
     Moody.calls.clear()
     env = {"id": "moody/Moody-v0", "errors": "count"}
     tree = online_tree("unused", place, **({"env": env, "rewards": []} | GROUPS | keys))
-    return open_session(verb, configure(verb, tree))
+    return OnlineTrainer(verb, configure(verb, tree))
 
 
 def test_a_failed_episode_does_not_end_a_dapo_run(echo_model):
     """Its group is informative all the same: seven episodes of two groups are a batch."""
-    session = session_of(echo_model, [0.0, 1.0], fails={2})
-    found = online.gather(session)
+    trainer = trainer_of(echo_model, [0.0, 1.0], fails={2})
+    found = online.gather(trainer)
     assert len(found.rollouts) == 7
     assert len({rollout.group for rollout in found.rollouts}) == 2
     assert found.metrics == {"rollout/rounds": 1.0, "rollout/groups_dropped": 0.0}
@@ -64,24 +63,24 @@ def test_a_failed_episode_does_not_end_a_dapo_run(echo_model):
 
 
 def test_a_group_that_fails_as_a_whole_is_replaced(echo_model):
-    session = session_of(echo_model, [0.0, 1.0], fails={0, 1, 2, 3})
-    found = online.gather(session)
+    trainer = trainer_of(echo_model, [0.0, 1.0], fails={0, 1, 2, 3})
+    found = online.gather(trainer)
     assert [rollout.group for rollout in found.rollouts] == [1] * 4 + [2] * 4
     assert found.metrics == {"rollout/rounds": 2.0, "rollout/groups_dropped": 1.0}
 
 
 def test_uniform_groups_are_replaced_and_counted(echo_model):
     """Groups 0 and 1 pay alike, later ones do not."""
-    session = session_of(echo_model, [1.0] * 8 + [0.0, 1.0] * 4)
-    found = online.gather(session)
+    trainer = trainer_of(echo_model, [1.0] * 8 + [0.0, 1.0] * 4)
+    found = online.gather(trainer)
     assert {rollout.group for rollout in found.rollouts} == {2, 3}
     assert found.metrics == {"rollout/rounds": 2.0, "rollout/groups_dropped": 2.0}
 
 
 def test_a_share_of_a_batch_is_trained_on(echo_model):
     """Every second group is uniform: rounds of 2, 1, 1, ... groups; the limit is not reached."""
-    session = session_of(echo_model, [1.0] * 4 + [0.0, 1.0, 0.0, 1.0])
-    found = online.gather(session)
+    trainer = trainer_of(echo_model, [1.0] * 4 + [0.0, 1.0, 0.0, 1.0])
+    found = online.gather(trainer)
     assert {rollout.group for rollout in found.rollouts} == {1, 3}
     assert found.metrics["rollout/groups_dropped"] == 2.0
 
@@ -108,9 +107,9 @@ def test_a_step_without_an_informative_group_learns_nothing(tmp_path, echo_model
 
 def test_a_run_whose_episodes_all_fail_says_so(echo_model):
     with pytest.raises(UserError, match="every environment failed"):
-        online.gather(session_of(echo_model, [0.0, 1.0], fails=range(100)))
+        online.gather(trainer_of(echo_model, [0.0, 1.0], fails=range(100)))
     with pytest.raises(UserError, match="every environment failed"):
-        online.gather(session_of(echo_model, [0.0, 1.0], fails=range(100), verb="grpo"))
+        online.gather(trainer_of(echo_model, [0.0, 1.0], fails=range(100), verb="grpo"))
 
 
 def test_groups_are_judged_before_the_penalty_of_length(echo_model):
@@ -119,8 +118,8 @@ def test_groups_are_judged_before_the_penalty_of_length(echo_model):
         "algorithm": {"group_size": 4, "overlong_fraction": 1.0},
         "rollout": {"max_new_tokens": 30},
     }
-    session = session_of(echo_model, [1.0], **keys)
-    found = online.gather(session)
+    trainer = trainer_of(echo_model, [1.0], **keys)
+    found = online.gather(trainer)
     shaped = torch.tensor([rollout.score for rollout in found.rollouts])
     assert len(shaped.unique()) > 1
     assert found.skip
@@ -130,8 +129,8 @@ def test_unscored_episodes_are_counted_over_the_whole_step(echo_model):
     """Two of the four episodes of the second round: 2 of 12, not 2 of 4."""
     rewards = [{"kind": "function", "path": f"{WHERE}:judge_by_turn"}]
     judge_by_turn.scores = [1, 1, 1, 1, 0, 1, 0, 1, None, None, 0, 1]  # type: ignore[attr-defined]
-    session = session_of(echo_model, [0.0], rewards=rewards)
-    found = online.gather(session)
+    trainer = trainer_of(echo_model, [0.0], rewards=rewards)
+    found = online.gather(trainer)
     assert len(found.rollouts) == 8
     assert found.metrics == {"rollout/rounds": 2.0, "rollout/groups_dropped": 1.0}
 
@@ -176,8 +175,8 @@ gym.register("moody/Talk-v0", entry_point=Talk)
 def test_the_constant_length_is_that_of_an_episode(echo_model, env, rollout, limit):
     """Dr. GRPO divides by the most tokens that a response can have (Liu et al. 2025, 3.2)."""
     tree = online_tree("unused", echo_model, env={"id": env}, rewards=[], rollout=rollout)
-    session = open_session("dr_grpo", configure("dr_grpo", tree))
-    assert session.collector.episode_tokens() == limit
+    trainer = OnlineTrainer("dr_grpo", configure("dr_grpo", tree))
+    assert trainer.collector.episode_tokens() == limit
 
 
 def test_held_out_episodes_report_what_they_share_with_training(tmp_path, echo_model):

@@ -35,7 +35,7 @@ from rlhf.models.loading import load_model, merge_adapter
 from rlhf.models.trainable import Movement
 from rlhf.pipeline import read_pipeline, run_pipeline
 from rlhf.reward_models.implicit import ImplicitReward
-from rlhf.training import loop, offline, online
+from rlhf.training import loop, offline
 from tests.helpers.training import (
     evaluations,
     label_rows,
@@ -175,9 +175,9 @@ def live(verb: str, tree: dict[str, Any]) -> Life:
 
     share_base = offline.share_base
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("trainer", "session", "trl.trainer"):
+        for module in ("trainer", "trl.trainer"):
             patch.setattr(f"rlhf.training.{module}.Movement", Watched)
-        for module in (offline, loop, online):
+        for module in (offline, loop):
             patch.setattr(module, "share_base", before_saving)
         run_command(verb, tree)
     return life

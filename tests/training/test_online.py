@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
+from rlhf.models.precision import MasterAdamW
 from rlhf.training import online
 from rlhf.training import optimize as update
+from rlhf.training.online import OnlineTrainer
 from rlhf.training.scoring import shape_scores
-from rlhf.training.session import open_session
 from rlhf.training.token_table import pieces
 from tests.helpers.trainers import collected_batch
 from tests.helpers.training import (
@@ -29,9 +30,9 @@ from tests.helpers.training import (
 )
 
 
-def session_for(place, verb="ppo", **keys):
+def trainer_for(place, verb="ppo", **keys):
     keys = {"output_dir": "unused", **keys}
-    return open_session(verb, configure(verb, online_tree("unused", place, **keys)))
+    return OnlineTrainer(verb, configure(verb, online_tree("unused", place, **keys)))
 
 
 def snapshot(module):
@@ -97,17 +98,17 @@ def test_pieces_keep_characters_whole():
 @pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (1, 4), (3, 1), (3, 4)])
 def test_epochs_and_mini_batches_really_happen(echo_model, epochs, minibatches):
     algorithm = {"num_epochs": epochs, "num_minibatches": minibatches}
-    session = session_for(echo_model, algorithm=algorithm)
+    trainer = trainer_for(echo_model, algorithm=algorithm)
     taken = []
-    step = session.optimizer.step
-    session.optimizer.step = lambda: (taken.append(1), step())
-    metrics = update.update_policy(session, collected_batch(session), step=0)
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (taken.append(1), step())
+    metrics = update.update_policy(trainer, collected_batch(trainer), step=0)
     assert len(taken) == metrics["train/updates"] == epochs * minibatches
 
 
 def test_mini_batches_part_the_episodes_and_epochs_shuffle_anew(echo_model):
-    session = session_for(echo_model)
-    batch = collected_batch(session)
+    trainer = trainer_for(echo_model)
+    batch = collected_batch(trainer)
     rng = np.random.default_rng(0)
     orders = []
     for _ in range(2):
@@ -129,19 +130,19 @@ def test_gradients_are_clipped(echo_model):
     """Adam hides the size of a gradient in its step, so its first moments are looked at."""
     norms = {}
     for limit in (1e9, 1e-3):
-        session = session_for(echo_model, optimizer={"max_grad_norm": limit})
-        batch = collected_batch(session)
-        step = session.optimizer.step
+        trainer = trainer_for(echo_model, optimizer={"max_grad_norm": limit})
+        batch = collected_batch(trainer)
+        step = trainer.optimizer.step
 
-        def look(session=session, step=step, limit=limit):
+        def look(trainer=trainer, step=step, limit=limit):
             step()
-            parts = session.optimizer.state_dict()["inner"]
+            parts = trainer.optimizer.state_dict()["inner"]
             moments = [row["exp_avg"] for part in parts for row in part["state"].values()]
             norm = torch.cat([m.flatten() for m in moments]).norm().item()
             norms.setdefault(limit, norm / 0.1)  # after the first step: (1 - beta1) times it
 
-        session.optimizer.step = look
-        update.update_policy(session, batch, step=0)
+        trainer.optimizer.step = look
+        update.update_policy(trainer, batch, step=0)
     assert norms[1e-3] == pytest.approx(1e-3, rel=1e-3)
     assert norms[1e9] > 1e-2
 
@@ -150,14 +151,14 @@ def test_gradients_are_clipped(echo_model):
 def test_micro_batches_do_not_change_the_update(echo_model, verb):
     gradients = []
     for tokens in (1, 60, 10_000):
-        session = session_for(echo_model, verb, micro_batch_tokens=tokens)
+        trainer = trainer_for(echo_model, verb, micro_batch_tokens=tokens)
         torch.manual_seed(0)
-        if session.policy.value_head is not None:  # zero at the start, blind to the trunk
-            torch.nn.init.normal_(session.policy.value_head.linear.weight)
-        batch = collected_batch(session)
+        if trainer.policy.value_head is not None:  # zero at the start, blind to the trunk
+            torch.nn.init.normal_(trainer.policy.value_head.linear.weight)
+        batch = collected_batch(trainer)
         rows = torch.arange(8)
-        update.accumulate_gradients(session, batch, rows, critic_only=False)
-        found = [p.grad for p in session.policy.parameters() if p.grad is not None]
+        update.accumulate_gradients(trainer, batch, rows, critic_only=False)
+        found = [p.grad for p in trainer.policy.parameters() if p.grad is not None]
         gradients.append(torch.cat([g.flatten() for g in found]))
     assert gradients[0].norm() > 1e-3
     for other in gradients[1:]:
@@ -167,14 +168,14 @@ def test_micro_batches_do_not_change_the_update(echo_model, verb):
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 def test_the_warm_up_trains_the_critic_and_leaves_the_policy_alone(echo_model, critic):
     keys = {"critic": critic, "critic_warmup_steps": 1, "algorithm": {"num_epochs": 3}}
-    session = session_for(echo_model, **keys, optimizer={"weight_decay": 0.1})
-    policy, head = snapshot(session.policy.model), snapshot(session.policy.value_head)
-    batch = collected_batch(session)
-    update.update_policy(session, batch, step=0)
-    assert moved(policy, session.policy.model) == 0.0
-    assert moved(head, session.policy.value_head) > 1e-6
-    update.update_policy(session, batch, step=1)
-    assert moved(policy, session.policy.model) > 1e-6
+    trainer = trainer_for(echo_model, **keys, optimizer={"weight_decay": 0.1})
+    policy, head = snapshot(trainer.policy.model), snapshot(trainer.policy.value_head)
+    batch = collected_batch(trainer)
+    update.update_policy(trainer, batch, step=0)
+    assert moved(policy, trainer.policy.model) == 0.0
+    assert moved(head, trainer.policy.value_head) > 1e-6
+    update.update_policy(trainer, batch, step=1)
+    assert moved(policy, trainer.policy.model) > 1e-6
 
 
 def test_the_adaptive_coefficient_moves_as_in_the_paper(tmp_path, echo_model):
@@ -204,18 +205,18 @@ def test_the_divergence_budget_ends_training_with_a_model(tmp_path, echo_model):
     assert (final / "model.safetensors").exists()
 
 
-def rollouts_of(session):
-    starts = session.starts.take(0, 8, 1)
-    return online.play(session, starts, session.collector)
+def rollouts_of(trainer):
+    starts = trainer.starts.take(0, 8, 1)
+    return online.collect_and_score(trainer, starts, trainer.collector)
 
 
 def test_penalties_change_the_rewards(echo_model):
     def scores(**shaping):
-        session = session_for(echo_model, shaping=shaping)
-        rollouts = rollouts_of(session)
+        trainer = trainer_for(echo_model, shaping=shaping)
+        rollouts = rollouts_of(trainer)
         for index, rollout in enumerate(rollouts):
             rollout.finished = index % 2 == 0
-        shape_scores(rollouts, session.algorithm, session.config, session.moments)
+        shape_scores(rollouts, trainer.algorithm, trainer.config, trainer.moments)
         return np.array([r.score for r in rollouts]), np.array([r.num_actions for r in rollouts])
 
     plain, lengths = scores()
@@ -224,9 +225,9 @@ def test_penalties_change_the_rewards(echo_model):
     np.testing.assert_allclose(scores(length_penalty=0.1)[0], plain - 0.1 * lengths, atol=1e-6)
 
 
-def paid(session, amounts):
+def paid(trainer, amounts):
     """Rollouts with these scores."""
-    rollouts = rollouts_of(session)[: len(amounts)]
+    rollouts = rollouts_of(trainer)[: len(amounts)]
     for rollout, amount in zip(rollouts, amounts, strict=True):
         rollout.rewards = [0.0] * len(rollout.rewards)
         rollout.pay(amount)
@@ -245,9 +246,9 @@ def paid(session, amounts):
     ],
 )
 def test_scores_are_scaled_by_their_running_moments(echo_model, shaping, expected):
-    session = session_for(echo_model, shaping=shaping)
-    rollouts = paid(session, [1.0, 1.0, 5.0, 5.0])
-    shape_scores(rollouts, session.algorithm, session.config, session.moments)
+    trainer = trainer_for(echo_model, shaping=shaping)
+    rollouts = paid(trainer, [1.0, 1.0, 5.0, 5.0])
+    shape_scores(rollouts, trainer.algorithm, trainer.config, trainer.moments)
     if expected is None:  # penalties are in units of the scaled score
         lengths = [r.num_actions for r in rollouts]
         expected = [x - n for x, n in zip([-1, -1, 1, 1], lengths, strict=True)]
@@ -296,15 +297,15 @@ def test_the_run_says_why_episodes_have_no_score(tmp_path, echo_model):
 @pytest.mark.parametrize("verb", ["ppo", "grpo", "reinforce++"])
 def test_unscored_episodes_do_not_reach_the_gradient(echo_model, verb):
     keys = {"rewards": JUDGE, "shaping": {"max_unscored": 0.5}}
-    session = session_for(echo_model, verb, **keys)
-    batch = collected_batch(session)
+    trainer = trainer_for(echo_model, verb, **keys)
+    batch = collected_batch(trainer)
     unscored = batch.rewards.isnan().any(1)
     assert unscored.tolist() == [True, False, False, False] * 2
     touched = torch.cat(update.mini_batches(batch, 1, np.random.default_rng(0)))
     assert not unscored[touched].any()
-    metrics = update.update_policy(session, batch, step=0)
+    metrics = update.update_policy(trainer, batch, step=0)
     assert all(math.isfinite(value) for value in metrics.values())
-    for weight in session.policy.parameters():
+    for weight in trainer.policy.parameters():
         assert weight.isfinite().all()
 
 
@@ -344,8 +345,8 @@ def test_groups_must_divide_the_batch(tmp_path, echo_model, verb):
 
 
 def test_a_group_shares_its_start_state_and_not_its_replies(echo_model):
-    session = session_for(echo_model, "rloo", episodes_per_step=8)
-    rollouts = online.gather(session).rollouts
+    trainer = trainer_for(echo_model, "rloo", episodes_per_step=8)
+    rollouts = online.gather(trainer).rollouts
     groups = {}
     for rollout in rollouts:
         groups.setdefault(rollout.group, []).append(rollout)
@@ -376,10 +377,16 @@ def test_a_lora_policy_leaves_an_adapter_that_loads(tmp_path, echo_model):
     assert metrics_of(tmp_path / "run")[0]["policy/kl"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_a_diverging_run_stops_with_advice(tmp_path, echo_model, monkeypatch):
-    monkeypatch.setattr(online, "update_policy", lambda *_, **__: {"policy/loss": math.nan})
-    with pytest.raises(UserError, match=r"diverged in step 1: policy/loss is not finite; lower"):
-        run_command("ppo", online_tree(tmp_path / "run", echo_model))
+def test_a_diverging_run_stops_before_the_step_with_advice(tmp_path, echo_model, monkeypatch):
+    """The gradient of the third mini-batch of the first step is not finite."""
+    norms = iter([1.0, 1.0, math.nan])
+    steps = []
+    monkeypatch.setattr(MasterAdamW, "clip_gradients", lambda *_: next(norms))
+    monkeypatch.setattr(MasterAdamW, "step", lambda *_: steps.append(1))
+    tree = online_tree(tmp_path / "run", echo_model, algorithm={"num_minibatches": 4})
+    with pytest.raises(UserError, match=r"diverged in step 1: the gradient is not finite; lower"):
+        run_command("ppo", tree)
+    assert len(steps) == 2
 
 
 def test_prompt_sets_are_split_and_scored_by_the_rewards(tmp_path, echo_model):

@@ -7,7 +7,7 @@ import pytest
 
 from rlhf.cli.main import main
 from rlhf.cli.table import run_command
-from rlhf.training import online
+from rlhf.training.online import OnlineTrainer
 from rlhf.training.supervised import SupervisedTrainer
 from rlhf.training.trl.callback import RunCallback
 from tests.helpers.training import (
@@ -77,14 +77,14 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_like_the_whole_run(
     tmp_path, echo_model, monkeypatch, capsys, verb
 ):
     run_command(verb, online_tree(tmp_path / "whole", echo_model, **CASES[verb]))
-    original = online.train_step
+    original = OnlineTrainer.step
 
-    def interrupted(session, run, step):
+    def interrupted(trainer, step, run):
         if step == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(session, run, step)
+        return original(trainer, step, run)
 
-    monkeypatch.setattr(online, "train_step", interrupted)
+    monkeypatch.setattr(OnlineTrainer, "step", interrupted)
     options = arguments(online_tree(tmp_path / "cut", echo_model, **CASES[verb]))
     assert main([verb, *options]) == 2
     monkeypatch.undo()
@@ -98,12 +98,12 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_like_the_whole_run(
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path, echo_model, monkeypatch, capsys):
-    def impatient(session, run, step):
+    def impatient(trainer, step, run):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("the second interrupt was ignored")
 
-    monkeypatch.setattr(online, "train_step", impatient)
+    monkeypatch.setattr(OnlineTrainer, "step", impatient)
     assert main(["ppo", *arguments(online_tree(tmp_path / "run", echo_model))]) == 2
     assert capsys.readouterr().err == "rlhf: stopped by the user\n"
 

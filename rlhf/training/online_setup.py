@@ -1,0 +1,130 @@
+"""The parts of an online run that its configuration names, and checks of their combination."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from gymnasium.spaces import Discrete
+
+from rlhf.algorithms.controllers import (
+    AdaptiveKL,
+    BudgetKL,
+    FixedKL,
+    LagrangeMultiplier,
+)
+from rlhf.algorithms.registry import Algorithm
+from rlhf.config.online import KLSpec, OnlineConfig, algorithm_of
+from rlhf.config.rollout import RolloutSpec
+from rlhf.data.load import load
+from rlhf.data.splits import split_by_prompt
+from rlhf.errors import UserError
+from rlhf.rollout.chat_format import prompt_of
+from rlhf.rollout.collector import Collector, EpisodeSeed
+from rlhf.rollout.seeds import training_seed
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class EpisodeCounter:
+    """The number of start states used so far: the position in the data."""
+
+    count: int = 0
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the state as plain numbers."""
+        return {"count": self.count}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Restore the state that ``state_dict`` returned."""
+        self.count = int(state["count"])
+
+    def take(self, run_seed: int, groups: int, group_size: int) -> list[EpisodeSeed]:
+        """Return the next groups of episodes; a group shares its start state."""
+        first, self.count = self.count, self.count + groups
+        return [
+            EpisodeSeed(training_seed(run_seed, group), group, member)
+            for group in range(first, self.count)
+            for member in range(group_size)
+        ]
+
+
+def check_config(name: str, config: OnlineConfig) -> Algorithm:
+    """Return the configured algorithm, after the checks that need no model and no environment.
+
+    Raises:
+        UserError: A setting is invalid or has no effect; the message names its key.
+        ValueError: Likewise.
+    """
+    algorithm = algorithm_of(name, config)
+    _refuse_idle_keys(algorithm, config)
+    return algorithm
+
+
+def _refuse_idle_keys(algorithm: Algorithm, config: OnlineConfig) -> None:
+    """Raise UserError if a key is set that this algorithm does not read."""
+    name, defaults = algorithm.name, type(config)
+    if not algorithm.critic:
+        for key in ("critic", "critic_warmup_steps"):
+            if getattr(config, key) != getattr(defaults, key):
+                raise UserError(f"{key} has no effect with {name}, which has no critic")
+    if config.kl.controller == "adaptive" and "kl_coef" not in algorithm.effective:
+        raise UserError(f"kl.controller adaptive has no effect with {name}: kl_placement is none")
+    if config.kl.controller == "budget" and not algorithm.reference:
+        raise UserError(
+            f"kl.controller budget needs a divergence to watch, and {name} has kl_placement none: "
+            "choose another placement, with algorithm.kl_coef 0 if it should cost nothing"
+        )
+
+
+def refuse_idle_rollout_keys(config: OnlineConfig, collector: Collector) -> None:
+    """Raise UserError if a key of ``rollout`` is set that has no effect here."""
+    rollout, defaults = config.rollout, RolloutSpec
+    if collector.chat_format.chat:
+        for key in ("separator", "stop"):
+            if getattr(rollout, key) != getattr(defaults, key):
+                raise UserError(f"rollout.{key} has no effect: the chat template ends turns")
+    keys = [k for k in ("invalid", "invalid_reward") if getattr(rollout, k) != getattr(defaults, k)]
+    if not keys:
+        return
+    env = collector.make_env()
+    discrete = isinstance(env.action_space, Discrete)
+    env.close()
+    if not discrete:
+        raise UserError(
+            f"rollout.{keys[0]} has no effect: the environment takes text, and judges replies "
+            "itself"
+        )
+
+
+def split_prompts(config: OnlineConfig) -> tuple[list[Any], list[Any]]:
+    """Return training and held-out prompts of ``env.prompts``; empty for an environment."""
+    if not config.env.prompts:
+        return [], []
+    loaded = load(config.env.prompts, "prompt", seed=config.seed)
+    log.info("prompts: %s", loaded.summary())
+    train, held_out = split_by_prompt(
+        loaded.rows, fraction=config.evaluation.prompts_fraction, seed=config.seed
+    )
+    return [prompt_of(row) for row in train], [prompt_of(row) for row in held_out]
+
+
+def make_controller(spec: KLSpec, coef: float) -> FixedKL:
+    """Return the KL controller that the configuration names."""
+    if spec.controller == "adaptive":
+        return AdaptiveKL(coef, target=spec.target, horizon=spec.horizon)
+    if spec.controller == "budget":
+        return BudgetKL(coef, budget=spec.target)
+    return FixedKL(coef)
+
+
+def make_multiplier(algorithm: Algorithm) -> LagrangeMultiplier | None:
+    """Return the Lagrange multiplier of a constrained algorithm, None for others."""
+    s = algorithm.settings
+    if not algorithm.constrained:
+        return None
+    return LagrangeMultiplier(
+        s.multiplier_init, limit=s.cost_limit, lr=s.multiplier_lr, maximum=s.multiplier_max
+    )
