@@ -15,14 +15,14 @@ TRAINER_OPTIMIZERS = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "sgd
 
 @dataclass(frozen=True)
 class NativeOptions:
-    """What `trainer.` may set on the native engine. Defaults are TRL's, except where said."""
+    """Options under `trainer:` of the native engine. Defaults are TRL's, except where noted."""
 
     learning_rate: float
     """Peak learning rate."""
     num_train_epochs: float = 1.0
     """Passes over the data; TRL's default is 3."""
     max_steps: int = -1
-    """Optimizer steps; overrules num_train_epochs when positive."""
+    """Optimizer steps; overrides num_train_epochs if positive."""
     optim: Literal["adamw_torch_fused", "adamw_torch", "sgd"] = "adamw_torch_fused"
     """AdamW, or sgd without momentum, each with float32 state."""
     lr_scheduler_type: str = "linear"
@@ -32,11 +32,11 @@ class NativeOptions:
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     adam_beta1: float = 0.9
-    """Decay of the gradient's mean."""
+    """Decay rate of Adam's first moment."""
     adam_beta2: float = 0.999
-    """Decay of the gradient's square."""
+    """Decay rate of Adam's second moment."""
     adam_epsilon: float = 1e-8
-    """Added to the denominator."""
+    """Adam's epsilon."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this global norm."""
     logging_steps: int | None = None
@@ -45,18 +45,18 @@ class NativeOptions:
 
 @dataclass(frozen=True)
 class DPOOptions(NativeOptions):
-    """And those of DPO."""
+    """Options of DPO."""
 
     beta: float = 0.1
     """Weight of the divergence from the reference, reward per nat."""
     loss_type: Sequence[str] = ("sigmoid",)
-    """sigmoid, and beside it sft: mean negative log-likelihood of the chosen replies' tokens."""
+    """sigmoid; or sigmoid and sft, the mean negative log-likelihood of the chosen replies."""
     loss_weights: Sequence[float] | None = None
     """One for each loss_type; None: 1 each."""
 
     @property
     def weights(self) -> dict[str, float]:
-        """Of each loss."""
+        """Weight of each loss."""
         return dict(
             zip(self.loss_type, self.loss_weights or [1.0] * len(self.loss_type), strict=True)
         )
@@ -64,13 +64,13 @@ class DPOOptions(NativeOptions):
 
 @dataclass(frozen=True)
 class RewardOptions(NativeOptions):
-    """And those of a reward model."""
+    """Options of reward models."""
 
     center_rewards_coefficient: float | None = None
     """Weight of the squared sum of a pair's scores, which centres them at 0."""
     disable_dropout: bool = True
-    """Switch the model's own dropout off: the scores of a pair should differ by their texts alone.
-    That of adapters is model.lora.dropout."""
+    """Disable the model's own dropout, so that the scores of a pair differ only by their texts.
+    The dropout of adapters is model.lora.dropout."""
 
 
 OPTIONS: dict[str, type[NativeOptions]] = {

@@ -1,4 +1,4 @@
-"""Ctrl-C asks a run to stop at the end of its step; a checkpoint is left to continue from."""
+"""Graceful interruption: Ctrl-C stops a run after the current step and its checkpoint."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rlhf.errors import UserError
 
 
 class Interrupted(UserError):
-    """The user stopped a run; everything up to the last step is saved."""
+    """The user stopped a run; its last completed step is saved."""
 
 
 class StopRequest:
-    """Inside the ``with`` block the first Ctrl-C sets ``asked``; a second one acts as always."""
+    """In its ``with`` block the first Ctrl-C sets ``asked``; a second one interrupts at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -36,6 +36,6 @@ class StopRequest:
         signal.signal(signal.SIGINT, self._previous)
 
     def check(self, directory: object) -> None:
-        """Raise Interrupted if the user asked to stop; call it after a checkpoint was written."""
+        """Raise Interrupted if the user pressed Ctrl-C; call it when a checkpoint is written."""
         if self.asked:
             raise Interrupted(f"stopped on request; continue with --resume ({directory})")
