@@ -1,1 +1,1 @@
-"""Models: where they come from, their heads, their precision, their log-probabilities."""
+"""Models: sources, loading, heads, precision, adapters and log-probabilities."""

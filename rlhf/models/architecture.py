@@ -1,7 +1,7 @@
-"""What a model's configuration says about how far its layers see and what they keep.
+"""Properties of a model that follow from its configuration: windows, states, context length.
 
-Layers of one model may differ: some attend to everything, some to a window, some keep a recurrent
-state in place of keys and values. Packing, the sampler's cache and the usable context depend on it.
+Layers of one model may differ: some have full attention, some a sliding window, some a recurrent
+state instead of keys and values. Packing, the sampler's cache and the context length depend on it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-# Context of a family that states none, such as a state-space model.
+# Context length of families without one, such as state-space models.
 UNBOUNDED = 2**20
 
-# Names under which families state the length of their positions.
-LENGTHS = (
+# Names of the maximum sequence length in configurations.
+LENGTH_NAMES = (
     "max_position_embeddings",
     "seq_length",
     "max_seq_len",
@@ -29,7 +29,7 @@ LENGTHS = (
     "max_target_positions",
 )
 
-# Names under which families state how many tokens a layer sees, or chooses among.
+# Names of the number of tokens that a layer attends to, or selects from.
 WINDOW_NAMES = (
     "sliding_window",
     "sliding_window_size",
@@ -67,14 +67,14 @@ def text_config(model: Any) -> Any:
 
 
 def layers_kept(config: Any) -> list[tuple[str, int]] | None:
-    """What each layer keeps of the tokens it has read, and how many states.
+    """Kind of cache of each layer.
 
     Args:
-        config: of the decoder.
+        config: configuration of the decoder.
 
     Returns:
-        (ATTENTION, STATE, BOTH or NOTHING, states) by layer; None where the family's cache is of
-        another form.
+        The kind (ATTENTION, STATE, BOTH or NOTHING) and the number of states of each layer; None if
+        the family has another form of cache.
     """
     try:
         layers = DynamicCache(config=config).layers
@@ -95,7 +95,7 @@ def layers_kept(config: Any) -> list[tuple[str, int]] | None:
 
 
 def has_states(config: Any) -> bool:
-    """Whether a layer carries a recurrent state from token to token."""
+    """Whether a layer has a recurrent state."""
     kept = layers_kept(config) or []
     kinds = getattr(config, "layer_types", None) or []
     return any(kind in (STATE, BOTH) for kind, _ in kept) or any(
@@ -104,10 +104,10 @@ def has_states(config: Any) -> bool:
 
 
 def window_of(config: Any) -> int | None:
-    """Smallest number of tokens that a layer of windowed or chunked attention sees; None: all.
+    """Smallest window of a layer with sliding or chunked attention; None if there is none.
 
     Args:
-        config: of the decoder.
+        config: configuration of the decoder.
     """
     windows = [inner_window(config)]
     kinds = getattr(config, "layer_types", None)
@@ -119,36 +119,36 @@ def window_of(config: Any) -> int | None:
 
 
 def limits_of(config: Any) -> list[int]:
-    """Numbers of tokens beyond which a row is read otherwise than below: windows, frequencies.
+    """Sequence lengths beyond which a model computes differently: windows, rotary frequencies.
 
     Args:
-        config: of the decoder.
+        config: configuration of the decoder.
     """
     kinds = " ".join(getattr(config, "layer_types", None) or ["sliding chunked"])
-    absent = {
+    unused = {
         name
         for name, kind in (("sliding_window", "sliding"), ("attention_chunk_size", "chunked"))
         if kind not in kinds
     }
-    stated = [getattr(config, name, None) for name in WINDOW_NAMES if name not in absent]
-    stated.append(rotary_limit(config))
-    return sorted({n for n in stated if isinstance(n, int) and 0 < n < UNBOUNDED})
+    limits = [getattr(config, name, None) for name in WINDOW_NAMES if name not in unused]
+    limits.append(rotary_limit(config))
+    return sorted({n for n in limits if isinstance(n, int) and 0 < n < UNBOUNDED})
 
 
 def inner_window(config: Any) -> int | None:
-    """Window that a family's attention applies by columns, whatever mask it is handed."""
+    """Window that a family's attention applies in addition to the mask."""
     if "local" in (getattr(config, "attention_layers", None) or []):  # GPT-Neo
         return config.window_size
     return None
 
 
 def rotary_limit(config: Any) -> int | None:
-    """Tokens from which on a row's rotary frequencies depend on its length; None: never.
+    """Sequence length beyond which rotary frequencies depend on the length; None if they do not.
 
-    A longer row is read with other frequencies at all of its positions (LongRoPE, dynamic NTK).
+    All positions of a longer row have other frequencies (LongRoPE, dynamic NTK).
 
     Args:
-        config: of the decoder.
+        config: configuration of the decoder.
     """
     limits = []
     for rope in _rope_parameters(config):
@@ -161,36 +161,37 @@ def rotary_limit(config: Any) -> int | None:
 
 
 def changing_limit(config: Any) -> int | None:
-    """``rotary_limit`` where rows within the model's positions can pass it."""
+    """``rotary_limit``, if it is less than ``whole_context``; otherwise None."""
     limit = rotary_limit(config)
     return limit if limit is not None and limit < whole_context(config) else None
 
 
 def usable_context(config: Any) -> int:
-    """Longest sequence that can be read and continued from its first token on, in tokens.
+    """Longest sequence, in tokens, that can be read and then continued token by token.
 
-    Where rotary frequencies change with a row's length, a reply that grows beyond that length would
-    be sampled with the first and trained on with the second: the context ends there. Only rows that
-    begin beyond it reach ``whole_context``.
+    Where rotary frequencies depend on the length, a reply that crosses the limit would be sampled
+    with some frequencies and trained on with others, so the context ends there. Only rows whose
+    prompt is longer can use ``whole_context``.
 
     Args:
-        config: of the decoder.
+        config: configuration of the decoder.
     """
     return min(whole_context(config), rotary_limit(config) or UNBOUNDED)
 
 
 def whole_context(config: Any) -> int:
-    """Tokens for which the model has positions.
+    """Number of positions of the model.
 
     Args:
-        config: of the decoder.
+        config: configuration of the decoder.
     """
-    stated = (getattr(config, name, None) for name in LENGTHS)
-    return next((length for length in stated if isinstance(length, int) and length > 0), UNBOUNDED)
+    lengths = (getattr(config, name, None) for name in LENGTH_NAMES)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), UNBOUNDED)
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:
-    """Rotary parameters: of the model, or of each kind of layer."""
-    given = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in given.values() if isinstance(value, dict) and "rope_type" in value]
-    return nested or [given]
+    """Rotary parameters of the model, or of each kind of layer."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    values = parameters.values()
+    nested = [value for value in values if isinstance(value, dict) and "rope_type" in value]
+    return nested or [parameters]

@@ -1,7 +1,7 @@
-"""What a loaded causal model must hold before anything is trained on it.
+"""Checks of a loaded model before it is trained or sampled.
 
-The weights are all there and all used, the tokenizer's ids have rows in the embedding, and the
-logits of a token depend neither on padding nor on the tokens after it. Each failure is one line.
+All weights must be present and used, all ids of the tokenizer must have an embedding, and the
+logits of a token must depend neither on padding nor on later tokens.
 """
 
 from __future__ import annotations
@@ -19,70 +19,73 @@ from rlhf.errors import UserError
 from rlhf.models.architecture import unwrap_peft, usable_context
 from rlhf.models.output_head import has_plain_head
 
-# Tokens of the row that is read: enough for an attention to look back, few enough to cost nothing.
-LENGTH = 24
-# Largest difference of logits, relative to the largest, in float32 and in half precision (mean).
+# Tokens of the rows that are compared.
+ROW_TOKENS = 24
+# Tolerance of relative differences of logits: of the largest in float32, of the mean in half
+# precision.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 
 
-def read_causal(place: str, *, dtype: torch.dtype) -> PreTrainedModel:
-    """The causal model of a folder or hub id, refused where its weights are not all it needs.
+def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the causal model of a folder or hub id, if its weights are complete.
 
-    Transformers fills missing weights with random numbers and leaves unknown ones unused: a
-    classifier, or a decoder without its output head, would become a policy that speaks noise.
+    Transformers initializes missing weights randomly and ignores unknown ones, so a classifier, or
+    a decoder without its output head, would become a random policy.
 
     Args:
-        place: folder or hub id.
-        dtype: to read the weights in.
+        source: folder or hub id.
+        dtype: dtype of the weights.
 
     Raises:
-        UserError: an encoder-decoder; weights that are missing, unused or of another shape.
-        OSError, ValueError: as transformers raises them, where there is no causal model.
+        UserError: the model is an encoder-decoder, or weights are missing, unused or of another
+            shape.
+        OSError, ValueError: errors of transformers if there is no causal model.
     """
-    config = AutoConfig.from_pretrained(place)
+    config = AutoConfig.from_pretrained(source)
     kind = (getattr(config, "architectures", None) or [type(config).__name__])[0]
     if config.is_encoder_decoder or type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         raise UserError(
-            f"{place} ({kind}) is of an encoder-decoder family: a policy is a decoder alone, which "
-            "reads its prompt and continues it"
+            f"{source} ({kind}) is an encoder-decoder model: a policy must be a decoder"
         )
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place, dtype=dtype, output_loading_info=True
+            source, dtype=dtype, output_loading_info=True
         )
         model, info = loaded
     except RuntimeError as error:  # weights of another shape
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{place} ({kind}) cannot be loaded as a causal model: {reason}") from error
-    for what, then in (
+        raise UserError(
+            f"{source} ({kind}) cannot be loaded as a causal model: {reason}"
+        ) from error
+    for key, consequence in (
         ("missing_keys", "and would be random"),
         ("unexpected_keys", "and would not be used"),
     ):
-        if found := sorted(info[what]):
-            named = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if found[3:] else "")
-            state = "are missing" if what == "missing_keys" else "have no place in the model"
+        if names := sorted(info[key]):
+            listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+            state = "are missing" if key == "missing_keys" else "have no place in the model"
             raise UserError(
-                f"{place} ({kind}) is not a {type(model).__name__}: weights {named} {state} {then}"
+                f"{source} ({kind}) is not a {type(model).__name__}: weights {listed} {state} "
+                f"{consequence}"
             )
     return model
 
 
 def check_model(model: Any, tokenizer: Any) -> None:
-    """Read one row of tokens whole, padded and cut, and compare what comes of its tokens.
+    """Check the logits of a model by one row of tokens, read whole, padded and truncated.
 
     Args:
-        model: as loaded.
+        model: causal model.
         tokenizer: its tokenizer, with a pad token.
 
     Raises:
-        UserError: the tokenizer has ids that the model lacks; its output head cannot be used for
-            some tokens alone; the logits of a token change with
-            padding, or with the tokens after it.
+        UserError: the tokenizer has ids without an embedding, the output head cannot be applied to
+            single positions, or the logits of a token change with padding or with later tokens.
     """
     _check_ids(model, tokenizer)
     has_plain_head(model)
     config = unwrap_peft(model).config.get_text_config()
-    length = min(LENGTH, usable_context(config) - 3)
+    length = min(ROW_TOKENS, usable_context(config) - 3)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(
         min(5, config.vocab_size - 1), config.vocab_size, (1, length), generator=generator
@@ -93,40 +96,40 @@ def check_model(model: Any, tokenizer: Any) -> None:
     cut = max(1, 2 * length // 3)
     with torch.no_grad(), evaluating(model):
         try:
-            whole = model(input_ids=ids, use_cache=False).logits
-            in_company = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
-            beginning = model(input_ids=ids[:, :cut], use_cache=False).logits
+            full = model(input_ids=ids, use_cache=False).logits
+            with_padding = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
+            truncated = model(input_ids=ids[:, :cut], use_cache=False).logits
         except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"{type(unwrap_peft(model)).__name__} cannot be run as a causal model: {reason}"
             ) from error
-    for gap, what in (
-        (gap_of(in_company[:, :length], whole), "padding changes the logits"),
-        (gap_of(beginning, whole[:, :cut]), "tokens change the logits of those before them"),
+    for gap, problem in (
+        (gap_of(with_padding[:, :length], full), "padding changes the logits"),
+        (gap_of(truncated, full[:, :cut]), "tokens change the logits of those before them"),
     ):
         tolerance = TOLERANCE if is_precise(model) else HALF_TOLERANCE
         if not gap <= tolerance:
             raise UserError(
-                f"{type(unwrap_peft(model)).__name__} is not supported: {what} by {gap:.1e} of "
+                f"{type(unwrap_peft(model)).__name__} is not supported: {problem} by {gap:.1e} of "
                 "their size"
             )
 
 
 def check_scorer(model: Any) -> None:
-    """Score two ragged texts together and alone, and one of them with another end.
+    """Check the scores of a reward model for texts in one batch, alone, and with another end.
 
     Args:
-        model: a sequence classifier with a pad token, on a fresh head.
+        model: sequence classifier with a pad token and a new head.
 
     Raises:
-        UserError: it cannot be run; scores change with padding, or do not depend on the end of the
-            text, as those of a decoder do whose head reads the first token.
+        UserError: the model cannot be run, its scores change with padding, or they do not depend on
+            the last token (as those of a decoder whose head reads the first token).
     """
     config = model.config.get_text_config()
     generator = torch.Generator().manual_seed(0)
     size, pad = config.vocab_size, model.config.pad_token_id
-    length = min(LENGTH, usable_context(config))
+    length = min(ROW_TOKENS, usable_context(config))
     ids = torch.randint(size - 1, (3, length), generator=generator)
     ids = torch.where(ids >= pad, ids + 1, ids).to(model.device)  # any token but padding
     ids[1, length // 2 :] = pad
@@ -155,13 +158,13 @@ def check_scorer(model: Any) -> None:
 
 
 def _check_ids(model: Any, tokenizer: Any) -> None:
-    """Refuse a tokenizer whose ids go beyond the embedding.
+    """Check that all ids of a tokenizer have an embedding.
 
     Raises:
-        UserError: names the first such token.
+        UserError: names the first token without one.
     """
     rows = unwrap_peft(model).get_input_embeddings().num_embeddings
-    # Some tokenizer classes add an unknown token of their own, which byte-level text never needs.
+    # Some tokenizer classes add an unknown token, which byte-level tokenizers never produce.
     beyond = {
         i: token
         for token, i in tokenizer.get_vocab().items()
@@ -177,16 +180,16 @@ def _check_ids(model: Any, tokenizer: Any) -> None:
 
 
 def is_precise(model: Any) -> bool:
-    """Whether a model computes in float32 or better, so that rounding hides nothing."""
+    """Whether a model computes in float32 or float64, where tolerances can be small."""
     return model.dtype in (torch.float32, torch.float64)
 
 
-def gap_of(found: Tensor, expected: Tensor) -> float:
-    """Difference of two tensors relative to their size: the largest, or in half precision the mean.
+def gap_of(actual: Tensor, expected: Tensor) -> float:
+    """Relative difference of two tensors: the largest one, or in half precision the mean.
 
-    Rounding in half precision can send single tokens to another expert.
+    In half precision rounding can route single tokens to other experts.
     """
-    difference, size = (found.double() - expected.double()).abs(), expected.double().abs()
+    difference, size = (actual.double() - expected.double()).abs(), expected.double().abs()
     if expected.dtype in (torch.float32, torch.float64):
         return float(difference.max() / size.max().clamp(min=1.0))
     return float(difference.mean() / size.mean().clamp(min=1e-6))
@@ -194,7 +197,7 @@ def gap_of(found: Tensor, expected: Tensor) -> float:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """While it lasts, dropout is off; every module is left in the mode it was in."""
+    """Context in evaluation mode; afterwards the mode of every module is restored."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

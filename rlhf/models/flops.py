@@ -1,4 +1,4 @@
-"""How much of a machine's arithmetic a model uses."""
+"""FLOPs of a training step, and peak FLOPS of the machine (for MFU)."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import torch
 
 from rlhf.models.architecture import trunk_of, unwrap_peft
 
-SIZE = 1024
+MATRIX_SIZE = 1024
 TRIALS = 8
 
 
 @torch.no_grad()
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations per second of square matrix products: the best of a few."""
-    one = torch.randn(SIZE, SIZE, device=device).to(dtype)
+    """Highest measured FLOPS of square matrix products."""
+    matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device).to(dtype)
     best = float("inf")
     for _ in range(TRIALS):
         start = time.perf_counter()
-        (one @ one)[0, 0].item()  # waits for an accelerator
+        (matrix @ matrix)[0, 0].item()  # synchronizes with an accelerator
         best = min(best, time.perf_counter() - start)
-    return 2 * SIZE**3 / best
+    return 2 * MATRIX_SIZE**3 / best
 
 
 def update_flops(model: Any, *, tokens: int, learned: int) -> float:
-    """Operations of one forward and backward pass, products of attention weights left out.
+    """FLOPs of one forward and backward pass, without the products of attention weights.
 
-    Two for each weight and token forward and four backward; the output head sees only the tokens
-    that are learned.
+    There are two per weight and token in the forward pass and four in the backward pass. The output
+    head is applied only to the tokens that are trained on.
 
     Args:
-        model: a causal model, or a PEFT model around one.
-        tokens: computed.
-        learned: of them, those whose log-probability is needed.
+        model: causal model, or a PEFT model around one.
+        tokens: number of tokens computed.
+        learned: number of tokens whose log-probability is computed.
     """
-    head = unwrap_peft(model).get_output_embeddings()  # None: the model is a reward model
+    head = unwrap_peft(model).get_output_embeddings()  # None for a reward model
     embedding = unwrap_peft(model).get_input_embeddings().weight.numel()
     trunk = sum(p.numel() for p in trunk_of(model).parameters()) - embedding
     return 6.0 * (trunk * tokens + (head.weight.numel() * learned if head else 0))

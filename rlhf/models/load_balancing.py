@@ -1,9 +1,9 @@
-"""The load-balancing loss of a mixture of experts, as the model's own code computes it.
+"""The load-balancing loss of a mixture of experts.
 
-A router that sends most tokens to few experts is held back by an auxiliary loss (Fedus et al. 2021,
-arXiv:2101.03961, eq. 4). Transformers adds it to the loss where the configuration says
-``output_router_logits: true``; the formula differs between families. The model's own forward pass
-computes it here from the router's logits of a pass over the trunk.
+The auxiliary loss penalizes routers that send most tokens to few experts (Fedus et al. 2021,
+arXiv:2101.03961, eq. 4). Transformers adds it to the loss if the configuration has
+``output_router_logits: true``; the formula differs between families. Here the model's own forward
+pass computes it from the router logits of a pass over the decoder.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from rlhf.models.fast.packing import inputs_of
 from rlhf.models.fast.tied_embedding import TiedEmbedding
 from rlhf.models.output_head import forward_from_states
 
-# Names under which models keep the weight of the loss.
-WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")
+# Names of the loss weight in models and configurations.
+WEIGHT_NAMES = ("router_aux_loss_coef", "aux_loss_coef")
 
 
 def balancing_weight(model: Any) -> float:
-    """Weight of the load-balancing loss in the loss; 0 where the configuration asks for none.
+    """Weight of the load-balancing loss; 0 if the configuration does not enable it.
 
     Args:
-        model: a causal model, or a PEFT model around one.
+        model: causal model, or a PEFT model around one.
 
     Raises:
-        UserError: the configuration asks for the loss, and the model has none.
+        UserError: the configuration enables the loss, and the model does not compute it.
     """
     inner = unwrap_peft(model)
     config = inner.config.get_text_config()
     if not getattr(config, "output_router_logits", False):
         return 0.0
-    places = [(place, name) for place in (inner, config) for name in WEIGHTS]
-    weights = [getattr(place, name) for place, name in places if hasattr(place, name)]
+    candidates = [(owner, name) for owner in (inner, config) for name in WEIGHT_NAMES]
+    weights = [getattr(owner, name) for owner, name in candidates if hasattr(owner, name)]
     ids = torch.zeros(1, 2, dtype=torch.long, device=inner.device)
     with torch.no_grad():
         output = inner(input_ids=ids, use_cache=False, output_router_logits=True)
@@ -52,16 +52,16 @@ def balancing_weight(model: Any) -> float:
 def states_and_balance(
     model: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One padded pass: hidden states, and how unevenly the experts are used.
+    """Compute hidden states and the load-balancing loss in one padded pass.
 
     Args:
-        model: a causal model, or a PEFT model around one.
+        model: causal model, or a PEFT model around one.
         tokens: [B, T], padded on the right.
-        attention_mask: [B, T], true where a token is not padding.
-        tied: where to look tokens up; None: in the decoder's own table.
+        attention_mask: [B, T], True where a token is not padding.
+        tied: embedding table to use; None uses the decoder's own.
 
     Returns:
-        (states [B * T, D], index [B, T] into them, the loss of the real tokens, without weight).
+        States [B * T, D], the index [B, T] of each token's state, and the unweighted loss.
     """
     inner, trunk = unwrap_peft(model), trunk_of(model)
     mask = attention_mask.long()

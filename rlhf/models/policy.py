@@ -1,4 +1,4 @@
-"""The policy with its value head, and the frozen reference it is held to."""
+"""The policy with its value head, and the frozen reference policy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VALUE_FILE = "value_head.safetensors"
 
 @dataclass(frozen=True)
 class Scored:
-    """What one forward pass says of a batch; index t describes token t, zeros off the mask."""
+    """Outputs of one forward pass; index t describes token t, zeros outside the action mask."""
 
     logprobs: torch.Tensor  # [B, T] log p(tokens[t] | tokens[<t])
     entropy: torch.Tensor  # [B, T] nats
@@ -38,7 +38,7 @@ class Scored:
 
 
 class ValueHead(nn.Module):
-    """One linear layer in float32, zero at the start: the first advantages are the returns."""
+    """A linear layer in float32, initialized with zeros, so the first advantages are returns."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -52,13 +52,13 @@ class ValueHead(nn.Module):
 
 
 class Policy:
-    """A causal model and its tokenizer, with a value head when the algorithm has a critic.
+    """A causal model and its tokenizer, with a value head if the algorithm has a critic.
 
     Args:
         model: transformers model, or a PEFT model around one.
-        tokenizer: its tokenizer, with a pad token of its own.
-        critic: "none"; "shared": a value head on the policy's trunk; "separate": a value head on a
-            trunk of its own, a copy of the policy's at the start.
+        tokenizer: its tokenizer, whose pad token differs from EOS.
+        critic: "none"; "shared", a value head on the policy's decoder; or "separate", a value head
+            on a decoder of its own, which is initialized with a copy of the policy's.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, critic: str = "none") -> None:
@@ -72,7 +72,7 @@ class Policy:
             width = state_width(model)
             self.value_head = ValueHead(width).to(self.device, self.logprob_dtype)
         if critic == "separate":
-            # All of it is trained, whatever is trained of the policy.
+            # All parameters of the critic are trained, also if the policy has adapters.
             self.value_trunk = make_trainable(copy.deepcopy(trunk_of(model)))
 
     @property
@@ -82,7 +82,7 @@ class Policy:
 
     @property
     def logprob_dtype(self) -> torch.dtype:
-        """Of log-probabilities and values: float32, or float64 for a float64 model."""
+        """dtype of log-probabilities and values: float32, or float64 for a float64 model."""
         return torch.promote_types(self.model.dtype, torch.float32)
 
     @property
@@ -91,7 +91,7 @@ class Policy:
         return context_of(self.model)
 
     def modules(self) -> dict[str, nn.Module]:
-        """Everything that is trained, by name."""
+        """All trained modules, by name."""
         named = {
             "model": self.model,
             "value_head": self.value_head,
@@ -100,9 +100,9 @@ class Policy:
         return {name: module for name, module in named.items() if module is not None}
 
     def parameters(self) -> list[nn.Parameter]:
-        """Every trained parameter."""
-        every = (p for module in self.modules().values() for p in module.parameters())
-        return [p for p in every if p.requires_grad]
+        """All trained parameters."""
+        parameters = (p for module in self.modules().values() for p in module.parameters())
+        return [p for p in parameters if p.requires_grad]
 
     def score(
         self,
@@ -114,16 +114,16 @@ class Policy:
         with_entropy: bool = True,
         with_balance: bool = False,
     ) -> Scored:
-        """Log-probabilities, entropies and values of the sampled tokens of a batch.
+        """Compute log-probabilities, entropies and values of the sampled tokens of a batch.
 
         Args:
             tokens: [B, T], padded on the right.
-            attention_mask: [B, T], true where a token is not padding.
-            action_mask: [B, T], true where the token was sampled; never at position 0.
-            temperature: at which the tokens were sampled.
-            with_entropy: False leaves entropies at zero, which is quicker.
-            with_balance: compute the load-balancing loss where the model's configuration asks for
-                it; the rows are then padded, as transformers reads them.
+            attention_mask: [B, T], True where a token is not padding.
+            action_mask: [B, T], True where a token was sampled; never at position 0.
+            temperature: sampling temperature of the tokens.
+            with_entropy: False leaves the entropies at zero, which is faster.
+            with_balance: compute the load-balancing loss if the model's configuration enables it;
+                rows are then padded instead of packed.
         """
         tied, balance = tied_embedding(self.model), None
         if with_balance and self.balancing_weight:
@@ -134,7 +134,7 @@ class Policy:
         else:
             hidden, index = hidden_states(self.model, tokens, attention_mask, tied=tied)
         before = index[:, :-1][action_mask[:, 1:]]  # the state after token t-1 predicts token t
-        chosen, spread = selected_logprobs(
+        selected, entropies = selected_logprobs(
             self.model,
             hidden.index_select(0, before),
             tokens[action_mask],
@@ -142,8 +142,8 @@ class Policy:
             with_entropy=with_entropy,
             weight=tied.head if tied else None,
         )
-        logprobs = _scatter(chosen, action_mask)
-        entropy = _scatter(spread, action_mask)
+        logprobs = _scatter(selected, action_mask)
+        entropy = _scatter(entropies, action_mask)
         if self.value_head is None:
             return Scored(logprobs, entropy, None, None, balance)
         if self.value_trunk:
@@ -154,19 +154,20 @@ class Policy:
         return Scored(logprobs, entropy, values, end, balance)
 
     def computed_tokens(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> int:
-        """Tokens that one pass over a batch costs: shared ones once, padding where there is any."""
+        """Number of tokens that one pass over a batch computes, see ``packing``."""
         return computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
 
     def packs_rows(self, attention_mask: torch.Tensor) -> bool:
-        """Whether one pass over rows [B, T] packs them."""
+        """Whether a pass over rows [B, T] packs them."""
         return packs_rows(trunk_of(self.model), attention_mask)
 
     def save(self, directory: Path, *, base: Path | None = None) -> None:
-        """Write a folder that ``from_pretrained`` reads; the critic lies beside the weights.
+        """Write a folder that ``from_pretrained`` reads, with the critic in a separate file.
 
         Args:
-            directory: to write to.
-            base: of adapters: where a copy of their base lies or is to lie; None: inside.
+            directory: folder to write.
+            base: for adapters, the folder of a copy of their base model, which is written if it
+                does not exist; None uses a folder inside ``directory``.
         """
         save_model(self.model, self.tokenizer, directory, base=base)
         if self.value_head is not None:
@@ -176,7 +177,7 @@ class Policy:
             save_file({k: v.contiguous() for k, v in state.items()}, directory / VALUE_FILE)
 
     def restore(self, directory: Path) -> None:
-        """Read what ``save`` wrote, in place."""
+        """Read the weights that ``save`` wrote, in place."""
         restore_model(self.model, directory)
         if self.value_head is not None:
             self.load_value(directory)
@@ -187,21 +188,22 @@ class Policy:
         parts = {"head.": self.value_head, "trunk.": self.value_trunk}
         for prefix, module in parts.items():
             if module is not None:
-                own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-                module.load_state_dict(own)
+                module.load_state_dict(
+                    {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+                )
 
 
-def _scatter(chosen: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
-    """[N] values of the masked tokens, back in their places; zero elsewhere."""
-    zeros = torch.zeros(action_mask.shape, dtype=chosen.dtype, device=chosen.device)
-    return zeros.masked_scatter(action_mask, chosen)
+def _scatter(values: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
+    """Scatter values [N] of the masked tokens into a [B, T] tensor of zeros."""
+    zeros = torch.zeros(action_mask.shape, dtype=values.dtype, device=values.device)
+    return zeros.masked_scatter(action_mask, values)
 
 
 class Reference:
-    """The policy as it was when training began; its KL to the policy is exactly 0 at step 0.
+    """The policy at the start of training; its KL to the policy is exactly 0 at step 0.
 
-    The weights are copied from the model object passed, never read again from disk. Under LoRA the
-    base model with the adapters switched off is the same thing and costs no memory.
+    The weights are copied from the policy's model. With LoRA, the base model with disabled adapters
+    is used instead, which needs no memory.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -212,7 +214,7 @@ class Reference:
         return Policy(make_frozen(copy.deepcopy(policy.model)), policy.tokenizer)
 
     @contextlib.contextmanager
-    def _as_it_was(self) -> Iterator[None]:
+    def _without_training(self) -> Iterator[None]:
         if self.policy.is_lora:
             with self.policy.model.disable_adapter():
                 yield
@@ -229,7 +231,7 @@ class Reference:
         temperature: float = 1.0,
     ) -> torch.Tensor:
         """[B, T] log-probabilities of the sampled tokens under the reference."""
-        with self._as_it_was():
+        with self._without_training():
             scored = self.policy.score(
                 tokens, attention_mask, action_mask, temperature=temperature, with_entropy=False
             )

@@ -1,4 +1,4 @@
-"""bf16 weights with float32 masters, where the machine multiplies bf16 natively."""
+"""dtype, device and threads of models, and AdamW with float32 master weights."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MULTITHREAD_MIN_PARAMS = 10_000_000
 # Elements per step of the optimizer, so that float32 gradients exist for one chunk at a time.
 OPTIMIZER_CHUNK_ELEMENTS = 2**20
 
-# As torch found the machine, before any model asked for fewer.
+# torch's number of threads before any model was loaded.
 DEFAULT_THREADS = torch.get_num_threads()
 
-# Models that were loaded and are still held by somebody.
+# Loaded models that still exist.
 _in_use: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
@@ -36,7 +36,7 @@ def default_device() -> torch.device:
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products run on units made for them."""
+    """Whether the device has hardware support for bf16 matrix products."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and sys.platform.startswith("linux"):
@@ -46,12 +46,12 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def choose_dtype(name: str, num_parameters: int, device: torch.device) -> torch.dtype:
-    """The dtype that ``model.dtype`` asks for.
+    """The dtype for a value of ``model.dtype``.
 
     Args:
         name: "auto", "float32", "bfloat16" or "float16".
-        num_parameters: "auto" leaves models under a million parameters in float32.
-        device: where the model will run.
+        num_parameters: size of the model; "auto" uses float32 for models below a million.
+        device: device of the model.
     """
     if name == "auto":
         fast = native_bf16(device) and num_parameters >= BF16_MIN_PARAMS
@@ -61,11 +61,10 @@ def choose_dtype(name: str, num_parameters: int, device: torch.device) -> torch.
 
 
 def choose_threads(num_parameters: int, device: torch.device) -> int:
-    """Threads that torch should use: one for a small model on a CPU, else as many as it would.
+    """Number of threads for torch: one for a small model on a CPU, otherwise torch's default.
 
-    A small model's products take microseconds; handing them to a second thread costs more than it
-    saves, and many times more on a machine that is busy with something else. ``OMP_NUM_THREADS``
-    in the environment overrules this.
+    The products of a small model take microseconds, so distributing them costs more than it saves,
+    above all on a busy machine. The environment variable ``OMP_NUM_THREADS`` takes precedence.
     """
     if (
         device.type == "cpu"
@@ -77,9 +76,9 @@ def choose_threads(num_parameters: int, device: torch.device) -> int:
 
 
 def use_threads(model: torch.nn.Module, device: torch.device) -> None:
-    """Give torch the threads that the largest of the models in use deserves.
+    """Set torch's number of threads for the largest of the loaded models.
 
-    The number is global: a small reward model loaded beside a large policy must not leave it one.
+    The number is global, so a small reward model must not reduce it for a large policy.
     """
     _in_use.add(model)
     size = max(sum(p.numel() for p in one.parameters()) for one in _in_use)
@@ -87,12 +86,11 @@ def use_threads(model: torch.nn.Module, device: torch.device) -> None:
 
 
 class MasterOptimizer(torch.optim.Optimizer):
-    """An optimizer whose state and arithmetic are at least float32, whatever the weights' dtype.
+    """An optimizer with state and arithmetic in float32 or better for weights of any dtype.
 
-    A bf16 weight has eight bits of mantissa: an update smaller than 1/256 of the weight is lost.
-    The float32 masters keep it; after each step the weights are the masters rounded. Float32 and
-    float64 weights are their own masters. It is an ordinary optimizer to schedulers, trainers and
-    checkpoints.
+    A bf16 weight has eight bits of mantissa, so an update of less than 1/256 of the weight is lost.
+    Here updates are applied to float32 master weights, and after each step the weights are the
+    rounded masters. Float32 and float64 weights are their own masters.
 
     Args:
         params: Parameters, or parameter groups.
@@ -109,21 +107,21 @@ class MasterOptimizer(torch.optim.Optimizer):
             [p if p.dtype.itemsize >= 4 else p.detach().float() for p in group["params"]]
             for group in self.param_groups
         ]
-        self._parts = [
-            _Part(place, fused([piece.master for piece in pieces], fused=True), pieces)  # type: ignore[call-arg]
-            for place, masters in enumerate(self.masters)
-            for pieces in _portions(zip(self.param_groups[place]["params"], masters, strict=True))
+        self._chunks = [
+            _Chunk(group, fused([piece.master for piece in pieces], fused=True), pieces)  # type: ignore[call-arg]
+            for group, masters in enumerate(self.masters)
+            for pieces in _chunks(zip(self.param_groups[group]["params"], masters, strict=True))
         ]
         self._divisor: torch.Tensor | None = None
 
     @torch.no_grad()
     def clip_gradients(self, max_norm: float) -> float:
-        """Let the next step scale the gradients down to a global norm.
+        """Clip the global norm of the gradients in the next step.
 
-        They are divided on their way into the step, which spares a trip over all of them.
+        Scaling is folded into the optimizer step to avoid another pass over the gradients.
 
         Returns:
-            The norm before.
+            The norm before clipping.
         """
         weights = (p for group in self.param_groups for p in group["params"])
         norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
@@ -132,18 +130,18 @@ class MasterOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update from the gradients of the weights."""
-        for part in self._parts:
-            outer = self.param_groups[part.place]
+        """Update the weights from their gradients."""
+        for chunk in self._chunks:
+            outer = self.param_groups[chunk.group]
             settings = {key: outer[key] for key in self._settings}
-            part.inner.param_groups[0].update(settings)
-            part.inner.grad_scale = self._divisor  # type: ignore[attr-defined]  # as GradScaler does
-            wide = [piece for piece in part.pieces if piece.master is not piece.weight]
-            for piece in wide:
+            chunk.inner.param_groups[0].update(settings)
+            chunk.inner.grad_scale = self._divisor  # type: ignore[attr-defined]  # as GradScaler does
+            separate = [piece for piece in chunk.pieces if piece.master is not piece.weight]
+            for piece in separate:
                 grad = piece.weight.grad
                 piece.master.grad = None if grad is None else grad[piece.rows].float()
-            part.inner.step()
-            for piece in wide:
+            chunk.inner.step()
+            for piece in separate:
                 piece.weight[piece.rows].copy_(piece.master)
                 piece.master.grad = None
         self._divisor = None
@@ -151,24 +149,24 @@ class MasterOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """State of the fused optimizers, and the masters that differ from the weights."""
         outer = super().state_dict()
-        masters = [master.clone() for _, master in self._wide()]
-        inner = [part.inner.state_dict() for part in self._parts]
+        masters = [master.clone() for _, master in self._separate_masters()]
+        inner = [chunk.inner.state_dict() for chunk in self._chunks]
         return {**outer, "inner": inner, "masters": masters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` gave, to the bit."""
+        """Restore a state from ``state_dict``, bit for bit."""
         state = dict(state_dict)
         inner, masters = state.pop("inner"), state.pop("masters")
         super().load_state_dict(state)
-        for part, saved in zip(self._parts, inner, strict=True):
-            part.inner.load_state_dict(saved)
+        for chunk, saved in zip(self._chunks, inner, strict=True):
+            chunk.inner.load_state_dict(saved)
         with torch.no_grad():
-            for (weight, master), saved in zip(self._wide(), masters, strict=True):
+            for (weight, master), saved in zip(self._separate_masters(), masters, strict=True):
                 master.copy_(saved)
                 weight.copy_(saved)
 
-    def _wide(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(weight, master) where they are two tensors."""
+    def _separate_masters(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Weights and masters that are separate tensors."""
         for group, masters in zip(self.param_groups, self.masters, strict=True):
             for weight, master in zip(group["params"], masters, strict=True):
                 if master is not weight:
@@ -203,9 +201,9 @@ class MasterSGD(MasterOptimizer):
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows of a weight, and their master: a view into that of the whole weight.
+    """Rows of a weight and of its master.
 
-    A weight that is its own master is one piece.
+    A weight that is its own master has one piece.
     """
 
     weight: torch.Tensor
@@ -214,30 +212,30 @@ class _Piece:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Pieces of one parameter group that are updated together."""
+class _Chunk:
+    """Pieces of a parameter group that are updated together."""
 
-    place: int
-    """Of the parameter group."""
+    group: int
+    """Index of the parameter group."""
     inner: torch.optim.Optimizer
     pieces: list[_Piece]
 
 
-def _portions(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[list[_Piece]]:
-    """Pieces of weights and masters in order, ``OPTIMIZER_CHUNK_ELEMENTS`` numbers at a time."""
-    portion: list[_Piece] = []
+def _chunks(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[list[_Piece]]:
+    """Group the pieces of weights and masters, ``OPTIMIZER_CHUNK_ELEMENTS`` at a time."""
+    chunk: list[_Piece] = []
     size = 0
-    for piece in (piece for pair in pairs for piece in _cut(*pair)):
-        if portion and size + piece.master.numel() > OPTIMIZER_CHUNK_ELEMENTS:
-            yield portion
-            portion, size = [], 0
-        portion.append(piece)
+    for piece in (piece for pair in pairs for piece in _split(*pair)):
+        if chunk and size + piece.master.numel() > OPTIMIZER_CHUNK_ELEMENTS:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(piece)
         size += piece.master.numel()
-    if portion:
-        yield portion
+    if chunk:
+        yield chunk
 
 
-def _cut(weight: torch.Tensor, master: torch.Tensor) -> Iterator[_Piece]:
+def _split(weight: torch.Tensor, master: torch.Tensor) -> Iterator[_Piece]:
     """Rows of at most ``OPTIMIZER_CHUNK_ELEMENTS`` of a weight with a separate master."""
     if master is weight or weight.numel() <= OPTIMIZER_CHUNK_ELEMENTS:
         yield _Piece(weight, ..., master)

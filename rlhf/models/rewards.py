@@ -1,4 +1,4 @@
-"""Learned rewards run by the quick passes that training uses."""
+"""Learned rewards with the fast forward passes of training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ R = TypeVar("R", bound=Reward)
 
 
 def load_rewards(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
-    """As ``rlhf.reward_models.build``, then ``packed``.
+    """Build rewards with ``rlhf.reward_models.build``, and enable packing.
 
     Raises:
         ValueError: as ``build``.
@@ -22,17 +22,16 @@ def load_rewards(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Rewar
 
 
 def packed(reward: R) -> R:
-    """The reward itself, whose decoders read texts without padding from now on.
+    """Let the decoders of a reward read packed texts from now on; returns the reward.
 
-    What neighbouring texts share at their beginning, as the replies to one prompt do, is computed
-    once. Scores stay the same to rounding. A decoder whose scores would not, and every encoder, is
-    left to padded batches.
+    Prefixes that neighboring texts share, such as a common prompt, are computed once. Scores are
+    equal up to rounding. Encoders, and decoders whose scores would change, use padded batches.
     """
-    decoders = [found for found in reward.checkpoints() if found.sidecar.pooling == "last"]
+    decoders = [c for c in reward.checkpoints() if c.sidecar.pooling == "last"]
     if decoders:  # rules need no torch
         from rlhf.models.fast.packing import hidden_states
         from rlhf.models.fast.verification import enable_fast_paths
-    for found in decoders:
-        if enable_fast_paths(found.model):
-            found.read_packed(functools.partial(hidden_states, found.model))
+    for checkpoint in decoders:
+        if enable_fast_paths(checkpoint.model):
+            checkpoint.read_packed(functools.partial(hidden_states, checkpoint.model))
     return reward

@@ -1,7 +1,7 @@
-"""Write a model in training as a folder that transformers or PEFT opens, and read it back in place.
+"""Save a model in training as a folder for transformers or PEFT, and restore it in place.
 
-Of a PEFT model the adapters are written and a base that can be found (see ``adapters``), of any
-other model all weights. Reading restores what was written to the bit.
+For a PEFT model, the adapters and a reference to their base are saved (see ``adapters``); for other
+models, all weights. Restoring is bit-exact.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = 
     """Write a model and its tokenizer.
 
     Args:
-        model: a transformers model, or a PEFT model around one.
+        model: transformers model, or a PEFT model around one.
         tokenizer: its tokenizer.
-        folder: to write to.
-        base: of a PEFT model: where a copy of the base lies or is to lie; None: inside ``folder``.
+        folder: folder to write.
+        base: for a PEFT model, the folder of a copy of its base, which is written if it does not
+            exist; None uses a folder inside ``folder``.
     """
     if unwrap_peft(model) is not model:
         save_adapter(model, tokenizer, folder, base=base)
@@ -36,10 +37,10 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = 
 
 @torch.no_grad()
 def restore_model(model: Any, folder: Path) -> None:
-    """Read what ``save_model`` wrote into a model of the same form.
+    """Read a folder of ``save_model`` into a model of the same architecture.
 
     Raises:
-        UserError: the folder holds no model, or other weights than this one has.
+        UserError: the folder contains no model, or other weights.
     """
     names = ("config.json", "adapter_config.json")
     if not any((folder / name).exists() for name in names):
@@ -48,13 +49,13 @@ def restore_model(model: Any, folder: Path) -> None:
             "start anew with --overwrite"
         )
     if unwrap_peft(model) is not model:
-        found = set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
-        if found.unexpected_keys:
+        result = set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
+        if result.unexpected_keys:
             raise UserError(f"{folder} is a checkpoint of other adapters than the model has")
         return
     stored = _stored_weights(folder)
     parameters = dict(model.named_parameters())
-    if not parameters.keys() <= stored.keys():  # families whose files name their weights otherwise
+    if not parameters.keys() <= stored.keys():  # families with other names in files
         wide = torch.promote_types(model.dtype, torch.float32)
         plain = type(model).from_pretrained(folder, dtype=wide)
         stored = dict(plain.named_parameters())
@@ -63,7 +64,7 @@ def restore_model(model: Any, folder: Path) -> None:
 
 
 def _stored_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of a folder's model files."""
+    """All tensors of the model files in a folder."""
     weights: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         weights |= load_file(path)

@@ -1,4 +1,4 @@
-"""Small models with random weights, and a tokenizer trained on the task's own text."""
+"""Small models with random weights, and a tokenizer trained on the task's text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEMPLATE = (
 
 
 def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer: every text encodes, and decodes to itself."""
+    """Train a byte-level BPE tokenizer, which encodes every text without loss."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -42,9 +42,9 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
 
 
 def make_model(spec: ScratchSpec, tokenizer: Any, *, seed: int) -> LlamaForCausalLM:
-    """A Llama of the spec's size with seeded random weights, float32.
+    """Make a float32 Llama model of the spec's size with seeded random weights.
 
-    The global generator is left as it was.
+    The global random generator is not changed.
     """
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,1 +1,1 @@
-"""From environments and a policy to rollouts: tokens, decoding, collection, batches."""
+"""Rollouts: chat formats, sampling, collection and batches."""

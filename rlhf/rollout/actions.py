@@ -1,4 +1,4 @@
-"""Replies as environments take them."""
+"""Convert model replies into environment actions."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from rlhf.errors import UserError
 
 
 def text_to_action(text: str, env: gym.Env) -> str | np.int64 | None:
-    """The reply as the environment takes it: text, or its first number for discrete actions.
+    """Return the reply itself for text actions, or its first number for discrete actions.
 
-    None when the space is discrete and the reply has no number or one outside of it.
+    The result is None if the action space is discrete and the reply contains no number, or if its
+    first number is outside the space.
 
     Raises:
-        UserError: the action space is neither.
+        UserError: the action space is neither text nor discrete.
     """
     space = env.action_space
     if isinstance(space, gym.spaces.Discrete):
         number = re.search(r"-?[0-9]+", text)
         if number is None:
             return None
-        value = int(number[0][:18])  # no space has as many actions
+        value = int(number[0][:18])  # enough digits for any action space
         return np.int64(value) if space.start <= value < space.start + space.n else None
     if isinstance(space, gym.spaces.Text) or "Text" in type(space).__name__:
         return text

@@ -1,10 +1,10 @@
-"""Messages as token ids, as the model's own chat template writes them.
+"""Encode conversations as token ids with the model's chat template.
 
-Sampling appends: the prompt is encoded once, a sampled reply keeps the tokens it was sampled as,
-and what the template writes between two replies follows. Nothing is ever encoded again, because a
-sampled reply need not encode to the tokens it was sampled as. Demonstrations are cut out of the
-template's rendering of the whole conversation, so that their ids decode to exactly that text; a
-conversation where this is impossible is refused with a reason.
+In rollouts tokens are only appended: the prompt is encoded once, sampled replies keep their tokens,
+and the template's text between two replies is encoded in its place. Replies are never encoded
+again, because encoding the text of a reply need not give the sampled tokens. Demonstrations are cut
+out of the template's rendering of the whole conversation, so their ids decode to exactly that text;
+conversations for which this is impossible are refused with a reason.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from rlhf.rollout.demonstrations import BLOCK, encode_demonstration
 Message = Mapping[str, Any]
 Messages = Sequence[Message]
 
-# Stands for a text when the template is asked what surrounds it.
+# Placeholder for a text, to find what the template writes around it.
 SENTINEL = "\u2063text\u2063"
 USER: Message = {"role": "user", "content": "?"}
 REPLY: Message = {"role": "assistant", "content": SENTINEL}
 
-# Characters to the left of a fragment that are encoded with it, see ``encode_after``.
+# Characters before a fragment that are encoded together with it, see ``encode_after``.
 LEFT_CONTEXT = 48
 
 
@@ -45,30 +45,30 @@ class Closing:
 
     token: int
     text: str
-    """Of the token."""
+    """The token's text."""
     written: bool
     """The template writes the token at the end of a reply."""
     opens_next: bool = False
-    """The token is the first of the next turn's header (GLM): a last reply lacks it."""
+    """The token is the first of the next turn's header (GLM), so the last reply lacks it."""
 
 
 class ChatFormat:
-    """How a tokenizer lays out turns.
+    """Chat format of a tokenizer.
 
-    With a chat template, as the template says. Without one (base models) texts are joined by
-    ``separator``, replies included, and a reply ends with EOS or, if ``stop`` is set, at the first
-    token that contains that text.
+    The format is the tokenizer's chat template. Without one (base models) all texts are joined by
+    ``separator``, and a reply ends with EOS or, if ``stop`` is set, with the first token that
+    contains that text.
 
     Args:
-        tokenizer: Tokenizer of the policy; it carries the template's options, see
-            ``rlhf.reward_models.chat_template``.
-        chat: Use the chat template; None: where there is one.
-        separator: Text between the turns of a base model.
-        stop: Text that ends a base model's reply, for example a newline.
-        stop_ids: Further ids that end a reply, see ``generation_stop_ids``.
+        tokenizer: tokenizer of the policy, with the template's options (see
+            ``rlhf.reward_models.chat_template``).
+        chat: whether to use the chat template; None uses it if there is one.
+        separator: text between the turns of a base model.
+        stop: text that ends a reply of a base model, for example a newline.
+        stop_ids: further tokens that end a reply, see ``generation_stop_ids``.
 
     Raises:
-        UserError: there is no token that can end a reply, or the template cannot be used.
+        UserError: no token can end a reply, or the template cannot be used.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ChatFormat:
             raise UserError("rollout.chat is true, but the model's tokenizer has no chat template")
         self.tokenizer, self.separator, self.stop_text = tokenizer, separator, stop
         self.chat = has_template if chat is None else chat
-        # Other numbers of a generation configuration are those of another vocabulary.
+        # A generation configuration may hold stop ids of another vocabulary.
         added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
         self.stop_ids = {tokenizer.eos_token_id} - {None} | set(stop_ids) & added
         self.special_ids = _special_ids(tokenizer) | self.stop_ids
@@ -95,7 +95,7 @@ class ChatFormat:
         self.stop_ids.add(self.closing.token)
 
     def encode_prompt(self, messages: Messages) -> list[int]:
-        """Ids of everything before a reply, the beginning of the assistant's turn included.
+        """Encode the messages before a reply, with the beginning of the assistant's turn.
 
         Raises:
             UserError: the template refuses the messages.
@@ -107,7 +107,7 @@ class ChatFormat:
         return self.encode(self._prompt_text(messages))
 
     def check_prompt(self, messages: Messages) -> None:
-        """See that a prompt can be rendered.
+        """Check that a prompt can be rendered.
 
         Raises:
             UserError: the template refuses it.
@@ -125,16 +125,16 @@ class ChatFormat:
     def encode_observation(
         self, observation: str, *, reply: Sequence[int], system: bool = False
     ) -> list[int]:
-        """Ids between a reply and the next one: the end of the turn and the new observation.
+        """Encode what follows a reply: the end of its turn and the new observation.
 
         Args:
-            observation: What the environment says.
-            reply: Ids of the reply. One that did not end with the template's closing token is
-                closed here, by tokens that are not the policy's own.
-            system: Whether the conversation has a system message.
+            observation: text of the environment.
+            reply: tokens of the reply. If it does not end with the template's closing token, that
+                token is part of the result.
+            system: whether the conversation has a system message.
 
         Raises:
-            UserError: the template rewrites earlier turns, so that nothing can be appended.
+            UserError: the template rewrites earlier turns, so tokens cannot be appended.
         """
         if not self.chat:
             return self.encode_after("", self.separator + observation + self.separator)
@@ -148,34 +148,34 @@ class ChatFormat:
         return ids[ids.index(self.closing.token) + 1 :] if closed else ids
 
     def decode_reply(self, ids: Sequence[int]) -> str:
-        """A reply's text, up to what stopped it.
+        """Decode a reply, without its stop token.
 
-        Where the template heads a reply with special tokens (gpt-oss: a channel), the text is what
-        follows the last such head.
+        If the template starts replies with a header of special tokens (gpt-oss: a channel), the
+        text starts after the last such header.
         """
         stopped = bool(ids) and ids[-1] in self.stop_ids
         content = ids[:-1] if stopped else ids
         if self.chat and self._head:
             content = _after_last(list(content), self._head)
         text = self.tokenizer.decode(content, skip_special_tokens=True)
-        if stopped and self.stop_text is not None:  # ".\n" stops at "\n" and still says "."
+        if stopped and self.stop_text is not None:  # the part of the token before the stop text
             text += self.tokenizer.decode([ids[-1]], skip_special_tokens=True).partition(
                 self.stop_text
             )[0]
         return text
 
     def check_system(self, messages: Messages) -> None:
-        """Refuse a system message that the template has no place for.
+        """Check that the template can render the system message, if there is one.
 
         Raises:
-            UserError: says how to go on.
+            UserError: it cannot; the message names the alternatives.
         """
         if self.chat and messages and messages[0]["role"] == "system" and self.system_problem:
             raise UserError(self.system_problem)
 
     @cached_property
     def system_problem(self) -> str | None:
-        """Why a system message cannot be used with this template; None: it can."""
+        """Reason why the template cannot render a system message; None if it can."""
         if folds_system(self.tokenizer):
             return None
         try:
@@ -191,12 +191,12 @@ class ChatFormat:
         )
 
     def multi_turn_note(self, *, system: bool = False) -> str | None:
-        """What is special about several turns in one rollout; None: nothing."""
+        """Restriction on rollouts of several turns with this template; None if there is none."""
         problem, note = self._turn_problems(system)
         return problem or note
 
     def describe(self) -> str:
-        """One line: what the template can be used for, and how a reply ends."""
+        """Summary of the format in one line: its restrictions, and how a reply ends."""
         if not self.chat:
             end = "EOS" if self.stop_text is None else f"EOS or {self.stop_text!r}"
             return f"no chat template: texts joined by {self.separator!r}, replies end with {end}"
@@ -212,22 +212,22 @@ class ChatFormat:
     # -- text ---------------------------------------------------------------------------------
 
     def join(self, messages: Messages) -> str:
-        """Texts of a base model, each followed by the separator."""
+        """Join the texts of a base model, each followed by the separator."""
         text = self.separator.join(message["content"] for message in messages)
         return text if not text or text.endswith(self.separator) else text + self.separator
 
     def render(self, messages: Messages, *, prompt: bool = False) -> str:
-        """The template's text; ``prompt`` ends with the beginning of the assistant's turn."""
+        """Render messages with the template; ``prompt`` adds the start of the assistant's turn."""
         return render_chat(self.tokenizer, messages, add_generation_prompt=prompt)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without the tokens that a tokenizer adds around one."""
+        """Encode a text without adding special tokens."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def encode_after(self, left: str, text: str) -> list[int]:
-        """Ids of ``text`` where it follows ``left``.
+        """Encode ``text`` as it would be encoded after ``left``.
 
-        Encoded alone, a fragment gets the mark that SentencePiece puts before a text's first word.
+        (SentencePiece adds a mark to the first word of a text that is encoded alone.)
         """
         if not text:
             return []
@@ -245,7 +245,7 @@ class ChatFormat:
 
     @cached_property
     def renders_tools(self) -> bool:
-        """Whether the template writes the tools that it is given."""
+        """Whether the template renders tools."""
         function = {"name": "probe", "description": "?", "parameters": {"type": "object"}}
         tools = [{"type": "function", "function": function}]
         try:
@@ -256,26 +256,26 @@ class ChatFormat:
     # -- what the template does ---------------------------------------------------------------
 
     def _begin(self) -> int:
-        """What an empty prompt starts with."""
+        """First token of an empty prompt."""
         begin = self.tokenizer.bos_token_id
         return self.closing.token if begin is None else begin
 
     def _find_closing(self) -> Closing:
-        """The token that ends a reply.
+        """Find the token that ends a reply.
 
-        It is the last special token, or the last known stop token, that the template writes after a
-        reply whether or not a turn follows; Phi-3 writes EOS after the last one only, gpt-oss ends
-        an earlier reply otherwise. Without one it is the tokenizer's EOS, or the first stop token.
+        It is the last stop token, or else the last special token, that the template writes after a
+        reply whether or not a turn follows (Phi-3 writes EOS only after the last reply, gpt-oss
+        ends earlier replies differently). Otherwise it is the tokenizer's EOS or first stop token.
 
         Raises:
-            UserError: there is none, or the template cannot render an exchange.
+            UserError: there is none, or the template cannot render a reply.
         """
         if self.chat:
             last, middle = (self.encode(text) for text in self._after_probes())
             shared = _common_prefix(last, middle)
             for ids, pick, opens in ((shared, -1, False), (last, 0, False), (middle, 0, True)):
                 if special := [i for i in ids if i in self.special_ids]:
-                    # Cohere's writes the next turn's header after the last reply, too.
+                    # Cohere's template writes the next turn's header after the last reply too.
                     token = ([i for i in special if i in self.stop_ids] or special)[pick]
                     text = self.tokenizer.convert_ids_to_tokens(token)
                     return Closing(token, text, written=True, opens_next=opens)
@@ -286,16 +286,16 @@ class ChatFormat:
         return Closing(token, self.tokenizer.convert_ids_to_tokens(token), written=False)
 
     def _after_probes(self) -> tuple[str, str]:
-        """What follows a last reply, and one that a user's turn follows.
+        """The template's text after the last reply, and after a reply that a user turn follows.
 
-        A template without several turns gives the first for both.
+        Both are the first if the template cannot render several turns.
         """
         try:
             whole = self.render([USER, REPLY])
         except TemplateRefused as refusal:
             raise UserError(f"the model's chat template cannot be used: {refusal.reason}") from None
-        _, found, last = whole.partition(SENTINEL)
-        if not found:
+        _, separator, last = whole.partition(SENTINEL)
+        if not separator:
             raise UserError("the model's chat template cannot be used: it leaves the reply out")
         try:
             return last, self._after_reply(USER["content"])
@@ -303,27 +303,27 @@ class ChatFormat:
             return last, last
 
     def _after_reply(self, observation: str) -> str:
-        """What the template writes after a reply that an observation follows."""
-        follow = {"role": "user", "content": observation}
-        text = self.render([USER, REPLY, follow], prompt=True)
-        _, found, after = text.partition(SENTINEL)
-        if not found:
+        """The template's text after a reply that an observation follows."""
+        user_turn = {"role": "user", "content": observation}
+        text = self.render([USER, REPLY, user_turn], prompt=True)
+        _, separator, after = text.partition(SENTINEL)
+        if not separator:
             raise UserError(_REWRITES.format("leaves earlier replies out"))
         return after
 
     @cached_property
     def _head(self) -> list[int]:
-        """Special ids that the template writes before a last reply's text, if there are any."""
+        """Header of special tokens before the text of the last reply; may be empty."""
         start = len(self.render([USER], prompt=True))
         head = self.encode(self.render([USER, REPLY])[start:].partition(SENTINEL)[0])
         return head if any(i in self.special_ids for i in head) else []
 
     def _turn_problems(self, system: bool) -> tuple[str | None, str | None]:
-        """Why a rollout cannot have several turns, and what is special where it can."""
-        known: dict[bool, tuple[str | None, str | None]] = self.__dict__.setdefault("_turns", {})
-        if system not in known:
-            known[system] = self._find_turn_problems(system)
-        return known[system]
+        """Why rollouts cannot have several turns, and a note if they can (cached)."""
+        cached: dict[bool, tuple[str | None, str | None]] = self.__dict__.setdefault("_turns", {})
+        if system not in cached:
+            cached[system] = self._find_turn_problems(system)
+        return cached[system]
 
     def _find_turn_problems(self, system: bool) -> tuple[str | None, str | None]:
         first: list[Message] = [{"role": "system", "content": "?"}] if system else []
@@ -343,8 +343,8 @@ class ChatFormat:
             reply = reply[: reply.index(SENTINEL) + len(SENTINEL)]
         if all(map(turns.startswith, (prompt, reply))) and keeps:
             return None, None
-        bare = BLOCK.sub("", turns)
-        if not all(bare.startswith(BLOCK.sub("", text)) for text in (prompt, reply)):
+        without_reasoning = BLOCK.sub("", turns)
+        if not all(without_reasoning.startswith(BLOCK.sub("", text)) for text in (prompt, reply)):
             return _REWRITES.format("rewrites earlier turns once another one follows"), None
         return None, (
             "in rollouts of several turns earlier replies keep their reasoning, which the template "
@@ -366,22 +366,22 @@ def encode_example(
     tools: Sequence[Any] | None = None,
     notes: Counter[str] | None = None,
 ) -> tuple[list[int], list[bool]]:
-    """A demonstration as ids, and which of them the policy would have sampled.
+    """Encode a demonstration, and mark the tokens to train on.
 
     Args:
-        chat_format: The model's.
-        prompt: Messages before the first reply.
-        completion: Replies, possibly with other turns between them; starts with a reply. Replies
+        chat_format: chat format of the model.
+        prompt: messages before the first reply.
+        completion: replies, possibly with other turns between them; starts with a reply. Replies
             with ``weight: 0`` are context.
-        tools: Passed to the template.
-        notes: Counts what is left out or changed, by reason.
+        tools: tools for the template.
+        notes: counts omissions and changes by reason.
 
     Returns:
-        (ids [T], is_action [T]); the ids end with the last reply that is learned from.
+        Token ids [T], up to the last reply to train on, and the loss mask [T].
 
     Raises:
-        RowDropped: the conversation cannot be encoded as the template writes it.
-        UserError: the template has no place for system messages.
+        RowDropped: the conversation cannot be encoded as the template renders it.
+        UserError: the template cannot render system messages.
     """
     if not completion or completion[0]["role"] != "assistant":
         raise UserError("a completion must start with the assistant's turn")
@@ -400,13 +400,13 @@ def encode_example(
 def _encode_plain(
     chat_format: ChatFormat, messages: Messages, first: int
 ) -> tuple[list[int], list[bool]]:
-    """Texts of a base model: each reply ends with the stop token, the separator is between."""
+    """Encode the texts of a base model: replies end with the stop token."""
     ids = chat_format.encode_prompt(messages[:first])
     is_action = [False] * len(ids)
     left = chat_format.join(messages[:first])
     separator = chat_format.separator
     for index, message in enumerate(messages[first:]):
-        own = message["role"] == "assistant" and message.get("weight", 1) != 0
+        learned = message["role"] == "assistant" and message.get("weight", 1) != 0
         text = message["content"]
         if message["role"] == "assistant":
             new = [*chat_format.encode_after(left, text), chat_format.closing.token]
@@ -417,14 +417,14 @@ def _encode_plain(
             new = chat_format.encode_after(left, text)
             left = text
         ids += new
-        is_action += [own] * len(new)
+        is_action += [learned] * len(new)
     if not any(is_action):
         raise RowDropped("no reply to learn from")
     return ids, is_action
 
 
 def generation_stop_ids(model: Any) -> list[int]:
-    """Ids at which the model's own generation configuration stops; one that was saved with it."""
+    """Stop tokens of the generation configuration that was saved with a model."""
     config = getattr(model, "generation_config", None)
     if config is None or getattr(config, "_from_model_config", False):
         return []
@@ -433,38 +433,38 @@ def generation_stop_ids(model: Any) -> list[int]:
 
 
 def prompt_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The prompt of a canonical row, with the row's ``tools`` where rendering finds them."""
+    """The prompt of a canonical row, with the row's ``tools`` attached for rendering."""
     return with_tools(row["prompt"], row.get("tools"))
 
 
 def conversation_of(
     row: Mapping[str, Any],
 ) -> tuple[list[dict[str, Any]], Sequence[Mapping[str, Any]]]:
-    """Prompt and completion of a canonical row, as ``encode_example`` takes them."""
+    """Prompt and completion of a canonical row, for ``encode_example``."""
     return prompt_of(row), row["completion"]
 
 
 def _special_ids(tokenizer: Any) -> set[int]:
-    """Ids of special tokens: those the tokenizer names, and added ones that are marked special."""
+    """Special tokens of a tokenizer, including added tokens that are marked special."""
     added = tokenizer.added_tokens_decoder
     return set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
 
 
 def _tokens_containing(tokenizer: Any, text: str) -> set[int]:
-    """Ids of all tokens whose own text contains ``text``.
+    """Ids of all tokens whose text contains ``text``.
 
     Raises:
-        UserError: no token contains it, so a reply could never stop there.
+        UserError: no token contains it.
     """
     ids = range(len(tokenizer))
-    found = {
+    token_ids = {
         i
         for i, piece in zip(ids, tokenizer.batch_decode([[i] for i in ids]), strict=True)
         if text in piece
     }
-    if not found:
+    if not token_ids:
         raise UserError(f"rollout.stop: no single token of this model contains {text!r}")
-    return found
+    return token_ids
 
 
 def _common_prefix(first: list[int], second: list[int]) -> list[int]:
@@ -475,7 +475,7 @@ def _common_prefix(first: list[int], second: list[int]) -> list[int]:
 
 
 def _after_last(ids: list[int], head: list[int]) -> list[int]:
-    """What follows the last occurrence of ``head``; everything where there is none."""
+    """The ids after the last occurrence of ``head``; all ids if there is none."""
     for start in range(len(ids) - len(head), -1, -1):
         if ids[start : start + len(head)] == head:
             return ids[start + len(head) :]
@@ -483,6 +483,6 @@ def _after_last(ids: list[int], head: list[int]) -> list[int]:
 
 
 def _outline(messages: Messages) -> str:
-    """Roles and the beginning of the last text, to recognize a conversation by."""
+    """Roles and the beginning of the last text, to identify a conversation in messages."""
     roles = ", ".join(message["role"] for message in messages)
     return f"{roles}: {str(messages[-1]['content'])[:40]!r}"

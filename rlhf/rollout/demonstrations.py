@@ -1,9 +1,9 @@
 """Cut a demonstration out of the chat template's rendering of the whole conversation.
 
-The text of every reply is looked up between two renderings: the prompt that sampling would see
-before it, and the conversation that ends with it. Only replies that the template writes in the
-whole conversation as it writes them when they are the last turn are learned from; the others are
-context, as in the whole. So no reply is learned in a form that it would not be sampled in.
+A reply is located by two renderings: that of the prompt before it, as in sampling, and that of the
+conversation up to its end. A reply is trained on only if the template renders it equally as the
+last turn and within the whole conversation; other replies are context. So no reply is trained on in
+a form in which it would not be sampled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 
-# A reasoning block that a generation prompt opens, or opens and closes; whole blocks.
+# A reasoning block that a generation prompt opens; that it opens and may close; whole blocks.
 OPENED = re.compile(r"<think>\s*\Z")
 PROMPTED = re.compile(r"<think>\s*(</think>\s*)?\Z")
 BLOCK = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)
@@ -30,34 +30,36 @@ BLOCK = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply's place in the text of the whole conversation."""
+    """Position of a reply in the text of the whole conversation."""
 
     start: int
     end: int
-    """Behind its closing token, where the template writes one."""
+    """After its closing token, if the template writes one."""
     prompt: str
-    """What sampling would see before it."""
+    """The prompt that it would be sampled from."""
     unclosed: bool = False
-    """The template writes no closing token at this place."""
+    """The template writes no closing token here."""
 
 
 def encode_demonstration(
     chat_format: ChatFormat, messages: Sequence[Message], first: int, notes: Counter[str]
 ) -> tuple[list[int], list[bool]]:
-    """Ids of a conversation, and which of them the policy would have sampled.
+    """Encode a conversation, and mark the tokens to train on.
 
     Args:
-        chat_format: With a chat template.
-        messages: The whole conversation; ``tools`` on the first message.
-        first: Place of the first reply that may be learned from.
-        notes: Counts replies that are not learned from, and what the template leaves out.
+        chat_format: a chat format with a template.
+        messages: the whole conversation, with ``tools`` on the first message.
+        first: index of the first reply to train on.
+        notes: counts the replies that are not trained on, and the template's omissions.
+
+    Returns:
+        Token ids [T] and the loss mask [T].
 
     Raises:
-        RowDropped: says why the conversation cannot be encoded.
+        RowDropped: the conversation cannot be encoded; the message says why.
     """
     try:
-        talk = _Talk(chat_format, messages)
-        pieces = talk.pieces(first, notes)
+        pieces = _Rendering(chat_format, messages).pieces(first, notes)
     except TemplateRefused as refusal:
         raise RowDropped(str(refusal)) from refusal
     ids: list[int] = []
@@ -72,12 +74,12 @@ def encode_demonstration(
     return ids, is_action
 
 
-# A text, whether it is learned from, and whether the closing token is put behind it.
+# A text, whether it is trained on, and whether the closing token is appended to it.
 Piece = tuple[str, bool, bool]
 
 
-class _Talk:
-    """One conversation, rendered as often as its replies need."""
+class _Rendering:
+    """The template's rendering of one conversation, and the positions of its replies."""
 
     def __init__(self, chat_format: ChatFormat, messages: Sequence[Message]) -> None:
         self.format = chat_format
@@ -85,20 +87,20 @@ class _Talk:
         self.whole = chat_format.render(self.messages)
 
     def pieces(self, first: int, notes: Counter[str]) -> list[Piece]:
-        """The text in pieces, up to the last reply that is learned from."""
+        """Split the text at replies, up to the last reply that is trained on."""
         self._note_tools(notes)
         learned: list[Reply] = []
         last = len(self.messages) - 1
-        asked = [
+        candidates = [
             index
             for index in range(first, last + 1)
             if self.messages[index]["role"] == "assistant"
             and self.messages[index].get("weight", 1) != 0
         ]
-        if not asked:
+        if not candidates:
             raise RowDropped("no reply to learn from: every weight is 0")
-        for index in asked:
-            reply = self._place(index)
+        for index in candidates:
+            reply = self._locate(index)
             hidden = reply is not None and self._hides_reasoning(index, reply)
             if reply is not None and hidden and OPENED.search(reply.prompt):
                 if index == last:
@@ -121,8 +123,8 @@ class _Talk:
             raise RowDropped("the chat template renders the prompt otherwise once it is answered")
         return self._cut(learned, self.whole)
 
-    def _place(self, index: int) -> Reply | None:
-        """Where a reply is in the whole text; None where the whole has it in another form."""
+    def _locate(self, index: int) -> Reply | None:
+        """Position of a reply in the whole text; None if it is rendered differently there."""
         prompt = self.format.render(self.messages[:index], prompt=True)
         start = len(prompt)
         if not self.whole.startswith(prompt):
@@ -150,41 +152,41 @@ class _Talk:
         return Reply(start, end, prompt, unclosed)
 
     def _content_end(self, index: int, text: str, start: int) -> int:
-        """Where the content ends in a template that writes no closing token."""
+        """End of the content, for a template that writes no closing token."""
         content = str(self.messages[index]["content"]).strip()
-        found = text.rfind(content, start) if content else -1
-        return max(start, found + len(content) if found >= 0 else len(text.rstrip()))
+        position = text.rfind(content, start) if content else -1
+        return max(start, position + len(content) if position >= 0 else len(text.rstrip()))
 
     def _last_special(self, text: str, start: int) -> int:
-        """The end of a special token that ends ``text``, white space aside; 0: there is none."""
-        bare = text.rstrip()
+        """End of a special token at the end of ``text``, ignoring white space; 0 without one."""
+        stripped = text.rstrip()
         for token in self.format.special_texts:
-            if bare.endswith(token) and len(bare) - len(token) >= start:
-                return len(bare)
+            if stripped.endswith(token) and len(stripped) - len(token) >= start:
+                return len(stripped)
         return 0
 
-    def _special_at(self, text: str, place: int) -> int:
-        """Length of the special token that begins at ``place``; 0: there is none."""
-        found = [len(t) for t in self.format.special_texts if text.startswith(t, place)]
-        return max(found, default=0)
+    def _special_at(self, text: str, position: int) -> int:
+        """Length of the special token at ``position``; 0 without one."""
+        lengths = [len(t) for t in self.format.special_texts if text.startswith(t, position)]
+        return max(lengths, default=0)
 
     def _hides_reasoning(self, index: int, reply: Reply) -> bool:
-        """Whether the message has reasoning that the whole text does not show."""
+        """Whether the message has reasoning that is missing in the whole text."""
         reasoning, _ = split_reasoning(self.messages[index])
         shown = self.whole[reply.start : reply.end]
         return bool(reasoning.strip()) and reasoning.strip() not in shown
 
     def _spliced(self, learned: list[Reply], index: int, reply: Reply) -> list[Piece]:
-        """A last reply whose reasoning the template drops, behind the block that sampling opens."""
+        """Insert the last reply's reasoning, which the template omits, after the prompt's tag."""
         reasoning, _ = split_reasoning(self.messages[index])
         answer = self.whole[reply.start : reply.end].lstrip("\n")
         gap = "" if reply.prompt.endswith("\n") else "\n"
         text = f"{gap}{reasoning.strip()}\n</think>\n\n{answer}"
         shared = reply.prompt.startswith
-        kept = [earlier for earlier in learned if shared(self.whole[: earlier.end])]
-        pieces = self._cut(kept, self.whole) if kept else []
-        done = sum(len(piece) for piece, _, _ in pieces)
-        return [*pieces, (reply.prompt[done:], False, False), (text, True, reply.unclosed)]
+        earlier_replies = [earlier for earlier in learned if shared(self.whole[: earlier.end])]
+        pieces = self._cut(earlier_replies, self.whole) if earlier_replies else []
+        length = sum(len(piece) for piece, _, _ in pieces)
+        return [*pieces, (reply.prompt[length:], False, False), (text, True, reply.unclosed)]
 
     @staticmethod
     def _cut(learned: list[Reply], text: str) -> list[Piece]:

@@ -1,4 +1,4 @@
-"""What evaluation shares with training: openings of episodes, counted as they happen."""
+"""Overlap of evaluation with training: episodes that start with the same messages."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-MOST = 20_000
-"""Openings that are remembered; further ones are not, so that shares become lower bounds."""
+MAX_OPENINGS = 20_000
+"""Openings to store. Beyond it, counts of shared openings are lower bounds."""
 
 
 def opening_key(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A short hash of what is said before the first reply of an episode."""
+    """A short hash of the messages before the first reply of an episode."""
     digest = hashlib.sha256()
     for message in messages:
         if message["role"] == "assistant":
@@ -23,40 +23,40 @@ def opening_key(messages: Sequence[Mapping[str, Any]]) -> str:
 
 @dataclass
 class Openings:
-    """The openings that training has seen."""
+    """Set of the openings (messages before the first reply) of training episodes."""
 
     seen: set[str] = field(default_factory=set)
 
     def note(self, conversations: Iterable[Sequence[Mapping[str, Any]]]) -> None:
-        """Remember the openings of some episodes."""
+        """Add the openings of some episodes."""
         for messages in conversations:
-            if len(self.seen) >= MOST:
+            if len(self.seen) >= MAX_OPENINGS:
                 return
             self.seen.add(opening_key(messages))
 
     def shared(self, conversations: Iterable[Sequence[Mapping[str, Any]]]) -> int:
-        """How many of these episodes open like one that was seen."""
+        """Number of these episodes whose opening is in the set."""
         return sum(opening_key(messages) in self.seen for messages in conversations)
 
     def state_dict(self) -> dict[str, str]:
-        """As plain data."""
+        """State as plain Python data."""
         return {"seen": " ".join(sorted(self.seen))}
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
-        """Restore what ``state_dict`` gave."""
+        """Restore a state from ``state_dict``."""
         self.seen = set(state["seen"].split())
 
 
 def describe_items(
     openings: Openings, rows: Sequence[Mapping[str, Any]], *, separate: bool, note: str
 ) -> dict[str, Any]:
-    """The ``items`` of a summary: what held-out episodes share with those of training.
+    """The entry ``items`` of an evaluation summary: overlap of its episodes with training.
 
     Args:
-        openings: of training.
-        rows: of ``episodes.jsonl``.
-        separate: whether the source keeps items of evaluation out of training by content.
-        note: what an item of the environment is, in its own words.
+        openings: openings of the training episodes.
+        rows: rows of ``episodes.jsonl``.
+        separate: whether the environment separates evaluation items from training items.
+        note: the environment's description of an item.
     """
     return {
         "separate": separate,

@@ -1,4 +1,4 @@
-"""Plain text as token ids: no prompt, no template, every token but the first is learned."""
+"""Encode plain text for language modeling: no prompt, no chat template."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Any
 
 
 def encode_text(tokenizer: Any, text: str) -> tuple[list[int], list[bool]]:
-    """A text as language modelling sees it: ids [T], and which of them are predicted [T].
+    """Encode a text, and mark the tokens to train on.
 
-    The ids are the tokenizer's own, with BOS where it writes one, and end with EOS. The first
-    token has nothing to be predicted from.
+    Returns:
+        Token ids [T], with the tokenizer's BOS if it adds one and with EOS at the end, and the loss
+        mask [T], which is True for all tokens but the first.
     """
     ids = list(tokenizer(text)["input_ids"])
     eos = tokenizer.eos_token_id
     if eos is not None and ids[-1:] != [eos]:
         ids.append(eos)
-    return ids, [place > 0 for place in range(len(ids))]
+    return ids, [position > 0 for position in range(len(ids))]

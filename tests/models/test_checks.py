@@ -83,7 +83,7 @@ def test_an_encoder_decoder_is_no_policy(tmp_path):
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     ffn = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     BartForConditionalGeneration(BartConfig(**sizes, **heads, **ffn)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="encoder-decoder family") as error:
+    with pytest.raises(UserError, match="encoder-decoder model") as error:
         load_weights(str(tmp_path))
     one_line(error)
 

@@ -22,7 +22,7 @@ def test_values_and_gradients_are_those_of_a_plain_softmax(
     model, monkeypatch, cached, chunk, temperature
 ):
     monkeypatch.setattr(chunked_logprobs, "SOFTMAX_CHUNK_LOGITS", cached)
-    monkeypatch.setattr(chunked_logprobs, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(chunked_logprobs, "HEAD_CHUNK_LOGITS", chunk)
     hidden = torch.randn(13, 16, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(50, (13,))
     upstream = torch.randn(2, 13, dtype=torch.float64)

@@ -143,26 +143,26 @@ def windowed(window: int) -> Any:
 
 def test_long_windows_are_passed_in_a_reduced_model(monkeypatch):
     seen = []
-    own = verification._first_right
+    own = verification._enable_agreeing
 
     def spy(model: Any, **kwargs: Any) -> int:
         seen.append(limits_of(text_config(model)))
         return own(model, **kwargs)
 
-    monkeypatch.setattr(verification, "_first_right", spy)
-    monkeypatch.setattr(verification, "WORK", 1.0)
+    monkeypatch.setattr(verification, "_enable_agreeing", spy)
+    monkeypatch.setattr(verification, "CPU_WORK", 1.0)
     enable_fast_paths(windowed(1000))
     assert seen == [[8], [1000]]
 
 
 def test_what_is_wrong_beyond_long_windows_is_switched_off_for_the_large_model(monkeypatch):
-    monkeypatch.setattr(verification, "WORK", 1.0)
-    own = verification._first_right
+    monkeypatch.setattr(verification, "CPU_WORK", 1.0)
+    own = verification._enable_agreeing
 
     def slowest(model: Any, *, limit: int, start: int) -> int:
         return own(model, limit=limit, start=max(start, 4))
 
-    monkeypatch.setattr(verification, "_first_right", slowest)
+    monkeypatch.setattr(verification, "_enable_agreeing", slowest)
     model = windowed(1000)
     assert not enable_fast_paths(model)
     assert model.model.reads_alone

@@ -46,7 +46,7 @@ def table_gradient(policy: Policy, loss: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("chunk", [10**9, 1000])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_gradients_over_several_passes_are_the_plain_ones(monkeypatch, make, chunk, seed):
-    monkeypatch.setattr(logprobs_module, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(logprobs_module, "HEAD_CHUNK_LOGITS", chunk)
     ours = Policy(*make(double=True, seed=seed))
     plain = copy.deepcopy(ours)
     for part in range(3):

@@ -189,7 +189,7 @@ def words_of(caplog: Any, model: Any) -> str:
         ("gemma3", ""),
         ("lfm2", ""),
         ("jamba", "token by token"),
-        ("gpt_neo", "row by row through the model's own cache"),
+        ("gpt_neo", "one row at a time with the model's own cache"),
     ],
 )
 def test_the_log_says_how_a_slower_family_decodes(caplog, name, words):
@@ -225,7 +225,7 @@ def test_a_model_that_the_rows_cache_misleads_decodes_row_by_row(caplog):
     config = LlamaConfig(**{k: v for k, v in SIZES.items() if k != "head_dim"})
     config.model_type = "another"
     model = Miscounting(config).eval()
-    assert "row by row" in words_of(caplog, model)
+    assert "one row at a time" in words_of(caplog, model)
     episodes = episodes_of(seed=4, count=3)
     for turns, replies in zip(episodes, sampled(model, episodes, rows=2), strict=True):
         tokens, found = whole(turns, replies)

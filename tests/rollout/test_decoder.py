@@ -28,7 +28,7 @@ from rlhf.rollout.sampling.decoder import (
     FusedDecoder,
     PlainDecoder,
     decoder_for,
-    joined,
+    fused_linear,
     largest_gap,
 )
 from rlhf.rollout.sampling.kv_cache import RaggedCache
@@ -178,7 +178,7 @@ def test_joined_layers_are_the_layers_side_by_side(rows, bias, dtype):
     x = torch.randn(rows, 48).to(dtype)
     with torch.no_grad():
         expected = torch.cat([layer(x) for layer in layers], -1)
-        torch.testing.assert_close(joined(layers)(x), expected)
+        torch.testing.assert_close(fused_linear(layers)(x), expected)
 
 
 def test_a_new_decoder_sees_an_update():

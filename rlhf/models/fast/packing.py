@@ -1,4 +1,4 @@
-"""Rows side by side as one row without padding, and what they share computed once."""
+"""Pack rows into one row without padding, and compute shared prefixes once."""
 
 from __future__ import annotations
 
@@ -28,38 +28,38 @@ MIN_SAVED_TOKENS = 32
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows [B, T] laid end to end; tokens that several rows share stand once."""
+    """Rows [B, T] as one sequence, in which shared prefixes are contained once."""
 
     tokens: Tensor  # [1, N]
-    positions: Tensor  # [1, N] place within the row
-    index: Tensor  # [B, T] place of each token in the packed row; 0 for padding
+    positions: Tensor  # [1, N] position within the row
+    index: Tensor  # [B, T] index of each token in the packed row; 0 for padding
     spans: tuple[Span, ...]
 
 
 def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
-    """Lay padded rows end to end.
+    """Pack padded rows.
 
-    Neighbouring rows that begin alike, as the completions of one prompt do, share their beginning.
+    Neighboring rows with a common prefix, such as the completions of one prompt, share it.
 
     Args:
         tokens: [B, T], padded on the right.
-        attention_mask: [B, T], true where a token is not padding.
+        attention_mask: [B, T], True where a token is not padding.
     """
     rows = tokens.cpu().numpy()
     lengths = attention_mask.sum(1).cpu().numpy()
     index = np.zeros(rows.shape, dtype=np.int64)
-    places, positions, spans = [], [], []
+    pieces, positions, spans = [], [], []
     count = 0
 
     def append(row: int, start: int, end: int) -> tuple[int, int]:
-        """Tokens [start, end) of a row at the end of what is there; returns where they are."""
+        """Append tokens [start, end) of a row; returns their start and end in the packed row."""
         nonlocal count
-        place = (count, count + end - start)
-        index[row, start:end] = np.arange(*place)
-        places.append(rows[row, start:end])
+        span = (count, count + end - start)
+        index[row, start:end] = np.arange(*span)
+        pieces.append(rows[row, start:end])
         positions.append(np.arange(start, end))
-        count = place[1]
-        return place
+        count = span[1]
+        return span
 
     for members, shared in shared_prefixes(rows, lengths):
         prefix = (0, 0)
@@ -72,7 +72,7 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
                 spans.append(Span(*append(row, shared, lengths[row]), prefix))
     device = tokens.device
     return Packed(
-        torch.from_numpy(np.concatenate(places))[None].to(device),
+        torch.from_numpy(np.concatenate(pieces))[None].to(device),
         torch.from_numpy(np.concatenate(positions))[None].to(device),
         torch.from_numpy(index).to(device),
         tuple(spans),
@@ -80,34 +80,37 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
 
 
 def shared_prefixes(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[int], int]]:
-    """Neighbouring rows that begin alike, and how many tokens each cluster shares.
+    """Group neighboring rows by their common prefix.
 
-    A row joins the cluster before it when that saves more tokens than the cluster saved without it.
+    A row joins the previous group if that saves more tokens than the group saved without it.
+
+    Returns:
+        Groups of rows, and the length of the prefix that each group shares.
     """
-    found: list[tuple[list[int], int]] = []
+    groups: list[tuple[list[int], int]] = []
     for row in range(len(rows)):
-        if found:
-            members, shared = found[-1]
-            alike = common_prefix(rows, lengths, members[0], row)
-            together = min(shared, alike)
+        if groups:
+            members, shared = groups[-1]
+            common = common_prefix(rows, lengths, members[0], row)
+            together = min(shared, common)
             if together * len(members) > max(shared * (len(members) - 1), MIN_SAVED_TOKENS - 1):
-                found[-1] = ([*members, row], together)
+                groups[-1] = ([*members, row], together)
                 continue
-        found.append(([row], int(lengths[row])))
-    return [(members, shared if len(members) > 1 else 0) for members, shared in found]
+        groups.append(([row], int(lengths[row])))
+    return [(members, shared if len(members) > 1 else 0) for members, shared in groups]
 
 
 def common_prefix(rows: np.ndarray, lengths: np.ndarray, first: int, second: int) -> int:
-    """Tokens with which two rows begin alike."""
+    """Length of the common prefix of two rows."""
     width = int(min(lengths[first], lengths[second]))
     differs = rows[first, :width] != rows[second, :width]
     return int(differs.argmax()) if differs.any() else width
 
 
 def computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: bool) -> int:
-    """Tokens that one pass over padded rows [B, T] costs.
+    """Number of tokens that one pass over rows [B, T] computes.
 
-    Packed, shared ones count once; else padding counts too.
+    In packed rows shared prefixes count once; in padded rows padding is included.
     """
     if not packed:
         return tokens.numel()
@@ -124,21 +127,21 @@ def hidden_states(
     trunk: Any = None,
     tied: TiedEmbedding | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Last hidden states of rows, and where the state after each token lies among them.
+    """Last hidden states of rows.
 
-    Packed where the model takes our attention, else as one padded batch: the values are the same.
-    Packed attention knows no sliding window: rows longer than one are padded too. Padding stands on
-    the right, where neither attention nor a recurrent state of a real token sees it.
+    Rows are packed if the model uses packed attention, and padded otherwise; the states are equal.
+    Packed attention has no sliding window, so rows longer than a window are padded too. Padding is
+    on the right, where it does not affect real tokens.
 
     Args:
-        model: a decoder with any head, or a PEFT model around one.
+        model: decoder with any head, or a PEFT model around one.
         tokens: [B, T], padded on the right.
-        attention_mask: [B, T], true where a token is not padding.
-        trunk: another decoder of the same architecture; None: the model's own.
-        tied: where to look tokens up; None: in the decoder's own table.
+        attention_mask: [B, T], True where a token is not padding.
+        trunk: another decoder of the same architecture; None uses the model's own.
+        tied: embedding table to use; None uses the decoder's own.
 
     Returns:
-        (states [N, D], index [B, T] into them).
+        States [N, D], and the index [B, T] of the state after each token.
     """
     trunk = trunk_of(model) if trunk is None else trunk
     if getattr(trunk, "reads_alone", False):
@@ -148,50 +151,52 @@ def hidden_states(
     limit = rotary_limit(config)
     if limit is not None and lengths.max() > limit:
         return _by_frequencies(trunk, tokens, attention_mask, limit=limit, tied=tied)
-    return _alike(trunk, tokens, attention_mask, tied=tied)
+    return _one_batch(trunk, tokens, attention_mask, tied=tied)
 
 
 def _alone(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
-    """``hidden_states`` one row at a time, for families that other rows or padding disturb."""
+    """``hidden_states`` one row at a time, for families whose states depend on padding."""
     index = torch.zeros_like(tokens)
     index[attention_mask] = torch.arange(int(attention_mask.sum()), device=tokens.device)
     states = []
     for row, kept in zip(tokens, attention_mask, strict=True):
         restart_frequencies(trunk)
-        read = trunk(**inputs_of(row[None, kept], tied), use_cache=False)
-        states.append(read.last_hidden_state[0])
+        output = trunk(**inputs_of(row[None, kept], tied), use_cache=False)
+        states.append(output.last_hidden_state[0])
     return torch.cat(states), index
 
 
 def _by_frequencies(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, limit: int, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
-    """``hidden_states`` of rows of which some are so long that their rotary frequencies change.
+    """``hidden_states`` of rows whose rotary frequencies depend on their length.
 
-    A model takes the frequencies of a whole batch from its longest row. Each row is read with those
-    that it has alone: short rows together, long ones with rows of the same length.
+    A model uses the frequencies of the longest row for a whole batch. Here all rows up to ``limit``
+    are one batch, and longer rows are batched with rows of equal length.
     """
     lengths = attention_mask.sum(1)
     index = torch.zeros_like(tokens)
     states: list[Tensor] = []
-    place = 0
+    offset = 0
     for length in [0, *lengths[lengths > limit].unique().tolist()]:
         rows = (lengths == length if length else lengths <= limit).nonzero()[:, 0]
         if not len(rows):
             continue
         width = int(lengths[rows].max())
         restart_frequencies(trunk)
-        found, where = _alike(trunk, tokens[rows, :width], attention_mask[rows, :width], tied=tied)
-        index[rows, :width] = where + place
-        states.append(found)
-        place += len(found)
+        new_states, where = _one_batch(
+            trunk, tokens[rows, :width], attention_mask[rows, :width], tied=tied
+        )
+        index[rows, :width] = where + offset
+        states.append(new_states)
+        offset += len(new_states)
     return torch.cat(states), index
 
 
 def restart_frequencies(trunk: Any) -> None:
-    """Let dynamic frequencies be those of the next pass alone, not of the longest one so far."""
+    """Reset dynamic rotary frequencies, which otherwise depend on the longest earlier input."""
     for module in trunk.modules():
         original = getattr(module, "original_inv_freq", None)
         if isinstance(original, Tensor) and "dynamic" in str(getattr(module, "rope_type", "")):
@@ -199,10 +204,10 @@ def restart_frequencies(trunk: Any) -> None:
             module.max_seq_len_cached = module.original_max_seq_len
 
 
-def _alike(
+def _one_batch(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
-    """``hidden_states`` of rows that a model reads with the same frequencies."""
+    """``hidden_states`` of rows with equal rotary frequencies."""
     config = text_config(trunk)
     if not packs_rows(trunk, attention_mask):
         mask = attention_mask.long()
@@ -222,7 +227,9 @@ def _alike(
     states = trunk(
         **inputs_of(packed.tokens, tied),
         position_ids=packed.positions,
-        attention_mask=tokens.new_zeros(1, 1, 1, 1),  # four dimensions: taken as it is, not built
+        attention_mask=tokens.new_zeros(
+            1, 1, 1, 1
+        ),  # a mask of four dimensions is not processed further
         packing=layout,
         use_cache=False,
     ).last_hidden_state
@@ -230,27 +237,27 @@ def _alike(
 
 
 def inputs_of(tokens: Tensor, tied: TiedEmbedding | None) -> dict[str, Tensor]:
-    """What a decoder takes of tokens [B, T]."""
+    """Arguments of a decoder for tokens [B, T]."""
     return {"input_ids": tokens} if tied is None else {"inputs_embeds": tied.embed(tokens)}
 
 
 def is_packed(trunk: Any) -> bool:
-    """Whether a decoder uses our attention."""
+    """Whether a decoder uses packed attention."""
     return trunk.config.get_text_config()._attn_implementation == ATTENTION_NAME
 
 
 def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
-    """Whether rows [B, T] are packed: the decoder does, and each fits into its smallest window."""
+    """Whether rows [B, T] are packed: the decoder packs, and all rows fit into its windows."""
     window = window_of(text_config(trunk))
     fits = window is None or bool(attention_mask.sum(1).max() <= window)
     return is_packed(trunk) and fits
 
 
 def keep_attention(model: Any, name: str) -> None:
-    """Run a model with an attention of transformers, and never exchange it for ours.
+    """Set an attention implementation of transformers, and disable packed attention.
 
     Raises:
-        UserError: there is none of that name here, or the model has it not.
+        UserError: the implementation is not available, or the model does not support it.
     """
     try:
         model.set_attn_implementation(name)
@@ -267,10 +274,10 @@ def keep_attention(model: Any, name: str) -> None:
 
 @torch.no_grad()
 def enable_packing(model: Any) -> bool:
-    """Let a causal model compute attention our way, if its scores stay the same.
+    """Enable packed attention in a causal model, if its states stay equal.
 
-    Whether an architecture hands the packing down to its attention cannot be read off it, so it is
-    tried: two rows with a shared beginning, padded and packed.
+    Whether an architecture passes the layout on to its attention is found by a comparison of two
+    rows with a common prefix, padded and packed.
 
     Returns:
         Whether the model packs from now on.
@@ -281,7 +288,7 @@ def enable_packing(model: Any) -> bool:
     if getattr(inner, "keeps_attention", False) or getattr(trunk, "never_packs", False):
         return False
     config = text_config(inner)
-    if has_states(config):  # a state would run on from one document into the next
+    if has_states(config):  # a state would continue from one document to the next
         return False
     before = inner.config._attn_implementation
     limits = (window_of(config), usable_context(config))

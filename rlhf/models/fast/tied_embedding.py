@@ -1,8 +1,8 @@
-"""A weight that is both the table of embeddings and the output head, and one gradient for both.
+"""A tied embedding whose sparse gradient is added to the gradient of the output head in place.
 
-The gradient of an embedding is a table of the vocabulary's size in which only the rows that were
-read differ from zero. Autograd fills such a table with zeros, and writes a third one for the sum
-with the gradient of the head. Here the rows are added to the gradient of the head, where it lies.
+The gradient of an embedding has the size of the vocabulary, but only the rows that were read are
+nonzero. Autograd allocates a dense gradient for the embedding, and another one for its sum with the
+gradient of the head. Here only the nonzero rows are added to the gradient of the head.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch.nn.functional import embedding
 from rlhf.models.architecture import trunk_of, unwrap_peft
 from rlhf.models.output_head import has_plain_head
 
-# Whether a model reads embeddings that it is handed as it reads tokens.
+# Whether a decoder gives equal states for tokens and for their embeddings.
 _takes_embeddings: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class _TiedViews(torch.autograd.Function):
-    """Two views of one weight: for looking rows up, and for the output head."""
+    """Two views of one weight: for the lookup and for the output head."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,17 +34,17 @@ class _TiedViews(torch.autograd.Function):
     def backward(ctx: Any, rows: Tensor | None, head: Tensor | None) -> Tensor | None:  # type: ignore[override]
         if rows is None:
             return head
-        # Often read tokens sum up many rows: in float32, as all long sums.
-        precise = torch.promote_types(rows.dtype, torch.float32)
-        summed = rows.to(precise).coalesce().to(rows.dtype)
+        # The gradient of a frequent token is a sum of many rows, which needs float32.
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        summed = rows.to(wide).coalesce().to(rows.dtype)
         return summed.to_dense() if head is None else head.contiguous().add_(summed)
 
 
 @dataclass(frozen=True)
 class TiedEmbedding:
-    """What one pass uses instead of the model's own tied weight; the gradient reaches that."""
+    """Replacement of the tied weight in one pass; gradients are passed on to that weight."""
 
-    table: Tensor  # [V, D] for looking up
+    table: Tensor  # [V, D] for the lookup
     head: Tensor  # [V, D] for the output head
     padding_idx: int | None
 
@@ -54,15 +54,15 @@ class TiedEmbedding:
 
 
 def tied_embedding(model: Any) -> TiedEmbedding | None:
-    """A fresh table for one pass with gradients.
+    """Make the replacement of a tied embedding for one pass with gradients.
 
     Args:
-        model: a causal model, or a PEFT model around one.
+        model: causal model, or a PEFT model around one.
 
     Returns:
-        None where it would save nothing: the weights are two or frozen, no gradient is asked for,
-        or they lie on an accelerator, which fills tables at no cost. None, too, for embeddings
-        that do more than look up, and for models that do more with tokens than with embeddings.
+        None if the model does not support it (embeddings with further operations, or a decoder that
+        treats tokens differently from embeddings), or if nothing would be saved: the weights are
+        not tied, need no gradient, or are on an accelerator.
     """
     rows, head = (
         unwrap_peft(model).get_input_embeddings(),
@@ -83,25 +83,25 @@ def tied_embedding(model: Any) -> TiedEmbedding | None:
 
 
 def takes_embeddings(trunk: Any) -> bool:
-    """Whether a decoder makes the same of tokens and of their embeddings; tried once.
+    """Whether a decoder gives equal states for tokens and for their embeddings (cached).
 
-    Some families scale what they look up, but not what they are handed.
+    Some families scale the embeddings of tokens, but not given embeddings.
     """
     if trunk not in _takes_embeddings:
         rows = trunk.get_input_embeddings()
         ids = torch.arange(2, 6, device=rows.weight.device)[None] % rows.num_embeddings
         training = trunk.training
-        trunk.eval()  # dropout would differ between the two
+        trunk.eval()  # dropout would make the two passes differ
         try:
             with torch.no_grad():
-                looked_up = trunk(input_ids=ids, use_cache=False).last_hidden_state
-                handed = trunk(inputs_embeds=rows(ids), use_cache=False).last_hidden_state
-            _takes_embeddings[trunk] = bool(torch.equal(looked_up, handed))
+                from_tokens = trunk(input_ids=ids, use_cache=False).last_hidden_state
+                from_embeddings = trunk(inputs_embeds=rows(ids), use_cache=False).last_hidden_state
+            _takes_embeddings[trunk] = bool(torch.equal(from_tokens, from_embeddings))
         finally:
             trunk.train(training)
     return _takes_embeddings[trunk]
 
 
-def without_tied_table(trunk: Any) -> None:
-    """Let a decoder look its tokens up itself from now on."""
+def disable_tied_embedding(trunk: Any) -> None:
+    """Use the decoder's own embedding lookup from now on."""
     _takes_embeddings[trunk] = False

@@ -1,12 +1,12 @@
-"""Attention over packed documents, exact and without work for padding.
+"""Exact attention over packed documents, without computation for padding.
 
-Documents lie one after another in a single row. A document attends to itself; the continuations of
-a shared prefix attend to the prefix too, which is computed once for all of them. The backward pass
-is written out: on a CPU that of the fused kernel costs twice as much in bf16, and an ordinary
-autograd graph of many small documents costs more than the documents.
+Documents are concatenated in a single row. A document attends to itself and to its prefix; a prefix
+that several documents share is computed once. The backward pass is explicit, because on a CPU the
+backward pass of the fused kernel takes twice as long in bf16, and an autograd graph of many small
+documents costs more than the documents.
 
-The function is registered with transformers, so every model that takes an attention implementation
-by name can use it. Called without a packing it is transformers' own SDPA.
+The function is registered with transformers as an attention implementation. Without a layout it is
+transformers' SDPA.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TILE_MAX_WEIGHTS = 2**20
 
 @dataclass(frozen=True)
 class Span:
-    """Tokens from ``start`` to ``end`` that continue those of ``prefix``, its start and end."""
+    """Tokens [start, end) that continue the tokens of ``prefix``, given as (start, end)."""
 
     start: int
     end: int
@@ -42,39 +42,39 @@ class Span:
 
 @dataclass(frozen=True)
 class Tile:
-    """Queries that are computed together: [b, Lq] of them over [b, Lk] keys and one prefix."""
+    """Queries [b, Lq] that are computed together, over keys [b, Lk] and one prefix."""
 
     queries: Tensor | slice
     keys: Tensor | slice
     rows: int
     real: Tensor | None
-    """Places of real tokens among the b * L of them; None when all are."""
-    place: Tensor | slice
-    """Where the real queries stand in the packed row."""
+    """Indices of real tokens among the b * L tokens; None if all are real."""
+    positions: Tensor | slice
+    """Indices of the real queries in the packed row."""
     filler: Tensor | None
-    """[b, Lq], true where nothing stands."""
+    """[b, Lq], True for padding; None without padding."""
     prefix: slice | None
     mask: Tensor
-    """[1, G * Lq, Lk], -inf where a key lies after its query, for G query heads of a key head."""
+    """[1, G * Lq, Lk], -inf where a key is after its query; G is the query heads per key head."""
     width: int
     """Lq."""
 
     @property
     def shared(self) -> int:
-        """Tokens of the prefix."""
+        """Number of tokens of the prefix."""
         return self.prefix.stop - self.prefix.start if self.prefix else 0
 
 
 class Layout:
-    """How the documents of one packed row attend; made once, used by every layer.
+    """Tiles of the attention over one packed row; all layers share it.
 
     Args:
-        spans: of the documents, which cover the row without gaps. A span's prefix is a span of its
-            own, listed before it.
-        heads: query heads of the model.
-        key_heads: key and value heads.
-        dtype: of the model.
-        device: of the model.
+        spans: documents, which cover the row without gaps. The prefix of a span is itself a span,
+            and listed before it.
+        heads: number of query heads.
+        key_heads: number of key and value heads.
+        dtype: dtype of the model.
+        device: device of the model.
     """
 
     def __init__(
@@ -96,21 +96,21 @@ class Layout:
             self._cover(prefix, sorted(members, key=lambda span: span.end - span.start))
 
     def _cover(self, prefix: tuple[int, int], members: list[Span]) -> None:
-        """Tiles for the spans of one prefix, shortest first."""
-        together: list[Span] = []
+        """Make tiles for the spans of one prefix, in order of length."""
+        group: list[Span] = []
         for span in members:
             length = span.end - span.start
             if length > QUERY_BLOCK:
                 self._long(span)
                 continue
-            area = (len(together) + 1) * self._heads * length * (length + prefix[1] - prefix[0])
-            shortest = together[0].end - together[0].start if together else length
-            if together and (area > TILE_MAX_WEIGHTS or length > 1.25 * shortest + 8):
-                self._short(prefix, together)
-                together = []
-            together.append(span)
-        if together:
-            self._short(prefix, together)
+            area = (len(group) + 1) * self._heads * length * (length + prefix[1] - prefix[0])
+            shortest = group[0].end - group[0].start if group else length
+            if group and (area > TILE_MAX_WEIGHTS or length > 1.25 * shortest + 8):
+                self._short(prefix, group)
+                group = []
+            group.append(span)
+        if group:
+            self._short(prefix, group)
 
     def _long(self, span: Span) -> None:
         for start in range(span.start, span.end, QUERY_BLOCK):
@@ -128,18 +128,18 @@ class Layout:
         width = lengths[-1]
         mask = self._mask(width, width)
         if len(members) == 1:
-            place = slice(members[0].start, members[0].end)
-            self.tiles.append(Tile(place, place, 1, None, place, None, shared, mask, width))
+            span = slice(members[0].start, members[0].end)
+            self.tiles.append(Tile(span, span, 1, None, span, None, shared, mask, width))
             return
         starts = torch.tensor([span.start for span in members])
         offsets = torch.arange(width)
         real = offsets < torch.tensor(lengths)[:, None]
         ids = torch.where(real, starts[:, None] + offsets, starts[:, None]).flatten()
-        places = real.flatten().nonzero()[:, 0]
-        ids, places = ids.to(self._device), places.to(self._device)
-        kept, filler = (None, None) if real.all() else (places, ~real.to(self._device))
+        real_indices = real.flatten().nonzero()[:, 0]
+        ids, real_indices = ids.to(self._device), real_indices.to(self._device)
+        padded, filler = (None, None) if real.all() else (real_indices, ~real.to(self._device))
         self.tiles.append(
-            Tile(ids, ids, len(members), kept, ids[places], filler, shared, mask, width)
+            Tile(ids, ids, len(members), padded, ids[real_indices], filler, shared, mask, width)
         )
 
     def _mask(self, queries: int, keys: int) -> Tensor:
@@ -153,14 +153,14 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        kept = []
+        saved = []
         for tile in layout.tiles:
             queries, keys = _queries(q, k, tile), _keys(k, tile.keys, tile.rows)
             weights = _weights(queries, keys, k, tile, scale)
             _put(out, tile, _mix(weights, v, tile))
-            kept.append(weights if weights.shape[-1] <= SAVED_WEIGHTS_MAX_KEYS else None)
-        ctx.save_for_backward(q, k, v, *[w for w in kept if w is not None])
-        ctx.layout, ctx.scale, ctx.kept = layout, scale, [w is not None for w in kept]
+            saved.append(weights if weights.shape[-1] <= SAVED_WEIGHTS_MAX_KEYS else None)
+        ctx.save_for_backward(q, k, v, *[w for w in saved if w is not None])
+        ctx.layout, ctx.scale, ctx.saved = layout, scale, [w is not None for w in saved]
         return out
 
     @staticmethod
@@ -169,40 +169,40 @@ class _PackedAttention(torch.autograd.Function):
         weights_of = iter(stored)
         grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         grad_k, grad_v = (torch.zeros(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
-        for tile, kept in zip(ctx.layout.tiles, ctx.kept, strict=True):
+        for tile, is_saved in zip(ctx.layout.tiles, ctx.saved, strict=True):
             queries, keys = _queries(q, k, tile), _keys(k, tile.keys, tile.rows)
             values, outer = _keys(v, tile.keys, tile.rows), _outer(grad, k, tile)
-            weights = next(weights_of) if kept else _weights(queries, keys, k, tile, ctx.scale)
+            weights = next(weights_of) if is_saved else _weights(queries, keys, k, tile, ctx.scale)
             shared = tile.shared
-            # d loss / d weights, over the prefix's keys first, as the weights are laid out.
+            # Gradient of the weights; the keys of the prefix come first.
             grad_w = torch.bmm(outer, values.transpose(1, 2))
             if tile.prefix:
                 above = _whole(outer, k) @ _heads_first(v[tile.prefix]).transpose(1, 2)
                 grad_w = torch.cat([above.view(*grad_w.shape[:2], shared), grad_w], -1)
             scores = torch._softmax_backward_data(grad_w, weights, -1, weights.dtype) * ctx.scale
-            own = scores[..., shared:]
-            part_q = torch.bmm(own, keys)
-            _add(grad_k, tile, torch.bmm(own.transpose(1, 2), queries))
+            self_scores = scores[..., shared:]
+            tile_grad_q = torch.bmm(self_scores, keys)
+            _add(grad_k, tile, torch.bmm(self_scores.transpose(1, 2), queries))
             _add(grad_v, tile, torch.bmm(weights[..., shared:].transpose(1, 2), outer))
             if tile.prefix:
                 above = _whole(scores[..., :shared], k)
-                part_q += (above @ _heads_first(k[tile.prefix])).view(part_q.shape)
+                tile_grad_q += (above @ _heads_first(k[tile.prefix])).view(tile_grad_q.shape)
                 grad_k[tile.prefix] += (above.transpose(1, 2) @ _whole(queries, k)).transpose(0, 1)
                 above = _whole(weights[..., :shared], k)
                 grad_v[tile.prefix] += (above.transpose(1, 2) @ _whole(outer, k)).transpose(0, 1)
-            _put(grad_q, tile, part_q)
+            _put(grad_q, tile, tile_grad_q)
         return grad_q, grad_k, grad_v, None, None
 
 
 def _queries(x: Tensor, k: Tensor, tile: Tile) -> Tensor:
-    """[Hkv * b, G * Lq, D]: the G query heads of a key head are rows of one product."""
+    """Queries [Hkv * b, G * Lq, D]: the G query heads of a key head are rows of one product."""
     rows = x[tile.queries].view(tile.rows, -1, k.shape[1], x.shape[1] // k.shape[1], x.shape[2])
     folded = rows.permute(2, 0, 3, 1, 4)
     return folded.reshape(k.shape[1] * tile.rows, -1, x.shape[2])
 
 
 def _outer(grad: Tensor, k: Tensor, tile: Tile) -> Tensor:
-    """`_queries` of the gradient, zero in the places that only fill up a tile."""
+    """``_queries`` of the output gradient, with zeros for padding."""
     folded = _queries(grad, k, tile)
     if tile.filler is not None:
         split = folded.view(k.shape[1], tile.rows, -1, tile.filler.shape[1], grad.shape[2])
@@ -210,9 +210,9 @@ def _outer(grad: Tensor, k: Tensor, tile: Tile) -> Tensor:
     return folded
 
 
-def _keys(x: Tensor, place: Tensor | slice, rows: int) -> Tensor:
-    """[Hkv * b, Lk, D]."""
-    picked = x[place].view(rows, -1, *x.shape[1:]).permute(2, 0, 1, 3)
+def _keys(x: Tensor, positions: Tensor | slice, rows: int) -> Tensor:
+    """Keys or values [Hkv * b, Lk, D]."""
+    picked = x[positions].view(rows, -1, *x.shape[1:]).permute(2, 0, 1, 3)
     return picked.reshape(rows * x.shape[1], -1, x.shape[2])
 
 
@@ -221,12 +221,12 @@ def _heads_first(x: Tensor) -> Tensor:
 
 
 def _whole(x: Tensor, k: Tensor) -> Tensor:
-    """[Hkv, b * G * Lq, ...]: every query of a key head, since a prefix is the same for all."""
+    """Reshape to [Hkv, b * G * Lq, ...], because all queries of a key head share the prefix."""
     return x.reshape(k.shape[1], -1, x.shape[-1])
 
 
 def _weights(queries: Tensor, keys: Tensor, k: Tensor, tile: Tile, scale: float) -> Tensor:
-    """[Hkv * b, G * Lq, shared + Lk] attention weights."""
+    """Attention weights [Hkv * b, G * Lq, shared + Lk]."""
     scores = torch.baddbmm(tile.mask, queries, keys.transpose(1, 2), alpha=scale)
     if tile.prefix:
         above = _whole(queries, k) @ _heads_first(k[tile.prefix]).transpose(1, 2)
@@ -235,7 +235,7 @@ def _weights(queries: Tensor, keys: Tensor, k: Tensor, tile: Tile, scale: float)
 
 
 def _mix(weights: Tensor, v: Tensor, tile: Tile) -> Tensor:
-    """[Hkv * b, G * Lq, D] weighted values."""
+    """Weighted values [Hkv * b, G * Lq, D]."""
     mixed = torch.bmm(weights[..., tile.shared :], _keys(v, tile.keys, tile.rows))
     if tile.prefix:
         mixed += (_whole(weights[..., : tile.shared], v) @ _heads_first(v[tile.prefix])).view(
@@ -245,23 +245,23 @@ def _mix(weights: Tensor, v: Tensor, tile: Tile) -> Tensor:
 
 
 def _put(out: Tensor, tile: Tile, folded: Tensor) -> None:
-    """Write what was computed for a tile's queries to their places in [N, H, D]."""
+    """Write values for the queries of a tile to ``out`` [N, H, D]."""
     heads, groups = len(folded) // tile.rows, folded.shape[1] // tile.width
     rows = folded.view(heads, tile.rows, groups, -1, folded.shape[-1]).permute(1, 3, 0, 2, 4)
     rows = rows.reshape(-1, heads * groups, folded.shape[-1])
     if tile.real is not None:
         rows = rows[tile.real]
-    out[tile.place] = rows
+    out[tile.positions] = rows
 
 
 def _add(out: Tensor, tile: Tile, folded: Tensor) -> None:
-    """Add what was computed for a tile's keys at their places in [N, Hkv, D]."""
+    """Add values for the keys of a tile to ``out`` [N, Hkv, D]."""
     rows = folded.view(-1, tile.rows, *folded.shape[1:]).permute(1, 2, 0, 3)
     rows = rows.reshape(-1, *rows.shape[2:])
     if isinstance(tile.keys, slice):
         out[tile.keys] += rows
-    else:  # rows of several short documents: each token is a key of one tile only, or of a prefix
-        out[tile.place] = out[tile.place] + (rows if tile.real is None else rows[tile.real])
+    else:  # several short documents: apart from the prefix, a token is a key of one tile only
+        out[tile.positions] = out[tile.positions] + (rows if tile.real is None else rows[tile.real])
 
 
 def packed_attention(
@@ -275,7 +275,7 @@ def packed_attention(
     packing: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' attention interface: [1, H, N, D] queries to [1, N, H, D] outputs."""
+    """Attention interface of transformers: queries [1, H, N, D], outputs [1, N, H, D]."""
     if packing is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs

@@ -1,11 +1,11 @@
-"""Which quick pieces a decoder is scored with: those that give what its own forward pass gives.
+"""Enable the fast paths of a decoder that agree with its own forward pass.
 
-Fused norms and gates, attention over packed rows, and a tied table looked up apart each compute
-what a family's own code computes, for the families they were written for. What a family does
-besides cannot be read off it, so the whole is tried, as training will use it: ragged rows with
-gradients, rows that begin alike, rows longer than every window of the model, all against one row at
-a time by the model's own code. What disagrees is switched off for that model; rows are read one by
-one where even padding changes them.
+The fast paths are fused RMSNorm and SwiGLU, attention over packed rows, and the separate lookup of
+a tied embedding. Each is equivalent to the code of the families for which it was written. For other
+families this cannot be told from the configuration, so it is verified as in training: ragged rows
+with gradients, rows with a common prefix, and rows longer than every window are compared with
+forward passes of the model's own code over one row at a time. Fast paths that disagree are disabled
+for the model; if even padding changes the results, rows are read one by one.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from rlhf.models.fast.packing import enable_packing, hidden_states, is_packed, r
 from rlhf.models.fast.patching import restore
 from rlhf.models.fast.rmsnorm import patch_rmsnorm
 from rlhf.models.fast.swiglu import patch_swiglu
-from rlhf.models.fast.tied_embedding import tied_embedding, without_tied_table
+from rlhf.models.fast.tied_embedding import disable_tied_embedding, tied_embedding
 from rlhf.models.reduced_model import reduced_copy
 
 log = logging.getLogger(__name__)
 
-# Largest gaps that rounding explains: of states in float32, and in half precision of the mean.
+# Tolerance of states: of the largest difference in float32, of the mean in half precision.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
-# Gradients sum up more roundings.
-GRADIENT = 3.0
-# Parameters whose gradients are compared have at most so many elements: norms and biases of every
-# layer, which see all that passes through the layers after them.
-SMALL = 2**14
-# Weights times tokens of one pass of the trial, on a CPU and on an accelerator.
-WORK, ACCELERATED_WORK = 2e10, 2e12
-# Tokens of the rows that fit into every window.
-SHORT = 44
+# Factor for gradients, which accumulate more rounding.
+GRADIENT_TOLERANCE_FACTOR = 3.0
+# Largest parameters whose gradients are compared: norms and biases of all layers, whose gradients
+# depend on all later layers.
+COMPARED_MAX_ELEMENTS = 2**14
+# Weights times tokens of one pass of the comparison, on a CPU and on an accelerator.
+CPU_WORK, ACCELERATOR_WORK = 2e10, 2e12
+# Most tokens of the rows that fit into every window.
+SHORT_ROW_TOKENS = 44
 
-# What a pass that does not suit a model may raise.
+# Exceptions of fast paths that do not support a model.
 FAILURES = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 
 Read = Callable[[Tensor, Tensor], Tensor]
@@ -62,36 +62,36 @@ class Batch:
 
     tokens: Tensor  # [B, T]
     mask: Tensor  # [B, T]
-    weights: Tensor  # [N, D] of the real tokens' states in the loss, row after row
+    weights: Tensor  # [N, 1] loss weights of the states of the real tokens, row after row
 
 
 @dataclass(frozen=True)
 class Result:
-    """States of the real tokens of a batch, and gradients of the small parameters."""
+    """States of the real tokens of a batch, and gradients of the compared parameters."""
 
     states: Tensor  # [N, D]
     gradients: list[Tensor | None]
 
 
 def enable_fast_paths(model: Any) -> bool:
-    """Let a decoder, with any head, run by the quicker pieces that compute what its own do.
+    """Enable the fast paths of a decoder, with any head, that agree with its own forward pass.
 
-    Decided once per model; a copy of it keeps the decision.
+    This is done once per model; copies of the model keep the result.
 
     Returns:
-        Whether the model packs from now on.
+        Whether the model packs rows from now on.
 
     Raises:
-        UserError: not even one row at a time gives the model's own states.
+        UserError: reading one row at a time does not give the model's own states either.
     """
     trunk = trunk_of(model)
-    if not getattr(trunk, "passes_decided", False):
-        _decide(model)
-        trunk.passes_decided = True
+    if not getattr(trunk, "fast_paths_verified", False):
+        _verify(model)
+        trunk.fast_paths_verified = True
     return is_packed(trunk)
 
 
-def _decide(model: Any) -> None:
+def _verify(model: Any) -> None:
     trunk = trunk_of(model)
     longest = max(limits_of(text_config(trunk)), default=0)
     affordable = affordable_tokens(model)
@@ -99,26 +99,26 @@ def _decide(model: Any) -> None:
     if longest + 8 > affordable or not is_precise(model):
         small = reduced_copy(model)
         if small is not None:
-            start = _first_right(small, limit=max(affordable, 64), start=0)
+            start = _enable_agreeing(small, limit=max(affordable, 64), start=0)
         elif longest + 8 > affordable:
             log.info(
-                "%s: rows longer than %d tokens were not tried, its windows reach %d",
+                "%s: rows longer than %d tokens were not verified; its windows have %d tokens",
                 type(unwrap_peft(model)).__name__,
                 affordable,
                 longest,
             )
-    _first_right(model, limit=affordable, start=start)
+    _enable_agreeing(model, limit=affordable, start=start)
 
 
 def affordable_tokens(model: Any) -> int:
-    """Length of the rows that may be read in the trial."""
-    work = WORK if model.device.type == "cpu" else ACCELERATED_WORK
+    """Longest row to use in a comparison."""
+    work = CPU_WORK if model.device.type == "cpu" else ACCELERATOR_WORK
     weights = sum(p.numel() for p in trunk_of(model).parameters())
-    return max(SHORT, int(work / max(weights, 1)))
+    return max(SHORT_ROW_TOKENS, int(work / max(weights, 1)))
 
 
 def _levels(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
-    """What is switched off from level to level."""
+    """Names of fast paths, and functions that disable them, in the order of disabling."""
     trunk = trunk_of(model)
 
     def pad() -> None:
@@ -131,28 +131,30 @@ def _levels(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
 
     return (
         ("packed rows", pad),
-        ("the tied table", lambda: without_tied_table(trunk)),
+        ("the tied embedding", lambda: disable_tied_embedding(trunk)),
         ("fused norms and gates", lambda: restore(trunk)),
-        ("rows side by side", alone),
+        ("batches of rows", alone),
     )
 
 
-def _first_right(model: Any, *, limit: int, start: int) -> int:
-    """Switch quick pieces off until the states are the model's own; returns how many are off.
+def _enable_agreeing(model: Any, *, limit: int, start: int) -> int:
+    """Disable fast paths until the states agree, and return the number of disabled paths.
 
     Args:
-        model: with none of them so far.
-        limit: longest row that is tried.
-        start: how many are off from the beginning.
+        model: model without fast paths.
+        limit: longest row to compare.
+        start: number of paths to disable at first.
     """
     trunk = trunk_of(model)
     levels = _levels(model)
     with evaluating(unwrap_peft(model)):
         batches = _batches(trunk, limit=limit)
-        small = [p for p in trunk.parameters() if p.requires_grad and p.numel() <= SMALL]
+        small = [
+            p for p in trunk.parameters() if p.requires_grad and p.numel() <= COMPARED_MAX_ELEMENTS
+        ]
         with torch.set_grad_enabled(bool(small)):
             try:
-                expected = [_result(batch, _plainly(trunk), small) for batch in batches]
+                expected = [_result(batch, _plain_reader(trunk), small) for batch in batches]
             except FAILURES as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise UserError(
@@ -161,23 +163,23 @@ def _first_right(model: Any, *, limit: int, start: int) -> int:
             if start < 3:
                 patch_rmsnorm(model)
                 patch_swiglu(model)
-            for _, switch_off in levels[:start]:
-                switch_off()
+            for _, disable in levels[:start]:
+                disable()
             if start < 1:
                 enable_packing(model)
             gap = 0.0
             for level in range(start, len(levels) + 1):
                 try:
-                    found = [_result(batch, _quickly(model), small) for batch in batches]
-                    gap = max(_gap(a, b) for a, b in zip(found, expected, strict=True))
+                    results = [_result(batch, _fast_reader(model), small) for batch in batches]
+                    gap = max(_gap(a, b) for a, b in zip(results, expected, strict=True))
                 except FAILURES:
                     gap = math.inf
                 if gap <= 1:
                     return level
                 if level < len(levels):
-                    name, switch_off = levels[level]
-                    log.info("%s: without %s", type(unwrap_peft(model)).__name__, name)
-                    switch_off()
+                    name, disable = levels[level]
+                    log.info("%s: trained without %s", type(unwrap_peft(model)).__name__, name)
+                    disable()
     tolerance = TOLERANCE if is_precise(model) else HALF_TOLERANCE
     raise UserError(
         f"{type(unwrap_peft(model)).__name__} is not supported: in training its states differ by "
@@ -186,19 +188,19 @@ def _first_right(model: Any, *, limit: int, start: int) -> int:
 
 
 def _batches(trunk: Any, *, limit: int) -> list[Batch]:
-    """Rows that begin alike and fit into every window, and rows longer than all of them."""
+    """Rows with a common prefix that fit into every window, and rows longer than all windows."""
     config = text_config(trunk)
     limits = limits_of(config)
     context = usable_context(config)
-    width = min([SHORT, context, limit, *limits])
+    width = min([SHORT_ROW_TOKENS, context, limit, *limits])
     generator = torch.Generator().manual_seed(0)
 
     def row(length: int) -> Tensor:
         return torch.randint(config.vocab_size, (length,), generator=generator)
 
     first = row(width)
-    alike = torch.cat([first[: max(1, width - 6)], row(2)])[:width]
-    groups = [[first, alike, row(max(1, width // 4))]]
+    second = torch.cat([first[: max(1, width - 6)], row(2)])[:width]
+    groups = [[first, second, row(max(1, width // 4))]]
     long = [n for n in limits if n + 8 <= min(limit, whole_context(config))]
     if long:
         groups.append([row(max(long) + 8), row(max(1, min(limits) // 2)), row(min(limits) + 3)])
@@ -215,8 +217,8 @@ def _batch(rows: list[Tensor], trunk: Any, generator: torch.Generator) -> Batch:
     return Batch(tokens.to(device), mask.to(device), weights.to(device)[:, None])
 
 
-def _plainly(trunk: Any) -> Read:
-    """One row at a time, by the model's own code."""
+def _plain_reader(trunk: Any) -> Read:
+    """Read one row at a time with the model's own code."""
 
     def read(tokens: Tensor, mask: Tensor) -> Tensor:
         rows = []
@@ -228,8 +230,8 @@ def _plainly(trunk: Any) -> Read:
     return read
 
 
-def _quickly(model: Any) -> Read:
-    """As training reads."""
+def _fast_reader(model: Any) -> Read:
+    """Read rows as in training."""
 
     def read(tokens: Tensor, mask: Tensor) -> Tensor:
         states, index = hidden_states(model, tokens, mask, tied=tied_embedding(model))
@@ -248,26 +250,26 @@ def _result(batch: Batch, read: Read, small: list[Any]) -> Result:
     return Result(states.detach(), gradients)
 
 
-def _gap(found: Result, expected: Result) -> float:
-    """Difference of two results in units of what rounding explains."""
+def _gap(result: Result, expected: Result) -> float:
+    """Difference of two results in units of the tolerance."""
     tolerance = TOLERANCE if is_precise(expected.states) else HALF_TOLERANCE
-    gaps = [_difference([found.states], [expected.states]) / tolerance]
-    pairs = list(zip(found.gradients, expected.gradients, strict=True))
+    gaps = [_difference([result.states], [expected.states]) / tolerance]
+    pairs = list(zip(result.gradients, expected.gradients, strict=True))
     if any((a is None) != (b is None) for a, b in pairs):
         return float("inf")
-    there = [(a, b) for a, b in pairs if a is not None and b is not None]
-    if there:
-        ours, own = zip(*there, strict=True)
-        gaps.append(_difference(ours, own) / (GRADIENT * tolerance))
+    gradients = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if gradients:
+        ours, theirs = zip(*gradients, strict=True)
+        gaps.append(_difference(ours, theirs) / (GRADIENT_TOLERANCE_FACTOR * tolerance))
     return max(gaps)
 
 
-def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Relative to the size: the largest difference, or in half precision the mean."""
-    ours, own = (torch.cat([x.double().flatten() for x in side]) for side in (found, expected))
-    difference = (ours - own).abs()
+def _difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Relative difference: the largest one, or in half precision the mean."""
+    a, b = (torch.cat([x.double().flatten() for x in side]) for side in (actual, expected))
+    difference = (a - b).abs()
     if not bool(difference.isfinite().all()):
         return float("inf")
     if is_precise(expected[0]):
-        return float(difference.max() / own.abs().max().clamp(min=1e-9))
-    return float(difference.mean() / own.abs().mean().clamp(min=1e-9))
+        return float(difference.max() / b.abs().max().clamp(min=1e-9))
+    return float(difference.mean() / b.abs().mean().clamp(min=1e-9))

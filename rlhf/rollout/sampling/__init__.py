@@ -1,1 +1,1 @@
-"""Parts of the sampler: masks, states, the model's own cache, and the choice among them."""
+"""Sampling from a policy: the engine interface, continuous batching, caches and decoders."""

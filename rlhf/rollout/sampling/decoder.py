@@ -1,9 +1,9 @@
-"""Forward passes over the ragged cache: laid out for decoding where the model's kind is known.
+"""Decoders: forward passes over the ragged cache.
 
-A decoding step multiplies few rows by every weight, so its time is that of reading the weights and
-of calling operations. For the Llama family the layers are therefore run by a few functions here,
-with the projections of one input joined into one product; every other kind is called as it is. What
-the functions compute is compared with the model's own forward pass once per model.
+A decoding step multiplies few rows by every weight, so its time is dominated by reading weights and
+launching operations. For the Llama family the layers are computed by a few functions here, with the
+projections of one input fused into one product. For other families the model's own forward pass is
+called. The fused functions are compared with the model's own forward pass once per model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from rlhf.models.architecture import (
 )
 from rlhf.models.output_head import logits_of
 from rlhf.models.precision import native_bf16
-from rlhf.rollout.sampling.decoder_selection import Way, first_right
+from rlhf.rollout.sampling.decoder_selection import DecoderOption, select_decoder
 from rlhf.rollout.sampling.kv_cache import Plan, RaggedCache, RaggedLayer
 from rlhf.rollout.sampling.protocols import Decoder
 from rlhf.rollout.sampling.ragged_masks import MASKED, ragged_masks
@@ -42,49 +42,49 @@ from rlhf.rollout.sampling.time_step_limits import limited_mixers, limited_time_
 
 log = logging.getLogger(__name__)
 
-FUSED_KINDS = ("llama", "mistral", "qwen2", "qwen3")
+FUSED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 _native = functools.cache(native_bf16)
 
 Projection = Callable[[torch.Tensor], torch.Tensor]
 
-# Whether a model's fused pass agreed with its own.
-_agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-# Which way of decoding computes what a model computes.
-_ways: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+# Whether the fused decoder agrees with the model, by decoder stack.
+_fused_agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+# Selected decoder of a model, as an index of ``decoder_options``.
+_selected: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 class PlainDecoder:
-    """Calls the model's own forward pass for many rows, on inputs padded on the right.
+    """Calls the model's own forward pass on a batch of rows, padded on the right.
 
     Args:
-        model: a causal model.
-        stepwise: rows that have a recurrent state read further tokens one by one.
+        model: causal model.
+        stepwise: whether rows with a recurrent state read further tokens one by one.
 
     Raises:
-        ValueError: the family's cache or attention cannot hold rows of different lengths.
+        ValueError: the family's cache or attention does not support rows of different lengths.
     """
 
     def __init__(self, model: Any, *, stepwise: bool = False) -> None:
         self.model, self.stepwise = model, stepwise
         trunk = trunk_of(model)
         self.config = text_config(trunk)
-        self.kept = layers_kept(self.config)
-        if self.kept is None or inner_window(self.config):
-            raise ValueError("its attention or cache has a form of its own")
+        self.layer_kinds = layers_kept(self.config)
+        if self.layer_kinds is None or inner_window(self.config):
+            raise ValueError("attention or cache of an unsupported form")
         self.limited = limited_mixers(trunk)
-        self.taken = inspect.signature(trunk.forward).parameters
-        # The model builds its own masks where its layers differ in what they see.
-        self.builds = has_states(self.config) or window_of(self.config) is not None
-        if self.builds and self.config._attn_implementation not in MASKED:
+        self.parameters = inspect.signature(trunk.forward).parameters
+        # The model builds its own masks if its layers differ in what they attend to.
+        self.builds_masks = has_states(self.config) or window_of(self.config) is not None
+        if self.builds_masks and self.config._attn_implementation not in MASKED:
             raise ValueError(f"no masks for {self.config._attn_implementation} attention")
 
     def new_cache(self, rows: int) -> RaggedCache:
-        """An empty cache for so many episodes."""
-        assert self.kept is not None
+        """Make an empty cache for ``rows`` episodes."""
+        assert self.layer_kinds is not None
         dtype, device = self.model.dtype, self.model.device
         return RaggedCache(
-            self.kept,
+            self.layer_kinds,
             rows=rows,
             dtype=dtype,
             device=device,
@@ -96,33 +96,33 @@ class PlainDecoder:
         """Logits [n, V] after each row's last new token.
 
         Args:
-            ids: [N] new tokens of the cache's plan, row after row.
-            cache: takes in their keys and values.
+            ids: new tokens [N] of the cache's plan, row after row.
+            cache: receives their keys and values.
         """
         plan = cache.plan
-        given: dict[str, Any] = {
-            "cache_params" if "cache_params" in self.taken else "past_key_values": cache
+        inputs: dict[str, Any] = {
+            "cache_params" if "cache_params" in self.parameters else "past_key_values": cache
         }
-        if "position_ids" in self.taken or "kwargs" not in self.taken:
-            given["position_ids"] = plan.pad(plan.position)
+        if "position_ids" in self.parameters or "kwargs" not in self.parameters:
+            inputs["position_ids"] = plan.pad(plan.position)
         masks: Any = contextlib.nullcontext()
-        if self.builds:
+        if self.builds_masks:
             width = plan.mask.shape[-1]
             attention = self.config._attn_implementation
             masks = ragged_masks(attention, plan.queries, width, plan.mask.dtype)
         else:
-            given["attention_mask"] = plan.mask
+            inputs["attention_mask"] = plan.mask
         with masks, limited_time_steps(self.limited):
             hidden = trunk_of(self.model)(
-                input_ids=plan.pad(ids), use_cache=True, **given
+                input_ids=plan.pad(ids), use_cache=True, **inputs
             ).last_hidden_state
         return logits_of(self.model, plan.flatten(hidden)[plan.ends])
 
 
 class FusedDecoder:
-    """The Llama family's layers as functions of weights joined for this model as it is now.
+    """Layers of the Llama family, with fused copies of the present weights.
 
-    Joined weights are copies: after an update of the model make a new decoder.
+    After an update of the model, make a new decoder.
     """
 
     def __init__(self, model: Any) -> None:
@@ -130,15 +130,15 @@ class FusedDecoder:
         self.embed, self.rotary = trunk.embed_tokens, trunk.rotary_emb
         self.layers = [_Layer(layer, trunk.config, i) for i, layer in enumerate(trunk.layers)]
         self.norm, self.epsilon = trunk.norm.weight, trunk.config.rms_norm_eps
-        self.head = joined([unwrap_peft(model).get_output_embeddings()])
+        self.head = fused_linear([unwrap_peft(model).get_output_embeddings()])
         self.dtype, self.device = model.dtype, model.device
 
     def new_cache(self, rows: int) -> RaggedCache:
-        """An empty cache for so many episodes."""
+        """Make an empty cache for ``rows`` episodes."""
         return RaggedCache(len(self.layers), rows=rows, dtype=self.dtype, device=self.device)
 
     def __call__(self, ids: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
-        """As ``PlainDecoder``'s; padding does not pass through the products."""
+        """Logits as in ``PlainDecoder``; padding is not part of the matrix products."""
         plan = cache.plan
         hidden = self.embed(ids)
         cos, sin = (t[0, :, None] for t in self.rotary(hidden, plan.position[None]))
@@ -162,10 +162,10 @@ class _Layer:
         self.width, self.scale = attention.head_dim, attention.scaling
         self.epsilon = config.rms_norm_eps
         self.norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        self.qkv = joined([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out = joined([attention.o_proj])
-        self.gate_up = joined([mlp.gate_proj, mlp.up_proj])
-        self.down, self.act = joined([mlp.down_proj]), mlp.act_fn
+        self.qkv = fused_linear([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out = fused_linear([attention.o_proj])
+        self.gate_up = fused_linear([mlp.gate_proj, mlp.up_proj])
+        self.down, self.act = fused_linear([mlp.down_proj]), mlp.act_fn
         self.head_norms = None
         if hasattr(attention, "q_norm"):
             self.head_norms = attention.q_norm.weight, attention.k_norm.weight
@@ -187,19 +187,19 @@ class _Layer:
         joint = joint.view(len(hidden), -1, self.width)
         rotated, values = joint.split([self.heads + self.shared, self.shared], 1)
         if self.head_norms:
-            rotated = self._normed(rotated)
+            rotated = self._normalize_heads(rotated)
         left, right = rotated.chunk(2, -1)
         rotated = torch.addcmul(rotated * cos, torch.cat((right, left), -1), rotated_sin)
         queries, keys = rotated.split([self.heads, self.shared], 1)
         mask = plan.mask_within(self.window)
         stored = store.append(keys, values)
-        seen = attend(queries, *stored, plan=plan, mask=mask, scale=self.scale)
-        hidden = hidden + self.out(seen)
+        attended = attend(queries, *stored, plan=plan, mask=mask, scale=self.scale)
+        hidden = hidden + self.out(attended)
         inner = self.gate_up(rms_norm(hidden, size, self.norms[1], self.epsilon))
         gate, up = inner.chunk(2, -1)
         return hidden + self.down(self.act(gate) * up)
 
-    def _normed(self, rotated: torch.Tensor) -> torch.Tensor:
+    def _normalize_heads(self, rotated: torch.Tensor) -> torch.Tensor:
         assert self.head_norms is not None
         parts = rotated.split([self.heads, self.shared], 1)
         pairs = zip(parts, self.head_norms, strict=True)
@@ -215,28 +215,28 @@ def attend(
     mask: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """Attention of the new tokens [N, H, D] over keys and values [n, K, width, D]; [N, H * D]."""
+    """Attention [N, H * D] of new tokens [N, H, D] over keys and values [n, K, width, D]."""
     (n, longest), shared = plan.shape, keys.shape[1]
     groups = queries.shape[1] // shared
-    if longest == 1:  # heads that share keys stand as several queries: nothing is copied
-        seen = scaled_dot_product_attention(
+    if longest == 1:  # query heads that share keys become several queries: no keys are copied
+        outputs = scaled_dot_product_attention(
             queries.view(n, shared, groups, -1), keys, values, attn_mask=mask, scale=scale
         )
-        return seen.reshape(n, -1)
-    seen = scaled_dot_product_attention(
+        return outputs.reshape(n, -1)
+    outputs = scaled_dot_product_attention(
         plan.pad(queries).transpose(1, 2),
         keys.repeat_interleave(groups, 1),
         values.repeat_interleave(groups, 1),
         attn_mask=mask,
         scale=scale,
     )
-    return plan.flatten(seen.transpose(1, 2)).flatten(1)
+    return plan.flatten(outputs.transpose(1, 2)).flatten(1)
 
 
-def joined(linears: Sequence[Any]) -> Projection:
-    """The outputs of linear layers of one input, side by side, as one product.
+def fused_linear(linears: Sequence[Any]) -> Projection:
+    """Compute the concatenated outputs of linear layers of one input as one product.
 
-    Layers that are not plain (adapters, quantised weights) are called one by one.
+    Layers of other classes (adapters, quantized weights) are called one by one.
     """
     weights = [layer.weight for layer in linears]
     biases = [layer.bias for layer in linears if layer.bias is not None]
@@ -248,21 +248,21 @@ def joined(linears: Sequence[Any]) -> Projection:
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)
     bias = torch.cat(biases) if biases else None
     if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and _native(weight.device):
-        return _packed(weight, bias)
+        return _reordered_linear(weight, bias)
     return lambda x: linear(x, weight, bias)
 
 
-def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Projection:
-    """A product with a weight that lies as the matrix units read it.
+def _reordered_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Projection:
+    """A linear layer whose weight is stored in the memory format of the matrix units.
 
-    ``linear`` brings a bf16 weight into that order at every call, which takes as long as the
-    product of a few rows. The result is the same to the bit.
+    ``linear`` reorders a bf16 weight in every call, which takes as long as the product of a few
+    rows. The result is bit-identical.
     """
     ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
     def product(x: torch.Tensor) -> torch.Tensor:
         rows = len(x)
-        # A kernel is made, and about a megabyte kept, for every number of rows: few are used.
+        # A kernel of about a megabyte is cached for every number of rows, so few numbers are used.
         missing = -rows % (16 if rows <= 128 else 64) if rows > 16 else 0
         padded = pad(x, (0, 0, 0, missing)) if missing else x
         return torch.ops.mkldnn._linear_pointwise(padded, ordered, bias, "none", [], "")[:rows]
@@ -271,60 +271,60 @@ def _packed(weight: torch.Tensor, bias: torch.Tensor | None) -> Projection:
 
 
 def decoder_for(model: Any) -> Decoder:
-    """The quickest decoder that computes what the model computes."""
+    """The fastest decoder whose logits equal those of the model."""
     trunk = trunk_of(model)
-    if trunk.config.model_type in FUSED_KINDS and changing_limit(trunk.config) is None:
-        if trunk not in _agrees:
+    if trunk.config.model_type in FUSED_FAMILIES and changing_limit(trunk.config) is None:
+        if trunk not in _fused_agrees:
             gap = largest_gap(type(unwrap_peft(model)), trunk.config)
-            _agrees[trunk] = gap <= 1e-4
+            _fused_agrees[trunk] = gap <= 1e-4
             if gap > 1e-4:
                 log.warning(
-                    "%s: decoding runs by its own forward pass, from which the fused one differs "
-                    "by %.1e",
+                    "%s: decoding uses the model's own forward pass, because the fused decoder "
+                    "differs from it by %.1e",
                     type(unwrap_peft(model)).__name__,
                     gap,
                 )
-        if _agrees[trunk]:
+        if _fused_agrees[trunk]:
             with torch.no_grad():
                 return FusedDecoder(model)
-    ways = ways_of(model)
-    if trunk not in _ways:
-        _ways[trunk] = first_right(model, ways)
-        if _ways[trunk]:
+    options = decoder_options(model)
+    if trunk not in _selected:
+        _selected[trunk] = select_decoder(model, options)
+        if _selected[trunk]:
             name = type(unwrap_peft(model)).__name__
-            log.info("%s: replies are sampled %s", name, ways[_ways[trunk]].words)
-    return ways[_ways[trunk]].make()
+            log.info("%s: replies are sampled %s", name, options[_selected[trunk]].description)
+    return options[_selected[trunk]].make()
 
 
-def read_anew(model: Any) -> None:
-    """Sample a model without a cache from now on: the slowest way, right for every causal model."""
+def disable_cache(model: Any) -> None:
+    """Sample a model without a cache from now on, which is slow and correct for every model."""
     trunk = trunk_of(model)
-    _agrees[trunk] = False
-    _ways[trunk] = len(ways_of(model)) - 1
+    _fused_agrees[trunk] = False
+    _selected[trunk] = len(decoder_options(model)) - 1
 
 
-def ways_of(model: Any) -> list[Way]:
-    """Ways of decoding by the model's own forward pass, quickest first."""
+def decoder_options(model: Any) -> list[DecoderOption]:
+    """Decoders that use the model's own forward pass, fastest first."""
     stateful = has_states(text_config(trunk_of(model)))
     return [
-        Way("in rows side by side", lambda: PlainDecoder(model), safer=1 if stateful else None),
-        Way(
-            "in rows side by side; further turns are read token by token, because the model does "
-            "not carry its states into longer parts",
+        DecoderOption("in batches", lambda: PlainDecoder(model), safer=1 if stateful else None),
+        DecoderOption(
+            "in batches; later turns are read token by token, because the model does not continue "
+            "its recurrent states in longer inputs",
             lambda: PlainDecoder(model, stepwise=True),
         ),
-        Way(
-            "row by row through the model's own cache",
+        DecoderOption(
+            "one row at a time with the model's own cache",
             lambda: RowDecoder(model),
             safer=3 if stateful else None,
         ),
-        Way(
-            "row by row through the model's own cache, token by token",
+        DecoderOption(
+            "one row at a time with the model's own cache, token by token",
             lambda: RowDecoder(model, stepwise=True),
         ),
-        Way(
-            "row by row, each read anew for every token, because no cache gives the scores of a "
-            "plain pass",
+        DecoderOption(
+            "one row at a time without a cache, because with each cache the log-probabilities "
+            "differ from those of a plain pass",
             lambda: RowDecoder(model, cached=False),
         ),
     ]
@@ -332,14 +332,14 @@ def ways_of(model: Any) -> list[Way]:
 
 @torch.no_grad()
 def largest_gap(kind: Any, config: Any) -> float:
-    """Largest difference between the logits of the fused decoder and of the model's own pass.
+    """Largest difference between logits of the fused decoder and of the model's forward pass.
 
-    Relative to the largest logit. Measured in float32, where rounding does not hide a difference,
-    on two layers with random weights: one text read whole by the model, in parts by the decoder.
+    It is relative to the largest logit, and measured in float32 on two layers with random weights.
+    The model reads a sequence at once, the decoder in three parts.
 
     Args:
         kind: class of the model.
-        config: its configuration.
+        config: configuration of the model.
     """
     small = copy.deepcopy(config)
     small.num_hidden_layers, small.vocab_size, small.pad_token_id = 2, 16, None

@@ -1,4 +1,4 @@
-"""Which way of decoding computes what a model computes: each is tried on the model itself."""
+"""Select the fastest decoder whose logits equal those of the model's plain forward pass."""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ from rlhf.rollout.sampling.protocols import Decoder, read
 
 log = logging.getLogger(__name__)
 
-# Windows up to this size are passed in the trial.
-SHORT_WINDOW = 64
+# Attention windows up to this size are exceeded in the comparison.
+MAX_TESTED_WINDOW = 64
 
-# Largest gap of a right way, and in half precision, where rounding hides smaller ones.
-BAR, HALF_BAR = 1e-4, 0.1
-# Recurrences sum up decays over long chunks, and round more when they are cut otherwise.
-STATE_BAR = 1e-3
+# Largest relative difference of logits that is attributed to rounding, in float32 and in half
+# precision.
+TOLERANCE, HALF_TOLERANCE = 1e-4, 0.1
+# The same for recurrent layers, which accumulate rounding over long chunks.
+STATE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way of decoding.
+class DecoderOption:
+    """One of the decoders to select from.
 
     Args:
-        words: what the log says of it, after "replies are sampled".
+        description: for the log, after "replies are sampled".
         make: makes the decoder.
-        safer: index of a slower way that is preferred where rounding cannot tell the two apart.
+        safer: index of a slower option that is preferred if rounding does not distinguish them.
     """
 
-    words: str
+    description: str
     make: Callable[[], Decoder]
     safer: int | None = None
 
 
-# What a way of decoding that does not suit a model may raise.
-MISFITS = (
+# Exceptions of decoders that do not support a model.
+UNSUPPORTED = (
     AssertionError,
     AttributeError,
     IndexError,
@@ -62,55 +63,59 @@ MISFITS = (
 )
 
 
-def first_right(model: Any, ways: Sequence[Way]) -> int:
-    """Index of the first way whose logits are those of plain passes.
+def select_decoder(model: Any, options: Sequence[DecoderOption]) -> int:
+    """Index of the first option whose logits equal those of plain passes.
 
     Args:
-        model: a causal model.
-        ways: quickest first; the last one is not tried.
+        model: causal model.
+        options: fastest first; the last one is not compared.
     """
     trunk = trunk_of(model)
     half = model.dtype not in (torch.float32, torch.float64)
-    bar = HALF_BAR if half else STATE_BAR if has_states(text_config(trunk)) else BAR
+    tolerance = TOLERANCE
+    if half:
+        tolerance = HALF_TOLERANCE
+    elif has_states(text_config(trunk)):
+        tolerance = STATE_TOLERANCE
     training = trunk.training
-    trunk.eval()  # dropout would differ from pass to pass
+    trunk.eval()  # dropout would make passes differ
     try:
-        for index, way in enumerate(ways[:-1]):
-            gap = _tried(model, way)
-            if gap > bar:
+        for index, option in enumerate(options[:-1]):
+            gap = _gap_of(model, option)
+            if gap > tolerance:
                 continue
-            if way.safer is None or (gap <= BAR and not half):
+            if option.safer is None or (gap <= TOLERANCE and not half):
                 return index
-            return index if gap <= 1.25 * _tried(model, ways[way.safer]) else way.safer
-        return len(ways) - 1
+            return index if gap <= 1.25 * _gap_of(model, options[option.safer]) else option.safer
+        return len(options) - 1
     finally:
         trunk.train(training)
 
 
-def _tried(model: Any, way: Way) -> float:
-    """``decoding_gap`` of a way; infinite where it cannot be used."""
+def _gap_of(model: Any, option: DecoderOption) -> float:
+    """``decoding_gap`` of an option; infinite if it does not support the model."""
     try:
-        gap = decoding_gap(model, way.make())
-    except MISFITS as error:
-        log.debug("%s: not %s: %s", type(unwrap_peft(model)).__name__, way.words, error)
+        gap = decoding_gap(model, option.make())
+    except UNSUPPORTED as error:
+        log.debug("%s: not %s: %s", type(unwrap_peft(model)).__name__, option.description, error)
         return math.inf
     return math.inf if math.isnan(gap) else gap
 
 
 @torch.no_grad()
 def decoding_gap(model: Any, decoder: Decoder) -> float:
-    """Mean difference of logits between a decoder and plain passes over one row at a time.
+    """Mean difference of logits between a decoder and plain passes, relative to their mean size.
 
-    Relative to the mean size of the logits. Two rows of different lengths take a first turn, a
-    second one and a single token each, in changing order and company.
+    Two rows of different lengths read the tokens of two turns and then single tokens, in changing
+    order and together or alone.
     """
     config = text_config(unwrap_peft(model))
     window = window_of(config) or 0
-    first = window + 5 if window <= SHORT_WINDOW else 5
+    first = window + 5 if window <= MAX_TESTED_WINDOW else 5
     turns = [([0, 1], [first, 3]), ([1, 0], [2, 4]), ([0, 1], [1, 1]), ([1], [1])]
     if first + 5 > usable_context(config):
         turns = [([0, 1], [2, 1]), ([1, 0], [1, 1])]
-    # Not multiples of one number: equal tokens in both rows would hide a mix-up of rows.
+    # The tokens of the two rows differ, so that interchanged rows are detected.
     texts = [(torch.arange(first + 5) * step + step) % config.vocab_size for step in (7, 11)]
     texts = [text.to(model.device) for text in texts]
     plain = [
@@ -126,9 +131,9 @@ def decoding_gap(model: Any, decoder: Decoder) -> float:
             for row, n in zip(rows, counts, strict=True)
         ]
         logits = read(decoder, cache, np.array(rows), parts, model.device)
-        for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
             done[row] += count
             expected = plain[row][0, done[row] - 1].double()
-            gap = (logits[place].double() - expected).abs().mean()
+            gap = (logits[index].double() - expected).abs().mean()
             gaps.append(float(gap / expected.abs().mean()))
     return float(np.max(gaps))

@@ -1,9 +1,9 @@
-"""A key-value cache whose rows have lengths of their own and survive turns.
+"""A key-value cache for rows of different lengths that persist over several turns.
 
-Row ``i`` holds the tokens of one episode at positions ``0 .. lengths[i]-1``: no padding between
-turns or at the end of a batch, so a position is a token. New tokens of several rows pass through
-the model side by side, and each is written to its own place. Layers with a window keep everything
-and mask what lies before it; layers with a recurrent state keep one for each row.
+Row ``i`` holds the tokens of one episode at positions ``0 .. lengths[i]-1``, without padding. New
+tokens of several rows pass through the model in one batch, and their keys and values are written at
+the end of each row. Layers with a sliding window store all tokens and mask those before the window.
+Layers with a recurrent state store one state per row.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ from rlhf.models.architecture import ATTENTION, BOTH, NOTHING
 from rlhf.rollout.sampling.protocols import Pass
 from rlhf.rollout.sampling.state_cache import StateLayer
 
-# Columns are allocated in multiples of this.
+# The number of columns is a multiple of this.
 CAPACITY_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One forward pass that appends tokens to some rows: n rows, N new tokens, at most L a row."""
+    """One forward pass that appends N new tokens to n rows, at most L to each."""
 
     reading: slice | torch.Tensor
-    """Rows of the cache, as an index: a slice (read without a copy) where they are neighbours."""
+    """Index of the rows in the cache; a slice, which needs no copy, if they are contiguous."""
     shape: tuple[int, int]  # (n, L)
     even: bool
-    """Every row takes L tokens, so that nothing is padded."""
-    row: torch.Tensor  # [N] which of the n rows a token belongs to
-    offset: torch.Tensor  # [N] its place among the row's new tokens
-    slot: torch.Tensor  # [N] row of the cache it is written to
+    """Whether every row appends L tokens, so that there is no padding."""
+    row: torch.Tensor  # [N] which of the n rows a token belongs to, as 0 .. n-1
+    offset: torch.Tensor  # [N] index among the new tokens of its row
+    slot: torch.Tensor  # [N] row of the cache
     position: torch.Tensor  # [N]
     ends: torch.Tensor  # [n] index of each row's last new token
-    mask: torch.Tensor  # [n, 1, L, width], 0 where the query may look, else the dtype's minimum
+    mask: torch.Tensor  # [n, 1, L, width], 0 where attention is allowed, else the dtype's minimum
     queries: torch.Tensor  # [n, L] position of each query, padding included
     rows: np.ndarray  # [n] rows of the cache
     _masks: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def mask_within(self, window: int | None) -> torch.Tensor:
-        """``mask`` of a layer that sees no more than ``window`` tokens, the query's included."""
+        """The mask of a layer that attends to the last ``window`` tokens, with the query's own."""
         width = self.mask.shape[-1]
         if window is None or width <= window:
             return self.mask
@@ -57,7 +57,7 @@ class Plan:
         return self._masks[window]
 
     def pad(self, flat: torch.Tensor) -> torch.Tensor:
-        """[N, ...] -> [n, L, ...], zeros where a row has fewer tokens."""
+        """Convert [N, ...] to [n, L, ...], padded with zeros."""
         if self.even:
             return flat.view(*self.shape, *flat.shape[1:])
         padded = flat.new_zeros((*self.shape, *flat.shape[1:]))
@@ -65,12 +65,12 @@ class Plan:
         return padded
 
     def flatten(self, padded: torch.Tensor) -> torch.Tensor:
-        """[n, L, ...] -> [N, ...]."""
+        """Convert [n, L, ...] to [N, ...], without the padding."""
         return padded.flatten(0, 1) if self.even else padded[self.row, self.offset]
 
 
 class RaggedLayer(CacheLayerMixin):
-    """One layer's keys and values, [rows, capacity, heads, dim]."""
+    """Keys and values of one layer, [rows, capacity, heads, dim]."""
 
     keys: Any
     values: Any
@@ -79,19 +79,19 @@ class RaggedLayer(CacheLayerMixin):
 
     def __init__(self, cache: RaggedCache) -> None:
         super().__init__()
-        # A cycle would keep gigabytes until the garbage collector happens to run.
+        # A reference cycle would keep gigabytes until the garbage collector runs.
         self.cache = weakref.proxy(cache)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate room once the first keys [N, heads, dim] show their shape."""
-        room = (self.cache.rows, self.cache.capacity)
-        # Zeros: what lies beyond a row is masked, but a nan would come through the mask.
-        self.keys = key_states.new_zeros((*room, *key_states.shape[1:]))
-        self.values = value_states.new_zeros((*room, *value_states.shape[1:]))
+        """Allocate the tensors with the shape of the first keys [N, heads, dim]."""
+        shape = (self.cache.rows, self.cache.capacity)
+        # Zeros, because a masked nan would still make the attention output nan.
+        self.keys = key_states.new_zeros((*shape, *key_states.shape[1:]))
+        self.values = value_states.new_zeros((*shape, *value_states.shape[1:]))
         self.is_initialized = True
 
     def append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new tokens' keys and values [N, heads, dim] of the current plan.
+        """Write the keys and values [N, heads, dim] of the new tokens of the current plan.
 
         Returns:
             Keys and values of all tokens of the plan's rows, [n, heads, width, dim].
@@ -108,44 +108,44 @@ class RaggedLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``append`` as transformers calls it, with padded states [n, heads, L, dim]."""
+        """``append`` in the interface of transformers, for padded states [n, heads, L, dim]."""
         plan = self.cache.plan
         return self.append(
             plan.flatten(key_states.transpose(1, 2)), plan.flatten(value_states.transpose(1, 2))
         )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Unused: the mask is part of the plan."""
+        """Not used: the mask is part of the plan."""
         return self.get_seq_length(), 0
 
     def get_seq_length(self) -> int:
-        """Columns in use."""
+        """Number of columns in use."""
         return self.cache.plan.mask.shape[-1] if self.is_initialized else 0
 
     def get_max_length(self) -> int:
-        """Columns there is room for."""
+        """Number of allocated columns."""
         return self.cache.capacity
 
     def get_max_cache_shape(self) -> int:
-        """Columns there is room for."""
+        """Number of allocated columns."""
         return self.cache.capacity
 
     def grow(self) -> None:
-        """Make room for the cache's capacity."""
+        """Reallocate the tensors for the cache's capacity."""
         if self.is_initialized:
             old = self.keys, self.values
             self.lazy_initialization(self.keys[0, :1], self.values[0, :1])
-            for store, filled in zip((self.keys, self.values), old, strict=True):
-                store[:, : filled.shape[1]] = filled
+            for store, previous in zip((self.keys, self.values), old, strict=True):
+                store[:, : previous.shape[1]] = previous
 
     def copy(self, source: int, target: int, width: int) -> None:
-        """Overwrite the first ``width`` tokens of a row with another's."""
+        """Copy the first ``width`` tokens of row ``source`` to row ``target``."""
         for store in (self.keys, self.values):
             store[target, :width] = store[source, :width]
 
 
 class RaggedStateLayer(StateLayer, RaggedLayer):
-    """A layer with attention beside a recurrent state."""
+    """A layer with attention and a recurrent state."""
 
     is_compileable = False
     is_sliding = False
@@ -155,7 +155,7 @@ class RaggedStateLayer(StateLayer, RaggedLayer):
         StateLayer.__init__(self, cache.rows, number_of_states)
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
-        """Of keys and values, which come in order, or of states, which come by name."""
+        """Initialize keys and values (positional arguments) or states (keyword arguments)."""
         kind: Any = RaggedLayer if args else StateLayer
         kind.lazy_initialization(self, *args, **kwargs)
 
@@ -164,14 +164,15 @@ class RaggedCache(Cache):
     """Keys and values, or recurrent states, of ``rows`` episodes.
 
     Args:
-        layers: their number, where each has attention; else what each keeps, and how many states.
-        rows: episodes held at once.
-        dtype: of the model, which the masks take.
-        device: where it lies.
-        stepwise: rows that have a state read further tokens one by one, because the model drops the
-            state before a longer part.
-        limit: longer rows are read with other rotary frequencies, so they pass through the model
-            apart; None: all are alike.
+        layers: number of layers, if all have attention only; otherwise the kind of each layer and
+            its number of states (see ``layers_kept``).
+        rows: number of episodes held at once.
+        dtype: dtype of the model and the masks.
+        device: device of the model.
+        stepwise: whether rows with a state read further tokens one by one, because the model
+            discards the state before longer inputs.
+        limit: length beyond which rows have other rotary frequencies and need a forward pass of
+            their own; None if there is none.
     """
 
     plan: Plan
@@ -190,12 +191,12 @@ class RaggedCache(Cache):
         self.stepwise, self.limit = stepwise, limit
         self.capacity = 0
         self.lengths = np.zeros(rows, dtype=np.int64)
-        kept = [(ATTENTION, 0)] * layers if isinstance(layers, int) else layers
-        made = [self._layer(*each) for each in kept]
-        self.ragged = [layer for layer in made if isinstance(layer, RaggedLayer)]
-        self.states = [layer for layer in made if isinstance(layer, StateLayer)]
+        kinds = [(ATTENTION, 0)] * layers if isinstance(layers, int) else layers
+        all_layers = [self._layer(*each) for each in kinds]
+        self.ragged = [layer for layer in all_layers if isinstance(layer, RaggedLayer)]
+        self.states = [layer for layer in all_layers if isinstance(layer, StateLayer)]
         self.in_place = not self.states and limit is None
-        super().__init__(layers=made)
+        super().__init__(layers=all_layers)
 
     def _layer(self, kind: str, number_of_states: int) -> Any:
         if kind == ATTENTION:
@@ -205,50 +206,51 @@ class RaggedCache(Cache):
         return DummyLayer() if kind == NOTHING else StateLayer(self.rows, number_of_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns in use."""
+        """Number of columns in use."""
         if self.ragged:
             return self.ragged[0].get_seq_length()
         return self.plan.mask.shape[-1] if self.lengths.any() else 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Columns of the present plan, from position 0 on."""
+        """Columns of the current plan, and the position of the first."""
         return self.plan.mask.shape[-1], 0
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        """Unused: rows begin at positions of their own."""
+        """Not used: rows have different lengths."""
         return 0
 
     def clear(self, row: int) -> None:
-        """Forget what a row has read."""
+        """Empty a row."""
         self.lengths[row] = 0
 
     def passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
-        """Passes, in order, in which the rows can take their tokens.
+        """Split new tokens of rows into forward passes, in order.
 
-        One for all of them, with two exceptions. A state cannot be padded: rows that take different
-        numbers of tokens, and rows that begin, are apart. So are rows beyond ``limit``.
+        Usually there is one pass. A recurrent state cannot be padded: rows with different numbers
+        of new tokens, and rows without a state, then need separate passes. So do rows beyond
+        ``limit``.
         """
         if self.in_place:
             return [Pass(np.arange(len(rows)), inputs)]
         groups: dict[tuple[int, ...], list[tuple[int, Sequence[int]]]] = {}
-        for place, (length, ids) in enumerate(
+        for index, (length, ids) in enumerate(
             zip(self.lengths[rows].tolist(), inputs, strict=True)
         ):
             one_by_one = self.stepwise and length
             for step, part in enumerate([[token] for token in ids] if one_by_one else [ids]):
-                read = length + step + len(part)
-                long = self.limit is not None and read > self.limit
+                total = length + step + len(part)
+                long = self.limit is not None and total > self.limit
                 kind = (not length, len(part)) if self.states else (False, 0)
-                groups.setdefault((step, *kind, long), []).append((place, part))
+                groups.setdefault((step, *kind, long), []).append((index, part))
         return [
-            Pass(np.array([place for place, _ in group]), [ids for _, ids in group])
+            Pass(np.array([index for index, _ in group]), [ids for _, ids in group])
             for _, group in sorted(groups.items())
         ]
 
     def reserve(self, tokens: int) -> None:
-        """Make room for ``tokens`` in every row; at least doubles when more is needed."""
+        """Make room for ``tokens`` in every row; the capacity at least doubles."""
         if tokens > self.capacity:
-            # Rounded up, so that one cache after another fits into the same memory.
+            # Rounded up, so that the allocator can reuse the memory for the next cache.
             self.capacity = max(
                 -(-tokens // CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE, 2 * self.capacity
             )
@@ -266,13 +268,13 @@ class RaggedCache(Cache):
         ends = number.cumsum()
         offset = np.arange(ends[-1]) - np.repeat(ends - number, number)
         starts = self.lengths[slots]
-        neighbours = int(slots[-1] - slots[0]) == n - 1 and bool((np.diff(slots) == 1).all())
+        contiguous = int(slots[-1] - slots[0]) == n - 1 and bool((np.diff(slots) == 1).all())
         padded = self._tensor(starts)[:, None] + torch.arange(longest, device=self.device)
         columns = torch.arange(int((starts + number).max()), device=self.device)
         hidden = columns > padded[:, None, :, None]
-        nothing = torch.zeros((), dtype=self.dtype, device=self.device)
+        allowed = torch.zeros((), dtype=self.dtype, device=self.device)
         self.plan = Plan(
-            reading=slice(slots[0], slots[0] + n) if neighbours else self._tensor(slots),
+            reading=slice(slots[0], slots[0] + n) if contiguous else self._tensor(slots),
             shape=(n, longest),
             even=len(row) == n * longest,
             row=self._tensor(row),
@@ -280,31 +282,31 @@ class RaggedCache(Cache):
             slot=self._tensor(slots[row]),
             position=self._tensor(starts[row] + offset),
             ends=self._tensor(ends - 1),
-            mask=torch.where(hidden, torch.finfo(self.dtype).min, nothing),
+            mask=torch.where(hidden, torch.finfo(self.dtype).min, allowed),
             queries=padded,
             rows=slots,
         )
         if self.states:
             assert self.plan.even, "a state cannot be padded"
             assert starts.all() or not starts.any(), "rows with and without a state"
-            taking = self._tensor(slots)
+            slots_read = self._tensor(slots)
             for layer in self.states:
-                layer.take(taking, fresh=not starts.any())
+                layer.take(slots_read, fresh=not starts.any())
         return self.plan
 
     def _tensor(self, numbers: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(numbers).to(self.device)
 
     def advance(self, rows: ArrayLike, counts: ArrayLike) -> None:
-        """The new tokens are now part of their rows."""
+        """Add the new tokens of a pass to their rows."""
         self.lengths[np.asarray(rows)] += np.asarray(counts)
         if self.states:
-            taken = self._tensor(self.plan.rows)
+            slots = self._tensor(self.plan.rows)
             for layer in self.states:
-                layer.keep(taken)
+                layer.store(slots)
 
     def copy(self, source: int, target: int) -> None:
-        """Overwrite a row with another."""
+        """Copy row ``source`` to row ``target``."""
         width = int(self.lengths[source])
         for layer in self.ragged:
             layer.copy(source, target, width)

@@ -1,4 +1,4 @@
-"""How tokens of several rows pass through a model, and what a cache and a decoder offer for it."""
+"""Interfaces of caches and decoders, and the forward pass of new tokens of several rows."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True)
 class Pass:
-    """Some of the rows, as places in a list of them, and the tokens each of them takes."""
+    """One forward pass: indices of rows in a list, and the new tokens of each."""
 
-    places: np.ndarray
+    indices: np.ndarray
     inputs: Sequence[Sequence[int]]
 
 
 class RowStore(Protocol):
-    """What a decoder keeps of each row's tokens."""
+    """Cache of the tokens of several rows."""
 
     lengths: np.ndarray
     in_place: bool
-    """A pass may run over a row without ``advance``: nothing of that row is changed."""
+    """Whether a pass without ``advance`` leaves the rows unchanged."""
 
     def reserve(self, tokens: int) -> None:
-        """Make room for so many tokens a row."""
+        """Make room for ``tokens`` tokens in every row."""
         ...
 
     def clear(self, row: int) -> None:
-        """Forget what a row has read."""
+        """Empty a row."""
         ...
 
     def passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
-        """Passes, in order, in which the rows can take their tokens."""
+        """Split new tokens of rows into forward passes, in order."""
         ...
 
     def prepare(self, rows: ArrayLike, counts: ArrayLike) -> Any:
@@ -43,23 +43,23 @@ class RowStore(Protocol):
         ...
 
     def advance(self, rows: ArrayLike, counts: ArrayLike) -> None:
-        """The tokens of a pass are now part of their rows."""
+        """Add the new tokens of a pass to their rows."""
         ...
 
     def copy(self, source: int, target: int) -> None:
-        """Overwrite a row with another."""
+        """Copy row ``source`` to row ``target``."""
         ...
 
 
 class Decoder(Protocol):
-    """Reads tokens of rows of a store."""
+    """Forward pass over the rows of a cache."""
 
     def new_cache(self, rows: int) -> Any:
-        """An empty store for so many episodes."""
+        """Make an empty cache for ``rows`` episodes."""
         ...
 
     def __call__(self, ids: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Logits [n, V] after the last token of each row of the store's plan."""
+        """Logits [n, V] after the last new token of each row of the current pass."""
         ...
 
 
@@ -70,20 +70,20 @@ def read(
     inputs: Sequence[Sequence[int]],
     device: torch.device,
 ) -> torch.Tensor:
-    """Pass tokens of each row through the model; logits [n, V] after the last of each."""
-    found: list[torch.Tensor] = []
+    """Pass new tokens of rows through the model; returns logits [n, V] after the last of each."""
+    logits: list[torch.Tensor] = []
     order: list[np.ndarray] = []
-    for part in cache.passes(rows, inputs):
-        slots, counts = rows[part.places], np.array([len(ids) for ids in part.inputs])
+    for forward in cache.passes(rows, inputs):
+        slots, counts = rows[forward.indices], np.array([len(ids) for ids in forward.inputs])
         cache.prepare(slots, counts)
-        flat = [token for ids in part.inputs for token in ids]
-        found.append(decoder(torch.tensor(flat, device=device), cache))
+        flat = [token for ids in forward.inputs for token in ids]
+        logits.append(decoder(torch.tensor(flat, device=device), cache))
         cache.advance(slots, counts)
-        order.append(part.places)
-    if len(found) == 1:
-        return found[0]
-    # A row may take part in several passes: the last one counts.
+        order.append(forward.indices)
+    if len(logits) == 1:
+        return logits[0]
+    # A row may be part of several passes; the logits of the last one are returned.
     last = np.zeros(len(rows), dtype=np.int64)
-    places = np.concatenate(order)
-    last[places] = np.arange(len(places))
-    return torch.cat(found)[torch.from_numpy(last).to(device)]
+    indices = np.concatenate(order)
+    last[indices] = np.arange(len(indices))
+    return torch.cat(logits)[torch.from_numpy(last).to(device)]

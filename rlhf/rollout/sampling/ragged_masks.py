@@ -1,8 +1,8 @@
-"""Attention masks of rows that lie at different positions, by the model's own rules.
+"""Attention masks of a model for rows at different positions.
 
-Transformers builds masks for a batch whose rows begin at one position. Families differ in the rules
-(causal, sliding, chunked) and in which layer follows which. Here a model builds its own masks, and
-only the positions at which its rules are asked are those of the rows.
+Transformers builds masks for batches whose rows start at the same position. Families differ in the
+kinds of masks (causal, sliding, chunked) and in the layers that use them. Here the model's own mask
+functions are evaluated at the positions of the rows.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ MASKED = ("eager", "sdpa", ATTENTION_NAME)
 def ragged_masks(
     implementation: str, positions: torch.Tensor, width: int, dtype: torch.dtype
 ) -> Iterator[None]:
-    """While it lasts, masks that a model builds are for these rows.
+    """Within the context, models build masks for these rows.
 
     Args:
-        implementation: of the model's attention.
-        positions: [n, L] of the queries.
-        width: columns of the keys, which lie at positions 0 .. width - 1.
-        dtype: of the mask.
+        implementation: attention implementation of the model.
+        positions: positions [n, L] of the queries.
+        width: number of keys, which are at positions 0 .. width - 1.
+        dtype: dtype of the masks.
     """
     columns = torch.arange(width, device=positions.device)[None, None, None]
     queries = positions[:, None, :, None]
     rows = torch.arange(len(positions), device=positions.device)[:, None, None, None]
     heads = torch.zeros_like(rows)
-    nothing = torch.zeros((), dtype=dtype, device=positions.device)
+    allowed = torch.zeros((), dtype=dtype, device=positions.device)
 
     def build(*, mask_function: Callable[..., torch.Tensor], **settings: Any) -> torch.Tensor:
-        seen = mask_function(rows, heads, queries, columns)
-        return torch.where(seen, nothing, torch.finfo(dtype).min)
+        attends = mask_function(rows, heads, queries, columns)
+        return torch.where(attends, allowed, torch.finfo(dtype).min)
 
     ALL_MASK_ATTENTION_FUNCTIONS[implementation] = build
     try:

@@ -1,7 +1,7 @@
-"""Decoding row by row: through a cache that the model makes, or without any.
+"""Decoding one row per forward pass, with the model's own cache or without a cache.
 
-Families whose cache has a form of its own, or whose attention counts columns, are right with one
-row a pass. It is slower than rows side by side by about their number.
+This supports families with other forms of caches or attention. It is slower than decoding in
+batches by about the number of rows.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from rlhf.models.output_head import logits_of
 from rlhf.rollout.sampling.protocols import Pass
 from rlhf.rollout.sampling.time_step_limits import limited_mixers, limited_time_steps
 
-# Names under which a model takes and returns what it keeps.
-NAMES = ("past_key_values", "cache_params", "state")
+# Names of the cache among arguments and outputs of models.
+CACHE_NAMES = ("past_key_values", "cache_params", "state")
 
 
 @dataclass
 class _Row:
-    kept: Any = None
+    cache: Any = None
     tokens: list[int] = field(default_factory=list)
 
 
 class RowCache:
-    """What the model keeps of each of ``rows`` episodes, in the model's own form."""
+    """The model's own cache of each of ``rows`` episodes."""
 
     in_place = False
 
@@ -41,38 +41,38 @@ class RowCache:
         self.planned: list[tuple[_Row, int]] = []
 
     def reserve(self, tokens: int) -> None:
-        """Nothing is allocated ahead."""
+        """Do nothing: the model allocates its caches."""
 
     def clear(self, row: int) -> None:
-        """Forget what a row has read."""
+        """Empty a row."""
         self.rows[row], self.lengths[row] = _Row(), 0
 
     def passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
-        """One pass: rows are read one after the other in it."""
+        """Return one pass, in which the rows are read one after the other."""
         return [Pass(np.arange(len(rows)), list(inputs))]
 
     def prepare(self, rows: ArrayLike, counts: ArrayLike) -> None:
-        """Name the rows and counts of the pass that follows."""
+        """Set the rows and token counts of the next pass."""
         slots, numbers = np.asarray(rows).tolist(), np.asarray(counts).tolist()
         self.planned = [(self.rows[row], n) for row, n in zip(slots, numbers, strict=True)]
 
     def advance(self, rows: ArrayLike, counts: ArrayLike) -> None:
-        """The new tokens are now part of their rows."""
+        """Add the new tokens of a pass to their rows."""
         self.lengths[np.asarray(rows)] += np.asarray(counts)
 
     def copy(self, source: int, target: int) -> None:
-        """Overwrite a row with another."""
+        """Copy row ``source`` to row ``target``."""
         self.rows[target] = copy.deepcopy(self.rows[source])
         self.lengths[target] = self.lengths[source]
 
 
 class RowDecoder:
-    """Reads one row a pass.
+    """Reads one row per forward pass.
 
     Args:
-        model: a causal model.
-        stepwise: tokens of a row that has read some before are read one by one.
-        cached: False reads the whole row again for every token.
+        model: causal model.
+        stepwise: whether a row that is not empty reads new tokens one by one.
+        cached: whether to use a cache; without one the whole row is read again for every token.
     """
 
     def __init__(self, model: Any, *, stepwise: bool = False, cached: bool = True) -> None:
@@ -80,11 +80,11 @@ class RowDecoder:
         self.limited = limited_mixers(trunk_of(model))
 
     def new_cache(self, rows: int) -> RowCache:
-        """An empty cache for so many episodes."""
+        """Make an empty cache for ``rows`` episodes."""
         return RowCache(rows)
 
     def __call__(self, ids: torch.Tensor, cache: RowCache) -> torch.Tensor:
-        """Logits [n, V] after each row's last new token; ``ids`` are those of the plan's rows."""
+        """Logits [n, V] after each row's last new token; ``ids`` [N] are those of all rows."""
         parts = ids.split([count for _, count in cache.planned])
         with limited_time_steps(self.limited):
             states = [
@@ -93,16 +93,17 @@ class RowDecoder:
         return logits_of(self.model, torch.stack(states))
 
     def _read(self, row: _Row, ids: torch.Tensor) -> torch.Tensor:
-        """State [D] after the last of the tokens [L]."""
+        """Hidden state [D] after the last of the tokens [L]."""
         trunk = trunk_of(self.model)
         if not self.cached:
             row.tokens += ids.tolist()
             whole = torch.tensor([row.tokens], device=ids.device)
             return trunk(input_ids=whole, use_cache=False).last_hidden_state[0, -1]
-        several = self.stepwise and row.kept is not None
-        for part in ids.split(1) if several else [ids]:
-            given = {} if row.kept is None else {row.kept[0]: row.kept[1]}
-            output = trunk(input_ids=part[None], use_cache=True, **given)
-            row.kept = next((name, output[name]) for name in NAMES if output.get(name) is not None)
+        one_by_one = self.stepwise and row.cache is not None
+        for part in ids.split(1) if one_by_one else [ids]:
+            past = {} if row.cache is None else {row.cache[0]: row.cache[1]}
+            output = trunk(input_ids=part[None], use_cache=True, **past)
+            name = next(name for name in CACHE_NAMES if output.get(name) is not None)
+            row.cache = name, output[name]
             last = output.last_hidden_state[0, -1]
         return last

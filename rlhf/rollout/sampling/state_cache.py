@@ -1,7 +1,7 @@
-"""Recurrent states of many rows: what a linear-attention or state-space layer keeps of its tokens.
+"""Recurrent states (linear attention, state-space layers) of many rows.
 
-A state has no positions: it cannot be padded, nor can tokens be taken back. Rows that pass through
-the model together therefore take equally many tokens, and only those that take them are written.
+A state cannot be padded, and tokens cannot be removed from it. All rows of a forward pass therefore
+read the same number of tokens, and only their states are written.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from transformers.cache_utils import LinearAttentionLayer
 
 
 class StateLayer(LinearAttentionLayer):
-    """One layer's states, [rows, ...] each; the model sees those of the rows of one pass.
+    """States [rows, ...] of one layer; the model sees those of the rows of one pass.
 
     Args:
-        rows: episodes held at once.
-        number_of_states: pairs of convolution and recurrent state.
+        rows: number of episodes held at once.
+        number_of_states: number of pairs of convolution and recurrent state.
     """
 
     is_compileable = False
@@ -29,30 +29,28 @@ class StateLayer(LinearAttentionLayer):
         self.stored: dict[tuple[str, int], torch.Tensor] = {}
 
     def take(self, slots: torch.Tensor, *, fresh: bool) -> None:
-        """Show the model the states of these rows [n], or none where they have read nothing."""
+        """Give the model the states of rows ``slots`` [n]; none if ``fresh``."""
         for index in range(self.number_of_states):
             conv, recurrent = self.stored.get(("conv", index)), self.stored.get(("state", index))
-            shown = [
-                None if fresh or store is None else store[slots] for store in (conv, recurrent)
-            ]
-            self.conv_states[index], self.recurrent_states[index] = shown
-            self.is_conv_states_initialized[index] = shown[0] is not None
-            self.is_recurrent_states_initialized[index] = shown[1] is not None
+            pair = [None if fresh or store is None else store[slots] for store in (conv, recurrent)]
+            self.conv_states[index], self.recurrent_states[index] = pair
+            self.is_conv_states_initialized[index] = pair[0] is not None
+            self.is_recurrent_states_initialized[index] = pair[1] is not None
             self.has_previous_state[index] = not fresh
 
-    def keep(self, slots: torch.Tensor) -> None:
-        """Store the states that the model left, as those of these rows [n]."""
-        shown: dict[tuple[str, int], Any] = {}
+    def store(self, slots: torch.Tensor) -> None:
+        """Store the model's present states as those of rows ``slots`` [n]."""
+        present: dict[tuple[str, int], Any] = {}
         for index in range(self.number_of_states):
-            shown["conv", index] = self.conv_states[index]
-            shown["state", index] = self.recurrent_states[index]
-        for key, states in shown.items():
+            present["conv", index] = self.conv_states[index]
+            present["state", index] = self.recurrent_states[index]
+        for key, states in present.items():
             if states is not None:
                 if key not in self.stored:
                     self.stored[key] = states.new_zeros((self.rows, *states.shape[1:]))
                 self.stored[key][slots] = states
 
     def copy_state(self, source: int, target: int) -> None:
-        """Overwrite a row with another's."""
+        """Copy the states of row ``source`` to row ``target``."""
         for store in self.stored.values():
             store[target] = store[source]

@@ -1,8 +1,8 @@
-"""Limits of a state-space layer's time steps, kept in single-token passes too.
+"""Apply the time-step limits of state-space layers in single-token passes.
 
-Transformers' Mamba 2 layers hold the time step within limits when they read several tokens, and
-leave it free when they read one. A sampler that reads one token at a time would follow another
-distribution than training does (Nemotron-H and Zamba 2 set a lower limit).
+Transformers' Mamba 2 layers clamp the time step in passes over several tokens, but not in passes
+over one token. A sampler that decodes token by token would then sample from another distribution
+than the one that is trained (Nemotron-H and Zamba 2 set a lower limit).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def limited_mixers(trunk: nn.Module) -> list[Any]:
 
 @contextlib.contextmanager
 def limited_time_steps(mixers: Sequence[Any]) -> Iterator[None]:
-    """While it lasts, the projections of these layers keep time steps within their limits.
+    """Within the context, the projections of these layers clamp their time steps.
 
-    The step is softplus(x + bias) of the projection's last columns, one for each head; the limits
-    are brought to x. A pass that applies them itself finds them met.
+    The time step is softplus(x + bias), where x are the last columns of the projection, one for
+    each head. The limits are applied to x. Clamping again, as in longer passes, has no effect.
     """
     handles = []
     for mixer in mixers:
@@ -41,7 +41,7 @@ def limited_time_steps(mixers: Sequence[Any]) -> Iterator[None]:
 
         def limit(
             module: nn.Module,
-            given: Any,
+            inputs: Any,
             projected: torch.Tensor,
             bias: torch.Tensor = mixer.dt_bias,
             bounds: tuple[float, float] = (least, most),

@@ -1,8 +1,8 @@
-"""Whether what the sampler says of its tokens is what the model says of them.
+"""Verify the sampler's log-probabilities against plain forward passes of the model.
 
-Tried once per model before anything is sampled: two episodes of different lengths take two turns
-each, side by side and through the cache, beyond every window of the model. The log-probabilities
-that the sampler gives are compared with those of one plain pass over each whole row.
+This is done once per model before anything is sampled. Two episodes of different lengths are
+sampled in one batch for two turns each, beyond every attention window of the model. The sampler's
+log-probabilities are compared with those of one forward pass over each whole episode.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from rlhf.models.fast.verification import affordable_tokens
 from rlhf.models.reduced_model import reduced_copy
 from rlhf.rollout.sampling.base import SamplingParams
 from rlhf.rollout.sampling.continuous import Sampler
-from rlhf.rollout.sampling.decoder import read_anew
+from rlhf.rollout.sampling.decoder import disable_cache
 
 log = logging.getLogger(__name__)
 
-# Largest difference of log-probabilities, relative to the larger of 1 and their mean size, in
-# float32; in half precision the mean difference.
+# Tolerance of log-probabilities, relative to the larger of 1 and their mean absolute value: of the
+# largest difference in float32, and of the mean difference in half precision.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
-REPLY = 3
+REPLY_TOKENS = 3
 
 
 def check_sampling(model: Any) -> None:
-    """Compare the sampler with plain passes; sample without a cache where it is not right with one.
+    """Verify the sampler; if it disagrees with the model, sample without a cache from now on.
 
     Args:
-        model: causal model, as it is going to be sampled.
+        model: causal model, in the state in which it will be sampled.
 
     Raises:
-        UserError: the sampler is wrong even then.
+        UserError: the log-probabilities differ without a cache too.
     """
     trunk = trunk_of(model)
     if getattr(trunk, "sampling_checked", False):
@@ -48,10 +48,10 @@ def check_sampling(model: Any) -> None:
     longest = max(limits_of(text_config(trunk)), default=0)
     if longest + 24 > affordable or not is_precise(model):
         small = reduced_copy(model)
-        if small is not None and not _is_right(small, limit=max(affordable, 64)):
-            read_anew(model)
-    if not _is_right(model, limit=affordable):
-        read_anew(model)
+        if small is not None and not _agrees(small, limit=max(affordable, 64)):
+            disable_cache(model)
+    if not _agrees(model, limit=affordable):
+        disable_cache(model)
         gap = sampling_gap(model, limit=affordable)
         if not gap <= _tolerance(model):
             raise UserError(
@@ -61,7 +61,7 @@ def check_sampling(model: Any) -> None:
     trunk.sampling_checked = True
 
 
-def _is_right(model: Any, *, limit: int) -> bool:
+def _agrees(model: Any, *, limit: int) -> bool:
     gap = sampling_gap(model, limit=limit)
     if not gap <= _tolerance(model):
         log.info(
@@ -77,34 +77,34 @@ def _tolerance(model: Any) -> float:
 
 @torch.no_grad()
 def sampling_gap(model: Any, *, limit: int) -> float:
-    """Difference between the sampler's log-probabilities and those of plain passes.
+    """Relative difference between the sampler's log-probabilities and those of plain passes.
 
     Args:
         model: causal model.
-        limit: longest episode, in tokens.
+        limit: length of the longest episode, in tokens.
     """
     turns = _turns(text_config(trunk_of(model)), limit=limit)
     with evaluating(unwrap_peft(model)):
         episodes = _play(model, turns)
-        found, expected = [], []
-        for tokens, said in episodes:
+        sampled, expected = [], []
+        for tokens, logprobs in episodes:
             ids = torch.tensor([tokens], device=model.device)
             restart_frequencies(unwrap_peft(model))
             logits = unwrap_peft(model)(input_ids=ids, use_cache=False).logits[0]
-            precise = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-            for place, logprob in said.items():
-                found.append(logprob)
-                expected.append(float(precise[place - 1, tokens[place]]))
-    gaps = np.abs(np.array(found) - np.array(expected))
+            full = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+            for position, logprob in logprobs.items():
+                sampled.append(logprob)
+                expected.append(float(full[position - 1, tokens[position]]))
+    gaps = np.abs(np.array(sampled) - np.array(expected))
     size = max(1.0, float(np.abs(expected).mean()))
     return float(gaps.max() if is_precise(model) else gaps.mean()) / size
 
 
 def _turns(config: Any, *, limit: int) -> list[list[list[int]]]:
-    """New tokens of two turns of two episodes; the second turn of each passes every window."""
+    """New tokens of two turns of two episodes; the second turns extend beyond every window."""
     limits = [n for n in limits_of(config) if n + 24 <= min(limit, usable_context(config))]
     whole = min(limit, usable_context(config), max(limits, default=0) + 24)
-    room = max(2, whole - 2 * REPLY)
+    room = max(2, whole - 2 * REPLY_TOKENS)
     lengths = [(room - room // 4, room // 4), (max(1, room // 5), max(1, room // 2))]
     random = np.random.default_rng(0)
     return [
@@ -116,28 +116,28 @@ def _turns(config: Any, *, limit: int) -> list[list[list[int]]]:
 def _play(
     model: Any, turns: Sequence[Sequence[Sequence[int]]]
 ) -> list[tuple[list[int], dict[int, float]]]:
-    """Tokens of each episode, and the sampler's log-probabilities by place."""
+    """Tokens of each episode, and the sampler's log-probabilities by position."""
     sampler = Sampler(model, SamplingParams(), rows=len(turns))
     random = np.random.default_rng(1)
     episodes: list[tuple[list[int], dict[int, float]]] = [([], {}) for _ in turns]
-    heard = [0] * len(turns)
+    turns_done = [0] * len(turns)
 
     def submit(name: int) -> None:
-        new = turns[name][heard[name]]
+        new = turns[name][turns_done[name]]
         episodes[name][0].extend(new)
-        # Replies of different lengths: the rows' second turns begin at different steps.
-        sampler.submit(name, new, random.random(REPLY - name % 2))
+        # With replies of different lengths, the second turns begin at different steps.
+        sampler.submit(name, new, random.random(REPLY_TOKENS - name % 2))
 
     for name in range(len(turns)):
         submit(name)
     playing = set(range(len(turns)))
     while playing:
         for name, reply in sampler.step().items():
-            tokens, said = episodes[name]
-            said.update(enumerate(reply.logprobs, len(tokens)))
+            tokens, logprobs = episodes[name]
+            logprobs.update(enumerate(reply.logprobs, len(tokens)))
             tokens.extend(reply.tokens)
-            heard[name] += 1
-            if heard[name] < len(turns[name]):
+            turns_done[name] += 1
+            if turns_done[name] < len(turns[name]):
                 submit(name)
             else:
                 sampler.release(name)
