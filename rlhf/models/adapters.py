@@ -1,8 +1,8 @@
-"""LoRA adapters over their life: put on a model, saved with a base that can be found, merged.
+"""LoRA adapters: added to a model, saved with a reference to their base, and merged.
 
-An adapter is worth nothing without the weights it was trained on. Its folder therefore names a hub
-id where those weights are the hub's, unchanged, and else holds them itself in ``base/``. A folder
-with a ``base/`` is loaded with that one wherever it was moved to.
+An adapter needs the weights it was trained on. Its folder therefore contains the hub id of the base
+if the base is an unchanged model of the hub, and otherwise a copy of it in ``base/``. If there is a
+``base/``, it is used wherever the folder is moved.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 BASE_FOLDER = "base"
 FINGERPRINT_FILE = "base_fingerprint.json"
 
-# Elements of each tensor that enter a fingerprint.
-_SAMPLED = 4096
+# Elements per tensor in a fingerprint.
+_SAMPLED_ELEMENTS = 4096
 
 
 @dataclass(frozen=True)
 class HubModel:
-    """Unchanged weights of the hub."""
+    """A model on the hub, with unchanged weights."""
 
     name: str
     revision: str | None = None
@@ -63,16 +63,16 @@ class _Task:
     """How adapters of one PEFT task are loaded."""
 
     read: Callable[..., Any]
-    """Reads the base model of a folder or hub id."""
+    """Loads the base model of a folder or hub id."""
     adapted: Any
 
 
-def _read_sequence_classifier(place: str, **options: Any) -> Any:
-    return sequence_classifier(place).from_pretrained(place, **options)
+def _read_sequence_classifier(source: str, **options: Any) -> Any:
+    return sequence_classifier(source).from_pretrained(source, **options)
 
 
-def _read_token_classifier(place: str, **options: Any) -> Any:
-    return token_classifier(place).from_pretrained(place, **options)
+def _read_token_classifier(source: str, **options: Any) -> Any:
+    return token_classifier(source).from_pretrained(source, **options)
 
 
 _TASKS = {
@@ -83,7 +83,7 @@ _TASKS = {
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds a LoRA adapter."""
+    """Whether a folder contains a LoRA adapter."""
     return (Path(folder) / CONFIG_FILE).exists()
 
 
@@ -96,18 +96,18 @@ def add_lora(
     task: str = "CAUSAL_LM",
     heads: Iterable[str] = (),
 ) -> Any:
-    """Wrap a model with fresh adapters; at step 0 they change nothing.
+    """Wrap a model with new adapters, which do not change it at step 0.
 
     Args:
-        model: a transformers model.
-        spec: form and place of the adapters.
-        seed: of their weights.
-        hub: where the model's weights come from, if they are the hub's, unchanged.
-        task: PEFT's name of the task.
-        heads: modules that are new and therefore trained whole, without adapters.
+        model: transformers model.
+        spec: rank, targets and other settings of the adapters.
+        seed: random seed of their weights.
+        hub: the model on the hub, if its weights are unchanged.
+        task: task type of PEFT.
+        heads: names of new modules, which are trained fully, without adapters.
 
     Raises:
-        UserError: a module that the specification names is not there, or shares its weights.
+        UserError: a module of the specification does not exist, or shares its weights.
     """
     heads = list(heads)
     targets = spec.target_modules or "all-linear"
@@ -134,7 +134,7 @@ def add_lora(
 
 
 def _check_names(model: nn.Module, spec: LoraSpec) -> None:
-    """Refuse names of modules that match nothing, and modules that share weights with others."""
+    """Check that all named modules exist, and do not share their weights with others."""
     modules: dict[str, list[nn.Module]] = {}
     for path, module in model.named_modules():
         modules.setdefault(path.rpartition(".")[2], []).append(module)
@@ -157,24 +157,24 @@ def _check_names(model: nn.Module, spec: LoraSpec) -> None:
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = None) -> None:
-    """Write a PEFT model's adapters, with the hub id of their base or the base itself.
+    """Save the adapters of a PEFT model, with the hub id of their base or a copy of it.
 
     Args:
-        model: a PEFT model from ``add_lora``.
-        tokenizer: of both.
-        folder: to write to.
-        base: folder of a copy of the base that exists or is written now; None: one
-            inside ``folder``.
+        model: PEFT model from ``add_lora``.
+        tokenizer: its tokenizer.
+        folder: folder to write.
+        base: folder of a copy of the base, which is written if it does not exist; None uses a
+            folder inside ``folder``.
     """
     config, hub = model.peft_config["default"], getattr(model, "hub_model", None)
     folder.mkdir(parents=True, exist_ok=True)
     if hub is not None:
         config.base_model_name_or_path, config.revision = hub.name, hub.revision
     else:
-        place = folder / BASE_FOLDER if base is None else base
-        write_base(model, tokenizer, place)
-        config.base_model_name_or_path, config.revision = str(place.absolute()), None
-    # Embeddings are saved where they are trained; a base that grew a row is a copy and has it.
+        base = folder / BASE_FOLDER if base is None else base
+        write_base(model, tokenizer, base)
+        config.base_model_name_or_path, config.revision = str(base.absolute()), None
+    # Trained embeddings are among the adapters; a base with a new row is saved as a copy.
     model.save_pretrained(folder, save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
     if (settings := getattr(unwrap_peft(model), "generation_config", None)) is not None:
@@ -186,9 +186,9 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
 
 
 def write_base(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write what a PEFT model was before its adapters; a folder that is there is left alone.
+    """Write the base model of a PEFT model, unless the folder exists.
 
-    The folder is filled under another name and renamed at the end.
+    The folder is written under a temporary name and then renamed.
     """
     if folder.exists():
         return
@@ -198,10 +198,9 @@ def write_base(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def share_base(checkpoints: Path, final: Path) -> None:
-    """Copy the base among the checkpoints, if there is one, into ``final``.
+    """Copy the base model of the checkpoints, if there is one, into ``final``.
 
-    By hard links where the file system has them: both folders belong to one run, and nothing writes
-    into either again.
+    Hard links are used where the file system supports them: neither folder is changed afterwards.
     """
     source, target = checkpoints / BASE_FOLDER, final / BASE_FOLDER
     if not source.exists() or target.exists():
@@ -218,19 +217,19 @@ def share_base(checkpoints: Path, final: Path) -> None:
 
 
 def name_base_of_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> None:
-    """Let a PEFT model that another trainer saves name a base that can be loaded.
+    """Set the base model of checkpoints that another trainer writes, so that they can be loaded.
 
-    The hub's unchanged weights are named by the folder that they were read from: PEFT asks the hub
-    at every save otherwise.
+    An unchanged model of the hub keeps the folder from which it was loaded, because PEFT would
+    otherwise contact the hub at every save.
     """
     if getattr(model, "hub_model", None) is None:
         write_base(model, tokenizer, checkpoints / BASE_FOLDER)
-        place = str((checkpoints / BASE_FOLDER).absolute())
-        model.peft_config["default"].base_model_name_or_path = place
+        base = str((checkpoints / BASE_FOLDER).absolute())
+        model.peft_config["default"].base_model_name_or_path = base
 
 
 def base_weights(model: Any) -> dict[str, torch.Tensor]:
-    """The state dict of a model without its adapters, under the names of the plain model."""
+    """The state dict of a model without its adapters, with the names of the plain model."""
     weights = {}
     for name, tensor in unwrap_peft(model).state_dict().items():
         if "lora_" in name or ".modules_to_save." in name:
@@ -240,9 +239,9 @@ def base_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def fingerprint_of(weights: dict[str, torch.Tensor]) -> int:
-    """A checksum of a sample of every tensor, the same whether they are read in fp32 or bf16.
+    """Checksum of a sample of every tensor, equal for weights loaded in float32 and bfloat16.
 
-    (In float16 they would be rounded twice.)
+    (Weights in float16 would be rounded twice.)
     """
     total = 0
     for name in sorted(weights):
@@ -250,21 +249,23 @@ def fingerprint_of(weights: dict[str, torch.Tensor]) -> int:
         if not tensor.is_floating_point():
             continue
         flat = tensor.flatten()
-        sample = flat[:: max(1, len(flat) // _SAMPLED)].to("cpu", torch.bfloat16)
+        sample = flat[:: max(1, len(flat) // _SAMPLED_ELEMENTS)].to("cpu", torch.bfloat16)
         total = zlib.crc32(sample.contiguous().view(torch.int16).numpy().tobytes(), total)
     return total
 
 
 def merged_model(folder: str) -> Any:
-    """The model of an adapter folder, adapters merged into their base, in float32.
+    """Load an adapter folder and merge the adapters into their base, in float32.
 
     Raises:
-        UserError: the base is not to be had, or other weights have its name now.
+        UserError: the base is not available, or its weights have changed.
     """
     config = json.loads((Path(folder) / CONFIG_FILE).read_text())
     task = _TASKS.get(config.get("task_type") or "CAUSAL_LM")
     if task is None:
-        raise UserError(f"{folder} holds an adapter of task {config['task_type']}: not supported")
+        raise UserError(
+            f"{folder} contains an adapter of task {config['task_type']}, which is not supported"
+        )
     options: dict[str, Any] = {"dtype": torch.float32}
     if task.read is not read_causal:
         options["num_labels"] = _outputs_of(Path(folder))
@@ -279,18 +280,18 @@ def merged_model(folder: str) -> Any:
 
 
 def _load_base(folder: Path, config: dict[str, Any], task: _Task, options: dict[str, Any]) -> Any:
-    """The weights under an adapter: those beside it, else those that it names.
+    """Load the base model of an adapter, from its folder or else by its name.
 
     Raises:
-        UserError: they are not to be had, or have changed.
+        UserError: the base is not available, or has changed.
     """
     name = str(config.get("base_model_name_or_path") or "")
     expected = None
     if (folder / FINGERPRINT_FILE).exists():
         expected = json.loads((folder / FINGERPRINT_FILE).read_text())["sampled_crc32"]
-    for place in _places_of_base(folder, name, config.get("revision")):
-        refuse_quantised(place)
-        base = merged_model(place) if is_adapter(place) else task.read(place, **options)
+    for source in _base_sources(folder, name, config.get("revision")):
+        refuse_quantised(source)
+        base = merged_model(source) if is_adapter(source) else task.read(source, **options)
         if expected is None or fingerprint_of(base.state_dict()) == expected:
             return base
     raise UserError(
@@ -299,20 +300,20 @@ def _load_base(folder: Path, config: dict[str, Any], task: _Task, options: dict[
     )
 
 
-def _places_of_base(folder: Path, name: str, revision: str | None) -> list[str]:
-    """Folders in which the base of an adapter may lie, likeliest first.
+def _base_sources(folder: Path, name: str, revision: str | None) -> list[str]:
+    """Folders that may contain the base of an adapter, most likely first.
 
     Raises:
         UserError: there is none.
     """
-    beside = [folder / BASE_FOLDER]
+    candidates = [folder / BASE_FOLDER]
     if Path(name).name == BASE_FOLDER:  # checkpoints share one
-        beside.append(folder.parent / BASE_FOLDER)
+        candidates.append(folder.parent / BASE_FOLDER)
     if name and not Path(name).is_absolute():
-        beside.append(folder / name)
-    for place in beside:
-        if place.is_dir():
-            return [str(place)]
+        candidates.append(folder / name)
+    for candidate in candidates:
+        if candidate.is_dir():
+            return [str(candidate)]
     try:
         return sources_of(name, revision=revision)
     except UserError as error:
@@ -320,22 +321,22 @@ def _places_of_base(folder: Path, name: str, revision: str | None) -> list[str]:
 
 
 def _check_complete(adapted: Any, folder: str) -> None:
-    """Refuse an adapter whose tensors are not those of its own configuration on this base.
+    """Check that the adapter has exactly the tensors of its configuration for this base.
 
-    PEFT leaves an adapter that it does not find at its initial value, which changes nothing.
+    PEFT leaves missing adapters at their initial values, which have no effect.
     """
     with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as weights:
         stored = set(weights.keys())
-    wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    missing = wanted - stored
-    unused = {name for name in stored - wanted if "lora_" in name}
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    missing = expected - stored
+    unused = {name for name in stored - expected if "lora_" in name}
     if missing or unused:
-        what = f"lacks {min(missing)}" if missing else f"has {min(unused)}, which nothing reads"
-        raise UserError(f"{folder} does not fit its base model: the adapter {what}")
+        problem = f"lacks {min(missing)}" if missing else f"has unused weights {min(unused)}"
+        raise UserError(f"{folder} does not fit its base model: the adapter {problem}")
 
 
 def _grow_to_tokenizer(base: Any, folder: str) -> None:
-    """Add the rows that the adapter's tokenizer has beyond the base's vocabulary."""
+    """Resize the embedding of the base for the adapter's tokenizer."""
     if not (Path(folder) / "tokenizer_config.json").exists():
         return
     size = len(AutoTokenizer.from_pretrained(folder))
@@ -346,10 +347,10 @@ def _grow_to_tokenizer(base: Any, folder: str) -> None:
 
 
 def _outputs_of(adapter: Path) -> int:
-    """Outputs of the head that a classifier's adapter carries.
+    """Number of outputs of the head that is saved with a classifier's adapter.
 
     Raises:
-        UserError: it carries none, so its head was never trained.
+        UserError: there is no head, so it was never trained.
     """
     with safe_open(adapter / WEIGHTS_FILE, "pt") as weights:
         heads = [
@@ -358,5 +359,5 @@ def _outputs_of(adapter: Path) -> int:
             if key.endswith(".weight") and "lora" not in key and key.count(".layers.") == 0
         ]
     if not heads:
-        raise UserError(f"{adapter} carries no head: it was trained without modules_to_save")
+        raise UserError(f"{adapter} has no head: it was trained without modules_to_save")
     return heads[-1]

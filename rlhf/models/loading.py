@@ -1,4 +1,4 @@
-"""Load a causal language model and its tokenizer, checked."""
+"""Load and check a causal language model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -34,46 +34,46 @@ from rlhf.reward_models.encoding import ensure_pad_token
 
 log = logging.getLogger(__name__)
 
-# Bars for the milliseconds of reading a file bury the one bar that matters.
+# transformers shows progress bars for files that load in milliseconds.
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a specification's weights lie, and whose they are."""
+    """Location and origin of the weights of a specification."""
 
-    place: str
+    folder: str
     """Folder that transformers can load."""
     hub: HubModel | None
-    """The hub's model that these are the weights of; None: the weights are of this machine."""
+    """The model on the hub that has these weights; None for local weights."""
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Source:
-        """The source of a specification with a path.
+        """Find the source of a specification with a path.
 
         Raises:
-            UserError: nothing of that name exists here or on the hub.
+            UserError: the path exists neither locally nor on the hub.
         """
         path = str(spec.path)
-        place = resolve(path, revision=spec.revision)
-        name = None if is_adapter(place) else hub_id_of(path)
-        return cls(place, HubModel(name, commit_of(place)) if name else None)
+        folder = resolve(path, revision=spec.revision)
+        name = None if is_adapter(folder) else hub_id_of(path)
+        return cls(folder, HubModel(name, commit_of(folder)) if name else None)
 
 
 def load_model(
     spec: ModelSpec, *, seed: int, texts: Iterable[str] = (), device: torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer that a configuration names, trainable, in evaluation mode.
+    """Load the model and tokenizer of a configuration, trainable and in evaluation mode.
 
     Args:
-        spec: where the model comes from, its dtype, and its adapters if any.
-        seed: of random weights and adapters.
-        texts: what the tokenizer of a model from scratch is trained on.
-        device: defaults to the accelerator if there is one.
+        spec: source, dtype and adapters of the model.
+        seed: random seed of new weights and adapters.
+        texts: training texts for the tokenizer of a model from scratch.
+        device: device of the model; None uses the accelerator if there is one.
 
     Raises:
-        UserError: the model cannot be had, or fails the check of its head and padding.
+        UserError: the model is not available, or fails ``check_model``.
     """
     device = device or default_device()
     hub = None
@@ -83,15 +83,15 @@ def load_model(
         dtype = choose_dtype(spec.dtype, model.num_parameters(), device)
     else:
         source = Source.of(spec)
-        hub, tokenizer = source.hub, load_tokenizer(source.place)
-        # A known size decides the dtype before anything is read, so that no second copy is made.
-        size = size_of(source.place)
+        hub, tokenizer = source.hub, load_tokenizer(source.folder)
+        # If the size is known, the weights are read in their final dtype, without a second copy.
+        size = size_of(source.folder)
         read_as = choose_dtype(spec.dtype, size, device) if size else torch.float32
-        model = load_weights(source.place, dtype=read_as)
+        model = load_weights(source.folder, dtype=read_as)
         dtype = choose_dtype(spec.dtype, size or model.num_parameters(), device)
     set_template_options(tokenizer, spec)
     if give_pad_token(tokenizer, model):
-        hub = None  # these are not quite its weights
+        hub = None  # the embedding has a new row
     cast(model, device, dtype)
     if spec.attn_implementation:
         keep_attention(model, spec.attn_implementation)
@@ -107,15 +107,15 @@ def load_model(
     return model, tokenizer
 
 
-def size_of(place: str) -> int:
-    """Number of weights in a model folder, by the headers of its safetensors files; 0 if unknown.
+def size_of(folder: str) -> int:
+    """Number of weights in a model folder, from the headers of its safetensors files.
 
-    Unknown for an adapter, which is merged in float32 anyway.
+    It is 0 if unknown, as for adapters, which are merged in float32.
     """
-    if is_adapter(place):
+    if is_adapter(folder):
         return 0
     total = 0
-    for path in Path(place).glob("model*.safetensors"):
+    for path in Path(folder).glob("model*.safetensors"):
         with safe_open(path, "pt") as weights:
             shapes = (weights.get_slice(key).get_shape() for key in weights.keys())  # noqa: SIM118
             total += sum(math.prod(shape) for shape in shapes)
@@ -123,10 +123,10 @@ def size_of(place: str) -> int:
 
 
 def cast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a model and convert its weights, in place.
+    """Move a model to a device and convert its weights, in place.
 
-    Buffers that are not saved, such as the frequencies of rotary positions, stay as the model
-    computed them: rounded to bfloat16 they would turn far positions by radians.
+    Buffers that are not saved, such as rotary frequencies, keep their dtype: rounded to bfloat16
+    they would rotate distant positions by radians.
     """
     model.to(device)
     for module in model.modules():
@@ -140,20 +140,20 @@ def cast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     model.config.dtype = dtype  # type: ignore[union-attr]
 
 
-def load_tokenizer(place: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or hub id.
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder or hub id.
 
     Raises:
         UserError: there is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(place)
+        return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer in {place}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"no tokenizer in {source}: {str(error).splitlines()[0]}") from error
 
 
 def set_template_options(tokenizer: Any, spec: ModelSpec) -> None:
-    """Give a tokenizer the chat template's options of a configuration; they are saved with it.
+    """Set the chat template's options of a configuration; they are saved with the tokenizer.
 
     Raises:
         UserError: an option has no effect on this template.
@@ -164,35 +164,35 @@ def set_template_options(tokenizer: Any, spec: ModelSpec) -> None:
         raise UserError(str(error)) from error
 
 
-def load_weights(place: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal model read in ``dtype``; an adapter folder is merged into its base in float32.
+def load_weights(folder: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a causal model in ``dtype``, or merge an adapter folder into its base in float32.
 
     Raises:
-        UserError: the folder holds no causal language model.
+        UserError: the folder contains no causal language model.
     """
-    refuse_quantised(place)
+    refuse_quantised(folder)
     try:
-        if is_adapter(place):
-            return merged_model(place)
-        return read_causal(place, dtype=dtype)
+        if is_adapter(folder):
+            return merged_model(folder)
+        return read_causal(folder, dtype=dtype)
     except UserError:
         raise
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{place} is not a causal language model: {reason}") from error
+        raise UserError(f"{folder} is not a causal language model: {reason}") from error
 
 
 def give_pad_token(tokenizer: Any, model: PreTrainedModel) -> bool:
-    """Make sure that padding has a token of its own; returns whether the embedding grew.
+    """Ensure that the pad token differs from EOS; returns whether the embedding has grown.
 
     With pad = EOS a mask made from token ids hides the end of the text, and a reward model cannot
-    tell a finished reply from a cut one. A token that the vocabulary sets aside is used if there is
-    one; otherwise one is added and the embedding grows by a row.
+    distinguish finished from truncated replies. A reserved token of the vocabulary is used if there
+    is one; otherwise a token is added, and the embedding grows by a row.
     """
     ensure_pad_token(tokenizer)
     grows = tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings
     if grows:
-        with torch.random.fork_rng(devices=[]):  # the new row is drawn
+        with torch.random.fork_rng(devices=[]):  # the new row is random
             torch.manual_seed(0)
             model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -202,10 +202,10 @@ def give_pad_token(tokenizer: Any, model: PreTrainedModel) -> bool:
 
 
 def merge_adapter(adapter: str, target: Path) -> Path:
-    """Write a LoRA folder and its base model as one ordinary checkpoint.
+    """Merge a LoRA folder with its base model into an ordinary checkpoint.
 
     Raises:
-        UserError: the folder holds no adapter, its base cannot be had, or the target exists.
+        UserError: the folder contains no adapter, its base is not available, or the target exists.
     """
     if not is_adapter(adapter):
         raise UserError(f"{adapter} holds no LoRA adapter (no {CONFIG_FILE})")

@@ -226,7 +226,7 @@ def test_an_adapter_without_a_head_is_no_reward_model(tmp_path):
     trained_adapter(tmp_path / "adapter", str(tmp_path / "base"))
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(path.read_text().replace("CAUSAL_LM", "SEQ_CLS"))
-    with pytest.raises(UserError, match="carries no head: it was trained without modules_to_save"):
+    with pytest.raises(UserError, match="has no head: it was trained without modules_to_save"):
         merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged")
 
 

@@ -37,7 +37,7 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
     config = kind.config
     if config.model.scratch:
         raise UserError("model.scratch: a reward model starts from a language model; give a path")
-    place = Source.of(config.model).place
+    place = Source.of(config.model).folder
     tokenizer = load_tokenizer(place)
     set_template_options(tokenizer, config.model)
     model = with_new_head(place, kind.outputs(), steps=kind.per_token)
