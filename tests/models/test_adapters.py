@@ -121,7 +121,7 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path, change: str) ->
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_base_is_one_line(tmp_path: Path) -> None:
+def test_missing_adapter_base_is_user_error(tmp_path: Path) -> None:
     base, tokenizer = tiny_model()
     base.save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
@@ -160,7 +160,7 @@ def test_weights_are_read_in_the_dtype_they_are_used_in(
     assert set(frequencies) == {torch.float32}
 
 
-def test_the_attention_that_is_asked_for_stays(tmp_path: Path) -> None:
+def test_requested_attention_implementation_is_kept(tmp_path: Path) -> None:
     model, tokenizer = tiny_model()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -176,7 +176,7 @@ def test_the_attention_that_is_asked_for_stays(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_revisions_are_of_the_hub_alone(tmp_path: Path) -> None:
+def test_revision_requires_hub_id(tmp_path: Path) -> None:
     tiny_model()[0].save_pretrained(tmp_path)
     for path in (str(tmp_path), "smollm2-135m-instruct"):
         with pytest.raises(UserError, match=r"model\.revision has no effect on"):
@@ -204,7 +204,7 @@ def test_modules_that_cannot_be_adapted_are_refused(
     assert "\n" not in str(error.value)
 
 
-def test_an_output_head_of_its_own_can_be_trained_whole(tmp_path: Path) -> None:
+def test_untied_output_head_can_be_trained_fully(tmp_path: Path) -> None:
     model, tokenizer = tiny_qwen2()
     model.save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
@@ -219,7 +219,7 @@ def test_an_output_head_of_its_own_can_be_trained_whole(tmp_path: Path) -> None:
     assert not close(AutoModelForCausalLM.from_pretrained(tmp_path / "m"), trained)
 
 
-def test_lora_values_that_cannot_be_meant_are_refused() -> None:
+def test_invalid_lora_values_are_refused() -> None:
     for keys in ({"alpha": 0}, {"dropout": 1.0}, {"rank": 0}):
         with pytest.raises(ValueError, match=r"model\.lora\."):
             LoraSpec(**keys)
@@ -247,7 +247,7 @@ def test_training_moves_a_model_when_a_bit_of_it_differs() -> None:
     assert count > 10
 
 
-def test_a_model_that_was_saved_is_restored_to_the_bit(tmp_path: Path) -> None:
+def test_saved_model_is_restored_bit_exactly(tmp_path: Path) -> None:
     for name, make in (("llama", tiny_model), ("qwen", tiny_qwen2)):
         model, tokenizer = make(seed=1)
         save_model(model, tokenizer, tmp_path / name)
@@ -258,14 +258,14 @@ def test_a_model_that_was_saved_is_restored_to_the_bit(tmp_path: Path) -> None:
         assert load_tokenizer(str(tmp_path / name)).chat_template
 
 
-def test_a_checkpoint_without_a_model_is_one_line(tmp_path: Path) -> None:
+def test_restore_folder_without_model_is_user_error(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(b"")
     with pytest.raises(UserError, match="holds no model: a checkpoint of an earlier version"):
         restore_model(tiny_model()[0], tmp_path)
 
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "torchao"])
-def test_quantised_weights_are_refused(tmp_path: Path, method: str) -> None:
+def test_quantized_weights_are_refused(tmp_path: Path, method: str) -> None:
     model, tokenizer = tiny_model()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

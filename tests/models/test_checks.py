@@ -30,7 +30,7 @@ def one_line(error: Any) -> str:
     return line
 
 
-def test_a_classifier_is_no_policy(tmp_path):
+def test_classifier_folder_is_refused_as_policy(tmp_path):
     model, _ = tiny_qwen2()  # with an output head of its own
     LlamaForSequenceClassification(tiny_model()[0].config).save_pretrained(tmp_path / "tied")
     Qwen2ForSequenceClassification(model.config).save_pretrained(tmp_path / "untied")
@@ -42,14 +42,14 @@ def test_a_classifier_is_no_policy(tmp_path):
     assert "Qwen2ForSequenceClassification" in one_line(error)
 
 
-def test_a_trunk_without_its_head_is_no_policy(tmp_path):
+def test_decoder_without_head_is_refused_as_policy(tmp_path):
     tiny_qwen2()[0].model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"lm_head\.weight are missing") as error:
         load_weights(str(tmp_path))
     one_line(error)
 
 
-def test_a_trunk_whose_head_is_its_table_is_a_whole_policy(tmp_path):
+def test_decoder_with_tied_head_is_a_policy(tmp_path):
     model, _ = tiny_model()  # tied
     model.model.save_pretrained(tmp_path)
     ids = torch.tensor([[5, 6, 7]])
@@ -59,7 +59,7 @@ def test_a_trunk_whose_head_is_its_table_is_a_whole_policy(tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
-def test_a_weight_that_is_missing_is_named(tmp_path, missing):
+def test_missing_weight_is_named(tmp_path, missing):
     tiny_model()[0].save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     del weights[missing]
@@ -78,7 +78,7 @@ def test_weights_of_another_shape_are_refused_in_one_line(tmp_path):
     one_line(error)
 
 
-def test_an_encoder_decoder_is_no_policy(tmp_path):
+def test_encoder_decoder_is_refused_as_policy(tmp_path):
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 320}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
     ffn = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
@@ -110,7 +110,7 @@ def test_a_tokenizer_with_ids_beyond_the_embedding_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_model_that_looks_ahead_is_refused(causal):
+def test_noncausal_model_is_refused(causal):
     config = BertConfig(
         vocab_size=320,
         hidden_size=16,
@@ -142,7 +142,7 @@ def test_a_score_of_the_first_token_is_refused():
 
 
 @pytest.mark.parametrize("name", ["bert", "inkling_text", "opt-projected", "granite", "xlstm"])
-def test_logits_of_some_states_are_the_model_s_own(name):
+def test_logits_of_selected_states_equal_model(name):
     from rlhf.models.architecture import trunk_of
     from rlhf.models.output_head import logits_of
 

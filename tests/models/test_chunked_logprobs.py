@@ -53,7 +53,7 @@ def test_without_entropy_the_log_probabilities_and_their_gradient_are_the_same(m
         torch.testing.assert_close(mine, plain)
 
 
-def test_bf16_logits_lose_nothing_more_in_the_softmax(model):
+def test_softmax_of_bf16_logits_adds_no_rounding(model):
     low = model.to(torch.bfloat16)
     hidden = torch.randn(13, 16).bfloat16()
     targets = torch.randint(50, (13,))

@@ -20,13 +20,13 @@ def check(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FIXED)
-def test_a_family_is_right_in_every_stage_or_refused(name):
+def test_family_is_correct_in_all_stages_or_refused(name):
     check(name)
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_is_right_in_every_stage_or_refused(name):
+def test_all_families_are_correct_in_all_stages_or_refused(name):
     check(name)
 
 

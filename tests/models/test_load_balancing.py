@@ -55,7 +55,7 @@ def test_loss_and_gradient_are_transformers_own(name):
             assert (parameter.grad - expected[n]).abs().max() < 1e-5 * largest, n
 
 
-def test_portions_weigh_by_their_tokens():
+def test_micro_batches_are_weighted_by_tokens():
     part = batch()
     policy = Policy(balanced("mixtral"), tiny_tokenizer())
     count = part.action_mask.sum()

@@ -52,7 +52,7 @@ def test_a_pad_token_of_its_own_is_kept():
 
 
 @pytest.mark.parametrize("pad", [None, "<|end|>"])
-def test_padding_takes_a_token_set_aside_when_it_would_be_eos(pad):
+def test_padding_uses_reserved_token_instead_of_eos(pad):
     model, tokenizer = tiny_model()
     tokenizer.pad_token = pad
     rows = model.get_input_embeddings().num_embeddings
@@ -117,7 +117,7 @@ class Scaled(LlamaForCausalLM):
         return output
 
 
-def test_an_unknown_head_is_used_as_it_is():
+def test_unknown_output_head_uses_own_forward():
     model, tokenizer = tiny_model()
     model.__class__ = Scaled
     check_model(model, tokenizer)
@@ -133,7 +133,7 @@ def test_a_scaling_that_the_model_does_not_apply_is_not_applied():
     torch.testing.assert_close(logits_of(model, hidden), model.lm_head(hidden))
 
 
-def test_a_model_that_reads_its_padding_is_refused():
+def test_model_that_depends_on_padding_is_refused():
     model, tokenizer = tiny_model()
     trunk = model.model
     plain = trunk.forward
@@ -221,7 +221,7 @@ def test_merge_adapter_keeps_the_head_that_a_classifier_carries(tmp_path, output
     torch.testing.assert_close(plain.eval()(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_an_adapter_without_a_head_is_no_reward_model(tmp_path):
+def test_reward_adapter_without_head_is_refused(tmp_path):
     saved(tmp_path / "base")
     trained_adapter(tmp_path / "adapter", str(tmp_path / "base"))
     path = tmp_path / "adapter" / "adapter_config.json"
@@ -230,7 +230,7 @@ def test_an_adapter_without_a_head_is_no_reward_model(tmp_path):
         merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged")
 
 
-def test_an_adapter_changes_nothing_at_the_start():
+def test_new_adapter_does_not_change_logits():
     model, _ = tiny_model(double=True)
     before = model(input_ids=IDS).logits
     adapted = add_lora(model, LoraSpec(rank=2), seed=0)
@@ -270,7 +270,7 @@ def test_special_tokens_are_one_id_each():
         assert tokenizer(token)["input_ids"] == [tokenizer.convert_tokens_to_ids(token)]
 
 
-def test_a_folder_without_tokenizer_or_with_broken_config_is_one_line(tmp_path):
+def test_folder_without_tokenizer_or_config_is_user_error(tmp_path):
     tiny_model()[0].save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no tokenizer in") as error:
         load_tokenizer(str(tmp_path))

@@ -85,7 +85,7 @@ def test_scores_and_gradients_are_those_of_padded_rows(name, seed):
         torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-5)
 
 
-def test_shared_beginnings_are_computed_once():
+def test_shared_prefixes_are_computed_once():
     tokens, mask, _ = some_rows(0)
     packed = pack(tokens, mask)
     saved = 2 * 40 + 50
@@ -95,7 +95,7 @@ def test_shared_beginnings_are_computed_once():
     assert torch.equal(packed.positions[0][packed.index][mask], mask.cumsum(1)[mask] - 1)
 
 
-def test_a_row_joins_only_where_that_saves_tokens():
+def test_row_joins_prefix_group_only_if_tokens_are_saved():
     rows = torch.zeros(5, 100, dtype=torch.long)
     rows[:2], rows[2:4] = 1, 2
     rows[:, :40] = 3  # a system prompt that all share
@@ -107,7 +107,7 @@ def test_a_row_joins_only_where_that_saves_tokens():
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_models_that_cannot_pack_are_left_as_they_were(name):
+def test_models_without_packing_are_unchanged(name):
     model = make(PLAIN[name])
     tokens, mask, _ = some_rows(0)
     before = model.config._attn_implementation

@@ -62,7 +62,7 @@ def test_scores_and_gradients_equal_the_full_softmax(make, temperature):
         torch.testing.assert_close(a, b, **EXACT)
 
 
-def test_chunks_change_neither_values_nor_gradients(monkeypatch):
+def test_chunks_do_not_change_values_or_gradients(monkeypatch):
     policy = tiny_policy(critic="shared")
     batch = some_batch()
     whole = policy.score(*masks(batch))
@@ -79,7 +79,7 @@ def test_chunks_change_neither_values_nor_gradients(monkeypatch):
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 @pytest.mark.parametrize("extra", [1, 7])
-def test_padding_changes_nothing(critic, extra):
+def test_padding_does_not_change_scores(critic, extra):
     policy = tiny_policy(critic=critic)
     torch.nn.init.normal_(policy.value_head.linear.weight)
     batch = some_batch()

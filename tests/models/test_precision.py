@@ -104,7 +104,7 @@ def test_a_restored_optimizer_continues_to_the_bit(monkeypatch, dtype, at_once):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("at_once", [1, 20, 10**6])
-def test_clipping_and_portions_change_nothing_but_the_memory(monkeypatch, dtype, at_once):
+def test_clipping_and_chunks_do_not_change_update(monkeypatch, dtype, at_once):
     monkeypatch.setattr(precision, "OPTIMIZER_CHUNK_ELEMENTS", at_once)
     ours, theirs = two_layers(dtype), two_layers(dtype)
     mine = MasterAdamW(groups(ours), lr=0.03)
@@ -126,7 +126,7 @@ def test_clipping_and_portions_change_nothing_but_the_memory(monkeypatch, dtype,
 
 
 @pytest.mark.parametrize("at_once", [1, 6, 20])
-def test_a_weight_updated_in_pieces_ends_as_updated_whole(monkeypatch, at_once):
+def test_chunked_update_equals_whole_update(monkeypatch, at_once):
     def trained(pieces: int) -> tuple[nn.Module, MasterAdamW]:
         monkeypatch.setattr(precision, "OPTIMIZER_CHUNK_ELEMENTS", pieces)
         model = two_layers(torch.bfloat16)
@@ -188,7 +188,7 @@ def threads(monkeypatch):
 
 
 @pytest.mark.usefixtures("threads")
-def test_a_small_model_on_a_cpu_takes_one_thread_and_a_large_one_all(monkeypatch):
+def test_threads_by_model_size(monkeypatch):
     assert choose_threads(precision.MULTITHREAD_MIN_PARAMS - 1, CPU) == 1
     assert choose_threads(precision.MULTITHREAD_MIN_PARAMS - 1, torch.device("cuda")) == 4
     torch.set_num_threads(choose_threads(10, CPU))
@@ -199,7 +199,7 @@ def test_a_small_model_on_a_cpu_takes_one_thread_and_a_large_one_all(monkeypatch
 
 
 @pytest.mark.usefixtures("threads")
-def test_a_small_model_beside_a_large_one_leaves_it_its_threads(monkeypatch):
+def test_small_model_does_not_reduce_threads_of_large_model(monkeypatch):
     monkeypatch.setattr(precision, "MULTITHREAD_MIN_PARAMS", 100)
     large, small = torch.nn.Linear(20, 20), torch.nn.Linear(2, 2)
     use_threads(large, CPU)

@@ -42,11 +42,11 @@ def test_bf16_outputs_are_the_model_s_to_the_bit():
     assert torch.equal(plain(x), fast(x))
 
 
-def test_norms_of_another_kind_are_left_alone():
+def test_other_norms_are_not_patched():
     assert norms.patch_rmsnorm(with_norm(Gemma3RMSNorm(16))) == 0
 
 
-def test_a_copy_uses_its_own_weights():
+def test_deep_copy_uses_own_weights():
     model = with_norm(LlamaRMSNorm(16))
     norms.patch_rmsnorm(model)
     other = copy.deepcopy(model)

@@ -54,6 +54,6 @@ def test_bf16_outputs_are_the_model_s_to_the_bit():
     assert torch.equal(plain(x), fast(x))
 
 
-def test_gates_of_another_kind_are_left_alone():
+def test_other_feed_forward_layers_are_not_patched():
     other = Gemma2MLP(Gemma2Config(**SIZES))  # gelu
     assert gates.patch_swiglu(torch.nn.Sequential(other)) == 0

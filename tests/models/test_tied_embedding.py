@@ -71,7 +71,7 @@ def test_the_rows_by_hand():
     assert torch.equal(weight.grad, expected)
 
 
-def test_a_loss_of_values_alone_gives_a_whole_table():
+def test_value_loss_alone_gives_dense_embedding_gradient():
     policy = Policy(*tiny_model(double=True), critic="shared")
     torch.nn.init.ones_(policy.value_head.linear.weight)
     tokens, attention, actions = some_rows(0)
@@ -83,7 +83,7 @@ def test_a_loss_of_values_alone_gives_a_whole_table():
     torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-12)
 
 
-def test_many_small_rows_are_not_lost_in_bf16():
+def test_embedding_gradient_in_bf16_keeps_small_rows():
     model, _ = tiny_model()
     model = model.to(torch.bfloat16)
     tied = tied_embedding(model)
@@ -96,7 +96,7 @@ def test_many_small_rows_are_not_lost_in_bf16():
     assert (weight.grad[6] == 24).all()
 
 
-def test_no_table_is_filled_or_summed_beside_the_head_s():
+def test_no_dense_embedding_gradient_is_allocated():
     policy = Policy(*tiny_model())
     weight = policy.model.get_input_embeddings().weight
     loss = tied_loss(policy, some_rows(0))
@@ -119,7 +119,7 @@ def untied() -> Any:
     return model
 
 
-def test_other_models_and_passes_keep_their_own_way():
+def test_tied_embedding_is_not_used_without_benefit():
     assert tied_embedding(untied()) is None
     assert tied_embedding(tiny_model()[0].requires_grad_(False)) is None
     assert tied_embedding(add_lora(tiny_model()[0], LoraSpec(rank=2), seed=0)) is None

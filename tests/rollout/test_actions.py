@@ -46,7 +46,7 @@ def test_the_first_number_is_the_action_if_it_is_legal(text, action):
     assert text_to_action(text, Buttons()) == action
 
 
-def test_an_unreadable_action_ends_the_episode():
+def test_invalid_action_ends_episode():
     engine = FakeEngine("3", "nonsense")
     rollout = one(engine, Buttons, invalid_reward=-2.0)
     assert (rollout.terminated, rollout.invalid, rollout.num_turns) == (True, 1, 2)
@@ -54,7 +54,7 @@ def test_an_unreadable_action_ends_the_episode():
     assert Tales.made[0].actions == [3]  # the environment was not asked, and nothing stood in
 
 
-def test_an_unreadable_action_can_be_tried_again():
+def test_invalid_action_can_be_retried():
     engine = FakeEngine("nonsense", "7", "4")
     rollout = one(engine, Buttons, invalid="retry", invalid_reward=-0.25)
     assert (rollout.terminated, rollout.invalid, rollout.num_turns) == (True, 2, 3)
@@ -63,7 +63,7 @@ def test_an_unreadable_action_can_be_tried_again():
     assert rollout.score == 1.0 - 0.5
 
 
-def test_retrying_for_ever_meets_the_budget():
+def test_endless_retries_are_truncated_by_budget():
     engine = FakeEngine("nonsense")
     rollout = one(engine, Buttons, invalid="retry", max_tokens=120)
     assert rollout.truncated
@@ -95,7 +95,7 @@ def test_environments_are_made_by_id():
         (EnvSpec(id="FrozenLake-v1", kwargs={"colour": 1}), "cannot be made"),
     ],
 )
-def test_an_environment_that_cannot_be_made_is_one_line(spec, words):
+def test_environment_that_cannot_be_made_is_user_error(spec, words):
     with pytest.raises(UserError, match=words) as error:
         make_env_factory(spec)()
     assert "\n" not in str(error.value)

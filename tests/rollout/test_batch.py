@@ -35,7 +35,7 @@ def test_every_list_describes_its_token():
     assert (rollout.num_actions, rollout.num_turns) == (3, 2)
 
 
-def test_an_observation_after_the_last_reply_is_no_turn():
+def test_observation_after_last_reply_is_not_a_turn():
     rollout = two_turns()
     rollout.append([16, 17], turn=2, logprobs=None)
     assert rollout.num_turns == 2
@@ -44,7 +44,7 @@ def test_an_observation_after_the_last_reply_is_no_turn():
     assert prompt_only.num_turns == 0
 
 
-def test_a_score_is_paid_on_the_last_sampled_token():
+def test_terminal_reward_is_on_last_sampled_token():
     rollout = two_turns()
     rollout.append([16, 17], turn=2, logprobs=None)  # the last state of a truncated episode
     rollout.rewards[3] = 1.0

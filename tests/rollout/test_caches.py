@@ -84,7 +84,7 @@ def test_sampled_logprobs_are_those_of_a_plain_pass(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_reply_does_not_depend_on_its_neighbours(name):
+def test_reply_does_not_depend_on_other_rows(name):
     model, episodes = tiny_family(name), episodes_of(seed=1, count=5)
     together = sampled(model, episodes, rows=4)
     alone = sampled(model, episodes, rows=1)
@@ -143,13 +143,13 @@ def test_the_context_does_not_end_at_a_window(name):
     assert context_of(tiny_family(name)) == 128
 
 
-def test_a_family_without_positions_has_no_end():
+def test_family_without_positions_has_unbounded_context():
     config = tiny_family("mamba2").config
     del config.max_position_embeddings
     assert usable_context(config) == UNBOUNDED
 
 
-def test_rows_of_either_side_of_a_length_do_not_mix():
+def test_rows_of_different_rotary_frequencies_are_separate():
     # Rows of at most 16 tokens have the short factors, rows that begin longer the long ones.
     model, random = tiny_family("longrope"), np.random.default_rng(3)
     episodes = []
@@ -192,13 +192,13 @@ def words_of(caplog: Any, model: Any) -> str:
         ("gpt_neo", "one row at a time with the model's own cache"),
     ],
 )
-def test_the_log_says_how_a_slower_family_decodes(caplog, name, words):
+def test_log_names_slower_decoder(caplog, name, words):
     said = words_of(caplog, tiny_family(name))
     assert (words in said) if words else not said
 
 
 @pytest.mark.parametrize("name", ["jamba", "mamba"])
-def test_rounding_does_not_hide_a_state_that_is_dropped(name):
+def test_bf16_decoder_selection_keeps_states(name):
     # In half precision the trial's bar is wide; a way that drops states must not pass under it.
     decoder = decoder_for(tiny_family(name).bfloat16())
     assert isinstance(decoder, PlainDecoder)
@@ -221,7 +221,7 @@ class Miscounting(LlamaForCausalLM):
         self.model.forward = forward
 
 
-def test_a_model_that_the_rows_cache_misleads_decodes_row_by_row(caplog):
+def test_model_incompatible_with_ragged_cache_decodes_one_row_at_a_time(caplog):
     config = LlamaConfig(**{k: v for k, v in SIZES.items() if k != "head_dim"})
     config.model_type = "another"
     model = Miscounting(config).eval()
@@ -234,14 +234,14 @@ def test_a_model_that_the_rows_cache_misleads_decodes_row_by_row(caplog):
             assert abs(expected[position].item() - logprob) < 1e-5
 
 
-def test_states_stay_out_of_packed_rows():
+def test_models_with_states_are_not_packed():
     # A state would run on from one document into the next.
     for name in RECURRENT:
         assert not enable_packing(tiny_family(name))
 
 
 @pytest.mark.parametrize("name", ["qwen3_next", "mamba"])
-def test_the_same_again_to_the_bit(name):
+def test_results_are_bit_reproducible(name):
     model, episodes = tiny_family(name), episodes_of(seed=5, count=3)
     assert sampled(model, episodes, rows=2) == sampled(model, episodes, rows=2)
 

@@ -40,7 +40,7 @@ def test_the_environment_ends_the_episode():
     assert rollout.tokens == TOKENIZER(text)["input_ids"]
 
 
-def test_a_message_in_the_info_of_another_environment_is_its_own_affair():
+def test_info_message_of_other_types_is_ignored():
     class Chatty(Tales):
         def reset(self, **keywords):
             observation, info = super().reset(**keywords)
@@ -72,7 +72,7 @@ def test_termination_and_truncation_at_once_is_termination():
     assert rollout.is_action[-1]
 
 
-def test_a_cut_reply_ends_the_turn_and_not_the_episode():
+def test_length_limited_reply_ends_turn_not_episode():
     engine = FakeEngine("a very long reply that is cut", "stop")
     rollout = one(engine, max_new_tokens=5)
     assert (rollout.terminated, rollout.truncated, rollout.cut) == (True, False, 1)
@@ -103,14 +103,14 @@ def test_a_reply_may_use_the_whole_budget():
     assert rollout.is_action[-1]
 
 
-def test_a_prompt_without_room_is_one_line():
+def test_prompt_without_room_is_user_error():
     engine = FakeEngine("go")
     with pytest.raises(UserError, match=r"prompt of seed 7 has \d+ tokens") as error:
         one(engine, seed=7, max_tokens=8)
     assert "\n" not in str(error.value)
 
 
-def test_a_group_shares_its_start_and_not_its_noise():
+def test_group_shares_prompt_but_not_noise():
     model, _ = tiny_model(double=True)
     group = [EpisodeSeed(5, group_index=0, sample_index=m) for m in range(3)]
     rollouts = collector(model, lambda: TimeLimit(Tales(), 2), max_new_tokens=6).collect(group)
@@ -127,7 +127,7 @@ def same(a: Sequence[Any], b: Sequence[Any]) -> None:
         np.testing.assert_allclose(x.logprobs, y.logprobs, atol=1e-12)
 
 
-def test_episodes_are_the_same_again_and_however_many_decode_together():
+def test_episodes_are_reproducible_for_any_parallelism():
     model, _ = tiny_model(double=True)
     order = starts(9, 3, 14, 2, 7)
 
@@ -163,7 +163,7 @@ def test_temperature_can_be_overridden():
     assert len({tuple(r.tokens) for r in greedy}) == 1
 
 
-def test_a_failure_names_the_seed_that_repeats_it():
+def test_env_failure_names_seed():
     engine = FakeEngine("fail")
     with pytest.raises(UserError, match=r"seed 41: RuntimeError: broken$") as error:
         one(engine, seed=41)
@@ -187,7 +187,7 @@ def test_failures_can_be_counted():
     assert [r.group for r in rollouts] == [s for s in seeds if s not in odd]
 
 
-def test_an_environment_that_failed_is_made_anew():
+def test_failed_environment_is_replaced():
     """Seed 1 breaks the environment for good; whoever plays in it next would suffer."""
 
     class Brittle(Tales):
@@ -211,7 +211,7 @@ def test_an_environment_that_failed_is_made_anew():
     assert lenient.envs == [new]
 
 
-def test_nothing_left_is_an_error():
+def test_all_environments_failed_is_user_error():
     engine = FakeEngine("fail")
     with pytest.raises(UserError, match="every environment failed"):
         one(engine, errors="count")
@@ -266,7 +266,7 @@ def test_a_ten_turn_episode_passes_through_the_model_once(monkeypatch):
     assert decoded == rollout.num_actions - 10  # the first token of a reply comes with the prefill
 
 
-def test_a_free_row_takes_the_next_episode(monkeypatch):
+def test_free_row_starts_next_episode(monkeypatch):
     class Patient(Tales):
         """Plays as many turns as its seed says."""
 
@@ -291,7 +291,7 @@ def test_a_free_row_takes_the_next_episode(monkeypatch):
     assert all(len(counts) <= 2 for counts in passed)
 
 
-def test_a_group_reads_its_prompt_once(monkeypatch):
+def test_group_prefills_prompt_once(monkeypatch):
     model, _ = tiny_model(double=True)
     passed = passes(monkeypatch, model)
     group = [EpisodeSeed(5, group_index=0, sample_index=m) for m in range(4)]
@@ -311,7 +311,7 @@ REFUSES = (
 
 @pytest.mark.parametrize("errors", ["raise", "count"])
 @pytest.mark.parametrize("system", ["Be kind.", None])
-def test_what_the_template_refuses_is_not_the_environments_fault(errors, system):
+def test_template_refusal_is_not_an_env_failure(errors, system):
     engine = FakeEngine("go")
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.chat_template = REFUSES
@@ -326,7 +326,7 @@ def test_what_the_template_refuses_is_not_the_environments_fault(errors, system)
             found.check_template(())
 
 
-def test_every_prompt_is_tried_before_the_first_episode():
+def test_all_prompts_are_checked_before_first_episode():
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.chat_template = REFUSES
     found = Collector(FakeEngine(), Tales, ChatFormat(tokenizer), RolloutSpec(), context=256)
@@ -334,7 +334,7 @@ def test_every_prompt_is_tried_before_the_first_episode():
         found.check_template([[{"role": "user", "content": text}] for text in ("a", "turn 1")])
 
 
-def test_keys_of_a_prompt_reach_the_rewards_and_its_tools_the_template():
+def test_prompt_keys_reach_rewards_and_tools_reach_template():
     engine = FakeEngine("4")
     tokenizer = copy.deepcopy(TOKENIZER)
     tokenizer.chat_template = TOKENIZER.chat_template.replace(

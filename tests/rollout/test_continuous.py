@@ -99,7 +99,7 @@ def test_eager_attention_decodes_alike():
     assert largest_gap(model, episodes) < 1e-5  # its softmax is float32 in any model
 
 
-def test_adapters_take_part_in_decoding():
+def test_decoding_applies_adapters():
     model = add_lora(tiny_model(double=True)[0], LoraSpec(rank=2), seed=0).double()
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -132,7 +132,7 @@ def test_greedy_logprobs_are_of_the_untempered_policy():
     np.testing.assert_allclose(reply.logprobs, full[2:].numpy(), atol=1e-12)
 
 
-def test_a_row_does_not_depend_on_its_neighbours():
+def test_row_does_not_depend_on_other_rows():
     model, _ = tiny_model(double=True)
     prompts = {0: [7, 30, 9], 1: [200, 6], 2: [12] * 11, 3: [5]}
     numbers = {row: noise(3, row, 0, 6 + row) for row in prompts}
@@ -157,7 +157,7 @@ class Fixed:
         return tokens.tolist(), logprobs.tolist()
 
 
-def test_the_number_picks_the_interval_of_its_token():
+def test_draw_selects_interval_of_number():
     # Cumulative: [0, .2) -> 0, [.2, .2) -> none, [.2, .7) -> 2, [.7, 1) -> 3, and 4 never.
     known = Fixed([0.2, 0.0, 0.5, 0.3, 0.0])
     eps = 1e-9
@@ -167,7 +167,7 @@ def test_the_number_picks_the_interval_of_its_token():
     np.testing.assert_allclose(np.exp(logprobs), [0.2, 0.2, 0.5, 0.5, 0.3, 0.3, 0.3], rtol=1e-12)
 
 
-def test_the_share_of_numbers_is_the_tempered_probability():
+def test_draw_shares_equal_tempered_probabilities():
     # A grid of numbers measures each interval to 1/n; p^(1/T) / sum at T = 1/2: .04 .25 .09 / .38.
     n = 2000
     tokens, _ = Fixed([0.2, 0.5, 0.3]).choose([(i + 0.5) / n for i in range(n)], temperature=0.5)
@@ -176,7 +176,7 @@ def test_the_share_of_numbers_is_the_tempered_probability():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_number_next_to_one_never_picks_an_impossible_token(dtype):
+def test_draw_near_one_never_selects_impossible_token(dtype):
     known = Fixed([0.1, 0.6, 0.3, 0.0, 0.0])
     known.logits = known.logits.to(dtype)
     tokens, _ = known.choose([1 - 2**-53, 1 - 2**-25, 1 - 2**-24])
@@ -217,7 +217,7 @@ def test_tokens_pass_through_the_model_once(monkeypatch):
     assert sampler.prefill_tokens == 12 + 9 * 4 + 9  # each turn first takes in the last reply's end
 
 
-def test_a_released_row_leaves_the_batch(monkeypatch):
+def test_released_row_leaves_batch(monkeypatch):
     model, _ = tiny_model(double=True)
     passed = passes(monkeypatch, model)
     numbers = {row: noise(0, row, 0, limit) for row, limit in enumerate((1, 4, 2))}
@@ -231,7 +231,7 @@ def test_a_released_row_leaves_the_batch(monkeypatch):
 
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("seed", range(3))
-def test_rows_that_come_and_go_do_not_disturb_each_other(make, seed):
+def test_joining_and_leaving_rows_do_not_affect_others(make, seed):
     # Twenty episodes of up to four turns over five rows: each is what it would be alone.
     model, _ = make(double=True)
     random = np.random.default_rng(seed)
@@ -267,7 +267,7 @@ def test_rows_that_come_and_go_do_not_disturb_each_other(make, seed):
             np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-11)
 
 
-def test_the_same_again_to_the_bit():
+def test_results_are_bit_reproducible():
     model, _ = tiny_model()
     episodes = [
         play(model, seed=4, rows=5, turns=6, stop_ids=frozenset(range(40))) for _ in range(2)

@@ -125,7 +125,7 @@ def test_plain_logits_are_those_of_a_whole_pass(make):
             assert (logits - whole).abs().max() < 1e-9
 
 
-def test_other_kinds_decode_by_their_own_pass():
+def test_other_families_decode_with_own_forward():
     assert isinstance(decoder_for(tiny_gpt2()[0]), PlainDecoder)
 
 
@@ -138,14 +138,14 @@ class Scaled(LlamaForCausalLM):
         mlp.down_proj.register_forward_hook(lambda module, args, out: 1.01 * out)
 
 
-def test_a_model_that_differs_from_its_kind_is_found_out(caplog):
+def test_fused_decoder_is_not_used_for_modified_model(caplog):
     assert largest_gap(LlamaForCausalLM, LlamaConfig(**SIZES)) < 1e-5
     with caplog.at_level(logging.WARNING):
         assert isinstance(decoder_for(Scaled(LlamaConfig(**SIZES))), PlainDecoder)
     assert "own forward pass" in caplog.text
 
 
-def test_the_comparison_leaves_the_generator_alone():
+def test_comparison_does_not_change_random_generator():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -153,7 +153,7 @@ def test_the_comparison_leaves_the_generator_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_adapters_are_not_joined():
+def test_fused_linear_keeps_adapters_separate():
     model = add_lora(tiny_model(double=True)[0], LoraSpec(rank=2), seed=0).double()
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -172,7 +172,7 @@ def test_adapters_are_not_joined():
 @pytest.mark.parametrize("rows", [1, 5, 17, 32, 130])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_joined_layers_are_the_layers_side_by_side(rows, bias, dtype):
+def test_fused_linear_equals_concatenated_layers(rows, bias, dtype):
     torch.manual_seed(0)
     layers = [torch.nn.Linear(48, size, bias=bias).to(dtype) for size in (32, 16, 16)]
     x = torch.randn(rows, 48).to(dtype)

@@ -29,14 +29,14 @@ PROBABILITIES = [0.5, 0.1, 0.25, 0.15]
         ({"top_k": 3, "min_p": 0.45}, [0, 2]),
     ],
 )
-def test_what_stays(spec: dict, kept: list[int]):
+def test_truncation_keeps_expected_tokens(spec: dict, kept: list[int]):
     logits = torch.tensor([PROBABILITIES], dtype=torch.float64).log() + 3.0
     found = truncate(logits, SamplingParams(**spec))
     assert found.isfinite().nonzero()[:, 1].tolist() == kept
     assert torch.equal(found[0, kept], logits[0, kept])
 
 
-def test_ties_and_near_certainty_leave_something():
+def test_truncation_always_keeps_a_token():
     even = torch.zeros(1, 300)
     assert truncate(even, SamplingParams(top_p=0.01)).isfinite().sum() == 3
     sure = torch.tensor([[0.0, 90.0, 0.0]])
@@ -44,7 +44,7 @@ def test_ties_and_near_certainty_leave_something():
         assert truncate(sure, SamplingParams(**spec)).isfinite().tolist() == [[False, True, False]]
 
 
-def test_the_sampler_draws_from_what_stays_and_reports_its_normalised_probability():
+def test_draw_reports_renormalized_logprobs_after_truncation():
     logits = torch.tensor([PROBABILITIES], dtype=torch.float64).log().repeat(1000, 1)
     numbers = torch.linspace(0, 1 - 1e-9, 1000, dtype=torch.float64)
     tokens, logprobs = draw(logits, numbers, SamplingParams(top_p=0.6))
@@ -55,7 +55,7 @@ def test_the_sampler_draws_from_what_stays_and_reports_its_normalised_probabilit
 
 
 @pytest.mark.parametrize("key", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}])
-def test_training_refuses_them_with_the_reason(key: dict):
+def test_training_refuses_truncation(key: dict):
     (name,) = key
     with pytest.raises(ValueError, match=rf"rollout\.{name} is refused in training: .*ratio"):
         OnlineConfig("x", ModelSpec("m"), EnvSpec("text/Echo-v0"), rollout=RolloutSpec(**key))
