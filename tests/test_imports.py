@@ -169,7 +169,7 @@ def test_an_import_loads_nothing_forbidden(module: str, tmp_path: Path):
     assert [name for name in FORBIDDEN[module] if name in loaded] == []
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["ppo", "--help"], ["data", "-h"]])
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["envs", "--help"], ["data", "-h"]])
 def test_help_loads_nothing_heavy(words: list[str], tmp_path: Path):
     code = (
         "import sys, json; from rlhf.cli.main import main\n"
