@@ -1,4 +1,4 @@
-"""``python -m benchmarks WORKLOAD ...``: measure, keep the results, draw the table."""
+"""``python -m benchmarks WORKLOAD ...``: run workloads, store the results, write the table."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import paths as places
-from benchmarks.harness import Plan, run_workload, say
+from benchmarks import paths
+from benchmarks.harness import Options, log, run_workload
 from benchmarks.results import append, machine_of, newest, read, stamp
 from benchmarks.workloads import GROUPS, WORKLOADS
 from rlhf.common.names import nearest
@@ -15,89 +15,99 @@ from rlhf.errors import UserError
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line."""
-    standard = Plan()
+    """Parse the command line."""
+    default = Options()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = ", ".join([*WORKLOADS, *GROUPS, "all"])
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=names)
-    parser.add_argument("--warmup", type=int, default=standard.warmup, help="rounds not counted")
-    parser.add_argument("--rounds", type=int, default=standard.rounds, help="rounds that count")
+    parser.add_argument("--warmup", type=int, default=default.warmup, help="warm-up rounds")
     parser.add_argument(
-        "--quiet", type=float, default=standard.quiet, help="cores that others may use in a step"
+        "--rounds", type=int, default=default.rounds, help="undisturbed rounds to measure"
     )
     parser.add_argument(
-        "--patience", type=float, default=standard.patience, help="seconds to wait for quiet"
+        "--quiet",
+        type=float,
+        default=default.quiet,
+        help="cores that other processes may use in a step",
     )
-    parser.add_argument("--model", default=standard.model, help="short name, hub id or folder")
-    parser.add_argument("--sides", nargs="*", default=(), help="of the workload; default all")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=default.patience,
+        help="seconds to wait for idle cores before a step",
+    )
+    parser.add_argument("--model", default=default.model, help="short name, hub id or folder")
+    parser.add_argument(
+        "--sides", nargs="*", default=(), help="sides of the workload to run; default: all"
+    )
     parser.add_argument(
         "--against",
         type=Path,
         metavar="CHECKOUT",
-        help="measure our side against that of another checkout; nothing is kept",
+        help="compare with the code of another checkout; the result is not stored",
     )
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="skip what was measured on this commit and machine",
+        help="skip workloads with a result for this commit and machine",
     )
-    parser.add_argument("--output", type=Path, default=places.RESULTS, help="file of the results")
+    parser.add_argument("--output", type=Path, default=paths.RESULTS, help="results file")
     parser.add_argument(
-        "--table", action="store_true", help="draw table and picture of docs/performance.md"
+        "--table", action="store_true", help="write table and figure of docs/performance.md"
     )
-    chosen = parser.parse_args(arguments)
-    if not chosen.workloads and not chosen.table:
-        parser.error("name a workload, or give --table")
-    return chosen
+    parsed = parser.parse_args(arguments)
+    if not parsed.workloads and not parsed.table:
+        parser.error("give a workload or --table")
+    return parsed
 
 
 def expand(names: list[str]) -> list[str]:
-    """Workloads that names, groups and "all" stand for.
+    """Names of all workloads in a list of workloads, groups and "all".
 
     Raises:
-        UserError: there is none of that name.
+        UserError: a name is unknown.
     """
-    found: list[str] = []
+    workloads: list[str] = []
     for name in names:
         if name not in (*WORKLOADS, *GROUPS, "all"):
             raise UserError(f"unknown workload {name!r}{nearest(name, [*WORKLOADS, *GROUPS])}")
-        found += WORKLOADS if name == "all" else GROUPS.get(name, (name,))
-    return list(dict.fromkeys(found))
+        workloads += WORKLOADS if name == "all" else GROUPS.get(name, (name,))
+    return list(dict.fromkeys(workloads))
 
 
-def measure(names: list[str], chosen: argparse.Namespace) -> list[str]:
-    """Measure each workload and keep its result at once; returns the names of those that failed."""
-    plan = Plan(
-        warmup=chosen.warmup,
-        rounds=chosen.rounds,
-        quiet=chosen.quiet,
-        patience=chosen.patience,
-        model=chosen.model,
-        sides=tuple(chosen.sides),
-        against=chosen.against and chosen.against.resolve(),
+def measure(names: list[str], parsed: argparse.Namespace) -> list[str]:
+    """Run each workload and store its result; returns the names of failed workloads."""
+    options = Options(
+        warmup=parsed.warmup,
+        rounds=parsed.rounds,
+        quiet=parsed.quiet,
+        patience=parsed.patience,
+        model=parsed.model,
+        sides=tuple(parsed.sides),
+        against=parsed.against and parsed.against.resolve(),
     )
-    at = stamp()
-    resumes = chosen.resume and chosen.output.exists()
-    known = newest(read(chosen.output)).get(machine_of(at), {}) if resumes else {}
+    current = stamp()
+    resumes = parsed.resume and parsed.output.exists()
+    known = newest(read(parsed.output)).get(machine_of(current), {}) if resumes else {}
     failed = []
     for name in names:
-        if name in known and known[name]["commit"] == at["commit"]:
-            say(f"{name}: measured already")
+        if name in known and known[name]["commit"] == current["commit"]:
+            log(f"{name}: already measured")
             continue
         try:
-            result = run_workload(name, plan)
+            result = run_workload(name, options)
         except UserError as error:
-            say(f"{name}: {error}")
+            log(f"{name}: {error}")
             failed.append(name)
             continue
-        if plan.against is None:
-            append(chosen.output, {**result, "partial": bool(plan.sides), **stamp()})
+        if options.against is None:
+            append(parsed.output, {**result, "partial": bool(options.sides), **stamp()})
         report(result)
     return failed
 
 
 def report(result: dict) -> None:
-    """Print a result in words."""
+    """Print a result."""
     for row in result.get("rows", ()):
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     for side in result.get("sides", {}).values():
@@ -110,8 +120,8 @@ def report(result: dict) -> None:
         )
     for other, ratio in result.get("ratios", {}).items():
         low, high = ratio["quartiles"]
-        known = ratio["interval"]
-        mean = f", 95% of the mean [{known[0]:.3f}, {known[1]:.3f}]" if known else ""
+        ends = ratio["interval"]
+        mean = f", 95% of the mean [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
         print(
             f"{result['workload']}: {ratio['speed']:.2f}x {other} [{low:.2f}, {high:.2f}]{mean}, "
             f"{ratio['pairs']} undisturbed pairs"
@@ -119,16 +129,16 @@ def report(result: dict) -> None:
 
 
 def main() -> int:
-    """The command line's exit code: 2 for a mistake, 1 where a workload failed."""
-    chosen = parse(sys.argv[1:])
+    """Run the command line; returns 2 for a usage error, 1 if a workload failed."""
+    parsed = parse(sys.argv[1:])
     try:
-        failed = measure(expand(chosen.workloads), chosen)
-        if chosen.table:
+        failed = measure(expand(parsed.workloads), parsed)
+        if parsed.table:
             from benchmarks.table import write_page
 
-            write_page(newest(read(chosen.output)))
+            write_page(newest(read(parsed.output)))
     except UserError as error:
-        say(str(error))
+        log(str(error))
         return 2
     return 1 if failed else 0
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.worker import Job, Pace
+from benchmarks.worker import Job, StepTimer
 
 Request = tuple[list[int], int]
 
@@ -22,7 +22,7 @@ def requests_of(job: Job) -> list[Request]:
     return [(row["ids"], row["limit"]) for row in map(json.loads, lines)]
 
 
-def ours(job: Job, pace: Pace, *, rows: int) -> None:
+def ours(job: Job, timer: StepTimer, *, rows: int) -> None:
     """Up to ``rows`` requests decode together; a row that is done is filled by the next one."""
     from rlhf.config.model import ModelSpec
     from rlhf.models.loading import load_model
@@ -54,10 +54,10 @@ def ours(job: Job, pace: Pace, *, rows: int) -> None:
                 submit()
         return job.work
 
-    pace.loop(step)
+    timer.loop(step)
 
 
-def generate(job: Job, pace: Pace, *, rows: int) -> None:
+def generate(job: Job, timer: StepTimer, *, rows: int) -> None:
     """``model.generate`` in bf16, ``rows`` requests after ``rows``; each batch ends with its last.
 
     Plain sampling at temperature 1, as ours.
@@ -88,7 +88,7 @@ def generate(job: Job, pace: Pace, *, rows: int) -> None:
             )
         return job.work
 
-    pace.loop(step)
+    timer.loop(step)
 
 
 def reached(prompt: int, limits: Any) -> Any:
@@ -100,7 +100,7 @@ def reached(prompt: int, limits: Any) -> Any:
     return check
 
 
-def llama_cpp(job: Job, pace: Pace) -> None:
+def llama_cpp(job: Job, timer: StepTimer) -> None:
     """One request after another by llama.cpp on the 4-bit weights; greedy.
 
     ``use_extra_bufts=False``: the repacking for AMX crashes in the released build.
@@ -132,4 +132,4 @@ def llama_cpp(job: Job, pace: Pace) -> None:
                 next(told)
         return job.work
 
-    pace.loop(step)
+    timer.loop(step)

@@ -1,4 +1,4 @@
-"""Runs a workload: prepares its inputs, checks that sides agree, lets them step in turn."""
+"""Run a workload: prepare its inputs, check that the sides agree, time alternating steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paths import ROOT, work_directory
-from benchmarks.summary import Round, Step, enough, ratios, summarise
+from benchmarks.summary import Round, Step, enough, ratios, summarize
 from benchmarks.system_load import wait_for_quiet
 from benchmarks.venvs import python_of
 from benchmarks.workloads import WORKLOADS, Side
@@ -24,38 +24,38 @@ from rlhf.errors import UserError
 
 OURS = "ours"
 BEFORE = "before"
-"""Our side as another checkout has it."""
+"""Our side with the code of another checkout."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How long to measure."""
+class Options:
+    """Options of a measurement."""
 
     warmup: int = 5
-    """Rounds that are not counted; a round is one step of every side."""
+    """Warm-up rounds; a round is one step of every side."""
     rounds: int = 10
-    """Undisturbed rounds to collect; twice as many are tried at most."""
+    """Undisturbed rounds to measure; at most twice as many are run."""
     quiet: float = 0.2
-    """Cores that others may use during a step that counts."""
+    """Cores that other processes may use during an undisturbed step."""
     patience: float = 20.0
-    """Seconds to wait for a quiet moment before each step."""
+    """Seconds to wait for idle cores before each step."""
     model: str = "smollm2-135m-instruct"
-    """Short name, hub id or folder; it must be able to read the prompts as plain text."""
+    """Short name, hub id or folder of a model that accepts plain-text prompts."""
     sides: tuple[str, ...] = ()
-    """Sides to run; empty: all."""
+    """Sides to run; by default all."""
     against: Path | None = None
-    """A checkout of another commit: its code takes the place of all sides but ours."""
+    """Checkout of another commit, whose code replaces all sides but ours."""
 
 
-class Child:
-    """A side in a process of its own.
+class WorkerProcess:
+    """A side in a separate process.
 
     Args:
         workload: name of the workload.
         side: name of the side; or "prepare", "check", "measure".
-        folder: of the inputs; the log is written there.
-        spec: of the side.
-        root: the checkout whose code runs.
+        folder: folder of the inputs and the log.
+        spec: specification of the side.
+        root: checkout whose code runs.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class Child:
         venv = spec.venv if spec else ""
         environment = {**os.environ, **(spec.environment if spec else {})}
         if venv:
-            environment.pop("PYTHONPATH", None)  # the caller's packages are not for it
+            environment.pop("PYTHONPATH", None)  # do not use the caller's packages
         elif root != ROOT:
-            environment["PYTHONPATH"] = str(root)  # before the installed toolkit
-        # In the table of the other checkout its side has the name of ours.
-        known = OURS if side == BEFORE else side
+            environment["PYTHONPATH"] = str(root)  # takes precedence over the installed package
+        # The other checkout's workload table names this side "ours".
+        worker_side = OURS if side == BEFORE else side
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [python_of(venv), "-m", "benchmarks.worker", workload, known, str(folder)],
+                [python_of(venv), "-m", "benchmarks.worker", workload, worker_side, str(folder)],
                 cwd=root,
                 env=environment,
                 stdin=subprocess.PIPE,
@@ -86,12 +86,12 @@ class Child:
                 text=True,
             )
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> WorkerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()  # the side takes it as the end
+        self.process.stdin.close()  # the worker exits at end of file
         try:
             self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
@@ -99,119 +99,119 @@ class Child:
             self.process.wait()
 
     def read(self) -> dict[str, Any]:
-        """The next report.
+        """Read the next report.
 
         Raises:
-            UserError: the process ended instead; the last line of its log says why.
+            UserError: the process exited; the message has the last line of its log.
         """
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             self.process.wait()
             lines = self.log.read_text(errors="replace").strip().splitlines() or ["no message"]
-            raise UserError(f"{self.name} ended early: {lines[-1]} (all of it: {self.log})")
+            raise UserError(f"{self.name} exited early: {lines[-1]} (log: {self.log})")
         return json.loads(line)
 
     def step(self) -> Step:
-        """Let it take one step."""
+        """Run one step."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
         return Step(**self.read())
 
 
-def run_workload(name: str, plan: Plan) -> dict[str, Any]:
+def run_workload(name: str, options: Options) -> dict[str, Any]:
     """Measure one workload.
 
     Returns:
-        What goes into the results, but for date and machine.
+        The result without date and machine.
 
     Raises:
         UserError: a side does not exist, could not be started, or failed.
     """
     row = WORKLOADS[name]
-    for side in plan.sides:
+    for side in options.sides:
         if side not in row.sides:
             raise UserError(f"{name} has no side {side!r}{nearest(side, row.sides)}")
-    folder = fresh_folder(name, plan.model)
-    result: dict[str, Any] = {"workload": name, "model": plan.model}
+    folder = fresh_folder(name, options.model)
+    result: dict[str, Any] = {"workload": name, "model": options.model}
     if row.prepare:
         once(name, "prepare", folder)
     if row.measure:
         return result | {"rows": once(name, "measure", folder)}
     if row.check:
         result["agreement"] = once(name, "check", folder)
-        say(f"{name}: one batch in float32, relative differences {result['agreement']}")
-    if plan.against:
+        log(f"{name}: one batch in float32, relative differences {result['agreement']}")
+    if options.against:
         ours = row.sides[OURS]
-        chosen = {OURS: ours, BEFORE: dataclasses.replace(ours, label=f"{ours.label}, before")}
+        specs = {OURS: ours, BEFORE: dataclasses.replace(ours, label=f"{ours.label}, before")}
     else:
-        chosen = available({side: row.sides[side] for side in plan.sides or row.sides})
-    rounds = play(name, folder, chosen, plan)
+        specs = available({side: row.sides[side] for side in options.sides or row.sides})
+    rounds = measure_rounds(name, folder, specs, options)
     sides = {
-        side: {"label": spec.label, **summarise([r[side] for r in rounds], plan.quiet)}
-        for side, spec in chosen.items()
+        side: {"label": spec.label, **summarize([r[side] for r in rounds], options.quiet)}
+        for side, spec in specs.items()
     }
-    found = {"unit": row.unit, "warmup": plan.warmup, "sides": sides}
-    return result | found | {"ratios": ratios(rounds, plan.quiet)}
+    measured = {"unit": row.unit, "warmup": options.warmup, "sides": sides}
+    return result | measured | {"ratios": ratios(rounds, options.quiet)}
 
 
 def available(sides: Mapping[str, Side]) -> dict[str, Side]:
-    """The sides whose environments are there or can be made; of the others only optional ones
-    may be missing.
-    """
-    kept = {}
+    """Sides whose environments exist or can be created; only optional sides may be missing."""
+    usable = {}
     for side, spec in sides.items():
         try:
             python_of(spec.venv)
         except UserError as error:
             if not spec.optional:
                 raise
-            say(f"{side} is left out: {error}")
+            log(f"{side} is left out: {error}")
         else:
-            kept[side] = spec
-    return kept
+            usable[side] = spec
+    return usable
 
 
-def play(name: str, folder: Path, sides: Mapping[str, Side], plan: Plan) -> list[Round]:
-    """The rounds that count, all sides started once and stepping in turn."""
+def measure_rounds(
+    name: str, folder: Path, sides: Mapping[str, Side], options: Options
+) -> list[Round]:
+    """Measured rounds of alternating steps, with one process for each side."""
     with ExitStack() as stack:
-        children = {}
+        workers = {}
         for side, spec in sides.items():
-            root = plan.against if side == BEFORE and plan.against else ROOT
-            children[side] = stack.enter_context(Child(name, side, folder, spec, root))
-            children[side].read()  # loaded; one at a time, so that they do not disturb each other
+            root = options.against if side == BEFORE and options.against else ROOT
+            workers[side] = stack.enter_context(WorkerProcess(name, side, folder, spec, root))
+            workers[side].read()  # sides load one at a time, so that they do not disturb each other
         rounds: list[Round] = []
-        for number, steps in enumerate(take_rounds(children, plan)):
-            counted = number >= plan.warmup
-            show(name, number, steps, counted=counted, limit=plan.quiet)
+        for number, steps in enumerate(take_rounds(workers, options)):
+            counted = number >= options.warmup
+            log_round(name, number, steps, counted=counted, limit=options.quiet)
             rounds += [steps] if counted else []
-            if enough(rounds, plan.rounds, plan.quiet):
+            if enough(rounds, options.rounds, options.quiet):
                 return rounds
-    raise AssertionError("rounds never end by themselves")
+    raise AssertionError("unreachable: take_rounds is infinite")
 
 
-def take_rounds(children: Mapping[str, Child], plan: Plan) -> Iterator[Round]:
-    """One step of every side a round, forwards and backwards in turn (A B, B A, ...)."""
+def take_rounds(workers: Mapping[str, WorkerProcess], options: Options) -> Iterator[Round]:
+    """Rounds of one step of every side, in alternating order (A B, B A, ...)."""
     forwards = True
     while True:
-        order = list(children) if forwards else list(reversed(children))
+        order = list(workers) if forwards else list(reversed(workers))
         steps = {}
         for side in order:
-            wait_for_quiet(plan.quiet, patience=plan.patience)
-            steps[side] = children[side].step()
-        yield {side: steps[side] for side in children}
+            wait_for_quiet(options.quiet, patience=options.patience)
+            steps[side] = workers[side].step()
+        yield {side: steps[side] for side in workers}
         forwards = not forwards
 
 
 def once(name: str, task: str, folder: Path) -> Any:
-    """What a function that runs once in a process of its own returns."""
-    with Child(name, task, folder) as child:
-        return child.read()["result"]
+    """Result of a function that runs once in a separate process."""
+    with WorkerProcess(name, task, folder) as worker:
+        return worker.read()["result"]
 
 
 def fresh_folder(name: str, model: str) -> Path:
-    """An empty folder for a workload's inputs and logs, with the request in it."""
+    """New folder for a workload's inputs and logs, with the request file."""
     folder = work_directory("work") / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -219,15 +219,15 @@ def fresh_folder(name: str, model: str) -> Path:
     return folder
 
 
-def show(name: str, number: int, steps: Round, *, counted: bool, limit: float) -> None:
-    """One line a round."""
-    told = [
+def log_round(name: str, number: int, steps: Round, *, counted: bool, limit: float) -> None:
+    """Log one line for a round."""
+    times = [
         f"{side} {step.seconds:.2f} s{' (disturbed)' if step.disturbed(limit) else ''}"
         for side, step in steps.items()
     ]
-    say(f"{name} {number + 1}{'' if counted else ' warm-up'}: {', '.join(told)}")
+    log(f"{name} {number + 1}{'' if counted else ' warm-up'}: {', '.join(times)}")
 
 
-def say(text: str) -> None:
-    """Progress, on standard error."""
+def log(text: str) -> None:
+    """Print progress to standard error."""
     print(text, file=sys.stderr, flush=True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks.multi_turn_env import ENV_ID, Interview
-from benchmarks.worker import Job, Pace
+from benchmarks.worker import Job, StepTimer
 
 
-def ours(job: Job, pace: Pace) -> None:
+def ours(job: Job, timer: StepTimer) -> None:
     """`Collector.collect` with a cache that lives through the episode."""
     from rlhf.config.model import ModelSpec
     from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -28,10 +28,10 @@ def ours(job: Job, pace: Pace) -> None:
         starts = [EpisodeSeed(seed=0, group_index=0, sample_index=i) for i in range(s["episodes"])]
         return float(sum(len(r.tokens) for r in collector.collect(starts)))
 
-    pace.loop(step)
+    timer.loop(step)
 
 
-def trl(job: Job, pace: Pace) -> None:
+def trl(job: Job, timer: StepTimer) -> None:
     """`rollout_func` of TRL's GRPO: the one way in which its policy may answer in plain text.
 
     As in TRL's own loop over tool calls every turn hands the whole history to ``generate`` again.
@@ -47,10 +47,10 @@ def trl(job: Job, pace: Pace) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(job.model, padding_side="left")
 
     def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
-        pace.start()
+        timer.start()
         opening, completions = episodes(trainer, tokenizer, len(prompts), s)
         told = sum(len(a) + len(b) for a, b in zip(opening, completions, strict=True))
-        pace.done(float(told))
+        timer.done(float(told))
         return {
             "prompt_ids": opening,
             "completion_ids": [ids[:4] for ids in completions],

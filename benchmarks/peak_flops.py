@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.worker import Job, Pace
+from benchmarks.worker import Job, StepTimer
 
 SIZE = 2048
 PRODUCTS = 32
 
 
-def matmul(job: Job, pace: Pace) -> None:
+def matmul(job: Job, timer: StepTimer) -> None:
     """Products of square bf16 matrices. Work: floating-point operations."""
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.randn(SIZE, SIZE, generator=generator).bfloat16() for _ in range(2))
@@ -24,7 +24,7 @@ def matmul(job: Job, pace: Pace) -> None:
             torch.matmul(one, other, out=out)
         return PRODUCTS * 2.0 * SIZE**3
 
-    pace.loop(step)
+    timer.loop(step)
 
 
 def model_flops(model: str, texts: list[tuple[int, int]]) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.agreement import take_gradient
-from benchmarks.worker import Job, Pace
+from benchmarks.worker import Job, StepTimer
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.cli.table import configure
 from rlhf.rollout.batch import Rollout
@@ -20,7 +20,7 @@ from rlhf.training.optimize import update_policy
 PROMPT, REPLY, ROWS = 512, 32, 8
 
 
-def update(job: Job, pace: Pace, *, shared: bool) -> None:
+def update(job: Job, timer: StepTimer, *, shared: bool) -> None:
     """The whole update, optimizer step included. Work: tokens, each row counted in full."""
     trainer = make_trainer(job, shared=shared)
     batch = make_batch(trainer)
@@ -30,7 +30,7 @@ def update(job: Job, pace: Pace, *, shared: bool) -> None:
         update_policy(trainer, batch, step=next(numbers))
         return job.work
 
-    pace.loop(step)
+    timer.loop(step)
 
 
 def check(job: Job) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.worker import Job, Pace
+from benchmarks.worker import Job, StepTimer
 from rlhf.cli.table import configure
 from rlhf.runs.directory import Run
 
@@ -13,29 +13,29 @@ from rlhf.runs.directory import Run
 class PacedRun(Run):
     """A run directory whose steps wait for their turn: every logged step is one."""
 
-    def __init__(self, directory: Path, pace: Pace, work: float) -> None:
+    def __init__(self, directory: Path, timer: StepTimer, work: float) -> None:
         super().__init__(directory)
-        self.pace, self.work = pace, work
+        self.timer, self.work = timer, work
         (directory / "checkpoints").mkdir(parents=True, exist_ok=True)
-        pace.start()
+        timer.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the line, stop the clock, wait for the next turn."""
         super().log(step, metrics)
         if "train/loss" in metrics:  # not an evaluation
-            self.pace.done(self.work)
-            self.pace.start()
+            self.timer.done(self.work)
+            self.timer.start()
 
 
-def offline(job: Job, pace: Pace, *, verb: str) -> None:
+def offline(job: Job, timer: StepTimer, *, verb: str) -> None:
     """SFT, a reward model or DPO as `rlhf` trains it, every step logged."""
     from rlhf.training.offline import train_offline
 
     config = configure(verb, job.settings["config"])
-    train_offline(verb, config, PacedRun(Path(config.output_dir), pace, job.work))
+    train_offline(verb, config, PacedRun(Path(config.output_dir), timer, job.work))
 
 
-def online(job: Job, pace: Pace) -> None:
+def online(job: Job, timer: StepTimer) -> None:
     """Whole steps of an online algorithm: rollout, scores, update, log. Work: sampled tokens."""
     from rlhf.training.online import OnlineTrainer
 
@@ -52,4 +52,4 @@ def online(job: Job, pace: Pace) -> None:
         run.log(number + 1, metrics)
         return metrics["rollout/tokens"] * config.episodes_per_step
 
-    pace.loop(step)
+    timer.loop(step)

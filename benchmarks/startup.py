@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paths import ROOT
-from benchmarks.worker import Job, Pace
+from benchmarks.worker import Job, StepTimer
 
 PROGRAMS = {
     "rlhf-help": "from rlhf.cli.main import main; main(['--help'])",
@@ -20,7 +20,7 @@ PROGRAMS = {
 }
 
 
-def run(job: Job, pace: Pace, *, program: str) -> None:
+def run(job: Job, timer: StepTimer, *, program: str) -> None:
     """Start a program and wait for its end, at every turn. Work: one start."""
 
     def step() -> float:
@@ -28,7 +28,7 @@ def run(job: Job, pace: Pace, *, program: str) -> None:
         subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
         return 1.0
 
-    pace.loop(step)
+    timer.loop(step)
 
 
 def our_first_step(system: Any) -> None:

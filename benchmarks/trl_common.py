@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from benchmarks.worker import Job, Pace
+from benchmarks.worker import Job, StepTimer
 
 ENDLESS = 10_000
 
@@ -14,17 +14,17 @@ ENDLESS = 10_000
 class Paced(TrainerCallback):
     """Makes a trainer wait for its turn after every step."""
 
-    def __init__(self, pace: Pace, work: float) -> None:
-        self.pace, self.work = pace, work
+    def __init__(self, timer: StepTimer, work: float) -> None:
+        self.timer, self.work = timer, work
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Wait for the first turn."""
-        self.pace.start()
+        self.timer.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """One optimizer step was taken; its logging and the next batch belong to the next."""
-        self.pace.done(self.work)
-        self.pace.start()
+        self.timer.done(self.work)
+        self.timer.start()
 
 
 def options(job: Job, *, tuned: bool, batch_size: int) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.trl_common import Paced, options
-from benchmarks.worker import Job, Pace
+from benchmarks.worker import Job, StepTimer
 
 
-def train(job: Job, pace: Pace, *, tuned: bool) -> None:
+def train(job: Job, timer: StepTimer, *, tuned: bool) -> None:
     """Train until stopped."""
     trainer = make_trainer(job, tuned=tuned)
-    trainer.add_callback(Paced(pace, job.work))
+    trainer.add_callback(Paced(timer, job.work))
     trainer.train()
 
 

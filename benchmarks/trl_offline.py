@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from benchmarks.trl_common import Paced, options
-from benchmarks.worker import Job, Pace
+from benchmarks.worker import Job, StepTimer
 from rlhf.models.loading import give_pad_token, load_tokenizer
 
 TRAINERS = {
@@ -20,10 +20,10 @@ TRAINERS = {
 }
 
 
-def train(job: Job, pace: Pace, *, verb: str, tuned: bool) -> None:
+def train(job: Job, timer: StepTimer, *, verb: str, tuned: bool) -> None:
     """Train until stopped."""
     trainer = make_trainer(job, verb, tuned=tuned)
-    trainer.add_callback(Paced(pace, job.work))
+    trainer.add_callback(Paced(timer, job.work))
     trainer.train()
 
 

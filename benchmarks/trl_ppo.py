@@ -16,10 +16,10 @@ from transformers import (
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 from benchmarks.trl_common import Paced, options
-from benchmarks.worker import Job, Pace
+from benchmarks.worker import Job, StepTimer
 
 
-def train(job: Job, pace: Pace) -> None:
+def train(job: Job, timer: StepTimer) -> None:
     """Train until stopped.
 
     Gradient checkpointing is an option that this trainer never applies, so tuned and not tuned
@@ -50,6 +50,6 @@ def train(job: Job, pace: Pace) -> None:
             job.model, num_labels=1, dtype="float32"
         ),
         train_dataset=Dataset.from_dict({"input_ids": tokenizer(prompts)["input_ids"]}),
-        callbacks=[Paced(pace, job.work)],
+        callbacks=[Paced(timer, job.work)],
     )
     trainer.train()

@@ -1,9 +1,9 @@
-"""One side of a workload, in a process of its own that steps when it is told to.
+"""Worker process of one side of a workload; it runs a step for each line on standard input.
 
     python -m benchmarks.worker WORKLOAD SIDE FOLDER
 
-Both sides of a comparison are started once and live side by side; one steps while the other waits.
-Lines of JSON go out, one word a line comes in.
+The processes of all sides run at the same time; one steps while the others wait. The input is one
+word per line, the output is lines of JSON.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from rlhf.common.imports import import_object
 
 @dataclass(frozen=True)
 class Job:
-    """What a side is asked to do; the inputs lie in ``folder``."""
+    """Inputs of a side, read from ``folder``."""
 
     folder: Path
 
     @property
     def request(self) -> dict[str, Any]:
-        """What the user asked for: ``model``."""
+        """The user's request: ``model``."""
         return json.loads((self.folder / "request.json").read_text())
 
     @property
@@ -47,11 +47,11 @@ class Job:
         return self.settings["work"]
 
 
-class Pace:
-    """Lets a side step when its turn has come, and reports how long that took.
+class StepTimer:
+    """Wait for a side's turn, time its step and report it.
 
-    What happens between ``done`` and the next ``start`` is not timed, and still belongs to this
-    side's turn.
+    The time between ``done`` and the next ``start`` is not measured, but the other sides still
+    wait.
     """
 
     def __init__(self, orders: TextIO, reports: TextIO) -> None:
@@ -60,14 +60,14 @@ class Pace:
         self.begun = Reading.now()
 
     def start(self) -> None:
-        """Report the last step and wait for the next turn; ends the process when none comes."""
-        self.tell({**self.pending, "peak_gib": peak_gib()})
+        """Report the last step and wait for the next turn; exit at the end of the input."""
+        self.report({**self.pending, "peak_gib": peak_gib()})
         if self.orders.readline().strip() != "go":
             raise SystemExit
         self.begun = Reading.now()
 
     def done(self, work: float) -> None:
-        """Stop the clock: ``work`` was done since ``start``."""
+        """Stop the timer after ``work`` units."""
         now = Reading.now()
         self.pending = {
             "seconds": now.clock - self.begun.clock,
@@ -76,26 +76,26 @@ class Pace:
         }
 
     def loop(self, step: Callable[[], float]) -> None:
-        """Take a step at every turn; it returns its work."""
+        """Call ``step``, which returns its work, at every turn."""
         while True:
             self.start()
             self.done(step())
 
-    def tell(self, row: dict[str, Any]) -> None:
-        """Send one line."""
+    def report(self, row: dict[str, Any]) -> None:
+        """Write one line."""
         self.reports.write(json.dumps(row) + "\n")
         self.reports.flush()
 
 
 def private_stdout() -> TextIO:
-    """Standard output for reports alone; what libraries print goes to standard error."""
+    """Reserve standard output for reports; other output goes to standard error."""
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return reports
 
 
 def main(workload: str, side: str, folder: str) -> None:
-    """Run one side until it is told to stop; "check" and "prepare" run once."""
+    """Run one side until its input ends; "check", "prepare" and "measure" run once."""
     from benchmarks.workloads import WORKLOADS
 
     reports = private_stdout()
@@ -104,16 +104,16 @@ def main(workload: str, side: str, folder: str) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if side in ("prepare", "check", "measure"):
-        found = import_object(getattr(row, side))(job, **row.options)
-        reports.write(json.dumps({"result": found}) + "\n")
+        result = import_object(getattr(row, side))(job, **row.options)
+        reports.write(json.dumps({"result": result}) + "\n")
         reports.flush()
         return
-    chosen = row.sides[side]
-    if chosen.allocator:
+    spec = row.sides[side]
+    if spec.allocator:
         from rlhf.runs import launch
 
         launch.prepare()
-    import_object(chosen.run)(job, Pace(sys.stdin, reports), **chosen.options)
+    import_object(spec.run)(job, StepTimer(sys.stdin, reports), **spec.options)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ class Side:
 
     Args:
         label: in tables.
-        run: ``module:function``, called as ``run(job, pace, **options)``.
+        run: ``module:function``, called as ``run(job, timer, **options)``.
         options: its keyword arguments.
         allocator: take the toolkit's allocator settings before torch starts.
         environment: variables of its process.

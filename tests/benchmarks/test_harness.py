@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import harness
-from benchmarks.harness import Plan, run_workload
+from benchmarks.harness import Options, run_workload
 from benchmarks.summary import Step as OwnStep
 from benchmarks.workloads import WORKLOADS, Side, Workload
 from rlhf.errors import UserError
 from tests.helpers.benchmark_sides import WORK
 
 STEPS: list[str] = []
-PLAN = Plan(warmup=1, rounds=3, quiet=99.0, patience=0.0, model="any")
+PLAN = Options(warmup=1, rounds=3, quiet=99.0, patience=0.0, model="any")
 
 STARTER = """
 import sys
@@ -58,13 +58,13 @@ def test_sides_step_in_turn_forwards_and_backwards(table: Path):
 
 
 def test_the_reason_of_a_side_that_fails_is_told(table: Path):
-    with pytest.raises(UserError, match="failing ours ended early: RuntimeError: no such trainer"):
+    with pytest.raises(UserError, match="failing ours exited early: RuntimeError: no such trainer"):
         run_workload("failing", PLAN)
 
 
 def test_a_side_that_does_not_exist_is_refused(table: Path):
     with pytest.raises(UserError, match=r"no side 'secnd'.*second"):
-        run_workload("counting", Plan(sides=("secnd",)))
+        run_workload("counting", Options(sides=("secnd",)))
 
 
 def test_another_checkout_takes_the_place_of_the_other_sides(
@@ -88,7 +88,7 @@ def test_another_checkout_takes_the_place_of_the_other_sides(
     monkeypatch.setitem(
         WORKLOADS, "pair", Workload("p", "u", {"ours": Side("ours", ""), "trl": Side("trl", "")})
     )
-    result = run_workload("pair", Plan(warmup=0, rounds=6, patience=0.0, against=other))
+    result = run_workload("pair", Options(warmup=0, rounds=6, patience=0.0, against=other))
     assert list(result["sides"]) == ["ours", "before"]
     assert result["sides"]["before"]["label"] == "ours, before"
     assert set(STEPS) == {"ours"}  # the name of the side in either table

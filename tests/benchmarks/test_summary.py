@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.summary import Step, enough, ratios, summarise
+from benchmarks.summary import Step, enough, ratios, summarize
 
 
 def step(seconds: float, *, others: float | None = 0.0, work: float = 12.0) -> Step:
@@ -16,7 +16,7 @@ ROUNDS = [
 
 
 def test_disturbed_steps_are_counted_and_left_out_of_the_median():
-    told = summarise([r["ours"] for r in ROUNDS], limit=0.2)
+    told = summarize([r["ours"] for r in ROUNDS], limit=0.2)
     assert told["seconds"] == 2.0
     assert told["rate"] == 6.0
     assert (told["kept"], told["dropped"]) == (3, 1)
@@ -41,4 +41,4 @@ def test_a_machine_that_is_never_quiet_ends_the_measurement():
     assert not enough(noisy, 3, limit=0.2)
     assert enough([*noisy, *noisy[:1]], 3, limit=0.2)
     assert enough(ROUNDS[:2], 2, limit=0.2)
-    assert summarise([r["ours"] for r in noisy], limit=0.2)["kept"] == 0
+    assert summarize([r["ours"] for r in noisy], limit=0.2)["kept"] == 0

@@ -1,11 +1,11 @@
 """Fast fake sides for tests of the benchmark harness."""
 
-from benchmarks.worker import Job, Pace
+from benchmarks.worker import Job, StepTimer
 
 WORK = {"first": 1.0, "second": 2.0, "third": 3.0}
 
 
-def count(job: Job, pace: Pace, *, work: float) -> None:
+def count(job: Job, timer: StepTimer, *, work: float) -> None:
     """Record each step in a file that all sides share."""
 
     def step() -> float:
@@ -14,10 +14,10 @@ def count(job: Job, pace: Pace, *, work: float) -> None:
         return work
 
     print("what a library prints does not disturb the reports")
-    pace.loop(step)
+    timer.loop(step)
 
 
-def fail(job: Job, pace: Pace) -> None:
+def fail(job: Job, timer: StepTimer) -> None:
     """Raise an error."""
     raise RuntimeError("no such trainer")
 
