@@ -15,15 +15,17 @@ from rlhf.envs.core import FreeText
 
 
 class HotOrCold(gym.Env):
-    """Find a hidden digit within four turns; the reward is 1 for the right digit.
+    """Find a hidden digit within four turns; the reward is 1 for the right digit, 0.1 for another.
 
     Observations and actions are text. ``reset`` draws everything random from ``self.np_random``,
     so that an episode is a function of its seed.
     """
 
-    observation_space = FreeText()
-    action_space = FreeText()
     max_turns = 4
+
+    def __init__(self) -> None:
+        # Not class attributes: copies would share the random numbers of `action_space.sample`.
+        self.observation_space, self.action_space = FreeText(), FreeText()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Draw a new digit."""
@@ -36,16 +38,17 @@ class HotOrCold(gym.Env):
         self.turn += 1
         guess = action.strip()
         right = guess == str(self.digit)
+        is_digit = len(guess) == 1 and guess in "0123456789"
         if right:
             observation = "Right."
-        elif guess.isdecimal():
+        elif is_digit:
             observation = "Hot." if abs(int(guess) - self.digit) <= 2 else "Cold."
         else:
             observation = "That is not a digit."
         # The task ends when the digit is found (terminated). The turn limit only stops the
         # episode (truncated), so that the value of the next state is added to its return.
         truncated = not right and self.turn == self.max_turns
-        return observation, float(right), right, truncated, {}
+        return observation, 1.0 if right else 0.1 * is_digit, right, truncated, {}
 
 
 gym.register(id="mine/HotOrCold-v0", entry_point="custom_environment:HotOrCold")
@@ -61,7 +64,7 @@ def main() -> None:
             "output_dir": "runs/custom_environment",
             "model": {"scratch": {"hidden_size": 32, "num_layers": 2, "context": 128}},
             "env": {"id": "custom_environment:mine/HotOrCold-v0"},  # module:id
-            "rollout": {"max_new_tokens": 4},
+            "rollout": {"max_new_tokens": 1},
             "episodes_per_step": 32,
             "num_steps": 5,
             "optimizer": {"learning_rate": 3e-3},

@@ -34,7 +34,7 @@ def write_data() -> None:
 def main() -> None:
     """Run SFT and DPO, and compare completions."""
     write_data()
-    shared = {"max_length": 48, "eval_fraction": 0.2, "batch_size": 4}
+    shared = {"max_length": 48, "eval_fraction": 0.2, "batch_size": 4, "micro_batch_size": 4}
     sft = rlhf.stage(
         "sft",
         {

@@ -1,0 +1,80 @@
+"""Add an algorithm of your own: a decorated loss and a row in the table of algorithms.
+
+    python examples/custom_algorithm.py
+
+The loss is TOPR (Le Roux et al. 2025, arXiv:2503.14286) with one importance weight per token.
+Tokens with a positive advantage have weight 1; those with a negative one have the truncated weight
+min(pi / pi_old, 1), so that they stop counting once they have become unlikely.
+"""
+
+import torch
+from torch import Tensor
+
+import rlhf
+from rlhf.algorithms.algorithm import Algorithm
+from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.components import policy_loss
+from rlhf.algorithms.kl import Denominator, aggregate, difference
+from rlhf.algorithms.metrics import MetricSums
+from rlhf.algorithms.registry import ALGORITHMS
+from rlhf.algorithms.settings import Settings
+
+
+@policy_loss("tapered", "log-likelihood with tapered weights", reads=("aggregation",))
+def tapered(
+    logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
+) -> tuple[Tensor, MetricSums]:
+    """Compute the loss of a micro-batch.
+
+    Args:
+        logprobs: [B, T], of the sampled tokens; carries the gradient.
+        batch: the micro-batch, with advantages.
+        settings: settings of the algorithm.
+        denominator: of the whole mini-batch, so that micro-batches add up.
+
+    Returns:
+        The loss, and sums of metrics that are divided by the number of optimizer steps.
+    """
+    mask = batch.require("loss_mask")
+    advantages = torch.where(mask, batch.require("advantages"), 0.0)
+    ratio = difference(logprobs, batch.require("old_logprobs"), mask).exp().detach()
+    weight = torch.where(advantages > 0, 1.0, ratio.clamp(max=1.0))
+    per_token = -weight * advantages * torch.where(mask, logprobs, 0.0)
+    loss = aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
+    return loss, MetricSums(sums={"policy/loss": loss.detach()})
+
+
+ALGORITHMS["topr"] = Algorithm(
+    name="topr",
+    title="Tapered off-policy REINFORCE",
+    paper="Le Roux et al. 2025, arXiv:2503.14286",
+    equation="-A log pi if A > 0 else -min(r, 1) A log pi",
+    summary="unweighted where the advantage is positive, truncated weights elsewhere",
+    loss="tapered",
+    settings=Settings(advantage="group_relative", group_size=4, num_epochs=2, kl_placement="none"),
+    unbiased=True,
+    bias="none on fresh rollouts",
+    fixed_point="pi*",
+)
+
+
+def main() -> None:
+    """Train with the new algorithm, which is a command like the others."""
+    rlhf.stage(
+        "topr",
+        {
+            "output_dir": "runs/custom_algorithm",
+            "model": {"scratch": {"hidden_size": 32, "num_layers": 2, "context": 128}},
+            "env": {"id": "text/Echo-v0"},
+            "rollout": {"max_new_tokens": 8},
+            "episodes_per_step": 32,
+            "num_steps": 5,
+            "optimizer": {"learning_rate": 3e-3},
+            "algorithm": {"aggregation": "sequence"},
+        },
+    )
+    print("report: runs/custom_algorithm/report.html")
+
+
+if __name__ == "__main__":
+    main()
