@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
 from rlhf.reward_models.report import labelled
+from rlhf.reward_models.report.markdown import labelled_page
 
 
 def test_measures_by_hand():
@@ -74,10 +75,10 @@ def test_bag_of_words_baseline_learns_words():
     assert rated[1] - rated[0] > 0.5
 
 
-def test_the_page_has_a_row_for_each_rival():
+def test_labelled_page_has_a_row_for_each_baseline():
     scores, labels = np.eye(2)[[0, 1, 1]], np.array([0, 1, 0])
     report = labelled.classification_report(scores, labels, baselines={"coin": scores[::-1]})
-    page = labelled.to_markdown("mine", report)
+    page = labelled_page("mine", report)
     assert "| this model | 0.667" in page
     assert "| coin |" in page
     assert "| gain over coin |" in page
