@@ -27,10 +27,10 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
 
         _check_updates(config, check_config(command, config))
     elif isinstance(config, OfflineConfig):
-        from rlhf.training.offline import check_options, engine_of, stage_of
+        from rlhf.training.offline import check_options, engine_of, method_of
 
         check_options(config.trainer)
-        method = stage_of(command, config)
+        method = method_of(command, config)
         if engine_of(config, native=method.native) == "native":
             native_options(command, config.trainer, learning_rate=method.learning_rate)
     else:
@@ -52,32 +52,32 @@ def plan_offline(command: str, config: Any) -> str:
     Raises:
         UserError: The run would refuse the configuration.
     """
+    from rlhf.training.methods import evaluation_steps, num_steps
     from rlhf.training.offline import (
         check_options,
         check_trainer,
         engine_of,
         load_rows,
-        stage_of,
+        method_of,
     )
-    from rlhf.training.stages import evaluation_steps, num_steps
 
-    stage = stage_of(command, config)
+    method = method_of(command, config)
     check_options(config.trainer)
-    train_rows, eval_rows = load_rows(config, stage)
-    work = stage.prepare(config, train_rows, engine_of(config, native=stage.native))
-    examples = work.encode(train_rows, True)
-    work.encode(eval_rows, False)
-    check_trainer(command, config, stage=stage, work=work, num_rows=len(examples))
+    train_rows, eval_rows = load_rows(config, method)
+    setup = method.setup(config, train_rows, engine_of(config, native=method.native))
+    examples = setup.encode(train_rows, True)
+    setup.encode(eval_rows, False)
+    check_trainer(command, config, method=method, setup=setup, num_rows=len(examples))
     steps = num_steps(config, len(examples))
     accumulation = config.batch_size // config.micro_batch_size
-    copies = 1 if work.trainer and "ref_model" in work.trainer.arguments else 0
+    copies = 1 if setup.trainer and "ref_model" in setup.trainer.arguments else 0
     lines = [
         f"rows: {len(examples):,} for training, {len(eval_rows):,} held out"
-        + (f" ({work.summary()})" if work.summary() else ""),
+        + (f" ({setup.summary()})" if setup.summary() else ""),
         f"batch: {config.batch_size} examples per step = {config.micro_batch_size} at once x "
         f"{accumulation} accumulated",
         f"steps: {steps:,}, evaluated every {evaluation_steps(config, steps)}",
-        _memory(work.model, tokens=config.micro_batch_size * config.max_length, copies=copies),
+        _memory(setup.model, tokens=config.micro_batch_size * config.max_length, copies=copies),
     ]
     return "\n".join(lines)
 

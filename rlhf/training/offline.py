@@ -23,18 +23,18 @@ from rlhf.runs.directory import Run, seed_everything
 from rlhf.training.dpo import DPOTrainer
 from rlhf.training.examples import Encoder
 from rlhf.training.loop import fit
+from rlhf.training.methods import OfflineMethod, Row, TrainingSetup, engine_of
 from rlhf.training.reward_models import setup as reward
 from rlhf.training.reward_models.trainer import RewardTrainer
-from rlhf.training.stages import Row, Stage, Work, engine_of
 from rlhf.training.supervised import SupervisedTrainer
 
 log = logging.getLogger(__name__)
 
 
-def causal(verb: str) -> Callable[[OfflineConfig, list[Row], str], Work]:
+def causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str], TrainingSetup]:
     """Return the setup function of a method that trains a language model."""
 
-    def prepare(config: OfflineConfig, rows: list[Row], engine: str) -> Work:
+    def setup(config: OfflineConfig, rows: list[Row], engine: str) -> TrainingSetup:
         model, tokenizer = load_model(config.model, seed=config.seed, texts=texts_of(rows))
         stop_ids = generation_stop_ids(model)
         max_length = within_context(config.max_length, model)
@@ -44,43 +44,43 @@ def causal(verb: str) -> Callable[[OfflineConfig, list[Row], str], Work]:
         if engine == "trl":
             from rlhf.training.trl.trainer import causal_trainer
 
-            trainer = causal_trainer(verb, config, model, tokenizer, max_length=max_length)
-        if verb != "sft":
-            warn_of_dropout(verb, config.model)
+            trainer = causal_trainer(command, config, model, tokenizer, max_length=max_length)
+        if command != "sft":
+            warn_of_dropout(command, config.model)
 
         def save(trained: Any, final: Path) -> None:
             save_model(trained, tokenizer, final)
 
-        return Work(
+        return TrainingSetup(
             model=model,
             tokenizer=tokenizer,
-            encode=lambda rows, training: encoder(rows, pairs=verb == "dpo"),
+            encode=lambda rows, training: encoder(rows, pairs=command == "dpo"),
             summary=encoder.summary,
             save=save,
             trainer=trainer,
-            dropout=verb == "sft",
+            dropout=command == "sft",
         )
 
-    return prepare
+    return setup
 
 
 def within_context(max_length: int, model: Any) -> int:
-    """The length to which examples are cut: no longer than the model has positions for."""
+    """Return the maximum length of examples: at most the number of positions of the model."""
     positions = whole_context(text_config(unwrap_peft(model)))
     if max_length > positions:
         log.info(
-            "max_length %d: the model has %d positions, so examples are cut there; how many are is "
-            "counted below",
+            "max_length %d exceeds the %d positions of the model: examples are truncated to the "
+            "positions, and the truncated ones are counted below",
             max_length,
             positions,
         )
     return min(max_length, positions)
 
 
-STAGES = {
-    "sft": Stage("sft", LEARNING_RATES["sft"], causal("sft")),
-    "dpo": Stage("preference", LEARNING_RATES["dpo"], causal("dpo")),
-    "kto": Stage("label", LEARNING_RATES["kto"], causal("kto"), native=False),
+METHODS = {
+    "sft": OfflineMethod("sft", LEARNING_RATES["sft"], causal_setup("sft")),
+    "dpo": OfflineMethod("preference", LEARNING_RATES["dpo"], causal_setup("dpo")),
+    "kto": OfflineMethod("label", LEARNING_RATES["kto"], causal_setup("kto"), native=False),
 }
 
 
@@ -88,55 +88,56 @@ TRAINERS = {"sft": SupervisedTrainer, "dpo": DPOTrainer, "reward": RewardTrainer
 """Command -> trainer of the native engine."""
 
 
-def stage_of(verb: str, config: Any) -> Stage:
-    """The table row of a verb; a reward model's kinds are a table of their own."""
-    return reward.stage_of(config) if verb == "reward" else STAGES[verb]
+def method_of(command: str, config: Any) -> OfflineMethod:
+    """Return the training method of a command; each kind of reward model has its own."""
+    return reward.method_of(config) if command == "reward" else METHODS[command]
 
 
-def train_offline(verb: str, config: OfflineConfig, run: Run) -> Path:
-    """Train a stage from start, or from its last checkpoint, to its end.
+def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
+    """Train on a data set, from the start or from the last checkpoint.
 
     Args:
-        verb: "sft", "reward", "dpo" or "kto".
-        config: of the run.
-        run: its directory.
+        command: Command: "sft", "reward", "dpo" or "kto".
+        config: Configuration of the run.
+        run: The run directory.
 
     Returns:
         The folder of the best model.
 
     Raises:
-        UserError: bad options or data; Interrupted when the user stops it.
+        UserError: An option or the data are invalid, or training diverged.
+        Interrupted: The user stopped the run.
     """
-    stage = stage_of(verb, config)
+    method = method_of(command, config)
     check_options(config.trainer)
-    engine = engine_of(config, native=stage.native)
+    engine = engine_of(config, native=method.native)
     seed_everything(config.seed)
-    train_rows, eval_rows = load_rows(config, stage)
-    work = stage.prepare(config, train_rows, engine)
-    train_set, eval_set = work.encode(train_rows, True), work.encode(eval_rows, False)
-    if work.summary():
-        log.info("examples: %s", work.summary())
-    log.info("engine: %s", "trl" if work.trainer else "native")
-    if work.trainer:
+    train_rows, eval_rows = load_rows(config, method)
+    setup = method.setup(config, train_rows, engine)
+    train_set, eval_set = setup.encode(train_rows, True), setup.encode(eval_rows, False)
+    if setup.summary():
+        log.info("examples: %s", setup.summary())
+    log.info("engine: %s", "trl" if setup.trainer else "native")
+    if setup.trainer:
         from rlhf.training.trl.trainer import train_with_trainer
 
         sets = (train_set, eval_set)
-        trained = train_with_trainer(config, run, stage=stage, work=work, sets=sets)
+        trained = train_with_trainer(config, run, method=method, setup=setup, sets=sets)
         share_base(run.directory / "checkpoints", run.final)
-        work.save(trained, run.final)
+        setup.save(trained, run.final)
     else:
-        options = native_options(verb, config.trainer, learning_rate=stage.learning_rate)
-        fit(TRAINERS[verb](config, options, work, train_set, eval_set), run)
-    if work.judge:
-        work.judge(run)
+        options = native_options(command, config.trainer, learning_rate=method.learning_rate)
+        fit(TRAINERS[command](config, options, setup, train_set, eval_set), run)
+    if setup.judge:
+        setup.judge(run)
     return run.final
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that the run sets itself.
+    """Check that no option is set that another key of the configuration decides.
 
     Raises:
-        UserError: names the key that decides instead.
+        UserError: One is; the message names the other key.
     """
     for key in options:
         if key in OWNED:
@@ -144,38 +145,43 @@ def check_options(options: Mapping[str, Any]) -> None:
 
 
 def check_trainer(
-    verb: str, config: OfflineConfig, *, stage: Stage, work: Work, num_rows: int
+    command: str,
+    config: OfflineConfig,
+    *,
+    method: OfflineMethod,
+    setup: TrainingSetup,
+    num_rows: int,
 ) -> None:
-    """Make the options of the engine that would train, and nothing else.
+    """Check the options under ``trainer:`` for the engine that would train.
 
     Raises:
-        UserError: the engine does not have the stage, or an option cannot be meant.
+        UserError: The engine does not have an option, or its value is invalid.
     """
-    if work.trainer:
+    if setup.trainer:
         from rlhf.training.trl.trainer import make_options
 
-        make_options(stage, work.trainer, config, Path(config.output_dir), num_rows)
+        make_options(method, setup.trainer, config, Path(config.output_dir), num_rows)
     else:
-        native_options(verb, config.trainer, learning_rate=stage.learning_rate)
+        native_options(command, config.trainer, learning_rate=method.learning_rate)
 
 
-def load_rows(config: OfflineConfig, stage: Stage) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rows; held-out prompts never stand among the training ones."""
-    rows = rows_of(config.data, stage, "data", seed=config.seed)
+def load_rows(config: OfflineConfig, method: OfflineMethod) -> tuple[list[Row], list[Row]]:
+    """Return training and held-out rows; no prompt is in both."""
+    rows = rows_of(config.data, method, "data", seed=config.seed)
     if config.eval_data:
-        return rows, rows_of(config.eval_data, stage, "eval_data", seed=config.seed)
+        return rows, rows_of(config.eval_data, method, "eval_data", seed=config.seed)
     return split_by_prompt(rows, fraction=config.eval_fraction, seed=config.seed)
 
 
-def rows_of(specs: list[DataSpec], stage: Stage, what: str, *, seed: int) -> list[Row]:
-    """The rows of data sets, as a stage takes them."""
-    loaded = load(specs, stage.data, seed=seed, keep=stage.keep)  # type: ignore[arg-type]
+def rows_of(specs: list[DataSpec], method: OfflineMethod, what: str, *, seed: int) -> list[Row]:
+    """Load the rows of data sets for a training method."""
+    loaded = load(specs, method.data, seed=seed, keep=method.keep)  # type: ignore[arg-type]
     log.info("%s: %s", what, loaded.summary())
     return loaded.rows
 
 
 def texts_of(rows: list[Row]) -> list[str]:
-    """Every message of every row, for the tokenizer of a model from scratch."""
+    """Return the text of all messages, which trains the tokenizer of a model from scratch."""
     fields = ("prompt", "completion", "chosen", "rejected")
     plain = [row["text"] for row in rows if "text" in row]
     return plain + [m["content"] for row in rows for field in fields for m in row.get(field, ())]

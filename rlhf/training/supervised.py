@@ -28,18 +28,18 @@ from rlhf.runs.directory import Run
 from rlhf.runs.progress import OFFLINE
 from rlhf.training.batching import micro_batches
 from rlhf.training.examples import IGNORED, Example
+from rlhf.training.methods import (
+    TrainingSetup,
+    evaluation_steps,
+    logging_steps,
+    num_steps,
+    warmup_steps,
+)
 from rlhf.training.optimizers import (
     make_optimizer,
     make_scheduler,
     optimizer_name,
     optimizer_settings,
-)
-from rlhf.training.stages import (
-    Work,
-    evaluation_steps,
-    logging_steps,
-    num_steps,
-    warmup_steps,
 )
 from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Trainer
@@ -95,7 +95,7 @@ class SupervisedTrainer(Trainer):
         self,
         config: OfflineConfig,
         options: NativeOptions,
-        setup: Work,
+        setup: TrainingSetup,
         train_set: Sequence[Example],
         eval_set: Sequence[Example],
     ) -> None:
@@ -125,7 +125,7 @@ class SupervisedTrainer(Trainer):
         self.throughput = Throughput(model) if config.profile else None
         self._unlogged: list[tuple[MetricSums, float, int]] = []
 
-    def wrap(self, setup: Work) -> Any:
+    def wrap(self, setup: TrainingSetup) -> Any:
         """Return the model with the passes that the loss needs."""
         return Policy(setup.model, setup.tokenizer)
 

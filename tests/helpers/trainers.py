@@ -23,24 +23,24 @@ ROWS = {"sft": sft_rows, "reward": pair_rows, "dpo": pair_rows, "kto": label_row
 
 
 def tree_of(verb, tmp_path, place, *, rows=None, name="run", engine="trl", **keys):
-    """Configuration of an offline run of a stage, by default on its own kind of rows."""
+    """Configuration of an offline run of a method, by default on its own kind of rows."""
     data = write_rows(tmp_path / f"{name}.jsonl", ROWS[verb]() if rows is None else rows)
     return offline_tree(tmp_path / name, place, data, engine=engine, **keys)
 
 
 def trl_trainer(verb, tree, change=None):
-    """The TRL trainer of a stage, with a model that ``change`` has modified in memory."""
+    """The TRL trainer of a method, with a model that ``change`` has modified in memory."""
     config = configure(verb, tree)
     seed_everything(config.seed)
-    stage = offline.stage_of(verb, config)
+    method = offline.method_of(verb, config)
     run = Run.open({**tree, "command": verb})
-    train_rows, eval_rows = offline.load_rows(config, stage)
+    train_rows, eval_rows = offline.load_rows(config, method)
     with changed_at_load(change):
-        work = stage.prepare(config, train_rows, "trl")
-    train_set, eval_set = work.encode(train_rows, True), work.encode(eval_rows, False)
-    assert work.trainer is not None
-    options = make_options(stage, work.trainer, config, run.directory, len(train_set))
-    return make_trainer(work, config, options, train_set, eval_set)
+        setup = method.setup(config, train_rows, "trl")
+    train_set, eval_set = setup.encode(train_rows, True), setup.encode(eval_rows, False)
+    assert setup.trainer is not None
+    options = make_options(method, setup.trainer, config, run.directory, len(train_set))
+    return make_trainer(setup, config, options, train_set, eval_set)
 
 
 @contextlib.contextmanager

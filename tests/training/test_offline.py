@@ -21,7 +21,7 @@ from rlhf.errors import UserError
 from rlhf.models.precision import MasterAdamW
 from rlhf.training import offline
 from rlhf.training.examples import Encoder
-from rlhf.training.stages import num_steps
+from rlhf.training.methods import num_steps
 from rlhf.training.trl.columns import LabelCollator, PairCollator, pair_columns
 from tests.helpers.trainers import ROWS, divergent, tree_of, trl_trainer
 from tests.helpers.training import (
@@ -208,7 +208,7 @@ def test_held_out_prompts_are_not_trained_on(tmp_path):
         data=[DataSpec(str(path))],
         eval_fraction=0.25,
     )
-    train, held_out = offline.load_rows(config, offline.STAGES["dpo"])
+    train, held_out = offline.load_rows(config, offline.METHODS["dpo"])
     assert len(train) + len(held_out) == 40
     sides = [{json.dumps(row["prompt"]) for row in side} for side in (train, held_out)]
     assert sides[0].isdisjoint(sides[1])

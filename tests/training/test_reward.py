@@ -27,14 +27,14 @@ def start_loss(tree):
     """The held-out loss before any training."""
     config = configure("reward", tree | {"engine": "trl"})
     seed_everything(config.seed)
-    stage = offline.stage_of("reward", config)
+    method = offline.method_of("reward", config)
     run = Run.open({**tree, "command": "reward"})
-    train_rows, eval_rows = offline.load_rows(config, stage)
-    engine = offline.engine_of(config, native=stage.native)
-    work = stage.prepare(config, train_rows, engine)
-    train_set, eval_set = work.encode(train_rows, True), work.encode(eval_rows, False)
-    options = make_options(stage, work.trainer, config, run.directory, len(train_set))
-    trainer = make_trainer(work, config, options, train_set, eval_set)
+    train_rows, eval_rows = offline.load_rows(config, method)
+    engine = offline.engine_of(config, native=method.native)
+    setup = method.setup(config, train_rows, engine)
+    train_set, eval_set = setup.encode(train_rows, True), setup.encode(eval_rows, False)
+    options = make_options(method, setup.trainer, config, run.directory, len(train_set))
+    trainer = make_trainer(setup, config, options, train_set, eval_set)
     return trainer.evaluate()["eval_loss"]
 
 
@@ -84,7 +84,7 @@ def test_saved_model_has_the_logged_loss(tmp_path, echo_model, lora):
     tree = pairs_tree(tmp_path, echo_model, **keys)
     final = run_command("reward", tree)
     config = configure("reward", tree)
-    _, rows = offline.load_rows(config, offline.stage_of("reward", config))
+    _, rows = offline.load_rows(config, offline.method_of("reward", config))
     reward = LearnedReward.load(final)
     chosen = torch.tensor(reward([[*row["prompt"], *row["chosen"]] for row in rows]))
     rejected = torch.tensor(reward([[*row["prompt"], *row["rejected"]] for row in rows]))

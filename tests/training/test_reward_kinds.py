@@ -120,8 +120,8 @@ def test_held_out_loss_of_each_kind_from_the_saved_checkpoint(tmp_path, request,
     assert sorted(logged) == [0, 2, 4, 6, 8]
     assert (tmp_path / "run" / "evaluation" / "run" / "summary.json").exists()
     config = configure("reward", tree)
-    stage = offline.stage_of("reward", config)
-    _, rows = offline.load_rows(config, stage)
+    method = offline.method_of("reward", config)
+    _, rows = offline.load_rows(config, method)
     best = min(value for step, value in logged.items() if step)
     kind = kind_of(config)
     tokenizer = AutoTokenizer.from_pretrained(final)

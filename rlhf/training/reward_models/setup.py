@@ -23,10 +23,10 @@ from rlhf.reward_models.encoding import end_template_at_score, template_hash
 from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.directory import Run
 from rlhf.training.examples import Example
+from rlhf.training.methods import OfflineMethod, Row, TrainerSpec, TrainingSetup, engine_of
 from rlhf.training.reward_models.base import RewardKind, TrainedModel, kind_of
 from rlhf.training.reward_models.encoding import Collator, RewardEncoder
 from rlhf.training.reward_models.new_head import load_with_new_head
-from rlhf.training.stages import Row, Stage, TrainerSpec, Work, engine_of
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ IMPLEMENTED = frozenset({"disable_dropout"})
 """Options that we implement for every trainer; the dropout of adapters is not affected."""
 
 
-def stage_of(config: RewardConfig) -> Stage:
+def method_of(config: RewardConfig) -> OfflineMethod:
     """Return the training method of a kind of reward model."""
     kind = kind_of(config)
-    return Stage(
+    return OfflineMethod(
         kind.data,
         LEARNING_RATES["reward"],
         functools.partial(prepare, kind),
@@ -49,7 +49,7 @@ def stage_of(config: RewardConfig) -> Stage:
     )
 
 
-def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str) -> Work:
+def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str) -> TrainingSetup:
     """Load the model with a new head, and set up its encoder, its trainer and its report."""
     model, tokenizer, pooling = load_with_new_head(kind)
     if engine == "native" and pooling != "last":
@@ -98,7 +98,7 @@ def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str
         for line in kind.report(TrainedModel(run, train_rows, test_rows, dropped, dtype)):
             log.info("%s", line)
 
-    return Work(
+    return TrainingSetup(
         model=model,
         tokenizer=tokenizer,
         encode=encode,

@@ -16,9 +16,9 @@ from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.saving import restore_model, save_model
 from rlhf.training.dpo import pair_metrics, split_pairs
+from rlhf.training.methods import TrainingSetup
 from rlhf.training.reward_models.base import kind_of
 from rlhf.training.reward_models.preference import PairKind
-from rlhf.training.stages import Work
 from rlhf.training.supervised import SupervisedTrainer
 
 
@@ -27,7 +27,7 @@ class RewardTrainer(SupervisedTrainer):
 
     model: Scorer
 
-    def wrap(self, setup: Work) -> Scorer:
+    def wrap(self, setup: TrainingSetup) -> Scorer:
         """Return the model with the pass that scores whole texts."""
         return Scorer(setup.model, setup.tokenizer)
 

@@ -24,16 +24,16 @@ from rlhf.models.precision import MasterOptimizer, default_device
 from rlhf.models.trainable import Movement, make_frozen
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
-from rlhf.training.optimizers import make_optimizer, optimizer_name, optimizer_settings
-from rlhf.training.stages import (
-    Stage,
+from rlhf.training.methods import (
+    OfflineMethod,
     TrainerSpec,
-    Work,
+    TrainingSetup,
     evaluation_steps,
     logging_steps,
     num_steps,
     warmup_steps,
 )
+from rlhf.training.optimizers import make_optimizer, optimizer_name, optimizer_settings
 from rlhf.training.trl.callback import RunCallback
 from rlhf.training.trl.columns import (
     LabelCollator,
@@ -65,30 +65,35 @@ def causal_trainer(
 
 
 def train_with_trainer(
-    config: OfflineConfig, run: Run, *, stage: Stage, work: Work, sets: tuple[Any, Any]
+    config: OfflineConfig,
+    run: Run,
+    *,
+    method: OfflineMethod,
+    setup: TrainingSetup,
+    sets: tuple[Any, Any],
 ) -> Any:
-    """Train ``work.model`` with ``work.trainer`` and return the best model.
+    """Train ``setup.model`` with ``setup.trainer`` and return the best model.
 
     Args:
         config: Configuration of the run.
         run: The run directory.
-        stage: The training method.
-        work: Setup of the run.
+        method: The training method.
+        setup: Setup of the run.
         sets: Training examples and held-out examples.
 
     Raises:
         UserError: The trainer refuses an option.
         Interrupted: The user stopped the run.
     """
-    assert work.trainer is not None
-    options = make_options(stage, work.trainer, config, run.directory, len(sets[0]))
-    if unwrap_peft(work.model) is not work.model and run.writes:
-        name_base_of_checkpoints(work.model, work.tokenizer, run.directory / "checkpoints")
+    assert setup.trainer is not None
+    options = make_options(method, setup.trainer, config, run.directory, len(sets[0]))
+    if unwrap_peft(setup.model) is not setup.model and run.writes:
+        name_base_of_checkpoints(setup.model, setup.tokenizer, run.directory / "checkpoints")
     with StopRequest() as stop:
-        trainer = make_trainer(work, config, options, *sets)
+        trainer = make_trainer(setup, config, options, *sets)
         for display in (transformers.PrinterCallback, transformers.ProgressCallback):
             trainer.remove_callback(display)
-        trainer.add_callback(RunCallback(run, stop, Movement(work.model)))
+        trainer.add_callback(RunCallback(run, stop, Movement(setup.model)))
         checkpoint = transformers.trainer_utils.get_last_checkpoint(options.output_dir)
         if config.resume and checkpoint:
             run.rewind(int(checkpoint.rsplit("-", 1)[1]))
@@ -102,7 +107,7 @@ def train_with_trainer(
 
 
 def make_options(
-    stage: Stage, spec: TrainerSpec, config: OfflineConfig, directory: Path, num_rows: int
+    method: OfflineMethod, spec: TrainerSpec, config: OfflineConfig, directory: Path, num_rows: int
 ) -> Any:
     """Build the training arguments: our defaults, then the user's options, then the owned ones.
 
@@ -118,7 +123,7 @@ def make_options(
     steps = num_steps(config, num_rows)
     every = evaluation_steps(config, steps)
     defaults: dict[str, Any] = {
-        "learning_rate": stage.learning_rate,
+        "learning_rate": method.learning_rate,
         "num_train_epochs": 1,
         "gradient_checkpointing": False,
         "logging_steps": logging_steps(steps),
@@ -151,20 +156,20 @@ def make_options(
 
 
 def make_trainer(
-    work: Work, config: OfflineConfig, options: Any, train_set: Any, eval_set: Any
+    setup: TrainingSetup, config: OfflineConfig, options: Any, train_set: Any, eval_set: Any
 ) -> Any:
     """Build the trainer, with float32 master weights and early stopping where they apply."""
-    spec = work.trainer
+    spec = setup.trainer
     assert spec is not None
-    extra: dict[str, Any] = {"processing_class": work.tokenizer, **spec.arguments}
+    extra: dict[str, Any] = {"processing_class": setup.tokenizer, **spec.arguments}
     if config.patience is not None:
         extra["callbacks"] = [transformers.EarlyStoppingCallback(config.patience)]
-    trained = [p for p in work.model.parameters() if p.requires_grad]
+    trained = [p for p in setup.model.parameters() if p.requires_grad]
     if any(p.dtype != torch.float32 for p in trained):
         extra["optimizers"] = (master_optimizer(trained, options), None)
     with refused_options():
         return spec.trainer(
-            model=work.model,
+            model=setup.model,
             args=options,
             train_dataset=spec.columns(train_set),
             eval_dataset=spec.columns(eval_set),

@@ -35,7 +35,7 @@ class TrainerSpec:
 
 
 @dataclass(frozen=True)
-class Work:
+class TrainingSetup:
     """The setup of one run: the model, the encoder of its rows, and how the result is saved."""
 
     model: Any
@@ -56,13 +56,13 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Stage:
+class OfflineMethod:
     """A row of the table of training methods."""
 
     data: str
     """Kind of the rows, see `rlhf.config.data.Kind`."""
     learning_rate: float
-    prepare: Callable[[Any, list[Row], str], Work]
+    setup: Callable[[Any, list[Row], str], TrainingSetup]
     """(configuration, training rows, engine) -> setup of the run."""
     native: bool = True
     """Whether the native engine implements the method."""
@@ -92,7 +92,7 @@ def engine_of(config: OfflineConfig, *, native: bool) -> str:
 
 
 def num_steps(config: OfflineConfig, num_rows: int) -> int:
-    """Optimizer steps of the whole run."""
+    """Return the number of optimizer steps of the whole run."""
     if (limit := config.trainer.get("max_steps", -1)) > 0:
         return limit
     epochs = config.trainer.get("num_train_epochs", 1)
@@ -100,15 +100,15 @@ def num_steps(config: OfflineConfig, num_rows: int) -> int:
 
 
 def evaluation_steps(config: OfflineConfig, steps: int) -> int:
-    """Steps from one evaluation to the next."""
+    """Return the number of steps between evaluations."""
     return max(1, steps // config.evaluations)
 
 
 def logging_steps(steps: int) -> int:
-    """Steps from one line of metrics to the next, where the options name none."""
+    """Return the default number of steps between logged metrics."""
     return max(1, min(10, steps // 20))
 
 
 def warmup_steps(steps: int) -> int:
-    """Steps of warm-up, where the options name none."""
+    """Return the default number of warm-up steps."""
     return min(10, steps // 10)
