@@ -58,7 +58,12 @@ def test_draw_reports_renormalized_logprobs_after_truncation():
 def test_training_refuses_truncation(key: dict):
     (name,) = key
     with pytest.raises(ValueError, match=rf"rollout\.{name} is refused in training: .*ratio"):
-        OnlineConfig("x", ModelSpec("m"), EnvSpec("text/Echo-v0"), rollout=RolloutSpec(**key))
+        OnlineConfig(
+            output_dir="x",
+            model=ModelSpec("m"),
+            env=EnvSpec("text/Echo-v0"),
+            rollout=RolloutSpec(**key),
+        )
 
 
 @pytest.mark.parametrize(
