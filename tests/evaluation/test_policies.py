@@ -165,7 +165,7 @@ def test_labelled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_mod
 def test_settings_that_cannot_be_meant(keys, message):
     policies = [PolicySpec("random")]
     with pytest.raises(ValueError, match=message):
-        EvaluateConfig("out", policies, text=[DataSpec("x.jsonl")], **keys)
+        EvaluateConfig(output_dir="out", policies=policies, text=[DataSpec("x.jsonl")], **keys)
 
 
 def test_specs_that_cannot_be_meant():
