@@ -57,15 +57,15 @@ def make_batch(trainer: OnlineTrainer) -> TrainingBatch:
     """Eight replies of random tokens to one random prompt, with different scores."""
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(100, 4000, (PROMPT,), generator=generator).tolist()
-    rollouts = []
+    rollouts, rewards = [], []
     for member in range(ROWS):
         rollout = Rollout(seed=0, group=0, member=member)
         rollout.append(prompt, turn=0, logprobs=None)
         reply = torch.randint(100, 4000, (REPLY,), generator=generator).tolist()
         rollout.append(reply, turn=0, logprobs=[-1.0] * REPLY)
-        rollout.pay(float(member))
         rollouts.append(rollout)
-    return make_training_batch(trainer, rollouts)[0]
+        rewards.append(rollout.with_terminal_reward(rollout.env_rewards, float(member)))
+    return make_training_batch(trainer, rollouts, rewards)[0]
 
 
 def gradient_of(trainer: OnlineTrainer, batch: TrainingBatch) -> torch.Tensor:

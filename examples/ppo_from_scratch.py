@@ -62,7 +62,9 @@ def main() -> None:
         numbers = range(step * EPISODES, (step + 1) * EPISODES)
         seeds = [EpisodeSeed(seed=n, group_index=n, sample_index=0) for n in numbers]
         rollouts = collector.collect(seeds)
-        batch = collate(rollouts, pad_id=tokenizer.pad_token_id, device=policy.device)
+        rewards = [episode.env_rewards for episode in rollouts]
+        pad_id = tokenizer.pad_token_id
+        batch = collate(rollouts, rewards, pad_id=pad_id, device=policy.device)
 
         # 2. Log-probabilities and values under the policy that sampled, then advantages (GAE).
         with torch.no_grad():

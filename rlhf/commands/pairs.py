@@ -64,7 +64,9 @@ def write_pairs(command: str, config: PairsConfig, run: Run) -> Path:
         samples=config.samples,
         seed=config.seed,
     )
-    own = {json.dumps(played.conversation): played.score for group in groups for played in group}
+    own = {
+        json.dumps(played.conversation): played.env_return for group in groups for played in group
+    }
     gold = (
         load_rewards(config.rewards)
         if config.rewards

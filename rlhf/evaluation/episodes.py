@@ -107,7 +107,7 @@ def _play(policy: str, env: gym.Env, start: EpisodeSeed) -> Rollout:
         ]
         observation, reward, terminated, truncated, info = env.step(action)
         rollout.append([0], turn=len(rollout.tokens), logprobs=[0.0])
-        rollout.rewards[-1] += float(reward)  # type: ignore[arg-type]
+        rollout.env_rewards[-1] += float(reward)  # type: ignore[arg-type]
         rollout.costs[-1] += float(info.get("cost", 0.0))
         rollout.invalid += not info.get("valid", True)
         success = info.get("is_success")
@@ -144,7 +144,7 @@ def _rows(
                 "sample": rollout.member,
                 "prompt_index": rollout.start_info.get("prompt_index"),
                 "prompt_id": _prompt_id(rollout),
-                "return": rollout.score,
+                "return": rollout.env_return,
                 "success": rollout.success,
                 "cost": rollout.cost,
                 "turns": rollout.num_turns,

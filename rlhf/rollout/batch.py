@@ -26,8 +26,12 @@ class Rollout:
     """True for sampled tokens, the stop token included."""
     logprobs: list[float] = field(default_factory=list)
     """The sampler's; 0 for tokens that were not sampled."""
+    env_rewards: list[float] = field(default_factory=list)
+    """Rewards of the environment, not changed after collection. The reward of a turn is at its last
+    sampled token."""
     rewards: list[float] = field(default_factory=list)
-    """A turn's reward stands on its last sampled token."""
+    """Weighted sum of all rewards that are trained on, before scaling and penalties. Empty until
+    the rollout is scored."""
     costs: list[float] = field(default_factory=list)
     turn: list[int] = field(default_factory=list)
     """Number of the turn a token belongs to, counted from 0."""
@@ -49,8 +53,6 @@ class Rollout:
     """Reward of each named part, per episode."""
     unscored: str | None = None
     """Why the rewards could not score the episode."""
-    unshaped_score: float = math.nan
-    """Weighted sum of all rewards that are trained on, before scaling and penalties."""
     start_info: dict[str, Any] = field(default_factory=dict)
     """The environment's ``info`` of the start state, and its first ``observation`` as text."""
 
@@ -66,7 +68,7 @@ class Rollout:
         self.tokens += ids
         self.is_action += [logprobs is not None] * len(ids)
         self.logprobs += [0.0] * len(ids) if logprobs is None else logprobs
-        self.rewards += [0.0] * len(ids)
+        self.env_rewards += [0.0] * len(ids)
         self.costs += [0.0] * len(ids)
         self.turn += [turn] * len(ids)
         self.policy_versions += [policy_version] * len(ids)
@@ -90,8 +92,13 @@ class Rollout:
         return max((own.count(turn) for turn in set(own)), default=0)
 
     @property
+    def env_return(self) -> float:
+        """Sum of the environment's rewards."""
+        return sum(self.env_rewards)
+
+    @property
     def score(self) -> float:
-        """Sum of rewards; nan when the episode could not be scored."""
+        """Sum of ``rewards``; nan if the episode could not be scored."""
         return sum(self.rewards)
 
     @property
@@ -99,10 +106,11 @@ class Rollout:
         """Sum of costs."""
         return sum(self.costs)
 
-    def pay(self, amount: float | None) -> None:
-        """Add a reward for the whole episode on its last sampled token; None makes it unscored."""
-        last = max(t for t, own in enumerate(self.is_action) if own)
-        self.rewards[last] += float("nan") if amount is None else amount
+    def with_terminal_reward(self, rewards: Sequence[float], amount: float | None) -> list[float]:
+        """Return rewards, [T], with ``amount`` added at the last sampled token; None adds nan."""
+        last = max(t for t, is_action in enumerate(self.is_action) if is_action)
+        added = rewards[last] + (math.nan if amount is None else amount)
+        return [*rewards[:last], added, *rewards[last + 1 :]]
 
 
 def pad_right(
@@ -117,8 +125,21 @@ def pad_right(
     return torch.tensor(rows, dtype=dtype, device=device)
 
 
-def collate(rollouts: Sequence[Rollout], *, pad_id: int, device: torch.device) -> TrainingBatch:
-    """Pad rollouts on the right into one batch on ``device``."""
+def collate(
+    rollouts: Sequence[Rollout],
+    rewards: Sequence[Sequence[float]],
+    *,
+    pad_id: int,
+    device: torch.device,
+) -> TrainingBatch:
+    """Pad rollouts on the right into one batch.
+
+    Args:
+        rollouts: B episodes.
+        rewards: Training rewards of the tokens of each episode.
+        pad_id: Token id of the padding.
+        device: Device of the tensors.
+    """
     padded = partial(pad_right, device=device)
 
     def column(values: list, dtype: torch.dtype) -> torch.Tensor:
@@ -129,7 +150,7 @@ def collate(rollouts: Sequence[Rollout], *, pad_id: int, device: torch.device) -
         attention_mask=padded([[True] * len(r.tokens) for r in rollouts], False, torch.bool),
         action_mask=padded([r.is_action for r in rollouts], False, torch.bool),
         sampler_logprobs=padded([r.logprobs for r in rollouts], 0.0, torch.float32),
-        rewards=padded([r.rewards for r in rollouts], 0.0, torch.float32),
+        rewards=padded(rewards, 0.0, torch.float32),
         costs=padded([r.costs for r in rollouts], 0.0, torch.float32),
         turns=padded([r.turn for r in rollouts], -1, torch.long),
         groups=column([r.group for r in rollouts], torch.long),

@@ -448,7 +448,7 @@ class Collector:
         rollout.finished = completion.finish_reason == FinishReason.STOP
         rollout.cut += not rollout.finished
         rollout.conversation.append({"role": "assistant", "content": text})
-        rollout.rewards[-1] += step.reward
+        rollout.env_rewards[-1] += step.reward
         rollout.costs[-1] += step.cost
         rollout.invalid += not step.valid
         rollout.success = step.success

@@ -22,15 +22,21 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def make_training_batch(
-    trainer: OnlineTrainer, rollouts: Sequence[Rollout]
+    trainer: OnlineTrainer, rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]]
 ) -> tuple[TrainingBatch, dict[str, float]]:
     """Score rollouts under the policy and the reference, and estimate advantages.
+
+    Args:
+        trainer: The trainer with its policy, reference and controllers.
+        rollouts: The episodes of a step.
+        rewards: Training rewards of the tokens of each episode, from ``shaped_rewards``.
 
     Returns:
         The batch that the update reads, and metrics of the KL, the critic and the sampler.
     """
     policy = trainer.policy
-    batch = collate(rollouts, pad_id=policy.tokenizer.pad_token_id, device=policy.device)
+    pad_id = policy.tokenizer.pad_token_id
+    batch = collate(rollouts, rewards, pad_id=pad_id, device=policy.device)
     batch = _with_model_outputs(trainer, batch)
     batch = estimate_advantages(
         trainer.algorithm,

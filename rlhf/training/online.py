@@ -49,7 +49,7 @@ from rlhf.training.online_setup import (
 )
 from rlhf.training.optimize import update_policy
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer, make_scheduler
-from rlhf.training.scoring import refuse_unscored, score_rollouts, shape_scores
+from rlhf.training.scoring import refuse_unscored, score_rollouts, shaped_rewards
 from rlhf.training.throughput import Throughput
 from rlhf.training.token_table import token_table
 from rlhf.training.trainer import Trainer
@@ -190,17 +190,19 @@ class OnlineTrainer(Trainer):
         self.openings.note(rollout.conversation for rollout in rollouts)
         if gathered.skip:
             return _skipped(self, run, step, gathered)
-        batch, batch_metrics = make_training_batch(self, rollouts)
+        batch, batch_metrics = make_training_batch(self, rollouts, gathered.rewards)
         with self.stopwatch("update"):
             update_metrics = update_policy(self, batch, step=step)
-        metrics = {**rollout_metrics(rollouts), **gathered.metrics, **batch_metrics}
+        returns = gathered.returns
+        metrics = {**rollout_metrics(rollouts, returns), **gathered.metrics, **batch_metrics}
         if "kl_coef" in self.algorithm.effective:
             metrics["kl/coef"] = self.kl.coef
         metrics["train/learning_rate"] = self.scheduler.get_last_lr()[0]
         _update_controllers(self, metrics, rollouts)
         for row, rollout in enumerate(rollouts[: self.config.samples_per_step]):
             tokens = token_table(batch, row, self.policy.tokenizer)
-            run.sample(sample_row(rollout, step + 1, "train") | {"tokens": tokens})
+            sample = sample_row(rollout, step + 1, "train", return_trained=returns[row])
+            run.sample(sample | {"tokens": tokens})
         seconds = self.stopwatch.take()
         metrics = {**metrics, **update_metrics, **seconds}
         if self.throughput:
@@ -245,9 +247,16 @@ class Gathered:
     """The rollouts of a step."""
 
     rollouts: list[Rollout]
+    rewards: list[list[float]]
+    """Training rewards of the tokens of each rollout, after scaling and penalties."""
     skip: bool = False
     """Whether the update is skipped, because all scores of every sampled group are equal."""
     metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def returns(self) -> list[float]:
+        """The return that each rollout is trained on; nan if it could not be scored."""
+        return [sum(rewards) for rewards in self.rewards]
 
 
 def gather(trainer: OnlineTrainer) -> Gathered:
@@ -261,8 +270,9 @@ def gather(trainer: OnlineTrainer) -> Gathered:
     """
     settings, config = trainer.algorithm.settings, trainer.config
     wanted = config.episodes_per_step // settings.group_size
-    kept: list[Rollout] = []
     sampled: list[Rollout] = []
+    rewards: list[list[float]] = []
+    kept: list[int] = []
     groups = rounds = sampled_groups = 0
     while groups < wanted and rounds < MAX_ROUNDS:
         starts = trainer.starts.take(config.seed, wanted - groups, settings.group_size)
@@ -270,32 +280,39 @@ def gather(trainer: OnlineTrainer) -> Gathered:
             starts, lambda shard: collect_and_score(trainer, shard, trainer.collector)
         )
         rounds, sampled_groups = rounds + 1, sampled_groups + wanted - groups
-        raw = [rollout.score for rollout in fresh]
-        sampled = sampled + fresh
+        first, sampled = len(sampled), sampled + fresh
         if fresh:
             refuse_unscored(sampled, limit=config.shaping.max_unscored)
-            shape_scores(fresh, trainer.algorithm, config, trainer.moments)
+            scores = torch.tensor([rollout.score for rollout in fresh], dtype=torch.float64)
+            trainer.moments.update(scores)
+            rewards += shaped_rewards(fresh, trainer.algorithm, config, trainer.moments)
         if not settings.dynamic_sampling:
             break
-        informative = _informative(fresh, raw)
+        informative = [first + index for index in _informative(fresh)]
         kept += informative
-        groups += len({rollout.group for rollout in informative})
+        groups += len({sampled[index].group for index in informative})
     if not sampled:
         raise UserError("every environment failed, so there are no rollouts to train on")
     if not settings.dynamic_sampling:
-        return Gathered(sampled)
+        return Gathered(sampled, rewards)
     dropped = float(sampled_groups - groups)
     metrics = {"rollout/rounds": float(rounds), "rollout/groups_dropped": dropped}
-    return Gathered(kept or sampled, skip=not kept, metrics=metrics)
+    indices = kept or range(len(sampled))
+    return Gathered(
+        [sampled[index] for index in indices],
+        [rewards[index] for index in indices],
+        skip=not kept,
+        metrics=metrics,
+    )
 
 
-def _informative(rollouts: Sequence[Rollout], scores: Sequence[float]) -> list[Rollout]:
-    """Return the rollouts of groups whose scores differ."""
+def _informative(rollouts: Sequence[Rollout]) -> list[int]:
+    """Return the indices of the rollouts of groups whose scores differ."""
     if not rollouts:
         return []
     groups = torch.tensor([rollout.group for rollout in rollouts])
-    informative = informative_groups(torch.tensor(scores, dtype=torch.float64), groups)
-    return [r for r, keep in zip(rollouts, informative.tolist(), strict=True) if keep]
+    scores = torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float64)
+    return informative_groups(scores, groups).nonzero()[:, 0].tolist()
 
 
 def _skipped(trainer: OnlineTrainer, run: Run, step: int, gathered: Gathered) -> dict[str, float]:
@@ -307,10 +324,11 @@ def _skipped(trainer: OnlineTrainer, run: Run, step: int, gathered: Gathered) ->
         gathered.metrics["rollout/groups_dropped"],
         gathered.metrics["rollout/rounds"],
     )
-    for rollout in gathered.rollouts[: trainer.config.samples_per_step]:
-        run.sample(sample_row(rollout, step + 1, "train"))
+    returns = gathered.returns
+    for row, rollout in enumerate(gathered.rollouts[: trainer.config.samples_per_step]):
+        run.sample(sample_row(rollout, step + 1, "train", return_trained=returns[row]))
     return {
-        **rollout_metrics(gathered.rollouts),
+        **rollout_metrics(gathered.rollouts, returns),
         **gathered.metrics,
         "train/skipped": 1.0,
         "train/updates": 0.0,
@@ -336,18 +354,23 @@ def collect_and_score(
     return rollouts
 
 
-def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Return means over the rollouts of a batch, without components that no rollout has."""
+def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> dict[str, float]:
+    """Return means over the rollouts of a batch, without components that no rollout has.
+
+    Args:
+        rollouts: The rollouts of a step.
+        returns: The return that each rollout is trained on; nan if it could not be scored.
+    """
     metrics = {
-        "reward/mean": _mean([r.score for r in rollouts]),
-        "reward/unscored": float(np.mean([math.isnan(r.score) for r in rollouts])),
+        "reward/mean": _mean(returns),
+        "reward/unscored": float(np.mean([math.isnan(value) for value in returns])),
         "rollout/tokens": _mean([r.num_actions for r in rollouts]),
         "rollout/turns": _mean([r.num_turns for r in rollouts]),
         "rollout/invalid": _mean([r.invalid for r in rollouts]),
         "rollout/length_limited": _mean([r.cut for r in rollouts]),
         "rollout/missing_eos": _mean([not r.finished for r in rollouts]),
         "rollout/truncated": _mean([r.truncated for r in rollouts]),
-        "rollout/evasion_gain": _evasion_gain(rollouts),
+        "rollout/evasion_gain": _evasion_gain(rollouts, returns),
         "rollout/cost": _mean([r.cost for r in rollouts]),
     }
     reasons = Counter(reason_key(r.unscored) for r in rollouts if r.unscored)
@@ -365,15 +388,17 @@ def reason_key(reason: str) -> str:
     return f"rewards/unscored/{name}/{summary or 'no_score'}"
 
 
-def _evasion_gain(rollouts: Sequence[Rollout]) -> float:
-    """Return the mean score of rollouts that are truncated or invalid, minus that of the others."""
-    scores: dict[bool, list[float]] = {True: [], False: []}
-    for rollout in rollouts:
-        scores[rollout.truncated or rollout.invalid > 0].append(rollout.score)
-    return _mean(scores[True]) - _mean(scores[False])
+def _evasion_gain(rollouts: Sequence[Rollout], returns: Sequence[float]) -> float:
+    """Return the mean return of truncated or invalid rollouts, minus that of the others."""
+    by_evasion: dict[bool, list[float]] = {True: [], False: []}
+    for rollout, value in zip(rollouts, returns, strict=True):
+        by_evasion[rollout.truncated or rollout.invalid > 0].append(value)
+    return _mean(by_evasion[True]) - _mean(by_evasion[False])
 
 
-def sample_row(rollout: Rollout, step: int, split: str) -> dict[str, Any]:
+def sample_row(
+    rollout: Rollout, step: int, split: str, *, return_trained: float | None = None
+) -> dict[str, Any]:
     """Return a transcript as a line of ``samples.jsonl``.
 
     ``return_env`` is the return of the environment. ``score`` is the weighted sum of all rewards
@@ -385,11 +410,11 @@ def sample_row(rollout: Rollout, step: int, split: str) -> dict[str, Any]:
         "split": split,
         "seed": rollout.seed,
         "messages": rollout.conversation,
-        "return_env": rollout.components.get("env"),
-        "score": _finite(rollout.unshaped_score),
+        "return_env": rollout.env_return,
+        "score": _finite(rollout.score),
     }
-    if split == "train":
-        row["return_trained"] = _finite(rollout.score)
+    if return_trained is not None:
+        row["return_trained"] = _finite(return_trained)
     row["rewards"] = rollout.components
     return row | ({"unscored": rollout.unscored} if rollout.unscored else {})
 

@@ -20,49 +20,54 @@ from rlhf.rollout.batch import Rollout
 def score_rollouts(
     rollouts: Sequence[Rollout], *, rewards: Any, gold: Any, env_weight: float
 ) -> None:
-    """Add the scores of reward models to the rollouts, in place.
+    """Fill in ``rewards``, ``components`` and ``unscored`` of collected rollouts.
+
+    The score of a reward model is added to the reward of the last sampled token.
 
     Args:
-        rollouts: fresh ones, which carry the environment's own rewards.
-        rewards: a reward that is trained on, or None.
-        gold: a reward that is only measured, or None.
-        env_weight: of the environment's own rewards.
+        rollouts: Episodes with the rewards of their environment.
+        rewards: The reward that is trained on, or None.
+        gold: A reward that is only monitored, or None.
+        env_weight: Weight of the environment's rewards.
     """
     for rollout in rollouts:
-        rollout.components["env"] = rollout.score
-        rollout.rewards = [env_weight * reward for reward in rollout.rewards]
+        rollout.components["env"] = rollout.env_return
+        rollout.rewards = [env_weight * reward for reward in rollout.env_rewards]
     conversations = [rollout.conversation for rollout in rollouts]
-    for reward, counts in ((rewards, True), (gold, False)):
+    for reward, trained in ((rewards, True), (gold, False)):
         if reward is None:
             continue
         scores = reward.score(conversations)
         for index, rollout in enumerate(rollouts):
             rollout.components |= {name: col[index] for name, col in scores.components.items()}
-            if counts:
-                rollout.pay(scores.values[index])
+            if trained:
+                value = scores.values[index]
+                rollout.rewards = rollout.with_terminal_reward(rollout.rewards, value)
                 rollout.unscored = scores.reasons[index]
-    for rollout in rollouts:
-        rollout.unshaped_score = rollout.score
 
 
 def unscored_reasons(rollouts: Sequence[Rollout], *, most: int = 3) -> str:
-    """The commonest reasons why episodes have no score, as ``12 x number: no reference answer``."""
+    """Return the most common reasons for no score, as ``12 x number: no reference answer``."""
     counts = Counter(
         rollout.unscored or "the environment gave no score"
         for rollout in rollouts
         if math.isnan(rollout.score)
     )
-    shown = [f"{count} x {reason}" for reason, count in counts.most_common(most)]
-    rest = counts.total() - sum(count for _, count in counts.most_common(most))
-    return "; ".join([*shown, *([f"{rest} x other reasons"] if rest else [])])
+    listed = counts.most_common(most)
+    parts = [f"{count} x {reason}" for reason, count in listed]
+    rest = counts.total() - sum(count for _, count in listed)
+    return "; ".join([*parts, *([f"{rest} x other reasons"] if rest else [])])
 
 
 def refuse_unscored(rollouts: Sequence[Rollout], *, limit: float) -> None:
-    """Check the scores of all episodes that a step has sampled.
+    """Check that enough of the episodes that a step has sampled have a score.
+
+    Args:
+        rollouts: All episodes of the step so far.
+        limit: ``shaping.max_unscored``, the largest share without a score.
 
     Raises:
-        UserError: more of them have none than the share ``limit``, ``shaping.max_unscored``; the
-            message names the commonest reasons.
+        UserError: A larger share has no score; the message names the most common reasons.
     """
     unscored = sum(math.isnan(rollout.score) for rollout in rollouts) / len(rollouts)
     if unscored > limit:
@@ -72,34 +77,44 @@ def refuse_unscored(rollouts: Sequence[Rollout], *, limit: float) -> None:
         )
 
 
-def shape_scores(
+def shaped_rewards(
     rollouts: Sequence[Rollout],
     algorithm: Algorithm,
     config: OnlineConfig,
     moments: RewardMoments,
-) -> None:
-    """Scale the scores and subtract penalties, in place; the moments take the scores in."""
+) -> list[list[float]]:
+    """Scale the scores of rollouts and subtract penalties.
+
+    Args:
+        rollouts: Scored episodes; they are not changed.
+        algorithm: The algorithm, for its overlong penalty.
+        config: The configuration, for the settings of ``shaping``.
+        moments: Running moments of all scores, those of ``rollouts`` included.
+
+    Returns:
+        The training rewards of the tokens of each episode. Scaling divides the rewards of all
+        tokens by the standard deviation; the penalties, the clipping and the shift by the mean are
+        added at the last sampled token.
+    """
     shaping = config.shaping
     scores = torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float64)
-    moments.update(scores)
     shaped = scores
     if shaping.scale == "std":
         shaped = moments.scale(scores, clip=shaping.clip)
     elif shaping.scale == "normalise":
         shaped = moments.normalise(scores, clip=shaping.clip)
-    finished = torch.tensor([rollout.finished for rollout in rollouts])
+    stopped = torch.tensor([rollout.finished for rollout in rollouts])
     lengths = torch.tensor([rollout.num_actions for rollout in rollouts])
-    shaped = penalties.missing_eos(shaped, finished, penalty=shaping.missing_eos_penalty)
+    shaped = penalties.missing_eos(shaped, stopped, penalty=shaping.missing_eos_penalty)
     shaped = shaped + penalties.length_penalty(lengths, per_token=shaping.length_penalty)
     shaped = shaped + penalties.soft_overlong(
         torch.tensor([rollout.max_turn_length for rollout in rollouts]),
         max_tokens=config.rollout.max_new_tokens,
         fraction=algorithm.settings.overlong_fraction,
     )
-    for rollout, before, after in zip(rollouts, scores.tolist(), shaped.tolist(), strict=True):
-        if shaping.scale == "none":
-            rollout.pay(after - before)
-        else:  # scaling acts on the turns' rewards alike; what is left goes on the last token
-            factor = 1.0 / moments.std
-            rollout.rewards = [factor * reward for reward in rollout.rewards]
-            rollout.pay(after - rollout.score)
+    factor = 1.0 if shaping.scale == "none" else 1.0 / moments.std
+    rewards = []
+    for rollout, target in zip(rollouts, shaped.tolist(), strict=True):
+        scaled = [factor * reward for reward in rollout.rewards]
+        rewards.append(rollout.with_terminal_reward(scaled, target - sum(scaled)))
+    return rewards

@@ -70,4 +70,5 @@ def divergent(tmp_path, place, **keys):
 
 def collected_batch(trainer):
     """The training batch of one collection of an online run."""
-    return make_training_batch(trainer, online.gather(trainer).rollouts)[0]
+    gathered = online.gather(trainer)
+    return make_training_batch(trainer, gathered.rollouts, gathered.rewards)[0]

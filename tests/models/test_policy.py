@@ -17,7 +17,9 @@ EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-10}
 
 
 def some_batch(*, seed: int = 0, pad_id: int = 0) -> TrainingBatch:
-    return collate(tiny_rollouts(seed=seed), pad_id=pad_id, device=torch.device("cpu"))
+    rollouts = tiny_rollouts(seed=seed)
+    rewards = [rollout.env_rewards for rollout in rollouts]
+    return collate(rollouts, rewards, pad_id=pad_id, device=torch.device("cpu"))
 
 
 def masks(batch: TrainingBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

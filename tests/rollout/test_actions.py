@@ -50,7 +50,7 @@ def test_invalid_action_ends_episode():
     engine = FakeEngine("3", "nonsense")
     rollout = one(engine, Buttons, invalid_reward=-2.0)
     assert (rollout.terminated, rollout.invalid, rollout.num_turns) == (True, 1, 2)
-    assert rollout.score == 1.0 - 2.0
+    assert rollout.env_return == 1.0 - 2.0
     assert Tales.made[0].actions == [3]  # the environment was not asked, and nothing stood in
 
 
@@ -60,7 +60,7 @@ def test_invalid_action_can_be_retried():
     assert (rollout.terminated, rollout.invalid, rollout.num_turns) == (True, 2, 3)
     assert Tales.made[0].actions == [4]
     assert "number from 2 to 4" in rollout.conversation[2]["content"]
-    assert rollout.score == 1.0 - 0.5
+    assert rollout.env_return == 1.0 - 0.5
 
 
 def test_endless_retries_are_truncated_by_budget():

@@ -31,7 +31,7 @@ def test_every_list_describes_its_token():
     assert rollout.is_action == [False, False, True, True, False, True]
     assert rollout.logprobs == [0.0, 0.0, -0.5, -0.25, 0.0, -1.5]
     assert rollout.turn == [0, 0, 0, 0, 1, 1]
-    assert rollout.rewards == rollout.costs == [0.0] * 6
+    assert rollout.env_rewards == rollout.costs == [0.0] * 6
     assert (rollout.num_actions, rollout.num_turns) == (3, 2)
 
 
@@ -47,16 +47,18 @@ def test_observation_after_last_reply_is_not_a_turn():
 def test_terminal_reward_is_on_last_sampled_token():
     rollout = two_turns()
     rollout.append([16, 17], turn=2, logprobs=None)  # the last state of a truncated episode
-    rollout.rewards[3] = 1.0
-    rollout.pay(2.0)
-    rollout.pay(0.5)
+    rollout.env_rewards[3] = 1.0
+    rollout.rewards = rollout.with_terminal_reward(rollout.env_rewards, 2.0)
+    rollout.rewards = rollout.with_terminal_reward(rollout.rewards, 0.5)
     assert rollout.rewards == [0, 0, 0, 1.0, 0, 2.5, 0, 0]
     assert rollout.score == 3.5
+    assert rollout.env_rewards == [0, 0, 0, 1.0, 0, 0, 0, 0]
+    assert rollout.env_return == 1.0
 
 
 def test_an_episode_that_cannot_be_scored_is_nan():
     rollout = two_turns()
-    rollout.pay(None)
+    rollout.rewards = rollout.with_terminal_reward(rollout.env_rewards, None)
     assert math.isnan(rollout.score)
 
 
@@ -64,8 +66,8 @@ def test_collate_pads_on_the_right():
     short = Rollout(seed=0, group=3, member=1, truncated=True)
     short.append([20], turn=0, logprobs=None)
     short.append([21], turn=0, logprobs=[-2.0])
-    short.rewards[1], short.costs[1] = 5.0, 7.0
-    batch = collate([two_turns(), short], pad_id=99, device=CPU)
+    short.costs[1] = 7.0
+    batch = collate([two_turns(), short], [[0.0] * 6, [0.0, 5.0]], pad_id=99, device=CPU)
     assert len(batch) == 2
     assert batch.tokens.tolist() == [[10, 11, 12, 13, 14, 15], [20, 21, 99, 99, 99, 99]]
     assert batch.attention_mask.sum(1).tolist() == [6, 2]
@@ -82,7 +84,7 @@ def test_collate_pads_on_the_right():
 def test_a_pad_token_in_the_text_is_a_token():
     rollout = two_turns()
     rollout.tokens[2] = 99
-    batch = collate([rollout], pad_id=99, device=CPU)
+    batch = collate([rollout], [rollout.env_rewards], pad_id=99, device=CPU)
     assert batch.attention_mask.all()
     assert batch.action_mask[0, 2]
 
@@ -90,8 +92,9 @@ def test_a_pad_token_in_the_text_is_a_token():
 @pytest.mark.parametrize("index", [[1], [2, 0], [1, 1], [0, 1, 2]])
 def test_rows_are_the_batch_of_those_episodes(index):
     rollouts = tiny_rollouts((9, 5, 12))
-    batch = collate(rollouts, pad_id=0, device=CPU).select(torch.tensor(index))
-    alone = collate([rollouts[i] for i in index], pad_id=0, device=CPU)
+    rewards = [rollout.env_rewards for rollout in rollouts]
+    batch = collate(rollouts, rewards, pad_id=0, device=CPU).select(torch.tensor(index))
+    alone = collate([rollouts[i] for i in index], [rewards[i] for i in index], pad_id=0, device=CPU)
     for name, expected in vars(alone).items():
         found = getattr(batch, name)
         assert found is expected is None or torch.equal(found, expected), name

@@ -33,9 +33,9 @@ def test_the_environment_ends_the_episode():
     assert [m["role"] for m in rollout.conversation] == ["user", "assistant"] * 2
     assert [m["content"] for m in rollout.conversation[1:]] == ["go", "turn 1", "stop"]
     ends = [t for t, token in enumerate(rollout.tokens) if rollout.is_action[t] and token == 1]
-    assert [rollout.rewards[t] for t in ends] == [1.0, 2.0]  # on each turn's last sampled token
+    assert [rollout.env_rewards[t] for t in ends] == [1.0, 2.0]  # on each turn's last sampled token
     assert [rollout.costs[t] for t in ends] == [0.5, 0.5]
-    assert sum(rollout.rewards) == 3.0
+    assert sum(rollout.env_rewards) == 3.0
     text = TOKENIZER.apply_chat_template(rollout.conversation, tokenize=False)
     assert rollout.tokens == TOKENIZER(text)["input_ids"]
 

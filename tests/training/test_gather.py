@@ -120,7 +120,7 @@ def test_groups_are_judged_before_the_penalty_of_length(echo_model):
     }
     trainer = trainer_of(echo_model, [1.0], **keys)
     found = online.gather(trainer)
-    shaped = torch.tensor([rollout.score for rollout in found.rollouts])
+    shaped = torch.tensor(found.returns)
     assert len(shaped.unique()) > 1
     assert found.skip
 
@@ -200,12 +200,13 @@ def test_held_out_episodes_report_what_they_share_with_training(tmp_path, echo_m
 def test_evasion_is_measured():
     """By hand: two of four episodes evade, at -1 and 0; the others earn -3 and -5."""
     rollouts = []
-    for score, invalid, truncated in ((-1, 1, False), (0, 0, True), (-3, 0, False), (-5, 0, False)):
+    evasions = [(1, False), (0, True), (0, False), (0, False)]
+    returns = [-1.0, 0.0, -3.0, -5.0]
+    for invalid, truncated in evasions:
         rollout = Rollout(0, 0, 0, invalid=invalid, truncated=truncated)
         rollout.append([1], turn=0, logprobs=[0.0])
-        rollout.pay(score)
         rollouts.append(rollout)
-    metrics = online.rollout_metrics(rollouts)
+    metrics = online.rollout_metrics(rollouts, returns)
     assert metrics["rollout/evasion_gain"] == pytest.approx(3.5)
     assert metrics["rollout/truncated"] == 0.25
-    assert "rollout/evasion_gain" not in online.rollout_metrics(rollouts[2:])
+    assert "rollout/evasion_gain" not in online.rollout_metrics(rollouts[2:], returns[2:])

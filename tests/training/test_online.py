@@ -16,7 +16,7 @@ from rlhf.models.precision import MasterAdamW
 from rlhf.training import online
 from rlhf.training import optimize as update
 from rlhf.training.online import OnlineTrainer
-from rlhf.training.scoring import shape_scores
+from rlhf.training.scoring import shaped_rewards
 from rlhf.training.token_table import pieces
 from tests.helpers.trainers import collected_batch
 from tests.helpers.training import (
@@ -210,14 +210,22 @@ def rollouts_of(trainer):
     return online.collect_and_score(trainer, starts, trainer.collector)
 
 
+def shaped_returns(trainer, rollouts):
+    """Returns after scaling and penalties; the scores and the environment's rewards stay."""
+    before = [(list(r.env_rewards), list(r.rewards)) for r in rollouts]
+    trainer.moments.update(torch.tensor([r.score for r in rollouts], dtype=torch.float64))
+    rewards = shaped_rewards(rollouts, trainer.algorithm, trainer.config, trainer.moments)
+    assert [(r.env_rewards, r.rewards) for r in rollouts] == before
+    return np.array([sum(row) for row in rewards])
+
+
 def test_penalties_change_the_rewards(echo_model):
     def scores(**shaping):
         trainer = trainer_for(echo_model, shaping=shaping)
         rollouts = rollouts_of(trainer)
         for index, rollout in enumerate(rollouts):
             rollout.finished = index % 2 == 0
-        shape_scores(rollouts, trainer.algorithm, trainer.config, trainer.moments)
-        return np.array([r.score for r in rollouts]), np.array([r.num_actions for r in rollouts])
+        return shaped_returns(trainer, rollouts), np.array([r.num_actions for r in rollouts])
 
     plain, lengths = scores()
     cut = np.arange(8) % 2
@@ -229,8 +237,8 @@ def paid(trainer, amounts):
     """Rollouts with these scores."""
     rollouts = rollouts_of(trainer)[: len(amounts)]
     for rollout, amount in zip(rollouts, amounts, strict=True):
-        rollout.rewards = [0.0] * len(rollout.rewards)
-        rollout.pay(amount)
+        zeros = [0.0] * len(rollout.tokens)
+        rollout.rewards = rollout.with_terminal_reward(zeros, amount)
     return rollouts
 
 
@@ -248,11 +256,11 @@ def paid(trainer, amounts):
 def test_scores_are_scaled_by_their_running_moments(echo_model, shaping, expected):
     trainer = trainer_for(echo_model, shaping=shaping)
     rollouts = paid(trainer, [1.0, 1.0, 5.0, 5.0])
-    shape_scores(rollouts, trainer.algorithm, trainer.config, trainer.moments)
+    returns = shaped_returns(trainer, rollouts)
     if expected is None:  # penalties are in units of the scaled score
         lengths = [r.num_actions for r in rollouts]
         expected = [x - n for x, n in zip([-1, -1, 1, 1], lengths, strict=True)]
-    assert [r.score for r in rollouts] == pytest.approx(expected, abs=1e-6)
+    assert returns == pytest.approx(expected, abs=1e-6)
 
 
 def judge_some(conversations):
