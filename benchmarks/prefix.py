@@ -58,13 +58,13 @@ def make_batch(trainer: OnlineTrainer) -> TrainingBatch:
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(100, 4000, (PROMPT,), generator=generator).tolist()
     rollouts, rewards = [], []
-    for member in range(ROWS):
-        rollout = Rollout(seed=0, group=0, member=member)
+    for sample in range(ROWS):
+        rollout = Rollout(seed=0, group_index=0, sample_index=sample)
         rollout.append(prompt, turn=0, logprobs=None)
         reply = torch.randint(100, 4000, (REPLY,), generator=generator).tolist()
         rollout.append(reply, turn=0, logprobs=[-1.0] * REPLY)
         rollouts.append(rollout)
-        rewards.append(rollout.with_terminal_reward(rollout.env_rewards, float(member)))
+        rewards.append(rollout.with_terminal_reward(rollout.env_rewards, float(sample)))
     return make_training_batch(trainer, rollouts, rewards)[0]
 
 

@@ -355,22 +355,10 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     The variance is the biased one, as in lm-human-preferences. REINFORCE++ normalizes its
     advantages like this (Hu et al. 2025).
     """
-    mean, scale = _moments(values, mask)
-    return torch.where(mask, (values - mean) * scale, 0.0)
-
-
-@torch.no_grad()
-def scale_to_unit_variance(values: Tensor, mask: Tensor) -> Tensor:
-    """Like `whiten`, but keep the mean (rewards in lm-human-preferences)."""
-    mean, scale = _moments(values, mask)
-    return torch.where(mask, (values - mean) * scale + mean, 0.0)
-
-
-def _moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     count = mask.sum().clamp(min=1)
     mean = torch.where(mask, values, 0.0).sum() / count
     variance = torch.where(mask, (values - mean).square(), 0.0).sum() / count
-    return mean, torch.rsqrt(variance + 1e-8)
+    return torch.where(mask, (values - mean) * torch.rsqrt(variance + 1e-8), 0.0)
 
 
 @torch.no_grad()

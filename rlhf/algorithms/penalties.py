@@ -1,28 +1,39 @@
-"""Penalties on whole episodes, in reward units, all [B]; `pay_at_end` adds them to the rewards."""
+"""Penalties on the scores of whole episodes, in reward units."""
 
 import torch
 from torch import Tensor
 
 
-def missing_eos(scores: Tensor, finished: Tensor, *, penalty: float) -> Tensor:
-    """Scores less `penalty` where the reply was cut before its stop token.
+def missing_eos(scores: Tensor, stopped: Tensor, *, penalty: float) -> Tensor:
+    """Subtract `penalty` from the scores of episodes whose last reply has no stop token.
 
     The "EOS trick" of Huang et al. 2024 (The N+ Implementation Details of RLHF with PPO), with an
     additive penalty.
 
     Args:
         scores: [B].
-        finished: [B] bool, whether the stop token was sampled.
-        penalty: positive.
+        stopped: [B] bool, whether the stop token was sampled.
+        penalty: Positive, in units of the scores.
+
+    Returns:
+        [B].
     """
-    return torch.where(finished, scores, scores - penalty)
+    return torch.where(stopped, scores, scores - penalty)
 
 
 def soft_overlong(lengths: Tensor, *, max_tokens: int, fraction: float) -> Tensor:
-    """DAPO's soft overlong penalty (Yu et al. 2025, section 3.4), between -1 and 0.
+    """Return DAPO's soft overlong penalty (Yu et al. 2025, section 3.4), between -1 and 0.
 
-    0 up to (1 - `fraction`) `max_tokens` sampled tokens, then linear, and -1 from `max_tokens` on.
-    DAPO uses the last 4096 of 20480 tokens: fraction 0.2. No penalty where `fraction` is 0.
+    The penalty is 0 up to (1 - `fraction`) `max_tokens` sampled tokens, falls linearly, and is -1
+    from `max_tokens` on. DAPO uses the last 4096 of 20480 tokens: fraction 0.2.
+
+    Args:
+        lengths: [B], sampled tokens of the longest turn.
+        max_tokens: Limit of the tokens of a turn.
+        fraction: Share of `max_tokens` in which the penalty grows; 0 disables the penalty.
+
+    Returns:
+        [B].
     """
     if not fraction:
         return torch.zeros(lengths.shape, device=lengths.device)
@@ -32,11 +43,5 @@ def soft_overlong(lengths: Tensor, *, max_tokens: int, fraction: float) -> Tenso
 
 
 def length_penalty(lengths: Tensor, *, per_token: float) -> Tensor:
-    """-`per_token` for every sampled token."""
+    """Return -`per_token` times the number of sampled tokens, [B]."""
     return -per_token * lengths.to(torch.get_default_dtype())
-
-
-def pay_at_end(rewards: Tensor, mask: Tensor, scores: Tensor) -> Tensor:
-    """Add `scores` [B] to the reward of each episode's last sampled token, [B, T]."""
-    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
-    return torch.where(last, rewards + scores[:, None], rewards)

@@ -141,7 +141,7 @@ def _rows(
             {
                 "decoding": decoding,
                 "seed": rollout.seed,
-                "sample": rollout.member,
+                "sample": rollout.sample_index,
                 "prompt_index": rollout.start_info.get("prompt_index"),
                 "prompt_id": _prompt_id(rollout),
                 "return": rollout.env_return,
@@ -149,7 +149,7 @@ def _rows(
                 "cost": rollout.cost,
                 "turns": rollout.num_turns,
                 "invalid": rollout.invalid,
-                "cut": rollout.cut,
+                "cut": rollout.num_length_limited,
                 # Reference policies do not sample tokens.
                 "tokens": None if decoding in REFERENCE_POLICIES else rollout.num_actions,
                 "seconds": round(seconds, 4),

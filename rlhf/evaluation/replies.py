@@ -45,9 +45,9 @@ def play_groups(
         split="test" if held_out else "train",
     )
     starts = [
-        EpisodeSeed(start, group, member)
-        for group, start in enumerate(seeds)
-        for member in range(samples)
+        EpisodeSeed(start, group_index, sample_index)
+        for group_index, start in enumerate(seeds)
+        for sample_index in range(samples)
     ]
     try:
         rollouts = collector.collect(starts)
@@ -55,7 +55,7 @@ def play_groups(
         collector.close()
     groups: dict[int, list[Rollout]] = {}
     for episode in rollouts:
-        groups.setdefault(episode.group, []).append(episode)
+        groups.setdefault(episode.group_index, []).append(episode)
     return list(groups.values())
 
 

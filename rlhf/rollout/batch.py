@@ -18,9 +18,10 @@ class Rollout:
     """One episode. Lists have length T; index t describes token t."""
 
     seed: int
-    group: int
+    group_index: int
     """Episodes of one group share a start state."""
-    member: int
+    sample_index: int
+    """Number of the episode in its group."""
     tokens: list[int] = field(default_factory=list)
     is_action: list[bool] = field(default_factory=list)
     """True for sampled tokens, the stop token included."""
@@ -41,9 +42,9 @@ class Rollout:
     """The task ended: nothing follows."""
     truncated: bool = False
     """A limit of the harness ended the episode: the value of the last state follows."""
-    cut: int = 0
+    num_length_limited: int = 0
     """Turns whose reply hit the per-turn token limit."""
-    finished: bool = True
+    stopped: bool = True
     """The last reply ended with its stop token."""
     invalid: int = 0
     """Actions that the environment called invalid."""
@@ -153,6 +154,6 @@ def collate(
         rewards=padded(rewards, 0.0, torch.float32),
         costs=padded([r.costs for r in rollouts], 0.0, torch.float32),
         turns=padded([r.turn for r in rollouts], -1, torch.long),
-        groups=column([r.group for r in rollouts], torch.long),
+        groups=column([r.group_index for r in rollouts], torch.long),
         truncated=column([r.truncated for r in rollouts], torch.bool),
     )

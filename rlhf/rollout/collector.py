@@ -408,7 +408,7 @@ class Collector:
             episode_id=episode.id,
             prompt_ids=list(rollout.tokens),
             max_new_tokens=min(self.spec.max_new_tokens, episode.room),
-            seed=(SAMPLING_STREAM, rollout.seed, rollout.member, episode.turn),
+            seed=(SAMPLING_STREAM, rollout.seed, rollout.sample_index, episode.turn),
             sampling=sampling,
         )
 
@@ -445,8 +445,8 @@ class Collector:
             logprobs=completion.logprobs,
             policy_version=completion.policy_version,
         )
-        rollout.finished = completion.finish_reason == FinishReason.STOP
-        rollout.cut += not rollout.finished
+        rollout.stopped = completion.finish_reason == FinishReason.STOP
+        rollout.num_length_limited += not rollout.stopped
         rollout.conversation.append({"role": "assistant", "content": text})
         rollout.env_rewards[-1] += step.reward
         rollout.costs[-1] += step.cost

@@ -290,7 +290,7 @@ def gather(trainer: OnlineTrainer) -> Gathered:
             break
         informative = [first + index for index in _informative(fresh)]
         kept += informative
-        groups += len({sampled[index].group for index in informative})
+        groups += len({sampled[index].group_index for index in informative})
     if not sampled:
         raise UserError("every environment failed, so there are no rollouts to train on")
     if not settings.dynamic_sampling:
@@ -310,7 +310,7 @@ def _informative(rollouts: Sequence[Rollout]) -> list[int]:
     """Return the indices of the rollouts of groups whose scores differ."""
     if not rollouts:
         return []
-    groups = torch.tensor([rollout.group for rollout in rollouts])
+    groups = torch.tensor([rollout.group_index for rollout in rollouts])
     scores = torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float64)
     return informative_groups(scores, groups).nonzero()[:, 0].tolist()
 
@@ -367,8 +367,8 @@ def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> di
         "rollout/tokens": _mean([r.num_actions for r in rollouts]),
         "rollout/turns": _mean([r.num_turns for r in rollouts]),
         "rollout/invalid": _mean([r.invalid for r in rollouts]),
-        "rollout/length_limited": _mean([r.cut for r in rollouts]),
-        "rollout/missing_eos": _mean([not r.finished for r in rollouts]),
+        "rollout/length_limited": _mean([r.num_length_limited for r in rollouts]),
+        "rollout/missing_eos": _mean([not r.stopped for r in rollouts]),
         "rollout/truncated": _mean([r.truncated for r in rollouts]),
         "rollout/evasion_gain": _evasion_gain(rollouts, returns),
         "rollout/cost": _mean([r.cost for r in rollouts]),

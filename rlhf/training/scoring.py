@@ -103,7 +103,7 @@ def shaped_rewards(
         shaped = moments.scale(scores, clip=shaping.clip)
     elif shaping.scale == "normalise":
         shaped = moments.normalise(scores, clip=shaping.clip)
-    stopped = torch.tensor([rollout.finished for rollout in rollouts])
+    stopped = torch.tensor([rollout.stopped for rollout in rollouts])
     lengths = torch.tensor([rollout.num_actions for rollout in rollouts])
     shaped = penalties.missing_eos(shaped, stopped, penalty=shaping.missing_eos_penalty)
     shaped = shaped + penalties.length_penalty(lengths, per_token=shaping.length_penalty)

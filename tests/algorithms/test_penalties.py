@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlhf.algorithms.penalties import length_penalty, missing_eos, pay_at_end, soft_overlong
+from rlhf.algorithms.penalties import length_penalty, missing_eos, soft_overlong
 
 
 def test_missing_eos():
@@ -24,11 +24,3 @@ def test_length_penalty():
     assert length_penalty(torch.tensor([0, 10]), per_token=0.01).tolist() == pytest.approx(
         [0, -0.1]
     )
-
-
-def test_pay_at_end():
-    mask = torch.tensor([[True, True, False, True, False], [True, False, False, False, False]])
-    rewards = torch.tensor([[1.0, 2.0, math.nan, 3.0, math.nan], [0.0] + [math.nan] * 4])
-    found = pay_at_end(rewards, mask, torch.tensor([10.0, math.nan]))
-    expected = [[1.0, 2.0, math.nan, 13.0, math.nan], [math.nan] * 5]
-    torch.testing.assert_close(found, torch.tensor(expected), equal_nan=True)

@@ -142,7 +142,7 @@ def tiny_rollouts(lengths: Sequence[int] = (9, 5, 12), *, seed: int = 0) -> list
     generator = torch.Generator().manual_seed(seed)
     rollouts = []
     for index, length in enumerate(lengths):
-        rollout = Rollout(seed=index, group=index // 2, member=index % 2)
+        rollout = Rollout(seed=index, group_index=index // 2, sample_index=index % 2)
         ids = torch.randint(5, 300, (length,), generator=generator).tolist()
         rollout.append(ids[:2], turn=0, logprobs=None)
         for place, token in enumerate(ids[2:]):

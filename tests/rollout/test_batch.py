@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def two_turns() -> Rollout:
     """Prompt of two, a reply of two, an observation of one, a reply of one."""
-    rollout = Rollout(seed=4, group=1, member=0)
+    rollout = Rollout(seed=4, group_index=1, sample_index=0)
     rollout.append([10, 11], turn=0, logprobs=None)
     rollout.append([12, 13], turn=0, logprobs=[-0.5, -0.25])
     rollout.append([14], turn=1, logprobs=None)
@@ -39,7 +39,7 @@ def test_observation_after_last_reply_is_not_a_turn():
     rollout = two_turns()
     rollout.append([16, 17], turn=2, logprobs=None)
     assert rollout.num_turns == 2
-    prompt_only = Rollout(seed=0, group=0, member=0)
+    prompt_only = Rollout(seed=0, group_index=0, sample_index=0)
     prompt_only.append([1, 2], turn=0, logprobs=None)
     assert prompt_only.num_turns == 0
 
@@ -63,7 +63,7 @@ def test_an_episode_that_cannot_be_scored_is_nan():
 
 
 def test_collate_pads_on_the_right():
-    short = Rollout(seed=0, group=3, member=1, truncated=True)
+    short = Rollout(seed=0, group_index=3, sample_index=1, truncated=True)
     short.append([20], turn=0, logprobs=None)
     short.append([21], turn=0, logprobs=[-2.0])
     short.costs[1] = 7.0

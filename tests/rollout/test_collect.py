@@ -28,8 +28,8 @@ def test_the_environment_ends_the_episode():
     engine = FakeEngine("go", "stop")
     rollout = one(engine)
     assert (rollout.terminated, rollout.truncated) == (True, False)
-    assert (rollout.num_turns, rollout.cut, rollout.invalid) == (2, 0, 0)
-    assert rollout.finished
+    assert (rollout.num_turns, rollout.num_length_limited, rollout.invalid) == (2, 0, 0)
+    assert rollout.stopped
     assert [m["role"] for m in rollout.conversation] == ["user", "assistant"] * 2
     assert [m["content"] for m in rollout.conversation[1:]] == ["go", "turn 1", "stop"]
     ends = [t for t, token in enumerate(rollout.tokens) if rollout.is_action[t] and token == 1]
@@ -75,8 +75,8 @@ def test_termination_and_truncation_at_once_is_termination():
 def test_length_limited_reply_ends_turn_not_episode():
     engine = FakeEngine("a very long reply that is cut", "stop")
     rollout = one(engine, max_new_tokens=5)
-    assert (rollout.terminated, rollout.truncated, rollout.cut) == (True, False, 1)
-    assert rollout.finished  # the last reply did end
+    assert (rollout.terminated, rollout.truncated, rollout.num_length_limited) == (True, False, 1)
+    assert rollout.stopped  # the last reply did end
     assert sum(rollout.is_action) == 5 + len(TOKENIZER("stop<|end|>")["input_ids"])
     text = TOKENIZER.apply_chat_template(rollout.conversation, tokenize=False)
     assert TOKENIZER.decode(rollout.tokens) == text
@@ -98,7 +98,7 @@ def test_a_reply_may_use_the_whole_budget():
     engine = FakeEngine("a very long reply " * 20)
     rollout = one(engine, max_tokens=30)
     assert rollout.truncated
-    assert not rollout.finished
+    assert not rollout.stopped
     assert len(rollout.tokens) == 30
     assert rollout.is_action[-1]
 
@@ -117,13 +117,16 @@ def test_group_shares_prompt_but_not_noise():
     prompts = {tuple(r.tokens[: r.is_action.index(True)]) for r in rollouts}
     assert len(prompts) == 1
     assert len({tuple(r.tokens) for r in rollouts}) == 3
-    assert [(r.seed, r.group, r.member) for r in rollouts] == [(5, 0, m) for m in range(3)]
+    assert [(r.seed, r.group_index, r.sample_index) for r in rollouts] == [
+        (5, 0, m) for m in range(3)
+    ]
 
 
 def same(a: Sequence[Any], b: Sequence[Any]) -> None:
     for x, y in zip(a, b, strict=True):
-        for name in ("seed", "member", "tokens", "is_action", "rewards", "turn", "conversation"):
+        for name in ("seed", "sample_index", "tokens", "is_action", "turn", "conversation"):
             assert getattr(x, name) == getattr(y, name)
+        assert x.env_rewards == y.env_rewards
         np.testing.assert_allclose(x.logprobs, y.logprobs, atol=1e-12)
 
 
@@ -139,7 +142,7 @@ def test_episodes_are_reproducible_for_any_parallelism():
 
     first = played(64)
     assert [r.seed for r in first] == [9, 3, 14, 2, 7]
-    assert [r.group for r in first] == [0, 1, 2, 3, 4]
+    assert [r.group_index for r in first] == [0, 1, 2, 3, 4]
     for again in (played(64), played(1), played(2)):
         same(first, again)
 
@@ -184,7 +187,7 @@ def test_failures_can_be_counted():
     rollouts = lenient.collect(starts(*seeds))
     assert lenient.failed == len(odd) > 0
     assert [r.seed for r in rollouts] == [s for s in seeds if s not in odd]
-    assert [r.group for r in rollouts] == [s for s in seeds if s not in odd]
+    assert [r.group_index for r in rollouts] == [s for s in seeds if s not in odd]
 
 
 def test_failed_environment_is_replaced():

@@ -57,7 +57,7 @@ def test_a_failed_episode_does_not_end_a_dapo_run(echo_model):
     trainer = trainer_of(echo_model, [0.0, 1.0], fails={2})
     found = online.gather(trainer)
     assert len(found.rollouts) == 7
-    assert len({rollout.group for rollout in found.rollouts}) == 2
+    assert len({rollout.group_index for rollout in found.rollouts}) == 2
     assert found.metrics == {"rollout/rounds": 1.0, "rollout/groups_dropped": 0.0}
     assert not found.skip
 
@@ -65,7 +65,7 @@ def test_a_failed_episode_does_not_end_a_dapo_run(echo_model):
 def test_a_group_that_fails_as_a_whole_is_replaced(echo_model):
     trainer = trainer_of(echo_model, [0.0, 1.0], fails={0, 1, 2, 3})
     found = online.gather(trainer)
-    assert [rollout.group for rollout in found.rollouts] == [1] * 4 + [2] * 4
+    assert [rollout.group_index for rollout in found.rollouts] == [1] * 4 + [2] * 4
     assert found.metrics == {"rollout/rounds": 2.0, "rollout/groups_dropped": 1.0}
 
 
@@ -73,7 +73,7 @@ def test_uniform_groups_are_replaced_and_counted(echo_model):
     """Groups 0 and 1 pay alike, later ones do not."""
     trainer = trainer_of(echo_model, [1.0] * 8 + [0.0, 1.0] * 4)
     found = online.gather(trainer)
-    assert {rollout.group for rollout in found.rollouts} == {2, 3}
+    assert {rollout.group_index for rollout in found.rollouts} == {2, 3}
     assert found.metrics == {"rollout/rounds": 2.0, "rollout/groups_dropped": 2.0}
 
 
@@ -81,7 +81,7 @@ def test_a_share_of_a_batch_is_trained_on(echo_model):
     """Every second group is uniform: rounds of 2, 1, 1, ... groups; the limit is not reached."""
     trainer = trainer_of(echo_model, [1.0] * 4 + [0.0, 1.0, 0.0, 1.0])
     found = online.gather(trainer)
-    assert {rollout.group for rollout in found.rollouts} == {1, 3}
+    assert {rollout.group_index for rollout in found.rollouts} == {1, 3}
     assert found.metrics["rollout/groups_dropped"] == 2.0
 
 

@@ -224,7 +224,7 @@ def test_penalties_change_the_rewards(echo_model):
         trainer = trainer_for(echo_model, shaping=shaping)
         rollouts = rollouts_of(trainer)
         for index, rollout in enumerate(rollouts):
-            rollout.finished = index % 2 == 0
+            rollout.stopped = index % 2 == 0
         return shaped_returns(trainer, rollouts), np.array([r.num_actions for r in rollouts])
 
     plain, lengths = scores()
@@ -357,7 +357,7 @@ def test_a_group_shares_its_start_state_and_not_its_replies(echo_model):
     rollouts = online.gather(trainer).rollouts
     groups = {}
     for rollout in rollouts:
-        groups.setdefault(rollout.group, []).append(rollout)
+        groups.setdefault(rollout.group_index, []).append(rollout)
     assert [len(members) for members in groups.values()] == [4, 4]
     for members in groups.values():
         assert len({r.conversation[-2]["content"] for r in members}) == 1
