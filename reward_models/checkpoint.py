@@ -14,6 +14,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from rlhf.errors import UserError
 from rlhf.reward_models import encoding, generic_heads
 from rlhf.reward_models.sidecar import FILE_NAME, Sidecar
 
@@ -27,7 +28,7 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: There is no checkpoint.
-        ValueError: It is an unmerged adapter, or lacks weights: transformers would initialize a
+        UserError: It is an unmerged adapter, or lacks weights: transformers would initialize a
             missing head randomly and only warn.
     """
     refuse_adapter(path)
@@ -39,7 +40,7 @@ def load_checkpoint(
     )
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ValueError(f"{path} has no trained reward head (missing weights: {missing})")
+        raise UserError(f"{path} has no trained reward head (missing weights: {missing})")
     heads_in_fp32(model)
     return model.eval(), read(AutoTokenizer.from_pretrained, path)
 
@@ -65,10 +66,10 @@ def refuse_adapter(path: str | Path) -> None:
     """Refuse an unmerged adapter.
 
     Raises:
-        ValueError: Names the command that merges it.
+        UserError: Names the command that merges it.
     """
     if (Path(path) / "adapter_config.json").is_file():
-        raise ValueError(
+        raise UserError(
             f"{path} is a LoRA adapter without its base model; merge it first: "
             f"rlhf models merge {path} {path}-merged"
         )
@@ -139,7 +140,7 @@ def reconcile(
     """Return the checkpoint's sidecar, or infer one, and check it.
 
     Raises:
-        ValueError: It differs from the model, the tokenizer, or the requested settings.
+        UserError: It differs from the model, the tokenizer, or the requested settings.
     """
     sidecar = find_sidecar(path)
     if sidecar is None:
@@ -152,13 +153,13 @@ def reconcile(
     }
     for key, value in actual.items():
         if getattr(sidecar, key) != value:
-            raise ValueError(
+            raise UserError(
                 f"{path} was trained with {key}={getattr(sidecar, key)!r}, "
                 f"but here it is {value!r}; scores would not mean the same"
             )
     positions = _positions(model)
     if sidecar.max_length is not None and positions is not None and sidecar.max_length > positions:
-        raise ValueError(
+        raise UserError(
             f"{path}: max_length={sidecar.max_length} exceeds its {positions} positions"
         )
     return sidecar
@@ -176,7 +177,7 @@ def _infer(
     pooling = pooling_of(model)
     if append_eos is None:
         if pooling == "last" and model.config.pad_token_id == tokenizer.eos_token_id is not None:
-            raise ValueError(
+            raise UserError(
                 f"{path} has no reward_model.json and its pad token is its EOS, so its head was "
                 "not trained at EOS; say append_eos=true or false"
             )

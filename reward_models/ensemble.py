@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
+from rlhf.errors import UserError
 from rlhf.reward_models.checkpoint import read
 from rlhf.reward_models.core import Conversation, Reward, Score, Scores, check_names, first_reasons
 from rlhf.reward_models.generic_heads import sequence_classifier
@@ -34,9 +35,9 @@ class ScoreCombination:
 
     def __post_init__(self) -> None:
         if self.how not in _HOW:
-            raise ValueError(f"ensemble: how must be one of {', '.join(_HOW)}, got {self.how!r}")
+            raise UserError(f"ensemble: how must be one of {', '.join(_HOW)}, got {self.how!r}")
         if self.penalty < 0:
-            raise ValueError(f"ensemble: penalty must be >= 0, got {self.penalty}")
+            raise UserError(f"ensemble: penalty must be >= 0, got {self.penalty}")
 
     def __call__(self, columns: Sequence[Sequence[Score]]) -> tuple[list[Score], list[Score]]:
         """Return combined scores [N] and disagreement [N] of M columns of N scores."""
@@ -71,7 +72,7 @@ class Ensemble(Reward):
         name: str = "ensemble",
     ):
         if len(members) < 2:
-            raise ValueError(f"ensemble: needs at least two members, got {len(members)}")
+            raise UserError(f"ensemble: needs at least two members, got {len(members)}")
         self.members, self.name = list(members), name
         self.combine = ScoreCombination(how, penalty)
         check_names([leaf for member in members for leaf in member.leaves()])
@@ -124,7 +125,7 @@ class HeadEnsemble(Reward):
     ):
         self.inner, self.name, self.combine = inner, name, ScoreCombination(how, penalty)
         if len(inner.parts) < 2:
-            raise ValueError("ensemble: a checkpoint needs at least two heads")
+            raise UserError("ensemble: a checkpoint needs at least two heads")
 
     @classmethod
     def load(
@@ -156,18 +157,18 @@ def average_weights(paths: Sequence[str | Path], output: str | Path) -> Path:
     forward pass; the members' disagreement is lost.
 
     Raises:
-        ValueError: Fewer than two checkpoints, different shapes, or different sidecars.
+        UserError: Fewer than two checkpoints, different shapes, or different sidecars.
         FileExistsError: ``output`` is not empty.
     """
     output = Path(output)
     if len(paths) < 2:
-        raise ValueError("average_weights needs at least two checkpoints")
+        raise UserError("average_weights needs at least two checkpoints")
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty; choose another folder")
     sidecars = [Sidecar.read(path) for path in paths]
     policies = {s and (s.template_hash, s.append_eos, s.max_length, s.pooling) for s in sidecars}
     if len(policies) > 1:
-        raise ValueError("these checkpoints read text in different ways (reward_model.json)")
+        raise UserError("these checkpoints read text in different ways (reward_model.json)")
     models = [read(read(sequence_classifier, path).from_pretrained, path) for path in paths]
     _average_into_first(models)
     models[0].save_pretrained(output)
@@ -181,7 +182,7 @@ def _average_into_first(models: Sequence[PreTrainedModel]) -> None:
     states = [model.state_dict() for model in models]
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
     if any(shape != shapes[0] for shape in shapes):
-        raise ValueError(
+        raise UserError(
             "these checkpoints have different weights; averaging needs one architecture"
         )
     for name, tensor in states[0].items():

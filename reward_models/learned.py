@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.common.names import nearest
+from rlhf.errors import UserError
 from rlhf.reward_models import checkpoint, encoding
 from rlhf.reward_models.core import Conversation, Reward, Scores, Unscorable, last_reply
 from rlhf.reward_models.encoding import encode_conversation
@@ -70,9 +71,9 @@ class LearnedReward(Reward):
     ):
         scope = scope or sidecar.scope
         if scope not in ("conversation", "reply"):
-            raise ValueError(f"scope must be 'conversation' or 'reply', got {scope!r}")
+            raise UserError(f"scope must be 'conversation' or 'reply', got {scope!r}")
         if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+            raise UserError(f"batch_size must be >= 1, got {batch_size}")
         self.model, self.tokenizer, self.sidecar = model, tokenizer, sidecar
         self.batch_size, self.scope, self.name = batch_size, scope, name
         self.temperature = sidecar.temperature
@@ -117,7 +118,7 @@ class LearnedReward(Reward):
             scope: "reply" scores the last message without its prompt; by default as trained.
 
         Raises:
-            ValueError: The checkpoint has no trained head, a setting or the chat template differs
+            UserError: The checkpoint has no trained head, a setting or the chat template differs
                 from training, scores depend on padding, or the label is unknown.
         """
         precision: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -247,10 +248,10 @@ class LearnedReward(Reward):
         """Return the score of every prefix of ``conversation``, from one forward pass.
 
         Raises:
-            ValueError: The model is an encoder.
+            UserError: The model is an encoder.
         """
         if self.sidecar.pooling != "last":
-            raise ValueError("prefix scores need a decoder; this checkpoint is an encoder")
+            raise UserError("prefix scores need a decoder; this checkpoint is an encoder")
         ids = self.encode(conversation)
         mask, batch = self.pad([ids])
         hidden = self.model.base_model(batch, attention_mask=mask.long(), use_cache=False)
@@ -262,7 +263,7 @@ class LearnedReward(Reward):
         """Return the largest change of a score by padding on either side, and by batching.
 
         Raises:
-            ValueError: It exceeds ``tolerance`` relative to the score.
+            UserError: It exceeds ``tolerance`` relative to the score.
         """
         # Many chat templates refuse a conversation that does not start with the user.
         first = [{"role": "user", "content": "?"}] if self.tokenizer.chat_template else []
@@ -278,7 +279,7 @@ class LearnedReward(Reward):
             for other in (batched, padded):
                 worst = max(worst, float((other - alone).abs().max()))
         if not worst <= tolerance * (1 + float(alone.abs().max())):
-            raise ValueError(f"scores change by {worst:.2g} with padding; this model is not usable")
+            raise UserError(f"scores change by {worst:.2g} with padding; this model is not usable")
         return worst
 
 
@@ -302,7 +303,7 @@ def _read_value(
     """Return the function from logits [N, K] to rewards [N]."""
     num_labels = model.config.num_labels or 1
     if label is not None and attributes is not None:
-        raise ValueError("give label (a classifier) or attributes (regression heads), not both")
+        raise UserError("give label (a classifier) or attributes (regression heads), not both")
     if attributes is not None:
         weights = torch.zeros(num_labels)
         for name, weight in attributes.items():
@@ -311,7 +312,7 @@ def _read_value(
     if label is None:
         if num_labels > 1:
             names = ", ".join(model.config.label2id or {})
-            raise ValueError(f"this model has {num_labels} outputs; choose one by label: {names}")
+            raise UserError(f"this model has {num_labels} outputs; choose one by label: {names}")
         return lambda logits: logits[:, 0]
     k = _label_index(model, label)
     if num_labels == 1 or model.config.problem_type == "multi_label_classification":
@@ -324,5 +325,5 @@ def _label_index(model: PreTrainedModel, label: str) -> int:
     labels = model.config.label2id or {}
     if label not in labels:
         hint = nearest(label, labels) or f"; it has {', '.join(labels)}"
-        raise ValueError(f"this model has no label {label!r}{hint}")
+        raise UserError(f"this model has no label {label!r}{hint}")
     return int(labels[label])

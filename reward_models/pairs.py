@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import with_tools
 from rlhf.reward_models.core import Conversation
 
@@ -73,11 +74,11 @@ def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
     row's origin.
 
     Raises:
-        ValueError: A column is missing, a reply is empty, or the two share no prompt.
+        UserError: A column is missing, a reply is empty, or the two share no prompt.
     """
     missing = [key for key in ("chosen", "rejected") if key not in row]
     if missing:
-        raise ValueError(f"a pair needs the columns chosen and rejected; {missing[0]!r} is missing")
+        raise UserError(f"a pair needs the columns chosen and rejected; {missing[0]!r} is missing")
     chosen, rejected = (_messages(row[key], "assistant") for key in ("chosen", "rejected"))
     if "prompt" in row:
         prompt = with_tools(_messages(row["prompt"], "user"), row.get("tools"))
@@ -85,7 +86,7 @@ def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
     else:
         prompt = _common_prefix(chosen, rejected)
     if not prompt or min(len(chosen), len(rejected)) <= len(prompt):
-        raise ValueError("a pair needs a prompt and two replies to it; one of them is empty")
+        raise UserError("a pair needs a prompt and two replies to it; one of them is empty")
     return Pair(prompt, chosen, rejected, source=str(row.get(source, "")) if source else "")
 
 

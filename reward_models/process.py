@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf.errors import UserError
 from rlhf.reward_models.checkpoint import find_sidecar, heads_in_fp32, read, refuse_adapter
 from rlhf.reward_models.core import Conversation, Reward, Scores, Unscorable, last_reply
 from rlhf.reward_models.encoding import render, template_hash
@@ -88,11 +89,11 @@ class ProcessReward(Reward):
         name: str = "process",
     ):
         if aggregate not in AGGREGATES:
-            raise ValueError(
+            raise UserError(
                 f"process: aggregate must be one of {', '.join(AGGREGATES)}, got {aggregate!r}"
             )
         if model.config.num_labels != 2:
-            raise ValueError(f"process: needs two classes, this has {model.config.num_labels}")
+            raise UserError(f"process: needs two classes, this has {model.config.num_labels}")
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
         self.aggregate, self.separator = aggregate, separator
 
@@ -117,7 +118,7 @@ class ProcessReward(Reward):
 
         Raises:
             FileNotFoundError: There is no checkpoint.
-            ValueError: Weights are missing, the number of classes is not two, or the checkpoint was
+            UserError: Weights are missing, the number of classes is not two, or the checkpoint was
                 trained with another template or separator.
         """
         refuse_adapter(path)
@@ -128,7 +129,7 @@ class ProcessReward(Reward):
             output_loading_info=True,
         )
         if info["missing_keys"]:
-            raise ValueError(f"{path} has no trained step head (missing weights)")
+            raise UserError(f"{path} has no trained step head (missing weights)")
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         heads_in_fp32(model)
         tokenizer = read(AutoTokenizer.from_pretrained, path)
@@ -137,7 +138,7 @@ class ProcessReward(Reward):
             requested = {"template_hash": template_hash(tokenizer), "separator": separator}
             for key, value in requested.items():
                 if value is not None and value != getattr(sidecar, key):
-                    raise ValueError(
+                    raise UserError(
                         f"{path} was trained with {key}={getattr(sidecar, key)!r}, but here it is "
                         f"{value!r}; scores would not mean the same"
                     )

@@ -6,7 +6,9 @@ kind is one function and one row of this table.
 
 from __future__ import annotations
 
+import copy
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +44,8 @@ KINDS: dict[str, str] = {
     "vader": "rlhf.reward_models.sentiment:vader",
 }
 
+_DTYPES = ("float32", "bfloat16", "float16")
+
 _WRAPPERS = ("name", "weight", "clip", "threshold", "normalise")
 
 
@@ -69,18 +73,20 @@ def build(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Reward:
 
 
 def _build_one(spec: Mapping[str, Any]) -> Reward:
+    if not isinstance(spec, Mapping):
+        raise UserError(f"rewards: each entry is a mapping with `kind`, got {spec!r}")
     settings = dict(spec)
     kind = settings.pop("kind", None)
     if kind is None:
         raise UserError(f"rewards: {dict(spec)} has no `kind`; known kinds: {', '.join(KINDS)}")
-    if kind not in KINDS:
-        raise UserError(f"rewards: unknown kind {kind!r}{_suggest(kind, KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"rewards: unknown kind {kind!r}{_suggest(str(kind), KINDS)}")
     wrappers = {key: settings.pop(key) for key in _WRAPPERS if key in settings}
     builder = import_object(KINDS[kind], what=f"rewards: kind {kind!r}")
     _check_settings(kind, builder, settings)
     reward = builder(**settings)
     if "name" in wrappers:
-        reward.name = wrappers.pop("name")
+        reward.name = str(wrappers.pop("name"))
     return _wrap(reward, wrappers, kind=kind)
 
 
@@ -90,15 +96,24 @@ def _wrap(reward: Reward, wrappers: dict[str, Any], *, kind: str) -> Reward:
         if not isinstance(moments, Mapping) or set(moments) not in (set(), {"mean", "std"}):
             problem = f"rewards: {kind}: normalise takes true or {{mean, std}}"
             raise UserError(f"{problem}, got {moments!r}")
-        reward = reward.normalise(**moments)
+        numbers = {key: _number(kind, f"normalise.{key}", moments[key]) for key in moments}
+        reward = reward.normalise(**numbers)
     if "clip" in wrappers:
         bounds = wrappers["clip"]
         if not isinstance(bounds, Sequence) or len(bounds) != 2:
             raise UserError(f"rewards: {kind}: clip takes [low, high], got {bounds!r}")
-        reward = reward.clip(*bounds)
+        reward = reward.clip(*(_number(kind, "clip", bound) for bound in bounds))
     if "threshold" in wrappers:
-        reward = reward.threshold(wrappers["threshold"])
-    return reward * wrappers["weight"] if "weight" in wrappers else reward
+        reward = reward.threshold(_number(kind, "threshold", wrappers["threshold"]))
+    if "weight" in wrappers:
+        return reward * _number(kind, "weight", wrappers["weight"])
+    return reward
+
+
+def _number(kind: str, key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"rewards: {kind}: {key} must be a number, got {value!r}")
+    return value
 
 
 def _check_settings(kind: str, builder: Callable[..., Reward], settings: Mapping[str, Any]) -> None:
@@ -112,6 +127,32 @@ def _check_settings(kind: str, builder: Callable[..., Reward], settings: Mapping
     for key, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and key not in settings:
             raise UserError(f"rewards: kind {kind!r} needs the setting {key!r}")
+    _check_types(kind, builder, settings)
+
+
+def _check_types(kind: str, builder: Callable[..., Reward], settings: Mapping[str, Any]) -> None:
+    import jsonargparse  # slow to import
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
+    owner = getattr(builder, "__self__", None)
+    if isinstance(owner, type):
+        parser.add_method_arguments(owner, builder.__name__, fail_untyped=False)
+    else:
+        parser.add_function_arguments(builder, fail_untyped=False)
+    try:
+        parser.parse_object(copy.deepcopy(dict(settings)))  # it writes into its argument
+    except jsonargparse.ArgumentError as error:
+        match = re.search(r'key "(\w+)"', str(error))
+        key = match.group(1) if match else next(iter(settings))
+        expected = inspect.signature(builder).parameters[key].annotation
+        raise UserError(
+            f"rewards: kind {kind!r}: {key} must be of type {expected}, got {settings[key]!r}"
+        ) from error
+    if settings.get("dtype", _DTYPES[0]) not in _DTYPES:
+        raise UserError(
+            f"rewards: kind {kind!r}: dtype must be one of {', '.join(_DTYPES)}, "
+            f"got {settings['dtype']!r}"
+        )
 
 
 def _suggest(word: str, choices) -> str:

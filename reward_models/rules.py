@@ -52,6 +52,8 @@ def number(
     A reference that cannot be parsed as one number gives None with the reason; a reply that cannot
     be parsed scores 0.0.
     """
+    if not 0 <= tolerance < float("inf"):
+        raise UserError(f"number: tolerance must be >= 0 and finite, got {tolerance}")
     target, margin = Target(answer, answers), Fraction(str(tolerance))
 
     def check(conversation: Conversation) -> float:

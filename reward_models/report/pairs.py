@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.errors import UserError
 from rlhf.reward_models.annotator import fit_annotator
 from rlhf.reward_models.core import Conversation, Reward
 from rlhf.reward_models.pairs import Pair, data_card
@@ -60,16 +61,16 @@ def evaluate_reward_model(
         seed: Random seed.
 
     Raises:
-        ValueError: No pair could be scored.
+        UserError: No pair could be scored.
     """
     if not pairs:
-        raise ValueError("evaluate_reward_model needs at least one pair")
+        raise UserError("evaluate_reward_model needs at least one pair")
     scores = reward.score([p.chosen for p in pairs] + [p.rejected for p in pairs])
     values = np.array([math.nan if v is None else v for v in scores.values])
     chosen, rejected = values[: len(pairs)], values[len(pairs) :]
     known = ~np.isnan(chosen - rejected)
     if not known.any():
-        raise ValueError(f"no pair could be scored: {dict(scores.counts)}")
+        raise UserError(f"no pair could be scored: {dict(scores.counts)}")
     scored = [pair for pair, ok in zip(pairs, known, strict=True) if ok]
     chosen, rejected = chosen[known], rejected[known]
     view = _View(scored, chosen - rejected)

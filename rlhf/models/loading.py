@@ -149,6 +149,11 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
+        if Path(source).is_dir() and not any(Path(source).glob("tokenizer*")):
+            raise UserError(
+                f"{source} has no tokenizer: model.path takes a folder with config.json, the "
+                "tokenizer and the weights, such as final/ of a run"
+            ) from error
         raise UserError(f"no tokenizer in {source}: {str(error).splitlines()[0]}") from error
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf.errors import UserError
 from rlhf.reward_models import Reward, Scores, as_reward, as_trl, build
 from rlhf.reward_models.core import EachReward, SetupError, Unscorable, last_reply
 
@@ -265,10 +266,18 @@ def test_a_function_with_a_deadline_is_killed_and_the_next_text_is_scored(import
         ({"kind": "length", "clip": 3}, r"clip takes \[low, high\]"),
         ({"kind": "length", "normalise": {"mean": 1}}, "normalise takes"),
         ({"kind": "length", "normalise": True}, "has no mean and std"),
+        ({"kind": "length", "low": "a"}, "low must be of type int, got 'a'"),
+        ({"kind": "regex", "pattern": 3}, "pattern must be of type str, got 3"),
+        ({"kind": "learned", "path": "x", "dtype": "fp32"}, "dtype must be one of float32"),
+        ({"kind": "number", "tolerance": float("nan")}, "tolerance must be >= 0"),
+        ({"kind": "length", "weight": "x"}, "weight must be a number, got 'x'"),
+        ({"kind": "length", "clip": ["a", 1]}, "clip must be a number, got 'a'"),
+        ({"kind": ["length"]}, "unknown kind"),
+        (["length"], "each entry is a mapping with `kind`"),
         ([], "list is empty"),
         ([{"kind": "length"}, {"kind": "length"}], "2 rewards are named 'length'"),
     ],
 )
 def test_mistakes_in_a_configuration_are_named(spec, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         build(spec)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from rlhf.errors import UserError
 from rlhf.reward_models import EachReward, LearnedReward, build
 from rlhf.reward_models.core import Unscorable, last_reply
 from rlhf.reward_models.ensemble import Ensemble, HeadEnsemble, average_weights
@@ -42,9 +43,9 @@ def test_combinations_by_hand(how, x, helpers):
 
 
 def test_mistakes():
-    with pytest.raises(ValueError, match="how must be one of"):
+    with pytest.raises(UserError, match="how must be one of"):
         Ensemble(MEMBERS, how="median")
-    with pytest.raises(ValueError, match="at least two members"):
+    with pytest.raises(UserError, match="at least two members"):
         Ensemble(MEMBERS[:1])
     with pytest.raises(ValueError, match="2 rewards are named 'a'"):
         Ensemble([MEMBERS[0], table("a", {})])
@@ -71,7 +72,7 @@ def test_heads_of_one_backbone_as_an_ensemble(helpers, tmp_path):
     logits = inner.score_ids([inner.encode(talk) for talk in talks]).double().numpy()
     expected = logits.mean(1) - 0.2 * logits.var(1)
     assert ensemble(talks) == pytest.approx(expected.tolist(), abs=1e-5)
-    with pytest.raises(ValueError, match="at least two heads"):
+    with pytest.raises(UserError, match="at least two heads"):
         HeadEnsemble.load(str(helpers["decoder"](tmp_path / "one")))
 
 
@@ -95,11 +96,11 @@ def test_averaged_weights_are_the_mean_and_load_again(helpers, tmp_path):
 def test_averaging_rejects_incompatible_checkpoints(helpers, tmp_path):
     a = helpers["decoder"](tmp_path / "a")
     b = helpers["decoder"](tmp_path / "b", num_hidden_layers=1)
-    with pytest.raises(ValueError, match="different weights"):
+    with pytest.raises(UserError, match="different weights"):
         average_weights([a, b], tmp_path / "out")
     sidecar = a / "reward_model.json"
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"append_eos": False}))
-    with pytest.raises(ValueError, match="read text in different ways"):
+    with pytest.raises(UserError, match="read text in different ways"):
         average_weights([a, b], tmp_path / "out")
 
 

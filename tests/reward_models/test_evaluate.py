@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
+from rlhf.errors import UserError
 from rlhf.reward_models import EachReward, as_reward
 from rlhf.reward_models.annotator import fit_annotator
 from rlhf.reward_models.core import last_reply
@@ -275,7 +276,7 @@ def test_unscored_pairs_are_left_out_and_counted():
     expected = sum(None in some([pair.chosen, pair.rejected]) for pair in pairs)
     assert report["data"]["unscored"] == expected > 10
     assert report["accuracy"]["n"] == 200 - expected
-    with pytest.raises(ValueError, match="no pair could be scored"):
+    with pytest.raises(UserError, match="no pair could be scored"):
         evaluate(as_reward(lambda cs: [None] * len(cs)), pairs)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward, build, checkpoint
 from rlhf.reward_models.encoding import ensure_pad_token, full_ids, render
 from rlhf.reward_models.ensemble import average_weights
@@ -145,7 +146,7 @@ def test_bf16_model_keeps_an_fp32_head(decoder_path, encoder_path, talks):
 def test_a_base_model_without_a_head_is_refused(helpers, tmp_path):
     """Transformers would initialize the head randomly and warn."""
     path = helpers["causal"](tmp_path)
-    with pytest.raises(ValueError, match=r"no trained reward head .*score\.weight"):
+    with pytest.raises(UserError, match=r"no trained reward head .*score\.weight"):
         LearnedReward.load(path)
 
 
@@ -186,14 +187,14 @@ def test_the_sidecar_of_a_hub_id_is_found(helpers, tmp_path, monkeypatch):
 
 def test_an_unmerged_adapter_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="merge it first: rlhf models merge"):
+    with pytest.raises(UserError, match="merge it first: rlhf models merge"):
         LearnedReward.load(tmp_path)
 
 
 def test_pad_equal_eos_without_sidecar_needs_a_decision(helpers, tmp_path):
     tokenizer = helpers["tokenizer"](pad="<eos>")
     path = helpers["decoder"](tmp_path, tokenizer=tokenizer, sidecar=False)
-    with pytest.raises(ValueError, match="pad token is its EOS"):
+    with pytest.raises(UserError, match="pad token is its EOS"):
         LearnedReward.load(path)
     assert LearnedReward.load(path, append_eos=False).sidecar.append_eos is False
 
@@ -233,7 +234,7 @@ def test_scores_that_depend_on_padding_are_refused_at_load(decoder_path, monkeyp
     monkeypatch.setattr(
         "rlhf.reward_models.learned.pack_left", lambda mask, tensor, fill: (mask, tensor)
     )
-    with pytest.raises(ValueError, match="with padding"):
+    with pytest.raises(UserError, match="with padding"):
         LearnedReward.load(decoder_path)
 
 
@@ -246,9 +247,9 @@ def test_classifier_label_gives_its_log_odds(helpers, tmp_path, talks):
     logits = reward.score_ids([reward.encode(talk) for talk in talks])
     p = torch.softmax(logits.double(), 1)[:, 2]
     assert reward(talks) == pytest.approx((p / (1 - p)).log().tolist(), abs=1e-5)
-    with pytest.raises(ValueError, match="did you mean 'positive'"):
+    with pytest.raises(UserError, match="did you mean 'positive'"):
         LearnedReward.load(path, label="postive")
-    with pytest.raises(ValueError, match="3 outputs; choose one by label"):
+    with pytest.raises(UserError, match="3 outputs; choose one by label"):
         LearnedReward.load(path)
 
 

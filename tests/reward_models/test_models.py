@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForTokenClassification
 
+from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward
 from rlhf.reward_models.cost import CostModel, safety_gate, zero_threshold
 from rlhf.reward_models.encoding import template_hash
@@ -107,7 +108,7 @@ def test_process_labels_and_mistakes(helpers, tmp_path):
     assert sum(label != -100 for label in labels) == 3
     with pytest.raises(ValueError, match="2 labels for 3 steps"):
         steps.labels([True, False])
-    with pytest.raises(ValueError, match="aggregate must be one of"):
+    with pytest.raises(UserError, match="aggregate must be one of"):
         ProcessReward(reward.model, reward.tokenizer, aggregate="mean")
     scores = reward.score([helpers["talk"]("a", " \n\n "), helpers["talk"]("a", "b")])
     assert scores.values[0] is None
@@ -194,14 +195,14 @@ def test_a_process_reward_refuses_what_it_was_not_trained_with(helpers, tmp_path
     sidecar = Sidecar(template_hash(tokenizer), False, 64, "steps", kind="process", separator="\n")
     sidecar.write(tmp_path)
     assert ProcessReward.load(tmp_path).separator == "\n"
-    with pytest.raises(ValueError, match="here it is ';'"):
+    with pytest.raises(UserError, match="here it is ';'"):
         ProcessReward.load(tmp_path, separator=";")
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="was trained with template_hash="):
+    with pytest.raises(UserError, match="was trained with template_hash="):
         ProcessReward.load(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="merge it first: rlhf models merge"):
+    with pytest.raises(UserError, match="merge it first: rlhf models merge"):
         ProcessReward.load(tmp_path)
 
 
@@ -209,5 +210,5 @@ def test_a_steps_checkpoint_is_no_learned_reward(helpers, tmp_path):
     tokenizer = helpers["tokenizer"]()
     path = helpers["decoder"](tmp_path, tokenizer=tokenizer)
     Sidecar(template_hash(tokenizer), True, 64, "steps", kind="process").write(path)
-    with pytest.raises(ValueError, match="was trained with pooling='steps', but here it is 'last'"):
+    with pytest.raises(UserError, match="was trained with pooling='steps', but here it is 'last'"):
         LearnedReward.load(path)
