@@ -161,6 +161,21 @@ def test_unknown_model(capsys, tmp_path, sft):
     assert "'smollm2-135m-instruct'" in line
 
 
+def test_a_refused_overwrite_keeps_the_old_run(capsys, tmp_path, sft):
+    old = tmp_path / "run"
+    old.mkdir()
+    (old / "config.yaml").write_text("{}")
+    (old / "metrics.jsonl").write_text("{}\n")
+    file = config_file(tmp_path, sft)
+    refused(capsys, "sft", "--config", file, "--overwrite", "--model.path", "smollm2-135m-instuct")
+    assert sorted(path.name for path in old.iterdir()) == ["config.yaml", "metrics.jsonl"]
+
+
+def test_a_pipeline_is_not_the_configuration_of_a_command(capsys, tmp_path, sft):
+    file = config_file(tmp_path, {"stages": [{"name": "sft", "command": "sft", **sft}]})
+    assert "start it with `rlhf run" in refused(capsys, "sft", "--config", file)
+
+
 def test_existing_and_unwritable_directories(capsys, tmp_path, sft):
     (tmp_path / "run").mkdir()
     keep = tmp_path / "run" / "thesis.txt"

@@ -58,6 +58,19 @@ def test_overwrite_replaces_a_run_but_nothing_else(tmp_path):
     assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work"
 
 
+def test_a_refused_run_restores_the_run_that_it_would_have_replaced(tmp_path):
+    Run.open(config(tmp_path / "run")).log(1, {"a": 1.0})
+    refused = Run.open(config(tmp_path / "run", overwrite=True))
+    refused.discard_if_unused()
+    assert rows(tmp_path / "run/metrics.jsonl")[0]["a"] == 1.0
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    replacing = Run.open(config(tmp_path / "run", overwrite=True))
+    replacing.log(1, {"a": 2.0})
+    replacing.discard_if_unused()
+    assert rows(tmp_path / "run/metrics.jsonl")[0]["a"] == 2.0
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 def test_a_resumed_run_must_carry_the_same_configuration(tmp_path):
     asked = config(tmp_path / "run", optimizer={"learning_rate": 1e-5}, seed=0)
     Run.open(asked)

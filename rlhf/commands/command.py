@@ -100,6 +100,8 @@ class CommandTable(Mapping[str, Command]):
         if command.read:
             return import_object(command.read)(files, overrides, self)
         tree = self.from_record(name, assemble(files, []))
+        if "stages" in tree:
+            raise UserError(f"{files[-1]} is a pipeline: start it with `rlhf run {files[-1]}`")
         for key, value in overrides:
             set_key(tree, key, value)
         return self.configure(name, tree)
@@ -201,7 +203,7 @@ class CommandTable(Mapping[str, Command]):
             return run.final if run.final.exists() else run.directory
         try:
             result = self._call(command, command.run, name, config, run)
-        except (ValueError, OSError):  # a UserError is a ValueError
+        except (ValueError, OSError, KeyboardInterrupt):  # a UserError is a ValueError
             run.discard_if_unused()
             raise
         run.finish()

@@ -45,6 +45,8 @@ class Run:
         self.writes = os.environ.get("RANK", "0") == "0"
         self.config: Mapping[str, Any] = {}
         self.trackers: list[Tracker] | None = None
+        # The run that this one overwrites, until this one has a result.
+        self._replaced: Path | None = None
 
     @classmethod
     def open(cls, config: Mapping[str, Any]) -> Run:
@@ -66,7 +68,7 @@ class Run:
             raise UserError(f"{run.directory} is a file: choose another --output_dir")
         occupied = run.directory.exists() and any(run.directory.iterdir())
         if occupied and config.get("overwrite"):
-            run._remove()
+            run._set_aside()
         elif occupied and not config.get("resume"):
             raise _occupied(run.directory)
         elif occupied:
@@ -80,13 +82,22 @@ class Run:
             raise UserError(f"{run.directory} cannot be written: {error.strerror}") from error
         return run
 
-    def _remove(self) -> None:
+    def _set_aside(self) -> None:
+        """Rename the old run; `discard_if_unused` restores it while this run has no result."""
         if not (self.directory / "config.yaml").exists():
             raise UserError(
                 f"{self.directory} is not a run directory (it has no config.yaml), so it is not "
                 "overwritten: remove it yourself or choose another --output_dir"
             )
-        shutil.rmtree(self.directory)
+        directory = self.directory.resolve()
+        self._replaced = directory.with_name(f".{directory.name}.replaced")
+        shutil.rmtree(self._replaced, ignore_errors=True)
+        directory.rename(self._replaced)
+
+    def _remove_replaced(self) -> None:
+        if self._replaced is not None:
+            shutil.rmtree(self._replaced)
+            self._replaced = None
 
     @property
     def final(self) -> Path:
@@ -102,15 +113,19 @@ class Run:
         """Mark the run as complete; ``--resume`` then has nothing to do."""
         if self.writes:
             (self.directory / "finished").touch()
+            self._remove_replaced()
         for tracker in self.trackers or ():
             tracker.close()
 
     def discard_if_unused(self) -> None:
-        """Remove a directory without results, so that a corrected call may use it."""
+        """Remove a directory without results and restore the run that it would have replaced."""
         kept = {"config.yaml", "environment.json"}
         found = {path.name for path in self.directory.iterdir() if any_content(path)}
-        if self.writes and found <= kept:
-            shutil.rmtree(self.directory)
+        if not self.writes or not found <= kept:
+            return
+        shutil.rmtree(self.directory)
+        if self._replaced is not None:
+            self._replaced.rename(self.directory)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line to ``metrics.jsonl``; keys are documented in docs/metrics.md."""
@@ -143,6 +158,7 @@ class Run:
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if not self.writes:
             return
+        self._remove_replaced()
         with (self.directory / name).open("a", encoding="utf-8") as file:
             file.write(json_line(row))
 
