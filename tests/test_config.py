@@ -184,6 +184,12 @@ def test_files_that_hold_no_mapping_are_refused_with_their_line(tmp_path, text, 
     assert "\n" not in str(caught.value)
 
 
+def test_a_binary_file_is_refused(tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\x89PNG\x00")
+    with pytest.raises(UserError, match="not a text file in UTF-8"):
+        read_yaml(tmp_path / "a.yaml")
+
+
 def test_a_missing_file_is_named_with_its_nearest_sibling(tmp_path):
     write(tmp_path / "quickstart.yaml", "")
     with pytest.raises(UserError, match=r"quickstrat\.yaml does not exist; did you mean 'quicks"):

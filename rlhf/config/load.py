@@ -39,6 +39,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"config file {path} does not exist{nearest(path.name, siblings)}")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file in UTF-8; --config takes a YAML file") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
