@@ -75,7 +75,11 @@ def stress_tests(
     }
     variants["shuffled_prompt"] = _shuffled(chosen)
     before = _values(reward, [pair.chosen for pair in chosen])
-    spread = float(np.nanstd(before)) or 1.0
+    spread = float(np.nanstd(before))
+    if not spread > 1e-9 * float(
+        np.nan_to_num(np.abs(before)).max()
+    ):  # equal scores, up to rounding
+        spread = 1.0
     results = {}
     for name, conversations in variants.items():
         expect = CHANGES[name][1] if name in CHANGES else "fall"

@@ -267,6 +267,16 @@ def test_noise_is_called_a_coin_and_ties_are_counted():
     assert constant["data"]["ties"] == 40
 
 
+def test_stress_tests_of_equal_scores_are_not_divided_by_rounding_errors():
+    def short(conversations):
+        return [-0.94 if len(last_reply(c)) < 170 else -0.5 for c in conversations]
+
+    pairs = text_pairs(40, seed=5)
+    assert np.std(short([pair.chosen for pair in pairs])) > 0  # 1e-17
+    report = evaluate(as_reward(short), pairs)
+    assert max(abs(test["change"]["value"]) for test in report["stress"].values()) < 1
+
+
 def test_unscored_pairs_are_left_out_and_counted():
     def some(conversations):
         return [None if "7" in last_reply(c)[-3:] else 1.0 for c in conversations]
