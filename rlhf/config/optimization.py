@@ -97,10 +97,27 @@ def native_options(
             f"(the native engine takes {', '.join(known)})"
         )
     options = cls(**{"learning_rate": learning_rate, **given})
+    _check_numbers(options)
     _check_optimizer(options)
     if isinstance(options, DPOOptions):
         _check_losses(options)
     return options
+
+
+def _check_numbers(options: NativeOptions) -> None:
+    for name in ("num_train_epochs", "adam_epsilon", "max_grad_norm"):
+        if not getattr(options, name) > 0:
+            raise UserError(f"trainer.{name} must be > 0, got {getattr(options, name)}")
+    for name in ("learning_rate", "weight_decay", "warmup_steps"):
+        if (getattr(options, name) or 0) < 0:
+            raise UserError(f"trainer.{name} must be >= 0, got {getattr(options, name)}")
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(options, name) < 1:
+            raise UserError(f"trainer.{name} must lie in [0, 1), got {getattr(options, name)}")
+    if options.logging_steps is not None and options.logging_steps < 1:
+        raise UserError(f"trainer.logging_steps must be >= 1, got {options.logging_steps}")
+    if isinstance(options, DPOOptions) and not options.beta > 0:
+        raise UserError(f"trainer.beta must be > 0, got {options.beta}")
 
 
 def _check_optimizer(options: NativeOptions) -> None:

@@ -21,6 +21,7 @@ from rlhf.algorithms.kl import aggregate
 from rlhf.algorithms.metrics import MetricSums, masked_mean
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import NativeOptions
+from rlhf.errors import UserError
 from rlhf.models.policy import Policy, Scored
 from rlhf.models.trainable import set_dropout
 from rlhf.rollout.batch import pad_right
@@ -105,9 +106,13 @@ class SupervisedTrainer(Trainer):
             optimizer_name(options.optim), model.parameters(), optimizer_settings(options)
         )
         warmup = warmup_steps(steps) if options.warmup_steps is None else options.warmup_steps
-        scheduler = make_scheduler(
-            options.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=steps
-        )
+        name = options.lr_scheduler_type
+        try:
+            scheduler = make_scheduler(
+                name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
+            )
+        except (TypeError, ValueError) as error:  # unknown, or it needs arguments of its own
+            raise UserError(f"trainer.lr_scheduler_type {name!r}: {error}") from error
         super().__init__(
             config,
             model,
