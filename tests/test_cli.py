@@ -257,7 +257,8 @@ def test_listings(capsys, tmp_path):
     assert call(capsys, "envs", "check", "text/Echo-v0")[0] == 0
     target = tmp_path / "demos.jsonl"
     demos = ("envs", "demos", "text/Echo-v0", "--path", str(target), "--count", "5")
-    assert call(capsys, *demos)[0] == 0
+    code, out, _ = call(capsys, *demos)
+    assert (code, out.strip()) == (0, f"{target}: 5 rows from 5 episodes, mean return 1")
     assert len(target.read_text().splitlines()) == 5
     assert "exists already" in refused(capsys, *demos)
 

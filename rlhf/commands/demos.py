@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +76,7 @@ def env_demos(config: EnvDemosConfig) -> Generator[str, None, int]:
         kind=config.kind,
         **config.kwargs,
     )
-    yield f"{config.path}: {summary}"
+    yield f"{config.path}: {_summary_line(summary)}"
     return 0
 
 
@@ -94,5 +94,12 @@ def write_demos(command: str, config: DemosConfig, run: Run) -> Path:
             kind=file.kind,
             **config.kwargs,
         )
-        log.info("%s: %s", file.path, summary)
+        log.info("%s: %s", file.path, _summary_line(summary))
     return run.directory
+
+
+def _summary_line(summary: Mapping[str, Any]) -> str:
+    """Return rows, episodes and mean return of a written file as text."""
+    line = f"{summary['rows']} rows from {summary['episodes']} episodes"
+    mean = summary["mean_return"]
+    return line if mean is None else f"{line}, mean return {mean:.3g}"

@@ -185,7 +185,8 @@ def cell_html(cell: Cell) -> str:
     if cell is None:
         return '<span class="note">–</span>'
     if isinstance(cell, Interval):
-        return f'{number(cell.value)} <span class="interval">{bounds(cell)}</span>'
+        style = "interval" if cell.known else "interval missing"
+        return f'{number(cell.value)} <span class="{style}">{bounds(cell)}</span>'
     if isinstance(cell, str):
         return esc(cell)
     return number(cell) if isinstance(cell, float) else minus(str(cell))

@@ -233,9 +233,12 @@ def test_evaluation_without_summary_or_partner(tmp_path: Path):
     run = tmp_path / "only"
     row = {"env": "echo", "policy": "only", "decoding": "greedy", "seed": 1, "return": 0.5}
     fake.write_rows(run / "evaluation" / "only" / "episodes.jsonl", [row])
-    page = text_of(write_report(run))
+    report = write_report(run)
+    page = text_of(report)
     assert "0.500" in page
     assert "no interval: 1 unit, an interval needs 5" in page
+    # The reason wraps; in one line it would widen the column beyond the page.
+    assert '<span class="interval missing">no interval' in report.read_text()
 
 
 def test_summary_without_episodes(tmp_path: Path):
