@@ -13,10 +13,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import cached_file
+from transformers.utils import logging as hf_logging
 
 from rlhf.errors import UserError
 from rlhf.reward_models import encoding, generic_heads
 from rlhf.reward_models.sidecar import FILE_NAME, Sidecar
+
+# Missing weights are refused here in one line; transformers would print progress and a table.
+hf_logging.disable_progress_bar()
+hf_logging.set_verbosity_error()
 
 _NO_LIMIT = 1_000_000  # tokenizers write "no limit" as an enormous model_max_length
 

@@ -24,7 +24,7 @@ from rlhf.config.evaluate import EvaluateConfig
 from rlhf.config.load import as_tree, assemble, build, merge, read_yaml, set_key
 from rlhf.config.model import ModelSpec
 from rlhf.config.offline import OfflineConfig
-from rlhf.config.online import OnlineConfig
+from rlhf.config.online import KLSpec, OnlineConfig
 from rlhf.data.preferences import Annotator
 from rlhf.errors import UserError
 
@@ -359,3 +359,9 @@ def test_the_walk_over_dataclasses_finds_the_nested_ones():
 )
 def test_text_with_a_colon_stays_text(text, value):
     assert parse_arguments(["--prompt", text]).overrides == (("prompt", value),)
+
+
+@pytest.mark.parametrize("name", ["target", "horizon"])
+def test_the_kl_controller_needs_positive_numbers(name):
+    with pytest.raises(UserError, match=f"kl.{name} must be > 0, got -1"):
+        build(KLSpec, {name: -1})

@@ -50,6 +50,11 @@ class KLSpec:
     horizon: int = 10_000
     """Episodes over which the adaptive coefficient may move by a factor of about e."""
 
+    def __post_init__(self) -> None:
+        for name in ("target", "horizon"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"kl.{name} must be > 0, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class RewardShaping:

@@ -90,6 +90,8 @@ def read_stages(directory: str | Path) -> list[RunRecord]:
         UserError: the folder is missing or is neither.
     """
     root = Path(directory)
+    if root.is_file():
+        raise UserError(f"{root} is a file: give the run directory, such as {root.parent}")
     if not root.is_dir():
         siblings = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
         raise UserError(f"run directory {root} does not exist{nearest(root.name, siblings)}")
