@@ -38,6 +38,10 @@ def test_old_record_is_read_under_current_names(old_run: Path):
     assert "verb" not in run.config
     assert [row["step"] for row in run.metrics] == [1, 2]
     assert {row["split"] for row in run.samples} == {"before", "train", "after"}
+    returns = {
+        row["split"]: {"score", "return", "return_trained"} & row.keys() for row in run.samples
+    }
+    assert returns == {"before": {"score"}, "train": {"return_trained"}, "after": {"score"}}
     (evaluation,) = run.evaluations
     assert [row["return"] for row in evaluation.episodes] == [0.0] * 4
 

@@ -16,7 +16,7 @@ from rlhf.common.numbers import is_number
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import unit_of
 from rlhf.runs.diagnostics import MetricLog
-from rlhf.runs.renamed import current_config, current_metrics, current_sample, run_file
+from rlhf.runs.renamed import current_config, read_metrics, read_samples, run_file
 from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")
@@ -132,8 +132,8 @@ def read_run(directory: str | Path) -> RunRecord:
         name=root.resolve().name,
         config=config,
         environment=_read_mapping(root / "environment.json"),
-        metrics=[current_metrics(row) for row in read_log(run_file(root, "metrics.jsonl"))],
-        samples=[current_sample(row) for row in read_log(run_file(root, "samples.jsonl"))],
+        metrics=read_metrics(root),
+        samples=read_samples(root),
         evaluations=[_read_evaluation(path) for path in names],
         finished=(root / "finished").exists(),
     )
@@ -179,7 +179,7 @@ def episode_metrics(row: Mapping[str, Any]) -> list[str]:
 
 def _read_evaluation(folder: Path) -> Evaluation:
     summary = _read_mapping(folder / "summary.json")
-    rows = [current_sample(row) for row in read_log(folder / "episodes.jsonl")]
+    rows = read_log(folder / "episodes.jsonl")
     for number, row in enumerate(rows, start=1):
         if missing := [key for key in ("env", "decoding", "seed") if key not in row]:
             raise UserError(

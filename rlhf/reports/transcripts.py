@@ -146,8 +146,8 @@ def _return(row: Mapping[str, Any]) -> float:
 
 
 def _total(row: Mapping[str, Any]) -> Any:
-    """Score of a sample; version 0.1.0 named it `return`."""
-    return row["score"] if "score" in row else row.get("return")
+    """Score of a sample; a training episode of version 0.1.0 has only the return trained on."""
+    return row.get("score", row.get("return_trained"))
 
 
 def _value(row: Mapping[str, Any], metric: str) -> float:
@@ -157,7 +157,7 @@ def _value(row: Mapping[str, Any], metric: str) -> float:
 
 def scores(row: Mapping[str, Any]) -> str:
     """Scores in a line of `samples.jsonl`: `score 0.4 · trained on 0.3 · proxy 1.2`."""
-    value, name = _total(row), "score" if "score" in row else "return"
+    value, name = _total(row), "score" if "score" in row else "trained on"
     parts = [f"{name} {number(float(value))}" if is_number(value) else "not scored"]
     shaped = row.get("return_trained")
     if is_number(shaped) and shaped != value:

@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rlhf.common.files import read_log
 from rlhf.common.numbers import is_number, moving_average, short_number
+from rlhf.runs.renamed import read_metrics
 
 GOLD_KEYS = ("eval/gold", "reward/gold", "eval/return", "eval/env", "reward/env")
 """Default gold metrics, in order of preference; `eval/return` and `reward/env` are the
@@ -61,7 +61,7 @@ class TrainingMonitor:
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
-        self.rows = read_log(directory / "metrics.jsonl")
+        self.rows = read_metrics(directory)
         self.log = MetricLog(config=config, metrics=self.rows)
         self.reported: set[str] = set()
         self.next_check = 0

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.files import read_log
+
 RENAMED_KEYS: dict[str, str] = {
     "verb": "command",
     "algorithm.mismatch_cap": "algorithm.tis_cap",
@@ -30,8 +32,13 @@ RENAMED_METRICS: dict[str, str] = {
 }
 """Key of `metrics.jsonl`, old -> new."""
 
-RENAMED_SAMPLE_KEYS: dict[str, str] = {}
-"""Key of `samples.jsonl` and of `evaluation/*/episodes.jsonl`, old -> new."""
+RENAMED_SAMPLE_KEYS: dict[str, dict[str, str]] = {
+    "before": {"return": "score"},
+    "train": {"return": "return_trained"},
+    "after": {"return": "score"},
+}
+"""Split -> key of `samples.jsonl`, old -> new. In 0.1.0, the `return` of a training episode was
+after scaling and penalties, and that of a held-out episode was before them."""
 
 RENAMED_FILES: dict[str, str] = {}
 """Path inside a run directory, old -> new."""
@@ -60,8 +67,19 @@ def current_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def current_sample(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of `samples.jsonl` or `episodes.jsonl` under the current keys."""
-    return {RENAMED_SAMPLE_KEYS.get(key, key): value for key, value in row.items()}
+    """Return a line of `samples.jsonl` of any version under the current keys."""
+    renamed = RENAMED_SAMPLE_KEYS.get(row.get("split", ""), {})
+    return {renamed.get(key, key): value for key, value in row.items()}
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """Read the lines of `metrics.jsonl` of a run of any version; no file gives no lines."""
+    return [current_metrics(row) for row in read_log(run_file(directory, "metrics.jsonl"))]
+
+
+def read_samples(directory: Path) -> list[dict[str, Any]]:
+    """Read the lines of `samples.jsonl` of a run of any version; no file gives no lines."""
+    return [current_sample(row) for row in read_log(run_file(directory, "samples.jsonl"))]
 
 
 def run_file(directory: Path, name: str) -> Path:

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.common.files import read_log
 from rlhf.errors import UserError
 from rlhf.evaluation.records import Bounds
 from rlhf.evaluation.significance import Difference, compare_means
+from rlhf.runs.renamed import read_metrics
 from rlhf.stats import Interval, interval
 from rlhf.stats.aggregates import (
     aggregate_interval,
@@ -217,7 +217,7 @@ def _curves(bench: Bench, algorithm: str, bounds: Mapping[str, Bounds]) -> np.nd
     """Held-out scores along training, [seeds, environments, points]."""
 
     def curve(name: str, seed: int) -> list[float]:
-        rows = read_log(bench.run_path(name, f"seed{seed}", algorithm) / "metrics.jsonl")
+        rows = read_metrics(bench.run_path(name, f"seed{seed}", algorithm))
         values = [row["eval/return"] for row in rows if "eval/return" in row]
         # A run that its KL budget ended early is continued with its last score.
         values += values[-1:] * (bench.config.curve_points - len(values))

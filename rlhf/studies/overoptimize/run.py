@@ -18,7 +18,7 @@ import numpy as np
 
 from rlhf import reward_models
 from rlhf.commands.command import CommandTable
-from rlhf.common.files import read_jsonl, write_jsonl
+from rlhf.common.files import write_jsonl
 from rlhf.config.load import as_tree
 from rlhf.config.model import ModelSpec
 from rlhf.config.overoptimize import OveroptimizeConfig, ProxyGrid, TrainingSpec
@@ -32,6 +32,7 @@ from rlhf.reports.overoptimization import FILE
 from rlhf.reward_models import Sidecar
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import release_memory
+from rlhf.runs.renamed import read_metrics, read_samples
 from rlhf.studies.overoptimize.results import (
     Track,
     best_of_n_result,
@@ -302,12 +303,12 @@ def read_track(home: Path, gold: Any, spec: TrainingSpec) -> Track:
     Raises:
         UserError: the run logged no KL, or a transcript has no gold score.
     """
-    metrics = [row for row in read_jsonl(home / "metrics.jsonl") if "reward/mean" in row]
+    metrics = [row for row in read_metrics(home) if "reward/mean" in row]
     if "policy/kl" not in metrics[0]:
         raise UserError(
             f"rl.algorithm: {spec.algorithm} logs no policy/kl, which is needed for the distance"
         )
-    samples = [row for row in read_jsonl(home / "samples.jsonl") if row["split"] == "train"]
+    samples = [row for row in read_samples(home) if row["split"] == "train"]
     scores = score_replies(gold, [[row["messages"] for row in samples]], what="gold")[0]
     by_step: dict[int, list[float]] = {}
     for row, value in zip(samples, scores, strict=True):
