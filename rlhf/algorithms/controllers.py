@@ -1,6 +1,6 @@
 """State that outlives a step: KL controllers, the Lagrange multiplier, running reward moments.
 
-Each has `state_dict` and `load_state_dict`, so that a resumed run goes on exactly.
+Each class has `state_dict` and `load_state_dict`, so that a resumed run continues exactly.
 """
 
 import math
@@ -13,49 +13,50 @@ from rlhf.errors import UserError
 
 @dataclass
 class FixedKL:
-    """A constant coefficient on the divergence."""
+    """A constant coefficient of the KL."""
 
     coef: float
     stop: bool = False
 
     def update(self, kl: float, num_episodes: int) -> None:
-        """Nothing changes."""
+        """Keep the coefficient."""
 
     def state_dict(self) -> dict[str, float]:
-        """All state as plain numbers."""
+        """Return the state as plain numbers."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         for key in asdict(self):
             setattr(self, key, state[key])
 
 
 @dataclass
 class AdaptiveKL(FixedKL):
-    """Steers the divergence to a target (Ziegler et al. 2019, section 2.2; lm-human-preferences).
+    """A coefficient that adapts so that the KL approaches a target.
 
-    coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * num_episodes / horizon. They use target 6 nats
-    per episode, horizon 10000 episodes, and start at 0.15.
+    coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * num_episodes / horizon (Ziegler et al. 2019,
+    section 2.2; lm-human-preferences). They use target 6 nats per episode, horizon 10000 episodes,
+    and start at 0.15.
     """
 
     target: float = 6.0
     horizon: int = 10_000
 
     def update(self, kl: float, num_episodes: int) -> None:
-        """Take in the mean divergence of `num_episodes` episodes, in nats per episode."""
+        """Update with the mean KL of `num_episodes` episodes, in nats per episode."""
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         self.coef *= 1.0 + error * num_episodes / self.horizon
 
 
 @dataclass
 class BudgetKL(FixedKL):
-    """A constant coefficient, and an end to training once the divergence exceeds its budget."""
+    """A constant coefficient; training ends once the KL exceeds a budget."""
 
     budget: float = 10.0
 
     def update(self, kl: float, num_episodes: int) -> None:
-        """Take in the mean divergence in nats per episode; `stop` becomes and stays True."""
+        """Set `stop` if the mean KL, in nats per episode, exceeds the budget."""
         self.stop = self.stop or kl > self.budget
 
 
@@ -66,8 +67,8 @@ KLController = FixedKL | AdaptiveKL | BudgetKL
 class LagrangeMultiplier:
     """Multiplier of the constraint mean cost <= limit (Ray et al. 2019; Dai et al. 2023).
 
-    Its logarithm ascends the Lagrangian: log v += lr * v * (cost - limit), held at or below log
-    `maximum`; it stays positive, so a satisfied constraint can become active again.
+    Gradient ascent on its logarithm: log v += lr * v * (cost - limit), clamped to at most log
+    `maximum`. It stays positive, so a satisfied constraint can become active again.
     """
 
     value: float
@@ -83,16 +84,16 @@ class LagrangeMultiplier:
             )
 
     def update(self, cost: float) -> None:
-        """Take in the mean cost per episode of the last rollouts."""
+        """Update with the mean cost per episode of the last rollouts."""
         log_value = math.log(self.value) + self.lr * self.value * (cost - self.limit)
         self.value = math.exp(min(log_value, math.log(self.maximum)))
 
     def state_dict(self) -> dict[str, float]:
-        """All state as plain numbers."""
+        """Return the state as plain numbers."""
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore what `state_dict` gave; limit, step size and maximum stay those of the config."""
+        """Restore the value; limit, step size and maximum are those of the configuration."""
         self.value = state["value"]
 
 
@@ -106,7 +107,7 @@ class RewardMoments:
     """Sum of squared deviations from the mean."""
 
     def update(self, scores: Tensor) -> None:
-        """Take in scores of any shape; nan (unscored) are left out."""
+        """Update with scores of any shape; nan (unscored) is ignored."""
         scores = scores[~scores.isnan()].double()
         if not scores.numel():
             return
@@ -123,17 +124,17 @@ class RewardMoments:
         return math.sqrt(self.squares / self.count) if self.squares > 0 else 1.0
 
     def scale(self, scores: Tensor, *, clip: float) -> Tensor:
-        """Scores / std, held within +-`clip`; the mean stays (PPO-max, Zheng et al. 2023)."""
+        """Return scores / std, clamped to +-`clip` (PPO-max, Zheng et al. 2023)."""
         return (scores / self.std).clamp(-clip, clip)
 
     def normalise(self, scores: Tensor, *, clip: float) -> Tensor:
-        """(Scores - mean) / std, held within +-`clip`."""
+        """Return (scores - mean) / std, clamped to +-`clip`."""
         return ((scores - self.mean) / self.std).clamp(-clip, clip)
 
     def state_dict(self) -> dict[str, float]:
-        """All state as plain numbers."""
+        """Return the state as plain numbers."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]

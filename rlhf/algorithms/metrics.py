@@ -8,10 +8,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MetricSums:
-    """Detached sums and maxima; tallies of parts add up to the tally of the whole.
+    """Detached sums and maxima of a micro-batch; their sum is that of the whole batch.
 
     A mean over tokens differs from the mean of micro-batch means, so each entry of `means` keeps
-    its numerator and its count apart until `compute`.
+    its numerator and its count until `compute`.
     """
 
     means: dict[str, Tensor] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class MetricSums:
         )
 
     def compute(self) -> dict[str, float]:
-        """Plain numbers; a mean over nothing is left out."""
+        """Return plain numbers, without the means over no tokens."""
         means = {
             name: float(pair[0] / pair[1]) for name, pair in self.means.items() if pair[1] != 0
         }
@@ -38,7 +38,7 @@ class MetricSums:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Entry of `Tally.means`: sum of `values` where `mask`, and how many, shape [2]."""
+    """Return an entry of `MetricSums.means`: sum and number of the masked values, shape [2]."""
     total = torch.where(mask, values.detach(), 0.0).sum()
     return torch.stack([total, mask.sum().to(total.dtype)])
 

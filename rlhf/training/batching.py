@@ -1,4 +1,4 @@
-"""Which rows go through the model together."""
+"""Group rows into micro-batches."""
 
 from __future__ import annotations
 
@@ -19,53 +19,57 @@ def micro_batches(
     max_tokens: int,
     packed: bool,
 ) -> list[list[int]]:
-    """Rows in portions of at most ``max_tokens``; units stay whole.
+    """Group rows into micro-batches of at most ``max_tokens`` tokens.
 
     Args:
         tokens: [B, T], padded on the right.
         attention_mask: [B, T].
-        units: rows of equal number share a portion; a unit longer than that is one of its own.
-        max_tokens: that the model computes for one portion: what rows share counts once where they
-            are packed, and padding counts where they are not.
-        packs: whether rows are packed. Their order then stays, so that the completions of a prompt
-            keep together; otherwise rows of similar length meet.
+        units: Number of the unit of each row. The rows of a unit are in one micro-batch, also if
+            they exceed ``max_tokens``.
+        max_tokens: Tokens that the model computes for a micro-batch. A prefix that packed rows
+            share counts once; padding counts if rows are not packed.
+        packed: Whether rows are packed. Packed rows keep their order, so that the completions of a
+            prompt stay together; otherwise rows of similar length are grouped.
+
+    Returns:
+        The indices of the rows of each micro-batch.
     """
     lengths = attention_mask.sum(1).cpu().numpy()
-    members: dict[int, list[int]] = {}
+    rows_of_unit: dict[int, list[int]] = {}
     for row, unit in enumerate(units):
-        members.setdefault(unit, []).append(row)
-    portions = list(members.values())
+        rows_of_unit.setdefault(unit, []).append(row)
+    groups = list(rows_of_unit.values())
     if packed:
-        return _in_order(portions, tokens.cpu().numpy(), lengths, max_tokens)
-    return _by_length(portions, lengths, max_tokens)
+        return _in_order(groups, tokens.cpu().numpy(), lengths, max_tokens)
+    return _by_length(groups, lengths, max_tokens)
 
 
 def _in_order(
-    portions: list[list[int]], rows: np.ndarray, lengths: np.ndarray, max_tokens: int
+    groups: list[list[int]], rows: np.ndarray, lengths: np.ndarray, max_tokens: int
 ) -> list[list[int]]:
     batches: list[list[int]] = []
     size = 0
-    for portion in portions:
-        before = batches[-1][-1:] if batches else []
-        chain = [*before, *portion]
+    for group in groups:
+        previous = batches[-1][-1:] if batches else []
+        chain = [*previous, *group]
         pairs = itertools.pairwise(chain)
         shared = [common_prefix(rows, lengths, first, second) for first, second in pairs]
-        whole = int(lengths[portion].sum())
-        if batches and size + whole - sum(shared) <= max_tokens:
-            batches[-1] += portion
-            size += whole - sum(shared)
+        num_tokens = int(lengths[group].sum())
+        if batches and size + num_tokens - sum(shared) <= max_tokens:
+            batches[-1] += group
+            size += num_tokens - sum(shared)
         else:
-            batches.append(list(portion))
-            size = whole - sum(shared[len(before) :])
+            batches.append(list(group))
+            size = num_tokens - sum(shared[len(previous) :])
     return batches
 
 
-def _by_length(portions: list[list[int]], lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
+def _by_length(groups: list[list[int]], lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
     batches: list[list[int]] = []
-    for portion in sorted(portions, key=lambda rows: max(lengths[row] for row in rows)):
-        width = max(lengths[row] for row in portion)
-        if batches and (len(batches[-1]) + len(portion)) * width <= max_tokens:
-            batches[-1] += portion
+    for group in sorted(groups, key=lambda rows: max(lengths[row] for row in rows)):
+        width = max(lengths[row] for row in group)
+        if batches and (len(batches[-1]) + len(group)) * width <= max_tokens:
+            batches[-1] += group
         else:
-            batches.append(list(portion))
+            batches.append(list(group))
     return batches
