@@ -63,8 +63,7 @@ def main() -> None:
         seeds = [EpisodeSeed(seed=n, group_index=n, sample_index=0) for n in numbers]
         rollouts = collector.collect(seeds)
         rewards = [episode.env_rewards for episode in rollouts]
-        pad_id = tokenizer.pad_token_id
-        batch = collate(rollouts, rewards, pad_id=pad_id, device=policy.device)
+        batch = collate(rollouts, rewards, pad_id=tokenizer.pad_token_id, device=policy.device)
 
         # 2. Log-probabilities and values under the policy that sampled, then advantages (GAE).
         with torch.no_grad():
