@@ -126,7 +126,7 @@ def _trained(model: Any) -> list[Any]:
 def encoded(verb: str, tree: dict[str, Any]) -> list[Example]:
     """The training rows of a run as token ids."""
     config = configure(verb, tree)
-    rows, _ = offline.load_rows(config, offline.stage_of(verb, config))
+    rows, _ = offline.load_rows(config, offline.method_of(verb, config))
     tokenizer = load_tokenizer(str(config.model.path))
     return Encoder(tokenizer, max_length=config.max_length)(rows, pairs=verb == "dpo")
 
@@ -189,7 +189,7 @@ def reward(place: Place) -> float:
     tree = place.tree("reward", pair_rows(10))
     final = Path(run_command("reward", tree))
     config = configure("reward", tree)
-    _, rows = offline.load_rows(config, offline.stage_of("reward", config))
+    _, rows = offline.load_rows(config, offline.method_of("reward", config))
     scorer = LearnedReward.load(final)
     texts = [[*row["prompt"], *row[side]] for row in rows for side in SIDES]
     scores = scorer(texts)
