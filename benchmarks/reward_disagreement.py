@@ -19,8 +19,9 @@ import numpy as np
 from rlhf.config.data import DataSpec
 from rlhf.data.load import load
 from rlhf.reward_models import build
-from rlhf.reward_models.report.labelled import auc, bootstrap
+from rlhf.reward_models.report.labelled import auc
 from rlhf.runs import launch
+from rlhf.stats import Interval, interval, jackknife
 
 TEXTS = 1000
 
@@ -32,11 +33,10 @@ def main(arguments: Sequence[str]) -> None:
     reward = build({"kind": "trained", "path": checkpoint})
     found = {name: disagreement(reward, name) for name in (inside, *outside)}
     for name, values in found.items():
-        mean = bootstrap(lambda rows, v=values: float(v[rows].mean()), len(values), seed=0)
-        print(f"{name}: {len(values):,} texts, disagreement {_interval(mean)}")
+        print(f"{name}: {len(values):,} texts, disagreement {_text(interval(values))}")
     for name in outside:
         share = separation(found[inside], found[name])
-        print(f"P({name} > {inside}): {_interval(share)}")
+        print(f"P({name} > {inside}): {_text(share)}")
 
 
 def disagreement(reward, source: str) -> np.ndarray:
@@ -48,16 +48,18 @@ def disagreement(reward, source: str) -> np.ndarray:
     return np.array(scores.components[f"{reward.name}.disagreement"], dtype=float)
 
 
-def separation(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
+def separation(inside: np.ndarray, outside: np.ndarray) -> Interval:
     """P(an outside text has the larger disagreement), ties one half, with an interval."""
     labels = np.repeat([0, 1], [len(inside), len(outside)])
     both = np.concatenate([inside, outside])
     scores = np.stack([-both, both], 1)
-    return bootstrap(lambda rows: auc(scores[rows], labels[rows]), len(labels), seed=0)
+    return jackknife(
+        lambda rows: auc(scores[rows], labels[rows]), np.arange(len(labels)), scale="logit"
+    )
 
 
-def _interval(value: dict[str, float]) -> str:
-    return f"{value['mean']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+def _text(value: Interval) -> str:
+    return f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})"
 
 
 if __name__ == "__main__":

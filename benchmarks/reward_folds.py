@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from rlhf.cli.arguments import parse_arguments
 from rlhf.cli.table import configure, run_command
 from rlhf.common.files import write_jsonl
-from rlhf.config.load import as_tree, assemble, parse_overrides
+from rlhf.config.load import as_tree, assemble
 from rlhf.data.load import load
 from rlhf.data.splits import fold_indices
 from rlhf.reward_models import LearnedReward
@@ -33,9 +34,9 @@ from rlhf.runs import launch
 def main(arguments: Sequence[str]) -> None:
     """Train and judge every fold; print the pooled table."""
     launch.prepare()
-    files, overrides = parse_overrides(arguments)
-    folds = next((value for key, value in overrides if key == "folds"), 5)
-    tree = assemble(files, [item for item in overrides if item[0] != "folds"])
+    parsed = parse_arguments(arguments)
+    folds = next((value for key, value in parsed.overrides if key == "folds"), 5)
+    tree = assemble(parsed.files, [item for item in parsed.overrides if item[0] != "folds"])
     config = configure("reward", tree)
     rows = load(config.data, "preference", seed=config.seed).rows
     opening = [{"prompt": row["prompt"][:1]} for row in rows]
