@@ -35,9 +35,9 @@ def report(found: dict[str, dict[str, np.ndarray]]) -> str:
             (f"last {END}", slice(-END, None)),
         ):
             one, other = (rows[:, part].mean(1) for rows in sides.values())
-            told = [interval(column, kind="mean") for column in (one, other)]
+            intervals = [interval(column, kind="mean") for column in (one, other)]
             gap = difference(one, other, kind="mean")
-            cells = [f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in told]
+            cells = [f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in intervals]
             cells.append(f"{gap.value:+.3f} [{gap.low:.3f}, {gap.high:.3f}]")
             lines.append(f"| {algorithm} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -53,10 +53,12 @@ def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     every_axes = figure.subplots(rows, 2, squeeze=False).flat
     for axis, (algorithm, sides) in zip(every_axes, found.items(), strict=False):
         for side, curves in sides.items():
-            told = [interval(column, kind="mean") for column in curves.T]
-            steps = np.arange(1, len(told) + 1)
-            axis.plot(steps, [x.value for x in told], label=side)
-            axis.fill_between(steps, [x.low for x in told], [x.high for x in told], alpha=0.2)
+            intervals = [interval(column, kind="mean") for column in curves.T]
+            steps = np.arange(1, len(intervals) + 1)
+            axis.plot(steps, [x.value for x in intervals], label=side)
+            axis.fill_between(
+                steps, [x.low for x in intervals], [x.high for x in intervals], alpha=0.2
+            )
         axis.set(title=algorithm, xlabel="step", ylabel="mean reward of a batch")
         axis.legend(loc="lower right")
     figure.savefig(path, dpi=90)

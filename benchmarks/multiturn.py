@@ -49,8 +49,8 @@ def trl(job: Job, timer: StepTimer) -> None:
     def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         timer.start()
         opening, completions = episodes(trainer, tokenizer, len(prompts), s)
-        told = sum(len(a) + len(b) for a, b in zip(opening, completions, strict=True))
-        timer.done(float(told))
+        num_tokens = sum(len(a) + len(b) for a, b in zip(opening, completions, strict=True))
+        timer.done(float(num_tokens))
         return {
             "prompt_ids": opening,
             "completion_ids": [ids[:4] for ids in completions],

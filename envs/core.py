@@ -125,7 +125,7 @@ class TextEnv(gym.Env[str, str]):
     """Whether the keyword argument `split` ("all", "train", "test") gives training and evaluation
     items of different content."""
     items: ClassVar[str] = "unknown"
-    """What differs between episodes, and therefore what evaluation shares with training."""
+    """Description of what differs between episodes, such as the prompt or the start state."""
 
     def __init__(self, *, render_mode: str | None = None) -> None:
         if render_mode not in (None, "ansi"):

@@ -76,7 +76,7 @@ class GuessNumber(TextEnv):
         return values
 
     def best_action(self) -> str:
-        """Of the optimal guesses, the one nearest to the middle of the possible interval."""
+        """Return the optimal guess that is nearest to the middle of the possible interval."""
         values, middle = self.action_values(), (self._low + self._high) / 2
         return max(values, key=lambda guess: (values[guess], -abs(int(guess) - middle)))
 
@@ -93,7 +93,7 @@ class GuessNumber(TextEnv):
 
 @cache
 def _wins(size: int, left: int) -> int:
-    """How many of `size` possible numbers the best strategy finds in `left` guesses."""
+    """Return how many of `size` numbers the best strategy finds with `left` guesses."""
     if size == 0 or left <= 0:
         return 0
     return max(1 + _wins(k, left - 1) + _wins(size - 1 - k, left - 1) for k in range(size))

@@ -30,7 +30,7 @@ def tapered(
         logprobs: [B, T], of the sampled tokens; carries the gradient.
         batch: the micro-batch, with advantages.
         settings: settings of the algorithm.
-        denominator: of the whole mini-batch, so that micro-batches add up.
+        denominator: number of tokens of the mini-batch, so that losses of micro-batches add up.
 
     Returns:
         The loss, and sums of metrics that are divided by the number of optimizer steps.

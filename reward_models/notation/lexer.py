@@ -224,7 +224,7 @@ class _Lexer:
         return self._add("command", name, place, end)
 
     def _skip_name(self, end: int) -> int:
-        """Skip the dot after ``\\left`` and similar commands, which stands for no bracket."""
+        """Skip the dot after ``\\left`` and similar commands: it marks a missing bracket."""
         self.spaced = True
         return end
 

@@ -67,19 +67,25 @@ def tiny_model(
     return (in_double(model) if double else model), tokenizer
 
 
-def tiny_gpt2(*, seed: int = 0, double: bool = False) -> tuple[Any, Any]:
-    """A GPT-2 with 128 positions, and its tokenizer."""
-    tokenizer = tiny_tokenizer()
-    config = GPT2Config(
+def gpt2_config(tokenizer: Any, *, positions: int, **settings: float) -> GPT2Config:
+    """The configuration of a GPT-2 with two layers; `settings` are further fields."""
+    return GPT2Config(
         vocab_size=len(tokenizer),
-        n_positions=128,
+        n_positions=positions,
         n_embd=16,
         n_layer=2,
         n_head=2,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **settings,
     )
+
+
+def tiny_gpt2(*, seed: int = 0, double: bool = False) -> tuple[Any, Any]:
+    """A GPT-2 with 128 positions, and its tokenizer."""
+    tokenizer = tiny_tokenizer()
+    config = gpt2_config(tokenizer, positions=128)
     return _other(GPT2LMHeadModel, config, seed, double), tokenizer
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from rlhf.cli.table import run_command
 from rlhf.config.model import LoraSpec, ModelSpec
@@ -19,6 +19,7 @@ from rlhf.models.loading import load_model
 from rlhf.models.trainable import remove_own_dropout
 from rlhf.training import offline
 from rlhf.training.online import OnlineTrainer
+from tests.helpers.models import gpt2_config
 from tests.helpers.training import (
     evaluations,
     label_rows,
@@ -46,18 +47,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     llama = save_model(folder / "llama", sharp=6.0)
     _, tokenizer = load_model(ModelSpec(path=str(llama)), seed=0)
     rates = {"resid_pdrop": RATE, "embd_pdrop": RATE, "attn_pdrop": RATE}
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=64,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.2,
-        **rates,
-    )
+    config = gpt2_config(tokenizer, positions=64, initializer_range=0.2, **rates)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         GPT2LMHeadModel(config).save_pretrained(folder / "gpt2")

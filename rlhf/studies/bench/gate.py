@@ -38,10 +38,10 @@ class Gate:
         extra = f" ({'; '.join(self.notes)})" if self.notes else ""
         if not self.worse:
             return f"bench: nothing is worse beyond noise in {scope}{extra}"
-        told = ", ".join(
+        losses = ", ".join(
             f"{d.method} on {d.env} by {format_estimate(d.estimate)}" for d in self.worse
         )
-        return f"bench: WORSE than the baseline beyond noise: {told}; {scope}{extra}"
+        return f"bench: WORSE than the baseline beyond noise: {losses}; {scope}{extra}"
 
 
 def gate(now: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
