@@ -1,4 +1,4 @@
-"""docs/environments.md: its examples run, and its table equals the catalogue."""
+"""docs/environments.md: its own environment is sound, and its table equals the catalogue."""
 
 import re
 from pathlib import Path
@@ -13,11 +13,9 @@ PAGE = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encodi
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
-def test_every_example_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for example in EXAMPLES:
-        exec(compile(example, "docs/environments.md", "exec"), {"__name__": "example"})
-    assert (tmp_path / "pairs.jsonl").stat().st_size > 0
+def test_the_environment_of_the_example_passes_the_check():
+    (example,) = (example for example in EXAMPLES if "class AddTwo" in example)
+    exec(compile(example, "docs/environments.md", "exec"), {"__name__": "example"})
     findings = check("mine/AddTwo-v0", episodes=3)
     assert all("JSON" in finding for finding in findings)
     del gym.registry["mine/AddTwo-v0"]

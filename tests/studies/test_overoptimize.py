@@ -1,14 +1,12 @@
 """`rlhf overoptimize` end to end on a tiny policy, and its results on planted curves."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rlhf.cli.table import COMMANDS, configure, run_command
-from rlhf.common.files import read_jsonl
 from rlhf.common.numbers import moving_average
 from rlhf.errors import UserError
 from rlhf.pipeline import read_pipeline
@@ -185,16 +183,6 @@ def test_flat_gold_is_rarely_said_to_fall(seeds):
         results = {"algorithm": "rloo", "rl": [row], "best_of_n": []}
         said += "then fell" in " ".join(verdict({**results, "best_of_n": [NO_SAMPLES]}))
     assert said <= 3
-
-
-def test_the_talkative_demonstrations_are_those_of_the_documentation(tmp_path, monkeypatch):
-    root = Path(__file__).parents[2]
-    page = (root / "docs" / "overoptimization.md").read_text(encoding="utf-8")
-    [block] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block, "docs/overoptimization.md", "exec"), {})
-    made = read_jsonl(tmp_path / "talkative.jsonl.gz")
-    assert made == read_jsonl(root / "configs" / "overoptimize" / "talkative.jsonl.gz")
 
 
 @pytest.mark.parametrize("name", ["menu", "stories"])

@@ -1,14 +1,20 @@
-"""Every command and configuration in README, CONTRIBUTING and docs is accepted.
+"""Every command, configuration and Python block in README, CONTRIBUTING and docs is executed.
 
 `rlhf` commands run with `--print-config` appended, which reads and checks all arguments and files
 and then stops: the models and data that they name need not exist. Of commands of other programs the
-modules, paths and extras must exist. Python blocks of docs are executed by the tests of each page.
+modules, paths and extras must exist. The Python blocks of a page run in one process, in order, and
+must print what their comments say.
 """
 
 import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
+import textwrap
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,9 @@ import yaml
 import rlhf
 from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
+from rlhf.common.files import read_jsonl
+from tests.helpers.training import offline_tree, save_model, sft_rows, write_rows
+from tests.reward_models.conftest import save_decoder
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -27,8 +36,8 @@ PROGRAMS = ("rlhf", "python", "python3", "pip", "pytest", "sh", "xargs", "pre-co
 def blocks(page: Path, *languages: str) -> list[str]:
     """Contents of the code blocks of a page."""
     text = page.read_text(encoding="utf-8")
-    pairs = re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
-    return [content for language, content in pairs if language in languages]
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```", text, flags=re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(content) for _, language, content in found if language in languages]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -57,9 +66,30 @@ def command_of(config: dict[str, Any]) -> str:
         "trials": "tune",
         "environments": "bench",
         "proxies": "overoptimize",
+        "algorithm": "grpo",
         "env": "ppo",
     }
     return next((command for key, command in by_key.items() if key in config), "sft")
+
+
+def fragments(page: Path) -> Iterator[dict[str, Any]]:
+    """Parts of configurations of a page; a repeated key begins an alternative."""
+    for text in blocks(page, "yaml"):
+        if not re.search("^output_dir:", text, re.MULTILINE):
+            parts = re.split(r"^(?=\w)", text, flags=re.MULTILINE)[1:]
+            keys = [part.partition(":")[0] for part in parts]
+            alternatives = parts if len(set(keys)) < len(keys) else [text]
+            yield from map(yaml.safe_load, alternatives)
+
+
+def completed(fragment: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the keys of a fragment."""
+    required: dict[str, Any] = {"output_dir": "runs/new", "model": {"path": "model"}}
+    if "algorithm" in fragment:
+        required["env"] = {"id": "text/Echo-v0"}
+    elif "proxies" not in fragment:
+        required["data"] = [{"path": "rows.jsonl"}]
+    return required | fragment
 
 
 def complete_configs(page: Path) -> list[dict[str, Any]]:
@@ -88,6 +118,14 @@ def test_an_rlhf_command_is_accepted(page, arguments, folder, capsys):
     assert main([*arguments[1:], "--print-config"]) == 0, capsys.readouterr().err
 
 
+def accept(config: dict[str, Any], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    command = command_of(config)
+    positional = "config" in COMMANDS[command].arguments
+    given = ["config.yaml"] if positional else ["--config", "config.yaml"]
+    assert main([command, *given, "--print-config"]) == 0, capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("page", "config"),
     [
@@ -97,11 +135,19 @@ def test_an_rlhf_command_is_accepted(page, arguments, folder, capsys):
     ],
 )
 def test_a_configuration_is_accepted(page, config, folder, capsys):
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    command = command_of(config)
-    positional = "config" in COMMANDS[command].arguments
-    given = ["config.yaml"] if positional else ["--config", "config.yaml"]
-    assert main([command, *given, "--print-config"]) == 0, capsys.readouterr().err
+    accept(config, folder, capsys)
+
+
+@pytest.mark.parametrize(
+    "fragment",
+    [
+        pytest.param(completed(fragment), id=f"{page.name}: {', '.join(fragment)}")
+        for page in PAGES
+        for fragment in fragments(page)
+    ],
+)
+def test_a_part_of_a_configuration_is_accepted(fragment, folder, capsys):
+    accept(fragment, folder, capsys)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +181,67 @@ def test_the_python_example_of_the_readme_is_accepted(folder, monkeypatch, capsy
     (code,) = blocks(ROOT / "README.md", "python")
     exec(compile(code, "README.md", "exec"), {})
     assert "the comparison" in capsys.readouterr().out
+
+
+def prepare_rewards(folder: Path) -> None:
+    save_decoder(folder / "runs" / "reward" / "final")
+
+
+def prepare_lifecycle(folder: Path) -> None:
+    """A run with adapters, moved as a whole."""
+    model = save_model(folder / "model")
+    data = write_rows(folder / "rows.jsonl", sft_rows(8))
+    config = offline_tree(folder / "run", model, data)
+    config["model"]["lora"] = {"rank": 2}
+    (folder / "sft.yaml").write_text(yaml.safe_dump(config))
+    assert main(["sft", "--config", str(folder / "sft.yaml")]) == 0
+    (folder / "run").rename(folder / "moved")
+
+
+PREPARE = {"rewards.md": prepare_rewards, "lifecycle.md": prepare_lifecycle}
+
+
+def promised(code: str) -> list[str]:
+    """Output that the comments at the end of a `print` or below it promise."""
+    return re.findall(r"^ *print\(.*\)\s+# (.*)$", code, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name != "README.md" and blocks(page, "python")],
+    ids=lambda page: page.name,
+)
+def test_python_blocks_of_a_page_run_and_print_what_they_say(page, tmp_path):
+    PREPARE.get(page.name, lambda folder: None)(tmp_path)
+    code = "\n".join(blocks(page, "python"))
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    printed = process.stdout.splitlines()
+    for line in promised(code):
+        start = line.removesuffix(" ...")
+        matches = (text == line if start == line else text.startswith(start) for text in printed)
+        assert any(matches), (line, printed)
+
+
+def test_promises_are_found():
+    numbers = {page.name: len(promised("\n".join(blocks(page, "python")))) for page in PAGES}
+    assert numbers["data.md"] == 9
+    assert numbers["rewards.md"] >= 5
+    assert numbers["statistics.md"] == 7
+
+
+def test_the_talkative_demonstrations_are_those_of_the_documentation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(ROOT / "docs" / "overoptimization.md", "python")
+    exec(compile(code, "docs/overoptimization.md", "exec"), {})
+    kept = ROOT / "configs" / "overoptimize" / "talkative.jsonl.gz"
+    assert read_jsonl(tmp_path / "talkative.jsonl.gz") == read_jsonl(kept)
 
 
 def test_commands_are_found():
