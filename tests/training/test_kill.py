@@ -1,12 +1,12 @@
-"""A run killed at any moment ends like the run that never stopped, bit for bit."""
+"""A run killed before any of its file operations ends like a whole run, bit for bit."""
 
 from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -17,14 +17,44 @@ from tests.helpers.training import metrics_of, online_tree, same, weights_of
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
 
+KILLED_RUN = """
+import os, signal, sys
 
-def start(config: Path) -> subprocess.Popen[str]:
-    """The run in a process of its own, continued if it was begun."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "rlhf", "ppo", "--config", str(config), "--resume"]
-    return subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+folder, moment = sys.argv[1], int(sys.argv[2])
+operations = 0
+
+def count(event, arguments):
+    global operations
+    changes = event in ("os.rename", "os.remove", "os.mkdir", "os.truncate", "shutil.rmtree")
+    writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+    if (changes or writes) and str(arguments[0]).startswith(folder):
+        operations += 1
+        if operations == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count)
+from rlhf.cli.main import main
+code = main(sys.argv[3:])
+print(operations)
+raise SystemExit(code)
+"""
+"""`rlhf`, killed just before the given file operation below a folder; 0 is never."""
+
+
+def run(config: Path, moment: int = 0) -> int | None:
+    """Start or continue the run; returns its number of file operations, None if it was killed."""
+    folder = config.parent / "run"
+    command = ["ppo", "--config", str(config), "--resume"]
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED_RUN, str(folder), str(moment), *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
+    if process.returncode == -signal.SIGKILL:
+        return None
+    assert process.returncode == 0, process.stderr[-2000:]
+    return int(process.stdout.splitlines()[-1])
 
 
 def config_of(folder: Path, model: Path) -> Path:
@@ -35,41 +65,25 @@ def config_of(folder: Path, model: Path) -> Path:
     return path
 
 
-def finish(config: Path) -> Path:
-    process = start(config)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-2000:]
-    return config.parent / "run"
-
-
-def kill_after(config: Path, lines: int, delay: float) -> None:
-    """Kill -9 a moment after so many lines were logged."""
-    process = start(config)
-    log = config.parent / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if log.exists() and log.read_text().count("\n") >= lines:
-            time.sleep(delay)
-            process.kill()
-            break
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
-
-
 def test_a_killed_run_ends_like_the_whole_run(tmp_path: Path, echo_model: Path) -> None:
     seed = random.randrange(10**6)
-    print(f"moments drawn with seed {seed}")
+    print("seed", seed)
     rng = random.Random(seed)
-    whole = finish(config_of(tmp_path / "whole", echo_model))
+    whole = config_of(tmp_path / "whole", echo_model)
+    operations = run(whole)
+    assert operations is not None
+    assert operations > 3 * STEPS
     config = config_of(tmp_path / "killed", echo_model)
-    for lines in (1, 5, 9):
-        kill_after(config, lines, rng.uniform(0.0, 0.1))
-    killed = finish(config)
-    assert metrics_of(killed) == metrics_of(whole)
-    assert len(metrics_of(killed)) == STEPS
-    assert same(weights_of(killed), weights_of(whole))
-    name = f"checkpoints/step-{STEPS}/optimizer.pt"
-    assert same(torch.load(killed / name), torch.load(whole / name))
-    samples = [(run / "samples.jsonl").read_text() for run in (killed, whole)]
+    moments = [rng.randrange(1, operations // 3) for _ in range(3)]
+    print(f"killed before operations {moments} of {operations}")
+    assert [run(config, moment) for moment in moments] == [None] * 3
+    run(config)
+    runs = [path.parent / "run" for path in (config, whole)]
+    metrics = [metrics_of(path) for path in runs]
+    assert metrics[0] == metrics[1]
+    assert len(metrics[0]) == STEPS
+    assert same(*map(weights_of, runs))
+    states = [torch.load(path / f"checkpoints/step-{STEPS}/optimizer.pt") for path in runs]
+    assert same(*states)
+    samples = [(path / "samples.jsonl").read_text() for path in runs]
     assert samples[0] == samples[1]
