@@ -104,8 +104,15 @@ _CHARACTERS = _table(
 _SYMBOL_COMMANDS = _table(
     "√→sqrt π→pi ∞→infty ∅→emptyset θ→theta α→alpha β→beta λ→lambda φ→phi μ→mu"
 )
-_DOUBLE = ("**", "<=", ">=", "!=", "==", "=>", "->", "//", "...")
-_CURRENCIES = {"$": "$", "€": "€", "£": "£", "¥": "¥", "₹": "₹"}
+_DOUBLE = _table("**→^ ==→= <=→<= >=→>= !=→!= =>→=> ->→-> //→//")
+_ESCAPED = {
+    "{": ("operator", "\\{"),
+    "}": ("operator", "\\}"),
+    "%": ("operator", "%"),
+    "|": ("operator", "|"),
+    "\\": ("operator", "\\\\"),
+    "$": ("currency", "$"),
+}
 
 
 def tokens_of(text: str, *, math: bool = False) -> list[Token]:
@@ -126,7 +133,7 @@ def tokens_of(text: str, *, math: bool = False) -> list[Token]:
 class _Lexer:
     def __init__(self, text: str, math: bool):
         self.text, self.tokens, self.math, self.spaced = text, [], math, False
-        self.always_math, self.closes = math, _pairs(text)
+        self.always_math, self.closes = math, closing_positions(text)
         self.closing = set(self.closes.values())
         self.prose_until: list[int] = []
 
@@ -149,33 +156,29 @@ class _Lexer:
         return end
 
     def _step(self, place: int) -> int:
-        letter = self.text[place]
-        space = _SPACE.match(self.text, place)
-        if space:
+        """Read what starts at ``place``, and return where it ends."""
+        letter, following = self.text[place], self.text[place + 1 : place + 2]
+        if space := _SPACE.match(self.text, place):
             self.spaced = True
             return space.end()
         if letter == "\n":
-            end = self._add("line", "\n", place, place + 1)
+            self._add("line", "\n", place, place + 1)
             self.spaced = True
-            return end
+            return place + 1
         if letter == "\\":
             return self._command(place)
         if letter == "$":
             return self._dollar(place)
-        if letter.isdigit() and unicodedata.decimal(letter, None) is not None:
-            return self._number(place)
-        following = self.text[place + 1 : place + 2]
-        if letter == "." and (following.isdecimal() or _REPEATING.match(self.text, place)):
+        is_decimal = letter == "." and (following.isdecimal() or _REPEATING.match(self.text, place))
+        if letter.isdecimal() or is_decimal:
             return self._number(place)
         if letter in _SYMBOL_COMMANDS:
             return self._add("command", _SYMBOL_COMMANDS[letter], place, place + 1)
-        raised = _SUPERSCRIPT.match(self.text, place)
-        if raised:
-            return self._superscript(raised)
+        if superscript := _SUPERSCRIPT.match(self.text, place):
+            return self._superscript(superscript)
         if unicodedata.category(letter) == "No":
             return self._vulgar(place)
-        word = _WORD.match(self.text, place)
-        if word:
+        if word := _WORD.match(self.text, place):
             return self._add("word", word.group(), place, word.end())
         return self._symbol(place)
 
@@ -184,17 +187,13 @@ class _Lexer:
         if self.text.startswith("...", place) or letter == "…":
             return self._add("punctuation", "...", place, place + (1 if letter == "…" else 3))
         if double in _DOUBLE:
-            text = {"**": "^", "==": "="}.get(double, double)
-            return self._add("operator", text, place, place + 2)
-        if letter in _CHARACTERS:
-            return self._add("operator", _CHARACTERS[letter], place, place + 1)
-        if letter in "+-*/^_=<>()[]{}|,;:!%&":
-            return self._add("operator", letter, place, place + 1)
+            return self._add("operator", _DOUBLE[double], place, place + 2)
         if letter == "~":
             return self._tilde(place)
-        if letter in _CURRENCIES:
-            return self._add("currency", letter, place, place + 1)
-        kind = "punctuation" if letter in ".?\"'“”’‘—`#" else "unknown"
+        if letter in _CHARACTERS or letter in "+-*/^_=<>()[]{}|,;:!%&":
+            return self._add("operator", _CHARACTERS.get(letter, letter), place, place + 1)
+        kinds = {"currency": "€£¥₹", "punctuation": ".?\"'“”’‘—`#"}
+        kind = next((kind for kind, letters in kinds.items() if letter in letters), "unknown")
         return self._add(kind, letter, place, place + 1)
 
     def _tilde(self, place: int) -> int:
@@ -214,7 +213,8 @@ class _Lexer:
             return self._escaped(match.group(2), place, end)
         name = _ALIASES.get(name, name)
         if name in _IGNORED:
-            return self._skip_name(end)
+            self.spaced = True
+            return end
         if name in _TEXT_COMMANDS:
             return self._text_command(place, end)
         if name in "{}":
@@ -223,29 +223,16 @@ class _Lexer:
             return self._add("operator", _OPERATOR_COMMANDS[name], place, end)
         return self._add("command", name, place, end)
 
-    def _skip_name(self, end: int) -> int:
-        """Skip the dot after ``\\left`` and similar commands: it marks a missing bracket."""
-        self.spaced = True
-        return end
-
     def _escaped(self, letter: str, place: int, end: int) -> int:
+        """Read a backslash before a character that is not a letter."""
         if letter in "()[]":
             self.math = self.always_math or letter in "(["
             return self._add("delimiter", letter, place, end)
-        if letter in "{}":
-            return self._add("operator", f"\\{letter}", place, end)
-        if letter == "$":
-            return self._add("currency", "$", place, end)
-        if letter == "%":
-            return self._add("operator", "%", place, end)
-        if letter == "\\":
-            return self._add("operator", "\\\\", place, end)
-        if letter == "|":
-            return self._add("operator", "|", place, end)
         if letter in ",;:! \n":
             self.spaced = True
             return end
-        return self._add("unknown", letter, place, end)
+        kind, text = _ESCAPED.get(letter, ("unknown", letter))
+        return self._add(kind, text, place, end)
 
     def _text_command(self, place: int, end: int) -> int:
         """Read the content of ``\\text{...}`` as prose, without its braces."""
@@ -341,8 +328,11 @@ def _ascii(digits: str) -> str:
     return "".join(c if c == "." else str(unicodedata.decimal(c)) for c in digits)
 
 
-def _pairs(text: str) -> dict[int, int]:
-    """Index of each opening brace or dollar sign -> index of the closing one."""
+def closing_positions(text: str) -> dict[int, int]:
+    """Position of each opening brace or dollar sign -> position of the closing one.
+
+    Escaped braces and dollar signs are ignored.
+    """
     pairs: dict[int, int] = {}
     open_braces: list[int] = []
     dollar, place = None, 0

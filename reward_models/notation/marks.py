@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rlhf.reward_models.notation.lexer import NotUnderstood
+from rlhf.reward_models.notation.lexer import NotUnderstood, closing_positions
 
 _ANSWER_TAG = re.compile(r"<answer>", re.I)
 _ANSWER_END = re.compile(r"</answer>", re.I)
@@ -33,28 +33,10 @@ def last_box(text: str) -> tuple[int, int, str] | None:
     boxes = list(_BOX.finditer(text))
     if not boxes:
         return None
-    box = boxes[-1]
-    end = closing_brace(text, box.end() - 1)
+    end = closing_positions(text).get(boxes[-1].end() - 1)
     if end is None:
         raise NotUnderstood("a box that is not closed")
-    return box.start(), end + 1, text[box.end() : end]
-
-
-def closing_brace(text: str, start: int) -> int | None:
-    """Index of the brace that closes the one at ``start``; escaped braces are ignored."""
-    depth, place = 0, start
-    while place < len(text):
-        letter = text[place]
-        if letter == "\\":
-            place += 1
-        elif letter == "{":
-            depth += 1
-        elif letter == "}":
-            depth -= 1
-            if depth == 0:
-                return place
-        place += 1
-    return None
+    return boxes[-1].start(), end + 1, text[boxes[-1].end() : end]
 
 
 def answer_segment(reply: str) -> tuple[str, str, str]:
@@ -77,7 +59,7 @@ def answer_segment(reply: str) -> tuple[str, str, str]:
     box, mark = last_box(text), text.rfind("####")
     if box is not None and box[0] > mark:
         start, end, content = box
-        _refuse_second_box(text[:start], content)
+        _refuse_alternative_box(text[:start], content)
         return content, text[:start], text[end:]
     if mark >= 0:
         return _after_mark(text[mark:].lstrip("#")), "", ""
@@ -89,25 +71,22 @@ def is_box(reply: str) -> bool:
     return _BOX.match(reply.strip()) is not None
 
 
-def _refuse_second_box(before: str, content: str) -> None:
-    """Raise NotUnderstood for two boxes with only a conjunction between them."""
-    boxes = list(_BOX.finditer(before))
-    if not boxes:
+def _refuse_alternative_box(before: str, content: str) -> None:
+    """Raise NotUnderstood if only a conjunction separates the last box from another one."""
+    try:
+        previous = last_box(before)
+    except NotUnderstood:  # the other box is not closed
         return
-    previous = boxes[-1]
-    end = closing_brace(before, previous.end() - 1)
-    if end is None or before[previous.end() : end].strip() == content.strip():
+    if previous is None or previous[2].strip() == content.strip():
         return
-    if _BETWEEN_BOXES.fullmatch(before[end + 1 :]):
+    if _BETWEEN_BOXES.fullmatch(before[previous[1] :]):
         raise NotUnderstood("several boxes")
 
 
 def _after_mark(text: str) -> str:
+    """The line after ``####``, or the lines after it if that line is empty or a heading."""
     line, _, rest = text.partition("\n")
-    if not rest.strip() or (_STARTS_WITH_ANSWER.match(line[:200]) and not _is_heading(line)):
+    is_heading = _HEADING.fullmatch(line[:200]) is not None
+    if not rest.strip() or (_STARTS_WITH_ANSWER.match(line[:200]) and not is_heading):
         return line
     return rest
-
-
-def _is_heading(line: str) -> bool:
-    return _HEADING.fullmatch(line[:200]) is not None
