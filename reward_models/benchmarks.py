@@ -3,15 +3,16 @@
 Rows come from the files of the benchmarks; nothing is downloaded. Each function returns plain
 numbers. An item that the reward cannot score counts as wrong and is reported under ``unscored``. In
 addition to the published scores, the results contain ``intervals`` (95%, clustered by prompt; the
-interval of a section combines those of its subsets), ``rows`` (number of rows of each part) and
-``absent`` (parts without rows). A score with absent parts cannot be compared with published ones.
+interval of a section combines those of its subsets; nested scores are named ``section / part``),
+``rows`` (number of rows of each part) and ``absent`` (parts without rows). A score with absent
+parts cannot be compared with published ones.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from rlhf.reward_models.core import Conversation, Reward
 from rlhf.stats import Interval, interval, jackknife, weighted_sum
 
 Row = Mapping[str, Any]
+Scores = Mapping[str, Any]
+"""Name -> the estimate of a score, or the scores of its parts."""
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Chat": (
@@ -67,21 +70,6 @@ DOMAINS = ("chat", "code", "math", "safety")
 _MATH_PRM_WEIGHT = 984  # the number of prompts of all code subsets, instead of its own 447
 
 
-def _prompt(prompt: str | Conversation) -> Conversation:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values))
-
-
-def _scores(reward: Reward, items: Sequence[tuple[Any, str]]) -> tuple[np.ndarray, int]:
-    """Scores of (prompt, reply) items [N], nan where there is none, and the number of nan."""
-    conversations = [[*_prompt(p), {"role": "assistant", "content": r}] for p, r in items]
-    values = np.array([math.nan if v is None else v for v in reward(conversations)])
-    return values, int(np.isnan(values).sum())
-
-
 def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     """RewardBench 1: rows of ``prompt``, ``chosen``, ``rejected``, ``subset``.
 
@@ -94,44 +82,21 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     rows = list(rows)
     items = [(row["prompt"], row[side]) for side in ("chosen", "rejected") for row in rows]
     values, unscored = _scores(reward, items)
-    right: dict[str, list[float]] = defaultdict(list)
-    prompts: dict[str, list[str]] = defaultdict(list)
-    for row, won in zip(rows, values[: len(rows)] > values[len(rows) :], strict=True):
-        right[row["subset"]].append(float(won))
-        prompts[row["subset"]].append(_key(row["prompt"]))
+    counts = Counter(row["subset"] for row in rows)
     known = {subset for subsets in SECTIONS.values() for subset in subsets}
-    if unknown := sorted(set(right) - known):
+    if unknown := sorted(set(counts) - known):
         raise UserError(f"RewardBench has no subset {unknown[0]!r}")
-    subsets = {name: sum(wins) / len(wins) for name, wins in sorted(right.items())}
-    weights = {
-        name: _MATH_PRM_WEIGHT if name == "math-prm" else len(wins) for name, wins in right.items()
-    }
+    right = values[: len(rows)] > values[len(rows) :]
+    subsets = _by_part(rows, right, part="subset")
+    weights = {**counts, "math-prm": _MATH_PRM_WEIGHT}
     sections = {
-        section: sum(subsets[n] * weights[n] for n in present) / sum(weights[n] for n in present)
+        section: _mean({name: subsets[name] for name in present}, weights)
         for section, names in SECTIONS.items()
-        if (present := [n for n in names if n in subsets])
+        if (present := [name for name in names if name in subsets])
     }
-    score = sum(sections.values()) / len(sections)
-    by_subset = {name: _accuracy(wins, prompts[name]) for name, wins in right.items()}
-    by_section = {
-        section: _weighted(by_subset, {n: weights[n] for n in SECTIONS[section] if n in by_subset})
-        for section in sections
-    }
-    return {
-        "score": score,
-        "sections": sections,
-        "subsets": subsets,
-        "unscored": unscored,
-        "intervals": _intervals(
-            {
-                "score": _weighted(by_section, dict.fromkeys(by_section, 1.0)),
-                **{f"sections / {name}": value for name, value in by_section.items()},
-                **{f"subsets / {name}": by_subset[name] for name in subsets},
-            }
-        ),
-        "rows": {name: len(wins) for name, wins in sorted(right.items())},
-        "absent": sorted(set(SECTIONS) - set(sections)) + sorted(known - set(right)),
-    }
+    scores = {"score": _mean(sections), "sections": sections, "subsets": subsets}
+    absent = sorted(set(SECTIONS) - set(sections)) + sorted(known - set(subsets))
+    return _result(scores, unscored, counts) | {"absent": absent}
 
 
 def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
@@ -149,36 +114,22 @@ def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     items = [(row["prompt"], reply) for row in rows for reply in [*row["chosen"], *row["rejected"]]]
     values, unscored = _scores(reward, items)
     sizes = [len(row["chosen"]) + len(row["rejected"]) for row in rows]
-    parts = np.split(values, np.cumsum(sizes)[:-1]) if rows else []
-    by_subset: dict[str, list[float]] = defaultdict(list)
-    prompts: dict[str, list[str]] = defaultdict(list)
+    others: list[Row] = []
+    points: list[float] = []
     ties: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for row, part in zip(rows, parts, strict=True):
-        good, bad = part[: len(row["chosen"])], part[len(row["chosen"]) :]
+    for row, scores in zip(rows, np.split(values, np.cumsum(sizes)[:-1]), strict=True):
+        good, bad = np.split(scores, [len(row["chosen"])])
         if row["subset"].lower() == "ties":
             ties[str(row["id"])] = (good, bad)
         else:
-            by_subset[row["subset"]].append(_best_of(good, bad))
-            prompts[row["subset"]].append(_key(row["prompt"]))
-    subsets = {name: _mean(points) for name, points in sorted(by_subset.items())}
-    values_of = {
-        name: _accuracy(points, prompts[name]) for name, points in sorted(by_subset.items())
-    }
-    counts = {name: len(points) for name, points in sorted(by_subset.items())}
+            others.append(row)
+            points.append(_best_of(good, bad))
+    subsets = _by_part(others, np.array(points), part="subset")
+    counts = Counter(row["subset"] for row in others)
     if ties:
-        subsets["Ties"] = ties_score(ties)
-        values_of["Ties"], counts["Ties"] = _ties_interval(ties), len(ties)
-    score = sum(subsets.values()) / len(subsets)
-    mean = _weighted(values_of, dict.fromkeys(values_of, 1.0))
-    named = {f"subsets / {name}": value for name, value in values_of.items()}
-    return {
-        "score": score,
-        "subsets": subsets,
-        "unscored": unscored,
-        "intervals": _intervals({"score": mean, **named}),
-        "rows": counts,
-        "absent": [name for name in SUBSETS_2 if name not in subsets],
-    }
+        subsets["Ties"], counts["Ties"] = _ties_interval(ties), len(ties)
+    result = _result({"score": _mean(subsets), "subsets": subsets}, unscored, counts)
+    return result | {"absent": [name for name in SUBSETS_2 if name not in subsets]}
 
 
 def _best_of(good: np.ndarray, bad: np.ndarray) -> float:
@@ -217,7 +168,7 @@ def ties_score(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
         hard.append(min(gap, reference_gap) > spread)
         clear.append(_clearness(min(gap, reference_gap), spread))
     parts = [accurate["tied"], accurate["ref"], beyond, hard, clear]
-    means = [_mean(part) if part else 0.0 for part in parts]
+    means = [float(np.mean(part)) if part else 0.0 for part in parts]
     return sum(w * m for w, m in zip((0.3, 0.3, 0.2, 0.2, 0.01), means, strict=True))
 
 
@@ -261,47 +212,22 @@ def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     styles = values.reshape(len(rows), 2, 3)
     wins = styles[:, 0, :, None] > styles[:, 1, None, :]
     i, j = np.indices((3, 3))
-    per_row = {"easy": wins[:, i > j], "normal": wins[:, i == j], "hard": wins[:, i < j]}
-    parts = np.array([row["domain"] for row in rows])
-    by_part = {
-        part: {level: float(won[parts == part].mean()) for level, won in per_row.items()}
-        for part in sorted(set(parts.tolist()))
-    }
-    by_domain = {}
-    for domain in sorted({part.partition("-")[0] for part in by_part}):
-        in_domain = [rates for part, rates in by_part.items() if part.partition("-")[0] == domain]
-        by_domain[domain] = {level: _mean([r[level] for r in in_domain]) for level in per_row}
-    levels = {level: _mean([rates[level] for rates in by_domain.values()]) for level in per_row}
-    score = sum(levels.values()) / 3
-    keys = np.array([_key(row["prompt"]) for row in rows])
-    intervals = {}
-    for level, won in {"score": wins.mean((1, 2)), **per_row}.items():
-        # Each level has three of the nine comparisons, so the mean of the levels is that of all.
-        rates = won.reshape(len(rows), -1).mean(1)
-        per_domain = _over_domains(rates, parts, keys)
-        is_score = level == "score"
-        named = {(k if is_score else f"{level} / {k}"): v for k, v in per_domain.items()}
-        intervals |= {level: _weighted(per_domain, dict.fromkeys(per_domain, 1.0))}
-        intervals |= {f"domains / {name}": value for name, value in named.items()}
-    domains = {part.partition("-")[0] for part in parts.tolist()}
-    return {
-        "score": score,
-        **levels,
-        "domains": by_domain,
-        "unscored": unscored,
-        "intervals": _intervals(intervals),
-        "rows": {part: int((parts == part).sum()) for part in by_part},
-        "absent": [name for name in DOMAINS if name not in domains],
-    }
-
-
-def _over_domains(rates: np.ndarray, parts: np.ndarray, keys: np.ndarray) -> dict[str, Interval]:
-    """Mean rate over the parts of each domain, with its interval."""
+    # Each level has three of the nine comparisons, so the mean of the levels is that of all.
+    levels = {"score": i >= 0, "easy": i > j, "normal": i == j, "hard": i < j}
     domains: dict[str, dict[str, Interval]] = defaultdict(dict)
-    for part in sorted(set(parts.tolist())):
-        value = _accuracy(rates[parts == part], keys[parts == part].tolist())
-        domains[part.partition("-")[0]][part] = value
-    return {name: _weighted(part, dict.fromkeys(part, 1.0)) for name, part in domains.items()}
+    for level, compared in levels.items():
+        by_part: dict[str, dict[str, Interval]] = defaultdict(dict)
+        for part, rate in _by_part(rows, wins[:, compared].mean(1), part="domain").items():
+            by_part[part.partition("-")[0]][part] = rate
+        for domain, rates in by_part.items():
+            domains[domain][level] = _mean(rates)
+    means = {
+        level: _mean({domain: rates[level] for domain, rates in domains.items()})
+        for level in levels
+    }
+    counts = Counter(row["domain"] for row in rows)
+    result = _result({**means, "domains": domains}, unscored, counts)
+    return result | {"absent": [name for name in DOMAINS if name not in domains]}
 
 
 def judge_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
@@ -317,48 +243,72 @@ def judge_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
         raise UserError(f"JudgeBench labels are 'A>B' or 'B>A', got {odd[0]!r}")
     items = [(row["question"], row[f"response_{side}"]) for side in "AB" for row in rows]
     values, unscored = _scores(reward, items)
-    gap = values[: len(rows)] - values[len(rows) :]
     signs = np.array([1.0 if row["label"] == "A>B" else -1.0 for row in rows])
-    right = gap * signs > 0
-    sources: dict[str, list[float]] = defaultdict(list)
-    prompts: dict[str, list[str]] = defaultdict(list)
-    for row, won in zip(rows, right, strict=True):
-        sources[str(row["source"])].append(float(won))
-        prompts[str(row["source"])].append(_key(row["question"]))
-    rates = {name: sum(wins) / len(wins) for name, wins in sorted(sources.items())}
-    parts = {f"sources / {name}": _accuracy(sources[name], prompts[name]) for name in rates}
-    accuracy = _accuracy(right.astype(float), [_key(row["question"]) for row in rows])
+    right = (values[: len(rows)] - values[len(rows) :]) * signs > 0
+    scores = {
+        "score": _rate(right, [row["question"] for row in rows]),
+        "sources": _by_part(rows, right, part="source", prompt="question"),
+    }
+    return _result(scores, unscored, Counter(str(row["source"]) for row in rows))
+
+
+def _scores(reward: Reward, items: Sequence[tuple[Any, str]]) -> tuple[np.ndarray, int]:
+    """Scores of (prompt, reply) items [N], nan where there is none, and the number of nan."""
+    if not items:
+        raise UserError("a benchmark needs at least one row")
+    conversations = [[*_messages(p), {"role": "assistant", "content": r}] for p, r in items]
+    values = np.array([math.nan if v is None else v for v in reward(conversations)])
+    return values, int(np.isnan(values).sum())
+
+
+def _messages(prompt: str | Conversation) -> Conversation:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def _by_part(
+    rows: Sequence[Row], values: np.ndarray, *, part: str, prompt: str = "prompt"
+) -> dict[str, Interval]:
+    """Mean of the values [N] of each part; ``part`` and ``prompt`` are keys of the rows."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        members[str(row[part])].append(i)
     return {
-        "score": float(right.mean()),
-        "sources": rates,
-        "unscored": unscored,
-        "intervals": _intervals({"score": accuracy, **parts}),
-        "rows": {name: len(wins) for name, wins in sorted(sources.items())},
+        name: _rate(values[indices], [rows[i][prompt] for i in indices])
+        for name, indices in sorted(members.items())
     }
 
 
-def _key(prompt: str | Conversation) -> str:
-    """The prompt as one text; rows with the same prompt are one unit."""
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+def _rate(values: np.ndarray, prompts: Sequence[str | Conversation]) -> Interval:
+    """Mean of values [N] in [0, 1]; rows with the same prompt are one unit."""
+    units = [p if isinstance(p, str) else json.dumps(p, sort_keys=True) for p in prompts]
+    return interval(values, units, bounds=(0.0, 1.0), weigh="values")
 
 
-def _accuracy(values: Sequence[float] | np.ndarray, prompts: Sequence[str]) -> Interval:
-    return interval(values, prompts, bounds=(0.0, 1.0), weigh="values")
+def _mean(parts: Mapping[str, Interval], weights: Mapping[str, int] | None = None) -> Interval:
+    """Mean of independent parts, by default with equal weights."""
+    numbers = [1 if weights is None else weights[name] for name in parts]
+    return weighted_sum(list(parts.values()), [number / sum(numbers) for number in numbers])
 
 
-def _weighted(parts: Mapping[str, Interval], weights: Mapping[str, float]) -> Interval:
-    """Weighted mean of independent parts."""
-    total = sum(weights.values())
-    return weighted_sum([parts[name] for name in weights], [w / total for w in weights.values()])
+def _result(scores: Scores, unscored: int, rows: Mapping[str, int]) -> dict[str, Any]:
+    counts = dict(sorted(rows.items()))
+    return {**_values(scores), "unscored": unscored, "intervals": _limits(scores), "rows": counts}
 
 
-def _intervals(parts: Mapping[str, Interval]) -> dict[str, dict[str, float | int | None]]:
-    """Limits and number of prompts of each part; None where there is no interval."""
+def _values(scores: Scores) -> dict[str, Any]:
     return {
-        name: {
-            "low": part.low if part.known else None,
-            "high": part.high if part.known else None,
-            "prompts": part.units,
-        }
-        for name, part in parts.items()
+        name: part.value if isinstance(part, Interval) else _values(part)
+        for name, part in scores.items()
     }
+
+
+def _limits(scores: Scores, prefix: str = "") -> dict[str, dict[str, Any]]:
+    """Limits and number of prompts of each score; None where there is no interval."""
+    limits: dict[str, dict[str, Any]] = {}
+    for name, part in scores.items():
+        if isinstance(part, Interval):
+            low, high = (part.low, part.high) if part.known else (None, None)
+            limits[prefix + name] = {"low": low, "high": high, "prompts": part.units}
+        else:
+            limits |= _limits(part, f"{prefix}{name} / ")
+    return limits

@@ -151,3 +151,7 @@ def test_absent_parts_of_the_other_benchmarks():
     assert found["absent"] == ["code", "math", "safety"]
     assert found["rows"] == {"chat": 2}
     assert found["intervals"]["easy"]["low"] == pytest.approx(0.05 ** (1 / 2), abs=1e-6)
+    assert found["intervals"]["domains / chat / easy"] == found["intervals"]["easy"]
+    assert found["domains"]["chat"] == {"score": 1.0, "easy": 1.0, "normal": 1.0, "hard": 1.0}
+    with pytest.raises(ValueError, match="at least one row"):
+        rm_bench(REWARD, [])
