@@ -15,7 +15,7 @@ import numpy as np
 from scipy import optimize, special
 
 from rlhf.errors import UserError
-from rlhf.reward_models.report.intervals import group_index
+from rlhf.stats.units import cluster_index
 
 _TAIL = 0.975
 _MAX_NOISE = 0.49
@@ -78,7 +78,7 @@ def fit_annotator(
     if noise:
         theta[-1] = 0.05
         theta = _ascend(x, theta, free=np.arange(len(names) + 1), iterations=iterations)
-    labels = np.arange(len(x)) if groups is None else group_index(groups)
+    labels = np.arange(len(x)) if groups is None else cluster_index(groups)[1]
     robust, model = _covariances(x, theta, labels, free=len(names) + int(noise))
     quantile = float(special.stdtrit(max(1, labels.max()), _TAIL))
     weights = {}

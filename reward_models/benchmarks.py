@@ -257,7 +257,7 @@ def _scores(reward: Reward, items: Sequence[tuple[Any, str]]) -> tuple[np.ndarra
     if not items:
         raise UserError("a benchmark needs at least one row")
     conversations = [[*_messages(p), {"role": "assistant", "content": r}] for p, r in items]
-    values = np.array([math.nan if v is None else v for v in reward(conversations)])
+    values = np.array(reward(conversations), dtype=float)
     return values, int(np.isnan(values).sum())
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from rlhf.reward_models.core import Reward, last_reply
 from rlhf.reward_models.pairs import Pair
-from rlhf.reward_models.report.intervals import group_index
 from rlhf.reward_models.words import fit_words
+from rlhf.stats.units import cluster_index
 
 _WORDS_C = 1e-4  # inverse regularization, the best for 2,000 to 20,000 pairs of two data sets
 
@@ -29,11 +29,10 @@ def bag_of_words(
     """
     if train is not None:
         return _fit_words(train, pairs)
-    groups = group_index([pair.group for pair in pairs])
-    num_groups = int(groups.max()) + 1
-    if num_groups < 2:
+    prompts, groups = cluster_index([pair.group for pair in pairs])
+    if len(prompts) < 2:
         raise ValueError("a cross-fitted bag of words needs at least two prompts")
-    parts = np.random.default_rng(seed).permutation(num_groups) % min(folds, num_groups)
+    parts = np.random.default_rng(seed).permutation(len(prompts)) % min(folds, len(prompts))
     margins = np.zeros(len(pairs))
     for part in range(parts.max() + 1):
         held_out = parts[groups] == part
@@ -73,5 +72,5 @@ def response_only(reward: Reward, pairs: Sequence[Pair]) -> np.ndarray:
         return [{"role": "assistant", "content": last_reply(getattr(pair, side))}]
 
     values = reward([alone(p, "chosen") for p in pairs] + [alone(p, "rejected") for p in pairs])
-    scores = np.array([np.nan if v is None else v for v in values])
+    scores = np.array(values, dtype=float)
     return scores[: len(pairs)] - scores[len(pairs) :]

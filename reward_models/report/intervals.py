@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 from rlhf.stats import Interval, adjusted_wald, interval
-from rlhf.stats.units import no_interval_reason
+from rlhf.stats.units import cluster_index, no_interval_reason
 
 
 def cluster_interval(
@@ -34,8 +34,8 @@ def cluster_interval(
     if num_groups < 2:
         mean = float(x.mean()) if x.size else float("nan")
         return as_row(Interval.without(mean, num_groups, "one unit"), x.size)
-    kind = "auto" if bounds else "mean"
-    return as_row(interval(x, list(groups), kind=kind, bounds=bounds, weigh="values"), x.size)
+    result = interval(x, list(groups), kind="mean", bounds=bounds, weigh="values")
+    return as_row(result, x.size)
 
 
 def share_interval(
@@ -53,7 +53,7 @@ def gain_interval(
     The keys are those of `cluster_interval`. If few differences are not 0, the interval is the
     adjusted Wald interval of paired shares.
     """
-    x, index = np.asarray(gains, dtype=float), group_index(groups)
+    x, (_, index) = np.asarray(gains, dtype=float), cluster_index(groups)
     sizes = np.bincount(index).astype(float) if index.size else np.zeros(0)
     if sizes.size < 2 or not no_interval_reason(np.bincount(index, weights=x) / sizes):
         return cluster_interval(x, groups)
@@ -70,17 +70,6 @@ def as_row(result: Interval, n: int) -> dict[str, float]:
     return {"value": result.value, "n": n, **ends, "groups": result.units}
 
 
-def group_index(groups: Sequence[Hashable]) -> np.ndarray:
-    """Return the group of each row as a number from 0, in order of first occurrence. [N]"""
-    seen: dict[Hashable, int] = {}
-    return np.array([seen.setdefault(group, len(seen)) for group in groups], dtype=int)
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Return ranks from 0; ties have their mean rank. [N]"""
-    return stats.rankdata(values) - 1
-
-
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson correlation; nan if a side is constant."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
@@ -90,4 +79,4 @@ def pearson(a: np.ndarray, b: np.ndarray) -> float:
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman correlation; nan if a side is constant."""
-    return pearson(ranks(np.asarray(a)), ranks(np.asarray(b)))
+    return pearson(stats.rankdata(a), stats.rankdata(b))

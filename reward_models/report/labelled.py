@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import rankdata
 
 from rlhf.reward_models.report.intervals import (
     as_row,
     gain_interval,
     pearson,
-    ranks,
     share_interval,
     spearman,
 )
@@ -28,7 +28,7 @@ def classification_report(
     logits: np.ndarray,
     labels: np.ndarray,
     *,
-    baselines: dict[str, np.ndarray],
+    baselines: Mapping[str, np.ndarray],
     groups: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
     """Return accuracy, macro-F1 and AUC of logits, and the paired gain over each baseline.
@@ -41,95 +41,103 @@ def classification_report(
         baselines: Name -> logits of a baseline. [N, C]
         groups: Independent unit of each row, such as its prompt; by default each row is one. [N]
     """
-    measures = (
-        Measure("accuracy", accuracy, "share", hits),
-        Measure("macro_f1", macro_f1, "logit"),
-        Measure("auc", auc, "logit"),
-    )
-    return _compare(measures, logits, labels, baselines, groups)
+    measures = {
+        "accuracy": Measure(hits, "share"),
+        "macro_f1": Measure(macro_f1, "logit"),
+        "auc": Measure(auc, "logit"),
+    }
+    return _report(measures, logits, labels, baselines, groups)
 
 
 def rating_report(
     predictions: np.ndarray,
     targets: np.ndarray,
     *,
-    baselines: dict[str, np.ndarray],
+    baselines: Mapping[str, np.ndarray],
     groups: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
     """Return correlations and RMSE of predictions [N], and the gain over each baseline."""
-    measures = (
-        Measure("pearson", pearson, "fisher"),
-        Measure("spearman", spearman, "fisher"),
-        Measure("rmse", rmse, "log"),
-    )
-    return _compare(measures, predictions, targets, baselines, groups)
+    measures = {
+        "pearson": Measure(pearson, "fisher"),
+        "spearman": Measure(spearman, "fisher"),
+        "rmse": Measure(rmse, "log"),
+    }
+    return _report(measures, predictions, targets, baselines, groups)
+
+
+def accuracy_report(
+    correct: Sequence[float] | np.ndarray,
+    *,
+    baselines: Mapping[str, Sequence[float] | np.ndarray],
+    groups: Sequence[Hashable],
+) -> dict[str, Any]:
+    """Return the accuracy of outcomes [N] in [0, 1], and the paired gain over each baseline."""
+    measures = {"accuracy": Measure(lambda outcomes, _: outcomes, "share")}
+    outcomes = {name: np.asarray(column) for name, column in baselines.items()}
+    no_labels = np.zeros(len(correct))
+    return _report(measures, np.asarray(correct), no_labels, outcomes, groups)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric of predictions, and the scale of its interval."""
+    """A metric of predictions [N, ...] and labels [N]."""
 
-    name: str
-    of: Callable[[np.ndarray, np.ndarray], float]
-    """(predictions [N, ...], labels [N]) -> value of the metric."""
+    of: Callable[[np.ndarray, np.ndarray], Any]
+    """The metric of all rows; of a share: the outcome of each row [N]."""
     scale: Scale | Literal["share"]
-    rows: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
-    """For a share: (predictions, labels) -> outcome of each row [N]."""
+    """Scale of the interval."""
+
+    def estimate(
+        self, predictions: np.ndarray, labels: np.ndarray, units: Sequence[Hashable]
+    ) -> Estimate:
+        """Return the metric with its interval over units [N]."""
+        if self.scale == "share":
+            return share(self.of(predictions, labels), units)
+
+        def metric(rows: np.ndarray) -> float:
+            return self.of(predictions[rows], labels[rows])
+
+        return plain(as_row(jackknife(metric, units, scale=self.scale), len(labels)))
+
+    def gain(
+        self,
+        predictions: np.ndarray,
+        baseline: np.ndarray,
+        labels: np.ndarray,
+        units: Sequence[Hashable],
+    ) -> Estimate:
+        """Return the paired difference to a baseline with its interval over units [N]."""
+
+        def difference(rows: Any = slice(None)) -> Any:
+            return self.of(predictions[rows], labels[rows]) - self.of(baseline[rows], labels[rows])
+
+        if self.scale == "share":
+            return plain(gain_interval(difference(), units))
+        return plain(as_row(jackknife(difference, units), len(labels)))
 
 
-def _compare(
-    measures: Sequence[Measure],
-    scores: np.ndarray,
+def _report(
+    measures: Mapping[str, Measure],
+    predictions: np.ndarray,
     labels: np.ndarray,
-    baselines: dict[str, np.ndarray],
+    baselines: Mapping[str, np.ndarray],
     groups: Sequence[Hashable] | None,
 ) -> dict[str, Any]:
-    units = range(len(labels)) if groups is None else groups
-    labels_and_units = (labels, units)
+    units = list(range(len(labels)) if groups is None else groups)
+
+    def estimates(column: np.ndarray) -> dict[str, Estimate]:
+        return {name: m.estimate(column, labels, units) for name, m in measures.items()}
+
+    def gains(column: np.ndarray) -> dict[str, Estimate]:
+        return {name: m.gain(predictions, column, labels, units) for name, m in measures.items()}
+
     return {
         "rows": len(labels),
         "units": len(set(units)),
-        "metrics": {m.name: _estimate(m, scores, *labels_and_units) for m in measures},
-        "baselines": {
-            name: {m.name: _estimate(m, other, *labels_and_units) for m in measures}
-            for name, other in baselines.items()
-        },
-        "gains": {
-            name: {m.name: _gain(m, scores, other, *labels_and_units) for m in measures}
-            for name, other in baselines.items()
-        },
+        "metrics": estimates(predictions),
+        "baselines": {name: estimates(column) for name, column in baselines.items()},
+        "gains": {name: gains(column) for name, column in baselines.items()},
     }
-
-
-def _estimate(
-    measure: Measure, scores: np.ndarray, labels: np.ndarray, units: Sequence[Hashable]
-) -> Estimate:
-    if measure.rows is not None:
-        return plain(share_interval(measure.rows(scores, labels), list(units)))
-    assert measure.scale != "share"
-    interval = jackknife(
-        lambda rows: measure.of(scores[rows], labels[rows]), list(units), scale=measure.scale
-    )
-    return plain(as_row(interval, len(labels)))
-
-
-def _gain(
-    measure: Measure,
-    scores: np.ndarray,
-    baseline_scores: np.ndarray,
-    labels: np.ndarray,
-    units: Sequence[Hashable],
-) -> Estimate:
-    if measure.rows is not None:
-        gains = measure.rows(scores, labels) - measure.rows(baseline_scores, labels)
-        return plain(gain_interval(gains, list(units)))
-    interval = jackknife(
-        lambda rows: (
-            measure.of(scores[rows], labels[rows]) - measure.of(baseline_scores[rows], labels[rows])
-        ),
-        list(units),
-    )
-    return plain(as_row(interval, len(labels)))
 
 
 def plain(row: dict[str, float]) -> Estimate:
@@ -143,27 +151,6 @@ def plain(row: dict[str, float]) -> Estimate:
     }
 
 
-def accuracy_report(
-    correct: Sequence[float] | np.ndarray,
-    *,
-    baselines: Mapping[str, Sequence[float] | np.ndarray],
-    groups: Sequence[Hashable],
-) -> dict[str, Any]:
-    """Return the accuracy of outcomes [N] in [0, 1], and the paired gain over each baseline."""
-    return {
-        "rows": len(correct),
-        "units": len(set(groups)),
-        "metrics": {"accuracy": share(correct, groups)},
-        "baselines": {
-            name: {"accuracy": share(outcomes, groups)} for name, outcomes in baselines.items()
-        },
-        "gains": {
-            name: {"accuracy": plain(gain_interval(np.subtract(correct, outcomes), groups))}
-            for name, outcomes in baselines.items()
-        },
-    }
-
-
 def share(outcomes: Sequence[float] | np.ndarray, groups: Sequence[Hashable]) -> Estimate:
     """Return the mean of outcomes [N] in [0, 1], with its interval over groups [N]."""
     return plain(share_interval(outcomes, groups))
@@ -172,11 +159,6 @@ def share(outcomes: Sequence[float] | np.ndarray, groups: Sequence[Hashable]) ->
 def hits(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return 1 for each row whose class has the highest score, else 0. [N, C] -> [N]"""
     return (scores.argmax(1) == labels).astype(float)
-
-
-def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Share of rows whose class has the highest score; scores [N, C]."""
-    return float(hits(scores, labels).mean())
 
 
 def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -200,8 +182,8 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
         of_class = labels == k
         inside, outside = int(of_class.sum()), int((~of_class).sum())
         if inside and outside:
-            mean_rank = ranks(logprobs[:, k])[of_class].mean()
-            areas.append((mean_rank - (inside - 1) / 2) / outside)
+            mean_rank = rankdata(logprobs[:, k])[of_class].mean()
+            areas.append((mean_rank - (inside + 1) / 2) / outside)
     return float(np.mean(areas)) if areas else float("nan")
 
 

@@ -74,16 +74,15 @@ def stress_tests(
         name: [_change(p, function) for p in chosen] for name, (function, _) in CHANGES.items()
     }
     variants["shuffled_prompt"] = _shuffled(chosen)
-    before = _values(reward, [pair.chosen for pair in chosen])
+    before = np.array(reward([pair.chosen for pair in chosen]), dtype=float)
     spread = float(np.nanstd(before))
-    if not spread > 1e-9 * float(
-        np.nan_to_num(np.abs(before)).max()
-    ):  # equal scores, up to rounding
+    rounding_error = 1e-9 * float(np.nan_to_num(np.abs(before)).max())
+    if not spread > rounding_error:
         spread = 1.0
     results = {}
     for name, conversations in variants.items():
         expect = CHANGES[name][1] if name in CHANGES else "fall"
-        change = (_values(reward, conversations) - before) / spread
+        change = (np.array(reward(conversations), dtype=float) - before) / spread
         known = ~np.isnan(change)
         groups = [pair.group for pair, ok in zip(chosen, known, strict=True) if ok]
         interval = cluster_interval(change[known], groups)
@@ -114,10 +113,6 @@ def _passed(
     if low > 0 or (low >= 0 and expect == "fall"):
         return False
     return None
-
-
-def _values(reward: Reward, conversations: Sequence[Conversation]) -> np.ndarray:
-    return np.array([np.nan if v is None else v for v in reward(conversations)])
 
 
 def _change(pair: Pair, function: Callable[[str], str]) -> Conversation:

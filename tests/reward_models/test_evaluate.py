@@ -15,7 +15,7 @@ from rlhf.reward_models.core import last_reply
 from rlhf.reward_models.pairs import data_card, to_pair
 from rlhf.reward_models.report.baselines import bag_of_words, longer
 from rlhf.reward_models.report.calibration import calibrate, fit_temperature
-from rlhf.reward_models.report.intervals import cluster_interval, ranks, share_interval, spearman
+from rlhf.reward_models.report.intervals import cluster_interval, share_interval, spearman
 from rlhf.reward_models.report.markdown import pairs_page
 from rlhf.reward_models.report.pairs import evaluate_reward_model as evaluate
 from rlhf.reward_models.report.pairs import spread_on_samples
@@ -200,8 +200,7 @@ def test_data_card_counts_copies_contradictions_and_leaks():
     assert "3 pairs occur in both orders." in report["verdict"]
 
 
-def test_ranks_share_ties():
-    assert ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [2.5, 0.0, 2.5, 1.0]
+def test_rank_correlation():
     assert spearman(np.array([1, 2, 3]), np.array([10, 100, 1000])) == pytest.approx(1.0)
     assert math.isnan(spearman(np.array([1, 1]), np.array([1, 2])))
 
