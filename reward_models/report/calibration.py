@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
@@ -33,10 +32,6 @@ class Calibration:
     ece: float
     """Expected calibration error: mean |accuracy - confidence| over the bins, weighted by count."""
     bins: list[Bin]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain numbers for JSON."""
-        return asdict(self)
 
 
 def calibrate(margins: np.ndarray, *, temperature: float = 1.0, num_bins: int = 10) -> Calibration:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -65,68 +66,62 @@ def evaluate_reward_model(
     """
     if not pairs:
         raise UserError("evaluate_reward_model needs at least one pair")
-    scores = reward.score([p.chosen for p in pairs] + [p.rejected for p in pairs])
-    values = np.array([math.nan if v is None else v for v in scores.values])
-    chosen, rejected = values[: len(pairs)], values[len(pairs) :]
-    known = ~np.isnan(chosen - rejected)
-    if not known.any():
-        raise UserError(f"no pair could be scored: {dict(scores.counts)}")
-    scored = [pair for pair, ok in zip(pairs, known, strict=True) if ok]
-    chosen, rejected = chosen[known], rejected[known]
-    view = _View(scored, chosen - rejected)
+    scored = ScoredPairs(reward, pairs)
     report = {
         "reward": reward.name,
         "data": {
             **data_card(pairs, train_pairs),
-            "unscored": int((~known).sum()),
-            "ties": int((view.margins == 0).sum()),
-            "counts": dict(scores.counts),
+            **scored.data,
             "dropped": dict(dropped or {}),
             "overlapping": overlapping,
         },
-        "accuracy": view.accuracy(),
-        "baselines": _baselines(view, reward, train_pairs),
-        "by_margin": _by_quantile(view, np.abs(view.margins), parts=10),
-        "by_length_gap": _by_quantile(view, baselines.longer(scored), parts=5),
-        "by_source": _by_source(view),
-        "calibration": _calibration(view, reward.temperature),
-        "length": _length(view, chosen, rejected),
-        "annotator": _annotator(view),
-        "scores": {
-            "mean": float(values[~np.isnan(values)].mean()),
-            "std": float(np.nanstd(values)),
-        },
+        "accuracy": scored.accuracy(),
+        "baselines": _baselines(scored, reward, train_pairs),
+        "by_margin": _by_quantile(scored, np.abs(scored.margins), parts=10),
+        "by_length_gap": _by_quantile(scored, baselines.longer(scored.pairs), parts=5),
+        "by_source": _by_source(scored),
+        "calibration": _calibration(scored, reward.temperature),
+        "length": _length(scored),
+        "annotator": _annotator(scored),
+        "scores": {"mean": scored.mean, "std": scored.std},
         "invariance": _invariance(
-            reward, [p.chosen for p in scored[:invariance_size]], spread=float(np.nanstd(values))
+            reward, [pair.chosen for pair in scored.pairs[:invariance_size]], spread=scored.std
         ),
-        "stress": stress_tests(reward, scored, size=stress_size, seed=seed) if stress_size else {},
+        "stress": stress_tests(reward, scored.pairs, size=stress_size, seed=seed),
         "policy": spread_on_samples(reward, samples) if samples else None,
         "best_of_n": best_of_n,
     }
-    report["verdict"] = findings(report)
-    return _plain(report)
+    return _plain(report | {"verdict": findings(report)})
 
 
-class _View:
-    """Scored pairs, their outcomes (1, 0, or 1/2 for a tie) and prompts."""
+class ScoredPairs:
+    """The pairs that a reward could score, with their scores and prompts.
 
-    def __init__(self, pairs: Sequence[Pair], margins: np.ndarray):
-        self.pairs, self.margins = pairs, margins
-        self.wins = wins(margins)
-        self.groups = [pair.group for pair in pairs]
+    Raises:
+        UserError: No pair could be scored.
+    """
 
-    def accuracy(
-        self, rows: np.ndarray | None = None, won: np.ndarray | None = None
-    ) -> dict[str, float]:
-        """Return the share of wins (or of ``won``) in ``rows``, with an interval over prompts."""
-        won = self.wins if won is None else won
-        rows = np.arange(len(won)) if rows is None else rows
-        return share_interval(won[rows], [self.groups[i] for i in rows])
+    def __init__(self, reward: Reward, pairs: Sequence[Pair]):
+        scores = reward.score([p.chosen for p in pairs] + [p.rejected for p in pairs])
+        values = np.array(scores.values, dtype=float)
+        chosen, rejected = np.split(values, 2)
+        known = ~np.isnan(chosen - rejected)
+        if not known.any():
+            raise UserError(f"no pair could be scored: {dict(scores.counts)}")
+        self.pairs = [pair for pair, ok in zip(pairs, known, strict=True) if ok]
+        self.groups = [pair.group for pair in self.pairs]
+        self.chosen, self.rejected = chosen[known], rejected[known]
+        self.margins = self.chosen - self.rejected
+        self.mean, self.std = float(np.nanmean(values)), float(np.nanstd(values))
+        self.data = {
+            "unscored": int((~known).sum()),
+            "ties": int((self.margins == 0).sum()),
+            "counts": dict(scores.counts),
+        }
 
-    def difference(self, won: np.ndarray, rows: np.ndarray) -> dict[str, float]:
-        """Return the mean of wins - ``won`` on ``rows``, with an interval over prompts."""
-        groups = [self.groups[i] for i in rows]
-        return gain_interval((self.wins - won)[rows], groups)
+    def accuracy(self, rows: np.ndarray | slice = slice(None)) -> dict[str, float]:
+        """Return the share of wins in ``rows``, by default all, with an interval over prompts."""
+        return share_interval(wins(self.margins[rows]), np.array(self.groups)[rows].tolist())
 
 
 def wins(margins: np.ndarray) -> np.ndarray:
@@ -143,7 +138,7 @@ def spread_on_samples(
     stores the first two as its reference.
     """
     flat = [conversation for group in samples for conversation in group]
-    values = np.array([math.nan if v is None else v for v in reward(flat)])
+    values = np.array(reward(flat), dtype=float)
     ends = np.cumsum([len(group) for group in samples])
     within = [np.nanstd(part) for part in np.split(values, ends[:-1]) if (~np.isnan(part)).any()]
     return {
@@ -157,65 +152,65 @@ def spread_on_samples(
 
 
 def _baselines(
-    view: _View, reward: Reward, train_pairs: Sequence[Pair] | None
+    scored: ScoredPairs, reward: Reward, train_pairs: Sequence[Pair] | None
 ) -> dict[str, dict[str, Any]]:
     """Return each baseline's accuracy and the paired gain over it, on the same pairs."""
-    length = baselines.longer(view.pairs)
+    length = baselines.longer(scored.pairs)
     margins = {"longer wins": length, "shorter wins": -length}
-    texts = len(set(view.groups)) if train_pairs is None else len(train_pairs)
+    texts = len(set(scored.groups)) if train_pairs is None else len(train_pairs)
     if texts >= _WORDS_FROM:
-        margins["bag of words"] = baselines.bag_of_words(view.pairs, train=train_pairs)
-    margins["reply without prompt"] = baselines.response_only(reward, view.pairs)
+        margins["bag of words"] = baselines.bag_of_words(scored.pairs, train=train_pairs)
+    margins["reply without prompt"] = baselines.response_only(reward, scored.pairs)
     result = {}
     for name, column in margins.items():
         rows = np.flatnonzero(~np.isnan(column))
-        if len(rows) == 0:
-            continue
-        won = wins(column)
-        result[name] = {
-            "accuracy": view.accuracy(rows, won),
-            "gain": view.difference(won, rows),
-        }
+        if len(rows):
+            groups = [scored.groups[i] for i in rows]
+            gains = wins(scored.margins[rows]) - wins(column[rows])
+            result[name] = {
+                "accuracy": share_interval(wins(column[rows]), groups),
+                "gain": gain_interval(gains, groups),
+            }
     return result
 
 
-def _by_quantile(view: _View, key: np.ndarray, *, parts: int) -> list[dict[str, Any]]:
+def _by_quantile(scored: ScoredPairs, key: np.ndarray, *, parts: int) -> list[dict[str, Any]]:
+    """Return the accuracy in parts of equal size of the pairs, in ascending order of ``key``."""
     order = np.argsort(key, kind="stable")
-    rows_of = [rows for rows in np.array_split(order, parts) if len(rows)]
     return [
-        {"from": key[rows].min(), "to": key[rows].max(), "accuracy": view.accuracy(rows)}
-        for rows in rows_of
+        {"from": key[rows].min(), "to": key[rows].max(), "accuracy": scored.accuracy(rows)}
+        for rows in np.array_split(order, min(parts, len(order)))
     ]
 
 
-def _by_source(view: _View) -> dict[str, dict[str, float]]:
-    sources = np.array([pair.source for pair in view.pairs])
+def _by_source(scored: ScoredPairs) -> dict[str, dict[str, float]]:
+    sources = np.array([pair.source for pair in scored.pairs])
     names = sorted(set(sources) - {""})
-    return {name: view.accuracy(np.flatnonzero(sources == name)) for name in names}
+    return {name: scored.accuracy(np.flatnonzero(sources == name)) for name in names}
 
 
-def _calibration(view: _View, temperature: float) -> dict[str, Any]:
+def _calibration(scored: ScoredPairs, temperature: float) -> dict[str, Any]:
     """Return the calibration at both temperatures, given and fitted, and the latter's interval."""
-    fitted = fit_temperature(view.margins)
+    fitted = fit_temperature(scored.margins)
     try:
-        fit = fit_annotator({"reward": view.margins}, noise=False, groups=view.groups)
+        fit = fit_annotator({"reward": scored.margins}, noise=False, groups=scored.groups)
         interval = {**vars(fit.temperature()), "value": fitted}
     except ValueError:  # every pair right, or no margin at all
         interval = None
     return {
-        "as_given": calibrate(view.margins, temperature=temperature).to_dict(),
-        "fitted": calibrate(view.margins, temperature=fitted).to_dict(),
+        "as_given": asdict(calibrate(scored.margins, temperature=temperature)),
+        "fitted": asdict(calibrate(scored.margins, temperature=fitted)),
         "temperature": interval,
     }
 
 
-def _length(view: _View, chosen: np.ndarray, rejected: np.ndarray) -> dict[str, Any]:
-    lengths = np.array([pair.lengths for pair in view.pairs], dtype=float)
+def _length(scored: ScoredPairs) -> dict[str, Any]:
+    lengths = np.array([pair.lengths for pair in scored.pairs], dtype=float)
     size = np.concatenate([lengths[:, 0], lengths[:, 1]])
-    values = np.concatenate([chosen, rejected])
+    values = np.concatenate([scored.chosen, scored.rejected])
     gap = np.abs(lengths[:, 0] - lengths[:, 1]) / np.maximum(lengths.max(1), 1)
     matched = np.flatnonzero(gap <= _MATCHED)
-    groups = [*view.groups, *view.groups]
+    groups = 2 * scored.groups
     interval = jackknife(lambda rows: spearman(values[rows], size[rows]), groups, scale="fisher")
     if abs(interval.value) > 1 - 1e-9:  # all pairs are concordant: use the interval of a share
         units, sign = len(set(groups)), math.copysign(1.0, interval.value)
@@ -224,17 +219,17 @@ def _length(view: _View, chosen: np.ndarray, rejected: np.ndarray) -> dict[str, 
         "pearson": pearson(values, size),
         "spearman": interval.value,
         "spearman_interval": as_row(interval, len(values)),
-        "margin_spearman": spearman(view.margins, lengths[:, 0] - lengths[:, 1]),
-        "matched_accuracy": view.accuracy(matched) if len(matched) else None,
+        "margin_spearman": spearman(scored.margins, lengths[:, 0] - lengths[:, 1]),
+        "matched_accuracy": scored.accuracy(matched) if len(matched) else None,
     }
 
 
-def _annotator(view: _View) -> dict[str, Any]:
+def _annotator(scored: ScoredPairs) -> dict[str, Any]:
     """Fit the labels to score and length, with a share of flipped labels; see ``annotator``."""
-    gap = baselines.longer(view.pairs)
-    features = {"score": view.margins} | ({"length": gap} if np.ptp(gap) else {})
+    gap = baselines.longer(scored.pairs)
+    features = {"score": scored.margins} | ({"length": gap} if np.ptp(gap) else {})
     try:
-        fit = fit_annotator(features, groups=view.groups)
+        fit = fit_annotator(features, groups=scored.groups)
     except ValueError as reason:
         return {"not_fitted": str(reason)}
     weights = {name: vars(estimate) for name, estimate in fit.weights.items()}
@@ -251,7 +246,7 @@ def _invariance(
     """
     if not conversations:
         return None
-    alone = [reward([conversation])[0] for conversation in conversations]
+    alone = np.array([reward([conversation])[0] for conversation in conversations], dtype=float)
     *head, last = max(conversations, key=lambda c: len(c[-1]["content"]))
     long = [*head, {**last, "content": " ".join([last["content"]] * 8)}]
     batched = {
@@ -259,13 +254,10 @@ def _invariance(
         "order": reward(conversations[::-1])[::-1],
         "padding": reward([*conversations, long])[:-1],
     }
-    gaps = {
-        kind: max(
-            (abs(a - b) for a, b in zip(values, alone, strict=True) if None not in (a, b)),  # type: ignore[operator]
-            default=math.nan,
-        )
-        for kind, values in batched.items()
-    }
+    gaps = {}
+    for kind, values in batched.items():
+        changes = np.abs(np.array(values, dtype=float) - alone)
+        gaps[kind] = max(changes[~np.isnan(changes)], default=math.nan)
     largest = max(gaps.values())
     share = largest / spread if spread > 0 else (math.inf if largest > 0 else 0.0)
     return {**gaps, "largest_difference": largest, "share": share, "texts": len(conversations)}

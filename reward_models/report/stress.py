@@ -68,6 +68,8 @@ def stress_tests(
     the interval decides neither). ``shuffled_prompt`` combines each reply with the prompt of
     another pair; a reward that reads the prompt gives a lower score.
     """
+    if size == 0:
+        return {}
     rng = np.random.default_rng(seed)
     chosen = [pairs[i] for i in rng.permutation(len(pairs))[:size]]
     variants = {
