@@ -25,6 +25,16 @@ def short_number(value: float) -> str:
     return text.replace("-", "−")
 
 
+def decimal(value: float) -> str:
+    """Three decimals near 1, fewer for large values, more for small ones; plain ASCII."""
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    if size >= 100:
+        return f"{value:.1f}"
+    return f"{value:.3f}" if size >= 0.0005 or size == 0 else f"{value:.3g}"
+
+
 def moving_average(values: Sequence[float], width: int) -> list[float]:
     """Centered moving average over `width` values; the window is clipped at both ends."""
     half = width // 2

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlhf.common.numbers import decimal
 from rlhf.stats import ALL_EQUAL, Interval
 
 _ACRONYMS = re.compile(
@@ -156,16 +157,6 @@ def prose(text: str) -> str:
 def minus(text: str) -> str:
     """Text with a minus sign instead of a hyphen before negative numbers."""
     return re.sub(r"(?<![^\s\[(])-(?=[\d.])", "−", text)
-
-
-def decimal(value: float) -> str:
-    """Three decimals near 1, fewer for large values, more for small ones; plain ASCII."""
-    size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}"
-    if size >= 100:
-        return f"{value:.1f}"
-    return f"{value:.3f}" if size >= 0.0005 or size == 0 else f"{value:.3g}"
 
 
 def number(value: float) -> str:

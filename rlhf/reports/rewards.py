@@ -9,11 +9,9 @@ from typing import Any
 from rlhf.evaluation.records import Evaluation, RunRecord
 from rlhf.reports.charts import Chart, Series, draw
 from rlhf.reports.forest import Line, forest
-from rlhf.reports.markup import Cell, Table, bounds, decimal, esc, minus, named, number, plural
+from rlhf.reports.markup import Table, bounds, esc, minus, named, number, plural
 from rlhf.reports.results import band, estimate_of, signed
-from rlhf.reward_models.report.markdown import benchmark_parts, data_rows
-
-Report = Mapping[str, Any]
+from rlhf.reward_models.report.tables import Report, benchmark_scores, report_tables
 
 
 def is_reward_report(evaluation: Evaluation) -> bool:
@@ -49,15 +47,9 @@ def reward_tables(runs: Sequence[RunRecord]) -> list[Table]:
     if len(runs) > 1:
         return tables
     for evaluation in filter(is_reward_report, runs[0].evaluations if runs else ()):
-        report, tag = evaluation.summary, evaluation.name
-        tables += [
-            _slice_table(report, f"{tag}_slices"),
-            _calibration_table(report, f"{tag}_calibration"),
-            *_optional_tables(report, tag),
-            Table(
-                f"{tag}_data", "Data card", ["what", "how many"], [[*row] for row in _card(report)]
-            ),
-        ]
+        for table in report_tables(evaluation.summary):
+            name = f"{evaluation.name}_{table.name}"
+            tables.append(_table(name, table.title, table.columns, table.rows))
     return tables
 
 
@@ -178,84 +170,14 @@ def best_of_n_charts(chosen: Report) -> list[Chart]:
     ]
 
 
-def _slice_table(report: Report, slug: str) -> Table:
-    rows: list[list[Cell]] = [["all", "", estimate_of(report["accuracy"]), report["accuracy"]["n"]]]
-    for title, key in (("margin", "by_margin"), ("length gap", "by_length_gap")):
-        rows += [
-            [
-                title,
-                f"{decimal(row['from'])} to {decimal(row['to'])}",
-                estimate_of(row["accuracy"]),
-                row["accuracy"]["n"],
-            ]
-            for row in report[key]
-        ]
-    for name, accuracy in report["by_source"].items():
-        rows.append(["source", name, estimate_of(accuracy), accuracy["n"]])
-    if matched := report["length"]["matched_accuracy"]:
-        rows.append(["length", "within 10%", estimate_of(matched), matched["n"]])
-    return Table(slug, "Accuracy by slice", ["by", "range", "accuracy", "pairs"], rows)
-
-
-def _calibration_table(report: Report, slug: str) -> Table:
-    rows: list[list[Cell]] = []
-    for name, key in (("as given", "as_given"), ("fitted", "fitted")):
-        calibration = report["calibration"][key]
-        rows.append([name, *(calibration[k] for k in ("temperature", "nll", "brier", "ece"))])
-    columns = ["temperature", "value", "NLL (coin 0.693)", "Brier (coin 0.25)", "ECE"]
-    return Table(slug, "Calibration", columns, rows)
-
-
-def _optional_tables(report: Report, tag: str) -> list[Table]:
-    tables = []
-    length = report["length"]
-    rows: list[list[Cell]] = [
-        ["Pearson correlation of score and length", length["pearson"]],
-        ["rank correlation of score and length", length["spearman"]],
-        ["rank correlation of margin and length gap", length["margin_spearman"]],
-    ]
-    if moved := report.get("invariance"):
-        rows += [
-            [f"largest change of a score by {kind}", moved.get(kind)]
-            for kind in ("batch", "order", "padding")
-        ]
-    if policy := report.get("policy"):
-        rows += [
-            ["mean on the policy's replies", policy["mean"]],
-            ["standard deviation on them", policy["std"]],
-            ["standard deviation within a prompt", policy["within_prompt_std"]],
-        ]
-    tables.append(Table(f"{tag}_scores", "The scores", ["what", "value"], rows))
-    if chosen := report.get("best_of_n"):
-        columns = ["n", "KL in nats", "this reward (std)", "gold"]
-        cells: list[list[Cell]] = [
-            [n, kl, estimate_of(proxy), estimate_of(gold)]
-            for n, kl, proxy, gold in zip(
-                chosen["ns"], chosen["kl"], chosen["proxy_score"], chosen["gold"], strict=True
-            )
-        ]
-        tables.append(Table(f"{tag}_best_of_n", "Best of n", columns, cells))
-    return tables
-
-
-def _card(report: Report) -> list[list[str]]:
-    return data_rows(report["data"]) if "duplicates" in report["data"] else []
+def _table(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    cells = [[estimate_of(c) if isinstance(c, Mapping) else c for c in row] for row in rows]
+    return Table(name, title, columns, cells)
 
 
 def _benchmark_table(evaluation: Evaluation) -> Table:
     result = evaluation.summary["benchmark"]
-    rows: list[list[Cell]] = [
-        [part, benchmark_estimate(result, part, value)] for part, value in benchmark_parts(result)
-    ]
     title = named(evaluation.name)
     if result.get("absent"):
         title += f" (not in the file: {', '.join(result['absent'])})"
-    return Table(evaluation.name, title, ["part", "score"], rows)
-
-
-def benchmark_estimate(result: Report, part: str, value: float) -> Cell:
-    """A part of a benchmark's result with its interval, where it has one."""
-    ends = result.get("intervals", {}).get(part)  # results of 0.1.0 have none
-    if ends is None:
-        return value
-    return estimate_of({"mean": value, **ends, "n": ends["prompts"]})
+    return _table(evaluation.name, title, ["part", "score"], benchmark_scores(result))

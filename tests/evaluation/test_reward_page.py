@@ -82,7 +82,13 @@ def test_its_tables_are_files_too(run):
 
 def test_the_markdown_holds_the_same(run):
     page = (run / "evaluation" / "pairs" / "report.md").read_text()
-    for words in ("## Best of n", "## Data", "| left out: empty reply | 3 |", "## Invariance"):
+    for words in (
+        "## Best of n",
+        "## Data card",
+        "| left out: empty reply | 3 |",
+        "| largest change of a score by padding | 0.000 |",
+        "| margin | 5.000 to 10.000 | 0.750 [0.388, 0.956] | 8 |",
+    ):
         assert words in page
 
 

@@ -61,7 +61,7 @@ def test_benchmark_report(tmp_path):
     assert found["rows"] == 2
     assert found["benchmark"]["subsets"] == {"Math": 0.5}
     assert (
-        "| subsets / Math | 0.500 |"
+        "| subsets / Math | 0.500 [0.002, 0.998] | 1 |"
         in (run / "evaluation" / "rewardbench2" / "report.md").read_text()
     )
     tree |= {"benchmark": "judgebench", "output_dir": str(tmp_path / "other")}

@@ -1,0 +1,116 @@
+"""Tables of a report on pairs, which the Markdown and the HTML page render."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rlhf.common.numbers import decimal
+
+Report = Mapping[str, Any]
+Cell = str | int | float | Report | None
+"""Text, a number, an interval as in the report, or None if unknown."""
+
+
+class ReportTable(NamedTuple):
+    """A table with a title."""
+
+    name: str
+    """Short name, for files."""
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+def report_tables(report: Report) -> list[ReportTable]:
+    """Return the tables of a report of `evaluate_reward_model`."""
+    tables = [_slices(report), _calibration(report["calibration"]), _scores(report)]
+    if chosen := report.get("best_of_n"):
+        columns = ["n", "KL in nats", "this reward (std)", "gold"]
+        points = (chosen[key] for key in ("ns", "kl", "proxy_score", "gold"))
+        rows = list(zip(*points, strict=True))
+        tables.append(ReportTable("best_of_n", "Best of n", columns, rows))
+    card = _data_card(report["data"]) if "duplicates" in report["data"] else []
+    return [*tables, ReportTable("data", "Data card", ["what", "how many"], card)]
+
+
+def _slices(report: Report) -> ReportTable:
+    rows = [("all", "", report["accuracy"])]
+    for title, key in (("margin", "by_margin"), ("length gap", "by_length_gap")):
+        for part in report[key]:
+            ends = f"{decimal(part['from'])} to {decimal(part['to'])}"
+            rows.append((title, ends, part["accuracy"]))
+    rows += [("source", name, accuracy) for name, accuracy in report["by_source"].items()]
+    if matched := report["length"]["matched_accuracy"]:
+        rows.append(("length", "within 10%", matched))
+    columns = ["by", "range", "accuracy", "pairs"]
+    cells = [[*row, row[-1]["n"]] for row in rows]
+    return ReportTable("slices", "Accuracy by slice", columns, cells)
+
+
+def _calibration(calibration: Report) -> ReportTable:
+    rows = [
+        [name, *(calibration[key][k] for k in ("temperature", "nll", "brier", "ece"))]
+        for name, key in (("as given", "as_given"), ("fitted", "fitted"))
+    ]
+    columns = ["temperature", "value", "NLL (coin 0.693)", "Brier (coin 0.25)", "ECE"]
+    return ReportTable("calibration", "Calibration", columns, rows)
+
+
+def _scores(report: Report) -> ReportTable:
+    length, changes, policy = report["length"], report.get("invariance"), report.get("policy")
+    rows: list[list[Cell]] = [
+        ["Pearson correlation of score and length", length["pearson"]],
+        # Reports of 0.1.0 have no interval of the rank correlation.
+        [
+            "rank correlation of score and length",
+            length.get("spearman_interval") or length["spearman"],
+        ],
+        ["rank correlation of margin and length gap", length["margin_spearman"]],
+    ]
+    if changes:
+        kinds = ("batch", "order", "padding")
+        rows += [[f"largest change of a score by {kind}", changes.get(kind)] for kind in kinds]
+    if policy:
+        rows += [
+            ["mean on the policy's replies", policy["mean"]],
+            ["standard deviation on them", policy["std"]],
+            ["standard deviation within a prompt", policy["within_prompt_std"]],
+        ]
+    return ReportTable("scores", "The scores", ["what", "value"], rows)
+
+
+def _data_card(data: Report) -> list[list[str]]:
+    """Return rows of (what, how many), without unknown numbers."""
+    known = {
+        "pairs": data["pairs"],
+        "prompts": data["prompts"],
+        "exact ties of the score": data["ties"],
+        "unscored pairs": data["unscored"],
+        "duplicate pairs": data["duplicates"],
+        "pairs that another contradicts": data["contradictions"],
+        "training pairs": data["training_pairs"],
+        "prompts that are in the training pairs": data["prompts_in_training"],
+        "prompts that share 13 words with them": data.get("overlapping"),
+        **{f"left out: {reason}": count for reason, count in data["dropped"].items()},
+        **{f"event: {name}": count for name, count in data["counts"].items()},
+        **{f"from {name}": count for name, count in data["sources"].items()},
+        **{f"median characters, {k}": v for k, v in data["median_characters"].items()},
+    }
+    return [[name, f"{value:,.0f}"] for name, value in known.items() if value is not None]
+
+
+def benchmark_scores(result: Report, prefix: str = "") -> list[tuple[str, Cell]]:
+    """Return the scores of a benchmark with their intervals; parts are named ``section / part``."""
+    rows: list[tuple[str, Cell]] = []
+    intervals = result.get("intervals", {})  # results of 0.1.0 have none
+    for key, value in result.items():
+        if key in ("intervals", "rows", "absent"):
+            continue
+        if isinstance(value, Mapping):
+            rows += benchmark_scores({**value, "intervals": intervals}, f"{prefix}{key} / ")
+        elif ends := intervals.get(prefix + key):
+            rows.append((prefix + key, {"value": value, **ends, "n": ends["prompts"]}))
+        else:
+            rows.append((prefix + key, float(value)))
+    return rows
