@@ -9,39 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.data.messages import (
-    Conversation,
-    Message,
-    Notes,
-    RowDropped,
-    as_conversation,
-    is_dialogue,
-    parse_dialogue,
-    parse_messages,
-    without_facts,
-)
-
-__all__ = [
-    "Conversation",
-    "Message",
-    "RowDropped",
-    "after_system",
-    "as_conversation",
-    "check_turns",
-    "checked_prompt",
-    "checked_reply",
-    "is_dialogue",
-    "labelled_conversation",
-    "parse_dialogue",
-    "parse_messages",
-    "reply_to",
-    "split_first_reply",
-    "split_last_reply",
-    "split_pair",
-    "split_reply",
-    "without_facts",
-    "without_system",
-]
+from rlhf.common.conversation import Conversation, Message
+from rlhf.data.messages import Notes, RowDropped, as_conversation
 
 
 def check_turns(messages: Sequence[Message]) -> None:

@@ -6,18 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from rlhf.common.conversation import Conversation
 from rlhf.config.data import Kind
 from rlhf.data.answers import reference_answer, solution_answer
 from rlhf.data.conversation import (
-    Conversation,
-    RowDropped,
-    as_conversation,
     check_turns,
     check_weights,
     checked_prompt,
     checked_reply,
-    is_dialogue,
-    parse_dialogue,
     reasoning_of,
     same_turns,
     split_first_reply,
@@ -26,7 +22,17 @@ from rlhf.data.conversation import (
     split_reply,
     without_system,
 )
-from rlhf.data.messages import ROLES, Notes, decode_json, holds, parse_tools
+from rlhf.data.messages import (
+    ROLES,
+    Notes,
+    RowDropped,
+    as_conversation,
+    decode_json,
+    holds,
+    is_dialogue,
+    parse_dialogue,
+    parse_tools,
+)
 
 Cells = dict[str, Any]
 """Field -> its cell in a row; a converter removes the optional cells that it uses."""

@@ -40,9 +40,6 @@ ROLES = {
 }
 """Role in the data, in lower case -> role of the Hugging Face chat format."""
 
-FACTS = ("answer", "tests")
-"""Keys of a message for rewards, which are not passed to chat templates."""
-
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 WEIGHT_KEYS = ("weight", "train", "training", "loss")
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text"}
@@ -57,7 +54,8 @@ _READ_KEYS = {
     "tool_call_id",
     *REASONING_KEYS,
     *WEIGHT_KEYS,
-    *FACTS,
+    "answer",
+    "tests",
 }
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -275,8 +273,3 @@ def _fact(value: Any) -> str | list[str]:
 def holds(value: Any) -> bool:
     """Whether a cell has a value; data sets fill missing keys with None or empty values."""
     return value is not None and value != "" and value != [] and value != {}
-
-
-def without_facts(messages: Sequence[Message]) -> Conversation:
-    """Copies of messages without the keys for rewards."""
-    return [{k: v for k, v in message.items() if k not in FACTS} for message in messages]

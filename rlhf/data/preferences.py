@@ -14,14 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.data.conversation import (
-    Conversation,
-    RowDropped,
-    as_conversation,
-    checked_prompt,
-    reply_to,
-)
+from rlhf.common.conversation import Conversation
+from rlhf.data.conversation import checked_prompt, reply_to
 from rlhf.data.load import Loaded
+from rlhf.data.messages import RowDropped, as_conversation
 from rlhf.errors import UserError
 from rlhf.reward_models.core import sigmoid
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from rlhf.config.evaluate import ClassesSpec
-from rlhf.data.conversation import RowDropped, labelled_conversation
+from rlhf.data.conversation import labelled_conversation
+from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.evaluation.text import completion_losses
 from rlhf.models.policy import Policy

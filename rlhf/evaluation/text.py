@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rlhf.data.conversation import RowDropped
+from rlhf.data.messages import RowDropped
 from rlhf.models.policy import Policy
 from rlhf.rollout.chat_format import (
     ChatFormat,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rlhf.data.conversation import RowDropped
+from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import (
     TemplateRefused,

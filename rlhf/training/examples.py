@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.data.conversation import RowDropped
+from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.rollout.chat_format import ChatFormat, encode_example, prompt_of
 from rlhf.rollout.plain_text import encode_text

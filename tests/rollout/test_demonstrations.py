@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from rlhf.data.conversation import RowDropped
+from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import set_chat_options
 from rlhf.rollout.chat_format import ChatFormat, encode_example, generation_stop_ids

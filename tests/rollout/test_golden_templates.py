@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.data.conversation import RowDropped
+from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.rollout.chat_format import ChatFormat, encode_example
 from tests.rollout.golden import FAMILIES, conversation, stand_in, stored, without_date

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlhf.config.reward import RewardConfig
-from rlhf.data.conversation import RowDropped
+from rlhf.data.messages import RowDropped
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.report import labelled
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel, known_accuracy

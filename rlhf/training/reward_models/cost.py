@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from rlhf.data.conversation import RowDropped
+from rlhf.data.messages import RowDropped
 from rlhf.reward_models import losses
 from rlhf.reward_models.core import Reward
 from rlhf.training.reward_models.base import TrainedModel

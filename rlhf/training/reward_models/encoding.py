@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.data.conversation import RowDropped, labelled_conversation
+from rlhf.data.conversation import labelled_conversation
+from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
 from rlhf.reward_models import encoding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rlhf.data.conversation import RowDropped
+from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.models.rewards import packed
 from rlhf.reward_models.pairwise import PairModel, encode_pair

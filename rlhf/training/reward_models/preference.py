@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf.config.reward import RewardConfig
-from rlhf.data.conversation import RowDropped
+from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.evaluation.pairs import report_on_pairs
 from rlhf.models.rewards import load_rewards

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.data.conversation import RowDropped
+from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.reward_models import losses
 from rlhf.reward_models.report import labelled

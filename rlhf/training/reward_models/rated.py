@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlhf.config.reward import RewardConfig
-from rlhf.data.conversation import RowDropped
+from rlhf.data.messages import RowDropped
 from rlhf.reward_models import losses
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.report import labelled
