@@ -44,6 +44,8 @@ def test_old_record_is_read_under_current_names(old_run: Path):
     assert returns == {"before": {"score"}, "train": {"return_trained"}, "after": {"score"}}
     (evaluation,) = run.evaluations
     assert [row["return"] for row in evaluation.episodes] == [0.0] * 4
+    assert [row["length_limited"] for row in evaluation.episodes] == [1] * 4
+    assert not any("cut" in row for row in evaluation.episodes)
 
 
 def test_old_run_has_a_report_and_a_comparison(capsys, old_run: Path):

@@ -149,7 +149,7 @@ def _rows(
                 "cost": rollout.cost,
                 "turns": rollout.num_turns,
                 "invalid": rollout.invalid,
-                "cut": rollout.num_length_limited,
+                "length_limited": rollout.num_length_limited,
                 # Reference policies do not sample tokens.
                 "tokens": None if decoding in REFERENCE_POLICIES else rollout.num_actions,
                 "seconds": round(seconds, 4),

@@ -16,7 +16,13 @@ from rlhf.common.numbers import is_number
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import unit_of
 from rlhf.runs.diagnostics import MetricLog
-from rlhf.runs.renamed import current_config, read_metrics, read_samples, run_file
+from rlhf.runs.renamed import (
+    current_config,
+    current_episode,
+    read_metrics,
+    read_samples,
+    run_file,
+)
 from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")
@@ -172,14 +178,14 @@ def episode_metrics(row: Mapping[str, Any]) -> list[str]:
         "turns",
         "invalid",
         "tokens",
-        "cut",
+        "length_limited",
     )
     return [name for name in fields if name in row] + list(row.get("components") or {})
 
 
 def _read_evaluation(folder: Path) -> Evaluation:
     summary = _read_mapping(folder / "summary.json")
-    rows = read_log(folder / "episodes.jsonl")
+    rows = [current_episode(row) for row in read_log(folder / "episodes.jsonl")]
     for number, row in enumerate(rows, start=1):
         if missing := [key for key in ("env", "decoding", "seed") if key not in row]:
             raise UserError(

@@ -22,7 +22,7 @@ FEWEST_SEEDS = 5
 """Fewest training seeds for calling one method better than another."""
 
 LOWER_IS_BETTER = frozenset(
-    {"cost", "invalid", "turns", "tokens", "seconds", "cut", "loss", "perplexity"}
+    {"cost", "invalid", "turns", "tokens", "seconds", "length_limited", "loss", "perplexity"}
 )
 _MOST_SUGGESTED_PAIRS = 10_000
 _FEWEST_REDRAWN = 20

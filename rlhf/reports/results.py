@@ -34,9 +34,8 @@ def comparisons(
             for row in evaluation.episodes[:1]:
                 names = set(episode_metrics(row))
                 shared = names if shared is None else shared & names
-    secondary = sorted(
-        (shared or set()) - {headline, "normalized", "seconds", "turns", "tokens", "cut"}
-    )
+    unused = {headline, "normalized", "seconds", "turns", "tokens", "length_limited"}
+    secondary = sorted((shared or set()) - unused)
     wanted = [headline, *(m for m in secondary if _varies(runs, m))]
     return [
         compare_runs(runs, metric=metric, every_pair=every_pair, keep_going=True)

@@ -40,6 +40,9 @@ RENAMED_SAMPLE_KEYS: dict[str, dict[str, str]] = {
 """Split -> key of `samples.jsonl`, old -> new. In 0.1.0, the `return` of a training episode was
 after scaling and penalties, and that of a held-out episode was before them."""
 
+RENAMED_EPISODE_KEYS: dict[str, str] = {"cut": "length_limited"}
+"""Key of `evaluation/NAME/episodes.jsonl`, old -> new."""
+
 RENAMED_FILES: dict[str, str] = {}
 """Path inside a run directory, old -> new."""
 
@@ -70,6 +73,11 @@ def current_sample(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a line of `samples.jsonl` of any version under the current keys."""
     renamed = RENAMED_SAMPLE_KEYS.get(row.get("split", ""), {})
     return {renamed.get(key, key): value for key, value in row.items()}
+
+
+def current_episode(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a line of `episodes.jsonl` of any version under the current keys."""
+    return {RENAMED_EPISODE_KEYS.get(key, key): value for key, value in row.items()}
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:

@@ -125,12 +125,12 @@ def test_constant_columns_move_to_the_caption(whole: Path):
 def test_a_long_single_row_keeps_what_varied(tmp_path: Path):
     run = tmp_path / "only"
     row = {"env": "echo", "policy": "only", "decoding": "greedy", "success": True, "cost": 0.0}
-    row |= {"turns": 1, "tokens": 4, "cut": 0}
+    row |= {"turns": 1, "tokens": 4, "length_limited": 0}
     rows = [{**row, "seed": seed, "return": seed / 8} for seed in range(8)]
     fake.write_rows(run / "evaluation" / "only" / "episodes.jsonl", rows)
     page = text_of(write_report(run))
     folded = "policy only; environment echo; decoding greedy; over 8 episodes"
-    assert f"Also: {folded}; cost 0.000; turns 1.000; tokens 4.000; cut 0.000." in page
+    assert f"Also: {folded}; cost 0.000; turns 1.000; tokens 4.000; length_limited 0.000." in page
     heads = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', page)
     assert heads == ["stage", "episodes", "return", "success"]
 
