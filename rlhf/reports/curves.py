@@ -18,9 +18,9 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Reply length in tokens", (("rollout/tokens", "length"),)),
     ("Turns", (("rollout/turns", "turns"),)),
     (
-        "Share of replies",
+        "Replies per episode",
         (
-            ("rollout/length_limited", "cut"),
+            ("rollout/length_limited", "length limited"),
             ("rollout/missing_eos", "no stop token"),
             ("rollout/invalid", "invalid"),
         ),

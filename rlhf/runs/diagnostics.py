@@ -110,7 +110,7 @@ def log_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
     yield from (("entropy", words) for words in _collapsed(log))
     yield from (("eval/loss", words) for words in _overfitted(log))
     for key, (limit, words) in _SHARES.items():
-        if (share := _recent_mean(log, key)) > limit:
+        if (share := _recent_share(log, key)) > limit:
             yield key, f"{share:.0%} of {words} {when}."
     yield from _unscored_reasons(log, when)
     if (invalid := _recent_mean(log, "rollout/invalid")) > 0.1:
@@ -202,6 +202,15 @@ def _fell_clearly(values: Sequence[float]) -> bool:
 def _recent_mean(log: MetricLog, key: str) -> float:
     """Mean of the last five logged values; 0 for a metric that was never logged."""
     return _mean(log.series(key)[1][-_RECENT:])
+
+
+def _recent_share(log: MetricLog, key: str) -> float:
+    """Recent value of a metric of `_SHARES` as a share of episodes or replies."""
+    value = _recent_mean(log, key)
+    if key != "rollout/length_limited":
+        return value
+    # This metric is logged as a number of replies per episode, and an episode may have several.
+    return value / max(1.0, _recent_mean(log, "rollout/turns"))
 
 
 def _mean(values: Sequence[float]) -> float:

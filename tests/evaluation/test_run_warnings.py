@@ -24,6 +24,8 @@ def test_quiet_run_has_no_warning():
     shares = {"train/loss": [2.0, 1.0, 0.5], "rollout/length_limited": [0.0, 0.0, 0.05]}
     assert run_warnings(record(shares)) == []
     assert run_warnings(record({"rollout/evasion_gain": [2.5] * 9 + [-0.1]})) == []
+    few = {"rollout/length_limited": [0.3] * 6, "rollout/turns": [4.0] * 6}  # 7.5% of replies
+    assert run_warnings(record(few)) == []
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,10 @@ def test_quiet_run_has_no_warning():
         ({"policy/kl": [1.0, 150.0, 2.0]}, "policy/kl reached 150 (first above 100 at step 1)"),
         ({"policy/ratio_max": [1.0, 1.0, 30.0]}, "policy/ratio_max reached 30"),
         ({"rollout/length_limited": [0.0] + [0.5] * 5}, "50% of replies hit the token limit"),
+        (  # 3.6 of 4 replies per episode
+            {"rollout/length_limited": [3.6] * 6, "rollout/turns": [4.0] * 6},
+            "90% of replies hit the token limit",
+        ),
         ({"rollout/invalid": [2.0] * 6}, "2 invalid actions per episode"),
         ({"rollout/truncated": [0.4] * 6}, "40% of episodes were truncated by a limit"),
         ({"rollout/evasion_gain": [-1.0] * 3 + [2.5] * 10}, "earn 2.5 more than the others"),
@@ -134,7 +140,7 @@ def test_constants_become_words_and_repeated_lines_vanish():
     )
     charts, constant = learning_charts(run)
     assert constant == ["KL coefficient 0.05"]
-    assert [[line.name for line in chart.series] for chart in charts] == [["cut"]]
+    assert [[line.name for line in chart.series] for chart in charts] == [["length limited"]]
 
 
 def test_series_is_in_order_of_step_and_skips_what_is_no_number():
