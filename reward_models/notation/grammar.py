@@ -16,10 +16,10 @@ from fractions import Fraction
 
 from rlhf.reward_models.notation import units
 from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, words
+from rlhf.reward_models.notation.reader import TokenReader, mixed_number
 
 MAX_TOKENS = 1500
-_MAX_DEPTH = 40
-RELATIONS = ("=", "!=", "<", "<=", ">", ">=", "in")
+_RELATIONS = ("=", "!=", "<", "<=", ">", ">=", "in")
 _FUNCTIONS = words(
     "sin cos tan cot sec csc asin acos atan arcsin arccos arctan sinh cosh tanh log ln "
     "lg exp abs gcd lcm max min floor ceil det"
@@ -69,10 +69,10 @@ def read_math(text: str, *, math: bool = True) -> Node:
     in_words = _in_words(tokens)
     if in_words is not None:
         return Node("text", data=in_words)
-    reader = _Reader(tokens)
+    reader = _MathReader(tokens)
     node = reader.answer()
-    if reader.place < len(tokens):
-        raise NotUnderstood(f"{tokens[reader.place].text!r} where nothing is due")
+    if reader.peek().kind != "end":
+        raise NotUnderstood(f"{reader.peek().text!r} where nothing is due")
     return node
 
 
@@ -94,30 +94,12 @@ def _in_words(tokens: list[Token]) -> tuple[str, ...] | None:
     return tuple(word.text.lower() for word in words if word.text.lower() != "and")
 
 
-class _Reader:
-    """Recursive-descent parser; ``place`` is the index of the next token."""
+class _MathReader(TokenReader):
+    """Recursive-descent parser of an answer."""
 
     def __init__(self, tokens: list[Token]):
-        self.tokens, self.place, self.depth, self.bars = tokens, 0, 0, 0
-
-    # Tokens
-
-    def peek(self, ahead: int = 0) -> Token:
-        place = self.place + ahead
-        return self.tokens[place] if place < len(self.tokens) else _END
-
-    def take_op(self, *texts: str) -> str | None:
-        token = self.peek()
-        if not token.is_op(*texts):
-            return None
-        self.place += 1
-        return token.text
-
-    def expect(self, *texts: str) -> str:
-        operator = self.take_op(*texts)
-        if operator is None:
-            raise NotUnderstood(f"{self.peek().text!r} where {texts[0]!r} is due")
-        return operator
+        super().__init__(tokens)
+        self.bars = 0
 
     # Answers
 
@@ -143,22 +125,18 @@ class _Reader:
         token = self.peek()
         word = token.text.lower() if token.kind in ("word", "command") else ""
         if word in ("and", "or"):
-            self.place += 1
+            self.take()
             return word
         return "," if comma else None
 
     def item(self) -> Node:
-        self.depth += 1
-        if self.depth > _MAX_DEPTH:
-            raise NotUnderstood("brackets too deep")
-        node = self.relation()
-        unit = self._unit()
-        self.depth -= 1
+        with self.nested():
+            node, unit = self.relation(), self._unit()
         return Node("unit", (node,), unit) if unit else node
 
     def relation(self) -> Node:
         parts, operators = [self.union()], []
-        while (operator := self.take_op(*RELATIONS)) is not None:
+        while (operator := self.take_op(*_RELATIONS)) is not None:
             operators.append(operator)
             parts.append(self.union())
         return Node("relation", tuple(parts), tuple(operators)) if operators else parts[0]
@@ -171,37 +149,29 @@ class _Reader:
 
     def sum(self) -> Node:
         sign = self.take_op("+", "-", "+-", "-+")
-        currency = self._currency()
+        currency = self.take_currency()
         if currency and sign is None:
             sign = self.take_op("+", "-")
         node = self.term()
         if sign in ("+-", "-+"):
-            node = Node("pm", (Node("number", data=Fraction(0)), node))
+            node = Node("pm", (_number(0), node))
         elif sign == "-":
-            node = Node("negative", (node,))
+            node = _negative(node)
         while (operator := self.take_op("+", "-", "+-", "-+")) is not None:
             right = self.term()
             if operator in ("+-", "-+"):
                 node = Node("pm", (node, right))
             else:
-                node = Node("add", (node, Node("negative", (right,)) if operator == "-" else right))
+                node = Node("add", (node, _negative(right) if operator == "-" else right))
         return Node("unit", (node,), currency) if currency else node
-
-    def _currency(self) -> str | None:
-        if self.peek().kind != "currency":
-            return None
-        self.place += 1
-        return self.tokens[self.place - 1].text
 
     def term(self) -> Node:
         node = self.power()
         while True:
             operator = self.take_op("*", "/")
             if operator:
-                sign = self.take_op("-", "+")
-                right = self.power()
-                right = Node("negative", (right,)) if sign == "-" else right
-                node = Node("multiply" if operator == "*" else "divide", (node, right))
+                kind = "multiply" if operator == "*" else "divide"
+                node = Node(kind, (node, self._signed_power()))
             elif self._starts_factor():
                 node = Node("multiply", (node, self.power()))
             else:
@@ -225,7 +195,7 @@ class _Reader:
             return False
         if len(word) == 1:
             return True
-        before, after = self.peek(-1) if self.place else _END, self.peek(1)
+        before, after = self.peek(-1), self.peek(1)
         if before.kind == "number" and (token.spaced or not token.math) and units.known_unit(word):
             return False
         if token.math or len(word) > 3:
@@ -239,17 +209,16 @@ class _Reader:
 
     def power(self) -> Node:
         base = self.postfix()
-        if not self.peek().is_op("^") or self._is_degree():
+        if self.is_degree() or not self.take_op("^"):
             return base
-        self.place += 1
         return Node("power", (base, self.exponent()))
 
     def exponent(self) -> Node:
-        if self.peek().is_op("{"):
-            return self._braced()
+        return self._braced() if self.peek().is_op("{") else self._signed_power()
+
+    def _signed_power(self) -> Node:
         sign = self.take_op("-", "+")
-        node = self.power()
-        return Node("negative", (node,)) if sign == "-" else node
+        return _negative(self.power()) if sign == "-" else self.power()
 
     def postfix(self) -> Node:
         node = self.atom()
@@ -258,32 +227,20 @@ class _Reader:
                 node = Node("factorial", (node,))
             elif self.take_op("%"):
                 node = Node("percent", (node,))
-            elif self.take_op("deg"):
-                node = Node("degree", (node,))
-            elif self._is_degree():
-                self.place += 4 if self.peek(1).is_op("{") else 2
+            elif self.take_degree():
                 node = Node("degree", (node,))
             elif self.peek().is_op("_") and node.kind in ("number", "symbol"):
                 node = self._subscript(node)
             else:
                 return node
 
-    def _is_degree(self) -> bool:
-        if not self.peek().is_op("^"):
-            return False
-        braced = self.peek(1).is_op("{")
-        token = self.peek(2 if braced else 1)
-        ring = token.is_command("circ") or token.is_op("deg")
-        return ring and (not braced or self.peek(3).is_op("}"))
-
     def _subscript(self, node: Node) -> Node:
-        digits = self.tokens[self.place - 1].text
-        self.place += 1
+        digits = self.peek(-1).text
+        self.take()
         braced = self.take_op("{")
         parts = []
         while self.peek().kind in ("number", "word", "command") and (braced or not parts):
-            parts.append(self.peek().text)
-            self.place += 1
+            parts.append(self.take().text)
         if braced:
             self.expect("}")
         name = "".join(parts)
@@ -298,82 +255,65 @@ class _Reader:
     def atom(self) -> Node:
         token = self.peek()
         if token.kind == "number":
-            return self._number()
+            return self._numeral()
         if token.kind == "word" and self._is_letters(token):
             return self._word()
         if token.kind == "command":
-            self.place += 1
-            return self._command(token)
+            return self._command()
         if token.is_op("|"):
             return self._absolute()
         if token.is_op("(", "[", "\\{", "{"):
             return self._brackets()
         raise NotUnderstood(f"{token.text!r} where a value is due")
 
-    def _number(self) -> Node:
-        token = self.peek()
-        self.place += 1
-        value = token.value or Fraction(0)
-        whole = value.denominator == 1 and token.text != "vulgar"
-        after = self.peek()
-        if whole and after.kind == "number" and after.text == "vulgar":
-            self.place += 1
-            return Node("number", data=value + (after.value or 0))
-        if whole and after.is_command("frac"):
-            return self._mixed(value)
-        ahead = (self.peek(1), self.peek(2))
-        if (
-            whole
-            and after.kind == "number"
-            and after.spaced
-            and ahead[0].is_op("/")
-            and ahead[1].kind == "number"
-        ):
-            self.place += 3
-            return _mixed(value, after.value or Fraction(0), ahead[1].value or Fraction(0))
-        return Node("number", data=value)
-
-    def _mixed(self, whole: Fraction) -> Node:
-        """Parse ``5\\frac{1}{2}`` as a mixed number and ``5\\frac{x}{2}`` as a product."""
-        start = self.place
-        self.place += 1
-        fraction = self._fraction()
+    def _numeral(self) -> Node:
+        """Parse a number or a mixed number; ``5\\frac{x}{2}`` is a product."""
+        token = self.take()
+        whole = token.value
+        if whole.denominator > 1 or token.text == "vulgar":
+            return _number(whole)
+        mixed = self.take_mixed(whole)
+        if mixed is not None or not self.peek().is_command("frac"):
+            return _number(whole if mixed is None else mixed)
+        start = self.position
+        fraction = self._command()
         top, bottom = fraction.args or (fraction, fraction)
         if top.kind == bottom.kind == "number":
             assert isinstance(top.data, Fraction)
             assert isinstance(bottom.data, Fraction)
-            return _mixed(whole, top.data, bottom.data)
-        self.place = start
-        return Node("number", data=whole)
+            return _number(mixed_number(whole, top.data, bottom.data))
+        self.position = start
+        return _number(whole)
 
     def _word(self) -> Node:
-        token = self.peek()
-        word = token.text
-        self.place += 1
+        word = self.take().text
         if word in ("sqrt", "cbrt"):
-            index = Node("number", data=Fraction(2 if word == "sqrt" else 3))
             self.expect("(")
-            inner = self.item()
+            radicand = self.item()
             self.expect(")")
-            return Node("root", (inner, index))
-        if word in _FUNCTIONS:
-            return self._function(word)
-        if word in _CONSTANTS:
-            return Node("constant", data=_CONSTANTS[word])
-        if word in _LETTERS:
-            return Node("symbol", data=word)
+            return Node("root", (radicand, _number(2 if word == "sqrt" else 3)))
+        if (named := self._named(word)) is not None:
+            return named
         if len(word) == 1:
             while self.peek().text in ("'", "’"):
-                self.place += 1
+                self.take()
                 word += "'"
         if self._is_applied(word):
-            return self._applied(word)
+            return Node("applied", self._arguments(), word)
         if word.endswith("'"):
             return Node("symbol", data=word)
         node = _letter(word[0])
         for letter in word[1:]:
             node = Node("multiply", (node, _letter(letter)))
         return node if len(word) == 1 else Node("letters", (node,), word)
+
+    def _named(self, name: str) -> Node | None:
+        """Parse what follows the name of a function, a constant or a Greek letter."""
+        if name in _FUNCTIONS:
+            return self._function(name)
+        if name in _CONSTANTS:
+            return Node("constant", data=_CONSTANTS[name])
+        return Node("symbol", data=name) if name in _LETTERS else None
 
     def _is_applied(self, name: str) -> bool:
         """Whether a letter before brackets is a function: f, g, h, a derivative, or ``P(A) =``."""
@@ -383,21 +323,14 @@ class _Reader:
         if name in _APPLIED or name.endswith("'"):
             return True
         depth = 0
-        for place in range(self.place, len(self.tokens)):
-            token = self.tokens[place]
-            depth += token.is_op("(") - token.is_op(")")
+        for ahead in range(len(self.tokens) - self.position):
+            depth += self.peek(ahead).is_op("(") - self.peek(ahead).is_op(")")
             if depth == 0:
-                after = self.tokens[place + 1] if place + 1 < len(self.tokens) else _END
-                return name in "PQEV" and after.is_op("=")
+                return name in "PQEV" and self.peek(ahead + 1).is_op("=")
         return False
 
-    def _applied(self, name: str) -> Node:
-        self.expect("(")
-        arguments = self.items()
-        self.expect(")")
-        return Node("applied", tuple(arguments), name)
-
-    def _command(self, token: Token) -> Node:
+    def _command(self) -> Node:
+        token = self.take()
         name = token.text
         if name == "frac":
             return self._fraction()
@@ -407,12 +340,8 @@ class _Reader:
             return Node("binomial", (self._argument(), self._argument()))
         if name == "begin":
             return self._matrix()
-        if name in _FUNCTIONS:
-            return self._function(name)
-        if name in _CONSTANTS:
-            return Node("constant", data=_CONSTANTS[name])
-        if name in _LETTERS:
-            return Node("symbol", data=name)
+        if (named := self._named(name)) is not None:
+            return named
         raise NotUnderstood(f"\\{name} is not known")
 
     def _fraction(self) -> Node:
@@ -427,30 +356,12 @@ class _Reader:
         if token.is_op("{"):
             return self._braced()
         if token.kind == "number" and token.text.isdigit():
-            self._split(1)
-            self.place += 1
-            return Node("number", data=Fraction(int(token.text[0])))
+            return _number(int(self.take_first()))
         if token.kind == "word" and not token.prose:
-            self._split(1)
-            self.place += 1
-            return _letter(token.text[0])
+            return _letter(self.take_first())
         if token.kind == "command":
-            self.place += 1
-            return self._command(token)
+            return self._command()
         raise NotUnderstood("an argument that is missing")
-
-    def _split(self, length: int) -> None:
-        """Split the next token in two, as LaTeX does for ``\\frac12``."""
-        token = self.peek()
-        if len(token.text) == length:
-            return
-        parts = []
-        for text in (token.text[:length], token.text[length:]):
-            value = Fraction(int(text)) if token.kind == "number" else None
-            parts.append(
-                Token(token.kind, text, token.start, token.end, False, token.math, value=value)
-            )
-        self.tokens[self.place : self.place + 1] = parts
 
     def _braced(self) -> Node:
         self.expect("{")
@@ -458,20 +369,19 @@ class _Reader:
         self.expect("}")
         return node
 
-    def _root(self, token: Token) -> Node:
-        index = Node("number", data=Fraction(2))
+    def _root(self, command: Token) -> Node:
+        index = _number(2)
         if self.take_op("["):
             index = self.item()
             self.expect("]")
         after = self.peek()
         if after.is_op("("):
             return Node("root", (self._brackets(), index))
-        if after.kind == "number" and (token.end - token.start == 1 or len(after.text) == 1):
-            self.place += 1
-            return Node("root", (Node("number", data=after.value), index))
-        if after.kind == "number":
+        if after.kind != "number":
+            return Node("root", (self._argument(), index))
+        if command.end - command.start > 1 and len(after.text) > 1:
             raise NotUnderstood("a root of several digits without braces")
-        return Node("root", (self._argument(), index))
+        return Node("root", (_number(self.take().value), index))
 
     def _function(self, name: str) -> Node:
         exponent = base = None
@@ -490,7 +400,7 @@ class _Reader:
         node = Node("function", (*arguments, base) if base else arguments, name)
         if exponent is None:
             return node
-        if exponent == Node("negative", (Node("number", data=Fraction(1)),)):
+        if exponent == _negative(_number(1)):
             return Node("function", arguments, f"inverse {name}")
         return Node("power", (node, exponent))
 
@@ -519,10 +429,10 @@ class _Reader:
         if opening == "[" and self.peek().is_command("begin"):
             items = [self.item()]
         elif opening == "\\{" and self.peek(1).is_op(":", "|") and self.peek().kind == "word":
-            self.place += 2
-            items = [self.item()]
+            self.position += 2
+            condition = self.item()
             self.expect("\\}")
-            return items[0]
+            return condition
         else:
             self._ungroup()
             items = self.items() if not self.peek().is_op("\\}", "}") else []
@@ -532,9 +442,9 @@ class _Reader:
 
     def _ungroup(self) -> None:
         """Treat a comma between brackets as a separator: ``(3,100)`` is a pair."""
-        depth, place = 0, self.place
-        while place < len(self.tokens):
-            token = self.tokens[place]
+        depth, position = 0, self.position
+        while position < len(self.tokens):
+            token = self.tokens[position]
             if token.is_op("(", "[", "\\{", "{"):
                 depth += 1
             elif token.is_op(")", "]", "\\}", "}"):
@@ -548,8 +458,8 @@ class _Reader:
                         parts.append(Token("operator", ",", token.start, token.end))
                     value = Fraction(int(digits))
                     parts.append(Token("number", digits, token.start, token.end, value=value))
-                self.tokens[place : place + 1] = parts
-            place += 1
+                self.tokens[position : position + 1] = parts
+            position += 1
 
     def _matrix(self) -> Node:
         name = self._environment()
@@ -566,7 +476,7 @@ class _Reader:
                 row = []
                 break
             row = [self.item()]
-        self.place += 1
+        self.take()
         if self._environment() != name:
             raise NotUnderstood("a matrix that is not closed")
         rows += [tuple(row)] if row else []
@@ -576,37 +486,27 @@ class _Reader:
 
     def _environment(self) -> str:
         self.expect("{")
-        token = self.peek()
-        self.place += 1
+        name = self.take().text
         self.expect("}")
-        return token.text
+        return name
 
     # Units
 
     def _unit(self) -> str:
         """Parse the unit after an item, such as ``\\text{ feet}`` or ``cm^2``."""
+        if currency := self.take_currency():
+            return currency
         words: list[str] = []
-        if self.peek().kind == "currency":
-            self.place += 1
-            return self.tokens[self.place - 1].text
-        while self.place < len(self.tokens) and len(words) < 6:
+        while len(words) < 6:
             token = self.peek()
-            if (
-                token.kind == "word"
-                and token.text.lower() not in units.NOT_UNITS
-                and self._is_unit(token)
-            ):
+            if self._is_unit(token) or (token.is_op("/") and words):
                 words.append(token.text)
             elif token.is_op("^") and words and self.peek(1).kind == "number":
-                self.place += 1
+                self.take()
                 words.append(f"^{self.peek().text}")
-            elif token.is_op("/") and words:
-                words.append("/")
             elif not (token.kind == "punctuation" and token.text == "." and words):
                 break
-            self.place += 1
-        if [word.lower() for word in words] in (["per", "cent"], ["percent"]):
-            return units.PERCENT
+            self.take()
         return units.canonical(words)
 
     def _is_unit(self, token: Token) -> bool:
@@ -617,19 +517,18 @@ class _Reader:
         return token.prose or (long and (not token.math or units.known_unit(word) is not None))
 
 
-_END = Token("end", "the end", -1, -1)
+def _number(value: int | Fraction) -> Node:
+    return Node("number", data=Fraction(value))
+
+
+def _negative(node: Node) -> Node:
+    return Node("negative", (node,))
 
 
 def _letter(letter: str) -> Node:
     if letter in ("e", "i"):
         return Node("constant", data=letter)
     return Node("symbol", data=letter)
-
-
-def _mixed(whole: Fraction, top: Fraction, bottom: Fraction) -> Node:
-    if not bottom or not 0 < top / bottom < 1:
-        raise NotUnderstood("a mixed number whose fraction is not below one")
-    return Node("number", data=whole + top / bottom)
 
 
 def _differential(node: Node) -> bool:
@@ -650,7 +549,7 @@ def _in_base(digits: str, base: str) -> Node:
         raise NotUnderstood("a base that is not known")
     if max(int(digit) for digit in digits) >= int(base):
         raise NotUnderstood("a digit beyond its base")
-    return Node("based", (Node("number", data=Fraction(int(digits, int(base)))),), base)
+    return Node("based", (_number(int(digits, int(base))),), base)
 
 
 def _bracketed(opening: str, closing: str, items: list[Node]) -> Node:

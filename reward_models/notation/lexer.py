@@ -42,8 +42,8 @@ class Token:
     """Whether it is between math delimiters."""
     prose: bool = False
     """Whether it is inside ``\\text{...}``."""
-    value: Fraction | None = None
-    """Value of a number."""
+    value: Fraction = Fraction(0)
+    """Value of a number; 0 for other tokens."""
     groups: tuple[str, ...] = ()
     """Groups of digits of a number such as 1,035, which is a list between brackets."""
 

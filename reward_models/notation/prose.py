@@ -332,7 +332,7 @@ def _is_signed(tokens: list[Token], first: int) -> bool:
 def _check_neighbour(between: str, previous: Token, token: Token) -> None:
     """Raise NotUnderstood if the number before the run may belong to it."""
     if not any(c.isalpha() for c in between):
-        if previous.value is not None and previous.value == token.value:
+        if token.kind == "number" and previous.value == token.value:
             return
         raise NotUnderstood("several numbers in a row")
     if _sentence_before(between) != between:

@@ -17,12 +17,12 @@ from rlhf.reward_models.notation import units
 from rlhf.reward_models.notation.lexer import MAX_EXPONENT, NotUnderstood, Token, tokens_of
 from rlhf.reward_models.notation.marks import answer_segment
 from rlhf.reward_models.notation.prose import final_statement, reply_segment
+from rlhf.reward_models.notation.reader import TokenReader, mixed_number
 
 _CLOSING_MARKS = ("\n", ".", '"', "'", "”", "’")
 _MAX_BITS = 20_000
-_MAX_DEPTH = 30
 _RELATIONS = ("<", ">", "<=", ">=", "!=", "in", "=>", "->", "equiv", "cup", "cap", "+-", "-+")
-_SIGN_WORDS = {"minus": -1, "negative": -1, "plus": 1, "positive": 1}
+_SIGNS = {"-": -1, "minus": -1, "negative": -1, "+": 1, "plus": 1, "positive": 1}
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,15 @@ def read_quantity(text: str, *, is_reference: bool = False) -> Quantity:
         raise NotUnderstood("several lines")
     if is_reference and any(token.is_op("~") for token in tokens):
         raise NotUnderstood("a value that is only near")
-    if any(token.kind == "unknown" for token in tokens):
-        bad = next(token.text for token in tokens if token.kind == "unknown")
-        raise NotUnderstood(bad if bad.startswith("number") else "a symbol that is not known")
+    for token in tokens:
+        if token.kind == "unknown":
+            is_number = token.text.startswith("number")
+            raise NotUnderstood(token.text if is_number else "a symbol that is not known")
     if not any(token.kind == "number" for token in tokens):
         raise NotUnderstood("no number")
-    reader = _Reader(_after_equals(tokens), decimal_comma=not is_reference)
+    reader = _QuantityReader(_after_equals(tokens), decimal_comma=not is_reference)
     quantity = reader.value()
-    if reader.place < len(reader.tokens):
+    if reader.peek().kind != "end":
         raise NotUnderstood("more than one number, or words around it")
     return quantity
 
@@ -132,77 +133,47 @@ def _after_equals(tokens: Sequence[Token]) -> list[Token]:
     return list(tokens[places[-1] + 1 :])
 
 
-class _Reader:
-    """Recursive-descent parser; ``place`` is the index of the next token."""
+class _QuantityReader(TokenReader):
+    """Recursive-descent parser of one quantity."""
 
-    def __init__(self, tokens: list[Token], *, decimal_comma: bool):
-        self.tokens, self.place, self.depth = tokens, 0, 0
+    def __init__(self, tokens: Sequence[Token], *, decimal_comma: bool):
+        super().__init__(tokens)
         self.decimal_comma = decimal_comma
 
-    def peek(self, ahead: int = 0) -> Token | None:
-        place = self.place + ahead
-        return self.tokens[place] if place < len(self.tokens) else None
-
-    def take_op(self, *texts: str) -> str | None:
-        token = self.peek()
-        if token is None or not token.is_op(*texts):
-            return None
-        self.place += 1
-        return token.text
-
-    def expect(self, text: str) -> None:
-        if self.take_op(text) is None:
-            raise NotUnderstood(f"no {text} where one is due")
-
     def value(self) -> Quantity:
-        self.depth += 1
-        if self.depth > _MAX_DEPTH:
-            raise NotUnderstood("brackets too deep")
-        sign, currency = self._sign(), self._currency()
-        sign *= self._sign(once=sign < 0)
-        number = self._magnitude()
-        scale, unit = self._suffix(currency or "")
-        self.depth -= 1
-        value, unit = units.in_percent(sign * number * scale, unit)
-        return Quantity(value, unit)
+        with self.nested():
+            sign, currency = self._sign(), self.take_currency()
+            if sign < 0 and self.peek().text.lower() in _SIGNS:
+                raise NotUnderstood("two signs")
+            number = sign * self._sign() * self._magnitude()
+            number, unit = number * self._scale(), self._unit()
+        if currency and unit and currency != unit:
+            raise NotUnderstood("two units")
+        return (
+            Quantity(number / 100) if unit == units.PERCENT else Quantity(number, unit or currency)
+        )
 
-    def _sign(self, once: bool = False) -> int:
-        token = self.peek()
-        if token is None:
-            return 1
-        if token.kind == "word" and token.text.lower() in _SIGN_WORDS:
-            sign = _SIGN_WORDS[token.text.lower()]
-        elif token.is_op("+", "-"):
-            sign = -1 if token.text == "-" else 1
-        else:
-            return 1
-        if once:
-            raise NotUnderstood("two signs")
-        self.place += 1
-        return sign
-
-    def _currency(self) -> str | None:
-        token = self.peek()
-        if token is None or token.kind != "currency":
-            return None
-        self.place += 1
-        return token.text
+    def _sign(self) -> int:
+        """Parse a sign, which may be a word; 1 if there is none."""
+        sign = _SIGNS.get(self.peek().text.lower())
+        self.position += sign is not None
+        return sign or 1
 
     def _magnitude(self) -> Fraction:
-        opening = self.take_op("(", "{")
-        if opening:
-            inner = self.value()
-            self.expect(")" if opening == "(" else "}")
-            if inner.unit:
-                raise NotUnderstood("a unit inside brackets")
-            return self._powers(inner.value)
-        token = self.peek()
-        if token is not None and token.is_command("frac"):
-            self.place += 1
-            return self._frac()
-        return self._written()
+        if opening := self.take_op("(", "{"):
+            return self._powers(self._inside(")" if opening == "(" else "}"))
+        return self._frac() if self.peek().is_command("frac") else self._written()
+
+    def _inside(self, closing: str) -> Fraction:
+        """Parse a number without a unit, up to a closing bracket."""
+        quantity = self.value()
+        self.expect(closing)
+        if quantity.unit:
+            raise NotUnderstood("a unit inside brackets")
+        return quantity.value
 
     def _frac(self) -> Fraction:
+        self.take()
         top, bottom = self._argument(), self._argument()
         if bottom == 0:
             raise NotUnderstood("division by zero")
@@ -211,107 +182,62 @@ class _Reader:
     def _argument(self) -> Fraction:
         """Parse an argument of ``\\frac``: braces, or a single digit of a number without braces."""
         if self.take_op("{"):
-            inner = self.value()
-            self.expect("}")
-            if inner.unit:
-                raise NotUnderstood("a unit inside a fraction")
-            return inner.value
+            return self._inside("}")
         token = self.peek()
-        if token is None or token.kind != "number" or not token.text.isdigit():
+        if token.kind != "number" or not token.text.isdigit():
             raise NotUnderstood("a fraction without two numbers")
-        digits = token.text
-        if len(digits) == 1:
-            self.place += 1
-        else:
-            rest = Token("number", digits[1:], token.start + 1, token.end,
-                         value=Fraction(int(digits[1:])))  # fmt: skip
-            self.tokens[self.place] = rest
-        return Fraction(int(digits[0]))
+        return Fraction(int(self.take_first()))
 
-    def _number(self) -> tuple[Token, Fraction]:
+    def _number(self) -> Fraction:
         token = self.peek()
-        if token is None or token.kind != "number" or token.value is None:
+        if token.kind != "number":
             raise NotUnderstood("no number where one is due")
-        before = self.peek(-1) if self.place else None
-        if before is not None and before.kind == "word" and not token.spaced:
+        if self.peek(-1).kind == "word" and not token.spaced:
             raise NotUnderstood("a number that is part of a name")
-        self.place += 1
-        return token, token.value
+        return self.take().value
 
     def _written(self) -> Fraction:
-        token, number = self._number()
+        token, number = self.peek(), self._number()
         if token.text == "vulgar":
             return number
-        number, token = self._decimal_comma(token, number)
+        number = self._decimal_comma(token, number)
         if number.denominator == 1:
-            mixed = self._mixed(int(number))
-            if mixed is not None:
+            if self.peek().is_command("frac"):
+                return mixed_number(number, self._frac(), Fraction(1))
+            if (mixed := self.take_mixed(number)) is not None:
                 return mixed
         number = self._powers(number)
         if self.take_op("/"):
-            sign = self._sign()
-            bottom = self._powers(self._number()[1]) * sign
-            if bottom == 0 or (self.peek() and self.peek().is_op("/", ":")):  # type: ignore[union-attr]
+            bottom = self._sign() * self._powers(self._number())
+            if bottom == 0 or self.peek().is_op("/", ":"):
                 raise NotUnderstood("division by zero, or more than one division")
             return number / bottom
         return self._scientific(number)
 
-    def _decimal_comma(self, token: Token, number: Fraction) -> tuple[Fraction, Token]:
+    def _decimal_comma(self, token: Token, number: Fraction) -> Fraction:
+        """Add the digits after a decimal comma, if there is one directly after ``token``."""
         comma, after = self.peek(), self.peek(1)
-        if comma is None or after is None or not comma.is_op(",") or comma.spaced or after.spaced:
-            return number, token
+        if not comma.is_op(",") or comma.spaced or after.spaced:
+            return number
         digits = after.text
-        if not self.decimal_comma or not token.text.isdigit() or not digits.isdigit():
+        is_decimal = self.decimal_comma and token.text.isdigit() and digits.isdigit()
+        if not is_decimal or len(digits) == 3 or self.peek(2).is_op(","):
             raise NotUnderstood("more than one number")
-        last = self.peek(2)
-        if len(digits) == 3 or (last is not None and last.is_op(",")):
-            raise NotUnderstood("more than one number")
-        self.place += 2
-        return number + Fraction(int(digits), 10 ** len(digits)), after
-
-    def _mixed(self, whole: int) -> Fraction | None:
-        """Parse the fraction after an integer, as in ``5 1/2``, ``5½`` or ``5\\frac{1}{2}``."""
-        token = self.peek()
-        if token is None:
-            return None
-        if token.kind == "number" and token.text == "vulgar":
-            self.place += 1
-            return whole + (token.value or Fraction(0))
-        if token.is_command("frac"):
-            self.place += 1
-            part = self._frac()
-        elif self._is_fraction_ahead():
-            part = self._number()[1]
-            self.expect("/")
-            part /= self._number()[1]
-        else:
-            return None
-        if not 0 < part < 1:
-            raise NotUnderstood("a mixed number whose fraction is not below one")
-        return whole + part
-
-    def _is_fraction_ahead(self) -> bool:
-        first, slash, second = self.peek(), self.peek(1), self.peek(2)
-        if first is None or slash is None or second is None:
-            return False
-        numbers = first.kind == second.kind == "number" and bool(second.value)
-        return numbers and first.spaced and slash.is_op("/")
+        self.position += 2
+        return number + Fraction(int(digits), 10 ** len(digits))
 
     def _powers(self, base: Fraction) -> Fraction:
-        token, after = self.peek(), self.peek(1)
-        if (
-            token is None
-            or not token.is_op("^")
-            or after is None
-            or _is_degree(after, self.peek(2))
-        ):
+        """Raise a number to the power that follows, if there is one."""
+        if self.is_degree() or not self.take_op("^"):
             return base
-        self.place += 1
-        exponent = self._exponent()
-        if (token := self.peek()) is not None and token.is_op("^"):
-            raise NotUnderstood("a power of a power")
         size = max(base.numerator.bit_length(), base.denominator.bit_length())
-        if abs(exponent) * size > _MAX_BITS:
+        return self._power(base, max_exponent=_MAX_BITS // size)
+
+    def _power(self, base: Fraction, *, max_exponent: int) -> Fraction:
+        exponent = self._exponent()
+        if self.peek().is_op("^"):
+            raise NotUnderstood("a power of a power")
+        if abs(exponent) > max_exponent:
             raise NotUnderstood("number too large")
         if base == 0 and exponent < 0:
             raise NotUnderstood("division by zero")
@@ -319,107 +245,63 @@ class _Reader:
 
     def _exponent(self) -> int:
         opening = self.take_op("{", "(")
-        sign = self._sign()
-        _, number = self._number()
+        exponent = self._sign() * self._number()
         if opening:
             self.expect("}" if opening == "{" else ")")
-        if number.denominator != 1:
+        if exponent.denominator != 1:
             raise NotUnderstood("a power that is not whole")
-        return sign * int(number)
+        return int(exponent)
 
     def _scientific(self, mantissa: Fraction) -> Fraction:
-        sign, ten = self.peek(), self.peek(1)
-        power = self.peek(2)
-        if sign is None or ten is None or power is None or not power.is_op("^"):
+        """Multiply by the power of ten that follows, if there is one."""
+        times, ten, power = self.peek(), self.peek(1), self.peek(2)
+        if not (times.is_op("*") and ten.value == 10 and power.is_op("^")):
             return mantissa
-        if not sign.is_op("*") or ten.kind != "number" or ten.value != 10:
-            return mantissa
-        self.place += 3
-        exponent = self._exponent()
-        if abs(exponent) > MAX_EXPONENT:
-            raise NotUnderstood("number too large")
-        if (token := self.peek()) is not None and token.is_op("^"):
-            raise NotUnderstood("a power of a power")
-        return mantissa * Fraction(10) ** exponent
+        self.position += 3
+        return mantissa * self._power(Fraction(10), max_exponent=MAX_EXPONENT)
 
-    def _suffix(self, unit: str) -> tuple[int, str]:
-        """Parse a scale word, then a currency, a percent or degree sign, or a unit."""
-        scale, token = 1, self.peek()
-        while token is not None and token.kind == "word" and token.text.lower() in units.SCALES:
-            scale *= units.SCALES[token.text.lower()]
-            self.place += 1
-            token = self.peek()
+    def _scale(self) -> int:
+        """Parse scale words such as "million"."""
+        scale = 1
+        while factor := units.SCALES.get(self.peek().text.lower()):
+            scale *= factor
+            self.position += 1
             if scale > 10**15:
                 raise NotUnderstood("number too large")
-        after = self._unit()
-        if unit and after and unit != after:
-            raise NotUnderstood("two units")
-        return scale, after or unit
+        return scale
 
     def _unit(self) -> str:
-        token = self.peek()
-        if token is None:
-            return ""
-        if token.is_op("%"):
-            self.place += 1
+        """Parse a currency, a percent or degree sign, or a unit of up to six words."""
+        if self.take_op("%"):
             return units.PERCENT
-        if token.is_op("deg") or token.is_op("^"):
-            return self._degree(token)
-        if token.kind == "currency":
-            self.place += 1
-            return token.text
-        words, place = [], self.place
-        while (token := self.peek()) is not None and len(words) < 6:
-            word = self._unit_word(token, words)
-            if word is None:
-                break
+        if self.take_degree():
+            is_scale = self.peek().kind == "word" and self.peek().text in ("C", "F")
+            return f"deg{self.take().text}" if is_scale else "deg"
+        if currency := self.take_currency():
+            return currency
+        words, start = [], self.position
+        while len(words) < 6 and (word := self._unit_word(words)) is not None:
             words.append(word)
-        if [word.lower() for word in words] == ["per", "cent"]:
-            return units.PERCENT
-        if words and words[0] in ("/", "per"):
-            self.place = place
+        unit = units.canonical(words)
+        if unit.startswith("/"):  # "5 per day" has no unit before the slash
+            self.position = start
             return ""
-        return units.canonical(words)
+        return unit
 
-    def _degree(self, token: Token) -> str:
-        if token.is_op("^"):
-            self.place += 1
-            braced = self.take_op("{")
-            token = self.peek() or token
-            if not token.is_command("circ") and not token.is_op("deg"):
-                raise NotUnderstood("a power that is no number")
-            self.place += 1
-            if braced:
-                self.expect("}")
-        else:
-            self.place += 1
-        following = self.peek()
-        if following is not None and following.kind == "word" and following.text in ("C", "F"):
-            self.place += 1
-            return f"deg{following.text}"
-        return "deg"
-
-    def _unit_word(self, token: Token, words: list[str]) -> str | None:
+    def _unit_word(self, words: list[str]) -> str | None:
+        """Parse one word, slash or power of a unit that begins with ``words``."""
+        token = self.peek()
         if token.kind == "word" and token.text.lower() not in units.NOT_UNITS:
-            if len(token.text) == 1 and units.known_unit(token.text) is None:
-                return None
-            if not token.spaced and not words and units.known_unit(token.text) is None:
-                return None  # a variable, as in 5x, or an ordinal
-            self.place += 1
-            return token.text
-        if token.kind == "punctuation" and token.text == "." and words and self.peek(1):
-            self.place += 1
-            return self._unit_word(self.peek() or token, words)
-        if token.is_op("/") and words:
-            self.place += 1
-            return "/"
-        if token.is_op("^") and words:
-            self.place += 1
+            if units.known_unit(token.text) is None:
+                is_ordinal = not token.spaced and not words
+                if len(token.text) == 1 or is_ordinal:
+                    return None  # a variable, as in 5x, or an ordinal
+            return self.take().text
+        if not words:
+            return None
+        if token.kind == "punctuation" and token.text == "." and self.peek(1).kind != "end":
+            self.take()
+            return self._unit_word(words)
+        if self.take_op("^"):
             return f"^{self._exponent()}"
-        return None
-
-
-def _is_degree(token: Token, after: Token | None) -> bool:
-    if token.is_op("{") and after is not None:
-        token = after
-    return token.is_command("circ") or token.is_op("deg")
+        return self.take_op("/")

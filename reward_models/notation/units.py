@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 from rlhf.reward_models.notation.lexer import words
 
 PERCENT = "%"
@@ -83,6 +81,8 @@ def known_unit(word: str) -> str | None:
 
 def canonical(names: list[str]) -> str:
     """The canonical spelling of a unit of one or more words: ``square meters`` is ``m^2``."""
+    if [word.lower() for word in names] == ["per", "cent"]:
+        return PERCENT
     parts, power = [], ""
     for word in names:
         if word.lower() in _POWERS:
@@ -105,8 +105,3 @@ def _singular(word: str) -> str:
 def agree(reference: str, reply: str) -> bool:
     """Whether two units are equal or at least one of them is missing."""
     return not reference or not reply or reference == reply
-
-
-def in_percent(value: Fraction, unit: str) -> tuple[Fraction, str]:
-    """Convert a percentage to a number without unit: 10% is 0.1."""
-    return (value / 100, "") if unit == PERCENT else (value, unit)

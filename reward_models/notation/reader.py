@@ -1,0 +1,114 @@
+"""Base of the recursive-descent parsers of quantities and of mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from fractions import Fraction
+
+from rlhf.reward_models.notation.lexer import NotUnderstood, Token
+
+_END = Token("end", "the end", -1, -1)
+_MAX_DEPTH = 40
+
+
+class TokenReader:
+    """Reads a list of tokens; ``position`` is the index of the next one."""
+
+    def __init__(self, tokens: Sequence[Token]):
+        self.tokens, self.position, self._depth = list(tokens), 0, 0
+
+    def peek(self, ahead: int = 0) -> Token:
+        """The next token or one after it; beyond both ends a token of kind ``end``."""
+        position = self.position + ahead
+        return self.tokens[position] if 0 <= position < len(self.tokens) else _END
+
+    def take(self) -> Token:
+        """Return the next token and move past it."""
+        token = self.peek()
+        self.position += 1
+        return token
+
+    def take_op(self, *texts: str) -> str | None:
+        """Take the next token if it is one of these operators, and return its text."""
+        return self.take().text if self.peek().is_op(*texts) else None
+
+    def take_currency(self) -> str:
+        """Take a currency sign and return it; the empty string if there is none."""
+        return self.take().text if self.peek().kind == "currency" else ""
+
+    def expect(self, *texts: str) -> str:
+        """Take one of these operators.
+
+        Raises:
+            NotUnderstood: The next token is something else.
+        """
+        operator = self.take_op(*texts)
+        if operator is None:
+            raise NotUnderstood(f"{self.peek().text!r} where {texts[0]!r} is due")
+        return operator
+
+    def take_first(self) -> str:
+        """Take the first character of a number or word, as LaTeX does for ``\\frac12``."""
+        token = self.peek()
+        parts = (token.text[:1], token.text[1:]) if len(token.text) > 1 else (token.text,)
+        self.tokens[self.position : self.position + 1] = [
+            replace(
+                token, text=text, value=Fraction(text) if token.kind == "number" else token.value
+            )
+            for text in parts
+        ]
+        return self.take().text
+
+    def is_degree(self) -> bool:
+        """Whether a degree sign in LaTeX follows: ``^\\circ`` or ``^{\\circ}``."""
+        braced = self.peek(1).is_op("{")
+        token = self.peek(2 if braced else 1)
+        is_circle = token.is_command("circ") or token.is_op("deg")
+        return self.peek().is_op("^") and is_circle and (not braced or self.peek(3).is_op("}"))
+
+    def take_degree(self) -> bool:
+        """Take a degree sign; returns whether there is one."""
+        if self.is_degree():
+            self.position += 4 if self.peek(1).is_op("{") else 2
+            return True
+        return self.take_op("deg") is not None
+
+    def take_mixed(self, whole: Fraction) -> Fraction | None:
+        """Take the fraction after a whole number, as in ``5½`` and ``5 1/2``.
+
+        Returns:
+            The value of the mixed number; None if there is no fraction.
+        """
+        top, slash, bottom = self.peek(), self.peek(1), self.peek(2)
+        if top.kind == "number" and top.text == "vulgar":
+            return whole + self.take().value
+        if not (top.kind == bottom.kind == "number" and top.spaced and slash.is_op("/")):
+            return None
+        self.position += 3
+        return mixed_number(whole, top.value, bottom.value)
+
+    @contextmanager
+    def nested(self) -> Iterator[None]:
+        """Count nested brackets, so that a text cannot exhaust the stack.
+
+        Raises:
+            NotUnderstood: There are too many.
+        """
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise NotUnderstood("brackets too deep")
+        yield
+        self._depth -= 1
+
+
+def mixed_number(whole: Fraction, top: Fraction, bottom: Fraction) -> Fraction:
+    """The value of a mixed number such as 5 1/2.
+
+    Raises:
+        NotUnderstood: The fraction is not between 0 and 1.
+    """
+    if not bottom or not 0 < top / bottom < 1:
+        raise NotUnderstood("a mixed number whose fraction is not below one")
+    return whole + top / bottom
