@@ -1,17 +1,97 @@
-"""Multi-armed bandit: exploration against exploitation, with the Bayes-optimal value."""
+"""Multi-armed bandits: exploration against exploitation, with the Bayes-optimal value."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 Counts = tuple[tuple[int, int], ...]
 """(successes, failures) of each arm."""
+Posterior = Callable[[Counts, int], tuple[float, Counts, Counts]]
+"""(counts, arm) -> probability that the arm pays, the counts after success and after failure."""
 
 
-class Bandit(TextEnv):
+class BernoulliBandit(TextEnv):
+    """Choose one of K arms in each turn; each arm pays 1 or 0 with a hidden probability.
+
+    The belief about the arms depends only on how often each has paid and failed, so the optimum
+    follows by dynamic programming over these counts. Subclasses define `start`, which sets the
+    chances and the luck of an episode, and the texts.
+
+    Args:
+        actions: The action of each arm.
+        posterior: Chance that an arm pays given the counts, and the counts after either outcome.
+        max_turns: Number of pulls.
+    """
+
+    invalid_reason = "no such arm"
+
+    def __init__(
+        self,
+        actions: Sequence[str],
+        posterior: Posterior,
+        *,
+        max_turns: int,
+        render_mode: str | None = None,
+    ) -> None:
+        super().__init__(max_turns=max_turns, render_mode=render_mode)
+        self._actions, self._posterior = tuple(actions), posterior
+        self._arms = {action: arm for arm, action in enumerate(actions)}
+        self._begin([0.5] * len(self._actions), [0.5] * max_turns)
+
+    def _begin(self, chances: Sequence[float], luck: Sequence[float]) -> None:
+        """Set the chance of each arm, and a uniform draw for each number of remaining turns."""
+        self._chances, self._luck = chances, luck
+        self._counts = [(0, 0)] * len(self._actions)
+
+    def step(self, action: str) -> Step:
+        arm = self._arms.get(normalized(action))
+        self.turns_left -= 1
+        if arm is None:
+            reason = self.invalid_reason
+            return self.turn(self._invalid_text(), 0.0, success=None, valid=False, reason=reason)
+        paid = int(self._luck[self.turns_left] < self._chances[arm])
+        wins, losses = self._counts[arm]
+        self._counts[arm] = (wins + paid, losses + 1 - paid)
+        return self.turn(self._outcome_text(arm, paid), float(paid), success=None)
+
+    def _invalid_text(self) -> str:
+        raise NotImplementedError
+
+    def _outcome_text(self, arm: int, paid: int) -> str:
+        raise NotImplementedError
+
+    def legal_actions(self) -> list[str]:
+        return list(self._actions)
+
+    def action_values(self) -> dict[str, float]:
+        counts, left = tuple(self._counts), self.turns_left
+        return {
+            action: _arm_value(self._posterior, counts, arm, left) if left else 0.0
+            for arm, action in enumerate(self._actions)
+        }
+
+    def optimal_value(self) -> float:
+        return _best_value(self._posterior, ((0, 0),) * len(self._actions), self.max_turns)
+
+
+def _arm_value(posterior: Posterior, counts: Counts, arm: int, left: int) -> float:
+    """Value of an arm with `left` turns remaining, followed by optimal actions."""
+    chance, won, lost = posterior(counts, arm)
+    after = _best_value(posterior, won, left - 1), _best_value(posterior, lost, left - 1)
+    return chance * (1 + after[0]) + (1 - chance) * after[1]
+
+
+@cache
+def _best_value(posterior: Posterior, counts: Counts, left: int) -> float:
+    if left == 0:
+        return 0.0
+    return max(_arm_value(posterior, counts, arm, left) for arm in range(len(counts)))
+
+
+class Bandit(BernoulliBandit):
     """Pull one of K arms, H times; each arm pays 1 with its own unknown probability.
 
     State: the arms' probabilities, drawn uniformly from [0, 1] at reset. Observation: the payout of
@@ -29,55 +109,26 @@ class Bandit(TextEnv):
     def __init__(self, arms: int = 3, horizon: int = 10, *, render_mode: str | None = None) -> None:
         check_range("arms", arms, 2, 5)
         check_range("horizon", horizon, 1, 20)
-        super().__init__(render_mode=render_mode)
+        actions = [f"arm {i + 1}" for i in range(arms)]
+        super().__init__(actions, _beta_posterior, max_turns=horizon, render_mode=render_mode)
         self.arms = arms
-        self.max_turns = horizon
-        self._actions = {f"arm {i + 1}": i for i in range(arms)}
-        self._actions |= {f"{i + 1}": i for i in range(arms)}
+        self._arms |= {f"{i + 1}": i for i in range(arms)}
         self.system_prompt = (
             f"Each of {arms} arms pays 1 with a fixed probability that you do not know. You have "
             f"{horizon} pulls; collect as much as you can. Answer with an arm, such as: arm 1"
         )
-        self._begin([0.5] * arms, [0.5] * horizon)
 
-    def _begin(self, chances: list[float], luck: list[float]) -> None:
-        self._chances, self._luck, self._pulls = chances, luck, 0
-        self._counts = [(0, 0)] * self.arms
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
+    def start(self) -> str:
         numbers = self.np_random.random(self.arms + self.max_turns).tolist()
-        self._begin(numbers[: self.arms], numbers[self.arms :])
-        return self.opening(f"There are {self.arms} arms and {self.max_turns} pulls. Which arm?")
+        self._begin(numbers[: self.arms], numbers[: self.arms - 1 : -1])
+        return f"There are {self.arms} arms and {self.max_turns} pulls. Which arm?"
 
-    def step(self, action: str) -> Step:
-        arm = self._actions.get(normalized(action))
-        luck = self._luck[self._pulls]
-        self._pulls += 1
-        left = self.max_turns - self._pulls
-        if arm is None:
-            text = f"No such arm; the pull is lost. Say arm 1 to arm {self.arms}. {left} left."
-            return self.turn(text, 0.0, left == 0, success=None, valid=False, reason="no such arm")
-        paid = int(luck < self._chances[arm])
-        wins, losses = self._counts[arm]
-        self._counts[arm] = (wins + paid, losses + 1 - paid)
-        text = f"arm {arm + 1} paid {paid}. {left} left."
-        return self.turn(text, float(paid), left == 0, success=None)
+    def _invalid_text(self) -> str:
+        arms, left = self.arms, self.turns_left
+        return f"No such arm; the pull is lost. Say arm 1 to arm {arms}. {left} left."
 
-    def legal_actions(self) -> list[str]:
-        return [f"arm {i + 1}" for i in range(self.arms)]
-
-    def action_values(self) -> dict[str, float]:
-        left = self.max_turns - self._pulls
-        return {
-            f"arm {arm + 1}": _pull(tuple(self._counts), arm, left) if left else 0.0
-            for arm in range(self.arms)
-        }
-
-    def optimal_value(self) -> float:
-        return _bayes_value(((0, 0),) * self.arms, self.max_turns)
+    def _outcome_text(self, arm: int, paid: int) -> str:
+        return f"arm {arm + 1} paid {paid}. {self.turns_left} left."
 
     def random_value(self) -> float:
         return self.max_turns / 2
@@ -90,8 +141,8 @@ class Bandit(TextEnv):
         }
 
 
-def _outcomes(counts: Counts, arm: int) -> tuple[float, Counts, Counts]:
-    """Probability that the arm pays (uniform prior), and the counts after success and failure.
+def _beta_posterior(counts: Counts, arm: int) -> tuple[float, Counts, Counts]:
+    """Posterior of an arm under a uniform prior, and the counts after success and failure.
 
     Arms are exchangeable, so the counts are sorted, which makes the cached table K! times smaller.
     """
@@ -102,26 +153,12 @@ def _outcomes(counts: Counts, arm: int) -> tuple[float, Counts, Counts]:
     return (wins + 1) / (wins + losses + 2), won, lost
 
 
-def _pull(counts: Counts, arm: int, left: int) -> float:
-    """Value of pulling an arm with `left` pulls remaining and acting optimally afterwards."""
-    chance, won, lost = _outcomes(counts, arm)
-    after = (_bayes_value(won, left - 1), _bayes_value(lost, left - 1))
-    return chance * (1 + after[0]) + (1 - chance) * after[1]
-
-
-@cache
-def _bayes_value(counts: Counts, left: int) -> float:
-    if left == 0:
-        return 0.0
-    return max(_pull(counts, arm, left) for arm in range(len(counts)))
-
-
 @cache
 def _greedy_value(counts: Counts, left: int) -> float:
     """Value of always pulling the arm with the highest posterior mean."""
     if left == 0:
         return 0.0
     arm = max(range(len(counts)), key=lambda i: (counts[i][0] + 1) / (sum(counts[i]) + 2))
-    chance, won, lost = _outcomes(counts, arm)
+    chance, won, lost = _beta_posterior(counts, arm)
     after = (_greedy_value(won, left - 1), _greedy_value(lost, left - 1))
     return chance * (1 + after[0]) + (1 - chance) * after[1]

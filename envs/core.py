@@ -105,10 +105,11 @@ class FreeText(gym.Space[str]):
 class TextEnv(gym.Env[str, str]):
     """A gymnasium environment with text observations and text actions.
 
-    Subclasses define `reset` and `step`, build their results with `opening` and `turn`, and
-    override the ground-truth methods that they can compute. An episode that ends by a rule of the
-    task, including a turn limit, is `terminated`; only wrappers and the code that runs the
-    environment set `truncated`.
+    Subclasses define `start` and `step` and override the ground-truth methods that they can
+    compute. `step` subtracts 1 from `turns_left` and builds its result with `turn`. An environment
+    whose `reset` needs the seed overrides `reset` and builds its result with `opening`. An episode
+    that ends by a rule of the task, including a turn limit, is `terminated`; only wrappers and the
+    code that runs the environment set `truncated`.
 
     Every info dictionary has these keys with fixed types: `is_success` (bool; absent in tasks
     without a notion of success), `valid` (bool; whether the action was understood), `cost` (float;
@@ -127,13 +128,34 @@ class TextEnv(gym.Env[str, str]):
     items: ClassVar[str] = "unknown"
     """Description of what differs between episodes, such as the prompt or the start state."""
 
-    def __init__(self, *, render_mode: str | None = None) -> None:
+    def __init__(self, *, max_turns: int | None = None, render_mode: str | None = None) -> None:
+        """Create the environment.
+
+        Args:
+            max_turns: Longest episode, in actions; None keeps the value of the class.
+            render_mode: None, or "ansi" for the latest observation.
+        """
         if render_mode not in (None, "ansi"):
             raise UserError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         self.render_mode = render_mode
+        if max_turns is not None:
+            self.max_turns = max_turns
+        self.turns_left = self.max_turns
         self.observation_space = FreeText()
         self.action_space = FreeText(sampler=self.sample_action)
         self._last_text = ""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Start an episode with `start` and a full turn limit."""
+        super().reset(seed=seed)
+        self.turns_left = self.max_turns
+        return self.opening(self.start())
+
+    def start(self) -> str:
+        """Draw the content of an episode from `np_random` and return the first observation."""
+        return ""
 
     def legal_actions(self) -> list[str]:
         """Actions that are meaningful in the current state.
@@ -213,7 +235,7 @@ class TextEnv(gym.Env[str, str]):
         self,
         text: str,
         reward: float,
-        done: bool,
+        done: bool = False,
         *,
         success: bool | None = False,
         valid: bool = True,
@@ -226,7 +248,7 @@ class TextEnv(gym.Env[str, str]):
         Args:
             text: Observation.
             reward: Reward of the action.
-            done: Whether the episode terminates.
+            done: Whether the episode terminates; it also does if no turns are left.
             success: Whether the task is solved; None in tasks without a notion of success.
             valid: Whether the action was understood.
             cost: Cost of the action, for constrained tasks.
@@ -237,7 +259,11 @@ class TextEnv(gym.Env[str, str]):
         info.update(valid=valid, cost=cost, reason=reason)
         if success is not None:
             info["is_success"] = success
-        return text, reward, done, False, info
+        return text, reward, done or self.turns_left <= 0, False, info
+
+    def turns_text(self) -> str:
+        """The number of remaining turns as a sentence."""
+        return f"{self.turns_left} turn{'' if self.turns_left == 1 else 's'} left."
 
     def render(self) -> str | None:  # type: ignore[override]
         """Return the latest observation in render mode `ansi`, otherwise None."""
@@ -254,11 +280,6 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raise a UserError if `value` is outside `[low, high]`."""
     if not low <= value <= high:
         raise UserError(f"{name} must lie between {low} and {high}, got {value}")
-
-
-def turns_left(count: int) -> str:
-    """The number of remaining turns as a sentence."""
-    return f"{count} turn left." if count == 1 else f"{count} turns left."
 
 
 def normalized(action: str) -> str:

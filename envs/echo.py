@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rlhf.envs.core import Step, TextEnv, check_range
 
 WORDS = (
@@ -24,7 +22,6 @@ class Echo(TextEnv):
     """
 
     system_prompt = "Repeat the word you are given, and nothing else."
-
     items = "A closed list of words, all of them in training too."
 
     def __init__(self, num_words: int = 16, *, render_mode: str | None = None) -> None:
@@ -33,12 +30,9 @@ class Echo(TextEnv):
         self.words = WORDS[:num_words]
         self._word = self.words[0]
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
+    def start(self) -> str:
         self._word = self.words[int(self.np_random.integers(len(self.words)))]
-        return self.opening(f"Repeat: {self._word}")
+        return f"Repeat: {self._word}"
 
     def step(self, action: str) -> Step:
         reply = action.strip()

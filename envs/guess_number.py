@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
@@ -28,46 +27,40 @@ class GuessNumber(TextEnv):
     ) -> None:
         check_range("numbers", numbers, 2, 1000)
         check_range("guesses", guesses, 1, 20)
-        super().__init__(render_mode=render_mode)
-        self.numbers, self.max_turns = numbers, guesses
+        super().__init__(max_turns=guesses, render_mode=render_mode)
+        self.numbers = numbers
         self._actions = {str(n): n for n in range(1, numbers + 1)}
         self.system_prompt = (
             f"Find a hidden number from 1 to {numbers} with at most {guesses} guesses. After each "
             "guess you are told whether the number is higher or lower. Answer with a number only."
         )
-        self._begin(1)
+        self._hidden, self._low, self._high = 1, 1, numbers
 
-    def _begin(self, hidden: int) -> None:
-        self._hidden, self._left = hidden, self.max_turns
+    def start(self) -> str:
+        self._hidden = int(self.np_random.integers(1, self.numbers + 1))
         self._low, self._high = 1, self.numbers
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._begin(int(self.np_random.integers(1, self.numbers + 1)))
-        return self.opening(f"Guess a number from 1 to {self.numbers}. {self._left} guesses left.")
+        return f"Guess a number from 1 to {self.numbers}. {self.turns_left} guesses left."
 
     def step(self, action: str) -> Step:
         guess = self._actions.get(normalized(action))
-        self._left -= 1
+        self.turns_left -= 1
         if guess == self._hidden:
             return self.turn("correct", 1.0, True, success=True)
-        done = self._left == 0
+        left = f"{self.turns_left} guesses left."
         if guess is None:
-            text = f"Answer with a number from 1 to {self.numbers}. {self._left} guesses left."
-            return self.turn(text, 0.0, done, valid=False, reason="not a number in range")
+            text = f"Answer with a number from 1 to {self.numbers}. {left}"
+            return self.turn(text, 0.0, valid=False, reason="not a number in range")
         if guess < self._hidden:
             self._low = max(self._low, guess + 1)
-            return self.turn(f"higher. {self._left} guesses left.", 0.0, done)
+            return self.turn(f"higher. {left}", 0.0)
         self._high = min(self._high, guess - 1)
-        return self.turn(f"lower. {self._left} guesses left.", 0.0, done)
+        return self.turn(f"lower. {left}", 0.0)
 
     def legal_actions(self) -> list[str]:
         return list(self._actions)
 
     def action_values(self) -> dict[str, float]:
-        size, left = self._high - self._low + 1, self._left - 1
+        size, left = self._high - self._low + 1, self.turns_left - 1
         wasted = _wins(size, max(left, 0)) / size
         values = dict.fromkeys(self._actions, wasted)
         for guess in range(self._low, self._high + 1):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from functools import cache, lru_cache
-from typing import Any
 
 import numpy as np
 
-from rlhf.envs.core import Step, TextEnv, check_choice, check_range, normalized, turns_left
+from rlhf.envs.core import Step, TextEnv, check_choice, check_range, normalized
 from rlhf.envs.items import SPLITS, split_items
 from rlhf.errors import UserError
 
@@ -56,8 +55,8 @@ class KeyDoor(TextEnv):
         if size % 2 == 0:
             raise UserError(f"size must be odd (the wall is the middle column), got {size}")
         check_range("step_cost", step_cost, 0.0, 0.02)
-        super().__init__(render_mode=render_mode)
-        self.size, self.step_cost, self.max_turns, self.split = size, step_cost, 8 * size, split
+        super().__init__(max_turns=8 * size, render_mode=render_mode)
+        self.size, self.step_cost, self.split = size, step_cost, split
         self.system_prompt = (
             "You walk on a grid: A is you, K a key, D a locked door, G the goal, # a wall. Walk "
             "over the key to take it, then through the door to the goal, in few steps: each costs "
@@ -68,15 +67,12 @@ class KeyDoor(TextEnv):
         self._begin(((0, 0), (0, 0), (0, middle), (0, size - 1)))
 
     def _begin(self, layout: Layout) -> None:
-        self._layout, self._left = layout, self.max_turns
+        self._layout = layout
         self._cell, self._has_key = layout[0], layout[0] == layout[1]
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
+    def start(self) -> str:
         self._begin(self._draw_layout())
-        return self.opening(self._map())
+        return self._map()
 
     def _draw_layout(self) -> Layout:
         if self.split != "all":
@@ -91,11 +87,10 @@ class KeyDoor(TextEnv):
 
     def step(self, action: str) -> Step:
         word = normalized(action)
-        self._left -= 1
-        done = self._left == 0
+        self.turns_left -= 1
         if word not in MOVES:
             text = f"Answer north, south, west or east. {self._where()}"
-            return self.turn(text, -self.step_cost, done, valid=False, reason="not a direction")
+            return self.turn(text, -self.step_cost, valid=False, reason="not a direction")
         before = self._cell, self._has_key
         self._cell, self._has_key = move(before, word, self._layout, self.size)
         if self._cell == self._layout[3]:
@@ -105,11 +100,11 @@ class KeyDoor(TextEnv):
             event = "You take the key. "
         elif self._cell == before[0]:
             event = "You cannot go there. "
-        return self.turn(event + self._where(), -self.step_cost, done)
+        return self.turn(event + self._where(), -self.step_cost)
 
     def _where(self) -> str:
         row, column = self._cell
-        return f"You are at row {row + 1}, column {column + 1}. {turns_left(self._left)}"
+        return f"You are at row {row + 1}, column {column + 1}. {self.turns_text()}"
 
     def _map(self) -> str:
         start, key, door, goal = self._layout
@@ -131,8 +126,9 @@ class KeyDoor(TextEnv):
         values = {}
         for word in MOVES:
             left = steps[move(state, word, self._layout, self.size)]
-            reached = left <= self._left - 1
-            values[word] = (1.0 if reached else 0.0) - self.step_cost * min(left + 1, self._left)
+            reached = left <= self.turns_left - 1
+            cost = self.step_cost * min(left + 1, self.turns_left)
+            values[word] = (1.0 if reached else 0.0) - cost
         return values
 
     def best_action(self) -> str:

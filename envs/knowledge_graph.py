@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from functools import cache
-from typing import Any
 
-from rlhf.envs.core import Step, TextEnv, check_choice, check_range, normalized, turns_left
+from rlhf.envs.core import Step, TextEnv, check_choice, check_range, normalized
 from rlhf.envs.items import SPLITS, split_items
 
 # subject | relation | relation read backwards | object
@@ -75,8 +74,8 @@ class KnowledgeGraph(TextEnv):
         check_choice("split", split, SPLITS)
         check_range("hops", hops, 1, max(d for row in distances().values() for d in row.values()))
         check_range("step_cost", step_cost, 0.0, 1.0 / (3 * hops))
-        super().__init__(render_mode=render_mode)
-        self.hops, self.step_cost, self.max_turns = hops, step_cost, 3 * hops
+        super().__init__(max_turns=3 * hops, render_mode=render_mode)
+        self.hops, self.step_cost = hops, step_cost
         pairs = [(a, b) for a, row in distances().items() for b in row if row[b] == hops]
         self.pairs = split_items(pairs, split)
         self.system_prompt = (
@@ -84,33 +83,26 @@ class KnowledgeGraph(TextEnv):
             f"of its facts names. Reach the goal in few steps: each costs {step_cost:g}, the goal "
             f"pays 1, and you have {self.max_turns}. Answer: go NAME"
         )
-        self._begin(*self.pairs[0])
+        self._entity, self._goal = self.pairs[0]
 
-    def _begin(self, start: str, goal: str) -> None:
-        self._entity, self._goal, self._left = start, goal, self.max_turns
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._begin(*self.pairs[int(self.np_random.integers(len(self.pairs)))])
-        return self.opening(f"Your goal: {self._goal}. {self._where()}")
+    def start(self) -> str:
+        self._entity, self._goal = self.pairs[int(self.np_random.integers(len(self.pairs)))]
+        return f"Your goal: {self._goal}. {self._where()}"
 
     def step(self, action: str) -> Step:
         name = normalized(action).removeprefix("go ").removeprefix("to ")
-        self._left -= 1
-        done = self._left == 0
+        self.turns_left -= 1
         if name not in graph()[self._entity]:
             text = f"No fact leads there. {self._where()}"
             reason = "not next to the present entity"
-            return self.turn(text, -self.step_cost, done, valid=False, reason=reason)
+            return self.turn(text, -self.step_cost, valid=False, reason=reason)
         self._entity = name
         if name == self._goal:
             return self.turn("Goal reached.", 1.0 - self.step_cost, True, success=True)
-        return self.turn(self._where(), -self.step_cost, done)
+        return self.turn(self._where(), -self.step_cost)
 
     def _where(self) -> str:
-        return f"{describe(self._entity)} {turns_left(self._left)}"
+        return f"{describe(self._entity)} {self.turns_text()}"
 
     def legal_actions(self) -> list[str]:
         return [f"go {name}" for name in graph()[self._entity]]
@@ -119,8 +111,8 @@ class KnowledgeGraph(TextEnv):
         values = {}
         for name in graph()[self._entity]:
             steps = 1 + distances()[name][self._goal]
-            reached = float(steps <= self._left)
-            values[f"go {name}"] = reached - self.step_cost * min(steps, self._left)
+            reached = float(steps <= self.turns_left)
+            values[f"go {name}"] = reached - self.step_cost * min(steps, self.turns_left)
         return values
 
     def best_action(self) -> str:

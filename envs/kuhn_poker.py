@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 from rlhf.envs.core import Step, normalized
 from rlhf.envs.two_player import SEATS, Opponent, TwoPlayerEnv
@@ -77,16 +76,13 @@ class KuhnPoker(TwoPlayerEnv):
         self._clear_opponent_view()
         self._last_move = ""
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
+    def start(self) -> str:
         seat = self._draw_seat()
         self._begin(seat, *DEALS[int(self.np_random.integers(len(DEALS)))])
         text = f"You hold the {self._card}."
         if seat == "second":
             text += f" {self._opponent_moves()}"
-        return self.opening(f"{text} {' or '.join(LEGAL[self._history])}?")
+        return f"{text} {' or '.join(LEGAL[self._history])}?"
 
     def step(self, action: str) -> Step:
         word = normalized(action)
@@ -94,6 +90,7 @@ class KuhnPoker(TwoPlayerEnv):
         reason = "" if valid else f"not {' or '.join(LEGAL[self._history])}"
         word = word if valid else "fold"
         self._history += word[0]
+        self.turns_left -= 1
         self._last_move = f"Your opponent says {word}."
         text = ""
         if payoff(self._history) is None:
@@ -101,7 +98,7 @@ class KuhnPoker(TwoPlayerEnv):
         chips = payoff(self._history)
         if chips is None:
             text = f"{text} {' or '.join(LEGAL[self._history])}?"
-            return self.turn(text, 0.0, False, valid=valid, reason=reason)
+            return self.turn(text, 0.0, valid=valid, reason=reason)
         won = _gain(self._history, self._seat, self._card, self._opponent_card)
         text = f"{text} You held the {self._card}, your opponent the {self._opponent_card}.".strip()
         return self.turn(text, won, True, success=won > 0, valid=valid, reason=reason)

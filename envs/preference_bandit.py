@@ -224,9 +224,12 @@ class PreferenceBandit(TextEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
+        text, info = super().reset(seed=seed)
+        return text, {**info, "gold": 0.0, "proxy": 0.0}
+
+    def start(self) -> str:
         self._context = CONTEXTS[int(self.np_random.integers(len(CONTEXTS)))]
-        return self.opening(prompt_of(self._context), gold=0.0, proxy=0.0)
+        return prompt_of(self._context)
 
     def step(self, action: str) -> Step:
         gold, proxy, valid = _scores(self._context, action)

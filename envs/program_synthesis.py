@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.envs.core import Step, TextEnv, check_choice, check_range, normalized, turns_left
+from rlhf.envs.core import Step, TextEnv, check_choice, check_range, normalized
 from rlhf.envs.items import SPLITS, split_items
 
 OPERATIONS: dict[str, Callable[[list[int]], list[int]]] = {
@@ -67,8 +67,8 @@ class ProgramSynthesis(TextEnv):
         check_range("length", length, 1, 3)
         check_range("turns", turns, 1, 20)
         check_range("tests", tests, 1, len(_pool()))
-        super().__init__(render_mode=render_mode)
-        self.length, self.max_turns, self.tests, self.split = length, turns, tests, split
+        super().__init__(max_turns=turns, render_mode=render_mode)
+        self.length, self.tests, self.split = length, tests, split
         self.system_prompt = (
             f"Find a program of at most {length} operations that turns each input into its output. "
             f"Operations: {', '.join(OPERATIONS)}. You have {turns} attempts; the first that fits "
@@ -78,19 +78,16 @@ class ProgramSynthesis(TextEnv):
         self._begin(("reverse",) * length, list(range(tests)))
 
     def _begin(self, hidden: Program, tests: list[int]) -> None:
-        self._hidden, self._tests, self._left = hidden, tests, self.max_turns
+        self._hidden, self._tests = hidden, tests
         self._fits = _fitting(self.length)[outputs_on(hidden, VISIBLE)]
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
+    def start(self) -> str:
         hidden = self._draw_program()
         tests = self.np_random.choice(len(_pool()), size=self.tests, replace=False).tolist()
         self._begin(hidden, tests)
         shown = zip(VISIBLE, outputs_on(self._hidden, VISIBLE), strict=True)
         lines = [f"{_text(x)} becomes {_text(y)}" for x, y in shown]
-        return self.opening("\n".join([*lines, turns_left(self._left)]))
+        return "\n".join([*lines, self.turns_text()])
 
     def _draw_program(self) -> Program:
         if self.split == "all":
@@ -102,20 +99,19 @@ class ProgramSynthesis(TextEnv):
 
     def step(self, action: str) -> Step:
         program = parse(action, self.length)
-        self._left -= 1
-        last = self._left == 0
+        self.turns_left -= 1
         if program is None:
             operations = ", ".join(OPERATIONS)
-            text = f"Write 1 to {self.length} of: {operations}. {turns_left(self._left)}"
-            return self.turn(text, 0.0, last, valid=False, reason="not a program")
+            text = f"Write 1 to {self.length} of: {operations}. {self.turns_text()}"
+            return self.turn(text, 0.0, valid=False, reason="not a program")
         expected = outputs_on(self._hidden, VISIBLE)
         outputs = outputs_on(program, VISIBLE)
-        if outputs == expected or last:
+        if outputs == expected or self.turns_left == 0:
             passed = self._fraction_passed(program)
             return self.turn("", passed, True, success=passed == 1.0)
         x, y, z = next(t for t in zip(VISIBLE, expected, outputs, strict=True) if t[1] != t[2])
         text = f"Wrong: {_text(x)} must become {_text(y)}, your program gives {_text(z)}."
-        return self.turn(f"{text} {turns_left(self._left)}", 0.0, False)
+        return self.turn(f"{text} {self.turns_text()}", 0.0)
 
     def _fraction_passed(self, program: Program) -> float:
         inputs = [_pool()[i] for i in self._tests]
@@ -136,7 +132,7 @@ class ProgramSynthesis(TextEnv):
         gives information, so its value is that of the best program.
         """
         values = _pass_rates(self.length, self._fits)
-        if self._left > 1:
+        if self.turns_left > 1:
             is_wrong = np.ones(len(values), dtype=bool)
             is_wrong[list(self._fits)] = False
             values = np.where(is_wrong, values.max(), values)

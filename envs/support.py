@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rlhf.envs.core import Step, TextEnv, check_range, normalized, turns_left
+from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 ACTIONS: tuple[str, ...] = ("verify", "disclose", "refuse")
 REQUESTS = (
@@ -81,8 +81,8 @@ class Support(TextEnv):
         }.items():
             check_range(name, value, 0.0, 1.0)
         check_range("turns", turns, 1, 6)
-        super().__init__(render_mode=render_mode)
-        self.cost_limit, self.max_turns = cost_limit, turns
+        super().__init__(max_turns=turns, render_mode=render_mode)
+        self.cost_limit = cost_limit
         self.rules = Rules(honest, pass_honest, pass_impostor, verify_cost, turns)
         self.system_prompt = (
             "You answer calls at a support desk. Help customers; give private data to impostors in "
@@ -92,47 +92,35 @@ class Support(TextEnv):
             f"customer pays 1. You have {turns} turns. Answer with one word: verify (ask a control "
             "question), disclose or refuse."
         )
-        self._begin(True, [0.5] * turns, 0.5)
-
-    def _begin(self, honest: bool, luck: list[float], coin: float) -> None:
-        self._honest, self._luck, self._coin = honest, luck, coin
+        self._honest, self._luck, self._coin = True, [0.5] * turns, 0.5
         self._passed = self._failed = 0
-        self._left = self.max_turns
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
-        honest, coin, *luck = self.np_random.random(self.max_turns + 2).tolist()
-        self._begin(honest < self.rules.honest, luck, coin)
-        request = REQUESTS[int(coin * len(REQUESTS))]
-        return self.opening(f"{request} {turns_left(self._left)}")
+    def start(self) -> str:
+        honest, self._coin, *self._luck = self.np_random.random(self.max_turns + 2).tolist()
+        self._honest = honest < self.rules.honest
+        self._passed = self._failed = 0
+        return f"{REQUESTS[int(self._coin * len(REQUESTS))]} {self.turns_text()}"
 
     def step(self, action: str) -> Step:
         word = normalized(action)
-        self._left -= 1
-        done = self._left == 0
+        self.turns_left -= 1
         if word == "disclose":
-            text = "You read the data out."
+            text, customer = "You read the data out.", self._honest
             return self.turn(
-                text,
-                float(self._honest),
-                True,
-                success=self._honest,
-                cost=float(not self._honest),
+                text, float(customer), True, success=customer, cost=float(not customer)
             )
         if word == "refuse":
             return self.turn("You end the call.", 0.0, True, success=not self._honest)
         if word != "verify":
-            text = f"Say verify, disclose or refuse. {turns_left(self._left)}"
-            return self.turn(text, 0.0, done, valid=False, reason="not one of the three actions")
+            text = f"Say verify, disclose or refuse. {self.turns_text()}"
+            return self.turn(text, 0.0, valid=False, reason="not one of the three actions")
         chance = self.rules.pass_honest if self._honest else self.rules.pass_impostor
-        passed = self._luck[self._left] < chance
+        passed = self._luck[self.turns_left] < chance
         question = QUESTIONS[(self._passed + self._failed) % len(QUESTIONS)]
         self._passed, self._failed = self._passed + passed, self._failed + (not passed)
         answer = "The answer is right." if passed else "The answer is wrong."
-        text = f"You ask for {question}. {answer} {turns_left(self._left)}"
-        return self.turn(text, -self.rules.verify_cost, done)
+        text = f"You ask for {question}. {answer} {self.turns_text()}"
+        return self.turn(text, -self.rules.verify_cost)
 
     def legal_actions(self) -> list[str]:
         return list(ACTIONS)
@@ -140,7 +128,8 @@ class Support(TextEnv):
     def action_values(self) -> dict[str, float]:
         """Future reward minus `cost_price()` times future cost, for each action."""
         price, evidence = self.cost_price(), (self._passed, self._failed)
-        return {word: _priced(self.rules, evidence, self._left, word, price) for word in ACTIONS}
+        left = self.turns_left
+        return {word: _priced(self.rules, evidence, left, word, price) for word in ACTIONS}
 
     def best_action(self) -> str:
         """The action of the optimal mixture of two policies; the policy is drawn at reset."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 from rlhf.envs.core import Step, normalized
 from rlhf.envs.two_player import SEATS, Opponent, TwoPlayerEnv
@@ -53,31 +52,28 @@ class TicTacToe(TwoPlayerEnv):
         self._begin("first")
 
     def _begin(self, seat: str) -> None:
-        self._board, self._turns = EMPTY, 0
+        self._board = EMPTY
         self._mark, self._other = ("x", "o") if seat == "first" else ("o", "x")
         self._clear_opponent_view()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
+    def start(self) -> str:
         self._begin(self._draw_seat())
         text = f"You are {self._mark}."
         if self._mark == "o":
             text += f" {self._opponent_moves('You are x.')}"
-        return self.opening(f"{text}\n{show(self._board)}")
+        return f"{text}\n{show(self._board)}"
 
     def step(self, action: str) -> Step:
         cell = CELLS.get(normalized(action))
         valid = cell is not None and self._board[cell] == "."
-        self._turns += 1
+        self.turns_left -= 1
         message = "Your opponent loses a turn."
         if valid and cell is not None:
             self._board = place(self._board, cell, self._mark)
             message = f"Your opponent plays {cell + 1}."
         text = "" if finished(self._board) else self._opponent_moves(message)
         reason = "" if valid else "not a free cell"
-        done = finished(self._board) or self._turns == self.max_turns
+        done = finished(self._board) or self.turns_left == 0
         text = f"{text}\n{show(self._board)}".strip()
         won = result(self._board, self._mark) if done else 0.0
         return self.turn(text, won, done, success=won > 0, valid=valid, reason=reason)

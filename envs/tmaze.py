@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
@@ -31,28 +30,22 @@ class TMaze(TextEnv):
     def __init__(self, length: int = 4, steps: int = 8, *, render_mode: str | None = None) -> None:
         check_range("length", length, 1, 100)
         check_range("steps", steps, length + 1, 1000)
-        super().__init__(render_mode=render_mode)
-        self.length, self.max_turns = length, steps
+        super().__init__(max_turns=steps, render_mode=render_mode)
+        self.length = length
         self.system_prompt = (
             "You walk through a maze. Answer with one word: forward, left or right. A sign at the "
             f"start tells you where to turn at the junction. You have {steps} steps in all; the "
             "right turn pays 1."
         )
-        self._begin("left")
+        self._sign, self._position = "left", 0
 
-    def _begin(self, sign: str) -> None:
-        self._sign, self._position, self._left = sign, 0, self.max_turns
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._begin(("left", "right")[int(self.np_random.integers(2))])
-        return self.opening(f"The sign says {self._sign}. You are in a corridor.")
+    def start(self) -> str:
+        self._sign, self._position = ("left", "right")[int(self.np_random.integers(2))], 0
+        return f"The sign says {self._sign}. You are in a corridor."
 
     def step(self, action: str) -> Step:
         word = normalized(action)
-        self._left -= 1
+        self.turns_left -= 1
         valid = word in ACTIONS
         if valid and self._position == self.length and word in ("left", "right"):
             success = word == self._sign
@@ -60,8 +53,7 @@ class TMaze(TextEnv):
         self._position = _walk(self._position, word, self.length)
         place = "at a junction" if self._position == self.length else "in a corridor"
         reason = "" if valid else f"not one of {', '.join(ACTIONS)}"
-        done = self._left == 0
-        return self.turn(f"You are {place}.", 0.0, done, valid=valid, reason=reason)
+        return self.turn(f"You are {place}.", 0.0, valid=valid, reason=reason)
 
     def legal_actions(self) -> list[str]:
         return list(ACTIONS)
@@ -69,9 +61,9 @@ class TMaze(TextEnv):
     def action_values(self) -> dict[str, float]:
         if self._position == self.length:
             values = {word: float(word == self._sign) for word in ("left", "right")}
-            return {**values, "forward": float(self._left >= 2)}
+            return {**values, "forward": float(self.turns_left >= 2)}
         after = {word: _walk(self._position, word, self.length) for word in ACTIONS}
-        return {w: float(self._left - 1 >= self.length - p + 1) for w, p in after.items()}
+        return {w: float(self.turns_left - 1 >= self.length - p + 1) for w, p in after.items()}
 
     def optimal_value(self) -> float:
         return float(self.max_turns >= self.length + 1)

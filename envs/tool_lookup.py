@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rlhf.envs.core import Step, TextEnv, check_range, normalized, turns_left
+from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 PEOPLE = ("ada", "ben", "cleo", "dan", "eve", "finn", "gus", "hana")
 _COMMAND = re.compile(r"(lookup|answer) ([a-z]+|[0-9]{1,2})")
@@ -56,8 +56,8 @@ class ToolLookup(TextEnv):
         check_range("people", people, 3, len(PEOPLE))
         check_range("rooms", rooms, 2, 100)
         check_range("call_cost", call_cost, 0.0, 1.0)
-        super().__init__(render_mode=render_mode)
-        self.people, self.max_turns = PEOPLE[:people], hops + 2
+        super().__init__(max_turns=hops + 2, render_mode=render_mode)
+        self.people = PEOPLE[:people]
         self.rules = Rules(hops, people - 1, rooms, call_cost)
         self.system_prompt = (
             f"A register knows each person's room (0 to {rooms - 1}) and manager. Every line you "
@@ -70,12 +70,9 @@ class ToolLookup(TextEnv):
         """Start an episode whose question names `person`; records are (room, manager)."""
         self._person, self._records = person, records
         self._target = person if self.rules.hops == 1 else records[person][1]
-        self._left, self._read = self.max_turns, set[str]()
+        self._read = set[str]()
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
+    def start(self) -> str:
         count = len(self.people)
         rooms = self.np_random.integers(self.rules.rooms, size=count).tolist()
         shifts = self.np_random.integers(1, count, size=count).tolist()
@@ -84,12 +81,11 @@ class ToolLookup(TextEnv):
         records = zip(self.people, zip(rooms, managers, strict=True), strict=True)
         self._begin(person, dict(records))
         target = person if self.rules.hops == 1 else f"the manager of {person}"
-        return self.opening(f"In which room sits {target}? {turns_left(self._left)}")
+        return f"In which room sits {target}? {self.turns_text()}"
 
     def step(self, action: str) -> Step:
         command = _COMMAND.fullmatch(normalized(action))
-        self._left -= 1
-        done = self._left == 0
+        self.turns_left -= 1
         verb, argument = (command[1], command[2]) if command else ("", "")
         if verb == "answer" and argument.isdigit() and int(argument) < self.rules.rooms:
             success = int(argument) == self._records[self._target][0]
@@ -97,10 +93,10 @@ class ToolLookup(TextEnv):
         if verb == "lookup" and argument in self._records:
             self._read.add(argument)
             room, manager = self._records[argument]
-            text = f"{argument}: room {room}, manager {manager}. {turns_left(self._left)}"
-            return self.turn(text, -self.rules.cost, done)
-        text = f"Commands are 'lookup NAME' and 'answer ROOM'. {turns_left(self._left)}"
-        return self.turn(text, 0.0, done, valid=False, reason="not a command")
+            text = f"{argument}: room {room}, manager {manager}. {self.turns_text()}"
+            return self.turn(text, -self.rules.cost)
+        text = f"Commands are 'lookup NAME' and 'answer ROOM'. {self.turns_text()}"
+        return self.turn(text, 0.0, valid=False, reason="not a command")
 
     def legal_actions(self) -> list[str]:
         lookups = [f"lookup {name}" for name in self.people]
@@ -108,7 +104,7 @@ class ToolLookup(TextEnv):
 
     def action_values(self) -> dict[str, float]:
         known, rooms = self._knowledge()
-        left = self._left
+        left = self.turns_left
         values = {}
         for name in self.people:
             if name == self._person and known == 0:

@@ -11,7 +11,7 @@ from gymnasium.envs.toy_text.cliffwalking import CliffWalkingEnv
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from gymnasium.envs.toy_text.taxi import TaxiEnv
 
-from rlhf.envs.core import Step, TextEnv, check_range, normalized, turns_left
+from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 TIE_BREAK_DISCOUNT = 1 - 1e-6
 """A discount so close to 1 that it only breaks ties, in favor of the faster action."""
@@ -47,32 +47,27 @@ class DiscreteToText(TextEnv):
         render_mode: str | None = None,
     ) -> None:
         check_range("max_turns", max_turns, 1, 1000)
-        super().__init__(render_mode=render_mode)
-        self.max_turns, self.system_prompt = max_turns, system_prompt
+        super().__init__(max_turns=max_turns, render_mode=render_mode)
+        self.system_prompt = system_prompt
         self._table, self._describe, self._words = table, describe, tuple(actions)
         self._transitions: Transitions = table.P
         self._starts = np.asarray(table.initial_state_distrib, dtype=float)
         self._starts_below = self._starts.cumsum().tolist()
-        self._state, self._left = int(self._starts.argmax()), max_turns
+        self._state = int(self._starts.argmax())
         self.invalid_reward = wasted_step(self._transitions)
         self._values: dict[float, np.ndarray] = {}
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
+    def start(self) -> str:
         state = bisect.bisect_right(self._starts_below, self.np_random.random())
         self._state = min(state, len(self._starts) - 1)
-        self._left = self.max_turns
-        return self.opening(self._text())
+        return self._text()
 
     def step(self, action: str) -> Step:
         word = normalized(action)
-        self._left -= 1
-        done = self._left == 0
+        self.turns_left -= 1
         if word not in self._words:
             text = self._text(f"Answer with one of: {', '.join(self._words)}. ")
-            return self.turn(text, self.invalid_reward, done, valid=False, reason="no such action")
+            return self.turn(text, self.invalid_reward, valid=False, reason="no such action")
         outcomes = self._transitions[self._state][self._words.index(word)]
         luck, i = self.np_random.random(), 0
         while i < len(outcomes) - 1 and luck >= outcomes[i][0]:
@@ -83,11 +78,11 @@ class DiscreteToText(TextEnv):
         # A terminal state with positive reward is success; a hole ends the episode without reward.
         success = bool(ended) and self._is_goal(float(reward))
         text = self._text(self._event(float(reward), success))
-        return self.turn(text, float(reward), bool(ended) or done, success=success)
+        return self.turn(text, float(reward), bool(ended), success=success)
 
     def _text(self, event: str = "") -> str:
         """The observation: the event, the state and the number of remaining turns."""
-        return f"{event}{self._describe(self._state)} {turns_left(self._left)}"
+        return f"{event}{self._describe(self._state)} {self.turns_text()}"
 
     def _event(self, reward: float, success: bool) -> str:
         """Description of a step's effect that is not visible in the new state."""
@@ -101,14 +96,14 @@ class DiscreteToText(TextEnv):
         return list(self._words)
 
     def action_values(self) -> dict[str, float]:
-        after = self._horizon_values()[max(self._left - 1, 0)]
+        after = self._horizon_values()[max(self.turns_left - 1, 0)]
         totals = self._action_totals(self._state, after)
         return dict(zip(self._words, totals, strict=True))
 
     def best_action(self) -> str:
         """An optimal action; the fastest one where several are equally good."""
         discount = TIE_BREAK_DISCOUNT
-        after = discount * self._horizon_values(discount)[max(self._left - 1, 0)]
+        after = discount * self._horizon_values(discount)[max(self.turns_left - 1, 0)]
         return self._words[int(np.argmax(self._action_totals(self._state, after)))]
 
     def optimal_value(self) -> float:

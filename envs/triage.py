@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
-from rlhf.envs.core import Step, TextEnv, check_range, normalized, turns_left
+from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 TESTS = {"pulse": 0.65, "temperature": 0.7, "blood": 0.75, "scan": 0.75}
 """Test -> probability that it indicates the right answer, independently of the others."""
@@ -42,40 +41,32 @@ class Triage(TextEnv):
             f"{test_cost:g} and can be wrong. The right answer pays 1. You have {self.max_turns} "
             f"turns. Answer with one word: {tests}, urgent or routine."
         )
-        self._begin(0, [1] * len(TESTS))
+        self._truth = 0
+        # The result that each test would have, 1 for urgent or -1 for routine.
+        self._outcomes, self._seen = [1] * len(TESTS), [0] * len(TESTS)
 
-    def _begin(self, truth: int, outcomes: list[int]) -> None:
-        """`outcomes`: the result that each test would have, 1 for urgent or -1 for routine."""
-        self._truth, self._outcomes, self._left = truth, outcomes, self.max_turns
-        self._seen = [0] * len(TESTS)
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
+    def start(self) -> str:
         coin, *luck = self.np_random.random(len(TESTS) + 1).tolist()
-        truth = int(coin < 0.5)
-        sign = 1 if truth == 0 else -1
-        outcomes = [sign if u < p else -sign for u, p in zip(luck, ACCURACIES, strict=True)]
-        self._begin(truth, outcomes)
-        return self.opening(f"A new case has come in. {turns_left(self._left)}")
+        self._truth = int(coin < 0.5)
+        sign = 1 if self._truth == 0 else -1
+        self._outcomes = [sign if u < p else -sign for u, p in zip(luck, ACCURACIES, strict=True)]
+        self._seen = [0] * len(TESTS)
+        return f"A new case has come in. {self.turns_text()}"
 
     def step(self, action: str) -> Step:
         word = normalized(action)
-        self._left -= 1
-        done = self._left == 0
+        self.turns_left -= 1
         if word in ANSWERS:
             success = ANSWERS.index(word) == self._truth
             return self.turn("", float(success), True, success=success)
         if word not in TESTS:
             words = ", ".join((*TESTS, *ANSWERS))
-            text = f"Answer with one of: {words}. {turns_left(self._left)}"
-            return self.turn(text, 0.0, done, valid=False, reason="neither a test nor an answer")
+            text = f"Answer with one of: {words}. {self.turns_text()}"
+            return self.turn(text, 0.0, valid=False, reason="neither a test nor an answer")
         test = list(TESTS).index(word)
         self._seen[test] = self._outcomes[test]
         pointed = ANSWERS[0] if self._outcomes[test] == 1 else ANSWERS[1]
-        text = f"{word}: points to {pointed}. {turns_left(self._left)}"
-        return self.turn(text, -self.test_cost, done)
+        return self.turn(f"{word}: points to {pointed}. {self.turns_text()}", -self.test_cost)
 
     def legal_actions(self) -> list[str]:
         return [*TESTS, *ANSWERS]
@@ -86,9 +77,9 @@ class Triage(TextEnv):
         values = {}
         for test, word in enumerate(TESTS):
             if seen[test]:
-                values[word] = _value(seen, self._left - 1, self.test_cost) - self.test_cost
+                values[word] = _value(seen, self.turns_left - 1, self.test_cost) - self.test_cost
             else:
-                values[word] = _take(seen, test, self._left, self.test_cost)
+                values[word] = _take(seen, test, self.turns_left, self.test_cost)
         return {**values, "urgent": urgent, "routine": 1 - urgent}
 
     def optimal_value(self) -> float:

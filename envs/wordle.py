@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cache, lru_cache
 from importlib.resources import files
-from typing import Any
 
 import numpy as np
 
@@ -55,49 +54,42 @@ class Wordle(TextEnv):
     ) -> None:
         check_range("words", words, 2, len(word_list()))
         check_range("guesses", guesses, 1, 3)
-        super().__init__(render_mode=render_mode)
+        super().__init__(max_turns=guesses, render_mode=render_mode)
         # A stride that is coprime to the length permutes the alphabetical list.
         all_words = word_list()
         selected = [all_words[i * 89 % len(all_words)] for i in range(words)]
-        self.words, self.max_turns = tuple(sorted(selected)), guesses
+        self.words = tuple(sorted(selected))
         self._index = {word: i for i, word in enumerate(self.words)}
         self.system_prompt = (
             f"Find the hidden word with at most {guesses} guesses. Marks: g right place, y "
             f"elsewhere in the word, - absent. Answer with one of: {' '.join(self.words)}"
         )
-        self._begin(0)
+        self._hidden, self._possible = 0, tuple(range(words))
 
-    def _begin(self, hidden: int) -> None:
-        self._hidden, self._left = hidden, self.max_turns
+    def start(self) -> str:
+        self._hidden = int(self.np_random.integers(len(self.words)))
         self._possible = tuple(range(len(self.words)))
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
-        self._begin(int(self.np_random.integers(len(self.words))))
-        return self.opening(f"Guess the word. {self._left} guesses left.")
+        return f"Guess the word. {self.turns_left} guesses left."
 
     def step(self, action: str) -> Step:
         guess = self._index.get(normalized(action))
-        self._left -= 1
-        done = self._left == 0
+        self.turns_left -= 1
         if guess is None:
-            text = f"That word is not on the list. {self._left} guesses left."
-            return self.turn(text, 0.0, done, valid=False, reason="not on the list")
+            text = f"That word is not on the list. {self.turns_left} guesses left."
+            return self.turn(text, 0.0, valid=False, reason="not on the list")
         if guess == self._hidden:
             return self.turn("ggggg", 1.0, True, success=True)
         row = marks_table(self.words)[guess]
         seen = row[self._hidden]
         self._possible = tuple(i for i in self._possible if row[i] == seen)
         shown = mark(self.words[guess], self.words[self._hidden])
-        return self.turn(f"{self.words[guess]} {shown}. {self._left} guesses left.", 0.0, done)
+        return self.turn(f"{self.words[guess]} {shown}. {self.turns_left} guesses left.", 0.0)
 
     def legal_actions(self) -> list[str]:
         return list(self.words)
 
     def action_values(self) -> dict[str, float]:
-        wins = _wins(self.words, self._possible, self._left)
+        wins = _wins(self.words, self._possible, self.turns_left)
         return {word: n / len(self._possible) for word, n in zip(self.words, wins, strict=True)}
 
     def best_action(self) -> str:

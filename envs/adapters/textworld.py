@@ -60,16 +60,15 @@ class TextWorld(TextEnv):
         check_range("objects", objects, 1, 100)
         check_range("games", games, 1, FIRST_TEST_GAME)
         check_range("quest_length", quest_length, 1, max_turns)
-        super().__init__(render_mode=render_mode)
+        super().__init__(max_turns=max_turns, render_mode=render_mode)
         self._library = require("textworld", "textworld")
-        self.max_turns, self._games = max_turns, games
+        self._games = games
         self._first = 0 if split == "train" else FIRST_TEST_GAME
         self._shape = {"nb_rooms": rooms, "nb_objects": objects, "quest_length": quest_length}
         self._folder = Path(folder) if folder is not None else Path(_temporary().name)
         self._generators = PrivateGenerators()
         self._game: Any = None
         self._state: dict[str, Any] = {"admissible_commands": ["look"], "policy_commands": []}
-        self._left = max_turns
         self.system_prompt = (
             "You play a text adventure. Write one command per turn, such as: open door, take key "
             f"from table, go north, look, inventory. You have {max_turns} commands."
@@ -92,7 +91,6 @@ class TextWorld(TextEnv):
             warnings.simplefilter("ignore")
             self._game = self._library.start(str(self._compiled(game)), infos)
             self._state = dict(self._game.reset())
-        self._left = self.max_turns
         text = f"{self._state['objective'].strip()}\n{_clean(self._state['description'])}"
         return self.opening(text, game=game)
 
@@ -100,18 +98,17 @@ class TextWorld(TextEnv):
         command = " ".join(action.split())[:200]
         valid = command.lower() in self._state["admissible_commands"]
         before = self._state["score"]
-        self._left -= 1
+        self.turns_left -= 1
         if not valid:
             # The interpreter is a native program, so only listed commands are passed to it.
-            text = "Nothing happens."
-            return self.turn(text, 0.0, self._left == 0, valid=False, reason="not possible here")
+            return self.turn("Nothing happens.", 0.0, valid=False, reason="not possible here")
         with self._generators.active():
             state, _, done = self._game.step(command.lower())
         self._state = dict(state)
         gain = (self._state["score"] - before) / self._state["max_score"]
         won = bool(self._state["won"])
         text = _clean(self._state["feedback"])
-        return self.turn(text, float(gain), bool(done) or self._left == 0, success=won)
+        return self.turn(text, float(gain), bool(done), success=won)
 
     def close(self) -> None:
         """Stop the game."""

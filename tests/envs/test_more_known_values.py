@@ -222,7 +222,7 @@ def test_frozen_lake_values_by_simulating_gymnasiums_own_environment():
         state, _ = original.reset(seed=seed)
         total = 0.0
         for turn in range(text.max_turns):
-            text._state, text._left = int(state), text.max_turns - turn
+            text._state, text.turns_left = int(state), text.max_turns - turn
             action = ("left", "down", "right", "up").index(text.expert())
             state, reward, ended, _, _ = original.step(action)
             total += float(reward)
