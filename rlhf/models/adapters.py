@@ -27,16 +27,13 @@ from peft import (
 )
 from safetensors import safe_open
 from torch import nn
-from transformers import (
-    AutoTokenizer,
-    GenerationConfig,
-)
+from transformers import AutoTokenizer, GenerationConfig
 
 from rlhf.common.files import atomic_path
 from rlhf.common.names import nearest
 from rlhf.config.model import LoraSpec
 from rlhf.errors import UserError
-from rlhf.models.architecture import unwrap_peft
+from rlhf.models.architecture import is_adapter_weight, unwrap_peft
 from rlhf.models.checks import read_causal
 from rlhf.models.hub import refuse_quantised, sources_of
 from rlhf.reward_models.generic_heads import sequence_classifier, token_classifier
@@ -230,12 +227,11 @@ def name_base_of_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> N
 
 def base_weights(model: Any) -> dict[str, torch.Tensor]:
     """The state dict of a model without its adapters, with the names of the plain model."""
-    weights = {}
-    for name, tensor in unwrap_peft(model).state_dict().items():
-        if "lora_" in name or ".modules_to_save." in name:
-            continue
-        weights[name.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor
-    return weights
+    return {
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
+        for name, tensor in unwrap_peft(model).state_dict().items()
+        if not is_adapter_weight(name)
+    }
 
 
 def fingerprint_of(weights: dict[str, torch.Tensor]) -> int:

@@ -50,6 +50,11 @@ def unwrap_peft(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def is_adapter_weight(name: str) -> bool:
+    """Whether PEFT trains the weight with this name: of an adapter, or of ``modules_to_save``."""
+    return "lora_" in name or ".modules_to_save." in name
+
+
 def trunk_of(model: Any) -> Any:
     """The decoder of a model, without its output head."""
     inner = unwrap_peft(model)

@@ -6,8 +6,6 @@ logits of a token must depend neither on padding nor on later tokens.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,13 +15,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_L
 
 from rlhf.errors import UserError
 from rlhf.models.architecture import unwrap_peft, usable_context
+from rlhf.models.comparison import evaluating, failing_as, is_precise, tolerance_of
 from rlhf.models.output_head import has_plain_head
 
 # Tokens of the rows that are compared.
 ROW_TOKENS = 24
-# Tolerance of relative differences of logits: of the largest in float32, of the mean in half
-# precision.
-TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 
 
 def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
@@ -94,26 +90,17 @@ def check_model(model: Any, tokenizer: Any) -> None:
     padded = nn.functional.pad(ids, (0, 3), value=tokenizer.pad_token_id)
     mask = nn.functional.pad(torch.ones_like(ids), (0, 3))
     cut = max(1, 2 * length // 3)
-    with torch.no_grad(), evaluating(model):
-        try:
-            full = model(input_ids=ids, use_cache=False).logits
-            with_padding = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
-            truncated = model(input_ids=ids[:, :cut], use_cache=False).logits
-        except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"{type(unwrap_peft(model)).__name__} cannot be run as a causal model: {reason}"
-            ) from error
+    name = type(unwrap_peft(model)).__name__
+    with torch.no_grad(), evaluating(model), failing_as(f"{name} cannot be run as a causal model"):
+        full = model(input_ids=ids, use_cache=False).logits
+        with_padding = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
+        truncated = model(input_ids=ids[:, :cut], use_cache=False).logits
     for gap, problem in (
         (gap_of(with_padding[:, :length], full), "padding changes the logits"),
         (gap_of(truncated, full[:, :cut]), "tokens change the logits of those before them"),
     ):
-        tolerance = TOLERANCE if is_precise(model) else HALF_TOLERANCE
-        if not gap <= tolerance:
-            raise UserError(
-                f"{type(unwrap_peft(model)).__name__} is not supported: {problem} by {gap:.1e} of "
-                "their size"
-            )
+        if not gap <= tolerance_of(model):
+            raise UserError(f"{name} is not supported: {problem} by {gap:.1e} of their size")
 
 
 def check_scorer(model: Any) -> None:
@@ -136,25 +123,15 @@ def check_scorer(model: Any) -> None:
     ids[2] = ids[0]
     ids[2, -1] = ids[0, 0]
     rows = [ids[:1], ids[1:2, : length // 2], ids[2:]]
-    with torch.no_grad(), evaluating(model):
-        try:
-            together = model(input_ids=ids, attention_mask=(ids != pad).long()).logits
-            alone = torch.cat([model(input_ids=row).logits for row in rows])
-        except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{type(model).__name__} cannot score texts: {reason}") from error
+    name = type(model).__name__
+    with torch.no_grad(), evaluating(model), failing_as(f"{name} cannot score texts"):
+        together = model(input_ids=ids, attention_mask=(ids != pad).long()).logits
+        alone = torch.cat([model(input_ids=row).logits for row in rows])
     difference = float((together - alone).abs().max())
-    spread = float((alone[0] - alone[2]).abs().max())
-    tolerance = TOLERANCE if is_precise(model) else HALF_TOLERANCE
-    if not difference <= tolerance * max(1.0, float(alone.abs().max())):
-        raise UserError(
-            f"{type(model).__name__} is not supported: padding changes its scores by "
-            f"{difference:.1e}"
-        )
-    if spread == 0:
-        raise UserError(
-            f"{type(model).__name__} is not supported: its score does not depend on the last token"
-        )
+    if not difference <= tolerance_of(model) * max(1.0, float(alone.abs().max())):
+        raise UserError(f"{name} is not supported: padding changes its scores by {difference:.1e}")
+    if torch.equal(alone[0], alone[2]):
+        raise UserError(f"{name} is not supported: its score does not depend on the last token")
 
 
 def _check_ids(model: Any, tokenizer: Any) -> None:
@@ -179,29 +156,9 @@ def _check_ids(model: Any, tokenizer: Any) -> None:
         )
 
 
-def is_precise(model: Any) -> bool:
-    """Whether a model computes in float32 or float64, where tolerances can be small."""
-    return model.dtype in (torch.float32, torch.float64)
-
-
 def gap_of(actual: Tensor, expected: Tensor) -> float:
-    """Relative difference of two tensors: the largest one, or in half precision the mean.
-
-    In half precision rounding can route single tokens to other experts.
-    """
+    """Relative difference of two tensors: the largest one, or in half precision the mean."""
     difference, size = (actual.double() - expected.double()).abs(), expected.double().abs()
-    if expected.dtype in (torch.float32, torch.float64):
+    if is_precise(expected):
         return float(difference.max() / size.max().clamp(min=1.0))
     return float(difference.mean() / size.mean().clamp(min=1e-6))
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context in evaluation mode; afterwards the mode of every module is restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -13,11 +13,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from rlhf.config.model import ModelSpec
@@ -163,10 +159,7 @@ def set_template_options(tokenizer: Any, spec: ModelSpec) -> None:
     Raises:
         UserError: an option has no effect on this template.
     """
-    try:
-        set_chat_options(tokenizer, kwargs=spec.chat_template_kwargs, fold_system=spec.fold_system)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    set_chat_options(tokenizer, kwargs=spec.chat_template_kwargs, fold_system=spec.fold_system)
 
 
 def load_weights(folder: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

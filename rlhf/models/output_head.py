@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from rlhf.errors import UserError
 from rlhf.models.architecture import trunk_of, unwrap_peft
+from rlhf.models.comparison import evaluating
 
 # Largest difference, relative to the largest logit, that is attributed to rounding.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -141,24 +142,18 @@ def _forward_logits(model: Any, trunk: Any, hidden: Tensor) -> Tensor:
 def _compare(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]) -> bool:
     """Whether ``product`` gives the model's logits of a few tokens."""
     ids = torch.arange(2, 6, device=model.device)[None] % model.config.get_text_config().vocab_size
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()  # without dropout, which would make passes differ
-    try:
+    with evaluating(model):  # without dropout, which would make passes differ
         whole = model(input_ids=ids, use_cache=False).logits.double()
         hidden = trunk(input_ids=ids, use_cache=False).last_hidden_state
-        gap = _gap(lambda: product(hidden), whole)
-        if gap <= (tolerance := TOLERANCE.get(model.dtype, HALF_TOLERANCE)):
+        product_gap = _gap(lambda: product(hidden), whole)
+        if product_gap <= (tolerance := TOLERANCE.get(model.dtype, HALF_TOLERANCE)):
             return True
         forward_gap = _gap(lambda: _forward_logits(model, trunk, hidden), whole)
-        gap = min(gap, forward_gap)
         if forward_gap <= tolerance:
             return False
-    finally:
-        for module, mode in modes:
-            module.training = mode
     raise UserError(
-        f"{type(model).__name__} is not supported: its output head changes the logits by {gap:.1e} "
-        "of their size"
+        f"{type(model).__name__} is not supported: its output head changes the logits by "
+        f"{min(product_gap, forward_gap):.1e} of their size"
     )
 
 

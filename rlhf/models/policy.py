@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,19 +206,9 @@ class Reference:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy if policy.is_lora else self._frozen_copy(policy)
-
-    @staticmethod
-    def _frozen_copy(policy: Policy) -> Policy:
-        return Policy(make_frozen(copy.deepcopy(policy.model)), policy.tokenizer)
-
-    @contextlib.contextmanager
-    def _without_training(self) -> Iterator[None]:
-        if self.policy.is_lora:
-            with self.policy.model.disable_adapter():
-                yield
-        else:
-            yield
+        self.policy = policy
+        if not policy.is_lora:
+            self.policy = Policy(make_frozen(copy.deepcopy(policy.model)), policy.tokenizer)
 
     @torch.no_grad()
     def logprobs(
@@ -231,7 +220,9 @@ class Reference:
         temperature: float = 1.0,
     ) -> torch.Tensor:
         """[B, T] log-probabilities of the sampled tokens under the reference."""
-        with self._without_training():
+        model = self.policy.model
+        base = model.disable_adapter() if self.policy.is_lora else contextlib.nullcontext()
+        with base:
             scored = self.policy.score(
                 tokens, attention_mask, action_mask, temperature=temperature, with_entropy=False
             )

@@ -56,8 +56,7 @@ def choose_dtype(name: str, num_parameters: int, device: torch.device) -> torch.
     if name == "auto":
         fast = native_bf16(device) and num_parameters >= BF16_MIN_PARAMS
         return torch.bfloat16 if fast else torch.float32
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    return named[name]
+    return getattr(torch, name)
 
 
 def choose_threads(num_parameters: int, device: torch.device) -> int:

@@ -13,12 +13,20 @@ from typing import Any
 import torch
 
 from rlhf.models.architecture import WINDOW_NAMES, text_config, unwrap_peft
+from rlhf.models.fast.varlen_attention import ATTENTION_NAME
 
 # Sizes of the small model.
 WINDOW_TOKENS, ROTARY_CONTEXT, VOCABULARY, EXPERTS, MAX_PARAMS = 8, 16, 64, 8, 5e8
 
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_SELECTED_EXPERTS = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
+# Largest values of the settings of the small model.
+_MOST = {
+    **dict.fromkeys(WINDOW_NAMES, WINDOW_TOKENS),
+    **dict.fromkeys(
+        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), EXPERTS
+    ),
+    **dict.fromkeys(("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts"), 2),
+    **dict.fromkeys(("n_group", "topk_group"), 1),
+}
 
 
 def reduced_copy(model: Any) -> Any | None:
@@ -58,17 +66,13 @@ def reduced_config(config: Any, *, layers: int) -> Any:
     for name, value in values.items():
         if isinstance(value, list) and len(value) == config.num_hidden_layers > 1:
             setattr(small, name, [value[i] for i in kept])
-        elif name in WINDOW_NAMES and isinstance(value, int) and value > WINDOW_TOKENS:
-            setattr(small, name, WINDOW_TOKENS)
-        elif name in _EXPERTS and isinstance(value, int) and value > EXPERTS:
-            setattr(small, name, EXPERTS)
-        elif name in _SELECTED_EXPERTS and isinstance(value, int) and value > 2:
-            setattr(small, name, 2)
-        elif name in ("n_group", "topk_group") and isinstance(value, int):
-            setattr(small, name, 1)
-        elif name.startswith("vocab_size") and isinstance(value, int):
+        elif not isinstance(value, int):
+            continue
+        elif name in _MOST:
+            setattr(small, name, min(value, _MOST[name]))
+        elif name.startswith("vocab_size"):
             setattr(small, name, VOCABULARY)
-        elif name.endswith("_token_id") and isinstance(value, int):
+        elif name.endswith("_token_id"):
             setattr(small, name, value % VOCABULARY)
     small.num_hidden_layers = len(kept)
     rope = getattr(small, "rope_parameters", None)
@@ -76,9 +80,8 @@ def reduced_config(config: Any, *, layers: int) -> Any:
         rope["original_max_position_embeddings"] = ROTARY_CONTEXT
     if getattr(small, "original_max_position_embeddings", None):
         small.original_max_position_embeddings = ROTARY_CONTEXT
-    small._attn_implementation = (
-        "sdpa" if config._attn_implementation == "packed" else (config._attn_implementation)
-    )
+    attention = config._attn_implementation
+    small._attn_implementation = "sdpa" if attention == ATTENTION_NAME else attention
     return small
 
 

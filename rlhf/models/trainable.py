@@ -15,7 +15,7 @@ from torch import nn
 
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
-from rlhf.models.architecture import unwrap_peft
+from rlhf.models.architecture import is_adapter_weight, unwrap_peft
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def make_trainable(model: Any) -> Any:
             parameter.requires_grad_(parameter.is_floating_point())
     else:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(_of_adapter(name))
+            parameter.requires_grad_(is_adapter_weight(name))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("the model has no parameter to train")
     return set_dropout(model, active=False)
@@ -99,8 +99,3 @@ def _checksum(parameter: torch.Tensor) -> int:
     kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     flat = parameter.detach().contiguous().view(-1).view(kinds[parameter.element_size()])
     return sum(int(chunk.sum(dtype=torch.int64)) for chunk in flat.split(_CHECKSUM_CHUNK_ELEMENTS))
-
-
-def _of_adapter(name: str) -> bool:
-    """Whether PEFT trains the parameter of this name."""
-    return "lora_" in name or ".modules_to_save." in name

@@ -6,7 +6,8 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def replace_forward(
@@ -35,6 +36,23 @@ def replace_forward(
                 module.forward = types.MethodType(forward, module)
                 count += 1
     return count
+
+
+def agrees(
+    module: Any, forward: Callable[[Any, Tensor], Tensor], *, width: int, dtype_as: Tensor
+) -> bool:
+    """Whether a new forward method gives the module's outputs for random inputs.
+
+    Args:
+        module: its own forward method is the reference.
+        forward: takes the module and inputs [3, width].
+        width: size of the last dimension of the inputs.
+        dtype_as: tensor with the dtype and the device of the inputs.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, width, generator=generator).to(dtype_as)
+    expected, actual = module(x), forward(module, x)
+    return bool((expected - actual).abs().max() <= 1e-2 * expected.abs().max())
 
 
 def restore(model: nn.Module) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from rlhf.models.architecture import trunk_of, unwrap_peft
+from rlhf.models.comparison import evaluating
 from rlhf.models.output_head import has_plain_head
 
 # Whether a decoder gives equal states for tokens and for their embeddings.
@@ -64,10 +65,8 @@ def tied_embedding(model: Any) -> TiedEmbedding | None:
         treats tokens differently from embeddings), or if nothing would be saved: the weights are
         not tied, need no gradient, or are on an accelerator.
     """
-    rows, head = (
-        unwrap_peft(model).get_input_embeddings(),
-        unwrap_peft(model).get_output_embeddings(),
-    )
+    inner = unwrap_peft(model)
+    rows, head = inner.get_input_embeddings(), inner.get_output_embeddings()
     if type(rows) is not nn.Embedding or type(head) is not nn.Linear:
         return None
     weight = rows.weight
@@ -90,15 +89,10 @@ def takes_embeddings(trunk: Any) -> bool:
     if trunk not in _takes_embeddings:
         rows = trunk.get_input_embeddings()
         ids = torch.arange(2, 6, device=rows.weight.device)[None] % rows.num_embeddings
-        training = trunk.training
-        trunk.eval()  # dropout would make the two passes differ
-        try:
-            with torch.no_grad():
-                from_tokens = trunk(input_ids=ids, use_cache=False).last_hidden_state
-                from_embeddings = trunk(inputs_embeds=rows(ids), use_cache=False).last_hidden_state
-            _takes_embeddings[trunk] = bool(torch.equal(from_tokens, from_embeddings))
-        finally:
-            trunk.train(training)
+        with torch.no_grad(), evaluating(trunk):  # dropout would make the two passes differ
+            from_tokens = trunk(input_ids=ids, use_cache=False).last_hidden_state
+            from_embeddings = trunk(inputs_embeds=rows(ids), use_cache=False).last_hidden_state
+        _takes_embeddings[trunk] = bool(torch.equal(from_tokens, from_embeddings))
     return _takes_embeddings[trunk]
 
 

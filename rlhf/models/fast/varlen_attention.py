@@ -123,14 +123,13 @@ class Layout:
             )
 
     def _short(self, prefix: tuple[int, int], members: list[Span]) -> None:
+        if len(members) == 1:
+            self._long(members[0])
+            return
         shared = slice(*prefix) if prefix[1] else None
         lengths = [span.end - span.start for span in members]
         width = lengths[-1]
         mask = self._mask(width, width)
-        if len(members) == 1:
-            span = slice(members[0].start, members[0].end)
-            self.tiles.append(Tile(span, span, 1, None, span, None, shared, mask, width))
-            return
         starts = torch.tensor([span.start for span in members])
         offsets = torch.arange(width)
         real = offsets < torch.tensor(lengths)[:, None]

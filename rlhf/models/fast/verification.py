@@ -28,7 +28,7 @@ from rlhf.models.architecture import (
     usable_context,
     whole_context,
 )
-from rlhf.models.checks import evaluating, is_precise
+from rlhf.models.comparison import FAILURES, evaluating, failing_as, is_precise, tolerance_of
 from rlhf.models.fast.packing import enable_packing, hidden_states, is_packed, restart_frequencies
 from rlhf.models.fast.patching import restore
 from rlhf.models.fast.rmsnorm import patch_rmsnorm
@@ -38,8 +38,6 @@ from rlhf.models.reduced_model import reduced_copy
 
 log = logging.getLogger(__name__)
 
-# Tolerance of states: of the largest difference in float32, of the mean in half precision.
-TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 # Factor for gradients, which accumulate more rounding.
 GRADIENT_TOLERANCE_FACTOR = 3.0
 # Largest parameters whose gradients are compared: norms and biases of all layers, whose gradients
@@ -49,9 +47,6 @@ COMPARED_MAX_ELEMENTS = 2**14
 CPU_WORK, ACCELERATOR_WORK = 2e10, 2e12
 # Most tokens of the rows that fit into every window.
 SHORT_ROW_TOKENS = 44
-
-# Exceptions of fast paths that do not support a model.
-FAILURES = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 
 Read = Callable[[Tensor, Tensor], Tensor]
 
@@ -153,13 +148,8 @@ def _enable_agreeing(model: Any, *, limit: int, start: int) -> int:
             p for p in trunk.parameters() if p.requires_grad and p.numel() <= COMPARED_MAX_ELEMENTS
         ]
         with torch.set_grad_enabled(bool(small)):
-            try:
+            with failing_as(f"{type(unwrap_peft(model)).__name__} cannot be trained"):
                 expected = [_result(batch, _plain_reader(trunk), small) for batch in batches]
-            except FAILURES as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise UserError(
-                    f"{type(unwrap_peft(model)).__name__} cannot be trained: {reason}"
-                ) from error
             if start < 3:
                 patch_rmsnorm(model)
                 patch_swiglu(model)
@@ -180,10 +170,9 @@ def _enable_agreeing(model: Any, *, limit: int, start: int) -> int:
                     name, disable = levels[level]
                     log.info("%s: trained without %s", type(unwrap_peft(model)).__name__, name)
                     disable()
-    tolerance = TOLERANCE if is_precise(model) else HALF_TOLERANCE
     raise UserError(
         f"{type(unwrap_peft(model)).__name__} is not supported: in training its states differ by "
-        f"{gap * tolerance:.1e} of their size from those of a plain pass over one row"
+        f"{gap * tolerance_of(model):.1e} of their size from those of a plain pass over one row"
     )
 
 
@@ -252,7 +241,7 @@ def _result(batch: Batch, read: Read, small: list[Any]) -> Result:
 
 def _gap(result: Result, expected: Result) -> float:
     """Difference of two results in units of the tolerance."""
-    tolerance = TOLERANCE if is_precise(expected.states) else HALF_TOLERANCE
+    tolerance = tolerance_of(expected.states)
     gaps = [_difference([result.states], [expected.states]) / tolerance]
     pairs = list(zip(result.gradients, expected.gradients, strict=True))
     if any((a is None) != (b is None) for a, b in pairs):

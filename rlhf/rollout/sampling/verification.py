@@ -16,7 +16,7 @@ import torch
 
 from rlhf.errors import UserError
 from rlhf.models.architecture import limits_of, text_config, trunk_of, unwrap_peft, usable_context
-from rlhf.models.checks import evaluating, is_precise
+from rlhf.models.comparison import evaluating, is_precise
 from rlhf.models.fast.packing import restart_frequencies
 from rlhf.models.fast.verification import affordable_tokens
 from rlhf.models.reduced_model import reduced_copy

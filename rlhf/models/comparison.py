@@ -1,0 +1,55 @@
+"""Comparing two computations of one model: evaluation mode, precision, failures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlhf.errors import UserError
+
+# Tolerance of relative differences of logits and states: of the largest in float32, of the mean in
+# half precision, where rounding can route single tokens to other experts.
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
+
+# Exceptions of a forward pass that does not support its inputs.
+FAILURES = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+
+
+def is_precise(model: Any) -> bool:
+    """Whether a model or a tensor has float32 or float64, where tolerances can be small."""
+    return model.dtype in (torch.float32, torch.float64)
+
+
+def tolerance_of(model: Any) -> float:
+    """The tolerance for the dtype of a model or a tensor."""
+    return TOLERANCE if is_precise(model) else HALF_TOLERANCE
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Context in evaluation mode; afterwards the mode of every module is restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def failing_as(problem: str) -> Iterator[None]:
+    """Context in which a failed forward pass is the user's mistake.
+
+    Raises:
+        UserError: ``problem``, and the first line of the exception.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{problem}: {reason}") from error
