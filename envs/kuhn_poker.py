@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 from rlhf.envs.core import Step, normalized
-from rlhf.envs.two_player import SEATS, Opponent, TwoPlayerEnv
+from rlhf.envs.two_player import SEATS, Opponent, TwoPlayerEnv, opponent_reply
 
 Strategy = dict[str, dict[str, float]]
 """History -> card -> probability of betting or calling."""
-Choice = Callable[[str, str, dict[str, float]], float]
-"""(history, card, value of each action) -> value of the state under a way to choose the action."""
 CARDS: tuple[str, ...] = ("jack", "queen", "king")
 DEALS = tuple(itertools.permutations(CARDS, 2))
 LEGAL = {
@@ -21,6 +18,7 @@ LEGAL = {
     "cb": ("call", "fold"),
 }
 """History (one letter per action so far) -> legal actions."""
+AGGRESSIVE = ("bet", "call")
 
 # The equilibrium of Kuhn 1950, "A simplified two-person poker", with alpha = 1/3. A test verifies
 # that it is an equilibrium.
@@ -108,12 +106,16 @@ class KuhnPoker(TwoPlayerEnv):
         legal = LEGAL[self._history]
         if isinstance(self.opponent, str):
             chance = STRATEGIES[self.opponent][self._history][self._opponent_card]
-            word = _aggressive(legal) if self.np_random.random() < chance else _passive(legal)
+            is_aggressive = self.np_random.random() < chance
+            word = next(word for word in legal if (word in AGGRESSIVE) == is_aggressive)
         else:
             first = f"You hold the {self._opponent_card}." if len(self._opponent_view) == 1 else ""
             text = f"{first} {self._last_move} {' or '.join(legal)}?"
-            word = normalized(self._ask_opponent(" ".join(text.split())))
-            word = word if word in legal else "fold"
+            text = " ".join(text.split())
+            word = normalized(opponent_reply(self.opponent, self._opponent_view, text))
+            if word not in legal:
+                # An episode cannot end at reset, so an invalid first action does not fold.
+                word = "fold" if self._history else "check"
         self._history += word[0]
         return f"Your opponent says {word}."
 
@@ -126,33 +128,31 @@ class KuhnPoker(TwoPlayerEnv):
         # Likelihood of the opponent's actions so far under each card.
         weights = {card: _reach(self._history, self._seat, card, strategy) for card in others}
         total = sum(weights.values())
+        after = {word: self._history + word[0] for word in self.legal_actions()}
         return {
-            word: _respond(
-                self._history + word[0], self._seat, self._card, weights, strategy, _best
-            )
-            / total
-            for word in self.legal_actions()
+            word: _future_chips(history, self._seat, self._card, weights, strategy) / total
+            for word, history in after.items()
         }
 
     def optimal_value(self) -> float:
-        return self._mean_over_deals(_best)
+        return self._mean_over_deals(None)
 
     def random_value(self) -> float:
-        return self._mean_over_deals(_following(UNIFORM))
+        return self._mean_over_deals(UNIFORM)
 
     def reference_values(self) -> dict[str, float]:
         """`equilibrium`: the Nash strategy against this opponent."""
-        return {"equilibrium": self._mean_over_deals(_following(EQUILIBRIUM))}
+        return {"equilibrium": self._mean_over_deals(EQUILIBRIUM)}
 
     def _strategy(self) -> Strategy:
         return STRATEGIES[self._built_in_opponent()]
 
-    def _mean_over_deals(self, choose: Choice) -> float:
+    def _mean_over_deals(self, agent: Strategy | None) -> float:
+        """Value of a strategy of the agent; None is the best response to the opponent."""
         strategy = self._strategy()
-        seats = SEATS if self.seat == "random" else (self.seat,)
         values = [
-            _respond("", seat, card, dict.fromkeys(set(CARDS) - {card}, 0.5), strategy, choose)
-            for seat in seats
+            _future_chips("", seat, card, dict.fromkeys(set(CARDS) - {card}, 0.5), strategy, agent)
+            for seat in self._seats
             for card in CARDS
         ]
         return sum(values) / len(values)
@@ -175,32 +175,10 @@ def _gain(history: str, seat: str, card: str, opponent_card: str) -> float:
     return float(chips if winner == seat else -chips)
 
 
-def _aggressive(legal: tuple[str, ...]) -> str:
-    return "bet" if "bet" in legal else "call"
-
-
-def _passive(legal: tuple[str, ...]) -> str:
-    return "check" if "check" in legal else "fold"
-
-
-def _best(history: str, card: str, values: dict[str, float]) -> float:
-    return max(values.values())
-
-
-def _following(strategy: Strategy) -> Choice:
-    """A choice by a strategy: the value of a state is the mean over the strategy's actions."""
-
-    def mean(history: str, card: str, values: dict[str, float]) -> float:
-        chance, legal = strategy[history][card], LEGAL[history]
-        return chance * values[_aggressive(legal)] + (1 - chance) * values[_passive(legal)]
-
-    return mean
-
-
 def _chance(history: str, word: str, card: str, strategy: Strategy) -> float:
     """Probability that a strategy chooses `word` with this card."""
     chance = strategy[history][card]
-    return chance if word == _aggressive(LEGAL[history]) else 1 - chance
+    return chance if word in AGGRESSIVE else 1 - chance
 
 
 def _reach(history: str, seat: str, card: str, strategy: Strategy) -> float:
@@ -213,18 +191,19 @@ def _reach(history: str, seat: str, card: str, strategy: Strategy) -> float:
     return chance
 
 
-def _respond(
+def _future_chips(
     history: str,
     seat: str,
     card: str,
     weights: dict[str, float],
     strategy: Strategy,
-    choose: Choice,
+    agent: Strategy | None = None,
 ) -> float:
     """Future chips, summed over the opponent's possible cards with these weights.
 
     The agent's choice may depend only on its own card and the history, so it is made for the
-    weighted sum and not for each card of the opponent. With `_best` it is the exact best response.
+    weighted sum and not for each card of the opponent. `strategy` is that of the opponent; without
+    a strategy of the agent, the result is that of the exact best response.
     """
     if payoff(history) is not None:
         return sum(w * _gain(history, seat, card, other) for other, w in weights.items())
@@ -234,5 +213,9 @@ def _respond(
         after = weights
         if not is_agents_turn:
             after = {c: w * _chance(history, word, c, strategy) for c, w in weights.items()}
-        values[word] = _respond(history + word[0], seat, card, after, strategy, choose)
-    return choose(history, card, values) if is_agents_turn else sum(values.values())
+        values[word] = _future_chips(history + word[0], seat, card, after, strategy, agent)
+    if not is_agents_turn:
+        return sum(values.values())
+    if agent is None:
+        return max(values.values())
+    return sum(_chance(history, word, card, agent) * value for word, value in values.items())

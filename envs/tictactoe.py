@@ -5,12 +5,14 @@ from __future__ import annotations
 from functools import cache
 
 from rlhf.envs.core import Step, normalized
-from rlhf.envs.two_player import SEATS, Opponent, TwoPlayerEnv
+from rlhf.envs.two_player import Opponent, TwoPlayerEnv, opponent_reply
 
 LINES = (
     (0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6),
 )  # fmt: skip
 EMPTY = "." * 9
+OTHER = {"x": "o", "o": "x"}
+"""Mark of a player -> mark of the other player."""
 CELLS = {str(i + 1): i for i in range(9)}
 RULES = (
     "Tic-tac-toe on cells 1 to 9, by rows: three in a row wins (1; a draw 0, a loss -1). Answer "
@@ -53,7 +55,7 @@ class TicTacToe(TwoPlayerEnv):
 
     def _begin(self, seat: str) -> None:
         self._board = EMPTY
-        self._mark, self._other = ("x", "o") if seat == "first" else ("o", "x")
+        self._mark = "x" if seat == "first" else "o"
         self._clear_opponent_view()
 
     def start(self) -> str:
@@ -64,19 +66,23 @@ class TicTacToe(TwoPlayerEnv):
         return f"{text}\n{show(self._board)}"
 
     def step(self, action: str) -> Step:
-        cell = CELLS.get(normalized(action))
-        valid = cell is not None and self._board[cell] == "."
+        cell = self._free_cell(action)
         self.turns_left -= 1
         message = "Your opponent loses a turn."
-        if valid and cell is not None:
+        if cell is not None:
             self._board = place(self._board, cell, self._mark)
             message = f"Your opponent plays {cell + 1}."
         text = "" if finished(self._board) else self._opponent_moves(message)
-        reason = "" if valid else "not a free cell"
         done = finished(self._board) or self.turns_left == 0
         text = f"{text}\n{show(self._board)}".strip()
         won = result(self._board, self._mark) if done else 0.0
+        valid, reason = (True, "") if cell is not None else (False, "not a free cell")
         return self.turn(text, won, done, success=won > 0, valid=valid, reason=reason)
+
+    def _free_cell(self, reply: str) -> int | None:
+        """The free cell that a reply names, or None."""
+        cell = CELLS.get(normalized(reply))
+        return cell if cell is not None and self._board[cell] == "." else None
 
     def _opponent_moves(self, message: str) -> str:
         """Make the opponent's move and return the observation of it.
@@ -86,25 +92,25 @@ class TicTacToe(TwoPlayerEnv):
         cell = self._opponent_cell(message)
         if cell is None:
             return "Your opponent loses a turn."
-        self._board = place(self._board, cell, self._other)
+        self._board = place(self._board, cell, OTHER[self._mark])
         return f"Your opponent plays {cell + 1}."
 
     def _opponent_cell(self, message: str) -> int | None:
         if isinstance(self.opponent, str):
-            choices = replies(self._board, self._other, self.opponent)
+            choices = opponent_cells(self._board, OTHER[self._mark], self.opponent)
             return choices[int(self.np_random.integers(len(choices)))]
-        reply = self._ask_opponent(f"{message}\n{show(self._board)}")
-        cell = CELLS.get(normalized(reply))
-        return cell if cell is not None and self._board[cell] == "." else None
+        text = f"{message}\n{show(self._board)}"
+        return self._free_cell(opponent_reply(self.opponent, self._opponent_view, text))
 
     def legal_actions(self) -> list[str]:
         return [str(cell + 1) for cell in free(self._board)] or list(CELLS)
 
     def action_values(self) -> dict[str, float]:
-        opponent = self._built_in_opponent()
+        opponent, mark = self._built_in_opponent(), self._mark
+        after = {cell: place(self._board, cell, mark) for cell in free(self._board)}
         return {
-            str(cell + 1): _after_move(self._board, cell, self._mark, opponent, "best")
-            for cell in free(self._board)
+            str(cell + 1): _value(board, OTHER[mark], mark, opponent, "best")
+            for cell, board in after.items()
         }
 
     def optimal_value(self) -> float:
@@ -114,13 +120,9 @@ class TicTacToe(TwoPlayerEnv):
         return self._mean_over_seats("mean")
 
     def _mean_over_seats(self, policy: str) -> float:
-        opponent = self._built_in_opponent()
-        values = {
-            "first": lambda: _value(EMPTY, "x", opponent, policy),
-            "second": lambda: _opponent_value(EMPTY, "o", opponent, policy),
-        }
-        seats = SEATS if self.seat == "random" else (self.seat,)
-        return sum(values[seat]() for seat in seats) / len(seats)
+        opponent, seats = self._built_in_opponent(), self._seats
+        marks = ["x" if seat == "first" else "o" for seat in seats]
+        return sum(_value(EMPTY, "x", mark, opponent, policy) for mark in marks) / len(seats)
 
 
 def show(board: str) -> str:
@@ -163,38 +165,32 @@ def minimax(board: str, mark: str) -> float:
     """Value of the board for `mark`, the player to move, under perfect play by both."""
     if finished(board):
         return result(board, mark)
-    other = "o" if mark == "x" else "x"
-    return max(-minimax(place(board, cell, mark), other) for cell in free(board))
+    return max(-minimax(place(board, cell, mark), OTHER[mark]) for cell in free(board))
 
 
 @cache
-def replies(board: str, mark: str, opponent: str) -> tuple[int, ...]:
+def opponent_cells(board: str, mark: str, opponent: str) -> tuple[int, ...]:
     """Cells from which a built-in opponent, to move as `mark`, draws uniformly."""
     if opponent == "random":
         return tuple(free(board))
-    other = "o" if mark == "x" else "x"
-    scores = {cell: -minimax(place(board, cell, mark), other) for cell in free(board)}
+    scores = {cell: -minimax(place(board, cell, mark), OTHER[mark]) for cell in free(board)}
     return tuple(cell for cell, score in scores.items() if score == max(scores.values()))
 
 
-def _after_move(board: str, cell: int, mark: str, opponent: str, policy: str) -> float:
-    return _opponent_value(place(board, cell, mark), mark, opponent, policy)
-
-
 @cache
-def _value(board: str, mark: str, opponent: str, policy: str) -> float:
-    """The agent's value when it is to move; `policy` "best" maximizes, "mean" plays uniformly."""
+def _value(board: str, mover: str, mark: str, opponent: str, policy: str) -> float:
+    """The value for the agent, which plays `mark`, when `mover` is to move.
+
+    Args:
+        board: Nine cells.
+        mover: Mark of the player to move.
+        mark: Mark of the agent.
+        opponent: Built-in opponent, which draws uniformly from `opponent_cells`.
+        policy: "best" for an agent that maximizes, "mean" for one that plays uniformly.
+    """
     if finished(board):
         return result(board, mark)
-    values = [_after_move(board, cell, mark, opponent, policy) for cell in free(board)]
-    return max(values) if policy == "best" else sum(values) / len(values)
-
-
-@cache
-def _opponent_value(board: str, mark: str, opponent: str, policy: str) -> float:
-    """The agent's value when the opponent is to move."""
-    if finished(board):
-        return result(board, mark)
-    other = "o" if mark == "x" else "x"
-    cells = replies(board, other, opponent)
-    return sum(_value(place(board, c, other), mark, opponent, policy) for c in cells) / len(cells)
+    cells = free(board) if mover == mark else opponent_cells(board, mover, opponent)
+    boards = [place(board, cell, mover) for cell in cells]
+    values = [_value(after, OTHER[mover], mark, opponent, policy) for after in boards]
+    return max(values) if mover == mark and policy == "best" else sum(values) / len(values)

@@ -34,24 +34,30 @@ class TwoPlayerEnv(TextEnv):
         self.opponent, self.seat = opponent, seat
         about = self.opponents[opponent] if isinstance(opponent, str) else ""
         self.system_prompt = self.rules + about
-        self._clear_opponent_view()
 
     def _clear_opponent_view(self) -> None:
         self._opponent_view: Conversation = [{"role": "system", "content": self.rules}]
 
+    @property
+    def _seats(self) -> tuple[str, ...]:
+        """The seats that the agent may get at reset."""
+        return SEATS if self.seat == "random" else (self.seat,)
+
     def _draw_seat(self) -> str:
         return self.seat if self.seat != "random" else SEATS[int(self.np_random.integers(2))]
-
-    def _ask_opponent(self, text: str) -> str:
-        """Reply of an opponent that is a function to a new user message."""
-        assert callable(self.opponent)
-        self._opponent_view.append({"role": "user", "content": text})
-        reply = self.opponent([dict(message) for message in self._opponent_view])
-        self._opponent_view.append({"role": "assistant", "content": reply})
-        return reply
 
     def _built_in_opponent(self) -> str:
         """Name of the opponent; a UserError if it is a function, so that no values are known."""
         if not isinstance(self.opponent, str):
             raise UserError("values are known against 'optimal' and 'random', not a function")
         return self.opponent
+
+
+def opponent_reply(
+    opponent: Callable[[Conversation], str], conversation: Conversation, text: str
+) -> str:
+    """Reply of an opponent to a new user message; both are appended to its conversation."""
+    conversation.append({"role": "user", "content": text})
+    reply = opponent([dict(message) for message in conversation])
+    conversation.append({"role": "assistant", "content": reply})
+    return reply

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
 
 import numpy as np
 
+from rlhf.common.names import nearest
 from rlhf.errors import UserError
 
 
@@ -32,6 +33,24 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
         raise MissingExtraError(f'this needs {extra}: pip install "rlhf-kit[{extra}]"') from error
+
+
+def check_offered(
+    name: str, known: Collection[str], not_offered: Mapping[str, str], what: str, listing: str
+) -> None:
+    """Raise a UserError if a third-party task is unknown or not offered.
+
+    Args:
+        name: Name of the task.
+        known: Names of the available tasks.
+        not_offered: Task that is not offered -> reason.
+        what: Library and kind of task, such as "textarena has no game".
+        listing: Function that lists the available tasks.
+    """
+    if name in not_offered:
+        raise UserError(f"{name} is not offered: it {not_offered[name]}")
+    if name not in known:
+        raise UserError(f"{what} {name!r}{nearest(name, known) or f'; see {listing}'}")
 
 
 class PrivateGenerators:

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.common.names import nearest
-from rlhf.envs.adapters import PrivateGenerators, require
+from rlhf.envs.adapters import PrivateGenerators, check_offered, require
 from rlhf.envs.core import Step, TextEnv, check_choice, check_range
 from rlhf.envs.items import SPLITS, half_of
 from rlhf.errors import UserError
@@ -150,7 +149,7 @@ class ReasoningGym(TextEnv):
         check_choice("split", split, SPLITS)
         check_range("size", size, 10, 10**9)
         super().__init__(render_mode=render_mode)
-        _check_task(task)
+        check_offered(task, tasks(), QUARANTINE, "reasoning-gym has no task", "tasks()")
         self.task, self.partial, self.split, self.size = task, partial, split, size
         self._key = (task, size, split, repr(sorted((config or {}).items())))
         self._generators = PrivateGenerators()
@@ -250,13 +249,3 @@ class ReasoningGym(TextEnv):
 
     def optimal_value(self) -> float:
         return self.best_score
-
-
-def _check_task(task: str) -> None:
-    """Raise a UserError if the task is unknown or not offered."""
-    if task in QUARANTINE:
-        raise UserError(f"{task} is not offered: it {QUARANTINE[task]}")
-    known = tasks()
-    if task not in known:
-        hint = nearest(task, known) or "; see tasks()"
-        raise UserError(f"reasoning-gym has no task {task!r}{hint}")

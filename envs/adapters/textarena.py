@@ -6,19 +6,17 @@ import contextlib
 import io
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from rlhf.common.conversation import Conversation
-from rlhf.common.names import nearest
-from rlhf.envs.adapters import PrivateGenerators, require
+from rlhf.envs.adapters import PrivateGenerators, check_offered, require
 from rlhf.envs.core import Step, TextEnv, check_range
+from rlhf.envs.two_player import Opponent, opponent_reply
 from rlhf.errors import UserError
-
-Opponent = str | Callable[[Conversation], str]
 
 _SOLO = """2048 Bandit Blackjack Countdown Crosswords Cryptarithm FifteenPuzzle FrozenLake
     GuessTheNumber LightsOut LogicPuzzle Mastermind Minesweeper PegJump Secretary Set
@@ -58,8 +56,6 @@ QUARANTINE: dict[str, str] = {
 _MOVE = re.compile(r"\[[^\[\]\n]{1,40}\]")
 _MAX_OPPONENT_MOVES = 100
 _MAX_DEALS = 20
-
-
 LOSS = -1.0
 """Reward for losing a multiplayer game."""
 
@@ -109,22 +105,21 @@ class TextArena(TextEnv):
         check_range("max_turns", max_turns, 1, 10_000)
         if isinstance(opponent, str) and opponent != "random":
             raise UserError(f"opponent must be 'random' or a function, got {opponent!r}")
-        super().__init__(render_mode=render_mode)
-        self.game, self.opponent, self.max_turns = game, opponent, max_turns
+        super().__init__(max_turns=max_turns, render_mode=render_mode)
+        self.game, self.opponent = game, opponent
         self._id, self._players = _find(game)
         self._library = require("textarena", "textarena")
         if self._id not in self._library.envs.registration.ENV_REGISTRY:
             raise UserError(f"textarena has no game {game!r} ({self._id} is not registered)")
         self._generators = PrivateGenerators()
         self._game: Any = None
-        self._seat, self._turns, self._text = 0, 0, ""
+        self._seat, self._text = 0, ""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         self._generators.seed(int(self.np_random.integers(2**31)))
-        self._turns = 0
         # Opponents that move first may end the game before the agent's first move; draw again.
         for _ in range(_MAX_DEALS):
             self._seat = int(self.np_random.integers(self._players))
@@ -139,7 +134,7 @@ class TextArena(TextEnv):
         raise RuntimeError(f"{self.game}: {_MAX_DEALS} games ended before the agent's first move")
 
     def step(self, action: str) -> Step:
-        self._turns += 1
+        self.turns_left -= 1
         with self._running():
             try:
                 done, _ = self._game.step(action)
@@ -151,8 +146,7 @@ class TextArena(TextEnv):
             if not ended:
                 invalid = "attempted an invalid move" in self._text
                 reason = "the game calls it invalid" if invalid else ""
-                last = self._turns == self.max_turns
-                return self._turn(0.0, last, valid=not invalid, reason=reason)
+                return self._turn(0.0, False, valid=not invalid, reason=reason)
             rewards, outcome = self._game.close()
         result = outcome.get(self._seat, {})
         invalid, reason = bool(result.get("invalid_move", False)), str(result.get("reason", ""))
@@ -161,9 +155,7 @@ class TextArena(TextEnv):
         return self._turn(reward, True, valid=not invalid, reason=reason)
 
     def _turn(self, reward: float, done: bool, **info: Any) -> Step:
-        return self.turn(
-            self._text, reward, done, success=done and reward >= 1.0, seat=self._seat, **info
-        )
+        return self.turn(self._text, reward, done, success=reward >= 1.0, seat=self._seat, **info)
 
     def _until_my_turn(self) -> tuple[str, bool]:
         """Make the opponents' moves; return the agent's observation and whether the game ended."""
@@ -181,11 +173,7 @@ class TextArena(TextEnv):
         if isinstance(self.opponent, str):
             return _some_move(text, self.np_random)
         start: Conversation = [{"role": "system", "content": str(self.system_prompt)}]
-        view = self._views.setdefault(player, start)
-        view.append({"role": "user", "content": text})
-        move = self.opponent([dict(message) for message in view])
-        view.append({"role": "assistant", "content": move})
-        return move
+        return opponent_reply(self.opponent, self._views.setdefault(player, start), text)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -201,11 +189,7 @@ class TextArena(TextEnv):
 def _find(game: str) -> tuple[str, int]:
     """TextArena's id of the unwrapped game, and its number of players."""
     name, version, variant = game.partition("-v0")
-    if name in QUARANTINE:
-        raise UserError(f"{name} is not offered: it {QUARANTINE[name]}")
-    if name not in GAMES:
-        hint = nearest(name, GAMES) or "; see games()"
-        raise UserError(f"textarena has no game {name!r}{hint}")
+    check_offered(name, GAMES, QUARANTINE, "textarena has no game", "games()")
     return f"{name}{version or '-v0'}{variant.removesuffix('-raw')}-raw", GAMES[name]
 
 

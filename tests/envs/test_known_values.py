@@ -289,6 +289,16 @@ def test_tictactoe_by_independent_recursion():
     assert TicTacToe("random", "first").random_value() == pytest.approx(0.297, abs=5e-3)
 
 
+def test_kuhn_opponent_with_an_invalid_first_reply_checks():
+    """An episode cannot end at reset, so the invalid reply does not fold."""
+    env = KuhnPoker(lambda conversation: "no idea", "second")
+    text, _ = env.reset(seed=0)
+    assert "Your opponent says check. check or bet?" in text
+    text, chips, done, _, _ = env.step("bet")
+    # The invalid second reply folds, so the agent wins the ante.
+    assert (text.startswith("Your opponent says fold."), chips, done) == (True, 1.0, True)
+
+
 def test_tictactoe_optimal_opponent_draws_with_perfect_play():
     env = TicTacToe("optimal")
     assert env.optimal_value() == 0.0
