@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.utils import RecordConstructorArgs
 
 from rlhf.envs.core import check_choice
+from rlhf.envs.wrappers import TextWrapper
 
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
-class ParseAction(RecordConstructorArgs, gym.Wrapper[str, str, str, str]):
+class ParseAction(TextWrapper):
     """Pass only the action in a longer reply to the environment: a tag, a box or a tool call.
 
     A reply without such an action is passed on unchanged and the environment treats it as invalid,
@@ -32,8 +32,7 @@ class ParseAction(RecordConstructorArgs, gym.Wrapper[str, str, str, str]):
 
     def __init__(self, env: gym.Env[str, str], form: str = "answer") -> None:
         check_choice("form", form, tuple(PARSERS))
-        RecordConstructorArgs.__init__(self, form=form)
-        gym.Wrapper.__init__(self, env)
+        super().__init__(env, form=form)
         self._parse = PARSERS[form]
 
     def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:

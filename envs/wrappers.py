@@ -19,16 +19,34 @@ from rlhf.envs.core import FreeText, check_choice, check_range
 from rlhf.envs.items import is_separable
 from rlhf.errors import UserError
 
-Wrapper = gym.Wrapper[str, str, str, str]
+Info = dict[str, Any]
 MAX_SKIPPED_TURNS = 1000
 
 
-def system_prompt_of(env: gym.Env[Any, Any]) -> str | None:
-    """The environment's system prompt, or None."""
-    return getattr(env.unwrapped, "system_prompt", None)
+class TextWrapper(RecordConstructorArgs, gym.Wrapper[str, str, str, str]):
+    """Base class of the wrappers; subclasses define `start`, `step` or both.
+
+    Args:
+        env: The environment.
+        **arguments: The arguments of the wrapper, recorded so that `env.spec` can create it again.
+    """
+
+    def __init__(self, env: gym.Env[str, str], **arguments: Any) -> None:
+        RecordConstructorArgs.__init__(self, **arguments)
+        gym.Wrapper.__init__(self, env)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        text, info = self.env.reset(seed=seed, options=options)
+        return self.start(text, info, seed)
+
+    def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
+        """Start an episode: return the result of `reset`, given that of the environment."""
+        return text, info
 
 
-class History(RecordConstructorArgs, Wrapper):
+class History(TextWrapper):
     """Prepend the past turns of the episode to each observation.
 
     For agents that see one observation at a time. Rollouts keep the conversation themselves, so
@@ -43,26 +61,23 @@ class History(RecordConstructorArgs, Wrapper):
     def __init__(self, env: gym.Env[str, str], turns: int | None = None) -> None:
         if turns is not None and turns < 0:
             raise UserError(f"turns must be None or at least 0, got {turns}")
-        RecordConstructorArgs.__init__(self, turns=turns)
-        gym.Wrapper.__init__(self, env)
+        super().__init__(env, turns=turns)
         self.observation_space = FreeText()
         self._past: deque[str] = deque(maxlen=turns)
         self._latest = ""
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        self._latest, info = self.env.reset(seed=seed, options=options)
+    def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
+        self._latest = text
         self._past.clear()
-        return self._latest, info
+        return text, info
 
-    def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: str) -> tuple[str, Any, bool, bool, Info]:
         self._past.append(f"{self._latest}\n> {action}")
         self._latest, reward, terminated, truncated, info = self.env.step(action)
         return "\n".join([*self._past, self._latest]), reward, terminated, truncated, info
 
 
-class InvalidActions(RecordConstructorArgs, Wrapper):
+class InvalidActions(TextWrapper):
     """Penalize, end the episode on, or replace actions that the environment does not understand.
 
     Without this wrapper, an invalid action wastes a turn and sets `info["valid"]` to False.
@@ -92,20 +107,17 @@ class InvalidActions(RecordConstructorArgs, Wrapper):
             )
         if substitute is not None and (end or penalty):
             raise UserError("substitute leaves no invalid action to punish: drop end and penalty")
-        RecordConstructorArgs.__init__(self, penalty=penalty, end=end, substitute=substitute)
-        gym.Wrapper.__init__(self, env)
+        super().__init__(env, penalty=penalty, end=end, substitute=substitute)
         self._penalty, self._end, self._substitute = penalty, end, substitute
         self._rng = np.random.default_rng(0)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
         if seed is not None:
             # A separate generator, so that substitution does not change the episode's other draws.
             self._rng = np.random.default_rng([seed, 2])
-        return self.env.reset(seed=seed, options=options)
+        return text, info
 
-    def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: str) -> tuple[str, Any, bool, bool, Info]:
         replaced = False
         if self._substitute is not None:
             base: Any = self.env.unwrapped
@@ -131,7 +143,7 @@ class InvalidActions(RecordConstructorArgs, Wrapper):
         return total
 
 
-class FewShot(RecordConstructorArgs, Wrapper):
+class FewShot(TextWrapper):
     """Prepend solved examples to the first observation.
 
     Args:
@@ -144,8 +156,7 @@ class FewShot(RecordConstructorArgs, Wrapper):
 
     def __init__(self, env: gym.Env[str, str], count: int = 2, *, seed: int = 2**31) -> None:
         check_range("count", count, 1, 100)
-        RecordConstructorArgs.__init__(self, count=count, seed=seed)
-        gym.Wrapper.__init__(self, env)
+        super().__init__(env, count=count, seed=seed)
         self.observation_space = FreeText()
         source = _training_env(env)
         self.examples = "\n\n".join(self._example(source, seed + i) for i in range(count))
@@ -161,10 +172,7 @@ class FewShot(RecordConstructorArgs, Wrapper):
             done = terminated or truncated
         return "\n".join(line for line in lines if line)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        text, info = self.env.reset(seed=seed, options=options)
+    def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
         return f"Examples:\n{self.examples}\n\nNow you:\n{text}", info
 
 
@@ -176,7 +184,7 @@ def _training_env(env: gym.Env[str, str]) -> gym.Env[str, str]:
     return gym.make(spec.id, **{**spec.kwargs, "split": "train"})
 
 
-class ObservationNoise(RecordConstructorArgs, Wrapper):
+class ObservationNoise(TextWrapper):
     """Replace each word of an observation by `_` with some probability.
 
     Args:
@@ -186,8 +194,7 @@ class ObservationNoise(RecordConstructorArgs, Wrapper):
 
     def __init__(self, env: gym.Env[str, str], drop: float = 0.1) -> None:
         check_range("drop", drop, 0.0, 1.0)
-        RecordConstructorArgs.__init__(self, drop=drop)
-        gym.Wrapper.__init__(self, env)
+        super().__init__(env, drop=drop)
         self.observation_space = FreeText()
         self._drop = drop
         self._rng = np.random.default_rng(0)
@@ -201,21 +208,18 @@ class ObservationNoise(RecordConstructorArgs, Wrapper):
             for piece, keep in zip(pieces, keeps, strict=True)
         )
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        text, info = self.env.reset(seed=seed, options=options)
+    def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
         if seed is not None:
             # A separate generator, so that the noise does not change the episode.
             self._rng = np.random.default_rng([seed, 1])
         return self._blur(text), info
 
-    def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: str) -> tuple[str, Any, bool, bool, Info]:
         text, reward, terminated, truncated, info = self.env.step(action)
         return self._blur(text), reward, terminated, truncated, info
 
 
-class RewardCallable(RecordConstructorArgs, Wrapper):
+class RewardCallable(TextWrapper):
     """Reward the whole conversation at the end of the episode, for example with a reward model.
 
     The environment's own reward of each turn is in `info["env_reward"]`. `info["scored"]` is False
@@ -231,21 +235,17 @@ class RewardCallable(RecordConstructorArgs, Wrapper):
         self, env: gym.Env[str, str], reward: RewardFunction, *, mix: str = "replace"
     ) -> None:
         check_choice("mix", mix, ("replace", "add"))
-        RecordConstructorArgs.__init__(self, reward=reward, mix=mix)
-        gym.Wrapper.__init__(self, env)
+        super().__init__(env, reward=reward, mix=mix)
         self._reward, self._mix = reward, mix
         self._conversation: Conversation = []
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        text, info = self.env.reset(seed=seed, options=options)
-        system, earlier = system_prompt_of(self.env), info.get("messages", [])
+    def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
+        system = getattr(self.unwrapped, "system_prompt", None)
         start = [{"role": "system", "content": system}] if system else []
-        self._conversation = [*start, *earlier, {"role": "user", "content": text}]
+        self._conversation = [*start, *info.get("messages", []), {"role": "user", "content": text}]
         return text, {**info, "env_reward": 0.0, "scored": False}
 
-    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    def step(self, action: str) -> tuple[str, float, bool, bool, Info]:
         self._conversation.append({"role": "assistant", "content": action})
         text, env_reward, terminated, truncated, info = self.env.step(action)
         env_reward = float(env_reward)
@@ -260,7 +260,7 @@ class RewardCallable(RecordConstructorArgs, Wrapper):
         return text, reward, terminated, truncated, info
 
 
-class CostBudget(RecordConstructorArgs, Wrapper):
+class CostBudget(TextWrapper):
     """End the episode (terminated) when its costs exceed a budget.
 
     Costs are the environment's `info["cost"]`; `info["spent"]` is their sum so far.
@@ -273,18 +273,14 @@ class CostBudget(RecordConstructorArgs, Wrapper):
 
     def __init__(self, env: gym.Env[str, str], budget: float, *, penalty: float = 0.0) -> None:
         check_range("budget", budget, 0.0, float("inf"))
-        RecordConstructorArgs.__init__(self, budget=budget, penalty=penalty)
-        gym.Wrapper.__init__(self, env)
+        super().__init__(env, budget=budget, penalty=penalty)
         self._budget, self._penalty, self._spent = budget, penalty, 0.0
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
-        text, info = self.env.reset(seed=seed, options=options)
+    def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
         self._spent = 0.0
         return text, {**info, "spent": 0.0}
 
-    def step(self, action: str) -> tuple[str, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: str) -> tuple[str, Any, bool, bool, Info]:
         text, reward, terminated, truncated, info = self.env.step(action)
         self._spent += info.get("cost", 0.0)
         if self._spent > self._budget:
