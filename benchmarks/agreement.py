@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks import trl_grpo, trl_offline
 from benchmarks.worker import Job
 from rlhf.algorithms.batch import TrainingBatch
-from rlhf.algorithms.losses import compute_policy_loss, loss_denominator
+from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.registry import configure
 from rlhf.models.policy import Policy, Reference
 from rlhf.reward_models.losses import bradley_terry
@@ -149,7 +149,7 @@ def _grpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
         loss_mask=mask,
     )
     limit = int(mask.sum(1).max())
-    return compute_policy_loss(
+    return compute_loss(
         algorithm,
         scored.logprobs,
         batch,

@@ -70,11 +70,11 @@ def make_batch(trainer: OnlineTrainer) -> TrainingBatch:
 
 def gradient_of(trainer: OnlineTrainer, batch: TrainingBatch) -> torch.Tensor:
     """Gradient of the policy loss of the whole batch."""
-    from rlhf.algorithms.losses import compute_policy_loss, loss_denominator
+    from rlhf.algorithms.losses import compute_loss, loss_denominator
 
     scored = trainer.policy.score(batch.tokens, batch.attention_mask, batch.action_mask)
     mask = batch.require("loss_mask")
-    loss, _ = compute_policy_loss(
+    loss, _ = compute_loss(
         trainer.algorithm,
         scored.logprobs,
         batch,

@@ -14,7 +14,8 @@ import rlhf
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.components import policy_loss
-from rlhf.algorithms.kl import Denominator, aggregate, difference
+from rlhf.algorithms.kl import difference
+from rlhf.algorithms.losses import Denominator, aggregate
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.algorithms.settings import Settings

@@ -13,7 +13,7 @@ import gymnasium as gym
 import torch
 
 from rlhf.algorithms.advantages import estimate_advantages
-from rlhf.algorithms.losses import compute_policy_loss, compute_value_loss, loss_denominator
+from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.registry import configure
 from rlhf.config.model import ScratchSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -83,12 +83,16 @@ def main() -> None:
                 part = batch.select(rows)
                 scored = policy.score(part.tokens, part.attention_mask, part.action_mask)
                 mask = part.require("loss_mask")
-                count = loss_denominator(algorithm, mask, max_tokens=MAX_TOKENS)
-                loss, _ = compute_policy_loss(algorithm, scored.logprobs, part, denominator=count)
-                count = mask.sum()
-                error, _ = compute_value_loss(algorithm, scored.values, part, denominator=count)
+                loss, _ = compute_loss(
+                    algorithm,
+                    scored.logprobs,
+                    part,
+                    denominator=loss_denominator(algorithm, mask, max_tokens=MAX_TOKENS),
+                    values=scored.values,
+                    num_tokens=mask.sum(),
+                )
                 optimizer.zero_grad()
-                (loss + error).backward()
+                loss.backward()
                 torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
                 optimizer.step()
         collector.engine.update_policy(step + 1)

@@ -1,4 +1,4 @@
-"""Policy losses, value loss and entropy bonus.
+"""Policy losses, the value loss, and their sum with the KL and the entropy bonus.
 
 A policy loss is a decorated function of the new log-probabilities, a `TrainingBatch` and the
 settings; `Algorithm.loss` names it. All tensors are [B, T] unless stated otherwise; index t
@@ -18,9 +18,11 @@ from torch.nn.functional import logsigmoid
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.components import policy_loss
-from rlhf.algorithms.kl import Denominator, aggregate, difference, kl_loss
+from rlhf.algorithms.kl import difference, kl_estimate
 from rlhf.algorithms.metrics import MetricSums, masked_mean
 from rlhf.algorithms.settings import Settings
+
+Denominator = float | Tensor
 
 
 def loss_denominator(algorithm: Algorithm, mask: Tensor, *, max_tokens: int) -> Tensor:
@@ -41,7 +43,7 @@ def loss_denominator(algorithm: Algorithm, mask: Tensor, *, max_tokens: int) -> 
     }[algorithm.settings.aggregation]
 
 
-def compute_policy_loss(
+def compute_loss(
     algorithm: Algorithm,
     logprobs: Tensor,
     batch: TrainingBatch,
@@ -49,8 +51,11 @@ def compute_policy_loss(
     denominator: Denominator,
     kl_coef: float = 0.0,
     entropy: Tensor | None = None,
+    values: Tensor | None = None,
+    num_tokens: Denominator = 1,
+    critic_only: bool = False,
 ) -> tuple[Tensor, MetricSums]:
-    """The algorithm's policy loss, with its KL term and entropy bonus where it has them.
+    """All terms of the algorithm's loss: policy, KL, entropy bonus and critic; and their metrics.
 
     Args:
         algorithm: a configured row.
@@ -60,29 +65,57 @@ def compute_policy_loss(
         kl_coef: current coefficient of the KL controller.
         entropy: of the policy at each token; needed where `entropy_coef` is not 0, otherwise only
             a metric.
+        values: of the critic; None leaves out its loss.
+        num_tokens: tokens of the global mini-batch that take part in the losses, the denominator of
+            the critic's loss.
+        critic_only: return only the critic's loss, but the metrics of all terms.
     """
     settings = replace(algorithm.settings, kl_coef=kl_coef)
     denominator = torch.as_tensor(denominator, dtype=logprobs.dtype).clamp(min=1)
+    mask = batch.require("loss_mask")
+
+    def mean(per_token: Tensor) -> Tensor:
+        return aggregate(per_token, mask, aggregation=settings.aggregation, denominator=denominator)
+
     loss_function = algorithm.policy_loss.function
     loss, metrics = loss_function(logprobs, batch, settings, denominator=denominator)
-    if algorithm.kl_in_loss:
-        kl, kl_metrics = kl_loss(logprobs, batch, settings, denominator=denominator)
-        loss, metrics = loss + kl_coef * kl, metrics + kl_metrics
+    value_metrics = MetricSums()
+    terms: dict[str, Tensor] = {}
+    if algorithm.kl_in_loss:  # GRPO, Shao et al. 2024, eq. 3 and 4
+        reference = batch.require("ref_logprobs")
+        kl = kl_estimate(logprobs, reference, mask, estimator=settings.kl_estimator)
+        loss, terms["policy/kl_in_loss"] = loss + kl_coef * mean(kl), kl
     if entropy is not None:
-        bonus, entropy_metrics = entropy_bonus(entropy, batch, settings, denominator=denominator)
-        metrics = metrics + entropy_metrics
+        terms["policy/entropy"] = entropy
         if settings.entropy_coef:
-            loss = loss - settings.entropy_coef * bonus
-    return loss, metrics
+            loss = loss - settings.entropy_coef * mean(entropy)
+    if values is not None:
+        num_tokens = torch.as_tensor(num_tokens, dtype=values.dtype).clamp(min=1)
+        error, value_metrics = value_loss(values, batch, settings, denominator=num_tokens)
+        error = settings.value_coef * error
+        loss = error if critic_only else loss + error
+    means = {name: masked_mean(term, mask) for name, term in terms.items()}
+    return loss, metrics + MetricSums(means=means) + value_metrics
 
 
-def compute_value_loss(
-    algorithm: Algorithm, values: Tensor, batch: TrainingBatch, *, denominator: Denominator
-) -> tuple[Tensor, MetricSums]:
-    """The critic's loss times `value_coef`; `denominator` is the mini-batch's number of tokens."""
-    denominator = torch.as_tensor(denominator, dtype=values.dtype).clamp(min=1)
-    loss, metrics = value_loss(values, batch, algorithm.settings, denominator=denominator)
-    return algorithm.settings.value_coef * loss, metrics
+def aggregate(
+    per_token: Tensor, mask: Tensor, *, aggregation: str, denominator: Denominator
+) -> Tensor:
+    """Sum a loss over the sampled tokens.
+
+    Args:
+        per_token: loss of each token.
+        mask: sampled tokens.
+        aggregation: "token" and "constant" weigh every token alike (the denominator is the number
+            of tokens in the global mini-batch, or sequences times a fixed length as in Dr. GRPO);
+            "sequence" takes the mean of each sequence first (the denominator is the number of
+            sequences), which gives the tokens of short completions more weight.
+        denominator: of the global mini-batch.
+    """
+    total = torch.where(mask, per_token, 0.0).sum(dim=1)
+    if aggregation == "sequence":
+        total = total / mask.sum(dim=1).clamp(min=1)
+    return total.sum() / denominator
 
 
 @policy_loss(
@@ -254,24 +287,6 @@ def value_loss(
         },
         sums={"value/loss": loss.detach()},
     )
-
-
-@torch.no_grad()
-def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns) over `mask`: 1 for a perfect critic, 0 for a
-    constant one, negative for a harmful one; nan where the returns do not vary."""
-    residual, target = (returns - values)[mask], returns[mask]
-    variance = target.var(correction=0) if target.numel() else target.new_zeros(())
-    return float(1 - residual.var(correction=0) / variance) if variance > 0 else float("nan")
-
-
-def entropy_bonus(
-    entropy: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
-) -> tuple[Tensor, MetricSums]:
-    """Entropy of the distributions the sampled tokens were drawn from, in nats."""
-    mask = batch.require("loss_mask")
-    bonus = aggregate(entropy, mask, aggregation=settings.aggregation, denominator=denominator)
-    return bonus, MetricSums(means={"policy/entropy": masked_mean(entropy, mask)})
 
 
 def _ratio_metrics(

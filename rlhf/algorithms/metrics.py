@@ -43,6 +43,18 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([total, mask.sum().to(total.dtype)])
 
 
+@torch.no_grad()
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """Return 1 - Var(returns - values) / Var(returns) over `mask`.
+
+    It is 1 for a perfect critic, 0 for a constant one, negative for one that is worse than a
+    constant, and nan where the returns do not vary.
+    """
+    residual, target = (returns - values)[mask], returns[mask]
+    variance = target.var(correction=0) if target.numel() else target.new_zeros(())
+    return float(1 - residual.var(correction=0) / variance) if variance > 0 else float("nan")
+
+
 def _merge(left: dict[str, Tensor], right: dict[str, Tensor], combine) -> dict[str, Tensor]:
     both = {name: combine(left[name], right[name]) for name in left if name in right}
     return left | right | both

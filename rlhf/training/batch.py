@@ -12,7 +12,7 @@ import torch
 from rlhf.algorithms.advantages import estimate_advantages
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.kl import sequence_kl
-from rlhf.algorithms.losses import explained_variance
+from rlhf.algorithms.metrics import explained_variance
 from rlhf.rollout.batch import Rollout, collate
 from rlhf.training.batching import micro_batches
 
@@ -34,26 +34,43 @@ def make_training_batch(
     Returns:
         The batch that the update reads, and metrics of the KL, the critic and the sampler.
     """
-    policy = trainer.policy
-    pad_id = policy.tokenizer.pad_token_id
-    batch = collate(rollouts, rewards, pad_id=pad_id, device=policy.device)
-    batch = _with_model_outputs(trainer, batch)
+    batch = _collate_and_score(trainer, rollouts, rewards)
     batch = estimate_advantages(
         trainer.algorithm,
         batch,
         kl_coef=trainer.kl.coef,
         multiplier=trainer.multiplier.value if trainer.multiplier else 0.0,
     )
-    return batch, _batch_metrics(batch)
+    old = batch.require("old_logprobs")
+    gap = (batch.require("sampler_logprobs") - old)[batch.action_mask]
+    metrics = {
+        "sampler/logprob_diff_mean": gap.mean().item(),
+        "sampler/logprob_diff_abs": gap.abs().mean().item(),
+        "sampler/ratio_max": gap.neg().max().exp().item(),
+    }
+    if batch.ref_logprobs is not None:
+        kl = sequence_kl(old, batch.ref_logprobs, batch.action_mask)
+        metrics["policy/kl"] = kl.mean().item()
+    if batch.values is not None:
+        explained = explained_variance(
+            batch.values, batch.require("returns"), batch.require("loss_mask")
+        )
+        if math.isfinite(explained):  # nan while all returns are equal
+            metrics["value/explained_variance"] = explained
+    return batch, metrics
 
 
-def _with_model_outputs(trainer: OnlineTrainer, batch: TrainingBatch) -> TrainingBatch:
-    """Fill in log-probabilities, values, bootstrap values and entropy.
+def _collate_and_score(
+    trainer: OnlineTrainer, rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]]
+) -> TrainingBatch:
+    """Collate rollouts; fill in log-probabilities, values, bootstrap values and entropy.
 
     The processes share the micro-batches; each gets all of the tensors. The entropy is computed
     only for the first rows, whose transcripts are written.
     """
     policy, reference, config = trainer.policy, trainer.reference, trainer.config
+    pad_id = policy.tokenizer.pad_token_id
+    batch = collate(rollouts, rewards, pad_id=pad_id, device=policy.device)
     old = torch.zeros(batch.tokens.shape, dtype=policy.logprob_dtype, device=policy.device)
     values, ref, entropy = (torch.zeros_like(old) for _ in range(3))
     last_values = torch.zeros(len(batch), dtype=policy.logprob_dtype, device=policy.device)
@@ -91,24 +108,3 @@ def _with_model_outputs(trainer: OnlineTrainer, batch: TrainingBatch) -> Trainin
         bootstrap = torch.where(batch.require("truncated"), last_values, 0.0)
         batch = replace(batch, values=values, bootstrap=bootstrap)
     return batch
-
-
-def _batch_metrics(batch: TrainingBatch) -> dict[str, float]:
-    """KL to the reference, explained variance, and the difference of sampler and trainer."""
-    old = batch.require("old_logprobs")
-    gap = (batch.require("sampler_logprobs") - old)[batch.action_mask]
-    metrics = {
-        "sampler/logprob_diff_mean": gap.mean().item(),
-        "sampler/logprob_diff_abs": gap.abs().mean().item(),
-        "sampler/ratio_max": gap.neg().max().exp().item(),
-    }
-    if batch.ref_logprobs is not None:
-        kl = sequence_kl(old, batch.ref_logprobs, batch.action_mask)
-        metrics["policy/kl"] = kl.mean().item()
-    if batch.values is not None:
-        explained = explained_variance(
-            batch.values, batch.require("returns"), batch.require("loss_mask")
-        )
-        if math.isfinite(explained):  # nan while all returns are equal
-            metrics["value/explained_variance"] = explained
-    return metrics

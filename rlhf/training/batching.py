@@ -39,9 +39,20 @@ def micro_batches(
     for row, unit in enumerate(units):
         rows_of_unit.setdefault(unit, []).append(row)
     groups = list(rows_of_unit.values())
-    if packed:
-        return _in_order(groups, tokens.cpu().numpy(), lengths, max_tokens)
-    return _by_length(groups, lengths, max_tokens)
+    if not packed:
+        return _by_length(groups, lengths, max_tokens)
+    return _in_order(groups, tokens.cpu().numpy(), lengths, max_tokens)
+
+
+def _by_length(groups: list[list[int]], lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
+    batches: list[list[int]] = []
+    for group in sorted(groups, key=lambda rows: max(lengths[row] for row in rows)):
+        width = max(lengths[row] for row in group)
+        if batches and (len(batches[-1]) + len(group)) * width <= max_tokens:
+            batches[-1] += group
+        else:
+            batches.append(list(group))
+    return batches
 
 
 def _in_order(
@@ -61,15 +72,4 @@ def _in_order(
         else:
             batches.append(list(group))
             size = num_tokens - sum(shared[len(previous) :])
-    return batches
-
-
-def _by_length(groups: list[list[int]], lengths: np.ndarray, max_tokens: int) -> list[list[int]]:
-    batches: list[list[int]] = []
-    for group in sorted(groups, key=lambda rows: max(lengths[row] for row in rows)):
-        width = max(lengths[row] for row in group)
-        if batches and (len(batches[-1]) + len(group)) * width <= max_tokens:
-            batches[-1] += group
-        else:
-            batches.append(list(group))
     return batches

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from rlhf.algorithms.batch import TrainingBatch
-from rlhf.algorithms.losses import compute_policy_loss, compute_value_loss, loss_denominator
+from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.training.batching import micro_batches
 
@@ -81,46 +81,24 @@ def accumulate_gradients(
         packed=trainer.policy.packs_rows(attention_mask),
     )
     for indices in trainer.world.shard(all_rows):
-        loss, sums = _loss(
-            trainer,
-            batch.select(rows[indices]),
+        micro_batch = batch.select(rows[indices])
+        scored = trainer.policy.score(
+            micro_batch.tokens,
+            micro_batch.attention_mask,
+            micro_batch.action_mask,
+            temperature=trainer.config.rollout.temperature,
+        )
+        loss, sums = compute_loss(
+            trainer.algorithm,
+            scored.logprobs,
+            micro_batch,
             denominator=denominator,
+            kl_coef=trainer.kl.coef,
+            entropy=scored.entropy,
+            values=scored.values,
             num_tokens=mask.sum(),
             critic_only=critic_only,
         )
         loss.backward()
         total = total + sums
     return total
-
-
-def _loss(
-    trainer: OnlineTrainer,
-    batch: TrainingBatch,
-    *,
-    denominator: torch.Tensor,
-    num_tokens: torch.Tensor,
-    critic_only: bool,
-) -> tuple[torch.Tensor, MetricSums]:
-    """Loss of one micro-batch, its share of the mini-batch's loss."""
-    algorithm = trainer.algorithm
-    scored = trainer.policy.score(
-        batch.tokens,
-        batch.attention_mask,
-        batch.action_mask,
-        temperature=trainer.config.rollout.temperature,
-    )
-    loss, sums = compute_policy_loss(
-        algorithm,
-        scored.logprobs,
-        batch,
-        denominator=denominator,
-        kl_coef=trainer.kl.coef,
-        entropy=scored.entropy,
-    )
-    if not algorithm.critic:
-        return loss, sums
-    assert scored.values is not None
-    value_loss, value_sums = compute_value_loss(
-        algorithm, scored.values, batch, denominator=num_tokens
-    )
-    return (value_loss if critic_only else loss + value_loss), sums + value_sums

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.batch import TrainingBatch
-from rlhf.algorithms.kl import aggregate
+from rlhf.algorithms.losses import aggregate
 from rlhf.algorithms.metrics import MetricSums, masked_mean
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.optimization import NativeOptions

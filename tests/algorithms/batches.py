@@ -6,7 +6,7 @@ from torch import Tensor
 from rlhf.algorithms.advantages import estimate_advantages
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch
-from rlhf.algorithms.losses import compute_policy_loss, compute_value_loss, loss_denominator
+from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.algorithms.registry import configure
 
@@ -95,19 +95,18 @@ def run(
     for cut in cuts or [list(range(EPISODES))]:
         rows = torch.tensor(cut)
         part = whole.select(rows)
-        loss, policy_sums = compute_policy_loss(
+        loss, part_sums = compute_loss(
             algorithm,
             logprobs[rows],
             part,
             denominator=denominator,
             kl_coef=kl_coef,
             entropy=x["entropy"][rows] - 0.1 * logprobs[rows],
+            values=values[rows],
+            num_tokens=tokens,
         )
-        value_loss, value_sums = compute_value_loss(
-            algorithm, values[rows], part, denominator=tokens
-        )
-        (loss + value_loss).backward()
-        sums = sums + policy_sums + value_sums
+        loss.backward()
+        sums = sums + part_sums
     assert logprobs.grad is not None
     assert values.grad is not None
     return logprobs.grad, values.grad, sums

@@ -10,8 +10,8 @@ import torch
 from rlhf.algorithms import components, registry
 from rlhf.algorithms.advantages import Advantages, estimate_advantages
 from rlhf.algorithms.components import advantage, policy_loss
-from rlhf.algorithms.kl import aggregate, difference
-from rlhf.algorithms.losses import compute_policy_loss
+from rlhf.algorithms.kl import difference
+from rlhf.algorithms.losses import aggregate, compute_loss
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.algorithms.registry import ALGORITHMS, configure
 from tests.algorithms.batches import batch_of
@@ -53,7 +53,7 @@ def test_a_loss_and_an_advantage_from_outside_by_hand(mine):
     )
     batch = estimate_advantages(algorithm, batch)
     logprobs = torch.tensor([[2.0], [4.0]]).log()
-    loss, _ = compute_policy_loss(algorithm, logprobs, batch, denominator=2)
+    loss, _ = compute_loss(algorithm, logprobs, batch, denominator=2)
     assert loss.item() == pytest.approx(0.5)
 
 

@@ -7,17 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.algorithms.kl import aggregate, kl_estimate, kl_loss, sequence_kl
+from rlhf.algorithms.kl import kl_estimate, sequence_kl
 from rlhf.algorithms.losses import (
+    aggregate,
     clipped,
     clipped_sequence,
     clipped_weight,
-    entropy_bonus,
-    explained_variance,
+    compute_loss,
     likelihood,
     pairwise,
     value_loss,
 )
+from rlhf.algorithms.metrics import explained_variance
+from rlhf.algorithms.registry import configure
 from rlhf.algorithms.settings import Settings
 from tests.algorithms.batches import batch_of
 
@@ -186,6 +188,18 @@ def test_dpo_starts_at_log_two(labels: str):
     assert sums.compute()["policy/pair_margin"] == 0.0
 
 
+def kl_term(new, batch, settings, *, denominator):
+    """The loss of GRPO; without advantages only its KL has a gradient."""
+    return compute_loss(configure("grpo"), new, batch, denominator=denominator, kl_coef=1.0)
+
+
+def entropy_term(new, batch, settings, *, denominator):
+    """The loss of Dr. GRPO; without advantages only the entropy bonus has a gradient."""
+    algorithm = configure("dr_grpo", entropy_coef=1.0)
+    old = batch.require("old_logprobs")
+    return compute_loss(algorithm, old, batch, denominator=denominator, entropy=new)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_nan_outside_the_mask_leaks_nowhere(seed: int):
     generator = torch.Generator().manual_seed(seed)
@@ -209,8 +223,8 @@ def test_nan_outside_the_mask_leaks_nowhere(seed: int):
         "weight": (clipped_weight, batch),
         "likelihood": (likelihood, batch),
         "value": (value_loss, batch),
-        "k3": (kl_loss, batch),
-        "entropy": (entropy_bonus, batch),
+        "k3": (kl_term, replace(batch, advantages=torch.zeros(4, 6))),
+        "entropy": (entropy_term, replace(batch, advantages=torch.zeros(4, 6))),
         "pairs": (pairwise, pairs),
     }
     for name, (loss, given) in losses.items():

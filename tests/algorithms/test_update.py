@@ -1,13 +1,14 @@
 """From rewards to losses through a row: shaping, unscored episodes, denominators, tallies."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from rlhf.algorithms.advantages import estimate_advantages, penalized_rewards
 from rlhf.algorithms.batch import TrainingBatch
-from rlhf.algorithms.losses import compute_policy_loss, compute_value_loss, loss_denominator
+from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.metrics import MetricSums, masked_mean
 from rlhf.algorithms.registry import configure
 from tests.algorithms.batches import batch_of
@@ -127,7 +128,7 @@ def test_nothing_to_learn_gives_zero_not_nan():
     batch = estimate_advantages(algorithm, batch)
     new = nothing.clone().requires_grad_()
     denominator = loss_denominator(algorithm, batch.require("loss_mask"), max_tokens=3)
-    loss, tally = compute_policy_loss(algorithm, new, batch, denominator=denominator)
+    loss, tally = compute_loss(algorithm, new, batch, denominator=denominator)
     loss.backward()
     assert loss.item() == 0.0
     assert new.grad is not None
@@ -146,7 +147,7 @@ def test_extra_terms_of_the_loss():
         old_logprobs=new,
         ref_logprobs=new - 2.0,
     )
-    loss, tally = compute_policy_loss(
+    loss, tally = compute_loss(
         algorithm,
         new,
         estimate_advantages(algorithm, batch),
@@ -160,6 +161,20 @@ def test_extra_terms_of_the_loss():
     assert tally.compute()["policy/kl_in_loss"] == pytest.approx(k3)
 
 
+def critic_loss(algorithm, values, batch):
+    """The critic's term alone, for a policy that has not moved."""
+    logprobs = torch.zeros_like(values)
+    return compute_loss(
+        algorithm,
+        logprobs,
+        replace(batch, old_logprobs=logprobs),
+        denominator=1,
+        values=values,
+        num_tokens=batch.require("loss_mask").sum(),
+        critic_only=True,
+    )
+
+
 def test_critic_loss_is_weighted_and_its_tally_is_not():
     algorithm = configure("ppo", value_coef=0.25, value_clip=0.0)
     batch = batch_of(
@@ -170,7 +185,7 @@ def test_critic_loss_is_weighted_and_its_tally_is_not():
     )
     batch = estimate_advantages(algorithm, batch)
     # returns: 2 * .95, 2, 4
-    loss, tally = compute_value_loss(algorithm, torch.zeros(2, 3), batch, denominator=3)
+    loss, tally = critic_loss(algorithm, torch.zeros(2, 3), batch)
     plain = 0.5 * (1.9**2 + 4 + 16) / 3
     assert tally.compute()["value/loss"] == pytest.approx(plain)
     assert loss.item() == pytest.approx(0.25 * plain)
@@ -180,7 +195,7 @@ def test_a_batch_of_one_token():
     one = torch.ones(1, 1)
     batch = batch_of(one.bool(), rewards=one, values=0 * one, bootstrap=torch.zeros(1))
     batch = estimate_advantages(configure("ppo"), batch)
-    loss, _ = compute_value_loss(configure("ppo"), 0 * one, batch, denominator=1)
+    loss, _ = critic_loss(configure("ppo"), 0 * one, batch)
     assert loss.item() == pytest.approx(0.1 * 0.5)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rlhf.algorithms.advantages import estimate_advantages
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch
-from rlhf.algorithms.losses import compute_policy_loss
+from rlhf.algorithms.losses import compute_loss
 from tests.algorithms.batches import batch_of
 
 BETA = 0.3  # weight of the divergence
@@ -230,7 +230,7 @@ def expected_gradient(
         algorithm, task, behaviour or policy, reference, batches, kl_coef=kl_coef, values=values
     )
     leaf = poisoned(policy.logprobs(task).detach(), task.mask)[batches.index].requires_grad_()
-    loss, _ = compute_policy_loss(algorithm, leaf, batch, denominator=denominator, kl_coef=kl_coef)
+    loss, _ = compute_loss(algorithm, leaf, batch, denominator=denominator, kl_coef=kl_coef)
     (by_logprob,) = torch.autograd.grad(loss, leaf)
     assert not by_logprob.isnan().any()
     weighted = by_logprob * batches.weight[:, None]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from rlhf.algorithms.advantages import estimate_advantages
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.losses import compute_policy_loss, loss_denominator
+from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.registry import ALGORITHMS, configure
 from tests.algorithms.batches import batch_of
 from tests.exact.enumeration import (
@@ -53,7 +53,7 @@ def per_batch_gradient(
         )
         batch = estimate_advantages(algorithm, batch, kl_coef=BETA)
         leaf = old[rows].clone().requires_grad_()
-        loss, _ = compute_policy_loss(
+        loss, _ = compute_loss(
             algorithm,
             leaf,
             batch,
@@ -184,7 +184,7 @@ def test_weights_make_up_for_a_sampler_with_other_probabilities(row: str):
         )
         batch = estimate_advantages(algorithm, batch)
         leaf = logprobs.detach().clone().requires_grad_()
-        loss, _ = compute_policy_loss(algorithm, leaf, batch, denominator=1.0)
+        loss, _ = compute_loss(algorithm, leaf, batch, denominator=1.0)
         (by_logprob,) = torch.autograd.grad(loss, leaf)
         weighted = (chance[:, None] * by_logprob).detach()
         return -gradient((policy.logprobs(task) * weighted).sum(), policy)

@@ -10,7 +10,7 @@ from rlhf.algorithms.advantages import estimate_advantages
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.controllers import LagrangeMultiplier
-from rlhf.algorithms.losses import compute_policy_loss, compute_value_loss, loss_denominator
+from rlhf.algorithms.losses import compute_loss, loss_denominator
 from tests.algorithms.batches import batch_of
 from tests.exact.enumeration import (
     AnyPolicy,
@@ -158,9 +158,8 @@ def train_in_batches(
         )
         for _ in range(algorithm.settings.num_epochs):
             optimizer.zero_grad()
-            loss = _loss(algorithm, policy.logprobs(task)[rows], batch, kl_coef)
-            if algorithm.critic:
-                loss = loss + _value_loss(algorithm, critic(tokens), batch)
+            values = critic(tokens) if algorithm.critic else None
+            loss = _loss(algorithm, policy.logprobs(task)[rows], values, batch, kl_coef)
             loss.backward()
             optimizer.step()
         schedule.step()
@@ -175,13 +174,20 @@ def _batch(chance: Tensor, group_size: int, num_groups: int) -> Tensor:
     return every.index.view(-1, group_size)[groups].flatten()
 
 
-def _loss(algorithm: Algorithm, logprobs: Tensor, batch: TrainingBatch, kl_coef: float) -> Tensor:
-    denominator = loss_denominator(algorithm, batch.require("loss_mask"), max_tokens=2)
-    return compute_policy_loss(
-        algorithm, logprobs, batch, denominator=denominator, kl_coef=kl_coef
+def _loss(
+    algorithm: Algorithm,
+    logprobs: Tensor,
+    values: Tensor | None,
+    batch: TrainingBatch,
+    kl_coef: float,
+) -> Tensor:
+    mask = batch.require("loss_mask")
+    return compute_loss(
+        algorithm,
+        logprobs,
+        batch,
+        denominator=loss_denominator(algorithm, mask, max_tokens=2),
+        kl_coef=kl_coef,
+        values=values,
+        num_tokens=mask.sum(),
     )[0]
-
-
-def _value_loss(algorithm: Algorithm, values: Tensor, batch: TrainingBatch) -> Tensor:
-    tokens = batch.require("loss_mask").sum()
-    return compute_value_loss(algorithm, values, batch, denominator=tokens)[0]

@@ -7,8 +7,9 @@ import pytest
 from rlhf.cli.table import configure
 from rlhf.models.loading import load_model
 from rlhf.runs.directory import Run, seed_everything
-from rlhf.training import offline, online
+from rlhf.training import offline
 from rlhf.training.batch import make_training_batch
+from rlhf.training.collection import collect_step
 from rlhf.training.trl.trainer import make_options, make_trainer
 from tests.helpers.training import (
     assistant,
@@ -70,5 +71,5 @@ def divergent(tmp_path, place, **keys):
 
 def collected_batch(trainer):
     """The training batch of one collection of an online run."""
-    gathered = online.gather(trainer)
-    return make_training_batch(trainer, gathered.rollouts, gathered.rewards)[0]
+    collected = collect_step(trainer)
+    return make_training_batch(trainer, collected.rollouts, collected.rewards)[0]

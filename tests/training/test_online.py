@@ -13,11 +13,11 @@ from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.table import configure, run_command
 from rlhf.errors import UserError
 from rlhf.models.precision import MasterAdamW
-from rlhf.training import online
 from rlhf.training import optimize as update
+from rlhf.training.collection import collect_and_score, collect_step
 from rlhf.training.online import OnlineTrainer
 from rlhf.training.scoring import shaped_rewards
-from rlhf.training.token_table import pieces
+from rlhf.training.transcripts import pieces
 from tests.helpers.trainers import collected_batch
 from tests.helpers.training import (
     metrics_of,
@@ -207,7 +207,7 @@ def test_the_divergence_budget_ends_training_with_a_model(tmp_path, echo_model):
 
 def rollouts_of(trainer):
     starts = trainer.starts.take(0, 8, 1)
-    return online.collect_and_score(trainer, starts, trainer.collector)
+    return collect_and_score(trainer, starts, trainer.collector)
 
 
 def shaped_returns(trainer, rollouts):
@@ -354,7 +354,7 @@ def test_groups_must_divide_the_batch(tmp_path, echo_model, verb):
 
 def test_a_group_shares_its_start_state_and_not_its_replies(echo_model):
     trainer = trainer_for(echo_model, "rloo", episodes_per_step=8)
-    rollouts = online.gather(trainer).rollouts
+    rollouts = collect_step(trainer).rollouts
     groups = {}
     for rollout in rollouts:
         groups.setdefault(rollout.group_index, []).append(rollout)

@@ -1,16 +1,41 @@
-"""Numbers of every sampled token of an episode, for transcripts in reports."""
+"""Transcripts of episodes, the lines of ``samples.jsonl``."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from rlhf.algorithms.batch import TrainingBatch
+from rlhf.rollout.batch import Rollout
 
 # Number of tokens per transcript; more would make samples.jsonl larger than the model.
 TOKENS_KEPT = 512
+
+
+def transcript(
+    rollout: Rollout, step: int, split: str, *, return_trained: float | None = None
+) -> dict[str, Any]:
+    """Return a transcript as a line of ``samples.jsonl``.
+
+    ``return_env`` is the return of the environment. ``score`` is the weighted sum of all rewards
+    that are trained on. ``return_trained`` is the return of a training episode after scaling and
+    penalties. A value is None if the episode could not be scored.
+    """
+    row = {
+        "step": step,
+        "split": split,
+        "seed": rollout.seed,
+        "messages": rollout.conversation,
+        "return_env": rollout.env_return,
+        "score": _finite(rollout.score),
+    }
+    if return_trained is not None:
+        row["return_trained"] = _finite(return_trained)
+    row["rewards"] = rollout.components
+    return row | ({"unscored": rollout.unscored} if rollout.unscored else {})
 
 
 def token_table(batch: TrainingBatch, row: int, tokenizer: Any) -> dict[str, list[Any]]:
@@ -60,3 +85,7 @@ def pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[s
 
 def _rounded(values: torch.Tensor) -> list[float]:
     return [float(f"{value:.4g}") for value in values.tolist()]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,115 @@
+"""Collect and score the rollouts of a training step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from rlhf.algorithms.advantages import informative_groups
+from rlhf.errors import UserError
+from rlhf.rollout.batch import Rollout
+from rlhf.rollout.collector import Collector, EpisodeSeed
+from rlhf.training.scoring import refuse_unscored, score_rollouts, shaped_rewards
+
+if TYPE_CHECKING:
+    from rlhf.training.online import OnlineTrainer
+
+log = logging.getLogger(__name__)
+
+MAX_ROUNDS = 4
+"""Rounds in which DAPO samples groups until a batch is full of informative ones. After the last
+round it trains on those that it has, or skips the update if it has none."""
+
+
+@dataclass(frozen=True)
+class StepRollouts:
+    """The rollouts of a step."""
+
+    rollouts: list[Rollout]
+    rewards: list[list[float]]
+    """Training rewards of the tokens of each rollout, after scaling and penalties."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    skip: bool = False
+    """Whether the update is skipped, because all scores of every sampled group are equal."""
+
+    @property
+    def returns(self) -> list[float]:
+        """The return that each rollout is trained on; nan if it could not be scored."""
+        return [sum(rewards) for rewards in self.rewards]
+
+
+def collect_step(trainer: OnlineTrainer) -> StepRollouts:
+    """Collect the rollouts of a step; with dynamic sampling, replace uninformative groups.
+
+    As in DAPO (Yu et al. 2025, section 3.2), a group is informative if its scores differ before
+    penalties and scaling. A length penalty alone does not make a group informative.
+
+    Raises:
+        UserError: Every episode failed, or too many could not be scored.
+    """
+    settings, config = trainer.algorithm.settings, trainer.config
+    wanted = config.episodes_per_step // settings.group_size
+    sampled: list[Rollout] = []
+    rewards: list[list[float]] = []
+    informative: list[int] = []
+    groups = rounds = sampled_groups = 0
+    while groups < wanted and rounds < MAX_ROUNDS:
+        starts = trainer.starts.take(config.seed, wanted - groups, settings.group_size)
+        collected = trainer.world.map(
+            starts, lambda shard: collect_and_score(trainer, shard, trainer.collector)
+        )
+        rounds, sampled_groups = rounds + 1, sampled_groups + wanted - groups
+        first, sampled = len(sampled), sampled + collected
+        if collected:
+            refuse_unscored(sampled, limit=config.shaping.max_unscored)
+            scores = torch.tensor([rollout.score for rollout in collected], dtype=torch.float64)
+            trainer.moments.update(scores)
+            rewards += shaped_rewards(collected, trainer.algorithm, config, trainer.moments)
+            group_ids = torch.tensor([rollout.group_index for rollout in collected])
+            rows = informative_groups(scores, group_ids).nonzero()[:, 0].tolist()
+            informative += [first + row for row in rows]
+            groups += len(group_ids[rows].unique())
+        if not settings.dynamic_sampling:
+            break
+    if not sampled:
+        raise UserError("every environment failed, so there are no rollouts to train on")
+    if not settings.dynamic_sampling:
+        return StepRollouts(sampled, rewards)
+    dropped = float(sampled_groups - groups)
+    metrics = {"rollout/rounds": float(rounds), "rollout/groups_dropped": dropped}
+    if not informative:
+        log.warning(
+            "step %d: all %d groups of %d rounds have equal scores, so nothing is learned from "
+            "them; easier or harder tasks, or a larger algorithm.group_size, give groups that "
+            "differ",
+            trainer.progress.step + 1,
+            dropped,
+            rounds,
+        )
+        return StepRollouts(sampled, rewards, metrics, skip=True)
+    return StepRollouts(
+        [sampled[index] for index in informative],
+        [rewards[index] for index in informative],
+        metrics,
+    )
+
+
+def collect_and_score(
+    trainer: OnlineTrainer, starts: Sequence[EpisodeSeed], collector: Collector
+) -> list[Rollout]:
+    """Collect episodes and score them with all rewards, those that are only monitored too."""
+    rollouts = collector.collect(starts, allow_none=True)
+    if not rollouts:
+        return []  # other processes may have some; `collect_step` checks all of them together
+    with trainer.stopwatch("rewards"):
+        score_rollouts(
+            rollouts,
+            rewards=trainer.rewards,
+            gold=trainer.monitor_rewards,
+            env_weight=trainer.config.env.reward,
+        )
+    return rollouts

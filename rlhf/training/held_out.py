@@ -1,0 +1,100 @@
+"""Evaluation of a policy in training on held-out episodes, and their transcripts."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlhf.envs.items import is_separable
+from rlhf.evaluation.episodes import (
+    bounds,
+    evaluation_starts,
+    play_model,
+    summarize,
+    write_evaluation,
+)
+from rlhf.rollout.items import describe_items
+from rlhf.runs.directory import Run
+from rlhf.training.collection import collect_and_score
+from rlhf.training.transcripts import transcript
+
+if TYPE_CHECKING:
+    from rlhf.training.online import OnlineTrainer
+
+log = logging.getLogger(__name__)
+
+NUM_SAMPLES = 16
+"""Transcripts of held-out episodes that are written before and after training."""
+
+
+def evaluate_held_out(
+    trainer: OnlineTrainer, name: str, low: float | None = None, high: float | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Collect held-out episodes on all processes; return their summary and rows.
+
+    Args:
+        trainer: The trainer with its policy.
+        name: Name of the evaluation.
+        low: Mean return of a random policy, if it is known.
+        high: Optimal mean return, if it is known.
+    """
+    spec = trainer.config.evaluation
+    counts: Counter[str] = Counter()
+    rows = trainer.world.map(
+        evaluation_starts(spec.episodes),
+        lambda starts: play_model(
+            trainer.eval_collector,
+            starts,
+            decoding=spec.decoding,
+            rewards=trainer.all_rewards,
+            counts=counts,
+        ),
+    )
+    total = sum(trainer.world.gather(counts), Counter())
+    env = trainer.config.env.id or "prompts"
+    return summarize(rows, name=name, env=env, random=low, optimal=high, counts=total), rows
+
+
+def final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
+    """Evaluate the trained policy on held-out episodes and write all of them."""
+    if (run.directory / "evaluation" / run.directory.name).exists():
+        return  # written by a run that was interrupted after its evaluation
+    env = trainer.config.env
+    low, high = (None, None) if env.id is None else bounds(trainer.eval_collector.make_env)
+    summary, rows = evaluate_held_out(trainer, run.directory.name, low, high)
+    summary["items"] = _items(trainer, rows)
+    for note in summary["notes"]:
+        log.warning("evaluation: %s", note)
+    if run.writes:
+        write_evaluation(run.directory, rows, summary)
+
+
+def _items(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Describe what held-out episodes share with training, and warn if they share anything."""
+    env = trainer.config.env
+    if env.id is None:
+        separate, note = True, "A prompt; prompts of evaluation are not in training."
+    else:
+        task: Any = trainer.eval_collector.make_env().unwrapped
+        separate, note = is_separable(env.id), str(getattr(task, "items", "unknown"))
+    overlap = describe_items(trainer.openings, rows, separate=separate, note=note)
+    if overlap["seen_in_training"]:
+        log.warning(
+            "%d of the %d held-out episodes open like episodes of training. Their items: %s",
+            overlap["seen_in_training"],
+            overlap["episodes"],
+            note,
+        )
+    return overlap
+
+
+def write_samples(trainer: OnlineTrainer, run: Run, *, split: str) -> None:
+    """Write transcripts of held-out episodes to ``samples.jsonl``."""
+    rollouts = trainer.world.map(
+        evaluation_starts(NUM_SAMPLES),
+        lambda starts: collect_and_score(trainer, starts, trainer.eval_collector),
+    )
+    for rollout in rollouts:
+        run.sample(transcript(rollout, trainer.progress.step, split))

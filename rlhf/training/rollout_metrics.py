@@ -1,0 +1,60 @@
+"""Metrics of the rollouts of a training step."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlhf.rollout.batch import Rollout
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> dict[str, float]:
+    """Return means over the rollouts of a batch, without components that no rollout has.
+
+    Args:
+        rollouts: The rollouts of a step.
+        returns: The return that each rollout is trained on; nan if it could not be scored.
+    """
+    metrics = {
+        "reward/mean": _mean(returns),
+        "reward/unscored": float(np.mean([math.isnan(value) for value in returns])),
+        "rollout/tokens": _mean([r.num_actions for r in rollouts]),
+        "rollout/turns": _mean([r.num_turns for r in rollouts]),
+        "rollout/invalid": _mean([r.invalid for r in rollouts]),
+        "rollout/length_limited": _mean([r.num_length_limited for r in rollouts]),
+        "rollout/missing_eos": _mean([not r.stopped for r in rollouts]),
+        "rollout/truncated": _mean([r.truncated for r in rollouts]),
+        "rollout/evasion_gain": _evasion_gain(rollouts, returns),
+        "rollout/cost": _mean([r.cost for r in rollouts]),
+    }
+    reasons = Counter(reason_key(r.unscored) for r in rollouts if r.unscored)
+    metrics |= {key: count / len(rollouts) for key, count in reasons.items()}
+    for name in rollouts[0].components:
+        metrics[f"reward/{name}"] = _mean([r.components[name] for r in rollouts])
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
+def reason_key(reason: str) -> str:
+    """Return the metric key ``rewards/unscored/NAME/REASON``, without details of one text."""
+    name, _, detail = reason.partition(": ")
+    summary = detail.partition(": ")[0].partition(" (")[0].lower()
+    summary = re.sub(r"[^a-z]+", "_", summary).strip("_")
+    return f"rewards/unscored/{name}/{summary or 'no_score'}"
+
+
+def _evasion_gain(rollouts: Sequence[Rollout], returns: Sequence[float]) -> float:
+    """Return the mean return of truncated or invalid rollouts, minus that of the others."""
+    by_evasion: dict[bool, list[float]] = {True: [], False: []}
+    for rollout, value in zip(rollouts, returns, strict=True):
+        by_evasion[rollout.truncated or rollout.invalid > 0].append(value)
+    return _mean(by_evasion[True]) - _mean(by_evasion[False])
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Return the mean of the values that are neither None nor nan; nan without any."""
+    known = [v for v in values if v is not None and not math.isnan(v)]
+    return float(np.mean(known)) if known else math.nan
