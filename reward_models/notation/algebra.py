@@ -7,9 +7,10 @@ item.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
-from functools import cache
+from functools import partial
+from operator import add, mul, neg
 from typing import Any
 
 import sympy as sp
@@ -23,7 +24,9 @@ _MAX_POWER = 1000
 _MAX_FACTORIAL = 1000
 _DIGITS = 40
 _TINY = sp.Float(10) ** -25
-_SET_KINDS = ("cup", "cap", "setminus", "set")
+_SET_OPERATIONS = {"cup": sp.Union, "cap": sp.Intersection, "setminus": sp.Complement}
+_CONDITIONS = {"or": sp.Union, "and": sp.Intersection}
+_EMPTY_SET = Node("constant", data="emptyset")
 _INEQUALITIES = ("<", "<=", ">", ">=")
 _TRIG = words("sin cos tan cot sec csc")
 _NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "ceil": "ceiling",
@@ -50,15 +53,12 @@ def same(right: Node, given: Node) -> bool:
         return True
     if _is_set(right) or _is_set(given):
         return _same_sets(right, given)
-    if right.kind == "brackets" or given.kind == "brackets":
-        return right.kind == given.kind and right.data == given.data and _same_items(right, given)
-    if right.kind == "matrix" or given.kind == "matrix":
-        return right.kind == given.kind and _same_items(right, given)
-    if right.kind == "row":
-        return given.kind == "row" and _same_items(right, given)
-    if "relation" in (right.kind, given.kind):
+    kinds = {right.kind, given.kind}
+    if kinds & {"brackets", "matrix", "row"}:
+        return len(kinds) == 1 and right.data == given.data and _same_items(right, given)
+    if "relation" in kinds:
         return False
-    if "based" in (right.kind, given.kind):
+    if "based" in kinds:
         return right == given
     return equal(expression(right), expression(given))
 
@@ -113,13 +113,9 @@ def _alternatives(node: Node) -> list[Node]:
     """The alternatives of a list, a set or a sign such as ±."""
     if node.kind in ("list", "set"):
         return [alternative for part in node.args for alternative in _alternatives(part)]
-    if _has(node, "pm"):
+    if any(part.kind == "pm" for part in _parts(node)):
         return [_signed(node, 1), _signed(node, -1)]
     return [node]
-
-
-def _has(node: Node, kind: str) -> bool:
-    return node.kind == kind or any(_has(part, kind) for part in node.args)
 
 
 def _signed(node: Node, sign: int) -> Node:
@@ -136,8 +132,7 @@ def _same_collections(right: Node, given: Node, rights: list[Node], givens: list
         return False
     if right.kind in ("cup", "cap") or given.kind in ("cup", "cap"):
         return _same_sets(right, given)
-    rights, givens = _values(rights), _values(givens)
-    rights, givens = _distinct(rights), _distinct(givens)
+    rights, givens = _distinct(_values(rights)), _distinct(_values(givens))
     return len(rights) == len(givens) and all(any(same(a, b) for b in givens) for a in rights)
 
 
@@ -159,8 +154,7 @@ def _values(items: list[Node]) -> list[Node]:
 
 
 def _same_items(right: Node, given: Node) -> bool:
-    pairs = list(zip(right.args, given.args, strict=False))
-    return len(right.args) == len(given.args) and all(same(a, b) for a, b in pairs)
+    return len(right.args) == len(given.args) and all(map(same, right.args, given.args))
 
 
 # Relations
@@ -195,7 +189,7 @@ def _reduced(node: Node) -> Node:
         return Node("relation", (first, last), ("=",))
     left, right = expression(first), expression(last)
     if equal(left, right):
-        if left == right and not _is_calculation(first, last):
+        if left == right and (first == last or right == 0):
             raise NotUnderstood("an equation that is always true")
         return last
     if not (left - right).free_symbols:
@@ -203,20 +197,9 @@ def _reduced(node: Node) -> Node:
     return Node("relation", (first, last), ("=",))
 
 
-def _is_calculation(first: Node, last: Node) -> bool:
-    return first != last and expression(last) != 0
-
-
 def _is_expression(node: Node) -> bool:
-    return node.kind not in (
-        "brackets",
-        "set",
-        "list",
-        "matrix",
-        "text",
-        "unit",
-        *_SET_KINDS,
-    ) and not (node.kind == "constant" and node.data == "emptyset")
+    others = ("brackets", "set", "list", "matrix", "text", "unit", *_SET_OPERATIONS)
+    return node.kind not in others and node != _EMPTY_SET
 
 
 def _unbound(right: Node, given: Node) -> tuple[Node, Node]:
@@ -253,36 +236,30 @@ def _same_relations(right: Node, given: Node) -> bool:
         return True
     if not all(_is_expression(part) for part in (*right.args, *given.args)):
         return right.data == given.data and _same_items(right, given)
-    if (
-        len(right.args) != 2
-        or len(given.args) != 2
-        or "in"
-        in (
-            *_operators(right),
-            *_operators(given),
-        )
-    ):
+    operators = (*_operators(right), *_operators(given))
+    if len(operators) != 2 or "in" in operators:
         return False
-    sides = [[expression(part) for part in node.args] for node in (right, given)]
-    operators = [_operators(node)[0] for node in (right, given)]
-    for i, operator in enumerate(operators):
-        if operator in ("<", "<="):
-            sides[i] = sides[i][::-1]
-            operators[i] = operator.replace("<", ">")
-    if operators[0] != operators[1]:
+    (first, operator), (second, other_operator) = _difference(right), _difference(given)
+    if operator != other_operator:
         return False
-    (a, b), (c, d) = sides
-    factor = _ratio(a - b, c - d)
-    if factor is None or (operators[0] in (">", ">=") and not factor.is_positive):
+    factor = _ratio(first, second)
+    if factor is None or (operator in (">", ">=") and not factor.is_positive):
         return False
-    return equal(a - b, factor * (c - d))
+    return equal(first, factor * second)
+
+
+def _difference(node: Node) -> tuple[Any, str]:
+    """The difference of both sides of a relation, and its operator without "<" and "<="."""
+    left, right = (expression(part) for part in node.args)
+    operator = _operators(node)[0]
+    if operator in ("<", "<="):
+        return right - left, operator.replace("<", ">")
+    return left - right, operator
 
 
 def _ratio(first: Any, second: Any) -> Any:
     """The constant ratio of ``first`` to ``second``, or None."""
-    symbols = sorted(first.free_symbols | second.free_symbols, key=str)
-    for values in _points(len(symbols)):
-        point = dict(zip(symbols, values, strict=True))
+    for point in _points(first.free_symbols | second.free_symbols):
         a, b = first.subs(point), second.subs(point)
         if equal(b, sp.Integer(0)) or not b.is_finite or not a.is_finite:
             continue
@@ -296,9 +273,8 @@ def _ratio(first: Any, second: Any) -> Any:
 
 def _is_condition(node: Node) -> bool:
     """Whether the node is a list of inequalities."""
-    if node.kind == "list":
-        return node.data in ("or", "and") and all(_is_inequality(part) for part in node.args)
-    return False
+    is_joined = node.kind == "list" and node.data in _CONDITIONS
+    return is_joined and all(_is_inequality(part) for part in node.args)
 
 
 def _is_inequality(node: Node) -> bool:
@@ -310,11 +286,7 @@ def _operators(node: Node) -> tuple[str, ...]:
 
 
 def _is_set(node: Node) -> bool:
-    return (
-        node.kind in _SET_KINDS
-        or _is_inequality(node)
-        or (node.kind == "constant" and node.data == "emptyset")
-    )
+    return node.kind in ("set", *_SET_OPERATIONS) or _is_inequality(node) or node == _EMPTY_SET
 
 
 def _same_sets(right: Node, given: Node) -> bool:
@@ -337,20 +309,14 @@ def _as_set(node: Node) -> Any:
         return _interval(node)
     if node.kind == "set":
         return sp.FiniteSet(*(expression(part) for part in node.args))
-    if node.kind == "constant" and node.data == "emptyset":
+    if node == _EMPTY_SET:
         return sp.EmptySet
-    if node.kind in ("cup", "cap", "setminus"):
+    if node.kind in _SET_OPERATIONS or _is_condition(node):
         parts = [_as_set(part) for part in node.args]
-        if any(part is None for part in parts):
+        names = {part for part in _parts(node) if part.kind == "symbol"}
+        if any(part is None for part in parts) or (node.kind == "list" and len(names) != 1):
             return None
-        join = {"cup": sp.Union, "cap": sp.Intersection, "setminus": sp.Complement}[node.kind]
-        return join(*parts)
-    if node.kind == "list" and _is_condition(node):
-        parts = [_as_set(part) for part in node.args]
-        names = {s for part in node.args for s in _parts(part) if s.kind == "symbol"}
-        if any(part is None for part in parts) or len(names) != 1:
-            return None
-        return sp.Union(*parts) if node.data == "or" else sp.Intersection(*parts)
+        return {**_SET_OPERATIONS, **_CONDITIONS}[str(node.data or node.kind)](*parts)
     return _solutions(node) if _is_inequality(node) else None
 
 
@@ -393,8 +359,6 @@ def _pieces(real_set: Any) -> list[tuple]:
             pieces.append((part.start, part.end, bool(part.left_open), bool(part.right_open)))
         elif isinstance(part, sp.FiniteSet):
             pieces += [(point, point, False, False) for point in part.args]
-        elif part == sp.S.Reals:
-            pieces.append((-sp.oo, sp.oo, True, True))
         else:
             raise NotUnderstood("a set that is not known")
     return sorted(pieces, key=lambda piece: (float(piece[0]), float(piece[1])))
@@ -427,24 +391,20 @@ def equal(a: Any, b: Any) -> bool:
 
 def _differs(difference: Any) -> bool:
     """Whether the difference is clearly nonzero at some point."""
-    symbols = sorted(difference.free_symbols, key=str)
-    for values in _points(len(symbols)):
-        value = sp.N(difference.subs(dict(zip(symbols, values, strict=True))), _DIGITS)
+    for point in _points(difference.free_symbols):
+        value = sp.N(difference.subs(point), _DIGITS)
         if value.is_number and value.is_finite and abs(value) > _TINY:
             return True
-        if not symbols:
-            break
     return False
 
 
-@cache
-def _points(number: int) -> tuple[tuple[Any, ...], ...]:
+def _points(symbols: Iterable[Any]) -> Iterator[dict[Any, Any]]:
     """Three points at which expressions are compared before a proof is attempted."""
+    names = sorted(symbols, key=str)
     starts = (sp.Rational(7, 5), sp.Rational(-11, 13), sp.Rational(23, 3))
-    return tuple(
-        tuple(start + sp.Rational(3 * i * i + i, 7 + k) for i in range(number))
-        for k, start in enumerate(starts)
-    )
+    for k, start in enumerate(starts if names else starts[:1]):
+        values = (start + sp.Rational(3 * i * i + i, 7 + k) for i in range(len(names)))
+        yield dict(zip(names, values, strict=True))
 
 
 def expression(node: Node, *, angle: bool = False) -> Any:
@@ -467,56 +427,45 @@ def _expression(node: Node, angle: bool) -> Any:
     if kind == "symbol":
         return sp.Symbol(str(node.data), real=True)
     if kind == "constant":
-        return _constant(str(node.data))
+        if node.data not in _CONSTANTS:
+            raise NotUnderstood(f"{node.data} where a value is due")
+        return _CONSTANTS[str(node.data)]
+    if kind == "percent" or (kind == "unit" and node.data == units.PERCENT):
+        return expression(node.args[0]) / 100
     if kind in ("letters", "unit", "based"):
-        if kind == "unit" and node.data == units.PERCENT:
-            return expression(node.args[0]) / 100
         return expression(node.args[0], angle=angle)
     if kind == "degree":
         inner = expression(node.args[0])
         return inner * sp.pi / 180 if angle else inner
-    if kind == "percent":
-        return expression(node.args[0]) / 100
     if kind == "function":
         return _function(node)
     if kind == "applied":
         return sp.Function(str(node.data))(*(expression(part) for part in node.args))
-    parts = [expression(part, angle=angle) for part in node.args]
-    return _combined(kind, parts)
+    if kind not in _OPERATIONS:
+        raise NotUnderstood(f"a {kind} where a value is due")
+    return _OPERATIONS[kind](*(expression(part, angle=angle) for part in node.args))
 
 
-def _combined(kind: str, parts: Sequence[Any]) -> Any:
-    if kind == "negative":
-        return -parts[0]
-    if kind == "add":
-        return parts[0] + parts[1]
-    if kind == "multiply":
-        return parts[0] * parts[1]
-    if kind == "divide":
-        if parts[1] == 0:
-            raise NotUnderstood("division by zero")
-        return parts[0] / parts[1]
-    if kind == "power":
-        return _power(parts[0], parts[1])
-    if kind == "root":
-        if not parts[1].is_Integer or not 1 < parts[1] < 100:
-            raise NotUnderstood("a root that is not known")
-        if parts[0].is_negative and parts[1] % 2:
-            return sp.real_root(parts[0], parts[1])
-        return _power(parts[0], 1 / parts[1])
-    if kind == "factorial":
-        _small(parts[0])
-        return sp.factorial(parts[0])
-    if kind == "binomial":
-        _small(*parts)
-        return sp.binomial(*parts)
-    raise NotUnderstood(f"a {kind} where a value is due")
+def _divide(a: Any, b: Any) -> Any:
+    if b == 0:
+        raise NotUnderstood("division by zero")
+    return a / b
 
 
-def _small(*numbers: Any) -> None:
+def _root(radicand: Any, index: Any) -> Any:
+    if not index.is_Integer or not 1 < index < 100:
+        raise NotUnderstood("a root that is not known")
+    if radicand.is_negative and index % 2:
+        return sp.real_root(radicand, index)
+    return _power(radicand, 1 / index)
+
+
+def _combinatorial(function: Any, *numbers: Any) -> Any:
+    """A factorial or a binomial coefficient of numbers that are not too large."""
     for number in numbers:
         if number.is_number and not (number.is_Integer and 0 <= number <= _MAX_FACTORIAL):
             raise NotUnderstood("number too large")
+    return function(*numbers)
 
 
 def _power(base: Any, exponent: Any) -> Any:
@@ -526,21 +475,24 @@ def _power(base: Any, exponent: Any) -> Any:
         size = abs(sp.N(exponent, 15))
         if not base.is_number and size > _MAX_POWER:
             raise NotUnderstood("number too large")
-        bits = max((_bits(n) for n in base.atoms(sp.Rational)), default=1)
+        parts = [int(part) for n in base.atoms(sp.Rational) for part in (n.p, n.q)]
+        bits = max((part.bit_length() for part in parts), default=1)
         if base.is_number and size * max(bits, 2) > _MAX_BITS:
             raise NotUnderstood("number too large")
     return base**exponent
 
 
-def _bits(number: Any) -> int:
-    return max(int(number.p).bit_length(), int(number.q).bit_length())
-
-
-def _constant(name: str) -> Any:
-    constant = {"pi": sp.pi, "e": sp.E, "i": sp.I, "oo": sp.oo}.get(name)
-    if constant is None:
-        raise NotUnderstood(f"{name} where a value is due")
-    return constant
+_CONSTANTS = {"pi": sp.pi, "e": sp.E, "i": sp.I, "oo": sp.oo}
+_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "negative": neg,
+    "add": add,
+    "multiply": mul,
+    "divide": _divide,
+    "power": _power,
+    "root": _root,
+    "factorial": partial(_combinatorial, sp.factorial),
+    "binomial": partial(_combinatorial, sp.binomial),
+}
 
 
 def _function(node: Node) -> Any:
