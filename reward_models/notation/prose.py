@@ -52,23 +52,27 @@ _DOUBT_AFTER = re.compile(
     r"rejected|untrue|impossible|unlikely|doubtful)\b|n['’]t\b|\?",
     re.I,
 )
-_GOES_ON = re.compile(
-    r"\s+(?:minus|plus|multiplied|divided|tens|hundreds|thousands|millions|billions|trillions|"
-    r"dozens)\b",
-    re.I,
-)
 _DENIED = re.compile(
     r"[\s$)\]\\.,*]*(?:is|was|seems?|looks?)?\s*(?:not|n['’]t|wrong|incorrect|false)\b", re.I
 )
-_TIME = re.compile(r"\s*(?:[ap]\.?\s?m\b|o['’]clock|:\s*\d)", re.I)
-_FRACTION_WORD = re.compile(
-    r"[\s-]*(?:and\s+(?:a|one|two|three)\s+)?(?:half|halves|thirds?|quarters?|fourths?|fifths?|"
-    r"sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?|millionths?)\b",
-    re.I,
-)
-_MONTHS = "january february march april may june july august september october november december"
-_MONTH_AFTER = re.compile(rf"\s*(?:of\s+)?(?:{'|'.join(_MONTHS.split())})\b", re.I)
-_MONTH = re.compile(rf"\b(?:{'|'.join(_MONTHS.split())})\b\W*$", re.I)
+_MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
+_MONTH = re.compile(rf"\b(?:{_MONTHS})\b\W*$", re.I)
+_CHANGES_AFTER = {
+    re.compile(
+        r"\s*(?:[ap]\.?\s?m\b|o['’]clock|:\s*\d)|" rf"\s*(?:of\s+)?(?:{_MONTHS})\b", re.I
+    ): "a time or a date",
+    re.compile(
+        r"[\s-]*(?:and\s+(?:a|one|two|three)\s+)?(?:half|halves|thirds?|quarters?|fourths?|fifths?|"
+        r"sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?|millionths?)\b",
+        re.I,
+    ): "a fraction in words",
+    re.compile(
+        r"\s+(?:minus|plus|multiplied|divided|tens|hundreds|thousands|millions|billions|trillions|"
+        r"dozens)\b",
+        re.I,
+    ): "words after the answer that change it",
+}
+"""Patterns of the text after an answer, and why it is then no answer."""
 _MARKS = [
     (re.compile(r"<<[^<>\n]*>>"), ""),  # the calculator annotations of GSM8K
     (re.compile(r"^[ \t]*(?:```|~~~).*$", re.M), ""),
@@ -81,12 +85,12 @@ _MARKS = [
     (re.compile(r"(?<=[^\s_])__?(?![\w{\\])"), " "),
 ]
 _BESIDE = ("=", "+", "-", "*", "/", "^", "<", ">", "<=", ">=", "!=")
-_NONE = Token("none", "", -1, -1)
 _LATEX_SPACE = re.compile(r"\\[,;:! ]")
 _NEAR = 80
 """Number of characters before a run in which words can change its meaning."""
 _MAX_RUN = 2000
 _MAX_PROSE = 5000
+_SIGN_OR_BULLET = re.compile(r"^[ \t]*[-+][ \t]+[\d.]", re.M)
 _LIST_MARK = re.compile(r"^[ \t]*(?:[-*•+]|\d+[.)])[ \t]+(?=\S)", re.M)
 
 
@@ -147,16 +151,11 @@ def plain(text: str) -> str:
         raise NotUnderstood("something is struck out")
     for pattern, replacement in _MARKS:
         text = pattern.sub(replacement, text)
-    if text.strip().count("\n"):
-        text = _LIST_MARK.sub("", text) if not _bare_sign(text) else text
+    if "\n" in text.strip():
+        if _SIGN_OR_BULLET.search(text):
+            raise NotUnderstood("a bullet that may be a sign")
+        text = _LIST_MARK.sub("", text)
     return text.strip()
-
-
-def _bare_sign(text: str) -> bool:
-    """Whether a line is a dash and a number, which may be a bullet or a negative number."""
-    if re.search(r"^[ \t]*[-+][ \t]+[\d.]", text, re.M):
-        raise NotUnderstood("a bullet that may be a sign")
-    return False
 
 
 def _is_symbol(tokens: list[Token], i: int) -> bool:
@@ -167,30 +166,37 @@ def _is_symbol(tokens: list[Token], i: int) -> bool:
     if token.kind == "line":
         return _inside(tokens, i)
     if token.kind == "punctuation":
-        return i > 0 and (
-            (token.text == "..." and tokens[i - 1].kind == "number") or _is_prime(tokens, i)
-        )
+        before = _neighbors(tokens, i)[0]
+        is_repeating = token.text == "..." and before.kind == "number"
+        return is_repeating or _is_prime(before, token)
     if token.kind != "word":
         return False
     if token.prose and units.known_unit(token.text):
-        return i > 0 and tokens[i - 1].kind in ("number", "operator")
+        return _neighbors(tokens, i)[0].kind in ("number", "operator")
     if token.math:
         return True
     return _is_variable(tokens, i)
 
 
-def _is_prime(tokens: list[Token], i: int) -> bool:
+def _neighbors(tokens: list[Token], i: int) -> tuple[Token, Token]:
+    """The tokens before and after one; beyond the ends a token of kind ``none``."""
+    none = Token("none", "", -1, -1)
+    before = tokens[i - 1] if i else none
+    return before, tokens[i + 1] if i + 1 < len(tokens) else none
+
+
+def _is_prime(before: Token, token: Token) -> bool:
     """Whether an apostrophe is the sign of a derivative: f'(x)."""
-    before, token = tokens[i - 1], tokens[i]
     letter = before.kind == "word" and len(before.text) == 1
     return token.text in "'’" and letter and not token.spaced
 
 
 def _inside(tokens: list[Token], i: int) -> bool:
     """Whether a separator is directly between two symbols of one expression."""
-    if not 0 < i < len(tokens) - 1:
+    before, after = _neighbors(tokens, i)
+    if "none" in (before.kind, after.kind):
         return False
-    before, token, after = tokens[i - 1 : i + 2]
+    token = tokens[i]
     if token.math:
         return token.kind != "line"
     if token.kind == "line" or before.kind == "line" or after.kind == "line":
@@ -204,8 +210,7 @@ def _inside(tokens: list[Token], i: int) -> bool:
 def _is_variable(tokens: list[Token], i: int) -> bool:
     """Whether a word of plain text is a function, a variable, or a product of variables."""
     token, word = tokens[i], tokens[i].text
-    before = tokens[i - 1] if i else _NONE
-    after = tokens[i + 1] if i + 1 < len(tokens) else _NONE
+    before, after = _neighbors(tokens, i)
     glued_before = not token.spaced and before.kind in ("number", "operator", "command")
     glued_after = not after.spaced and (after.kind == "number" or after.is_op(*_BESIDE, "_", "("))
     if word.lower() in FUNCTIONS and not token.prose:
@@ -227,12 +232,11 @@ def _last_run(tokens: list[Token], numbers_only: bool) -> tuple[int, int]:
     """First and last token of the last run that can be an answer."""
     end = len(tokens) - 1
     while end >= 0:
-        while end >= 0 and not _is_symbol(tokens, end):
+        if not _is_symbol(tokens, end):
             end -= 1
-        start = end
-        while start > 0 and _is_symbol(tokens, start - 1):
-            start -= 1
-        if end >= 0 and _can_answer(tokens[start : end + 1], numbers_only):
+            continue
+        start = _run_start(tokens, end)
+        if _can_answer(tokens[start : end + 1], numbers_only):
             start, end = _join(tokens, start, end)
             if end - start > _MAX_RUN:
                 raise NotUnderstood(f"longer than {_MAX_RUN} symbols")
@@ -274,22 +278,25 @@ def _unpaired(tokens: list[Token], start: int, end: int) -> bool:
 def _join(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
     """Extend the run by candidates that "or", "and" or a comma joins to it, as one list."""
     while True:
-        place = start - 1
-        while place >= 0 and (
-            tokens[place].is_op(",", ";")
-            or tokens[place].kind in ("delimiter", "line")
-            or (tokens[place].kind == "word" and tokens[place].text.lower() in ("or", "and"))
+        position = start - 1
+        while position >= 0 and (
+            tokens[position].is_op(",", ";")
+            or tokens[position].kind in ("delimiter", "line")
+            or (tokens[position].kind == "word" and tokens[position].text.lower() in ("or", "and"))
         ):
-            place -= 1
-        joins = tokens[place + 1 : start]
-        real = [t for t in joins if t.kind not in ("delimiter", "line")]
-        if place < 0 or not joins or not _is_symbol(tokens, place):
+            position -= 1
+        joints = {token.kind for token in tokens[position + 1 : start]}
+        only_lines = "line" in joints and joints <= {"delimiter", "line"}
+        if position < 0 or not joints or only_lines or not _is_symbol(tokens, position):
             return start, end
-        if not real and any(t.kind == "line" for t in joins):
-            return start, end
-        start = place
-        while start > 0 and _is_symbol(tokens, start - 1):
-            start -= 1
+        start = _run_start(tokens, position)
+
+
+def _run_start(tokens: list[Token], position: int) -> int:
+    """Index of the first token of the run of symbols around ``position``."""
+    while position > 0 and _is_symbol(tokens, position - 1):
+        position -= 1
+    return position
 
 
 def _sentence(text: str) -> str:
@@ -340,30 +347,22 @@ def _check_neighbour(between: str, previous: Token, token: Token) -> None:
     clause = _CLAUSE.split(between)[-1]
     if _JOINED.search(clause[-_NEAR:]) and not _CUE.search(clause):
         raise NotUnderstood("several candidates")
-    if units.known_unit(clause.strip(" ,.")) or units.known_unit(
-        clause.strip(" ,.").removesuffix("and").strip()
-    ):
+    words = clause.strip(" ,.")
+    if any(units.known_unit(word) for word in (words, words.removesuffix("and").strip())):
         raise NotUnderstood("a compound quantity")
 
 
 def _check_after(rest: str) -> None:
     if _DOUBT_AFTER.search(rest):
         raise NotUnderstood("words after the answer that cast doubt on it")
-    if _TIME.match(rest) or _MONTH_AFTER.match(rest):
-        raise NotUnderstood("a time or a date")
-    if _FRACTION_WORD.match(rest):
-        raise NotUnderstood("a fraction in words")
-    if _GOES_ON.match(rest):
-        raise NotUnderstood("words after the answer that change it")
+    for pattern, reason in _CHANGES_AFTER.items():
+        if pattern.match(rest):
+            raise NotUnderstood(reason)
 
 
 def _check_box(before: str, after: str) -> None:
     clause = _CLAUSE.split(_sentence_before(before))[-1]
     if _NEGATION.search(clause):
         raise NotUnderstood("a negation before the answer")
-    if re.match(
-        r"[\s$)\]\\.,*]*(?:is|was|seems?|looks?)?\s*(?:not|n['’]t|wrong|incorrect|false)\b",
-        after,
-        re.I,
-    ):
+    if _DENIED.match(after):
         raise NotUnderstood("words after the answer that cast doubt on it")
