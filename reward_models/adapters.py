@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf.common.conversation import Conversation, RewardFunction, Score
 from rlhf.errors import UserError
-from rlhf.reward_models.core import Reward, Scores, describe, with_facts
+from rlhf.reward_models.core import Reward, Scores, as_messages, describe, with_facts
 
 
 class FunctionReward(Reward):
@@ -80,16 +80,12 @@ def as_trl(reward: Reward) -> Callable[..., list[Score]]:
     def trl_reward(prompts: list, completions: list, **columns: Any) -> list[Score]:
         conversations = []
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            conversation = [*_messages(prompt, "user"), *_messages(completion, "assistant")]
+            conversation = [*as_messages(prompt, "user"), *as_messages(completion, "assistant")]
             conversations.append(with_facts(conversation, _row_facts(columns, i, len(prompts))))
         return reward(conversations)
 
     trl_reward.__name__ = reward.name
     return trl_reward
-
-
-def _messages(text: str | Conversation, role: str) -> Conversation:
-    return [{"role": role, "content": text}] if isinstance(text, str) else list(text)
 
 
 def _row_facts(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.errors import UserError
-from rlhf.reward_models.core import Conversation, Reward
+from rlhf.reward_models.core import Conversation, Reward, as_messages
 from rlhf.stats import Interval, interval, jackknife, weighted_sum
 
 Row = Mapping[str, Any]
@@ -256,13 +256,11 @@ def _scores(reward: Reward, items: Sequence[tuple[Any, str]]) -> tuple[np.ndarra
     """Scores of (prompt, reply) items [N], nan where there is none, and the number of nan."""
     if not items:
         raise UserError("a benchmark needs at least one row")
-    conversations = [[*_messages(p), {"role": "assistant", "content": r}] for p, r in items]
+    conversations = [
+        [*as_messages(p, "user"), {"role": "assistant", "content": r}] for p, r in items
+    ]
     values = np.array(reward(conversations), dtype=float)
     return values, int(np.isnan(values).sum())
-
-
-def _messages(prompt: str | Conversation) -> Conversation:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def _by_part(

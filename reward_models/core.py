@@ -21,15 +21,18 @@ import sysconfig
 import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf.common.conversation import Conversation, Score
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
     from rlhf.reward_models.learned import LearnedReward
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _MAX_MESSAGE = 160
 """Longest part of an exception's message that is reported, in characters."""
@@ -104,6 +107,48 @@ class Scores:
     def unscored(self) -> int:
         """Number of conversations without a reward."""
         return sum(value is None for value in self.values)
+
+
+def score_each(
+    function: Callable[[T], R | None], items: Sequence[T], *, name: str
+) -> tuple[list[R | None], list[str | None], Counter[str]]:
+    """Apply ``function`` to each item; an :class:`Unscorable` is a None with a reason.
+
+    Args:
+        function: Item -> result.
+        items: Conversations, or answers of a judge. [N]
+        name: Name of the reward, for the reasons.
+
+    Returns:
+        Results [N], reasons of those that are missing [N], and the number of each reason.
+    """
+    results: list[R | None] = []
+    reasons: list[str | None] = []
+    for item in items:
+        result, reason = None, None
+        try:
+            result = function(item)
+        except Unscorable as error:
+            reason = f"{name}: {error}"
+        results.append(result)
+        reasons.append(reason)
+    return results, reasons, Counter(reason for reason in reasons if reason)
+
+
+def scatter(column: Iterable[Score], rows: Iterable[int], length: int) -> list[Score]:
+    """The scores of some ``rows`` as scores of all ``length`` rows; None for the others."""
+    known = dict(zip(rows, column, strict=True))
+    return [known.get(row) for row in range(length)]
+
+
+def merge(
+    results: Sequence[Scores],
+) -> tuple[dict[str, list[Score]], Counter[str], list[str | None]]:
+    """Components, counts, and the first reason for each conversation, of several rewards."""
+    components = {name: column for result in results for name, column in result.components.items()}
+    counts = sum((result.counts for result in results), Counter())
+    columns = zip(*(result.reasons for result in results), strict=True)
+    return components, counts, [next(filter(None, row), None) for row in columns]
 
 
 def _finite(value: Score) -> Score:
@@ -245,15 +290,7 @@ class Combined(Reward):
             None if None in row else float(fold(row))  # type: ignore[arg-type]
             for row in zip(*(result.values for result in results), strict=True)
         ]
-        components = {k: v for result in results for k, v in result.components.items()}
-        counts = sum((result.counts for result in results), Counter())
-        return Scores(values, components, counts, first_reasons(results))
-
-
-def first_reasons(results: Sequence[Scores]) -> list[str | None]:
-    """The first reason in ``results`` for each conversation, [N]."""
-    columns = zip(*(result.reasons for result in results), strict=True)
-    return [next((reason for reason in row if reason), None) for row in columns]
+        return Scores(values, *merge(results))
 
 
 class Gated(Reward):
@@ -275,18 +312,11 @@ class Gated(Reward):
         inner = self.inner.score([conversations[i] for i in rows])
         components = dict(condition.components)
         for name, column in inner.components.items():
-            components[name] = _scatter(column, rows, len(conversations))
+            components[name] = scatter(column, rows, len(conversations))
         reasons = list(condition.reasons)
         for i, value, reason in zip(rows, inner.values, inner.reasons, strict=True):
             values[i], reasons[i] = value, reason
         return Scores(values, components, condition.counts + inner.counts, reasons)
-
-
-def _scatter(column: list[Score], rows: list[int], length: int) -> list[Score]:
-    full: list[Score] = [None] * length
-    for i, value in zip(rows, column, strict=True):
-        full[i] = value
-    return full
 
 
 def _distinct(leaves) -> tuple[Reward, ...]:
@@ -312,21 +342,16 @@ class EachReward(Reward):
         self.function, self.name = function, name
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        pairs = [self._attempt(conversation) for conversation in conversations]
-        values = [value for value, _ in pairs]
-        reasons = [reason for _, reason in pairs]
-        counts = Counter(reason for reason in reasons if reason)
+        values, reasons, counts = score_each(self._score_one, conversations, name=self.name)
         return Scores(values, {self.name: values}, counts, reasons)
 
-    def _attempt(self, conversation: Conversation) -> tuple[Score, str | None]:
+    def _score_one(self, conversation: Conversation) -> float:
         try:
-            return float(self.function(conversation)), None
-        except SetupError:
+            return float(self.function(conversation))
+        except (SetupError, Unscorable):
             raise
-        except Unscorable as reason:
-            return None, f"{self.name}: {reason}"
         except Exception as error:  # a single bad text must not end the batch
-            return None, f"{self.name}: {describe(error)}"
+            raise Unscorable(describe(error)) from error
 
 
 def last_reply(conversation: Conversation) -> str:
@@ -353,6 +378,11 @@ def _text(content: Any) -> str:
         parts = [part.get("text", "") if isinstance(part, Mapping) else part for part in content]
         return "".join(part for part in parts if isinstance(part, str))
     raise Unscorable(f"a message whose content is a {type(content).__name__}")
+
+
+def as_messages(value: str | Conversation, role: str) -> Conversation:
+    """A text as one message of ``role``; messages are copied."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
 
 
 def fact(conversation: Conversation, key: str) -> Any:

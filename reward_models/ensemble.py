@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from rlhf.errors import UserError
 from rlhf.reward_models.checkpoint import read
-from rlhf.reward_models.core import Conversation, Reward, Score, Scores, check_names, first_reasons
+from rlhf.reward_models.core import Conversation, Reward, Score, Scores, check_names, merge
 from rlhf.reward_models.generic_heads import sequence_classifier
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.sidecar import Sidecar
@@ -106,10 +105,9 @@ class Ensemble(Reward):
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         results = [member.score(conversations) for member in self.members]
         values, disagreement = self.combine([result.values for result in results])
-        components = {k: v for result in results for k, v in result.components.items()}
+        components, counts, reasons = merge(results)
         components |= {self.name: values, f"{self.name}.disagreement": disagreement}
-        counts = sum((r.counts for r in results), Counter())
-        return Scores(values, components, counts, first_reasons(results))
+        return Scores(values, components, counts, reasons)
 
 
 class HeadEnsemble(Reward):

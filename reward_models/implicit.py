@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from transformers import (
 
 from rlhf.errors import UserError
 from rlhf.reward_models.checkpoint import read
-from rlhf.reward_models.core import Conversation, Reward, Score, Scores, Unscorable
+from rlhf.reward_models.core import Conversation, Reward, Scores, score_each
 from rlhf.reward_models.encoding import full_ids, template_hash
 
 
@@ -82,19 +81,10 @@ class ImplicitReward(Reward):
         )
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        values: list[Score] = []
-        counts: Counter[str] = Counter()
-        reasons: list[str | None] = [None] * len(conversations)
-        for i, conversation in enumerate(conversations):
-            try:
-                values.append(self._one(conversation))
-            except Unscorable as reason:
-                reasons[i] = f"{self.name}: {reason}"
-                counts[f"{self.name}: {reason}"] += 1
-                values.append(None)
+        values, reasons, counts = score_each(self._score_one, conversations, name=self.name)
         return Scores(values, {self.name: values}, counts, reasons)
 
-    def _one(self, conversation: Conversation) -> float | None:
+    def _score_one(self, conversation: Conversation) -> float | None:
         ids, start = reply_span(self.tokenizer, conversation)
         if self.max_length is not None and len(ids) > self.max_length:
             cut = len(ids) - self.max_length

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rlhf.errors import UserError
-from rlhf.reward_models.core import Conversation, Reward, Score, Scores
+from rlhf.reward_models.core import Conversation, Reward, Score, Scores, Unscorable, score_each
 
 Generate = Callable[[list[str]], Sequence[str | None]]
 
@@ -67,20 +67,18 @@ class RatingJudge(Reward):
             _fill(self.template, conversation=as_text(c), low=str(self.low), high=str(self.high))
             for c in conversations
         ]
-        pairs = [self._read(answer) for answer in _ask(self.generate, prompts)]
-        values = [value for value, _ in pairs]
-        reasons = [reason for _, reason in pairs]
-        counts = Counter(reason for reason in reasons if reason)
+        answers = _ask(self.generate, prompts)
+        values, reasons, counts = score_each(self._read, answers, name=self.name)
         return Scores(values, {self.name: values}, counts, reasons)
 
-    def _read(self, answer: str | None) -> tuple[Score, str | None]:
+    def _read(self, answer: str | None) -> float:
         ratings = _RATING.findall(answer) if answer is not None else []
         if not ratings:
-            return None, f"{self.name}: {'no answer' if answer is None else 'no rating in answer'}"
+            raise Unscorable("no answer" if answer is None else "no rating in answer")
         rating = float(ratings[-1])
         if not self.low <= rating <= self.high:
-            return None, f"{self.name}: rating out of range"
-        return (rating - self.low) / (self.high - self.low), None
+            raise Unscorable("rating out of range")
+        return (rating - self.low) / (self.high - self.low)
 
 
 class PairJudge:

@@ -9,7 +9,6 @@ unpadded text.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +21,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.common.names import nearest
 from rlhf.errors import UserError
 from rlhf.reward_models import checkpoint, encoding
-from rlhf.reward_models.core import Conversation, Reward, Scores, Unscorable, last_reply
-from rlhf.reward_models.encoding import encode_conversation
+from rlhf.reward_models.core import (
+    Conversation,
+    Reward,
+    Scores,
+    Unscorable,
+    last_reply,
+    scatter,
+    score_each,
+)
 from rlhf.reward_models.sidecar import Sidecar
 
-__all__ = ["LearnedReward", "PrefixScores", "encode_conversation", "pack_left"]
-
 _CHECK_TEXTS = ("Yes.", "The quick brown fox jumps over the lazy dog and goes home to sleep.")
-
 
 # (ids [B, T], padded on the right, mask [B, T]) -> last hidden states [N, D], and the index of each
 # token's state among them [B, T].
@@ -171,23 +174,16 @@ class LearnedReward(Reward):
         return ids, len(ids) < len(full)
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        encoded: dict[int, list[int]] = {}
-        counts: Counter[str] = Counter()
-        reasons: list[str | None] = [None] * len(conversations)
-        for i, conversation in enumerate(conversations):
-            try:
-                encoded[i], truncated = self._encode(conversation)
-                counts[f"{self.name}: truncated"] += truncated
-            except Unscorable as reason:
-                missing = f"{self.name}: {reason}"
-                reasons[i], counts[missing] = missing, counts[missing] + 1
+        texts, reasons, counts = score_each(self._encode, conversations, name=self.name)
+        encoded = {i: text[0] for i, text in enumerate(texts) if text}
+        counts[f"{self.name}: truncated"] = sum(text[1] for text in texts if text)
         logits = self.score_ids(list(encoded.values()))
         columns = {self.name: self._value(logits)}
         columns |= {f"{self.name}.{part}": logits[:, k] for part, k in self.parts.items()}
-        components = {}
-        for name, column in columns.items():
-            by_row = dict(zip(encoded, column.tolist(), strict=True))
-            components[name] = [by_row.get(i) for i in range(len(conversations))]
+        components = {
+            name: scatter(column.tolist(), encoded, len(conversations))
+            for name, column in columns.items()
+        }
         return Scores(components[self.name], components, +counts, reasons)
 
     @torch.no_grad()

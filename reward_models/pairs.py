@@ -12,7 +12,7 @@ import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import with_tools
-from rlhf.reward_models.core import Conversation
+from rlhf.reward_models.core import Conversation, as_messages
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,15 @@ def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
     missing = [key for key in ("chosen", "rejected") if key not in row]
     if missing:
         raise UserError(f"a pair needs the columns chosen and rejected; {missing[0]!r} is missing")
-    chosen, rejected = (_messages(row[key], "assistant") for key in ("chosen", "rejected"))
+    chosen, rejected = (as_messages(row[key], "assistant") for key in ("chosen", "rejected"))
     if "prompt" in row:
-        prompt = with_tools(_messages(row["prompt"], "user"), row.get("tools"))
+        prompt = with_tools(as_messages(row["prompt"], "user"), row.get("tools"))
         chosen, rejected = (_with_prompt(prompt, reply) for reply in (chosen, rejected))
     else:
         prompt = _common_prefix(chosen, rejected)
     if not prompt or min(len(chosen), len(rejected)) <= len(prompt):
         raise UserError("a pair needs a prompt and two replies to it; one of them is empty")
     return Pair(prompt, chosen, rejected, source=str(row.get(source, "")) if source else "")
-
-
-def _messages(value: str | Conversation, role: str) -> Conversation:
-    return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
 
 
 def _with_prompt(prompt: Conversation, reply: Conversation) -> Conversation:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf.reward_models.core import Conversation, Reward, Score, Scores, Unscorable, last_reply
+from rlhf.reward_models.core import Conversation, Reward, Scores, last_reply, scatter, score_each
 from rlhf.reward_models.encoding import render
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.targets import Target
@@ -94,25 +93,16 @@ class PairModel(Reward):
         return (self.inner,)
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        known: list[int] = []
-        against: list[str] = []
-        reasons: list[str | None] = [None] * len(conversations)
-        for i, conversation in enumerate(conversations):
-            try:
-                last_reply(conversation)
-                render(self.inner.tokenizer, conversation[:-1])
-                against.append(self.reference.of(conversation))
-                known.append(i)
-            except Unscorable as reason:
-                reasons[i] = f"{self.name}: {reason}"
-        chosen = [conversations[i] for i in known]
-        odds, agree = self.compare(
-            [c[:-1] for c in chosen], [last_reply(c) for c in chosen], against
-        )
-        values: list[Score] = [None] * len(conversations)
-        consistent: list[Score] = [None] * len(conversations)
-        for i, value, same in zip(known, odds, agree, strict=True):
-            values[i], consistent[i] = value, float(same)
-        counts = Counter(reason for reason in reasons if reason)
+        comparisons, reasons, counts = score_each(self._comparison, conversations, name=self.name)
+        known = {i: comparison for i, comparison in enumerate(comparisons) if comparison}
+        log_odds, agree = self.compare(*zip(*known.values(), strict=True)) if known else ([], [])
+        values = scatter(log_odds, known, len(conversations))
+        consistent = scatter([float(same) for same in agree], known, len(conversations))
         components = {self.name: values, f"{self.name}.consistent": consistent}
         return Scores(values, components, counts, reasons)
+
+    def _comparison(self, conversation: Conversation) -> tuple[Conversation, str, str]:
+        """The prompt, the reply and the reference reply."""
+        prompt, reply = conversation[:-1], last_reply(conversation)
+        render(self.inner.tokenizer, prompt)  # raises if the template refuses the prompt
+        return prompt, reply, self.reference.of(conversation)

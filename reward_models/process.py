@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,14 @@ from transformers import (
 
 from rlhf.errors import UserError
 from rlhf.reward_models.checkpoint import find_sidecar, heads_in_fp32, read, refuse_adapter
-from rlhf.reward_models.core import Conversation, Reward, Scores, Unscorable, last_reply
+from rlhf.reward_models.core import (
+    Conversation,
+    Reward,
+    Scores,
+    Unscorable,
+    last_reply,
+    score_each,
+)
 from rlhf.reward_models.encoding import render, template_hash
 from rlhf.reward_models.generic_heads import token_classifier
 from rlhf.reward_models.losses import IGNORED
@@ -154,16 +160,8 @@ class ProcessReward(Reward):
         return logits.softmax(-1)[:, 1].tolist()
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        values, num_steps, reasons = [], [], []
-        for conversation in conversations:
-            steps, missing = [], None
-            try:
-                steps = self.step_scores(conversation)
-            except Unscorable as reason:
-                missing = f"{self.name}: {reason}"
-            reasons.append(missing)
-            values.append(AGGREGATES[self.aggregate](steps) if steps else None)
-            num_steps.append(float(len(steps)))
-        counts = Counter(reason for reason in reasons if reason)
+        steps, reasons, counts = score_each(self.step_scores, conversations, name=self.name)
+        values = [AGGREGATES[self.aggregate](row) if row else None for row in steps]
+        num_steps = [float(len(row or ())) for row in steps]
         components = {self.name: values, f"{self.name}.steps": num_steps}
         return Scores(values, components, counts, reasons)

@@ -8,9 +8,9 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward, build, checkpoint
-from rlhf.reward_models.encoding import ensure_pad_token, full_ids, render
+from rlhf.reward_models.encoding import encode_conversation, ensure_pad_token, full_ids, render
 from rlhf.reward_models.ensemble import average_weights
-from rlhf.reward_models.learned import encode_conversation, pack_left
+from rlhf.reward_models.learned import pack_left
 
 LENGTHS = (1, 9, 3, 30, 2, 14, 7)
 
