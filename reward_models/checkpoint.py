@@ -27,27 +27,55 @@ _NO_LIMIT = 1_000_000  # tokenizers write "no limit" as an enormous model_max_le
 
 
 def load_checkpoint(
-    path: str | Path, *, dtype: torch.dtype
+    path: str | Path,
+    *,
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    classifier: Callable[[str | Path], Any] = generic_heads.sequence_classifier,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model and the tokenizer at ``path``; the heads compute in float32.
 
+    Args:
+        path: Folder or hub id.
+        dtype: Dtype of the backbone.
+        device: Device of the model; by default the GPU if there is one.
+        classifier: Path -> the class that loads the model.
+
     Raises:
         FileNotFoundError: There is no checkpoint.
-        UserError: It is an unmerged adapter, or lacks weights: transformers would initialize a
-            missing head randomly and only warn.
+        UserError: It is an unmerged adapter, or lacks weights.
     """
-    refuse_adapter(path)
-    model, info = read(
-        read(generic_heads.sequence_classifier, path).from_pretrained,
-        path,
-        dtype=dtype,
-        output_loading_info=True,
-    )
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise UserError(f"{path} has no trained reward head (missing weights: {missing})")
+    if (Path(path) / "adapter_config.json").is_file():
+        raise UserError(
+            f"{path} is a LoRA adapter without its base model; merge it first: "
+            f"rlhf models merge {path} {path}-merged"
+        )
+    load = read(classifier, path).from_pretrained
+    model = load_model(load, path, dtype=dtype, device=device, missing="has no trained reward head")
     heads_in_fp32(model)
-    return model.eval(), read(AutoTokenizer.from_pretrained, path)
+    return model, read(AutoTokenizer.from_pretrained, path)
+
+
+def load_model(
+    load: Callable[..., Any],
+    path: str | Path,
+    *,
+    dtype: str | torch.dtype,
+    device: str | torch.device | None,
+    missing: str,
+) -> Any:
+    """Load a model for evaluation, by default onto the GPU if there is one.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        UserError: The checkpoint ``missing``: it lacks weights, which transformers would
+            initialize randomly.
+    """
+    model, info = read(load, path, dtype=dtype, output_loading_info=True)
+    if info["missing_keys"]:
+        names = ", ".join(sorted(info["missing_keys"])[:3])
+        raise UserError(f"{path} {missing} (missing weights: {names})")
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
 def read(load: Callable[..., Any], path: str | Path, **options: Any) -> Any:
@@ -65,19 +93,6 @@ def read(load: Callable[..., Any], path: str | Path, **options: Any) -> Any:
         return load(path, **options)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(missing) from error
-
-
-def refuse_adapter(path: str | Path) -> None:
-    """Refuse an unmerged adapter.
-
-    Raises:
-        UserError: Names the command that merges it.
-    """
-    if (Path(path) / "adapter_config.json").is_file():
-        raise UserError(
-            f"{path} is a LoRA adapter without its base model; merge it first: "
-            f"rlhf models merge {path} {path}-merged"
-        )
 
 
 def heads_in_fp32(model: PreTrainedModel) -> None:
@@ -150,24 +165,34 @@ def reconcile(
     sidecar = find_sidecar(path)
     if sidecar is None:
         sidecar = _infer(path, model, tokenizer, max_length=max_length, append_eos=append_eos)
-    actual = {
-        "template_hash": encoding.template_hash(tokenizer),
-        "pooling": pooling_of(model),
-        "append_eos": sidecar.append_eos if append_eos is None else append_eos,
-        "max_length": sidecar.max_length if max_length is None else max_length,
-    }
-    for key, value in actual.items():
-        if getattr(sidecar, key) != value:
-            raise UserError(
-                f"{path} was trained with {key}={getattr(sidecar, key)!r}, "
-                f"but here it is {value!r}; scores would not mean the same"
-            )
+    check_sidecar(
+        path,
+        sidecar,
+        template_hash=encoding.template_hash(tokenizer),
+        pooling=pooling_of(model),
+        append_eos=append_eos,
+        max_length=max_length,
+    )
     positions = _positions(model)
     if sidecar.max_length is not None and positions is not None and sidecar.max_length > positions:
         raise UserError(
             f"{path}: max_length={sidecar.max_length} exceeds its {positions} positions"
         )
     return sidecar
+
+
+def check_sidecar(path: str | Path, sidecar: Sidecar, **settings: Any) -> None:
+    """Compare a sidecar with the settings here; a setting of None is not compared.
+
+    Raises:
+        UserError: A setting differs.
+    """
+    for key, value in settings.items():
+        if value is not None and getattr(sidecar, key) != value:
+            raise UserError(
+                f"{path} was trained with {key}={getattr(sidecar, key)!r}, "
+                f"but here it is {value!r}; scores would not mean the same"
+            )
 
 
 def _infer(

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from rlhf.errors import UserError
-from rlhf.reward_models.checkpoint import read
+from rlhf.reward_models.checkpoint import load_model, read
 from rlhf.reward_models.core import Conversation, Reward, Scores, score_each
 from rlhf.reward_models.encoding import full_ids, template_hash
 
@@ -67,13 +67,9 @@ class ImplicitReward(Reward):
         same_vocab = tokenizers[0].get_vocab() == tokenizers[1].get_vocab()
         if not same_vocab or template_hash(tokenizers[0]) != template_hash(tokenizers[1]):
             raise UserError(f"{policy} and {reference} tokenize or format text differently")
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        models: list[Any] = [
-            _read_policy(path, dtype=getattr(torch, dtype)) for path in (policy, reference)
-        ]
         return cls(
-            models[0].to(device),
-            models[1].to(device),
+            _load_policy(policy, dtype=dtype, device=device),
+            _load_policy(reference, dtype=dtype, device=device),
             tokenizers[0],
             beta=beta,
             average=average,
@@ -97,13 +93,19 @@ class ImplicitReward(Reward):
         return self.beta * float(reply.mean() if self.average else reply.sum())
 
 
-def _read_policy(path: str | Path, *, dtype: torch.dtype) -> Any:
+def _load_policy(path: str | Path, *, dtype: str, device: str | None) -> Any:
     """A language model; an adapter is loaded onto the base model in its folder, if there is one."""
     base = Path(path) / "base"
-    if not (Path(path) / "adapter_config.json").is_file() or not base.is_dir():
-        return _causal(path, dtype=dtype)
-    model = _causal(base, dtype=dtype)
-    model.load_adapter(str(path))
+    is_adapter = (Path(path) / "adapter_config.json").is_file() and base.is_dir()
+    model = load_model(
+        AutoModelForCausalLM.from_pretrained,
+        base if is_adapter else path,
+        dtype=dtype,
+        device=device,
+        missing="is no language model",
+    )
+    if is_adapter:
+        model.load_adapter(str(path))
     return model
 
 
@@ -124,19 +126,3 @@ def reply_span(
     pairs = enumerate(zip(ids, without, strict=False))
     start = next((i for i, (a, b) in pairs if a != b), len(ids) - 1)
     return ids, max(1, start)
-
-
-def _causal(path: str | Path, *, dtype: torch.dtype) -> Any:
-    """Load a language model.
-
-    Raises:
-        FileNotFoundError: The path is not a checkpoint.
-        UserError: Weights are missing, which Transformers would initialize randomly.
-    """
-    model, info = read(
-        AutoModelForCausalLM.from_pretrained, path, dtype=dtype, output_loading_info=True
-    )
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise UserError(f"{path} is no language model (missing weights: {missing})")
-    return model

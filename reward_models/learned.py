@@ -124,13 +124,10 @@ class LearnedReward(Reward):
             UserError: The checkpoint has no trained head, a setting or the chat template differs
                 from training, scores depend on padding, or the label is unknown.
         """
-        precision: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model, tokenizer = checkpoint.load_checkpoint(path, dtype=precision)
+        model, tokenizer = checkpoint.load_checkpoint(path, dtype=dtype, device=device)
         sidecar = checkpoint.reconcile(
             path, model, tokenizer, max_length=max_length, append_eos=append_eos
         )
-        model.to(device)  # type: ignore[arg-type]
         reward = cls(
             model,
             tokenizer,
@@ -140,7 +137,7 @@ class LearnedReward(Reward):
             attributes=attributes,
             scope=scope,
         )
-        tolerance = 1e-4 if precision == torch.float32 else 0.1
+        tolerance = 1e-4 if model.dtype == torch.float32 else 0.1
         try:
             reward.self_check(tolerance=tolerance)
         except ValueError:  # scores depend on the batch, as with LongRoPE beyond its first context

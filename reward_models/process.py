@@ -8,14 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.errors import UserError
-from rlhf.reward_models.checkpoint import find_sidecar, heads_in_fp32, read, refuse_adapter
+from rlhf.reward_models.checkpoint import check_sidecar, find_sidecar, load_checkpoint
 from rlhf.reward_models.core import (
     Conversation,
     Reward,
@@ -26,7 +22,6 @@ from rlhf.reward_models.core import (
 )
 from rlhf.reward_models.encoding import render, template_hash
 from rlhf.reward_models.generic_heads import token_classifier
-from rlhf.reward_models.losses import IGNORED
 
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "min": min,
@@ -41,17 +36,9 @@ class StepEncoding:
     """Token ids of a solution, and the position of the last token of each step."""
 
     ids: list[int]
+    """Token ids. [T]"""
     ends: list[int]
     """Positions of the last token of each step. [S]"""
-
-    def labels(self, right: Sequence[bool]) -> list[int]:
-        """Return labels [T] for ``losses.step_ends``: 0 or 1 at step ends, IGNORED elsewhere."""
-        if len(right) != len(self.ends):
-            raise ValueError(f"{len(right)} labels for {len(self.ends)} steps")
-        labels = [IGNORED] * len(self.ids)
-        for end, good in zip(self.ends, right, strict=True):
-            labels[end] = int(good)
-        return labels
 
 
 def encode_steps(
@@ -127,27 +114,14 @@ class ProcessReward(Reward):
             UserError: Weights are missing, the number of classes is not two, or the checkpoint was
                 trained with another template or separator.
         """
-        refuse_adapter(path)
-        model, info = read(
-            read(token_classifier, path).from_pretrained,
-            path,
-            dtype=getattr(torch, dtype),
-            output_loading_info=True,
+        model, tokenizer = load_checkpoint(
+            path, dtype=dtype, device=device, classifier=token_classifier
         )
-        if info["missing_keys"]:
-            raise UserError(f"{path} has no trained step head (missing weights)")
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        heads_in_fp32(model)
-        tokenizer = read(AutoTokenizer.from_pretrained, path)
         sidecar = find_sidecar(path)
         if sidecar is not None:
-            requested = {"template_hash": template_hash(tokenizer), "separator": separator}
-            for key, value in requested.items():
-                if value is not None and value != getattr(sidecar, key):
-                    raise UserError(
-                        f"{path} was trained with {key}={getattr(sidecar, key)!r}, but here it is "
-                        f"{value!r}; scores would not mean the same"
-                    )
+            check_sidecar(
+                path, sidecar, template_hash=template_hash(tokenizer), separator=separator
+            )
             separator = sidecar.separator
         return cls(model, tokenizer, aggregate=aggregate, separator=separator or "\n\n")
 

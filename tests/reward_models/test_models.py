@@ -100,14 +100,8 @@ def test_process_reward_reads_the_step_ends(helpers, tmp_path):
         assert ProcessReward.load(path, aggregate=how)([talk])[0] == pytest.approx(expected)
 
 
-def test_process_labels_and_mistakes(helpers, tmp_path):
+def test_process_mistakes(helpers, tmp_path):
     reward = ProcessReward.load(save_step_model(helpers, tmp_path))
-    steps = encode_steps(reward.tokenizer, helpers["talk"]("add", SOLUTION))
-    labels = steps.labels([True, False, True])
-    assert [labels[end] for end in steps.ends] == [1, 0, 1]
-    assert sum(label != -100 for label in labels) == 3
-    with pytest.raises(ValueError, match="2 labels for 3 steps"):
-        steps.labels([True, False])
     with pytest.raises(UserError, match="aggregate must be one of"):
         ProcessReward(reward.model, reward.tokenizer, aggregate="mean")
     scores = reward.score([helpers["talk"]("a", " \n\n "), helpers["talk"]("a", "b")])
