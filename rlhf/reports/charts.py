@@ -6,7 +6,7 @@ import html
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlhf.common.numbers import moving_average, short_number
 
@@ -14,6 +14,7 @@ WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 28
 _MOST_POINTS = 300
 _SMOOTH_FROM = 40
+_DOTS_TO = 20
 
 
 @dataclass(frozen=True)
@@ -163,24 +164,18 @@ def _mark(x: float, words: str, frame: _Frame) -> str:
 
 
 def _line(series: Series, frame: _Frame) -> str:
-    path = _path(series.x, series.y, frame)
-    end = f'cx="{frame.px(series.x[-1]):.1f}" cy="{frame.py(series.y[-1]):.1f}"'
-    color = html.escape(series.color)
-    if len(series.x) < _SMOOTH_FROM:
-        dots = "".join(
-            f'<circle class="dot {color}" cx="{frame.px(x):.1f}" cy="{frame.py(y):.1f}" r="1.8"/>'
-            for x, y in zip(series.x, series.y, strict=True)
-            if len(series.x) <= 20
-        )
-        line = f'<path class="line {color}" d="{path}"/>'
-        return f'{line}{dots}<circle class="dot {color}" {end} r="3"/>'
-    smooth = moving_average(series.y, 2 * max(3, len(series.y) // 30) + 1)
-    bold = _path(series.x, smooth, frame)
-    return (
-        f'<path class="line raw {color}" d="{path}"/><path class="line {color}" d="{bold}"/>'
-        f'<circle class="dot {color}" cx="{frame.px(series.x[-1]):.1f}" '
-        f'cy="{frame.py(smooth[-1]):.1f}" r="3"/>'
-    )
+    """The line with its last point; a short line has all points, a long one is also smoothed."""
+    color, values, parts = html.escape(series.color), series.y, []
+    if len(series.x) >= _SMOOTH_FROM:
+        raw = _path(series.x, series.y, frame)
+        parts.append(f'<path class="line raw {color}" d="{raw}"/>')
+        values = moving_average(series.y, 2 * max(3, len(series.y) // 30) + 1)
+    parts.append(f'<path class="line {color}" d="{_path(series.x, values, frame)}"/>')
+    points = [(frame.px(x), frame.py(y)) for x, y in zip(series.x, values, strict=True)]
+    dots = [(point, "1.8") for point in points if len(points) <= _DOTS_TO]
+    for (x, y), radius in [*dots, (points[-1], "3")]:
+        parts.append(f'<circle class="dot {color}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>')
+    return "".join(parts)
 
 
 def _band(series: Series, frame: _Frame) -> str:
@@ -232,20 +227,14 @@ def _thinned(series: Series) -> Series:
     if size <= _MOST_POINTS:
         return series
     width = math.ceil(2 * size / _MOST_POINTS)
-    kept = {0, size - 1}
+    selected = {0, size - 1}
     for start in range(0, size, width):
         indices = range(start, min(start + width, size))
-        kept |= {min(indices, key=series.y.__getitem__), max(indices, key=series.y.__getitem__)}
-    order = sorted(kept)
+        selected |= {min(indices, key=series.y.__getitem__), max(indices, key=series.y.__getitem__)}
+    order = sorted(selected)
 
     def pick(values: Sequence[float]) -> list[float]:
         return [values[i] for i in order] if values else []
 
-    return Series(
-        series.name,
-        pick(series.x),
-        pick(series.y),
-        series.color,
-        pick(series.low),
-        pick(series.high),
-    )
+    columns = {key: pick(getattr(series, key)) for key in ("x", "y", "low", "high")}
+    return replace(series, **columns)

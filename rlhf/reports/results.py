@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -249,14 +250,10 @@ def _without_interval(estimate: Interval) -> Interval:
 
 def estimate_of(value: Mapping[str, Any]) -> Interval:
     """Interval from a summary with `mean` or `value`, `low`, `high` and `n`; each may be None."""
-    low, high = value.get("low"), value.get("high")
-    mean = value.get("mean", value.get("value"))
-    nan = float("nan")
-    ends = (nan if end is None else float(end) for end in (low, high))
-    units, needs = int(value.get("n") or 0), str(value.get("needs") or "")
-    method = str(value.get("method") or "")
-    low_end, high_end = ends
-    return Interval(nan if mean is None else float(mean), low_end, high_end, units, method, needs)
+    numbers = (value.get("mean", value.get("value")), value.get("low"), value.get("high"))
+    mean, low, high = (math.nan if number is None else float(number) for number in numbers)
+    method, needs = value.get("method") or "", value.get("needs") or ""
+    return Interval(mean, low, high, int(value.get("n") or 0), method, needs)
 
 
 def _varies(runs: Sequence[RunRecord], metric: str) -> bool:
