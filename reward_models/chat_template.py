@@ -169,11 +169,10 @@ def render_chat(
 
 
 # Forms of an assistant message with tool calls.
-_CALL_FORMS: tuple[dict[str, bool], ...] = (
-    {"as_text": False, "without_content": False},
-    {"as_text": False, "without_content": True},
-    {"as_text": True, "without_content": False},
-    {"as_text": True, "without_content": True},
+_CALL_FORMS = tuple(
+    {"as_text": as_text, "without_content": without_content}
+    for as_text in (False, True)
+    for without_content in (False, True)
 )
 
 

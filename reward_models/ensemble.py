@@ -17,7 +17,7 @@ from rlhf.reward_models.generic_heads import sequence_classifier
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.sidecar import Sidecar
 
-_HOW = ("mean", "worst", "uncertainty")
+_METHODS = ("mean", "worst", "uncertainty")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,8 @@ class ScoreCombination:
     penalty: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.how not in _HOW:
-            raise UserError(f"ensemble: how must be one of {', '.join(_HOW)}, got {self.how!r}")
+        if self.how not in _METHODS:
+            raise UserError(f"ensemble: how must be one of {', '.join(_METHODS)}, got {self.how!r}")
         if self.penalty < 0:
             raise UserError(f"ensemble: penalty must be >= 0, got {self.penalty}")
 

@@ -67,7 +67,7 @@ class RatingJudge(Reward):
             _fill(self.template, conversation=as_text(c), low=str(self.low), high=str(self.high))
             for c in conversations
         ]
-        answers = _ask(self.generate, prompts)
+        answers = _answers(self.generate, prompts)
         values, reasons, counts = score_each(self._read, answers, name=self.name)
         return Scores(values, {self.name: values}, counts, reasons)
 
@@ -109,7 +109,7 @@ class PairJudge:
             texts = a[-1]["content"], b[-1]["content"]
             prompts.append(_fill(self.template, **shared, first=texts[0], second=texts[1]))
             prompts.append(_fill(self.template, **shared, first=texts[1], second=texts[0]))
-        answers = _ask(self.generate, prompts)
+        answers = _answers(self.generate, prompts)
         return [self._verdict(*answers[i : i + 2]) for i in range(0, len(answers), 2)]
 
     def _verdict(self, straight: str | None, swapped: str | None) -> Score:
@@ -139,7 +139,7 @@ def _check_fields(template: str, fields: Sequence[str]) -> None:
             raise UserError(f"judge: the template lacks the field {{{field}}}")
 
 
-def _ask(generate: Generate, prompts: list[str]) -> list[str | None]:
+def _answers(generate: Generate, prompts: list[str]) -> list[str | None]:
     answers = list(generate(prompts)) if prompts else []
     if len(answers) != len(prompts):
         raise UserError(f"judge: {len(answers)} answers to {len(prompts)} prompts")

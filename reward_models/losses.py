@@ -102,7 +102,7 @@ def cost_model(
 
 
 def regression(predictions: Tensor, targets: Tensor, *, num_targets: int) -> Tensor:
-    """Squared error summed over the targets that are there, divided by ``num_targets``. Scalar.
+    """Squared error summed over the known targets, divided by ``num_targets``. Scalar.
 
     Both are [B, K], one column per attribute; a missing rating is nan (ArmoRM, 2406.12845).
     ``num_targets`` counts the ratings of the *whole* batch.
@@ -131,7 +131,7 @@ def length_debiased(
     *,
     coef: float = 1.0,
 ) -> Tensor:
-    """ODIN (2402.07319): two heads, one of which soaks up length and is dropped after training.
+    """ODIN (2402.07319): a quality head, and a length head that is dropped after training.
 
     Each pair is (chosen [B], rejected [B]): the quality head, the length head, and the replies'
     lengths. Bradley-Terry on the sum of the heads, plus ``coef`` times

@@ -13,7 +13,7 @@ from rlhf.reward_models.encoding import render
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.targets import Target
 
-_MARKS = ("\n\n[REPLY A]\n", "\n\n[REPLY B]\n")
+_HEADINGS = ("\n\n[REPLY A]\n", "\n\n[REPLY B]\n")
 
 
 def encode_pair(
@@ -37,7 +37,7 @@ def encode_pair(
     opening = _first(tokenizer.cls_token_id, tokenizer.bos_token_id) if plain else []
     closing = _first(tokenizer.sep_token_id, tokenizer.eos_token_id)
     available = max_length - len(opening) - len(closing)
-    replies = [ids(mark + reply) for mark, reply in zip(_MARKS, (first, second), strict=True)]
+    replies = [ids(head + reply) for head, reply in zip(_HEADINGS, (first, second), strict=True)]
     limit = max(available - min(map(len, replies)), available // 2)
     replies = [reply[:limit] for reply in replies]
     left = available - sum(map(len, replies))

@@ -8,8 +8,8 @@ from typing import Any
 
 from rlhf.reward_models.report.markdown import has_interval, percent
 
-_SAME = 1e-3  # standard deviations by which batching may change a score; float32 is far below
-_FLAT = 0.1  # smallest share of the spread within prompts from which a policy can learn
+_MAX_CHANGE = 1e-3  # standard deviations by which batching may change a score; float32 is far below
+_MIN_SPREAD = 0.1  # smallest share of the spread within prompts from which a policy can learn
 
 
 def findings(report: Mapping[str, Any]) -> list[str]:
@@ -104,7 +104,7 @@ def _about_calibration(report: Mapping[str, Any]) -> list[str]:
 
 def _about_invariance(invariance: Mapping[str, Any] | None) -> list[str]:
     # None: no text was compared, or the scores have no spread to measure a change by.
-    if invariance is None or invariance["share"] is None or not invariance["share"] > _SAME:
+    if invariance is None or invariance["share"] is None or not invariance["share"] > _MAX_CHANGE:
         return []
     worst = max(("batch", "order", "padding"), key=lambda kind: invariance[kind])
     what = {"batch": "the batch", "order": "its place in the batch", "padding": "padding"}[worst]
@@ -114,7 +114,7 @@ def _about_invariance(invariance: Mapping[str, Any] | None) -> list[str]:
 def _about_policy(report: Mapping[str, Any]) -> list[str]:
     lines = []
     policy, chosen = report.get("policy"), report.get("best_of_n")
-    if policy and policy["std"] and policy["within_prompt_std"] < _FLAT * policy["std"]:
+    if policy and policy["std"] and policy["within_prompt_std"] < _MIN_SPREAD * policy["std"]:
         lines.append(
             "Hardly tells a policy's replies to one prompt apart (within a prompt "
             f"{policy['within_prompt_std'] / policy['std']:.0%} of the overall spread): there is "

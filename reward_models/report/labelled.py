@@ -82,7 +82,7 @@ def accuracy_report(
 class Measure:
     """A metric of predictions [N, ...] and labels [N]."""
 
-    of: Callable[[np.ndarray, np.ndarray], Any]
+    metric: Callable[[np.ndarray, np.ndarray], Any]
     """The metric of all rows; of a share: the outcome of each row [N]."""
     scale: Scale | Literal["share"]
     """Scale of the interval."""
@@ -92,12 +92,12 @@ class Measure:
     ) -> Estimate:
         """Return the metric with its interval over units [N]."""
         if self.scale == "share":
-            return share(self.of(predictions, labels), units)
+            return share(self.metric(predictions, labels), units)
 
-        def metric(rows: np.ndarray) -> float:
-            return self.of(predictions[rows], labels[rows])
+        def on_rows(rows: np.ndarray) -> float:
+            return self.metric(predictions[rows], labels[rows])
 
-        return plain(as_row(jackknife(metric, units, scale=self.scale), len(labels)))
+        return plain(as_row(jackknife(on_rows, units, scale=self.scale), len(labels)))
 
     def gain(
         self,
@@ -109,7 +109,9 @@ class Measure:
         """Return the paired difference to a baseline with its interval over units [N]."""
 
         def difference(rows: Any = slice(None)) -> Any:
-            return self.of(predictions[rows], labels[rows]) - self.of(baseline[rows], labels[rows])
+            return self.metric(predictions[rows], labels[rows]) - self.metric(
+                baseline[rows], labels[rows]
+            )
 
         if self.scale == "share":
             return plain(gain_interval(difference(), units))

@@ -27,8 +27,8 @@ from rlhf.reward_models.report.stress import stress_tests
 from rlhf.stats import jackknife
 from rlhf.stats import share_interval as share_of
 
-_WORDS_FROM = 10  # fewest prompts (or training pairs) for a bag of words
-_MATCHED = 0.1  # relative difference up to which two replies count as equally long
+_MIN_TEXTS_FOR_WORDS = 10  # fewest prompts (or training pairs) for a bag of words
+_MAX_MATCHED_GAP = 0.1  # relative difference up to which two replies count as equally long
 
 
 def evaluate_reward_model(
@@ -158,7 +158,7 @@ def _baselines(
     length = baselines.longer(scored.pairs)
     margins = {"longer wins": length, "shorter wins": -length}
     texts = len(set(scored.groups)) if train_pairs is None else len(train_pairs)
-    if texts >= _WORDS_FROM:
+    if texts >= _MIN_TEXTS_FOR_WORDS:
         margins["bag of words"] = baselines.bag_of_words(scored.pairs, train=train_pairs)
     margins["reply without prompt"] = baselines.response_only(reward, scored.pairs)
     result = {}
@@ -209,7 +209,7 @@ def _length(scored: ScoredPairs) -> dict[str, Any]:
     size = np.concatenate([lengths[:, 0], lengths[:, 1]])
     values = np.concatenate([scored.chosen, scored.rejected])
     gap = np.abs(lengths[:, 0] - lengths[:, 1]) / np.maximum(lengths.max(1), 1)
-    matched = np.flatnonzero(gap <= _MATCHED)
+    matched = np.flatnonzero(gap <= _MAX_MATCHED_GAP)
     groups = 2 * scored.groups
     interval = jackknife(lambda rows: spearman(values[rows], size[rows]), groups, scale="fisher")
     if abs(interval.value) > 1 - 1e-9:  # all pairs are concordant: use the interval of a share

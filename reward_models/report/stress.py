@@ -65,7 +65,7 @@ def stress_tests(
 
     Each result has ``change`` (mean and interval over prompts, in standard deviations of the
     original scores), ``fell`` (share of scores that decreased), ``expect`` and ``passed`` (None if
-    the interval decides neither). ``shuffled_prompt`` combines each reply with the prompt of
+    the interval contains both outcomes). ``shuffled_prompt`` combines each reply with the prompt of
     another pair; a reward that reads the prompt gives a lower score.
     """
     if size == 0:

@@ -12,9 +12,9 @@ from rlhf.common.numbers import moving_average, short_number
 
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 28
-_MOST_POINTS = 300
-_SMOOTH_FROM = 40
-_DOTS_TO = 20
+_MAX_POINTS = 300
+_MIN_SMOOTHED = 40
+_MAX_DOTS = 20
 
 
 @dataclass(frozen=True)
@@ -166,13 +166,13 @@ def _mark(x: float, words: str, frame: _Frame) -> str:
 def _line(series: Series, frame: _Frame) -> str:
     """The line with its last point; a short line has all points, a long one is also smoothed."""
     color, values, parts = html.escape(series.color), series.y, []
-    if len(series.x) >= _SMOOTH_FROM:
+    if len(series.x) >= _MIN_SMOOTHED:
         raw = _path(series.x, series.y, frame)
         parts.append(f'<path class="line raw {color}" d="{raw}"/>')
         values = moving_average(series.y, 2 * max(3, len(series.y) // 30) + 1)
     parts.append(f'<path class="line {color}" d="{_path(series.x, values, frame)}"/>')
     points = [(frame.px(x), frame.py(y)) for x, y in zip(series.x, values, strict=True)]
-    dots = [(point, "1.8") for point in points if len(points) <= _DOTS_TO]
+    dots = [(point, "1.8") for point in points if len(points) <= _MAX_DOTS]
     for (x, y), radius in [*dots, (points[-1], "3")]:
         parts.append(f'<circle class="dot {color}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>')
     return "".join(parts)
@@ -224,9 +224,9 @@ def _payload(chart: Chart, lines: Sequence[Series], frame: _Frame) -> str:
 def _thinned(series: Series) -> Series:
     """At most about 300 points: the minimum and maximum of each bin, so that spikes remain."""
     size = len(series.x)
-    if size <= _MOST_POINTS:
+    if size <= _MAX_POINTS:
         return series
-    width = math.ceil(2 * size / _MOST_POINTS)
+    width = math.ceil(2 * size / _MAX_POINTS)
     selected = {0, size - 1}
     for start in range(0, size, width):
         indices = range(start, min(start + width, size))

@@ -22,8 +22,8 @@ from rlhf.reports.tables import save_tables
 from rlhf.runs.directory import PLACES, flatten
 from rlhf.stats import Interval, interval
 
-_FIRST = ("reward/mean", "eval/gold", "eval/return", "policy/kl", "eval/loss", "train/loss")
-_IGNORED = ("time/", "tokens/")
+_FIRST_METRICS = ("reward/mean", "eval/gold", "eval/return", "policy/kl", "eval/loss", "train/loss")
+_IGNORED_PREFIXES = ("time/", "tokens/")
 
 
 def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) -> Path:
@@ -166,7 +166,7 @@ def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str
         if lines and all(_is_constant(line) for line in lines):
             constant.append(f"{key} {_level(lines)}")
         elif lines:
-            (shared if len(lines) > 1 or key in _FIRST else alone).append(Chart(key, lines))
+            (shared if len(lines) > 1 or key in _FIRST_METRICS else alone).append(Chart(key, lines))
     note = '<p class="note">Mean over training seeds; bands are 95% t intervals.</p>'
     parts = [note + _panels(shared)] if shared else []
     if alone:
@@ -216,8 +216,9 @@ def _level(lines: Sequence[Series]) -> str:
 def _keys(methods: Mapping[str, Sequence[RunRecord]]) -> list[str]:
     rows = [row for runs in methods.values() for run in runs for row in run.metrics]
     logged = dict.fromkeys(key for row in rows for key in row)
-    keys = [k for k in logged if "/" in k and not k.startswith(_IGNORED)]
-    return sorted(keys, key=lambda k: (_FIRST.index(k) if k in _FIRST else len(_FIRST), k))
+    keys = [k for k in logged if "/" in k and not k.startswith(_IGNORED_PREFIXES)]
+    first = [key for key in _FIRST_METRICS if key in keys]
+    return first + sorted(set(keys) - set(first))
 
 
 def _last(runs: Sequence[RunRecord], key: str) -> Interval | None:

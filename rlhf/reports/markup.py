@@ -18,11 +18,11 @@ _ACRONYMS = re.compile(
     r"\b(sft|rm|ppo|dpo|kto|grpo|rloo|dapo|gspo|ipo|orpo|kl|lora)(?=\b|[-_\d])", re.IGNORECASE
 )
 
-_NAMES = frozenset({"stage", "policy", "difference", "verdict"})
-_RANGES = frozenset({"range"})
+_NAME_COLUMNS = frozenset({"stage", "policy", "difference", "verdict"})
+_RANGE_COLUMNS = frozenset({"range"})
 """Columns whose text consists of numbers."""
 
-_MANY = 8
+_MIN_WIDE_COLUMNS = 8
 """Number of columns from which the plain cells of a single row move to the caption."""
 
 _NUMERAL = re.compile(r"[\d.]+%?")
@@ -76,9 +76,9 @@ class Table:
     def _shown(self, text: str, column: int) -> str:
         """Text of a cell in the page's spelling."""
         name = self.columns[column]
-        if name in _RANGES:
+        if name in _RANGE_COLUMNS:
             return minus(text)
-        return named(text) if name in _NAMES else text
+        return named(text) if name in _NAME_COLUMNS else text
 
     def _folded(self, column: int) -> bool:
         """Whether a column moves to the caption.
@@ -90,7 +90,7 @@ class Table:
             return False
         if len(self.rows) > 1:
             return len({repr(row[column]) for row in self.rows}) == 1
-        wide = len(self.rows) == 1 and len(self.columns) > _MANY
+        wide = len(self.rows) == 1 and len(self.columns) > _MIN_WIDE_COLUMNS
         return wide and column > 0 and _is_plain(self.rows[0][column])
 
     def _caption(self) -> str:

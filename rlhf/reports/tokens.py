@@ -10,8 +10,8 @@ from rlhf.evaluation.records import RunRecord
 from rlhf.reports.markup import esc
 from rlhf.reports.transcripts import scores, turn
 
-_STEPS = 3
-_EACH = 2
+_SHOWN_STEPS = 3
+_ROWS_PER_STEP = 2
 
 
 def token_view(run: RunRecord) -> str:
@@ -19,8 +19,9 @@ def token_view(run: RunRecord) -> str:
     rows = [row for row in run.samples if (row.get("tokens") or {}).get("text")]
     steps = sorted({int(row["step"]) for row in rows})
     last = len(steps) - 1
-    shown = sorted({steps[i * last // (_STEPS - 1)] for i in range(_STEPS) if steps})
-    cards = [_card(row) for step in shown for row in [r for r in rows if r["step"] == step][:_EACH]]
+    shown = sorted({steps[i * last // (_SHOWN_STEPS - 1)] for i in range(_SHOWN_STEPS) if steps})
+    rows_of = {step: [row for row in rows if row["step"] == step] for step in shown}
+    cards = [_card(row) for step in shown for row in rows_of[step][:_ROWS_PER_STEP]]
     if not cards:
         return ""
     names = dict.fromkeys(name for row in rows for name in _quantities(row))

@@ -12,9 +12,9 @@ from rlhf.evaluation.records import RunRecord
 from rlhf.evaluation.run_groups import method_evaluations
 from rlhf.reports.markup import esc, minus, named, number
 
-_CASES = 4
-_VISIBLE = 700
-_FOLDED = 20_000
+_MAX_CASES = 4
+_VISIBLE_CHARACTERS = 700
+_MAX_CHARACTERS = 20_000
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ def before_and_after(run: RunRecord) -> str:
     seeds = [seed for seed in early if seed in late]
     chosen = _spread([(_return(late[s]) - _return(early[s]), s) for s in seeds])
     cards = []
-    for words, seed in chosen:
+    for description, seed in chosen:
         replies = [
             Reply("Before training", scores(early[seed]), early[seed].get("messages") or []),
             Reply("After training", scores(late[seed]), late[seed].get("messages") or []),
         ]
-        cards.append(case(words, f"seed {seed}", replies))
+        cards.append(case(description, f"seed {seed}", replies))
     return "".join(cards)
 
 
@@ -57,12 +57,12 @@ def across_methods(runs: Sequence[RunRecord], comparison: Comparison) -> str:
     chosen = _spread([(_value(last[s], metric) - _value(first[s], metric), s) for s in shared])
     methods = named(f"{list(columns)[-1]} against {next(iter(columns))}")
     cards = []
-    for words, seed in chosen:
+    for description, seed in chosen:
         replies = [
             Reply(name, f"{metric} {number(_value(rows[seed], metric))}", rows[seed]["messages"])
             for name, rows in columns.items()
         ]
-        cards.append(case(f"{words} ({methods})", f"evaluation seed {seed}", replies))
+        cards.append(case(f"{description} ({methods})", f"evaluation seed {seed}", replies))
     return "".join(cards)
 
 
@@ -80,7 +80,7 @@ def _episodes_by_method(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mappin
     }
 
 
-def case(words: str, label: str, replies: Sequence[Reply]) -> str:
+def case(description: str, label: str, replies: Sequence[Reply]) -> str:
     """One card: the common first messages, then a column for each reply."""
     shared = _common(replies)
     opening = "".join(turn(message, quiet=True) for message in replies[0].messages[:shared])
@@ -91,7 +91,8 @@ def case(words: str, label: str, replies: Sequence[Reply]) -> str:
         for reply in replies
     )
     return (
-        f'<article class="case"><header class="prompt"><small>{esc(words)} · {esc(label)}</small>'
+        f'<article class="case"><header class="prompt">'
+        f"<small>{esc(description)} · {esc(label)}</small>"
         f'{opening}</header><div class="columns">{columns}</div></article>'
     )
 
@@ -102,8 +103,8 @@ def turn(message: Mapping[str, str], *, quiet: bool) -> str:
     role = str(message.get("role", ""))
     shown = role != "assistant" or quiet
     name = f"<i>{esc(role)}</i>" if shown else ""
-    head, rest = content[:_VISIBLE], content[_VISIBLE:_FOLDED]
-    omitted = len(content) - _FOLDED
+    head, rest = content[:_VISIBLE_CHARACTERS], content[_VISIBLE_CHARACTERS:_MAX_CHARACTERS]
+    omitted = len(content) - _MAX_CHARACTERS
     end = f" [{omitted:,} characters left out here]" if omitted > 0 else ""
     if not content.strip():
         return f'<div class="turn">{name}<span class="note">(empty)</span></div>'
@@ -124,15 +125,15 @@ def _common(replies: Sequence[Reply]) -> int:
 def _spread(changes: list[tuple[float, int]]) -> list[tuple[str, int]]:
     """Description and seed of the best, two typical and the worst case."""
     order = sorted(changes, key=lambda pair: (-pair[0], pair[1]))
-    if len(order) <= _CASES:
+    if len(order) <= _MAX_CASES:
         return [(_change(delta), seed) for delta, seed in order]
     ranks = [0, len(order) // 3, len(order) // 2, len(order) - 1]
-    words = ["Largest gain", "Upper third", "Median", "Largest loss"]
+    labels = ["Largest gain", "Upper third", "Median", "Largest loss"]
     if order[-1][0] >= 0:
-        words[-1] = "Smallest gain"
+        labels[-1] = "Smallest gain"
     return [
         (f"{name}: {_change(order[rank][0])}", order[rank][1])
-        for name, rank in zip(words, ranks, strict=True)
+        for name, rank in zip(labels, ranks, strict=True)
     ]
 
 
