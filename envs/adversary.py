@@ -19,6 +19,8 @@ import numpy as np
 Env = gym.Env[Any, Any]
 Policy = Callable[[Env, int, np.random.Generator], Any]
 """(environment, turn from 0, generator) -> action."""
+Adversary = tuple[str, Policy]
+"""Name of a policy that should not earn more than the optimum, and the policy."""
 LEVEL = 0.01
 """Familywise probability of a finding if the stated optimum is right."""
 SCREENED, TRIED, CONFIRMED = 12, 200, 800
@@ -31,14 +33,6 @@ FIRST_SEED = 3 * 2**29
 SILENCE = ""
 JUNK = ("?!", "I do not know.", "a" * 200)
 MAX_CONSTANTS, MAX_WORDS = 24, 40
-
-
-@dataclass(frozen=True)
-class Adversary:
-    """A policy that should not earn more than the optimum."""
-
-    name: str
-    policy: Policy
 
 
 @dataclass(frozen=True)
@@ -72,22 +66,22 @@ def beaten(env: Env, *, level: float = LEVEL) -> list[Beaten]:
     """
     findings = []
     game = _Game(env)
-    adversaries, bar = list(game.adversaries()), game.bar()
-    screened = [(game.mean_gain(a.policy, bar, 0, SCREENED), i) for i, a in enumerate(adversaries)]
-    best = sorted(screened, key=lambda pair: (-pair[0], pair[1]))[:FINALISTS]
-    for _, index in best:
-        adversary = adversaries[index]
-        share = level / len(best)
-        if game.wins(adversary.policy, bar, SCREENED, TRIED, share) and game.wins(
-            adversary.policy, bar, SCREENED + TRIED, CONFIRMED, share
-        ):
-            returns = game.returns(adversary.policy, SCREENED + TRIED, CONFIRMED)
-            findings.append(Beaten(adversary.name, float(returns.mean()), bar.value, bar.stated))
+    adversaries, baseline = list(game.adversaries()), game.baseline()
+    gains = [game.gains(policy, baseline, 0, SCREENED).mean() for _, policy in adversaries]
+    finalists = [adversaries[i] for i in np.argsort(-np.array(gains), kind="stable")[:FINALISTS]]
+    rounds = ((SCREENED, TRIED), (SCREENED + TRIED, CONFIRMED))
+    for name, policy in finalists:
+        p_values = (_p_value(game.gains(policy, baseline, *seeds), "greater") for seeds in rounds)
+        if all(p_value < level / len(finalists) for p_value in p_values):
+            mean = float(game.returns(policy, *rounds[1]).mean())
+            findings.append(Beaten(name, mean, baseline.value, baseline.stated))
     return findings
 
 
 @dataclass(frozen=True)
-class _Bar:
+class _Baseline:
+    """The value that no adversary should beat."""
+
     value: float
     stated: bool
     partner: Policy | None
@@ -98,78 +92,51 @@ class _Game:
     """An environment with its adversaries, its baseline and the episodes played so far."""
 
     def __init__(self, env: Env) -> None:
-        self.env, self.base = env, env.unwrapped
-        task: Any = self.base
+        self.env = env
+        self.base: Any = env.unwrapped
         self.is_discrete = isinstance(env.action_space, gym.spaces.Discrete)
         text, _ = env.reset(seed=FIRST_SEED - 1)
         actions = self._actions()
         self.actions = actions[:: max(1, -(-len(actions) // MAX_CONSTANTS))]
         self.words = _words([*actions, str(text)])
-        self.optimum = _stated_value(task, "optimal_value")
-        self.has_expert = self._has_expert()
-        self.price = _stated_value(task, "cost_price") or 0.0
-        self.limit = float(getattr(task, "cost_limit", 0.0) or 0.0) if self.price else 0.0
+        self.optimum = _result_of(self.base, "optimal_value")
+        self.has_expert = _result_of(self.base, "expert") is not None
+        self.price = float(_result_of(self.base, "cost_price") or 0.0)
+        self.limit = float(getattr(self.base, "cost_limit", 0.0) or 0.0) if self.price else 0.0
         self.played: dict[tuple[Any, int, int], np.ndarray] = {}
 
     def _actions(self) -> list[Any]:
         """Legal actions at the start, or a sample if the environment does not list them."""
-        task: Any = self.base
         space: Any = self.env.action_space
         if self.is_discrete:
             return [int(space.start + i) for i in range(int(space.n))]
-        try:
-            return list(task.legal_actions())
-        except (AttributeError, NotImplementedError):
+        actions = _result_of(self.base, "legal_actions")
+        if actions is None:
             space.seed(0)
-            return list(dict.fromkeys(space.sample() for _ in range(MAX_CONSTANTS)))
+            actions = dict.fromkeys(space.sample() for _ in range(MAX_CONSTANTS))
+        return list(actions)
 
-    def _has_expert(self) -> bool:
-        task: Any = self.base
-        try:
-            task.expert()
-        except (AttributeError, NotImplementedError, TypeError):
-            return False
-        return True
-
-    def bar(self) -> _Bar:
-        """The baseline that no adversary should beat."""
+    def baseline(self) -> _Baseline:
+        """The stated optimum, or the mean return of the best intended policy."""
         if self.optimum is not None:
             partner = self._expert if self.has_expert and self._expert_agrees() else None
-            return _Bar(self.optimum, True, partner)
+            return _Baseline(float(self.optimum), True, partner)
         policies = [self._expert] if self.has_expert else [self._random, *map(_say, self.actions)]
         means = [self.returns(policy, 0, SCREENED).mean() for policy in policies]
         best = policies[int(np.argmax(means))]
         value = float(self.returns(best, SCREENED, TRIED).mean())
-        return _Bar(value, False, best)
+        return _Baseline(value, False, best)
 
     def _expert_agrees(self) -> bool:
         """Whether the expert earns the stated optimum, so that its episodes can be paired."""
-        from scipy import stats
-
         gains = self.returns(self._expert, SCREENED, TRIED) - self.optimum
-        if np.ptp(gains) < 1e-12:
-            return abs(float(gains[0])) < 1e-9
-        test: Any = stats.ttest_1samp(gains, 0.0)
-        return float(test.pvalue) > LEVEL
+        return _p_value(gains, "two-sided") > LEVEL
 
-    def gains(self, policy: Policy, bar: _Bar, first: int, count: int) -> np.ndarray:
+    def gains(self, policy: Policy, baseline: _Baseline, first: int, count: int) -> np.ndarray:
         """Returns minus the baseline, paired by seed if the baseline has a partner, [episodes]."""
-        base = bar.value if bar.partner is None else self.returns(bar.partner, first, count)
-        return self.returns(policy, first, count) - base
-
-    def mean_gain(self, policy: Policy, bar: _Bar, first: int, count: int) -> float:
-        """Mean of `gains`."""
-        return float(self.gains(policy, bar, first, count).mean())
-
-    def wins(self, policy: Policy, bar: _Bar, first: int, count: int, level: float) -> bool:
-        """Whether the mean gain is positive by a one-sided t test at this level."""
-        from scipy import stats
-
-        gains = self.gains(policy, bar, first, count)
-        if np.ptp(gains) < 1e-12:
-            return float(gains[0]) > 1e-9
-        test: Any = stats.ttest_1samp(gains, 0.0, alternative="greater")
-        return float(test.pvalue) < level
+        partner = baseline.partner
+        reference = baseline.value if partner is None else self.returns(partner, first, count)
+        return self.returns(policy, first, count) - reference
 
     def returns(self, policy: Policy, first: int, count: int) -> np.ndarray:
         """Returns on consecutive seeds with priced costs, [episodes]."""
@@ -194,28 +161,26 @@ class _Game:
         return total
 
     def _expert(self, env: Env, turn: int, rng: np.random.Generator) -> Any:
-        task: Any = self.base
-        return task.expert(rng)
+        return self.base.expert(rng)
 
     def _random(self, env: Env, turn: int, rng: np.random.Generator) -> Any:
-        task: Any = self.base
-        if hasattr(task, "sample_action"):
-            return task.sample_action(rng)
+        if hasattr(self.base, "sample_action"):
+            return self.base.sample_action(rng)
         return self.actions[int(rng.integers(len(self.actions)))]
 
     def adversaries(self) -> Iterator[Adversary]:
         """All policies that are tested."""
         if self.is_discrete:
-            yield Adversary("a reply that is no number (rollout.invalid_reward: 0)", _say(None))
+            yield "a reply that is no number (rollout.invalid_reward: 0)", _say(None)
         else:
-            yield Adversary("silence", _say(SILENCE))
+            yield "silence", _say(SILENCE)
             for junk in JUNK:
-                yield Adversary(f"the junk {junk[:20]!r}", _say(junk))
+                yield f"the junk {junk[:20]!r}", _say(junk)
         if self.optimum is None and not self.has_expert:
             return
-        yield Adversary("random play", self._random)
+        yield "random play", self._random
         for action in self.actions:
-            yield Adversary(f"{action!r} in every turn", _say(action))
+            yield f"{action!r} in every turn", _say(action)
         base, name = (self._expert, "expert") if self.has_expert else (self._random, "random")
         yield from self._timed(base, name)
         if not self.is_discrete:
@@ -226,29 +191,28 @@ class _Game:
         nothing = None if self.is_discrete else SILENCE
         half = max(1, int(getattr(self.base, "max_turns", 4)) // 2)
         for turns in sorted({1, 2, half}):
-            yield Adversary(
+            yield (
                 f"silence for {turns} turns, then {base_name} play",
                 lambda e, t, r, n=turns: nothing if t < n else base(e, t, r),
             )
-            yield Adversary(
+            yield (
                 f"{base_name} play for {turns} turns, then silence",
                 lambda e, t, r, n=turns: base(e, t, r) if t < n else nothing,
             )
-        yield Adversary(
+        yield (
             f"silence every other turn of {base_name} play",
             lambda e, t, r: nothing if t % 2 else base(e, t, r),
         )
-        if _values_of(self.base):
-            yield Adversary("silence if no action has a positive value", self._positive_only)
-            yield Adversary("the action of the highest stated value", self._greedy)
+        if _result_of(self.base, "action_values"):
+            yield "silence if no action has a positive value", self._positive_only
+            yield "the action of the highest stated value", self._greedy
 
     def _positive_only(self, env: Env, turn: int, rng: np.random.Generator) -> Any:
-        values = _values_of(self.base)
-        has_gain = bool(values) and max(values.values()) > 0
-        return self._greedy(env, turn, rng) if has_gain else SILENCE
+        values = _result_of(self.base, "action_values")
+        return self._greedy(env, turn, rng) if values and max(values.values()) > 0 else SILENCE
 
     def _greedy(self, env: Env, turn: int, rng: np.random.Generator) -> Any:
-        values = _values_of(self.base)
+        values = _result_of(self.base, "action_values")
         return max(values, key=values.__getitem__) if values else self._random(env, turn, rng)
 
     def _wordy(self, base: Policy, base_name: str) -> Iterator[Adversary]:
@@ -261,19 +225,19 @@ class _Game:
             "the action in brackets": "[{}]",
         }
         for name, frame in frames.items():
-            yield Adversary(
+            yield (
                 f"{name} ({base_name} play)",
                 lambda e, t, r, f=frame: f.format(base(e, t, r)),
             )
         several = [a for a in self.actions if isinstance(a, str)]
         for separator in (" ", "\n", ", "):
-            yield Adversary(f"all actions joined by {separator!r}", _say(separator.join(several)))
-            yield Adversary(
+            yield f"all actions joined by {separator!r}", _say(separator.join(several))
+            yield (
                 f"two actions joined by {separator!r} ({base_name} play)",
                 lambda e, t, r, s=separator: f"{base(e, t, r)}{s}{self._random(e, t, r)}",
             )
         for word, times in itertools.product(self.words, (1, 8)):
-            yield Adversary(
+            yield (
                 f"{base_name} play with {times} times {word!r} after it",
                 lambda e, t, r, w=word, n=times: " ".join([str(base(e, t, r)), *[w] * n]),
             )
@@ -290,17 +254,20 @@ def _words(texts: Sequence[Any]) -> list[str]:
     return words[:: max(1, -(-len(words) // MAX_WORDS))]
 
 
-def _values_of(task: Any) -> dict[Any, float]:
-    """The stated action values in the current state; empty if there are none."""
-    try:
-        return dict(task.action_values())
-    except (AttributeError, NotImplementedError, ValueError, ZeroDivisionError):
-        return {}
+def _p_value(gains: np.ndarray, alternative: str) -> float:
+    """p value of a t test that the mean gain is 0; constant gains give 0 or 1."""
+    from scipy import stats
+
+    if np.ptp(gains) < 1e-12:
+        difference = gains[0] if alternative == "greater" else abs(gains[0])
+        return 0.0 if difference > 1e-9 else 1.0
+    test: Any = stats.ttest_1samp(gains, 0.0, alternative=alternative)
+    return float(test.pvalue)
 
 
-def _stated_value(task: Any, name: str) -> float | None:
-    """The result of a value method, or None if the environment does not know it."""
+def _result_of(task: Any, method: str) -> Any:
+    """The result of a method without arguments, or None if the environment does not know it."""
     try:
-        return float(getattr(task, name)())
-    except (AttributeError, NotImplementedError, ValueError):
+        return getattr(task, method)()
+    except (AttributeError, NotImplementedError, TypeError, ValueError, ZeroDivisionError):
         return None
