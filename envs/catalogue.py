@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from rlhf.common.names import closest
 from rlhf.envs import EXTRAS, TASKS
@@ -26,51 +26,42 @@ def catalogue(*, values: bool = True) -> list[dict[str, Any]]:
     Args:
         values: Whether to compute optimum, random and references (about a second in all).
     """
-    rows = [_row(f"text/{name}", values) for name in TASKS]
-    rows += [_extra_row(f"text/{name}", *task) for name, task in EXTRAS.items()]
+    rows = [_task_row(f"text/{name}", values) for name in TASKS]
+    for name, (entry_point, extra) in EXTRAS.items():
+        # An adapter is described without importing the package that it adapts.
+        env_class: Any = load_env_creator(entry_point)
+        best_score = env_class.best_score
+        rows.append(_row(f"text/{name}", env_class, optimum=best_score, source=extra, extra=extra))
     return sorted(rows, key=lambda row: row["id"])
 
 
-def _row(env_id: str, values: bool) -> dict[str, Any]:
+def _task_row(env_id: str, values: bool) -> dict[str, Any]:
     env = gym.make(env_id).unwrapped
     assert isinstance(env, TextEnv)
-    known = values and type(env).optimal_value is not TextEnv.optimal_value
-    return {
-        "id": env_id,
-        "horizon": env.max_turns,
-        "optimum": env.optimal_value() if known else None,
-        "random": env.random_value() if known else None,
-        "references": env.reference_values() if known else {},
-        "threshold": gym.spec(env_id).reward_threshold,
-        "source": "gymnasium" if type(env).__module__ == "rlhf.envs.toy_text" else "own",
-        "extra": None,
-        "summary": _first_line(type(env)),
-        "items": env.items,
-        "separable": env.separable,
-    }
+    row = _row(env_id, type(env), horizon=env.max_turns)
+    if type(env).__module__ == "rlhf.envs.toy_text":
+        row["source"] = "gymnasium"
+    if values and type(env).optimal_value is not TextEnv.optimal_value:
+        row["optimum"], row["random"] = env.optimal_value(), env.random_value()
+        row["references"] = env.reference_values()
+    return row
 
 
-def _extra_row(env_id: str, entry_point: str, extra: str) -> dict[str, Any]:
-    """Row of an adapter, without importing the package that it adapts."""
-    module, name = entry_point.split(":")
-    env_class = getattr(importlib.import_module(module), name)
+def _row(env_id: str, env_class: Any, **known: Any) -> dict[str, Any]:
     return {
         "id": env_id,
         "horizon": None,
-        "optimum": env_class.best_score,
+        "optimum": None,
         "random": None,
         "references": {},
-        "threshold": None,
-        "source": extra,
-        "extra": extra,
-        "summary": _first_line(env_class),
+        "threshold": gym.spec(env_id).reward_threshold,
+        "source": "own",
+        "extra": None,
+        "summary": (env_class.__doc__ or "").strip().partition("\n")[0],
         "items": env_class.items,
         "separable": env_class.separable,
+        **known,
     }
-
-
-def _first_line(env_class: type) -> str:
-    return (env_class.__doc__ or "").strip().partition("\n")[0]
 
 
 def find(env_id: str) -> EnvSpec:

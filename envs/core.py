@@ -24,7 +24,7 @@ MAX_LENGTH = 1_000_000
 
 
 class FreeText(gym.Space[str]):
-    """Every unicode string of `min_length` to `max_length` characters.
+    """Every unicode string of at most `max_length` characters.
 
     `gymnasium.spaces.Text` stores its alphabet, so a space of all unicode strings takes seconds to
     build and to compare. `AsyncVectorEnv` with its default shared memory also reads it incorrectly:
@@ -36,7 +36,6 @@ class FreeText(gym.Space[str]):
         self,
         max_length: int = MAX_LENGTH,
         *,
-        min_length: int = 0,
         sampler: Callable[[np.random.Generator], str] | None = None,
         seed: int | np.random.Generator | None = None,
     ) -> None:
@@ -44,16 +43,12 @@ class FreeText(gym.Space[str]):
 
         Args:
             max_length: Longest text, in characters.
-            min_length: Shortest text, in characters.
             sampler: Draws the result of `sample()`; by default up to 32 printable characters.
             seed: Seed or generator of `sample()`.
         """
-        if not 0 <= min_length <= max_length:
-            raise UserError(
-                f"FreeText needs 0 <= min_length <= max_length, got {min_length} and {max_length}"
-            )
+        if max_length < 0:
+            raise UserError(f"max_length must be at least 0, got {max_length}")
         super().__init__(shape=None, dtype=None, seed=seed)
-        self.min_length = min_length
         self.max_length = max_length
         self._sampler = sampler
 
@@ -70,28 +65,24 @@ class FreeText(gym.Space[str]):
             )
         if self._sampler is not None:
             return self._sampler(self.np_random)
-        length = int(self.np_random.integers(self.min_length, min(self.max_length, 32) + 1))
+        length = int(self.np_random.integers(0, min(self.max_length, 32) + 1))
         return "".join(chr(code) for code in self.np_random.integers(32, 127, size=length))
 
     def contains(self, x: Any) -> bool:
         """Whether `x` is a string of an allowed length; every character is allowed."""
-        return isinstance(x, str) and self.min_length <= len(x) <= self.max_length
+        return isinstance(x, str) and len(x) <= self.max_length
 
     def __eq__(self, other: object) -> bool:
-        """Whether the other space allows the same lengths."""
-        return (
-            isinstance(other, FreeText)
-            and self.min_length == other.min_length
-            and self.max_length == other.max_length
-        )
+        """Whether the other space has the same longest text."""
+        return isinstance(other, FreeText) and self.max_length == other.max_length
 
     def __repr__(self) -> str:
-        """`FreeText(min_length, max_length)`."""
-        return f"FreeText({self.min_length}, {self.max_length})"
+        """`FreeText(max_length)`."""
+        return f"FreeText({self.max_length})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FreeText:
-        """Copy the bounds and share the sampler; copying it would copy the whole environment."""
-        return FreeText(self.max_length, min_length=self.min_length, sampler=self._sampler)
+        """Copy the limit and share the sampler; copying it would copy the whole environment."""
+        return FreeText(self.max_length, sampler=self._sampler)
 
     def __getstate__(self) -> dict[str, Any]:
         """State without the sampler, which would pickle the whole environment."""
@@ -193,14 +184,15 @@ class TextEnv(gym.Env[str, str]):
         """
         if not 0.0 <= quality <= 1.0:
             raise UserError(f"quality is a probability between 0 and 1, got {quality}")
-        if quality < 1.0:
-            if rng is None:
-                raise UserError(
-                    "an expert with quality below 1 needs a generator: expert(rng, ...)"
-                )
-            if rng.random() >= quality:
-                return self.sample_action(rng)
-        return self.best_action()
+        if quality == 1.0:
+            return self.best_action()
+        if rng is None:
+            raise UserError("an expert with quality below 1 needs a generator: expert(rng, ...)")
+        return self.imperfect_action(rng, quality)
+
+    def imperfect_action(self, rng: np.random.Generator, quality: float) -> str:
+        """The action of an expert of a quality below 1."""
+        return self.sample_action(rng) if rng.random() >= quality else self.best_action()
 
     def optimal_value(self) -> float:
         """Expected return of the best policy that acts on the observations alone.

@@ -37,14 +37,6 @@ def write_demonstrations(
 ) -> Row:
     """Write `count` rows as JSON lines and return a summary.
 
-    - kind "sft", form "messages": one row per episode,
-      `{"messages": [...], "return": x, "seed": s}`;
-    - kind "sft", form "prompt_completion": one row per turn,
-      `{"prompt": [...], "completion": [...]}`;
-    - kind "preference": one row per turn,
-      `{"prompt": [...], "chosen": [...], "rejected": [...], "margin": m}`, with two legal actions,
-      of which the one with the higher optimal action value is chosen.
-
     If the environment has separate items for training and evaluation, rows use the training split
     unless `split` is given.
 
@@ -56,8 +48,12 @@ def write_demonstrations(
             action (in the preference bandit each slot) is random with probability `1 - quality`.
             Preference labels are always right.
         seed: Seed of the first episode; further episodes use the next seeds.
-        kind: "sft" or "preference".
-        form: Form of sft rows.
+        kind: "sft", or "preference" for one row per turn,
+            `{"prompt": [...], "chosen": [...], "rejected": [...], "margin": m}`, with two legal
+            actions, of which the one with the higher optimal action value is chosen.
+        form: Form of sft rows: "messages" writes one row per episode, `{"messages": [...],
+            "return": x, "seed": s}`, and "prompt_completion" one row per turn,
+            `{"prompt": [...], "completion": [...]}`.
         system_prompt: Whether conversations begin with the environment's system prompt.
         **env_kwargs: Keyword arguments of the environment.
 
@@ -72,26 +68,19 @@ def write_demonstrations(
     if not isinstance(env, TextEnv):
         raise UserError(f"{env_id} is not a TextEnv, so it has no expert")
     player = _Player(env, quality, seed, system_prompt)
-    rows = {
-        ("sft", "messages"): player.episodes,
-        ("sft", "prompt_completion"): player.turns,
-        ("preference", form): player.pairs,
-    }[kind, form]
     try:
-        written = list(itertools.islice(rows(), count))
+        rows = list(itertools.islice(player.rows(kind, form), count))
     except NotImplementedError as error:
         raise UserError(f"{env_id} cannot write {kind} rows: {error}") from error
-    write_jsonl(path, written)
+    write_jsonl(path, rows)
     return {
         "path": str(path),
         "env": env_id,
         "kind": kind,
-        "rows": len(written),
-        "episodes": len(player.returns),
+        "rows": len(rows),
         "quality": quality,
-        "mean_return": float(np.mean(player.returns)) if player.returns else None,
         "first_seed": seed,
-        "last_seed": player.seed - 1,
+        **player.summary(),
     }
 
 
@@ -118,6 +107,17 @@ class _Player:
             text, reward, terminated, truncated, _ = self.env.step(action)
             total, done = total + float(reward), terminated or truncated
         self.returns.append(total)
+
+    def summary(self) -> Row:
+        """Number and mean return of the finished episodes, and the last seed."""
+        mean = float(np.mean(self.returns)) if self.returns else None
+        return {"episodes": len(self.returns), "mean_return": mean, "last_seed": self.seed - 1}
+
+    def rows(self, kind: str, form: str) -> Iterator[Row]:
+        """Rows of a kind and a form without end."""
+        if kind == "preference":
+            return self.pairs()
+        return self.episodes() if form == "messages" else self.turns()
 
     def episodes(self) -> Iterator[Row]:
         """Rows of whole conversations."""

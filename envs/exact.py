@@ -12,7 +12,7 @@ import copy
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium as gym
 import numpy as np
@@ -154,14 +154,10 @@ class _Uniform:
     def __lt__(self, other: Any) -> bool:
         return self._below(other)
 
-    def __le__(self, other: Any) -> bool:
-        return self._below(other)
-
     def __gt__(self, other: Any) -> bool:
         return not self._below(other)
 
-    def __ge__(self, other: Any) -> bool:
-        return not self._below(other)
+    __le__, __ge__ = __lt__, __gt__  # a uniform draw equals a number with probability 0
 
     def _affine(self, scale: float, shift: float) -> _Uniform:
         return _Uniform(self.source, self.bounds, self.scale * scale, self.shift * scale + shift)
@@ -196,11 +192,10 @@ class _Uniform:
 
     __floor__ = __int__
 
-    def __float__(self) -> float:
+    def __float__(self) -> NoReturn:
         raise NotEnumerableError("it needs the exact value of a uniform draw")
 
-    def __bool__(self) -> bool:
-        raise NotEnumerableError("it needs the exact value of a uniform draw")
+    __bool__ = __float__
 
     def __repr__(self) -> str:
         """The interval and the function; numbers with equal text have equal distributions."""

@@ -262,16 +262,8 @@ class PreferenceBandit(TextEnv):
         """
         return [] if self._score is gold_score else [PROXY_WORD] * PROXY_LENGTH_PAID
 
-    def expert(self, rng: np.random.Generator | None = None, *, quality: float = 1.0) -> str:
-        """The best reply, in which each slot is random with probability `1 - quality`.
-
-        Raises:
-            UserError: `quality` is not in [0, 1], or is below 1 without a generator.
-        """
-        if quality == 1.0:
-            return self.best_action()
-        if rng is None or not 0.0 <= quality <= 1.0:
-            raise UserError(f"expert needs a generator and a quality in [0, 1], got {quality}")
+    def imperfect_action(self, rng: np.random.Generator, quality: float) -> str:
+        """The best reply, in which each slot is random with probability `1 - quality`."""
         menu = []
         for best, options in zip(best_menu(self._context), SLOTS.values(), strict=True):
             random_option = options[int(rng.integers(len(options)))]

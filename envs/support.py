@@ -151,7 +151,11 @@ class Support(TextEnv):
         return (1 - share) * low.reward + share * high.reward
 
     def random_value(self) -> float:
-        return _random(self.rules)[1]
+        """Expected return of the uniform policy, which does not depend on the checks."""
+        rules = self.rules
+        return sum(
+            (1 / 3) ** turn / 3 * (rules.honest - rules.verify_cost) for turn in range(rules.turns)
+        )
 
     def reference_values(self) -> dict[str, float]:
         """`unconstrained`: the highest reward without the cost constraint."""
@@ -250,13 +254,3 @@ def _priced(rules: Rules, evidence: Evidence, left: int, word: str, price: float
             best = max(_priced(rules, after, left - 1, w, price) for w in ACTIONS)
             value += chance * best
     return value
-
-
-def _random(rules: Rules) -> tuple[float, float]:
-    """Expected (cost, reward) of the uniform policy, which does not depend on the checks."""
-    cost = reward = 0.0
-    for turn in range(rules.turns):
-        reached = (1 / 3) ** turn
-        cost += reached / 3 * (1 - rules.honest)
-        reward += reached / 3 * (rules.honest - rules.verify_cost)
-    return cost, reward
