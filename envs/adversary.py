@@ -36,7 +36,7 @@ MAX_CONSTANTS, MAX_WORDS = 24, 40
 
 
 @dataclass(frozen=True)
-class Beaten:
+class SuccessfulAdversary:
     """An adversary that earned more than the stated optimum (or than the expert)."""
 
     name: str
@@ -53,7 +53,7 @@ class Beaten:
         return f"{earns}, {source} {self.baseline:.4f}"
 
 
-def beaten(env: Env, *, level: float = LEVEL) -> list[Beaten]:
+def successful_adversaries(env: Env, *, level: float = LEVEL) -> list[SuccessfulAdversary]:
     """The adversaries that beat the baseline of an environment, at a familywise level.
 
     The baseline is the stated optimum, else the expert. Without either it is the best of random
@@ -74,7 +74,7 @@ def beaten(env: Env, *, level: float = LEVEL) -> list[Beaten]:
         p_values = (_p_value(game.gains(policy, baseline, *seeds), "greater") for seeds in rounds)
         if all(p_value < level / len(finalists) for p_value in p_values):
             mean = float(game.returns(policy, *rounds[1]).mean())
-            findings.append(Beaten(name, mean, baseline.value, baseline.stated))
+            findings.append(SuccessfulAdversary(name, mean, baseline.value, baseline.stated))
     return findings
 
 
@@ -121,7 +121,9 @@ class _Game:
         if self.optimum is not None:
             partner = self._expert if self.has_expert and self._expert_agrees() else None
             return _Baseline(float(self.optimum), True, partner)
-        policies = [self._expert] if self.has_expert else [self._random, *map(_say, self.actions)]
+        policies = (
+            [self._expert] if self.has_expert else [self._random, *map(_always, self.actions)]
+        )
         means = [self.returns(policy, 0, SCREENED).mean() for policy in policies]
         best = policies[int(np.argmax(means))]
         value = float(self.returns(best, SCREENED, TRIED).mean())
@@ -171,16 +173,16 @@ class _Game:
     def adversaries(self) -> Iterator[Adversary]:
         """All policies that are tested."""
         if self.is_discrete:
-            yield "a reply that is no number (rollout.invalid_reward: 0)", _say(None)
+            yield "a reply that is no number (rollout.invalid_reward: 0)", _always(None)
         else:
-            yield "silence", _say(SILENCE)
+            yield "silence", _always(SILENCE)
             for junk in JUNK:
-                yield f"the junk {junk[:20]!r}", _say(junk)
+                yield f"the junk {junk[:20]!r}", _always(junk)
         if self.optimum is None and not self.has_expert:
             return
         yield "random play", self._random
         for action in self.actions:
-            yield f"{action!r} in every turn", _say(action)
+            yield f"{action!r} in every turn", _always(action)
         base, name = (self._expert, "expert") if self.has_expert else (self._random, "random")
         yield from self._timed(base, name)
         if not self.is_discrete:
@@ -231,7 +233,7 @@ class _Game:
             )
         several = [a for a in self.actions if isinstance(a, str)]
         for separator in (" ", "\n", ", "):
-            yield f"all actions joined by {separator!r}", _say(separator.join(several))
+            yield f"all actions joined by {separator!r}", _always(separator.join(several))
             yield (
                 f"two actions joined by {separator!r} ({base_name} play)",
                 lambda e, t, r, s=separator: f"{base(e, t, r)}{s}{self._random(e, t, r)}",
@@ -243,7 +245,7 @@ class _Game:
             )
 
 
-def _say(action: Any) -> Policy:
+def _always(action: Any) -> Policy:
     """The policy that gives the same action in every turn."""
     return lambda env, turn, rng: action
 

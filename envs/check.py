@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
-from rlhf.envs.adversary import beaten
+from rlhf.envs.adversary import successful_adversaries
 from rlhf.envs.catalogue import find
 from rlhf.envs.core import FreeText, TextEnv
 from rlhf.envs.exact import NotEnumerableError, exact_value
@@ -128,7 +128,7 @@ def _texts(make: Callable[[], Env], episodes: int) -> list[str]:
         if not (results[-1][2] or results[-1][3]):
             findings.add(f"texts: an episode did not end within {MAX_STEPS} actions")
         if not results[0][0]:
-            findings.add("texts: the first observation is empty, the agent has nothing to go by")
+            findings.add("texts: the first observation is empty, so the agent has no information")
         for text, reward, _, _, info in results:
             if not isinstance(text, str):
                 findings.add(f"texts: an observation is {type(text).__name__}, not str")
@@ -137,7 +137,7 @@ def _texts(make: Callable[[], Env], episodes: int) -> list[str]:
             for key, value in info.items():
                 if type(value) is not types.setdefault(key, type(value)):
                     findings.add(
-                        f"texts: info[{key!r}] is now {types[key].__name__}, now "
+                        f"texts: info[{key!r}] has the types {types[key].__name__} and "
                         f"{type(value).__name__}; a vector environment keeps the first type only"
                     )
     return sorted(findings)
@@ -217,7 +217,7 @@ def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
 
 def _adversaries(make: Callable[[], Env], episodes: int) -> list[str]:
     """Check that no adversarial policy beats the optimum."""
-    return [str(result) for result in beaten(make())]
+    return [str(result) for result in successful_adversaries(make())]
 
 
 def _exact(make: Callable[[], Env], episodes: int) -> list[str]:

@@ -98,9 +98,9 @@ class TextEnv(gym.Env[str, str]):
 
     Subclasses define `start` and `step` and override the ground-truth methods that they can
     compute. `step` subtracts 1 from `turns_left` and builds its result with `turn`. An environment
-    whose `reset` needs the seed overrides `reset` and builds its result with `opening`. An episode
-    that ends by a rule of the task, including a turn limit, is `terminated`; only wrappers and the
-    code that runs the environment set `truncated`.
+    whose `reset` needs the seed, or adds to the info, overrides `reset` and builds its result with
+    `opening`. An episode that ends by a rule of the task, including a turn limit, is `terminated`;
+    only wrappers and the code that runs the environment set `truncated`.
 
     Every info dictionary has these keys with fixed types: `is_success` (bool; absent in tasks
     without a notion of success), `valid` (bool; whether the action was understood), `cost` (float;

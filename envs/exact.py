@@ -21,7 +21,7 @@ Env = gym.Env[Any, Any]
 INVALID: tuple[str, ...] = ("", "?!")
 """Replies that are invalid in every task: an empty and a malformed one."""
 MAX_ACTIONS = 400
-MAX_CELLS = 1000
+MAX_OUTCOMES = 1000
 """Largest number of outcomes of one draw."""
 START_BUDGET = 0.15
 """Fraction of the budget of calls that may be used to enumerate the start states."""
@@ -45,7 +45,7 @@ class _Undecided(BaseException):
         self.outcomes = outcomes
 
 
-class Chances:
+class EnumeratedGenerator:
     """Replacement of `numpy.random.Generator` whose draws are choices among weighted outcomes."""
 
     def __init__(self) -> None:
@@ -78,18 +78,18 @@ class Chances:
         """As `numpy.random.Generator.integers`."""
         low, high = (0, low) if high is None else (low, high)
         count = int(high) - int(low) + endpoint
-        if count > MAX_CELLS:
+        if count > MAX_OUTCOMES:
             raise NotEnumerableError(f"it draws among {count} integers")
-        return _filled(size, lambda: int(low) + self.choose([1 / count] * count))
+        return _draw_array(size, lambda: int(low) + self.choose([1 / count] * count))
 
     def random(self, size: int | tuple[int, ...] | None = None, dtype: Any = float) -> Any:
         """As `numpy.random.Generator.random`; comparisons narrow the interval of a number."""
-        return _filled(size, lambda: _Uniform(self), dtype=object)
+        return _draw_array(size, lambda: _Uniform(self), dtype=object)
 
     def choice(self, a: Any, size: int | None = None, replace: bool = True, p: Any = None) -> Any:
         """As `numpy.random.Generator.choice`, along the first axis."""
         items = list(range(a)) if isinstance(a, int | np.integer) else list(a)
-        if len(items) > MAX_CELLS:
+        if len(items) > MAX_OUTCOMES:
             raise NotEnumerableError(f"it draws among {len(items)} items")
         weights = [1.0] * len(items) if p is None else [float(x) for x in p]
         drawn = []
@@ -117,7 +117,9 @@ class Chances:
         raise NotEnumerableError(f"it draws from np_random.{name}")
 
 
-def _filled(size: int | tuple[int, ...] | None, draw: Callable[[], Any], dtype: Any = None) -> Any:
+def _draw_array(
+    size: int | tuple[int, ...] | None, draw: Callable[[], Any], dtype: Any = None
+) -> Any:
     if size is None:
         return draw()
     count = int(np.prod(size))
@@ -132,7 +134,7 @@ class _Uniform:
 
     def __init__(
         self,
-        source: Chances,
+        source: EnumeratedGenerator,
         bounds: list[float] | None = None,
         scale: float = 1.0,
         shift: float = 0.0,
@@ -183,7 +185,7 @@ class _Uniform:
         """Choose the integer part, which narrows the interval."""
         ends = sorted(self.scale * bound + self.shift for bound in self.bounds)
         first, last = int(np.floor(ends[0])), int(np.ceil(ends[1]))
-        if last - first > MAX_CELLS:
+        if last - first > MAX_OUTCOMES:
             raise NotEnumerableError(f"it draws among {last - first} integers")
         for cell in range(first, last - 1):
             if self._below(cell + 1):
@@ -202,7 +204,7 @@ class _Uniform:
         return f"U{self.bounds}*{self.scale}+{self.shift}"
 
 
-Members = list[tuple[float, Any]]
+WeightedStates = list[tuple[float, Any]]
 """(weight, environment) of the states with the same observations."""
 
 
@@ -226,18 +228,18 @@ class _Solver:
         self.root = copy.deepcopy(env)
         self.fixed = self._fixed_attributes(env)
         self.names = [name for name in vars(self.root) if name not in NON_STATE]
-        self.known: dict[Any, float] = {}
+        self.values: dict[Any, float] = {}
 
     def value(self) -> float:
-        self.root._np_random = Chances()  # type: ignore[assignment]
-        groups: dict[str, Members] = {}
+        self.root._np_random = EnumeratedGenerator()  # type: ignore[assignment]
+        groups: dict[str, WeightedStates] = {}
         reserve = self.budget * (1 - START_BUDGET)
         try:
             for weight, twin, (text, _) in self._outcomes(self.root, lambda e: e.reset()):
                 groups.setdefault(str(text), []).append((weight, twin))
                 if self.budget < reserve:
                     raise NotEnumerableError("it has too many start states")
-            total = sum(self._best(members) for members in groups.values())
+            total = sum(self._best_value(members) for members in groups.values())
         except RecursionError as error:
             raise NotEnumerableError("its episodes are too long") from error
         for name, before in self.fixed.items():
@@ -253,7 +255,7 @@ class _Solver:
             trial.reset(seed=seed)
             over, turn = False, 0
             while not over and turn < 50:
-                choices = [*_legal(trial), *INVALID]
+                choices = [*_legal_actions(trial), *INVALID]
                 over = trial.step(choices[int(rng.integers(len(choices)))])[2]
                 turn += 1
                 current = _pickles(trial, fixed) if turn < 5 or over else fixed
@@ -265,7 +267,7 @@ class _Solver:
         memo: dict[int, Any] = {}
         for name, value in vars(env).items():
             share = name in self.fixed or isinstance(value, IMMUTABLE)
-            twin.__dict__[name] = value if share else _copied(value, memo)
+            twin.__dict__[name] = value if share else _copy_value(value, memo)
         return twin
 
     def _outcomes(self, env: Env, act: Callable[[Env], Any]) -> Iterator[tuple[float, Env, Any]]:
@@ -286,21 +288,22 @@ class _Solver:
                 continue
             yield chances.weight, twin, result
 
-    def _best(self, members: Members) -> float:
+    def _best_value(self, members: WeightedStates) -> float:
         """Weighted value of the best policy from states with the same observations."""
         members = self._merged(members)
         weight = sum(w for w, _ in members)
         key = frozenset((self._key(env), round(w / weight, 12)) for w, env in members)
-        if key not in self.known:
+        if key not in self.values:
             actions = dict.fromkeys(
-                [action for _, env in members for action in _legal(env)] + list(INVALID)
+                [action for _, env in members for action in _legal_actions(env)] + list(INVALID)
             )
-            self.known[key] = max(self._follow(members, action) for action in actions) / weight
-        return self.known[key] * weight
+            best = max(self._action_value(members, action) for action in actions)
+            self.values[key] = best / weight
+        return self.values[key] * weight
 
-    def _follow(self, members: Members, action: Any) -> float:
+    def _action_value(self, members: WeightedStates, action: Any) -> float:
         """Weighted value of an action that is followed by the best policy."""
-        total, groups = 0.0, dict[str, Members]()
+        total, groups = 0.0, dict[str, WeightedStates]()
         for weight, env in members:
             for chance, twin, result in self._outcomes(env, lambda e: e.step(action)):
                 text, reward, terminated, truncated, info = result
@@ -308,9 +311,9 @@ class _Solver:
                 total += weight * chance * gain
                 if not (terminated or truncated):
                     groups.setdefault(str(text), []).append((weight * chance, twin))
-        return total + sum(self._best(group) for group in groups.values())
+        return total + sum(self._best_value(group) for group in groups.values())
 
-    def _merged(self, members: Members) -> Members:
+    def _merged(self, members: WeightedStates) -> WeightedStates:
         merged: dict[Any, tuple[float, Env]] = {}
         for weight, env in members:
             key = self._key(env)
@@ -326,7 +329,7 @@ class _Solver:
         )
 
 
-def _legal(env: Env) -> list[Any]:
+def _legal_actions(env: Env) -> list[Any]:
     """The legal actions in the current state.
 
     Raises:
@@ -357,7 +360,7 @@ def _pickles(env: Env, names: Iterable[str] | None = None) -> dict[str, bytes]:
     return pickles
 
 
-def _copied(value: Any, memo: dict[int, Any]) -> Any:
+def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
     """A copy; flat containers are copied without `deepcopy`, which is slow."""
     if isinstance(value, gym.Space) or callable(value):
         return value

@@ -44,7 +44,9 @@ def split_items(
     keys = [repr(content(item)) for item in items]
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode()).digest())
     if len(ranked) < 2:
-        raise UserError(f"split {split!r} needs two different items or more, here is one")
+        raise UserError(
+            f"split {split!r} needs at least two different items, but there is only one"
+        )
     test_keys = set(ranked[: max(1, round(TEST_SHARE * len(ranked)))])
     is_test = split == "test"
     return [i for i, key in zip(items, keys, strict=True) if (key in test_keys) == is_test]

@@ -127,9 +127,9 @@ class KnowledgeGraph(TextEnv):
 
     def random_value(self) -> float:
         """Exact value, by propagating the distribution over entities from every start."""
-        return sum(self._walk(start, goal) for start, goal in self.pairs) / len(self.pairs)
+        return sum(self._walk_return(*pair) for pair in self.pairs) / len(self.pairs)
 
-    def _walk(self, start: str, goal: str) -> float:
+    def _walk_return(self, start: str, goal: str) -> float:
         probabilities, value = {start: 1.0}, 0.0
         for _ in range(self.max_turns):
             value -= self.step_cost * sum(probabilities.values())

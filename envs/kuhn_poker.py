@@ -47,7 +47,8 @@ class KuhnPoker(TwoPlayerEnv):
 
     Args:
         opponent: "optimal" (a Nash equilibrium), "random", or a function from the opponent's
-            conversation to its reply, such as a snapshot of the agent for self-play.
+            conversation to its reply, such as a snapshot of the agent for self-play. An invalid
+            reply of a function folds; if it opens the hand, it checks.
         seat: "first", "second", or "random" (drawn at each reset).
     """
 
@@ -107,7 +108,8 @@ class KuhnPoker(TwoPlayerEnv):
         if isinstance(self.opponent, str):
             chance = STRATEGIES[self.opponent][self._history][self._opponent_card]
             is_aggressive = self.np_random.random() < chance
-            word = next(word for word in legal if (word in AGGRESSIVE) == is_aggressive)
+            first, second = legal
+            word = first if (first in AGGRESSIVE) == is_aggressive else second
         else:
             first = f"You hold the {self._opponent_card}." if len(self._opponent_view) == 1 else ""
             text = f"{first} {self._last_move} {' or '.join(legal)}?"

@@ -57,7 +57,7 @@ def play(
 def _answer(env: Any, command: str) -> str:
     """Output of `:legal` or `:hint`, or why the environment cannot give it."""
     if not isinstance(env, TextEnv):
-        return "this environment does not say"
+        return "this environment does not provide it"
     try:
         if command == ":legal":
             actions = env.legal_actions()

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from rlhf.common.conversation import Conversation
@@ -224,12 +225,9 @@ class PreferenceBandit(TextEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        text, info = super().reset(seed=seed)
-        return text, {**info, "gold": 0.0, "proxy": 0.0}
-
-    def start(self) -> str:
+        gym.Env.reset(self, seed=seed)
         self._context = CONTEXTS[int(self.np_random.integers(len(CONTEXTS)))]
-        return prompt_of(self._context)
+        return self.opening(prompt_of(self._context), gold=0.0, proxy=0.0)
 
     def step(self, action: str) -> Step:
         gold, proxy, valid = _scores(self._context, action)

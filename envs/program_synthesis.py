@@ -66,7 +66,7 @@ class ProgramSynthesis(TextEnv):
         check_choice("split", split, SPLITS)
         check_range("length", length, 1, 3)
         check_range("turns", turns, 1, 20)
-        check_range("tests", tests, 1, len(_pool()))
+        check_range("tests", tests, 1, len(_test_inputs()))
         super().__init__(max_turns=turns, render_mode=render_mode)
         self.length, self.tests, self.split = length, tests, split
         self.system_prompt = (
@@ -79,11 +79,11 @@ class ProgramSynthesis(TextEnv):
 
     def _begin(self, hidden: Program, tests: list[int]) -> None:
         self._hidden, self._tests = hidden, tests
-        self._fits = _fitting(self.length)[outputs_on(hidden, VISIBLE)]
+        self._fits = _by_outputs(self.length)[outputs_on(hidden, VISIBLE)]
 
     def start(self) -> str:
         hidden = self._draw_program()
-        tests = self.np_random.choice(len(_pool()), size=self.tests, replace=False).tolist()
+        tests = self.np_random.choice(len(_test_inputs()), size=self.tests, replace=False).tolist()
         self._begin(hidden, tests)
         shown = zip(VISIBLE, outputs_on(self._hidden, VISIBLE), strict=True)
         lines = [f"{_text(x)} becomes {_text(y)}" for x, y in shown]
@@ -114,7 +114,7 @@ class ProgramSynthesis(TextEnv):
         return self.turn(f"{text} {self.turns_text()}", 0.0)
 
     def _fraction_passed(self, program: Program) -> float:
-        inputs = [_pool()[i] for i in self._tests]
+        inputs = [_test_inputs()[i] for i in self._tests]
         pairs = zip(outputs_on(program, inputs), outputs_on(self._hidden, inputs), strict=True)
         return sum(a == b for a, b in pairs) / len(inputs)
 
@@ -144,16 +144,16 @@ class ProgramSynthesis(TextEnv):
         return " | ".join(programs(self.length)[max(self._fits, key=lambda i: values[i])])
 
     def optimal_value(self) -> float:
-        groups = _groups(self.length, self.split)
+        groups = _output_groups(self.length, self.split)
         best = [_pass_rates(self.length, fits).max() for fits in groups]
-        counts = [len(_possible(self.length, fits)) for fits in groups]
+        counts = [len(_hidden_indices(self.length, fits)) for fits in groups]
         return float(np.average(best, weights=counts))
 
     def random_value(self) -> float:
         num_programs, passed = len(programs(self.length)), _agreement(self.length)
         values = []
-        for fits in _groups(self.length, self.split):
-            for hidden in _possible(self.length, fits):
+        for fits in _output_groups(self.length, self.split):
+            for hidden in _hidden_indices(self.length, fits):
                 # Probability that the last turn is reached, i.e. that no earlier program fits.
                 last = (1 - len(fits) / num_programs) ** (self.max_turns - 1)
                 earlier = passed[list(fits), hidden].mean() * (1 - last)
@@ -189,7 +189,7 @@ def programs(length: int) -> tuple[Program, ...]:
 
 
 @cache
-def _pool() -> tuple[tuple[int, ...], ...]:
+def _test_inputs() -> tuple[tuple[int, ...], ...]:
     """The fixed inputs from which the hidden tests are drawn."""
     rng = np.random.default_rng(0)
     sizes = rng.integers(3, 7, size=60).tolist()
@@ -197,7 +197,7 @@ def _pool() -> tuple[tuple[int, ...], ...]:
 
 
 @cache
-def _fitting(length: int) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...]]:
+def _by_outputs(length: int) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...]]:
     """Outputs on the visible inputs -> indices in `programs(length)` of the programs with them."""
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for i, program in enumerate(programs(length)):
@@ -206,22 +206,22 @@ def _fitting(length: int) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...]]:
 
 
 @cache
-def _groups(length: int, split: str) -> list[tuple[int, ...]]:
+def _output_groups(length: int, split: str) -> list[tuple[int, ...]]:
     """Groups of programs with equal visible outputs in a split, if a hidden program can be in them.
 
     Programs are indices in `programs(length)`.
     """
-    groups = [(o, fits) for o, fits in _fitting(length).items() if _possible(length, fits)]
+    groups = [(o, fits) for o, fits in _by_outputs(length).items() if _hidden_indices(length, fits)]
     return [fits for _, fits in split_items(groups, split, lambda group: group[0])]
 
 
 @cache
 def _hidden(length: int, split: str) -> list[int]:
     """Indices in `programs(length)` of the possible hidden programs of a split."""
-    return [i for fits in _groups(length, split) for i in _possible(length, fits)]
+    return [i for fits in _output_groups(length, split) for i in _hidden_indices(length, fits)]
 
 
-def _possible(length: int, fits: tuple[int, ...]) -> list[int]:
+def _hidden_indices(length: int, fits: tuple[int, ...]) -> list[int]:
     """The indices of programs with exactly `length` operations, as the hidden program has."""
     return [i for i in fits if len(programs(length)[i]) == length]
 
@@ -229,21 +229,21 @@ def _possible(length: int, fits: tuple[int, ...]) -> list[int]:
 @lru_cache(maxsize=1024)
 def _pass_rates(length: int, fits: tuple[int, ...]) -> np.ndarray:
     """Expected fraction of hidden tests that each program passes, given the examples, [P]."""
-    return _agreement(length)[:, _possible(length, fits)].mean(axis=1)
+    return _agreement(length)[:, _hidden_indices(length, fits)].mean(axis=1)
 
 
 @cache
 def _agreement(length: int) -> np.ndarray:
     """Fraction of the pool on which two programs have equal outputs, [P, P]."""
     all_programs = programs(length)
-    codes = np.empty((len(all_programs), len(_pool())), dtype=np.int32)
-    for test, numbers in enumerate(_pool()):
+    codes = np.empty((len(all_programs), len(_test_inputs())), dtype=np.int32)
+    for test, numbers in enumerate(_test_inputs()):
         seen: dict[tuple[int, ...], int] = {}
         codes[:, test] = [seen.setdefault(run(p, numbers), len(seen)) for p in all_programs]
     agree = np.zeros((len(all_programs), len(all_programs)))
     for column in codes.T:
         agree += column[:, None] == column[None, :]
-    return agree / len(_pool())
+    return agree / len(_test_inputs())
 
 
 def _text(numbers: tuple[int, ...]) -> str:

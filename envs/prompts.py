@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from rlhf.common.conversation import Conversation, RewardFunction
@@ -61,7 +62,7 @@ class PromptEnv(TextEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        super().reset(seed=seed)
+        gym.Env.reset(self, seed=seed)
         count = len(self._order)
         position = int(self.np_random.integers(count)) if seed is None else seed % count
         self._index = self._order[position]

@@ -129,7 +129,7 @@ class Support(TextEnv):
         """Future reward minus `cost_price()` times future cost, for each action."""
         price, evidence = self.cost_price(), (self._passed, self._failed)
         left = self.turns_left
-        return {word: _priced(self.rules, evidence, left, word, price) for word in ACTIONS}
+        return {word: _priced_value(self.rules, evidence, left, word, price) for word in ACTIONS}
 
     def best_action(self) -> str:
         """The action of the optimal mixture of two policies; the policy is drawn at reset."""
@@ -144,7 +144,7 @@ class Support(TextEnv):
 
         Costs are ascending.
         """
-        return [(point.cost, point.reward) for point in _hull(self.rules)]
+        return [(point.cost, point.reward) for point in _frontier(self.rules)]
 
     def optimal_value(self) -> float:
         low, high, share = self._mixture()
@@ -159,11 +159,11 @@ class Support(TextEnv):
 
     def reference_values(self) -> dict[str, float]:
         """`unconstrained`: the highest reward without the cost constraint."""
-        return {"unconstrained": max(point.reward for point in _hull(self.rules))}
+        return {"unconstrained": max(point.reward for point in _frontier(self.rules))}
 
     def _mixture(self) -> tuple[Point, Point, float]:
         """The vertices below and above `cost_limit`, and the probability of the second."""
-        hull = _hull(self.rules)
+        hull = _frontier(self.rules)
         low = max((p for p in hull if p.cost <= self.cost_limit), key=lambda p: p.cost)
         high = min((p for p in hull if p.cost > self.cost_limit), key=lambda p: p.cost, default=low)
         if high is low:
@@ -189,13 +189,13 @@ def _belief(rules: Rules, evidence: Evidence) -> tuple[float, float]:
     return customer, impostor * (1 - rules.pass_impostor) ** failed
 
 
-def _after(evidence: Evidence) -> tuple[Evidence, Evidence]:
+def _evidence_after_check(evidence: Evidence) -> tuple[Evidence, Evidence]:
     """The evidence after a passed check and after a failed one."""
     return (evidence[0] + 1, evidence[1]), (evidence[0], evidence[1] + 1)
 
 
 @cache
-def _points(rules: Rules, evidence: Evidence, left: int) -> tuple[Point, ...]:
+def _outcomes(rules: Rules, evidence: Evidence, left: int) -> tuple[Point, ...]:
     """Undominated outcomes with `left` turns remaining, weighted by the probability of `evidence`.
 
     A deterministic policy is a tree over evidence; the outcomes of its two branches add up.
@@ -209,37 +209,37 @@ def _points(rules: Rules, evidence: Evidence, left: int) -> tuple[Point, ...]:
     if left == 1:
         points.append(Point(0.0, -fee, ((evidence, "verify"),)))
     else:
-        right, wrong = (_points(rules, e, left - 1) for e in _after(evidence))
+        right, wrong = (_outcomes(rules, e, left - 1) for e in _evidence_after_check(evidence))
         for a in right:
             for b in wrong:
                 plan = ((evidence, "verify"), *a.plan, *b.plan)
                 points.append(Point(a.cost + b.cost, a.reward + b.reward - fee, plan))
-    return _concave(points)
+    return _upper_hull(points)
 
 
-def _concave(points: list[Point]) -> tuple[Point, ...]:
+def _upper_hull(points: list[Point]) -> tuple[Point, ...]:
     """Vertices of the upper concave hull up to the largest reward, by ascending cost."""
     hull: list[Point] = []
     for point in sorted(points, key=lambda p: (p.cost, -p.reward)):
         if hull and point.reward <= hull[-1].reward:
             continue
-        while len(hull) > 1 and _below(hull[-2], hull[-1], point):
+        while len(hull) > 1 and _is_below_line(hull[-2], hull[-1], point):
             hull.pop()
         hull.append(point)
     return tuple(hull)
 
 
-def _below(left: Point, middle: Point, right: Point) -> bool:
+def _is_below_line(left: Point, middle: Point, right: Point) -> bool:
     """Whether the middle point is on or below the line between the others."""
     rise, run = right.reward - left.reward, right.cost - left.cost
     return (middle.reward - left.reward) * run <= rise * (middle.cost - left.cost)
 
 
-def _hull(rules: Rules) -> tuple[Point, ...]:
-    return _points(rules, (0, 0), rules.turns)
+def _frontier(rules: Rules) -> tuple[Point, ...]:
+    return _outcomes(rules, (0, 0), rules.turns)
 
 
-def _priced(rules: Rules, evidence: Evidence, left: int, word: str, price: float) -> float:
+def _priced_value(rules: Rules, evidence: Evidence, left: int, word: str, price: float) -> float:
     """Reward minus `price` times cost of an action that is followed by optimal actions."""
     customer, impostor = _belief(rules, evidence)
     total = customer + impostor
@@ -249,8 +249,8 @@ def _priced(rules: Rules, evidence: Evidence, left: int, word: str, price: float
         return (customer - price * impostor) / total
     value = -rules.verify_cost
     if left > 1:
-        for after in _after(evidence):
+        for after in _evidence_after_check(evidence):
             chance = sum(_belief(rules, after)) / total
-            best = max(_priced(rules, after, left - 1, w, price) for w in ACTIONS)
+            best = max(_priced_value(rules, after, left - 1, w, price) for w in ACTIONS)
             value += chance * best
     return value

@@ -63,18 +63,18 @@ class TicTacToe(TwoPlayerEnv):
         text = f"You are {self._mark}."
         if self._mark == "o":
             text += f" {self._opponent_moves('You are x.')}"
-        return f"{text}\n{show(self._board)}"
+        return f"{text}\n{board_text(self._board)}"
 
     def step(self, action: str) -> Step:
         cell = self._free_cell(action)
         self.turns_left -= 1
         message = "Your opponent loses a turn."
         if cell is not None:
-            self._board = place(self._board, cell, self._mark)
+            self._board = with_mark(self._board, cell, self._mark)
             message = f"Your opponent plays {cell + 1}."
         text = "" if finished(self._board) else self._opponent_moves(message)
         done = finished(self._board) or self.turns_left == 0
-        text = f"{text}\n{show(self._board)}".strip()
+        text = f"{text}\n{board_text(self._board)}".strip()
         won = result(self._board, self._mark) if done else 0.0
         valid, reason = (True, "") if cell is not None else (False, "not a free cell")
         return self.turn(text, won, done, success=won > 0, valid=valid, reason=reason)
@@ -92,22 +92,22 @@ class TicTacToe(TwoPlayerEnv):
         cell = self._opponent_cell(message)
         if cell is None:
             return "Your opponent loses a turn."
-        self._board = place(self._board, cell, OTHER[self._mark])
+        self._board = with_mark(self._board, cell, OTHER[self._mark])
         return f"Your opponent plays {cell + 1}."
 
     def _opponent_cell(self, message: str) -> int | None:
         if isinstance(self.opponent, str):
             choices = opponent_cells(self._board, OTHER[self._mark], self.opponent)
             return choices[int(self.np_random.integers(len(choices)))]
-        text = f"{message}\n{show(self._board)}"
+        text = f"{message}\n{board_text(self._board)}"
         return self._free_cell(opponent_reply(self.opponent, self._opponent_view, text))
 
     def legal_actions(self) -> list[str]:
-        return [str(cell + 1) for cell in free(self._board)] or list(CELLS)
+        return [str(cell + 1) for cell in free_cells(self._board)] or list(CELLS)
 
     def action_values(self) -> dict[str, float]:
         opponent, mark = self._built_in_opponent(), self._mark
-        after = {cell: place(self._board, cell, mark) for cell in free(self._board)}
+        after = {cell: with_mark(self._board, cell, mark) for cell in free_cells(self._board)}
         return {
             str(cell + 1): _value(board, OTHER[mark], mark, opponent, "best")
             for cell, board in after.items()
@@ -125,18 +125,18 @@ class TicTacToe(TwoPlayerEnv):
         return sum(_value(EMPTY, "x", mark, opponent, policy) for mark in marks) / len(seats)
 
 
-def show(board: str) -> str:
+def board_text(board: str) -> str:
     """The board as three lines; free cells show their number."""
     shown = [str(i + 1) if mark == "." else mark for i, mark in enumerate(board)]
     return "\n".join(" ".join(shown[row : row + 3]) for row in (0, 3, 6))
 
 
-def free(board: str) -> list[int]:
+def free_cells(board: str) -> list[int]:
     """The free cells."""
     return [i for i, mark in enumerate(board) if mark == "."]
 
 
-def place(board: str, cell: int, mark: str) -> str:
+def with_mark(board: str, cell: int, mark: str) -> str:
     """The board after a move."""
     return board[:cell] + mark + board[cell + 1 :]
 
@@ -165,15 +165,17 @@ def minimax(board: str, mark: str) -> float:
     """Value of the board for `mark`, the player to move, under perfect play by both."""
     if finished(board):
         return result(board, mark)
-    return max(-minimax(place(board, cell, mark), OTHER[mark]) for cell in free(board))
+    return max(-minimax(with_mark(board, cell, mark), OTHER[mark]) for cell in free_cells(board))
 
 
 @cache
 def opponent_cells(board: str, mark: str, opponent: str) -> tuple[int, ...]:
     """Cells from which a built-in opponent, to move as `mark`, draws uniformly."""
     if opponent == "random":
-        return tuple(free(board))
-    scores = {cell: -minimax(place(board, cell, mark), OTHER[mark]) for cell in free(board)}
+        return tuple(free_cells(board))
+    scores = {
+        cell: -minimax(with_mark(board, cell, mark), OTHER[mark]) for cell in free_cells(board)
+    }
     return tuple(cell for cell, score in scores.items() if score == max(scores.values()))
 
 
@@ -190,7 +192,7 @@ def _value(board: str, mover: str, mark: str, opponent: str, policy: str) -> flo
     """
     if finished(board):
         return result(board, mark)
-    cells = free(board) if mover == mark else opponent_cells(board, mover, opponent)
-    boards = [place(board, cell, mover) for cell in cells]
+    cells = free_cells(board) if mover == mark else opponent_cells(board, mover, opponent)
+    boards = [with_mark(board, cell, mover) for cell in cells]
     values = [_value(after, OTHER[mover], mark, opponent, policy) for after in boards]
     return max(values) if mover == mark and policy == "best" else sum(values) / len(values)

@@ -50,7 +50,7 @@ class TMaze(TextEnv):
         if valid and self._position == self.length and word in ("left", "right"):
             success = word == self._sign
             return self.turn("", float(success), True, success=success)
-        self._position = _walk(self._position, word, self.length)
+        self._position = _next_position(self._position, word, self.length)
         place = "at a junction" if self._position == self.length else "in a corridor"
         reason = "" if valid else f"not one of {', '.join(ACTIONS)}"
         return self.turn(f"You are {place}.", 0.0, valid=valid, reason=reason)
@@ -62,7 +62,7 @@ class TMaze(TextEnv):
         if self._position == self.length:
             values = {word: float(word == self._sign) for word in ("left", "right")}
             return {**values, "forward": float(self.turns_left >= 2)}
-        after = {word: _walk(self._position, word, self.length) for word in ACTIONS}
+        after = {word: _next_position(self._position, word, self.length) for word in ACTIONS}
         return {w: float(self.turns_left - 1 >= self.length - p + 1) for w, p in after.items()}
 
     def optimal_value(self) -> float:
@@ -100,12 +100,12 @@ class TMaze(TextEnv):
                         # The sign is fair and independent of the observation at the junction.
                         value += reached * chance / 2
                     else:
-                        target = _walk(position, word, self.length)
+                        target = _next_position(position, word, self.length)
                         after[target] = after.get(target, 0.0) + reached * chance
             probabilities = after
         return value
 
 
-def _walk(position: int, word: str, length: int) -> int:
+def _next_position(position: int, word: str, length: int) -> int:
     """The position after an action; only forward changes it."""
     return min(position + (word == "forward"), length)

@@ -108,11 +108,11 @@ class ToolLookup(TextEnv):
         values = {}
         for name in self.people:
             if name == self._person and known == 0:
-                value = _look_up(self.rules, left, rooms)
+                value = _lookup_value(self.rules, left, rooms)
             elif name == self._target and known == 1 and self.rules.hops == 2:
                 value = _value(self.rules, left - 1, 2, ())
             elif name not in self._read and known == 0 and self.rules.hops == 2:
-                value = _look_up_other(self.rules, left, rooms)
+                value = _other_lookup_value(self.rules, left, rooms)
             else:
                 value = _value(self.rules, left - 1, known, rooms)
             values[f"lookup {name}"] = value - self.rules.cost
@@ -171,16 +171,16 @@ def _value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) -> float
     if known == 1:
         return max(1 / rules.rooms, _value(rules, left - 1, 2, ()) - rules.cost)
     if rules.hops == 1:
-        return max(1 / rules.rooms, _look_up(rules, left, ()) - rules.cost)
+        return max(1 / rules.rooms, _lookup_value(rules, left, ()) - rules.cost)
     unread = rules.others - sum(rooms)
     guess = (max(rooms, default=0) + unread / rules.rooms) / rules.others
-    options = [guess, _look_up(rules, left, rooms) - rules.cost]
+    options = [guess, _lookup_value(rules, left, rooms) - rules.cost]
     if unread:
-        options.append(_look_up_other(rules, left, rooms) - rules.cost)
+        options.append(_other_lookup_value(rules, left, rooms) - rules.cost)
     return max(options)
 
 
-def _look_up(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
+def _lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
     """Value after reading the person's record; the manager's may have been read already."""
     if rules.hops == 1:
         return _value(rules, left - 1, 1, ())
@@ -189,7 +189,7 @@ def _look_up(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
     return already * after[0] + (1 - already) * after[1]
 
 
-def _look_up_other(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
+def _other_lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
     """Value after reading the record of another person before that of the person."""
     value = _value(rules, left - 1, 0, (1, *rooms)) * (1 - len(rooms) / rules.rooms)
     for i in range(len(rooms)):

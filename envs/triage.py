@@ -73,13 +73,13 @@ class Triage(TextEnv):
 
     def action_values(self) -> dict[str, float]:
         seen = tuple(self._seen)
-        urgent = _urgent(seen)
+        urgent = _urgent_probability(seen)
         values = {}
         for test, word in enumerate(TESTS):
             if seen[test]:
                 values[word] = _value(seen, self.turns_left - 1, self.test_cost) - self.test_cost
             else:
-                values[word] = _take(seen, test, self.turns_left, self.test_cost)
+                values[word] = _test_value(seen, test, self.turns_left, self.test_cost)
         return {**values, "urgent": urgent, "routine": 1 - urgent}
 
     def optimal_value(self) -> float:
@@ -95,7 +95,7 @@ class Triage(TextEnv):
         return {"guess": 0.5, "all_tests_free": _value((0,) * len(TESTS), self.max_turns, 0.0)}
 
 
-def _urgent(seen: Results) -> float:
+def _urgent_probability(seen: Results) -> float:
     """Probability of urgent given the results (Bayes' rule)."""
     urgent = routine = 0.5
     for result, right in zip(seen, ACCURACIES, strict=True):
@@ -105,9 +105,9 @@ def _urgent(seen: Results) -> float:
     return urgent / (urgent + routine)
 
 
-def _take(seen: Results, test: int, left: int, cost: float) -> float:
+def _test_value(seen: Results, test: int, left: int, cost: float) -> float:
     """Value of a new test with `left` actions remaining, followed by optimal actions."""
-    urgent, right = _urgent(seen), ACCURACIES[test]
+    urgent, right = _urgent_probability(seen), ACCURACIES[test]
     shows_urgent = urgent * right + (1 - urgent) * (1 - right)
     value = -cost
     for result, chance in ((1, shows_urgent), (-1, 1 - shows_urgent)):
@@ -120,6 +120,6 @@ def _take(seen: Results, test: int, left: int, cost: float) -> float:
 def _value(seen: Results, left: int, cost: float) -> float:
     if left <= 0:
         return 0.0
-    urgent = _urgent(seen)
-    tests = [_take(seen, test, left, cost) for test, result in enumerate(seen) if not result]
+    urgent = _urgent_probability(seen)
+    tests = [_test_value(seen, test, left, cost) for test, result in enumerate(seen) if not result]
     return max(urgent, 1 - urgent, *tests)

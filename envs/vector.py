@@ -58,7 +58,7 @@ class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
                 continue
             if finished[row]:
                 raise UserError(
-                    f"row {row} is finished: pass None to park it, or reset it with "
+                    f"row {row} is finished: pass None to skip it, or reset it with "
                     "options={'reset_mask': ...}"
                 )
             text, reward, terminated, truncated, infos[row] = env.step(action)
@@ -90,19 +90,15 @@ def batch_infos(infos: list[dict[str, Any]]) -> dict[str, Any]:
         if types == {dict}:
             batch[key] = batch_infos([info.get(key, {}) for info in infos])
         else:
-            numeric = types <= {bool, int, float}
-            column = np.zeros(len(infos), _widest(types)) if numeric else np.full(len(infos), None)
+            column = np.full(len(infos), None)
+            if types <= {bool, int, float}:
+                column = np.zeros(len(infos), np.result_type(*types))
             for row, info in enumerate(infos):
                 if has[row]:
                     column[row] = info[key]
             batch[key] = column
         batch[f"_{key}"] = np.array(has)
     return batch
-
-
-def _widest(types: set[type]) -> type:
-    """The narrowest number type that holds values of all `types`."""
-    return float if float in types else int if int in types else bool
 
 
 def make_text_vector(

@@ -140,10 +140,10 @@ def _wins_by_guess(table: np.ndarray, possible: np.ndarray, left: int) -> np.nda
         # The last guess finds one word of each group with equal marks.
         ordered = np.sort(marks, axis=1)
         return 1 + (ordered[:, 1:] != ordered[:, :-1]).sum(axis=1)
-    return np.array([_wins_after(table, possible, row, left - 1) for row in marks])
+    return np.array([_wins_after_guess(table, possible, row, left - 1) for row in marks])
 
 
-def _wins_after(table: np.ndarray, possible: np.ndarray, marks: np.ndarray, left: int) -> int:
+def _wins_after_guess(table: np.ndarray, possible: np.ndarray, marks: np.ndarray, left: int) -> int:
     """Words found in `left` guesses after a guess whose marks of the possible words are `marks`."""
     wins = 0
     for seen in np.unique(marks).tolist():

@@ -106,7 +106,7 @@ class InvalidActions(TextWrapper):
                 f"penalty is subtracted from the reward, so it must be >= 0, got {penalty}"
             )
         if substitute is not None and (end or penalty):
-            raise UserError("substitute leaves no invalid action to punish: drop end and penalty")
+            raise UserError("substitute replaces every invalid action: drop end and penalty")
         super().__init__(env, penalty=penalty, end=end, substitute=substitute)
         self._penalty, self._end, self._substitute = penalty, end, substitute
         self._rng = np.random.default_rng(0)

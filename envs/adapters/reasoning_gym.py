@@ -63,7 +63,7 @@ def _value(node: ast.expr) -> Fraction:
     raise ValueError("neither a number nor one of the four operations")
 
 
-HARDENED: dict[str, tuple[Callable[[str, str], float], str]] = {
+REPLACED_SCORERS: dict[str, tuple[Callable[[str, str], float], str]] = {
     "game_of_life_halting": (_same_word, "its scorer pays for any text: bool('False') is True"),
     "puzzle24": (_makes_24, "its scorer pays for other numbers than the question's"),
     "coin_flip": (_same_number, "its scorer pays for any part of the answer's digits"),
@@ -74,7 +74,7 @@ _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
 _HEDGES = {"not", "nor", "neither", "never", "or", "either", "maybe", "perhaps", "except"}
 
 
-def has_junk(answer: str, truth: str) -> bool:
+def has_extra_text(answer: str, truth: str) -> bool:
     """Whether an answer has words or numbers around the reference, or words that negate it.
 
     Many scorers of reasoning-gym search the reply for the reference, so they accept "not 14" and
@@ -90,9 +90,9 @@ def has_junk(answer: str, truth: str) -> bool:
     return extra > 0 and any(tokens[i : i + size] == reference for i in range(extra + 1))
 
 
-CANDIDATES = 8
+CANDIDATES_PER_ITEM = 8
 """Number of data-set indices from which each item may be drawn."""
-EAGER = {"acre"}
+DRAWN_AT_CREATION = {"acre"}
 """Tasks that draw all items at creation; there each item has one index only."""
 MAX_TRIES = 300
 _INDEX_CACHE: dict[tuple[Any, ...], int] = {}
@@ -111,7 +111,7 @@ class ReasoningGym(TextEnv):
     State and observation: a question. Action: the answer. Reward: 1.0 if the task's scorer gives
     full credit, else 0.0; with `partial` the scorer's value in [0, 1]. Scorers are hardened: an
     exception or a value that is not finite gives 0.0, as do `nan`, `inf` and text around the
-    reference ("not 14", "14 or 7"); `HARDENED` replaces some scorers.
+    reference ("not 14", "14 or 7"); `REPLACED_SCORERS` replaces some scorers.
 
     reasoning-gym draws item `i` of a data set with seed `s` from seed `s + i`, so data sets with
     different seeds share nearly all items, and many tasks repeat questions. Splits are therefore
@@ -156,8 +156,8 @@ class ReasoningGym(TextEnv):
         library = require("reasoning_gym", "reasoning-gym")
         with self._generators.active():
             try:
-                count = size if task in EAGER else size * CANDIDATES
-                self._items = library.create_dataset(task, seed=0, size=count, **(config or {}))
+                count = size if task in DRAWN_AT_CREATION else size * CANDIDATES_PER_ITEM
+                self._dataset = library.create_dataset(task, seed=0, size=count, **(config or {}))
             except (AssertionError, TypeError) as error:
                 raise UserError(f"{task} does not take config {config}: {error}") from error
         train = size * 9 // 10
@@ -183,7 +183,7 @@ class ReasoningGym(TextEnv):
         """Draw an item; some tasks use the global generators, so these are seeded by the index."""
         self._generators.seed(index)
         with self._generators.active():
-            return self._items[index]
+            return self._dataset[index]
 
     def _index_of(self, item: int) -> int:
         """Index of the first candidate for an item whose question is in the split."""
@@ -191,7 +191,7 @@ class ReasoningGym(TextEnv):
             return item
         key = (*self._key, item)
         if key not in _INDEX_CACHE:
-            end = self.size if self.task in EAGER else self.size * CANDIDATES
+            end = self.size if self.task in DRAWN_AT_CREATION else self.size * CANDIDATES_PER_ITEM
             candidates = range(item, end, self.size)
             # In tasks with few questions all candidates may be equal; then use other items.
             others = ((item + i) % self.size for i in range(min(self.size, MAX_TRIES)))
@@ -216,7 +216,7 @@ class ReasoningGym(TextEnv):
         if action.strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
             return 0.0, "not an answer"
         truth = self._entry.get("answer")
-        if len(action) > MAX_ANSWER or has_junk(action, "" if truth is None else str(truth)):
+        if len(action) > MAX_ANSWER or has_extra_text(action, "" if truth is None else str(truth)):
             return 0.0, "text around the answer"
         with self._generators.active():
             try:
@@ -227,10 +227,10 @@ class ReasoningGym(TextEnv):
         return (min(max(score, 0.0), 1.0), "") if math.isfinite(score) else (0.0, "no finite score")
 
     def _scorer(self) -> Callable[[str], float]:
-        if self.task in HARDENED:
-            scorer, truth = HARDENED[self.task][0], str(self._entry["answer"])
+        if self.task in REPLACED_SCORERS:
+            scorer, truth = REPLACED_SCORERS[self.task][0], str(self._entry["answer"])
             return lambda answer: scorer(answer, truth)
-        return lambda answer: self._items.score_answer(answer=answer, entry=self._entry)
+        return lambda answer: self._dataset.score_answer(answer=answer, entry=self._entry)
 
     def sample_action(self, rng: np.random.Generator) -> str:
         """Draw one of five generic answers, because legal answers cannot be listed."""

@@ -18,35 +18,35 @@ from rlhf.envs.core import Step, TextEnv, check_range
 from rlhf.envs.two_player import Opponent, opponent_reply
 from rlhf.errors import UserError
 
-_SOLO = """2048 Bandit Blackjack Countdown Crosswords Cryptarithm FifteenPuzzle FrozenLake
+_ONE_PLAYER = """2048 Bandit Blackjack Countdown Crosswords Cryptarithm FifteenPuzzle FrozenLake
     GuessTheNumber LightsOut LogicPuzzle Mastermind Minesweeper PegJump Secretary Set
     Slitherlink Sokoban Sudoku ThreeCardMonte TowerOfHanoi"""
-_DUEL = """Alquerque Battleship Breakthrough Briscola Chopsticks ColonelBlotto ConnectFour Crusade
-    GameOfPureStrategy GermanWhist Golf HighSociety IndianPoker IteratedMatchingPennies
+_TWO_PLAYERS = """Alquerque Battleship Breakthrough Briscola Chopsticks ColonelBlotto ConnectFour
+    Crusade GameOfPureStrategy GermanWhist Golf HighSociety IndianPoker IteratedMatchingPennies
     IteratedPrisonersDilemma IteratedRockPaperScissors IteratedTwoThirdsAverage
     IteratedUltimatumGame KuhnPoker LiarsDice LinesOfAction MarketEntryGame MemoryGame NewRecruit
     Nim Othello PigDice Poker QuantumTicTacToe SantoriniBaseFixed
     SimpleBlindAuction SimpleNegotiation SimpleTak Snake SpiteAndMalice Stratego Surround Tak
     TicTacToe TruthAndDeception TwoDollar UltimateTicTacToe WildTicTacToe"""
 GAMES: dict[str, int] = {
-    **dict.fromkeys(_SOLO.split(), 1),
-    **dict.fromkeys(_DUEL.split(), 2),
+    **dict.fromkeys(_ONE_PLAYER.split(), 1),
+    **dict.fromkeys(_TWO_PLAYERS.split(), 2),
     **{"ThreePlayerGOPS": 3, "ThreePlayerIPD": 3, "ThreePlayerTicTacToe": 3},
     **{"SettlersOfCatan": 4, "Taboo": 4, "SecretMafia": 6},
 }
 """Available game -> number of players."""
 
-_WORDS = "downloads word lists when it starts"
-_KEY = "asks a paid service for its replies"
-_FILES = "needs files that its package leaves out"
-_SYNTAX = "is not valid Python 3.11"
+_DOWNLOADS = "downloads word lists when it starts"
+_PAID_SERVICE = "asks a paid service for its replies"
+_MISSING_FILES = "needs files that its package leaves out"
+_SYNTAX_ERROR = "is not valid Python 3.11"
 QUARANTINE: dict[str, str] = {
-    **dict.fromkeys(("Hangman", "Wordle", "WordLadder", "WordSearch", "WordChains"), _WORDS),
-    **dict.fromkeys(("SpellingBee", "LetterAuction", "DontSayIt", "Codenames"), _WORDS),
-    **dict.fromkeys(("GuessWho", "TwentyQuestions", "Debate", "ScenarioPlanning"), _KEY),
-    **dict.fromkeys(("UsedCar", "UsedCarNegotiation", "ScorableGames"), _FILES),
-    **dict.fromkeys(("Checkers", "Chess", "IteratedStagHunt", "Klondike"), _SYNTAX),
-    **dict.fromkeys(("ReverseTicTacToe", "UltimateTexasHoldem"), _SYNTAX),
+    **dict.fromkeys(("Hangman", "Wordle", "WordLadder", "WordSearch", "WordChains"), _DOWNLOADS),
+    **dict.fromkeys(("SpellingBee", "LetterAuction", "DontSayIt", "Codenames"), _DOWNLOADS),
+    **dict.fromkeys(("GuessWho", "TwentyQuestions", "Debate", "ScenarioPlanning"), _PAID_SERVICE),
+    **dict.fromkeys(("UsedCar", "UsedCarNegotiation", "ScorableGames"), _MISSING_FILES),
+    **dict.fromkeys(("Checkers", "Chess", "IteratedStagHunt", "Klondike"), _SYNTAX_ERROR),
+    **dict.fromkeys(("ReverseTicTacToe", "UltimateTexasHoldem"), _SYNTAX_ERROR),
     "RushHour": "may search for minutes for a puzzle",
     "PublicGoodsGame": "can ask one player without end",
     "CharacterConclave": "is talk without moves, decided by votes among the players",
@@ -128,7 +128,7 @@ class TextArena(TextEnv):
                 self._game = self._library.make(self._id)
                 deal = int(self.np_random.integers(2**31))
                 self._game.reset(num_players=self._players, seed=deal)
-                self._text, ended = self._until_my_turn()
+                self._text, ended = self._play_opponents()
             if not ended:
                 return self.opening(self._text, seat=self._seat)
         raise RuntimeError(f"{self.game}: {_MAX_DEALS} games ended before the agent's first move")
@@ -138,7 +138,7 @@ class TextArena(TextEnv):
         with self._running():
             try:
                 done, _ = self._game.step(action)
-                self._text, ended = ("", True) if done else self._until_my_turn()
+                self._text, ended = ("", True) if done else self._play_opponents()
             except Exception as error:
                 # Third-party games raise many types of errors on malformed moves.
                 reason = f"the game raised {type(error).__name__}"
@@ -157,7 +157,7 @@ class TextArena(TextEnv):
     def _turn(self, reward: float, done: bool, **info: Any) -> Step:
         return self.turn(self._text, reward, done, success=reward >= 1.0, seat=self._seat, **info)
 
-    def _until_my_turn(self) -> tuple[str, bool]:
+    def _play_opponents(self) -> tuple[str, bool]:
         """Make the opponents' moves; return the agent's observation and whether the game ended."""
         for _ in range(_MAX_OPPONENT_MOVES):
             player, messages = self._game.get_observation()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf import envs
-from rlhf.envs.adversary import beaten
+from rlhf.envs.adversary import successful_adversaries
 from rlhf.envs.catalogue import catalogue
 from rlhf.envs.core import TextEnv
 from rlhf.envs.demonstrations import write_demonstrations
@@ -141,7 +141,10 @@ def test_few_shot_examples_use_training_items():
     ],
 )
 def test_ending_early_by_an_invalid_action_is_not_an_advantage(task, kwargs):
-    assert beaten(InvalidActions(gym.make(f"text/{task}-v0", **kwargs), end=True)) == []
+    assert (
+        successful_adversaries(InvalidActions(gym.make(f"text/{task}-v0", **kwargs), end=True))
+        == []
+    )
 
 
 def test_ending_early_costs_the_remaining_turns():

@@ -155,7 +155,7 @@ def test_program_synthesis_examples_identify_the_program():
         shown = program_synthesis.outputs_on(program, program_synthesis.VISIBLE)
         for other in program_synthesis.programs(2):
             if program_synthesis.outputs_on(other, program_synthesis.VISIBLE) == shown:
-                pool = program_synthesis._pool()
+                pool = program_synthesis._test_inputs()
                 assert program_synthesis.outputs_on(other, pool) == program_synthesis.outputs_on(
                     program, pool
                 )

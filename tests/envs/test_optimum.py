@@ -12,7 +12,7 @@ import pytest
 
 from rlhf import envs
 from rlhf.envs import toy_text
-from rlhf.envs.adversary import LEVEL, beaten
+from rlhf.envs.adversary import LEVEL, successful_adversaries
 from rlhf.envs.exact import NotEnumerableError, exact_value
 from tests.envs.variants import VARIANTS, Variant, named
 
@@ -59,7 +59,7 @@ def try_to_beat(env_id, kwargs, max_steps):
     if kwargs.get("reward") != "proxy":  # whose best texts are beyond its menus
         with contextlib.suppress(NotEnumerableError):
             assert exact(env, max_steps) == pytest.approx(stated, abs=1e-8)
-    assert beaten(env) == []
+    assert successful_adversaries(env) == []
 
 
 @pytest.mark.parametrize(("env_id", "kwargs"), QUICK, ids=named(QUICK))
@@ -190,7 +190,7 @@ class Coin(gym.Env):
 def test_adversary_level_when_all_policies_are_optimal():
     """The rate of false findings is at most the level; a binomial bound at 1 in 1,000."""
     repeats = 40
-    found = sum(bool(beaten(Coin(salt))) for salt in range(repeats))
+    found = sum(bool(successful_adversaries(Coin(salt))) for salt in range(repeats))
     assert LEVEL == 0.01
     assert found <= 4
 

@@ -18,7 +18,7 @@ PLANTED = {
     "Shared": "two different episodes|shared state",
     "Fragile": "raised ValueError",
     "Gullible": "counts as success",
-    "Changeling": "now int, now float",
+    "Changeling": "the types int and float",
     "Endless": "did not end within",
     "Boastful": r"optimal_value\(\) says 5.0000",
     "Alphabet": "Text space admits its alphabet only",
