@@ -72,14 +72,9 @@ class Triage(TextEnv):
         return [*TESTS, *ANSWERS]
 
     def action_values(self) -> dict[str, float]:
-        seen = tuple(self._seen)
+        seen, left, cost = tuple(self._seen), self.turns_left, self.test_cost
         urgent = _urgent_probability(seen)
-        values = {}
-        for test, word in enumerate(TESTS):
-            if seen[test]:
-                values[word] = _value(seen, self.turns_left - 1, self.test_cost) - self.test_cost
-            else:
-                values[word] = _test_value(seen, test, self.turns_left, self.test_cost)
+        values = {word: _test_value(seen, test, left, cost) for test, word in enumerate(TESTS)}
         return {**values, "urgent": urgent, "routine": 1 - urgent}
 
     def optimal_value(self) -> float:
@@ -106,7 +101,9 @@ def _urgent_probability(seen: Results) -> float:
 
 
 def _test_value(seen: Results, test: int, left: int, cost: float) -> float:
-    """Value of a new test with `left` actions remaining, followed by optimal actions."""
+    """Value of a test with `left` actions remaining, followed by optimal actions."""
+    if seen[test]:  # a repeated test gives no information
+        return _value(seen, left - 1, cost) - cost
     urgent, right = _urgent_probability(seen), ACCURACIES[test]
     shows_urgent = urgent * right + (1 - urgent) * (1 - right)
     value = -cost

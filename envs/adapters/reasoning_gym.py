@@ -220,17 +220,16 @@ class ReasoningGym(TextEnv):
             return 0.0, "text around the answer"
         with self._generators.active():
             try:
-                score = float(self._scorer()(action))
+                score = self._raw_score(action)
             except Exception as error:
                 # Third-party scorers raise many types of errors on malformed answers.
                 return 0.0, f"the scorer raised {type(error).__name__}"
         return (min(max(score, 0.0), 1.0), "") if math.isfinite(score) else (0.0, "no finite score")
 
-    def _scorer(self) -> Callable[[str], float]:
+    def _raw_score(self, answer: str) -> float:
         if self.task in REPLACED_SCORERS:
-            scorer, truth = REPLACED_SCORERS[self.task][0], str(self._entry["answer"])
-            return lambda answer: scorer(answer, truth)
-        return lambda answer: self._dataset.score_answer(answer=answer, entry=self._entry)
+            return REPLACED_SCORERS[self.task][0](answer, str(self._entry["answer"]))
+        return float(self._dataset.score_answer(answer=answer, entry=self._entry))
 
     def sample_action(self, rng: np.random.Generator) -> str:
         """Draw one of five generic answers, because legal answers cannot be listed."""
