@@ -83,13 +83,9 @@ def main() -> None:
                 part = batch.select(rows)
                 scored = policy.score(part.tokens, part.attention_mask, part.action_mask)
                 mask = part.require("loss_mask")
+                count = loss_denominator(algorithm, mask, max_tokens=MAX_TOKENS)
                 loss, _ = compute_loss(
-                    algorithm,
-                    scored.logprobs,
-                    part,
-                    denominator=loss_denominator(algorithm, mask, max_tokens=MAX_TOKENS),
-                    values=scored.values,
-                    num_tokens=mask.sum(),
+                    algorithm, scored.logprobs, part, denominator=count, values=scored.values
                 )
                 optimizer.zero_grad()
                 loss.backward()

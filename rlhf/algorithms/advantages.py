@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.batch import TrainingBatch, index_of
 from rlhf.algorithms.components import advantage
 from rlhf.algorithms.kl import kl_estimate
 from rlhf.algorithms.settings import Settings
@@ -263,7 +263,7 @@ def group_return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
     rewards = torch.where(scored[:, None], batch.require("rewards"), 0.0)
     onward = discounted_sum(rewards, mask, gamma=settings.gamma)
     baseline = torch.zeros_like(onward)
-    for turn in torch.unique(turns[mask]).tolist():
+    for turn in range(int(turns.max()) + 1):
         in_turn = mask & (turns == turn)
         first = in_turn & (in_turn.cumsum(dim=1) == 1)
         at_turn = torch.where(first, onward, 0.0).sum(dim=1)
@@ -284,7 +284,7 @@ def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
     best = scores == _group_extreme(scores, groups, largest=True)
     best &= informative_groups(scores, groups)
     weight = best.to(scores.dtype)
-    _, inverse = torch.unique(groups, return_inverse=True)
+    inverse = index_of(groups)
     weight = weight / _group_sum(weight, inverse).clamp(min=1)
     return Advantages(weight, included=weight > 0)
 
@@ -297,7 +297,7 @@ def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
     Groups whose scores are all equal give no pair.
     """
     scores, groups = batch.scores(), batch.require("groups")
-    _, inverse = torch.unique(groups, return_inverse=True)
+    inverse = index_of(groups)
     rows = torch.arange(len(scores), device=scores.device)
     low = _group_extreme(scores, groups, largest=False)
     high = _group_extreme(scores, groups, largest=True)
@@ -327,7 +327,7 @@ def informative_groups(scores: Tensor, groups: Tensor) -> Tensor:
 def _by_group(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scores with nan as 0, scored mask, group index, scored episodes of the group; all [B]."""
     scored = ~scores.isnan()
-    _, inverse = torch.unique(groups, return_inverse=True)
+    inverse = index_of(groups)
     count = _group_sum(scored.to(scores.dtype), inverse)
     return torch.where(scored, scores, 0.0), scored, inverse, count
 
@@ -340,7 +340,7 @@ def _group_sum(values: Tensor, inverse: Tensor) -> Tensor:
 
 def _group_extreme(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
     """Each row's group maximum or minimum over scored episodes, [B]."""
-    _, inverse = torch.unique(groups, return_inverse=True)
+    inverse = index_of(groups)
     worst = -torch.inf if largest else torch.inf
     clean = torch.where(scores.isnan(), worst, scores)
     result = torch.full_like(scores, worst)

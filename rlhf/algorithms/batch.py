@@ -98,3 +98,8 @@ class TrainingBatch:
                 value = value[rows]
                 selected[field.name] = value[:, :width] if value.dim() == 2 else value
         return replace(self, **selected)
+
+
+def index_of(ids: Tensor) -> Tensor:
+    """Return the position of each id among the sorted distinct ids, [B]."""
+    return torch.unique(ids, return_inverse=True)[1]  # pyright: ignore

@@ -1,9 +1,10 @@
 """State that outlives a step: KL controllers, the Lagrange multiplier, running reward moments.
 
-Each class has `state_dict` and `load_state_dict`, so that a resumed run continues exactly.
+A checkpoint keeps the numbers of each object, so that a resumed run continues exactly.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
@@ -12,7 +13,21 @@ from rlhf.errors import UserError
 
 
 @dataclass
-class FixedKL:
+class SavedNumbers:
+    """A dataclass of numbers that a checkpoint keeps."""
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the fields by name."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Restore the fields that `state_dict` returned."""
+        for name in self.state_dict():
+            setattr(self, name, state[name])
+
+
+@dataclass
+class FixedKL(SavedNumbers):
     """A constant coefficient of the KL."""
 
     coef: float
@@ -20,15 +35,6 @@ class FixedKL:
 
     def update(self, kl: float, num_episodes: int) -> None:
         """Keep the coefficient."""
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the state as plain numbers."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore the state that `state_dict` returned."""
-        for key in asdict(self):
-            setattr(self, key, state[key])
 
 
 @dataclass
@@ -64,7 +70,7 @@ KLController = FixedKL | AdaptiveKL | BudgetKL
 
 
 @dataclass
-class LagrangeMultiplier:
+class LagrangeMultiplier(SavedNumbers):
     """Multiplier of the constraint mean cost <= limit (Ray et al. 2019; Dai et al. 2023).
 
     Gradient ascent on its logarithm: log v += lr * v * (cost - limit), clamped to at most log
@@ -89,16 +95,12 @@ class LagrangeMultiplier:
         self.value = math.exp(min(log_value, math.log(self.maximum)))
 
     def state_dict(self) -> dict[str, float]:
-        """Return the state as plain numbers."""
+        """Return the value; limit, step size and maximum are those of the configuration."""
         return {"value": self.value}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore the value; limit, step size and maximum are those of the configuration."""
-        self.value = state["value"]
 
 
 @dataclass
-class RewardMoments:
+class RewardMoments(SavedNumbers):
     """Running mean and variance of all scores seen (Chan et al. 1979, parallel update)."""
 
     count: float = 0.0
@@ -130,11 +132,3 @@ class RewardMoments:
     def normalise(self, scores: Tensor, *, clip: float) -> Tensor:
         """Return (scores - mean) / std, clamped to +-`clip`."""
         return ((scores - self.mean) / self.std).clamp(-clip, clip)
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the state as plain numbers."""
-        return asdict(self)
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore the state that `state_dict` returned."""
-        self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.batch import TrainingBatch, index_of
 from rlhf.algorithms.components import policy_loss
 from rlhf.algorithms.kl import difference, kl_estimate
 from rlhf.algorithms.metrics import MetricSums, masked_mean
@@ -52,7 +52,7 @@ def compute_loss(
     kl_coef: float = 0.0,
     entropy: Tensor | None = None,
     values: Tensor | None = None,
-    num_tokens: Denominator = 1,
+    num_tokens: Denominator | None = None,
     critic_only: bool = False,
 ) -> tuple[Tensor, MetricSums]:
     """All terms of the algorithm's loss: policy, KL, entropy bonus and critic; and their metrics.
@@ -67,7 +67,7 @@ def compute_loss(
             a metric.
         values: of the critic; None leaves out its loss.
         num_tokens: tokens of the global mini-batch that take part in the losses, the denominator of
-            the critic's loss.
+            the critic's loss; None: those of this batch.
         critic_only: return only the critic's loss, but the metrics of all terms.
     """
     settings = replace(algorithm.settings, kl_coef=kl_coef)
@@ -90,8 +90,9 @@ def compute_loss(
         if settings.entropy_coef:
             loss = loss - settings.entropy_coef * mean(entropy)
     if values is not None:
-        num_tokens = torch.as_tensor(num_tokens, dtype=values.dtype).clamp(min=1)
-        error, value_metrics = value_loss(values, batch, settings, denominator=num_tokens)
+        count = mask.sum() if num_tokens is None else num_tokens
+        count = torch.as_tensor(count, dtype=values.dtype).clamp(min=1)
+        error, value_metrics = value_loss(values, batch, settings, denominator=count)
         error = settings.value_coef * error
         loss = error if critic_only else loss + error
     means = {name: masked_mean(term, mask) for name, term in terms.items()}
@@ -243,7 +244,7 @@ def pairwise(
     log_ratio = difference(logprobs, batch.require("ref_logprobs"), mask).sum(dim=1)
     better = paired & (differences > 0)
     signed = torch.where(better, log_ratio, torch.where(paired, -log_ratio, 0.0))
-    _, index = torch.unique(batch.require("pair_ids"), return_inverse=True)
+    index = index_of(batch.require("pair_ids"))
     margins = torch.zeros_like(signed).index_add(0, index, settings.kl_coef * signed)[index]
     preferred = torch.where(better, differences, 0.0).sigmoid()
     if settings.pair_labels == "hard":

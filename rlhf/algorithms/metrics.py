@@ -1,5 +1,6 @@
 """Metrics of micro-batches that add up to those of the whole batch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,11 +15,11 @@ class MetricSums:
     its numerator and its count until `compute`.
     """
 
-    means: dict[str, Tensor] = field(default_factory=dict)
+    means: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Name to [numerator, count], shape [2]."""
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Name to a scalar that already has its global denominator, such as a loss."""
-    maxima: dict[str, Tensor] = field(default_factory=dict)
+    maxima: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     """Name to a scalar maximum."""
 
     def __add__(self, other: "MetricSums") -> "MetricSums":
@@ -55,6 +56,8 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     return float(1 - residual.var(correction=0) / variance) if variance > 0 else float("nan")
 
 
-def _merge(left: dict[str, Tensor], right: dict[str, Tensor], combine) -> dict[str, Tensor]:
+def _merge(
+    left: dict[str, Tensor], right: dict[str, Tensor], combine: Callable[..., Tensor]
+) -> dict[str, Tensor]:
     both = {name: combine(left[name], right[name]) for name in left if name in right}
     return left | right | both

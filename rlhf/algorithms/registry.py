@@ -12,11 +12,10 @@ A training step uses a row like this; no code compares names of algorithms::
     denominator = loss_denominator(algorithm, mini_batch.loss_mask, max_tokens=...)
     # once per micro-batch; the gradients add up
     micro_batch = mini_batch.select(rows)
-    loss, metrics = compute_policy_loss(algorithm, logprobs, micro_batch, denominator=denominator,
-                                        kl_coef=..., entropy=...)
-    value_loss, value_metrics = compute_value_loss(algorithm, values, micro_batch,
-                                                   denominator=mini_batch.loss_mask.sum())
-    (loss + value_loss).backward()
+    loss, metrics = compute_loss(algorithm, logprobs, micro_batch, denominator=denominator,
+                                 kl_coef=..., entropy=..., values=...,
+                                 num_tokens=mini_batch.loss_mask.sum())
+    loss.backward()
 """
 
 from dataclasses import fields, replace

@@ -55,13 +55,7 @@ def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
         run.rewind(-1)
         trainer.start(run)
         return
-    load_checkpoint(
-        latest,
-        model=trainer.model,
-        optimizer=trainer.optimizer,
-        scheduler=trainer.scheduler,
-        stateful=trainer.state(),
-    )
+    load_checkpoint(latest, trainer)
     run.rewind(trainer.progress.step)
 
 
@@ -87,14 +81,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
                 warnings = monitor.update(progress.step, metrics)
             display.show(progress.step, metrics, warnings)
             if (save_due or stop.asked) and run.writes:
-                save_checkpoint(
-                    checkpoints,
-                    step=progress.step,
-                    model=trainer.model,
-                    optimizer=trainer.optimizer,
-                    scheduler=trainer.scheduler,
-                    stateful=trainer.state(),
-                )
+                save_checkpoint(checkpoints, trainer)
             stop.check(run.directory)
 
 

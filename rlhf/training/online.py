@@ -19,7 +19,6 @@ from rlhf.runs.directory import Run
 from rlhf.runs.profiling import Stopwatch
 from rlhf.runs.progress import online_slots
 from rlhf.training.batch import make_training_batch
-from rlhf.training.checkpoint import Stateful
 from rlhf.training.collection import collect_step
 from rlhf.training.held_out import evaluate_held_out, final_evaluation, write_samples
 from rlhf.training.loop import fit
@@ -35,7 +34,7 @@ from rlhf.training.optimize import update_policy
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer, make_scheduler
 from rlhf.training.rollout_metrics import rollout_metrics
 from rlhf.training.throughput import Throughput
-from rlhf.training.trainer import Trainer
+from rlhf.training.trainer import Stateful, Trainer
 from rlhf.training.transcripts import token_table, transcript
 
 log = logging.getLogger(__name__)

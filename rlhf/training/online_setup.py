@@ -13,6 +13,7 @@ from rlhf.algorithms.controllers import (
     BudgetKL,
     FixedKL,
     LagrangeMultiplier,
+    SavedNumbers,
 )
 from rlhf.algorithms.registry import Algorithm
 from rlhf.config.online import KLSpec, OnlineConfig, algorithm_of
@@ -28,18 +29,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class EpisodeCounter:
+class EpisodeCounter(SavedNumbers):
     """The number of start states used so far: the position in the data."""
 
     count: int = 0
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the state as plain numbers."""
-        return {"count": self.count}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore the state that ``state_dict`` returned."""
-        self.count = int(state["count"])
 
     def take(self, run_seed: int, groups: int, group_size: int) -> list[EpisodeSeed]:
         """Return the next groups of episodes; a group shares its start state."""

@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
+
+from rlhf.algorithms.controllers import SavedNumbers
 from rlhf.errors import UserError
 from rlhf.models.precision import MasterOptimizer
 from rlhf.models.trainable import Movement
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import Slots
-from rlhf.training.checkpoint import SavedModel, Stateful
 from rlhf.training.distributed import init_distributed
 
 
+class Stateful(Protocol):
+    """An object whose state JSON can hold."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+class SavedModel(Protocol):
+    """A policy or a reward model in training."""
+
+    model: Any
+    """The module of transformers."""
+    tokenizer: Any
+    device: torch.device
+
+    def save(self, directory: Path, *, base: Path | None = None) -> None: ...
+
+    def restore(self, directory: Path) -> None: ...
+
+
 @dataclass
-class Progress:
+class Progress(SavedNumbers):
     """Steps taken, and the best evaluation so far."""
 
     step: int = 0
@@ -32,16 +54,6 @@ class Progress:
             return True
         self.evaluations_since_best += 1
         return False
-
-    def state_dict(self) -> dict[str, float]:
-        """Return the state as plain numbers."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Restore the state that ``state_dict`` returned."""
-        self.step = int(state["step"])
-        self.best_loss = float(state["best_loss"])
-        self.evaluations_since_best = int(state["evaluations_since_best"])
 
 
 class Trainer:
