@@ -66,9 +66,6 @@ class BudgetKL(FixedKL):
         self.stop = self.stop or kl > self.budget
 
 
-KLController = FixedKL | AdaptiveKL | BudgetKL
-
-
 @dataclass
 class LagrangeMultiplier(SavedNumbers):
     """Multiplier of the constraint mean cost <= limit (Ray et al. 2019; Dai et al. 2023).

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +67,8 @@ class DPOTrainer(SupervisedTrainer):
             return
         self.reference_logprobs = self._score_reference()
         if run.writes:
-            _save_tensors(self.reference_logprobs, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(self.reference_logprobs, path)
 
     def _score_reference(self) -> dict[str, list[Tensor]]:
         """Score every pair that is used under the initial model.
@@ -106,11 +106,6 @@ class DPOTrainer(SupervisedTrainer):
                 width = int(batch.attention_mask[in_pair].sum(1).max())
                 logprobs[row] = scored[in_pair, :width].clone()
         return logprobs
-
-
-def _save_tensors(tensors: Mapping[str, Sequence[Tensor]], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(tensors, path)
 
 
 def dpo_loss(

@@ -46,14 +46,14 @@ def score_rollouts(
                 rollout.unscored = scores.reasons[index]
 
 
-def unscored_reasons(rollouts: Sequence[Rollout], *, most: int = 3) -> str:
+def _unscored_reasons(rollouts: Sequence[Rollout]) -> str:
     """Return the most common reasons for no score, as ``12 x number: no reference answer``."""
     counts = Counter(
         rollout.unscored or "the environment gave no score"
         for rollout in rollouts
         if math.isnan(rollout.score)
     )
-    listed = counts.most_common(most)
+    listed = counts.most_common(3)
     parts = [f"{count} x {reason}" for reason, count in listed]
     rest = counts.total() - sum(count for _, count in listed)
     return "; ".join([*parts, *([f"{rest} x other reasons"] if rest else [])])
@@ -73,7 +73,7 @@ def refuse_unscored(rollouts: Sequence[Rollout], *, limit: float) -> None:
     if unscored > limit:
         raise UserError(
             f"{unscored:.0%} of the episodes could not be scored, more than shaping.max_unscored "
-            f"= {limit:.0%}: {unscored_reasons(rollouts)}"
+            f"= {limit:.0%}: {_unscored_reasons(rollouts)}"
         )
 
 

@@ -19,9 +19,9 @@ class Throughput:
     def __init__(self, model: Any) -> None:
         self.model = model
         self.peak_flops = peak_flops(model.model.dtype, model.device)
-        self._clear()
+        self._reset()
 
-    def _clear(self) -> None:
+    def _reset(self) -> None:
         self._steps = self._tokens = self._computed_tokens = 0
         self._seconds = self._flops = 0.0
 
@@ -53,5 +53,5 @@ class Throughput:
                 peak_flops=self.peak_flops,
             ),
         }
-        self._clear()
+        self._reset()
         return metrics

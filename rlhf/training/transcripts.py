@@ -6,13 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.rollout.batch import Rollout
 
-# Number of tokens per transcript; more would make samples.jsonl larger than the model.
-TOKENS_KEPT = 512
+MAX_TOKENS = 512
+"""Tokens per transcript; more would make samples.jsonl larger than the model."""
 
 
 def transcript(
@@ -39,7 +37,7 @@ def transcript(
 
 
 def token_table(batch: TrainingBatch, row: int, tokenizer: Any) -> dict[str, list[Any]]:
-    """Columns over the sampled tokens of one episode, the first ``TOKENS_KEPT`` of them.
+    """Columns over the sampled tokens of one episode, the first ``MAX_TOKENS`` of them.
 
     Returns:
         ``text`` (the pieces of a turn joined are its completion), ``turn``, ``reward`` (the one
@@ -47,7 +45,7 @@ def token_table(batch: TrainingBatch, row: int, tokenizer: Any) -> dict[str, lis
         temperature); with a reference ``kl`` (log policy / reference, nats); with a critic
         ``value``. Numbers have four significant digits.
     """
-    index = batch.action_mask[row].nonzero()[:TOKENS_KEPT, 0]
+    index = batch.action_mask[row].nonzero()[:MAX_TOKENS, 0]
     columns = {
         "reward": batch.require("rewards"),
         "advantage": batch.require("advantages"),
@@ -64,7 +62,10 @@ def token_table(batch: TrainingBatch, row: int, tokenizer: Any) -> dict[str, lis
         text += pieces(
             turn_ids, lambda some: tokenizer.decode(some, clean_up_tokenization_spaces=False)
         )
-    numbers = {name: _rounded(column[row, index]) for name, column in columns.items()}
+    numbers = {
+        name: [float(f"{value:.4g}") for value in column[row, index].tolist()]
+        for name, column in columns.items()
+    }
     return {"turn": turns, "text": text, **numbers}
 
 
@@ -81,10 +82,6 @@ def pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[s
         result.append(text[length:])
         length = max(length, len(text))
     return result
-
-
-def _rounded(values: torch.Tensor) -> list[float]:
-    return [float(f"{value:.4g}") for value in values.tolist()]
 
 
 def _finite(value: float) -> float | None:

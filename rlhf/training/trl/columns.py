@@ -13,7 +13,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from rlhf.rollout.batch import pad_right
 from rlhf.training.examples import IGNORED, Example
 
 Row = Mapping[str, Any]
@@ -113,23 +112,16 @@ class LabelCollator:
         batch = _columns(ids, labels, self.pad_id, self.multiple)
         if "KL_completion_ids" in examples[0]:
             lengths = [_prompt_length(row) for row in labels]
-            order = [len(ids) - 1, *range(len(ids) - 1)]
-            mixed_ids = [
-                ids[i][: lengths[i]] + ids[j][lengths[j] :]
-                for i, j in zip(range(len(ids)), order, strict=True)
-            ]
-            mixed_labels = [
-                labels[i][: lengths[i]] + labels[j][lengths[j] :]
-                for i, j in zip(range(len(ids)), order, strict=True)
-            ]
-            kept = slice(self.max_length)
-            mismatched = _columns(
-                [row[kept] for row in mixed_ids],
-                [row[kept] for row in mixed_labels],
-                self.pad_id,
-                self.multiple,
-            )
-            batch |= {f"KL_{name}": column for name, column in mismatched.items()}
+
+            def mismatched(rows: list[list[int]]) -> list[list[int]]:
+                """Join each prompt with the reply before it; index -1 is the last reply."""
+                joined = (
+                    rows[i][: lengths[i]] + rows[i - 1][lengths[i - 1] :] for i in range(len(rows))
+                )
+                return [row[: self.max_length] for row in joined]
+
+            columns = _columns(mismatched(ids), mismatched(labels), self.pad_id, self.multiple)
+            batch |= {f"KL_{name}": column for name, column in columns.items()}
         for name in ("ref_logps", "ref_KL_logps"):
             if name in examples[0]:
                 batch[name] = torch.tensor([example[name] for example in examples])
@@ -148,11 +140,12 @@ def _columns(
     """Padded ids, attention mask and mask of the trained tokens, each [B, T]."""
     width = max(map(len, ids))
     width += -width % multiple
-    padded = [[*row, *[IGNORED] * (width - len(row))] for row in labels]
-    masks = [[1] * len(row) + [0] * (width - len(row)) for row in ids]
-    tokens = [[*row, *[pad_id] * (width - len(row))] for row in ids]
+
+    def padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
+
     return {
-        "input_ids": pad_right(tokens, pad_id, torch.long),
-        "attention_mask": pad_right(masks, 0, torch.long),
-        "completion_mask": (pad_right(padded, IGNORED, torch.long) != IGNORED).long(),
+        "input_ids": padded(ids, pad_id),
+        "attention_mask": padded([[1] * len(row) for row in ids], 0),
+        "completion_mask": (padded(labels, IGNORED) != IGNORED).long(),
     }
