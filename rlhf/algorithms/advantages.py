@@ -113,7 +113,7 @@ def penalized_rewards(
     "gae", "critic, token by token", reads=("gamma", "lam", "whiten_advantages"), critic=True
 )
 def gae(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Generalised advantage estimation over the sampled tokens (Schulman et al. 2016, eq. 16).
+    """Generalized advantage estimation over the sampled tokens (Schulman et al. 2016, eq. 16).
 
     Environment tokens are skipped: credit passes them without decay.
     """
@@ -211,11 +211,11 @@ def group_relative(batch: TrainingBatch, settings: Settings) -> Advantages:
     scores, groups = batch.scores(), batch.require("groups")
     clean, scored, inverse, count = _by_group(scores, groups)
     mean = _group_sum(clean, inverse) / count.clamp(min=1)
-    centred = torch.where(scored & informative_groups(scores, groups), clean - mean, 0.0)
+    centered = torch.where(scored & informative_groups(scores, groups), clean - mean, 0.0)
     if not settings.scale_by_std:
-        return Advantages(centred)
-    variance = _group_sum(centred.square(), inverse) / (count - 1).clamp(min=1)
-    return Advantages(centred / (variance.sqrt() + 1e-4))
+        return Advantages(centered)
+    variance = _group_sum(centered.square(), inverse) / (count - 1).clamp(min=1)
+    return Advantages(centered / (variance.sqrt() + 1e-4))
 
 
 @advantage(

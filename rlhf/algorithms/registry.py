@@ -152,7 +152,7 @@ _ROWS = (
             overlong_fraction=0.2,
         ),
         unbiased=False,
-        bias="std and dropping uniform groups both favour groups with little spread; token mean",
+        bias="std and dropping uniform groups both favor groups with little spread; token mean",
         fixed_point="argmax of the reward",
     ),
     Algorithm(

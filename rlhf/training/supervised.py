@@ -82,7 +82,7 @@ class SupervisedTrainer(Trainer):
         config: Configuration of the run.
         options: Its options under ``trainer:``.
         setup: The model with its tokenizer.
-        train_set: TrainingBatch to train on.
+        train_set: Examples to train on.
         eval_set: Held-out examples.
     """
 
