@@ -69,7 +69,7 @@ _ROWS = (
             kl_coef=0.04,
         ),
         unbiased=False,
-        bias="std favours groups with little spread; the mean over each sequence favours short "
+        bias="std favors groups with little spread; the mean over each sequence favors short "
         "ones; k3 as a loss has the gradient of KL(reference || policy)",
         fixed_point="its own, greedier than pi*",
     ),
@@ -173,7 +173,7 @@ _ROWS = (
             kl_placement="none",
         ),
         unbiased=False,
-        bias="std; the mean over each sequence favours short ones; off policy the ratio's root is "
+        bias="std; the mean over each sequence favors short ones; off policy the ratio's root is "
         "no importance weight",
         fixed_point="argmax of the reward",
     ),
