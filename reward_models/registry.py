@@ -6,9 +6,8 @@ kind is one function and one row of this table.
 
 from __future__ import annotations
 
-import copy
 import inspect
-import re
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -131,23 +130,18 @@ def _check_settings(kind: str, builder: Callable[..., Reward], settings: Mapping
 
 
 def _check_types(kind: str, builder: Callable[..., Reward], settings: Mapping[str, Any]) -> None:
-    import jsonargparse  # slow to import
+    from pydantic import ConfigDict, TypeAdapter, ValidationError  # slow to import
 
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
-    owner = getattr(builder, "__self__", None)
-    if isinstance(owner, type):
-        parser.add_method_arguments(owner, builder.__name__, fail_untyped=False)
-    else:
-        parser.add_function_arguments(builder, fail_untyped=False)
-    try:
-        parser.parse_object(copy.deepcopy(dict(settings)))  # it writes into its argument
-    except jsonargparse.ArgumentError as error:
-        match = re.search(r'key "(\w+)"', str(error))
-        key = match.group(1) if match else next(iter(settings))
-        expected = inspect.signature(builder).parameters[key].annotation
-        raise UserError(
-            f"rewards: kind {kind!r}: {key} must be of type {expected}, got {settings[key]!r}"
-        ) from error
+    config = ConfigDict(arbitrary_types_allowed=True)  # torch.dtype
+    hints = typing.get_type_hints(getattr(builder, "__func__", builder))
+    for key, value in settings.items():
+        try:
+            TypeAdapter(hints.get(key, Any), config=config).validate_python(value)
+        except ValidationError as error:
+            expected = inspect.signature(builder).parameters[key].annotation
+            raise UserError(
+                f"rewards: kind {kind!r}: {key} must be of type {expected}, got {value!r}"
+            ) from error
     if settings.get("dtype", _DTYPES[0]) not in _DTYPES:
         raise UserError(
             f"rewards: kind {kind!r}: dtype must be one of {', '.join(_DTYPES)}, "

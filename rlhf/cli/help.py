@@ -8,12 +8,13 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf.algorithms import registry
+from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.arguments import Arguments
 from rlhf.commands.command import Command, CommandTable
 from rlhf.common.imports import import_object
 from rlhf.config.help import help_text
 from rlhf.config.load import assemble, set_key
+from rlhf.config.online import with_settings
 
 USAGE = """\
 usage: rlhf COMMAND [--config FILE ...] [--key value ...]
@@ -67,22 +68,19 @@ def command_help(commands: CommandTable, command: Command, arguments: Arguments)
     defaults: dict[str, Any] = {}
     hidden: set[str] = set()
     notes: list[str] = []
-    if options:
-        tree = commands.from_record(command.name, assemble(arguments.files, []))
-        for key, value in arguments.overrides:
-            set_key(tree, key, value)
-        if "algorithm" in options:
-            defaults, hidden = _algorithm_help(command.name, tree.get("algorithm", {}))
-            notes = [
-                "Settings that have no effect with these values are left out; "
-                f"`rlhf {command.name} --algorithm.num_minibatches 4 --help` shows those of "
-                "several optimizer steps."
-            ]
-        else:
-            show_trl = tree.get("engine") == "trl"
-            defaults, hidden = _trainer_help(command.name, options, show_trl=show_trl)
-            if not show_trl:
-                notes = [f"`rlhf {command.name} --engine trl --help` lists every option of TRL."]
+    if command.name in ALGORITHMS:
+        settings = _tree(commands, command, arguments).get("algorithm", {})
+        defaults, hidden = _algorithm_help(command.name, settings)
+        notes = [
+            "Settings that have no effect with these values are left out; "
+            f"`rlhf {command.name} --algorithm.num_minibatches 4 --help` shows those of "
+            "several optimizer steps."
+        ]
+    elif options:
+        show_trl = _tree(commands, command, arguments).get("engine") == "trl"
+        defaults, hidden = _trainer_help(command.name, options, show_trl=show_trl)
+        if not show_trl:
+            notes = [f"`rlhf {command.name} --engine trl --help` lists every option of TRL."]
     cls = import_object(command.config)
     if command.read:
         notes.append(inspect.getdoc(cls) or "")
@@ -98,12 +96,20 @@ def command_help(commands: CommandTable, command: Command, arguments: Arguments)
     )
 
 
+def _tree(commands: CommandTable, command: Command, arguments: Arguments) -> dict[str, Any]:
+    """The keys that were given together with ``--help``, as plain data."""
+    tree = commands.from_record(command.name, assemble(arguments.files, []))
+    for key, value in arguments.overrides:
+        set_key(tree, key, value)
+    return tree
+
+
 def _algorithm_help(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
     """Values of an algorithm's settings, and the keys that have no effect with them."""
-    row = registry.configure(name, **settings)
-    values = dataclasses.asdict(row.settings)
-    hidden = {f"algorithm.{key}" for key in values if key not in row.effective}
-    hidden |= set() if row.critic else {"critic", "critic_warmup_steps"}
+    algorithm = with_settings(name, settings)
+    values = dataclasses.asdict(algorithm.settings)
+    hidden = {f"algorithm.{key}" for key in values if key not in algorithm.effective}
+    hidden |= set() if algorithm.critic else {"critic", "critic_warmup_steps"}
     return {f"algorithm.{key}": value for key, value in values.items()}, hidden
 
 

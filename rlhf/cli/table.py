@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.commands.command import Command, CommandTable
 
@@ -35,7 +37,7 @@ def _online(name: str, summary: str) -> Command:
         "rlhf.training.online:train_online",
         plan="rlhf.commands.dry_run:plan_online",
         makes_run=True,
-        options={"algorithm": "rlhf.algorithms.settings:Settings"},
+        defaults={"algorithm": dataclasses.asdict(ALGORITHMS[name].settings)},
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.imports import import_object
 from rlhf.common.names import nearest
-from rlhf.config.load import as_tree, assemble, build, set_key
+from rlhf.config.load import as_tree, assemble, build, merge, set_key
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
 from rlhf.runs.renamed import current_config
@@ -56,6 +56,8 @@ class Command:
     """Whether the command makes a run directory."""
     arguments: tuple[str, ...] = ()
     """Keys that arguments without a flag set, in order; ``config`` stands for --config FILE."""
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys whose default differs from that of the configuration class, as nested mappings."""
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Key of the configuration whose mapping another class checks -> that class."""
     runs_commands: bool = False
@@ -114,14 +116,12 @@ class CommandTable(Mapping[str, Command]):
         """
         command = self.find(name)
         options = {field: import_object(path) for field, path in command.options.items()}
-        return build(import_object(command.config), tree, options)
+        return build(import_object(command.config), merge(command.defaults, tree), options)
 
     def from_record(self, name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
         """Return a configuration without what only the record of a run has.
 
-        The ``config.yaml`` of a run names its command, may have keys of an older version, and holds
-        every setting of its algorithm. Settings with their default value are left out here, so that
-        an override may make them ineffective (`algorithm.num_epochs 1` and the clipping).
+        The ``config.yaml`` of a run names its command and may have keys of an older version.
 
         Raises:
             UserError: The record is one of another command.
@@ -132,29 +132,20 @@ class CommandTable(Mapping[str, Command]):
         recorded = config.pop("command")
         if recorded != name:
             raise UserError(f"the configuration is one of `rlhf {recorded}`, not of `rlhf {name}`")
-        if name in ALGORITHMS and isinstance(config.get("algorithm"), Mapping):
-            defaults = dataclasses.asdict(ALGORITHMS[name].settings)
-            config["algorithm"] = {
-                key: value
-                for key, value in config["algorithm"].items()
-                if key not in defaults or value != defaults[key]
-            }
         return config
 
     def settings_in_force(self, name: str, config: Any) -> dict[str, Any]:
         """Return a configuration as plain data, with every setting that the run uses.
 
-        The settings of an algorithm and the defaults of a trainer are added to the keys that the
-        user set, so that ``config.yaml`` states what was trained. Settings without effect are left
-        out.
+        The defaults of a trainer are added and an algorithm's settings without effect are left out,
+        so that ``config.yaml`` states what was trained.
         """
         tree = as_tree(config)
-        if "algorithm" in self[name].options:
+        if name in ALGORITHMS:
             from rlhf.config.online import algorithm_of
 
-            algorithm = algorithm_of(name, config)
-            settings = dataclasses.asdict(algorithm.settings)
-            tree["algorithm"] = {k: v for k, v in settings.items() if k in algorithm.effective}
+            effective = algorithm_of(name, config).effective
+            tree["algorithm"] = {k: v for k, v in tree["algorithm"].items() if k in effective}
         if "trainer" in self[name].options:
             from rlhf.config.offline import trainer_defaults
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from textwrap import shorten
+from typing import Any, TypeVar
 
 import yaml
 
@@ -20,9 +22,6 @@ from rlhf.common.names import closest, nearest
 from rlhf.config.help import dataclass_in, key_paths
 from rlhf.errors import UserError
 from rlhf.runs.renamed import renamed_key
-
-if TYPE_CHECKING:
-    import jsonargparse
 
 T = TypeVar("T")
 
@@ -135,67 +134,57 @@ def build(cls: type[T], tree: Mapping[str, Any], extra: Mapping[str, type] | Non
     """Check a tree of plain data against a frozen dataclass and make it.
 
     Args:
-        cls: the configuration class; its ``__post_init__`` checks what types cannot say.
-        tree: plain data, as read from YAML.
-        extra: mapping fields that are checked against a foreign class of options, for example
-            ``{"trainer": trl.SFTConfig}``; only what the tree sets is kept.
+        cls: The configuration class; its ``__post_init__`` checks what types cannot say.
+        tree: Plain data, as read from YAML.
+        extra: Fields with a mapping of options of a foreign class, for example ``{"trainer":
+            trl.SFTConfig}``. The options are checked against that class, which is not made.
 
     Raises:
-        UserError: an unknown key (with the nearest right one), a wrong type, a bad value.
+        UserError: An unknown key (with the nearest right one), a wrong type, or a bad value.
     """
-    import jsonargparse  # takes half the time of `rlhf --help`, which builds nothing
-
     extra = extra or {}
     check_keys(cls, tree, extra)
-    parser = _make_parser(cls, extra)
-    try:
-        parsed = parser.parse_object(copy.deepcopy(dict(tree)))  # it writes into its argument
-        for name in extra:
-            given = tree.get(name) or {}
-            parsed[name] = {key: parsed[name][key] for key in given}
-        made = cls(**vars(parser.instantiate(parsed)))
-        return _as_written(made, tree, but=extra)
-    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
-        raise UserError(_one_line(str(error))) from error
-
-
-def _as_written(made: Any, tree: Mapping[str, Any], but: Iterable[str] = ()) -> Any:
-    """Put back values of no declared type: in them the parser reads a text "yes" as true."""
-    hints = typing.get_type_hints(type(made))
-    kept: dict[str, Any] = {}
-    for key in tree.keys() - set(but):
-        value, parsed = tree[key], getattr(made, key)
-        if dataclass_in(hints[key]) is None:
-            if _holds(hints[key], Any):
-                kept[key] = copy.deepcopy(value)
-        elif isinstance(value, list):
-            kept[key] = [_as_written(*pair) for pair in zip(parsed, value, strict=True)]
-        elif value is not None:
-            kept[key] = _as_written(parsed, value)
-    return dataclasses.replace(made, **kept)
-
-
-def _holds(hint: Any, wanted: Any) -> bool:
-    """Whether a type is another one, or made of it."""
-    return hint is wanted or any(_holds(part, wanted) for part in typing.get_args(hint))
-
-
-def _make_parser(cls: type, extra: Mapping[str, type]) -> jsonargparse.ArgumentParser:
-    """The parser of one configuration class, for type checks."""
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, default_env=False)
-    parser.add_class_arguments(cls, None, skip=set(extra))
+    tree = copy.deepcopy(dict(tree))
     for name, options in extra.items():
-        parser.add_class_arguments(options, name, fail_untyped=False, instantiate=False)
-    return parser
+        hints = typing.get_type_hints(options)
+        for key, value in tree.get(name, {}).items():
+            tree[name][key] = _convert(hints[key], value, f"{name}.{key}")
+    return _convert(cls, tree)
+
+
+def _convert(hint: Any, value: Any, name: str = "") -> Any:
+    """Convert plain data to a type.
+
+    Raises:
+        UserError: The data do not fit; the message names the key below ``name``.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if reason := first.get("ctx", {}).get("error"):  # raised by a __post_init__
+            raise UserError(str(reason)) from error
+        key = ".".join(map(str, [*filter(None, [name]), *first["loc"]]))
+        if first["type"] == "missing":
+            raise UserError(f"{key} is required") from error
+        rule = re.sub(r", (unable|got) .*", "", first["msg"].removeprefix("Input should be "))
+        raise UserError(f"{key} must be {rule}, got {first['input']!r}") from error
+
+
+@functools.cache
+def _adapter(hint: Any) -> Any:
+    from pydantic import TypeAdapter  # slow to import
+
+    return TypeAdapter(hint)
 
 
 def check_keys(cls: type, tree: Mapping[str, Any], extra: Mapping[str, type]) -> None:
     """Refuse a key that no field has, at any depth of the tree.
 
     Raises:
-        UserError: names the key, and the nearest right one: a key of the same section, or one of
+        UserError: Names the key, and the nearest right one: a key of the same section, or one of
             the same name in another section.
     """
     _check_section(cls, tree, extra, "", lambda: key_paths(cls, extra))
@@ -211,31 +200,25 @@ def _check_section(
     """``check_keys`` of one section; ``all_paths`` gives every key of the whole configuration."""
     hints = typing.get_type_hints(cls)
     for key, value in tree.items():
+        name = f"{prefix}{key}"
         if key not in hints:
-            if new := renamed_key(prefix + str(key)):
-                raise UserError(f"{prefix}{key} was renamed to {new}")
-            raise UserError(f"unknown key {prefix + str(key)!r}{_hint(key, hints, all_paths())}")
-        if value is None and key not in extra and not _holds(hints[key], type(None)):
-            raise UserError(f"{prefix}{key}: has no value; leave the key out for its default")
-        if key in extra and value is not None:
-            if not isinstance(value, Mapping):
-                raise UserError(f"{prefix}{key}: expected a mapping of options; got {value!r}")
-            known = [f.name for f in dataclasses.fields(extra[key])]
-            for option in value:
-                if option not in known:
-                    if new := renamed_key(f"{prefix}{key}.{option}"):
-                        raise UserError(f"{prefix}{key}.{option} was renamed to {new}")
-                    hint = _hint(option, known, all_paths())
-                    raise UserError(f"unknown key {f'{prefix}{key}.{option}'!r}{hint}")
-        elif inner := dataclass_in(hints[key]):
-            items = value if isinstance(value, list) else [value]
-            for index, item in enumerate(items):
-                place = f"{prefix}{key}.{index}" if isinstance(value, list) else f"{prefix}{key}"
-                if isinstance(item, Mapping):
-                    _check_section(inner, item, {}, f"{place}.", all_paths)
-                elif item is not None:
-                    fields = ", ".join(field.name for field in dataclasses.fields(inner))
-                    raise UserError(f"{place}: expected a mapping with {fields}; got {item!r}")
+            if new := renamed_key(name):
+                raise UserError(f"{name} was renamed to {new}")
+            raise UserError(f"unknown key {name!r}{_hint(key, hints, all_paths())}")
+        if value is None and type(None) not in typing.get_args(hints[key]):
+            raise UserError(f"{name}: has no value; leave the key out for its default")
+        section = extra.get(key) or dataclass_in(hints[key])
+        if section is None or value is None:
+            continue
+        items = [(name, value)]
+        if isinstance(value, list):
+            items = [(f"{name}.{index}", item) for index, item in enumerate(value)]
+        for path, item in items:
+            if not isinstance(item, Mapping):
+                known = ", ".join(field.name for field in dataclasses.fields(section))
+                known = shorten(known, 100, placeholder="...")
+                raise UserError(f"{path}: expected a mapping with {known}; got {item!r}")
+            _check_section(section, item, {}, f"{path}.", all_paths)
 
 
 def _hint(key: Any, known: Iterable[str], paths: Iterable[str]) -> str:
@@ -248,26 +231,6 @@ def _hint(key: Any, known: Iterable[str], paths: Iterable[str]) -> str:
     leaves = {path.rpartition(".")[2]: path for path in paths}
     match = closest(str(key), leaves, cutoff=0.75)
     return f"; did you mean {leaves[match]!r}?" if match else ""
-
-
-def _one_line(message: str) -> str:
-    """jsonargparse's many lines as one: the innermost reason, after the key it belongs to."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    keys = [match.group(1) for line in lines if (match := re.search(r'key "([^"]+)"', line))]
-    noise = ("Does not validate", "Subtypes", "Errors:", "Given value", "Problem with given")
-    reasons = [
-        line
-        for line in lines
-        if not line.startswith((*noise, "Parser key")) and "NoneType" not in line
-    ]
-    reason = reasons[0] if reasons else lines[0]
-    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason).replace("typing.", "")
-    reason = reason.replace("Expected a int", "Expected an int")
-    given = re.search(r"^\s*Given value: (.*)$", message, re.MULTILINE)
-    if given and given.group(1) not in reason and not given.group(1).startswith("Namespace("):
-        reason += f". Got value: {given.group(1)}"
-    key = ".".join(dict.fromkeys(keys))
-    return f"{key}: {reason}" if key and not reason.startswith(key) else reason
 
 
 def as_tree(config: Any) -> dict[str, Any]:

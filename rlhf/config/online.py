@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhf.algorithms.registry import Algorithm, configure
+from rlhf.algorithms.registry import ALGORITHMS, Algorithm, configure
+from rlhf.algorithms.settings import Settings
 from rlhf.config.base import TrainingConfig
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.errors import UserError
@@ -96,8 +99,8 @@ class OnlineConfig(TrainingConfig):
     """Rewards added to the environment's own; see docs/rewards.md for the kinds."""
     gold: list[dict[str, Any]] = field(default_factory=list)
     """Rewards that are measured and not trained on: gold or held-out scores."""
-    algorithm: dict[str, Any] = field(default_factory=dict)
-    """Settings of the algorithm that differ from its row (`rlhf algorithms`)."""
+    algorithm: Settings = field(default_factory=Settings)
+    """Settings of the algorithm; each algorithm has its own defaults (`rlhf algorithms`)."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling of the policy."""
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
@@ -161,12 +164,13 @@ class OnlineConfig(TrainingConfig):
 
 
 def algorithm_of(name: str, config: OnlineConfig) -> Algorithm:
-    """The configured row of an algorithm, checked against the run's own numbers.
+    """Return the row of an algorithm with the settings of a run, checked.
 
     Raises:
-        UserError, ValueError: its groups do not fill a step, or its settings cannot be meant.
+        UserError: Its groups do not fill a step, a setting is out of range, or a setting that
+            differs from its default has no effect.
     """
-    algorithm = configure(name, **config.algorithm)
+    algorithm = with_settings(name, dataclasses.asdict(config.algorithm))
     size = algorithm.settings.group_size
     if config.episodes_per_step % size:
         raise UserError(
@@ -174,3 +178,9 @@ def algorithm_of(name: str, config: OnlineConfig) -> Algorithm:
             f"{config.episodes_per_step} and {size}"
         )
     return algorithm
+
+
+def with_settings(name: str, settings: Mapping[str, Any]) -> Algorithm:
+    """Return the row of an algorithm with other settings; those with a default need no effect."""
+    defaults = dataclasses.asdict(ALGORITHMS[name].settings)
+    return configure(name, **{k: v for k, v in settings.items() if v != defaults.get(k)})
