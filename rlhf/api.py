@@ -40,11 +40,8 @@ def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> 
 
     launch.prepare()
     from rlhf.cli.table import COMMANDS
-    from rlhf.config.load import set_key
 
-    tree = COMMANDS.from_record(command, _tree(config, {}))
-    for key, value in overrides.items():
-        set_key(tree, key, value)
+    tree = COMMANDS.from_record(command, _tree(config, overrides))
     return COMMANDS.run_command(command, tree)
 
 
@@ -84,20 +81,21 @@ def compare(*directories: str | Path, metric: str | None = None) -> Comparison:
 
 def generate(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
     """Sample completions of a model; return the lines that `rlhf generate` prints."""
-    from rlhf.commands.generate import GenerateConfig
-    from rlhf.commands.generate import generate as replies
-    from rlhf.config.load import build
-
-    return list(replies(build(GenerateConfig, _tree(config, overrides))))
+    return _printed_lines("generate", config, overrides)
 
 
 def score(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
     """Score conversations with a reward; return the lines that `rlhf score` prints."""
-    from rlhf.commands.score import ScoreConfig
-    from rlhf.commands.score import score as scores
-    from rlhf.config.load import build
+    return _printed_lines("score", config, overrides)
 
-    return list(scores(build(ScoreConfig, _tree(config, overrides))))
+
+def _printed_lines(
+    command: str, config: Config | Sequence[Config], overrides: Mapping[str, Any]
+) -> list[str]:
+    from rlhf.cli.table import COMMANDS
+
+    checked = COMMANDS.configure(command, _tree(config, overrides))
+    return list(COMMANDS.output(command, checked))
 
 
 def _tree(config: Config | Sequence[Config], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rlhf.cli.arguments import Arguments
 from rlhf.commands.command import Command, CommandTable
 from rlhf.common.imports import import_object
 from rlhf.config.help import help_text
-from rlhf.config.load import assemble, set_key
+from rlhf.config.load import assemble
 from rlhf.config.online import with_settings
 
 USAGE = """\
@@ -68,16 +68,18 @@ def command_help(commands: CommandTable, command: Command, arguments: Arguments)
     defaults: dict[str, Any] = {}
     hidden: set[str] = set()
     notes: list[str] = []
+    tree: dict[str, Any] = {}
+    if options or command.name in ALGORITHMS:
+        tree = commands.from_record(command.name, assemble(arguments.files, arguments.overrides))
     if command.name in ALGORITHMS:
-        settings = _tree(commands, command, arguments).get("algorithm", {})
-        defaults, hidden = _algorithm_help(command.name, settings)
+        defaults, hidden = _algorithm_help(command.name, tree.get("algorithm", {}))
         notes = [
             "Settings that have no effect with these values are left out; "
             f"`rlhf {command.name} --algorithm.num_minibatches 4 --help` shows those of "
             "several optimizer steps."
         ]
     elif options:
-        show_trl = _tree(commands, command, arguments).get("engine") == "trl"
+        show_trl = tree.get("engine") == "trl"
         defaults, hidden = _trainer_help(command.name, options, show_trl=show_trl)
         if not show_trl:
             notes = [f"`rlhf {command.name} --engine trl --help` lists every option of TRL."]
@@ -94,14 +96,6 @@ def command_help(commands: CommandTable, command: Command, arguments: Arguments)
         hidden=hidden,
         notes=notes,
     )
-
-
-def _tree(commands: CommandTable, command: Command, arguments: Arguments) -> dict[str, Any]:
-    """The keys that were given together with ``--help``, as plain data."""
-    tree = commands.from_record(command.name, assemble(arguments.files, []))
-    for key, value in arguments.overrides:
-        set_key(tree, key, value)
-    return tree
 
 
 def _algorithm_help(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rlhf.commands.tables import table_text
@@ -21,7 +21,7 @@ class AlgorithmsConfig:
     """Print all of them as JSON instead of a table."""
 
 
-def algorithms(config: AlgorithmsConfig) -> Generator[str, None, int]:
+def algorithms(config: AlgorithmsConfig) -> Iterator[str]:
     """Yield the table of algorithms, or one of them."""
     from rlhf.algorithms.registry import table
 
@@ -37,4 +37,3 @@ def algorithms(config: AlgorithmsConfig) -> Generator[str, None, int]:
         yield json.dumps(rows, indent=2)
     else:
         yield table_text(rows, ("name", "critic", "unbiased", "summary", "paper"))
-    return 0

@@ -16,7 +16,7 @@ from typing import Any
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.imports import import_object
 from rlhf.common.names import nearest
-from rlhf.config.load import as_tree, assemble, build, merge, set_key
+from rlhf.config.load import as_tree, assemble, build, merge
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
 from rlhf.runs.renamed import current_config
@@ -47,8 +47,8 @@ class Command:
     """The function that does the work.
 
     With a run directory, it takes (name, config, run) and returns the path of what it wrote.
-    Otherwise it takes the config and is a generator of the text to print; its return value is the
-    exit code."""
+    Otherwise it takes the config and is a generator of the text to print; a generator that returns
+    a value returns the exit code."""
     plan: str = ""
     """The function of --dry-run. It takes (name, config) and returns text. Without one, a dry run
     checks keys and types."""
@@ -101,11 +101,9 @@ class CommandTable(Mapping[str, Command]):
         command = self.find(name)
         if command.read:
             return import_object(command.read)(files, overrides, self)
-        tree = self.from_record(name, assemble(files, []))
+        tree = self.from_record(name, assemble(files, overrides))
         if "stages" in tree:
             raise UserError(f"{files[-1]} is a pipeline: start it with `rlhf run {files[-1]}`")
-        for key, value in overrides:
-            set_key(tree, key, value)
         return self.configure(name, tree)
 
     def configure(self, name: str, tree: Mapping[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -61,7 +61,7 @@ class EnvDemosConfig:
     """Random seed of initial states and random actions."""
 
 
-def env_demos(config: EnvDemosConfig) -> Generator[str, None, int]:
+def env_demos(config: EnvDemosConfig) -> Iterator[str]:
     """Write the file; yield a summary of it."""
     from rlhf.envs.demonstrations import write_demonstrations
 
@@ -77,7 +77,6 @@ def env_demos(config: EnvDemosConfig) -> Generator[str, None, int]:
         **config.kwargs,
     )
     yield f"{config.path}: {_summary_line(summary)}"
-    return 0
 
 
 def write_demos(command: str, config: DemosConfig, run: Run) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from rlhf.commands.tables import table_text
@@ -25,23 +25,21 @@ class EnvConfig:
     """Gymnasium id, or module:Id of your own package."""
 
 
-def list_environments(config: ListConfig) -> Generator[str, None, int]:
+def list_environments(config: ListConfig) -> Iterator[str]:
     """Yield the catalog of environments."""
     from rlhf.envs.catalogue import catalogue
 
     columns = ("id", "horizon", "optimum", "random", "source", "summary")
     rows = catalogue()
     yield json.dumps(rows, indent=2) if config.json else table_text(rows, columns)
-    return 0
 
 
-def play_environment(config: EnvConfig) -> Generator[str, None, int]:
+def play_environment(config: EnvConfig) -> Iterator[str]:
     """Let the user play one episode in the terminal."""
     from rlhf.envs.play import play
 
     play(config.env)
     yield from ()
-    return 0
 
 
 def check_environment(config: EnvConfig) -> Generator[str, None, int]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlhf.common.numbers import require_at_least
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -34,11 +35,10 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if (self.prompt is None) == (not self.prompts):
             raise ValueError("generate: give either --prompt TEXT or --prompts")
-        if self.samples < 1:
-            raise ValueError(f"samples must be >= 1, got {self.samples}")
+        require_at_least(1, self, "samples")
 
 
-def generate(config: GenerateConfig) -> Generator[str, None, int]:
+def generate(config: GenerateConfig) -> Iterator[str]:
     """Yield one line per completion: text for `prompt`, JSON for `prompts`."""
     from rlhf.data.load import logged_rows
     from rlhf.models.loading import load_model
@@ -65,4 +65,3 @@ def generate(config: GenerateConfig) -> Generator[str, None, int]:
         else:
             yield json.dumps({"prompt": prompt, "completion": [reply]}, ensure_ascii=False)
     collector.close()
-    return 0

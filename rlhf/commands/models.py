@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,27 +30,24 @@ class MergeConfig:
     """Folder of the merged model."""
 
 
-def list_models(config: ListConfig) -> Generator[str, None, int]:
+def list_models(config: ListConfig) -> Iterator[str]:
     """Yield name, number of parameters, license and hub id of each short name."""
     from rlhf.models.hub import SHORT_NAMES
 
     for name, row in SHORT_NAMES.items():
         yield f"{name}  {row.parameters}  {row.licence}  {row.hub}"
-    return 0
 
 
-def get(config: GetConfig) -> Generator[str, None, int]:
+def get(config: GetConfig) -> Iterator[str]:
     """Download a model; yield its folder."""
     from rlhf.models.hub import SHORT_NAMES, fetch, resolve
 
     download = fetch if config.name in SHORT_NAMES else resolve
     yield str(download(config.name))
-    return 0
 
 
-def merge(config: MergeConfig) -> Generator[str, None, int]:
+def merge(config: MergeConfig) -> Iterator[str]:
     """Merge an adapter into its base; yield the folder of the merged model."""
     from rlhf.models.loading import merge_adapter
 
     yield str(merge_adapter(config.adapter, Path(config.target)))
-    return 0

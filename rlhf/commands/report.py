@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,7 +47,7 @@ class CompareConfig:
             raise UserError("compare: give at least one run directory")
 
 
-def report(config: ReportConfig) -> Generator[str, None, int]:
+def report(config: ReportConfig) -> Iterator[str]:
     """Write the page; yield its path."""
     from rlhf.reports import write_comparison_report, write_report
 
@@ -56,14 +56,12 @@ def report(config: ReportConfig) -> Generator[str, None, int]:
         yield str(write_report(folders[0]))
     else:
         yield str(write_comparison_report(folders, Path(config.output or "comparison.html")))
-    return 0
 
 
-def compare(config: CompareConfig) -> Generator[str, None, int]:
+def compare(config: CompareConfig) -> Iterator[str]:
     """Yield the comparison as Markdown or JSON."""
     from rlhf.evaluation.compare import compare as compare_runs
 
     runs = [Path(run) for run in config.runs]
     result = compare_runs(runs, metric=config.metric, baseline=config.baseline)
     yield result.to_json() if config.json else result.to_markdown()
-    return 0

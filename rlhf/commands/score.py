@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Generator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ class ScoreConfig:
             raise ValueError("score: give either --reward FOLDER or --rewards")
 
 
-def score(config: ScoreConfig) -> Generator[str, None, int]:
+def score(config: ScoreConfig) -> Iterator[str]:
     """Yield one JSON line per conversation: score (null if there is none) and components.
 
     An `answer` column, or an `answer` on a message, stays with the conversation.
@@ -54,4 +54,3 @@ def score(config: ScoreConfig) -> Generator[str, None, int]:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in scores.counts.items())
     if scores.unscored:
         log.warning("%d of %d not scored: %s", scores.unscored, len(conversations), reasons)
-    return 0

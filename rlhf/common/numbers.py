@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rlhf.errors import UserError
+
 
 def is_number(value: object) -> bool:
     """Whether `value` is a finite int or float; bool does not count."""
@@ -40,3 +42,20 @@ def moving_average(values: Sequence[float], width: int) -> list[float]:
     half = width // 2
     windows = (values[max(0, i - half) : i - half + width] for i in range(len(values)))
     return [math.fsum(window) / len(window) for window in windows]
+
+
+def require_at_least(minimum: float, config: object, *names: str, prefix: str = "") -> None:
+    """Refuse a configuration with a number below a minimum.
+
+    Args:
+        minimum: Smallest allowed value.
+        config: The configuration.
+        names: Its fields to check.
+        prefix: Key of the configuration inside a larger one, with its dot.
+
+    Raises:
+        UserError: Names key, rule and value.
+    """
+    for name in names:
+        if (value := getattr(config, name)) < minimum:
+            raise UserError(f"{prefix}{name} must be >= {minimum}, got {value}")

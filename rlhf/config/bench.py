@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from rlhf.common.numbers import require_at_least
 from rlhf.config.base import DirectoryConfig
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec
@@ -100,8 +101,7 @@ class BenchConfig(DirectoryConfig):
             raise ValueError(f"seeds must be different and >= 0, got {self.seeds}")
         if self.episodes < 2:
             raise ValueError(f"episodes must be >= 2 (an interval needs two), got {self.episodes}")
-        if self.curve_points < 1:
-            raise ValueError(f"curve_points must be >= 1, got {self.curve_points}")
+        require_at_least(1, self, "curve_points")
         if shared := sorted(set(self.seeds) & set(self.tuning.get("seeds", ()))):
             raise ValueError(
                 f"seeds: {shared[0]} was used in tuning, which flatters what was tuned; take others"

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlhf.common.numbers import require_at_least
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
@@ -122,10 +123,8 @@ class EvaluateConfig(RunConfig):
         names = [policy.name for policy in self.policies]
         if len(set(names)) < len(names):
             raise ValueError(f"policies: names must differ, got {', '.join(names)}")
-        if self.first_episode < 0:
-            raise ValueError(f"first_episode must be >= 0, got {self.first_episode}")
-        if self.samples < 1:
-            raise ValueError(f"samples must be >= 1, got {self.samples}")
+        require_at_least(0, self, "first_episode")
+        require_at_least(1, self, "samples")
         if self.samples > 1 and not self.env:
             raise ValueError("samples has no effect without env: it counts episodes of a seed")
         if self.samples > 1 and self.decoding == "greedy":

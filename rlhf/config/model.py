@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlhf.common.numbers import require_at_least
+
 
 @dataclass(frozen=True)
 class ScratchSpec:
@@ -34,8 +36,7 @@ class ScratchSpec:
             raise ValueError(
                 f"model.scratch.initializer_range must be > 0, got {self.initializer_range}"
             )
-        if self.vocab_size < 300:
-            raise ValueError(f"model.scratch.vocab_size must be >= 300, got {self.vocab_size}")
+        require_at_least(300, self, "vocab_size", prefix="model.scratch.")
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,7 @@ class LoraSpec:
     """Multiply the update by alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"model.lora.rank must be >= 1, got {self.rank}")
-        if self.alpha < 1:
-            raise ValueError(f"model.lora.alpha must be >= 1, got {self.alpha}")
+        require_at_least(1, self, "rank", "alpha", prefix="model.lora.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.lora.dropout must lie in [0, 1), got {self.dropout}")
         if both := set(self.target_modules) & set(self.modules_to_save):

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlhf.common.numbers import require_at_least
 from rlhf.config.base import TrainingConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.optimization import OPTIONS, NativeOptions
@@ -43,9 +44,7 @@ class OfflineConfig(TrainingConfig):
             raise ValueError("data: the list is empty; name at least one data set")
         if not 0 < self.eval_fraction < 1:
             raise ValueError(f"eval_fraction must lie between 0 and 1, got {self.eval_fraction}")
-        for name in ("max_length", "batch_size", "micro_batch_size", "evaluations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        require_at_least(1, self, "max_length", "batch_size", "micro_batch_size", "evaluations")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size must be a multiple of micro_batch_size, got {self.batch_size} and "

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rlhf.algorithms.registry import ALGORITHMS, Algorithm, configure
 from rlhf.algorithms.settings import Settings
+from rlhf.common.numbers import require_at_least
 from rlhf.config.base import TrainingConfig
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.errors import UserError
@@ -128,9 +129,9 @@ class OnlineConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_steps", "episodes_per_step", "micro_batch_tokens", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        require_at_least(
+            1, self, "num_steps", "episodes_per_step", "micro_batch_tokens", "save_every"
+        )
         if self.env.prompts and not self.rewards:
             raise ValueError("rewards: a prompt set has no reward of its own; name at least one")
         if not self.rewards and self.env.reward == 0:

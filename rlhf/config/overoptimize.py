@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.names import nearest
+from rlhf.common.numbers import require_at_least
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
@@ -38,8 +39,7 @@ class ProxyGrid:
             raise ValueError(f"proxies.pairs must list numbers >= 10, got {self.pairs}")
         if len(set(self.pairs)) < len(self.pairs):
             raise ValueError(f"proxies.pairs must differ, got {self.pairs}")
-        if self.members < 1:
-            raise ValueError(f"proxies.members must be >= 1, got {self.members}")
+        require_at_least(1, self, "members", prefix="proxies.")
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,7 @@ class TrainingSpec:
         if self.algorithm not in ALGORITHMS:
             known = nearest(self.algorithm, ALGORITHMS)
             raise UserError(f"rl.algorithm: unknown algorithm {self.algorithm!r}{known}")
-        if self.seeds < 1 or self.measured < 1:
-            raise ValueError(
-                f"rl.seeds and rl.measured must be >= 1, got {self.seeds} and {self.measured}"
-            )
+        require_at_least(1, self, "seeds", "measured", prefix="rl.")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rlhf.common.names import nearest
+from rlhf.common.numbers import require_at_least
 from rlhf.config.data import DataSpec
 from rlhf.config.offline import OfflineConfig
 
@@ -77,8 +78,7 @@ class RewardConfig(OfflineConfig):
             raise ValueError(f"flip_rate must be in [0, 0.5), got {self.flip_rate}")
         if "flip_rate" in KINDS[self.kind].settings and self.flip_rate == 0:
             raise ValueError(f"kind: {self.kind} needs a flip_rate above 0; without it: preference")
-        if self.num_heads < 1:
-            raise ValueError(f"num_heads must be >= 1, got {self.num_heads}")
+        require_at_least(1, self, "num_heads")
         if self.kind == "classification":
             self._check_classes()
         if self.kind == "multilabel" and not self.labels:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlhf.common.numbers import require_at_least
 from rlhf.config.data import DataSpec
 
 
@@ -70,11 +71,8 @@ class RolloutSpec:
     steps cost, 0 is too high (`rlhf envs check` tests this)."""
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "parallel"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"rollout.{name} must be >= 1, got {getattr(self, name)}")
-        if self.temperature < 0:
-            raise ValueError(f"rollout.temperature must be >= 0, got {self.temperature}")
+        require_at_least(1, self, "max_new_tokens", "parallel", prefix="rollout.")
+        require_at_least(0, self, "temperature", prefix="rollout.")
         if self.top_k < 0:
             raise ValueError(f"rollout.top_k must be >= 0 (0: all tokens), got {self.top_k}")
         if not 0 < self.top_p <= 1:

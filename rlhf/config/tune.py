@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.common.numbers import require_at_least
 from rlhf.config.base import DirectoryConfig
 
 
@@ -56,10 +57,8 @@ class TuneConfig(DirectoryConfig):
         for name in ("space", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: the list is empty; name at least one")
-        if self.trials < 1:
-            raise ValueError(f"trials must be >= 1, got {self.trials}")
-        if self.episodes < 2:
-            raise ValueError(f"episodes must be >= 2, got {self.episodes}")
+        require_at_least(1, self, "trials")
+        require_at_least(2, self, "episodes")
 
 
 @dataclass(frozen=True)

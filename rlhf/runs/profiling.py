@@ -48,10 +48,10 @@ def usage(*, real: int, computed: int, flops: float, peak_flops: float) -> dict[
     """How well a machine was used, as metrics.
 
     Args:
-        real: tokens that are not padding.
-        computed: tokens that went through the model.
-        flops: operations per second.
-        ceiling: operations per second that the machine reaches at best.
+        real: Tokens that are not padding.
+        computed: Tokens that went through the model.
+        flops: Floating-point operations per second.
+        peak_flops: Largest number of operations per second that the machine reaches.
     """
     return {
         "profile/flop_utilisation": flops / peak_flops,
