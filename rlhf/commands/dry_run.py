@@ -47,7 +47,7 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
 
 
 def plan_offline(command: str, config: Any) -> str:
-    """Rows, batch, steps and memory of an offline run, without training.
+    """Return rows, batch, steps and memory of an offline run as text; nothing is trained.
 
     Raises:
         UserError: The run would refuse the configuration.
@@ -83,7 +83,7 @@ def plan_offline(command: str, config: Any) -> str:
 
 
 def plan_online(command: str, config: Any) -> str:
-    """Rollouts, updates, steps and memory of an online run, without training.
+    """Return rollouts, updates, steps and memory of an online run as text; nothing is trained.
 
     Raises:
         UserError: The run would refuse the configuration.
@@ -110,10 +110,10 @@ def plan_online(command: str, config: Any) -> str:
 
 
 def _check_updates(config: Any, algorithm: Any) -> int:
-    """Episodes in a mini-batch.
+    """Return the number of episodes in a mini-batch.
 
     Raises:
-        UserError: there is less than one.
+        UserError: It is less than one.
     """
     count = algorithm.settings.num_minibatches
     if count > config.episodes_per_step:
@@ -125,9 +125,9 @@ def _check_updates(config: Any, algorithm: Any) -> int:
 
 
 def _memory(model: Any, *, tokens: int, copies: int) -> str:
-    """Weights, gradients, optimizer, references, and a rule of thumb for activations.
+    """Estimate the memory of weights, gradients, optimizer, references and activations.
 
-    Activations: about 34 values of the model's dtype per token, layer and unit of width without
+    Activations take about 34 values of the model's dtype per token, layer and unit of width without
     recomputation (Korthikanti et al. 2022, arXiv:2205.05198, eq. 1 without the attention term).
     """
     width = {p.dtype: p.element_size() for p in model.parameters()}
@@ -147,7 +147,7 @@ def _memory(model: Any, *, tokens: int, copies: int) -> str:
 
 
 def _count(number: int) -> str:
-    """A number of parameters; small ones are not rounded to nothing."""
+    """Format a number of parameters; small ones are not rounded to 0."""
     return f"{number / 1e6:.1f}M" if number >= 1e5 else f"{number:,}"
 
 

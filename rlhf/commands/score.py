@@ -1,4 +1,4 @@
-"""`rlhf score`: what a reward says of conversations; `rlhf data check`: what is wrong with data."""
+"""`rlhf score`: scores of a reward on conversations."""
 
 from __future__ import annotations
 

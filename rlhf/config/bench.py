@@ -49,7 +49,7 @@ class BenchEnvironment:
 
     def __post_init__(self) -> None:
         if self.env.id is None:
-            raise ValueError("env.prompts: prompts have no optimum to normalise by; give env.id")
+            raise ValueError("env.prompts: prompts have no optimum to normalize by; give env.id")
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class BenchConfig(DirectoryConfig):
     baseline: str | None = None
     """The policy that the others are compared with; None: the initial model."""
     tuning: dict[str, Any] = field(default_factory=dict)
-    """How settings were tuned, as `rlhf tune` wrote it; stated in the result."""
+    """How the settings were tuned, as written by `rlhf tune`; copied to the result."""
 
     def __post_init__(self) -> None:
         for name in ("environments", "algorithms", "seeds"):
@@ -104,7 +104,8 @@ class BenchConfig(DirectoryConfig):
         require_at_least(1, self, "curve_points")
         if shared := sorted(set(self.seeds) & set(self.tuning.get("seeds", ()))):
             raise ValueError(
-                f"seeds: {shared[0]} was used in tuning, which flatters what was tuned; take others"
+                f"seeds: {shared[0]} was used in tuning, which favors the tuned settings; "
+                "choose other seeds"
             )
 
 

@@ -21,7 +21,7 @@ Kind = Literal[
     "steps",
 ]
 """What the rows are for; label is thumbs up or down (KTO), text is plain language modelling, rated
-are texts or replies whose ratings stand in columns of their own."""
+is for texts or replies with ratings in further columns."""
 
 KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -54,12 +54,12 @@ FIELDS = (
     "answer",
     "tests",
 )
-"""Names on our side of a column mapping; `input` is another name of `context`."""
+"""Field names of a column mapping; `input` is another name of `context`."""
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """One source of rows. Raises UserError on a value that cannot be meant."""
+    """One source of rows. Raises UserError on an invalid value."""
 
     path: str
     """Hub id (org/name), file (.jsonl, .json, .parquet, .csv, .txt; .gz allowed) or folder."""
@@ -91,6 +91,6 @@ class DataSpec:
         for field in self.columns or {}:
             if field not in FIELDS:
                 raise UserError(
-                    f"data.columns maps our fields to your columns; {field!r} is none of ours "
-                    f"({', '.join(FIELDS)}){nearest(field, FIELDS)}"
+                    f"data.columns maps our fields to your columns; there is no field "
+                    f"{field!r} ({', '.join(FIELDS)}){nearest(field, FIELDS)}"
                 )

@@ -134,6 +134,6 @@ class EvaluateConfig(RunConfig):
         unplayed = [policy.name for policy in self.policies if policy.model is None]
         if unplayed and not self.env:
             raise ValueError(
-                f"policies: {unplayed[0]} has no model and without env nothing to play: nothing of "
-                "it can be measured"
+                f"policies: {unplayed[0]} has no model and can only be measured on an env: add "
+                "env or a model"
             )

@@ -1,4 +1,4 @@
-"""From YAML files and dotted overrides to frozen dataclasses, with errors that name key and cure.
+"""Read YAML files and dotted overrides, and convert them to frozen dataclasses.
 
 ``--config base.yaml --config overlay.yaml --a.b value``: later wins. A mapping is merged key by
 key, a list is replaced; ``--rewards.0.weight 2`` reaches into a list.
@@ -27,10 +27,10 @@ T = TypeVar("T")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping.
+    """Read a YAML file with a mapping of keys to values.
 
     Raises:
-        UserError: the file is missing, is not YAML, or holds something else.
+        UserError: The file is missing, is not YAML, or contains no mapping.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,7 +63,7 @@ _Loader.add_implicit_resolver(
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``base``: mappings merge, everything else is replaced."""
+    """Merge ``over`` into a copy of ``base``: mappings merge, everything else is replaced."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -92,7 +92,7 @@ def read_value(key: str, text: str) -> Any:
 
 
 def assemble(files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Config files and overrides as one tree of plain data."""
+    """Merge configuration files and overrides into one tree of plain data."""
     tree: dict[str, Any] = {}
     for file in files:
         tree = merge(tree, read_yaml(file))
@@ -105,7 +105,7 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     """Set ``a.b.0.c`` in place.
 
     Raises:
-        UserError: the path runs through a plain value or past the end of a list.
+        UserError: The path leads through a plain value or past the end of a list.
     """
     *parents, last = key.split(".")
     node: Any = tree
@@ -134,10 +134,10 @@ def build(cls: type[T], tree: Mapping[str, Any], extra: Mapping[str, type] | Non
     """Check a tree of plain data against a frozen dataclass and make it.
 
     Args:
-        cls: The configuration class; its ``__post_init__`` checks what types cannot say.
+        cls: The configuration class; its ``__post_init__`` checks what the types do not.
         tree: Plain data, as read from YAML.
         extra: Fields with a mapping of options of a foreign class, for example ``{"trainer":
-            trl.SFTConfig}``. The options are checked against that class, which is not made.
+            trl.SFTConfig}``. The options are checked against that class; no instance is created.
 
     Raises:
         UserError: An unknown key (with the nearest right one), a wrong type, or a bad value.

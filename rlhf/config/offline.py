@@ -53,9 +53,9 @@ class OfflineConfig(TrainingConfig):
 
 
 LEARNING_RATES = {"sft": 2e-5, "reward": 2e-5, "dpo": 1e-6, "kto": 1e-6}
-"""Peak learning rate of each stage, where trainer.learning_rate is not set."""
+"""Default of trainer.learning_rate, by command."""
 
-# Set by the run; naming them under trainer. would contradict it.
+# Options of TRL that other keys set -> those keys.
 OWNED = {
     "output_dir": "output_dir",
     "seed": "seed",

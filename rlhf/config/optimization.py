@@ -83,10 +83,10 @@ OPTIONS: dict[str, type[NativeOptions]] = {
 def native_options(
     command: str, given: Mapping[str, Any], *, learning_rate: float
 ) -> NativeOptions:
-    """The options of a command.
+    """Return the options of a command for the native engine.
 
     Raises:
-        UserError: one that only TRL knows.
+        UserError: An option that only TRL has, or an invalid value.
     """
     cls = OPTIONS[command]
     known = [field.name for field in dataclasses.fields(cls)]

@@ -29,7 +29,7 @@ from rlhf.errors import UserError
 from rlhf.runs.renamed import current_config
 from rlhf.runs.trackers import Tracker, check_installed, open_trackers
 
-# Keys that say where and how a run is written; config.yaml leaves them out.
+# Keys about the directory of a run; config.yaml does not contain them.
 PLACES = frozenset({"resume", "overwrite", "output_dir"})
 # Keys that may differ between a run and its resumption.
 RESUMABLE = PLACES | {"track"}
@@ -53,11 +53,11 @@ class Run:
         """Create or resume the directory ``config["output_dir"]``.
 
         Args:
-            config: the run's whole configuration as plain data; ``resume`` and ``overwrite`` decide
+            config: The run's whole configuration as plain data; ``resume`` and ``overwrite`` decide
                 what happens to an existing directory.
 
         Raises:
-            UserError: the directory exists, cannot be written, or carries another configuration.
+            UserError: The directory exists, cannot be written, or has another configuration.
         """
         run = cls(Path(config["output_dir"]))
         run.config = config
@@ -167,7 +167,7 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
     """Refuse to resume a run with another configuration.
 
     Raises:
-        UserError: names a key that changed.
+        UserError: The message names a key that changed.
     """
     path = directory / "config.yaml"
     if not path.exists():

@@ -27,7 +27,7 @@ def prepare() -> None:
 
 
 def release_memory() -> None:
-    """Give what a finished stage held back to the system, which the allocator otherwise keeps."""
+    """Return the freed memory of a finished stage to the system; the allocator would keep it."""
     gc.collect()
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim
@@ -62,7 +62,7 @@ def _request_huge_pages(gib: int = 8) -> None:
     memory is used, and what is allocated from it later misses the TLB less often.
 
     Args:
-        gib: part of the heap, from its present end, that is marked.
+        gib: Size of the part of the heap, from its present end, that is marked.
     """
     libc = ctypes.CDLL("libc.so.6")
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

@@ -24,15 +24,15 @@ from rich.text import Text
 
 log = logging.getLogger(__name__)
 
-# Lines written over a whole run where there is no terminal.
-LINES = 10
-# Columns that the first line takes at most; a longer bar says no more.
-WIDTH = 100
-NAME = 20
-NUMBERS = 5
-# Rich forgets steps older than this many seconds, and with fewer than two it knows no time left; a
-# step of reinforcement learning may take minutes.
-MEMORY = 7 * 86400.0
+# Lines logged over a whole run where there is no terminal.
+LOG_LINES = 10
+# Largest width of the first line, in columns.
+MAX_WIDTH = 100
+MAX_NAME_LENGTH = 20
+MAX_NUMBERS = 5
+# Rich estimates the time left from the steps of the last seconds, at least two of them; a step of
+# reinforcement learning may take minutes.
+SPEED_PERIOD = 7 * 86400.0
 
 Slots = Sequence[Mapping[str, str]]
 """What to show, in order. A slot maps metric keys to the names they are shown under; the first key
@@ -47,11 +47,11 @@ OFFLINE: Slots = (
 )
 """Numbers of offline training."""
 
-_FAR = (
+_POLICY_SLOTS: Slots = (
     {"policy/kl": "KL"},
     {"policy/entropy": "entropy"},
     {"rollout/tokens": "length"},
-    # Where an algorithm has no reference, or nothing judges the reward, there is room for these.
+    # Shown where an algorithm has no reference, or a run has no score beside its reward.
     {"policy/clip_fraction": "clipped"},
     {"train/grad_norm": "gradient"},
 )
@@ -115,7 +115,7 @@ class Reporter:
         self.view.update(self.task, completed=step)
         for words in warnings:
             self._warn(step, words)
-        every = max(1, self.total // LINES)
+        every = max(1, self.total // LOG_LINES)
         due = before // every != step // every or before < step == self.total
         if not self.live and due:
             log.info("%s", "  ".join([f"{self.what} {step}/{self.total}", *numbers]))
@@ -135,11 +135,11 @@ class Reporter:
 
 
 def headline(seen: Mapping[str, float], slots: Slots = ()) -> dict[str, float]:
-    """At most five numbers under short names.
+    """Return at most five numbers under short names.
 
     Args:
-        seen: metrics by key.
-        slots: which to choose; without them, the first ones under their own keys.
+        seen: Metrics by key.
+        slots: The numbers to choose; without slots, the first ones under their own keys.
     """
     return {name: seen[key] for name, key in _chosen(seen, slots).items()}
 
@@ -149,25 +149,25 @@ def _chosen(seen: Mapping[str, float], slots: Slots) -> dict[str, str]:
     chosen: dict[str, str] = {}
     for slot in slots or [{key: key} for key in seen]:
         key = next((key for key in slot if key in seen), None)
-        if key is not None and len(chosen) < NUMBERS:
+        if key is not None and len(chosen) < MAX_NUMBERS:
             chosen.setdefault(slot[key], key)
     return chosen
 
 
 def online_slots(config: Mapping[str, Any]) -> Slots:
-    """What an online run shows: its reward, a score that judges it, and how far the policy went.
+    """Return the slots of an online run: its reward, a gold or held-out score, and policy metrics.
 
     Args:
-        config: of the run, as plain data.
+        config: Configuration of the run, as plain data.
     """
     names = [spec.get("name") or spec.get("kind") for spec in config.get("gold") or ()]
-    judges = {f"eval/{name}": "held-out gold" for name in names}
-    judges |= {f"reward/{name}": "gold" for name in names}
+    gold_scores = {f"eval/{name}": "held-out gold" for name in names}
+    gold_scores |= {f"reward/{name}": "gold" for name in names}
     if (config.get("env") or {}).get("id"):  # prompts have no reward of their own
-        judges["eval/return"] = "held-out"
+        gold_scores["eval/return"] = "held-out"
         if config.get("rewards"):  # else it is the reward that is trained on
-            judges["reward/env"] = "env"
-    return ({"reward/mean": "reward"}, judges, *_FAR)
+            gold_scores["reward/env"] = "env"
+    return ({"reward/mean": "reward"}, gold_scores, *_POLICY_SLOTS)
 
 
 class _View(Progress):
@@ -186,12 +186,12 @@ class _View(Progress):
             disable=disable,
             expand=True,
             refresh_per_second=4,
-            speed_estimate_period=MEMORY,
+            speed_estimate_period=SPEED_PERIOD,
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """What is drawn, from top to bottom."""
-        yield Constrain(self.make_tasks_table(self.tasks), WIDTH)
+        yield Constrain(self.make_tasks_table(self.tasks), MAX_WIDTH)
         yield self.numbers
 
 
@@ -214,7 +214,7 @@ class _Numbers:
 
 def _shortened(name: str) -> str:
     """A long name without its middle: beginnings tell stages apart, ends tell seeds."""
-    half = NAME // 2
+    half = MAX_NAME_LENGTH // 2
     # Brackets would be read as markup.
-    text = name if len(name) <= NAME else f"{name[: half - 1]}…{name[-half:]}"
+    text = name if len(name) <= MAX_NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
     return text.replace("[", "(").replace("]", ")")

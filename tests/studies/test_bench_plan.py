@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.table import COMMANDS, configure
 from rlhf.config.load import set_key
 from rlhf.errors import UserError
@@ -47,7 +49,7 @@ def test_keys_of_an_algorithm_win_over_the_environments_and_those_over_the_commo
     assert (verb, config.num_steps, config.episodes_per_step, config.seed) == ("ppo", 6, 8, 3)
     assert (config.rollout.parallel, config.rollout.max_new_tokens) == (7, 4)
     assert config.env.kwargs == {"length": 2}
-    assert config.algorithm == {"kl_coef": 0.2}
+    assert config.algorithm == replace(ALGORITHMS["ppo"].settings, kl_coef=0.2)
     assert config.model.path == "out/runs/maze/seed3/sft/final"
     assert config.evaluation.every == 3
     verb, tree = trees["maze/seed0/small"]
