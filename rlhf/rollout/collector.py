@@ -72,19 +72,6 @@ class _Episode:
         return self.budget - len(self.rollout.tokens)
 
 
-@dataclass(frozen=True)
-class _EnvStep:
-    """Result of an environment's ``step``."""
-
-    observation: str
-    reward: float
-    cost: float
-    valid: bool
-    success: bool | None
-    terminated: bool
-    truncated: bool
-
-
 def make_env_factory(
     spec: EnvSpec, prompts: Sequence[Any] = (), *, split: str | None = None
 ) -> Callable[[], gym.Env]:
@@ -412,33 +399,17 @@ class Collector:
             sampling=sampling,
         )
 
-    def _step(self, env: Any, text: str) -> _EnvStep:
-        """Step the environment with a reply."""
+    def _step(self, episode: _Episode, completion: Completion, text: str) -> tuple[str, bool]:
+        """Step the environment with a reply, and record both in the rollout.
+
+        Returns:
+            The observation, and whether the environment truncated the episode.
+        """
+        env, rollout = episode.env, episode.rollout
         action = text_to_action(text, env)
         result = self._invalid_action(env) if action is None else env.step(action)
         observation, reward, terminated, truncated, info = result
         success = info.get("is_success")
-        return _EnvStep(
-            observation=str(observation),
-            reward=float(reward),
-            cost=float(info.get("cost", 0.0)),
-            valid=bool(info.get("valid", True)),
-            success=None if success is None else bool(success),
-            terminated=bool(terminated),
-            truncated=bool(truncated),
-        )
-
-    def _advance(self, episode: _Episode, completion: Completion) -> bool | None:
-        """Play one turn: step the environment with a reply, and append both to the rollout.
-
-        Returns:
-            Whether the episode is over; None if the environment failed and failures are counted.
-        """
-        rollout = episode.rollout
-        text = self.chat_format.decode_reply(completion.tokens)
-        step = self._guarded(rollout.seed, lambda: self._step(episode.env, text))
-        if step is None:
-            return None
         rollout.append(
             completion.tokens,
             turn=episode.turn,
@@ -448,20 +419,34 @@ class Collector:
         rollout.stopped = completion.finish_reason == FinishReason.STOP
         rollout.num_length_limited += not rollout.stopped
         rollout.conversation.append({"role": "assistant", "content": text})
-        rollout.env_rewards[-1] += step.reward
-        rollout.costs[-1] += step.cost
-        rollout.invalid += not step.valid
-        rollout.success = step.success
-        rollout.terminated = step.terminated
-        if step.terminated:
+        rollout.env_rewards[-1] += float(reward)
+        rollout.costs[-1] += float(info.get("cost", 0.0))
+        rollout.invalid += not info.get("valid", True)
+        rollout.success = None if success is None else bool(success)
+        rollout.terminated = bool(terminated)
+        return str(observation), bool(truncated)
+
+    def _advance(self, episode: _Episode, completion: Completion) -> bool | None:
+        """Play one turn: step the environment with a reply, and append both to the rollout.
+
+        Returns:
+            Whether the episode is over; None if the environment failed and failures are counted.
+        """
+        rollout = episode.rollout
+        text = self.chat_format.decode_reply(completion.tokens)
+        step = self._guarded(rollout.seed, lambda: self._step(episode, completion, text))
+        if step is None:
+            return None
+        if rollout.terminated:
             return True
-        rollout.conversation.append({"role": "user", "content": step.observation})
+        observation, truncated = step
+        rollout.conversation.append({"role": "user", "content": observation})
         ids = self.chat_format.encode_observation(
-            step.observation,
+            observation,
             reply=completion.tokens,
             system=rollout.conversation[0]["role"] == "system",
         )
-        rollout.truncated = step.truncated or len(ids) >= episode.room
+        rollout.truncated = truncated or len(ids) >= episode.room
         episode.turn += 1
         # Also after the last turn: the critic's bootstrap value is that of the state after it.
         rollout.append(
@@ -472,7 +457,7 @@ class Collector:
         )
         return rollout.truncated
 
-    def _invalid_action(self, env: Any) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    def _invalid_action(self, env: Any) -> tuple[Any, ...]:
         """Result of a turn whose reply names no action; the environment is not stepped."""
         first = env.action_space.start
         last = first + env.action_space.n - 1

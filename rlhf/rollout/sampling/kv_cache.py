@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 
 from rlhf.models.architecture import ATTENTION, BOTH, NOTHING
-from rlhf.rollout.sampling.protocols import Pass
+from rlhf.rollout.sampling.protocols import Pass, RowStore
 from rlhf.rollout.sampling.state_cache import StateLayer
 
 # The number of columns is a multiple of this.
@@ -126,9 +126,7 @@ class RaggedLayer(CacheLayerMixin):
         """Number of allocated columns."""
         return self.cache.capacity
 
-    def get_max_cache_shape(self) -> int:
-        """Number of allocated columns."""
-        return self.cache.capacity
+    get_max_cache_shape = get_max_length  # the name in older versions of transformers
 
     def grow(self) -> None:
         """Reallocate the tensors for the cache's capacity."""
@@ -160,7 +158,7 @@ class RaggedStateLayer(StateLayer, RaggedLayer):
         kind.lazy_initialization(self, *args, **kwargs)
 
 
-class RaggedCache(Cache):
+class RaggedCache(RowStore, Cache):
     """Keys and values, or recurrent states, of ``rows`` episodes.
 
     Args:
@@ -190,13 +188,13 @@ class RaggedCache(Cache):
         self.rows, self.dtype, self.device = rows, dtype, device
         self.stepwise, self.limit = stepwise, limit
         self.capacity = 0
-        self.lengths = np.zeros(rows, dtype=np.int64)
+        RowStore.__init__(self, rows)
         kinds = [(ATTENTION, 0)] * layers if isinstance(layers, int) else layers
         all_layers = [self._layer(*each) for each in kinds]
         self.ragged = [layer for layer in all_layers if isinstance(layer, RaggedLayer)]
         self.states = [layer for layer in all_layers if isinstance(layer, StateLayer)]
         self.in_place = not self.states and limit is None
-        super().__init__(layers=all_layers)
+        Cache.__init__(self, layers=all_layers)
 
     def _layer(self, kind: str, number_of_states: int) -> Any:
         if kind == ATTENTION:
@@ -219,10 +217,6 @@ class RaggedCache(Cache):
         """Not used: rows have different lengths."""
         return 0
 
-    def clear(self, row: int) -> None:
-        """Empty a row."""
-        self.lengths[row] = 0
-
     def passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
         """Split new tokens of rows into forward passes, in order.
 
@@ -231,7 +225,7 @@ class RaggedCache(Cache):
         ``limit``.
         """
         if self.in_place:
-            return [Pass(np.arange(len(rows)), inputs)]
+            return super().passes(rows, inputs)
         groups: dict[tuple[int, ...], list[tuple[int, Sequence[int]]]] = {}
         for index, (length, ids) in enumerate(
             zip(self.lengths[rows].tolist(), inputs, strict=True)
@@ -299,7 +293,7 @@ class RaggedCache(Cache):
 
     def advance(self, rows: ArrayLike, counts: ArrayLike) -> None:
         """Add the new tokens of a pass to their rows."""
-        self.lengths[np.asarray(rows)] += np.asarray(counts)
+        super().advance(rows, counts)
         if self.states:
             slots = self._tensor(self.plan.rows)
             for layer in self.states:
@@ -307,9 +301,9 @@ class RaggedCache(Cache):
 
     def copy(self, source: int, target: int) -> None:
         """Copy row ``source`` to row ``target``."""
+        super().copy(source, target)
         width = int(self.lengths[source])
         for layer in self.ragged:
             layer.copy(source, target, width)
         for state in self.states:
             state.copy_state(source, target)
-        self.lengths[target] = width

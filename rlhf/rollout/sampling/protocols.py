@@ -19,36 +19,41 @@ class Pass:
     inputs: Sequence[Sequence[int]]
 
 
-class RowStore(Protocol):
-    """Cache of the tokens of several rows."""
+class RowStore:
+    """Cache of the tokens of several rows.
 
-    lengths: np.ndarray
-    in_place: bool
+    Args:
+        rows: number of episodes held at once.
+    """
+
+    in_place = False
     """Whether a pass without ``advance`` leaves the rows unchanged."""
 
+    def __init__(self, rows: int) -> None:
+        self.lengths = np.zeros(rows, dtype=np.int64)
+
     def reserve(self, tokens: int) -> None:
-        """Make room for ``tokens`` tokens in every row."""
-        ...
+        """Make room for ``tokens`` tokens in every row, unless the model allocates its caches."""
 
     def clear(self, row: int) -> None:
         """Empty a row."""
-        ...
+        self.lengths[row] = 0
 
     def passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
-        """Split new tokens of rows into forward passes, in order."""
-        ...
+        """Split new tokens of rows into forward passes, in order; one pass if possible."""
+        return [Pass(np.arange(len(rows)), inputs)]
 
     def prepare(self, rows: ArrayLike, counts: ArrayLike) -> Any:
         """Plan a pass that appends ``counts[i]`` tokens to row ``rows[i]``."""
-        ...
+        raise NotImplementedError
 
     def advance(self, rows: ArrayLike, counts: ArrayLike) -> None:
         """Add the new tokens of a pass to their rows."""
-        ...
+        self.lengths[np.asarray(rows)] += np.asarray(counts)
 
     def copy(self, source: int, target: int) -> None:
         """Copy row ``source`` to row ``target``."""
-        ...
+        self.lengths[target] = self.lengths[source]
 
 
 class Decoder(Protocol):

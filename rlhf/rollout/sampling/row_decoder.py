@@ -7,7 +7,6 @@ batches by about the number of rows.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from rlhf.models.architecture import trunk_of
 from rlhf.models.output_head import logits_of
-from rlhf.rollout.sampling.protocols import Pass
+from rlhf.rollout.sampling.protocols import RowStore
 from rlhf.rollout.sampling.time_step_limits import limited_mixers, limited_time_steps
 
 # Names of the cache among arguments and outputs of models.
@@ -30,40 +29,28 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
 
 
-class RowCache:
-    """The model's own cache of each of ``rows`` episodes."""
-
-    in_place = False
+class RowCache(RowStore):
+    """The model's own cache of each of ``rows`` episodes, which are read one after the other."""
 
     def __init__(self, rows: int) -> None:
-        self.lengths = np.zeros(rows, dtype=np.int64)
+        super().__init__(rows)
         self.rows = [_Row() for _ in range(rows)]
         self.planned: list[tuple[_Row, int]] = []
 
-    def reserve(self, tokens: int) -> None:
-        """Do nothing: the model allocates its caches."""
-
     def clear(self, row: int) -> None:
         """Empty a row."""
-        self.rows[row], self.lengths[row] = _Row(), 0
-
-    def passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
-        """Return one pass, in which the rows are read one after the other."""
-        return [Pass(np.arange(len(rows)), list(inputs))]
+        super().clear(row)
+        self.rows[row] = _Row()
 
     def prepare(self, rows: ArrayLike, counts: ArrayLike) -> None:
         """Set the rows and token counts of the next pass."""
         slots, numbers = np.asarray(rows).tolist(), np.asarray(counts).tolist()
         self.planned = [(self.rows[row], n) for row, n in zip(slots, numbers, strict=True)]
 
-    def advance(self, rows: ArrayLike, counts: ArrayLike) -> None:
-        """Add the new tokens of a pass to their rows."""
-        self.lengths[np.asarray(rows)] += np.asarray(counts)
-
     def copy(self, source: int, target: int) -> None:
         """Copy row ``source`` to row ``target``."""
+        super().copy(source, target)
         self.rows[target] = copy.deepcopy(self.rows[source])
-        self.lengths[target] = self.lengths[source]
 
 
 class RowDecoder:
