@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.common.names import nearest
-from rlhf.config.data import Kind
+from rlhf.config.data import DataSpec, Kind
 from rlhf.errors import UserError
 
 Row = Mapping[str, Any]
@@ -46,15 +46,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "solution",
     ),
     "tests": ("tests",),
-    "response_a": (),
-    "response_b": (),
-    "winner": (),
-    "score_a": (),
-    "score_b": (),
 }
 """Field -> column names that are recognized without a mapping, the most likely first.
 
-Columns of two replies and a winner are recognized only as complete schemas (`rlhf.data.schemas`).
+Other fields (two replies and a winner or scores) need a mapping or a schema (`rlhf.data.schemas`).
 """
 
 LAYOUTS: dict[Kind, tuple[tuple[str, ...], ...]] = {
@@ -113,13 +108,7 @@ class Layout:
 
 
 def find_layouts(
-    kind: Kind,
-    table: Sequence[Row],
-    present: Collection[str],
-    *,
-    mapping: Columns | None,
-    source: str,
-    facts: bool,
+    kind: Kind, table: Sequence[Row], present: Collection[str], spec: DataSpec, *, facts: bool
 ) -> list[Layout]:
     """All layouts with which rows of the table can be read, the best first.
 
@@ -129,25 +118,21 @@ def find_layouts(
     Raises:
         UserError: No layout is complete; the message lists the columns and how to map them.
     """
-    mapping = {_OLD_NAMES.get(field, field): column for field, column in (mapping or {}).items()}
+    mapping = {
+        _OLD_NAMES.get(field, field): column for field, column in (spec.columns or {}).items()
+    }
     extras = tuple(dict.fromkeys(EXTRAS[kind] + (FACT_FIELDS if facts else ())))
-    _check_mapping(kind, table, present, mapping=mapping, source=source, extras=extras)
-    layouts = sorted(LAYOUTS[kind], key=lambda fields: -len(mapping.keys() & set(fields)))
+    _check_mapping(kind, table, present, mapping=mapping, source=spec.path, extras=extras)
     complete = []
-    for fields in layouts:
+    for fields in sorted(LAYOUTS[kind], key=lambda fields: -len(mapping.keys() & set(fields))):
         columns = {field: column_of(field, present, mapping) for field in fields}
-        if all(columns.values()) and not (mapping and _ignores_mapping(mapping, fields, extras)):
+        if all(columns.values()) and mapping.keys() <= {*fields, *extras}:
             complete.append(Layout(fields, _with_extras(columns, extras, present, mapping)))
     if not complete:
-        raise UserError(_cannot_read(kind, table, present, source=source))
+        raise UserError(_cannot_read(kind, table, present, source=spec.path))
     # Plain text and conversations are not mixed, because training treats them differently.
     is_text = "text" in complete[0].fields
     return [layout for layout in complete if ("text" in layout.fields) == is_text]
-
-
-def _ignores_mapping(mapping: Columns, fields: Sequence[str], extras: Sequence[str]) -> bool:
-    """Whether a layout has no use for a mapped field."""
-    return not mapping.keys() <= {*fields, *extras}
 
 
 def _with_extras(
@@ -156,6 +141,7 @@ def _with_extras(
     present: Collection[str],
     mapping: Columns,
 ) -> dict[str, str]:
+    """The columns of required and optional fields; an optional field may have none."""
     for field in extras:
         if field not in columns:
             taken = {column for column in columns.values() if column}
@@ -170,7 +156,7 @@ def column_of(
     if field in mapping:
         return mapping[field]
     free = [name for name in present if name not in mapping.values() and name not in taken]
-    for alias in ALIASES[field]:
+    for alias in ALIASES.get(field, ()):
         if alias in free or (alias.partition(".")[0] in free and "." in alias):
             return alias
         match = next((name for name in free if name.casefold() == alias), None)

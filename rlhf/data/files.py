@@ -30,16 +30,20 @@ def read_rows(spec: DataSpec) -> Sequence[Row]:
     A local path takes precedence over a hub id with the same name.
 
     Raises:
-        UserError: The content is malformed, or the path is neither a file, nor a folder, nor a data
-            set on the hub that can be loaded.
+        UserError: The content is malformed, there are no rows, or the path is neither a file, nor a
+            folder, nor a data set on the hub that can be loaded.
     """
     path = Path(spec.path).expanduser()
+    is_hub_id = _HUB_ID.fullmatch(spec.path) and _data_suffix(path) not in READERS
     if path.is_file():
-        return read_file(path)
-    suffix = _data_suffix(path)
-    if path.is_dir() or (_HUB_ID.fullmatch(spec.path) and suffix not in READERS):
-        return _read_with_datasets(spec, path)
-    raise UserError(_missing(path))
+        rows = read_file(path)
+    elif path.is_dir() or is_hub_id:
+        rows = _read_with_datasets(spec, path)
+    else:
+        raise UserError(_missing(path))
+    if len(rows) == 0:
+        raise UserError(f"{spec.path}: the data set is empty")
+    return rows
 
 
 def read_file(path: str | Path) -> list[Row]:

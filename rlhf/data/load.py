@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import random
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.config.data import KINDS, DataSpec, Kind
 from rlhf.data.files import read_rows
-from rlhf.data.messages import RowDropped
 from rlhf.data.reader import TableReader
 from rlhf.errors import UserError
 
@@ -112,26 +111,25 @@ def load(
     specs = [specs] if isinstance(specs, DataSpec) else list(specs)
     _check(specs, kind)
     keep = tuple(keep)
-    parts = [
-        _load_one(spec, kind, seed=f"{seed}/{i}", keep=keep, facts=facts)
+    readers = [
+        _read(spec, kind, seed=f"{seed}/{i}", keep=keep, facts=facts)
         for i, spec in enumerate(specs)
     ]
-    sizes = mixture_sizes([len(part.rows) for part in parts], [spec.weight for spec in specs])
-    rows = [row for part, size in zip(parts, sizes, strict=True) for row in part.rows[:size]]
-    if len(parts) > 1:
+    sizes = mixture_sizes([len(reader.rows) for reader in readers], [s.weight for s in specs])
+    rows = [row for reader, size in zip(readers, sizes, strict=True) for row in reader.rows[:size]]
+    if len(readers) > 1:
         random.Random(seed).shuffle(rows)
     dropped, sources, ignored = Counter(), Counter(), Counter()
     first_dropped: dict[str, str] = {}
-    unused_columns: dict[str, tuple[str, ...]] = {}
-    schemas: dict[str, str] = {}
-    for part, spec, size in zip(parts, specs, sizes, strict=True):
-        dropped.update(part.dropped)
-        ignored.update(part.ignored)
-        first_dropped = part.first_dropped | first_dropped
-        unused_columns |= part.unused_columns
-        schemas |= part.schemas
+    for reader, spec, size in zip(readers, specs, sizes, strict=True):
+        dropped.update(reader.num_dropped)
+        ignored.update(reader.ignored)
         sources[spec.path] += size
-    total = sum(part.total for part in parts)
+        first_dropped = {
+            reason: f"{spec.path}, row {min(indices) + 1}"
+            for reason, indices in reader.dropped.items()
+        } | first_dropped
+    total = sum(reader.total for reader in readers)
     return Loaded(
         rows=rows,
         dropped=dict(dropped.most_common()),
@@ -139,9 +137,9 @@ def load(
         unused=total - len(rows) - dropped.total(),
         sources=dict(sources),
         first_dropped=first_dropped,
-        unused_columns=unused_columns,
+        unused_columns={r.spec.path: r.unused_columns for r in readers if r.unused_columns},
         ignored=dict(ignored.most_common()),
-        schemas=schemas,
+        schemas={r.spec.path: r.schema.name for r in readers if r.schema},
     )
 
 
@@ -185,46 +183,23 @@ def _check(specs: Sequence[DataSpec], kind: str) -> None:
         raise UserError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
 
 
-def _load_one(
+def _read(
     spec: DataSpec, kind: Kind, *, seed: str, keep: tuple[str, ...], facts: bool
-) -> Loaded:
-    table = read_rows(spec)
-    if len(table) == 0:
-        raise UserError(f"{spec.path}: the data set is empty")
-    reader = TableReader(table, kind, spec, keep=keep, facts=facts)
+) -> TableReader:
+    """Read a source in seeded order, up to its limit."""
+    reader = TableReader(read_rows(spec), kind, spec, keep=keep, facts=facts)
     order = list(range(len(reader.table)))
     random.Random(seed).shuffle(order)
-    rows: list[dict[str, Any]] = []
-    dropped: dict[str, list[int]] = defaultdict(list)
-    total = len(order)
-    for index in _with_progress(order, spec.path):
-        if len(rows) == spec.limit:
-            break
-        outcomes = list(reader.read(reader.table[index]))
-        total += len(outcomes) - 1
-        for outcome in outcomes:
-            if isinstance(outcome, RowDropped):
-                dropped[str(outcome)].append(index)
-            elif len(rows) != spec.limit:
-                rows.append(outcome)
-    if reader.expands:  # otherwise rows from the same source row are adjacent
-        random.Random(f"{seed}/rows").shuffle(rows)
-    counts = Counter({reason: len(where) for reason, where in dropped.items()})
-    if not rows:
-        raise UserError(_nothing_left(spec.path, counts, reader))
-    return Loaded(
-        rows=rows,
-        dropped=dict(counts),
-        total=total,
-        unused=total - len(rows) - counts.total(),
-        first_dropped={r: f"{spec.path}, row {min(at) + 1}" for r, at in dropped.items()},
-        unused_columns={spec.path: reader.unused} if reader.unused else {},
-        ignored=dict(reader.ignored),
-        schemas={spec.path: reader.schema.name} if reader.schema else {},
-    )
+    reader.read(_with_progress(order, spec.path))
+    if reader.schema is not None:  # rows from the same row of the table are adjacent
+        random.Random(f"{seed}/rows").shuffle(reader.rows)
+    if not reader.rows:
+        raise UserError(_nothing_left(reader))
+    return reader
 
 
-def _nothing_left(path: str, dropped: Counter[str], reader: TableReader) -> str:
+def _nothing_left(reader: TableReader) -> str:
+    path, dropped = reader.spec.path, reader.num_dropped
     if list(dropped) == ["chosen equals rejected"]:
         return (
             f"{path}: all {dropped.total():,} pairs are identical, chosen equals rejected in each"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rlhf.config.data import FIELDS, DataSpec, Kind
@@ -27,6 +27,12 @@ Outcome = dict[str, Any] | RowDropped
 
 class TableReader:
     """Reads the rows of a table and records what it did not use.
+
+    Attributes:
+        rows: The canonical rows that were read.
+        dropped: Reason -> indices of the rows of `table` that were dropped for it.
+        total: Number of rows: read, dropped and not read.
+        ignored: Description of an ignored part of a cell -> number of rows.
 
     Args:
         table: The rows of the source.
@@ -55,42 +61,53 @@ class TableReader:
         self.facts = facts or kind == "prompt"
         self.layouts: list[Layout] = []
         if self.schema is None:
-            self.layouts = find_layouts(
-                kind,
-                table,
-                self.present,
-                mapping=spec.columns,
-                source=spec.path,
-                facts=self.facts,
-            )
+            self.layouts = find_layouts(kind, table, self.present, spec, facts=self.facts)
             self._check_winners(table)
         self._check_keep()
         self.table = table
         if self.schema is not None and self.schema.gather is not None:
             self.table = self.schema.gather(table)
-        self.used = {name for name in keep if name in self.present}
+        self.total = len(self.table)
+        self.rows: list[dict[str, Any]] = []
+        self.dropped: dict[str, list[int]] = defaultdict(list)
         self.ignored: Counter[str] = Counter()
+        self.used = {name for name in keep if name in self.present}
 
     @property
-    def expands(self) -> bool:
-        """Whether a row of the table can give several canonical rows."""
-        return self.schema is not None
+    def num_dropped(self) -> Counter[str]:
+        """Reason -> number of dropped rows."""
+        return Counter({reason: len(indices) for reason, indices in self.dropped.items()})
 
     @property
-    def unused(self) -> tuple[str, ...]:
+    def unused_columns(self) -> tuple[str, ...]:
         """Columns that were not used for any row."""
         return tuple(sorted(self.present - self.used))
 
-    def read(self, row: Row) -> Iterator[Outcome]:
+    def read(self, indices: Iterable[int]) -> None:
+        """Read these rows of `table` in this order, up to the limit of the source."""
+        for index in indices:
+            if len(self.rows) == self.spec.limit:
+                break
+            outcomes = list(self._outcomes(self.table[index]))
+            self.total += len(outcomes) - 1
+            for outcome in outcomes:
+                if isinstance(outcome, RowDropped):
+                    self.dropped[str(outcome)].append(index)
+                elif len(self.rows) != self.spec.limit:
+                    self.rows.append(outcome)
+
+    def _outcomes(self, row: Row) -> Iterator[Outcome]:
         """The canonical rows of a row of `table`, or the reasons why there are none."""
         if self.schema is None:
             yield self._convert(self._cells(row), row)
             return
-        self.used |= (self.schema.needs | set(self.schema.uses)) & self.present
-        facts = self._schema_facts(row)
+        self.used |= self.schema.columns & self.present
+        facts = self._schema_facts(self.schema, row)
         try:
             for item in self.schema.read(row, self.kind):
                 yield item if isinstance(item, RowDropped) else self._convert(facts | item, row)
+        except RowDropped as reason:
+            yield reason
         except (KeyError, TypeError, AttributeError, IndexError, ValueError):
             yield RowDropped(f"not as {self.schema.name} has it")
 
@@ -116,12 +133,11 @@ class TableReader:
             cells["answer_is_solution"] = True
         return cells
 
-    def _schema_facts(self, row: Row) -> dict[str, Any]:
+    def _schema_facts(self, schema: Schema, row: Row) -> dict[str, Any]:
         """Cells of the answer and tests columns that are not part of the schema."""
-        if not self.facts or self.schema is None:
+        if not self.facts:
             return {}
-        taken = self.schema.needs | set(self.schema.uses)
-        columns = {f: column_of(f, self.present, {}, taken=taken) for f in FACT_FIELDS}
+        columns = {f: column_of(f, self.present, {}, taken=schema.columns) for f in FACT_FIELDS}
         facts = {f: cell_of(row, column) for f, column in columns.items() if column}
         self.used |= {root_of(column, self.present) for column in columns.values() if column}
         return {f: cell for f, cell in facts.items() if cell is not None}
@@ -176,17 +192,14 @@ def guess_kind(table: Sequence[Row], spec: DataSpec) -> Kind:
     Raises:
         UserError: The columns fit no kind.
     """
-    if len(table) == 0:
-        raise UserError(f"{spec.path}: the data set is empty")
     present = columns_of(table)
-    mapping = spec.columns
-    if not mapping:
+    if not spec.columns:
         for schema in SCHEMAS:
             if find_schema(schema.kinds[0], table, present) is schema:
                 return schema.kinds[0]
     for kind in GUESSES:
         try:
-            find_layouts(kind, table, present, mapping=mapping, source="", facts=False)
+            find_layouts(kind, table, present, spec, facts=False)
         except UserError:
             continue
         return kind

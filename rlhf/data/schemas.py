@@ -10,16 +10,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from rlhf.config.data import Kind
 from rlhf.data.columns import Row
-from rlhf.data.formats import choose, number
+from rlhf.data.conversation import without_system
+from rlhf.data.formats import number
 from rlhf.data.messages import RowDropped, decode_json, parse_messages
-from rlhf.data.trees import gather_messages, tree_items
+from rlhf.data.ranked_replies import Item, gather_messages, ranked_items, tree_items
 
-Item = dict[str, Any] | RowDropped
-"""The cells of a canonical row, or the reason why there is none."""
+Reader = Callable[[Row, Kind], Iterator[Item]]
+"""A row of the table -> cells of canonical rows. It raises RowDropped if it can give no further."""
+Cells = Callable[[Row], dict[str, Any]]
+"""A row of the table -> some cells of one canonical row; it raises RowDropped."""
 
 
 @dataclass(frozen=True)
@@ -31,121 +35,118 @@ class Schema:
     """Required columns, by which the schema is recognized."""
     kinds: tuple[Kind, ...]
     """Kinds of rows that it can produce."""
-    read: Callable[[Row, Kind], Iterator[Item]]
-    """A row of the table -> cells of canonical rows."""
+    read: Reader
     uses: tuple[str, ...] = ()
     """Optional columns."""
     gather: Callable[[Sequence[Row]], Sequence[Row]] | None = None
     """Merges rows that belong together, before `read`."""
     gives: tuple[str, ...] = ()
     """Computed columns that `keep` can name."""
-    without: frozenset[str] = frozenset()
-    """Columns of other layouts, which exclude this schema."""
-    holds: Callable[[Row], bool] = lambda row: True
-    """Whether the cells of the first row have the right types."""
+    matches: Callable[[Row], bool] = lambda row: True
+    """Whether the first row has the right cells; the columns alone do not tell."""
+
+    @property
+    def columns(self) -> set[str]:
+        """All columns that it reads."""
+        return {*self.needs, *self.uses}
 
 
 def find_schema(kind: Kind, table: Sequence[Row], present: Collection[str]) -> Schema | None:
     """The schema of a table for rows of `kind`, or None."""
     for schema in SCHEMAS:
-        if kind in schema.kinds and _matches(schema, table, present):
+        if kind in schema.kinds and schema.needs <= set(present) and schema.matches(table[0]):
             return schema
     return None
 
 
-def _matches(schema: Schema, table: Sequence[Row], present: Collection[str]) -> bool:
-    if not schema.needs <= set(present) or schema.without & set(present):
-        return False
-    return schema.holds(table[0])
+def _pair(prompt: Callable[[Row], Any], replies: Cells) -> Reader:
+    """Read rows with one pair.
 
-
-def _pairs(
-    read: Callable[[Row], dict[str, Any]], prompt: Callable[[Row], Any]
-) -> Callable[[Row, Kind], Iterator[Item]]:
-    """A reader of rows with one pair; `read` returns its cells or raises RowDropped."""
+    Args:
+        prompt: Returns the prompt cell of a row.
+        replies: Returns the other cells.
+    """
 
     def items(row: Row, kind: Kind) -> Iterator[Item]:
-        if kind == "prompt":
-            yield {"prompt": prompt(row)}
-            return
-        try:
-            yield {"prompt": prompt(row), **read(row)}
-        except RowDropped as reason:
-            yield reason
+        cells = {"prompt": prompt(row)}
+        yield cells if kind == "prompt" else cells | replies(row)
 
     return items
 
 
-def ranked_items(
-    prompt: Any, replies: Sequence[Any], scores: Sequence[Any], kind: Kind, *, margins: bool
-) -> Iterator[Item]:
-    """Rows of scored replies: one ranking, or all pairs without ties."""
-    if kind == "prompt":
-        yield {"prompt": prompt}
-        return
-    scored = []
-    for reply, score in zip(replies, scores, strict=True):
-        try:
-            scored.append((float(number(score, "score")), reply))
-        except RowDropped:
-            yield RowDropped("reply without a score")
-    scored.sort(key=lambda pair: -pair[0])
-    if kind == "ranking":
-        ties = len({score for score, _ in scored}) < len(scored)
-        cells = {"prompt": prompt, "replies": [reply for _, reply in scored]}
-        yield RowDropped("tied replies") if ties else cells
-        return
-    if len(scored) < 2:
-        yield RowDropped("fewer than two replies")
-    for (high, better), (low, worse) in itertools.combinations(scored, 2):
-        if high == low:
-            yield RowDropped("tie")
-            continue
-        margin = {"margin": high - low} if margins else {}
-        yield {"prompt": prompt, "chosen": better, "rejected": worse, **margin}
+def _by_code(
+    first: str,
+    second: str,
+    *,
+    code: str,
+    codes: tuple[int, int] = (0, 1),
+    ties: tuple[float, ...] = (),
+) -> Cells:
+    """Select the better of two reply columns by the column `code`.
+
+    Args:
+        first: A column of replies.
+        second: The other column of replies.
+        code: Column that says which reply is better.
+        codes: Its values if the first and if the second reply is better.
+        ties: Its values for ties.
+    """
+
+    def replies(row: Row) -> dict[str, Any]:
+        value = row.get(code)
+        if value in ties:
+            raise RowDropped("tie")
+        if value not in codes:
+            raise RowDropped(f"{code} is neither {min(codes)} nor {max(codes)}")
+        chosen, rejected = (first, second) if value == codes[0] else (second, first)
+        return {"chosen": row[chosen], "rejected": row[rejected]}
+
+    return replies
 
 
-def _signed(row: Row, first: str, second: str, strength: str) -> dict[str, Any]:
-    """Cells of a pair whose strength is negative if the first reply is better."""
-    value = number(row[strength], strength)
-    if value == 0:
-        raise RowDropped("tie")
-    sides = (first, second) if value < 0 else (second, first)
-    return {"chosen": row[sides[0]], "rejected": row[sides[1]], "margin": float(abs(value))}
+def _by_strength(first: str, second: str, *, strength: str) -> Cells:
+    """Select the better of two reply columns; `strength` is negative if the first is better."""
+
+    def replies(row: Row) -> dict[str, Any]:
+        value = number(row[strength], strength)
+        if value == 0:
+            raise RowDropped("tie")
+        chosen, rejected = (first, second) if value < 0 else (second, first)
+        return {"chosen": row[chosen], "rejected": row[rejected], "margin": float(abs(value))}
+
+    return replies
 
 
-def _pku(row: Row, *, choice: str = "better_response_id") -> dict[str, Any]:
-    index = row.get(choice)
-    if index not in (0, 1):
-        raise RowDropped(f"{choice} is neither 0 nor 1")
-    chosen, rejected = int(index), 1 - int(index)
-    return {"chosen": row[f"response_{chosen}"], "rejected": row[f"response_{rejected}"]}
+def _ranked(prompt: str, listed: str, reply: str, value: str, *, ranks: bool = False) -> Reader:
+    """Read rows with a list of replies and their scores or ranks.
+
+    Args:
+        prompt: Column of the prompt.
+        listed: Column of the list.
+        reply: Key of the reply in an item of the list.
+        value: Key of the score or rank.
+        ranks: As in `ranked_items`.
+    """
+
+    def items(row: Row, kind: Kind) -> Iterator[Item]:
+        entries = decode_json(row[listed])
+        replies, values = ([entry.get(key) for entry in entries] for key in (reply, value))
+        yield from ranked_items(row[prompt], replies, values, kind, ranks=ranks)
+
+    return items
 
 
-def _pku_items(row: Row, kind: Kind) -> Iterator[Item]:
-    yield from _pairs(_pku, lambda row: row["prompt"])(row, kind)
+_safer_reply = _by_code("response_0", "response_1", code="safer_response_id")
 
 
-def _pku_safety(row: Row, kind: Kind) -> Iterator[Item]:
-    """Pairs by safety, with the labels of a cost model: which of the replies are unsafe."""
-    try:
-        cells = _pku(row, choice="safer_response_id")
-        safer = int(row["safer_response_id"])
-    except RowDropped as reason:
-        yield reason
-        return
-    safe = [row.get(f"is_response_{index}_safe") for index in (safer, 1 - safer)]
-    unsafe = {"chosen_unsafe": safe[0], "rejected_unsafe": safe[1]}
-    flags = {name: None if value is None else not value for name, value in unsafe.items()}
-    yield {"prompt": row["prompt"], **cells, **flags}
-
-
-def _shp(row: Row) -> dict[str, Any]:
-    label = row["labels"]
-    if label not in (0, 1):
-        raise RowDropped("labels is neither 0 nor 1")
-    sides = ("human_ref_A", "human_ref_B") if label == 1 else ("human_ref_B", "human_ref_A")
-    return {"chosen": row[sides[0]], "rejected": row[sides[1]]}
+def _by_safety(row: Row) -> dict[str, Any]:
+    """A pair by safety, with the labels of a cost model: which of the replies are unsafe."""
+    cells = _safer_reply(row)
+    safer = int(row["safer_response_id"])
+    for side, index in (("chosen", safer), ("rejected", 1 - safer)):
+        safe = row.get(f"is_response_{index}_safe")
+        cells[f"{side}_unsafe"] = None if safe is None else not safe
+    return cells
 
 
 def _webgpt_prompt(row: Row) -> Any:
@@ -154,56 +155,42 @@ def _webgpt_prompt(row: Row) -> Any:
 
 
 def _webgpt(row: Row) -> dict[str, Any]:
-    cells = {"response_a": row["answer_0"], "response_b": row["answer_1"]}
-    return choose(cells | {"score_a": row["score_0"], "score_b": row["score_1"]})
-
-
-def _arena_sides(row: Row) -> list[list[Any]]:
-    """Both conversations up to the judged turn."""
-    turns = row.get("turn")
-    sides = [decode_json(row[f"conversation_{side}"]) for side in "ab"]
-    if not all(isinstance(side, list) for side in sides):
-        raise RowDropped("conversations are not lists of messages")
-    parsed = [parse_messages(side) for side in sides]
-    end = 2 * turns if isinstance(turns, int) and turns > 0 else None
-    systems = [int(bool(side) and side[0]["role"] == "system") for side in parsed]
-    return [
-        side[: None if end is None else end + extra]
-        for side, extra in zip(parsed, systems, strict=True)
-    ]
+    replies = {"response_a": row["answer_0"], "response_b": row["answer_1"]}
+    return replies | {"score_a": row["score_0"], "score_b": row["score_1"]}
 
 
 def _arena(row: Row, kind: Kind) -> Iterator[Item]:
-    try:
-        first, second = _arena_sides(row)
-        if kind == "prompt":
-            yield {"prompt": first[: 1 + (first[0]["role"] == "system")] if first else []}
-            return
-        cells = {"response_a": first, "response_b": second, "winner": row["winner"]}
-        yield choose(cells)
-    except RowDropped as reason:
-        yield reason
+    first, second = (_judged_turns(row, f"conversation_{side}") for side in "ab")
+    if kind == "prompt":
+        yield {"prompt": first[: len(first) - len(without_system(first)) + 1]}
+    else:
+        yield {"response_a": first, "response_b": second, "winner": row["winner"]}
+
+
+def _judged_turns(row: Row, column: str) -> list[dict[str, Any]]:
+    """A conversation up to the judged turn."""
+    conversation, turns = decode_json(row[column]), row.get("turn")
+    if not isinstance(conversation, list):
+        raise RowDropped("conversations are not lists of messages")
+    messages = parse_messages(conversation)
+    if not isinstance(turns, int) or turns <= 0:
+        return messages
+    return messages[: len(messages) - len(without_system(messages)) + 2 * turns]
 
 
 def _arena_texts(row: Row, kind: Kind) -> Iterator[Item]:
     """Pairs with one column per verdict and texts as JSON lists of turns."""
-    questions, first, second = (
-        decode_json(row[name]) for name in ("prompt", "response_a", "response_b")
-    )
-    columns = [
-        [cell] if not isinstance(cell, list) else cell for cell in (questions, first, second)
-    ]
+    cells = [decode_json(row[name]) for name in ("prompt", "response_a", "response_b")]
+    questions, *replies = (cell if isinstance(cell, list) else [cell] for cell in cells)
     if kind == "prompt":
-        yield {"prompt": columns[0][0]}
+        yield {"prompt": questions[0]}
         return
     verdicts = [row[f"winner_{name}"] in (1, True, "1") for name in ("model_a", "model_b", "tie")]
     if sum(verdicts) != 1 or verdicts[2]:
-        yield RowDropped("tie" if verdicts[2] else "winner names neither reply")
-        return
-    if len({len(column) for column in columns}) != 1:
-        yield RowDropped("prompts differ")
-        return
-    sides = [_interleaved(columns[0], replies) for replies in columns[1:]]
+        raise RowDropped("tie" if verdicts[2] else "winner names neither reply")
+    if any(len(turns) != len(questions) for turns in replies):
+        raise RowDropped("prompts differ")
+    sides = [_interleaved(questions, turns) for turns in replies]
     yield {"chosen": sides[verdicts[1]], "rejected": sides[not verdicts[1]]}
 
 
@@ -213,18 +200,11 @@ def _interleaved(questions: Sequence[Any], replies: Sequence[Any]) -> list[dict[
     return [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]
 
 
+_alpaca_replies = _by_code("output_1", "output_2", code="preference", codes=(1, 2), ties=(0, 1.5))
+
+
 def _alpaca_farm(row: Row) -> dict[str, Any]:
-    preference = row["preference"]
-    if preference in (0, 1.5):
-        raise RowDropped("tie")
-    if preference not in (1, 2):
-        raise RowDropped("preference is neither 1 nor 2")
-    sides = ("output_1", "output_2") if preference == 1 else ("output_2", "output_1")
-    return {"chosen": row[sides[0]], "rejected": row[sides[1]]} | _context(row)
-
-
-def _context(row: Row) -> dict[str, Any]:
-    return {"context": row["input"]} if row.get("input") else {}
+    return _alpaca_replies(row) | {"context": row.get("input")}
 
 
 def _summaries(row: Row) -> dict[str, Any]:
@@ -247,34 +227,13 @@ def _openai_pair(row: Row, kind: Kind) -> Iterator[Item]:
     yield cells
 
 
-def _nectar(row: Row, kind: Kind) -> Iterator[Item]:
-    answers = decode_json(row["answers"])
-    replies = [answer.get("answer") for answer in answers]
-    ranks = [answer.get("rank") for answer in answers]
-    scores = [-rank if isinstance(rank, (int, float)) else None for rank in ranks]
-    yield from ranked_items(row["prompt"], replies, scores, kind, margins=False)
-
-
-def _ultrafeedback(row: Row, kind: Kind) -> Iterator[Item]:
-    completions = decode_json(row["completions"])
-    replies = [completion.get("response") for completion in completions]
-    scores = [completion.get("overall_score") for completion in completions]
-    yield from ranked_items(row["instruction"], replies, scores, kind, margins=True)
-
-
 def _by_prompt(table: Sequence[Row]) -> list[Row]:
-    """One row per prompt, with its replies and their helpfulness."""
+    """One row per prompt, with the rows of its replies."""
     groups: dict[str, dict[str, Any]] = {}
     for row in table:
-        key = str(row["prompt"])
-        group = groups.setdefault(key, {"prompt": row["prompt"], "replies": [], "scores": []})
-        group["replies"].append(row["response"])
-        group["scores"].append(row["helpfulness"])
+        group = groups.setdefault(str(row["prompt"]), {"prompt": row["prompt"], "replies": []})
+        group["replies"].append(row)
     return list(groups.values())
-
-
-def _rated_replies(row: Row, kind: Kind) -> Iterator[Item]:
-    yield from ranked_items(row["prompt"], row["replies"], row["scores"], kind, margins=True)
 
 
 SHEPHERD_TAG = "ки"
@@ -286,20 +245,17 @@ def _shepherd(row: Row, kind: Kind) -> Iterator[Item]:
     text, marked = row["input"], row["label"]
     pieces = text.split(SHEPHERD_TAG)
     if len(pieces) < 2 or pieces[-1].strip():
-        yield RowDropped("a step ends without its mark")
-        return
+        raise RowDropped("a step ends without its mark")
     labels, position = [], 0
     for piece in pieces[:-1]:
         if marked[position : position + len(piece)] != piece:
-            yield RowDropped("input and label differ")
-            return
+            raise RowDropped("input and label differ")
         position += len(piece)
         labels.append(marked[position : position + 1])
         position += 1
     question, mark, first = pieces[0].partition("Step 1:")
     if not set(labels) <= {"+", "-"} or not mark or not question.strip():
-        yield RowDropped("a step is marked neither + nor -")
-        return
+        raise RowDropped("a step is marked neither + nor -")
     steps = [f"{mark}{first}".strip(), *(piece.strip() for piece in pieces[1:-1])]
     yield {
         "prompt": question.strip(),
@@ -349,7 +305,7 @@ def _is_object(*names: str) -> Callable[[Row], bool]:
 
 
 def _is_list_of(name: str, *keys: str) -> Callable[[Row], bool]:
-    def holds(row: Row) -> bool:
+    def matches(row: Row) -> bool:
         cell = decode_json(row.get(name))
         return (
             isinstance(cell, list)
@@ -358,7 +314,7 @@ def _is_list_of(name: str, *keys: str) -> Callable[[Row], bool]:
             and set(keys) <= cell[0].keys()
         )
 
-    return holds
+    return matches
 
 
 PAIRS: tuple[Kind, ...] = ("preference",)
@@ -369,7 +325,7 @@ SAFETY = Schema(
     "PKU-SafeRLHF by safety",
     frozenset({"prompt", "response_0", "response_1", "safer_response_id"}),
     PAIRS,
-    _pku_safety,
+    _pair(itemgetter("prompt"), _by_safety),
     uses=("is_response_0_safe", "is_response_1_safe"),
     gives=("chosen_unsafe", "rejected_unsafe"),
 )
@@ -380,19 +336,24 @@ SCHEMAS = (
         "PKU-SafeRLHF",
         frozenset({"prompt", "response_0", "response_1", "better_response_id"}),
         PAIRS,
-        _pku_items,
+        _pair(
+            itemgetter("prompt"), _by_code("response_0", "response_1", code="better_response_id")
+        ),
     ),
     Schema(
         "SHP",
         frozenset({"history", "human_ref_A", "human_ref_B", "labels"}),
         PAIRS_AND_PROMPTS,
-        _pairs(_shp, lambda row: row["history"]),
+        _pair(
+            itemgetter("history"),
+            _by_code("human_ref_A", "human_ref_B", code="labels", codes=(1, 0)),
+        ),
     ),
     Schema(
         "WebGPT comparisons",
         frozenset({"question", "answer_0", "answer_1", "score_0", "score_1"}),
         PAIRS_AND_PROMPTS,
-        _pairs(_webgpt, _webgpt_prompt),
+        _pair(_webgpt_prompt, _webgpt),
     ),
     Schema(
         "Chatbot Arena",
@@ -407,75 +368,75 @@ SCHEMAS = (
         PAIRS_AND_PROMPTS,
         _arena_texts,
         uses=("winner_tie",),
-        holds=lambda row: "winner_tie" in row,
+        matches=lambda row: "winner_tie" in row,
     ),
     Schema(
         "HelpSteer3",
         frozenset({"context", "response1", "response2", "overall_preference"}),
         PAIRS_AND_PROMPTS,
-        _pairs(
-            lambda row: _signed(row, "response1", "response2", "overall_preference"),
+        _pair(
             lambda row: decode_json(row["context"]),
+            _by_strength("response1", "response2", strength="overall_preference"),
         ),
     ),
     Schema(
         "HelpSteer2 preference",
         frozenset({"prompt", "response_1", "response_2", "preference_strength"}),
         PAIRS,
-        _pairs(
-            lambda row: _signed(row, "response_1", "response_2", "preference_strength"),
-            lambda row: row["prompt"],
+        _pair(
+            itemgetter("prompt"),
+            _by_strength("response_1", "response_2", strength="preference_strength"),
         ),
     ),
     Schema(
         "HelpSteer",
         frozenset({"prompt", "response", "helpfulness"}),
         RANKED,
-        _rated_replies,
+        _ranked("prompt", "replies", "response", "helpfulness"),
         gather=_by_prompt,
-        without=frozenset({"chosen", "rejected"}),
+        matches=lambda row: not {"chosen", "rejected"} & row.keys(),
     ),
     Schema(
         "Nectar",
         frozenset({"prompt", "answers"}),
         RANKED,
-        _nectar,
-        holds=_is_list_of("answers", "answer", "rank"),
+        _ranked("prompt", "answers", "answer", "rank", ranks=True),
+        matches=_is_list_of("answers", "answer", "rank"),
     ),
     Schema(
         "UltraFeedback",
         frozenset({"instruction", "completions"}),
         RANKED,
-        _ultrafeedback,
-        holds=_is_list_of("completions", "response", "overall_score"),
+        _ranked("instruction", "completions", "response", "overall_score"),
+        matches=_is_list_of("completions", "response", "overall_score"),
     ),
     Schema(
         "AlpacaFarm",
         frozenset({"instruction", "output_1", "output_2", "preference"}),
         PAIRS,
-        _pairs(_alpaca_farm, lambda row: row["instruction"]),
+        _pair(itemgetter("instruction"), _alpaca_farm),
         uses=("input",),
     ),
     Schema(
         "Summarize from feedback",
         frozenset({"info", "summaries", "choice"}),
         PAIRS_AND_PROMPTS,
-        _pairs(_summaries, _summaries_prompt),
-        holds=_is_list_of("summaries", "text"),
+        _pair(_summaries_prompt, _summaries),
+        matches=_is_list_of("summaries", "text"),
     ),
     Schema(
         "OpenAI preference",
         frozenset({"input", "preferred_output", "non_preferred_output"}),
         PAIRS_AND_PROMPTS,
         _openai_pair,
-        holds=_is_object("input"),
+        matches=_is_object("input"),
     ),
     Schema(
         "OASST trees",
         frozenset({"message_tree_id", "prompt"}),
         ("sft", "preference", "ranking", "prompt"),
         tree_items,
-        holds=_is_object("prompt"),
+        matches=_is_object("prompt"),
     ),
     Schema(
         "OASST messages",
@@ -490,14 +451,14 @@ SCHEMAS = (
         frozenset({"input", "label"}),
         ("steps",),
         _shepherd,
-        holds=lambda row: SHEPHERD_TAG in str(row.get("input")),
+        matches=lambda row: SHEPHERD_TAG in str(row.get("input")),
     ),
     Schema(
         "PRM800K",
         frozenset({"question", "label"}),
         ("steps", "prompt"),
         _prm800k,
-        holds=_is_object("question", "label"),
+        matches=_is_object("question", "label"),
     ),
 )
 """All schemas, in the order in which they are tried."""

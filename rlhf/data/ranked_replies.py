@@ -1,4 +1,4 @@
-"""Conversation trees in the format of Open Assistant, in which messages have ranked replies."""
+"""Pairs and rankings from lists of scored replies, and from the trees of Open Assistant."""
 
 from __future__ import annotations
 
@@ -7,10 +7,48 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf.config.data import Kind
+from rlhf.data.formats import number
 from rlhf.data.messages import RowDropped
 
 Node = Mapping[str, Any]
 Item = dict[str, Any] | RowDropped
+"""The cells of a canonical row, or the reason why there is none."""
+
+
+def ranked_items(
+    prompt: Any, replies: Sequence[Any], values: Sequence[Any], kind: Kind, *, ranks: bool
+) -> Iterator[Item]:
+    """Rows of scored replies: one ranking, or all pairs without ties.
+
+    Args:
+        prompt: The prompt cell.
+        replies: Reply cells.
+        values: Score of each reply, or its rank.
+        kind: "preference", "ranking" or "prompt".
+        ranks: Whether `values` are ranks, of which the lowest is the best. Pairs of scores have the
+            difference of both as their margin, pairs of ranks have no margin.
+    """
+    if kind == "prompt":
+        yield {"prompt": prompt}
+        return
+    scored = []
+    for reply, value in zip(replies, values, strict=True):
+        try:
+            scored.append((float(number(value, "score")) * (-1 if ranks else 1), reply))
+        except RowDropped:
+            yield RowDropped("reply without a score")
+    scored.sort(key=lambda pair: -pair[0])
+    if kind == "ranking":
+        ties = len({score for score, _ in scored}) < len(scored)
+        cells = {"prompt": prompt, "replies": [reply for _, reply in scored]}
+        yield RowDropped("tied replies") if ties else cells
+        return
+    if len(scored) < 2:
+        yield RowDropped("fewer than two replies")
+    for (high, better), (low, worse) in itertools.combinations(scored, 2):
+        margin = {} if ranks else {"margin": high - low}
+        pair = {"prompt": prompt, "chosen": better, "rejected": worse, **margin}
+        yield RowDropped("tie") if high == low else pair
 
 
 def gather_messages(table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -61,11 +99,9 @@ def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
     every path that ends with a user turn.
     """
     if "unread" in row:
-        yield RowDropped(row["unread"])
-        return
+        raise RowDropped(row["unread"])
     if "orphan" in row:
-        yield RowDropped("message without its parent")
-        return
+        raise RowDropped("message without its parent")
     stack: list[tuple[list[dict[str, Any]], Node]] = [([], row["prompt"])]
     while stack:
         before, node = stack.pop()
@@ -88,20 +124,12 @@ def _user_items(path: list[dict[str, Any]], replies: list[Node], kind: Kind) -> 
     if kind not in ("preference", "ranking") or not replies:
         return
     ranked = [
-        (reply["rank"], reply["text"])
+        reply
         for reply in replies
         if isinstance(reply.get("rank"), (int, float)) and not reply.get("deleted")
     ]
-    ranked.sort(key=lambda pair: pair[0])
     if len(ranked) < 2:
         yield RowDropped("fewer than two ranked replies")
-    elif kind == "ranking":
-        distinct = len({rank for rank, _ in ranked}) == len(ranked)
-        cells = {"prompt": path, "replies": [text for _, text in ranked]}
-        yield cells if distinct else RowDropped("tied replies")
-    else:
-        for (first, better), (second, worse) in itertools.combinations(ranked, 2):
-            tie = first == second
-            yield (
-                RowDropped("tie") if tie else {"prompt": path, "chosen": better, "rejected": worse}
-            )
+        return
+    texts, ranks = ([reply[key] for reply in ranked] for key in ("text", "rank"))
+    yield from ranked_items(path, texts, ranks, kind, ranks=True)
