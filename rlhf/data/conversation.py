@@ -69,13 +69,8 @@ def checked_reply(messages: Conversation) -> Conversation:
     return messages
 
 
-def reply_to(prompt: Conversation, value: Any) -> Conversation:
-    """The reply in a cell, as in `split_reply`."""
-    return split_reply(prompt, value)[1]
-
-
 def split_reply(
-    prompt: Conversation, value: Any, notes: Notes | None = None
+    prompt: Conversation, value: Any, notes: Notes
 ) -> tuple[Conversation, Conversation]:
     """(prompt, reply) of a reply cell: text, messages, or a conversation that repeats `prompt`.
 
@@ -133,18 +128,14 @@ def labelled_conversation(row: Mapping[str, Any]) -> Conversation:
     return [*row["prompt"], *row["completion"]]
 
 
-def split_last_reply(
-    messages: Conversation, notes: Notes | None = None
-) -> tuple[Conversation, Conversation]:
+def split_last_reply(messages: Conversation, notes: Notes) -> tuple[Conversation, Conversation]:
     """(prompt, last assistant turn); turns after it have no reply and are ignored."""
     _, last = _replies(messages, notes)
     check_turns(messages[: last + 1])
     return checked_prompt(messages[:last]), checked_reply(messages[last : last + 1])
 
 
-def split_first_reply(
-    messages: Conversation, notes: Notes | None = None
-) -> tuple[Conversation, Conversation]:
+def split_first_reply(messages: Conversation, notes: Notes) -> tuple[Conversation, Conversation]:
     """(prompt, turns from the first to the last assistant turn); later turns are ignored.
 
     Raises:
@@ -166,12 +157,12 @@ def check_weights(completion: Conversation) -> None:
         raise RowDropped("every reply has weight 0")
 
 
-def _replies(messages: Conversation, notes: Notes | None) -> tuple[int, int]:
+def _replies(messages: Conversation, notes: Notes) -> tuple[int, int]:
     """Indices of the first and the last assistant turn."""
     replies = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
     if not replies:
         raise RowDropped("no assistant turn")
-    if replies[-1] < len(messages) - 1 and notes is not None:
+    if replies[-1] < len(messages) - 1:
         notes.add("turns after the last reply")
     return replies[0], replies[-1]
 

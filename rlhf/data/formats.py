@@ -28,8 +28,8 @@ from rlhf.data.messages import (
     RowDropped,
     as_conversation,
     decode_json,
-    holds,
     is_dialogue,
+    is_filled,
     parse_dialogue,
     parse_tools,
 )
@@ -79,7 +79,7 @@ def convert(
             check_turns([*result["prompt"], *result.get(side, ())])
     elif system is not None:
         notes.add("data.system beside plain text")
-    notes.update(f"{field} column" for field in OPTIONAL if holds(rest.get(field)))
+    notes.update(f"{field} column" for field in OPTIONAL if is_filled(rest.get(field)))
     _check_unicode(result)
     return result
 
@@ -88,7 +88,7 @@ def _with_systems(
     prompt: Conversation, cell: Any, default: str | None, notes: Notes
 ) -> Conversation:
     """The prompt with its own system message, else that of the row, else that of the source."""
-    if holds(cell) and not isinstance(cell, str):
+    if is_filled(cell) and not isinstance(cell, str):
         notes.add("system column that is not text")
         cell = None
     row_text = cell if isinstance(cell, str) and cell.strip() else None
@@ -233,12 +233,15 @@ def _opens_with_prompt(value: Any) -> bool:
     """Whether a cell is a list of messages that begins with a user turn (after a system turn)."""
     if not isinstance(value, list):
         return False
-    roles = [
-        str(turn.get("role", turn.get("from"))).lower() if isinstance(turn, Mapping) else ""
-        for turn in value[:2]
-    ]
-    other_roles = [role for role in roles if ROLES.get(role) != "system"]
-    return bool(other_roles) and ROLES.get(other_roles[0]) == "user"
+    roles = [_role(turn) for turn in value[:2]]
+    return next((role for role in roles if role != "system"), None) == "user"
+
+
+def _role(turn: Any) -> str | None:
+    """The canonical role of a message, as yet unparsed; None if it has none."""
+    if not isinstance(turn, Mapping):
+        return None
+    return ROLES.get(str(turn.get("role", turn.get("from"))).lower())
 
 
 def _pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
@@ -262,10 +265,7 @@ def _pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
 def _as_prompt(messages: Any) -> Any:
     """The `messages` of a pair of bare replies as a prompt, without trailing assistant turns."""
     messages = decode_json(messages)
-    while isinstance(messages, list) and messages and isinstance(messages[-1], Mapping):
-        role = str(messages[-1].get("role", messages[-1].get("from"))).lower()
-        if role not in ("assistant", "gpt"):
-            break
+    while isinstance(messages, list) and messages and _role(messages[-1]) == "assistant":
         messages = messages[:-1]
     return messages
 
@@ -295,7 +295,7 @@ def _pair_after(prompt: Conversation, cells: Cells, notes: Notes) -> tuple[Conve
 
 def _preference(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "response_a" in cells:
-        cells |= choose(cells)
+        cells |= judged_pair(cells)
     prompt, chosen, rejected = _pair(cells, notes)
     row: dict[str, Any] = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     margin = _margin(cells, notes)
@@ -328,7 +328,7 @@ FIRST = ("a", "model_a", "response_a", "first", "chosen_a", "left")
 SECOND = ("b", "model_b", "response_b", "second", "chosen_b", "right")
 
 
-def choose(cells: Cells) -> dict[str, Any]:
+def judged_pair(cells: Cells) -> dict[str, Any]:
     """`chosen`, `rejected` and, from scores, `margin` of two replies and their winner.
 
     The winner is a, b, model_a, model_b, the index of the reply (0 or 1), or a tie.

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.data.splits import prompt_key
+from rlhf.data.splits import prompt_key, prompt_text
 
 GRAM = 13
 """Number of consecutive words that count as overlap (Brown et al. 2020, appendix C)."""
@@ -29,8 +29,8 @@ def overlapping_prompts(
 
     Punctuation and case are ignored. Prompts of fewer than 13 words never overlap.
     """
-    known = {gram for row in against for gram in grams(_bare_prompt(row))}
-    return [i for i, row in enumerate(rows) if not known.isdisjoint(grams(_bare_prompt(row)))]
+    known = {gram for row in against for gram in _prompt_grams(row)}
+    return [i for i, row in enumerate(rows) if not known.isdisjoint(_prompt_grams(row))]
 
 
 def grams(text: str, size: int = GRAM) -> set[int]:
@@ -39,11 +39,5 @@ def grams(text: str, size: int = GRAM) -> set[int]:
     return {hash(tuple(words[i : i + size])) for i in range(len(words) - size + 1)}
 
 
-def _bare_prompt(row: Mapping[str, Any]) -> str:
-    """The text of the prompt without role names, which would be part of every run."""
-    prompt = row["prompt"] if "prompt" in row else row["text"]
-    return (
-        "\n".join(turn["content"] for turn in prompt if turn["role"] != "system")
-        if isinstance(prompt, list)
-        else prompt
-    )
+def _prompt_grams(row: Mapping[str, Any]) -> set[int]:
+    return grams(prompt_text(row, role_names=False))  # a role name would be part of every run

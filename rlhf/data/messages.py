@@ -85,20 +85,18 @@ def parse_dialogue(text: str) -> Conversation:
     ]
 
 
-def as_conversation(value: Any, notes: Notes | None = None) -> Conversation:
+def as_conversation(value: Any, notes: Notes) -> Conversation:
     """Text, a dialogue, one message, or a list of messages as a conversation.
 
     Plain text is one user turn; None is an empty conversation.
     """
-    notes = set() if notes is None else notes
     if isinstance(value, str):
         return _from_text(value)
     if value is None:
         return []
     if isinstance(value, Mapping):
-        if {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys():
-            return parse_messages([value], notes)
-        raise RowDropped("neither text nor messages")
+        is_message = {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
+        value = [value] if is_message else None
     if not isinstance(value, Sequence):
         raise RowDropped("neither text nor messages")
     return parse_messages(value, notes)
@@ -125,9 +123,8 @@ def decode_json(value: Any) -> Any:
     return value
 
 
-def parse_messages(value: Sequence[Any], notes: Notes | None = None) -> Conversation:
+def parse_messages(value: Sequence[Any], notes: Notes) -> Conversation:
     """Convert {role, content} or {from, value} messages, or {input, output} pairs, of a list."""
-    notes = set() if notes is None else notes
     messages: Conversation = []
     for item in value:
         if not isinstance(item, Mapping):
@@ -164,7 +161,7 @@ def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
         message["answer"] = _fact(item["answer"])
     if item.get("tests") is not None:
         message["tests"] = item["tests"]
-    unread = (key for key, cell in item.items() if key not in _READ_KEYS and holds(cell))
+    unread = (key for key, cell in item.items() if key not in _READ_KEYS and is_filled(cell))
     notes.update(f"message key {key!r}" for key in unread)
     return message
 
@@ -173,17 +170,17 @@ def _read_reply_keys(
     item: Mapping[str, Any], message: Message, reasoning: str, calls: list[Any], notes: Notes
 ) -> None:
     """Add reasoning, tool calls and weight to an assistant message, in place."""
-    values = [item[key] for key in REASONING_KEYS if holds(item.get(key))]
+    values = [item[key] for key in REASONING_KEYS if is_filled(item.get(key))]
     if not reasoning and values:
         if not isinstance(values[0], str):
             raise RowDropped("reasoning is not text")
         reasoning = values[0]
-    calls = calls + (_calls(item["tool_calls"]) if holds(item.get("tool_calls")) else [])
-    calls += _calls([item["function_call"]]) if holds(item.get("function_call")) else []
+    calls = calls + (_calls(item["tool_calls"]) if is_filled(item.get("tool_calls")) else [])
+    calls += _calls([item["function_call"]]) if is_filled(item.get("function_call")) else []
     weights = [item[key] for key in WEIGHT_KEYS if item.get(key) is not None]
     if message["role"] != "assistant":
-        notes.update(f"reasoning of a {message['role']} message" for _ in range(bool(reasoning)))
-        notes.update(f"tool calls of a {message['role']} message" for _ in range(bool(calls)))
+        ignored = {"reasoning": reasoning, "tool calls": calls}
+        notes.update(f"{what} of a {message['role']} message" for what in ignored if ignored[what])
         return
     if reasoning:
         message["reasoning_content"] = reasoning
@@ -250,17 +247,16 @@ def parse_tools(value: Any) -> list[Message]:
         RowDropped: The value is neither a list of objects nor JSON of one.
     """
     value = decode_json(value)
-    if not holds(value):
+    if not is_filled(value):
         return []
     if not isinstance(value, Sequence) or not all(isinstance(tool, Mapping) for tool in value):
         raise RowDropped("tools are not a list of descriptions")
     return [
-        dict(tool) if "function" in tool or "name" not in tool else _wrapped(tool) for tool in value
+        dict(tool)
+        if "function" in tool or "name" not in tool
+        else {"type": "function", "function": dict(tool)}
+        for tool in value
     ]
-
-
-def _wrapped(tool: Mapping[str, Any]) -> Message:
-    return {"type": "function", "function": dict(tool)}
 
 
 def _fact(value: Any) -> str | list[str]:
@@ -270,6 +266,6 @@ def _fact(value: Any) -> str | list[str]:
     return answer
 
 
-def holds(value: Any) -> bool:
+def is_filled(value: Any) -> bool:
     """Whether a cell has a value; data sets fill missing keys with None or empty values."""
     return value is not None and value != "" and value != [] and value != {}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.common.conversation import Conversation
-from rlhf.data.conversation import checked_prompt, reply_to
+from rlhf.data.conversation import checked_prompt, split_reply
 from rlhf.data.load import Loaded
 from rlhf.data.messages import RowDropped, as_conversation
 from rlhf.errors import UserError
@@ -200,13 +200,13 @@ def _loaded(rows: list[dict[str, Any]], dropped: Counter[str]) -> Loaded:
 def _prompt_and_replies(row: Mapping[str, Any], index: int) -> tuple[Conversation, list[Reply]]:
     """The prompt, and each reply or the reason why it cannot be used."""
     try:
-        prompt = checked_prompt(as_conversation(row["prompt"]))
+        prompt = checked_prompt(as_conversation(row["prompt"], set()))
     except RowDropped as reason:
         raise UserError(f"row {index}: {reason}") from None
     replies: list[Reply] = []
     for reply in row["replies"]:
         try:
-            replies.append(reply_to(prompt, reply))
+            replies.append(split_reply(prompt, reply, set())[1])
         except RowDropped as reason:
             replies.append(reason)
     return prompt, replies

@@ -60,7 +60,7 @@ def gather_messages(table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
     nodes: dict[str | int, dict[str, Any]] = {}
     trees: list[Mapping[str, Any]] = []
     for row in table:
-        if not isinstance(row["message_id"], (str, int)):
+        if not isinstance(row.get("message_id"), (str, int)):
             trees.append({"unread": "message_id is not an id"})
         elif not isinstance(row.get("parent_id"), (str, int, float, type(None))):
             trees.append({"unread": "parent_id is not an id"})

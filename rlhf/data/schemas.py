@@ -172,7 +172,7 @@ def _judged_turns(row: Row, column: str) -> list[dict[str, Any]]:
     conversation, turns = decode_json(row[column]), row.get("turn")
     if not isinstance(conversation, list):
         raise RowDropped("conversations are not lists of messages")
-    messages = parse_messages(conversation)
+    messages = parse_messages(conversation, set())
     if not isinstance(turns, int) or turns <= 0:
         return messages
     return messages[: len(messages) - len(without_system(messages)) + 2 * turns]
@@ -231,7 +231,8 @@ def _by_prompt(table: Sequence[Row]) -> list[Row]:
     """One row per prompt, with the rows of its replies."""
     groups: dict[str, dict[str, Any]] = {}
     for row in table:
-        group = groups.setdefault(str(row["prompt"]), {"prompt": row["prompt"], "replies": []})
+        prompt = row.get("prompt")
+        group = groups.setdefault(str(prompt), {"prompt": prompt, "replies": []})
         group["replies"].append(row)
     return list(groups.values())
 

@@ -12,12 +12,13 @@ from rlhf.errors import UserError
 RowT = TypeVar("RowT", bound=Mapping[str, Any])
 
 
-def prompt_text(row: Mapping[str, Any]) -> str:
-    """The prompt as one text with role names and without the system message, or the row's text."""
+def prompt_text(row: Mapping[str, Any], *, role_names: bool = True) -> str:
+    """The prompt as one text without the system message, or the row's text."""
     prompt = row["prompt"] if "prompt" in row else row["text"]
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(f"{t['role']}: {t['content']}" for t in prompt if t["role"] != "system")
+    turns = [turn for turn in prompt if turn["role"] != "system"]
+    return "\n".join(f"{t['role']}: {t['content']}" if role_names else t["content"] for t in turns)
 
 
 def prompt_key(row: Mapping[str, Any]) -> str:

@@ -291,6 +291,17 @@ def test_helpsteer_pairs_the_replies_to_one_prompt(read):
     assert "read as HelpSteer" in loaded.summary()
 
 
+def test_helpsteer_row_without_a_score_is_dropped(read):
+    rows = [
+        {"prompt": "Q", "response": "worse", "helpfulness": 1},
+        {"prompt": "Q", "response": "better", "helpfulness": 4},
+        {"prompt": "Q", "response": "unrated"},
+    ]
+    loaded = read(rows, "preference")
+    assert bare(loaded) == [pair("Q", "better", "worse", margin=3.0)]
+    assert loaded.dropped == {"reply without a score": 1}
+
+
 def test_helpsteer_writes_turns_into_the_prompt(read):
     text = "a\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc"
     row = {"prompt": text, "response": "d", "helpfulness": 4}
