@@ -21,7 +21,7 @@ from rlhf.data.messages import RowDropped, decode_json, parse_messages
 from rlhf.data.ranked_replies import Item, gather_messages, ranked_items, tree_items
 
 Reader = Callable[[Row, Kind], Iterator[Item]]
-"""A row of the table -> cells of canonical rows. It raises RowDropped if it can give no further."""
+"""A row of the table -> cells of canonical rows; RowDropped ends them early."""
 Cells = Callable[[Row], dict[str, Any]]
 """A row of the table -> some cells of one canonical row; it raises RowDropped."""
 
@@ -43,7 +43,7 @@ class Schema:
     gives: tuple[str, ...] = ()
     """Computed columns that `keep` can name."""
     matches: Callable[[Row], bool] = lambda row: True
-    """Whether the first row has the right cells; the columns alone do not tell."""
+    """Whether the first row has the cells of the schema, where its columns are not unique."""
 
     @property
     def columns(self) -> set[str]:

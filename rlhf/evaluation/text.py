@@ -14,9 +14,9 @@ from rlhf.data.messages import RowDropped
 from rlhf.models.policy import Policy
 from rlhf.rollout.chat_format import (
     ChatFormat,
-    conversation_of,
     encode_example,
     generation_stop_ids,
+    prompt_of,
 )
 from rlhf.rollout.plain_text import encode_text
 
@@ -107,7 +107,9 @@ def _encode(
             if "text" in row:
                 ids, mask = encode_text(policy.tokenizer, row["text"])
             else:
-                ids, mask = encode_example(chat_format, *conversation_of(row), notes=notes)
+                ids, mask = encode_example(
+                    chat_format, prompt_of(row), row["completion"], notes=notes
+                )
         except RowDropped as reason:
             changes[f"left out: {reason}"] += 1
             ids, mask = [policy.tokenizer.pad_token_id], [False]

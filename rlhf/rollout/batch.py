@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +27,7 @@ class Rollout:
     is_action: list[bool] = field(default_factory=list)
     """True for sampled tokens, the stop token included."""
     logprobs: list[float] = field(default_factory=list)
-    """The sampler's; 0 for tokens that were not sampled."""
+    """Log-probabilities of the sampler; 0 for tokens that were not sampled."""
     env_rewards: list[float] = field(default_factory=list)
     """Rewards of the environment, not changed after collection. The reward of a turn is at its last
     sampled token."""
@@ -39,9 +40,9 @@ class Rollout:
     policy_versions: list[int] = field(default_factory=list)
     """Version of the policy that sampled a token, or that read it as context."""
     terminated: bool = False
-    """The task ended: nothing follows."""
+    """The task ended, so the last state has no value."""
     truncated: bool = False
-    """A limit of the harness ended the episode: the value of the last state follows."""
+    """A limit of turns or tokens ended the episode, so the last state has a value."""
     num_length_limited: int = 0
     """Turns whose reply hit the per-turn token limit."""
     stopped: bool = True
@@ -75,22 +76,24 @@ class Rollout:
         self.policy_versions += [policy_version] * len(ids)
 
     @property
+    def action_turns(self) -> list[int]:
+        """The turn of each sampled token."""
+        return [turn for turn, sampled in zip(self.turn, self.is_action, strict=True) if sampled]
+
+    @property
     def num_turns(self) -> int:
-        """Replies in the episode; an observation after the last one is none."""
-        return 1 + max(
-            (t for t, own in zip(self.turn, self.is_action, strict=True) if own), default=-1
-        )
+        """Number of replies; an observation after the last one does not count."""
+        return 1 + max(self.action_turns, default=-1)
 
     @property
     def num_actions(self) -> int:
-        """Sampled tokens."""
+        """Number of sampled tokens."""
         return sum(self.is_action)
 
     @property
     def max_turn_length(self) -> int:
-        """Sampled tokens of the longest turn."""
-        own = [turn for turn, mine in zip(self.turn, self.is_action, strict=True) if mine]
-        return max((own.count(turn) for turn in set(own)), default=0)
+        """Number of sampled tokens of the longest turn."""
+        return max(Counter(self.action_turns).values(), default=0)
 
     @property
     def env_return(self) -> float:

@@ -9,10 +9,10 @@ conversations for which this is impossible are refused with a reason.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from rlhf.data.messages import RowDropped
@@ -91,6 +91,7 @@ class ChatFormat:
         self.special_ids = _special_ids(tokenizer) | self.stop_ids
         if stop is not None and not self.chat:
             self.stop_ids |= _tokens_containing(tokenizer, stop)
+        self._turn_problems = functools.cache(self._find_turn_problems)
         self.closing = self._find_closing()
         self.stop_ids.add(self.closing.token)
 
@@ -101,21 +102,19 @@ class ChatFormat:
             UserError: the template refuses the messages.
         """
         if not self.chat:
-            text = self.join(messages)
-            # add_special_tokens: a base model was trained with its BOS.
-            return self.tokenizer(text)["input_ids"] if text else [self._begin()]
-        return self.encode(self._prompt_text(messages))
+            if text := self.join(messages):
+                # add_special_tokens: a base model was trained with its BOS.
+                return self.tokenizer(text)["input_ids"]
+            begin = self.tokenizer.bos_token_id
+            return [self.closing.token if begin is None else begin]
+        return self.encode(self.render_prompt(messages))
 
-    def check_prompt(self, messages: Messages) -> None:
-        """Check that a prompt can be rendered.
+    def render_prompt(self, messages: Messages) -> str:
+        """Render the messages before a reply, with the beginning of the assistant's turn.
 
         Raises:
-            UserError: the template refuses it.
+            UserError: the template refuses the messages.
         """
-        if self.chat:
-            self._prompt_text(messages)
-
-    def _prompt_text(self, messages: Messages) -> str:
         self.check_system(messages)
         try:
             return self.render(messages, prompt=True)
@@ -173,7 +172,7 @@ class ChatFormat:
         if self.chat and messages and messages[0]["role"] == "system" and self.system_problem:
             raise UserError(self.system_problem)
 
-    @cached_property
+    @functools.cached_property
     def system_problem(self) -> str | None:
         """Reason why the template cannot render a system message; None if it can."""
         if folds_system(self.tokenizer):
@@ -189,11 +188,6 @@ class ChatFormat:
             f"the model's chat template {reason}; drop the system message (data.system: null), or "
             "put it into the first user turn with model.fold_system: true"
         )
-
-    def multi_turn_note(self, *, system: bool = False) -> str | None:
-        """Restriction on rollouts of several turns with this template; None if there is none."""
-        problem, note = self._turn_problems(system)
-        return problem or note
 
     def describe(self) -> str:
         """Summary of the format in one line: its restrictions, and how a reply ends."""
@@ -238,12 +232,12 @@ class ChatFormat:
                 return both[len(before) :]
         return self.encode(text)
 
-    @cached_property
+    @functools.cached_property
     def special_texts(self) -> list[str]:
         """Texts of the special tokens."""
         return self.tokenizer.convert_ids_to_tokens(sorted(self.special_ids))
 
-    @cached_property
+    @functools.cached_property
     def renders_tools(self) -> bool:
         """Whether the template renders tools."""
         function = {"name": "probe", "description": "?", "parameters": {"type": "object"}}
@@ -254,11 +248,6 @@ class ChatFormat:
             return True
 
     # -- what the template does ---------------------------------------------------------------
-
-    def _begin(self) -> int:
-        """First token of an empty prompt."""
-        begin = self.tokenizer.bos_token_id
-        return self.closing.token if begin is None else begin
 
     def _find_closing(self) -> Closing:
         """Find the token that ends a reply.
@@ -311,21 +300,15 @@ class ChatFormat:
             raise UserError(_REWRITES.format("leaves earlier replies out"))
         return after
 
-    @cached_property
+    @functools.cached_property
     def _head(self) -> list[int]:
         """Header of special tokens before the text of the last reply; may be empty."""
         start = len(self.render([USER], prompt=True))
         head = self.encode(self.render([USER, REPLY])[start:].partition(SENTINEL)[0])
         return head if any(i in self.special_ids for i in head) else []
 
-    def _turn_problems(self, system: bool) -> tuple[str | None, str | None]:
-        """Why rollouts cannot have several turns, and a note if they can (cached)."""
-        cached: dict[bool, tuple[str | None, str | None]] = self.__dict__.setdefault("_turns", {})
-        if system not in cached:
-            cached[system] = self._find_turn_problems(system)
-        return cached[system]
-
     def _find_turn_problems(self, system: bool) -> tuple[str | None, str | None]:
+        """Why rollouts cannot have several turns, and a note if they can."""
         first: list[Message] = [{"role": "system", "content": "?"}] if system else []
         first.append(USER)
         try:
@@ -363,17 +346,15 @@ def encode_example(
     prompt: Messages,
     completion: Messages,
     *,
-    tools: Sequence[Any] | None = None,
     notes: Counter[str] | None = None,
 ) -> tuple[list[int], list[bool]]:
     """Encode a demonstration, and mark the tokens to train on.
 
     Args:
         chat_format: chat format of the model.
-        prompt: messages before the first reply.
+        prompt: messages before the first reply; tools are stored on one of them.
         completion: replies, possibly with other turns between them; starts with a reply. Replies
             with ``weight: 0`` are context.
-        tools: tools for the template.
         notes: counts omissions and changes by reason.
 
     Returns:
@@ -386,7 +367,7 @@ def encode_example(
     if not completion or completion[0]["role"] != "assistant":
         raise UserError("a completion must start with the assistant's turn")
     notes = Counter() if notes is None else notes
-    messages = with_tools([*prompt, *completion], tools or tools_of(prompt))
+    messages = [*prompt, *completion]
     if not chat_format.chat:
         return _encode_plain(chat_format, messages, len(prompt))
     chat_format.check_system(messages)
@@ -435,13 +416,6 @@ def generation_stop_ids(model: Any) -> list[int]:
 def prompt_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The prompt of a canonical row, with the row's ``tools`` attached for rendering."""
     return with_tools(row["prompt"], row.get("tools"))
-
-
-def conversation_of(
-    row: Mapping[str, Any],
-) -> tuple[list[dict[str, Any]], Sequence[Mapping[str, Any]]]:
-    """Prompt and completion of a canonical row, for ``encode_example``."""
-    return prompt_of(row), row["completion"]
 
 
 def _special_ids(tokenizer: Any) -> set[int]:

@@ -40,7 +40,7 @@ _episode_ids = count()
 
 @dataclass(frozen=True)
 class EpisodeSeed:
-    """What an episode's randomness derives from.
+    """The source of an episode's randomness.
 
     The environment is reset with ``seed``; the episodes of a group share it, and ``sample_index``
     distinguishes their sampled tokens.
@@ -213,7 +213,7 @@ class Collector:
         for index, prompt in enumerate(prompts):
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             try:
-                self.chat_format.check_prompt(self._opening(messages, system=None))
+                self.chat_format.render_prompt(self._opening(messages, system=None))
             except UserError as error:
                 raise UserError(f"prompt {index + 1} of env.prompts: {error}") from error
 

@@ -88,7 +88,8 @@ class _Rendering:
 
     def pieces(self, first: int, notes: Counter[str]) -> list[Piece]:
         """Split the text at replies, up to the last reply that is trained on."""
-        self._note_tools(notes)
+        if tools_of(self.messages) and not self.format.renders_tools:
+            notes["conversations without their tools: the template leaves them out"] += 1
         learned: list[Reply] = []
         last = len(self.messages) - 1
         candidates = [
@@ -198,8 +199,3 @@ class _Rendering:
             pieces.append((text[reply.start : reply.end], True, reply.unclosed))
             cursor = reply.end
         return pieces
-
-    def _note_tools(self, notes: Counter[str]) -> None:
-        tools = tools_of(self.messages)
-        if tools and not self.format.renders_tools:
-            notes["conversations without their tools: the template leaves them out"] += 1

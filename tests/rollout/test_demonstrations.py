@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
-from rlhf.reward_models.chat_template import set_chat_options
+from rlhf.reward_models.chat_template import set_chat_options, with_tools
 from rlhf.rollout.chat_format import ChatFormat, encode_example, generation_stop_ids
 from tests.helpers.models import tiny_tokenizer
 from tests.rollout.golden import TOOL as tool_spec
@@ -95,7 +95,7 @@ def test_what_a_template_cannot_say_is_dropped_or_counted():
         encode_example(chat_format, [user("u")], [assistant("", tool_calls=[call])])
     notes: Counter[str] = Counter()
     reply = assistant("4", reasoning_content="2+2")
-    encode_example(chat_format, [user("u")], [reply], tools=[tool_spec], notes=notes)
+    encode_example(chat_format, with_tools([user("u")], [tool_spec]), [reply], notes=notes)
     assert notes == {
         "replies without their reasoning: the template leaves it out": 1,
         "conversations without their tools: the template leaves them out": 1,

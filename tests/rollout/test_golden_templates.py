@@ -13,6 +13,7 @@ import pytest
 
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
+from rlhf.reward_models.chat_template import with_tools
 from rlhf.rollout.chat_format import ChatFormat, encode_example
 from tests.rollout.golden import FAMILIES, conversation, stand_in, stored, without_date
 
@@ -50,10 +51,10 @@ def test_the_ids_decode_to_the_template_of_the_family(family, name):
     expected = STORED[family]["conversations"][name]
     if "refused" in expected:
         with pytest.raises((RowDropped, UserError)) as refused:
-            encode_example(chat_format, prompt, completion, tools=tools)
+            encode_example(chat_format, with_tools(prompt, tools), completion)
         assert expected["refused"] in str(refused.value)
         return
-    ids, is_action = encode_example(chat_format, prompt, completion, tools=tools)
+    ids, is_action = encode_example(chat_format, with_tools(prompt, tools), completion)
     text = without_date(tokenizer.decode(ids))
     assert text.endswith(expected["text"]) if family == "Cohere R7B" else text == expected["text"]
     assert learned_in(tokenizer, ids, is_action) == expected["learned"]
@@ -94,19 +95,19 @@ def test_appended_turns_are_the_template_rendered_as_a_whole(family):
     whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     reply = [*tokenizer("Blue.")["input_ids"], chat_format.closing.token]
     ids = [*chat_format.encode_prompt(messages[:1]), *reply]
-    note = chat_format.multi_turn_note()
+    summary = chat_format.describe()
     if family == "gpt-oss":
         with pytest.raises(UserError, match="rewrites earlier turns"):
             chat_format.encode_observation("Grass?", reply=reply)
         return
     ids += chat_format.encode_observation("Grass?", reply=reply)
     if family in ("Qwen3.5", "DeepSeek-R1", "Nemotron-3", "GLM-4.5"):
-        assert "keep their reasoning" in str(note)
+        assert "keep their reasoning" in summary
     elif family == "Qwen3":
-        assert "keep their reasoning" in str(note)
+        assert "keep their reasoning" in summary
         assert tokenizer.decode(ids) == whole
     else:
-        assert note is None
+        assert "one turn and several" in summary
         assert tokenizer.decode(ids) == whole
     # A reply that was cut is closed by the template, with tokens that are not the policy's.
     cut = chat_format.encode_observation("Grass?", reply=reply[:-1])

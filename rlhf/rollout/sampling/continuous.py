@@ -20,7 +20,7 @@ from rlhf.models.architecture import unwrap_peft
 from rlhf.rollout.sampling.base import Completion, FinishReason, Request, SamplingParams
 from rlhf.rollout.sampling.decoder import decoder_for
 from rlhf.rollout.sampling.draw import draw
-from rlhf.rollout.sampling.protocols import read
+from rlhf.rollout.sampling.protocols import forward_new_tokens
 
 # New rows are prefilled together once they are this share of the decoding rows: a prefill of a few
 # tokens takes as long as a decoding step.
@@ -265,7 +265,9 @@ class Sampler:
         sources = list(first.values())
         new_tokens = [inputs[index] for index in sources]
         self.prefill_tokens += sum(map(len, new_tokens))
-        logits = read(self.decoder, self.cache, rows[sources], new_tokens, self.device)
+        logits = forward_new_tokens(
+            self.decoder, self.cache, rows[sources], new_tokens, self.device
+        )
         for index, source in enumerate(source_of):
             if source != index:
                 self.cache.copy(int(rows[source]), int(rows[index]))
@@ -281,7 +283,7 @@ class Sampler:
         """
         if not self.cache.in_place:
             ids = self.last[decoding, None].tolist()
-            return read(self.decoder, self.cache, decoding, ids, self.device)
+            return forward_new_tokens(self.decoder, self.cache, decoding, ids, self.device)
         front = np.arange(decoding[-1] + 1)
         self.cache.prepare(front, np.ones_like(front))
         logits = self.decoder(torch.from_numpy(self.last[front]).to(self.device), self.cache)

@@ -33,7 +33,12 @@ from rlhf.models.architecture import (
 )
 from rlhf.models.output_head import logits_of
 from rlhf.models.precision import native_bf16
-from rlhf.rollout.sampling.decoder_selection import DecoderOption, select_decoder
+from rlhf.rollout.sampling.decoder_selection import (
+    TOLERANCE,
+    DecoderOption,
+    decoding_gap,
+    select_decoder,
+)
 from rlhf.rollout.sampling.kv_cache import Plan, RaggedCache, RaggedLayer
 from rlhf.rollout.sampling.protocols import Decoder
 from rlhf.rollout.sampling.ragged_masks import MASKED, ragged_masks
@@ -275,9 +280,9 @@ def decoder_for(model: Any) -> Decoder:
     trunk = trunk_of(model)
     if trunk.config.model_type in FUSED_FAMILIES and changing_limit(trunk.config) is None:
         if trunk not in _fused_agrees:
-            gap = largest_gap(type(unwrap_peft(model)), trunk.config)
-            _fused_agrees[trunk] = gap <= 1e-4
-            if gap > 1e-4:
+            gap = fused_gap(type(unwrap_peft(model)), trunk.config)
+            _fused_agrees[trunk] = gap <= TOLERANCE
+            if gap > TOLERANCE:
                 log.warning(
                     "%s: decoding uses the model's own forward pass, because the fused decoder "
                     "differs from it by %.1e",
@@ -331,11 +336,8 @@ def decoder_options(model: Any) -> list[DecoderOption]:
 
 
 @torch.no_grad()
-def largest_gap(kind: Any, config: Any) -> float:
-    """Largest difference between logits of the fused decoder and of the model's forward pass.
-
-    It is relative to the largest logit, and measured in float32 on two layers with random weights.
-    The model reads a sequence at once, the decoder in three parts.
+def fused_gap(kind: Any, config: Any) -> float:
+    """``decoding_gap`` of the fused decoder, in float32 on two layers with random weights.
 
     Args:
         kind: class of the model.
@@ -353,15 +355,4 @@ def largest_gap(kind: Any, config: Any) -> float:
         model = kind(small).float().eval()
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight), alpha=0.1)
-    ids = torch.arange(8)
-    whole = model(input_ids=ids[None]).logits[0]
-    decoder = FusedDecoder(model)
-    cache = RaggedCache(2, rows=1, dtype=torch.float32, device=ids.device)
-    cache.reserve(len(ids))
-    gap = 0.0
-    for part in ids.split([5, 2, 1]):
-        cache.prepare([0], [len(part)])
-        logits = decoder(part, cache)[0]
-        cache.advance([0], [len(part)])
-        gap = max(gap, float((logits - whole[cache.lengths[0] - 1]).abs().max()))
-    return gap / float(whole.abs().max())
+    return decoding_gap(model, FusedDecoder(model))

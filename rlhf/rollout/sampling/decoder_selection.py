@@ -20,7 +20,7 @@ from rlhf.models.architecture import (
     window_of,
 )
 from rlhf.models.output_head import logits_of
-from rlhf.rollout.sampling.protocols import Decoder, read
+from rlhf.rollout.sampling.protocols import Decoder, forward_new_tokens
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def decoding_gap(model: Any, decoder: Decoder) -> float:
             texts[row][done[row] : done[row] + n].tolist()
             for row, n in zip(rows, counts, strict=True)
         ]
-        logits = read(decoder, cache, np.array(rows), parts, model.device)
+        logits = forward_new_tokens(decoder, cache, np.array(rows), parts, model.device)
         for index, (row, count) in enumerate(zip(rows, counts, strict=True)):
             done[row] += count
             expected = plain[row][0, done[row] - 1].double()

@@ -285,7 +285,7 @@ class RaggedCache(RowStore, Cache):
             assert starts.all() or not starts.any(), "rows with and without a state"
             slots_read = self._tensor(slots)
             for layer in self.states:
-                layer.take(slots_read, fresh=not starts.any())
+                layer.load_states(slots_read, fresh=not starts.any())
         return self.plan
 
     def _tensor(self, numbers: np.ndarray) -> torch.Tensor:
@@ -297,7 +297,7 @@ class RaggedCache(RowStore, Cache):
         if self.states:
             slots = self._tensor(self.plan.rows)
             for layer in self.states:
-                layer.store(slots)
+                layer.store_states(slots)
 
     def copy(self, source: int, target: int) -> None:
         """Copy row ``source`` to row ``target``."""
@@ -306,4 +306,4 @@ class RaggedCache(RowStore, Cache):
         for layer in self.ragged:
             layer.copy(source, target, width)
         for state in self.states:
-            state.copy_state(source, target)
+            state.copy_states(source, target)

@@ -68,7 +68,7 @@ class Decoder(Protocol):
         ...
 
 
-def read(
+def forward_new_tokens(
     decoder: Decoder,
     cache: RowStore,
     rows: np.ndarray,

@@ -28,8 +28,8 @@ class StateLayer(LinearAttentionLayer):
         self.rows = rows
         self.stored: dict[tuple[str, int], torch.Tensor] = {}
 
-    def take(self, slots: torch.Tensor, *, fresh: bool) -> None:
-        """Give the model the states of rows ``slots`` [n]; none if ``fresh``."""
+    def load_states(self, slots: torch.Tensor, *, fresh: bool) -> None:
+        """Set the states that the model reads to those of rows ``slots`` [n]; none if ``fresh``."""
         for index in range(self.number_of_states):
             conv, recurrent = self.stored.get(("conv", index)), self.stored.get(("state", index))
             pair = [None if fresh or store is None else store[slots] for store in (conv, recurrent)]
@@ -38,7 +38,7 @@ class StateLayer(LinearAttentionLayer):
             self.is_recurrent_states_initialized[index] = pair[1] is not None
             self.has_previous_state[index] = not fresh
 
-    def store(self, slots: torch.Tensor) -> None:
+    def store_states(self, slots: torch.Tensor) -> None:
         """Store the model's present states as those of rows ``slots`` [n]."""
         present: dict[tuple[str, int], Any] = {}
         for index in range(self.number_of_states):
@@ -50,7 +50,7 @@ class StateLayer(LinearAttentionLayer):
                     self.stored[key] = states.new_zeros((self.rows, *states.shape[1:]))
                 self.stored[key][slots] = states
 
-    def copy_state(self, source: int, target: int) -> None:
+    def copy_states(self, source: int, target: int) -> None:
         """Copy the states of row ``source`` to row ``target``."""
         for store in self.stored.values():
             store[target] = store[source]
