@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rlhf.data.leakage import GRAM, overlapping_prompts, shared_prompts
@@ -154,15 +154,8 @@ def suspects(rows: Sequence[Row], *, seed: int) -> Finding:
     if low <= 0.5:
         return Finding("suspects", "ok", f"{fit}: too few to suspect a pair", 0, len(rows))
     indices = margins.suspects(min(NUM_SUSPECTS, len(rows) // 20))
-    return Finding(
-        name="suspects",
-        level="note" if indices else "ok",
-        verdict=f"{fit}; review the {len(indices):,} pairs that it contradicts most strongly",
-        count=len(indices),
-        total=len(rows),
-        rows=tuple(indices),
-        examples=tuple(_opening(rows[index]) for index in indices[:EXAMPLES]),
-    )
+    verdict = f"{fit}; review the {len(indices):,} pairs that it contradicts most strongly"
+    return replace(_finding("suspects", rows, indices, "note", ""), verdict=verdict)
 
 
 def label_balance(rows: Sequence[Row]) -> Finding:

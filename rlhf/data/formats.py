@@ -93,17 +93,11 @@ def _with_systems(
         cell = None
     row_text = cell if isinstance(cell, str) and cell.strip() else None
     for text in (row_text, default):
-        prompt = _with_system(prompt, text)
+        if text is not None and prompt[0]["role"] != "system":
+            prompt = [{"role": "system", "content": text}, *prompt]
     if row_text is not None and prompt[0]["content"].strip() != row_text.strip():
         notes.add("system column beside another system message")
     return prompt
-
-
-def _with_system(prompt: Conversation, text: str | None) -> Conversation:
-    """The prompt with a system message, unless it has one."""
-    if text is None or prompt[0]["role"] == "system":
-        return prompt
-    return [{"role": "system", "content": text}, *prompt]
 
 
 def _add_facts(prompt: Conversation, cells: Cells, notes: Notes) -> None:

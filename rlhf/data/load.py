@@ -109,7 +109,10 @@ def load(
             to fields, or no row is usable.
     """
     specs = [specs] if isinstance(specs, DataSpec) else list(specs)
-    _check(specs, kind)
+    if not specs:
+        raise UserError("no data source given: data needs at least one path")
+    if kind not in KINDS:
+        raise UserError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     keep = tuple(keep)
     readers = [
         _read(spec, kind, seed=f"{seed}/{i}", keep=keep, facts=facts)
@@ -174,13 +177,6 @@ def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> 
         min(count, max(1, round(scale * share)))
         for count, share in zip(available, shares, strict=True)
     ]
-
-
-def _check(specs: Sequence[DataSpec], kind: str) -> None:
-    if not specs:
-        raise UserError("no data source given: data needs at least one path")
-    if kind not in KINDS:
-        raise UserError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
 
 
 def _read(
