@@ -19,6 +19,7 @@ from rlhf.models.architecture import (
     usable_context,
     window_of,
 )
+from rlhf.models.comparison import FAILURES, HALF_TOLERANCE, evaluating, is_precise
 from rlhf.models.output_head import logits_of
 from rlhf.rollout.sampling.protocols import Decoder, forward_new_tokens
 
@@ -27,9 +28,8 @@ log = logging.getLogger(__name__)
 # Attention windows up to this size are exceeded in the comparison.
 MAX_TESTED_WINDOW = 64
 
-# Largest relative difference of logits that is attributed to rounding, in float32 and in half
-# precision.
-TOLERANCE, HALF_TOLERANCE = 1e-4, 0.1
+# Largest relative difference of logits in float32 that is attributed to rounding.
+TOLERANCE = 1e-4
 # The same for recurrent layers, which accumulate rounding over long chunks.
 STATE_TOLERANCE = 1e-3
 
@@ -50,17 +50,7 @@ class DecoderOption:
 
 
 # Exceptions of decoders that do not support a model.
-UNSUPPORTED = (
-    AssertionError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    StopIteration,
-    TypeError,
-    ValueError,
-)
+UNSUPPORTED = (*FAILURES, KeyError, NotImplementedError, StopIteration)
 
 
 def select_decoder(model: Any, options: Sequence[DecoderOption]) -> int:
@@ -71,25 +61,18 @@ def select_decoder(model: Any, options: Sequence[DecoderOption]) -> int:
         options: fastest first; the last one is not compared.
     """
     trunk = trunk_of(model)
-    half = model.dtype not in (torch.float32, torch.float64)
-    tolerance = TOLERANCE
-    if half:
-        tolerance = HALF_TOLERANCE
-    elif has_states(text_config(trunk)):
-        tolerance = STATE_TOLERANCE
-    training = trunk.training
-    trunk.eval()  # dropout would make passes differ
-    try:
+    precise = is_precise(model)
+    tolerance = STATE_TOLERANCE if has_states(text_config(trunk)) else TOLERANCE
+    tolerance = tolerance if precise else HALF_TOLERANCE
+    with evaluating(trunk):  # dropout would make passes differ
         for index, option in enumerate(options[:-1]):
             gap = _gap_of(model, option)
             if gap > tolerance:
                 continue
-            if option.safer is None or (gap <= TOLERANCE and not half):
+            if option.safer is None or (gap <= TOLERANCE and precise):
                 return index
             return index if gap <= 1.25 * _gap_of(model, options[option.safer]) else option.safer
-        return len(options) - 1
-    finally:
-        trunk.train(training)
+    return len(options) - 1
 
 
 def _gap_of(model: Any, option: DecoderOption) -> float:

@@ -16,7 +16,7 @@ import torch
 
 from rlhf.errors import UserError
 from rlhf.models.architecture import limits_of, text_config, trunk_of, unwrap_peft, usable_context
-from rlhf.models.comparison import evaluating, is_precise
+from rlhf.models.comparison import evaluating, is_precise, tolerance_of
 from rlhf.models.fast.packing import restart_frequencies
 from rlhf.models.fast.verification import affordable_tokens
 from rlhf.models.reduced_model import reduced_copy
@@ -26,9 +26,6 @@ from rlhf.rollout.sampling.decoder import disable_cache
 
 log = logging.getLogger(__name__)
 
-# Tolerance of log-probabilities, relative to the larger of 1 and their mean absolute value: of the
-# largest difference in float32, and of the mean difference in half precision.
-TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 REPLY_TOKENS = 3
 
 
@@ -53,7 +50,7 @@ def check_sampling(model: Any) -> None:
     if not _agrees(model, limit=affordable):
         disable_cache(model)
         gap = sampling_gap(model, limit=affordable)
-        if not gap <= _tolerance(model):
+        if not gap <= tolerance_of(model):
             raise UserError(
                 f"{type(unwrap_peft(model)).__name__} is not supported: its sampled tokens have "
                 f"other log-probabilities than in a plain pass over the row, by {gap:.1e}"
@@ -63,7 +60,7 @@ def check_sampling(model: Any) -> None:
 
 def _agrees(model: Any, *, limit: int) -> bool:
     gap = sampling_gap(model, limit=limit)
-    if not gap <= _tolerance(model):
+    if not gap <= tolerance_of(model):
         log.info(
             "%s: the sampler's log-probabilities differ by %.1e", type(unwrap_peft(model)), gap
         )
@@ -71,13 +68,12 @@ def _agrees(model: Any, *, limit: int) -> bool:
     return True
 
 
-def _tolerance(model: Any) -> float:
-    return TOLERANCE if is_precise(model) else HALF_TOLERANCE
-
-
 @torch.no_grad()
 def sampling_gap(model: Any, *, limit: int) -> float:
-    """Relative difference between the sampler's log-probabilities and those of plain passes.
+    """Difference between the sampler's log-probabilities and those of plain passes.
+
+    It is the largest difference in float32 and the mean difference in half precision, relative to
+    the larger of 1 and the mean absolute log-probability.
 
     Args:
         model: causal model.
