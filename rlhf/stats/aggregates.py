@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
+from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
 from rlhf.stats.interval import moment_interval
 from rlhf.stats.means import stratified_moments

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Literal
 
 import numpy as np
-from scipy import special
+from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
 from rlhf.stats.result import Interval
 from rlhf.stats.units import cluster_index, no_interval_reason

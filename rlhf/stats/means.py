@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
+from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
 CORRECTED = "t, corrected for skewness"
 
@@ -47,8 +47,8 @@ def stratified_moments(scores: np.ndarray) -> Moments:
     third = (centered**3).mean(axis=-2).sum(axis=-1) / (runs**2 * tasks**3)
     total = variances.sum(axis=-1)
     variance = total / (runs * tasks**2)
-    squares = (variances**2).sum(axis=-1)
-    freedom = np.where(squares > 0, (runs - 1) * _ratio(total**2, squares), runs - 1.0)
+    squares: np.ndarray = (variances**2).sum(axis=-1)
+    freedom = (runs - 1) * np.where(squares > 0, _ratio(total**2, squares), 1.0)
     mean = scores.mean(axis=(-2, -1))
     return Moments(mean, np.sqrt(variance), _ratio(third, variance**1.5), freedom)
 

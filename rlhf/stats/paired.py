@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
+from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
 from rlhf.stats.interval import interval
 from rlhf.stats.means import CORRECTED, mean_bounds
@@ -108,8 +108,9 @@ def _enumerated(sizes: np.ndarray, observed: float) -> float:
     """Two-sided p value by enumeration of all assignments of signs, in two halves."""
     half = sizes.size // 2
     left, right = _signed_sums(sizes[:half]), np.sort(_signed_sums(sizes[half:]))
-    slack = 1e-9 * sizes.sum()
-    reached = right.size - np.searchsorted(right, observed - slack - left, side="left")
+    slack = 1e-9 * float(sizes.sum())
+    thresholds: np.ndarray = observed - slack - left
+    reached = right.size - np.searchsorted(right, thresholds, side="left")
     share = float(reached.sum()) / (left.size * right.size)
     return min(1.0, 2 * share) if observed > slack else 1.0
 

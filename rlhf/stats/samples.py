@@ -53,6 +53,6 @@ def _best_weights(size: int, n: int) -> np.ndarray:
     """P(the sample of each rank, from 0, is the best of n): C(rank, n - 1) / C(size, n). [size]"""
     weights = np.zeros(size)
     ranks = np.arange(size - 1, n - 1, -1)
-    falling = np.cumprod(np.r_[n / size, (ranks - n + 1) / ranks])
-    weights[n - 1 :] = falling[::-1]
+    factors: np.ndarray = np.r_[n / size, (ranks - n + 1) / ranks]
+    weights[n - 1 :] = np.cumprod(factors)[::-1]
     return weights

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special
+from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
 from rlhf.stats.result import Interval
 
