@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from rlhf.algorithms import registry
 from rlhf.commands.command import CommandTable
 from rlhf.common.names import nearest
 from rlhf.config.bench import BenchAlgorithm, BenchConfig, BenchEnvironment
-from rlhf.config.load import assemble, build
+from rlhf.config.load import build
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.online import algorithm_of
 from rlhf.errors import UserError
@@ -31,17 +30,6 @@ _OWNED = {
     "resume": "the benchmark",
     "overwrite": "the benchmark",
 }
-
-
-def read_bench(
-    files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]], commands: CommandTable
-) -> Bench:
-    """Read a manifest from its files and overrides.
-
-    Raises:
-        UserError: a key is wrong; the message names the environment or algorithm and the key.
-    """
-    return make_bench(assemble(files, overrides), commands)
 
 
 def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:

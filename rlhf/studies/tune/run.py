@@ -102,17 +102,6 @@ class Study:
         return Job(key, ((bench.command(algorithm), run), ("evaluate", evaluate)), start)
 
 
-def read_study(
-    files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]], commands: CommandTable
-) -> Study:
-    """A study from its files and overrides, checked together with its benchmark.
-
-    Raises:
-        UserError: names the key.
-    """
-    return make_study(build(TuneConfig, assemble(files, overrides)), commands)
-
-
 def run(config: TuneCommandConfig, commands: CommandTable) -> Generator[str, None, int]:
     """Search; yield the path of tuned.yaml."""
     yield str(run_tune(make_study(config, commands), jobs=config.jobs))
