@@ -9,7 +9,6 @@ import pytest
 from rlhf.studies.overoptimize.fits import (
     Fit,
     Form,
-    best_of_n_curve,
     best_of_n_scores,
     fit_best_of_n,
     fit_curve,
@@ -195,15 +194,15 @@ def test_curve_and_fit_of_a_gamed_proxy():
     proxy = rng.normal(size=(150, 256))
     gold = proxy - 0.45 * np.maximum(proxy, 0) ** 2 + 0.3 * rng.normal(size=proxy.shape)
     ns = [1, 2, 4, 8, 16, 32, 64, 128]
-    curve = best_of_n_curve(proxy, gold, ns)
-    proxies = [e.value for e in curve.proxy]
-    golds = [e.value for e in curve.gold]
-    assert proxies == sorted(proxies)
+    proxies = best_of_n_scores(proxy, proxy, ns).mean(axis=0)
+    assert (np.diff(proxies) > 0).all()
+    scores = best_of_n_scores(proxy, gold, ns)
+    golds = scores.mean(axis=0)
     best = int(np.argmax(golds))
     assert 0 < best < len(ns) - 1
-    fit = fit_best_of_n(proxy, gold, ns[1:])
-    assert fit.peak.low < math.sqrt(curve.kl[best + 1])
-    assert fit.peak.high > math.sqrt(curve.kl[best - 1])
+    fit = fit_best_of_n(scores, ns)
+    assert fit.peak.low < math.sqrt(kl_best_of_n(ns[best + 1]))
+    assert fit.peak.high > math.sqrt(kl_best_of_n(ns[best - 1]))
     assert fit.beta.low > 0
 
 

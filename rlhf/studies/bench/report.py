@@ -88,7 +88,7 @@ def _verdicts(findings: Findings) -> str:
     ]
     items += [verdict_item(d, METRIC, "good") for d in apart]
     rest = verdict_lines(findings)[len(items) :]
-    covered = {coverage_words(d) for d in (*findings.against_baseline, *findings.pairs)}
+    covered = {coverage_words(d) for d in findings.differences}
     items += [f"<li><strong>{esc(sentence(x))}</strong></li>" for x in rest if x not in covered]
     notes = [f'<p class="note">{esc(x[:1].upper() + x[1:])}.</p>' for x in rest if x in covered]
     return f'<ul class="verdicts">{"".join(items)}</ul>{"".join(notes)}'

@@ -8,7 +8,6 @@ from typing import Any
 from rlhf import __version__
 from rlhf.config.load import as_tree
 from rlhf.evaluation.compare import coverage_words, format_estimate
-from rlhf.evaluation.significance import Difference
 from rlhf.reports.markup import Cell, Table
 from rlhf.runs.directory import describe_machine
 from rlhf.studies.bench.plan import Bench
@@ -26,6 +25,9 @@ def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Ta
     profile: list[list[Cell]] = [
         [name, *map(float, shares)] for name, shares in findings.profile.items()
     ]
+    verdicts: list[list[Cell]] = [
+        [f"{d.method} − {d.baseline}", d.estimate, d.verdict] for d in findings.differences
+    ]
     points = len(next(iter(findings.curves.values())))
     shares = [f"{index / (points - 1):.0%}" for index in range(points)]
     single: list[list[Cell]] = [
@@ -37,7 +39,7 @@ def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Ta
     return [
         Table("aggregates", "Over all environments", columns, total),
         Table("cells", "By environment", ["policy", *scores.environments], cells),
-        Table("verdicts", "Differences", _VERDICTS, [_verdict(d) for d in _all(findings)]),
+        Table("verdicts", "Differences", ["difference", "mean", "verdict"], verdicts),
         Table(
             "curves",
             "IQM along training",
@@ -52,17 +54,6 @@ def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Ta
         ),
         Table("scores", "Every run", ["policy", "environment", "seed", METRIC], single),
     ]
-
-
-_VERDICTS = ["difference", "mean", "verdict"]
-
-
-def _verdict(d: Difference) -> list[Cell]:
-    return [f"{d.method} − {d.baseline}", d.estimate, d.verdict]
-
-
-def _all(findings: Findings) -> list[Difference]:
-    return [*findings.against_baseline, *findings.pairs]
 
 
 def as_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
@@ -92,7 +83,7 @@ def as_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
                 "winner": d.winner,
                 "verdict": d.verdict,
             }
-            for d in _all(findings)
+            for d in findings.differences
         ],
     }
 
@@ -174,7 +165,7 @@ def verdict_lines(findings: Findings) -> list[str]:
             f"{others} of {len(findings.pairs)} pairs of algorithms have no winner "
             f"(each tested at level {1 - 0.05 / len(findings.pairs):.2%}, Bonferroni)"
         )
-    words = [coverage_words(d) for d in _all(findings)[:1]]
+    words = [coverage_words(d) for d in findings.differences[:1]]
     return lines + [word for word in words if word]
 
 

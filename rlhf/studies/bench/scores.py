@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,11 @@ class Findings:
     pairs: list[Difference]
     """Differences between all pairs of algorithms."""
 
+    @property
+    def differences(self) -> list[Difference]:
+        """All differences, those from the baseline first."""
+        return [*self.against_baseline, *self.pairs]
+
 
 def read_scores(bench: Bench) -> Scores:
     """Read the scores of a benchmark after all of its jobs.
@@ -80,32 +85,26 @@ def read_scores(bench: Bench) -> Scores:
     names, seeds = tuple(bench.environments), tuple(bench.config.seeds)
     bounds = {name: _bounds(bench, name) for name in names}
 
-    def table(row: str) -> np.ndarray:
-        folder = "evaluate" if row == bench.start else row
-        scores = [
+    def table(row: str, folders: Sequence[str]) -> np.ndarray:
+        """Scores of a row, given the folders of its runs in every environment. [runs, tasks]"""
+        summaries = [[read_summary(bench.run_path(n, f), row) for n in names] for f in folders]
+        return np.array(
             [
-                bounds[name].normalize(
-                    mean_return(read_summary(bench.run_path(name, f"seed{seed}", folder), row))
-                )
-                for name in names
+                [bounds[n].normalize(mean_return(s)) for n, s in zip(names, run, strict=True)]
+                for run in summaries
             ]
-            for seed in seeds
-        ]
-        return np.array(scores)
+        )
 
-    def reference(row: str) -> np.ndarray:
-        scores = [
-            bounds[name].normalize(mean_return(read_summary(bench.run_path(name, REFERENCES), row)))
-            for name in names
-        ]
-        return np.array([scores])
-
+    folders = {bench.start: "evaluate"} | {name: name for name in bench.algorithms}
     return Scores(
         environments=names,
         seeds=seeds,
         bounds=bounds,
-        trained={row: table(row) for row in (bench.start, *bench.algorithms)},
-        references={row: reference(row) for row in bench.config.references},
+        trained={
+            row: table(row, [f"seed{seed}/{folder}" for seed in seeds])
+            for row, folder in folders.items()
+        },
+        references={row: table(row, [REFERENCES]) for row in bench.config.references},
         curves={row: _curves(bench, row, bounds) for row in bench.algorithms},
     )
 

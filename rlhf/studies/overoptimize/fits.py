@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from rlhf.stats import Interval, interval, unit_means
+from rlhf.stats import Interval, unit_means
 from rlhf.stats.samples import best_of_n
 
 Form = Literal["best-of-n", "rl"]
@@ -83,17 +83,6 @@ class Fit:
         return f"no peak: gold still rises at KL {reached:.3g}; {further}, keep measuring"
 
 
-@dataclass(frozen=True)
-class BestOfN:
-    """Best-of-n by proxy for several n, from the same samples."""
-
-    ns: Sequence[int]
-    kl: Sequence[float]
-    proxy: Sequence[Interval]
-    gold: Sequence[Interval]
-    """Mean over prompts with an interval; scores are not shifted."""
-
-
 def kl_best_of_n(n: int) -> float:
     """Upper bound on KL(best of n || policy) in nats: log n - (n - 1) / n; exact without ties."""
     if n < 1:
@@ -117,29 +106,17 @@ def best_of_n_scores(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> np
     return np.array([[best_of_n(p, g, n) for n in ns] for p, g in zip(ranking, score, strict=True)])
 
 
-def best_of_n_curve(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> BestOfN:
-    """Proxy and gold score of the proxy's choice for each n; inputs [prompts, samples].
+def fit_best_of_n(scores: np.ndarray, ns: Sequence[int]) -> Fit:
+    """Fit R_bon to the gain over n = 1; clusters are prompts, whose samples all n share.
 
-    Several proxies [proxies, prompts, samples] give the mean of their curves.
+    Args:
+        scores: gold scores from `best_of_n_scores` [prompts, ns].
+        ns: values of n; the first is 1.
     """
-    by_proxy = best_of_n_scores(proxy, proxy, ns)
-    by_gold = best_of_n_scores(proxy, gold, ns)
-    return BestOfN(
-        ns=tuple(ns),
-        kl=tuple(kl_best_of_n(n) for n in ns),
-        proxy=tuple(interval(column, kind="mean") for column in by_proxy.T),
-        gold=tuple(interval(column, kind="mean") for column in by_gold.T),
-    )
-
-
-def fit_best_of_n(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> Fit:
-    """Fit R_bon to the gain over n = 1; clusters are prompts, whose samples all n share."""
-    scores = best_of_n_scores(proxy, gold, [1, *ns])
     gains = scores[:, 1:] - scores[:, :1]
-    d = np.sqrt([kl_best_of_n(n) for n in ns])
-    prompts = np.repeat(np.arange(gains.shape[0]), d.size)
-    x = np.tile(d, gains.shape[0])
-    return fit_curve(x**2, gains.ravel(), form="best-of-n", clusters=prompts)
+    kl = [kl_best_of_n(n) for n in ns[1:]]
+    prompts = np.repeat(np.arange(len(gains)), len(kl))
+    return fit_curve(np.tile(kl, len(gains)), gains.ravel(), form="best-of-n", clusters=prompts)
 
 
 def fit_curve(

@@ -11,10 +11,9 @@ import numpy as np
 
 from rlhf.common.numbers import moving_average
 from rlhf.reward_models.ensemble import ScoreCombination
-from rlhf.stats import Interval, difference, interval
+from rlhf.stats import Interval, interval
 from rlhf.studies.overoptimize.fits import (
     Fit,
-    best_of_n_curve,
     best_of_n_scores,
     fit_best_of_n,
     fit_curve,
@@ -45,16 +44,16 @@ def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, A
         gold: gold scores [prompts, samples].
     """
     ns = powers_of_two(gold.shape[1])
-    curve = best_of_n_curve(by, gold, ns)
-    fit = fit_best_of_n(by, gold, ns[1:])
-    ends = best_of_n_scores(by, gold, [ns[0], ns[-1]])
+    proxy_scores = best_of_n_scores(by, by, ns)
+    gold_scores = best_of_n_scores(by, gold, ns)
+    fit = fit_best_of_n(gold_scores, ns)
     return {
         "proxy": name,
         "ns": ns,
-        "kl": list(curve.kl),
-        "proxy_score": [plain(e) for e in curve.proxy],
-        "gold": [plain(e) for e in curve.gold],
-        "gain": plain(difference(ends[:, 1], ends[:, 0], kind="mean")),
+        "kl": [kl_best_of_n(n) for n in ns],
+        "proxy_score": _means(proxy_scores),
+        "gold": _means(gold_scores),
+        "gain": plain(interval(gold_scores[:, -1] - gold_scores[:, 0], kind="mean")),
         "fit": fit_result(fit),
         "advice": _best_of_n_advice(fit, ns),
     }
@@ -69,6 +68,11 @@ def ways_of_using(columns: np.ndarray, *, penalty: float) -> dict[str, np.ndarra
             values, _ = ScoreCombination(how, penalty)(flat)
             ways[how] = np.array(values, dtype=float).reshape(columns.shape[1:])[None]
     return ways
+
+
+def _means(scores: np.ndarray) -> list[dict[str, Any]]:
+    """Mean of each column of scores [units, columns], with its interval over units."""
+    return [plain(interval(column, kind="mean")) for column in scores.T]
 
 
 def powers_of_two(limit: int) -> list[int]:
@@ -102,8 +106,8 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
         "seeds": len(tracks),
         "steps": tracks[0].steps[:length],
         "kl": np.maximum(kl.mean(0), 0).tolist(),
-        "proxy_score": [plain(interval(column, kind="mean")) for column in proxy.T],
-        "gold": [plain(interval(column, kind="mean")) for column in gold.T],
+        "proxy_score": _means(proxy),
+        "gold": _means(gold),
     }
     width = max(1, round(WINDOW * length))
     best, distance, height = observed_peak(kl, gold, width)
