@@ -64,11 +64,9 @@ def play_model(
 def play_reference(
     policy: str,
     make_env: Callable[[], gym.Env],
+    starts: Sequence[EpisodeSeed],
     *,
-    episodes: int,
     rewards: Sequence[Any],
-    first: int = 0,
-    samples: int = 1,
     counts: Counter[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of ``episodes.jsonl`` for the random or the expert policy of an environment.
@@ -79,9 +77,8 @@ def play_reference(
     if policy not in REFERENCE_POLICIES:
         raise UserError(f"policy must be one of {', '.join(REFERENCE_POLICIES)}, got {policy!r}")
     env = make_env()
-    rollouts, began = [], time.monotonic()
-    for start in evaluation_starts(episodes, first=first, samples=samples):
-        rollouts.append(_play(policy, env, start))
+    began = time.monotonic()
+    rollouts = [_play(policy, env, start) for start in starts]
     env.close()
     seconds = (time.monotonic() - began) / len(rollouts)
     return _rows(rollouts, rewards, decoding=policy, seconds=seconds, counts=counts)
@@ -134,30 +131,27 @@ def _rows(
             columns["score"] = scores.values
         if counts is not None:
             counts.update(scores.counts)
-    rows = []
-    for index, rollout in enumerate(rollouts):
-        components = {name: column[index] for name, column in columns.items()}
-        rows.append(
-            {
-                "decoding": decoding,
-                "seed": rollout.seed,
-                "sample": rollout.sample_index,
-                "prompt_index": rollout.start_info.get("prompt_index"),
-                "prompt_id": _prompt_id(rollout),
-                "return": rollout.env_return,
-                "success": rollout.success,
-                "cost": rollout.cost,
-                "turns": rollout.num_turns,
-                "invalid": rollout.invalid,
-                "length_limited": rollout.num_length_limited,
-                # Reference policies do not sample tokens.
-                "tokens": None if decoding in REFERENCE_POLICIES else rollout.num_actions,
-                "seconds": round(seconds, 4),
-                "components": components,
-                "messages": rollout.conversation,
-            }
-        )
-    return rows
+    return [
+        {
+            "decoding": decoding,
+            "seed": rollout.seed,
+            "sample": rollout.sample_index,
+            "prompt_index": rollout.start_info.get("prompt_index"),
+            "prompt_id": _prompt_id(rollout),
+            "return": rollout.env_return,
+            "success": rollout.success,
+            "cost": rollout.cost,
+            "turns": rollout.num_turns,
+            "invalid": rollout.invalid,
+            "length_limited": rollout.num_length_limited,
+            # Reference policies do not sample tokens.
+            "tokens": None if decoding in REFERENCE_POLICIES else rollout.num_actions,
+            "seconds": round(seconds, 4),
+            "components": {name: column[index] for name, column in columns.items()},
+            "messages": rollout.conversation,
+        }
+        for index, rollout in enumerate(rollouts)
+    ]
 
 
 def _prompt_id(rollout: Rollout) -> str | None:

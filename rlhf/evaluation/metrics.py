@@ -16,7 +16,7 @@ from rlhf.stats.samples import pass_at_k
 if TYPE_CHECKING:
     from rlhf.evaluation.records import Bounds
 
-COUNTS = {"turns": 1.0, "cost": 0.0, "invalid": 0.0, "tokens": 0.0, "length_limited": 0.0}
+COUNTS = {"cost": 0.0, "turns": 1.0, "invalid": 0.0, "tokens": 0.0, "length_limited": 0.0}
 """Metrics that are counts, with the smallest possible value of each."""
 
 ITEM_KEYS = ("prompt_index", "item", "game")

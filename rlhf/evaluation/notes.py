@@ -29,9 +29,9 @@ def unscored_metrics(
             "scored": len(rows) - number,
             "episodes": len(rows),
             "reasons": {
-                what: count
-                for what, count in _counts_of(name, counts).items()
-                if what != "truncated"
+                key.removeprefix(f"{name}: "): count
+                for key, count in counts.items()
+                if key.startswith(f"{name}: ") and not key.endswith(": truncated")
             },
         }
         for name, number in missing.items()
@@ -52,35 +52,21 @@ def notes_on(
     """
     notes = [unscored_words(name, entry) for name, entry in unscored.items()]
     notes += [
-        f"{name}: {number} of {len(rows)} texts were truncated before they were scored"
-        for name, number in _truncated(counts).items()
+        f"{key.removesuffix(': truncated')}: {number} of {len(rows)} texts were truncated before "
+        "they were scored"
+        for key, number in counts.items()
+        if key.endswith(": truncated") and number
     ]
     return notes + _repetitions(rows)
 
 
 def unscored_words(name: str, entry: Mapping[str, Any]) -> str:
     """`exact_match: 0 of 4 scored: no reference answer`."""
-    reasons = dict(entry.get("reasons") or {})
-    words = ", ".join(
-        what if count == entry["episodes"] - entry["scored"] else f"{what} ({count})"
-        for what, count in reasons.items()
-    )
-    return f"{name}: {entry['scored']} of {entry['episodes']} scored" + (
-        f": {words}" if words else ""
-    )
-
-
-def _counts_of(name: str, counts: Mapping[str, int]) -> dict[str, int]:
-    prefix = f"{name}: "
-    return {key.removeprefix(prefix): n for key, n in counts.items() if key.startswith(prefix)}
-
-
-def _truncated(counts: Mapping[str, int]) -> dict[str, int]:
-    return {
-        key.removesuffix(": truncated"): number
-        for key, number in counts.items()
-        if key.endswith(": truncated") and number
-    }
+    missing = entry["episodes"] - entry["scored"]
+    reasons = (entry.get("reasons") or {}).items()
+    words = ", ".join(what if n == missing else f"{what} ({n})" for what, n in reasons)
+    scored = f"{name}: {entry['scored']} of {entry['episodes']} scored"
+    return f"{scored}: {words}" if words else scored
 
 
 def _repetitions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -99,18 +85,12 @@ def _repetitions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{len(rows)} greedy episodes repeat {units} prompts: n = {units}; more prompts narrow "
             "the intervals, more episodes do not"
         )
-    elif (different := _conversations(rows)) < len(rows) / 2 and _openings(rows) == different:
+    different = len({repr(row.get("messages")) for row in rows})
+    openings = len({repr(opening_of(row.get("messages") or [])) for row in rows})
+    if units == len(rows) and openings == different < len(rows) / 2:
         notes.append(
             f"{len(rows)} greedy episodes hold {different} different conversations: an environment "
             "with a list of tasks should name the task in info['prompt_index'], which makes it the "
             "unit of the intervals"
         )
     return notes
-
-
-def _conversations(rows: Sequence[Mapping[str, Any]]) -> int:
-    return len({repr(row.get("messages")) for row in rows})
-
-
-def _openings(rows: Sequence[Mapping[str, Any]]) -> int:
-    return len({repr(opening_of(row.get("messages") or [])) for row in rows})

@@ -14,7 +14,7 @@ from rlhf.common.files import read_log
 from rlhf.common.names import nearest
 from rlhf.common.numbers import is_number
 from rlhf.errors import UserError
-from rlhf.evaluation.metrics import unit_of
+from rlhf.evaluation.metrics import COUNTS, unit_of
 from rlhf.runs.diagnostics import MetricLog
 from rlhf.runs.renamed import (
     current_config,
@@ -163,23 +163,12 @@ def episode_value(row: Mapping[str, Any], metric: str) -> float | None:
         raise UserError(
             f"metric {metric!r} was not evaluated ({', '.join(known)}){nearest(metric, known)}"
         )
-    if value is None or isinstance(value, bool):
-        return None if value is None else float(value)
-    return float(value) if is_number(value) else None
+    return float(value) if isinstance(value, bool) or is_number(value) else None
 
 
 def episode_metrics(row: Mapping[str, Any]) -> list[str]:
     """Names of an episode's metrics: numeric fields, then reward components."""
-    fields = (
-        "return",
-        "normalized",
-        "success",
-        "cost",
-        "turns",
-        "invalid",
-        "tokens",
-        "length_limited",
-    )
+    fields = ("return", "normalized", "success", *COUNTS)
     return [name for name in fields if name in row] + list(row.get("components") or {})
 
 

@@ -162,17 +162,10 @@ def _play(
     """Episodes of a model, or of the environment's random or expert policy."""
     config = data.config
     assert config.env is not None
+    starts = evaluation_starts(config.episodes, first=config.first_episode, samples=config.samples)
     if policy is None:
         make_env = make_env_factory(config.env, data.prompts, split="test")
-        return play_reference(
-            spec.name,
-            make_env,
-            episodes=config.episodes,
-            rewards=data.rewards,
-            first=config.first_episode,
-            samples=config.samples,
-            counts=counts,
-        )
+        return play_reference(spec.name, make_env, starts, rewards=data.rewards, counts=counts)
     collector = Collector.open(
         policy.model,
         policy.tokenizer,
@@ -184,11 +177,7 @@ def _play(
     )
     try:
         return play_model(
-            collector,
-            evaluation_starts(config.episodes, first=config.first_episode, samples=config.samples),
-            decoding=config.decoding,
-            rewards=data.rewards,
-            counts=counts,
+            collector, starts, decoding=config.decoding, rewards=data.rewards, counts=counts
         )
     finally:
         collector.close()

@@ -50,6 +50,55 @@ class Difference:
     """The same for values resampled from the observed differences; None for fewer than 20."""
 
 
+@dataclass(frozen=True)
+class _Test:
+    """Test of paired differences, by `compare_means`.
+
+    An exact sign-flip test decides if it can reach the level. With too few pairs for that, episodes
+    and prompts have no winner. Five or more training seeds, each the mean of many episodes, are
+    then compared by Student's t, provided that all differences have the same sign and are not all
+    equal.
+    """
+
+    deltas: np.ndarray
+    """[n] one difference for each unit."""
+    unit: Unit
+    level: float
+    runs: int
+    """Number of training runs of the side that has fewer."""
+    p_value: float
+    """Two-sided p value of the sign-flip test."""
+
+    @property
+    def n(self) -> int:
+        """Number of pairs."""
+        return self.deltas.size
+
+    @property
+    def too_few_runs(self) -> bool:
+        """Whether the pairs are training seeds and too few to call one method better."""
+        return self.unit == "training seeds" and self.runs < FEWEST_SEEDS
+
+    @property
+    def same_sign(self) -> bool:
+        """Whether one side is ahead in every pair."""
+        return abs(np.sign(self.deltas).sum()) == self.n
+
+    @property
+    def significant(self) -> bool:
+        """Whether the differences are significant at the level."""
+        if self.n >= fewest_pairs(self.level) or self.unit != "training seeds":
+            return self.p_value <= self.level
+        if self.n < FEWEST_SEEDS or not self.same_sign:
+            return False
+        spread = float(self.deltas.std(ddof=1))
+        # Equal differences have no spread, so that t is undefined.
+        if spread <= 1e-9 * float(np.abs(self.deltas).max()):
+            return False
+        t = float(np.abs(self.deltas.mean())) / spread * math.sqrt(self.n)
+        return 2 * float(special.stdtr(self.n - 1, -t)) <= self.level
+
+
 def compare_means(
     values: Sequence[float] | np.ndarray,
     against: Sequence[float] | np.ndarray,
@@ -69,9 +118,7 @@ def compare_means(
 
     A winner is declared if the exact sign-flip test gives p <= 0.05 / `comparisons` (Bonferroni),
     so that all comparisons together declare a wrong winner in at most 5% of cases. At a level of 5%
-    this needs six pairs. With too few pairs for the test to reach the level, episodes and prompts
-    have no winner. Five or more training seeds, each the mean of many episodes, are then compared
-    by Student's t, provided that all differences have the same sign and are not all equal.
+    this needs six pairs; five training seeds of one sign are compared by Student's t.
 
     Args:
         values: value of the method for each unit.
@@ -98,36 +145,15 @@ def compare_means(
     deltas = left - right
     if span is None and np.isin([left, right], (0.0, 1.0)).all():
         span = 1.0
+    runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
+    test = _Test(deltas, unit, 0.05 / comparisons, runs, sign_flip_test(deltas))
     estimate = _estimate(deltas, span)
-    p_value = sign_flip_test(deltas)
-    level = 0.05 / comparisons
-    runs = estimate.units if fewest_runs is None else min(estimate.units, fewest_runs)
-    leader = _leader(deltas, method, baseline, metric)
-    significant = _is_significant(deltas, p_value, level, unit)
-    few = unit == "training seeds" and runs < FEWEST_SEEDS
-    winner = leader if significant and not few else None
-    normal, observed = _coverage(deltas, estimate, span) if measure_coverage else (None, None)
+    leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
+    winner = leader if test.significant and not test.too_few_runs else None
+    verdict = _verdict(test, method, baseline, leader)
+    coverage = _coverage(deltas, estimate, span) if measure_coverage else (None, None)
     return Difference(
-        method=method,
-        baseline=baseline,
-        env=env,
-        decoding=decoding,
-        unit=unit,
-        estimate=estimate,
-        winner=winner,
-        verdict=_verdict(
-            deltas,
-            p_value,
-            level,
-            leader,
-            (method, baseline),
-            unit,
-            runs,
-            significant=significant,
-        ),
-        p_value=p_value,
-        coverage_normal=normal,
-        coverage_observed=observed,
+        method, baseline, env, decoding, unit, estimate, winner, verdict, test.p_value, *coverage
     )
 
 
@@ -142,74 +168,39 @@ def _estimate(deltas: np.ndarray, span: float | None) -> Interval:
     return delta_interval(deltas, kind="mean")
 
 
-def _is_significant(deltas: np.ndarray, p_value: float, level: float, unit: Unit) -> bool:
-    """Whether the differences are significant at `level`."""
-    if deltas.size >= fewest_pairs(level) or unit != "training seeds":
-        return p_value <= level
-    if deltas.size < FEWEST_SEEDS or abs(np.sign(deltas).sum()) < deltas.size:
-        return False
-    spread = float(deltas.std(ddof=1))
-    # Equal differences have no spread, so that t is undefined.
-    if spread <= 1e-9 * float(np.abs(deltas).max()):
-        return False
-    t = float(np.abs(deltas.mean())) / spread * math.sqrt(deltas.size)
-    return 2 * float(special.stdtr(deltas.size - 1, -t)) <= level
-
-
-def _leader(deltas: np.ndarray, method: str, baseline: str, metric: str) -> str:
-    return method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
-
-
-def _verdict(
-    deltas: np.ndarray,
-    p_value: float,
-    level: float,
-    leader: str,
-    names: tuple[str, str],
-    unit: Unit,
-    runs: int,
-    *,
-    significant: bool,
-) -> str:
-    n, (method, baseline) = deltas.size, names
+def _verdict(test: _Test, method: str, baseline: str, leader: str) -> str:
+    """The outcome of a test in words."""
+    n, unit, needed = test.n, test.unit, fewest_pairs(test.level)
     other = baseline if leader == method else method
-    if not deltas.any():
+    no_winner = f"no winner between {method} and {baseline}: the difference lies inside the noise"
+    if not test.deltas.any():
         return f"{method} and {baseline} are identical on every pair"
     if n == 1:
         return f"no verdict: one pair of {unit} gives no interval"
-    if unit == "training seeds" and runs < FEWEST_SEEDS:
-        if significant or abs(np.sign(deltas).sum()) == n:
-            return (
-                f"{leader} leads in these runs, but {_counted(runs)} too few to call it better "
-                f"than {other} (at least {FEWEST_SEEDS} of each)"
-            )
-        return f"no winner between {method} and {baseline}: the difference lies inside the noise"
-    if not significant and n < fewest_pairs(level):
+    if test.too_few_runs:
+        if not test.significant and not test.same_sign:
+            return no_winner
+        runs = test.runs
+        counted = "a single run of one side is" if runs == 1 else f"{runs} training seeds are"
+        return (
+            f"{leader} leads in these runs, but {counted} too few to call it better than {other} "
+            f"(at least {FEWEST_SEEDS} of each)"
+        )
+    if not test.significant and n < needed:
         return (
             f"no verdict: {n} {unit} are too few to tell {method} from {baseline} "
-            f"(at least {fewest_pairs(level)})"
+            f"(at least {needed})"
         )
-    if not significant:
-        return (
-            f"no winner between {method} and {baseline}: the difference lies inside the noise"
-            f"{_sample_size_hint(deltas, unit)}"
-        )
+    if not test.significant:
+        return no_winner + _sample_size_hint(test.deltas, unit)
+    p_value = f"p = {test.p_value:.2g}" if test.p_value >= 1e-4 else "p < 0.0001"
     if unit != "training seeds":
         return (
             f"{leader} is better than {other} on these {unit} "
-            f"(one trained model each; {_p_words(p_value)})"
+            f"(one trained model each; sign-flip test, {p_value})"
         )
-    test = f", {_p_words(p_value)}" if n >= fewest_pairs(level) else ""
-    return f"{leader} is significantly better than {other} (95%, {n} training seeds{test})"
-
-
-def _p_words(p_value: float) -> str:
-    shown = f"p = {p_value:.2g}" if p_value >= 1e-4 else "p < 0.0001"
-    return f"sign-flip test, {shown}"
-
-
-def _counted(runs: int) -> str:
-    return "a single run of one side is" if runs == 1 else f"{runs} training seeds are"
+    sign_flip = f", sign-flip test, {p_value}" if n >= needed else ""
+    return f"{leader} is significantly better than {other} (95%, {n} training seeds{sign_flip})"
 
 
 def _sample_size_hint(deltas: np.ndarray, unit: Unit) -> str:

@@ -12,7 +12,12 @@ import torch
 from rlhf.cli.table import configure, run_command
 from rlhf.config.rollout import EnvSpec
 from rlhf.errors import UserError
-from rlhf.evaluation.episodes import play_reference, summarize, write_evaluation
+from rlhf.evaluation.episodes import (
+    evaluation_starts,
+    play_reference,
+    summarize,
+    write_evaluation,
+)
 from rlhf.evaluation.runner import text_summary
 from rlhf.evaluation.text import completion_losses
 from rlhf.models.policy import Policy
@@ -27,9 +32,9 @@ BANDIT = EnvSpec(id="text/PreferenceBandit-v0", kwargs={"instructions": False})
 
 def test_reference_policies_are_near_their_known_values():
     make_env = make_env_factory(BANDIT)
-    expert = play_reference("expert", make_env, episodes=50, rewards=[])
+    expert = play_reference("expert", make_env, evaluation_starts(50), rewards=[])
     assert all(row["return"] == 1.0 and row["success"] for row in expert)
-    random = play_reference("random", make_env, episodes=400, rewards=[])
+    random = play_reference("random", make_env, evaluation_starts(400), rewards=[])
     summary = summarize(random, name="random", env="e", random=0.474, optimal=1.0)
     found = summary["metrics"]["return"]
     assert found["low"] - 0.02 < make_env().unwrapped.random_value() < found["high"] + 0.02
@@ -44,21 +49,22 @@ def test_reference_policies_are_near_their_known_values():
 @pytest.mark.parametrize("task", ["GuessNumber", "KuhnPoker", "Recommend", "Triage"])
 def test_the_random_policy_knows_nothing_of_what_the_environment_drew(task):
     make_env = make_env_factory(EnvSpec(id=f"text/{task}-v0"))
-    returns = [r["return"] for r in play_reference("random", make_env, episodes=1500, rewards=[])]
+    rows = play_reference("random", make_env, evaluation_starts(1500), rewards=[])
+    returns = [row["return"] for row in rows]
     error = np.std(returns) / len(returns) ** 0.5
     assert abs(np.mean(returns) - make_env().unwrapped.random_value()) < 4 * error
 
 
 def test_an_environment_without_an_expert_says_so():
+    make_env = make_env_factory(EnvSpec(id="CartPole-v1"))
     with pytest.raises(UserError, match="has no expert policy"):
-        play_reference(
-            "expert", make_env_factory(EnvSpec(id="CartPole-v1")), episodes=2, rewards=[]
-        )
+        play_reference("expert", make_env, evaluation_starts(2), rewards=[])
 
 
 def test_an_evaluation_is_never_overwritten(tmp_path):
     def write(episodes: int) -> None:
-        rows = play_reference("expert", make_env_factory(BANDIT), episodes=episodes, rewards=[])
+        starts = evaluation_starts(episodes)
+        rows = play_reference("expert", make_env_factory(BANDIT), starts, rewards=[])
         write_evaluation(tmp_path, rows, summarize(rows, name="expert", env="bandit"))
 
     write(2)
@@ -69,7 +75,8 @@ def test_an_evaluation_is_never_overwritten(tmp_path):
 
 
 def test_samples_of_the_random_policy_differ_and_have_no_tokens():
-    rows = play_reference("random", make_env_factory(BANDIT), episodes=40, rewards=[], samples=3)
+    starts = evaluation_starts(40, samples=3)
+    rows = play_reference("random", make_env_factory(BANDIT), starts, rewards=[])
     assert [(row["seed"], row["sample"]) for row in rows[:4]] == [
         (EVALUATION_BLOCK, 0),
         (EVALUATION_BLOCK, 1),
