@@ -8,7 +8,7 @@ over episodes, and the result holds for these two models only.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -17,14 +17,14 @@ import numpy as np
 
 from rlhf.common.names import nearest
 from rlhf.errors import UserError
-from rlhf.evaluation.metrics import metric_interval
+from rlhf.evaluation.metrics import UnitName, metric_interval
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
 from rlhf.evaluation.run_groups import Episodes, MethodValues, Setting, collect_methods
 from rlhf.evaluation.significance import FEWEST_SEEDS, Difference, Unit, compare_means
 from rlhf.stats import Interval, interval
 
-NamedRuns = tuple[str, Mapping[int, Episodes]]
-"""Name of a method, and its episodes by training seed."""
+Pairs = list[tuple[np.ndarray, np.ndarray]]
+"""Means [units] of both sides on their common units, for each pair of training runs."""
 
 MOST_PAIRED = 6
 """Largest number of trained methods that are all compared with each other: 15 comparisons."""
@@ -54,7 +54,7 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """Two tables, the verdicts, the measured coverage and the notes."""
-        parts = [_rows_markdown(self), _differences_markdown(self)]
+        parts = _tables(self)
         parts += [
             f"- {d.method} against {d.baseline}, {d.env} {d.decoding}: **{d.verdict}**"
             for d in self.differences
@@ -251,46 +251,49 @@ def _method_score(
     metric: str,
     values: MethodValues,
 ) -> MethodScore:
-    episodes = values.episodes[method, setting]
+    env = setting[0]
+    samples = [pair for units in seeds.values() for pair in units.items()]
+    column = [value for _, unit_values in samples for value in unit_values]
     if len(seeds) > 1:
-        means = [float(unit_means(units).mean()) for units in seeds.values()]
-        estimate = interval(means, kind="mean", bounds=values.ranges[setting[0]])
-        return MethodScore(method, *setting, "training seeds", estimate, episodes)
-    units = next(iter(seeds.values()))
-    column = [value for unit_values in units.values() for value in unit_values]
-    labels = [unit for unit, unit_values in units.items() for _ in unit_values]
-    estimate = metric_interval(metric, column, labels, values.limits[setting[0]])
-    return MethodScore(method, *setting, _unit(values.unit_names[setting]), estimate, episodes)
+        means = [float(_unit_means(units, units).mean()) for units in seeds.values()]
+        unit, estimate = "training seeds", interval(means, kind="mean", bounds=values.ranges[env])
+    else:
+        labels = [unit for unit, unit_values in samples for _ in unit_values]
+        unit = values.unit_names[setting]
+        estimate = metric_interval(metric, column, labels, values.limits[env])
+    return MethodScore(method, *setting, unit, estimate, len(column))
 
 
-def unit_means(episodes: Episodes) -> np.ndarray:
-    """Mean over the episodes of each unit. [units]"""
-    return np.array([np.mean(values) for values in episodes.values()])
-
-
-def _unit(name: str) -> Unit:
-    return name  # type: ignore[return-value]
+def _unit_means(episodes: Episodes, units: Iterable[Hashable]) -> np.ndarray:
+    """Mean over the episodes of each of `units`. [units]"""
+    return np.array([np.mean(episodes[unit]) for unit in units])
 
 
 def _differences(
     values: MethodValues, opponents: Sequence[tuple[str, str]], metric: str, notes: list[str]
 ) -> tuple[list[Difference], list[UserError]]:
     """Differences of all pairs that share units, and errors of the pairs that do not."""
-    methods = values.methods
     paired, errors = [], []
-    for name, baseline in opponents:
-        for setting in methods[name]:
-            for baseline_setting in methods[baseline]:
-                if not _comparable(setting, baseline, baseline_setting):
+    for method, baseline in opponents:
+        for setting, runs in values.methods[method].items():
+            for other_setting, base in values.methods[baseline].items():
+                if not _comparable(setting, baseline, other_setting):
                     continue
-                first = name, methods[name][setting]
-                second = baseline, methods[baseline][baseline_setting]
+                names = f"{method} and {baseline}"
                 try:
-                    pairs = _pairs(first, second, values.unit_names[setting], notes)
+                    pairs = _pairs(runs, base, names, values.unit_names[setting], notes)
                 except UserError as error:
                     errors.append(error)
-                else:
-                    paired.append((first, second, setting, pairs))
+                    continue
+                sides = ((method, runs), (baseline, base))
+                trained = [len(side) for name, side in sides if name not in REFERENCE_POLICIES]
+                if len(trained) == 2 and min(trained) == 1 < max(trained):
+                    notes.append(
+                        f"{names}: one side is a single run; its own training noise is not in the "
+                        "interval"
+                    )
+                fewest_runs = min(trained, default=len(pairs))
+                paired.append((method, baseline, setting, pairs, fewest_runs))
     differences = [
         _difference(*arguments, metric=metric, values=values, comparisons=len(paired))
         for arguments in paired
@@ -298,62 +301,49 @@ def _differences(
     return differences, errors
 
 
-def _pairs(
-    first: NamedRuns, second: NamedRuns, unit: str, notes: list[str]
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Unit means of every two training runs that are paired, on their common units.
-
-    Raises:
-        UserError: nothing is shared.
-    """
-    (method, runs), (baseline, base) = first, second
-    names = f"{method} and {baseline}"
-    pairs = [
-        _common_units(runs[a], base[b], names, unit, notes)
-        for a, b in _pair_seeds(runs, base, names, notes)
-    ]
-    trained = _trained_counts(first, second)
-    if len(trained) == 2 and min(trained) == 1 < max(trained):
-        notes.append(
-            f"{names}: one side is a single run; its own training noise is not in the interval"
-        )
-    return pairs
-
-
-def _trained_counts(*sides: NamedRuns) -> list[int]:
-    """Number of training runs of each side that is not a reference policy."""
-    return [len(runs) for name, runs in sides if name not in REFERENCE_POLICIES]
-
-
 def _difference(
-    first: NamedRuns,
-    second: NamedRuns,
+    method: str,
+    baseline: str,
     setting: Setting,
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    pairs: Pairs,
+    fewest_runs: int,
     *,
     metric: str,
     values: MethodValues,
     comparisons: int,
 ) -> Difference:
-    unit: Unit = "training seeds" if len(pairs) > 1 else _unit(values.unit_names[setting])
-    if len(pairs) > 1:
-        left, right = (np.array([p[side].mean() for p in pairs]) for side in (0, 1))
-    else:
-        left, right = pairs[0]
+    several = len(pairs) > 1
+    left, right = np.array([[a.mean(), b.mean()] for a, b in pairs]).T if several else pairs[0]
     ends = values.ranges[setting[0]]
     return compare_means(
         left,
         right,
-        method=first[0],
-        baseline=second[0],
-        unit=unit,
+        method=method,
+        baseline=baseline,
+        unit="training seeds" if several else values.unit_names[setting],
         env=setting[0],
         decoding=setting[1],
         metric=metric,
         comparisons=comparisons,
-        fewest_runs=min(_trained_counts(first, second), default=len(pairs)),
+        fewest_runs=fewest_runs,
         span=ends[1] - ends[0] if ends else None,
     )
+
+
+def _pairs(
+    runs: Mapping[int, Episodes],
+    base: Mapping[int, Episodes],
+    names: str,
+    unit: UnitName,
+    notes: list[str],
+) -> Pairs:
+    """Unit means of every two training runs that are paired, on their common units.
+
+    Raises:
+        UserError: nothing is shared.
+    """
+    seeds = _pair_seeds(runs, base, names, notes)
+    return [_common_units(runs[a], base[b], names, unit, notes) for a, b in seeds]
 
 
 def _pair_seeds(
@@ -374,23 +364,20 @@ def _pair_seeds(
 
 
 def _common_units(
-    first: Episodes, second: Episodes, names: str, unit: str, notes: list[str]
+    first: Episodes, second: Episodes, names: str, unit: UnitName, notes: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Means of the units that both sides have, in the same order."""
-    units = [unit for unit in first if unit in second]
+    common = [key for key in first if key in second]
     what = "evaluation seeds" if unit != "prompts" else unit
-    if not units:
+    if not common:
         raise UserError(
             f"{names} share no {what.removesuffix('s')}: evaluate both on the same {what}, so that "
             "their differences pair"
         )
     most = max(len(first), len(second))
-    if len(units) < most:
-        notes.append(f"{names}: {len(units)} of {most} {what} are common; others left out")
-    return (
-        np.array([np.mean(first[key]) for key in units]),
-        np.array([np.mean(second[key]) for key in units]),
-    )
+    if len(common) < most:
+        notes.append(f"{names}: {len(common)} of {most} {what} are common; others left out")
+    return _unit_means(first, common), _unit_means(second, common)
 
 
 def _general_notes(differences: Sequence[Difference]) -> list[str]:
@@ -413,28 +400,35 @@ def _general_notes(differences: Sequence[Difference]) -> list[str]:
     return notes
 
 
-def _rows_markdown(comparison: Comparison) -> str:
-    lines = [
-        f"| method | environment | decoding | {comparison.metric} [95% interval] | over "
-        "| episodes |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r.method} | {r.env} | {r.decoding} | {format_estimate(r.estimate)} "
-        f"| {r.estimate.units} {r.unit} | {r.episodes} |"
+def _tables(comparison: Comparison) -> list[str]:
+    """Markdown tables of the methods and of their differences."""
+    estimate = f"{comparison.metric} [95% interval]"
+    columns = ["method", "environment", "decoding", estimate, "over", "episodes"]
+    rows = [
+        [r.method, r.env, r.decoding, format_estimate(r.estimate), _size(r), str(r.episodes)]
         for r in comparison.rows
     ]
-    return "\n".join(lines) + "\n"
-
-
-def _differences_markdown(comparison: Comparison) -> str:
-    lines = [
-        "| difference | environment | decoding | mean [95% interval] | pairs | winner |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {d.method} - {d.baseline} | {d.env} | {d.decoding} | {format_estimate(d.estimate)} "
-        f"| {d.estimate.units} {d.unit} | {d.winner or 'none'} |"
+    tables = [markdown_table(columns, rows)]
+    columns = ["difference", "environment", "decoding", "mean [95% interval]", "pairs", "winner"]
+    rows = [
+        [
+            f"{d.method} - {d.baseline}",
+            d.env,
+            d.decoding,
+            format_estimate(d.estimate),
+            _size(d),
+            d.winner or "none",
+        ]
         for d in comparison.differences
     ]
-    return "\n".join(lines) + "\n" if comparison.differences else ""
+    return [*tables, markdown_table(columns, rows)] if rows else tables
+
+
+def _size(row: MethodScore | Difference) -> str:
+    return f"{row.estimate.units} {row.unit}"
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the cells are text."""
+    head, *body = (f"| {' | '.join(cells)} |\n" for cells in [columns, *rows])
+    return "".join([head, f"|{'---|' * len(columns)}\n", *body])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from rlhf.stats.samples import pass_at_k
 
 if TYPE_CHECKING:
     from rlhf.evaluation.records import Bounds
+
+UnitName = Literal["prompts", "start states", "episodes"]
 
 COUNTS = {"cost": 0.0, "turns": 1.0, "invalid": 0.0, "tokens": 0.0, "length_limited": 0.0}
 """Metrics that are counts, with the smallest possible value of each."""
@@ -105,7 +107,7 @@ def unit_of(row: Mapping[str, Any]) -> Hashable:
     return int(row["seed"])
 
 
-def unit_name(units: Sequence[Hashable]) -> str:
+def unit_name(units: Sequence[Hashable]) -> UnitName:
     """Name of the units of some episodes: prompts, start states or episodes."""
     if any(isinstance(unit, str) for unit in units):
         return "prompts"

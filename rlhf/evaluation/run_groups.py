@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf.evaluation.metrics import outcome_range, unit_name
+from rlhf.evaluation.metrics import UnitName, outcome_range, unit_name
 from rlhf.evaluation.records import (
     REFERENCE_POLICIES,
     Bounds,
@@ -97,21 +97,18 @@ class MethodValues:
     """Environment -> smallest and largest possible value, if known."""
     limits: Mapping[str, Bounds | None]
     """Environment -> values of its random and its optimal policy."""
-    episodes: Mapping[tuple[str, Setting], int]
-    """Method and setting -> number of episodes."""
-    unit_names: Mapping[Setting, str]
+    unit_names: Mapping[Setting, UnitName]
     """Setting -> name of its independent units, see `unit_name`."""
 
 
 def collect_methods(runs: Sequence[RunRecord], metric: str) -> MethodValues:
     """Values of `metric` by method, setting, training seed and independent unit."""
-    raw: dict[tuple[str, Setting, int, Hashable], list[float]] = defaultdict(list)
+    methods: dict[str, Method] = {}
     unscored: Counter[str] = Counter()
-    episodes: Counter[tuple[str, Setting]] = Counter()
     samples: dict[tuple[str, Setting, int], Counter[tuple[int, int]]] = defaultdict(Counter)
     values: dict[str, list[float]] = defaultdict(list)
     limits: dict[str, Bounds | None] = {}
-    names: dict[Setting, str] = {}
+    names: dict[Setting, UnitName] = {}
     for item in method_evaluations(runs):
         rows = item.evaluation.episodes
         for row, unit in zip(rows, item.evaluation.units, strict=True):
@@ -120,19 +117,14 @@ def collect_methods(runs: Sequence[RunRecord], metric: str) -> MethodValues:
                 unscored[item.method] += 1
                 continue
             setting = (str(row["env"]), str(row["decoding"]))
-            raw[item.method, setting, item.seed, unit].append(value)
-            episodes[item.method, setting] += 1
+            seeds = methods.setdefault(item.method, {}).setdefault(setting, {})
+            seeds.setdefault(item.seed, {}).setdefault(unit, []).append(value)
             samples[item.method, setting, item.seed][row["seed"], row.get("sample", 0)] += 1
             values[setting[0]].append(value)
             limits[setting[0]] = item.evaluation.bounds
-        if rows:
-            setting = (str(rows[0]["env"]), str(rows[0]["decoding"]))
-            name = unit_name(item.evaluation.units)
-            names[setting] = name if name != "episodes" else names.get(setting, name)
-    methods: dict[str, Method] = {}
-    for (name, setting, seed, unit), unit_values in raw.items():
-        seeds = methods.setdefault(name, {}).setdefault(setting, {})
-        seeds.setdefault(seed, {})[unit] = unit_values
+        setting = (str(rows[0]["env"]), str(rows[0]["decoding"]))
+        name = unit_name(item.evaluation.units)
+        names[setting] = name if name != "episodes" else names.get(setting, name)
     notes = [f"{name}: {n} episodes without {metric} left out" for name, n in unscored.items()]
     notes += [
         f"{name}: {repeated} episodes repeat an evaluation seed; they count as one with the first"
@@ -140,7 +132,7 @@ def collect_methods(runs: Sequence[RunRecord], metric: str) -> MethodValues:
         if (repeated := sum(n - 1 for n in counts.values()))
     ]
     ranges = {env: outcome_range(metric, column, limits[env]) for env, column in values.items()}
-    return MethodValues(methods, notes, ranges, limits, episodes, names)
+    return MethodValues(methods, notes, ranges, limits, names)
 
 
 def training_seed(run: RunRecord) -> int:

@@ -11,12 +11,13 @@ from typing import Literal
 import numpy as np
 from scipy import special
 
+from rlhf.evaluation.metrics import UnitName
 from rlhf.stats import Interval, adjusted_wald, sign_flip_test
 from rlhf.stats.means import CORRECTED
 from rlhf.stats.paired import delta_interval
 from rlhf.stats.power import sample_size, simulated_coverage
 
-Unit = Literal["training seeds", "prompts", "start states", "episodes"]
+Unit = Literal["training seeds"] | UnitName
 
 FEWEST_SEEDS = 5
 """Fewest training seeds for calling one method better than another."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf import __version__
 from rlhf.config.load import as_tree
-from rlhf.evaluation.compare import coverage_words, format_estimate
+from rlhf.evaluation.compare import coverage_words, format_estimate, markdown_table
 from rlhf.reports.markup import Cell, Table
 from rlhf.runs.directory import describe_machine
 from rlhf.studies.bench.plan import Bench
@@ -140,10 +140,15 @@ def markdown(bench: Bench, findings: Findings, tables: Sequence[Table]) -> str:
     """The result as text; equal scores give equal text."""
     by_slug = {table.slug: table for table in tables}
     parts = [f"# {bench.root.resolve().name}", "\n\n".join([*protocol(bench), _versions()])]
-    parts += [f"## {by_slug[s].title}\n\n{_table(by_slug[s])}" for s in ("aggregates", "cells")]
+    parts += [_section(by_slug[slug]) for slug in ("aggregates", "cells")]
     parts.append("## Verdicts\n\n" + "\n".join(f"* {line}" for line in verdict_lines(findings)))
-    parts.append(f"## {by_slug['curves'].title}\n\n{_table(by_slug['curves'])}")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, _section(by_slug["curves"])]) + "\n"
+
+
+def _section(table: Table) -> str:
+    """Title and rows of a table."""
+    cells = [[_cell(cell) for cell in row] for row in table.rows]
+    return f"## {table.title}\n\n{markdown_table(table.columns, cells).rstrip()}"
 
 
 def _versions() -> str:
@@ -167,12 +172,6 @@ def verdict_lines(findings: Findings) -> list[str]:
         )
     words = [coverage_words(d) for d in findings.differences[:1]]
     return lines + [word for word in words if word]
-
-
-def _table(table: Table) -> str:
-    lines = [f"| {' | '.join(table.columns)} |", f"|-{'|-' * (len(table.columns) - 1)}|"]
-    lines += [f"| {' | '.join(map(_cell, row))} |" for row in table.rows]
-    return "\n".join(lines)
 
 
 def _cell(cell: Cell) -> str:
