@@ -85,7 +85,7 @@ def compare(
     Args:
         run_dirs: run or pipeline directories.
         metric: an episode field (return, success, cost, ...), a reward component, or normalized (0
-            for the random policy, 1 for the optimal one, if the environment knows both); by default
+            for the random policy, 1 for the optimal one, if both are known); by default
             the result of `default_metric`.
         baseline: the method that others are compared with, by default the first. Without it the
             trained policies of a single pipeline are also compared with each other.

@@ -162,7 +162,7 @@ def _prompt_id(rollout: Rollout) -> str | None:
 
 
 def bounds(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:
-    """Values of the random and the optimal policy; None where the environment does not know it."""
+    """Values of the random and the optimal policy; None where they are unknown."""
     task: Any = make_env().unwrapped
     values = []
     for name in ("random_value", "optimal_value"):

@@ -73,10 +73,10 @@ def no_interval_reason(units: np.ndarray) -> str:
         return missing
     if units.min() == units.max():
         return f"all {units.size} units have one value, their spread is unknown"
-    apart = units.size - int(np.unique(units, return_counts=True)[1].max())
-    if apart < min(FEWEST_UNITS, units.size / 2):
+    differing = units.size - int(np.unique(units, return_counts=True)[1].max())
+    if differing < min(FEWEST_UNITS, units.size / 2):
         return (
-            f"{apart} of {units.size} units differ from the commonest value, "
+            f"{differing} of {units.size} units differ from the commonest value, "
             f"an interval needs {FEWEST_UNITS}"
         )
     return ""

@@ -81,16 +81,16 @@ def _tiles(findings: Findings) -> str:
 
 def _verdicts(findings: Findings) -> str:
     """Verdicts: green for a win, red for a loss against the baseline."""
-    apart = [d for d in findings.pairs if d.winner]
+    significant = [d for d in findings.pairs if d.winner]
     items = [
         verdict_item(d, METRIC, {d.method: "good", d.baseline: "bad"}.get(d.winner or ""))
         for d in findings.against_baseline
     ]
-    items += [verdict_item(d, METRIC, "good") for d in apart]
-    rest = verdict_lines(findings)[len(items) :]
-    covered = {coverage_words(d) for d in findings.differences}
-    items += [f"<li><strong>{esc(sentence(x))}</strong></li>" for x in rest if x not in covered]
-    notes = [f'<p class="note">{esc(x[:1].upper() + x[1:])}.</p>' for x in rest if x in covered]
+    items += [verdict_item(d, METRIC, "good") for d in significant]
+    lines = verdict_lines(findings)[len(items) :]
+    coverage = {coverage_words(d) for d in findings.differences}
+    items += [f"<li><strong>{esc(sentence(x))}</strong></li>" for x in lines if x not in coverage]
+    notes = [f'<p class="note">{esc(x[:1].upper() + x[1:])}.</p>' for x in lines if x in coverage]
     return f'<ul class="verdicts">{"".join(items)}</ul>{"".join(notes)}'
 
 

@@ -46,10 +46,10 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
 
 
 def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, None, int]:
-    """Do what `rlhf bench` is asked to; yield what it wrote.
+    """Run a benchmark, one of its jobs, or write its job array; yield the paths that were written.
 
     Returns:
-        The exit code: 1 where a score is worse than in the result that ``against`` names.
+        The exit code: 1 if a score is worse than in the result at ``against``.
     """
     bench = make_bench(config.manifest(), commands)
     if config.array:

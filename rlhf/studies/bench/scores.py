@@ -204,8 +204,8 @@ def bounds_of(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bou
     for key, value in (("random", low), ("optimal", high)):
         if value is None:
             raise UserError(
-                f"environments.{environment}: {task.env.id} does not know its {key} value, by "
-                f"which scores are normalized; give {key}: in the manifest"
+                f"environments.{environment}: the {key} value of {task.env.id} is unknown, but "
+                f"scores are normalized by it; give {key}: in the manifest"
             )
     if low == high:
         raise UserError(f"environments.{environment}: random and optimal are both {low}")

@@ -205,8 +205,8 @@ def _trained_proxy(name: str, pairs: int, folders: list[Path]) -> Proxy:
     """A trained proxy, with its size and the accuracy in its members' reports."""
     accuracies = []
     for folder in folders:
-        home = folder.parent
-        report = home / "evaluation" / home.name / "summary.json"
+        run_directory = folder.parent
+        report = run_directory / "evaluation" / run_directory.name / "summary.json"
         accuracies.append(json.loads(report.read_text())["accuracy"]["value"])
     size = reward_models.LearnedReward.load(folders[0]).model.num_parameters()
     return Proxy(name, size, pairs, folders, float(np.mean(accuracies)))
@@ -272,9 +272,9 @@ def train_against(
     for seed in range(spec.seeds):
         rewards = proxy_reward(config, how, proxies, seed)
         tree = _training_tree(config, spec, rewards, seed=seed)
-        home = root / "rl" / f"{how}-seed{seed}"
-        _stage(commands, spec.algorithm, home, tree)
-        tracks.append(read_track(home, gold, spec))
+        directory = root / "rl" / f"{how}-seed{seed}"
+        _stage(commands, spec.algorithm, directory, tree)
+        tracks.append(read_track(directory, gold, spec))
     return tracks
 
 
@@ -297,18 +297,18 @@ def proxy_reward(
     return [{**ensemble, "penalty": config.penalty, "name": "proxy"}]
 
 
-def read_track(home: Path, gold: Any, spec: TrainingSpec) -> Track:
+def read_track(directory: Path, gold: Any, spec: TrainingSpec) -> Track:
     """KL, proxy and gold score of each step of a finished run; gold is scored on its transcripts.
 
     Raises:
         UserError: the run logged no KL, or a transcript has no gold score.
     """
-    metrics = [row for row in read_metrics(home) if "reward/mean" in row]
+    metrics = [row for row in read_metrics(directory) if "reward/mean" in row]
     if "policy/kl" not in metrics[0]:
         raise UserError(
             f"rl.algorithm: {spec.algorithm} logs no policy/kl, which is needed for the distance"
         )
-    samples = [row for row in read_samples(home) if row["split"] == "train"]
+    samples = [row for row in read_samples(directory) if row["split"] == "train"]
     scores = score_replies(gold, [[row["messages"] for row in samples]], what="gold")[0]
     by_step: dict[int, list[float]] = {}
     for row, value in zip(samples, scores, strict=True):

@@ -60,7 +60,9 @@ class Study:
     def left_out(self) -> dict[str, list[str]]:
         """Algorithm -> keys of the space that have no effect in it."""
         every = self.config.space
-        unused = {name: [k for k in every if k not in own] for name, own in self.spaces.items()}
+        unused = {
+            name: [key for key in every if key not in space] for name, space in self.spaces.items()
+        }
         return {name: keys for name, keys in unused.items() if keys}
 
     def trial_jobs(self, algorithm: str, trial: Trial) -> list[Job]:
@@ -129,16 +131,16 @@ def make_study(config: TuneConfig, commands: CommandTable) -> Study:
     for name in config.environments:
         if name not in known:
             raise UserError(f"environments: {config.bench} has no {name!r}{nearest(name, known)}")
-    own = {
+    overrides = {
         "output_dir": config.output_dir,
         "seeds": config.seeds,
         "environments": {k: v for k, v in known.items() if k in (config.environments or known)},
         "tuning": {},
     }
-    bench = make_bench(tree | own, commands)
+    bench = make_bench(tree | overrides, commands)
     space = {key: _dimension(key, item) for key, item in config.space.items()}
     spaces = {name: _effective(bench, name, space) for name in bench.algorithms}
-    _check_space(tree | own, spaces, space, commands)
+    _check_space(tree | overrides, spaces, space, commands)
     return Study(config, bench, spaces)
 
 
@@ -208,10 +210,10 @@ def _effective(
     """Dimensions that have an effect in an algorithm."""
     command = bench.command(algorithm)
     environment = next(iter(bench.environments))
-    given = bench.run_tree(environment, algorithm, bench.config.seeds[0]).get("algorithm", {})
-    effective = registry.configure(command, **given).effective
-    settings = {f"algorithm.{name}" for name in registry.setting_names()}
-    ineffective = settings - {f"algorithm.{name}" for name in effective}
+    settings = bench.run_tree(environment, algorithm, bench.config.seeds[0]).get("algorithm", {})
+    effective = registry.configure(command, **settings).effective
+    every = {f"algorithm.{name}" for name in registry.setting_names()}
+    ineffective = every - {f"algorithm.{name}" for name in effective}
     return {key: item for key, item in space.items() if key not in ineffective}
 
 
@@ -222,15 +224,15 @@ def _check_space(
     commands: CommandTable,
 ) -> None:
     """Check that every key belongs to a run and accepts both ends of its range."""
-    if idle := [key for key in space if not any(key in own for own in spaces.values())]:
-        raise UserError(f"space.{idle[0]} has no effect in any of {', '.join(spaces)}")
+    if unused := [key for key in space if not any(key in spaces[name] for name in spaces)]:
+        raise UserError(f"space.{unused[0]} has no effect in any of {', '.join(spaces)}")
     for key, item in space.items():
         for value in item.choices or (item.low, item.high):
             run: dict[str, Any] = {}
             set_key(run, key, value)
-            some = {name: {"run": run} for name, own in spaces.items() if key in own}
+            algorithms = {name: {"run": run} for name in spaces if key in spaces[name]}
             try:
-                make_bench(merge(tree, {"algorithms": some}), commands)
+                make_bench(merge(tree, {"algorithms": algorithms}), commands)
             except UserError as error:
                 raise UserError(f"space.{key}: with {value!r}, {error}") from error
 
