@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import Literal
 
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from rlhf.stats.means import CORRECTED, Moments, bounds_from, mean_bounds
 from rlhf.stats.result import Interval
-from rlhf.stats.shares import EXACT, is_share, mid_p_bounds, rare_count, share_interval
+from rlhf.stats.shares import EXACT, is_share, mid_p_bounds, share_interval
 from rlhf.stats.units import (
     cluster_index,
     finite_vector,
@@ -134,7 +135,8 @@ def _count_interval(
     least, most = float(data.min()), float(data.max())
     point = float(units.mean())
     if least == most and least.is_integer():
-        step = rare_count(units.size, level=level)
+        # Upper bound of a Poisson mean after n counts of 0, with the mid-p correction.
+        step = -math.log(1 - level) / units.size
         ends = max(low, point - step), min(high, point + step)
         return Interval(point, *ends, units=units.size, method=ALL_EQUAL)
     if least != low or most - least != 1 or not no_interval_reason(units):

@@ -38,13 +38,15 @@ class Interval:
         return Interval(factor * self.value + shift, low, high, self.units, self.method, self.needs)
 
     def as_dict(self) -> dict[str, float | int | str | None]:
-        """For JSON: "mean", "low", "high", "n", and "method" or, without an interval, "needs"."""
+        """For JSON: "mean", "low", "high", "n", and "method" or, without an interval, "needs".
+
+        Numbers that are not finite are None.
+        """
         record: dict[str, float | int | str | None] = {
-            "mean": self.value if math.isfinite(self.value) else None,
-            "low": self.low if self.known else None,
-            "high": self.high if self.known else None,
-            "n": self.units,
+            key: value if math.isfinite(value) else None
+            for key, value in (("mean", self.value), ("low", self.low), ("high", self.high))
         }
+        record["n"] = self.units
         if self.known and self.method:
             record["method"] = self.method
         if not self.known and self.needs:

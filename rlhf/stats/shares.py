@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -80,11 +79,6 @@ def adjusted_wald(
     quantile = special.stdtrit(n + 1, (1 + level) / 2)
     half = quantile * np.sqrt(np.maximum(square - center**2, 0) / (n + 2))
     return np.maximum(center - half, -1.0), np.minimum(center + half, 1.0)
-
-
-def rare_count(units: int, *, level: float = 0.95) -> float:
-    """Upper bound of a Poisson mean after `units` zero counts, with the mid-p correction."""
-    return -math.log(1 - level) / units
 
 
 @lru_cache(maxsize=4096)

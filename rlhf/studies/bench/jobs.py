@@ -9,7 +9,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -106,7 +106,8 @@ class Workers:
         running: dict[Future[float], str] = {}
         with Reporter(what, len(jobs)) as bar:
             while waiting or running:
-                for job in _ready(waiting, done):
+                ready = [job for job in waiting.values() if job.after is None or job.after in done]
+                for job in ready:
                     running[self.pool.submit(do, waiting.pop(job.key), self.commands)] = job.key
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     key = running.pop(future)
@@ -130,10 +131,6 @@ class Workers:
         except ValueError as error:  # UserError among them
             return " ".join(str(error).split())
         return None
-
-
-def _ready(waiting: Mapping[str, Job], done: Iterable[str]) -> list[Job]:
-    return [job for job in waiting.values() if job.after is None or job.after in done]
 
 
 def _abandon(waiting: dict[str, Job], key: str) -> dict[str, str]:

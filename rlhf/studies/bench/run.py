@@ -71,7 +71,15 @@ def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, No
 
 def plan(name: str, config: BenchCommandConfig, commands: CommandTable) -> str:
     """Return what a benchmark will run, for `--dry-run`."""
-    return describe(make_bench(config.manifest(), commands))
+    from rlhf.studies.bench.result import protocol
+
+    bench = make_bench(config.manifest(), commands)
+    check_environments(bench)
+    jobs = bench.jobs()
+    waiting = sum(job.after is not None for job in jobs)
+    return "\n".join(
+        [f"{waiting} training runs, {len(jobs) - waiting} jobs before them", *protocol(bench)]
+    )
 
 
 def do_one(bench: Bench, key: str) -> Path:
@@ -101,15 +109,3 @@ def check_environments(bench: Bench) -> None:
     for task in bench.environments.values():
         if task.env.id is not None:
             make_env_factory(task.env)().close()
-
-
-def describe(bench: Bench) -> str:
-    """Description of a benchmark's jobs, for `--dry-run`."""
-    from rlhf.studies.bench.result import protocol
-
-    check_environments(bench)
-    jobs = bench.jobs()
-    waiting = sum(job.after is not None for job in jobs)
-    return "\n".join(
-        [f"{waiting} training runs, {len(jobs) - waiting} jobs before them", *protocol(bench)]
-    )

@@ -83,7 +83,8 @@ def read_scores(bench: Bench) -> Scores:
         UserError: a run is missing, or an environment has no known bounds.
     """
     names, seeds = tuple(bench.environments), tuple(bench.config.seeds)
-    bounds = {name: _bounds(bench, name) for name in names}
+    start = {n: bench.run_path(n, f"seed{seeds[0]}", "evaluate") for n in names}
+    bounds = {n: bounds_of(bench, n, read_summary(start[n], bench.start)) for n in names}
 
     def table(row: str, folders: Sequence[str]) -> np.ndarray:
         """Scores of a row, given the folders of its runs in every environment. [runs, tasks]"""
@@ -183,13 +184,6 @@ def read_summary(run: Path, policy: str) -> dict[str, Any]:
 def mean_return(summary: Mapping[str, Any]) -> float:
     """Mean return over the episodes."""
     return float(summary["metrics"]["return"]["mean"])
-
-
-def _bounds(bench: Bench, environment: str) -> Bounds:
-    """Bounds from the manifest, else from the environment."""
-    seed = bench.config.seeds[0]
-    summary = read_summary(bench.run_path(environment, f"seed{seed}", "evaluate"), bench.start)
-    return bounds_of(bench, environment, summary)
 
 
 def bounds_of(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bounds:

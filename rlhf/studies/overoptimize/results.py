@@ -53,7 +53,7 @@ def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, A
         "kl": [kl_best_of_n(n) for n in ns],
         "proxy_score": _means(proxy_scores),
         "gold": _means(gold_scores),
-        "gain": plain(interval(gold_scores[:, -1] - gold_scores[:, 0], kind="mean")),
+        "gain": interval(gold_scores[:, -1] - gold_scores[:, 0], kind="mean").as_dict(),
         "fit": fit_result(fit),
         "advice": _best_of_n_advice(fit, ns),
     }
@@ -72,7 +72,7 @@ def ways_of_using(columns: np.ndarray, *, penalty: float) -> dict[str, np.ndarra
 
 def _means(scores: np.ndarray) -> list[dict[str, Any]]:
     """Mean of each column of scores [units, columns], with its interval over units."""
-    return [plain(interval(column, kind="mean")) for column in scores.T]
+    return [interval(column, kind="mean").as_dict() for column in scores.T]
 
 
 def powers_of_two(limit: int) -> list[int]:
@@ -115,15 +115,17 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
     proxy_after = _change_after_peak(proxy, gold, width)
     result["observed"] = {
         "step": result["steps"][best],
-        "distance": plain(_range_of_peaks(kl, gold, width)),
+        "distance": _range_of_peaks(kl, gold, width).as_dict(),
         "gold": height,
-        "gold_after": plain(interval(after, kind="mean")),
-        "proxy_after": plain(interval(proxy_after, kind="mean")),
+        "gold_after": interval(after, kind="mean").as_dict(),
+        "proxy_after": interval(proxy_after, kind="mean").as_dict(),
     }
     result["fit"], result["falls"] = None, False
     result["advice"] = "fewer than 3 seeds: no fit with intervals"
     if len(tracks) >= 3:
-        fit = _fit_rl(kl, gold - start)
+        # The points of one training seed depend on each other.
+        seeds = np.repeat(np.arange(len(tracks)), length)
+        fit = fit_curve(kl.ravel(), (gold - start).ravel(), form="rl", clusters=seeds)
         low, high = fit.peak.low, fit.peak.high
         result["fit"] = fit_result(fit)
         result["falls"] = math.isfinite(fit.peak.high)
@@ -169,12 +171,6 @@ def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.n
     return np.array(changes)
 
 
-def _fit_rl(kl: np.ndarray, gain: np.ndarray) -> Fit:
-    """R_RL through all points; the points of one training seed depend on each other."""
-    seeds = np.repeat(np.arange(len(kl)), kl.shape[1])
-    return fit_curve(kl.ravel(), gain.ravel(), form="rl", clusters=seeds)
-
-
 def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
     """The fit's advice, with the step at which the mean KL reached that of the peak."""
     advice = fit.advice()
@@ -193,19 +189,12 @@ def fit_result(fit: Fit) -> dict[str, Any]:
     d = np.linspace(0, fit.furthest, CURVE_POINTS)
     return {
         "form": fit.form,
-        "alpha": plain(fit.alpha),
-        "beta": plain(fit.beta),
-        "peak": plain(fit.peak),
+        "alpha": fit.alpha.as_dict(),
+        "beta": fit.beta.as_dict(),
+        "peak": fit.peak.as_dict(),
         "furthest": fit.furthest,
         "curve": {"d": d.tolist(), "gain": fit.gold(d).tolist()},
     }
-
-
-def plain(estimate: Interval) -> dict[str, float | int | None]:
-    """An interval as {"mean", "low", "high", "n"}; values that are not finite are None."""
-    values = {"mean": estimate.value, "low": estimate.low, "high": estimate.high}
-    finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-    return {**finite, "n": estimate.units}
 
 
 def verdict(results: dict[str, Any]) -> list[str]:

@@ -112,7 +112,15 @@ def run(config: TuneCommandConfig, commands: CommandTable) -> Generator[str, Non
 
 def plan(name: str, config: TuneCommandConfig, commands: CommandTable) -> str:
     """Return what a study will run, for `--dry-run`."""
-    return describe(make_study(config, commands))
+    study = make_study(config, commands)
+    bench = study.bench
+    runs = config.trials * len(bench.environments) * len(config.seeds)
+    lines = [
+        f"{config.trials} trials for each of {', '.join(study.spaces)}: {runs} runs an algorithm, "
+        f"on {', '.join(bench.environments)} with seeds {', '.join(map(str, config.seeds))}"
+    ]
+    lines += [f"{name}: {', '.join(keys)} has no effect" for name, keys in study.left_out.items()]
+    return "\n".join(lines)
 
 
 def make_study(config: TuneConfig, commands: CommandTable) -> Study:
@@ -167,18 +175,6 @@ def run_tune(study: Study, *, jobs: int = 1) -> Path:
         for number in range(study.config.trials):
             _one_round(study, searches, workers, number)
     return _write(study, searches)
-
-
-def describe(study: Study) -> str:
-    """Description of a study's trials, for `--dry-run`."""
-    config, bench = study.config, study.bench
-    runs = config.trials * len(bench.environments) * len(config.seeds)
-    lines = [
-        f"{config.trials} trials for each of {', '.join(study.spaces)}: {runs} runs an algorithm, "
-        f"on {', '.join(bench.environments)} with seeds {', '.join(map(str, config.seeds))}"
-    ]
-    lines += [f"{name}: {', '.join(keys)} has no effect" for name, keys in study.left_out.items()]
-    return "\n".join(lines)
 
 
 def _one_round(study: Study, searches: Mapping[str, Search], workers: Workers, number: int) -> None:
