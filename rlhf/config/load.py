@@ -169,7 +169,8 @@ def _convert(hint: Any, value: Any, name: str = "") -> Any:
         key = ".".join(map(str, [*filter(None, [name]), *first["loc"]]))
         if first["type"] == "missing":
             raise UserError(f"{key} is required") from error
-        rule = re.sub(r", (unable|got) .*", "", first["msg"].removeprefix("Input should be "))
+        rule = first["msg"].removeprefix("Input should be ").replace("dictionary", "mapping")
+        rule = re.sub(r", (unable|got) .*", "", rule)
         raise UserError(f"{key} must be {rule}, got {first['input']!r}") from error
 
 

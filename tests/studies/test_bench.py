@@ -158,7 +158,7 @@ def test_a_resumed_bench_that_changed_is_refused_before_anything_is_written(tmp_
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--jobs", "zwei"], "jobs: Expected an int. Got value: zwei"),
+        (["--jobs", "zwei"], "jobs must be a valid integer, got 'zwei'"),
         (["--jobs", "0"], "jobs must be a number of processes >= 1, got 0"),
         (["--against", "FOLDER"], "cannot be read"),
         (["--against", "WEIRD"], "is not a bench.json"),
