@@ -17,7 +17,7 @@ import sympy as sp
 
 from rlhf.reward_models.notation import units
 from rlhf.reward_models.notation.grammar import Node
-from rlhf.reward_models.notation.lexer import NotUnderstood, words
+from rlhf.reward_models.notation.lexer import NotUnderstood, word_set
 
 _MAX_BITS = 50_000
 _MAX_POWER = 1000
@@ -28,39 +28,39 @@ _SET_OPERATIONS = {"cup": sp.Union, "cap": sp.Intersection, "setminus": sp.Compl
 _CONDITIONS = {"or": sp.Union, "and": sp.Intersection}
 _EMPTY_SET = Node("constant", data="emptyset")
 _INEQUALITIES = ("<", "<=", ">", ">=")
-_TRIG = words("sin cos tan cot sec csc")
+_TRIG = word_set("sin cos tan cot sec csc")
 _NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "ceil": "ceiling",
           "abs": "Abs", "max": "Max", "min": "Min"}  # fmt: skip
 
 
-def same(right: Node, given: Node) -> bool:
-    """Whether the answer ``given`` equals the reference ``right``.
+def same(reference: Node, answer: Node) -> bool:
+    """Whether an answer equals the reference.
 
     Raises:
         NotUnderstood: A part of either has no value, such as a division by zero.
     """
-    (right, unit), (given, given_unit) = _split_unit(right), _split_unit(given)
-    if not units.agree(unit, given_unit):
+    (reference, unit), (answer, answer_unit) = _split_unit(reference), _split_unit(answer)
+    if not units.agree(unit, answer_unit):
         return False
-    if "text" in (right.kind, given.kind):
-        return _words(right) is not None and _words(right) == _words(given)
-    rights, givens = _alternatives(right), _alternatives(given)
-    if len(rights) > 1 or len(givens) > 1 or "set" in (right.kind, given.kind):
-        return _same_collections(right, given, rights, givens)
-    right, given = _reduced(rights[0]), _reduced(givens[0])
-    right, given = _unbound(right, given)
-    if right.kind == "relation" and given.kind == "relation" and _same_relations(right, given):
+    if "text" in (reference.kind, answer.kind):
+        return _words(reference) is not None and _words(reference) == _words(answer)
+    references, answers = _alternatives(reference), _alternatives(answer)
+    if len(references) > 1 or len(answers) > 1 or "set" in (reference.kind, answer.kind):
+        return _same_collections(reference, answer, references, answers)
+    reference, answer = _reduced(references[0]), _reduced(answers[0])
+    reference, answer = _unbound(reference, answer)
+    if reference.kind == answer.kind == "relation" and _same_relations(reference, answer):
         return True
-    if _is_set(right) or _is_set(given):
-        return _same_sets(right, given)
-    kinds = {right.kind, given.kind}
+    if _is_set(reference) or _is_set(answer):
+        return _same_sets(reference, answer)
+    kinds = {reference.kind, answer.kind}
     if kinds & {"brackets", "matrix", "row"}:
-        return len(kinds) == 1 and right.data == given.data and _same_items(right, given)
+        return len(kinds) == 1 and reference.data == answer.data and _same_items(reference, answer)
     if "relation" in kinds:
         return False
     if "based" in kinds:
-        return right == given
-    return equal(expression(right), expression(given))
+        return reference == answer
+    return equal(expression(reference), expression(answer))
 
 
 def check(node: Node) -> None:
@@ -69,7 +69,7 @@ def check(node: Node) -> None:
     Raises:
         NotUnderstood: It has no value, or it is an equation without content.
     """
-    for part in _parts(node):
+    for part in _subtrees(node):
         if part.kind == "relation" and not _symbols(part):
             raise NotUnderstood("a relation without a variable")
     if not same(node, node):
@@ -100,7 +100,7 @@ def _words(node: Node) -> tuple[str, ...] | None:
     if node.kind in ("symbol", "letters", "constant"):
         return (str(node.data).lower(),)
     if node.kind == "list":
-        parts = [_words(part) for part in node.args]
+        parts = [_words(child) for child in node.args]
         if all(part is not None for part in parts):
             return tuple(sorted(word for part in parts for word in part or ()))
     return None
@@ -112,36 +112,40 @@ def _words(node: Node) -> tuple[str, ...] | None:
 def _alternatives(node: Node) -> list[Node]:
     """The alternatives of a list, a set or a sign such as ±."""
     if node.kind in ("list", "set"):
-        return [alternative for part in node.args for alternative in _alternatives(part)]
-    if any(part.kind == "pm" for part in _parts(node)):
+        return [alternative for child in node.args for alternative in _alternatives(child)]
+    if any(part.kind == "pm" for part in _subtrees(node)):
         return [_signed(node, 1), _signed(node, -1)]
     return [node]
 
 
 def _signed(node: Node, sign: int) -> Node:
-    args = tuple(_signed(part, sign) for part in node.args)
+    args = tuple(_signed(child, sign) for child in node.args)
     if node.kind != "pm":
         return Node(node.kind, args, node.data)
     return Node("add", (args[0], args[1] if sign > 0 else Node("negative", (args[1],))))
 
 
-def _same_collections(right: Node, given: Node, rights: list[Node], givens: list[Node]) -> bool:
-    if _is_condition(right) or _is_condition(given):
-        return _same_sets(right, given)
-    if (right.kind == "set") != (given.kind == "set") and 1 in (len(rights), len(givens)):
+def _same_collections(
+    reference: Node, answer: Node, references: list[Node], answers: list[Node]
+) -> bool:
+    if _is_condition(reference) or _is_condition(answer):
+        return _same_sets(reference, answer)
+    if (reference.kind == "set") != (answer.kind == "set") and 1 in (len(references), len(answers)):
         return False
-    if right.kind in ("cup", "cap") or given.kind in ("cup", "cap"):
-        return _same_sets(right, given)
-    rights, givens = _distinct(_values(rights)), _distinct(_values(givens))
-    return len(rights) == len(givens) and all(any(same(a, b) for b in givens) for a in rights)
+    if reference.kind in ("cup", "cap") or answer.kind in ("cup", "cap"):
+        return _same_sets(reference, answer)
+    references, answers = _distinct(_values(references)), _distinct(_values(answers))
+    return len(references) == len(answers) and all(
+        any(same(a, b) for b in answers) for a in references
+    )
 
 
 def _distinct(items: list[Node]) -> list[Node]:
-    kept: list[Node] = []
+    distinct: list[Node] = []
     for item in items:
-        if not any(same(item, other) for other in kept):
-            kept.append(item)
-    return kept
+        if not any(same(item, other) for other in distinct):
+            distinct.append(item)
+    return distinct
 
 
 def _values(items: list[Node]) -> list[Node]:
@@ -153,8 +157,8 @@ def _values(items: list[Node]) -> list[Node]:
     return [item.args[-1] if _is_binding(item) else item for item in items]
 
 
-def _same_items(right: Node, given: Node) -> bool:
-    return len(right.args) == len(given.args) and all(map(same, right.args, given.args))
+def _same_items(reference: Node, answer: Node) -> bool:
+    return len(reference.args) == len(answer.args) and all(map(same, reference.args, answer.args))
 
 
 # Relations
@@ -168,7 +172,7 @@ def _is_binding(node: Node) -> bool:
 def _is_name(node: Node) -> bool:
     """Whether the node is a variable, a function application or a pair of variables."""
     if node.kind == "brackets":
-        return all(part.kind == "symbol" for part in node.args)
+        return all(child.kind == "symbol" for child in node.args)
     return node.kind in ("symbol", "applied")
 
 
@@ -202,44 +206,49 @@ def _is_expression(node: Node) -> bool:
     return node.kind not in others and node != _EMPTY_SET
 
 
-def _unbound(right: Node, given: Node) -> tuple[Node, Node]:
+def _unbound(reference: Node, answer: Node) -> tuple[Node, Node]:
     """Both answers, without a name that only one of them assigns to the value."""
-    if _is_binding(given) and right.kind != "relation" and given.args[0] not in _parts(right):
-        return right, given.args[-1]
-    if _is_binding(right) and given.kind != "relation" and not _symbols(right.args[-1]):
-        return right.args[-1], given
-    return _membership(right, given), _membership(given, right)
+    if (
+        _is_binding(answer)
+        and reference.kind != "relation"
+        and answer.args[0] not in _subtrees(reference)
+    ):
+        return reference, answer.args[-1]
+    if _is_binding(reference) and answer.kind != "relation" and not _symbols(reference.args[-1]):
+        return reference.args[-1], answer
+    return _membership(reference, answer), _membership(answer, reference)
 
 
 def _membership(node: Node, other: Node) -> Node:
     """The set in ``x \\in (0, 1)``, unless the other answer has a different name."""
     if node.kind != "relation" or node.data != ("in",) or node.args[0].kind != "symbol":
         return node
-    if other.kind == "relation" and node.args[0] not in _parts(other):
+    if other.kind == "relation" and node.args[0] not in _subtrees(other):
         return node
     return node.args[1]
 
 
-def _parts(node: Node) -> Iterator[Node]:
+def _subtrees(node: Node) -> Iterator[Node]:
+    """The node and all nodes below it."""
     yield node
-    for part in node.args:
-        yield from _parts(part)
+    for child in node.args:
+        yield from _subtrees(child)
 
 
 def _symbols(node: Node) -> bool:
-    return any(part.kind in ("symbol", "applied") for part in _parts(node))
+    return any(part.kind in ("symbol", "applied") for part in _subtrees(node))
 
 
-def _same_relations(right: Node, given: Node) -> bool:
-    one_name = right.args[0] == given.args[0] and right.data == given.data == ("=",)
-    if one_name and same(right.args[1], given.args[1]):
+def _same_relations(reference: Node, answer: Node) -> bool:
+    one_name = reference.args[0] == answer.args[0] and reference.data == answer.data == ("=",)
+    if one_name and same(reference.args[1], answer.args[1]):
         return True
-    if not all(_is_expression(part) for part in (*right.args, *given.args)):
-        return right.data == given.data and _same_items(right, given)
-    operators = (*_operators(right), *_operators(given))
+    if not all(_is_expression(part) for part in (*reference.args, *answer.args)):
+        return reference.data == answer.data and _same_items(reference, answer)
+    operators = (*_operators(reference), *_operators(answer))
     if len(operators) != 2 or "in" in operators:
         return False
-    (first, operator), (second, other_operator) = _difference(right), _difference(given)
+    (first, operator), (second, other_operator) = _difference(reference), _difference(answer)
     if operator != other_operator:
         return False
     factor = _ratio(first, second)
@@ -250,7 +259,7 @@ def _same_relations(right: Node, given: Node) -> bool:
 
 def _difference(node: Node) -> tuple[Any, str]:
     """The difference of both sides of a relation, and its operator without "<" and "<="."""
-    left, right = (expression(part) for part in node.args)
+    left, right = (expression(child) for child in node.args)
     operator = _operators(node)[0]
     if operator in ("<", "<="):
         return right - left, operator.replace("<", ">")
@@ -274,7 +283,7 @@ def _ratio(first: Any, second: Any) -> Any:
 def _is_condition(node: Node) -> bool:
     """Whether the node is a list of inequalities."""
     is_joined = node.kind == "list" and node.data in _CONDITIONS
-    return is_joined and all(_is_inequality(part) for part in node.args)
+    return is_joined and all(_is_inequality(child) for child in node.args)
 
 
 def _is_inequality(node: Node) -> bool:
@@ -289,11 +298,13 @@ def _is_set(node: Node) -> bool:
     return node.kind in ("set", *_SET_OPERATIONS) or _is_inequality(node) or node == _EMPTY_SET
 
 
-def _same_sets(right: Node, given: Node) -> bool:
-    names = [{part.data for part in _parts(n) if part.kind == "symbol"} for n in (right, given)]
+def _same_sets(reference: Node, answer: Node) -> bool:
+    names = [
+        {part.data for part in _subtrees(n) if part.kind == "symbol"} for n in (reference, answer)
+    ]
     if all(names) and names[0] != names[1]:
         return False
-    first, second = _as_set(right), _as_set(given)
+    first, second = _as_set(reference), _as_set(answer)
     if first is None or second is None:
         return False
     a, b = _pieces(first), _pieces(second)
@@ -308,12 +319,12 @@ def _as_set(node: Node) -> Any:
     if node.kind == "brackets" and len(node.args) == 2:
         return _interval(node)
     if node.kind == "set":
-        return sp.FiniteSet(*(expression(part) for part in node.args))
+        return sp.FiniteSet(*(expression(child) for child in node.args))
     if node == _EMPTY_SET:
         return sp.EmptySet
     if node.kind in _SET_OPERATIONS or _is_condition(node):
-        parts = [_as_set(part) for part in node.args]
-        names = {part for part in _parts(node) if part.kind == "symbol"}
+        parts = [_as_set(child) for child in node.args]
+        names = {part for part in _subtrees(node) if part.kind == "symbol"}
         if any(part is None for part in parts) or (node.kind == "list" and len(names) != 1):
             return None
         return {**_SET_OPERATIONS, **_CONDITIONS}[str(node.data or node.kind)](*parts)
@@ -321,7 +332,7 @@ def _as_set(node: Node) -> Any:
 
 
 def _interval(node: Node) -> Any:
-    low, high = (expression(part) for part in node.args)
+    low, high = (expression(child) for child in node.args)
     if low.free_symbols or high.free_symbols or not low.is_extended_real:
         return None
     if not sp.N(low) < sp.N(high) and not equal(low, high):
@@ -332,7 +343,7 @@ def _interval(node: Node) -> Any:
 
 def _solutions(node: Node) -> Any:
     """The numbers that satisfy a chain of inequalities in one variable."""
-    parts = [expression(part) for part in node.args]
+    parts = [expression(child) for child in node.args]
     symbols = set().union(*(part.free_symbols for part in parts))
     if len(symbols) != 1:
         return None
@@ -440,10 +451,10 @@ def _expression(node: Node, angle: bool) -> Any:
     if kind == "function":
         return _function(node)
     if kind == "applied":
-        return sp.Function(str(node.data))(*(expression(part) for part in node.args))
+        return sp.Function(str(node.data))(*(expression(child) for child in node.args))
     if kind not in _OPERATIONS:
         raise NotUnderstood(f"a {kind} where a value is due")
-    return _OPERATIONS[kind](*(expression(part, angle=angle) for part in node.args))
+    return _OPERATIONS[kind](*(expression(child, angle=angle) for child in node.args))
 
 
 def _divide(a: Any, b: Any) -> Any:
@@ -500,7 +511,7 @@ def _function(node: Node) -> Any:
     inverse = name.startswith("inverse ")
     name = name.removeprefix("inverse ")
     angle = name in _TRIG and not inverse
-    parts = [expression(part, angle=angle) for part in node.args]
+    parts = [expression(child, angle=angle) for child in node.args]
     if inverse:
         name = f"a{name}"
     if name in ("log", "ln", "lg"):

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from rlhf.reward_models.notation import units
-from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, words
+from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, word_set
 from rlhf.reward_models.notation.reader import TokenReader, mixed_number
 
 MAX_TOKENS = 1500
 _RELATIONS = ("=", "!=", "<", "<=", ">", ">=", "in")
-_FUNCTIONS = words(
+_FUNCTIONS = word_set(
     "sin cos tan cot sec csc asin acos atan arcsin arccos arctan sinh cosh tanh log ln "
     "lg exp abs gcd lcm max min floor ceil det"
 )
 _CONSTANTS = {"pi": "pi", "infty": "oo", "infinity": "oo", "oo": "oo", "emptyset": "emptyset"}
-_LETTERS = words(
+_LETTERS = word_set(
     "alpha beta gamma delta epsilon theta lambda mu nu rho sigma tau phi varphi omega "
     "psi chi eta zeta xi kappa ell Delta Gamma Theta Lambda Sigma Phi Omega Psi"
 )
@@ -201,11 +201,11 @@ class _MathReader(TokenReader):
         if token.math or len(word) > 3:
             return len(word) <= 3
         is_sign = after.is_op("+", "-") and after.spaced and not self.peek(2).spaced
-        beside = all(
+        next_to_symbols = all(
             t.kind in ("operator", "end") or (t.kind == "number" and t is before)
             for t in (before, after)
         )
-        return beside and not is_sign
+        return next_to_symbols and not is_sign
 
     def power(self) -> Node:
         base = self.postfix()

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 
-def words(text: str) -> frozenset[str]:
-    """The set of words of ``text``, for word tables."""
+def word_set(text: str) -> frozenset[str]:
+    """The set of words of ``text``."""
     return frozenset(text.split())
 
 
@@ -73,11 +73,11 @@ _WORD = re.compile(rf"{_LETTER}+(?:['’]{_LETTER}+)*")
 _SPACE = re.compile(rf"[ \t\r\f\v{_THIN}]+")
 _SUPERSCRIPT = re.compile(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _SUPERSCRIPTS = str.maketrans("⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "+-0123456789")
-_TEXT_COMMANDS = words(
+_TEXT_COMMANDS = word_set(
     "text textbf textit textrm textnormal mbox mathrm mathbf hbox operatorname mathit mathsf "
     "textsf emph boldsymbol mathbb mathcal"
 )
-_IGNORED = words(
+_IGNORED = word_set(
     "left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle quad qquad limits "
     "nolimits middle boxed fbox"
 )
@@ -138,14 +138,14 @@ class _Lexer:
         self.prose_until: list[int] = []
 
     def run(self) -> list[Token]:
-        place = 0
-        while place < len(self.text):
-            if self.prose_until and place >= self.prose_until[-1]:
-                place = self.prose_until.pop() + 1  # past the brace that closes \\text{...}
+        position = 0
+        while position < len(self.text):
+            if self.prose_until and position >= self.prose_until[-1]:
+                position = self.prose_until.pop() + 1  # past the brace that closes \\text{...}
                 self.spaced = True
                 continue
-            place = self._step(place)
-        return _times(self.tokens)
+            position = self._step(position)
+        return _read_x_as_times(self.tokens)
 
     def _add(self, kind: str, text: str, start: int, end: int, **more) -> int:
         prose = bool(self.prose_until)
@@ -155,108 +155,108 @@ class _Lexer:
         self.spaced = False
         return end
 
-    def _step(self, place: int) -> int:
-        """Read what starts at ``place``, and return where it ends."""
-        letter, following = self.text[place], self.text[place + 1 : place + 2]
-        if space := _SPACE.match(self.text, place):
+    def _step(self, start: int) -> int:
+        """Read the token that begins at ``start``, and return its end."""
+        letter, following = self.text[start], self.text[start + 1 : start + 2]
+        if space := _SPACE.match(self.text, start):
             self.spaced = True
             return space.end()
         if letter == "\n":
-            self._add("line", "\n", place, place + 1)
+            self._add("line", "\n", start, start + 1)
             self.spaced = True
-            return place + 1
+            return start + 1
         if letter == "\\":
-            return self._command(place)
+            return self._command(start)
         if letter == "$":
-            return self._dollar(place)
-        is_decimal = letter == "." and (following.isdecimal() or _REPEATING.match(self.text, place))
+            return self._dollar(start)
+        is_decimal = letter == "." and (following.isdecimal() or _REPEATING.match(self.text, start))
         if letter.isdecimal() or is_decimal:
-            return self._number(place)
+            return self._number(start)
         if letter in _SYMBOL_COMMANDS:
-            return self._add("command", _SYMBOL_COMMANDS[letter], place, place + 1)
-        if superscript := _SUPERSCRIPT.match(self.text, place):
+            return self._add("command", _SYMBOL_COMMANDS[letter], start, start + 1)
+        if superscript := _SUPERSCRIPT.match(self.text, start):
             return self._superscript(superscript)
         if unicodedata.category(letter) == "No":
-            return self._vulgar(place)
-        if word := _WORD.match(self.text, place):
-            return self._add("word", word.group(), place, word.end())
-        return self._symbol(place)
+            return self._vulgar(start)
+        if word := _WORD.match(self.text, start):
+            return self._add("word", word.group(), start, word.end())
+        return self._symbol(start)
 
-    def _symbol(self, place: int) -> int:
-        letter, double = self.text[place], self.text[place : place + 2]
-        if self.text.startswith("...", place) or letter == "…":
-            return self._add("punctuation", "...", place, place + (1 if letter == "…" else 3))
+    def _symbol(self, start: int) -> int:
+        letter, double = self.text[start], self.text[start : start + 2]
+        if self.text.startswith("...", start) or letter == "…":
+            return self._add("punctuation", "...", start, start + (1 if letter == "…" else 3))
         if double in _DOUBLE:
-            return self._add("operator", _DOUBLE[double], place, place + 2)
+            return self._add("operator", _DOUBLE[double], start, start + 2)
         if letter == "~":
-            return self._tilde(place)
+            return self._tilde(start)
         if letter in _CHARACTERS or letter in "+-*/^_=<>()[]{}|,;:!%&":
-            return self._add("operator", _CHARACTERS.get(letter, letter), place, place + 1)
+            return self._add("operator", _CHARACTERS.get(letter, letter), start, start + 1)
         kinds = {"currency": "€£¥₹", "punctuation": ".?\"'“”’‘—`#"}
         kind = next((kind for kind, letters in kinds.items() if letter in letters), "unknown")
-        return self._add(kind, letter, place, place + 1)
+        return self._add(kind, letter, start, start + 1)
 
-    def _tilde(self, place: int) -> int:
+    def _tilde(self, start: int) -> int:
         """A LaTeX space between two symbols, else the sign for "about"."""
-        around = self.text[max(0, place - 1) : place], self.text[place + 1 : place + 2]
+        around = self.text[max(0, start - 1) : start], self.text[start + 1 : start + 2]
         if all(c and not c.isspace() for c in around):
             self.spaced = True
-            return place + 1
-        return self._add("operator", "~", place, place + 1)
+            return start + 1
+        return self._add("operator", "~", start, start + 1)
 
-    def _command(self, place: int) -> int:
-        match = _COMMAND.match(self.text, place)
+    def _command(self, start: int) -> int:
+        match = _COMMAND.match(self.text, start)
         if match is None:
-            return self._add("unknown", "\\", place, place + 1)
+            return self._add("unknown", "\\", start, start + 1)
         end, name = match.end(), match.group(1)
         if name is None:
-            return self._escaped(match.group(2), place, end)
+            return self._escaped(match.group(2), start, end)
         name = _ALIASES.get(name, name)
         if name in _IGNORED:
             self.spaced = True
             return end
         if name in _TEXT_COMMANDS:
-            return self._text_command(place, end)
+            return self._text_command(start, end)
         if name in "{}":
-            return self._add("operator", f"\\{name}", place, end)
+            return self._add("operator", f"\\{name}", start, end)
         if name in _OPERATOR_COMMANDS:
-            return self._add("operator", _OPERATOR_COMMANDS[name], place, end)
-        return self._add("command", name, place, end)
+            return self._add("operator", _OPERATOR_COMMANDS[name], start, end)
+        return self._add("command", name, start, end)
 
-    def _escaped(self, letter: str, place: int, end: int) -> int:
+    def _escaped(self, letter: str, start: int, end: int) -> int:
         """Read a backslash before a character that is not a letter."""
         if letter in "()[]":
             self.math = self.always_math or letter in "(["
-            return self._add("delimiter", letter, place, end)
+            return self._add("delimiter", letter, start, end)
         if letter in ",;:! \n":
             self.spaced = True
             return end
         kind, text = _ESCAPED.get(letter, ("unknown", letter))
-        return self._add(kind, text, place, end)
+        return self._add(kind, text, start, end)
 
-    def _text_command(self, place: int, end: int) -> int:
+    def _text_command(self, start: int, end: int) -> int:
         """Read the content of ``\\text{...}`` as prose, without its braces."""
         if self.text[end : end + 1] != "{" or end not in self.closes:
-            return self._add("unknown", "\\text", place, end)
+            return self._add("unknown", "\\text", start, end)
         self.prose_until.append(self.closes[end])
         self.spaced = True
         return end + 1
 
-    def _dollar(self, place: int) -> int:
+    def _dollar(self, start: int) -> int:
         """A math delimiter if a matching one follows (by Pandoc's rules), else a currency sign."""
         text = self.text
-        if text.startswith("$$", place):
+        if text.startswith("$$", start):
             self.math = self.always_math or not self.math
-            return self._add("delimiter", "$$", place, place + 2)
+            return self._add("delimiter", "$$", start, start + 2)
         if self.math and not self.always_math:
             self.math = False
-            return self._add("delimiter", "$", place, place + 1)
-        if place in self.closes:
+            return self._add("delimiter", "$", start, start + 1)
+        if start in self.closes:
             self.math = True
-            return self._add("delimiter", "$", place, place + 1)
-        if self.always_math and place in self.closing:
-            return self._add("delimiter", "$", place, place + 1)
-        return self._add("currency", "$", place, place + 1)
+            return self._add("delimiter", "$", start, start + 1)
+        if self.always_math and start in self.closing:
+            return self._add("delimiter", "$", start, start + 1)
+        return self._add("currency", "$", start, start + 1)
 
     def _superscript(self, match: re.Match[str]) -> int:
         digits = match.group().translate(_SUPERSCRIPTS)
@@ -271,24 +271,24 @@ class _Lexer:
         self._add("number", digits, start, end, value=Fraction(int(digits)))
         return self._add("operator", "}", start, end)
 
-    def _vulgar(self, place: int) -> int:
-        parts = unicodedata.normalize("NFKC", self.text[place]).split("⁄")
+    def _vulgar(self, start: int) -> int:
+        parts = unicodedata.normalize("NFKC", self.text[start]).split("⁄")
         if len(parts) == 2 and all(part.isdecimal() for part in parts):
             value = Fraction(int(parts[0]), int(parts[1]))
-            return self._add("number", "vulgar", place, place + 1, value=value)
-        return self._add("unknown", self.text[place], place, place + 1)
+            return self._add("number", "vulgar", start, start + 1, value=value)
+        return self._add("unknown", self.text[start], start, start + 1)
 
-    def _number(self, place: int) -> int:
+    def _number(self, start: int) -> int:
         text, groups = self.text, ()
-        if match := _REPEATING.match(text, place):
+        if match := _REPEATING.match(text, start):
             return self._repeating(match)
-        match = _EUROPEAN.match(text, place)
+        match = _EUROPEAN.match(text, start)
         if match:
             digits, end = re.sub(r"[. ]", "", match.group()).replace(",", "."), match.end()
-        elif match := _GROUPED.match(text, place):
+        elif match := _GROUPED.match(text, start):
             end = match.end()
             if match.group("mark") == "," and self._listed(end):
-                match, end = None, place
+                match, end = None, start
             else:
                 digits = re.sub(r"\D", "", match.group())
                 if match.group("mark") == ",":
@@ -296,7 +296,7 @@ class _Lexer:
                 if more := _FRACTION_PART.match(text, end):
                     digits, end, groups = digits + more.group(), more.end(), ()
         if match is None:
-            match = _PLAIN.match(text, place)
+            match = _PLAIN.match(text, start)
             assert match is not None
             digits, end = match.group(), match.end()
         exponent = _EXPONENT.match(text, end)
@@ -305,9 +305,9 @@ class _Lexer:
             sign = "-" if exponent.group(1) in ("-", "−") else ""
             power, end = int(sign + exponent.group(2)[:6]), exponent.end()
         if len(digits) > MAX_DIGITS or abs(power) > MAX_EXPONENT:
-            return self._add("unknown", "number too large", place, end)
+            return self._add("unknown", "number too large", start, end)
         value = Fraction(_ascii(digits)) * Fraction(10) ** power
-        return self._add("number", text[place:end], place, end, value=value, groups=groups)
+        return self._add("number", text[start:end], start, end, value=value, groups=groups)
 
     def _repeating(self, match: re.Match[str]) -> int:
         """A repeating decimal such as ``0.1\\overline{6}``."""
@@ -335,36 +335,36 @@ def closing_positions(text: str) -> dict[int, int]:
     """
     pairs: dict[int, int] = {}
     open_braces: list[int] = []
-    dollar, place = None, 0
-    while place < len(text):
-        letter = text[place]
+    dollar, position = None, 0
+    while position < len(text):
+        letter = text[position]
         if letter == "\\":
-            place += 2
+            position += 2
             continue
         if letter == "{":
-            open_braces.append(place)
+            open_braces.append(position)
         elif letter == "}" and open_braces:
-            pairs[open_braces.pop()] = place
+            pairs[open_braces.pop()] = position
         elif letter == "$":
-            if text.startswith("$$", place):
-                place += 2
+            if text.startswith("$$", position):
+                position += 2
                 continue
-            if dollar is not None and _closes(text, dollar, place):
-                pairs[dollar], dollar = place, None
+            if dollar is not None and _encloses_math(text, dollar, position):
+                pairs[dollar], dollar = position, None
             else:
-                dollar = place
-        place += 1
+                dollar = position
+        position += 1
     return pairs
 
 
-def _closes(text: str, start: int, end: int) -> bool:
+def _encloses_math(text: str, start: int, end: int) -> bool:
     inside = text[start + 1 : end]
     if not inside.strip() or "\n\n" in inside or text[end + 1 : end + 2].isdigit():
         return False
     return inside[0].isspace() == inside[-1].isspace()
 
 
-def _times(tokens: list[Token]) -> list[Token]:
+def _read_x_as_times(tokens: list[Token]) -> list[Token]:
     """Replace a letter x between two numbers, with equal spacing, by a multiplication sign."""
     changed = list(tokens)
     for i in range(1, len(tokens) - 1):

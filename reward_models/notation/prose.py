@@ -11,10 +11,10 @@ import re
 from dataclasses import dataclass
 
 from rlhf.reward_models.notation import units
-from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, words
+from rlhf.reward_models.notation.lexer import NotUnderstood, Token, tokens_of, word_set
 from rlhf.reward_models.notation.marks import answer_segment, is_box
 
-FUNCTIONS = words(
+FUNCTIONS = word_set(
     "sin cos tan cot sec csc asin acos atan arcsin arccos arctan sinh cosh tanh log ln "
     "lg exp sqrt cbrt abs gcd lcm max min floor ceil binom pi infty oo theta alpha beta "
     "gamma lambda phi mu omega sigma delta rho"
@@ -84,7 +84,7 @@ _MARKS = [
     (re.compile(r"(?<![\w)\]}\\$_])__?(?=[^\s_{}^])"), " "),
     (re.compile(r"(?<=[^\s_])__?(?![\w{\\])"), " "),
 ]
-_BESIDE = ("=", "+", "-", "*", "/", "^", "<", ">", "<=", ">=", "!=")
+_OPERATORS = ("=", "+", "-", "*", "/", "^", "<", ">", "<=", ">=", "!=")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]")
 _NEAR = 80
 """Number of characters before a run in which words can change its meaning."""
@@ -212,20 +212,22 @@ def _is_variable(tokens: list[Token], i: int) -> bool:
     token, word = tokens[i], tokens[i].text
     before, after = _neighbors(tokens, i)
     glued_before = not token.spaced and before.kind in ("number", "operator", "command")
-    glued_after = not after.spaced and (after.kind == "number" or after.is_op(*_BESIDE, "_", "("))
+    glued_after = not after.spaced and (
+        after.kind == "number" or after.is_op(*_OPERATORS, "_", "(")
+    )
     if word.lower() in FUNCTIONS and not token.prose:
         opens = after.kind in ("number", "command") or after.is_op("(", "*", "/", "^", "+", "-")
         return opens or glued_before or word in ("pi", "oo", "theta")
-    beside = before.is_op(*_BESIDE) or after.is_op(*_BESIDE)
+    next_to_operator = before.is_op(*_OPERATORS) or after.is_op(*_OPERATORS)
     if len(word) == 1:
-        return word not in "aAI" or glued_before or glued_after or beside
+        return word not in "aAI" or glued_before or glued_after or next_to_operator
     if before.kind == "number" and not token.spaced:
         return True
     if len(word) > 3 or word.lower() in units.NOT_UNITS:
         return False
     opened = glued_before and not before.is_op("-", "(", "[", "{", ")")
     closed = glued_after and not after.is_op("-", "(", "/", "+")
-    return opened or closed or (beside and (glued_after or glued_before))
+    return opened or closed or (next_to_operator and (glued_after or glued_before))
 
 
 def _last_run(tokens: list[Token], numbers_only: bool) -> tuple[int, int]:

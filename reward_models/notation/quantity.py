@@ -94,18 +94,20 @@ def read_final_quantity(reply: str) -> Quantity:
 
 def unit_words(words: str) -> str:
     """The scale words and known units at the start of ``words``."""
-    kept: list[str] = []
+    selected: list[str] = []
     for word in re.findall(r"[^\W\d_]+|%|°", words.split(",")[0])[:4]:
         known = units.known_unit(word) or word in ("%", "°")
         scaled = word.lower() in (*units.SCALES, "square", "cubic", "sq", "per", "cent")
         if not (known or scaled) or (len(word) == 1 and word.isalpha()):
             break
-        if word.lower() == "per" and not (kept or words.lower().lstrip().startswith("per cent")):
+        if word.lower() == "per" and not (
+            selected or words.lower().lstrip().startswith("per cent")
+        ):
             break
-        kept.append(word)
-    while kept and kept[-1].lower() in ("square", "cubic", "sq", "per"):
-        kept.pop()
-    return " ".join(kept)
+        selected.append(word)
+    while selected and selected[-1].lower() in ("square", "cubic", "sq", "per"):
+        selected.pop()
+    return " ".join(selected)
 
 
 def _without_ends(tokens: list[Token]) -> list[Token]:
@@ -123,14 +125,14 @@ def _without_ends(tokens: list[Token]) -> list[Token]:
 def _after_equals(tokens: Sequence[Token]) -> list[Token]:
     if any(token.is_op(*_RELATIONS) for token in tokens):
         raise NotUnderstood("a relation, not a number")
-    places = [i for i, token in enumerate(tokens) if token.is_op("=", "~")]
-    if not places:
+    positions = [i for i, token in enumerate(tokens) if token.is_op("=", "~")]
+    if not positions:
         return list(tokens)
-    for token in tokens[: places[-1]]:
+    for token in tokens[: positions[-1]]:
         is_joint = token.kind == "word" and token.text.lower() in units.NOT_UNITS - {"a"}
         if is_joint or token.is_op(",", ";") or token.kind == "punctuation":
             raise NotUnderstood("more than one statement")
-    return list(tokens[places[-1] + 1 :])
+    return list(tokens[positions[-1] + 1 :])
 
 
 class _QuantityReader(TokenReader):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf.reward_models.notation.lexer import words
+from rlhf.reward_models.notation.lexer import word_set
 
 PERCENT = "%"
 
@@ -55,7 +55,7 @@ _KNOWN = {word: unit for unit, spelled in _SPELLINGS.items() for word in spelled
 _CASE_MATTERS = {"N", "J", "W", "V", "K", "L"}
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 
-NOT_UNITS = words(
+NOT_UNITS = word_set(
     "or and not nor but altogether halves thirds quarters fourth fourths fifth fifths sixth "
     "sixths tenth tenths hundredth hundredths thousandth thousandths to than then is are was "
     "be am pm a an the minus plus times over by of if because since as so o'clock modulo mod "
