@@ -67,6 +67,7 @@ def evaluate_reward_model(
     if not pairs:
         raise UserError("evaluate_reward_model needs at least one pair")
     scored = ScoredPairs(reward, pairs)
+    texts = [pair.chosen for pair in scored.pairs[:invariance_size]]
     report = {
         "reward": reward.name,
         "data": {
@@ -84,9 +85,7 @@ def evaluate_reward_model(
         "length": _length(scored),
         "annotator": _annotator(scored),
         "scores": {"mean": scored.mean, "std": scored.std},
-        "invariance": _invariance(
-            reward, [pair.chosen for pair in scored.pairs[:invariance_size]], spread=scored.std
-        ),
+        "invariance": _invariance(reward, texts, spread=scored.std),
         "stress": stress_tests(reward, scored.pairs, size=stress_size, seed=seed),
         "policy": spread_on_samples(reward, samples) if samples else None,
         "best_of_n": best_of_n,
