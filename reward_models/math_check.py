@@ -18,6 +18,8 @@ from rlhf.reward_models.notation.quantity import unit_words
 
 _ANSWER_IS = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*([^\n]{1,200})", re.I)
 
+_WORDS = re.compile(r"\A[^\W\d_]+(?: [^\W\d_]+){0,3}\.?\Z")
+
 
 class _Late(Exception):
     """The limit of CPU time is exceeded."""
@@ -85,8 +87,8 @@ def read_reply(reply: str, *, in_words: bool = False) -> Node:
     try:
         return read_math(segment, math=boxed)
     except NotUnderstood:
-        if in_words and (answers := _ANSWER_IS.findall(segment)):
-            return read_math(answers[-1], math=False)
+        if in_words and (answers := _ANSWER_IS.findall(segment) or _WORDS.findall(segment)):
+            return read_math(rf"\text{{{answers[-1]}}}", math=False)
     statement = final_statement(segment, numbers_only=False)
     return read_math(f"{statement.text} {unit_words(statement.words)}", math=boxed)
 

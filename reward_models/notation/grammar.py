@@ -229,6 +229,9 @@ class _MathReader(TokenReader):
                 node = Node("percent", (node,))
             elif self.take_degree():
                 node = Node("degree", (node,))
+            elif scale := units.SCALES.get(self.peek().text.lower()):
+                self.place += 1
+                node = Node("multiply", (node, Node("number", data=Fraction(scale))))
             elif self.peek().is_op("_") and node.kind in ("number", "symbol"):
                 node = self._subscript(node)
             else:

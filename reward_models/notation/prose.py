@@ -28,8 +28,8 @@ _CLAUSE = re.compile(
 )
 _NEGATION = re.compile(
     r"\b(?:not|never|no|neither|nor|cannot|without|except|excluding|unless|wrong|incorrect|false|"
-    r"anything but|far from|unlike|instead of|rather than|other than|doubt|hardly|impossible|"
-    r"untrue|nothing)\b|"
+    r"(?:any|every|all)\w*(?: \w+)? but|far from|unlike|instead of|rather than|other than|doubt|"
+    r"hardly|impossible|untrue|nothing)\b|"
     r"n['’]t\b",
     re.I,
 )
@@ -39,6 +39,8 @@ _LEADS_AWAY = re.compile(
     r"through|until|till|up to|almost|nearly|maybe|perhaps|possibly|probably|minus|negative|out of|"
     r"(?:log|logarithm|roots?|half|thirds?|quarters?|twice|double|thrice|triple|squares?|cubes?|"
     r"percent|multiples?|powers?|factorial|reciprocal|opposite|inverse|instead)(?: of)?(?: the)?)|"
+    r"(?:[\d%]|\b(?:fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|factors?|divisors?|digits?|"
+    r"negative|value|short|shy|excess|upwards|one)) of|"
     r"[/^*:!—_]|[<>≤≥≠])\W*$",
     re.I,
 )
@@ -51,6 +53,18 @@ _DOUBT_AFTER = re.compile(
     r"squared|cubed|factorial|mod|modulo|hmm|fails?|failed|cannot|nope|excluded|ruled out|"
     r"rejected|untrue|impossible|unlikely|doubtful)\b|n['’]t\b|\?",
     re.I,
+)
+_BEFORE_BOX = re.compile(
+    r"(?:[\d^+/±≤≥≠]|\w\s+[<>]\s?|(?:^|[\s$(=\w}])[-−]|[\d$)}]\s+[-−]\s?|"
+    r"\\(?:cdot|times|div|pm|mp|neq?|[gl]eq?|[gl]t|log|ln)\s*|"
+    r"(?:\\(?:sqrt|[dt]?frac|overline)(?:\[\w\])?|[\^_/])\{)\$?$"
+)
+_AFTER_BOX = re.compile(
+    r"[ $]*(?:[\^_](?=[\d{])|[-−+*/] ?(?=\d)|"
+    r"\\(?:pi|cdot|times|div|pm|mp|sqrt|[dt]?frac)\b|or\s+[$\\(]*[\d-])|\d"
+)
+_SCALE_OF_BOX = re.compile(
+    rf"[ $]*(?:\\(?=%))?(?P<scale>%|(?:{'|'.join(units.SCALES)}|percent)\b)", re.I
 )
 _DENIED = re.compile(
     r"[\s$)\]\\.,*]*(?:is|was|seems?|looks?)?\s*(?:not|n['’]t|wrong|incorrect|false)\b", re.I
@@ -68,7 +82,8 @@ _CHANGES_AFTER = {
     ): "a fraction in words",
     re.compile(
         r"\s+(?:minus|plus|multiplied|divided|tens|hundreds|thousands|millions|billions|trillions|"
-        r"dozens)\b",
+        r"dozens|doubled|tripled|halved|(?:degrees? )?below (?:zero|freezing)|less (?:one|two|three)|"
+        r"(?:in )?(?:binary|octal|hex(?:adecimal)?))\b",
         re.I,
     ): "words after the answer that change it",
 }
@@ -113,6 +128,8 @@ def reply_segment(reply: str) -> tuple[str, bool]:
     segment, before, after = answer_segment(reply)
     if before or after:
         _check_box(before, after)
+        if scaled := _SCALE_OF_BOX.match(after):
+            segment = rf"{segment} \text{{{scaled['scale']}}}"
     if len(segment) > _MAX_PROSE:  # the end decides, and a line break is a safe place to cut
         segment = segment[-_MAX_PROSE:].partition("\n")[2]
     return plain(segment), bool(before or after) or is_box(reply)
@@ -366,5 +383,7 @@ def _check_box(before: str, after: str) -> None:
     clause = _CLAUSE.split(_sentence_before(before))[-1]
     if _NEGATION.search(clause):
         raise NotUnderstood("a negation before the answer")
+    if _BEFORE_BOX.search(before) or _AFTER_BOX.match(after):
+        raise NotUnderstood("symbols next to the box that change it")
     if _DENIED.match(after):
         raise NotUnderstood("words after the answer that cast doubt on it")

@@ -95,7 +95,8 @@ def read_final_quantity(reply: str) -> Quantity:
 def unit_words(words: str) -> str:
     """The scale words and known units at the start of ``words``."""
     selected: list[str] = []
-    for word in re.findall(r"[^\W\d_]+|%|°", words.split(",")[0])[:4]:
+    words = re.sub(r"\\(?:text|mbox|mathrm)\b", "", words.split(",")[0])
+    for word in re.findall(r"[^\W\d_]+|%|°", words)[:4]:
         known = units.known_unit(word) or word in ("%", "°")
         scaled = word.lower() in (*units.SCALES, "square", "cubic", "sq", "per", "cent")
         if not (known or scaled) or (len(word) == 1 and word.isalpha()):

@@ -68,6 +68,7 @@ NOT_UNITS = word_set(
     "ten eleven twelve tens hundreds thousands millions billions trillions dozens fails fail "
     "failed cannot can't doesn't don't didn't won't wouldn't isn't wasn't does do did will would "
     "could should excluded ruled rejected nope untrue impossible unlike doubtful unlikely "
+    "doubled tripled halved below binary octal hex hexadecimal "
 )
 """Words that are never units, because they change the number or begin another clause."""
 
