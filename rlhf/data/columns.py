@@ -16,7 +16,7 @@ Columns = Mapping[str, str]
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "instruction", "query", "problem", "inputs", "input"),
-    "context": ("context", "input", "passage"),
+    "context": ("context", "input", "passage", "body"),
     "system": ("system", "system_prompt", "system_message"),
     "history": ("history",),
     "tools": ("tools", "functions"),

@@ -645,6 +645,12 @@ def test_prompt_answer_is_on_the_last_user_message(read, row, answer):
     assert bare(read([row], "prompt")) == [{"prompt": [user("Q", answer=answer)]}]
 
 
+def test_svamp_story_reaches_the_prompt(read):
+    row = {"Body": "Ann has 3 pens.", "Question": "How many pens?", "Answer": 3.0, "Type": "x"}
+    expected = user("How many pens?\n\nAnn has 3 pens.", answer="3")
+    assert read([row], "prompt").rows[0]["prompt"] == [expected]
+
+
 def test_prompt_row_without_an_answer_is_valid(read):
     rows = [{"problem": "Q", "answer": "7"}, {"problem": "P", "answer": None}, {"problem": "O"}]
     assert [row["prompt"][0].get("answer") for row in bare(read(rows, "prompt"))] == [

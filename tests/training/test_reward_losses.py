@@ -9,6 +9,7 @@ import torch
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 from rlhf.config.reward import RewardConfig
+from rlhf.data.conversation import RowDropped
 from rlhf.reward_models.losses import IGNORED
 from rlhf.training.reward_models.base import kind_of
 
@@ -30,6 +31,13 @@ def logits(*rows):
 
 def loss_of(kind, logits, labels):
     return kind.loss(logits, labels, (labels != IGNORED).sum())
+
+
+@pytest.mark.parametrize("name", ["preference", "scaled"])
+def test_pairs_whose_scores_contradict_the_choice_are_dropped(name):
+    settings = {"margins": True} if name == "preference" else {}
+    with pytest.raises(RowDropped, match="margin below 0"):
+        kind(name, **settings).encode(None, {"margin": -4.0})
 
 
 def test_pair_loss_with_margins():

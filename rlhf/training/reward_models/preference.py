@@ -50,6 +50,8 @@ class PairKind(RewardKind):
         if self.uses_margin and "margin" not in row:
             raise RowDropped("no margin")
         margin = float(row["margin"]) if self.uses_margin else 0.0
+        if margin < 0:  # as a strength it would reverse the gradient, without a lower bound
+            raise RowDropped("margin below 0: the rejected completion has the higher score")
         return RewardExample(encoder.pair(row), encoder.for_heads(margin))
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
