@@ -230,7 +230,7 @@ class _MathReader(TokenReader):
             elif self.take_degree():
                 node = Node("degree", (node,))
             elif scale := units.SCALES.get(self.peek().text.lower()):
-                self.place += 1
+                self.take()
                 node = Node("multiply", (node, Node("number", data=Fraction(scale))))
             elif self.peek().is_op("_") and node.kind in ("number", "symbol"):
                 node = self._subscript(node)

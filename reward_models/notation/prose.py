@@ -82,8 +82,8 @@ _CHANGES_AFTER = {
     ): "a fraction in words",
     re.compile(
         r"\s+(?:minus|plus|multiplied|divided|tens|hundreds|thousands|millions|billions|trillions|"
-        r"dozens|doubled|tripled|halved|(?:degrees? )?below (?:zero|freezing)|less (?:one|two|three)|"
-        r"(?:in )?(?:binary|octal|hex(?:adecimal)?))\b",
+        r"dozens|doubled|tripled|halved|(?:degrees? )?below (?:zero|freezing)|"
+        r"less (?:one|two|three)|(?:in )?(?:binary|octal|hex(?:adecimal)?))\b",
         re.I,
     ): "words after the answer that change it",
 }
