@@ -94,7 +94,10 @@ def test_samples_of_the_random_policy_differ_and_have_no_tokens():
         ({"policies": [{"name": "../evil", "model": {"path": "m"}}]}, "cannot be a name"),
         ({"policies": [{"name": "a/b", "model": {"path": "m"}}]}, "cannot be a name"),
         ({"policies": [{"name": "pairs", "model": {"path": "m"}}]}, "'pairs' is taken"),
-        ({"policies": [{"name": "random"}], "env": None}, "nothing of it can be measured"),
+        (
+            {"policies": [{"name": "random"}], "env": None},
+            "random has no model and can only be measured on an env",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path, change, words):

@@ -166,10 +166,20 @@ def test_early_stopping_stops(tmp_path, echo_model):
     assert steps[-1] == best + 2 * 2  # two evaluations, two steps apart, without a better one
 
 
+TEXT_OPTIONS = {
+    "eval_strategy": "steps",
+    "output_dir": "elsewhere",
+    "resume_from_checkpoint": "elsewhere",
+    "save_strategy": "steps",
+    "truncation_mode": "keep_end",
+}
+
+
 @pytest.mark.parametrize("key", sorted(OWNED))
 def test_options_that_the_run_sets_are_refused_by_name(tmp_path, echo_model, key):
+    value = TEXT_OPTIONS.get(key, 1)
     with pytest.raises(UserError) as caught:
-        run_command("sft", tree_of("sft", tmp_path, echo_model, trainer={key: None}))
+        run_command("sft", tree_of("sft", tmp_path, echo_model, trainer={key: value}))
     assert str(caught.value).startswith(f"trainer.{key} is set by {OWNED[key]}")
 
 
