@@ -49,7 +49,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
 }
 """Field -> column names that are recognized without a mapping, the most likely first.
 
-Other fields (two replies and a winner or scores) need a mapping or a schema (`rlhf.data.schemas`).
+Every other field is recognized by its own name.
 """
 
 LAYOUTS: dict[Kind, tuple[tuple[str, ...], ...]] = {
@@ -156,7 +156,7 @@ def column_of(
     if field in mapping:
         return mapping[field]
     free = [name for name in present if name not in mapping.values() and name not in taken]
-    for alias in ALIASES.get(field, ()):
+    for alias in ALIASES.get(field, (field,)):
         if alias in free or (alias.partition(".")[0] in free and "." in alias):
             return alias
         match = next((name for name in free if name.casefold() == alias), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -409,7 +410,10 @@ def _ranking(cells: Cells, notes: Notes) -> dict[str, Any]:
     answered = [split_reply(prompt, reply, notes) for reply in replies]
     if not all(same_turns(other, answered[0][0]) for other, _ in answered):
         raise RowDropped("system messages differ")
-    return {"prompt": answered[0][0], "replies": [checked_reply(reply) for _, reply in answered]}
+    ranked = [checked_reply(reply) for _, reply in answered]
+    if any(same_turns(*pair) for pair in itertools.combinations(ranked, 2)):
+        raise RowDropped("equal replies")
+    return {"prompt": answered[0][0], "replies": ranked}
 
 
 def _steps(cells: Cells, notes: Notes) -> dict[str, Any]:

@@ -173,9 +173,8 @@ class TableReader:
         values = {str(cell_of(row, column)).removesuffix(".0") for row in table}
         if "2" in values or values == {"1"}:
             raise UserError(
-                f"{self.spec.path}: data.columns.winner: the numbers of column {column!r} do not "
-                "tell which reply is meant: spell it a, b or tie (0 and 1 are understood as the "
-                "first and the second reply)"
+                f"{self.spec.path}: data.columns.winner: the numbers of column {column!r} are "
+                "ambiguous: write a, b or tie, or 0 for the first and 1 for the second reply"
             )
 
 

@@ -273,6 +273,7 @@ GOOD = {
         ("rated", {"text": "  "}, "empty text"),
         ("ranking", {"replies": ["Yes"]}, "fewer than two replies"),
         ("ranking", {"replies": ["Yes", ""]}, "empty reply"),
+        ("ranking", {"replies": ["Yes", "No", "Yes "]}, "equal replies"),
         ("ranking", {"replies": ["Yes", "half a pair: \ud83d"]}, "broken Unicode"),
         ("steps", {"labels": [1]}, "not one label for each step"),
         ("steps", {"labels": [1, 2]}, "a step's label is not true, false or missing"),

@@ -827,6 +827,13 @@ def test_two_replies_and_their_winner_can_be_mapped(read, winner, chosen):
     assert loaded.dropped == {"tie": 1}
 
 
+def test_two_replies_are_recognized_by_the_names_of_their_fields(read):
+    replies = {"prompt": "Q", "response_a": "A", "response_b": "B"}
+    assert bare(read([replies | {"winner": "b"}], "preference")) == [pair("Q", "B", "A")]
+    scored = read([replies | {"score_a": 4, "score_b": 1.5}], "preference")
+    assert bare(scored) == [pair("Q", "A", "B", margin=2.5)]
+
+
 @pytest.mark.parametrize("winners", [[1, 2], [1, 1], [0, 1, 2]])
 def test_winners_that_may_count_from_one_are_refused(read, winners):
     columns = {"prompt": "q", "response_a": "x", "response_b": "y", "winner": "w"}
