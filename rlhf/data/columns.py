@@ -1,4 +1,4 @@
-"""Assign columns to fields, by the user's mapping or by their names."""
+"""Assign the columns of a table to fields, by the user's mapping or by column names."""
 
 from __future__ import annotations
 
@@ -52,43 +52,66 @@ ALIASES: dict[str, tuple[str, ...]] = {
 Every other field is recognized by its own name.
 """
 
-LAYOUTS: dict[Kind, tuple[tuple[str, ...], ...]] = {
-    "sft": (("messages",), ("prompt", "completion"), ("text",)),
-    "preference": (
-        ("chosen", "rejected"),
-        ("response_a", "response_b", "winner"),
-        ("response_a", "response_b", "score_a", "score_b"),
-    ),
-    "label": (("prompt", "completion", "label"), ("messages", "label")),
-    "prompt": (("prompt",), ("messages",), ("chosen",), ("turns",), ("text",)),
-    "text": (("text",),),
-    "classification": (("text", "label"), ("prompt", "completion", "label"), ("messages", "label")),
-    "rated": (("text",), ("prompt", "completion"), ("messages",)),
-    "ranking": (("prompt", "replies"),),
-    "steps": (("prompt", "steps", "labels"),),
-}
-"""Kind -> sets of required fields. A row is read by the first set that it has completely."""
-
 _PROMPT_PARTS = ("system", "history", "tools", "context")
-EXTRAS: dict[Kind, tuple[str, ...]] = {
-    "sft": (*_PROMPT_PARTS, "reasoning"),
-    "preference": (
-        "prompt",
-        "messages",
-        *_PROMPT_PARTS,
-        "margin",
-        "chosen_score",
-        "rejected_score",
+
+
+@dataclass(frozen=True)
+class KindFields:
+    """The fields of a kind of rows."""
+
+    required: tuple[tuple[str, ...], ...]
+    """Sets of required fields. A row is read by the first set that it has completely."""
+    optional: tuple[str, ...]
+    example: str
+    """A mapping for the error message; capitals are placeholders."""
+
+
+KIND_FIELDS: dict[Kind, KindFields] = {
+    "sft": KindFields(
+        (("messages",), ("prompt", "completion"), ("text",)),
+        (*_PROMPT_PARTS, "reasoning"),
+        "prompt: QUESTION, completion: ANSWER",
     ),
-    "label": (*_PROMPT_PARTS, "reasoning"),
-    "prompt": (*_PROMPT_PARTS, "answer", "tests"),
-    "text": (),
-    "classification": (*_PROMPT_PARTS, "reasoning"),
-    "rated": (*_PROMPT_PARTS, "reasoning"),
-    "ranking": _PROMPT_PARTS,
-    "steps": _PROMPT_PARTS,
+    "preference": KindFields(
+        (
+            ("chosen", "rejected"),
+            ("response_a", "response_b", "winner"),
+            ("response_a", "response_b", "score_a", "score_b"),
+        ),
+        ("prompt", "messages", *_PROMPT_PARTS, "margin", "chosen_score", "rejected_score"),
+        "prompt: QUESTION, chosen: BETTER, rejected: WORSE} or {prompt: QUESTION, "
+        "response_a: ONE, response_b: OTHER, winner: WHICH",
+    ),
+    "label": KindFields(
+        (("prompt", "completion", "label"), ("messages", "label")),
+        (*_PROMPT_PARTS, "reasoning"),
+        "prompt: QUESTION, completion: ANSWER, label: GOOD",
+    ),
+    "prompt": KindFields(
+        (("prompt",), ("messages",), ("chosen",), ("turns",), ("text",)),
+        (*_PROMPT_PARTS, "answer", "tests"),
+        "prompt: QUESTION, answer: REFERENCE",
+    ),
+    "text": KindFields((("text",),), (), "text: TEXT"),
+    "classification": KindFields(
+        (("text", "label"), ("prompt", "completion", "label"), ("messages", "label")),
+        (*_PROMPT_PARTS, "reasoning"),
+        "text: TEXT, label: CLASS",
+    ),
+    "rated": KindFields(
+        (("text",), ("prompt", "completion"), ("messages",)),
+        (*_PROMPT_PARTS, "reasoning"),
+        "prompt: QUESTION, completion: ANSWER",
+    ),
+    "ranking": KindFields(
+        (("prompt", "replies"),), _PROMPT_PARTS, "prompt: QUESTION, replies: REPLIES"
+    ),
+    "steps": KindFields(
+        (("prompt", "steps", "labels"),),
+        _PROMPT_PARTS,
+        "prompt: QUESTION, steps: STEPS, labels: LABELS",
+    ),
 }
-"""Kind -> optional fields."""
 
 FACT_FIELDS = ("answer", "tests")
 """Fields that are stored on the last user message of a prompt, for rewards."""
@@ -121,10 +144,12 @@ def find_layouts(
     mapping = {
         _OLD_NAMES.get(field, field): column for field, column in (spec.columns or {}).items()
     }
-    extras = tuple(dict.fromkeys(EXTRAS[kind] + (FACT_FIELDS if facts else ())))
+    extras = tuple(dict.fromkeys(KIND_FIELDS[kind].optional + (FACT_FIELDS if facts else ())))
     _check_mapping(kind, table, present, mapping=mapping, source=spec.path, extras=extras)
     complete = []
-    for fields in sorted(LAYOUTS[kind], key=lambda fields: -len(mapping.keys() & set(fields))):
+    for fields in sorted(
+        KIND_FIELDS[kind].required, key=lambda fields: -len(mapping.keys() & set(fields))
+    ):
         columns = {field: column_of(field, present, mapping) for field in fields}
         if all(columns.values()) and mapping.keys() <= {*fields, *extras}:
             complete.append(Layout(fields, _with_extras(columns, extras, present, mapping)))
@@ -186,7 +211,7 @@ def _is_index(step: str) -> bool:
 
 
 def root_of(path: str, present: Collection[str]) -> str:
-    """The column of a path."""
+    """The column that a path starts with."""
     return path if path in present else path.partition(".")[0]
 
 
@@ -199,12 +224,12 @@ def _check_mapping(
     source: str,
     extras: Sequence[str],
 ) -> None:
-    useful = {field for fields in LAYOUTS[kind] for field in fields} | set(extras)
+    allowed = {field for fields in KIND_FIELDS[kind].required for field in fields} | set(extras)
     for field, column in mapping.items():
-        if field not in useful:
+        if field not in allowed:
             raise UserError(
                 f"{source}: data.columns.{field} has no use in {kind} data "
-                f"(useful: {', '.join(sorted(useful))})"
+                f"(useful: {', '.join(sorted(allowed))})"
             )
         if root_of(column, present) not in present:
             raise UserError(
@@ -226,33 +251,20 @@ def described(table: Sequence[Row], present: Collection[str]) -> str:
     """List the columns, with the keys of those that contain objects."""
     rows, names = _first(table, 20), []
     for name in sorted(present):
-        inside = next((row.get(name) for row in rows if row.get(name) is not None), None)
+        cell = next((row.get(name) for row in rows if row.get(name) is not None), None)
         prefix = name
-        if isinstance(inside, list) and inside and isinstance(inside[0], Mapping):
-            prefix, inside = f"{name}.0", inside[0]
-        keys = [f"{prefix}.{key}" for key in inside] if isinstance(inside, Mapping) else []
+        if isinstance(cell, list) and cell and isinstance(cell[0], Mapping):
+            prefix, cell = f"{name}.0", cell[0]
+        keys = [f"{prefix}.{key}" for key in cell] if isinstance(cell, Mapping) else []
         names.append(f"{name} ({', '.join(keys)})" if keys else name)
     return ", ".join(names)
 
 
-EXAMPLES: dict[Kind, str] = {
-    "sft": "prompt: QUESTION, completion: ANSWER",
-    "preference": "prompt: QUESTION, chosen: BETTER, rejected: WORSE} or {prompt: QUESTION, "
-    "response_a: ONE, response_b: OTHER, winner: WHICH",
-    "label": "prompt: QUESTION, completion: ANSWER, label: GOOD",
-    "prompt": "prompt: QUESTION, answer: REFERENCE",
-    "text": "text: TEXT",
-    "classification": "text: TEXT, label: CLASS",
-    "rated": "prompt: QUESTION, completion: ANSWER",
-    "ranking": "prompt: QUESTION, replies: REPLIES",
-    "steps": "prompt: QUESTION, steps: STEPS, labels: LABELS",
-}
-
-
 def _cannot_read(kind: Kind, table: Sequence[Row], present: Collection[str], *, source: str) -> str:
-    needed = " or ".join(" + ".join(fields) for fields in LAYOUTS[kind])
+    fields = KIND_FIELDS[kind]
+    needed = " or ".join(" + ".join(names) for names in fields.required)
     return (
         f"{source}: {kind} data needs {needed}; columns found: {described(table, present)}; "
-        f"map them with data.columns: {{{EXAMPLES[kind]}}}, where capitals stand for your columns "
-        "and a dot reaches into one"
+        f"map them with data.columns: {{{fields.example}}}, where capitals are your column names "
+        "and a dot selects a key inside a column"
     )
