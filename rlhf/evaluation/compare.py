@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import combinations
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, combinations
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,14 @@ from rlhf.common.names import nearest
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import UnitName, metric_interval
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
-from rlhf.evaluation.run_groups import Episodes, MethodValues, Setting, collect_methods
+from rlhf.evaluation.run_groups import (
+    Episodes,
+    MethodValues,
+    Setting,
+    collect_methods,
+    method_evaluations,
+    training_seed,
+)
 from rlhf.evaluation.significance import FEWEST_SEEDS, Difference, Unit, compare_means
 from rlhf.stats import Interval, interval
 
@@ -97,8 +104,16 @@ def compare(
     every_pair = baseline is None and len(directories) == 1
     if twice := [str(path) for path in directories if directories.count(path) > 1]:
         raise UserError(f"{twice[0]} is given twice: a run cannot be compared with itself")
-    runs = [run for directory in directories for run in read_stages(directory)]
-    return compare_runs(runs, metric=metric, baseline=baseline, every_pair=every_pair)
+    stages = [read_stages(directory) for directory in directories]
+    comparison = compare_runs(
+        list(chain(*stages)), metric=metric, baseline=baseline, every_pair=every_pair
+    )
+    left_out = [
+        f"{directory.name}: no episodes were evaluated"
+        for directory, runs in zip(directories, stages, strict=True)
+        if not any(evaluation.episodes for run in runs for evaluation in run.evaluations)
+    ]
+    return replace(comparison, notes=[*comparison.notes, *left_out])
 
 
 def compare_runs(
@@ -120,7 +135,7 @@ def compare_runs(
             raising an error. Single pairs that share no unit are always reported as notes.
     """
     is_default = metric is None
-    metric = metric or default_metric(runs)
+    metric = metric or default_metric(runs, strict=not keep_going)
     values = collect_methods(runs, metric)
     methods, notes = values.methods, list(values.notes)
     if is_default and metric != "return":
@@ -151,6 +166,7 @@ def compare_runs(
         raise errors[0]
     notes += [f"not compared: {error}" for error in errors]
     notes += _general_notes(differences)
+    notes += _different_settings(runs, metric)
     if not differences and not errors:
         notes.append(
             f"nothing was compared: no other method was evaluated as {baseline} was, in the same "
@@ -201,12 +217,23 @@ def format_estimate(estimate: Interval) -> str:
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
-def default_metric(runs: Sequence[RunRecord]) -> str:
-    """The environment's return; if every return is 0, as with prompt sets, `headline_metric`."""
-    rows = (row for run in runs for e in run.evaluations for row in e.episodes)
+def default_metric(runs: Sequence[RunRecord], *, strict: bool = True) -> str:
+    """The environment's return; if every return is 0, as with prompt sets, `headline_metric`.
+
+    Raises:
+        UserError: every return is 0, the runs have rewards, and none has scores in all of them;
+            only if `strict`.
+    """
+    rows = [row for run in runs for e in run.evaluations for row in e.episodes]
     if any(row.get("return") for row in rows):
         return "return"
-    return headline_metric(runs) or "return"
+    metric = headline_metric(runs) or "return"
+    if strict and metric == "return" and any(row.get("components") for row in rows):
+        raise UserError(
+            "every return is 0 and no reward has scores in all of these runs: evaluate them with "
+            "the same rewards, or name a --metric"
+        )
+    return metric
 
 
 def headline_metric(runs: Sequence[RunRecord]) -> str | None:
@@ -240,8 +267,14 @@ def headline_metric(runs: Sequence[RunRecord]) -> str | None:
 
 def _reward_names(run: RunRecord, key: str) -> list[str]:
     """Names of the rewards in a run's configuration."""
-    specs = run.config.get(key) or []
-    return [str(s.get("name") or s.get("kind")) for s in specs if isinstance(s, Mapping)]
+    return [_reward_name(spec) for spec in run.config.get(key) or [] if isinstance(spec, Mapping)]
+
+
+def _reward_name(spec: Mapping[str, object]) -> str:
+    """Name of a reward's component: a function has its own, other kinds that of the kind."""
+    kind = spec.get("kind")
+    default = str(spec.get("path")).rpartition(":")[2] if kind == "function" else kind
+    return str(spec.get("name") or default)
 
 
 def _method_score(
@@ -378,6 +411,30 @@ def _common_units(
     if len(common) < most:
         notes.append(f"{names}: {len(common)} of {most} {what} are common; others left out")
     return _unit_means(first, common), _unit_means(second, common)
+
+
+def _different_settings(runs: Sequence[RunRecord], metric: str) -> list[str]:
+    """Notes on compared runs whose environment or whose rewards behind `metric` differ."""
+    compared = {id(item.evaluation) for item in method_evaluations(runs)}
+    first: dict[Hashable, tuple[str, object]] = {}
+    notes = []
+    for run in runs:
+        if not any(id(evaluation) in compared for evaluation in run.evaluations):
+            continue
+        env = run.config.get("env") or {}
+        settings = {f"env.kwargs of {env.get('id')}": env.get("kwargs") or {}}
+        rewards = {_reward_name(spec): spec for spec in run.config.get("rewards") or []}
+        if metric == "score":
+            settings["rewards"] = rewards
+        elif metric in rewards:  # its values are those before the weight
+            settings[f"reward {metric}"] = {**rewards[metric], "weight": 1}
+        for what, value in settings.items():
+            # A pipeline of each training seed has its own reward models.
+            key = what if what.startswith("env") else (what, training_seed(run))
+            name, other = first.setdefault(key, (run.name, value))
+            if value != other:
+                notes.append(f"not the same task: {name} and {run.name} differ in the {what}")
+    return notes
 
 
 def _general_notes(differences: Sequence[Difference]) -> list[str]:

@@ -20,6 +20,7 @@ from rlhf.models.saving import save_model
 from rlhf.models.trainable import warn_of_dropout
 from rlhf.rollout.chat_format import generation_stop_ids
 from rlhf.runs.directory import Run, seed_everything
+from rlhf.training.distributed import init_distributed
 from rlhf.training.dpo import DPOTrainer
 from rlhf.training.examples import Encoder
 from rlhf.training.loop import fit
@@ -129,7 +130,9 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
         options = native_options(command, config.trainer, learning_rate=method.learning_rate)
         fit(TRAINERS[command](config, options, setup, train_set, eval_set), run)
     if setup.judge:
-        setup.judge(run)
+        if run.writes:
+            setup.judge(run)
+        init_distributed().barrier()
     return run.final
 
 

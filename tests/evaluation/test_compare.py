@@ -79,6 +79,30 @@ def test_one_decided_metric_leads_where_prompts_have_no_return(tmp_path: Path):
     assert "identical on every pair" in compare(runs, metric="return").differences[0].verdict
 
 
+def test_runs_of_another_task_are_named(tmp_path: Path):
+    configs = {
+        "short": "{env: {id: e, kwargs: {words: 4}}, rewards: [{kind: gold, weight: 1}]}",
+        "long": "{env: {id: e, kwargs: {words: 6}}, rewards: [{kind: gold, weight: 2, low: 3}]}",
+        "unevaluated": "{env: {id: e}}",
+    }
+    for name, text in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text)
+    runs = [write_run(tmp_path / name, {0: 1.0, 1: 2.0}) for name in ("short", "long")]
+    notes = compare([*runs, tmp_path / "unevaluated"], metric="gold").notes
+    assert "not the same task: short and long differ in the env.kwargs of e" in notes
+    assert "not the same task: short and long differ in the reward gold" in notes
+    assert "unevaluated: no episodes were evaluated" in notes
+
+
+def test_prompt_runs_with_no_common_reward_are_not_identical(tmp_path: Path):
+    runs = [write_run(tmp_path / name, {0: 0.0, 1: 0.0}, env="prompts") for name in "ab"]
+    path = next((runs[1] / "evaluation").glob("*/episodes.jsonl"))
+    path.write_text(path.read_text().replace('"gold"', '"other"'))
+    with pytest.raises(UserError, match="no reward has scores in all of these runs"):
+        compare(runs)
+
+
 def test_a_metric_that_nothing_could_score_says_so(tmp_path: Path):
     run = write_run(tmp_path / "sft", {0: None, 1: None})
     with pytest.raises(UserError, match="no episode has a score of gold"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -20,8 +21,10 @@ from tests.helpers.training import (
     checkpoint_of,
     metrics_of,
     online_tree,
+    pairs_tree,
     read_rows,
     same,
+    save_model,
     tensors_of,
 )
 
@@ -91,11 +94,20 @@ def run_ppo(folder: Path, model: Path, *, processes: int) -> list[dict[str, Any]
     return read_rows(folder / "run" / "metrics.jsonl")
 
 
-def start_two(config: Path) -> list[subprocess.Popen[str]]:
+def test_one_of_two_processes_writes_the_report_of_a_reward_model(tmp_path: Path) -> None:
+    tree = pairs_tree(tmp_path, save_model(tmp_path / "model"), trainer={"max_steps": 2})
+    config = tmp_path / "reward.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    for process in start_two(config, "reward", "--engine", "native"):
+        finish(process)
+    assert "temperature" in json.loads((tmp_path / "run/final/reward_model.json").read_text())
+
+
+def start_two(config: Path, command: str = "ppo", *options: str) -> list[subprocess.Popen[str]]:
     """Two processes without their launcher, so that they can be killed together."""
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
-    command = ("-m", "rlhf", "ppo", "--config", str(config), "--resume")
-    return [start(*command, RANK=rank, LOCAL_RANK=rank, **where) for rank in "01"]
+    words = ("-m", "rlhf", command, "--config", str(config), *(options or ["--resume"]))
+    return [start(*words, RANK=rank, LOCAL_RANK=rank, **where) for rank in "01"]
 
 
 def kill_two(config: Path, *, lines: int) -> None:
