@@ -22,7 +22,7 @@ from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.commands.command import CommandTable
 from rlhf.commands.dry_run import check_without_data
 from rlhf.common.names import nearest
-from rlhf.config.base import DirectoryConfig
+from rlhf.config.base import DirectoryConfig, Seed
 from rlhf.config.load import assemble, build, set_key
 from rlhf.errors import UserError
 from rlhf.runs.directory import open_directory
@@ -48,7 +48,7 @@ class Pipeline(DirectoryConfig):
 
     stages: list[dict[str, Any]]
     """The stages: name, command, and the keys of the command."""
-    seed: int = 0
+    seed: Seed = 0
     """Random seed of every stage that sets none."""
 
 

@@ -114,6 +114,7 @@ def test_overrides_reach_into_lists_and_make_missing_mappings():
     [
         ("items.5.rate", "'5' is not an index of a list of 1"),
         ("items.x", "'x' is not an index"),
+        ("items.²", "'²' is not an index"),
         ("name.sub", "name is 'a', not a mapping"),
     ],
 )
@@ -250,6 +251,8 @@ def test_unknown_keys_are_refused_wherever_they_stand(tree, message):
     [
         ({"name": "a", "inner": {"rate": "fast"}}, ["inner", "rate", "fast"]),
         ({"name": "a", "inner": {"count": 1.5}}, ["inner", "count", "1.5"]),
+        ({"name": "a", "inner": {"count": True}}, ["inner.count must be a number", "True"]),
+        ({"name": "a", "limit": True}, ["limit must be a number", "True"]),
         ({"name": "a", "limit": "many"}, ["limit", "many"]),
         ({"name": "a", "mode": "medium"}, ["mode", "medium"]),
         ({"name": "a", "inner": 3}, ["inner", "3", "rate"]),
@@ -267,6 +270,12 @@ def test_wrong_types_are_told_in_one_line_with_key_and_value(tree, parts):
     assert len(message) < 200
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_seeds_that_numpy_or_torch_refuse_are_refused(seed):
+    with pytest.raises(UserError, match=r"seed must be (greater|less) than"):
+        build(CheckConfig, {"path": "a.jsonl", "seed": seed})
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
+from rlhf.config.base import Seed
 from rlhf.config.data import DataSpec, Kind
 
 
@@ -20,7 +21,7 @@ class CheckConfig:
     """Another data set that should share no prompt with this one (training and test)."""
     columns: dict[str, str] | None = None
     """Our field -> their column; a dot reaches into one."""
-    seed: int = 0
+    seed: Seed = 0
     """Random seed of the folds in the search for suspect pairs."""
 
 

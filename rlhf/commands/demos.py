@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rlhf.config.base import RunConfig
+from rlhf.config.base import RunConfig, Seed
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
 
@@ -57,7 +57,7 @@ class EnvDemosConfig:
     """Share of actions that are the expert's; the others are random. In [0, 1]."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
-    seed: int = 0
+    seed: Seed = 0
     """Random seed of initial states and random actions."""
 
 

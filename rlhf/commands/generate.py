@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rlhf.common.numbers import require_at_least
+from rlhf.config.base import Seed
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -29,7 +30,7 @@ class GenerateConfig:
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Limits and temperature."""
-    seed: int = 0
+    seed: Seed = 0
     """Random seed of sampling."""
 
     def __post_init__(self) -> None:

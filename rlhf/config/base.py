@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Interval
 
 from rlhf.config.model import ModelSpec, check_trainable
 from rlhf.runs.trackers import TrackerName
+
+Seed = Annotated[int, Interval(ge=0, lt=2**63)]
+"""A seed that numpy and torch accept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +30,7 @@ class DirectoryConfig:
 class RunConfig(DirectoryConfig):
     """A command that writes a run directory."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Random seed; everything random in the run derives from it."""
 
 

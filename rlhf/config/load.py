@@ -125,7 +125,7 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _index(items: list[Any], part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(items):
+    if not part.isdecimal() or int(part) >= len(items):
         raise UserError(f"--{key}: {part!r} is not an index of a list of {len(items)}")
     return int(part)
 
@@ -208,6 +208,9 @@ def _check_section(
             raise UserError(f"unknown key {name!r}{_hint(key, hints, all_paths())}")
         if value is None and type(None) not in typing.get_args(hints[key]):
             raise UserError(f"{name}: has no value; leave the key out for its default")
+        kinds = {hints[key], *typing.get_args(hints[key])}
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise UserError(f"{name} must be a number, got {value!r}")
         section = extra.get(key) or dataclass_in(hints[key])
         if section is None or value is None:
             continue
