@@ -8,6 +8,7 @@ quantity ("3 hours 15 minutes"). These words are recognized in English only.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 
 from rlhf.reward_models.notation import units
@@ -21,6 +22,7 @@ FUNCTIONS = word_set(
 )
 """Words of plain text that are mathematics."""
 
+_MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
 _CLAUSE = re.compile(
     r"[;:]|,\s*(?=(?:so|the|we|then|it|there|he|she|they)\b)|"
     r"\b(?:so|therefore|thus|hence|which means)\b",
@@ -38,10 +40,21 @@ _LEADS_AWAY = re.compile(
     r"(?:\b(?:than|least|most|under|over|above|below|exceeds?|between|by|times|plus|mod|modulo|"
     r"through|until|till|up to|almost|nearly|maybe|perhaps|possibly|probably|minus|negative|out of|"
     r"(?:log|logarithm|roots?|half|thirds?|quarters?|twice|double|thrice|triple|squares?|cubes?|"
-    r"percent|multiples?|powers?|factorial|reciprocal|opposite|inverse|instead)(?: of)?(?: the)?)|"
-    r"(?:[\d%]|\b(?:fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|factors?|divisors?|digits?|"
-    r"negative|value|short|shy|excess|upwards|one)) of|"
-    r"[/^*:!—_]|[<>≤≥≠])\W*$",
+    r"percent|factorial|instead)(?: of)?(?: the)?)|"
+    rf"\b(?:{_MONTHS})|[/^*:!—_]|[<>≤≥≠])\W*$",
+    re.I,
+)
+_OBJECT = re.compile(
+    r"\b(?:of|after|before|beyond|past|follow(?:s|ing)|preced(?:es|ing)|from|near|close to|next to|"
+    r"subtract|add|deduct|multiply|divide|increase|decrease|reduce|negate|round|halve)"
+    r"(?: the)?\W*$",
+    re.I,
+)
+"""Words whose object is not the answer, unless a calculation or a phrase of _MEASURE_OF is."""
+_MEASURE_OF = re.compile(
+    r"\b(?:total|sum|amount|average|mean|cost|price|profit|loss|gain|balance|income|salary|change|"
+    r"savings|length|width|height|weight|distance|speed|area|volume|perimeter|radius|capacity|"
+    r"lifespan|age|score|count|discount|commission|answer|result|remainder|product) of\W*$",
     re.I,
 )
 _JOINED = re.compile(r"\b(?:and|or|to|by|times|plus|minus|over|through|versus|vs)\W*$", re.I)
@@ -66,28 +79,25 @@ _AFTER_BOX = re.compile(
 _SCALE_OF_BOX = re.compile(
     rf"[ $]*(?:\\(?=%))?(?P<scale>%|(?:{'|'.join(units.SCALES)}|percent)\b)", re.I
 )
+_RESTATED = re.compile(
+    r"\banswer\s+(?:is|should be|must be)[\s:$*\\(]*(-?\d[\d,]*(?:\.\d+)?)(?![\d%/\\^])", re.I
+)
 _DENIED = re.compile(
     r"[\s$)\]\\.,*]*(?:is|was|seems?|looks?)?\s*(?:not|n['’]t|wrong|incorrect|false)\b", re.I
 )
-_MONTHS = "january|february|march|april|may|june|july|august|september|october|november|december"
-_MONTH = re.compile(rf"\b(?:{_MONTHS})\b\W*$", re.I)
-_CHANGES_AFTER = {
-    re.compile(
-        r"\s*(?:[ap]\.?\s?m\b|o['’]clock|:\s*\d)|" rf"\s*(?:of\s+)?(?:{_MONTHS})\b", re.I
-    ): "a time or a date",
-    re.compile(
-        r"[\s-]*(?:and\s+(?:a|one|two|three)\s+)?(?:half|halves|thirds?|quarters?|fourths?|fifths?|"
-        r"sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?|millionths?)\b",
-        re.I,
-    ): "a fraction in words",
-    re.compile(
-        r"\s+(?:minus|plus|multiplied|divided|tens|hundreds|thousands|millions|billions|trillions|"
-        r"dozens|doubled|tripled|halved|(?:degrees? )?below (?:zero|freezing)|"
-        r"less (?:one|two|three)|(?:in )?(?:binary|octal|hex(?:adecimal)?))\b",
-        re.I,
-    ): "words after the answer that change it",
-}
-"""Patterns of the text after an answer, and why it is then no answer."""
+_CHANGES_AFTER = re.compile(
+    r"\s*(?:[ap]\.?\s?m\b|o['’]clock|:\s*\d)|"
+    rf"\s*(?:of\s+)?(?:{_MONTHS})\b|"
+    r"[\s-]*(?:and\s+(?:a|one|two|three)\s+)?(?:half|halves|thirds?|quarters?|fourths?|fifths?|"
+    r"sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?|millionths?)\b|"
+    r"\s+(?:minus|plus|multiplied|divided|tens|hundreds|thousands|millions|billions|trillions|"
+    r"dozens|doubled|tripled|halved|(?:degrees? )?below (?:zero|freezing)|basis|lakh|crore|with|"
+    r"less (?:one|two|three)|(?:in )?(?:binary|octal|hex(?:adecimal)?)|needs|has|should|must|"
+    r"would|could|might|may|will|"
+    r"(?:is|was)\s+(?!(?:the|my|our|your|his|her|its|their|what|how|left|spent|right)\b)\w+)\b",
+    re.I,
+)
+"""Text after an answer that makes it a date, a time or a fraction, or changes it."""
 _MARKS = [
     (re.compile(r"<<[^<>\n]*>>"), ""),  # the calculator annotations of GSM8K
     (re.compile(r"^[ \t]*(?:```|~~~).*$", re.M), ""),
@@ -127,7 +137,7 @@ def reply_segment(reply: str) -> tuple[str, bool]:
     """
     segment, before, after = answer_segment(reply)
     if before or after:
-        _check_box(before, after)
+        _check_box(before, segment, after)
         if scaled := _SCALE_OF_BOX.match(after):
             segment = rf"{segment} \text{{{scaled['scale']}}}"
     if len(segment) > _MAX_PROSE:  # the end decides, and a line break is a safe place to cut
@@ -153,7 +163,7 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
     run = segment[start:end]
     if tokens[last].prose and run.count("{") > run.count("}"):  # what closes \\text is no token
         end += len(segment) - end - len(segment[end:].lstrip("} "))
-    _check_before(segment, tokens, first)
+    _check_before(segment, tokens, first, run)
     _check_after(segment[end:])
     return Statement(segment[start:end], _sentence(segment[end:]))
 
@@ -326,21 +336,21 @@ def _sentence_before(text: str) -> str:
     return re.split(r"[.?!]\s+|\n", text)[-1]
 
 
-def _check_before(text: str, tokens: list[Token], first: int) -> None:
+def _check_before(text: str, tokens: list[Token], first: int, run: str) -> None:
     before = _LATEX_SPACE.sub("  ", text[: tokens[first].start])
     sentence = _sentence_before(before)
     clause = _CLAUSE.split(sentence)[-1]
     if _NEGATION.search(clause):
         raise NotUnderstood("a negation before the answer")
-    if _LEADS_AWAY.search(clause[-_NEAR:]):
+    near = clause[-_NEAR:]
+    is_object = "=" not in run and _OBJECT.search(near) and not _MEASURE_OF.search(near)
+    if is_object or _LEADS_AWAY.search(near):
         raise NotUnderstood("words before the answer that change it")
     previous = next((t for t in reversed(tokens[:first]) if t.kind == "number"), None)
     if _ALTERNATIVE.search(clause) and (
         previous is not None or re.match(r"\W*or\b", sentence, re.I) or "either" in clause.lower()
     ):
         raise NotUnderstood("several candidates")
-    if _MONTH.search(clause[-_NEAR:]):
-        raise NotUnderstood("a date")
     if previous is not None:
         _check_neighbour(before[previous.end :], previous, tokens[first])
     glued = first > 0 and tokens[first - 1].end == tokens[first].start
@@ -374,16 +384,20 @@ def _check_neighbour(between: str, previous: Token, token: Token) -> None:
 def _check_after(rest: str) -> None:
     if _DOUBT_AFTER.search(rest):
         raise NotUnderstood("words after the answer that cast doubt on it")
-    for pattern, reason in _CHANGES_AFTER.items():
-        if pattern.match(rest):
-            raise NotUnderstood(reason)
+    if _CHANGES_AFTER.match(rest):
+        raise NotUnderstood("words after the answer that change it")
 
 
-def _check_box(before: str, after: str) -> None:
+def _check_box(before: str, content: str, after: str) -> None:
     clause = _CLAUSE.split(_sentence_before(before))[-1]
     if _NEGATION.search(clause):
         raise NotUnderstood("a negation before the answer")
     if _BEFORE_BOX.search(before) or _AFTER_BOX.match(after):
         raise NotUnderstood("symbols next to the box that change it")
+    if restated := _RESTATED.search(after):
+        with suppress(ValueError):  # the box is not a plain number
+            boxed, stated = (float(t.replace(",", "")) for t in (content, restated[1]))
+            if boxed != stated:
+                raise NotUnderstood("another answer after the box")
     if _DENIED.match(after):
         raise NotUnderstood("words after the answer that cast doubt on it")

@@ -52,7 +52,6 @@ _SPELLINGS = {
     "unit": "unit units",
 }
 _KNOWN = {word: unit for unit, spelled in _SPELLINGS.items() for word in spelled.split()}
-_CASE_MATTERS = {"N", "J", "W", "V", "K", "L"}
 _POWERS = {"square": "^2", "sq": "^2", "cubic": "^3", "cu": "^3"}
 
 NOT_UNITS = word_set(
@@ -68,7 +67,7 @@ NOT_UNITS = word_set(
     "ten eleven twelve tens hundreds thousands millions billions trillions dozens fails fail "
     "failed cannot can't doesn't don't didn't won't wouldn't isn't wasn't does do did will would "
     "could should excluded ruled rejected nope untrue impossible unlike doubtful unlikely "
-    "doubled tripled halved below binary octal hex hexadecimal "
+    "doubled tripled halved below binary octal hex hexadecimal basis lakh crore "
 )
 """Words that are never units, because they change the number or begin another clause."""
 
@@ -77,7 +76,7 @@ def known_unit(word: str) -> str | None:
     """The canonical spelling of the unit ``word``; None if it is not a unit."""
     if word in _KNOWN:
         return _KNOWN[word]
-    return None if word in _CASE_MATTERS else _KNOWN.get(word.lower())
+    return None if len(word) == 1 else _KNOWN.get(word.lower())  # M is no meter
 
 
 def canonical(names: list[str]) -> str:
