@@ -7,6 +7,7 @@ if the base is an unchanged model of the hub, and otherwise a copy of it in ``ba
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -17,14 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import (
-    LoraConfig,
-    PeftModelForCausalLM,
-    PeftModelForSequenceClassification,
-    PeftModelForTokenClassification,
-    get_peft_model,
-    get_peft_model_state_dict,
-)
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
@@ -55,28 +49,8 @@ class HubModel:
     revision: str | None = None
 
 
-@dataclass(frozen=True)
-class _Task:
-    """How adapters of one PEFT task are loaded."""
-
-    read: Callable[..., Any]
-    """Loads the base model of a folder or hub id."""
-    adapted: Any
-
-
-def _read_sequence_classifier(source: str, **options: Any) -> Any:
-    return sequence_classifier(source).from_pretrained(source, **options)
-
-
-def _read_token_classifier(source: str, **options: Any) -> Any:
-    return token_classifier(source).from_pretrained(source, **options)
-
-
-_TASKS = {
-    "CAUSAL_LM": _Task(read_causal, PeftModelForCausalLM),
-    "SEQ_CLS": _Task(_read_sequence_classifier, PeftModelForSequenceClassification),
-    "TOKEN_CLS": _Task(_read_token_classifier, PeftModelForTokenClassification),
-}
+# Functions that find the class of a classifier's base model, by the task type of PEFT.
+_CLASSIFIERS = {"SEQ_CLS": sequence_classifier, "TOKEN_CLS": token_classifier}
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -107,14 +81,13 @@ def add_lora(
         UserError: a module of the specification does not exist, or shares its weights.
     """
     heads = list(heads)
-    targets = spec.target_modules or "all-linear"
     _check_names(model, spec)
     config = LoraConfig(
         task_type=task,
         r=spec.rank,
         lora_alpha=spec.alpha,
         lora_dropout=spec.dropout,
-        target_modules=targets,
+        target_modules=spec.target_modules or "all-linear",
         use_dora=spec.use_dora,
         use_rslora=spec.use_rslora,
         exclude_modules=heads or None,
@@ -135,10 +108,8 @@ def _check_names(model: nn.Module, spec: LoraSpec) -> None:
     modules: dict[str, list[nn.Module]] = {}
     for path, module in model.named_modules():
         modules.setdefault(path.rpartition(".")[2], []).append(module)
-    table, head = (
-        getattr(model.get_input_embeddings(), "weight", None),  # type: ignore[operator]
-        getattr(model.get_output_embeddings(), "weight", None),  # type: ignore[operator]
-    )
+    table = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
+    head = getattr(model.get_output_embeddings(), "weight", None)  # type: ignore[operator]
     for key in ("target_modules", "modules_to_save"):
         for name in getattr(spec, key):
             last = name.rpartition(".")[2]
@@ -257,17 +228,21 @@ def merged_model(folder: str) -> Any:
         UserError: the base is not available, or its weights have changed.
     """
     config = json.loads((Path(folder) / CONFIG_FILE).read_text())
-    task = _TASKS.get(config.get("task_type") or "CAUSAL_LM")
-    if task is None:
-        raise UserError(
-            f"{folder} contains an adapter of task {config['task_type']}, which is not supported"
-        )
-    options: dict[str, Any] = {"dtype": torch.float32}
-    if task.read is not read_causal:
-        options["num_labels"] = _outputs_of(Path(folder))
-    base = _load_base(Path(folder), config, task, options)
+    task = config.get("task_type") or "CAUSAL_LM"
+    if task == "CAUSAL_LM":
+        read = functools.partial(read_causal, dtype=torch.float32)
+    elif task in _CLASSIFIERS:
+        outputs = _outputs_of(Path(folder))
+
+        def read(source: str) -> Any:
+            classifier = _CLASSIFIERS[task](source)
+            return classifier.from_pretrained(source, dtype=torch.float32, num_labels=outputs)
+
+    else:
+        raise UserError(f"{folder} contains an adapter of task {task}, which is not supported")
+    base = _load_base(Path(folder), config, read)
     _grow_to_tokenizer(base, folder)
-    adapted: Any = task.adapted.from_pretrained(base, folder)
+    adapted: Any = PeftModel.from_pretrained(base, folder)
     _check_complete(adapted, folder)
     merged = adapted.merge_and_unload()
     if (Path(folder) / "generation_config.json").exists():
@@ -275,8 +250,13 @@ def merged_model(folder: str) -> Any:
     return merged
 
 
-def _load_base(folder: Path, config: dict[str, Any], task: _Task, options: dict[str, Any]) -> Any:
+def _load_base(folder: Path, config: dict[str, Any], read: Callable[[str], Any]) -> Any:
     """Load the base model of an adapter, from its folder or else by its name.
+
+    Args:
+        folder: folder of the adapter.
+        config: PEFT's configuration of the adapter.
+        read: loads the base model of a folder.
 
     Raises:
         UserError: the base is not available, or has changed.
@@ -287,7 +267,7 @@ def _load_base(folder: Path, config: dict[str, Any], task: _Task, options: dict[
         expected = json.loads((folder / FINGERPRINT_FILE).read_text())["sampled_crc32"]
     for source in _base_sources(folder, name, config.get("revision")):
         refuse_quantised(source)
-        base = merged_model(source) if is_adapter(source) else task.read(source, **options)
+        base = merged_model(source) if is_adapter(source) else read(source)
         if expected is None or fingerprint_of(base.state_dict()) == expected:
             return base
     raise UserError(
