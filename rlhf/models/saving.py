@@ -14,7 +14,7 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from rlhf.errors import UserError
-from rlhf.models.adapters import WEIGHTS_FILE, save_adapter
+from rlhf.models.adapters import WEIGHTS_FILE, is_adapter, save_adapter
 from rlhf.models.architecture import unwrap_peft
 
 
@@ -42,8 +42,7 @@ def restore_model(model: Any, folder: Path) -> None:
     Raises:
         UserError: the folder contains no model, or other weights.
     """
-    names = ("config.json", "adapter_config.json")
-    if not any((folder / name).exists() for name in names):
+    if not is_adapter(folder) and not (folder / "config.json").exists():
         raise UserError(
             f"{folder} holds no model: a checkpoint of an earlier version cannot be continued; "
             "start anew with --overwrite"
@@ -53,7 +52,9 @@ def restore_model(model: Any, folder: Path) -> None:
         if result.unexpected_keys:
             raise UserError(f"{folder} is a checkpoint of other adapters than the model has")
         return
-    stored = _stored_weights(folder)
+    stored: dict[str, torch.Tensor] = {}
+    for path in folder.glob("model*.safetensors"):
+        stored |= load_file(path)
     parameters = dict(model.named_parameters())
     if not parameters.keys() <= stored.keys():  # families with other names in files
         wide = torch.promote_types(model.dtype, torch.float32)
@@ -61,11 +62,3 @@ def restore_model(model: Any, folder: Path) -> None:
         stored = dict(plain.named_parameters())
     for name, parameter in parameters.items():
         parameter.copy_(stored[name])
-
-
-def _stored_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of the model files in a folder."""
-    weights: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("model*.safetensors")):
-        weights |= load_file(path)
-    return weights
