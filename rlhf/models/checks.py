@@ -53,16 +53,14 @@ def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
         raise UserError(
             f"{source} ({kind}) cannot be loaded as a causal model: {reason}"
         ) from error
-    for key, consequence in (
-        ("missing_keys", "and would be random"),
-        ("unexpected_keys", "and would not be used"),
+    for key, problem in (
+        ("missing_keys", "are missing and would be random"),
+        ("unexpected_keys", "have no place in the model and would not be used"),
     ):
         if names := sorted(info[key]):
             listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-            state = "are missing" if key == "missing_keys" else "have no place in the model"
             raise UserError(
-                f"{source} ({kind}) is not a {type(model).__name__}: weights {listed} {state} "
-                f"{consequence}"
+                f"{source} ({kind}) is not a {type(model).__name__}: weights {listed} {problem}"
             )
     return model
 
