@@ -76,19 +76,19 @@ def resolve(path: str, *, revision: str | None = None) -> str:
     Raises:
         UserError: the path exists neither locally nor on the hub, or has no revisions.
     """
-    place = Path(path).expanduser()
-    if revision and (place.exists() or path in SHORT_NAMES):
+    local = Path(path).expanduser()
+    if revision and (local.exists() or path in SHORT_NAMES):
         raise UserError(
             f"model.revision has no effect on {path}: only a hub id (owner/name) has revisions"
         )
-    if place.is_dir():
-        if not (place / "config.json").exists() and not (place / "adapter_config.json").exists():
+    if local.is_dir():
+        if not (local / "config.json").exists() and not (local / "adapter_config.json").exists():
             raise UserError(f"model {path} is a folder without config.json: not a saved model")
-        return str(place.absolute())
-    if place.suffix == ".gguf":
-        if not place.is_file():
+        return str(local.absolute())
+    if local.suffix == ".gguf":
+        if not local.is_file():
             raise UserError(f"model file {path} does not exist")
-        return str(from_gguf(place))
+        return str(from_gguf(local))
     if path in SHORT_NAMES:
         return fetch(path)
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
@@ -99,7 +99,7 @@ def resolve(path: str, *, revision: str | None = None) -> str:
     return _download(path, revision)
 
 
-def refuse_quantised(place: str) -> None:
+def refuse_quantised(folder: str) -> None:
     """Check that the weights of a model folder are not quantized to 4 or 8 bits.
 
     Adapters cannot be merged into such weights without changing the model's outputs.
@@ -107,12 +107,12 @@ def refuse_quantised(place: str) -> None:
     Raises:
         UserError: names the format.
     """
-    path = Path(place) / "config.json"
+    path = Path(folder) / "config.json"
     settings = json.loads(path.read_text()).get("quantization_config") if path.exists() else None
     method = (settings or {}).get("quant_method")
     if method in QUANTISED:
         raise UserError(
-            f"{place} is quantised ({method}), which is not supported: give the model in float32, "
+            f"{folder} is quantised ({method}), which is not supported: give the model in float32, "
             "bfloat16 or float16"
         )
 
@@ -124,15 +124,10 @@ def hub_id_of(path: str) -> str | None:
     return None if Path(path).expanduser().exists() else path
 
 
-def commit_of(place: str) -> str | None:
+def commit_of(folder: str) -> str | None:
     """The commit of a snapshot in the hub's cache; None for other folders."""
-    path = Path(place)
+    path = Path(folder)
     return path.name if path.parent.name == "snapshots" else None
-
-
-def short_name_of(hub_id: str) -> str | None:
-    """The short name of a hub id; None if it has none."""
-    return next((name for name, row in SHORT_NAMES.items() if row.hub == hub_id), None)
 
 
 def sources_of(name: str, *, revision: str | None = None) -> list[str]:
@@ -143,7 +138,7 @@ def sources_of(name: str, *, revision: str | None = None) -> list[str]:
     Raises:
         UserError: there is none.
     """
-    short = short_name_of(name)
+    short = next((short for short, entry in SHORT_NAMES.items() if entry.hub == name), None)
     if short is None:
         return [resolve(name, revision=revision)]
     folders = []
@@ -175,11 +170,7 @@ def fetch(name: str) -> str:
 def _download(hub_id: str, revision: str | None = None) -> str:
     """Download a model from the hub, or find its local copy if the hub cannot be reached."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
