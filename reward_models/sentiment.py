@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from rlhf.errors import UserError
-from rlhf.reward_models.core import Conversation, EachReward, Reward, last_reply
+from rlhf.reward_models.core import EachReward, Reward, last_reply
 
 _WORD = re.compile(r"[a-z]+(?:[-'][a-z]+)*")
 _NEGATIONS = frozenset(
@@ -86,8 +86,4 @@ def vader() -> Reward:
     except ModuleNotFoundError as error:
         raise UserError('vader needs: pip install "rlhf-kit[sentiment]"') from error
     analyzer = SentimentIntensityAnalyzer()
-
-    def check(conversation: Conversation) -> float:
-        return analyzer.polarity_scores(last_reply(conversation))["compound"]
-
-    return EachReward(check, name="vader")
+    return EachReward(lambda c: analyzer.polarity_scores(last_reply(c))["compound"], name="vader")

@@ -2,7 +2,7 @@
 
 The fast paths are fused RMSNorm and SwiGLU, attention over packed rows, and the separate lookup of
 a tied embedding. Each is equivalent to the code of the families for which it was written. For other
-families this cannot be told from the configuration, so it is verified as in training: ragged rows
+families the configuration does not show this, so it is verified as in training: ragged rows
 with gradients, rows with a common prefix, and rows longer than every window are compared with
 forward passes of the model's own code over one row at a time. Fast paths that disagree are disabled
 for the model; if even padding changes the results, rows are read one by one.
