@@ -227,9 +227,8 @@ def _one_batch(
     states = trunk(
         **inputs_of(packed.tokens, tied),
         position_ids=packed.positions,
-        attention_mask=tokens.new_zeros(
-            1, 1, 1, 1
-        ),  # a mask of four dimensions is not processed further
+        # A mask of four dimensions is not processed further.
+        attention_mask=tokens.new_zeros(1, 1, 1, 1),
         packing=layout,
         use_cache=False,
     ).last_hidden_state
@@ -243,7 +242,7 @@ def inputs_of(tokens: Tensor, tied: TiedEmbedding | None) -> dict[str, Tensor]:
 
 def is_packed(trunk: Any) -> bool:
     """Whether a decoder uses packed attention."""
-    return trunk.config.get_text_config()._attn_implementation == ATTENTION_NAME
+    return text_config(trunk)._attn_implementation == ATTENTION_NAME
 
 
 def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
