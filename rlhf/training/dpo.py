@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,11 +16,7 @@ from rlhf.models.policy import Policy
 from rlhf.models.trainable import set_dropout
 from rlhf.reward_models.losses import bradley_terry
 from rlhf.runs.directory import Run
-from rlhf.training.supervised import (
-    SupervisedTrainer,
-    add_balancing_loss,
-    score_rows,
-)
+from rlhf.training.supervised import SupervisedTrainer, add_balancing_loss, score_rows
 
 log = logging.getLogger(__name__)
 
@@ -132,9 +128,9 @@ def dpo_loss(
     mask = micro_batch.action_mask
     log_ratio = scored.logprobs - micro_batch.require("ref_logprobs")
     rewards = beta * torch.where(mask, log_ratio, 0.0).sum(1)
-    chosen, rejected = split_pairs(rewards, micro_batch)
-    losses = bradley_terry(chosen, rejected)
-    sums = pair_metrics(losses, chosen, rejected)
+    losses, sums = pair_losses(
+        rewards, micro_batch, lambda chosen, rejected, _: bradley_terry(chosen, rejected)
+    )
     loss = weights.get("sigmoid", 0.0) * (losses.sum() / count[0])
     if "sft" in weights:
         chosen_mask = mask & micro_batch.require("chosen")[:, None]
@@ -145,29 +141,29 @@ def dpo_loss(
     return add_balancing_loss(loss, sums, scored, all_pairs, share=all_pairs.sum() / count[0])
 
 
-def split_pairs(values: Tensor, micro_batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-    """Split [B] values of rows into those of the chosen and of the rejected rows, [B / 2] each."""
-    is_rejected = ~micro_batch.require("chosen")
-    order = torch.argsort(micro_batch.require("pair_ids") * 2 + is_rejected)
-    return tuple(values[order].view(-1, 2).unbind(1))  # type: ignore[return-value]
-
-
-def pair_metrics(losses: Tensor, chosen: Tensor, rejected: Tensor) -> MetricSums:
-    """Return the metrics of pairs.
+def pair_losses(
+    rewards: Tensor,
+    micro_batch: TrainingBatch,
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> tuple[Tensor, MetricSums]:
+    """Return the loss [P] of each pair, and the metrics of the pairs.
 
     Args:
-        losses: [P] loss of each pair.
-        chosen: [P] rewards of the chosen replies.
-        rejected: [P] rewards of the rejected replies.
+        rewards: [B] rewards of the rows, B = 2 P.
+        micro_batch: Pairs.
+        loss: Maps rewards of chosen and of rejected replies, and margins, to losses, all [P].
     """
+    is_rejected = ~micro_batch.require("chosen")
+    order = torch.argsort(micro_batch.require("pair_ids") * 2 + is_rejected)
+    chosen, rejected = rewards[order].view(-1, 2).unbind(1)
+    losses = loss(chosen, rejected, micro_batch.require("margins")[order[::2]])
     every = torch.ones_like(losses, dtype=torch.bool)
-    wins = (chosen > rejected).to(losses.dtype) + 0.5 * (chosen == rejected)
-    return MetricSums(
-        means={
-            "loss": masked_mean(losses, every),
-            "accuracy": masked_mean(wins, every),
-            "margin": masked_mean(chosen - rejected, every),
-            "reward_chosen": masked_mean(chosen, every),
-            "reward_rejected": masked_mean(rejected, every),
-        }
-    )
+    values = {
+        "loss": losses,
+        "accuracy": (chosen > rejected).to(losses.dtype) + 0.5 * (chosen == rejected),
+        "margin": chosen - rejected,
+        "reward_chosen": chosen,
+        "reward_rejected": rejected,
+    }
+    means = {name: masked_mean(value, every) for name, value in values.items()}
+    return losses, MetricSums(means=means)

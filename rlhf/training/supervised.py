@@ -210,11 +210,20 @@ class SupervisedTrainer(Trainer):
         return (list(range(i, min(i + size, count))) for i in range(0, count, size))
 
     def make_batch(self, split: str, rows: Sequence[int]) -> TrainingBatch:
-        """Collate some examples of a split."""
-        return collate(
-            [self.examples[split][row] for row in rows],
-            pad_id=self.model.tokenizer.pad_token_id,
-            device=self.model.device,
+        """Collate some examples of a split, of one or two token rows each."""
+        examples = [self.examples[split][row] for row in rows]
+        ids = [row for example in examples for row in example.ids]
+        labels = [row for example in examples for row in example.labels]
+        device = self.model.device
+        padded = partial(pad_right, dtype=torch.long, device=device)
+        column = partial(torch.tensor, device=device)
+        return TrainingBatch(
+            tokens=padded(ids, self.model.tokenizer.pad_token_id),
+            attention_mask=padded([[1] * len(row) for row in ids], 0).bool(),
+            action_mask=padded(labels, IGNORED) != IGNORED,
+            pair_ids=column([index for index, example in enumerate(examples) for _ in example.ids]),
+            chosen=column([row == 0 for example in examples for row in range(len(example.ids))]),
+            margins=column([example.margin for example in examples for _ in example.ids]),
         )
 
     def micro_batch_rows(self, batch: TrainingBatch) -> list[Tensor]:
@@ -236,31 +245,6 @@ class SupervisedTrainer(Trainer):
 
 def _with_prefix(split: str, sums: MetricSums) -> dict[str, float]:
     return {f"{split}/{name}": value for name, value in sums.compute().items()}
-
-
-def collate(examples: Sequence[Example], *, pad_id: int, device: torch.device) -> TrainingBatch:
-    """Collate examples into one batch.
-
-    Args:
-        examples: Examples of one or two token rows each.
-        pad_id: Id of the padding token.
-        device: Device of the batch.
-    """
-    ids = [row for example in examples for row in example.ids]
-    labels = [row for example in examples for row in example.labels]
-    padded = partial(pad_right, dtype=torch.long, device=device)
-
-    def column(values: list) -> Tensor:
-        return torch.tensor(values, device=device)
-
-    return TrainingBatch(
-        tokens=padded(ids, pad_id),
-        attention_mask=padded([[1] * len(row) for row in ids], 0).bool(),
-        action_mask=padded(labels, IGNORED) != IGNORED,
-        pair_ids=column([index for index, example in enumerate(examples) for _ in example.ids]),
-        chosen=column([row == 0 for example in examples for row in range(len(example.ids))]),
-        margins=column([example.margin for example in examples for _ in example.ids]),
-    )
 
 
 def sft_loss(

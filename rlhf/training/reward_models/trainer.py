@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from rlhf.models.architecture import trunk_of
 from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.saving import restore_model, save_model
-from rlhf.training.dpo import pair_metrics, split_pairs
+from rlhf.training.dpo import pair_losses
 from rlhf.training.methods import TrainingSetup
 from rlhf.training.reward_models.base import kind_of
 from rlhf.training.reward_models.preference import PairKind
@@ -44,7 +43,9 @@ class RewardTrainer(SupervisedTrainer):
 
     def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
         """Return the loss of a micro-batch and its metrics."""
-        return reward_loss(self.model, micro_batch, self.kind.pair_losses, count=count)
+        scores = self.model.score(micro_batch.tokens, micro_batch.attention_mask)
+        losses, sums = pair_losses(scores, micro_batch, self.kind.pair_losses)
+        return losses.sum() / count, sums
 
 
 class Scorer:
@@ -83,25 +84,3 @@ class Scorer:
         hidden, index = hidden_states(self.model, tokens, attention_mask)
         last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         return self.model.score(hidden.index_select(0, last))[:, 0]
-
-
-def reward_loss(
-    scorer: Scorer,
-    micro_batch: TrainingBatch,
-    pair_losses: Callable[[Tensor, Tensor, Tensor], Tensor],
-    *,
-    count: Tensor,
-) -> tuple[Tensor, MetricSums]:
-    """Return the loss of a micro-batch of pairs, and its metrics.
-
-    Args:
-        scorer: Model in training.
-        micro_batch: Pairs.
-        pair_losses: Maps scores of chosen and of rejected replies, and margins, to losses, all [P].
-        count: Number of pairs of the whole batch.
-    """
-    scores = scorer.score(micro_batch.tokens, micro_batch.attention_mask)
-    chosen, rejected = split_pairs(scores, micro_batch)
-    margins, _ = split_pairs(micro_batch.require("margins"), micro_batch)
-    losses = pair_losses(chosen, rejected, margins)
-    return losses.sum() / count, pair_metrics(losses, chosen, rejected)
