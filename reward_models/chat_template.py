@@ -26,6 +26,9 @@ MESSAGE_KEYS = ("role", "content", "reasoning_content", "tool_calls", "tool_call
 RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
 """Template variables that are set by the data or the toolkit, not by options."""
 
+SENTINEL = "\u2063text\u2063"
+"""Placeholder for a text, to find what the template writes around it."""
+
 FIXED_DATE = "01 Jan 2025"
 FIXED_CLOCK = "{%- macro strftime_now(format) -%}" + FIXED_DATE + "{%- endmacro -%}"
 
@@ -86,7 +89,7 @@ def set_chat_options(
     if fold_system and not folds_system(tokenizer):
         if not source:
             raise UserError("model.fold_system has no effect: the model has no chat template")
-        if _writes_system(tokenizer):
+        if system_refusal(tokenizer) is None:
             raise UserError("model.fold_system has no effect: the template has a system role")
         tokenizer.init_kwargs[_FOLD] = True
 
@@ -106,14 +109,14 @@ def _literal(value: Any) -> str:
     return json.dumps(value)
 
 
-def _writes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template renders a system message before a user turn and a reply."""
-    mark = "\u2063text\u2063"
-    turns = [("system", mark), ("user", "?"), ("assistant", "?")]
+def system_refusal(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Reason why the template cannot render a system message; None if it can."""
+    turns = [{"role": "system", "content": SENTINEL}, {"role": "user", "content": "?"}]
     try:
-        return mark in render_chat(tokenizer, [{"role": r, "content": c} for r, c in turns])
-    except TemplateRefused:
-        return False
+        text = render_chat(tokenizer, turns, add_generation_prompt=True)
+    except TemplateRefused as refusal:
+        return f"refuses it: {refusal.reason}"
+    return None if SENTINEL in text else "leaves the system message out"
 
 
 def template_source(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -18,10 +18,12 @@ from typing import Any
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import (
+    SENTINEL,
     TemplateRefused,
     fold_system,
     folds_system,
     render_chat,
+    system_refusal,
     tools_of,
     with_tools,
 )
@@ -30,8 +32,6 @@ from rlhf.rollout.demonstrations import BLOCK, encode_demonstration
 Message = Mapping[str, Any]
 Messages = Sequence[Message]
 
-# Placeholder for a text, to find what the template writes around it.
-SENTINEL = "\u2063text\u2063"
 USER: Message = {"role": "user", "content": "?"}
 REPLY: Message = {"role": "assistant", "content": SENTINEL}
 
@@ -175,14 +175,8 @@ class ChatFormat:
     @functools.cached_property
     def system_problem(self) -> str | None:
         """Reason why the template cannot render a system message; None if it can."""
-        if folds_system(self.tokenizer):
-            return None
-        try:
-            text = self.render([{"role": "system", "content": SENTINEL}, USER], prompt=True)
-            reason = "" if SENTINEL in text else "leaves the system message out"
-        except TemplateRefused as refusal:
-            reason = f"refuses it: {refusal.reason}"
-        if not reason:
+        reason = None if folds_system(self.tokenizer) else system_refusal(self.tokenizer)
+        if reason is None:
             return None
         return (
             f"the model's chat template {reason}; drop the system message (data.system: null), or "
