@@ -1,7 +1,7 @@
-"""Create preference pairs from a gold reward and a simulated annotator, rankings or ratings.
+"""Create preference pairs from rankings, ratings, or a gold reward with a simulated annotator.
 
-With known true preferences, measures of reward models can be tested: accuracy, temperature, length
-bias and noise are compared with the values of the simulation.
+The parameters of a simulated annotator are known, so estimates of accuracy, temperature, length
+bias and label noise can be compared with them.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from rlhf.reward_models.core import sigmoid
 Reply = Conversation | RowDropped
 
 Gold = Callable[[list[Conversation]], Sequence[float | None]]
-"""Scores conversations (prompt and reply); None if one cannot be scored."""
+"""Function from conversations (prompt and reply) to scores; None for one without a score."""
 
 
 @dataclass(frozen=True)
 class Annotator:
-    """A simulated rater of two replies A (shown first) and B.
+    """A simulated annotator that compares reply A, which is shown first, with reply B.
 
     P(A chosen) = sigmoid((g_A - g_B) / tau + length_bias * (n_A - n_B) / 100 + position_bias),
-    with gold scores g and lengths n in characters; the label is then flipped with probability
+    with gold scores g and lengths n in characters. The label is then flipped with probability
     `flip`. Without biases and flips this is the model of Bradley and Terry (1952).
     """
 
     tau: float = 1.0
-    """Temperature in units of the gold score; 0 always chooses the better reply."""
+    """Temperature in units of the gold score; with 0 the better reply is always chosen."""
     flip: float = 0.0
     """Probability that the label is flipped."""
     length_bias: float = 0.0
-    """Log-odds per 100 characters by which A is longer."""
+    """Log-odds in favor of A for each 100 characters by which it is longer than B."""
     position_bias: float = 0.0
     """Log-odds in favor of the reply that is shown first."""
 
@@ -73,15 +73,15 @@ def pairs_from_gold(
 
     Args:
         rows: {prompt, replies}: a prompt (text or Conversation) and two or more sampled replies.
-        gold: The gold reward; called once with all conversations.
-        annotator: Converts differences of gold scores to labels.
-        pairs_per_prompt: Largest number of random pairs of replies per row.
+        gold: The gold reward, which is called once with all conversations.
+        annotator: The annotator that labels the pairs.
+        pairs_per_prompt: Maximum number of random pairs of replies per row.
         seed: Seed of the pairs, of the order in which replies are shown, and of the labels.
 
     Returns:
-        Preference rows with `gold_margin`, the gold score of chosen minus that of rejected; it is
-        negative if the annotator was wrong. `total` counts pairs. Pairs with an empty or unscored
-        reply, or with equal replies, are dropped.
+        Preference rows with `gold_margin`, the gold score of chosen minus that of rejected, which
+        is negative if the annotator was wrong. `total` is the number of pairs. Pairs with an empty
+        or unscored reply, or with equal replies, are dropped.
     """
     if pairs_per_prompt < 1:
         raise UserError(f"pairs_per_prompt must be >= 1, got {pairs_per_prompt}")

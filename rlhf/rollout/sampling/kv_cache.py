@@ -1,9 +1,9 @@
-"""A key-value cache for rows of different lengths that persist over several turns.
+"""A key-value cache for rows of different lengths that is kept over several turns.
 
-Row ``i`` holds the tokens of one episode at positions ``0 .. lengths[i]-1``, without padding. New
-tokens of several rows pass through the model in one batch, and their keys and values are written at
-the end of each row. Layers with a sliding window store all tokens and mask those before the window.
-Layers with a recurrent state store one state per row.
+Row ``i`` contains the tokens of one episode at positions ``0 .. lengths[i]-1``, without padding.
+The new tokens of several rows go through the model in one batch, and their keys and values are
+appended to each row. Layers with a sliding window store all tokens and mask those before the
+window. Layers with a recurrent state store one state per row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rlhf.models.architecture import ATTENTION, BOTH, NOTHING
 from rlhf.rollout.sampling.protocols import Pass, RowStore
 from rlhf.rollout.sampling.state_cache import StateLayer
 
-# The number of columns is a multiple of this.
+# The capacity of a cache in tokens per row is a multiple of this.
 CAPACITY_MULTIPLE = 64
 
 
@@ -35,10 +35,10 @@ class Plan:
     shape: tuple[int, int]  # (n, L)
     even: bool
     """Whether every row appends L tokens, so that there is no padding."""
-    row: torch.Tensor  # [N] which of the n rows a token belongs to, as 0 .. n-1
+    row: torch.Tensor  # [N] index of the row of each token, 0 .. n-1
     offset: torch.Tensor  # [N] index among the new tokens of its row
-    slot: torch.Tensor  # [N] row of the cache
-    position: torch.Tensor  # [N]
+    slot: torch.Tensor  # [N] row of the cache of each token
+    position: torch.Tensor  # [N] position of each token in its row
     ends: torch.Tensor  # [n] index of each row's last new token
     mask: torch.Tensor  # [n, 1, L, width], 0 where attention is allowed, else the dtype's minimum
     queries: torch.Tensor  # [n, L] position of each query, padding included
@@ -46,14 +46,14 @@ class Plan:
     _masks: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def mask_within(self, window: int | None) -> torch.Tensor:
-        """The mask of a layer that attends to the last ``window`` tokens, with the query's own."""
+        """The mask of a layer that attends to the last ``window`` tokens, the query included."""
         width = self.mask.shape[-1]
         if window is None or width <= window:
             return self.mask
         if window not in self._masks:
             columns = torch.arange(width, device=self.mask.device)
-            before = columns <= self.queries[:, None, :, None] - window
-            self._masks[window] = self.mask.masked_fill(before, torch.finfo(self.mask.dtype).min)
+            outside = columns <= self.queries[:, None, :, None] - window
+            self._masks[window] = self.mask.masked_fill(outside, torch.finfo(self.mask.dtype).min)
         return self._masks[window]
 
     def pad(self, flat: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ class RaggedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate the tensors with the shape of the first keys [N, heads, dim]."""
         shape = (self.cache.rows, self.cache.capacity)
-        # Zeros, because a masked nan would still make the attention output nan.
+        # Zeros, because a nan makes the attention output nan even where it is masked.
         self.keys = key_states.new_zeros((*shape, *key_states.shape[1:]))
         self.values = value_states.new_zeros((*shape, *value_states.shape[1:]))
         self.is_initialized = True
@@ -164,13 +164,13 @@ class RaggedCache(RowStore, Cache):
     Args:
         layers: number of layers, if all have attention only; otherwise the kind of each layer and
             its number of states (see ``layers_kept``).
-        rows: number of episodes held at once.
+        rows: number of episodes in the cache.
         dtype: dtype of the model and the masks.
         device: device of the model.
-        stepwise: whether rows with a state read further tokens one by one, because the model
+        stepwise: whether rows with a state process further tokens one by one, because the model
             discards the state before longer inputs.
-        limit: length beyond which rows have other rotary frequencies and need a forward pass of
-            their own; None if there is none.
+        limit: number of tokens beyond which rows have other rotary frequencies and need a
+            separate forward pass; None if there is none.
     """
 
     plan: Plan
