@@ -57,8 +57,9 @@ def successful_adversaries(env: Env, *, level: float = LEVEL) -> list[Successful
     """The adversaries that beat the baseline of an environment, at a familywise level.
 
     The baseline is the stated optimum, else the expert. Without either it is the best of random
-    play and of each single action repeated; then only empty and malformed replies are tested
-    against it. Costs are priced with the environment's `cost_price()`, if it has one.
+    play and of each single action repeated; then only empty and malformed replies and a list of all
+    actions are tested against it. Costs are priced with the environment's `cost_price()`, if it has
+    one.
 
     Args:
         env: The environment with its wrappers; its `unwrapped` states values and actions.
@@ -178,6 +179,9 @@ class _Game:
             yield "silence", _always(SILENCE)
             for junk in JUNK:
                 yield f"the junk {junk[:20]!r}", _always(junk)
+            several = [action for action in self.actions if isinstance(action, str)]
+            for separator in (" ", "\n", ", "):
+                yield f"all actions joined by {separator!r}", _always(separator.join(several))
         if self.optimum is None and not self.has_expert:
             return
         yield "random play", self._random
@@ -231,9 +235,7 @@ class _Game:
                 f"{name} ({base_name} play)",
                 lambda e, t, r, f=frame: f.format(base(e, t, r)),
             )
-        several = [a for a in self.actions if isinstance(a, str)]
         for separator in (" ", "\n", ", "):
-            yield f"all actions joined by {separator!r}", _always(separator.join(several))
             yield (
                 f"two actions joined by {separator!r} ({base_name} play)",
                 lambda e, t, r, s=separator: f"{base(e, t, r)}{s}{self._random(e, t, r)}",

@@ -68,7 +68,7 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
     ):
         try:
             findings += run_check(make, episodes)
-        except Exception as error:  # an exception in the environment is a finding
+        except (Exception, SystemExit) as error:  # in the environment it is a finding
             findings.append(f"{run_check.__name__[1:]}: raised {type(error).__name__}: {error}")
     return findings
 

@@ -28,6 +28,8 @@ PLANTED = {
     "Prolix": r"adversary: expert play with 8 times 'no' after it earns 1.8000",
     "Quitter": "exact: the best of all policies earns -1.0000",
     "Unstated": "adversary: silence earns 0.0000 per episode, intended play earns -",
+    "Substring": "adversary: all actions joined by ' ' earns 1.0000 per episode, intended play",
+    "Quits": "junk: raised SystemExit: 3",
     "Numbers": r"adversary: a reply that is no number \(rollout.invalid_reward: 0\) earns 0.0000",
 }
 

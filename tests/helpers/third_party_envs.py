@@ -1,6 +1,7 @@
 """Environments with known faults, for tests of the checker."""
 
 import random
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -193,6 +194,28 @@ class Unstated(gym.Env):
         return "on", -1.0, self.place == 2 or self.left == 0, False, {"valid": True}
 
 
+class Substring(Unstated):
+    """Guess a digit; a reply that contains it anywhere is right."""
+
+    def draw(self, rng):
+        return str(int(rng.integers(5)))
+
+    def reset(self, *, seed=None, options=None):
+        text, info = super().reset(seed=seed)
+        self.hidden = str(int(self.np_random.integers(5)))
+        return text, info
+
+    def step(self, action):
+        return "", float(self.hidden in action), True, False, {}
+
+
+class Quits(Sound):
+    """An empty reply ends the process."""
+
+    def step(self, action):
+        return super().step(action) if action else sys.exit(3)
+
+
 class Numbers(Unstated):
     """Actions are numbers: a reply that is none ends the episode without the cost of a step."""
 
@@ -206,7 +229,8 @@ class Numbers(Unstated):
 
 FAULTY = (
     Sound, GlobalDraws, Shared, Fragile, Gullible, Changeling, Endless, Boastful, Alphabet,
-    Stated, Priced, Idle, Prolix, Quitter, Unstated, Numbers,
+    Stated, Priced, Idle, Prolix, Quitter, Unstated, Substring, Quits,
+    Numbers,
 )  # fmt: skip
 for kind in FAULTY:
     gym.register(f"third_party/{kind.__name__}-v0", entry_point=f"{__name__}:{kind.__name__}")
