@@ -54,7 +54,8 @@ _OBJECT = re.compile(
 _MEASURE_OF = re.compile(
     r"\b(?:total|sum|amount|average|mean|cost|price|profit|loss|gain|balance|income|salary|change|"
     r"savings|length|width|height|weight|distance|speed|area|volume|perimeter|radius|capacity|"
-    r"lifespan|age|score|count|discount|commission|answer|result|remainder|product) of\W*$",
+    r"lifespan|age|score|count|discount|commission|fee|rate|temperature|group|class|maximum|"
+    r"minimum|answer|result|remainder|product) of\W*$",
     re.I,
 )
 _JOINED = re.compile(r"\b(?:and|or|to|by|times|plus|minus|over|through|versus|vs)\W*$", re.I)
@@ -94,7 +95,7 @@ _CHANGES_AFTER = re.compile(
     r"dozens|doubled|tripled|halved|(?:degrees? )?below (?:zero|freezing)|basis|lakh|crore|with|"
     r"less (?:one|two|three)|(?:in )?(?:binary|octal|hex(?:adecimal)?)|needs|has|should|must|"
     r"would|could|might|may|will|"
-    r"(?:is|was)\s+(?!(?:the|my|our|your|his|her|its|their|what|how|left|spent|right)\b)\w+)\b",
+    r"(?:is|was)\s+(?!(?:the|my|our|your|his|her|its|their|what|how|left|spent|right|correct)\b)\w+)\b",
     re.I,
 )
 """Text after an answer that makes it a date, a time or a fraction, or changes it."""
