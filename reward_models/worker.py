@@ -69,7 +69,9 @@ class Worker:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
-            command = [sys.executable, "-m", "rlhf.reward_models.worker", self.path]
+            # `-m` would import this module twice, because its package imports it.
+            code = "import sys; from rlhf.reward_models.worker import serve; serve(sys.argv[1])"
+            command = [sys.executable, "-c", code, self.path]
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
@@ -96,8 +98,11 @@ class Worker:
         return json.loads(line)
 
 
-def _serve(path: str) -> None:
-    """Write results to the original stdout and redirect the function's own output to stderr."""
+def serve(path: str) -> None:
+    """Call a function with the arguments in each line of standard input.
+
+    Results are written to standard output; the function's own output goes to standard error.
+    """
     results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     module, _, name = path.partition(":")
@@ -117,7 +122,3 @@ def _serve(path: str) -> None:
             reply(result=function(*json.loads(line)))
         except Exception as error:  # an exception of the user's function is a result
             reply(error=describe(error))
-
-
-if __name__ == "__main__":
-    _serve(sys.argv[1])

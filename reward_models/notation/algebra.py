@@ -110,9 +110,10 @@ def _words(node: Node) -> tuple[str, ...] | None:
 
 
 def _alternatives(node: Node) -> list[Node]:
-    """The alternatives of a list, a set or a sign such as ±."""
+    """The alternatives of a list, a set or a sign such as ±; a set in a set is one of them."""
     if node.kind in ("list", "set"):
-        return [alternative for child in node.args for alternative in _alternatives(child)]
+        nested = [[c] if c.kind == node.kind == "set" else _alternatives(c) for c in node.args]
+        return [alternative for alternatives in nested for alternative in alternatives]
     if any(part.kind == "pm" for part in _subtrees(node)):
         return [_signed(node, 1), _signed(node, -1)]
     return [node]
