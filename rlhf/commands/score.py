@@ -30,9 +30,10 @@ class ScoreConfig:
 
 
 def score(config: ScoreConfig) -> Iterator[str]:
-    """Yield one JSON line per conversation: score (null if there is none) and components.
+    """Yield a JSON line per conversation: score (null if there is none) and components.
 
-    An `answer` column, or an `answer` on a message, stays with the conversation.
+    The lines have the order of the file. An `answer` column, or an `answer` on a message, stays
+    with the conversation.
     """
     from rlhf.data.conversation import labelled_conversation
     from rlhf.data.load import load
@@ -41,7 +42,7 @@ def score(config: ScoreConfig) -> Iterator[str]:
 
     specs = config.rewards or [{"kind": "trained", "path": config.reward}]
     reward = load_rewards(specs)
-    loaded = load(DataSpec(config.input), "sft", seed=0, facts=True)
+    loaded = load(DataSpec(config.input), "sft", seed=None, facts=True)
     log.info("input: %s", loaded.summary())
     conversations = [
         with_tools(labelled_conversation(row), row.get("tools")) for row in loaded.rows

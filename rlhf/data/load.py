@@ -89,7 +89,7 @@ def load(
     specs: DataSpec | Sequence[DataSpec],
     kind: Kind,
     *,
-    seed: int,
+    seed: int | None,
     keep: Iterable[str] = (),
     facts: bool = False,
 ) -> Loaded:
@@ -99,7 +99,8 @@ def load(
         specs: One source or several. With weights, the result is the largest mixture with these
             proportions that uses no row twice; without weights, all rows of all sources.
         kind: Kind of canonical rows, see `Loaded.rows`.
-        seed: Seed of the shuffle; the same seed gives the same rows in the same order.
+        seed: Seed of the shuffle; the same seed gives the same rows in the same order. None: the
+            order of the sources.
         keep: Further columns to include under their own names (None if a row has no value).
         facts: Add the answer and tests columns to the last user message, for rewards. Rows of kind
             "prompt" always have them.
@@ -115,12 +116,12 @@ def load(
         raise UserError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     keep = tuple(keep)
     readers = [
-        _read(spec, kind, seed=f"{seed}/{i}", keep=keep, facts=facts)
+        _read(spec, kind, seed=None if seed is None else f"{seed}/{i}", keep=keep, facts=facts)
         for i, spec in enumerate(specs)
     ]
     sizes = mixture_sizes([len(reader.rows) for reader in readers], [s.weight for s in specs])
     rows = [row for reader, size in zip(readers, sizes, strict=True) for row in reader.rows[:size]]
-    if len(readers) > 1:
+    if len(readers) > 1 and seed is not None:
         random.Random(seed).shuffle(rows)
     dropped, sources, ignored = Counter(), Counter(), Counter()
     first_dropped: dict[str, str] = {}
@@ -180,14 +181,16 @@ def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> 
 
 
 def _read(
-    spec: DataSpec, kind: Kind, *, seed: str, keep: tuple[str, ...], facts: bool
+    spec: DataSpec, kind: Kind, *, seed: str | None, keep: tuple[str, ...], facts: bool
 ) -> TableReader:
-    """Read a source in seeded order, up to its limit."""
+    """Read a source in seeded order, or in its own without a seed, up to its limit."""
     reader = TableReader(read_rows(spec), kind, spec, keep=keep, facts=facts)
     order = list(range(len(reader.table)))
-    random.Random(seed).shuffle(order)
+    if seed is not None:
+        random.Random(seed).shuffle(order)
     reader.read(_with_progress(order, spec.path))
-    if reader.schema is not None:  # rows from the same row of the table are adjacent
+    # Rows from the same row of the table are adjacent.
+    if reader.schema is not None and seed is not None:
         random.Random(f"{seed}/rows").shuffle(reader.rows)
     if not reader.rows:
         raise UserError(_nothing_left(reader))

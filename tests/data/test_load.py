@@ -201,6 +201,14 @@ def test_shuffle_depends_only_on_the_seed(tmp_path):
     assert first != [row["prompt"] for row in ROWS]
 
 
+def test_without_a_seed_the_order_is_that_of_the_file(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, [{"prompt": f"p{i}", "completion": "c"} for i in range(50)])
+    rows = load([DataSpec(str(path)), DataSpec(str(path), limit=2)], "sft", seed=None).rows
+    texts = [row["prompt"][0]["content"] for row in rows]
+    assert texts == [*(f"p{i}" for i in range(50)), "p0", "p1"]
+
+
 def test_limit_is_the_start_of_the_shuffle_and_counts_usable_rows(tmp_path):
     spec = write(tmp_path / "a.jsonl", ROWS + [{"prompt": "", "completion": "x"}] * 20)
     everything = load(spec, "sft", seed=3)
