@@ -89,6 +89,7 @@ class ChatFormat:
         added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
         self.stop_ids = {tokenizer.eos_token_id} - {None} | set(stop_ids) & added
         self.special_ids = _special_ids(tokenizer) | self.stop_ids
+        self.added_ids = _added_ids(tokenizer)
         if stop is not None and not self.chat:
             self.stop_ids |= _tokens_containing(tokenizer, stop)
         self._turn_problems = functools.cache(self._find_turn_problems)
@@ -246,9 +247,10 @@ class ChatFormat:
     def _find_closing(self) -> Closing:
         """Find the token that ends a reply.
 
-        It is the last stop token, or else the last special token, that the template writes after a
-        reply whether or not a turn follows (Phi-3 writes EOS only after the last reply, gpt-oss
-        ends earlier replies differently). Otherwise it is the tokenizer's EOS or first stop token.
+        It is the last stop token, or else the last special or added token, that the template writes
+        after a reply whether or not a turn follows (Phi-3 writes EOS only after the last reply,
+        gpt-oss ends earlier replies differently). Otherwise it is the tokenizer's EOS or first stop
+        token.
 
         Raises:
             UserError: there is none, or the template cannot render a reply.
@@ -257,9 +259,10 @@ class ChatFormat:
             last, middle = (self.encode(text) for text in self._after_probes())
             shared = _common_prefix(last, middle)
             for ids, pick, opens in ((shared, -1, False), (last, 0, False), (middle, 0, True)):
-                if special := [i for i in ids if i in self.special_ids]:
+                special = [i for i in ids if i in self.special_ids]
+                if ending := special or [i for i in ids if i in self.added_ids]:
                     # Cohere's template writes the next turn's header after the last reply too.
-                    token = ([i for i in special if i in self.stop_ids] or special)[pick]
+                    token = ([i for i in ending if i in self.stop_ids] or ending)[pick]
                     text = self.tokenizer.convert_ids_to_tokens(token)
                     return Closing(token, text, written=True, opens_next=opens)
         eos = self.tokenizer.eos_token_id
@@ -416,6 +419,11 @@ def _special_ids(tokenizer: Any) -> set[int]:
     """Special tokens of a tokenizer, including added tokens that are marked special."""
     added = tokenizer.added_tokens_decoder
     return set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+
+
+def _added_ids(tokenizer: Any) -> set[int]:
+    """Added tokens with visible text; some tokenizers add tokens for runs of spaces."""
+    return {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
 
 
 def _tokens_containing(tokenizer: Any, text: str) -> set[int]:

@@ -102,6 +102,27 @@ def replies_in(chat_format: ChatFormat, ids: list[int], is_action: list[bool]) -
     return runs
 
 
+def test_closing_token_may_be_an_added_token_that_is_not_special():
+    tokenizer = with_template(
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}[end]\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tokenizer.add_tokens(["[end]", "   "], special_tokens=False)
+    chat_format = ChatFormat(tokenizer)
+    end = tokenizer.convert_tokens_to_ids("[end]")
+    assert chat_format.closing.token == end
+    assert end in chat_format.stop_ids
+    ids, mask = encode_example(
+        chat_format,
+        [{"role": "user", "content": "a"}],
+        [{"role": "assistant", "content": "b"}],
+    )
+    assert [token for token, learned in zip(ids, mask, strict=True) if learned] == [
+        *tokenizer.encode("b", add_special_tokens=False),
+        end,
+    ]
+
+
 def test_what_the_template_writes_before_the_closing_token_is_learned():
     chat_format = ChatFormat(with_template(SPACED))
     turns = [("user", "u1"), ("assistant", "a1"), ("user", "u2"), ("assistant", "a2")]
