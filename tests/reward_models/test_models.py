@@ -2,14 +2,13 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForTokenClassification
 
 from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward
-from rlhf.reward_models.cost import CostModel, safety_gate, zero_threshold
+from rlhf.reward_models.cost import CostModel
 from rlhf.reward_models.encoding import template_hash
 from rlhf.reward_models.implicit import ImplicitReward, reply_span
 from rlhf.reward_models.pairwise import PairModel, encode_pair
@@ -116,25 +115,6 @@ def test_cost_is_the_checkpoint_and_its_sign(decoder_path, helpers):
     values = LearnedReward.load(decoder_path)(talks)
     assert cost.values == values
     assert cost.components["cost.unsafe"] == [float(v > 0) for v in values]
-
-
-def test_zero_threshold_by_hand():
-    found = zero_threshold([2.0, 1.0, -1.0, -2.0, 0.5], [True, False, True, False, True])
-    assert found.precision == pytest.approx(2 / 3)
-    assert found.recall == pytest.approx(2 / 3)
-    assert found.false_alarms == 0.5
-    assert found.auc == pytest.approx(4 / 6)
-    assert math.isnan(zero_threshold([1.0], [True]).auc)
-
-
-def test_safety_gate_accepts_only_what_the_data_support():
-    rng = np.random.default_rng(0)
-    assert safety_gate(rng.normal(-1, 1, 200), limit=0.0)
-    assert not safety_gate([-2.0, -1.0], limit=-1.0)
-    unsafe = [safety_gate(rng.normal(0, 1, 20), limit=0.0) for _ in range(1000)]
-    assert 0.03 < np.mean(unsafe) < 0.07
-    with pytest.raises(ValueError, match="at least two"):
-        safety_gate([1.0], limit=0.0)
 
 
 def pair_ids(helpers, prompt, first, second, *, max_length):
