@@ -19,8 +19,8 @@ from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.registry import configure
 from rlhf.models.policy import Policy, Reference
 from rlhf.reward_models.losses import bradley_terry
-from rlhf.training.dpo import dpo_loss
-from rlhf.training.reward_models.trainer import Scorer, reward_loss
+from rlhf.training.dpo import dpo_loss, pair_losses
+from rlhf.training.reward_models.trainer import Scorer
 from rlhf.training.supervised import sft_loss
 
 # Below this a loss is as good as zero: the first loss of GRPO is, to rounding.
@@ -112,10 +112,11 @@ def _reward(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     part = _examples(inputs, torch.zeros_like(inputs["input_ids"], dtype=torch.bool))
     pairs = torch.tensor(len(part.tokens) // 2)
 
-    def pair_losses(chosen: Tensor, rejected: Tensor, margins: Tensor) -> Tensor:
+    def loss(chosen: Tensor, rejected: Tensor, margins: Tensor) -> Tensor:
         return bradley_terry(chosen, rejected, margin=margins)
 
-    return reward_loss(scorer, part, pair_losses, count=pairs)[0]
+    scores = scorer.score(part.tokens, part.attention_mask)
+    return pair_losses(scores, part, loss)[0].sum() / pairs
 
 
 def _dpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from annotated_types import Interval
+from pydantic import Field
 
 from rlhf.config.model import ModelSpec, check_trainable
 from rlhf.runs.trackers import TrackerName
 
-Seed = Annotated[int, Interval(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """A seed that numpy and torch accept."""
 
 

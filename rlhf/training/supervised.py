@@ -75,6 +75,22 @@ def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
+def collate(examples: Sequence[Example], *, pad_id: int, device: torch.device) -> TrainingBatch:
+    """Make a batch of examples of one or two token rows each, padded on the right."""
+    ids = [row for example in examples for row in example.ids]
+    labels = [row for example in examples for row in example.labels]
+    padded = partial(pad_right, dtype=torch.long, device=device)
+    column = partial(torch.tensor, device=device)
+    return TrainingBatch(
+        tokens=padded(ids, pad_id),
+        attention_mask=padded([[1] * len(row) for row in ids], 0).bool(),
+        action_mask=padded(labels, IGNORED) != IGNORED,
+        pair_ids=column([index for index, example in enumerate(examples) for _ in example.ids]),
+        chosen=column([row == 0 for example in examples for row in range(len(example.ids))]),
+        margins=column([example.margin for example in examples for _ in example.ids]),
+    )
+
+
 class SupervisedTrainer(Trainer):
     """Supervised fine-tuning; preference and reward trainers replace the loss.
 
@@ -210,21 +226,10 @@ class SupervisedTrainer(Trainer):
         return (list(range(i, min(i + size, count))) for i in range(0, count, size))
 
     def make_batch(self, split: str, rows: Sequence[int]) -> TrainingBatch:
-        """Collate some examples of a split, of one or two token rows each."""
+        """Collate some examples of a split."""
         examples = [self.examples[split][row] for row in rows]
-        ids = [row for example in examples for row in example.ids]
-        labels = [row for example in examples for row in example.labels]
-        device = self.model.device
-        padded = partial(pad_right, dtype=torch.long, device=device)
-        column = partial(torch.tensor, device=device)
-        return TrainingBatch(
-            tokens=padded(ids, self.model.tokenizer.pad_token_id),
-            attention_mask=padded([[1] * len(row) for row in ids], 0).bool(),
-            action_mask=padded(labels, IGNORED) != IGNORED,
-            pair_ids=column([index for index, example in enumerate(examples) for _ in example.ids]),
-            chosen=column([row == 0 for example in examples for row in range(len(example.ids))]),
-            margins=column([example.margin for example in examples for _ in example.ids]),
-        )
+        pad_id = self.model.tokenizer.pad_token_id
+        return collate(examples, pad_id=pad_id, device=self.model.device)
 
     def micro_batch_rows(self, batch: TrainingBatch) -> list[Tensor]:
         """Return the rows of each micro-batch of this process."""
