@@ -28,7 +28,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--quiet",
         type=float,
         default=default.quiet,
-        help="cores that other processes may use in a step",
+        help="maximum number of cores that other processes may use during a step",
     )
     parser.add_argument(
         "--patience",
@@ -38,7 +38,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--model", default=default.model, help="short name, hub id or folder")
     parser.add_argument(
-        "--sides", nargs="*", default=(), help="sides of the workload to run; default: all"
+        "--sides",
+        nargs="*",
+        default=(),
+        help="implementations (sides) of the workload to run; default: all",
     )
     parser.add_argument(
         "--against",

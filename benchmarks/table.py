@@ -13,7 +13,7 @@ from rlhf.errors import UserError
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 HEAD = (
-    "| workload | side | median s | work per second | peak GiB | ours is faster by | asked | "
+    "| workload | side | median s | work per second | peak GiB | ours is faster by | target | "
     "pairs, steps dropped |\n|---|---|---:|---:|---:|---:|---:|---:|"
 )
 
@@ -21,15 +21,15 @@ HEAD = (
 def write_page(
     results: Mapping[str, Mapping[str, Result]], *, page: Path = PAGE, picture: Path = PICTURE
 ) -> None:
-    """Replace what stands between the page's two marks, and draw the picture.
+    """Replace the text between the page's BEGIN and END markers, and write the figure.
 
     Args:
-        results: by machine and workload.
-        page: to write in.
-        picture: to draw.
+        results: The newest result for each machine and workload.
+        page: Markdown file to update.
+        picture: Path of the figure.
 
     Raises:
-        UserError: the page has no marks.
+        UserError: The page lacks one of the markers.
     """
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
@@ -46,13 +46,13 @@ def write_page(
 
 
 def section(machine: str, results: Mapping[str, Result]) -> str:
-    """Everything that was measured on one machine."""
+    """Return the Markdown section of one machine."""
     parts = [f"### {machine}", circumstances(results), comparisons(results), environments(results)]
     return "\n\n".join(part for part in parts if part)
 
 
 def circumstances(results: Mapping[str, Result]) -> str:
-    """When and with what the results were measured; one line for each set of circumstances."""
+    """Return date, commit and package versions; one line per distinct combination."""
     seen: dict[str, list[str]] = {}
     for name, result in results.items():
         versions = result["versions"]
@@ -80,7 +80,7 @@ def comparisons(results: Mapping[str, Result]) -> str:
 
 
 def side_line(name: str, result: Result, side: str) -> str:
-    """A row of the table; ours carries the workload's title."""
+    """Return a row of the table; the row of this toolkit has the title of the workload."""
     row, told = WORKLOADS[name], result["sides"][side]
     ratio = result["ratios"].get(side)
     peak = "" if told["peak_gib"] is None else f"{told['peak_gib']:.1f}"
@@ -91,26 +91,26 @@ def side_line(name: str, result: Result, side: str) -> str:
         rate_text(told["rate"], result["unit"]),
         peak,
         faster(ratio) if ratio else "",
-        asked(name, side),
+        target(name, side),
         f"{ratio['pairs']}, {told['dropped']}" if ratio else f"{told['kept']}, {told['dropped']}",
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def rate_text(rate: float, unit: str) -> str:
-    """Work per second; floating-point operations in tera."""
+    """Format a throughput; floating-point operations are given in TFLOP."""
     digits = f"{rate:,.0f}" if rate >= 1000 else f"{rate:.3g}"
     return f"{rate / 1e12:.2f} TFLOP" if unit == "FLOP" else f"{digits} {unit}"
 
 
 def faster(ratio: Mapping[str, Any]) -> str:
-    """A ratio of medians with the quartiles of the pairs."""
+    """Format a ratio of medians with the quartiles of the pairs."""
     low, high = ratio["quartiles"]
     return f"{ratio['speed']:.2f}× [{low:.2f}, {high:.2f}]"
 
 
-def asked(name: str, side: str) -> str:
-    """What this project asks of itself there."""
+def target(name: str, side: str) -> str:
+    """Return the target of a side: minimum throughput, minimum speedup or maximum memory ratio."""
     row = WORKLOADS[name]
     if side == next(iter(row.sides)):
         return "" if row.floor is None else f"{row.floor:,.0f} {row.unit}/s"
@@ -120,7 +120,7 @@ def asked(name: str, side: str) -> str:
 
 
 def environments(results: Mapping[str, Result]) -> str:
-    """Rows of workloads that measure without comparing."""
+    """Return the tables of workloads that have no baseline."""
     tables = []
     for result in results.values():
         if rows := result.get("rows"):
@@ -131,7 +131,7 @@ def environments(results: Mapping[str, Result]) -> str:
 
 
 def draw(results: Mapping[str, Mapping[str, Result]], path: Path) -> None:
-    """Speed ratios with their quartiles as bars, a panel a machine; a tick marks what was asked."""
+    """Plot speed ratios with quartiles, one panel per machine; a red tick marks the target."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -178,7 +178,8 @@ def draw(results: Mapping[str, Mapping[str, Result]], path: Path) -> None:
     every_axes[0, 0].set_yticks(range(len(rows)), titles, fontsize=7)
     every_axes[0, 0].invert_yaxis()
     figure.supxlabel(
-        "work per second, ours over theirs (line: quartiles of pairs; red: asked)", fontsize=9
+        "throughput ratio, this toolkit / baseline (line: quartiles of pairs; red: target)",
+        fontsize=9,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")

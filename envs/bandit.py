@@ -104,7 +104,7 @@ class Bandit(BernoulliBandit):
         horizon: Number of pulls, H.
     """
 
-    items = "All episodes open alike; the chances of the arms are hidden and drawn anew."
+    items = "All episodes start with the same observation; the arms' chances are drawn anew."
 
     def __init__(self, arms: int = 3, horizon: int = 10, *, render_mode: str | None = None) -> None:
         check_range("arms", arms, 2, 5)

@@ -20,7 +20,7 @@ class GuessNumber(TextEnv):
         guesses: Number of guesses, T.
     """
 
-    items = "All episodes open alike; the hidden number is one of those of training."
+    items = "All episodes start with the same observation; hidden numbers are those of training."
 
     def __init__(
         self, numbers: int = 20, guesses: int = 4, *, render_mode: str | None = None

@@ -64,7 +64,7 @@ def _boxed(text: str) -> str | None:
     return None
 
 
-def _tool_call(text: str) -> str | None:
+def _tool_call_to_action(text: str) -> str | None:
     """A JSON tool call as one line: the name and the argument values."""
     inner = _between(text, "<tool_call>", "</tool_call>") or text
     start, end = inner.find("{"), inner.rfind("}")
@@ -89,6 +89,6 @@ def _last_line(text: str) -> str | None:
 PARSERS: dict[str, Callable[[str], str | None]] = {
     "answer": lambda text: _between(text, "<answer>", "</answer>"),
     "boxed": _boxed,
-    "tool": _tool_call,
+    "tool": _tool_call_to_action,
     "last_line": _last_line,
 }

@@ -27,7 +27,7 @@ class Recommend(BernoulliBandit):
         sessions: Number of sessions, T.
     """
 
-    items = "All episodes open alike; the user and the clicks are hidden and drawn anew."
+    items = "All episodes start with the same observation; user and clicks are drawn anew."
     invalid_reason = "no such item"
 
     def __init__(self, sessions: int = 6, *, render_mode: str | None = None) -> None:

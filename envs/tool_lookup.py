@@ -16,7 +16,7 @@ class Rules(NamedTuple):
     """Parameters of the task, as in `ToolLookup`."""
 
     hops: int
-    others: int  # number of people without the person in the question
+    others: int  # number of people other than the one in the question
     rooms: int
     cost: float
 
@@ -27,20 +27,21 @@ class ToolLookup(TextEnv):
     State: a register that is drawn at reset: each person's manager (any other person) and room,
     uniform and independent. Observation: a person's record after `lookup NAME`. Action: `lookup
     NAME` or `answer ROOM`. Reward: `-call_cost` per lookup, +1.0 for the right answer. An answer
-    ends the episode, as do `hops + 2` actions; an invalid action is wasted. Optimum: by dynamic
-    programming over the records read, including guesses; 1 - hops * call_cost if calls are cheap.
+    ends the episode, as do `hops + 2` actions; an invalid action uses up a turn. Optimum:
+    computed by dynamic programming over the records read, where guessing is allowed; it equals
+    1 - hops * call_cost if calls are cheap.
     Without the tool: 1 / rooms.
 
     Args:
-        hops: 1 asks for a person's room, 2 for the room of the person's manager.
+        hops: Number of lookups needed: 1 if the question is about a person's room, 2 if about that
+            of the person's manager.
         people: Number of people in the register.
         rooms: Number of rooms.
         call_cost: Cost of each lookup.
     """
 
     items = (
-        "A question about one of a few people, as in training; the register behind it is "
-        "drawn anew."
+        "Questions name the same people as in training; the register is drawn anew in each episode."
     )
 
     def __init__(
@@ -190,7 +191,7 @@ def _lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
 
 
 def _other_lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
-    """Value after reading the record of another person before that of the person."""
+    """Value after reading another person's record while that of the person is unread."""
     value = _value(rules, left - 1, 0, (1, *rooms)) * (1 - len(rooms) / rules.rooms)
     for i in range(len(rooms)):
         more = tuple(sorted((*rooms[:i], rooms[i] + 1, *rooms[i + 1 :])))

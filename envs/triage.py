@@ -29,7 +29,7 @@ class Triage(TextEnv):
     """
 
     max_turns = len(TESTS) + 1
-    items = "All episodes open alike; the case and the results are hidden and drawn anew."
+    items = "All episodes start with the same observation; case and results are drawn anew."
 
     def __init__(self, test_cost: float = 0.02, *, render_mode: str | None = None) -> None:
         check_range("test_cost", test_cost, 0.0, 1.0)

@@ -38,16 +38,16 @@ class Wordle(TextEnv):
 
     State: the hidden word, uniform on the list. Observation: the marks of the guess (g right place,
     y elsewhere, - absent). Action: a word of the list. Reward: 1.0 for the right word, which ends
-    the episode, else 0.0; an invalid guess is wasted. Optimum: the largest fraction of words that
-    any strategy finds, by an exact search over the sets of words that are still possible, which
-    limits T to 3.
+    the episode, else 0.0; an invalid guess uses up a turn. Optimum: the largest fraction of words
+    that any strategy finds, by an exact search over the sets of words that are still possible,
+    which limits T to 3.
 
     Args:
         words: Number of words: the first `words` of the list in a fixed order.
         guesses: Number of guesses, T; 1 to 3.
     """
 
-    items = "All episodes open alike; the hidden word is one of those of training."
+    items = "All episodes start with the same observation; hidden words are those of training."
 
     def __init__(
         self, words: int = 100, guesses: int = 3, *, render_mode: str | None = None
@@ -93,7 +93,7 @@ class Wordle(TextEnv):
         return {word: n / len(self._possible) for word, n in zip(self.words, wins, strict=True)}
 
     def best_action(self) -> str:
-        """An optimal guess; a possible word where several are equally good."""
+        """An optimal guess; ties are broken in favor of a word that is still possible."""
         values, possible = self.action_values(), {self.words[i] for i in self._possible}
         return max(values, key=lambda word: (values[word], word in possible))
 
@@ -130,7 +130,7 @@ def _wins(words: tuple[str, ...], possible: tuple[int, ...], left: int) -> list[
 
 
 def _wins_by_guess(table: np.ndarray, possible: np.ndarray, left: int) -> np.ndarray:
-    """As `_wins`, on the table of marks [N, N]."""
+    """Compute `_wins` from the table of marks [N, N]."""
     if left <= 0:
         return np.zeros(len(table), dtype=int)
     marks = table[:, possible]

@@ -42,15 +42,15 @@ class TextWrapper(RecordConstructorArgs, gym.Wrapper[str, str, str, str]):
         return self.start(text, info, seed)
 
     def start(self, text: str, info: Info, seed: int | None) -> tuple[str, Info]:
-        """Start an episode: return the result of `reset`, given that of the environment."""
+        """Return the observation and info of `reset`, given those of the wrapped environment."""
         return text, info
 
 
 class History(TextWrapper):
     """Prepend the past turns of the episode to each observation.
 
-    For agents that see one observation at a time. Rollouts keep the conversation themselves, so
-    they do not need this wrapper; their memory window is a rollout setting.
+    Use it for agents that see only the current observation. Rollouts keep the conversation
+    themselves, so they do not need this wrapper; their memory window is a rollout setting.
 
     Args:
         env: The environment.
@@ -78,9 +78,9 @@ class History(TextWrapper):
 
 
 class InvalidActions(TextWrapper):
-    """Penalize, end the episode on, or replace actions that the environment does not understand.
+    """Handle invalid actions: subtract a penalty, end the episode, or use a random action.
 
-    Without this wrapper, an invalid action wastes a turn and sets `info["valid"]` to False.
+    Without this wrapper, an invalid action uses up a turn and sets `info["valid"]` to False.
 
     Args:
         env: The environment.
@@ -200,7 +200,7 @@ class ObservationNoise(TextWrapper):
         self._rng = np.random.default_rng(0)
 
     def _blur(self, text: str) -> str:
-        # Words and the white space between them, so that the layout is preserved.
+        # Split into words and white space so that the layout is preserved.
         pieces = re.split(r"(\s+)", text)
         keeps = self._rng.random(len(pieces)) >= self._drop
         return "".join(
@@ -223,7 +223,7 @@ class RewardCallable(TextWrapper):
     """Reward the whole conversation at the end of the episode, for example with a reward model.
 
     The environment's own reward of each turn is in `info["env_reward"]`. `info["scored"]` is False
-    before the end of the episode, and if the function returns None; its reward is then 0.0.
+    before the end of the episode, and if the function returns None; the function then adds 0.0.
 
     Args:
         env: The environment.

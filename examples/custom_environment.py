@@ -1,4 +1,4 @@
-"""Train on an environment of your own: an ordinary gymnasium environment with text.
+"""Train on a custom gymnasium environment with text observations and actions.
 
     python examples/custom_environment.py
 
@@ -24,7 +24,7 @@ class HotOrCold(gym.Env):
     max_turns = 4
 
     def __init__(self) -> None:
-        # Not class attributes: copies would share the random numbers of `action_space.sample`.
+        # Class attributes would share one random generator among all instances.
         self.observation_space, self.action_space = FreeText(), FreeText()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
@@ -46,7 +46,7 @@ class HotOrCold(gym.Env):
         else:
             observation = "That is not a digit."
         # The task ends when the digit is found (terminated). The turn limit only stops the
-        # episode (truncated), so that the value of the next state is added to its return.
+        # episode (truncated), so that the return is bootstrapped from the value of the next state.
         truncated = not right and self.turn == self.max_turns
         return observation, 1.0 if right else 0.1 * is_digit, right, truncated, {}
 

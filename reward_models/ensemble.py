@@ -24,9 +24,9 @@ _METHODS = ("mean", "worst", "uncertainty")
 class ScoreCombination:
     """Combines M scores of one text into one (Coste et al., 2310.02743).
 
-    ``mean``; ``worst``, the minimum (WCO); ``uncertainty``, mean - penalty * variance (UWO). The
-    variance divides by M (ddof=0), and disagreement is the square root of it. Published code uses
-    both conventions, so penalties are not comparable between them.
+    ``how`` is ``mean``, ``worst`` (the minimum, WCO) or ``uncertainty`` (mean - penalty * variance,
+    UWO). The variance divides by M (ddof=0); disagreement is its square root. Published code uses
+    either ddof=0 or ddof=1, so penalties are not directly comparable.
     """
 
     how: str = "mean"
@@ -151,7 +151,7 @@ def average_weights(paths: Sequence[str | Path], output: str | Path) -> Path:
     """Average the weights of checkpoints and write one checkpoint (WARM, 2401.12187).
 
     The checkpoints must have the same base model and encode text in the same way. The tokenizer and
-    the sidecar of the first are copied, without its calibration. The averaged model costs one
+    the sidecar are copied from the first; its calibration is reset. The averaged model costs one
     forward pass; the members' disagreement is lost.
 
     Raises:
@@ -166,7 +166,7 @@ def average_weights(paths: Sequence[str | Path], output: str | Path) -> Path:
     sidecars = [Sidecar.read(path) for path in paths]
     policies = {s and (s.template_hash, s.append_eos, s.max_length, s.pooling) for s in sidecars}
     if len(policies) > 1:
-        raise UserError("these checkpoints read text in different ways (reward_model.json)")
+        raise UserError("the checkpoints encode text differently (reward_model.json)")
     models = [read(read(sequence_classifier, path).from_pretrained, path) for path in paths]
     _average_into_first(models)
     models[0].save_pretrained(output)
@@ -181,7 +181,7 @@ def _average_into_first(models: Sequence[PreTrainedModel]) -> None:
     shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
     if any(shape != shapes[0] for shape in shapes):
         raise UserError(
-            "these checkpoints have different weights; averaging needs one architecture"
+            "parameter names or shapes differ; averaging requires the same architecture"
         )
     for name, tensor in states[0].items():
         if tensor.is_floating_point():

@@ -102,7 +102,7 @@ def _load_policy(path: str | Path, *, dtype: str, device: str | None) -> Any:
         base if is_adapter else path,
         dtype=dtype,
         device=device,
-        missing="is no language model",
+        missing="is not a causal language model",
     )
     if is_adapter:
         model.load_adapter(str(path))

@@ -27,7 +27,7 @@ def bradley_terry(
     Bradley-Terry with the margin of Llama 2 (2307.09288, equation 2) and the label smoothing of
     conservative DPO, for labels of which a share e is expected to be wrong.
     """
-    _check_share("label_smoothing", label_smoothing)
+    _check_label_noise("label_smoothing", label_smoothing)
     d = chosen - rejected - margin
     loss = -(1 - label_smoothing) * logsigmoid(d) - label_smoothing * logsigmoid(-d)
     return centered(loss, chosen, rejected, coef=centering)
@@ -54,7 +54,7 @@ def unbiased_bradley_terry(
     2403.00409, equation 12). It is unbounded below for e > 0: use early stopping, or a penalty on
     large scores.
     """
-    _check_share("flip_rate", flip_rate)
+    _check_label_noise("flip_rate", flip_rate)
     d = chosen - rejected
     loss = (flip_rate * logsigmoid(-d) - (1 - flip_rate) * logsigmoid(d)) / (1 - 2 * flip_rate)
     return centered(loss, chosen, rejected, coef=centering)
@@ -150,6 +150,6 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(norm > 0, (a * b).sum() / norm.clamp_min(1e-12), 0.0)
 
 
-def _check_share(name: str, value: float) -> None:
+def _check_label_noise(name: str, value: float) -> None:
     if not 0 <= value < 0.5:
         raise ValueError(f"{name} must be in [0, 0.5), got {value}")

@@ -115,12 +115,12 @@ def _alternatives(node: Node) -> list[Node]:
         nested = [[c] if c.kind == node.kind == "set" else _alternatives(c) for c in node.args]
         return [alternative for alternatives in nested for alternative in alternatives]
     if any(part.kind == "pm" for part in _subtrees(node)):
-        return [_signed(node, 1), _signed(node, -1)]
+        return [_resolve_plus_minus(node, 1), _resolve_plus_minus(node, -1)]
     return [node]
 
 
-def _signed(node: Node, sign: int) -> Node:
-    args = tuple(_signed(child, sign) for child in node.args)
+def _resolve_plus_minus(node: Node, sign: int) -> Node:
+    args = tuple(_resolve_plus_minus(child, sign) for child in node.args)
     if node.kind != "pm":
         return Node(node.kind, args, node.data)
     return Node("add", (args[0], args[1] if sign > 0 else Node("negative", (args[1],))))

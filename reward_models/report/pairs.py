@@ -53,10 +53,11 @@ def evaluate_reward_model(
         pairs: Held-out pairs.
         train_pairs: Pairs on which the bag of words is fitted; without them it is cross-fitted.
         samples: Replies of the policy to be trained, one list of conversations for each prompt.
-            A policy learns from their spread within a prompt (Razin et al., 2503.15477).
+            Their spread within a prompt affects how fast a policy learns (Razin et al.,
+            2503.15477).
         best_of_n: Reward and gold score of the best of n samples.
         dropped: Reason -> number of rows that are not in ``pairs``, for the data card.
-        overlapping: Number of prompts that share 13 words with the training prompts.
+        overlapping: Number of prompts that share 13 consecutive words with a training prompt.
         stress_size: Conversations of each stress test; 0 skips these tests.
         invariance_size: Conversations that are scored alone and in batches; 0 skips this test.
         seed: Random seed.
@@ -119,7 +120,7 @@ class ScoredPairs:
         }
 
     def accuracy(self, rows: np.ndarray | slice = slice(None)) -> dict[str, float]:
-        """Return the share of wins in ``rows``, by default all, with an interval over prompts."""
+        """Return the win rate over ``rows`` (default: all) with an interval over prompts."""
         return share_interval(wins(self.margins[rows]), np.array(self.groups)[rows].tolist())
 
 
@@ -133,8 +134,8 @@ def spread_on_samples(
 ) -> dict[str, float | int]:
     """Return the mean and the standard deviation of the scores of a policy's replies.
 
-    ``within_prompt_std`` is the mean standard deviation within a prompt. A checkpoint's sidecar
-    stores the first two as its reference.
+    ``within_prompt_std`` is the mean standard deviation within a prompt. ``mean`` and ``std``
+    are stored in a checkpoint's sidecar as reference statistics.
     """
     flat = [conversation for group in samples for conversation in group]
     values = np.array(reward(flat), dtype=float)
@@ -174,7 +175,7 @@ def _baselines(
 
 
 def _by_quantile(scored: ScoredPairs, key: np.ndarray, *, parts: int) -> list[dict[str, Any]]:
-    """Return the accuracy in parts of equal size of the pairs, in ascending order of ``key``."""
+    """Sort the pairs by ``key``, split them into equal bins, and return the accuracy of each."""
     order = np.argsort(key, kind="stable")
     return [
         {"from": key[rows].min(), "to": key[rows].max(), "accuracy": scored.accuracy(rows)}
@@ -194,7 +195,7 @@ def _calibration(scored: ScoredPairs, temperature: float) -> dict[str, Any]:
     try:
         fit = fit_annotator({"reward": scored.margins}, noise=False, groups=scored.groups)
         interval = {**vars(fit.temperature()), "value": fitted}
-    except ValueError:  # every pair right, or no margin at all
+    except ValueError:  # all pairs are correct, or all margins are 0
         interval = None
     return {
         "as_given": asdict(calibrate(scored.margins, temperature=temperature)),
@@ -224,7 +225,7 @@ def _length(scored: ScoredPairs) -> dict[str, Any]:
 
 
 def _annotator(scored: ScoredPairs) -> dict[str, Any]:
-    """Fit the labels to score and length, with a share of flipped labels; see ``annotator``."""
+    """Fit a model of the labels given score and length, with label noise; see ``annotator``."""
     gap = baselines.longer(scored.pairs)
     features = {"score": scored.margins} | ({"length": gap} if np.ptp(gap) else {})
     try:

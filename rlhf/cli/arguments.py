@@ -1,4 +1,4 @@
-"""The words of a command line as files, overrides, flags and arguments without a flag."""
+"""Parse a command line into config files, overrides, flags and positional arguments."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ SWITCHES = ("resume", "overwrite", "json")
 
 @dataclass(frozen=True)
 class Arguments:
-    """What follows the name of a command."""
+    """Parsed arguments of a command."""
 
     positional: tuple[str, ...]
-    """Arguments without a flag."""
+    """Positional arguments."""
     files: tuple[str, ...]
     """Values of --config, in order."""
     overrides: tuple[tuple[str, Any], ...]
     """Dotted keys and their values."""
     flags: frozenset[str] = frozenset()
-    """Those of FLAGS that were given."""
+    """The given flags, a subset of FLAGS."""
 
     def has(self, *flags: str) -> bool:
         """Whether any of the flags was given."""
         return not self.flags.isdisjoint(flags)
 
     def per_call(self, command: str, keys: Sequence[str], config: type) -> list[Arguments]:
-        """Assign the arguments without a flag to keys of the configuration.
+        """Assign positional arguments to keys of the configuration.
 
-        The last key takes all remaining arguments where it is a list. A command with a single key
-        that is no list is called once for each argument.
+        If the last key is a list, it receives all remaining arguments. If a command has a single
+        key that is not a list, it is called once for each argument.
 
         Raises:
             UserError: There are more arguments than keys.

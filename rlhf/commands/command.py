@@ -55,7 +55,7 @@ class Command:
     makes_run: bool = False
     """Whether the command makes a run directory."""
     arguments: tuple[str, ...] = ()
-    """Keys that arguments without a flag set, in order; ``config`` stands for --config FILE."""
+    """Keys that positional arguments set, in order; ``config`` stands for --config FILE."""
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Keys whose default differs from that of the configuration class, as nested mappings."""
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)

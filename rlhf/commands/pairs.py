@@ -1,7 +1,7 @@
 """`rlhf pairs`: preference pairs of a model's own samples, labeled by a simulated annotator.
 
-The gold score is known, so later steps can be verified: how much of it a reward model learned, and
-by how much a policy improved it.
+Because the gold score is known, later stages can measure how well a reward model fits it and how
+much a policy improves it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class PairsConfig(RunConfig):
     env: EnvSpec
     """Source of prompts; the environment's own reward is the gold score."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """The gold score instead; needed for env.prompts."""
+    """Rewards that define the gold score instead of the environment's reward; required with
+    env.prompts."""
     annotator: Annotator = field(default_factory=Annotator)
     """How the annotator labels pairs by the gold score."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)

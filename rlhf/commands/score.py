@@ -32,8 +32,8 @@ class ScoreConfig:
 def score(config: ScoreConfig) -> Iterator[str]:
     """Yield a JSON line per conversation: score (null if there is none) and components.
 
-    The lines have the order of the file. An `answer` column, or an `answer` on a message, stays
-    with the conversation.
+    The lines have the order of the file. An `answer` column or message key is passed
+    to the reward.
     """
     from rlhf.data.conversation import labelled_conversation
     from rlhf.data.load import load

@@ -1,6 +1,6 @@
-"""`rlhf COMMAND --help`: every key of a configuration with its type, its meaning and its value.
+"""`rlhf COMMAND --help`: every configuration key with its type, description and default.
 
-The values are those that a run uses when the key is not set, such as the settings of the algorithm.
+Defaults are the effective ones, including those set by the algorithm.
 Keys without effect on the command are left out.
 """
 
@@ -23,7 +23,7 @@ PLAIN = {str: "TEXT", int: "INT", float: "FLOAT", bool: "true|false"}
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One line of the help: a dotted key, its type, its default and its meaning."""
+    """One line of the help: a dotted key, its type, its default and its description."""
 
     name: str
     type: str
@@ -42,7 +42,7 @@ class Key:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """The keys below one key of the configuration."""
+    """The keys of one nested configuration, with a title."""
 
     title: str
     keys: list[Key]
@@ -65,10 +65,10 @@ def help_text(
         cls: The configuration class.
         command: The command, for example ``rlhf grpo``.
         summary: What the command does.
-        arguments: Names of the arguments without a flag.
-        options: Fields with a mapping, and the class that lists their keys, as for `build`.
-        defaults: Dotted key -> value in force, where it differs from the default of the class.
-        hidden: Dotted keys without effect.
+        arguments: Names of the positional arguments.
+        options: Field name -> class that defines the keys of the field's mapping (see `build`).
+        defaults: Dotted key -> effective default, if it differs from the default of the class.
+        hidden: Dotted keys to leave out, because they have no effect on the command.
         notes: Text below the keys.
     """
     sections = [
@@ -108,7 +108,7 @@ def sections_of(cls: type, options: Mapping[str, type], prefix: str = "") -> lis
         if is_list:
             own.append(dataclasses.replace(_key(field, hint, meaning, name), type="LIST"))
         first, *rest = sections_of(inner, options, f"{name}.{'N.' if is_list else ''}")
-        # An item of a list is required only where the list has one.
+        # Keys of list items are shown as optional because the list may be empty.
         optional = is_list or not _is_required(field)
         keys = [dataclasses.replace(k, required=k.required and not optional) for k in first.keys]
         nested += [Section(f"{name}: {meaning}", keys), *rest]
@@ -147,7 +147,7 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _type_text(hint: Any) -> str:
-    """A type as the help prints it."""
+    """Format a type for the help."""
     if hint in PLAIN:
         return PLAIN[hint]
     arguments = typing.get_args(hint)
@@ -160,7 +160,7 @@ def _type_text(hint: Any) -> str:
 
 
 def _as_text(value: Any) -> str:
-    """A default as YAML writes it."""
+    """Format a default as YAML."""
     if value is None:
         return "null"
     if isinstance(value, bool):

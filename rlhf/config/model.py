@@ -1,4 +1,4 @@
-"""Configuration of a model; no torch here, so that parsing stays quick."""
+"""Configuration of a model; this module does not import torch, which keeps parsing fast."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class ScratchSpec:
     num_layers: int = 2
     """Transformer blocks."""
     num_heads: int = 4
-    """Attention heads; divides hidden_size."""
+    """Number of attention heads; must divide hidden_size."""
     context: int = 256
     """Longest sequence, in tokens."""
     vocab_size: int = 512
     """Upper bound on the tokenizer's vocabulary, at least 300 (256 bytes and special tokens)."""
     initializer_range: float = 0.02
-    """Standard deviation of the first weights. 0.02 suits wide models; a narrow one learns to look
-    back at its input much sooner with about 1 / sqrt(hidden_size)."""
+    """Standard deviation of the initial weights. 0.02 suits wide models; narrow models learn to
+    attend to earlier tokens in fewer steps with about 1 / sqrt(hidden_size)."""
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -67,8 +67,8 @@ class LoraSpec:
             raise ValueError(f"model.lora.dropout must lie in [0, 1), got {self.dropout}")
         if both := set(self.target_modules) & set(self.modules_to_save):
             raise ValueError(
-                f"model.lora: {min(both)} is named by target_modules and by modules_to_save; it "
-                "gets adapters or is trained whole"
+                f"model.lora: {min(both)} is in both target_modules and modules_to_save; list it "
+                "in only one of them"
             )
 
 
@@ -88,15 +88,14 @@ class ModelSpec:
     """Put a system message into the first user turn, for chat templates without a system role;
     saved with the model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Data type of the weights. auto: bfloat16 with float32 masters where bf16 matmul is native and
-    the model is large enough to gain by it, else float32. float16 evaluates and generates; its
-    range is too narrow for gradients."""
+    """Data type of the weights. auto: bfloat16 with float32 master weights if bf16 matmul is
+    native and the model is large enough to benefit, else float32. float16 is supported for
+    evaluation and generation only, because gradients underflow."""
     revision: str | None = None
     """Branch, tag or commit of a hub id; None: its main branch."""
     attn_implementation: str | None = None
-    """Attention of transformers that the model runs with in training and scoring, e.g. eager or
-    sdpa; None: this toolkit's packed attention where the model can use it, else transformers'
-    default."""
+    """transformers attention implementation used for training and scoring, e.g. eager or sdpa;
+    None: this toolkit's packed attention if the model supports it, else transformers' default."""
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.scratch is None):
@@ -105,7 +104,7 @@ class ModelSpec:
             raise ValueError("model.revision has no effect with model.scratch")
         if self.scratch and self.lora:
             raise ValueError(
-                "model.lora has no use with model.scratch: random weights need training"
+                "model.lora cannot be combined with model.scratch: random weights need training"
             )
 
 
@@ -113,10 +112,10 @@ def check_trainable(model: ModelSpec) -> None:
     """Refuse a model that cannot be trained.
 
     Raises:
-        ValueError: names the key.
+        ValueError: The dtype is float16.
     """
     if model.dtype == "float16":
         raise ValueError(
-            "model.dtype: gradients fall below the range of float16; train in bfloat16 or float32 "
+            "model.dtype: gradients underflow in float16; train in bfloat16 or float32 "
             "(evaluate and generate take float16)"
         )

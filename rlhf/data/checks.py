@@ -142,7 +142,7 @@ def length_bias(rows: Sequence[Row]) -> Finding:
 
 
 def suspects(rows: Sequence[Row], *, seed: int) -> Finding:
-    """Pairs whose label a bag-of-words model of other prompts contradicts most strongly."""
+    """Pairs whose label disagrees most with a bag-of-words model fitted on other prompts."""
     prompts = len({prompt_key(row) for row in rows})
     if prompts < MIN_FOR_SUSPECTS:
         verdict = f"not checked: fewer than {MIN_FOR_SUSPECTS} different prompts"
@@ -152,7 +152,9 @@ def suspects(rows: Sequence[Row], *, seed: int) -> Finding:
     low, high = accuracy.low, accuracy.high
     fit = f"a bag of words predicts {margins.accuracy:.1%} [{low:.1%}, {high:.1%}] of labels"
     if low <= 0.5:
-        return Finding("suspects", "ok", f"{fit}: too few to suspect a pair", 0, len(rows))
+        return Finding(
+            "suspects", "ok", f"{fit}: not better than chance, so no pair is listed", 0, len(rows)
+        )
     indices = margins.suspects(min(NUM_SUSPECTS, len(rows) // 20))
     verdict = f"{fit}; review the {len(indices):,} pairs that it contradicts most strongly"
     return replace(_finding("suspects", rows, indices, "note", ""), verdict=verdict)
@@ -193,7 +195,9 @@ def shared(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
 def overlapping(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
     """Possible leakage: rows whose prompt shares a long run of words with the other set."""
     affected = sorted(set(overlapping_prompts(rows, against)) - set(shared_prompts(rows, against)))
-    what = f"have a new prompt that shares {GRAM} consecutive words with a prompt of the other set"
+    what = (
+        f"share {GRAM} consecutive words of their prompt with a different prompt of the other set"
+    )
     return _finding("overlapping prompts", rows, affected, "note", what)
 
 

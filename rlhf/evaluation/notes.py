@@ -61,7 +61,7 @@ def notes_on(
 
 
 def unscored_words(name: str, entry: Mapping[str, Any]) -> str:
-    """`exact_match: 0 of 4 scored: no reference answer`."""
+    """Format a caveat, such as `exact_match: 0 of 4 scored: no reference answer`."""
     missing = entry["episodes"] - entry["scored"]
     reasons = (entry.get("reasons") or {}).items()
     words = ", ".join(what if n == missing else f"{what} ({n})" for what, n in reasons)
@@ -89,8 +89,8 @@ def _repetitions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     openings = len({repr(opening_of(row.get("messages") or [])) for row in rows})
     if units == len(rows) and openings == different < len(rows) / 2:
         notes.append(
-            f"{len(rows)} greedy episodes hold {different} different conversations: an environment "
-            "with a list of tasks should name the task in info['prompt_index'], which makes it the "
-            "unit of the intervals"
+            f"{len(rows)} greedy episodes contain {different} different conversations: if the "
+            "environment has a list of tasks, set info['prompt_index'] to the index of the task, "
+            "which makes the task the unit of the intervals"
         )
     return notes

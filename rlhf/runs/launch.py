@@ -38,10 +38,11 @@ def _keep_freed_memory() -> bool:
     """Let glibc keep freed blocks instead of returning them to the kernel at every step.
 
     Activations of a training step are hundreds of megabytes that malloc would map and unmap anew
-    each time; the page faults cost more than a third of a CPU step. A no-op away from glibc.
+    each time; the page faults cost more than a third of a CPU step. It has no effect
+    with other C libraries.
 
     Returns:
-        Whether the allocator took the settings.
+        Whether the allocator accepted the settings.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -56,13 +57,13 @@ def _keep_freed_memory() -> bool:
 
 
 def _request_huge_pages(gib: int = 8) -> None:
-    """Let the kernel back the heap with huge pages, where they are granted on request.
+    """Request transparent huge pages for the heap with madvise.
 
-    The block is returned to the allocator at once. It grows the heap without touching it, so no
-    memory is used, and what is allocated from it later misses the TLB less often.
+    The allocation extends the heap without touching its pages, so no memory is committed; it is
+    freed at once, and later allocations from this region cause fewer TLB misses.
 
     Args:
-        gib: Size of the part of the heap, from its present end, that is marked.
+        gib: Size of the region to mark, from the present end of the heap, in GiB.
     """
     libc = ctypes.CDLL("libc.so.6")
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

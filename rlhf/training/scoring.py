@@ -60,7 +60,7 @@ def _unscored_reasons(rollouts: Sequence[Rollout]) -> str:
 
 
 def refuse_unscored(rollouts: Sequence[Rollout], *, limit: float) -> None:
-    """Check that enough of the episodes that a step has sampled have a score.
+    """Refuse a step in which too many episodes could not be scored.
 
     Args:
         rollouts: All episodes of the step so far.
@@ -93,8 +93,8 @@ def shaped_rewards(
 
     Returns:
         The training rewards of the tokens of each episode. Scaling divides the rewards of all
-        tokens by the standard deviation; the penalties, the clipping and the shift by the mean are
-        added at the last sampled token.
+        tokens by the standard deviation; penalties, clipping and the subtraction of the mean change
+        the reward of the last sampled token.
     """
     shaping = config.shaping
     scores = torch.tensor([rollout.score for rollout in rollouts], dtype=torch.float64)

@@ -175,4 +175,4 @@ def test_a_list_that_nobody_named_is_suspected():
         for seed, row in enumerate(rows_of([0.5, 0.25, 0.75] * 4))
     ]
     (note,) = summarize(rows, name="p", env="e")["notes"]
-    assert "12 greedy episodes hold 3 different conversations" in note
+    assert "12 greedy episodes contain 3 different conversations" in note

@@ -96,11 +96,11 @@ def test_averaged_weights_are_the_mean_and_load_again(helpers, tmp_path):
 def test_averaging_rejects_incompatible_checkpoints(helpers, tmp_path):
     a = helpers["decoder"](tmp_path / "a")
     b = helpers["decoder"](tmp_path / "b", num_hidden_layers=1)
-    with pytest.raises(UserError, match="different weights"):
+    with pytest.raises(UserError, match="parameter names or shapes differ"):
         average_weights([a, b], tmp_path / "out")
     sidecar = a / "reward_model.json"
     sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"append_eos": False}))
-    with pytest.raises(UserError, match="read text in different ways"):
+    with pytest.raises(UserError, match="encode text differently"):
         average_weights([a, b], tmp_path / "out")
 
 

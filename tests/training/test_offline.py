@@ -22,7 +22,7 @@ from rlhf.models.precision import MasterAdamW
 from rlhf.training import offline
 from rlhf.training.examples import Encoder
 from rlhf.training.methods import num_steps
-from rlhf.training.trl.columns import LabelCollator, PairCollator, pair_columns
+from rlhf.training.trl.columns import KTOCollator, PairCollator, pair_columns
 from tests.helpers.trainers import ROWS, divergent, tree_of, trl_trainer
 from tests.helpers.training import (
     evaluations,
@@ -296,7 +296,7 @@ def test_the_collators_of_trl_hold_our_ids():
     assert batch["completion_mask"].tolist() == [[0, 1, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0]]
     one = {"completion_tokens": [1, 2, 3], "completion_labels": [-100, -100, 3], "label": True}
     two = {"completion_tokens": [4, 5, 6], "completion_labels": [-100, 5, 6], "label": False}
-    batch = LabelCollator(0, 4)([row | {"KL_completion_ids": []} for row in (one, two)])
+    batch = KTOCollator(0, 4)([row | {"KL_completion_ids": []} for row in (one, two)])
     assert batch["label"].tolist() == [True, False]
     # Each prompt with the reply of the row before it.
     assert batch["KL_input_ids"].tolist() == [[1, 2, 5, 6], [4, 3, 0, 0]]

@@ -214,7 +214,7 @@ def _peak(
     value = _turning_point(float(coefficients[0]), float(coefficients[1]), form, far)
     start = 0.0 if form == "best-of-n" else near
     d = np.unique([*np.linspace(start, far, _GRID), *([value] if start <= value <= far else [])])
-    contrast = _slope(d, form)
+    contrast = _regressor_derivatives(d, form)
     slope = contrast @ coefficients
     variance = np.einsum("ni,ij,nj->n", contrast, spread, contrast)
     margin = np.sqrt(np.maximum(variance, 0.0))  # rounding may leave it below 0
@@ -230,7 +230,7 @@ def _peak(
     return Interval(value, low, high, count)
 
 
-def _slope(d: np.ndarray, form: Form) -> np.ndarray:
+def _regressor_derivatives(d: np.ndarray, form: Form) -> np.ndarray:
     """Derivative of the regressors of alpha and beta at d. [n] -> [n, 2]"""
     if form == "best-of-n":
         return np.stack([np.ones_like(d), -2 * d], axis=-1)
@@ -240,7 +240,11 @@ def _slope(d: np.ndarray, form: Form) -> np.ndarray:
 def _turning_point(alpha: float, beta: float, form: Form, far: float) -> float:
     """alpha / (2 beta) or exp(alpha / beta - 1); without a maximum 0 (falling) or inf (rising)."""
     if beta <= 0:
-        return math.inf if float(_slope(np.array([far]), form)[0] @ [alpha, beta]) > 0 else 0.0
+        return (
+            math.inf
+            if float(_regressor_derivatives(np.array([far]), form)[0] @ [alpha, beta]) > 0
+            else 0.0
+        )
     if form == "best-of-n":
         return max(alpha / (2 * beta), 0.0)
     exponent = alpha / beta - 1

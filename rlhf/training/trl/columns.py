@@ -44,7 +44,7 @@ def pair_columns(examples: Sequence[Example]) -> Dataset:
 
 
 def label_columns(examples: Sequence[Example]) -> Dataset:
-    """Data set for ``KTOTrainer`` with ``LabelCollator``."""
+    """Data set for ``KTOTrainer`` with ``KTOCollator``."""
     return Dataset.from_list(
         [
             {
@@ -91,7 +91,7 @@ class PairCollator:
         return batch
 
 
-class LabelCollator:
+class KTOCollator:
     """Collates labeled replies for ``KTOTrainer``.
 
     The KL estimate needs mismatched pairs: each prompt is combined with the reply of the preceding

@@ -36,7 +36,7 @@ from rlhf.training.methods import (
 from rlhf.training.optimizers import make_optimizer, optimizer_name, optimizer_settings
 from rlhf.training.trl.callback import RunCallback
 from rlhf.training.trl.columns import (
-    LabelCollator,
+    KTOCollator,
     PairCollator,
     label_columns,
     pair_columns,
@@ -60,7 +60,7 @@ def causal_trainer(
     if verb == "dpo":
         arguments["data_collator"] = PairCollator(tokenizer.pad_token_id, multiple)
         return TrainerSpec(trl.DPOTrainer, trl.DPOConfig, pair_columns, arguments, owned=owned)
-    arguments["data_collator"] = LabelCollator(tokenizer.pad_token_id, config.max_length, multiple)
+    arguments["data_collator"] = KTOCollator(tokenizer.pad_token_id, config.max_length, multiple)
     return TrainerSpec(trl.KTOTrainer, trl.KTOConfig, label_columns, arguments, owned=owned)
 
 
