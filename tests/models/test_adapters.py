@@ -223,7 +223,7 @@ def test_invalid_lora_values_are_refused() -> None:
     for keys in ({"alpha": 0}, {"dropout": 1.0}, {"rank": 0}):
         with pytest.raises(ValueError, match=r"model\.lora\."):
             LoraSpec(**keys)
-    with pytest.raises(ValueError, match="q_proj is named by"):
+    with pytest.raises(ValueError, match="q_proj is in both"):
         LoraSpec(target_modules=["q_proj"], modules_to_save=["q_proj"])
 
 

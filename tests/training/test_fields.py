@@ -202,11 +202,11 @@ REFUSALS: dict[str, tuple[Any, Tree, str, str]] = {
     "critic_warmup_steps": (1, {}, "grpo", "no critic"),
     "env.reward": (0.5, PROMPTS, "ppo", "no reward"),
     "env.errors": ("count", PROMPTS, "ppo", "cannot fail"),
-    "model.lora": ({}, SCRATCH, "ppo", "no use with model.scratch"),
+    "model.lora": ({}, SCRATCH, "ppo", "cannot be combined with model.scratch"),
     "model.chat_template_kwargs": ({"enable_thinking": False}, {}, "ppo", "does not read"),
     "model.fold_system": (True, {}, "ppo", "the template has a system role"),
     "model.revision": ("main", {}, "ppo", "only a hub id"),
-    "model.dtype": ("float16", {}, "ppo", "below the range of float16"),
+    "model.dtype": ("float16", {}, "ppo", "gradients underflow in float16"),
 }
 # Shown by the named test: not in what a run leaves, or only in combination with an accident.
 ELSEWHERE = {
