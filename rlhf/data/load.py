@@ -148,7 +148,7 @@ def load(
 
 
 def logged_rows(
-    specs: Sequence[DataSpec], kind: Kind, *, what: str, seed: int
+    specs: Sequence[DataSpec], kind: Kind, *, what: str, seed: int, keep: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
     """Load data sets and log a summary under the name `what`; no rows without data sets.
 
@@ -157,7 +157,7 @@ def logged_rows(
     """
     if not specs:
         return []
-    loaded = load(specs, kind, seed=seed)
+    loaded = load(specs, kind, seed=seed, keep=keep)
     log.info("%s: %s", what, loaded.summary())
     return loaded.rows
 

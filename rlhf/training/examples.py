@@ -23,14 +23,13 @@ FILLED = "the prompt fills max_length"
 
 @dataclass(frozen=True)
 class Example:
-    """One training example: one token row (SFT, KTO), or a chosen and a rejected row."""
+    """One training example of a language model or of a reward model."""
 
-    ids: tuple[list[int], ...]
-    """Token ids of each row."""
-    labels: tuple[list[int], ...]
-    """The same ids, with IGNORED for tokens that are not trained on."""
-    margin: float = 0.0
-    """Margin of a pair, for reward models."""
+    ids: Sequence[list[int]]
+    """Token ids of each text: one, the chosen and the rejected one, or all candidates."""
+    labels: Any
+    """For a language model the ids of each text, with IGNORED for tokens that are not trained on.
+    For a reward model the labels of its kind, a number or a list."""
     desirable: bool = True
     """Label of a single reply, for KTO."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.config.data import Kind
 from rlhf.config.offline import OfflineConfig
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
@@ -59,8 +60,8 @@ class TrainingSetup:
 class OfflineMethod:
     """A row of the table of training methods."""
 
-    data: str
-    """Kind of the rows, see `rlhf.config.data.Kind`."""
+    data: Kind
+    """Kind of the rows."""
     learning_rate: float
     setup: Callable[[Any, list[Row], str], TrainingSetup]
     """(configuration, training rows, engine) -> setup of the run."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.data import DataSpec
 from rlhf.config.offline import LEARNING_RATES, OWNED, OfflineConfig
 from rlhf.config.optimization import native_options
-from rlhf.data.load import load
+from rlhf.data.load import logged_rows
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.models.adapters import share_base
@@ -170,17 +170,11 @@ def check_trainer(
 
 def load_rows(config: OfflineConfig, method: OfflineMethod) -> tuple[list[Row], list[Row]]:
     """Return training and held-out rows; no prompt is in both."""
-    rows = rows_of(config.data, method, "data", seed=config.seed)
+    read = partial(logged_rows, kind=method.data, seed=config.seed, keep=method.keep)
+    rows = read(config.data, what="data")
     if config.eval_data:
-        return rows, rows_of(config.eval_data, method, "eval_data", seed=config.seed)
+        return rows, read(config.eval_data, what="eval_data")
     return split_by_prompt(rows, fraction=config.eval_fraction, seed=config.seed)
-
-
-def rows_of(specs: list[DataSpec], method: OfflineMethod, what: str, *, seed: int) -> list[Row]:
-    """Load the rows of data sets for a training method."""
-    loaded = load(specs, method.data, seed=seed, keep=method.keep)  # type: ignore[arg-type]
-    log.info("%s: %s", what, loaded.summary())
-    return loaded.rows
 
 
 def texts_of(rows: list[Row]) -> list[str]:

@@ -75,19 +75,30 @@ def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
-def collate(examples: Sequence[Example], *, pad_id: int, device: torch.device) -> TrainingBatch:
-    """Make a batch of examples of one or two token rows each, padded on the right."""
-    ids = [row for example in examples for row in example.ids]
-    labels = [row for example in examples for row in example.labels]
+def collate(
+    examples: Sequence[Example], *, pad_id: int, device: torch.device, with_margins: bool = False
+) -> TrainingBatch:
+    """Make a batch of examples of one or two texts each, padded on the right.
+
+    Args:
+        examples: Their rows are adjacent in the batch, the chosen text of a pair first.
+        pad_id: Id of the padding token.
+        device: Device of the tensors.
+        with_margins: Whether an example is a pair whose label is its margin. Otherwise each token
+            has a label.
+    """
+    ids = [text for example in examples for text in example.ids]
+    labels = ids if with_margins else [text for example in examples for text in example.labels]
+    margins = [example.labels[0] if with_margins else 0.0 for example in examples]
     padded = partial(pad_right, dtype=torch.long, device=device)
     column = partial(torch.tensor, device=device)
     return TrainingBatch(
         tokens=padded(ids, pad_id),
-        attention_mask=padded([[1] * len(row) for row in ids], 0).bool(),
+        attention_mask=padded([[1] * len(text) for text in ids], 0).bool(),
         action_mask=padded(labels, IGNORED) != IGNORED,
         pair_ids=column([index for index, example in enumerate(examples) for _ in example.ids]),
         chosen=column([row == 0 for example in examples for row in range(len(example.ids))]),
-        margins=column([example.margin for example in examples for _ in example.ids]),
+        margins=column([m for m, e in zip(margins, examples, strict=True) for _ in e.ids]),
     )
 
 
@@ -107,6 +118,8 @@ class SupervisedTrainer(Trainer):
     slots = OFFLINE
     learning_rate_key = "trainer.learning_rate"
     keep_best = True
+    with_margins = False
+    """Whether examples are pairs with a margin, see ``collate``."""
 
     def __init__(
         self,
@@ -179,8 +192,8 @@ class SupervisedTrainer(Trainer):
         torch.manual_seed(self.config.seed + self.progress.step)  # of dropout
         set_dropout(self.model.model, active=self.setup.dropout)
         count, total = self.count(batch), MetricSums()
-        for micro_batch in self.micro_batches(batch):
-            loss, sums = self.loss(micro_batch, count=count)
+        for rows in self.micro_batch_rows(batch):
+            loss, sums = self.loss(batch.select(rows), count=count)
             loss.backward()
             total = total + sums
         self.world.all_reduce_gradients(self.model.parameters())
@@ -203,8 +216,10 @@ class SupervisedTrainer(Trainer):
         """Return the metrics of the loss on the held-out examples."""
         set_dropout(self.model.model, active=False)
         total = MetricSums()
-        for rows in self.eval_batches():
-            for micro_batch in self.micro_batches(self.make_batch("eval", rows)):
+        for examples in self.eval_batches():
+            batch = self.make_batch("eval", examples)
+            for rows in self.micro_batch_rows(batch):
+                micro_batch = batch.select(rows)
                 total = total + self.loss(micro_batch, count=self.count(micro_batch))[1]
         return _with_prefix("eval", sum(self.world.gather(total), MetricSums()))
 
@@ -229,7 +244,9 @@ class SupervisedTrainer(Trainer):
         """Collate some examples of a split."""
         examples = [self.examples[split][row] for row in rows]
         pad_id = self.model.tokenizer.pad_token_id
-        return collate(examples, pad_id=pad_id, device=self.model.device)
+        return collate(
+            examples, pad_id=pad_id, device=self.model.device, with_margins=self.with_margins
+        )
 
     def micro_batch_rows(self, batch: TrainingBatch) -> list[Tensor]:
         """Return the rows of each micro-batch of this process."""
@@ -242,10 +259,6 @@ class SupervisedTrainer(Trainer):
         )
         device = self.model.device
         return [torch.tensor(rows, device=device) for rows in self.world.shard(indices)]
-
-    def micro_batches(self, batch: TrainingBatch) -> Iterable[TrainingBatch]:
-        """Return this process's micro-batches of a batch."""
-        return (batch.select(rows) for rows in self.micro_batch_rows(batch))
 
 
 def _with_prefix(split: str, sums: MetricSums) -> dict[str, float]:

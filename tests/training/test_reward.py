@@ -101,7 +101,7 @@ def test_long_pairs_are_truncated(tmp_path, echo_model, caplog):
     encoder = RewardEncoder(kind_of(config), tokenizer, append_eos=True)
     made = encoder(rows, False)
     assert len(made) == 8
-    long = made[7].texts[0]  # the held-out rows stand in order of length
+    long = made[7].ids[0]  # the held-out rows stand in order of length
     assert len(long) == 24
     assert long[-1] == tokenizer.eos_token_id  # what is scored is the end
     assert encoder.summary() == "1 truncated"

@@ -142,7 +142,7 @@ def test_held_out_loss_of_each_kind_from_the_saved_checkpoint(tmp_path, request,
         labels = batch.pop("labels")
         logits = []
         with torch.no_grad():
-            for text in example.texts:
+            for text in example.ids:
                 logits.append(model(torch.tensor([text])).logits)
         total += kind.loss(torch.cat(logits), labels, torch.tensor(1.0)).item()
         weight += int((labels != IGNORED).sum())

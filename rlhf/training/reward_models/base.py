@@ -10,15 +10,16 @@ import numpy as np
 from torch import Tensor
 
 from rlhf.common.imports import import_object
+from rlhf.config.data import Kind
 from rlhf.config.reward import KINDS, RewardConfig
 from rlhf.models.rewards import packed
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.report.markdown import labelled_page, write_report
 from rlhf.runs.directory import Run
+from rlhf.training.examples import Example
 from rlhf.training.reward_models.encoding import (
     RewardEncoder,
-    RewardExample,
     Row,
     labelled_messages,
 )
@@ -62,8 +63,8 @@ class RewardKind:
         config: Configuration of the run.
     """
 
-    data: str
-    """Kind of the rows, see `rlhf.config.data.Kind`."""
+    data: Kind
+    """Kind of the rows."""
     columns: tuple[str, ...] = ()
     """Further columns of the rows."""
     scorer = "learned"
@@ -91,7 +92,7 @@ class RewardKind:
     def check_rows(self, rows: Sequence[Row]) -> None:
         """Raise UserError if no row has what the kind needs."""
 
-    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+    def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         """Encode a row.
 
         Raises:

@@ -13,10 +13,10 @@ from rlhf.config.reward import RewardConfig
 from rlhf.data.messages import RowDropped
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.report import labelled
+from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel, known_accuracy
 from rlhf.training.reward_models.encoding import (
     RewardEncoder,
-    RewardExample,
     Row,
     labelled_text,
     unit_of,
@@ -79,9 +79,9 @@ class Binary(LogOdds, Classes):
             return self.config.labels[1:]
         return super().outputs()
 
-    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+    def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         label = _class_number(row["label"], 2)
-        return RewardExample([encoder.labelled(row)], encoder.for_heads(float(label)))
+        return Example([encoder.labelled(row)], encoder.for_heads(float(label)))
 
     def class_logits(self, logits: np.ndarray) -> np.ndarray:
         log_odds = logits.mean(1)
@@ -93,9 +93,9 @@ class MultiClass(Classes):
 
     problem_type = "single_label_classification"
 
-    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+    def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         label = _class_number(row["label"], len(self.config.labels))
-        return RewardExample([encoder.labelled(row)], label)
+        return Example([encoder.labelled(row)], label)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         return F.cross_entropy(logits, labels, reduction="sum") / count

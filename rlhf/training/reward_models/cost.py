@@ -10,8 +10,9 @@ from torch import Tensor
 from rlhf.data.messages import RowDropped
 from rlhf.reward_models import losses
 from rlhf.reward_models.core import Reward
+from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import TrainedModel
-from rlhf.training.reward_models.encoding import RewardEncoder, RewardExample, Row
+from rlhf.training.reward_models.encoding import RewardEncoder, Row
 from rlhf.training.reward_models.preference import PairKind
 
 FLAGS = ("chosen_unsafe", "rejected_unsafe")
@@ -26,9 +27,9 @@ class Cost(PairKind):
     scorer = "cost"
     columns = FLAGS
 
-    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+    def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         unsafe = [_flag(row[name], name) for name in FLAGS]
-        return RewardExample(encoder.pair(row), unsafe)
+        return Example(encoder.pair(row), unsafe)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         better, worse = self.by_example(logits, labels)[..., 0].unbind(1)

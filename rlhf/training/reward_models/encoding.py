@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from rlhf.reward_models.core import Conversation, Unscorable
 from rlhf.reward_models.losses import IGNORED
 from rlhf.rollout.batch import pad_right
 from rlhf.rollout.chat_format import prompt_of
-from rlhf.training.examples import EQUAL
+from rlhf.training.examples import EQUAL, Example
 
 if TYPE_CHECKING:
     from rlhf.training.reward_models.base import RewardKind
@@ -34,16 +33,6 @@ Row = dict[str, Any]
 
 BOOTSTRAP_SHARE = 1 - 1 / math.e
 """Share of the distinct rows in a bootstrap sample: what each head of an ensemble learns from."""
-
-
-@dataclass(frozen=True)
-class RewardExample:
-    """One training example of a reward model."""
-
-    texts: list[list[int]]
-    """Token ids of each text: one, the chosen and the rejected one, or all candidates."""
-    labels: Any
-    """The labels of the example, a number or a list; see the kind."""
 
 
 class RewardEncoder:
@@ -68,7 +57,7 @@ class RewardEncoder:
         self.dropped: dict[bool, Counter[str]] = {}
         """Reason -> rows without an example, by whether they are for training."""
 
-    def __call__(self, rows: Sequence[Row], training: bool) -> list[RewardExample]:
+    def __call__(self, rows: Sequence[Row], training: bool) -> list[Example]:
         """Encode rows; neighboring examples have similar lengths.
 
         Args:
@@ -96,7 +85,7 @@ class RewardEncoder:
             raise UserError(
                 f"no example is left: {self.summary()}; max_length is {self.config.max_length}"
             )
-        lengths = [max(map(len, example.texts)) for example in examples]
+        lengths = [max(map(len, example.ids)) for example in examples]
         if training:
             order = length_grouped(lengths, self.config.batch_size, self.generator)
         else:
@@ -188,8 +177,8 @@ class Collator:
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
-    def __call__(self, examples: Sequence[RewardExample]) -> dict[str, Tensor]:
-        texts = [text for example in examples for text in example.texts]
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        texts = [text for example in examples for text in example.ids]
         ids = pad_right(texts, self.pad_id)
         lengths = torch.tensor([len(text) for text in texts])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()

@@ -10,10 +10,10 @@ from rlhf.models.rewards import packed
 from rlhf.reward_models.pairwise import PairModel, encode_pair
 from rlhf.reward_models.report import labelled
 from rlhf.rollout.chat_format import prompt_of
-from rlhf.training.examples import EQUAL
+from rlhf.training.examples import EQUAL, Example
 from rlhf.training.reward_models.base import Report, TrainedModel
 from rlhf.training.reward_models.classification import LogOdds
-from rlhf.training.reward_models.encoding import RewardEncoder, RewardExample, Row
+from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
 class Pairwise(LogOdds):
@@ -26,7 +26,7 @@ class Pairwise(LogOdds):
     scorer = "pairwise"
     append_eos = False
 
-    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+    def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         chosen_first = bool(encoder.generator.random() < 0.5)
         order = ("chosen", "rejected") if chosen_first else ("rejected", "chosen")
         first, second = (_text(row, side) for side in order)
@@ -38,7 +38,7 @@ class Pairwise(LogOdds):
         )
         if ids == swapped:
             raise RowDropped(EQUAL)
-        return RewardExample([ids], [float(chosen_first)])
+        return Example([ids], [float(chosen_first)])
 
     def evaluate(self, trained: TrainedModel) -> Report:
         """Accuracy, agreement of both orders, and accuracy of "longer wins"."""

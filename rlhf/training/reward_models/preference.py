@@ -19,8 +19,9 @@ from rlhf.reward_models import Sidecar, losses
 from rlhf.reward_models.checkpoint import keep_first_output
 from rlhf.reward_models.core import Reward
 from rlhf.reward_models.losses import IGNORED
+from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import RewardKind, TrainedModel
-from rlhf.training.reward_models.encoding import RewardEncoder, RewardExample, Row
+from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 REPORT_PAIRS = 500
 """Held-out pairs of the report, where no test data are named."""
@@ -46,13 +47,13 @@ class PairKind(RewardKind):
                 f"{setting}, but the pairs have no margin column, and no scores of both sides"
             )
 
-    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+    def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         if self.uses_margin and "margin" not in row:
             raise RowDropped("no margin")
         margin = float(row["margin"]) if self.uses_margin else 0.0
         if margin < 0:  # as a strength it would reverse the gradient, without a lower bound
             raise RowDropped("margin below 0: the rejected completion has the higher score")
-        return RewardExample(encoder.pair(row), encoder.for_heads(margin))
+        return Example(encoder.pair(row), encoder.for_heads(margin))
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         chosen, rejected = self.by_example(logits, labels).unbind(1)
@@ -152,12 +153,12 @@ class LengthDebiased(PairKind):
     def outputs(self) -> list[str]:
         return ["quality", "length"]
 
-    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+    def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         lengths = [
             sum(len(message["content"]) for message in row[side]) / 100
             for side in ("chosen", "rejected")
         ]
-        return RewardExample(encoder.pair(row), lengths)
+        return Example(encoder.pair(row), lengths)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         chosen, rejected = self.by_example(logits, labels).unbind(1)

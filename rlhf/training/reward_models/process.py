@@ -15,8 +15,9 @@ from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.process import ProcessReward, encode_steps
 from rlhf.reward_models.report import labelled
 from rlhf.rollout.chat_format import prompt_of
+from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel, known_accuracy
-from rlhf.training.reward_models.encoding import RewardEncoder, RewardExample, Row
+from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
 class Process(RewardKind):
@@ -29,7 +30,7 @@ class Process(RewardKind):
     def outputs(self) -> list[str]:
         return ["wrong", "right"]
 
-    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+    def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         steps = encode_steps(
             encoder.tokenizer, self._solution(row), separator=self.config.separator
         )
@@ -40,7 +41,7 @@ class Process(RewardKind):
             labels[end] = IGNORED if label is None else int(label)
         if len(steps.ids) > self.config.max_length:
             raise RowDropped("longer than max_length")
-        return RewardExample([steps.ids], labels)
+        return Example([steps.ids], labels)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         return losses.step_ends(logits, labels, num_steps=count)

@@ -13,9 +13,9 @@ from rlhf.data.splits import prompt_key
 from rlhf.reward_models import losses
 from rlhf.reward_models.report import labelled
 from rlhf.rollout.chat_format import prompt_of
-from rlhf.training.examples import EQUAL
+from rlhf.training.examples import EQUAL, Example
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel
-from rlhf.training.reward_models.encoding import RewardEncoder, RewardExample, Row
+from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
 class Ranking(RewardKind):
@@ -23,12 +23,12 @@ class Ranking(RewardKind):
 
     data = "ranking"
 
-    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+    def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         replies = self.best_first(row)
         texts = [encoder.text([*prompt_of(row), *reply]) for reply in replies]
         if len(set(map(tuple, texts))) < len(texts):
             raise RowDropped(EQUAL)
-        return RewardExample(texts, len(texts))
+        return Example(texts, len(texts))
 
     def best_first(self, row: Row) -> list[Any]:
         """Return the replies of a row in the order of the loss."""

@@ -14,11 +14,11 @@ from rlhf.data.messages import RowDropped
 from rlhf.reward_models import losses
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.report import labelled
+from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel
 from rlhf.training.reward_models.classification import LogOdds
 from rlhf.training.reward_models.encoding import (
     RewardEncoder,
-    RewardExample,
     Row,
     labelled_text,
     unit_of,
@@ -38,11 +38,11 @@ class Regression(RewardKind):
         self.data = "classification" if only_label else "rated"
         self.columns = () if only_label else tuple(self.names)
 
-    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+    def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         values = [_rating(row[name], name) for name in self.names]
         if all(value == IGNORED for value in values):
             raise RowDropped("no rating")
-        return RewardExample([encoder.labelled(row)], values)
+        return Example([encoder.labelled(row)], values)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         targets = torch.where(labels != IGNORED, labels.float(), torch.nan)
@@ -99,7 +99,7 @@ class MultiLabel(LogOdds, Regression):
 
     problem_type = "multi_label_classification"
 
-    def encode(self, encoder: RewardEncoder, row: Row) -> RewardExample:
+    def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         example = super().encode(encoder, row)
         if not set(example.labels) <= {0.0, 1.0, float(IGNORED)}:
             raise RowDropped("a label is neither 0 nor 1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from rlhf.reward_models import Sidecar
 from rlhf.reward_models.encoding import end_template_at_score, template_hash
 from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.directory import Run
-from rlhf.training.examples import Example
 from rlhf.training.methods import OfflineMethod, Row, TrainerSpec, TrainingSetup, engine_of
 from rlhf.training.reward_models.base import RewardKind, TrainedModel, kind_of
 from rlhf.training.reward_models.encoding import Collator, RewardEncoder
@@ -69,13 +67,6 @@ def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str
         separator=config.separator if kind.per_token else None,
     )
 
-    def encode(rows: Sequence[Row], training: bool) -> Sequence[Any]:
-        examples = encoder(rows, training)
-        if not kind.in_trl:
-            return examples
-        pairs = [(tuple(example.texts), example.labels[0]) for example in examples]
-        return [Example(texts, texts, margin=margin) for texts, margin in pairs]
-
     def save(trained: Any, final: Path) -> None:
         trained = trained.merge_and_unload() if unwrap_peft(trained) is not trained else trained
         trained.config.use_cache = True
@@ -88,7 +79,7 @@ def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str
     def report(run: Run) -> None:
         dropped: dict[str, int] = {}
         if config.test_data:
-            loaded = load(config.test_data, kind.data, seed=config.seed, keep=kind.columns)  # type: ignore[arg-type]
+            loaded = load(config.test_data, kind.data, seed=config.seed, keep=kind.columns)
             log.info("test_data: %s", loaded.summary())
             encoder(loaded.rows, False)
             dropped = loaded.dropped
@@ -101,7 +92,7 @@ def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str
     return TrainingSetup(
         model=model,
         tokenizer=tokenizer,
-        encode=encode,
+        encode=encoder,
         summary=encoder.summary,
         save=save,
         trainer=reward_trainer(kind, model) if engine == "trl" else None,

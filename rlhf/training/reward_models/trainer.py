@@ -25,6 +25,7 @@ class RewardTrainer(SupervisedTrainer):
     """A reward model with one output, on pairs; the loss is that of its kind."""
 
     model: Scorer
+    with_margins = True
 
     def wrap(self, setup: TrainingSetup) -> Scorer:
         """Return the model with the pass that scores whole texts."""

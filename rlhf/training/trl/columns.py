@@ -61,12 +61,13 @@ def label_columns(examples: Sequence[Example]) -> Dataset:
 
 def reward_columns(examples: Sequence[Example], *, margins: bool) -> Dataset:
     """Data set for ``RewardTrainer``; with ``margins`` it has a margin column."""
-    rows = []
-    for example in examples:
-        chosen, rejected = example.ids
-        margin = {"margin": example.margin} if margins else {}
-        rows.append({"chosen_ids": chosen, "rejected_ids": rejected} | margin)
-    return Dataset.from_list(rows)
+    return Dataset.from_list(
+        [
+            {"chosen_ids": example.ids[0], "rejected_ids": example.ids[1]}
+            | ({"margin": example.labels[0]} if margins else {})
+            for example in examples
+        ]
+    )
 
 
 class PairCollator:
