@@ -19,7 +19,7 @@ from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.registry import configure
 from rlhf.models.policy import Policy, Reference
 from rlhf.reward_models.losses import bradley_terry
-from rlhf.training.dpo import dpo_loss, pair_losses
+from rlhf.training.dpo import dpo_loss
 from rlhf.training.reward_models.trainer import Scorer
 from rlhf.training.supervised import sft_loss
 
@@ -86,11 +86,11 @@ def take_gradient(model: Any) -> Tensor:
 
 
 def _examples(inputs: Mapping[str, Any], action_mask: Tensor, **more: Any) -> TrainingBatch:
-    """TRL's batch as ours; of pairs the first half is the chosen one."""
+    """TRL's batch as ours, in which the two rows of a pair are adjacent."""
     count = len(inputs["input_ids"])
     rows = torch.arange(count)
     half = max(count // 2, 1)
-    return TrainingBatch(
+    batch = TrainingBatch(
         tokens=inputs["input_ids"],
         attention_mask=inputs["attention_mask"].bool(),
         action_mask=action_mask,
@@ -99,6 +99,7 @@ def _examples(inputs: Mapping[str, Any], action_mask: Tensor, **more: Any) -> Tr
         margins=torch.zeros(count),
         **more,
     )
+    return batch.select(torch.argsort(rows % half, stable=True))
 
 
 def _sft(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
@@ -110,13 +111,8 @@ def _sft(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
 def _reward(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:
     scorer = Scorer(trainer.model, trainer.processing_class)
     part = _examples(inputs, torch.zeros_like(inputs["input_ids"], dtype=torch.bool))
-    pairs = torch.tensor(len(part.tokens) // 2)
-
-    def loss(chosen: Tensor, rejected: Tensor, margins: Tensor) -> Tensor:
-        return bradley_terry(chosen, rejected, margin=margins)
-
-    scores = scorer.score(part.tokens, part.attention_mask)
-    return pair_losses(scores, part, loss)[0].sum() / pairs
+    chosen, rejected = scorer.score(part.tokens, part.attention_mask).view(-1, 2).unbind(1)
+    return bradley_terry(chosen, rejected).mean()
 
 
 def _dpo(trainer: Any, inputs: Mapping[str, Any]) -> Tensor:

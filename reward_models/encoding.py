@@ -59,8 +59,25 @@ def encode_conversation(
         max_length: Largest number of tokens. Longer texts lose their oldest tokens, so that the end
             of the reply is kept; a leading [CLS] or BOS is also kept.
     """
+    return encode_truncated(tokenizer, conversation, append_eos=append_eos, max_length=max_length)[
+        0
+    ]
+
+
+def encode_truncated(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Conversation,
+    *,
+    append_eos: bool,
+    max_length: int | None,
+) -> tuple[list[int], bool]:
+    """Token ids as of :func:`encode_conversation`, and whether they were truncated."""
     ids = full_ids(tokenizer, conversation, append_eos=append_eos)
-    return truncate_left(ids, max_length, tokenizer=tokenizer)
+    if max_length is None or len(ids) <= max_length:
+        return ids, False
+    if ids[:1] in ([tokenizer.bos_token_id], [tokenizer.cls_token_id]):
+        return [ids[0], *ids[len(ids) - max_length + 1 :]], True
+    return ids[-max_length:], True
 
 
 def full_ids(
@@ -97,17 +114,6 @@ def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> st
             return conversation[0]["content"]
         return "\n\n".join(f"{m['role']}: {m['content']}" for m in conversation)
     return render_chat(tokenizer, conversation, fixed_date=True)
-
-
-def truncate_left(
-    ids: list[int], max_length: int | None, *, tokenizer: PreTrainedTokenizerBase
-) -> list[int]:
-    """The last ``max_length`` ids; a leading [CLS] or BOS is kept as the first of them."""
-    if max_length is None or len(ids) <= max_length:
-        return ids
-    if ids[:1] in ([tokenizer.bos_token_id], [tokenizer.cls_token_id]):
-        return [ids[0], *ids[len(ids) - max_length + 1 :]]
-    return ids[-max_length:]
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:

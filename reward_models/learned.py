@@ -163,12 +163,15 @@ class LearnedReward(Reward):
     def _encode(self, conversation: Conversation) -> tuple[list[int], bool]:
         if self.scope == "reply":
             conversation = [{"role": "assistant", "content": last_reply(conversation)}]
-        policy = self.sidecar
-        full = encoding.full_ids(self.tokenizer, conversation, append_eos=policy.append_eos)
-        if not full:
+        ids, truncated = encoding.encode_truncated(
+            self.tokenizer,
+            conversation,
+            append_eos=self.sidecar.append_eos,
+            max_length=self.sidecar.max_length,
+        )
+        if not ids:
             raise Unscorable("no tokens")
-        ids = encoding.truncate_left(full, policy.max_length, tokenizer=self.tokenizer)
-        return ids, len(ids) < len(full)
+        return ids, truncated
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         texts, reasons, counts = score_each(self._encode, conversations, name=self.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -128,9 +128,9 @@ def dpo_loss(
     mask = micro_batch.action_mask
     log_ratio = scored.logprobs - micro_batch.require("ref_logprobs")
     rewards = beta * torch.where(mask, log_ratio, 0.0).sum(1)
-    losses, sums = pair_losses(
-        rewards, micro_batch, lambda chosen, rejected, _: bradley_terry(chosen, rejected)
-    )
+    chosen, rejected = rewards.view(-1, 2).unbind(1)
+    losses = bradley_terry(chosen, rejected)
+    sums = pair_metrics(losses, chosen, rejected)
     loss = weights.get("sigmoid", 0.0) * (losses.sum() / count[0])
     if "sft" in weights:
         chosen_mask = mask & micro_batch.require("chosen")[:, None]
@@ -141,22 +141,8 @@ def dpo_loss(
     return add_balancing_loss(loss, sums, scored, all_pairs, share=all_pairs.sum() / count[0])
 
 
-def pair_losses(
-    rewards: Tensor,
-    micro_batch: TrainingBatch,
-    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-) -> tuple[Tensor, MetricSums]:
-    """Return the loss [P] of each pair, and the metrics of the pairs.
-
-    Args:
-        rewards: [B] rewards of the rows, B = 2 P.
-        micro_batch: Pairs.
-        loss: Maps rewards of chosen and of rejected replies, and margins, to losses, all [P].
-    """
-    is_rejected = ~micro_batch.require("chosen")
-    order = torch.argsort(micro_batch.require("pair_ids") * 2 + is_rejected)
-    chosen, rejected = rewards[order].view(-1, 2).unbind(1)
-    losses = loss(chosen, rejected, micro_batch.require("margins")[order[::2]])
+def pair_metrics(losses: Tensor, chosen: Tensor, rejected: Tensor) -> MetricSums:
+    """Return metrics of the losses and of the rewards of the replies of pairs, all [P]."""
     every = torch.ones_like(losses, dtype=torch.bool)
     values = {
         "loss": losses,
@@ -165,5 +151,4 @@ def pair_losses(
         "reward_chosen": chosen,
         "reward_rejected": rejected,
     }
-    means = {name: masked_mean(value, every) for name, value in values.items()}
-    return losses, MetricSums(means=means)
+    return MetricSums(means={name: masked_mean(value, every) for name, value in values.items()})

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import aggregate
@@ -24,7 +25,6 @@ from rlhf.config.optimization import NativeOptions
 from rlhf.errors import UserError
 from rlhf.models.policy import Policy, Scored
 from rlhf.models.trainable import set_dropout
-from rlhf.rollout.batch import pad_right
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import OFFLINE
 from rlhf.training.batching import micro_batches
@@ -90,8 +90,11 @@ def collate(
     ids = [text for example in examples for text in example.ids]
     labels = ids if with_margins else [text for example in examples for text in example.labels]
     margins = [example.labels[0] if with_margins else 0.0 for example in examples]
-    padded = partial(pad_right, dtype=torch.long, device=device)
     column = partial(torch.tensor, device=device)
+
+    def padded(rows: list[list[int]], fill: int) -> Tensor:
+        return pad_sequence(list(map(torch.tensor, rows)), True, fill).to(device)
+
     return TrainingBatch(
         tokens=padded(ids, pad_id),
         attention_mask=padded([[1] * len(text) for text in ids], 0).bool(),

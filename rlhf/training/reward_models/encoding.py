@@ -18,9 +18,9 @@ from rlhf.data.conversation import labelled_conversation
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
-from rlhf.reward_models import encoding
 from rlhf.reward_models.chat_template import with_tools
 from rlhf.reward_models.core import Conversation, Unscorable
+from rlhf.reward_models.encoding import encode_truncated
 from rlhf.reward_models.losses import IGNORED
 from rlhf.rollout.batch import pad_right
 from rlhf.rollout.chat_format import prompt_of
@@ -98,9 +98,14 @@ class RewardEncoder:
 
     def text(self, conversation: Conversation) -> list[int]:
         """Encode a conversation as scoring does; truncation removes the oldest tokens."""
-        ids = encoding.full_ids(self.tokenizer, conversation, append_eos=self.append_eos)
-        self.truncated |= len(ids) > self.config.max_length
-        return encoding.truncate_left(ids, self.config.max_length, tokenizer=self.tokenizer)
+        ids, truncated = encode_truncated(
+            self.tokenizer,
+            conversation,
+            append_eos=self.append_eos,
+            max_length=self.config.max_length,
+        )
+        self.truncated |= truncated
+        return ids
 
     def pair(self, row: Row) -> list[list[int]]:
         """Encode the chosen and the rejected reply of a row, each with its prompt.

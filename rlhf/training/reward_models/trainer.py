@@ -14,7 +14,7 @@ from rlhf.models.architecture import trunk_of
 from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.saving import restore_model, save_model
-from rlhf.training.dpo import pair_losses
+from rlhf.training.dpo import pair_metrics
 from rlhf.training.methods import TrainingSetup
 from rlhf.training.reward_models.base import kind_of
 from rlhf.training.reward_models.preference import PairKind
@@ -45,8 +45,9 @@ class RewardTrainer(SupervisedTrainer):
     def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
         """Return the loss of a micro-batch and its metrics."""
         scores = self.model.score(micro_batch.tokens, micro_batch.attention_mask)
-        losses, sums = pair_losses(scores, micro_batch, self.kind.pair_losses)
-        return losses.sum() / count, sums
+        chosen, rejected = scores.view(-1, 2).unbind(1)
+        losses = self.kind.pair_losses(chosen, rejected, micro_batch.require("margins")[::2])
+        return losses.sum() / count, pair_metrics(losses, chosen, rejected)
 
 
 class Scorer:
