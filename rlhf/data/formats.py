@@ -239,24 +239,6 @@ def _role(turn: Any) -> str | None:
     return ROLES.get(str(turn.get("role", turn.get("from"))).lower())
 
 
-def _pair(cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
-    sides = [cells["chosen"], cells["rejected"]]
-    whole = all(_opens_with_prompt(value) for value in sides)
-    if cells.get("prompt") is None and cells.get("messages") is not None and not whole:
-        cells["prompt"] = _as_prompt(cells.pop("messages"))
-    if cells.get("prompt") is None:
-        if any(isinstance(value, str) and not is_dialogue(value) for value in sides):
-            raise RowDropped("plain text without a prompt column")
-        prompt, chosen, rejected = split_pair(*(_messages(value, notes) for value in sides))
-    elif whole:
-        prompt, chosen, rejected = _whole_pair(cells, sides, notes)
-    else:
-        prompt, chosen, rejected = _pair_after(_prompt(cells, notes), cells, notes)
-    if same_turns(chosen, rejected):
-        raise RowDropped("chosen equals rejected")
-    return prompt, chosen, rejected
-
-
 def _as_prompt(messages: Any) -> Any:
     """The `messages` of a pair of bare replies as a prompt, without trailing assistant turns."""
     messages = decode_json(messages)
@@ -279,19 +261,27 @@ def _whole_pair(cells: Cells, sides: list[Any], notes: Notes) -> tuple[Conversat
     return prompt, chosen, rejected
 
 
-def _pair_after(prompt: Conversation, cells: Cells, notes: Notes) -> tuple[Conversation, ...]:
-    prompts, replies = zip(
-        *(_reply(cells, field, prompt, notes) for field in ("chosen", "rejected")), strict=True
-    )
-    if not same_turns(*prompts):
-        raise RowDropped("system messages differ")
-    return prompts[0], *replies
-
-
 def _preference(cells: Cells, notes: Notes) -> dict[str, Any]:
     if "response_a" in cells:
         cells |= judged_pair(cells)
-    prompt, chosen, rejected = _pair(cells, notes)
+    sides = [cells["chosen"], cells["rejected"]]
+    whole = all(_opens_with_prompt(value) for value in sides)
+    if cells.get("prompt") is None and cells.get("messages") is not None and not whole:
+        cells["prompt"] = _as_prompt(cells.pop("messages"))
+    if cells.get("prompt") is None:
+        if any(isinstance(value, str) and not is_dialogue(value) for value in sides):
+            raise RowDropped("plain text without a prompt column")
+        prompt, chosen, rejected = split_pair(*(_messages(value, notes) for value in sides))
+    elif whole:
+        prompt, chosen, rejected = _whole_pair(cells, sides, notes)
+    else:
+        cell_prompt = _prompt(cells, notes)
+        prompt, chosen = _reply(cells, "chosen", cell_prompt, notes)
+        other_prompt, rejected = _reply(cells, "rejected", cell_prompt, notes)
+        if not same_turns(prompt, other_prompt):
+            raise RowDropped("system messages differ")
+    if same_turns(chosen, rejected):
+        raise RowDropped("chosen equals rejected")
     row: dict[str, Any] = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     margin = _margin(cells, notes)
     return row if margin is None else row | {"margin": margin}
