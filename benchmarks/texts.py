@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
-from rlhf.reward_models.encoding import full_ids
+from rlhf.reward_models.encoding import encode_conversation
 from rlhf.rollout.chat_format import ChatFormat, encode_example
 
 # One token each in the usual vocabularies when they follow a space.
@@ -96,7 +96,9 @@ def encode(verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[di
     if verb == "reward":
         return [
             {
-                f"{name}_ids": full_ids(tokenizer, [*row["prompt"], *row[name]], append_eos=True)
+                f"{name}_ids": encode_conversation(
+                    tokenizer, [*row["prompt"], *row[name]], append_eos=True
+                )
                 for name in ("chosen", "rejected")
             }
             for row in rows

@@ -47,9 +47,9 @@ def encode_conversation(
     conversation: Conversation,
     *,
     append_eos: bool,
-    max_length: int | None,
+    max_length: int | None = None,
 ) -> list[int]:
-    """Token ids of a conversation, truncated on the left.
+    """Return the token ids of a conversation, truncated on the left.
 
     Args:
         tokenizer: Its chat template renders the conversation.
@@ -59,9 +59,8 @@ def encode_conversation(
         max_length: Largest number of tokens. Longer texts lose their oldest tokens, so that the end
             of the reply is kept; a leading [CLS] or BOS is also kept.
     """
-    return encode_truncated(tokenizer, conversation, append_eos=append_eos, max_length=max_length)[
-        0
-    ]
+    ids, _ = encode_truncated(tokenizer, conversation, append_eos=append_eos, max_length=max_length)
+    return ids
 
 
 def encode_truncated(
@@ -71,19 +70,7 @@ def encode_truncated(
     append_eos: bool,
     max_length: int | None,
 ) -> tuple[list[int], bool]:
-    """Token ids as of :func:`encode_conversation`, and whether they were truncated."""
-    ids = full_ids(tokenizer, conversation, append_eos=append_eos)
-    if max_length is None or len(ids) <= max_length:
-        return ids, False
-    if ids[:1] in ([tokenizer.bos_token_id], [tokenizer.cls_token_id]):
-        return [ids[0], *ids[len(ids) - max_length + 1 :]], True
-    return ids[-max_length:], True
-
-
-def full_ids(
-    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, *, append_eos: bool
-) -> list[int]:
-    """Token ids before truncation."""
+    """Return what :func:`encode_conversation` returns, and whether the text was truncated."""
     text = render(tokenizer, conversation)
     eos = tokenizer.eos_token
     if append_eos:
@@ -94,7 +81,11 @@ def full_ids(
     ids = list(tokenizer(text, add_special_tokens=is_plain, verbose=False)["input_ids"])
     if append_eos and ids[-1:] != [tokenizer.eos_token_id]:
         ids.append(tokenizer.eos_token_id)
-    return ids
+    if max_length is None or len(ids) <= max_length:
+        return ids, False
+    if ids[:1] in ([tokenizer.bos_token_id], [tokenizer.cls_token_id]):
+        return [ids[0], *ids[len(ids) - max_length + 1 :]], True
+    return ids[-max_length:], True
 
 
 def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> str:
@@ -131,7 +122,7 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def end_template_at_score(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Change the tokenizer's chat template so that it renders what :func:`full_ids` encodes.
+    """Change the tokenizer's chat template so that it renders what scoring encodes.
 
     Call it on the tokenizer that is saved with a reward model that reads EOS. Other libraries
     render with the saved template and read the last token, which without this change can be the

@@ -18,7 +18,7 @@ from transformers import (
 from rlhf.errors import UserError
 from rlhf.reward_models.checkpoint import load_model, read
 from rlhf.reward_models.core import Conversation, Reward, Scores, score_each
-from rlhf.reward_models.encoding import full_ids, template_hash
+from rlhf.reward_models.encoding import encode_conversation, template_hash
 
 
 class ImplicitReward(Reward):
@@ -120,9 +120,9 @@ def reply_span(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation
 ) -> tuple[list[int], int]:
     """Token ids of a conversation with EOS, and the index where its last message begins (>= 1)."""
-    ids = full_ids(tokenizer, conversation, append_eos=True)
+    ids = encode_conversation(tokenizer, conversation, append_eos=True)
     blank = [*conversation[:-1], {**conversation[-1], "content": ""}]
-    without = full_ids(tokenizer, blank, append_eos=True)
+    without = encode_conversation(tokenizer, blank, append_eos=True)
     pairs = enumerate(zip(ids, without, strict=False))
     start = next((i for i, (a, b) in pairs if a != b), len(ids) - 1)
     return ids, max(1, start)

@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward, build, checkpoint
-from rlhf.reward_models.encoding import encode_conversation, ensure_pad_token, full_ids, render
+from rlhf.reward_models.encoding import encode_conversation, ensure_pad_token, render
 from rlhf.reward_models.ensemble import average_weights
 from rlhf.reward_models.learned import pack_left
 
@@ -96,7 +96,7 @@ def test_the_score_is_read_at_eos_not_at_white_space_after_it(decoder, helpers):
     assert render(decoder.tokenizer, talk).endswith("<eos>\n")
     ids = decoder.encode(talk)
     assert ids[-1] == decoder.tokenizer.eos_token_id
-    exact = full_ids(decoder.tokenizer, talk, append_eos=False)
+    exact = encode_conversation(decoder.tokenizer, talk, append_eos=False)
     assert exact[: len(ids)] == ids
     assert decoder.tokenizer.decode(exact[len(ids) :]) == "\n"
 
