@@ -64,7 +64,7 @@ def estimate_advantages(
     mask = batch.action_mask & included[:, None]
     advantages = result.advantages
     if advantages.dim() == 1:
-        advantages = broadcast_to_tokens(advantages, mask)
+        advantages = advantages[:, None]
     advantages = torch.where(mask, advantages, 0.0)
     returns = torch.zeros_like(advantages)
     if result.returns is not None:
@@ -89,7 +89,7 @@ def estimate_advantages(
 def penalized_rewards(
     algorithm: Algorithm, batch: TrainingBatch, *, kl_coef: float = 0.0, multiplier: float = 0.0
 ) -> Tensor:
-    """Rewards minus the algorithm's penalties for KL to the reference and for cost.
+    """Return the rewards minus the penalties for KL to the reference and for cost.
 
     The Lagrangian r - kl_coef KL - multiplier cost is divided by 1 + multiplier, so that its scale
     stays that of the reward (Safe RLHF, Dai et al. 2023).
@@ -144,7 +144,7 @@ def turn_gae(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 
 def _gae(batch: TrainingBatch, gammas: Tensor, lams: Tensor) -> Advantages:
-    """GAE with a discount and a lambda for each token."""
+    """Compute GAE with a discount and a lambda for each token."""
     values, rewards, mask = batch.require("values"), batch.require("rewards"), batch.action_mask
     advantages = torch.zeros_like(values)
     next_value = batch.require("bootstrap").to(values.dtype)
@@ -161,7 +161,7 @@ def _gae(batch: TrainingBatch, gammas: Tensor, lams: Tensor) -> Advantages:
 
 @torch.no_grad()
 def last_of_turn(mask: Tensor, turns: Tensor) -> Tensor:
-    """Sampled tokens whose next sampled token belongs to another turn, the final one included."""
+    """Mark the last sampled token of each turn, [B, T] bool."""
     last = torch.zeros_like(mask)
     next_turn = torch.full_like(turns[:, 0], -1)
     for t in reversed(range(mask.shape[1])):
@@ -172,20 +172,20 @@ def last_of_turn(mask: Tensor, turns: Tensor) -> Tensor:
 
 @advantage("trajectory_return", "whole return on every token", reads=("whiten_advantages",))
 def trajectory_return(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """The undiscounted return of the episode (REINFORCE, Williams 1992)."""
+    """Use the undiscounted return of the episode (REINFORCE, Williams 1992)."""
     return Advantages(batch.scores())
 
 
 @advantage("return_to_go", "return from the token on", reads=("gamma", "whiten_advantages"))
 def return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """The discounted sum of the rewards from each sampled token on."""
+    """Use the discounted sum of the rewards from each sampled token on."""
     rewards = batch.require("rewards")
     return Advantages(discounted_sum(rewards, batch.action_mask, gamma=settings.gamma))
 
 
 @torch.no_grad()
 def discounted_sum(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
-    """Discounted sum of the rewards from each sampled token on."""
+    """Return the discounted sum of the rewards from each sampled token on."""
     result = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
     for t in reversed(range(rewards.shape[1])):
@@ -237,7 +237,7 @@ def leave_one_out(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 @torch.no_grad()
 def mean_of_others(scores: Tensor, groups: Tensor) -> Tensor:
-    """Mean score of the other scored episodes of the group, [B]; nan where there is none."""
+    """Return the mean score of the group's other scored episodes, [B]; nan without any."""
     clean, scored, inverse, count = _by_group(scores, groups)
     others = count - scored.to(count.dtype)
     return torch.where(others > 0, (_group_sum(clean, inverse) - clean) / others, torch.nan)
@@ -275,7 +275,7 @@ def group_return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 @advantage("best_of_group", "1 for the group's best, others left out", groups=True)
 def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Weight of each episode in best-of-n distillation: 1 for the group's best, else 0.
+    """Give the best episode of each group weight 1 and the others 0 (best-of-n distillation).
 
     Tied winners share the weight. A group whose scores are all equal has no winner: training on it
     would only add noise. (RAFT, Dong et al. 2023, algorithm 1.)
@@ -291,7 +291,7 @@ def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 @advantage("best_and_worst", "the group's best and worst as a pair", groups=True, pairs=True)
 def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """One pair per group: its best and its worst episode, the first of each where tied.
+    """Pair the best and the worst episode of each group, the first of each where tied.
 
     The advantages are score differences [B]: +d for the best, -d for the worst, 0 for all others.
     Groups whose scores are all equal give no pair.
@@ -315,7 +315,7 @@ def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 @torch.no_grad()
 def informative_groups(scores: Tensor, groups: Tensor) -> Tensor:
-    """Episodes whose group has at least two different scores, [B] bool.
+    """Mark the episodes whose group has at least two different scores, [B] bool.
 
     The other groups carry no preference; DAPO's dynamic sampling replaces them (Yu et al. 2025,
     section 3.2).
@@ -325,7 +325,7 @@ def informative_groups(scores: Tensor, groups: Tensor) -> Tensor:
 
 
 def _by_group(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Scores with nan as 0, scored mask, group index, scored episodes of the group; all [B]."""
+    """Return scores with 0 for nan, whether scored, group index, number of scored; all [B]."""
     scored = ~scores.isnan()
     inverse = index_of(groups)
     count = _group_sum(scored.to(scores.dtype), inverse)
@@ -333,13 +333,13 @@ def _by_group(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _group_sum(values: Tensor, inverse: Tensor) -> Tensor:
-    """Each row's group total, [B]."""
+    """Return the total of each row's group, [B]."""
     totals = torch.zeros_like(values).index_add_(0, inverse, values)
     return totals[inverse]
 
 
 def _group_extreme(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
-    """Each row's group maximum or minimum over scored episodes, [B]."""
+    """Return the maximum or minimum score of each row's group, [B]."""
     inverse = index_of(groups)
     worst = -torch.inf if largest else torch.inf
     clean = torch.where(scores.isnan(), worst, scores)
@@ -350,7 +350,7 @@ def _group_extreme(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
 
 @torch.no_grad()
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Shift and scale to mean 0, variance 1 over the whole batch's masked slots.
+    """Shift and scale the masked values of the whole batch to mean 0 and variance 1.
 
     The variance is the biased one, as in lm-human-preferences. REINFORCE++ normalizes its
     advantages like this (Hu et al. 2025).
@@ -365,7 +365,7 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
 def truncated_importance_weights(
     advantages: Tensor, old_logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor, *, cap: float
 ) -> Tensor:
-    """Advantages times min(pi_old / pi_sampler, cap), token by token.
+    """Multiply the advantage of each token by min(pi_old / pi_sampler, cap).
 
     The sampler's arithmetic differs slightly from the trainer's, so that even the first step is off
     policy. The weight corrects for it and the cap bounds its variance (truncated importance
@@ -373,8 +373,3 @@ def truncated_importance_weights(
     """
     log_ratio = torch.where(mask, old_logprobs - sampler_logprobs, 0.0)
     return torch.where(mask, advantages * log_ratio.exp().clamp(max=cap), 0.0)
-
-
-def broadcast_to_tokens(scores: Tensor, mask: Tensor) -> Tensor:
-    """Give every sampled token of an episode the episode's number: [B] to [B, T]."""
-    return torch.where(mask, scores[:, None], 0.0)

@@ -89,10 +89,10 @@ def advantage(
     Args:
         name: value of the setting `advantage`.
         summary: one phrase for the table of the documentation.
-        reads: names of the settings that the function reads.
-        critic: it needs `batch.values` and `batch.bootstrap`.
-        groups: it needs `batch.groups`.
-        pairs: it forms pairs; only losses that compare pairs accept it.
+        reads: as in `Component`.
+        critic: the function needs `batch.values` and `batch.bootstrap`.
+        groups: the function needs `batch.groups`.
+        pairs: only losses that compare pairs accept the advantages.
     """
     settings = frozenset(reads + (CRITIC_SETTINGS if critic else ()))
     return _register("advantages", name, summary, settings, critic, groups, pairs)

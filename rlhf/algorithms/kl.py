@@ -29,13 +29,13 @@ def k3(log_ratio: Tensor) -> Tensor:
 
 
 def difference(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
-    """left - right where `mask`, else 0; neither values nor gradients of other slots leak."""
+    """Return left - right where `mask`, else 0; values and gradients of other slots do not leak."""
     return torch.where(mask, left, 0.0) - torch.where(mask, right, 0.0)
 
 
 @torch.no_grad()
 def sequence_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """Unbiased estimate of each episode's KL(policy || reference) in nats, [B]: the sum of k1.
+    """Estimate each episode's KL(policy || reference) in nats, [B], by the sum of k1: unbiased.
 
     The KL controllers steer its mean over episodes.
     """
@@ -43,7 +43,7 @@ def sequence_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, estimator: str) -> Tensor:
-    """Estimate of KL(policy || reference) from each sampled token, in nats; 0 outside `mask`.
+    """Estimate KL(policy || reference) from each sampled token, in nats; 0 outside `mask`.
 
     The estimators are those of Schulman, "Approximating KL divergence", 2020. In the reward only k1
     gives the gradient of the KL.

@@ -26,7 +26,7 @@ Denominator = float | Tensor
 
 
 def loss_denominator(algorithm: Algorithm, mask: Tensor, *, max_tokens: int) -> Tensor:
-    """Denominator of the policy loss of a global mini-batch; sums over processes.
+    """Return the denominator of the policy loss of a mini-batch, over all processes.
 
     Args:
         algorithm: a configured row.
@@ -55,7 +55,7 @@ def compute_loss(
     num_tokens: Denominator | None = None,
     critic_only: bool = False,
 ) -> tuple[Tensor, MetricSums]:
-    """All terms of the algorithm's loss: policy, KL, entropy bonus and critic; and their metrics.
+    """Return the algorithm's loss (policy, KL, entropy bonus and critic) and its metrics.
 
     Args:
         algorithm: a configured row.
@@ -263,7 +263,7 @@ def pairwise(
 def value_loss(
     values: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
-    """Half the squared error of the critic, summed over `loss_mask`, divided by `denominator`.
+    """Return half the squared error of the critic, summed over `loss_mask`, over `denominator`.
 
     With `value_clip` > 0, the larger of the plain error and that of a value clipped to within
     `value_clip` of the value at rollout (lm-human-preferences, `train_policy.py`); 0 turns clipping
@@ -293,7 +293,7 @@ def value_loss(
 def _ratio_metrics(
     loss: Tensor, log_ratio: Tensor, ratio: Tensor, is_clipped: Tensor, mask: Tensor
 ) -> MetricSums:
-    """How far the policy has moved from the one that sampled the rollouts."""
+    """Measure how far the policy has moved from the one that sampled the rollouts."""
     x = log_ratio.detach()
     ratio = torch.where(mask, ratio.detach(), 1.0)
     return MetricSums(

@@ -40,8 +40,3 @@ def soft_overlong(lengths: Tensor, *, max_tokens: int, fraction: float) -> Tenso
     buffer = fraction * max_tokens
     over = lengths.to(torch.get_default_dtype()) - (max_tokens - buffer)
     return -(over / buffer).clamp(0.0, 1.0)
-
-
-def length_penalty(lengths: Tensor, *, per_token: float) -> Tensor:
-    """Return -`per_token` times the number of sampled tokens, [B]."""
-    return -per_token * lengths.to(torch.get_default_dtype())

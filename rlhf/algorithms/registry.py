@@ -1,21 +1,7 @@
 """One row per online algorithm. Imports no torch.
 
-A training step uses a row like this; no code compares names of algorithms::
-
-    algorithm = configure("grpo", kl_coef=0.02)        # a row, its settings replaced and checked
-    algorithm.critic, algorithm.reference, algorithm.groups, algorithm.constrained   # what to load
-
-    # once per batch of rollouts
-    batch = estimate_advantages(algorithm, batch, kl_coef=..., multiplier=...)
-    # once per optimizer step, over the whole mini-batch (sum over processes)
-    mini_batch = batch.select(rows)
-    denominator = loss_denominator(algorithm, mini_batch.loss_mask, max_tokens=...)
-    # once per micro-batch; the gradients add up
-    micro_batch = mini_batch.select(rows)
-    loss, metrics = compute_loss(algorithm, logprobs, micro_batch, denominator=denominator,
-                                 kl_coef=..., entropy=..., values=...,
-                                 num_tokens=mini_batch.loss_mask.sum())
-    loss.backward()
+No code compares names of algorithms: what a training step needs follows from the properties of the
+row. `examples/ppo_from_scratch.py` is a training loop that uses one.
 """
 
 from dataclasses import fields, replace
@@ -252,13 +238,13 @@ def configure(name: str, **overrides: object) -> Algorithm:
 
 
 def _unknown(key: str, known: list[str], kind: str) -> UserError:
-    """The error for a name that does not exist, with the nearest one that does."""
+    """Return the error for an unknown name; it suggests the nearest known one."""
     hint = nearest(key, known) or f"; known: {', '.join(known)}"
     return UserError(f"unknown {kind} {key!r}{hint}")
 
 
 def table() -> list[dict[str, str]]:
-    """One printable row per algorithm; `defaults` lists only the settings that have an effect."""
+    """Return a printable row for each algorithm; `defaults` lists the settings with an effect."""
     return [
         {
             "name": row.name,

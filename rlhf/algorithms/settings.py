@@ -106,5 +106,5 @@ def require(condition: bool, key: str, rule: str, value: object) -> None:
 
 
 def setting_names() -> list[str]:
-    """Names of all settings, in order."""
+    """Return the names of all settings, in order."""
     return [field.name for field in fields(Settings)]

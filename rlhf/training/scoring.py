@@ -106,7 +106,7 @@ def shaped_rewards(
     stopped = torch.tensor([rollout.stopped for rollout in rollouts])
     lengths = torch.tensor([rollout.num_actions for rollout in rollouts])
     shaped = penalties.missing_eos(shaped, stopped, penalty=shaping.missing_eos_penalty)
-    shaped = shaped + penalties.length_penalty(lengths, per_token=shaping.length_penalty)
+    shaped = shaped - shaping.length_penalty * lengths
     shaped = shaped + penalties.soft_overlong(
         torch.tensor([rollout.max_turn_length for rollout in rollouts]),
         max_tokens=config.rollout.max_new_tokens,

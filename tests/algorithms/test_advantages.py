@@ -10,7 +10,6 @@ from torch import Tensor
 from rlhf.algorithms.advantages import (
     best_and_worst,
     best_of_group,
-    broadcast_to_tokens,
     discounted_sum,
     gae,
     group_relative,
@@ -215,11 +214,6 @@ def test_whiten():
     deviation = math.sqrt(5)  # biased: (9 + 1 + 1 + 9) / 4
     shifted = [[-3 / deviation, 0, -1 / deviation], [1 / deviation, 0, 3 / deviation]]
     close(whiten(values, mask), shifted)
-
-
-def test_broadcast():
-    mask = torch.tensor([[True, False], [False, True]])
-    close(broadcast_to_tokens(torch.tensor([2.0, NAN]), mask), [[2.0, 0.0], [0.0, NAN]])
 
 
 def test_the_sampler_mismatch_is_weighed_and_capped():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlhf.algorithms.penalties import length_penalty, missing_eos, soft_overlong
+from rlhf.algorithms.penalties import missing_eos, soft_overlong
 
 
 def test_missing_eos():
@@ -18,9 +18,3 @@ def test_soft_overlong():
     found = soft_overlong(lengths, max_tokens=100, fraction=0.2)
     assert found.tolist() == pytest.approx([0.0, 0.0, -0.05, -0.5, -1.0, -1.0])
     assert soft_overlong(lengths, max_tokens=100, fraction=0.0).abs().sum() == 0
-
-
-def test_length_penalty():
-    assert length_penalty(torch.tensor([0, 10]), per_token=0.01).tolist() == pytest.approx(
-        [0, -0.1]
-    )
