@@ -100,7 +100,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def open_text(path: Path, newline: str | None = None) -> io.TextIOBase:
-    """Open a UTF-8 text file for reading, unpacked where its name ends in .gz."""
+    """Open a UTF-8 text file for reading; it is decompressed if its name ends in .gz."""
     opener = gzip.open if path.suffix == ".gz" else open
     return cast(io.TextIOBase, opener(path, "rt", encoding="utf-8-sig", newline=newline))
 

@@ -7,12 +7,9 @@ from collections.abc import Iterable
 
 
 def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most similar to another one, if any is similar enough.
+    """Return the known name that is most similar to ``name``, None if none is similar enough.
 
-    Args:
-        name: The name that does not exist.
-        known: The names that do.
-        cutoff: Least similarity, from 0 to 1.
+    The similarity, from 0 to 1, must be at least ``cutoff``.
     """
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return matches[0] if matches else None

@@ -28,7 +28,7 @@ def short_number(value: float) -> str:
 
 
 def decimal(value: float) -> str:
-    """Three decimals near 1, fewer for large values, more for small ones; plain ASCII."""
+    """Format a number with three decimals near 1, fewer if large, more if small, in ASCII."""
     size = abs(value)
     if size >= 1000:
         return f"{value:,.0f}"
@@ -38,23 +38,16 @@ def decimal(value: float) -> str:
 
 
 def moving_average(values: Sequence[float], width: int) -> list[float]:
-    """Centered moving average over `width` values; the window is clipped at both ends."""
+    """Return the moving average over centered windows of `width` values, clipped at both ends."""
     half = width // 2
     windows = (values[max(0, i - half) : i - half + width] for i in range(len(values)))
     return [math.fsum(window) / len(window) for window in windows]
 
 
 def require_at_least(minimum: float, config: object, *names: str, prefix: str = "") -> None:
-    """Refuse a configuration with a number below a minimum.
+    """Raise UserError if a field of a configuration is below ``minimum``.
 
-    Args:
-        minimum: Smallest allowed value.
-        config: The configuration.
-        names: Its fields to check.
-        prefix: Key of the configuration inside a larger one, with its dot.
-
-    Raises:
-        UserError: Names key, rule and value.
+    ``prefix`` is the key of the configuration inside a larger one, with its dot.
     """
     for name in names:
         if (value := getattr(config, name)) < minimum:
