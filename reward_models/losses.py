@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 IGNORED = -100
-"""Label of positions without a step end, as in torch's cross entropy."""
+"""Label of tokens and texts that are not trained on, as in torch's cross entropy."""
 
 
 def bradley_terry(

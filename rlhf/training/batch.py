@@ -27,8 +27,6 @@ def make_training_batch(
     """Score rollouts under the policy and the reference, and estimate advantages.
 
     Args:
-        trainer: The trainer with its policy, reference and controllers.
-        rollouts: The episodes of a step.
         rewards: Training rewards of the tokens of each episode, from ``shaped_rewards``.
 
     Returns:

@@ -23,10 +23,6 @@ def save_checkpoint(directory: Path, trainer: Trainer) -> None:
     Transformers (or PEFT, for adapters) can load the folder; it also holds the state of the run. It
     is written under a temporary name and renamed at the end, so that a process that is killed
     leaves the previous checkpoint intact.
-
-    Args:
-        directory: Folder of the run's checkpoints.
-        trainer: The trainer after its step N.
     """
     step = trainer.progress.step
     target = directory / f"step-{step}"

@@ -35,7 +35,6 @@ class DPOTrainer(SupervisedTrainer):
         return torch.stack([chosen.sum(), (batch.action_mask & chosen[:, None]).sum()])
 
     def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
-        """Return the loss of a micro-batch and its metrics."""
         return dpo_loss(
             self.model,
             micro_batch,
@@ -118,7 +117,6 @@ def dpo_loss(
     arXiv:2404.19733).
 
     Args:
-        policy: Model in training.
         micro_batch: Pairs, with the reference's log-probabilities.
         count: [2] number of pairs, and of tokens of chosen replies, in the whole batch.
         beta: Weight of the KL to the reference.

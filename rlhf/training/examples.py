@@ -9,13 +9,11 @@ from typing import Any
 
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
+from rlhf.reward_models.losses import IGNORED
 from rlhf.rollout.chat_format import ChatFormat, encode_example, prompt_of
 from rlhf.rollout.plain_text import encode_text
 
 Row = dict[str, Any]
-
-IGNORED = -100
-"""Label of tokens that are not trained on, as in torch's cross entropy."""
 
 EQUAL = "equal after max_length"
 FILLED = "the prompt fills max_length"
@@ -38,7 +36,6 @@ class Encoder:
     """Encodes rows as examples; counts truncated and dropped rows.
 
     Args:
-        tokenizer: The model's tokenizer.
         max_length: Maximum number of tokens of one row.
         stop_ids: Further ids at which the model stops, see ``generation_stop_ids``.
     """
@@ -73,7 +70,7 @@ class Encoder:
         return examples
 
     def summary(self) -> str:
-        """Counts of truncated and dropped rows, for the log; empty without any."""
+        """Return the counts of truncated and dropped rows as text, empty without any."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
     def _nothing_left(self, count: int) -> str:

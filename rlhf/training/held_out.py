@@ -35,8 +35,6 @@ def evaluate_held_out(
     """Collect held-out episodes on all processes; return their summary and rows.
 
     Args:
-        trainer: The trainer with its policy.
-        name: Name of the evaluation.
         low: Mean return of a random policy, if it is known.
         high: Optimal mean return, if it is known.
     """

@@ -21,12 +21,7 @@ from rlhf.training.trainer import Trainer
 def fit(trainer: Trainer, run: Run) -> Path:
     """Train from the start, or from the last checkpoint, to the end.
 
-    Args:
-        trainer: The training method.
-        run: The run directory; receives metrics, checkpoints and the final model.
-
-    Returns:
-        The folder of the final model.
+    The run directory receives metrics, checkpoints and the final model, whose folder is returned.
 
     Raises:
         UserError: Training diverged, or an environment or a reward failed.

@@ -50,10 +50,10 @@ class TrainingSetup:
     """Writes the trained model to a folder."""
     trainer: TrainerSpec | None = None
     """The trainer of TRL or transformers; None where the native engine trains."""
-    judge: Callable[[Run], None] | None = None
-    """Report on the saved model."""
+    report: Callable[[Run], None] | None = None
+    """Writes a report on the saved model."""
     dropout: bool = False
-    """Whether dropout is active in updates; in TRL's trainers it is where its rate is not 0."""
+    """Whether dropout is active in updates of the native engine."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ def engine_of(config: OfflineConfig, *, native: bool) -> str:
     """Return the engine that trains: "native" or "trl".
 
     Args:
-        config: Configuration of the run.
-        native: Whether the native engine implements its method.
+        native: Whether the native engine implements the method of the run.
 
     Raises:
-        UserError: The configuration asks for the native engine, or for its profile, in vain.
+        UserError: The configuration requires the native engine, or its profile, and it is not
+            available.
     """
     if config.engine == "native" and not native:
         raise UserError(

@@ -49,15 +49,12 @@ def causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str], Trai
         if command != "sft":
             warn_of_dropout(command, config.model)
 
-        def save(trained: Any, final: Path) -> None:
-            save_model(trained, tokenizer, final)
-
         return TrainingSetup(
             model=model,
             tokenizer=tokenizer,
             encode=lambda rows, training: encoder(rows, pairs=command == "dpo"),
             summary=encoder.summary,
-            save=save,
+            save=lambda trained, final: save_model(trained, tokenizer, final),
             trainer=trainer,
             dropout=command == "sft",
         )
@@ -98,9 +95,7 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
     """Train on a data set, from the start or from the last checkpoint.
 
     Args:
-        command: Command: "sft", "reward", "dpo" or "kto".
-        config: Configuration of the run.
-        run: The run directory.
+        command: "sft", "reward", "dpo" or "kto".
 
     Returns:
         The folder of the best model.
@@ -129,19 +124,15 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
     else:
         options = native_options(command, config.trainer, learning_rate=method.learning_rate)
         fit(TRAINERS[command](config, options, setup, train_set, eval_set), run)
-    if setup.judge:
+    if setup.report:
         if run.writes:
-            setup.judge(run)
+            setup.report(run)
         init_distributed().barrier()
     return run.final
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Check that no option is set that another key of the configuration decides.
-
-    Raises:
-        UserError: One is; the message names the other key.
-    """
+    """Raise UserError for an option that another key of the configuration sets."""
     for key in options:
         if key in OWNED:
             raise UserError(f"trainer.{key} is set by {OWNED[key]}: use that instead")

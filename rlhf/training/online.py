@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import get_scheduler
+
 from rlhf.algorithms.controllers import RewardMoments
 from rlhf.config.online import OnlineConfig
 from rlhf.models.loading import load_model
@@ -31,7 +33,7 @@ from rlhf.training.online_setup import (
     split_prompts,
 )
 from rlhf.training.optimize import update_policy
-from rlhf.training.optimizers import OptimizerSettings, make_optimizer, make_scheduler
+from rlhf.training.optimizers import OptimizerSettings, make_optimizer
 from rlhf.training.rollout_metrics import rollout_metrics
 from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Stateful, Trainer
@@ -45,8 +47,6 @@ def train_online(name: str, config: OnlineConfig, run: Run) -> Path:
 
     Args:
         name: Name of the algorithm.
-        config: Configuration of the run.
-        run: The run directory.
 
     Returns:
         The folder of the trained policy.
@@ -66,7 +66,6 @@ class OnlineTrainer(Trainer):
 
     Args:
         name: Name of the algorithm.
-        config: Configuration of the run.
 
     Raises:
         UserError: A setting is invalid or has no effect; the message names its key.
@@ -118,7 +117,7 @@ class OnlineTrainer(Trainer):
         )
         optimizer = make_optimizer(spec.name, self.policy.parameters(), optimizer_settings)
         updates = config.num_steps * settings.num_epochs * settings.num_minibatches
-        scheduler = make_scheduler(
+        scheduler = get_scheduler(
             spec.schedule,
             optimizer,
             num_warmup_steps=spec.warmup_steps,
@@ -137,7 +136,6 @@ class OnlineTrainer(Trainer):
         return self.kl.stop or super().done
 
     def state(self) -> dict[str, Stateful]:
-        """Return the objects whose state a checkpoint keeps."""
         stateful: dict[str, Stateful] = {
             **super().state(),
             "kl": self.kl,
@@ -200,12 +198,10 @@ class OnlineTrainer(Trainer):
         return {f"eval/{name}": value["mean"] for name, value in summary["metrics"].items()}
 
     def evaluation_due(self, step: int) -> bool:
-        """Return whether to evaluate when ``step`` steps are done."""
         every = self.config.evaluation.every
         return every > 0 and step % every == 0
 
     def save_due(self, step: int) -> bool:
-        """Return whether to write a checkpoint when ``step`` steps are done."""
         return step % self.config.save_every == 0 or step == self.num_steps
 
     def finish(self, run: Run) -> None:
@@ -214,7 +210,6 @@ class OnlineTrainer(Trainer):
         final_evaluation(self, run)
 
     def save(self, directory: Path) -> None:
-        """Write the trained policy."""
         self.policy.save(directory)
 
     def close(self) -> None:

@@ -52,16 +52,9 @@ def check_config(name: str, config: OnlineConfig) -> Algorithm:
         ValueError: Likewise.
     """
     algorithm = algorithm_of(name, config)
-    _refuse_idle_keys(algorithm, config)
-    return algorithm
-
-
-def _refuse_idle_keys(algorithm: Algorithm, config: OnlineConfig) -> None:
-    """Raise UserError if a key is set that this algorithm does not read."""
-    name, defaults = algorithm.name, type(config)
     if not algorithm.critic:
         for key in ("critic", "critic_warmup_steps"):
-            if getattr(config, key) != getattr(defaults, key):
+            if getattr(config, key) != getattr(type(config), key):
                 raise UserError(f"{key} has no effect with {name}, which has no critic")
     if config.kl.controller == "adaptive" and "kl_coef" not in algorithm.effective:
         raise UserError(f"kl.controller adaptive has no effect with {name}: kl_placement is none")
@@ -70,6 +63,7 @@ def _refuse_idle_keys(algorithm: Algorithm, config: OnlineConfig) -> None:
             f"kl.controller budget needs a divergence to watch, and {name} has kl_placement none: "
             "choose another placement, with algorithm.kl_coef 0 if it should cost nothing"
         )
+    return algorithm
 
 
 def refuse_idle_rollout_keys(config: OnlineConfig, collector: Collector) -> None:

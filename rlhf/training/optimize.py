@@ -23,9 +23,8 @@ def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) ->
     of a mini-batch into micro-batches, and the number of processes, change only memory and time.
 
     Args:
-        trainer: policy, algorithm, optimizer and the current KL coefficient.
-        batch: from ``make_training_batch``.
-        step: number of the batch; it seeds the shuffle. In the first ``critic_warmup_steps`` only
+        batch: From ``make_training_batch``.
+        step: Number of the batch; it seeds the shuffle. In the first ``critic_warmup_steps`` only
             the critic is trained.
 
     Returns:

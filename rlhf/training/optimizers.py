@@ -1,4 +1,4 @@
-"""The optimizers that training can use, and their learning rate schedules."""
+"""The optimizers that training can use."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
 
 from rlhf.config.optimization import TRAINER_OPTIMIZERS
 from rlhf.errors import UserError
@@ -79,23 +77,4 @@ def optimizer_settings(options: Any) -> OptimizerSettings:
         weight_decay=options.weight_decay,
         betas=(options.adam_beta1, options.adam_beta2),
         eps=options.adam_epsilon,
-    )
-
-
-def make_scheduler(
-    name: str, optimizer: Any, *, num_warmup_steps: int, num_training_steps: int
-) -> LRScheduler:
-    """Return one of transformers' learning rate schedules.
-
-    Args:
-        name: Name of the schedule, for example "linear" or "cosine".
-        optimizer: Optimizer whose learning rate it sets.
-        num_warmup_steps: Optimizer steps over which the learning rate rises from 0.
-        num_training_steps: Optimizer steps of the whole run.
-    """
-    return get_scheduler(
-        name,
-        optimizer,
-        num_warmup_steps=num_warmup_steps,
-        num_training_steps=num_training_steps,
     )

@@ -16,7 +16,6 @@ def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> di
     """Return means over the rollouts of a batch, without components that no rollout has.
 
     Args:
-        rollouts: The rollouts of a step.
         returns: The return that each rollout is trained on; nan if it could not be scored.
     """
     metrics = {

@@ -1,4 +1,4 @@
-"""Training on a fixed data set, on the packed passes of online training; SFT itself."""
+"""Supervised fine-tuning, and what preference and reward training share with it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import get_scheduler
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import aggregate
@@ -25,10 +26,11 @@ from rlhf.config.optimization import NativeOptions
 from rlhf.errors import UserError
 from rlhf.models.policy import Policy, Scored
 from rlhf.models.trainable import set_dropout
+from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import OFFLINE
 from rlhf.training.batching import micro_batches
-from rlhf.training.examples import IGNORED, Example
+from rlhf.training.examples import Example
 from rlhf.training.methods import (
     TrainingSetup,
     evaluation_steps,
@@ -38,7 +40,6 @@ from rlhf.training.methods import (
 )
 from rlhf.training.optimizers import (
     make_optimizer,
-    make_scheduler,
     optimizer_name,
     optimizer_settings,
 )
@@ -89,8 +90,10 @@ def collate(
     """
     ids = [text for example in examples for text in example.ids]
     labels = ids if with_margins else [text for example in examples for text in example.labels]
-    margins = [example.labels[0] if with_margins else 0.0 for example in examples]
     column = partial(torch.tensor, device=device)
+    margins = None
+    if with_margins:
+        margins = column([example.labels[0] for example in examples for _ in example.ids])
 
     def padded(rows: list[list[int]], fill: int) -> Tensor:
         return pad_sequence(list(map(torch.tensor, rows)), True, fill).to(device)
@@ -101,7 +104,7 @@ def collate(
         action_mask=padded(labels, IGNORED) != IGNORED,
         pair_ids=column([index for index, example in enumerate(examples) for _ in example.ids]),
         chosen=column([row == 0 for example in examples for row in range(len(example.ids))]),
-        margins=column([m for m, e in zip(margins, examples, strict=True) for _ in e.ids]),
+        margins=margins,
     )
 
 
@@ -109,15 +112,13 @@ class SupervisedTrainer(Trainer):
     """Supervised fine-tuning; preference and reward trainers replace the loss.
 
     Args:
-        config: Configuration of the run.
-        options: Its options under ``trainer:``.
-        setup: The model with its tokenizer.
-        train_set: Examples to train on.
-        eval_set: Held-out examples.
+        options: Options of the run under ``trainer:``.
     """
 
     model: Any
-    """A `Policy`, or a `Scorer`."""
+    """An instance of ``model_class``."""
+    model_class: type = Policy
+    """Class of the model with the passes that the loss needs."""
     slots = OFFLINE
     learning_rate_key = "trainer.learning_rate"
     keep_best = True
@@ -133,14 +134,14 @@ class SupervisedTrainer(Trainer):
         eval_set: Sequence[Example],
     ) -> None:
         steps = num_steps(config, len(train_set))
-        model = self.wrap(setup)
+        model = self.model_class(setup.model, setup.tokenizer)
         optimizer = make_optimizer(
             optimizer_name(options.optim), model.parameters(), optimizer_settings(options)
         )
         warmup = warmup_steps(steps) if options.warmup_steps is None else options.warmup_steps
         name = options.lr_scheduler_type
         try:
-            scheduler = make_scheduler(
+            scheduler = get_scheduler(
                 name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
             )
         except (TypeError, ValueError) as error:  # unknown, or it needs arguments of its own
@@ -161,10 +162,6 @@ class SupervisedTrainer(Trainer):
         self.log_every = options.logging_steps or logging_steps(steps)
         self.throughput = Throughput(model) if config.profile else None
         self._unlogged: list[tuple[MetricSums, float, int]] = []
-
-    def wrap(self, setup: TrainingSetup) -> Any:
-        """Return the model with the passes that the loss needs."""
-        return Policy(setup.model, setup.tokenizer)
 
     def count(self, batch: TrainingBatch) -> Tensor:
         """Return the denominator of the loss of a whole batch: its trained tokens."""
@@ -192,7 +189,7 @@ class SupervisedTrainer(Trainer):
 
     def optimize(self, batch: TrainingBatch) -> tuple[MetricSums, float]:
         """Take an optimizer step on a batch; return its metrics and its gradient norm."""
-        torch.manual_seed(self.config.seed + self.progress.step)  # of dropout
+        torch.manual_seed(self.config.seed + self.progress.step)  # for dropout
         set_dropout(self.model.model, active=self.setup.dropout)
         count, total = self.count(batch), MetricSums()
         for rows in self.micro_batch_rows(batch):
@@ -227,15 +224,13 @@ class SupervisedTrainer(Trainer):
         return _with_prefix("eval", sum(self.world.gather(total), MetricSums()))
 
     def evaluation_due(self, step: int) -> bool:
-        """Return whether to evaluate when ``step`` steps are done."""
         return step % self.evaluate_every == 0 or step == self.num_steps
 
     def save_due(self, step: int) -> bool:
-        """Return whether to save; every evaluation leaves a checkpoint."""
+        """Return whether to save: every evaluation leaves a checkpoint."""
         return self.evaluation_due(step)
 
     def save(self, directory: Path) -> None:
-        """Write the trained model."""
         self.setup.save(self.model.model, directory)
 
     def eval_batches(self) -> Iterable[list[int]]:
@@ -274,8 +269,6 @@ def sft_loss(
     """Return the mean negative log-likelihood of the completions' tokens, and its metrics.
 
     Args:
-        policy: Model in training.
-        micro_batch: Rows of the batch.
         count: Number of trained tokens of the whole batch.
     """
     scored = score_rows(policy, micro_batch)
@@ -302,9 +295,6 @@ def add_balancing_loss(
     """Add the load-balancing loss of a mixture of experts, if the model's configuration has one.
 
     Args:
-        loss: Loss of a micro-batch.
-        sums: Its metrics.
-        scored: The model's outputs.
         mask: Entries over which the metric ``loss_balance`` is a mean.
         share: Weight of the micro-batch in its batch.
     """

@@ -10,11 +10,7 @@ from rlhf.runs.profiling import usage
 
 
 class Throughput:
-    """Accumulates the cost of updates between two logged steps.
-
-    Args:
-        model: Model in training.
-    """
+    """Accumulates the cost of updates between two logged steps."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -29,7 +25,6 @@ class Throughput:
         """Add the updates on one batch.
 
         Args:
-            batch: The batch.
             seconds: Duration of its updates.
             epochs: Number of times that the updates went over the batch.
         """

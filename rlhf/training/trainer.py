@@ -60,9 +60,6 @@ class Trainer:
     """A training method: one class implements its step, its evaluation and its state.
 
     Args:
-        config: Configuration of the run.
-        model: Model to train.
-        optimizer: Optimizer of its parameters.
         scheduler: Learning rate schedule of the optimizer.
         num_steps: Number of training steps.
         max_grad_norm: Global norm to which gradients are clipped.

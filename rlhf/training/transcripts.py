@@ -37,7 +37,7 @@ def transcript(
 
 
 def token_table(batch: TrainingBatch, row: int, tokenizer: Any) -> dict[str, list[Any]]:
-    """Columns over the sampled tokens of one episode, the first ``MAX_TOKENS`` of them.
+    """Return columns over the first ``MAX_TOKENS`` sampled tokens of one episode.
 
     Returns:
         ``text`` (the pieces of a turn joined are its completion), ``turn``, ``reward`` (the one
@@ -70,9 +70,9 @@ def token_table(batch: TrainingBatch, row: int, tokenizer: Any) -> dict[str, lis
 
 
 def pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """Text that each token adds.
+    """Return the text that each token adds.
 
-    A character made of several tokens is counted to the last of them.
+    A character of several tokens is assigned to the last of them.
     """
     result, length = [], 0
     for end in range(1, len(ids) + 1):

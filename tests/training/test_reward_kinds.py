@@ -21,7 +21,7 @@ from rlhf.reward_models.pairwise import PairModel
 from rlhf.runs.interrupt import Interrupted
 from rlhf.training import offline
 from rlhf.training.reward_models.base import kind_of
-from rlhf.training.reward_models.encoding import Collator, RewardEncoder, length_grouped
+from rlhf.training.reward_models.encoding import RewardEncoder, collate_texts, length_grouped
 from rlhf.training.reward_models.preference import PairKind
 from rlhf.training.trl.callback import RunCallback
 from tests.helpers.training import (
@@ -138,7 +138,7 @@ def test_held_out_loss_of_each_kind_from_the_saved_checkpoint(tmp_path, request,
     model = automatic.from_pretrained(final).eval()
     total, weight = 0.0, 0
     for example in examples:  # each alone, without padding
-        batch = Collator(tokenizer.pad_token_id)([example])
+        batch = collate_texts([example], pad_id=tokenizer.pad_token_id)
         labels = batch.pop("labels")
         logits = []
         with torch.no_grad():

@@ -21,7 +21,7 @@ from rlhf.training.examples import Example
 from rlhf.training.reward_models.encoding import (
     RewardEncoder,
     Row,
-    labelled_messages,
+    labeled_messages,
 )
 
 Report = dict[str, Any]
@@ -46,9 +46,9 @@ class TrainedModel:
         return packed(LearnedReward.load(self.run.final, dtype=self.dtype, **options))
 
     def logits(self) -> np.ndarray:
-        """Return the raw outputs [N, K] for the labelled texts of the test rows."""
+        """Return the raw outputs [N, K] for the labeled texts of the test rows."""
         reward = self.load(attributes="all")
-        ids = [reward.encode(labelled_messages(row)) for row in self.test_rows]
+        ids = [reward.encode(labeled_messages(row)) for row in self.test_rows]
         return reward.score_ids(ids).numpy()
 
 
@@ -58,9 +58,6 @@ class RewardKind:
     The logits of a batch have one row per text. The labels have one row per example, and a loss is
     a sum over the labels that are not IGNORED, divided by their number in the whole batch, so that
     micro-batches do not change the gradient.
-
-    Args:
-        config: Configuration of the run.
     """
 
     data: Kind
@@ -135,5 +132,5 @@ def kind_of(config: RewardConfig) -> RewardKind:
 
 
 def known_accuracy(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Share of the known labels that are predicted."""
+    """Return the share of the known labels that are predicted."""
     return {"accuracy": float((predicted == labels)[labels != IGNORED].mean())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel, k
 from rlhf.training.reward_models.encoding import (
     RewardEncoder,
     Row,
-    labelled_text,
+    labeled_text,
     unit_of,
 )
 
@@ -52,23 +53,9 @@ class Classes(RewardKind):
         return logits
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Accuracy, macro-F1 and AUC, and those of TF-IDF and of the most frequent class."""
-        rows, train_rows = trained.test_rows, trained.train_rows
+        """Report accuracy, macro-F1 and AUC, also of TF-IDF and of the most frequent class."""
         logits = self.class_logits(trained.logits())
-        train_labels = [int(row["label"]) for row in train_rows]
-        tf_idf = labelled.words_classifier(
-            [labelled_text(row) for row in train_rows],
-            train_labels,
-            [labelled_text(row) for row in rows],
-            classes=logits.shape[1],
-        )
-        frequency = np.bincount(train_labels, minlength=logits.shape[1]).astype(float)
-        return labelled.classification_report(
-            logits,
-            np.array([int(row["label"]) for row in rows]),
-            baselines={"TF-IDF": tf_idf, "commonest class": np.tile(frequency, (len(rows), 1))},
-            groups=[unit_of(row) for row in rows],
-        )
+        return class_report(logits, trained.test_rows, trained.train_rows, "label")
 
 
 class Binary(LogOdds, Classes):
@@ -81,7 +68,7 @@ class Binary(LogOdds, Classes):
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         label = _class_number(row["label"], 2)
-        return Example([encoder.labelled(row)], encoder.for_heads(float(label)))
+        return Example([encoder.encode_labeled(row)], encoder.for_heads(float(label)))
 
     def class_logits(self, logits: np.ndarray) -> np.ndarray:
         log_odds = logits.mean(1)
@@ -95,13 +82,33 @@ class MultiClass(Classes):
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
         label = _class_number(row["label"], len(self.config.labels))
-        return Example([encoder.labelled(row)], label)
+        return Example([encoder.encode_labeled(row)], label)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         return F.cross_entropy(logits, labels, reduction="sum") / count
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return known_accuracy(logits.argmax(-1), labels)
+
+
+def class_report(
+    logits: np.ndarray, rows: Sequence[Row], train_rows: Sequence[Row], column: str
+) -> Report:
+    """Return the report on logits [N, C] of the classes that a column of the N rows has."""
+    labels, train_labels = ([int(row[column]) for row in part] for part in (rows, train_rows))
+    tf_idf = labelled.words_classifier(
+        [labeled_text(row) for row in train_rows],
+        train_labels,
+        [labeled_text(row) for row in rows],
+        classes=logits.shape[1],
+    )
+    frequency = np.bincount(train_labels, minlength=logits.shape[1]).astype(float)
+    return labelled.classification_report(
+        logits,
+        np.array(labels),
+        baselines={"TF-IDF": tf_idf, "commonest class": np.tile(frequency, (len(rows), 1))},
+        groups=[unit_of(row) for row in rows],
+    )
 
 
 def _class_number(value: Any, count: int) -> int:

@@ -39,8 +39,6 @@ class RewardEncoder:
     """Encodes rows as examples of a kind; counts truncated and dropped rows.
 
     Args:
-        kind: The kind of reward model.
-        tokenizer: The model's tokenizer.
         append_eos: Whether every text ends with EOS.
     """
 
@@ -61,7 +59,6 @@ class RewardEncoder:
         """Encode rows; neighboring examples have similar lengths.
 
         Args:
-            rows: The rows.
             training: Whether each head learns from its own sample of them.
 
         Raises:
@@ -93,7 +90,7 @@ class RewardEncoder:
         return [examples[i] for i in order]
 
     def summary(self) -> str:
-        """Counts of truncated and dropped rows, for the log; empty without any."""
+        """Return the counts of truncated and dropped rows as text, empty without any."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
     def text(self, conversation: Conversation) -> list[int]:
@@ -119,9 +116,9 @@ class RewardEncoder:
             raise RowDropped(EQUAL)
         return [chosen, rejected]
 
-    def labelled(self, row: Row) -> list[int]:
-        """Encode the text of a labelled row."""
-        return self.text(labelled_messages(row))
+    def encode_labeled(self, row: Row) -> list[int]:
+        """Encode the text of a labeled row."""
+        return self.text(labeled_messages(row))
 
     def for_heads(self, label: float) -> list[float]:
         """Return ``label`` for each head that learns from the current row, else IGNORED. [M]"""
@@ -132,19 +129,19 @@ class RewardEncoder:
         return np.where(sampled, label, IGNORED).tolist()
 
 
-def labelled_messages(row: Row) -> list[dict[str, Any]]:
-    """Return the conversation of a labelled row, with the row's tools."""
+def labeled_messages(row: Row) -> list[dict[str, Any]]:
+    """Return the conversation of a labeled row, with the row's tools."""
     return with_tools(labelled_conversation(row), row.get("tools"))
 
 
-def labelled_text(row: Row) -> str:
-    """Return the last message of a labelled row."""
+def labeled_text(row: Row) -> str:
+    """Return the last message of a labeled row."""
     return labelled_conversation(row)[-1]["content"]
 
 
 def unit_of(row: Row) -> str:
-    """Return the independent unit of a labelled row: its prompt, or its text without one."""
-    return prompt_key(row) if row.get("prompt") else labelled_text(row)
+    """Return the independent unit of a labeled row: its prompt, or its text without one."""
+    return prompt_key(row) if row.get("prompt") else labeled_text(row)
 
 
 def length_grouped(
@@ -172,22 +169,13 @@ def length_grouped(
     return np.concatenate([*first, *shuffled, *rest])
 
 
-class Collator:
-    """Pads the texts of a batch on the right, and label lists with IGNORED.
-
-    Args:
-        pad_id: Id of the padding token.
-    """
-
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        texts = [text for example in examples for text in example.ids]
-        ids = pad_right(texts, self.pad_id)
-        lengths = torch.tensor([len(text) for text in texts])
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        labels = [example.labels for example in examples]
-        is_list = isinstance(labels[0], list)
-        padded = pad_right(labels, IGNORED) if is_list else torch.tensor(labels)
-        return {"input_ids": ids, "attention_mask": mask, "labels": padded}
+def collate_texts(examples: Sequence[Example], *, pad_id: int) -> dict[str, Tensor]:
+    """Pad the texts of a batch on the right with ``pad_id``, and label lists with IGNORED."""
+    texts = [text for example in examples for text in example.ids]
+    ids = pad_right(texts, pad_id)
+    lengths = torch.tensor([len(text) for text in texts])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    labels = [example.labels for example in examples]
+    is_list = isinstance(labels[0], list)
+    padded = pad_right(labels, IGNORED) if is_list else torch.tensor(labels)
+    return {"input_ids": ids, "attention_mask": mask, "labels": padded}

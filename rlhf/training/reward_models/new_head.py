@@ -37,10 +37,10 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
     config = kind.config
     if config.model.scratch:
         raise UserError("model.scratch: a reward model starts from a language model; give a path")
-    place = Source.of(config.model).folder
-    tokenizer = load_tokenizer(place)
+    folder = Source.of(config.model).folder
+    tokenizer = load_tokenizer(folder)
     set_template_options(tokenizer, config.model)
-    model = with_new_head(place, kind.outputs(), steps=kind.per_token)
+    model = with_new_head(folder, kind.outputs(), steps=kind.per_token)
     model.config.problem_type = kind.problem_type
     model.config.use_cache = False
     positions = model.config.to_dict().get("max_position_embeddings")
@@ -66,11 +66,11 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
     return make_trainable(model), tokenizer, pooling
 
 
-def with_new_head(place: str, names: list[str], *, steps: bool) -> Any:
+def with_new_head(folder: str, names: list[str], *, steps: bool) -> Any:
     """Load the backbone of a model folder with a new head, in float32; adapters are merged.
 
     Args:
-        place: Folder of a language model, or of an adapter on one.
+        folder: Folder of a language model, or of an adapter on one.
         names: Names of the outputs.
         steps: Whether the head reads every token instead of the whole text.
 
@@ -82,19 +82,19 @@ def with_new_head(place: str, names: list[str], *, steps: bool) -> Any:
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
-    refuse_quantised(place)
+    refuse_quantised(folder)
     options = {"dtype": torch.float32, "output_loading_info": True}
     automatic: Any = (
         AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
     )
     try:
-        merged = merged_model(place) if is_adapter(place) else None
-        config = merged.config if merged else AutoConfig.from_pretrained(place)
+        merged = merged_model(folder) if is_adapter(folder) else None
+        config = merged.config if merged else AutoConfig.from_pretrained(folder)
         if not has_own_classifier(config, steps=steps):
-            causal = merged or read_causal(place, dtype=torch.float32)
+            causal = merged or read_causal(folder, dtype=torch.float32)
             return with_head(causal, labels, steps=steps)
         if merged is None:
-            model, info = automatic.from_pretrained(place, **options, **labels)
+            model, info = automatic.from_pretrained(folder, **options, **labels)
         else:
             for key, value in labels.items():
                 setattr(config, key, value)
@@ -107,12 +107,12 @@ def with_new_head(place: str, names: list[str], *, steps: bool) -> Any:
         raise
     except (AttributeError, OSError, RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{place} cannot carry a reward head: {reason}") from error
-    _refuse_random_backbone(place, model, info["missing_keys"])
+        raise UserError(f"{folder} cannot carry a reward head: {reason}") from error
+    _refuse_random_backbone(folder, model, info["missing_keys"])
     return model
 
 
-def _refuse_random_backbone(place: str, model: Any, missing: Iterable[str]) -> None:
+def _refuse_random_backbone(folder: str, model: Any, missing: Iterable[str]) -> None:
     """Refuse a model whose backbone lacks weights, which would be random.
 
     Raises:
@@ -123,7 +123,7 @@ def _refuse_random_backbone(place: str, model: Any, missing: Iterable[str]) -> N
     lost = sorted(name for name in missing if name.startswith(prefix) and ".pooler." not in name)
     if lost:
         raise UserError(
-            f"{place} cannot carry a reward head: weights {', '.join(lost[:3])} of the backbone "
+            f"{folder} cannot carry a reward head: weights {', '.join(lost[:3])} of the backbone "
             "are missing and would be random"
         )
 

@@ -41,7 +41,7 @@ class Pairwise(LogOdds):
         return Example([ids], [float(chosen_first)])
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Accuracy, agreement of both orders, and accuracy of "longer wins"."""
+        """Report the accuracy, the agreement of both orders, and the accuracy of "longer wins"."""
         rows = trained.test_rows
         model = packed(PairModel.load(trained.run.final, dtype=trained.dtype))
         chosen, rejected = ([_text(row, side) for row in rows] for side in ("chosen", "rejected"))

@@ -21,7 +21,7 @@ from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
 class Process(RewardKind):
-    """Two classes at step ends. Labels [B, T]: 0 or 1 at labelled step ends, IGNORED elsewhere."""
+    """Two classes at step ends. Labels [B, T]: 0 or 1 at labeled step ends, IGNORED elsewhere."""
 
     data = "steps"
     scorer = "process"
@@ -50,7 +50,7 @@ class Process(RewardKind):
         return known_accuracy(logits.argmax(-1), labels)
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Share of the labelled steps that are classified correctly, and of the larger class."""
+        """Report the share of correctly classified steps, and the share of the larger class."""
         reward = ProcessReward.load(trained.run.final, dtype=trained.dtype)
         train_labels = [label for row in trained.train_rows for label in row["labels"]]
         known = [bool(label) for label in train_labels if label is not None]

@@ -49,12 +49,12 @@ class Ranking(RewardKind):
         return scores.masked_scatter(position < labels[:, None], logits[:, 0])
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Share of the examples whose best reply has the highest score."""
+        """Return the share of the examples whose best reply has the highest score."""
         is_reply = np.arange(logits.shape[1]) < labels[:, None]
         return {"accuracy": float((np.where(is_reply, logits, -np.inf).argmax(1) == 0).mean())}
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Share of the prompts whose best reply scores highest, and that of two baselines."""
+        """Report the share of prompts whose best reply scores highest, also for two baselines."""
         reward = trained.load()
         correct, longest, chance = [], [], []
         for row in trained.test_rows:

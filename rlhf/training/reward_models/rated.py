@@ -16,11 +16,11 @@ from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.report import labelled
 from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel
-from rlhf.training.reward_models.classification import LogOdds
+from rlhf.training.reward_models.classification import LogOdds, class_report
 from rlhf.training.reward_models.encoding import (
     RewardEncoder,
     Row,
-    labelled_text,
+    labeled_text,
     unit_of,
 )
 
@@ -42,7 +42,7 @@ class Regression(RewardKind):
         values = [_rating(row[name], name) for name in self.names]
         if all(value == IGNORED for value in values):
             raise RowDropped("no rating")
-        return Example([encoder.labelled(row)], values)
+        return Example([encoder.encode_labeled(row)], values)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         targets = torch.where(labels != IGNORED, labels.float(), torch.nan)
@@ -54,7 +54,7 @@ class Regression(RewardKind):
         return {"rmse": float(np.sqrt((error**2).mean()))}
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """The report of every column; with several its metrics begin with the column's name."""
+        """Report on every column; names of metrics begin with the column if there are several."""
         rows, logits = trained.test_rows, trained.logits()
         report: Report = {
             "rows": len(rows),
@@ -82,9 +82,9 @@ class Regression(RewardKind):
     ) -> Report:
         """Return the report of one column for logits [N] of the rows with a known label."""
         ridge = labelled.words_rater(
-            [labelled_text(row) for row in train_rows],
+            [labeled_text(row) for row in train_rows],
             [float(row[name]) for row in train_rows],
-            [labelled_text(row) for row in rows],
+            [labeled_text(row) for row in rows],
         )
         return labelled.rating_report(
             logits,
@@ -108,18 +108,7 @@ class MultiLabel(LogOdds, Regression):
     def evaluate_column(
         self, logits: np.ndarray, rows: list[Row], train_rows: list[Row], name: str
     ) -> Report:
-        tf_idf = labelled.words_classifier(
-            [labelled_text(row) for row in train_rows],
-            [int(row[name]) for row in train_rows],
-            [labelled_text(row) for row in rows],
-            classes=2,
-        )
-        return labelled.classification_report(
-            np.stack([np.zeros(len(rows)), logits], 1),
-            np.array([int(row[name]) for row in rows]),
-            baselines={"TF-IDF": tf_idf},
-            groups=[unit_of(row) for row in rows],
-        )
+        return class_report(np.stack([np.zeros(len(rows)), logits], 1), rows, train_rows, name)
 
 
 def _rating(value: Any, name: str) -> float:

@@ -23,7 +23,7 @@ from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.directory import Run
 from rlhf.training.methods import OfflineMethod, Row, TrainerSpec, TrainingSetup, engine_of
 from rlhf.training.reward_models.base import RewardKind, TrainedModel, kind_of
-from rlhf.training.reward_models.encoding import Collator, RewardEncoder
+from rlhf.training.reward_models.encoding import RewardEncoder, collate_texts
 from rlhf.training.reward_models.new_head import load_with_new_head
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str
         summary=encoder.summary,
         save=save,
         trainer=reward_trainer(kind, model) if engine == "trl" else None,
-        judge=report,
+        report=report,
         dropout=True,
     )
 
@@ -129,7 +129,7 @@ def reward_trainer(kind: RewardKind, model: Any) -> TrainerSpec:
         return kind.metrics(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
     arguments = {
-        "data_collator": Collator(model.config.pad_token_id),
+        "data_collator": functools.partial(collate_texts, pad_id=model.config.pad_token_id),
         "compute_loss_func": loss,
         "compute_metrics": metrics,
         "preprocess_logits_for_metrics": kind.by_example,

@@ -15,39 +15,9 @@ from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.saving import restore_model, save_model
 from rlhf.training.dpo import pair_metrics
-from rlhf.training.methods import TrainingSetup
 from rlhf.training.reward_models.base import kind_of
 from rlhf.training.reward_models.preference import PairKind
 from rlhf.training.supervised import SupervisedTrainer
-
-
-class RewardTrainer(SupervisedTrainer):
-    """A reward model with one output, on pairs; the loss is that of its kind."""
-
-    model: Scorer
-    with_margins = True
-
-    def wrap(self, setup: TrainingSetup) -> Scorer:
-        """Return the model with the pass that scores whole texts."""
-        return Scorer(setup.model, setup.tokenizer)
-
-    def count(self, batch: TrainingBatch) -> Tensor:
-        """Return the number of pairs."""
-        return batch.require("chosen").sum()
-
-    @functools.cached_property
-    def kind(self) -> PairKind:
-        """The kind of reward model, which has the loss."""
-        kind = kind_of(self.config)
-        assert isinstance(kind, PairKind)
-        return kind
-
-    def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
-        """Return the loss of a micro-batch and its metrics."""
-        scores = self.model.score(micro_batch.tokens, micro_batch.attention_mask)
-        chosen, rejected = scores.view(-1, 2).unbind(1)
-        losses = self.kind.pair_losses(chosen, rejected, micro_batch.require("margins")[::2])
-        return losses.sum() / count, pair_metrics(losses, chosen, rejected)
 
 
 class Scorer:
@@ -56,10 +26,6 @@ class Scorer:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer, self.device = model, tokenizer, model.device
         self.supports_packing = enable_fast_paths(model)
-
-    def modules(self) -> dict[str, nn.Module]:
-        """Return the trained modules, by name."""
-        return {"model": self.model}
 
     def parameters(self) -> list[nn.Parameter]:
         """Return every trained parameter."""
@@ -86,3 +52,28 @@ class Scorer:
         hidden, index = hidden_states(self.model, tokens, attention_mask)
         last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         return self.model.score(hidden.index_select(0, last))[:, 0]
+
+
+class RewardTrainer(SupervisedTrainer):
+    """A reward model with one output, on pairs; the loss is that of its kind."""
+
+    model: Scorer
+    model_class = Scorer
+    with_margins = True
+
+    def count(self, batch: TrainingBatch) -> Tensor:
+        """Return the number of pairs."""
+        return batch.require("chosen").sum()
+
+    @functools.cached_property
+    def kind(self) -> PairKind:
+        """The kind of reward model, which has the loss."""
+        kind = kind_of(self.config)
+        assert isinstance(kind, PairKind)
+        return kind
+
+    def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
+        scores = self.model.score(micro_batch.tokens, micro_batch.attention_mask)
+        chosen, rejected = scores.view(-1, 2).unbind(1)
+        losses = self.kind.pair_losses(chosen, rejected, micro_batch.require("margins")[::2])
+        return losses.sum() / count, pair_metrics(losses, chosen, rejected)

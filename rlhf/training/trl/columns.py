@@ -13,20 +13,21 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from rlhf.training.examples import IGNORED, Example
+from rlhf.reward_models.losses import IGNORED
+from rlhf.training.examples import Example
 
 Row = Mapping[str, Any]
 
 
 def sft_columns(examples: Sequence[Example]) -> Dataset:
-    """Data set for ``SFTTrainer``."""
+    """Return the data set for ``SFTTrainer``."""
     return Dataset.from_list(
         [{"input_ids": example.ids[0], "labels": example.labels[0]} for example in examples]
     )
 
 
 def pair_columns(examples: Sequence[Example]) -> Dataset:
-    """Data set for ``DPOTrainer`` with ``PairCollator``."""
+    """Return the data set for ``DPOTrainer`` with ``PairCollator``."""
     return Dataset.from_list(
         [
             {
@@ -44,7 +45,7 @@ def pair_columns(examples: Sequence[Example]) -> Dataset:
 
 
 def label_columns(examples: Sequence[Example]) -> Dataset:
-    """Data set for ``KTOTrainer`` with ``KTOCollator``."""
+    """Return the data set for ``KTOTrainer`` with ``KTOCollator``."""
     return Dataset.from_list(
         [
             {
@@ -60,7 +61,7 @@ def label_columns(examples: Sequence[Example]) -> Dataset:
 
 
 def reward_columns(examples: Sequence[Example], *, margins: bool) -> Dataset:
-    """Data set for ``RewardTrainer``; with ``margins`` it has a margin column."""
+    """Return the data set for ``RewardTrainer``, with or without a margin column."""
     return Dataset.from_list(
         [
             {"chosen_ids": example.ids[0], "rejected_ids": example.ids[1]}
@@ -131,14 +132,14 @@ class KTOCollator:
 
 
 def _prompt_length(labels: Sequence[int]) -> int:
-    """Number of tokens before the first trained token."""
+    """Return the number of tokens before the first trained token."""
     return next(t for t, label in enumerate(labels) if label != IGNORED)
 
 
 def _columns(
     ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]], pad_id: int, multiple: int
 ) -> dict[str, Tensor]:
-    """Padded ids, attention mask and mask of the trained tokens, each [B, T]."""
+    """Return padded ids, attention mask and mask of the trained tokens, each [B, T]."""
     width = max(map(len, ids))
     width += -width % multiple
 

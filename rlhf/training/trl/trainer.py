@@ -20,7 +20,7 @@ from rlhf.config.offline import OfflineConfig
 from rlhf.errors import UserError
 from rlhf.models.adapters import name_base_of_checkpoints
 from rlhf.models.architecture import unwrap_peft
-from rlhf.models.precision import MasterOptimizer, default_device
+from rlhf.models.precision import default_device
 from rlhf.models.trainable import Movement, make_frozen
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
@@ -45,11 +45,11 @@ from rlhf.training.trl.columns import (
 
 
 def causal_trainer(
-    verb: str, config: OfflineConfig, model: Any, tokenizer: Any, *, max_length: int
+    command: str, config: OfflineConfig, model: Any, tokenizer: Any, *, max_length: int
 ) -> TrainerSpec:
     """Return TRL's trainer for "sft", "dpo" or "kto" on a language model."""
     owned: dict[str, Any] = {"max_length": max_length}
-    if verb == "sft":
+    if command == "sft":
         return TrainerSpec(trl.SFTTrainer, trl.SFTConfig, sft_columns, owned=owned)
     owned["remove_unused_columns"] = False  # the collators read our columns
     multiple = config.trainer.get("pad_to_multiple_of")
@@ -57,7 +57,7 @@ def causal_trainer(
     if unwrap_peft(model) is model:
         # Otherwise TRL loads the reference from disk and ignores the weights in memory.
         arguments["ref_model"] = make_frozen(copy.deepcopy(model))
-    if verb == "dpo":
+    if command == "dpo":
         arguments["data_collator"] = PairCollator(tokenizer.pad_token_id, multiple)
         return TrainerSpec(trl.DPOTrainer, trl.DPOConfig, pair_columns, arguments, owned=owned)
     arguments["data_collator"] = KTOCollator(tokenizer.pad_token_id, config.max_length, multiple)
@@ -75,10 +75,6 @@ def train_with_trainer(
     """Train ``setup.model`` with ``setup.trainer`` and return the best model.
 
     Args:
-        config: Configuration of the run.
-        run: The run directory.
-        method: The training method.
-        setup: Setup of the run.
         sets: Training examples and held-out examples.
 
     Raises:
@@ -166,7 +162,9 @@ def make_trainer(
         extra["callbacks"] = [transformers.EarlyStoppingCallback(config.patience)]
     trained = [p for p in setup.model.parameters() if p.requires_grad]
     if any(p.dtype != torch.float32 for p in trained):
-        extra["optimizers"] = (master_optimizer(trained, options), None)
+        name = optimizer_name(getattr(options.optim, "value", options.optim))
+        optimizer = make_optimizer(name, trained, optimizer_settings(options))
+        extra["optimizers"] = (optimizer, None)
     with refused_options():
         return spec.trainer(
             model=setup.model,
@@ -187,9 +185,3 @@ def refused_options() -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
-
-
-def master_optimizer(parameters: list[Any], options: Any) -> MasterOptimizer:
-    """Return the optimizer of the training arguments, with float32 master weights."""
-    name = optimizer_name(getattr(options.optim, "value", options.optim))
-    return make_optimizer(name, parameters, optimizer_settings(options))
