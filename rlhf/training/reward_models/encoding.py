@@ -23,7 +23,6 @@ from rlhf.reward_models.core import Conversation, Unscorable
 from rlhf.reward_models.encoding import encode_truncated
 from rlhf.reward_models.losses import IGNORED
 from rlhf.rollout.batch import pad_right
-from rlhf.rollout.chat_format import prompt_of
 from rlhf.training.examples import EQUAL, Example
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ class RewardEncoder:
         Raises:
             RowDropped: The two are equal after truncation.
         """
-        prompt = prompt_of(row)
+        prompt = with_tools(row["prompt"], row.get("tools"))
         chosen, rejected = (self.text([*prompt, *row[side]]) for side in ("chosen", "rejected"))
         if chosen == rejected:
             raise RowDropped(EQUAL)

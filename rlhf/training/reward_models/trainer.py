@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,13 @@ from torch import Tensor, nn
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.metrics import MetricSums
+from rlhf.config.optimization import RewardOptions
 from rlhf.models.architecture import trunk_of
 from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.saving import restore_model, save_model
+from rlhf.reward_models.losses import bradley_terry
 from rlhf.training.dpo import pair_metrics
-from rlhf.training.reward_models.base import kind_of
-from rlhf.training.reward_models.preference import PairKind
 from rlhf.training.supervised import SupervisedTrainer
 
 
@@ -55,8 +54,9 @@ class Scorer:
 
 
 class RewardTrainer(SupervisedTrainer):
-    """A reward model with one output, on pairs; the loss is that of its kind."""
+    """Bradley-Terry on pairs, for a reward model with one output."""
 
+    options: RewardOptions
     model: Scorer
     model_class = Scorer
     with_margins = True
@@ -65,15 +65,13 @@ class RewardTrainer(SupervisedTrainer):
         """Return the number of pairs."""
         return batch.require("chosen").sum()
 
-    @functools.cached_property
-    def kind(self) -> PairKind:
-        """The kind of reward model, which has the loss."""
-        kind = kind_of(self.config)
-        assert isinstance(kind, PairKind)
-        return kind
-
     def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
         scores = self.model.score(micro_batch.tokens, micro_batch.attention_mask)
         chosen, rejected = scores.view(-1, 2).unbind(1)
-        losses = self.kind.pair_losses(chosen, rejected, micro_batch.require("margins")[::2])
+        losses = bradley_terry(
+            chosen,
+            rejected,
+            margin=micro_batch.require("margins")[::2],
+            centering=self.options.center_rewards_coefficient or 0.0,
+        )
         return losses.sum() / count, pair_metrics(losses, chosen, rejected)
