@@ -35,7 +35,7 @@ def list_models(config: ListConfig) -> Iterator[str]:
     from rlhf.models.hub import SHORT_NAMES
 
     for name, row in SHORT_NAMES.items():
-        yield f"{name}  {row.parameters}  {row.licence}  {row.hub}"
+        yield f"{name}  {row.parameters}  {row.license}  {row.hub}"
 
 
 def get(config: GetConfig) -> Iterator[str]:

@@ -29,7 +29,7 @@ from rlhf.config.model import LoraSpec
 from rlhf.errors import UserError
 from rlhf.models.architecture import is_adapter_weight, unwrap_peft
 from rlhf.models.checks import read_causal
-from rlhf.models.hub import refuse_quantised, sources_of
+from rlhf.models.hub import refuse_quantized, sources_of
 from rlhf.reward_models.generic_heads import sequence_classifier, token_classifier
 
 CONFIG_FILE = "adapter_config.json"
@@ -266,7 +266,7 @@ def _load_base(folder: Path, config: dict[str, Any], read: Callable[[str], Any])
     if (folder / FINGERPRINT_FILE).exists():
         expected = json.loads((folder / FINGERPRINT_FILE).read_text())["sampled_crc32"]
     for source in _base_sources(folder, name, config.get("revision")):
-        refuse_quantised(source)
+        refuse_quantized(source)
         base = merged_model(source) if is_adapter(source) else read(source)
         if expected is None or fingerprint_of(base.state_dict()) == expected:
             return base

@@ -2,6 +2,7 @@
 
 Layers of one model may differ: some have full attention, some a sliding window, some a recurrent
 state instead of keys and values. Packing, the sampler's cache and the context length depend on it.
+A ``config`` is the configuration of the decoder, see ``text_config``.
 """
 
 from __future__ import annotations
@@ -74,9 +75,6 @@ def text_config(model: Any) -> Any:
 def layers_kept(config: Any) -> list[tuple[str, int]] | None:
     """Kind of cache of each layer.
 
-    Args:
-        config: configuration of the decoder.
-
     Returns:
         The kind (ATTENTION, STATE, BOTH or NOTHING) and the number of states of each layer; None if
         the family has another form of cache.
@@ -109,11 +107,7 @@ def has_states(config: Any) -> bool:
 
 
 def window_of(config: Any) -> int | None:
-    """Smallest window of a layer with sliding or chunked attention; None if there is none.
-
-    Args:
-        config: configuration of the decoder.
-    """
+    """Smallest window of a layer with sliding or chunked attention; None if there is none."""
     windows = [inner_window(config)]
     kinds = getattr(config, "layer_types", None)
     if kinds is None or any("sliding" in kind for kind in kinds):
@@ -124,11 +118,7 @@ def window_of(config: Any) -> int | None:
 
 
 def limits_of(config: Any) -> list[int]:
-    """Sequence lengths beyond which a model computes differently: windows, rotary frequencies.
-
-    Args:
-        config: configuration of the decoder.
-    """
+    """Sequence lengths beyond which a model computes differently: windows, rotary frequencies."""
     kinds = " ".join(getattr(config, "layer_types", None) or ["sliding chunked"])
     unused = {
         name
@@ -151,9 +141,6 @@ def rotary_limit(config: Any) -> int | None:
     """Sequence length beyond which rotary frequencies depend on the length; None if they do not.
 
     All positions of a longer row have other frequencies (LongRoPE, dynamic NTK).
-
-    Args:
-        config: configuration of the decoder.
     """
     limits = []
     for rope in _rope_parameters(config):
@@ -174,22 +161,15 @@ def changing_limit(config: Any) -> int | None:
 def usable_context(config: Any) -> int:
     """Longest sequence, in tokens, that can be read and then continued token by token.
 
-    Where rotary frequencies depend on the length, a reply that crosses the limit would be sampled
-    with some frequencies and trained on with others, so the context ends there. Only rows whose
-    prompt is longer can use ``whole_context``.
-
-    Args:
-        config: configuration of the decoder.
+    If rotary frequencies depend on the length, a reply that crosses the limit would be sampled with
+    some frequencies and trained on with others, so the context ends there. Only rows whose prompt
+    is longer can use ``whole_context``.
     """
     return min(whole_context(config), rotary_limit(config) or UNBOUNDED)
 
 
 def whole_context(config: Any) -> int:
-    """Number of positions of the model.
-
-    Args:
-        config: configuration of the decoder.
-    """
+    """Maximum sequence length of the model, in tokens."""
     lengths = (getattr(config, name, None) for name in LENGTH_NAMES)
     return next((length for length in lengths if isinstance(length, int) and length > 0), UNBOUNDED)
 

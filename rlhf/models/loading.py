@@ -6,7 +6,6 @@ import logging
 import math
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from rlhf.errors import UserError
 from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, merged_model
 from rlhf.models.checks import check_model, read_causal
 from rlhf.models.fast.packing import keep_attention
-from rlhf.models.hub import commit_of, hub_id_of, refuse_quantised, resolve
+from rlhf.models.hub import commit_of, hub_id_of, refuse_quantized, resolve
 from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.scratch import make_model, make_tokenizer
 from rlhf.models.trainable import make_trainable
@@ -33,28 +32,6 @@ log = logging.getLogger(__name__)
 # transformers shows progress bars for files that load in milliseconds.
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
-
-
-@dataclass(frozen=True)
-class Source:
-    """Location and origin of the weights of a specification."""
-
-    folder: str
-    """Folder that transformers can load."""
-    hub: HubModel | None
-    """The model on the hub that has these weights; None for local weights."""
-
-    @classmethod
-    def of(cls, spec: ModelSpec) -> Source:
-        """Find the source of a specification with a path.
-
-        Raises:
-            UserError: the path exists neither locally nor on the hub.
-        """
-        path = str(spec.path)
-        folder = resolve(path, revision=spec.revision)
-        name = None if is_adapter(folder) else hub_id_of(path)
-        return cls(folder, HubModel(name, commit_of(folder)) if name else None)
 
 
 def load_model(
@@ -78,14 +55,16 @@ def load_model(
         model: Any = make_model(spec.scratch, tokenizer, seed=seed)
         dtype = choose_dtype(spec.dtype, model.num_parameters(), device)
     else:
-        source = Source.of(spec)
-        hub, tokenizer = source.hub, load_tokenizer(source.folder)
+        folder = resolve(str(spec.path), revision=spec.revision)
+        name = None if is_adapter(folder) else hub_id_of(str(spec.path))
+        hub = HubModel(name, commit_of(folder)) if name else None
+        tokenizer = load_tokenizer(folder)
         # If the size is known, the weights are read in their final dtype, without a second copy.
-        size = size_of(source.folder)
+        size = size_of(folder)
         read_as = choose_dtype(spec.dtype, size, device) if size else torch.float32
-        model = load_weights(source.folder, dtype=read_as)
+        model = load_weights(folder, dtype=read_as)
         dtype = choose_dtype(spec.dtype, size or model.num_parameters(), device)
-    set_template_options(tokenizer, spec)
+    set_chat_options(tokenizer, kwargs=spec.chat_template_kwargs, fold_system=spec.fold_system)
     if give_pad_token(tokenizer, model):
         hub = None  # the embedding has a new row
     cast(model, device, dtype)
@@ -153,26 +132,15 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise UserError(f"no tokenizer in {source}: {str(error).splitlines()[0]}") from error
 
 
-def set_template_options(tokenizer: Any, spec: ModelSpec) -> None:
-    """Set the chat template's options of a configuration; they are saved with the tokenizer.
-
-    Raises:
-        UserError: an option has no effect on this template.
-    """
-    set_chat_options(tokenizer, kwargs=spec.chat_template_kwargs, fold_system=spec.fold_system)
-
-
 def load_weights(folder: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a causal model in ``dtype``, or merge an adapter folder into its base in float32.
 
     Raises:
         UserError: the folder contains no causal language model.
     """
-    refuse_quantised(folder)
+    refuse_quantized(folder)
     try:
-        if is_adapter(folder):
-            return merged_model(folder)
-        return read_causal(folder, dtype=dtype)
+        return merged_model(folder) if is_adapter(folder) else read_causal(folder, dtype=dtype)
     except UserError:
         raise
     except (OSError, ValueError) as error:

@@ -10,6 +10,7 @@ conversations for which this is impossible are refused with a reason.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -85,11 +86,13 @@ class ChatFormat:
             raise UserError("rollout.chat is true, but the model's tokenizer has no chat template")
         self.tokenizer, self.separator, self.stop_text = tokenizer, separator, stop
         self.chat = has_template if chat is None else chat
+        added, special = tokenizer.added_tokens_decoder, set(tokenizer.all_special_ids)
         # A generation configuration may hold stop ids of another vocabulary.
-        added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
-        self.stop_ids = {tokenizer.eos_token_id} - {None} | set(stop_ids) & added
-        self.special_ids = _special_ids(tokenizer) | self.stop_ids
-        self.added_ids = _added_ids(tokenizer)
+        known_stop_ids = set(stop_ids) & (added.keys() | special)
+        self.stop_ids = {tokenizer.eos_token_id} - {None} | known_stop_ids
+        self.special_ids = special | {i for i, t in added.items() if t.special} | self.stop_ids
+        # Some tokenizers add tokens for runs of spaces, which are left out.
+        self.added_ids = {i for i, token in added.items() if token.content.strip()}
         if stop is not None and not self.chat:
             self.stop_ids |= _tokens_containing(tokenizer, stop)
         self._turn_problems = functools.cache(self._find_turn_problems)
@@ -257,7 +260,8 @@ class ChatFormat:
         """
         if self.chat:
             last, middle = (self.encode(text) for text in self._after_probes())
-            shared = _common_prefix(last, middle)
+            pairs = zip(last, middle, strict=False)
+            shared = [left for left, _ in itertools.takewhile(lambda p: p[0] == p[1], pairs)]
             for ids, pick, opens in ((shared, -1, False), (last, 0, False), (middle, 0, True)):
                 special = [i for i in ids if i in self.special_ids]
                 if ending := special or [i for i in ids if i in self.added_ids]:
@@ -415,39 +419,17 @@ def prompt_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return with_tools(row["prompt"], row.get("tools"))
 
 
-def _special_ids(tokenizer: Any) -> set[int]:
-    """Special tokens of a tokenizer, including added tokens that are marked special."""
-    added = tokenizer.added_tokens_decoder
-    return set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
-
-
-def _added_ids(tokenizer: Any) -> set[int]:
-    """Added tokens with visible text; some tokenizers add tokens for runs of spaces."""
-    return {i for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
-
-
 def _tokens_containing(tokenizer: Any, text: str) -> set[int]:
     """Ids of all tokens whose text contains ``text``.
 
     Raises:
         UserError: no token contains it.
     """
-    ids = range(len(tokenizer))
-    token_ids = {
-        i
-        for i, piece in zip(ids, tokenizer.batch_decode([[i] for i in ids]), strict=True)
-        if text in piece
-    }
+    pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    token_ids = {i for i, piece in enumerate(pieces) if text in piece}
     if not token_ids:
         raise UserError(f"rollout.stop: no single token of this model contains {text!r}")
     return token_ids
-
-
-def _common_prefix(first: list[int], second: list[int]) -> list[int]:
-    length = 0
-    while length < min(len(first), len(second)) and first[length] == second[length]:
-        length += 1
-    return first[:length]
 
 
 def _after_last(ids: list[int], head: list[int]) -> list[int]:

@@ -276,6 +276,6 @@ def test_quantized_weights_are_refused(tmp_path: Path, method: str) -> None:
         lambda: load_model(ModelSpec(path=str(tmp_path)), seed=0),
         lambda: with_new_head(str(tmp_path), ["reward"], steps=False),
     ):
-        with pytest.raises(UserError, match=rf"is quantised \({method}\), which is not") as error:
+        with pytest.raises(UserError, match=rf"is quantized \({method}\), which is not") as error:
             load()
         assert "\n" not in str(error.value)

@@ -21,7 +21,7 @@ ENTRY = hub.ShortName(
     wheel="tiny-model==1.0",
     file="tiny/model.gguf",
     sha256="",
-    licence="MIT",
+    license="MIT",
     parameters="0M",
 )
 

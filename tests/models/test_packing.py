@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from rlhf.models.fast.packing import enable_packing, hidden_states, is_packed, pack, shared_prefixes
+from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.policy import Policy
 
 SMALL = {
@@ -111,7 +112,7 @@ def test_models_without_packing_are_unchanged(name):
     model = make(PLAIN[name])
     tokens, mask, _ = some_rows(0)
     before = model.config._attn_implementation
-    assert not enable_packing(model)
+    assert not enable_fast_paths(model)
     assert model.config._attn_implementation == before
     states, index = hidden_states(model, tokens, mask)
     plain = model.base_model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state

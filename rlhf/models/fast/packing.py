@@ -16,9 +16,9 @@ from rlhf.models.architecture import (
     text_config,
     trunk_of,
     unwrap_peft,
-    usable_context,
     window_of,
 )
+from rlhf.models.comparison import FAILURES
 from rlhf.models.fast.tied_embedding import TiedEmbedding
 from rlhf.models.fast.varlen_attention import ATTENTION_NAME, Layout, Span
 
@@ -145,7 +145,7 @@ def hidden_states(
     """
     trunk = trunk_of(model) if trunk is None else trunk
     if getattr(trunk, "reads_alone", False):
-        return _alone(trunk, tokens, attention_mask, tied=tied)
+        return states_one_by_one(trunk, tokens, attention_mask, tied=tied)
     lengths = attention_mask.sum(1)
     config = text_config(trunk)
     limit = rotary_limit(config)
@@ -154,8 +154,8 @@ def hidden_states(
     return _one_batch(trunk, tokens, attention_mask, tied=tied)
 
 
-def _alone(
-    trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
+def states_one_by_one(
+    trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None = None
 ) -> tuple[Tensor, Tensor]:
     """``hidden_states`` one row at a time, for families whose states depend on padding."""
     index = torch.zeros_like(tokens)
@@ -186,10 +186,10 @@ def _by_frequencies(
             continue
         width = int(lengths[rows].max())
         restart_frequencies(trunk)
-        new_states, where = _one_batch(
+        new_states, new_index = _one_batch(
             trunk, tokens[rows, :width], attention_mask[rows, :width], tied=tied
         )
-        index[rows, :width] = where + offset
+        index[rows, :width] = new_index + offset
         states.append(new_states)
         offset += len(new_states)
     return torch.cat(states), index
@@ -271,12 +271,10 @@ def keep_attention(model: Any, name: str) -> None:
     model.keeps_attention = True
 
 
-@torch.no_grad()
 def enable_packing(model: Any) -> bool:
-    """Enable packed attention in a causal model, if its states stay equal.
+    """Enable packed attention in a causal model, unless its form of attention excludes it.
 
-    Whether an architecture passes the layout on to its attention is found by a comparison of two
-    rows with a common prefix, padded and packed.
+    Whether the states stay equal is verified in ``verification``.
 
     Returns:
         Whether the model packs from now on.
@@ -286,30 +284,13 @@ def enable_packing(model: Any) -> bool:
         return True
     if getattr(inner, "keeps_attention", False) or getattr(trunk, "never_packs", False):
         return False
-    config = text_config(inner)
-    if has_states(config):  # a state would continue from one document to the next
+    if has_states(text_config(inner)):  # a state would continue from one document to the next
         return False
     before = inner.config._attn_implementation
-    limits = (window_of(config), usable_context(config))
-    width = min(40, *(limit for limit in limits if limit))
-    ids = torch.arange(5, 5 + 2 * width, device=inner.device).view(2, width)
-    ids[1, : width - 4] = ids[0, : width - 4]
-    ids = ids % config.vocab_size
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[1, -1] = False
-    plain = trunk(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
     try:
         inner.set_attn_implementation(ATTENTION_NAME)
-        if not is_packed(trunk):
-            return False
-        states, index = hidden_states(model, ids, mask)
-    except (TypeError, ValueError, AttributeError, RuntimeError):
-        inner.set_attn_implementation(before)
-        return False
-    gap = (states[index] - plain)[mask].abs().mean() / plain[mask].abs().mean()
-    tolerance = 0.1 if inner.dtype in (torch.bfloat16, torch.float16) else 1e-4
-    if not gap <= tolerance:
+    except FAILURES:
         inner.set_attn_implementation(before)
         return False
     trunk.attention_before_packing = before
-    return True
+    return is_packed(trunk)

@@ -10,6 +10,7 @@ for the model; if even padding changes the results, rows are read one by one.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -29,7 +30,12 @@ from rlhf.models.architecture import (
     whole_context,
 )
 from rlhf.models.comparison import FAILURES, evaluating, failing_as, is_precise, tolerance_of
-from rlhf.models.fast.packing import enable_packing, hidden_states, is_packed, restart_frequencies
+from rlhf.models.fast.packing import (
+    enable_packing,
+    hidden_states,
+    is_packed,
+    states_one_by_one,
+)
 from rlhf.models.fast.patching import restore
 from rlhf.models.fast.rmsnorm import patch_rmsnorm
 from rlhf.models.fast.swiglu import patch_swiglu
@@ -48,7 +54,8 @@ CPU_WORK, ACCELERATOR_WORK = 2e10, 2e12
 # Most tokens of the rows that fit into every window.
 SHORT_ROW_TOKENS = 44
 
-Read = Callable[[Tensor, Tensor], Tensor]
+# A function of tokens and mask [B, T] that returns states and their index, as ``hidden_states``.
+Read = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -133,14 +140,21 @@ def _levels(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
 
 
 def _enable_agreeing(model: Any, *, limit: int, start: int) -> int:
-    """Disable fast paths until the states agree, and return the number of disabled paths.
+    """Enable all fast paths but the first ``start``, and disable more until the states agree.
 
     Args:
         model: model without fast paths.
-        limit: longest row to compare.
+        limit: longest row to compare, in tokens.
         start: number of paths to disable at first.
+
+    Returns:
+        The number of disabled paths.
     """
     trunk = trunk_of(model)
+
+    def read(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return hidden_states(model, tokens, mask, tied=tied_embedding(model))
+
     levels = _levels(model)
     with evaluating(unwrap_peft(model)):
         batches = _batches(trunk, limit=limit)
@@ -149,7 +163,8 @@ def _enable_agreeing(model: Any, *, limit: int, start: int) -> int:
         ]
         with torch.set_grad_enabled(bool(small)):
             with failing_as(f"{type(unwrap_peft(model)).__name__} cannot be trained"):
-                expected = [_result(batch, _plain_reader(trunk), small) for batch in batches]
+                one_by_one = functools.partial(states_one_by_one, trunk)
+                expected = [_result(batch, one_by_one, small) for batch in batches]
             if start < 3:
                 patch_rmsnorm(model)
                 patch_swiglu(model)
@@ -160,7 +175,7 @@ def _enable_agreeing(model: Any, *, limit: int, start: int) -> int:
             gap = 0.0
             for level in range(start, len(levels) + 1):
                 try:
-                    results = [_result(batch, _fast_reader(model), small) for batch in batches]
+                    results = [_result(batch, read, small) for batch in batches]
                     gap = max(_gap(a, b) for a, b in zip(results, expected, strict=True))
                 except FAILURES:
                     gap = math.inf
@@ -206,31 +221,9 @@ def _batch(rows: list[Tensor], trunk: Any, generator: torch.Generator) -> Batch:
     return Batch(tokens.to(device), mask.to(device), weights.to(device)[:, None])
 
 
-def _plain_reader(trunk: Any) -> Read:
-    """Read one row at a time with the model's own code."""
-
-    def read(tokens: Tensor, mask: Tensor) -> Tensor:
-        rows = []
-        for row, kept in zip(tokens, mask, strict=True):
-            restart_frequencies(trunk)
-            rows.append(trunk(input_ids=row[None, kept], use_cache=False).last_hidden_state[0])
-        return torch.cat(rows)
-
-    return read
-
-
-def _fast_reader(model: Any) -> Read:
-    """Read rows as in training."""
-
-    def read(tokens: Tensor, mask: Tensor) -> Tensor:
-        states, index = hidden_states(model, tokens, mask, tied=tied_embedding(model))
-        return states[index[mask]]
-
-    return read
-
-
 def _result(batch: Batch, read: Read, small: list[Any]) -> Result:
-    states = read(batch.tokens, batch.mask)
+    states, index = read(batch.tokens, batch.mask)
+    states = states[index[batch.mask]]
     gradients: list[Tensor | None] = []
     if small and states.requires_grad:
         waves = torch.cos(torch.arange(states.shape[1], device=states.device))

@@ -9,7 +9,6 @@ called. The fused functions are compared with the model's own forward pass once 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import inspect
 import logging
@@ -33,6 +32,7 @@ from rlhf.models.architecture import (
 )
 from rlhf.models.output_head import logits_of
 from rlhf.models.precision import native_bf16
+from rlhf.models.reduced_model import reduced_config
 from rlhf.rollout.sampling.decoder_selection import (
     TOLERANCE,
     DecoderOption,
@@ -343,12 +343,7 @@ def fused_gap(kind: Any, config: Any) -> float:
         kind: class of the model.
         config: configuration of the model.
     """
-    small = copy.deepcopy(config)
-    small.num_hidden_layers, small.vocab_size, small.pad_token_id = 2, 16, None
-    if kinds := getattr(small, "layer_types", None):
-        small.layer_types = kinds[:2]
-    if getattr(small, "sliding_window", None):
-        small.sliding_window = 4
+    small = reduced_config(config, layers=2)
     small._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

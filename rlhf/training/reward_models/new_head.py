@@ -16,10 +16,11 @@ from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora, is_adapter, merged_model
 from rlhf.models.checks import check_scorer, read_causal
 from rlhf.models.fast.packing import keep_attention
-from rlhf.models.hub import refuse_quantised
-from rlhf.models.loading import Source, cast, give_pad_token, load_tokenizer, set_template_options
+from rlhf.models.hub import refuse_quantized, resolve
+from rlhf.models.loading import cast, give_pad_token, load_tokenizer
 from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.trainable import make_trainable
+from rlhf.reward_models.chat_template import set_chat_options
 from rlhf.reward_models.checkpoint import heads_in_fp32, pooling_of
 from rlhf.reward_models.generic_heads import has_own_classifier, with_head
 from rlhf.training.reward_models.base import RewardKind
@@ -37,9 +38,13 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
     config = kind.config
     if config.model.scratch:
         raise UserError("model.scratch: a reward model starts from a language model; give a path")
-    folder = Source.of(config.model).folder
+    folder = resolve(str(config.model.path), revision=config.model.revision)
     tokenizer = load_tokenizer(folder)
-    set_template_options(tokenizer, config.model)
+    set_chat_options(
+        tokenizer,
+        kwargs=config.model.chat_template_kwargs,
+        fold_system=config.model.fold_system,
+    )
     model = with_new_head(folder, kind.outputs(), steps=kind.per_token)
     model.config.problem_type = kind.problem_type
     model.config.use_cache = False
@@ -82,7 +87,7 @@ def with_new_head(folder: str, names: list[str], *, steps: bool) -> Any:
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
-    refuse_quantised(folder)
+    refuse_quantized(folder)
     options = {"dtype": torch.float32, "output_loading_info": True}
     automatic: Any = (
         AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
