@@ -70,8 +70,8 @@ def add_lora(
     """Wrap a model with new adapters, which do not change it at step 0.
 
     Args:
-        model: transformers model.
-        spec: rank, targets and other settings of the adapters.
+        model: transformers model without adapters.
+        spec: settings of the adapters.
         seed: random seed of their weights.
         hub: the model on the hub, if its weights are unchanged.
         task: task type of PEFT.
@@ -127,12 +127,8 @@ def _check_names(model: nn.Module, spec: LoraSpec) -> None:
 def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = None) -> None:
     """Save the adapters of a PEFT model, with the hub id of their base or a copy of it.
 
-    Args:
-        model: PEFT model from ``add_lora``.
-        tokenizer: its tokenizer.
-        folder: folder to write.
-        base: folder of a copy of the base, which is written if it does not exist; None uses a
-            folder inside ``folder``.
+    The copy is written to ``base`` if that folder does not exist; None uses a folder inside
+    ``folder``.
     """
     config, hub = model.peft_config["default"], getattr(model, "hub_model", None)
     folder.mkdir(parents=True, exist_ok=True)
@@ -251,12 +247,7 @@ def merged_model(folder: str) -> Any:
 
 
 def _load_base(folder: Path, config: dict[str, Any], read: Callable[[str], Any]) -> Any:
-    """Load the base model of an adapter, from its folder or else by its name.
-
-    Args:
-        folder: folder of the adapter.
-        config: PEFT's configuration of the adapter.
-        read: loads the base model of a folder.
+    """Load the base model of an adapter with ``read``, from its folder or else by its name.
 
     Raises:
         UserError: the base is not available, or has changed.

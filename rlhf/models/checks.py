@@ -28,10 +28,6 @@ def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
     Transformers initializes missing weights randomly and ignores unknown ones, so a classifier, or
     a decoder without its output head, would become a random policy.
 
-    Args:
-        source: folder or hub id.
-        dtype: dtype of the weights.
-
     Raises:
         UserError: the model is an encoder-decoder, or weights are missing, unused or of another
             shape.

@@ -32,7 +32,7 @@ def update_flops(model: Any, *, tokens: int, learned: int) -> float:
     head is applied only to the tokens that are trained on.
 
     Args:
-        model: causal model, or a PEFT model around one.
+        model: causal model or reward model.
         tokens: number of tokens computed.
         learned: number of tokens whose log-probability is computed.
     """

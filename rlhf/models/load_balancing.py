@@ -26,9 +26,6 @@ WEIGHT_NAMES = ("router_aux_loss_coef", "aux_loss_coef")
 def balancing_weight(model: Any) -> float:
     """Weight of the load-balancing loss; 0 if the configuration does not enable it.
 
-    Args:
-        model: causal model, or a PEFT model around one.
-
     Raises:
         UserError: the configuration enables the loss, and the model does not compute it.
     """
@@ -55,7 +52,7 @@ def states_and_balance(
     """Compute hidden states and the load-balancing loss in one padded pass.
 
     Args:
-        model: causal model, or a PEFT model around one.
+        model: causal model.
         tokens: [B, T], padded on the right.
         attention_mask: [B, T], True where a token is not padding.
         tied: embedding table to use; None uses the decoder's own.

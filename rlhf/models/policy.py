@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rlhf.models.architecture import context_of, trunk_of, unwrap_peft
+from rlhf.models.architecture import trunk_of, unwrap_peft
 from rlhf.models.fast.chunked_logprobs import selected_logprobs
 from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
 from rlhf.models.fast.tied_embedding import tied_embedding
@@ -54,7 +54,7 @@ class Policy:
     """A causal model and its tokenizer, with a value head if the algorithm has a critic.
 
     Args:
-        model: transformers model, or a PEFT model around one.
+        model: causal model.
         tokenizer: its tokenizer, whose pad token differs from EOS.
         critic: "none"; "shared", a value head on the policy's decoder; or "separate", a value head
             on a decoder of its own, which is initialized with a copy of the policy's.
@@ -83,11 +83,6 @@ class Policy:
     def logprob_dtype(self) -> torch.dtype:
         """dtype of log-probabilities and values: float32, or float64 for a float64 model."""
         return torch.promote_types(self.model.dtype, torch.float32)
-
-    @property
-    def context(self) -> int:
-        """Longest sequence the model can read, in tokens."""
-        return context_of(self.model)
 
     def modules(self) -> dict[str, nn.Module]:
         """All trained modules, by name."""
@@ -163,10 +158,7 @@ class Policy:
     def save(self, directory: Path, *, base: Path | None = None) -> None:
         """Write a folder that ``from_pretrained`` reads, with the critic in a separate file.
 
-        Args:
-            directory: folder to write.
-            base: for adapters, the folder of a copy of their base model, which is written if it
-                does not exist; None uses a folder inside ``directory``.
+        ``base`` is that of ``save_adapter``.
         """
         save_model(self.model, self.tokenizer, directory, base=base)
         if self.value_head is not None:
@@ -178,11 +170,8 @@ class Policy:
     def restore(self, directory: Path) -> None:
         """Read the weights that ``save`` wrote, in place."""
         restore_model(self.model, directory)
-        if self.value_head is not None:
-            self.load_value(directory)
-
-    def load_value(self, directory: Path) -> None:
-        """Read the critic that ``save`` wrote."""
+        if self.value_head is None:
+            return
         state = load_file(directory / VALUE_FILE)
         parts = {"head.": self.value_head, "trunk.": self.value_trunk}
         for prefix, module in parts.items():

@@ -19,15 +19,7 @@ from rlhf.models.architecture import unwrap_peft
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = None) -> None:
-    """Write a model and its tokenizer.
-
-    Args:
-        model: transformers model, or a PEFT model around one.
-        tokenizer: its tokenizer.
-        folder: folder to write.
-        base: for a PEFT model, the folder of a copy of its base, which is written if it does not
-            exist; None uses a folder inside ``folder``.
-    """
+    """Write a model and its tokenizer; ``base`` is that of ``save_adapter``."""
     if unwrap_peft(model) is not model:
         save_adapter(model, tokenizer, folder, base=base)
         return

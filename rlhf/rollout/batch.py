@@ -140,9 +140,9 @@ def collate(
 
     Args:
         rollouts: B episodes.
-        rewards: Training rewards of the tokens of each episode.
-        pad_id: Token id of the padding.
-        device: Device of the tensors.
+        rewards: training rewards of the tokens of each episode.
+        pad_id: token id of the padding.
+        device: device of the tensors.
     """
     padded = partial(pad_right, device=device)
 

@@ -203,13 +203,10 @@ class Collector:
         """
         if not self.chat_format.chat:
             return
-        if not prompts and self.spec.system is None:
-            if not self.envs:
-                self.envs.append(self.make_env())
-            if getattr(self.envs[0].unwrapped, "system_prompt", None):
-                self.chat_format.check_system([{"role": "system", "content": "?"}])
-        elif not prompts:
-            self.chat_format.check_system([{"role": "system", "content": self.spec.system}])
+        if not prompts:
+            env = self._environments(1)[0]
+            if system := self.spec.system or getattr(env.unwrapped, "system_prompt", None):
+                self.chat_format.check_system([{"role": "system", "content": system}])
         for index, prompt in enumerate(prompts):
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             try:
@@ -223,15 +220,19 @@ class Collector:
         The number of turns is the environment's ``max_turns`` or the step limit of its
         registration. Without either, the result is ``rollout.max_tokens`` or the limit of one turn.
         """
-        if not self.envs:
-            self.envs.append(self.make_env())
-        env = self.envs[0]
+        env = self._environments(1)[0]
         limit = getattr(env.spec, "max_episode_steps", None)
         known = [n for n in (getattr(env.unwrapped, "max_turns", None), limit) if n]
         budget = min(self.long_context, self.spec.max_tokens or self.long_context)
         if known:
             return min(budget, min(known) * self.spec.max_new_tokens)
         return self.spec.max_tokens or min(budget, self.spec.max_new_tokens)
+
+    def _environments(self, number: int) -> list[gym.Env]:
+        """The first environments; they are made when they are needed for the first time."""
+        while len(self.envs) < number:
+            self.envs.append(self.make_env())
+        return self.envs[:number]
 
     def close(self) -> None:
         """Close every environment."""
@@ -267,11 +268,9 @@ class Collector:
             min_p=self.spec.min_p,
             stop_ids=frozenset(self.chat_format.stop_ids),
         )
-        parallel = min(self.spec.parallel, len(seeds))
-        while len(self.envs) < parallel:
-            self.envs.append(self.make_env())
+        envs = self._environments(min(self.spec.parallel, len(seeds)))
         try:
-            rollouts = self._play(seeds, self.envs[:parallel], sampling)
+            rollouts = self._play(seeds, envs, sampling)
         finally:
             self.engine.reset()
         if not rollouts and not allow_none:

@@ -116,12 +116,11 @@ class _Rendering:
                 notes["replies without the reasoning block that sampling opens"] += 1
             learned.append(reply)
         if not learned:
-            if self.messages[0]["role"] == "system":
-                raise RowDropped(
-                    "the chat template renders the prompt otherwise once it is answered (try "
-                    "model.fold_system: true)"
-                )
-            raise RowDropped("the chat template renders the prompt otherwise once it is answered")
+            system = self.messages[0]["role"] == "system"
+            hint = " (try model.fold_system: true)" if system else ""
+            raise RowDropped(
+                f"the chat template renders the prompt otherwise once it is answered{hint}"
+            )
         return self._cut(learned, self.whole)
 
     def _locate(self, index: int) -> Reply | None:

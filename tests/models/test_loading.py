@@ -15,6 +15,7 @@ from transformers import (
 from rlhf.config.model import LoraSpec, ModelSpec, ScratchSpec
 from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora
+from rlhf.models.architecture import context_of
 from rlhf.models.loading import (
     check_model,
     give_pad_token,
@@ -282,8 +283,6 @@ def test_folder_without_tokenizer_or_config_is_user_error(tmp_path):
 
 
 def test_the_context_does_not_end_at_a_sliding_window():
-    from rlhf.models.policy import Policy
-
     config = MistralConfig(
         vocab_size=319,
         hidden_size=16,
@@ -295,6 +294,6 @@ def test_the_context_does_not_end_at_a_sliding_window():
         sliding_window=24,
     )
     model = MistralForCausalLM(config)
-    assert Policy(model, tiny_tokenizer()).context == 128
+    assert context_of(model) == 128
     config.sliding_window = None
-    assert Policy(MistralForCausalLM(config), tiny_tokenizer()).context == 128
+    assert context_of(MistralForCausalLM(config)) == 128

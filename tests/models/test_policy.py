@@ -196,7 +196,7 @@ def test_the_critic_survives_saving(critic, tmp_path):
         torch.nn.init.normal_(policy.value_trunk.embed_tokens.weight)
     policy.save(tmp_path)
     fresh = tiny_policy(critic=critic)
-    fresh.load_value(tmp_path)
+    fresh.restore(tmp_path)
     expected, found = policy.score(*masks(batch)), fresh.score(*masks(batch))
     assert expected.values.abs().sum() > 0
     assert torch.equal(found.values, expected.values)

@@ -134,7 +134,7 @@ def hidden_states(
     on the right, where it does not affect real tokens.
 
     Args:
-        model: decoder with any head, or a PEFT model around one.
+        model: decoder with any head.
         tokens: [B, T], padded on the right.
         attention_mask: [B, T], True where a token is not padding.
         trunk: another decoder of the same architecture; None uses the model's own.

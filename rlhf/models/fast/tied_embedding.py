@@ -57,13 +57,10 @@ class TiedEmbedding:
 def tied_embedding(model: Any) -> TiedEmbedding | None:
     """Make the replacement of a tied embedding for one pass with gradients.
 
-    Args:
-        model: causal model, or a PEFT model around one.
-
     Returns:
-        None if the model does not support it (embeddings with further operations, or a decoder that
-        treats tokens differently from embeddings), or if nothing would be saved: the weights are
-        not tied, need no gradient, or are on an accelerator.
+        The replacement. It is None if the model does not support it (embeddings with further
+        operations, or a decoder that treats tokens differently from embeddings), or if nothing
+        would be saved: the weights are not tied, need no gradient, or are on an accelerator.
     """
     inner = unwrap_peft(model)
     rows, head = inner.get_input_embeddings(), inner.get_output_embeddings()

@@ -73,8 +73,6 @@ class Layout:
             and listed before it.
         heads: number of query heads.
         key_heads: number of key and value heads.
-        dtype: dtype of the model.
-        device: device of the model.
     """
 
     def __init__(
@@ -176,7 +174,7 @@ class _PackedAttention(torch.autograd.Function):
             # Gradient of the weights; the keys of the prefix come first.
             grad_w = torch.bmm(outer, values.transpose(1, 2))
             if tile.prefix:
-                above = _whole(outer, k) @ _heads_first(v[tile.prefix]).transpose(1, 2)
+                above = _whole(outer, k) @ v[tile.prefix].permute(1, 2, 0)
                 grad_w = torch.cat([above.view(*grad_w.shape[:2], shared), grad_w], -1)
             scores = torch._softmax_backward_data(grad_w, weights, -1, weights.dtype) * ctx.scale
             self_scores = scores[..., shared:]
@@ -185,7 +183,7 @@ class _PackedAttention(torch.autograd.Function):
             _add(grad_v, tile, torch.bmm(weights[..., shared:].transpose(1, 2), outer))
             if tile.prefix:
                 above = _whole(scores[..., :shared], k)
-                tile_grad_q += (above @ _heads_first(k[tile.prefix])).view(tile_grad_q.shape)
+                tile_grad_q += (above @ k[tile.prefix].transpose(0, 1)).view(tile_grad_q.shape)
                 grad_k[tile.prefix] += (above.transpose(1, 2) @ _whole(queries, k)).transpose(0, 1)
                 above = _whole(weights[..., :shared], k)
                 grad_v[tile.prefix] += (above.transpose(1, 2) @ _whole(outer, k)).transpose(0, 1)
@@ -215,10 +213,6 @@ def _keys(x: Tensor, positions: Tensor | slice, rows: int) -> Tensor:
     return picked.reshape(rows * x.shape[1], -1, x.shape[2])
 
 
-def _heads_first(x: Tensor) -> Tensor:
-    return x.transpose(0, 1)
-
-
 def _whole(x: Tensor, k: Tensor) -> Tensor:
     """Reshape to [Hkv, b * G * Lq, ...], because all queries of a key head share the prefix."""
     return x.reshape(k.shape[1], -1, x.shape[-1])
@@ -228,7 +222,7 @@ def _weights(queries: Tensor, keys: Tensor, k: Tensor, tile: Tile, scale: float)
     """Attention weights [Hkv * b, G * Lq, shared + Lk]."""
     scores = torch.baddbmm(tile.mask, queries, keys.transpose(1, 2), alpha=scale)
     if tile.prefix:
-        above = _whole(queries, k) @ _heads_first(k[tile.prefix]).transpose(1, 2)
+        above = _whole(queries, k) @ k[tile.prefix].permute(1, 2, 0)
         scores = torch.cat([(scale * above).view(*scores.shape[:2], -1), scores], -1)
     return torch.softmax(scores, -1)
 
@@ -237,9 +231,8 @@ def _mix(weights: Tensor, v: Tensor, tile: Tile) -> Tensor:
     """Weighted values [Hkv * b, G * Lq, D]."""
     mixed = torch.bmm(weights[..., tile.shared :], _keys(v, tile.keys, tile.rows))
     if tile.prefix:
-        mixed += (_whole(weights[..., : tile.shared], v) @ _heads_first(v[tile.prefix])).view(
-            mixed.shape
-        )
+        above = _whole(weights[..., : tile.shared], v) @ v[tile.prefix].transpose(0, 1)
+        mixed += above.view(mixed.shape)
     return mixed
 
 

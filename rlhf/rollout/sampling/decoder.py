@@ -337,12 +337,7 @@ def decoder_options(model: Any) -> list[DecoderOption]:
 
 @torch.no_grad()
 def fused_gap(kind: Any, config: Any) -> float:
-    """``decoding_gap`` of the fused decoder, in float32 on two layers with random weights.
-
-    Args:
-        kind: class of the model.
-        config: configuration of the model.
-    """
+    """``decoding_gap`` of the fused decoder for a model class, in float32 on two random layers."""
     small = reduced_config(config, layers=2)
     small._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
