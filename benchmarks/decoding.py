@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
-
 from benchmarks.worker import Job, StepTimer
 
 Request = tuple[list[int], int]
@@ -26,14 +24,13 @@ def ours(job: Job, timer: StepTimer, *, rows: int) -> None:
     """Up to ``rows`` requests decode together; a row that is done is filled by the next one."""
     from rlhf.config.model import ModelSpec
     from rlhf.models.loading import load_model
-    from rlhf.rollout.sampling.base import SamplingParams
+    from rlhf.rollout.sampling.base import Request, SamplingParams
     from rlhf.rollout.sampling.continuous import Sampler
 
     model, tokenizer = load_model(ModelSpec(path=job.model), seed=0)
     stop: Any = tokenizer.eos_token_id
     sampling = SamplingParams(stop_ids=frozenset({stop}))
     asked = requests_of(job)
-    rng = np.random.default_rng(0)
 
     def step() -> float:
         sampler = Sampler(model, sampling, rows=rows)
@@ -41,15 +38,15 @@ def ours(job: Job, timer: StepTimer, *, rows: int) -> None:
 
         def submit() -> None:
             for name, (ids, limit) in waiting:
-                sampler.submit(name, ids, rng.random(limit))
+                sampler.submit(Request(name, ids, limit, (name,), sampling))
                 return
 
         for _ in range(rows):
             submit()
         done = 0
         while done < len(asked):
-            for name in sampler.step():
-                sampler.release(name)
+            for completion in sampler.step():
+                sampler.release(completion.request.episode_id)
                 done += 1
                 submit()
         return job.work

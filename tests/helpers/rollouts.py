@@ -10,8 +10,8 @@ from rlhf.config.rollout import RolloutSpec
 from rlhf.envs.core import FreeText
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.rollout.sampling.base import Completion, FinishReason, Request
-from rlhf.rollout.sampling.continuous import ContinuousEngine
+from rlhf.rollout.sampling.base import Completion, FinishReason, Request, SamplingParams
+from rlhf.rollout.sampling.continuous import ContinuousEngine, Sampler
 from rlhf.rollout.sampling.decoder import decoder_for
 from rlhf.rollout.sampling.kv_cache import RaggedCache
 from tests.helpers.models import tiny_tokenizer
@@ -107,6 +107,31 @@ def starts(*seeds: int) -> list[EpisodeSeed]:
 def one(engine: Any, *args: Any, seed: int = 0, **settings: Any) -> Any:
     """The rollout of one episode."""
     return collector(engine, *args, **settings).collect(starts(seed))[0]
+
+
+class Turns:
+    """A sampler whose episodes are given turn by turn, by their new tokens."""
+
+    def __init__(self, model: Any, *, rows: int, **sampling: Any) -> None:
+        self.sampler = Sampler(model, SamplingParams(**sampling), rows=rows)
+        self.tokens: dict[int, list[int]] = {}
+
+    def submit(self, name: int, new_tokens: Sequence[int], seed: int, limit: int) -> None:
+        """Start a completion of at most ``limit`` tokens after the new tokens of an episode."""
+        tokens = self.tokens.setdefault(name, [])
+        tokens += new_tokens
+        self.sampler.submit(Request(name, list(tokens), limit, (seed,), self.sampler.sampling))
+
+    def step(self) -> dict[int, Completion]:
+        """The completions that ended in one pass, by episode."""
+        ended = {c.request.episode_id: c for c in self.sampler.step()}
+        for name, completion in ended.items():
+            self.tokens[name] += completion.tokens
+        return ended
+
+    def release(self, name: int) -> None:
+        self.sampler.release(name)
+        del self.tokens[name]
 
 
 def passes(monkeypatch, model: Any) -> list[list[int]]:

@@ -37,12 +37,11 @@ from rlhf.errors import UserError
 from rlhf.models.architecture import context_of
 from rlhf.models.loading import load_model, load_tokenizer
 from rlhf.reward_models import LearnedReward
-from rlhf.rollout.sampling.base import SamplingParams
-from rlhf.rollout.sampling.continuous import Sampler
 from rlhf.rollout.sampling.verification import check_sampling
 from rlhf.training import offline
 from rlhf.training.examples import Encoder, Example
 from tests.helpers.models import tiny_tokenizer
+from tests.helpers.rollouts import Turns
 from tests.helpers.training import metrics_of, online_tree, pair_rows, sft_rows, write_rows
 from tests.models.families import FAMILIES, VOCABULARY, model_of
 
@@ -211,7 +210,7 @@ def sample(place: Place) -> float:
     room = min(60, context_of(model)) // 2 - 6
     random = np.random.default_rng(0)
     counts = [(room, room), (3, room), (room // 2, 2)]
-    sampler = Sampler(model, SamplingParams(), rows=2)
+    sampler = Turns(model, rows=2)
     tokens: dict[int, list[int]] = {}
     said: dict[tuple[int, int], float] = {}
     turn = dict.fromkeys(range(len(counts)), 0)
@@ -220,7 +219,7 @@ def sample(place: Place) -> float:
     def submit(name: int) -> None:
         new = random.integers(5, 300, size=counts[name][turn[name]]).tolist()
         tokens.setdefault(name, []).extend(new)
-        sampler.submit(name, new, random.random(4 + name % 2))
+        sampler.submit(name, new, seed=10 * name + turn[name], limit=4 + name % 2)
 
     for _ in range(2):
         submit(queue.pop(0))

@@ -200,10 +200,10 @@ def test_sampler_check_refuses_wrong_logprobs(monkeypatch):
     own = sampler_verification.Sampler.step
 
     def shifted(self: Any) -> Any:
-        replies = own(self)
-        for reply in replies.values():
-            reply.logprobs[:] = [p + 1.0 for p in reply.logprobs]
-        return replies
+        completions = own(self)
+        for completion in completions:
+            completion.logprobs[:] = [p + 1.0 for p in completion.logprobs]
+        return completions
 
     monkeypatch.setattr(sampler_verification.Sampler, "step", shifted)
     with pytest.raises(UserError, match="other log-probabilities than in a plain pass") as error:

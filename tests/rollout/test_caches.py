@@ -14,35 +14,38 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf.models.architecture import UNBOUNDED, context_of, usable_context
 from rlhf.models.fast.packing import enable_packing
 from rlhf.models.policy import Policy
-from rlhf.rollout.sampling.base import SamplingParams
-from rlhf.rollout.sampling.continuous import Reply, Sampler
+from rlhf.rollout.sampling.base import Completion
 from rlhf.rollout.sampling.decoder import FusedDecoder, PlainDecoder, decoder_for
 from rlhf.rollout.sampling.kv_cache import RaggedCache
 from tests.helpers.models import recomputed_logprobs
+from tests.helpers.rollouts import Turns
 from tests.rollout.families import LENGTHS, RECURRENT, SIZES, SLIDING, tiny_family
 
 FAMILIES = [*SLIDING, *RECURRENT]
 
 
-def episodes_of(seed: int, count: int = 7) -> list[list[tuple[list[int], np.ndarray]]]:
-    """Turns of new tokens and noise, longer than a window of 8 in most; some begin alike."""
+def episodes_of(seed: int, count: int = 7) -> list[list[tuple[list[int], int, int]]]:
+    """Turns of new tokens, seed and limit, longer than a window of 8 in most; some begin alike."""
     random = np.random.default_rng(seed)
     episodes = [
         [
-            (random.integers(3, 97, size=random.integers(1, 14)).tolist(), random.random(length))
+            (
+                random.integers(3, 97, size=random.integers(1, 14)).tolist(),
+                int(random.integers(2**30)),
+                int(length),
+            )
             for length in random.integers(1, 7, size=random.integers(2, 4))
         ]
         for _ in range(count)
     ]
-    episodes[1][0] = (episodes[0][0][0], episodes[1][0][1])  # the group's prompt is read once
+    episodes[1][0] = (episodes[0][0][0], *episodes[1][0][1:])  # the group's prompt is read once
     return episodes
 
 
-def sampled(model: Any, episodes: Any, *, rows: int, **settings: Any) -> list[list[Reply]]:
+def sampled(model: Any, episodes: Any, *, rows: int, **settings: Any) -> list[list[Completion]]:
     """Replies to every turn; a row that is free takes the next episode."""
-    sampling = SamplingParams(**{"stop_ids": frozenset(range(12)), **settings})
-    sampler = Sampler(model, sampling, rows=rows)
-    heard: list[list[Reply]] = [[] for _ in episodes]
+    sampler = Turns(model, rows=rows, **{"stop_ids": frozenset(range(12)), **settings})
+    heard: list[list[Completion]] = [[] for _ in episodes]
     queue, active = list(range(len(episodes))), 0
     while queue or active:
         while queue and active < rows:
@@ -58,11 +61,11 @@ def sampled(model: Any, episodes: Any, *, rows: int, **settings: Any) -> list[li
     return heard
 
 
-def whole(turns: Any, replies: list[Reply]) -> tuple[list[int], dict[int, float]]:
+def whole(turns: Any, replies: list[Completion]) -> tuple[list[int], dict[int, float]]:
     """An episode's tokens, and the sampler's log-probabilities by position."""
     tokens: list[int] = []
     found: dict[int, float] = {}
-    for (new, _), reply in zip(turns, replies, strict=True):
+    for (new, *_), reply in zip(turns, replies, strict=True):
         tokens += new
         found |= dict(enumerate(reply.logprobs, len(tokens)))
         tokens += reply.tokens
@@ -154,9 +157,13 @@ def test_rows_of_different_rotary_frequencies_are_separate():
     model, random = tiny_family("longrope"), np.random.default_rng(3)
     episodes = []
     for first, limits in ((4, (3, 5)), (19, (6, 4)), (9, (4,)), (30, (5, 5)), (17, (2, 3))):
-        turns = [(random.integers(3, 97, size=first).tolist(), random.random(limits[0]))]
-        turns += [(random.integers(3, 97, size=2).tolist(), random.random(n)) for n in limits[1:]]
-        episodes.append(turns)
+        lengths = [first, *[2] * (len(limits) - 1)]
+        episodes.append(
+            [
+                (random.integers(3, 97, size=length).tolist(), int(random.integers(2**30)), limit)
+                for length, limit in zip(lengths, limits, strict=True)
+            ]
+        )
     sides = set()
     heard = sampled(model, episodes, rows=4, stop_ids={-1})
     for turns, replies in zip(episodes, heard, strict=True):
@@ -243,13 +250,17 @@ def test_models_with_states_are_not_packed():
 @pytest.mark.parametrize("name", ["qwen3_next", "mamba"])
 def test_results_are_bit_reproducible(name):
     model, episodes = tiny_family(name), episodes_of(seed=5, count=3)
-    assert sampled(model, episodes, rows=2) == sampled(model, episodes, rows=2)
+    first, second = (
+        [[(r.tokens, r.logprobs) for r in replies] for replies in sampled(model, episodes, rows=2)]
+        for _ in range(2)
+    )
+    assert first == second
 
 
 def test_greedy_decoding_beyond_a_window_is_that_of_transformers():
     model = tiny_family("gemma3")
     prompts = {0: [7, 30, 9], 1: list(range(20, 40)), 2: [12, 13, 14, 15, 16, 90]}
-    episodes = [[(prompt, np.zeros(20))] for prompt in prompts.values()]
+    episodes = [[(prompt, 0, 20)] for prompt in prompts.values()]
     heard = sampled(model, episodes, rows=3, temperature=0, stop_ids={-1})
     for prompt, (reply,) in zip(prompts.values(), heard, strict=True):
         expected = model.generate(

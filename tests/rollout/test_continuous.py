@@ -8,31 +8,33 @@ import torch
 
 from rlhf.config.model import LoraSpec
 from rlhf.models.adapters import add_lora
-from rlhf.rollout.sampling.base import SamplingParams
-from rlhf.rollout.sampling.continuous import Reply, Sampler
+from rlhf.rollout.sampling.base import Completion, FinishReason, SamplingParams
 from rlhf.rollout.sampling.draw import draw
 from tests.helpers.models import recomputed_logprobs, tiny_gpt2, tiny_model, tiny_qwen2
-from tests.helpers.rollouts import passes
+from tests.helpers.rollouts import Turns, passes
 
 MAKERS = [tiny_model, tiny_gpt2, tiny_qwen2]
 
 
-def sampler_for(model: Any, rows: int, **settings: Any) -> Sampler:
-    sampling = SamplingParams(**{"stop_ids": frozenset({1}), **settings})
-    return Sampler(model, sampling, rows=rows)
+# The seed and the largest number of tokens of a completion.
+Limit = tuple[int, int]
+
+
+def sampler_for(model: Any, rows: int, **settings: Any) -> Turns:
+    return Turns(model, rows=rows, **{"stop_ids": frozenset({1}), **settings})
 
 
 def reply_to(
-    sampler: Sampler,
+    sampler: Turns,
     new_tokens: dict[int, list[int]],
-    noise: dict[int, np.ndarray],
+    limits: dict[int, Limit],
     *,
     release: bool = False,
-) -> dict[int, Reply]:
+) -> dict[int, Completion]:
     """One reply for each named row."""
     for name, ids in new_tokens.items():
-        sampler.submit(name, ids, noise[name])
-    replies: dict[int, Reply] = {}
+        sampler.submit(name, ids, *limits[name])
+    replies: dict[int, Completion] = {}
     while len(replies) < len(new_tokens):
         for name, reply in sampler.step().items():
             replies[name] = reply
@@ -41,8 +43,8 @@ def reply_to(
     return replies
 
 
-def noise(seed: int, row: int, turn: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, row, turn]).random(count)
+def limit(seed: int, row: int, turn: int, count: int) -> Limit:
+    return 10_000 * seed + 100 * row + turn, count
 
 
 def play(model: Any, *, seed: int, rows: int, turns: int, **settings: Any) -> list[dict[str, Any]]:
@@ -54,15 +56,16 @@ def play(model: Any, *, seed: int, rows: int, turns: int, **settings: Any) -> li
         active = [row for row in range(rows) if turn == 0 or draw.random() < 0.6] or [0]
         draw.shuffle(active)
         new = {row: draw.integers(5, 300, size=draw.integers(1, 6)).tolist() for row in active}
-        numbers = {row: noise(seed, row, turn, int(draw.integers(1, 6))) for row in active}
-        for row, reply in reply_to(sampler, new, numbers).items():
+        limits = {row: limit(seed, row, turn, int(draw.integers(1, 6))) for row in active}
+        for row, reply in reply_to(sampler, new, limits).items():
             episode = episodes[row]
             episode["tokens"] += new[row]
             start = len(episode["tokens"])
             episode["tokens"] += reply.tokens
             episode["logprobs"] |= dict(enumerate(reply.logprobs, start))
-            assert len(reply.tokens) <= len(numbers[row])
-            assert reply.stopped == bool(sampler.is_stop[reply.tokens[-1]])
+            assert len(reply.tokens) <= limits[row][1]
+            stopped = bool(sampler.sampler.is_stop[reply.tokens[-1]])
+            assert (reply.finish_reason == FinishReason.STOP) == stopped
     return episodes
 
 
@@ -111,8 +114,8 @@ def test_decoding_applies_adapters():
 def test_greedy_decoding_is_that_of_transformers(make):
     model, _ = make(double=True)
     prompts = {0: [7, 30, 9], 1: [200, 6], 2: [12, 13, 14, 15, 16, 99]}
-    zeros = {row: np.zeros(20) for row in prompts}
-    replies = reply_to(sampler_for(model, 3, temperature=0), prompts, zeros)
+    limits = dict.fromkeys(prompts, (0, 20))
+    replies = reply_to(sampler_for(model, 3, temperature=0), prompts, limits)
     for row, prompt in prompts.items():
         expected = model.generate(
             torch.tensor([prompt]),
@@ -127,7 +130,7 @@ def test_greedy_decoding_is_that_of_transformers(make):
 
 def test_greedy_logprobs_are_of_the_untempered_policy():
     model, _ = tiny_model(double=True)
-    reply = reply_to(sampler_for(model, 1, temperature=0), {0: [7, 8]}, {0: np.zeros(3)})[0]
+    reply = reply_to(sampler_for(model, 1, temperature=0), {0: [7, 8]}, {0: (0, 3)})[0]
     full = recomputed_logprobs(model, [7, 8, *reply.tokens])
     np.testing.assert_allclose(reply.logprobs, full[2:].numpy(), atol=1e-12)
 
@@ -135,11 +138,11 @@ def test_greedy_logprobs_are_of_the_untempered_policy():
 def test_row_does_not_depend_on_other_rows():
     model, _ = tiny_model(double=True)
     prompts = {0: [7, 30, 9], 1: [200, 6], 2: [12] * 11, 3: [5]}
-    numbers = {row: noise(3, row, 0, 6 + row) for row in prompts}
-    together = reply_to(sampler_for(model, 4, stop_ids=frozenset(range(100))), prompts, numbers)
+    limits = {row: limit(3, row, 0, 6 + row) for row in prompts}
+    together = reply_to(sampler_for(model, 4, stop_ids=frozenset(range(100))), prompts, limits)
     for row in prompts:
         sampler = sampler_for(model, 4, stop_ids=frozenset(range(100)))
-        alone = reply_to(sampler, {row: prompts[row]}, {row: numbers[row]})[row]
+        alone = reply_to(sampler, {row: prompts[row]}, {row: limits[row]})[row]
         assert alone.tokens == together[row].tokens
         np.testing.assert_allclose(alone.logprobs, together[row].logprobs, atol=1e-12)
 
@@ -210,23 +213,24 @@ def test_tokens_pass_through_the_model_once(monkeypatch):
     tokens = 0
     for number in range(10):
         new = list(range(5, 5 + (12 if number == 0 else 4)))
-        reply = reply_to(sampler, {0: new}, {0: noise(0, 0, number, 8)})[0]
+        reply = reply_to(sampler, {0: new}, {0: limit(0, 0, number, 8)})[0]
         tokens += len(new) + len(reply.tokens)
     assert tokens == 12 + 9 * 4 + 80
     assert sum(map(sum, passed)) == tokens - 1  # nobody reads the very last token
-    assert sampler.prefill_tokens == 12 + 9 * 4 + 9  # each turn first takes in the last reply's end
+    # Each later turn first reads the last token of the reply before it.
+    assert sampler.sampler.prefill_tokens == 12 + 9 * 4 + 9
 
 
 def test_released_row_leaves_batch(monkeypatch):
     model, _ = tiny_model(double=True)
     passed = passes(monkeypatch, model)
-    numbers = {row: noise(0, row, 0, limit) for row, limit in enumerate((1, 4, 2))}
+    limits = {row: limit(0, row, 0, count) for row, count in enumerate((1, 4, 2))}
     prompts = {0: [5], 1: [6], 2: [7]}
     sampler = sampler_for(model, 3, stop_ids=frozenset({-1}))
-    replies = reply_to(sampler, prompts, numbers, release=True)
+    replies = reply_to(sampler, prompts, limits, release=True)
     assert [len(counts) for counts in passed] == [3, 2, 1, 1]
     assert [len(replies[row].tokens) for row in range(3)] == [1, 4, 2]
-    assert not any(reply.stopped for reply in replies.values())
+    assert {reply.finish_reason for reply in replies.values()} == {FinishReason.LENGTH}
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -237,16 +241,20 @@ def test_joining_and_leaving_rows_do_not_affect_others(make, seed):
     random = np.random.default_rng(seed)
     plans = [
         [
-            (random.integers(5, 300, size=random.integers(1, 7)).tolist(), random.random(length))
+            (
+                random.integers(5, 300, size=random.integers(1, 7)).tolist(),
+                int(random.integers(2**30)),
+                int(length),
+            )
             for length in random.integers(1, 6, size=random.integers(1, 5))
         ]
         for _ in range(20)
     ]
     plans[7] = plans[8] = plans[2]  # alike, at once or one after the other
 
-    def replies(rows: int) -> list[list[Reply]]:
+    def replies(rows: int) -> list[list[Completion]]:
         sampler = sampler_for(model, rows, stop_ids=frozenset(range(60)))
-        heard: list[list[Reply]] = [[] for _ in plans]
+        heard: list[list[Completion]] = [[] for _ in plans]
         queue, active = list(range(20)), 0
         while queue or active:
             while queue and active < rows:
@@ -278,14 +286,16 @@ def test_results_are_bit_reproducible():
 def test_the_stop_token_is_part_of_the_reply():
     model, _ = tiny_model(double=True)
     free = reply_to(
-        sampler_for(model, 1, stop_ids=frozenset({-1})), {0: [7, 8]}, {0: noise(2, 0, 0, 6)}
+        sampler_for(model, 1, stop_ids=frozenset({-1})), {0: [7, 8]}, {0: limit(2, 0, 0, 6)}
     )[0]
     stop = free.tokens[3]
     first = free.tokens.index(stop)
     cut = reply_to(
-        sampler_for(model, 1, stop_ids=frozenset({stop})), {0: [7, 8]}, {0: noise(2, 0, 0, 6)}
+        sampler_for(model, 1, stop_ids=frozenset({stop})), {0: [7, 8]}, {0: limit(2, 0, 0, 6)}
     )[0]
-    assert cut == Reply(free.tokens[: first + 1], free.logprobs[: first + 1], True)
+    assert cut.tokens == free.tokens[: first + 1]
+    assert cut.logprobs == free.logprobs[: first + 1]
+    assert cut.finish_reason == FinishReason.STOP
 
 
 @pytest.mark.parametrize("make", [tiny_model, tiny_gpt2])
@@ -295,9 +305,9 @@ def test_padding_may_reach_past_the_context(make):
     room = model.config.max_position_embeddings
     long = [5 + t % 200 for t in range(room - 4)]
     sampler = sampler_for(model, 2, stop_ids=frozenset({-1}))
-    first = reply_to(sampler, {0: long, 1: [9]}, {0: noise(0, 0, 0, 1), 1: noise(0, 1, 0, 1)})
+    first = reply_to(sampler, {0: long, 1: [9]}, {0: limit(0, 0, 0, 1), 1: limit(0, 1, 0, 1)})
     new = {0: [11], 1: [12] * 40}
-    second = reply_to(sampler, new, {0: noise(0, 0, 1, 1), 1: noise(0, 1, 1, 2)})
+    second = reply_to(sampler, new, {0: limit(0, 0, 1, 1), 1: limit(0, 1, 1, 2)})
     for row, start in ((0, long), (1, [9])):
         tokens = [*start, *first[row].tokens, *new[row], *second[row].tokens]
         expected = recomputed_logprobs(model, tokens)[-len(second[row].tokens) :]

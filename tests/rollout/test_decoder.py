@@ -22,7 +22,7 @@ from transformers import (
 
 from rlhf.config.model import LoraSpec
 from rlhf.models.adapters import add_lora
-from rlhf.rollout.sampling.base import SamplingParams
+from rlhf.rollout.sampling.base import Request, SamplingParams
 from rlhf.rollout.sampling.continuous import Sampler
 from rlhf.rollout.sampling.decoder import (
     FusedDecoder,
@@ -206,8 +206,9 @@ def test_bf16_decodes_as_near_to_float32_as_the_models_own_pass():
 
 def test_the_cache_is_freed_at_once():
     model, _ = tiny_model()
-    sampler = Sampler(model, SamplingParams(stop_ids=frozenset({1})), rows=2)
-    sampler.submit(0, [5, 6, 7], np.zeros(3))
+    sampling = SamplingParams(stop_ids=frozenset({1}))
+    sampler = Sampler(model, sampling, rows=2)
+    sampler.submit(Request(0, [5, 6, 7], 3, (0,), sampling))
     sampler.step()
     keys = weakref.ref(sampler.cache.ragged[0].keys)
     weights = weakref.ref(sampler.decoder)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,7 +44,6 @@ class ContinuousEngine:
         self.prefill_tokens = 0
         self._sampler: Sampler | None = None
         self._queue: deque[Request] = deque()
-        self._running: dict[int, Request] = {}
 
     def update_policy(self, version: int) -> None:
         """Set the version of the model's present weights.
@@ -67,27 +65,24 @@ class ContinuousEngine:
             if self._sampler is None or request.episode_id not in self._sampler.row_of:
                 self._queue.append(request)
             else:
-                self._start(self._sampler, request)
+                self._sampler.submit(request)
 
     def poll(self) -> list[Completion]:
         """Run one forward pass and return the completions that it finished."""
-        self._admit()
-        if self._sampler is None or not self._running:
-            return []
-        return [
-            Completion(
-                request=self._running.pop(episode_id),
-                tokens=reply.tokens,
-                logprobs=reply.logprobs,
-                finish_reason=FinishReason.STOP if reply.stopped else FinishReason.LENGTH,
-                policy_version=self.policy_version,
+        if self._sampler is None and self._queue:
+            rows = min(self.max_rows, len(self._queue))
+            sampling = self._queue[0].sampling
+            self._sampler = Sampler(
+                self.model, sampling, rows=rows, policy_version=self.policy_version
             )
-            for episode_id, reply in self._sampler.step().items()
-        ]
+        if self._sampler is None:
+            return []
+        while self._queue and len(self._sampler.row_of) < self._sampler.rows:
+            self._sampler.submit(self._queue.popleft())
+        return self._sampler.step()
 
     def release(self, episode_id: int) -> None:
         """Free the episode's row; an unfinished request is cancelled."""
-        self._running.pop(episode_id, None)
         self._queue = deque(r for r in self._queue if r.episode_id != episode_id)
         if self._sampler is not None and episode_id in self._sampler.row_of:
             self._sampler.release(episode_id)
@@ -98,36 +93,10 @@ class ContinuousEngine:
             self.prefill_tokens += self._sampler.prefill_tokens
         self._sampler = None
         self._queue.clear()
-        self._running.clear()
-
-    def _admit(self) -> None:
-        """Start queued requests while there are free rows."""
-        if self._sampler is None and self._queue:
-            rows = min(self.max_rows, len(self._queue))
-            self._sampler = Sampler(self.model, self._queue[0].sampling, rows=rows)
-        while self._sampler and self._queue and len(self._sampler.row_of) < self._sampler.rows:
-            self._start(self._sampler, self._queue.popleft())
-
-    def _start(self, sampler: Sampler, request: Request) -> None:
-        if request.sampling != sampler.sampling:
-            raise ValueError("requests of one batch must have the same sampling parameters")
-        self._running[request.episode_id] = request
-        numbers = np.random.default_rng(request.seed).random(request.max_new_tokens)
-        read = sampler.tokens_read(request.episode_id)
-        sampler.submit(request.episode_id, request.prompt_ids[read:], numbers)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One sampled turn: tokens, the stop token included, and their log-probabilities."""
-
-    tokens: list[int]
-    logprobs: list[float]
-    stopped: bool
 
 
 class Sampler:
-    """The rows of one batch: a cache, and the state of each row's present reply.
+    """The rows of one batch: a cache, and the state of each row's present completion.
 
     An episode holds a row from its first ``submit`` to its ``release``. In every pass the rows in
     use are the first rows of the cache, without gaps.
@@ -137,10 +106,13 @@ class Sampler:
             while the sampler is used.
         sampling: distribution of the tokens, and stop tokens.
         rows: episodes held at once.
+        policy_version: version of the model's weights.
     """
 
-    def __init__(self, model: Any, sampling: SamplingParams, *, rows: int) -> None:
-        self.sampling, self.rows = sampling, rows
+    def __init__(
+        self, model: Any, sampling: SamplingParams, *, rows: int, policy_version: int = 0
+    ) -> None:
+        self.sampling, self.rows, self.policy_version = sampling, rows, policy_version
         self.decoder, self.device = decoder_for(model), model.device
         config = unwrap_peft(model).config.get_text_config()
         self.is_stop = np.isin(np.arange(config.vocab_size), list(sampling.stop_ids))
@@ -148,9 +120,10 @@ class Sampler:
         self.row_of: dict[int, int] = {}
         self.episode_ids: list[int] = []  # by row
         self.free_rows: set[int] = set()  # released rows, which are filled before the next pass
-        self.unread: dict[int, list[int]] = {}  # by episode: tokens to prefill before its reply
+        self.requests: dict[int, Request] = {}  # unfinished ones, by episode
+        self.unread: dict[int, list[int]] = {}  # by episode: tokens to prefill
         self.prefill_tokens = 0
-        # By row; columns are steps of the present reply.
+        # By row; columns are tokens of the present completion.
         self.noise = np.zeros((rows, 0))
         self.tokens = np.zeros((rows, 0), dtype=np.int64)
         self.logprobs = np.zeros((rows, 0))
@@ -159,30 +132,25 @@ class Sampler:
         self.last = np.zeros(rows, dtype=np.int64)  # sampled, and not yet in the cache
         self.decoding = np.zeros(rows, dtype=bool)
 
-    def tokens_read(self, episode_id: int) -> int:
-        """Tokens of an episode that were submitted or sampled; 0 for a new one."""
-        row = self.row_of.get(episode_id)
-        return 0 if row is None else int(self.cache.lengths[row]) + 1
+    def submit(self, request: Request) -> None:
+        """Start a completion, in the row of its episode or in a free one.
 
-    def submit(self, episode_id: int, new_tokens: Sequence[int], noise: np.ndarray) -> None:
-        """Start a reply.
-
-        Args:
-            episode_id: continues this episode, or begins it.
-            new_tokens: its tokens since the last reply; the whole prompt on its first turn.
-            noise: uniform random numbers in [0, 1), one for each token that may be sampled; their
-                count is the length limit of the reply.
+        Raises:
+            ValueError: the sampling parameters are not those of the batch.
         """
-        if episode_id in self.row_of:
-            row = self.row_of[episode_id]
-            self.unread[episode_id] = [int(self.last[row]), *new_tokens]
-        else:
+        if request.sampling != self.sampling:
+            raise ValueError("requests of one batch must have the same sampling parameters")
+        episode_id = request.episode_id
+        if episode_id not in self.row_of:
             row = min(self.free_rows, default=len(self.episode_ids))
             self.free_rows.discard(row)
             self.episode_ids[row : row + 1] = [episode_id]
             self.row_of[episode_id] = row
             self.cache.clear(row)
-            self.unread[episode_id] = list(new_tokens)
+        row = self.row_of[episode_id]
+        self.requests[episode_id] = request
+        self.unread[episode_id] = list(request.prompt_ids[self.cache.lengths[row] :])
+        noise = np.random.default_rng(request.seed).random(request.max_new_tokens)
         if (missing := len(noise) - self.noise.shape[1]) > 0:
             widths = ((0, 0), (0, missing))
             self.noise, self.tokens = np.pad(self.noise, widths), np.pad(self.tokens, widths)
@@ -191,8 +159,9 @@ class Sampler:
         self.count[row], self.limit[row] = 0, len(noise)
 
     def release(self, episode_id: int) -> None:
-        """Free the row of an episode; an unfinished reply is dropped."""
+        """Free the row of an episode; an unfinished request is cancelled."""
         row = self.row_of.pop(episode_id)
+        self.requests.pop(episode_id, None)
         self.unread.pop(episode_id, None)
         self.free_rows.add(row)
         self.decoding[row] = False
@@ -214,12 +183,14 @@ class Sampler:
             self.decoding[last] = False
 
     @torch.no_grad()
-    def step(self) -> dict[int, Reply]:
+    def step(self) -> list[Completion]:
         """Run one forward pass: a prefill of new tokens, or one token of every decoding row.
 
         Returns:
-            The replies that ended, by episode.
+            The completions that ended.
         """
+        if not self.requests:
+            return []
         self._compact()
         decoding = np.flatnonzero(self.decoding)
         if self.unread and len(self.unread) >= PREFILL_SHARE * len(decoding):
@@ -235,14 +206,16 @@ class Sampler:
         stopped = self.is_stop[sampled]
         ended = stopped | (self.count[rows] == self.limit[rows])
         self.decoding[rows] = ~ended
-        return {
-            self.episode_ids[row]: Reply(
-                self.tokens[row, : self.count[row]].tolist(),
-                self.logprobs[row, : self.count[row]].tolist(),
-                stop,
+        return [
+            Completion(
+                request=self.requests.pop(self.episode_ids[row]),
+                tokens=self.tokens[row, : self.count[row]].tolist(),
+                logprobs=self.logprobs[row, : self.count[row]].tolist(),
+                finish_reason=FinishReason.STOP if stop else FinishReason.LENGTH,
+                policy_version=self.policy_version,
             )
             for row, stop in zip(rows[ended].tolist(), stopped[ended].tolist(), strict=True)
-        }
+        ]
 
     def _prefill(self) -> tuple[np.ndarray, torch.Tensor]:
         """Pass unread tokens through the model.
@@ -278,7 +251,7 @@ class Sampler:
     def _decode(self, decoding: np.ndarray) -> torch.Tensor:
         """Logits [n, V] after the last token of each decoding row.
 
-        Where the cache is read in place, idle rows between them take part in the pass and their
+        If the cache is read in place, idle rows between them take part in the pass and their
         logits are dropped.
         """
         if not self.cache.in_place:

@@ -20,7 +20,7 @@ from rlhf.models.comparison import evaluating, is_precise, tolerance_of
 from rlhf.models.fast.packing import restart_frequencies
 from rlhf.models.fast.verification import affordable_tokens
 from rlhf.models.reduced_model import reduced_copy
-from rlhf.rollout.sampling.base import SamplingParams
+from rlhf.rollout.sampling.base import Request, SamplingParams
 from rlhf.rollout.sampling.continuous import Sampler
 from rlhf.rollout.sampling.decoder import disable_cache
 
@@ -113,29 +113,29 @@ def _play(
     model: Any, turns: Sequence[Sequence[Sequence[int]]]
 ) -> list[tuple[list[int], dict[int, float]]]:
     """Tokens of each episode, and the sampler's log-probabilities by position."""
-    sampler = Sampler(model, SamplingParams(), rows=len(turns))
-    random = np.random.default_rng(1)
+    sampling = SamplingParams()
+    sampler = Sampler(model, sampling, rows=len(turns))
     episodes: list[tuple[list[int], dict[int, float]]] = [([], {}) for _ in turns]
     turns_done = [0] * len(turns)
 
-    def submit(name: int) -> None:
-        new = turns[name][turns_done[name]]
-        episodes[name][0].extend(new)
+    def submit(index: int) -> None:
+        tokens, turn = episodes[index][0], turns_done[index]
+        tokens.extend(turns[index][turn])
         # With replies of different lengths, the second turns begin at different steps.
-        sampler.submit(name, new, random.random(REPLY_TOKENS - name % 2))
+        limit = REPLY_TOKENS - index % 2
+        sampler.submit(Request(index, list(tokens), limit, (1, index, turn), sampling))
 
-    for name in range(len(turns)):
-        submit(name)
-    playing = set(range(len(turns)))
-    while playing:
-        for name, reply in sampler.step().items():
-            tokens, logprobs = episodes[name]
-            logprobs.update(enumerate(reply.logprobs, len(tokens)))
-            tokens.extend(reply.tokens)
-            turns_done[name] += 1
-            if turns_done[name] < len(turns[name]):
-                submit(name)
+    for index in range(len(turns)):
+        submit(index)
+    while sampler.requests:
+        for completion in sampler.step():
+            index = completion.request.episode_id
+            tokens, logprobs = episodes[index]
+            logprobs.update(enumerate(completion.logprobs, len(tokens)))
+            tokens.extend(completion.tokens)
+            turns_done[index] += 1
+            if turns_done[index] < len(turns[index]):
+                submit(index)
             else:
-                sampler.release(name)
-                playing.discard(name)
+                sampler.release(index)
     return episodes
