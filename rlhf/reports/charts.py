@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rlhf.common.numbers import moving_average, short_number
+from rlhf.stats import Interval
 
 WIDTH, HEIGHT = 340, 210
 LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 28
@@ -28,6 +29,16 @@ class Series:
     """CSS class: proxy, gold, or c1 ... c6."""
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+
+    @classmethod
+    def of(cls, name: str, x: Sequence[float], estimates: Sequence[Interval], color: str) -> Series:
+        """A line of estimates; its band has width 0 at a point without an interval."""
+        values = [e.value for e in estimates]
+        if not any(e.known for e in estimates):
+            return cls(name, x, values, color)
+        low = [e.low if e.known else e.value for e in estimates]
+        high = [e.high if e.known else e.value for e in estimates]
+        return cls(name, x, values, color, low, high)
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,11 @@ class _Frame:
 
     def py(self, y: float) -> float:
         return HEIGHT - BOTTOM - (y - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
+
+
+def panels(charts: Sequence[Chart]) -> str:
+    """The charts side by side, as HTML."""
+    return f'<div class="charts">{"".join(map(draw, charts))}</div>'
 
 
 def draw(chart: Chart) -> str:

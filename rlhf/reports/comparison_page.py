@@ -15,7 +15,7 @@ from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
 from rlhf.evaluation.run_groups import label_runs, method_evaluations
 from rlhf.reports import results, transcripts
-from rlhf.reports.charts import Chart, Series, draw
+from rlhf.reports.charts import Chart, Series, panels
 from rlhf.reports.markup import Cell, Table, esc, named, plural, section
 from rlhf.reports.page import page
 from rlhf.reports.tables import save_tables
@@ -47,16 +47,16 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     save_tables(target.parent / f"{target.stem}_tables", filled)
     counts = _run_counts(runs, methods)
     colors = _colors(counts, methods)
-    body = [_header(_title(comparisons[:1], counts), counts, colors)]
-    if comparisons:
-        first = comparisons[0]
+    first = comparisons[0] if comparisons else None
+    body = [_header(_title(first, counts), counts, colors)]
+    if first:
         body.append(results.verdict_list(first))
         forests = results.score_forests(first, results.known_bounds(runs), colors)
         body.append(section("Result", forests, results.difference_forest(first)))
     body.append(section("Curves", _curves(methods, colors)))
     body += [section(table.title, table.to_html()) for table in filled]
     body.append(results.notes(comparisons))
-    body.append(section("Transcripts", _transcripts(runs, comparisons[:1])))
+    body.append(section("Transcripts", _transcripts(runs, first)))
     target.write_text(page("Comparison", "\n".join(body)), encoding="utf-8")
     return target
 
@@ -98,31 +98,33 @@ def _colors(
     return {name: tones.get(name, "ref") for name in (*counts, *methods)}
 
 
-def _title(comparisons: Sequence[Comparison], counts: Mapping[str, int]) -> str:
-    compared = [row.method for c in comparisons for row in c.rows]
+def _title(comparison: Comparison | None, counts: Mapping[str, int]) -> str:
+    compared = [row.method for row in comparison.rows] if comparison else []
     names = [name for name in dict.fromkeys(compared) if name not in REFERENCE_POLICIES]
     return " against ".join(names if len(names) > 1 else counts)
 
 
 def _header(title: str, counts: Mapping[str, int], colors: Mapping[str, str]) -> str:
-    chain = "".join(
-        f'<li class="{colors[name]}"><b>{esc(named(name))}</b>'
-        f"<span>{plural(count, 'run')}</span></li>"
-        for name, count in counts.items()
+    runs = {name: plural(count, "run") for name, count in counts.items()}
+    return f"<header><h1>{esc(named(title))}</h1>{method_tiles(runs, colors)}</header>"
+
+
+def method_tiles(facts: Mapping[str, str], colors: Mapping[str, str]) -> str:
+    """A tile for each method, in its color, with one fact about it."""
+    tiles = "".join(
+        f'<li class="{colors[name]}"><b>{esc(named(name))}</b><span>{esc(fact)}</span></li>'
+        for name, fact in facts.items()
     )
-    return f'<header><h1>{esc(named(title))}</h1><ul class="chain sides">{chain}</ul></header>'
+    return f'<ul class="chain sides">{tiles}</ul>'
 
 
-def _transcripts(runs: Sequence[RunRecord], comparisons: Sequence[Comparison]) -> str:
-    cards = "".join(transcripts.across_methods(runs, comparison) for comparison in comparisons)
+def _transcripts(runs: Sequence[RunRecord], comparison: Comparison | None) -> str:
+    cards = transcripts.across_methods(runs, comparison) if comparison else ""
     if not cards:
         return ""
-    which = (
-        '<p class="note">Where methods have several training seeds, of the first common one.</p>'
-    )
-    return _fold(
-        "Held-out episodes of the same seed under every method, side by side", which + cards
-    )
+    title = "Held-out episodes of the same seed under every method, side by side"
+    note = '<p class="note">Methods with several training seeds show the first common one.</p>'
+    return _fold(title, note + cards)
 
 
 def config_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
@@ -161,17 +163,21 @@ def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str
     """Panels of all metrics; those of a single method are folded, constant ones are text."""
     shared, alone, constant = [], [], []
     for key in _keys(methods):
-        lines = [_line(name, runs, key, colors[name]) for name, runs in methods.items()]
-        lines = [line for line in lines if line.x]
+        bands = {name: seed_band(runs, key) for name, runs in methods.items()}
+        lines = [
+            Series.of(named(name), steps, estimates, colors[name])
+            for name, (steps, estimates) in bands.items()
+            if steps
+        ]
         if lines and all(_is_constant(line) for line in lines):
             constant.append(f"{key} {_level(lines)}")
         elif lines:
             (shared if len(lines) > 1 or key in _FIRST_METRICS else alone).append(Chart(key, lines))
     note = '<p class="note">Mean over training seeds; bands are 95% t intervals.</p>'
-    parts = [note + _panels(shared)] if shared else []
+    parts = [note + panels(shared)] if shared else []
     if alone:
         words = f"{plural(len(alone), 'metric')} of one method only"
-        parts.append(_fold(words, _panels(alone)))
+        parts.append(_fold(words, panels(alone)))
     if constant:
         parts.append(f'<p class="note">Constant: {esc("; ".join(constant))}.</p>')
     return "".join(parts)
@@ -179,23 +185,6 @@ def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str
 
 def _fold(words: str, body: str) -> str:
     return f'<details class="fold"><summary>{words}</summary>{body}</details>'
-
-
-def _panels(charts: Sequence[Chart]) -> str:
-    return f'<div class="charts">{"".join(map(draw, charts))}</div>'
-
-
-def _line(name: str, runs: Sequence[RunRecord], key: str, color: str) -> Series:
-    steps, band = seed_band(runs, key)
-    known = bool(band) and all(e.known for e in band)
-    return Series(
-        named(name),
-        steps,
-        [e.value for e in band],
-        color,
-        low=[e.low for e in band] if known else (),
-        high=[e.high for e in band] if known else (),
-    )
 
 
 def _is_constant(line: Series) -> bool:

@@ -25,6 +25,14 @@ class Line:
     """CSS color class."""
 
 
+def titled_forest(
+    title: str, detail: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]]
+) -> str:
+    """A forest plot below a heading; empty without lines."""
+    heading = f"<h3>{esc(title)} <small>{esc(detail)}</small></h3>"
+    return heading + forest(lines, marks) if lines else ""
+
+
 def forest(lines: Sequence[Line], marks: Sequence[tuple[float, str]]) -> str:
     """Lines on a common scale, with `marks` as named vertical lines."""
     ends = [line.estimate.value for line in lines] + [value for value, _ in marks]

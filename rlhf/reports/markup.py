@@ -193,6 +193,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def capitalized(text: str) -> str:
+    """Text with a capital first letter; the other letters are unchanged."""
+    return text[:1].upper() + text[1:]
+
+
 def plural(count: int, noun: str) -> str:
     """`1 stage`, `3 stages`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

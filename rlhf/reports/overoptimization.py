@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.evaluation.records import RunRecord
-from rlhf.reports.charts import Chart, Series, draw
-from rlhf.reports.markup import Cell, Table, bounds, esc, minus, named, plural
+from rlhf.reports.charts import Chart, Series, panels
+from rlhf.reports.markup import Cell, Table, bounds, capitalized, esc, minus, named, plural
 from rlhf.reports.results import band, estimate_of
 
 FILE = "overoptimization.json"
@@ -34,16 +34,15 @@ def overoptimization_section(results: Sequence[Result]) -> str:
     parts = []
     for result in results:
         items = "".join(
-            f"<li>{esc(minus(_capital(named(line))))}</li>" for line in result["verdict"]
+            f"<li>{esc(minus(capitalized(named(line))))}</li>" for line in result["verdict"]
         )
         parts.append(f'<ul class="verdicts brief">{items}</ul>')
         for row in result["rl"]:
             name = f"{result['algorithm']} against {NAMES[row['how']]}"
-            panels = "".join(draw(chart) for chart in _training_charts(row, result["start"]))
             seeds = f"<small>{plural(row['seeds'], 'training seed')}</small>"
-            parts.append(f'<h3>{esc(named(name))} {seeds}</h3><div class="charts">{panels}</div>')
-        panels = "".join(draw(chart) for chart in _best_of_n_charts(result["best_of_n"]))
-        parts.append(f'<h3>Best of n</h3><div class="charts">{panels}</div>')
+            charts = panels(_training_charts(row, result["start"]))
+            parts.append(f"<h3>{esc(named(name))} {seeds}</h3>{charts}")
+        parts.append(f"<h3>Best of n</h3>{panels(_best_of_n_charts(result['best_of_n']))}")
     return "".join(parts)
 
 
@@ -56,13 +55,9 @@ def overoptimization_tables(results: Sequence[Result]) -> list[Table]:
     return tables
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def _by_distance(row: Result, key: str, name: str, color: str) -> Series:
     """A curve over sqrt(KL), sorted by distance, which need not increase with every step."""
-    d = [math.sqrt(kl) for kl in row["kl"]]
+    d = _distances(row)
     order = sorted(range(len(d)), key=d.__getitem__)
     return band(name, [d[i] for i in order], [row[key][i] for i in order], color)
 
@@ -93,7 +88,7 @@ def _training_charts(row: Result, start: float) -> list[Chart]:
     inside = {True: "inside", False: "outside"}.get(observed.get("inside"), "")
     note += f", {inside} the predicted interval (shaded)." if fit else "."
     steps = [float(step) for step in row["steps"]]
-    distance = Series("√KL", steps, [math.sqrt(kl) for kl in row["kl"]], "c5")
+    distance = Series("√KL", steps, _distances(row), "c5")
     turn = (float(observed["step"]), "gold peaks")
     return [
         Chart("Proxy", [proxy], "Training objective.", "√KL", mark, shade),
@@ -119,10 +114,10 @@ def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
     )
     mark, shade = _peak(first["fit"])
     gold = [_curve(first, "gold", "gold"), _fitted(first["fit"], first["gold"][0]["mean"])]
-    proxy = Series("proxy", _distances(first), _means(first, "proxy_score"), "proxy")
+    proxy = _curve(first, "proxy", "proxy", key="proxy_score")
     charts = [
         Chart("Proxy", [proxy], "Standard deviations.", "√KL", mark, shade),
-        Chart("Gold and fit", gold, _capital(first["advice"]) + ".", "√KL", mark, shade),
+        Chart("Gold and fit", gold, capitalized(first["advice"]) + ".", "√KL", mark, shade),
     ]
     if len(cell) > 1:
         charts.append(_several("Gold by way of use", cell, lambda row: row["how"]))
@@ -138,16 +133,13 @@ def _several(title: str, rows: Sequence[Result], name: Any) -> Chart:
     return Chart(title, lines, x_label="√KL")
 
 
-def _curve(row: Result, name: str, color: str) -> Series:
-    return Series(name, _distances(row), _means(row, "gold"), color)
+def _curve(row: Result, name: str, color: str, *, key: str = "gold") -> Series:
+    """A line of the means under `key`, over sqrt(KL)."""
+    return Series(name, _distances(row), [item["mean"] for item in row[key]], color)
 
 
 def _distances(row: Result) -> list[float]:
     return [math.sqrt(kl) for kl in row["kl"]]
-
-
-def _means(row: Result, key: str) -> list[float]:
-    return [item["mean"] for item in row[key]]
 
 
 def _size(parameters: int | None) -> str:
@@ -157,26 +149,16 @@ def _size(parameters: int | None) -> str:
 
 
 def _training_table(rows: Sequence[Result]) -> Table:
-    columns = [
-        "against",
-        "seeds",
-        "peak at step",
-        "√KL there [seeds]",
-        "gold there",
-        "gold after it",
-    ]
-    columns += ["proxy after it", "alpha", "beta", "predicted peak (√KL)", "inside"]
+    columns = ["against", "seeds", "peak at step", "√KL there [seeds]", "gold there"]
+    columns += ["gold after it", "proxy after it", "alpha", "beta"]
+    columns += ["predicted peak (√KL)", "inside"]
     cells: list[list[Cell]] = []
     for row in rows:
-        observed, fit = row["observed"], row["fit"]
+        observed = row["observed"]
         line: list[Cell] = [NAMES[row["how"]], row["seeds"], observed["step"]]
-        line += [
-            estimate_of(observed["distance"]),
-            observed["gold"],
-            estimate_of(observed["gold_after"]),
-            estimate_of(observed["proxy_after"]),
-        ]
-        line += [*_coefficients(fit), {True: "yes", False: "no"}.get(observed.get("inside"))]
+        line += [estimate_of(observed["distance"]), observed["gold"]]
+        line += [estimate_of(observed[key]) for key in ("gold_after", "proxy_after")]
+        line += [*_coefficients(row["fit"]), {True: "yes", False: "no"}.get(observed.get("inside"))]
         cells.append(line)
     return Table("training", "Training", columns, cells)
 
@@ -197,10 +179,9 @@ def _coefficients(fit: Result | None) -> list[Cell]:
     if fit is None:
         return [None, None, None]
     peak = fit["peak"]
-    if peak["mean"] is None or peak["high"] is None:
-        shown: Cell = (
-            "none" if peak["mean"] is None else f"{peak['mean']:.2f} [{peak['low']:.2f}, ∞)"
-        )
-    else:
-        shown = estimate_of(peak)
+    shown: Cell = estimate_of(peak)
+    if peak["mean"] is None:
+        shown = "none"
+    elif peak["high"] is None:
+        shown = f"{peak['mean']:.2f} [{peak['low']:.2f}, ∞)"
     return [estimate_of(fit["alpha"]), estimate_of(fit["beta"]), shown]

@@ -18,8 +18,8 @@ from rlhf.evaluation.records import (
 from rlhf.evaluation.run_groups import label_runs, method_evaluations, name_runs, training_seed
 from rlhf.evaluation.significance import Difference
 from rlhf.reports.charts import Series
-from rlhf.reports.forest import Line, forest
-from rlhf.reports.markup import Cell, Table, bounds, esc, named, number, plural
+from rlhf.reports.forest import Line, titled_forest
+from rlhf.reports.markup import Cell, Table, bounds, capitalized, esc, named, number, plural
 from rlhf.stats import Interval
 
 _HIDDEN = frozenset({"seconds"})
@@ -69,7 +69,7 @@ def verdict_item(d: Difference, metric: str, tone: str | None) -> str:
 def sentence(verdict: str) -> str:
     """Verdict with a capital first letter, unless it starts with the name of a run."""
     starts_with_word = verdict.startswith(("no ", "one "))
-    return named(verdict[:1].upper() + verdict[1:] if starts_with_word else verdict)
+    return named(capitalized(verdict) if starts_with_word else verdict)
 
 
 def score_forests(
@@ -94,24 +94,24 @@ def score_forests(
         rows += [row for row in references if row.env == env]
         bound = limits.get(env) if comparison.metric == "return" else None
         where = " · ".join(part for part in (env, decoding) if part)
-        parts.append(f"<h3>{esc(comparison.metric)} <small>{esc(where)}</small></h3>")
         lines = [_score_line(row, bound, colors or {}) for row in rows]
-        parts.append(forest(lines, _marks(bound)))
+        marks = [(bound.random, "random"), (bound.optimal, "optimal")] if bound else []
+        parts.append(titled_forest(comparison.metric, where, lines, marks))
     return "".join(parts)
 
 
 def difference_forest(comparison: Comparison) -> str:
     """One forest plot of paired differences for each baseline; colored if there is a winner."""
-    if not comparison.differences:
-        return ""
     parts = []
-    for name in dict.fromkeys(d.baseline for d in comparison.differences):
+    for baseline in dict.fromkeys(d.baseline for d in comparison.differences):
         lines = [
-            _difference_line(d, comparison) for d in comparison.differences if d.baseline == name
+            _difference_line(d, comparison)
+            for d in comparison.differences
+            if d.baseline == baseline
         ]
-        other = named(name)
-        parts.append(f"<h3>Paired difference <small>from {esc(other)}, 95%</small></h3>")
-        parts.append(forest(lines, [(0.0, f"{other} = 0")]))
+        name = named(baseline)
+        marks = [(0.0, f"{name} = 0")]
+        parts.append(titled_forest("Paired difference", f"from {name}, 95%", lines, marks))
     return "".join(parts)
 
 
@@ -199,8 +199,9 @@ def notes(comparisons: Sequence[Comparison]) -> str:
     worst = min((d for c in comparisons[:1] for d in c.differences), key=_coverage, default=None)
     lines = [words] if worst and (words := coverage_words(worst)) else []
     lines += [note for c in comparisons for note in c.notes]
-    sentences = [line[:1].upper() + line[1:] for line in dict.fromkeys(lines)]
-    return "".join(f'<p class="note">{esc(named(line))}.</p>' for line in sentences)
+    return "".join(
+        f'<p class="note">{esc(named(capitalized(line)))}.</p>' for line in dict.fromkeys(lines)
+    )
 
 
 def _coverage(difference: Difference) -> float:
@@ -284,18 +285,6 @@ def signed(estimate: Interval) -> str:
     return f"{'+' if estimate.value > 0 else ''}{number(estimate.value)}"
 
 
-def _marks(bound: Bounds | None) -> list[tuple[float, str]]:
-    return [(bound.random, "random"), (bound.optimal, "optimal")] if bound else []
-
-
 def band(name: str, x: Sequence[float], rows: Sequence[Mapping[str, Any]], color: str) -> Series:
-    """A line with its intervals; the band has width 0 at a point without an interval."""
-    estimates = [estimate_of(row) for row in rows]
-    return Series(
-        name,
-        x,
-        [e.value for e in estimates],
-        color,
-        [e.low if e.known else e.value for e in estimates],
-        [e.high if e.known else e.value for e in estimates],
-    )
+    """A line with the intervals of `rows`, each a mapping for `estimate_of`."""
+    return Series.of(name, x, [estimate_of(row) for row in rows], color)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.evaluation.records import Evaluation, RunRecord
-from rlhf.reports.charts import Chart, Series, draw
-from rlhf.reports.forest import Line, forest
+from rlhf.reports.charts import Chart, Series, panels
+from rlhf.reports.forest import Line, forest, titled_forest
 from rlhf.reports.markup import Table, bounds, esc, minus, named, number, plural
 from rlhf.reports.results import band, estimate_of, signed
 from rlhf.reward_models.report.tables import Report, benchmark_scores, report_tables
@@ -29,7 +29,7 @@ def reward_quality(runs: Sequence[RunRecord]) -> str:
             parts.append(f"<h3>{name} <small>accuracy on held-out pairs</small></h3>")
             parts += [findings(report), accuracy_forest(report)]
             if len(runs) == 1:
-                parts += [gain_forest(report), *_panels(report), stress_forest(report)]
+                parts += [gain_forest(report), panels(_charts(report)), stress_forest(report)]
             elif (run.directory / "report.html").exists():
                 link = f"{esc(run.name)}/report.html"
                 parts.append(f'<p class="note">In full: <a href="{link}">{link}</a></p>')
@@ -96,10 +96,8 @@ def gain_forest(report: Report) -> str:
         tone = "gold" if gain.low > 0 else "c6" if gain.high < 0 else "c5"
         pairs = plural(gain.units, "paired comparison")
         lines.append(Line(f"over {name}", pairs, gain, signed(gain), bounds(gain), tone))
-    if not lines:
-        return ""
-    heading = "<h3>Paired gain in accuracy <small>over each baseline, 95%</small></h3>"
-    return heading + forest(lines, [(0.0, "no gain")])
+    detail = "over each baseline, 95%"
+    return titled_forest("Paired gain in accuracy", detail, lines, [(0.0, "no gain")])
 
 
 def stress_forest(report: Report) -> str:
@@ -112,36 +110,34 @@ def stress_forest(report: Report) -> str:
         lines.append(
             Line(name.replace("_", " "), wanted, change, signed(change), bounds(change), tone)
         )
-    if not lines:
-        return ""
-    heading = "<h3>Stress tests <small>change of the score in standard deviations</small></h3>"
-    return heading + forest(lines, [(0.0, "unchanged")])
+    detail = "change of the score in standard deviations"
+    return titled_forest("Stress tests", detail, lines, [(0.0, "unchanged")])
 
 
-def _panels(report: Report) -> list[str]:
-    charts = [_margin_chart(report), _gap_chart(report), _calibration_chart(report)]
-    charts += best_of_n_charts(report["best_of_n"]) if report.get("best_of_n") else []
-    return ['<div class="charts">', *(draw(chart) for chart in charts), "</div>"]
+def _charts(report: Report) -> list[Chart]:
+    margins, gaps = report["by_margin"], report["by_length_gap"]
+    charts = [
+        Chart(
+            "Accuracy by size of the margin",
+            _accuracy_lines([float(k + 1) for k in range(len(margins))], margins),
+            "Pairs in tenths by |score difference|, the smallest first; with 95% bands.",
+            "tenth",
+        ),
+        Chart(
+            "Accuracy by length gap",
+            _accuracy_lines([(row["from"] + row["to"]) / 2 for row in gaps], gaps),
+            "Characters of the chosen less those of the rejected reply; pairs in fifths.",
+            "chars",
+        ),
+        _calibration_chart(report),
+    ]
+    return charts + (best_of_n_charts(report["best_of_n"]) if report.get("best_of_n") else [])
 
 
-def _coin(x: Sequence[float]) -> Series:
-    return Series("coin", [x[0], x[-1]], [0.5, 0.5], "c5")
-
-
-def _margin_chart(report: Report) -> Chart:
-    rows = report["by_margin"]
-    x = [float(k + 1) for k in range(len(rows))]
-    line = band("accuracy", x, [row["accuracy"] for row in rows], "c1")
-    note = "Pairs in tenths by |score difference|, the smallest first; with 95% bands."
-    return Chart("Accuracy by size of the margin", [line, _coin(x)], note, "tenth")
-
-
-def _gap_chart(report: Report) -> Chart:
-    rows = report["by_length_gap"]
-    x = [(row["from"] + row["to"]) / 2 for row in rows]
-    line = band("accuracy", x, [row["accuracy"] for row in rows], "c1")
-    note = "Characters of the chosen less those of the rejected reply; pairs in fifths."
-    return Chart("Accuracy by length gap", [line, _coin(x)], note, "chars")
+def _accuracy_lines(x: Sequence[float], rows: Sequence[Report]) -> list[Series]:
+    """Accuracy over `x`, and the accuracy of a coin."""
+    accuracy = band("accuracy", x, [row["accuracy"] for row in rows], "c1")
+    return [accuracy, Series("coin", [x[0], x[-1]], [0.5, 0.5], "c5")]
 
 
 def _calibration_chart(report: Report) -> Chart:

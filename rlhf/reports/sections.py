@@ -9,7 +9,7 @@ import yaml
 
 from rlhf.common.numbers import is_number
 from rlhf.evaluation.records import RunRecord
-from rlhf.reports.charts import draw
+from rlhf.reports.charts import panels
 from rlhf.reports.curves import is_online, learning_charts, reward_charts
 from rlhf.reports.markup import breakable, duration, esc, named, plural
 from rlhf.runs.diagnostics import log_warnings
@@ -24,7 +24,8 @@ def header(title: str, runs: Sequence[RunRecord]) -> str:
     facts += [date[:16].replace("T", " ")] if date else []
     versions = next((run.environment["versions"] for run in runs if run.environment), {}) or {}
     facts += [f"{name} {versions[name]}" for name in ("rlhf-kit", "torch") if versions.get(name)]
-    facts += [str(runs[0].environment["processor"])] if _has(runs, "processor") else []
+    processor = next((run.environment.get("processor") for run in runs), None)
+    facts += [str(processor)] if processor else []
     chain = "".join(
         f"<li><b>{esc(named(run.name))}</b>"
         + "".join(f"<span>{breakable(line)}</span>" for line in _stage(run))
@@ -62,11 +63,10 @@ def warning_box(runs: Sequence[RunRecord]) -> str:
 
 def reward_section(runs: Sequence[RunRecord]) -> str:
     """Proxy, gold and KL of every online stage."""
-    parts = []
-    for run in filter(is_online, runs):
-        panels = "".join(draw(chart) for chart in reward_charts(run))
-        parts.append(f'<h3>{esc(named(run.name))}</h3><div class="charts">{panels}</div>')
-    return "".join(parts)
+    return "".join(
+        f"<h3>{esc(named(run.name))}</h3>{panels(reward_charts(run))}"
+        for run in filter(is_online, runs)
+    )
 
 
 def learning_section(runs: Sequence[RunRecord]) -> str:
@@ -74,10 +74,9 @@ def learning_section(runs: Sequence[RunRecord]) -> str:
     parts = []
     for run in runs:
         charts, constant = learning_charts(run)
-        panels = "".join(draw(chart) for chart in charts)
         note = f'<p class="note">Constant: {esc("; ".join(constant))}.</p>' if constant else ""
-        if panels or note:
-            parts.append(f'<h3>{esc(named(run.name))}</h3><div class="charts">{panels}</div>{note}')
+        if charts or constant:
+            parts.append(f"<h3>{esc(named(run.name))}</h3>{panels(charts)}{note}")
     return "".join(parts)
 
 
@@ -153,7 +152,3 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
 def _seconds(run: RunRecord) -> float:
     times = [row["time"] for row in run.metrics if is_number(row.get("time"))]
     return float(max(times, default=0.0))
-
-
-def _has(runs: Sequence[RunRecord], key: str) -> bool:
-    return bool(runs) and bool(runs[0].environment.get(key))

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from rlhf.evaluation.compare import coverage_words
 from rlhf.reports import write_comparison_report
-from rlhf.reports.charts import Chart, Series, draw
-from rlhf.reports.forest import Line, forest
-from rlhf.reports.markup import Table, bounds, esc, named, number, prose, section
+from rlhf.reports.charts import Chart, Series, panels
+from rlhf.reports.comparison_page import method_tiles
+from rlhf.reports.forest import Line, titled_forest
+from rlhf.reports.markup import Table, bounds, capitalized, esc, named, number, prose, section
 from rlhf.reports.page import page
 from rlhf.reports.results import sentence, verdict_item
 from rlhf.reports.tables import save_tables
@@ -71,12 +72,10 @@ def _colors(findings: Findings) -> dict[str, str]:
 
 def _tiles(findings: Findings) -> str:
     """Tiles with each algorithm's color and interquartile mean."""
-    tiles = []
-    for name, color in _colors(findings).items():
-        estimate = findings.aggregates[name]["IQM"]
-        score = f"IQM {number(estimate.value)} {bounds(estimate)}"
-        tiles.append(f'<li class="{color}"><b>{esc(named(name))}</b><span>{score}</span></li>')
-    return f'<ul class="chain sides">{"".join(tiles)}</ul>'
+    colors = _colors(findings)
+    means = {name: findings.aggregates[name]["IQM"] for name in colors}
+    scores = {name: f"IQM {number(e.value)} {bounds(e)}" for name, e in means.items()}
+    return method_tiles(scores, colors)
 
 
 def _verdicts(findings: Findings) -> str:
@@ -90,7 +89,7 @@ def _verdicts(findings: Findings) -> str:
     lines = verdict_lines(findings)[len(items) :]
     coverage = {coverage_words(d) for d in findings.differences}
     items += [f"<li><strong>{esc(sentence(x))}</strong></li>" for x in lines if x not in coverage]
-    notes = [f'<p class="note">{esc(x[:1].upper() + x[1:])}.</p>' for x in lines if x in coverage]
+    notes = [f'<p class="note">{esc(capitalized(x))}.</p>' for x in lines if x in coverage]
     return f'<ul class="verdicts">{"".join(items)}</ul>{"".join(notes)}'
 
 
@@ -102,52 +101,37 @@ def _forest(findings: Findings) -> str:
         text = f"{estimate.units} seeds" if estimate.units > 1 else "not trained"
         value, tone = number(estimate.value), colors.get(name, "ref")
         lines.append(Line(name, text, estimate, value, bounds(estimate), tone))
-    heading = "<h3>Interquartile mean <small>over environments and seeds, 95%</small></h3>"
-    return heading + forest(lines, [(0.0, "random"), (1.0, "optimal")])
+    marks = [(0.0, "random"), (1.0, "optimal")]
+    return titled_forest("Interquartile mean", "over environments and seeds, 95%", lines, marks)
 
 
 def _charts(findings: Findings) -> str:
     """Learning curves and performance profiles, with at most `MOST_LINES` lines in a panel."""
-    panels = []
+    charts = []
     names = list(findings.curves)
     for first in range(0, len(names), MOST_LINES):
         shown = names[first : first + MOST_LINES]
-        panels.append(_efficiency(findings, shown))
-        panels.append(_profile(findings, shown))
-    return f'<div class="charts">{"".join(panels)}</div>'
+        charts += [_efficiency(findings, shown), _profile(findings, shown)]
+    return panels(charts)
 
 
-def _efficiency(findings: Findings, names: Sequence[str]) -> str:
+def _efficiency(findings: Findings, names: Sequence[str]) -> Chart:
     lines, colors = [], _colors(findings)
     for name in names:
         curve = findings.curves[name]
-        known = all(estimate.known for estimate in curve)
-        lines.append(
-            Series(
-                named(name),
-                [100 * step / (len(curve) - 1) for step in range(len(curve))],
-                [estimate.value for estimate in curve],
-                color=colors[name],
-                low=[estimate.low for estimate in curve] if known else (),
-                high=[estimate.high for estimate in curve] if known else (),
-            )
-        )
+        shares = [100 * step / (len(curve) - 1) for step in range(len(curve))]
+        lines.append(Series.of(named(name), shares, curve, colors[name]))
     note = "IQM on held-out episodes, by share of training; bands are 95% bootstrap intervals."
-    return draw(Chart("Sample efficiency", lines, note, x_label="%"))
+    return Chart("Sample efficiency", lines, note, x_label="%")
 
 
-def _profile(findings: Findings, names: Sequence[str]) -> str:
+def _profile(findings: Findings, names: Sequence[str]) -> Chart:
     """Performance profiles of the algorithms, and in gray of the initial models."""
     colors = _colors(findings)
     start = [name for name in findings.profile if name not in findings.curves]
     lines = [
-        Series(
-            named(name),
-            list(THRESHOLDS),
-            findings.profile[name].tolist(),
-            colors.get(name, "ref"),
-        )
+        Series(named(name), THRESHOLDS, findings.profile[name].tolist(), colors.get(name, "ref"))
         for name in (*start, *names)
     ]
     note = "Share of runs (environments and seeds) that score above x."
-    return draw(Chart("Performance profile", lines, note, x_label="score"))
+    return Chart("Performance profile", lines, note, x_label="score")
