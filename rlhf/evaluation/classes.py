@@ -27,13 +27,9 @@ def class_summary(
 ) -> dict[str, Any]:
     """Accuracy, macro-F1 and AUC of a policy, and of always predicting the most common class.
 
-    Args:
-        policy: the model.
-        rows: canonical classification rows; in a row with prompt and reply, the reply is
-            classified.
-        spec: labels and question.
-        examples: few-shot messages before each question.
-        max_length: maximum number of tokens of question and label together.
+    `rows` are canonical classification rows; of a prompt with its reply, the reply is classified.
+    `examples` are few-shot messages before each question. Question and label together have at most
+    `max_length` tokens.
 
     Raises:
         UserError: a label has no class name, or a text is too long.
@@ -43,13 +39,8 @@ def class_summary(
         raise UserError(
             f"classes: label {outside[0]} has no name; classes.labels names {len(spec.labels)}"
         )
-    scores = class_logprobs(
-        policy,
-        [labelled_conversation(row)[-1]["content"] for row in rows],
-        spec,
-        examples=examples,
-        max_length=max_length,
-    )
+    texts = [labelled_conversation(row)[-1]["content"] for row in rows]
+    scores = class_logprobs(policy, texts, spec, examples=examples, max_length=max_length)
     common = np.bincount(truth, minlength=len(spec.labels)).astype(float)
     baselines = {"commonest class": np.tile(common, (len(rows), 1))}
     return classification_report(scores, truth, baselines=baselines)

@@ -8,7 +8,7 @@ over episodes, and the result holds for these two models only.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, combinations
 from pathlib import Path
@@ -29,9 +29,6 @@ from rlhf.evaluation.run_groups import (
 )
 from rlhf.evaluation.significance import FEWEST_SEEDS, Difference, Unit, compare_means
 from rlhf.stats import Interval, interval
-
-Pairs = list[tuple[np.ndarray, np.ndarray]]
-"""Means [units] of both sides on their common units, for each pair of training runs."""
 
 MOST_PAIRED = 6
 """Largest number of trained methods that are all compared with each other: 15 comparisons."""
@@ -78,9 +75,9 @@ class Comparison:
     def to_json(self) -> str:
         """Everything as JSON text; unknown interval ends are null."""
         tree = asdict(self)
-        for items, objects in ((tree["rows"], self.rows), (tree["differences"], self.differences)):
-            for item, source in zip(items, objects, strict=True):
-                item["estimate"] = source.estimate.as_dict()
+        items = [*tree["rows"], *tree["differences"]]
+        for item, source in zip(items, [*self.rows, *self.differences], strict=True):
+            item["estimate"] = source.estimate.as_dict()
         return json.dumps(tree, indent=2, ensure_ascii=False)
 
 
@@ -126,13 +123,9 @@ def compare_runs(
 ) -> Comparison:
     """`compare` for runs that are already read.
 
-    Args:
-        runs: the runs.
-        metric: see `compare`.
-        baseline: see `compare`.
-        every_pair: also compare up to `MOST_PAIRED` trained methods with each other.
-        keep_going: return a result without differences if no two methods share a unit, instead of
-            raising an error. Single pairs that share no unit are always reported as notes.
+    With `every_pair`, up to `MOST_PAIRED` trained methods are also compared with each other. With
+    `keep_going`, the result has no differences if no two methods share a unit; otherwise that is an
+    error. Single pairs that share no unit are always reported as notes.
     """
     is_default = metric is None
     metric = metric or default_metric(runs, strict=not keep_going)
@@ -184,16 +177,6 @@ def _opponents(
     if every_pair and len(trained) < MOST_PAIRED:
         pairs += [(later, earlier) for earlier, later in combinations(trained, 2)]
     return pairs
-
-
-def _comparable(setting: Setting, baseline: str, baseline_setting: Setting) -> bool:
-    """Whether two settings may be compared.
-
-    Reference policies do not decode, so that a reference baseline matches any decoding.
-    """
-    env, decoding = setting
-    other_env, other_decoding = baseline_setting
-    return env == other_env and (decoding == other_decoding or baseline in REFERENCE_POLICIES)
 
 
 def coverage_words(difference: Difference) -> str:
@@ -302,115 +285,128 @@ def _unit_means(episodes: Episodes, units: Iterable[Hashable]) -> np.ndarray:
     return np.array([np.mean(episodes[unit]) for unit in units])
 
 
+@dataclass(frozen=True)
+class _Pairing:
+    """Training runs of a method and of the baseline in one setting."""
+
+    method: str
+    baseline: str
+    setting: Setting
+    unit: UnitName
+    runs: Mapping[int, Episodes]
+    """Training seed -> episodes of the method."""
+    baseline_runs: Mapping[int, Episodes]
+    """Training seed -> episodes of the baseline."""
+    notes: list[str]
+    """Receives notes on what is left out."""
+
+    @property
+    def names(self) -> str:
+        """Both names, for messages."""
+        return f"{self.method} and {self.baseline}"
+
+    def means(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Means [units] of both sides on their common units, for every pair of training runs.
+
+        Raises:
+            UserError: nothing is shared.
+        """
+        return [
+            self._common_units(self.runs[seed], self.baseline_runs[other])
+            for seed, other in self._seeds()
+        ]
+
+    def fewest_runs(self) -> int | None:
+        """Training runs of the trained side that has fewer; None if neither side is trained."""
+        sides = ((self.method, self.runs), (self.baseline, self.baseline_runs))
+        trained = [len(runs) for name, runs in sides if name not in REFERENCE_POLICIES]
+        if len(trained) == 2 and min(trained) == 1 < max(trained):
+            self.notes.append(
+                f"{self.names}: one side is a single run; its own training noise is not in the "
+                "interval"
+            )
+        return min(trained, default=None)
+
+    def _seeds(self) -> list[tuple[int, int]]:
+        """Paired training seeds; a single run is paired with every run of the other side."""
+        first, second = self.runs, self.baseline_runs
+        common = sorted(first.keys() & second.keys())
+        if len(first) == 1 or len(second) == 1:
+            return [(a, b) for a in sorted(first) for b in sorted(second)]
+        if not common:
+            raise UserError(
+                f"{self.names} share no training seed ({sorted(first)} and {sorted(second)}): "
+                "train both with the same seeds, so that their differences pair"
+            )
+        if len(common) < max(len(first), len(second)):
+            self.notes.append(
+                f"{self.names}: only the {len(common)} training seeds of both were compared"
+            )
+        return [(seed, seed) for seed in common]
+
+    def _common_units(self, first: Episodes, second: Episodes) -> tuple[np.ndarray, np.ndarray]:
+        """Means of the units that both runs have, in the same order."""
+        common = [key for key in first if key in second]
+        what = "evaluation seeds" if self.unit != "prompts" else self.unit
+        if not common:
+            raise UserError(
+                f"{self.names} share no {what.removesuffix('s')}: evaluate both on the same "
+                f"{what}, so that their differences pair"
+            )
+        most = max(len(first), len(second))
+        if len(common) < most:
+            self.notes.append(
+                f"{self.names}: {len(common)} of {most} {what} are common; others left out"
+            )
+        return _unit_means(first, common), _unit_means(second, common)
+
+
+def _pairings(
+    values: MethodValues, opponents: Sequence[tuple[str, str]], notes: list[str]
+) -> Iterator[_Pairing]:
+    """Opponents in every setting that both were evaluated in.
+
+    Reference policies do not decode, so that a reference baseline matches any decoding.
+    """
+    for method, baseline in opponents:
+        for setting, runs in values.methods[method].items():
+            for other, baseline_runs in values.methods[baseline].items():
+                if other == setting or (baseline in REFERENCE_POLICIES and other[0] == setting[0]):
+                    unit = values.unit_names[setting]
+                    yield _Pairing(method, baseline, setting, unit, runs, baseline_runs, notes)
+
+
 def _differences(
     values: MethodValues, opponents: Sequence[tuple[str, str]], metric: str, notes: list[str]
 ) -> tuple[list[Difference], list[UserError]]:
     """Differences of all pairs that share units, and errors of the pairs that do not."""
     paired, errors = [], []
-    for method, baseline in opponents:
-        for setting, runs in values.methods[method].items():
-            for other_setting, base in values.methods[baseline].items():
-                if not _comparable(setting, baseline, other_setting):
-                    continue
-                names = f"{method} and {baseline}"
-                try:
-                    pairs = _pairs(runs, base, names, values.unit_names[setting], notes)
-                except UserError as error:
-                    errors.append(error)
-                    continue
-                sides = ((method, runs), (baseline, base))
-                trained = [len(side) for name, side in sides if name not in REFERENCE_POLICIES]
-                if len(trained) == 2 and min(trained) == 1 < max(trained):
-                    notes.append(
-                        f"{names}: one side is a single run; its own training noise is not in the "
-                        "interval"
-                    )
-                fewest_runs = min(trained, default=len(pairs))
-                paired.append((method, baseline, setting, pairs, fewest_runs))
-    differences = [
-        _difference(*arguments, metric=metric, values=values, comparisons=len(paired))
-        for arguments in paired
-    ]
+    for pairing in _pairings(values, opponents, notes):
+        try:
+            paired.append((pairing, pairing.means()))
+        except UserError as error:
+            errors.append(error)
+    differences = []
+    for pairing, means in paired:
+        several = len(means) > 1
+        left, right = np.array([[a.mean(), b.mean()] for a, b in means]).T if several else means[0]
+        env, decoding = pairing.setting
+        ends = values.ranges[env]
+        difference = compare_means(
+            left,
+            right,
+            method=pairing.method,
+            baseline=pairing.baseline,
+            unit="training seeds" if several else pairing.unit,
+            env=env,
+            decoding=decoding,
+            metric=metric,
+            comparisons=len(paired),
+            fewest_runs=pairing.fewest_runs(),
+            span=ends[1] - ends[0] if ends else None,
+        )
+        differences.append(difference)
     return differences, errors
-
-
-def _difference(
-    method: str,
-    baseline: str,
-    setting: Setting,
-    pairs: Pairs,
-    fewest_runs: int,
-    *,
-    metric: str,
-    values: MethodValues,
-    comparisons: int,
-) -> Difference:
-    several = len(pairs) > 1
-    left, right = np.array([[a.mean(), b.mean()] for a, b in pairs]).T if several else pairs[0]
-    ends = values.ranges[setting[0]]
-    return compare_means(
-        left,
-        right,
-        method=method,
-        baseline=baseline,
-        unit="training seeds" if several else values.unit_names[setting],
-        env=setting[0],
-        decoding=setting[1],
-        metric=metric,
-        comparisons=comparisons,
-        fewest_runs=fewest_runs,
-        span=ends[1] - ends[0] if ends else None,
-    )
-
-
-def _pairs(
-    runs: Mapping[int, Episodes],
-    base: Mapping[int, Episodes],
-    names: str,
-    unit: UnitName,
-    notes: list[str],
-) -> Pairs:
-    """Unit means of every two training runs that are paired, on their common units.
-
-    Raises:
-        UserError: nothing is shared.
-    """
-    seeds = _pair_seeds(runs, base, names, notes)
-    return [_common_units(runs[a], base[b], names, unit, notes) for a, b in seeds]
-
-
-def _pair_seeds(
-    runs: Mapping[int, Episodes], base: Mapping[int, Episodes], names: str, notes: list[str]
-) -> list[tuple[int, int]]:
-    """Training seeds that are paired; a single run is paired with every run of the other side."""
-    common = sorted(runs.keys() & base.keys())
-    if len(runs) == 1 or len(base) == 1:
-        return [(a, b) for a in sorted(runs) for b in sorted(base)]
-    if not common:
-        raise UserError(
-            f"{names} share no training seed ({sorted(runs)} and {sorted(base)}): train both with "
-            "the same seeds, so that their differences pair"
-        )
-    if len(common) < max(len(runs), len(base)):
-        notes.append(f"{names}: only the {len(common)} training seeds of both were compared")
-    return [(seed, seed) for seed in common]
-
-
-def _common_units(
-    first: Episodes, second: Episodes, names: str, unit: UnitName, notes: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Means of the units that both sides have, in the same order."""
-    common = [key for key in first if key in second]
-    what = "evaluation seeds" if unit != "prompts" else unit
-    if not common:
-        raise UserError(
-            f"{names} share no {what.removesuffix('s')}: evaluate both on the same {what}, so that "
-            "their differences pair"
-        )
-    most = max(len(first), len(second))
-    if len(common) < most:
-        notes.append(f"{names}: {len(common)} of {most} {what} are common; others left out")
-    return _unit_means(first, common), _unit_means(second, common)
 
 
 def _different_settings(runs: Sequence[RunRecord], metric: str) -> list[str]:

@@ -45,14 +45,10 @@ def play_model(
     rewards: Sequence[Any],
     counts: Counter[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of ``episodes.jsonl`` for a model.
+    """Rows of ``episodes.jsonl`` for a model, decoded greedily or at the collector's temperature.
 
-    Args:
-        collector: policy, environments and chat format; its temperature is used for sampling.
-        starts: seeds of the episodes.
-        decoding: "greedy" or "sampled".
-        rewards: additional rewards; each adds its components.
-        counts: updated with the counts of the rewards: truncated texts, reasons for no score.
+    Each of `rewards` adds its components. Their `counts` (truncated texts, reasons for no score)
+    are added to those given.
     """
     began = time.monotonic()
     temperature = 0.0 if decoding == "greedy" else None
@@ -162,7 +158,7 @@ def _prompt_id(rollout: Rollout) -> str | None:
 
 
 def bounds(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:
-    """Values of the random and the optimal policy; None where they are unknown."""
+    """Values of the random and the optimal policy; None if it is unknown."""
     task: Any = make_env().unwrapped
     values = []
     for name in ("random_value", "optimal_value"):
@@ -188,13 +184,14 @@ def summarize(
     give pass@k. Rewards that could not score every episode are listed under ``unscored``.
 
     Args:
-        rows: episodes.
+        rows: episodes of one policy.
         name: name of the policy.
         env: id of the environment, "prompts" for a prompt set.
-        random: value of the random policy, if known.
-        optimal: value of the optimal policy, if known.
+        random: return of the random policy, if known.
+        optimal: return of the optimal policy, if known.
         counts: counts reported by the rewards, by "NAME: reason".
     """
+    counts = counts or {}
     rows = [{"env": env, **row} for row in rows]
     units = {row["seed"]: unit_of(row) for row in rows}
     groups: dict[str, dict[Hashable, list[float]]] = {}
@@ -209,7 +206,7 @@ def summarize(
         metrics["normalized"] = limits.normalize_interval(metrics["return"])
     for key, column in pass_columns(scored).items():
         metrics[key] = _over_units(key, {seed: [v] for seed, v in column.items()}, units)
-    unscored = unscored_metrics(rows, counts or {})
+    unscored = unscored_metrics(rows, counts)
     return {
         "name": name,
         "env": env,
@@ -222,8 +219,8 @@ def summarize(
         "optimal": optimal,
         "metrics": {key: estimate.as_dict() for key, estimate in metrics.items()},
         "unscored": unscored,
-        "counts": dict(counts or {}),
-        "notes": notes_on(rows, unscored, counts or {}),
+        "counts": dict(counts),
+        "notes": notes_on(rows, unscored, counts),
     }
 
 

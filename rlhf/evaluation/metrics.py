@@ -78,12 +78,12 @@ def pass_columns(
     """
     columns: dict[str, dict[Hashable, float]] = {}
     for name, seeds in groups.items():
-        drawn = max(len(values) for values in seeds.values())
+        most = max(len(values) for values in seeds.values())
         binary = all(value in (0.0, 1.0) for values in seeds.values() for value in values)
-        if drawn == 1 or not binary or name in COUNTS or name in ("return", "normalized"):
+        if most == 1 or not binary or name in COUNTS or name in ("return", "normalized"):
             continue
         prefix = "" if name == "success" else f"{name}/"
-        for k in sorted({2**i for i in range(drawn.bit_length())} | {drawn}):
+        for k in sorted({2**i for i in range(most.bit_length())} | {most}):
             columns[f"{prefix}pass@{k}"] = {
                 seed: pass_at_k(k, correct=int(sum(values)), drawn=len(values))
                 for seed, values in seeds.items()
@@ -117,11 +117,8 @@ def unit_name(units: Sequence[Hashable]) -> UnitName:
 def item_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> str | None:
     """Id of the entry of a fixed list that an episode starts from; None if there is no list.
 
-    Entries with equal texts have one id.
-
-    Args:
-        messages: first messages of the episode.
-        info: `info` returned by `reset`.
+    Entries with equal texts have one id. `messages` are the first ones of the episode, and `info`
+    is what `reset` returned.
     """
     if not any(key in info for key in ITEM_KEYS):
         return None

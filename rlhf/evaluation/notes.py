@@ -43,13 +43,7 @@ def notes_on(
     unscored: Mapping[str, Mapping[str, Any]],
     counts: Mapping[str, int],
 ) -> list[str]:
-    """Caveats for the terminal, the summary and the page.
-
-    Args:
-        rows: episodes of one policy.
-        unscored: result of `unscored_metrics`.
-        counts: counts reported by the rewards, by "NAME: reason".
-    """
+    """Caveats of one policy's episodes, given the result of `unscored_metrics` and its `counts`."""
     notes = [unscored_words(name, entry) for name, entry in unscored.items()]
     notes += [
         f"{key.removesuffix(': truncated')}: {number} of {len(rows)} texts were truncated before "

@@ -21,15 +21,10 @@ def report_on_pairs(
     train_rows: Sequence[dict[str, Any]] = (),
     **options: Any,
 ) -> dict[str, Any]:
-    """Evaluate a reward and write its report into ``evaluation/<name>``.
+    """Evaluate a reward on canonical preference rows and write ``evaluation/<name>``.
 
-    Args:
-        reward: The reward.
-        rows: Canonical preference rows that it was not trained on.
-        directory: The run directory.
-        name: Name of the report and of its folder.
-        train_rows: Rows that it was trained on.
-        **options: Further options of `evaluate_reward_model`.
+    `rows` were not used for training, `train_rows` were; `options` are further ones of
+    `evaluate_reward_model`.
 
     Returns:
         The report as plain data.

@@ -62,7 +62,7 @@ def play_groups(
 def sample_replies(
     model: ModelSpec, env: EnvSpec, rollout: RolloutSpec, *, prompts: int, samples: int, seed: int
 ) -> list[list[Any]]:
-    """Sample ``samples`` conversations of ``model`` for each of ``prompts`` held-out start states.
+    """Sample ``samples`` conversations for each of ``prompts`` held-out start states.
 
     Raises:
         UserError: see ``play_groups``.
@@ -73,12 +73,7 @@ def sample_replies(
 
 
 def score_replies(reward: Any, groups: list[list[Any]], *, what: str) -> np.ndarray:
-    """Scores [prompts, samples] of the same number of replies to each prompt.
-
-    Args:
-        reward: the reward.
-        groups: conversations by prompt.
-        what: name of the reward in error messages.
+    """Scores [prompts, samples] of the conversations of each prompt; errors name the reward `what`.
 
     Raises:
         UserError: a reply has no score, or prompts have different numbers of replies.

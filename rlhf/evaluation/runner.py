@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from rlhf.rollout.chat_format import prompt_of
 from rlhf.rollout.collector import Collector, make_env_factory
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import release_memory
-from rlhf.stats import Interval, ratio_interval
+from rlhf.stats import ratio_interval
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +75,8 @@ def load_data(config: EvaluateConfig) -> EvaluationData:
         prompt_of(row) for row in logged_rows(sets, "prompt", what="prompts", seed=config.seed)
     ]
     text = logged_rows(config.text, "sft", what="text", seed=config.seed)
-    labeled = logged_rows(
-        config.classes.data if config.classes else [],
-        "classification",
-        what="classes",
-        seed=config.seed,
-    )
+    labeled_sets = config.classes.data if config.classes else []
+    labeled = logged_rows(labeled_sets, "classification", what="classes", seed=config.seed)
     rewards = [load_rewards(config.rewards)] if config.rewards else []
     return EvaluationData(config, prompts, text, labeled, rewards)
 
@@ -191,14 +187,8 @@ def text_summary(losses: CompletionLosses) -> dict[str, Any]:
     columns = zip(losses.nats, losses.tokens, losses.bytes, strict=True)
     nats, tokens, size = np.array([row for row in columns if row[1]], dtype=float).T
     loss = ratio_interval(nats, tokens)
-    perplexity = Interval(
-        math.exp(loss.value),
-        math.exp(loss.low),
-        math.exp(loss.high),
-        loss.units,
-        loss.method,
-        loss.needs,
-    )
+    value, low, high = map(math.exp, (loss.value, loss.low, loss.high))
+    perplexity = replace(loss, value=value, low=low, high=high)
     metrics = {"text_loss": loss, "text_perplexity": perplexity}
     if (size > 0).all():
         metrics["text_bits_per_byte"] = ratio_interval(nats / math.log(2), size)

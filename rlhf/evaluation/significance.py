@@ -121,21 +121,11 @@ def compare_means(
     so that all comparisons together declare a wrong winner in at most 5% of cases. At a level of 5%
     this needs six pairs; five training seeds of one sign are compared by Student's t.
 
-    Args:
-        values: value of the method for each unit.
-        against: value of the baseline for each unit, in the same order.
-        method: name of the method.
-        baseline: name of the baseline.
-        unit: what a pair is.
-        env: environment of both.
-        decoding: decoding of both.
-        metric: name of the metric; see `LOWER_IS_BETTER`.
-        comparisons: number of comparisons that share the error rate.
-        fewest_runs: number of training runs of the side that has fewer, by default n. A single run
-            paired with five does not show its own training noise.
-        span: largest minus smallest possible value, if the outcome takes only these two values;
-            inferred for outcomes that are all 0 or 1.
-        measure_coverage: whether to simulate the coverage of the interval.
+    `metric` decides whether lower values are better (`LOWER_IS_BETTER`). `fewest_runs` is the
+    number of training runs of the side that has fewer, by default n: a single run paired with five
+    does not show its own training noise. `span` is the difference of the two possible values of a
+    binary outcome; it is inferred for outcomes that are all 0 or 1. `measure_coverage` simulates
+    the coverage of the interval.
 
     Raises:
         ValueError: the lengths differ, or there are no values.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from rlhf.data.messages import RowDropped
 from rlhf.models.policy import Policy
@@ -21,6 +22,9 @@ from rlhf.rollout.chat_format import (
 from rlhf.rollout.plain_text import encode_text
 
 log = logging.getLogger(__name__)
+
+Example = tuple[list[int], list[bool]]
+"""Token ids [T] and completion mask [T]."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ def completion_losses(
     nats = [0.0] * len(rows)
     for first in range(0, len(order), batch_size):
         indices = order[first : first + batch_size]
-        for index, loss in zip(indices, _batch_losses(policy, encoded, indices), strict=True):
+        losses = _batch_losses(policy, [encoded[i] for i in indices])
+        for index, loss in zip(indices, losses, strict=True):
             nats[index] = loss
     sizes = []
     for ids, mask in encoded:
@@ -74,30 +79,21 @@ def completion_losses(
     return CompletionLosses(nats, counts, sizes, len(truncated), truncated.count(False))
 
 
-def _batch_losses(
-    policy: Policy, encoded: Sequence[tuple[list[int], list[bool]]], indices: Sequence[int]
-) -> list[float]:
-    """Summed negative log-likelihood of the examples at `indices`, in one padded batch."""
-    shape = len(indices), max(len(encoded[i][0]) for i in indices)
-    tokens = torch.full(shape, policy.tokenizer.pad_token_id)
-    attention = torch.zeros(shape, dtype=torch.bool)
-    actions = torch.zeros(shape, dtype=torch.bool)
-    for row, index in enumerate(indices):
-        ids, mask = encoded[index]
-        tokens[row, : len(ids)] = torch.tensor(ids)
-        attention[row, : len(ids)] = True
-        actions[row, : len(ids)] = torch.tensor(mask)
-    device = policy.device
-    scored = policy.score(tokens.to(device), attention.to(device), actions.to(device))
-    return [-float(scored.logprobs[row].sum()) for row in range(len(indices))]
+def _batch_losses(policy: Policy, examples: Sequence[Example]) -> list[float]:
+    """Summed negative log-likelihood of each example, in one padded batch."""
+    ids, masks = zip(*(map(torch.tensor, example) for example in examples), strict=True)
+    pad_id = policy.tokenizer.pad_token_id
+    tokens = pad_sequence(ids, batch_first=True, padding_value=pad_id).to(policy.device)
+    attention = pad_sequence([torch.ones_like(mask) for mask in masks], batch_first=True)
+    actions = pad_sequence(masks, batch_first=True)
+    scored = policy.score(tokens, attention.to(policy.device), actions.to(policy.device))
+    return [-float(row.sum()) for row in scored.logprobs]
 
 
-def _encode(
-    policy: Policy, rows: Sequence[dict[str, Any]]
-) -> tuple[list[tuple[list[int], list[bool]]], Counter[str]]:
-    """Token ids and completion mask of each row, and counts of dropped or changed rows by reason.
+def _encode(policy: Policy, rows: Sequence[dict[str, Any]]) -> tuple[list[Example], Counter[str]]:
+    """Examples, and counts of dropped or changed rows by reason.
 
-    A row that cannot be encoded has no completion tokens.
+    A row that cannot be encoded gives an example without completion tokens.
     """
     chat_format = ChatFormat(policy.tokenizer, stop_ids=generation_stop_ids(policy.model))
     encoded, changes = [], Counter()
@@ -107,9 +103,8 @@ def _encode(
             if "text" in row:
                 ids, mask = encode_text(policy.tokenizer, row["text"])
             else:
-                ids, mask = encode_example(
-                    chat_format, prompt_of(row), row["completion"], notes=notes
-                )
+                prompt, completion = prompt_of(row), row["completion"]
+                ids, mask = encode_example(chat_format, prompt, completion, notes=notes)
         except RowDropped as reason:
             changes[f"left out: {reason}"] += 1
             ids, mask = [policy.tokenizer.pad_token_id], [False]

@@ -101,13 +101,9 @@ def draw(chart: Chart) -> str:
 
 
 def ticks(low: float, high: float, count: int = 4, *, whole: bool = False) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten) inside [low, high].
+    """About `count` round numbers (1, 2 or 5 times a power of ten) inside [low, high], low < high.
 
-    Args:
-        low: lower end.
-        high: upper end, above ``low``.
-        count: approximate number of ticks.
-        whole: return integers only, for steps.
+    With `whole`, all are integers, for steps.
     """
     raw = (high - low) / max(1, count)
     if whole:

@@ -66,7 +66,7 @@ def _runs_by_method(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     methods: dict[str, list[RunRecord]] = {}
     for run, label in zip(runs, label_runs([r.directory for r in runs]), strict=True):
         methods.setdefault(label, []).append(run)
-    trained = {name: own for name, own in methods.items() if not _evaluates_others(own[0])}
+    trained = {name: group for name, group in methods.items() if not _evaluates_others(group[0])}
     return trained or methods
 
 
@@ -85,8 +85,9 @@ def _run_counts(
         if not item.is_reference:
             seeds.setdefault(item.method, set()).add(item.seed)
     evaluated = {name: len(numbers) for name, numbers in seeds.items()}
-    trained = {name: len(own) for name, own in methods.items() if not _evaluates_others(own[0])}
-    return evaluated | trained or {name: len(own) for name, own in methods.items()}
+    counts = {name: len(group) for name, group in methods.items()}
+    trained = {name: counts[name] for name in methods if not _evaluates_others(methods[name][0])}
+    return evaluated | trained or counts
 
 
 def _colors(

@@ -44,7 +44,7 @@ def is_online(run: RunRecord) -> bool:
 def reward_charts(run: RunRecord) -> list[Chart]:
     """Panels of the proxy reward, the gold reward and the KL to the initial policy."""
     gold = gold_key(run)
-    where = "held-out episodes" if (gold or "").startswith("eval/") else "training episodes"
+    source = "held-out episodes" if (gold or "").startswith("eval/") else "training episodes"
     peak = over_optimized(run)
     mark = (peak.step, "gold peaks") if peak else None
     missing = "" if gold else "No gold or held-out score was measured."
@@ -58,7 +58,7 @@ def reward_charts(run: RunRecord) -> list[Chart]:
         Chart(
             "Gold reward",
             [Series("gold", *run.series(gold), color="gold")] if gold else [],
-            missing or f"Intended objective ({gold}), on {where}.",
+            missing or f"Intended objective ({gold}), on {source}.",
             mark=mark,
         ),
         Chart(

@@ -13,12 +13,13 @@ from rlhf.reports.markup import Cell, Table, bounds, capitalized, esc, minus, na
 from rlhf.reports.results import band, estimate_of
 
 FILE = "overoptimization.json"
-NAMES = {
+PROXY_NAMES = {
     "single": "a single proxy",
-    "mean": "mean of the ensemble",
-    "worst": "worst of the ensemble",
-    "uncertainty": "mean less variance",
+    "mean": "the ensemble's mean",
+    "worst": "the ensemble's worst",
+    "uncertainty": "the ensemble's mean less its variance",
 }
+"""Way of combining proxies -> its name on pages and in verdicts."""
 
 Result = Mapping[str, Any]
 
@@ -38,7 +39,7 @@ def overoptimization_section(results: Sequence[Result]) -> str:
         )
         parts.append(f'<ul class="verdicts brief">{items}</ul>')
         for row in result["rl"]:
-            name = f"{result['algorithm']} against {NAMES[row['how']]}"
+            name = f"{result['algorithm']} against {PROXY_NAMES[row['how']]}"
             seeds = f"<small>{plural(row['seeds'], 'training seed')}</small>"
             charts = panels(_training_charts(row, result["start"]))
             parts.append(f"<h3>{esc(named(name))} {seeds}</h3>{charts}")
@@ -155,7 +156,7 @@ def _training_table(rows: Sequence[Result]) -> Table:
     cells: list[list[Cell]] = []
     for row in rows:
         observed = row["observed"]
-        line: list[Cell] = [NAMES[row["how"]], row["seeds"], observed["step"]]
+        line: list[Cell] = [PROXY_NAMES[row["how"]], row["seeds"], observed["step"]]
         line += [estimate_of(observed["distance"]), observed["gold"]]
         line += [estimate_of(observed[key]) for key in ("gold_after", "proxy_after")]
         line += [*_coefficients(row["fit"]), {True: "yes", False: "no"}.get(observed.get("inside"))]
@@ -168,7 +169,7 @@ def _best_of_n_table(rows: Sequence[Result]) -> Table:
     columns += [f"gold at n = {rows[0]['ns'][-1]}", "alpha", "beta", "predicted peak (√KL)"]
     cells: list[list[Cell]] = []
     for row in rows:
-        line: list[Cell] = [row["proxy"], row["parameters"], row["pairs"], NAMES[row["how"]]]
+        line: list[Cell] = [row["proxy"], row["parameters"], row["pairs"], PROXY_NAMES[row["how"]]]
         line += [row["accuracy"], estimate_of(row["gold"][0]), estimate_of(row["gold"][-1])]
         cells.append(line + _coefficients(row["fit"]))
     return Table("best_of_n", "Best of n", columns, cells)

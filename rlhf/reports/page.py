@@ -11,12 +11,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 
 
 def page(title: str, body: str) -> str:
-    """Complete HTML document, with a table of contents below the header.
-
-    Args:
-        title: plain text.
-        body: markup that begins with a header element.
-    """
+    """Complete HTML document, with a table of contents below the header that `body` begins with."""
     head, closing, rest = body.partition("</header>")
     body = f"{head}{closing}{contents(body)}{rest}"
     home = files("rlhf.reports")

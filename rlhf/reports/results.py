@@ -29,18 +29,13 @@ def comparisons(
     runs: Sequence[RunRecord], headline: str, *, every_pair: bool = False
 ) -> list[Comparison]:
     """Comparison by the headline metric, then by every other metric that all evaluations have."""
-    shared: set[str] | None = None
-    for run in runs:
-        for evaluation in run.evaluations:
-            for row in evaluation.episodes[:1]:
-                names = set(episode_metrics(row))
-                shared = names if shared is None else shared & names
+    first_rows = [row for run in runs for e in run.evaluations for row in e.episodes[:1]]
+    shared = set.intersection(*(set(episode_metrics(row)) for row in first_rows))
     unused = {headline, "normalized", "seconds", "turns", "tokens", "length_limited"}
-    secondary = sorted((shared or set()) - unused)
-    wanted = [headline, *(m for m in secondary if _varies(runs, m))]
+    secondary = [metric for metric in sorted(shared - unused) if _varies(runs, metric)]
     return [
         compare_runs(runs, metric=metric, every_pair=every_pair, keep_going=True)
-        for metric in wanted
+        for metric in (headline, *secondary)
     ]
 
 
@@ -57,12 +52,12 @@ def verdict_list(comparison: Comparison) -> str:
 
 def verdict_item(d: Difference, metric: str, tone: str | None) -> str:
     """One verdict, and the paired difference below it."""
-    where = " · ".join(part for part in (d.env, d.decoding) if part)
+    setting = " · ".join(part for part in (d.env, d.decoding) if part)
     return (
         f'<li class="{tone or ""}"><strong>{esc(sentence(d.verdict))}</strong>'
         f"<span>{esc(named(f'{d.method} − {d.baseline}'))}: {signed(d.estimate)} "
         f"{esc(metric)}, 95% {bounds(d.estimate)}, "
-        f"{d.estimate.units} paired {esc(d.unit)} · {esc(where)}</span></li>"
+        f"{d.estimate.units} paired {esc(d.unit)} · {esc(setting)}</span></li>"
     )
 
 
@@ -79,10 +74,8 @@ def score_forests(
 ) -> str:
     """One forest plot for each environment and decoding, with the random and the optimal value.
 
-    Args:
-        comparison: the comparison.
-        limits: values of the random and the optimal policy, by environment.
-        colors: CSS color class of each method; by default all methods have the same color.
+    `limits` are the bounds by environment, and `colors` the CSS color classes by method; by default
+    all methods have the same color.
     """
     parts = []
     settings = dict.fromkeys((row.env, row.decoding) for row in comparison.rows)
@@ -93,10 +86,10 @@ def score_forests(
         rows = [row for row in comparison.rows if (row.env, row.decoding) == (env, decoding)]
         rows += [row for row in references if row.env == env]
         bound = limits.get(env) if comparison.metric == "return" else None
-        where = " · ".join(part for part in (env, decoding) if part)
+        setting = " · ".join(part for part in (env, decoding) if part)
         lines = [_score_line(row, bound, colors or {}) for row in rows]
         marks = [(bound.random, "random"), (bound.optimal, "optimal")] if bound else []
-        parts.append(titled_forest(comparison.metric, where, lines, marks))
+        parts.append(titled_forest(comparison.metric, setting, lines, marks))
     return "".join(parts)
 
 
@@ -277,8 +270,8 @@ def _score_line(row: MethodScore, bound: Bounds | None, colors: Mapping[str, str
 def _difference_line(d: Difference, comparison: Comparison) -> Line:
     tone = {d.method: "gold", d.baseline: "c6"}.get(d.winner or "", "c5")
     several = len({(x.env, x.decoding) for x in comparison.differences}) > 1
-    where = f"{d.env} {d.decoding}" if several else f"{d.estimate.units:,} paired {d.unit}"
-    return Line(d.method, where, d.estimate, signed(d.estimate), bounds(d.estimate), tone)
+    setting = f"{d.env} {d.decoding}" if several else f"{d.estimate.units:,} paired {d.unit}"
+    return Line(d.method, setting, d.estimate, signed(d.estimate), bounds(d.estimate), tone)
 
 
 def signed(estimate: Interval) -> str:

@@ -106,9 +106,9 @@ def stress_forest(report: Report) -> str:
     for name, test in (report.get("stress") or {}).items():
         change = estimate_of(test["change"])
         tone = {True: "gold", False: "c6", None: "c5"}[test["passed"]]
-        wanted = f"should {test['expect']} · fell in {test['fell'] or 0:.0%}"
+        detail = f"should {test['expect']} · fell in {test['fell'] or 0:.0%}"
         lines.append(
-            Line(name.replace("_", " "), wanted, change, signed(change), bounds(change), tone)
+            Line(name.replace("_", " "), detail, change, signed(change), bounds(change), tone)
         )
     detail = "change of the score in standard deviations"
     return titled_forest("Stress tests", detail, lines, [(0.0, "unchanged")])
@@ -149,7 +149,7 @@ def _calibration_chart(report: Report) -> Chart:
     interval = report["calibration"].get("temperature") or {}
     ends = [number(interval[k]) if interval.get(k) is not None else "∞" for k in ("low", "high")]
     fitted = report["calibration"]["fitted"]["temperature"]
-    note = "Share of right verdicts where σ(margin / T) claims this probability."
+    note = "Share of correct pairs among those with this predicted probability, σ(margin / T)."
     if fitted is not None:
         note += f" Fitted T {number(fitted)} [{ends[0]}, {ends[1]}]."
     return Chart("Calibration", lines, note, "claim")

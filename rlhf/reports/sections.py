@@ -45,8 +45,8 @@ def run_warnings(run: RunRecord) -> list[str]:
     if missing := sum(row.get("return") is None for row in episodes):
         warnings.append(f"{missing} of {len(episodes)} evaluation episodes have no return.")
     for evaluation in run.evaluations:
-        where = evaluation.describe("policy") if len(run.evaluations) > 1 else "evaluation"
-        warnings += [f"{where}: {note}." for note in evaluation.summary.get("notes") or ()]
+        policy = evaluation.describe("policy") if len(run.evaluations) > 1 else "evaluation"
+        warnings += [f"{policy}: {note}." for note in evaluation.summary.get("notes") or ()]
     if run.metrics and not run.finished and not (run.directory / "final").exists():
         warnings.append(f"Not finished: the last logged step is {run.metrics[-1].get('step')}.")
     return [f"{named(run.name)}: {sentence}" for sentence in warnings]

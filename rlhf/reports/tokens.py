@@ -46,10 +46,10 @@ def _card(row: Mapping[str, Any]) -> str:
     replies = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     turns = sorted(set(table["turn"]))
     sampled = replies[max(0, len(replies) - 1 - max(turns)) :]  # earlier ones are in the prompt
-    where = {sampled[t]: t for t in turns if t < len(sampled)}
+    turn_of = {sampled[t]: t for t in turns if t < len(sampled)}
     data = json.dumps({name: table[name] for name in _quantities(row)})
     body = "".join(
-        _tokens(table, where[i], message) if i in where else turn(message, quiet=True)
+        _tokens(table, turn_of[i], message) if i in turn_of else turn(message, quiet=True)
         for i, message in enumerate(messages)
     )
     label = f"step {row['step']} · seed {row['seed']} · {scores(row)}"

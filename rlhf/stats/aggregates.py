@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
-from rlhf.stats.interval import moment_interval
-from rlhf.stats.means import stratified_moments
+from rlhf.stats.means import CORRECTED, bounds_from, stratified_moments
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import share_interval
 from rlhf.stats.units import require_finite, too_few_units
@@ -44,11 +43,10 @@ def aggregate_interval(
     runs = table.shape[0]
     if missing := too_few_units(runs):
         return Interval.without(float(statistic(table)), runs, missing.replace("unit", "run"))
-    if statistic is mean:
-        return moment_interval(stratified_moments(table), runs, level=level)
-    if statistic is optimality_gap:
-        shortfall = 1.0 - np.minimum(table, 1.0)
-        return moment_interval(stratified_moments(shortfall), runs, level=level)
+    if statistic in (mean, optimality_gap):
+        moments = stratified_moments(table if statistic is mean else 1.0 - np.minimum(table, 1.0))
+        low, high = bounds_from(moments, level=level)
+        return Interval(float(moments.mean), float(low), float(high), runs, CORRECTED)
     return _bootstrap(table, statistic, _resampled_runs(table, rng, repetitions), level)
 
 
@@ -77,15 +75,8 @@ def stretched_interval(
     """Percentile interval of bootstrap `replicates` [repetitions], widened for small samples.
 
     A percentile interval over 5 units covers 83 to 91%. It is widened about the point estimate by
-    sqrt(n / (n - 1)) t / z, which for a mean of one task gives the t interval. There is no interval
-    for fewer than five units.
-
-    Args:
-        value: point estimate.
-        replicates: the statistic of each resample.
-        units: number of independent units n.
-        freedom: degrees of freedom of t.
-        level: confidence level.
+    sqrt(n / (n - 1)) t / z with n `units` and `freedom` degrees of freedom of t, which for a mean
+    of one task gives the t interval. There is no interval for fewer than five units.
     """
     if missing := too_few_units(units):
         return Interval.without(value, units, missing)

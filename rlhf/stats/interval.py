@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf.stats.means import CORRECTED, Moments, bounds_from, mean_bounds
+from rlhf.stats.means import CORRECTED, mean_bounds
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import EXACT, is_share, mid_p_bounds, share_interval
 from rlhf.stats.units import (
@@ -17,7 +17,6 @@ from rlhf.stats.units import (
     finite_vector,
     no_interval_reason,
     require_equal_length,
-    too_few_units,
 )
 
 Kind = Literal["auto", "share", "mean", "count"]
@@ -64,44 +63,28 @@ def interval(
         raise ValueError(f"values must lie in [{low}, {high}], got {data.min()} to {data.max()}")
     units, sizes = _units(data, clusters, weigh)
     point = float(data.mean() if weigh == "values" else units.mean())
-    if kind == "count" and (exact := _count_interval(data, units, low, high, level)) is not None:
+    if kind == "count" and (exact := _count_interval(data, units, low, high, level)):
         return exact
     outcomes: tuple[float, float] | None = None
     if np.isfinite([low, high]).all() and high > low:
         outcomes = low, high
     elif kind != "count":
         outcomes = _two_values(data)
-    if outcomes is not None:
-        exact = _share_interval(point, units, sizes, *outcomes, level)
-        if exact is not None:
-            return exact
+    if outcomes and (exact := _share_interval(point, units, sizes, *outcomes, level)):
+        return exact
     if missing := no_interval_reason(units):
         return Interval.without(point, units.size, missing)
     below, above = mean_bounds(units, level=level)
     return Interval(point, max(low, float(below)), min(high, float(above)), units.size, CORRECTED)
 
 
-def moment_interval(moments: Moments, units: int, *, level: float = 0.95) -> Interval:
-    """Interval of a mean from its moments."""
-    point = float(moments.mean)
-    if missing := too_few_units(units):
-        return Interval.without(point, units, missing)
-    low, high = bounds_from(moments, level=level)
-    return Interval(point, float(low), float(high), units, CORRECTED)
-
-
 def ratio_interval(
     numerators: ArrayLike, denominators: ArrayLike, *, level: float = 0.95
 ) -> Interval:
-    """Ratio of two sums over units, such as nats per token, with an interval over the units.
+    """Ratio of two sums over n units, such as nats per token, with an interval over the units.
 
     The interval is that of the linearized ratio: the mean of the residuals
-    numerator - ratio * denominator.
-
-    Args:
-        numerators: [n] one value for each unit.
-        denominators: [n] positive values.
-        level: confidence level.
+    numerator - ratio * denominator. The denominators are positive.
     """
     top, bottom = finite_vector(numerators), finite_vector(denominators)
     ratio = float(top.sum() / bottom.sum())
@@ -121,8 +104,7 @@ def _share_interval(
         return None
     # Values of one cluster may all agree, so that unequal clusters count as fewer, equal ones.
     effective = sizes.sum() ** 2 / (sizes**2).sum()
-    share = (point - low) / (high - low)
-    share = min(1.0, max(0.0, share))
+    share = min(1.0, max(0.0, (point - low) / (high - low)))
     ends = mid_p_bounds(share * effective, effective, level=level)
     scaled = (low + (high - low) * float(end) for end in ends)
     return Interval(point, *scaled, units=units.size, method=EXACT)

@@ -75,11 +75,8 @@ def weighted_sum(parts: Sequence[Interval], weights: Sequence[float]) -> Interva
     """Sum of independent estimates, each with its own interval: MOVER (Zou & Donner 2008).
 
     The distance from the sum to a bound is the square root of the summed squares of the parts'
-    distances to their bounds, so that shares of exactly 0 or 1 contribute their uncertainty.
-
-    Args:
-        parts: the estimates; the sum has an interval only if every part of positive weight has one.
-        weights: nonnegative weight of each part.
+    distances to their bounds, so that shares of exactly 0 or 1 contribute their uncertainty. The
+    sum has an interval only if every part of positive weight has one; no weight is negative.
     """
     shares = np.asarray(weights, dtype=float)
     estimates = np.array([part.value for part in parts])

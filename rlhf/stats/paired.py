@@ -60,8 +60,8 @@ def difference(
     of `interval`, which needs five pairs.
 
     Args:
-        first: [n] values of one side.
-        second: [n] values of the other side, in the same order.
+        first: [n] values.
+        second: [n] values to subtract, in the same order.
         clusters: [n] independent unit of each pair; by default every pair is a unit.
         kind: "share" if both sides are outcomes in [0, 1]; "auto" treats values that are all 0 or 1
             as shares.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,12 +27,10 @@ class SampleSize:
 
 
 def paired_power(effect: float, n: int, *, level: float = 0.95) -> float:
-    """Power of the two-sided paired t test with n pairs, from the non-central t distribution.
+    """Power of the two-sided paired t test with n >= 2 pairs, from the non-central t distribution.
 
-    Args:
-        effect: difference divided by the standard deviation of one paired difference.
-        n: pairs, at least 2.
-        level: one minus the significance level.
+    `effect` is the difference divided by the standard deviation of one paired difference; `level`
+    is one minus the significance level.
     """
     if n < 2:
         raise ValueError(f"a paired test needs at least 2 pairs, got {n}")
@@ -61,7 +60,7 @@ def sample_size(
         seed_sd: standard deviation of the paired difference between seeds.
         episode_sd: standard deviation of the paired difference of one episode.
         episodes: evaluation episodes for each seed.
-        power: required power.
+        power: required probability of detection.
         level: one minus the significance level.
 
     Raises:
@@ -77,18 +76,14 @@ def sample_size(
     def is_enough(n: int) -> bool:
         return paired_power(effect, n, level=level) >= power
 
-    high = 2
-    while not is_enough(high):
-        high *= 2
-        if high > _MOST_PAIRS:
-            raise ValueError(
-                f"no sample size: {difference} is too small for a standard deviation of {sd:.3g}"
-            )
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return SampleSize(high, episodes, paired_power(effect, high, level=level))
+    candidates = range(2, _MOST_PAIRS + 1)
+    index = bisect_left(candidates, True, key=is_enough)
+    if index == len(candidates):
+        raise ValueError(
+            f"no sample size: {difference} is too small for a standard deviation of {sd:.3g}"
+        )
+    seeds = candidates[index]
+    return SampleSize(seeds, episodes, paired_power(effect, seeds, level=level))
 
 
 def simulated_coverage(
@@ -99,10 +94,7 @@ def simulated_coverage(
     trials: int = 2000,
     level: float = 0.95,
 ) -> float:
-    """Coverage of the interval of a mean, simulated with samples of size n from `population`.
-
-    `rlhf compare` prints it with its intervals.
-    """
+    """Coverage of the interval of a mean, simulated with samples of size n from `population`."""
     low, high = mean_bounds(rng.choice(population, size=(trials, n)), level=level)
     truth = population.mean()
     return float(((low <= truth) & (truth <= high)).mean())

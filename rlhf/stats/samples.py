@@ -14,10 +14,7 @@ from rlhf.stats.units import finite_vector
 def pass_at_k(k: int, *, correct: int, drawn: int) -> float:
     """Unbiased estimate of pass@k: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, eq. 1).
 
-    Args:
-        k: samples of which one must be correct.
-        correct: number of correct samples c.
-        drawn: number of samples n.
+    n samples are `drawn`, c are `correct`, and one of k must be.
 
     Raises:
         ValueError: fewer than k samples were drawn, or more are correct than drawn.
@@ -31,12 +28,7 @@ def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
     """Expected gold score of the sample with the highest proxy score among n of all N samples.
 
     Unbiased: the exact average over all C(N, n) subsets (Nakano et al. 2021, appendix I). Samples
-    with equal proxy scores are equally likely to be chosen.
-
-    Args:
-        proxy: [N] proxy score of each sample.
-        gold: [N] gold score of each sample.
-        n: size of a subset.
+    with equal proxy scores are equally likely to be chosen. Both scores have shape [N].
     """
     ranking, score = finite_vector(proxy), finite_vector(gold)
     size = ranking.size

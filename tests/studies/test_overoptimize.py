@@ -127,7 +127,7 @@ def test_more_pairs_than_there_are_is_refused(policy_folder, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     grid = {"bases": [{"path": str(policy_folder)}], "data": [{"path": str(path)}], "pairs": [30]}
     tree = tree_of(policy_folder, tmp_path, rewards=[], proxies=grid)
-    with pytest.raises(UserError, match="asks for 30 pairs, but without the held-out prompts"):
+    with pytest.raises(UserError, match="needs 30 pairs, but without the held-out prompts"):
         run_command("overoptimize", tree)
 
 

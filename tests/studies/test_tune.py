@@ -133,7 +133,7 @@ def test_tuned_settings_go_into_the_bench_with_the_budget_that_found_them(tmp_pa
         ({"space": {"num_steps": {"low": 4}}}, ["space.num_steps", "low must be below high"]),
         ({"space": {"num_steps": {"log": True}}}, ["space.num_steps", "give either low and high"]),
         ({"space": {"num_steps": {"lo": 3}}}, ["space.num_steps", "'lo'", "'low'"]),
-        ({"space": {"num_steps": 3}}, ["space.num_steps", "expected low and high"]),
+        ({"space": {"num_steps": 3}}, ["space.num_steps", "expected a mapping with low, high"]),
         ({"space": {"num_steps": {"choices": [4, -2]}}}, ["space.num_steps", "with -2"]),
         ({"space": {"algorithm.lam": {"choices": [1.0]}}}, ["algorithm.lam has no effect in any"]),
     ],

@@ -50,10 +50,6 @@ def gate(now: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
     The scores of one row in one environment are paired by training seed. The level of each test
     keeps the probability of any false regression below 5% (Bonferroni).
 
-    Args:
-        now: the current result.
-        before: the baseline.
-
     Raises:
         UserError: too few training seeds, or no cell, in common.
     """
@@ -129,23 +125,22 @@ def _cells(
     """(row, environment) -> scores of both by common seed, and the mean over environments."""
     cells: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
     for row, table in now["scores"].items():
-        shared = [env for env in table if env in before["scores"].get(row, {})]
-        pairs = [
-            (_values(now, row, env, seeds), _values(before, row, env, seeds)) for env in shared
-        ]
-        # Reference policies have one value for all seeds.
-        trained = {e: p for e, p in zip(shared, pairs, strict=True) if p[0].size == len(seeds)}
-        cells |= {(row, env): pair for env, pair in trained.items()}
-        if len(trained) > 1:
-            current, earlier = np.mean(list(trained.values()), axis=0)
+        earlier_table = before["scores"].get(row, {})
+        pairs = {
+            env: (_by_seed(now, values, seeds), _by_seed(before, earlier_table[env], seeds))
+            for env, values in table.items()
+            # Reference policies have one value for all seeds.
+            if env in earlier_table and len(values) == len(now["seeds"])
+        }
+        cells |= {(row, env): pair for env, pair in pairs.items()}
+        if len(pairs) > 1:
+            current, earlier = np.mean(list(pairs.values()), axis=0)
             cells[row, EVERYWHERE] = (current, earlier)
     return cells
 
 
-def _values(result: Mapping[str, Any], row: str, env: str, seeds: list[int]) -> np.ndarray:
-    values = result["scores"][row][env]
-    if len(values) < len(result["seeds"]):
-        return np.array(values)
+def _by_seed(result: Mapping[str, Any], values: list[float], seeds: list[int]) -> np.ndarray:
+    """Scores of the given training seeds."""
     by_seed = dict(zip(result["seeds"], values, strict=True))
     return np.array([by_seed[seed] for seed in seeds])
 
@@ -154,14 +149,10 @@ def _notes(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     """Differences between the two manifests and results."""
     notes = []
     ignored = ("output_dir", "seeds")
-    current, earlier = (
-        {k: v for k, v in r.get("manifest", {}).items() if k not in ignored} for r in (now, before)
-    )
-    if current != earlier:
-        every = current.keys() | earlier.keys()
-        keys = sorted(k for k in every if current.get(k) != earlier.get(k))
-        notes.append(f"the manifests differ in {', '.join(keys)}")
-    missing = sorted(before["scores"].keys() - now["scores"].keys())
-    if missing:
+    current, earlier = now.get("manifest", {}), before.get("manifest", {})
+    keys = sorted((current.keys() | earlier.keys()) - {*ignored})
+    if different := [key for key in keys if current.get(key) != earlier.get(key)]:
+        notes.append(f"the manifests differ in {', '.join(different)}")
+    if missing := sorted(before["scores"].keys() - now["scores"].keys()):
         notes.append(f"not measured now: {', '.join(missing)}")
     return notes

@@ -34,17 +34,13 @@ def open_study(
     Raises:
         UserError: the directory exists, or one of its jobs had another configuration.
     """
-    if config.resume and not config.overwrite:
-        _refuse_changes(jobs, commands)
+    for command, stage in (stage for job in jobs for stage in job.stages):
+        directory = Path(stage["output_dir"])
+        if config.resume and not config.overwrite and (directory / "config.yaml").exists():
+            settings = commands.configure(command, stage)
+            check_same(directory, commands.settings_in_force(command, settings))
     tree = {key: value for key, value in as_tree(config).items() if key not in RESUMABLE}
     open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite)
-
-
-def _refuse_changes(jobs: Iterable[Job], commands: CommandTable) -> None:
-    for command, tree in (stage for job in jobs for stage in job.stages):
-        if (Path(tree["output_dir"]) / "config.yaml").exists():
-            config = commands.configure(command, tree)
-            check_same(Path(tree["output_dir"]), commands.settings_in_force(command, config))
 
 
 def do(job: Job, commands: CommandTable) -> float:
@@ -59,13 +55,7 @@ def do(job: Job, commands: CommandTable) -> float:
 
 
 class Workers:
-    """Worker processes, as a context manager.
-
-    Args:
-        count: Number of processes.
-        commands: The commands that the jobs run.
-        logs: Folder for the output of the processes, one file each.
-    """
+    """`count` worker processes as a context manager; each writes its output to a file in `logs`."""
 
     def __init__(self, count: int, commands: CommandTable, *, logs: Path) -> None:
         if count < 1:
@@ -87,12 +77,8 @@ class Workers:
     def __exit__(self, *exception: object) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def do_all(self, jobs: Sequence[Job], what: str) -> dict[str, str]:
-        """Run every job after the job that it depends on.
-
-        Args:
-            jobs: the jobs, in any order.
-            what: name in the progress display.
+    def do_all(self, jobs: Sequence[Job], title: str) -> dict[str, str]:
+        """Run every job after the job that it depends on; `title` is for the progress display.
 
         Returns:
             Error messages by key of the failed jobs, including jobs that depend on a failed one.
@@ -104,7 +90,7 @@ class Workers:
         done: set[str] = {job.after for job in jobs if job.after} - waiting.keys()
         failed: dict[str, str] = {}
         running: dict[Future[float], str] = {}
-        with Reporter(what, len(jobs)) as bar:
+        with Reporter(title, len(jobs)) as bar:
             while waiting or running:
                 ready = [job for job in waiting.values() if job.after is None or job.after in done]
                 for job in ready:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import Any, TypeVar
 
 from rlhf.algorithms import registry
 from rlhf.commands.command import CommandTable
@@ -15,6 +16,8 @@ from rlhf.config.offline import OfflineConfig
 from rlhf.config.online import algorithm_of
 from rlhf.errors import UserError
 from rlhf.studies.bench.plan import Bench
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 # Names of other folders and rows.
@@ -41,14 +44,8 @@ def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
     config = build(BenchConfig, tree)
     bench = Bench(
         config,
-        {
-            name: _entry(BenchEnvironment, name, item, "environments")
-            for name, item in config.environments.items()
-        },
-        {
-            name: _entry(BenchAlgorithm, name, item, "algorithms")
-            for name, item in config.algorithms.items()
-        },
+        _entries(BenchEnvironment, config.environments, "environments"),
+        _entries(BenchAlgorithm, config.algorithms, "algorithms"),
         commands,
     )
     _check_starts(bench)
@@ -60,18 +57,25 @@ def make_bench(tree: Mapping[str, Any], commands: CommandTable) -> Bench:
     return bench
 
 
-def _entry(cls: Any, name: str, item: Any, group: str) -> Any:
-    """Check and build one named entry of the manifest."""
-    if not _NAME.fullmatch(str(name)) or "seed" in str(name):
-        raise UserError(
-            f"{group}: {name!r} is not a folder name (letters, digits, . + - _, without 'seed')"
-        )
+def _entries(cls: type[T], items: Mapping[str, Any], group: str) -> dict[str, T]:
+    """Build the entries of a group of the manifest; their names become folders."""
+    for name in items:
+        if not _NAME.fullmatch(str(name)) or "seed" in str(name):
+            raise UserError(
+                f"{group}: {name!r} is not a folder name (letters, digits, . + - _, without 'seed')"
+            )
+    return {name: build_entry(cls, item, f"{group}.{name}") for name, item in items.items()}
+
+
+def build_entry(cls: type[T], item: Any, key: str) -> T:
+    """Build a configuration from the value of `key`, which error messages begin with."""
     if item is not None and not isinstance(item, Mapping):
-        raise UserError(f"{group}.{name}: expected a mapping, got {item!r}")
+        known = ", ".join(field.name for field in fields(cls))  # type: ignore[arg-type]
+        raise UserError(f"{key}: expected a mapping with {known}; got {item!r}")
     try:
         return build(cls, item or {})
     except UserError as error:
-        raise UserError(f"{group}.{name}: {error}") from error
+        raise UserError(f"{key}: {error}") from error
 
 
 def _check_starts(bench: Bench) -> None:

@@ -105,7 +105,7 @@ class Bench:
             stages.append(("sft", self._sft_tree(environment, seed)))
         policy = {"name": self.start, "model": self.start_model(environment, seed)}
         target = self.run_path(environment, folder, "evaluate")
-        stages.append(("evaluate", self._evaluate_tree(environment, [policy], target)))
+        stages.append(("evaluate", self.evaluate_tree(environment, [policy], target)))
         return Job(f"{environment}/{folder}/{self.start}", tuple(stages))
 
     def train_job(self, environment: str, algorithm: str, seed: int) -> Job:
@@ -119,7 +119,7 @@ class Bench:
     def reference_job(self, environment: str) -> Job:
         """Evaluation of the reference policies on the same held-out episodes."""
         policies = [{"name": name} for name in self.config.references]
-        tree = self._evaluate_tree(environment, policies, self.run_path(environment, REFERENCES))
+        tree = self.evaluate_tree(environment, policies, self.run_path(environment, REFERENCES))
         return Job(f"{environment}/{REFERENCES}", (("evaluate", tree),))
 
     def jobs(self) -> list[Job]:
@@ -134,6 +134,21 @@ class Bench:
             for algorithm in self.algorithms
         ]
         return jobs
+
+    def evaluate_tree(
+        self, environment: str, policies: list[dict[str, Any]], target: Path
+    ) -> dict[str, Any]:
+        """Configuration of an evaluation on the held-out episodes."""
+        task = self.environments[environment]
+        return {
+            "output_dir": str(target),
+            "policies": policies,
+            "env": _plain(task.env),
+            "rollout": merge(self.config.run, task.run).get("rollout", {}),
+            "episodes": self.config.episodes,
+            "decoding": self.config.decoding,
+            "resume": True,
+        }
 
     def _demos_tree(self, environment: str, seed: int, name: str, count: int) -> dict[str, Any]:
         """Demonstrations; their start states differ between training seeds and files."""
@@ -159,20 +174,6 @@ class Bench:
             "data": [{"path": str(folder / "demos" / DEMOS)}],
             "eval_data": [{"path": str(folder / "demos-held-out" / DEMOS)}],
             "seed": seed,
-            "resume": True,
-        }
-
-    def _evaluate_tree(
-        self, environment: str, policies: list[dict[str, Any]], target: Path
-    ) -> dict[str, Any]:
-        task = self.environments[environment]
-        return {
-            "output_dir": str(target),
-            "policies": policies,
-            "env": _plain(task.env),
-            "rollout": merge(self.config.run, task.run).get("rollout", {}),
-            "episodes": self.config.episodes,
-            "decoding": self.config.decoding,
             "resume": True,
         }
 

@@ -16,6 +16,7 @@ from rlhf.studies.bench.jobs import Workers, do, open_study
 from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.bench.plan import Bench
 from rlhf.studies.bench.report import write_bench
+from rlhf.studies.bench.result import protocol
 from rlhf.studies.bench.scores import analyze, read_scores
 
 log = logging.getLogger(__name__)
@@ -24,11 +25,7 @@ MANIFEST = "bench.yaml"
 
 
 def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
-    """Run all unfinished jobs, then write the result; returns its page.
-
-    Args:
-        bench: the checked manifest.
-        jobs: number of worker processes.
+    """Run all unfinished jobs in `jobs` processes, then write the result; returns its page.
 
     Raises:
         UserError: the directory exists, or some runs failed; the others are kept.
@@ -71,8 +68,6 @@ def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, No
 
 def plan(name: str, config: BenchCommandConfig, commands: CommandTable) -> str:
     """Return what a benchmark will run, for `--dry-run`."""
-    from rlhf.studies.bench.result import protocol
-
     bench = make_bench(config.manifest(), commands)
     check_environments(bench)
     jobs = bench.jobs()

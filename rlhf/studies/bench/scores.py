@@ -111,12 +111,7 @@ def read_scores(bench: Bench) -> Scores:
 
 
 def analyze(scores: Scores, *, baseline: str) -> Findings:
-    """Compute aggregates and verdicts; the bootstrap's seed is fixed.
-
-    Args:
-        scores: scores of the benchmark.
-        baseline: row that others are compared with.
-    """
+    """Compute aggregates and verdicts; all rows are compared with the row `baseline`."""
     rows, start = scores.rows, next(iter(scores.trained))
     algorithms = [name for name in scores.trained if name != start]
     others = [name for name in scores.trained if name != baseline]

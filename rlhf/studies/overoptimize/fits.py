@@ -109,9 +109,7 @@ def best_of_n_scores(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> np
 def fit_best_of_n(scores: np.ndarray, ns: Sequence[int]) -> Fit:
     """Fit R_bon to the gain over n = 1; clusters are prompts, whose samples all n share.
 
-    Args:
-        scores: gold scores from `best_of_n_scores` [prompts, ns].
-        ns: values of n; the first is 1.
+    `scores` are gold scores from `best_of_n_scores` [prompts, ns], and the first of `ns` is 1.
     """
     gains = scores[:, 1:] - scores[:, :1]
     kl = [kl_best_of_n(n) for n in ns[1:]]
@@ -203,13 +201,8 @@ def _peak(
 ) -> Interval:
     """Peak of the fitted curve, and the range of distances whose slope may be 0.
 
-    Args:
-        coefficients: alpha and beta [2].
-        spread: their covariance times the squared critical value [2, 2].
-        form: form of the curve.
-        count: number of clusters.
-        near: smallest measured distance.
-        far: largest measured distance.
+    `spread` [2, 2] is the covariance of the coefficients (alpha, beta) times the squared critical
+    value; `near` and `far` are the smallest and the largest measured distance.
     """
     value = _turning_point(float(coefficients[0]), float(coefficients[1]), form, far)
     start = 0.0 if form == "best-of-n" else near

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rlhf.common.numbers import moving_average
+from rlhf.reports.overoptimization import PROXY_NAMES
 from rlhf.reward_models.ensemble import ScoreCombination
 from rlhf.stats import Interval, interval
 from rlhf.studies.overoptimize.fits import (
@@ -38,10 +39,8 @@ class Track:
 def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
     """Proxy and gold scores of best-of-n, the fit and its advice.
 
-    Args:
-        name: name of the proxy.
-        by: standardized proxy scores [members, prompts, samples]; curves are averaged over members.
-        gold: gold scores [prompts, samples].
+    `by` are standardized proxy scores [members, prompts, samples], `gold` has the shape [prompts,
+    samples]. The curves are averaged over the members.
     """
     ns = powers_of_two(gold.shape[1])
     proxy_scores = best_of_n_scores(by, by, ns)
@@ -92,10 +91,8 @@ def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
 def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, Any]:
     """Training curves, fit, observed peak and the changes after it.
 
-    Args:
-        how: how the proxies were combined.
-        tracks: one for each training seed.
-        start: mean gold score of the initial policy.
+    There is one track for each training seed; `how` says how the proxies were combined, and `start`
+    is the mean gold score of the initial policy.
     """
     length = min(len(track.steps) for track in tracks)
     kl = np.array([track.kl[:length] for track in tracks])  # [seeds, steps]
@@ -157,8 +154,8 @@ def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Interval:
 def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.ndarray:
     """How much each training seed changed from the peak of gold to the end. [seeds, T] -> [seeds]
 
-    The peak of a seed is found on the other seeds. On its own curve it would be the place where
-    noise is highest, and every flat curve would seem to fall.
+    The peak of a seed is taken from the other seeds. The peak of the seed's own curve would be a
+    maximum of its noise, so that every flat curve would seem to fall.
     """
     count, length = gold.shape
     last = slice(length - width, length)
@@ -201,7 +198,8 @@ def verdict(results: dict[str, Any]) -> list[str]:
     """Sentences on the outcome of each way of optimizing, and on when to stop."""
     lines = []
     for row in results["rl"]:
-        observed, name = row["observed"], f"{results['algorithm']} against {_describe(row['how'])}"
+        name = f"{results['algorithm']} against {PROXY_NAMES[row['how']]}"
+        observed = row["observed"]
         fell, rose = observed["gold_after"], observed["proxy_after"]
         # The peak is selected for high gold, so that even flat gold sometimes seems to fall after
         # it. Therefore the fit must show a fall too.
@@ -217,21 +215,12 @@ def verdict(results: dict[str, Any]) -> list[str]:
     rows = results["best_of_n"]
     for row in (row for row in rows if row["proxy"] == rows[0]["proxy"]):
         first, last = row["gold"][0]["mean"], row["gold"][-1]["mean"]
-        name = f"best-of-n by {row['proxy']}, {_describe(row['how'])}"
+        name = f"best-of-n by {row['proxy']}, {PROXY_NAMES[row['how']]}"
         lines.append(
             f"{name}: gold {first:.3g} at n = 1, {last:.3g} at n = {row['ns'][-1]}; "
             f"{row['advice']}."
         )
     return lines
-
-
-def _describe(how: str) -> str:
-    return {
-        "single": "a single proxy",
-        "mean": "the ensemble's mean",
-        "worst": "the ensemble's worst",
-        "uncertainty": "the ensemble's mean less its variance",
-    }[how]
 
 
 def _has_sign(change: dict[str, Any], sign: int) -> bool:

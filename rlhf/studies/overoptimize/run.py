@@ -58,6 +58,16 @@ class Proxy:
     accuracy: float | None
     """Mean over the members, on held-out pairs."""
 
+    def as_dict(self, how: str) -> dict[str, Any]:
+        """The proxy as plain data, with the way its members are combined."""
+        return {
+            "how": how,
+            "parameters": self.parameters,
+            "pairs": self.pairs,
+            "members": max(1, len(self.members)),
+            "accuracy": self.accuracy,
+        }
+
 
 def run_overoptimize(
     command: str, config: OveroptimizeConfig, run: Run, commands: CommandTable
@@ -68,38 +78,39 @@ def run_overoptimize(
         The run directory.
 
     Raises:
-        UserError: a setting cannot be meant, or some reply has no gold score.
+        UserError: a part of the configuration is wrong, or some reply has no gold score.
     """
-    check_parts(config, commands)
+    study = _Study(config, run.directory, commands)
+    study.check()
     gold = load_rewards(config.gold)
-    proxies = (
-        train_proxies(config, config.proxies, run.directory, commands) if config.proxies else []
-    )
+    proxies = study.train_proxies(config.proxies) if config.proxies else []
     groups = sample_replies(
         config.model,
-        _unrewarded(config.env),
+        study.env,
         config.rollout,
         prompts=config.best_of_n.prompts,
         samples=config.best_of_n.samples,
         seed=config.seed,
     )
     truth = score_replies(gold, groups, what="gold")
-    log.info("gold score of the initial policy: %.4f", truth.mean())
-    chosen = [
-        describe(proxy, how) | best_of_n_result(proxy.name, by, truth)
-        for proxy, columns in _scored(config, proxies, groups)
-        for how, by in ways_of_using(columns, penalty=config.penalty).items()
-    ]
-    trained = []
-    for how in config.rl.against if config.rl else []:
-        tracks = train_against(config, how, proxies, gold, run.directory, commands)
-        trained.append(rl_result(how, tracks, start=float(truth.mean())))
-    results = {
+    start = float(truth.mean())
+    log.info("gold score of the initial policy: %.4f", start)
+    results: dict[str, Any] = {
         "gold": gold.name,
-        "start": float(truth.mean()),
+        "start": start,
         "algorithm": config.rl.algorithm if config.rl else None,
-        "best_of_n": chosen,
-        "rl": trained,
+        "best_of_n": [
+            proxy.as_dict(how) | best_of_n_result(proxy.name, by, truth)
+            for proxy, columns in _scored(config, proxies, groups)
+            for how, by in ways_of_using(columns, penalty=config.penalty).items()
+        ],
+        # Training uses the scale of the scores that `_scored` wrote into the checkpoints.
+        "rl": [
+            rl_result(how, study.train_against(how, config.rl, proxies, gold), start=start)
+            for how in config.rl.against
+        ]
+        if config.rl
+        else [],
     }
     results["verdict"] = verdict(results)
     for line in results["verdict"]:
@@ -111,116 +122,123 @@ def run_overoptimize(
 
 def plan(name: str, config: OveroptimizeConfig, commands: CommandTable) -> str:
     """Check the parts of a study, for `--dry-run`."""
-    check_parts(config, commands)
+    _Study(config, Path(config.output_dir), commands).check()
     return "keys and types are right, those of the proxies and of the training too"
 
 
-def check_parts(config: OveroptimizeConfig, commands: CommandTable) -> None:
-    """Check the configurations of the reward models and training runs before any work.
+@dataclass(frozen=True)
+class _Study:
+    """A study, and the reward models and policies that are trained for it."""
 
-    Raises:
-        UserError: one of them is wrong.
-    """
-    if grid := config.proxies:
-        tree = _proxy_tree(config, grid, grid.bases[0], train=Path("a"), test=Path("b"), member=0)
-        commands.configure("reward", {**tree, "output_dir": config.output_dir})
-    if config.rl:
-        tree = _training_tree(config, config.rl, [{"kind": "length"}], seed=0)
-        commands.configure(config.rl.algorithm, {**tree, "output_dir": config.output_dir})
+    config: OveroptimizeConfig
+    directory: Path
+    commands: CommandTable
+
+    @property
+    def env(self) -> EnvSpec:
+        """The environment without its own reward; prompts have none."""
+        env = self.config.env
+        return env if env.prompts else dataclasses.replace(env, reward=0.0)
+
+    def check(self) -> None:
+        """Check the configurations of the reward models and training runs before any work.
+
+        Raises:
+            UserError: one of them is wrong.
+        """
+        if grid := self.config.proxies:
+            tree = self._proxy_tree(grid, grid.bases[0], train=self.directory, member=0)
+            self.commands.configure("reward", {**tree, "output_dir": self.config.output_dir})
+        if spec := self.config.rl:
+            tree = self._training_tree(spec, [{"kind": "length"}], seed=0)
+            self.commands.configure(spec.algorithm, {**tree, "output_dir": self.config.output_dir})
+
+    def train_proxies(self, grid: ProxyGrid) -> list[Proxy]:
+        """Train every proxy of the grid; members share the pairs and differ in their seeds."""
+        seed, root = self.config.seed, self.directory / "proxies"
+        rows = logged_rows(grid.data, "preference", what="proxies.data", seed=seed)
+        rows, held_out = split_by_prompt(rows, fraction=HELD_OUT, seed=seed)
+        if len(rows) < max(grid.pairs):
+            raise UserError(
+                f"proxies.pairs needs {max(grid.pairs)} pairs, but without the held-out prompts "
+                f"there are {len(rows)}"
+            )
+        write_jsonl(self._held_out, held_out)
+        proxies = []
+        for index, base in enumerate(grid.bases):
+            for count in grid.pairs:
+                train, name = root / f"pairs-{count}.jsonl", f"base{index}-{count}"
+                write_jsonl(train, rows[:count])
+                members = [
+                    self._run(
+                        "reward",
+                        root / f"{name}-member{member}",
+                        self._proxy_tree(grid, base, train=train, member=member),
+                    )
+                    for member in range(grid.members)
+                ]
+                proxies.append(_trained_proxy(name, count, members))
+                log.info("proxy %s: accuracy %.3f", name, proxies[-1].accuracy)
+        return proxies
+
+    def train_against(
+        self, how: str, spec: TrainingSpec, proxies: list[Proxy], gold: Any
+    ) -> list[Track]:
+        """Train the policy against the first proxy, combined as `how`; one track for each seed."""
+        tracks = []
+        for seed in range(spec.seeds):
+            rewards = _proxy_reward(self.config, how, proxies, seed)
+            directory = self.directory / "rl" / f"{how}-seed{seed}"
+            self._run(spec.algorithm, directory, self._training_tree(spec, rewards, seed=seed))
+            tracks.append(_read_track(directory, gold, spec))
+        return tracks
+
+    @property
+    def _held_out(self) -> Path:
+        """File of the pairs that measure the proxies' accuracy."""
+        return self.directory / "proxies" / "held-out.jsonl"
+
+    def _run(self, command: str, directory: Path, tree: dict[str, Any]) -> Path:
+        """Run a command in `directory` unless it is finished there; returns its result."""
+        tree = {**tree, "output_dir": str(directory), "resume": True}
+        result = self.commands.run_command(command, tree)
+        release_memory()
+        return result
+
+    def _proxy_tree(
+        self, grid: ProxyGrid, base: ModelSpec, *, train: Path, member: int
+    ) -> dict[str, Any]:
+        return {
+            "model": as_tree(base),
+            "data": [{"path": str(train)}],
+            "eval_data": [{"path": str(self._held_out)}],
+            **grid.training,
+            "seed": self.config.seed + member,
+        }
+
+    def _training_tree(
+        self, spec: TrainingSpec, rewards: list[dict[str, Any]], *, seed: int
+    ) -> dict[str, Any]:
+        return {
+            "model": as_tree(self.config.model),
+            "env": as_tree(self.env),
+            "rollout": as_tree(self.config.rollout),
+            **spec.training,
+            "rewards": rewards,
+            "samples_per_step": spec.measured,
+            "seed": self.config.seed + seed,
+        }
 
 
-def train_proxies(
-    config: OveroptimizeConfig, grid: ProxyGrid, root: Path, commands: CommandTable
-) -> list[Proxy]:
-    """Train every proxy of the grid; members share the pairs and differ in their seeds."""
-    rows = logged_rows(grid.data, "preference", what="proxies.data", seed=config.seed)
-    rows, held_out = split_by_prompt(rows, fraction=HELD_OUT, seed=config.seed)
-    if len(rows) < max(grid.pairs):
-        raise UserError(
-            f"proxies.pairs asks for {max(grid.pairs)} pairs, but without the held-out prompts "
-            f"there are {len(rows)}"
-        )
-    test = root / "proxies" / "held-out.jsonl"
-    write_jsonl(test, held_out)
-    proxies = []
-    for index, base in enumerate(grid.bases):
-        for count in grid.pairs:
-            train = root / "proxies" / f"pairs-{count}.jsonl"
-            write_jsonl(train, rows[:count])
-            name = f"base{index}-{count}"
-            folders = [
-                _stage(
-                    commands,
-                    "reward",
-                    root / "proxies" / f"{name}-member{member}",
-                    _proxy_tree(config, grid, base, train=train, test=test, member=member),
-                )
-                for member in range(grid.members)
-            ]
-            proxies.append(_trained_proxy(name, count, folders))
-            log.info("proxy %s: accuracy %.3f", name, proxies[-1].accuracy)
-    return proxies
-
-
-def _proxy_tree(
-    config: OveroptimizeConfig,
-    grid: ProxyGrid,
-    base: ModelSpec,
-    *,
-    train: Path,
-    test: Path,
-    member: int,
-) -> dict[str, Any]:
-    return {
-        "model": as_tree(base),
-        "data": [{"path": str(train)}],
-        "eval_data": [{"path": str(test)}],
-        **grid.training,
-        "seed": config.seed + member,
-    }
-
-
-def _training_tree(
-    config: OveroptimizeConfig, spec: TrainingSpec, rewards: list[dict[str, Any]], *, seed: int
-) -> dict[str, Any]:
-    return {
-        "model": as_tree(config.model),
-        "env": as_tree(_unrewarded(config.env)),
-        "rollout": as_tree(config.rollout),
-        **spec.training,
-        "rewards": rewards,
-        "samples_per_step": spec.measured,
-        "seed": config.seed + seed,
-    }
-
-
-def _stage(commands: CommandTable, command: str, directory: Path, tree: dict[str, Any]) -> Path:
-    """Run a command in its own directory unless it is finished there; return its result."""
-    result = commands.run_command(command, {**tree, "output_dir": str(directory), "resume": True})
-    release_memory()
-    return result
-
-
-def _trained_proxy(name: str, pairs: int, folders: list[Path]) -> Proxy:
+def _trained_proxy(name: str, pairs: int, members: list[Path]) -> Proxy:
     """A trained proxy, with its size and the accuracy in its members' reports."""
     accuracies = []
-    for folder in folders:
+    for folder in members:
         run_directory = folder.parent
         report = run_directory / "evaluation" / run_directory.name / "summary.json"
         accuracies.append(json.loads(report.read_text())["accuracy"]["value"])
-    size = reward_models.LearnedReward.load(folders[0]).model.num_parameters()
-    return Proxy(name, size, pairs, folders, float(np.mean(accuracies)))
-
-
-def describe(proxy: Proxy, how: str) -> dict[str, Any]:
-    """A proxy as plain data, with the way its members are combined."""
-    return {
-        "how": how,
-        "parameters": proxy.parameters,
-        "pairs": proxy.pairs,
-        "members": max(1, len(proxy.members)),
-        "accuracy": proxy.accuracy,
-    }
+    size = reward_models.LearnedReward.load(members[0]).model.num_parameters()
+    return Proxy(name, size, pairs, members, float(np.mean(accuracies)))
 
 
 def _scored(
@@ -233,57 +251,34 @@ def _scored(
     if not proxies:
         reward = load_rewards(config.rewards)
         column = score_replies(reward, groups, what=reward.name)
-        return [(Proxy(reward.name, None, None, [], None), _standard(column)[None])]
+        scores = _standardized(column, reward.name)
+        return [(Proxy(reward.name, None, None, [], None), scores[None])]
     scored = []
     for proxy in proxies:
         columns = []
         for folder in proxy.members:
             reward = packed(reward_models.LearnedReward.load(folder))
             column = score_replies(reward, groups, what=str(folder))
+            columns.append(_standardized(column, str(folder)))
             sidecar = Sidecar.read(folder)
             assert sidecar is not None
             mean, std = float(column.mean()), float(column.std())
-            if std == 0:
-                raise UserError(f"{folder}: gives every reply the same score, train it longer")
             dataclasses.replace(sidecar, mean=mean, std=std).write(folder)
-            columns.append(_standard(column))
         scored.append((proxy, np.stack(columns)))
     return scored
 
 
-def _standard(column: np.ndarray) -> np.ndarray:
+def _standardized(column: np.ndarray, name: str) -> np.ndarray:
+    """Scores with mean 0 and standard deviation 1; `name` is for the error message."""
     if column.std() == 0:
-        raise UserError("the proxy gives every reply the same score: nothing can be optimized")
+        raise UserError(
+            f"{name} gives every reply the same score, so that nothing can be optimized: train it "
+            "longer, or give another proxy"
+        )
     return (column - column.mean()) / column.std()
 
 
-def train_against(
-    config: OveroptimizeConfig,
-    how: str,
-    proxies: list[Proxy],
-    gold: Any,
-    root: Path,
-    commands: CommandTable,
-) -> list[Track]:
-    """Train the policy against the first proxy, combined as `how`; one track for each seed."""
-    spec = config.rl
-    assert spec is not None
-    tracks = []
-    for seed in range(spec.seeds):
-        rewards = proxy_reward(config, how, proxies, seed)
-        tree = _training_tree(config, spec, rewards, seed=seed)
-        directory = root / "rl" / f"{how}-seed{seed}"
-        _stage(commands, spec.algorithm, directory, tree)
-        tracks.append(read_track(directory, gold, spec))
-    return tracks
-
-
-def _unrewarded(env: EnvSpec) -> EnvSpec:
-    """The environment without its own reward; prompts have none."""
-    return env if env.prompts else dataclasses.replace(env, reward=0.0)
-
-
-def proxy_reward(
+def _proxy_reward(
     config: OveroptimizeConfig, how: str, proxies: list[Proxy], seed: int
 ) -> list[dict[str, Any]]:
     """Configuration of the reward that RL maximizes."""
@@ -297,7 +292,7 @@ def proxy_reward(
     return [{**ensemble, "penalty": config.penalty, "name": "proxy"}]
 
 
-def read_track(directory: Path, gold: Any, spec: TrainingSpec) -> Track:
+def _read_track(directory: Path, gold: Any, spec: TrainingSpec) -> Track:
     """KL, proxy and gold score of each step of a finished run; gold is scored on its transcripts.
 
     Raises:

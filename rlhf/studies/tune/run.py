@@ -23,13 +23,13 @@ import yaml
 from rlhf.algorithms import registry
 from rlhf.commands.command import CommandTable
 from rlhf.common.names import nearest
-from rlhf.config.load import assemble, build, merge, set_key
+from rlhf.config.load import assemble, merge, set_key
 from rlhf.config.tune import Dimension, TuneCommandConfig, TuneConfig
 from rlhf.errors import UserError
 from rlhf.reports.markup import Cell, Table
 from rlhf.reports.tables import save_csv
 from rlhf.studies.bench.jobs import Workers, open_study
-from rlhf.studies.bench.manifest import make_bench
+from rlhf.studies.bench.manifest import build_entry, make_bench
 from rlhf.studies.bench.plan import Bench, Job
 from rlhf.studies.bench.scores import bounds_of, mean_return, read_summary
 from rlhf.studies.tune.search import Search, Trial
@@ -67,19 +67,21 @@ class Study:
 
     def trial_jobs(self, algorithm: str, trial: Trial) -> list[Job]:
         """Runs of a trial, each followed by its evaluation on the tuning episodes."""
-        return [self._job(algorithm, trial, *cell) for cell in self._cells()]
+        return [self._job(algorithm, trial, *cell) for cell in self.cells]
 
     def score(self, algorithm: str, trial: Trial) -> float:
         """Mean normalized return of a finished trial."""
         scores = []
-        for environment, seed in self._cells():
+        for environment, seed in self.cells:
             stage = self._job(algorithm, trial, environment, seed).stages[-1]
             summary = read_summary(Path(stage[1]["output_dir"]), algorithm)
             bounds = bounds_of(self.bench, environment, summary)
             scores.append(bounds.normalize(mean_return(summary)))
         return float(np.mean(scores))
 
-    def _cells(self) -> list[tuple[str, int]]:
+    @property
+    def cells(self) -> list[tuple[str, int]]:
+        """Environments and training seeds of every trial."""
         return list(itertools.product(self.bench.environments, self.config.seeds))
 
     def _job(self, algorithm: str, trial: Trial, environment: str, seed: int) -> Job:
@@ -90,15 +92,11 @@ class Study:
             set_key(run, name, value)
         # The run's own evaluation uses the benchmark's episodes, so that it is not used here.
         run |= {"output_dir": str(folder / "run"), "evaluation": {"episodes": 2}}
-        evaluate = {
-            "output_dir": str(folder / "evaluate"),
-            "policies": [{"name": algorithm, "model": {"path": str(folder / "run" / "final")}}],
-            "env": run["env"],
+        policy = {"name": algorithm, "model": {"path": str(folder / "run" / "final")}}
+        evaluate = bench.evaluate_tree(environment, [policy], folder / "evaluate") | {
             "rollout": run.get("rollout", {}),
             "episodes": self.config.episodes,
             "first_episode": FIRST_EPISODE,
-            "decoding": bench.config.decoding,
-            "resume": True,
         }
         start = bench.start_job(environment, seed).key
         return Job(key, ((bench.command(algorithm), run), ("evaluate", evaluate)), start)
@@ -146,7 +144,7 @@ def make_study(config: TuneConfig, commands: CommandTable) -> Study:
         "tuning": {},
     }
     bench = make_bench(tree | overrides, commands)
-    space = {key: _dimension(key, item) for key, item in config.space.items()}
+    space = {k: build_entry(Dimension, item, f"space.{k}") for k, item in config.space.items()}
     spaces = {name: _effective(bench, name, space) for name in bench.algorithms}
     _check_space(tree | overrides, spaces, space, commands)
     return Study(config, bench, spaces)
@@ -164,11 +162,7 @@ def run_tune(study: Study, *, jobs: int = 1) -> Path:
         for name, space in study.spaces.items()
     }
     with Workers(jobs, study.bench.commands, logs=study.root / "logs") as workers:
-        starts = [
-            study.bench.start_job(environment, seed)
-            for environment in study.bench.environments
-            for seed in study.config.seeds
-        ]
+        starts = [study.bench.start_job(*cell) for cell in study.cells]
         if failed := workers.do_all(starts, "start models"):
             key, reason = next(iter(failed.items()))
             raise UserError(f"{key}: {reason}")
@@ -179,8 +173,8 @@ def run_tune(study: Study, *, jobs: int = 1) -> Path:
 
 def _one_round(study: Study, searches: Mapping[str, Search], workers: Workers, number: int) -> None:
     """Run the trial `number` of every algorithm in parallel, unless it is finished."""
-    drawn = {name: search.ask(number) for name, search in searches.items()}
-    trials = {name: trial for name, trial in drawn.items() if trial is not None}
+    unfinished = {name: search.ask(number) for name, search in searches.items()}
+    trials = {name: trial for name, trial in unfinished.items() if trial is not None}
     jobs = {name: study.trial_jobs(name, trial) for name, trial in trials.items()}
     every_job = [job for trial_jobs in jobs.values() for job in trial_jobs]
     failed = workers.do_all(every_job, f"trial {number + 1} of {study.config.trials}")
@@ -189,15 +183,6 @@ def _one_round(study: Study, searches: Mapping[str, Search], workers: Workers, n
         if reasons:
             log.warning("%s, trial %d failed: %s", name, number + 1, reasons[0])
         searches[name].tell(number, None if reasons else study.score(name, trial))
-
-
-def _dimension(key: str, item: Any) -> Dimension:
-    if not isinstance(item, Mapping):
-        raise UserError(f"space.{key}: expected low and high, or choices; got {item!r}")
-    try:
-        return build(Dimension, item)
-    except UserError as error:
-        raise UserError(f"space.{key}: {error}") from error
 
 
 def _effective(
@@ -224,8 +209,7 @@ def _check_space(
         raise UserError(f"space.{unused[0]} has no effect in any of {', '.join(spaces)}")
     for key, item in space.items():
         for value in item.choices or (item.low, item.high):
-            run: dict[str, Any] = {}
-            set_key(run, key, value)
+            run = _as_run({key: value})
             algorithms = {name: {"run": run} for name in spaces if key in spaces[name]}
             try:
                 make_bench(merge(tree, {"algorithms": algorithms}), commands)
@@ -233,15 +217,18 @@ def _check_space(
                 raise UserError(f"space.{key}: with {value!r}, {error}") from error
 
 
+def _as_run(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key as the configuration of a run."""
+    run: dict[str, Any] = {}
+    for key, value in settings.items():
+        set_key(run, key, value)
+    return run
+
+
 def _write(study: Study, searches: Mapping[str, Search]) -> Path:
     """Write the best settings as an overlay of the manifest, with the search budget."""
     config, best = study.config, {name: search.best() for name, search in searches.items()}
-    algorithms: dict[str, Any] = {}
-    for name, (trial, _) in best.items():
-        run: dict[str, Any] = {}
-        for key, value in trial.settings.items():
-            set_key(run, key, value)
-        algorithms[name] = {"run": run}
+    algorithms = {name: {"run": _as_run(trial.settings)} for name, (trial, _) in best.items()}
     tuning = {
         "trials": config.trials,
         "seeds": config.seeds,

@@ -27,14 +27,8 @@ class Trial:
 class Search:
     """Trials of one algorithm, stored in the study's journal.
 
-    Each trial's sampler is seeded by its number, so that a resumed search tries the same settings
-    as an uninterrupted one.
-
-    Args:
-        name: name of the algorithm.
-        space: search space.
-        folder: folder of the study.
-        seed: seed of the sampler.
+    Each trial's sampler is seeded by `seed` and the trial's number, so that a resumed search tries
+    the same settings as an uninterrupted one.
     """
 
     def __init__(
@@ -67,8 +61,8 @@ class Search:
             return None if trial.state.is_finished() else Trial(number, dict(trial.params))
         seed = self.seed * _MOST_TRIALS + number
         self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, constant_liar=False)
-        drawn = self.study.ask(self.space)
-        return Trial(number, dict(drawn.params))
+        trial = self.study.ask(self.space)
+        return Trial(number, dict(trial.params))
 
     def tell(self, number: int, value: float | None) -> None:
         """Record the score of a trial; None if it failed."""
