@@ -81,7 +81,8 @@ def completion_losses(
 
 def _batch_losses(policy: Policy, examples: Sequence[Example]) -> list[float]:
     """Summed negative log-likelihood of each example, in one padded batch."""
-    ids, masks = zip(*(map(torch.tensor, example) for example in examples), strict=True)
+    ids = [torch.tensor(ids) for ids, _ in examples]
+    masks = [torch.tensor(mask) for _, mask in examples]
     pad_id = policy.tokenizer.pad_token_id
     tokens = pad_sequence(ids, batch_first=True, padding_value=pad_id).to(policy.device)
     attention = pad_sequence([torch.ones_like(mask) for mask in masks], batch_first=True)
