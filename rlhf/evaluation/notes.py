@@ -12,14 +12,9 @@ from rlhf.evaluation.metrics import opening_of, unit_of
 def unscored_metrics(
     rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """Rewards that could not score every episode, with the number scored and the reasons.
+    """Rewards that could not score every episode -> {"scored", "episodes", "reasons"}.
 
-    Args:
-        rows: episodes.
-        counts: counts reported by the rewards, by "NAME: reason".
-
-    Returns:
-        Reward -> {"scored", "episodes", "reasons"}, without rewards that scored every episode.
+    `counts` are those that the rewards reported, by "NAME: reason".
     """
     missing: Counter[str] = Counter()
     for row in rows:

@@ -138,7 +138,10 @@ def compare_means(
         span = 1.0
     runs = deltas.size if fewest_runs is None else min(deltas.size, fewest_runs)
     test = _Test(deltas, unit, 0.05 / comparisons, runs, sign_flip_test(deltas))
-    estimate = _estimate(deltas, span)
+    if span:
+        estimate = delta_interval(deltas / span, kind="share").scaled(span)
+    else:
+        estimate = delta_interval(deltas, kind="mean")
     leader = method if (deltas.mean() > 0) != (metric in LOWER_IS_BETTER) else baseline
     winner = leader if test.significant and not test.too_few_runs else None
     verdict = _verdict(test, method, baseline, leader)
@@ -151,12 +154,6 @@ def compare_means(
 def fewest_pairs(level: float = 0.05) -> int:
     """Fewest pairs with which the sign-flip test can reach a level: 2 / 2^n <= `level`."""
     return math.ceil(math.log2(2 / level))
-
-
-def _estimate(deltas: np.ndarray, span: float | None) -> Interval:
-    if span:
-        return delta_interval(deltas / span, kind="share").scaled(span)
-    return delta_interval(deltas, kind="mean")
 
 
 def _verdict(test: _Test, method: str, baseline: str, leader: str) -> str:

@@ -42,7 +42,7 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     comparisons = results.comparisons(runs, metric) if metric else []
     tables = [results.evaluation_table(runs, by_method=True), results.difference_table(comparisons)]
     tables += [metric_table(methods), config_table(methods)]
-    filled = [table for table in tables if table is not None and table.rows]
+    filled = [table for table in tables if table.rows]
     target = Path(path)
     save_tables(target.parent / f"{target.stem}_tables", filled)
     counts = _run_counts(runs, methods)
@@ -143,10 +143,7 @@ def config_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
 
 def metric_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
     """Last value of every metric, averaged over a method's training seeds."""
-    rows: list[list[Cell]] = []
-    for key in _keys(methods):
-        cells = [_last(runs, key) for runs in methods.values()]
-        rows.append([key, *cells])
+    rows = [[key, *(_last(runs, key) for runs in methods.values())] for key in _keys(methods)]
     return Table("metrics", "Final metrics", ["metric", *methods], rows)
 
 

@@ -108,7 +108,7 @@ def difference_forest(comparison: Comparison) -> str:
     return "".join(parts)
 
 
-def evaluation_table(runs: Sequence[RunRecord], *, by_method: bool = False) -> Table | None:
+def evaluation_table(runs: Sequence[RunRecord], *, by_method: bool = False) -> Table:
     """Every evaluation with all its metrics and the fraction of optimal.
 
     Rows are labeled by stage and policy, or with `by_method` by method and training seed.
@@ -118,8 +118,6 @@ def evaluation_table(runs: Sequence[RunRecord], *, by_method: bool = False) -> T
     keys = list(dict.fromkeys(key for _, _, metrics in evaluated for key in metrics))
     keys = [key for key in keys if key not in _HIDDEN and key != "normalized"]
     fraction = any("normalized" in metrics for _, _, metrics in evaluated)
-    if not evaluated:
-        return None
     columns = ["policy", "training seed"] if by_method else ["stage", "policy"]
     columns += ["environment", "decoding", "episodes", "over"]
     columns += (["fraction of optimal"] if fraction else []) + keys
@@ -168,7 +166,7 @@ def _by_method(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]
     return items
 
 
-def difference_table(comparisons: Sequence[Comparison]) -> Table | None:
+def difference_table(comparisons: Sequence[Comparison]) -> Table:
     """Paired differences and verdicts for every metric."""
     columns = ["metric", "difference", "environment", "decoding", "mean", "pairs", "verdict"]
     rows: list[list[Cell]] = [
@@ -184,7 +182,7 @@ def difference_table(comparisons: Sequence[Comparison]) -> Table | None:
         for c in comparisons
         for d in c.differences
     ]
-    return Table("differences", "Paired differences", columns, rows) if rows else None
+    return Table("differences", "Paired differences", columns, rows)
 
 
 def notes(comparisons: Sequence[Comparison]) -> str:

@@ -40,11 +40,8 @@ def write_report(directory: str | Path) -> Path:
     runs = read_stages(root)
     metric = headline_metric(runs)
     comparisons = results.comparisons(runs, metric, every_pair=True) if metric else []
-    tables = [
-        table
-        for table in (results.evaluation_table(runs), results.difference_table(comparisons))
-        if table is not None
-    ]
+    tables = [results.evaluation_table(runs), results.difference_table(comparisons)]
+    tables = [table for table in tables if table.rows]
     tables += [*reward_tables(runs), *overoptimization_tables(read_results(runs))]
     tables += profile_tables(runs)
     save_tables(root / "report_tables", tables)

@@ -1,14 +1,8 @@
 """Point estimates with confidence intervals, and tests of paired differences.
 
 The package imports numpy and `scipy.special` only, so that every other package may import it.
-
-* `interval`: interval of a mean, with clusters as independent units.
-* `difference`: the same for paired values; `sign_flip_test` is the exact test of a difference.
-* `share_interval`: interval of a share, given its sum and its number of units.
-* `jackknife`: interval of a statistic that is not a mean, such as an area or a correlation;
-  `weighted_sum` combines independent estimates.
-* `rlhf.stats.aggregates`: benchmark aggregates; `rlhf.stats.samples`: pass@k and best-of-n;
-  `rlhf.stats.power`: sample sizes.
+`rlhf.stats.aggregates` has the aggregates of a benchmark, `rlhf.stats.samples` pass@k and
+best-of-n, `rlhf.stats.power` sample sizes.
 
 If no interval has acceptable coverage at a sample size, none is returned and `Interval.needs` gives
 the reason. The measured coverage is in `docs/statistics.md` (`tests/stats`).

@@ -54,7 +54,7 @@ def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, A
         "gold": _means(gold_scores),
         "gain": interval(gold_scores[:, -1] - gold_scores[:, 0], kind="mean").as_dict(),
         "fit": fit_result(fit),
-        "advice": _best_of_n_advice(fit, ns),
+        "advice": fit.advice() + (f": n up to about {_largest_n(fit, ns)}" if fit.turns else ""),
     }
 
 
@@ -79,13 +79,9 @@ def powers_of_two(limit: int) -> list[int]:
     return sorted({2**k for k in range(limit.bit_length()) if 2**k <= limit} | {limit})
 
 
-def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
-    """The fit's advice, with the largest n whose KL is below that of the peak."""
-    advice = fit.advice()
-    if not fit.turns:
-        return advice
-    below = [n for n in ns if kl_best_of_n(n) <= fit.peak.value**2]
-    return f"{advice}: n up to about {max(below, default=1)}"
+def _largest_n(fit: Fit, ns: Sequence[int]) -> int:
+    """The largest n whose KL is not above that of the fitted peak."""
+    return max((n for n in ns if kl_best_of_n(n) <= fit.peak.value**2), default=1)
 
 
 def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, Any]:
@@ -98,6 +94,12 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
     kl = np.array([track.kl[:length] for track in tracks])  # [seeds, steps]
     gold = np.array([track.gold[:length] for track in tracks])
     proxy = np.array([track.proxy[:length] for track in tracks])
+    width = max(1, round(WINDOW * length))
+    best, distance, height = observed_peak(kl, gold, width)
+    changes = {
+        "gold_after": _change_after_peak(gold, gold, width),
+        "proxy_after": _change_after_peak(proxy, gold, width),
+    }
     result: dict[str, Any] = {
         "how": how,
         "seeds": len(tracks),
@@ -105,20 +107,16 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
         "kl": np.maximum(kl.mean(0), 0).tolist(),
         "proxy_score": _means(proxy),
         "gold": _means(gold),
+        "observed": {
+            "step": tracks[0].steps[best],
+            "distance": _range_of_peaks(kl, gold, width).as_dict(),
+            "gold": height,
+            **{name: interval(change, kind="mean").as_dict() for name, change in changes.items()},
+        },
+        "fit": None,
+        "falls": False,
+        "advice": "fewer than 3 seeds: no fit with intervals",
     }
-    width = max(1, round(WINDOW * length))
-    best, distance, height = observed_peak(kl, gold, width)
-    after = _change_after_peak(gold, gold, width)
-    proxy_after = _change_after_peak(proxy, gold, width)
-    result["observed"] = {
-        "step": result["steps"][best],
-        "distance": _range_of_peaks(kl, gold, width).as_dict(),
-        "gold": height,
-        "gold_after": interval(after, kind="mean").as_dict(),
-        "proxy_after": interval(proxy_after, kind="mean").as_dict(),
-    }
-    result["fit"], result["falls"] = None, False
-    result["advice"] = "fewer than 3 seeds: no fit with intervals"
     if len(tracks) >= 3:
         # The points of one training seed depend on each other.
         seeds = np.repeat(np.arange(len(tracks)), length)
