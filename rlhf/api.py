@@ -41,8 +41,8 @@ def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> 
     launch.prepare()
     from rlhf.cli.table import COMMANDS
 
-    tree = COMMANDS.from_record(command, _tree(config, overrides))
-    return COMMANDS.run_command(command, tree)
+    checked = COMMANDS.read(command, _sources(config), list(overrides.items()))
+    return COMMANDS.run_config(command, checked)
 
 
 def run(pipeline: str | Path, **overrides: Any) -> Path:
@@ -94,18 +94,9 @@ def _printed_lines(
 ) -> list[str]:
     from rlhf.cli.table import COMMANDS
 
-    checked = COMMANDS.configure(command, _tree(config, overrides))
+    checked = COMMANDS.read(command, _sources(config), list(overrides.items()))
     return list(COMMANDS.output(command, checked))
 
 
-def _tree(config: Config | Sequence[Config], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    from rlhf.config.load import merge, read_yaml, set_key
-
-    single = isinstance(config, Mapping | str | Path)
-    parts: Sequence[Config] = [config] if single else config  # type: ignore[list-item,assignment]
-    tree: dict[str, Any] = {}
-    for part in parts:
-        tree = merge(tree, part if isinstance(part, Mapping) else read_yaml(part))
-    for key, value in overrides.items():
-        set_key(tree, key, value)
-    return tree
+def _sources(config: Config | Sequence[Config]) -> list[Config]:
+    return [config] if isinstance(config, Mapping | str | Path) else list(config)

@@ -1,14 +1,4 @@
-"""`rlhf run`: stages in order, each in a directory of its own, chained by name.
-
-    output_dir: runs/quickstart
-    seed: 0
-    stages:
-      - {name: sft, command: sft, model: {scratch: {}}, data: [{path: demos.jsonl}]}
-      - {name: ppo, command: ppo, model: {path: stage:sft}, ...}
-
-``stage:NAME`` stands for the model in ``final/`` of a stage, ``stage:NAME/FILE`` for a file in its
-directory. ``--NAME.key value`` overrides a stage's key.
-"""
+"""`rlhf run`: stages in order, each in a directory of its own, chained by name."""
 
 from __future__ import annotations
 
@@ -23,7 +13,7 @@ from rlhf.commands.command import CommandTable
 from rlhf.commands.dry_run import check_without_data
 from rlhf.common.names import nearest
 from rlhf.config.base import DirectoryConfig, Seed
-from rlhf.config.load import assemble, build, set_key
+from rlhf.config.load import Source, assemble, build, set_key
 from rlhf.errors import UserError
 from rlhf.runs.directory import open_directory
 from rlhf.runs.launch import release_memory
@@ -38,11 +28,12 @@ class Pipeline(DirectoryConfig):
     """Stages in order, each a command with its configuration.
 
     output_dir: runs/quickstart
+    seed: 0
     stages:
       - {name: sft, command: sft, model: {scratch: {}}, data: [{path: demos.jsonl}]}
       - {name: ppo, command: ppo, model: {path: stage:sft}, ...}
 
-    ``stage:NAME`` stands for the model of an earlier stage, ``stage:NAME/FILE`` for a file in its
+    ``stage:NAME`` is the model in ``final/`` of an earlier stage, ``stage:NAME/FILE`` a file in its
     directory. ``--NAME.key value`` overrides a key of a stage.
     """
 
@@ -53,14 +44,14 @@ class Pipeline(DirectoryConfig):
 
 
 def read_pipeline(
-    files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]], commands: CommandTable
+    sources: Sequence[Source], overrides: Sequence[tuple[str, Any]], commands: CommandTable
 ) -> Pipeline:
     """Read a pipeline and check every stage before any of them runs.
 
     Raises:
         UserError: Names the stage and the key.
     """
-    tree = assemble(files, [])
+    tree = assemble(sources, [])
     stages = tree.get("stages")
     if not isinstance(stages, list) or not stages:
         raise UserError("pipeline: `stages` must be a list, each with a name and a command")
@@ -95,7 +86,7 @@ def _check_stage(
         raise UserError(f"stages: two are called {name!r}; names must differ")
     stage = pipeline.stages[index]
     try:
-        commands.find(stage["command"])
+        command = commands[stage["command"]]
         for reference in _references(stage):
             target = reference.removeprefix(PREFIX).partition("/")[0]
             if target not in names[:index]:
@@ -105,7 +96,7 @@ def _check_stage(
                 )
         commands_by_name = {str(other["name"]): other["command"] for other in pipeline.stages}
         _check_models(stage, commands_by_name)
-        commands.configure(stage["command"], stage_tree(pipeline, stage))
+        commands.configure(command.name, stage_tree(pipeline, stage))
     except UserError as error:
         raise UserError(f"stage {name}: {error}") from error
 

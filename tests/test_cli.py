@@ -68,9 +68,9 @@ def test_every_class_and_function_of_a_row_exists(name):
 
 def test_help_lists_every_command(capsys):
     text = call(capsys, "--help")[1]
-    for command in COMMANDS.values():
-        assert f"  {command.name} " in text
-        assert command.group in text
+    for group, commands in COMMANDS.groups.items():
+        assert f"{group}\n" in text
+        assert all(f"  {command.name} " in text for command in commands)
     assert "rlhf envs COMMAND" in call(capsys, "envs", "--help")[1]
 
 

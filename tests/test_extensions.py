@@ -48,10 +48,9 @@ def count(config: CountConfig) -> Iterator[str]:
 
 
 def test_a_command(monkeypatch, capsys):
-    row = Command(
-        "Data", "count", "count characters", f"{__name__}:CountConfig", f"{__name__}:count"
-    )
-    monkeypatch.setitem(COMMANDS._commands, "count", row)
+    row = Command("count", "count characters", f"{__name__}:CountConfig", f"{__name__}:count")
+    monkeypatch.setitem(COMMANDS, "count", row)
+    monkeypatch.setitem(COMMANDS.groups, "Data", [row])
     assert main(["count", "--text", "seven"]) == 0
     assert capsys.readouterr().out.strip() == "5 characters"
     assert main(["--help"]) == 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.arguments import Arguments
-from rlhf.commands.command import Command, CommandTable
+from rlhf.commands.command import Command, CommandTable, current_tree
 from rlhf.common.imports import import_object
 from rlhf.config.help import help_text
 from rlhf.config.load import assemble
@@ -32,8 +31,7 @@ Options of every command
 
 def usage(commands: CommandTable) -> str:
     """Return the help of the program: every command under the heading of its group."""
-    groups = itertools.groupby(commands.values(), key=lambda command: command.group)
-    blocks = ["\n".join([group, *_lines(list(rows))]) for group, rows in groups]
+    blocks = ["\n".join([group, *_lines(rows)]) for group, rows in commands.groups.items()]
     return USAGE.format(commands="\n\n".join(blocks))
 
 
@@ -55,12 +53,11 @@ def _call(command: Command) -> str:
     return " ".join([command.name, *names])
 
 
-def command_help(commands: CommandTable, command: Command, arguments: Arguments) -> str:
-    """Return the help of a command: the keys that have an effect, with the values in force.
+def command_help(command: Command, arguments: Arguments) -> str:
+    """Return the help of a command: the keys that have an effect, with their effective defaults.
 
     Args:
-        commands: The table.
-        command: One of its rows.
+        command: A row of the table.
         arguments: Keys given together with ``--help``. ``engine: trl`` lists the options of TRL,
             and settings of an algorithm decide which others have an effect.
     """
@@ -70,7 +67,7 @@ def command_help(commands: CommandTable, command: Command, arguments: Arguments)
     notes: list[str] = []
     tree: dict[str, Any] = {}
     if options or command.name in ALGORITHMS:
-        tree = commands.from_record(command.name, assemble(arguments.files, arguments.overrides))
+        tree = current_tree(command.name, assemble(arguments.files, arguments.overrides))
     if command.name in ALGORITHMS:
         defaults, hidden = _algorithm_help(command.name, tree.get("algorithm", {}))
         notes = [

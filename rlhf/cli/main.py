@@ -16,80 +16,69 @@ from typing import Any
 import yaml
 
 from rlhf import __version__
-from rlhf.cli.arguments import Arguments, parse_arguments
+from rlhf.cli.arguments import parse_arguments
 from rlhf.cli.help import command_help, group_help, usage
 from rlhf.cli.table import COMMANDS
 from rlhf.common.imports import import_object
 from rlhf.errors import UserError
+from rlhf.runs.launch import prepare
+
+# First words of the commands that have two.
+TWO_WORDS = {name.split()[0] for name in COMMANDS if " " in name}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code (0: done, 1: a bug or a fault, 2: a user's mistake)."""
-    from rlhf.runs import launch
-
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    launch.prepare()
+    prepare()
     _set_up_logging()
+    code = 0
     try:
-        code = dispatch(words)
+        if text := _overview(words):
+            print(text)
+            return 0
+        name = _command_name(words)
+        parsed = parse_arguments(words[len(name.split()) :])
+        command = COMMANDS[name]
+        if parsed.has("--help", "-h"):
+            print(command_help(command, parsed))
+            return 0
+        calls = [parsed]
+        if parsed.positional:
+            calls = parsed.per_call(name, command.arguments, import_object(command.config))
+        for call in calls:
+            config = COMMANDS.read(name, call.files, call.overrides)
+            if call.has("--print-config"):
+                print(yaml.safe_dump(COMMANDS.effective_tree(name, config), sort_keys=False))
+            elif call.has("--dry-run"):
+                print(COMMANDS.plan(name, config))
+            elif command.makes_run:
+                print(COMMANDS.run_config(name, config))
+            else:
+                code = max(code, _print_output(name, config))
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # `rlhf envs list | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit flushes it
-        return 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
-        print("rlhf: stopped by the user", file=sys.stderr)
-        return 2
-    except Exception as error:
-        if debug or not _is_user_mistake(error):
-            traceback.print_exc()
-            return 1
-        print(f"rlhf: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as error:
+        return _report_error(error, debug=debug)
 
 
-def dispatch(words: Sequence[str]) -> int:
-    """Run the command that the first one or two words name; return the exit code.
-
-    Raises:
-        UserError: There is no such command, or its arguments are wrong.
-    """
+def _overview(words: Sequence[str]) -> str:
+    """Return the help of the program or of a group, or the version; "" for any other request."""
     if not words or words[0] in ("--help", "-h", "help"):
-        print(usage(COMMANDS))
-        return 0
+        return usage(COMMANDS)
     if words[0] == "--version":
-        print(f"rlhf {__version__}")
-        return 0
-    name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
-    arguments = parse_arguments(words[len(name.split()) :])
-    if name not in COMMANDS and any(other.startswith(f"{name} ") for other in COMMANDS):
-        if arguments.has("--help", "-h"):
-            print(group_help(COMMANDS, name))
-            return 0
-        name = " ".join([name, *arguments.positional[:1]])
-    command = COMMANDS.find(name)
-    if arguments.has("--help", "-h"):
-        print(command_help(COMMANDS, command, arguments))
-        return 0
-    calls = arguments.per_call(command.name, command.arguments, import_object(command.config))
-    return max(_run(name, call) for call in calls)
+        return f"rlhf {__version__}"
+    helps = not {"--help", "-h"}.isdisjoint(words)
+    if helps and words[0] in TWO_WORDS and _command_name(words) not in COMMANDS:
+        return group_help(COMMANDS, words[0])
+    return ""
 
 
-def _run(name: str, arguments: Arguments) -> int:
-    """Run a command with its configuration, or show what it would do."""
-    config = COMMANDS.read(name, arguments.files, arguments.overrides)
-    if arguments.has("--print-config"):
-        tree = COMMANDS.settings_in_force(name, config)
-        print(yaml.safe_dump(tree, sort_keys=False))
-    elif arguments.has("--dry-run"):
-        print(COMMANDS.plan(name, config))
-    elif COMMANDS[name].makes_run:
-        print(COMMANDS.run_config(name, config))
-    else:
-        return _print_output(name, config)
-    return 0
+def _command_name(words: Sequence[str]) -> str:
+    """Return the first word, or the first two for a command such as `envs list`."""
+    return " ".join(words[: 2 if words[0] in TWO_WORDS else 1])
 
 
 def _print_output(name: str, config: Any) -> int:
@@ -110,6 +99,17 @@ def _set_up_logging() -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
-def _is_user_mistake(error: Exception) -> bool:
-    """Whether an error is a refusal of this toolkit or an unreadable file, and not a bug."""
-    return isinstance(error, UserError | FileNotFoundError | PermissionError)
+def _report_error(error: BaseException, *, debug: bool) -> int:
+    """Print the error that ended a command; return the exit code."""
+    if isinstance(error, BrokenPipeError):  # `rlhf envs list | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit flushes it
+        return 128 + signal.SIGPIPE
+    if isinstance(error, KeyboardInterrupt):
+        print("rlhf: stopped by the user", file=sys.stderr)
+        return 2
+    # Refusals of this toolkit and unreadable files are the user's mistakes, anything else is a bug.
+    if debug or not isinstance(error, UserError | FileNotFoundError | PermissionError):
+        traceback.print_exception(error)
+        return 1
+    print(f"rlhf: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2

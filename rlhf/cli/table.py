@@ -7,17 +7,11 @@ import dataclasses
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.commands.command import Command, CommandTable
 
-EXPERIMENTS = "Whole experiments"
-TRAINING = "Training (each makes a run directory)"
-MEASURING = "Measuring and using models"
-DATA = "Data, models and environments"
-
 
 def _offline(
     name: str, summary: str, options: str, config: str = "rlhf.config.offline:OfflineConfig"
 ) -> Command:
     return Command(
-        TRAINING,
         name,
         summary,
         config,
@@ -30,7 +24,6 @@ def _offline(
 
 def _online(name: str, summary: str) -> Command:
     return Command(
-        TRAINING,
         name,
         summary,
         "rlhf.config.online:OnlineConfig",
@@ -42,199 +35,187 @@ def _online(name: str, summary: str) -> Command:
 
 
 COMMANDS = CommandTable(
-    [
-        Command(
-            EXPERIMENTS,
-            "run",
-            "run every stage of a pipeline in order, then write one report",
-            "rlhf.pipeline:Pipeline",
-            "rlhf.pipeline:run",
-            plan="rlhf.pipeline:plan",
-            arguments=("config",),
-            runs_commands=True,
-            read="rlhf.pipeline:read_pipeline",
-        ),
-        Command(
-            EXPERIMENTS,
-            "report",
-            "write report.html of a run or a pipeline; of several runs, a comparison",
-            "rlhf.commands.report:ReportConfig",
-            "rlhf.commands.report:report",
-            arguments=("directories",),
-        ),
-        Command(
-            EXPERIMENTS,
-            "compare",
-            "paired differences between runs with confidence intervals",
-            "rlhf.commands.report:CompareConfig",
-            "rlhf.commands.report:compare",
-            arguments=("runs",),
-        ),
-        Command(
-            EXPERIMENTS,
-            "bench",
-            "environments x algorithms x seeds with normalized scores; a regression gate for CI",
-            "rlhf.config.bench:BenchCommandConfig",
-            "rlhf.studies.bench.run:run",
-            plan="rlhf.studies.bench.run:plan",
-            arguments=("config",),
-            runs_commands=True,
-        ),
-        Command(
-            EXPERIMENTS,
-            "tune",
-            "equal-budget hyperparameter search for the algorithms of a benchmark",
-            "rlhf.config.tune:TuneCommandConfig",
-            "rlhf.studies.tune.run:run",
-            plan="rlhf.studies.tune.run:plan",
-            arguments=("config",),
-            runs_commands=True,
-        ),
-        _offline("sft", "supervised fine-tuning on demonstrations", "trl:SFTConfig"),
-        _offline(
-            "reward",
-            "train a reward model on pairs, rankings, labels or steps",
-            "trl:RewardConfig",
-            "rlhf.config.reward:RewardConfig",
-        ),
-        _offline("dpo", "direct preference optimization", "trl:DPOConfig"),
-        _offline("kto", "Kahneman-Tversky optimization on labeled completions", "trl:KTOConfig"),
-        *(_online(name, row.title) for name, row in ALGORITHMS.items()),
-        Command(
-            MEASURING,
-            "evaluate",
-            "measure policies and rewards on held-out episodes, text or pairs",
-            "rlhf.config.evaluate:EvaluateConfig",
-            "rlhf.evaluation.runner:run_evaluation",
-            makes_run=True,
-        ),
-        Command(
-            MEASURING,
-            "reward-report",
-            "accuracy, calibration, baselines and stress tests of a reward, with a verdict",
-            "rlhf.studies.reward_report:RewardReportConfig",
-            "rlhf.studies.reward_report:run_reward_report",
-            makes_run=True,
-        ),
-        Command(
-            MEASURING,
-            "overoptimize",
-            "optimize proxies of a known gold score until the gold score falls",
-            "rlhf.config.overoptimize:OveroptimizeConfig",
-            "rlhf.studies.overoptimize.run:run_overoptimize",
-            plan="rlhf.studies.overoptimize.run:plan",
-            makes_run=True,
-            runs_commands=True,
-        ),
-        Command(
-            MEASURING,
-            "generate",
-            "sample completions of a model for prompts",
-            "rlhf.commands.generate:GenerateConfig",
-            "rlhf.commands.generate:generate",
-        ),
-        Command(
-            MEASURING,
-            "score",
-            "score conversations with a reward",
-            "rlhf.commands.score:ScoreConfig",
-            "rlhf.commands.score:score",
-        ),
-        Command(
-            DATA,
-            "demos",
-            "write demonstrations and preference pairs of an environment's expert",
-            "rlhf.commands.demos:DemosConfig",
-            "rlhf.commands.demos:write_demos",
-            makes_run=True,
-        ),
-        Command(
-            DATA,
-            "split",
-            "split a data set by prompt",
-            "rlhf.commands.split:SplitConfig",
-            "rlhf.commands.split:write_split",
-            makes_run=True,
-        ),
-        Command(
-            DATA,
-            "pairs",
-            "label a model's own samples with a known score, as preference pairs",
-            "rlhf.commands.pairs:PairsConfig",
-            "rlhf.commands.pairs:write_pairs",
-            makes_run=True,
-        ),
-        Command(
-            DATA,
-            "data check",
-            "duplicates, leakage, contradictions and suspect rows; exit code 1 on a fault",
-            "rlhf.commands.data_check:CheckConfig",
-            "rlhf.commands.data_check:check",
-            arguments=("path",),
-        ),
-        Command(
-            DATA,
-            "models list",
-            "short names of models",
-            "rlhf.commands.models:ListConfig",
-            "rlhf.commands.models:list_models",
-        ),
-        Command(
-            DATA,
-            "models get",
-            "download a model and print its folder",
-            "rlhf.commands.models:GetConfig",
-            "rlhf.commands.models:get",
-            arguments=("name",),
-        ),
-        Command(
-            DATA,
-            "models merge",
-            "merge a LoRA adapter into its base model",
-            "rlhf.commands.models:MergeConfig",
-            "rlhf.commands.models:merge",
-            arguments=("adapter", "target"),
-        ),
-        Command(
-            DATA,
-            "envs list",
-            "environments with their horizon, optimum and random return",
-            "rlhf.commands.envs:ListConfig",
-            "rlhf.commands.envs:list_environments",
-        ),
-        Command(
-            DATA,
-            "envs demos",
-            "write one file of demonstrations or pairs of an environment's expert",
-            "rlhf.commands.demos:EnvDemosConfig",
-            "rlhf.commands.demos:env_demos",
-            arguments=("env",),
-        ),
-        Command(
-            DATA,
-            "envs play",
-            "play an environment in the terminal",
-            "rlhf.commands.envs:EnvConfig",
-            "rlhf.commands.envs:play_environment",
-            arguments=("env",),
-        ),
-        Command(
-            DATA,
-            "envs check",
-            "check an environment; exit code 2 on a finding",
-            "rlhf.commands.envs:EnvConfig",
-            "rlhf.commands.envs:check_environment",
-            arguments=("env",),
-        ),
-        Command(
-            DATA,
-            "algorithms",
-            "online algorithms with their paper, equation and settings",
-            "rlhf.commands.algorithms:AlgorithmsConfig",
-            "rlhf.commands.algorithms:algorithms",
-            arguments=("name",),
-        ),
-    ]
+    {
+        "Whole experiments": [
+            Command(
+                "run",
+                "run every stage of a pipeline in order, then write one report",
+                "rlhf.pipeline:Pipeline",
+                "rlhf.pipeline:run",
+                plan="rlhf.pipeline:plan",
+                arguments=("config",),
+                runs_commands=True,
+                read="rlhf.pipeline:read_pipeline",
+            ),
+            Command(
+                "report",
+                "write report.html of a run or a pipeline; of several runs, a comparison",
+                "rlhf.commands.report:ReportConfig",
+                "rlhf.commands.report:report",
+                arguments=("directories",),
+            ),
+            Command(
+                "compare",
+                "paired differences between runs with confidence intervals",
+                "rlhf.commands.report:CompareConfig",
+                "rlhf.commands.report:compare",
+                arguments=("runs",),
+            ),
+            Command(
+                "bench",
+                "environments x algorithms x seeds: normalized scores, a regression gate for CI",
+                "rlhf.config.bench:BenchCommandConfig",
+                "rlhf.studies.bench.run:run",
+                plan="rlhf.studies.bench.run:plan",
+                arguments=("config",),
+                runs_commands=True,
+            ),
+            Command(
+                "tune",
+                "equal-budget hyperparameter search for the algorithms of a benchmark",
+                "rlhf.config.tune:TuneCommandConfig",
+                "rlhf.studies.tune.run:run",
+                plan="rlhf.studies.tune.run:plan",
+                arguments=("config",),
+                runs_commands=True,
+            ),
+        ],
+        "Training (each makes a run directory)": [
+            _offline("sft", "supervised fine-tuning on demonstrations", "trl:SFTConfig"),
+            _offline(
+                "reward",
+                "train a reward model on pairs, rankings, labels or steps",
+                "trl:RewardConfig",
+                "rlhf.config.reward:RewardConfig",
+            ),
+            _offline("dpo", "direct preference optimization", "trl:DPOConfig"),
+            _offline(
+                "kto", "Kahneman-Tversky optimization on labeled completions", "trl:KTOConfig"
+            ),
+            *(_online(name, row.title) for name, row in ALGORITHMS.items()),
+        ],
+        "Measuring and using models": [
+            Command(
+                "evaluate",
+                "measure policies and rewards on held-out episodes, text or pairs",
+                "rlhf.config.evaluate:EvaluateConfig",
+                "rlhf.evaluation.runner:run_evaluation",
+                makes_run=True,
+            ),
+            Command(
+                "reward-report",
+                "accuracy, calibration, baselines and stress tests of a reward, with a verdict",
+                "rlhf.studies.reward_report:RewardReportConfig",
+                "rlhf.studies.reward_report:run_reward_report",
+                makes_run=True,
+            ),
+            Command(
+                "overoptimize",
+                "optimize proxies of a known gold score until the gold score falls",
+                "rlhf.config.overoptimize:OveroptimizeConfig",
+                "rlhf.studies.overoptimize.run:run_overoptimize",
+                plan="rlhf.studies.overoptimize.run:plan",
+                makes_run=True,
+                runs_commands=True,
+            ),
+            Command(
+                "generate",
+                "sample completions of a model for prompts",
+                "rlhf.commands.generate:GenerateConfig",
+                "rlhf.commands.generate:generate",
+            ),
+            Command(
+                "score",
+                "score conversations with a reward",
+                "rlhf.commands.score:ScoreConfig",
+                "rlhf.commands.score:score",
+            ),
+        ],
+        "Data, models and environments": [
+            Command(
+                "demos",
+                "write demonstrations and preference pairs of an environment's expert",
+                "rlhf.commands.demos:DemosConfig",
+                "rlhf.commands.demos:write_demos",
+                makes_run=True,
+            ),
+            Command(
+                "split",
+                "split a data set by prompt",
+                "rlhf.commands.split:SplitConfig",
+                "rlhf.commands.split:write_split",
+                makes_run=True,
+            ),
+            Command(
+                "pairs",
+                "label a model's own samples with a known score, as preference pairs",
+                "rlhf.commands.pairs:PairsConfig",
+                "rlhf.commands.pairs:write_pairs",
+                makes_run=True,
+            ),
+            Command(
+                "data check",
+                "duplicates, leakage, contradictions and suspect rows; exit code 1 on a fault",
+                "rlhf.commands.data_check:CheckConfig",
+                "rlhf.commands.data_check:check",
+                arguments=("path",),
+            ),
+            Command(
+                "models list",
+                "short names of models",
+                "rlhf.commands.models:ListConfig",
+                "rlhf.commands.models:list_models",
+            ),
+            Command(
+                "models get",
+                "download a model and print its folder",
+                "rlhf.commands.models:GetConfig",
+                "rlhf.commands.models:get",
+                arguments=("name",),
+            ),
+            Command(
+                "models merge",
+                "merge a LoRA adapter into its base model",
+                "rlhf.commands.models:MergeConfig",
+                "rlhf.commands.models:merge",
+                arguments=("adapter", "target"),
+            ),
+            Command(
+                "envs list",
+                "environments with their horizon, optimum and random return",
+                "rlhf.commands.envs:ListConfig",
+                "rlhf.commands.envs:list_environments",
+            ),
+            Command(
+                "envs demos",
+                "write one file of demonstrations or pairs of an environment's expert",
+                "rlhf.commands.demos:EnvDemosConfig",
+                "rlhf.commands.demos:env_demos",
+                arguments=("env",),
+            ),
+            Command(
+                "envs play",
+                "play an environment in the terminal",
+                "rlhf.commands.envs:EnvConfig",
+                "rlhf.commands.envs:play_environment",
+                arguments=("env",),
+            ),
+            Command(
+                "envs check",
+                "check an environment; exit code 2 on a finding",
+                "rlhf.commands.envs:EnvConfig",
+                "rlhf.commands.envs:check_environment",
+                arguments=("env",),
+            ),
+            Command(
+                "algorithms",
+                "online algorithms with their paper, equation and settings",
+                "rlhf.commands.algorithms:AlgorithmsConfig",
+                "rlhf.commands.algorithms:algorithms",
+                arguments=("name",),
+            ),
+        ],
+    }
 )
 
 configure = COMMANDS.configure

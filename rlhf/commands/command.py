@@ -1,14 +1,14 @@
-"""A command of the command line: its configuration, the function that does its work, its dry run.
+"""A command of the command line, and the table of commands.
 
-The table of all commands is `rlhf.cli.table`. Functions that run other commands, such as studies
-and pipelines, receive it as an argument.
+Functions that run other commands, such as studies and pipelines, receive the table as an argument.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,12 @@ from typing import Any
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.imports import import_object
 from rlhf.common.names import nearest
-from rlhf.config.load import as_tree, assemble, build, merge
+from rlhf.config.load import Source, as_tree, assemble, build, merge
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
 from rlhf.runs.renamed import current_config
 
 log = logging.getLogger(__name__)
-
-Overrides = Sequence[tuple[str, Any]]
-"""Dotted keys and their values."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,6 @@ class Command:
     that `rlhf --help` imports no torch.
     """
 
-    group: str
-    """Heading in `rlhf --help`."""
     name: str
     """One or two words, such as ``ppo`` or ``data check``."""
     summary: str
@@ -61,78 +56,54 @@ class Command:
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Key of the configuration whose mapping another class checks -> that class."""
     runs_commands: bool = False
-    """Whether `run` and `plan` take the table of commands as their last argument."""
+    """Whether `run` and `plan` have a further argument ``commands``, the table of commands."""
     read: str = ""
-    """Builds the configuration from (files, overrides, table of commands), where the class alone
+    """Builds the configuration from (sources, overrides, table of commands) if the class alone
     does not describe it."""
 
 
-class CommandTable(Mapping[str, Command]):
-    """All commands by name, and what can be done with one of them."""
+class CommandTable(dict[str, Command]):
+    """All commands by name, and what can be done with one of them.
 
-    def __init__(self, commands: Iterable[Command]) -> None:
-        self._commands = {command.name: command for command in commands}
+    Args:
+        groups: Headings of `rlhf --help`, and the commands below each.
+    """
 
-    def __getitem__(self, name: str) -> Command:
-        return self._commands[name]
+    def __init__(self, groups: Mapping[str, Sequence[Command]]) -> None:
+        super().__init__({row.name: row for rows in groups.values() for row in rows})
+        self.groups = groups
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._commands)
+    def __missing__(self, name: str) -> Command:
+        raise UserError(f"unknown command {name!r}{nearest(name, self)}; see rlhf --help")
 
-    def __len__(self) -> int:
-        return len(self._commands)
+    def read(
+        self, name: str, sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]
+    ) -> Any:
+        """Build a command's configuration from YAML files or mappings; later ones win.
 
-    def find(self, name: str) -> Command:
-        """Return the command of that name.
-
-        Raises:
-            UserError: There is none; the message names the nearest one.
-        """
-        if name not in self:
-            raise UserError(f"unknown command {name!r}{nearest(name, self)}; see rlhf --help")
-        return self[name]
-
-    def read(self, name: str, files: Sequence[str | Path], overrides: Overrides) -> Any:
-        """Build a command's configuration from files and overrides; later ones win.
+        Args:
+            name: The command.
+            sources: Paths of files, or mappings.
+            overrides: Dotted keys and their values; they win over the sources.
 
         Raises:
             UserError: A file cannot be read, or a key or a value is wrong.
         """
-        command = self.find(name)
+        command = self[name]
         if command.read:
-            return import_object(command.read)(files, overrides, self)
-        tree = self.from_record(name, assemble(files, overrides))
-        if "stages" in tree:
-            raise UserError(f"{files[-1]} is a pipeline: start it with `rlhf run {files[-1]}`")
-        return self.configure(name, tree)
-
-    def configure(self, name: str, tree: Mapping[str, Any]) -> Any:
-        """Build a command's configuration from plain data.
-
-        Raises:
-            UserError: A key or a value is wrong.
-        """
-        command = self.find(name)
+            return import_object(command.read)(sources, overrides, self)
+        tree = current_tree(name, assemble(sources, overrides))
+        paths = [source for source in sources if not isinstance(source, Mapping)]
+        if paths and "stages" in tree:
+            raise UserError(f"{paths[-1]} is a pipeline: start it with `rlhf run {paths[-1]}`")
         options = {field: import_object(path) for field, path in command.options.items()}
         return build(import_object(command.config), merge(command.defaults, tree), options)
 
-    def from_record(self, name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a configuration without what only the record of a run has.
+    def configure(self, name: str, tree: Mapping[str, Any]) -> Any:
+        """Build a command's configuration from plain data, as `read` does."""
+        return self.read(name, [tree], [])
 
-        The ``config.yaml`` of a run names its command and may have keys of an older version.
-
-        Raises:
-            UserError: The record is one of another command.
-        """
-        if "command" not in tree and "verb" not in tree:
-            return dict(tree)
-        config = current_config(tree)
-        recorded = config.pop("command")
-        if recorded != name:
-            raise UserError(f"the configuration is one of `rlhf {recorded}`, not of `rlhf {name}`")
-        return config
-
-    def settings_in_force(self, name: str, config: Any) -> dict[str, Any]:
+    def effective_tree(self, name: str, config: Any) -> dict[str, Any]:
         """Return a configuration as plain data, with every setting that the run uses.
 
         The defaults of a trainer are added and an algorithm's settings without effect are left out,
@@ -157,14 +128,12 @@ class CommandTable(Mapping[str, Command]):
         Raises:
             UserError: The run would refuse the configuration.
         """
-        command = self[name]
-        if not command.plan:
-            return "keys and types are right"
-        return self._call(command, command.plan, name, config)
+        path = self[name].plan
+        return self._function(name, path)(name, config) if path else "keys and types are right"
 
     def output(self, name: str, config: Any) -> Generator[str, None, int]:
         """Do the work of a command without a run directory; yield the text to print."""
-        return self._call(self[name], self[name].run, config)
+        return self._function(name, self[name].run)(config)
 
     def run_command(self, name: str, tree: Mapping[str, Any]) -> Path:
         """Check a configuration, open its run directory, do the work and write the report.
@@ -185,13 +154,12 @@ class CommandTable(Mapping[str, Command]):
         """Do what `run_command` does with a configuration that is already built."""
         from rlhf.reports import write_report
 
-        command = self[name]
-        run = Run.open(self.settings_in_force(name, config))
+        run = Run.open(self.effective_tree(name, config))
         if run.finished:
             log.info("%s is finished: nothing to do", run.directory)
             return run.final if run.final.exists() else run.directory
         try:
-            result = self._call(command, command.run, name, config, run)
+            result = self._function(name, self[name].run)(name, config, run)
         except (ValueError, OSError, KeyboardInterrupt):  # a UserError is a ValueError
             run.discard_if_unused()
             raise
@@ -200,6 +168,25 @@ class CommandTable(Mapping[str, Command]):
             write_report(run.directory)
         return result
 
-    def _call(self, command: Command, function: str, *arguments: Any) -> Any:
-        extra = (self,) if command.runs_commands else ()
-        return import_object(function)(*arguments, *extra)
+    def _function(self, name: str, path: str) -> Callable[..., Any]:
+        """Import a function of a command, with this table as an argument where it takes one."""
+        function = import_object(path)
+        takes_table = self[name].runs_commands
+        return functools.partial(function, commands=self) if takes_table else function
+
+
+def current_tree(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what only the record of a run has.
+
+    The ``config.yaml`` of a run names its command and may have keys of an older version.
+
+    Raises:
+        UserError: The record is one of another command.
+    """
+    if "command" not in tree and "verb" not in tree:
+        return dict(tree)
+    config = current_config(tree)
+    recorded = config.pop("command")
+    if recorded != name:
+        raise UserError(f"the configuration is one of `rlhf {recorded}`, not of `rlhf {name}`")
+    return config

@@ -25,6 +25,9 @@ from rlhf.runs.renamed import renamed_key
 
 T = TypeVar("T")
 
+Source = str | Path | Mapping[str, Any]
+"""A configuration: the path of a YAML file, or its content."""
+
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file with a mapping of keys to values.
@@ -91,11 +94,12 @@ def read_value(key: str, text: str) -> Any:
     return text if bare else value
 
 
-def assemble(files: Sequence[str | Path], overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Merge configuration files and overrides into one tree of plain data."""
+def assemble(sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Merge configurations into one tree of plain data, then set the overrides in it."""
     tree: dict[str, Any] = {}
-    for file in files:
-        tree = merge(tree, read_yaml(file))
+    for source in sources:
+        is_mapping = isinstance(source, Mapping)
+        tree = merge(tree, copy.deepcopy(dict(source)) if is_mapping else read_yaml(source))
     for key, value in overrides:
         set_key(tree, key, value)
     return tree

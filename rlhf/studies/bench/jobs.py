@@ -38,7 +38,7 @@ def open_study(
         directory = Path(stage["output_dir"])
         if config.resume and not config.overwrite and (directory / "config.yaml").exists():
             settings = commands.configure(command, stage)
-            check_same(directory, commands.settings_in_force(command, settings))
+            check_same(directory, commands.effective_tree(command, settings))
     tree = {key: value for key, value in as_tree(config).items() if key not in RESUMABLE}
     open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite)
 
