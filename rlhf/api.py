@@ -16,7 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlhf.runs.launch import prepare
+
 if TYPE_CHECKING:
+    from rlhf.commands.command import CommandTable
     from rlhf.evaluation.compare import Comparison
 
 Config = Mapping[str, Any] | str | Path
@@ -36,25 +39,17 @@ def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> 
     Raises:
         UserError: The configuration, the data or the directory cannot be used.
     """
-    from rlhf.runs import launch
-
-    launch.prepare()
-    from rlhf.cli.table import COMMANDS
-
-    checked = COMMANDS.read(command, _sources(config), list(overrides.items()))
-    return COMMANDS.run_config(command, checked)
+    commands = _commands()
+    checked = commands.read(command, _sources(config), list(overrides.items()))
+    return commands.run_config(command, checked)
 
 
 def run(pipeline: str | Path, **overrides: Any) -> Path:
     """Run a pipeline file; return the path of its report."""
-    from rlhf.runs import launch
+    commands = _commands()
+    from rlhf.pipeline import run_pipeline
 
-    launch.prepare()
-    from rlhf.cli.table import COMMANDS
-    from rlhf.pipeline import read_pipeline, run_pipeline
-
-    checked = read_pipeline([pipeline], list(overrides.items()), COMMANDS)
-    return run_pipeline(checked, COMMANDS)
+    return run_pipeline(commands.read("run", [pipeline], list(overrides.items())), commands)
 
 
 def evaluate(config: Config | Sequence[Config], **overrides: Any) -> Path:
@@ -92,10 +87,17 @@ def score(config: Config | Sequence[Config], **overrides: Any) -> list[str]:
 def _printed_lines(
     command: str, config: Config | Sequence[Config], overrides: Mapping[str, Any]
 ) -> list[str]:
+    commands = _commands()
+    checked = commands.read(command, _sources(config), list(overrides.items()))
+    return list(commands.output(command, checked))
+
+
+def _commands() -> CommandTable:
+    """Return the table of commands, after the settings that must precede torch."""
+    prepare()
     from rlhf.cli.table import COMMANDS
 
-    checked = COMMANDS.read(command, _sources(config), list(overrides.items()))
-    return list(COMMANDS.output(command, checked))
+    return COMMANDS
 
 
 def _sources(config: Config | Sequence[Config]) -> list[Config]:

@@ -81,12 +81,11 @@ def _name_of(stage: Any, index: int) -> str:
 def _check_stage(
     pipeline: Pipeline, index: int, name: str, names: list[str], commands: CommandTable
 ) -> None:
-    """Command, keys, types and references of one stage."""
+    """Check the command, keys, types and references of a stage."""
     if names.count(name) > 1:
         raise UserError(f"stages: two are called {name!r}; names must differ")
     stage = pipeline.stages[index]
     try:
-        command = commands[stage["command"]]
         for reference in _references(stage):
             target = reference.removeprefix(PREFIX).partition("/")[0]
             if target not in names[:index]:
@@ -96,44 +95,35 @@ def _check_stage(
                 )
         commands_by_name = {str(other["name"]): other["command"] for other in pipeline.stages}
         _check_models(stage, commands_by_name)
-        commands.configure(command.name, stage_tree(pipeline, stage))
+        commands.configure(stage["command"], stage_tree(pipeline, stage))
     except UserError as error:
         raise UserError(f"stage {name}: {error}") from error
 
 
 def _check_models(stage: Mapping[str, Any], commands_by_name: Mapping[str, str]) -> None:
-    """Refuse references to stages that train no model, or a model of the wrong kind.
-
-    Args:
-        stage: The stage to check.
-        commands_by_name: Name of each stage -> its command.
-    """
+    """Refuse references to stages that train no model, or a model of the wrong kind."""
     policies = stage.get("policies") or []
     specs = [stage, *(p for p in policies if isinstance(p, Mapping))]
     for spec in specs:
-        command = _command_behind(spec.get("model"), "path", commands_by_name)
-        if command and not leaves_policy(command) and not (command == stage["command"] == "reward"):
+        command = _command_behind(spec.get("model"), commands_by_name)
+        is_policy = command in ("sft", "dpo", "kto") or command in ALGORITHMS
+        if command and not is_policy and not (command == stage["command"] == "reward"):
             raise UserError(
                 f"model.path {spec['model']['path']}: `rlhf {command}` leaves no language model"
             )
     for key in ("rewards", "gold"):
         for row in stage.get(key) or []:
-            command = _command_behind(row, "path", commands_by_name)
+            command = _command_behind(row, commands_by_name)
             if command and command != "reward":
                 raise UserError(f"{key}: {row['path']}: `rlhf {command}` leaves no reward model")
 
 
-def _command_behind(spec: Any, key: str, commands_by_name: Mapping[str, str]) -> str | None:
-    """Command of the stage whose ``final/`` a key refers to; None for any other value."""
-    path = spec.get(key) if isinstance(spec, Mapping) else None
+def _command_behind(spec: Any, commands_by_name: Mapping[str, str]) -> str | None:
+    """Return the command of the stage whose ``final/`` is the path of a model or a reward."""
+    path = spec.get("path") if isinstance(spec, Mapping) else None
     if not isinstance(path, str) or not path.startswith(PREFIX) or "/" in path:
         return None
     return commands_by_name[path.removeprefix(PREFIX)]
-
-
-def leaves_policy(command: str) -> bool:
-    """Whether a command's ``final/`` is a language model."""
-    return command in ("sft", "dpo", "kto") or command in ALGORITHMS
 
 
 def before_training(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,7 +154,7 @@ def _references(value: Any) -> list[str]:
 
 
 def waits_for(pipeline: Pipeline, stage: Mapping[str, Any]) -> list[str]:
-    """References of a stage to files that earlier stages have not written yet."""
+    """Return the references of a stage to files that earlier stages have not written yet."""
     root = Path(pipeline.output_dir)
     return [name for name in _references(stage) if not _path_of(root, name).exists()]
 
@@ -175,7 +165,7 @@ def _path_of(root: Path, reference: str) -> Path:
 
 
 def stage_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's configuration with its directory, the pipeline's seed, and references resolved."""
+    """Return a stage's configuration with directory, seed and resolved references."""
     root = Path(pipeline.output_dir)
 
     def resolved(value: Any) -> Any:
@@ -187,9 +177,9 @@ def stage_tree(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
             return str(_path_of(root, value))
         return value
 
-    own = {key: resolved(value) for key, value in stage.items() if key not in ("name", "command")}
+    keys = {key: resolved(value) for key, value in stage.items() if key not in ("name", "command")}
     common = {"seed": pipeline.seed, "resume": pipeline.resume}
-    return {**common, **own, "output_dir": str(root / stage["name"])}
+    return {**common, **keys, "output_dir": str(root / stage["name"])}
 
 
 def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
@@ -243,7 +233,7 @@ def _plan_stage(pipeline: Pipeline, stage: Mapping[str, Any], commands: CommandT
     """Return what a stage would do.
 
     A stage that waits only for the models of earlier stages is planned with those models as they
-    are before training. Where a stage waits for data or rewards, everything else is checked.
+    are before training. If a stage waits for data or rewards, everything else is checked.
     """
     command, waiting = stage["command"], waits_for(pipeline, stage)
     note = f"waits for {', '.join(waiting)}"

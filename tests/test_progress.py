@@ -10,7 +10,7 @@ import time
 import pytest
 from rich.console import Console
 
-from rlhf.runs.progress import OFFLINE, Reporter, headline, online_slots
+from rlhf.runs.progress import OFFLINE, Reporter, Slots, displayed_metrics, online_slots
 
 ROW = {
     "reward/mean": 0.76661,
@@ -111,6 +111,11 @@ def test_a_number_that_is_missing_names_the_step_of_its_measurement():
     assert "KL -0.00123 (step 1002)" in numbers
     assert "reward 0.767 " in numbers
     assert "reward 0.767 (step" not in numbers
+
+
+def headline(row: dict, slots: Slots) -> dict[str, float]:
+    """The displayed numbers by their short names."""
+    return {name: row[key] for name, key in displayed_metrics(row, slots).items()}
 
 
 def test_a_reward_without_a_learned_part_is_shown_once():

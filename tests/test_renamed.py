@@ -1,4 +1,4 @@
-"""Old names of configuration keys, metrics and files are read under the current ones."""
+"""Old names of configuration keys and metrics are read under the current ones."""
 
 from pathlib import Path
 
@@ -13,25 +13,21 @@ def table(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {
         "verb": "command",
         "algorithm.cap": "algorithm.tis_cap",
-        "warmup": "critic.warmup",
         "rewards.folder": "rewards.path",
     }
     monkeypatch.setattr(renamed, "RENAMED_KEYS", keys)
     monkeypatch.setattr(renamed, "RENAMED_METRICS", {"policy/drift": "policy/approx_kl"})
-    monkeypatch.setattr(renamed, "RENAMED_FILES", {"log.jsonl": "metrics.jsonl"})
 
 
-def test_keys_move_within_and_between_sections_and_inside_lists():
+def test_keys_are_renamed_within_sections_and_inside_lists():
     old = {
         "verb": "ppo",
-        "warmup": 3,
         "algorithm": {"cap": 2, "lam": 1},
         "rewards": [{"folder": "a"}, {"kind": "judge"}],
         "env": {"kwargs": {"verb": "run"}},
     }
     assert renamed.current_config(old) == {
         "command": "ppo",
-        "critic": {"warmup": 3},
         "algorithm": {"tis_cap": 2, "lam": 1},
         "rewards": [{"path": "a"}, {"kind": "judge"}],
         "env": {"kwargs": {"verb": "run"}},
@@ -45,13 +41,7 @@ def test_the_new_name_of_a_key_is_found_through_indices():
     assert renamed.renamed_key("env.kwargs.verb") is None
 
 
-def test_metrics_and_files(tmp_path: Path):
-    assert renamed.current_metrics({"policy/drift": 1.0, "step": 2}) == {
-        "policy/approx_kl": 1.0,
-        "step": 2,
-    }
-    assert renamed.run_file(tmp_path, "metrics.jsonl") == tmp_path / "metrics.jsonl"
-    (tmp_path / "log.jsonl").touch()
-    assert renamed.run_file(tmp_path, "metrics.jsonl") == tmp_path / "log.jsonl"
-    (tmp_path / "metrics.jsonl").touch()
-    assert renamed.run_file(tmp_path, "metrics.jsonl") == tmp_path / "metrics.jsonl"
+def test_metrics(tmp_path: Path):
+    assert renamed.read_metrics(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text('{"policy/drift": 1.0, "step": 2}\n')
+    assert renamed.read_metrics(tmp_path) == [{"policy/approx_kl": 1.0, "step": 2}]

@@ -48,7 +48,7 @@ def _lines(rows: Sequence[Command]) -> list[str]:
 
 
 def _call(command: Command) -> str:
-    """A command with the names of its arguments."""
+    """Return the name of a command followed by the names of its arguments."""
     names = ["FILE.yaml" if name == "config" else name.upper() for name in command.arguments]
     return " ".join([command.name, *names])
 
@@ -96,7 +96,7 @@ def command_help(command: Command, arguments: Arguments) -> str:
 
 
 def _algorithm_help(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Values of an algorithm's settings, and the keys that have no effect with them."""
+    """Return the values of an algorithm's settings, and the keys without effect."""
     algorithm = with_settings(name, settings)
     values = dataclasses.asdict(algorithm.settings)
     hidden = {f"algorithm.{key}" for key in values if key not in algorithm.effective}
@@ -107,7 +107,7 @@ def _algorithm_help(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any]
 def _trainer_help(
     name: str, options: dict[str, type], *, show_trl: bool
 ) -> tuple[dict[str, Any], set[str]]:
-    """Values of the trainer's options, and those that are left out.
+    """Return the values of the trainer's options, and the options that the help leaves out.
 
     Without ``show_trl`` the options are those of the native engine.
     """

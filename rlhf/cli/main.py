@@ -70,8 +70,8 @@ def _overview(words: Sequence[str]) -> str:
         return usage(COMMANDS)
     if words[0] == "--version":
         return f"rlhf {__version__}"
-    helps = not {"--help", "-h"}.isdisjoint(words)
-    if helps and words[0] in TWO_WORDS and _command_name(words) not in COMMANDS:
+    wants_help = not {"--help", "-h"}.isdisjoint(words)
+    if wants_help and words[0] in TWO_WORDS and _command_name(words) not in COMMANDS:
         return group_help(COMMANDS, words[0])
     return ""
 

@@ -1,1 +1,1 @@
-"""What the commands do that neither train nor run studies, and the class of a command itself."""
+"""The table class of commands, and the commands that neither train nor run studies."""

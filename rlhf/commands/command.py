@@ -52,7 +52,7 @@ class Command:
     arguments: tuple[str, ...] = ()
     """Keys that positional arguments set, in order; ``config`` stands for --config FILE."""
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Keys whose default differs from that of the configuration class, as nested mappings."""
+    """Defaults that differ from those of the configuration class, as nested mappings."""
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Key of the configuration whose mapping another class checks -> that class."""
     runs_commands: bool = False
@@ -63,7 +63,7 @@ class Command:
 
 
 class CommandTable(dict[str, Command]):
-    """All commands by name, and what can be done with one of them.
+    """All commands by name; reads configurations, plans and runs.
 
     Args:
         groups: Headings of `rlhf --help`, and the commands below each.

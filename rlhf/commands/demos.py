@@ -41,8 +41,8 @@ class DemosConfig(RunConfig):
     """Keyword arguments of the environment."""
 
 
-@dataclass(frozen=True)
-class EnvDemosConfig:
+@dataclass(frozen=True, kw_only=True)
+class EnvDemosConfig(DemosFile):
     """Configuration of `rlhf envs demos`: one file of demonstrations or pairs."""
 
     env: str
@@ -50,11 +50,7 @@ class EnvDemosConfig:
     path: str
     """The JSONL file to write."""
     kind: Literal["sft", "preference"] = "sft"
-    """Demonstrations, or pairs from the optimal action values."""
     count: int = 100
-    """Rows."""
-    quality: float = 1.0
-    """Share of actions that are the expert's; the others are random. In [0, 1]."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
     seed: Seed = 0
@@ -80,7 +76,7 @@ def env_demos(config: EnvDemosConfig) -> Iterator[str]:
 
 
 def write_demos(command: str, config: DemosConfig, run: Run) -> Path:
-    """Write every file of the configuration; returns the run directory."""
+    """Write every file of the configuration; return the run directory."""
     from rlhf.envs.demonstrations import write_demonstrations
 
     for number, file in enumerate(config.files):

@@ -130,18 +130,17 @@ def _memory(model: Any, *, tokens: int, copies: int) -> str:
     Activations take about 34 values of the model's dtype per token, layer and unit of width without
     recomputation (Korthikanti et al. 2022, arXiv:2205.05198, eq. 1 without the attention term).
     """
-    width = {p.dtype: p.element_size() for p in model.parameters()}
-    size = max(width.values())
+    size = max(p.element_size() for p in model.parameters())
     total = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    masters = 0 if size == 4 else 4
-    state = total * size * (1 + copies) + trained * (size + masters + 8)
+    master_weight = 0 if size == 4 else 4
+    state = total * size * (1 + copies) + trained * (size + master_weight + 8)
     shape = model.config.get_text_config()
     activations = 17 * size * tokens * shape.hidden_size * shape.num_hidden_layers
-    held = "gradients, optimizer" + (" and reference" if copies else "")
+    contents = "gradients, optimizer" + (" and reference" if copies else "")
     return (
         f"memory: about {_bytes(state + activations)} = {_bytes(state)} for "
-        f"{_count(total)} parameters ({_count(trained)} trained), {held} + "
+        f"{_count(total)} parameters ({_count(trained)} trained), {contents} + "
         f"{_bytes(activations)} for activations of {tokens:,} tokens"
     )
 

@@ -46,7 +46,7 @@ def generate(config: GenerateConfig) -> Iterator[str]:
     from rlhf.rollout.chat_format import prompt_of
     from rlhf.rollout.collector import Collector, EpisodeSeed
 
-    specs = config.prompts or [DataSpec("the prompt")]  # which the collector does not read
+    specs = config.prompts or [DataSpec("the prompt")]  # the collector does not read it
     prompts = (
         [prompt_of(row) for row in logged_rows(specs, "prompt", what="prompts", seed=config.seed)]
         if config.prompts
@@ -56,7 +56,7 @@ def generate(config: GenerateConfig) -> Iterator[str]:
     env = EnvSpec(prompts=specs)
     collector = Collector.open(model, tokenizer, env, config.rollout, prompts=prompts)
     size = len(prompts)
-    first = config.seed * size  # so many seeds in a row visit each prompt once
+    first = config.seed * size  # `size` consecutive seeds visit each prompt once
     starts = [EpisodeSeed(first + i, i, m) for i in range(size) for m in range(config.samples)]
     temperature = 0.0 if config.decoding == "greedy" else None
     for rollout in collector.collect(starts, temperature=temperature):

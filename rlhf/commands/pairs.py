@@ -65,13 +65,13 @@ def write_pairs(command: str, config: PairsConfig, run: Run) -> Path:
         samples=config.samples,
         seed=config.seed,
     )
-    own = {
+    returns = {
         json.dumps(played.conversation): played.env_return for group in groups for played in group
     }
     gold = (
         load_rewards(config.rewards)
         if config.rewards
-        else lambda conversations: [own[json.dumps(c)] for c in conversations]
+        else lambda conversations: [returns[json.dumps(c)] for c in conversations]
     )
     rows = [
         {
@@ -80,13 +80,13 @@ def write_pairs(command: str, config: PairsConfig, run: Run) -> Path:
         }
         for group in groups
     ]
-    made = pairs_from_gold(
+    pairs = pairs_from_gold(
         rows,
         gold,
         annotator=config.annotator,
         pairs_per_prompt=config.pairs_per_prompt,
         seed=config.seed,
     )
-    log.info("pairs: %s", made.summary())
-    write_jsonl(run.directory / "pairs.jsonl", made.rows)
+    log.info("pairs: %s", pairs.summary())
+    write_jsonl(run.directory / "pairs.jsonl", pairs.rows)
     return run.directory

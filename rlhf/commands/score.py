@@ -32,8 +32,7 @@ class ScoreConfig:
 def score(config: ScoreConfig) -> Iterator[str]:
     """Yield a JSON line per conversation: score (null if there is none) and components.
 
-    The lines have the order of the file. An `answer` column or message key is passed
-    to the reward.
+    The reward also receives an `answer` column or message key.
     """
     from rlhf.data.conversation import labelled_conversation
     from rlhf.data.load import load

@@ -33,7 +33,7 @@ class SplitConfig(RunConfig):
 
 
 def write_split(command: str, config: SplitConfig, run: Run) -> Path:
-    """Write train.jsonl and test.jsonl; returns the run directory."""
+    """Write train.jsonl and test.jsonl; return the run directory."""
     loaded = load(config.data, config.kind, seed=config.seed)
     log.info("data: %s", loaded.summary())
     train, test = split_by_prompt(loaded.rows, fraction=config.test_fraction, seed=config.seed)

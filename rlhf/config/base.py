@@ -1,4 +1,4 @@
-"""Keys that every run has; no torch here, so that parsing stays quick."""
+"""Keys that every run has."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from rlhf.runs.trackers import TrackerName
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """A seed that numpy and torch accept."""
+Processes = Annotated[int, Field(ge=1)]
+"""A number of processes."""
 
 
 @dataclass(frozen=True, kw_only=True)

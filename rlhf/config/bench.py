@@ -1,4 +1,4 @@
-"""Configuration of `rlhf bench`; no torch here, so that parsing stays quick.
+"""Configuration of `rlhf bench`.
 
     output_dir: runs/bench
     seeds: [0, 1, 2, 3, 4]
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from rlhf.common.numbers import require_at_least
-from rlhf.config.base import DirectoryConfig
+from rlhf.config.base import DirectoryConfig, Processes
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec
 
@@ -119,7 +119,7 @@ class BenchCommandConfig(BenchConfig):
     rlhf bench MANIFEST.yaml --only menu/seed0/ppo run one job in this process
     """
 
-    jobs: int = 1
+    jobs: Processes = 1
     """Number of processes."""
     against: str | None = None
     """An earlier bench.json; the exit code is 1 where a score is worse."""
@@ -130,14 +130,10 @@ class BenchCommandConfig(BenchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.jobs < 1:
-            raise ValueError(f"--jobs must be a number of processes >= 1, got {self.jobs}")
         if len([name for name in ("against", "array", "only") if getattr(self, name)]) > 1:
             raise ValueError("give at most one of --against, --array and --only")
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest as plain data."""
-        options = {f.name for f in fields(BenchCommandConfig)} - {
-            f.name for f in fields(BenchConfig)
-        }
-        return {key: value for key, value in asdict(self).items() if key not in options}
+        """Return the manifest as plain data."""
+        tree = asdict(self)
+        return {field.name: tree[field.name] for field in fields(BenchConfig)}

@@ -1,4 +1,4 @@
-"""Configuration of `rlhf evaluate`; no torch here."""
+"""Configuration of `rlhf evaluate`."""
 
 from __future__ import annotations
 

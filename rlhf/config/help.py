@@ -23,7 +23,7 @@ PLAIN = {str: "TEXT", int: "INT", float: "FLOAT", bool: "true|false"}
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One line of the help: a dotted key, its type, its default and its description."""
+    """A key in the help: dotted name, type, default and description."""
 
     name: str
     type: str
@@ -32,7 +32,7 @@ class Key:
     meaning: str
 
     def text(self) -> str:
-        """The key with its default, and the meaning in the lines below it."""
+        """Return the key with its default, and the description in the lines below it."""
         has_default = self.default is not dataclasses.MISSING
         value = f" = {_as_text(self.default)}" if has_default else ""
         head = f"  --{self.name} {self.type}{value}"
@@ -72,7 +72,7 @@ def help_text(
         notes: Text below the keys.
     """
     sections = [
-        Section(section.title, [_in_force(key, defaults or {}) for key in section.keys])
+        Section(section.title, [_with_default(key, defaults or {}) for key in section.keys])
         for section in sections_of(cls, options or {})
     ]
     keys = [key for section in sections for key in section.keys if key.name not in hidden]
@@ -87,14 +87,14 @@ def help_text(
     return "\n\n".join([*blocks, *notes])
 
 
-def _in_force(key: Key, defaults: Mapping[str, Any]) -> Key:
+def _with_default(key: Key, defaults: Mapping[str, Any]) -> Key:
     if key.name not in defaults:
         return key
     return dataclasses.replace(key, default=defaults[key.name], required=False)
 
 
 def sections_of(cls: type, options: Mapping[str, type], prefix: str = "") -> list[Section]:
-    """The keys of a dataclass, one section for the class and one for each nested configuration."""
+    """Return the keys of a dataclass: a section for itself and one per nested configuration."""
     own: list[Key] = []
     nested: list[Section] = []
     for field, hint, meaning in _fields(cls):
@@ -115,13 +115,8 @@ def sections_of(cls: type, options: Mapping[str, type], prefix: str = "") -> lis
     return [Section(prefix or "Options:", own), *nested]
 
 
-def key_paths(cls: type, options: Mapping[str, type]) -> list[str]:
-    """Dotted names of all keys of a configuration class."""
-    return [key.name for section in sections_of(cls, options) for key in section.keys]
-
-
 def _fields(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any, str]]:
-    """Fields with their types and docstrings."""
+    """Yield each field with its type and its docstring."""
     hints = typing.get_type_hints(cls)
     meanings: dict[str, str] = {}
     for base in reversed(cls.__mro__):
@@ -173,11 +168,11 @@ def _as_text(value: Any) -> str:
 
 
 def dataclass_in(hint: Any) -> type | None:
-    """The dataclass inside ``X``, ``X | None``, ``list[X]`` or a union of these."""
+    """Return the dataclass inside ``X``, ``X | None``, ``list[X]`` or a union of these."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return hint
     if typing.get_origin(hint) in (list, typing.Union, types.UnionType):
         for argument in typing.get_args(hint):
-            if found := dataclass_in(argument):
-                return found
+            if inner := dataclass_in(argument):
+                return inner
     return None

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import yaml
 
 from rlhf.common.names import closest, nearest
-from rlhf.config.help import dataclass_in, key_paths
+from rlhf.config.help import Section, dataclass_in, sections_of
 from rlhf.errors import UserError
 from rlhf.runs.renamed import renamed_key
 
@@ -45,8 +45,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a text file in UTF-8; --config takes a YAML file") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from error
+        place = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{place}: not valid YAML: {getattr(error, 'problem', error)}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -147,7 +147,8 @@ def build(cls: type[T], tree: Mapping[str, Any], extra: Mapping[str, type] | Non
         UserError: An unknown key (with the nearest right one), a wrong type, or a bad value.
     """
     extra = extra or {}
-    check_keys(cls, tree, extra)
+    sections = functools.partial(sections_of, cls, extra)
+    _check_keys(cls, tree, extra, "", sections)
     tree = copy.deepcopy(dict(tree))
     for name, options in extra.items():
         hints = typing.get_type_hints(options)
@@ -185,31 +186,24 @@ def _adapter(hint: Any) -> Any:
     return TypeAdapter(hint)
 
 
-def check_keys(cls: type, tree: Mapping[str, Any], extra: Mapping[str, type]) -> None:
-    """Refuse a key that no field has, at any depth of the tree.
-
-    Raises:
-        UserError: Names the key, and the nearest right one: a key of the same section, or one of
-            the same name in another section.
-    """
-    _check_section(cls, tree, extra, "", lambda: key_paths(cls, extra))
-
-
-def _check_section(
+def _check_keys(
     cls: type,
     tree: Mapping[str, Any],
     extra: Mapping[str, type],
     prefix: str,
-    all_paths: Callable[[], list[str]],
+    sections: Callable[[], list[Section]],
 ) -> None:
-    """``check_keys`` of one section; ``all_paths`` gives every key of the whole configuration."""
+    """Refuse a key that no field has, at any depth of the section at ``prefix``.
+
+    ``sections`` returns those of the whole configuration, since the right key may be in another.
+    """
     hints = typing.get_type_hints(cls)
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if key not in hints:
             if new := renamed_key(name):
                 raise UserError(f"{name} was renamed to {new}")
-            raise UserError(f"unknown key {name!r}{_hint(key, hints, all_paths())}")
+            raise UserError(f"unknown key {name!r}{_hint(key, hints, sections())}")
         if value is None and type(None) not in typing.get_args(hints[key]):
             raise UserError(f"{name}: has no value; leave the key out for its default")
         kinds = {hints[key], *typing.get_args(hints[key])}
@@ -226,11 +220,12 @@ def _check_section(
                 known = ", ".join(field.name for field in dataclasses.fields(section))
                 known = shorten(known, 100, placeholder="...")
                 raise UserError(f"{path}: expected a mapping with {known}; got {item!r}")
-            _check_section(section, item, {}, f"{path}.", all_paths)
+            _check_keys(section, item, {}, f"{path}.", sections)
 
 
-def _hint(key: Any, known: Iterable[str], paths: Iterable[str]) -> str:
-    """The right key, as the end of an error message: by its name anywhere, or by its spelling."""
+def _hint(key: Any, known: Iterable[str], sections: list[Section]) -> str:
+    """Return the end of an error message: keys of the same name, else the most similar one."""
+    paths = [row.name for section in sections for row in section.keys]
     elsewhere = [path for path in paths if path.rpartition(".")[2] == key]
     if elsewhere:
         return f"; did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
@@ -242,5 +237,5 @@ def _hint(key: Any, known: Iterable[str], paths: Iterable[str]) -> str:
 
 
 def as_tree(config: Any) -> dict[str, Any]:
-    """A configuration dataclass as plain data, ready for YAML."""
+    """Return a configuration dataclass as plain data, ready for YAML."""
     return dataclasses.asdict(config)

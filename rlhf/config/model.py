@@ -1,4 +1,4 @@
-"""Configuration of a model; this module does not import torch, which keeps parsing fast."""
+"""Configuration of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configuration of offline training; no torch here, so that parsing stays quick."""
+"""Configuration of offline training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration of an online run; no torch here, so that parsing stays quick."""
+"""Configuration of an online run."""
 
 from __future__ import annotations
 

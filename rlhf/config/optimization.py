@@ -1,4 +1,4 @@
-"""Options of the native engine, under the names that TRL gives them; no torch here."""
+"""Options of the native engine, under the names that TRL gives them."""
 
 from __future__ import annotations
 

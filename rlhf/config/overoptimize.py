@@ -1,4 +1,4 @@
-"""Configuration of `rlhf overoptimize`; no torch here."""
+"""Configuration of `rlhf overoptimize`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The table of kinds of reward models, and the configuration of `rlhf reward`.
-
-This module does not import torch, so that parsing a configuration is fast.
-"""
+"""The table of kinds of reward models, and the configuration of `rlhf reward`."""
 
 from __future__ import annotations
 

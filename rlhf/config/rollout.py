@@ -1,4 +1,4 @@
-"""Configuration of environments and sampling; no torch here."""
+"""Configuration of environments and sampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configuration of `rlhf tune`; no torch here, so that parsing stays quick."""
+"""Configuration of `rlhf tune`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.common.numbers import require_at_least
-from rlhf.config.base import DirectoryConfig
+from rlhf.config.base import DirectoryConfig, Processes
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,5 @@ class TuneCommandConfig(TuneConfig):
     rlhf bench MANIFEST.yaml --config runs/tune/tuned.yaml
     """
 
-    jobs: int = 1
+    jobs: Processes = 1
     """Number of processes."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.jobs < 1:
-            raise ValueError(f"--jobs must be a number of processes >= 1, got {self.jobs}")

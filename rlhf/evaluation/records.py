@@ -10,19 +10,12 @@ from typing import Any
 
 import yaml
 
-from rlhf.common.files import read_log
 from rlhf.common.names import nearest
 from rlhf.common.numbers import is_number
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import COUNTS, unit_of
 from rlhf.runs.diagnostics import MetricLog
-from rlhf.runs.renamed import (
-    current_config,
-    current_episode,
-    read_metrics,
-    read_samples,
-    run_file,
-)
+from rlhf.runs.renamed import current_config, read_episodes, read_metrics, read_samples
 from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")
@@ -130,7 +123,7 @@ def read_run(directory: str | Path) -> RunRecord:
     folder = root / "evaluation"
     children = sorted(folder.iterdir()) if folder.is_dir() else []
     names = [p for p in children if p.is_dir() and not p.name.startswith(".")]  # .NAME.part
-    config = current_config(_read_mapping(run_file(root, "config.yaml")))
+    config = current_config(_read_mapping(root / "config.yaml"))
     listed = [spec.get("name") for spec in config.get("policies") or []]
     names.sort(key=lambda p: listed.index(p.name) if p.name in listed else len(listed))
     return RunRecord(
@@ -174,7 +167,7 @@ def episode_metrics(row: Mapping[str, Any]) -> list[str]:
 
 def _read_evaluation(folder: Path) -> Evaluation:
     summary = _read_mapping(folder / "summary.json")
-    rows = [current_episode(row) for row in read_log(folder / "episodes.jsonl")]
+    rows = read_episodes(folder)
     for number, row in enumerate(rows, start=1):
         if missing := [key for key in ("env", "decoding", "seed") if key not in row]:
             raise UserError(

@@ -1,1 +1,1 @@
-"""What every run owns: directory, trackers, progress, profiling, process settings."""
+"""Run directory, trackers, progress display, profiling, diagnostics and process settings."""

@@ -31,7 +31,7 @@ _RECENT = 5
 _SIGN_STEPS = 10
 """Steps for which a sign must persist: by chance this happens once in 1,024 cases."""
 _CHECKS = 50
-"""A check costs time proportional to the rows, so the next one is after 1 / 50 more rows."""
+"""A check takes time proportional to the rows, so the next one waits for 1 / 50 more rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class MetricLog:
     """Rows of `metrics.jsonl`."""
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps and finite values of one metric, in order of step."""
+        """Return the steps and the finite values of a metric, in order of step."""
         rows = [r for r in self.metrics if is_number(r.get("step")) and is_number(r.get(key))]
         rows.sort(key=lambda row: row["step"])
         return [float(row["step"]) for row in rows], [float(row[key]) for row in rows]
@@ -97,18 +97,14 @@ class TrainingMonitor:
 
 
 def log_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
-    """(kind, sentence) of every warning about logged metrics, most serious first.
+    """Yield (kind, sentence) of every warning about logged metrics, most serious first.
 
     Args:
         log: the rows so far.
         when: description of the last logged values, such as "at the end of training".
     """
-    yield from (("finite", words) for words in _not_finite(log))
-    yield from (("train/moved", words) for words in _unmoved(log))
-    yield from (("gold", words) for words in _over_optimized(log))
-    yield from _diverged(log)
-    yield from (("entropy", words) for words in _collapsed(log))
-    yield from (("eval/loss", words) for words in _overfitted(log))
+    for check in (_not_finite, _unmoved, _over_optimized, _diverged, _collapsed, _overfitted):
+        yield from check(log)
     for key, (limit, words) in _SHARES.items():
         if (share := _recent_share(log, key)) > limit:
             yield key, f"{share:.0%} of {words} {when}."
@@ -130,7 +126,7 @@ def log_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
 
 
 def gold_key(log: MetricLog) -> str | None:
-    """Key of the gold metric; None if the run measured none."""
+    """Return the key of the gold metric; None if the run measured none."""
     specs = log.config.get("gold") or []
     names = [str(spec.get("name") or spec.get("kind")) for spec in specs]
     configured = [f"{split}/{name}" for split in ("eval", "reward") for name in names]
@@ -150,7 +146,7 @@ class Peak:
 
 
 def over_optimized(log: MetricLog) -> Peak | None:
-    """Peak of the gold score (Gao et al. 2022); None if gold fell by less than 1/5 of its range.
+    """Return the peak of gold (Gao et al. 2022); None if gold fell by less than 1/5 of its range.
 
     Both curves are smoothed first. Gold measured on training episodes is noisy and needs 20 points.
     """
@@ -174,7 +170,7 @@ def _smoothed(values: Sequence[float]) -> list[float]:
 
 
 def _unscored_reasons(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
-    """Share of unscored episodes by reward and reason; a share of 0 is not logged."""
+    """Yield the share of unscored episodes by reward and reason; a share of 0 is not logged."""
     recent = log.metrics[-_RECENT:]
     keys = dict.fromkeys(key for row in recent for key in row if key.startswith(_UNSCORED))
     for key in keys:
@@ -200,12 +196,12 @@ def _fell_clearly(values: Sequence[float]) -> bool:
 
 
 def _recent_mean(log: MetricLog, key: str) -> float:
-    """Mean of the last five logged values; 0 for a metric that was never logged."""
+    """Return the mean of the last five logged values; 0 if the metric was never logged."""
     return _mean(log.series(key)[1][-_RECENT:])
 
 
 def _recent_share(log: MetricLog, key: str) -> float:
-    """Recent value of a metric of `_SHARES` as a share of episodes or replies."""
+    """Return the recent value of a metric of `_SHARES` as a share of episodes or replies."""
     value = _recent_mean(log, key)
     if key != "rollout/length_limited":
         return value
@@ -217,43 +213,47 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
 
 
-def _not_finite(log: MetricLog) -> list[str]:
+def _not_finite(log: MetricLog) -> Iterator[tuple[str, str]]:
     first_steps: dict[str, int] = {}
     for row in log.metrics:
         for key, value in row.items():
             if isinstance(value, float) and not math.isfinite(value):
                 first_steps.setdefault(key, int(row.get("step", 0)))
-    return [f"{key} is not finite from step {step} on." for key, step in first_steps.items()]
+    for key, step in first_steps.items():
+        yield "finite", f"{key} is not finite from step {step} on."
 
 
-def _unmoved(log: MetricLog) -> list[str]:
-    """A model that training did not change: frozen policy, learning rate 0, advantages of 0."""
+def _unmoved(log: MetricLog) -> Iterator[tuple[str, str]]:
+    """Find a model that training did not change: frozen, learning rate 0, or advantages of 0."""
     steps, moved = log.series("train/moved")
     if moved and moved[-1] == 0:
-        return [
+        yield (
+            "train/moved",
             f"training did not move the model: at step {short_number(steps[-1])} every trained "
-            "weight has its initial value."
-        ]
+            "weight has its initial value.",
+        )
+        return
     # Weights that start at 0 change with any learning rate; the policy's outputs may not.
     kl, ratio = log.series("policy/kl")[1], log.series("policy/ratio_max")[1]
-    if len(kl) < _RECENT or any(kl) or any(abs(r - 1) > 1e-6 for r in ratio):
-        return []
-    return [
-        f"the policy did not move: policy/kl is 0 in all of {len(kl)} logged steps, and no "
-        "importance ratio differs from 1."
-    ]
+    if len(kl) >= _RECENT and not any(kl) and all(abs(r - 1) <= 1e-6 for r in ratio):
+        yield (
+            "train/moved",
+            f"the policy did not move: policy/kl is 0 in all of {len(kl)} logged steps, and no "
+            "importance ratio differs from 1.",
+        )
 
 
-def _over_optimized(log: MetricLog) -> list[str]:
+def _over_optimized(log: MetricLog) -> Iterator[tuple[str, str]]:
     peak = over_optimized(log)
     if peak is None or not _fell_clearly(log.series(gold_key(log) or "")[1]):
-        return []
+        return
     gold, proxy = ([short_number(v) for v in pair] for pair in (peak.gold, peak.proxy))
     step = short_number(peak.step)
-    return [
+    yield (
+        "gold",
         f"the proxy was over-optimized: gold fell from {gold[0]} at step {step} to {gold[1]} while "
-        f"the proxy rose from {proxy[0]} to {proxy[1]}. Stop near step {step}."
-    ]
+        f"the proxy rose from {proxy[0]} to {proxy[1]}. Stop near step {step}.",
+    )
 
 
 def _diverged(log: MetricLog) -> Iterator[tuple[str, str]]:
@@ -268,31 +268,32 @@ def _diverged(log: MetricLog) -> Iterator[tuple[str, str]]:
             )
 
 
-def _collapsed(log: MetricLog) -> list[str]:
-    """Entropy collapse without a rise in reward; a solved task needs no entropy."""
+def _collapsed(log: MetricLog) -> Iterator[tuple[str, str]]:
+    """Find entropy collapse without a rise in reward; a solved task needs no entropy."""
     entropy, reward = log.series("policy/entropy")[1], log.series("reward/mean")[1]
     if min(len(entropy), len(reward)) < 2 * _RECENT:
-        return []
+        return
     before, after = _mean(entropy[:_RECENT]), _mean(entropy[-_RECENT:])
     first, last = _mean(reward[:_RECENT]), _mean(reward[-_RECENT:])
-    if before < 0.1 or after > 0.05 * before or last > first:
-        return []
-    return [
-        f"policy/entropy fell from {short_number(before)} to {short_number(after)} and the reward "
-        f"did not rise ({short_number(first)} to {short_number(last)}): the policy repeats itself "
-        "and no longer explores."
-    ]
+    if before >= 0.1 and after <= 0.05 * before and last <= first:
+        yield (
+            "entropy",
+            f"policy/entropy fell from {short_number(before)} to {short_number(after)} and the "
+            f"reward did not rise ({short_number(first)} to {short_number(last)}): the policy "
+            "repeats itself and no longer explores.",
+        )
 
 
-def _overfitted(log: MetricLog) -> list[str]:
+def _overfitted(log: MetricLog) -> Iterator[tuple[str, str]]:
     steps, values = log.series("eval/loss")
     if len(values) < 3:
-        return []
+        return
     best = min(range(len(values)), key=values.__getitem__)
-    if values[-1] <= 1.05 * values[best]:
-        return []
-    return [
-        f"held-out loss rose from {short_number(values[best])} at step {short_number(steps[best])} "
-        f"to {short_number(values[-1])}: training ran too long; final/ contains the model of step "
-        f"{short_number(steps[best])}."
-    ]
+    if values[-1] > 1.05 * values[best]:
+        step = short_number(steps[best])
+        yield (
+            "eval/loss",
+            f"held-out loss rose from {short_number(values[best])} at step {step} to "
+            f"{short_number(values[-1])}: training ran too long; final/ contains the model of "
+            f"step {step}.",
+        )

@@ -41,7 +41,7 @@ class Run:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.started = time.monotonic()
-        # Of several processes the first one writes.
+        # Only the first of several processes writes.
         self.writes = os.environ.get("RANK", "0") == "0"
         self.config: Mapping[str, Any] = {}
         self.trackers: list[Tracker] | None = None
@@ -120,8 +120,9 @@ class Run:
     def discard_if_unused(self) -> None:
         """Remove a directory without results and restore the run that it would have replaced."""
         kept = {"config.yaml", "environment.json"}
-        found = {path.name for path in self.directory.iterdir() if any_content(path)}
-        if not self.writes or not found <= kept:
+        paths = self.directory.iterdir()
+        written = {path.name for path in paths if path.is_file() or any(path.iterdir())}
+        if not self.writes or not written <= kept:
             return
         shutil.rmtree(self.directory)
         if self._replaced is not None:
@@ -224,13 +225,8 @@ def _occupied(directory: Path) -> UserError:
     )
 
 
-def any_content(path: Path) -> bool:
-    """Whether a path is a file, or a folder with something in it."""
-    return path.is_file() or any(path.iterdir())
-
-
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    """Return nested mappings as one with dotted keys: ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -251,7 +247,7 @@ def seed_everything(seed: int) -> None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Versions, hardware and command line, for ``environment.json``."""
+    """Return versions, hardware and command line, for ``environment.json``."""
     from importlib.metadata import PackageNotFoundError, version
 
     packages = ("rlhf-kit", "torch", "transformers", "trl", "peft", "gymnasium", "datasets")
@@ -274,7 +270,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Name of the processor, with its bf16 instructions, which decide the speed."""
+    """Return the name of the processor and its bf16 instructions, which decide the speed."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor()
@@ -288,11 +284,14 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the toolkit's own checkout; None for an installed package."""
-    home = Path(__file__).resolve().parent.parent
-    if not (home / ".git").exists():
+    """Return the commit of the toolkit's own checkout; None for an installed package."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
         return None
     result = subprocess.run(
-        ["git", "-C", str(home), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "-C", str(checkout), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return result.stdout.strip() or None

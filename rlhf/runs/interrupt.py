@@ -15,27 +15,27 @@ class Interrupted(UserError):
 
 
 class StopRequest:
-    """In its ``with`` block the first Ctrl-C sets ``asked``; a second one interrupts at once."""
+    """In a ``with`` block, the first Ctrl-C sets ``requested``; the second interrupts at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._previous: Any = None
 
     def __enter__(self) -> StopRequest:
         # Only the main thread may install handlers; elsewhere (notebook kernels) nothing changes.
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._ask)
+            self._previous = signal.signal(signal.SIGINT, self._request)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
         signal.signal(signal.SIGINT, self._previous)
 
     def check(self, directory: object) -> None:
         """Raise Interrupted if the user pressed Ctrl-C; call it when a checkpoint is written."""
-        if self.asked:
+        if self.requested:
             raise Interrupted(f"stopped on request; continue with --resume ({directory})")

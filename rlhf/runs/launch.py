@@ -34,42 +34,31 @@ def release_memory() -> None:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _keep_freed_memory() -> bool:
+def _keep_freed_memory() -> None:
     """Let glibc keep freed blocks instead of returning them to the kernel at every step.
 
     Activations of a training step are hundreds of megabytes that malloc would map and unmap anew
-    each time; the page faults cost more than a third of a CPU step. It has no effect
-    with other C libraries.
-
-    Returns:
-        Whether the allocator accepted the settings.
+    each time; the page faults cost more than a third of a CPU step. Other C libraries are left
+    unchanged.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # musl has no mallopt
-        return False
-    if not (mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1)):
-        return False
-    _request_huge_pages()
-    return True
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):  # musl has no mallopt
+            mallopt = ctypes.CDLL("libc.so.6").mallopt
+            if mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1):
+                _request_huge_pages()
 
 
-def _request_huge_pages(gib: int = 8) -> None:
-    """Request transparent huge pages for the heap with madvise.
+def _request_huge_pages() -> None:
+    """Request transparent huge pages for the next 8 GiB of the heap with madvise.
 
     The allocation extends the heap without touching its pages, so no memory is committed; it is
     freed at once, and later allocations from this region cause fewer TLB misses.
-
-    Args:
-        gib: Size of the region to mark, from the present end of the heap, in GiB.
     """
     libc = ctypes.CDLL("libc.so.6")
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    size = gib << 30
+    size = 8 << 30
     block = libc.malloc(size)
     if not block:  # a limit on the address space
         return

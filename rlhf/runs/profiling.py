@@ -1,4 +1,4 @@
-"""Where the time and memory of a step go."""
+"""Measure the time and the memory of a training step."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 
-# Parts of an online step, in their order; docs/metrics.md says what each holds.
+# Parts of an online step, in their order; docs/metrics.md describes them.
 PARTS = ("generation", "environments", "rewards", "reference", "scoring", "update")
 
 
 class Stopwatch:
-    """Seconds by part; a part inside another one stops the outer clock."""
+    """Measures seconds by part; time in an inner part does not count for the outer one."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -22,7 +22,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Count the time inside the ``with`` block as this part's."""
+        """Add the time inside the ``with`` block to a part."""
         self._lap()
         self._running.append(part)
         try:
@@ -39,13 +39,13 @@ class Stopwatch:
         self._since = now
 
     def take(self) -> dict[str, float]:
-        """Seconds by part since the last call, as metrics."""
+        """Return the seconds by part since the last call, as metrics."""
         taken, self._seconds = self._seconds, {}
         return {f"time/{part}": round(seconds, 4) for part, seconds in taken.items()}
 
 
 def usage(*, real: int, computed: int, flops: float, peak_flops: float) -> dict[str, float]:
-    """How well a machine was used, as metrics.
+    """Return FLOP utilization, padding, shared tokens and peak memory as metrics.
 
     Args:
         real: Tokens that are not padding.
@@ -62,6 +62,6 @@ def usage(*, real: int, computed: int, flops: float, peak_flops: float) -> dict[
 
 
 def peak_memory() -> float:
-    """The largest resident size of this process so far, in GiB."""
+    """Return the largest resident size of this process so far, in GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

@@ -110,7 +110,8 @@ class Reporter:
         self.seen |= metrics
         self.measured |= dict.fromkeys(metrics, step)
         before, self.done = self.done, step
-        numbers = [self._number(name, key) for name, key in _chosen(self.seen, self.slots).items()]
+        displayed = displayed_metrics(self.seen, self.slots)
+        numbers = [self._number(name, key) for name, key in displayed.items()]
         self.view.numbers.parts = numbers
         self.view.update(self.task, completed=step)
         for words in warnings:
@@ -121,7 +122,7 @@ class Reporter:
             log.info("%s", "  ".join([f"{self.what} {step}/{self.total}", *numbers]))
 
     def _number(self, name: str, key: str) -> str:
-        """A number under its short name, with its step where that is an earlier one."""
+        """Return a number with its short name, and with its step if it was measured earlier."""
         text = f"{name} {self.seen[key]:.3g}"
         measured = self.measured[key]
         return text if measured == self.done else f"{text} (step {measured})"
@@ -134,18 +135,13 @@ class Reporter:
             log.warning("%s: warning, step %d: %s", self.what, step, words)
 
 
-def headline(seen: Mapping[str, float], slots: Slots = ()) -> dict[str, float]:
-    """Return at most five numbers under short names.
+def displayed_metrics(seen: Mapping[str, float], slots: Slots) -> dict[str, str]:
+    """Return short name -> metric key of at most five metrics to show.
 
     Args:
         seen: Metrics by key.
-        slots: The numbers to choose; without slots, the first ones under their own keys.
+        slots: The metrics to choose; without slots, the first ones under their own keys.
     """
-    return {name: seen[key] for name, key in _chosen(seen, slots).items()}
-
-
-def _chosen(seen: Mapping[str, float], slots: Slots) -> dict[str, str]:
-    """Short name -> metric key of the numbers that are shown."""
     chosen: dict[str, str] = {}
     for slot in slots or [{key: key} for key in seen]:
         key = next((key for key in slot if key in seen), None)
@@ -190,13 +186,13 @@ class _View(Progress):
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """What is drawn, from top to bottom."""
+        """Yield the lines of the display, from top to bottom."""
         yield Constrain(self.make_tasks_table(self.tasks), MAX_WIDTH)
         yield self.numbers
 
 
 class _Numbers:
-    """Names with their values, side by side; a narrow terminal breaks the line between two."""
+    """Names and values in one line, which a narrow terminal breaks between two of them."""
 
     def __init__(self) -> None:
         self.parts: Sequence[str] = ()
@@ -213,7 +209,7 @@ class _Numbers:
 
 
 def _shortened(name: str) -> str:
-    """A long name without its middle: beginnings tell stages apart, ends tell seeds."""
+    """Shorten a name in the middle: names of stages differ at the start, of seeds at the end."""
     half = MAX_NAME_LENGTH // 2
     # Brackets would be read as markup.
     text = name if len(name) <= MAX_NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"

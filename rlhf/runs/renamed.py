@@ -1,4 +1,4 @@
-"""Names that changed since version 0.1.0: configuration keys, metrics, sample keys and files.
+"""Names that changed since version 0.1.0: configuration keys, metrics, and keys of JSON lines.
 
 Records of old runs are read under the current names. A configuration that a user writes must use
 the current names; an old one gets an error that states the new one.
@@ -6,6 +6,7 @@ the current names; an old one gets an error that states the new one.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ RENAMED_KEYS: dict[str, str] = {
     "verb": "command",
     "algorithm.mismatch_cap": "algorithm.tis_cap",
 }
-"""Dotted configuration key from the root of a run's configuration, old -> new. Indices of lists are
-left out: `rewards.path` is a key of every entry of `rewards`."""
+"""Dotted configuration key, old -> new in the same section. Indices of lists are left out:
+`rewards.path` is a key of every entry of `rewards`."""
 
 RENAMED_METRICS: dict[str, str] = {
     "policy/drift": "policy/approx_kl",
@@ -43,9 +44,6 @@ after scaling and penalties, and that of a held-out episode was before them."""
 RENAMED_EPISODE_KEYS: dict[str, str] = {"cut": "length_limited"}
 """Key of `evaluation/NAME/episodes.jsonl`, old -> new."""
 
-RENAMED_FILES: dict[str, str] = {}
-"""Path inside a run directory, old -> new."""
-
 
 def renamed_key(key: str) -> str | None:
     """Return the current name of a dotted configuration key of 0.1.0, or None if it is unchanged.
@@ -58,70 +56,39 @@ def renamed_key(key: str) -> str | None:
 
 def current_config(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recorded configuration of any version under the current keys."""
-    config = _copy(tree)
+    config = copy.deepcopy(dict(tree))
     for old, new in RENAMED_KEYS.items():
-        _move(config, old.split("."), new.split("."))
+        _rename(config, old.split("."), new.rpartition(".")[2])
     return config
-
-
-def current_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of `metrics.jsonl` of any version under the current keys."""
-    return {RENAMED_METRICS.get(key, key): value for key, value in row.items()}
-
-
-def current_sample(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of `samples.jsonl` of any version under the current keys."""
-    renamed = RENAMED_SAMPLE_KEYS.get(row.get("split", ""), {})
-    return {renamed.get(key, key): value for key, value in row.items()}
-
-
-def current_episode(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of `episodes.jsonl` of any version under the current keys."""
-    return {RENAMED_EPISODE_KEYS.get(key, key): value for key, value in row.items()}
 
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """Read the lines of `metrics.jsonl` of a run of any version; no file gives no lines."""
-    return [current_metrics(row) for row in read_log(run_file(directory, "metrics.jsonl"))]
+    return [_renamed(row, RENAMED_METRICS) for row in read_log(directory / "metrics.jsonl")]
 
 
 def read_samples(directory: Path) -> list[dict[str, Any]]:
     """Read the lines of `samples.jsonl` of a run of any version; no file gives no lines."""
-    return [current_sample(row) for row in read_log(run_file(directory, "samples.jsonl"))]
+    rows = read_log(directory / "samples.jsonl")
+    return [_renamed(row, RENAMED_SAMPLE_KEYS.get(row.get("split", ""), {})) for row in rows]
 
 
-def run_file(directory: Path, name: str) -> Path:
-    """Return the path of a file of a run directory, which an old run has under its old name."""
-    old_names = [old for old, new in RENAMED_FILES.items() if new == name]
-    paths = [directory / name, *(directory / old for old in old_names)]
-    return next((path for path in paths if path.exists()), paths[0])
+def read_episodes(evaluation: Path) -> list[dict[str, Any]]:
+    """Read the lines of `episodes.jsonl` of an evaluation by a run of any version."""
+    return [_renamed(row, RENAMED_EPISODE_KEYS) for row in read_log(evaluation / "episodes.jsonl")]
 
 
-def _copy(node: Any) -> Any:
-    """Copy nested mappings and lists."""
-    if isinstance(node, Mapping):
-        return {key: _copy(value) for key, value in node.items()}
-    return [_copy(item) for item in node] if isinstance(node, list) else node
+def _renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in row.items()}
 
 
-def _move(node: Any, old: list[str], new: list[str]) -> None:
-    """Move a value to another key in place; keys that both paths begin with reach through lists."""
+def _rename(node: Any, path: list[str], name: str) -> None:
+    """Rename the key at the end of a path in place; the path leads through lists."""
     if isinstance(node, list):
         for item in node:
-            _move(item, old, new)
-    elif not isinstance(node, dict) or old[0] not in node:
-        return
-    elif len(old) > 1 and len(new) > 1 and old[0] == new[0]:
-        _move(node[old[0]], old[1:], new[1:])
-    else:
-        source = node
-        for part in old[:-1]:
-            source = source.get(part)
-            if not isinstance(source, dict):
-                return
-        if old[-1] not in source:
-            return
-        value = source.pop(old[-1])
-        for part in new[:-1]:
-            node = node.setdefault(part, {})
-        node[new[-1]] = value
+            _rename(item, path, name)
+    elif isinstance(node, dict) and path[0] in node:
+        if len(path) > 1:
+            _rename(node[path[0]], path[1:], name)
+        else:
+            node[name] = node.pop(path[0])

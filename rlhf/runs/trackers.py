@@ -110,7 +110,7 @@ def _mlflow(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
 
 
 def _identity(directory: Path) -> str:
-    """Eight letters that are the same whenever this run's directory is continued."""
+    """Return eight hexadecimal digits that stay the same when a run is resumed."""
     path = directory / "tracking_id"
     if not path.exists():
         path.write_text(os.urandom(4).hex())

@@ -75,7 +75,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
                 run.log(progress.step, metrics)
                 warnings = monitor.update(progress.step, metrics)
             display.show(progress.step, metrics, warnings)
-            if (save_due or stop.asked) and run.writes:
+            if (save_due or stop.requested) and run.writes:
                 save_checkpoint(checkpoints, trainer)
             stop.check(run.directory)
 

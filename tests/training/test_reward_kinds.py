@@ -306,7 +306,7 @@ def test_resume_with_transformers_trainer_is_exact(tmp_path, encoder_model, monk
     original = RunCallback.on_step_end
 
     def stop(self, args, state, control, **more):
-        self.stop.asked = self.stop.asked or state.global_step == 6
+        self.stop.requested = self.stop.requested or state.global_step == 6
         return original(self, args, state, control, **more)
 
     monkeypatch.setattr(RunCallback, "on_step_end", stop)

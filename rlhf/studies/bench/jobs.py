@@ -58,8 +58,6 @@ class Workers:
     """`count` worker processes as a context manager; each writes its output to a file in `logs`."""
 
     def __init__(self, count: int, commands: CommandTable, *, logs: Path) -> None:
-        if count < 1:
-            raise UserError(f"--jobs must be >= 1, got {count}")
         logs.mkdir(parents=True, exist_ok=True)
         self.logs = logs
         self.commands = commands

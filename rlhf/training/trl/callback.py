@@ -70,6 +70,6 @@ class RunCallback(TrainerCallback):
         """Display progress; save and stop if the user asked for it."""
         if self.reporter:
             self.reporter.show(state.global_step, {})
-        if self.stop.asked:
+        if self.stop.requested:
             control.should_save = control.should_training_stop = True
         return control
