@@ -17,8 +17,8 @@ import gymnasium as gym
 import numpy as np
 
 Env = gym.Env[Any, Any]
-Policy = Callable[[Env, int, np.random.Generator], Any]
-"""(environment, turn from 0, generator) -> action."""
+Policy = Callable[[int, np.random.Generator], Any]
+"""(turn from 0, generator) -> action."""
 Adversary = tuple[str, Policy]
 """Name of a policy that should not earn more than the optimum, and the policy."""
 LEVEL = 0.01
@@ -32,6 +32,16 @@ FIRST_SEED = 3 * 2**29
 """First seed of the episodes, far from those that tests and examples use."""
 SILENCE = ""
 JUNK = ("?!", "I do not know.", "a" * 200)
+SEPARATORS = (" ", "\n", ", ")
+FRAMES = {
+    "text before the action": "I think: {}",
+    "text after the action": "{} because it is best",
+    "the action twice": "{0} {0}",
+    "the action on two lines": "{0}\n{0}",
+    "the action in brackets": "[{}]",
+    **{f"two actions joined by {text!r}": f"{{}}{text}{{}}" for text in SEPARATORS},
+}
+"""Name of an adversary -> format of its reply, from an action and a random further action."""
 MAX_CONSTANTS, MAX_WORDS = 24, 40
 
 
@@ -49,12 +59,11 @@ class SuccessfulAdversary:
     def __str__(self) -> str:
         """The finding in one line."""
         source = "optimal_value() says" if self.stated else "intended play earns"
-        earns = f"adversary: {self.name} earns {self.mean:.4f} per episode"
-        return f"{earns}, {source} {self.baseline:.4f}"
+        return f"{self.name} earns {self.mean:.4f} per episode, {source} {self.baseline:.4f}"
 
 
 def successful_adversaries(env: Env, *, level: float = LEVEL) -> list[SuccessfulAdversary]:
-    """The adversaries that beat the baseline of an environment, at a familywise level.
+    """Return the adversaries that beat the baseline of an environment, at a familywise level.
 
     The baseline is the stated optimum, else the expert. Without either it is the best of random
     play and of each single action repeated; then only empty and malformed replies and a list of all
@@ -67,78 +76,72 @@ def successful_adversaries(env: Env, *, level: float = LEVEL) -> list[Successful
     """
     findings = []
     game = _Game(env)
-    adversaries, baseline = list(game.adversaries()), game.baseline()
-    gains = [game.gains(policy, baseline, 0, SCREENED).mean() for _, policy in adversaries]
+    adversaries = list(game.adversaries())
+    gains = [game.gains(policy, 0, SCREENED).mean() for _, policy in adversaries]
     finalists = [adversaries[i] for i in np.argsort(-np.array(gains), kind="stable")[:FINALISTS]]
     rounds = ((SCREENED, TRIED), (SCREENED + TRIED, CONFIRMED))
     for name, policy in finalists:
-        p_values = (_p_value(game.gains(policy, baseline, *seeds), "greater") for seeds in rounds)
+        p_values = (_p_value(game.gains(policy, *seeds), "greater") for seeds in rounds)
         if all(p_value < level / len(finalists) for p_value in p_values):
             mean = float(game.returns(policy, *rounds[1]).mean())
-            findings.append(SuccessfulAdversary(name, mean, baseline.value, baseline.stated))
+            findings.append(SuccessfulAdversary(name, mean, game.baseline, game.is_stated))
     return findings
 
 
-@dataclass(frozen=True)
-class _Baseline:
-    """The value that no adversary should beat."""
-
-    value: float
-    stated: bool
-    partner: Policy | None
-    """Policy whose episodes are paired with an adversary's; None compares with `value`."""
-
-
 class _Game:
-    """An environment with its adversaries, its baseline and the episodes played so far."""
+    """An environment with its adversaries, its baseline and the episodes played so far.
+
+    `baseline` is the value that no adversary should beat. `partner` is the policy whose episodes
+    are paired with an adversary's, or None to compare with `baseline`.
+    """
 
     def __init__(self, env: Env) -> None:
         self.env = env
-        self.base: Any = env.unwrapped
+        self.task: Any = env.unwrapped
         self.is_discrete = isinstance(env.action_space, gym.spaces.Discrete)
         text, _ = env.reset(seed=FIRST_SEED - 1)
         actions = self._actions()
-        self.actions = actions[:: max(1, -(-len(actions) // MAX_CONSTANTS))]
-        self.words = _words([*actions, str(text)])
-        self.optimum = _result_of(self.base, "optimal_value")
-        self.has_expert = _result_of(self.base, "expert") is not None
-        self.price = float(_result_of(self.base, "cost_price") or 0.0)
-        self.limit = float(getattr(self.base, "cost_limit", 0.0) or 0.0) if self.price else 0.0
+        self.actions = _thinned(actions, MAX_CONSTANTS)
+        words = (w for x in [*actions, text] for w in re.findall(r"\w+", str(x).lower()))
+        self.words = _thinned(list(dict.fromkeys(words)), MAX_WORDS)
+        self.optimum = _result_of(self.task, "optimal_value")
+        self.is_stated = self.optimum is not None
+        self.has_expert = _result_of(self.task, "expert") is not None
+        self.has_values = bool(_result_of(self.task, "action_values"))
+        self.play = self._expert if self.has_expert else self._random
+        self.play_name = "expert play" if self.has_expert else "random play"
+        self.price = float(_result_of(self.task, "cost_price") or 0.0)
+        self.limit = float(getattr(self.task, "cost_limit", 0.0) or 0.0) if self.price else 0.0
         self.played: dict[tuple[Any, int, int], np.ndarray] = {}
+        self.baseline, self.partner = self._baseline()
 
     def _actions(self) -> list[Any]:
         """Legal actions at the start, or a sample if the environment does not list them."""
         space: Any = self.env.action_space
         if self.is_discrete:
             return [int(space.start + i) for i in range(int(space.n))]
-        actions = _result_of(self.base, "legal_actions")
+        actions = _result_of(self.task, "legal_actions")
         if actions is None:
             space.seed(0)
             actions = dict.fromkeys(space.sample() for _ in range(MAX_CONSTANTS))
         return list(actions)
 
-    def baseline(self) -> _Baseline:
-        """The stated optimum, or the mean return of the best intended policy."""
-        if self.optimum is not None:
-            partner = self._expert if self.has_expert and self._expert_agrees() else None
-            return _Baseline(float(self.optimum), True, partner)
-        policies = (
-            [self._expert] if self.has_expert else [self._random, *map(_always, self.actions)]
+    def _baseline(self) -> tuple[float, Policy | None]:
+        if not self.is_stated:
+            constants = [] if self.has_expert else [_always(action) for action in self.actions]
+            policies = [self.play, *constants]
+            best = max(policies, key=lambda policy: self.returns(policy, 0, SCREENED).mean())
+            return float(self.returns(best, SCREENED, TRIED).mean()), best
+        # Episodes can be paired with those of the expert only if it earns the stated optimum.
+        can_pair = self.has_expert and (
+            _p_value(self.returns(self.play, SCREENED, TRIED) - self.optimum, "two-sided") > LEVEL
         )
-        means = [self.returns(policy, 0, SCREENED).mean() for policy in policies]
-        best = policies[int(np.argmax(means))]
-        value = float(self.returns(best, SCREENED, TRIED).mean())
-        return _Baseline(value, False, best)
+        return float(self.optimum), self.play if can_pair else None
 
-    def _expert_agrees(self) -> bool:
-        """Whether the expert earns the stated optimum, so that its episodes can be paired."""
-        gains = self.returns(self._expert, SCREENED, TRIED) - self.optimum
-        return _p_value(gains, "two-sided") > LEVEL
-
-    def gains(self, policy: Policy, baseline: _Baseline, first: int, count: int) -> np.ndarray:
-        """Returns minus the baseline, paired by seed if the baseline has a partner, [episodes]."""
-        partner = baseline.partner
-        reference = baseline.value if partner is None else self.returns(partner, first, count)
+    def gains(self, policy: Policy, first: int, count: int) -> np.ndarray:
+        """Returns minus the baseline, paired by seed if there is a partner, [episodes]."""
+        partner = self.partner
+        reference = self.baseline if partner is None else self.returns(partner, first, count)
         return self.returns(policy, first, count) - reference
 
     def returns(self, policy: Policy, first: int, count: int) -> np.ndarray:
@@ -154,7 +157,7 @@ class _Game:
         self.env.reset(seed=seed)
         total = self.price * self.limit
         for turn in range(MAX_STEPS):
-            action = policy(self.env, turn, rng)
+            action = policy(turn, rng)
             if self.is_discrete and not self.env.action_space.contains(action):
                 break  # as in a rollout, where an unreadable reply ends the episode
             _, reward, terminated, truncated, info = self.env.step(action)
@@ -163,16 +166,16 @@ class _Game:
                 break
         return total
 
-    def _expert(self, env: Env, turn: int, rng: np.random.Generator) -> Any:
-        return self.base.expert(rng)
+    def _expert(self, turn: int, rng: np.random.Generator) -> Any:
+        return self.task.expert(rng)
 
-    def _random(self, env: Env, turn: int, rng: np.random.Generator) -> Any:
-        if hasattr(self.base, "sample_action"):
-            return self.base.sample_action(rng)
+    def _random(self, turn: int, rng: np.random.Generator) -> Any:
+        if hasattr(self.task, "sample_action"):
+            return self.task.sample_action(rng)
         return self.actions[int(rng.integers(len(self.actions)))]
 
     def adversaries(self) -> Iterator[Adversary]:
-        """All policies that are tested."""
+        """Yield all policies that are tested."""
         if self.is_discrete:
             yield "a reply that is no number (rollout.invalid_reward: 0)", _always(None)
         else:
@@ -180,86 +183,68 @@ class _Game:
             for junk in JUNK:
                 yield f"the junk {junk[:20]!r}", _always(junk)
             several = [action for action in self.actions if isinstance(action, str)]
-            for separator in (" ", "\n", ", "):
+            for separator in SEPARATORS:
                 yield f"all actions joined by {separator!r}", _always(separator.join(several))
-        if self.optimum is None and not self.has_expert:
+        if not self.is_stated and not self.has_expert:
             return
         yield "random play", self._random
         for action in self.actions:
             yield f"{action!r} in every turn", _always(action)
-        base, name = (self._expert, "expert") if self.has_expert else (self._random, "random")
-        yield from self._timed(base, name)
+        yield from self._timed()
         if not self.is_discrete:
-            yield from self._wordy(base, name)
+            yield from self._wordy()
 
-    def _timed(self, base: Policy, base_name: str) -> Iterator[Adversary]:
-        """Late starts and early ends of a base policy."""
-        nothing = None if self.is_discrete else SILENCE
-        half = max(1, int(getattr(self.base, "max_turns", 4)) // 2)
+    def _timed(self) -> Iterator[Adversary]:
+        """Yield late starts and early ends of normal play, and policies that follow the values."""
+        play, name, nothing = self.play, self.play_name, None if self.is_discrete else SILENCE
+        half = max(1, int(getattr(self.task, "max_turns", 4)) // 2)
         for turns in sorted({1, 2, half}):
             yield (
-                f"silence for {turns} turns, then {base_name} play",
-                lambda e, t, r, n=turns: nothing if t < n else base(e, t, r),
+                f"silence for {turns} turns, then {name}",
+                lambda turn, rng, n=turns: nothing if turn < n else play(turn, rng),
             )
             yield (
-                f"{base_name} play for {turns} turns, then silence",
-                lambda e, t, r, n=turns: base(e, t, r) if t < n else nothing,
+                f"{name} for {turns} turns, then silence",
+                lambda turn, rng, n=turns: play(turn, rng) if turn < n else nothing,
             )
         yield (
-            f"silence every other turn of {base_name} play",
-            lambda e, t, r: nothing if t % 2 else base(e, t, r),
+            f"silence every other turn of {name}",
+            lambda turn, rng: nothing if turn % 2 else play(turn, rng),
         )
-        if _result_of(self.base, "action_values"):
+        if self.has_values:
             yield "silence if no action has a positive value", self._positive_only
             yield "the action of the highest stated value", self._greedy
 
-    def _positive_only(self, env: Env, turn: int, rng: np.random.Generator) -> Any:
-        values = _result_of(self.base, "action_values")
-        return self._greedy(env, turn, rng) if values and max(values.values()) > 0 else SILENCE
+    def _positive_only(self, turn: int, rng: np.random.Generator) -> Any:
+        values = _result_of(self.task, "action_values")
+        return self._greedy(turn, rng) if values and max(values.values()) > 0 else SILENCE
 
-    def _greedy(self, env: Env, turn: int, rng: np.random.Generator) -> Any:
-        values = _result_of(self.base, "action_values")
-        return max(values, key=values.__getitem__) if values else self._random(env, turn, rng)
+    def _greedy(self, turn: int, rng: np.random.Generator) -> Any:
+        values = _result_of(self.task, "action_values")
+        return max(values, key=values.__getitem__) if values else self._random(turn, rng)
 
-    def _wordy(self, base: Policy, base_name: str) -> Iterator[Adversary]:
-        """Text around the actions of a base policy, and several actions in one reply."""
-        frames = {
-            "text before the action": "I think: {}",
-            "text after the action": "{} because it is best",
-            "the action twice": "{0} {0}",
-            "the action on two lines": "{0}\n{0}",
-            "the action in brackets": "[{}]",
-        }
-        for name, frame in frames.items():
-            yield (
-                f"{name} ({base_name} play)",
-                lambda e, t, r, f=frame: f.format(base(e, t, r)),
-            )
-        for separator in (" ", "\n", ", "):
-            yield (
-                f"two actions joined by {separator!r} ({base_name} play)",
-                lambda e, t, r, s=separator: f"{base(e, t, r)}{s}{self._random(e, t, r)}",
-            )
+    def _wordy(self) -> Iterator[Adversary]:
+        """Yield normal play with text around its actions, or with several actions in one reply."""
+        frames = {f"{name} ({self.play_name})": frame for name, frame in FRAMES.items()}
         for word, times in itertools.product(self.words, (1, 8)):
-            yield (
-                f"{base_name} play with {times} times {word!r} after it",
-                lambda e, t, r, w=word, n=times: " ".join([str(base(e, t, r)), *[w] * n]),
-            )
+            name = f"{self.play_name} with {times} times {word!r} after it"
+            frames[name] = " ".join(["{}", *[word] * times])
+        for name, frame in frames.items():
+            yield name, lambda t, r, f=frame: f.format(self.play(t, r), self._random(t, r))
 
 
 def _always(action: Any) -> Policy:
-    """The policy that gives the same action in every turn."""
-    return lambda env, turn, rng: action
+    """Return the policy that gives the same action in every turn."""
+    return lambda turn, rng: action
 
 
-def _words(texts: Sequence[Any]) -> list[str]:
-    """Distinct words of texts, at most `MAX_WORDS` at equal distances."""
-    words = list(dict.fromkeys(w for text in texts for w in re.findall(r"\w+", str(text).lower())))
-    return words[:: max(1, -(-len(words) // MAX_WORDS))]
+def _thinned(items: Sequence[Any], most: int) -> Sequence[Any]:
+    """Return at most `most` items, at equal distances."""
+    return items[:: max(1, -(-len(items) // most))]
 
 
 def _p_value(gains: np.ndarray, alternative: str) -> float:
-    """p value of a t test that the mean gain is 0; constant gains give 0 or 1."""
+    """Return the p value of a t test that the mean gain is 0; constant gains give 0 or 1."""
     from scipy import stats
 
     if np.ptp(gains) < 1e-12:
@@ -270,7 +255,7 @@ def _p_value(gains: np.ndarray, alternative: str) -> float:
 
 
 def _result_of(task: Any, method: str) -> Any:
-    """The result of a method without arguments, or None if the environment does not know it."""
+    """Call a method without arguments; return None if the environment does not support it."""
     try:
         return getattr(task, method)()
     except (AttributeError, NotImplementedError, TypeError, ValueError, ZeroDivisionError):

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import random
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -63,26 +64,33 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
         _globals,
         _junk,
         _truth,
-        _adversaries,
+        _adversary,
         _exact,
     ):
+        name = run_check.__name__.removeprefix("_")
         try:
-            findings += run_check(make, episodes)
+            findings += [f"{name}: {finding}" for finding in run_check(make, episodes)]
         except (Exception, SystemExit) as error:  # in the environment it is a finding
-            findings.append(f"{run_check.__name__[1:]}: raised {type(error).__name__}: {error}")
+            findings.append(f"{name}: raised {type(error).__name__}: {error}")
     return findings
 
 
-def _play(env: Env, seed: int) -> Iterator[tuple[Any, ...]]:
-    """Play an episode of sampled actions; yield the result of reset, then (action, result)."""
+def _play(
+    env: Env, seed: int, act: Callable[[], Any] | None = None
+) -> Iterator[tuple[Any, Any, float, bool, bool, dict[str, Any]]]:
+    """Play an episode; yield each action, None for the reset, with the five results of `step`.
+
+    Actions are sampled from the action space unless `act` is given.
+    """
     # A different seed than the episode's: with equal streams, actions could match hidden draws.
     env.action_space.seed(seed + 2**31)
-    yield env.reset(seed=seed)
+    text, info = env.reset(seed=seed)
+    yield None, text, 0.0, False, False, info
     for _ in range(MAX_STEPS):
-        action = env.action_space.sample()
-        result = env.step(action)
-        yield action, result
-        if result[2] or result[3]:
+        action = env.action_space.sample() if act is None else act()
+        text, reward, terminated, truncated, info = env.step(action)
+        yield action, text, float(reward), terminated, truncated, info
+        if terminated or truncated:
             return
 
 
@@ -92,23 +100,19 @@ def _gymnasium(make: Callable[[], Env], episodes: int) -> list[str]:
         try:
             check_env(make().unwrapped)
         except Exception as error:
-            return [f"gymnasium: {type(error).__name__}: {error}"]
-    return [f"gymnasium: {_plain(str(warning.message))}" for warning in caught]
-
-
-def _plain(message: str) -> str:
-    """A warning of gymnasium without its color codes."""
-    return message.replace("\x1b[33mWARN: ", "").replace("\x1b[0m", "")
+            return [f"{type(error).__name__}: {error}"]
+    # gymnasium colors its warnings.
+    return [re.sub(r"\x1b\[\d+m(WARN: )?", "", str(warning.message)) for warning in caught]
 
 
 def _spec(make: Callable[[], Env], episodes: int) -> list[str]:
     spec = make().spec
     if spec is None:
-        return ["spec: made without an id; register it, so that runs can name it"]
+        return ["made without an id; register it, so that runs can name it"]
     try:
         json.loads(spec.to_json())
     except (TypeError, ValueError) as error:
-        return [f"spec: cannot be written as JSON ({error}); keep functions out of its arguments"]
+        return [f"cannot be written as JSON ({error}); keep functions out of its arguments"]
     return []
 
 
@@ -118,26 +122,24 @@ def _texts(make: Callable[[], Env], episodes: int) -> list[str]:
     env = make()
     if isinstance(env.observation_space, gym.spaces.Text):
         findings.add(
-            "texts: gymnasium's Text space admits its alphabet only (no blanks by default) and is "
-            "misread by AsyncVectorEnv's shared memory; use rlhf.envs.core.FreeText"
+            "gymnasium's Text space admits its alphabet only (no blanks by default) and is misread "
+            "by AsyncVectorEnv's shared memory; use rlhf.envs.core.FreeText"
         )
     for seed in range(episodes):
-        record = list(_play(env, seed))
-        results = [(text, 0.0, False, False, info) for text, info in record[:1]]
-        results += [step for _, step in record[1:]]
-        if not (results[-1][2] or results[-1][3]):
-            findings.add(f"texts: an episode did not end within {MAX_STEPS} actions")
-        if not results[0][0]:
-            findings.add("texts: the first observation is empty, so the agent has no information")
-        for text, reward, _, _, info in results:
+        steps = list(_play(env, seed))
+        if not (steps[-1][3] or steps[-1][4]):
+            findings.add(f"an episode did not end within {MAX_STEPS} actions")
+        if not steps[0][1]:
+            findings.add("the first observation is empty, so the agent has no information")
+        for _, text, reward, _, _, info in steps:
             if not isinstance(text, str):
-                findings.add(f"texts: an observation is {type(text).__name__}, not str")
-            if not math.isfinite(float(reward)):
-                findings.add("texts: a reward is not finite")
+                findings.add(f"an observation is {type(text).__name__}, not str")
+            if not math.isfinite(reward):
+                findings.add("a reward is not finite")
             for key, value in info.items():
                 if type(value) is not types.setdefault(key, type(value)):
                     findings.add(
-                        f"texts: info[{key!r}] has the types {types[key].__name__} and "
+                        f"info[{key!r}] has the types {types[key].__name__} and "
                         f"{type(value).__name__}; a vector environment keeps the first type only"
                     )
     return sorted(findings)
@@ -150,14 +152,14 @@ def _repeats(make: Callable[[], Env], episodes: int) -> list[str]:
     for seed in range(episodes):
         alone = repr(list(_play(first, seed)))
         if repr(list(_play(first, seed))) != alone:
-            findings.add("repeats: the same seed and actions gave two different episodes")
+            findings.add("the same seed and actions gave two different episodes")
             continue
         other, record = _play(second, seed + 1), []
         for step in _play(first, seed):
             record.append(step)
             next(other, None)
         if repr(record) != alone:
-            findings.add("repeats: stepping another copy changed the episode (shared state)")
+            findings.add("stepping another copy changed the episode (shared state)")
     return sorted(findings)
 
 
@@ -168,9 +170,9 @@ def _globals(make: Callable[[], Env], episodes: int) -> list[str]:
         list(_play(make(), seed))
     findings = []
     if random.getstate() != python:
-        findings.append("globals: draws from (or seeds) Python's global generator; use np_random")
+        findings.append("draws from (or seeds) Python's global generator; use np_random")
     if repr(np.random.get_state()) != legacy:
-        findings.append("globals: draws from (or seeds) numpy's global generator; use np_random")
+        findings.append("draws from (or seeds) numpy's global generator; use np_random")
     return findings
 
 
@@ -185,12 +187,12 @@ def _junk(make: Callable[[], Env], episodes: int) -> list[str]:
         try:
             _, reward, _, _, info = env.step(text)
         except Exception as error:
-            findings.append(f"junk: action {shown} raised {type(error).__name__}: {error}"[:200])
+            findings.append(f"action {shown} raised {type(error).__name__}: {error}"[:200])
             continue
         if info.get("is_success", False):
-            findings.append(f"junk: action {shown} counts as success")
+            findings.append(f"action {shown} counts as success")
         if not math.isfinite(float(reward)):
-            findings.append(f"junk: action {shown} earns {reward}")
+            findings.append(f"action {shown} earns {reward}")
     return findings
 
 
@@ -205,18 +207,19 @@ def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
     if type(env).random_value is not TextEnv.random_value:
         policies["random_value"] = (env.random_value(), lambda: env.sample_action(rng))
     if policies.get("random_value", (-math.inf,))[0] > policies["optimal_value"][0]:
-        findings.append("truth: random_value() is above optimal_value()")
+        findings.append("random_value() is above optimal_value()")
     for name, (stated, act) in policies.items():
-        returns = np.array([_return(env, act, seed) for seed in range(count)])
+        returns = np.array(
+            [sum(reward for _, _, reward, *_ in _play(env, seed, act)) for seed in range(count)]
+        )
         error = max(float(returns.std()) / count**0.5, 1e-9)
         if abs(returns.mean() - stated) > 5 * error:
             mean = f"{returns.mean():.4f} ± {error:.4f}"
-            findings.append(f"truth: {name}() says {stated:.4f}, {count} episodes gave {mean}")
+            findings.append(f"{name}() says {stated:.4f}, {count} episodes gave {mean}")
     return findings
 
 
-def _adversaries(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Check that no adversarial policy beats the optimum."""
+def _adversary(make: Callable[[], Env], episodes: int) -> list[str]:
     return [str(result) for result in successful_adversaries(make())]
 
 
@@ -232,11 +235,10 @@ def _exact(make: Callable[[], Env], episodes: int) -> list[str]:
         best = exact_value(env, max_steps=EXACT_STEPS * episodes, price=price)
     except (NotEnumerableError, NotImplementedError, ValueError):
         return []
-    if price:
-        best += price * float(getattr(task, "cost_limit", 0.0))
+    best += price * float(getattr(task, "cost_limit", 0.0))
     if best <= stated + 1e-6 * max(1.0, abs(stated)):
         return []
-    return [f"exact: the best of all policies earns {best:.4f}, optimal_value() says {stated:.4f}"]
+    return [f"the best of all policies earns {best:.4f}, optimal_value() says {stated:.4f}"]
 
 
 def _is_bare(env: Env) -> bool:
@@ -246,14 +248,3 @@ def _is_bare(env: Env) -> bool:
             return False
         env = env.env
     return True
-
-
-def _return(env: TextEnv, act: Callable[[], str], seed: int) -> float:
-    env.reset(seed=seed)
-    total = 0.0
-    for _ in range(MAX_STEPS):
-        _, reward, terminated, truncated, _ = env.step(act())
-        total += float(reward)
-        if terminated or truncated:
-            break
-    return total

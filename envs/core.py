@@ -1,9 +1,7 @@
 """Base classes of the text environments: a text space and `TextEnv`.
 
 An observation is only the *new* text of a turn; an action is a reply. All randomness comes from
-`np_random`, so a seed determines the episode. In addition to the gymnasium interface an environment
-gives its ground truth: `optimal_value()`, `random_value()`, `action_values()`, `expert()` and
-`legal_actions()`.
+`np_random`, so a seed determines the episode.
 """
 
 from __future__ import annotations
@@ -87,10 +85,6 @@ class FreeText(gym.Space[str]):
     def __getstate__(self) -> dict[str, Any]:
         """State without the sampler, which would pickle the whole environment."""
         return {**self.__dict__, "_sampler": None}
-
-    def __setstate__(self, state: Any) -> None:
-        """Restore the state that `__getstate__` returned."""
-        self.__dict__.update(state)
 
 
 class TextEnv(gym.Env[str, str]):
@@ -182,8 +176,7 @@ class TextEnv(gym.Env[str, str]):
             rng: Needed if `quality` is below 1.
             quality: Probability of the best action.
         """
-        if not 0.0 <= quality <= 1.0:
-            raise UserError(f"quality is a probability between 0 and 1, got {quality}")
+        check_range("quality", quality, 0.0, 1.0)
         if quality == 1.0:
             return self.best_action()
         if rng is None:
@@ -237,15 +230,8 @@ class TextEnv(gym.Env[str, str]):
     ) -> Step:
         """Build the result of `step`; further keyword arguments are added to the info dictionary.
 
-        Args:
-            text: Observation.
-            reward: Reward of the action.
-            done: Whether the episode terminates; it also does if no turns are left.
-            success: Whether the task is solved; None in tasks without a notion of success.
-            valid: Whether the action was understood.
-            cost: Cost of the action, for constrained tasks.
-            reason: Why the action was invalid or the episode ended.
-            **info: Further entries.
+        The episode terminates if `done` is set or no turns are left. `success` is None in tasks
+        without a notion of success.
         """
         self._last_text = text
         info.update(valid=valid, cost=cost, reason=reason)
