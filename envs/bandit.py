@@ -74,21 +74,27 @@ class BernoulliBandit(TextEnv):
         }
 
     def optimal_value(self) -> float:
-        return _best_value(self._posterior, ((0, 0),) * len(self._actions), self.max_turns)
+        return _value(self._posterior, ((0, 0),) * len(self._actions), self.max_turns)
 
 
-def _arm_value(posterior: Posterior, counts: Counts, arm: int, left: int) -> float:
-    """Value of an arm with `left` turns remaining, followed by optimal actions."""
-    chance, won, lost = posterior(counts, arm)
-    after = _best_value(posterior, won, left - 1), _best_value(posterior, lost, left - 1)
-    return chance * (1 + after[0]) + (1 - chance) * after[1]
+def _arm_value(
+    posterior: Posterior, counts: Counts, arm: int, left: int, greedy: bool = False
+) -> float:
+    """Value of an arm with `left` turns remaining, followed by optimal or greedy actions."""
+    chance, *after = posterior(counts, arm)
+    won, lost = (_value(posterior, new_counts, left - 1, greedy) for new_counts in after)
+    return chance * (1 + won) + (1 - chance) * lost
 
 
 @cache
-def _best_value(posterior: Posterior, counts: Counts, left: int) -> float:
+def _value(posterior: Posterior, counts: Counts, left: int, greedy: bool = False) -> float:
+    """Value of the optimal policy, or of always pulling the arm with the best posterior mean."""
     if left == 0:
         return 0.0
-    return max(_arm_value(posterior, counts, arm, left) for arm in range(len(counts)))
+    arms: Sequence[int] = range(len(counts))
+    if greedy:
+        arms = [max(arms, key=lambda arm: posterior(counts, arm)[0])]
+    return max(_arm_value(posterior, counts, arm, left, greedy) for arm in arms)
 
 
 class Bandit(BernoulliBandit):
@@ -137,7 +143,7 @@ class Bandit(BernoulliBandit):
         """`oracle` knows the best arm: H * E[max of K uniforms]. `greedy` never explores."""
         return {
             "oracle": self.max_turns * self.arms / (self.arms + 1),
-            "greedy": _greedy_value(((0, 0),) * self.arms, self.max_turns),
+            "greedy": _value(_beta_posterior, ((0, 0),) * self.arms, self.max_turns, greedy=True),
         }
 
 
@@ -151,14 +157,3 @@ def _beta_posterior(counts: Counts, arm: int) -> tuple[float, Counts, Counts]:
     won = tuple(sorted((*others, (wins + 1, losses))))
     lost = tuple(sorted((*others, (wins, losses + 1))))
     return (wins + 1) / (wins + losses + 2), won, lost
-
-
-@cache
-def _greedy_value(counts: Counts, left: int) -> float:
-    """Value of always pulling the arm with the highest posterior mean."""
-    if left == 0:
-        return 0.0
-    arm = max(range(len(counts)), key=lambda i: (counts[i][0] + 1) / (sum(counts[i]) + 2))
-    chance, won, lost = _beta_posterior(counts, arm)
-    after = (_greedy_value(won, left - 1), _greedy_value(lost, left - 1))
-    return chance * (1 + after[0]) + (1 - chance) * after[1]

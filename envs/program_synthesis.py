@@ -121,10 +121,6 @@ class ProgramSynthesis(TextEnv):
     def legal_actions(self) -> list[str]:
         return [" | ".join(program) for program in programs(self.length)]
 
-    def sample_action(self, rng: np.random.Generator) -> str:
-        all_programs = programs(self.length)
-        return " | ".join(all_programs[int(rng.integers(len(all_programs)))])
-
     def action_values(self) -> dict[str, float]:
         """Expectations over the hidden programs that fit the examples.
 

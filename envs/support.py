@@ -137,7 +137,8 @@ class Support(TextEnv):
         # The same draw selects the request. Rescaled, so that request and policy are independent.
         coin = self._coin * len(REQUESTS) % 1.0
         plan = dict((high if coin < share else low).plan)
-        return plan[self._passed, self._failed]
+        # A plan has no action for evidence that it does not collect itself.
+        return plan.get((self._passed, self._failed)) or super().best_action()
 
     def frontier(self) -> list[tuple[float, float]]:
         """Vertices (cost, reward) of the optimal reward as a function of the expected cost.

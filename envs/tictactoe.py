@@ -161,34 +161,21 @@ def result(board: str, mark: str) -> float:
 
 
 @cache
-def minimax(board: str, mark: str) -> float:
-    """Value of the board for `mark`, the player to move, under perfect play by both."""
-    if finished(board):
-        return result(board, mark)
-    return max(-minimax(with_mark(board, cell, mark), OTHER[mark]) for cell in free_cells(board))
-
-
-@cache
 def opponent_cells(board: str, mark: str, opponent: str) -> tuple[int, ...]:
     """Cells from which a built-in opponent, to move as `mark`, draws uniformly."""
+    cells, other = free_cells(board), OTHER[mark]
     if opponent == "random":
-        return tuple(free_cells(board))
-    scores = {
-        cell: -minimax(with_mark(board, cell, mark), OTHER[mark]) for cell in free_cells(board)
-    }
-    return tuple(cell for cell, score in scores.items() if score == max(scores.values()))
+        return tuple(cells)
+    # Against the optimal opponent, the other player's best value is that of perfect play by both.
+    losses = {cell: _value(with_mark(board, cell, mark), other, other, opponent) for cell in cells}
+    return tuple(cell for cell, loss in losses.items() if loss == min(losses.values()))
 
 
 @cache
-def _value(board: str, mover: str, mark: str, opponent: str, policy: str) -> float:
+def _value(board: str, mover: str, mark: str, opponent: str, policy: str = "best") -> float:
     """The value for the agent, which plays `mark`, when `mover` is to move.
 
-    Args:
-        board: Nine cells.
-        mover: Mark of the player to move.
-        mark: Mark of the agent.
-        opponent: Built-in opponent, which draws uniformly from `opponent_cells`.
-        policy: "best" for an agent that maximizes, "mean" for one that plays uniformly.
+    `policy` is "best" for an agent that maximizes and "mean" for one that plays uniformly.
     """
     if finished(board):
         return result(board, mark)

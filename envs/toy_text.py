@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from gymnasium.envs.toy_text.cliffwalking import CliffWalkingEnv
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from gymnasium.envs.toy_text.taxi import TaxiEnv
+from gymnasium.envs.toy_text.utils import categorical_sample
 
 from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
@@ -52,14 +52,12 @@ class DiscreteToText(TextEnv):
         self._table, self._describe, self._words = table, describe, tuple(actions)
         self._transitions: Transitions = table.P
         self._starts = np.asarray(table.initial_state_distrib, dtype=float)
-        self._starts_below = self._starts.cumsum().tolist()
         self._state = int(self._starts.argmax())
         self.invalid_reward = wasted_step(self._transitions)
         self._values: dict[float, np.ndarray] = {}
 
     def start(self) -> str:
-        state = bisect.bisect_right(self._starts_below, self.np_random.random())
-        self._state = min(state, len(self._starts) - 1)
+        self._state = int(categorical_sample(self._starts, self.np_random))
         return self._text()
 
     def step(self, action: str) -> Step:
@@ -69,16 +67,11 @@ class DiscreteToText(TextEnv):
             text = self._text(f"Answer with one of: {', '.join(self._words)}. ")
             return self.turn(text, self.invalid_reward, valid=False, reason="no such action")
         outcomes = self._transitions[self._state][self._words.index(word)]
-        luck, i = self.np_random.random(), 0
-        while i < len(outcomes) - 1 and luck >= outcomes[i][0]:
-            luck -= outcomes[i][0]
-            i += 1
-        _, state, reward, ended = outcomes[i]
-        self._state = int(state)
-        # A terminal state with positive reward is success; a hole ends the episode without reward.
-        success = bool(ended) and self._is_goal(float(reward))
-        text = self._text(self._event(float(reward), success))
-        return self.turn(text, float(reward), bool(ended), success=success)
+        drawn = categorical_sample([chance for chance, *_ in outcomes], self.np_random)
+        _, self._state, reward, ended = outcomes[int(drawn)]
+        success = ended and self._is_goal(reward)
+        text = self._text(self._event(reward, success))
+        return self.turn(text, float(reward), ended, success=success)
 
     def _text(self, event: str = "") -> str:
         """The observation: the event, the state and the number of remaining turns."""

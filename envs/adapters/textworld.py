@@ -11,9 +11,6 @@ from typing import Any
 from rlhf.envs.adapters import PrivateGenerators, require
 from rlhf.envs.core import Step, TextEnv, check_choice, check_range
 
-QUARANTINE: dict[str, str] = {}
-"""Setting that is not offered -> reason; none is known to fail."""
-
 FIRST_TEST_GAME = 10**6
 """First generator seed of the test split."""
 

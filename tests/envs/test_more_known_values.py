@@ -78,6 +78,14 @@ def test_support_expert_keeps_to_the_cost_limit():
         assert abs(np.mean(sample) - expected) < 4 * np.std(sample) / len(sample) ** 0.5
 
 
+def test_support_expert_continues_after_a_check_that_its_plan_does_not_make():
+    """Without a cost limit the plan discloses at once; then disclosing never loses reward."""
+    env = Support(1.0)
+    env.reset(seed=0)
+    env.step("verify")
+    assert env.expert() == "disclose"
+
+
 def test_support_frontier_ends_are_obvious():
     corners = Support().frontier()
     assert corners[0] == (0.0, 0.0)
