@@ -49,16 +49,10 @@ EXTRAS: dict[str, tuple[str, str]] = {
 }
 
 
-def _register(name: str, entry_point: str, threshold: float | None = None) -> None:
+for _name, (_entry_point, _) in {**TASKS, **EXTRAS}.items():
     gym.register(
-        id=f"text/{name}",
-        entry_point=entry_point,
-        vector_entry_point=f"rlhf.envs.vector:text/{name}",
-        reward_threshold=threshold,
+        id=f"text/{_name}",
+        entry_point=_entry_point,
+        vector_entry_point=f"rlhf.envs.vector:text/{_name}",
+        reward_threshold=TASKS[_name][1] if _name in TASKS else None,
     )
-
-
-for _name, (_entry_point, _threshold) in TASKS.items():
-    _register(_name, _entry_point, _threshold)
-for _name, (_entry_point, _) in EXTRAS.items():
-    _register(_name, _entry_point)

@@ -69,7 +69,9 @@ def write_demonstrations(
         raise UserError(f"{env_id} is not a TextEnv, so it has no expert")
     player = _Player(env, quality, seed, system_prompt)
     try:
-        rows = list(itertools.islice(player.rows(kind, form), count))
+        source = {"messages": player.episodes, "prompt_completion": player.turns}[form]
+        all_rows = player.pairs() if kind == "preference" else source()
+        rows = list(itertools.islice(all_rows, count))
     except NotImplementedError as error:
         raise UserError(f"{env_id} cannot write {kind} rows: {error}") from error
     write_jsonl(path, rows)
@@ -80,15 +82,21 @@ def write_demonstrations(
         "rows": len(rows),
         "quality": quality,
         "first_seed": seed,
-        **player.summary(),
+        "episodes": len(player.returns),
+        "mean_return": float(np.mean(player.returns)) if player.returns else None,
+        "last_seed": player.seed - 1,
     }
 
 
 class _Player:
-    """Plays episodes and yields rows; records the returns of the episodes."""
+    """Plays episodes and yields rows without end.
+
+    `returns` has the returns of the finished episodes, and `seed` is that of the next episode.
+    """
 
     def __init__(self, env: TextEnv, quality: float, seed: int, system_prompt: bool) -> None:
-        self.env, self.quality, self.seed, self.returns = env, quality, seed, []
+        self.env, self.quality, self.seed = env, quality, seed
+        self.returns: list[float] = []
         self._system = env.system_prompt if system_prompt else None
         self._rng = np.random.default_rng([seed, 0])
 
@@ -108,33 +116,22 @@ class _Player:
             total, done = total + float(reward), terminated or truncated
         self.returns.append(total)
 
-    def summary(self) -> Row:
-        """Number and mean return of the finished episodes, and the last seed."""
-        mean = float(np.mean(self.returns)) if self.returns else None
-        return {"episodes": len(self.returns), "mean_return": mean, "last_seed": self.seed - 1}
-
-    def rows(self, kind: str, form: str) -> Iterator[Row]:
-        """Rows of a kind and a form without end."""
-        if kind == "preference":
-            return self.pairs()
-        return self.episodes() if form == "messages" else self.turns()
-
     def episodes(self) -> Iterator[Row]:
-        """Rows of whole conversations."""
+        """Yield rows of whole conversations."""
         while True:
             seed = self.seed
-            for prompt, action in self._play():
-                messages = [*prompt, {"role": "assistant", "content": action}]
+            *_, (prompt, action) = self._play()
+            messages = [*prompt, *_reply(action)]
             yield {"messages": messages, "return": self.returns[-1], "seed": seed}
 
     def turns(self) -> Iterator[Row]:
-        """Rows of single turns."""
+        """Yield rows of single turns."""
         while True:
             for prompt, action in self._play():
                 yield {"prompt": prompt, "completion": _reply(action)}
 
     def pairs(self) -> Iterator[Row]:
-        """Rows of two legal actions of different value, in states that the player visits.
+        """Yield rows of two legal actions of different value, in states that the player visits.
 
         Raises:
             UserError: In 100 consecutive episodes, all actions have equal values in every state.
@@ -157,7 +154,7 @@ class _Player:
         raise UserError("no preference to write: all actions have equal value in every state seen")
 
     def _draw_pair(self, values: dict[str, float]) -> tuple[str, str] | None:
-        """Two uniformly drawn actions of different value, the better one first."""
+        """Draw two actions of different value uniformly; the first one is better."""
         actions = list(values)
         first = actions[int(self._rng.integers(len(actions)))]
         others = [a for a in actions if abs(values[a] - values[first]) > MARGIN]

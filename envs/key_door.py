@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from functools import cache, lru_cache
 
 import numpy as np
+from scipy.sparse.csgraph import shortest_path
 
 from rlhf.envs.core import Step, TextEnv, check_choice, check_range, normalized
 from rlhf.envs.items import SPLITS, split_items
@@ -20,6 +20,7 @@ MOVES: dict[str, tuple[int, int]] = {
 }
 Cell = tuple[int, int]  # (row, column)
 Layout = tuple[Cell, Cell, Cell, Cell]  # start, key, door, goal
+Objects = tuple[Cell, Cell, Cell]  # key, door, goal
 State = tuple[Cell, bool]  # the agent's cell, and whether it has the key
 
 
@@ -169,9 +170,11 @@ def layouts_of(size: int, split: str) -> list[Layout]:
     return split_items(all_layouts(size), split)
 
 
-def _states(size: int) -> list[State]:
-    cells = [(r, c) for r in range(size) for c in range(size)]
-    return [(cell, has_key) for cell in cells for has_key in (False, True)]
+@cache
+def _index(size: int) -> dict[State, int]:
+    """State -> its row in the arrays over states."""
+    states = itertools.product(range(size), range(size), (False, True))
+    return {((row, column), has_key): i for i, (row, column, has_key) in enumerate(states)}
 
 
 def move(state: State, word: str, layout: Layout, size: int) -> State:
@@ -186,46 +189,37 @@ def move(state: State, word: str, layout: Layout, size: int) -> State:
     return target, has_key or target == layout[1]
 
 
-@lru_cache(maxsize=4096)
-def distances(objects: tuple[Cell, Cell, Cell], size: int) -> dict[State, int]:
-    """Steps to the goal from every state, by breadth-first search backwards from the goal.
+def _transitions(objects: Objects, size: int) -> np.ndarray:
+    """Transition probabilities of the uniform walk, [state, next state]."""
+    index = _index(size)
+    transitions = np.zeros((len(index), len(index)))
+    for state, word in itertools.product(index, MOVES):
+        target = move(state, word, (objects[0], *objects), size)
+        transitions[index[state], index[target]] += 1 / len(MOVES)
+    return transitions
 
-    Args:
-        objects: Cells of the key, the door and the goal.
-        size: Number of rows and columns.
-    """
-    layout = (objects[0], *objects)
-    predecessors: dict[State, list[State]] = {}
-    for state, word in itertools.product(_states(size), MOVES):
-        predecessors.setdefault(move(state, word, layout, size), []).append(state)
-    goals: list[State] = [(objects[2], False), (objects[2], True)]
-    steps = dict.fromkeys(goals, 0)
-    queue = deque(goals)
-    while queue:
-        state = queue.popleft()
-        for predecessor in predecessors.get(state, []):
-            if predecessor not in steps:
-                steps[predecessor] = steps[state] + 1
-                queue.append(predecessor)
-    return steps
+
+@lru_cache(maxsize=4096)
+def distances(objects: Objects, size: int) -> dict[State, float]:
+    """Steps to the goal from every state; infinite if it cannot be reached."""
+    index = _index(size)
+    backwards, goal = _transitions(objects, size).T, index[objects[2], True]
+    steps = shortest_path(backwards, unweighted=True, indices=goal)
+    return dict(zip(index, steps.tolist(), strict=True))
 
 
 @cache
 def _random_walk(size: int, turns: int, split: str) -> tuple[float, float]:
     """Probability that a uniform walk reaches the goal in time, and its mean number of steps."""
-    layouts, index = layouts_of(size, split), {state: i for i, state in enumerate(_states(size))}
+    layouts, index = layouts_of(size, split), _index(size)
     # The start only sets the initial distribution; the dynamics depend on key, door and goal.
-    initial: dict[tuple[Cell, Cell, Cell], np.ndarray] = {}
+    initial: dict[Objects, np.ndarray] = {}
     for start, key, door, goal in layouts:
         counts = initial.setdefault((key, door, goal), np.zeros(len(index)))
         counts[index[start, False]] += 1
     reached = steps = 0.0
     for objects, counts in initial.items():
-        layout = (objects[0], *objects)
-        transition = np.zeros((len(index), len(index)))
-        for state, word in itertools.product(index, MOVES):
-            transition[index[state], index[move(state, word, layout, size)]] += 1 / len(MOVES)
-        goal = index[objects[2], True]
+        transition, goal = _transitions(objects, size), index[objects[2], True]
         for _ in range(turns):
             steps += counts.sum()
             counts = counts @ transition

@@ -74,8 +74,7 @@ def _tool_call_to_action(text: str) -> str | None:
         call = json.loads(inner[start : end + 1])
     except (ValueError, RecursionError):
         return None
-    name = call.get("name") if isinstance(call, dict) else None
-    arguments = call.get("arguments", {}) if isinstance(call, dict) else {}
+    name, arguments = call.get("name"), call.get("arguments", {})
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return None
     return " ".join([name, *(str(value) for value in arguments.values())])

@@ -249,8 +249,11 @@ class PreferenceBandit(TextEnv):
         return {action: self._score(self._context, action) for action in self.legal_actions()}
 
     def best_action(self) -> str:
+        return self._best_reply(self._context)
+
+    def _best_reply(self, context: Context) -> str:
         """The reply with the highest reward of all texts; under the proxy, with extra words."""
-        return " ".join([*best_menu(self._context), *self._rewarded_words()])
+        return " ".join([*best_menu(context), *self._rewarded_words()])
 
     def _rewarded_words(self) -> list[str]:
         """The words after the menu that the reward pays for.
@@ -270,9 +273,7 @@ class PreferenceBandit(TextEnv):
 
     def optimal_value(self) -> float:
         """Mean over contexts of the highest reward of any text."""
-        words = self._rewarded_words()
-        best = (" ".join([*best_menu(context), *words]) for context in CONTEXTS)
-        scores = map(self._score, CONTEXTS, best)
+        scores = (self._score(context, self._best_reply(context)) for context in CONTEXTS)
         return sum(scores) / len(CONTEXTS)
 
     def reference_values(self) -> dict[str, float]:

@@ -241,17 +241,15 @@ def _frontier(rules: Rules) -> tuple[Point, ...]:
 
 
 def _priced_value(rules: Rules, evidence: Evidence, left: int, word: str, price: float) -> float:
-    """Reward minus `price` times cost of an action that is followed by optimal actions."""
+    """Expected reward minus `price` times cost of an action that is followed by optimal actions."""
     customer, impostor = _belief(rules, evidence)
     total = customer + impostor
     if word == "refuse" or left == 0 or total == 0:
         return 0.0
     if word == "disclose":
         return (customer - price * impostor) / total
-    value = -rules.verify_cost
-    if left > 1:
-        for after in _evidence_after_check(evidence):
-            chance = sum(_belief(rules, after)) / total
-            best = max(_priced_value(rules, after, left - 1, w, price) for w in ACTIONS)
-            value += chance * best
-    return value
+    later = 0.0
+    for after in _evidence_after_check(evidence) if left > 1 else ():
+        outcomes = _outcomes(rules, after, left - 1)
+        later += max(point.reward - price * point.cost for point in outcomes)
+    return later / total - rules.verify_cost
