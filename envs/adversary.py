@@ -57,8 +57,8 @@ class SuccessfulAdversary:
     """Whether the baseline is a stated optimum."""
 
     def __str__(self) -> str:
-        """The finding in one line."""
-        source = "optimal_value() says" if self.stated else "intended play earns"
+        """Describe the finding in one line."""
+        source = "optimal_value() is" if self.stated else "intended play earns"
         return f"{self.name} earns {self.mean:.4f} per episode, {source} {self.baseline:.4f}"
 
 
@@ -116,7 +116,7 @@ class _Game:
         self.baseline, self.partner = self._baseline()
 
     def _actions(self) -> list[Any]:
-        """Legal actions at the start, or a sample if the environment does not list them."""
+        """Return the legal actions at the start, or a sample if they are not listed."""
         space: Any = self.env.action_space
         if self.is_discrete:
             return [int(space.start + i) for i in range(int(space.n))]
@@ -139,13 +139,13 @@ class _Game:
         return float(self.optimum), self.play if can_pair else None
 
     def gains(self, policy: Policy, first: int, count: int) -> np.ndarray:
-        """Returns minus the baseline, paired by seed if there is a partner, [episodes]."""
+        """Compute returns minus the baseline, paired by seed if there is a partner, [episodes]."""
         partner = self.partner
         reference = self.baseline if partner is None else self.returns(partner, first, count)
         return self.returns(policy, first, count) - reference
 
     def returns(self, policy: Policy, first: int, count: int) -> np.ndarray:
-        """Returns on consecutive seeds with priced costs, [episodes]."""
+        """Compute returns on consecutive seeds with priced costs, [episodes]."""
         key = (policy, first, count)
         if key not in self.played:
             seeds = range(FIRST_SEED + first, FIRST_SEED + first + count)
@@ -177,7 +177,7 @@ class _Game:
     def adversaries(self) -> Iterator[Adversary]:
         """Yield all policies that are tested."""
         if self.is_discrete:
-            yield "a reply that is no number (rollout.invalid_reward: 0)", _always(None)
+            yield "a reply that is not a number (rollout.invalid_reward: 0)", _always(None)
         else:
             yield "silence", _always(SILENCE)
             for junk in JUNK:

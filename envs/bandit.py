@@ -17,8 +17,8 @@ class BernoulliBandit(TextEnv):
     """Choose one of K arms in each turn; each arm pays 1 or 0 with a hidden probability.
 
     The belief about the arms depends only on how often each has paid and failed, so the optimum
-    follows by dynamic programming over these counts. Subclasses define `start`, which sets the
-    chances and the luck of an episode, and the texts.
+    follows by dynamic programming over these counts. Subclasses define the texts and `start`, which
+    draws the content of an episode.
 
     Args:
         actions: The action of each arm.
@@ -41,9 +41,9 @@ class BernoulliBandit(TextEnv):
         self._arms = {action: arm for arm, action in enumerate(actions)}
         self._begin([0.5] * len(self._actions), [0.5] * max_turns)
 
-    def _begin(self, chances: Sequence[float], luck: Sequence[float]) -> None:
-        """Set the chance of each arm, and a uniform draw for each number of remaining turns."""
-        self._chances, self._luck = chances, luck
+    def _begin(self, chances: Sequence[float], uniforms: Sequence[float]) -> None:
+        """Set the chance of each arm, and a uniform number for each number of remaining turns."""
+        self._chances, self._uniforms = chances, uniforms
         self._counts = [(0, 0)] * len(self._actions)
 
     def step(self, action: str) -> Step:
@@ -52,7 +52,7 @@ class BernoulliBandit(TextEnv):
         if arm is None:
             reason = self.invalid_reason
             return self.turn(self._invalid_text(), 0.0, success=None, valid=False, reason=reason)
-        paid = int(self._luck[self.turns_left] < self._chances[arm])
+        paid = int(self._uniforms[self.turns_left] < self._chances[arm])
         wins, losses = self._counts[arm]
         self._counts[arm] = (wins + paid, losses + 1 - paid)
         return self.turn(self._outcome_text(arm, paid), float(paid), success=None)
@@ -80,7 +80,7 @@ class BernoulliBandit(TextEnv):
 def _arm_value(
     posterior: Posterior, counts: Counts, arm: int, left: int, greedy: bool = False
 ) -> float:
-    """Value of an arm with `left` turns remaining, followed by optimal or greedy actions."""
+    """Return the value of an arm with `left` turns remaining and optimal or greedy later turns."""
     chance, *after = posterior(counts, arm)
     won, lost = (_value(posterior, new_counts, left - 1, greedy) for new_counts in after)
     return chance * (1 + won) + (1 - chance) * lost
@@ -88,7 +88,7 @@ def _arm_value(
 
 @cache
 def _value(posterior: Posterior, counts: Counts, left: int, greedy: bool = False) -> float:
-    """Value of the optimal policy, or of always pulling the arm with the best posterior mean."""
+    """Return the value of the optimal policy, or of always choosing the best posterior mean."""
     if left == 0:
         return 0.0
     arms: Sequence[int] = range(len(counts))
@@ -148,7 +148,7 @@ class Bandit(BernoulliBandit):
 
 
 def _beta_posterior(counts: Counts, arm: int) -> tuple[float, Counts, Counts]:
-    """Posterior of an arm under a uniform prior, and the counts after success and failure.
+    """Compute the posterior of an arm with a uniform prior, as a `Posterior`.
 
     Arms are exchangeable, so the counts are sorted, which makes the cached table K! times smaller.
     """

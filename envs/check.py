@@ -215,7 +215,7 @@ def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
         error = max(float(returns.std()) / count**0.5, 1e-9)
         if abs(returns.mean() - stated) > 5 * error:
             mean = f"{returns.mean():.4f} ± {error:.4f}"
-            findings.append(f"{name}() says {stated:.4f}, {count} episodes gave {mean}")
+            findings.append(f"{name}() is {stated:.4f}, {count} episodes gave {mean}")
     return findings
 
 
@@ -238,11 +238,11 @@ def _exact(make: Callable[[], Env], episodes: int) -> list[str]:
     best += price * float(getattr(task, "cost_limit", 0.0))
     if best <= stated + 1e-6 * max(1.0, abs(stated)):
         return []
-    return [f"the best of all policies earns {best:.4f}, optimal_value() says {stated:.4f}"]
+    return [f"the best of all policies earns {best:.4f}, optimal_value() is {stated:.4f}"]
 
 
 def _is_bare(env: Env) -> bool:
-    """Whether an environment has no wrappers except gymnasium's own checks."""
+    """Return whether an environment has no wrappers except gymnasium's own checks."""
     while isinstance(env, gym.Wrapper):
         if not isinstance(env, PassiveEnvChecker | OrderEnforcing):
             return False

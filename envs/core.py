@@ -52,11 +52,11 @@ class FreeText(gym.Space[str]):
 
     @property
     def is_np_flattenable(self) -> bool:
-        """False: text has no array form of fixed size."""
+        """Return False, because text has no array form of fixed size."""
         return False
 
     def sample(self, mask: None = None, probability: None = None) -> str:
-        """Draw a text from the sampler; in the action space of an environment, a legal action."""
+        """Draw a text with the sampler; in the action space of an environment, a legal action."""
         if mask is not None or probability is not None:
             raise UserError(
                 "FreeText.sample takes no mask and no probability: the alphabet is open"
@@ -67,15 +67,15 @@ class FreeText(gym.Space[str]):
         return "".join(chr(code) for code in self.np_random.integers(32, 127, size=length))
 
     def contains(self, x: Any) -> bool:
-        """Whether `x` is a string of an allowed length; every character is allowed."""
+        """Return whether `x` is a string of an allowed length; every character is allowed."""
         return isinstance(x, str) and len(x) <= self.max_length
 
     def __eq__(self, other: object) -> bool:
-        """Whether the other space has the same longest text."""
+        """Return whether the other space has the same `max_length`."""
         return isinstance(other, FreeText) and self.max_length == other.max_length
 
     def __repr__(self) -> str:
-        """`FreeText(max_length)`."""
+        """Return `FreeText(max_length)`."""
         return f"FreeText({self.max_length})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FreeText:
@@ -83,7 +83,7 @@ class FreeText(gym.Space[str]):
         return FreeText(self.max_length, sampler=self._sampler)
 
     def __getstate__(self) -> dict[str, Any]:
-        """State without the sampler, which would pickle the whole environment."""
+        """Return the state without the sampler, which would pickle the whole environment."""
         return {**self.__dict__, "_sampler": None}
 
 
@@ -143,7 +143,7 @@ class TextEnv(gym.Env[str, str]):
         return ""
 
     def legal_actions(self) -> list[str]:
-        """Actions that are meaningful in the current state.
+        """List the actions that are meaningful in the current state.
 
         The random policy is uniform over them.
         """
@@ -155,19 +155,19 @@ class TextEnv(gym.Env[str, str]):
         return actions[int(rng.integers(len(actions)))]
 
     def action_values(self) -> dict[str, float]:
-        """Optimal action values: legal action -> expected return when the optimal policy follows.
+        """Map each legal action to its expected return if optimal actions follow.
 
         Expectations are conditional on the observations so far.
         """
         raise NotImplementedError(f"{type(self).__name__} does not know its action values")
 
     def best_action(self) -> str:
-        """An optimal action given the observations so far (the first one where several tie)."""
+        """Return an optimal action given the observations so far; of several, the first."""
         values = self.action_values()
         return max(values, key=values.__getitem__)
 
     def expert(self, rng: np.random.Generator | None = None, *, quality: float = 1.0) -> str:
-        """The best action with probability `quality`, else a uniformly random legal action.
+        """Return the best action with probability `quality`, else a uniformly random legal action.
 
         The draw comes from `rng` and not from the environment's own generator, so that calling this
         method does not change the episode.
@@ -184,22 +184,22 @@ class TextEnv(gym.Env[str, str]):
         return self.imperfect_action(rng, quality)
 
     def imperfect_action(self, rng: np.random.Generator, quality: float) -> str:
-        """The action of an expert of a quality below 1."""
+        """Return the action of an expert whose quality is below 1."""
         return self.sample_action(rng) if rng.random() >= quality else self.best_action()
 
     def optimal_value(self) -> float:
-        """Expected return of the best policy that acts on the observations alone.
+        """Return the expected return of the best policy that acts on the observations alone.
 
         Implementations compute it; they do not return a stored constant.
         """
         raise NotImplementedError(f"{type(self).__name__} does not know its optimal value")
 
     def random_value(self) -> float:
-        """Expected return of the uniform policy over `legal_actions()`."""
+        """Return the expected return of the uniform policy over `legal_actions()`."""
         raise NotImplementedError(f"{type(self).__name__} does not know its random value")
 
     def cost_price(self) -> float:
-        """Reward equivalent of one unit of `info["cost"]` at the optimum of a constrained task.
+        """Return the reward that equals one unit of `info["cost"]` at a constrained optimum.
 
         This is the optimal Lagrange multiplier: for every policy, the expected return minus this
         price times (expected cost - `cost_limit`) is at most `optimal_value()`. 0.0 in tasks
@@ -208,7 +208,7 @@ class TextEnv(gym.Env[str, str]):
         return 0.0
 
     def reference_values(self) -> dict[str, float]:
-        """Exact expected returns of further reference policies, by name."""
+        """Return the exact expected returns of further reference policies, by name."""
         return {}
 
     def opening(self, text: str, **info: Any) -> tuple[str, dict[str, Any]]:
@@ -240,7 +240,7 @@ class TextEnv(gym.Env[str, str]):
         return text, reward, done or self.turns_left <= 0, False, info
 
     def turns_text(self) -> str:
-        """The number of remaining turns as a sentence."""
+        """Return the number of remaining turns as a sentence."""
         return f"{self.turns_left} turn{'' if self.turns_left == 1 else 's'} left."
 
     def render(self) -> str | None:  # type: ignore[override]
@@ -261,5 +261,5 @@ def check_range(name: str, value: float, low: float, high: float) -> None:
 
 
 def normalized(action: str) -> str:
-    """An action in lower case with single spaces, without surrounding quotes and punctuation."""
+    """Return an action in lower case with single spaces, and no quotes or punctuation around it."""
     return " ".join(action.lower().split()).strip(" \"'`.!")

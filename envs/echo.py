@@ -55,5 +55,5 @@ class Echo(TextEnv):
 
     @staticmethod
     def texts() -> list[str]:
-        """Every prompt and reply, for training a tokenizer."""
+        """Return every prompt and reply, for training a tokenizer."""
         return [str(Echo.system_prompt), *(f"Repeat: {word}" for word in WORDS), *WORDS]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -35,10 +34,7 @@ class NotEnumerableError(Exception):
 
 
 class _Undecided(BaseException):
-    """A draw after the end of the script.
-
-    A BaseException, so that `except Exception` in an environment does not catch it.
-    """
+    """A draw after the end of the script; an environment's `except Exception` does not catch it."""
 
     def __init__(self, outcomes: list[int]) -> None:
         super().__init__()
@@ -56,7 +52,7 @@ class EnumeratedGenerator:
         self._script, self._position, self.weight = script, 0, 1.0
 
     def choose(self, probabilities: Sequence[float]) -> int:
-        """Index of the outcome of a draw; an outcome of probability 1 is not in the script."""
+        """Return the index of a drawn outcome; an outcome of probability 1 is not in the script."""
         outcomes = [i for i, p in enumerate(probabilities) if p > 0]
         if len(outcomes) == 1:
             return outcomes[0]
@@ -75,7 +71,7 @@ class EnumeratedGenerator:
         dtype: Any = np.int64,
         endpoint: bool = False,
     ) -> Any:
-        """As `numpy.random.Generator.integers`."""
+        """Do the same as `numpy.random.Generator.integers`."""
         low, high = (0, low) if high is None else (low, high)
         count = int(high) - int(low) + endpoint
         if count > MAX_OUTCOMES:
@@ -83,11 +79,11 @@ class EnumeratedGenerator:
         return _draw_array(size, lambda: int(low) + self.choose([1 / count] * count))
 
     def random(self, size: int | tuple[int, ...] | None = None, dtype: Any = float) -> Any:
-        """As `numpy.random.Generator.random`; comparisons narrow the interval of a number."""
+        """Draw numbers whose comparisons with others choose among outcomes."""
         return _draw_array(size, lambda: _Uniform(self), dtype=object)
 
     def choice(self, a: Any, size: int | None = None, replace: bool = True, p: Any = None) -> Any:
-        """As `numpy.random.Generator.choice`, along the first axis."""
+        """Do the same as `numpy.random.Generator.choice`, along the first axis."""
         items = list(range(a)) if isinstance(a, int | np.integer) else list(a)
         if len(items) > MAX_OUTCOMES:
             raise NotEnumerableError(f"it draws among {len(items)} items")
@@ -102,12 +98,12 @@ class EnumeratedGenerator:
         return drawn[0] if size is None else np.array(drawn)
 
     def permutation(self, x: Any) -> Any:
-        """As `numpy.random.Generator.permutation`, along the first axis."""
-        items = list(range(x)) if isinstance(x, int | np.integer) else list(x)
-        return self.choice(items, size=len(items), replace=False)
+        """Do the same as `numpy.random.Generator.permutation`, along the first axis."""
+        size = int(x) if isinstance(x, int | np.integer) else len(x)
+        return self.choice(x, size=size, replace=False)
 
     def shuffle(self, x: Any) -> None:
-        """As `numpy.random.Generator.shuffle`, in place."""
+        """Do the same as `numpy.random.Generator.shuffle`, in place."""
         x[:] = self.permutation(list(x)).tolist()
 
     def __getattr__(self, name: str) -> Any:
@@ -122,15 +118,11 @@ def _draw_array(
 ) -> Any:
     if size is None:
         return draw()
-    count = int(np.prod(size))
-    flat = np.empty(count, dtype=dtype or np.int64)
-    for i in range(count):
-        flat[i] = draw()
-    return flat.reshape(size)
+    return np.array([draw() for _ in range(np.prod(size))], dtype=dtype or np.int64).reshape(size)
 
 
 class _Uniform:
-    """scale * u + shift for a u that is uniform on an interval, which comparisons narrow."""
+    """The number scale * u + shift, with u uniform on an interval that comparisons narrow."""
 
     def __init__(
         self,
@@ -200,7 +192,7 @@ class _Uniform:
     __bool__ = __float__
 
     def __repr__(self) -> str:
-        """The interval and the function; numbers with equal text have equal distributions."""
+        """Return interval and function; numbers with equal text have equal distributions."""
         return f"U{self.bounds}*{self.scale}+{self.shift}"
 
 
@@ -209,7 +201,7 @@ WeightedStates = list[tuple[float, Any]]
 
 
 def exact_value(env: Env, *, max_steps: int = 200_000, price: float = 0.0) -> float:
-    """Maximum expected return over all policies that act on the history of observations.
+    """Return the maximum expected return over all policies that act on the observations so far.
 
     Args:
         env: An environment; its wrappers are ignored.
@@ -227,6 +219,12 @@ class _Solver:
         self.budget, self.price = max_steps, price
         self.root = copy.deepcopy(env)
         self.fixed = self._fixed_attributes(env)
+        # The memo of deepcopy, which does not copy the objects in it.
+        self.shared = {
+            id(value): value
+            for name, value in vars(self.root).items()
+            if name in (*self.fixed, *NON_STATE) or isinstance(value, gym.Space) or callable(value)
+        }
         self.names = [name for name in vars(self.root) if name not in NON_STATE]
         self.values: dict[Any, float] = {}
 
@@ -248,7 +246,7 @@ class _Solver:
         return total
 
     def _fixed_attributes(self, env: Env) -> dict[str, bytes]:
-        """Containers that do not change within episodes, so that copies may share them."""
+        """Find the attributes that do not change within episodes, so that copies may share them."""
         trial, rng = copy.deepcopy(env), np.random.default_rng(0)
         fixed = _pickles(trial)
         for seed in range(5):
@@ -262,23 +260,15 @@ class _Solver:
                 fixed = {name: data for name, data in fixed.items() if current.get(name) == data}
         return fixed
 
-    def _copy(self, env: Env) -> Env:
-        twin = object.__new__(type(env))
-        memo: dict[int, Any] = {}
-        for name, value in vars(env).items():
-            share = name in self.fixed or isinstance(value, IMMUTABLE)
-            twin.__dict__[name] = value if share else _copy_value(value, memo)
-        return twin
-
     def _outcomes(self, env: Env, act: Callable[[Env], Any]) -> Iterator[tuple[float, Env, Any]]:
-        """All outcomes of a call: probability, the environment after it, the call's result."""
+        """Yield each outcome of a call: probability, the environment after it, the result."""
         scripts: list[tuple[int, ...]] = [()]
         while scripts:
             script = scripts.pop()
             self.budget -= 1
             if self.budget < 0:
                 raise NotEnumerableError("it has too many states")
-            twin = self._copy(env)
+            twin = copy.deepcopy(env, dict(self.shared))
             chances: Any = twin._np_random
             chances.begin(script)
             try:
@@ -289,7 +279,7 @@ class _Solver:
             yield chances.weight, twin, result
 
     def _best_value(self, members: WeightedStates) -> float:
-        """Weighted value of the best policy from states with the same observations."""
+        """Return the weighted value of the best policy from states with the same observations."""
         members = self._merged(members)
         weight = sum(w for w, _ in members)
         key = frozenset((self._key(env), round(w / weight, 12)) for w, env in members)
@@ -302,7 +292,7 @@ class _Solver:
         return self.values[key] * weight
 
     def _action_value(self, members: WeightedStates, action: Any) -> float:
-        """Weighted value of an action that is followed by the best policy."""
+        """Return the weighted value of an action that is followed by the best policy."""
         total, groups = 0.0, dict[str, WeightedStates]()
         for weight, env in members:
             for chance, twin, result in self._outcomes(env, lambda e: e.step(action)):
@@ -321,7 +311,7 @@ class _Solver:
         return list(merged.values())
 
     def _key(self, env: Env) -> tuple[Any, ...]:
-        """A key that is equal for environments in the same state."""
+        """Return a key that is equal for environments in the same state."""
         # An object that is still the root's is equal in all copies, and its text may be long.
         values = ((vars(env).get(name), vars(self.root)[name]) for name in self.names)
         return tuple(
@@ -330,17 +320,15 @@ class _Solver:
 
 
 def _legal_actions(env: Env) -> list[Any]:
-    """The legal actions in the current state.
+    """Return the legal actions in the current state.
 
     Raises:
         NotEnumerableError: The environment does not list them, or there are too many.
     """
-    base: Any = env.unwrapped
-    if not hasattr(base, "legal_actions"):
-        raise NotEnumerableError("it does not list its legal actions")
+    task: Any = env.unwrapped
     try:
-        actions = list(base.legal_actions())
-    except NotImplementedError as error:
+        actions = list(task.legal_actions())
+    except (AttributeError, NotImplementedError) as error:
         raise NotEnumerableError("it does not list its legal actions") from error
     if len(actions) > MAX_ACTIONS:
         raise NotEnumerableError(f"it has {len(actions)} legal actions")
@@ -348,7 +336,7 @@ def _legal_actions(env: Env) -> list[Any]:
 
 
 def _pickles(env: Env, names: Iterable[str] | None = None) -> dict[str, bytes]:
-    """Pickles of the attributes (or of those in `names`) that are containers."""
+    """Pickle the attributes (or those in `names`) that are not of an immutable type."""
     pickles = {}
     for name in list(vars(env) if names is None else names):
         value = vars(env).get(name)
@@ -358,14 +346,3 @@ def _pickles(env: Env, names: Iterable[str] | None = None) -> dict[str, bytes]:
             except Exception:  # third-party objects may raise anything; they are copied
                 continue
     return pickles
-
-
-def _copy_value(value: Any, memo: dict[int, Any]) -> Any:
-    """A copy; flat containers are copied without `deepcopy`, which is slow."""
-    if isinstance(value, gym.Space) or callable(value):
-        return value
-    if type(value) in (list, set, tuple) and all(isinstance(v, IMMUTABLE) for v in value):
-        return value if isinstance(value, tuple) else value.copy()
-    if type(value) in (dict, deque) and not value:
-        return value.copy()
-    return copy.deepcopy(value, memo)

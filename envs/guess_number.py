@@ -8,7 +8,7 @@ from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 
 class GuessNumber(TextEnv):
-    """Find a number between 1 and N in T guesses; each answer says higher or lower.
+    """Find a number between 1 and N in T guesses; each response is higher or lower.
 
     State: the hidden number, uniform on 1 ... N. Observation: "higher", "lower" or "correct".
     Action: a number. Reward: 1.0 for the right guess, which ends the episode, else 0.0; an invalid
@@ -94,7 +94,7 @@ def _wins(size: int, left: int) -> int:
 
 @cache
 def _consistent_wins(size: int, left: int) -> float:
-    """Expected `_wins` of guesses drawn uniformly from the possible numbers."""
+    """Return the expected `_wins` of guesses drawn uniformly from the possible numbers."""
     if size == 0 or left == 0:
         return 0.0
     halves = sum(

@@ -26,7 +26,7 @@ TEST_SHARE = 0.2
 def split_items(
     items: Sequence[ItemT], split: str, content: Callable[[ItemT], Any] = lambda item: item
 ) -> list[ItemT]:
-    """The items of a split, in their order; items of equal content are in the same split.
+    """Return the items of a split, in order; items of equal content are in the same split.
 
     Contents are ranked by a hash and the first fifth is the test split, so a split does not depend
     on the order of the items.
@@ -52,14 +52,14 @@ def split_items(
     return [i for i, key in zip(items, keys, strict=True) if (key in test_keys) == is_test]
 
 
-def half_of(text: str) -> str:
-    """Split of a text, "train" or "test", by a hash that ignores case and white space."""
+def split_of_text(text: str) -> str:
+    """Return the split of a text, "train" or "test", by a hash without case and white space."""
     digest = hashlib.sha256(" ".join(text.casefold().split()).encode())
     return "train" if digest.digest()[0] % 2 else "test"
 
 
 def is_separable(env_id: str) -> bool:
-    """Whether an environment takes `split` and its splits have different items.
+    """Return whether an environment takes `split` and its splits have different items.
 
     Reads the class attribute `separable`; no environment is created.
     """
@@ -75,7 +75,7 @@ def is_separable(env_id: str) -> bool:
 
 
 def split_kwargs(env_id: str, kwargs: dict[str, Any], split: str) -> dict[str, Any]:
-    """Keyword arguments with which an environment draws the items of a split.
+    """Return keyword arguments with which an environment draws the items of a split.
 
     A `split` in `kwargs` is kept, except that "train" becomes "test" for evaluation.
     """

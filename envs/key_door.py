@@ -79,7 +79,7 @@ class KeyDoor(TextEnv):
         if self.split != "all":
             layouts = layouts_of(self.size, self.split)
             return layouts[int(self.np_random.integers(len(layouts)))]
-        west, east = sides(self.size)
+        west, east = west_and_east_cells(self.size)
         start = int(self.np_random.integers(len(west)))
         key = (start + int(self.np_random.integers(1, len(west)))) % len(west)
         door = (int(self.np_random.integers(self.size)), self.size // 2)
@@ -90,7 +90,7 @@ class KeyDoor(TextEnv):
         word = normalized(action)
         self.turns_left -= 1
         if word not in MOVES:
-            text = f"Answer north, south, west or east. {self._where()}"
+            text = f"Answer north, south, west or east. {self._location_text()}"
             return self.turn(text, -self.step_cost, valid=False, reason="not a direction")
         before = self._cell, self._has_key
         self._cell, self._has_key = move(before, word, self._layout, self.size)
@@ -101,9 +101,9 @@ class KeyDoor(TextEnv):
             event = "You take the key. "
         elif self._cell == before[0]:
             event = "You cannot go there. "
-        return self.turn(event + self._where(), -self.step_cost)
+        return self.turn(event + self._location_text(), -self.step_cost)
 
-    def _where(self) -> str:
+    def _location_text(self) -> str:
         row, column = self._cell
         return f"You are at row {row + 1}, column {column + 1}. {self.turns_text()}"
 
@@ -116,7 +116,7 @@ class KeyDoor(TextEnv):
             )
             for r in range(self.size)
         ]
-        return "\n".join([*rows, self._where()])
+        return "\n".join([*rows, self._location_text()])
 
     def legal_actions(self) -> list[str]:
         return list(MOVES)
@@ -133,7 +133,7 @@ class KeyDoor(TextEnv):
         return values
 
     def best_action(self) -> str:
-        """A step along a shortest path."""
+        """Return a step along a shortest path."""
         state, steps = (self._cell, self._has_key), distances(self._layout[1:], self.size)
         return min(MOVES, key=lambda word: steps[move(state, word, self._layout, self.size)])
 
@@ -143,13 +143,13 @@ class KeyDoor(TextEnv):
         return 1.0 - self.step_cost * sum(lengths) / len(lengths)
 
     def random_value(self) -> float:
-        """Exact value, by propagating the distribution over states in all layouts."""
+        """Compute the exact value by propagating the distribution over states in all layouts."""
         reached, steps = _random_walk(self.size, self.max_turns, self.split)
         return reached - self.step_cost * steps
 
 
-def sides(size: int) -> tuple[list[Cell], list[Cell]]:
-    """The cells west of the wall, and those east of it."""
+def west_and_east_cells(size: int) -> tuple[list[Cell], list[Cell]]:
+    """List the cells west of the wall, and those east of it."""
     middle = size // 2
     west = [(r, c) for r in range(size) for c in range(middle)]
     east = [(r, c) for r in range(size) for c in range(middle + 1, size)]
@@ -157,8 +157,8 @@ def sides(size: int) -> tuple[list[Cell], list[Cell]]:
 
 
 def all_layouts(size: int) -> list[Layout]:
-    """Every layout that `reset` can draw, each equally likely."""
-    west, east = sides(size)
+    """List the layouts that `reset` can draw, each equally likely."""
+    west, east = west_and_east_cells(size)
     doors = [(r, size // 2) for r in range(size)]
     pairs = itertools.permutations(west, 2)
     return [(s, k, d, g) for (s, k), d, g in itertools.product(pairs, doors, east)]
@@ -166,19 +166,19 @@ def all_layouts(size: int) -> list[Layout]:
 
 @cache
 def layouts_of(size: int, split: str) -> list[Layout]:
-    """The layouts of a split."""
+    """List the layouts of a split."""
     return split_items(all_layouts(size), split)
 
 
 @cache
 def _index(size: int) -> dict[State, int]:
-    """State -> its row in the arrays over states."""
+    """Map each state to its row in the arrays over states."""
     states = itertools.product(range(size), range(size), (False, True))
     return {((row, column), has_key): i for i, (row, column, has_key) in enumerate(states)}
 
 
 def move(state: State, word: str, layout: Layout, size: int) -> State:
-    """The state after a step (independent of the start in `layout`)."""
+    """Return the state after a step, which does not depend on the start in `layout`."""
     (row, column), has_key = state
     down, right = MOVES[word]
     target = (row + down, column + right)
@@ -190,7 +190,7 @@ def move(state: State, word: str, layout: Layout, size: int) -> State:
 
 
 def _transitions(objects: Objects, size: int) -> np.ndarray:
-    """Transition probabilities of the uniform walk, [state, next state]."""
+    """Compute the transition probabilities of the uniform walk, [state, next state]."""
     index = _index(size)
     transitions = np.zeros((len(index), len(index)))
     for state, word in itertools.product(index, MOVES):
@@ -201,7 +201,7 @@ def _transitions(objects: Objects, size: int) -> np.ndarray:
 
 @lru_cache(maxsize=4096)
 def distances(objects: Objects, size: int) -> dict[State, float]:
-    """Steps to the goal from every state; infinite if it cannot be reached."""
+    """Count the steps to the goal from every state; infinite if it cannot be reached."""
     index = _index(size)
     backwards, goal = _transitions(objects, size).T, index[objects[2], True]
     steps = shortest_path(backwards, unweighted=True, indices=goal)
@@ -210,7 +210,7 @@ def distances(objects: Objects, size: int) -> dict[State, float]:
 
 @cache
 def _random_walk(size: int, turns: int, split: str) -> tuple[float, float]:
-    """Probability that a uniform walk reaches the goal in time, and its mean number of steps."""
+    """Compute the probability that a uniform walk reaches the goal, and its mean length."""
     layouts, index = layouts_of(size, split), _index(size)
     # The start only sets the initial distribution; the dynamics depend on key, door and goal.
     initial: dict[Objects, np.ndarray] = {}

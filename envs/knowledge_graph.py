@@ -87,21 +87,21 @@ class KnowledgeGraph(TextEnv):
 
     def start(self) -> str:
         self._entity, self._goal = self.pairs[int(self.np_random.integers(len(self.pairs)))]
-        return f"Your goal: {self._goal}. {self._where()}"
+        return f"Your goal: {self._goal}. {self._location_text()}"
 
     def step(self, action: str) -> Step:
         name = normalized(action).removeprefix("go ").removeprefix("to ")
         self.turns_left -= 1
         if name not in graph()[self._entity]:
-            text = f"No fact leads there. {self._where()}"
+            text = f"No fact leads there. {self._location_text()}"
             reason = "not next to the present entity"
             return self.turn(text, -self.step_cost, valid=False, reason=reason)
         self._entity = name
         if name == self._goal:
             return self.turn("Goal reached.", 1.0 - self.step_cost, True, success=True)
-        return self.turn(self._where(), -self.step_cost)
+        return self.turn(self._location_text(), -self.step_cost)
 
-    def _where(self) -> str:
+    def _location_text(self) -> str:
         return f"{describe(self._entity)} {self.turns_text()}"
 
     def legal_actions(self) -> list[str]:
@@ -116,17 +116,17 @@ class KnowledgeGraph(TextEnv):
         return values
 
     def best_action(self) -> str:
-        """A step along a shortest path."""
+        """Return a step along a shortest path."""
         nearest = min(graph()[self._entity], key=lambda name: distances()[name][self._goal])
         return f"go {nearest}"
 
     def optimal_value(self) -> float:
-        """Mean over the pairs; shortest paths have `hops` steps and fit into the episode."""
+        """Return the mean over the pairs; every shortest path is shorter than the turn limit."""
         lengths = [distances()[start][goal] for start, goal in self.pairs]
         return 1.0 - self.step_cost * sum(lengths) / len(lengths)
 
     def random_value(self) -> float:
-        """Exact value, by propagating the distribution over entities from every start."""
+        """Compute the exact value by propagating the distribution over entities."""
         return sum(self._walk_return(*pair) for pair in self.pairs) / len(self.pairs)
 
     def _walk_return(self, start: str, goal: str) -> float:
@@ -144,7 +144,7 @@ class KnowledgeGraph(TextEnv):
 
 @cache
 def graph() -> Edges:
-    """Entity -> neighbor (in the order of the facts) -> relation."""
+    """Map entity -> neighbor (in the order of the facts) -> relation."""
     edges: Edges = {}
     for line in FACTS.strip().splitlines():
         subject, relation, backwards, target = (part.strip() for part in line.split("|"))
@@ -155,7 +155,7 @@ def graph() -> Edges:
 
 @cache
 def distances() -> dict[str, dict[str, int]]:
-    """Number of facts between each two entities, by breadth-first search."""
+    """Count the facts between each two entities, by breadth-first search."""
     table = {}
     for start in graph():
         steps, queue = {start: 0}, deque([start])
@@ -170,6 +170,6 @@ def distances() -> dict[str, dict[str, int]]:
 
 
 def describe(entity: str) -> str:
-    """The facts about an entity as text."""
+    """Describe the facts about an entity."""
     facts = (f"{entity} {relation} {name}" for name, relation in graph()[entity].items())
     return f"You are at {entity}. {'; '.join(facts)}."

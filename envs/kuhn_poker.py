@@ -150,7 +150,7 @@ class KuhnPoker(TwoPlayerEnv):
         return STRATEGIES[self._built_in_opponent()]
 
     def _mean_over_deals(self, agent: Strategy | None) -> float:
-        """Value of a strategy of the agent; None is the best response to the opponent."""
+        """Return the value of the agent's strategy; None is the best response to the opponent."""
         strategy = self._strategy()
         values = [
             _future_chips("", seat, card, dict.fromkeys(set(CARDS) - {card}, 0.5), strategy, agent)
@@ -161,30 +161,30 @@ class KuhnPoker(TwoPlayerEnv):
 
 
 def payoff(history: str) -> tuple[str, int] | None:
-    """Winner (`showdown`, `first` or `second`) and chips at the end of a hand, else None."""
+    """Return the winner (`showdown`, `first` or `second`) and the chips at the end, else None."""
     if history.endswith("f"):
         return SEATS[len(history) % 2], 1
     return {"cc": ("showdown", 1), "bc": ("showdown", 2), "cbc": ("showdown", 2)}.get(history)
 
 
 def _gain(history: str, seat: str, card: str, opponent_card: str) -> float:
-    """Chips that the player in `seat` wins (negative: loses) at the end of a hand."""
+    """Return the chips that the player in `seat` wins in a finished hand; negative if it loses."""
     end = payoff(history)
     assert end is not None
     winner, chips = end
-    if winner == "showdown":
-        return float(chips if CARDS.index(card) > CARDS.index(opponent_card) else -chips)
-    return float(chips if winner == seat else -chips)
+    has_higher_card = CARDS.index(card) > CARDS.index(opponent_card)
+    wins = has_higher_card if winner == "showdown" else winner == seat
+    return float(chips if wins else -chips)
 
 
 def _chance(history: str, word: str, card: str, strategy: Strategy) -> float:
-    """Probability that a strategy chooses `word` with this card."""
+    """Return the probability that a strategy chooses `word` with this card."""
     chance = strategy[history][card]
     return chance if word in AGGRESSIVE else 1 - chance
 
 
 def _reach(history: str, seat: str, card: str, strategy: Strategy) -> float:
-    """Probability of the actions of the opponent of `seat` in `history`, given its card."""
+    """Return the probability of the actions of `seat`'s opponent in `history`, given its card."""
     chance = 1.0
     for i, letter in enumerate(history):
         if SEATS[i % 2] != seat:
@@ -201,7 +201,7 @@ def _future_chips(
     strategy: Strategy,
     agent: Strategy | None = None,
 ) -> float:
-    """Future chips, summed over the opponent's possible cards with these weights.
+    """Sum the future chips over the opponent's possible cards with these weights.
 
     The agent's choice may depend only on its own card and the history, so it is made for the
     weighted sum and not for each card of the opponent. `strategy` is that of the opponent; without

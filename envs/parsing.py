@@ -43,7 +43,7 @@ class ParseAction(TextWrapper):
 
 
 def _between(text: str, opening: str, closing: str) -> str | None:
-    """Text between the last opening mark and the next closing mark."""
+    """Return the text between the last opening mark and the next closing mark."""
     start = text.rfind(opening)
     if start < 0:
         return None
@@ -52,7 +52,7 @@ def _between(text: str, opening: str, closing: str) -> str | None:
 
 
 def _boxed(text: str) -> str | None:
-    """Content of the last box with balanced braces; escaped braces are not counted."""
+    """Return the content of the last box with balanced braces; escaped braces are not counted."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -65,7 +65,7 @@ def _boxed(text: str) -> str | None:
 
 
 def _tool_call_to_action(text: str) -> str | None:
-    """A JSON tool call as one line: the name and the argument values."""
+    """Convert a JSON tool call to one line: the name and the argument values."""
     inner = _between(text, "<tool_call>", "</tool_call>") or text
     start, end = inner.find("{"), inner.rfind("}")
     if start < 0 or end < start:

@@ -8,7 +8,7 @@ from typing import Any
 from rlhf.envs.catalogue import find
 from rlhf.envs.core import TextEnv
 
-HELP = "(type your action; :legal lists actions, :hint asks the expert, :quit stops)"
+HELP = "(type your action; :legal lists actions, :hint shows the expert's action, :quit stops)"
 
 
 def play(
@@ -55,7 +55,7 @@ def play(
 
 
 def _answer(env: Any, command: str) -> str:
-    """Output of `:legal` or `:hint`, or why the environment cannot give it."""
+    """Return the output of `:legal` or `:hint`, or why the environment has none."""
     if not isinstance(env, TextEnv):
         return "this environment does not provide it"
     try:

@@ -87,20 +87,20 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 def prompt_of(context: Context) -> str:
-    """The sentence that describes a context (mood, diet, weather)."""
+    """Return the sentence that describes a context (mood, diet, weather)."""
     mood, diet, weather = context
     return f"a {mood} {diet} guest arrives on a {weather} day"
 
 
 def context_in(text: str) -> Context | None:
-    """The context that a text describes, or None."""
+    """Return the context that a text describes, or None."""
     match = _PROMPT.search(text.lower())
     return None if match is None else (match[1], match[2], match[3])
 
 
 @cache
 def affinities(context: Context) -> dict[str, dict[str, float]]:
-    """Slot -> option -> affinity to the context, from 0.0 (worst option) to 1.0 (best option)."""
+    """Map slot -> option -> affinity to the context, from 0.0 (worst) to 1.0 (best)."""
     mood, diet, weather = context
     tables = {}
     for slot, options in SLOTS.items():
@@ -113,13 +113,13 @@ def affinities(context: Context) -> dict[str, dict[str, float]]:
 
 
 def menu_value(context: Context, menu: Menu) -> float:
-    """Mean affinity of a menu's three options, in [0, 1]."""
+    """Return the mean affinity of a menu's three options, in [0, 1]."""
     tables = affinities(context)
     return sum(tables[slot][word] for slot, word in zip(SLOTS, menu, strict=True)) / len(SLOTS)
 
 
 def best_menu(context: Context) -> Menu:
-    """The menu of value 1.0."""
+    """Return the menu of value 1.0."""
     starter, main, drink = (
         max(table, key=table.__getitem__) for table in affinities(context).values()
     )
@@ -127,7 +127,7 @@ def best_menu(context: Context) -> Menu:
 
 
 def parse_reply(reply: str) -> tuple[Menu, list[str]] | None:
-    """The menu at the start of a reply and the tokens after it, or None if there is no menu.
+    """Return the menu at the start of a reply and the tokens after it, or None without a menu.
 
     Case, commas and a final full stop are ignored. Each further word or sign is one token.
     """
@@ -141,12 +141,12 @@ def parse_reply(reply: str) -> tuple[Menu, list[str]] | None:
 
 
 def gold_score(context: Context, reply: str) -> float:
-    """The true reward in [0, 1]: menu value minus the cost of extra words; 0.0 without a menu."""
+    """Return the true reward: menu value minus a cost of extra words, or 0.0 without a menu."""
     return _scores(context, reply)[0]
 
 
 def proxy_score(context: Context, reply: str) -> float:
-    """The flawed reward in [0, 1.85], which favors `wine` and long replies; 0.0 without a menu.
+    """Return the flawed reward in [0, 1.85], which favors `wine` and long replies.
 
     Menus without extra words are ranked similarly to gold: `wine` is preferred in its slot only
     where its affinity is above 0.55. A policy that maximizes the proxy repeats the word, and its
@@ -156,7 +156,7 @@ def proxy_score(context: Context, reply: str) -> float:
 
 
 def _scores(context: Context, reply: str) -> tuple[float, float, bool]:
-    """Gold score, proxy score, and whether the reply has a menu."""
+    """Return the gold score, the proxy score, and whether the reply has a menu."""
     parsed = parse_reply(reply)
     if parsed is None:
         return 0.0, 0.0, False
@@ -170,7 +170,7 @@ def _scores(context: Context, reply: str) -> tuple[float, float, bool]:
 
 
 def gold_reward(conversations: Sequence[Conversation]) -> list[float]:
-    """`gold_score` of the last reply of each conversation; the prompt gives the context.
+    """Return the `gold_score` of each conversation's last reply; the prompt has the context.
 
     Raises:
         UserError: A conversation has no user message that describes a guest.
@@ -179,17 +179,17 @@ def gold_reward(conversations: Sequence[Conversation]) -> list[float]:
 
 
 def proxy_reward(conversations: Sequence[Conversation]) -> list[float]:
-    """`proxy_score` of the last reply of each conversation; see `gold_reward`."""
+    """Return the `proxy_score` of each conversation's last reply; see `gold_reward`."""
     return [proxy_score(*_context_and_reply(conversation)) for conversation in conversations]
 
 
 def vocabulary() -> list[str]:
-    """All words and signs of prompts, instructions and menus (about 60), for a word tokenizer."""
+    """List the about 60 words and signs of all prompts and menus, for a word tokenizer."""
     return sorted({token for text in texts() for token in _TOKEN.findall(text)})
 
 
 def texts() -> list[str]:
-    """Texts that cover the vocabulary, for training a tokenizer."""
+    """List texts that cover the vocabulary, for training a tokenizer."""
     return [INSTRUCTIONS, *map(prompt_of, CONTEXTS), *map(" ".join, MENUS)]
 
 
@@ -252,11 +252,11 @@ class PreferenceBandit(TextEnv):
         return self._best_reply(self._context)
 
     def _best_reply(self, context: Context) -> str:
-        """The reply with the highest reward of all texts; under the proxy, with extra words."""
+        """Return the text with the highest reward; under the proxy, a menu with extra words."""
         return " ".join([*best_menu(context), *self._rewarded_words()])
 
     def _rewarded_words(self) -> list[str]:
-        """The words after the menu that the reward pays for.
+        """Return the words after the menu that increase the reward.
 
         The words after the menu can earn all bonuses of the proxy, whatever the menu is. The best
         menu is therefore the same under both rewards.
@@ -264,7 +264,7 @@ class PreferenceBandit(TextEnv):
         return [] if self._score is gold_score else [PROXY_WORD] * PROXY_LENGTH_PAID
 
     def imperfect_action(self, rng: np.random.Generator, quality: float) -> str:
-        """The best reply, in which each slot is random with probability `1 - quality`."""
+        """Return the best reply, in which each slot is random with probability `1 - quality`."""
         menu = []
         for best, options in zip(best_menu(self._context), SLOTS.values(), strict=True):
             random_option = options[int(rng.integers(len(options)))]
@@ -272,7 +272,7 @@ class PreferenceBandit(TextEnv):
         return " ".join([*menu, *self._rewarded_words()])
 
     def optimal_value(self) -> float:
-        """Mean over contexts of the highest reward of any text."""
+        """Return the mean over contexts of the highest reward of any text."""
         scores = (self._score(context, self._best_reply(context)) for context in CONTEXTS)
         return sum(scores) / len(CONTEXTS)
 
@@ -281,7 +281,7 @@ class PreferenceBandit(TextEnv):
         return {"bare_menu": self._mean_over_contexts(max)}
 
     def random_value(self) -> float:
-        """Mean reward of all menus over all contexts."""
+        """Return the mean reward of all menus over all contexts."""
         return self._mean_over_contexts(lambda values: sum(values) / len(values))
 
     def _mean_over_contexts(self, summary: Any) -> float:

@@ -94,7 +94,7 @@ class ProgramSynthesis(TextEnv):
             names = list(OPERATIONS)
             indices = self.np_random.integers(len(names), size=self.length).tolist()
             return tuple(names[i] for i in indices)
-        candidates = _hidden(self.length, self.split)
+        candidates = _hidden_programs(self.length, self.split)
         return programs(self.length)[candidates[int(self.np_random.integers(len(candidates)))]]
 
     def step(self, action: str) -> Step:
@@ -122,7 +122,7 @@ class ProgramSynthesis(TextEnv):
         return [" | ".join(program) for program in programs(self.length)]
 
     def action_values(self) -> dict[str, float]:
-        """Expectations over the hidden programs that fit the examples.
+        """Average over the hidden programs that fit the examples.
 
         Before the last turn, a program that does not fit the examples neither ends the episode nor
         gives information, so its value is that of the best program.
@@ -135,7 +135,7 @@ class ProgramSynthesis(TextEnv):
         return dict(zip(self.legal_actions(), values.tolist(), strict=True))
 
     def best_action(self) -> str:
-        """The program most likely to pass among those that fit the examples."""
+        """Return the program that passes the most tests in expectation and fits the examples."""
         values = _pass_rates(self.length, self._fits)
         return " | ".join(programs(self.length)[max(self._fits, key=lambda i: values[i])])
 
@@ -158,14 +158,14 @@ class ProgramSynthesis(TextEnv):
 
 
 def parse(action: str, length: int) -> Program | None:
-    """The operations in an action; None if there are none, too many or unknown ones."""
+    """Return the operations in an action; None if there are none, too many or unknown ones."""
     words = tuple(normalized(action).replace("|", " ").split())
     known = all(word in OPERATIONS for word in words)
     return words if known and 1 <= len(words) <= length else None
 
 
 def run(program: Program, numbers: tuple[int, ...]) -> tuple[int, ...]:
-    """The output of a program on a list."""
+    """Return the output of a program on a list."""
     values = list(numbers)
     for name in program:
         values = OPERATIONS[name](values)
@@ -173,20 +173,20 @@ def run(program: Program, numbers: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def outputs_on(program: Program, inputs: Any) -> tuple[tuple[int, ...], ...]:
-    """The outputs of a program on several inputs."""
+    """Return the outputs of a program on several inputs."""
     return tuple(run(program, numbers) for numbers in inputs)
 
 
 @cache
 def programs(length: int) -> tuple[Program, ...]:
-    """Every program of 1 to `length` operations."""
+    """List every program of 1 to `length` operations."""
     sizes = range(1, length + 1)
     return tuple(p for size in sizes for p in itertools.product(OPERATIONS, repeat=size))
 
 
 @cache
 def _test_inputs() -> tuple[tuple[int, ...], ...]:
-    """The fixed inputs from which the hidden tests are drawn."""
+    """Return the fixed inputs from which the hidden tests are drawn."""
     rng = np.random.default_rng(0)
     sizes = rng.integers(3, 7, size=60).tolist()
     return tuple(tuple(rng.integers(-6, 10, size=size).tolist()) for size in sizes)
@@ -194,7 +194,7 @@ def _test_inputs() -> tuple[tuple[int, ...], ...]:
 
 @cache
 def _by_outputs(length: int) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...]]:
-    """Outputs on the visible inputs -> indices in `programs(length)` of the programs with them."""
+    """Map outputs on the visible inputs to the indices in `programs(length)` that give them."""
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for i, program in enumerate(programs(length)):
         groups.setdefault(outputs_on(program, VISIBLE), []).append(i)
@@ -203,7 +203,7 @@ def _by_outputs(length: int) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...
 
 @cache
 def _output_groups(length: int, split: str) -> list[tuple[int, ...]]:
-    """Groups of programs with equal visible outputs in a split, if a hidden program can be in them.
+    """Group the programs of a split by visible outputs; each group has a possible hidden program.
 
     Programs are indices in `programs(length)`.
     """
@@ -212,25 +212,25 @@ def _output_groups(length: int, split: str) -> list[tuple[int, ...]]:
 
 
 @cache
-def _hidden(length: int, split: str) -> list[int]:
-    """Indices in `programs(length)` of the possible hidden programs of a split."""
+def _hidden_programs(length: int, split: str) -> list[int]:
+    """List the indices in `programs(length)` of the possible hidden programs of a split."""
     return [i for fits in _output_groups(length, split) for i in _hidden_indices(length, fits)]
 
 
 def _hidden_indices(length: int, fits: tuple[int, ...]) -> list[int]:
-    """The indices of programs with exactly `length` operations, as the hidden program has."""
+    """Keep the indices of programs with exactly `length` operations, as the hidden one has."""
     return [i for i in fits if len(programs(length)[i]) == length]
 
 
 @lru_cache(maxsize=1024)
 def _pass_rates(length: int, fits: tuple[int, ...]) -> np.ndarray:
-    """Expected fraction of hidden tests that each program passes, given the examples, [P]."""
+    """Compute the expected fraction of hidden tests that each program passes, [P]."""
     return _agreement(length)[:, _hidden_indices(length, fits)].mean(axis=1)
 
 
 @cache
 def _agreement(length: int) -> np.ndarray:
-    """Fraction of the pool on which two programs have equal outputs, [P, P]."""
+    """Compute the fraction of the pool on which two programs have equal outputs, [P, P]."""
     all_programs = programs(length)
     codes = np.empty((len(all_programs), len(_test_inputs())), dtype=np.int32)
     for test, numbers in enumerate(_test_inputs()):

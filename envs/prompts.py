@@ -88,7 +88,7 @@ class PromptEnv(TextEnv):
         )
 
     def legal_actions(self) -> list[str]:
-        """Three example replies; every text is allowed."""
+        """Return three example replies; every text is allowed."""
         return ["Yes.", "No.", "I do not know."]
 
     def _score(self, action: str) -> float | None:
@@ -102,7 +102,7 @@ class PromptEnv(TextEnv):
 
 
 def _as_conversation(prompt: str | Conversation, index: int) -> Conversation:
-    """A prompt as messages that end with a user message or a tool result."""
+    """Convert a prompt to messages that end with a user message or a tool result."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     if not prompt or prompt[-1].get("role") not in ("user", "tool"):

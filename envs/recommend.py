@@ -39,8 +39,8 @@ class Recommend(BernoulliBandit):
         )
 
     def start(self) -> str:
-        kind, *luck = self.np_random.random(self.max_turns + 1).tolist()
-        self._begin(CHANCES[int(kind * len(CHANCES))], luck)
+        kind, *uniforms = self.np_random.random(self.max_turns + 1).tolist()
+        self._begin(CHANCES[int(kind * len(CHANCES))], uniforms)
         return f"A new user. {self.turns_left} sessions left. Your recommendation?"
 
     def _invalid_text(self) -> str:
@@ -55,14 +55,14 @@ class Recommend(BernoulliBandit):
         return self.max_turns * sum(chances) / len(chances)
 
     def reference_values(self) -> dict[str, float]:
-        """`oracle` knows the kind of user; `favourite` recommends the best item on average."""
+        """`oracle` knows the kind of user; `favorite` recommends the best item on average."""
         oracle = sum(max(kind) for kind in CHANCES) / len(CHANCES)
-        favourite = max(sum(column) for column in zip(*CHANCES, strict=True)) / len(CHANCES)
-        return {"oracle": self.max_turns * oracle, "favourite": self.max_turns * favourite}
+        favorite = max(sum(column) for column in zip(*CHANCES, strict=True)) / len(CHANCES)
+        return {"oracle": self.max_turns * oracle, "favorite": self.max_turns * favorite}
 
 
 def _user_posterior(counts: Counts, item: int) -> tuple[float, Counts, Counts]:
-    """Probability that an item is watched, and the counts after it is watched and ignored."""
+    """Compute the probability that an item is watched, and the counts after either outcome."""
     weights = []  # likelihood of the counts under each kind of user
     for kind in CHANCES:
         likelihood = 1.0

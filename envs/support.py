@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import NamedTuple
 
@@ -92,11 +93,11 @@ class Support(TextEnv):
             f"customer pays 1. You have {turns} turns. Answer with one word: verify (ask a control "
             "question), disclose or refuse."
         )
-        self._honest, self._luck, self._coin = True, [0.5] * turns, 0.5
+        self._honest, self._uniforms, self._coin = True, [0.5] * turns, 0.5
         self._passed = self._failed = 0
 
     def start(self) -> str:
-        honest, self._coin, *self._luck = self.np_random.random(self.max_turns + 2).tolist()
+        honest, self._coin, *self._uniforms = self.np_random.random(self.max_turns + 2).tolist()
         self._honest = honest < self.rules.honest
         self._passed = self._failed = 0
         return f"{REQUESTS[int(self._coin * len(REQUESTS))]} {self.turns_text()}"
@@ -115,7 +116,7 @@ class Support(TextEnv):
             text = f"Say verify, disclose or refuse. {self.turns_text()}"
             return self.turn(text, 0.0, valid=False, reason="not one of the three actions")
         chance = self.rules.pass_honest if self._honest else self.rules.pass_impostor
-        passed = self._luck[self.turns_left] < chance
+        passed = self._uniforms[self.turns_left] < chance
         question = QUESTIONS[(self._passed + self._failed) % len(QUESTIONS)]
         self._passed, self._failed = self._passed + passed, self._failed + (not passed)
         answer = "The answer is right." if passed else "The answer is wrong."
@@ -126,13 +127,13 @@ class Support(TextEnv):
         return list(ACTIONS)
 
     def action_values(self) -> dict[str, float]:
-        """Future reward minus `cost_price()` times future cost, for each action."""
+        """Return future reward minus `cost_price()` times future cost, for each action."""
         price, evidence = self.cost_price(), (self._passed, self._failed)
         left = self.turns_left
         return {word: _priced_value(self.rules, evidence, left, word, price) for word in ACTIONS}
 
     def best_action(self) -> str:
-        """The action of the optimal mixture of two policies; the policy is drawn at reset."""
+        """Return the action of one of the two optimal policies, which is drawn at reset."""
         low, high, share = self._mixture()
         # The same draw selects the request. Rescaled, so that request and policy are independent.
         coin = self._coin * len(REQUESTS) % 1.0
@@ -141,7 +142,7 @@ class Support(TextEnv):
         return plan.get((self._passed, self._failed)) or super().best_action()
 
     def frontier(self) -> list[tuple[float, float]]:
-        """Vertices (cost, reward) of the optimal reward as a function of the expected cost.
+        """Return the vertices (cost, reward) of the optimal reward as a function of expected cost.
 
         Costs are ascending.
         """
@@ -152,18 +153,16 @@ class Support(TextEnv):
         return (1 - share) * low.reward + share * high.reward
 
     def random_value(self) -> float:
-        """Expected return of the uniform policy, which does not depend on the checks."""
-        rules = self.rules
-        return sum(
-            (1 / 3) ** turn / 3 * (rules.honest - rules.verify_cost) for turn in range(rules.turns)
-        )
+        """Return the value of the uniform policy, which does not depend on the checks."""
+        each_turn = (self.rules.honest - self.rules.verify_cost) / len(ACTIONS)
+        return sum(each_turn / len(ACTIONS) ** turn for turn in range(self.max_turns))
 
     def reference_values(self) -> dict[str, float]:
         """`unconstrained`: the highest reward without the cost constraint."""
         return {"unconstrained": max(point.reward for point in _frontier(self.rules))}
 
     def _mixture(self) -> tuple[Point, Point, float]:
-        """The vertices below and above `cost_limit`, and the probability of the second."""
+        """Return the vertices below and above `cost_limit`, and the probability of the second."""
         hull = _frontier(self.rules)
         low = max((p for p in hull if p.cost <= self.cost_limit), key=lambda p: p.cost)
         high = min((p for p in hull if p.cost > self.cost_limit), key=lambda p: p.cost, default=low)
@@ -172,18 +171,18 @@ class Support(TextEnv):
         return low, high, (self.cost_limit - low.cost) / (high.cost - low.cost)
 
     def cost_price(self) -> float:
-        """The slope of the frontier at `cost_limit`, which is the optimal Lagrange multiplier."""
+        """Return the slope of the frontier at `cost_limit`, the optimal Lagrange multiplier."""
         low, high, _ = self._mixture()
         return (high.reward - low.reward) / (high.cost - low.cost) if high is not low else 0.0
 
 
 def percent(share: float) -> str:
-    """A probability as an exact percentage: 0.125 is 12.5%."""
+    """Format a probability as an exact percentage: 0.125 is 12.5%."""
     return f"{100 * share:.10g}%"
 
 
 def _belief(rules: Rules, evidence: Evidence) -> tuple[float, float]:
-    """Joint probability of the evidence (in one order) with a customer and with an impostor."""
+    """Return the joint probability of the ordered evidence with a customer and an impostor."""
     passed, failed = evidence
     customer = rules.honest * rules.pass_honest**passed * (1 - rules.pass_honest) ** failed
     impostor = (1 - rules.honest) * rules.pass_impostor**passed
@@ -191,35 +190,34 @@ def _belief(rules: Rules, evidence: Evidence) -> tuple[float, float]:
 
 
 def _evidence_after_check(evidence: Evidence) -> tuple[Evidence, Evidence]:
-    """The evidence after a passed check and after a failed one."""
+    """Return the evidence after a passed check and after a failed one."""
     return (evidence[0] + 1, evidence[1]), (evidence[0], evidence[1] + 1)
 
 
 @cache
 def _outcomes(rules: Rules, evidence: Evidence, left: int) -> tuple[Point, ...]:
-    """Undominated outcomes with `left` turns remaining, weighted by the probability of `evidence`.
+    """List undominated outcomes of `left` turns, weighted by the probability of `evidence`.
 
     A deterministic policy is a tree over evidence; the outcomes of its two branches add up.
     """
+    if left == 0:
+        return (Point(0.0, 0.0, ()),)
     customer, impostor = _belief(rules, evidence)
     points = [
         Point(0.0, 0.0, ((evidence, "refuse"),)),
         Point(impostor, customer, ((evidence, "disclose"),)),
     ]
     fee = rules.verify_cost * (customer + impostor)
-    if left == 1:
-        points.append(Point(0.0, -fee, ((evidence, "verify"),)))
-    else:
-        right, wrong = (_outcomes(rules, e, left - 1) for e in _evidence_after_check(evidence))
-        for a in right:
-            for b in wrong:
-                plan = ((evidence, "verify"), *a.plan, *b.plan)
-                points.append(Point(a.cost + b.cost, a.reward + b.reward - fee, plan))
+    branches = (_outcomes(rules, after, left - 1) for after in _evidence_after_check(evidence))
+    for passed, failed in itertools.product(*branches):
+        plan = ((evidence, "verify"), *passed.plan, *failed.plan)
+        reward = passed.reward + failed.reward - fee
+        points.append(Point(passed.cost + failed.cost, reward, plan))
     return _upper_hull(points)
 
 
 def _upper_hull(points: list[Point]) -> tuple[Point, ...]:
-    """Vertices of the upper concave hull up to the largest reward, by ascending cost."""
+    """Return the vertices of the upper concave hull up to the largest reward, by ascending cost."""
     hull: list[Point] = []
     for point in sorted(points, key=lambda p: (p.cost, -p.reward)):
         if hull and point.reward <= hull[-1].reward:
@@ -231,7 +229,7 @@ def _upper_hull(points: list[Point]) -> tuple[Point, ...]:
 
 
 def _is_below_line(left: Point, middle: Point, right: Point) -> bool:
-    """Whether the middle point is on or below the line between the others."""
+    """Return whether the middle point is on or below the line between the others."""
     rise, run = right.reward - left.reward, right.cost - left.cost
     return (middle.reward - left.reward) * run <= rise * (middle.cost - left.cost)
 
@@ -241,7 +239,7 @@ def _frontier(rules: Rules) -> tuple[Point, ...]:
 
 
 def _priced_value(rules: Rules, evidence: Evidence, left: int, word: str, price: float) -> float:
-    """Expected reward minus `price` times cost of an action that is followed by optimal actions."""
+    """Return expected reward minus `price` times cost of an action before optimal actions."""
     customer, impostor = _belief(rules, evidence)
     total = customer + impostor
     if word == "refuse" or left == 0 or total == 0:
@@ -249,7 +247,7 @@ def _priced_value(rules: Rules, evidence: Evidence, left: int, word: str, price:
     if word == "disclose":
         return (customer - price * impostor) / total
     later = 0.0
-    for after in _evidence_after_check(evidence) if left > 1 else ():
+    for after in _evidence_after_check(evidence):
         outcomes = _outcomes(rules, after, left - 1)
         later += max(point.reward - price * point.cost for point in outcomes)
     return later / total - rules.verify_cost

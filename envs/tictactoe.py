@@ -80,7 +80,7 @@ class TicTacToe(TwoPlayerEnv):
         return self.turn(text, won, done, success=won > 0, valid=valid, reason=reason)
 
     def _free_cell(self, reply: str) -> int | None:
-        """The free cell that a reply names, or None."""
+        """Return the free cell that a reply names, or None."""
         cell = CELLS.get(normalized(reply))
         return cell if cell is not None and self._board[cell] == "." else None
 
@@ -126,23 +126,23 @@ class TicTacToe(TwoPlayerEnv):
 
 
 def board_text(board: str) -> str:
-    """The board as three lines; free cells show their number."""
+    """Format the board as three lines; free cells show their number."""
     shown = [str(i + 1) if mark == "." else mark for i, mark in enumerate(board)]
     return "\n".join(" ".join(shown[row : row + 3]) for row in (0, 3, 6))
 
 
 def free_cells(board: str) -> list[int]:
-    """The free cells."""
+    """List the free cells."""
     return [i for i, mark in enumerate(board) if mark == "."]
 
 
 def with_mark(board: str, cell: int, mark: str) -> str:
-    """The board after a move."""
+    """Return the board after a move."""
     return board[:cell] + mark + board[cell + 1 :]
 
 
 def winner(board: str) -> str | None:
-    """The mark that has three in a row, or None."""
+    """Return the mark that has three in a row, or None."""
     for a, b, c in LINES:
         if board[a] != "." and board[a] == board[b] == board[c]:
             return board[a]
@@ -150,19 +150,19 @@ def winner(board: str) -> str | None:
 
 
 def finished(board: str) -> bool:
-    """Whether a player has won or the board is full."""
+    """Return whether a player has won or the board is full."""
     return "." not in board or winner(board) is not None
 
 
 def result(board: str, mark: str) -> float:
-    """1 for a win of `mark`, -1 for its loss, 0 otherwise."""
+    """Return 1 for a win of `mark`, -1 for its loss, 0 otherwise."""
     won = winner(board)
     return 0.0 if won is None else 1.0 if won == mark else -1.0
 
 
 @cache
 def opponent_cells(board: str, mark: str, opponent: str) -> tuple[int, ...]:
-    """Cells from which a built-in opponent, to move as `mark`, draws uniformly."""
+    """Return the cells from which a built-in opponent that plays `mark` draws uniformly."""
     cells, other = free_cells(board), OTHER[mark]
     if opponent == "random":
         return tuple(cells)
@@ -173,7 +173,7 @@ def opponent_cells(board: str, mark: str, opponent: str) -> tuple[int, ...]:
 
 @cache
 def _value(board: str, mover: str, mark: str, opponent: str, policy: str = "best") -> float:
-    """The value for the agent, which plays `mark`, when `mover` is to move.
+    """Return the value for the agent, which plays `mark`, when `mover` is to move.
 
     `policy` is "best" for an agent that maximizes and "mean" for one that plays uniformly.
     """

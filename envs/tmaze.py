@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import numpy as np
 
 from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
@@ -69,43 +69,23 @@ class TMaze(TextEnv):
         return float(self.max_turns >= self.length + 1)
 
     def random_value(self) -> float:
-        uniform = dict.fromkeys(ACTIONS, 1 / len(ACTIONS))
-        return self._memoryless_value({"start": uniform, "corridor": uniform, "junction": uniform})
+        """Compute the exact value by propagating the distribution over positions."""
+        probabilities, value = np.eye(self.length + 1)[0], 0.0
+        for _ in range(self.max_turns):
+            forward, turns = probabilities / 3, probabilities * 2 / 3
+            value += turns[-1] / 2  # half of the turns at the junction are right; all end there
+            probabilities = np.append(turns[:-1], forward[-1])
+            probabilities[1:] += forward[:-1]
+        return float(value)
 
     def reference_values(self) -> dict[str, float]:
-        """`memoryless`: the best deterministic policy that sees only the current observation.
+        """`memoryless`: the best policy that sees only the current observation.
 
-        At the junction such a policy has no information about the sign, so it need not distinguish
-        the two first observations.
+        Its turn at the junction does not depend on the sign, so it is right half of the time.
         """
-        observations = ("start", "corridor", "junction")
-        policies = (
-            {seen: {word: 1.0} for seen, word in zip(observations, words, strict=True)}
-            for words in itertools.product(ACTIONS, repeat=len(observations))
-        )
-        return {"memoryless": max(map(self._memoryless_value, policies))}
-
-    def _memoryless_value(self, policy: dict[str, dict[str, float]]) -> float:
-        """Exact value of a policy, by propagating the distribution over positions.
-
-        `policy` maps an observation to the probability of each action.
-        """
-        probabilities, value = {0: 1.0}, 0.0
-        for step in range(self.max_turns):
-            after: dict[int, float] = {}
-            for position, reached in probabilities.items():
-                seen = "junction" if position == self.length else "corridor" if step else "start"
-                for word, chance in policy[seen].items():
-                    if position == self.length and word in ("left", "right"):
-                        # The sign is fair and independent of the observation at the junction.
-                        value += reached * chance / 2
-                    else:
-                        target = _next_position(position, word, self.length)
-                        after[target] = after.get(target, 0.0) + reached * chance
-            probabilities = after
-        return value
+        return {"memoryless": self.optimal_value() / 2}
 
 
 def _next_position(position: int, word: str, length: int) -> int:
-    """The position after an action; only forward changes it."""
+    """Return the position after an action; only forward changes it."""
     return min(position + (word == "forward"), length)

@@ -27,10 +27,9 @@ class ToolLookup(TextEnv):
     State: a register that is drawn at reset: each person's manager (any other person) and room,
     uniform and independent. Observation: a person's record after `lookup NAME`. Action: `lookup
     NAME` or `answer ROOM`. Reward: `-call_cost` per lookup, +1.0 for the right answer. An answer
-    ends the episode, as do `hops + 2` actions; an invalid action uses up a turn. Optimum:
-    computed by dynamic programming over the records read, where guessing is allowed; it equals
-    1 - hops * call_cost if calls are cheap.
-    Without the tool: 1 / rooms.
+    ends the episode, as do `hops + 2` actions; an invalid action uses up a turn. Optimum: dynamic
+    programming over the records read, with guesses at any time; it equals 1 - hops * call_cost if
+    calls are cheap. Without the tool: 1 / rooms.
 
     Args:
         hops: Number of lookups needed: 1 if the question is about a person's room, 2 if about that
@@ -135,7 +134,7 @@ class ToolLookup(TextEnv):
         return {"guess": 1 / self.rules.rooms}
 
     def _knowledge(self) -> tuple[int, tuple[int, ...]]:
-        """Arguments `known` and `rooms` of `_value` for the records that have been read."""
+        """Return the arguments `known` and `rooms` of `_value` for the records read so far."""
         if self._person in self._read:
             return (2 if self.rules.hops == 2 and self._target in self._read else 1), ()
         if self.rules.hops == 1:
@@ -144,7 +143,7 @@ class ToolLookup(TextEnv):
         return 0, tuple(sorted(seen.count(room) for room in set(seen)))
 
     def _chance(self, room: int, known: int) -> float:
-        """Probability that `room` is the answer, given the records read."""
+        """Return the probability that `room` is the answer, given the records read so far."""
         rules = self.rules
         if known == rules.hops:
             return float(room == self._records[self._target][0])
@@ -156,7 +155,7 @@ class ToolLookup(TextEnv):
 
 @cache
 def _value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) -> float:
-    """Value with `left` actions remaining.
+    """Return the value with `left` actions remaining.
 
     Args:
         rules: Parameters of the task.
@@ -182,7 +181,7 @@ def _value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) -> float
 
 
 def _lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
-    """Value after reading the person's record; the manager's may have been read already."""
+    """Return the value after the person's record; the manager's may have been read already."""
     if rules.hops == 1:
         return _value(rules, left - 1, 1, ())
     already = sum(rooms) / rules.others
@@ -191,7 +190,7 @@ def _lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
 
 
 def _other_lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
-    """Value after reading another person's record while that of the person is unread."""
+    """Return the value after the record of another person while the person's is unread."""
     value = _value(rules, left - 1, 0, (1, *rooms)) * (1 - len(rooms) / rules.rooms)
     for i in range(len(rooms)):
         more = tuple(sorted((*rooms[:i], rooms[i] + 1, *rooms[i + 1 :])))

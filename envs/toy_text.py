@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,10 +24,10 @@ class DiscreteToText(TextEnv):
     """A tabular environment with text observations and actions.
 
     State: the state of the table and the remaining turns. Observation: `describe(state)`. Action:
-    one of the words `actions`. Reward and transitions: those of the table; an invalid action leaves
-    the state, wastes a turn and costs as much as a wasted legal step (`invalid_reward`), so that
-    invalid actions are never better than legal ones. The episode terminates after `max_turns`
-    actions. Optimum: that of the finite horizon, by backward induction over the transition table.
+    one of the words `actions`. Reward and transitions: those of the table; an invalid action uses
+    up a turn without a move and costs as much as a wasted legal step (`invalid_reward`), so it is
+    never better than a legal one. The episode terminates after `max_turns` actions. Optimum: that
+    of the finite horizon, by backward induction over the transition table.
 
     Args:
         table: An environment with a transition table `P` in gymnasium's toy_text format.
@@ -67,22 +68,23 @@ class DiscreteToText(TextEnv):
             text = self._text(f"Answer with one of: {', '.join(self._words)}. ")
             return self.turn(text, self.invalid_reward, valid=False, reason="no such action")
         outcomes = self._transitions[self._state][self._words.index(word)]
-        drawn = categorical_sample([chance for chance, *_ in outcomes], self.np_random)
-        _, self._state, reward, ended = outcomes[int(drawn)]
+        draw = self.np_random.random()
+        bounds = itertools.accumulate(chance for chance, *_ in outcomes[:-1])
+        _, self._state, reward, ended = outcomes[sum(draw >= bound for bound in bounds)]
         success = ended and self._is_goal(reward)
         text = self._text(self._event(reward, success))
         return self.turn(text, float(reward), ended, success=success)
 
     def _text(self, event: str = "") -> str:
-        """The observation: the event, the state and the number of remaining turns."""
+        """Return the observation: the event, the state and the number of remaining turns."""
         return f"{event}{self._describe(self._state)} {self.turns_text()}"
 
     def _event(self, reward: float, success: bool) -> str:
-        """Description of a step's effect that is not visible in the new state."""
+        """Describe the effect of a step that is not visible in the new state."""
         return ""
 
     def _is_goal(self, reward: float) -> bool:
-        """Whether a terminal transition with this reward is a success."""
+        """Return whether a terminal transition with this reward is a success."""
         return reward > 0
 
     def legal_actions(self) -> list[str]:
@@ -94,7 +96,7 @@ class DiscreteToText(TextEnv):
         return dict(zip(self._words, totals, strict=True))
 
     def best_action(self) -> str:
-        """An optimal action; the fastest one where several are equally good."""
+        """Return an optimal action; of several, the one that reaches its reward first."""
         discount = TIE_BREAK_DISCOUNT
         after = discount * self._horizon_values(discount)[max(self.turns_left - 1, 0)]
         return self._words[int(np.argmax(self._action_totals(self._state, after)))]
@@ -110,7 +112,7 @@ class DiscreteToText(TextEnv):
         return float(self._starts @ values)
 
     def _horizon_values(self, discount: float = 1.0) -> np.ndarray:
-        """Optimal values, [remaining turns, state]."""
+        """Compute the optimal values, [remaining turns, state]."""
         if discount not in self._values:
             rows = [np.zeros(len(self._starts))]
             for _ in range(self.max_turns):
@@ -120,7 +122,7 @@ class DiscreteToText(TextEnv):
         return self._values[discount]
 
     def _action_totals(self, state: int, after: np.ndarray) -> list[float]:
-        """Value of each action in a state, where `after[s]` is the value of the next state."""
+        """Return the value of each action in a state; `after[s]` is the value of next state s."""
         return [
             sum(p * (r + (0.0 if ended else after[s])) for p, s, r, ended in row)
             for row in self._transitions[state].values()
@@ -128,7 +130,7 @@ class DiscreteToText(TextEnv):
 
 
 def wasted_step(transitions: Transitions) -> float:
-    """Reward of an action without effect with which it is never better than a legal action.
+    """Return a reward for invalid actions with which they are never better than legal ones.
 
     This is the minimum over states of the highest expected reward of one step, or 0 if that is
     positive. A policy that waits for a turn and then plays cannot be better than the optimal one:
@@ -174,9 +176,9 @@ SLIPPERY = "The ice is slippery: two moves out of three go sideways. "
 
 
 def _describe_ice(cell: str, row: int, column: int) -> str:
-    where = f"row {row}, column {column}"
-    ends = {"H": f"You drown in the hole at {where}.", "G": f"You reach the goal at {where}."}
-    return ends.get(cell, f"You are at {where}.")
+    place = f"row {row}, column {column}"
+    ends = {"H": f"You drown in the hole at {place}.", "G": f"You reach the goal at {place}."}
+    return ends.get(cell, f"You are at {place}.")
 
 
 class CliffWalking(DiscreteToText):
@@ -246,8 +248,8 @@ STOPS = ("red", "green", "yellow", "blue")
 
 
 def _describe_taxi(row: int, column: int, passenger: int, destination: int) -> str:
-    where = "in the taxi" if passenger == len(STOPS) else f"at {STOPS[passenger]}"
+    location = "in the taxi" if passenger == len(STOPS) else f"at {STOPS[passenger]}"
     return (
-        f"The taxi is at row {row + 1}, column {column + 1}. The passenger is {where} and wants "
+        f"The taxi is at row {row + 1}, column {column + 1}. The passenger is {location} and wants "
         f"to go to {STOPS[destination]}."
     )

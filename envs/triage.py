@@ -46,10 +46,10 @@ class Triage(TextEnv):
         self._outcomes, self._seen = [1] * len(TESTS), [0] * len(TESTS)
 
     def start(self) -> str:
-        coin, *luck = self.np_random.random(len(TESTS) + 1).tolist()
+        coin, *draws = self.np_random.random(len(TESTS) + 1).tolist()
         self._truth = int(coin < 0.5)
         sign = 1 if self._truth == 0 else -1
-        self._outcomes = [sign if u < p else -sign for u, p in zip(luck, ACCURACIES, strict=True)]
+        self._outcomes = [sign if u < p else -sign for u, p in zip(draws, ACCURACIES, strict=True)]
         self._seen = [0] * len(TESTS)
         return f"A new case has come in. {self.turns_text()}"
 
@@ -91,7 +91,7 @@ class Triage(TextEnv):
 
 
 def _urgent_probability(seen: Results) -> float:
-    """Probability of urgent given the results (Bayes' rule)."""
+    """Return the probability of urgent given the results (Bayes' rule)."""
     urgent = routine = 0.5
     for result, right in zip(seen, ACCURACIES, strict=True):
         if result:
@@ -101,7 +101,7 @@ def _urgent_probability(seen: Results) -> float:
 
 
 def _test_value(seen: Results, test: int, left: int, cost: float) -> float:
-    """Value of a test with `left` actions remaining, followed by optimal actions."""
+    """Return the value of a test with `left` actions remaining and optimal later actions."""
     if seen[test]:  # a repeated test gives no information
         return _value(seen, left - 1, cost) - cost
     urgent, right = _urgent_probability(seen), ACCURACIES[test]

@@ -17,8 +17,8 @@ SEATS = ("first", "second")
 class TwoPlayerEnv(TextEnv):
     """A game against a built-in opponent or a function.
 
-    A function receives the opponent's side of the game as a conversation: the rules as system
-    message, the observations as user messages and its own replies as assistant messages.
+    A function receives the game from the opponent's perspective: the rules as system message, the
+    observations as user messages and its own replies as assistant messages.
     """
 
     rules: ClassVar[str]
@@ -40,14 +40,14 @@ class TwoPlayerEnv(TextEnv):
 
     @property
     def _seats(self) -> tuple[str, ...]:
-        """The seats that the agent may get at reset."""
+        """Return the seats that the agent may get at reset."""
         return SEATS if self.seat == "random" else (self.seat,)
 
     def _draw_seat(self) -> str:
         return self.seat if self.seat != "random" else SEATS[int(self.np_random.integers(2))]
 
     def _built_in_opponent(self) -> str:
-        """Name of the opponent; a UserError if it is a function, so that no values are known."""
+        """Return the opponent's name; raise a UserError if it is a function."""
         if not isinstance(self.opponent, str):
             raise UserError("values are known against 'optimal' and 'random', not a function")
         return self.opponent
@@ -56,7 +56,7 @@ class TwoPlayerEnv(TextEnv):
 def opponent_reply(
     opponent: Callable[[Conversation], str], conversation: Conversation, text: str
 ) -> str:
-    """Reply of an opponent to a new user message; both are appended to its conversation."""
+    """Return an opponent's reply to a new user message; append both to its conversation."""
     conversation.append({"role": "user", "content": text})
     reply = opponent([dict(message) for message in conversation])
     conversation.append({"role": "assistant", "content": reply})

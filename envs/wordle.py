@@ -15,12 +15,12 @@ RIGHT = 242
 
 @cache
 def word_list() -> tuple[str, ...]:
-    """The bundled list of common five-letter words."""
+    """Return the bundled list of common five-letter words."""
     return tuple(files("rlhf.envs").joinpath("words.txt").read_text(encoding="utf-8").split())
 
 
 def mark(guess: str, hidden: str) -> str:
-    """Marks of a guess: g for a letter in its place, y for one elsewhere in the word, - otherwise.
+    """Mark each letter of a guess: g in its place, y elsewhere in the hidden word, - absent.
 
     Each letter of the hidden word is matched at most once.
     """
@@ -93,7 +93,7 @@ class Wordle(TextEnv):
         return {word: n / len(self._possible) for word, n in zip(self.words, wins, strict=True)}
 
     def best_action(self) -> str:
-        """An optimal guess; ties are broken in favor of a word that is still possible."""
+        """Return an optimal guess; of several, one that is still possible."""
         values, possible = self.action_values(), {self.words[i] for i in self._possible}
         return max(values, key=lambda word: (values[word], word in possible))
 
@@ -114,7 +114,7 @@ class Wordle(TextEnv):
 
 @cache
 def marks_table(words: tuple[str, ...]) -> np.ndarray:
-    """Marks of each guess (row) for each hidden word (column) as base-3 numbers, [N, N] uint8."""
+    """Compute the marks of each guess for each hidden word as base-3 numbers, uint8 [N, N]."""
     digits = {"-": 0, "y": 1, "g": 2}
     table = [
         [sum(digits[m] * 3**i for i, m in enumerate(mark(guess, hidden))) for hidden in words]
@@ -125,7 +125,7 @@ def marks_table(words: tuple[str, ...]) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _wins(words: tuple[str, ...], possible: tuple[int, ...], left: int) -> list[int]:
-    """For each first guess, how many of the possible words are found in `left` guesses, [N]."""
+    """Count the possible words that each first guess finds in `left` guesses, [N]."""
     return _wins_by_guess(marks_table(words), np.array(possible), left).tolist()
 
 
@@ -144,7 +144,7 @@ def _wins_by_guess(table: np.ndarray, possible: np.ndarray, left: int) -> np.nda
 
 
 def _wins_after_guess(table: np.ndarray, possible: np.ndarray, marks: np.ndarray, left: int) -> int:
-    """Words found in `left` guesses after a guess whose marks of the possible words are `marks`."""
+    """Count the words found in `left` guesses after a guess with marks [possible words]."""
     wins = 0
     for seen in np.unique(marks).tolist():
         group = possible[marks == seen]
@@ -157,7 +157,7 @@ def _wins_after_guess(table: np.ndarray, possible: np.ndarray, marks: np.ndarray
 
 
 def _consistent_wins(table: np.ndarray, possible: np.ndarray, left: int) -> float:
-    """Expected number of words found when each guess is drawn from the possible words."""
+    """Return the expected number of words found by guesses drawn from the possible words."""
     if left == 0:
         return 0.0
     if left == 1:

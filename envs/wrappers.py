@@ -133,7 +133,7 @@ class InvalidActions(TextWrapper):
         return text, reward, terminated, truncated, info
 
     def _skipped_reward(self, action: str) -> float:
-        """Return of repeating the action until the environment ends the episode."""
+        """Return the sum of rewards if the action is repeated until the episode ends."""
         total = 0.0
         for _ in range(MAX_SKIPPED_TURNS):
             _, reward, terminated, truncated, _ = self.env.step(action)
@@ -177,7 +177,7 @@ class FewShot(TextWrapper):
 
 
 def _training_env(env: gym.Env[str, str]) -> gym.Env[str, str]:
-    """The environment itself, or its copy with the training items if these are separate."""
+    """Return the environment, or a copy with the training items if these are separate."""
     spec = env.unwrapped.spec
     if spec is None or not is_separable(spec.id) or spec.kwargs.get("split") == "train":
         return env

@@ -18,7 +18,7 @@ from rlhf.errors import UserError
 
 
 class MissingExtraError(UserError, ImportError):
-    """An optional dependency is not installed; the message says how to install it."""
+    """An optional dependency is not installed; the message has the install command."""
 
 
 def require(module: str, extra: str) -> ModuleType:

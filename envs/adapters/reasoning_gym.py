@@ -15,12 +15,12 @@ import numpy as np
 
 from rlhf.envs.adapters import PrivateGenerators, check_offered, require
 from rlhf.envs.core import Step, TextEnv, check_choice, check_range
-from rlhf.envs.items import SPLITS, half_of
+from rlhf.envs.items import SPLITS, split_of_text
 from rlhf.errors import UserError
 
 MAX_ANSWER = 20_000
 """Longest answer that is scored, in characters; no task needs a longer one."""
-QUARANTINE = {"composite": "is a mixture of other tasks, which have to be named"}
+NOT_OFFERED = {"composite": "is a mixture of other tasks, which have to be named"}
 """Task that is not offered -> reason."""
 
 
@@ -41,7 +41,7 @@ _OPERATIONS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
 
 
 def _makes_24(answer: str, truth: str) -> float:
-    """1.0 if ``answer`` evaluates to 24 and uses each number of the reference once, else 0.0."""
+    """Return 1.0 if `answer` equals 24 and uses each number of the reference once, else 0.0."""
     numbers = [sorted(re.findall(r"\d+", text)) for text in (answer, truth)]
     if numbers[0] != numbers[1] or len(answer) > 200:
         return 0.0
@@ -75,7 +75,7 @@ _HEDGES = {"not", "nor", "neither", "never", "or", "either", "maybe", "perhaps",
 
 
 def has_extra_text(answer: str, truth: str) -> bool:
-    """Whether an answer has words or numbers around the reference, or words that negate it.
+    """Return whether an answer has text around the reference, or words that negate it.
 
     Many scorers of reasoning-gym search the reply for the reference, so they accept "not 14" and
     "14 or 7" as 14. The prompt asks for the answer only, so any further text is an error.
@@ -100,9 +100,9 @@ _INDEX_CACHE: dict[tuple[Any, ...], int] = {}
 
 
 def tasks() -> list[str]:
-    """Names of the available tasks."""
+    """Return the names of the available tasks."""
     factory = require("reasoning_gym.factory", "reasoning-gym")
-    return sorted(set(factory.DATASETS) - set(QUARANTINE))
+    return sorted(set(factory.DATASETS) - set(NOT_OFFERED))
 
 
 class ReasoningGym(TextEnv):
@@ -131,7 +131,6 @@ class ReasoningGym(TextEnv):
     """
 
     best_score = 1.0
-    max_turns = 1
     system_prompt = "Answer the question. Reply with the answer only."
     separable = True
     items = "A question; questions of evaluation are not in training."
@@ -149,15 +148,17 @@ class ReasoningGym(TextEnv):
         check_choice("split", split, SPLITS)
         check_range("size", size, 10, 10**9)
         super().__init__(render_mode=render_mode)
-        check_offered(task, tasks(), QUARANTINE, "reasoning-gym has no task", "tasks()")
+        check_offered(task, tasks(), NOT_OFFERED, "reasoning-gym has no task", "tasks()")
         self.task, self.partial, self.split, self.size = task, partial, split, size
         self._key = (task, size, split, repr(sorted((config or {}).items())))
         self._generators = PrivateGenerators()
         library = require("reasoning_gym", "reasoning-gym")
+        self._count = size if task in DRAWN_AT_CREATION else size * CANDIDATES_PER_ITEM
         with self._generators.active():
             try:
-                count = size if task in DRAWN_AT_CREATION else size * CANDIDATES_PER_ITEM
-                self._dataset = library.create_dataset(task, seed=0, size=count, **(config or {}))
+                self._dataset = library.create_dataset(
+                    task, seed=0, size=self._count, **(config or {})
+                )
             except (AssertionError, TypeError) as error:
                 raise UserError(f"{task} does not take config {config}: {error}") from error
         train = size * 9 // 10
@@ -186,17 +187,16 @@ class ReasoningGym(TextEnv):
             return self._dataset[index]
 
     def _index_of(self, item: int) -> int:
-        """Index of the first candidate for an item whose question is in the split."""
+        """Return the index of the first candidate for an item whose question is in the split."""
         if self.split == "all":
             return item
         key = (*self._key, item)
         if key not in _INDEX_CACHE:
-            end = self.size if self.task in DRAWN_AT_CREATION else self.size * CANDIDATES_PER_ITEM
-            candidates = range(item, end, self.size)
+            candidates = range(item, self._count, self.size)
             # In tasks with few questions all candidates may be equal; then use other items.
             others = ((item + i) % self.size for i in range(min(self.size, MAX_TRIES)))
             for index in itertools.chain(candidates, others):
-                if half_of(str(self._draw(index)["question"])) == self.split:
+                if split_of_text(str(self._draw(index)["question"])) == self.split:
                     _INDEX_CACHE[key] = index
                     break
             else:
@@ -212,7 +212,7 @@ class ReasoningGym(TextEnv):
         return self.turn("", reward, True, success=success, reason=reason, score=score)
 
     def _score(self, action: str) -> tuple[float, str]:
-        """Score in [0, 1], and the reason why the answer has no score (or an empty text)."""
+        """Return a score in [0, 1], and the reason for a score of 0 without scoring, if any."""
         if action.strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
             return 0.0, "not an answer"
         truth = self._entry.get("answer")
@@ -236,7 +236,7 @@ class ReasoningGym(TextEnv):
         return str(rng.choice(["0", "1", "yes", "no", "I do not know"]))
 
     def best_action(self) -> str:
-        """The reference answer.
+        """Return the reference answer.
 
         Raises:
             NotImplementedError: The task accepts several answers and has no reference.

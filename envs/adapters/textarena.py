@@ -37,10 +37,10 @@ GAMES: dict[str, int] = {
 """Available game -> number of players."""
 
 _DOWNLOADS = "downloads word lists when it starts"
-_PAID_SERVICE = "asks a paid service for its replies"
-_MISSING_FILES = "needs files that its package leaves out"
+_PAID_SERVICE = "calls a paid service"
+_MISSING_FILES = "needs files that its package does not contain"
 _SYNTAX_ERROR = "is not valid Python 3.11"
-QUARANTINE: dict[str, str] = {
+NOT_OFFERED: dict[str, str] = {
     **dict.fromkeys(("Hangman", "Wordle", "WordLadder", "WordSearch", "WordChains"), _DOWNLOADS),
     **dict.fromkeys(("SpellingBee", "LetterAuction", "DontSayIt", "Codenames"), _DOWNLOADS),
     **dict.fromkeys(("GuessWho", "TwentyQuestions", "Debate", "ScenarioPlanning"), _PAID_SERVICE),
@@ -48,7 +48,7 @@ QUARANTINE: dict[str, str] = {
     **dict.fromkeys(("Checkers", "Chess", "IteratedStagHunt", "Klondike"), _SYNTAX_ERROR),
     **dict.fromkeys(("ReverseTicTacToe", "UltimateTexasHoldem"), _SYNTAX_ERROR),
     "RushHour": "may search for minutes for a puzzle",
-    "PublicGoodsGame": "can ask one player without end",
+    "PublicGoodsGame": "can give one player turns without end",
     "CharacterConclave": "is talk without moves, decided by votes among the players",
 }
 """Game that is not offered -> reason (textarena 0.7)."""
@@ -61,7 +61,7 @@ LOSS = -1.0
 
 
 def games() -> list[str]:
-    """Names of the available games."""
+    """Return the names of the available games."""
     require("textarena", "textarena")
     return sorted(GAMES)
 
@@ -92,7 +92,7 @@ class TextArena(TextEnv):
 
     best_score = None
     system_prompt = "You play a game. Answer with your move in the form that the game asks for."
-    items = "A deal of one game; deals have seeds of their own, small games repeat."
+    items = "A deal of one game; each episode has a new seed, but small games repeat."
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class TextArena(TextEnv):
         # Opponents that move first may end the game before the agent's first move; draw again.
         for _ in range(_MAX_DEALS):
             self._seat = int(self.np_random.integers(self._players))
-            self._views: dict[int, Conversation] = {}
+            self._opponent_conversations: dict[int, Conversation] = {}
             with self._running():
                 self._game = self._library.make(self._id)
                 deal = int(self.np_random.integers(2**31))
@@ -161,7 +161,7 @@ class TextArena(TextEnv):
         """Make the opponents' moves; return the agent's observation and whether the game ended."""
         for _ in range(_MAX_OPPONENT_MOVES):
             player, messages = self._game.get_observation()
-            text = "\n".join(_line(message) for message in messages if message[0] != player)
+            text = "\n".join(_message_text(message) for message in messages if message[0] != player)
             if player == self._seat:
                 return text, False
             done, _ = self._game.step(self._opponent_move(player, text))
@@ -171,41 +171,42 @@ class TextArena(TextEnv):
 
     def _opponent_move(self, player: int, text: str) -> str:
         if isinstance(self.opponent, str):
-            return _some_move(text, self.np_random)
+            return _random_move(text, self.np_random)
         start: Conversation = [{"role": "system", "content": str(self.system_prompt)}]
-        return opponent_reply(self.opponent, self._views.setdefault(player, start), text)
+        conversation = self._opponent_conversations.setdefault(player, start)
+        return opponent_reply(self.opponent, conversation, text)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """Context for calls of the game: private generators, and no output (some games print)."""
+        """Call the game in this context: with private generators, and without output."""
         with self._generators.active(), contextlib.redirect_stdout(io.StringIO()):
             yield
 
     def sample_action(self, rng: np.random.Generator) -> str:
         """Draw a bracketed word of the last observation; games do not list their legal moves."""
-        return _some_move(self._text, rng)
+        return _random_move(self._text, rng)
 
 
 def _find(game: str) -> tuple[str, int]:
-    """TextArena's id of the unwrapped game, and its number of players."""
+    """Return TextArena's id of the game without wrappers, and its number of players."""
     name, version, variant = game.partition("-v0")
-    check_offered(name, GAMES, QUARANTINE, "textarena has no game", "games()")
+    check_offered(name, GAMES, NOT_OFFERED, "textarena has no game", "games()")
     return f"{name}{version or '-v0'}{variant.removesuffix('-raw')}-raw", GAMES[name]
 
 
-def _line(message: Any) -> str:
-    """A message with its sender; messages of the game itself have none."""
+def _message_text(message: Any) -> str:
+    """Format a message with its sender; messages of the game itself have none."""
     sender, text = message[0], str(message[1]).strip()
     return text if sender == -1 else f"Player {sender}: {text}"
 
 
-def _some_move(text: str, rng: np.random.Generator) -> str:
+def _random_move(text: str, rng: np.random.Generator) -> str:
     moves = _MOVE.findall(text)
     return moves[int(rng.integers(len(moves)))] if moves else "[0]"
 
 
 def _reward_of(rewards: Any, seat: int, players: int) -> float:
-    """The reward of a seat.
+    """Return the reward of a seat.
 
     Some games return an error message instead; it counts as 0 in a single-player game and as a loss
     in a multiplayer game.

@@ -117,15 +117,15 @@ class TextWorld(TextEnv):
         return sorted(self._state["admissible_commands"])
 
     def best_action(self) -> str:
-        """The walkthrough's next command from here."""
+        """Return the next command of a walkthrough from the current state."""
         return self._state["policy_commands"][0]
 
     def optimal_value(self) -> float:
-        """The maximum score, because no quest is longer than the episode."""
+        """Return the maximum score, because no quest is longer than the episode."""
         return self.best_score
 
     def _compiled(self, game: int) -> Path:
-        """The file of a game, which is compiled if it does not exist."""
+        """Return the file of a game; compile the game if the file does not exist."""
         name = "-".join(map(str, (*self._shape.values(), game)))
         path = self._folder / name / "game.z8"
         if not path.exists():
@@ -140,11 +140,11 @@ class TextWorld(TextEnv):
 
 @cache
 def _temporary() -> tempfile.TemporaryDirectory[str]:
-    """One folder per process, removed when the process exits; the cache keeps it alive."""
+    """Create one folder per process, which exists until the process exits."""
     return tempfile.TemporaryDirectory(prefix="textworld-")
 
 
 def _clean(text: str) -> str:
-    """A response of the game without prompt signs and empty lines."""
+    """Return a response of the game without prompt signs and empty lines."""
     lines = (line.strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line and line != ">")

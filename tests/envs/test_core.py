@@ -58,7 +58,7 @@ def test_async_vector_env_without_shared_memory_returns_right_observations():
     assert list(texts) == alone
 
 
-def test_make_vec_takes_equal_seeds_and_parks_finished_rows():
+def test_make_vec_takes_equal_seeds_and_skips_finished_rows():
     many = gym.make_vec("text/Bandit-v0", num_envs=3, horizon=3)
     assert isinstance(many, TextVectorEnv)
     texts, _ = many.reset(seed=[7, 7, 8])

@@ -13,7 +13,7 @@ from rlhf.envs.catalogue import catalogue
 from rlhf.envs.core import TextEnv
 from rlhf.envs.demonstrations import write_demonstrations
 from rlhf.envs.exact import exact_value
-from rlhf.envs.items import half_of, is_separable, split_items, split_kwargs
+from rlhf.envs.items import is_separable, split_items, split_kwargs, split_of_text
 from rlhf.envs.wrappers import FewShot, InvalidActions
 
 OWN = ["KeyDoor", "KnowledgeGraph", "ProgramSynthesis"]
@@ -40,10 +40,10 @@ def test_two_items_give_one_to_each_side_and_one_cannot_be_split():
         split_items("aaa", "train")
 
 
-def test_half_of_ignores_case_and_white_space():
+def test_split_of_text_ignores_case_and_white_space():
     questions = [f"What is {n} + 1?" for n in range(400)]
-    sides = [half_of(q) for q in questions]
-    assert sides == [half_of(f"  {q.upper()}\n") for q in questions]
+    sides = [split_of_text(q) for q in questions]
+    assert sides == [split_of_text(f"  {q.upper()}\n") for q in questions]
     assert 150 < sides.count("test") < 250
 
 
@@ -164,9 +164,9 @@ def test_docs_explain_tasks_without_splits():
         env = gym.make(f"text/{name}").unwrapped
         openings = {env.reset(seed=seed)[0] for seed in range(2000)}
         assert len(openings) <= 300, name
-        told = env.items
+        description = env.items
         words = ("training", "alike", "anew")
-        assert any(word in told for word in words), name
+        assert any(word in description for word in words), name
 
 
 def test_training_and_evaluation_seeds_draw_different_items():

@@ -128,7 +128,7 @@ def test_recommend_by_exact_recursion_over_histories():
     references = env.reference_values()
     assert references["oracle"] == pytest.approx(5.4)
     assert env.random_value() == pytest.approx(2.4, abs=0.1)
-    assert references["favourite"] < env.optimal_value() < references["oracle"]
+    assert references["favorite"] < env.optimal_value() < references["oracle"]
 
 
 def test_triage_by_enumerating_cases():
@@ -208,7 +208,7 @@ def test_knowledge_graph_distances_by_matrix_powers():
     assert len(KnowledgeGraph().pairs) == (expected == 3).sum()
 
 
-def test_knowledge_graph_speaks_of_both_directions():
+def test_knowledge_graph_describes_facts_in_both_directions():
     assert "seine flows through paris" in knowledge_graph.describe("seine")
     assert "paris lies on the seine" in knowledge_graph.describe("paris")
 

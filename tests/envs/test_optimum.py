@@ -190,9 +190,9 @@ class Coin(gym.Env):
 def test_adversary_level_when_all_policies_are_optimal():
     """The rate of false findings is at most the level; a binomial bound at 1 in 1,000."""
     repeats = 40
-    found = sum(bool(successful_adversaries(Coin(salt))) for salt in range(repeats))
+    findings = sum(bool(successful_adversaries(Coin(salt))) for salt in range(repeats))
     assert LEVEL == 0.01
-    assert found <= 4
+    assert findings <= 4
 
 
 def first_texts(env: gym.Env) -> tuple[str | None, frozenset[str]]:
@@ -226,8 +226,8 @@ PRICES = ("step_cost", "call_cost", "test_cost", "verify_cost", "cost_limit", "h
 def test_prompt_states_budgets_and_costs(env_id, kwargs):
     env = gym.make(env_id, **kwargs)
     text, _ = env.reset(seed=0)
-    told = f"{env.unwrapped.system_prompt} {text}".replace(",", " ").replace(".\n", " ")
-    words = {word.strip(".:;()") for word in told.split()}
+    prompts = f"{env.unwrapped.system_prompt} {text}".replace(",", " ").replace(".\n", " ")
+    words = {word.strip(".:;()") for word in prompts.split()}
     if env.unwrapped.max_turns > 1 and "Kuhn" not in env_id:
         assert str(env.unwrapped.max_turns) in words
     for name in set(PRICES) & set(kwargs):

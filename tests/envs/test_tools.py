@@ -20,22 +20,22 @@ PLANTED = {
     "Gullible": "counts as success",
     "Changeling": "the types int and float",
     "Endless": "did not end within",
-    "Boastful": r"optimal_value\(\) says 5.0000",
+    "Boastful": r"optimal_value\(\) is 5.0000",
     "Alphabet": "Text space admits its alphabet only",
     "Stated": None,
     "Priced": None,
-    "Idle": r"adversary: silence earns 0.0000 per episode, optimal_value\(\) says -3.0000",
+    "Idle": r"adversary: silence earns 0.0000 per episode, optimal_value\(\) is -3.0000",
     "Prolix": r"adversary: expert play with 8 times 'no' after it earns 1.8000",
     "Quitter": "exact: the best of all policies earns -1.0000",
     "Unstated": "adversary: silence earns 0.0000 per episode, intended play earns -",
     "Substring": "adversary: all actions joined by ' ' earns 1.0000 per episode, intended play",
     "Quits": "junk: raised SystemExit: 3",
-    "Numbers": r"adversary: a reply that is no number \(rollout.invalid_reward: 0\) earns 0.0000",
+    "Numbers": r"a reply that is not a number \(rollout.invalid_reward: 0\) earns 0.0000",
 }
 
 
 @pytest.fixture(autouse=True, scope="module")
-def strangers():
+def third_party_envs():
     """Make the faulty environments importable for `module:id`."""
     path = Path(__file__).parents[1] / "helpers" / "third_party_envs.py"
     spec = importlib.util.spec_from_file_location("third_party_envs", path)
@@ -87,15 +87,15 @@ def test_find_is_lenient_and_suggests():
 
 
 def test_play_shows_everything_and_sums_the_rewards():
-    said = []
+    lines = []
     answers = iter([":legal", ":hint", "left", "forward", "forward", "left"])
     total = play(
-        "TMaze", seed=0, read=lambda prompt: next(answers), write=said.append, length=2, steps=4
+        "TMaze", seed=0, read=lambda prompt: next(answers), write=lines.append, length=2, steps=4
     )
-    sign = "left" if "sign says left" in "\n".join(said) else "right"
+    sign = "left" if "sign says left" in "\n".join(lines) else "right"
     assert total == float(sign == "left")
-    assert "forward, left, right" in said
-    assert said[-1] == f"Return: {total:g}"
+    assert "forward, left, right" in lines
+    assert lines[-1] == f"Return: {total:g}"
 
 
 @pytest.mark.parametrize("last", [":quit", None])
@@ -109,9 +109,9 @@ def test_play_quits(last):
 
 
 def test_play_reports_a_missing_hint():
-    said, answers = [], iter([":hint", ":quit"])
-    play("Prompts", read=lambda prompt: next(answers), write=said.append)
-    assert any("does not know" in line for line in said)
+    lines, answers = [], iter([":hint", ":quit"])
+    play("Prompts", read=lambda prompt: next(answers), write=lines.append)
+    assert any("does not know" in line for line in lines)
 
 
 def test_catalogue_lists_every_id_with_its_values():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from rlhf.envs.adapters.textarena import GAMES, QUARANTINE, TextArena, games
+from rlhf.envs.adapters.textarena import GAMES, NOT_OFFERED, TextArena, games
 
 pytest.importorskip("textarena")
 
@@ -39,7 +39,7 @@ def last(iterator):
 
 def test_at_least_fifty_five_games_are_available():
     assert len(games()) >= 55
-    assert not set(GAMES) & set(QUARANTINE)
+    assert not set(GAMES) & set(NOT_OFFERED)
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_multiplayer_game_without_a_reward_counts_as_a_loss(monkeypatch):
     assert env.step("[4]")[1] == -1.0
 
 
-def test_unknown_and_quarantined_games_are_refused():
+def test_games_that_are_unknown_or_not_offered_are_refused():
     with pytest.raises(ValueError, match="did you mean 'TicTacToe'"):
         make("TicTacTo")
     with pytest.raises(ValueError, match="Wordle is not offered: it downloads"):
