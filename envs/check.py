@@ -18,7 +18,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
 from rlhf.envs.adversary import successful_adversaries
-from rlhf.envs.catalogue import find
+from rlhf.envs.catalog import find
 from rlhf.envs.core import FreeText, TextEnv
 from rlhf.envs.exact import NotEnumerableError, exact_value
 

@@ -233,8 +233,8 @@ class _Solver:
         groups: dict[str, WeightedStates] = {}
         reserve = self.budget * (1 - START_BUDGET)
         try:
-            for weight, twin, (text, _) in self._outcomes(self.root, lambda e: e.reset()):
-                groups.setdefault(str(text), []).append((weight, twin))
+            for weight, successor, (text, _) in self._outcomes(self.root, lambda e: e.reset()):
+                groups.setdefault(str(text), []).append((weight, successor))
                 if self.budget < reserve:
                     raise NotEnumerableError("it has too many start states")
             total = sum(self._best_value(members) for members in groups.values())
@@ -268,15 +268,15 @@ class _Solver:
             self.budget -= 1
             if self.budget < 0:
                 raise NotEnumerableError("it has too many states")
-            twin = copy.deepcopy(env, dict(self.shared))
-            chances: Any = twin._np_random
-            chances.begin(script)
+            successor = copy.deepcopy(env, dict(self.shared))
+            generator: Any = successor._np_random
+            generator.begin(script)
             try:
-                result = act(twin)
+                result = act(successor)
             except _Undecided as undecided:
                 scripts += [(*script, outcome) for outcome in undecided.outcomes]
                 continue
-            yield chances.weight, twin, result
+            yield generator.weight, successor, result
 
     def _best_value(self, members: WeightedStates) -> float:
         """Return the weighted value of the best policy from states with the same observations."""
@@ -295,12 +295,12 @@ class _Solver:
         """Return the weighted value of an action that is followed by the best policy."""
         total, groups = 0.0, dict[str, WeightedStates]()
         for weight, env in members:
-            for chance, twin, result in self._outcomes(env, lambda e: e.step(action)):
+            for chance, successor, result in self._outcomes(env, lambda e: e.step(action)):
                 text, reward, terminated, truncated, info = result
                 gain = float(reward) - self.price * float(info.get("cost", 0.0))
                 total += weight * chance * gain
                 if not (terminated or truncated):
-                    groups.setdefault(str(text), []).append((weight * chance, twin))
+                    groups.setdefault(str(text), []).append((weight * chance, successor))
         return total + sum(self._best_value(group) for group in groups.values())
 
     def _merged(self, members: WeightedStates) -> WeightedStates:

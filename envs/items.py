@@ -79,8 +79,8 @@ def split_kwargs(env_id: str, kwargs: dict[str, Any], split: str) -> dict[str, A
 
     A `split` in `kwargs` is kept, except that "train" becomes "test" for evaluation.
     """
-    own_split = kwargs.get("split")
-    is_override = own_split is not None and (own_split, split) != ("train", "test")
+    user_split = kwargs.get("split")
+    is_override = user_split is not None and (user_split, split) != ("train", "test")
     if is_override or not is_separable(env_id):
         return dict(kwargs)
     return {**kwargs, "split": split}

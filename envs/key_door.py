@@ -109,10 +109,10 @@ class KeyDoor(TextEnv):
 
     def _map(self) -> str:
         start, key, door, goal = self._layout
-        marks = {goal: "G", key: "K", start: "A", door: "D"}
+        letters = {goal: "G", key: "K", start: "A", door: "D"}
         rows = [
             "".join(
-                marks.get((r, c), "#" if c == self.size // 2 else ".") for c in range(self.size)
+                letters.get((r, c), "#" if c == self.size // 2 else ".") for c in range(self.size)
             )
             for r in range(self.size)
         ]

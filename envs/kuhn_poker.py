@@ -98,7 +98,7 @@ class KuhnPoker(TwoPlayerEnv):
         if chips is None:
             text = f"{text} {' or '.join(LEGAL[self._history])}?"
             return self.turn(text, 0.0, valid=valid, reason=reason)
-        won = _gain(self._history, self._seat, self._card, self._opponent_card)
+        won = _chips_won(self._history, self._seat, self._card, self._opponent_card)
         text = f"{text} You held the {self._card}, your opponent the {self._opponent_card}.".strip()
         return self.turn(text, won, True, success=won > 0, valid=valid, reason=reason)
 
@@ -128,7 +128,7 @@ class KuhnPoker(TwoPlayerEnv):
         strategy = self._strategy()
         others = [card for card in CARDS if card != self._card]
         # Likelihood of the opponent's actions so far under each card.
-        weights = {card: _reach(self._history, self._seat, card, strategy) for card in others}
+        weights = {c: _reach_probability(self._history, self._seat, c, strategy) for c in others}
         total = sum(weights.values())
         after = {word: self._history + word[0] for word in self.legal_actions()}
         return {
@@ -167,7 +167,7 @@ def payoff(history: str) -> tuple[str, int] | None:
     return {"cc": ("showdown", 1), "bc": ("showdown", 2), "cbc": ("showdown", 2)}.get(history)
 
 
-def _gain(history: str, seat: str, card: str, opponent_card: str) -> float:
+def _chips_won(history: str, seat: str, card: str, opponent_card: str) -> float:
     """Return the chips that the player in `seat` wins in a finished hand; negative if it loses."""
     end = payoff(history)
     assert end is not None
@@ -177,19 +177,19 @@ def _gain(history: str, seat: str, card: str, opponent_card: str) -> float:
     return float(chips if wins else -chips)
 
 
-def _chance(history: str, word: str, card: str, strategy: Strategy) -> float:
+def _probability(history: str, word: str, card: str, strategy: Strategy) -> float:
     """Return the probability that a strategy chooses `word` with this card."""
     chance = strategy[history][card]
     return chance if word in AGGRESSIVE else 1 - chance
 
 
-def _reach(history: str, seat: str, card: str, strategy: Strategy) -> float:
+def _reach_probability(history: str, seat: str, card: str, strategy: Strategy) -> float:
     """Return the probability of the actions of `seat`'s opponent in `history`, given its card."""
     chance = 1.0
     for i, letter in enumerate(history):
         if SEATS[i % 2] != seat:
             (word,) = (word for word in LEGAL[history[:i]] if word[0] == letter)
-            chance *= _chance(history[:i], word, card, strategy)
+            chance *= _probability(history[:i], word, card, strategy)
     return chance
 
 
@@ -208,16 +208,16 @@ def _future_chips(
     a strategy of the agent, the result is that of the exact best response.
     """
     if payoff(history) is not None:
-        return sum(w * _gain(history, seat, card, other) for other, w in weights.items())
+        return sum(w * _chips_won(history, seat, card, other) for other, w in weights.items())
     values = {}
     is_agents_turn = SEATS[len(history) % 2] == seat
     for word in LEGAL[history]:
         after = weights
         if not is_agents_turn:
-            after = {c: w * _chance(history, word, c, strategy) for c, w in weights.items()}
+            after = {c: w * _probability(history, word, c, strategy) for c, w in weights.items()}
         values[word] = _future_chips(history + word[0], seat, card, after, strategy, agent)
     if not is_agents_turn:
         return sum(values.values())
     if agent is None:
         return max(values.values())
-    return sum(_chance(history, word, card, agent) * value for word, value in values.items())
+    return sum(_probability(history, word, card, agent) * value for word, value in values.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rlhf.envs.catalogue import find
+from rlhf.envs.catalog import find
 from rlhf.envs.core import TextEnv
 
 HELP = "(type your action; :legal lists actions, :hint shows the expert's action, :quit stops)"
@@ -22,7 +22,7 @@ def play(
     """Let a person play one episode and return the episode's return.
 
     Args:
-        env_id: Environment id, as for `rlhf.envs.catalogue.find`.
+        env_id: Environment id, as for `rlhf.envs.catalog.find`.
         seed: Seed of the episode.
         read: Prompts for a line of input; `EOFError` ends the episode.
         write: Prints a line.

@@ -54,7 +54,7 @@ class DiscreteToText(TextEnv):
         self._transitions: Transitions = table.P
         self._starts = np.asarray(table.initial_state_distrib, dtype=float)
         self._state = int(self._starts.argmax())
-        self.invalid_reward = wasted_step(self._transitions)
+        self.invalid_reward = wasted_step_reward(self._transitions)
         self._values: dict[float, np.ndarray] = {}
 
     def start(self) -> str:
@@ -129,7 +129,7 @@ class DiscreteToText(TextEnv):
         ]
 
 
-def wasted_step(transitions: Transitions) -> float:
+def wasted_step_reward(transitions: Transitions) -> float:
     """Return a reward for invalid actions with which they are never better than legal ones.
 
     This is the minimum over states of the highest expected reward of one step, or 0 if that is

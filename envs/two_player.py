@@ -32,8 +32,8 @@ class TwoPlayerEnv(TextEnv):
         check_choice("seat", seat, (*SEATS, "random"))
         super().__init__(render_mode=render_mode)
         self.opponent, self.seat = opponent, seat
-        about = self.opponents[opponent] if isinstance(opponent, str) else ""
-        self.system_prompt = self.rules + about
+        opponent_sentence = self.opponents[opponent] if isinstance(opponent, str) else ""
+        self.system_prompt = self.rules + opponent_sentence
 
     def _clear_opponent_view(self) -> None:
         self._opponent_view: Conversation = [{"role": "system", "content": self.rules}]

@@ -27,10 +27,10 @@ class EnvConfig:
 
 def list_environments(config: ListConfig) -> Iterator[str]:
     """Yield the catalog of environments."""
-    from rlhf.envs.catalogue import catalogue
+    from rlhf.envs.catalog import catalog
 
     columns = ("id", "horizon", "optimum", "random", "source", "summary")
-    rows = catalogue()
+    rows = catalog()
     yield json.dumps(rows, indent=2) if config.json else table_text(rows, columns)
 
 

@@ -1,4 +1,4 @@
-"""docs/environments.md: its own environment is sound, and its table equals the catalogue."""
+"""docs/environments.md: its own environment is sound, and its table equals the catalog."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
-from rlhf.envs.catalogue import catalogue
+from rlhf.envs.catalog import catalog
 from rlhf.envs.check import check
 
 PAGE = (Path(__file__).parents[2] / "docs" / "environments.md").read_text(encoding="utf-8")
@@ -26,8 +26,8 @@ def test_third_party_environment_example_has_twenty_lines():
     assert len([line for line in example.splitlines() if line.strip()]) <= 20
 
 
-def test_table_of_tasks_equals_the_catalogue():
-    rows = {row["id"]: row for row in catalogue()}
+def test_table_of_tasks_equals_the_catalog():
+    rows = {row["id"]: row for row in catalog()}
     shown = re.findall(
         r"^\| `(text/\S+)` \| [^|]+ \| (\d+) \| (\S+) \| (\S+) \| [^|]+ \|$", PAGE, flags=re.M
     )

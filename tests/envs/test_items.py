@@ -9,7 +9,7 @@ import pytest
 
 from rlhf import envs
 from rlhf.envs.adversary import successful_adversaries
-from rlhf.envs.catalogue import catalogue
+from rlhf.envs.catalog import catalog
 from rlhf.envs.core import TextEnv
 from rlhf.envs.demonstrations import write_demonstrations
 from rlhf.envs.exact import exact_value
@@ -95,8 +95,8 @@ def test_stated_values_of_a_split_match_simulation(name, split):
         assert abs(np.mean(returns) - stated) < 4 * error
 
 
-def test_catalogue_describes_the_items_of_every_task():
-    rows = {row["id"]: row for row in catalogue(values=False)}
+def test_catalog_describes_the_items_of_every_task():
+    rows = {row["id"]: row for row in catalog(values=False)}
     assert len(rows) == len(envs.TASKS) + len(envs.EXTRAS)
     for env_id, row in rows.items():
         assert row["items"] != TextEnv.items, env_id

@@ -1,4 +1,4 @@
-"""The checker, the terminal game and the catalogue."""
+"""The checker, the terminal game and the catalog."""
 
 import importlib.util
 import sys
@@ -8,7 +8,7 @@ import gymnasium as gym
 import pytest
 
 from rlhf import envs
-from rlhf.envs.catalogue import catalogue, find
+from rlhf.envs.catalog import catalog, find
 from rlhf.envs.check import check
 from rlhf.envs.play import play
 
@@ -114,8 +114,8 @@ def test_play_reports_a_missing_hint():
     assert any("does not know" in line for line in lines)
 
 
-def test_catalogue_lists_every_id_with_its_values():
-    rows = catalogue()
+def test_catalog_lists_every_id_with_its_values():
+    rows = catalog()
     assert [row["id"] for row in rows] == sorted(
         f"text/{name}" for name in (*envs.TASKS, *envs.EXTRAS)
     )
@@ -125,4 +125,4 @@ def test_catalogue_lists_every_id_with_its_values():
     assert by_id["text/FrozenLake-v0"]["source"] == "gymnasium"
     assert by_id["text/TextArena-v0"]["extra"] == "textarena"
     assert all(row["summary"].endswith(".") for row in rows)
-    assert catalogue(values=False)[0]["optimum"] is None
+    assert catalog(values=False)[0]["optimum"] is None

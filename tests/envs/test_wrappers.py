@@ -38,7 +38,7 @@ def test_history_of_everything_and_of_nothing():
     assert nothing.step("2")[0] == "higher. 2 guesses left."
 
 
-def test_invalid_actions_are_penalised_or_end_the_episode():
+def test_invalid_actions_are_penalized_or_end_the_episode():
     env = InvalidActions(make("Bandit-v0"), penalty=0.25, end=True)
     env.reset(seed=0)
     _, reward, done, _, _ = env.step("arm 1")

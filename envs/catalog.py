@@ -14,7 +14,7 @@ from rlhf.envs.core import TextEnv
 from rlhf.errors import UserError
 
 
-def catalogue(*, values: bool = True) -> list[dict[str, Any]]:
+def catalog(*, values: bool = True) -> list[dict[str, Any]]:
     """Describe every environment in one row, sorted by id.
 
     A row has the keys `id`, `horizon` (longest episode in actions), `optimum`, `random`,
