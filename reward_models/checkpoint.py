@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils import logging as hf_logging
 
 from rlhf.errors import UserError
-from rlhf.reward_models import encoding, generic_heads
+from rlhf.reward_models import encoding
+from rlhf.reward_models.generic_heads import classifier_class
 from rlhf.reward_models.sidecar import FILE_NAME, Sidecar
 
 # Missing weights are refused here in one line; transformers would print progress and a table.
@@ -31,7 +28,7 @@ def load_checkpoint(
     *,
     dtype: str | torch.dtype,
     device: str | torch.device | None,
-    classifier: Callable[[str | Path], Any] = generic_heads.sequence_classifier,
+    steps: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model and the tokenizer at ``path``; the heads compute in float32.
 
@@ -39,7 +36,7 @@ def load_checkpoint(
         path: Folder or hub id.
         dtype: Dtype of the backbone.
         device: Device of the model; by default the GPU if there is one.
-        classifier: Path -> the class that loads the model.
+        steps: The head is on every token.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
@@ -50,7 +47,7 @@ def load_checkpoint(
             f"{path} is a LoRA adapter without its base model; merge it first: "
             f"rlhf models merge {path} {path}-merged"
         )
-    load = read(classifier, path).from_pretrained
+    load = read(classifier_class, path, steps=steps).from_pretrained
     model = load_model(load, path, dtype=dtype, device=device, missing="has no trained reward head")
     heads_in_fp32(model)
     return model, read(AutoTokenizer.from_pretrained, path)

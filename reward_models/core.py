@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
+S = TypeVar("S", bound="Reward")
 
 _MAX_MESSAGE = 160
 """Longest part of an exception's message that is reported, in characters."""
@@ -163,6 +164,8 @@ class Reward(ABC):
     """Score difference that corresponds to one unit of log-odds in :meth:`prefer`."""
     moments: tuple[float, float] | None = None
     """Mean and standard deviation on samples of the reference policy, if known."""
+    inner_rewards: Sequence[Reward] = ()
+    """The rewards from which this one computes its scores."""
 
     @abstractmethod
     def score(self, conversations: Sequence[Conversation]) -> Scores:
@@ -177,9 +180,8 @@ class Reward(ABC):
         return (self,)
 
     def checkpoints(self) -> tuple[LearnedReward, ...]:
-        """All learned rewards of this composition."""
-        others = (leaf for leaf in self.leaves() if leaf is not self)
-        return tuple(checkpoint for leaf in others for checkpoint in leaf.checkpoints())
+        """All learned rewards from which this one computes its scores."""
+        return _distinct(c for inner in self.inner_rewards for c in inner.checkpoints())
 
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:
         """P(first is better) = sigmoid((score(first) - score(second)) / temperature), [pairs]."""
@@ -257,34 +259,39 @@ def sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
-class Mapped(Reward):
+class Composition(Reward):
+    """A reward whose components are those of its ``inner_rewards``."""
+
+    def __init__(self, name: str, *inner_rewards: Reward):
+        self.name, self.inner_rewards = name, inner_rewards
+        check_names(self.leaves())
+
+    def leaves(self) -> tuple[Reward, ...]:
+        return _distinct(leaf for inner in self.inner_rewards for leaf in inner.leaves())
+
+
+class Mapped(Composition):
     """A function of another reward's value; None and components are unchanged."""
 
     def __init__(self, inner: Reward, function: Callable[[float], float]):
-        self.inner, self.function, self.name = inner, function, inner.name
-
-    def leaves(self) -> tuple[Reward, ...]:
-        return self.inner.leaves()
+        super().__init__(inner.name, inner)
+        self.function = function
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        inner = self.inner.score(conversations)
+        inner = self.inner_rewards[0].score(conversations)
         values = [None if v is None else self.function(v) for v in inner.values]
         return Scores(values, inner.components, inner.counts, inner.reasons)
 
 
-class Combined(Reward):
+class Combined(Composition):
     """Sum or product of rewards; None if any of them is None."""
 
-    def __init__(self, operator: str, *parts: Reward):
-        self.operator, self.parts = operator, parts
-        self.name = f" {operator} ".join(part.name for part in parts)
-        check_names(self.leaves())
-
-    def leaves(self) -> tuple[Reward, ...]:
-        return _distinct(leaf for part in self.parts for leaf in part.leaves())
+    def __init__(self, operator: str, *inner_rewards: Reward):
+        super().__init__(f" {operator} ".join(r.name for r in inner_rewards), *inner_rewards)
+        self.operator = operator
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        results = [part.score(conversations) for part in self.parts]
+        results = [inner.score(conversations) for inner in self.inner_rewards]
         fold = sum if self.operator == "+" else math.prod
         values = [
             None if None in row else float(fold(row))  # type: ignore[arg-type]
@@ -293,34 +300,32 @@ class Combined(Reward):
         return Scores(values, *merge(results))
 
 
-class Gated(Reward):
+class Gated(Composition):
     """See :meth:`Reward.gate`."""
 
     def __init__(self, inner: Reward, condition: Reward, *, at_least: float, otherwise: float):
+        super().__init__(f"{inner.name} if {condition.name}", condition, inner)
         self.inner, self.condition = inner, condition
         self.at_least, self.otherwise = at_least, otherwise
-        self.name = f"{inner.name} if {condition.name}"
-        check_names(self.leaves())
-
-    def leaves(self) -> tuple[Reward, ...]:
-        return _distinct((*self.condition.leaves(), *self.inner.leaves()))
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         condition = self.condition.score(conversations)
         values = [None if v is None else self.otherwise for v in condition.values]
         rows = [i for i, v in enumerate(condition.values) if v is not None and v >= self.at_least]
         inner = self.inner.score([conversations[i] for i in rows])
-        components = dict(condition.components)
-        for name, column in inner.components.items():
-            components[name] = scatter(column, rows, len(conversations))
+        components = condition.components | {
+            name: scatter(column, rows, len(conversations))
+            for name, column in inner.components.items()
+        }
         reasons = list(condition.reasons)
         for i, value, reason in zip(rows, inner.values, inner.reasons, strict=True):
             values[i], reasons[i] = value, reason
         return Scores(values, components, condition.counts + inner.counts, reasons)
 
 
-def _distinct(leaves) -> tuple[Reward, ...]:
-    return tuple({id(leaf): leaf for leaf in leaves}.values())
+def _distinct(rewards: Iterable[S]) -> tuple[S, ...]:
+    """The rewards in order, each object once."""
+    return tuple({id(reward): reward for reward in rewards}.values())
 
 
 def check_names(leaves: Sequence[Reward]) -> None:

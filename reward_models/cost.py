@@ -18,7 +18,7 @@ class CostModel(Reward):
     """
 
     def __init__(self, inner: LearnedReward, *, name: str = "cost"):
-        self.inner, self.name = inner, name
+        self.inner, self.inner_rewards, self.name = inner, (inner,), name
 
     @classmethod
     def load(
@@ -26,9 +26,6 @@ class CostModel(Reward):
     ) -> CostModel:
         """Load the cost model at ``path``."""
         return cls(LearnedReward.load(path, device=device, batch_size=batch_size))
-
-    def checkpoints(self) -> tuple[LearnedReward, ...]:
-        return (self.inner,)
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         inner = self.inner.score(conversations)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from rlhf.errors import UserError
 from rlhf.reward_models.checkpoint import read
 from rlhf.reward_models.core import Conversation, Reward, Score, Scores, check_names, merge
-from rlhf.reward_models.generic_heads import sequence_classifier
+from rlhf.reward_models.generic_heads import classifier_class
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.sidecar import Sidecar
 
@@ -39,20 +39,15 @@ class ScoreCombination:
             raise UserError(f"ensemble: penalty must be >= 0, got {self.penalty}")
 
     def __call__(self, columns: Sequence[Sequence[Score]]) -> tuple[list[Score], list[Score]]:
-        """Return combined scores [N] and disagreement [N] of M columns of N scores."""
-        values: list[Score] = []
-        disagreement: list[Score] = []
-        for row in zip(*columns, strict=True):
-            known = [score for score in row if score is not None]
-            complete = len(known) == len(row)
-            values.append(self._one(np.array(known)) if complete else None)
-            disagreement.append(float(np.std(known)) if complete else None)
-        return values, disagreement
+        """Return combined scores [N] and disagreement [N] of M columns of N scores.
 
-    def _one(self, row: np.ndarray) -> float:
-        if self.how == "worst":
-            return float(row.min())
-        return float(row.mean() - (self.penalty * row.var() if self.how == "uncertainty" else 0.0))
+        Both are nan for a text without one of the scores.
+        """
+        scores = np.array(columns, dtype=float).T.copy()  # contiguous rows [N, M]; None becomes nan
+        values = scores.min(1) if self.how == "worst" else scores.mean(1)
+        if self.how == "uncertainty":
+            values = values - self.penalty * scores.var(1)
+        return values.tolist(), scores.std(1).tolist()
 
 
 class Ensemble(Reward):
@@ -72,7 +67,7 @@ class Ensemble(Reward):
     ):
         if len(members) < 2:
             raise UserError(f"ensemble: needs at least two members, got {len(members)}")
-        self.members, self.name = list(members), name
+        self.inner_rewards, self.name = tuple(members), name
         self.combine = ScoreCombination(how, penalty)
         check_names([leaf for member in members for leaf in member.leaves()])
 
@@ -99,11 +94,8 @@ class Ensemble(Reward):
             members.append(member.normalise() if own_scale else member)
         return cls(members, how=how, penalty=penalty)
 
-    def checkpoints(self) -> tuple[LearnedReward, ...]:
-        return tuple(model for member in self.members for model in member.checkpoints())
-
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        results = [member.score(conversations) for member in self.members]
+        results = [member.score(conversations) for member in self.inner_rewards]
         values, disagreement = self.combine([result.values for result in results])
         components, counts, reasons = merge(results)
         components |= {self.name: values, f"{self.name}.disagreement": disagreement}
@@ -121,7 +113,8 @@ class HeadEnsemble(Reward):
         penalty: float = 0.1,
         name: str = "ensemble",
     ):
-        self.inner, self.name, self.combine = inner, name, ScoreCombination(how, penalty)
+        self.inner, self.inner_rewards, self.name = inner, (inner,), name
+        self.combine = ScoreCombination(how, penalty)
         if len(inner.parts) < 2:
             raise UserError("ensemble: a checkpoint needs at least two heads")
 
@@ -133,9 +126,6 @@ class HeadEnsemble(Reward):
         return cls(
             LearnedReward.load(path, attributes="all", device=device), how=how, penalty=penalty
         )
-
-    def checkpoints(self) -> tuple[LearnedReward, ...]:
-        return (self.inner,)
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         inner = self.inner.score(conversations)
@@ -167,7 +157,7 @@ def average_weights(paths: Sequence[str | Path], output: str | Path) -> Path:
     policies = {s and (s.template_hash, s.append_eos, s.max_length, s.pooling) for s in sidecars}
     if len(policies) > 1:
         raise UserError("the checkpoints encode text differently (reward_model.json)")
-    models = [read(read(sequence_classifier, path).from_pretrained, path) for path in paths]
+    models = [read(read(classifier_class, path).from_pretrained, path) for path in paths]
     _average_into_first(models)
     models[0].save_pretrained(output)
     AutoTokenizer.from_pretrained(paths[0]).save_pretrained(output)

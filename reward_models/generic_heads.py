@@ -32,6 +32,13 @@ from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassif
 from rlhf.errors import UserError
 
 
+def _hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The last hidden states [B, T, D] of the trunk of ``model``."""
+    trunk = getattr(model, model.base_model_prefix)
+    mask = {} if attention_mask is None else {"attention_mask": attention_mask}
+    return trunk(input_ids, use_cache=False, **mask).last_hidden_state
+
+
 class LastTokenHead(GenericForSequenceClassification):
     """Head on the last token that is not padding, for any trunk."""
 
@@ -39,9 +46,7 @@ class LastTokenHead(GenericForSequenceClassification):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> SequenceClassifierOutput:
         """Logits [B, K] of texts [B, T], padded on the right or, with a mask, on either side."""
-        trunk = getattr(self, self.base_model_prefix)
-        mask = {} if attention_mask is None else {"attention_mask": attention_mask}
-        states = trunk(input_ids, use_cache=False, **mask).last_hidden_state
+        states = _hidden_states(self, input_ids, attention_mask)
         config: Any = self.config  # type: ignore[attr-defined]
         is_token = input_ids != config.get_text_config().pad_token_id
         if attention_mask is not None:
@@ -59,29 +64,28 @@ class EveryTokenHead(GenericForTokenClassification):
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> TokenClassifierOutput:
         """Logits [B, T, K] of texts [B, T]."""
-        trunk = getattr(self, self.base_model_prefix)
-        mask = {} if attention_mask is None else {"attention_mask": attention_mask}
-        states = trunk(input_ids, use_cache=False, **mask).last_hidden_state
+        states = _hidden_states(self, input_ids, attention_mask)
         return TokenClassifierOutput(logits=self.score(self.dropout(states)))
 
 
-def sequence_classifier(path: str | Path) -> Any:
+def classifier_class(path: str | Path, *, steps: bool = False) -> Any:
     """The class whose ``from_pretrained`` loads a checkpoint with a head on whole texts.
 
     This is Transformers' auto class if the family has a classifier.
 
     Args:
         path: Folder or hub id.
+        steps: The head is on every token.
 
     Raises:
         OSError, ValueError: From Transformers, if there is no configuration.
     """
-    return _class_for(path, AutoModelForSequenceClassification, LastTokenHead)
-
-
-def token_classifier(path: str | Path) -> Any:
-    """As ``sequence_classifier``, with a head on every token."""
-    return _class_for(path, AutoModelForTokenClassification, EveryTokenHead)
+    config = AutoConfig.from_pretrained(path)
+    # For an unknown family, the auto class raises the error.
+    generic = (
+        None if has_own_classifier(config, steps=steps) else _generic_class(type(config), steps)
+    )
+    return generic or _auto_class(steps)
 
 
 def with_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
@@ -97,7 +101,7 @@ def with_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
     Raises:
         UserError: The family has no trunk for a head.
     """
-    model_class = _generic_class(type(causal.config), EveryTokenHead if steps else LastTokenHead)
+    model_class = _generic_class(type(causal.config), steps)
     if model_class is None:
         raise UserError(f"{type(causal).__name__} has no trunk that a head can be put on")
     config = copy.deepcopy(causal.config)
@@ -119,29 +123,22 @@ def with_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
 
 def has_own_classifier(config: Any, *, steps: bool) -> bool:
     """Whether Transformers has a classifier for the family of a configuration."""
-    automatic: Any = (
-        AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
-    )
-    return type(config) in automatic._model_mapping
+    return type(config) in _auto_class(steps)._model_mapping
 
 
-def _class_for(path: str | Path, automatic: Any, generic: Any) -> Any:
-    config_class = type(AutoConfig.from_pretrained(path))
-    if config_class in automatic._model_mapping:
-        return automatic
-    # For an unknown family, the auto class raises the error.
-    return _generic_class(config_class, generic) or automatic
+def _auto_class(steps: bool) -> Any:
+    return AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
 
 
 @functools.cache
-def _generic_class(config_class: Any, generic: Any) -> Any:
+def _generic_class(config_class: Any, steps: bool) -> Any:
     """The class with a generic head on the trunk of a decoder family; None for other families."""
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or config_class not in MODEL_MAPPING:
         return None
     family = _family_of(MODEL_FOR_CAUSAL_LM_MAPPING[config_class])
     if family is None:
         return None
-    suffix = "ForTokenClassification" if generic is EveryTokenHead else "ForSequenceClassification"
+    suffix = "ForTokenClassification" if steps else "ForSequenceClassification"
     attributes = {
         "config_class": config_class,
         "base_model_prefix": family.base_model_prefix,
@@ -150,16 +147,11 @@ def _generic_class(config_class: Any, generic: Any) -> Any:
         "__module__": family.__module__,
     }
     name = family.__name__.removesuffix("PreTrainedModel") + suffix
-    return type(name, (generic, family), attributes)
+    return type(name, (EveryTokenHead if steps else LastTokenHead, family), attributes)
 
 
 def _family_of(causal: Any) -> Any:
     """The common base class of a family's models; None if there is none."""
-    bases = (
-        base
-        for base in causal.__mro__
-        if issubclass(base, PreTrainedModel)
-        and base is not PreTrainedModel
-        and base.__name__.endswith("PreTrainedModel")
-    )
-    return next(bases, None)
+    names = (base for base in causal.__mro__ if base.__name__.endswith("PreTrainedModel"))
+    family = next(names, PreTrainedModel)
+    return None if family is PreTrainedModel else family

@@ -83,7 +83,7 @@ class LearnedReward(Reward):
         if sidecar.mean is not None and sidecar.std is not None:
             self.moments = (sidecar.mean, sidecar.std)
         self._states: States | None = None
-        self._alone = False
+        self._alone = False  # whether a forward pass has a single text, without padding
         self._pad_id = int(tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
         if attributes == "all":
             attributes = dict.fromkeys(model.config.label2id or {}, 1.0)
@@ -141,13 +141,9 @@ class LearnedReward(Reward):
         try:
             reward.self_check(tolerance=tolerance)
         except ValueError:  # scores depend on the batch, as with LongRoPE beyond its first context
-            reward.read_alone()
+            reward._alone = True
             reward.self_check(tolerance=tolerance)
         return reward
-
-    def read_alone(self) -> None:
-        """Score one text in each forward pass, without padding."""
-        self._alone = True
 
     def read_packed(self, states: States) -> None:
         """Compute hidden states with ``states`` instead of the model's pass over padded batches."""

@@ -59,7 +59,8 @@ class PairModel(Reward):
     """
 
     def __init__(self, inner: LearnedReward, *, reference: Target, name: str = "pairwise"):
-        self.inner, self.reference, self.name = inner, reference, name
+        self.inner, self.inner_rewards, self.name = inner, (inner,), name
+        self.reference = reference
 
     @classmethod
     def load(
@@ -88,9 +89,6 @@ class PairModel(Reward):
         logits = self.inner.score_ids(rows)[:, 0].reshape(-1, 2)
         agree = (logits[:, 0] > 0) == (logits[:, 1] < 0)
         return ((logits[:, 0] - logits[:, 1]) / 2).tolist(), agree.tolist()
-
-    def checkpoints(self) -> tuple[LearnedReward, ...]:
-        return (self.inner,)
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
         comparisons, reasons, counts = score_each(self._comparison, conversations, name=self.name)

@@ -21,7 +21,6 @@ from rlhf.reward_models.core import (
     score_each,
 )
 from rlhf.reward_models.encoding import render, template_hash
-from rlhf.reward_models.generic_heads import token_classifier
 
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "min": min,
@@ -100,23 +99,18 @@ class ProcessReward(Reward):
         device: str | None = None,
         dtype: str = "float32",
     ) -> ProcessReward:
-        """Load a token-classification checkpoint.
+        """Load a token-classification checkpoint from a folder or the hub.
 
         Args:
-            path: Folder or hub id.
-            aggregate: How the steps become one reward, see ``AGGREGATES``.
             separator: Text that ends each step; by default that of the sidecar, or an empty line.
             device: Device of the model; by default the GPU if there is one.
-            dtype: Dtype of the backbone.
 
         Raises:
             FileNotFoundError: There is no checkpoint.
             UserError: Weights are missing, the number of classes is not two, or the checkpoint was
                 trained with another template or separator.
         """
-        model, tokenizer = load_checkpoint(
-            path, dtype=dtype, device=device, classifier=token_classifier
-        )
+        model, tokenizer = load_checkpoint(path, dtype=dtype, device=device, steps=True)
         sidecar = find_sidecar(path)
         if sidecar is not None:
             check_sidecar(

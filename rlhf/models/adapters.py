@@ -30,7 +30,7 @@ from rlhf.errors import UserError
 from rlhf.models.architecture import is_adapter_weight, unwrap_peft
 from rlhf.models.checks import read_causal
 from rlhf.models.hub import refuse_quantized, sources_of
-from rlhf.reward_models.generic_heads import sequence_classifier, token_classifier
+from rlhf.reward_models.generic_heads import classifier_class
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -47,10 +47,6 @@ class HubModel:
 
     name: str
     revision: str | None = None
-
-
-# Functions that find the class of a classifier's base model, by the task type of PEFT.
-_CLASSIFIERS = {"SEQ_CLS": sequence_classifier, "TOKEN_CLS": token_classifier}
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -227,11 +223,11 @@ def merged_model(folder: str) -> Any:
     task = config.get("task_type") or "CAUSAL_LM"
     if task == "CAUSAL_LM":
         read = functools.partial(read_causal, dtype=torch.float32)
-    elif task in _CLASSIFIERS:
+    elif task in ("SEQ_CLS", "TOKEN_CLS"):
         outputs = _outputs_of(Path(folder))
 
         def read(source: str) -> Any:
-            classifier = _CLASSIFIERS[task](source)
+            classifier = classifier_class(source, steps=task == "TOKEN_CLS")
             return classifier.from_pretrained(source, dtype=torch.float32, num_labels=outputs)
 
     else:
