@@ -20,35 +20,28 @@ def bradley_terry(
     *,
     margin: Tensor | float = 0.0,
     label_smoothing: float = 0.0,
-    centering: float = 0.0,
 ) -> Tensor:
-    """-(1 - e) log sigmoid(d - margin) - e log sigmoid(margin - d), plus ``centered``'s term. [B]
+    """-(1 - e) log sigmoid(d - margin) - e log sigmoid(margin - d). [B]
 
     Bradley-Terry with the margin of Llama 2 (2307.09288, equation 2) and the label smoothing of
     conservative DPO, for labels of which a share e is expected to be wrong.
     """
     _check_label_noise("label_smoothing", label_smoothing)
     d = chosen - rejected - margin
-    loss = -(1 - label_smoothing) * logsigmoid(d) - label_smoothing * logsigmoid(-d)
-    return centered(loss, chosen, rejected, coef=centering)
+    return -(1 - label_smoothing) * logsigmoid(d) - label_smoothing * logsigmoid(-d)
 
 
-def scaled_bradley_terry(
-    chosen: Tensor, rejected: Tensor, *, strength: Tensor, centering: float = 0.0
-) -> Tensor:
-    """-strength * log sigmoid(d), plus ``centered``'s term. [B]
+def scaled_bradley_terry(chosen: Tensor, rejected: Tensor, *, strength: Tensor) -> Tensor:
+    """-strength * log sigmoid(d). [B]
 
     Clearer preferences have more weight (HelpSteer2-Preference, 2410.01257). ``strength`` is [B] or
     a scalar, for example 1 to 3.
     """
-    loss = -strength * logsigmoid(chosen - rejected)
-    return centered(loss, chosen, rejected, coef=centering)
+    return -strength * logsigmoid(chosen - rejected)
 
 
-def unbiased_bradley_terry(
-    chosen: Tensor, rejected: Tensor, *, flip_rate: float, centering: float = 0.0
-) -> Tensor:
-    """((1 - e) l(d) - e l(-d)) / (1 - 2e) with l = -log sigmoid, plus ``centered``'s term. [B]
+def unbiased_bradley_terry(chosen: Tensor, rejected: Tensor, *, flip_rate: float) -> Tensor:
+    """((1 - e) l(d) - e l(-d)) / (1 - 2e) with l = -log sigmoid. [B]
 
     Its mean over labels flipped with probability e equals the loss on clean labels (robust DPO,
     2403.00409, equation 12). It is unbounded below for e > 0: use early stopping, or a penalty on
@@ -56,8 +49,7 @@ def unbiased_bradley_terry(
     """
     _check_label_noise("flip_rate", flip_rate)
     d = chosen - rejected
-    loss = (flip_rate * logsigmoid(-d) - (1 - flip_rate) * logsigmoid(d)) / (1 - 2 * flip_rate)
-    return centered(loss, chosen, rejected, coef=centering)
+    return (flip_rate * logsigmoid(-d) - (1 - flip_rate) * logsigmoid(d)) / (1 - 2 * flip_rate)
 
 
 def centered(loss: Tensor, chosen: Tensor, rejected: Tensor, *, coef: float) -> Tensor:

@@ -59,6 +59,7 @@ class PairKind(RewardKind):
         chosen, rejected = self.by_example(logits, labels).unbind(1)
         known = labels != IGNORED
         cells = self.pair_losses(chosen, rejected, torch.where(known, labels.float(), 0.0))
+        cells = losses.centered(cells, chosen, rejected, coef=self.centering)
         return torch.where(known, cells, 0.0).sum() / count
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
@@ -113,11 +114,7 @@ class Preference(PairKind):
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
         return losses.bradley_terry(
-            chosen,
-            rejected,
-            margin=margin,
-            label_smoothing=self.config.flip_rate,
-            centering=self.centering,
+            chosen, rejected, margin=margin, label_smoothing=self.config.flip_rate
         )
 
 
@@ -125,9 +122,7 @@ class Unbiased(PairKind):
     """The loss whose mean over flipped labels is that of clean ones."""
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
-        return losses.unbiased_bradley_terry(
-            chosen, rejected, flip_rate=self.config.flip_rate, centering=self.centering
-        )
+        return losses.unbiased_bradley_terry(chosen, rejected, flip_rate=self.config.flip_rate)
 
 
 class Scaled(PairKind):
@@ -138,9 +133,7 @@ class Scaled(PairKind):
         self.uses_margin = True
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
-        return losses.scaled_bradley_terry(
-            chosen, rejected, strength=margin, centering=self.centering
-        )
+        return losses.scaled_bradley_terry(chosen, rejected, strength=margin)
 
 
 class LengthDebiased(PairKind):
