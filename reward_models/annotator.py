@@ -37,7 +37,6 @@ class Annotator:
     weights: dict[str, Estimate]
     noise: Estimate
     """Fraction of randomly flipped labels, in [0, 0.5)."""
-    log_likelihood: float
 
     def temperature(self, feature: str = "reward") -> Estimate:
         """1 / weight with its interval; inf if the weight, or the end of its interval, is <= 0."""
@@ -50,7 +49,6 @@ def fit_annotator(
     *,
     noise: bool = True,
     groups: Sequence[Hashable] | None = None,
-    iterations: int = 200,
 ) -> Annotator:
     """Fit an annotator model to preference pairs.
 
@@ -62,7 +60,6 @@ def fit_annotator(
         features: Name -> differences chosen - rejected, [N].
         noise: Whether to fit the flip rate; otherwise it is 0.
         groups: Group of each pair, such as its prompt, [N]; pairs of a group are dependent.
-        iterations: Largest number of Fisher scoring steps.
 
     Raises:
         UserError: There are too few pairs, or features are collinear or separate the labels.
@@ -74,10 +71,10 @@ def fit_annotator(
         raise UserError("fit_annotator needs more pairs than features, none of them all zero")
     x = x / scale
     theta = np.zeros(len(names) + 1)
-    theta = _ascend(x, theta, free=np.arange(len(names)), iterations=iterations)
+    theta = _ascend(x, theta, free=np.arange(len(names)))
     if noise:
         theta[-1] = 0.05
-        theta = _ascend(x, theta, free=np.arange(len(names) + 1), iterations=iterations)
+        theta = _ascend(x, theta, free=np.arange(len(names) + 1))
     labels = np.arange(len(x)) if groups is None else cluster_index(groups)[1]
     robust, model = _covariances(x, theta, labels, free=len(names) + int(noise))
     quantile = float(special.stdtrit(max(1, labels.max()), _TAIL))
@@ -90,7 +87,7 @@ def fit_annotator(
     if noise:
         effect = float(robust[-1, -1] / model[-1, -1])
         flips = _noise_interval(x, theta, limit=max(1.0, effect) * quantile**2)
-    return Annotator(weights, flips, _log_likelihood(x, theta))
+    return Annotator(weights, flips)
 
 
 def _noise_interval(x: np.ndarray, theta: np.ndarray, *, limit: float) -> Estimate:
@@ -124,7 +121,9 @@ def _log_likelihood(x: np.ndarray, theta: np.ndarray) -> float:
     return float(np.log(_probability(x, theta)[0]).sum())
 
 
-def _ascend(x: np.ndarray, theta: np.ndarray, *, free: np.ndarray, iterations: int) -> np.ndarray:
+def _ascend(
+    x: np.ndarray, theta: np.ndarray, *, free: np.ndarray, iterations: int = 200
+) -> np.ndarray:
     """Fisher scoring on the ``free`` parameters with step halving; noise stays in [0, 0.49]."""
     best = _log_likelihood(x, theta)
     for _ in range(iterations):

@@ -192,7 +192,7 @@ def _clearness(gap: float, spread: float) -> float:
 def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     """RM-Bench (2410.16184): substance against style.
 
-    Each row gives 3 x 3 comparisons of chosen style i with rejected style j: ``easy`` if the chosen
+    Each row has 3 x 3 comparisons of chosen style i with rejected style j: ``easy`` if the chosen
     reply has the richer style (i > j), ``normal`` for equal styles, ``hard`` if it has the plainer
     one. Results are averaged per domain (safety: over its two parts), then over domains; the score
     is the mean of the three levels.

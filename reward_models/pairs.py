@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,11 @@ class Pair:
     def lengths(self) -> tuple[int, int]:
         """Characters of the chosen and of the rejected reply."""
         n = len(self.prompt)
-        return reply_length(self.chosen[n:]), reply_length(self.rejected[n:])
-
-
-def reply_length(reply: Conversation) -> int:
-    """Characters of all messages."""
-    return sum(len(message["content"]) for message in reply)
+        chosen, rejected = (
+            sum(len(message["content"]) for message in conversation[n:])
+            for conversation in (self.chosen, self.rejected)
+        )
+        return chosen, rejected
 
 
 def data_card(pairs: Sequence[Pair], train: Sequence[Pair] | None = None) -> dict[str, Any]:
@@ -95,9 +95,5 @@ def _with_prompt(prompt: Conversation, reply: Conversation) -> Conversation:
 
 
 def _common_prefix(first: Conversation, second: Conversation) -> Conversation:
-    shared = 0
-    for a, b in zip(first[:-1], second[:-1], strict=False):
-        if a != b:
-            break
-        shared += 1
-    return first[:shared]
+    pairs = zip(first[:-1], second[:-1], strict=False)
+    return [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]

@@ -19,10 +19,9 @@ class Target:
 
     Args:
         answer: The same answer for all conversations.
-        answers: JSONL file (``.gz`` allowed) with a prompt and an answer per row; the row is
+        answers: JSONL file (``.gz`` allowed) with a ``prompt`` and an answer per row; the row is
             selected by the last user message. Without it, the fact ``key`` is used.
         key: Key of the answer in a row or a conversation.
-        prompt_key: Key of the prompt in a row.
 
     Raises:
         UserError: Both ``answer`` and ``answers`` are given, a row lacks a key, or two rows have
@@ -36,12 +35,11 @@ class Target:
         answers: str | Path | None = None,
         *,
         key: str = "answer",
-        prompt_key: str = "prompt",
     ):
         if answer is not None and answers is not None:
             raise UserError("give answer (one constant) or answers (a file), not both")
         self.answer, self.key = answer, key
-        self.table = _read_answers(Path(answers), prompt_key, key) if answers else None
+        self.table = _read_answers(Path(answers), key) if answers else None
 
     def of(self, conversation: Conversation) -> str:
         """The right answer; :class:`Unscorable` if there is none or a list of alternatives."""
@@ -53,18 +51,14 @@ class Target:
     def any_of(self, conversation: Conversation) -> list[str]:
         """The alternative right answers; :class:`Unscorable` if there are none."""
         answer: Any = self.answer
-        if answer is None:
-            answer = (
-                fact(conversation, self.key) if self.table is None else self._lookup(conversation)
-            )
+        if answer is None and self.table is not None:
+            users = [m["content"] for m in conversation if m["role"] == "user"]
+            answer = self.table.get(str(users[-1]).strip()) if users else None
+        elif answer is None:
+            answer = fact(conversation, self.key)
         if answer is None or answer == []:
             raise Unscorable("no reference answer")
         return [_text(item) for item in (answer if isinstance(answer, list | tuple) else [answer])]
-
-    def _lookup(self, conversation: Conversation) -> Any:
-        assert self.table is not None
-        users = [m["content"] for m in conversation if m["role"] == "user"]
-        return self.table.get(str(users[-1]).strip()) if users else None
 
 
 def _text(answer: Any) -> str:
@@ -76,14 +70,14 @@ def _text(answer: Any) -> str:
     raise Unscorable(f"a reference answer that is a {type(answer).__name__}")
 
 
-def _read_answers(path: Path, prompt_key: str, answer_key: str) -> dict[str, Any]:
+def _read_answers(path: Path, key: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no file of answers at {path}")
     table: dict[str, Any] = {}
     for number, row in enumerate(read_jsonl(path), start=1):
-        if prompt_key not in row or answer_key not in row:
-            raise UserError(f"{path}:{number} needs keys {prompt_key!r} and {answer_key!r}")
-        prompt, answer = str(row[prompt_key]).strip(), row[answer_key]
+        if "prompt" not in row or key not in row:
+            raise UserError(f"{path}:{number} needs keys 'prompt' and {key!r}")
+        prompt, answer = str(row["prompt"]).strip(), row[key]
         if table.setdefault(prompt, answer) != answer:
             raise UserError(f"{path}:{number} gives a second answer to the same prompt")
     return table
