@@ -33,23 +33,25 @@ class FunctionReward(Reward):
         if not batch:
             return Scores([], {self.name: []})
         values, error = self._attempt(batch)
-        if error is None:
-            return Scores(values, {self.name: values}, reasons=self._none_reasons(values))
-        singles = [self._attempt([conversation]) for conversation in batch]
-        values = [None if error else single[0] for single, error in singles]
-        errors = [error for _, error in singles]
-        reasons = [a or b for a, b in zip(errors, self._none_reasons(values), strict=True)]
+        errors = [error] * len(batch)
+        if error:
+            singles = [self._attempt([conversation]) for conversation in batch]
+            values = [value for [value], _ in singles]
+            errors = [error for _, error in singles]
         counts = Counter(error for error in errors if error)
+        no_value = f"{self.name}: returned None"
+        reasons = [
+            error or (no_value if value is None else None)
+            for value, error in zip(values, errors, strict=True)
+        ]
         return Scores(values, {self.name: values}, counts, reasons)
 
-    def _none_reasons(self, values: Sequence[Score]) -> list[str | None]:
-        return [f"{self.name}: returned None" if value is None else None for value in values]
-
     def _attempt(self, batch: list[Conversation]) -> tuple[list[Score], str | None]:
+        """Call the function; None for each conversation, and the error, if it raises."""
         try:
             values = [None if v is None else float(v) for v in self.function(batch)]
         except Exception as error:
-            return [], f"{self.name}: {describe(error)}"
+            return [None] * len(batch), f"{self.name}: {describe(error)}"
         if len(values) != len(batch):
             raise UserError(
                 f"reward function {self.name!r} returned {len(values)} scores "

@@ -63,10 +63,9 @@ def set_chat_options(
     kwargs: Mapping[str, Any] | None = None,
     fold_system: bool = False,
 ) -> None:
-    """Add template options to a tokenizer; ``save_pretrained`` saves them.
+    """Add template options to a tokenizer in place; ``save_pretrained`` saves them.
 
     Args:
-        tokenizer: Changed in place.
         kwargs: Template variables, which override saved ones.
         fold_system: Fold system messages into the first user turn; False keeps the saved option.
 
@@ -96,17 +95,13 @@ def set_chat_options(
 
 def template_defaults(variables: Mapping[str, Any]) -> str:
     """Jinja text that sets default values of template variables."""
+    literals = {
+        name: "none" if value is None else json.dumps(value) for name, value in variables.items()
+    }
     return "".join(
-        f"{{%- if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif -%}}"
-        for name, value in variables.items()
+        f"{{%- if {name} is not defined %}}{{% set {name} = {literal} %}}{{% endif -%}}"
+        for name, literal in literals.items()
     )
-
-
-def _literal(value: Any) -> str:
-    """A JSON-like value as a Jinja expression."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return json.dumps(value)
 
 
 def system_refusal(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -141,7 +136,6 @@ def render_chat(
     empty. The first form whose calls appear in the rendered text is used.
 
     Args:
-        tokenizer: A tokenizer with a chat template.
         messages: Dicts with role and content; further keys as in ``MESSAGE_KEYS``.
         add_generation_prompt: Append the beginning of the assistant's next turn.
         fixed_date: Render a fixed date in templates that write today's date.
@@ -157,7 +151,7 @@ def render_chat(
         options = {"date_string": FIXED_DATE, **options, "chat_template": template}
     refusal = None
     for form in _CALL_FORMS if calls else _CALL_FORMS[:1]:
-        prepared: Any = prepare_messages(tokenizer, messages, **form)
+        prepared: Any = _prepare_messages(tokenizer, messages, **form)
         try:
             text = str(tokenizer.apply_chat_template(prepared, tokenize=False, **options))
         except Exception as error:  # templates can raise any exception
@@ -198,18 +192,16 @@ def with_tools(messages: Sequence[Message], tools: Sequence[Any] | None) -> list
     return copied
 
 
-def prepare_messages(
+def _prepare_messages(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     *,
-    as_text: bool = False,
-    without_content: bool = False,
+    as_text: bool,
+    without_content: bool,
 ) -> list[dict[str, Any]]:
     """Messages in the form that is passed to the template, without unknown and empty keys.
 
     Args:
-        tokenizer: Its options decide whether a system message is folded.
-        messages: The conversation.
         as_text: Pass arguments of tool calls as JSON text instead of objects.
         without_content: Replace empty content of a message with tool calls by None.
     """

@@ -34,7 +34,6 @@ def load_checkpoint(
 
     Args:
         path: Folder or hub id.
-        dtype: Dtype of the backbone.
         device: Device of the model; by default the GPU if there is one.
         steps: The head is on every token.
 
@@ -206,7 +205,7 @@ def _infer(
         if pooling == "last" and model.config.pad_token_id == tokenizer.eos_token_id is not None:
             raise UserError(
                 f"{path} has no reward_model.json and its pad token is its EOS, so its head was "
-                "not trained at EOS; say append_eos=true or false"
+                "not trained at EOS; set append_eos to true or false"
             )
         is_plain = tokenizer.chat_template is None and tokenizer.eos_token is not None
         append_eos = pooling == "last" and is_plain

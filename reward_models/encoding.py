@@ -52,8 +52,6 @@ def encode_conversation(
     """Return the token ids of a conversation, truncated on the left.
 
     Args:
-        tokenizer: Its chat template renders the conversation.
-        conversation: At least one message.
         append_eos: Make the tokenizer's EOS the last token: remove white space that the template
             writes after it, or append it. Otherwise the ids are exactly the template's.
         max_length: Largest number of tokens. Longer texts lose their oldest tokens, so that the end

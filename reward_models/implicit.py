@@ -60,7 +60,7 @@ class ImplicitReward(Reward):
         """Load both models from checkpoints.
 
         Raises:
-            FileNotFoundError: One of the paths is not a checkpoint.
+            FileNotFoundError: ``policy`` or ``reference`` is not a checkpoint.
             UserError: The tokenizers or chat templates differ.
         """
         tokenizers = [read(AutoTokenizer.from_pretrained, path) for path in (policy, reference)]
@@ -111,7 +111,7 @@ def _load_policy(path: str | Path, *, dtype: str, device: str | None) -> Any:
 
 @torch.no_grad()
 def _token_logprobs(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """log p(ids[t] | ids[<t]) for t = 1 ... T-1 in float64, [T-1]."""
+    """Return log p(ids[t] | ids[<t]) for t = 1 ... T-1 of ``ids`` [1, T], in float64. [T-1]"""
     logits = model(ids, use_cache=False).logits[0, :-1].double()
     return logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
 

@@ -110,9 +110,7 @@ class LearnedReward(Reward):
         deviation.
 
         Args:
-            path: Folder or hub id.
             device: Device of the model; by default the GPU if there is one.
-            dtype: Dtype of the backbone.
             batch_size: Texts in one forward pass.
             max_length: Maximum number of tokens; by default that of the sidecar, or TRL's.
             append_eos: Whether texts end with EOS; by default as in the sidecar, or in TRL.
@@ -263,13 +261,12 @@ class LearnedReward(Reward):
         short, long = (self.encode(text) for text in texts)
         mask, ids = self.pad([short])
         alone = self.logits(mask, input_ids=ids)
-        worst = 0.0
+        others = []
         for side in ("left", "right"):
             mask, ids = self.pad([short, long], side=side)
-            batched = self.logits(mask, input_ids=ids)[:1]
-            padded = self.logits(mask[:1], input_ids=ids[:1])
-            for other in (batched, padded):
-                worst = max(worst, float((other - alone).abs().max()))
+            others.append(self.logits(mask, input_ids=ids)[:1])
+            others.append(self.logits(mask[:1], input_ids=ids[:1]))
+        worst = float((torch.cat(others) - alone).abs().max())
         if not worst <= tolerance * (1 + float(alone.abs().max())):
             raise UserError(f"scores change by {worst:.2g} with padding; this model is not usable")
         return worst

@@ -56,12 +56,14 @@ def _fit_words(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
     words = fit_words(texts, norm=None, min_df=2 if len(train) > 50 else 1)
     if words is None or len(train) < 2:
         return np.zeros(len(test))
-    x = words.transform(replies(train, "chosen")) - words.transform(replies(train, "rejected"))
+    x, z = (
+        words.transform(replies(pairs, "chosen")) - words.transform(replies(pairs, "rejected"))
+        for pairs in (train, test)
+    )
     half = np.arange(x.shape[0]) % 2 == 0
     signs = np.where(half, 1.0, -1.0)
     model = LogisticRegression(C=_WORDS_C, fit_intercept=False, max_iter=1000)
     model.fit(x.multiply(signs[:, None]).tocsr(), half)
-    z = words.transform(replies(test, "chosen")) - words.transform(replies(test, "rejected"))
     return np.asarray(model.decision_function(z))
 
 

@@ -13,18 +13,18 @@ _MIN_SPREAD = 0.1  # smallest share of the spread within prompts from which a po
 
 
 def findings(report: Mapping[str, Any]) -> list[str]:
-    """Return sentences, the most serious first; each claim is supported by an interval."""
+    """Return the findings, the most serious first; each claim is supported by an interval."""
     accuracy, data = report["accuracy"], report["data"]
     if not has_interval(accuracy):
         return ["All pairs share one prompt: they give no estimate for other prompts."]
     lines = []
     if report["scores"]["std"] == 0:
-        lines.append("All scores are equal: it tells no reply from another.")
+        lines.append("All scores are equal: the reward does not distinguish replies.")
     if not accuracy["low"] > 0.5:
         lines.append(
-            "No better than a coin: it picks the wrong reply more often than not."
+            "Accuracy is below chance: most rejected replies score higher than the chosen ones."
             if accuracy["high"] < 0.5
-            else "Cannot be told from a coin on these pairs."
+            else "Accuracy does not differ from chance on these pairs."
         )
     lines += _against_baselines(report["baselines"])
     lines += _about_length(report)
@@ -47,8 +47,8 @@ def findings(report: Mapping[str, Any]) -> list[str]:
     if data["ties"] > 0.02 * data["pairs"]:
         lines.append(f"{data['ties']} pairs are exact ties: the score is too coarse.")
     if data["prompts"] < 100:
-        lines.append(f"Only {data['prompts']} prompts: every interval here is wide.")
-    return lines or ["Nothing here speaks against this reward."]
+        lines.append(f"Only {data['prompts']} prompts: every interval is wide.")
+    return lines or ["No problem was found."]
 
 
 def _against_baselines(baselines: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -76,11 +76,11 @@ def _about_length(report: Mapping[str, Any]) -> list[str]:
         direction = "longer" if rho > 0 else "shorter"
         if ends["low"] > 0 or ends["high"] < 0:
             lines.append(
-                f"Leans on length: {direction} replies score higher (rank correlation {rho:.2f} "
+                f"Depends on length: {direction} replies score higher (rank correlation {rho:.2f} "
                 f"[{ends['low']:.2f}, {ends['high']:.2f}])."
             )
     if matched is not None and matched["groups"] >= 30 and not matched["low"] > 0.5:
-        lines.append("Among replies of equal length it cannot be told from a coin.")
+        lines.append("Among replies of equal length, accuracy does not differ from chance.")
     return lines
 
 
@@ -107,7 +107,7 @@ def _about_invariance(invariance: Mapping[str, Any] | None) -> list[str]:
     if invariance is None or invariance["share"] is None or not invariance["share"] > _MAX_CHANGE:
         return []
     worst = max(("batch", "order", "padding"), key=lambda kind: invariance[kind])
-    what = {"batch": "the batch", "order": "its place in the batch", "padding": "padding"}[worst]
+    what = {"batch": "the batch", "order": "the position in the batch", "padding": "padding"}[worst]
     return [f"Scores depend on {what}: by up to {invariance['share']:.2g} std for the same text."]
 
 
@@ -116,14 +116,14 @@ def _about_policy(report: Mapping[str, Any]) -> list[str]:
     policy, chosen = report.get("policy"), report.get("best_of_n")
     if policy and policy["std"] and policy["within_prompt_std"] < _MIN_SPREAD * policy["std"]:
         lines.append(
-            "Hardly tells a policy's replies to one prompt apart (within a prompt "
-            f"{policy['within_prompt_std'] / policy['std']:.0%} of the overall spread): there is "
-            "little to learn from."
+            "Scores of a policy's replies to one prompt differ little (their spread is "
+            f"{policy['within_prompt_std'] / policy['std']:.0%} of the overall spread): a policy "
+            "can learn little from them."
         )
     if chosen:
         first, last = chosen["gold"][0]["mean"], chosen["gold"][-1]["mean"]
         lines.append(
-            f"Choosing the best of {chosen['ns'][-1]} by it {_gold_change(chosen)} from "
+            f"Choosing the best of {chosen['ns'][-1]} by this reward {_gold_change(chosen)} from "
             f"{first:.3g} to {last:.3g}; {chosen['advice']}."
         )
     return lines

@@ -62,7 +62,7 @@ def findings(report: Report) -> str:
 
 
 def _tone(line: str) -> str:
-    if line.startswith(("Better than", "Nothing here speaks")):
+    if line.startswith(("Better than", "No problem", "Nothing here speaks")):
         return "good"
     return "" if line.startswith(("Only", "Choosing", "Underconfident")) else "bad"
 

@@ -249,7 +249,7 @@ def test_a_reward_that_is_length_is_called_no_better_than_length():
     report = evaluate(length, text_pairs(400, seed=3, prefer_long=True))
     text = "\n".join(report["verdict"])
     assert 'No better than "longer wins"' in text
-    assert "Leans on length: longer" in text
+    assert "Depends on length: longer" in text
     assert 'Stress test "filler" raises the score' in text
     assert 'Stress test "shuffled_prompt" does not lower the score' in text
 
@@ -259,7 +259,7 @@ def test_noise_is_called_a_coin_and_ties_are_counted():
         lambda cs: [float(zlib.crc32(last_reply(c).encode()) % 2) for c in cs], name="coin"
     )
     report = evaluate(as_reward(coin), text_pairs(300, seed=4), stress_size=0)
-    assert "Cannot be told from a coin on these pairs." in report["verdict"]
+    assert "Accuracy does not differ from chance on these pairs." in report["verdict"]
     assert report["data"]["ties"] > 100
     constant = evaluate(as_reward(lambda cs: [0.0] * len(cs), name="zero"), text_pairs(40, seed=5))
     assert constant["accuracy"]["value"] == 0.5
@@ -375,19 +375,19 @@ def test_noise_on_few_pairs_is_not_said_to_lean_on_length():
         rng = np.random.default_rng(seed)
         noise = EachReward(lambda c, rng=rng: float(rng.normal()), name="noise")
         report = evaluate(noise, text_pairs(10, seed=seed), stress_size=0, invariance_size=0)
-        said += any("Leans on length" in line for line in report["verdict"])
+        said += any("Depends on length" in line for line in report["verdict"])
     assert said == 0  # ten prompts have no interval of a rank correlation
     said = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
         noise = EachReward(lambda c, rng=rng: float(rng.normal()), name="noise")
         report = evaluate(noise, text_pairs(30, seed=seed), stress_size=0, invariance_size=0)
-        said += any("Leans on length" in line for line in report["verdict"])
+        said += any("Depends on length" in line for line in report["verdict"])
     assert said <= 4
 
 
 def test_a_reward_whose_scores_are_all_equal_is_called_that():
     flat = EachReward(lambda c: 1.0, name="flat")
     report = evaluate(flat, text_pairs(30, seed=0))
-    assert report["verdict"][0] == "All scores are equal: it tells no reply from another."
+    assert report["verdict"][0] == "All scores are equal: the reward does not distinguish replies."
     assert "nan" not in json.dumps(report).lower()
