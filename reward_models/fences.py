@@ -29,36 +29,31 @@ def fenced_blocks(text: str) -> list[Block]:
     that is not closed ends with the text. Any indentation is accepted, as within a list.
     """
     blocks: list[Block] = []
-    opened: tuple[int, str, str] | None = None
+    opening: re.Match[str] | None = None
     lines: list[str] = []
     for line in text.splitlines():
         match = _FENCE.match(line)
-        if opened is None:
+        if opening is None:
             if match and not (match.group(2)[0] == "`" and "`" in match.group(3)):
-                opened, lines = (len(match.group(1)), match.group(2), match.group(3)), []
-        elif match and _closes(match, opened[1]):
-            blocks.append(_block(opened, lines))
-            opened = None
+                opening, lines = match, []
+        elif match and _closes(match, opening):
+            blocks.append(_block(opening, lines))
+            opening = None
         else:
             lines.append(line)
-    return [*blocks, _block(opened, lines)] if opened is not None else blocks
+    return [*blocks, _block(opening, lines)] if opening is not None else blocks
 
 
-def _closes(match: re.Match[str], fence: str) -> bool:
-    mark = match.group(2)
-    return mark[0] == fence[0] and len(mark) >= len(fence) and not match.group(3)
+def _closes(match: re.Match[str], opening: re.Match[str]) -> bool:
+    fence, first_fence = match.group(2), opening.group(2)
+    return fence.startswith(first_fence) and not match.group(3)
 
 
-def _block(opened: tuple[int, str, str], lines: list[str]) -> Block:
-    indent, _, info = opened
-    language = _LANGUAGE.match(info)
-    code = "".join(f"{_dedent(line, indent)}\n" for line in lines)
+def _block(opening: re.Match[str], lines: list[str]) -> Block:
+    language = _LANGUAGE.match(opening.group(3))
+    indentation = re.compile(rf"[ \t]{{0,{len(opening.group(1))}}}")
+    code = "".join(indentation.sub("", line, count=1) + "\n" for line in lines)
     return Block(language.group(1).lower() if language else "", code)
-
-
-def _dedent(line: str, indent: int) -> str:
-    blanks = len(line) - len(line.lstrip(" \t"))
-    return line[min(blanks, indent) :]
 
 
 def code_in(reply: str) -> str:

@@ -24,60 +24,6 @@ from rlhf.stats.jackknife import Scale
 Estimate = dict[str, float | None]
 
 
-def classification_report(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    *,
-    baselines: Mapping[str, np.ndarray],
-    groups: Sequence[Hashable] | None = None,
-) -> dict[str, Any]:
-    """Return accuracy, macro-F1 and AUC of logits, and the paired gain over each baseline.
-
-    The AUC is the mean over the classes of one class against the others.
-
-    Args:
-        logits: Logits of the classes. [N, C]
-        labels: Numbers of the classes. [N]
-        baselines: Name -> logits of a baseline. [N, C]
-        groups: Independent unit of each row, such as its prompt; by default each row is one. [N]
-    """
-    measures = {
-        "accuracy": Measure(hits, "share"),
-        "macro_f1": Measure(macro_f1, "logit"),
-        "auc": Measure(auc, "logit"),
-    }
-    return _report(measures, logits, labels, baselines, groups)
-
-
-def rating_report(
-    predictions: np.ndarray,
-    targets: np.ndarray,
-    *,
-    baselines: Mapping[str, np.ndarray],
-    groups: Sequence[Hashable] | None = None,
-) -> dict[str, Any]:
-    """Return correlations and RMSE of predictions [N], and the gain over each baseline."""
-    measures = {
-        "pearson": Measure(pearson, "fisher"),
-        "spearman": Measure(spearman, "fisher"),
-        "rmse": Measure(rmse, "log"),
-    }
-    return _report(measures, predictions, targets, baselines, groups)
-
-
-def accuracy_report(
-    correct: Sequence[float] | np.ndarray,
-    *,
-    baselines: Mapping[str, Sequence[float] | np.ndarray],
-    groups: Sequence[Hashable],
-) -> dict[str, Any]:
-    """Return the accuracy of outcomes [N] in [0, 1], and the paired gain over each baseline."""
-    measures = {"accuracy": Measure(lambda outcomes, _: outcomes, "share")}
-    outcomes = {name: np.asarray(column) for name, column in baselines.items()}
-    no_labels = np.zeros(len(correct))
-    return _report(measures, np.asarray(correct), no_labels, outcomes, groups)
-
-
 @dataclass(frozen=True)
 class Measure:
     """A metric of predictions [N, ...] and labels [N]."""
@@ -109,22 +55,31 @@ class Measure:
         """Return the paired difference to a baseline with its interval over units [N]."""
 
         def difference(rows: Any = slice(None)) -> Any:
-            return self.metric(predictions[rows], labels[rows]) - self.metric(
-                baseline[rows], labels[rows]
-            )
+            score = self.metric(predictions[rows], labels[rows])
+            return score - self.metric(baseline[rows], labels[rows])
 
         if self.scale == "share":
             return plain(gain_interval(difference(), units))
         return plain(as_row(jackknife(difference, units), len(labels)))
 
 
-def _report(
+def labelled_report(
     measures: Mapping[str, Measure],
     predictions: np.ndarray,
     labels: np.ndarray,
+    *,
     baselines: Mapping[str, np.ndarray],
-    groups: Sequence[Hashable] | None,
+    groups: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
+    """Return the metrics of predictions, those of baselines, and the paired gain over each.
+
+    Args:
+        measures: ``CLASS_MEASURES`` for logits [N, C], ``RATING_MEASURES`` for ratings [N].
+        predictions: Predictions of the model. [N, ...]
+        labels: Numbers of the classes, or ratings. [N]
+        baselines: Name -> predictions of a baseline. [N, ...]
+        groups: Independent unit of each row, such as its prompt; by default each row is one. [N]
+    """
     units = list(range(len(labels)) if groups is None else groups)
 
     def estimates(column: np.ndarray) -> dict[str, Estimate]:
@@ -140,6 +95,21 @@ def _report(
         "baselines": {name: estimates(column) for name, column in baselines.items()},
         "gains": {name: gains(column) for name, column in baselines.items()},
     }
+
+
+def accuracy_report(
+    correct: Sequence[float] | np.ndarray,
+    *,
+    baselines: Mapping[str, Sequence[float] | np.ndarray],
+    groups: Sequence[Hashable],
+) -> dict[str, Any]:
+    """Return the accuracy of outcomes [N] in [0, 1], and the paired gain over each baseline."""
+    measures = {"accuracy": Measure(lambda outcomes, _: outcomes, "share")}
+    outcomes = {name: np.asarray(column) for name, column in baselines.items()}
+    no_labels = np.zeros(len(correct))
+    return labelled_report(
+        measures, np.asarray(correct), no_labels, baselines=outcomes, groups=groups
+    )
 
 
 def plain(row: dict[str, float]) -> Estimate:
@@ -192,6 +162,18 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 def rmse(a: np.ndarray, b: np.ndarray) -> float:
     """Root mean squared difference."""
     return float(np.sqrt(((a - b) ** 2).mean()))
+
+
+CLASS_MEASURES = {
+    "accuracy": Measure(hits, "share"),
+    "macro_f1": Measure(macro_f1, "logit"),
+    "auc": Measure(auc, "logit"),
+}
+RATING_MEASURES = {
+    "pearson": Measure(pearson, "fisher"),
+    "spearman": Measure(spearman, "fisher"),
+    "rmse": Measure(rmse, "log"),
+}
 
 
 def words_classifier(

@@ -13,7 +13,7 @@ from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.evaluation.text import completion_losses
 from rlhf.models.policy import Policy
-from rlhf.reward_models.report.labelled import classification_report
+from rlhf.reward_models.report.labelled import CLASS_MEASURES, labelled_report
 from rlhf.rollout.chat_format import ChatFormat, encode_example, generation_stop_ids
 
 
@@ -43,7 +43,7 @@ def class_summary(
     scores = class_logprobs(policy, texts, spec, examples=examples, max_length=max_length)
     common = np.bincount(truth, minlength=len(spec.labels)).astype(float)
     baselines = {"commonest class": np.tile(common, (len(rows), 1))}
-    return classification_report(scores, truth, baselines=baselines)
+    return labelled_report(CLASS_MEASURES, scores, truth, baselines=baselines)
 
 
 def class_logprobs(

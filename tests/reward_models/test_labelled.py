@@ -47,7 +47,9 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         labels = rng.integers(0, 2, size=150)
         right = rng.random(150) < 0.8
         chosen = np.where(right, labels, 1 - labels)
-        found = labelled.classification_report(np.eye(2)[chosen], labels, baselines={})
+        found = labelled.labelled_report(
+            labelled.CLASS_MEASURES, np.eye(2)[chosen], labels, baselines={}
+        )
         accuracy = found["metrics"]["accuracy"]
         held += accuracy["low"] <= 0.8 <= accuracy["high"]
     assert 88 <= held <= 100
@@ -59,7 +61,9 @@ def test_the_gain_is_paired():
     ours = np.eye(2)[np.where(rng.random(400) < 0.7, labels, 1 - labels)]
     theirs = ours.copy()
     theirs[:10] = np.eye(2)[1 - labels[:10]]  # the same but for ten rows
-    gain = labelled.classification_report(ours, labels, baselines={"them": theirs})["gains"]["them"]
+    gain = labelled.labelled_report(
+        labelled.CLASS_MEASURES, ours, labels, baselines={"them": theirs}
+    )["gains"]["them"]
     spread = gain["accuracy"]["high"] - gain["accuracy"]["low"]
     lost = np.mean(ours[:10].argmax(1) == labels[:10])
     assert gain["accuracy"]["mean"] == pytest.approx(10 * lost / 400)
@@ -77,7 +81,9 @@ def test_bag_of_words_baseline_learns_words():
 
 def test_labelled_page_has_a_row_for_each_baseline():
     scores, labels = np.eye(2)[[0, 1, 1]], np.array([0, 1, 0])
-    report = labelled.classification_report(scores, labels, baselines={"coin": scores[::-1]})
+    report = labelled.labelled_report(
+        labelled.CLASS_MEASURES, scores, labels, baselines={"coin": scores[::-1]}
+    )
     page = labelled_page("mine", report)
     assert "| this model | 0.667" in page
     assert "| coin |" in page

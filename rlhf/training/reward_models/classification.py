@@ -103,7 +103,8 @@ def class_report(
         classes=logits.shape[1],
     )
     frequency = np.bincount(train_labels, minlength=logits.shape[1]).astype(float)
-    return labelled.classification_report(
+    return labelled.labelled_report(
+        labelled.CLASS_MEASURES,
         logits,
         np.array(labels),
         baselines={"TF-IDF": tf_idf, "commonest class": np.tile(frequency, (len(rows), 1))},

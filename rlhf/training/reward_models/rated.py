@@ -86,7 +86,8 @@ class Regression(RewardKind):
             [float(row[name]) for row in train_rows],
             [labeled_text(row) for row in rows],
         )
-        return labelled.rating_report(
+        return labelled.labelled_report(
+            labelled.RATING_MEASURES,
             logits,
             np.array([row[name] for row in rows], dtype=float),
             baselines={"TF-IDF": ridge},
