@@ -3,6 +3,7 @@
 The oracle is the model's own forward pass over one row at a time, without cache or padding.
 """
 
+import itertools
 import logging
 from typing import Any
 
@@ -26,12 +27,12 @@ FAMILIES = [*SLIDING, *RECURRENT]
 
 def episodes_of(seed: int, count: int = 7) -> list[list[tuple[list[int], int, int]]]:
     """Turns of new tokens, seed and limit, longer than a window of 8 in most; some begin alike."""
-    random = np.random.default_rng(seed)
+    random, seeds = np.random.default_rng(seed), itertools.count(100 * seed)
     episodes = [
         [
             (
                 random.integers(3, 97, size=random.integers(1, 14)).tolist(),
-                int(random.integers(2**30)),
+                next(seeds),
                 int(length),
             )
             for length in random.integers(1, 7, size=random.integers(2, 4))

@@ -1,5 +1,6 @@
 """Decoding with the ragged cache against plain forward passes, in float64."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ def sampler_for(model: Any, rows: int, **settings: Any) -> Turns:
 def reply_to(
     sampler: Turns,
     new_tokens: dict[int, list[int]],
-    limits: dict[int, Limit],
+    limits: Mapping[int, Limit],
     *,
     release: bool = False,
 ) -> dict[int, Completion]:
