@@ -72,7 +72,7 @@ def text_config(model: Any) -> Any:
     return model.config.get_text_config()
 
 
-def layers_kept(config: Any) -> list[tuple[str, int]] | None:
+def cache_kinds(config: Any) -> list[tuple[str, int]] | None:
     """Kind of cache of each layer.
 
     Returns:
@@ -83,32 +83,32 @@ def layers_kept(config: Any) -> list[tuple[str, int]] | None:
         layers = DynamicCache(config=config).layers
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    kept: list[tuple[str, int]] = []
+    caches: list[tuple[str, int]] = []
     for layer in layers:
         if isinstance(layer, LinearAttentionCacheLayerMixin):
             kind = BOTH if isinstance(layer, CacheLayerMixin) else STATE
-            kept.append((kind, layer.number_of_states))
+            caches.append((kind, layer.number_of_states))
         elif type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
-            kept.append((ATTENTION, 0))
+            caches.append((ATTENTION, 0))
         elif type(layer) is DummyLayer:
-            kept.append((NOTHING, 0))
+            caches.append((NOTHING, 0))
         else:
             return None
-    return kept
+    return caches
 
 
 def has_states(config: Any) -> bool:
     """Whether a layer has a recurrent state."""
-    kept = layers_kept(config) or []
+    caches = cache_kinds(config) or []
     kinds = getattr(config, "layer_types", None) or []
-    return any(kind in (STATE, BOTH) for kind, _ in kept) or any(
+    return any(kind in (STATE, BOTH) for kind, _ in caches) or any(
         kind in ("linear_attention", "conv", "recurrent") for kind in kinds
     )
 
 
 def window_of(config: Any) -> int | None:
     """Smallest window of a layer with sliding or chunked attention; None if there is none."""
-    windows = [inner_window(config)]
+    windows = [additional_window(config)]
     kinds = getattr(config, "layer_types", None)
     if kinds is None or any("sliding" in kind for kind in kinds):
         windows.append(getattr(config, "sliding_window", None))
@@ -130,7 +130,7 @@ def limits_of(config: Any) -> list[int]:
     return sorted({n for n in limits if isinstance(n, int) and 0 < n < UNBOUNDED})
 
 
-def inner_window(config: Any) -> int | None:
+def additional_window(config: Any) -> int | None:
     """Window that a family's attention applies in addition to the mask."""
     if "local" in (getattr(config, "attention_layers", None) or []):  # GPT-Neo
         return config.window_size

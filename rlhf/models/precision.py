@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import weakref
@@ -35,6 +36,7 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
+@functools.cache
 def native_bf16(device: torch.device) -> bool:
     """Whether the device has hardware support for bf16 matrix products."""
     if device.type == "cuda":
@@ -88,12 +90,12 @@ class MasterOptimizer(torch.optim.Optimizer):
     """An optimizer with state and arithmetic in float32 or better for weights of any dtype.
 
     A bf16 weight has eight bits of mantissa, so an update of less than 1/256 of the weight is lost.
-    Here updates are applied to float32 master weights, and after each step the weights are the
-    rounded masters. Float32 and float64 weights are their own masters.
+    Here updates are applied to float32 master weights, which are rounded to the weights after each
+    step. Float32 and float64 weights are updated directly: they are also the master weights.
 
     Args:
         params: Parameters, or parameter groups.
-        fused: Fused optimizer of torch that updates the masters.
+        fused: Fused optimizer of torch that updates the master weights.
         settings: Learning rate and the other keyword arguments of ``fused``.
     """
 
@@ -102,13 +104,13 @@ class MasterOptimizer(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, settings)
         self._settings = tuple(settings)
-        self.masters = [
+        self.master_weights = [
             [p if p.dtype.itemsize >= 4 else p.detach().float() for p in group["params"]]
             for group in self.param_groups
         ]
         self._chunks = [
             _Chunk(group, fused([piece.master for piece in pieces], fused=True), pieces)  # type: ignore[call-arg]
-            for group, masters in enumerate(self.masters)
+            for group, masters in enumerate(self.master_weights)
             for pieces in _chunks(zip(self.param_groups[group]["params"], masters, strict=True))
         ]
         self._divisor: torch.Tensor | None = None
@@ -146,7 +148,7 @@ class MasterOptimizer(torch.optim.Optimizer):
         self._divisor = None
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the fused optimizers, and the masters that differ from the weights."""
+        """State of the fused optimizers, and the master weights of another dtype."""
         outer = super().state_dict()
         masters = [master.clone() for _, master in self._separate_masters()]
         inner = [chunk.inner.state_dict() for chunk in self._chunks]
@@ -165,15 +167,15 @@ class MasterOptimizer(torch.optim.Optimizer):
                 weight.copy_(saved)
 
     def _separate_masters(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Weights and masters that are separate tensors."""
-        for group, masters in zip(self.param_groups, self.masters, strict=True):
+        """Pairs of a weight and its master weight, if they are separate tensors."""
+        for group, masters in zip(self.param_groups, self.master_weights, strict=True):
             for weight, master in zip(group["params"], masters, strict=True):
                 if master is not weight:
                     yield weight, master
 
 
 class MasterAdamW(MasterOptimizer):
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) with float32 masters and moments."""
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), float32 moments and master weights."""
 
     def __init__(
         self,
@@ -189,10 +191,7 @@ class MasterAdamW(MasterOptimizer):
 
 
 class MasterSGD(MasterOptimizer):
-    """Stochastic gradient descent without momentum, with float32 masters.
-
-    It keeps no state besides the masters.
-    """
+    """Stochastic gradient descent without momentum, with float32 master weights."""
 
     def __init__(self, params: Iterable[Any], *, lr: float, weight_decay: float = 0.0) -> None:
         super().__init__(params, torch.optim.SGD, {"lr": lr, "weight_decay": weight_decay})
@@ -200,10 +199,7 @@ class MasterSGD(MasterOptimizer):
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows of a weight and of its master.
-
-    A weight that is its own master has one piece.
-    """
+    """Rows of a weight and of its master weight."""
 
     weight: torch.Tensor
     rows: Any
@@ -221,7 +217,7 @@ class _Chunk:
 
 
 def _chunks(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[list[_Piece]]:
-    """Group the pieces of weights and masters, ``OPTIMIZER_CHUNK_ELEMENTS`` at a time."""
+    """Group pieces of weights, ``OPTIMIZER_CHUNK_ELEMENTS`` at a time."""
     chunk: list[_Piece] = []
     size = 0
     for piece in (piece for pair in pairs for piece in _split(*pair)):
@@ -235,7 +231,7 @@ def _chunks(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[list
 
 
 def _split(weight: torch.Tensor, master: torch.Tensor) -> Iterator[_Piece]:
-    """Rows of at most ``OPTIMIZER_CHUNK_ELEMENTS`` of a weight with a separate master."""
+    """Split a weight with a separate master weight at ``OPTIMIZER_CHUNK_ELEMENTS``."""
     if master is weight or weight.numel() <= OPTIMIZER_CHUNK_ELEMENTS:
         yield _Piece(weight, ..., master)
         return

@@ -18,10 +18,10 @@ def load_rewards(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Rewar
     Raises:
         ValueError: as ``build``.
     """
-    return packed(reward_models.build(spec))
+    return with_packing(reward_models.build(spec))
 
 
-def packed(reward: R) -> R:
+def with_packing(reward: R) -> R:
     """Let the decoders of a reward read packed texts from now on; returns the reward.
 
     Prefixes that neighboring texts share, such as a common prompt, are computed once. Scores are

@@ -28,4 +28,4 @@ def text_to_action(text: str, env: gym.Env) -> str | np.int64 | None:
         return np.int64(value) if space.start <= value < space.start + space.n else None
     if isinstance(space, gym.spaces.Text) or "Text" in type(space).__name__:
         return text
-    raise UserError(f"{env} wants actions of {space}; only text and discrete actions are supported")
+    raise UserError(f"{env} has actions of {space}; only text and discrete actions are supported")

@@ -67,7 +67,7 @@ class _Episode:
     """Number of the turn that is played, counted from 0."""
 
     @property
-    def room(self) -> int:
+    def remaining_tokens(self) -> int:
         """Tokens that may still be appended."""
         return self.budget - len(self.rollout.tokens)
 
@@ -393,7 +393,7 @@ class Collector:
         return Request(
             episode_id=episode.id,
             prompt_ids=list(rollout.tokens),
-            max_new_tokens=min(self.spec.max_new_tokens, episode.room),
+            max_new_tokens=min(self.spec.max_new_tokens, episode.remaining_tokens),
             seed=(SAMPLING_STREAM, rollout.seed, rollout.sample_index, episode.turn),
             sampling=sampling,
         )
@@ -445,11 +445,11 @@ class Collector:
             reply=completion.tokens,
             system=rollout.conversation[0]["role"] == "system",
         )
-        rollout.truncated = truncated or len(ids) >= episode.room
+        rollout.truncated = truncated or len(ids) >= episode.remaining_tokens
         episode.turn += 1
         # Also after the last turn: the critic's bootstrap value is that of the state after it.
         rollout.append(
-            ids[: episode.room],
+            ids[: episode.remaining_tokens],
             turn=episode.turn,
             logprobs=None,
             policy_version=completion.policy_version,

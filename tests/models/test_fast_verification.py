@@ -46,7 +46,7 @@ def test_ordinary_model_keeps_all_fast_paths():
     found, plain = scores(model)
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
     assert is_packed(model.model)
-    assert not getattr(model.model, "reads_alone", False)
+    assert not getattr(model.model, "reads_single_rows", False)
 
 
 def test_rows_are_read_one_by_one_if_batching_changes_states():
@@ -62,7 +62,7 @@ def test_rows_are_read_one_by_one_if_batching_changes_states():
 
     model.model.forward = disturbed
     found, plain = scores(model)
-    assert model.model.reads_alone
+    assert model.model.reads_single_rows
     torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-4)
 
 
@@ -165,7 +165,7 @@ def test_fast_paths_wrong_beyond_windows_are_disabled(monkeypatch):
     monkeypatch.setattr(verification, "_enable_agreeing", slowest)
     model = windowed(1000)
     assert not enable_fast_paths(model)
-    assert model.model.reads_alone
+    assert model.model.reads_single_rows
 
 
 def test_most_families_have_a_reduced_form():

@@ -74,7 +74,7 @@ def test_bf16_weights_are_their_masters_rounded():
     model = two_layers(torch.bfloat16)
     optimizer = MasterAdamW(groups(model), lr=0.01)
     train(model, optimizer, halving(optimizer), range(3))
-    for weights, masters in zip(optimizer.param_groups, optimizer.masters, strict=True):
+    for weights, masters in zip(optimizer.param_groups, optimizer.master_weights, strict=True):
         for weight, master in zip(weights["params"], masters, strict=True):
             assert master.dtype == torch.float32
             assert torch.equal(weight, master.bfloat16())
@@ -136,7 +136,7 @@ def test_chunked_update_equals_whole_update(monkeypatch, at_once):
 
     (cut, mine), (whole, theirs) = trained(at_once), trained(10**6)
     assert len(mine.state_dict()["inner"]) > len(theirs.state_dict()["inner"])
-    for masters, others in zip(mine.masters, theirs.masters, strict=True):
+    for masters, others in zip(mine.master_weights, theirs.master_weights, strict=True):
         for master, other in zip(masters, others, strict=True):
             torch.testing.assert_close(master, other, rtol=1e-6, atol=1e-7)
     for weight, other in zip(cut.parameters(), whole.parameters(), strict=True):

@@ -144,7 +144,7 @@ def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, verb):
     for step in range(4):
         trainer.optimize(trainer.make_batch("train", trainer.schedule.rows(step)))
         trainer.progress.step += 1
-    (masters,) = trainer.optimizer.masters
+    (masters,) = trainer.optimizer.master_weights
     moved = [(m - b).abs().max().item() for m, b in zip(masters, before, strict=True)]
     assert min(moved) > 1e-7
     assert max(moved) < 1e-5

@@ -132,7 +132,7 @@ def test_bf16_weights_learn_what_bf16_cannot_hold(tmp_path, echo_model, verb):
     optimizer = trainer.optimizer
     optimizer = getattr(optimizer, "optimizer", optimizer)
     assert isinstance(optimizer, MasterAdamW)
-    (masters,) = (group for group in optimizer.masters if group)
+    (masters,) = (group for group in optimizer.master_weights if group)
     moved = [(m - b).abs().max().item() for m, b in zip(masters, before, strict=True)]
     assert min(moved) > 1e-7
     assert max(moved) < 1e-5

@@ -27,7 +27,7 @@ def test_sgd_by_hand(dtype):
     weight.grad = torch.full_like(weight, 3.0)
     assert optimizer.clip_gradients(1.5) == 3.0
     optimizer.step()
-    ((master,),) = optimizer.masters
+    ((master,),) = optimizer.master_weights
     assert master.item() == pytest.approx(0.83, abs=1e-6)
     assert weight.item() == pytest.approx(0.83, abs=1e-6 if dtype == torch.float32 else 4e-3)
 
@@ -38,7 +38,7 @@ def test_sgd_accumulates_updates_that_bf16_cannot_hold():
     for _ in range(10):
         weight.grad = torch.ones_like(weight)
         optimizer.step()
-    assert optimizer.masters[0][0].item() == pytest.approx(0.99, abs=1e-6)
+    assert optimizer.master_weights[0][0].item() == pytest.approx(0.99, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def hidden_states(
         States [N, D], and the index [B, T] of the state after each token.
     """
     trunk = trunk_of(model) if trunk is None else trunk
-    if getattr(trunk, "reads_alone", False):
+    if getattr(trunk, "reads_single_rows", False):
         return states_one_by_one(trunk, tokens, attention_mask, tied=tied)
     lengths = attention_mask.sum(1)
     config = text_config(trunk)

@@ -154,7 +154,7 @@ class _PackedAttention(torch.autograd.Function):
         for tile in layout.tiles:
             queries, keys = _queries(q, k, tile), _keys(k, tile.keys, tile.rows)
             weights = _weights(queries, keys, k, tile, scale)
-            _put(out, tile, _mix(weights, v, tile))
+            _write_queries(out, tile, _weighted_values(weights, v, tile))
             saved.append(weights if weights.shape[-1] <= SAVED_WEIGHTS_MAX_KEYS else None)
         ctx.save_for_backward(q, k, v, *[w for w in saved if w is not None])
         ctx.layout, ctx.scale, ctx.saved = layout, scale, [w is not None for w in saved]
@@ -168,26 +168,26 @@ class _PackedAttention(torch.autograd.Function):
         grad_k, grad_v = (torch.zeros(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
         for tile, is_saved in zip(ctx.layout.tiles, ctx.saved, strict=True):
             queries, keys = _queries(q, k, tile), _keys(k, tile.keys, tile.rows)
-            values, outer = _keys(v, tile.keys, tile.rows), _outer(grad, k, tile)
+            values, outer = _keys(v, tile.keys, tile.rows), _output_gradient(grad, k, tile)
             weights = next(weights_of) if is_saved else _weights(queries, keys, k, tile, ctx.scale)
             shared = tile.shared
             # Gradient of the weights; the keys of the prefix come first.
             grad_w = torch.bmm(outer, values.transpose(1, 2))
             if tile.prefix:
-                above = _whole(outer, k) @ v[tile.prefix].permute(1, 2, 0)
-                grad_w = torch.cat([above.view(*grad_w.shape[:2], shared), grad_w], -1)
+                by_head = _by_key_head(outer, k) @ v[tile.prefix].permute(1, 2, 0)
+                grad_w = torch.cat([by_head.view(*grad_w.shape[:2], shared), grad_w], -1)
             scores = torch._softmax_backward_data(grad_w, weights, -1, weights.dtype) * ctx.scale
             self_scores = scores[..., shared:]
             tile_grad_q = torch.bmm(self_scores, keys)
-            _add(grad_k, tile, torch.bmm(self_scores.transpose(1, 2), queries))
-            _add(grad_v, tile, torch.bmm(weights[..., shared:].transpose(1, 2), outer))
+            _add_to_keys(grad_k, tile, torch.bmm(self_scores.transpose(1, 2), queries))
+            _add_to_keys(grad_v, tile, torch.bmm(weights[..., shared:].transpose(1, 2), outer))
             if tile.prefix:
-                above = _whole(scores[..., :shared], k)
-                tile_grad_q += (above @ k[tile.prefix].transpose(0, 1)).view(tile_grad_q.shape)
-                grad_k[tile.prefix] += (above.transpose(1, 2) @ _whole(queries, k)).transpose(0, 1)
-                above = _whole(weights[..., :shared], k)
-                grad_v[tile.prefix] += (above.transpose(1, 2) @ _whole(outer, k)).transpose(0, 1)
-            _put(grad_q, tile, tile_grad_q)
+                by_head = _by_key_head(scores[..., :shared], k)
+                tile_grad_q += (by_head @ k[tile.prefix].transpose(0, 1)).view(tile_grad_q.shape)
+                grad_k[tile.prefix] += (by_head.mT @ _by_key_head(queries, k)).transpose(0, 1)
+                by_head = _by_key_head(weights[..., :shared], k)
+                grad_v[tile.prefix] += (by_head.mT @ _by_key_head(outer, k)).transpose(0, 1)
+            _write_queries(grad_q, tile, tile_grad_q)
         return grad_q, grad_k, grad_v, None, None
 
 
@@ -198,7 +198,7 @@ def _queries(x: Tensor, k: Tensor, tile: Tile) -> Tensor:
     return folded.reshape(k.shape[1] * tile.rows, -1, x.shape[2])
 
 
-def _outer(grad: Tensor, k: Tensor, tile: Tile) -> Tensor:
+def _output_gradient(grad: Tensor, k: Tensor, tile: Tile) -> Tensor:
     """``_queries`` of the output gradient, with zeros for padding."""
     folded = _queries(grad, k, tile)
     if tile.filler is not None:
@@ -213,7 +213,7 @@ def _keys(x: Tensor, positions: Tensor | slice, rows: int) -> Tensor:
     return picked.reshape(rows * x.shape[1], -1, x.shape[2])
 
 
-def _whole(x: Tensor, k: Tensor) -> Tensor:
+def _by_key_head(x: Tensor, k: Tensor) -> Tensor:
     """Reshape to [Hkv, b * G * Lq, ...], because all queries of a key head share the prefix."""
     return x.reshape(k.shape[1], -1, x.shape[-1])
 
@@ -222,21 +222,21 @@ def _weights(queries: Tensor, keys: Tensor, k: Tensor, tile: Tile, scale: float)
     """Attention weights [Hkv * b, G * Lq, shared + Lk]."""
     scores = torch.baddbmm(tile.mask, queries, keys.transpose(1, 2), alpha=scale)
     if tile.prefix:
-        above = _whole(queries, k) @ k[tile.prefix].permute(1, 2, 0)
-        scores = torch.cat([(scale * above).view(*scores.shape[:2], -1), scores], -1)
+        prefix_scores = _by_key_head(queries, k) @ k[tile.prefix].permute(1, 2, 0)
+        scores = torch.cat([(scale * prefix_scores).view(*scores.shape[:2], -1), scores], -1)
     return torch.softmax(scores, -1)
 
 
-def _mix(weights: Tensor, v: Tensor, tile: Tile) -> Tensor:
-    """Weighted values [Hkv * b, G * Lq, D]."""
+def _weighted_values(weights: Tensor, v: Tensor, tile: Tile) -> Tensor:
+    """Values weighted by attention, [Hkv * b, G * Lq, D]."""
     mixed = torch.bmm(weights[..., tile.shared :], _keys(v, tile.keys, tile.rows))
     if tile.prefix:
-        above = _whole(weights[..., : tile.shared], v) @ v[tile.prefix].transpose(0, 1)
-        mixed += above.view(mixed.shape)
+        by_head = _by_key_head(weights[..., : tile.shared], v)
+        mixed += (by_head @ v[tile.prefix].transpose(0, 1)).view(mixed.shape)
     return mixed
 
 
-def _put(out: Tensor, tile: Tile, folded: Tensor) -> None:
+def _write_queries(out: Tensor, tile: Tile, folded: Tensor) -> None:
     """Write values for the queries of a tile to ``out`` [N, H, D]."""
     heads, groups = len(folded) // tile.rows, folded.shape[1] // tile.width
     rows = folded.view(heads, tile.rows, groups, -1, folded.shape[-1]).permute(1, 3, 0, 2, 4)
@@ -246,7 +246,7 @@ def _put(out: Tensor, tile: Tile, folded: Tensor) -> None:
     out[tile.positions] = rows
 
 
-def _add(out: Tensor, tile: Tile, folded: Tensor) -> None:
+def _add_to_keys(out: Tensor, tile: Tile, folded: Tensor) -> None:
     """Add values for the keys of a tile to ``out`` [N, Hkv, D]."""
     rows = folded.view(-1, tile.rows, *folded.shape[1:]).permute(1, 2, 0, 3)
     rows = rows.reshape(-1, *rows.shape[2:])

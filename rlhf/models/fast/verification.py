@@ -129,7 +129,7 @@ def _levels(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
         trunk.never_packs = True
 
     def alone() -> None:
-        trunk.reads_alone = True
+        trunk.reads_single_rows = True
 
     return (
         ("packed rows", pad),

@@ -9,7 +9,6 @@ called. The fused functions are compared with the model's own forward pass once 
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import logging
 from collections.abc import Callable, Sequence
@@ -21,10 +20,10 @@ from torch import nn
 from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention
 
 from rlhf.models.architecture import (
+    additional_window,
+    cache_kinds,
     changing_limit,
     has_states,
-    inner_window,
-    layers_kept,
     text_config,
     trunk_of,
     unwrap_peft,
@@ -49,8 +48,6 @@ log = logging.getLogger(__name__)
 
 FUSED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
-_native = functools.cache(native_bf16)
-
 Projection = Callable[[torch.Tensor], torch.Tensor]
 
 # Whether the fused decoder agrees with the model, by decoder stack.
@@ -74,8 +71,8 @@ class PlainDecoder:
         self.model, self.stepwise = model, stepwise
         trunk = trunk_of(model)
         self.config = text_config(trunk)
-        self.layer_kinds = layers_kept(self.config)
-        if self.layer_kinds is None or inner_window(self.config):
+        self.layer_kinds = cache_kinds(self.config)
+        if self.layer_kinds is None or additional_window(self.config):
             raise ValueError("attention or cache of an unsupported form")
         self.limited = limited_mixers(trunk)
         self.parameters = inspect.signature(trunk.forward).parameters
@@ -163,7 +160,7 @@ class _Layer:
         slides = kinds is None or kinds[index] == "sliding_attention"
         self.window = getattr(config, "sliding_window", None) if slides else None
         attention, mlp = layer.self_attn, layer.mlp
-        self.heads, self.shared = config.num_attention_heads, config.num_key_value_heads
+        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.width, self.scale = attention.head_dim, attention.scaling
         self.epsilon = config.rms_norm_eps
         self.norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
@@ -188,25 +185,25 @@ class _Layer:
         ``rotated_sin`` is the sine with a negative first half, as in ``rotate_half``.
         """
         size = hidden.shape[-1:]
-        joint = self.qkv(rms_norm(hidden, size, self.norms[0], self.epsilon))
-        joint = joint.view(len(hidden), -1, self.width)
-        rotated, values = joint.split([self.heads + self.shared, self.shared], 1)
+        projected = self.qkv(rms_norm(hidden, size, self.norms[0], self.epsilon))
+        projected = projected.view(len(hidden), -1, self.width)
+        rotated, values = projected.split([self.heads + self.key_heads, self.key_heads], 1)
         if self.head_norms:
             rotated = self._normalize_heads(rotated)
         left, right = rotated.chunk(2, -1)
         rotated = torch.addcmul(rotated * cos, torch.cat((right, left), -1), rotated_sin)
-        queries, keys = rotated.split([self.heads, self.shared], 1)
+        queries, keys = rotated.split([self.heads, self.key_heads], 1)
         mask = plan.mask_within(self.window)
         stored = store.append(keys, values)
         attended = attend(queries, *stored, plan=plan, mask=mask, scale=self.scale)
         hidden = hidden + self.out(attended)
-        inner = self.gate_up(rms_norm(hidden, size, self.norms[1], self.epsilon))
-        gate, up = inner.chunk(2, -1)
+        gate_up = self.gate_up(rms_norm(hidden, size, self.norms[1], self.epsilon))
+        gate, up = gate_up.chunk(2, -1)
         return hidden + self.down(self.act(gate) * up)
 
     def _normalize_heads(self, rotated: torch.Tensor) -> torch.Tensor:
         assert self.head_norms is not None
-        parts = rotated.split([self.heads, self.shared], 1)
+        parts = rotated.split([self.heads, self.key_heads], 1)
         pairs = zip(parts, self.head_norms, strict=True)
         return torch.cat([rms_norm(x, (self.width,), w, self.epsilon) for x, w in pairs], 1)
 
@@ -221,11 +218,11 @@ def attend(
     scale: float,
 ) -> torch.Tensor:
     """Attention [N, H * D] of new tokens [N, H, D] over keys and values [n, K, width, D]."""
-    (n, longest), shared = plan.shape, keys.shape[1]
-    groups = queries.shape[1] // shared
+    (n, longest), key_heads = plan.shape, keys.shape[1]
+    groups = queries.shape[1] // key_heads
     if longest == 1:  # query heads that share keys become several queries: no keys are copied
         outputs = scaled_dot_product_attention(
-            queries.view(n, shared, groups, -1), keys, values, attn_mask=mask, scale=scale
+            queries.view(n, key_heads, groups, -1), keys, values, attn_mask=mask, scale=scale
         )
         return outputs.reshape(n, -1)
     outputs = scaled_dot_product_attention(
@@ -252,7 +249,8 @@ def fused_linear(linears: Sequence[Any]) -> Projection:
         return lambda x: torch.cat([layer(x) for layer in linears], -1)
     weight = weights[0] if len(weights) == 1 else torch.cat(weights)
     bias = torch.cat(biases) if biases else None
-    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and _native(weight.device):
+    device = weight.device
+    if weight.dtype == torch.bfloat16 and device.type == "cpu" and native_bf16(device):
         return _reordered_linear(weight, bias)
     return lambda x: linear(x, weight, bias)
 

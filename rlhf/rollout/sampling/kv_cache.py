@@ -145,9 +145,6 @@ class RaggedLayer(CacheLayerMixin):
 class RaggedStateLayer(StateLayer, RaggedLayer):
     """A layer with attention and a recurrent state."""
 
-    is_compileable = False
-    is_sliding = False
-
     def __init__(self, cache: RaggedCache, number_of_states: int) -> None:
         RaggedLayer.__init__(self, cache)
         StateLayer.__init__(self, cache.rows, number_of_states)
@@ -163,7 +160,7 @@ class RaggedCache(RowStore, Cache):
 
     Args:
         layers: number of layers, if all have attention only; otherwise the kind of each layer and
-            its number of states (see ``layers_kept``).
+            its number of states (see ``cache_kinds``).
         rows: number of episodes in the cache.
         dtype: dtype of the model and the masks.
         device: device of the model.

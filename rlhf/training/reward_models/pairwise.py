@@ -6,7 +6,7 @@ import numpy as np
 
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
-from rlhf.models.rewards import packed
+from rlhf.models.rewards import with_packing
 from rlhf.reward_models.pairwise import PairModel, encode_pair
 from rlhf.reward_models.report import labelled
 from rlhf.rollout.chat_format import prompt_of
@@ -43,7 +43,7 @@ class Pairwise(LogOdds):
     def evaluate(self, trained: TrainedModel) -> Report:
         """Report the accuracy, the agreement of both orders, and the accuracy of "longer wins"."""
         rows = trained.test_rows
-        model = packed(PairModel.load(trained.run.final, dtype=trained.dtype))
+        model = with_packing(PairModel.load(trained.run.final, dtype=trained.dtype))
         chosen, rejected = ([_text(row, side) for row in rows] for side in ("chosen", "rejected"))
         log_odds, agree = model.compare([prompt_of(row) for row in rows], chosen, rejected)
         correct = (np.sign(log_odds) + 1) / 2
