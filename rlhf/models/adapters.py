@@ -160,7 +160,7 @@ def write_base(model: Any, tokenizer: Any, folder: Path) -> None:
 def share_base(checkpoints: Path, final: Path) -> None:
     """Copy the base model of the checkpoints, if there is one, into ``final``.
 
-    Hard links are used where the file system supports them: neither folder is changed afterwards.
+    Hard links are used if the file system supports them, since neither folder is changed later.
     """
     source, target = checkpoints / BASE_FOLDER, final / BASE_FOLDER
     if not source.exists() or target.exists():

@@ -90,8 +90,8 @@ def check_model(model: Any, tokenizer: Any) -> None:
         with_padding = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
         truncated = model(input_ids=ids[:, :cut], use_cache=False).logits
     for gap, problem in (
-        (gap_of(with_padding[:, :length], full), "padding changes the logits"),
-        (gap_of(truncated, full[:, :cut]), "tokens change the logits of those before them"),
+        (relative_gap(with_padding[:, :length], full), "padding changes the logits"),
+        (relative_gap(truncated, full[:, :cut]), "tokens change the logits of those before them"),
     ):
         if not gap <= tolerance_of(model):
             raise UserError(f"{name} is not supported: {problem} by {gap:.1e} of their size")
@@ -150,7 +150,7 @@ def _check_ids(model: Any, tokenizer: Any) -> None:
         )
 
 
-def gap_of(actual: Tensor, expected: Tensor) -> float:
+def relative_gap(actual: Tensor, expected: Tensor) -> float:
     """Relative difference of two tensors: the largest one, or in half precision the mean."""
     difference, size = (actual.double() - expected.double()).abs(), expected.double().abs()
     if is_precise(expected):

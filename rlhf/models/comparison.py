@@ -20,7 +20,7 @@ FAILURES = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError,
 
 
 def is_precise(model: Any) -> bool:
-    """Whether a model or a tensor has float32 or float64, where tolerances can be small."""
+    """Whether the dtype of a model or a tensor is float32 or float64."""
     return model.dtype in (torch.float32, torch.float64)
 
 

@@ -58,7 +58,7 @@ def reduced_config(config: Any, *, layers: int) -> Any:
 
     Args:
         config: configuration of the large model's decoder.
-        layers: most layers to keep; one of each kind is kept first.
+        layers: largest number of layers; the first layer of each kind is selected first.
     """
     small = copy.deepcopy(config)
     values = small.to_dict()

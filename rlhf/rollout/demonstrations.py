@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 
-# A reasoning block that a generation prompt opens; that it opens and may close; whole blocks.
+# The end of a prompt that opens a reasoning block; of one that opens and may close it; any block.
 OPENED = re.compile(r"<think>\s*\Z")
 PROMPTED = re.compile(r"<think>\s*(</think>\s*)?\Z")
 BLOCK = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)

@@ -1,11 +1,11 @@
 """Enable the fast paths of a decoder that agree with its own forward pass.
 
 The fast paths are fused RMSNorm and SwiGLU, attention over packed rows, and the separate lookup of
-a tied embedding. Each is equivalent to the code of the families for which it was written. For other
-families the configuration does not show this, so it is verified as in training: ragged rows
-with gradients, rows with a common prefix, and rows longer than every window are compared with
-forward passes of the model's own code over one row at a time. Fast paths that disagree are disabled
-for the model; if even padding changes the results, rows are read one by one.
+a tied embedding. Each is equivalent to the code of the families for which it was written. Other
+families are verified on inputs like those of training: ragged rows with gradients, rows with a
+common prefix, and rows longer than every window are compared with forward passes of the model's own
+code over one row at a time. Fast paths that disagree are disabled for the model; if even padding
+changes the results, rows are read one by one.
 """
 
 from __future__ import annotations
@@ -128,14 +128,14 @@ def _levels(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
             unwrap_peft(model).set_attn_implementation(trunk.attention_before_packing)
         trunk.never_packs = True
 
-    def alone() -> None:
+    def read_single_rows() -> None:
         trunk.reads_single_rows = True
 
     return (
         ("packed rows", pad),
         ("the tied embedding", lambda: disable_tied_embedding(trunk)),
         ("fused norms and gates", lambda: restore(trunk)),
-        ("batches of rows", alone),
+        ("batches of rows", read_single_rows),
     )
 
 
@@ -248,7 +248,7 @@ def _gap(result: Result, expected: Result) -> float:
 
 def _difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Relative difference: the largest one, or in half precision the mean."""
-    a, b = (torch.cat([x.double().flatten() for x in side]) for side in (actual, expected))
+    a, b = (torch.cat([x.double().flatten() for x in tensors]) for tensors in (actual, expected))
     difference = (a - b).abs()
     if not bool(difference.isfinite().all()):
         return float("inf")

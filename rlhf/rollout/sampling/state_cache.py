@@ -13,7 +13,7 @@ from transformers.cache_utils import LinearAttentionLayer
 
 
 class StateLayer(LinearAttentionLayer):
-    """States [rows, ...] of one layer; the model sees those of the rows of one pass.
+    """States [rows, ...] of one layer; the model reads those of the rows of one pass.
 
     Args:
         rows: number of episodes held at once.

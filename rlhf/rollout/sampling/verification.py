@@ -97,7 +97,7 @@ def sampling_gap(model: Any, *, limit: int) -> float:
 
 
 def _turns(config: Any, *, limit: int) -> list[list[list[int]]]:
-    """New tokens of two turns of two episodes; the second turns extend beyond every window."""
+    """New tokens of two turns of two episodes, which become longer than every window."""
     limits = [n for n in limits_of(config) if n + 24 <= min(limit, usable_context(config))]
     whole = min(limit, usable_context(config), max(limits, default=0) + 24)
     room = max(2, whole - 2 * REPLY_TOKENS)
@@ -112,7 +112,7 @@ def _turns(config: Any, *, limit: int) -> list[list[list[int]]]:
 def _play(
     model: Any, turns: Sequence[Sequence[Sequence[int]]]
 ) -> list[tuple[list[int], dict[int, float]]]:
-    """Tokens of each episode, and the sampler's log-probabilities by position."""
+    """Sample all turns; returns tokens, and log-probabilities by position, of each episode."""
     sampling = SamplingParams()
     sampler = Sampler(model, sampling, rows=len(turns))
     episodes: list[tuple[list[int], dict[int, float]]] = [([], {}) for _ in turns]
