@@ -67,7 +67,7 @@ class Comparison:
         several = len({d.baseline for d in self.differences}) > 1
         for d in self.differences:
             name = f"{d.method} - {d.baseline}" if several else d.method
-            coverage.setdefault(coverage_words(d), []).append(name)
+            coverage.setdefault(coverage_text(d), []).append(name)
         parts += [f"- {text} ({', '.join(names)})" for text, names in coverage.items() if text]
         parts += [f"- {note}" for note in self.notes]
         return "\n".join(parts) + "\n"
@@ -179,7 +179,7 @@ def _opponents(
     return pairs
 
 
-def coverage_words(difference: Difference) -> str:
+def coverage_text(difference: Difference) -> str:
     """Simulated coverage of the interval of a difference, in words; "" without an interval."""
     shares = {
         "for normal differences": difference.coverage_normal,
@@ -316,16 +316,11 @@ class _Pairing:
             for seed, other in self._seeds()
         ]
 
-    def fewest_runs(self) -> int | None:
-        """Training runs of the trained side that has fewer; None if neither side is trained."""
-        sides = ((self.method, self.runs), (self.baseline, self.baseline_runs))
-        trained = [len(runs) for name, runs in sides if name not in REFERENCE_POLICIES]
-        if len(trained) == 2 and min(trained) == 1 < max(trained):
-            self.notes.append(
-                f"{self.names}: one side is a single run; its own training noise is not in the "
-                "interval"
-            )
-        return min(trained, default=None)
+    @property
+    def run_counts(self) -> list[int]:
+        """Numbers of training runs of the method and of the baseline, if they are trained."""
+        runs_of = {self.method: self.runs, self.baseline: self.baseline_runs}
+        return [len(runs) for name, runs in runs_of.items() if name not in REFERENCE_POLICIES]
 
     def _seeds(self) -> list[tuple[int, int]]:
         """Paired training seeds; a single run is paired with every run of the other side."""
@@ -347,16 +342,16 @@ class _Pairing:
     def _common_units(self, first: Episodes, second: Episodes) -> tuple[np.ndarray, np.ndarray]:
         """Means of the units that both runs have, in the same order."""
         common = [key for key in first if key in second]
-        what = "evaluation seeds" if self.unit != "prompts" else self.unit
+        units = "evaluation seeds" if self.unit != "prompts" else self.unit
         if not common:
             raise UserError(
-                f"{self.names} share no {what.removesuffix('s')}: evaluate both on the same "
-                f"{what}, so that their differences pair"
+                f"{self.names} share no {units.removesuffix('s')}: evaluate both on the same "
+                f"{units}, so that their differences pair"
             )
         most = max(len(first), len(second))
         if len(common) < most:
             self.notes.append(
-                f"{self.names}: {len(common)} of {most} {what} are common; others left out"
+                f"{self.names}: {len(common)} of {most} {units} are common; others left out"
             )
         return _unit_means(first, common), _unit_means(second, common)
 
@@ -391,7 +386,12 @@ def _differences(
         several = len(means) > 1
         left, right = np.array([[a.mean(), b.mean()] for a, b in means]).T if several else means[0]
         env, decoding = pairing.setting
-        ends = values.ranges[env]
+        ends, counts = values.ranges[env], pairing.run_counts
+        if len(counts) == 2 and min(counts) == 1 < max(counts):
+            notes.append(
+                f"{pairing.names}: one of them has a single run; its own training noise is not in "
+                "the interval"
+            )
         difference = compare_means(
             left,
             right,
@@ -402,7 +402,7 @@ def _differences(
             decoding=decoding,
             metric=metric,
             comparisons=len(paired),
-            fewest_runs=pairing.fewest_runs(),
+            fewest_runs=min(counts, default=None),
             span=ends[1] - ends[0] if ends else None,
         )
         differences.append(difference)

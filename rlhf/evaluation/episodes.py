@@ -27,6 +27,8 @@ from rlhf.rollout.seeds import evaluation_seed
 from rlhf.stats import Interval
 
 RANDOM_STREAM = 11
+_FIELDS = ("return", "success", "cost", "turns", "invalid", "tokens")
+"""Fields of an episode that are metrics, besides its reward components."""
 
 
 def evaluation_starts(episodes: int, *, first: int = 0, samples: int = 1) -> list[EpisodeSeed]:
@@ -194,13 +196,12 @@ def summarize(
     counts = counts or {}
     rows = [{"env": env, **row} for row in rows]
     units = {row["seed"]: unit_of(row) for row in rows}
-    groups: dict[str, dict[Hashable, list[float]]] = {}
+    scored: dict[str, dict[Hashable, list[float]]] = {}
     for row in rows:
-        for key, value in _fields(row).items():
-            seeds = groups.setdefault(key, {})
+        fields = {name: row[name] for name in _FIELDS} | row["components"]
+        for key, value in fields.items():
             if value is not None:
-                seeds.setdefault(row["seed"], []).append(float(value))
-    scored = {key: seeds for key, seeds in groups.items() if seeds}
+                scored.setdefault(key, {}).setdefault(row["seed"], []).append(float(value))
     metrics = {key: _over_units(key, seeds, units) for key, seeds in scored.items()}
     if limits := Bounds.known(random, optimal):
         metrics["normalized"] = limits.normalize_interval(metrics["return"])
@@ -222,12 +223,6 @@ def summarize(
         "counts": dict(counts),
         "notes": notes_on(rows, unscored, counts),
     }
-
-
-def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics of one episode; None for a metric without a value."""
-    names = ("return", "success", "cost", "turns", "invalid", "tokens")
-    return {name: row[name] for name in names} | dict(row["components"])
 
 
 def _over_units(

@@ -39,7 +39,7 @@ def notes_on(
     counts: Mapping[str, int],
 ) -> list[str]:
     """Caveats of one policy's episodes, given the result of `unscored_metrics` and its `counts`."""
-    notes = [unscored_words(name, entry) for name, entry in unscored.items()]
+    notes = [unscored_text(name, entry) for name, entry in unscored.items()]
     notes += [
         f"{key.removesuffix(': truncated')}: {number} of {len(rows)} texts were truncated before "
         "they were scored"
@@ -49,7 +49,7 @@ def notes_on(
     return notes + _repetitions(rows)
 
 
-def unscored_words(name: str, entry: Mapping[str, Any]) -> str:
+def unscored_text(name: str, entry: Mapping[str, Any]) -> str:
     """Format a caveat, such as `exact_match: 0 of 4 scored: no reference answer`."""
     missing = entry["episodes"] - entry["scored"]
     reasons = (entry.get("reasons") or {}).items()

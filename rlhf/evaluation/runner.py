@@ -84,7 +84,7 @@ def load_data(config: EvaluateConfig) -> EvaluationData:
 def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
     config = data.config
     policy = Policy(*load_model(spec.model, seed=config.seed)) if spec.model else None
-    examples = shots(spec, config.seed)
+    examples = few_shot_messages(spec, config.seed)
     rows: list[dict[str, Any]] = []
     counts: Counter[str] = Counter()
     summary: dict[str, Any] = {"name": spec.name, "env": "text", "policy": spec.name, "metrics": {}}
@@ -104,7 +104,7 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
     write_evaluation(run.directory, rows, summary)
 
 
-def shots(spec: PolicySpec, seed: int) -> list[dict[str, str]]:
+def few_shot_messages(spec: PolicySpec, seed: int) -> list[dict[str, str]]:
     """Messages of a policy's few-shot examples, without system messages."""
     rows = logged_rows(spec.examples, "sft", what="examples", seed=seed)
     if any("text" in row for row in rows):

@@ -31,7 +31,9 @@ class Series:
     high: Sequence[float] = ()
 
     @classmethod
-    def of(cls, name: str, x: Sequence[float], estimates: Sequence[Interval], color: str) -> Series:
+    def from_estimates(
+        cls, name: str, x: Sequence[float], estimates: Sequence[Interval], color: str
+    ) -> Series:
         """A line of estimates; its band has width 0 at a point without an interval."""
         values = [e.value for e in estimates]
         if not any(e.known for e in estimates):

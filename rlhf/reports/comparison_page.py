@@ -16,7 +16,7 @@ from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
 from rlhf.evaluation.run_groups import label_runs, method_evaluations
 from rlhf.reports import results, transcripts
 from rlhf.reports.charts import Chart, Series, panels
-from rlhf.reports.markup import Cell, Table, esc, named, plural, section
+from rlhf.reports.markup import Cell, Table, esc, label_html, plural, section, with_acronyms
 from rlhf.reports.page import page
 from rlhf.reports.tables import save_tables
 from rlhf.runs.directory import PLACES, flatten
@@ -107,13 +107,13 @@ def _title(comparison: Comparison | None, counts: Mapping[str, int]) -> str:
 
 def _header(title: str, counts: Mapping[str, int], colors: Mapping[str, str]) -> str:
     runs = {name: plural(count, "run") for name, count in counts.items()}
-    return f"<header><h1>{esc(named(title))}</h1>{method_tiles(runs, colors)}</header>"
+    return f"<header><h1>{label_html(title)}</h1>{method_tiles(runs, colors)}</header>"
 
 
 def method_tiles(facts: Mapping[str, str], colors: Mapping[str, str]) -> str:
     """A tile for each method, in its color, with one fact about it."""
     tiles = "".join(
-        f'<li class="{colors[name]}"><b>{esc(named(name))}</b><span>{esc(fact)}</span></li>'
+        f'<li class="{colors[name]}"><b>{label_html(name)}</b><span>{esc(fact)}</span></li>'
         for name, fact in facts.items()
     )
     return f'<ul class="chain sides">{tiles}</ul>'
@@ -163,7 +163,7 @@ def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str
     for key in _keys(methods):
         bands = {name: seed_band(runs, key) for name, runs in methods.items()}
         lines = [
-            Series.of(named(name), steps, estimates, colors[name])
+            Series.from_estimates(with_acronyms(name), steps, estimates, colors[name])
             for name, (steps, estimates) in bands.items()
             if steps
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rlhf.reports.markup import esc, named
+from rlhf.reports.markup import esc, label_html
 from rlhf.stats import Interval
 
 
@@ -29,7 +29,7 @@ def titled_forest(
     title: str, detail: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]]
 ) -> str:
     """A forest plot below a heading; empty without lines."""
-    heading = f"<h3>{esc(title)} <small>{esc(detail)}</small></h3>"
+    heading = f"<h3>{esc(title)} <small>{label_html(detail)}</small></h3>"
     return heading + forest(lines, marks) if lines else ""
 
 
@@ -59,7 +59,7 @@ def _row(line: Line, at: Callable[[float], float], ticks: str) -> str:
         span = f'<div class="span" style="left:{at(e.low):.2f}%;width:{width:.2f}%"></div>'
     point = f'<div class="point" style="left:{at(e.value):.2f}%"></div>'
     return (
-        f'<div class="line"><div class="who">{esc(named(line.name))}'
+        f'<div class="line"><div class="who">{label_html(line.name)}'
         f"<small>{esc(line.detail)}</small></div>"
         f'<div class="track {line.tone} ink">{ticks}{span}{point}</div>'
         f'<div class="number">{esc(line.value)}<small>{esc(line.remark)}</small></div></div>'
@@ -68,4 +68,4 @@ def _row(line: Line, at: Callable[[float], float], ticks: str) -> str:
 
 def _mark(percent: float, name: str) -> str:
     side = ' class="first"' if percent < 12 else ' class="final"' if percent > 88 else ""
-    return f'<span{side} style="left:{percent:.2f}%">{esc(name)}</span>'
+    return f'<span{side} style="left:{percent:.2f}%">{label_html(name)}</span>'

@@ -45,7 +45,7 @@ class Table:
         shown = [i for i in range(len(self.columns)) if not self._folded(i)]
         numeric = {i for i in shown if any(not isinstance(row[i], str | None) for row in self.rows)}
         head = "".join(
-            f'<th scope="col"{_align(i in numeric)}>{esc(named(self.columns[i]))}</th>'
+            f'<th scope="col"{_align(i in numeric)}>{label_html(self.columns[i])}</th>'
             for i in shown
         )
         body = "".join(
@@ -78,7 +78,7 @@ class Table:
         name = self.columns[column]
         if name in _RANGE_COLUMNS:
             return minus(text)
-        return named(text) if name in _NAME_COLUMNS else text
+        return with_acronyms(text) if name in _NAME_COLUMNS else text
 
     def _folded(self, column: int) -> bool:
         """Whether a column moves to the caption.
@@ -95,7 +95,7 @@ class Table:
 
     def _caption(self) -> str:
         facts = [
-            f"{esc(named(self.columns[i]))} {self._fact(i)}"
+            f"{label_html(self.columns[i])} {self._fact(i)}"
             for i in range(len(self.columns))
             if self._folded(i) and self.rows[0][i] is not None
         ]
@@ -144,14 +144,19 @@ def breakable(text: str) -> str:
     return re.sub(r"([/\\_.])(?=\w)", r"\1<wbr>", esc(text))
 
 
-def named(text: str) -> str:
+def with_acronyms(text: str) -> str:
     """Text with acronyms in capitals: `ppo-seed0` -> `PPO-seed0`."""
     return _ACRONYMS.sub(lambda match: match.group().upper(), text)
 
 
-def prose(text: str) -> str:
-    """A sentence as HTML: acronyms in capitals, text between backticks as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", esc(named(text)))
+def label_html(text: str) -> str:
+    """Escaped text with acronyms in capitals."""
+    return esc(with_acronyms(text))
+
+
+def sentence_html(text: str) -> str:
+    """Escaped sentence: a capital first letter, acronyms in capitals, code between backticks."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", label_html(text[:1].upper() + text[1:]))
 
 
 def minus(text: str) -> str:
@@ -191,11 +196,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def capitalized(text: str) -> str:
-    """Text with a capital first letter; the other letters are unchanged."""
-    return text[:1].upper() + text[1:]
 
 
 def plural(count: int, noun: str) -> str:

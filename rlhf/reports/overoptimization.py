@@ -9,10 +9,10 @@ from typing import Any
 
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import Chart, Series, panels
-from rlhf.reports.markup import Cell, Table, bounds, capitalized, esc, minus, named, plural
+from rlhf.reports.markup import Cell, Table, bounds, label_html, minus, plural, sentence_html
 from rlhf.reports.results import band, estimate_of
 
-FILE = "overoptimization.json"
+RESULT_FILE = "overoptimization.json"
 PROXY_NAMES = {
     "single": "a single proxy",
     "mean": "the ensemble's mean",
@@ -26,7 +26,7 @@ Result = Mapping[str, Any]
 
 def read_results(runs: Sequence[RunRecord]) -> list[Result]:
     """Results of every run that has an `overoptimization.json`."""
-    paths = [run.directory / FILE for run in runs]
+    paths = [run.directory / RESULT_FILE for run in runs]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
 
 
@@ -34,15 +34,13 @@ def overoptimization_section(results: Sequence[Result]) -> str:
     """Verdicts, training curves and best-of-n curves."""
     parts = []
     for result in results:
-        items = "".join(
-            f"<li>{esc(minus(capitalized(named(line))))}</li>" for line in result["verdict"]
-        )
+        items = "".join(f"<li>{minus(sentence_html(line))}</li>" for line in result["verdict"])
         parts.append(f'<ul class="verdicts brief">{items}</ul>')
         for row in result["rl"]:
             name = f"{result['algorithm']} against {PROXY_NAMES[row['how']]}"
             seeds = f"<small>{plural(row['seeds'], 'training seed')}</small>"
             charts = panels(_training_charts(row, result["start"]))
-            parts.append(f"<h3>{esc(named(name))} {seeds}</h3>{charts}")
+            parts.append(f"<h3>{label_html(name)} {seeds}</h3>{charts}")
         parts.append(f"<h3>Best of n</h3>{panels(_best_of_n_charts(result['best_of_n']))}")
     return "".join(parts)
 
@@ -116,9 +114,10 @@ def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
     mark, shade = _peak(first["fit"])
     gold = [_curve(first, "gold", "gold"), _fitted(first["fit"], first["gold"][0]["mean"])]
     proxy = _curve(first, "proxy", "proxy", key="proxy_score")
+    note = f"{first['advice'][:1].upper()}{first['advice'][1:]}."
     charts = [
         Chart("Proxy", [proxy], "Standard deviations.", "√KL", mark, shade),
-        Chart("Gold and fit", gold, capitalized(first["advice"]) + ".", "√KL", mark, shade),
+        Chart("Gold and fit", gold, note, "√KL", mark, shade),
     ]
     if len(cell) > 1:
         charts.append(_several("Gold by way of use", cell, lambda row: row["how"]))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from rlhf.evaluation.records import RunRecord
-from rlhf.reports.markup import Table, named
+from rlhf.reports.markup import Table, with_acronyms
 from rlhf.runs.profiling import PARTS
 
 # Metrics logged with `profile: true`, and their names on the page.
@@ -44,5 +44,5 @@ def _by_run(
         series = [run.series(key)[1] for key in keys]
         if any(series):
             cells = [float(np.median(values)) if values else None for values in series]
-            rows.append((named(run.name), cells))
+            rows.append((with_acronyms(run.name), cells))
     return rows

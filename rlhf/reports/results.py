@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.evaluation.compare import Comparison, MethodScore, compare_runs, coverage_words
+from rlhf.evaluation.compare import Comparison, MethodScore, compare_runs, coverage_text
 from rlhf.evaluation.metrics import metric_interval, unit_name
 from rlhf.evaluation.records import (
     Bounds,
@@ -19,7 +19,7 @@ from rlhf.evaluation.run_groups import label_runs, method_evaluations, name_runs
 from rlhf.evaluation.significance import Difference
 from rlhf.reports.charts import Series
 from rlhf.reports.forest import Line, titled_forest
-from rlhf.reports.markup import Cell, Table, bounds, capitalized, esc, named, number, plural
+from rlhf.reports.markup import Cell, Table, bounds, esc, label_html, number, plural, sentence_html
 from rlhf.stats import Interval
 
 _HIDDEN = frozenset({"seconds"})
@@ -54,17 +54,17 @@ def verdict_item(d: Difference, metric: str, tone: str | None) -> str:
     """One verdict, and the paired difference below it."""
     setting = " · ".join(part for part in (d.env, d.decoding) if part)
     return (
-        f'<li class="{tone or ""}"><strong>{esc(sentence(d.verdict))}</strong>'
-        f"<span>{esc(named(f'{d.method} − {d.baseline}'))}: {signed(d.estimate)} "
+        f'<li class="{tone or ""}"><strong>{verdict_html(d.verdict)}</strong>'
+        f"<span>{label_html(f'{d.method} − {d.baseline}')}: {signed(d.estimate)} "
         f"{esc(metric)}, 95% {bounds(d.estimate)}, "
         f"{d.estimate.units} paired {esc(d.unit)} · {esc(setting)}</span></li>"
     )
 
 
-def sentence(verdict: str) -> str:
+def verdict_html(verdict: str) -> str:
     """Verdict with a capital first letter, unless it starts with the name of a run."""
     starts_with_word = verdict.startswith(("no ", "one "))
-    return named(capitalized(verdict) if starts_with_word else verdict)
+    return sentence_html(verdict) if starts_with_word else label_html(verdict)
 
 
 def score_forests(
@@ -102,9 +102,8 @@ def difference_forest(comparison: Comparison) -> str:
             for d in comparison.differences
             if d.baseline == baseline
         ]
-        name = named(baseline)
-        marks = [(0.0, f"{name} = 0")]
-        parts.append(titled_forest("Paired difference", f"from {name}, 95%", lines, marks))
+        marks = [(0.0, f"{baseline} = 0")]
+        parts.append(titled_forest("Paired difference", f"from {baseline}, 95%", lines, marks))
     return "".join(parts)
 
 
@@ -188,11 +187,9 @@ def difference_table(comparisons: Sequence[Comparison]) -> Table:
 def notes(comparisons: Sequence[Comparison]) -> str:
     """Measured coverage and notes on what was left out."""
     worst = min((d for c in comparisons[:1] for d in c.differences), key=_coverage, default=None)
-    lines = [words] if worst and (words := coverage_words(worst)) else []
+    lines = [words] if worst and (words := coverage_text(worst)) else []
     lines += [note for c in comparisons for note in c.notes]
-    return "".join(
-        f'<p class="note">{esc(named(capitalized(line)))}.</p>' for line in dict.fromkeys(lines)
-    )
+    return "".join(f'<p class="note">{sentence_html(line)}.</p>' for line in dict.fromkeys(lines))
 
 
 def _coverage(difference: Difference) -> float:
@@ -278,4 +275,4 @@ def signed(estimate: Interval) -> str:
 
 def band(name: str, x: Sequence[float], rows: Sequence[Mapping[str, Any]], color: str) -> Series:
     """A line with the intervals of `rows`, each a mapping for `estimate_of`."""
-    return Series.of(name, x, [estimate_of(row) for row in rows], color)
+    return Series.from_estimates(name, x, [estimate_of(row) for row in rows], color)

@@ -9,7 +9,7 @@ from typing import Any
 from rlhf.evaluation.records import Evaluation, RunRecord
 from rlhf.reports.charts import Chart, Series, panels
 from rlhf.reports.forest import Line, forest, titled_forest
-from rlhf.reports.markup import Table, bounds, esc, minus, named, number, plural
+from rlhf.reports.markup import Table, bounds, esc, label_html, minus, number, plural, with_acronyms
 from rlhf.reports.results import band, estimate_of, signed
 from rlhf.reward_models.report.tables import Report, benchmark_scores, report_tables
 
@@ -25,7 +25,7 @@ def reward_quality(runs: Sequence[RunRecord]) -> str:
     for run in runs:
         for evaluation in filter(is_reward_report, run.evaluations):
             report = evaluation.summary
-            name = esc(named(str(report.get("reward") or evaluation.name)))
+            name = label_html(str(report.get("reward") or evaluation.name))
             parts.append(f"<h3>{name} <small>accuracy on held-out pairs</small></h3>")
             parts += [findings(report), accuracy_forest(report)]
             if len(runs) == 1:
@@ -173,7 +173,7 @@ def _table(name: str, title: str, columns: Sequence[str], rows: Sequence[Sequenc
 
 def _benchmark_table(evaluation: Evaluation) -> Table:
     result = evaluation.summary["benchmark"]
-    title = named(evaluation.name)
+    title = with_acronyms(evaluation.name)
     if result.get("absent"):
         title += f" (not in the file: {', '.join(result['absent'])})"
     return _table(evaluation.name, title, ["part", "score"], benchmark_scores(result))

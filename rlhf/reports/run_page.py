@@ -8,7 +8,7 @@ from pathlib import Path
 from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import RunRecord, read_stages
 from rlhf.reports import results, transcripts
-from rlhf.reports.markup import Table, esc, named, section
+from rlhf.reports.markup import Table, esc, label_html, section
 from rlhf.reports.overoptimization import (
     overoptimization_section,
     overoptimization_tables,
@@ -83,7 +83,7 @@ def _transcripts(runs: Sequence[RunRecord], comparisons: Sequence[Comparison]) -
         parts.append(f"<h3>One prompt, every stage</h3>{cards}")
     for run in runs:
         if cards := transcripts.before_and_after(run):
-            parts.append(f"<h3>{esc(named(run.name))} <small>before and after</small></h3>{cards}")
+            parts.append(f"<h3>{label_html(run.name)} <small>before and after</small></h3>{cards}")
         if cards := token_view(run):
-            parts.append(f"<h3>{esc(named(run.name))} <small>token by token</small></h3>{cards}")
+            parts.append(f"<h3>{label_html(run.name)} <small>token by token</small></h3>{cards}")
     return "".join(parts)

@@ -11,7 +11,7 @@ from rlhf.common.numbers import is_number
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.charts import panels
 from rlhf.reports.curves import is_online, learning_charts, reward_charts
-from rlhf.reports.markup import breakable, duration, esc, named, plural
+from rlhf.reports.markup import breakable, duration, esc, label_html, plural, with_acronyms
 from rlhf.runs.diagnostics import log_warnings
 
 
@@ -27,13 +27,13 @@ def header(title: str, runs: Sequence[RunRecord]) -> str:
     processor = next((run.environment.get("processor") for run in runs), None)
     facts += [str(processor)] if processor else []
     chain = "".join(
-        f"<li><b>{esc(named(run.name))}</b>"
+        f"<li><b>{label_html(run.name)}</b>"
         + "".join(f"<span>{breakable(line)}</span>" for line in _stage(run))
         + "</li>"
         for run in runs
     )
     return (
-        f'<header><h1>{esc(named(title))}</h1><p class="lede">{esc(" · ".join(facts))}</p>'
+        f'<header><h1>{label_html(title)}</h1><p class="lede">{esc(" · ".join(facts))}</p>'
         f'<ol class="chain">{chain}</ol></header>'
     )
 
@@ -49,7 +49,7 @@ def run_warnings(run: RunRecord) -> list[str]:
         warnings += [f"{policy}: {note}." for note in evaluation.summary.get("notes") or ()]
     if run.metrics and not run.finished and not (run.directory / "final").exists():
         warnings.append(f"Not finished: the last logged step is {run.metrics[-1].get('step')}.")
-    return [f"{named(run.name)}: {sentence}" for sentence in warnings]
+    return [f"{with_acronyms(run.name)}: {sentence}" for sentence in warnings]
 
 
 def warning_box(runs: Sequence[RunRecord]) -> str:
@@ -64,7 +64,7 @@ def warning_box(runs: Sequence[RunRecord]) -> str:
 def reward_section(runs: Sequence[RunRecord]) -> str:
     """Proxy, gold and KL of every online stage."""
     return "".join(
-        f"<h3>{esc(named(run.name))}</h3>{panels(reward_charts(run))}"
+        f"<h3>{label_html(run.name)}</h3>{panels(reward_charts(run))}"
         for run in filter(is_online, runs)
     )
 
@@ -76,7 +76,7 @@ def learning_section(runs: Sequence[RunRecord]) -> str:
         charts, constant = learning_charts(run)
         note = f'<p class="note">Constant: {esc("; ".join(constant))}.</p>' if constant else ""
         if charts or constant:
-            parts.append(f"<h3>{esc(named(run.name))}</h3>{panels(charts)}{note}")
+            parts.append(f"<h3>{label_html(run.name)}</h3>{panels(charts)}{note}")
     return "".join(parts)
 
 
@@ -88,7 +88,7 @@ def what_was_run(runs: Sequence[RunRecord]) -> str:
         config = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True)
         fold = f"<details><summary>Configuration</summary><pre>{esc(config)}</pre></details>"
         parts.append(
-            f"<h3>{esc(named(run.name))}</h3>"
+            f"<h3>{label_html(run.name)}</h3>"
             + (f'<dl class="facts">{facts}</dl>' if facts else "")
             + (fold if run.config else '<p class="note">No config.yaml yet.</p>')
         )
@@ -116,7 +116,11 @@ def _model(config: Mapping[str, Any]) -> str:
 def _origin(path: str) -> str:
     """`from SFT` for the `final/` folder of an earlier run, else the end of the path."""
     parts = path.rstrip("/").split("/")
-    return f"from {named(parts[-2])}" if parts[-1] == "final" and len(parts) > 1 else _tail(path)
+    return (
+        f"from {with_acronyms(parts[-2])}"
+        if parts[-1] == "final" and len(parts) > 1
+        else _tail(path)
+    )
 
 
 def _source(config: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.markup import esc
-from rlhf.reports.transcripts import scores, turn
+from rlhf.reports.transcripts import message_html, score_text
 
 _SHOWN_STEPS = 3
 _ROWS_PER_STEP = 2
@@ -49,10 +49,10 @@ def _card(row: Mapping[str, Any]) -> str:
     turn_of = {sampled[t]: t for t in turns if t < len(sampled)}
     data = json.dumps({name: table[name] for name in _quantities(row)})
     body = "".join(
-        _tokens(table, turn_of[i], message) if i in turn_of else turn(message, quiet=True)
+        _tokens(table, turn_of[i], message) if i in turn_of else message_html(message, quiet=True)
         for i, message in enumerate(messages)
     )
-    label = f"step {row['step']} · seed {row['seed']} · {scores(row)}"
+    label = f"step {row['step']} · seed {row['seed']} · {score_text(row)}"
     return (
         f'<article class="case"><header class="prompt"><small>{esc(label)}</small></header>'
         f'<div class="tokens" data-tokens="{esc(data)}">{body}</div></article>'

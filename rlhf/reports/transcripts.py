@@ -10,7 +10,7 @@ from rlhf.common.numbers import is_number
 from rlhf.evaluation.compare import Comparison
 from rlhf.evaluation.records import RunRecord
 from rlhf.evaluation.run_groups import method_evaluations
-from rlhf.reports.markup import esc, minus, named, number
+from rlhf.reports.markup import esc, label_html, minus, number, with_acronyms
 
 _MAX_CASES = 4
 _VISIBLE_CHARACTERS = 700
@@ -35,10 +35,10 @@ def before_and_after(run: RunRecord) -> str:
     cards = []
     for description, seed in chosen:
         replies = [
-            Reply("Before training", scores(early[seed]), early[seed].get("messages") or []),
-            Reply("After training", scores(late[seed]), late[seed].get("messages") or []),
+            Reply("Before training", score_text(early[seed]), early[seed].get("messages") or []),
+            Reply("After training", score_text(late[seed]), late[seed].get("messages") or []),
         ]
-        cards.append(case(description, f"seed {seed}", replies))
+        cards.append(transcript_card(description, f"seed {seed}", replies))
     return "".join(cards)
 
 
@@ -55,14 +55,16 @@ def across_methods(runs: Sequence[RunRecord], comparison: Comparison) -> str:
     shared = [seed for seed in first if all(seed in rows for rows in columns.values())]
     metric = comparison.metric
     chosen = _spread([(_value(last[s], metric) - _value(first[s], metric), s) for s in shared])
-    methods = named(f"{list(columns)[-1]} against {next(iter(columns))}")
+    methods = with_acronyms(f"{list(columns)[-1]} against {next(iter(columns))}")
     cards = []
     for description, seed in chosen:
         replies = [
             Reply(name, f"{metric} {number(_value(rows[seed], metric))}", rows[seed]["messages"])
             for name, rows in columns.items()
         ]
-        cards.append(case(f"{description} ({methods})", f"evaluation seed {seed}", replies))
+        cards.append(
+            transcript_card(f"{description} ({methods})", f"evaluation seed {seed}", replies)
+        )
     return "".join(cards)
 
 
@@ -80,13 +82,13 @@ def _episodes_by_method(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mappin
     }
 
 
-def case(description: str, label: str, replies: Sequence[Reply]) -> str:
+def transcript_card(description: str, label: str, replies: Sequence[Reply]) -> str:
     """One card: the common first messages, then a column for each reply."""
     shared = _common(replies)
-    opening = "".join(turn(message, quiet=True) for message in replies[0].messages[:shared])
+    opening = "".join(message_html(message, quiet=True) for message in replies[0].messages[:shared])
     columns = "".join(
-        f"<div><h4>{esc(named(reply.title))} <span>{esc(reply.score)}</span></h4>"
-        + "".join(turn(m, quiet=False) for m in reply.messages[shared:])
+        f"<div><h4>{label_html(reply.title)} <span>{esc(reply.score)}</span></h4>"
+        + "".join(message_html(m, quiet=False) for m in reply.messages[shared:])
         + "</div>"
         for reply in replies
     )
@@ -97,7 +99,7 @@ def case(description: str, label: str, replies: Sequence[Reply]) -> str:
     )
 
 
-def turn(message: Mapping[str, str], *, quiet: bool) -> str:
+def message_html(message: Mapping[str, str], *, quiet: bool) -> str:
     """One message; the end of a long one is folded."""
     content = str(message.get("content", ""))
     role = str(message.get("role", ""))
@@ -156,7 +158,7 @@ def _value(row: Mapping[str, Any], metric: str) -> float:
     return float(value) if is_number(value) else 0.0  # type: ignore[arg-type]
 
 
-def scores(row: Mapping[str, Any]) -> str:
+def score_text(row: Mapping[str, Any]) -> str:
     """Scores in a line of `samples.jsonl`: `score 0.4 · trained on 0.3 · proxy 1.2`."""
     value, name = _total(row), "score" if "score" in row else "trained on"
     parts = [f"{name} {number(float(value))}" if is_number(value) else "not scored"]

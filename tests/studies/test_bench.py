@@ -21,7 +21,7 @@ from rlhf.errors import UserError
 from rlhf.studies.bench.array import write_array
 from rlhf.studies.bench.jobs import open_study
 from rlhf.studies.bench.manifest import make_bench
-from rlhf.studies.bench.run import do_one, run_bench
+from rlhf.studies.bench.run import run_bench, run_one_job
 from tests.helpers.bench import write_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +104,7 @@ def test_a_job_array_does_the_same_jobs_one_command_each(tmp_path, capsys):
     first = [line for line in lists["start"] if "echo/seed1" in line]
     second = [line for line in lists["train"] if "echo/seed1/rloo" in line]
     with pytest.raises(UserError, match=r"needs the result of echo/seed1/sft"):
-        do_one(make_bench(assemble([manifest], []), COMMANDS), "echo/seed1/rloo")
+        run_one_job(make_bench(assemble([manifest], []), COMMANDS), "echo/seed1/rloo")
     for line in (*first, *second):
         program, *arguments = shlex.split(line)
         assert program == "rlhf"
@@ -148,7 +148,7 @@ def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_pat
 def test_a_resumed_bench_that_changed_is_refused_before_anything_is_written(tmp_path):
     manifest = write_manifest(tmp_path / "b")
     bench = make_bench(assemble([manifest], []), COMMANDS)
-    do_one(bench, "echo/reference")
+    run_one_job(bench, "echo/reference")
     changed = make_bench(assemble([manifest], [("episodes", 16), ("resume", True)]), COMMANDS)
     with pytest.raises(UserError, match=r"episodes was 8, now 16"):
         run_bench(changed)
@@ -187,7 +187,7 @@ def test_mistakes_are_one_line_before_any_work(tmp_path, capsys, arguments, word
 def test_an_unknown_job_is_told_the_nearest(tmp_path):
     bench = make_bench(assemble([write_manifest(tmp_path / "b")], []), COMMANDS)
     with pytest.raises(UserError, match=r"did you mean 'echo/seed1/rloo'"):
-        do_one(bench, "echo/seed1/rlo")
+        run_one_job(bench, "echo/seed1/rlo")
 
 
 def test_a_refused_run_does_not_stop_the_others(tmp_path):

@@ -103,7 +103,7 @@ def test_the_interval_of_the_peak_covers_it_at_every_size():
 @pytest.mark.parametrize("slope", [0.0, -0.02, -0.2])
 def test_flat_or_falling_gold_is_rarely_given_a_peak(seeds: int, slope: float):
     fits = fitted_runs(slope, 0.0, seeds, between=0.0, repetitions=300, seed=seeds)
-    assert np.mean([fit.turns for fit in fits]) <= 0.05
+    assert np.mean([fit.rises_then_falls for fit in fits]) <= 0.05
     rises = [fit for fit in fits if "rises" in fit.advice()]
     assert len(rises) / len(fits) <= 0.05
 
@@ -116,7 +116,7 @@ def test_gold_that_falls_from_the_start_is_said_to_fall():
 
 def test_a_peak_that_the_data_show_is_named():
     fits = fitted_runs(1.0, 0.5, 5, between=0.0, repetitions=50, seed=1)
-    assert all(fit.turns for fit in fits)
+    assert all(fit.rises_then_falls for fit in fits)
     assert all(fit.advice().startswith("stop near KL") for fit in fits)
 
 

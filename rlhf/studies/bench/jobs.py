@@ -43,7 +43,7 @@ def open_study(
     open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite)
 
 
-def do(job: Job, commands: CommandTable) -> float:
+def run_job(job: Job, commands: CommandTable) -> float:
     """Run the unfinished stages of a job in this process; returns the seconds."""
     began = time.monotonic()
     for command, tree in job.stages:
@@ -75,7 +75,7 @@ class Workers:
     def __exit__(self, *exception: object) -> None:
         self.pool.shutdown(cancel_futures=True)
 
-    def do_all(self, jobs: Sequence[Job], title: str) -> dict[str, str]:
+    def run_jobs(self, jobs: Sequence[Job], title: str) -> dict[str, str]:
         """Run every job after the job that it depends on; `title` is for the progress display.
 
         Returns:
@@ -92,7 +92,8 @@ class Workers:
             while waiting or running:
                 ready = [job for job in waiting.values() if job.after is None or job.after in done]
                 for job in ready:
-                    running[self.pool.submit(do, waiting.pop(job.key), self.commands)] = job.key
+                    del waiting[job.key]
+                    running[self.pool.submit(run_job, job, self.commands)] = job.key
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     key = running.pop(future)
                     if reason := self._reason(future):

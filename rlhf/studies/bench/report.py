@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf.evaluation.compare import coverage_words
+from rlhf.evaluation.compare import coverage_text
 from rlhf.reports import write_comparison_report
 from rlhf.reports.charts import Chart, Series, panels
 from rlhf.reports.comparison_page import method_tiles
 from rlhf.reports.forest import Line, titled_forest
-from rlhf.reports.markup import Table, bounds, capitalized, esc, named, number, prose, section
+from rlhf.reports.markup import Table, bounds, esc, number, section, sentence_html, with_acronyms
 from rlhf.reports.page import page
-from rlhf.reports.results import sentence, verdict_item
+from rlhf.reports.results import verdict_html, verdict_item
 from rlhf.reports.tables import save_tables
 from rlhf.studies.bench.plan import REFERENCES, Bench
 from rlhf.studies.bench.result import as_json, make_tables, markdown, protocol, verdict_lines
@@ -54,7 +54,7 @@ def _environment_pages(bench: Bench) -> dict[str, str]:
 def _body(
     bench: Bench, findings: Findings, tables: Sequence[Table], pages: Mapping[str, str]
 ) -> str:
-    notes = "".join(f'<p class="note">{prose(line)}</p>' for line in protocol(bench))
+    notes = "".join(f'<p class="note">{sentence_html(line)}</p>' for line in protocol(bench))
     parts = [f"<header><h1>Benchmark</h1>{_tiles(findings)}</header>", notes]
     parts.append(_verdicts(findings))
     parts.append(section("Result", _forest(findings)))
@@ -87,9 +87,9 @@ def _verdicts(findings: Findings) -> str:
     ]
     items += [verdict_item(d, METRIC, "good") for d in significant]
     lines = verdict_lines(findings)[len(items) :]
-    coverage = {coverage_words(d) for d in findings.differences}
-    items += [f"<li><strong>{esc(sentence(x))}</strong></li>" for x in lines if x not in coverage]
-    notes = [f'<p class="note">{esc(capitalized(x))}.</p>' for x in lines if x in coverage]
+    coverage = {coverage_text(d) for d in findings.differences}
+    items += [f"<li><strong>{verdict_html(x)}</strong></li>" for x in lines if x not in coverage]
+    notes = [f'<p class="note">{sentence_html(x)}.</p>' for x in lines if x in coverage]
     return f'<ul class="verdicts">{"".join(items)}</ul>{"".join(notes)}'
 
 
@@ -120,7 +120,7 @@ def _efficiency(findings: Findings, names: Sequence[str]) -> Chart:
     for name in names:
         curve = findings.curves[name]
         shares = [100 * step / (len(curve) - 1) for step in range(len(curve))]
-        lines.append(Series.of(named(name), shares, curve, colors[name]))
+        lines.append(Series.from_estimates(with_acronyms(name), shares, curve, colors[name]))
     note = "IQM on held-out episodes, by share of training; bands are 95% bootstrap intervals."
     return Chart("Sample efficiency", lines, note, x_label="%")
 
@@ -130,7 +130,12 @@ def _profile(findings: Findings, names: Sequence[str]) -> Chart:
     colors = _colors(findings)
     start = [name for name in findings.profile if name not in findings.curves]
     lines = [
-        Series(named(name), THRESHOLDS, findings.profile[name].tolist(), colors.get(name, "ref"))
+        Series(
+            with_acronyms(name),
+            THRESHOLDS,
+            findings.profile[name].tolist(),
+            colors.get(name, "ref"),
+        )
         for name in (*start, *names)
     ]
     note = "Share of runs (environments and seeds) that score above x."

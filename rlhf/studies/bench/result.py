@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf import __version__
 from rlhf.config.load import as_tree
-from rlhf.evaluation.compare import coverage_words, format_estimate, markdown_table
+from rlhf.evaluation.compare import coverage_text, format_estimate, markdown_table
 from rlhf.reports.markup import Cell, Table
 from rlhf.runs.directory import describe_machine
 from rlhf.studies.bench.plan import Bench
@@ -170,7 +170,7 @@ def verdict_lines(findings: Findings) -> list[str]:
             f"{others} of {len(findings.pairs)} pairs of algorithms have no winner "
             f"(each tested at level {1 - 0.05 / len(findings.pairs):.2%}, Bonferroni)"
         )
-    words = [coverage_words(d) for d in findings.differences[:1]]
+    words = [coverage_text(d) for d in findings.differences[:1]]
     return lines + [word for word in words if word]
 
 

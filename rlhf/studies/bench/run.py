@@ -12,7 +12,7 @@ from rlhf.config.bench import BenchCommandConfig
 from rlhf.errors import UserError
 from rlhf.studies.bench.array import write_array
 from rlhf.studies.bench.gate import common_seeds, gate, read_result
-from rlhf.studies.bench.jobs import Workers, do, open_study
+from rlhf.studies.bench.jobs import Workers, open_study, run_job
 from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.bench.plan import Bench
 from rlhf.studies.bench.report import write_bench
@@ -33,7 +33,7 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
     check_environments(bench)
     open_study(bench.root, MANIFEST, bench.config, bench.commands, bench.jobs())
     with Workers(jobs, bench.commands, logs=bench.root / "logs") as workers:
-        failed = workers.do_all(bench.jobs(), bench.root.name)
+        failed = workers.run_jobs(bench.jobs(), bench.root.name)
     if failed:
         key, reason = next(iter(failed.items()))
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
@@ -53,7 +53,7 @@ def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, No
         yield from map(str, write_array(bench, config.array))
         return 0
     if config.only:
-        yield str(do_one(bench, config.only))
+        yield str(run_one_job(bench, config.only))
         return 0
     earlier = read_result(config.against) if config.against else None
     if earlier is not None:
@@ -77,7 +77,7 @@ def plan(name: str, config: BenchCommandConfig, commands: CommandTable) -> str:
     )
 
 
-def do_one(bench: Bench, key: str) -> Path:
+def run_one_job(bench: Bench, key: str) -> Path:
     """Run one job of a job array in this process; returns the directory of its last stage.
 
     Raises:
@@ -89,7 +89,7 @@ def do_one(bench: Bench, key: str) -> Path:
     job = known[key]
     if job.after and not (bench.run_path(job.after).parent / "evaluate" / "finished").exists():
         raise UserError(f"--only {key}: it needs the result of {job.after}; run that first")
-    do(job, bench.commands)
+    run_job(job, bench.commands)
     return Path(job.stages[-1][1]["output_dir"])
 
 

@@ -46,7 +46,7 @@ class Fit:
     """Smallest measured d above 0."""
     furthest: float
     """Largest measured d; a peak beyond it is an extrapolation."""
-    seen: bool = True
+    rise_is_seen: bool = True
     """Whether the measured gold near the peak is above the initial gold. R_RL rises from 0 with an
     infinite slope, so that its fit has a peak even if gold only falls."""
 
@@ -55,19 +55,19 @@ class Fit:
         return _design(np.asarray(d, dtype=float), self.form) @ [self.alpha.value, self.beta.value]
 
     @property
-    def turns(self) -> bool:
+    def rises_then_falls(self) -> bool:
         """Whether the data show that gold rises first and falls before the largest distance."""
-        return self.seen and self.peak.low > 0 and math.isfinite(self.peak.high)
+        return self.rise_is_seen and self.peak.low > 0 and math.isfinite(self.peak.high)
 
     def advice(self) -> str:
         """Recommendation on when to stop, in one sentence; distances are KL in nats."""
         kl, reached = self.peak.value**2, self.furthest**2
         low, high = self.peak.low**2, self.peak.high**2
-        if self.turns:
+        if self.rises_then_falls:
             return f"stop near KL {kl:.3g} [{low:.3g}, {high:.3g}], where gold peaks"
         if self.peak.high <= self.nearest:
             return "gold falls from the start: do not optimize against this proxy"
-        if not self.seen and self.peak.low > 0 and math.isfinite(self.peak.high):
+        if not self.rise_is_seen and self.peak.low > 0 and math.isfinite(self.peak.high):
             return (
                 f"no advice: the fitted curve peaks near KL {kl:.3g}, but the gold measured there "
                 "does not differ from the initial gold; measure more"

@@ -54,7 +54,7 @@ def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, A
         "gold": _means(gold_scores),
         "gain": interval(gold_scores[:, -1] - gold_scores[:, 0], kind="mean").as_dict(),
         "fit": fit_result(fit),
-        "advice": fit.advice() + (f": n up to about {_largest_n(fit, ns)}" if fit.turns else ""),
+        "advice": _best_of_n_advice(fit, ns),
     }
 
 
@@ -79,9 +79,12 @@ def powers_of_two(limit: int) -> list[int]:
     return sorted({2**k for k in range(limit.bit_length()) if 2**k <= limit} | {limit})
 
 
-def _largest_n(fit: Fit, ns: Sequence[int]) -> int:
-    """The largest n whose KL is not above that of the fitted peak."""
-    return max((n for n in ns if kl_best_of_n(n) <= fit.peak.value**2), default=1)
+def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
+    """The fit's advice, with the largest n whose KL is not above that of the peak."""
+    if not fit.rises_then_falls:
+        return fit.advice()
+    largest = max((n for n in ns if kl_best_of_n(n) <= fit.peak.value**2), default=1)
+    return f"{fit.advice()}: n up to about {largest}"
 
 
 def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, Any]:
@@ -169,7 +172,7 @@ def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.n
 def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
     """The fit's advice, with the step at which the mean KL reached that of the peak."""
     advice = fit.advice()
-    if not fit.turns:
+    if not fit.rises_then_falls:
         return advice
     passed = [
         step

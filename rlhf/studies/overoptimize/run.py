@@ -28,7 +28,7 @@ from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.replies import sample_replies, score_replies
 from rlhf.models.rewards import load_rewards, packed
-from rlhf.reports.overoptimization import FILE
+from rlhf.reports.overoptimization import RESULT_FILE
 from rlhf.reward_models import Sidecar
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import release_memory
@@ -116,7 +116,7 @@ def run_overoptimize(
     for line in results["verdict"]:
         log.info("%s", line)
     text = json.dumps(results, indent=1, allow_nan=False)
-    (run.directory / FILE).write_text(text + "\n", encoding="utf-8")
+    (run.directory / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
     return run.directory
 
 

@@ -163,7 +163,7 @@ def run_tune(study: Study, *, jobs: int = 1) -> Path:
     }
     with Workers(jobs, study.bench.commands, logs=study.root / "logs") as workers:
         starts = [study.bench.start_job(*cell) for cell in study.cells]
-        if failed := workers.do_all(starts, "start models"):
+        if failed := workers.run_jobs(starts, "start models"):
             key, reason = next(iter(failed.items()))
             raise UserError(f"{key}: {reason}")
         for number in range(study.config.trials):
@@ -177,7 +177,7 @@ def _one_round(study: Study, searches: Mapping[str, Search], workers: Workers, n
     trials = {name: trial for name, trial in unfinished.items() if trial is not None}
     jobs = {name: study.trial_jobs(name, trial) for name, trial in trials.items()}
     every_job = [job for trial_jobs in jobs.values() for job in trial_jobs]
-    failed = workers.do_all(every_job, f"trial {number + 1} of {study.config.trials}")
+    failed = workers.run_jobs(every_job, f"trial {number + 1} of {study.config.trials}")
     for name, trial in trials.items():
         reasons = [failed[job.key] for job in jobs[name] if job.key in failed]
         if reasons:
