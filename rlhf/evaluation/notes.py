@@ -53,9 +53,9 @@ def unscored_text(name: str, entry: Mapping[str, Any]) -> str:
     """Format a caveat, such as `exact_match: 0 of 4 scored: no reference answer`."""
     missing = entry["episodes"] - entry["scored"]
     reasons = (entry.get("reasons") or {}).items()
-    words = ", ".join(what if n == missing else f"{what} ({n})" for what, n in reasons)
+    listed = ", ".join(what if n == missing else f"{what} ({n})" for what, n in reasons)
     scored = f"{name}: {entry['scored']} of {entry['episodes']} scored"
-    return f"{scored}: {words}" if words else scored
+    return f"{scored}: {listed}" if listed else scored
 
 
 def _repetitions(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -165,7 +165,7 @@ def _shade(low: float, high: float, frame: _Frame) -> str:
     )
 
 
-def _mark(x: float, words: str, frame: _Frame) -> str:
+def _mark(x: float, label: str, frame: _Frame) -> str:
     at, left = frame.px(x), x > (frame.x0 + frame.x1) / 2
     line = (
         f'<line class="mark-line" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
@@ -173,7 +173,7 @@ def _mark(x: float, words: str, frame: _Frame) -> str:
     return (
         f'{line}<text class="mark-text" x="{at - 5 if left else at + 5:.1f}" '
         f'y="{HEIGHT - BOTTOM - 6}" text-anchor="{"end" if left else "start"}">'
-        f"{html.escape(words)}</text>"
+        f"{html.escape(label)}</text>"
     )
 
 

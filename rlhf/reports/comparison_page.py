@@ -174,15 +174,15 @@ def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str
     note = '<p class="note">Mean over training seeds; bands are 95% t intervals.</p>'
     parts = [note + panels(shared)] if shared else []
     if alone:
-        words = f"{plural(len(alone), 'metric')} of one method only"
-        parts.append(_fold(words, panels(alone)))
+        summary = f"{plural(len(alone), 'metric')} of one method only"
+        parts.append(_fold(summary, panels(alone)))
     if constant:
         parts.append(f'<p class="note">Constant: {esc("; ".join(constant))}.</p>')
     return "".join(parts)
 
 
-def _fold(words: str, body: str) -> str:
-    return f'<details class="fold"><summary>{words}</summary>{body}</details>'
+def _fold(summary: str, body: str) -> str:
+    return f'<details class="fold"><summary>{summary}</summary>{body}</details>'
 
 
 def _is_constant(line: Series) -> bool:

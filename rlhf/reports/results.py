@@ -187,7 +187,7 @@ def difference_table(comparisons: Sequence[Comparison]) -> Table:
 def notes(comparisons: Sequence[Comparison]) -> str:
     """Measured coverage and notes on what was left out."""
     worst = min((d for c in comparisons[:1] for d in c.differences), key=_coverage, default=None)
-    lines = [words] if worst and (words := coverage_text(worst)) else []
+    lines = [coverage] if worst and (coverage := coverage_text(worst)) else []
     lines += [note for c in comparisons for note in c.notes]
     return "".join(f'<p class="note">{sentence_html(line)}.</p>' for line in dict.fromkeys(lines))
 

@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -43,15 +42,13 @@ def open_study(
     open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite)
 
 
-def run_job(job: Job, commands: CommandTable) -> float:
-    """Run the unfinished stages of a job in this process; returns the seconds."""
-    began = time.monotonic()
+def run_job(job: Job, commands: CommandTable) -> None:
+    """Run the unfinished stages of a job in this process."""
     for command, tree in job.stages:
         commands.run_command(command, tree)
         # A finished run needs no optimizer state, which is most of its size.
         shutil.rmtree(Path(tree["output_dir"]) / "checkpoints", ignore_errors=True)
         launch.release_memory()
-    return time.monotonic() - began
 
 
 class Workers:
@@ -87,7 +84,7 @@ class Workers:
         waiting = {job.key: job for job in jobs}
         done: set[str] = {job.after for job in jobs if job.after} - waiting.keys()
         failed: dict[str, str] = {}
-        running: dict[Future[float], str] = {}
+        running: dict[Future[None], str] = {}
         with Reporter(title, len(jobs)) as bar:
             while waiting or running:
                 ready = [job for job in waiting.values() if job.after is None or job.after in done]
@@ -97,14 +94,16 @@ class Workers:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     key = running.pop(future)
                     if reason := self._reason(future):
-                        failed[key] = reason
-                        failed |= _abandon(waiting, key)
+                        dependent = [job.key for job in waiting.values() if job.after == key]
+                        failed |= {key: reason} | {name: f"{key} failed" for name in dependent}
+                        for name in dependent:
+                            del waiting[name]
                     else:
                         done.add(key)
                 bar.show(len(done & {job.key for job in jobs}) + len(failed), {})
         return failed
 
-    def _reason(self, future: Future[float]) -> str | None:
+    def _reason(self, future: Future[None]) -> str | None:
         """Error message of a job; None if it succeeded."""
         try:
             future.result()
@@ -116,12 +115,6 @@ class Workers:
         except ValueError as error:  # UserError among them
             return " ".join(str(error).split())
         return None
-
-
-def _abandon(waiting: dict[str, Job], key: str) -> dict[str, str]:
-    """Remove the jobs that depend on a failed one; returns their error messages."""
-    dependent = [job.key for job in waiting.values() if job.after == key]
-    return {waiting.pop(name).key: f"{key} failed" for name in dependent}
 
 
 def _prepare(logs: Path, threads: int) -> None:

@@ -170,8 +170,7 @@ def verdict_lines(findings: Findings) -> list[str]:
             f"{others} of {len(findings.pairs)} pairs of algorithms have no winner "
             f"(each tested at level {1 - 0.05 / len(findings.pairs):.2%}, Bonferroni)"
         )
-    words = [coverage_text(d) for d in findings.differences[:1]]
-    return lines + [word for word in words if word]
+    return lines + [text for d in findings.differences[:1] if (text := coverage_text(d))]
 
 
 def _cell(cell: Cell) -> str:
