@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from rlhf.cli.arguments import parse_arguments
 from rlhf.cli.table import configure, run_command
 from rlhf.common.files import write_jsonl
-from rlhf.config.load import as_tree, assemble
+from rlhf.config.load import assemble
 from rlhf.data.load import load
 from rlhf.data.splits import fold_indices
 from rlhf.reward_models import LearnedReward
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     margins = {name: np.full(len(rows), np.nan) for name in ("this model", "bag of words")}
     for k in range(folds):
         held_out = fold == k
-        final = train_fold(as_tree(config), rows, held_out, Path(config.output_dir) / f"fold{k}")
+        final = train_fold(asdict(config), rows, held_out, Path(config.output_dir) / f"fold{k}")
         out = [pair for pair, there in zip(pairs, held_out, strict=True) if there]
         rest = [pair for pair, there in zip(pairs, held_out, strict=True) if not there]
         margins["this model"][held_out] = margins_of(LearnedReward.load(final), out)

@@ -76,6 +76,9 @@ def test_help_lists_every_command(capsys):
 
 def test_unknown_command_names_the_nearest(capsys):
     assert "'ppo'" in refused(capsys, "pppo")
+    assert "unknown command 'pppo'" in refused(capsys, "pppo", "--help")
+    assert "'envs list'" in refused(capsys, "envs", "lst")
+    assert "unknown command '--pppo'" in refused(capsys, "--pppo")
 
 
 def test_unknown_key_names_the_nearest(capsys, tmp_path, sft):
@@ -174,6 +177,7 @@ def test_a_refused_overwrite_keeps_the_old_run(capsys, tmp_path, sft):
 def test_a_pipeline_is_not_the_configuration_of_a_command(capsys, tmp_path, sft):
     file = config_file(tmp_path, {"stages": [{"name": "sft", "command": "sft", **sft}]})
     assert "start it with `rlhf run" in refused(capsys, "sft", "--config", file)
+    assert "unknown key 'stages'" in refused(capsys, "sft", "--stages", "1")
 
 
 def test_existing_and_unwritable_directories(capsys, tmp_path, sft):

@@ -21,7 +21,7 @@ from rlhf.commands.score import ScoreConfig
 from rlhf.commands.split import SplitConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.evaluate import EvaluateConfig
-from rlhf.config.load import as_tree, assemble, build, merge, read_yaml, set_key
+from rlhf.config.load import assemble, build, merge, read_yaml, set_key
 from rlhf.config.model import ModelSpec
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.online import KLSpec, OnlineConfig
@@ -93,6 +93,12 @@ def test_later_files_win_mappings_merge_and_lists_are_replaced(tmp_path):
     second = write(tmp_path / "b.yaml", "inner: {rate: 5}\nitems: [{count: 9}]\n")
     tree = assemble([first, second], [("inner.count", 7)])
     assert tree == {"name": "a", "inner": {"rate": 5, "count": 7}, "items": [{"count": 9}]}
+
+
+def test_overrides_leave_a_mapping_alone():
+    mapping = {"inner": {"rate": 1}}
+    assert assemble([mapping], [("inner.rate", 2)]) == {"inner": {"rate": 2}}
+    assert mapping == {"inner": {"rate": 1}}
 
 
 def test_merge_leaves_its_arguments_alone():
@@ -208,7 +214,7 @@ def test_a_tree_becomes_nested_dataclasses():
     assert tree == before
     assert built == Outer("a", Inner(1.0), [Inner(count=5)], maybe=Inner(count=1))
     assert isinstance(built.inner.rate, float)
-    assert build(Outer, as_tree(built)) == built
+    assert build(Outer, dataclasses.asdict(built)) == built
 
 
 @pytest.mark.parametrize("text", ["yes", "off", "true", "null", "1e3", "007", "[1]", "a: b"])

@@ -1,12 +1,14 @@
 """The run directory: what is written, what is refused, what survives a crash."""
 
 import json
+import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
 
 from rlhf.errors import UserError
-from rlhf.runs.directory import Run, flatten
+from rlhf.runs.directory import Run, describe_machine, flatten
 
 
 def config(directory, **keys):
@@ -30,6 +32,15 @@ def test_a_new_directory_says_what_was_asked_and_where_it_ran(tmp_path):
     assert environment["versions"]["torch"]
     assert environment["cores"] >= 1
     assert not run.finished
+
+
+def test_the_environment_names_the_commit_of_a_checkout():
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():
+        pytest.skip("not a checkout")
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    head = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert describe_machine()["commit"] == head
 
 
 def test_an_existing_directory_is_refused_and_left_alone(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.imports import import_object
 from rlhf.common.names import nearest
-from rlhf.config.load import Source, as_tree, assemble, build, merge
+from rlhf.config.load import Source, assemble, build, merge
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
 from rlhf.runs.renamed import current_config
@@ -109,7 +109,7 @@ class CommandTable(dict[str, Command]):
         The defaults of a trainer are added and an algorithm's settings without effect are left out,
         so that ``config.yaml`` states what was trained.
         """
-        tree = as_tree(config)
+        tree = dataclasses.asdict(config)
         if name in ALGORITHMS:
             from rlhf.config.online import algorithm_of
 

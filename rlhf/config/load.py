@@ -234,8 +234,3 @@ def _hint(key: Any, known: Iterable[str], sections: list[Section]) -> str:
     leaves = {path.rpartition(".")[2]: path for path in paths}
     match = closest(str(key), leaves, cutoff=0.75)
     return f"; did you mean {leaves[match]!r}?" if match else ""
-
-
-def as_tree(config: Any) -> dict[str, Any]:
-    """Return a configuration dataclass as plain data, ready for YAML."""
-    return dataclasses.asdict(config)

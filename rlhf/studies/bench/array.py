@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 
-from rlhf.config.load import as_tree
 from rlhf.studies.bench.plan import Bench, Job
 
 _SLURM = """\
@@ -39,7 +39,7 @@ def write_array(bench: Bench, folder: str | Path) -> list[Path]:
     target = Path(folder).resolve()
     target.mkdir(parents=True, exist_ok=True)
     manifest = target / "manifest.yaml"
-    tree = as_tree(bench.config) | {"output_dir": str(bench.root.resolve())}
+    tree = asdict(bench.config) | {"output_dir": str(bench.root.resolve())}
     tree = {key: value for key, value in tree.items() if key not in ("resume", "overwrite")}
     manifest.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     jobs = bench.jobs()

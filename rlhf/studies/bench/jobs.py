@@ -11,11 +11,11 @@ import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rlhf.commands.command import CommandTable
-from rlhf.config.load import as_tree
 from rlhf.errors import UserError
 from rlhf.runs import launch
 from rlhf.runs.directory import RESUMABLE, check_same, open_directory
@@ -38,7 +38,7 @@ def open_study(
         if config.resume and not config.overwrite and (directory / "config.yaml").exists():
             settings = commands.configure(command, stage)
             check_same(directory, commands.effective_tree(command, settings))
-    tree = {key: value for key, value in as_tree(config).items() if key not in RESUMABLE}
+    tree = {key: value for key, value in asdict(config).items() if key not in RESUMABLE}
     open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite)
 
 

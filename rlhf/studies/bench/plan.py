@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rlhf.commands.command import CommandTable
 from rlhf.config.bench import BenchAlgorithm, BenchConfig, BenchEnvironment
-from rlhf.config.load import as_tree, merge
+from rlhf.config.load import merge
 from rlhf.config.online import OnlineConfig
 from rlhf.rollout.seeds import training_seed
 
@@ -180,4 +180,4 @@ class Bench:
 
 def _plain(config: Any) -> dict[str, Any]:
     """A configuration as plain data, without unset keys."""
-    return {key: value for key, value in as_tree(config).items() if value is not None}
+    return {key: value for key, value in asdict(config).items() if value is not None}

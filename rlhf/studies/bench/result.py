@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rlhf import __version__
-from rlhf.config.load import as_tree
 from rlhf.evaluation.compare import coverage_text, format_estimate, markdown_table
 from rlhf.reports.markup import Cell, Table
 from rlhf.runs.directory import describe_machine
@@ -58,11 +58,11 @@ def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Ta
 
 def as_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
     """The result as plain data; `rlhf bench --against` reads it back."""
-    config = as_tree(bench.config)
+    config = asdict(bench.config)
     return {
         "manifest": {k: v for k, v in config.items() if k not in ("resume", "overwrite")},
         "machine": describe_machine(),
-        "environments": {name: as_tree(b) for name, b in scores.bounds.items()},
+        "environments": {name: asdict(b) for name, b in scores.bounds.items()},
         "training_episodes": training_episodes(bench),
         "seeds": list(scores.seeds),
         "scores": {

@@ -19,7 +19,6 @@ import numpy as np
 from rlhf import reward_models
 from rlhf.commands.command import CommandTable
 from rlhf.common.files import write_jsonl
-from rlhf.config.load import as_tree
 from rlhf.config.model import ModelSpec
 from rlhf.config.overoptimize import OveroptimizeConfig, ProxyGrid, TrainingSpec
 from rlhf.config.rollout import EnvSpec
@@ -209,7 +208,7 @@ class _Study:
         self, grid: ProxyGrid, base: ModelSpec, *, train: Path, member: int
     ) -> dict[str, Any]:
         return {
-            "model": as_tree(base),
+            "model": dataclasses.asdict(base),
             "data": [{"path": str(train)}],
             "eval_data": [{"path": str(self._held_out)}],
             **grid.training,
@@ -220,9 +219,9 @@ class _Study:
         self, spec: TrainingSpec, rewards: list[dict[str, Any]], *, seed: int
     ) -> dict[str, Any]:
         return {
-            "model": as_tree(self.config.model),
-            "env": as_tree(self.env),
-            "rollout": as_tree(self.config.rollout),
+            "model": dataclasses.asdict(self.config.model),
+            "env": dataclasses.asdict(self.env),
+            "rollout": dataclasses.asdict(self.config.rollout),
             **spec.training,
             "rewards": rewards,
             "samples_per_step": spec.measured,
