@@ -79,12 +79,7 @@ class CommandTable(dict[str, Command]):
     def read(
         self, name: str, sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]
     ) -> Any:
-        """Build a command's configuration from YAML files or mappings; later ones win.
-
-        Args:
-            name: The command.
-            sources: Paths of files, or mappings.
-            overrides: Dotted keys and their values; they win over the sources.
+        """Build a configuration from YAML files or mappings, then dotted keys; later ones win.
 
         Raises:
             UserError: A file cannot be read, or a key or a value is wrong.
@@ -138,10 +133,6 @@ class CommandTable(dict[str, Command]):
     def run_command(self, name: str, tree: Mapping[str, Any]) -> Path:
         """Check a configuration, open its run directory, do the work and write the report.
 
-        Args:
-            name: A command that makes a run directory.
-            tree: Its configuration as plain data.
-
         Returns:
             The model's folder, or the run directory of a command that trains none.
 
@@ -169,7 +160,7 @@ class CommandTable(dict[str, Command]):
         return result
 
     def _function(self, name: str, path: str) -> Callable[..., Any]:
-        """Import a function of a command, with this table as an argument where it takes one."""
+        """Import a function of a command, with this table as an argument if it takes one."""
         function = import_object(path)
         takes_table = self[name].runs_commands
         return functools.partial(function, commands=self) if takes_table else function

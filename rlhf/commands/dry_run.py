@@ -12,12 +12,7 @@ from rlhf.errors import UserError
 
 
 def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
-    """Refuse what can be refused before data and rewards exist.
-
-    Args:
-        command: The training command.
-        config: Its configuration.
-        with_model: Whether its model exists; it is loaded then.
+    """Check a configuration before its data and rewards exist; load the model if it exists.
 
     Raises:
         UserError: The run would refuse the configuration.

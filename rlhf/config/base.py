@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rlhf.config.model import ModelSpec, check_trainable
+from rlhf.config.model import ModelSpec
 from rlhf.runs.trackers import TrackerName
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -48,4 +48,8 @@ class TrainingConfig(RunConfig):
     """Also log throughput, FLOP utilization, padding and peak memory (docs/metrics.md)."""
 
     def __post_init__(self) -> None:
-        check_trainable(self.model)
+        if self.model.dtype == "float16":
+            raise ValueError(
+                "model.dtype: gradients underflow in float16; train in bfloat16 or float32 "
+                "(evaluate and generate take float16)"
+            )

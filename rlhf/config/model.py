@@ -106,16 +106,3 @@ class ModelSpec:
             raise ValueError(
                 "model.lora cannot be combined with model.scratch: random weights need training"
             )
-
-
-def check_trainable(model: ModelSpec) -> None:
-    """Refuse a model that cannot be trained.
-
-    Raises:
-        ValueError: The dtype is float16.
-    """
-    if model.dtype == "float16":
-        raise ValueError(
-            "model.dtype: gradients underflow in float16; train in bfloat16 or float32 "
-            "(evaluate and generate take float16)"
-        )

@@ -54,10 +54,6 @@ class TrainingMonitor:
 
     A resumed run includes the rows that it logged before, so create the monitor after the log was
     rewound.
-
-    Args:
-        directory: directory of the run.
-        config: configuration of the run; ``gold`` lists the rewards that are only monitored.
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
@@ -99,9 +95,7 @@ class TrainingMonitor:
 def log_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
     """Yield (kind, sentence) of every warning about logged metrics, most serious first.
 
-    Args:
-        log: the rows so far.
-        when: description of the last logged values, such as "at the end of training".
+    ``when`` describes the last logged values, for example "at the end of training".
     """
     for check in (_not_finite, _unmoved, _over_optimized, _diverged, _collapsed, _overfitted):
         yield from check(log)

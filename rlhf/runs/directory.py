@@ -50,11 +50,7 @@ class Run:
 
     @classmethod
     def open(cls, config: Mapping[str, Any]) -> Run:
-        """Create or resume the directory ``config["output_dir"]``.
-
-        Args:
-            config: The run's whole configuration as plain data; ``resume`` and ``overwrite`` decide
-                what happens to an existing directory.
+        """Create, resume or overwrite the directory of a run, as its configuration states.
 
         Raises:
             UserError: The directory exists, cannot be written, or has another configuration.
@@ -192,14 +188,9 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
 def open_directory(
     root: Path, name: str, tree: Mapping[str, Any], *, resume: bool, overwrite: bool
 ) -> None:
-    """Create the directory of a pipeline or a study, with a file that describes it.
+    """Create the directory of a pipeline or a study, with a YAML file ``name`` that describes it.
 
-    Args:
-        root: The directory.
-        name: Name of the file; a directory without it is never overwritten.
-        tree: Content of the file.
-        resume: Whether an existing directory may be continued.
-        overwrite: Whether an existing directory may be replaced.
+    A directory without that file is never overwritten.
 
     Raises:
         UserError: The directory exists and may not be used, or it cannot be written.

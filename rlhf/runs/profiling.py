@@ -48,9 +48,9 @@ def usage(*, real: int, computed: int, flops: float, peak_flops: float) -> dict[
     """Return FLOP utilization, padding, shared tokens and peak memory as metrics.
 
     Args:
-        real: Tokens that are not padding.
-        computed: Tokens that went through the model.
-        flops: Floating-point operations per second.
+        real: Number of tokens that are not padding.
+        computed: Number of tokens that the model processed.
+        flops: Operations per second.
         peak_flops: Largest number of operations per second that the machine reaches.
     """
     return {

@@ -44,12 +44,12 @@ def check_installed(names: Sequence[str]) -> None:
 def open_trackers(
     names: Sequence[str], directory: Path, config: Mapping[str, Any], *, step: int
 ) -> list[Tracker]:
-    """Open the trackers of a run; ``check_installed`` has found their packages.
+    """Open the trackers of a run; the name of its directory is the name of the run there.
 
     Args:
-        names: Names of the trackers.
-        directory: The run directory; its name is the name of the run in the tracker.
-        config: The flat configuration to log.
+        names: The trackers; ``check_installed`` has found their packages.
+        directory: The run directory.
+        config: The configuration with dotted keys, to log.
         step: First step that will be logged; TensorBoard discards later ones of an interrupted run.
     """
     return [_OPEN[name](directory, config, step) for name in names]
