@@ -68,7 +68,7 @@ def report(*directories: str | Path) -> Path:
 
 
 def compare(*directories: str | Path, metric: str | None = None) -> Comparison:
-    """Paired differences between runs, with intervals and a verdict."""
+    """Return paired differences between runs, with intervals and a verdict."""
     from rlhf.evaluation.compare import compare as compare_runs
 
     return compare_runs([Path(directory) for directory in directories], metric=metric)

@@ -50,7 +50,7 @@ class Command:
     makes_run: bool = False
     """Whether the command makes a run directory."""
     arguments: tuple[str, ...] = ()
-    """Keys that positional arguments set, in order; ``config`` stands for --config FILE."""
+    """Keys that positional arguments set, in order; ``config`` means --config FILE."""
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Defaults that differ from those of the configuration class, as nested mappings."""
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -22,7 +22,7 @@ class GetConfig:
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """An adapter and where its merged model is written."""
+    """An adapter, and the folder of the merged model."""
 
     adapter: str
     """Folder of the adapter."""

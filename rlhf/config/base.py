@@ -41,7 +41,7 @@ class TrainingConfig(RunConfig):
     """A command that trains a model."""
 
     model: ModelSpec
-    """The model that training starts from; also the reference, where the method has one."""
+    """The model that training starts from; also the reference, if the method has one."""
     track: list[TrackerName] = field(default_factory=list)
     """Experiment trackers to log to: tensorboard, wandb, trackio, mlflow."""
     profile: bool = False

@@ -122,7 +122,7 @@ class BenchCommandConfig(BenchConfig):
     jobs: Processes = 1
     """Number of processes."""
     against: str | None = None
-    """An earlier bench.json; the exit code is 1 where a score is worse."""
+    """An earlier bench.json; the exit code is 1 if a score is worse."""
     array: str | None = None
     """Folder for one command a job and SLURM scripts; nothing is run."""
     only: str | None = None

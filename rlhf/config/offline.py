@@ -72,12 +72,12 @@ OWNED = {
     "fp16": "model.dtype",
     "resume_from_checkpoint": "resume",
     "load_best_model_at_end": "evaluations",
-    "use_cpu": "nothing: the accelerator is used where there is one",
+    "use_cpu": "nothing: the accelerator is used if there is one",
 }
 
 
 def trainer_defaults(command: str) -> dict[str, Any]:
-    """Return the options of an offline command where `trainer` sets none, of both engines."""
+    """Return the defaults of `trainer` for an offline command, for both engines."""
     fields = dataclasses.fields(OPTIONS.get(command, NativeOptions))
     values = {field.name: field.default for field in fields}
     values["learning_rate"] = LEARNING_RATES[command]

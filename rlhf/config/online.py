@@ -69,7 +69,7 @@ class RewardShaping:
     clip: float = 10.0
     """With a scale: scores are clipped to this number of standard deviations."""
     missing_eos_penalty: float = 0.0
-    """Subtracted from the score where the last completion was truncated before its stop token."""
+    """Subtracted from the score if the last completion was truncated before its stop token."""
     length_penalty: float = 0.0
     """Subtracted from the score per sampled token."""
     max_unscored: float = 0.2
@@ -147,7 +147,7 @@ class OnlineConfig(TrainingConfig):
         self._refuse_idle_keys()
 
     def _refuse_idle_keys(self) -> None:
-        """Raise where a key was set that has no effect in this combination."""
+        """Raise ValueError if a key is set that has no effect in this combination."""
         if self.kl.controller == "fixed" and self.kl.target != KLSpec.target:
             raise ValueError("kl.target has no effect with kl.controller fixed")
         if self.kl.controller != "adaptive" and self.kl.horizon != KLSpec.horizon:

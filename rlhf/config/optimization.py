@@ -10,12 +10,12 @@ from typing import Any, Literal
 from rlhf.errors import UserError
 
 TRAINER_OPTIMIZERS = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "sgd": "sgd"}
-"""Values of `trainer.optim` for which an optimizer with float32 masters exists, and its name."""
+"""`trainer.optim` -> name of the optimizer with float32 master weights."""
 
 
 @dataclass(frozen=True)
 class NativeOptions:
-    """Options under `trainer:` of the native engine. Defaults are TRL's, except where noted."""
+    """Options under `trainer:` of the native engine. Defaults are TRL's, unless noted."""
 
     learning_rate: float
     """Peak learning rate."""

@@ -67,7 +67,7 @@ class RolloutSpec:
     end: the episode ends; retry: the state is unchanged and the next observation lists the legal
     numbers. Text environments handle such completions themselves."""
     invalid_reward: float = 0.0
-    """Reward of such a completion. It should be lower than the return of any legal play: where
+    """Reward of such a completion. It should be lower than the return of any legal play: if
     steps cost, 0 is too high (`rlhf envs check` tests this)."""
 
     def __post_init__(self) -> None:
@@ -86,6 +86,6 @@ class RolloutSpec:
 
     @property
     def truncations(self) -> list[str]:
-        """Names of top_k, top_p and min_p that exclude tokens."""
+        """The names among top_k, top_p and min_p that exclude tokens."""
         neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
         return [name for name, value in neutral.items() if getattr(self, name) != value]

@@ -24,7 +24,7 @@ from rich.text import Text
 
 log = logging.getLogger(__name__)
 
-# Lines logged over a whole run where there is no terminal.
+# Lines logged over a whole run if there is no terminal.
 LOG_LINES = 10
 # Largest width of the first line, in columns.
 MAX_WIDTH = 100
@@ -51,7 +51,7 @@ _POLICY_SLOTS: Slots = (
     {"policy/kl": "KL"},
     {"policy/entropy": "entropy"},
     {"rollout/tokens": "length"},
-    # Shown where an algorithm has no reference, or a run has no score beside its reward.
+    # Shown if an algorithm has no reference, or a run measures no other score than its reward.
     {"policy/clip_fraction": "clipped"},
     {"train/grad_norm": "gradient"},
 )
@@ -80,7 +80,7 @@ class Reporter:
         self.what, self.total, self.done, self.slots = what, total, start, slots
         self.seen: dict[str, float] = {}
         self.measured: dict[str, int] = {}
-        # Rich would call a log file a terminal where FORCE_COLOR is set.
+        # Rich would treat a log file as a terminal if FORCE_COLOR is set.
         console = console or Console(file=sys.stderr, force_terminal=sys.stderr.isatty())
         first = os.environ.get("RANK", "0") == "0"  # of several processes one draws
         self.live = first and console.is_terminal and not console.is_dumb_terminal
