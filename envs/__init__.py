@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gymnasium as gym
 
-if __name__ != "rlhf.envs":  # loaded twice, its classes would not equal themselves
+if __name__ != "rlhf.envs":  # a second import would define each class twice
     raise ImportError("import rlhf.envs instead of envs")
 
 # name: (entry point, reward threshold above which the task counts as solved)

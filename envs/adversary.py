@@ -28,6 +28,7 @@ SCREENED, TRIED, CONFIRMED = 12, 200, 800
 FINALISTS = 6
 """Adversaries that are tested after the screening."""
 MAX_STEPS = 1000
+"""Longest episode of a check, in actions."""
 FIRST_SEED = 3 * 2**29
 """First seed of the episodes, far from those that tests and examples use."""
 SILENCE = ""

@@ -140,7 +140,7 @@ class Bandit(BernoulliBandit):
         return self.max_turns / 2
 
     def reference_values(self) -> dict[str, float]:
-        """`oracle` knows the best arm: H * E[max of K uniforms]. `greedy` never explores."""
+        """`oracle`: always the best arm, H * E[max of K uniforms]. `greedy`: no exploration."""
         return {
             "oracle": self.max_turns * self.arms / (self.arms + 1),
             "greedy": _value(_beta_posterior, ((0, 0),) * self.arms, self.max_turns, greedy=True),

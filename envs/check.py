@@ -17,13 +17,11 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
-from rlhf.envs.adversary import successful_adversaries
+from rlhf.envs.adversary import MAX_STEPS, Env, successful_adversaries
 from rlhf.envs.catalog import find
 from rlhf.envs.core import FreeText, TextEnv
 from rlhf.envs.exact import NotEnumerableError, exact_value
 
-Env = gym.Env[Any, Any]
-MAX_STEPS = 1000
 EXACT_STEPS = 4_000
 """Budget of the exact solution in calls of `step` and `reset`, per episode of the check."""
 JUNK = (
@@ -70,7 +68,7 @@ def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]
         name = run_check.__name__.removeprefix("_")
         try:
             findings += [f"{name}: {finding}" for finding in run_check(make, episodes)]
-        except (Exception, SystemExit) as error:  # in the environment it is a finding
+        except (Exception, SystemExit) as error:  # raised by the environment
             findings.append(f"{name}: raised {type(error).__name__}: {error}")
     return findings
 

@@ -59,7 +59,7 @@ class FreeText(gym.Space[str]):
         """Draw a text with the sampler; in the action space of an environment, a legal action."""
         if mask is not None or probability is not None:
             raise UserError(
-                "FreeText.sample takes no mask and no probability: the alphabet is open"
+                "FreeText.sample takes no mask and no probability: every text is allowed"
             )
         if self._sampler is not None:
             return self._sampler(self.np_random)

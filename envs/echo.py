@@ -1,4 +1,4 @@
-"""Echo: repeat a word. The simplest task on which an algorithm must make progress."""
+"""Echo: repeat a word. Every algorithm must make progress on this simplest task."""
 
 from __future__ import annotations
 

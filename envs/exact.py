@@ -312,7 +312,7 @@ class _Solver:
 
     def _key(self, env: Env) -> tuple[Any, ...]:
         """Return a key that is equal for environments in the same state."""
-        # An object that is still the root's is equal in all copies, and its text may be long.
+        # An object that is shared with the root is equal in all copies, and its repr may be long.
         values = ((vars(env).get(name), vars(self.root)[name]) for name in self.names)
         return tuple(
             v if isinstance(v, IMMUTABLE) else "" if v is first else repr(v) for v, first in values

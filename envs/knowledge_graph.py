@@ -46,7 +46,7 @@ Edges = dict[str, dict[str, str]]  # entity -> neighbor -> relation
 
 
 class KnowledgeGraph(TextEnv):
-    """A multi-hop question as a walk: reach one entity from another.
+    """Walk from one entity to another, as a multi-hop question.
 
     State: a start and a goal, uniform over the pairs at distance `hops`, and the current entity.
     Observation: the facts about the current entity, each of which leads to another entity. Action:

@@ -1,4 +1,4 @@
-"""Preference bandit: plan a menu for a guest. A miniature RLHF task with an exact gold reward.
+"""Preference bandit: plan a menu for a guest, as a small RLHF task with an exact gold reward.
 
 A contextual bandit with text observations that a model learns from scratch in seconds. The gold
 reward is exact, demonstrations have adjustable quality, preference pairs follow from the gold

@@ -17,7 +17,7 @@ EXAMPLE_PROMPTS = (
     "What is a good name for a cat?",
     "Say something kind to a stranger.",
 )
-"""Three prompts to try the environment with; pass your own."""
+"""Prompts for a first try."""
 
 
 class PromptEnv(TextEnv):

@@ -55,7 +55,7 @@ class Recommend(BernoulliBandit):
         return self.max_turns * sum(chances) / len(chances)
 
     def reference_values(self) -> dict[str, float]:
-        """`oracle` knows the kind of user; `favorite` recommends the best item on average."""
+        """`oracle`: the best item of each kind of user. `favorite`: the best item on average."""
         oracle = sum(max(kind) for kind in CHANCES) / len(CHANCES)
         favorite = max(sum(column) for column in zip(*CHANCES, strict=True)) / len(CHANCES)
         return {"oracle": self.max_turns * oracle, "favorite": self.max_turns * favorite}

@@ -1,4 +1,4 @@
-"""Support desk: disclose data to customers but not to impostors. A constrained MDP."""
+"""Support desk: a constrained MDP in which only customers may receive data."""
 
 from __future__ import annotations
 

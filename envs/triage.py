@@ -15,7 +15,7 @@ Results = tuple[int, ...]
 
 
 class Triage(TextEnv):
-    """Is a case urgent or routine? Each test costs something and may err.
+    """Decide whether a case is urgent or routine; tests have a cost and can be wrong.
 
     State: the true class (a fair coin) and the results so far. Observation: the result of a test.
     Action: the name of a test, or `urgent` / `routine`, which ends the episode. Reward:
