@@ -26,7 +26,7 @@ from rlhf.data.load import logged_rows
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.replies import sample_replies, score_replies
-from rlhf.models.rewards import load_rewards, packed
+from rlhf.models.rewards import load_rewards, with_packing
 from rlhf.reports.overoptimization import RESULT_FILE
 from rlhf.reward_models import Sidecar
 from rlhf.runs.directory import Run
@@ -256,7 +256,7 @@ def _scored(
     for proxy in proxies:
         columns = []
         for folder in proxy.members:
-            reward = packed(reward_models.LearnedReward.load(folder))
+            reward = with_packing(reward_models.LearnedReward.load(folder))
             column = score_replies(reward, groups, what=str(folder))
             columns.append(_standardized(column, str(folder)))
             sidecar = Sidecar.read(folder)

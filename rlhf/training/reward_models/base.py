@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf.common.imports import import_object
 from rlhf.config.data import Kind
 from rlhf.config.reward import KINDS, RewardConfig
-from rlhf.models.rewards import packed
+from rlhf.models.rewards import with_packing
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.report.markdown import labelled_page, write_report
@@ -43,7 +43,7 @@ class TrainedModel:
 
     def load(self, **options: Any) -> LearnedReward:
         """Load the scorer of the saved model."""
-        return packed(LearnedReward.load(self.run.final, dtype=self.dtype, **options))
+        return with_packing(LearnedReward.load(self.run.final, dtype=self.dtype, **options))
 
     def logits(self) -> np.ndarray:
         """Return the raw outputs [N, K] for the labeled texts of the test rows."""
