@@ -47,7 +47,7 @@ def verdict(reference: str, reply: str, seconds: float | None = None) -> tuple[s
         return failure, str(reason)
     except _Late:
         return failure, "it takes too long"
-    except Exception as error:  # sympy cannot compute the value of this text
+    except Exception as error:  # sympy cannot compute the value of the reply
         return failure, f"{type(error).__name__}: {error}"
     return ("right", "") if equals else ("wrong", "another value")
 
@@ -57,11 +57,15 @@ def read_reference(text: str) -> Node:
     """Parse a reference answer, which must have a value.
 
     Raises:
-        NotUnderstood: A part of the text cannot be parsed, or there is no value.
-        Exception: From sympy, if it cannot compute the value.
+        NotUnderstood: A part of the text cannot be parsed, or sympy cannot compute its value.
     """
     tree = read_math(answer_segment(text)[0].strip())
-    algebra.check(tree)
+    try:
+        algebra.check(tree)
+    except (NotUnderstood, _Late):
+        raise
+    except Exception as error:
+        raise NotUnderstood(f"{type(error).__name__}: {error}") from error
     return tree
 
 
