@@ -1,8 +1,4 @@
-"""Adapters: plain functions as rewards, and rewards as TRL reward functions.
-
-A :class:`~rlhf.reward_models.core.Reward` is itself the callable that an environment wrapper takes
-(``reward(conversations) -> [float | None]``), so environments need no adapter.
-"""
+"""Adapters: plain functions as rewards, and rewards as TRL reward functions."""
 
 from __future__ import annotations
 
@@ -19,9 +15,8 @@ class FunctionReward(Reward):
     """A user's function as a reward: list of conversations -> one float or None for each.
 
     If the function raises on a batch, it is called again with one conversation at a time, so that a
-    single bad text costs one score. Each exception gives None and is counted under its message,
-    with the file and line that raised it. Every exception is caught, because the function is not
-    part of this package and a bug in it should not end a long run.
+    single text causes the loss of one score. Each exception gives None and is counted under its
+    message, with the file and line that raised it, because a bug should not end a long run.
     """
 
     def __init__(self, function: RewardFunction, *, name: str | None = None):
@@ -61,7 +56,7 @@ class FunctionReward(Reward):
 
 
 def as_reward(reward: Reward | RewardFunction, *, name: str | None = None) -> Reward:
-    """``reward`` itself, or a plain function wrapped as a :class:`FunctionReward`."""
+    """Return ``reward`` itself, or a plain function as a :class:`FunctionReward`."""
     if isinstance(reward, Reward):
         return reward
     if callable(reward):
@@ -72,7 +67,7 @@ def as_reward(reward: Reward | RewardFunction, *, name: str | None = None) -> Re
 
 
 def as_trl(reward: Reward) -> Callable[..., list[Score]]:
-    """``reward`` as a TRL reward function ``(prompts, completions, **columns)``.
+    """Return ``reward`` as a TRL reward function ``(prompts, completions, **columns)``.
 
     Text, numbers and lists of these in the other columns of the data set (``answer``, ...) become
     facts on the first message. TRL names its metrics after ``__name__`` and ignores rows whose

@@ -71,7 +71,7 @@ _MATH_PRM_WEIGHT = 984  # the number of prompts of all code subsets, instead of 
 
 
 def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
-    """RewardBench 1: rows of ``prompt``, ``chosen``, ``rejected``, ``subset``.
+    """Score RewardBench 1: rows of ``prompt``, ``chosen``, ``rejected``, ``subset``.
 
     A pair is right if the chosen reply scores strictly higher. Sections weight their subsets by the
     number of prompts (``math-prm`` as 984); the score is the mean of the sections with rows.
@@ -100,15 +100,13 @@ def reward_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def reward_bench_2(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
-    """RewardBench 2 (2506.01937): best of four.
+    """Score RewardBench 2 (2506.01937): best of four.
 
     A row is right if a chosen reply has the highest score; if k replies share it, it counts 1/k.
     ``Ties`` is scored by :func:`ties_score`. The score is the mean of the subsets.
 
-    Args:
-        reward: The reward under test.
-        rows: Rows of ``prompt``, ``chosen`` (list), ``rejected`` (list) and ``subset``; ``Ties``
-            rows also have ``id`` ("ref:n" or "tied:n").
+    Rows have ``prompt``, ``chosen`` (list), ``rejected`` (list) and ``subset``; rows of ``Ties``
+    also have ``id`` ("ref:n" or "tied:n").
     """
     rows = list(rows)
     items = [(row["prompt"], reply) for row in rows for reply in [*row["chosen"], *row["rejected"]]]
@@ -190,17 +188,15 @@ def _clearness(gap: float, spread: float) -> float:
 
 
 def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
-    """RM-Bench (2410.16184): substance against style.
+    """Score RM-Bench (2410.16184): substance against style.
 
     Each row has 3 x 3 comparisons of chosen style i with rejected style j: ``easy`` if the chosen
     reply has the richer style (i > j), ``normal`` for equal styles, ``hard`` if it has the plainer
     one. Results are averaged per domain (safety: over its two parts), then over domains; the score
     is the mean of the three levels.
 
-    Args:
-        reward: The reward under test.
-        rows: Rows of ``prompt``, ``domain``, and ``chosen`` and ``rejected`` with three styles each
-            (concise, detailed, detailed with Markdown).
+    Rows have ``prompt``, ``domain``, and ``chosen`` and ``rejected`` with three styles each
+    (concise, detailed, detailed with Markdown).
     """
     rows = list(rows)
     items = [
@@ -231,12 +227,10 @@ def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def judge_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
-    """JudgeBench (2410.12784): a row is right if the better reply scores strictly higher.
+    """Score JudgeBench (2410.12784): a row is right if the better reply scores strictly higher.
 
-    Args:
-        reward: The reward under test.
-        rows: Rows of ``question``, ``response_A``, ``response_B``, ``label`` ("A>B" or "B>A") and
-            ``source``.
+    Rows have ``question``, ``response_A``, ``response_B``, ``label`` ("A>B" or "B>A") and
+    ``source``.
     """
     rows = list(rows)
     if odd := [row["label"] for row in rows if row["label"] not in ("A>B", "B>A")]:

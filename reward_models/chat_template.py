@@ -48,7 +48,7 @@ class TemplateRefused(Unscorable):
 
 
 def chat_template_kwargs(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """The template variables stored in a tokenizer, for example ``enable_thinking``."""
+    """Return the template variables stored in a tokenizer, for example ``enable_thinking``."""
     return dict(tokenizer.init_kwargs.get(_KWARGS) or {})
 
 
@@ -94,7 +94,7 @@ def set_chat_options(
 
 
 def template_defaults(variables: Mapping[str, Any]) -> str:
-    """Jinja text that sets default values of template variables."""
+    """Return Jinja text that sets default values of template variables."""
     literals = {
         name: "none" if value is None else json.dumps(value) for name, value in variables.items()
     }
@@ -105,7 +105,7 @@ def template_defaults(variables: Mapping[str, Any]) -> str:
 
 
 def system_refusal(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Reason why the template cannot render a system message; None if it can."""
+    """Return why the template cannot render a system message; None if it can."""
     turns = [{"role": "system", "content": SENTINEL}, {"role": "user", "content": "?"}]
     try:
         text = render_chat(tokenizer, turns, add_generation_prompt=True)
@@ -115,7 +115,7 @@ def system_refusal(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The Jinja text of all templates of the tokenizer; empty without one."""
+    """Return the Jinja text of all templates of the tokenizer; empty without one."""
     template = tokenizer.chat_template
     if isinstance(template, Mapping):
         return "\n".join(map(str, template.values()))
@@ -174,18 +174,18 @@ _CALL_FORMS = tuple(
 
 
 def _called(message: Message) -> list[str]:
-    """Names of the functions that a message calls."""
+    """Return the names of the functions that a message calls."""
     functions = [call.get("function", call) for call in message.get("tool_calls") or ()]
     return [str(function["name"]) for function in functions if "name" in function]
 
 
 def tools_of(messages: Sequence[Message]) -> list[Any] | None:
-    """The tools of a conversation, which are stored on one of its messages; None without any."""
+    """Return the tools of a conversation, stored on one of its messages; None without any."""
     return next((message["tools"] for message in messages if message.get("tools")), None)
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Any] | None) -> list[dict[str, Any]]:
-    """``messages`` with ``tools`` on the first message, where ``render_chat`` reads them."""
+    """Return ``messages`` with ``tools`` on the first message, where ``render_chat`` reads them."""
     copied = [dict(message) for message in messages]
     if tools and copied:
         copied[0]["tools"] = list(tools)
@@ -199,7 +199,7 @@ def _prepare_messages(
     as_text: bool,
     without_content: bool,
 ) -> list[dict[str, Any]]:
-    """Messages in the form that is passed to the template, without unknown and empty keys.
+    """Return messages in the form that is passed to the template, without unknown and empty keys.
 
     Args:
         as_text: Pass arguments of tool calls as JSON text instead of objects.
@@ -221,7 +221,7 @@ def _prepare_messages(
 
 
 def split_reasoning(message: Message) -> tuple[str, str]:
-    """(reasoning, other content) of a message.
+    """Return (reasoning, other content) of a message.
 
     The reasoning is in its own key or in a leading ``<think>`` block of the content.
     """
@@ -236,7 +236,7 @@ def split_reasoning(message: Message) -> tuple[str, str]:
 
 
 def fold_system(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """``messages`` with the system text moved to the start of the first user turn."""
+    """Return ``messages`` with the system text moved to the start of the first user turn."""
     copied = [dict(message) for message in messages]
     if not copied or copied[0]["role"] != "system":
         return copied
@@ -249,7 +249,7 @@ def fold_system(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def _with_arguments(call: Any, as_text: bool) -> Any:
-    """A tool call with its arguments as JSON text (OpenAI's form) or as an object."""
+    """Return a tool call with its arguments as JSON text (OpenAI's form) or as an object."""
     if not isinstance(call, Mapping):
         return call
     if isinstance(call.get("function"), Mapping):

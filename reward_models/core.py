@@ -49,7 +49,7 @@ class SetupError(UserError):
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line: its type, its message, and the file and line that raised it.
+    """Describe an exception in one line: type, message, and the file and line that raised it.
 
     The line is the deepest one outside installed packages, where a user can fix it.
     """
@@ -113,15 +113,11 @@ class Scores:
 def score_each(
     function: Callable[[T], R | None], items: Sequence[T], *, name: str
 ) -> tuple[list[R | None], list[str | None], Counter[str]]:
-    """Apply ``function`` to each item; an :class:`Unscorable` is a None with a reason.
-
-    Args:
-        function: Item -> result.
-        items: Conversations, or answers of a judge. [N]
-        name: Name of the reward, for the reasons.
+    """Apply ``function`` to each item; an :class:`Unscorable` becomes a None with a reason.
 
     Returns:
-        Results [N], reasons of those that are missing [N], and the number of each reason.
+        Results [N], reasons of those that are missing [N], which start with ``name``, and the
+        number of each reason.
     """
     results: list[R | None] = []
     reasons: list[str | None] = []
@@ -137,7 +133,7 @@ def score_each(
 
 
 def scatter(column: Iterable[Score], rows: Iterable[int], length: int) -> list[Score]:
-    """The scores of some ``rows`` as scores of all ``length`` rows; None for the others."""
+    """Return a column of ``length`` scores: ``column`` at the indices ``rows``, None elsewhere."""
     known = dict(zip(rows, column, strict=True))
     return [known.get(row) for row in range(length)]
 
@@ -145,7 +141,7 @@ def scatter(column: Iterable[Score], rows: Iterable[int], length: int) -> list[S
 def merge(
     results: Sequence[Scores],
 ) -> tuple[dict[str, list[Score]], Counter[str], list[str | None]]:
-    """Components, counts, and the first reason for each conversation, of several rewards."""
+    """Return components, counts, and the first reason for each conversation, of several rewards."""
     components = {name: column for result in results for name, column in result.components.items()}
     counts = sum((result.counts for result in results), Counter())
     columns = zip(*(result.reasons for result in results), strict=True)
@@ -172,19 +168,19 @@ class Reward(ABC):
         """Score conversations, [N]."""
 
     def __call__(self, conversations: Sequence[Conversation]) -> list[Score]:
-        """The values of :meth:`score`, [N]; the form that environment wrappers take."""
+        """Return the values of :meth:`score`, [N]; environment wrappers call this."""
         return self.score(conversations).values
 
     def leaves(self) -> tuple[Reward, ...]:
-        """The leaves of this composition, in order."""
+        """Return the leaves of this composition, in order."""
         return (self,)
 
     def checkpoints(self) -> tuple[LearnedReward, ...]:
-        """All learned rewards from which this one computes its scores."""
+        """Return all learned rewards from which this one computes its scores."""
         return _distinct(c for inner in self.inner_rewards for c in inner.checkpoints())
 
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:
-        """P(first is better) = sigmoid((score(first) - score(second)) / temperature), [pairs]."""
+        """Return P(first is better) = sigmoid((score(first) - score(second)) / temperature). [N]"""
         if len(first) != len(second):
             raise UserError(
                 f"prefer compares pairs, got {len(first)} and {len(second)} conversations"
@@ -206,11 +202,7 @@ class Reward(ABC):
             return Combined("*", self, other)
         return Mapped(self, lambda value: value * other)
 
-    def __radd__(self, other: float) -> Reward:
-        return self + other
-
-    def __rmul__(self, other: float) -> Reward:
-        return self * other
+    __radd__, __rmul__ = __add__, __mul__
 
     def __neg__(self) -> Reward:
         return self * -1.0
@@ -222,17 +214,17 @@ class Reward(ABC):
         return -self + other
 
     def clip(self, low: float, high: float) -> Reward:
-        """Values limited to [low, high]."""
+        """Return this reward limited to [low, high]."""
         if not low < high:
             raise UserError(f"clip needs low < high, got low={low}, high={high}")
         return Mapped(self, lambda value: min(max(value, low), high))
 
     def threshold(self, at_least: float, *, above: float = 1.0, below: float = 0.0) -> Reward:
-        """``above`` if the value is at least ``at_least``, else ``below``."""
+        """Return a reward of ``above`` if the value is at least ``at_least``, else ``below``."""
         return Mapped(self, lambda value: above if value >= at_least else below)
 
     def normalise(self, mean: float | None = None, std: float | None = None) -> Reward:
-        """(value - mean) / std, by default with the reward's own ``moments``.
+        """Return the reward (value - mean) / std, by default with this reward's ``moments``.
 
         With the statistics of samples of the *reference policy*, a KL coefficient has the same
         meaning for all reward models (Ziegler et al. 2019).
@@ -246,7 +238,7 @@ class Reward(ABC):
         return Mapped(self, lambda value: (value - mean) / std)
 
     def gate(self, condition: Reward, *, at_least: float = 0.5, otherwise: float = 0.0) -> Reward:
-        """This reward if ``condition`` scores at least ``at_least``, else ``otherwise``.
+        """Return this reward if ``condition`` scores at least ``at_least``, else ``otherwise``.
 
         Conversations that do not meet the condition are not scored by this reward, so a cheap rule
         can save calls of an expensive judge. If the condition has no score, the result is None.
@@ -255,7 +247,7 @@ class Reward(ABC):
 
 
 def sigmoid(x: float) -> float:
-    """1 / (1 + exp(-x)) without overflow."""
+    """Return 1 / (1 + exp(-x)) without overflow."""
     return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
@@ -324,7 +316,7 @@ class Gated(Composition):
 
 
 def _distinct(rewards: Iterable[S]) -> tuple[S, ...]:
-    """The rewards in order, each object once."""
+    """Return the rewards in order, each object once."""
     return tuple({id(reward): reward for reward in rewards}.values())
 
 
@@ -360,7 +352,7 @@ class EachReward(Reward):
 
 
 def last_reply(conversation: Conversation) -> str:
-    """Text of the last assistant message.
+    """Return the text of the last assistant message.
 
     A message without text, such as one that only calls a tool, gives an empty text; several text
     parts are joined.
@@ -386,15 +378,15 @@ def _text(content: Any) -> str:
 
 
 def as_messages(value: str | Conversation, role: str) -> Conversation:
-    """A text as one message of ``role``; messages are copied."""
+    """Return a text as one message of ``role``, or a copy of a list of messages."""
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
 
 
 def fact(conversation: Conversation, key: str) -> Any:
-    """The value of the key ``key`` in the last message that has it; None if there is none."""
+    """Return the value of ``key`` in the last message that has it; None if there is none."""
     return next((m[key] for m in reversed(conversation) if key in m), None)
 
 
 def with_facts(conversation: Conversation, facts: Mapping[str, str]) -> Conversation:
-    """A copy with ``facts`` as further keys of the first message."""
+    """Return a copy with ``facts`` as further keys of the first message."""
     return [{**conversation[0], **facts}, *conversation[1:]]

@@ -96,7 +96,7 @@ class PairJudge:
         self.counts: Counter[str] = Counter()
 
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:
-        """1.0 if the first wins, 0.0 if the second, 0.5 if the order decides, None if unknown, [N].
+        """Return 1 if the first wins, 0 if the second, 0.5 if the order decides, else None. [N]
 
         Raises:
             UserError: The conversations of a pair have different prompts.
@@ -123,7 +123,7 @@ class PairJudge:
 
 
 def as_text(conversation: Conversation) -> str:
-    """The conversation as labelled paragraphs."""
+    """Return the conversation as paragraphs that start with the role."""
     return "\n\n".join(f"[{m['role'].capitalize()}]\n{m['content']}" for m in conversation)
 
 
@@ -153,11 +153,11 @@ def endpoint(
     timeout: float = 60.0,
     parallel: int = 4,
     max_tokens: int = 512,
-    key_variable: str = "OPENAI_API_KEY",
 ) -> Generate:
-    """A judge on an OpenAI-compatible server, with greedy decoding.
+    """Return a judge on an OpenAI-compatible server, with greedy decoding.
 
-    A late, refused or malformed answer becomes None, as does every network error.
+    A late, refused or malformed answer becomes None, as does every network error. The API key is
+    read from the environment variable ``OPENAI_API_KEY``.
 
     Args:
         url: Address of the server, such as ``http://localhost:8000/v1``.
@@ -165,12 +165,11 @@ def endpoint(
         timeout: Seconds per request.
         parallel: Number of concurrent requests.
         max_tokens: Longest answer, in tokens.
-        key_variable: Environment variable with the API key.
     """
     address = url.rstrip("/") + "/chat/completions"
     headers = {"Content-Type": "application/json"}
-    if os.environ.get(key_variable):
-        headers["Authorization"] = f"Bearer {os.environ[key_variable]}"
+    if key := os.environ.get("OPENAI_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
 
     def one(prompt: str) -> str | None:
         messages = [{"role": "user", "content": prompt}]

@@ -9,8 +9,8 @@ unpadded text.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -39,7 +39,7 @@ _CHECK_TEXTS = ("Yes.", "The quick brown fox jumps over the lazy dog and goes ho
 States = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class PrefixScores:
     """The output of the reward head at every token of one conversation.
 
@@ -72,13 +72,11 @@ class LearnedReward(Reward):
         scope: str | None = None,
         name: str = "learned",
     ):
-        scope = scope or sidecar.scope
-        if scope not in ("conversation", "reply"):
-            raise UserError(f"scope must be 'conversation' or 'reply', got {scope!r}")
+        sidecar = dataclasses.replace(sidecar, scope=scope or sidecar.scope)
         if batch_size < 1:
             raise UserError(f"batch_size must be >= 1, got {batch_size}")
         self.model, self.tokenizer, self.sidecar = model, tokenizer, sidecar
-        self.batch_size, self.scope, self.name = batch_size, scope, name
+        self.batch_size, self.name = batch_size, name
         self.temperature = sidecar.temperature
         if sidecar.mean is not None and sidecar.std is not None:
             self.moments = (sidecar.mean, sidecar.std)
@@ -155,7 +153,7 @@ class LearnedReward(Reward):
         return self._encode(conversation)[0]
 
     def _encode(self, conversation: Conversation) -> tuple[list[int], bool]:
-        if self.scope == "reply":
+        if self.sidecar.scope == "reply":
             conversation = [{"role": "assistant", "content": last_reply(conversation)}]
         ids, truncated = encoding.encode_truncated(
             self.tokenizer,

@@ -42,14 +42,14 @@ class Target:
         self.table = _read_answers(Path(answers), key) if answers else None
 
     def of(self, conversation: Conversation) -> str:
-        """The right answer; :class:`Unscorable` if there is none or a list of alternatives."""
+        """Return the right answer; raises :class:`Unscorable` without one, or with a list."""
         answers = self.any_of(conversation)
         if len(answers) > 1:
             raise Unscorable("a list of reference answers instead of a single one")
         return answers[0]
 
     def any_of(self, conversation: Conversation) -> list[str]:
-        """The alternative right answers; :class:`Unscorable` if there are none."""
+        """Return the alternative right answers; raises :class:`Unscorable` without any."""
         answer: Any = self.answer
         if answer is None and self.table is not None:
             users = [m["content"] for m in conversation if m["role"] == "user"]
@@ -62,7 +62,7 @@ class Target:
 
 
 def _text(answer: Any) -> str:
-    """The text of an answer; 42 and 42.0 are both "42"."""
+    """Return the text of an answer; 42 and 42.0 are both "42"."""
     if isinstance(answer, float) and answer.is_integer() and abs(answer) < 1e15:
         return str(int(answer))
     if isinstance(answer, str | int | float):

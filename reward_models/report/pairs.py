@@ -49,7 +49,6 @@ def evaluate_reward_model(
     Accuracy counts a tie as one half. Pairs without a score are counted and left out.
 
     Args:
-        reward: The reward.
         pairs: Held-out pairs.
         train_pairs: Pairs on which the bag of words is fitted; without them it is cross-fitted.
         samples: Replies of the policy to be trained, one list of conversations for each prompt.
@@ -60,7 +59,6 @@ def evaluate_reward_model(
         overlapping: Number of prompts that share 13 consecutive words with a training prompt.
         stress_size: Conversations of each stress test; 0 skips these tests.
         invariance_size: Conversations that are scored alone and in batches; 0 skips this test.
-        seed: Random seed.
 
     Raises:
         UserError: No pair could be scored.
@@ -125,7 +123,7 @@ class ScoredPairs:
 
 
 def wins(margins: np.ndarray) -> np.ndarray:
-    """1 where the margin is positive, 0 where negative, 1/2 where it is zero."""
+    """Return 1 for a positive margin, 0 for a negative one, and 1/2 for zero."""
     return np.where(margins > 0, 1.0, np.where(margins < 0, 0.0, 0.5))
 
 
