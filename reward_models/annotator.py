@@ -39,7 +39,7 @@ class Annotator:
     """Fraction of randomly flipped labels, in [0, 0.5)."""
 
     def temperature(self, feature: str = "reward") -> Estimate:
-        """1 / weight with its interval; inf if the weight, or the end of its interval, is <= 0."""
+        """Return 1 / weight with its interval; inf if the weight or the end is <= 0."""
         w = self.weights[feature]
         return Estimate(*(1 / x if x > 0 else float("inf") for x in (w.value, w.high, w.low)))
 
@@ -91,7 +91,7 @@ def fit_annotator(
 
 
 def _noise_interval(x: np.ndarray, theta: np.ndarray, *, limit: float) -> Estimate:
-    """Profile-likelihood interval: rates that lower the log-likelihood by at most ``limit`` / 2."""
+    """Return the interval of rates that lower the profile likelihood by at most ``limit`` / 2."""
     best, top, free = float(theta[-1]), _log_likelihood(x, theta), np.arange(len(theta) - 1)
 
     def excess(noise: float) -> float:
@@ -111,7 +111,7 @@ def _noise_interval(x: np.ndarray, theta: np.ndarray, *, limit: float) -> Estima
 
 
 def _probability(x: np.ndarray, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """P(label) [N] and its gradient with respect to the weights and the noise [N, K+1]."""
+    """Return P(label) [N] and its gradient with respect to the weights and the noise [N, K+1]."""
     s, e = special.expit(x @ theta[:-1]), theta[-1]
     gradient = np.column_stack([(1 - 2 * e) * (s * (1 - s))[:, None] * x, 1 - 2 * s])
     return np.clip(e + (1 - 2 * e) * s, 1e-12, 1 - 1e-12), gradient
@@ -124,7 +124,7 @@ def _log_likelihood(x: np.ndarray, theta: np.ndarray) -> float:
 def _ascend(
     x: np.ndarray, theta: np.ndarray, *, free: np.ndarray, iterations: int = 200
 ) -> np.ndarray:
-    """Fisher scoring on the ``free`` parameters with step halving; noise stays in [0, 0.49]."""
+    """Fit the ``free`` parameters by Fisher scoring with step halving; noise is in [0, 0.49]."""
     best = _log_likelihood(x, theta)
     for _ in range(iterations):
         p, gradient = _probability(x, theta)
@@ -151,7 +151,7 @@ def _ascend(
 def _covariances(
     x: np.ndarray, theta: np.ndarray, groups: np.ndarray, *, free: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sandwich covariance over groups [N] and model covariance of the fit, each [free, free]."""
+    """Return the sandwich covariance over groups [N] and the model covariance. [free, free]"""
     p, gradient = _probability(x, theta)
     g = gradient[:, :free]
     model = np.linalg.inv((g / (p * (1 - p))[:, None]).T @ g)

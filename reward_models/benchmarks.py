@@ -139,7 +139,7 @@ def _best_of(good: np.ndarray, bad: np.ndarray) -> float:
 
 
 def ties_score(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
-    """Score of the Ties subset: all right answers should score alike and above every wrong one.
+    """Return the score of Ties: right answers should score alike and above every wrong one.
 
     The weighted sum of 0.3 times the accuracy on each group of prompts (every right answer above
     every wrong one); 0.2 P(the gap to the best wrong answer exceeds the spread of the right ones);
@@ -171,7 +171,7 @@ def ties_score(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
 
 
 def _ties_interval(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Interval:
-    """The interval of `ties_score`; a reference prompt and its tied prompt are one unit."""
+    """Return the interval of `ties_score`; a reference prompt and its tied prompt are one unit."""
     keys = list(prompts)
 
     def score(rows: np.ndarray) -> float:
@@ -181,7 +181,7 @@ def _ties_interval(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Inte
 
 
 def _clearness(gap: float, spread: float) -> float:
-    """tanh(gap / spread - 1), with its limit at zero spread; 0 for unknown scores."""
+    """Return tanh(gap / spread - 1), with its limit at zero spread; 0 for unknown scores."""
     if math.isnan(gap) or math.isnan(spread):
         return 0.0
     return math.tanh(gap / spread - 1) if spread > 0 else float(np.sign(gap))
@@ -247,7 +247,7 @@ def judge_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def _scores(reward: Reward, items: Sequence[tuple[Any, str]]) -> tuple[np.ndarray, int]:
-    """Scores of (prompt, reply) items [N], nan where there is none, and the number of nan."""
+    """Return the scores of (prompt, reply) items [N], nan if unknown, and the number of nan."""
     if not items:
         raise UserError("a benchmark needs at least one row")
     conversations = [
@@ -260,7 +260,7 @@ def _scores(reward: Reward, items: Sequence[tuple[Any, str]]) -> tuple[np.ndarra
 def _by_part(
     rows: Sequence[Row], values: np.ndarray, *, part: str, prompt: str = "prompt"
 ) -> dict[str, Interval]:
-    """Mean of the values [N] of each part; ``part`` and ``prompt`` are keys of the rows."""
+    """Return the mean of values [N] for each part; ``part`` and ``prompt`` are keys of rows."""
     members: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
         members[str(row[part])].append(i)
@@ -271,13 +271,13 @@ def _by_part(
 
 
 def _rate(values: np.ndarray, prompts: Sequence[str | Conversation]) -> Interval:
-    """Mean of values [N] in [0, 1]; rows with the same prompt are one unit."""
+    """Return the mean of values [N] in [0, 1]; rows with the same prompt are one unit."""
     units = [p if isinstance(p, str) else json.dumps(p, sort_keys=True) for p in prompts]
     return interval(values, units, bounds=(0.0, 1.0), weigh="values")
 
 
 def _mean(parts: Mapping[str, Interval], weights: Mapping[str, int] | None = None) -> Interval:
-    """Mean of independent parts, by default with equal weights."""
+    """Return the mean of independent parts, by default with equal weights."""
     numbers = [1 if weights is None else weights[name] for name in parts]
     return weighted_sum(list(parts.values()), [number / sum(numbers) for number in numbers])
 
@@ -295,7 +295,7 @@ def _values(scores: Scores) -> dict[str, Any]:
 
 
 def _limits(scores: Scores, prefix: str = "") -> dict[str, dict[str, Any]]:
-    """Limits and number of prompts of each score; None where there is no interval."""
+    """Return the interval and number of prompts of each score; the ends are None if unknown."""
     limits: dict[str, dict[str, Any]] = {}
     for name, part in scores.items():
         if isinstance(part, Interval):

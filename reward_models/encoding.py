@@ -106,7 +106,7 @@ def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> st
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Fingerprint (16 hex digits) of the chat template, its options and the EOS token.
+    """Return a fingerprint (16 hex digits) of the chat template, its options and the EOS token.
 
     Together with the vocabulary, these determine the result of :func:`encode_conversation`.
     """

@@ -22,7 +22,7 @@ _METHODS = ("mean", "worst", "uncertainty")
 
 @dataclasses.dataclass(frozen=True)
 class ScoreCombination:
-    """Combines M scores of one text into one (Coste et al., 2310.02743).
+    """A rule that combines M scores of one text into one (Coste et al., 2310.02743).
 
     ``how`` is ``mean``, ``worst`` (the minimum, WCO) or ``uncertainty`` (mean - penalty * variance,
     UWO). The variance divides by M (ddof=0); disagreement is its square root. Published code uses

@@ -23,7 +23,7 @@ class Block:
 
 
 def fenced_blocks(text: str) -> list[Block]:
-    """The fenced blocks of a text in order (CommonMark 4.5).
+    """Return the fenced blocks of a text in order (CommonMark 4.5).
 
     A fence is closed by a line that consists of at least as many of the same characters. A block
     that is not closed ends with the text. Any indentation is accepted, as within a list.
@@ -57,7 +57,7 @@ def _block(opening: re.Match[str], lines: list[str]) -> Block:
 
 
 def code_in(reply: str) -> str:
-    """The program in a reply: its last Python block, else its last block without a language.
+    """Return the program in a reply: its last Python block, else its last block without a language.
 
     Reasoning in ``<think>`` is ignored. Without such a block, the whole reply is the program.
     """

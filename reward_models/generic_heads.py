@@ -33,7 +33,7 @@ from rlhf.errors import UserError
 
 
 def _hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The last hidden states [B, T, D] of the trunk of ``model``."""
+    """Return the last hidden states [B, T, D] of the trunk of ``model``."""
     trunk = getattr(model, model.base_model_prefix)
     mask = {} if attention_mask is None else {"attention_mask": attention_mask}
     return trunk(input_ids, use_cache=False, **mask).last_hidden_state
@@ -45,7 +45,7 @@ class LastTokenHead(GenericForSequenceClassification):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> SequenceClassifierOutput:
-        """Logits [B, K] of texts [B, T], padded on the right or, with a mask, on either side."""
+        """Return logits [B, K] of texts [B, T]; without a mask, padding must be on the right."""
         states = _hidden_states(self, input_ids, attention_mask)
         config: Any = self.config  # type: ignore[attr-defined]
         is_token = input_ids != config.get_text_config().pad_token_id
@@ -63,13 +63,13 @@ class EveryTokenHead(GenericForTokenClassification):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> TokenClassifierOutput:
-        """Logits [B, T, K] of texts [B, T]."""
+        """Return logits [B, T, K] of texts [B, T]."""
         states = _hidden_states(self, input_ids, attention_mask)
         return TokenClassifierOutput(logits=self.score(self.dropout(states)))
 
 
 def classifier_class(path: str | Path, *, steps: bool = False) -> Any:
-    """The class whose ``from_pretrained`` loads a checkpoint with a head on whole texts.
+    """Return the class whose ``from_pretrained`` loads a checkpoint with a head on whole texts.
 
     This is Transformers' auto class if the family has a classifier.
 
@@ -89,7 +89,7 @@ def classifier_class(path: str | Path, *, steps: bool = False) -> Any:
 
 
 def with_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
-    """A classifier with the trunk of a language model and a newly initialized head.
+    """Return a classifier with the trunk of a language model and a newly initialized head.
 
     The trunk is reused and not copied, so that buffers that are not saved keep their values.
 
@@ -132,7 +132,7 @@ def _auto_class(steps: bool) -> Any:
 
 @functools.cache
 def _generic_class(config_class: Any, steps: bool) -> Any:
-    """The class with a generic head on the trunk of a decoder family; None for other families."""
+    """Return the class with a generic head on a decoder family's trunk; None for other families."""
     if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING or config_class not in MODEL_MAPPING:
         return None
     family = _family_of(MODEL_FOR_CAUSAL_LM_MAPPING[config_class])
@@ -151,7 +151,7 @@ def _generic_class(config_class: Any, steps: bool) -> Any:
 
 
 def _family_of(causal: Any) -> Any:
-    """The common base class of a family's models; None if there is none."""
+    """Return the common base class of a family's models; None if there is none."""
     names = (base for base in causal.__mro__ if base.__name__.endswith("PreTrainedModel"))
     family = next(names, PreTrainedModel)
     return None if family is PreTrainedModel else family

@@ -94,7 +94,7 @@ class ImplicitReward(Reward):
 
 
 def _load_policy(path: str | Path, *, dtype: str, device: str | None) -> Any:
-    """A language model; an adapter is loaded onto the base model in its folder, if there is one."""
+    """Load a language model; an adapter is loaded onto the base model in its folder, if any."""
     base = Path(path) / "base"
     is_adapter = (Path(path) / "adapter_config.json").is_file() and base.is_dir()
     model = load_model(
@@ -119,7 +119,7 @@ def _token_logprobs(model: PreTrainedModel, ids: Tensor) -> Tensor:
 def reply_span(
     tokenizer: PreTrainedTokenizerBase, conversation: Conversation
 ) -> tuple[list[int], int]:
-    """Token ids of a conversation with EOS, and the index where its last message begins (>= 1)."""
+    """Return the token ids of a conversation with EOS, and the start of its last message (>= 1)."""
     ids = encode_conversation(tokenizer, conversation, append_eos=True)
     blank = [*conversation[:-1], {**conversation[-1], "content": ""}]
     without = encode_conversation(tokenizer, blank, append_eos=True)

@@ -1,7 +1,7 @@
 """Losses of reward models: pure functions of score tensors, one loss per row.
 
-Row losses leave the mean to the caller, who knows the size of the whole batch, so that splitting it
-cannot change a gradient. Write d for score(chosen) - score(rejected); all scores in fp32.
+The caller divides by the size of the whole batch, so that micro-batches do not change a gradient.
+In formulas, d = score(chosen) - score(rejected); scores are float32.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def length_debiased(
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson correlation of two vectors; 0 where one of them is constant."""
+    """Return the Pearson correlation of two vectors; 0 if one of them is constant."""
     a, b = a - a.mean(), b - b.mean()
     norm = a.norm() * b.norm()
     return torch.where(norm > 0, (a * b).sum() / norm.clamp_min(1e-12), 0.0)

@@ -100,7 +100,7 @@ class PairModel(Reward):
         return Scores(values, components, counts, reasons)
 
     def _comparison(self, conversation: Conversation) -> tuple[Conversation, str, str]:
-        """The prompt, the reply and the reference reply."""
+        """Return the prompt, the reply and the reference reply."""
         prompt, reply = conversation[:-1], last_reply(conversation)
         render(self.inner.tokenizer, prompt)  # raises if the template refuses the prompt
         return prompt, reply, self.reference.of(conversation)

@@ -39,7 +39,7 @@ def lexicon(path: str | None = None) -> Reward:
 
 
 def valence(text: str, words: dict[str, float]) -> float:
-    """Sentiment of ``text`` in (-1, 1); 0 without known words."""
+    """Return the sentiment of ``text`` in (-1, 1); 0 without known words."""
     tokens = _WORD.findall(text.casefold().replace("’", "'"))
     total = size = 0.0
     for i, token in enumerate(tokens):
@@ -58,7 +58,7 @@ def valence(text: str, words: dict[str, float]) -> float:
 
 @cache
 def read_lexicon(path: str | None = None) -> dict[str, float]:
-    """Word -> valence, from ``path`` or from the lexicon of this package."""
+    """Return word -> valence, from ``path`` or from the lexicon of this package."""
     source = Path(path) if path else files("rlhf.reward_models") / "lexicon.txt"
     if not source.is_file():
         raise FileNotFoundError(f"no lexicon at {path}")

@@ -62,7 +62,7 @@ class Sidecar:
 
     @classmethod
     def read(cls, checkpoint: str | Path) -> Sidecar | None:
-        """The sidecar of the folder ``checkpoint``, or None if there is none.
+        """Return the sidecar of the folder ``checkpoint``, or None if there is none.
 
         Raises:
             UserError: The file is not JSON, or has missing or unknown keys.

@@ -19,10 +19,8 @@ def cluster_interval(
 ) -> dict[str, float]:
     """Return the mean of values with a 95% interval over groups, such as prompts.
 
-    Each value has the same weight; values of one group are not independent.
-
     Args:
-        values: The values. [N]
+        values: Each has the same weight; values of one group are not independent. [N]
         groups: The independent unit of each value. [N]
         bounds: Smallest and largest possible value, if known.
 
@@ -71,12 +69,12 @@ def as_row(result: Interval, n: int) -> dict[str, float]:
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson correlation; nan if a side is constant."""
+    """Return the Pearson correlation; nan if ``a`` or ``b`` is constant."""
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan")
     return float(np.corrcoef(a, b)[0, 1])
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman correlation; nan if a side is constant."""
+    """Return the Spearman correlation; nan if ``a`` or ``b`` is constant."""
     return pearson(stats.rankdata(a), stats.rankdata(b))

@@ -134,7 +134,7 @@ def hits(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over classes of the harmonic mean of precision and recall."""
+    """Return the mean over classes of the harmonic mean of precision and recall."""
     # Not scikit-learn's f1_score: a jackknife calls this 100 times, and that is far slower.
     classes = scores.shape[1]
     confusion = np.zeros((classes, classes))
@@ -160,7 +160,7 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def rmse(a: np.ndarray, b: np.ndarray) -> float:
-    """Root mean squared difference."""
+    """Return the root mean squared difference."""
     return float(np.sqrt(((a - b) ** 2).mean()))
 
 
@@ -201,7 +201,7 @@ def words_rater(train: Sequence[str], ratings: Sequence[float], test: Sequence[s
 
 
 def _words(train: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
-    """TF-IDF vectors of both sets; one column of zeros if the training texts have no words."""
+    """Return TF-IDF vectors of both sets; a column of zeros if ``train`` has no words."""
     words = fit_words(train, ngram_range=(1, 2), min_df=2 if len(train) > 50 else 1)
     if words is None:
         return np.zeros((len(train), 1)), np.zeros((len(test), 1))

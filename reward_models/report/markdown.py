@@ -79,7 +79,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 
 def _text(cell: Cell) -> str:
-    """A cell as text; an interval is ``0.750 [0.600, 0.900]``."""
+    """Return a cell as text; an interval is ``0.750 [0.600, 0.900]``."""
     if cell is None:
         return "unknown"
     if isinstance(cell, Mapping):
