@@ -37,7 +37,7 @@ def test_confidence_is_judged_by_the_interval_of_the_temperature(fitted, low, hi
     ("gain", "words"),
     [
         ({"low": 0.1, "high": 0.5}, "by this reward raises gold from 1 to 1.3"),
-        ({"low": -0.5, "high": -0.1}, "by it lowers gold from 1 to 1.3"),
+        ({"low": -0.5, "high": -0.1}, "by this reward lowers gold from 1 to 1.3"),
         ({"low": -0.1, "high": 0.5}, "does not clearly change gold: from 1 to 1.3"),
         ({"low": None, "high": None}, "does not clearly change gold"),
         (None, "does not clearly change gold"),
