@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import traceback
 from pathlib import Path
 
 import pytest
 import yaml
 
+import rlhf
 from rlhf.cli.main import main
 from rlhf.cli.table import COMMANDS
 from rlhf.common.imports import import_object
+from rlhf.errors import UserError
 from tests.helpers.runs import write_run
 from tests.helpers.training import offline_tree, online_tree, pair_rows, sft_rows, write_rows
 
@@ -219,6 +222,23 @@ def test_dry_run_shows_the_algebra_and_trains_nothing(capsys, tmp_path, sft, ech
     code, out, _ = call(capsys, "rloo", "--config", config_file(tmp_path, tree), "--dry-run")
     assert "8 episodes per step = 2 start states x 4" in out
     assert not (tmp_path / "run").exists()
+
+
+def test_few_functions_lie_between_the_command_line_and_the_first_step(
+    monkeypatch, tmp_path, echo_model
+):
+    package = str(Path(rlhf.__file__).parent)
+    stack = []
+
+    def step(self, number, run):
+        stack.extend(f for f in traceback.extract_stack() if f.filename.startswith(package))
+        raise UserError("the stack is recorded")
+
+    monkeypatch.setattr("rlhf.training.online.OnlineTrainer.step", step)
+    tree = online_tree(tmp_path / "run", echo_model)
+    assert main(["ppo", "--config", config_file(tmp_path, tree), "--num_steps", "5"]) == 2
+    assert stack[0].name == "main"
+    assert len(stack) <= 6, [frame.name for frame in stack]
 
 
 def test_generate_and_its_mistake(capsys, echo_model):
