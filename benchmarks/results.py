@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import UserError
-from rlhf.runs.directory import describe_machine
+from rlhf.runs.machine import describe_machine
 
 Result = dict[str, Any]
 

@@ -11,10 +11,11 @@ from typing import Any
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.commands.command import CommandTable
 from rlhf.commands.dry_run import check_without_data
-from rlhf.common.names import nearest
+from rlhf.common.names import FILE_NAME_RULE, is_file_name, nearest
 from rlhf.config.base import DirectoryConfig, Seed
 from rlhf.config.load import Source, assemble, build, set_key
 from rlhf.errors import UserError
+from rlhf.runs.claim import DESCRIPTIONS, RESULTS
 from rlhf.runs.directory import open_directory
 from rlhf.runs.launch import release_memory
 
@@ -75,7 +76,13 @@ def _name_of(stage: Any, index: int) -> str:
         raise UserError(f"stages.{index}.verb was renamed to stages.{index}.command")
     if not isinstance(stage, dict) or "name" not in stage or "command" not in stage:
         raise UserError(f"stages.{index}: a stage needs a name and a command")
-    return str(stage["name"])
+    name = str(stage["name"])
+    if not is_file_name(name) or name in DESCRIPTIONS | RESULTS:
+        raise UserError(
+            f"stages.{index}.name: {name!r} cannot be the name of a stage: it becomes that of a "
+            f"folder ({FILE_NAME_RULE}), and those of the toolkit's own files are taken"
+        )
+    return name
 
 
 def _check_stage(
@@ -195,17 +202,19 @@ def run_pipeline(pipeline: Pipeline, commands: CommandTable) -> Path:
 
     root = Path(pipeline.output_dir)
     tree = {"seed": pipeline.seed, "stages": pipeline.stages}
-    open_directory(
+    with open_directory(
         root, "pipeline.yaml", tree, resume=pipeline.resume, overwrite=pipeline.overwrite
-    )
-    for number, stage in enumerate(pipeline.stages, start=1):
-        log.info("stage %d of %d: %s", number, len(pipeline.stages), stage["name"])
-        try:
-            commands.run_command(stage["command"], stage_tree(pipeline, stage))
-            release_memory()
-        except UserError as error:
-            raise type(error)(f"stage {stage['name']}: {error}") from error
-    return write_report(root)
+    ) as claim:
+        for number, stage in enumerate(pipeline.stages, start=1):
+            log.info("stage %d of %d: %s", number, len(pipeline.stages), stage["name"])
+            try:
+                commands.run_command(stage["command"], stage_tree(pipeline, stage))
+                claim.commit()
+                release_memory()
+            except UserError as error:
+                error.args = (f"stage {stage['name']}: {error}",)
+                raise
+        return write_report(root)
 
 
 def run(pipeline: Pipeline, commands: CommandTable) -> Generator[str, None, int]:

@@ -1,14 +1,19 @@
 """The run directory: what is written, what is refused, what survives a crash."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from rlhf.errors import UserError
-from rlhf.runs.directory import Run, describe_machine, flatten
+from rlhf.runs.checksums import write_checksums
+from rlhf.runs.directory import Run, flatten
+from rlhf.runs.machine import describe_machine
 
 
 def config(directory, **keys):
@@ -46,6 +51,7 @@ def test_the_environment_names_the_commit_of_a_checkout():
 def test_an_existing_directory_is_refused_and_left_alone(tmp_path):
     run = Run.open(config(tmp_path / "run"))
     run.log(1, {"a": 1.0})
+    run.close()
     before = {p.name: p.read_bytes() for p in run.directory.iterdir() if p.is_file()}
     with pytest.raises(UserError, match="exists already: continue it with --resume"):
         Run.open(config(tmp_path / "run"))
@@ -57,35 +63,152 @@ def test_an_empty_existing_directory_is_fine(tmp_path):
     assert Run.open(config(tmp_path / "run")).directory.exists()
 
 
+def finished_run(directory, **metrics):
+    run = Run.open(config(directory))
+    run.log(1, metrics or {"a": 1.0})
+    run.finish()
+    run.close()
+    return run
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
 def test_overwrite_replaces_a_run_but_nothing_else(tmp_path):
-    run = Run.open(config(tmp_path / "run"))
-    run.log(1, {"a": 1.0})
-    Run.open(config(tmp_path / "run", overwrite=True))
+    finished_run(tmp_path / "run")
+    run = Run.open(config(tmp_path / "run", overwrite=True))
     assert not (run.directory / "metrics.jsonl").exists()
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.txt").write_text("years of work")
     with pytest.raises(UserError, match="is not a run directory"):
         Run.open(config(tmp_path / "thesis", overwrite=True))
-    assert (tmp_path / "thesis/chapter.txt").read_text() == "years of work"
+    assert names(tmp_path / "thesis") == ["chapter.txt"]
 
 
-def test_a_refused_run_restores_the_run_that_it_would_have_replaced(tmp_path):
-    Run.open(config(tmp_path / "run")).log(1, {"a": 1.0})
+def test_a_run_without_a_result_restores_the_run_that_it_would_have_replaced(tmp_path):
+    finished_run(tmp_path / "run")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
     refused = Run.open(config(tmp_path / "run", overwrite=True))
-    refused.discard_if_unused()
-    assert rows(tmp_path / "run/metrics.jsonl")[0]["a"] == 1.0
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert "metrics.jsonl" not in names(tmp_path / "run")
+    refused.close()
+    after = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    assert after == before
     replacing = Run.open(config(tmp_path / "run", overwrite=True))
     replacing.log(1, {"a": 2.0})
-    replacing.discard_if_unused()
+    replacing.close()
     assert rows(tmp_path / "run/metrics.jsonl")[0]["a"] == 2.0
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert ".replaced" not in names(tmp_path / "run")
+
+
+def test_a_process_killed_while_it_replaced_a_run_loses_nothing(tmp_path):
+    finished_run(tmp_path / "run")
+    killed = "import os, signal, sys, json; from rlhf.runs.directory import Run\n"
+    killed += "run = Run.open(json.loads(sys.argv[1]))\nos.kill(os.getpid(), signal.SIGKILL)"
+    tree = config(tmp_path / "run", overwrite=True)
+    result = subprocess.run([sys.executable, "-c", killed, json.dumps(tree)], check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert "metrics.jsonl" not in names(tmp_path / "run")
+    assert Run.open(config(tmp_path / "run", resume=True)).finished
+    assert rows(tmp_path / "run/metrics.jsonl")[0]["a"] == 1.0
+
+
+def test_files_that_no_run_wrote_stay(tmp_path):
+    finished_run(tmp_path / "run")
+    (tmp_path / "run/notes.txt").write_text("mine")
+    (tmp_path / "run/src").mkdir()
+    (tmp_path / "run/src/main.py").write_text("mine too")
+    finished = Run.open(config(tmp_path / "run", overwrite=True))
+    finished.log(1, {"a": 3.0})
+    finished.close()
+    assert (tmp_path / "run/notes.txt").read_text() == "mine"
+    assert (tmp_path / "run/src/main.py").read_text() == "mine too"
+
+
+def test_a_foreign_file_among_the_results_is_named(tmp_path):
+    run = finished_run(tmp_path / "run")
+    run.final.mkdir()
+    (run.final / "model.safetensors").write_text("weights")
+    write_checksums(run.final)
+    (run.final / "card.md").write_text("written by hand")
+    with pytest.raises(UserError, match=r"final/card\.md was not written by a run"):
+        Run.open(config(tmp_path / "run", overwrite=True))
+    assert (run.final / "card.md").exists()
+    (run.final / "card.md").unlink()
+    Run.open(config(tmp_path / "run", overwrite=True)).close()
+    assert (run.final / "model.safetensors").read_text() == "weights"
+
+
+def test_a_directory_with_an_input_of_the_run_is_not_overwritten(tmp_path, monkeypatch):
+    run = finished_run(tmp_path / "run")
+    run.final.mkdir()
+    tree = config(tmp_path / "run", overwrite=True, model={"path": str(run.final)})
+    with pytest.raises(UserError, match="final, which this command reads"):
+        Run.open(tree)
+    monkeypatch.chdir(run.final)
+    with pytest.raises(UserError, match="working directory"):
+        Run.open(config(tmp_path / "run", overwrite=True))
+    monkeypatch.setenv("HOME", str(tmp_path / "run"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="home directory"):
+        Run.open(config(tmp_path / "run", overwrite=True))
+    assert (tmp_path / "run/finished").exists()
+
+
+def test_a_link_to_a_run_is_overwritten_in_place(tmp_path):
+    finished_run(tmp_path / "run")
+    (tmp_path / "latest").symlink_to(tmp_path / "run")
+    run = Run.open(config(tmp_path / "latest", overwrite=True))
+    run.log(1, {"a": 5.0})
+    run.close()
+    assert rows(tmp_path / "run/metrics.jsonl")[0]["a"] == 5.0
+    assert (tmp_path / "latest").is_symlink()
+
+
+def test_one_process_writes_a_directory(tmp_path):
+    run = Run.open(config(tmp_path / "run"))
+    run.log(1, {"a": 1.0})
+    for keys in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match=rf"in use by process {os.getpid()} on "):
+            Run.open(config(tmp_path / "run", **keys))
+    run.close()
+    Run.open(config(tmp_path / "run", resume=True)).close()
+
+
+def test_a_refused_resumption_marks_nothing(tmp_path):
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/config.yaml").write_text("name: of another program\n")
+    with pytest.raises(UserError, match="another configuration"):
+        Run.open(config(tmp_path / "project", resume=True))
+    assert names(tmp_path / "project") == ["config.yaml"]
+    with pytest.raises(UserError, match="is not a run directory"):
+        Run.open(config(tmp_path / "project", overwrite=True))
+
+
+def test_changed_inputs_are_named_and_moved_ones_are_recognized(tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text("one\n")
+    tree = config(tmp_path / "run", data=[{"path": str(data)}])
+    run = Run.open(tree)
+    run.log(1, {"a": 1.0})
+    run.close()
+    data.rename(tmp_path / "moved.jsonl")
+    moved = tree | {"data": [{"path": str(tmp_path / "moved.jsonl")}], "resume": True}
+    Run.open(moved).close()
+    data.write_text("another\n")
+    with pytest.raises(UserError, match=r"data\.0\.path was .*moved\.jsonl', now .*data\.jsonl'"):
+        Run.open(tree | {"resume": True})
+    (tmp_path / "moved.jsonl").write_text("two\n")
+    with pytest.raises(UserError, match=r"content of data\.0\.path .* has changed"):
+        Run.open(moved)
 
 
 def test_a_resumed_run_must_carry_the_same_configuration(tmp_path):
     asked = config(tmp_path / "run", optimizer={"learning_rate": 1e-5}, seed=0)
-    Run.open(asked)
-    assert Run.open(asked | {"resume": True})
+    run = Run.open(asked)
+    run.log(1, {"a": 1.0})
+    run.close()
+    Run.open(asked | {"resume": True}).close()
     with pytest.raises(UserError, match=r"seed was 0, now 1$"):
         Run.open(asked | {"resume": True, "seed": 1})
     changed = {"resume": True, "optimizer": {"learning_rate": 1e-4}, "seed": 1}
@@ -95,7 +218,9 @@ def test_a_resumed_run_must_carry_the_same_configuration(tmp_path):
 
 def test_a_run_may_be_moved_and_then_resumed(tmp_path):
     run = Run.open(config(tmp_path / "run"))
+    run.log(1, {"a": 1.0})
     run.directory.rename(tmp_path / "moved")
+    run.close()
     assert Run.open(config(tmp_path / "moved", resume=True))
 
 
@@ -145,6 +270,7 @@ def test_rewind_drops_later_steps_and_a_line_cut_by_a_kill(tmp_path):
 def test_the_mark_of_a_finished_run(tmp_path):
     run = Run.open(config(tmp_path / "run"))
     run.finish()
+    run.close()
     assert Run.open(config(tmp_path / "run", resume=True)).finished
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from rlhf.errors import UserError
+from rlhf.runs import trackers
 from rlhf.runs.directory import Run
 from rlhf.runs.trackers import check_installed
 
@@ -15,6 +16,7 @@ def tracked(folder, name: str, *, resume: bool = False, rows=ROWS) -> Run:
     for step, metrics in rows:
         run.log(step, metrics)
     run.finish()
+    run.close()
     return run
 
 
@@ -72,3 +74,29 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_made(tmp_
 def test_without_a_tracker_nothing_is_looked_for(monkeypatch):
     monkeypatch.setattr("rlhf.runs.trackers.find_spec", lambda name: None)
     check_installed([])
+
+
+@pytest.mark.parametrize("moment", ["open", "log", "close"])
+def test_a_failing_tracker_does_not_stop_the_run(tmp_path, monkeypatch, caplog, moment):
+    calls = []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        raise ConnectionError("the server is gone")
+
+    def accept(*arguments):
+        pass
+
+    def opened(directory, config, step):
+        if moment == "open":
+            fail()
+        log, close = (fail if moment == name else accept for name in ("log", "close"))
+        return trackers.Tracker("tensorboard", log, close)
+
+    monkeypatch.setitem(trackers._OPEN, "tensorboard", opened)
+    run = tracked(tmp_path, "tensorboard")
+    assert len(run.directory.joinpath("metrics.jsonl").read_text().splitlines()) == 2
+    assert (run.directory / "finished").exists()
+    assert "tracker tensorboard failed" in caplog.text
+    assert "the server is gone" in caplog.text
+    assert len(calls) == 1

@@ -21,6 +21,7 @@ from rlhf.cli.help import command_help, group_help, usage
 from rlhf.cli.table import COMMANDS
 from rlhf.common.imports import import_object
 from rlhf.errors import UserError
+from rlhf.runs.interrupt import Interrupted
 from rlhf.runs.launch import prepare
 
 # First words of the commands that have two.
@@ -28,7 +29,10 @@ TWO_WORDS = {name.split()[0] for name in COMMANDS if " " in name}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code (0: done, 1: a bug or a fault, 2: a user's mistake)."""
+    """Run one command; return the exit code (0: done, 1: a bug or a fault, 2: a user's mistake).
+
+    A signal that stops the command gives 128 plus its number, as in a shell.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -106,7 +110,10 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
         return 128 + signal.SIGPIPE
     if isinstance(error, KeyboardInterrupt):
         print("rlhf: stopped by the user", file=sys.stderr)
-        return 2
+        return 128 + signal.SIGINT
+    if isinstance(error, Interrupted):
+        print(f"rlhf: {error}", file=sys.stderr)
+        return 128 + error.number
     # Refusals of this toolkit and unreadable files are the user's mistakes, anything else is a bug.
     if debug or not isinstance(error, UserError | FileNotFoundError | PermissionError):
         traceback.print_exception(error)

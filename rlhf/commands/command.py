@@ -144,19 +144,25 @@ class CommandTable(dict[str, Command]):
     def run_config(self, name: str, config: Any) -> Path:
         """Do what `run_command` does with a configuration that is already built."""
         from rlhf.reports import write_report
+        from rlhf.reports.run_page import REPORT
 
         run = Run.open(self.effective_tree(name, config))
-        if run.finished:
-            log.info("%s is finished: nothing to do", run.directory)
-            return run.final if run.final.exists() else run.directory
         try:
-            result = self._function(name, self[name].run)(name, config, run)
-        except (ValueError, OSError, KeyboardInterrupt):  # a UserError is a ValueError
-            run.discard_if_unused()
-            raise
-        run.finish()
-        if run.writes:
-            write_report(run.directory)
+            if run.finished:
+                log.info("%s is finished: nothing to do", run.directory)
+                result = run.final if run.final.exists() else run.directory
+            else:
+                (run.directory / REPORT).unlink(missing_ok=True)
+                result = self._function(name, self[name].run)(name, config, run)
+                run.finish()
+            if run.writes and not (run.directory / REPORT).exists():
+                write_report(run.directory)
+        except SystemExit as error:
+            raise RuntimeError(
+                f"an environment or a reward of {run.directory} called sys.exit({error.code!r})"
+            ) from error
+        finally:
+            run.close()
         return result
 
     def _function(self, name: str, path: str) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf.common.names import FILE_NAME_RULE, is_file_name
 from rlhf.config.base import RunConfig, Seed
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
@@ -27,6 +28,10 @@ class DemosFile:
     """Rows."""
     quality: float = 1.0
     """Share of actions that are the expert's; the others are random. In [0, 1]."""
+
+    def __post_init__(self) -> None:
+        if not is_file_name(self.path):
+            raise ValueError(f"files: {self.path!r} is not a file name ({FILE_NAME_RULE})")
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ def write_demos(command: str, config: DemosConfig, run: Run) -> Path:
     """Write every file of the configuration; return the run directory."""
     from rlhf.envs.demonstrations import write_demonstrations
 
+    run.declare(file.path for file in config.files)
     for number, file in enumerate(config.files):
         summary = write_demonstrations(
             config.env,

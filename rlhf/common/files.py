@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         if target.is_dir():
             shutil.rmtree(target)
         partial.replace(target)
+        flush_to_disk(target.parent)
     finally:
         _remove(partial)
 
@@ -38,6 +40,15 @@ def write_text(path: Path, text: str) -> None:
     """Replace the content of a file in one step."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until the content of a file or the entries of a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def json_line(row: Mapping[str, Any]) -> str:

@@ -1,9 +1,17 @@
-"""The nearest known name to one that does not exist, for error messages."""
+"""Names: of files that a user chooses, and the nearest known one to a name that does not exist."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+FILE_NAME_RULE = "letters, digits and _ . + = -, at most 100, the first a letter, a digit or _"
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a user's name may become a file or a folder: it cannot leave its folder."""
+    return re.fullmatch(r"\w[\w.+=-]{0,99}", name) is not None
 
 
 def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:

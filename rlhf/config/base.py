@@ -44,6 +44,8 @@ class TrainingConfig(RunConfig):
     """The model that training starts from; also the reference, if the method has one."""
     track: list[TrackerName] = field(default_factory=list)
     """Experiment trackers to log to: tensorboard, wandb, trackio, mlflow."""
+    keep_last: Annotated[int, Field(ge=1)] = 2
+    """Number of checkpoints that are kept; a damaged one is replaced by the one before."""
     profile: bool = False
     """Also log throughput, FLOP utilization, padding and peak memory (docs/metrics.md)."""
 

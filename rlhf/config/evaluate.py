@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlhf.common.names import FILE_NAME_RULE, is_file_name
 from rlhf.common.numbers import require_at_least
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
@@ -28,10 +28,10 @@ class PolicySpec:
     """Demonstrations shown before every episode, labelled text and prompt (few-shot)."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\w[\w.+=-]*", self.name) or self.name == PAIRS:
+        if not is_file_name(self.name) or self.name == PAIRS:
             raise ValueError(
-                f"policies: {self.name!r} cannot be a name: it becomes that of a folder (letters, "
-                f"digits and _ . + = -), and {PAIRS!r} is taken"
+                f"policies: {self.name!r} cannot be a name: it becomes that of a folder "
+                f"({FILE_NAME_RULE}), and {PAIRS!r} is taken"
             )
         if self.examples and self.model is None:
             raise ValueError(f"policies: {self.name} has no model to show examples to")

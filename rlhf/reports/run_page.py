@@ -27,6 +27,9 @@ from rlhf.reports.sections import (
 from rlhf.reports.tables import curve_table, save_csv, save_tables
 from rlhf.reports.tokens import token_view
 
+REPORT = "report.html"
+"""Name of the page in its directory."""
+
 
 def write_report(directory: str | Path) -> Path:
     """Write `report.html` of a run or pipeline directory, and its tables to `report_tables/`.
@@ -47,7 +50,7 @@ def write_report(directory: str | Path) -> Path:
     save_tables(root / "report_tables", tables)
     # The curves exist as JSON already, in metrics.jsonl.
     save_csv(root / "report_tables", curve_table(runs))
-    target = root / "report.html"
+    target = root / REPORT
     title = root.resolve().name
     target.write_text(page(title, _body(title, runs, comparisons, tables)), encoding="utf-8")
     return target

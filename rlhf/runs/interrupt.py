@@ -1,4 +1,4 @@
-"""Graceful interruption: Ctrl-C stops a run after the current step and its checkpoint."""
+"""Graceful interruption: a signal stops a run after the current step and its checkpoint."""
 
 from __future__ import annotations
 
@@ -9,33 +9,56 @@ from typing import Any
 
 from rlhf.errors import UserError
 
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+"""Signals that stop a run: Ctrl-C, a scheduler, a closed terminal."""
+
 
 class Interrupted(UserError):
-    """The user stopped a run; its last completed step is saved."""
+    """A signal stopped a run; its last completed step is saved.
+
+    Args:
+        message: What to do next.
+        number: Number of the signal.
+    """
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class StopRequest:
-    """In a ``with`` block, the first Ctrl-C sets ``requested``; the second interrupts at once."""
+    """In its ``with`` block the first signal sets ``number``; a second one ends the process."""
 
     def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
+        self.number: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal arrived."""
+        return self.number is not None
 
     def __enter__(self) -> StopRequest:
         # Only the main thread may install handlers; elsewhere (notebook kernels) nothing changes.
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._request)
+            self._previous = {s: signal.signal(s, self._receive) for s in SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, self._previous)
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self.__exit__()
 
     def check(self, directory: object) -> None:
-        """Raise Interrupted if the user pressed Ctrl-C; call it when a checkpoint is written."""
-        if self.requested:
-            raise Interrupted(f"stopped on request; continue with --resume ({directory})")
+        """Raise Interrupted if a signal arrived; call it when a checkpoint is written."""
+        if self.number is not None:
+            raise Interrupted(
+                f"stopped by {signal.Signals(self.number).name}; continue with --resume "
+                f"({directory})",
+                self.number,
+            )

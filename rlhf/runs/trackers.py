@@ -7,9 +7,11 @@ same keys (docs/metrics.md). Server and project are set through the tracker's en
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,11 +23,14 @@ TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 PROJECT = "rlhf"
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Tracker:
     """An open tracker: ``log(step, metrics)`` and ``close()``."""
 
+    name: str
     log: Callable[[int, Mapping[str, float]], Any]
     close: Callable[[], Any]
 
@@ -51,8 +56,46 @@ def open_trackers(
         directory: The run directory.
         config: The configuration with dotted keys, to log.
         step: First step that will be logged; TensorBoard discards later ones of an interrupted run.
+
+    Returns:
+        The trackers that could be opened; the failure of another one is a warning.
     """
-    return [_OPEN[name](directory, config, step) for name in names]
+    trackers = []
+    for name in names:
+        with _failures(name):
+            trackers.append(_OPEN[name](directory, config, step))
+    return trackers
+
+
+def log_to(trackers: Sequence[Tracker], step: int, metrics: Mapping[str, float]) -> list[Tracker]:
+    """Send one step to every tracker; return the trackers that accepted it."""
+    working = []
+    for tracker in trackers:
+        with _failures(tracker.name):
+            tracker.log(step, metrics)
+            working.append(tracker)
+    return working
+
+
+def close_trackers(trackers: Sequence[Tracker]) -> None:
+    """Close every tracker."""
+    for tracker in trackers:
+        with _failures(tracker.name):
+            tracker.close()
+
+
+@contextlib.contextmanager
+def _failures(name: str) -> Iterator[None]:
+    """Report a failure of a tracker, which must not stop a run, as a warning."""
+    try:
+        yield
+    except Exception as error:
+        log.warning(
+            "tracker %s failed and receives nothing more (%s: %s); metrics.jsonl is complete",
+            name,
+            type(error).__name__,
+            error,
+        )
 
 
 def _tensorboard(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
@@ -65,7 +108,7 @@ def _tensorboard(directory: Path, config: Mapping[str, Any], step: int) -> Track
             writer.add_scalar(key, value, step)
         writer.flush()
 
-    return Tracker(log, writer.close)
+    return Tracker("tensorboard", log, writer.close)
 
 
 def _wandb(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
@@ -78,7 +121,7 @@ def _wandb(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
         dir=str(directory),
         config=dict(config),
     )
-    return Tracker(lambda step, metrics: run.log(dict(metrics), step=step), run.finish)
+    return Tracker("wandb", lambda step, metrics: run.log(dict(metrics), step=step), run.finish)
 
 
 def _trackio(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
@@ -89,7 +132,9 @@ def _trackio(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
         resume="allow",
         config=dict(config),
     )
-    return Tracker(lambda step, metrics: trackio.log(dict(metrics), step=step), trackio.finish)
+    return Tracker(
+        "trackio", lambda step, metrics: trackio.log(dict(metrics), step=step), trackio.finish
+    )
 
 
 def _mlflow(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
@@ -104,6 +149,7 @@ def _mlflow(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
         mlflow.log_params({key: str(value)[:500] for key, value in config.items()})
     run_id = run.info.run_id
     return Tracker(
+        "mlflow",
         lambda step, metrics: mlflow.log_metrics(dict(metrics), step=step, run_id=run_id),
         mlflow.end_run,
     )

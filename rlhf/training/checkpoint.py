@@ -7,22 +7,32 @@ optimizer and scheduler, a checkpoint therefore keeps only counters and controll
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
 import torch
 
 from rlhf.common.files import atomic_path
-from rlhf.models.adapters import BASE_FOLDER
+from rlhf.errors import UserError
+from rlhf.models.adapters import BASE_FOLDER, share_base
+from rlhf.runs.checksums import DamagedFolder, verify_checksums, write_checksums
 from rlhf.training.trainer import SavedModel, Trainer
 
+log = logging.getLogger(__name__)
 
-def save_checkpoint(directory: Path, trainer: Trainer) -> None:
+
+def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
     """Write ``directory/step-N``, then remove older checkpoints.
 
     Transformers (or PEFT, for adapters) can load the folder; it also holds the state of the run. It
     is written under a temporary name and renamed at the end, so that a process that is killed
-    leaves the previous checkpoint intact.
+    leaves the previous checkpoint intact. Checksums detect files that are damaged later.
+
+    Args:
+        directory: Folder of the run's checkpoints.
+        trainer: The trainer after its step N.
+        keep: Number of checkpoints that are kept, at least 1.
     """
     step = trainer.progress.step
     target = directory / f"step-{step}"
@@ -34,9 +44,9 @@ def save_checkpoint(directory: Path, trainer: Trainer) -> None:
         stateful = trainer.state()
         state = {"step": step} | {name: item.state_dict() for name, item in stateful.items()}
         (partial / "state.json").write_text(json.dumps(state, indent=2))
-    for old in directory.glob("step-*"):
-        if old != target:
-            shutil.rmtree(old)
+        write_checksums(partial)
+    for old in _checkpoints(directory)[:-keep]:
+        shutil.rmtree(old)
 
 
 def save_best(directory: Path, model: SavedModel) -> None:
@@ -47,12 +57,45 @@ def save_best(directory: Path, model: SavedModel) -> None:
     """
     with atomic_path(directory / "best") as partial:
         model.save(partial, base=directory / BASE_FOLDER)
+        write_checksums(partial)
+
+
+def save_final(trainer: Trainer, directory: Path, final: Path) -> None:
+    """Write the trained model, with the base model of the checkpoints in ``directory``."""
+    share_base(directory, final)
+    trainer.save(final)
+    write_checksums(final)
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """Return the newest complete checkpoint, or None."""
-    steps = sorted(directory.glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
-    return steps[-1] if steps else None
+    """Return the newest checkpoint that is not damaged, or None if there is no checkpoint.
+
+    Damaged checkpoints are reported and removed, because training continues before them.
+
+    Raises:
+        UserError: Every checkpoint is damaged.
+    """
+    checkpoints = _checkpoints(directory)
+    damaged = []
+    for checkpoint in reversed(checkpoints):
+        try:
+            verify_checksums(checkpoint)
+        except DamagedFolder as error:
+            log.warning("%s; the checkpoint before is used", error)
+            damaged.append((checkpoint, error))
+            continue
+        for folder, _ in damaged:
+            shutil.rmtree(folder)
+        return checkpoint
+    if damaged:
+        raise UserError(f"{damaged[0][1]}, and no other checkpoint is left: start anew")
+    return None
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    """Return the checkpoints in order of their step."""
+    steps = directory.glob("step-*")
+    return sorted(steps, key=lambda path: int(path.name.split("-")[1]))
 
 
 def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.metrics import MetricSums, masked_mean
+from rlhf.common.files import atomic_path
 from rlhf.config.optimization import DPOOptions
 from rlhf.models.policy import Policy
 from rlhf.models.trainable import set_dropout
@@ -62,8 +63,8 @@ class DPOTrainer(SupervisedTrainer):
             return
         self.reference_logprobs = self._score_reference()
         if run.writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(self.reference_logprobs, path)
+            with atomic_path(path) as partial:
+                torch.save(self.reference_logprobs, partial)
 
     def _score_reference(self) -> dict[str, list[Tensor]]:
         """Score every pair that is used under the initial model.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rlhf.models.adapters import share_base
+from rlhf.errors import UserError
+from rlhf.runs.checksums import verify_checksums
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
@@ -14,6 +15,7 @@ from rlhf.training.checkpoint import (
     load_checkpoint,
     save_best,
     save_checkpoint,
+    save_final,
 )
 from rlhf.training.trainer import Trainer
 
@@ -35,11 +37,17 @@ def fit(trainer: Trainer, run: Run) -> Path:
         _take_steps(trainer, run, stop, checkpoints)
     trainer.world.barrier()
     if trainer.keep_best:
+        verify_checksums(checkpoints / "best")
         trainer.model.restore(checkpoints / "best")
-    trainer.finish(run)
     if run.writes:
-        share_base(checkpoints, run.final)
-        trainer.save(run.final)
+        save_final(trainer, checkpoints, run.final)
+    try:
+        trainer.finish(run)
+    except UserError as error:
+        error.args = (
+            f"{error} (the trained model is in {run.final}; repeat its evaluation with --resume)",
+        )
+        raise
     return run.final
 
 
@@ -76,7 +84,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
                 warnings = monitor.update(progress.step, metrics)
             display.show(progress.step, metrics, warnings)
             if (save_due or stop.requested) and run.writes:
-                save_checkpoint(checkpoints, trainer)
+                save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
             stop.check(run.directory)
 
 

@@ -19,6 +19,7 @@ from rlhf.models.loading import load_model
 from rlhf.models.saving import save_model
 from rlhf.models.trainable import warn_of_dropout
 from rlhf.rollout.chat_format import generation_stop_ids
+from rlhf.runs.checksums import write_checksums
 from rlhf.runs.directory import Run, seed_everything
 from rlhf.training.distributed import init_distributed
 from rlhf.training.dpo import DPOTrainer
@@ -121,6 +122,7 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
         trained = train_with_trainer(config, run, method=method, setup=setup, sets=sets)
         share_base(run.directory / "checkpoints", run.final)
         setup.save(trained, run.final)
+        write_checksums(run.final)
     else:
         options = native_options(command, config.trainer, learning_rate=method.learning_rate)
         fit(TRAINERS[command](config, options, setup, train_set, eval_set), run)

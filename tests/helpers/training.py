@@ -11,6 +11,7 @@ import torch
 
 from rlhf.config.model import ScratchSpec
 from rlhf.models.scratch import make_model, make_tokenizer
+from rlhf.runs.claim import MARKER, OWN, written_entries
 
 WORDS = ("apple", "river", "stone", "cloud")
 PROMPTS = tuple(f"Repeat: {word}" for word in WORDS)
@@ -211,10 +212,28 @@ def same(first: Any, second: Any) -> bool:
 
 
 def checkpoint_of(folder: Path) -> Any:
-    """The content of the only checkpoint of an online run."""
-    (checkpoint,) = (folder / "checkpoints").glob("step-*")
+    """The content of the last checkpoint of an online run."""
+    steps = (folder / "checkpoints").glob("step-*")
+    checkpoint = max(steps, key=lambda path: int(path.name.split("-")[1]))
     return {
         "weights": tensors_of(checkpoint),
         "optimizer": torch.load(checkpoint / "optimizer.pt", weights_only=True),
         "state": json.loads((checkpoint / "state.json").read_text()),
     }
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Weights, critic, optimizer, controllers, metrics and transcripts are equal to the bit."""
+    assert same(weights_of(first), weights_of(second))
+    assert metrics_of(first) == metrics_of(second)
+    assert same(checkpoint_of(first), checkpoint_of(second))
+    assert read_rows(first / "samples.jsonl") == read_rows(second / "samples.jsonl")
+
+
+def unknown_entries(root: Path) -> list[Path]:
+    """Entries of run directories below a folder that ``--overwrite`` would not replace."""
+    found = []
+    for marker in root.rglob(MARKER):
+        known = {*written_entries(marker.parent), *(marker.parent / n for n in OWN)}
+        found += [path for path in marker.parent.iterdir() if path not in known]
+    return found

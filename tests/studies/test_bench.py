@@ -23,6 +23,7 @@ from rlhf.studies.bench.jobs import open_study
 from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.bench.run import run_bench, run_one_job
 from tests.helpers.bench import write_manifest
+from tests.helpers.training import unknown_entries
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = 2 + 2 * 2 * (4 + 2)
@@ -87,6 +88,7 @@ def test_a_killed_bench_continues_and_ends_with_the_same_table(tmp_path):
     assert not any(map(alive, workers)), "workers outlived their benchmark"
     killed = finish(manifest)
     assert finished(killed) == finished(whole)
+    assert not unknown_entries(killed)
     for name in ("bench.md", "tables/scores.csv", "tables/tables.json"):
         assert (killed / name).read_text() == (whole / name).read_text(), name
     # Done is done: what was finished is not made again.
@@ -130,7 +132,8 @@ def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_pat
     root = Path(tree["output_dir"])
 
     def opened(**keys):
-        open_study(root, "bench.yaml", make_bench(tree | keys, COMMANDS).config, COMMANDS)
+        with open_study(root, "bench.yaml", make_bench(tree | keys, COMMANDS).config, COMMANDS):
+            (root / "bench.json").touch()
 
     opened()
     with pytest.raises(UserError, match="exists already"):
@@ -138,11 +141,12 @@ def test_an_existing_directory_is_neither_continued_nor_replaced_unasked(tmp_pat
     opened(resume=True)
     (root / "mine.txt").touch()
     opened(overwrite=True)
-    assert [path.name for path in root.iterdir()] == ["bench.yaml"]
-    (root / "bench.yaml").rename(root / "other.yaml")
-    with pytest.raises(UserError, match="not made by this command"):
+    written = sorted(path.name for path in root.iterdir() if path.name[0] != ".")
+    assert written == ["bench.json", "bench.yaml", "mine.txt"]
+    (root / ".rlhf").unlink()
+    with pytest.raises(UserError, match="not a run directory"):
         opened(overwrite=True)
-    assert (root / "other.yaml").exists()
+    assert (root / "bench.json").exists()
 
 
 def test_a_resumed_bench_that_changed_is_refused_before_anything_is_written(tmp_path):

@@ -19,6 +19,7 @@ from rlhf.studies.overoptimize.results import (
     verdict,
     ways_of_using,
 )
+from tests.helpers.training import unknown_entries
 
 NO_SAMPLES = {
     "proxy": "p",
@@ -55,6 +56,7 @@ def tree_of(folder, tmp_path, **change):
 def test_a_given_proxy_is_optimized_by_choice_and_by_training(policy_folder, tmp_path):
     tree = tree_of(policy_folder, tmp_path)
     run = run_command("overoptimize", tree)
+    assert not unknown_entries(run)
     found = json.loads((run / "overoptimization.json").read_text())
     [chosen], [trained] = found["best_of_n"], found["rl"]
     assert chosen["ns"] == [1, 2, 4, 8]

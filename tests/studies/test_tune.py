@@ -18,6 +18,7 @@ from rlhf.studies.bench.manifest import make_bench
 from rlhf.studies.tune.run import FIRST_EPISODE, make_study, run_tune
 from rlhf.studies.tune.search import Search, Trial
 from tests.helpers.bench import write_manifest
+from tests.helpers.training import unknown_entries
 
 pytest.importorskip("optuna")
 
@@ -97,6 +98,7 @@ def test_the_best_is_found_and_a_failed_trial_counts_without_a_score(tmp_path):
 def test_tuned_settings_go_into_the_bench_with_the_budget_that_found_them(tmp_path):
     path = study_of(tmp_path / "s")
     tuned = run_tune(make_study(build(TuneConfig, assemble([path], [])), COMMANDS))
+    assert not unknown_entries(tuned.parent)
     tree = yaml.safe_load(tuned.read_text())
     assert set(tree["algorithms"]["rloo"]["run"]) == {"optimizer", "algorithm"}
     assert set(tree["algorithms"]["best_of_n"]["run"]) == {"optimizer"}

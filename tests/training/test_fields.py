@@ -217,6 +217,7 @@ ELSEWHERE = {
     "env.errors": "test_failures_stop_the_run_or_are_counted",
     "shaping.max_unscored": "tests/training/test_online.py",
     "rollout.parallel": "test_parallel_is_the_number_of_environments",
+    "keep_last": "tests/training/test_checkpoint.py",
     "save_every": "test_checkpoints_are_written_as_often_as_asked",
     "micro_batch_tokens": "test_micro_batches_are_passes_of_the_model",
     "model.lora.dropout": "tests/training/test_dropout.py",
@@ -334,7 +335,9 @@ def test_failures_stop_the_run_or_are_counted(tmp_path, places) -> None:
 
 def test_checkpoints_are_written_as_often_as_asked(tmp_path, places, monkeypatch) -> None:
     saved = []
-    monkeypatch.setattr(loop, "save_checkpoint", lambda _, run: saved.append(run.progress.step))
+    monkeypatch.setattr(
+        loop, "save_checkpoint", lambda _, run, keep: saved.append(run.progress.step)
+    )
     run_command("grpo", tree_of(tmp_path / "run", places, {"num_steps": 5, "save_every": 2}))
     assert saved == [2, 4, 5]
 

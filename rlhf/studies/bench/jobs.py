@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -25,10 +26,11 @@ from rlhf.studies.bench.plan import Job
 log = logging.getLogger(__name__)
 
 
+@contextlib.contextmanager
 def open_study(
     root: Path, name: str, config: Any, commands: CommandTable, jobs: Iterable[Job] = ()
-) -> None:
-    """Create a study's directory and write its configuration.
+) -> Iterator[None]:
+    """Claim a study's directory for a ``with`` block and write its configuration.
 
     Raises:
         UserError: the directory exists, or one of its jobs had another configuration.
@@ -39,7 +41,8 @@ def open_study(
             settings = commands.configure(command, stage)
             check_same(directory, commands.effective_tree(command, settings))
     tree = {key: value for key, value in asdict(config).items() if key not in RESUMABLE}
-    open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite)
+    with open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite):
+        yield
 
 
 def run_job(job: Job, commands: CommandTable) -> None:

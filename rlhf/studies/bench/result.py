@@ -9,7 +9,7 @@ from typing import Any
 from rlhf import __version__
 from rlhf.evaluation.compare import coverage_text, format_estimate, markdown_table
 from rlhf.reports.markup import Cell, Table
-from rlhf.runs.directory import describe_machine
+from rlhf.runs.machine import describe_machine
 from rlhf.studies.bench.plan import Bench
 from rlhf.studies.bench.scores import METRIC, THRESHOLDS, Findings, Scores
 

@@ -31,15 +31,17 @@ def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
         UserError: the directory exists, or some runs failed; the others are kept.
     """
     check_environments(bench)
-    open_study(bench.root, MANIFEST, bench.config, bench.commands, bench.jobs())
-    with Workers(jobs, bench.commands, logs=bench.root / "logs") as workers:
-        failed = workers.run_jobs(bench.jobs(), bench.root.name)
-    if failed:
-        key, reason = next(iter(failed.items()))
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise UserError(f"{key}: {reason}{more}; the other runs are kept, continue with --resume")
-    scores = read_scores(bench)
-    return write_bench(bench, scores, analyze(scores, baseline=bench.baseline))
+    with open_study(bench.root, MANIFEST, bench.config, bench.commands, bench.jobs()):
+        with Workers(jobs, bench.commands, logs=bench.root / "logs") as workers:
+            failed = workers.run_jobs(bench.jobs(), bench.root.name)
+        if failed:
+            key, reason = next(iter(failed.items()))
+            more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+            raise UserError(
+                f"{key}: {reason}{more}; the other runs are kept, continue with --resume"
+            )
+        scores = read_scores(bench)
+        return write_bench(bench, scores, analyze(scores, baseline=bench.baseline))
 
 
 def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, None, int]:

@@ -156,7 +156,11 @@ def run_tune(study: Study, *, jobs: int = 1) -> Path:
     Raises:
         UserError: the directory exists, Optuna is missing, or an algorithm failed in every trial.
     """
-    open_study(study.root, STUDY, study.config, study.bench.commands)
+    with open_study(study.root, STUDY, study.config, study.bench.commands):
+        return _search(study, jobs=jobs)
+
+
+def _search(study: Study, *, jobs: int) -> Path:
     searches = {
         name: Search(name, space, study.root, seed=study.config.sampler_seed)
         for name, space in study.spaces.items()

@@ -140,7 +140,7 @@ def make_options(
         "eval_steps": every,
         "save_strategy": "steps",
         "save_steps": every,
-        "save_total_limit": 2,
+        "save_total_limit": config.keep_last,
         "load_best_model_at_end": True,
         "metric_for_best_model": "loss",
         "greater_is_better": False,

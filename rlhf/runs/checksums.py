@@ -1,0 +1,68 @@
+"""Checksums of a folder: they show later whether a file was damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlhf.common.files import flush_to_disk, write_text
+from rlhf.errors import UserError
+
+CHECKSUMS = "checksums.json"
+"""SHA-256 digests of every other file of its folder."""
+
+
+class DamagedFolder(UserError):
+    """A file of a folder is missing or has another content than when it was written."""
+
+
+def write_checksums(folder: Path) -> None:
+    """Write the checksums of a folder, and flush its files to the disk."""
+    digests = {}
+    for path in _files(folder):
+        digests[path.relative_to(folder).as_posix()] = digest_of(path)
+        flush_to_disk(path)
+    write_text(folder / CHECKSUMS, json.dumps(digests, indent=2))
+    flush_to_disk(folder / CHECKSUMS)
+
+
+def verify_checksums(folder: Path) -> None:
+    """Check every file of a folder of ``write_checksums``.
+
+    Raises:
+        DamagedFolder: The message names the first file that is missing or has changed.
+    """
+    try:
+        digests = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DamagedFolder(f"{folder / CHECKSUMS} is missing") from None
+    except ValueError:
+        raise DamagedFolder(f"{folder / CHECKSUMS} is damaged") from None
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            raise DamagedFolder(f"{path} is missing")
+        if digest_of(path) != digest:
+            raise DamagedFolder(f"{path} is damaged: its checksum differs from the recorded one")
+
+
+def unlisted_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder that its checksums do not list; none without checksums."""
+    if (folder / CHECKSUMS).is_file():
+        listed = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        for path in _files(folder):
+            if path.relative_to(folder).as_posix() not in listed:
+                yield path
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 digest of a file in hexadecimal notation."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
+    return sorted(paths)

@@ -1,0 +1,62 @@
+"""Description of the machine and the software of a run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return versions, hardware and command line, for ``environment.json``."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    packages = ("rlhf-kit", "torch", "transformers", "trl", "peft", "gymnasium", "datasets")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # run from a checkout that was never installed
+            versions[name] = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+        "commit": _commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _processor() -> str:
+    """Return the name of the processor and its bf16 instructions, which decide the speed."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    fields = {key.strip(): value.strip() for key, _, value in lines}
+    name = fields.get("model name", platform.processor())
+    units = [
+        unit for unit in ("amx_bf16", "avx512_bf16") if unit in fields.get("flags", "").split()
+    ]
+    return f"{name} ({units[0]})" if units else name
+
+
+def _commit() -> str | None:
+    """Return the commit of the toolkit's own checkout; None for an installed package."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    result = subprocess.run(
+        ["git", "-C", str(checkout), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() or None

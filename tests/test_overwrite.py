@@ -1,0 +1,330 @@
+"""``--overwrite`` deletes nothing that no command wrote, and no finished run by a mistake."""
+
+import os
+import shutil
+
+import pytest
+import yaml
+
+from rlhf.cli.main import main
+from rlhf.errors import UserError
+from rlhf.runs.checksums import write_checksums
+from rlhf.runs.directory import Run, open_directory
+from tests.helpers.training import online_tree
+
+
+def config(directory, **keys):
+    return {"command": "ppo", "output_dir": str(directory), "overwrite": True} | keys
+
+
+def finished_run(directory):
+    """A finished run with a model, an evaluation and a report."""
+    run = Run.open(config(directory, overwrite=False))
+    run.log(1, {"a": 1.0})
+    run.final.mkdir()
+    (run.final / "model.safetensors").write_text("weights")
+    write_checksums(run.final)
+    (directory / "evaluation/run").mkdir(parents=True)
+    (directory / "evaluation/run/summary.json").write_text("{}")
+    (directory / "report.html").write_text("report")
+    run.finish()
+    run.close()
+
+
+def pipeline(root):
+    """A finished pipeline of one stage."""
+    with open_directory(root, "pipeline.yaml", {}, resume=False, overwrite=False):
+        finished_run(root / "sft")
+
+
+def files(root):
+    """The content of every file below a folder, without locks and links."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and path.name != ".lock" and not path.is_symlink()
+    }
+
+
+def write(path, text="written by hand"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+# What is refused: a function that prepares `root` and returns the configuration.
+
+
+def no_run(root, patch):
+    write(root / "run/chapter.txt")
+    return config(root / "run")
+
+
+def configuration_of_another_program(root, patch):
+    write(root / "run/config.yaml", "name: other\n")
+    write(root / "run/final/model.bin")
+    return config(root / "run")
+
+
+def only_hidden_files(root, patch):
+    write(root / "run/.git/HEAD")
+    return config(root / "run")
+
+
+def copied_files_of_a_run_without_its_marker(root, patch):
+    finished_run(root / "run")
+    (root / "run/.rlhf").unlink()
+    return config(root / "run")
+
+
+def working_directory(root, patch):
+    finished_run(root / "run")
+    patch.chdir(root / "run")
+    return config(".")
+
+
+def empty_name_in_a_run(root, patch):
+    finished_run(root / "run")
+    patch.chdir(root / "run")
+    return config("")
+
+
+def parent_of_the_working_directory(root, patch):
+    finished_run(root / "run")
+    patch.chdir(root / "run/final")
+    return config(root / "run")
+
+
+def home_directory(root, patch):
+    finished_run(root / "run")
+    patch.setenv("HOME", str(root / "run"))
+    return config(root / "run")
+
+
+def parent_of_the_home_directory(root, patch):
+    finished_run(root / "run")
+    patch.setenv("HOME", str(root / "run/evaluation"))
+    return config(root / "run")
+
+
+def root_of_the_file_system(root, patch):
+    return config("/")
+
+
+def own_model(root, patch):
+    finished_run(root / "run")
+    return config(root / "run", model={"path": str(root / "run/final")})
+
+
+def own_model_through_a_link(root, patch):
+    finished_run(root / "run")
+    (root / "link").symlink_to(root / "run")
+    return config(root / "run", model={"path": str(root / "link/final")})
+
+
+def own_model_by_a_relative_path(root, patch):
+    finished_run(root / "run")
+    patch.chdir(root)
+    return config("other/../run", model={"path": "run/final"})
+
+
+def own_data(root, patch):
+    finished_run(root / "run")
+    write(root / "run/prompts.jsonl")
+    return config(root / "run", env={"prompts": [{"path": str(root / "run/prompts.jsonl")}]})
+
+
+def own_reward_models(root, patch):
+    finished_run(root / "run")
+    rewards = [{"kind": "ensemble", "paths": [str(root / "run/final")]}]
+    return config(root / "run", rewards=rewards)
+
+
+def own_model_in_a_pipeline(root, patch):
+    pipeline(root / "run")
+    return config(root / "run", model={"path": str(root / "run/sft/final")})
+
+
+def file_in_the_model(root, patch):
+    finished_run(root / "run")
+    write(root / "run/final/card.md")
+    return config(root / "run")
+
+
+def file_in_a_stage(root, patch):
+    pipeline(root / "run")
+    write(root / "run/sft/notes.txt")
+    return config(root / "run")
+
+
+def folder_in_a_stage(root, patch):
+    pipeline(root / "run")
+    write(root / "run/sft/src/main.py")
+    return config(root / "run")
+
+
+def file_in_the_model_of_a_stage(root, patch):
+    pipeline(root / "run")
+    write(root / "run/sft/final/card.md")
+    return config(root / "run")
+
+
+def file_among_the_runs_of_a_benchmark(root, patch):
+    with open_directory(root / "run", "bench.yaml", {}, resume=False, overwrite=False):
+        finished_run(root / "run/runs/menu/seed0/ppo")
+    write(root / "run/runs/menu/notes.txt")
+    return config(root / "run")
+
+
+def file(root, patch):
+    write(root / "run")
+    return config(root / "run")
+
+
+def link_to_a_file(root, patch):
+    write(root / "text")
+    (root / "run").symlink_to(root / "text")
+    return config(root / "run")
+
+
+def link_to_nothing(root, patch):
+    (root / "run").symlink_to(root / "nowhere")
+    return config(root / "run")
+
+
+REFUSED = (
+    no_run,
+    configuration_of_another_program,
+    only_hidden_files,
+    copied_files_of_a_run_without_its_marker,
+    working_directory,
+    empty_name_in_a_run,
+    parent_of_the_working_directory,
+    home_directory,
+    parent_of_the_home_directory,
+    root_of_the_file_system,
+    own_model,
+    own_model_through_a_link,
+    own_model_by_a_relative_path,
+    own_data,
+    own_reward_models,
+    own_model_in_a_pipeline,
+    file_in_the_model,
+    file_in_a_stage,
+    folder_in_a_stage,
+    file_in_the_model_of_a_stage,
+    file_among_the_runs_of_a_benchmark,
+    file,
+    link_to_a_file,
+    link_to_nothing,
+)
+
+
+@pytest.mark.parametrize("situation", REFUSED)
+def test_what_must_not_be_replaced_is_refused(tmp_path, monkeypatch, situation):
+    tree = situation(tmp_path, monkeypatch)
+    before = files(tmp_path)
+    with pytest.raises(UserError) as error:
+        Run.open(tree)
+    assert "\n" not in str(error.value)
+    assert files(tmp_path) == before
+
+
+# What is replaced without a loss: the run only.
+
+
+def sources_beside(root):
+    finished_run(root / "run")
+    write(root / "run/src/main.py")
+    write(root / "run/.git/HEAD")
+
+
+def link_to_a_run(root):
+    finished_run(root / "real")
+    (root / "run").symlink_to(root / "real")
+
+
+def model_is_a_link(root):
+    finished_run(root / "run")
+    shutil.move(root / "run/final", root / "models")
+    (root / "run/final").symlink_to(root / "models")
+
+
+def log_is_a_link(root):
+    finished_run(root / "run")
+    write(root / "log.jsonl")
+    (root / "run/metrics.jsonl").unlink()
+    (root / "run/metrics.jsonl").symlink_to(root / "log.jsonl")
+
+
+def sources_beside_a_pipeline(root):
+    pipeline(root / "run")
+    write(root / "run/notes.txt")
+
+
+@pytest.mark.parametrize(
+    "situation",
+    [
+        sources_beside,
+        link_to_a_run,
+        model_is_a_link,
+        log_is_a_link,
+        sources_beside_a_pipeline,
+    ],
+)
+def test_what_no_run_wrote_stays(tmp_path, situation):
+    situation(tmp_path)
+    foreign = ("src", ".git", "notes.txt", "models", "log.jsonl")
+    before = {k: v for k, v in files(tmp_path).items() if any(n in k.split("/") for n in foreign)}
+    run = Run.open(config(tmp_path / "run"))
+    run.log(1, {"a": 2.0})
+    run.close()
+    assert before.items() <= files(tmp_path).items()
+    assert '"a": 2.0' in (tmp_path / "run/metrics.jsonl").read_text()
+    assert not (tmp_path / "run/.replaced").exists()
+
+
+# Mistakes on the command line, which are found after the directory was opened, or before.
+MISTAKES = {
+    "wrong model": {"model": {"path": "no/such/model"}},
+    "wrong environment": {"env": {"id": "text/NoSuch-v0"}},
+    "wrong prompts": {"env": {"prompts": [{"path": "nowhere.jsonl"}]}},
+    "wrong reward": {"rewards": [{"kind": "function", "path": "no.module:name"}]},
+    "unknown key": {"nmu_steps": 3},
+    "environment that fails": {"env": {"id": "text/Echo-v0", "kwargs": {"num_words": -1}}},
+    "bad value": {"num_steps": 0},
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_does_not_cost_the_finished_run(tmp_path, echo_model, capsys, mistake):
+    finished_run(tmp_path / "run")
+    before = files(tmp_path / "run")
+    tree = online_tree(tmp_path / "run", echo_model) | MISTAKES[mistake]
+    (tmp_path / "ppo.yaml").write_text(yaml.safe_dump(tree))
+    code = main(["ppo", "--config", str(tmp_path / "ppo.yaml"), "--overwrite"])
+    assert code == 2
+    assert len([x for x in capsys.readouterr().err.splitlines() if x.startswith("rlhf:")]) == 1
+    after = files(tmp_path / "run")
+    assert {k: v for k, v in after.items() if k != ".rlhf"} == {
+        k: v for k, v in before.items() if k != ".rlhf"
+    }
+
+
+@pytest.mark.parametrize("name", ["../victim", "/tmp/victim", ".", "..", "a/b", "", "final", "-x"])
+def test_names_of_stages_stay_in_the_directory(tmp_path, capsys, name):
+    stage = {"name": name, "command": "demos", "env": "text/Echo-v0", "files": []}
+    tree = {"output_dir": str(tmp_path / "out"), "stages": [stage]}
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(tree))
+    before = files(tmp_path)
+    assert main(["run", str(tmp_path / "pipeline.yaml")]) == 2
+    assert "cannot be the name of a stage" in capsys.readouterr().err
+    assert files(tmp_path) == before
+
+
+def test_names_of_files_stay_in_the_directory(tmp_path, capsys):
+    rows = [{"path": "../victim.jsonl", "kind": "sft", "count": 2}]
+    tree = {"output_dir": str(tmp_path / "out"), "env": "text/Echo-v0", "files": rows}
+    (tmp_path / "demos.yaml").write_text(yaml.safe_dump(tree))
+    assert main(["demos", "--config", str(tmp_path / "demos.yaml")]) == 2
+    assert "'../victim.jsonl' is not a file name" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path)) == ["demos.yaml"]

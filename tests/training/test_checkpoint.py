@@ -1,0 +1,148 @@
+"""Damaged checkpoints are replaced by the one before; a failing evaluation costs nothing."""
+
+import os
+import shutil
+import signal
+
+import pytest
+
+from rlhf.cli.main import main
+from rlhf.cli.table import run_command
+from rlhf.errors import UserError
+from rlhf.runs.checksums import unlisted_files, verify_checksums
+from rlhf.runs.interrupt import Interrupted
+from rlhf.training import online
+from rlhf.training.online import OnlineTrainer
+from tests.helpers.training import assert_same_run, online_tree
+
+
+def flip_a_bit(folder):
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate_the_optimizer(folder):
+    path = folder / "optimizer.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def remove_the_state(folder):
+    (folder / "state.json").unlink()
+
+
+def remove_the_checksums(folder):
+    (folder / "checksums.json").unlink()
+
+
+def garble_the_checksums(folder):
+    (folder / "checksums.json").write_text("{")
+
+
+DAMAGES = (
+    flip_a_bit,
+    truncate_the_optimizer,
+    remove_the_state,
+    remove_the_checksums,
+    garble_the_checksums,
+)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, echo_model):
+    """A whole run, and one that a signal stopped after three of its four steps."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    run_command("ppo", online_tree(root / "whole", echo_model))
+    original = OnlineTrainer.step
+
+    def interrupted(trainer, step, run):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(trainer, step, run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OnlineTrainer, "step", interrupted)
+        with pytest.raises(Interrupted, match="stopped by SIGTERM; continue with --resume"):
+            run_command("ppo", online_tree(root / "cut", echo_model))
+    return root
+
+
+@pytest.fixture
+def cut(runs, tmp_path):
+    shutil.copytree(runs / "cut", tmp_path / "cut")
+    return tmp_path / "cut"
+
+
+def test_the_last_checkpoints_are_kept(cut):
+    assert sorted(path.name for path in (cut / "checkpoints").iterdir()) == ["step-2", "step-3"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_replaced_by_the_one_before(cut, runs, echo_model, damage, caplog):
+    damage(cut / "checkpoints/step-3")
+    run_command("ppo", online_tree(cut, echo_model, resume=True))
+    assert "step-3" in caplog.text
+    assert "the checkpoint before is used" in caplog.text
+    assert_same_run(runs / "whole", cut)
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_continued(cut, echo_model):
+    for step in (2, 3):
+        flip_a_bit(cut / f"checkpoints/step-{step}")
+    with pytest.raises(UserError, match=r"step-3/model\.safetensors is damaged.*start anew"):
+        run_command("ppo", online_tree(cut, echo_model, resume=True))
+    assert (cut / "checkpoints/step-2").exists()
+    assert (cut / "metrics.jsonl").exists()
+
+
+def test_a_copied_run_directory_continues(cut, runs, echo_model):
+    run_command("ppo", online_tree(cut, echo_model, resume=True))
+    assert_same_run(runs / "whole", cut)
+
+
+def test_the_final_model_has_checksums(runs):
+    verify_checksums(runs / "whole/final")
+    assert not list(unlisted_files(runs / "whole/final"))
+
+
+def test_keep_last_is_the_number_of_checkpoints(tmp_path, echo_model):
+    run_command("ppo", online_tree(tmp_path / "run", echo_model, keep_last=3))
+    kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert kept == ["step-2", "step-3", "step-4"]
+
+
+def test_a_failing_evaluation_does_not_cost_the_model(
+    tmp_path, runs, echo_model, monkeypatch, capsys
+):
+    def fails(trainer, run):
+        raise UserError("the judge does not respond")
+
+    tree = online_tree(tmp_path / "run", echo_model)
+    with monkeypatch.context() as patch:
+        patch.setattr(online, "final_evaluation", fails)
+        with pytest.raises(UserError, match=r"judge does not respond.*final; repeat .*--resume"):
+            run_command("ppo", tree)
+    verify_checksums(tmp_path / "run/final")
+    run_command("ppo", tree | {"resume": True})
+    assert_same_run(runs / "whole", tmp_path / "run")
+
+
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_save_and_exit_with_their_code(tmp_path, echo_model, monkeypatch, signal_name):
+    number = getattr(signal, signal_name)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    original = OnlineTrainer.step
+
+    def interrupted(trainer, step, run):
+        os.kill(os.getpid(), number)
+        return original(trainer, step, run)
+
+    monkeypatch.setattr(OnlineTrainer, "step", interrupted)
+    tree = tmp_path / "ppo.yaml"
+    tree.write_text(str(online_tree(tmp_path / "run", echo_model)))
+    try:
+        assert main(["ppo", "--config", str(tree)]) == 128 + number
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "run/checkpoints/step-1").exists()
