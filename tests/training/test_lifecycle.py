@@ -35,7 +35,7 @@ from rlhf.models.loading import load_model, merge_adapter
 from rlhf.models.trainable import Movement
 from rlhf.pipeline import read_pipeline, run_pipeline
 from rlhf.reward_models.implicit import ImplicitReward
-from rlhf.training import loop, offline
+from rlhf.training import checkpoint, offline
 from tests.helpers.training import (
     evaluations,
     label_rows,
@@ -177,7 +177,7 @@ def live(verb: str, tree: dict[str, Any]) -> Life:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("trainer", "trl.trainer"):
             patch.setattr(f"rlhf.training.{module}.Movement", Watched)
-        for module in (offline, loop):
+        for module in (offline, checkpoint):
             patch.setattr(module, "share_base", before_saving)
         run_command(verb, tree)
     return life
