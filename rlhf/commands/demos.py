@@ -29,10 +29,6 @@ class DemosFile:
     quality: float = 1.0
     """Share of actions that are the expert's; the others are random. In [0, 1]."""
 
-    def __post_init__(self) -> None:
-        if not is_file_name(self.path):
-            raise ValueError(f"files: {self.path!r} is not a file name ({FILE_NAME_RULE})")
-
 
 @dataclass(frozen=True)
 class DemosConfig(RunConfig):
@@ -44,6 +40,11 @@ class DemosConfig(RunConfig):
     """Files to write."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
+
+    def __post_init__(self) -> None:
+        for file in self.files:
+            if not is_file_name(file.path):
+                raise ValueError(f"files: {file.path!r} is not a file name ({FILE_NAME_RULE})")
 
 
 @dataclass(frozen=True, kw_only=True)
