@@ -1,18 +1,19 @@
-"""Rewards for programs: run the code of a reply against tests in a sandboxed process."""
+"""Rewards for programs: run the code of a reply and its tests in two confined processes."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import secrets
-import select
+import selectors
 import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rlhf.errors import UserError
 from rlhf.reward_models.core import (
@@ -27,8 +28,14 @@ from rlhf.reward_models.fences import code_in
 from rlhf.reward_models.targets import Target
 
 _POLL_SECONDS = 0.05
-_MAX_FILES = 1000
-_COMMAND = [sys.executable, "-I", "-B", str(Path(__file__).with_name("sandbox.py"))]
+_MAX_THREADS = 64
+_FOLDER = str(Path(__file__).parent)
+_START = (
+    "import sys; sys.path.insert(0, {!r}); from sandbox.{} import main; del sys.path[0]; main()"
+)
+_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/", "OPENBLAS_NUM_THREADS": "1"}
+_PROGRAM_ENDED = 2
+"""Exit status of the checker if the program has ended before its tests."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +43,19 @@ class Outcome:
     """Result of running a program."""
 
     status: str
-    """``passed``; ``failed`` (an exception, or an exit before the end of the tests); ``cpu``,
-    ``output`` or ``disk`` (stopped at that limit); ``deadline`` (wall-clock limit)."""
+    """``passed``; ``failed`` (an exception, or an end before the end of the tests); ``cpu``,
+    ``output`` or ``threads`` (stopped at that limit); ``deadline`` (wall-clock limit)."""
     output: str
-    """Output to stdout and stderr, up to the limit."""
+    """Output of the program to stdout and stderr, then that of the tests, up to the limit."""
     seconds: float
     """Wall-clock time."""
 
 
 @dataclass(frozen=True)
 class CodeRunner:
-    """Runs Python programs under limits that the kernel enforces; see ``sandbox``.
+    """Runs Python programs and their tests in two processes under limits of the kernel.
 
+    ``sandbox.confinement`` lists the restrictions, and ``docs/security.md`` says what they protect.
     The constructor fails on a host that cannot enforce a limit, unless ``allow_unenforced`` is set;
     then only the other limits apply.
 
@@ -56,20 +64,18 @@ class CodeRunner:
     """
 
     cpu_seconds: int = 5
-    """CPU time."""
+    """CPU time of each process."""
     wall_seconds: float = 20.0
     """Wall-clock time; longer than the CPU time, because the machine may be busy."""
     memory_mb: int = 512
-    """Address space of the process, including the interpreter, in MiB."""
-    disk_mb: int = 16
-    """Size of the working directory, in MiB."""
-    output_kb: int = 64
+    """Address space of each process, including the interpreter, in MiB."""
+    output_kb: int = 1024
     """Size of the output, in KiB."""
     allow_unenforced: bool = False
     """Run even if a limit cannot be enforced."""
 
     def __post_init__(self) -> None:
-        limits = (self.cpu_seconds, self.wall_seconds, self.memory_mb, self.disk_mb, self.output_kb)
+        limits = (self.cpu_seconds, self.wall_seconds, self.memory_mb, self.output_kb)
         if min(limits) <= 0:
             raise UserError(f"code: every limit must be > 0, got {limits}")
         if self.memory_mb < 64:
@@ -80,85 +86,62 @@ class CodeRunner:
             self.run("pass")
 
     def run(self, code: str, tests: str = "") -> Outcome:
-        """Run ``code``, then ``tests`` in the same module; the tests pass if nothing raises.
+        """Run ``code``, then ``tests``; the tests pass if they end and nothing raises.
 
         Raises:
             SetupError: The host cannot enforce a limit.
         """
-        started, token = time.monotonic(), secrets.token_hex(16)
-        with tempfile.TemporaryDirectory(prefix="code-") as folder:
-            with self._start(folder) as process:
-                try:
-                    self._send(process, folder, code=code, tests=tests, token=token)
-                    status, output = self._watch(process, Path(folder), started)
-                finally:
-                    _kill(process)
-            exit_code = process.returncode
-        first, _, text = output.partition(b"\n")
-        if status == "deadline" and not first:
-            return Outcome(status, "", time.monotonic() - started)
-        self._check_enforced(first)
-        passed = text.endswith(token.encode())
-        text = text.removesuffix(token.encode())
-        if status == "ended":
-            over_cpu = exit_code in (-signal.SIGXCPU, -signal.SIGKILL)
-            status = "passed" if passed else "cpu" if over_cpu else "failed"
-        return Outcome(status, text.decode(errors="replace"), time.monotonic() - started)
+        started = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            ends = [stack.enter_context(end) for end in socket.socketpair()]
+            program = stack.enter_context(self._start("program", ends[0], code=code))
+            checker = stack.enter_context(self._start("checker", ends[1], tests=tests))
+            for end in ends:
+                end.close()
+            status = self._watch(program, checker, started + self.wall_seconds)
+        for process in (program, checker):
+            if process.report or status in ("passed", "failed", "cpu"):
+                self._check_enforced(process.report)
+        output = b"".join(process.text() for process in (program, checker))
+        text = output[: self.output_kb << 10].decode(errors="replace")
+        return Outcome(status, text, time.monotonic() - started)
 
-    def _start(self, folder: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            _COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            env={"PATH": "/usr/bin:/bin", "HOME": folder, "OPENBLAS_NUM_THREADS": "1"},
-            start_new_session=True,
-            bufsize=0,
-        )
+    def _start(self, role: str, end: socket.socket, **content: str) -> _Process:
+        limits = {"cpu": self.cpu_seconds, "memory": self.memory_mb << 20, "parent": os.getpid()}
+        task = {"limits": limits, "allow_unenforced": self.allow_unenforced, **content}
+        return _Process(role, end, task)
 
-    def _send(self, process: subprocess.Popen[bytes], folder: str, **task: str) -> None:
-        assert process.stdin is not None
-        limits = {
-            "folder": folder,
-            "cpu": self.cpu_seconds,
-            "memory": self.memory_mb << 20,
-            "disk": self.disk_mb << 20,
-        }
-        content = {"limits": limits, "allow_unenforced": self.allow_unenforced, **task}
-        process.stdin.write(json.dumps(content).encode() + b"\n")
-        process.stdin.close()
+    def _watch(self, program: _Process, checker: _Process, deadline: float) -> str:
+        """Collect output until the tests end or a limit that is checked here is exceeded."""
+        with selectors.DefaultSelector() as selector:
+            for process in (program, checker):
+                selector.register(process.stdout, selectors.EVENT_READ, process)
+            while time.monotonic() < deadline:
+                for key, _ in selector.select(_POLL_SECONDS):
+                    if key.data.read():
+                        continue
+                    selector.unregister(key.fileobj)
+                    if key.data is checker:
+                        return self._status(program, checker, deadline)
+                if len(program.output) + len(checker.output) > self.output_kb << 10:
+                    return "output"
+                if program.num_threads() > _MAX_THREADS:
+                    return "threads"
+        return "deadline"
 
-    def _watch(
-        self, process: subprocess.Popen[bytes], folder: Path, started: float
-    ) -> tuple[str, bytes]:
-        """Collect output until the process ends or exceeds a limit that is checked here."""
-        assert process.stdout is not None
-        output = b""
-        while True:
-            ready, _, _ = select.select([process.stdout], [], [], _POLL_SECONDS)
-            if ready:
-                chunk = os.read(process.stdout.fileno(), 65536)
-                output += chunk
-                if len(output) > self.output_kb << 10:
-                    return "output", output[: self.output_kb << 10]
-                if not chunk:
-                    return self._reap(process, started), output
-            if _size(folder) > self.disk_mb << 20:
-                return "disk", output
-            if time.monotonic() - started > self.wall_seconds:
-                return "deadline", output
-
-    def _reap(self, process: subprocess.Popen[bytes], started: float) -> str:
-        """Wait for a process that has closed its output but may still run."""
-        try:
-            process.wait(max(0.0, started + self.wall_seconds - time.monotonic()))
-        except subprocess.TimeoutExpired:
+    def _status(self, program: _Process, checker: _Process, deadline: float) -> str:
+        """The status after the checker has closed its output."""
+        exit_code = checker.wait(deadline)
+        if exit_code == _PROGRAM_ENDED:
+            exit_code = program.wait(min(deadline, time.monotonic() + 1.0))
+            exit_code = exit_code or 1  # the program has not failed, but its tests have
+        if exit_code is None:
             return "deadline"
-        return "ended"
+        over_cpu = exit_code in (-signal.SIGXCPU, -signal.SIGKILL)
+        return "passed" if exit_code == 0 else "cpu" if over_cpu else "failed"
 
-    def _check_enforced(self, first_line: bytes) -> None:
-        failed = json.loads(first_line) if first_line.startswith(b"{") else {"sandbox": "no start"}
+    def _check_enforced(self, report: bytes) -> None:
+        failed = json.loads(report) if report.startswith(b"{") else {"sandbox": "no start"}
         if failed and not self.allow_unenforced:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
             raise SetupError(
@@ -167,24 +150,71 @@ class CodeRunner:
             )
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+class _Process:
+    """One of the two processes, with the output that has been read; leaving the context ends it.
 
+    Args:
+        role: Module of ``sandbox``: "program" or "checker".
+        end: Its end of the socket pair.
+        task: What it receives on stdin.
+    """
 
-def _size(folder: Path) -> int:
-    """Size of all files in ``folder`` in bytes; `sys.maxsize` for more than 1000 files."""
-    total = files = 0
-    for root, _, names in os.walk(folder):
-        files += len(names)
-        if files > _MAX_FILES:
-            return sys.maxsize
-        for name in names:
-            path = os.path.join(root, name)
-            if os.path.lexists(path):
-                total += os.lstat(path).st_size
-    return total
+    def __init__(self, role: str, end: socket.socket, task: dict[str, Any]):
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-B", "-c", _START.format(_FOLDER, role)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            env=_ENVIRONMENT,
+            pass_fds=(end.fileno(),),
+            start_new_session=True,
+            bufsize=0,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.stdout = self._process.stdout
+        self.output = b""
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(json.dumps(task | {"channel": end.fileno()}).encode())
+
+    def __enter__(self) -> _Process:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self.read()
+        self.stdout.close()
+
+    @property
+    def report(self) -> bytes:
+        """The first line: restrictions that failed, as JSON."""
+        return self.output.partition(b"\n")[0]
+
+    def text(self) -> bytes:
+        """The output after the first line."""
+        return self.output.partition(b"\n")[2]
+
+    def read(self) -> bool:
+        """Read available output; False if there will be no more."""
+        chunk = os.read(self.stdout.fileno(), 65536)
+        self.output += chunk
+        return bool(chunk)
+
+    def num_threads(self) -> int:
+        """Number of threads; 0 if unknown or if the process has ended."""
+        try:
+            return len(os.listdir(f"/proc/{self._process.pid}/task"))
+        except OSError:
+            return 0
+
+    def wait(self, deadline: float) -> int | None:
+        """The exit code; None if the process still runs at the deadline."""
+        try:
+            return self._process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return None
 
 
 def code(
@@ -197,8 +227,8 @@ def code(
 ) -> Reward:
     """1.0 if the code of the reply passes its tests, else 0.0.
 
-    Code that exceeds its CPU, memory, output or disk limit fails. Code that exceeds the wall-clock
-    limit has no score, because the machine may have been busy.
+    Code that exceeds its limit of CPU time, memory, threads or output fails. Code that exceeds the
+    wall-clock limit has no score, because the machine may have been busy.
 
     Args:
         tests: Python source that raises if the program is wrong. Without it, the tests are the fact

@@ -1,26 +1,18 @@
-"""Hostile programs are stopped at their limits, and later programs run."""
+"""Programs run under limits; the reward, its statuses and its settings."""
 
 import os
 import resource
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from rlhf.errors import UserError
 from rlhf.reward_models import build, code_runner
 from rlhf.reward_models.code_runner import CodeRunner, code_in
-
-
-def confined() -> bool:
-    """Whether this host can enforce every limit (Linux >= 6.2 on x86-64)."""
-    try:
-        CodeRunner()
-    except ValueError:
-        return False
-    return True
-
-
-needs_confinement = pytest.mark.skipif(not confined(), reason="this host cannot confine programs")
+from tests.helpers.confinement import needs_confinement
 
 
 @pytest.fixture(scope="module")
@@ -30,76 +22,30 @@ def runner():
 
 @needs_confinement
 @pytest.mark.parametrize(
-    ("program", "status", "trace"),
+    ("program", "status"),
     [
-        ("while True: pass", "cpu", ""),
-        ("import signal\nsignal.signal(24, signal.SIG_IGN)\nwhile True: pass", "cpu", ""),
-        ("import os\nwhile True: os.fork()", "failed", "PermissionError"),
-        ("import subprocess; subprocess.run(['ls'])", "failed", "PermissionError"),
-        ("x = bytearray(10 << 30)", "failed", "MemoryError"),
-        ("x = []\nwhile True: x.append(bytearray(1 << 20))", "failed", "MemoryError"),
-        ("import socket; socket.socket()", "failed", "PermissionError"),
-        ("import socket; socket.socket(socket.AF_UNIX)", "failed", "PermissionError"),
-        ("while True: print('x' * 100_000)", "output", "xxx"),
-        ("for i in range(4000): open(f'{i}', 'wb').write(b'x' * (1 << 20))", "disk", ""),
-        ("f = open('big', 'wb')\nwhile True: f.write(b'x' * (1 << 20))", "failed", "OSError"),
-        ("import os; os.kill(os.getppid(), 9)", "failed", "PermissionError"),
-        ("print(open('/etc/passwd').read())", "failed", "PermissionError"),
-        ("import resource as r; r.setrlimit(r.RLIMIT_CPU, (99, 99))", "failed", "Error"),
+        ("while True: pass", "cpu"),
+        ("import signal\nsignal.signal(24, signal.SIG_IGN)\nwhile True: pass", "cpu"),
+        ("while True: print('x' * 100_000)", "output"),
+        ("x = bytearray(10 << 30)", "failed"),
+        (
+            "import threading, time; threading.stack_size(32768)\n"
+            "for _ in range(80): threading.Thread(target=time.sleep, args=(20,)).start()\n"
+            "time.sleep(20)",
+            "threads",
+        ),
     ],
 )
-def test_hostile_programs_are_stopped(program, status, trace):
-    # Only endless programs get a short CPU limit; filling the memory also takes CPU time.
-    runner = CodeRunner(cpu_seconds=1 if status == "cpu" else 20, wall_seconds=30.0)
+def test_status_names_the_limit(runner, program, status):
     outcome = runner.run(program)
     assert outcome.status == status
-    assert trace in outcome.output
     assert len(outcome.output) <= runner.output_kb << 10
-
-
-@needs_confinement
-@pytest.mark.parametrize(
-    "attack",
-    [
-        "open({path!r}, 'w').write('x')",
-        "import os; os.truncate({path!r}, 0)",
-        "import os; os.unlink({path!r})",
-        "import os; os.rename({path!r}, 'mine')",
-        "import os; os.chmod({path!r}, 0o777)",
-        "import os; os.utime({path!r}, (0, 0))",
-        "import os; os.symlink({path!r}, 'link'); open('link', 'w').write('x')",
-        "import os; os.mkdir({path!r} + '.d')",
-    ],
-)
-def test_nothing_outside_its_folder_changes(runner, tmp_path, attack):
-    path = tmp_path / "precious"
-    path.write_text("precious")
-    before = os.stat(path)
-    outcome = runner.run(attack.format(path=str(path)))
-    assert outcome.status == "failed"
-    assert path.read_text() == "precious"
-    assert (os.stat(path).st_mode, os.stat(path).st_mtime) == (before.st_mode, before.st_mtime)
-    assert os.listdir(tmp_path) == ["precious"]
 
 
 @needs_confinement
 def test_sleeping_program_exceeds_the_wall_clock_limit():
     outcome = CodeRunner(wall_seconds=0.7).run("import time; time.sleep(60)")
     assert outcome.status == "deadline"
-
-
-@needs_confinement
-@pytest.mark.parametrize(
-    "program",
-    [
-        "open('a', 'w').write('x'); assert open('a').read() == 'x'",
-        "import threading as t; x = t.Thread(target=print); x.start(); x.join()",
-        "import math, json, re, collections, itertools, random, datetime, functools, heapq",
-        "import numpy; assert numpy.ones(3).sum() == 3",
-    ],
-)
-def test_honest_programs_run(runner, program):
-    assert runner.run(program).status == "passed"
 
 
 @needs_confinement
@@ -146,17 +92,77 @@ def test_deadline_is_no_score_and_tests_travel_as_a_fact(helpers):
 
 
 def test_host_without_confinement_needs_allow_unenforced(monkeypatch):
-    sandbox = str(Path(code_runner.__file__).with_name("sandbox.py"))
-    pretend = "import platform, runpy; platform.machine = lambda: 'riscv64'; "
-    pretend += f"runpy.run_path({sandbox!r}, run_name='__main__')"
-    monkeypatch.setattr(code_runner, "_COMMAND", [sys.executable, "-I", "-c", pretend])
-    with pytest.raises(ValueError, match=r"cannot confine programs .*riscv64.*allow_unenforced"):
+    pretend = "import platform; platform.machine = lambda: 'riscv64'; "
+    monkeypatch.setattr(code_runner, "_START", pretend + code_runner._START)
+    with pytest.raises(UserError, match=r"cannot confine programs .*riscv64.*allow_unenforced"):
         CodeRunner()
-    with pytest.raises(ValueError, match="cannot confine programs"):
+    with pytest.raises(UserError, match="cannot confine programs"):
         build({"kind": "code", "tests": "pass"})
-    told = CodeRunner(allow_unenforced=True, cpu_seconds=1)
-    assert told.run("x = 1", "assert x == 1").status == "passed"
-    assert told.run("while True: pass").status == "cpu"
+    unconfined = CodeRunner(allow_unenforced=True, cpu_seconds=1)
+    assert unconfined.run("x = 1", "assert x == 1").status == "passed"
+    assert unconfined.run("while True: pass").status == "cpu"
+
+
+@needs_confinement
+def test_programs_end_with_the_trainer():
+    trainer = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from rlhf.reward_models.code_runner import CodeRunner\n"
+            "print(flush=True); CodeRunner().run('import time; time.sleep(60)')",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    with trainer:
+        assert trainer.stdout is not None
+        trainer.stdout.readline()
+        children = _wait_for(lambda: _children(trainer.pid), lambda pids: len(pids) == 2)
+        trainer.kill()
+    _wait_for(lambda: [pid for pid in children if _runs(pid)], lambda pids: not pids)
+
+
+def _wait_for(measure, is_reached):
+    for _ in range(600):
+        if is_reached(result := measure()):
+            return result
+        time.sleep(0.05)
+    raise AssertionError(f"still {result} after 30 s")
+
+
+def _stat(pid):
+    """State and parent of a process; None if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+
+
+def _children(parent):
+    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    return [pid for pid in pids if (stat := _stat(pid)) and stat[1] == str(parent)]
+
+
+def _runs(pid):
+    stat = _stat(pid)
+    return stat is not None and stat[0] != "Z"
+
+
+@needs_confinement
+def test_runs_leave_no_descriptors_threads_or_processes(runner):
+    def count():
+        pid = os.getpid()
+        return (
+            len(os.listdir("/proc/self/fd")),
+            len(os.listdir("/proc/self/task")),
+            len(_children(pid)),
+        )
+
+    runner.run("pass")
+    before = count()
+    for program in ("pass", "1 / 0", "while True: print('x' * 100_000)"):
+        runner.run(program)
+    assert count() == before
 
 
 def test_limits_do_not_leak_into_this_process(runner):

@@ -1,0 +1,233 @@
+"""The process that runs the tests of a program and decides whether it passes.
+
+The program runs in another process. A name of the program is a `Remote` here, or plain data. The
+program sees the arguments of its calls, never a comparison with plain data.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+import types
+from typing import Any, NoReturn
+
+from .channel import BINARY, KEYED, UNARY, Channel
+from .confinement import enter
+from .plain import decode, encode
+
+_PROGRAM_ENDED = 2  # exit status; code_runner reads it
+_MODULES = {name: name for name in (*sys.stdlib_module_names, "numpy")} | {"np": "numpy"}
+
+
+class Program:
+    """The other process, seen from the tests.
+
+    An answer that `program.Server` cannot have sent, and the end of the program, end this process:
+    the tests must not be able to catch them.
+
+    Args:
+        channel: Connection to the program.
+    """
+
+    def __init__(self, channel: Channel):
+        self.channel = channel
+        self.remotes: dict[int, Any] = {}
+        self.callbacks: list[Any] = []
+        if self._receive() != {"ready": True}:
+            _fail("the program sent a malformed message")
+
+    def do(self, operation: str, *args: Any, **keywords: Any) -> Any:
+        """Perform an operation in the program and return its result, or raise its exception."""
+        self.channel.send(
+            {
+                "operation": operation,
+                "arguments": [self._encode(item) for item in args],
+                "keywords": {name: self._encode(item) for name, item in keywords.items()},
+            }
+        )
+        while "callback" in (reply := self._receive()):
+            self.channel.send(self._call_back(reply))
+        try:
+            error = self._exception(reply) if "raise" in reply else None
+            result = None if error else self._decode(reply["value"])
+            values = [*args, *keywords.values()]
+            for i, content in reply.get("changed", []):
+                _update(values[i], self._decode(content))
+        except Exception:
+            _fail("the program sent a malformed message")
+        if error is not None:
+            raise error
+        return result
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            return self.channel.receive()
+        except EOFError:
+            _fail("the program ended before its tests", status=_PROGRAM_ENDED)
+        except (ValueError, RecursionError, MemoryError, OSError):
+            _fail("the program sent a malformed message")
+
+    def _call_back(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            function = self.callbacks[request["callback"]]
+            args = [self._decode(item) for item in request["arguments"]]
+            keywords = {name: self._decode(item) for name, item in request["keywords"].items()}
+        except Exception:
+            _fail("the program sent a malformed message")
+        try:
+            return {"value": self._encode(function(*args, **keywords))}
+        except Exception as error:
+            kind = next(k for k in type(error).__mro__ if k.__module__ == "builtins")
+            return {"raise": {"builtin exception": kind.__name__}, "arguments": [str(error)]}
+
+    def _exception(self, reply: dict[str, Any]) -> BaseException:
+        kind, args = self._decode(reply["raise"]), self._decode(reply["arguments"])
+        try:
+            return kind(*args)
+        except TypeError:  # the constructor needs other arguments than the exception keeps
+            error = kind.__new__(kind)
+            error.args = tuple(args)
+            return error
+
+    def _encode(self, value: Any) -> Any:
+        return encode(value, self._refer)
+
+    def _decode(self, data: Any) -> Any:
+        return decode(data, self._resolve)
+
+    def _refer(self, value: Any) -> dict[str, Any]:
+        if isinstance(value, Remote):
+            return {"object": object.__getattribute__(value, "_handle")}
+        if not callable(value):
+            raise TypeError(f"a {type(value).__name__} cannot be passed to the program")
+        self.callbacks.append(value)
+        return {"callback": len(self.callbacks) - 1}
+
+    def _resolve(self, kind: str, content: Any) -> Any:
+        if kind == "object":
+            return self.remotes.setdefault(int(content), Remote(self, int(content)))
+        if kind == "callback":
+            return self.callbacks[content]
+        if kind == "builtin exception":
+            return _exception_class(getattr(builtins, content))
+        if kind == "exception":
+            handle, name, base = content
+            kind_of_base = _exception_class(self._decode(base))
+            return self.remotes.setdefault(int(handle), type(name, (kind_of_base,), {}))
+        raise ValueError(f"unknown kind {kind!r}")
+
+
+def _exception_class(value: Any) -> type[BaseException]:
+    if not (isinstance(value, type) and issubclass(value, BaseException)):
+        raise ValueError("not an exception")
+    return value
+
+
+def _update(argument: Any, content: Any) -> None:
+    """Give a mutable argument the content that the program left in its copy."""
+    if type(argument) is not type(content):
+        raise ValueError("the content has another type than the argument")
+    if type(argument) in (list, bytearray):
+        argument[:] = content
+    elif type(argument) in (dict, set):
+        argument.clear()
+        argument.update(content)
+    else:
+        raise ValueError("the argument is immutable")
+
+
+def _fail(reason: str, status: int = 1) -> NoReturn:
+    """End this process; the program has not passed."""
+    sys.stdout.flush()
+    os.write(1, f"{reason}\n".encode(errors="backslashreplace"))
+    os._exit(status)
+
+
+class Remote:
+    """An object of the program that is not plain data.
+
+    It never equals plain data: the program would otherwise see the expected value and could state
+    that it is equal. Two objects of the program are compared by the program.
+    """
+
+    __slots__ = ("_handle", "_program")
+    __hash__ = object.__hash__
+
+    def __init__(self, program: Program, handle: int):
+        object.__setattr__(self, "_program", program)
+        object.__setattr__(self, "_handle", handle)
+
+
+def _method(name: str, needs_remote: bool) -> Any:
+    """The special method ``name`` of `Remote`, performed by the program."""
+
+    def method(self: Remote, *args: Any, **keywords: Any) -> Any:
+        if needs_remote and not isinstance(args[0], Remote):
+            return False if name == "__instancecheck__" else NotImplemented
+        program = object.__getattribute__(self, "_program")
+        return program.do(name, self, *args, **keywords)
+
+    return method
+
+
+for _name in UNARY | KEYED | BINARY:
+    setattr(Remote, _name, _method(_name, needs_remote=_name in BINARY))
+
+
+class Namespace(dict[str, Any]):
+    """Global names of the tests; a name that they do not define belongs to the program.
+
+    Builtins, and modules such as ``math`` in ``math.isclose``, are never taken from the program.
+    ``program.sum`` is the name ``sum`` of the program.
+
+    Args:
+        program: The program.
+        tests: Syntax tree of the tests.
+    """
+
+    def __init__(self, program: Program, tests: ast.Module):
+        super().__init__(__name__="__main__")
+        self._program = program
+        for node in ast.walk(tests):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                self._bind(node.value.id)
+
+    def _bind(self, name: str) -> None:
+        """Define a name that the tests use as ``name.attribute``, if it is not the program's."""
+        if name == "program":
+            self[name] = _Names(self._program)
+        elif name in _MODULES:
+            with contextlib.suppress(ImportError):
+                self[name] = importlib.import_module(_MODULES[name])
+
+    def __missing__(self, name: str) -> Any:
+        if hasattr(builtins, name):
+            raise KeyError(name)
+        return self._program.do("global", name)
+
+
+class _Names(types.SimpleNamespace):
+    """The global names of the program as attributes, for those that builtins hide."""
+
+    def __init__(self, program: Program):
+        super().__init__(_program=program)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._program.do("global", name)
+
+
+def main() -> None:
+    """Run the tests of the task; exit status 0 if they end without an exception."""
+    task = enter()
+    namespace = Namespace(Program(Channel(task["channel"])), ast.parse(task["tests"]))
+    try:
+        exec(compile(task["tests"], "<tests>", "exec", dont_inherit=True), namespace)
+    except BaseException:
+        _fail(traceback.format_exc(limit=3))
+    sys.stdout.flush()
+    os._exit(0)

@@ -1,0 +1,293 @@
+"""Restrict the current process for good, by kernel mechanisms that need no privileges.
+
+- CPU time, memory, open files and core dumps: ``setrlimit``;
+- writing files, reading outside Python and the system libraries, starting executables: Landlock,
+  Linux >= 6.2;
+- sockets, new processes, signals to other processes and similar calls: a seccomp filter;
+- capabilities, if the process has any;
+- the life of the process: it ends with the process that has started it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import platform
+import resource
+import signal
+import struct
+import sys
+from typing import Any
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PDEATHSIG, _NO_NEW_PRIVS, _SET_SECCOMP, _FILTER_MODE = 1, 38, 22, 2
+_ALLOW, _EPERM, _ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026
+_CLONE_THREAD = 0x00010000
+_AF_UNIX = 1
+
+# System call numbers of x86-64; other machines are not supported.
+_CLONE, _SOCKETPAIR, _SENDTO, _FCNTL, _IOCTL, _PRCTL, _PRLIMIT = 56, 53, 44, 72, 16, 157, 302
+_NEWEST = 462  # mseal, Linux 6.10
+_DENIED = {
+    # network; a socket pair needs none of these
+    "socket": 41,
+    "connect": 42,
+    "bind": 49,
+    "listen": 50,
+    "accept": 43,
+    "accept4": 288,
+    "sendmsg": 46,
+    "sendmmsg": 307,
+    # processes
+    "fork": 57,
+    "vfork": 58,
+    "execve": 59,
+    "execveat": 322,
+    "setsid": 112,
+    "setpgid": 109,
+    # other processes
+    "kill": 62,
+    "tkill": 200,
+    "tgkill": 234,
+    "rt_sigqueueinfo": 129,
+    "rt_tgsigqueueinfo": 297,
+    "pidfd_open": 434,
+    "pidfd_getfd": 438,
+    "pidfd_send_signal": 424,
+    "ptrace": 101,
+    "kcmp": 312,
+    "process_vm_readv": 310,
+    "process_vm_writev": 311,
+    "process_madvise": 440,
+    "process_mrelease": 448,
+    "migrate_pages": 256,
+    "move_pages": 279,
+    # scheduling and limits
+    "setrlimit": 160,
+    "setpriority": 141,
+    "ioprio_set": 251,
+    "sched_setparam": 142,
+    "sched_setscheduler": 144,
+    "sched_setattr": 314,
+    "sched_setaffinity": 203,
+    # attributes of files, which Landlock does not restrict
+    "chmod": 90,
+    "fchmod": 91,
+    "fchmodat": 268,
+    "fchmodat2": 452,
+    "chown": 92,
+    "fchown": 93,
+    "lchown": 94,
+    "fchownat": 260,
+    "setxattr": 188,
+    "lsetxattr": 189,
+    "fsetxattr": 190,
+    "removexattr": 197,
+    "lremovexattr": 198,
+    "fremovexattr": 199,
+    "utime": 132,
+    "utimes": 235,
+    "futimesat": 261,
+    "utimensat": 280,
+    "flock": 73,
+    # memory that the limit of the address space does not count
+    "shmget": 29,
+    "semget": 64,
+    "msgget": 68,
+    "mq_open": 240,
+    "memfd_create": 319,
+    "memfd_secret": 447,
+    # kernel interfaces
+    "unshare": 272,
+    "setns": 308,
+    "chroot": 161,
+    "pivot_root": 155,
+    "mount": 165,
+    "umount2": 166,
+    "open_tree": 428,
+    "move_mount": 429,
+    "fsopen": 430,
+    "fsconfig": 431,
+    "fsmount": 432,
+    "fspick": 433,
+    "mount_setattr": 442,
+    "open_by_handle_at": 304,
+    "inotify_init": 253,
+    "inotify_init1": 294,
+    "fanotify_init": 300,
+    "bpf": 321,
+    "perf_event_open": 298,
+    "userfaultfd": 323,
+    "personality": 135,
+    "add_key": 248,
+    "request_key": 249,
+    "keyctl": 250,
+    "syslog": 103,
+    "reboot": 169,
+    "init_module": 175,
+    "finit_module": 313,
+    "kexec_load": 246,
+}
+_ABSENT = {"clone3": 435, "io_uring_setup": 425}  # ENOSYS: callers fall back to filtered calls
+_DENIED_ARGUMENTS = [
+    # System call, position of the argument, value.
+    (_PRCTL, 0, _PDEATHSIG),
+    (_FCNTL, 1, 8),  # F_SETOWN, F_SETSIG, F_SETOWN_EX: signals to other processes
+    (_FCNTL, 1, 10),
+    (_FCNTL, 1, 15),
+    (_IOCTL, 1, 0x8901),  # FIOSETOWN and SIOCSPGRP: the same
+    (_IOCTL, 1, 0x8902),
+    (_IOCTL, 1, 0x5412),  # TIOCSTI: input of a terminal
+]
+_REQUIRED_ARGUMENTS = [
+    (_PRLIMIT, 2, 0),  # read limits only
+    (_SENDTO, 4, 0),  # no address
+    (_SOCKETPAIR, 0, _AF_UNIX),
+]
+
+_FILES = {"execute": 0, "write": 1, "read": 2, "truncate": 14}  # bits of Landlock rights
+_READ = (1 << 2) | (1 << 3)  # files and folders
+_HANDLED = (1 << 15) - 1  # all rights of Landlock version 3
+
+
+def limit_resources(limits: dict[str, Any]) -> None:
+    """Limit CPU seconds and bytes of memory; hard limits cannot be raised."""
+    for kind, amount in [
+        (resource.RLIMIT_AS, limits["memory"]),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_CORE, 0),
+    ]:
+        resource.setrlimit(kind, (amount, amount))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu"], limits["cpu"] + 1))
+
+
+def restrict_files() -> None:
+    """Landlock: reading in Python's folders and the system libraries, and no other access."""
+    if sys.platform != "linux":
+        raise OSError(f"Landlock needs Linux, not {sys.platform}")
+    version = _LIBC.syscall(444, None, 0, 1)
+    if version < 3:
+        raise OSError(f"Landlock needs Linux 6.2; this kernel has version {version} of it")
+    ruleset = _checked(_LIBC.syscall(444, struct.pack("Q", _HANDLED), 8, 0), "Landlock")
+    prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix}
+    readable = {f"{prefix}/{name}" for prefix in prefixes for name in ("lib", "lib64")}
+    readable |= {os.path.dirname(os.__file__), "/lib", "/lib64", "/usr/lib", "/usr/lib64"}
+    readable |= {"/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom"}
+    for path in sorted(readable):
+        _allow(ruleset, path, _READ)
+    _allow(ruleset, "/dev/null", _READ | 1 << _FILES["write"] | 1 << _FILES["truncate"])
+    _no_new_privileges()
+    _checked(_LIBC.syscall(446, ruleset, 0), "Landlock")
+    os.close(ruleset)
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    if not os.path.exists(path):
+        return
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    if not os.path.isdir(path):
+        rights &= sum(1 << bit for bit in _FILES.values())
+    rule = struct.pack("=Qi", rights, descriptor)
+    _checked(_LIBC.syscall(445, ruleset, 1, rule, 0), f"Landlock rule for {path}")
+    os.close(descriptor)
+
+
+def filter_calls() -> None:
+    """seccomp: deny the calls above and new processes; allow new threads."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise OSError(f"the seccomp filter needs Linux on x86_64, not {platform.machine()}")
+    rules = _filter()
+    code = b"".join(struct.pack("HBBI", *rule) for rule in rules)
+    buffer = ctypes.create_string_buffer(code)
+    program = struct.pack("HxxxxxxQ", len(rules), ctypes.addressof(buffer))
+    _no_new_privileges()
+    _checked(_LIBC.prctl(_SET_SECCOMP, _FILTER_MODE, program, 0, 0), "seccomp")
+
+
+def _filter() -> list[tuple[int, int, int, int]]:
+    """Classic BPF: operation, instructions to skip if true, if false, operand."""
+    load, jump_eq, jump_ge, jump_set, give = 0x20, 0x15, 0x35, 0x45, 0x06
+    load_call = (load, 0, 0, 0)
+    rules = [
+        (load, 0, 0, 4),
+        (jump_eq, 1, 0, 0xC000003E),  # only x86-64 calls; the x32 table is denied below
+        (give, 0, 0, _EPERM),
+        load_call,
+        (jump_ge, 0, 1, 0x40000000),
+        (give, 0, 0, _EPERM),
+        (jump_ge, 0, 1, _NEWEST + 1),
+        (give, 0, 0, _ENOSYS),
+    ]
+    for numbers, result in ((_DENIED, _EPERM), (_ABSENT, _ENOSYS)):
+        for number in numbers.values():
+            rules += [(jump_eq, 0, 1, number), (give, 0, 0, result)]
+    # The low half of argument i is at byte 16 + 8 i, the high half 4 bytes later.
+    for number, i, value in _DENIED_ARGUMENTS:
+        rules += [(jump_eq, 0, 4, number), (load, 0, 0, 16 + 8 * i), (jump_eq, 0, 1, value)]
+        rules += [(give, 0, 0, _EPERM), load_call]
+    for number, i, value in _REQUIRED_ARGUMENTS:
+        rules += [(jump_eq, 0, 6, number), (load, 0, 0, 16 + 8 * i), (jump_eq, 0, 2, value)]
+        rules += [(load, 0, 0, 20 + 8 * i), (jump_eq, 1, 0, 0), (give, 0, 0, _EPERM), load_call]
+    rules += [(jump_eq, 0, 4, _CLONE), (load, 0, 0, 16), (jump_set, 1, 0, _CLONE_THREAD)]
+    return [*rules, (give, 0, 0, _EPERM), load_call, (give, 0, 0, _ALLOW)]
+
+
+def drop_capabilities() -> None:
+    """Drop all capabilities, so that the other limits also apply to root."""
+    if sys.platform != "linux":
+        raise OSError(f"capabilities need Linux, not {sys.platform}")
+    header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
+    _checked(_LIBC.syscall(126, header, nothing), "capset")
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process when the process ``parent``, which has started it, ends."""
+    if sys.platform != "linux":
+        raise OSError(f"the signal of the parent's end needs Linux, not {sys.platform}")
+    _checked(_LIBC.prctl(_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0), "parent's end")
+    if os.getppid() != parent:  # it has ended before the call
+        os._exit(1)
+
+
+def _no_new_privileges() -> None:
+    _checked(_LIBC.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(f"{what}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def confine(limits: dict[str, Any]) -> dict[str, str]:
+    """Apply all restrictions; return those that failed, with the reason."""
+    failed = {}
+    for name, apply in {
+        "end with the parent": lambda: end_with_parent(limits["parent"]),
+        "resources": lambda: limit_resources(limits),
+        "files": restrict_files,
+        "capabilities": drop_capabilities,
+        "network and processes": filter_calls,
+    }.items():
+        try:
+            apply()
+        except (OSError, ValueError) as error:
+            failed[name] = str(error)
+    return failed
+
+
+def enter() -> dict[str, Any]:
+    """Read the task from stdin, restrict this process and return the task.
+
+    The first line of stdout is a JSON object with the restrictions that failed. The process ends
+    if there are any, unless ``allow_unenforced`` is set in the task.
+    """
+    task = json.load(sys.stdin)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    failed = confine(task["limits"])
+    print(json.dumps(failed), flush=True)
+    if failed and not task["allow_unenforced"]:
+        sys.exit(1)
+    return task

@@ -1,0 +1,115 @@
+"""Plain values as JSON: what a program and its tests may exchange.
+
+Subclasses are sent as their plain base class, so a received value has the exact plain type and none
+of the methods of the sender. Every other value is replaced by a reference, which the receiver
+resolves.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+Reference = Callable[[Any], dict[str, Any]]
+"""Replaces a value that is not plain by a JSON object with one key."""
+Resolve = Callable[[str, Any], Any]
+"""Restores the value of a reference from its key and content."""
+
+_COLLECTIONS = {"tuple": tuple, "set": set, "frozenset": frozenset}
+_BYTES = {"bytes": bytes, "bytearray": bytearray}
+_CONSTRUCTED: dict[str, Callable[[Any], tuple[Any, ...]]] = {
+    "builtins.complex": lambda value: (value.real, value.imag),
+    "builtins.range": lambda value: (value.start, value.stop, value.step),
+    "collections.deque": lambda value: (list(value), value.maxlen),
+    "fractions.Fraction": lambda value: (value.numerator, value.denominator),
+    "decimal.Decimal": lambda value: (str(value),),
+    "datetime.timedelta": lambda value: (value.days, value.seconds, value.microseconds),
+    "datetime.datetime": lambda value: (*value.timetuple()[:6], value.microsecond),
+    "datetime.date": lambda value: (value.year, value.month, value.day),
+    "datetime.time": lambda value: (value.hour, value.minute, value.second, value.microsecond),
+}
+"""Class -> arguments of its constructor that restore a value."""
+_NUMERIC_DTYPE = re.compile(r"[<>|][biufc]\d{1,2}")
+
+
+def encode(value: Any, refer: Reference) -> Any:
+    """The JSON form of a value. ``refer`` encodes what is not plain.
+
+    Raises:
+        RecursionError: A collection contains itself.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, int):
+        return int(value) if abs(value) < 1 << 53 else {"int": hex(value)}
+    if isinstance(value, list):
+        return [encode(item, refer) for item in value]
+    if isinstance(value, dict):
+        return {"dict": [[encode(k, refer), encode(v, refer)] for k, v in value.items()]}
+    for name, kind in _COLLECTIONS.items():
+        if isinstance(value, kind):
+            return {name: [encode(item, refer) for item in value]}
+    for name, kind in _BYTES.items():
+        if isinstance(value, kind):
+            return {name: value.hex()}
+    return _encode_library_value(value, refer)
+
+
+def _encode_library_value(value: Any, refer: Reference) -> Any:
+    """The JSON form of a value of a library class, or a reference."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray):
+        if not _NUMERIC_DTYPE.fullmatch(value.dtype.str):
+            return refer(value)
+        if isinstance(value, numpy.generic):
+            return encode(value.item(), refer)
+        return {"array": [value.dtype.str, list(value.shape), value.tobytes().hex()]}
+    for base in type(value).__mro__:
+        name = f"{base.__module__}.{base.__qualname__}"
+        if name in _CONSTRUCTED and getattr(value, "tzinfo", None) is None:
+            return {name: encode(list(_CONSTRUCTED[name](value)), refer)}
+    return refer(value)
+
+
+def decode(data: Any, resolve: Resolve) -> Any:
+    """The value of a JSON form. ``resolve`` restores references.
+
+    Raises:
+        Exception: Of any kind, if the data has not been made by `encode`.
+    """
+    if isinstance(data, list):
+        return [decode(item, resolve) for item in data]
+    if not isinstance(data, dict):
+        return data
+    [(kind, content)] = data.items()
+    if kind == "int":
+        return int(content, 16)
+    if kind == "dict":
+        return {decode(key, resolve): decode(value, resolve) for key, value in content}
+    if kind in _COLLECTIONS:
+        return _COLLECTIONS[kind](decode(item, resolve) for item in content)
+    if kind in _BYTES:
+        return _BYTES[kind].fromhex(content)
+    if kind == "array":
+        return _array(*content)
+    if kind in _CONSTRUCTED:
+        module, _, name = kind.rpartition(".")
+        constructor = getattr(importlib.import_module(module), name)
+        return constructor(*decode(content, resolve))
+    return resolve(kind, content)
+
+
+def _array(dtype: str, shape: list[int], content: str) -> Any:
+    """A numeric numpy array; ValueError if shape, dtype and content do not agree."""
+    import numpy
+
+    if not _NUMERIC_DTYPE.fullmatch(dtype) or math.prod(shape) * int(dtype[2:]) * 2 != len(content):
+        raise ValueError(f"not an array: {dtype} {shape}")
+    return numpy.frombuffer(bytearray.fromhex(content), dtype).reshape(shape)

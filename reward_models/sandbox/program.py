@@ -1,0 +1,132 @@
+"""The process that runs a submitted program and then performs the operations of its tests.
+
+Everything in this process is under the control of the program. It knows neither the tests nor their
+expected values: it receives the arguments of one call at a time.
+"""
+
+from __future__ import annotations
+
+import builtins
+import sys
+import types
+from typing import Any
+
+from .channel import BINARY, KEYED, UNARY, Channel
+from .confinement import enter
+from .plain import decode, encode
+
+_OPERATIONS = UNARY | KEYED | BINARY
+
+
+class Server:
+    """Performs operations on the objects of a program.
+
+    Args:
+        channel: Connection to the process of the tests.
+        namespace: Global names of the program.
+    """
+
+    def __init__(self, channel: Channel, namespace: dict[str, Any]):
+        self.channel, self.namespace = channel, namespace
+        self.objects: list[Any] = []
+        self.handles: dict[int, int] = {}
+
+    def serve(self) -> None:
+        """Perform operations until the tests end."""
+        while True:
+            try:
+                request = self.channel.receive()
+            except EOFError:
+                return
+            self.channel.send(self._reply(request))
+
+    def _reply(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            values = [self.decode(item) for item in request["arguments"]]
+            keywords = {name: self.decode(item) for name, item in request["keywords"].items()}
+            if request["operation"] == "global":
+                result = self.namespace[values[0]]
+            else:
+                result = _OPERATIONS[request["operation"]](*values, **keywords)
+            inputs = request["arguments"] + list(request["keywords"].values())
+            return {
+                "value": self.encode(result),
+                "changed": self._changed(inputs, [*values, *keywords.values()]),
+            }
+        except BaseException as error:
+            return {
+                "raise": self.encode(type(error)),
+                "arguments": [self.encode(item) for item in error.args],
+            }
+
+    def _changed(self, inputs: list[Any], values: list[Any]) -> list[list[Any]]:
+        """Position and new content of the mutable arguments that a call has changed."""
+        changed = []
+        for i, (before, value) in enumerate(zip(inputs, values, strict=True)):
+            if isinstance(value, list | dict | set | bytearray):
+                after = self.encode(value)
+                if after != before:
+                    changed.append([i, after])
+        return changed
+
+    def encode(self, value: Any) -> Any:
+        return encode(value, self._refer)
+
+    def decode(self, data: Any) -> Any:
+        return decode(data, self._resolve)
+
+    def _refer(self, value: Any) -> dict[str, Any]:
+        if isinstance(value, Callback):
+            return {"callback": value.number}
+        is_exception = isinstance(value, type) and issubclass(value, BaseException)
+        if is_exception and getattr(builtins, value.__name__, None) is value:
+            return {"builtin exception": value.__name__}
+        handle = self.handles.setdefault(id(value), len(self.objects))
+        if handle == len(self.objects):
+            self.objects.append(value)
+        if is_exception:
+            base = next(base for base in value.__bases__ if issubclass(base, BaseException))
+            return {"exception": [handle, value.__name__, self.encode(base)]}
+        return {"object": handle}
+
+    def _resolve(self, kind: str, content: Any) -> Any:
+        if kind == "object":
+            return self.objects[content]
+        if kind == "builtin exception":
+            return getattr(builtins, content)
+        return Callback(self, content)
+
+
+class Callback:
+    """A function of the tests, which was passed to the program as an argument."""
+
+    def __init__(self, server: Server, number: int):
+        self.server, self.number = server, number
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        channel, encode = self.server.channel, self.server.encode
+        channel.send(
+            {
+                "callback": self.number,
+                "arguments": [encode(item) for item in args],
+                "keywords": {name: encode(item) for name, item in keywords.items()},
+            }
+        )
+        # The function may itself use the program before it returns.
+        while "operation" in (reply := channel.receive()):
+            channel.send(self.server._reply(reply))
+        if "raise" in reply:
+            raise self.server.decode(reply["raise"])(
+                *[self.server.decode(item) for item in reply["arguments"]]
+            )
+        return self.server.decode(reply["value"])
+
+
+def main() -> None:
+    """Run the program of the task, then serve its tests."""
+    task = enter()
+    channel = Channel(task["channel"])
+    module = sys.modules["__main__"] = types.ModuleType("__main__")
+    exec(compile(task["code"], "<program>", "exec", dont_inherit=True), module.__dict__)
+    channel.send({"ready": True})
+    Server(channel, module.__dict__).serve()
