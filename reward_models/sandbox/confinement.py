@@ -91,6 +91,9 @@ _DENIED = {
     "futimesat": 261,
     "utimensat": 280,
     "flock": 73,
+    # load of the disks
+    "sync": 162,
+    "syncfs": 306,
     # memory that the limit of the address space does not count
     "shmget": 29,
     "semget": 64,
@@ -98,6 +101,7 @@ _DENIED = {
     "mq_open": 240,
     "memfd_create": 319,
     "memfd_secret": 447,
+    "io_setup": 206,
     # kernel interfaces
     "unshare": 272,
     "setns": 308,
@@ -136,6 +140,7 @@ _DENIED_ARGUMENTS = [
     (_FCNTL, 1, 8),  # F_SETOWN, F_SETSIG, F_SETOWN_EX: signals to other processes
     (_FCNTL, 1, 10),
     (_FCNTL, 1, 15),
+    (_FCNTL, 1, 1024),  # F_SETLEASE: delays other processes
     (_IOCTL, 1, 0x8901),  # FIOSETOWN and SIOCSPGRP: the same
     (_IOCTL, 1, 0x8902),
     (_IOCTL, 1, 0x5412),  # TIOCSTI: input of a terminal
