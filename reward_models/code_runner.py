@@ -133,8 +133,8 @@ class CodeRunner:
         """The status after the checker has closed its output."""
         exit_code = checker.wait(deadline)
         if exit_code == _PROGRAM_ENDED:
-            exit_code = program.wait(min(deadline, time.monotonic() + 1.0))
-            exit_code = exit_code or 1  # the program has not failed, but its tests have
+            # The exit code shows an exceeded limit; tests that have not ended fail also after a 0.
+            exit_code = program.wait(min(deadline, time.monotonic() + 1.0)) or _PROGRAM_ENDED
         if exit_code is None:
             return "deadline"
         over_cpu = exit_code in (-signal.SIGXCPU, -signal.SIGKILL)

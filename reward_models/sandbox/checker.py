@@ -43,7 +43,7 @@ class Program:
 
     def do(self, operation: str, *args: Any, **keywords: Any) -> Any:
         """Perform an operation in the program and return its result, or raise its exception."""
-        self.channel.send(
+        self._send(
             {
                 "operation": operation,
                 "arguments": [self._encode(item) for item in args],
@@ -51,7 +51,7 @@ class Program:
             }
         )
         while "callback" in (reply := self._receive()):
-            self.channel.send(self._call_back(reply))
+            self._send(self._call_back(reply))
         try:
             error = self._exception(reply) if "raise" in reply else None
             result = None if error else self._decode(reply["value"])
@@ -64,10 +64,16 @@ class Program:
             raise error
         return result
 
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self.channel.send(message)
+        except OSError:
+            _fail("the program ended before its tests", status=_PROGRAM_ENDED)
+
     def _receive(self) -> dict[str, Any]:
         try:
             return self.channel.receive()
-        except EOFError:
+        except (EOFError, ConnectionError):
             _fail("the program ended before its tests", status=_PROGRAM_ENDED)
         except (ValueError, RecursionError, MemoryError, OSError):
             _fail("the program sent a malformed message")

@@ -68,6 +68,8 @@ def _encode_library_value(value: Any, refer: Reference) -> Any:
     if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray):
         if not _NUMERIC_DTYPE.fullmatch(value.dtype.str):
             return refer(value)
+        if isinstance(value, numpy.floating):  # item() of an extended float is no Python float
+            return float(value)
         if isinstance(value, numpy.generic):
             return encode(value.item(), refer)
         return {"array": [value.dtype.str, list(value.shape), value.tobytes().hex()]}

@@ -128,6 +128,29 @@ PROCESSES = {
         "import resource as r; r.prlimit({trainer}, r.RLIMIT_CPU, (1, 1))" + _SQUARE,
         "PermissionError",
     ),
+    "limit the trainer by a pointer whose low half is 0": (
+        "import ctypes; c = ctypes.CDLL(None); c.mmap.restype = ctypes.c_void_p\n"
+        "p = c.mmap(ctypes.c_void_p(1 << 32), 4096, 3, 0x32, -1, 0)\n"
+        "if p != 1 << 32: raise SystemExit\n"
+        "c.syscall.argtypes = [ctypes.c_long] * 5\n"
+        "assert c.syscall(302, {trainer}, 0, p, 0) == 0" + _SQUARE,
+        "AssertionError",
+    ),
+    "fork by the 32-bit table": (
+        "import ctypes, mmap; m = mmap.mmap(-1, 4096, prot=7)\n"
+        "m.write(bytes.fromhex('b802000000cd80c3'))\n"
+        "a = ctypes.addressof(ctypes.c_char.from_buffer(m))\n"
+        "assert ctypes.CFUNCTYPE(ctypes.c_int)(a)() >= 0" + _SQUARE,
+        "AssertionError",
+    ),
+    "fork by the x32 table": (
+        "import ctypes; assert ctypes.CDLL(None).syscall((1 << 30) | 57) >= 0" + _SQUARE,
+        "AssertionError",
+    ),
+    "user namespace": (
+        "import ctypes; assert ctypes.CDLL(None).unshare(0x10000000) == 0" + _SQUARE,
+        "AssertionError",
+    ),
     "outlive the trainer": (
         "import ctypes; assert ctypes.CDLL(None).prctl(1, 0, 0, 0, 0) == 0" + _SQUARE,
         "AssertionError",
@@ -334,6 +357,13 @@ WEAK_TESTS = {
     ),
     "caught end": (
         "import os\ndef f(x): os._exit(0)",
+        "ended before its tests",
+        "try: f(2)\nexcept BaseException: pass",
+    ),
+    "answers in advance": (
+        "import os\nfor i in range(3, 10):\n"
+        "    try: os.write(i, b'{{\"ready\": true}}\\n')\n    except OSError: pass\n"
+        "os._exit(0)",
         "ended before its tests",
         "try: f(2)\nexcept BaseException: pass",
     ),

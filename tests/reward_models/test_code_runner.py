@@ -65,6 +65,15 @@ def test_only_tests_that_ran_to_their_end_pass(runner, program, status):
 
 
 @needs_confinement
+@pytest.mark.parametrize(
+    "tests",
+    ["raise SystemExit(0)", "import sys; sys.exit()", "assert f(1) == 2\nexit(0)", "def"],
+)
+def test_tests_that_end_early_do_not_pass(runner, tests):
+    assert runner.run("def f(x): return x + 1", tests).status == "failed"
+
+
+@needs_confinement
 def test_code_reward_works_after_hostile_programs(helpers):
     talk = helpers["talk"]
     reward = build({"kind": "code", "tests": "assert f(2) == 4", "cpu_seconds": 1})
