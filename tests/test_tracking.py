@@ -91,7 +91,7 @@ def test_a_failing_tracker_does_not_stop_the_run(tmp_path, monkeypatch, caplog, 
         if moment == "open":
             fail()
         log, close = (fail if moment == name else accept for name in ("log", "close"))
-        return trackers.Tracker("tensorboard", log, close)
+        return trackers.Tracker(log, close)
 
     monkeypatch.setitem(trackers._OPEN, "tensorboard", opened)
     run = tracked(tmp_path, "tensorboard")

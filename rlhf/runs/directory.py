@@ -55,7 +55,7 @@ class Run:
         # Only the first of several processes writes.
         self.writes = os.environ.get("RANK", "0") == "0"
         self.config: Mapping[str, Any] = {}
-        self.trackers: list[Tracker] | None = None
+        self.trackers: dict[str, Tracker] | None = None
         self._claim: Claim | None = None
 
     @classmethod
@@ -120,7 +120,7 @@ class Run:
         """Mark the run as complete; ``--resume`` then has nothing to do."""
         if self.writes:
             (self.directory / "finished").touch()
-        close_trackers(self.trackers or ())
+        close_trackers(self.trackers or {})
         self.trackers = None
 
     def close(self) -> None:

@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 class Tracker:
     """An open tracker: ``log(step, metrics)`` and ``close()``."""
 
-    name: str
     log: Callable[[int, Mapping[str, float]], Any]
     close: Callable[[], Any]
 
@@ -48,7 +47,7 @@ def check_installed(names: Sequence[str]) -> None:
 
 def open_trackers(
     names: Sequence[str], directory: Path, config: Mapping[str, Any], *, step: int
-) -> list[Tracker]:
+) -> dict[str, Tracker]:
     """Open the trackers of a run; the name of its directory is the name of the run there.
 
     Args:
@@ -58,29 +57,31 @@ def open_trackers(
         step: First step that will be logged; TensorBoard discards later ones of an interrupted run.
 
     Returns:
-        The trackers that could be opened; the failure of another one is a warning.
+        The trackers that could be opened, by name; the failure of another one is a warning.
     """
-    trackers = []
+    trackers = {}
     for name in names:
         with _failures(name):
-            trackers.append(_OPEN[name](directory, config, step))
+            trackers[name] = _OPEN[name](directory, config, step)
     return trackers
 
 
-def log_to(trackers: Sequence[Tracker], step: int, metrics: Mapping[str, float]) -> list[Tracker]:
-    """Send one step to every tracker; return the trackers that accepted it."""
-    working = []
-    for tracker in trackers:
-        with _failures(tracker.name):
+def log_to(
+    trackers: Mapping[str, Tracker], step: int, metrics: Mapping[str, float]
+) -> dict[str, Tracker]:
+    """Send one step to every tracker; return the trackers that accepted it, by name."""
+    working = {}
+    for name, tracker in trackers.items():
+        with _failures(name):
             tracker.log(step, metrics)
-            working.append(tracker)
+            working[name] = tracker
     return working
 
 
-def close_trackers(trackers: Sequence[Tracker]) -> None:
+def close_trackers(trackers: Mapping[str, Tracker]) -> None:
     """Close every tracker."""
-    for tracker in trackers:
-        with _failures(tracker.name):
+    for name, tracker in trackers.items():
+        with _failures(name):
             tracker.close()
 
 
@@ -108,7 +109,7 @@ def _tensorboard(directory: Path, config: Mapping[str, Any], step: int) -> Track
             writer.add_scalar(key, value, step)
         writer.flush()
 
-    return Tracker("tensorboard", log, writer.close)
+    return Tracker(log, writer.close)
 
 
 def _wandb(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
@@ -121,7 +122,7 @@ def _wandb(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
         dir=str(directory),
         config=dict(config),
     )
-    return Tracker("wandb", lambda step, metrics: run.log(dict(metrics), step=step), run.finish)
+    return Tracker(lambda step, metrics: run.log(dict(metrics), step=step), run.finish)
 
 
 def _trackio(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
@@ -132,9 +133,7 @@ def _trackio(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
         resume="allow",
         config=dict(config),
     )
-    return Tracker(
-        "trackio", lambda step, metrics: trackio.log(dict(metrics), step=step), trackio.finish
-    )
+    return Tracker(lambda step, metrics: trackio.log(dict(metrics), step=step), trackio.finish)
 
 
 def _mlflow(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
@@ -149,7 +148,6 @@ def _mlflow(directory: Path, config: Mapping[str, Any], step: int) -> Tracker:
         mlflow.log_params({key: str(value)[:500] for key, value in config.items()})
     run_id = run.info.run_id
     return Tracker(
-        "mlflow",
         lambda step, metrics: mlflow.log_metrics(dict(metrics), step=step, run_id=run_id),
         mlflow.end_run,
     )
