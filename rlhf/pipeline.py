@@ -12,7 +12,8 @@ from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.commands.command import CommandTable
 from rlhf.commands.dry_run import check_without_data
 from rlhf.common.names import FILE_NAME_RULE, is_file_name, nearest
-from rlhf.config.base import DirectoryConfig, Seed
+from rlhf.common.ranges import Seed
+from rlhf.config.base import DirectoryConfig
 from rlhf.config.load import Source, assemble, build, set_key
 from rlhf.errors import UserError
 from rlhf.runs.claim import DESCRIPTIONS, RESULTS

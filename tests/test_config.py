@@ -280,7 +280,7 @@ def test_wrong_types_are_told_in_one_line_with_key_and_value(tree, parts):
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_seeds_that_numpy_or_torch_refuse_are_refused(seed):
-    with pytest.raises(UserError, match=r"seed must be (greater|less) than"):
+    with pytest.raises(UserError, match=r"seed must be (>=|<) "):
         build(CheckConfig, {"path": "a.jsonl", "seed": seed})
 
 
@@ -378,5 +378,5 @@ def test_text_with_a_colon_stays_text(text, value):
 
 @pytest.mark.parametrize("name", ["target", "horizon"])
 def test_the_kl_controller_needs_positive_numbers(name):
-    with pytest.raises(UserError, match=f"kl.{name} must be > 0, got -1"):
+    with pytest.raises(UserError, match=f"{name} must be (> 0|>= 1), got -1"):
         build(KLSpec, {name: -1})

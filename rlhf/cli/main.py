@@ -13,13 +13,12 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from rlhf import __version__
 from rlhf.cli.arguments import parse_arguments
 from rlhf.cli.help import command_help, group_help, usage
 from rlhf.cli.table import COMMANDS
 from rlhf.common.imports import import_object
+from rlhf.common.yaml_text import dump_yaml
 from rlhf.errors import UserError
 from rlhf.runs.interrupt import Interrupted
 from rlhf.runs.launch import prepare
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for call in calls:
             config = COMMANDS.read(name, call.files, call.overrides)
             if call.has("--print-config"):
-                print(yaml.safe_dump(COMMANDS.effective_tree(name, config), sort_keys=False))
+                print(dump_yaml(COMMANDS.effective_tree(name, config)))
             elif call.has("--dry-run"):
                 print(COMMANDS.plan(name, config))
             elif command.makes_run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from rlhf.config.base import Seed
+from rlhf.common.ranges import Seed
 from rlhf.config.data import DataSpec, Kind
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf.common.names import FILE_NAME_RULE, is_file_name
-from rlhf.config.base import RunConfig, Seed
+from rlhf.common.ranges import Fraction, PositiveInt, Seed
+from rlhf.config.base import RunConfig
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
 
@@ -24,9 +25,9 @@ class DemosFile:
     """Name of the JSONL file in the run directory."""
     kind: Literal["sft", "preference"]
     """Demonstrations, or pairs from the optimal action values."""
-    count: int
+    count: PositiveInt
     """Rows."""
-    quality: float = 1.0
+    quality: Fraction = 1.0
     """Share of actions that are the expert's; the others are random. In [0, 1]."""
 
 
@@ -56,7 +57,7 @@ class EnvDemosConfig(DemosFile):
     path: str
     """The JSONL file to write."""
     kind: Literal["sft", "preference"] = "sft"
-    count: int = 100
+    count: PositiveInt = 100
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
     seed: Seed = 0

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rlhf.common.numbers import require_at_least
-from rlhf.config.base import Seed
+from rlhf.common.ranges import PositiveInt, Seed
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -24,7 +23,7 @@ class GenerateConfig:
     """One prompt; its completions are printed as text."""
     prompts: list[DataSpec] = field(default_factory=list)
     """Prompt sets; completions are printed as JSON lines with prompt and completion."""
-    samples: int = 1
+    samples: PositiveInt = 1
     """Samples for each prompt."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
@@ -36,7 +35,6 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if (self.prompt is None) == (not self.prompts):
             raise ValueError("generate: give either --prompt TEXT or --prompts")
-        require_at_least(1, self, "samples")
 
 
 def generate(config: GenerateConfig) -> Iterator[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.common.files import write_jsonl
+from rlhf.common.ranges import AtLeastTwo, PositiveInt
 from rlhf.config.base import RunConfig
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
@@ -38,16 +39,14 @@ class PairsConfig(RunConfig):
     """How the annotator labels pairs by the gold score."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling of the policy."""
-    prompts: int = 512
+    prompts: PositiveInt = 512
     """Number of prompts."""
-    samples: int = 4
+    samples: AtLeastTwo = 4
     """Samples for each prompt."""
-    pairs_per_prompt: int = 2
+    pairs_per_prompt: PositiveInt = 2
     """Largest number of pairs for each prompt."""
 
     def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise ValueError(f"samples must be >= 2 (a pair needs two replies), got {self.samples}")
         if self.env.prompts and not self.rewards:
             raise ValueError("rewards: a prompt set has no reward of its own; name the gold score")
 

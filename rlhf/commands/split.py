@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.common.files import write_jsonl
+from rlhf.common.ranges import ProperFraction
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec, Kind
 from rlhf.data.load import load
@@ -24,12 +25,8 @@ class SplitConfig(RunConfig):
     """Data to split."""
     kind: Kind
     """Kind of the rows."""
-    test_fraction: float = 0.1
+    test_fraction: ProperFraction = 0.1
     """Share of rows in test.jsonl."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.test_fraction < 1:
-            raise ValueError(f"test_fraction must lie between 0 and 1, got {self.test_fraction}")
 
 
 def write_split(command: str, config: SplitConfig, run: Run) -> Path:

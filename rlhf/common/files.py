@@ -53,7 +53,7 @@ def flush_to_disk(path: Path) -> None:
 
 def json_line(row: Mapping[str, Any]) -> str:
     """Return a row as one line of a JSON-lines file."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return _json_text(row) + "\n"
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         UserError: A line is not a JSON object; the message names the file and the line.
     """
     path = Path(path)
-    with open_text(path) as stream:
+    with open_text(path, newline="\n") as stream:
         return [
             _parse_line(line, f"{path}, line {number}")
             for number, line in enumerate(stream, start=1)
@@ -92,6 +92,23 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     ]
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file (.gz allowed).
+
+    Raises:
+        UserError: The content is not JSON; the message names the file and the line.
+    """
+    with open_text(path) as stream:
+        try:
+            return json.load(stream)
+        except json.JSONDecodeError as error:
+            hint = "; one object a line? call it .jsonl" if error.msg == "Extra data" else ""
+            problem = f"line {error.lineno}: broken JSON, {error.msg}{hint}"
+        except (ValueError, RecursionError) as error:
+            problem = _unreadable(error)
+    raise UserError(f"{path}, {problem}")
+
+
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write one JSON object a line (gzip if the name ends in .gz) and return their number.
 
@@ -102,8 +119,7 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
     with atomic_path(path) as partial, partial.open("wb") as raw:
         packed = gzip.GzipFile("", "wb", 6, raw, 0) if path.suffix == ".gz" else raw
         for row in rows:
-            text = json.dumps(row, ensure_ascii=False, allow_nan=False)
-            packed.write(text.encode() + b"\n")
+            packed.write(_json_text(row, allow_nan=False).encode() + b"\n")
             count += 1
         if packed is not raw:
             packed.close()
@@ -121,6 +137,8 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: broken JSON, {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: {_unreadable(error)}") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object {{...}}, found a {type(row).__name__}")
     return row
@@ -130,6 +148,28 @@ def _is_json(text: str) -> bool:
     try:
         json.loads(text)
     except json.JSONDecodeError:
+        return False
+    except (ValueError, RecursionError):
+        pass  # `_parse_line` states the problem
+    return True
+
+
+def _json_text(row: Mapping[str, Any], *, allow_nan: bool = True) -> str:
+    """Return JSON that UTF-8 can encode: only halves of surrogate pairs are escaped."""
+    text = json.dumps(row, ensure_ascii=False, allow_nan=allow_nan)
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _unreadable(error: Exception) -> str:
+    """Return why valid JSON cannot be read: too many digits, or too many nested brackets."""
+    return f"JSON that cannot be read ({str(error).partition(';')[0]})"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written in UTF-8: it contains no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
         return False
     return True
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rlhf.errors import UserError
-
 
 def is_number(value: object) -> bool:
     """Whether `value` is a finite int or float; bool does not count."""
@@ -42,13 +40,3 @@ def moving_average(values: Sequence[float], width: int) -> list[float]:
     half = width // 2
     windows = (values[max(0, i - half) : i - half + width] for i in range(len(values)))
     return [math.fsum(window) / len(window) for window in windows]
-
-
-def require_at_least(minimum: float, config: object, *names: str, prefix: str = "") -> None:
-    """Raise UserError if a field of a configuration is below ``minimum``.
-
-    ``prefix`` is the key of the configuration inside a larger one, with its dot.
-    """
-    for name in names:
-        if (value := getattr(config, name)) < minimum:
-            raise UserError(f"{prefix}{name} must be >= {minimum}, got {value}")

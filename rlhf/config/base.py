@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
 
-from pydantic import Field
-
+from rlhf.common.ranges import PositiveInt, Seed
 from rlhf.config.model import ModelSpec
 from rlhf.runs.trackers import TrackerName
-
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-"""A seed that numpy and torch accept."""
-Processes = Annotated[int, Field(ge=1)]
-"""A number of processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +37,7 @@ class TrainingConfig(RunConfig):
     """The model that training starts from; also the reference, if the method has one."""
     track: list[TrackerName] = field(default_factory=list)
     """Experiment trackers to log to: tensorboard, wandb, trackio, mlflow."""
-    keep_last: Annotated[int, Field(ge=1)] = 2
+    keep_last: PositiveInt = 2
     """Number of checkpoints that are kept; a damaged one is replaced by the one before."""
     profile: bool = False
     """Also log throughput, FLOP utilization, padding and peak memory (docs/metrics.md)."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from rlhf.common.numbers import require_at_least
-from rlhf.config.base import DirectoryConfig, Processes
+from rlhf.common.ranges import AtLeastTwo, Finite, Fraction, PositiveInt, Seed
+from rlhf.config.base import DirectoryConfig
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec
 
@@ -24,10 +24,10 @@ from rlhf.config.rollout import EnvSpec
 class Demonstrations:
     """Demonstrations for supervised fine-tuning before reinforcement learning."""
 
-    count: int = 1000
+    count: PositiveInt = 1000
     """Episodes."""
-    quality: float = 0.4
-    """Share of actions that are the expert's; the others are random. In [0, 1]."""
+    quality: Fraction = 0.4
+    """Share of actions that are the expert's; the others are random."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class BenchEnvironment:
     """Keys of `rlhf sft` that differ here."""
     run: dict[str, Any] = field(default_factory=dict)
     """Keys of an online run that differ here, such as num_steps."""
-    random: float | None = None
+    random: Finite | None = None
     """Return with normalized score 0; None: the environment's value of its random policy."""
-    optimal: float | None = None
+    optimal: Finite | None = None
     """Return with normalized score 1; None: the environment's optimum."""
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class BenchConfig(DirectoryConfig):
     """Name -> command, run."""
     model: ModelSpec
     """The model that every run starts from, before its demonstrations."""
-    seeds: list[int]
+    seeds: list[Seed]
     """Training seeds; demonstrations, weights and episodes all follow from them."""
     sft: dict[str, Any] = field(default_factory=dict)
     """Keys of `rlhf sft` for every environment."""
@@ -82,11 +82,11 @@ class BenchConfig(DirectoryConfig):
         default_factory=lambda: ["random", "expert"]
     )
     """Policies of the environment that get a row."""
-    episodes: int = 256
+    episodes: AtLeastTwo = 256
     """Held-out episodes of an evaluation, the same for all policies."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
-    curve_points: int = 4
+    curve_points: PositiveInt = 4
     """Evaluations along training, for the sample-efficiency curve."""
     baseline: str | None = None
     """The policy that the others are compared with; None: the initial model."""
@@ -97,11 +97,8 @@ class BenchConfig(DirectoryConfig):
         for name in ("environments", "algorithms", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: the list is empty; name at least one")
-        if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ValueError(f"seeds must be different and >= 0, got {self.seeds}")
-        if self.episodes < 2:
-            raise ValueError(f"episodes must be >= 2 (an interval needs two), got {self.episodes}")
-        require_at_least(1, self, "curve_points")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different, got {self.seeds}")
         if shared := sorted(set(self.seeds) & set(self.tuning.get("seeds", ()))):
             raise ValueError(
                 f"seeds: {shared[0]} was used in tuning, which favors the tuned settings; "
@@ -119,7 +116,7 @@ class BenchCommandConfig(BenchConfig):
     rlhf bench MANIFEST.yaml --only menu/seed0/ppo run one job in this process
     """
 
-    jobs: Processes = 1
+    jobs: PositiveInt = 1
     """Number of processes."""
     against: str | None = None
     """An earlier bench.json; the exit code is 1 if a score is worse."""

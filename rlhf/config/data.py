@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from rlhf.common.names import nearest
+from rlhf.common.ranges import PositiveFloat, PositiveInt, check_fields
 from rlhf.errors import UserError
 
 Kind = Literal[
@@ -74,18 +74,15 @@ class DataSpec:
     reaches into a column: {answer: reward_model.ground_truth}."""
     system: str | None = None
     """System message of every prompt; rows with a system message keep theirs."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """First N usable rows after the seeded shuffle."""
-    weight: float | None = None
+    weight: PositiveFloat | None = None
     """Share in a mixture, relative to the other sources; without weights, every row is used."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "data.")
         if not self.path.strip():
             raise UserError("data.path is empty: give a hub id (org/name), a file or a folder")
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"data.limit must be >= 1 row, got {self.limit}")
-        if self.weight is not None and not (self.weight > 0 and math.isfinite(self.weight)):
-            raise UserError(f"data.weight must be a positive number, got {self.weight}")
         if not self.split.strip():
             raise UserError('data.split is empty: name one, e.g. "train"')
         for field in self.columns or {}:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlhf.common.names import FILE_NAME_RULE, is_file_name
-from rlhf.common.numbers import require_at_least
+from rlhf.common.ranges import AtLeastTwo, NonNegativeInt, PositiveInt
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
@@ -67,9 +67,9 @@ class TasksSpec:
 
     names: list[str]
     """Names of tasks or groups, as `lm_eval ls tasks` lists them."""
-    shots: int | None = None
+    shots: NonNegativeInt | None = None
     """Examples in each prompt; None: the number of the task."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Largest number of documents of a task; None: all."""
     folder: str | None = None
     """Folder with further task files (YAML)."""
@@ -101,15 +101,15 @@ class EvaluateConfig(RunConfig):
     """Pairs on which the trained baseline (bag of words) is fitted."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling of the policies."""
-    episodes: int = 256
+    episodes: AtLeastTwo = 256
     """Number of seeds; the same for all policies. Prompts are used in order."""
-    samples: int = 1
+    samples: PositiveInt = 1
     """Episodes of each seed; with several, pass@k of every metric that is 0 or 1."""
-    first_episode: int = 0
+    first_episode: NonNegativeInt = 0
     """Number of the first episode, so that selection and evaluation use different episodes."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
-    max_length: int = 512
+    max_length: PositiveInt = 512
     """Largest number of tokens of a text example."""
 
     def __post_init__(self) -> None:
@@ -123,14 +123,10 @@ class EvaluateConfig(RunConfig):
         names = [policy.name for policy in self.policies]
         if len(set(names)) < len(names):
             raise ValueError(f"policies: names must differ, got {', '.join(names)}")
-        require_at_least(0, self, "first_episode")
-        require_at_least(1, self, "samples")
         if self.samples > 1 and not self.env:
             raise ValueError("samples has no effect without env: it counts episodes of a seed")
         if self.samples > 1 and self.decoding == "greedy":
             raise ValueError("samples has no effect with greedy decoding: all would be the same")
-        if self.episodes < 2:
-            raise ValueError(f"episodes must be >= 2 (an interval needs two), got {self.episodes}")
         unplayed = [policy.name for policy in self.policies if policy.model is None]
         if unplayed and not self.env:
             raise ValueError(

@@ -15,6 +15,8 @@ from typing import Any
 
 import docstring_parser
 
+from rlhf.common.ranges import range_text
+
 WIDTH = 96
 """Columns of the help text."""
 
@@ -117,7 +119,7 @@ def sections_of(cls: type, options: Mapping[str, type], prefix: str = "") -> lis
 
 def _fields(cls: type) -> Iterator[tuple[dataclasses.Field[Any], Any, str]]:
     """Yield each field with its type and its docstring."""
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     meanings: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base):
@@ -142,7 +144,9 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _type_text(hint: Any) -> str:
-    """Format a type for the help."""
+    """Format a type for the help, with its range."""
+    if typing.get_origin(hint) is typing.Annotated:
+        return _type_text(typing.get_args(hint)[0]) + range_text(hint)
     if hint in PLAIN:
         return PLAIN[hint]
     arguments = typing.get_args(hint)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,10 @@ from typing import Any, TypeVar
 
 import yaml
 
+from rlhf.common.files import is_unicode, read_json
 from rlhf.common.names import closest, nearest
+from rlhf.common.ranges import convert, shortened
+from rlhf.common.yaml_text import load_yaml
 from rlhf.config.help import Section, dataclass_in, sections_of
 from rlhf.errors import UserError
 from rlhf.runs.renamed import renamed_key
@@ -32,6 +34,8 @@ Source = str | Path | Mapping[str, Any]
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file with a mapping of keys to values.
 
+    A file whose name ends in ``.json`` is read as JSON.
+
     Raises:
         UserError: The file is missing, is not YAML, or contains no mapping.
     """
@@ -40,7 +44,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UserError(f"config file {path} does not exist{nearest(path.name, siblings)}")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        is_json = path.suffix == ".json"
+        tree = read_json(path) if is_json else load_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file in UTF-8; --config takes a YAML file") from error
     except yaml.YAMLError as error:
@@ -52,17 +57,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, got {type(tree).__name__}")
     return tree
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's floats: ``1e-5`` is a number, which YAML 1.1 reads as a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,10 +73,13 @@ def read_value(key: str, text: str) -> Any:
     """Read the text of an option as YAML; a mapping needs its braces, since text may have a colon.
 
     Raises:
-        UserError: The text begins with a brace or a bracket and is not valid YAML.
+        UserError: The text is not Unicode, or begins with a brace or a bracket and is not valid
+            YAML.
     """
+    if not is_unicode(text):
+        raise UserError(f"--{key}: {text!r} is not text in UTF-8")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = load_yaml(text)
     except yaml.YAMLError as error:
         if not text.startswith(("{", "[")):
             return text
@@ -149,41 +146,13 @@ def build(cls: type[T], tree: Mapping[str, Any], extra: Mapping[str, type] | Non
     extra = extra or {}
     sections = functools.partial(sections_of, cls, extra)
     _check_keys(cls, tree, extra, "", sections)
+    _check_texts(tree)
     tree = copy.deepcopy(dict(tree))
     for name, options in extra.items():
-        hints = typing.get_type_hints(options)
+        hints = typing.get_type_hints(options, include_extras=True)
         for key, value in tree.get(name, {}).items():
-            tree[name][key] = _convert(hints[key], value, f"{name}.{key}")
-    return _convert(cls, tree)
-
-
-def _convert(hint: Any, value: Any, name: str = "") -> Any:
-    """Convert plain data to a type.
-
-    Raises:
-        UserError: The data do not fit; the message names the key below ``name``.
-    """
-    from pydantic import ValidationError
-
-    try:
-        return _adapter(hint).validate_python(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        if reason := first.get("ctx", {}).get("error"):  # raised by a __post_init__
-            raise UserError(str(reason)) from error
-        key = ".".join(map(str, [*filter(None, [name]), *first["loc"]]))
-        if first["type"] == "missing":
-            raise UserError(f"{key} is required") from error
-        rule = first["msg"].removeprefix("Input should be ").replace("dictionary", "mapping")
-        rule = re.sub(r", (unable|got) .*", "", rule)
-        raise UserError(f"{key} must be {rule}, got {first['input']!r}") from error
-
-
-@functools.cache
-def _adapter(hint: Any) -> Any:
-    from pydantic import TypeAdapter  # slow to import
-
-    return TypeAdapter(hint)
+            tree[name][key] = convert(hints[key], value, f"{name}.{key}")
+    return convert(cls, tree)
 
 
 def _check_keys(
@@ -213,14 +182,24 @@ def _check_keys(
         if section is None or value is None:
             continue
         items = [(name, value)]
-        if isinstance(value, list):
+        if isinstance(value, list) and typing.get_origin(hints[key]) is list:
             items = [(f"{name}.{index}", item) for index, item in enumerate(value)]
         for path, item in items:
             if not isinstance(item, Mapping):
                 known = ", ".join(field.name for field in dataclasses.fields(section))
                 known = shorten(known, 100, placeholder="...")
-                raise UserError(f"{path}: expected a mapping with {known}; got {item!r}")
+                raise UserError(f"{path}: expected a mapping with {known}; got {shortened(item)}")
             _check_keys(section, item, {}, f"{path}.", sections)
+
+
+def _check_texts(value: Any) -> None:
+    """Refuse a text that cannot be written, at any depth of plain data."""
+    if isinstance(value, str) and not is_unicode(value):
+        raise UserError(f"{shortened(value)} is not text: half of a surrogate pair")
+    items = [*value, *value.values()] if isinstance(value, Mapping) else value
+    if isinstance(items, list):
+        for item in items:
+            _check_texts(item)
 
 
 def _hint(key: Any, known: Iterable[str], sections: list[Section]) -> str:

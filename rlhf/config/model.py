@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from rlhf.common.numbers import require_at_least
+from annotated_types import Interval
+
+from rlhf.common.ranges import FractionBelowOne, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True)
 class ScratchSpec:
     """A small Llama with random weights and a byte-level BPE tokenizer trained on the task."""
 
-    hidden_size: int = 64
+    hidden_size: Annotated[int, Interval(ge=1, le=65_536)] = 64
     """Width of the residual stream."""
-    num_layers: int = 2
+    num_layers: Annotated[int, Interval(ge=1, le=1024)] = 2
     """Transformer blocks."""
-    num_heads: int = 4
+    num_heads: Annotated[int, Interval(ge=1, le=1024)] = 4
     """Number of attention heads; must divide hidden_size."""
-    context: int = 256
+    context: Annotated[int, Interval(ge=1, le=2**20)] = 256
     """Longest sequence, in tokens."""
-    vocab_size: int = 512
-    """Upper bound on the tokenizer's vocabulary, at least 300 (256 bytes and special tokens)."""
-    initializer_range: float = 0.02
+    vocab_size: Annotated[int, Interval(ge=300, le=2**20)] = 512
+    """Upper bound on the tokenizer's vocabulary: 256 bytes, special tokens, and merges."""
+    initializer_range: PositiveFloat = 0.02
     """Standard deviation of the initial weights. 0.02 suits wide models; narrow models learn to
     attend to earlier tokens in fewer steps with about 1 / sqrt(hidden_size)."""
 
@@ -32,22 +34,17 @@ class ScratchSpec:
                 f"model.scratch.hidden_size must be a multiple of num_heads, "
                 f"got {self.hidden_size} and {self.num_heads}"
             )
-        if self.initializer_range <= 0:
-            raise ValueError(
-                f"model.scratch.initializer_range must be > 0, got {self.initializer_range}"
-            )
-        require_at_least(300, self, "vocab_size", prefix="model.scratch.")
 
 
 @dataclass(frozen=True)
 class LoraSpec:
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
 
-    rank: int = 16
+    rank: Annotated[int, Interval(ge=1, le=65_536)] = 16
     """Rank of each update."""
-    alpha: int = 32
+    alpha: PositiveInt = 32
     """Scale: the update is multiplied by alpha / rank."""
-    dropout: float = 0.0
+    dropout: FractionBelowOne = 0.0
     """Dropout on the adapter's input, in the updates of SFT and of reward models. Other
     commands compare log-probabilities of two passes and do not use it."""
     target_modules: list[str] = field(default_factory=list)
@@ -62,9 +59,6 @@ class LoraSpec:
     """Multiply the update by alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "rank", "alpha", prefix="model.lora.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"model.lora.dropout must lie in [0, 1), got {self.dropout}")
         if both := set(self.target_modules) & set(self.modules_to_save):
             raise ValueError(
                 f"model.lora: {min(both)} is in both target_modules and modules_to_save; list it "

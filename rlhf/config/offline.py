@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhf.common.numbers import require_at_least
+from rlhf.common.ranges import PositiveInt, ProperFraction
 from rlhf.config.base import TrainingConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.optimization import OPTIONS, NativeOptions
@@ -20,20 +20,20 @@ class OfflineConfig(TrainingConfig):
     """Training rows: prompts with completions (sft), pairs (dpo), or labels (kto)."""
     eval_data: list[DataSpec] = field(default_factory=list)
     """Held-out rows; empty: eval_fraction of the training rows, split by prompt."""
-    eval_fraction: float = 0.1
+    eval_fraction: ProperFraction = 0.1
     """Share of the training rows that is held out; no prompt is in both parts."""
-    max_length: int = 512
+    max_length: PositiveInt = 512
     """Largest number of tokens of an example; longer ones are truncated and counted."""
-    batch_size: int = 16
+    batch_size: PositiveInt = 16
     """Examples per optimizer step, over all processes."""
-    micro_batch_size: int = 8
+    micro_batch_size: PositiveInt = 8
     """Examples of max_length in a micro-batch; divides batch_size. The native engine packs shorter
     examples into the same number of tokens."""
     engine: Literal["auto", "native", "trl"] = "auto"
     """Training engine. auto: native for sft, dpo and reward models on pairs, else TRL."""
-    evaluations: int = 4
+    evaluations: PositiveInt = 4
     """Number of evaluations and checkpoints; the best model is kept as final/."""
-    patience: int | None = None
+    patience: PositiveInt | None = None
     """Stop after this number of evaluations without an improvement; None: never."""
     trainer: dict[str, Any] = field(default_factory=dict)
     """Options under TRL's names, e.g. learning_rate, num_train_epochs, max_steps, beta."""
@@ -42,9 +42,6 @@ class OfflineConfig(TrainingConfig):
         super().__post_init__()
         if not self.data:
             raise ValueError("data: the list is empty; name at least one data set")
-        if not 0 < self.eval_fraction < 1:
-            raise ValueError(f"eval_fraction must lie between 0 and 1, got {self.eval_fraction}")
-        require_at_least(1, self, "max_length", "batch_size", "micro_batch_size", "evaluations")
         if self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"batch_size must be a multiple of micro_batch_size, got {self.batch_size} and "

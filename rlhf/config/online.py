@@ -9,7 +9,15 @@ from typing import Any, Literal
 
 from rlhf.algorithms.registry import ALGORITHMS, Algorithm, configure
 from rlhf.algorithms.settings import Settings
-from rlhf.common.numbers import require_at_least
+from rlhf.common.ranges import (
+    Finite,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ProperFraction,
+)
 from rlhf.config.base import TrainingConfig
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.errors import UserError
@@ -21,24 +29,20 @@ class OptimizerSpec:
 
     name: Literal["adamw", "sgd"] = "adamw"
     """adamw; sgd: without momentum, so that it keeps no moments in memory."""
-    learning_rate: float = 1e-5
+    learning_rate: PositiveFloat = 1e-5
     """Peak learning rate."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
-    eps: float = 1e-5
+    eps: PositiveFloat = 1e-5
     """Adam's epsilon; 1e-5 as in the N+ implementation details (Huang et al. 2024)."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this norm."""
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     """Optimizer steps over which the learning rate rises from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     """How the learning rate falls to 0 by the last step."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError(f"optimizer.learning_rate must be > 0, got {self.learning_rate}")
-        if self.max_grad_norm <= 0:
-            raise ValueError(f"optimizer.max_grad_norm must be > 0, got {self.max_grad_norm}")
         if self.name == "sgd" and self.eps != OptimizerSpec.eps:
             raise ValueError("optimizer.eps has no effect with optimizer.name sgd")
 
@@ -49,15 +53,10 @@ class KLSpec:
 
     controller: Literal["fixed", "adaptive", "budget"] = "fixed"
     """fixed; adaptive: moves the KL to ``target``; budget: ends training when the KL exceeds it."""
-    target: float = 6.0
+    target: PositiveFloat = 6.0
     """KL in nats per episode: the target of adaptive, the limit of budget."""
-    horizon: int = 10_000
+    horizon: PositiveInt = 10_000
     """Episodes over which the adaptive coefficient may move by a factor of about e."""
-
-    def __post_init__(self) -> None:
-        for name in ("target", "horizon"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"kl.{name} must be > 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,13 @@ class RewardShaping:
 
     scale: Literal["none", "std", "normalise"] = "none"
     """Divide by the running standard deviation, or also subtract the running mean."""
-    clip: float = 10.0
+    clip: PositiveFloat = 10.0
     """With a scale: scores are clipped to this number of standard deviations."""
-    missing_eos_penalty: float = 0.0
+    missing_eos_penalty: Finite = 0.0
     """Subtracted from the score if the last completion was truncated before its stop token."""
-    length_penalty: float = 0.0
+    length_penalty: Finite = 0.0
     """Subtracted from the score per sampled token."""
-    max_unscored: float = 0.2
+    max_unscored: Fraction = 0.2
     """Largest share of episodes without a score; above it the run stops."""
 
 
@@ -80,13 +79,13 @@ class RewardShaping:
 class EvaluationSpec:
     """Held-out episodes during and after training; training never uses their seeds."""
 
-    every: int = 0
+    every: NonNegativeInt = 0
     """Steps between evaluations during training; 0 for none."""
-    episodes: int = 128
+    episodes: PositiveInt = 128
     """Episodes of one evaluation; with fewer held-out prompts, prompts are repeated."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
-    prompts_fraction: float = 0.1
+    prompts_fraction: ProperFraction = 0.1
     """Share of env.prompts that is held out from training."""
 
 
@@ -114,24 +113,21 @@ class OnlineConfig(TrainingConfig):
     """Held-out episodes."""
     critic: Literal["shared", "separate"] = "shared"
     """shared: a value head on the policy's transformer; separate: on a copy of it."""
-    critic_warmup_steps: int = 0
+    critic_warmup_steps: NonNegativeInt = 0
     """Number of first steps that train only the critic."""
-    num_steps: int = 100
+    num_steps: PositiveInt = 100
     """Training steps; each collects a batch of rollouts."""
-    episodes_per_step: int = 64
+    episodes_per_step: PositiveInt = 64
     """Episodes in a batch of rollouts, over all processes; a multiple of algorithm.group_size."""
-    micro_batch_tokens: int = 8192
+    micro_batch_tokens: PositiveInt = 8192
     """Tokens of a micro-batch in an update, padding included."""
-    save_every: int = 10
+    save_every: PositiveInt = 10
     """Steps between checkpoints; only the last one is kept."""
-    samples_per_step: int = 2
+    samples_per_step: NonNegativeInt = 2
     """Transcripts of each step in samples.jsonl."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(
-            1, self, "num_steps", "episodes_per_step", "micro_batch_tokens", "save_every"
-        )
         if self.env.prompts and not self.rewards:
             raise ValueError("rewards: a prompt set has no reward of its own; name at least one")
         if not self.rewards and self.env.reward == 0:

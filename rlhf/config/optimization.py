@@ -5,8 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Interval
+
+from rlhf.common.ranges import (
+    LARGEST,
+    FractionBelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    check_fields,
+)
 from rlhf.errors import UserError
 
 TRAINER_OPTIMIZERS = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "sgd": "sgd"}
@@ -17,29 +28,29 @@ TRAINER_OPTIMIZERS = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "sgd
 class NativeOptions:
     """Options under `trainer:` of the native engine. Defaults are TRL's, unless noted."""
 
-    learning_rate: float
+    learning_rate: NonNegativeFloat
     """Peak learning rate."""
-    num_train_epochs: float = 1.0
+    num_train_epochs: PositiveFloat = 1.0
     """Passes over the data; TRL's default is 3."""
-    max_steps: int = -1
+    max_steps: Annotated[int, Interval(ge=-1, le=LARGEST)] = -1
     """Optimizer steps; overrides num_train_epochs if positive."""
     optim: Literal["adamw_torch_fused", "adamw_torch", "sgd"] = "adamw_torch_fused"
     """AdamW, or sgd without momentum, each with float32 state."""
     lr_scheduler_type: str = "linear"
     """linear, cosine, constant, constant_with_warmup, or another of transformers' schedules."""
-    warmup_steps: int | None = None
+    warmup_steps: NonNegativeInt | None = None
     """Steps of linear warm-up; None: a tenth of the steps, at most 10."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
-    adam_beta1: float = 0.9
+    adam_beta1: FractionBelowOne = 0.9
     """Decay rate of Adam's first moment."""
-    adam_beta2: float = 0.999
+    adam_beta2: FractionBelowOne = 0.999
     """Decay rate of Adam's second moment."""
-    adam_epsilon: float = 1e-8
+    adam_epsilon: PositiveFloat = 1e-8
     """Adam's epsilon."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
-    logging_steps: int | None = None
+    logging_steps: PositiveInt | None = None
     """Steps between metrics; None: twenty times over the run, at least every ten."""
 
 
@@ -47,11 +58,11 @@ class NativeOptions:
 class DPOOptions(NativeOptions):
     """Options of DPO."""
 
-    beta: float = 0.1
+    beta: PositiveFloat = 0.1
     """Weight of the divergence from the reference, reward per nat."""
     loss_type: Sequence[str] = ("sigmoid",)
     """sigmoid; or sigmoid and sft, the mean negative log-likelihood of the chosen replies."""
-    loss_weights: Sequence[float] | None = None
+    loss_weights: Sequence[NonNegativeFloat] | None = None
     """One for each loss_type; None: 1 each."""
 
     @property
@@ -66,7 +77,7 @@ class DPOOptions(NativeOptions):
 class RewardOptions(NativeOptions):
     """Options of reward models."""
 
-    center_rewards_coefficient: float | None = None
+    center_rewards_coefficient: NonNegativeFloat | None = None
     """Weight of the squared sum of a pair's scores, which centres them at 0."""
     disable_dropout: bool = True
     """Disable the model's own dropout, so that the scores of a pair differ only by their texts.
@@ -97,27 +108,11 @@ def native_options(
             f"(the native engine takes {', '.join(known)})"
         )
     options = cls(**{"learning_rate": learning_rate, **given})
-    _check_numbers(options)
     _check_optimizer(options)
     if isinstance(options, DPOOptions):
         _check_losses(options)
+    check_fields(options, "trainer.")
     return options
-
-
-def _check_numbers(options: NativeOptions) -> None:
-    for name in ("num_train_epochs", "adam_epsilon", "max_grad_norm"):
-        if not getattr(options, name) > 0:
-            raise UserError(f"trainer.{name} must be > 0, got {getattr(options, name)}")
-    for name in ("learning_rate", "weight_decay", "warmup_steps"):
-        if (getattr(options, name) or 0) < 0:
-            raise UserError(f"trainer.{name} must be >= 0, got {getattr(options, name)}")
-    for name in ("adam_beta1", "adam_beta2"):
-        if not 0 <= getattr(options, name) < 1:
-            raise UserError(f"trainer.{name} must lie in [0, 1), got {getattr(options, name)}")
-    if options.logging_steps is not None and options.logging_steps < 1:
-        raise UserError(f"trainer.logging_steps must be >= 1, got {options.logging_steps}")
-    if isinstance(options, DPOOptions) and not options.beta > 0:
-        raise UserError(f"trainer.beta must be > 0, got {options.beta}")
 
 
 def _check_optimizer(options: NativeOptions) -> None:

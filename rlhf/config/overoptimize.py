@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.names import nearest
-from rlhf.common.numbers import require_at_least
+from rlhf.common.ranges import LARGEST, NonNegativeFloat, PositiveInt
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
@@ -25,9 +27,9 @@ class ProxyGrid:
     """Initial models of the reward models (the axis of size); RL uses those of the first one."""
     data: list[DataSpec]
     """Preference pairs; a tenth of the prompts is held out to measure the proxies' accuracy."""
-    pairs: list[int]
+    pairs: list[Annotated[int, Interval(ge=10, le=LARGEST)]]
     """Numbers of training pairs (the axis of data); RL uses the proxies of the first one."""
-    members: int = 3
+    members: PositiveInt = 3
     """Reward models per cell, with different seeds and the same pairs: an ensemble."""
     training: dict[str, Any] = field(default_factory=dict)
     """Further keys of `rlhf reward`: max_length, batch_size, trainer, ..."""
@@ -35,28 +37,20 @@ class ProxyGrid:
     def __post_init__(self) -> None:
         if not self.bases or not self.data:
             raise ValueError("proxies: bases and data need at least one entry each")
-        if not self.pairs or min(self.pairs) < 10:
-            raise ValueError(f"proxies.pairs must list numbers >= 10, got {self.pairs}")
+        if not self.pairs:
+            raise ValueError("proxies.pairs: the list is empty; name at least one number")
         if len(set(self.pairs)) < len(self.pairs):
             raise ValueError(f"proxies.pairs must differ, got {self.pairs}")
-        require_at_least(1, self, "members", prefix="proxies.")
 
 
 @dataclass(frozen=True)
 class BestOfNSpec:
-    """Best-of-n over samples of the initial policy."""
+    """Best-of-n over samples of the initial policy; a fit with intervals needs these minima."""
 
-    prompts: int = 48
+    prompts: Annotated[int, Interval(ge=3, le=LARGEST)] = 48
     """Number of prompts."""
-    samples: int = 128
+    samples: Annotated[int, Interval(ge=8, le=LARGEST)] = 128
     """Samples for each prompt; also the largest n."""
-
-    def __post_init__(self) -> None:
-        if self.prompts < 3 or self.samples < 8:
-            raise ValueError(
-                "best_of_n needs prompts >= 3 and samples >= 8 for a fit with intervals, got "
-                f"{self.prompts} and {self.samples}"
-            )
 
 
 @dataclass(frozen=True)
@@ -68,9 +62,9 @@ class TrainingSpec:
     against: list[Combine] = field(default_factory=lambda: ["single"])
     """single: seed s trains against member s; else the members' mean, their worst score, or the
     mean less penalty times their variance (Coste et al., 2310.02743)."""
-    seeds: int = 3
+    seeds: PositiveInt = 3
     """Training seeds of each; a fit with intervals needs three."""
-    measured: int = 64
+    measured: PositiveInt = 64
     """Episodes of each step whose gold score is taken, at most episodes_per_step."""
     training: dict[str, Any] = field(default_factory=dict)
     """Further keys of the algorithm: num_steps, optimizer, algorithm, ..."""
@@ -79,7 +73,6 @@ class TrainingSpec:
         if self.algorithm not in ALGORITHMS:
             known = nearest(self.algorithm, ALGORITHMS)
             raise UserError(f"rl.algorithm: unknown algorithm {self.algorithm!r}{known}")
-        require_at_least(1, self, "seeds", "measured", prefix="rl.")
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,7 @@ class OveroptimizeConfig(RunConfig):
     """Reward models to train as proxies."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """An existing proxy, instead of ``proxies``."""
-    penalty: float = 0.5
+    penalty: NonNegativeFloat = 0.5
     """Weight of the ensemble's variance in "uncertainty"; scores have standard deviation 1."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling of the policy."""

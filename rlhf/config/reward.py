@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from annotated_types import Interval
 
 from rlhf.common.names import nearest
-from rlhf.common.numbers import require_at_least
+from rlhf.common.ranges import LabelNoise, NonNegativeFloat
 from rlhf.config.data import DataSpec
 from rlhf.config.offline import OfflineConfig
 
@@ -47,14 +50,14 @@ class RewardConfig(OfflineConfig):
     """Kind of reward model, which decides the data, the loss and the report: docs/rewards.md."""
     margins: bool = False
     """Use the margin column of the pairs: -log sigmoid(difference - margin)."""
-    flip_rate: float = 0.0
+    flip_rate: LabelNoise = 0.0
     """Expected share of pairs whose label is wrong."""
-    length_coef: float = 1.0
+    length_coef: NonNegativeFloat = 1.0
     """Weight of the length penalty relative to the loss on pairs."""
     labels: list[str] = field(default_factory=list)
     """regression, multilabel: the columns to predict (default: label). classification: names of the
     classes 0, 1, ...; more than two give one output each."""
-    num_heads: int = 1
+    num_heads: Annotated[int, Interval(ge=1, le=1024)] = 1
     """Number of heads on one backbone, each trained on its own sample of the rows: an ensemble."""
     separator: str = "\n\n"
     """Text that ends each step of a solution."""
@@ -71,11 +74,8 @@ class RewardConfig(OfflineConfig):
             if getattr(self, name) != default and name not in KINDS[self.kind].settings:
                 kinds = ", ".join(kind for kind, row in KINDS.items() if name in row.settings)
                 raise ValueError(f"{name} has no effect on kind: {self.kind} (only on {kinds})")
-        if not 0 <= self.flip_rate < 0.5:
-            raise ValueError(f"flip_rate must be in [0, 0.5), got {self.flip_rate}")
         if "flip_rate" in KINDS[self.kind].settings and self.flip_rate == 0:
             raise ValueError(f"kind: {self.kind} needs a flip_rate above 0; without it: preference")
-        require_at_least(1, self, "num_heads")
         if self.kind == "classification":
             self._check_classes()
         if self.kind == "multilabel" and not self.labels:

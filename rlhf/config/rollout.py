@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from rlhf.common.numbers import require_at_least
+from rlhf.common.ranges import (
+    Finite,
+    FractionBelowOne,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFraction,
+    PositiveInt,
+)
 from rlhf.config.data import DataSpec
 
 
@@ -19,7 +26,7 @@ class EnvSpec:
     """Keyword arguments of the environment."""
     prompts: list[DataSpec] = field(default_factory=list)
     """Prompt sets; each prompt is an episode of one turn that the rewards score."""
-    reward: float = 1.0
+    reward: Finite = 1.0
     """Weight of the environment's own reward; with 0 it is only logged, as component "env"."""
     errors: Literal["raise", "count"] = "raise"
     """What an exception in the environment does. raise: stop the run and name the seed; count: drop
@@ -40,19 +47,19 @@ class EnvSpec:
 class RolloutSpec:
     """Sampling of the policy."""
 
-    max_new_tokens: int = 64
+    max_new_tokens: PositiveInt = 64
     """Tokens per turn; truncation ends the turn and not the episode."""
-    max_tokens: int | None = None
+    max_tokens: PositiveInt | None = None
     """Tokens per episode, prompt included; longer ones are truncated. None: the context length."""
-    temperature: float = 1.0
+    temperature: NonNegativeFloat = 1.0
     """Logits are divided by the temperature, in sampling and in training."""
-    top_k: int = 0
+    top_k: NonNegativeInt = 0
     """Sample from this number of most likely tokens; 0: from all. Not in training."""
-    top_p: float = 1.0
+    top_p: PositiveFraction = 1.0
     """Sample from the most likely tokens with this total probability; 1: all. Not in training."""
-    min_p: float = 0.0
+    min_p: FractionBelowOne = 0.0
     """Sample from tokens with at least this share of the top probability. Not in training."""
-    parallel: int = 64
+    parallel: PositiveInt = 64
     """Number of episodes that are decoded at the same time."""
     chat: bool | None = None
     """Whether to use the model's chat template; None: if it has one."""
@@ -66,19 +73,11 @@ class RolloutSpec:
     """What a completion without a legal action does, for environments whose actions are numbers.
     end: the episode ends; retry: the state is unchanged and the next observation lists the legal
     numbers. Text environments handle such completions themselves."""
-    invalid_reward: float = 0.0
+    invalid_reward: Finite = 0.0
     """Reward of such a completion. It should be lower than the return of any legal play: if
     steps cost, 0 is too high (`rlhf envs check` tests this)."""
 
     def __post_init__(self) -> None:
-        require_at_least(1, self, "max_new_tokens", "parallel", prefix="rollout.")
-        require_at_least(0, self, "temperature", prefix="rollout.")
-        if self.top_k < 0:
-            raise ValueError(f"rollout.top_k must be >= 0 (0: all tokens), got {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"rollout.top_p must lie in (0, 1], got {self.top_p}")
-        if not 0 <= self.min_p < 1:
-            raise ValueError(f"rollout.min_p must lie in [0, 1), got {self.min_p}")
         if self.chat and self.stop:
             raise ValueError(
                 "rollout.stop has no effect with rollout.chat: the template ends turns"

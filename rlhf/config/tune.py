@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from rlhf.common.numbers import require_at_least
-from rlhf.config.base import DirectoryConfig, Processes
+from annotated_types import Interval
+
+from rlhf.common.ranges import AtLeastTwo, Finite, PositiveInt, Seed
+from rlhf.config.base import DirectoryConfig
 
 
 @dataclass(frozen=True)
 class Dimension:
     """The values that one key may take: a range or a list."""
 
-    low: float | None = None
+    low: Finite | None = None
     """Smallest value of a range."""
-    high: float | None = None
+    high: Finite | None = None
     """Largest value of a range."""
     log: bool = False
     """Whether the range is searched by its logarithm."""
@@ -42,23 +44,21 @@ class TuneConfig(DirectoryConfig):
     """The benchmark's manifest: model, environments, algorithms, budgets."""
     space: dict[str, Any]
     """Dotted key of a run -> low, high, log or choices; see Dimension."""
-    seeds: list[int]
+    seeds: list[Seed]
     """Training seeds of every trial; none of the benchmark's own."""
-    trials: int = 20
+    trials: PositiveInt = 20
     """Trials for each algorithm."""
     environments: list[str] = field(default_factory=list)
     """Environments of the manifest over which a trial is averaged; empty: all."""
-    episodes: int = 128
+    episodes: AtLeastTwo = 128
     """Held-out episodes of a trial's score; a benchmark evaluates on others."""
-    sampler_seed: int = 0
+    sampler_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
     """Random seed of the search."""
 
     def __post_init__(self) -> None:
         for name in ("space", "seeds"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: the list is empty; name at least one")
-        require_at_least(1, self, "trials")
-        require_at_least(2, self, "episodes")
 
 
 @dataclass(frozen=True)
@@ -69,5 +69,5 @@ class TuneCommandConfig(TuneConfig):
     rlhf bench MANIFEST.yaml --config runs/tune/tuned.yaml
     """
 
-    jobs: Processes = 1
+    jobs: PositiveInt = 1
     """Number of processes."""

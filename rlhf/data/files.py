@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from rlhf.common.files import open_text, read_jsonl
+from rlhf.common.files import open_text, read_json, read_jsonl
 from rlhf.common.names import nearest
 from rlhf.config.data import DataSpec
 from rlhf.errors import UserError
@@ -61,14 +60,7 @@ def read_file(path: str | Path) -> list[Row]:
 
 
 def _read_json(path: Path) -> list[Row]:
-    with open_text(path) as stream:
-        try:
-            rows = json.load(stream)
-        except json.JSONDecodeError as error:
-            hint = "; one object a line? call it .jsonl" if error.msg == "Extra data" else ""
-            raise UserError(
-                f"{path}, line {error.lineno}: broken JSON, {error.msg}{hint}"
-            ) from None
+    rows = read_json(path)
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of objects, found a {type(rows).__name__}")
     for index, row in enumerate(rows):

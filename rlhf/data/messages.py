@@ -207,7 +207,7 @@ def _content(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
             texts.append(part)
             continue
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind in TEXT_PARTS and isinstance(part.get("text"), str):
+        if isinstance(kind, str) and kind in TEXT_PARTS and isinstance(part.get("text"), str):
             texts.append(part["text"])
         elif kind == "thinking" and isinstance(part.get("thinking"), str):
             thoughts.append(part["thinking"])

@@ -7,7 +7,6 @@ bias and label noise can be compared with them.
 from __future__ import annotations
 
 import itertools
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.common.conversation import Conversation
+from rlhf.common.ranges import Finite, LabelNoise, NonNegativeFloat, check_fields
 from rlhf.data.conversation import checked_prompt, split_reply
 from rlhf.data.load import Loaded
 from rlhf.data.messages import RowDropped, as_conversation
@@ -36,20 +36,17 @@ class Annotator:
     `flip`. Without biases and flips this is the model of Bradley and Terry (1952).
     """
 
-    tau: float = 1.0
+    tau: NonNegativeFloat = 1.0
     """Temperature in units of the gold score; with 0 the better reply is always chosen."""
-    flip: float = 0.0
+    flip: LabelNoise = 0.0
     """Probability that the label is flipped."""
-    length_bias: float = 0.0
+    length_bias: Finite = 0.0
     """Log-odds in favor of A for each 100 characters by which it is longer than B."""
-    position_bias: float = 0.0
+    position_bias: Finite = 0.0
     """Log-odds in favor of the reply that is shown first."""
 
     def __post_init__(self) -> None:
-        if not (self.tau >= 0 and math.isfinite(self.tau)):
-            raise UserError(f"annotator.tau must be >= 0, got {self.tau}")
-        if not 0 <= self.flip < 0.5:
-            raise UserError(f"annotator.flip must be in [0, 0.5), got {self.flip}")
+        check_fields(self, "annotator.")
 
     def prefers_first(self, gold_gap: float, length_gap: float) -> float:
         """Probability that the first reply is labeled as chosen; gaps are first minus second."""

@@ -19,9 +19,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-import yaml
-
 from rlhf.common.files import json_line, read_log, write_text
+from rlhf.common.yaml_text import dump_yaml, load_yaml
 from rlhf.errors import UserError
 from rlhf.runs.claim import Claim, locate
 from rlhf.runs.inputs import (
@@ -94,7 +93,7 @@ class Run:
         kept = {key: value for key, value in self.config.items() if key not in PLACES}
         try:
             (self.directory / "checkpoints").mkdir(exist_ok=True)
-            write_text(self.directory / "config.yaml", yaml.safe_dump(kept, sort_keys=False))
+            write_text(self.directory / "config.yaml", dump_yaml(kept))
             write_text(self.directory / "inputs.json", json.dumps(fingerprints(kept), indent=2))
             machine = json.dumps(describe_machine(), indent=2)
             write_text(self.directory / "environment.json", machine)
@@ -212,7 +211,7 @@ def open_directory(
     inputs = input_paths(tree).values()
     claim = Claim.open(locate(root), resume=resume, overwrite=overwrite, inputs=inputs)
     try:
-        write_text(root / name, yaml.safe_dump(dict(tree), sort_keys=False))
+        write_text(root / name, dump_yaml(dict(tree)))
         yield claim
     finally:
         claim.close()

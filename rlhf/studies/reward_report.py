@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf.common.files import write_jsonl
+from rlhf.common.ranges import AtLeastTwo, NonNegativeInt, PositiveInt
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
@@ -57,13 +58,13 @@ class RewardReportConfig(RunConfig):
     """With a policy: the gold score, for the best-of-n curve."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """How the policy is sampled."""
-    prompts: int = 32
+    prompts: PositiveInt = 32
     """Number of prompts for the policy."""
-    samples: int = 8
+    samples: AtLeastTwo = 8
     """Samples for each prompt."""
-    stress_size: int = 200
+    stress_size: NonNegativeInt = 200
     """Conversations of each stress test; 0 skips these tests."""
-    invariance_size: int = 32
+    invariance_size: NonNegativeInt = 32
     """Conversations that are scored alone and in batches; 0 skips this test."""
     save: bool = False
     """With `reward`: write the fitted temperature into the checkpoint's reward_model.json, and with
@@ -84,10 +85,6 @@ class RewardReportConfig(RunConfig):
             raise ValueError("gold has no effect without a policy whose replies it scores")
         if self.save and self.reward is None:
             raise ValueError("save writes into a checkpoint; it needs --reward FOLDER")
-        if self.prompts < 1 or self.samples < 2:
-            raise ValueError(
-                f"prompts must be >= 1 and samples >= 2, got {self.prompts} and {self.samples}"
-            )
 
 
 def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:

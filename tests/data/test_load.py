@@ -181,8 +181,8 @@ def test_kept_columns_must_exist_and_not_collide(tmp_path):
     [
         ({"path": " "}, "path is empty"),
         ({"path": "a", "limit": 0}, "limit must be >= 1"),
-        ({"path": "a", "weight": 0.0}, "weight must be a positive number"),
-        ({"path": "a", "weight": float("inf")}, "weight must be a positive number"),
+        ({"path": "a", "weight": 0.0}, "weight must be > 0"),
+        ({"path": "a", "weight": float("inf")}, "weight must be a finite number"),
         ({"path": "a", "split": ""}, "split is empty"),
         ({"path": "a", "columns": {"promt": "q"}}, "did you mean 'prompt'"),
     ],

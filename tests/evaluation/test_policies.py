@@ -159,7 +159,6 @@ def test_labelled_texts_are_judged_beside_the_commonest_class(tmp_path, echo_mod
             {"samples": 4, "env": ECHO, "decoding": "greedy"},
             "samples has no effect with greedy decoding",
         ),
-        ({"samples": 0}, "samples must be >= 1, got 0"),
     ],
 )
 def test_settings_that_cannot_be_meant(keys, message):

@@ -163,7 +163,7 @@ def test_a_resumed_bench_that_changed_is_refused_before_anything_is_written(tmp_
     ("arguments", "words"),
     [
         (["--jobs", "zwei"], "jobs must be a valid integer, got 'zwei'"),
-        (["--jobs", "0"], "jobs must be greater than or equal to 1, got 0"),
+        (["--jobs", "0"], "jobs must be >= 1, got 0"),
         (["--against", "FOLDER"], "cannot be read"),
         (["--against", "WEIRD"], "is not a bench.json"),
         (["--against", "OTHERS"], "share 0 training seeds"),

@@ -1,7 +1,5 @@
 """The native engine: what TRL computes, in less time; interrupted, resumed, told as others are."""
 
-import math
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -225,9 +223,7 @@ def test_each_epoch_sees_every_example_once_in_a_new_order():
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, echo_model):
-    tree = tree_of(
-        "sft", tmp_path, echo_model, engine="native", trainer={"learning_rate": math.inf}
-    )
+    tree = tree_of("sft", tmp_path, echo_model, engine="native", trainer={"learning_rate": 1e30})
     with pytest.raises(UserError, match=r"diverged in step \d+.*learning_rate.*--resume"):
         run_command("sft", tree)
 
@@ -244,7 +240,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path, echo_model):
         ("sft", {"trainer": {"optim": "sgd", "adam_beta1": 0.8}}, r"adam_beta1 has no effect"),
         ("sft", {"trainer": {"learning_rate": -1.0}}, r"trainer.learning_rate must be >= 0"),
         ("sft", {"trainer": {"num_train_epochs": 0}}, r"trainer.num_train_epochs must be > 0"),
-        ("sft", {"trainer": {"adam_beta1": 1.0}}, r"trainer.adam_beta1 must lie in \[0, 1\)"),
+        ("sft", {"trainer": {"adam_beta1": 1.0}}, "trainer.adam_beta1 must be < 1"),
         ("sft", {"trainer": {"lr_scheduler_type": "foo"}}, r"trainer.lr_scheduler_type 'foo': foo"),
         ("dpo", {"trainer": {"beta": -1.0}}, r"trainer.beta must be > 0"),
         ("dpo", {"trainer": {"loss_type": ["ipo"]}}, r"loss_type.*engine: trl"),

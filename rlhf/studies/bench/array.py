@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
-
+from rlhf.common.yaml_text import dump_yaml
 from rlhf.studies.bench.plan import Bench, Job
 
 _SLURM = """\
@@ -41,7 +40,7 @@ def write_array(bench: Bench, folder: str | Path) -> list[Path]:
     manifest = target / "manifest.yaml"
     tree = asdict(bench.config) | {"output_dir": str(bench.root.resolve())}
     tree = {key: value for key, value in tree.items() if key not in ("resume", "overwrite")}
-    manifest.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    manifest.write_text(dump_yaml(tree), encoding="utf-8")
     jobs = bench.jobs()
     lists = {
         "start": [job for job in jobs if job.after is None],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.commands.command import CommandTable
+from rlhf.common.ranges import PositiveInt, convert
 from rlhf.config.bench import BenchAlgorithm, BenchConfig, BenchEnvironment
 from rlhf.config.load import merge
 from rlhf.config.online import OnlineConfig
@@ -72,7 +73,7 @@ class Bench:
         task, entry = self.environments[environment], self.algorithms[algorithm]
         tree = merge(merge(self.config.run, task.run), entry.run)
         folder = f"seed{seed}"
-        steps = tree.get("num_steps", OnlineConfig.num_steps)
+        steps = convert(PositiveInt, tree.get("num_steps", OnlineConfig.num_steps), "num_steps")
         return {
             **tree,
             "output_dir": str(self.run_path(environment, folder, algorithm)),

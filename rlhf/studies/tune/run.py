@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from rlhf.algorithms import registry
 from rlhf.commands.command import CommandTable
 from rlhf.common.names import nearest
+from rlhf.common.yaml_text import dump_yaml
 from rlhf.config.load import assemble, merge, set_key
 from rlhf.config.tune import Dimension, TuneCommandConfig, TuneConfig
 from rlhf.errors import UserError
@@ -246,7 +246,7 @@ def _write(study: Study, searches: Mapping[str, Search]) -> Path:
     }
     tree = {"algorithms": algorithms, "tuning": tuning}
     path = study.root / TUNED
-    path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
+    path.write_text(dump_yaml(tree), encoding="utf-8")
     save_csv(study.root, _trials(searches, list(config.space)))
     for name, (_, value) in best.items():
         log.info("%s: best of %d trials %.3f", name, config.trials, value)

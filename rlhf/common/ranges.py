@@ -1,0 +1,106 @@
+"""Types of numeric configuration keys with their ranges, and the conversion that checks them."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import typing
+from typing import Annotated, Any
+
+from annotated_types import Interval
+
+from rlhf.errors import UserError
+
+LARGEST = 2**31 - 1
+"""Largest count: that of a signed 32-bit integer, which every library accepts."""
+
+PositiveInt = Annotated[int, Interval(ge=1, le=LARGEST)]
+NonNegativeInt = Annotated[int, Interval(ge=0, le=LARGEST)]
+AtLeastTwo = Annotated[int, Interval(ge=2, le=LARGEST)]
+"""A sample size; an interval needs two values."""
+Seed = Annotated[int, Interval(ge=0, lt=2**63)]
+"""A seed that numpy and torch accept."""
+Finite = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
+PositiveFloat = Annotated[float, Interval(gt=0, lt=math.inf)]
+NonNegativeFloat = Annotated[float, Interval(ge=0, lt=math.inf)]
+Fraction = Annotated[float, Interval(ge=0, le=1)]
+PositiveFraction = Annotated[float, Interval(gt=0, le=1)]
+FractionBelowOne = Annotated[float, Interval(ge=0, lt=1)]
+ProperFraction = Annotated[float, Interval(gt=0, lt=1)]
+LabelNoise = Annotated[float, Interval(ge=0, lt=0.5)]
+"""Probability that the label of a pair is wrong."""
+
+
+def convert(hint: Any, value: Any, name: str = "") -> Any:
+    """Convert plain data to a type.
+
+    Raises:
+        UserError: The data do not fit; the message names the key below ``name``.
+    """
+    from pydantic import ValidationError  # slow to import
+
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if reason := first.get("ctx", {}).get("error"):  # raised by a __post_init__
+            raise UserError(str(reason)) from error
+        key = ".".join(map(str, [*filter(None, [name]), *first["loc"]]))
+        if first["type"] == "missing":
+            raise UserError(f"{key} is required") from error
+        value = shortened(first["input"])
+        raise UserError(f"{key} must be {_rule(first['msg'])}, got {value}") from error
+
+
+def check_fields(config: Any, prefix: str = "") -> None:
+    """Check the fields of a dataclass that `convert` did not make.
+
+    Raises:
+        UserError: A value is outside its type or range; the message names key, rule and value.
+    """
+    for name, hint in _hints(type(config)).items():
+        convert(hint, getattr(config, name), f"{prefix}{name}")
+
+
+def range_text(hint: Any) -> str:
+    """Return the range of an annotated number, such as ``>=1`` or ``[0,1)``; "" if it has none.
+
+    Limits that only exclude infinity, or counts that no library accepts, are left out.
+    """
+    for interval in getattr(hint, "__metadata__", ()):
+        low = interval.gt if interval.ge is None else interval.ge
+        high = interval.lt if interval.le is None else interval.le
+        has_low = low is not None and low > -math.inf
+        if high is None or high >= LARGEST:
+            return f">{'=' * (interval.ge is not None)}{low}" if has_low else ""
+        ends = "(" if interval.ge is None else "[", ")" if interval.le is None else "]"
+        return f"{ends[0]}{low},{high}{ends[1]}"
+    return ""
+
+
+def shortened(value: Any) -> str:
+    """Return the repr of a value for an error message, in at most 100 characters."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def _rule(message: str) -> str:
+    """Return the rule in a message of pydantic, with signs for comparisons."""
+    rule = message.removeprefix("Input should be ").replace("dictionary", "mapping")
+    rule = re.sub(r", (unable|got) .*", "", rule)
+    for words, sign in (("greater", ">"), ("less", "<")):
+        rule = rule.replace(f"{words} than or equal to", f"{sign}=").replace(f"{words} than", sign)
+    return "a finite number" if rule in ("< inf", "> -inf") else rule
+
+
+@functools.cache
+def _adapter(hint: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(hint)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)

@@ -1,0 +1,99 @@
+"""YAML with the numbers of version 1.2, and limits against text that expands without bound."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import yaml
+
+from rlhf.common.files import is_unicode
+
+MOST_NODES = 100_000
+"""Largest number of keys and values in a YAML text, with aliases expanded."""
+DEEPEST = 50
+"""Largest number of nested mappings and lists."""
+
+
+def load_yaml(text: str) -> Any:
+    """Return the plain data in YAML text.
+
+    Raises:
+        yaml.YAMLError: The text is not YAML, repeats a key in a mapping, is nested too deeply, or
+            its aliases expand to more than `MOST_NODES` values.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 1,000 brackets
+        raise yaml.YAMLError(str(error) or type(error).__name__) from error
+
+
+def dump_yaml(tree: Any) -> str:
+    """Return plain data as YAML that `load_yaml` reads as the same data."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the floats of version 1.2, unique keys, and a limit on size and depth.
+
+    ``1e-5`` is a number, which YAML 1.1 reads as a string. Dates stay text.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in rows if not tag.endswith(":timestamp")]
+        for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _count_nodes(node, {}, 0)
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that `_Loader` would read as a number."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+        list("-+.0123456789"),
+    )
+
+
+def _count_nodes(node: yaml.Node, counts: dict[int, int], depth: int) -> int:
+    """Return the number of nodes below a node; ``counts`` has those of nodes that were visited.
+
+    Raises:
+        yaml.YAMLError: A mapping repeats a key, or the text exceeds a limit. An alias inside the
+            value that it refers to exceeds the depth.
+    """
+    if id(node) in counts:
+        return counts[id(node)]
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.ScalarNode) and not is_unicode(node.value):
+        raise _yaml_error("a half of a surrogate pair is not a character", node)
+    if isinstance(node, yaml.MappingNode):
+        keys = [key for key, _ in node.value]
+        names = set()
+        for key in keys:
+            if isinstance(key.value, str):
+                if (key.tag, key.value) in names:
+                    raise _yaml_error(f"the key {key.value!r} is repeated", key)
+                names.add((key.tag, key.value))
+        children = [*keys, *(value for _, value in node.value)]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    if depth > DEEPEST:
+        raise _yaml_error(f"more than {DEEPEST} nested mappings and lists", node)
+    total = 1 + sum(_count_nodes(child, counts, depth + 1) for child in children)
+    if total > MOST_NODES:
+        raise _yaml_error(f"more than {MOST_NODES:,} values with aliases expanded", node)
+    counts[id(node)] = total
+    return total
+
+
+def _yaml_error(problem: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
