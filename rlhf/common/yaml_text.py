@@ -33,12 +33,21 @@ def dump_yaml(tree: Any) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
 
 
+_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
+
+
 class _Loader(yaml.SafeLoader):
     """YAML with the floats of version 1.2, unique keys, and a limit on size and depth.
 
-    ``1e-5`` is a number, which YAML 1.1 reads as a string. Dates stay text.
+    ``1e-5`` is a number, which YAML 1.1 reads as a string. Dates stay text, and tags of other
+    types are refused.
     """
 
+    yaml_constructors: ClassVar = {
+        tag: function
+        for tag, function in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in _PLAIN
+    }
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in rows if not tag.endswith(":timestamp")]
         for first, rows in yaml.SafeLoader.yaml_implicit_resolvers.items()

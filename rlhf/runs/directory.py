@@ -174,7 +174,7 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
     path = directory / "config.yaml"
     if not path.exists():
         raise UserError(f"{directory} has no config.yaml, so there is nothing to resume")
-    recorded = current_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+    recorded = current_config(load_yaml(path.read_text(encoding="utf-8")))
     inputs = _recorded_inputs(directory)
     before, now = dict(leaves(recorded)), dict(leaves(config))
     changed = [
