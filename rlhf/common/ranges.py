@@ -91,6 +91,8 @@ def _rule(message: str) -> str:
     rule = re.sub(r", (unable|got) .*", "", rule)
     for words, sign in (("greater", ">"), ("less", "<")):
         rule = rule.replace(f"{words} than or equal to", f"{sign}=").replace(f"{words} than", sign)
+    if rule.startswith("Unable to parse"):  # a number that needs more than 64 bits
+        return "a smaller integer"
     return "a finite number" if rule in ("< inf", "> -inf") else rule
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rlhf.common.conversation import Conversation
+from rlhf.common.files import is_unicode
 from rlhf.config.data import Kind
 from rlhf.data.answers import reference_answer, solution_answer
 from rlhf.data.conversation import (
@@ -126,10 +127,8 @@ def _add_facts(prompt: Conversation, cells: Cells, notes: Notes) -> None:
 def _check_unicode(result: Mapping[str, Any]) -> None:
     """Raise RowDropped for lone surrogates, which JSON allows but tokenizers reject."""
     for value in result.values():
-        try:
-            "".join(_texts(value)).encode()
-        except UnicodeEncodeError:
-            raise RowDropped("broken Unicode") from None
+        if not is_unicode("".join(_texts(value))):
+            raise RowDropped("broken Unicode")
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from rlhf.common.files import is_unicode
 from rlhf.config.data import FIELDS, DataSpec, Kind
 from rlhf.data.columns import (
     FACT_FIELDS,
@@ -119,8 +117,6 @@ class TableReader:
             canonical = convert(cells, self.kind, system=self.spec.system, notes=notes)
         except RowDropped as reason:
             return reason
-        if not is_unicode(json.dumps(canonical, ensure_ascii=False, default=str)):
-            return RowDropped("text with half of a surrogate pair")
         self.ignored.update(notes)
         extra = {name: cells.get(name, row.get(name)) for name in self.keep}
         return canonical | {"source": self.spec.path} | extra

@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.common.files import atomic_path, read_log, write_text
+from rlhf.common.files import (
+    atomic_path,
+    json_line,
+    read_json,
+    read_jsonl,
+    read_log,
+    write_jsonl,
+    write_text,
+)
 from rlhf.errors import UserError
 
 
@@ -65,3 +73,47 @@ def test_read_log_names_file_and_line_of_a_broken_row(tmp_path: Path):
     path.write_text('{"step": 1}\n{oops\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: broken JSON"):
         read_log(path)
+
+
+ODD = "a\u2028b\u0085c\x0cd\x1ce\rf😀"
+
+
+def test_lines_end_at_newlines_alone(tmp_path: Path):
+    rows = [{"text": ODD, ODD: 1}, {"text": "b"}]
+    for name in ("rows.jsonl", "rows.jsonl.gz"):
+        assert write_jsonl(tmp_path / name, rows) == 2
+        assert read_jsonl(tmp_path / name) == rows
+    (tmp_path / "log.jsonl").write_text("".join(map(json_line, rows)), encoding="utf-8")
+    assert read_log(tmp_path / "log.jsonl") == rows
+
+
+def test_half_of_a_surrogate_pair_is_written_as_its_escape(tmp_path: Path):
+    assert json_line({"text": "a\ud800é"}) == '{"text": "a\\ud800é"}\n'
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": "a\ud800é"}])
+    assert read_jsonl(tmp_path / "rows.jsonl") == [{"text": "a\ud800é"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[1,\n2", "line 2: broken JSON"),
+        ("{}\n{}", "line 2: broken JSON, Extra data; one object a line"),
+        ("[" * 100_000, "JSON that cannot be read"),
+        ("1" * 5000, "JSON that cannot be read"),
+    ],
+)
+def test_json_that_cannot_be_read_is_refused(tmp_path: Path, text: str, problem: str):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_json(path)
+    assert problem in str(caught.value)
+    (tmp_path / "a.jsonl").write_text(text.replace("\n", " ") + "\n")
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1"):
+        read_jsonl(tmp_path / "a.jsonl")
+
+
+def test_json_is_read_as_json(tmp_path: Path):
+    path = tmp_path / "a.json"
+    path.write_text('{"rate": 1e-05, "name": "\\ud83d\\ude00", "date": "2024-01-01"}')
+    assert read_json(path) == {"rate": 1e-05, "name": "😀", "date": "2024-01-01"}
