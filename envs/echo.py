@@ -22,7 +22,7 @@ class Echo(TextEnv):
     """
 
     system_prompt = "Repeat the word you are given, and nothing else."
-    items = "A closed list of words, all of them in training too."
+    items = "Words from a fixed list, all of which also occur in training."
 
     def __init__(self, num_words: int = 16, *, render_mode: str | None = None) -> None:
         check_range("num_words", num_words, 2, len(WORDS))

@@ -37,7 +37,7 @@ def split_items(
         content: Returns what an item shows to the agent; compared by `repr`.
 
     Raises:
-        UserError: All items have the same content, so none can be held out.
+        UserError: There are fewer than two items of different content, so none can be held out.
     """
     if split == "all":
         return list(items)
@@ -45,7 +45,7 @@ def split_items(
     ranked = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode()).digest())
     if len(ranked) < 2:
         raise UserError(
-            f"split {split!r} needs at least two different items, but there is only one"
+            f"split {split!r} needs at least two different items, but there are {len(ranked)}"
         )
     test_keys = set(ranked[: max(1, round(TEST_SHARE * len(ranked)))])
     is_test = split == "test"
@@ -53,7 +53,10 @@ def split_items(
 
 
 def split_of_text(text: str) -> str:
-    """Return the split of a text, "train" or "test", by a hash without case and white space."""
+    """Return the split of a text, "train" or "test".
+
+    The split depends on a hash of the text that ignores case and the amount of white space.
+    """
     digest = hashlib.sha256(" ".join(text.casefold().split()).encode())
     return "train" if digest.digest()[0] % 2 else "test"
 

@@ -135,7 +135,7 @@ class Support(TextEnv):
     def best_action(self) -> str:
         """Return the action of one of the two optimal policies, which is drawn at reset."""
         low, high, share = self._mixture()
-        # The same draw selects the request. Rescaled, so that request and policy are independent.
+        # The same draw selects the request; its fractional part is independent of the request.
         coin = self._coin * len(REQUESTS) % 1.0
         plan = dict((high if coin < share else low).plan)
         # A plan has no action for evidence that it does not collect itself.
@@ -158,7 +158,7 @@ class Support(TextEnv):
         return sum(each_turn / len(ACTIONS) ** turn for turn in range(self.max_turns))
 
     def reference_values(self) -> dict[str, float]:
-        """`unconstrained`: the highest reward without the cost constraint."""
+        """Return `unconstrained`, the highest reward without the cost constraint."""
         return {"unconstrained": max(point.reward for point in _frontier(self.rules))}
 
     def _mixture(self) -> tuple[Point, Point, float]:
@@ -182,7 +182,7 @@ def percent(share: float) -> str:
 
 
 def _belief(rules: Rules, evidence: Evidence) -> tuple[float, float]:
-    """Return the joint probability of the ordered evidence with a customer and an impostor."""
+    """Return the probabilities of a customer, and of an impostor, jointly with the evidence."""
     passed, failed = evidence
     customer = rules.honest * rules.pass_honest**passed * (1 - rules.pass_honest) ** failed
     impostor = (1 - rules.honest) * rules.pass_impostor**passed
@@ -239,7 +239,7 @@ def _frontier(rules: Rules) -> tuple[Point, ...]:
 
 
 def _priced_value(rules: Rules, evidence: Evidence, left: int, word: str, price: float) -> float:
-    """Return expected reward minus `price` times cost of an action before optimal actions."""
+    """Return expected reward minus `price` times cost of an action that optimal ones follow."""
     customer, impostor = _belief(rules, evidence)
     total = customer + impostor
     if word == "refuse" or left == 0 or total == 0:

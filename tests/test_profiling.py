@@ -61,7 +61,7 @@ def test_a_profiled_run_tells_more_and_learns_the_same(tmp_path, echo_model):
     assert kept == metrics_of(tmp_path / "plain")
     page = (tmp_path / "profiled/report.html").read_text()
     assert "Where the time went" in page
-    assert "FLOP utilisation" in page
+    assert "FLOP utilization" in page
 
 
 @pytest.mark.parametrize("verb", ["sft", "dpo", "reward"])
@@ -94,7 +94,7 @@ def test_a_profiled_offline_run_tells_more_and_learns_the_same(tmp_path, echo_mo
         assert row["profile/tokens_per_second"] > 0
     bare = [{k: v for k, v in r.items() if not k.startswith("profile/")} for r in found["profiled"]]
     assert bare == found["plain"]
-    assert "FLOP utilisation" in (tmp_path / "profiled/report.html").read_text()
+    assert "FLOP utilization" in (tmp_path / "profiled/report.html").read_text()
 
 
 def test_trl_is_not_profiled(tmp_path, echo_model):

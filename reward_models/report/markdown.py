@@ -1,4 +1,4 @@
-"""Markdown pages of reports on rewards: on pairs, on labelled texts, and on benchmarks."""
+"""Markdown pages of reports on rewards: on pairs, on labeled texts, and on benchmarks."""
 
 from __future__ import annotations
 
@@ -44,19 +44,23 @@ def pairs_page(report: Mapping[str, Any]) -> str:
             [name, s["expect"], s["change"], f"{s['fell']:.0%}", _YES_NO[s["passed"]]]
             for name, s in report["stress"].items()
         ]
-        head = ["change to the chosen reply", "should", "score change (std)", "fell", "passed"]
+        head = ["change to the chosen reply", "expected effect", "score change (std)"]
+        head += ["share of scores that fell", "passed"]
         parts.append("## Stress tests\n\n" + _table(head, rows))
     parts += [f"## {t.title}\n\n{_table(t.columns, t.rows)}" for t in report_tables(report)]
     return "\n\n".join(parts) + "\n"
 
 
 def labelled_page(name: str, report: Mapping[str, Any]) -> str:
-    """Return the report on labelled texts as Markdown: the model, baselines, and gains."""
+    """Return the report on labeled texts as Markdown: the model, baselines, and gains."""
     measures = list(report["metrics"])
     rows = {"this model": report["metrics"], **report["baselines"]}
     rows |= {f"gain over {baseline}": gain for baseline, gain in report["gains"].items()}
     cells = [[label, *(values.get(m, "") for m in measures)] for label, values in rows.items()]
-    size = f"{report['rows']:,} held-out rows of {report['units']:,} units; 95% intervals."
+    size = (
+        f"{report['rows']:,} held-out rows from {report['units']:,} independent units (such as "
+        "prompts); 95% intervals."
+    )
     return "\n\n".join([f"# {name}", size, _table(["", *measures], cells)]) + "\n"
 
 
@@ -69,7 +73,10 @@ def benchmark_page(name: str, reward: str, result: Mapping[str, Any]) -> str:
     parts = [f"# {name}: {reward}", _table(["part", "score", "prompts"], rows)]
     if result.get("absent"):
         absent = ", ".join(result["absent"])
-        parts.append(f"The file has no rows of {absent}; the score is not the published one.")
+        parts.append(
+            f"The file has no rows of {absent}, so this score is not comparable with published "
+            "scores."
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -100,6 +107,6 @@ def percent(interval: Mapping[str, Any] | None) -> str:
 
 
 def has_interval(interval: Mapping[str, Any]) -> bool:
-    """Whether both ends are known; without an interval they are None or nan."""
+    """Return whether both ends of an interval are known, that is neither None nor nan."""
     low = interval["low"]
     return low is not None and math.isfinite(low)

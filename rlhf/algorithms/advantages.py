@@ -3,8 +3,8 @@
 An estimator is a decorated function of a `TrainingBatch` and the settings; its name is a value of
 the setting `advantage`. All tensors are [B, T] unless stated otherwise; index t describes token t.
 Slots outside the action mask may hold any value, nan included, and are 0 in the results.
-`values[:, t]` is the critic's value of the state in which token t was chosen. Nothing here carries
-a gradient.
+`values[:, t]` is the critic's value of the state in which token t was chosen. No
+result carries a gradient.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def estimate_advantages(
 ) -> TrainingBatch:
     """Fill in `advantages`, `returns`, `loss_mask` and `pair_ids` of a batch.
 
-    Baselines and whitening use the whole batch: gather it first on several processes. An episode
-    with a nan reward could not be scored: it is left out of baselines and losses.
+    Baselines and whitening use the whole batch, so with several processes gather it first. An
+    episode with a nan reward could not be scored; it is left out of baselines and losses.
 
     Args:
-        algorithm: a configured row.
+        algorithm: the algorithm and its settings.
         batch: rollouts with their rewards and what the algorithm needs (`Algorithm.critic`,
             `.groups`, `.reference`, `.constrained`).
         kl_coef: current coefficient of the KL penalty.
@@ -110,10 +110,13 @@ def penalized_rewards(
 
 
 @advantage(
-    "gae", "critic, token by token", reads=("gamma", "lam", "whiten_advantages"), critic=True
+    "gae",
+    "generalized advantage estimation over tokens",
+    reads=("gamma", "lam", "whiten_advantages"),
+    critic=True,
 )
 def gae(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Generalized advantage estimation over the sampled tokens (Schulman et al. 2016, eq. 16).
+    """Compute generalized advantages over the sampled tokens (Schulman et al. 2016, eq. 16).
 
     Environment tokens are skipped: credit passes them without decay.
     """
@@ -125,12 +128,12 @@ def gae(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 @advantage(
     "turn_gae",
-    "critic, other gamma and lambda between turns",
+    "GAE with a separate gamma and lambda between turns",
     reads=("gamma", "lam", "turn_gamma", "turn_lam", "whiten_advantages"),
     critic=True,
 )
 def turn_gae(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """GAE with its own discount and lambda on the step from one turn to the next.
+    """Compute GAE with a separate discount and lambda for the step from one turn to the next.
 
     Two time scales as in the bi-level estimator of RAGEN and VAGEN (Wang et al. 2025): with
     `gamma = lam = 1` credit spreads over a turn without decay and decays only from turn to turn.
@@ -202,14 +205,15 @@ def discounted_sum(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     groups=True,
 )
 def group_relative(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Score minus the mean of its group (GRPO, Shao et al. 2024, section 4.1.2).
+    """Return the score minus the mean of its group (GRPO, Shao et al. 2024, section 4.1.2).
 
-    With `scale_by_std`, also divided by the group's sample standard deviation + 1e-4; without, this
-    is Dr. GRPO (Liu et al. 2025). Unscored episodes (nan) are left out of the mean and get 0. So do
-    groups whose scores are all equal, where rounding would otherwise be amplified.
+    With `scale_by_std`, the difference is divided by the group's sample standard deviation + 1e-4;
+    without it, this is Dr. GRPO (Liu et al. 2025). Unscored episodes (nan) are left out of the mean
+    and get 0. Groups whose scores are all equal also get 0, because scaling would amplify rounding
+    errors.
     """
     scores, groups = batch.scores(), batch.require("groups")
-    clean, scored, inverse, count = _by_group(scores, groups)
+    clean, scored, inverse, count = _scored_by_group(scores, groups)
     mean = _group_sum(clean, inverse) / count.clamp(min=1)
     centered = torch.where(scored & informative_groups(scores, groups), clean - mean, 0.0)
     if not settings.scale_by_std:
@@ -225,7 +229,7 @@ def group_relative(batch: TrainingBatch, settings: Settings) -> Advantages:
     groups=True,
 )
 def leave_one_out(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Score minus the mean of the *others* of its group (RLOO, Ahmadian et al. 2024).
+    """Return the score minus the mean of the *others* of its group (RLOO, Ahmadian et al. 2024).
 
     The baseline does not depend on the episode itself, so the gradient is unbiased. Unscored
     episodes, and those without another scored one in their group, get 0.
@@ -237,8 +241,8 @@ def leave_one_out(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 @torch.no_grad()
 def mean_of_others(scores: Tensor, groups: Tensor) -> Tensor:
-    """Return the mean score of the group's other scored episodes, [B]; nan without any."""
-    clean, scored, inverse, count = _by_group(scores, groups)
+    """Return the mean score of the group's other scored episodes, [B]; nan if there are none."""
+    clean, scored, inverse, count = _scored_by_group(scores, groups)
     others = count - scored.to(count.dtype)
     return torch.where(others > 0, (_group_sum(clean, inverse) - clean) / others, torch.nan)
 
@@ -250,11 +254,11 @@ def mean_of_others(scores: Tensor, groups: Tensor) -> Tensor:
     groups=True,
 )
 def group_return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Return to go minus the mean return to go of the group's *other* episodes from that turn on.
+    """Subtract the mean return to go of the group's *other* episodes from the return to go.
 
     The baseline of a token in turn k is the mean, over the other scored episodes that reached turn
-    k, of their return to go at that turn's first token; 0 where there is none. It does not depend
-    on the episode itself, so the gradient stays unbiased even where the policy decides whether
+    k, of their return to go at that turn's first token, or 0 if there are none. It does not depend
+    on the episode itself, so the gradient stays unbiased even if the policy decides whether
     there is another turn. Comparing each turn's reward with the group's at the same turn index
     would give a stopping decision no credit at all.
     """
@@ -278,7 +282,7 @@ def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Give the best episode of each group weight 1 and the others 0 (best-of-n distillation).
 
     Tied winners share the weight. A group whose scores are all equal has no winner: training on it
-    would only add noise. (RAFT, Dong et al. 2023, algorithm 1.)
+    would only add noise. This is RAFT (Dong et al. 2023, algorithm 1).
     """
     scores, groups = batch.scores(), batch.require("groups")
     best = scores == _group_extreme(scores, groups, largest=True)
@@ -291,7 +295,7 @@ def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 @advantage("best_and_worst", "the group's best and worst as a pair", groups=True, pairs=True)
 def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Pair the best and the worst episode of each group, the first of each where tied.
+    """Pair the best and the worst episode of each group, the first of each if several are tied.
 
     The advantages are score differences [B]: +d for the best, -d for the worst, 0 for all others.
     Groups whose scores are all equal give no pair.
@@ -324,12 +328,25 @@ def informative_groups(scores: Tensor, groups: Tensor) -> Tensor:
     return low < _group_extreme(scores, groups, largest=True)
 
 
-def _by_group(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return scores with 0 for nan, whether scored, group index, number of scored; all [B]."""
+class _ScoredGroups(NamedTuple):
+    """Scores of a batch and the group of each, all [B]."""
+
+    scores: Tensor
+    """Scores, with 0 instead of nan."""
+    scored: Tensor
+    """Whether the episode has a score."""
+    inverse: Tensor
+    """Index of the episode's group."""
+    num_scored: Tensor
+    """Number of scored episodes in the group."""
+
+
+def _scored_by_group(scores: Tensor, groups: Tensor) -> _ScoredGroups:
+    """Find the scored episodes of each group."""
     scored = ~scores.isnan()
     inverse = index_of(groups)
     count = _group_sum(scored.to(scores.dtype), inverse)
-    return torch.where(scored, scores, 0.0), scored, inverse, count
+    return _ScoredGroups(torch.where(scored, scores, 0.0), scored, inverse, count)
 
 
 def _group_sum(values: Tensor, inverse: Tensor) -> Tensor:
@@ -367,7 +384,7 @@ def truncated_importance_weights(
 ) -> Tensor:
     """Multiply the advantage of each token by min(pi_old / pi_sampler, cap).
 
-    The sampler's arithmetic differs slightly from the trainer's, so that even the first step is off
+    The sampler's arithmetic differs slightly from the trainer's, so even the first step is off
     policy. The weight corrects for it and the cap bounds its variance (truncated importance
     sampling, Ionides 2008; for this mismatch Yao et al. 2025, with cap 2).
     """

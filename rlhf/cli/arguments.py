@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,17 +47,17 @@ class Arguments:
             return [dataclasses.replace(self, positional=(), files=(*words, *self.files))]
         if words and keys and typing.get_origin(typing.get_type_hints(config)[keys[-1]]) is list:
             head, rest = words[: len(keys) - 1], words[len(keys) - 1 :]
-            return [self._with(zip(keys, [*head, rest], strict=False))]
+            return [self._with_overrides(zip(keys, [*head, rest], strict=False))]
         if len(keys) == 1 and len(words) > 1:
-            return [self._with([(keys[0], word)]) for word in words]
+            return [self._with_overrides([(keys[0], word)]) for word in words]
         if len(words) > len(keys):
             raise UserError(
                 f"{command}: unexpected argument {words[-1]!r}: options look like --key value"
             )
-        return [self._with(zip(keys, words, strict=False))]
+        return [self._with_overrides(zip(keys, words, strict=False))]
 
-    def _with(self, values: Any) -> Arguments:
-        return dataclasses.replace(self, positional=(), overrides=(*values, *self.overrides))
+    def _with_overrides(self, pairs: Iterable[tuple[str, Any]]) -> Arguments:
+        return dataclasses.replace(self, positional=(), overrides=(*pairs, *self.overrides))
 
 
 def parse_arguments(words: Sequence[str]) -> Arguments:

@@ -73,7 +73,12 @@ def sample_replies(
 
 
 def score_replies(reward: Any, groups: list[list[Any]], *, what: str) -> np.ndarray:
-    """Scores [prompts, samples] of the conversations of each prompt; errors name the reward `what`.
+    """Return the score of every conversation as an array [prompts, samples].
+
+    Args:
+        reward: Reward that scores conversations.
+        groups: Conversations of each prompt.
+        what: Name of the reward in error messages.
 
     Raises:
         UserError: a reply has no score, or prompts have different numbers of replies.

@@ -27,8 +27,11 @@ Method = dict[Setting, dict[int, Episodes]]
 """Setting -> training seed -> episodes."""
 
 
-def label_runs(directories: Sequence[Path]) -> list[str]:
-    """Method name of each directory: the shortest distinct end of its path without seed parts."""
+def method_names(directories: Sequence[Path]) -> list[str]:
+    """Return the method of each directory, named by the end of its path without seed parts.
+
+    Names have as many parts of the path as are needed to distinguish the methods.
+    """
     paths = []
     for directory in directories:
         parts = [_SEED_PART.sub("", part) for part in directory.resolve().parts]
@@ -37,7 +40,7 @@ def label_runs(directories: Sequence[Path]) -> list[str]:
 
 
 def name_runs(directories: Sequence[Path]) -> list[str]:
-    """The shortest distinct end of each directory's path."""
+    """Return the shortest end of each directory's path that distinguishes it from the others."""
     return _shortest_tails([list(directory.resolve().parts) for directory in directories])
 
 
@@ -65,16 +68,16 @@ class MethodEvaluation:
 
 
 def method_evaluations(runs: Sequence[RunRecord]) -> list[MethodEvaluation]:
-    """Every evaluation that has episodes, with its method and training seed.
+    """Return every evaluation that has episodes, with its method and training seed.
 
-    `rlhf evaluate` can evaluate the models of several runs in one directory. There the policy's
-    name replaces the directory's name, and the evaluation replaces the one that the run of that
-    name made at its end.
+    `rlhf evaluate` can evaluate the models of several runs in one directory. Such an
+    evaluation is named after the policy instead of the directory. It replaces the final evaluation
+    of the training run of that name.
     """
     # Runs that name their policies come first, so that they define the order of the table.
     ordered = sorted(runs, key=lambda run: not _names_policies(run))
     pairs = [(run, e) for run in ordered for e in run.evaluations if e.episodes]
-    labels = label_runs([_run_directory(run, evaluation) for run, evaluation in pairs])
+    labels = method_names([_run_directory(run, evaluation) for run, evaluation in pairs])
     owners: dict[tuple[str, int, str, str], Path] = {}
     selected = []
     for (run, evaluation), label in zip(pairs, labels, strict=True):
@@ -102,7 +105,7 @@ class MethodValues:
 
 
 def collect_methods(runs: Sequence[RunRecord], metric: str) -> MethodValues:
-    """Values of `metric` by method, setting, training seed and independent unit."""
+    """Group the values of `metric` by method, setting, training seed and independent unit."""
     methods: dict[str, Method] = {}
     unscored: Counter[str] = Counter()
     samples: dict[tuple[str, Setting, int], Counter[tuple[int, int]]] = defaultdict(Counter)
@@ -127,7 +130,7 @@ def collect_methods(runs: Sequence[RunRecord], metric: str) -> MethodValues:
         names[setting] = name if name != "episodes" else names.get(setting, name)
     notes = [f"{name}: {n} episodes without {metric} left out" for name, n in unscored.items()]
     notes += [
-        f"{name}: {repeated} episodes repeat an evaluation seed; they count as one with the first"
+        f"{name}: {repeated} episodes repeat an evaluation seed and are averaged with the first"
         for (name, *_), counts in samples.items()
         if (repeated := sum(n - 1 for n in counts.values()))
     ]
@@ -136,18 +139,18 @@ def collect_methods(runs: Sequence[RunRecord], metric: str) -> MethodValues:
 
 
 def training_seed(run: RunRecord) -> int:
-    """The seed in the run's path (`seed3`), else the one in its configuration, else 0."""
+    """Return the seed in the run's path (`seed3`), else in its configuration, else 0."""
     numbers = _SEED_PART.findall(str(run.directory.resolve()))
     return int(numbers[-1]) if numbers else int(run.config.get("seed") or 0)
 
 
 def _names_policies(run: RunRecord) -> bool:
-    """Whether a run directory evaluated policies under their own names."""
+    """Return whether a run directory evaluated policies under their own names."""
     trained = {e.describe("policy") for e in run.evaluations} - {*REFERENCE_POLICIES, ""}
     return "policies" in run.config or len(trained) > 1
 
 
 def _run_directory(run: RunRecord, evaluation: Evaluation) -> Path:
-    """Directory of the run whose model was evaluated."""
+    """Return the directory of the run whose model was evaluated."""
     named = _names_policies(run) and evaluation.describe("policy")
     return run.directory.resolve().parent / Path(named).name if named else run.directory

@@ -116,7 +116,7 @@ def _check_names(model: nn.Module, spec: LoraSpec) -> None:
             if any(getattr(m, "weight", None) is table for m in modules[last]) and table is head:
                 raise UserError(
                     f"model.lora.{key}: {name} shares its weights with another module of this "
-                    "model (tie_word_embeddings), so it cannot be trained apart from it"
+                    "model (tie_word_embeddings), so it cannot be trained separately"
                 )
 
 
@@ -134,7 +134,8 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
         base = folder / BASE_FOLDER if base is None else base
         write_base(model, tokenizer, base)
         config.base_model_name_or_path, config.revision = str(base.absolute()), None
-    # Trained embeddings are among the adapters; a base with a new row is saved as a copy.
+    # The embedding is not saved a second time: a trained one is part of the adapter's modules, and
+    # a base whose embedding was resized is saved as a copy.
     model.save_pretrained(folder, save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
     if (settings := getattr(unwrap_peft(model), "generation_config", None)) is not None:
@@ -189,7 +190,7 @@ def name_base_of_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> N
 
 
 def base_weights(model: Any) -> dict[str, torch.Tensor]:
-    """The state dict of a model without its adapters, with the names of the plain model."""
+    """Return the state dict of a model without adapters, with the names of the plain model."""
     return {
         name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
         for name, tensor in unwrap_peft(model).state_dict().items()
@@ -198,9 +199,10 @@ def base_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def fingerprint_of(weights: dict[str, torch.Tensor]) -> int:
-    """Checksum of a sample of every tensor, equal for weights loaded in float32 and bfloat16.
+    """Return a checksum of a sample of every tensor, equal for float32 and bfloat16 weights.
 
-    (Weights in float16 would be rounded twice.)
+    It is not comparable for weights loaded in float16: they are rounded to float16 and then to
+    bfloat16, which can differ from rounding to bfloat16 once.
     """
     total = 0
     for name in sorted(weights):
@@ -264,13 +266,13 @@ def _load_base(folder: Path, config: dict[str, Any], read: Callable[[str], Any])
 
 
 def _base_sources(folder: Path, name: str, revision: str | None) -> list[str]:
-    """Folders that may contain the base of an adapter, most likely first.
+    """Return the folders that may contain the base of an adapter, most likely first.
 
     Raises:
-        UserError: there is none.
+        UserError: the base is missing.
     """
     candidates = [folder / BASE_FOLDER]
-    if Path(name).name == BASE_FOLDER:  # checkpoints share one
+    if Path(name).name == BASE_FOLDER:  # all checkpoints of a run share one base folder
         candidates.append(folder.parent / BASE_FOLDER)
     if name and not Path(name).is_absolute():
         candidates.append(folder / name)
@@ -310,10 +312,10 @@ def _grow_to_tokenizer(base: Any, folder: str) -> None:
 
 
 def _outputs_of(adapter: Path) -> int:
-    """Number of outputs of the head that is saved with a classifier's adapter.
+    """Return the number of outputs of the head that is saved with a classifier's adapter.
 
     Raises:
-        UserError: there is no head, so it was never trained.
+        UserError: the folder has no head because none was trained.
     """
     with safe_open(adapter / WEIGHTS_FILE, "pt") as weights:
         heads = [

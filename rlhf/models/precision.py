@@ -1,4 +1,4 @@
-"""dtype, device and threads of models, and AdamW with float32 master weights."""
+"""Model dtype, device and threads; AdamW and SGD with float32 master weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-# Fewest parameters from which bf16 products save more than the conversions cost.
+# Smallest number of parameters at which bf16 matmuls save more time than the conversions cost.
 BF16_MIN_PARAMS = 1_000_000
 
-# Fewest parameters from which products are long enough to share between threads.
+# Smallest number of parameters at which several threads speed up matmuls.
 MULTITHREAD_MIN_PARAMS = 10_000_000
 
-# Elements per step of the optimizer, so that float32 gradients exist for one chunk at a time.
+# Elements that the optimizer updates at a time, which bounds the memory of float32 gradients.
 OPTIMIZER_CHUNK_ELEMENTS = 2**20
 
 # torch's number of threads before any model was loaded.
@@ -30,7 +30,7 @@ _in_use: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
 
 
 def default_device() -> torch.device:
-    """The accelerator when there is one, else the CPU."""
+    """Return the CUDA device of this process if there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
@@ -38,7 +38,7 @@ def default_device() -> torch.device:
 
 @functools.cache
 def native_bf16(device: torch.device) -> bool:
-    """Whether the device has hardware support for bf16 matrix products."""
+    """Return whether the device has hardware support for bf16 matmuls."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and sys.platform.startswith("linux"):
@@ -48,11 +48,12 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def choose_dtype(name: str, num_parameters: int, device: torch.device) -> torch.dtype:
-    """The dtype for a value of ``model.dtype``.
+    """Return the dtype for a value of ``model.dtype``.
 
     Args:
         name: "auto", "float32", "bfloat16" or "float16".
-        num_parameters: size of the model; "auto" uses float32 for models below a million.
+        num_parameters: size of the model; "auto" uses bfloat16 if the model has at least a million
+            parameters and the device supports bf16 matmuls in hardware, else float32.
         device: device of the model.
     """
     if name == "auto":
@@ -62,10 +63,10 @@ def choose_dtype(name: str, num_parameters: int, device: torch.device) -> torch.
 
 
 def choose_threads(num_parameters: int, device: torch.device) -> int:
-    """Number of threads for torch: one for a small model on a CPU, otherwise torch's default.
+    """Return torch's number of threads: one for a small model on a CPU, otherwise the default.
 
-    The products of a small model take microseconds, so distributing them costs more than it saves,
-    above all on a busy machine. The environment variable ``OMP_NUM_THREADS`` takes precedence.
+    The matmuls of a small model take microseconds, so distributing them costs more than it saves,
+    especially on a busy machine. The environment variable ``OMP_NUM_THREADS`` takes precedence.
     """
     if (
         device.type == "cpu"
@@ -90,8 +91,8 @@ class MasterOptimizer(torch.optim.Optimizer):
     """An optimizer with state and arithmetic in float32 or better for weights of any dtype.
 
     A bf16 weight has eight bits of mantissa, so an update of less than 1/256 of the weight is lost.
-    Here updates are applied to float32 master weights, which are rounded to the weights after each
-    step. Float32 and float64 weights are updated directly: they are also the master weights.
+    Therefore updates are applied to float32 master weights, which are rounded to the dtype of the
+    weights after each step. Float32 and float64 weights are their own master weights.
 
     Args:
         params: Parameters, or parameter groups.
@@ -116,8 +117,8 @@ class MasterOptimizer(torch.optim.Optimizer):
         self._divisor: torch.Tensor | None = None
 
     @torch.no_grad()
-    def clip_gradients(self, max_norm: float) -> float:
-        """Clip the global norm of the gradients in the next step.
+    def clip_at_next_step(self, max_norm: float) -> float:
+        """Measure the global norm of the gradients; the next step clips it to ``max_norm``.
 
         Scaling is folded into the optimizer step to avoid another pass over the gradients.
 
@@ -148,7 +149,7 @@ class MasterOptimizer(torch.optim.Optimizer):
         self._divisor = None
 
     def state_dict(self) -> dict[str, Any]:
-        """State of the fused optimizers, and the master weights of another dtype."""
+        """Return the state of the fused optimizers, and the separate master weights."""
         outer = super().state_dict()
         masters = [master.clone() for _, master in self._separate_masters()]
         inner = [chunk.inner.state_dict() for chunk in self._chunks]
@@ -167,7 +168,7 @@ class MasterOptimizer(torch.optim.Optimizer):
                 weight.copy_(saved)
 
     def _separate_masters(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Pairs of a weight and its master weight, if they are separate tensors."""
+        """Yield the weights that have a separate master weight, each with its master weight."""
         for group, masters in zip(self.param_groups, self.master_weights, strict=True):
             for weight, master in zip(group["params"], masters, strict=True):
                 if master is not weight:
@@ -175,7 +176,7 @@ class MasterOptimizer(torch.optim.Optimizer):
 
 
 class MasterAdamW(MasterOptimizer):
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), float32 moments and master weights."""
+    """AdamW (Loshchilov & Hutter 2019) with float32 moments and master weights."""
 
     def __init__(
         self,
@@ -231,7 +232,7 @@ def _chunks(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[list
 
 
 def _split(weight: torch.Tensor, master: torch.Tensor) -> Iterator[_Piece]:
-    """Split a weight with a separate master weight at ``OPTIMIZER_CHUNK_ELEMENTS``."""
+    """Split a low-precision weight into pieces of up to ``OPTIMIZER_CHUNK_ELEMENTS``."""
     if master is weight or weight.numel() <= OPTIMIZER_CHUNK_ELEMENTS:
         yield _Piece(weight, ..., master)
         return

@@ -13,7 +13,7 @@ import yaml
 from rlhf.common.numbers import short_number
 from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
-from rlhf.evaluation.run_groups import label_runs, method_evaluations
+from rlhf.evaluation.run_groups import method_evaluations, method_names
 from rlhf.reports import results, transcripts
 from rlhf.reports.charts import Chart, Series, panels
 from rlhf.reports.markup import Cell, Table, esc, label_html, plural, section, with_acronyms
@@ -62,16 +62,16 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
 
 
 def _runs_by_method(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Runs by method, without runs of `rlhf evaluate` if there are training runs."""
+    """Group runs by method; runs of `rlhf evaluate` are omitted if there are training runs."""
     methods: dict[str, list[RunRecord]] = {}
-    for run, label in zip(runs, label_runs([r.directory for r in runs]), strict=True):
+    for run, label in zip(runs, method_names([r.directory for r in runs]), strict=True):
         methods.setdefault(label, []).append(run)
     trained = {name: group for name, group in methods.items() if not _evaluates_others(group[0])}
     return trained or methods
 
 
 def _evaluates_others(run: RunRecord) -> bool:
-    """Whether a run is an `rlhf evaluate` run, whose policies are the methods."""
+    """Return whether a run is one of `rlhf evaluate`, whose policies are the methods."""
     policies = {evaluation.describe("policy") for evaluation in run.evaluations}
     return "policies" in run.config or (bool(policies) and policies <= {*REFERENCE_POLICIES})
 
@@ -79,7 +79,10 @@ def _evaluates_others(run: RunRecord) -> bool:
 def _run_counts(
     runs: Sequence[RunRecord], methods: Mapping[str, Sequence[RunRecord]]
 ) -> dict[str, int]:
-    """Method -> number of its runs; evaluated methods first, then methods without evaluation."""
+    """Return the number of runs of each method, evaluated methods first.
+
+    If the training runs of a method are not on the page, its distinct training seeds are counted.
+    """
     seeds: dict[str, set[int]] = {}
     for item in method_evaluations(runs):
         if not item.is_reference:
@@ -93,7 +96,7 @@ def _run_counts(
 def _colors(
     counts: Mapping[str, int], methods: Mapping[str, Sequence[RunRecord]]
 ) -> dict[str, str]:
-    """Method -> CSS color class; gray for a method whose training run is not on the page."""
+    """Return the CSS class of each method; gray if its training run is not on the page."""
     known = [name for name in counts if name in methods] or list(counts)
     tones = {name: f"c{index % 6 + 1}" for index, name in enumerate(known)}
     return {name: tones.get(name, "ref") for name in (*counts, *methods)}
@@ -111,7 +114,7 @@ def _header(title: str, counts: Mapping[str, int], colors: Mapping[str, str]) ->
 
 
 def method_tiles(facts: Mapping[str, str], colors: Mapping[str, str]) -> str:
-    """A tile for each method, in its color, with one fact about it."""
+    """Return a tile for each method, in its color and with one fact about it, as HTML."""
     tiles = "".join(
         f'<li class="{colors[name]}"><b>{label_html(name)}</b><span>{esc(fact)}</span></li>'
         for name, fact in facts.items()
@@ -124,16 +127,19 @@ def _transcripts(runs: Sequence[RunRecord], comparison: Comparison | None) -> st
     if not cards:
         return ""
     title = "Held-out episodes of the same seed under every method, side by side"
-    note = '<p class="note">Methods with several training seeds show the first common one.</p>'
+    note = (
+        '<p class="note">Episodes of the smallest training seed that all methods have, or of each '
+        "method's first seed if there is none.</p>"
+    )
     return _fold(title, note + cards)
 
 
 def config_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
-    """Configuration keys that differ between the methods' first runs, without output paths."""
+    """Return a table of the keys that differ between the first runs; output paths are omitted."""
     flat = {name: flatten(runs[0].config) for name, runs in methods.items()}
     keys = dict.fromkeys(key for config in flat.values() for key in config)
     rows: list[list[Cell]] = [
-        [key, *(_plain(config.get(key)) for config in flat.values())]
+        [key, *(_one_line_yaml(config.get(key)) for config in flat.values())]
         for key in keys
         if key.split(".")[-1] not in PLACES
         and len({repr(config.get(key)) for config in flat.values()}) > 1
@@ -142,13 +148,13 @@ def config_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
 
 
 def metric_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
-    """Last value of every metric, averaged over a method's training seeds."""
+    """Return a table of the last value of every metric, averaged over training seeds."""
     rows = [[key, *(_last(runs, key) for runs in methods.values())] for key in _keys(methods)]
     return Table("metrics", "Final metrics", ["metric", *methods], rows)
 
 
 def seed_band(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[Interval]]:
-    """Steps that all runs of a method logged, and the mean with its interval at each step."""
+    """Return the steps that all runs logged, and the mean with its interval at each step."""
     by_run = [dict(zip(*run.series(key), strict=True)) for run in runs]
     by_run = [values for values in by_run if values]
     if not by_run:
@@ -158,7 +164,7 @@ def seed_band(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[In
 
 
 def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str]) -> str:
-    """Panels of all metrics; those of a single method are folded, constant ones are text."""
+    """Draw all metrics; those of a single method are folded, constant ones are text."""
     shared, alone, constant = [], [], []
     for key in _keys(methods):
         bands = {name: seed_band(runs, key) for name, runs in methods.items()}
@@ -186,14 +192,14 @@ def _fold(summary: str, body: str) -> str:
 
 
 def _is_constant(line: Series) -> bool:
-    """Whether all runs of a method logged the same constant value."""
+    """Return whether all runs of a method logged the same constant value."""
     values = [*line.y, *line.low, *line.high]
     # The mean of five equal values may differ from them in its last digit.
     return len(line.x) > 1 and math.isclose(min(values), max(values), abs_tol=1e-12)
 
 
 def _level(lines: Sequence[Series]) -> str:
-    """`0.01`, or the value of each method: `0.01 (PPO), 0.05 (RLOO)`."""
+    """Return the common value, `0.01`, or that of each method, `0.01 (PPO), 0.05 (RLOO)`."""
     levels = [short_number(line.y[0]) for line in lines]
     if len(set(levels)) == 1:
         return levels[0]
@@ -213,8 +219,8 @@ def _last(runs: Sequence[RunRecord], key: str) -> Interval | None:
     return interval(finals, kind="mean") if finals else None
 
 
-def _plain(value: Any) -> str | None:
-    """A configured value as YAML on one line."""
+def _one_line_yaml(value: Any) -> str | None:
+    """Return a configured value as YAML on one line."""
     if value is None or (isinstance(value, str) and value.isprintable() and value.strip()):
         return value
     if isinstance(value, str):

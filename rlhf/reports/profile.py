@@ -13,15 +13,15 @@ from rlhf.runs.profiling import PARTS
 # Metrics logged with `profile: true`, and their names on the page.
 EXTRA = {
     "profile/tokens_per_second": "tokens per second",
-    "profile/flop_utilisation": "FLOP utilisation of the update",
+    "profile/flop_utilisation": "FLOP utilization of the update",
     "profile/padding": "share of padding",
-    "profile/shared": "share of shared tokens",
+    "profile/shared": "share of tokens in reused prefixes",
     "profile/peak_memory": "peak memory, GiB",
 }
 
 
 def profile_tables(runs: Sequence[RunRecord]) -> list[Table]:
-    """Median seconds of a step by part, and the profile of runs with `profile: true`."""
+    """Return tables of median seconds per part of a step, and of the profiles of runs."""
     times = {f"time/{part}": part for part in PARTS}
     tables = []
     if timed := _by_run(runs, times):
@@ -38,7 +38,7 @@ def profile_tables(runs: Sequence[RunRecord]) -> list[Table]:
 def _by_run(
     runs: Sequence[RunRecord], keys: Mapping[str, str]
 ) -> list[tuple[str, list[float | None]]]:
-    """Name and medians of every run that logged any of the keys."""
+    """Return name and medians of every run that logged any of the keys."""
     rows = []
     for run in runs:
         series = [run.series(key)[1] for key in keys]

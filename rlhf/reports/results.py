@@ -15,7 +15,7 @@ from rlhf.evaluation.records import (
     episode_metrics,
     episode_value,
 )
-from rlhf.evaluation.run_groups import label_runs, method_evaluations, name_runs, training_seed
+from rlhf.evaluation.run_groups import method_evaluations, method_names, name_runs, training_seed
 from rlhf.evaluation.significance import Difference
 from rlhf.reports.charts import Series
 from rlhf.reports.forest import Line, titled_forest
@@ -158,7 +158,7 @@ def _by_method(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]
         ([item.method, None if item.is_reference else item.seed], item.evaluation)
         for item in method_evaluations(runs)
     ]
-    labels = label_runs([run.directory for run in runs])
+    labels = method_names([run.directory for run in runs])
     for label, run in zip(labels, runs, strict=True):
         seed = training_seed(run)
         items += [([f"{label} · {e.name}", seed], e) for e in run.evaluations if not e.episodes]

@@ -15,12 +15,15 @@ from rlhf.reward_models.report.tables import Report, benchmark_scores, report_ta
 
 
 def is_reward_report(evaluation: Evaluation) -> bool:
-    """Whether an evaluation is a report on a reward and pairs."""
+    """Return whether an evaluation is a report on a reward, measured on pairs."""
     return "accuracy" in evaluation.summary and "baselines" in evaluation.summary
 
 
 def reward_quality(runs: Sequence[RunRecord]) -> str:
-    """Return every report on a reward: in full for one run, accuracy and findings for several."""
+    """Return the reports on rewards as HTML.
+
+    For one run the whole report is shown, for several runs only accuracy and findings.
+    """
     parts = []
     for run in runs:
         for evaluation in filter(is_reward_report, run.evaluations):
@@ -37,7 +40,7 @@ def reward_quality(runs: Sequence[RunRecord]) -> str:
 
 
 def reward_tables(runs: Sequence[RunRecord]) -> list[Table]:
-    """Return the tables of the reports for one run; results of benchmarks for several too."""
+    """Return tables of benchmark results and, for a single run, the tables of its reports."""
     tables = [
         _benchmark_table(evaluation)
         for run in runs
@@ -54,7 +57,7 @@ def reward_tables(runs: Sequence[RunRecord]) -> list[Table]:
 
 
 def findings(report: Report) -> str:
-    """Return the findings as a list; green if the reward is better than a baseline."""
+    """Return the findings as an HTML list, with a color class for good and for bad findings."""
     items = "".join(
         f'<li class="{_tone(line)}">{esc(minus(line))}</li>' for line in report.get("verdict") or []
     )
@@ -75,7 +78,7 @@ def accuracy_forest(report: Report) -> str:
         _accuracy_line(baseline, row["accuracy"], "c5")
         for baseline, row in report["baselines"].items()
     ]
-    return forest(lines, [(0.5, "coin")])
+    return forest(lines, [(0.5, "chance level")])
 
 
 def _accuracy_line(name: str, share: Report, tone: str) -> Line:
@@ -120,14 +123,14 @@ def _charts(report: Report) -> list[Chart]:
         Chart(
             "Accuracy by size of the margin",
             _accuracy_lines([float(k + 1) for k in range(len(margins))], margins),
-            "Pairs in tenths by |score difference|, the smallest first; with 95% bands.",
-            "tenth",
+            "Deciles of |score difference|, in ascending order; bands are 95% intervals.",
+            "decile",
         ),
         Chart(
             "Accuracy by length gap",
             _accuracy_lines([(row["from"] + row["to"]) / 2 for row in gaps], gaps),
-            "Characters of the chosen less those of the rejected reply; pairs in fifths.",
-            "chars",
+            "Quintiles of the length of the chosen minus that of the rejected reply.",
+            "characters",
         ),
         _calibration_chart(report),
     ]
@@ -135,13 +138,13 @@ def _charts(report: Report) -> list[Chart]:
 
 
 def _accuracy_lines(x: Sequence[float], rows: Sequence[Report]) -> list[Series]:
-    """Accuracy over `x`, and the accuracy of a coin."""
+    """Return the accuracy over `x`, and the chance level."""
     accuracy = band("accuracy", x, [row["accuracy"] for row in rows], "c1")
-    return [accuracy, Series("coin", [x[0], x[-1]], [0.5, 0.5], "c5")]
+    return [accuracy, Series("chance level", [x[0], x[-1]], [0.5, 0.5], "c5")]
 
 
 def _calibration_chart(report: Report) -> Chart:
-    lines = [Series("exact", [0.5, 1.0], [0.5, 1.0], "c5")]
+    lines = [Series("perfect calibration", [0.5, 1.0], [0.5, 1.0], "c5")]
     for name, key, color in (("as given", "as_given", "c2"), ("fitted", "fitted", "c3")):
         bins = [b for b in report["calibration"][key]["bins"] if b["confidence"] is not None]
         x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
@@ -152,17 +155,17 @@ def _calibration_chart(report: Report) -> Chart:
     note = "Share of correct pairs among those with this predicted probability, σ(margin / T)."
     if fitted is not None:
         note += f" Fitted T {number(fitted)} [{ends[0]}, {ends[1]}]."
-    return Chart("Calibration", lines, note, "claim")
+    return Chart("Calibration", lines, note, "predicted probability")
 
 
 def best_of_n_charts(chosen: Report) -> list[Chart]:
-    """The reward and the gold score of the best of n, over the square root of the divergence."""
+    """Return charts of this reward and the gold score of the best of n, over the root of the KL."""
     d = [math.sqrt(kl) for kl in chosen["kl"]]
     proxy = band("this reward", d, chosen["proxy_score"], "proxy")
     gold = [band("gold", d, chosen["gold"], "gold")]
     return [
-        Chart("Best of n: this reward", [proxy], "Standard deviations.", "√KL"),
-        Chart("Best of n: gold", gold, f"n up to {chosen['ns'][-1]}; unbiased.", "√KL"),
+        Chart("Best of n: this reward", [proxy], "Score in standard deviations.", "√KL"),
+        Chart("Best of n: gold", gold, f"Unbiased, for n up to {chosen['ns'][-1]}.", "√KL"),
     ]
 
 

@@ -19,7 +19,7 @@ _MAX_CHARACTERS = 20_000
 
 @dataclass(frozen=True)
 class Reply:
-    """One column: title, score and conversation."""
+    """A column of a transcript card: title, score and conversation."""
 
     title: str
     score: str
@@ -27,7 +27,7 @@ class Reply:
 
 
 def before_and_after(run: RunRecord) -> str:
-    """Transcripts in `samples.jsonl` before and after training, paired by seed."""
+    """Return cards with the samples before and after training, paired by seed, as HTML."""
     early = {int(row["seed"]): row for row in run.samples if row.get("split") == "before"}
     late = {int(row["seed"]): row for row in run.samples if row.get("split") == "after"}
     seeds = [seed for seed in early if seed in late]
@@ -43,10 +43,11 @@ def before_and_after(run: RunRecord) -> str:
 
 
 def across_methods(runs: Sequence[RunRecord], comparison: Comparison) -> str:
-    """Evaluation episodes of one seed for every method.
+    """Return cards that show the episodes of one evaluation seed for every method, as HTML.
 
-    The seeds are selected by the difference between the last and the first method. For methods with
-    several training seeds, the first common one is shown.
+    The evaluation seeds are selected by the difference between the last and the first method. The
+    episodes are those of the smallest training seed that all methods have. If there is no such
+    seed, each method shows its first one.
     """
     columns = _episodes_by_method(runs)
     if len(columns) < 2:
@@ -69,7 +70,7 @@ def across_methods(runs: Sequence[RunRecord], comparison: Comparison) -> str:
 
 
 def _episodes_by_method(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mapping[str, Any]]]:
-    """Method -> evaluation seed -> episode, for one training seed of each method."""
+    """Return method -> evaluation seed -> episode, for one training seed of each method."""
     episodes: dict[str, dict[int, dict[int, Mapping[str, Any]]]] = {}
     for item in method_evaluations(runs):
         rows = {row["seed"]: row for row in item.evaluation.episodes if row.get("messages")}
@@ -83,7 +84,7 @@ def _episodes_by_method(runs: Sequence[RunRecord]) -> dict[str, dict[int, Mappin
 
 
 def transcript_card(description: str, label: str, replies: Sequence[Reply]) -> str:
-    """One card: the common first messages, then a column for each reply."""
+    """Return a card with the common first messages and then a column for each reply, as HTML."""
     shared = _common(replies)
     opening = "".join(message_html(message, quiet=True) for message in replies[0].messages[:shared])
     columns = "".join(
@@ -100,7 +101,7 @@ def transcript_card(description: str, label: str, replies: Sequence[Reply]) -> s
 
 
 def message_html(message: Mapping[str, str], *, quiet: bool) -> str:
-    """One message; the end of a long one is folded."""
+    """Return a message as HTML; the end of a long message is folded."""
     content = str(message.get("content", ""))
     role = str(message.get("role", ""))
     shown = role != "assistant" or quiet
@@ -115,7 +116,7 @@ def message_html(message: Mapping[str, str], *, quiet: bool) -> str:
 
 
 def _common(replies: Sequence[Reply]) -> int:
-    """Number of first messages that all columns share, without the replies."""
+    """Return the number of messages before the first reply that are equal in all columns."""
     shortest = min(len(reply.messages) for reply in replies)
     for index in range(shortest):
         messages = [reply.messages[index] for reply in replies]
@@ -125,7 +126,7 @@ def _common(replies: Sequence[Reply]) -> int:
 
 
 def _spread(changes: list[tuple[float, int]]) -> list[tuple[str, int]]:
-    """Description and seed of the best, two typical and the worst case."""
+    """Return description and seed of the best, two typical and the worst case."""
     order = sorted(changes, key=lambda pair: (-pair[0], pair[1]))
     if len(order) <= _MAX_CASES:
         return [(_change(delta), seed) for delta, seed in order]
@@ -149,7 +150,7 @@ def _return(row: Mapping[str, Any]) -> float:
 
 
 def _total(row: Mapping[str, Any]) -> Any:
-    """Score of a sample; a training episode of version 0.1.0 has only the return trained on."""
+    """Return the score of a sample; samples of version 0.1.0 have only `return_trained`."""
     return row.get("score", row.get("return_trained"))
 
 
@@ -159,7 +160,7 @@ def _value(row: Mapping[str, Any], metric: str) -> float:
 
 
 def score_text(row: Mapping[str, Any]) -> str:
-    """Scores in a line of `samples.jsonl`: `score 0.4 · trained on 0.3 · proxy 1.2`."""
+    """Return the scores of a line of `samples.jsonl`: `score 0.4 · trained on 0.3 · proxy 1.2`."""
     value, name = _total(row), "score" if "score" in row else "trained on"
     parts = [f"{name} {number(float(value))}" if is_number(value) else "not scored"]
     shaped = row.get("return_trained")

@@ -45,7 +45,7 @@ class Stopwatch:
 
 
 def usage(*, real: int, computed: int, flops: float, peak_flops: float) -> dict[str, float]:
-    """Return FLOP utilization, padding, shared tokens and peak memory as metrics.
+    """Return FLOP utilization, padding, tokens of reused prefixes, and peak memory as metrics.
 
     Args:
         real: Number of tokens that are not padding.
@@ -57,11 +57,11 @@ def usage(*, real: int, computed: int, flops: float, peak_flops: float) -> dict[
         "profile/flop_utilisation": flops / peak_flops,
         "profile/padding": max(0.0, 1 - real / computed),
         "profile/shared": max(0.0, 1 - computed / real),
-        "profile/peak_memory": peak_memory(),
+        "profile/peak_memory": peak_rss_gib(),
     }
 
 
-def peak_memory() -> float:
+def peak_rss_gib() -> float:
     """Return the largest resident size of this process so far, in GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

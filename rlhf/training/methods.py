@@ -43,13 +43,13 @@ class TrainingSetup:
     """The model to train, with its adapters."""
     tokenizer: Any
     encode: Callable[[Sequence[Row], bool], Sequence[Any]]
-    """(rows, whether they are for training) -> examples; UserError without any."""
+    """(rows, whether they are for training) -> examples; UserError if there are none."""
     summary: Callable[[], str]
-    """Counts of truncated and dropped rows, for the log; empty without any."""
+    """Counts of truncated and dropped rows for the log; empty if there are none."""
     save: Callable[[Any, Path], None]
     """Writes the trained model to a folder."""
     trainer: TrainerSpec | None = None
-    """The trainer of TRL or transformers; None where the native engine trains."""
+    """The trainer of TRL or transformers; None if the native engine trains."""
     report: Callable[[Run], None] | None = None
     """Writes a report on the saved model."""
     dropout: bool = False
@@ -58,17 +58,17 @@ class TrainingSetup:
 
 @dataclass(frozen=True)
 class OfflineMethod:
-    """A row of the table of training methods."""
+    """An offline training method."""
 
     data: Kind
-    """Kind of the rows."""
+    """Kind of the training data."""
     learning_rate: float
     setup: Callable[[Any, list[Row], str], TrainingSetup]
     """(configuration, training rows, engine) -> setup of the run."""
     native: bool = True
     """Whether the native engine implements the method."""
     keep: tuple[str, ...] = ()
-    """Further columns of the rows."""
+    """Further columns that are kept in the training data."""
 
 
 def engine_of(config: OfflineConfig, *, native: bool) -> str:
@@ -78,8 +78,8 @@ def engine_of(config: OfflineConfig, *, native: bool) -> str:
         native: Whether the native engine implements the method of the run.
 
     Raises:
-        UserError: The configuration requires the native engine, or its profile, and it is not
-            available.
+        UserError: `engine` is "native" but the native engine does not implement the method, or
+            `profile` is set but TRL trains.
     """
     if config.engine == "native" and not native:
         raise UserError(

@@ -13,7 +13,7 @@ from rlhf.rollout.batch import Rollout
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> dict[str, float]:
-    """Return means over the rollouts of a batch, without components that no rollout has.
+    """Return means over the rollouts of a batch; metrics that no rollout has are omitted.
 
     Args:
         returns: The return that each rollout is trained on; nan if it could not be scored.
@@ -38,7 +38,10 @@ def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> di
 
 
 def reason_key(reason: str) -> str:
-    """Return the metric key ``rewards/unscored/NAME/REASON``, without details of one text."""
+    """Return the metric key ``rewards/unscored/NAME/REASON``.
+
+    The key omits the details of a reason that concern a single text.
+    """
     name, _, detail = reason.partition(": ")
     summary = detail.partition(": ")[0].partition(" (")[0].lower()
     summary = re.sub(r"[^a-z]+", "_", summary).strip("_")
@@ -54,6 +57,6 @@ def _evasion_gain(rollouts: Sequence[Rollout], returns: Sequence[float]) -> floa
 
 
 def _mean(values: Sequence[float | None]) -> float:
-    """Return the mean of the values that are neither None nor nan; nan without any."""
+    """Return the mean of the values that are neither None nor nan, or nan if there are none."""
     known = [v for v in values if v is not None and not math.isnan(v)]
     return float(np.mean(known)) if known else math.nan

@@ -152,7 +152,7 @@ class Trainer:
         Raises:
             UserError: The norm is not finite; the model is then unchanged.
         """
-        norm = self.optimizer.clip_gradients(self.max_grad_norm)
+        norm = self.optimizer.clip_at_next_step(self.max_grad_norm)
         if not math.isfinite(norm):
             raise UserError(
                 f"training diverged in step {self.progress.step + 1}: the gradient is not finite; "

@@ -115,7 +115,7 @@ def test_clipping_and_chunks_do_not_change_update(monkeypatch, dtype, at_once):
         for model, optimizer in ((ours, mine), (theirs, plain)):
             optimizer.zero_grad()
             (4.0**-step * model(inputs)).square().sum().backward()
-        norms.append(mine.clip_gradients(0.5))
+        norms.append(mine.clip_at_next_step(0.5))
         expected = torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
         assert norms[-1] == pytest.approx(expected.item(), rel=1e-6)
         mine.step()
@@ -147,7 +147,7 @@ def test_a_clipped_step_does_not_clip_the_next():
     weight = nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
     optimizer = MasterAdamW([weight], lr=1.0, betas=(0.0, 0.0))
     weight.grad = torch.full_like(weight, 8.0)
-    optimizer.clip_gradients(1.0)
+    optimizer.clip_at_next_step(1.0)
     optimizer.step()
     (moments,) = (part["state"][0] for part in optimizer.state_dict()["inner"])
     assert moments["exp_avg"].item() == 1.0

@@ -195,7 +195,7 @@ def test_held_out_episodes_report_what_they_share_with_training(tmp_path, echo_m
         for row in read_rows(tmp_path / "run/evaluation/run/episodes.jsonl")
     )
     assert items["separate"] is False
-    assert "closed list of words" in items["note"]
+    assert "Words from a fixed list" in items["note"]
 
 
 def test_evasion_is_measured():

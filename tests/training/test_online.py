@@ -389,7 +389,7 @@ def test_a_diverging_run_stops_before_the_step_with_advice(tmp_path, echo_model,
     """The gradient of the third mini-batch of the first step is not finite."""
     norms = iter([1.0, 1.0, math.nan])
     steps = []
-    monkeypatch.setattr(MasterAdamW, "clip_gradients", lambda *_: next(norms))
+    monkeypatch.setattr(MasterAdamW, "clip_at_next_step", lambda *_: next(norms))
     monkeypatch.setattr(MasterAdamW, "step", lambda *_: steps.append(1))
     tree = online_tree(tmp_path / "run", echo_model, algorithm={"num_minibatches": 4})
     with pytest.raises(UserError, match=r"diverged in step 1: the gradient is not finite; lower"):

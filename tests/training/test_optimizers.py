@@ -25,7 +25,7 @@ def test_sgd_by_hand(dtype):
     settings = OptimizerSettings(learning_rate=0.1, weight_decay=0.2)
     optimizer = make_optimizer("sgd", [weight], settings)
     weight.grad = torch.full_like(weight, 3.0)
-    assert optimizer.clip_gradients(1.5) == 3.0
+    assert optimizer.clip_at_next_step(1.5) == 3.0
     optimizer.step()
     ((master,),) = optimizer.master_weights
     assert master.item() == pytest.approx(0.83, abs=1e-6)
