@@ -4,21 +4,103 @@ The processes are started by ``torchrun`` or ``accelerate launch``; without a la
 size 1 and communicates nothing. Every process holds the whole batch of rollouts, so baselines,
 whitening and denominators are those of the global batch. Only forward and backward passes are
 sharded. The model itself is replicated.
+
+If a process ends, the others end with one line: at their next collective operation, or, if they
+wait in one, after at most a minute.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 
+from rlhf.errors import UserError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+BEAT_SECONDS = 5.0
+"""Interval of the signs of life of a process."""
+LIMIT_SECONDS = 40.0
+"""A process that gave no sign of life for this time is gone."""
+GONE = (
+    "another process of this run ended, so this one ends too; the last checkpoint is complete: "
+    "continue with --resume"
+)
+
+
+@dataclass
+class Heartbeat:
+    """Signs of life of the processes: counters in a store that all of them share.
+
+    A collective operation with a process that is gone can wait without end, outside of Python.
+
+    Args:
+        store: A store of ``torch.distributed``.
+        rank: Rank of this process.
+        size: Number of processes.
+    """
+
+    store: Any
+    rank: int
+    size: int
+    waiting_since: float | None = None
+    """When this process entered the collective operation in which it is; None outside of one."""
+    lost: bool = False
+    """Whether a process is gone."""
+    _beats: int = 0
+    _counters: dict[int, tuple[bytes, float]] = field(default_factory=dict)
+    """Rank -> its last counter, and when this process first read that value."""
+
+    def update(self, now: float) -> None:
+        """Give a sign of life, and set ``lost`` from those of the others.
+
+        Args:
+            now: Seconds of a monotonic clock.
+        """
+        self._beats += 1
+        with contextlib.suppress(RuntimeError):  # the process of the store is gone
+            self.store.set(f"beats/{self.rank}", str(self._beats))
+        for rank in set(range(self.size)) - {self.rank}:
+            last, since = self._counters.setdefault(rank, (b"", now))
+            counter = self._read(rank)
+            if counter != last:
+                last, since = self._counters[rank] = (counter, now)
+            self.lost |= now - since > LIMIT_SECONDS
+
+    def must_end(self, now: float) -> bool:
+        """Return whether this process waits for one that is gone."""
+        waiting = self.waiting_since is not None and now - self.waiting_since > BEAT_SECONDS
+        return self.lost and waiting
+
+    def _read(self, rank: int) -> bytes:
+        """Return the counter of another process; without the store, the last one."""
+        key = f"beats/{rank}"
+        try:
+            return self.store.get(key) if self.store.check([key]) else b""
+        except RuntimeError:
+            return self._counters[rank][0]
+
+    def run(self) -> None:
+        """Give signs of life until this process ends; end it if it waits for one that is gone."""
+        while not self.must_end(time.monotonic()):
+            self.update(time.monotonic())
+            time.sleep(BEAT_SECONDS)
+        print(f"rlhf: {GONE}", file=sys.stderr, flush=True)
+        os._exit(2)  # the main thread does not return from the operation
 
 
 @dataclass(frozen=True)
@@ -27,6 +109,7 @@ class World:
 
     rank: int = 0
     size: int = 1
+    heartbeat: Heartbeat | None = None
 
     def map(
         self, items: Sequence[Item], function: Callable[[Sequence[Item]], list[Result]]
@@ -52,28 +135,53 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        distributed.all_gather_object(values, value)
+        with self._collective():
+            distributed.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
         """Wait until every process has called this method."""
         if self.size > 1:
-            distributed.barrier()
+            with self._collective():
+                distributed.barrier()
 
     def all_reduce(self, tensors: Iterable[torch.Tensor]) -> None:
         """Replace each tensor by its sum over the processes."""
         if self.size > 1:
-            for tensor in tensors:
-                distributed.all_reduce(tensor)
+            with self._collective():
+                for tensor in tensors:
+                    distributed.all_reduce(tensor)
 
     def all_reduce_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Sum gradients over the processes; the gradient of an unused parameter counts as zero."""
         if self.size == 1:
             return
+        parameters = list(parameters)
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            distributed.all_reduce(parameter.grad)
+        self.all_reduce(parameter.grad for parameter in parameters if parameter.grad is not None)
+
+    @contextlib.contextmanager
+    def _collective(self) -> Iterator[None]:
+        """Run a collective operation.
+
+        Raises:
+            UserError: Another process is gone.
+        """
+        heartbeat = self.heartbeat
+        if heartbeat is None:
+            yield
+            return
+        if heartbeat.lost:
+            raise UserError(GONE)
+        heartbeat.waiting_since = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:  # gloo: the connection is closed
+            raise UserError(f"{GONE} ({str(error).splitlines()[0]})") from error
+        finally:
+            heartbeat.waiting_since = None
 
 
 def init_distributed() -> World:
@@ -85,4 +193,15 @@ def init_distributed() -> World:
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         # At interpreter shutdown it is too late: the group's threads sometimes abort the process.
         atexit.register(distributed.destroy_process_group)
-    return World(distributed.get_rank(), size)
+    return World(distributed.get_rank(), size, _heartbeat(distributed.get_rank(), size))
+
+
+@functools.cache
+def _heartbeat(rank: int, size: int) -> Heartbeat:
+    """Start the signs of life of this process, in a connection of their own to the store."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    limit = timedelta(seconds=LIMIT_SECONDS)
+    store = distributed.TCPStore(host, port, is_master=False, timeout=limit)
+    heartbeat = Heartbeat(store, rank, size)
+    threading.Thread(target=heartbeat.run, daemon=True).start()
+    return heartbeat

@@ -12,11 +12,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
+from rlhf.errors import UserError
 from rlhf.runs.profiling import PARTS
-from rlhf.training.distributed import World
+from rlhf.training.checkpoint import latest_checkpoint
+from rlhf.training.distributed import LIMIT_SECONDS, Heartbeat, World
 from tests.helpers.training import (
     checkpoint_of,
     metrics_of,
@@ -37,6 +40,60 @@ def test_a_world_of_one_changes_nothing() -> None:
     assert world.map([3, 1, 2], lambda part: [10 * x for x in part]) == [30, 10, 20]
     assert world.shard(["a", "b"]) == ["a", "b"]
     assert world.gather("x") == ["x"]
+
+
+class FakeStore:
+    """A store in this process; it can be taken away."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.broken = False
+
+    def set(self, key: str, value: str) -> None:
+        if self.broken:
+            raise RuntimeError("closed")
+        self.values[key] = value.encode()
+
+    def check(self, keys: list[str]) -> bool:
+        if self.broken:
+            raise RuntimeError("closed")
+        return all(key in self.values for key in keys)
+
+    def get(self, key: str) -> bytes:
+        return self.values[key]
+
+
+def test_a_process_without_signs_of_life_is_gone() -> None:
+    store = FakeStore()
+    first, second = (Heartbeat(store, rank, 2) for rank in (0, 1))
+    for now in range(0, 200, 5):
+        second.update(now)
+        first.update(now)
+    assert not first.lost
+    assert not second.lost
+    for now in range(200, 200 + int(LIMIT_SECONDS), 5):
+        first.update(now)
+    assert not first.lost
+    first.update(201 + LIMIT_SECONDS)
+    assert first.lost
+    assert not first.must_end(300)
+    first.waiting_since = 299
+    assert not first.must_end(300)
+    assert first.must_end(310)
+    with pytest.raises(UserError, match="another process of this run ended"):
+        World(0, 2, first).barrier()
+
+
+def test_without_the_store_all_others_are_gone() -> None:
+    store = FakeStore()
+    first, second = (Heartbeat(store, rank, 2) for rank in (0, 1))
+    second.update(0)
+    first.update(0)
+    store.broken = True
+    second.update(LIMIT_SECONDS - 1)
+    assert not second.lost
+    second.update(LIMIT_SECONDS + 1)
+    assert second.lost
 
 
 def test_shares_are_disjoint_and_complete() -> None:
@@ -151,3 +208,24 @@ def test_two_killed_processes_end_like_two_that_were_not(tmp_path: Path, echo_mo
     assert metrics_of(runs[0]) == metrics_of(runs[1])
     assert len(metrics_of(runs[0])) == 12
     assert same(checkpoint_of(runs[0]), checkpoint_of(runs[1]))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_process_ends_the_other_with_one_line(
+    tmp_path: Path, echo_model: Path, victim: int
+) -> None:
+    config = write_config(tmp_path / "run", echo_model, num_steps=500, save_every=2)
+    processes = start_two(config)
+    log = config.parent / "run/metrics.jsonl"
+    while not (log.exists() and log.read_text().count("\n") >= 3):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    processes[victim].kill()
+    _, errors = processes[1 - victim].communicate(timeout=60)
+    processes[victim].communicate()
+    assert processes[1 - victim].returncode == 2, errors
+    lines = [line for line in errors.splitlines() if line.startswith("rlhf:")]
+    assert len(lines) == 1
+    assert "another process of this run ended" in lines[0]
+    assert "Traceback" not in errors
+    assert latest_checkpoint(config.parent / "run/checkpoints") is not None
