@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf.common.conversation import Conversation, RewardFunction, Score
+from rlhf.common.foreign import contained
 from rlhf.errors import UserError
-from rlhf.reward_models.core import Reward, Scores, as_messages, describe, with_facts
+from rlhf.reward_models.core import (
+    Reward,
+    Scores,
+    as_messages,
+    as_score,
+    describe,
+    with_facts,
+)
 
 
 class FunctionReward(Reward):
@@ -44,7 +53,8 @@ class FunctionReward(Reward):
     def _attempt(self, batch: list[Conversation]) -> tuple[list[Score], str | None]:
         """Call the function; None for each conversation, and the error, if it raises."""
         try:
-            values = [None if v is None else float(v) for v in self.function(batch)]
+            with contained():
+                values = [as_score(v) for v in _items(self.function(copy.deepcopy(batch)))]
         except Exception as error:
             return [None] * len(batch), f"{self.name}: {describe(error)}"
         if len(values) != len(batch):
@@ -53,6 +63,13 @@ class FunctionReward(Reward):
                 f"for {len(batch)} conversations"
             )
         return values, None
+
+
+def _items(values: Any) -> Iterable[Any]:
+    """Return the scores of a batch; the characters of a text and the keys of a mapping are none."""
+    if isinstance(values, str | bytes | Mapping):
+        raise TypeError(f"returned a {type(values).__name__}, not a list of scores")
+    return values
 
 
 def as_reward(reward: Reward | RewardFunction, *, name: str | None = None) -> Reward:

@@ -15,6 +15,7 @@ them.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import sysconfig
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlhf.common.conversation import Conversation, Score
+from rlhf.common.foreign import contained
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -150,6 +152,35 @@ def merge(
 
 def _finite(value: Score) -> Score:
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def as_score(value: Any) -> Score:
+    """Return what a user's function gave as a score.
+
+    Raises:
+        TypeError: It is a text or has no number.
+    """
+    if isinstance(value, str | bytes):
+        raise TypeError(f"a score is of type {type(value).__name__}")
+    return None if value is None else float(value)
+
+
+def score_copies(reward: Reward, conversations: Sequence[Conversation]) -> Scores:
+    """Score copies of conversations, so that a reward cannot change what others read.
+
+    Raises:
+        UserError: The reward does not return one score for each conversation.
+    """
+    with contained():
+        scores = reward.score(copy.deepcopy(list(conversations)))
+    if not isinstance(scores, Scores) or len(scores.values) != len(conversations):
+        kind = type(scores).__name__
+        size = f" of {len(scores.values)}" if isinstance(scores, Scores) else ""
+        raise UserError(
+            f"reward {reward.name!r} returned {kind}{size} for {len(conversations)} conversations; "
+            "it must return Scores with one value for each"
+        )
+    return scores
 
 
 class Reward(ABC):
@@ -283,7 +314,7 @@ class Combined(Composition):
         self.operator = operator
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        results = [inner.score(conversations) for inner in self.inner_rewards]
+        results = [score_copies(inner, conversations) for inner in self.inner_rewards]
         fold = sum if self.operator == "+" else math.prod
         values = [
             None if None in row else float(fold(row))  # type: ignore[arg-type]
@@ -301,7 +332,7 @@ class Gated(Composition):
         self.at_least, self.otherwise = at_least, otherwise
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
-        condition = self.condition.score(conversations)
+        condition = score_copies(self.condition, conversations)
         values = [None if v is None else self.otherwise for v in condition.values]
         rows = [i for i, v in enumerate(condition.values) if v is not None and v >= self.at_least]
         inner = self.inner.score([conversations[i] for i in rows])
@@ -344,7 +375,11 @@ class EachReward(Reward):
 
     def _score_one(self, conversation: Conversation) -> float:
         try:
-            return float(self.function(conversation))
+            with contained():
+                value = as_score(self.function(copy.deepcopy(conversation)))
+            if value is None:
+                raise Unscorable("returned None")
+            return value
         except (SetupError, Unscorable):
             raise
         except Exception as error:  # a single bad text must not end the batch

@@ -1,8 +1,8 @@
 """A language model as judge: ratings of single replies, or comparisons in both orders.
 
 A judge is a function ``generate(prompts: list[str]) -> list[str | None]``: a local model, or
-:func:`endpoint` for an OpenAI-compatible server. None, a timeout, or an answer without a verdict
-gives no score and is counted with its reason.
+:func:`endpoint` for an OpenAI-compatible server. None, an exception in place of an answer, or an
+answer without a verdict gives no score and is counted with its reason.
 """
 
 from __future__ import annotations
@@ -11,15 +11,26 @@ import json
 import os
 import re
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from rlhf.common.foreign import contained
 from rlhf.errors import UserError
-from rlhf.reward_models.core import Conversation, Reward, Score, Scores, Unscorable, score_each
+from rlhf.reward_models.core import (
+    Conversation,
+    Reward,
+    Score,
+    Scores,
+    Unscorable,
+    describe,
+    score_each,
+)
 
-Generate = Callable[[list[str]], Sequence[str | None]]
+Answer = str | Exception | None
+Generate = Callable[[list[str]], Sequence[Answer]]
 
 RATING = """Rate how well the last reply serves the user: correct, relevant, clear, harmless.
 
@@ -71,10 +82,15 @@ class RatingJudge(Reward):
         values, reasons, counts = score_each(self._read, answers, name=self.name)
         return Scores(values, {self.name: values}, counts, reasons)
 
-    def _read(self, answer: str | None) -> float:
-        ratings = _RATING.findall(answer) if answer is not None else []
+    def _read(self, answer: Answer) -> float:
+        if isinstance(answer, Exception):
+            raise Unscorable(describe(answer))
+        if not isinstance(answer, str):
+            kind = type(answer).__name__
+            raise Unscorable("no answer" if answer is None else f"the answer is of type {kind}")
+        ratings = _RATING.findall(answer)
         if not ratings:
-            raise Unscorable("no answer" if answer is None else "no rating in answer")
+            raise Unscorable("no rating in answer")
         rating = float(ratings[-1])
         if not self.low <= rating <= self.high:
             raise Unscorable("rating out of range")
@@ -112,8 +128,9 @@ class PairJudge:
         answers = _answers(self.generate, prompts)
         return [self._verdict(*answers[i : i + 2]) for i in range(0, len(answers), 2)]
 
-    def _verdict(self, straight: str | None, swapped: str | None) -> Score:
-        letters = [_WINNER.findall(answer or "") for answer in (straight, swapped)]
+    def _verdict(self, straight: Answer, swapped: Answer) -> Score:
+        texts = [answer if isinstance(answer, str) else "" for answer in (straight, swapped)]
+        letters = [_WINNER.findall(text) for text in texts]
         if not all(letters):
             self.counts["no verdict"] += 1
             return None
@@ -139,8 +156,17 @@ def _check_fields(template: str, fields: Sequence[str]) -> None:
             raise UserError(f"judge: the template lacks the field {{{field}}}")
 
 
-def _answers(generate: Generate, prompts: list[str]) -> list[str | None]:
-    answers = list(generate(prompts)) if prompts else []
+def _answers(generate: Generate, prompts: list[str]) -> list[Answer]:
+    """Return an answer for each prompt; if the judge raises, its exception for each."""
+    if not prompts:
+        return []
+    try:
+        with contained():
+            answers = list(generate(list(prompts)))
+    except UserError:
+        raise
+    except Exception as error:
+        return [error] * len(prompts)
     if len(answers) != len(prompts):
         raise UserError(f"judge: {len(answers)} answers to {len(prompts)} prompts")
     return answers
@@ -156,8 +182,8 @@ def endpoint(
 ) -> Generate:
     """Return a judge on an OpenAI-compatible server, with greedy decoding.
 
-    A late, refused or malformed answer becomes None, as does every network error. The API key is
-    read from the environment variable ``OPENAI_API_KEY``.
+    The result of a late, refused or malformed answer, or of a network error, is its exception. The
+    API key is read from the environment variable ``OPENAI_API_KEY``.
 
     Args:
         url: Address of the server, such as ``http://localhost:8000/v1``.
@@ -165,24 +191,32 @@ def endpoint(
         timeout: Seconds per request.
         parallel: Number of concurrent requests.
         max_tokens: Longest answer, in tokens.
+
+    Raises:
+        UserError: The address contains a user name or a password.
     """
+    if "@" in urllib.parse.urlsplit(url).netloc:
+        raise UserError(
+            "judge: url contains a user name or a password, which the run directory would record; "
+            "give the key in the environment variable OPENAI_API_KEY"
+        )
     address = url.rstrip("/") + "/chat/completions"
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get("OPENAI_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
 
-    def one(prompt: str) -> str | None:
+    def one(prompt: str) -> Answer:
         messages = [{"role": "user", "content": prompt}]
         body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": max_tokens}
         request = urllib.request.Request(address, json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=timeout) as response:
                 answer = json.load(response)["choices"][0]["message"]["content"]
-        except (OSError, ValueError, KeyError, IndexError, TypeError):
-            return None
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            return error.with_traceback(None)  # its frames hold the whole answer
         return answer if isinstance(answer, str) else None
 
-    def generate(prompts: list[str]) -> list[str | None]:
+    def generate(prompts: list[str]) -> list[Answer]:
         with ThreadPoolExecutor(parallel) as pool:
             return list(pool.map(one, prompts))
 

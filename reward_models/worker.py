@@ -120,5 +120,5 @@ def serve(path: str) -> None:
     for line in sys.stdin:
         try:
             reply(result=function(*json.loads(line)))
-        except Exception as error:  # an exception of the user's function is a result
+        except (Exception, SystemExit) as error:  # the end of the user's function is a result
             reply(error=describe(error))

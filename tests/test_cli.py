@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 
@@ -270,6 +272,34 @@ def test_score_a_file(capsys, tmp_path):
     assert code == 0
     assert len([json.loads(line)["score"] for line in out.splitlines()]) == 2
     assert "either --reward" in refused(capsys, "score", "--input", str(path))
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("import sys; sys.exit(0)", "called sys.exit(0)"), ("1 / 0", "division by zero")],
+)
+def test_a_module_that_fails_is_named(capsys, tmp_path, monkeypatch, code, reason):
+    (tmp_path / "broken_reward.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "texts.jsonl").write_text("{}")
+    rewards = "[{kind: function, path: 'broken_reward:f'}]"
+    words = ["score", "--input", str(tmp_path / "texts.jsonl"), "--rewards", rewards]
+    assert main(words) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert f"cannot import 'broken_reward' ({reason})" in output.err
+
+
+def test_code_that_ends_the_process_is_a_fault(capsys, monkeypatch):
+    monkeypatch.setattr("rlhf.cli.main._print_output", lambda *_: sys.exit(0))
+    assert main(["envs", "list"]) == 1
+    assert "called sys.exit(0)" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_is_quiet():
+    command = f"{sys.executable} -m rlhf envs list --json | head -c 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("[", "")
 
 
 def test_listings(capsys, tmp_path):

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 code = max(code, _print_output(name, config))
         sys.stdout.flush()
         return code
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
         return _report_error(error, debug=debug)
 
 
@@ -113,6 +113,9 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, Interrupted):
         print(f"rlhf: {error}", file=sys.stderr)
         return 128 + error.number
+    if isinstance(error, SystemExit):  # exit code 0 without a result would look like success
+        print(f"rlhf: imported code called sys.exit({error.code!r})", file=sys.stderr)
+        return 1
     # Refusals of this toolkit and unreadable files are the user's mistakes, anything else is a bug.
     if debug or not isinstance(error, UserError | FileNotFoundError | PermissionError):
         traceback.print_exception(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from rlhf.common.foreign import contained
 from rlhf.common.names import nearest
 from rlhf.errors import UserError
 
@@ -17,14 +18,17 @@ def import_object(path: str, *, what: str = "import") -> Any:
         what: The configuration key or the purpose; it begins the error message.
 
     Raises:
-        UserError: The path has no colon, the module does not exist, or the module has no such name.
+        UserError: The path has no colon, the module cannot be imported or has no such name.
     """
     module_name, _, attributes = path.partition(":")
     if not attributes:
         raise UserError(f"{what}: write the path as module:name, got {path!r}")
     try:
-        value: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
+        with contained():
+            value: Any = importlib.import_module(module_name)
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(f"{what}: cannot import {module_name!r} ({error})") from error
     for attribute in attributes.split("."):
         if not hasattr(value, attribute):

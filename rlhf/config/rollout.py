@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,8 +30,11 @@ class EnvSpec:
     reward: Finite = 1.0
     """Weight of the environment's own reward; with 0 it is only logged, as component "env"."""
     errors: Literal["raise", "count"] = "raise"
-    """What an exception in the environment does. raise: stop the run and name the seed; count: drop
+    """What a failure of the environment does. raise: stop the run and name the seed; count: drop
     the episode."""
+    timeout: float | None = None
+    """Seconds that one call of the environment may take; a longer one is a failure. None: no limit.
+    Episodes of `count` then depend on the speed of the machine."""
 
     def __post_init__(self) -> None:
         if (self.id is None) == (not self.prompts):
@@ -41,6 +45,10 @@ class EnvSpec:
             raise ValueError("env.reward has no effect with env.prompts, which have no reward")
         if self.prompts and self.errors != "raise":
             raise ValueError("env.errors has no effect with env.prompts, which cannot fail")
+        if self.prompts and self.timeout is not None:
+            raise ValueError("env.timeout has no effect with env.prompts, which cannot fail")
+        if self.timeout is not None and not 0 < self.timeout < math.inf:
+            raise ValueError(f"env.timeout must be > 0 seconds, got {self.timeout}")
 
 
 @dataclass(frozen=True)

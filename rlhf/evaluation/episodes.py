@@ -21,8 +21,10 @@ from rlhf.errors import UserError
 from rlhf.evaluation.metrics import item_id, metric_interval, pass_columns, unit_name, unit_of
 from rlhf.evaluation.notes import notes_on, unscored_metrics
 from rlhf.evaluation.records import REFERENCE_POLICIES, Bounds
+from rlhf.reward_models.core import score_copies
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
+from rlhf.rollout.env_calls import EnvCalls, reset, step
 from rlhf.rollout.seeds import evaluation_seed
 from rlhf.stats import Interval
 
@@ -50,11 +52,14 @@ def play_model(
     """Rows of ``episodes.jsonl`` for a model, decoded greedily or at the collector's temperature.
 
     Each of `rewards` adds its components. Their `counts` (truncated texts, reasons for no score)
-    are added to those given.
+    and the failures of environments are added to those given.
     """
     began = time.monotonic()
     temperature = 0.0 if decoding == "greedy" else None
+    collector.calls.failures.clear()
     rollouts = collector.collect(starts, temperature=temperature)
+    if counts is not None:
+        counts.update(collector.calls.failures)
     seconds = (time.monotonic() - began) / len(rollouts)
     return _rows(rollouts, rewards, decoding=decoding, seconds=seconds, counts=counts)
 
@@ -66,49 +71,75 @@ def play_reference(
     *,
     rewards: Sequence[Any],
     counts: Counter[str] | None = None,
+    calls: EnvCalls | None = None,
 ) -> list[dict[str, Any]]:
     """Rows of ``episodes.jsonl`` for the random or the expert policy of an environment.
 
     Raises:
-        UserError: the environment has no such policy.
+        UserError: the environment has no such policy, or it failed and ``calls`` stops then.
     """
     if policy not in REFERENCE_POLICIES:
         raise UserError(f"policy must be one of {', '.join(REFERENCE_POLICIES)}, got {policy!r}")
     env = make_env()
     began = time.monotonic()
-    rollouts = [_play(policy, env, start) for start in starts]
-    env.close()
+    calls = calls or EnvCalls()
+    rollouts = []
+    for start in starts:
+        rollout = _play(policy, env, start, calls)
+        if rollout is not None:
+            rollouts.append(rollout)
+            continue
+        calls.close(env)
+        env = make_env()
+    calls.close(env)
+    if not rollouts:
+        raise UserError("every environment failed, so there is nothing to evaluate")
+    if counts is not None:
+        counts.update(calls.failures)
     seconds = (time.monotonic() - began) / len(rollouts)
     return _rows(rollouts, rewards, decoding=policy, seconds=seconds, counts=counts)
 
 
-def _play(policy: str, env: gym.Env, start: EpisodeSeed) -> Rollout:
+def _play(policy: str, env: gym.Env, start: EpisodeSeed, calls: EnvCalls) -> Rollout | None:
+    """Play one episode of a reference policy; None if the environment failed."""
     # Not the seed alone: the environment uses that stream, and the draws would be dependent.
     key = [RANDOM_STREAM, start.seed]
     rng = np.random.default_rng([*key, start.sample_index] if start.sample_index else key)
-    observation, info = env.reset(seed=start.seed)
-    task: Any = env.unwrapped
-    start_info = {**info, "observation": str(observation)}
+    opening = calls.run(start.seed, lambda: reset(env, start.seed))
+    if opening is None:
+        return None
+    observation, info = opening
+    start_info = {**info, "observation": observation}
     rollout = Rollout(start.seed, start.group_index, start.sample_index, start_info=start_info)
     done = False
     while not done:
-        try:
-            action = task.expert() if policy == "expert" else task.sample_action(rng)
-        except (NotImplementedError, AttributeError) as error:
-            raise UserError(f"{env} has no {policy} policy") from error
+        turn = calls.run(start.seed, lambda: _take_turn(policy, env, rng))
+        if turn is None:
+            return None
+        action, (reply, reward, terminated, truncated, info) = turn
         rollout.conversation += [
-            {"role": "user", "content": str(observation)},
-            {"role": "assistant", "content": str(action)},
+            {"role": "user", "content": observation},
+            {"role": "assistant", "content": action},
         ]
-        observation, reward, terminated, truncated, info = env.step(action)
+        observation = reply
         rollout.append([0], turn=len(rollout.tokens), logprobs=[0.0])
-        rollout.env_rewards[-1] += float(reward)  # type: ignore[arg-type]
+        rollout.env_rewards[-1] += reward
         rollout.costs[-1] += float(info.get("cost", 0.0))
         rollout.invalid += not info.get("valid", True)
         success = info.get("is_success")
         rollout.success = None if success is None else bool(success)
         done = terminated or truncated
     return rollout
+
+
+def _take_turn(policy: str, env: gym.Env, rng: np.random.Generator) -> tuple[str, tuple]:
+    """Let a reference policy act; return its action as text, and the result of the step."""
+    task: Any = env.unwrapped
+    try:
+        action = task.expert() if policy == "expert" else task.sample_action(rng)
+    except (NotImplementedError, AttributeError) as error:
+        raise UserError(f"{env} has no {policy} policy") from error
+    return str(action), step(env, action)
 
 
 def _rows(
@@ -122,7 +153,7 @@ def _rows(
     conversations = [rollout.conversation for rollout in rollouts]
     columns: dict[str, list[float | None]] = {}
     for position, reward in enumerate(rewards):
-        scores = reward.score(conversations)
+        scores = score_copies(reward, conversations)
         columns |= scores.components
         if position == 0 and len(scores.components) > 1:
             # Training maximizes the weighted sum of several rewards.

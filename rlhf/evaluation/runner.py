@@ -34,6 +34,7 @@ from rlhf.models.policy import Policy
 from rlhf.models.rewards import load_rewards
 from rlhf.rollout.chat_format import prompt_of
 from rlhf.rollout.collector import Collector, make_env_factory
+from rlhf.rollout.env_calls import EnvCalls
 from rlhf.runs.directory import Run
 from rlhf.runs.launch import release_memory
 from rlhf.stats import ratio_interval
@@ -161,7 +162,14 @@ def _play(
     starts = evaluation_starts(config.episodes, first=config.first_episode, samples=config.samples)
     if policy is None:
         make_env = make_env_factory(config.env, data.prompts, split="test")
-        return play_reference(spec.name, make_env, starts, rewards=data.rewards, counts=counts)
+        return play_reference(
+            spec.name,
+            make_env,
+            starts,
+            rewards=data.rewards,
+            counts=counts,
+            calls=EnvCalls.of(config.env),
+        )
     collector = Collector.open(
         policy.model,
         policy.tokenizer,

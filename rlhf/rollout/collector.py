@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from rlhf.common.foreign import contained
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.conversation import after_system
 from rlhf.errors import UserError
@@ -19,6 +21,7 @@ from rlhf.reward_models.chat_template import tools_of, with_tools
 from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
+from rlhf.rollout.env_calls import EnvCalls, first_line, reset, step
 from rlhf.rollout.sampling.base import (
     Completion,
     FinishReason,
@@ -95,11 +98,14 @@ def make_env_factory(
             return PromptEnv(prompts)
         try:
             kwargs = split_kwargs(spec.id, spec.kwargs, split) if split else spec.kwargs
-            return gym.make(spec.id, disable_env_checker=True, **kwargs)
+            with contained(spec.timeout):
+                return gym.make(spec.id, disable_env_checker=True, **kwargs)
         except gym.error.Error as error:
-            raise UserError(f"env.id {spec.id!r}: {_first_line(error)}") from error
-        except (ImportError, TypeError, ValueError) as error:
-            raise UserError(f"env.id {spec.id!r} cannot be made: {_first_line(error)}") from error
+            raise UserError(f"env.id {spec.id!r}: {first_line(error)}") from error
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"env.id {spec.id!r} cannot be made: {first_line(error)}") from error
 
     assert envs.TASKS  # importing the package registers its ids
     return make
@@ -116,7 +122,7 @@ class Collector:
         context: context length of the policy, in tokens.
         long_context: token limit of an episode whose prompt alone is longer than ``context`` (see
             ``usable_context``); None: such prompts are refused.
-        errors: effect of an exception in an environment ("raise" or "count").
+        calls: calls the environments; by default a failure stops the run, without a time limit.
         watch: measures the time of generation and of environments.
         examples: messages shown before every episode, after the system message.
     """
@@ -130,17 +136,16 @@ class Collector:
         *,
         context: int,
         long_context: int | None = None,
-        errors: str = "raise",
+        calls: EnvCalls | None = None,
         watch: Stopwatch | None = None,
         examples: Sequence[dict[str, Any]] = (),
     ) -> None:
         self.engine, self.examples = engine, list(examples)
         self.make_env, self.chat_format = make_env, chat_format
-        self.spec, self.errors = spec, errors
+        self.spec, self.calls = spec, calls or EnvCalls()
         self.context, self.long_context = context, long_context or context
         self.envs: list[gym.Env] = []
         self.watch = watch or Stopwatch()
-        self.failed = 0
 
     @classmethod
     def open(
@@ -185,7 +190,7 @@ class Collector:
             rollout,
             context=context,
             long_context=long_context,
-            errors=env.errors,
+            calls=EnvCalls.of(env),
             watch=watch,
             examples=examples,
         )
@@ -237,7 +242,7 @@ class Collector:
     def close(self) -> None:
         """Close every environment."""
         for env in self.envs:
-            env.close()
+            self.calls.close(env)
         self.envs = []
 
     def collect(
@@ -299,7 +304,7 @@ class Collector:
             while free and waiting:
                 index, seed = waiting.popleft()
                 env = free[-1]
-                start = self._guarded(seed.seed, lambda e=env, s=seed: _reset(e, s.seed))
+                start = self._call(seed.seed, lambda e=env, s=seed: reset(e, s.seed))
                 if start is None:
                     free[-1] = self._replace(env)
                     continue
@@ -307,9 +312,10 @@ class Collector:
                 free.pop()
             if not active:
                 return finished
-            with self.watch("generation"):
+            with self.watch("generation"), contained():
                 completions = self.engine.poll()
             for completion in completions:
+                _check_completion(completion, active)
                 episode = active.pop(completion.request.request_id)
                 over = self._advance(episode, completion)
                 if over is False:
@@ -323,29 +329,14 @@ class Collector:
     def _replace(self, env: gym.Env) -> gym.Env:
         """Replace an environment that failed, because its state is undefined, by a new one."""
         index = self.envs.index(env)
-        try:
-            env.close()
-        except Exception as error:  # the failure itself was counted already
-            log.warning("a failed environment did not close: %s", _first_line(error))
+        self.calls.close(env)
         self.envs[index] = self.make_env()
         return self.envs[index]
 
-    def _guarded(self, seed: int, call: Callable[[], Any]) -> Any:
+    def _call(self, seed: int, call: Callable[[], Any]) -> Any:
         """Run environment code; None if it failed and failures are counted."""
-        try:
-            with self.watch("environments"):
-                return call()
-        except UserError:
-            raise
-        except Exception as error:
-            if self.errors == "raise":
-                reason = f"{type(error).__name__}: {_first_line(error)}"
-                raise UserError(
-                    f"the environment failed in the episode of seed {seed}: {reason}"
-                ) from error
-            self.failed += 1
-            log.warning("episode of seed %d dropped: %s", seed, _first_line(error))
-            return None
+        with self.watch("environments"):
+            return self.calls.run(seed, call)
 
     def _begin(
         self, env: gym.Env, index: int, seed: EpisodeSeed, observation: str, info: dict[str, Any]
@@ -406,7 +397,7 @@ class Collector:
         """
         env, rollout = episode.env, episode.rollout
         action = text_to_action(text, env)
-        result = self._invalid_action(env) if action is None else env.step(action)
+        result = self._invalid_action(env) if action is None else step(env, action)
         observation, reward, terminated, truncated, info = result
         success = info.get("is_success")
         rollout.append(
@@ -418,12 +409,12 @@ class Collector:
         rollout.stopped = completion.finish_reason == FinishReason.STOP
         rollout.num_length_limited += not rollout.stopped
         rollout.conversation.append({"role": "assistant", "content": text})
-        rollout.env_rewards[-1] += float(reward)
+        rollout.env_rewards[-1] += reward
         rollout.costs[-1] += float(info.get("cost", 0.0))
         rollout.invalid += not info.get("valid", True)
         rollout.success = None if success is None else bool(success)
-        rollout.terminated = bool(terminated)
-        return str(observation), bool(truncated)
+        rollout.terminated = terminated
+        return observation, truncated
 
     def _advance(self, episode: _Episode, completion: Completion) -> bool | None:
         """Play one turn: step the environment with a reply, and append both to the rollout.
@@ -433,12 +424,12 @@ class Collector:
         """
         rollout = episode.rollout
         text = self.chat_format.decode_reply(completion.tokens)
-        step = self._guarded(rollout.seed, lambda: self._step(episode, completion, text))
-        if step is None:
+        result = self._call(rollout.seed, lambda: self._step(episode, completion, text))
+        if result is None:
             return None
         if rollout.terminated:
             return True
-        observation, truncated = step
+        observation, truncated = result
         rollout.conversation.append({"role": "user", "content": observation})
         ids = self.chat_format.encode_observation(
             observation,
@@ -464,10 +455,19 @@ class Collector:
         return hint, self.spec.invalid_reward, self.spec.invalid == "end", False, {"valid": False}
 
 
-def _reset(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
-    observation, info = env.reset(seed=seed)
-    return str(observation), dict(info)
+def _check_completion(completion: Completion, active: Mapping[int, _Episode]) -> None:
+    """Check what a rollout engine returned.
 
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
+    Raises:
+        UserError: The completion has no request, or its log-probabilities cannot be used.
+    """
+    episode = active.get(completion.request.request_id)
+    if episode is None:
+        raise UserError("the rollout engine returned a completion that was not requested")
+    tokens, logprobs = completion.tokens, completion.logprobs
+    if len(tokens) != len(logprobs) or not all(map(math.isfinite, logprobs)):
+        raise UserError(
+            f"the rollout engine returned {len(tokens)} tokens with {len(logprobs)} "
+            f"log-probabilities in the episode of seed {episode.rollout.seed}; each token needs "
+            "one that is finite"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from rlhf.algorithms.advantages import informative_groups
 from rlhf.errors import UserError
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.collector import Collector, EpisodeSeed
-from rlhf.training.scoring import refuse_unscored, score_rollouts, shaped_rewards
+from rlhf.training.scoring import most_common, refuse_unscored, score_rollouts, shaped_rewards
 
 if TYPE_CHECKING:
     from rlhf.training.online import OnlineTrainer
@@ -57,6 +58,8 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
     rewards: list[list[float]] = []
     informative: list[int] = []
     groups = rounds = sampled_groups = 0
+    failures = trainer.collector.calls.failures
+    failures.clear()
     while groups < wanted and rounds < MAX_ROUNDS:
         starts = trainer.starts.take(config.seed, wanted - groups, settings.group_size)
         collected = trainer.world.map(
@@ -75,12 +78,16 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
             groups += len(group_ids[rows].unique())
         if not settings.dynamic_sampling:
             break
-    if not sampled:
-        raise UserError("every environment failed, so there are no rollouts to train on")
+    metrics = {}
+    if config.env.errors == "count":
+        total = sum(trainer.world.gather(failures), Counter())
+        metrics["rollout/failed"] = float(total.total())
+        if not sampled:
+            raise UserError(f"every environment failed: {most_common(total)}")
     if not settings.dynamic_sampling:
-        return StepRollouts(sampled, rewards)
+        return StepRollouts(sampled, rewards, metrics)
     dropped = float(sampled_groups - groups)
-    metrics = {"rollout/rounds": float(rounds), "rollout/groups_dropped": dropped}
+    metrics |= {"rollout/rounds": float(rounds), "rollout/groups_dropped": dropped}
     if not informative:
         log.warning(
             "step %d: all %d groups of %d rounds have equal scores, so nothing is learned from "

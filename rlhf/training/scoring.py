@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.controllers import RewardMoments
 from rlhf.config.online import OnlineConfig
 from rlhf.errors import UserError
+from rlhf.reward_models.core import score_copies
 from rlhf.rollout.batch import Rollout
 
 
@@ -37,7 +38,7 @@ def score_rollouts(
     for reward, trained in ((rewards, True), (gold, False)):
         if reward is None:
             continue
-        scores = reward.score(conversations)
+        scores = score_copies(reward, conversations)
         for index, rollout in enumerate(rollouts):
             rollout.components |= {name: col[index] for name, col in scores.components.items()}
             if trained:
@@ -46,15 +47,18 @@ def score_rollouts(
                 rollout.unscored = scores.reasons[index]
 
 
-def _unscored_reasons(rollouts: Sequence[Rollout]) -> str:
-    """Return the most common reasons for no score, as ``12 x number: no reference answer``."""
-    counts = Counter(
-        rollout.unscored or "the environment gave no score"
-        for rollout in rollouts
-        if math.isnan(rollout.score)
-    )
+def most_common(counts: Counter[str], seeds: Mapping[str, int] | None = None) -> str:
+    """Return the most common reasons, as ``12 x number: no reference answer (seed 7)``.
+
+    Args:
+        counts: Reason -> number of episodes.
+        seeds: Reason -> seed of an episode with this reason.
+    """
     listed = counts.most_common(3)
-    parts = [f"{count} x {reason}" for reason, count in listed]
+    parts = [
+        f"{count} x {reason}" + (f" (seed {seeds[reason]})" if seeds else "")
+        for reason, count in listed
+    ]
     rest = counts.total() - sum(count for _, count in listed)
     return "; ".join([*parts, *([f"{rest} x other reasons"] if rest else [])])
 
@@ -69,11 +73,13 @@ def refuse_unscored(rollouts: Sequence[Rollout], *, limit: float) -> None:
     Raises:
         UserError: A larger share has no score; the message names the most common reasons.
     """
-    unscored = sum(math.isnan(rollout.score) for rollout in rollouts) / len(rollouts)
-    if unscored > limit:
+    unscored = [r for r in rollouts if math.isnan(r.score)]
+    if len(unscored) > limit * len(rollouts):
+        reasons = [(r.unscored or "no score", r.seed) for r in unscored]
+        counts, seeds = Counter(reason for reason, _ in reasons), dict(reversed(reasons))
         raise UserError(
-            f"{unscored:.0%} of the episodes could not be scored, more than shaping.max_unscored "
-            f"= {limit:.0%}: {_unscored_reasons(rollouts)}"
+            f"{len(unscored) / len(rollouts):.0%} of the episodes could not be scored, more than "
+            f"shaping.max_unscored = {limit:.0%}: {most_common(counts, seeds)}"
         )
 
 

@@ -10,6 +10,7 @@ from rlhf.config.rollout import RolloutSpec
 from rlhf.envs.core import FreeText
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import Collector, EpisodeSeed
+from rlhf.rollout.env_calls import EnvCalls
 from rlhf.rollout.sampling.base import Completion, FinishReason, Request, SamplingParams
 from rlhf.rollout.sampling.continuous import ContinuousEngine, Sampler
 from rlhf.rollout.sampling.decoder import decoder_for
@@ -92,10 +93,11 @@ def collector(
     engine: Any, make: Callable[[], gym.Env] = Tales, *, context: int = 256, **spec: Any
 ) -> Collector:
     """A collector with this engine, or with one that samples from this model."""
-    errors, rollout = spec.pop("errors", "raise"), RolloutSpec(**spec)
+    calls = EnvCalls(spec.pop("errors", "raise"), spec.pop("timeout", None))
+    rollout = RolloutSpec(**spec)
     if isinstance(engine, torch.nn.Module):
         engine = ContinuousEngine(engine, max_rows=rollout.parallel)
-    return Collector(engine, make, ChatFormat(TOKENIZER), rollout, context=context, errors=errors)
+    return Collector(engine, make, ChatFormat(TOKENIZER), rollout, context=context, calls=calls)
 
 
 def starts(*seeds: int) -> list[EpisodeSeed]:

@@ -113,8 +113,11 @@ def test_endpoint_late_refused_and_malformed_answers_are_no_score(server):
     names = ("slow", "good", "refused", "malformed", "poor")
     scores = reward.score([talk(name) for name in names])
     assert scores.values == pytest.approx([None, 8 / 9, None, None, 1 / 9])
-    assert scores.counts == {"judge: no answer": 3}
+    assert scores.reasons[0] == "judge: TimeoutError: timed out"
+    assert scores.reasons[2] == "judge: HTTPError: HTTP Error 500: Internal Server Error"
+    assert str(scores.reasons[3]).startswith("judge: ")
 
 
 def test_no_server_is_no_score():
-    assert endpoint("http://127.0.0.1:9/v1", "m", timeout=1.0)(["x"]) == [None]
+    (answer,) = endpoint("http://127.0.0.1:9/v1", "m", timeout=1.0)(["x"])
+    assert "Connection refused" in str(answer)

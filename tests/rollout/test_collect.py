@@ -15,6 +15,7 @@ from rlhf.envs.prompts import PromptEnv
 from rlhf.errors import UserError
 from rlhf.rollout.chat_format import ChatFormat
 from rlhf.rollout.collector import Collector, EpisodeSeed
+from rlhf.rollout.env_calls import EnvCalls
 from tests.helpers.models import tiny_model
 from tests.helpers.rollouts import TOKENIZER, FakeEngine, Tales, collector, one, passes, starts
 
@@ -185,7 +186,8 @@ def test_failures_can_be_counted():
     seeds = range(8)
     odd = [s for s in seeds if np.random.default_rng(s).integers(1000) % 2]
     rollouts = lenient.collect(starts(*seeds))
-    assert lenient.failed == len(odd) > 0
+    assert lenient.calls.failures == {"environment: RuntimeError: odd": len(odd)}
+    assert odd
     assert [r.seed for r in rollouts] == [s for s in seeds if s not in odd]
     assert [r.group_index for r in rollouts] == [s for s in seeds if s not in odd]
 
@@ -208,7 +210,7 @@ def test_failed_environment_is_replaced():
     lenient = collector(engine, Brittle, errors="count", parallel=1)
     rollouts = lenient.collect(starts(0, 1, 2, 3))
     assert [r.seed for r in rollouts] == [0, 2, 3]
-    assert lenient.failed == 1
+    assert lenient.calls.failures == {"environment: RuntimeError: broken for good": 1}
     old, new = Tales.made
     assert (old.closed, new.closed) == (True, False)
     assert lenient.envs == [new]
@@ -320,7 +322,8 @@ def test_template_refusal_is_not_an_env_failure(errors, system):
     tokenizer.chat_template = REFUSES
     chat_format = ChatFormat(tokenizer)
     spec = RolloutSpec(system=system)
-    found = Collector(engine, Tales, chat_format, spec, context=256, errors=errors)
+    calls = EnvCalls(errors)
+    found = Collector(engine, Tales, chat_format, spec, context=256, calls=calls)
     with pytest.raises(UserError, match="chat template refuses") as error:
         found.collect(starts(0))
     assert "environment failed" not in str(error.value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,14 @@ class Numbers(gym.Env):
     observation_space = gym.spaces.Text(99)
     action_space = gym.spaces.Discrete(10)
 
-    def __init__(self, fragile: bool = False) -> None:
-        self.fragile = fragile
+    def __init__(self, fragile: bool = False, slow: bool = False) -> None:
+        self.fragile, self.slow = fragile, slow
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         self.left = 3
+        if self.slow:
+            time.sleep(60)
         if self.fragile and self.np_random.random() < 0.3:
             raise RuntimeError("broken")
         return "apple", {}
@@ -202,6 +205,7 @@ REFUSALS: dict[str, tuple[Any, Tree, str, str]] = {
     "critic_warmup_steps": (1, {}, "grpo", "no critic"),
     "env.reward": (0.5, PROMPTS, "ppo", "no reward"),
     "env.errors": ("count", PROMPTS, "ppo", "cannot fail"),
+    "env.timeout": (1.0, PROMPTS, "ppo", "cannot fail"),
     "model.lora": ({}, SCRATCH, "ppo", "cannot be combined with model.scratch"),
     "model.chat_template_kwargs": ({"enable_thinking": False}, {}, "ppo", "does not read"),
     "model.fold_system": (True, {}, "ppo", "the template has a system role"),
@@ -215,6 +219,7 @@ ELSEWHERE = {
     "overwrite": "tests/test_runs.py",
     "track": "tests/test_tracking.py",
     "env.errors": "test_failures_stop_the_run_or_are_counted",
+    "env.timeout": "test_failures_stop_the_run_or_are_counted",
     "shaping.max_unscored": "tests/training/test_online.py",
     "rollout.parallel": "test_parallel_is_the_number_of_environments",
     "keep_last": "tests/training/test_checkpoint.py",
@@ -330,7 +335,12 @@ def test_failures_stop_the_run_or_are_counted(tmp_path, places) -> None:
         run_command("ppo", tree_of(tmp_path / "stops", places, env))
     counted = merge(env, {"env": {"errors": "count"}, "episodes_per_step": 16})
     run_command("ppo", tree_of(tmp_path / "goes", places, counted))
-    assert len(metrics_of(tmp_path / "goes")) == 2
+    rows = metrics_of(tmp_path / "goes")
+    assert len(rows) == 2
+    assert sum(row["rollout/failed"] for row in rows) > 0
+    slow = {"env": {**NUMBERS, "kwargs": {"slow": True}, "timeout": 0.05}, "rewards": []}
+    with pytest.raises(UserError, match=r"seed \d+: TimeoutError: took longer than 0.05 s"):
+        run_command("ppo", tree_of(tmp_path / "slow", places, slow))
 
 
 def test_checkpoints_are_written_as_often_as_asked(tmp_path, places, monkeypatch) -> None:

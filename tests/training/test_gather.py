@@ -59,7 +59,11 @@ def test_a_failed_episode_does_not_end_a_dapo_run(echo_model):
     found = collect_step(trainer)
     assert len(found.rollouts) == 7
     assert len({rollout.group_index for rollout in found.rollouts}) == 2
-    assert found.metrics == {"rollout/rounds": 1.0, "rollout/groups_dropped": 0.0}
+    assert found.metrics == {
+        "rollout/failed": 1.0,
+        "rollout/rounds": 1.0,
+        "rollout/groups_dropped": 0.0,
+    }
     assert not found.skip
 
 
@@ -67,7 +71,11 @@ def test_a_group_that_fails_as_a_whole_is_replaced(echo_model):
     trainer = trainer_of(echo_model, [0.0, 1.0], fails={0, 1, 2, 3})
     found = collect_step(trainer)
     assert [rollout.group_index for rollout in found.rollouts] == [1] * 4 + [2] * 4
-    assert found.metrics == {"rollout/rounds": 2.0, "rollout/groups_dropped": 1.0}
+    assert found.metrics == {
+        "rollout/failed": 4.0,
+        "rollout/rounds": 2.0,
+        "rollout/groups_dropped": 1.0,
+    }
 
 
 def test_uniform_groups_are_replaced_and_counted(echo_model):
@@ -75,7 +83,11 @@ def test_uniform_groups_are_replaced_and_counted(echo_model):
     trainer = trainer_of(echo_model, [1.0] * 8 + [0.0, 1.0] * 4)
     found = collect_step(trainer)
     assert {rollout.group_index for rollout in found.rollouts} == {2, 3}
-    assert found.metrics == {"rollout/rounds": 2.0, "rollout/groups_dropped": 2.0}
+    assert found.metrics == {
+        "rollout/failed": 0.0,
+        "rollout/rounds": 2.0,
+        "rollout/groups_dropped": 2.0,
+    }
 
 
 def test_a_share_of_a_batch_is_trained_on(echo_model):
@@ -133,7 +145,11 @@ def test_unscored_episodes_are_counted_over_the_whole_step(echo_model):
     trainer = trainer_of(echo_model, [0.0], rewards=rewards)
     found = collect_step(trainer)
     assert len(found.rollouts) == 8
-    assert found.metrics == {"rollout/rounds": 2.0, "rollout/groups_dropped": 1.0}
+    assert found.metrics == {
+        "rollout/failed": 0.0,
+        "rollout/rounds": 2.0,
+        "rollout/groups_dropped": 1.0,
+    }
 
 
 def judge_by_turn(conversations):

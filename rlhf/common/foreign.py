@@ -1,0 +1,66 @@
+"""Call code that does not belong to the toolkit: environments, rewards, judges, engines."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+
+from rlhf.errors import UserError
+
+_REPEAT_SECONDS = 1.0
+"""Interval of further interruptions, for code that catches the first one and goes on."""
+
+
+class _Expired(BaseException):
+    """Interrupts a call; not an Exception, which the called code may catch."""
+
+
+@contextlib.contextmanager
+def contained(timeout: float | None = None) -> Iterator[None]:
+    """Run foreign code in a ``with`` block that contains its side effects on this process.
+
+    What it prints goes to standard error, because standard output holds results.
+
+    Args:
+        timeout: Limit in seconds; None is no limit. Code that waits or computes outside of Python
+            without handling signals is interrupted only when it returns.
+
+    Raises:
+        RuntimeError: The code called ``sys.exit`` or raised another BaseException.
+        TimeoutError: The code exceeded the limit.
+        UserError: There is a limit, and this is not the main thread of a Unix process.
+    """
+    with contextlib.redirect_stdout(sys.stderr), _time_limit(timeout):
+        try:
+            yield
+        except (Exception, KeyboardInterrupt, GeneratorExit, _Expired):
+            raise
+        except SystemExit as error:
+            raise RuntimeError(f"called sys.exit({error.code!r})") from error
+        except BaseException as error:
+            raise RuntimeError(f"raised {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float | None) -> Iterator[None]:
+    if seconds is None:
+        yield
+        return
+
+    def expire(number: int, frame: object) -> None:
+        raise _Expired
+
+    try:
+        previous = signal.signal(signal.SIGALRM, expire)
+    except (AttributeError, ValueError):
+        raise UserError("a timeout of an environment needs the main thread, on Unix") from None
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds, _REPEAT_SECONDS)
+        yield
+    except _Expired:
+        raise TimeoutError(f"took longer than {seconds:g} s") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)

@@ -1,0 +1,126 @@
+"""Call environments: check what they return, limit their time, and handle their failures."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import gymnasium as gym
+import numpy as np
+
+from rlhf.common.foreign import contained
+from rlhf.config.rollout import EnvSpec
+from rlhf.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class EnvCalls:
+    """Calls an environment's code; a failure stops the run or is counted.
+
+    Args:
+        errors: Effect of a failure: "raise" or "count".
+        timeout: Limit of one call in seconds; None is no limit.
+    """
+
+    errors: str = "raise"
+    timeout: float | None = None
+    failures: Counter[str] = field(default_factory=Counter)
+    """Reason -> number of episodes that were dropped."""
+
+    @classmethod
+    def of(cls, spec: EnvSpec) -> EnvCalls:
+        """Return the calls of a configuration."""
+        return cls(spec.errors, spec.timeout)
+
+    def run(self, seed: int, call: Callable[[], Result]) -> Result | None:
+        """Return the result of ``call``; None if it failed and failures are counted.
+
+        Raises:
+            UserError: It failed and failures are not counted; the message names the seed.
+        """
+        try:
+            with contained(self.timeout):
+                return call()
+        except UserError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            if self.errors == "raise":
+                raise UserError(
+                    f"the environment failed in the episode of seed {seed}: {reason}"
+                ) from error
+            self.failures[f"environment: {reason}"] += 1
+            log.warning("episode of seed %d dropped: %s", seed, reason)
+            return None
+
+    def close(self, env: gym.Env) -> None:
+        """Close an environment; a failure is a warning, because its episodes are over."""
+        try:
+            with contained(self.timeout):
+                env.close()
+        except Exception as error:
+            log.warning("an environment did not close: %s", first_line(error))
+
+
+def reset(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
+    """Reset an environment; return the observation as text and the info.
+
+    Raises:
+        TypeError: A returned value has the wrong type.
+    """
+    observation, info = env.reset(seed=seed)
+    info = dict(_typed(info, Mapping, "info"))
+    for message in info.get("messages", ()):
+        if not {"role", "content"} <= set(_typed(message, Mapping, 'an entry of info["messages"]')):
+            raise TypeError('an entry of info["messages"] has no role or no content')
+    return _text(observation), info
+
+
+def step(env: gym.Env, action: Any) -> tuple[str, float, bool, bool, Mapping[str, Any]]:
+    """Step an environment; return observation, reward, terminated, truncated and info.
+
+    Raises:
+        TypeError: A returned value has the wrong type.
+        ValueError: The reward or the cost is not finite.
+    """
+    observation, reward, terminated, truncated, info = env.step(action)
+    info = _typed(info, Mapping, "info")
+    _finite(info.get("cost", 0.0), 'info["cost"]')
+    for name, value in (("terminated", terminated), ("truncated", truncated)):
+        _typed(value, bool | int | np.bool_, name)
+    reward = _finite(reward, "the reward")
+    return _text(observation), reward, bool(terminated), bool(truncated), info
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's message."""
+    return (str(error).splitlines() or [""])[0]
+
+
+def _typed(value: Any, expected: Any, name: str) -> Any:
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} is of type {type(value).__name__}")
+    return value
+
+
+def _text(observation: Any) -> str:
+    if observation is None or isinstance(observation, bytes):
+        raise TypeError(f"the observation is of type {type(observation).__name__}")
+    return str(observation)
+
+
+def _finite(value: Any, name: str) -> float:
+    if isinstance(value, str):
+        raise TypeError(f"{name} is of type str")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}")
+    return number

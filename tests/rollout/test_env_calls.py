@@ -1,0 +1,136 @@
+"""Each kind of failure of an environment stops the run with one line, or is counted."""
+
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from rlhf.errors import UserError
+from tests.helpers.rollouts import FakeEngine, Tales, collector, starts
+
+
+def tale_with(step: Any) -> type[Tales]:
+    """An environment whose step is this function."""
+
+    class Faulty(Tales):
+        def step(self, action):
+            return step(self, action)
+
+    return Faulty
+
+
+def hang(env: Any, action: str) -> Any:
+    """Wait, and catch everything that interrupts the first time."""
+    try:
+        time.sleep(60)
+    except BaseException:
+        time.sleep(60)
+
+
+GOOD = ("", 1.0, True, False, {})
+STEPS = {
+    "raise": (lambda env, action: 1 / 0, "ZeroDivisionError: division by zero"),
+    "exit": (lambda env, action: sys.exit(0), r"RuntimeError: called sys.exit\(0\)"),
+    "hang": (hang, "TimeoutError: took longer than 0.05 s"),
+    "nan": (lambda env, action: ("", float("nan"), *GOOD[2:]), "ValueError: the reward is nan"),
+    "infinite": (lambda env, action: ("", float("inf"), *GOOD[2:]), "the reward is inf"),
+    "cost": (lambda env, action: (*GOOD[:4], {"cost": float("nan")}), r'info\["cost"\] is nan'),
+    "reward text": (lambda env, action: ("", "1", *GOOD[2:]), "the reward is of type str"),
+    "no observation": (lambda env, action: (None, *GOOD[1:]), "observation is of type NoneType"),
+    "terminated": (lambda env, action: ("", 1.0, "no", False, {}), "terminated is of type str"),
+    "info": (lambda env, action: (*GOOD[:4], None), "info is of type NoneType"),
+    "four values": (lambda env, action: ("", 1.0, True, {}), "ValueError: not enough values"),
+}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_failure_stops_the_run_with_its_reason_and_seed(kind: str) -> None:
+    step, reason = STEPS[kind]
+    playing = collector(FakeEngine("go"), tale_with(step), timeout=0.05)
+    with pytest.raises(UserError, match=rf"episode of seed 41: .*{reason}") as error:
+        playing.collect(starts(41))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_a_failure_is_counted_and_the_other_episodes_go_on(kind: str) -> None:
+    step, _ = STEPS[kind]
+
+    def sometimes(env: Any, action: str) -> Any:
+        return step(env, action) if env.seed == 1 else GOOD
+
+    class Seeded(tale_with(sometimes)):
+        def reset(self, *, seed=None, options=None):
+            self.seed = seed
+            return super().reset(seed=seed)
+
+    playing = collector(FakeEngine("go"), Seeded, errors="count", timeout=0.05, parallel=2)
+    assert [rollout.seed for rollout in playing.collect(starts(0, 1, 2))] == [0, 2]
+    assert playing.calls.failures.total() == 1
+
+
+@pytest.mark.parametrize("messages", [["hi"], [{"role": "user"}], 3])
+def test_messages_before_the_first_observation_are_checked(messages: Any) -> None:
+    playing = collector(FakeEngine("go"), lambda: Tales(messages=messages))
+    with pytest.raises(UserError, match="episode of seed 5: TypeError"):
+        playing.collect(starts(5))
+
+
+def test_output_of_an_environment_is_not_a_result(capsys: pytest.CaptureFixture[str]) -> None:
+    def chatty(env: Any, action: str) -> Any:
+        print("a move")
+        return GOOD
+
+    collector(FakeEngine("go"), tale_with(chatty)).collect(starts(0))
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", "a move\n")
+
+
+def test_an_environment_that_does_not_close_stops_nothing() -> None:
+    class Open(Tales):
+        def close(self) -> None:
+            sys.exit(3)
+
+    playing = collector(FakeEngine("stop"), Open)
+    playing.collect(starts(0))
+    playing.close()
+    assert playing.envs == []
+
+
+class FaultyEngine(FakeEngine):
+    """Changes its completions."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__("stop")
+        self.change = change
+
+    def poll(self) -> Any:
+        return [self.change(completion) for completion in super().poll()]
+
+
+def test_completions_of_an_engine_are_checked() -> None:
+    from dataclasses import replace
+
+    def unknown(completion: Any) -> Any:
+        return replace(completion, request=replace(completion.request, request_id=-1))
+
+    def scored(value: float, *more: float) -> Any:
+        def change(completion: Any) -> Any:
+            size = len(completion.tokens)
+            return replace(completion, logprobs=[value] * size + list(more))
+
+        return change
+
+    with pytest.raises(UserError, match="was not requested"):
+        collector(FaultyEngine(unknown)).collect(starts(7))
+    for change in (scored(-1.0, -1.0), scored(float("nan"))):
+        with pytest.raises(
+            UserError, match=r"log-probabilities in the episode of seed 7; .*finite"
+        ):
+            collector(FaultyEngine(change)).collect(starts(7))
+
+
+def test_an_engine_cannot_end_the_process() -> None:
+    with pytest.raises(RuntimeError, match=r"called sys.exit\(0\)"):
+        collector(FaultyEngine(lambda completion: sys.exit(0))).collect(starts(7))
