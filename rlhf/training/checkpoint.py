@@ -45,7 +45,7 @@ def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
         state = {"step": step} | {name: item.state_dict() for name, item in stateful.items()}
         (partial / "state.json").write_text(json.dumps(state, indent=2))
         write_checksums(partial)
-    for old in _checkpoints(directory)[:-keep]:
+    for old in checkpoints_in(directory)[:-keep]:
         shutil.rmtree(old)
 
 
@@ -67,15 +67,19 @@ def save_final(trainer: Trainer, directory: Path, final: Path) -> None:
     write_checksums(final)
 
 
-def latest_checkpoint(directory: Path) -> Path | None:
+def latest_checkpoint(directory: Path, pattern: str = "step-*") -> Path | None:
     """Return the newest checkpoint that is not damaged, or None if there is no checkpoint.
 
     Damaged checkpoints are reported and removed, because training continues before them.
 
+    Args:
+        directory: Folder of the run's checkpoints.
+        pattern: Pattern of their names, which end with a hyphen and the step.
+
     Raises:
         UserError: Every checkpoint is damaged.
     """
-    checkpoints = _checkpoints(directory)
+    checkpoints = checkpoints_in(directory, pattern)
     damaged = []
     for checkpoint in reversed(checkpoints):
         try:
@@ -92,10 +96,9 @@ def latest_checkpoint(directory: Path) -> Path | None:
     return None
 
 
-def _checkpoints(directory: Path) -> list[Path]:
+def checkpoints_in(directory: Path, pattern: str = "step-*") -> list[Path]:
     """Return the checkpoints in order of their step."""
-    steps = directory.glob("step-*")
-    return sorted(steps, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(directory.glob(pattern), key=lambda path: int(path.name.split("-")[1]))
 
 
 def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:

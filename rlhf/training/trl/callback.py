@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
@@ -12,6 +13,7 @@ from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
 from rlhf.runs.progress import OFFLINE, Reporter
+from rlhf.training.trl.checkpoints import complete_checkpoint
 
 
 class RunCallback(TrainerCallback):
@@ -65,6 +67,15 @@ class RunCallback(TrainerCallback):
         if row and self.reporter and self.monitor:
             warnings = self.monitor.update(state.global_step, row)
             self.reporter.show(state.global_step, row, warnings)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Complete the checkpoint, and remove older ones."""
+        if self.run.writes:
+            complete_checkpoint(
+                Path(args.output_dir) / f"checkpoint-{state.global_step}",
+                keep=int(self.run.config["keep_last"]),
+                best=state.best_model_checkpoint,
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Display progress; save and stop if the user asked for it."""

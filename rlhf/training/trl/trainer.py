@@ -35,6 +35,7 @@ from rlhf.training.methods import (
 )
 from rlhf.training.optimizers import make_optimizer, optimizer_name, optimizer_settings
 from rlhf.training.trl.callback import RunCallback
+from rlhf.training.trl.checkpoints import last_complete_checkpoint
 from rlhf.training.trl.columns import (
     KTOCollator,
     PairCollator,
@@ -90,14 +91,15 @@ def train_with_trainer(
         for display in (transformers.PrinterCallback, transformers.ProgressCallback):
             trainer.remove_callback(display)
         trainer.add_callback(RunCallback(run, stop, Movement(setup.model)))
-        checkpoint = transformers.trainer_utils.get_last_checkpoint(options.output_dir)
-        if config.resume and checkpoint:
-            run.rewind(int(checkpoint.rsplit("-", 1)[1]))
-        elif not config.resume or not checkpoint:
-            checkpoint = None
+        directory = Path(options.output_dir)
+        checkpoint = last_complete_checkpoint(directory) if config.resume else None
+        if checkpoint:
+            run.rewind(int(checkpoint.name.split("-")[1]))
+        else:
+            run.rewind(-1)
             with refused_options():
                 trainer.evaluate()  # step 0: the initial model
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stop.check(run.directory)
     return trainer.model
 
@@ -140,7 +142,6 @@ def make_options(
         "eval_steps": every,
         "save_strategy": "steps",
         "save_steps": every,
-        "save_total_limit": config.keep_last,
         "load_best_model_at_end": True,
         "metric_for_best_model": "loss",
         "greater_is_better": False,

@@ -1,0 +1,40 @@
+"""Checkpoints of the trainers of TRL and transformers, which write them file by file.
+
+Checksums are written last, so a checkpoint without them was being written when the run was killed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rlhf.runs.checksums import CHECKSUMS, write_checksums
+from rlhf.training.checkpoint import checkpoints_in, latest_checkpoint
+
+PATTERN = "checkpoint-*"
+
+
+def complete_checkpoint(checkpoint: Path, *, keep: int, best: str | None) -> None:
+    """Write the checksums of a checkpoint, then remove older ones.
+
+    Args:
+        checkpoint: Folder of the newest checkpoint.
+        keep: Number of checkpoints that are kept, at least 1.
+        best: Path of the best checkpoint, which is kept too.
+    """
+    write_checksums(checkpoint)
+    for old in checkpoints_in(checkpoint.parent, PATTERN)[:-keep]:
+        if best is None or old.name != Path(best).name:
+            shutil.rmtree(old)
+
+
+def last_complete_checkpoint(directory: Path) -> Path | None:
+    """Return the newest complete checkpoint, or None; remove incomplete ones.
+
+    Raises:
+        UserError: There are complete checkpoints, and every one is damaged.
+    """
+    for checkpoint in directory.glob(PATTERN):
+        if not (checkpoint / CHECKSUMS).exists():
+            shutil.rmtree(checkpoint)
+    return latest_checkpoint(directory, PATTERN)
