@@ -12,7 +12,7 @@ from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.commands.command import CommandTable
 from rlhf.commands.dry_run import check_without_data
 from rlhf.common.names import FILE_NAME_RULE, is_file_name, nearest
-from rlhf.common.ranges import Seed
+from rlhf.common.ranges import Seed, convert
 from rlhf.config.base import DirectoryConfig
 from rlhf.config.load import Source, assemble, build, set_key
 from rlhf.errors import UserError
@@ -77,7 +77,8 @@ def _name_of(stage: Any, index: int) -> str:
         raise UserError(f"stages.{index}.verb was renamed to stages.{index}.command")
     if not isinstance(stage, dict) or "name" not in stage or "command" not in stage:
         raise UserError(f"stages.{index}: a stage needs a name and a command")
-    name = str(stage["name"])
+    convert(str, stage["command"], f"stages.{index}.command")
+    name = convert(str, stage["name"], f"stages.{index}.name")
     if not is_file_name(name) or name in DESCRIPTIONS | RESULTS:
         raise UserError(
             f"stages.{index}.name: {name!r} cannot be the name of a stage: it becomes that of a "
