@@ -28,6 +28,8 @@ Fraction = Annotated[float, Interval(ge=0, le=1)]
 PositiveFraction = Annotated[float, Interval(gt=0, le=1)]
 FractionBelowOne = Annotated[float, Interval(ge=0, lt=1)]
 ProperFraction = Annotated[float, Interval(gt=0, lt=1)]
+Seconds = Annotated[float, Interval(gt=0, le=1_000_000)]
+"""A time limit of at most eleven days, which every clock accepts."""
 LabelNoise = Annotated[float, Interval(ge=0, lt=0.5)]
 """Probability that the label of a pair is wrong."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from rlhf.common.ranges import (
     NonNegativeInt,
     PositiveFraction,
     PositiveInt,
+    Seconds,
 )
 from rlhf.config.data import DataSpec
 
@@ -32,7 +32,7 @@ class EnvSpec:
     errors: Literal["raise", "count"] = "raise"
     """What a failure of the environment does. raise: stop the run and name the seed; count: drop
     the episode."""
-    timeout: float | None = None
+    timeout: Seconds | None = None
     """Seconds that one call of the environment may take; a longer one is a failure. None: no limit.
     Episodes of `count` then depend on the speed of the machine."""
 
@@ -47,8 +47,6 @@ class EnvSpec:
             raise ValueError("env.errors has no effect with env.prompts, which cannot fail")
         if self.prompts and self.timeout is not None:
             raise ValueError("env.timeout has no effect with env.prompts, which cannot fail")
-        if self.timeout is not None and not 0 < self.timeout < math.inf:
-            raise ValueError(f"env.timeout must be > 0 seconds, got {self.timeout}")
 
 
 @dataclass(frozen=True)
