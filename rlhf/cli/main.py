@@ -17,6 +17,7 @@ from rlhf import __version__
 from rlhf.cli.arguments import parse_arguments
 from rlhf.cli.help import command_help, group_help, usage
 from rlhf.cli.table import COMMANDS
+from rlhf.common.files import describe_write_error, write_error
 from rlhf.common.imports import import_object
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.errors import UserError
@@ -116,6 +117,14 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, SystemExit):  # exit code 0 without a result would look like success
         print(f"rlhf: imported code called sys.exit({error.code!r})", file=sys.stderr)
         return 1
+    if not debug and not isinstance(error, UserError) and (cause := write_error(error)):
+        path = f"{cause.filename}: " if cause.filename else ""
+        print(
+            f"rlhf: {path}{describe_write_error(cause)}, then repeat the command (a run continues "
+            "with --resume)",
+            file=sys.stderr,
+        )
+        return 2
     # Refusals of this toolkit and unreadable files are the user's mistakes, anything else is a bug.
     if debug or not isinstance(error, UserError | FileNotFoundError | PermissionError):
         traceback.print_exception(error)

@@ -3,16 +3,76 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from rlhf.errors import UserError
+
+_WRITE_ERRORS = {
+    errno.ENOSPC: "the disk is full; free space",
+    errno.EDQUOT: "the disk quota is used up; free space",
+    errno.EFBIG: "a file exceeds the limit of file sizes; raise it (ulimit -f)",
+    errno.EROFS: "the file system is read-only; make it writable",
+    errno.EACCES: "permission denied; change the permissions",
+    errno.EPERM: "permission denied; change the permissions",
+    errno.EIO: "a write failed; check the disk and its free space",
+}
+"""Errors of the file system -> what is wrong and what to do."""
+
+
+def write_error(error: BaseException | None) -> OSError | None:
+    """Return the error of the file system that an error reports, or None.
+
+    safetensors and torch.save raise errors of their own: the first states the number in its text,
+    the second keeps the OSError, or the one of a C++ stream, as context.
+    """
+    if isinstance(error, OSError):
+        return error if error.errno in _WRITE_ERRORS else None
+    if match := re.search(r"\(os error (\d+)\)", str(error)):
+        return write_error(OSError(int(match[1]), os.strerror(int(match[1]))))
+    if "iostream error" in str(error):
+        return OSError(errno.EIO, os.strerror(errno.EIO))
+    return write_error(error.__context__) if type(error) is RuntimeError else None
+
+
+def describe_write_error(error: OSError) -> str:
+    """Return what is wrong and what to do, in one line without the path."""
+    return _WRITE_ERRORS.get(error.errno or 0, str(error.strerror or error))
+
+
+@contextlib.contextmanager
+def write_errors_of(path: Path) -> Iterator[None]:
+    """Raise an error of the file system in this block as an OSError that names a path."""
+    try:
+        yield
+    except Exception as error:
+        cause = write_error(error)
+        if cause is None or cause.filename:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a file; if that fails, the file keeps its old content."""
+    size = path.stat().st_size if path.exists() else None
+    with write_errors_of(path):
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError:
+            if size is not None:
+                os.truncate(path, size)
+            else:
+                path.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -27,7 +87,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove(partial)
     try:
-        yield partial
+        with write_errors_of(target):
+            yield partial
         if target.is_dir():
             shutil.rmtree(target)
         partial.replace(target)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rlhf.common.files import write_text
+from rlhf.common.files import describe_write_error, write_text
 from rlhf.errors import UserError
 from rlhf.runs.checksums import unlisted_files
 
@@ -61,7 +61,7 @@ class Claim:
         self.directory = directory
         self._lock = FileLock(directory / LOCK)
         self._existed = directory.exists()
-        self._was_marked = written_by_toolkit(directory)
+        self._was_marked = False
         # Entries that this process has not made.
         self._earlier: frozenset[str] = frozenset()
 
@@ -109,10 +109,11 @@ class Claim:
             try:
                 claim._enter(overwrite=overwrite)
             except BaseException:
-                claim._lock.release()
+                claim.close()
                 raise
         except OSError as error:
-            raise UserError(f"{directory} cannot be written: {error.strerror}") from error
+            reason = describe_write_error(error)
+            raise UserError(f"{directory} cannot be written: {reason}") from error
         return claim
 
     def declare(self, names: Iterable[str]) -> None:
@@ -151,9 +152,11 @@ class Claim:
     def _enter(self, *, overwrite: bool) -> None:
         if (self.directory / REPLACED).exists():  # the process that moved it was killed
             self._settle()
-        if overwrite and _entries(self.directory):
-            self._set_aside()
+        self._was_marked = written_by_toolkit(self.directory)
         self._earlier = frozenset(path.name for path in _entries(self.directory))
+        if overwrite and self._earlier:
+            self._set_aside()
+            self._earlier = frozenset(path.name for path in _entries(self.directory))
         self.declare(())
 
     def _set_aside(self) -> None:

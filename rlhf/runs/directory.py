@@ -19,7 +19,13 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from rlhf.common.files import json_line, read_log, write_text
+from rlhf.common.files import (
+    append_text,
+    describe_write_error,
+    json_line,
+    read_log,
+    write_text,
+)
 from rlhf.common.yaml_text import dump_yaml, load_yaml
 from rlhf.errors import UserError
 from rlhf.runs.claim import Claim, locate
@@ -98,7 +104,8 @@ class Run:
             machine = json.dumps(describe_machine(), indent=2)
             write_text(self.directory / "environment.json", machine)
         except OSError as error:
-            raise UserError(f"{self.directory} cannot be written: {error.strerror}") from error
+            reason = describe_write_error(error)
+            raise UserError(f"{self.directory} cannot be written: {reason}") from error
 
     @property
     def final(self) -> Path:
@@ -157,10 +164,9 @@ class Run:
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if not self.writes:
             return
+        append_text(self.directory / name, json_line(row))
         if self._claim is not None:
             self._claim.commit()
-        with (self.directory / name).open("a", encoding="utf-8") as file:
-            file.write(json_line(row))
 
 
 def check_same(directory: Path, config: Mapping[str, Any]) -> None:

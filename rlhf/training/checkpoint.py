@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from rlhf.common.files import atomic_path
+from rlhf.common.files import atomic_path, write_errors_of
 from rlhf.errors import UserError
 from rlhf.models.adapters import BASE_FOLDER, share_base
 from rlhf.runs.checksums import DamagedFolder, verify_checksums, write_checksums
@@ -40,7 +40,8 @@ def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
         partial.mkdir()
         trainer.model.save(partial, base=directory / BASE_FOLDER)
         optimizer, scheduler = trainer.optimizer.state_dict(), trainer.scheduler.state_dict()
-        torch.save({"optimizer": optimizer, "scheduler": scheduler}, partial / "optimizer.pt")
+        with (partial / "optimizer.pt").open("wb") as file:
+            torch.save({"optimizer": optimizer, "scheduler": scheduler}, file)
         stateful = trainer.state()
         state = {"step": step} | {name: item.state_dict() for name, item in stateful.items()}
         (partial / "state.json").write_text(json.dumps(state, indent=2))
@@ -63,8 +64,9 @@ def save_best(directory: Path, model: SavedModel) -> None:
 def save_final(trainer: Trainer, directory: Path, final: Path) -> None:
     """Write the trained model, with the base model of the checkpoints in ``directory``."""
     share_base(directory, final)
-    trainer.save(final)
-    write_checksums(final)
+    with write_errors_of(final):
+        trainer.save(final)
+        write_checksums(final)
 
 
 def latest_checkpoint(directory: Path, pattern: str = "step-*") -> Path | None:
