@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.files import write_text
 from rlhf.common.numbers import decimal
+from rlhf.common.text import markdown_table, markdown_text
 from rlhf.reward_models.report.tables import Cell, benchmark_scores, report_tables
 
 _YES_NO = {True: "yes", False: "no", None: "undecided"}
@@ -18,16 +20,16 @@ def write_report(directory: Path, summary: Mapping[str, Any], page: str) -> None
     """Write ``evaluation/<name>/summary.json`` and ``report.md`` into a run directory."""
     folder = directory / "evaluation" / summary["name"]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(page, encoding="utf-8")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(folder / "report.md", page)
 
 
 def pairs_page(report: Mapping[str, Any]) -> str:
     """Return the report on pairs as Markdown: findings, then one table for each measurement."""
     data = report["data"]
     parts = [
-        f"# Reward report: {report['reward']}",
-        "## Verdict\n\n" + "\n".join(f"- {line}" for line in report["verdict"]),
+        f"# Reward report: {markdown_text(str(report['reward']))}",
+        "## Verdict\n\n" + "\n".join(f"- {markdown_text(line)}" for line in report["verdict"]),
         f"## Accuracy\n\n{percent(report['accuracy'])} on {data['pairs']} pairs of "
         f"{data['prompts']} prompts; {data['ties']} ties (counted half), "
         f"{data['unscored']} unscored (left out).",
@@ -61,7 +63,7 @@ def labelled_page(name: str, report: Mapping[str, Any]) -> str:
         f"{report['rows']:,} held-out rows from {report['units']:,} independent units (such as "
         "prompts); 95% intervals."
     )
-    return "\n\n".join([f"# {name}", size, _table(["", *measures], cells)]) + "\n"
+    return "\n\n".join([f"# {markdown_text(name)}", size, _table(["", *measures], cells)]) + "\n"
 
 
 def benchmark_page(name: str, reward: str, result: Mapping[str, Any]) -> str:
@@ -70,9 +72,9 @@ def benchmark_page(name: str, reward: str, result: Mapping[str, Any]) -> str:
         [part, score, score["n"] if isinstance(score, Mapping) else ""]
         for part, score in benchmark_scores(result)
     ]
-    parts = [f"# {name}: {reward}", _table(["part", "score", "prompts"], rows)]
+    parts = [f"# {markdown_text(f'{name}: {reward}')}", _table(["part", "score", "prompts"], rows)]
     if result.get("absent"):
-        absent = ", ".join(result["absent"])
+        absent = markdown_text(", ".join(result["absent"]))
         parts.append(
             f"The file has no rows of {absent}, so this score is not comparable with published "
             "scores."
@@ -81,8 +83,7 @@ def benchmark_page(name: str, reward: str, result: Mapping[str, Any]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    lines = [head, ["---"] * len(head), *([_text(cell) for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(head, [[_text(cell) for cell in row] for row in rows]).rstrip()
 
 
 def _text(cell: Cell) -> str:

@@ -19,6 +19,7 @@ from rlhf.cli.help import command_help, group_help, usage
 from rlhf.cli.table import COMMANDS
 from rlhf.common.files import describe_write_error, write_error
 from rlhf.common.imports import import_object
+from rlhf.common.text import masked, set_up_logging, visible
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.errors import UserError
 from rlhf.runs.interrupt import Interrupted
@@ -57,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if call.has("--print-config"):
                 print(dump_yaml(COMMANDS.effective_tree(name, config)))
             elif call.has("--dry-run"):
-                print(COMMANDS.plan(name, config))
+                print(visible(COMMANDS.plan(name, config)))
             elif command.makes_run:
-                print(COMMANDS.run_config(name, config))
+                print(visible(str(COMMANDS.run_config(name, config))))
             else:
                 code = max(code, _print_output(name, config))
         sys.stdout.flush()
@@ -90,15 +91,14 @@ def _print_output(name: str, config: Any) -> int:
     output = COMMANDS.output(name, config)
     while True:
         try:
-            print(next(output))
+            print(visible(next(output)))
         except StopIteration as end:
             return end.value or 0
 
 
 def _set_up_logging() -> None:
     first = os.environ.get("RANK", "0") == "0"  # one of several processes logs
-    level = logging.INFO if first else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    set_up_logging(logging.INFO if first else logging.ERROR)
     for library in ("httpx", "httpcore", "datasets", "filelock", "accelerate"):
         logging.getLogger(library).setLevel(logging.WARNING)
 
@@ -127,7 +127,8 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
         return 2
     # Refusals of this toolkit and unreadable files are the user's mistakes, anything else is a bug.
     if debug or not isinstance(error, UserError | FileNotFoundError | PermissionError):
-        traceback.print_exception(error)
+        trace = "".join(traceback.format_exception(error))
+        print(masked(visible(trace)), end="", file=sys.stderr)
         return 1
-    print(f"rlhf: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"rlhf: {masked(visible(' '.join(str(error).split())))}", file=sys.stderr)
     return 2

@@ -98,9 +98,9 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of a file in one step."""
+    """Replace the content of a file in one step; lone surrogates become escapes as in JSON."""
     with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def flush_to_disk(path: Path) -> None:
@@ -133,7 +133,12 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON-lines file that a run may still be writing.
+    """Return the rows of a JSON-lines file that a run may still be writing, see `log_rows`."""
+    return list(log_rows(path))
+
+
+def log_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a JSON-lines file that a run may still be writing.
 
     A missing file has no rows. A last line without its end, which a killed or a running process
     leaves, is left out.
@@ -142,15 +147,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         UserError: Any other line is not a JSON object.
     """
     if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    if not _is_json(lines[-1]):
-        lines.pop()
-    return [
-        _parse_line(line, f"{path}, line {number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
+        return
+    with path.open(encoding="utf-8", newline="\n") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.endswith("\n") and not _is_json(line):
+                return
+            if line.strip():
+                yield _parse_line(line, f"{path}, line {number}")
 
 
 def read_json(path: Path) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf.common.names import nearest
+from rlhf.common.text import markdown_table, markdown_text
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import UnitName, metric_interval
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
@@ -60,7 +61,8 @@ class Comparison:
         """Two tables, the verdicts, the measured coverage and the notes."""
         parts = _tables(self)
         parts += [
-            f"- {d.method} against {d.baseline}, {d.env} {d.decoding}: **{d.verdict}**"
+            f"- {markdown_text(f'{d.method} against {d.baseline}, {d.env} {d.decoding}')}: "
+            f"**{markdown_text(d.verdict)}**"
             for d in self.differences
         ]
         coverage: dict[str, list[str]] = {}
@@ -68,8 +70,8 @@ class Comparison:
         for d in self.differences:
             name = f"{d.method} - {d.baseline}" if several else d.method
             coverage.setdefault(coverage_text(d), []).append(name)
-        parts += [f"- {text} ({', '.join(names)})" for text, names in coverage.items() if text]
-        parts += [f"- {note}" for note in self.notes]
+        notes = [f"{text} ({', '.join(names)})" for text, names in coverage.items() if text]
+        parts += [f"- {markdown_text(note)}" for note in (*notes, *self.notes)]
         return "\n".join(parts) + "\n"
 
     def to_json(self) -> str:
@@ -479,9 +481,3 @@ def _tables(comparison: Comparison) -> list[str]:
 
 def _size(row: MethodScore | Difference) -> str:
     return f"{row.estimate.units} {row.unit}"
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the cells are text."""
-    head, *body = (f"| {' | '.join(cells)} |\n" for cells in [columns, *rows])
-    return "".join([head, f"|{'---|' * len(columns)}\n", *body])

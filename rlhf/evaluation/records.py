@@ -17,7 +17,7 @@ from rlhf.common.yaml_text import load_yaml
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import COUNTS, unit_of
 from rlhf.runs.diagnostics import MetricLog
-from rlhf.runs.renamed import current_config, read_episodes, read_metrics, read_samples
+from rlhf.runs.renamed import current_config, read_episodes, read_metrics, sample_rows
 from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")
@@ -80,6 +80,8 @@ class RunRecord(MetricLog):
     name: str
     environment: Mapping[str, Any] = field(default_factory=dict)
     samples: Sequence[Mapping[str, Any]] = ()
+    """Rows of `samples.jsonl`: held-out episodes before and after training, and training episodes
+    with recorded tokens of the first, the middle and the last such step."""
     evaluations: Sequence[Evaluation] = ()
     finished: bool = False
 
@@ -134,7 +136,7 @@ def read_run(directory: str | Path) -> RunRecord:
         config=config,
         environment=_read_mapping(root / "environment.json"),
         metrics=read_metrics(root),
-        samples=read_samples(root),
+        samples=_selected_samples(root),
         evaluations=[_read_evaluation(path) for path in names],
         finished=(root / "finished").exists(),
     )
@@ -181,6 +183,23 @@ def _read_evaluation(folder: Path) -> Evaluation:
             if is_number(row.get("return")):
                 row["normalized"] = bounds.normalize(row["return"])
     return evaluation
+
+
+def _selected_samples(root: Path) -> list[dict[str, Any]]:
+    """Rows of `samples.jsonl` that a report shows; all rows may not fit into memory."""
+    recorded = (row["step"] for row in sample_rows(root) if has_tokens(row))
+    steps = sorted(set(recorded))
+    shown = {steps[i * (len(steps) - 1) // 2] for i in range(3) if steps}
+    return [
+        row
+        for row in sample_rows(root)
+        if row.get("split") in ("before", "after") or (row.get("step") in shown and has_tokens(row))
+    ]
+
+
+def has_tokens(row: Mapping[str, Any]) -> bool:
+    """Whether a sample has a table of its tokens."""
+    return bool((row.get("tokens") or {}).get("text"))
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:

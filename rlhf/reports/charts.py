@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rlhf.common.numbers import moving_average, short_number
+from rlhf.reports.markup import esc
 from rlhf.stats import Interval
 
 WIDTH, HEIGHT = 340, 210
@@ -82,9 +82,9 @@ def panels(charts: Sequence[Chart]) -> str:
 def draw(chart: Chart) -> str:
     """The panel as an HTML figure; a chart without points shows a message instead of axes."""
     lines = [_thinned(series) for series in chart.series if series.x]
-    heading = f"<b>{html.escape(chart.title)}</b>{_legend(lines, chart.title)}"
+    heading = f"<b>{esc(chart.title)}</b>{_legend(lines, chart.title)}"
     title = f"<figcaption>{heading}</figcaption>"
-    note = f'<p class="note">{html.escape(chart.note)}</p>' if chart.note else ""
+    note = f'<p class="note">{esc(chart.note)}</p>' if chart.note else ""
     if not lines:
         return f'<figure class="chart">{title}<p class="empty">nothing logged</p>{note}</figure>'
     frame = _frame(lines)
@@ -96,7 +96,7 @@ def draw(chart: Chart) -> str:
     body += [_line(series, frame) for series in lines]
     return (
         f'<figure class="chart">{title}<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="{html.escape(_description(chart, lines))}" '
+        f'aria-label="{esc(_description(chart, lines))}" '
         f'data-chart="{_payload(chart, lines, frame)}">{"".join(body)}'
         f'<g class="cursor"></g></svg>{note}</figure>'
     )
@@ -151,8 +151,7 @@ def _axis(frame: _Frame, label: str, *, whole: bool) -> str:
         if frame.px(value) > LEFT + 14
     ]
     parts.append(
-        f'<text class="tick" x="{LEFT - 6}" y="{base + 16}" text-anchor="end">'
-        f"{html.escape(label)}</text>"
+        f'<text class="tick" x="{LEFT - 6}" y="{base + 16}" text-anchor="end">{esc(label)}</text>'
     )
     return "".join(parts)
 
@@ -173,13 +172,13 @@ def _mark(x: float, label: str, frame: _Frame) -> str:
     return (
         f'{line}<text class="mark-text" x="{at - 5 if left else at + 5:.1f}" '
         f'y="{HEIGHT - BOTTOM - 6}" text-anchor="{"end" if left else "start"}">'
-        f"{html.escape(label)}</text>"
+        f"{esc(label)}</text>"
     )
 
 
 def _line(series: Series, frame: _Frame) -> str:
     """The line with its last point; a short line has all points, a long one is also smoothed."""
-    color, values, parts = html.escape(series.color), series.y, []
+    color, values, parts = esc(series.color), series.y, []
     if len(series.x) >= _MIN_SMOOTHED:
         raw = _path(series.x, series.y, frame)
         parts.append(f'<path class="line raw {color}" d="{raw}"/>')
@@ -196,7 +195,7 @@ def _band(series: Series, frame: _Frame) -> str:
     upper = [(frame.px(x), frame.py(y)) for x, y in zip(series.x, series.high, strict=True)]
     lower = [(frame.px(x), frame.py(y)) for x, y in zip(series.x, series.low, strict=True)]
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in [*upper, *reversed(lower)])
-    return f'<polygon class="band {html.escape(series.color)}" points="{points}"/>'
+    return f'<polygon class="band {esc(series.color)}" points="{points}"/>'
 
 
 def _path(xs: Sequence[float], ys: Sequence[float], frame: _Frame) -> str:
@@ -206,11 +205,9 @@ def _path(xs: Sequence[float], ys: Sequence[float], frame: _Frame) -> str:
 
 def _legend(lines: Sequence[Series], title: str) -> str:
     if len(lines) == 1:
-        name = "" if lines[0].name.lower() in title.lower() else html.escape(lines[0].name) + " "
+        name = "" if lines[0].name.lower() in title.lower() else esc(lines[0].name) + " "
         return f'<span class="last">{name}{short_number(lines[0].y[-1])}</span>'
-    return "".join(
-        f'<span class="key {html.escape(s.color)}">{html.escape(s.name)}</span>' for s in lines
-    )
+    return "".join(f'<span class="key {esc(s.color)}">{esc(s.name)}</span>' for s in lines)
 
 
 def _description(chart: Chart, lines: Sequence[Series]) -> str:
@@ -232,7 +229,7 @@ def _payload(chart: Chart, lines: Sequence[Series], frame: _Frame) -> str:
             for s in lines
         ],
     }
-    return html.escape(json.dumps(data, separators=(",", ":")))
+    return esc(json.dumps(data, separators=(",", ":")))
 
 
 def _thinned(series: Series) -> Series:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from rlhf.common.files import write_text
 from rlhf.common.numbers import short_number
 from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import REFERENCE_POLICIES, RunRecord, read_stages
@@ -57,7 +58,7 @@ def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) ->
     body += [section(table.title, table.to_html()) for table in filled]
     body.append(results.notes(comparisons))
     body.append(section("Transcripts", _transcripts(runs, first)))
-    target.write_text(page("Comparison", "\n".join(body)), encoding="utf-8")
+    write_text(target, page("Comparison", "\n".join(body)))
     return target
 
 

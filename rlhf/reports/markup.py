@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf.common.numbers import decimal
+from rlhf.common.text import csv_cell, visible
 from rlhf.stats import ALL_EQUAL, Interval
 
 _ACRONYMS = re.compile(
@@ -59,7 +60,7 @@ class Table:
     def _link(self, ending: str) -> str:
         """Link that saves the whole table, including folded columns, from a data URL."""
         text = self.to_csv() if ending == "csv" else self.to_json()
-        encoded = base64.b64encode(text.encode()).decode()
+        encoded = base64.b64encode(text.encode(errors="backslashreplace")).decode()
         kind = {"csv": "text/csv", "json": "application/json"}[ending]
         return (
             f'<a download="{esc(self.slug)}.{ending}" '
@@ -113,9 +114,9 @@ class Table:
         records = self.to_records()
         names = list(dict.fromkeys(key for record in records for key in record))
         out = io.StringIO()
-        writer = csv.DictWriter(out, names or list(self.columns), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(map(csv_cell, names or self.columns))
+        writer.writerows([csv_cell(record.get(name)) for name in names] for record in records)
         return out.getvalue()
 
     def to_json(self) -> str:
@@ -135,8 +136,8 @@ class Table:
 
 
 def esc(text: object) -> str:
-    """Text for HTML, quotes included."""
-    return html.escape(str(text))
+    """Text for HTML, quotes included; control codes and reordering marks are shown as escapes."""
+    return html.escape(visible(str(text)))
 
 
 def breakable(text: str) -> str:

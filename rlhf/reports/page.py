@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from importlib.resources import files
 
 from rlhf.reports.markup import contents, esc
 
-# The browser blocks all requests, so that injected content cannot reach the network.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+# The browser blocks all requests and every script but the page's own, which it knows by its hash.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src '{hash}'; img-src data:"
 
 
 def page(title: str, body: str) -> str:
@@ -16,14 +18,15 @@ def page(title: str, body: str) -> str:
     body = f"{head}{closing}{contents(body)}{rest}"
     home = files("rlhf.reports")
     style = home.joinpath("report.css").read_text(encoding="utf-8")
-    script = home.joinpath("report.js").read_text(encoding="utf-8")
+    script = "\n" + home.joinpath("report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY.format(hash=f"sha256-{digest}")}">
 <link rel="icon" href="data:,">
 <title>{esc(title)}</title>
 <style>
@@ -33,8 +36,7 @@ def page(title: str, body: str) -> str:
 <main>
 {body}
 </main>
-<script>
-{script}</script>
+<script>{script}</script>
 </body>
 </html>
 """

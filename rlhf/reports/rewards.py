@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from rlhf.evaluation.records import Evaluation, RunRecord
 from rlhf.reports.charts import Chart, Series, panels
@@ -34,8 +35,9 @@ def reward_quality(runs: Sequence[RunRecord]) -> str:
             if len(runs) == 1:
                 parts += [gain_forest(report), panels(_charts(report)), stress_forest(report)]
             elif (run.directory / "report.html").exists():
-                link = f"{esc(run.name)}/report.html"
-                parts.append(f'<p class="note">In full: <a href="{link}">{link}</a></p>')
+                link = f"{run.name}/report.html"
+                note = f'In full: <a href="{quote(link)}">{esc(link)}</a>'
+                parts.append(f'<p class="note">{note}</p>')
     return "".join(parts)
 
 

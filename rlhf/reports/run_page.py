@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf.common.files import write_text
 from rlhf.evaluation.compare import Comparison, headline_metric
 from rlhf.evaluation.records import RunRecord, read_stages
 from rlhf.reports import results, transcripts
@@ -24,7 +25,7 @@ from rlhf.reports.sections import (
     warning_box,
     what_was_run,
 )
-from rlhf.reports.tables import curve_table, save_csv, save_tables
+from rlhf.reports.tables import save_curves, save_tables
 from rlhf.reports.tokens import token_view
 
 REPORT = "report.html"
@@ -49,10 +50,10 @@ def write_report(directory: str | Path) -> Path:
     tables += profile_tables(runs)
     save_tables(root / "report_tables", tables)
     # The curves exist as JSON already, in metrics.jsonl.
-    save_csv(root / "report_tables", curve_table(runs))
+    save_curves(root / "report_tables", runs)
     target = root / REPORT
     title = root.resolve().name
-    target.write_text(page(title, _body(title, runs, comparisons, tables)), encoding="utf-8")
+    write_text(target, page(title, _body(title, runs, comparisons, tables)))
     return target
 
 

@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from rlhf.common.files import atomic_path, write_text
 from rlhf.common.numbers import is_number
+from rlhf.common.text import csv_cell
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.markup import Table
 
+_AXES = ("step", "time")
 
-def curve_table(runs: Sequence[RunRecord]) -> Table:
-    """All logged metrics in long form: stage, step, metric, value."""
-    rows = [
-        [run.name, row.get("step"), key, float(value)]
-        for run in runs
-        for row in run.metrics
-        for key, value in row.items()
-        if key not in ("step", "time") and is_number(value)
-    ]
-    return Table("curves", "Curves", ["stage", "step", "metric", "value"], rows)
+
+def save_curves(folder: Path, runs: Sequence[RunRecord]) -> None:
+    """`curves.csv` with all logged metrics in long form, written row by row."""
+    with atomic_path(folder / "curves.csv") as partial, partial.open("w", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["stage", "step", "metric", "value"])
+        for run in runs:
+            name, cells = csv_cell(run.name), {key: csv_cell(key) for key in logged_keys(run)}
+            for row in run.metrics:
+                step = row.get("step")
+                writer.writerows(
+                    (name, step, cells[key], float(value))
+                    for key, value in row.items()
+                    if key in cells and is_number(value)
+                )
+
+
+def logged_keys(run: RunRecord) -> list[str]:
+    """Metrics that a run logged, in order of their first row."""
+    return [key for key in dict.fromkeys(k for row in run.metrics for k in row) if key not in _AXES]
 
 
 def save_tables(folder: Path, tables: Sequence[Table]) -> None:
@@ -30,9 +44,9 @@ def save_tables(folder: Path, tables: Sequence[Table]) -> None:
         save_csv(folder, table)
     tree = {table.slug: table.to_records() for table in tables}
     text = json.dumps(tree, indent=1, ensure_ascii=False)
-    (folder / "tables.json").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "tables.json", text + "\n")
 
 
 def save_csv(folder: Path, table: Table) -> None:
     """`<slug>.csv` in an existing folder."""
-    (folder / f"{table.slug}.csv").write_text(table.to_csv(), encoding="utf-8")
+    write_text(folder / f"{table.slug}.csv", table.to_csv())

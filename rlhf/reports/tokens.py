@@ -6,22 +6,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.evaluation.records import RunRecord
+from rlhf.common.numbers import is_number
+from rlhf.evaluation.records import RunRecord, has_tokens
 from rlhf.reports.markup import esc
 from rlhf.reports.transcripts import message_html, score_text
 
-_SHOWN_STEPS = 3
 _ROWS_PER_STEP = 2
 
 
 def token_view(run: RunRecord) -> str:
     """Transcripts of the first, the middle and the last step with recorded tokens."""
-    rows = [row for row in run.samples if (row.get("tokens") or {}).get("text")]
+    rows = [row for row in run.samples if has_tokens(row)]
     steps = sorted({int(row["step"]) for row in rows})
-    last = len(steps) - 1
-    shown = sorted({steps[i * last // (_SHOWN_STEPS - 1)] for i in range(_SHOWN_STEPS) if steps})
-    rows_of = {step: [row for row in rows if row["step"] == step] for step in shown}
-    cards = [_card(row) for step in shown for row in rows_of[step][:_ROWS_PER_STEP]]
+    rows_of = {step: [row for row in rows if row["step"] == step] for step in steps}
+    cards = [_card(row) for step in steps for row in rows_of[step][:_ROWS_PER_STEP]]
     if not cards:
         return ""
     names = dict.fromkeys(name for row in rows for name in _quantities(row))
@@ -47,7 +45,9 @@ def _card(row: Mapping[str, Any]) -> str:
     turns = sorted(set(table["turn"]))
     sampled = replies[max(0, len(replies) - 1 - max(turns)) :]  # earlier ones are in the prompt
     turn_of = {sampled[t]: t for t in turns if t < len(sampled)}
-    data = json.dumps({name: table[name] for name in _quantities(row)})
+    data = json.dumps(
+        {name: [v if is_number(v) else None for v in table[name]] for name in _quantities(row)}
+    )
     body = "".join(
         _tokens(table, turn_of[i], message) if i in turn_of else message_html(message, quiet=True)
         for i, message in enumerate(messages)

@@ -22,6 +22,8 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from rlhf.common.text import visible
+
 log = logging.getLogger(__name__)
 
 # Lines logged over a whole run if there is no terminal.
@@ -77,7 +79,7 @@ class Reporter:
         slots: Slots = (),
         console: Console | None = None,
     ) -> None:
-        self.what, self.total, self.done, self.slots = what, total, start, slots
+        self.what, self.total, self.done, self.slots = visible(what), total, start, slots
         self.seen: dict[str, float] = {}
         self.measured: dict[str, int] = {}
         # Rich would treat a log file as a terminal if FORCE_COLOR is set.
@@ -85,7 +87,7 @@ class Reporter:
         first = os.environ.get("RANK", "0") == "0"  # of several processes one draws
         self.live = first and console.is_terminal and not console.is_dumb_terminal
         self.view = _View(console, disable=not self.live)
-        self.task = self.view.add_task(_shortened(what), total=total, completed=start)
+        self.task = self.view.add_task(_shortened(self.what), total=total, completed=start)
 
     def __enter__(self) -> Reporter:
         self.view.start()
@@ -123,13 +125,13 @@ class Reporter:
 
     def _number(self, name: str, key: str) -> str:
         """Return a number with its short name, and with its step if it was measured earlier."""
-        text = f"{name} {self.seen[key]:.3g}"
+        text = f"{visible(name)} {self.seen[key]:.3g}"
         measured = self.measured[key]
         return text if measured == self.done else f"{text} (step {measured})"
 
     def _warn(self, step: int, words: str) -> None:
         if self.live:
-            line = Text.assemble((f"warning, step {step}: ", "bold yellow"), words)
+            line = Text.assemble((f"warning, step {step}: ", "bold yellow"), visible(words))
             self.view.console.print(line)
         else:
             log.warning("%s: warning, step %d: %s", self.what, step, words)

@@ -7,11 +7,12 @@ the current names; an old one gets an error that states the new one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf.common.files import read_log
+from rlhf.common.files import log_rows, read_log
 
 RENAMED_KEYS: dict[str, str] = {
     "verb": "command",
@@ -64,13 +65,18 @@ def current_config(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """Read the lines of `metrics.jsonl` of a run of any version; no file gives no lines."""
-    return [_renamed(row, RENAMED_METRICS) for row in read_log(directory / "metrics.jsonl")]
+    return [_renamed(row, RENAMED_METRICS) for row in log_rows(directory / "metrics.jsonl")]
 
 
 def read_samples(directory: Path) -> list[dict[str, Any]]:
     """Read the lines of `samples.jsonl` of a run of any version; no file gives no lines."""
-    rows = read_log(directory / "samples.jsonl")
-    return [_renamed(row, RENAMED_SAMPLE_KEYS.get(row.get("split", ""), {})) for row in rows]
+    return list(sample_rows(directory))
+
+
+def sample_rows(directory: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of `samples.jsonl` one by one; the file may be larger than the memory."""
+    for row in log_rows(directory / "samples.jsonl"):
+        yield _renamed(row, RENAMED_SAMPLE_KEYS.get(row.get("split", ""), {}))
 
 
 def read_episodes(evaluation: Path) -> list[dict[str, Any]]:
@@ -79,7 +85,8 @@ def read_episodes(evaluation: Path) -> list[dict[str, Any]]:
 
 
 def _renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {names.get(key, key): value for key, value in row.items()}
+    # Interned names: each line of a file is parsed with strings of its own.
+    return {sys.intern(names.get(key, key)): value for key, value in row.items()}
 
 
 def _rename(node: Any, path: list[str], name: str) -> None:

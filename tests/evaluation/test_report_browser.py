@@ -24,7 +24,7 @@ pytestmark = pytest.mark.browser
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 # Runs after the page's own script: hovers over the first chart and writes down what it saw.
-_PROBE = """<script>
+_PROBE = """<script nonce="probe">
 addEventListener("load", function () {
   const svg = document.querySelector("svg[data-chart]");
   const box = svg ? svg.getBoundingClientRect() : null;
@@ -97,7 +97,9 @@ def open_page(browser: str, page: Path, profile: Path, *flags: str) -> tuple[dic
     the server it came from are counted.
     """
     probed = page.with_name("probed.html")
-    probed.write_text(page.read_text(encoding="utf-8").replace("</body>", _PROBE + "</body>"))
+    text = page.read_text(encoding="utf-8").replace("</body>", _PROBE + "</body>")
+    # The page's policy allows its own script only.
+    probed.write_text(text.replace("script-src '", "script-src 'nonce-probe' '"), encoding="utf-8")
     asked: list[str] = []
     handler = functools.partial(Recorder, asked=asked, directory=str(page.parent))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)

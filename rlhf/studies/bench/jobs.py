@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.commands.command import CommandTable
+from rlhf.common.text import set_up_logging
 from rlhf.errors import UserError
 from rlhf.runs import launch
 from rlhf.runs.directory import RESUMABLE, check_same, open_directory
@@ -132,7 +133,7 @@ def _prepare(logs: Path, threads: int) -> None:
 
     # By default torch uses as many threads as there are cores in every process.
     torch.set_num_threads(min(threads, torch.get_num_threads()))
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    set_up_logging(logging.INFO)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
+from rlhf.common.files import write_text
 from rlhf.evaluation.compare import coverage_text
 from rlhf.reports import write_comparison_report
 from rlhf.reports.charts import Chart, Series, panels
@@ -29,11 +31,11 @@ def write_bench(bench: Bench, scores: Scores, findings: Findings) -> Path:
     tables = make_tables(scores, findings, baseline=bench.baseline)
     save_tables(root / "tables", tables)
     text = json.dumps(as_json(bench, scores, findings), indent=1)
-    (root / "bench.json").write_text(text + "\n", encoding="utf-8")
-    (root / "bench.md").write_text(markdown(bench, findings, tables), encoding="utf-8")
+    write_text(root / "bench.json", text + "\n")
+    write_text(root / "bench.md", markdown(bench, findings, tables))
     pages = _environment_pages(bench)
     body = _body(bench, findings, tables, pages)
-    (root / "report.html").write_text(page("Benchmark", body), encoding="utf-8")
+    write_text(root / "report.html", page("Benchmark", body))
     return root / "report.html"
 
 
@@ -59,7 +61,7 @@ def _body(
     parts.append(_verdicts(findings))
     parts.append(section("Result", _forest(findings)))
     parts.append(section("Charts", _charts(findings)))
-    links = "".join(f'<li><a href="{esc(p)}">{esc(env)}</a></li>' for env, p in pages.items())
+    links = "".join(f'<li><a href="{quote(p)}">{esc(env)}</a></li>' for env, p in pages.items())
     parts.append(section("Environments", f"<ul>{links}</ul>"))
     parts += [section(table.title, table.to_html()) for table in tables]
     return "\n".join(parts)

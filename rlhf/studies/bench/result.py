@@ -7,7 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from rlhf import __version__
-from rlhf.evaluation.compare import coverage_text, format_estimate, markdown_table
+from rlhf.common.text import markdown_table, markdown_text
+from rlhf.evaluation.compare import coverage_text, format_estimate
 from rlhf.reports.markup import Cell, Table
 from rlhf.runs.machine import describe_machine
 from rlhf.studies.bench.plan import Bench
@@ -139,9 +140,11 @@ def _tuning(tuning: Mapping[str, Any], algorithms: Iterable[str]) -> str:
 def markdown(bench: Bench, findings: Findings, tables: Sequence[Table]) -> str:
     """The result as text; equal scores give equal text."""
     by_slug = {table.slug: table for table in tables}
-    parts = [f"# {bench.root.resolve().name}", "\n\n".join([*protocol(bench), _versions()])]
+    title = markdown_text(bench.root.resolve().name)
+    parts = [f"# {title}", "\n\n".join([*protocol(bench), _versions()])]
     parts += [_section(by_slug[slug]) for slug in ("aggregates", "cells")]
-    parts.append("## Verdicts\n\n" + "\n".join(f"* {line}" for line in verdict_lines(findings)))
+    lines = [f"* {markdown_text(line)}" for line in verdict_lines(findings)]
+    parts.append("## Verdicts\n\n" + "\n".join(lines))
     return "\n\n".join([*parts, _section(by_slug["curves"])]) + "\n"
 
 

@@ -1,0 +1,151 @@
+"""Text as it leaves the program: escapes for terminals, Markdown and CSV, and masked secrets."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+# Control characters except newline, tab and the return of "\r\n"; overrides, embeddings and
+# isolates of the bidirectional algorithm, which reorder the text after them; halves of surrogate
+# pairs, which cannot be written; line separators.
+_INVISIBLE = re.compile(
+    r"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+_MARKDOWN = re.compile(
+    r"^(?=[#>]|[+-]\s)"  # a heading, a quotation or a list
+    r"|[\\`|*~]|(?<!\w)_|_(?!\w)"  # code, cells of a table, emphasis
+    r"|\](?=[(\[:])"  # the target of a link or an image
+    r"|<(?=[\w/!?])|&(?=[#\w])"  # HTML
+)
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+SECRET_KEY = re.compile(
+    r"(.*_)?(api_?key|secret(_key)?|access_key|private_key|passw(or)?d|credentials?|authorization)"
+    r"|(.*_)?(hub|hf|access|auth|bearer|api|refresh|secret)_token|token",
+    re.IGNORECASE,
+)
+"""Name of a setting, an option or a variable whose value is secret, as a whole."""
+
+_SECRETS = re.compile(
+    r"(?P<url>\b[a-z][a-z0-9+.-]*://)[^\s/?#@]+@"  # the name and the password in a URL
+    r"|(?P<query>[?&](?:api_?key|key|token|access_token|password|secret|signature)=)[^\s&#]+"
+    r"|(?P<bearer>\bbearer\s+)[\w.~+/=-]{8,}"
+    r"|\b(?:sk|pk|rk)-[\w-]{16,}|\bhf_\w{16,}|\bgh[opsur]_\w{20,}|\bgithub_pat_\w{20,}"
+    r"|\bxox[abprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{16}\b|\bAIza[\w-]{30,}",
+    re.IGNORECASE,
+)
+MASK = "***"
+
+
+def visible(text: str) -> str:
+    r"""Replace control codes, reordering marks and lone surrogates by their escapes.
+
+    The escapes are those of JSON, so the value of a JSON text does not change.
+
+    >>> visible("a" + chr(27) + "[2J")
+    'a\\u001b[2J'
+    """
+    return _INVISIBLE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+def markdown_text(text: str) -> str:
+    r"""Return text on one line that Markdown shows as it is: no markup, link, image or HTML.
+
+    >>> markdown_text("a|b [c](d) _e_ f_g [0.1, 0.2]")
+    'a\\|b [c\\](d) \\_e\\_ f_g [0.1, 0.2]'
+    """
+    return _MARKDOWN.sub(lambda match: "\\" + match.group(), visible(" ".join(text.split())))
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table of plain text."""
+    head, *body = (f"| {' | '.join(map(markdown_text, cells))} |\n" for cells in [columns, *rows])
+    return "".join([head, f"|{'---|' * len(columns)}\n", *body])
+
+
+def csv_cell(cell: Any) -> Any:
+    """Return a cell of a CSV file: a number, or text that no spreadsheet reads as a formula.
+
+    Text that begins with ``= + - @``, their full-width forms, a tab or a line end gets an
+    apostrophe in front, unless it is a number such as ``-0.5``.
+    """
+    if not isinstance(cell, str):
+        return cell
+    text = visible(cell)
+    return f"'{text}" if text.startswith(_FORMULA) and not _is_number(text) else text
+
+
+def masked(text: str) -> str:
+    """Replace secrets by ``***``.
+
+    Secrets are credentials in URLs, keys in well-known formats, and the values of environment
+    variables whose name is that of a secret.
+
+    >>> masked("http://me:pw@host/v1?token=abc")
+    'http://***@host/v1?token=***'
+    """
+    for name, value in os.environ.items():
+        if len(value) >= 8 and SECRET_KEY.fullmatch(name):
+            text = text.replace(value, MASK)
+    return _SECRETS.sub(_mask, text)
+
+
+def masked_command(words: Sequence[str]) -> list[str]:
+    """Return a command line without the values of secret options."""
+    result, hide = [], False
+    for word in words:
+        option, equals, _ = word.partition("=")
+        name = option.lstrip("-").rpartition(".")[2].replace("-", "_")
+        is_secret = word.startswith("-") and SECRET_KEY.fullmatch(name) is not None
+        hidden = f"{option}={MASK}" if is_secret and equals else masked(word)
+        result.append(MASK if hide and not word.startswith("--") else hidden)
+        hide = is_secret and not equals
+    return result
+
+
+def secret_in(tree: Any) -> str | None:
+    """Return the dotted key of the first secret in plain data; None if there is none."""
+    return next(_secret_keys(tree, ""), None)
+
+
+class VisibleFormatter(logging.Formatter):
+    """Log lines without control codes and secrets."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message and its traceback."""
+        return masked(visible(super().format(record)))
+
+
+def set_up_logging(level: int) -> None:
+    """Write log messages to standard error, one line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def _mask(match: re.Match[str]) -> str:
+    prefix = next(filter(None, match.group("url", "query", "bearer")), "")
+    return prefix + MASK + ("@" if match["url"] else "")
+
+
+def _secret_keys(node: Any, key: str) -> Iterator[str]:
+    if isinstance(node, str) and node:
+        if SECRET_KEY.fullmatch(key.rpartition(".")[2]) or masked(node) != node:
+            yield key
+    elif isinstance(node, Mapping | list | tuple):
+        items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        for name, value in items:
+            yield from _secret_keys(value, f"{key}.{name}" if key else str(name))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return not math.isnan(float(text))
+    except ValueError:
+        return False
