@@ -20,6 +20,7 @@ import yaml
 from rlhf.common.files import is_unicode, read_json
 from rlhf.common.names import closest, nearest
 from rlhf.common.ranges import convert, shortened
+from rlhf.common.text import secret_in
 from rlhf.common.yaml_text import load_yaml
 from rlhf.config.help import Section, dataclass_in, sections_of
 from rlhf.errors import UserError
@@ -92,13 +93,22 @@ def read_value(key: str, text: str) -> Any:
 
 
 def assemble(sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Merge configurations into one tree of plain data, then set the overrides in it."""
+    """Merge configurations into one tree of plain data, then set the overrides in it.
+
+    Raises:
+        UserError: The tree contains a secret.
+    """
     tree: dict[str, Any] = {}
     for source in sources:
         is_mapping = isinstance(source, Mapping)
         tree = merge(tree, copy.deepcopy(dict(source)) if is_mapping else read_yaml(source))
     for key, value in overrides:
         set_key(tree, key, value)
+    if key := secret_in(tree):
+        raise UserError(
+            f"{key}: a configuration is written to files and pages and must not contain a key, a "
+            "token or a password: set an environment variable such as OPENAI_API_KEY or HF_TOKEN"
+        )
     return tree
 
 

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.text import masked_command
+
 
 def describe_machine() -> dict[str, Any]:
     """Return versions, hardware and command line, for ``environment.json``."""
@@ -29,7 +31,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "versions": versions,
         "commit": _commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": masked_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

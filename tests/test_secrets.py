@@ -1,0 +1,71 @@
+"""Keys, tokens and passwords reach no file, page or log line."""
+
+import logging
+import sys
+
+import pytest
+
+from rlhf.cli.main import main
+from rlhf.common.text import VisibleFormatter, masked, masked_command
+from rlhf.config.load import assemble
+from rlhf.errors import UserError
+from rlhf.runs.machine import describe_machine
+
+SECRETS = {
+    "rewards.0.url": "https://me:hunter2-hunter2@host:8000/v1",
+    "rewards.0.address": "http://host/v1?api_key=hunter2-hunter2",
+    "rewards.0.api_key": "hunter2-hunter2",
+    "rewards.0.options.password": "hunter2-hunter2",
+    "trainer.hub_token": "hunter2-hunter2",
+    "data.0.header": "Bearer hunter2-hunter2",
+    "model.path": "sk-hunter2-hunter2hunter2",
+}
+
+
+@pytest.mark.parametrize(("key", "value"), SECRETS.items())
+def test_a_secret_in_a_configuration_is_refused_by_its_key(key: str, value: str):
+    sources = [{"rewards": [{}], "data": [{}]}]
+    with pytest.raises(UserError) as caught:
+        assemble(sources, [(key, value)])
+    assert str(caught.value).startswith(f"{key}: ")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_settings_that_look_alike_are_accepted():
+    settings = {"eos_token": "<|im_end|>", "max_tokens": 5, "token_budget": "x", "api_key": ""}
+    settings |= {"url": "http://localhost:8000/v1", "path": "user@host/x", "key": "a/b:c@d"}
+    assert assemble([settings], []) == settings
+
+
+def test_a_refused_secret_leaves_no_directory(tmp_path, capsys: pytest.CaptureFixture):
+    out = tmp_path / "run"
+    url = SECRETS["rewards.0.url"]
+    words = ["ppo", "--output_dir", str(out), "--rewards", f"[{{kind: judge, url: '{url}'}}]"]
+    assert main(words) == 2
+    assert "rewards.0.url" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_recorded_command_line_has_no_secrets(monkeypatch: pytest.MonkeyPatch):
+    words = ["train.py", "--judge.api-key", "hunter2", "--hf_token=hunter2", "--seed", "3"]
+    words += [SECRETS["rewards.0.url"], "--eos_token", "<end>"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert describe_machine()["command"] == [
+        "train.py",
+        "--judge.api-key",
+        "***",
+        "--hf_token=***",
+        "--seed",
+        "3",
+        "https://***@host:8000/v1",
+        "--eos_token",
+        "<end>",
+    ]
+    assert masked_command(["x", "--token", "--seed", "1"]) == ["x", "--token", "--seed", "1"]
+
+
+def test_log_lines_and_values_of_the_environment_are_masked(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "plain-words-only")
+    record = logging.LogRecord("x", 20, "", 0, "sent plain-words-only", (), None)
+    assert VisibleFormatter("%(message)s").format(record) == "sent ***"
+    assert masked("see http://host/a?b=1#c, a@b.org") == "see http://host/a?b=1#c, a@b.org"
