@@ -53,7 +53,7 @@ def chat_template_kwargs(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 
 def folds_system(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether system messages are folded into the first user turn."""
+    """Return whether system messages are folded into the first user turn."""
     return bool(tokenizer.init_kwargs.get(_FOLD, False))
 
 

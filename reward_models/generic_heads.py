@@ -122,7 +122,7 @@ def with_head(causal: Any, labels: Mapping[str, Any], *, steps: bool) -> Any:
 
 
 def has_own_classifier(config: Any, *, steps: bool) -> bool:
-    """Whether Transformers has a classifier for the family of a configuration."""
+    """Return whether Transformers has a classifier for the family of a configuration."""
     return type(config) in _auto_class(steps)._model_mapping
 
 

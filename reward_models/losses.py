@@ -94,7 +94,7 @@ def cost_model(
 
 
 def regression(predictions: Tensor, targets: Tensor, *, num_targets: int) -> Tensor:
-    """Squared error summed over the known targets, divided by ``num_targets``. Scalar.
+    """Return the squared error summed over the known targets, divided by ``num_targets``. Scalar.
 
     Both are [B, K], one column per attribute; a missing rating is nan (ArmoRM, 2406.12845).
     ``num_targets`` counts the ratings of the *whole* batch.
@@ -105,7 +105,7 @@ def regression(predictions: Tensor, targets: Tensor, *, num_targets: int) -> Ten
 
 
 def step_ends(logits: Tensor, labels: Tensor, *, num_steps: int) -> Tensor:
-    """Cross entropy at step ends, divided by the ``num_steps`` of the whole batch. Scalar.
+    """Return cross entropy at step ends, divided by the ``num_steps`` of the whole batch. Scalar.
 
     ``logits`` [B, T, C] at every token, ``labels`` [B, T] the class of the step that ends at this
     token (0 wrong, 1 right), :data:`IGNORED` elsewhere (PRM800K, 2305.20050).

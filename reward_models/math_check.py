@@ -26,7 +26,7 @@ class _Late(Exception):
 
 
 def verdict(reference: str, reply: str, seconds: float | None = None) -> tuple[str, str]:
-    """Whether the final answer of a reply equals a reference.
+    """Return whether the final answer of a reply equals a reference.
 
     Args:
         reference: The right answer, in LaTeX or plain text.

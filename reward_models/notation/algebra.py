@@ -34,7 +34,7 @@ _NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "ce
 
 
 def same(reference: Node, answer: Node) -> bool:
-    """Whether an answer equals the reference.
+    """Return whether an answer equals the reference.
 
     Raises:
         NotUnderstood: A part of either has no value, such as a division by zero.
@@ -93,7 +93,7 @@ def _split_unit(node: Node) -> tuple[Node, str]:
 
 
 def _words(node: Node) -> tuple[str, ...] | None:
-    """The words of an answer that consists of words; a single letter is also a word."""
+    """Return the words of an answer that consists of words; a single letter is also a word."""
     if node.kind == "text":
         assert isinstance(node.data, tuple)
         return tuple(sorted(node.data))
@@ -110,7 +110,7 @@ def _words(node: Node) -> tuple[str, ...] | None:
 
 
 def _alternatives(node: Node) -> list[Node]:
-    """The alternatives of a list, a set or a sign such as ±; a set in a set is one of them."""
+    """Return alternatives of a list, a set or a sign such as ±; a set in a set is one of them."""
     if node.kind in ("list", "set"):
         nested = [[c] if c.kind == node.kind == "set" else _alternatives(c) for c in node.args]
         return [alternative for alternatives in nested for alternative in alternatives]
@@ -150,7 +150,7 @@ def _distinct(items: list[Node]) -> list[Node]:
 
 
 def _values(items: list[Node]) -> list[Node]:
-    """The values of ``x = 1, x = 2`` or ``x = 1, 2``, without the common name."""
+    """Return the values of ``x = 1, x = 2`` or ``x = 1, 2``, without the common name."""
     names = {item.args[0] for item in items if _is_binding(item)}
     others = [item for item in items if not _is_binding(item)]
     if len(names) != 1 or any(item.kind == "relation" for item in others):
@@ -166,12 +166,12 @@ def _same_items(reference: Node, answer: Node) -> bool:
 
 
 def _is_binding(node: Node) -> bool:
-    """Whether the node assigns a value to a name: ``x = 5`` or ``f(x) = 2x``."""
+    """Return whether the node assigns a value to a name: ``x = 5`` or ``f(x) = 2x``."""
     return node.kind == "relation" and set(_operators(node)) == {"="} and _is_name(node.args[0])
 
 
 def _is_name(node: Node) -> bool:
-    """Whether the node is a variable, a function application or a pair of variables."""
+    """Return whether the node is a variable, a function application or a pair of variables."""
     if node.kind == "brackets":
         return all(child.kind == "symbol" for child in node.args)
     return node.kind in ("symbol", "applied")
@@ -208,7 +208,7 @@ def _is_expression(node: Node) -> bool:
 
 
 def _unbound(reference: Node, answer: Node) -> tuple[Node, Node]:
-    """Both answers, without a name that only one of them assigns to the value."""
+    """Return both answers, without a name that only one of them assigns to the value."""
     if (
         _is_binding(answer)
         and reference.kind != "relation"
@@ -230,7 +230,7 @@ def _membership(node: Node, other: Node) -> Node:
 
 
 def _subtrees(node: Node) -> Iterator[Node]:
-    """The node and all nodes below it."""
+    """Return the node and all nodes below it."""
     yield node
     for child in node.args:
         yield from _subtrees(child)
@@ -259,7 +259,7 @@ def _same_relations(reference: Node, answer: Node) -> bool:
 
 
 def _difference(node: Node) -> tuple[Any, str]:
-    """The difference of both sides of a relation, and its operator without "<" and "<="."""
+    """Return the difference of both sides of a relation, and its operator without "<" and "<="."""
     left, right = (expression(child) for child in node.args)
     operator = _operators(node)[0]
     if operator in ("<", "<="):
@@ -268,7 +268,7 @@ def _difference(node: Node) -> tuple[Any, str]:
 
 
 def _ratio(first: Any, second: Any) -> Any:
-    """The constant ratio of ``first`` to ``second``, or None."""
+    """Return the constant ratio of ``first`` to ``second``, or None."""
     for point in _points(first.free_symbols | second.free_symbols):
         a, b = first.subs(point), second.subs(point)
         if equal(b, sp.Integer(0)) or not b.is_finite or not a.is_finite:
@@ -282,7 +282,7 @@ def _ratio(first: Any, second: Any) -> Any:
 
 
 def _is_condition(node: Node) -> bool:
-    """Whether the node is a list of inequalities."""
+    """Return whether the node is a list of inequalities."""
     is_joined = node.kind == "list" and node.data in _CONDITIONS
     return is_joined and all(_is_inequality(child) for child in node.args)
 
@@ -316,7 +316,7 @@ def _same_sets(reference: Node, answer: Node) -> bool:
 
 
 def _as_set(node: Node) -> Any:
-    """The set of real numbers that ``node`` describes, or None."""
+    """Return the set of real numbers that ``node`` describes, or None."""
     if node.kind == "brackets" and len(node.args) == 2:
         return _interval(node)
     if node.kind == "set":
@@ -343,7 +343,7 @@ def _interval(node: Node) -> Any:
 
 
 def _solutions(node: Node) -> Any:
-    """The numbers that satisfy a chain of inequalities in one variable."""
+    """Return the numbers that satisfy a chain of inequalities in one variable."""
     parts = [expression(child) for child in node.args]
     symbols = set().union(*(part.free_symbols for part in parts))
     if len(symbols) != 1:
@@ -361,7 +361,7 @@ def _solutions(node: Node) -> Any:
 
 
 def _pieces(real_set: Any) -> list[tuple]:
-    """Intervals and points of a set in order: their ends, and whether the ends are open."""
+    """Return intervals and points of a set in order: their ends, and whether the ends are open."""
     parts = real_set.args if isinstance(real_set, sp.Union) else (real_set,)
     pieces: list[tuple] = []
     for part in parts:
@@ -380,7 +380,7 @@ def _pieces(real_set: Any) -> list[tuple]:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether sympy proves that two expressions are equal everywhere."""
+    """Return whether sympy proves that two expressions are equal everywhere."""
     if a == b:
         return True
     if any(x.has(sp.oo, -sp.oo, sp.zoo, sp.nan) for x in (a, b)):
@@ -402,7 +402,7 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def _differs(difference: Any) -> bool:
-    """Whether the difference is clearly nonzero at some point."""
+    """Return whether the difference is clearly nonzero at some point."""
     for point in _points(difference.free_symbols):
         value = sp.N(difference.subs(point), _DIGITS)
         if value.is_number and value.is_finite and abs(value) > _TINY:
@@ -411,7 +411,7 @@ def _differs(difference: Any) -> bool:
 
 
 def _points(symbols: Iterable[Any]) -> Iterator[dict[Any, Any]]:
-    """Three points at which expressions are compared before a proof is attempted."""
+    """Return three points at which expressions are compared before a proof is attempted."""
     names = sorted(symbols, key=str)
     starts = (sp.Rational(7, 5), sp.Rational(-11, 13), sp.Rational(23, 3))
     for k, start in enumerate(starts if names else starts[:1]):
@@ -420,7 +420,7 @@ def _points(symbols: Iterable[Any]) -> Iterator[dict[Any, Any]]:
 
 
 def expression(node: Node, *, angle: bool = False) -> Any:
-    """``node`` as a sympy expression over real variables; large powers are rejected, not computed.
+    """Return ``node`` as a sympy expression over real variables; large powers are rejected.
 
     Raises:
         NotUnderstood: The node is not an expression, or it has no value.
@@ -473,7 +473,7 @@ def _root(radicand: Any, index: Any) -> Any:
 
 
 def _combinatorial(function: Any, *numbers: Any) -> Any:
-    """A factorial or a binomial coefficient of numbers that are not too large."""
+    """Return a factorial or a binomial coefficient of numbers that are not too large."""
     for number in numbers:
         if number.is_number and not (number.is_Integer and 0 <= number <= _MAX_FACTORIAL):
             raise NotUnderstood("number too large")

@@ -178,7 +178,7 @@ class _MathReader(TokenReader):
                 return node
 
     def _starts_factor(self) -> bool:
-        """Whether the next token begins a factor without a multiplication sign."""
+        """Return whether the next token begins a factor without a multiplication sign."""
         token = self.peek()
         if token.kind == "word":
             return self._is_letters(token)
@@ -187,7 +187,7 @@ class _MathReader(TokenReader):
         return token.is_op("(", "{") or (token.is_op("|") and not self.bars)
 
     def _is_letters(self, token: Token) -> bool:
-        """Whether a word is a function, a variable, or a product of variables."""
+        """Return whether a word is a function, a variable, or a product of variables."""
         word = token.text
         if word in _FUNCTIONS or word in _CONSTANTS or word in _LETTERS or word in ("sqrt", "cbrt"):
             return not token.prose
@@ -535,7 +535,7 @@ def _letter(letter: str) -> Node:
 
 
 def _differential(node: Node) -> bool:
-    """Whether the node is the letter d before a variable, as in dy/dx."""
+    """Return whether the node is the letter d before a variable, as in dy/dx."""
     if node.kind == "letters":
         node = node.args[0]
     letters = [part.data for part in node.args]

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 
 def word_set(text: str) -> frozenset[str]:
-    """The set of words of ``text``."""
+    """Return the set of words of ``text``."""
     return frozenset(text.split())
 
 
@@ -48,11 +48,11 @@ class Token:
     """Groups of digits of a number such as 1,035, which is a list between brackets."""
 
     def is_op(self, *texts: str) -> bool:
-        """Whether it is one of these operators."""
+        """Return whether it is one of these operators."""
         return self.kind == "operator" and self.text in texts
 
     def is_command(self, *names: str) -> bool:
-        """Whether it is one of these LaTeX commands."""
+        """Return whether it is one of these LaTeX commands."""
         return self.kind == "command" and self.text in names
 
 
@@ -197,7 +197,7 @@ class _Lexer:
         return self._add(kind, letter, start, start + 1)
 
     def _tilde(self, start: int) -> int:
-        """A LaTeX space between two symbols, else the sign for "about"."""
+        """Return a LaTeX space between two symbols, else the sign for "about"."""
         around = self.text[max(0, start - 1) : start], self.text[start + 1 : start + 2]
         if all(c and not c.isspace() for c in around):
             self.spaced = True
@@ -329,7 +329,7 @@ def _ascii(digits: str) -> str:
 
 
 def closing_positions(text: str) -> dict[int, int]:
-    """Position of each opening brace or dollar sign -> position of the closing one.
+    """Return opening position -> closing position for every brace and dollar sign.
 
     Escaped braces and dollar signs are ignored.
     """

@@ -19,7 +19,7 @@ _STARTS_WITH_ANSWER = re.compile(
 
 
 def after_thinking(text: str) -> str:
-    """``text`` without its reasoning in ``<think>`` blocks."""
+    """Return ``text`` without its reasoning in ``<think>`` blocks."""
     text = text.rpartition("</think>")[2]
     return text.partition("<think>")[0]
 
@@ -40,7 +40,7 @@ def last_box(text: str) -> tuple[int, int, str] | None:
 
 
 def answer_segment(reply: str) -> tuple[str, str, str]:
-    """The part of a reply with its answer, and the texts before and after a box.
+    """Return the part of a reply with its answer, and the texts before and after a box.
 
     First, the last ``<answer>`` tag is selected, or the reply without its reasoning. In it, the
     answer is the last box or the line after the last ``####``, whichever comes later; otherwise it
@@ -67,7 +67,7 @@ def answer_segment(reply: str) -> tuple[str, str, str]:
 
 
 def is_box(reply: str) -> bool:
-    """Whether ``reply`` consists of a box."""
+    """Return whether ``reply`` consists of a box."""
     return _BOX.match(reply.strip()) is not None
 
 
@@ -84,7 +84,7 @@ def _refuse_alternative_box(before: str, content: str) -> None:
 
 
 def _after_mark(text: str) -> str:
-    """The line after ``####``, or the lines after it if that line is empty or a heading."""
+    """Return the line after ``####``, or the lines after it if that line is empty or a heading."""
     line, _, rest = text.partition("\n")
     is_heading = _HEADING.fullmatch(line[:200]) is not None
     if not rest.strip() or (_STARTS_WITH_ANSWER.match(line[:200]) and not is_heading):

@@ -131,7 +131,7 @@ class Statement:
 
 
 def reply_segment(reply: str) -> tuple[str, bool]:
-    """The part of a reply with its answer, without Markdown, and whether it is a box.
+    """Return the part of a reply with its answer, without Markdown, and whether it is a box.
 
     Raises:
         NotUnderstood: A mark is not closed, or the text around a box contradicts it.
@@ -147,7 +147,7 @@ def reply_segment(reply: str) -> tuple[str, bool]:
 
 
 def final_statement(segment: str, *, numbers_only: bool) -> Statement:
-    """The final answer in a segment.
+    """Return the final answer in a segment.
 
     Args:
         segment: Result of ``reply_segment``.
@@ -170,7 +170,7 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
 
 
 def plain(text: str) -> str:
-    """``text`` without Markdown.
+    """Return ``text`` without Markdown.
 
     Raises:
         NotUnderstood: A part is struck out, or a bullet may be a minus sign.
@@ -207,20 +207,20 @@ def _is_symbol(tokens: list[Token], i: int) -> bool:
 
 
 def _neighbors(tokens: list[Token], i: int) -> tuple[Token, Token]:
-    """The tokens before and after one; beyond the ends a token of kind ``none``."""
+    """Return the tokens before and after one; beyond the ends a token of kind ``none``."""
     none = Token("none", "", -1, -1)
     before = tokens[i - 1] if i else none
     return before, tokens[i + 1] if i + 1 < len(tokens) else none
 
 
 def _is_prime(before: Token, token: Token) -> bool:
-    """Whether an apostrophe is the sign of a derivative: f'(x)."""
+    """Return whether an apostrophe is the sign of a derivative: f'(x)."""
     letter = before.kind == "word" and len(before.text) == 1
     return token.text in "'’" and letter and not token.spaced
 
 
 def _inside(tokens: list[Token], i: int) -> bool:
-    """Whether a separator is directly between two symbols of one expression."""
+    """Return whether a separator is directly between two symbols of one expression."""
     before, after = _neighbors(tokens, i)
     if "none" in (before.kind, after.kind):
         return False
@@ -236,7 +236,7 @@ def _inside(tokens: list[Token], i: int) -> bool:
 
 
 def _is_variable(tokens: list[Token], i: int) -> bool:
-    """Whether a word of plain text is a function, a variable, or a product of variables."""
+    """Return whether a word of plain text is a function, a variable, or a product of variables."""
     token, word = tokens[i], tokens[i].text
     before, after = _neighbors(tokens, i)
     glued_before = not token.spaced and before.kind in ("number", "operator", "command")
@@ -259,7 +259,7 @@ def _is_variable(tokens: list[Token], i: int) -> bool:
 
 
 def _last_run(tokens: list[Token], numbers_only: bool) -> tuple[int, int]:
-    """First and last token of the last run that can be an answer."""
+    """Return the first and last token of the last run that can be an answer."""
     end = len(tokens) - 1
     while end >= 0:
         if not _is_symbol(tokens, end):
@@ -282,7 +282,7 @@ def _can_answer(run: list[Token], numbers_only: bool) -> bool:
 
 
 def _trim(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
-    """The run without the sentence's punctuation at its ends."""
+    """Return the run without the sentence's punctuation at its ends."""
     while end > start and (
         tokens[end].kind == "delimiter"
         or tokens[end].is_op(",", ";", ":")
@@ -297,7 +297,7 @@ def _trim(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
 
 
 def _unpaired(tokens: list[Token], start: int, end: int) -> bool:
-    """Whether the closing bracket at ``end`` was opened in the sentence before the run."""
+    """Return whether the closing bracket at ``end`` was opened in the sentence before the run."""
     if not tokens[end].is_op(")"):
         return False
     run = tokens[start : end + 1]
@@ -360,7 +360,7 @@ def _check_before(text: str, tokens: list[Token], first: int, run: str) -> None:
 
 
 def _is_signed(tokens: list[Token], first: int) -> bool:
-    """Whether "minus" or "negative" before the run is its sign, and not a subtraction."""
+    """Return whether "minus" or "negative" before the run is its sign, and not a subtraction."""
     if first == 0 or tokens[first - 1].text.lower() not in ("minus", "negative"):
         return False
     return first == 1 or tokens[first - 2].kind != "number"

@@ -35,7 +35,7 @@ class Quantity:
     """The unit in the spelling of ``units``; empty if there is none."""
 
     def matches(self, other: Quantity, *, tolerance: Fraction = Fraction(0)) -> bool:
-        """Whether ``other``, from a reply, has this value and no different unit."""
+        """Return whether ``other``, from a reply, has this value and no different unit."""
         near = abs(self.value - other.value) <= tolerance
         return near and units.agree(self.unit, other.unit)
 
@@ -93,7 +93,7 @@ def read_final_quantity(reply: str) -> Quantity:
 
 
 def unit_words(words: str) -> str:
-    """The scale words and known units at the start of ``words``."""
+    """Return the scale words and known units at the start of ``words``."""
     selected: list[str] = []
     words = re.sub(r"\\(?:text|mbox|mathrm)\b", "", words.split(",")[0])
     for word in re.findall(r"[^\W\d_]+|%|°", words)[:4]:
@@ -112,7 +112,7 @@ def unit_words(words: str) -> str:
 
 
 def _without_ends(tokens: list[Token]) -> list[Token]:
-    """The tokens without surrounding line breaks, quotation marks and the full stop."""
+    """Return the tokens without surrounding line breaks, quotation marks and the full stop."""
     start, end = 0, len(tokens)
     while end > start and (
         tokens[end - 1].kind == "line" or tokens[end - 1].text in _CLOSING_MARKS

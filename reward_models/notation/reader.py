@@ -20,7 +20,7 @@ class TokenReader:
         self.tokens, self.position, self._depth = list(tokens), 0, 0
 
     def peek(self, ahead: int = 0) -> Token:
-        """The next token or one after it; beyond both ends a token of kind ``end``."""
+        """Return the next token or one after it; beyond both ends a token of kind ``end``."""
         position = self.position + ahead
         return self.tokens[position] if 0 <= position < len(self.tokens) else _END
 
@@ -104,7 +104,7 @@ class TokenReader:
 
 
 def mixed_number(whole: Fraction, top: Fraction, bottom: Fraction) -> Fraction:
-    """The value of a mixed number such as 5 1/2.
+    """Return the value of a mixed number such as 5 1/2.
 
     Raises:
         NotUnderstood: The fraction is not between 0 and 1.

@@ -73,14 +73,14 @@ NOT_UNITS = word_set(
 
 
 def known_unit(word: str) -> str | None:
-    """The canonical spelling of the unit ``word``; None if it is not a unit."""
+    """Return the canonical spelling of the unit ``word``; None if it is not a unit."""
     if word in _KNOWN:
         return _KNOWN[word]
     return None if len(word) == 1 else _KNOWN.get(word.lower())  # M is no meter
 
 
 def canonical(names: list[str]) -> str:
-    """The canonical spelling of a unit of one or more words: ``square meters`` is ``m^2``."""
+    """Return canonical spelling of a unit of one or more words: ``square meters`` is ``m^2``."""
     if [word.lower() for word in names] == ["per", "cent"]:
         return PERCENT
     parts, power = [], ""
@@ -103,5 +103,5 @@ def _singular(word: str) -> str:
 
 
 def agree(reference: str, reply: str) -> bool:
-    """Whether two units are equal or at least one of them is missing."""
+    """Return whether two units are equal or at least one of them is missing."""
     return not reference or not reply or reference == reply

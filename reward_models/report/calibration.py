@@ -81,5 +81,5 @@ def fit_temperature(margins: np.ndarray) -> float:
 
 
 def _slope(margins: np.ndarray, inverse_temperature: float) -> float:
-    """Derivative of the mean log-likelihood with respect to 1 / temperature; decreasing."""
+    """Return derivative of the mean log-likelihood with respect to 1 / temperature; decreasing."""
     return float((margins * expit(-margins * inverse_temperature)).mean())

@@ -100,7 +100,7 @@ def stress_tests(
 def _passed(
     change: np.ndarray, groups: Sequence[str], interval: dict[str, float], expect: str
 ) -> bool | None:
-    """Whether the score changed as expected; None if the data do not decide."""
+    """Return whether the score changed as expected; None if the data do not decide."""
     low, high = interval["low"], interval["high"]
     if not np.isfinite(low) and change.size:
         # Without an interval (equal changes have no spread) the exact sign-flip test decides.

@@ -30,7 +30,7 @@ class Arguments:
     """The given flags, a subset of FLAGS."""
 
     def has(self, *flags: str) -> bool:
-        """Whether any of the flags was given."""
+        """Return whether any of the flags was given."""
         return not self.flags.isdisjoint(flags)
 
     def per_call(self, command: str, keys: Sequence[str], config: type) -> list[Arguments]:

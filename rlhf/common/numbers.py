@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is a finite int or float; bool does not count."""
+    """Return whether `value` is a finite int or float; bool does not count."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

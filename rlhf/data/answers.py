@@ -13,7 +13,7 @@ FINAL_MARK = "####"
 
 
 def reference_answer(value: Any) -> Answer | None:
-    """The answer in a cell, or None if it contains none.
+    """Return the answer in a cell, or None if it contains none.
 
     Numbers become their shortest text (42.0 is "42"). A list becomes a list of alternatives. A text
     with `####` gives the text after the last marker. An object gives the value of its key `target`,
@@ -38,7 +38,7 @@ def reference_answer(value: Any) -> Answer | None:
 
 
 def boxed(text: str) -> str | None:
-    r"""The content of the last \boxed{...} with balanced braces; None without one."""
+    r"""Return content of the last \boxed{...} with balanced braces, or None if there is none."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None

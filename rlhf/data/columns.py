@@ -133,7 +133,7 @@ class Layout:
 def find_layouts(
     kind: Kind, table: Sequence[Row], present: Collection[str], spec: DataSpec, *, facts: bool
 ) -> list[Layout]:
-    """All layouts with which rows of the table can be read, the best first.
+    """Return all layouts with which rows of the table can be read, the best first.
 
     A mapping takes precedence over names, and layouts that use mapped fields come first. With
     `facts`, every kind has the optional fields `answer` and `tests`.
@@ -166,7 +166,7 @@ def _with_extras(
     present: Collection[str],
     mapping: Columns,
 ) -> dict[str, str]:
-    """The columns of required and optional fields; an optional field may have none."""
+    """Return the columns of required and optional fields; an optional field may have none."""
     for field in extras:
         if field not in columns:
             taken = {column for column in columns.values() if column}
@@ -191,7 +191,7 @@ def column_of(
 
 
 def cell_of(row: Row, path: str) -> Any:
-    """The value of a column, or at a path such as `a.b.0` inside a column; None if missing."""
+    """Return value of a column, or at a path such as `a.b.0` inside a column; None if missing."""
     if path in row:
         return row[path]
     cell: Any = row
@@ -211,7 +211,7 @@ def _is_index(step: str) -> bool:
 
 
 def root_of(path: str, present: Collection[str]) -> str:
-    """The column that a path starts with."""
+    """Return the column that a path starts with."""
     return path if path in present else path.partition(".")[0]
 
 

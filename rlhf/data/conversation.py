@@ -39,12 +39,12 @@ def check_turns(messages: Sequence[Message]) -> None:
 
 
 def is_silent(turn: Message) -> bool:
-    """Whether a turn has neither text nor tool calls and is not the result of a tool."""
+    """Return whether a turn has neither text nor tool calls and is not the result of a tool."""
     return not (turn["content"].strip() or turn.get("tool_calls") or turn["role"] == "tool")
 
 
 def checked_prompt(messages: Conversation) -> Conversation:
-    """`messages` if they are a valid prompt; raises RowDropped otherwise."""
+    """Return `messages` if they are a valid prompt, else raise RowDropped."""
     if messages and messages[-1] == {"role": "assistant", "content": ""}:
         messages = messages[:-1]  # the open "\n\nAssistant:" that ends a dialogue prompt
     if not any(turn["role"] == "user" and turn["content"].strip() for turn in messages):
@@ -58,7 +58,7 @@ def checked_prompt(messages: Conversation) -> Conversation:
 
 
 def checked_reply(messages: Conversation) -> Conversation:
-    """`messages` if they are a valid reply; raises RowDropped otherwise."""
+    """Return `messages` if they are a valid reply, else raise RowDropped."""
     if not messages or any(is_silent(turn) for turn in messages):
         raise RowDropped("empty reply")
     if any(turn["role"] not in ("assistant", "tool") for turn in messages):
@@ -72,7 +72,7 @@ def checked_reply(messages: Conversation) -> Conversation:
 def split_reply(
     prompt: Conversation, value: Any, notes: Notes
 ) -> tuple[Conversation, Conversation]:
-    """(prompt, reply) of a reply cell: text, messages, or a conversation that repeats `prompt`.
+    """Return (prompt, reply) of a reply cell: text, messages, or a conversation with the prompt.
 
     A system message at the start of the cell becomes part of the prompt.
 
@@ -97,7 +97,7 @@ def split_reply(
 
 
 def same_turns(first: Sequence[Message], second: Sequence[Message]) -> bool:
-    """Whether two sequences of turns are equal, without white space at the ends of turns."""
+    """Return whether two sequences of turns are equal, without white space at the ends of turns."""
     return [_content_of(turn) for turn in first] == [_content_of(turn) for turn in second]
 
 
@@ -106,17 +106,17 @@ def _content_of(turn: Message) -> tuple[Any, ...]:
 
 
 def reasoning_of(turn: Message) -> str:
-    """The reasoning of a turn, or an empty text."""
+    """Return the reasoning of a turn, or an empty text."""
     return (turn.get("reasoning_content") or "").strip()
 
 
 def without_system(messages: Conversation) -> Conversation:
-    """`messages` without a leading system turn."""
+    """Return `messages` without a leading system turn."""
     return messages[1:] if messages and messages[0]["role"] == "system" else messages
 
 
 def after_system(messages: Sequence[Message], more: Sequence[Message]) -> Conversation:
-    """`messages` with `more` inserted after a leading system turn."""
+    """Return `messages` with `more` inserted after a leading system turn."""
     rest = without_system(list(messages))
     return [*messages[: len(messages) - len(rest)], *more, *rest]
 
@@ -129,14 +129,14 @@ def labelled_conversation(row: Mapping[str, Any]) -> Conversation:
 
 
 def split_last_reply(messages: Conversation, notes: Notes) -> tuple[Conversation, Conversation]:
-    """(prompt, last assistant turn); turns after it have no reply and are ignored."""
+    """Return (prompt, last assistant turn); turns after it have no reply and are ignored."""
     _, last = _replies(messages, notes)
     check_turns(messages[: last + 1])
     return checked_prompt(messages[:last]), checked_reply(messages[last : last + 1])
 
 
 def split_first_reply(messages: Conversation, notes: Notes) -> tuple[Conversation, Conversation]:
-    """(prompt, turns from the first to the last assistant turn); later turns are ignored.
+    """Return (prompt, turns from the first to the last assistant turn); later ones are ignored.
 
     Raises:
         RowDropped: The conversation is not valid, or all replies have weight 0.
@@ -158,7 +158,7 @@ def check_weights(completion: Conversation) -> None:
 
 
 def _replies(messages: Conversation, notes: Notes) -> tuple[int, int]:
-    """Indices of the first and the last assistant turn."""
+    """Return the indices of the first and the last assistant turn."""
     replies = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
     if not replies:
         raise RowDropped("no assistant turn")
@@ -168,7 +168,7 @@ def _replies(messages: Conversation, notes: Notes) -> tuple[int, int]:
 
 
 def split_pair(chosen: Conversation, rejected: Conversation) -> tuple[Conversation, ...]:
-    """(prompt, chosen reply, rejected reply) of two conversations with a common prompt.
+    """Return (prompt, chosen, rejected) of two conversations with a common prompt.
 
     The prompt is the longest common prefix; assistant turns must follow it in both conversations.
     """

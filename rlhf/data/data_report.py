@@ -31,7 +31,7 @@ class DataReport:
         return all(finding.level != "fault" for finding in self.findings)
 
     def verdict(self) -> str:
-        """The faults in one line."""
+        """Return the faults in one line."""
         faults = [finding for finding in self.findings if finding.level == "fault"]
         if not faults:
             return f"no fault found in {self.total:,} rows"
@@ -39,7 +39,7 @@ class DataReport:
         return f"{len(faults)} fault{'s' * (len(faults) > 1)} in {self.total:,} rows: {named}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON types."""
+        """Return the report as JSON types."""
         return {
             "ok": self.ok,
             "verdict": self.verdict(),
@@ -49,7 +49,7 @@ class DataReport:
         }
 
     def to_markdown(self) -> str:
-        """The report as Markdown: verdict, findings with quoted rows, table of lengths."""
+        """Return the report as Markdown: verdict, findings with quoted rows, table of lengths."""
         verdict = self.verdict()
         lines = [f"**{verdict[0].upper()}{verdict[1:]}.**", ""]
         for f in self.findings:

@@ -24,7 +24,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def read_rows(spec: DataSpec) -> Sequence[Row]:
-    """All rows of `spec.path`, unchanged.
+    """Return all rows of `spec.path`, unchanged.
 
     A local path takes precedence over a hub id with the same name.
 
@@ -88,7 +88,7 @@ def _read_csv(path: Path) -> list[Row]:
 
 
 def _read_text(path: Path) -> list[Row]:
-    """Paragraphs separated by blank lines; without blank lines, one row per line."""
+    """Return the paragraphs separated by blank lines; without blank lines, one row per line."""
     with open_text(path) as stream:
         content = stream.read().strip()
     blocks = re.split(r"\n\s*\n", content)

@@ -89,7 +89,7 @@ def convert(
 def _with_systems(
     prompt: Conversation, cell: Any, default: str | None, notes: Notes
 ) -> Conversation:
-    """The prompt with its own system message, else that of the row, else that of the source."""
+    """Return prompt with its own system message, else that of the row, else that of the source."""
     if is_filled(cell) and not isinstance(cell, str):
         notes.add("system column that is not text")
         cell = None
@@ -132,7 +132,7 @@ def _check_unicode(result: Mapping[str, Any]) -> None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in a cell: a text, messages, or lists and objects of these."""
+    """Return all texts in a cell: a text, messages, or lists and objects of these."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -158,7 +158,7 @@ def _prompt(cells: Cells, notes: Notes) -> Conversation:
 
 
 def _history(value: Any, notes: Notes) -> Conversation:
-    """Earlier turns from a list of [question, answer] pairs or of messages."""
+    """Return the earlier turns from a list of [question, answer] pairs or of messages."""
     value = decode_json(value)
     if value in (None, "", []):
         return []
@@ -178,7 +178,7 @@ def _history(value: Any, notes: Notes) -> Conversation:
 def _reply(
     cells: Cells, field: str, prompt: Conversation, notes: Notes
 ) -> tuple[Conversation, Conversation]:
-    """(prompt, reply); a system message in the reply cell is moved to the prompt."""
+    """Return (prompt, reply); a system message in the reply cell is moved to the prompt."""
     value, cell = cells[field], cells.get("prompt")
     if isinstance(value, str) and isinstance(cell, str) and is_dialogue(cell):
         value = value.removeprefix(cell)
@@ -232,14 +232,14 @@ def _opens_with_prompt(value: Any) -> bool:
 
 
 def _role(turn: Any) -> str | None:
-    """The canonical role of a message, as yet unparsed; None if it has none."""
+    """Return the canonical role of a message, as yet unparsed; None if it has none."""
     if not isinstance(turn, Mapping):
         return None
     return ROLES.get(str(turn.get("role", turn.get("from"))).lower())
 
 
 def _as_prompt(messages: Any) -> Any:
-    """The `messages` of a pair of bare replies as a prompt, without trailing assistant turns."""
+    """Return `messages` of a pair of bare replies as a prompt, without trailing assistant turns."""
     messages = decode_json(messages)
     while isinstance(messages, list) and messages and _role(messages[-1]) == "assistant":
         messages = messages[:-1]
@@ -247,7 +247,7 @@ def _as_prompt(messages: Any) -> Any:
 
 
 def _whole_pair(cells: Cells, sides: list[Any], notes: Notes) -> tuple[Conversation, ...]:
-    """A pair of complete conversations that must begin with the row's prompt."""
+    """Return a pair of complete conversations that must begin with the row's prompt."""
     cell_prompt = _prompt(cells, notes)
     prompt, chosen, rejected = split_pair(*(_messages(value, notes) for value in sides))
     expected, turns = without_system(cell_prompt), without_system(prompt)
@@ -287,7 +287,7 @@ def _preference(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _margin(cells: Cells, notes: Notes) -> float | None:
-    """The margin column, else the difference of both scores; None if the row has neither."""
+    """Return the margin column, else the difference of both scores; None if the row has neither."""
     margin = cells.pop("margin", None)
     scores = [cells.get(f"{side}_score") for side in ("chosen", "rejected")]
     try:
@@ -304,7 +304,7 @@ def _margin(cells: Cells, notes: Notes) -> float | None:
 
 
 def _has_value(value: Any) -> bool:
-    """Whether a cell has a value; missing values are empty text in CSV and nan in pandas."""
+    """Return whether a cell has a value; missing values are empty text in CSV and nan in pandas."""
     return value is not None and value != "" and value == value
 
 
@@ -313,7 +313,7 @@ SECOND = ("b", "model_b", "response_b", "second", "chosen_b", "right")
 
 
 def judged_pair(cells: Cells) -> dict[str, Any]:
-    """`chosen`, `rejected` and, from scores, `margin` of two replies and their winner.
+    """Return `chosen`, `rejected` and, from scores, `margin` of two replies and their winner.
 
     The winner is a, b, model_a, model_b, the index of the reply (0 or 1), or a tie.
 
@@ -360,7 +360,7 @@ def _prompt_only(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _first_turn(value: Any, notes: Notes) -> Conversation:
-    """The prompt of MT-Bench and Arena-Hard rows: the first user turn."""
+    """Return the prompt of MT-Bench and Arena-Hard rows: the first user turn."""
     value = decode_json(value)
     if not isinstance(value, list) or not value:
         raise RowDropped("turns are not a list of texts")
@@ -418,7 +418,7 @@ def _steps(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def number(value: Any, field: str) -> int | float:
-    """The number in a cell, as int if it is integral text or an int.
+    """Return the number in a cell, as int if it is integral text or an int.
 
     Raises:
         RowDropped: The cell is neither a finite number nor text of one.

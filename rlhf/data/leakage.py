@@ -25,7 +25,7 @@ def shared_prompts(
 def overlapping_prompts(
     rows: Sequence[Mapping[str, Any]], against: Sequence[Mapping[str, Any]]
 ) -> list[int]:
-    """Indices of `rows` whose prompt shares 13 consecutive words with a prompt of `against`.
+    """Return indices of `rows` whose prompt shares 13 consecutive words with a prompt of `against`.
 
     Punctuation and case are ignored. Prompts of fewer than 13 words never overlap.
     """

@@ -55,7 +55,7 @@ class Loaded:
     """Path -> the public schema as which it was read, if any."""
 
     def summary(self) -> str:
-        """One line: rows used, dropped by reason, and unused, and the columns not read."""
+        """Return a line with rows used, dropped by reason, and unused, and the columns not read."""
         line = f"{len(self.rows):,} of {self.total:,} rows"
         if self.dropped:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
@@ -67,7 +67,7 @@ class Loaded:
         return "; ".join([line, *self.account()])
 
     def account(self) -> list[str]:
-        """How columns were read: the schema, unused columns, and ignored parts of cells."""
+        """Return how columns were read: the schema, unused columns, and ignored parts of cells."""
         several = len(self.sources) > 1
 
         def by_source(texts: dict[str, str]) -> str:
@@ -163,7 +163,7 @@ def logged_rows(
 
 
 def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> list[int]:
-    """Number of rows of each source in the largest mixture with these weights.
+    """Return the number of rows of each source in the largest mixture with these weights.
 
     All rows are used of the source with the fewest rows relative to its weight. Every source has at
     least one row. Without weights, all rows of all sources are used.

@@ -73,7 +73,7 @@ def is_dialogue(text: str) -> bool:
 
 
 def parse_dialogue(text: str) -> Conversation:
-    r"""Messages of an HH-RLHF dialogue ("\n\nHuman: ...\n\nAssistant: ...").
+    r"""Return the messages of an HH-RLHF dialogue ("\n\nHuman: ...\n\nAssistant: ...").
 
     Only a marker after a blank line begins a turn. Turns are stripped and may be empty, such as the
     "\n\nAssistant:" at the end of a prompt.
@@ -86,7 +86,7 @@ def parse_dialogue(text: str) -> Conversation:
 
 
 def as_conversation(value: Any, notes: Notes) -> Conversation:
-    """Text, a dialogue, one message, or a list of messages as a conversation.
+    """Return text, a dialogue, one message, or a list of messages as a conversation.
 
     Plain text is one user turn; None is an empty conversation.
     """
@@ -114,7 +114,7 @@ def _from_text(text: str) -> Conversation:
 
 
 def decode_json(value: Any) -> Any:
-    """The list or object in a text cell with JSON, as in CSV files; else `value`."""
+    """Return the list or object in a text cell with JSON, as in CSV files; else `value`."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
@@ -194,7 +194,7 @@ def _read_reply_keys(
 
 
 def _content(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
-    """(text or None, reasoning, tool calls) of a content value: text, None, or a list of parts."""
+    """Return (text or None, reasoning, tool calls) of content: text, None, or a list of parts."""
     if value is None or isinstance(value, str):
         return value, "", []
     if isinstance(value, Mapping) or not isinstance(value, Sequence):
@@ -241,7 +241,7 @@ def _calls(value: Any) -> list[Message]:
 
 
 def parse_tools(value: Any) -> list[Message]:
-    """Tool descriptions as [{type, function}]; an empty list if there are none.
+    """Return the tool descriptions as [{type, function}]; an empty list if there are none.
 
     Raises:
         RowDropped: The value is neither a list of objects nor JSON of one.
@@ -267,5 +267,5 @@ def _fact(value: Any) -> str | list[str]:
 
 
 def is_filled(value: Any) -> bool:
-    """Whether a cell has a value; data sets fill missing keys with None or empty values."""
+    """Return whether a cell has a value; data sets fill missing keys with None or empty values."""
     return value is not None and value != "" and value != [] and value != {}

@@ -104,7 +104,7 @@ def pairs_from_gold(
 
 
 def pairs_from_ratings(rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.0) -> Loaded:
-    """All pairs of differently rated replies: {prompt, replies, ratings} -> preference rows.
+    """Return all pairs of differently rated replies: {prompt, replies, ratings} -> preference rows.
 
     `margin` is the difference of the ratings. Pairs with a difference of at most `min_gap` are
     dropped as ties.
@@ -113,7 +113,7 @@ def pairs_from_ratings(rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.
 
 
 def pairs_from_rankings(rows: Sequence[Mapping[str, Any]]) -> Loaded:
-    """All pairs of differently ranked replies: {prompt, replies, ranks} -> preference rows.
+    """Return all pairs of differently ranked replies: {prompt, replies, ranks} -> preference rows.
 
     Rank 1 is the best; equal ranks are dropped as ties. Without `ranks`, the replies are ordered
     from best to worst. A ranking of K replies gives up to K (K - 1) / 2 pairs with the same prompt;
@@ -129,7 +129,7 @@ def pairs_from_rankings(rows: Sequence[Mapping[str, Any]]) -> Loaded:
 def inject_label_noise(
     rows: Sequence[Mapping[str, Any]], rate: float, *, seed: int
 ) -> list[dict[str, Any]]:
-    """Copies of preference or label rows, with the labels of round(rate * n) random rows reversed.
+    """Return copies of preference or label rows; round(rate * n) random rows have reversed labels.
 
     Every row has the key `flipped` (bool), with which a search for suspects can be evaluated.
     """
@@ -195,7 +195,7 @@ def _loaded(rows: list[dict[str, Any]], dropped: Counter[str]) -> Loaded:
 
 
 def _prompt_and_replies(row: Mapping[str, Any], index: int) -> tuple[Conversation, list[Reply]]:
-    """The prompt, and each reply or the reason why it cannot be used."""
+    """Return the prompt, and each reply or the reason why it cannot be used."""
     try:
         prompt = checked_prompt(as_conversation(row["prompt"], set()))
     except RowDropped as reason:

@@ -18,7 +18,7 @@ Item = dict[str, Any] | RowDropped
 def ranked_items(
     prompt: Any, replies: Sequence[Any], values: Sequence[Any], kind: Kind, *, ranks: bool
 ) -> Iterator[Item]:
-    """Rows of scored replies: one ranking, or all pairs without ties.
+    """Return the rows of scored replies: one ranking, or all pairs without ties.
 
     Args:
         prompt: The prompt cell.
@@ -92,7 +92,7 @@ def _unreached(nodes: Mapping[Any, Node], trees: Sequence[Mapping[str, Any]]) ->
 
 
 def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
-    """The canonical rows of a tree.
+    """Return the canonical rows of a tree.
 
     sft: every assistant message with the turns before it. preference: every pair of replies to a
     message with different ranks (rank 0 is best). ranking: all ranked replies to a message. prompt:
@@ -118,7 +118,7 @@ def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
 
 
 def _user_items(path: list[dict[str, Any]], replies: list[Node], kind: Kind) -> Iterator[Item]:
-    """The canonical rows of a user message with its replies."""
+    """Return the canonical rows of a user message with its replies."""
     if kind == "prompt":
         yield {"prompt": path}
     if kind not in ("preference", "ranking") or not replies:

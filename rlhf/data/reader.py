@@ -97,7 +97,7 @@ class TableReader:
                     self.rows.append(outcome)
 
     def _outcomes(self, row: Row) -> Iterator[Outcome]:
-        """The canonical rows of a row of `table`, or the reasons why there are none."""
+        """Return the canonical rows of a row of `table`, or the reasons why there are none."""
         if self.schema is None:
             yield self._convert(self._cells(row), row)
             return
@@ -134,7 +134,7 @@ class TableReader:
         return cells
 
     def _schema_facts(self, schema: Schema, row: Row) -> dict[str, Any]:
-        """Cells of the answer and tests columns that are not part of the schema."""
+        """Return the cells of the answer and tests columns that are not part of the schema."""
         if not self.facts:
             return {}
         columns = {f: column_of(f, self.present, {}, taken=schema.columns) for f in FACT_FIELDS}
@@ -179,7 +179,7 @@ class TableReader:
 
 
 def columns_of(table: Sequence[Row]) -> set[str]:
-    """Column names of a table; the rows of a file can have different columns."""
+    """Return the column names of a table; the rows of a file can have different columns."""
     if isinstance(table, list):
         return {name for row in table for name in row}
     return set(table[0])

@@ -52,7 +52,7 @@ class Schema:
 
 
 def find_schema(kind: Kind, table: Sequence[Row], present: Collection[str]) -> Schema | None:
-    """The schema of a table for rows of `kind`, or None."""
+    """Return the schema of a table for rows of `kind`, or None."""
     for schema in SCHEMAS:
         if kind in schema.kinds and schema.needs <= set(present) and schema.matches(table[0]):
             return schema
@@ -140,7 +140,7 @@ _safer_reply = _by_code("response_0", "response_1", code="safer_response_id")
 
 
 def _by_safety(row: Row) -> dict[str, Any]:
-    """A pair by safety, with the labels of a cost model: which of the replies are unsafe."""
+    """Return a pair by safety, with the labels of a cost model: which of the replies are unsafe."""
     cells = _safer_reply(row)
     safer = int(row["safer_response_id"])
     for side, index in (("chosen", safer), ("rejected", 1 - safer)):
@@ -168,7 +168,7 @@ def _arena(row: Row, kind: Kind) -> Iterator[Item]:
 
 
 def _judged_turns(row: Row, column: str) -> list[dict[str, Any]]:
-    """A conversation up to the judged turn."""
+    """Return a conversation up to the judged turn."""
     conversation, turns = decode_json(row[column]), row.get("turn")
     if not isinstance(conversation, list):
         raise RowDropped("conversations are not lists of messages")
@@ -179,7 +179,7 @@ def _judged_turns(row: Row, column: str) -> list[dict[str, Any]]:
 
 
 def _arena_texts(row: Row, kind: Kind) -> Iterator[Item]:
-    """Pairs with one column per verdict and texts as JSON lists of turns."""
+    """Return the pairs with one column per verdict and texts as JSON lists of turns."""
     cells = [decode_json(row[name]) for name in ("prompt", "response_a", "response_b")]
     questions, *replies = (cell if isinstance(cell, list) else [cell] for cell in cells)
     if kind == "prompt":
@@ -228,7 +228,7 @@ def _openai_pair(row: Row, kind: Kind) -> Iterator[Item]:
 
 
 def _by_prompt(table: Sequence[Row]) -> list[Row]:
-    """One row per prompt, with the rows of its replies."""
+    """Return one row per prompt, with the rows of its replies."""
     groups: dict[str, dict[str, Any]] = {}
     for row in table:
         prompt = row.get("prompt")

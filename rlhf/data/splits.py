@@ -13,7 +13,7 @@ RowT = TypeVar("RowT", bound=Mapping[str, Any])
 
 
 def prompt_text(row: Mapping[str, Any], *, role_names: bool = True) -> str:
-    """The prompt as one text without the system message, or the row's text."""
+    """Return the prompt as one text without the system message, or the row's text."""
     prompt = row["prompt"] if "prompt" in row else row["text"]
     if isinstance(prompt, str):
         return prompt
@@ -62,7 +62,7 @@ def split_by_prompt(
 def folds_by_prompt(
     rows: Sequence[RowT], num_folds: int, *, seed: int
 ) -> list[tuple[list[RowT], list[RowT]]]:
-    """`num_folds` pairs (train, held out) without common prompts; each row is held out once.
+    """Return `num_folds` pairs (train, held out) without common prompts.
 
     Each prompt is added to the fold that is smallest so far, so folds have similar sizes.
     """
@@ -77,7 +77,7 @@ def folds_by_prompt(
 
 
 def fold_indices(rows: Sequence[Mapping[str, Any]], num_folds: int, *, seed: int) -> list[int]:
-    """The fold (0 to num_folds - 1) in which each row is held out, [N].
+    """Return the fold (0 to num_folds - 1) in which each row is held out, [N].
 
     Raises:
         UserError: There are fewer distinct prompts than folds, or fewer than two folds.
@@ -99,7 +99,7 @@ def fold_indices(rows: Sequence[Mapping[str, Any]], num_folds: int, *, seed: int
 
 
 def _groups(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[int]]:
-    """Indices of the rows of each prompt, ordered by a seeded hash of the prompt."""
+    """Return the indices of the rows of each prompt, ordered by a seeded hash of the prompt."""
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(prompt_key(row), []).append(index)

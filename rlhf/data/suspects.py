@@ -33,7 +33,7 @@ class Margins:
 def cross_fitted_margins(
     rows: Sequence[Mapping[str, Any]], *, num_folds: int = 5, seed: int, regularisation: float = 1.0
 ) -> Margins:
-    """Cross-fitted margins of logistic regressions on differences of bags of words.
+    """Return the cross-fitted margins of logistic regressions on differences of bags of words.
 
     Features are differences (chosen - rejected) of TF-IDF vectors over words and word pairs. The
     model has no intercept, so swapping a pair negates its margin. Folds have no common prompts. A

@@ -25,7 +25,7 @@ def class_summary(
     examples: Sequence[dict[str, str]] = (),
     max_length: int,
 ) -> dict[str, Any]:
-    """Accuracy, macro-F1 and AUC of a policy, and of always predicting the most common class.
+    """Return accuracy, macro-F1 and AUC of a policy and of always predicting the majority class.
 
     `rows` are canonical classification rows; of a prompt with its reply, the reply is classified.
     `examples` are few-shot messages before each question. Question and label together have at most
@@ -54,7 +54,7 @@ def class_logprobs(
     examples: Sequence[dict[str, str]] = (),
     max_length: int,
 ) -> np.ndarray:
-    """Log-probability (nats) of each label as the whole reply to each text. [N, C]"""
+    """Return the log-probability (nats) of each label as the whole reply to each text. [N, C]"""
     rows = []
     for text in texts:
         question = {"role": "user", "content": spec.question.replace("{text}", text)}

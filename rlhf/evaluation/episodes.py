@@ -73,7 +73,7 @@ def play_reference(
     counts: Counter[str] | None = None,
     calls: EnvCalls | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of ``episodes.jsonl`` for the random or the expert policy of an environment.
+    """Return the rows of ``episodes.jsonl`` for the random or the expert policy of an environment.
 
     Raises:
         UserError: the environment has no such policy, or it failed and ``calls`` stops then.
@@ -184,14 +184,14 @@ def _rows(
 
 
 def _prompt_id(rollout: Rollout) -> str | None:
-    """Id of the first observation; few-shot examples of a policy do not change it."""
+    """Return the id of the first observation; few-shot examples of a policy do not change it."""
     info = rollout.start_info
     observation = {"role": "user", "content": info.get("observation", "")}
     return item_id([*info.get("messages", ()), observation], info)
 
 
 def bounds(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:
-    """Values of the random and the optimal policy; None if it is unknown."""
+    """Return the values of the random and the optimal policy; None if it is unknown."""
     task: Any = make_env().unwrapped
     values = []
     for name in ("random_value", "optimal_value"):
@@ -211,7 +211,7 @@ def summarize(
     optimal: float | None = None,
     counts: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Content of ``summary.json``: mean of every metric with its 95% interval over units.
+    """Return content of ``summary.json``: mean of every metric with its 95% interval over units.
 
     Episodes of one prompt or one seed are one unit, see `unit_of`. Several samples for a seed also
     give pass@k. Rewards that could not score every episode are listed under ``unscored``.
@@ -259,7 +259,7 @@ def summarize(
 def _over_units(
     metric: str, seeds: Mapping[Hashable, Sequence[float]], units: Mapping[Hashable, Hashable]
 ) -> Interval:
-    """Interval of a metric, given its samples by seed and the unit of each seed."""
+    """Return the interval of a metric, given its samples by seed and the unit of each seed."""
     values = [value for samples in seeds.values() for value in samples]
     labels = [units[seed] for seed, samples in seeds.items() for _ in samples]
     return metric_interval(metric, values, labels)

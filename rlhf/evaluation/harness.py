@@ -31,7 +31,7 @@ def require_harness() -> None:
 
 
 def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dict[str, Any]]:
-    """Every metric of every task as ``TASK/METRIC``, with a 95% interval if there is one.
+    """Return every metric of every task as ``TASK/METRIC``, with a 95% interval if there is one.
 
     Raises:
         UserError: the extra is not installed, or a task is unknown or cannot be loaded.
@@ -79,7 +79,7 @@ def with_default_options(tokenizer: Any) -> Any:
 
 
 def metrics_of(output: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Metrics in the harness's output; "acc,none" and its stderr become ``TASK/acc``."""
+    """Return the metrics in the harness's output; "acc,none" and its stderr become ``TASK/acc``."""
     metrics = {}
     for task, results in output["results"].items():
         for key, value in results.items():

@@ -31,7 +31,7 @@ def metric_interval(
     units: Sequence[Hashable] | None = None,
     limits: Bounds | None = None,
 ) -> Interval:
-    """Mean of a metric over episodes, with its interval over their independent units.
+    """Return the mean of a metric over episodes, with its interval over their independent units.
 
     Args:
         metric: name of the metric.
@@ -48,7 +48,7 @@ def metric_interval(
 def outcome_range(
     metric: str, values: Sequence[float], limits: Bounds | None = None
 ) -> tuple[float, float] | None:
-    """Smallest and largest possible value of a metric; None if they are unknown.
+    """Return the smallest and largest possible value of a metric; None if they are unknown.
 
     An outcome that was 0 or 1 in every episode is treated as binary, and so is its normalized
     value.
@@ -67,7 +67,7 @@ def outcome_range(
 def pass_columns(
     groups: Mapping[str, Mapping[Hashable, Sequence[float]]],
 ) -> dict[str, dict[Hashable, float]]:
-    """pass@k of each seed, for every binary metric with more than one sample for a seed.
+    """Return pass@k of each seed, for every binary metric with several samples for a seed.
 
     Args:
         groups: metric -> seed -> its samples. `success` gives `pass@k`, others `NAME/pass@k`.
@@ -93,7 +93,7 @@ def pass_columns(
 
 
 def unit_of(row: Mapping[str, Any]) -> Hashable:
-    """Independent unit of an episode.
+    """Return the independent unit of an episode.
 
     Episodes of one prompt, or of one entry of another fixed list, are one unit, because new
     episodes would start from other entries. If the environment draws each start state at random,
@@ -115,7 +115,7 @@ def unit_name(units: Sequence[Hashable]) -> UnitName:
 
 
 def item_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> str | None:
-    """Id of the entry of a fixed list that an episode starts from; None if there is no list.
+    """Return id of the entry of a fixed list that an episode starts from; None if there is no list.
 
     Entries with equal texts have one id. `messages` are the first ones of the episode, and `info`
     is what `reset` returned.
@@ -128,12 +128,12 @@ def item_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> s
 
 
 def opening_of(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The messages before the first reply."""
+    """Return the messages before the first reply."""
     roles = [message.get("role") for message in messages]
     return list(messages[: roles.index("assistant")] if "assistant" in roles else messages)
 
 
 def content_id(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Short digest of messages."""
+    """Return the short digest of messages."""
     text = json.dumps([dict(message) for message in messages], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -12,7 +12,7 @@ from rlhf.evaluation.metrics import opening_of, unit_of
 def unscored_metrics(
     rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """Rewards that could not score every episode -> {"scored", "episodes", "reasons"}.
+    """Return the rewards without a score in some episodes -> {"scored", "episodes", "reasons"}.
 
     `counts` are those that the rewards reported, by "NAME: reason".
     """

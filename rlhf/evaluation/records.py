@@ -33,13 +33,13 @@ class Bounds:
 
     @classmethod
     def known(cls, random: Any, optimal: Any) -> Bounds | None:
-        """Bounds from two values; None if one is unknown or both are equal."""
+        """Return the bounds from two values; None if one is unknown or both are equal."""
         if not is_number(random) or not is_number(optimal) or random == optimal:
             return None
         return cls(float(random), float(optimal))
 
     def normalize(self, value: float) -> float:
-        """(value - random) / (optimal - random)"""
+        """Return (value - random) / (optimal - random)."""
         return (value - self.random) / (self.optimal - self.random)
 
     def normalize_interval(self, estimate: Interval) -> Interval:
@@ -87,7 +87,7 @@ class RunRecord(MetricLog):
 
 
 def read_stages(directory: str | Path) -> list[RunRecord]:
-    """Runs of a pipeline directory in order, or the single run of a run directory.
+    """Return the runs of a pipeline directory in order, or the single run of a run directory.
 
     Raises:
         UserError: the folder is missing or is neither.
@@ -115,7 +115,7 @@ def read_stages(directory: str | Path) -> list[RunRecord]:
 
 
 def is_run(directory: Path) -> bool:
-    """Whether a folder looks like a run directory, finished or not."""
+    """Return whether a folder looks like a run directory, finished or not."""
     return any(
         (directory / name).exists() for name in ("config.yaml", "metrics.jsonl", "evaluation")
     )
@@ -143,7 +143,7 @@ def read_run(directory: str | Path) -> RunRecord:
 
 
 def episode_value(row: Mapping[str, Any], metric: str) -> float | None:
-    """Value of an episode field or reward component; None if it could not be scored.
+    """Return the value of an episode field or reward component; None if it could not be scored.
 
     Raises:
         UserError: the episode has no such metric; the message suggests the nearest name.
@@ -164,7 +164,7 @@ def episode_value(row: Mapping[str, Any], metric: str) -> float | None:
 
 
 def episode_metrics(row: Mapping[str, Any]) -> list[str]:
-    """Names of an episode's metrics: numeric fields, then reward components."""
+    """Return the names of an episode's metrics: numeric fields, then reward components."""
     fields = ("return", "normalized", "success", *COUNTS)
     return [name for name in fields if name in row] + list(row.get("components") or {})
 

@@ -106,7 +106,7 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
 
 
 def few_shot_messages(spec: PolicySpec, seed: int) -> list[dict[str, str]]:
-    """Messages of a policy's few-shot examples, without system messages."""
+    """Return the messages of a policy's few-shot examples, without system messages."""
     rows = logged_rows(spec.examples, "sft", what="examples", seed=seed)
     if any("text" in row for row in rows):
         raise UserError("examples: plain text has no turns; give prompts and completions")
@@ -156,7 +156,7 @@ def _play(
     examples: Sequence[dict[str, str]],
     counts: Counter[str],
 ) -> list[dict[str, Any]]:
-    """Episodes of a model, or of the environment's random or expert policy."""
+    """Return the episodes of a model, or of the environment's random or expert policy."""
     config = data.config
     assert config.env is not None
     starts = evaluation_starts(config.episodes, first=config.first_episode, samples=config.samples)
@@ -204,7 +204,7 @@ def text_summary(losses: CompletionLosses) -> dict[str, Any]:
 
 
 def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:
-    """Accuracy of the rewards on pairs, and that of trivial baselines."""
+    """Return the accuracy of the rewards on pairs, and that of trivial baselines."""
     pairs = logged_rows(config.pairs, "preference", what="pairs", seed=config.seed)
     train = logged_rows(config.pairs_train, "preference", what="pairs_train", seed=config.seed)
     report_on_pairs(

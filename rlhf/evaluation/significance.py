@@ -152,12 +152,12 @@ def compare_means(
 
 
 def fewest_pairs(level: float = 0.05) -> int:
-    """Fewest pairs with which the sign-flip test can reach a level: 2 / 2^n <= `level`."""
+    """Return the smallest number of pairs at which the sign-flip test can reach a level."""
     return math.ceil(math.log2(2 / level))
 
 
 def _verdict(test: _Test, method: str, baseline: str, leader: str) -> str:
-    """The outcome of a test in words."""
+    """Return the outcome of a test in words."""
     n, unit, needed = test.n, test.unit, fewest_pairs(test.level)
     other = baseline if leader == method else method
     no_winner = f"no winner between {method} and {baseline}: the difference lies inside the noise"
@@ -192,7 +192,7 @@ def _verdict(test: _Test, method: str, baseline: str, leader: str) -> str:
 
 
 def _sample_size_hint(deltas: np.ndarray, unit: Unit) -> str:
-    """Suggested number of pairs to detect a difference as large as the observed one."""
+    """Return the suggested number of pairs to detect a difference as large as the observed one."""
     mean, sd = float(deltas.mean()), float(deltas.std(ddof=1))
     if sd == 0 or abs(mean) < 4 * sd / math.sqrt(_MOST_SUGGESTED_PAIRS):
         return ""
@@ -202,7 +202,7 @@ def _sample_size_hint(deltas: np.ndarray, unit: Unit) -> str:
 def _coverage(
     deltas: np.ndarray, estimate: Interval, span: float | None
 ) -> tuple[float | None, float | None]:
-    """Simulated coverage for normal differences and for resampled ones; None if not applicable."""
+    """Return the simulated coverage for normal and for resampled differences, or None."""
     n = deltas.size
     if not estimate.known:
         return None, None

@@ -47,7 +47,7 @@ class CompletionLosses:
 def completion_losses(
     policy: Policy, rows: Sequence[dict[str, Any]], *, max_length: int, batch_size: int = 8
 ) -> CompletionLosses:
-    """Negative log-likelihood of each row's completion.
+    """Return the negative log-likelihood of each row's completion.
 
     Args:
         policy: the model.
@@ -80,7 +80,7 @@ def completion_losses(
 
 
 def _batch_losses(policy: Policy, examples: Sequence[Example]) -> list[float]:
-    """Summed negative log-likelihood of each example, in one padded batch."""
+    """Return the summed negative log-likelihood of each example, in one padded batch."""
     ids = [torch.tensor(ids) for ids, _ in examples]
     masks = [torch.tensor(mask) for _, mask in examples]
     pad_id = policy.tokenizer.pad_token_id
@@ -92,7 +92,7 @@ def _batch_losses(policy: Policy, examples: Sequence[Example]) -> list[float]:
 
 
 def _encode(policy: Policy, rows: Sequence[dict[str, Any]]) -> tuple[list[Example], Counter[str]]:
-    """Examples, and counts of dropped or changed rows by reason.
+    """Return the examples, and counts of dropped or changed rows by reason.
 
     A row that cannot be encoded gives an example without completion tokens.
     """

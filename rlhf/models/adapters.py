@@ -50,7 +50,7 @@ class HubModel:
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder contains a LoRA adapter."""
+    """Return whether a folder contains a LoRA adapter."""
     return (Path(folder) / CONFIG_FILE).exists()
 
 

@@ -47,7 +47,7 @@ ATTENTION, STATE, BOTH, NOTHING = "attention", "state", "attention and state", "
 
 
 def unwrap_peft(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper, with its adapters in place."""
+    """Return the transformers model inside a PEFT wrapper, with its adapters in place."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -57,23 +57,23 @@ def is_adapter_weight(name: str) -> bool:
 
 
 def trunk_of(model: Any) -> Any:
-    """The decoder of a model, without its output head."""
+    """Return the decoder of a model, without its output head."""
     inner = unwrap_peft(model)
     return inner.model if inner.base_model is inner else inner.base_model
 
 
 def context_of(model: Any) -> int:
-    """Longest sequence that a model can read and continue, in tokens."""
+    """Return the longest sequence that a model can read and continue, in tokens."""
     return usable_context(text_config(unwrap_peft(model)))
 
 
 def text_config(model: Any) -> Any:
-    """The configuration of the decoder of a transformers model."""
+    """Return the configuration of the decoder of a transformers model."""
     return model.config.get_text_config()
 
 
 def cache_kinds(config: Any) -> list[tuple[str, int]] | None:
-    """Kind of cache of each layer.
+    """Return the kind of cache of each layer.
 
     Returns:
         The kind (ATTENTION, STATE, BOTH or NOTHING) and the number of states of each layer; None if
@@ -98,7 +98,7 @@ def cache_kinds(config: Any) -> list[tuple[str, int]] | None:
 
 
 def has_states(config: Any) -> bool:
-    """Whether a layer has a recurrent state."""
+    """Return whether a layer has a recurrent state."""
     caches = cache_kinds(config) or []
     kinds = getattr(config, "layer_types", None) or []
     return any(kind in (STATE, BOTH) for kind, _ in caches) or any(
@@ -131,7 +131,7 @@ def limits_of(config: Any) -> list[int]:
 
 
 def additional_window(config: Any) -> int | None:
-    """Window that a family's attention applies in addition to the mask."""
+    """Return the window that a family's attention applies in addition to the mask."""
     if "local" in (getattr(config, "attention_layers", None) or []):  # GPT-Neo
         return config.window_size
     return None
@@ -153,13 +153,13 @@ def rotary_limit(config: Any) -> int | None:
 
 
 def changing_limit(config: Any) -> int | None:
-    """``rotary_limit``, if it is less than ``whole_context``; otherwise None."""
+    """Return ``rotary_limit`` if it is less than ``whole_context``, otherwise None."""
     limit = rotary_limit(config)
     return limit if limit is not None and limit < whole_context(config) else None
 
 
 def usable_context(config: Any) -> int:
-    """Longest sequence, in tokens, that can be read and then continued token by token.
+    """Return the longest sequence, in tokens, that can be read and then continued token by token.
 
     If rotary frequencies depend on the length, a reply that crosses the limit would be sampled with
     some frequencies and trained on with others, so the context ends there. Only rows whose prompt
@@ -169,13 +169,13 @@ def usable_context(config: Any) -> int:
 
 
 def whole_context(config: Any) -> int:
-    """Maximum sequence length of the model, in tokens."""
+    """Return the maximum sequence length of the model, in tokens."""
     lengths = (getattr(config, name, None) for name in LENGTH_NAMES)
     return next((length for length in lengths if isinstance(length, int) and length > 0), UNBOUNDED)
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:
-    """Rotary parameters of the model, or of each kind of layer."""
+    """Return the rotary parameters of the model, or of each kind of layer."""
     parameters = getattr(config, "rope_parameters", None) or {}
     values = parameters.values()
     nested = [value for value in values if isinstance(value, dict) and "rope_type" in value]

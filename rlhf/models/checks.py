@@ -151,7 +151,7 @@ def _check_ids(model: Any, tokenizer: Any) -> None:
 
 
 def relative_gap(actual: Tensor, expected: Tensor) -> float:
-    """Relative difference of two tensors: the largest one, or in half precision the mean."""
+    """Return relative difference of two tensors: the largest one, or in half precision the mean."""
     difference, size = (actual.double() - expected.double()).abs(), expected.double().abs()
     if is_precise(expected):
         return float(difference.max() / size.max().clamp(min=1.0))

@@ -20,18 +20,18 @@ FAILURES = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError,
 
 
 def is_precise(model: Any) -> bool:
-    """Whether the dtype of a model or a tensor is float32 or float64."""
+    """Return whether the dtype of a model or a tensor is float32 or float64."""
     return model.dtype in (torch.float32, torch.float64)
 
 
 def tolerance_of(model: Any) -> float:
-    """The tolerance for the dtype of a model or a tensor."""
+    """Return the tolerance for the dtype of a model or a tensor."""
     return TOLERANCE if is_precise(model) else HALF_TOLERANCE
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Context in evaluation mode; afterwards the mode of every module is restored."""
+    """Return a context in evaluation mode that restores the mode of every module at its end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -43,7 +43,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def failing_as(problem: str) -> Iterator[None]:
-    """Context in which a failed forward pass is the user's mistake.
+    """Return a context in which a failed forward pass raises a UserError.
 
     Raises:
         UserError: ``problem``, and the first line of the exception.

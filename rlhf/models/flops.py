@@ -15,7 +15,7 @@ TRIALS = 8
 
 @torch.no_grad()
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Highest measured FLOPS of square matrix products."""
+    """Return the highest measured FLOPS of square matmuls."""
     matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device).to(dtype)
     best = float("inf")
     for _ in range(TRIALS):
@@ -26,7 +26,7 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def update_flops(model: Any, *, tokens: int, learned: int) -> float:
-    """FLOPs of one forward and backward pass, without the products of attention weights.
+    """Return the FLOPs of a forward and backward pass, without the matmuls of attention weights.
 
     There are two per weight and token in the forward pass and four in the backward pass. The output
     head is applied only to the tokens that are trained on.

@@ -231,7 +231,7 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def from_gguf(path: Path) -> Path:
-    """Folder of a converted GGUF file; it is converted once and cached."""
+    """Return the folder of a converted GGUF file; it is converted once and cached."""
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
     target = cache_directory() / "models" / f"{path.stem}-{key.hexdigest()[:12]}"

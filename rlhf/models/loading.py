@@ -83,7 +83,7 @@ def load_model(
 
 
 def size_of(folder: str) -> int:
-    """Number of weights in a model folder, from the headers of its safetensors files.
+    """Return the number of weights in a model folder, from the headers of its safetensors files.
 
     It is 0 if unknown, as for adapters, which are merged in float32.
     """

@@ -46,7 +46,7 @@ def logits_of(model: Any, hidden: Tensor, *, weight: Tensor | None = None) -> Te
 
 
 def has_plain_head(model: Any) -> bool:
-    """Whether a model's logits are the product of its states and the output weight, scaled.
+    """Return whether a model's logits are the product of its states and the output weight, scaled.
 
     Compared once per model.
 
@@ -70,7 +70,7 @@ def state_width(model: Any) -> int:
 
 
 def _product(model: Any, hidden: Tensor, weight: Tensor | None) -> Tensor:
-    """Product of states and output weight, with the scalings that a configuration names."""
+    """Return the matmul of states and output weight, with the scalings of the configuration."""
     config = unwrap_peft(model).config.get_text_config()
     head = unwrap_peft(model).get_output_embeddings()
     dtype = (head.weight if weight is None else weight).dtype
@@ -99,7 +99,7 @@ class _TrunkOutput(BaseModelOutputWithPast):
 
 @contextlib.contextmanager
 def _returning(trunk: Any, output: _TrunkOutput) -> Iterator[None]:
-    """Within the context, the decoder returns ``output`` and computes nothing."""
+    """Return a context in which the decoder returns ``output`` and computes nothing."""
     before = vars(trunk).get("forward")
     trunk.forward = lambda *args, **kwargs: output
     try:
@@ -132,7 +132,7 @@ def forward_from_states(
 
 
 def _forward_logits(model: Any, trunk: Any, hidden: Tensor) -> Tensor:
-    """Logits [..., V] of states [..., D] by the model's own forward pass."""
+    """Return the logits [..., V] of states [..., D] by the model's own forward pass."""
     flat = hidden.reshape(1, -1, hidden.shape[-1])
     logits = forward_from_states(model, trunk, flat).logits
     return logits.view(*hidden.shape[:-1], logits.shape[-1])
@@ -140,7 +140,7 @@ def _forward_logits(model: Any, trunk: Any, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _compare(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]) -> bool:
-    """Whether ``product`` gives the model's logits of a few tokens."""
+    """Return whether ``product`` gives the model's logits of a few tokens."""
     ids = torch.arange(2, 6, device=model.device)[None] % model.config.get_text_config().vocab_size
     with evaluating(model):  # without dropout, which would make passes differ
         whole = model(input_ids=ids, use_cache=False).logits.double()
@@ -158,7 +158,7 @@ def _compare(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]) -> boo
 
 
 def _gap(compute: Callable[[], Tensor], whole: Tensor) -> float:
-    """Largest difference relative to the largest logit; infinite if ``compute`` fails."""
+    """Return largest difference relative to the largest logit; infinite if ``compute`` fails."""
     try:
         logits = compute().double()
     except (AttributeError, RuntimeError, TypeError, ValueError):

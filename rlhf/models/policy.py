@@ -46,7 +46,7 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Values [...] of hidden states [..., D]."""
+        """Return the values [...] of hidden states [..., D]."""
         return self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1)
 
 
@@ -85,7 +85,7 @@ class Policy:
         return torch.promote_types(self.model.dtype, torch.float32)
 
     def modules(self) -> dict[str, nn.Module]:
-        """All trained modules, by name."""
+        """Return all trained modules, by name."""
         named = {
             "model": self.model,
             "value_head": self.value_head,
@@ -94,7 +94,7 @@ class Policy:
         return {name: module for name, module in named.items() if module is not None}
 
     def parameters(self) -> list[nn.Parameter]:
-        """All trained parameters."""
+        """Return all trained parameters."""
         parameters = (p for module in self.modules().values() for p in module.parameters())
         return [p for p in parameters if p.requires_grad]
 
@@ -148,11 +148,11 @@ class Policy:
         return Scored(logprobs, entropy, values, end, balance)
 
     def computed_tokens(self, tokens: torch.Tensor, attention_mask: torch.Tensor) -> int:
-        """Number of tokens that one pass over a batch computes, see ``packing``."""
+        """Return the number of tokens that one pass over a batch computes, see ``packing``."""
         return computed_tokens(tokens, attention_mask, packed=self.packs_rows(attention_mask))
 
     def packs_rows(self, attention_mask: torch.Tensor) -> bool:
-        """Whether a pass over rows [B, T] packs them."""
+        """Return whether a pass over rows [B, T] packs them."""
         return packs_rows(trunk_of(self.model), attention_mask)
 
     def save(self, directory: Path, *, base: Path | None = None) -> None:
@@ -208,7 +208,7 @@ class Reference:
         *,
         temperature: float = 1.0,
     ) -> torch.Tensor:
-        """[B, T] log-probabilities of the sampled tokens under the reference."""
+        """Return the log-probabilities [B, T] of the sampled tokens under the reference."""
         model = self.policy.model
         base = model.disable_adapter() if self.policy.is_lora else contextlib.nullcontext()
         with base:

@@ -86,7 +86,7 @@ def reduced_config(config: Any, *, layers: int) -> Any:
 
 
 def _kept_layers(values: dict[str, Any], count: int, most: int) -> list[int]:
-    """Indices of one layer of every kind, and of at least two layers."""
+    """Return the indices of one layer of every kind, and of at least two layers."""
     lists = [v for v in values.values() if isinstance(v, list) and len(v) == count]
     kinds: dict[str, int] = {}
     for i in range(count):

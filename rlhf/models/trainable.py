@@ -88,7 +88,7 @@ class Movement:
         self._start = [_checksum(p) for p in self._parameters]
 
     def share(self) -> float:
-        """Share of the trained tensors that have changed."""
+        """Return the share of the trained tensors that have changed."""
         pairs = zip(self._parameters, self._start, strict=True)
         return sum(_checksum(p) != start for p, start in pairs) / len(self._parameters)
 

@@ -37,12 +37,12 @@ _PANELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
 
 
 def is_online(run: RunRecord) -> bool:
-    """Whether a run logged rewards of its own rollouts."""
+    """Return whether a run logged rewards of its own rollouts."""
     return any("reward/mean" in row for row in run.metrics)
 
 
 def reward_charts(run: RunRecord) -> list[Chart]:
-    """Panels of the proxy reward, the gold reward and the KL to the initial policy."""
+    """Return the panels of the proxy reward, the gold reward and the KL to the initial policy."""
     gold = gold_key(run)
     source = "held-out episodes" if (gold or "").startswith("eval/") else "training episodes"
     peak = over_optimized(run)
@@ -71,7 +71,7 @@ def reward_charts(run: RunRecord) -> list[Chart]:
 
 
 def learning_charts(run: RunRecord) -> tuple[list[Chart], list[str]]:
-    """Panels of all logged metrics, and the constant ones as text."""
+    """Return the panels of all logged metrics, and the constant ones as text."""
     panels = [(title, _lines(run, keys)) for title, keys in _PANELS]
     components = _components(run)
     if len(components) > 1:

@@ -28,13 +28,13 @@ class Line:
 def titled_forest(
     title: str, detail: str, lines: Sequence[Line], marks: Sequence[tuple[float, str]]
 ) -> str:
-    """A forest plot below a heading; empty without lines."""
+    """Return a forest plot below a heading; empty if there are no lines."""
     heading = f"<h3>{esc(title)} <small>{label_html(detail)}</small></h3>"
     return heading + forest(lines, marks) if lines else ""
 
 
 def forest(lines: Sequence[Line], marks: Sequence[tuple[float, str]]) -> str:
-    """Lines on a common scale, with `marks` as named vertical lines."""
+    """Return the lines on a common scale, with `marks` as named vertical lines."""
     ends = [line.estimate.value for line in lines] + [value for value, _ in marks]
     known = [line.estimate for line in lines if line.estimate.known]
     ends += [end for estimate in known for end in (estimate.low, estimate.high)]

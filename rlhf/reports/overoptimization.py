@@ -25,13 +25,13 @@ Result = Mapping[str, Any]
 
 
 def read_results(runs: Sequence[RunRecord]) -> list[Result]:
-    """Results of every run that has an `overoptimization.json`."""
+    """Return the results of every run that has an `overoptimization.json`."""
     paths = [run.directory / RESULT_FILE for run in runs]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
 
 
 def overoptimization_section(results: Sequence[Result]) -> str:
-    """Verdicts, training curves and best-of-n curves."""
+    """Return verdicts, training curves and best-of-n curves, as HTML."""
     parts = []
     for result in results:
         items = "".join(f"<li>{minus(sentence_html(line))}</li>" for line in result["verdict"])
@@ -46,7 +46,7 @@ def overoptimization_section(results: Sequence[Result]) -> str:
 
 
 def overoptimization_tables(results: Sequence[Result]) -> list[Table]:
-    """Fits and peaks of training and of best-of-n."""
+    """Return the fits and peaks of training and of best-of-n."""
     tables = []
     for result in results:
         tables += [_training_table(result["rl"])] if result["rl"] else []
@@ -55,7 +55,7 @@ def overoptimization_tables(results: Sequence[Result]) -> list[Table]:
 
 
 def _by_distance(row: Result, key: str, name: str, color: str) -> Series:
-    """A curve over sqrt(KL), sorted by distance, which need not increase with every step."""
+    """Return a curve over sqrt(KL), sorted by distance, which need not increase with every step."""
     d = _distances(row)
     order = sorted(range(len(d)), key=d.__getitem__)
     return band(name, [d[i] for i in order], [row[key][i] for i in order], color)
@@ -134,7 +134,7 @@ def _several(title: str, rows: Sequence[Result], name: Any) -> Chart:
 
 
 def _curve(row: Result, name: str, color: str, *, key: str = "gold") -> Series:
-    """A line of the means under `key`, over sqrt(KL)."""
+    """Return a line of the means under `key`, over sqrt(KL)."""
     return Series(name, _distances(row), [item["mean"] for item in row[key]], color)
 
 
@@ -175,7 +175,7 @@ def _best_of_n_table(rows: Sequence[Result]) -> Table:
 
 
 def _coefficients(fit: Result | None) -> list[Cell]:
-    """alpha, beta and the peak; an unbounded interval of the peak is shown as text."""
+    """Return alpha, beta and the peak; an unbounded interval of the peak is shown as text."""
     if fit is None:
         return [None, None, None]
     peak = fit["peak"]

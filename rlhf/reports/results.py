@@ -51,7 +51,7 @@ def verdict_list(comparison: Comparison) -> str:
 
 
 def verdict_item(d: Difference, metric: str, tone: str | None) -> str:
-    """One verdict, and the paired difference below it."""
+    """Return one verdict, and the paired difference below it."""
     setting = " · ".join(part for part in (d.env, d.decoding) if part)
     return (
         f'<li class="{tone or ""}"><strong>{verdict_html(d.verdict)}</strong>'
@@ -62,7 +62,7 @@ def verdict_item(d: Difference, metric: str, tone: str | None) -> str:
 
 
 def verdict_html(verdict: str) -> str:
-    """Verdict with a capital first letter, unless it starts with the name of a run."""
+    """Return the verdict with a capital first letter, unless it starts with the name of a run."""
     starts_with_word = verdict.startswith(("no ", "one "))
     return sentence_html(verdict) if starts_with_word else label_html(verdict)
 
@@ -108,7 +108,7 @@ def difference_forest(comparison: Comparison) -> str:
 
 
 def evaluation_table(runs: Sequence[RunRecord], *, by_method: bool = False) -> Table:
-    """Every evaluation with all its metrics and the fraction of optimal.
+    """Return every evaluation with all its metrics and the fraction of optimal.
 
     Rows are labeled by stage and policy, or with `by_method` by method and training seed.
     """
@@ -131,7 +131,7 @@ def evaluation_table(runs: Sequence[RunRecord], *, by_method: bool = False) -> T
 
 
 def _over(evaluation: Evaluation) -> str | None:
-    """Number and name of the independent units: `10 prompts`."""
+    """Return the number and name of the independent units: `10 prompts`."""
     summary = evaluation.summary
     if "units" in summary and "unit" in summary:
         return plural(int(summary["units"]), str(summary["unit"]).removesuffix("s"))
@@ -142,7 +142,7 @@ def _over(evaluation: Evaluation) -> str | None:
 
 
 def _by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
-    """Every current evaluation, labeled by stage and policy."""
+    """Return every current evaluation, labeled by stage and policy."""
     current = {id(item.evaluation) for item in method_evaluations(runs)}
     return [
         ([name, e.describe("policy") or e.name], e)
@@ -153,7 +153,7 @@ def _by_stage(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
 
 
 def _by_method(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]:
-    """Every current evaluation, labeled by method and training seed."""
+    """Return every current evaluation, labeled by method and training seed."""
     items: list[tuple[list[Cell], Evaluation]] = [
         ([item.method, None if item.is_reference else item.seed], item.evaluation)
         for item in method_evaluations(runs)
@@ -166,7 +166,7 @@ def _by_method(runs: Sequence[RunRecord]) -> list[tuple[list[Cell], Evaluation]]
 
 
 def difference_table(comparisons: Sequence[Comparison]) -> Table:
-    """Paired differences and verdicts for every metric."""
+    """Return the paired differences and verdicts for every metric."""
     columns = ["metric", "difference", "environment", "decoding", "mean", "pairs", "verdict"]
     rows: list[list[Cell]] = [
         [
@@ -185,7 +185,7 @@ def difference_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def notes(comparisons: Sequence[Comparison]) -> str:
-    """Measured coverage and notes on what was left out."""
+    """Return the measured coverage and notes on what was left out."""
     worst = min((d for c in comparisons[:1] for d in c.differences), key=_coverage, default=None)
     lines = [coverage] if worst and (coverage := coverage_text(worst)) else []
     lines += [note for c in comparisons for note in c.notes]
@@ -198,13 +198,13 @@ def _coverage(difference: Difference) -> float:
 
 
 def known_bounds(runs: Sequence[RunRecord]) -> dict[str, Bounds]:
-    """Environment -> bounds, from the summaries that have them."""
+    """Return environment -> bounds, from the summaries that have them."""
     evaluations = (e for run in runs for e in run.evaluations)
     return {e.describe("env"): e.bounds for e in evaluations if e.bounds}
 
 
 def _metrics(evaluation: Evaluation) -> dict[str, Interval]:
-    """Metrics in the summary; those missing there are computed from the episodes.
+    """Return the metrics in the summary; those missing there are computed from the episodes.
 
     Summaries of 0.1.0 have no unit and counted each episode as one, so they are computed again.
     """
@@ -274,5 +274,5 @@ def signed(estimate: Interval) -> str:
 
 
 def band(name: str, x: Sequence[float], rows: Sequence[Mapping[str, Any]], color: str) -> Series:
-    """A line with the intervals of `rows`, each a mapping for `estimate_of`."""
+    """Return a line with the intervals of `rows`, each a mapping for `estimate_of`."""
     return Series.from_estimates(name, x, [estimate_of(row) for row in rows], color)

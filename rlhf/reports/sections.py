@@ -16,7 +16,7 @@ from rlhf.runs.diagnostics import log_warnings
 
 
 def header(title: str, runs: Sequence[RunRecord]) -> str:
-    """Page header: title, one line of facts and the chain of stages."""
+    """Return the page header: title, one line of facts and the chain of stages."""
     facts = [plural(len(runs), "stage")] if len(runs) > 1 else []
     seconds = sum(_seconds(run) for run in runs)
     facts += [duration(seconds) + " of training"] if seconds else []
@@ -39,7 +39,7 @@ def header(title: str, runs: Sequence[RunRecord]) -> str:
 
 
 def run_warnings(run: RunRecord) -> list[str]:
-    """Warnings about one run, most serious first."""
+    """Return the warnings about one run, most serious first."""
     warnings = [sentence for _, sentence in log_warnings(run, "at the end of training")]
     episodes = [row for evaluation in run.evaluations for row in evaluation.episodes]
     if missing := sum(row.get("return") is None for row in episodes):
@@ -53,7 +53,7 @@ def run_warnings(run: RunRecord) -> list[str]:
 
 
 def warning_box(runs: Sequence[RunRecord]) -> str:
-    """Box at the top of the page with all warnings; empty if there are none."""
+    """Return the box at the top of the page with all warnings; empty if there are none."""
     messages = [message for run in runs for message in run_warnings(run)]
     if not messages:
         return ""
@@ -62,7 +62,7 @@ def warning_box(runs: Sequence[RunRecord]) -> str:
 
 
 def reward_section(runs: Sequence[RunRecord]) -> str:
-    """Proxy, gold and KL of every online stage."""
+    """Return curves of proxy, gold and KL of every online stage, as HTML."""
     return "".join(
         f"<h3>{label_html(run.name)}</h3>{panels(reward_charts(run))}"
         for run in filter(is_online, runs)
@@ -70,7 +70,7 @@ def reward_section(runs: Sequence[RunRecord]) -> str:
 
 
 def learning_section(runs: Sequence[RunRecord]) -> str:
-    """All other logged curves of every stage."""
+    """Return all other logged curves of every stage."""
     parts = []
     for run in runs:
         charts, constant = learning_charts(run)
@@ -81,7 +81,7 @@ def learning_section(runs: Sequence[RunRecord]) -> str:
 
 
 def what_was_run(runs: Sequence[RunRecord]) -> str:
-    """Command, versions and configuration of every stage, folded."""
+    """Return command, versions and configuration of every stage, folded, as HTML."""
     parts = []
     for run in runs:
         facts = "".join(f"<dt>{esc(k)}</dt><dd>{esc(v)}</dd>" for k, v in _facts(run))
@@ -96,7 +96,7 @@ def what_was_run(runs: Sequence[RunRecord]) -> str:
 
 
 def _stage(run: RunRecord) -> list[str]:
-    """Known facts: `from sft`, `text/PreferenceBandit-v0`, `120 steps · 45 s`."""
+    """Return the known facts: `from sft`, `text/PreferenceBandit-v0`, `120 steps · 45 s`."""
     steps = max((row["step"] for row in run.metrics if is_number(row.get("step"))), default=0)
     effort = [plural(int(steps), "step")] if steps else []
     effort += [duration(_seconds(run))] if _seconds(run) >= 1 else []
@@ -114,7 +114,7 @@ def _model(config: Mapping[str, Any]) -> str:
 
 
 def _origin(path: str) -> str:
-    """`from SFT` for the `final/` folder of an earlier run, else the end of the path."""
+    """Return `from SFT` for the `final/` folder of an earlier run, else the end of the path."""
     parts = path.rstrip("/").split("/")
     return (
         f"from {with_acronyms(parts[-2])}"
@@ -135,7 +135,7 @@ def _source(config: Mapping[str, Any]) -> str:
 
 
 def _tail(path: str) -> str:
-    """The last two parts of a path or hub id."""
+    """Return the last two parts of a path or hub id."""
     return "/".join(path.rstrip("/").split("/")[-2:])
 
 

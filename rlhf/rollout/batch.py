@@ -123,7 +123,7 @@ def pad_right(
     dtype: torch.dtype | None = None,
     device: Any = None,
 ) -> torch.Tensor:
-    """[B, T] of lists of unequal length; without a dtype, that of the numbers."""
+    """Pad lists of unequal length to [B, T]; without a dtype, that of the numbers is used."""
     width = max(map(len, lists))
     rows = [[*values, *[fill] * (width - len(values))] for values in lists]
     return torch.tensor(rows, dtype=dtype, device=device)

@@ -188,7 +188,7 @@ class ChatFormat:
         )
 
     def describe(self) -> str:
-        """Summary of the format in one line: its restrictions, and how a reply ends."""
+        """Return the summary of the format in one line: its restrictions, and how a reply ends."""
         if not self.chat:
             end = "EOS" if self.stop_text is None else f"EOS or {self.stop_text!r}"
             return f"no chat template: texts joined by {self.separator!r}, replies end with {end}"
@@ -276,7 +276,7 @@ class ChatFormat:
         return Closing(token, self.tokenizer.convert_ids_to_tokens(token), written=False)
 
     def _after_probes(self) -> tuple[str, str]:
-        """The template's text after the last reply, and after a reply that a user turn follows.
+        """Return template's text after the last reply, and after a reply that a user turn follows.
 
         Both are the first if the template cannot render several turns.
         """
@@ -293,7 +293,7 @@ class ChatFormat:
             return last, last
 
     def _after_reply(self, observation: str) -> str:
-        """The template's text after a reply that an observation follows."""
+        """Return the template's text after a reply that an observation follows."""
         user_turn = {"role": "user", "content": observation}
         text = self.render([USER, REPLY, user_turn], prompt=True)
         _, separator, after = text.partition(SENTINEL)
@@ -309,7 +309,7 @@ class ChatFormat:
         return head if any(i in self.special_ids for i in head) else []
 
     def _find_turn_problems(self, system: bool) -> tuple[str | None, str | None]:
-        """Why rollouts cannot have several turns, and a note if they can."""
+        """Return why rollouts cannot have several turns, and a note if they can."""
         first: list[Message] = [{"role": "system", "content": "?"}] if system else []
         first.append(USER)
         try:
@@ -415,12 +415,12 @@ def generation_stop_ids(model: Any) -> list[int]:
 
 
 def prompt_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The prompt of a canonical row, with the row's ``tools`` attached for rendering."""
+    """Return the prompt of a canonical row, with the row's ``tools`` attached for rendering."""
     return with_tools(row["prompt"], row.get("tools"))
 
 
 def _tokens_containing(tokenizer: Any, text: str) -> set[int]:
-    """Ids of all tokens whose text contains ``text``.
+    """Return the ids of all tokens whose text contains ``text``.
 
     Raises:
         UserError: no token contains it.
@@ -433,7 +433,7 @@ def _tokens_containing(tokenizer: Any, text: str) -> set[int]:
 
 
 def _after_last(ids: list[int], head: list[int]) -> list[int]:
-    """The ids after the last occurrence of ``head``; all ids if there is none."""
+    """Return the ids after the last occurrence of ``head``; all ids if there is none."""
     for start in range(len(ids) - len(head), -1, -1):
         if ids[start : start + len(head)] == head:
             return ids[start + len(head) :]
@@ -441,6 +441,6 @@ def _after_last(ids: list[int], head: list[int]) -> list[int]:
 
 
 def _outline(messages: Messages) -> str:
-    """Roles and the beginning of the last text, to identify a conversation in messages."""
+    """Return roles and the beginning of the last text, to identify a conversation in messages."""
     roles = ", ".join(message["role"] for message in messages)
     return f"{roles}: {str(messages[-1]['content'])[:40]!r}"

@@ -152,13 +152,13 @@ class _Rendering:
         return Reply(start, end, prompt, unclosed)
 
     def _content_end(self, index: int, text: str, start: int) -> int:
-        """End of the content, for a template that writes no closing token."""
+        """Return the end of the content, for a template that writes no closing token."""
         content = str(self.messages[index]["content"]).strip()
         position = text.rfind(content, start) if content else -1
         return max(start, position + len(content) if position >= 0 else len(text.rstrip()))
 
     def _last_special(self, text: str, start: int) -> int:
-        """End of a special token at the end of ``text``, ignoring white space; 0 without one."""
+        """Return the end of a special token at the end of ``text``, ignoring white space, or 0."""
         stripped = text.rstrip()
         for token in self.format.special_texts:
             if stripped.endswith(token) and len(stripped) - len(token) >= start:
@@ -166,12 +166,12 @@ class _Rendering:
         return 0
 
     def _special_at(self, text: str, position: int) -> int:
-        """Length of the special token at ``position``; 0 without one."""
+        """Return the length of the special token at ``position``, or 0 if there is none."""
         lengths = [len(t) for t in self.format.special_texts if text.startswith(t, position)]
         return max(lengths, default=0)
 
     def _hides_reasoning(self, index: int, reply: Reply) -> bool:
-        """Whether the message has reasoning that is missing in the whole text."""
+        """Return whether the message has reasoning that is missing in the whole text."""
         reasoning, _ = split_reasoning(self.messages[index])
         shown = self.whole[reply.start : reply.end]
         return bool(reasoning.strip()) and reasoning.strip() not in shown

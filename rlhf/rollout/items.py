@@ -12,7 +12,7 @@ MAX_OPENINGS = 20_000
 
 
 def opening_key(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A short hash of the messages before the first reply of an episode."""
+    """Return a short hash of the messages before the first reply of an episode."""
     digest = hashlib.sha256()
     for message in messages:
         if message["role"] == "assistant":
@@ -35,11 +35,11 @@ class Openings:
             self.seen.add(opening_key(messages))
 
     def shared(self, conversations: Iterable[Sequence[Mapping[str, Any]]]) -> int:
-        """Number of these episodes whose opening is in the set."""
+        """Return the number of these episodes whose opening is in the set."""
         return sum(opening_key(messages) in self.seen for messages in conversations)
 
     def state_dict(self) -> dict[str, str]:
-        """State as plain Python data."""
+        """Return the state as plain Python data."""
         return {"seen": " ".join(sorted(self.seen))}
 
     def load_state_dict(self, state: Mapping[str, str]) -> None:
@@ -50,7 +50,7 @@ class Openings:
 def describe_items(
     openings: Openings, rows: Sequence[Mapping[str, Any]], *, separate: bool, note: str
 ) -> dict[str, Any]:
-    """The entry ``items`` of an evaluation summary: overlap of its episodes with training.
+    """Return the entry ``items`` of an evaluation summary: overlap of its episodes with training.
 
     Args:
         openings: openings of the training episodes.

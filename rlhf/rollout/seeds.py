@@ -6,7 +6,7 @@ EVALUATION_BLOCK = 2**30
 
 
 def training_seed(run_seed: int, counter: int) -> int:
-    """Seed of start state number ``counter`` of a training run, in [0, 2**30).
+    """Return the seed of start state number ``counter`` of a training run, in [0, 2**30).
 
     Consecutive counters give consecutive seeds, so a pass over a prompt set has no repetition.
     """
@@ -14,5 +14,5 @@ def training_seed(run_seed: int, counter: int) -> int:
 
 
 def evaluation_seed(index: int) -> int:
-    """Seed of evaluation episode ``index``, equal in all runs, in [2**30, 2**31)."""
+    """Return the seed of evaluation episode ``index``, equal in all runs, in [2**30, 2**31)."""
     return EVALUATION_BLOCK + index

@@ -34,7 +34,7 @@ def aggregate_interval(
     repetitions: int = REPETITIONS,
     level: float = 0.95,
 ) -> Interval:
-    """`statistic` of scores [runs, tasks] with an interval over the runs of each task.
+    """Return `statistic` of scores [runs, tasks] with an interval over the runs of each task.
 
     The mean and the optimality gap are means of (clipped) scores and have the interval of a mean.
     Other statistics have a stretched bootstrap interval that resamples the runs within each task.
@@ -57,7 +57,7 @@ def sample_efficiency(
     repetitions: int = REPETITIONS,
     level: float = 0.95,
 ) -> list[Interval]:
-    """Interquartile mean at each step of curves [runs, tasks, steps].
+    """Return the interquartile mean at each step of curves [runs, tasks, steps].
 
     Whole curves are resampled, so that neighboring steps share their runs and the band is smooth.
     """
@@ -93,12 +93,12 @@ def stretched_interval(
 
 
 def mean(scores: ArrayLike) -> np.ndarray:
-    """Mean over runs and tasks. [..., runs, tasks] -> [...]"""
+    """Return the mean over runs and tasks. [..., runs, tasks] -> [...]"""
     return _scores(scores).mean(axis=(-2, -1))
 
 
 def iqm(scores: ArrayLike) -> np.ndarray:
-    """Interquartile mean: middle half of all runs x tasks. [..., runs, tasks] -> [...]"""
+    """Return interquartile mean: middle half of all runs x tasks. [..., runs, tasks] -> [...]"""
     table = _scores(scores)
     flat = table.reshape(*table.shape[:-2], -1)
     first = flat.shape[-1] // 4
@@ -107,12 +107,12 @@ def iqm(scores: ArrayLike) -> np.ndarray:
 
 
 def optimality_gap(scores: ArrayLike) -> np.ndarray:
-    """Mean shortfall below 1; scores above 1 count as 1. [..., runs, tasks] -> [...]"""
+    """Return the mean shortfall below 1; scores above 1 count as 1. [..., runs, tasks] -> [...]"""
     return 1.0 - np.minimum(_scores(scores), 1.0).mean(axis=(-2, -1))
 
 
 def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> np.ndarray:
-    """Share of runs scoring above each threshold. [..., runs, tasks] -> [..., thresholds]"""
+    """Return share of runs scoring above each threshold. [..., runs, tasks] -> [..., thresholds]"""
     table = _scores(scores)
     above = table[..., None] > np.asarray(thresholds, dtype=float)
     return above.mean(axis=(-3, -2))
@@ -131,7 +131,7 @@ def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> np.ndarra
 
 
 def improvement_interval(first: ArrayLike, second: ArrayLike, *, level: float = 0.95) -> Interval:
-    """`probability_of_improvement` with an exact interval inside [0, 1].
+    """Return `probability_of_improvement` with an exact interval inside [0, 1].
 
     For a given probability, the largest possible variance in each task is that of a share of as
     many runs as the smaller side has (Birnbaum & Klose 1957). The interval is that of such a share.
@@ -155,7 +155,7 @@ def _bootstrap(table: np.ndarray, statistic: Statistic, runs: np.ndarray, level:
 
 
 def _resampled_runs(table: np.ndarray, rng: np.random.Generator, repetitions: int) -> np.ndarray:
-    """Indices of resampled runs, drawn for each task. [repetitions, runs, tasks]"""
+    """Return the indices of resampled runs, drawn for each task. [repetitions, runs, tasks]"""
     return rng.integers(0, table.shape[0], size=(repetitions, *table.shape))
 
 

@@ -33,7 +33,7 @@ def interval(
     weigh: Literal["units", "values"] = "units",
     level: float = 0.95,
 ) -> Interval:
-    """Mean of `values` with a confidence interval over independent units.
+    """Return the mean of `values` with a confidence interval over independent units.
 
     * A share has an exact interval for any number of units. If each unit is a mean of several
       samples and the interval of a mean exists, that narrower interval is used, clipped to [0, 1].
@@ -113,7 +113,7 @@ def _share_interval(
 def _count_interval(
     data: np.ndarray, units: np.ndarray, low: float, high: float, level: float
 ) -> Interval | None:
-    """Exact interval of equal counts, or of counts that take the two smallest values."""
+    """Return the exact interval of equal counts, or of counts that take the two smallest values."""
     least, most = float(data.min()), float(data.max())
     point = float(units.mean())
     if least == most and least.is_integer():
@@ -127,7 +127,7 @@ def _count_interval(
 
 
 def _two_values(data: np.ndarray) -> tuple[float, float] | None:
-    """The only two values of the outcomes, if each occurs at least twice."""
+    """Return the only two values of the outcomes, if each occurs at least twice."""
     distinct, counts = np.unique(data, return_counts=True)
     if distinct.size != 2 or counts.min() < 2:
         return None
@@ -137,7 +137,7 @@ def _two_values(data: np.ndarray) -> tuple[float, float] | None:
 def _units(
     data: np.ndarray, clusters: Sequence[Hashable] | np.ndarray | None, weigh: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One value for each independent unit, and its weight in the mean."""
+    """Return one value for each independent unit, and its weight in the mean."""
     if clusters is None:
         return data, np.ones(data.size)
     require_equal_length(data, clusters)

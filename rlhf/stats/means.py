@@ -23,7 +23,7 @@ class Moments(NamedTuple):
 
 
 def moments_of(values: np.ndarray) -> Moments:
-    """Moments of the mean of independent values. [..., n] -> [...], n at least 2"""
+    """Return the moments of the mean of independent values. [..., n] -> [...], n at least 2"""
     n = values.shape[-1]
     mean = values.mean(axis=-1)
     centered = values - mean[..., None]
@@ -37,7 +37,7 @@ def moments_of(values: np.ndarray) -> Moments:
 
 
 def stratified_moments(scores: np.ndarray) -> Moments:
-    """Moments of the mean over tasks of their means over runs. [..., runs, tasks] -> [...]
+    """Return moments of the mean over tasks of their means over runs. [..., runs, tasks] -> [...]
 
     The degrees of freedom are Satterthwaite's, because the tasks' variances differ.
     """
@@ -84,6 +84,6 @@ def _untransformed(target: np.ndarray, a: np.ndarray) -> np.ndarray:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """numerator / denominator, 0 where the denominator is 0."""
+    """Return numerator / denominator, or 0 if the denominator is 0."""
     safe = np.where(denominator > 0, denominator, 1.0)
     return np.where(denominator > 0, numerator / safe, 0.0)

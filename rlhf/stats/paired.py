@@ -54,7 +54,7 @@ def difference(
     kind: Literal["auto", "share", "mean"] = "auto",
     level: float = 0.95,
 ) -> Interval:
-    """Mean of first[i] - second[i] with a confidence interval over independent units.
+    """Return the mean of first[i] - second[i] with a confidence interval over independent units.
 
     Differences of shares have the adjusted Wald interval for any number of pairs; others have that
     of `interval`, which needs five pairs.
@@ -84,7 +84,7 @@ def difference(
 def delta_interval(
     deltas: np.ndarray, *, kind: Literal["share", "mean"], level: float = 0.95
 ) -> Interval:
-    """Interval of the mean of paired differences [n], one for each independent unit."""
+    """Return the interval of the mean of paired differences [n], one for each independent unit."""
     if kind == "mean":
         return interval(deltas, kind="mean", level=level)
     point, n = float(deltas.mean()), deltas.size
@@ -97,7 +97,7 @@ def delta_interval(
 
 
 def _binomial(observed: int, n: int) -> float:
-    """P(|heads - tails| >= observed) of n fair coins."""
+    """Return P(|heads - tails| >= observed) of n fair coins."""
     if observed == 0:
         return 1.0
     heads = (n + observed) // 2
@@ -105,7 +105,7 @@ def _binomial(observed: int, n: int) -> float:
 
 
 def _enumerated(sizes: np.ndarray, observed: float) -> float:
-    """Two-sided p value by enumeration of all assignments of signs, in two halves."""
+    """Return the two-sided p value by enumeration of all assignments of signs, in two halves."""
     half = sizes.size // 2
     left, right = _signed_sums(sizes[:half]), np.sort(_signed_sums(sizes[half:]))
     slack = 1e-9 * float(sizes.sum())
@@ -123,7 +123,7 @@ def _signed_sums(sizes: np.ndarray) -> np.ndarray:
 
 
 def _approximated(sizes: np.ndarray, observed: float) -> float:
-    """Edgeworth expansion of the tail of a sum of random signs, whose odd cumulants are 0."""
+    """Return the Edgeworth expansion of the tail of a sum of random signs; odd cumulants are 0."""
     variance = float((sizes**2).sum())
     excess = -2 * float((sizes**4).sum()) / variance**2
     z = observed / math.sqrt(variance)

@@ -50,7 +50,7 @@ def sample_size(
     power: float = 0.8,
     level: float = 0.95,
 ) -> SampleSize:
-    """Fewest training seeds that detect `difference` with `power`.
+    """Return the smallest number of training seeds that detects `difference` with `power`.
 
     To plan the episodes for one pair of models, pass the standard deviation over episodes as
     `seed_sd` and read `seeds` as pairs of episodes.

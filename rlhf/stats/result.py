@@ -22,7 +22,7 @@ class Interval:
 
     @classmethod
     def without(cls, value: float, units: int, needs: str) -> Interval:
-        """An estimate without an interval, and the reason."""
+        """Return an estimate without an interval, and the reason."""
         return cls(float(value), math.nan, math.nan, int(units), needs=needs)
 
     @property
@@ -31,7 +31,7 @@ class Interval:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     def scaled(self, factor: float, shift: float = 0.0) -> Interval:
-        """Interval of `factor` times the quantity plus `shift`; `factor` may be negative."""
+        """Return interval of `factor` times the quantity plus `shift`; `factor` may be negative."""
         low, high = sorted((factor * self.low + shift, factor * self.high + shift))
         if not self.known:
             low = high = math.nan

@@ -12,7 +12,7 @@ from rlhf.stats.units import finite_vector
 
 
 def pass_at_k(k: int, *, correct: int, drawn: int) -> float:
-    """Unbiased estimate of pass@k: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, eq. 1).
+    """Return the unbiased estimate of pass@k: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, eq. 1).
 
     n samples are `drawn`, c are `correct`, and one of k must be.
 

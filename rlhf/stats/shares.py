@@ -39,7 +39,7 @@ def mid_p_bounds(
 
 
 def share_interval(successes: float, units: int, *, level: float = 0.95) -> Interval:
-    """Share `successes / units` of independent outcomes in [0, 1] with its exact interval.
+    """Return share `successes / units` of independent outcomes in [0, 1] with its exact interval.
 
     `successes` need not be an integer: a unit may be the mean of several samples. Among all
     distributions on [0, 1] with a given mean, the Bernoulli distribution has the largest variance,
@@ -57,7 +57,7 @@ def share_interval(successes: float, units: int, *, level: float = 0.95) -> Inte
 def adjusted_wald(
     gains: ArrayLike, losses: ArrayLike, units: ArrayLike, *, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of a difference of paired shares, (gains - losses) / units.
+    """Return the bounds of a difference of paired shares, (gains - losses) / units.
 
     Adjusted Wald interval of Bonett & Price (2012): one gain and one loss are added, so that the
     interval of equal differences has a positive width. It uses Student's t with n + 1 degrees of
@@ -83,7 +83,7 @@ def adjusted_wald(
 
 @lru_cache(maxsize=4096)
 def _scalar_bounds(x: float, n: float, level: float) -> tuple[float, float]:
-    """Bounds of one share; cached, because tables repeat the same few shares."""
+    """Return the bounds of one share; cached, because tables repeat the same few shares."""
     low, high = _bounds(np.array([x]), np.array([n]), level)
     return float(low[0]), float(high[0])
 
@@ -111,5 +111,5 @@ def _solve(x: np.ndarray, n: np.ndarray, tail: float) -> np.ndarray:
 
 
 def is_share(values: np.ndarray) -> bool:
-    """Whether every value is 0 or 1."""
+    """Return whether every value is 0 or 1."""
     return bool(((values == 0) | (values == 1)).all())

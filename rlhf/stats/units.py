@@ -12,7 +12,7 @@ FEWEST_UNITS = 5
 
 
 def finite_vector(values: ArrayLike) -> np.ndarray:
-    """`values` as a float array [n].
+    """Return `values` as a float array [n].
 
     Raises:
         ValueError: there are no values, they are not one-dimensional, or some are not finite.
@@ -43,7 +43,7 @@ def cluster_index(
 def unit_means(
     values: ArrayLike, clusters: Sequence[Hashable] | np.ndarray
 ) -> tuple[list[Hashable], np.ndarray]:
-    """Distinct clusters in order of first appearance, and the mean of their values [n].
+    """Return the distinct clusters in order of first appearance, and the mean of their values [n].
 
     Raises:
         ValueError: the numbers of values and clusters differ.
@@ -61,14 +61,14 @@ def require_equal_length(data: np.ndarray, clusters: Sequence[Hashable] | np.nda
 
 
 def too_few_units(units: int) -> str:
-    """Message for too few units for the interval of a mean; empty if there are enough."""
+    """Return message for too few units for the interval of a mean; empty if there are enough."""
     if units >= FEWEST_UNITS:
         return ""
     return f"{units} {'unit' if units == 1 else 'units'}, an interval needs {FEWEST_UNITS}"
 
 
 def no_interval_reason(units: np.ndarray) -> str:
-    """Reason why the mean of `units` [n] has no interval; empty if it has one."""
+    """Return the reason why the mean of `units` [n] has no interval; empty if it has one."""
     if missing := too_few_units(units.size):
         return missing
     if units.min() == units.max():

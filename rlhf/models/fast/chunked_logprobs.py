@@ -30,7 +30,7 @@ def selected_logprobs(
     with_entropy: bool = True,
     weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability of each target and the entropy of its distribution.
+    """Return the log-probability of each target and the entropy of its distribution.
 
     Args:
         model: causal model; only its output head is used.

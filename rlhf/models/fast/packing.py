@@ -101,14 +101,14 @@ def shared_prefixes(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[in
 
 
 def common_prefix(rows: np.ndarray, lengths: np.ndarray, first: int, second: int) -> int:
-    """Length of the common prefix of two rows."""
+    """Return the length of the common prefix of two rows."""
     width = int(min(lengths[first], lengths[second]))
     differs = rows[first, :width] != rows[second, :width]
     return int(differs.argmax()) if differs.any() else width
 
 
 def computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: bool) -> int:
-    """Number of tokens that one pass over rows [B, T] computes.
+    """Return the number of tokens that one pass over rows [B, T] computes.
 
     In packed rows shared prefixes count once; in padded rows padding is included.
     """
@@ -127,7 +127,7 @@ def hidden_states(
     trunk: Any = None,
     tied: TiedEmbedding | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Last hidden states of rows.
+    """Return the last hidden states of rows.
 
     Rows are packed if the model uses packed attention, and padded otherwise; the states are equal.
     Packed attention has no sliding window, so rows longer than a window are padded too. Padding is
@@ -157,7 +157,7 @@ def hidden_states(
 def states_one_by_one(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``hidden_states`` one row at a time, for families whose states depend on padding."""
+    """Compute ``hidden_states`` row by row, for families whose states depend on padding."""
     index = torch.zeros_like(tokens)
     index[attention_mask] = torch.arange(int(attention_mask.sum()), device=tokens.device)
     states = []
@@ -171,7 +171,7 @@ def states_one_by_one(
 def _by_frequencies(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, limit: int, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
-    """``hidden_states`` of rows whose rotary frequencies depend on their length.
+    """Compute ``hidden_states`` of rows whose rotary frequencies depend on their length.
 
     A model uses the frequencies of the longest row for a whole batch. Here all rows up to ``limit``
     are one batch, and longer rows are batched with rows of equal length.
@@ -207,7 +207,7 @@ def restart_frequencies(trunk: Any) -> None:
 def _one_batch(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
-    """``hidden_states`` of rows with equal rotary frequencies."""
+    """Compute ``hidden_states`` of rows with equal rotary frequencies."""
     config = text_config(trunk)
     if not packs_rows(trunk, attention_mask):
         mask = attention_mask.long()
@@ -236,12 +236,12 @@ def _one_batch(
 
 
 def inputs_of(tokens: Tensor, tied: TiedEmbedding | None) -> dict[str, Tensor]:
-    """Arguments of a decoder for tokens [B, T]."""
+    """Return the arguments of a decoder for tokens [B, T]."""
     return {"input_ids": tokens} if tied is None else {"inputs_embeds": tied.embed(tokens)}
 
 
 def is_packed(trunk: Any) -> bool:
-    """Whether a decoder uses packed attention."""
+    """Return whether a decoder uses packed attention."""
     return text_config(trunk)._attn_implementation == ATTENTION_NAME
 
 

@@ -41,7 +41,7 @@ def replace_forward(
 def agrees(
     module: Any, forward: Callable[[Any, Tensor], Tensor], *, width: int, dtype_as: Tensor
 ) -> bool:
-    """Whether a new forward method gives the module's outputs for random inputs.
+    """Return whether a new forward method gives the module's outputs for random inputs.
 
     Args:
         module: its own forward method is the reference.

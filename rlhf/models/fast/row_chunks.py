@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def row_chunks(table: Tensor, max_elements: int) -> list[slice]:
-    """Slices of the rows of [N, D] that hold at most ``max_elements`` elements.
+    """Return the slices of the rows of [N, D] that hold at most ``max_elements`` elements.
 
     On a CPU a chunk then stays in a core's cache from one operation to the next; on an accelerator
     there is one chunk.

@@ -50,7 +50,7 @@ class TiedEmbedding:
     padding_idx: int | None
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """[..., D] embeddings of tokens [...]."""
+        """Return the embeddings [..., D] of tokens [...]."""
         return embedding(tokens, self.table, self.padding_idx, sparse=True)
 
 
@@ -79,7 +79,7 @@ def tied_embedding(model: Any) -> TiedEmbedding | None:
 
 
 def takes_embeddings(trunk: Any) -> bool:
-    """Whether a decoder gives equal states for tokens and for their embeddings (cached).
+    """Return whether a decoder gives equal states for tokens and for their embeddings (cached).
 
     Some families scale the embeddings of tokens, but not given embeddings.
     """

@@ -192,14 +192,14 @@ class _PackedAttention(torch.autograd.Function):
 
 
 def _queries(x: Tensor, k: Tensor, tile: Tile) -> Tensor:
-    """Queries [Hkv * b, G * Lq, D]: the G query heads of a key head are rows of one product."""
+    """Return queries [Hkv * b, G * Lq, D]; the G query heads of a key head share one matmul."""
     rows = x[tile.queries].view(tile.rows, -1, k.shape[1], x.shape[1] // k.shape[1], x.shape[2])
     folded = rows.permute(2, 0, 3, 1, 4)
     return folded.reshape(k.shape[1] * tile.rows, -1, x.shape[2])
 
 
 def _output_gradient(grad: Tensor, k: Tensor, tile: Tile) -> Tensor:
-    """``_queries`` of the output gradient, with zeros for padding."""
+    """Return the output gradient in the layout of ``_queries``, with zeros for padding."""
     folded = _queries(grad, k, tile)
     if tile.filler is not None:
         split = folded.view(k.shape[1], tile.rows, -1, tile.filler.shape[1], grad.shape[2])
@@ -208,7 +208,7 @@ def _output_gradient(grad: Tensor, k: Tensor, tile: Tile) -> Tensor:
 
 
 def _keys(x: Tensor, positions: Tensor | slice, rows: int) -> Tensor:
-    """Keys or values [Hkv * b, Lk, D]."""
+    """Return the keys or values [Hkv * b, Lk, D]."""
     picked = x[positions].view(rows, -1, *x.shape[1:]).permute(2, 0, 1, 3)
     return picked.reshape(rows * x.shape[1], -1, x.shape[2])
 
@@ -219,7 +219,7 @@ def _by_key_head(x: Tensor, k: Tensor) -> Tensor:
 
 
 def _weights(queries: Tensor, keys: Tensor, k: Tensor, tile: Tile, scale: float) -> Tensor:
-    """Attention weights [Hkv * b, G * Lq, shared + Lk]."""
+    """Return the attention weights [Hkv * b, G * Lq, shared + Lk]."""
     scores = torch.baddbmm(tile.mask, queries, keys.transpose(1, 2), alpha=scale)
     if tile.prefix:
         prefix_scores = _by_key_head(queries, k) @ k[tile.prefix].permute(1, 2, 0)
@@ -228,7 +228,7 @@ def _weights(queries: Tensor, keys: Tensor, k: Tensor, tile: Tile, scale: float)
 
 
 def _weighted_values(weights: Tensor, v: Tensor, tile: Tile) -> Tensor:
-    """Values weighted by attention, [Hkv * b, G * Lq, D]."""
+    """Return the values weighted by attention, [Hkv * b, G * Lq, D]."""
     mixed = torch.bmm(weights[..., tile.shared :], _keys(v, tile.keys, tile.rows))
     if tile.prefix:
         by_head = _by_key_head(weights[..., : tile.shared], v)
@@ -267,7 +267,7 @@ def packed_attention(
     packing: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention interface of transformers: queries [1, H, N, D], outputs [1, N, H, D]."""
+    """Return attention interface of transformers: queries [1, H, N, D], outputs [1, N, H, D]."""
     if packing is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs

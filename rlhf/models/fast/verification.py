@@ -113,14 +113,14 @@ def _verify(model: Any) -> None:
 
 
 def affordable_tokens(model: Any) -> int:
-    """Longest row to use in a comparison."""
+    """Return the longest row to use in a comparison."""
     work = CPU_WORK if model.device.type == "cpu" else ACCELERATOR_WORK
     weights = sum(p.numel() for p in trunk_of(model).parameters())
     return max(SHORT_ROW_TOKENS, int(work / max(weights, 1)))
 
 
 def _levels(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
-    """Names of fast paths, and functions that disable them, in the order of disabling."""
+    """Return names of fast paths, and functions that disable them, in the order of disabling."""
     trunk = trunk_of(model)
 
     def pad() -> None:
@@ -233,7 +233,7 @@ def _result(batch: Batch, read: Read, small: list[Any]) -> Result:
 
 
 def _gap(result: Result, expected: Result) -> float:
-    """Difference of two results in units of the tolerance."""
+    """Return the difference of two results in units of the tolerance."""
     tolerance = tolerance_of(expected.states)
     gaps = [_difference([result.states], [expected.states]) / tolerance]
     pairs = list(zip(result.gradients, expected.gradients, strict=True))
@@ -247,7 +247,7 @@ def _gap(result: Result, expected: Result) -> float:
 
 
 def _difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Relative difference: the largest one, or in half precision the mean."""
+    """Return the relative difference: the largest one, or in half precision the mean."""
     a, b = (torch.cat([x.double().flatten() for x in tensors]) for tensors in (actual, expected))
     difference = (a - b).abs()
     if not bool(difference.isfinite().all()):

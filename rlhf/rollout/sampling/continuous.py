@@ -249,7 +249,7 @@ class Sampler:
         return rows, logits
 
     def _decode(self, decoding: np.ndarray) -> torch.Tensor:
-        """Logits [n, V] after the last token of each decoding row.
+        """Return the logits [n, V] after the last token of each decoding row.
 
         If the cache is read in place, idle rows between them take part in the pass and their
         logits are dropped.

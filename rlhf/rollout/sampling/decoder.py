@@ -95,7 +95,7 @@ class PlainDecoder:
         )
 
     def __call__(self, ids: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
-        """Logits [n, V] after each row's last new token.
+        """Return the logits [n, V] after each row's last new token.
 
         Args:
             ids: new tokens [N] of the cache's plan, row after row.
@@ -140,7 +140,7 @@ class FusedDecoder:
         return RaggedCache(len(self.layers), rows=rows, dtype=self.dtype, device=self.device)
 
     def __call__(self, ids: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
-        """Logits as in ``PlainDecoder``; padding is not part of the matrix products."""
+        """Return the logits [n, V] after each row's last new token."""
         plan = cache.plan
         hidden = self.embed(ids)
         cos, sin = (t[0, :, None] for t in self.rotary(hidden, plan.position[None]))
@@ -217,7 +217,7 @@ def attend(
     mask: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """Attention [N, H * D] of new tokens [N, H, D] over keys and values [n, K, width, D]."""
+    """Return attention [N, H * D] of new tokens [N, H, D] over keys and values [n, K, width, D]."""
     (n, longest), key_heads = plan.shape, keys.shape[1]
     groups = queries.shape[1] // key_heads
     if longest == 1:  # query heads that share keys become several queries: no keys are copied
@@ -256,7 +256,7 @@ def fused_linear(linears: Sequence[Any]) -> Projection:
 
 
 def _reordered_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Projection:
-    """A linear layer whose weight is stored in the memory format of the matrix units.
+    """Return a linear layer whose weight is stored in the memory format of the matrix units.
 
     ``linear`` reorders a bf16 weight in every call, which takes as long as the product of a few
     rows. The result is bit-identical.
@@ -274,7 +274,7 @@ def _reordered_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Projec
 
 
 def decoder_for(model: Any) -> Decoder:
-    """The fastest decoder whose logits equal those of the model."""
+    """Return the fastest decoder whose logits equal those of the model."""
     trunk = trunk_of(model)
     if trunk.config.model_type in FUSED_FAMILIES and changing_limit(trunk.config) is None:
         if trunk not in _fused_agrees:
@@ -307,7 +307,7 @@ def disable_cache(model: Any) -> None:
 
 
 def decoder_options(model: Any) -> list[DecoderOption]:
-    """Decoders that use the model's own forward pass, fastest first."""
+    """Return the decoders that use the model's own forward pass, fastest first."""
     stateful = has_states(text_config(trunk_of(model)))
     return [
         DecoderOption("in batches", lambda: PlainDecoder(model), safer=1 if stateful else None),
@@ -335,7 +335,7 @@ def decoder_options(model: Any) -> list[DecoderOption]:
 
 @torch.no_grad()
 def fused_gap(kind: Any, config: Any) -> float:
-    """``decoding_gap`` of the fused decoder for a model class, in float32 on two random layers."""
+    """Return ``decoding_gap`` of the fused decoder for a model class, on two random layers."""
     small = reduced_config(config, layers=2)
     small._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):

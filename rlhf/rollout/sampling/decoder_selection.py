@@ -76,7 +76,7 @@ def select_decoder(model: Any, options: Sequence[DecoderOption]) -> int:
 
 
 def _gap_of(model: Any, option: DecoderOption) -> float:
-    """``decoding_gap`` of an option; infinite if it does not support the model."""
+    """Return ``decoding_gap`` of an option; infinite if it does not support the model."""
     try:
         gap = decoding_gap(model, option.make())
     except UNSUPPORTED as error:
@@ -87,7 +87,7 @@ def _gap_of(model: Any, option: DecoderOption) -> float:
 
 @torch.no_grad()
 def decoding_gap(model: Any, decoder: Decoder) -> float:
-    """Mean difference of logits between a decoder and plain passes, relative to their mean size.
+    """Return mean difference of logits between a decoder and plain passes, relative to their size.
 
     Two rows of different lengths read the tokens of two turns and then single tokens, in changing
     order and together or alone.

@@ -46,7 +46,7 @@ class Plan:
     _masks: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def mask_within(self, window: int | None) -> torch.Tensor:
-        """The mask of a layer that attends to the last ``window`` tokens, the query included."""
+        """Return mask of a layer that attends to the last ``window`` tokens, the query included."""
         width = self.mask.shape[-1]
         if window is None or width <= window:
             return self.mask
@@ -108,7 +108,7 @@ class RaggedLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``append`` in the interface of transformers, for padded states [n, heads, L, dim]."""
+        """Call ``append`` with padded states [n, heads, L, dim], for transformers."""
         plan = self.cache.plan
         return self.append(
             plan.flatten(key_states.transpose(1, 2)), plan.flatten(value_states.transpose(1, 2))
@@ -119,11 +119,11 @@ class RaggedLayer(CacheLayerMixin):
         return self.get_seq_length(), 0
 
     def get_seq_length(self) -> int:
-        """Number of columns in use."""
+        """Return the number of columns in use."""
         return self.cache.plan.mask.shape[-1] if self.is_initialized else 0
 
     def get_max_length(self) -> int:
-        """Number of allocated columns."""
+        """Return the number of allocated columns."""
         return self.cache.capacity
 
     get_max_cache_shape = get_max_length  # the name in older versions of transformers
@@ -201,7 +201,7 @@ class RaggedCache(RowStore, Cache):
         return DummyLayer() if kind == NOTHING else StateLayer(self.rows, number_of_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Number of columns in use."""
+        """Return the number of columns in use."""
         if self.ragged:
             return self.ragged[0].get_seq_length()
         return self.plan.mask.shape[-1] if self.lengths.any() else 0

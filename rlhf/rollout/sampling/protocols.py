@@ -64,7 +64,7 @@ class Decoder(Protocol):
         ...
 
     def __call__(self, ids: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Logits [n, V] after the last new token of each row of the current pass."""
+        """Return the logits [n, V] after the last new token of each row of the current pass."""
         ...
 
 

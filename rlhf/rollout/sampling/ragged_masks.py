@@ -24,7 +24,7 @@ MASKED = ("eager", "sdpa", ATTENTION_NAME)
 def ragged_masks(
     implementation: str, positions: torch.Tensor, width: int, dtype: torch.dtype
 ) -> Iterator[None]:
-    """Within the context, models build masks for these rows.
+    """Return a context in which models build masks for these rows.
 
     Args:
         implementation: attention implementation of the model.

@@ -80,7 +80,7 @@ class RowDecoder:
         return logits_of(self.model, torch.stack(states))
 
     def _read(self, row: _Row, ids: torch.Tensor) -> torch.Tensor:
-        """Hidden state [D] after the last of the tokens [L]."""
+        """Return the hidden state [D] after the last of the tokens [L]."""
         trunk = trunk_of(self.model)
         if not self.cached:
             row.tokens += ids.tolist()

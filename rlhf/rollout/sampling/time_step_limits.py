@@ -17,7 +17,7 @@ from torch import nn
 
 
 def limited_mixers(trunk: nn.Module) -> list[Any]:
-    """Layers whose time steps have a limit other than zero and infinity."""
+    """Return the layers whose time steps have a limit other than zero and infinity."""
     return [
         module
         for module in trunk.modules()
@@ -28,7 +28,7 @@ def limited_mixers(trunk: nn.Module) -> list[Any]:
 
 @contextlib.contextmanager
 def limited_time_steps(mixers: Sequence[Any]) -> Iterator[None]:
-    """Within the context, the projections of these layers clamp their time steps.
+    """Return a context in which the projections of these layers clamp their time steps.
 
     The time step is softplus(x + bias), where x are the last columns of the projection, one for
     each head. The limits are applied to x. Clamping again, as in longer passes, has no effect.

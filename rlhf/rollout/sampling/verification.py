@@ -70,7 +70,7 @@ def _agrees(model: Any, *, limit: int) -> bool:
 
 @torch.no_grad()
 def sampling_gap(model: Any, *, limit: int) -> float:
-    """Difference between the sampler's log-probabilities and those of plain passes.
+    """Return the difference between the sampler's log-probabilities and those of plain passes.
 
     It is the largest difference in float32 and the mean difference in half precision, relative to
     the larger of 1 and the mean absolute log-probability.
@@ -97,7 +97,7 @@ def sampling_gap(model: Any, *, limit: int) -> float:
 
 
 def _turns(config: Any, *, limit: int) -> list[list[list[int]]]:
-    """New tokens of two turns of two episodes, which become longer than every window."""
+    """Return the new tokens of two turns of two episodes, which become longer than every window."""
     limits = [n for n in limits_of(config) if n + 24 <= min(limit, usable_context(config))]
     whole = min(limit, usable_context(config), max(limits, default=0) + 24)
     room = max(2, whole - 2 * REPLY_TOKENS)

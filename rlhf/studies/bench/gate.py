@@ -32,7 +32,7 @@ class Gate:
         return sorted(losses, key=lambda d: d.estimate.value)
 
     def line(self) -> str:
-        """The result in one line."""
+        """Return the result in one line."""
         seeds = self.compared[0].estimate.units
         scope = f"{len(self.compared)} comparisons over {seeds} training seeds"
         extra = f" ({'; '.join(self.notes)})" if self.notes else ""
@@ -74,7 +74,7 @@ def gate(now: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
 
 
 def common_seeds(seeds: Sequence[int], before: Mapping[str, Any]) -> list[int]:
-    """Training seeds that a benchmark and an earlier result have in common.
+    """Return the training seeds that a benchmark and an earlier result have in common.
 
     Raises:
         UserError: there are too few for a test.
@@ -108,7 +108,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
 
 
 def _is_result(tree: Any) -> bool:
-    """Whether `tree` has seeds, and scores by row and environment."""
+    """Return whether `tree` has seeds, and scores by row and environment."""
     if not isinstance(tree, dict) or not isinstance(tree.get("seeds"), list):
         return False
     rows = tree.get("scores")
@@ -140,13 +140,13 @@ def _cells(
 
 
 def _by_seed(result: Mapping[str, Any], values: list[float], seeds: list[int]) -> np.ndarray:
-    """Scores of the given training seeds."""
+    """Return the scores of the given training seeds."""
     by_seed = dict(zip(result["seeds"], values, strict=True))
     return np.array([by_seed[seed] for seed in seeds])
 
 
 def _notes(now: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """Differences between the two manifests and results."""
+    """Return the differences between the two manifests and results."""
     notes = []
     ignored = ("output_dir", "seeds")
     current, earlier = now.get("manifest", {}), before.get("manifest", {})

@@ -108,7 +108,7 @@ class Workers:
         return failed
 
     def _reason(self, future: Future[None]) -> str | None:
-        """Error message of a job; None if it succeeded."""
+        """Return the error message of a job; None if it succeeded."""
         try:
             future.result()
         except BrokenProcessPool as error:

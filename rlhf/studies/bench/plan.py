@@ -61,15 +61,15 @@ class Bench:
         return self.config.baseline or self.start
 
     def command(self, algorithm: str) -> str:
-        """Command that an algorithm of the manifest runs."""
+        """Return the command that an algorithm of the manifest runs."""
         return self.algorithms[algorithm].command or algorithm
 
     def run_path(self, *parts: str) -> Path:
-        """A directory under runs/."""
+        """Return the path of a directory under runs/."""
         return self.root.joinpath("runs", *parts)
 
     def run_tree(self, environment: str, algorithm: str, seed: int) -> dict[str, Any]:
-        """The configuration of one training run."""
+        """Return the configuration of one training run."""
         task, entry = self.environments[environment], self.algorithms[algorithm]
         tree = merge(merge(self.config.run, task.run), entry.run)
         folder = f"seed{seed}"
@@ -89,13 +89,13 @@ class Bench:
         }
 
     def start_model(self, environment: str, seed: int) -> dict[str, Any]:
-        """Configuration of the initial model of training."""
+        """Return the configuration of the initial model of training."""
         if self.environments[environment].demonstrations is None:
             return _plain(self.config.model)
         return {"path": str(self.run_path(environment, f"seed{seed}", "sft", "final"))}
 
     def start_job(self, environment: str, seed: int) -> Job:
-        """Demonstrations, supervised fine-tuning and its evaluation."""
+        """Return the job of demonstrations, supervised fine-tuning and its evaluation."""
         task, folder = self.environments[environment], f"seed{seed}"
         stages: list[tuple[str, dict[str, Any]]] = []
         if task.demonstrations:
@@ -110,7 +110,7 @@ class Bench:
         return Job(f"{environment}/{folder}/{self.start}", tuple(stages))
 
     def train_job(self, environment: str, algorithm: str, seed: int) -> Job:
-        """One training run, which ends with its evaluation."""
+        """Return one training run, which ends with its evaluation."""
         tree = self.run_tree(environment, algorithm, seed)
         folder = f"{environment}/seed{seed}"
         return Job(
@@ -118,13 +118,13 @@ class Bench:
         )
 
     def reference_job(self, environment: str) -> Job:
-        """Evaluation of the reference policies on the same held-out episodes."""
+        """Return the evaluation of the reference policies on the same held-out episodes."""
         policies = [{"name": name} for name in self.config.references]
         tree = self.evaluate_tree(environment, policies, self.run_path(environment, REFERENCES))
         return Job(f"{environment}/{REFERENCES}", (("evaluate", tree),))
 
     def jobs(self) -> list[Job]:
-        """All jobs, each after the one that it depends on."""
+        """Return all jobs, each after the one that it depends on."""
         config, names = self.config, list(self.environments)
         jobs = [self.reference_job(name) for name in names if config.references]
         jobs += [self.start_job(name, seed) for seed in config.seeds for name in names]
@@ -139,7 +139,7 @@ class Bench:
     def evaluate_tree(
         self, environment: str, policies: list[dict[str, Any]], target: Path
     ) -> dict[str, Any]:
-        """Configuration of an evaluation on the held-out episodes."""
+        """Return the configuration of an evaluation on the held-out episodes."""
         task = self.environments[environment]
         return {
             "output_dir": str(target),
@@ -152,7 +152,7 @@ class Bench:
         }
 
     def _demos_tree(self, environment: str, seed: int, name: str, count: int) -> dict[str, Any]:
-        """Demonstrations; their start states differ between training seeds and files."""
+        """Return demonstrations whose start states differ between training seeds and files."""
         task = self.environments[environment]
         assert task.demonstrations
         first = 0 if name == "demos" else HELD_OUT_FROM
@@ -180,5 +180,5 @@ class Bench:
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    """A configuration as plain data, without unset keys."""
+    """Return a configuration as plain data, without unset keys."""
     return {key: value for key, value in asdict(config).items() if value is not None}

@@ -40,7 +40,7 @@ def write_bench(bench: Bench, scores: Scores, findings: Findings) -> Path:
 
 
 def _environment_pages(bench: Bench) -> dict[str, str]:
-    """Environment -> its comparison page, relative to the benchmark's."""
+    """Return environment -> its comparison page, relative to the benchmark's."""
     folder = bench.root / "pages"
     folder.mkdir(exist_ok=True)
     pages = {}
@@ -73,7 +73,7 @@ def _colors(findings: Findings) -> dict[str, str]:
 
 
 def _tiles(findings: Findings) -> str:
-    """Tiles with each algorithm's color and interquartile mean."""
+    """Return the tiles with each algorithm's color and interquartile mean."""
     colors = _colors(findings)
     means = {name: findings.aggregates[name]["IQM"] for name in colors}
     scores = {name: f"IQM {number(e.value)} {bounds(e)}" for name, e in means.items()}
@@ -81,7 +81,7 @@ def _tiles(findings: Findings) -> str:
 
 
 def _verdicts(findings: Findings) -> str:
-    """Verdicts: green for a win, red for a loss against the baseline."""
+    """Return the verdicts: green for a win, red for a loss against the baseline."""
     significant = [d for d in findings.pairs if d.winner]
     items = [
         verdict_item(d, METRIC, {d.method: "good", d.baseline: "bad"}.get(d.winner or ""))
@@ -96,7 +96,7 @@ def _verdicts(findings: Findings) -> str:
 
 
 def _forest(findings: Findings) -> str:
-    """Forest plot of the IQM of every row, between random and optimal."""
+    """Return the forest plot of the IQM of every row, between random and optimal."""
     lines, colors = [], _colors(findings)
     for name, aggregates in findings.aggregates.items():
         estimate = aggregates["IQM"]
@@ -128,7 +128,7 @@ def _efficiency(findings: Findings, names: Sequence[str]) -> Chart:
 
 
 def _profile(findings: Findings, names: Sequence[str]) -> Chart:
-    """Performance profiles of the algorithms, and in gray of the initial models."""
+    """Return the performance profiles of the algorithms, and in gray of the initial models."""
     colors = _colors(findings)
     start = [name for name in findings.profile if name not in findings.curves]
     lines = [

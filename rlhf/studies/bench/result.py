@@ -16,7 +16,7 @@ from rlhf.studies.bench.scores import METRIC, THRESHOLDS, Findings, Scores
 
 
 def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Table]:
-    """Tables of aggregates, environments, verdicts, curves, profiles and single scores."""
+    """Return tables of aggregates, environments, verdicts, curves, profiles and single scores."""
     total: list[list[Cell]] = [
         [name, *row.values(), findings.improvement.get(name), float(scores.rows[name].min())]
         for name, row in findings.aggregates.items()
@@ -58,7 +58,7 @@ def make_tables(scores: Scores, findings: Findings, *, baseline: str) -> list[Ta
 
 
 def as_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
-    """The result as plain data; `rlhf bench --against` reads it back."""
+    """Return the result as plain data; `rlhf bench --against` reads it back."""
     config = asdict(bench.config)
     return {
         "manifest": {k: v for k, v in config.items() if k not in ("resume", "overwrite")},
@@ -90,7 +90,7 @@ def as_json(bench: Bench, scores: Scores, findings: Findings) -> dict[str, Any]:
 
 
 def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
-    """Environment -> algorithm -> training episodes of one run."""
+    """Return environment -> algorithm -> training episodes of one run."""
     seed = bench.config.seeds[0]
 
     def count(environment: str, algorithm: str) -> int:
@@ -104,7 +104,7 @@ def training_episodes(bench: Bench) -> dict[str, dict[str, int]]:
 
 
 def protocol(bench: Bench) -> list[str]:
-    """Description of the benchmark's protocol, in sentences."""
+    """Return the description of the benchmark's protocol, in sentences."""
     config = bench.config
     lines = [
         f"{len(bench.algorithms)} algorithms on {len(bench.environments)} environments with "
@@ -138,7 +138,7 @@ def _tuning(tuning: Mapping[str, Any], algorithms: Iterable[str]) -> str:
 
 
 def markdown(bench: Bench, findings: Findings, tables: Sequence[Table]) -> str:
-    """The result as text; equal scores give equal text."""
+    """Return the result as text; equal scores give equal text."""
     by_slug = {table.slug: table for table in tables}
     title = markdown_text(bench.root.resolve().name)
     parts = [f"# {title}", "\n\n".join([*protocol(bench), _versions()])]
@@ -149,7 +149,7 @@ def markdown(bench: Bench, findings: Findings, tables: Sequence[Table]) -> str:
 
 
 def _section(table: Table) -> str:
-    """Title and rows of a table."""
+    """Return the title and rows of a table."""
     cells = [[_cell(cell) for cell in row] for row in table.rows]
     return f"## {table.title}\n\n{markdown_table(table.columns, cells).rstrip()}"
 
@@ -164,7 +164,7 @@ def _versions() -> str:
 
 
 def verdict_lines(findings: Findings) -> list[str]:
-    """Verdicts against the baseline, significant pairs, and the number of other pairs."""
+    """Return verdicts against the baseline, significant pairs, and the number of other pairs."""
     lines = [f"{d.verdict}: {format_estimate(d.estimate)}" for d in findings.against_baseline]
     significant = [d for d in findings.pairs if d.winner]
     lines += [f"{d.verdict}: {format_estimate(d.estimate)}" for d in significant]

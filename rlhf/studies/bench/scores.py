@@ -141,7 +141,7 @@ def _aggregates(table: np.ndarray) -> dict[str, Interval]:
 
 
 def _efficiency(scores: Scores, name: str) -> list[Interval]:
-    """IQM of the initial model and of every point along training."""
+    """Return the IQM of the initial model and of every point along training."""
     start = next(iter(scores.trained.values()))
     curves = np.concatenate([start[:, :, None], scores.curves[name]], axis=2)
     return sample_efficiency(curves, rng=np.random.default_rng(0))
@@ -177,12 +177,12 @@ def read_summary(run: Path, policy: str) -> dict[str, Any]:
 
 
 def mean_return(summary: Mapping[str, Any]) -> float:
-    """Mean return over the episodes."""
+    """Return the mean return over the episodes."""
     return float(summary["metrics"]["return"]["mean"])
 
 
 def bounds_of(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bounds:
-    """Bounds of an environment, from the manifest or the summary of an evaluation in it.
+    """Return the bounds of an environment, from the manifest or the summary of an evaluation in it.
 
     Raises:
         UserError: a bound is unknown, or both are equal.
@@ -202,7 +202,7 @@ def bounds_of(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bou
 
 
 def _curves(bench: Bench, algorithm: str, bounds: Mapping[str, Bounds]) -> np.ndarray:
-    """Held-out scores along training, [seeds, environments, points]."""
+    """Return the held-out scores along training, [seeds, environments, points]."""
 
     def curve(name: str, seed: int) -> list[float]:
         rows = read_metrics(bench.run_path(name, f"seed{seed}", algorithm))

@@ -51,7 +51,7 @@ class Fit:
     infinite slope, so that its fit has a peak even if gold only falls."""
 
     def gold(self, d: ArrayLike) -> np.ndarray:
-        """Predicted gain in gold at d = sqrt(KL), elementwise."""
+        """Return the predicted gain in gold at d = sqrt(KL), elementwise."""
         return _design(np.asarray(d, dtype=float), self.form) @ [self.alpha.value, self.beta.value]
 
     @property
@@ -60,7 +60,7 @@ class Fit:
         return self.rise_is_seen and self.peak.low > 0 and math.isfinite(self.peak.high)
 
     def advice(self) -> str:
-        """Recommendation on when to stop, in one sentence; distances are KL in nats."""
+        """Return the recommendation on when to stop, in one sentence; distances are KL in nats."""
         kl, reached = self.peak.value**2, self.furthest**2
         low, high = self.peak.low**2, self.peak.high**2
         if self.rises_then_falls:
@@ -125,7 +125,7 @@ def fit_curve(
     clusters: Sequence[object] | np.ndarray | None = None,
     level: float = 0.95,
 ) -> Fit:
-    """Least-squares fit of the gain in gold, with intervals over clusters.
+    """Return the least-squares fit of the gain in gold, with intervals over clusters.
 
     Args:
         kl: KL to the initial policy in nats [n]; negative estimates count as 0.
@@ -174,7 +174,7 @@ def _rise_is_seen(
 
 
 def _design(d: np.ndarray, form: Form) -> np.ndarray:
-    """Regressors of alpha and beta. [n] -> [n, 2]"""
+    """Return the regressors of alpha and beta. [n] -> [n, 2]"""
     if form == "best-of-n":
         return np.stack([d, -(d**2)], axis=-1)
     return np.stack([d, -d * np.log(np.where(d > 0, d, 1.0))], axis=-1)
@@ -183,7 +183,7 @@ def _design(d: np.ndarray, form: Form) -> np.ndarray:
 def _normal_equations(
     design: np.ndarray, y: np.ndarray, codes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """X^T X [clusters, 2, 2] and X^T y [clusters, 2] of each cluster."""
+    """Return X^T X [clusters, 2, 2] and X^T y [clusters, 2] of each cluster."""
     count = int(codes.max()) + 1
     squares, products = np.zeros((count, 2, 2)), np.zeros((count, 2))
     np.add.at(squares, codes, design[:, :, None] * design[:, None, :])
@@ -192,14 +192,14 @@ def _normal_equations(
 
 
 def _solve(squares: np.ndarray, products: np.ndarray) -> np.ndarray:
-    """Least squares from normal equations; the pseudo-inverse handles a single distance."""
+    """Solve least squares from normal equations; the pseudo-inverse handles a single distance."""
     return (np.linalg.pinv(squares, hermitian=True) @ products[..., None])[..., 0]
 
 
 def _peak(
     coefficients: np.ndarray, spread: np.ndarray, form: Form, count: int, near: float, far: float
 ) -> Interval:
-    """Peak of the fitted curve, and the range of distances whose slope may be 0.
+    """Return the peak of the fitted curve, and the range of distances whose slope may be 0.
 
     `spread` [2, 2] is the covariance of the coefficients (alpha, beta) times the squared critical
     value; `near` and `far` are the smallest and the largest measured distance.
@@ -224,7 +224,7 @@ def _peak(
 
 
 def _regressor_derivatives(d: np.ndarray, form: Form) -> np.ndarray:
-    """Derivative of the regressors of alpha and beta at d. [n] -> [n, 2]"""
+    """Return the derivative of the regressors of alpha and beta at d. [n] -> [n, 2]"""
     if form == "best-of-n":
         return np.stack([np.ones_like(d), -2 * d], axis=-1)
     return np.stack([np.ones_like(d), -np.log(d) - 1], axis=-1)

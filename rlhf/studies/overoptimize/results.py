@@ -37,7 +37,7 @@ class Track:
 
 
 def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, Any]:
-    """Proxy and gold scores of best-of-n, the fit and its advice.
+    """Return the proxy and gold scores of best-of-n, the fit and its advice.
 
     `by` are standardized proxy scores [members, prompts, samples], `gold` has the shape [prompts,
     samples]. The curves are averaged over the members.
@@ -59,7 +59,7 @@ def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, A
 
 
 def ways_of_using(columns: np.ndarray, *, penalty: float) -> dict[str, np.ndarray]:
-    """Proxy scores for each way of using the members [members, prompts, samples]."""
+    """Return the proxy scores for each way of using the members [members, prompts, samples]."""
     ways = {"single": columns}
     if len(columns) > 1:
         flat = columns.reshape(len(columns), -1).tolist()
@@ -70,17 +70,17 @@ def ways_of_using(columns: np.ndarray, *, penalty: float) -> dict[str, np.ndarra
 
 
 def _means(scores: np.ndarray) -> list[dict[str, Any]]:
-    """Mean of each column of scores [units, columns], with its interval over units."""
+    """Return the mean of each column of scores [units, columns], with its interval over units."""
     return [interval(column, kind="mean").as_dict() for column in scores.T]
 
 
 def powers_of_two(limit: int) -> list[int]:
-    """1, 2, 4, ... and ``limit`` itself."""
+    """Return 1, 2, 4, ... and ``limit`` itself."""
     return sorted({2**k for k in range(limit.bit_length()) if 2**k <= limit} | {limit})
 
 
 def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
-    """The fit's advice, with the largest n whose KL is not above that of the peak."""
+    """Return the fit's advice, with the largest n whose KL is not above that of the peak."""
     if not fit.rises_then_falls:
         return fit.advice()
     largest = max((n for n in ns if kl_best_of_n(n) <= fit.peak.value**2), default=1)
@@ -88,7 +88,7 @@ def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
 
 
 def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, Any]:
-    """Training curves, fit, observed peak and the changes after it.
+    """Return the training curves, fit, observed peak and the changes after it.
 
     There is one track for each training seed; `how` says how the proxies were combined, and `start`
     is the mean gold score of the initial policy.
@@ -141,7 +141,7 @@ def observed_peak(kl: np.ndarray, gold: np.ndarray, width: int) -> tuple[int, fl
 
 
 def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Interval:
-    """Distance of the observed peak, and the range of the peaks of single training seeds.
+    """Return distance of the observed peak, and the range of the peaks of single training seeds.
 
     The range is descriptive: an interval of an argmax over a few noisy curves has no coverage.
     """
@@ -170,7 +170,7 @@ def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.n
 
 
 def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
-    """The fit's advice, with the step at which the mean KL reached that of the peak."""
+    """Return the fit's advice, with the step at which the mean KL reached that of the peak."""
     advice = fit.advice()
     if not fit.rises_then_falls:
         return advice
@@ -183,7 +183,7 @@ def _rl_advice(fit: Fit, result: dict[str, Any]) -> str:
 
 
 def fit_result(fit: Fit) -> dict[str, Any]:
-    """A fit as plain data, with points of its curve; infinite values are None."""
+    """Return a fit as plain data, with points of its curve; infinite values are None."""
     d = np.linspace(0, fit.furthest, CURVE_POINTS)
     return {
         "form": fit.form,
@@ -196,7 +196,7 @@ def fit_result(fit: Fit) -> dict[str, Any]:
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """Sentences on the outcome of each way of optimizing, and on when to stop."""
+    """Return the sentences on the outcome of each way of optimizing, and on when to stop."""
     lines = []
     for row in results["rl"]:
         name = f"{results['algorithm']} against {PROXY_NAMES[row['how']]}"
@@ -225,6 +225,6 @@ def verdict(results: dict[str, Any]) -> list[str]:
 
 
 def _has_sign(change: dict[str, Any], sign: int) -> bool:
-    """Whether the whole interval has the given sign."""
+    """Return whether the whole interval has the given sign."""
     end = change["low"] if sign > 0 else change["high"]
     return end is not None and sign * end > 0

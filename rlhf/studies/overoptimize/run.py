@@ -58,7 +58,7 @@ class Proxy:
     """Mean over the members, on held-out pairs."""
 
     def as_dict(self, how: str) -> dict[str, Any]:
-        """The proxy as plain data, with the way its members are combined."""
+        """Return the proxy as plain data, with the way its members are combined."""
         return {
             "how": how,
             "parameters": self.parameters,
@@ -230,7 +230,7 @@ class _Study:
 
 
 def _trained_proxy(name: str, pairs: int, members: list[Path]) -> Proxy:
-    """A trained proxy, with its size and the accuracy in its members' reports."""
+    """Return a trained proxy, with its size and the accuracy in its members' reports."""
     accuracies = []
     for folder in members:
         run_directory = folder.parent
@@ -243,7 +243,7 @@ def _trained_proxy(name: str, pairs: int, members: list[Path]) -> Proxy:
 def _scored(
     config: OveroptimizeConfig, proxies: list[Proxy], groups: list[list[Any]]
 ) -> list[tuple[Proxy, np.ndarray]]:
-    """Each proxy with its members' standardized scores [members, prompts, samples].
+    """Return each proxy with its members' standardized scores [members, prompts, samples].
 
     The statistics go into the checkpoints' sidecars: RL and ensembles use the same scale.
     """
@@ -268,7 +268,7 @@ def _scored(
 
 
 def _standardized(column: np.ndarray, name: str) -> np.ndarray:
-    """Scores with mean 0 and standard deviation 1; `name` is for the error message."""
+    """Return the scores with mean 0 and standard deviation 1; `name` is for the error message."""
     if column.std() == 0:
         raise UserError(
             f"{name} gives every reply the same score, so that nothing can be optimized: train it "
@@ -280,7 +280,7 @@ def _standardized(column: np.ndarray, name: str) -> np.ndarray:
 def _proxy_reward(
     config: OveroptimizeConfig, how: str, proxies: list[Proxy], seed: int
 ) -> list[dict[str, Any]]:
-    """Configuration of the reward that RL maximizes."""
+    """Return the configuration of the reward that RL maximizes."""
     if not proxies:
         return config.rewards
     members = [str(path) for path in proxies[0].members]
@@ -292,7 +292,7 @@ def _proxy_reward(
 
 
 def _read_track(directory: Path, gold: Any, spec: TrainingSpec) -> Track:
-    """KL, proxy and gold score of each step of a finished run; gold is scored on its transcripts.
+    """Return KL, proxy and gold score of each step of a run; gold is scored on its transcripts.
 
     Raises:
         UserError: the run logged no KL, or a transcript has no gold score.

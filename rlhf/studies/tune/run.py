@@ -66,11 +66,11 @@ class Study:
         return {name: keys for name, keys in unused.items() if keys}
 
     def trial_jobs(self, algorithm: str, trial: Trial) -> list[Job]:
-        """Runs of a trial, each followed by its evaluation on the tuning episodes."""
+        """Return the runs of a trial, each followed by its evaluation on the tuning episodes."""
         return [self._job(algorithm, trial, *cell) for cell in self.cells]
 
     def score(self, algorithm: str, trial: Trial) -> float:
-        """Mean normalized return of a finished trial."""
+        """Return the mean normalized return of a finished trial."""
         scores = []
         for environment, seed in self.cells:
             stage = self._job(algorithm, trial, environment, seed).stages[-1]
@@ -192,7 +192,7 @@ def _one_round(study: Study, searches: Mapping[str, Search], workers: Workers, n
 def _effective(
     bench: Bench, algorithm: str, space: Mapping[str, Dimension]
 ) -> dict[str, Dimension]:
-    """Dimensions that have an effect in an algorithm."""
+    """Return the dimensions that have an effect in an algorithm."""
     command = bench.command(algorithm)
     environment = next(iter(bench.environments))
     settings = bench.run_tree(environment, algorithm, bench.config.seeds[0]).get("algorithm", {})
@@ -222,7 +222,7 @@ def _check_space(
 
 
 def _as_run(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by dotted key as the configuration of a run."""
+    """Return the settings by dotted key as the configuration of a run."""
     run: dict[str, Any] = {}
     for key, value in settings.items():
         set_key(run, key, value)

@@ -54,7 +54,7 @@ class Search:
         )
 
     def ask(self, number: int) -> Trial | None:
-        """Trial `number`, new or from an interrupted search; None if it is finished."""
+        """Return trial `number`, new or from an interrupted search, or None if it is finished."""
         stored = self._complete_trials()
         if number < len(stored):
             trial = stored[number]
@@ -74,15 +74,15 @@ class Search:
             self.study.tell(trial.number, value)
 
     def trials(self) -> list[tuple[Trial, float | None]]:
-        """Every trial with its score."""
+        """Return every trial with its score."""
         return [(Trial(i, dict(t.params)), t.value) for i, t in enumerate(self._complete_trials())]
 
     def failed(self) -> int:
-        """Number of trials without a score."""
+        """Return the number of trials without a score."""
         return sum(value is None for _, value in self.trials())
 
     def best(self) -> tuple[Trial, float]:
-        """Trial with the highest score; the first in case of a tie.
+        """Return the trial with the highest score; the first in case of a tie.
 
         Raises:
             UserError: every trial failed.
