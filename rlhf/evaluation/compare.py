@@ -58,7 +58,7 @@ class Comparison:
     notes: list[str]
 
     def to_markdown(self) -> str:
-        """Two tables, the verdicts, the measured coverage and the notes."""
+        """Return two tables, the verdicts, the measured coverage and the notes."""
         parts = _tables(self)
         parts += [
             f"- {markdown_text(f'{d.method} against {d.baseline}, {d.env} {d.decoding}')}: "
@@ -75,7 +75,7 @@ class Comparison:
         return "\n".join(parts) + "\n"
 
     def to_json(self) -> str:
-        """Everything as JSON text; unknown interval ends are null."""
+        """Return the comparison as JSON text; unknown interval ends are null."""
         tree = asdict(self)
         items = [*tree["rows"], *tree["differences"]]
         for item, source in zip(items, [*self.rows, *self.differences], strict=True):
@@ -123,7 +123,7 @@ def compare_runs(
     every_pair: bool = False,
     keep_going: bool = False,
 ) -> Comparison:
-    """`compare` for runs that are already read.
+    """Compare runs that are already read, as `compare` does.
 
     With `every_pair`, up to `MOST_PAIRED` trained methods are also compared with each other. With
     `keep_going`, the result has no differences if no two methods share a unit; otherwise that is an
@@ -195,7 +195,7 @@ def coverage_text(difference: Difference) -> str:
 
 
 def format_estimate(estimate: Interval) -> str:
-    """`0.412 [0.380, 0.444]`, or the value and the reason why there is no interval."""
+    """Return `0.412 [0.380, 0.444]`, or the value and the reason why there is no interval."""
     if not estimate.known:
         reason = estimate.needs or f"n = {estimate.units}"
         return f"{estimate.value:.3f} (no interval: {reason})"
@@ -203,7 +203,7 @@ def format_estimate(estimate: Interval) -> str:
 
 
 def default_metric(runs: Sequence[RunRecord], *, strict: bool = True) -> str:
-    """The environment's return; if every return is 0, as with prompt sets, `headline_metric`.
+    """Return environment's return; if every return is 0, as with prompt sets, `headline_metric`.
 
     Raises:
         UserError: every return is 0, the runs have rewards, and none has scores in all of them;
@@ -251,7 +251,7 @@ def headline_metric(runs: Sequence[RunRecord]) -> str | None:
 
 
 def _reward_names(run: RunRecord, key: str) -> list[str]:
-    """Names of the rewards in a run's configuration."""
+    """Return the names of the rewards in a run's configuration."""
     return [_reward_name(spec) for spec in run.config.get(key) or [] if isinstance(spec, Mapping)]
 
 
@@ -283,7 +283,7 @@ def _method_score(
 
 
 def _unit_means(episodes: Episodes, units: Iterable[Hashable]) -> np.ndarray:
-    """Mean over the episodes of each of `units`. [units]"""
+    """Return the mean over the episodes of each of `units`. [units]"""
     return np.array([np.mean(episodes[unit]) for unit in units])
 
 
@@ -325,7 +325,7 @@ class _Pairing:
         return [len(runs) for name, runs in runs_of.items() if name not in REFERENCE_POLICIES]
 
     def _seeds(self) -> list[tuple[int, int]]:
-        """Paired training seeds; a single run is paired with every run of the other side."""
+        """Return paired training seeds; a single run is paired with every run of the other side."""
         first, second = self.runs, self.baseline_runs
         common = sorted(first.keys() & second.keys())
         if len(first) == 1 or len(second) == 1:
@@ -342,7 +342,7 @@ class _Pairing:
         return [(seed, seed) for seed in common]
 
     def _common_units(self, first: Episodes, second: Episodes) -> tuple[np.ndarray, np.ndarray]:
-        """Means of the units that both runs have, in the same order."""
+        """Return the means of the units that both runs have, in the same order."""
         common = [key for key in first if key in second]
         units = "evaluation seeds" if self.unit != "prompts" else self.unit
         if not common:
@@ -361,7 +361,7 @@ class _Pairing:
 def _pairings(
     values: MethodValues, opponents: Sequence[tuple[str, str]], notes: list[str]
 ) -> Iterator[_Pairing]:
-    """Opponents in every setting that both were evaluated in.
+    """Return the opponents in every setting that both were evaluated in.
 
     Reference policies do not decode, so that a reference baseline matches any decoding.
     """
@@ -376,7 +376,7 @@ def _pairings(
 def _differences(
     values: MethodValues, opponents: Sequence[tuple[str, str]], metric: str, notes: list[str]
 ) -> tuple[list[Difference], list[UserError]]:
-    """Differences of all pairs that share units, and errors of the pairs that do not."""
+    """Return the differences of all pairs that share units, and errors of the pairs that do not."""
     paired, errors = [], []
     for pairing in _pairings(values, opponents, notes):
         try:
@@ -412,7 +412,7 @@ def _differences(
 
 
 def _different_settings(runs: Sequence[RunRecord], metric: str) -> list[str]:
-    """Notes on compared runs whose environment or whose rewards behind `metric` differ."""
+    """Return notes on compared runs whose environment or whose rewards behind `metric` differ."""
     compared = {id(item.evaluation) for item in method_evaluations(runs)}
     first: dict[Hashable, tuple[str, object]] = {}
     notes = []
@@ -456,7 +456,7 @@ def _general_notes(differences: Sequence[Difference]) -> list[str]:
 
 
 def _tables(comparison: Comparison) -> list[str]:
-    """Markdown tables of the methods and of their differences."""
+    """Return the markdown tables of the methods and of their differences."""
     estimate = f"{comparison.metric} [95% interval]"
     columns = ["method", "environment", "decoding", estimate, "over", "episodes"]
     rows = [

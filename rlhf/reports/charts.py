@@ -34,7 +34,7 @@ class Series:
     def from_estimates(
         cls, name: str, x: Sequence[float], estimates: Sequence[Interval], color: str
     ) -> Series:
-        """A line of estimates; its band has width 0 at a point without an interval."""
+        """Return a line of estimates; its band has width 0 at a point without an interval."""
         values = [e.value for e in estimates]
         if not any(e.known for e in estimates):
             return cls(name, x, values, color)
@@ -75,12 +75,12 @@ class _Frame:
 
 
 def panels(charts: Sequence[Chart]) -> str:
-    """The charts side by side, as HTML."""
+    """Return the charts side by side, as HTML."""
     return f'<div class="charts">{"".join(map(draw, charts))}</div>'
 
 
 def draw(chart: Chart) -> str:
-    """The panel as an HTML figure; a chart without points shows a message instead of axes."""
+    """Return panel as an HTML figure; a chart without points shows a message instead of axes."""
     lines = [_thinned(series) for series in chart.series if series.x]
     heading = f"<b>{esc(chart.title)}</b>{_legend(lines, chart.title)}"
     title = f"<figcaption>{heading}</figcaption>"

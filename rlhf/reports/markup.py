@@ -42,7 +42,7 @@ class Table:
     rows: Sequence[Sequence[Cell]]
 
     def to_html(self) -> str:
-        """The table in a scrollable box, with links that save it as CSV and JSON."""
+        """Return the table in a scrollable box, with links that save it as CSV and JSON."""
         shown = [i for i in range(len(self.columns)) if not self._folded(i)]
         numeric = {i for i in shown if any(not isinstance(row[i], str | None) for row in self.rows)}
         head = "".join(
@@ -75,14 +75,14 @@ class Table:
         return f"<td{_align(is_number) or long}>{cell_html(cell)}</td>"
 
     def _shown(self, text: str, column: int) -> str:
-        """Text of a cell in the page's spelling."""
+        """Return the text of a cell in the page's spelling."""
         name = self.columns[column]
         if name in _RANGE_COLUMNS:
             return minus(text)
         return with_acronyms(text) if name in _NAME_COLUMNS else text
 
     def _folded(self, column: int) -> bool:
-        """Whether a column moves to the caption.
+        """Return whether a column moves to the caption.
 
         It does if all of several rows are equal, or in a wide single row if the cell is text or a
         constant. A column with a numeric name, as in a profile, is a point of a curve and stays.
@@ -110,7 +110,7 @@ class Table:
         return cell_html(self._shown(cell, column) if isinstance(cell, str) else cell)
 
     def to_csv(self) -> str:
-        """Comma-separated values with a header line; intervals as `x`, `x low`, `x high`."""
+        """Return comma-separated values with a header line; intervals as `x`, `x low`, `x high`."""
         records = self.to_records()
         names = list(dict.fromkeys(key for record in records for key in record))
         out = io.StringIO()
@@ -120,11 +120,11 @@ class Table:
         return out.getvalue()
 
     def to_json(self) -> str:
-        """The records as JSON text."""
+        """Return the records as JSON text."""
         return json.dumps(self.to_records(), indent=1, ensure_ascii=False) + "\n"
 
     def to_records(self) -> list[dict[str, str | int | float | None]]:
-        """One flat mapping a row, for JSON."""
+        """Return one flat mapping for each row, for JSON."""
         return [
             {
                 key: value
@@ -146,12 +146,12 @@ def breakable(text: str) -> str:
 
 
 def with_acronyms(text: str) -> str:
-    """Text with acronyms in capitals: `ppo-seed0` -> `PPO-seed0`."""
+    """Return the text with acronyms in capitals: `ppo-seed0` -> `PPO-seed0`."""
     return _ACRONYMS.sub(lambda match: match.group().upper(), text)
 
 
 def label_html(text: str) -> str:
-    """Escaped text with acronyms in capitals."""
+    """Return the escaped text with acronyms in capitals."""
     return esc(with_acronyms(text))
 
 
@@ -161,24 +161,24 @@ def sentence_html(text: str) -> str:
 
 
 def minus(text: str) -> str:
-    """Text with a minus sign instead of a hyphen before negative numbers."""
+    """Return the text with a minus sign instead of a hyphen before negative numbers."""
     return re.sub(r"(?<![^\s\[(])-(?=[\d.])", "−", text)
 
 
 def number(value: float) -> str:
-    """`decimal` with a minus sign instead of the hyphen."""
+    """Return `decimal` with a minus sign instead of the hyphen."""
     return decimal(value).replace("-", "−")
 
 
 def bounds(estimate: Interval) -> str:
-    """`[0.380, 0.444]`, or the reason why there is none."""
+    """Return `[0.380, 0.444]`, or the reason why there is no interval."""
     if not estimate.known:
         return f"no interval: {estimate.needs or f'n = {estimate.units}'}"
     return f"[{number(estimate.low)}, {number(estimate.high)}]"
 
 
 def cell_html(cell: Cell) -> str:
-    """One table cell; the interval of an Interval is in small print."""
+    """Return one table cell; the interval of an Interval is in small print."""
     if cell is None:
         return '<span class="note">–</span>'
     if isinstance(cell, Interval):
@@ -190,7 +190,7 @@ def cell_html(cell: Cell) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `4 min 12 s`, `3 h 5 min`."""
+    """Return a duration such as `45 s`, `4 min 12 s` or `3 h 5 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -200,12 +200,12 @@ def duration(seconds: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 stage`, `3 stages`."""
+    """Return a count with its noun: `1 stage`, `3 stages`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def section(title: str, *parts: str) -> str:
-    """Section with a heading; empty without content."""
+    """Return a section with a heading, or an empty text if there is no content."""
     body = "".join(parts)
     if not body:
         return ""
@@ -213,12 +213,12 @@ def section(title: str, *parts: str) -> str:
 
 
 def anchor(title: str) -> str:
-    """The id of a section: `Proxy and gold` becomes `proxy-and-gold`."""
+    """Return the id of a section: `Proxy and gold` becomes `proxy-and-gold`."""
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def contents(body: str) -> str:
-    """Links to the sections of a page; empty for fewer than three sections."""
+    """Return the links to the sections of a page; empty for fewer than three sections."""
     titles = dict.fromkeys(re.findall(r'<section id="([^"]+)"><h2>(.*?)</h2>', body))
     if len(titles) < 3:
         return ""
@@ -231,7 +231,7 @@ def _align(is_numeric: bool) -> str:
 
 
 def _is_plain(cell: Cell) -> bool:
-    """Whether a cell is text, empty, or a mean of equal values."""
+    """Return whether a cell is text, empty, or a mean of equal values."""
     if isinstance(cell, Interval):
         return cell.method == ALL_EQUAL
     return isinstance(cell, str | None)

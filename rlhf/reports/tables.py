@@ -38,7 +38,7 @@ def logged_keys(run: RunRecord) -> list[str]:
 
 
 def save_tables(folder: Path, tables: Sequence[Table]) -> None:
-    """`<slug>.csv` for each table and `tables.json` with all of them."""
+    """Write `<slug>.csv` for each table and `tables.json` with all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
         save_csv(folder, table)

@@ -39,7 +39,7 @@ def _quantities(row: Mapping[str, Any]) -> list[str]:
 
 
 def _card(row: Mapping[str, Any]) -> str:
-    """The conversation, with sampled replies split into tokens."""
+    """Return the conversation, with sampled replies split into tokens."""
     table, messages = row["tokens"], row.get("messages") or []
     replies = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     turns = sorted(set(table["turn"]))
