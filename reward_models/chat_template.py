@@ -180,7 +180,7 @@ def _called(message: Message) -> list[str]:
 
 
 def tools_of(messages: Sequence[Message]) -> list[Any] | None:
-    """Return the tools of a conversation, stored on one of its messages; None without any."""
+    """Return the tools of a conversation, stored on one of its messages; None if there are none."""
     return next((message["tools"] for message in messages if message.get("tools")), None)
 
 

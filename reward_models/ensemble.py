@@ -54,7 +54,7 @@ class Ensemble(Reward):
     """Several rewards combined into one; see :class:`ScoreCombination`.
 
     Components: every member, the ensemble, and ``<name>.disagreement``. Members should have the
-    same scale: normalise each on samples of the reference policy first.
+    same scale: normalize each on samples of the reference policy first.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Ensemble(Reward):
     ) -> Ensemble:
         """Load the checkpoints at ``paths``; they are named ``member0``, ``member1``, ...
 
-        ``own_scale`` normalises each by its checkpoint's reference mean and standard deviation.
+        ``own_scale`` normalizes each by its checkpoint's reference mean and standard deviation.
         """
         members: list[Reward] = []
         for i, path in enumerate(paths):

@@ -149,7 +149,7 @@ class LearnedReward(Reward):
         return (self,)
 
     def encode(self, conversation: Conversation) -> list[int]:
-        """Return the token ids of the model's input; raises :class:`Unscorable` without any."""
+        """Return the token ids of the model's input; raise :class:`Unscorable` for none."""
         return self._encode(conversation)[0]
 
     def _encode(self, conversation: Conversation) -> tuple[list[int], bool]:

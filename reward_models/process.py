@@ -121,7 +121,7 @@ class ProcessReward(Reward):
 
     @torch.no_grad()
     def step_scores(self, conversation: Conversation) -> list[float]:
-        """Return P(right) of every step; raises :class:`Unscorable` without any."""
+        """Return P(right) of every step; raise :class:`Unscorable` if there are none."""
         steps = encode_steps(self.tokenizer, conversation, separator=self.separator)
         ids = torch.tensor([steps.ids], device=self.model.device)
         logits = self.model(ids).logits[0, steps.ends].float()

@@ -49,7 +49,7 @@ class Target:
         return answers[0]
 
     def any_of(self, conversation: Conversation) -> list[str]:
-        """Return the alternative right answers; raises :class:`Unscorable` without any."""
+        """Return the alternative right answers; raise :class:`Unscorable` for none."""
         answer: Any = self.answer
         if answer is None and self.table is not None:
             users = [m["content"] for m in conversation if m["role"] == "user"]

@@ -221,7 +221,7 @@ def _unbound(reference: Node, answer: Node) -> tuple[Node, Node]:
 
 
 def _membership(node: Node, other: Node) -> Node:
-    """The set in ``x \\in (0, 1)``, unless the other answer has a different name."""
+    """Return the set in ``x \\in (0, 1)``, unless the other answer has a different name."""
     if node.kind != "relation" or node.data != ("in",) or node.args[0].kind != "symbol":
         return node
     if other.kind == "relation" and node.args[0] not in _subtrees(other):

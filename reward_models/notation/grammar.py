@@ -77,7 +77,7 @@ def read_math(text: str, *, math: bool = True) -> Node:
 
 
 def _in_words(tokens: list[Token]) -> tuple[str, ...] | None:
-    """The words, in lower case, of an answer such as ``\\text{even}`` or ``\\text{(B)}``."""
+    """Return the lower-case words of an answer such as ``\\text{even}`` or ``\\text{(B)}``."""
     kinds = {token.kind for token in tokens}
     if not kinds <= {"word", "operator", "punctuation"} or "word" not in kinds:
         return None
@@ -319,7 +319,7 @@ class _MathReader(TokenReader):
         return Node("symbol", data=name) if name in _LETTERS else None
 
     def _is_applied(self, name: str) -> bool:
-        """Whether a letter before brackets is a function: f, g, h, a derivative, or ``P(A) =``."""
+        """Return whether a letter before brackets is a function, such as f, g, h or ``P(A) =``."""
         opening = self.peek()
         if not opening.is_op("(") or opening.spaced or len(name.rstrip("'")) != 1:
             return False

@@ -243,7 +243,7 @@ class _Lexer:
         return end + 1
 
     def _dollar(self, start: int) -> int:
-        """A math delimiter if a matching one follows (by Pandoc's rules), else a currency sign."""
+        """Return a math delimiter if its partner follows (Pandoc's rules), else a currency sign."""
         text = self.text
         if text.startswith("$$", start):
             self.math = self.always_math or not self.math
@@ -310,7 +310,7 @@ class _Lexer:
         return self._add("number", text[start:end], start, end, value=value, groups=groups)
 
     def _repeating(self, match: re.Match[str]) -> int:
-        """A repeating decimal such as ``0.1\\overline{6}``."""
+        """Return a repeating decimal such as ``0.1\\overline{6}``."""
         whole, first, period = (_ascii(part) for part in match.groups())
         start, end = match.span()
         if end - start > MAX_DIGITS:
@@ -320,7 +320,7 @@ class _Lexer:
         return self._add("number", match.group(), start, end, value=value)
 
     def _listed(self, end: int) -> bool:
-        """Whether a number such as 1,035 is part of a list: a comma and more digits follow."""
+        """Return whether a number is part of a list: a comma and more digits follow."""
         return self.text[end : end + 1] == "," and self.text[end + 1 : end + 2].isdecimal()
 
 

@@ -25,7 +25,7 @@ def after_thinking(text: str) -> str:
 
 
 def last_box(text: str) -> tuple[int, int, str] | None:
-    """Start, end and content of the last ``\\boxed{...}`` with balanced braces, or None.
+    """Return start, end and content of the last ``\\boxed{...}`` with balanced braces, or None.
 
     Raises:
         NotUnderstood: The last box is not closed.

@@ -187,7 +187,7 @@ def plain(text: str) -> str:
 
 
 def _is_symbol(tokens: list[Token], i: int) -> bool:
-    """Whether a token can be in a run: numbers, operators, commands, variables, functions."""
+    """Return whether a token can be in a run: a number, operator, command, or variable."""
     token = tokens[i]
     if token.kind in ("number", "operator", "command", "currency", "delimiter", "unknown"):
         return not token.is_op(",", ";", ":", "!", "&") or _inside(tokens, i)

@@ -62,7 +62,7 @@ class TokenReader:
         return self.take().text
 
     def is_degree(self) -> bool:
-        """Whether a degree sign in LaTeX follows: ``^\\circ`` or ``^{\\circ}``."""
+        """Return whether a degree sign in LaTeX follows: ``^\\circ`` or ``^{\\circ}``."""
         braced = self.peek(1).is_op("{")
         token = self.peek(2 if braced else 1)
         is_circle = token.is_command("circ") or token.is_op("deg")

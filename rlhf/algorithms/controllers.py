@@ -126,6 +126,6 @@ class RewardMoments(SavedNumbers):
         """Return scores / std, clamped to +-`clip` (PPO-max, Zheng et al. 2023)."""
         return (scores / self.std).clamp(-clip, clip)
 
-    def normalise(self, scores: Tensor, *, clip: float) -> Tensor:
+    def normalize(self, scores: Tensor, *, clip: float) -> Tensor:
         """Return (scores - mean) / std, clamped to +-`clip`."""
         return ((scores - self.mean) / self.std).clamp(-clip, clip)

@@ -51,7 +51,7 @@ def boxed(text: str) -> str | None:
 
 
 def solution_answer(value: Any) -> Answer | None:
-    r"""The final answer of a solution: its box, its `####` line, or the text if it is one line."""
+    r"""Return the answer of a solution: its box, its `####` line, or its only line."""
     if not isinstance(value, str):
         return reference_answer(value)
     answer = boxed(value)

@@ -48,7 +48,7 @@ class Finding:
 def _finding(
     name: str, rows: Sequence[Row], affected: Sequence[int], level: Level, what: str
 ) -> Finding:
-    """A finding of `level` if any row is affected; `what` follows the count in the verdict."""
+    """Return a finding if any row is affected; `what` follows the count in the verdict."""
     count = len(affected)
     share = f" ({count / len(rows):.1%})" if count else ""
     return Finding(

@@ -177,7 +177,7 @@ def _with_extras(
 def column_of(
     field: str, present: Collection[str], mapping: Columns, *, taken: Collection[str] = ()
 ) -> str | None:
-    """The column of a field: the mapped one, else the first unused column with one of its names."""
+    """Return the mapped column of a field, else the first unused one with one of its names."""
     if field in mapping:
         return mapping[field]
     free = [name for name in present if name not in mapping.values() and name not in taken]

@@ -122,7 +122,7 @@ def after_system(messages: Sequence[Message], more: Sequence[Message]) -> Conver
 
 
 def labelled_conversation(row: Mapping[str, Any]) -> Conversation:
-    """The conversation of a canonical labeled row: its text as one message, or prompt and reply."""
+    """Return a labeled row as a conversation: its text as one message, or prompt and reply."""
     if "text" in row:
         return [{"role": "assistant", "content": row["text"]}]
     return [*row["prompt"], *row["completion"]]

@@ -46,7 +46,7 @@ def read_rows(spec: DataSpec) -> Sequence[Row]:
 
 
 def read_file(path: str | Path) -> list[Row]:
-    """All rows of a data file; the suffix gives the format (files with .gz are decompressed)."""
+    """Return all rows of a data file; the suffix gives the format, and .gz is decompressed."""
     path = Path(path)
     suffix = _data_suffix(path)
     if suffix not in READERS:

@@ -224,7 +224,7 @@ def _label(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _opens_with_prompt(value: Any) -> bool:
-    """Whether a cell is a list of messages that begins with a user turn (after a system turn)."""
+    """Return whether a cell is a list of messages that begins with a system or user turn."""
     if not isinstance(value, list):
         return False
     roles = [_role(turn) for turn in value[:2]]
@@ -334,7 +334,7 @@ def judged_pair(cells: Cells) -> dict[str, Any]:
 
 
 def winner_is_second(value: Any) -> bool:
-    """Whether a winner cell names the second reply; raises RowDropped if it names neither."""
+    """Return whether a winner cell names the second reply; raise RowDropped for neither."""
     spelled = str(value).strip().lower()
     if spelled in FIRST or spelled in ("0", "0.0"):
         return False

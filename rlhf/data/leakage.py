@@ -17,7 +17,7 @@ _WORD = re.compile(r"\w+")
 def shared_prompts(
     rows: Sequence[Mapping[str, Any]], against: Sequence[Mapping[str, Any]]
 ) -> list[int]:
-    """Indices of `rows` whose prompt is in `against`, up to case, white space and Unicode form."""
+    """Return indices of `rows` whose prompt is in `against`, up to case, space and Unicode form."""
     known = {prompt_key(row) for row in against}
     return [index for index, row in enumerate(rows) if prompt_key(row) in known]
 
@@ -34,7 +34,7 @@ def overlapping_prompts(
 
 
 def grams(text: str, size: int = GRAM) -> set[int]:
-    """Hashes of all runs of `size` words; valid within a process, and smaller than the texts."""
+    """Return the hashes of all runs of `size` words; they are valid within a process."""
     words = _WORD.findall(text.casefold())
     return {hash(tuple(words[i : i + size])) for i in range(len(words) - size + 1)}
 

@@ -68,7 +68,7 @@ class RowDropped(Exception):
 
 
 def is_dialogue(text: str) -> bool:
-    r"""Whether `text` is an HH-RLHF dialogue: begins with Human: and has a \n\nAssistant: turn."""
+    r"""Return whether `text` is an HH-RLHF dialogue: first Human:, later a \n\nAssistant: turn."""
     return _HH_START.match(text) is not None
 
 
@@ -222,7 +222,7 @@ def _content(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
 
 
 def _calls(value: Any) -> list[Message]:
-    """Tool calls as [{type, function: {name, arguments}}]; arguments are objects if possible."""
+    """Return tool calls as [{type, function: {name, arguments}}], with objects if possible."""
     value = decode_json(value)
     if isinstance(value, Mapping):
         value = [value]

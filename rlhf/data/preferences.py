@@ -49,7 +49,7 @@ class Annotator:
         check_fields(self, "annotator.")
 
     def prefers_first(self, gold_gap: float, length_gap: float) -> float:
-        """Probability that the first reply is labeled as chosen; gaps are first minus second."""
+        """Return P(the first reply is labeled as chosen); gaps are first minus second."""
         biases = self.length_bias * length_gap / 100 + self.position_bias
         if self.tau == 0 and gold_gap != 0:
             probability = float(gold_gap > 0)
@@ -66,7 +66,7 @@ def pairs_from_gold(
     pairs_per_prompt: int,
     seed: int,
 ) -> Loaded:
-    """Preference rows from sampled replies, labeled by a simulated annotator with gold scores.
+    """Return preference rows of sampled replies, labeled by an annotator with gold scores.
 
     Args:
         rows: {prompt, replies}: a prompt (text or Conversation) and two or more sampled replies.

@@ -81,7 +81,7 @@ def gather_messages(table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 
 def _unreached(nodes: Mapping[Any, Node], trees: Sequence[Mapping[str, Any]]) -> int:
-    """Number of messages that are not reachable from a root because their parents form a cycle."""
+    """Return the number of messages without a path to a root: their parents form a cycle."""
     roots = [tree.get("prompt") or tree.get("orphan") for tree in trees]
     stack = [node for node in roots if node is not None]
     reached = 0

@@ -22,7 +22,7 @@ def prompt_text(row: Mapping[str, Any], *, role_names: bool = True) -> str:
 
 
 def prompt_key(row: Mapping[str, Any]) -> str:
-    """A key that is equal for prompts that differ only in case, white space or Unicode form."""
+    """Return a key in which case, white space and Unicode form of the prompt do not matter."""
     return _digest(" ".join(unicodedata.normalize("NFKC", prompt_text(row)).casefold().split()))
 
 

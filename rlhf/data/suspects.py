@@ -25,7 +25,7 @@ class Margins:
         return float(np.mean((self.margin > 0) + 0.5 * (self.margin == 0)))
 
     def suspects(self, limit: int) -> list[int]:
-        """Indices of at most `limit` pairs with negative margins, in ascending order of margin."""
+        """Return indices of up to `limit` pairs with negative margins, the smallest first."""
         order = np.argsort(self.margin, kind="stable")[:limit]
         return [int(index) for index in order if self.margin[index] < 0]
 

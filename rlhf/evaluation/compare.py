@@ -182,7 +182,7 @@ def _opponents(
 
 
 def coverage_text(difference: Difference) -> str:
-    """Simulated coverage of the interval of a difference, in words; "" without an interval."""
+    """Return the simulated coverage of a difference in words; "" if it has no interval."""
     shares = {
         "for normal differences": difference.coverage_normal,
         "redrawing the observed ones": difference.coverage_observed,
@@ -308,7 +308,7 @@ class _Pairing:
         return f"{self.method} and {self.baseline}"
 
     def means(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Means [units] of both sides on their common units, for every pair of training runs.
+        """Return the means [units] of both methods on common units, for each pair of runs.
 
         Raises:
             UserError: nothing is shared.

@@ -49,7 +49,7 @@ def play_model(
     rewards: Sequence[Any],
     counts: Counter[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of ``episodes.jsonl`` for a model, decoded greedily or at the collector's temperature.
+    """Return the episodes of a model, decoded greedily or at the collector's temperature.
 
     Each of `rewards` adds its components. Their `counts` (truncated texts, reasons for no score)
     and the failures of environments are added to those given.

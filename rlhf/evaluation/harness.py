@@ -94,7 +94,7 @@ def metrics_of(output: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _task_interval(name: str, value: float, error: Any, documents: int | None) -> Interval:
-    """Exact interval of a share of documents, else the normal interval of the standard error."""
+    """Return the exact interval of a share of documents, else that of the standard error."""
     if name in SHARES and documents and 0 <= value <= 1:
         return share_interval(value * documents, documents)
     if not isinstance(error, int | float) or not error > 0 or (documents or 0) < FEWEST_DOCUMENTS:

@@ -188,7 +188,7 @@ def _play(
 
 
 def text_summary(losses: CompletionLosses) -> dict[str, Any]:
-    """Loss per completion token with an interval over examples, perplexity and bits per byte.
+    """Return loss per token with an interval over examples, perplexity and bits per byte.
 
     Unlike tokens, bytes are comparable between tokenizers.
     """

@@ -201,8 +201,8 @@ def base_weights(model: Any) -> dict[str, torch.Tensor]:
 def fingerprint_of(weights: dict[str, torch.Tensor]) -> int:
     """Return a checksum of a sample of every tensor, equal for float32 and bfloat16 weights.
 
-    It is not comparable for weights loaded in float16: they are rounded to float16 and then to
-    bfloat16, which can differ from rounding to bfloat16 once.
+    The checksum of weights loaded in float16 can differ: they are rounded to float16 and then to
+    bfloat16.
     """
     total = 0
     for name in sorted(weights):

@@ -132,7 +132,7 @@ def _check_ids(model: Any, tokenizer: Any) -> None:
     """Check that all ids of a tokenizer have an embedding.
 
     Raises:
-        UserError: names the first token without one.
+        UserError: a token has no embedding; the message names the first one.
     """
     rows = unwrap_peft(model).get_input_embeddings().num_embeddings
     # Some tokenizer classes add an unknown token, which byte-level tokenizers never produce.

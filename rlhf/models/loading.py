@@ -119,7 +119,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a folder or hub id.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder or hub id has no tokenizer.
     """
     try:
         return AutoTokenizer.from_pretrained(source)

@@ -62,7 +62,7 @@ def has_plain_head(model: Any) -> bool:
 
 
 def state_width(model: Any) -> int:
-    """Size of the last hidden states; some families project them to less than ``hidden_size``."""
+    """Return the size of the last hidden states, which may be less than ``hidden_size``."""
     head = unwrap_peft(model).get_output_embeddings()
     if isinstance(head, torch.nn.Linear) and has_plain_head(model):
         return head.in_features

@@ -91,7 +91,7 @@ class MasterOptimizer(torch.optim.Optimizer):
     """An optimizer with state and arithmetic in float32 or better for weights of any dtype.
 
     A bf16 weight has eight bits of mantissa, so an update of less than 1/256 of the weight is lost.
-    Therefore updates are applied to float32 master weights, which are rounded to the dtype of the
+    Therefore updates are applied to float32 master weights, which are cast to the dtype of the
     weights after each step. Float32 and float64 weights are their own master weights.
 
     Args:

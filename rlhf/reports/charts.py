@@ -233,7 +233,7 @@ def _payload(chart: Chart, lines: Sequence[Series], frame: _Frame) -> str:
 
 
 def _thinned(series: Series) -> Series:
-    """At most about 300 points: the minimum and maximum of each bin, so that spikes remain."""
+    """Reduce to about 300 points: the minimum and maximum of each bin, which keeps spikes."""
     size = len(series.x)
     if size <= _MAX_POINTS:
         return series

@@ -28,7 +28,7 @@ _HIDDEN = frozenset({"seconds"})
 def comparisons(
     runs: Sequence[RunRecord], headline: str, *, every_pair: bool = False
 ) -> list[Comparison]:
-    """Comparison by the headline metric, then by every other metric that all evaluations have."""
+    """Compare runs by the headline metric, then by every metric that all evaluations have."""
     first_rows = [row for run in runs for e in run.evaluations for row in e.episodes[:1]]
     shared = set.intersection(*(set(episode_metrics(row)) for row in first_rows))
     unused = {headline, "normalized", "seconds", "turns", "tokens", "length_limited"}
@@ -72,7 +72,7 @@ def score_forests(
     limits: Mapping[str, Bounds],
     colors: Mapping[str, str] | None = None,
 ) -> str:
-    """One forest plot for each environment and decoding, with the random and the optimal value.
+    """Draw a forest plot for each environment and decoding, with random and optimal value.
 
     `limits` are the bounds by environment, and `colors` the CSS color classes by method; by default
     all methods have the same color.
@@ -94,7 +94,7 @@ def score_forests(
 
 
 def difference_forest(comparison: Comparison) -> str:
-    """One forest plot of paired differences for each baseline; colored if there is a winner."""
+    """Draw the paired differences from each baseline; a difference with a winner is colored."""
     parts = []
     for baseline in dict.fromkeys(d.baseline for d in comparison.differences):
         lines = [
@@ -238,7 +238,7 @@ def _without_interval(estimate: Interval) -> Interval:
 
 
 def estimate_of(value: Mapping[str, Any]) -> Interval:
-    """Interval from a summary with `mean` or `value`, `low`, `high` and `n`; each may be None."""
+    """Return the interval of a summary with `mean` or `value`, `low`, `high` and `n`."""
     numbers = (value.get("mean", value.get("value")), value.get("low"), value.get("high"))
     mean, low, high = (math.nan if number is None else float(number) for number in numbers)
     method, needs = value.get("method") or "", value.get("needs") or ""

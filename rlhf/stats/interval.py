@@ -81,7 +81,7 @@ def interval(
 def ratio_interval(
     numerators: ArrayLike, denominators: ArrayLike, *, level: float = 0.95
 ) -> Interval:
-    """Ratio of two sums over n units, such as nats per token, with an interval over the units.
+    """Return a ratio of sums over n units, such as nats per token, with its interval.
 
     The interval is that of the linearized ratio: the mean of the residuals
     numerator - ratio * denominator. The denominators are positive.
@@ -98,7 +98,7 @@ def ratio_interval(
 def _share_interval(
     point: float, units: np.ndarray, sizes: np.ndarray, low: float, high: float, level: float
 ) -> Interval | None:
-    """Exact interval of outcomes in [low, high]; None if the interval of a mean is narrower."""
+    """Return the exact interval of outcomes in [low, high]; None if a mean's is narrower."""
     shares = (units - low) / (high - low)
     if not is_share(shares) and not no_interval_reason(units):
         return None

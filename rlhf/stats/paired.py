@@ -21,7 +21,7 @@ ENUMERATED = 30
 
 
 def sign_flip_test(differences: ArrayLike) -> float:
-    """Two-sided p value of Fisher's sign-flip test of paired `differences` [n], exact at any n.
+    """Return the two-sided p value of Fisher's exact sign-flip test of `differences` [n].
 
     If both sides of every pair are exchangeable, each difference has either sign with equal
     probability. p is the share of all 2^n assignments of signs whose sum is at least as far from 0

@@ -27,7 +27,7 @@ class SampleSize:
 
 
 def paired_power(effect: float, n: int, *, level: float = 0.95) -> float:
-    """Power of the two-sided paired t test with n >= 2 pairs, from the non-central t distribution.
+    """Return the power of the two-sided paired t test with n >= 2 pairs (non-central t).
 
     `effect` is the difference divided by the standard deviation of one paired difference; `level`
     is one minus the significance level.
@@ -94,7 +94,7 @@ def simulated_coverage(
     trials: int = 2000,
     level: float = 0.95,
 ) -> float:
-    """Coverage of the interval of a mean, simulated with samples of size n from `population`."""
+    """Simulate the coverage of the interval of a mean of n draws from `population`."""
     low, high = mean_bounds(rng.choice(population, size=(trials, n)), level=level)
     truth = population.mean()
     return float(((low <= truth) & (truth <= high)).mean())

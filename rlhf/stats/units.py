@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 FEWEST_UNITS = 5
-"""Fewest units for the interval of a mean, and fewest that differ from the most common value."""
+"""Smallest number of units, and of units unlike the most common value, for an interval."""
 
 
 def finite_vector(values: ArrayLike) -> np.ndarray:
@@ -34,7 +34,7 @@ def require_finite(data: np.ndarray) -> np.ndarray:
 def cluster_index(
     clusters: Sequence[Hashable] | np.ndarray,
 ) -> tuple[list[Hashable], np.ndarray]:
-    """Distinct clusters in order of first appearance, and the index of each row's cluster. [n]"""
+    """Return the distinct clusters in order, and the index [n] of each row's cluster."""
     positions: dict[Hashable, int] = {}
     codes = np.array([positions.setdefault(name, len(positions)) for name in clusters], dtype=int)
     return list(positions), codes

@@ -70,7 +70,7 @@ class Encoder:
         return examples
 
     def summary(self) -> str:
-        """Return the counts of truncated and dropped rows as text, empty without any."""
+        """Return the counts of truncated and dropped rows as text; empty if there are none."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
     def _nothing_left(self, count: int) -> str:

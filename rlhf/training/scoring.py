@@ -108,7 +108,7 @@ def shaped_rewards(
     if shaping.scale == "std":
         shaped = moments.scale(scores, clip=shaping.clip)
     elif shaping.scale == "normalise":
-        shaped = moments.normalise(scores, clip=shaping.clip)
+        shaped = moments.normalize(scores, clip=shaping.clip)
     stopped = torch.tensor([rollout.stopped for rollout in rollouts])
     lengths = torch.tensor([rollout.num_actions for rollout in rollouts])
     shaped = penalties.missing_eos(shaped, stopped, penalty=shaping.missing_eos_penalty)

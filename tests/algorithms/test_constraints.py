@@ -84,7 +84,7 @@ def test_scaling_and_resuming_moments():
     moments.update(torch.tensor([math.nan]))
     moments.update(torch.tensor([1.0, 5.0]))  # mean 3, deviation 2
     assert moments.scale(torch.tensor([1.0, 30.0, -30.0]), clip=5.0).tolist() == [0.5, 5.0, -5.0]
-    assert moments.normalise(torch.tensor([1.0, 30.0]), clip=5.0).tolist() == [-1.0, 5.0]
+    assert moments.normalize(torch.tensor([1.0, 30.0]), clip=5.0).tolist() == [-1.0, 5.0]
     other = RewardMoments()
     other.load_state_dict(moments.state_dict())
     assert other == moments

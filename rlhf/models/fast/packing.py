@@ -22,7 +22,7 @@ from rlhf.models.comparison import FAILURES
 from rlhf.models.fast.tied_embedding import TiedEmbedding
 from rlhf.models.fast.varlen_attention import ATTENTION_NAME, Layout, Span
 
-# Fewest tokens to save by sharing a prefix, which costs two more matrix products per layer.
+# Smallest number of tokens saved at which a prefix is reused, for two more matmuls per layer.
 MIN_SAVED_TOKENS = 32
 
 

@@ -87,7 +87,7 @@ def read_scores(bench: Bench) -> Scores:
     bounds = {n: bounds_of(bench, n, read_summary(start[n], bench.start)) for n in names}
 
     def table(row: str, folders: Sequence[str]) -> np.ndarray:
-        """Scores of a row, given the folders of its runs in every environment. [runs, tasks]"""
+        """Return the scores [runs, tasks] of an algorithm from the folders of its runs."""
         summaries = [[read_summary(bench.run_path(n, f), row) for n in names] for f in folders]
         return np.array(
             [

@@ -125,7 +125,7 @@ def make_study(config: TuneConfig, commands: CommandTable) -> Study:
     """Check a study together with its benchmark.
 
     Raises:
-        UserError: names the key.
+        UserError: the study does not fit its benchmark; the message names the key.
     """
     tree = assemble([config.bench], [])
     if shared := sorted(set(config.seeds) & set(tree.get("seeds") or ())):

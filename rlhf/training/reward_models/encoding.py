@@ -89,7 +89,7 @@ class RewardEncoder:
         return [examples[i] for i in order]
 
     def summary(self) -> str:
-        """Return the counts of truncated and dropped rows as text, empty without any."""
+        """Return the counts of truncated and dropped rows as text; empty if there are none."""
         return ", ".join(f"{n:,} {reason}" for reason, n in self.changed.items() if n)
 
     def text(self, conversation: Conversation) -> list[int]:
