@@ -19,7 +19,7 @@ import numpy as np
 from rlhf.config.data import DataSpec
 from rlhf.data.load import load
 from rlhf.reward_models import build
-from rlhf.reward_models.report.labelled import auc
+from rlhf.reward_models.report.labeled import auc
 from rlhf.runs import launch
 from rlhf.stats import Interval, interval, jackknife
 

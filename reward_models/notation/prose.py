@@ -353,7 +353,7 @@ def _check_before(text: str, tokens: list[Token], first: int, run: str) -> None:
     ):
         raise NotUnderstood("several candidates")
     if previous is not None:
-        _check_neighbour(before[previous.end :], previous, tokens[first])
+        _check_neighbor(before[previous.end :], previous, tokens[first])
     glued = first > 0 and tokens[first - 1].end == tokens[first].start
     if glued and tokens[first - 1].kind in ("word", "number"):
         raise NotUnderstood("a number that is part of a name")
@@ -366,7 +366,7 @@ def _is_signed(tokens: list[Token], first: int) -> bool:
     return first == 1 or tokens[first - 2].kind != "number"
 
 
-def _check_neighbour(between: str, previous: Token, token: Token) -> None:
+def _check_neighbor(between: str, previous: Token, token: Token) -> None:
     """Raise NotUnderstood if the number before the run may belong to it."""
     if not any(c.isalpha() for c in between):
         if token.kind == "number" and previous.value == token.value:

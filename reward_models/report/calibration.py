@@ -22,7 +22,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Quality of the probabilities sigmoid(margin / temperature) on labelled pairs."""
+    """Quality of the probabilities sigmoid(margin / temperature) on labeled pairs."""
 
     temperature: float
     nll: float

@@ -53,7 +53,7 @@ def pairs_page(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def labelled_page(name: str, report: Mapping[str, Any]) -> str:
+def labeled_page(name: str, report: Mapping[str, Any]) -> str:
     """Return the report on labeled texts as Markdown: the model, baselines, and gains."""
     measures = list(report["metrics"])
     rows = {"this model": report["metrics"], **report["baselines"]}

@@ -34,7 +34,7 @@ def score(config: ScoreConfig) -> Iterator[str]:
 
     The reward also receives an `answer` column or message key.
     """
-    from rlhf.data.conversation import labelled_conversation
+    from rlhf.data.conversation import labeled_conversation
     from rlhf.data.load import load
     from rlhf.models.rewards import load_rewards
     from rlhf.reward_models.chat_template import with_tools
@@ -43,9 +43,7 @@ def score(config: ScoreConfig) -> Iterator[str]:
     reward = load_rewards(specs)
     loaded = load(DataSpec(config.input), "sft", seed=None, facts=True)
     log.info("input: %s", loaded.summary())
-    conversations = [
-        with_tools(labelled_conversation(row), row.get("tools")) for row in loaded.rows
-    ]
+    conversations = [with_tools(labeled_conversation(row), row.get("tools")) for row in loaded.rows]
     scores = reward.score(conversations)
     for index, conversation in enumerate(conversations):
         parts = {name: column[index] for name, column in scores.components.items()}

@@ -121,7 +121,7 @@ def after_system(messages: Sequence[Message], more: Sequence[Message]) -> Conver
     return [*messages[: len(messages) - len(rest)], *more, *rest]
 
 
-def labelled_conversation(row: Mapping[str, Any]) -> Conversation:
+def labeled_conversation(row: Mapping[str, Any]) -> Conversation:
     """Return a labeled row as a conversation: its text as one message, or prompt and reply."""
     if "text" in row:
         return [{"role": "assistant", "content": row["text"]}]

@@ -278,8 +278,8 @@ def _prm800k(row: Row, kind: Kind) -> Iterator[Item]:
         chosen, human = step.get("chosen_completion"), step.get("human_completion")
         for index, (text, label) in enumerate(rated):
             if index != chosen and label is not None:
-                unlabelled = [None] * len(path)
-                yield _steps_of(question, [*path, text], [*unlabelled, label])
+                unlabeled = [None] * len(path)
+                yield _steps_of(question, [*path, text], [*unlabeled, label])
         if chosen is not None:
             text, label = rated[chosen]
         elif human is not None:

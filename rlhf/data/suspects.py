@@ -31,7 +31,7 @@ class Margins:
 
 
 def cross_fitted_margins(
-    rows: Sequence[Mapping[str, Any]], *, num_folds: int = 5, seed: int, regularisation: float = 1.0
+    rows: Sequence[Mapping[str, Any]], *, num_folds: int = 5, seed: int, regularization: float = 1.0
 ) -> Margins:
     """Return the cross-fitted margins of logistic regressions on differences of bags of words.
 
@@ -43,7 +43,7 @@ def cross_fitted_margins(
         rows: Preference rows.
         num_folds: Number of folds.
         seed: Seed of the folds.
-        regularisation: Inverse strength of the L2 penalty (scikit-learn's `C`).
+        regularization: Inverse strength of the L2 penalty (scikit-learn's `C`).
     """
     from scipy import sparse
     from sklearn.linear_model import LogisticRegression
@@ -65,7 +65,7 @@ def cross_fitted_margins(
         gap = words.transform([chosen[i] for i in train]) - words.transform(
             [rejected[i] for i in train]
         )
-        model = LogisticRegression(C=regularisation, fit_intercept=False, max_iter=200)
+        model = LogisticRegression(C=regularization, fit_intercept=False, max_iter=200)
         model.fit(sparse.vstack([gap, -gap]), np.repeat([1, 0], len(train)))
         margin[test] = model.decision_function(
             words.transform([chosen[i] for i in test])

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from rlhf.config.evaluate import ClassesSpec
-from rlhf.data.conversation import labelled_conversation
+from rlhf.data.conversation import labeled_conversation
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.evaluation.text import completion_losses
 from rlhf.models.policy import Policy
-from rlhf.reward_models.report.labelled import CLASS_MEASURES, labelled_report
+from rlhf.reward_models.report.labeled import CLASS_MEASURES, labeled_report
 from rlhf.rollout.chat_format import ChatFormat, encode_example, generation_stop_ids
 
 
@@ -39,11 +39,11 @@ def class_summary(
         raise UserError(
             f"classes: label {outside[0]} has no name; classes.labels names {len(spec.labels)}"
         )
-    texts = [labelled_conversation(row)[-1]["content"] for row in rows]
+    texts = [labeled_conversation(row)[-1]["content"] for row in rows]
     scores = class_logprobs(policy, texts, spec, examples=examples, max_length=max_length)
     common = np.bincount(truth, minlength=len(spec.labels)).astype(float)
     baselines = {"commonest class": np.tile(common, (len(rows), 1))}
-    return labelled_report(CLASS_MEASURES, scores, truth, baselines=baselines)
+    return labeled_report(CLASS_MEASURES, scores, truth, baselines=baselines)
 
 
 def class_logprobs(

@@ -4,21 +4,21 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
-from rlhf.reward_models.report import labelled
-from rlhf.reward_models.report.markdown import labelled_page
+from rlhf.reward_models.report import labeled
+from rlhf.reward_models.report.markdown import labeled_page
 
 
 def test_measures_by_hand():
     scores = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0], [5.0, 4.5]])
     labels = np.array([0, 1, 0, 1])
-    assert labelled.hits(scores, labels).tolist() == [1, 1, 0, 0]
+    assert labeled.hits(scores, labels).tolist() == [1, 1, 0, 0]
     # each class: precision 1/2, recall 1/2
-    assert labelled.macro_f1(scores, labels) == pytest.approx(0.5)
+    assert labeled.macro_f1(scores, labels) == pytest.approx(0.5)
     # class 1 leads by 1 and -0.5 where the label is 1, by -1 and 1 where it is 0: two couples
     # won, one tied, one lost; class 0 mirrors it
-    assert labelled.auc(scores, labels) == pytest.approx(2.5 / 4)
-    assert labelled.rmse(np.array([1.0, 3.0]), np.array([1.0, 1.0])) == pytest.approx(2**0.5)
-    assert labelled.spearman(np.array([1.0, 2, 9]), np.array([0.0, 5, 6])) == pytest.approx(1.0)
+    assert labeled.auc(scores, labels) == pytest.approx(2.5 / 4)
+    assert labeled.rmse(np.array([1.0, 3.0]), np.array([1.0, 1.0])) == pytest.approx(2**0.5)
+    assert labeled.spearman(np.array([1.0, 2, 9]), np.array([0.0, 5, 6])) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -27,17 +27,17 @@ def test_measures_agree_with_sklearn(seed):
     labels = rng.integers(0, 3, size=200)
     scores = rng.normal(size=(200, 3)) + np.eye(3)[labels]
     expected = f1_score(labels, scores.argmax(1), average="macro")
-    assert labelled.macro_f1(scores, labels) == pytest.approx(expected)
+    assert labeled.macro_f1(scores, labels) == pytest.approx(expected)
     share = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
     expected = roc_auc_score(labels, share, average="macro", multi_class="ovr")
-    assert labelled.auc(scores, labels) == pytest.approx(expected)
-    assert labelled.auc(scores + rng.normal(size=(200, 1)), labels) == pytest.approx(expected)
+    assert labeled.auc(scores, labels) == pytest.approx(expected)
+    assert labeled.auc(scores + rng.normal(size=(200, 1)), labels) == pytest.approx(expected)
 
 
 def test_a_column_of_zeros_beside_the_log_odds_changes_no_auc():
     odds, labels = np.array([3.0, 1.0, 2.0, 0.0]), np.array([1, 1, 0, 0])
     both = np.stack([np.zeros(4), odds], 1)
-    assert labelled.auc(both, labels) == pytest.approx(roc_auc_score(labels, odds)) == 0.75
+    assert labeled.auc(both, labels) == pytest.approx(roc_auc_score(labels, odds)) == 0.75
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
@@ -47,8 +47,8 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
         labels = rng.integers(0, 2, size=150)
         right = rng.random(150) < 0.8
         chosen = np.where(right, labels, 1 - labels)
-        found = labelled.labelled_report(
-            labelled.CLASS_MEASURES, np.eye(2)[chosen], labels, baselines={}
+        found = labeled.labeled_report(
+            labeled.CLASS_MEASURES, np.eye(2)[chosen], labels, baselines={}
         )
         accuracy = found["metrics"]["accuracy"]
         held += accuracy["low"] <= 0.8 <= accuracy["high"]
@@ -61,9 +61,9 @@ def test_the_gain_is_paired():
     ours = np.eye(2)[np.where(rng.random(400) < 0.7, labels, 1 - labels)]
     theirs = ours.copy()
     theirs[:10] = np.eye(2)[1 - labels[:10]]  # the same but for ten rows
-    gain = labelled.labelled_report(
-        labelled.CLASS_MEASURES, ours, labels, baselines={"them": theirs}
-    )["gains"]["them"]
+    gain = labeled.labeled_report(labeled.CLASS_MEASURES, ours, labels, baselines={"them": theirs})[
+        "gains"
+    ]["them"]
     spread = gain["accuracy"]["high"] - gain["accuracy"]["low"]
     lost = np.mean(ours[:10].argmax(1) == labels[:10])
     assert gain["accuracy"]["mean"] == pytest.approx(10 * lost / 400)
@@ -72,19 +72,19 @@ def test_the_gain_is_paired():
 
 def test_bag_of_words_baseline_learns_words():
     texts = [f"{'good' if i % 2 else 'bad'} film {i}" for i in range(80)]
-    found = labelled.words_classifier(texts, [i % 2 for i in range(80)], texts[:10], classes=3)
+    found = labeled.words_classifier(texts, [i % 2 for i in range(80)], texts[:10], classes=3)
     assert found[:, :2].argmax(1).tolist() == [i % 2 for i in range(10)]
     assert np.isneginf(found[:, 2]).all()  # a class that training never saw
-    rated = labelled.words_rater(texts, [float(i % 2) for i in range(80)], texts[:2])
+    rated = labeled.words_rater(texts, [float(i % 2) for i in range(80)], texts[:2])
     assert rated[1] - rated[0] > 0.5
 
 
-def test_labelled_page_has_a_row_for_each_baseline():
+def test_labeled_page_has_a_row_for_each_baseline():
     scores, labels = np.eye(2)[[0, 1, 1]], np.array([0, 1, 0])
-    report = labelled.labelled_report(
-        labelled.CLASS_MEASURES, scores, labels, baselines={"coin": scores[::-1]}
+    report = labeled.labeled_report(
+        labeled.CLASS_MEASURES, scores, labels, baselines={"coin": scores[::-1]}
     )
-    page = labelled_page("mine", report)
+    page = labeled_page("mine", report)
     assert "| this model | 0.667" in page
     assert "| coin |" in page
     assert "| gain over coin |" in page

@@ -8,7 +8,7 @@ import pytest
 from rlhf.data.suspects import cross_fitted_margins
 from rlhf.reward_models.pairs import Pair
 from rlhf.reward_models.report.baselines import bag_of_words
-from rlhf.reward_models.report.labelled import words_classifier, words_rater
+from rlhf.reward_models.report.labeled import words_classifier, words_rater
 from rlhf.reward_models.words import fit_words
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import norm
 
 from rlhf.reward_models.report.intervals import pearson, spearman
-from rlhf.reward_models.report.labelled import auc, macro_f1, rmse
+from rlhf.reward_models.report.labeled import auc, macro_f1, rmse
 from rlhf.stats import Interval, jackknife, share_interval, weighted_sum
 
 

@@ -15,7 +15,7 @@ from rlhf.config.reward import KINDS, RewardConfig
 from rlhf.models.rewards import with_packing
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.losses import IGNORED
-from rlhf.reward_models.report.markdown import labelled_page, write_report
+from rlhf.reward_models.report.markdown import labeled_page, write_report
 from rlhf.runs.directory import Run
 from rlhf.training.examples import Example
 from rlhf.training.reward_models.encoding import (
@@ -113,7 +113,7 @@ class RewardKind:
         """Evaluate the saved model, write the report, and return its main lines."""
         name = trained.run.directory.name
         report = self.evaluate(trained)
-        page = labelled_page(name, report)
+        page = labeled_page(name, report)
         summary = {"name": name, "env": self.data, "policy": name} | report
         write_report(trained.run.directory, summary, page)
         return page.splitlines()[2:]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from rlhf.config.reward import RewardConfig
 from rlhf.data.messages import RowDropped
 from rlhf.reward_models.losses import IGNORED
-from rlhf.reward_models.report import labelled
+from rlhf.reward_models.report import labeled
 from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel, known_accuracy
 from rlhf.training.reward_models.encoding import (
@@ -96,15 +96,15 @@ def class_report(
 ) -> Report:
     """Return the report on logits [N, C] of the classes that a column of the N rows has."""
     labels, train_labels = ([int(row[column]) for row in part] for part in (rows, train_rows))
-    tf_idf = labelled.words_classifier(
+    tf_idf = labeled.words_classifier(
         [labeled_text(row) for row in train_rows],
         train_labels,
         [labeled_text(row) for row in rows],
         classes=logits.shape[1],
     )
     frequency = np.bincount(train_labels, minlength=logits.shape[1]).astype(float)
-    return labelled.labelled_report(
-        labelled.CLASS_MEASURES,
+    return labeled.labeled_report(
+        labeled.CLASS_MEASURES,
         logits,
         np.array(labels),
         baselines={"TF-IDF": tf_idf, "commonest class": np.tile(frequency, (len(rows), 1))},

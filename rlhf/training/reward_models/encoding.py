@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.data.conversation import labelled_conversation
+from rlhf.data.conversation import labeled_conversation
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
@@ -130,12 +130,12 @@ class RewardEncoder:
 
 def labeled_messages(row: Row) -> list[dict[str, Any]]:
     """Return the conversation of a labeled row, with the row's tools."""
-    return with_tools(labelled_conversation(row), row.get("tools"))
+    return with_tools(labeled_conversation(row), row.get("tools"))
 
 
 def labeled_text(row: Row) -> str:
     """Return the last message of a labeled row."""
-    return labelled_conversation(row)[-1]["content"]
+    return labeled_conversation(row)[-1]["content"]
 
 
 def unit_of(row: Row) -> str:

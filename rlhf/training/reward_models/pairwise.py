@@ -8,7 +8,7 @@ from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.models.rewards import with_packing
 from rlhf.reward_models.pairwise import PairModel, encode_pair
-from rlhf.reward_models.report import labelled
+from rlhf.reward_models.report import labeled
 from rlhf.rollout.chat_format import prompt_of
 from rlhf.training.examples import EQUAL, Example
 from rlhf.training.reward_models.base import Report, TrainedModel
@@ -49,10 +49,10 @@ class Pairwise(LogOdds):
         correct = (np.sign(log_odds) + 1) / 2
         gaps = [len(a) - len(b) for a, b in zip(chosen, rejected, strict=True)]
         groups = [prompt_key(row) for row in rows]
-        report = labelled.accuracy_report(
+        report = labeled.accuracy_report(
             correct, baselines={"longer wins": (np.sign(gaps) + 1) / 2}, groups=groups
         )
-        report["metrics"]["order_agreement"] = labelled.share(agree, groups)
+        report["metrics"]["order_agreement"] = labeled.share(agree, groups)
         return report
 
 

@@ -13,7 +13,7 @@ from rlhf.reward_models import losses
 from rlhf.reward_models.core import Conversation
 from rlhf.reward_models.losses import IGNORED
 from rlhf.reward_models.process import ProcessReward, encode_steps
-from rlhf.reward_models.report import labelled
+from rlhf.reward_models.report import labeled
 from rlhf.rollout.chat_format import prompt_of
 from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel, known_accuracy
@@ -63,7 +63,7 @@ class Process(RewardKind):
                     correct.append(float((score > 0.5) == bool(label)))
                     by_majority.append(float(majority == bool(label)))
                     groups.append(prompt_key(row))
-        return labelled.accuracy_report(
+        return labeled.accuracy_report(
             correct, baselines={"commonest label": by_majority}, groups=groups
         )
 

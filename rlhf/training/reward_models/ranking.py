@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf.data.messages import RowDropped
 from rlhf.data.splits import prompt_key
 from rlhf.reward_models import losses
-from rlhf.reward_models.report import labelled
+from rlhf.reward_models.report import labeled
 from rlhf.rollout.chat_format import prompt_of
 from rlhf.training.examples import EQUAL, Example
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel
@@ -66,7 +66,7 @@ class Ranking(RewardKind):
             longest.append(float(int(np.argmax(lengths)) == best))
             chance.append(1 / len(row["replies"]))
         groups = [prompt_key(row) for row in trained.test_rows]
-        return labelled.accuracy_report(
+        return labeled.accuracy_report(
             correct, baselines={"longest": longest, "chance": chance}, groups=groups
         )
 

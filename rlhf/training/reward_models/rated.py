@@ -13,7 +13,7 @@ from rlhf.config.reward import RewardConfig
 from rlhf.data.messages import RowDropped
 from rlhf.reward_models import losses
 from rlhf.reward_models.losses import IGNORED
-from rlhf.reward_models.report import labelled
+from rlhf.reward_models.report import labeled
 from rlhf.training.examples import Example
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel
 from rlhf.training.reward_models.classification import LogOdds, class_report
@@ -81,13 +81,13 @@ class Regression(RewardKind):
         self, logits: np.ndarray, rows: list[Row], train_rows: list[Row], name: str
     ) -> Report:
         """Return the report of one column for logits [N] of the rows with a known label."""
-        ridge = labelled.words_rater(
+        ridge = labeled.words_rater(
             [labeled_text(row) for row in train_rows],
             [float(row[name]) for row in train_rows],
             [labeled_text(row) for row in rows],
         )
-        return labelled.labelled_report(
-            labelled.RATING_MEASURES,
+        return labeled.labeled_report(
+            labeled.RATING_MEASURES,
             logits,
             np.array([row[name] for row in rows], dtype=float),
             baselines={"TF-IDF": ridge},

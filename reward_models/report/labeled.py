@@ -1,4 +1,4 @@
-"""Metrics of predictions for labelled texts, those of baselines, and the paired gains."""
+"""Metrics of predictions for labeled texts, those of baselines, and the paired gains."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Measure:
         return plain(as_row(jackknife(difference, units), len(labels)))
 
 
-def labelled_report(
+def labeled_report(
     measures: Mapping[str, Measure],
     predictions: np.ndarray,
     labels: np.ndarray,
@@ -107,13 +107,13 @@ def accuracy_report(
     measures = {"accuracy": Measure(lambda outcomes, _: outcomes, "share")}
     outcomes = {name: np.asarray(column) for name, column in baselines.items()}
     no_labels = np.zeros(len(correct))
-    return labelled_report(
+    return labeled_report(
         measures, np.asarray(correct), no_labels, baselines=outcomes, groups=groups
     )
 
 
 def plain(row: dict[str, float]) -> Estimate:
-    """Convert an interval to the keys of reports on labelled texts; unknown numbers are None."""
+    """Convert an interval to the keys of reports on labeled texts; unknown numbers are None."""
     known = math.isfinite(row["low"])
     return {
         "mean": row["value"] if math.isfinite(row["value"]) else None,
