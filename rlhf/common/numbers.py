@@ -36,7 +36,31 @@ def decimal(value: float) -> str:
 
 
 def moving_average(values: Sequence[float], width: int) -> list[float]:
-    """Return the moving average over centered windows of `width` values, clipped at both ends."""
-    half = width // 2
-    windows = (values[max(0, i - half) : i - half + width] for i in range(len(values)))
-    return [math.fsum(window) / len(window) for window in windows]
+    """Return the moving average over centered windows of `width` values, clipped at both ends.
+
+    The running sum is exact (Shewchuk 1997), so its rounding does not depend on earlier windows.
+    """
+    half, averages, partials = width // 2, [], []
+    low = high = 0
+    for index in range(len(values)):
+        end = min(len(values), index - half + width)
+        for value in values[high:end]:
+            _add_exactly(partials, value)
+        start = max(0, index - half)
+        for value in values[low:start]:
+            _add_exactly(partials, -value)
+        low, high = start, end
+        averages.append(math.fsum(partials) / (end - start))
+    return averages
+
+
+def _add_exactly(partials: list[float], value: float) -> None:
+    """Add a value in place to a sum that is kept as numbers without common digits."""
+    count, total = 0, float(value)
+    for partial in partials:
+        large, small = (total, partial) if abs(total) >= abs(partial) else (partial, total)
+        total = large + small
+        if rest := small - (total - large):
+            partials[count] = rest
+            count += 1
+    partials[count:] = [total]

@@ -84,6 +84,13 @@ class RunRecord(MetricLog):
     with recorded tokens of the first, the middle and the last such step."""
     evaluations: Sequence[Evaluation] = ()
     finished: bool = False
+    _series: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict, repr=False)
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """Return the steps and values of a metric, computed once for each metric."""
+        if key not in self._series:
+            self._series[key] = super().series(key)
+        return self._series[key]
 
 
 def read_stages(directory: str | Path) -> list[RunRecord]:

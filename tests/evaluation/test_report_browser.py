@@ -15,9 +15,11 @@ import pytest
 
 from rlhf.evaluation.pairs import report_on_pairs
 from rlhf.reports import write_comparison_report, write_report
+from rlhf.reports.page import page as page_html
 from rlhf.reward_models import EachReward
 from tests.evaluation import fake_pipeline as fake
 from tests.evaluation.fake_study import overoptimization
+from tests.evaluation.test_hostile_text import pages_of
 
 pytestmark = pytest.mark.browser
 
@@ -42,6 +44,7 @@ addEventListener("load", function () {
   });
   if (token) { token.dispatchEvent(new PointerEvent("pointerover", { bubbles: true })); }
   document.body.dataset.probe = JSON.stringify({
+    title: document.title,
     tip: said, token: document.getElementById("tip").textContent, shades: shades,
     cursor: document.querySelectorAll(".cursor line").length,
     width: innerWidth, content: document.documentElement.scrollWidth,
@@ -241,3 +244,25 @@ def test_reward_and_over_optimization_pages_open_cleanly(browser: str, tmp_path:
             assert seen["content"] <= seen["width"]
             assert seen["charts"] == charts
     assert seen["tip"].startswith("√KL ")
+
+
+def test_hostile_text_runs_and_deforms_nothing(browser: str, tmp_path: Path):
+    for number, page in enumerate(pages_of(tmp_path)):
+        for size in ("1180,900", "390,800"):
+            profile = tmp_path / f"hostile{number}{size}"
+            seen, console = open_page(browser, page, profile, f"--window-size={size}")
+            assert console == ""
+            assert seen["requests"] == ["/probed.html"]
+            assert seen["title"] != "owned"
+            assert seen["scripts"] == 2
+
+
+def test_the_policy_blocks_injected_scripts(browser: str, tmp_path: Path):
+    """Control: a script that was not escaped does not run, nor does a handler or a link."""
+    body = "<header></header><img src=data:, onerror=\"document.title='owned'\">"
+    body += "<script>document.title='owned'</script>"
+    written = tmp_path / "bad.html"
+    written.write_text(page_html("good", body), encoding="utf-8")
+    seen, console = open_page(browser, written, tmp_path / "profile")
+    assert seen["title"] == "good"
+    assert "Content Security Policy" in console
