@@ -77,7 +77,7 @@ def test_benchmark_report(tmp_path):
         ({"benchmark": "rmbench"}, "go together"),
         ({"gold": [{"kind": "length"}]}, "no effect without a policy"),
         ({"save": True}, "needs --reward FOLDER"),
-        ({"samples": 1}, "samples >= 2"),
+        ({"samples": 1}, "samples must be >= 2"),
     ],
 )
 def test_contradictory_settings_are_refused(tmp_path, change, words):
