@@ -37,23 +37,20 @@ def write_demonstrations(
 ) -> Row:
     """Write `count` rows as JSON lines and return a summary.
 
-    If the environment has separate items for training and evaluation, rows use the training split
-    unless `split` is given.
+    Rows use the training split of an environment with separate items, unless `split` is given.
 
     Args:
         env_id: A registered environment with an expert (for preferences: with action values).
         path: The file; its folder is created and an existing file is replaced.
         count: Number of rows.
-        quality: Quality of the policy that plays the episodes. 1.0 is the expert; below, each
-            action (in the preference bandit each slot) is random with probability `1 - quality`.
-            Preference labels are always right.
+        quality: 1.0 plays the expert; below, each action (in the preference bandit each slot) is
+            random with probability `1 - quality`. Preference labels are always right.
         seed: Seed of the first episode; further episodes use the next seeds.
         kind: "sft", or "preference" for one row per turn,
             `{"prompt": [...], "chosen": [...], "rejected": [...], "margin": m}`, with two legal
             actions, of which the one with the higher optimal action value is chosen.
-        form: Form of sft rows: "messages" writes one row per episode, `{"messages": [...],
-            "return": x, "seed": s}`, and "prompt_completion" one row per turn,
-            `{"prompt": [...], "completion": [...]}`.
+        form: Form of sft rows: "messages", `{"messages": [...], "return": x, "seed": s}` per
+            episode, or "prompt_completion", `{"prompt": [...], "completion": [...]}` per turn.
         system_prompt: Whether conversations begin with the environment's system prompt.
         **env_kwargs: Keyword arguments of the environment.
 
