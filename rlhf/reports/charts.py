@@ -177,7 +177,7 @@ def _mark(x: float, label: str, frame: _Frame) -> str:
 
 
 def _line(series: Series, frame: _Frame) -> str:
-    """The line with its last point; a short line has all points, a long one is also smoothed."""
+    """Return line with its last point; a short line has all points, a long one is also smoothed."""
     color, values, parts = esc(series.color), series.y, []
     if len(series.x) >= _MIN_SMOOTHED:
         raw = _path(series.x, series.y, frame)

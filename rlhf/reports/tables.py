@@ -48,5 +48,5 @@ def save_tables(folder: Path, tables: Sequence[Table]) -> None:
 
 
 def save_csv(folder: Path, table: Table) -> None:
-    """`<slug>.csv` in an existing folder."""
+    """Write `<slug>.csv` in an existing folder."""
     write_text(folder / f"{table.slug}.csv", table.to_csv())

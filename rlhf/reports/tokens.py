@@ -15,7 +15,7 @@ _ROWS_PER_STEP = 2
 
 
 def token_view(run: RunRecord) -> str:
-    """Transcripts of the first, the middle and the last step with recorded tokens."""
+    """Return the transcripts of the first, the middle and the last step with recorded tokens."""
     rows = [row for row in run.samples if has_tokens(row)]
     steps = sorted({int(row["step"]) for row in rows})
     rows_of = {step: [row for row in rows if row["step"] == step] for step in steps}
