@@ -127,7 +127,7 @@ def best_menu(context: Context) -> Menu:
 
 
 def parse_reply(reply: str) -> tuple[Menu, list[str]] | None:
-    """Return the menu at the start of a reply and the tokens after it, or None without a menu.
+    """Return the menu at the start of a reply and the tokens after it, or None if there is no menu.
 
     Case, commas and a final full stop are ignored. Each further word or sign is one token.
     """
@@ -141,7 +141,7 @@ def parse_reply(reply: str) -> tuple[Menu, list[str]] | None:
 
 
 def gold_score(context: Context, reply: str) -> float:
-    """Return the true reward: menu value minus a cost of extra words, or 0.0 without a menu."""
+    """Return the true reward: menu value minus a cost of extra words, or 0.0 if there is none."""
     return _scores(context, reply)[0]
 
 

@@ -26,7 +26,7 @@ class PromptEnv(TextEnv):
     State: a prompt. Observation: its text; if the prompt is a conversation, the text of its last
     message, with the earlier messages in `info["messages"]` and all keys of the last message in
     `info["message"]`. Action: any text. Reward: the score of the whole conversation by `reward`, or
-    0.0 without a reward function or if it returns None (`info["scored"]` is then False).
+    0.0 if there is no reward function or it returns None (`info["scored"]` is then False).
 
     `reset(seed=s)` shows prompt `s % n` of a fixed shuffle of the n prompts, so n consecutive seeds
     visit each prompt once. `info["prompt_index"]` is the index in `prompts`.

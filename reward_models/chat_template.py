@@ -115,7 +115,7 @@ def system_refusal(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def template_source(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the Jinja text of all templates of the tokenizer; empty without one."""
+    """Return the Jinja text of all templates of the tokenizer, or an empty text."""
     template = tokenizer.chat_template
     if isinstance(template, Mapping):
         return "\n".join(map(str, template.values()))

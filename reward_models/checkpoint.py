@@ -132,7 +132,7 @@ def pooling_of(model: PreTrainedModel) -> str:
 
 
 def find_sidecar(path: str | Path) -> Sidecar | None:
-    """Return the sidecar of a checkpoint folder or hub id; None without one.
+    """Return the sidecar of a checkpoint folder or hub id, or None.
 
     Raises:
         FileNotFoundError: There is no such folder, or the hub is not available.

@@ -68,7 +68,7 @@ def _fit_words(train: Sequence[Pair], test: Sequence[Pair]) -> np.ndarray:
 
 
 def response_only(reward: Reward, pairs: Sequence[Pair]) -> np.ndarray:
-    """Return margins [N] of ``reward`` on the last replies without prompts; nan without a score."""
+    """Return margins [N] of ``reward`` on the last replies without prompts; nan if unscored."""
 
     def alone(pair: Pair, side: str) -> list[dict[str, str]]:
         return [{"role": "assistant", "content": last_reply(getattr(pair, side))}]

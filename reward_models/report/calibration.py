@@ -26,9 +26,9 @@ class Calibration:
 
     temperature: float
     nll: float
-    """Mean -log P(label), nats; log 2 = 0.693 for a coin."""
+    """Mean -log P(label), nats; log 2 = 0.693 at chance level."""
     brier: float
-    """Mean squared error of P(label); 0.25 for a coin."""
+    """Mean squared error of P(label); 0.25 at chance level."""
     ece: float
     """Expected calibration error: mean |accuracy - confidence| over the bins, weighted by count."""
     bins: list[Bin]

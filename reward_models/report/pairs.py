@@ -27,7 +27,7 @@ from rlhf.reward_models.report.stress import stress_tests
 from rlhf.stats import jackknife
 from rlhf.stats import share_interval as share_of
 
-_MIN_TEXTS_FOR_WORDS = 10  # fewest prompts (or training pairs) for a bag of words
+_MIN_TEXTS_FOR_WORDS = 10  # prompts (or training pairs)
 _MAX_MATCHED_GAP = 0.1  # relative difference up to which two replies count as equally long
 
 

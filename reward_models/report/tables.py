@@ -53,7 +53,7 @@ def _calibration(calibration: Report) -> ReportTable:
         [name, *(calibration[key][k] for k in ("temperature", "nll", "brier", "ece"))]
         for name, key in (("as given", "as_given"), ("fitted", "fitted"))
     ]
-    columns = ["temperature", "value", "NLL (coin 0.693)", "Brier (coin 0.25)", "ECE"]
+    columns = ["temperature", "value", "NLL (chance 0.693)", "Brier (chance 0.25)", "ECE"]
     return ReportTable("calibration", "Calibration", columns, rows)
 
 

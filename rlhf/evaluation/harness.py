@@ -21,7 +21,7 @@ BATCH_SIZE = 8
 SHARES = ("acc", "acc_norm", "exact_match")
 
 FEWEST_DOCUMENTS = 30
-"""Fewest documents for a normal interval from the harness's standard error."""
+"""Smallest number of documents for a normal interval from the harness's standard error."""
 
 
 def require_harness() -> None:

@@ -20,14 +20,14 @@ from rlhf.stats.power import sample_size, simulated_coverage
 Unit = Literal["training seeds"] | UnitName
 
 FEWEST_SEEDS = 5
-"""Fewest training seeds for calling one method better than another."""
+"""Smallest number of training seeds for calling one method better than another."""
 
 LOWER_IS_BETTER = frozenset(
     {"cost", "invalid", "turns", "tokens", "seconds", "length_limited", "loss", "perplexity"}
 )
 _MOST_SUGGESTED_PAIRS = 10_000
 _FEWEST_REDRAWN = 20
-"""Fewest differences to resample: resampling fewer says little about the interval's coverage."""
+"""Smallest number of differences to resample: fewer say little about the interval's coverage."""
 
 
 @dataclass(frozen=True)

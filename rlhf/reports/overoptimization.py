@@ -17,7 +17,7 @@ PROXY_NAMES = {
     "single": "a single proxy",
     "mean": "the ensemble's mean",
     "worst": "the ensemble's worst",
-    "uncertainty": "the ensemble's mean less its variance",
+    "uncertainty": "the ensemble's mean minus its variance",
 }
 """Way of combining proxies -> its name on pages and in verdicts."""
 

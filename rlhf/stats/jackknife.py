@@ -15,7 +15,7 @@ BLOCKS = 100
 """Largest number of blocks of units; more blocks cost time and do not improve the interval."""
 
 FEWEST_UNITS = 20
-"""Fewest units for an interval: with 10, the interval of a macro-F1 covers 83%."""
+"""Smallest number of units for an interval: with 10, the interval of a macro-F1 covers 83%."""
 
 Scale = Literal["identity", "logit", "log", "fisher"]
 

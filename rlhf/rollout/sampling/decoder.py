@@ -2,7 +2,7 @@
 
 A decoding step multiplies few rows by every weight, so its time is dominated by reading weights and
 launching operations. For the Llama family the layers are computed by a few functions here, with the
-projections of one input fused into one product. For other families the model's own forward pass is
+projections of one input fused into one matmul. For other families the model's own forward pass is
 called. The fused functions are compared with the model's own forward pass once per model.
 """
 
@@ -236,7 +236,7 @@ def attend(
 
 
 def fused_linear(linears: Sequence[Any]) -> Projection:
-    """Compute the concatenated outputs of linear layers of one input as one product.
+    """Compute the concatenated outputs of linear layers of one input in one matmul.
 
     Layers of other classes (adapters, quantized weights) are called one by one.
     """
@@ -258,19 +258,19 @@ def fused_linear(linears: Sequence[Any]) -> Projection:
 def _reordered_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Projection:
     """Return a linear layer whose weight is stored in the memory format of the matrix units.
 
-    ``linear`` reorders a bf16 weight in every call, which takes as long as the product of a few
+    ``linear`` reorders a bf16 weight in every call, which takes as long as the matmul of a few
     rows. The result is bit-identical.
     """
     ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
-    def product(x: torch.Tensor) -> torch.Tensor:
+    def matmul(x: torch.Tensor) -> torch.Tensor:
         rows = len(x)
         # A kernel of about a megabyte is cached for every number of rows, so few numbers are used.
         missing = -rows % (16 if rows <= 128 else 64) if rows > 16 else 0
         padded = pad(x, (0, 0, 0, missing)) if missing else x
         return torch.ops.mkldnn._linear_pointwise(padded, ordered, bias, "none", [], "")[:rows]
 
-    return product
+    return matmul
 
 
 def decoder_for(model: Any) -> Decoder:
