@@ -126,7 +126,7 @@ def overoptimize(folder: Path) -> Tree:
         "gold": [gold],
         "rewards": [proxy],
         "rollout": {"max_new_tokens": 3},
-        "best_of_n": {"prompts": 4, "samples": 4},
+        "best_of_n": {"prompts": 4, "samples": 8},
         "rl": {"seeds": 2, "measured": 4, "training": training},
     }
 
