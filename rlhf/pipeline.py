@@ -111,8 +111,7 @@ def _check_stage(
 
 def _check_models(stage: Mapping[str, Any], commands_by_name: Mapping[str, str]) -> None:
     """Refuse references to stages that train no model, or a model of the wrong kind."""
-    policies = stage.get("policies") or []
-    specs = [stage, *(p for p in policies if isinstance(p, Mapping))]
+    specs = [stage, *(p for p in _items(stage, "policies") if isinstance(p, Mapping))]
     for spec in specs:
         command = _command_behind(spec.get("model"), commands_by_name)
         is_policy = command in ("sft", "dpo", "kto") or command in ALGORITHMS
@@ -121,10 +120,16 @@ def _check_models(stage: Mapping[str, Any], commands_by_name: Mapping[str, str])
                 f"model.path {spec['model']['path']}: `rlhf {command}` leaves no language model"
             )
     for key in ("rewards", "gold"):
-        for row in stage.get(key) or []:
+        for row in _items(stage, key):
             command = _command_behind(row, commands_by_name)
             if command and command != "reward":
                 raise UserError(f"{key}: {row['path']}: `rlhf {command}` leaves no reward model")
+
+
+def _items(stage: Mapping[str, Any], key: str) -> list[Any]:
+    """Return a list of a stage; empty for another type, which the command's own check refuses."""
+    value = stage.get(key)
+    return value if isinstance(value, list) else []
 
 
 def _command_behind(spec: Any, commands_by_name: Mapping[str, str]) -> str | None:
