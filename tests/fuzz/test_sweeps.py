@@ -1,7 +1,7 @@
 """Seeded sweeps of mutated input: no traceback, no hang, no unknown key accepted.
 
-The whole: ``python -m pytest -m sweep tests/fuzz``. CI runs the chunks that ``--draw`` selects by
-the commit. A failure prints its seed and adds its case to the corpus.
+The whole: ``python -m pytest -m sweep tests/fuzz``; ``--draw TEXT/N`` selects about one chunk in N.
+A failure prints its seed and adds its case to the corpus.
 """
 
 import random

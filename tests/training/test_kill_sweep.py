@@ -185,7 +185,7 @@ class Runs:
             capture_output=True,
             text=True,
         )
-        operations = counter.stat().st_size
+        operations = counter.stat().st_size if counter.exists() else 0
         if 0 < moment <= operations:
             worker_died = "died" in process.stderr
             assert process.returncode == -signal.SIGKILL or worker_died, process.stderr[-2000:]
