@@ -30,8 +30,8 @@ class EnvSpec:
     reward: Finite = 1.0
     """Weight of the environment's own reward; with 0 it is only logged, as component "env"."""
     errors: Literal["raise", "count"] = "raise"
-    """What a failure of the environment does. raise: stop the run and name the seed; count: drop
-    the episode."""
+    """Effect of an environment failure. raise: the run stops and the error names the seed; count:
+    the episode is dropped and counted."""
     timeout: Seconds | None = None
     """Seconds that one call of the environment may take; a longer one is a failure. None: no limit.
     Episodes of `count` then depend on the speed of the machine."""

@@ -273,8 +273,8 @@ JUDGE = [{"kind": "function", "path": "tests.training.test_online:judge_some"}]
 
 def test_too_many_unscored_episodes_stop_the_run(tmp_path, echo_model):
     reason = r"2 x judge_some: returned None \(seed \d+\)$"
-    told = rf"25% of the episodes .* shaping\.max_unscored = 20%: {reason}"
-    with pytest.raises(UserError, match=told):
+    message = rf"25% of the episodes .* shaping\.max_unscored = 20%: {reason}"
+    with pytest.raises(UserError, match=message):
         run_command("ppo", online_tree(tmp_path / "run", echo_model, rewards=JUDGE))
 
 
@@ -287,8 +287,8 @@ def test_the_run_says_why_episodes_have_no_score(tmp_path, echo_model):
     """The message names the line; below the limit, the metrics and transcripts name the reason."""
     line = judge_that_fails.__code__.co_firstlineno + 2
     path = "tests.training.test_online:judge_that_fails"
-    told = "100% of the episodes .*: 8 x judge_that_fails: ZeroDivisionError: division by zero "
-    with pytest.raises(UserError, match=told + rf"\(test_online.py:{line}\) \(seed \d+\)$"):
+    message = "100% of the episodes .*: 8 x judge_that_fails: ZeroDivisionError: division by zero "
+    with pytest.raises(UserError, match=message + rf"\(test_online.py:{line}\) \(seed \d+\)$"):
         run_command(
             "ppo",
             online_tree(tmp_path / "a", echo_model, rewards=[{"kind": "function", "path": path}]),

@@ -79,9 +79,9 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_ends_like_the_whole_run(
     options = arguments(online_tree(tmp_path / "cut", echo_model, **CASES[verb]))
     assert main([verb, *options]) == 130
     monkeypatch.undo()
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert "stopped by SIGINT; continue with --resume" in told
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "stopped by SIGINT; continue with --resume" in message
     assert {p.name for p in (tmp_path / "cut/checkpoints").iterdir()} == {"step-1", "step-2"}
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert main([verb, *options, "--resume"]) == 0
@@ -140,9 +140,9 @@ def test_ctrl_c_in_sft_leaves_a_checkpoint_and_resume_ends_like_the_whole_run(
     options = arguments(offline_tree(tmp_path / "cut", echo_model, data, engine=engine))
     assert main(["sft", *options]) == 130
     monkeypatch.undo()
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rlhf:")]
-    assert len(told) == 1
-    assert "--resume" in told[0]
+    message = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rlhf:")]
+    assert len(message) == 1
+    assert "--resume" in message[0]
     name = {"native": "step", "trl": "checkpoint"}[engine]
     assert (tmp_path / f"cut/checkpoints/{name}-{step}").exists()
     assert not (tmp_path / "cut/final").exists()
