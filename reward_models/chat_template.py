@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.reward_models.core import Unscorable
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def render_chat(
         try:
             text = str(tokenizer.apply_chat_template(prepared, tokenize=False, **options))
         except Exception as error:  # templates can raise any exception
-            reason = (str(error).splitlines() or [""])[0].strip()
+            reason = first_line(error).strip()
             refusal = refusal or TemplateRefused(reason or type(error).__name__)
             continue
         if all(name in text for name in calls):

@@ -25,6 +25,7 @@ from rlhf.reward_models.core import (
     last_reply,
 )
 from rlhf.reward_models.fences import code_in
+from rlhf.reward_models.sandbox.channel import PROGRAM_ENDED
 from rlhf.reward_models.targets import Target
 
 _POLL_SECONDS = 0.05
@@ -34,8 +35,6 @@ _START = (
     "import sys; sys.path.insert(0, {!r}); from sandbox.{} import main; del sys.path[0]; main()"
 )
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/", "OPENBLAS_NUM_THREADS": "1"}
-_PROGRAM_ENDED = 2
-"""Exit status of the checker if the program has ended before its tests."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +131,9 @@ class CodeRunner:
     def _status(self, program: _Process, checker: _Process, deadline: float) -> str:
         """The status after the checker has closed its output."""
         exit_code = checker.wait(deadline)
-        if exit_code == _PROGRAM_ENDED:
+        if exit_code == PROGRAM_ENDED:
             # The exit code shows an exceeded limit; tests that have not ended fail also after a 0.
-            exit_code = program.wait(min(deadline, time.monotonic() + 1.0)) or _PROGRAM_ENDED
+            exit_code = program.wait(min(deadline, time.monotonic() + 1.0)) or PROGRAM_ENDED
         if exit_code is None:
             return "deadline"
         over_cpu = exit_code in (-signal.SIGXCPU, -signal.SIGKILL)

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_MESSAGE_BYTES = 16 << 20
+PROGRAM_ENDED = 2
+"""Exit status of the process of the tests if the program has ended before them."""
 
 UNARY: dict[str, Callable[..., Any]] = {
     "__len__": len,

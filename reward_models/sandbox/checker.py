@@ -16,11 +16,10 @@ import traceback
 import types
 from typing import Any, NoReturn
 
-from .channel import BINARY, KEYED, UNARY, Channel
+from .channel import BINARY, KEYED, PROGRAM_ENDED, UNARY, Channel
 from .confinement import enter
 from .plain import decode, encode
 
-_PROGRAM_ENDED = 2  # exit status; code_runner reads it
 _MODULES = {name: name for name in (*sys.stdlib_module_names, "numpy")} | {"np": "numpy"}
 
 
@@ -68,13 +67,13 @@ class Program:
         try:
             self.channel.send(message)
         except OSError:
-            _fail("the program ended before its tests", status=_PROGRAM_ENDED)
+            _fail("the program ended before its tests", status=PROGRAM_ENDED)
 
     def _receive(self) -> dict[str, Any]:
         try:
             return self.channel.receive()
         except (EOFError, ConnectionError):
-            _fail("the program ended before its tests", status=_PROGRAM_ENDED)
+            _fail("the program ended before its tests", status=PROGRAM_ENDED)
         except (ValueError, RecursionError, MemoryError, OSError):
             _fail("the program sent a malformed message")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -85,7 +86,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """
     partial = target.with_name(f".{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove(partial)
+    remove(partial)
     try:
         with write_errors_of(target):
             yield partial
@@ -94,7 +95,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         partial.replace(target)
         flush_to_disk(target.parent)
     finally:
-        _remove(partial)
+        remove(partial)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -110,6 +111,20 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 digest of a file in hexadecimal notation."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with its content; a missing one is ignored."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def json_line(row: Mapping[str, Any]) -> str:
@@ -236,10 +251,3 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
-from rlhf.common.files import is_unicode
+from rlhf.common.files import is_unicode, read_json
 
 MOST_NODES = 100_000
 """Largest number of keys and values in a YAML text, with aliases expanded."""
@@ -26,6 +27,16 @@ def load_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 1,000 brackets
         raise yaml.YAMLError(str(error) or type(error).__name__) from error
+
+
+def read_data(path: Path) -> Any:
+    """Read the plain data of a YAML file, or of a JSON file if its name ends in ``.json``.
+
+    Raises:
+        UserError: A JSON file cannot be parsed.
+        yaml.YAMLError: A YAML file cannot be parsed, see `load_yaml`.
+    """
+    return read_json(path) if path.suffix == ".json" else load_yaml(path.read_text("utf-8"))
 
 
 def dump_yaml(tree: Any) -> str:

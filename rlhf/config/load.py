@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import yaml
 
-from rlhf.common.files import is_unicode, read_json
+from rlhf.common.files import is_unicode
 from rlhf.common.names import closest, nearest
 from rlhf.common.ranges import convert, shortened
 from rlhf.common.text import secret_in
-from rlhf.common.yaml_text import load_yaml
+from rlhf.common.yaml_text import load_yaml, read_data
 from rlhf.config.help import Section, dataclass_in, sections_of
 from rlhf.errors import UserError
 from rlhf.runs.renamed import renamed_key
@@ -45,8 +45,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UserError(f"config file {path} does not exist{nearest(path.name, siblings)}")
     try:
-        is_json = path.suffix == ".json"
-        tree = read_json(path) if is_json else load_yaml(path.read_text(encoding="utf-8"))
+        tree = read_data(path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file in UTF-8; --config takes a YAML file") from error
     except yaml.YAMLError as error:

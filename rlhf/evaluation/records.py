@@ -10,10 +10,9 @@ from typing import Any
 
 import yaml
 
-from rlhf.common.files import read_json
 from rlhf.common.names import nearest
 from rlhf.common.numbers import is_number
-from rlhf.common.yaml_text import load_yaml
+from rlhf.common.yaml_text import read_data
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import COUNTS, unit_of
 from rlhf.runs.diagnostics import MetricLog
@@ -213,8 +212,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        is_json = path.suffix == ".json"
-        tree = read_json(path) if is_json else load_yaml(path.read_text(encoding="utf-8"))
+        tree = read_data(path)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: cannot be read: {error}".splitlines()[0]) from error
     if not isinstance(tree, dict):

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from rlhf.common.files import atomic_path
 from rlhf.common.names import nearest
 from rlhf.config.model import LoraSpec
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.models.architecture import is_adapter_weight, unwrap_peft
 from rlhf.models.checks import read_causal
 from rlhf.models.hub import refuse_quantized, sources_of
@@ -94,7 +94,7 @@ def add_lora(
         try:
             adapted: Any = get_peft_model(model, config)
         except ValueError as error:
-            raise UserError(f"model.lora: {str(error).splitlines()[0]}") from error
+            raise UserError(f"model.lora: {first_line(error)}") from error
     adapted.hub_model = hub
     return adapted
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.common.files import sha256_of
 from rlhf.common.names import nearest
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def _download(hub_id: str, revision: str | None = None) -> str:
             f"folder, a .gguf file, or one of {', '.join(SHORT_NAMES)}"
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"model {hub_id!r} cannot be downloaded from the hub: {reason}") from error
 
 
@@ -224,8 +225,7 @@ def check_sha256(path: Path, expected: str) -> None:
     Raises:
         UserError: the digest differs.
     """
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(path)
     if digest != expected:
         raise UserError(f"{path.name}: SHA-256 is {digest}, expected {expected}; not used")
 
@@ -254,7 +254,7 @@ def convert_gguf(path: Path, target: Path) -> Path:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=path.name)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=path.name)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise UserError(f"{path} cannot be read as GGUF: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be read as GGUF: {first_line(error)}") from error
     del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from rlhf.config.model import ModelSpec
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, merged_model
 from rlhf.models.checks import check_model, read_causal
 from rlhf.models.fast.packing import keep_attention
@@ -129,7 +129,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
                 f"{source} has no tokenizer: model.path takes a folder with config.json, the "
                 "tokenizer and the weights, such as final/ of a run"
             ) from error
-        raise UserError(f"no tokenizer in {source}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"no tokenizer in {source}: {first_line(error)}") from error
 
 
 def load_weights(folder: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -144,7 +144,7 @@ def load_weights(folder: str, *, dtype: torch.dtype = torch.float32) -> PreTrain
     except UserError:
         raise
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{folder} is not a causal language model: {reason}") from error
 
 

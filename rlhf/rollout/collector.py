@@ -15,13 +15,13 @@ import gymnasium as gym
 from rlhf.common.foreign import contained
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.conversation import after_system
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.models.architecture import context_of, text_config, unwrap_peft, whole_context
 from rlhf.reward_models.chat_template import tools_of, with_tools
 from rlhf.rollout.actions import text_to_action
 from rlhf.rollout.batch import Rollout
 from rlhf.rollout.chat_format import ChatFormat, generation_stop_ids
-from rlhf.rollout.env_calls import EnvCalls, first_line, reset, step
+from rlhf.rollout.env_calls import EnvCalls, reset, step
 from rlhf.rollout.sampling.base import (
     Completion,
     FinishReason,

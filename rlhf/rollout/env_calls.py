@@ -14,7 +14,7 @@ import numpy as np
 
 from rlhf.common.foreign import contained
 from rlhf.config.rollout import EnvSpec
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -98,11 +98,6 @@ def step(env: gym.Env, action: Any) -> tuple[str, float, bool, bool, Mapping[str
         _typed(value, bool | int | np.bool_, name)
     reward = _finite(reward, "the reward")
     return _text(observation), reward, bool(terminated), bool(truncated), info
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an exception's message."""
-    return (str(error).splitlines() or [""])[0]
 
 
 def _typed(value: Any, expected: Any, name: str) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf.common.files import flush_to_disk, write_text
+from rlhf.common.files import flush_to_disk, sha256_of, write_text
 from rlhf.errors import UserError
 
 CHECKSUMS = "checksums.json"
@@ -22,7 +21,7 @@ def write_checksums(folder: Path) -> None:
     """Write the checksums of a folder, and flush its files to the disk."""
     digests = {}
     for path in _files(folder):
-        digests[path.relative_to(folder).as_posix()] = digest_of(path)
+        digests[path.relative_to(folder).as_posix()] = sha256_of(path)
         flush_to_disk(path)
     write_text(folder / CHECKSUMS, json.dumps(digests, indent=2))
     flush_to_disk(folder / CHECKSUMS)
@@ -44,7 +43,7 @@ def verify_checksums(folder: Path) -> None:
         path = folder / name
         if not path.is_file():
             raise DamagedFolder(f"{path} is missing")
-        if digest_of(path) != digest:
+        if sha256_of(path) != digest:
             raise DamagedFolder(f"{path} is damaged: its checksum differs from the recorded one")
 
 
@@ -55,12 +54,6 @@ def unlisted_files(folder: Path) -> Iterator[Path]:
         for path in _files(folder):
             if path.relative_to(folder).as_posix() not in listed:
                 yield path
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 digest of a file in hexadecimal notation."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

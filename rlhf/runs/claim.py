@@ -7,6 +7,7 @@ command writes stay where they are.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rlhf.common.files import describe_write_error, write_text
+from rlhf.common.files import describe_write_error, remove, write_text
 from rlhf.errors import UserError
 from rlhf.runs.checksums import unlisted_files
 
@@ -27,27 +28,47 @@ REPLACED = ".replaced"
 OWN = frozenset({MARKER, LOCK, REPLACED})
 
 DESCRIPTIONS = frozenset(
-    {
-        *("config.yaml", "environment.json", "inputs.json", "pipeline.yaml", "bench.yaml"),
-        *("tune.yaml", "overoptimize.yaml", "logs"),
-    }
+    [
+        "bench.yaml",
+        "config.yaml",
+        "environment.json",
+        "inputs.json",
+        "logs",
+        "pipeline.yaml",
+        "tune.yaml",
+    ]
 )
 """Entries that exist before a command has a result."""
 RESULTS = frozenset(
-    {
-        *("metrics.jsonl", "samples.jsonl", "pairs.jsonl", "prompts.jsonl", "sft.jsonl"),
-        *("train.jsonl", "test.jsonl", "finished", "report.html", "report_tables", "tables"),
-        *("pages", "checkpoints", "final", "evaluation", "runs", "trials", "proxies", "rl"),
-        *(
-            "bench.json",
-            "bench.md",
-            "tuned.yaml",
-            "trials.csv",
-            "optuna.log",
-            "overoptimization.json",
-        ),
-        *("tensorboard", "wandb", "tracking_id"),
-    }
+    [
+        "bench.json",
+        "bench.md",
+        "checkpoints",
+        "evaluation",
+        "final",
+        "finished",
+        "metrics.jsonl",
+        "optuna.log",
+        "overoptimization.json",
+        "pages",
+        "pairs.jsonl",
+        "prompts.jsonl",
+        "proxies",
+        "report.html",
+        "report_tables",
+        "rl",
+        "runs",
+        "samples.jsonl",
+        "tables",
+        "tensorboard",
+        "test.jsonl",
+        "tracking_id",
+        "train.jsonl",
+        "trials",
+        "trials.csv",
+        "tuned.yaml",
+        "wandb",
+    ]
 )
 """Other entries that a command writes."""
 CONTAINERS = frozenset({"runs", "trials", "proxies", "rl"})
@@ -103,7 +124,7 @@ class Claim:
             ):
                 raise UserError(f"{directory} has no {description}, so there is nothing to resume")
         claim = cls(directory)
-        try:
+        with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
             claim._acquire()
             try:
@@ -111,9 +132,6 @@ class Claim:
             except BaseException:
                 claim.close()
                 raise
-        except OSError as error:
-            reason = describe_write_error(error)
-            raise UserError(f"{directory} cannot be written: {reason}") from error
         return claim
 
     def declare(self, names: Iterable[str]) -> None:
@@ -184,13 +202,23 @@ class Claim:
             self.commit()
             return True
         for path in new:
-            _remove(path)
+            remove(path)
         aside = self.directory / REPLACED
         if aside.exists():
             for path in aside.iterdir():
                 path.replace(self.directory / path.name)
             aside.rmdir()
         return False
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Raise an OSError in this block as a UserError: the directory cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = describe_write_error(error)
+        raise UserError(f"{directory} cannot be written: {reason}") from error
 
 
 def locate(directory: str | Path) -> Path:
@@ -273,13 +301,6 @@ def _foreign_in_container(folder: Path) -> Iterator[Path]:
 def _has_content(path: Path) -> bool:
     """Return whether a path is a file, a link, or a folder with something in it."""
     return path.is_symlink() or not path.is_dir() or any(path.iterdir())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def _writer(directory: Path) -> str:

@@ -21,20 +21,14 @@ from typing import Any
 
 from rlhf.common.files import (
     append_text,
-    describe_write_error,
     json_line,
     read_log,
     write_text,
 )
-from rlhf.common.yaml_text import dump_yaml, load_yaml
+from rlhf.common.yaml_text import dump_yaml, read_data
 from rlhf.errors import UserError
-from rlhf.runs.claim import Claim, locate
-from rlhf.runs.inputs import (
-    fingerprints,
-    input_paths,
-    leaves,
-    refuse_changed_inputs,
-)
+from rlhf.runs.claim import Claim, locate, writing
+from rlhf.runs.inputs import fingerprints, input_paths, leaves
 from rlhf.runs.machine import describe_machine
 from rlhf.runs.renamed import current_config
 from rlhf.runs.trackers import (
@@ -97,15 +91,12 @@ class Run:
         if resume and (self.directory / "config.yaml").exists():
             check_same(self.directory, self.config)
         kept = {key: value for key, value in self.config.items() if key not in PLACES}
-        try:
+        with writing(self.directory):
             (self.directory / "checkpoints").mkdir(exist_ok=True)
             write_text(self.directory / "config.yaml", dump_yaml(kept))
             write_text(self.directory / "inputs.json", json.dumps(fingerprints(kept), indent=2))
             machine = json.dumps(describe_machine(), indent=2)
             write_text(self.directory / "environment.json", machine)
-        except OSError as error:
-            reason = describe_write_error(error)
-            raise UserError(f"{self.directory} cannot be written: {reason}") from error
 
     @property
     def final(self) -> Path:
@@ -177,18 +168,14 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: The message names a key that changed.
     """
-    path = directory / "config.yaml"
-    if not path.exists():
-        raise UserError(f"{directory} has no config.yaml, so there is nothing to resume")
-    recorded = current_config(load_yaml(path.read_text(encoding="utf-8")))
-    inputs = _recorded_inputs(directory)
+    recorded = current_config(read_data(directory / "config.yaml"))
+    inputs, current = _recorded_inputs(directory), fingerprints(config)
     before, now = dict(leaves(recorded)), dict(leaves(config))
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
         if key.split(".")[0] not in RESUMABLE and before.get(key) != now.get(key)
     ]
-    current = fingerprints(config) if changed else {}
     changed = [key for key in changed if key not in current or current[key] != inputs.get(key)]
     if changed:
         key = changed[0]
@@ -197,12 +184,17 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
             f"{directory} cannot be resumed with another configuration: {key} was {was}, now "
             f"{is_now}" + (f" (and {len(changed) - 1} more)" if len(changed) > 1 else "")
         )
-    refuse_changed_inputs(directory, inputs, config)
+    for key, fingerprint in inputs.items():
+        if current.get(key, fingerprint) != fingerprint:
+            raise UserError(
+                f"{directory} cannot be resumed: the content of {key} ({now[key]}) has changed "
+                "since the run started; restore it, or start anew with --overwrite"
+            )
 
 
 def _recorded_inputs(directory: Path) -> dict[str, str]:
     path = directory / "inputs.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_data(path) if path.exists() else {}
 
 
 @contextlib.contextmanager
@@ -217,7 +209,8 @@ def open_directory(
     inputs = input_paths(tree).values()
     claim = Claim.open(locate(root), resume=resume, overwrite=overwrite, inputs=inputs)
     try:
-        write_text(root / name, dump_yaml(dict(tree)))
+        with writing(root):
+            write_text(root / name, dump_yaml(dict(tree)))
         yield claim
     finally:
         claim.close()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlhf.errors import UserError
+from rlhf.common.files import sha256_of
 
 KEYS = frozenset({"path", "paths", "data_dir", "folder"})
 """Configuration keys whose value may be a local file or folder, or a list of them."""
@@ -72,14 +72,14 @@ def _file_fingerprint(path: Path) -> str:
 def _read_fingerprint(path: Path, size: int, changed: int) -> str:
     """Read a file of a size in bytes; the time of its last change is a part of the cache's key."""
     del changed
+    if size <= WHOLE_SIZE:
+        return sha256_of(path)
+    digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:
-        if size <= WHOLE_SIZE:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256(str(size).encode())
         for block in range(BLOCKS):
             file.seek(block * (size - BLOCK_SIZE) // (BLOCKS - 1))
             digest.update(file.read(BLOCK_SIZE))
-        return digest.hexdigest()
+    return digest.hexdigest()
 
 
 def _base_of_adapter(folder: Path) -> Path | None:
@@ -96,21 +96,3 @@ def _exists(value: str) -> bool:
         return bool(value) and Path(value).exists()
     except (OSError, ValueError):  # too long for a path, or with a null character
         return False
-
-
-def refuse_changed_inputs(
-    directory: Path, recorded: Mapping[str, str], config: Mapping[str, Any]
-) -> None:
-    """Check that the inputs of a run have the content that they had at its start.
-
-    Raises:
-        UserError: The message names the key and the path of the first input that changed.
-    """
-    current = fingerprints(config)
-    paths = input_paths(config)
-    for key, before in recorded.items():
-        if key in current and current[key] != before:
-            raise UserError(
-                f"{directory} cannot be resumed: the content of {key} ({paths[key]}) has changed "
-                "since the run started; restore it, or start anew with --overwrite"
-            )

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -179,7 +179,7 @@ class World:
         try:
             yield
         except RuntimeError as error:  # gloo: the connection is closed
-            raise UserError(f"{GONE} ({str(error).splitlines()[0]})") from error
+            raise UserError(f"{GONE} ({first_line(error)})") from error
         finally:
             heartbeat.waiting_since = None
 

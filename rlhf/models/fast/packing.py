@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.models.architecture import (
     has_states,
     rotary_limit,
@@ -261,7 +261,7 @@ def keep_attention(model: Any, name: str) -> None:
     try:
         model.set_attn_implementation(name)
     except (ValueError, ImportError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"model.attn_implementation {name}: {reason}") from error
     if model.config._attn_implementation != name:
         raise UserError(

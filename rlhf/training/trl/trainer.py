@@ -17,7 +17,7 @@ import transformers
 import trl
 
 from rlhf.config.offline import OfflineConfig
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import name_base_of_checkpoints
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.precision import default_device
@@ -185,4 +185,4 @@ def refused_options() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+        raise UserError(f"trainer: {first_line(error)}") from error
