@@ -98,7 +98,8 @@ class CodeRunner:
             for end in ends:
                 end.close()
             status = self._watch(program, checker, started + self.wall_seconds)
-        for process in (program, checker):
+        # A process that was ended before its report may leave the reason to that of the other.
+        for process in sorted((program, checker), key=lambda process: not process.report):
             if process.report or status in ("passed", "failed", "cpu"):
                 self._check_enforced(process.report)
         output = b"".join(process.text() for process in (program, checker))

@@ -100,9 +100,22 @@ def test_deadline_is_no_score_and_tests_travel_as_a_fact(helpers):
     assert scores.counts == {"code: deadline of 5 s": 1, "code: no reference answer": 1}
 
 
-def test_host_without_confinement_needs_allow_unenforced(monkeypatch):
+class DelayedStart(str):
+    """The start of both processes; one of them starts later, as on a busy machine."""
+
+    delayed: str
+
+    def format(self, folder, role):
+        delay = "import time; time.sleep(0.5); " if role == self.delayed else ""
+        return delay + super().format(folder, role)
+
+
+@pytest.mark.parametrize("delayed", ["program", "checker"])
+def test_host_without_confinement_needs_allow_unenforced(monkeypatch, delayed):
     pretend = "import platform; platform.machine = lambda: 'riscv64'; "
-    monkeypatch.setattr(code_runner, "_START", pretend + code_runner._START)
+    start = DelayedStart(pretend + code_runner._START)
+    start.delayed = delayed
+    monkeypatch.setattr(code_runner, "_START", start)
     with pytest.raises(UserError, match=r"cannot confine programs .*riscv64.*allow_unenforced"):
         CodeRunner()
     with pytest.raises(UserError, match="cannot confine programs"):
