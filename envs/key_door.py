@@ -32,16 +32,16 @@ class KeyDoor(TextEnv):
     Action: north, south, west or east; a wall, or the door without the key, blocks the move. The
     agent picks up the key by walking over it. Reward: `-step_cost` per action, valid or not, and
     +1.0 for reaching the goal, which ends the episode. It also ends after `8 n` actions. Optimum:
-    shortest paths, averaged over all layouts.
+    shortest paths, averaged over the layouts of the split.
 
     Args:
         size: Number of rows and columns, n; odd.
         step_cost: Cost of each action.
-        split: "all" maps, or those of "train" or "test".
+        split: Layouts from which an episode draws: "all", "train" or "test".
     """
 
     separable = True
-    items = "A map; maps of evaluation are not in training."
+    items = "Maps; the evaluation maps do not occur in training."
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class KeyDoor(TextEnv):
         return 1.0 - self.step_cost * sum(lengths) / len(lengths)
 
     def random_value(self) -> float:
-        """Compute the exact value by propagating the distribution over states in all layouts."""
+        """Compute the exact value from the distribution over states in each layout of the split."""
         reached, steps = _random_walk(self.size, self.max_turns, self.split)
         return reached - self.step_cost * steps
 
@@ -157,7 +157,7 @@ def west_and_east_cells(size: int) -> tuple[list[Cell], list[Cell]]:
 
 
 def all_layouts(size: int) -> list[Layout]:
-    """List the layouts that `reset` can draw, each equally likely."""
+    """List all layouts; `reset` draws uniformly from those of the split."""
     west, east = west_and_east_cells(size)
     doors = [(r, size // 2) for r in range(size)]
     pairs = itertools.permutations(west, 2)

@@ -36,7 +36,7 @@ class TicTacToe(TwoPlayerEnv):
     """
 
     max_turns = 9
-    items = "One game, the same in training."
+    items = "A single game; training and evaluation use the same one."
     rules = RULES
     opponents = {  # noqa: RUF012
         "optimal": " Your opponent plays perfectly.",

@@ -151,7 +151,7 @@ class FrozenLake(DiscreteToText):
         max_turns: Horizon, in actions.
     """
 
-    items = "One map, the same in training."
+    items = "A single map; training and evaluation use the same one."
 
     def __init__(
         self, slippery: bool = True, max_turns: int = 100, *, render_mode: str | None = None
@@ -188,7 +188,7 @@ class CliffWalking(DiscreteToText):
         max_turns: Horizon, in actions.
     """
 
-    items = "One map, the same in training."
+    items = "A single map; training and evaluation use the same one."
 
     def __init__(self, max_turns: int = 50, *, render_mode: str | None = None) -> None:
         super().__init__(

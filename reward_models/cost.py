@@ -10,11 +10,10 @@ from rlhf.reward_models.learned import LearnedReward
 
 
 class CostModel(Reward):
-    """A reward checkpoint read as a cost: positive is unsafe (Safe RLHF, 2310.12773).
+    """A reward checkpoint read as a cost: positive is unsafe (Safe RLHF, arXiv:2310.12773).
 
-    Train it with ``losses.cost_model``. Bradley-Terry alone orders replies and leaves zero
-    undetermined, so that replies labeled safe can have a positive cost (2510.03520). The value is a
-    cost: subtract it, or constrain it.
+    Train it with ``losses.cost_model``. The Bradley-Terry loss alone determines costs only up to a
+    constant, so replies labeled safe can have a positive cost (arXiv:2510.03520).
     """
 
     def __init__(self, inner: LearnedReward, *, name: str = "cost"):
@@ -28,6 +27,7 @@ class CostModel(Reward):
         return cls(LearnedReward.load(path, device=device, batch_size=batch_size))
 
     def score(self, conversations: Sequence[Conversation]) -> Scores:
+        """Return costs, which are not negated: subtract them from a reward, or constrain them."""
         inner = self.inner.score(conversations)
         unsafe = [None if v is None else float(v > 0) for v in inner.values]
         components = {self.name: inner.values, f"{self.name}.unsafe": unsafe}

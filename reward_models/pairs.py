@@ -30,7 +30,7 @@ class Pair:
 
     @property
     def group(self) -> str:
-        """Key of the prompt, the independent unit of the report."""
+        """Key of the prompt; the report treats pairs with the same prompt as one cluster."""
         return json.dumps([[m["role"], m["content"]] for m in self.prompt])
 
     @property
@@ -70,11 +70,11 @@ def data_card(pairs: Sequence[Pair], train: Sequence[Pair] | None = None) -> dic
 def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
     """Convert a row with ``chosen``, ``rejected`` and optionally ``prompt`` to a :class:`Pair`.
 
-    A string is one message. Messages may repeat the prompt. ``source`` names the column of the
-    row's origin.
+    A string stands for one message. The messages of a reply may begin with the prompt. ``source``
+    is the name of the column that holds the origin of the row.
 
     Raises:
-        UserError: A column is missing, a reply is empty, or the two share no prompt.
+        UserError: A column is missing, a reply has no messages, or there is no common prompt.
     """
     missing = [key for key in ("chosen", "rejected") if key not in row]
     if missing:
@@ -86,7 +86,7 @@ def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
     else:
         prompt = _common_prefix(chosen, rejected)
     if not prompt or min(len(chosen), len(rejected)) <= len(prompt):
-        raise UserError("a pair needs a prompt and two replies to it; one of them is empty")
+        raise UserError("a pair needs a prompt and two replies to it, each of at least one message")
     return Pair(prompt, chosen, rejected, source=str(row.get(source, "")) if source else "")
 
 

@@ -1,8 +1,8 @@
 """Call a function in a separate process with a timeout, for scorers that may hang or crash.
 
-``python -m rlhf.reward_models.worker module:function`` serves calls as JSON lines. It uses a
-subprocess because, unlike ``multiprocessing``, it works from threads and needs no guard in the
-caller's ``__main__``.
+``Worker`` starts a Python subprocess that runs ``serve``; calls and results are JSON lines. Unlike
+``multiprocessing``, a subprocess can be started from threads and needs no guard in the caller's
+``__main__``.
 """
 
 from __future__ import annotations
@@ -120,5 +120,5 @@ def serve(path: str) -> None:
     for line in sys.stdin:
         try:
             reply(result=function(*json.loads(line)))
-        except (Exception, SystemExit) as error:  # the end of the user's function is a result
+        except (Exception, SystemExit) as error:  # a failure of the user's function
             reply(error=describe(error))

@@ -1,6 +1,7 @@
-"""The command line: a command, then options. A user's mistake is one line and exit code 2.
+"""The command line: a command, then options.
 
-Nothing heavy is imported before a command needs it.
+A user's mistake is reported in one line, with exit code 2. Nothing heavy is imported before a
+command needs it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from rlhf.errors import UserError
 from rlhf.runs.interrupt import Interrupted
 from rlhf.runs.launch import prepare
 
-# First words of the commands that have two.
+# First words of the commands whose name has two words.
 TWO_WORDS = {name.split()[0] for name in COMMANDS if " " in name}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return the exit code (0: done, 1: a bug or a fault, 2: a user's mistake).
+    """Run one command and return its exit code.
+
+    0: success. 1: a bug, or the command found a fault in what it checked. 2: a user's mistake.
 
     A signal that stops the command gives 128 plus its number, as in a shell.
     """
@@ -125,7 +128,7 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
             file=sys.stderr,
         )
         return 2
-    # Refusals of this toolkit and unreadable files are the user's mistakes, anything else is a bug.
+    # A UserError or an unreadable file is the user's mistake; anything else is a bug.
     if debug or not isinstance(error, UserError | FileNotFoundError | PermissionError):
         trace = "".join(traceback.format_exception(error))
         print(masked(visible(trace)), end="", file=sys.stderr)

@@ -75,7 +75,9 @@ class RewardConfig(OfflineConfig):
                 kinds = ", ".join(kind for kind, row in KINDS.items() if name in row.settings)
                 raise ValueError(f"{name} has no effect on kind: {self.kind} (only on {kinds})")
         if "flip_rate" in KINDS[self.kind].settings and self.flip_rate == 0:
-            raise ValueError(f"kind: {self.kind} needs a flip_rate above 0; without it: preference")
+            raise ValueError(
+                f"kind: {self.kind} needs a flip_rate above 0; without label noise, use preference"
+            )
         if self.kind == "classification":
             self._check_classes()
         if self.kind == "multilabel" and not self.labels:
@@ -90,6 +92,6 @@ class RewardConfig(OfflineConfig):
 
     def _check_classes(self) -> None:
         if len(self.labels) == 1:
-            raise ValueError(f"labels names the classes 0, 1, ...: one is not enough {self.labels}")
+            raise ValueError(f"labels must name at least two classes, got {self.labels}")
         if len(self.labels) > 2 and self.num_heads > 1:
-            raise ValueError("num_heads needs two classes: more of them have an output each")
+            raise ValueError("num_heads above 1 is only supported with two classes")

@@ -18,15 +18,15 @@ Item = dict[str, Any] | RowDropped
 def ranked_items(
     prompt: Any, replies: Sequence[Any], values: Sequence[Any], kind: Kind, *, ranks: bool
 ) -> Iterator[Item]:
-    """Return the rows of scored replies: one ranking, or all pairs without ties.
+    """Yield the rows for one list of scored replies: its prompt, a ranking, or all untied pairs.
 
     Args:
         prompt: The prompt cell.
         replies: Reply cells.
         values: Score of each reply, or its rank.
         kind: "preference", "ranking" or "prompt".
-        ranks: Whether `values` are ranks, of which the lowest is the best. Pairs of scores have the
-            difference of both as their margin, pairs of ranks have no margin.
+        ranks: Whether `values` are ranks, of which the lowest is the best. The margin of a pair
+            is the difference of its scores; pairs from ranks have no margin.
     """
     if kind == "prompt":
         yield {"prompt": prompt}

@@ -109,7 +109,7 @@ class TableReader:
         except RowDropped as reason:
             yield reason
         except (KeyError, TypeError, AttributeError, IndexError, ValueError):
-            yield RowDropped(f"not as {self.schema.name} has it")
+            yield RowDropped(f"row that does not have the {self.schema.name} format")
 
     def _convert(self, cells: dict[str, Any], row: Row) -> Outcome:
         notes: Notes = set()
@@ -122,7 +122,7 @@ class TableReader:
         return canonical | {"source": self.spec.path} | extra
 
     def _cells(self, row: Row) -> dict[str, Any]:
-        """Cells of the first layout that is complete in this row, else of the first layout."""
+        """Return the cells of the first layout that is complete in this row, else of the first."""
         for layout in [*self.layouts, self.layouts[0]]:
             cells = {field: cell_of(row, column) for field, column in layout.columns.items()}
             if all(cells[field] is not None for field in layout.fields):
@@ -156,8 +156,8 @@ class TableReader:
         for name in self.keep:
             if name in reserved:
                 raise UserError(
-                    f"{self.spec.path}: column {name!r} cannot be kept, {self.kind} rows use that "
-                    "name"
+                    f"{self.spec.path}: column {name!r} cannot be kept, because {self.kind} rows "
+                    "use that name"
                 )
             if name not in self.present and name not in computed:
                 raise UserError(
@@ -203,8 +203,8 @@ def guess_kind(table: Sequence[Row], spec: DataSpec) -> Kind:
             continue
         return kind
     raise UserError(
-        f"{spec.path}: the columns fit no kind of data; columns found: "
-        f"{', '.join(sorted(present))}: give --kind, and --columns where names differ"
+        f"{spec.path}: the columns fit no kind of data; give --kind, and --columns if the names "
+        f"differ; columns found: {', '.join(sorted(present))}"
     )
 
 

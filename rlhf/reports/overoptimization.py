@@ -16,7 +16,7 @@ RESULT_FILE = "overoptimization.json"
 PROXY_NAMES = {
     "single": "a single proxy",
     "mean": "the ensemble's mean",
-    "worst": "the ensemble's worst",
+    "worst": "the ensemble's minimum",
     "uncertainty": "the ensemble's mean minus its variance",
 }
 """Way of combining proxies -> its name on pages and in verdicts."""
@@ -67,7 +67,7 @@ def _fitted(fit: Result, start: float, color: str = "c2") -> Series:
 
 
 def _peak(fit: Result) -> tuple[tuple[float, str] | None, tuple[float, float] | None]:
-    """Mark of the predicted peak and shaded interval, if they are finite and inside the data."""
+    """Return the mark of the predicted peak and its shaded interval; None outside the data."""
     peak, far = fit["peak"], fit["furthest"]
     at = peak["mean"]
     mark = (at, "predicted peak") if at is not None and at <= far else None
@@ -82,7 +82,7 @@ def _training_charts(row: Result, start: float) -> list[Chart]:
     proxy = _by_distance(row, "proxy_score", "proxy", "proxy")
     gold = [_by_distance(row, "gold", "gold", "gold")] + ([_fitted(fit, start)] if fit else [])
     peak = estimate_of(observed["distance"])
-    seeds = f", {bounds(peak)} over the single seeds" if row["seeds"] > 1 else ""
+    seeds = f", range over the individual seeds {bounds(peak)}" if row["seeds"] > 1 else ""
     note = f"Observed peak at {peak.value:.2f}{seeds} (step {observed['step']})"
     inside = {True: "inside", False: "outside"}.get(observed.get("inside"), "")
     note += f", {inside} the predicted interval (shaded)." if fit else "."
@@ -99,7 +99,7 @@ def _training_charts(row: Result, start: float) -> list[Chart]:
 
 
 def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
-    """Charts of the first proxy and its fit, then gold by way of use, by data and by size."""
+    """Return charts of the first proxy and its fit, and of gold by combination, data and size."""
     first = rows[0]
     cell = [row for row in rows if row["proxy"] == first["proxy"]]
     single = [row for row in rows if row["how"] == "single"]
@@ -116,11 +116,11 @@ def _best_of_n_charts(rows: Sequence[Result]) -> list[Chart]:
     proxy = _curve(first, "proxy", "proxy", key="proxy_score")
     note = f"{first['advice'][:1].upper()}{first['advice'][1:]}."
     charts = [
-        Chart("Proxy", [proxy], "Standard deviations.", "√KL", mark, shade),
+        Chart("Proxy", [proxy], "Score in standard deviations.", "√KL", mark, shade),
         Chart("Gold and fit", gold, note, "√KL", mark, shade),
     ]
     if len(cell) > 1:
-        charts.append(_several("Gold by way of use", cell, lambda row: row["how"]))
+        charts.append(_several("Gold by ensemble combination", cell, lambda row: row["how"]))
     if len(data) > 1:
         charts.append(_several("Gold by data", data, lambda row: f"{row['pairs']:,} pairs"))
     if len(size) > 1:
@@ -144,14 +144,14 @@ def _distances(row: Result) -> list[float]:
 
 def _size(parameters: int | None) -> str:
     if parameters is None:
-        return "given"
+        return "unknown size"
     return f"{parameters / 1e6:.3g}M" if parameters >= 1e6 else f"{parameters / 1e3:.0f}k"
 
 
 def _training_table(rows: Sequence[Result]) -> Table:
-    columns = ["against", "seeds", "peak at step", "√KL there [seeds]", "gold there"]
-    columns += ["gold after it", "proxy after it", "alpha", "beta"]
-    columns += ["predicted peak (√KL)", "inside"]
+    columns = ["against", "seeds", "peak at step", "√KL at peak [range over seeds]"]
+    columns += ["gold at peak", "change in gold after peak", "change in proxy after peak"]
+    columns += ["alpha", "beta", "predicted peak (√KL)", "peak inside predicted interval"]
     cells: list[list[Cell]] = []
     for row in rows:
         observed = row["observed"]

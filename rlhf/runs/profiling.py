@@ -45,13 +45,16 @@ class Stopwatch:
 
 
 def usage(*, real: int, computed: int, flops: float, peak_flops: float) -> dict[str, float]:
-    """Return FLOP utilization, padding, tokens of reused prefixes, and peak memory as metrics.
+    """Return FLOP utilization, the shares of padding and reused tokens, and peak memory.
+
+    The share of padding is relative to the computed tokens, that of reused tokens, which belong to
+    shared prefixes, to the real tokens.
 
     Args:
         real: Number of tokens that are not padding.
         computed: Number of tokens that the model processed.
-        flops: Operations per second.
-        peak_flops: Largest number of operations per second that the machine reaches.
+        flops: Floating-point operations per second of the training step.
+        peak_flops: Largest number of them that the machine reaches per second.
     """
     return {
         "profile/flop_utilisation": flops / peak_flops,

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) -> dict[str, float]:
     """Take all optimizer steps on one batch; the policy and its critic change in place.
 
-    Every loss is a sum over tokens divided by a count over the whole mini-batch. So the division
-    of a mini-batch into micro-batches, and the number of processes, change only memory and time.
+    Every loss is a sum over tokens, sequences or pairs, divided by a count over the whole
+    mini-batch. Therefore the division of a mini-batch into micro-batches, and the number of
+    processes, change only memory and time.
 
     Args:
         batch: From ``make_training_batch``.
@@ -39,7 +40,8 @@ def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) ->
         for rows in mini_batches(batch, settings.num_minibatches, rng):
             sums = accumulate_gradients(trainer, batch, rows, critic_only=critic_only)
             trainer.world.all_reduce_gradients(parameters)
-            if critic_only:  # a shared trunk belongs to the policy
+            if critic_only:
+                # With a shared trunk, the value loss also has gradients in the policy: discard them
                 trainer.policy.model.zero_grad(set_to_none=True)
             norms.append(trainer.apply_gradients())
             total = total + sums
@@ -52,7 +54,7 @@ def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) ->
 
 
 def mini_batches(batch: TrainingBatch, count: int, rng: np.random.Generator) -> list[torch.Tensor]:
-    """Shuffle the rows that take part and split them into ``count``; pairs stay together."""
+    """Shuffle the rows with trained tokens into up to ``count`` parts; pairs stay together."""
     pair_ids = batch.require("pair_ids").cpu().numpy()
     included = batch.require("loss_mask").any(1).cpu().numpy()
     ids = rng.permutation(np.unique(pair_ids[included]))

@@ -1,9 +1,10 @@
-"""Exact attention over packed documents, without computation for padding.
+"""Exact causal attention over packed documents, with little padding.
 
-Documents are concatenated in a single row. A document attends to itself and to its prefix; a prefix
-that several documents share is computed once. The backward pass is explicit, because on a CPU the
-backward pass of the fused kernel takes twice as long in bf16, and an autograd graph of many small
-documents costs more than the documents.
+Documents are concatenated in a single row; only documents of similar length are padded to a common
+width. A document attends to itself and to its prefix; a prefix that several documents share is
+computed once. The backward pass is written by hand, because on a CPU the backward pass of the fused
+kernel takes twice as long in bf16, and for many small documents the overhead of the autograd graph
+exceeds the cost of the attention.
 
 The function is registered with transformers as an attention implementation. Without a layout it is
 transformers' SDPA.
@@ -25,7 +26,8 @@ from transformers.masking_utils import sdpa_mask
 ATTENTION_NAME = "packed"
 # Queries per tile of a long document; earlier tiles have fewer keys.
 QUERY_BLOCK = 256
-# Most keys for which attention weights are saved for the backward pass; others are recomputed.
+# Maximum number of keys (with the prefix) of a tile whose attention weights are saved for the
+# backward pass; the weights of larger tiles are recomputed.
 SAVED_WEIGHTS_MAX_KEYS = 768
 # Attention weights per tile of short documents, so that a tile stays in a core's cache.
 TILE_MAX_WEIGHTS = 2**20
@@ -48,16 +50,16 @@ class Tile:
     keys: Tensor | slice
     rows: int
     real: Tensor | None
-    """Indices of real tokens among the b * L tokens; None if all are real."""
+    """Indices of the non-padding tokens among the b * Lq tokens; None without padding."""
     positions: Tensor | slice
-    """Indices of the real queries in the packed row."""
+    """Indices of the non-padding queries in the packed row."""
     filler: Tensor | None
     """[b, Lq], True for padding; None without padding."""
     prefix: slice | None
     mask: Tensor
     """[1, G * Lq, Lk], -inf where a key is after its query; G is the query heads per key head."""
     width: int
-    """Lq."""
+    """Lq, the number of query positions per document, with padding."""
 
     @property
     def shared(self) -> int:
@@ -145,7 +147,7 @@ class Layout:
 
 
 class _PackedAttention(torch.autograd.Function):
-    """softmax(q k' / sqrt(d)) v, tile by tile; [N, H, D] queries, [N, Hkv, D] keys and values."""
+    """softmax(scale * q k^T + mask) v by tiles; queries [N, H, D], keys and values [N, Hkv, D]."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
@@ -237,7 +239,7 @@ def _weighted_values(weights: Tensor, v: Tensor, tile: Tile) -> Tensor:
 
 
 def _write_queries(out: Tensor, tile: Tile, folded: Tensor) -> None:
-    """Write values for the queries of a tile to ``out`` [N, H, D]."""
+    """Write the outputs, or the query gradients, of a tile to ``out`` [N, H, D]."""
     heads, groups = len(folded) // tile.rows, folded.shape[1] // tile.width
     rows = folded.view(heads, tile.rows, groups, -1, folded.shape[-1]).permute(1, 3, 0, 2, 4)
     rows = rows.reshape(-1, heads * groups, folded.shape[-1])
@@ -247,7 +249,7 @@ def _write_queries(out: Tensor, tile: Tile, folded: Tensor) -> None:
 
 
 def _add_to_keys(out: Tensor, tile: Tile, folded: Tensor) -> None:
-    """Add values for the keys of a tile to ``out`` [N, Hkv, D]."""
+    """Add the key or value gradients of a tile to ``out`` [N, Hkv, D]."""
     rows = folded.view(-1, tile.rows, *folded.shape[1:]).permute(1, 2, 0, 3)
     rows = rows.reshape(-1, *rows.shape[2:])
     if isinstance(tile.keys, slice):
@@ -267,7 +269,10 @@ def packed_attention(
     packing: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Return attention interface of transformers: queries [1, H, N, D], outputs [1, N, H, D]."""
+    """Compute attention, with the signature of transformers' attention interface.
+
+    Queries are [1, H, N, D], keys and values [1, Hkv, N, D], outputs [1, N, H, D].
+    """
     if packing is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs

@@ -30,8 +30,8 @@ def limited_mixers(trunk: nn.Module) -> list[Any]:
 def limited_time_steps(mixers: Sequence[Any]) -> Iterator[None]:
     """Return a context in which the projections of these layers clamp their time steps.
 
-    The time step is softplus(x + bias), where x are the last columns of the projection, one for
-    each head. The limits are applied to x. Clamping again, as in longer passes, has no effect.
+    The time step of each head is softplus(x + bias), where x is one of the last columns of the
+    projection. The limits are applied to x + bias. Longer passes clamp again, without effect.
     """
     handles = []
     for mixer in mixers:
