@@ -1,4 +1,4 @@
-"""Search for policies that beat a stated optimum: empty or malformed replies, stalling, and others.
+"""Search for policies that beat a stated optimum, such as empty or malformed replies or stalling.
 
 An optimum must hold over all texts. Adversaries are screened on a few episodes, the best of them
 are tested on new ones, paired by seed with episodes of the expert, and a win must be confirmed on

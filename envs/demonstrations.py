@@ -86,7 +86,7 @@ def write_demonstrations(
 
 
 class _Player:
-    """Plays episodes and yields rows without end.
+    """Plays episodes and yields an endless stream of rows.
 
     `returns` has the returns of the finished episodes, and `seed` is that of the next episode.
     """

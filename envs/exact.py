@@ -192,7 +192,7 @@ class _Uniform:
     __bool__ = __float__
 
     def __repr__(self) -> str:
-        """Return interval and function; numbers with equal text have equal distributions."""
+        """Return the interval and the function; equal texts mean equal distributions."""
         return f"U{self.bounds}*{self.scale}+{self.shift}"
 
 

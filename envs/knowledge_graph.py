@@ -61,7 +61,7 @@ class KnowledgeGraph(TextEnv):
     """
 
     separable = True
-    items = "A start and a goal; pairs of evaluation are not in training."
+    items = "A start and a goal; the evaluation pairs do not occur in training."
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ class KuhnPoker(TwoPlayerEnv):
     """
 
     max_turns = 2
-    items = "One of six deals, all of them in training too."
+    items = "One of six deals, all of which also occur in training."
     rules = RULES
     opponents = {  # noqa: RUF012
         "optimal": " Your opponent plays a Nash equilibrium.",

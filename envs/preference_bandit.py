@@ -184,7 +184,7 @@ def proxy_reward(conversations: Sequence[Conversation]) -> list[float]:
 
 
 def vocabulary() -> list[str]:
-    """List the about 60 words and signs of all prompts and menus, for a word tokenizer."""
+    """List the roughly 60 words and signs of all prompts and menus, for a word tokenizer."""
     return sorted({token for text in texts() for token in _TOKEN.findall(text)})
 
 
@@ -211,7 +211,7 @@ class PreferenceBandit(TextEnv):
             is trained from scratch learns as well without, and three times faster.
     """
 
-    items = "A closed list of 48 guests, all of them in training too."
+    items = "A closed list of 48 guests, all of whom also occur in training."
 
     def __init__(
         self, *, reward: str = "gold", instructions: bool = True, render_mode: str | None = None

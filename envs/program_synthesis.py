@@ -52,7 +52,7 @@ class ProgramSynthesis(TextEnv):
     """
 
     separable = True
-    items = "Examples; those of evaluation are not in training."
+    items = "Examples; the evaluation examples do not occur in training."
 
     def __init__(
         self,

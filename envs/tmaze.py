@@ -25,7 +25,7 @@ class TMaze(TextEnv):
         steps: Longest episode in actions, T.
     """
 
-    items = "Two episodes, one for each sign, both in training too."
+    items = "Two episodes, one for each sign, both of which also occur in training."
 
     def __init__(self, length: int = 4, steps: int = 8, *, render_mode: str | None = None) -> None:
         check_range("length", length, 1, 100)

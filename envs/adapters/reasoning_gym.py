@@ -133,7 +133,7 @@ class ReasoningGym(TextEnv):
     best_score = 1.0
     system_prompt = "Answer the question. Reply with the answer only."
     separable = True
-    items = "A question; questions of evaluation are not in training."
+    items = "A question; the evaluation questions do not occur in training."
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ class TextWorld(TextEnv):
 
     best_score = 1.0
     separable = True
-    items = "A generated game; generator seeds of evaluation are not in training."
+    items = "A generated game; the generator seeds of evaluation do not occur in training."
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ def unwrap_peft(model: Any) -> Any:
 
 
 def is_adapter_weight(name: str) -> bool:
-    """Whether PEFT trains the weight with this name: of an adapter, or of ``modules_to_save``."""
+    """Return whether PEFT trains this weight, of an adapter or of ``modules_to_save``."""
     return "lora_" in name or ".modules_to_save." in name
 
 
@@ -107,7 +107,7 @@ def has_states(config: Any) -> bool:
 
 
 def window_of(config: Any) -> int | None:
-    """Smallest window of a layer with sliding or chunked attention; None if there is none."""
+    """Return the smallest window of sliding or chunked attention, None if there is none."""
     windows = [additional_window(config)]
     kinds = getattr(config, "layer_types", None)
     if kinds is None or any("sliding" in kind for kind in kinds):
@@ -118,7 +118,7 @@ def window_of(config: Any) -> int | None:
 
 
 def limits_of(config: Any) -> list[int]:
-    """Sequence lengths beyond which a model computes differently: windows, rotary frequencies."""
+    """Return the lengths beyond which a model computes differently: windows, rotary limits."""
     kinds = " ".join(getattr(config, "layer_types", None) or ["sliding chunked"])
     unused = {
         name
@@ -138,9 +138,9 @@ def additional_window(config: Any) -> int | None:
 
 
 def rotary_limit(config: Any) -> int | None:
-    """Sequence length beyond which rotary frequencies depend on the length; None if they do not.
+    """Return the length beyond which rotary frequencies depend on the length, or None.
 
-    All positions of a longer row have other frequencies (LongRoPE, dynamic NTK).
+    All positions of a longer row have different frequencies (LongRoPE, dynamic NTK).
     """
     limits = []
     for rope in _rope_parameters(config):

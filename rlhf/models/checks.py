@@ -62,7 +62,7 @@ def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def check_model(model: Any, tokenizer: Any) -> None:
-    """Check the logits of a model by one row of tokens, read whole, padded and truncated.
+    """Check the logits of a model on one row of tokens, read whole, padded and truncated.
 
     Args:
         model: causal model.
@@ -151,7 +151,7 @@ def _check_ids(model: Any, tokenizer: Any) -> None:
 
 
 def relative_gap(actual: Tensor, expected: Tensor) -> float:
-    """Return relative difference of two tensors: the largest one, or in half precision the mean."""
+    """Return the largest relative difference of two tensors, or in half precision the mean."""
     difference, size = (actual.double() - expected.double()).abs(), expected.double().abs()
     if is_precise(expected):
         return float(difference.max() / size.max().clamp(min=1.0))

@@ -24,7 +24,7 @@ WEIGHT_NAMES = ("router_aux_loss_coef", "aux_loss_coef")
 
 
 def balancing_weight(model: Any) -> float:
-    """Weight of the load-balancing loss; 0 if the configuration does not enable it.
+    """Return the weight of the load-balancing loss; 0 if the configuration does not enable it.
 
     Raises:
         UserError: the configuration enables the loss, and the model does not compute it.

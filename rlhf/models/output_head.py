@@ -48,7 +48,7 @@ def logits_of(model: Any, hidden: Tensor, *, weight: Tensor | None = None) -> Te
 def has_plain_head(model: Any) -> bool:
     """Return whether a model's logits are the product of its states and the output weight, scaled.
 
-    Compared once per model.
+    The comparison is made once per model.
 
     Raises:
         UserError: neither the product nor ``forward_from_states`` gives the model's logits.
@@ -158,7 +158,7 @@ def _compare(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]) -> boo
 
 
 def _gap(compute: Callable[[], Tensor], whole: Tensor) -> float:
-    """Return largest difference relative to the largest logit; infinite if ``compute`` fails."""
+    """Return the largest difference over the largest logit; infinite if ``compute`` fails."""
     try:
         logits = compute().double()
     except (AttributeError, RuntimeError, TypeError, ValueError):

@@ -42,7 +42,7 @@ def restore_model(model: Any, folder: Path) -> None:
     if unwrap_peft(model) is not model:
         result = set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
         if result.unexpected_keys:
-            raise UserError(f"{folder} is a checkpoint of other adapters than the model has")
+            raise UserError(f"{folder} is a checkpoint of a model with different adapters")
         return
     stored: dict[str, torch.Tensor] = {}
     for path in folder.glob("model*.safetensors"):

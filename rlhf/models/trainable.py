@@ -95,7 +95,7 @@ class Movement:
 
 @torch.no_grad()
 def _checksum(parameter: torch.Tensor) -> int:
-    """Sum of a tensor's elements, with their bits read as integers."""
+    """Return the sum of a tensor's elements, with their bits read as integers."""
     kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     flat = parameter.detach().contiguous().view(-1).view(kinds[parameter.element_size()])
     return sum(int(chunk.sum(dtype=torch.int64)) for chunk in flat.split(_CHECKSUM_CHUNK_ELEMENTS))

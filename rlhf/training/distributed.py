@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 BEAT_SECONDS = 5.0
 """Interval of the signs of life of a process."""
 LIMIT_SECONDS = 40.0
-"""A process that gave no sign of life for this time is gone."""
+"""Time without a sign of life after which a process counts as gone."""
 GONE = (
     "another process of this run ended, so this one ends too; the last checkpoint is complete: "
     "continue with --resume"
@@ -46,7 +46,7 @@ GONE = (
 class Heartbeat:
     """Signs of life of the processes: counters in a store that all of them share.
 
-    A collective operation with a process that is gone can wait without end, outside of Python.
+    A collective operation with a process that is gone can wait forever, outside of Python.
 
     Args:
         store: A store of ``torch.distributed``.
@@ -58,12 +58,12 @@ class Heartbeat:
     rank: int
     size: int
     waiting_since: float | None = None
-    """When this process entered the collective operation in which it is; None outside of one."""
+    """Time at which this process entered its current collective operation; None outside of one."""
     lost: bool = False
     """Whether a process is gone."""
     _beats: int = 0
     _counters: dict[int, tuple[bytes, float]] = field(default_factory=dict)
-    """Rank -> its last counter, and when this process first read that value."""
+    """Rank -> its last counter, and the time at which this process first read that value."""
 
     def update(self, now: float) -> None:
         """Give a sign of life, and set ``lost`` from those of the others.

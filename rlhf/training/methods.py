@@ -84,7 +84,7 @@ def engine_of(config: OfflineConfig, *, native: bool) -> str:
     if config.engine == "native" and not native:
         raise UserError(
             "engine: native trains sft, dpo, and reward models of kind preference with one head on "
-            "a decoder; for this run leave engine out"
+            "a decoder; omit engine for this run"
         )
     engine = ("native" if native else "trl") if config.engine == "auto" else config.engine
     if config.profile and engine == "trl":

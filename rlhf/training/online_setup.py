@@ -60,8 +60,8 @@ def check_config(name: str, config: OnlineConfig) -> Algorithm:
         raise UserError(f"kl.controller adaptive has no effect with {name}: kl_placement is none")
     if config.kl.controller == "budget" and not algorithm.reference:
         raise UserError(
-            f"kl.controller budget needs a divergence to watch, and {name} has kl_placement none: "
-            "choose another placement, with algorithm.kl_coef 0 if it should cost nothing"
+            f"kl.controller budget needs a KL divergence, but {name} has kl_placement none; choose "
+            "another placement, with algorithm.kl_coef 0 for no penalty"
         )
     return algorithm
 
@@ -81,8 +81,7 @@ def refuse_idle_rollout_keys(config: OnlineConfig, collector: Collector) -> None
     env.close()
     if not discrete:
         raise UserError(
-            f"rollout.{keys[0]} has no effect: the environment takes text, and judges replies "
-            "itself"
+            f"rollout.{keys[0]} has no effect: the environment takes text and judges replies itself"
         )
 
 

@@ -56,7 +56,7 @@ def make_optimizer(
 
 
 def optimizer_name(optim: str) -> str:
-    """Return the name here of an optimizer that ``trainer.optim`` names as transformers does.
+    """Convert transformers' name of an optimizer, from ``trainer.optim``, to a name in this module.
 
     Raises:
         UserError: Its state would have the weights' dtype, in which small updates are lost.

@@ -126,7 +126,7 @@ class Trainer:
         raise NotImplementedError
 
     def prepare(self, run: Run) -> None:
-        """Compute what the method needs of the initial model; also called before a resumption."""
+        """Compute what the method needs of the initial model; also called when a run is resumed."""
 
     def finish(self, run: Run) -> None:
         """Measure the trained model, before it is saved."""

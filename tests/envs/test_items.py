@@ -103,7 +103,7 @@ def test_catalog_describes_the_items_of_every_task():
         assert row["items"].endswith("."), env_id
         assert row["separable"] == is_separable(env_id)
         if row["separable"]:
-            assert "evaluation are not in training" in row["items"]
+            assert "do not occur in training" in row["items"]
     apart = {env_id for env_id, row in rows.items() if row["separable"]}
     assert apart == {f"text/{n}-v0" for n in (*OWN, "ReasoningGym", "TextWorld")}
 

@@ -246,7 +246,7 @@ def is_packed(trunk: Any) -> bool:
 
 
 def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
-    """Whether rows [B, T] are packed: the decoder packs, and all rows fit into its windows."""
+    """Return whether the decoder packs rows, and all rows [B, T] fit into its windows."""
     window = window_of(text_config(trunk))
     fits = window is None or bool(attention_mask.sum(1).max() <= window)
     return is_packed(trunk) and fits

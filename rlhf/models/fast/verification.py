@@ -46,12 +46,12 @@ log = logging.getLogger(__name__)
 
 # Factor for gradients, which accumulate more rounding.
 GRADIENT_TOLERANCE_FACTOR = 3.0
-# Largest parameters whose gradients are compared: norms and biases of all layers, whose gradients
-# depend on all later layers.
+# Maximum number of elements of a parameter whose gradient is compared: this includes the norms and
+# biases of all layers, whose gradients depend on all later layers.
 COMPARED_MAX_ELEMENTS = 2**14
 # Weights times tokens of one pass of the comparison, on a CPU and on an accelerator.
 CPU_WORK, ACCELERATOR_WORK = 2e10, 2e12
-# Most tokens of the rows that fit into every window.
+# Maximum number of tokens of the rows that fit into every window.
 SHORT_ROW_TOKENS = 44
 
 # A function of tokens and mask [B, T] that returns states and their index, as ``hidden_states``.
@@ -120,7 +120,7 @@ def affordable_tokens(model: Any) -> int:
 
 
 def _levels(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
-    """Return names of fast paths, and functions that disable them, in the order of disabling."""
+    """Return the names of fast paths, with functions that disable them, in disabling order."""
     trunk = trunk_of(model)
 
     def pad() -> None:

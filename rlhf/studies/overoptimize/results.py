@@ -141,7 +141,7 @@ def observed_peak(kl: np.ndarray, gold: np.ndarray, width: int) -> tuple[int, fl
 
 
 def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Interval:
-    """Return distance of the observed peak, and the range of the peaks of single training seeds.
+    """Return the distance of the observed peak, and the range of the peaks of individual seeds.
 
     The range is descriptive: an interval of an argmax over a few noisy curves has no coverage.
     """

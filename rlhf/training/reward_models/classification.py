@@ -44,7 +44,7 @@ class LogOdds(RewardKind):
 
 
 class Classes(RewardKind):
-    """The report on texts with a class each."""
+    """The report on texts that have one class each."""
 
     data = "classification"
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 BOOTSTRAP_SHARE = 1 - 1 / math.e
-"""Share of the distinct rows in a bootstrap sample: what each head of an ensemble learns from."""
+"""Expected share of the rows in a bootstrap sample; each head of an ensemble learns from it."""
 
 
 class RewardEncoder:

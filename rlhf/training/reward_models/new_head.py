@@ -121,7 +121,7 @@ def _refuse_random_backbone(folder: str, model: Any, missing: Iterable[str]) -> 
     """Refuse a model whose backbone lacks weights, which would be random.
 
     Raises:
-        UserError: Names the missing weights.
+        UserError: Weights are missing; the message names them.
     """
     prefix = f"{model.base_model_prefix}."
     # A pooler is part of the head: language models are saved without one.

@@ -24,7 +24,7 @@ from rlhf.training.reward_models.base import RewardKind, TrainedModel
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 REPORT_PAIRS = 500
-"""Held-out pairs of the report, where no test data are named."""
+"""Maximum number of held-out pairs in the report if the configuration names no test data."""
 
 
 class PairKind(RewardKind):
