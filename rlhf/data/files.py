@@ -78,7 +78,7 @@ def _read_csv(path: Path) -> list[Row]:
             for row in reader:
                 if None in row or None in row.values():
                     raise UserError(
-                        f"{path}, line {reader.line_num}: not as many fields as the header has"
+                        f"{path}, line {reader.line_num}: not as many fields as in the header"
                     )
                 rows.append(row)
         except csv.Error as error:

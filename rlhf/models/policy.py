@@ -71,7 +71,7 @@ class Policy:
             width = state_width(model)
             self.value_head = ValueHead(width).to(self.device, self.logprob_dtype)
         if critic == "separate":
-            # All parameters of the critic are trained, also if the policy has adapters.
+            # All parameters of the critic are trained, even if the policy has adapters.
             self.value_trunk = make_trainable(copy.deepcopy(trunk_of(model)))
 
     @property

@@ -24,8 +24,8 @@ def micro_batches(
     Args:
         tokens: [B, T], padded on the right.
         attention_mask: [B, T].
-        units: Number of the unit of each row. The rows of a unit are in one micro-batch, also if
-            they exceed ``max_tokens``.
+        units: Number of the unit of each row. The rows of a unit are in one micro-batch, even
+            if they exceed ``max_tokens``.
         max_tokens: Tokens that the model computes for a micro-batch. A prefix that packed rows
             share counts once; padding counts if rows are not packed.
         packed: Whether rows are packed. Packed rows keep their order, so that the completions of a

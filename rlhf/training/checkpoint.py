@@ -94,7 +94,7 @@ def latest_checkpoint(directory: Path, pattern: str = "step-*") -> Path | None:
             shutil.rmtree(folder)
         return checkpoint
     if damaged:
-        raise UserError(f"{damaged[0][1]}, and no other checkpoint is left: start anew")
+        raise UserError(f"{damaged[0][1]}, and no other checkpoint is left; start anew")
     return None
 
 

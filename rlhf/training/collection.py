@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_ROUNDS = 4
-"""Rounds in which DAPO samples groups until a batch is full of informative ones. After the last
-round it trains on those that it has, or skips the update if it has none."""
+"""Maximum number of rounds in which DAPO samples groups to fill a batch with informative ones.
+After the last round, it trains on those that it has, or skips the update if it has none."""
 
 
 @dataclass(frozen=True)

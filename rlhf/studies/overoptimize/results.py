@@ -153,7 +153,7 @@ def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Interval:
 
 
 def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.ndarray:
-    """How much each training seed changed from the peak of gold to the end. [seeds, T] -> [seeds]
+    """Return the change of each seed from the peak of gold to the end, [seeds, T] -> [seeds].
 
     The peak of a seed is taken from the other seeds. The peak of the seed's own curve would be a
     maximum of its noise, so that every flat curve would seem to fall.

@@ -59,7 +59,10 @@ class Classes(RewardKind):
 
 
 class Binary(LogOdds, Classes):
-    """Log-odds of class 1; several heads are an ensemble. Labels [B, M]."""
+    """Log-odds of class 1; several heads are an ensemble.
+
+    Labels [B, M]: 0, 1 or IGNORED, for each of the M heads.
+    """
 
     def outputs(self) -> list[str]:
         if self.config.num_heads == 1 and self.config.labels:

@@ -44,7 +44,7 @@ class PairKind(RewardKind):
         if self.uses_margin and not any("margin" in row for row in rows):
             setting = "margins is true" if self.config.margins else f"kind: {self.config.kind}"
             raise UserError(
-                f"{setting}, but the pairs have no margin column, and no scores of both sides"
+                f"{setting}, but the pairs have neither a margin column nor scores of both sides"
             )
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
