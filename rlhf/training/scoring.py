@@ -48,7 +48,7 @@ def score_rollouts(
 
 
 def most_common(counts: Counter[str], seeds: Mapping[str, int] | None = None) -> str:
-    """Return the three most common reasons, such as ``12 x no reference answer (seed 7)``.
+    """Return the three most common reasons, such as ``12 x number: no reference answer (seed 7)``.
 
     Args:
         counts: Reason -> number of episodes.

@@ -140,7 +140,7 @@ def test_margins_are_used_only_with_the_setting(tmp_path, echo_model):
 
 
 def test_margins_without_a_column_are_refused(tmp_path, echo_model):
-    with pytest.raises(UserError, match="margins is true, but the pairs have neither a margin column"):
+    with pytest.raises(UserError, match="the pairs have neither a margin column"):
         run_command("reward", pairs_tree(tmp_path, echo_model, margins=True))
 
 

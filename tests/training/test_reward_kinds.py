@@ -254,7 +254,7 @@ REFUSED = {
     "kind: unbiased needs a flip_rate above 0": {"kind": "unbiased"},
     "margins has no effect on kind: ranking": {"kind": "ranking", "margins": True},
     "num_heads has no effect on kind: cost": {"kind": "cost", "num_heads": 2},
-    "one is not enough": {"kind": "classification", "labels": ["a"]},
+    "labels must name at least two classes": {"kind": "classification", "labels": ["a"]},
     "multilabel needs labels": {"kind": "multilabel"},
     "set micro_batch_size = batch_size, got 4 and 8": {"kind": "length_debiased"},
     "separator is empty": {"kind": "process", "separator": ""},
