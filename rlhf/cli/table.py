@@ -55,6 +55,14 @@ COMMANDS = CommandTable(
                 arguments=("directories",),
             ),
             Command(
+                "replay",
+                "repeat the check of the alarm that ended a run; exit code 1 if it now passes",
+                "rlhf.commands.replay:ReplayConfig",
+                "rlhf.commands.replay:replay",
+                arguments=("directory",),
+                runs_commands=True,
+            ),
+            Command(
                 "compare",
                 "paired differences between runs with confidence intervals",
                 "rlhf.commands.report:CompareConfig",

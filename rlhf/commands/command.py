@@ -18,6 +18,7 @@ from rlhf.common.imports import import_object
 from rlhf.common.names import nearest
 from rlhf.config.load import Source, assemble, build, merge
 from rlhf.errors import UserError
+from rlhf.runs.alarms import Halt, write_description
 from rlhf.runs.directory import Run
 from rlhf.runs.renamed import current_config
 
@@ -157,6 +158,11 @@ class CommandTable(dict[str, Command]):
                 run.finish()
             if run.writes and not (run.directory / REPORT).exists():
                 write_report(run.directory)
+        except Halt as halt:
+            if run.writes:
+                write_description(run.directory, halt, run.config)
+            halt.args = (f"{halt} (repeat the check: rlhf replay {run.directory})",)
+            raise
         except SystemExit as error:
             raise RuntimeError(
                 f"an environment or a reward of {run.directory} called sys.exit({error.code!r})"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from rlhf.common.ranges import PositiveInt, Seed
 from rlhf.config.model import ModelSpec
+from rlhf.runs.alarms import Action, AlarmName, check_actions
 from rlhf.runs.trackers import TrackerName
 
 
@@ -39,6 +40,8 @@ class TrainingConfig(RunConfig):
     """Experiment trackers to log to: tensorboard, wandb, trackio, mlflow."""
     keep_last: PositiveInt = 2
     """Number of checkpoints that are kept; a damaged one is replaced by the one before."""
+    alarms: dict[AlarmName, Action] = field(default_factory=dict)
+    """Actions that differ from the defaults of docs/training.md: halt, warn, or state (report)."""
     profile: bool = False
     """Also log throughput, FLOP utilization, padding and peak memory (docs/metrics.md)."""
 
@@ -48,3 +51,4 @@ class TrainingConfig(RunConfig):
                 "model.dtype: gradients underflow in float16; train in bfloat16 or float32 "
                 "(evaluate and generate take float16)"
             )
+        check_actions(self.alarms)

@@ -47,6 +47,7 @@ RESULTS = frozenset(
         "evaluation",
         "final",
         "finished",
+        "halted",
         "metrics.jsonl",
         "optuna.log",
         "overoptimization.json",

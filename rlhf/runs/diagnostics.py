@@ -1,4 +1,4 @@
-"""Warnings about a training run from its logged metrics, during training and in the report."""
+"""Alarms from the logged metrics of a run, during training and in the report."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.common.numbers import is_number, moving_average, short_number
+from rlhf.runs.alarms import AlarmName, Halt, action_of
 from rlhf.runs.renamed import read_metrics
 
 GOLD_KEYS = ("eval/gold", "reward/gold", "eval/return", "eval/env", "reward/env")
@@ -26,10 +27,38 @@ _SHARES = {
 _UNSCORED = "rewards/unscored/"
 """Prefix of ``rewards/unscored/NAME/REASON``: share of episodes."""
 
+_ALARM_NAMES: dict[str, AlarmName] = {
+    "finite": "metric_not_finite",
+    "train/moved": "not_moved",
+    "train/updates": "no_updates",
+    "gold": "over_optimized",
+    "policy/ratio_max": "policy_jump",
+    "policy/kl": "policy_jump",
+    "negative_kl": "negative_kl",
+    "train/grad_norm": "exploding_gradient",
+    "entropy": "entropy_collapse",
+    "rollout/repetition": "repetition_collapse",
+    "value/explained_variance": "dead_critic",
+    "eval/loss": "overfitted",
+    "rollout/length_limited": "length_limited",
+    "rollout/truncated": "truncated",
+    "reward/unscored": "unscored",
+    "rollout/invalid": "invalid",
+    "rollout/evasion_gain": "evasion",
+    "rollout/missing_eos": "missing_eos",
+}
+"""Kind of `log_warnings` -> row of the table of alarms."""
+
 _RECENT = 5
 """Number of last logged values that represent the end of training."""
 _SIGN_STEPS = 10
 """Steps for which a sign must persist: by chance this happens once in 1,024 cases."""
+_GRADIENT_STEPS = 20
+"""Logged steps whose largest gradient norm is the reference of an explosion."""
+_GRADIENT_FACTOR = 20.0
+"""Factor above that reference."""
+_CRITIC_STEPS = 20
+"""Logged steps in which a critic must explain nothing."""
 _CHECKS = 50
 """A check takes time proportional to the rows, so the next one waits for 1 / 50 more rows."""
 
@@ -61,25 +90,45 @@ class TrainingMonitor:
         self.log = MetricLog(config=config, metrics=self.rows)
         self.reported: set[str] = set()
         self.next_check = 0
+        self.finished = False
 
     def update(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Add a logged row and return new warnings.
 
         The checks run after every row of a short run and less often in a long one.
+
+        Raises:
+            Halt: The action of a new alarm is halt.
         """
         self.rows.append({"step": step, **metrics})
         if len(self.rows) < self.next_check:
             return []
         self.next_check = len(self.rows) + max(1, len(self.rows) // _CHECKS)
+        return self._new_warnings(step)
+
+    def finish(self, step: int) -> list[str]:
+        """Check the whole run after its last step, as `update` does."""
+        self.finished = True
+        return self._new_warnings(step)
+
+    def _new_warnings(self, step: int) -> list[str]:
         warnings = []
         for kind, sentence in log_warnings(self.log, f"over the last {_RECENT} logged steps"):
-            if kind not in self.reported and self._has_enough_values(kind):
-                self.reported.add(kind)
+            if kind in self.reported or not self._has_enough_values(kind):
+                continue
+            self.reported.add(kind)
+            name = alarm_name(kind)
+            action = action_of(name, self.log.config)
+            if action == "halt":
+                raise Halt(name, f"alarm {name} at step {step}: {sentence}")
+            if action == "warn":
                 warnings.append(sentence)
         return warnings
 
     def _has_enough_values(self, kind: str) -> bool:
         """Whether the metric of a warning was logged often enough during training."""
+        if kind == "train/updates":
+            return self.finished
         if kind.startswith(_UNSCORED):
             return len(self.rows) >= _RECENT
         if kind == "train/moved":  # the policy is frozen during critic warm-up
@@ -92,12 +141,17 @@ class TrainingMonitor:
         return not recent or len(self.log.series(kind)[1]) >= _RECENT
 
 
+def alarm_name(kind: str) -> AlarmName:
+    """Return the row of `ALARMS` to which a kind of `log_warnings` belongs."""
+    return "unscored" if kind.startswith(_UNSCORED) else _ALARM_NAMES[kind]
+
+
 def log_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
     """Yield (kind, sentence) of every warning about logged metrics, most serious first.
 
     ``when`` describes the last logged values, for example "at the end of training".
     """
-    for check in (_not_finite, _unmoved, _over_optimized, _diverged, _collapsed, _overfitted):
+    for check in _CHECKED:
         yield from check(log)
     for key, (limit, words) in _SHARES.items():
         if (share := _recent_share(log, key)) > limit:
@@ -291,3 +345,82 @@ def _overfitted(log: MetricLog) -> Iterator[tuple[str, str]]:
             f"{short_number(values[-1])}: training ran too long; final/ contains the model of "
             f"step {step}.",
         )
+
+
+def _negative_kl(log: MetricLog) -> Iterator[tuple[str, str]]:
+    """Find a KL that is negative beyond noise: the sampler and the trainer disagree."""
+    values = log.series("policy/kl")[1][-_SIGN_STEPS:]
+    if len(values) < _SIGN_STEPS or max(values) >= 0:
+        return
+    mean = _mean(values)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    if mean < -4 * math.sqrt(variance / len(values)):
+        yield (
+            "negative_kl",
+            f"policy/kl was negative in each of {len(values)} logged steps (mean "
+            f"{short_number(mean)}): the sampled tokens do not follow the scored policy.",
+        )
+
+
+def _exploded(log: MetricLog) -> Iterator[tuple[str, str]]:
+    """Find a gradient norm far above all norms of the window before it."""
+    steps, norms = log.series("train/grad_norm")
+    for i in range(_GRADIENT_STEPS, len(norms)):
+        before = max(norms[i - _GRADIENT_STEPS : i])
+        if norms[i] > _GRADIENT_FACTOR * before > 0:
+            yield (
+                "train/grad_norm",
+                f"the gradient exploded: its norm was {short_number(norms[i])} at step "
+                f"{short_number(steps[i])} and at most {short_number(before)} in the "
+                f"{_GRADIENT_STEPS} logged steps before.",
+            )
+            return
+
+
+def _repeated(log: MetricLog) -> Iterator[tuple[str, str]]:
+    """Find replies that began to repeat themselves without a rise in reward."""
+    repetition, reward = log.series("rollout/repetition")[1], log.series("reward/mean")[1]
+    if min(len(repetition), len(reward)) < 2 * _RECENT:
+        return
+    before, after = _mean(repetition[:_RECENT]), _mean(repetition[-_RECENT:])
+    if after >= max(0.5, before + 0.3) and _mean(reward[-_RECENT:]) <= _mean(reward[:_RECENT]):
+        yield (
+            "rollout/repetition",
+            f"{after:.0%} of the bigrams of replies repeat earlier ones, against {before:.0%} in "
+            "the first steps, and the reward did not rise.",
+        )
+
+
+def _dead_critic(log: MetricLog) -> Iterator[tuple[str, str]]:
+    """Find a critic whose values do not depend on the state."""
+    explained = log.series("value/explained_variance")[1][-_CRITIC_STEPS:]
+    if len(explained) == _CRITIC_STEPS and max(map(abs, explained)) < 1e-3:
+        yield (
+            "value/explained_variance",
+            f"the critic explains nothing: value/explained_variance was 0 in the last "
+            f"{_CRITIC_STEPS} logged steps.",
+        )
+
+
+def _no_updates(log: MetricLog) -> Iterator[tuple[str, str]]:
+    updates = log.series("train/updates")[1]
+    if updates and not any(updates):
+        yield (
+            "train/updates",
+            f"nothing was trained: train/updates is 0 in all of {len(updates)} logged steps.",
+        )
+
+
+_CHECKED = (
+    _not_finite,
+    _no_updates,
+    _unmoved,
+    _over_optimized,
+    _diverged,
+    _negative_kl,
+    _exploded,
+    _collapsed,
+    _repeated,
+    _dead_critic,
+    _overfitted,
+)

@@ -42,7 +42,7 @@ from rlhf.runs.trackers import (
 # Keys about the directory of a run; config.yaml does not contain them.
 PLACES = frozenset({"resume", "overwrite", "output_dir"})
 # Keys that may differ between a run and its resumption.
-RESUMABLE = PLACES | {"track"}
+RESUMABLE = PLACES | {"track", "alarms"}
 
 
 class Run:

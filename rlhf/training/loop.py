@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from rlhf.errors import UserError
+from rlhf.runs.alarms import BUNDLE, Halt
 from rlhf.runs.checksums import verify_checksums
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
@@ -17,6 +19,7 @@ from rlhf.training.checkpoint import (
     save_checkpoint,
     save_final,
 )
+from rlhf.training.sentinel import save_evidence
 from rlhf.training.trainer import Trainer
 
 
@@ -26,7 +29,8 @@ def fit(trainer: Trainer, run: Run) -> Path:
     The run directory receives metrics, checkpoints and the final model, whose folder is returned.
 
     Raises:
-        UserError: Training diverged, or an environment or a reward failed.
+        UserError: An environment or a reward failed.
+        Halt: An alarm whose action is halt; its evidence is in the run directory.
         Interrupted: The user stopped the run; a checkpoint is left.
     """
     checkpoints = run.directory / "checkpoints"
@@ -34,7 +38,14 @@ def fit(trainer: Trainer, run: Run) -> Path:
         trainer.prepare(run)
         _resume_or_start(trainer, run, checkpoints)
         stop.check(run.directory)
-        _take_steps(trainer, run, stop, checkpoints)
+        if run.writes:
+            shutil.rmtree(run.directory / BUNDLE, ignore_errors=True)
+        try:
+            _take_steps(trainer, run, stop, checkpoints)
+        except Halt as halt:
+            if run.writes:
+                save_evidence(run.directory / BUNDLE, trainer, halt)
+            raise
     trainer.world.barrier()
     if trainer.keep_best:
         verify_checksums(checkpoints / "best")
@@ -86,6 +97,8 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
             if (save_due or stop.requested) and run.writes:
                 save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
             stop.check(run.directory)
+        if warnings := monitor.finish(progress.step):
+            display.show(progress.step, {}, warnings)
 
 
 def _keep_best(trainer: Trainer, run: Run, checkpoints: Path, loss: float) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import get_scheduler
 
+from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.controllers import RewardMoments
 from rlhf.config.online import OnlineConfig
 from rlhf.models.loading import load_model
@@ -32,9 +33,10 @@ from rlhf.training.online_setup import (
     refuse_idle_rollout_keys,
     split_prompts,
 )
-from rlhf.training.optimize import update_policy
+from rlhf.training.optimize import checked_gradients, update_policy
 from rlhf.training.optimizers import OptimizerSettings, make_optimizer
 from rlhf.training.rollout_metrics import rollout_metrics
+from rlhf.training.sentinel import check_batch, check_rewards, check_scores
 from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Stateful, Trainer
 from rlhf.training.transcripts import token_table, transcript
@@ -161,6 +163,7 @@ class OnlineTrainer(Trainer):
         self.collector.engine.update_policy(step)
         collected = collect_step(self)
         rollouts, returns = collected.rollouts, collected.returns
+        check_rewards(rollouts, collected.rewards)
         self.openings.note(rollout.conversation for rollout in rollouts)
         metrics = {**rollout_metrics(rollouts, returns), **collected.metrics}
         batch, update_metrics = None, {"train/skipped": 1.0, "train/updates": 0.0}
@@ -191,6 +194,18 @@ class OnlineTrainer(Trainer):
             sampled = int(batch.action_mask.sum())
             metrics["profile/tokens_per_second"] = sampled / sum(seconds.values())
         return metrics
+
+    def repeat_update(self, evidence: Mapping[str, Any]) -> None:
+        if "scores" in evidence:
+            check_scores(evidence["scores"], evidence["rewards"], evidence)
+            return
+        device = self.policy.device
+        batch = TrainingBatch(**{k: value.to(device) for k, value in evidence["batch"].items()})
+        check_batch(batch, kl_coef=evidence.get("kl_coef", self.kl.coef))
+        if "rows" in evidence:
+            flags = {name: evidence[name] for name in ("critic_only", "first")}
+            checked_gradients(self, batch, evidence["rows"], **flags)
+            self.clip_gradients()
 
     def evaluate(self) -> dict[str, float]:
         """Return means over held-out episodes."""

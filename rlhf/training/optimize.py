@@ -10,7 +10,9 @@ import torch
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.losses import compute_loss, loss_denominator
 from rlhf.algorithms.metrics import MetricSums
+from rlhf.runs.alarms import Halt
 from rlhf.training.batching import micro_batches
+from rlhf.training.sentinel import as_dict, check_batch, check_first_ratio, check_losses
 
 if TYPE_CHECKING:
     from rlhf.training.online import OnlineTrainer
@@ -30,22 +32,26 @@ def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) ->
 
     Returns:
         Metrics over all optimizer steps.
+
+    Raises:
+        Halt: A check before an update failed; that update is not applied.
     """
+    check_batch(batch, kl_coef=trainer.kl.coef)
     config, settings = trainer.config, trainer.algorithm.settings
     rng = np.random.default_rng([config.seed, step])
     critic_only = step < config.critic_warmup_steps
-    parameters = trainer.policy.parameters()
     total, norms = MetricSums(), []
     for _ in range(settings.num_epochs):
         for rows in mini_batches(batch, settings.num_minibatches, rng):
-            sums = accumulate_gradients(trainer, batch, rows, critic_only=critic_only)
-            trainer.world.all_reduce_gradients(parameters)
-            if critic_only:
-                # With a shared trunk, the value loss also has gradients in the policy: discard them
-                trainer.policy.model.zero_grad(set_to_none=True)
-            norms.append(trainer.apply_gradients())
+            first = not norms
+            try:
+                sums = checked_gradients(trainer, batch, rows, critic_only=critic_only, first=first)
+                norms.append(trainer.apply_gradients())
+            except Halt as halt:
+                halt.evidence = {"batch": as_dict(batch), "rows": rows}
+                halt.evidence |= {"critic_only": critic_only, "first": first}
+                raise
             total = total + sums
-    total = sum(trainer.world.gather(total), MetricSums())
     metrics = total.compute()
     metrics |= {name: metrics[name] / max(len(norms), 1) for name in total.sums}
     if norms:
@@ -61,6 +67,39 @@ def mini_batches(batch: TrainingBatch, count: int, rng: np.random.Generator) -> 
     splits = np.array_split(ids, min(count, len(ids))) if len(ids) else []
     rows = [np.flatnonzero(np.isin(pair_ids, split) & included) for split in splits]
     return [torch.as_tensor(indices) for indices in rows]
+
+
+def checked_gradients(
+    trainer: OnlineTrainer,
+    batch: TrainingBatch,
+    rows: torch.Tensor,
+    *,
+    critic_only: bool,
+    first: bool,
+) -> MetricSums:
+    """Compute the gradients of one mini-batch over all processes, and check its losses.
+
+    Args:
+        rows: Indices of the mini-batch in ``batch``.
+        critic_only: Whether the policy is frozen in this step.
+        first: Whether the policy is still the one that sampled the batch.
+
+    Returns:
+        Metrics over all processes.
+
+    Raises:
+        Halt: A loss is not finite, or a ratio that should be 1 is not.
+    """
+    sums = accumulate_gradients(trainer, batch, rows, critic_only=critic_only)
+    trainer.world.all_reduce_gradients(trainer.policy.parameters())
+    if critic_only:
+        # With a shared trunk, the value loss also has gradients in the policy: discard them
+        trainer.policy.model.zero_grad(set_to_none=True)
+    sums = sum(trainer.world.gather(sums), MetricSums())
+    check_losses(sums)
+    if first:
+        check_first_ratio(sums, trainer.policy.model.dtype)
+    return sums
 
 
 def accumulate_gradients(

@@ -29,12 +29,34 @@ def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> di
         "rollout/truncated": _mean([r.truncated for r in rollouts]),
         "rollout/evasion_gain": _evasion_gain(rollouts, returns),
         "rollout/cost": _mean([r.cost for r in rollouts]),
+        "rollout/repetition": _mean([repetition(r) for r in rollouts]),
     }
     reasons = Counter(reason_key(r.unscored) for r in rollouts if r.unscored)
     metrics |= {key: count / len(rollouts) for key, count in reasons.items()}
     for name in rollouts[0].components:
         metrics[f"reward/{name}"] = _mean([r.components[name] for r in rollouts])
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
+def repetition(rollout: Rollout) -> float:
+    """Return the share of bigrams of sampled tokens that occurred before in their turn.
+
+    The result is nan if no turn has two sampled tokens.
+    """
+    pairs = [
+        (first_turn, first, second)
+        for first_turn, second_turn, first, second, first_sampled, second_sampled in zip(
+            rollout.turn,
+            rollout.turn[1:],
+            rollout.tokens,
+            rollout.tokens[1:],
+            rollout.is_action,
+            rollout.is_action[1:],
+            strict=False,
+        )
+        if first_sampled and second_sampled and first_turn == second_turn
+    ]
+    return 1 - len(set(pairs)) / len(pairs) if pairs else math.nan
 
 
 def reason_key(reason: str) -> str:

@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from rlhf.errors import UserError
 from rlhf.models.policy import Policy, Scored
 from rlhf.models.trainable import set_dropout
 from rlhf.reward_models.losses import IGNORED
+from rlhf.runs.alarms import Halt
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import OFFLINE
 from rlhf.training.batching import micro_batches
@@ -43,6 +44,7 @@ from rlhf.training.optimizers import (
     optimizer_name,
     optimizer_settings,
 )
+from rlhf.training.sentinel import as_dict, check_losses
 from rlhf.training.throughput import Throughput
 from rlhf.training.trainer import Trainer
 
@@ -189,6 +191,22 @@ class SupervisedTrainer(Trainer):
 
     def optimize(self, batch: TrainingBatch) -> tuple[MetricSums, float]:
         """Take an optimizer step on a batch; return its metrics and its gradient norm."""
+        try:
+            total = self.checked_gradients(batch)
+            return total, self.apply_gradients()
+        except Halt as halt:
+            halt.evidence = {"batch": as_dict(batch), "rows": None}
+            raise
+
+    def checked_gradients(self, batch: TrainingBatch) -> MetricSums:
+        """Compute the gradients of a batch over all processes, and check its loss.
+
+        Returns:
+            Metrics over all processes.
+
+        Raises:
+            Halt: The loss is not finite.
+        """
         torch.manual_seed(self.config.seed + self.progress.step)  # for dropout
         set_dropout(self.model.model, active=self.setup.dropout)
         count, total = self.count(batch), MetricSums()
@@ -197,8 +215,15 @@ class SupervisedTrainer(Trainer):
             loss.backward()
             total = total + sums
         self.world.all_reduce_gradients(self.model.parameters())
-        norm = self.apply_gradients()
-        return sum(self.world.gather(total), MetricSums()), norm
+        total = sum(self.world.gather(total), MetricSums())
+        check_losses(total)
+        return total
+
+    def repeat_update(self, evidence: Mapping[str, Any]) -> None:
+        device = self.model.device
+        batch = {name: value.to(device) for name, value in evidence["batch"].items()}
+        self.checked_gradients(TrainingBatch(**batch))
+        self.clip_gradients()
 
     def _pop_metrics(self) -> dict[str, float]:
         """Return the metrics of the steps since the last logged one."""

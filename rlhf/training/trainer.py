@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,12 +11,13 @@ from typing import Any, Protocol
 import torch
 
 from rlhf.algorithms.controllers import SavedNumbers
-from rlhf.errors import UserError
 from rlhf.models.precision import MasterOptimizer
 from rlhf.models.trainable import Movement
+from rlhf.runs.alarms import Halt
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import Slots
 from rlhf.training.distributed import init_distributed
+from rlhf.training.sentinel import check_trainable
 
 
 class Stateful(Protocol):
@@ -125,6 +127,9 @@ class Trainer:
         """Write the trained model."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Release what the trainer opened, such as environments."""
+
     def prepare(self, run: Run) -> None:
         """Compute what the method needs of the initial model; also called when a run is resumed."""
 
@@ -150,16 +155,38 @@ class Trainer:
             The global norm of the gradients before clipping.
 
         Raises:
-            UserError: The norm is not finite; the model is then unchanged.
+            Halt: As `clip_gradients` does; the model is then unchanged.
         """
-        norm = self.optimizer.clip_at_next_step(self.max_grad_norm)
-        if not math.isfinite(norm):
-            raise UserError(
-                f"training diverged in step {self.progress.step + 1}: the gradient is not finite; "
-                f"lower {self.learning_rate_key} and continue from the last checkpoint with "
-                "--resume"
-            )
+        norm = self.clip_gradients()
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def clip_gradients(self) -> float:
+        """Clip the gradients and return their global norm before clipping.
+
+        Raises:
+            Halt: The norm is not finite, or weights that should train have no gradient.
+        """
+        check_trainable(self.optimizer)
+        norm = self.optimizer.clip_at_next_step(self.max_grad_norm)
+        if not math.isfinite(norm):
+            raise Halt(
+                "not_finite",
+                f"training diverged in step {self.progress.step + 1}: the gradient is not finite; "
+                f"lower {self.learning_rate_key} and continue from the last checkpoint with "
+                "--resume",
+            )
+        return norm
+
+    def repeat_update(self, evidence: Mapping[str, Any]) -> None:
+        """Repeat the gradients and the checks of the update that ended a run; apply nothing.
+
+        Args:
+            evidence: That of the `Halt`.
+
+        Raises:
+            Halt: The check fails again.
+        """
+        raise NotImplementedError

@@ -1,0 +1,103 @@
+"""`rlhf replay`: repeat the check that ended a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf.commands.command import CommandTable
+from rlhf.errors import UserError
+from rlhf.runs.alarms import BUNDLE, Halt
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """A run that an alarm ended."""
+
+    directory: str
+    """Directory of the run."""
+
+
+def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, None, int]:
+    """Repeat the failing check from the bundle of a run; yield whether the alarm is the same.
+
+    The code of today is used, so that a corrected reward, model or library can be tested.
+
+    Returns:
+        0 if the alarm repeats, 1 if it does not.
+
+    Raises:
+        UserError: No alarm ended the run.
+    """
+    bundle = Path(config.directory) / BUNDLE
+    path = bundle / "alarm.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist: no alarm ended a run in {config.directory}")
+    recorded = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        if (bundle / "evidence.pt").exists():
+            _repeat_update(bundle, recorded["config"], commands)
+        else:
+            _repeat_metrics(bundle, recorded["config"])
+    except Halt as halt:
+        yield str(halt)
+        if halt.name == recorded["alarm"]:
+            yield f"reproduced: {halt.name}"
+            return 0
+        yield f"another alarm: {halt.name} instead of {recorded['alarm']}"
+        return 1
+    yield f"not reproduced: {recorded['alarm']}"
+    return 1
+
+
+def _repeat_metrics(bundle: Path, config: Mapping[str, Any]) -> None:
+    """Repeat the checks of logged metrics, row by row."""
+    from rlhf.runs.diagnostics import TrainingMonitor
+    from rlhf.runs.renamed import read_metrics
+
+    rows = read_metrics(bundle)
+    monitor = TrainingMonitor(bundle, config)
+    monitor.rows.clear()
+    for row in rows:
+        monitor.update(row["step"], {key: row[key] for key in row.keys() - {"step", "time"}})
+    monitor.finish(rows[-1]["step"])
+
+
+def _repeat_update(bundle: Path, tree: Mapping[str, Any], commands: CommandTable) -> None:
+    """Repeat the checks before an update, with the batch and the state of the bundle."""
+    import torch
+
+    from rlhf.training.checkpoint import latest_checkpoint, load_checkpoint
+
+    evidence = torch.load(bundle / "evidence.pt", map_location="cpu", weights_only=True)
+    trainer = _make_trainer({**tree, "output_dir": str(bundle)}, commands)
+    try:
+        if checkpoint := latest_checkpoint(bundle):
+            load_checkpoint(checkpoint, trainer)
+        trainer.repeat_update(evidence)
+    finally:
+        trainer.close()
+
+
+def _make_trainer(tree: Mapping[str, Any], commands: CommandTable) -> Any:
+    """Make the trainer of a recorded configuration."""
+    from rlhf.algorithms.registry import ALGORITHMS
+    from rlhf.config.optimization import native_options
+    from rlhf.runs.directory import seed_everything
+    from rlhf.training import offline
+    from rlhf.training.online import OnlineTrainer
+
+    command = tree["command"]
+    config = commands.configure(command, tree)
+    if command in ALGORITHMS:
+        return OnlineTrainer(command, config)
+    seed_everything(config.seed)
+    method = offline.method_of(command, config)
+    train_rows, eval_rows = offline.load_rows(config, method)
+    setup = method.setup(config, train_rows, "native")
+    sets = setup.encode(train_rows, True), setup.encode(eval_rows, False)
+    options = native_options(command, config.trainer, learning_rate=method.learning_rate)
+    return offline.TRAINERS[command](config, options, setup, *sets)

@@ -1,0 +1,303 @@
+"""Every alarm: its planted fault, a healthy run without it, its action, and its replay."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf.cli.main import main
+from rlhf.cli.table import configure, run_command
+from rlhf.config.load import merge
+from rlhf.errors import UserError
+from rlhf.models.policy import Policy
+from rlhf.runs.alarms import ALARMS, Halt
+from rlhf.runs.diagnostics import TrainingMonitor
+from rlhf.training import optimize
+from rlhf.training.online import OnlineTrainer
+from rlhf.training.sentinel import check_scores
+from rlhf.training.supervised import SupervisedTrainer
+from tests.helpers.training import metrics_of, offline_tree, online_tree, sft_rows, write_rows
+
+Columns = dict[str, list[float]]
+# alarm -> (columns of metrics, row at which the alarm is due)
+FAULTS: dict[str, tuple[Columns, int]] = {
+    "metric_not_finite": ({"train/loss": [1.0, math.nan, math.inf]}, 1),
+    "not_moved": ({"train/moved": [0.0] * 3}, 1),
+    "policy_jump": ({"policy/kl": [1.0, 2.0, 101.0]}, 2),
+    "negative_kl": ({"policy/kl": [0.1] + [-0.5, -0.6] * 5}, 10),
+    "exploding_gradient": ({"train/grad_norm": [1.0, 2.0] * 10 + [41.0]}, 20),
+    "entropy_collapse": (
+        {"policy/entropy": [2.0] * 5 + [0.05] * 5, "reward/mean": [0.3] * 10},
+        9,
+    ),
+    "repetition_collapse": (
+        {"rollout/repetition": [0.1] * 5 + [0.6] * 5, "reward/mean": [0.3] * 10},
+        9,
+    ),
+    "dead_critic": ({"value/explained_variance": [0.3] + [0.0] * 20}, 20),
+    "overfitted": ({"eval/loss": [1.0, 0.8, 0.85]}, 2),
+    "length_limited": ({"rollout/length_limited": [0.2] * 5}, 4),
+    "truncated": ({"rollout/truncated": [0.2] * 5}, 4),
+    "unscored": ({"reward/unscored": [0.01] * 5}, 4),
+    "invalid": ({"rollout/invalid": [0.2] * 5}, 4),
+    "evasion": ({"rollout/evasion_gain": [1.0] * 10}, 9),
+    "missing_eos": ({"rollout/missing_eos": [0.2] * 5}, 4),
+    "over_optimized": (
+        {
+            "reward/mean": [float(i) for i in range(40)],
+            "eval/gold": [float(min(i, 40 - i)) for i in range(40)],  # the peak is at row 20
+        },
+        29,
+    ),
+}
+# Alarms before an update, and the one at the end of a run, have tests with real runs below.
+WITH_RUNS = {"not_finite", "first_ratio", "frozen", "nothing_scored", "no_updates"}
+# Columns just inside the limits.
+HEALTHY: list[Columns] = [
+    {"train/moved": [0.0, 1.0]},
+    {"policy/kl": [0.0] + [-0.5, 0.6] * 5},
+    {"policy/kl": [-1e-3, -2e-3] * 4 + [-1.0, -2e-3]},  # one outlier: four errors are not reached
+    {"train/grad_norm": [1.0, 2.0] * 10 + [39.0]},
+    {"train/grad_norm": [0.0] * 20 + [1.0]},
+    {"rollout/repetition": [0.4] * 5 + [0.6] * 5, "reward/mean": [0.3] * 10},
+    {"rollout/repetition": [0.1] * 5 + [0.6] * 5, "reward/mean": [0.3] * 5 + [0.4] * 5},
+    {"value/explained_variance": [0.0] * 19 + [0.01]},
+    {"value/explained_variance": [-0.5] * 20},
+    {"train/updates": [0.0, 0.0, 1.0]},
+]
+
+
+def alarms(folder: Path, columns: Columns, **actions: str) -> list[int]:
+    """Rows at which a monitor warns while these columns are logged."""
+    monitor = TrainingMonitor(folder, {"alarms": actions})
+    length = len(next(iter(columns.values())))
+    found = [
+        row
+        for row in range(length)
+        for _ in monitor.update(row, {key: values[row] for key, values in columns.items()})
+    ]
+    return found + [length for _ in monitor.finish(length)]
+
+
+def test_every_alarm_has_a_planted_fault() -> None:
+    assert FAULTS.keys() | WITH_RUNS == set(ALARMS)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_action_has_its_effect_within_the_window(name: str, tmp_path: Path) -> None:
+    columns, row = FAULTS[name]
+    (first,) = alarms(tmp_path, columns)
+    assert 20 < first <= row if name == "over_optimized" else first == row
+    assert ALARMS[name].action == "warn"  # type: ignore[index]
+    assert alarms(tmp_path, columns, **{name: "state"}) == []
+    with pytest.raises(Halt, match=f"^alarm {name} at step {first}: ") as halt:
+        alarms(tmp_path, columns, **{name: "halt"})
+    assert halt.value.name == name
+
+
+@pytest.mark.parametrize("columns", HEALTHY)
+def test_values_inside_the_limits_raise_no_alarm(columns: Columns, tmp_path: Path) -> None:
+    assert alarms(tmp_path, columns) == []
+
+
+def unscored(conversations: Any) -> list[float]:
+    """A reward that scores nothing."""
+    return [math.nan] * len(conversations)
+
+
+def reward(name: str) -> dict[str, Any]:
+    return {"rewards": [{"kind": "function", "path": f"tests.training.test_alarms:{name}"}]}
+
+
+def noisy_scores(patch: pytest.MonkeyPatch) -> None:
+    """Each pass of the policy differs, as with active dropout."""
+    score = Policy.score
+
+    def noisy(self: Policy, *args: Any, **kwargs: Any) -> Any:
+        scored = score(self, *args, **kwargs)
+        with torch.no_grad():
+            scored.logprobs.add_(0.1 * torch.randn_like(scored.logprobs))
+        return scored
+
+    patch.setattr(Policy, "score", noisy)
+
+
+def frozen_embedding(patch: pytest.MonkeyPatch) -> None:
+    """A layer is frozen after the optimizer was made."""
+    init = OnlineTrainer.__init__
+
+    def frozen(self: OnlineTrainer, *args: Any) -> None:
+        init(self, *args)
+        self.policy.model.get_input_embeddings().weight.requires_grad_(False)
+
+    patch.setattr(OnlineTrainer, "__init__", frozen)
+
+
+def nan_logprobs(patch: pytest.MonkeyPatch) -> None:
+    """The pass with gradients returns nan."""
+    score = Policy.score
+
+    def broken(self: Policy, *args: Any, **kwargs: Any) -> Any:
+        scored = score(self, *args, **kwargs)
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                scored.logprobs.mul_(math.nan)
+        return scored
+
+    patch.setattr(Policy, "score", broken)
+
+
+def nan_advantages(patch: pytest.MonkeyPatch) -> None:
+    """The advantages of the first episode are nan."""
+    update = optimize.check_batch
+
+    def broken(batch: Any, **kwargs: Any) -> None:
+        batch.advantages[0] = math.nan
+        update(batch, **kwargs)
+
+    patch.setattr(optimize, "check_batch", broken)
+
+
+LENIENT = {"shaping": {"max_unscored": 1.0}}
+# name of the case -> (alarm, keys of the configuration, change of the code)
+BEFORE_UPDATE: dict[str, tuple[str, dict[str, Any], Any]] = {
+    "nan log-probabilities": ("not_finite", {}, nan_logprobs),
+    "nan advantages": ("not_finite", {}, nan_advantages),
+    "unscored": ("nothing_scored", reward("unscored") | LENIENT, None),
+    "ratio": ("first_ratio", {}, noisy_scores),
+    "frozen": ("frozen", {}, frozen_embedding),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE_UPDATE)
+def test_faults_are_caught_before_the_update_and_replayed(
+    case: str, tmp_path: Path, echo_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    name, keys, change = BEFORE_UPDATE[case]
+    steps: list[float] = []
+    apply = OnlineTrainer.apply_gradients
+
+    def recorded(trainer: OnlineTrainer) -> float:
+        steps.append(apply(trainer))
+        return steps[-1]
+
+    monkeypatch.setattr(OnlineTrainer, "apply_gradients", recorded)
+    if change:
+        change(monkeypatch)
+    tree = merge(online_tree(tmp_path / "run", echo_model), keys)
+    with pytest.raises(Halt, match=f"rlhf replay {tmp_path / 'run'}") as halt:
+        run_command("ppo", tree)
+    assert halt.value.name == name
+    assert steps == []
+    assert main(["replay", str(tmp_path / "run")]) == 0
+    assert f"reproduced: {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("scores", "rewards", "name"),
+    [
+        ([0.5, 0.5], [[0.5], [math.inf]], "not_finite"),
+        ([0.5, -math.inf], [[0.5], [-math.inf]], "not_finite"),
+        ([0.5, 0.5], [[0.5], [math.nan]], "not_finite"),  # a penalty is nan
+        ([math.nan] * 2, [[math.nan]] * 2, "nothing_scored"),
+    ],
+)
+def test_wrong_rewards_halt(scores: list[float], rewards: list[list[float]], name: str) -> None:
+    with pytest.raises(Halt) as halt:
+        check_scores(scores, rewards, {})
+    assert halt.value.name == name
+
+
+def test_an_episode_without_a_score_is_allowed() -> None:
+    check_scores([math.nan, 0.5], [[math.nan], [0.2, 0.3]], {})
+
+
+def test_the_documentation_has_the_table_of_alarms() -> None:
+    rows = [
+        f"| `{name}` | {alarm.condition} | {alarm.window} | {alarm.action} |"
+        for name, alarm in ALARMS.items()
+    ]
+    page = Path(__file__).parents[2] / "docs" / "training.md"
+    assert "\n".join(rows) in page.read_text(encoding="utf-8")
+
+
+def test_a_replay_without_the_fault_passes(tmp_path: Path, echo_model: Path, capsys: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        nan_logprobs(patch)
+        with pytest.raises(Halt):
+            run_command("ppo", online_tree(tmp_path / "run", echo_model))
+    assert main(["replay", str(tmp_path / "run")]) == 1
+    assert "not reproduced: not_finite" in capsys.readouterr().out
+    run_command("ppo", online_tree(tmp_path / "run", echo_model, overwrite=True))
+    assert not (tmp_path / "run" / "halted").exists()
+    assert main(["replay", str(tmp_path / "run")]) == 2
+
+
+def test_a_supervised_run_halts_and_is_replayed(
+    tmp_path: Path, echo_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    checked = SupervisedTrainer.checked_gradients
+
+    def broken(trainer: SupervisedTrainer, batch: Any) -> Any:
+        total = checked(trainer, batch)
+        if trainer.progress.step == 3:
+            next(iter(trainer.model.parameters())).grad.fill_(math.inf)
+        return total
+
+    monkeypatch.setattr(SupervisedTrainer, "checked_gradients", broken)
+    data = write_rows(tmp_path / "rows.jsonl", sft_rows())
+    with pytest.raises(Halt, match="diverged in step 4: the gradient is not finite"):
+        run_command("sft", offline_tree(tmp_path / "run", echo_model, data))
+    assert main(["replay", str(tmp_path / "run")]) == 0
+    assert "diverged in step 4" in capsys.readouterr().out
+
+
+def test_an_alarm_of_logged_metrics_is_replayed(
+    tmp_path: Path, echo_model: Path, capsys: Any
+) -> None:
+    tree = online_tree(tmp_path / "run", echo_model, num_steps=8)
+    tree["rollout"] = {"max_new_tokens": 1}
+    halting = tree | {"alarms": {"length_limited": "halt"}}
+    with pytest.raises(Halt, match="alarm length_limited at step 5"):
+        run_command("ppo", halting)
+    assert main(["replay", str(tmp_path / "run")]) == 0
+    assert "reproduced: length_limited" in capsys.readouterr().out
+    run_command("ppo", tree | {"resume": True})  # with the default action it continues
+    assert metrics_of(tmp_path / "run")[-1]["step"] == 8
+
+
+def test_a_run_that_trains_nothing_fails(
+    tmp_path: Path, echo_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All groups of DAPO have equal scores, so that no step takes an update."""
+    keys = {"env": {"id": "text/Echo-v0", "reward": 0}, **reward("constant")}
+    tree = online_tree(tmp_path / "run", echo_model, algorithm={"group_size": 4}, **keys)
+    with pytest.raises(Halt, match="train/updates is 0 in all of 4 logged steps"):
+        run_command("dapo", tree)
+    assert not (tmp_path / "run" / "final").exists()
+    with caplog.at_level(logging.INFO):
+        run_command("dapo", tree | {"alarms": {"no_updates": "warn"}, "overwrite": True})
+    assert "nothing was trained" in caplog.text
+
+
+def constant(conversations: Any) -> list[float]:
+    """Equal scores."""
+    return [1.0] * len(conversations)
+
+
+@pytest.mark.parametrize(
+    ("actions", "words"),
+    [
+        ({"entropy": "halt"}, "entropy"),
+        ({"entropy_collapse": "stop"}, "entropy_collapse"),
+        ({"not_finite": "warn"}, "only halt is possible"),
+    ],
+)
+def test_wrong_actions_are_refused(actions: dict[str, str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        configure("ppo", online_tree(tmp_path / "run", tmp_path, alarms=actions))
