@@ -80,7 +80,7 @@ ALARMS: dict[AlarmName, Alarm] = {
     "nothing_scored": Alarm(
         "no episode has a score", "each step, before its update", "halt", before_update=True
     ),
-    "no_updates": Alarm("no step took an update", "the whole run, at its end", "halt"),
+    "no_updates": Alarm("no step took an update", "the whole run, at its end", "warn"),
     "metric_not_finite": Alarm("a logged metric is NaN or infinite", "each logged step", "warn"),
     "not_moved": Alarm(
         "every trained weight has its initial value, or KL and ratios show no change",

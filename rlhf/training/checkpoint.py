@@ -16,6 +16,7 @@ import torch
 from rlhf.common.files import atomic_path, write_errors_of
 from rlhf.errors import UserError
 from rlhf.models.adapters import BASE_FOLDER, share_base
+from rlhf.runs.alarms import Halt
 from rlhf.runs.checksums import DamagedFolder, verify_checksums, write_checksums
 from rlhf.training.trainer import SavedModel, Trainer
 
@@ -113,3 +114,12 @@ def load_checkpoint(checkpoint: Path, trainer: Trainer) -> None:
     state = json.loads((checkpoint / "state.json").read_text())
     for name, item in trainer.state().items():
         item.load_state_dict(state[name])
+
+
+def save_evidence(bundle: Path, trainer: Trainer, halt: Halt) -> None:
+    """Write the evidence of a halt to a new folder, with the state before the failing update."""
+    bundle.mkdir()
+    if halt.evidence:
+        torch.save(halt.evidence, bundle / "evidence.pt")
+    if "rows" in halt.evidence:
+        save_checkpoint(bundle, trainer, keep=1)

@@ -17,9 +17,9 @@ from rlhf.training.checkpoint import (
     load_checkpoint,
     save_best,
     save_checkpoint,
+    save_evidence,
     save_final,
 )
-from rlhf.training.sentinel import save_evidence
 from rlhf.training.trainer import Trainer
 
 

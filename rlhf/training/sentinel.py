@@ -1,12 +1,11 @@
-"""Checks before an update is applied, and the bundle of a run that a check ended."""
+"""Checks before an update is applied."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,9 +13,6 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.rollout.batch import Rollout
 from rlhf.runs.alarms import Halt
-
-if TYPE_CHECKING:
-    from rlhf.training.trainer import Trainer
 
 _RATIO_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-6}
 """Largest mean k3 estimate of ratios that should be 1, by the dtype of the model."""
@@ -142,14 +138,3 @@ def as_dict(batch: TrainingBatch) -> dict[str, torch.Tensor]:
     """Return the fields of a batch that are set, on the CPU."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: value.cpu() for name, value in values.items() if value is not None}
-
-
-def save_evidence(bundle: Path, trainer: Trainer, halt: Halt) -> None:
-    """Write the evidence of a halt to a new folder, with the state before the failing update."""
-    from rlhf.training.checkpoint import save_checkpoint
-
-    bundle.mkdir()
-    if halt.evidence:
-        torch.save(halt.evidence, bundle / "evidence.pt")
-    if "rows" in halt.evidence:
-        save_checkpoint(bundle, trainer, keep=1)

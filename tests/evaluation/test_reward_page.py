@@ -126,5 +126,5 @@ def test_over_optimization_shows_peak_interval_and_table(tmp_path):
     assert page.count('class="shade"') >= 2
     assert "predicted peak" in page
     [row] = json.loads((tmp_path / "report_tables" / "tables.json").read_text())["training"]
-    assert row["inside"] == "yes"
+    assert row["peak inside predicted interval"] == "yes"
     assert row["predicted peak (√KL)"] == pytest.approx(math.e, abs=0.2)

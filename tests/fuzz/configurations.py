@@ -54,6 +54,7 @@ STAGES = [
 BASES: dict[str, list[Tree]] = {
     "run": [{"output_dir": "no-such-folder/all", "seed": 0, "stages": STAGES}],
     "report": [{"directories": ["no-such-run"], "output": None}],
+    "replay": [{"directory": "no-such-run"}],
     "compare": [{"runs": ["a", "b"], "metric": "return", "baseline": None, "json": True}],
     "bench": [BENCH],
     "tune": [{"output_dir": "no-such-folder/tune", "bench": "configs/no-such.yaml", "seeds": [7],

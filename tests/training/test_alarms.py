@@ -271,18 +271,18 @@ def test_an_alarm_of_logged_metrics_is_replayed(
     assert metrics_of(tmp_path / "run")[-1]["step"] == 8
 
 
-def test_a_run_that_trains_nothing_fails(
+def test_a_run_that_trains_nothing_warns_and_can_be_made_to_fail(
     tmp_path: Path, echo_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All groups of DAPO have equal scores, so that no step takes an update."""
     keys = {"env": {"id": "text/Echo-v0", "reward": 0}, **reward("constant")}
     tree = online_tree(tmp_path / "run", echo_model, algorithm={"group_size": 4}, **keys)
-    with pytest.raises(Halt, match="train/updates is 0 in all of 4 logged steps"):
-        run_command("dapo", tree)
-    assert not (tmp_path / "run" / "final").exists()
     with caplog.at_level(logging.INFO):
-        run_command("dapo", tree | {"alarms": {"no_updates": "warn"}, "overwrite": True})
+        run_command("dapo", tree)
     assert "nothing was trained" in caplog.text
+    with pytest.raises(Halt, match="train/updates is 0 in all of 4 logged steps"):
+        run_command("dapo", tree | {"alarms": {"no_updates": "halt"}, "overwrite": True})
+    assert not (tmp_path / "run" / "final").exists()
 
 
 def constant(conversations: Any) -> list[float]:

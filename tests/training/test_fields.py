@@ -180,7 +180,7 @@ EFFECTS: dict[str, tuple[Any, Tree, str]] = {
     "algorithm.pair_labels": ("hard", {}, "online_dpo"),
     "algorithm.dynamic_sampling": (
         True,
-        {"rewards": [], "algorithm": {"group_size": 2}, "alarms": {"no_updates": "warn"}},
+        {"rewards": [], "algorithm": {"group_size": 2}},
         "grpo",
     ),
     "algorithm.overlong_fraction": (1.0, {}, "grpo"),

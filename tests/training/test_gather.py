@@ -103,7 +103,6 @@ def test_a_step_without_an_informative_group_learns_nothing(tmp_path, echo_model
     Moody.calls.clear()
     env = {"id": "moody/Moody-v0"}
     tree = online_tree(tmp_path / "run", echo_model, env=env, rewards=[], num_steps=2, **GROUPS)
-    tree["alarms"] = {"no_updates": "warn"}
     with caplog.at_level(logging.WARNING):
         run_command("dapo", tree)
     rows = [row for row in metrics_of(tmp_path / "run") if row["step"]]

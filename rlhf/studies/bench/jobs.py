@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import threading
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -55,6 +56,22 @@ def run_job(job: Job, commands: CommandTable) -> None:
         launch.release_memory()
 
 
+def _attempt(job: Job, commands: CommandTable) -> str | None:
+    """Run a job in a worker; return the error message of a user's mistake, None if it succeeded.
+
+    Raises:
+        RuntimeError: Any other exception, as text: the pool breaks on an exception that cannot be
+            pickled, such as those of user code.
+    """
+    try:
+        run_job(job, commands)
+    except ValueError as error:  # UserError among them
+        return " ".join(str(error).split())
+    except Exception:
+        raise RuntimeError(f"{job.key}: {traceback.format_exc()}") from None
+    return None
+
+
 class Workers:
     """`count` worker processes as a context manager; each writes its output to a file in `logs`."""
 
@@ -88,13 +105,13 @@ class Workers:
         waiting = {job.key: job for job in jobs}
         done: set[str] = {job.after for job in jobs if job.after} - waiting.keys()
         failed: dict[str, str] = {}
-        running: dict[Future[None], str] = {}
+        running: dict[Future[str | None], str] = {}
         with Reporter(title, len(jobs)) as bar:
             while waiting or running:
                 ready = [job for job in waiting.values() if job.after is None or job.after in done]
                 for job in ready:
                     del waiting[job.key]
-                    running[self.pool.submit(run_job, job, self.commands)] = job.key
+                    running[self.pool.submit(_attempt, job, self.commands)] = job.key
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     key = running.pop(future)
                     if reason := self._reason(future):
@@ -107,18 +124,15 @@ class Workers:
                 bar.show(len(done & {job.key for job in jobs}) + len(failed), {})
         return failed
 
-    def _reason(self, future: Future[None]) -> str | None:
+    def _reason(self, future: Future[str | None]) -> str | None:
         """Return the error message of a job; None if it succeeded."""
         try:
-            future.result()
+            return future.result()
         except BrokenProcessPool as error:
             raise UserError(
                 f"a process of the benchmark died (out of memory?): see {self.logs}, use fewer "
                 "--jobs, and continue with --resume"
             ) from error
-        except ValueError as error:  # UserError among them
-            return " ".join(str(error).split())
-        return None
 
 
 def _prepare(logs: Path, threads: int) -> None:
