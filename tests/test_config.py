@@ -241,7 +241,10 @@ def test_text_of_an_undeclared_type_stays_text(text):
             "unknown key 'parts.1.cuont'; did you mean 'count'?",
         ),
         ({"name": "a", "maybe": {"rates": 1}}, "unknown key 'maybe.rates'; did you mean 'rate'?"),
-        ({"name": "a", "qqqq": 1}, "unknown key 'qqqq'"),
+        (
+            {"name": "a", "qqqq": 1},
+            "unknown key 'qqqq'; the keys are name, inner, parts, mode, limit, maybe",
+        ),
         ({"name": "bad"}, "name must not be 'bad'"),
         ({"name": None}, "name: has no value; leave the key out for its default"),
     ],

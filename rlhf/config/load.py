@@ -212,7 +212,7 @@ def _check_texts(value: Any) -> None:
 
 
 def _hint(key: Any, known: Iterable[str], sections: list[Section]) -> str:
-    """Return the end of an error message: keys of the same name, else the most similar one."""
+    """Return the end of an error message: keys of the same name, the most similar key, or all."""
     paths = [row.name for section in sections for row in section.keys]
     elsewhere = [path for path in paths if path.rpartition(".")[2] == key]
     if elsewhere:
@@ -221,4 +221,6 @@ def _hint(key: Any, known: Iterable[str], sections: list[Section]) -> str:
         return close
     leaves = {path.rpartition(".")[2]: path for path in paths}
     match = closest(str(key), leaves, cutoff=0.75)
-    return f"; did you mean {leaves[match]!r}?" if match else ""
+    if match:
+        return f"; did you mean {leaves[match]!r}?"
+    return f"; the keys are {shorten(', '.join(known), 100, placeholder='...')}"

@@ -195,6 +195,29 @@ def test_sampler_check_disables_wrong_cache(monkeypatch):
     assert sampler_verification.Sampler(model, SamplingParams(), rows=1).decoder.cached is False
 
 
+@pytest.mark.parametrize(("tokens_off", "cached"), [(1, True), (2, False)])
+def test_in_half_precision_single_tokens_may_differ_by_nats(monkeypatch, tokens_off, cached):
+    """Two wrong log-probabilities of ten are rounding in bfloat16; four disable the cache."""
+    model = model_of("llama").to(torch.bfloat16)
+    monkeypatch.setattr(sampler_verification, "reduced_copy", lambda model: None)
+    own = sampler_verification.Sampler.step
+
+    def shifted(self: Any) -> Any:
+        completions = own(self)
+        for completion in completions:
+            if getattr(self.decoder, "cached", True) and (completion.request.episode_id == 0):
+                completion.logprobs[:tokens_off] = [
+                    p - 8.0 for p in completion.logprobs[:tokens_off]
+                ]
+        return completions
+
+    monkeypatch.setattr(sampler_verification.Sampler, "step", shifted)
+    check_sampling(model)
+    monkeypatch.undo()
+    sampler = sampler_verification.Sampler(model, SamplingParams(), rows=1)
+    assert getattr(sampler.decoder, "cached", True) is cached
+
+
 def test_sampler_check_refuses_wrong_logprobs(monkeypatch):
     model, _ = tiny_model()
     own = sampler_verification.Sampler.step

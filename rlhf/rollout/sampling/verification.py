@@ -62,7 +62,9 @@ def _agrees(model: Any, *, limit: int) -> bool:
     gap = sampling_gap(model, limit=limit)
     if not gap <= tolerance_of(model):
         log.info(
-            "%s: the sampler's log-probabilities differ by %.1e", type(unwrap_peft(model)), gap
+            "%s: the sampler's log-probabilities differ by %.1e: sampling without a cache, slower",
+            type(unwrap_peft(model)).__name__,
+            gap,
         )
         return False
     return True
@@ -72,8 +74,9 @@ def _agrees(model: Any, *, limit: int) -> bool:
 def sampling_gap(model: Any, *, limit: int) -> float:
     """Return the difference between the sampler's log-probabilities and those of plain passes.
 
-    It is the largest difference in float32 and the mean difference in half precision, relative to
-    the larger of 1 and the mean absolute log-probability.
+    It is the largest difference in float32 and the upper quartile of the differences in half
+    precision, where rounding can change single tokens by several nats. It is relative to the
+    larger of 1 and the mean absolute log-probability.
 
     Args:
         model: causal model.
@@ -93,7 +96,7 @@ def sampling_gap(model: Any, *, limit: int) -> float:
                 expected.append(float(full[position - 1, tokens[position]]))
     gaps = np.abs(np.array(sampled) - np.array(expected))
     size = max(1.0, float(np.abs(expected).mean()))
-    return float(gaps.max() if is_precise(model) else gaps.mean()) / size
+    return float(gaps.max() if is_precise(model) else np.quantile(gaps, 0.75)) / size
 
 
 def _turns(config: Any, *, limit: int) -> list[list[list[int]]]:
