@@ -1,4 +1,4 @@
-"""Reference answers of prompt sets in the form that rewards read: one text or several."""
+"""Read the reference answers of prompt sets: one text, or several accepted alternatives."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def reference_answer(value: Any) -> Answer | None:
 
 
 def boxed(text: str) -> str | None:
-    r"""Return content of the last \boxed{...} with balanced braces, or None if there is none."""
+    r"""Return the content of the last \boxed{...} with balanced braces; None if there is none."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None
@@ -51,7 +51,7 @@ def boxed(text: str) -> str | None:
 
 
 def solution_answer(value: Any) -> Answer | None:
-    r"""Return the answer of a solution: its box, its `####` line, or its only line."""
+    r"""Return the final answer in a solution: its last box, its `####` line, or its only line."""
     if not isinstance(value, str):
         return reference_answer(value)
     answer = boxed(value)

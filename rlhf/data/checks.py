@@ -1,4 +1,4 @@
-"""Checks of a data set; each returns a `Finding` with its numbers."""
+"""Checks of a data set; each returns a `Finding` with the affected rows."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ CountTokens = Callable[[str], int]
 EXAMPLES = 3
 """Number of quoted rows per finding."""
 TOLERATED = 0.01
-"""Largest fraction of unusable, repeated or over-long rows that is a note and not a fault."""
+"""Up to this fraction, unusable, repeated or over-long rows are a note; above it, a fault."""
 NUM_SUSPECTS = 100
 """Largest number of pairs listed as suspects."""
 MIN_FOR_SUSPECTS = 100
-"""Smallest number of different prompts for the cross-fitted model of suspects."""
+"""Smallest number of different prompts for which `suspects` fits its model."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _finding(
 
 
 def unusable(loaded: Loaded) -> Finding:
-    """Return the rows that the loader dropped, by reason."""
+    """Count the rows that the loader dropped, by reason."""
     count = sum(loaded.dropped.values())
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in loaded.dropped.items())
     verdict = f"{count:,} of {loaded.total:,} rows cannot be used" + (f": {reasons}" * bool(count))
@@ -73,7 +73,7 @@ def unusable(loaded: Loaded) -> Finding:
 
 
 def unread(loaded: Loaded) -> Finding:
-    """Return the columns and parts of cells that are not used."""
+    """List the columns and the parts of cells that the loader did not use."""
     columns = {name for names in loaded.unused_columns.values() for name in names}
     count = len(columns) + len(loaded.ignored)
     verdict = "; ".join(loaded.account()) or "every column is used"
@@ -82,7 +82,7 @@ def unread(loaded: Loaded) -> Finding:
 
 
 def duplicates(rows: Sequence[Row]) -> Finding:
-    """Return the rows that equal an earlier row up to case and white space."""
+    """Find rows that equal an earlier row up to case and white space."""
     seen: set[tuple[str, ...]] = set()
     repeated = []
     for index, row in enumerate(rows):
@@ -95,7 +95,7 @@ def duplicates(rows: Sequence[Row]) -> Finding:
 
 
 def contradictory_pairs(rows: Sequence[Row]) -> Finding:
-    """Return the pairs that also occur with chosen and rejected swapped."""
+    """Find pairs that also occur with chosen and rejected swapped."""
     keys = [(prompt_key(row), *_answers(row)) for row in rows]
     known = set(keys)
     wrong = [i for i, (prompt, a, b) in enumerate(keys) if a != b and (prompt, b, a) in known]
@@ -104,7 +104,7 @@ def contradictory_pairs(rows: Sequence[Row]) -> Finding:
 
 
 def contradictory_labels(rows: Sequence[Row]) -> Finding:
-    """Return the rows whose text has a different label in another row."""
+    """Find rows whose text has a different label in another row."""
     keys = [(prompt_key(row), *_answers(row)[:-1]) for row in rows]
     labels = defaultdict(set)
     for key, row in zip(keys, rows, strict=True):
@@ -115,16 +115,16 @@ def contradictory_labels(rows: Sequence[Row]) -> Finding:
 
 
 def near_ties(rows: Sequence[Row]) -> Finding:
-    """Return the pairs whose replies differ only in case or white space."""
+    """Find pairs whose replies differ only in case or white space."""
     ties = [index for index, row in enumerate(rows) if len(set(_answers(row))) == 1]
     what = "have replies that differ only in case or white space"
     return _finding("near ties", rows, ties, "fault", what)
 
 
 def length_bias(rows: Sequence[Row]) -> Finding:
-    """Return the fraction of pairs whose longer reply is chosen.
+    """Measure the fraction of pairs in which the longer reply is chosen.
 
-    It is a fault only if the 95% interval is outside 0.4 to 0.6.
+    The finding is a fault only if the 95% interval lies outside 0.4 to 0.6.
     """
     gaps = [len(text_of(row["chosen"])) - len(text_of(row["rejected"])) for row in rows]
     longer, unequal = sum(gap > 0 for gap in gaps), sum(gap != 0 for gap in gaps)
@@ -142,7 +142,7 @@ def length_bias(rows: Sequence[Row]) -> Finding:
 
 
 def suspects(rows: Sequence[Row], *, seed: int) -> Finding:
-    """Return pairs whose label disagrees most with a bag-of-words model fitted on other prompts."""
+    """Find the pairs whose label disagrees most with a bag-of-words model of other prompts."""
     prompts = len({prompt_key(row) for row in rows})
     if prompts < MIN_FOR_SUSPECTS:
         verdict = f"not checked: fewer than {MIN_FOR_SUSPECTS} different prompts"
@@ -161,7 +161,7 @@ def suspects(rows: Sequence[Row], *, seed: int) -> Finding:
 
 
 def label_balance(rows: Sequence[Row]) -> Finding:
-    """Return share of the most common label: a fault if it is the only one, a note above 90%."""
+    """Measure the share of the most common label: 100% is a fault, more than 90% a note."""
     counts = Counter(row["label"] for row in rows)
     ((label, count),) = counts.most_common(1)
     level: Level = "fault" if count == len(rows) else "note" if count > 0.9 * len(rows) else "ok"
@@ -171,7 +171,7 @@ def label_balance(rows: Sequence[Row]) -> Finding:
 
 
 def over_long(rows: Sequence[Row], count_tokens: CountTokens, *, max_length: int) -> Finding:
-    """Return the rows that training would truncate or drop; template tokens are not counted.
+    """Find rows that training would truncate or drop; template tokens are not counted.
 
     If the prompt alone exceeds the length, truncation makes chosen equal to rejected.
     """
@@ -187,13 +187,13 @@ def over_long(rows: Sequence[Row], count_tokens: CountTokens, *, max_length: int
 
 
 def shared(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
-    """Return leakage: rows whose prompt is also in the other set."""
+    """Find leakage: rows whose prompt is also in the other data set."""
     affected = shared_prompts(rows, against)
     return _finding("shared prompts", rows, affected, "fault", "have a prompt of the other set")
 
 
 def overlapping(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
-    """Return possible leakage: rows whose prompt shares a long run of words with the other set."""
+    """Find possible leakage: rows that share a long run of words with a prompt of the other set."""
     affected = sorted(set(overlapping_prompts(rows, against)) - set(shared_prompts(rows, against)))
     what = (
         f"share {GRAM} consecutive words of their prompt with a different prompt of the other set"
@@ -212,7 +212,7 @@ def text_of(value: str | Sequence[Mapping[str, str]]) -> str:
 
 
 def _answers(row: Row) -> tuple[str, ...]:
-    """Return the replies and label of a row, normalized like prompts; rows are compared by them."""
+    """Return the replies and the label of a row, normalized like prompts, to compare rows."""
     texts = [text_of(row[part]) for part in parts(row) if part not in ("prompt", "text")]
     labels = [str(row["label"])] if "label" in row else []
     return tuple(" ".join(text.split()).casefold() for text in texts + labels)

@@ -57,13 +57,13 @@ _PROMPT_PARTS = ("system", "history", "tools", "context")
 
 @dataclass(frozen=True)
 class KindFields:
-    """The fields of a kind of rows."""
+    """The required and optional fields of a kind of rows."""
 
     required: tuple[tuple[str, ...], ...]
-    """Sets of required fields. A row is read by the first set that it has completely."""
+    """Sets of required fields. A row is read with the first set of which it has every field."""
     optional: tuple[str, ...]
     example: str
-    """A mapping for the error message; capitals are placeholders."""
+    """Example of a mapping, for error messages; capitals are placeholders."""
 
 
 KIND_FIELDS: dict[Kind, KindFields] = {
@@ -122,18 +122,18 @@ _OLD_NAMES = {"input": "context"}
 
 @dataclass(frozen=True)
 class Layout:
-    """An assignment of columns to fields."""
+    """An assignment of columns to the fields of a row."""
 
     fields: tuple[str, ...]
     """Required fields."""
     columns: dict[str, str]
-    """Field, required or optional -> column or path."""
+    """Required or optional field -> column, or path into a column."""
 
 
 def find_layouts(
     kind: Kind, table: Sequence[Row], present: Collection[str], spec: DataSpec, *, facts: bool
 ) -> list[Layout]:
-    """Return all layouts with which rows of the table can be read, the best first.
+    """Return all layouts with which rows of the table can be read, in order of preference.
 
     A mapping takes precedence over names, and layouts that use mapped fields come first. With
     `facts`, every kind has the optional fields `answer` and `tests`.
@@ -166,7 +166,7 @@ def _with_extras(
     present: Collection[str],
     mapping: Columns,
 ) -> dict[str, str]:
-    """Return the columns of required and optional fields; an optional field may have none."""
+    """Return the columns of all required fields and of those optional fields that have one."""
     for field in extras:
         if field not in columns:
             taken = {column for column in columns.values() if column}
@@ -191,7 +191,7 @@ def column_of(
 
 
 def cell_of(row: Row, path: str) -> Any:
-    """Return value of a column, or at a path such as `a.b.0` inside a column; None if missing."""
+    """Return the value in a column or at a path in it, such as `a.b.0`; None if it is missing."""
     if path in row:
         return row[path]
     cell: Any = row

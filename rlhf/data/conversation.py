@@ -14,10 +14,10 @@ from rlhf.data.messages import Notes, RowDropped, as_conversation
 
 
 def check_turns(messages: Sequence[Message]) -> None:
-    """Check the order of roles that chat templates require.
+    """Check that the roles have the order that chat templates require.
 
-    A system turn is allowed only at the start, the first other turn is the user's, roles alternate,
-    and tool turns follow an assistant or a tool turn.
+    A system turn is allowed only at the start, the first other turn has the role user, user and
+    assistant alternate, and tool turns follow an assistant or a tool turn.
 
     Raises:
         RowDropped: The order is violated.
@@ -46,7 +46,7 @@ def is_silent(turn: Message) -> bool:
 def checked_prompt(messages: Conversation) -> Conversation:
     """Return `messages` if they are a valid prompt, else raise RowDropped."""
     if messages and messages[-1] == {"role": "assistant", "content": ""}:
-        messages = messages[:-1]  # the open "\n\nAssistant:" that ends a dialogue prompt
+        messages = messages[:-1]  # the empty "\n\nAssistant:" at the end of a dialogue prompt
     if not any(turn["role"] == "user" and turn["content"].strip() for turn in messages):
         raise RowDropped("empty prompt")
     if any(is_silent(turn) for turn in messages):
@@ -72,7 +72,7 @@ def checked_reply(messages: Conversation) -> Conversation:
 def split_reply(
     prompt: Conversation, value: Any, notes: Notes
 ) -> tuple[Conversation, Conversation]:
-    """Return (prompt, reply) of a reply cell: text, messages, or a conversation with the prompt.
+    """Return (prompt, reply) from a reply cell: text, messages, or prompt and reply together.
 
     A system message at the start of the cell becomes part of the prompt.
 
@@ -97,7 +97,7 @@ def split_reply(
 
 
 def same_turns(first: Sequence[Message], second: Sequence[Message]) -> bool:
-    """Return whether two sequences of turns are equal, without white space at the ends of turns."""
+    """Return whether two sequences of turns are equal up to white space around each turn."""
     return [_content_of(turn) for turn in first] == [_content_of(turn) for turn in second]
 
 
@@ -129,14 +129,14 @@ def labeled_conversation(row: Mapping[str, Any]) -> Conversation:
 
 
 def split_last_reply(messages: Conversation, notes: Notes) -> tuple[Conversation, Conversation]:
-    """Return (prompt, last assistant turn); turns after it have no reply and are ignored."""
+    """Return (prompt, last assistant turn); the turns after it are ignored."""
     _, last = _replies(messages, notes)
     check_turns(messages[: last + 1])
     return checked_prompt(messages[:last]), checked_reply(messages[last : last + 1])
 
 
 def split_first_reply(messages: Conversation, notes: Notes) -> tuple[Conversation, Conversation]:
-    """Return (prompt, turns from the first to the last assistant turn); later ones are ignored.
+    """Return (prompt, turns from the first to the last assistant turn); later turns are ignored.
 
     Raises:
         RowDropped: The conversation is not valid, or all replies have weight 0.

@@ -27,7 +27,7 @@ class DataReport:
 
     @property
     def ok(self) -> bool:
-        """Whether no finding is a fault."""
+        """True if no finding is a fault."""
         return all(finding.level != "fault" for finding in self.findings)
 
     def verdict(self) -> str:
@@ -73,8 +73,9 @@ def report_on(
 
     Args:
         loaded: Rows of any kind.
-        against: Rows with which these must not share prompts, such as the test set.
-        count_tokens: Returns the length of a text in tokens; adds lengths in tokens to the report.
+        against: Rows of another set, such as the test set, with which no prompt may be shared.
+        count_tokens: Function that returns the length of a text in tokens; with it, the report also
+        has lengths in tokens.
         max_length: Tokens per row in training; needs `count_tokens` and adds the check of over-long
             rows.
         seed: Seed of the folds in the search for suspects (pairs only).

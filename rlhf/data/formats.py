@@ -37,7 +37,7 @@ from rlhf.data.messages import (
 )
 
 Cells = dict[str, Any]
-"""Field -> its cell in a row; a converter removes the optional cells that it uses."""
+"""Field -> cell of the row; a converter removes the optional cells that it uses."""
 
 OPTIONAL = (
     "system",
@@ -89,7 +89,7 @@ def convert(
 def _with_systems(
     prompt: Conversation, cell: Any, default: str | None, notes: Notes
 ) -> Conversation:
-    """Return prompt with its own system message, else that of the row, else that of the source."""
+    """Return the prompt with a system message: its own, else the row's, else the source's."""
     if is_filled(cell) and not isinstance(cell, str):
         notes.add("system column that is not text")
         cell = None
@@ -121,7 +121,7 @@ def _add_facts(prompt: Conversation, cells: Cells, notes: Notes) -> None:
     elif tests is not None:
         notes.add("tests cell that is not text")
     if facts:
-        prompt[last_user] = facts | prompt[last_user]  # facts of the message take precedence
+        prompt[last_user] = facts | prompt[last_user]  # values in the message take precedence
 
 
 def _check_unicode(result: Mapping[str, Any]) -> None:
@@ -232,14 +232,14 @@ def _opens_with_prompt(value: Any) -> bool:
 
 
 def _role(turn: Any) -> str | None:
-    """Return the canonical role of a message, as yet unparsed; None if it has none."""
+    """Return the canonical role of an unparsed message; None if it has none."""
     if not isinstance(turn, Mapping):
         return None
     return ROLES.get(str(turn.get("role", turn.get("from"))).lower())
 
 
 def _as_prompt(messages: Any) -> Any:
-    """Return `messages` of a pair of bare replies as a prompt, without trailing assistant turns."""
+    """Return a message list as a prompt, without assistant turns at its end."""
     messages = decode_json(messages)
     while isinstance(messages, list) and messages and _role(messages[-1]) == "assistant":
         messages = messages[:-1]
@@ -247,7 +247,7 @@ def _as_prompt(messages: Any) -> Any:
 
 
 def _whole_pair(cells: Cells, sides: list[Any], notes: Notes) -> tuple[Conversation, ...]:
-    """Return a pair of complete conversations that must begin with the row's prompt."""
+    """Return (prompt, chosen, rejected) of two conversations that begin with the row's prompt."""
     cell_prompt = _prompt(cells, notes)
     prompt, chosen, rejected = split_pair(*(_messages(value, notes) for value in sides))
     expected, turns = without_system(cell_prompt), without_system(prompt)
@@ -304,7 +304,7 @@ def _margin(cells: Cells, notes: Notes) -> float | None:
 
 
 def _has_value(value: Any) -> bool:
-    """Return whether a cell has a value; missing values are empty text in CSV and nan in pandas."""
+    """Return whether a cell has a value; a missing value is empty text in CSV, nan in pandas."""
     return value is not None and value != "" and value == value
 
 
@@ -431,7 +431,7 @@ def number(value: Any, field: str) -> int | float:
         value = int(value) if value.is_integer() else value
     try:
         finite = isinstance(value, (int, float)) and math.isfinite(value)
-    except OverflowError:  # an integer that is too large for a float
+    except OverflowError:  # the integer is too large for a float
         finite = False
     if not finite:
         raise RowDropped(f"{field} is not a number")

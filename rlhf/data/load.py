@@ -23,7 +23,7 @@ PROGRESS_FROM = 5_000
 
 @dataclass(frozen=True)
 class Loaded:
-    """Canonical rows of one kind, with counts of dropped and unused rows.
+    """Canonical rows of one kind, with the numbers of dropped and unused rows.
 
     `total == len(rows) + sum(dropped.values()) + unused`.
     """
@@ -52,10 +52,10 @@ class Loaded:
     ignored: dict[str, int] = field(default_factory=dict)
     """Description of an ignored part of a cell -> number of rows."""
     schemas: dict[str, str] = field(default_factory=dict)
-    """Path -> the public schema as which it was read, if any."""
+    """Path -> name of the public schema with which it was read, if any."""
 
     def summary(self) -> str:
-        """Return a line with rows used, dropped by reason, and unused, and the columns not read."""
+        """Return one line: the numbers of used, dropped and unused rows, and the unused columns."""
         line = f"{len(self.rows):,} of {self.total:,} rows"
         if self.dropped:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
@@ -67,7 +67,7 @@ class Loaded:
         return "; ".join([line, *self.account()])
 
     def account(self) -> list[str]:
-        """Return how columns were read: the schema, unused columns, and ignored parts of cells."""
+        """Return lines about the schemas, the unused columns and the ignored parts of cells."""
         several = len(self.sources) > 1
 
         def by_source(texts: dict[str, str]) -> str:
@@ -101,7 +101,8 @@ def load(
         kind: Kind of canonical rows, see `Loaded.rows`.
         seed: Seed of the shuffle; the same seed gives the same rows in the same order. None: the
             order of the sources.
-        keep: Further columns to include under their own names (None if a row has no value).
+        keep: Additional columns to include in the rows under their own names (None if a row has no
+        value).
         facts: Add the answer and tests columns to the last user message, for rewards. Rows of kind
             "prompt" always have them.
 
@@ -150,7 +151,7 @@ def load(
 def logged_rows(
     specs: Sequence[DataSpec], kind: Kind, *, what: str, seed: int, keep: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
-    """Load data sets and log a summary under the name `what`; no rows without data sets.
+    """Load data sets and log a summary under the name `what`; return [] if `specs` is empty.
 
     Raises:
         UserError: As `load`.
@@ -165,8 +166,8 @@ def logged_rows(
 def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> list[int]:
     """Return the number of rows of each source in the largest mixture with these weights.
 
-    All rows are used of the source with the fewest rows relative to its weight. Every source has at
-    least one row. Without weights, all rows of all sources are used.
+    The source with the fewest rows relative to its weight is used completely. Every source
+    contributes at least one row. Without weights, all rows of all sources are used.
     """
     shares = [weight for weight in weights if weight is not None]
     if not shares:
@@ -183,7 +184,7 @@ def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> 
 def _read(
     spec: DataSpec, kind: Kind, *, seed: str | None, keep: tuple[str, ...], facts: bool
 ) -> TableReader:
-    """Read a source in seeded order, or in its own without a seed, up to its limit."""
+    """Read a source up to its limit, in a seeded order; without a seed, in the file's order."""
     reader = TableReader(read_rows(spec), kind, spec, keep=keep, facts=facts)
     order = list(range(len(reader.table)))
     if seed is not None:

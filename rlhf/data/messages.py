@@ -38,7 +38,7 @@ ROLES = {
     "observation": "tool",
     "tool_response": "tool",
 }
-"""Role in the data, in lower case -> role of the Hugging Face chat format."""
+"""Role name in a data set, in lower case -> role of the Hugging Face chat format."""
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 WEIGHT_KEYS = ("weight", "train", "training", "loss")
@@ -64,7 +64,7 @@ _NEMO_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 class RowDropped(Exception):
-    """A row cannot be used; the message is the reason under which it is counted."""
+    """Error for a row that cannot be used; rows are counted by its message."""
 
 
 def is_dialogue(text: str) -> bool:
@@ -86,7 +86,7 @@ def parse_dialogue(text: str) -> Conversation:
 
 
 def as_conversation(value: Any, notes: Notes) -> Conversation:
-    """Return text, a dialogue, one message, or a list of messages as a conversation.
+    """Convert text, a dialogue, one message, or a list of messages to a conversation.
 
     Plain text is one user turn; None is an empty conversation.
     """
@@ -105,7 +105,7 @@ def as_conversation(value: Any, notes: Notes) -> Conversation:
 def _from_text(text: str) -> Conversation:
     if is_dialogue(text):
         return parse_dialogue(text)
-    # NVIDIA's data sets write several turns in one prompt, beginning with the user's.
+    # NVIDIA's data sets have several turns in one prompt; the first is the user's.
     first, *rest = _NEMO_TURN.split(text)
     turns: Conversation = [{"role": "user", "content": first}]
     for speaker, content in zip(rest[::2], rest[1::2], strict=True):
@@ -114,7 +114,7 @@ def _from_text(text: str) -> Conversation:
 
 
 def decode_json(value: Any) -> Any:
-    """Return the list or object in a text cell with JSON, as in CSV files; else `value`."""
+    """Decode text that contains a JSON list or object, as in CSV cells; else return `value`."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
@@ -124,7 +124,7 @@ def decode_json(value: Any) -> Any:
 
 
 def parse_messages(value: Sequence[Any], notes: Notes) -> Conversation:
-    """Convert {role, content} or {from, value} messages, or {input, output} pairs, of a list."""
+    """Convert a list of {role, content} or {from, value} messages, or of {input, output} pairs."""
     messages: Conversation = []
     for item in value:
         if not isinstance(item, Mapping):
@@ -139,7 +139,7 @@ def parse_messages(value: Sequence[Any], notes: Notes) -> Conversation:
 
 
 def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
-    """Convert a message to a canonical one; names of ignored keys are added to `notes`."""
+    """Convert a message to a canonical message; names of ignored keys are added to `notes`."""
     raw_role = item.get("role", item.get("from"))
     role = ROLES.get(raw_role.lower()) if isinstance(raw_role, str) else None
     if role is None:
@@ -194,7 +194,7 @@ def _read_reply_keys(
 
 
 def _content(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
-    """Return (text or None, reasoning, tool calls) of content: text, None, or a list of parts."""
+    """Split message content (text, None, or a list of parts) into (text, reasoning, tool calls)."""
     if value is None or isinstance(value, str):
         return value, "", []
     if isinstance(value, Mapping) or not isinstance(value, Sequence):
@@ -222,7 +222,7 @@ def _content(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
 
 
 def _calls(value: Any) -> list[Message]:
-    """Return tool calls as [{type, function: {name, arguments}}], with objects if possible."""
+    """Return tool calls as [{type, function: {name, arguments}}]; JSON arguments are decoded."""
     value = decode_json(value)
     if isinstance(value, Mapping):
         value = [value]
@@ -244,7 +244,7 @@ def parse_tools(value: Any) -> list[Message]:
     """Return the tool descriptions as [{type, function}]; an empty list if there are none.
 
     Raises:
-        RowDropped: The value is neither a list of objects nor JSON of one.
+        RowDropped: The value is neither a list of objects nor JSON text of such a list.
     """
     value = decode_json(value)
     if not is_filled(value):

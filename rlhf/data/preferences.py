@@ -24,7 +24,7 @@ from rlhf.reward_models.core import sigmoid
 Reply = Conversation | RowDropped
 
 Gold = Callable[[list[Conversation]], Sequence[float | None]]
-"""Function from conversations (prompt and reply) to scores; None for one without a score."""
+"""Function that returns a score for each conversation (prompt and reply), or None."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Annotator:
         check_fields(self, "annotator.")
 
     def prefers_first(self, gold_gap: float, length_gap: float) -> float:
-        """Return P(the first reply is labeled as chosen); gaps are first minus second."""
+        """Return the probability that the first reply is chosen; gaps are first minus second."""
         biases = self.length_bias * length_gap / 100 + self.position_bias
         if self.tau == 0 and gold_gap != 0:
             probability = float(gold_gap > 0)
@@ -66,7 +66,7 @@ def pairs_from_gold(
     pairs_per_prompt: int,
     seed: int,
 ) -> Loaded:
-    """Return preference rows of sampled replies, labeled by an annotator with gold scores.
+    """Create preference rows from sampled replies, labeled by an annotator that sees gold scores.
 
     Args:
         rows: {prompt, replies}: a prompt (text or Conversation) and two or more sampled replies.
@@ -104,7 +104,7 @@ def pairs_from_gold(
 
 
 def pairs_from_ratings(rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.0) -> Loaded:
-    """Return all pairs of differently rated replies: {prompt, replies, ratings} -> preference rows.
+    """Convert rows {prompt, replies, ratings} to all pairs of replies with different ratings.
 
     `margin` is the difference of the ratings. Pairs with a difference of at most `min_gap` are
     dropped as ties.
@@ -113,7 +113,7 @@ def pairs_from_ratings(rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.
 
 
 def pairs_from_rankings(rows: Sequence[Mapping[str, Any]]) -> Loaded:
-    """Return all pairs of differently ranked replies: {prompt, replies, ranks} -> preference rows.
+    """Convert rows {prompt, replies, ranks} to all pairs of replies with different ranks.
 
     Rank 1 is the best; equal ranks are dropped as ties. Without `ranks`, the replies are ordered
     from best to worst. A ranking of K replies gives up to K (K - 1) / 2 pairs with the same prompt;
@@ -129,9 +129,10 @@ def pairs_from_rankings(rows: Sequence[Mapping[str, Any]]) -> Loaded:
 def inject_label_noise(
     rows: Sequence[Mapping[str, Any]], rate: float, *, seed: int
 ) -> list[dict[str, Any]]:
-    """Return copies of preference or label rows; round(rate * n) random rows have reversed labels.
+    """Copy preference or label rows and reverse the labels of round(rate * n) random ones.
 
-    Every row has the key `flipped` (bool), with which a search for suspects can be evaluated.
+    Every copy has the key `flipped` (bool), against which a search for wrong labels can be
+    evaluated.
     """
     if not 0 <= rate <= 1:
         raise UserError(f"rate must be between 0 and 1, got {rate}")
@@ -195,7 +196,7 @@ def _loaded(rows: list[dict[str, Any]], dropped: Counter[str]) -> Loaded:
 
 
 def _prompt_and_replies(row: Mapping[str, Any], index: int) -> tuple[Conversation, list[Reply]]:
-    """Return the prompt, and each reply or the reason why it cannot be used."""
+    """Return the prompt and the replies; an unusable reply is replaced by the reason."""
     try:
         prompt = checked_prompt(as_conversation(row["prompt"], set()))
     except RowDropped as reason:

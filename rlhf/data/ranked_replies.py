@@ -1,4 +1,4 @@
-"""Pairs and rankings from lists of scored replies, and from the trees of Open Assistant."""
+"""Create pairs and rankings from lists of scored replies and from Open Assistant's trees."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rlhf.data.messages import RowDropped
 
 Node = Mapping[str, Any]
 Item = dict[str, Any] | RowDropped
-"""The cells of a canonical row, or the reason why there is none."""
+"""The cells of a canonical row, or the reason why the row is dropped."""
 
 
 def ranked_items(
     prompt: Any, replies: Sequence[Any], values: Sequence[Any], kind: Kind, *, ranks: bool
 ) -> Iterator[Item]:
-    """Yield the rows for one list of scored replies: its prompt, a ranking, or all untied pairs.
+    """Yield the rows for one list of scored replies: the prompt, a ranking, or all untied pairs.
 
     Args:
         prompt: The prompt cell.
@@ -81,7 +81,7 @@ def gather_messages(table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 
 def _unreached(nodes: Mapping[Any, Node], trees: Sequence[Mapping[str, Any]]) -> int:
-    """Return the number of messages without a path to a root: their parents form a cycle."""
+    """Count the messages without a path to a root, because their parents form a cycle."""
     roots = [tree.get("prompt") or tree.get("orphan") for tree in trees]
     stack = [node for node in roots if node is not None]
     reached = 0
@@ -92,7 +92,7 @@ def _unreached(nodes: Mapping[Any, Node], trees: Sequence[Mapping[str, Any]]) ->
 
 
 def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
-    """Return the canonical rows of a tree.
+    """Yield the cells of the canonical rows of a tree.
 
     sft: every assistant message with the turns before it. preference: every pair of replies to a
     message with different ranks (rank 0 is best). ranking: all ranked replies to a message. prompt:
@@ -118,7 +118,7 @@ def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
 
 
 def _user_items(path: list[dict[str, Any]], replies: list[Node], kind: Kind) -> Iterator[Item]:
-    """Return the canonical rows of a user message with its replies."""
+    """Yield the cells of the canonical rows of a user message and its replies."""
     if kind == "prompt":
         yield {"prompt": path}
     if kind not in ("preference", "ranking") or not replies:

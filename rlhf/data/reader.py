@@ -22,16 +22,16 @@ from rlhf.data.schemas import SAFETY, SCHEMAS, Schema, find_schema
 from rlhf.errors import UserError
 
 Outcome = dict[str, Any] | RowDropped
-"""A canonical row, or the reason why there is none."""
+"""A canonical row, or the reason why the row is dropped."""
 
 
 class TableReader:
-    """Reads the rows of a table and records what it did not use.
+    """Reads the rows of a table, and records dropped rows and unused columns.
 
     Attributes:
         rows: The canonical rows that were read.
         dropped: Reason -> indices of the rows of `table` that were dropped for it.
-        total: Number of rows: read, dropped and not read.
+        total: Number of rows that were read, dropped or left unread.
         ignored: Description of an ignored part of a cell -> number of rows.
 
     Args:
@@ -80,7 +80,7 @@ class TableReader:
 
     @property
     def unused_columns(self) -> tuple[str, ...]:
-        """Columns that were not used for any row."""
+        """The columns that were not used for any row."""
         return tuple(sorted(self.present - self.used))
 
     def read(self, indices: Iterable[int]) -> None:
@@ -97,7 +97,7 @@ class TableReader:
                     self.rows.append(outcome)
 
     def _outcomes(self, row: Row) -> Iterator[Outcome]:
-        """Return the canonical rows of a row of `table`, or the reasons why there are none."""
+        """Yield the canonical rows of a row of `table`, or the reason why it is dropped."""
         if self.schema is None:
             yield self._convert(self._cells(row), row)
             return
@@ -122,7 +122,7 @@ class TableReader:
         return canonical | {"source": self.spec.path} | extra
 
     def _cells(self, row: Row) -> dict[str, Any]:
-        """Return the cells of the first layout that is complete in this row, else of the first."""
+        """Return the cells of a row by the first layout whose fields it has, else by the first one."""
         for layout in [*self.layouts, self.layouts[0]]:
             cells = {field: cell_of(row, column) for field, column in layout.columns.items()}
             if all(cells[field] is not None for field in layout.fields):
@@ -189,7 +189,7 @@ def guess_kind(table: Sequence[Row], spec: DataSpec) -> Kind:
     """Guess the kind of the rows of a table from its columns.
 
     Raises:
-        UserError: The columns fit no kind.
+        UserError: No kind has these columns.
     """
     present = columns_of(table)
     if not spec.columns:
@@ -217,4 +217,4 @@ GUESSES: tuple[Kind, ...] = (
     "sft",
     "prompt",
 )
-"""Kinds from the most specific columns to the least specific."""
+"""Kinds that `guess_kind` tries, from the most specific columns to the least specific."""

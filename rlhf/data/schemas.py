@@ -21,9 +21,9 @@ from rlhf.data.messages import RowDropped, decode_json, parse_messages
 from rlhf.data.ranked_replies import Item, gather_messages, ranked_items, tree_items
 
 Reader = Callable[[Row, Kind], Iterator[Item]]
-"""A row of the table -> cells of canonical rows; RowDropped ends them early."""
+"""Function (row of the table, kind) -> cells of canonical rows; it raises RowDropped to stop."""
 Cells = Callable[[Row], dict[str, Any]]
-"""A row of the table -> some cells of one canonical row; it raises RowDropped."""
+"""Function row -> some cells of one canonical row; it raises RowDropped if it cannot."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Schema:
     needs: frozenset[str]
     """Required columns, by which the schema is recognized."""
     kinds: tuple[Kind, ...]
-    """Kinds of rows that it can produce."""
+    """Kinds of canonical rows that `read` can produce."""
     read: Reader
     uses: tuple[str, ...] = ()
     """Optional columns."""
@@ -43,11 +43,11 @@ class Schema:
     gives: tuple[str, ...] = ()
     """Computed columns that `keep` can name."""
     matches: Callable[[Row], bool] = lambda row: True
-    """Whether the first row has the cells of the schema, where its columns are not unique."""
+    """Returns whether the first row has this schema, for columns that several schemas share."""
 
     @property
     def columns(self) -> set[str]:
-        """All columns that it reads."""
+        """All columns that the schema reads."""
         return {*self.needs, *self.uses}
 
 
@@ -60,7 +60,7 @@ def find_schema(kind: Kind, table: Sequence[Row], present: Collection[str]) -> S
 
 
 def _pair(prompt: Callable[[Row], Any], replies: Cells) -> Reader:
-    """Read rows with one pair.
+    """Return a reader of rows that contain one pair.
 
     Args:
         prompt: Returns the prompt cell of a row.
@@ -82,14 +82,14 @@ def _by_code(
     codes: tuple[int, int] = (0, 1),
     ties: tuple[float, ...] = (),
 ) -> Cells:
-    """Select the better of two reply columns by the column `code`.
+    """Return a function that selects the better of two reply columns by the column `code`.
 
     Args:
         first: A column of replies.
         second: The other column of replies.
         code: Column that says which reply is better.
-        codes: Its values if the first and if the second reply is better.
-        ties: Its values for ties.
+        codes: Values of `code` if the first reply is better, and if the second reply is better.
+        ties: Values of `code` for ties.
     """
 
     def replies(row: Row) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _by_code(
 
 
 def _by_strength(first: str, second: str, *, strength: str) -> Cells:
-    """Select the better of two reply columns; `strength` is negative if the first is better."""
+    """Return a function that selects the better of two reply columns by the sign of `strength`."""
 
     def replies(row: Row) -> dict[str, Any]:
         value = number(row[strength], strength)
@@ -118,7 +118,7 @@ def _by_strength(first: str, second: str, *, strength: str) -> Cells:
 
 
 def _ranked(prompt: str, listed: str, reply: str, value: str, *, ranks: bool = False) -> Reader:
-    """Read rows with a list of replies and their scores or ranks.
+    """Return a reader of rows that contain a list of replies with their scores or ranks.
 
     Args:
         prompt: Column of the prompt.
@@ -140,7 +140,7 @@ _safer_reply = _by_code("response_0", "response_1", code="safer_response_id")
 
 
 def _by_safety(row: Row) -> dict[str, Any]:
-    """Return a pair by safety, with the labels of a cost model: which of the replies are unsafe."""
+    """Return a pair in which the safer reply is chosen, and whether each reply is unsafe."""
     cells = _safer_reply(row)
     safer = int(row["safer_response_id"])
     for side, index in (("chosen", safer), ("rejected", 1 - safer)):
@@ -168,7 +168,7 @@ def _arena(row: Row, kind: Kind) -> Iterator[Item]:
 
 
 def _judged_turns(row: Row, column: str) -> list[dict[str, Any]]:
-    """Return a conversation up to the judged turn."""
+    """Return the messages of a conversation up to the judged turn."""
     conversation, turns = decode_json(row[column]), row.get("turn")
     if not isinstance(conversation, list):
         raise RowDropped("conversations are not lists of messages")
@@ -179,7 +179,7 @@ def _judged_turns(row: Row, column: str) -> list[dict[str, Any]]:
 
 
 def _arena_texts(row: Row, kind: Kind) -> Iterator[Item]:
-    """Return the pairs with one column per verdict and texts as JSON lists of turns."""
+    """Yield pairs from rows with one column per verdict and texts as JSON lists of turns."""
     cells = [decode_json(row[name]) for name in ("prompt", "response_a", "response_b")]
     questions, *replies = (cell if isinstance(cell, list) else [cell] for cell in cells)
     if kind == "prompt":
@@ -228,7 +228,7 @@ def _openai_pair(row: Row, kind: Kind) -> Iterator[Item]:
 
 
 def _by_prompt(table: Sequence[Row]) -> list[Row]:
-    """Return one row per prompt, with the rows of its replies."""
+    """Group the rows by prompt: return one row per prompt, with the rows of its replies."""
     groups: dict[str, dict[str, Any]] = {}
     for row in table:
         prompt = row.get("prompt")
@@ -242,7 +242,7 @@ SHEPHERD_TAG = "ки"
 
 
 def _shepherd(row: Row, kind: Kind) -> Iterator[Item]:
-    """Steps of a solution; input and label are the same text except for the mark of each step."""
+    """Yield the steps of a solution; input and label are equal except for the step marks."""
     text, marked = row["input"], row["label"]
     pieces = text.split(SHEPHERD_TAG)
     if len(pieces) < 2 or pieces[-1].strip():
@@ -266,7 +266,7 @@ def _shepherd(row: Row, kind: Kind) -> Iterator[Item]:
 
 
 def _prm800k(row: Row, kind: Kind) -> Iterator[Item]:
-    """The chosen path, and a row for each alternative step, in which only that step is labeled."""
+    """Yield the chosen path, and a row per alternative step, in which only that step is labeled."""
     question = row["question"]
     if kind == "prompt":
         yield {"prompt": question["problem"], "answer": question.get("ground_truth_answer")}
@@ -297,7 +297,7 @@ def _steps_of(question: Row, steps: Sequence[str], labels: Sequence[int | None])
 
 
 def _rating(value: Any) -> int | None:
-    """Label of a rating: 1 and 0 (neutral) are right, -1 is wrong (Lightman et al. 2023)."""
+    """Convert a rating to a label; neutral ratings (0) are right (Lightman et al. 2023)."""
     return None if value is None else int(value >= 0)
 
 

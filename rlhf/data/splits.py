@@ -1,4 +1,4 @@
-"""Splits without common prompts, which do not depend on the order of the rows."""
+"""Split rows so that the parts have no common prompts, independently of the order of the rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def prompt_text(row: Mapping[str, Any], *, role_names: bool = True) -> str:
 
 
 def prompt_key(row: Mapping[str, Any]) -> str:
-    """Return a key in which case, white space and Unicode form of the prompt do not matter."""
+    """Return a key; prompts that differ only in case, space or Unicode form have the same key."""
     return _digest(" ".join(unicodedata.normalize("NFKC", prompt_text(row)).casefold().split()))
 
 
@@ -32,8 +32,8 @@ def split_by_prompt(
     """Split rows into (train, held out), with all rows of a prompt in the same part.
 
     Prompts are drawn in the order of a seeded hash, so the split does not depend on the order of
-    `rows`; both parts preserve it. A prompt with more rows than remain to be drawn is skipped, so
-    the held-out part may be smaller than requested.
+    `rows`; both parts preserve it. A prompt is skipped if it has more rows than remain to be drawn,
+    so the held-out part may be smaller than requested.
 
     Args:
         rows: Rows with a prompt.
@@ -42,7 +42,8 @@ def split_by_prompt(
         seed: Seed of the split.
 
     Raises:
-        UserError: The size is impossible, or there are fewer than two distinct prompts.
+        UserError: The size of the held-out part is impossible, or there are fewer than two distinct
+        prompts.
     """
     size = _held_out_size(len(rows), fraction, count)
     groups = _groups(rows, seed)

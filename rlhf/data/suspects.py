@@ -1,4 +1,4 @@
-"""Find preference pairs with probably wrong labels, with a model that is fitted on other pairs."""
+"""Find preference pairs whose label is probably wrong, with a model fitted on other pairs."""
 
 from __future__ import annotations
 
