@@ -1,8 +1,8 @@
 """Gymnasium text environments with known optima.
 
-`import rlhf.envs` registers every task in gymnasium's namespace `text`. Gymnasium has no plugins
-since 1.0: without that import, `gym.make("rlhf.envs:text/Echo-v0")` makes it. A task's module is
-imported when the task is made:
+`import rlhf.envs` registers every task in gymnasium's namespace `text`. Gymnasium has had no
+plugins since 1.0; `gym.make("rlhf.envs:text/Echo-v0")` imports the package itself. A task's module
+is imported when the task is made:
 
     import gymnasium as gym
     import rlhf.envs

@@ -1,8 +1,9 @@
 """Search for policies that beat a stated optimum, such as empty or malformed replies or stalling.
 
-An optimum must hold over all texts. Adversaries are screened on a few episodes, the best of them
-are tested on new ones, paired by seed with episodes of the expert, and a win must be confirmed on
-further ones. The level of the test holds for all adversaries of an environment together.
+A stated optimum must be the maximum over all text policies. Adversaries are screened on a few
+episodes. The best are tested on new episodes, paired by seed with episodes of the expert, and a
+significant gain must be confirmed on a third set of episodes. The significance level holds for all
+adversaries of an environment together.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ import numpy as np
 
 Env = gym.Env[Any, Any]
 Policy = Callable[[int, np.random.Generator], Any]
-"""(turn from 0, generator) -> action."""
+"""Function (turn, counted from 0; generator) -> action."""
 Adversary = tuple[str, Policy]
-"""Name of a policy that should not earn more than the optimum, and the policy."""
+"""(name, policy) of a policy that should not earn more than the optimum."""
 LEVEL = 0.01
-"""Familywise probability of a finding if the stated optimum is right."""
+"""Probability of any finding for an environment whose stated optimum is right."""
 SCREENED, TRIED, CONFIRMED = 12, 200, 800
-"""Episodes of an adversary in each of the three rounds."""
+"""Number of episodes of an adversary in each of the three rounds."""
 FINALISTS = 6
-"""Adversaries that are tested after the screening."""
+"""Number of adversaries that are tested after the screening."""
 MAX_STEPS = 1000
-"""Longest episode of a check, in actions."""
+"""Maximum number of actions in an episode."""
 FIRST_SEED = 3 * 2**29
-"""First seed of the episodes, far from those that tests and examples use."""
+"""First seed of the episodes, which tests and examples do not use."""
 SILENCE = ""
 JUNK = ("?!", "I do not know.", "a" * 200)
 SEPARATORS = (" ", "\n", ", ")
@@ -42,7 +43,7 @@ FRAMES = {
     "the action in brackets": "[{}]",
     **{f"two actions joined by {text!r}": f"{{}}{text}{{}}" for text in SEPARATORS},
 }
-"""Name of an adversary -> format of its reply, from an action and a random further action."""
+"""Name of an adversary -> format string of its reply, with an action and another random action."""
 MAX_CONSTANTS, MAX_WORDS = 24, 40
 
 
@@ -64,16 +65,16 @@ class SuccessfulAdversary:
 
 
 def successful_adversaries(env: Env, *, level: float = LEVEL) -> list[SuccessfulAdversary]:
-    """Return the adversaries that beat the baseline of an environment, at a familywise level.
+    """Return the adversaries that earn significantly more than the baseline of an environment.
 
-    The baseline is the stated optimum, else the expert. Without either it is the best of random
-    play and of each single action repeated; then only empty and malformed replies and a list of all
-    actions are tested against it. Costs are priced with the environment's `cost_price()`, if it has
-    one.
+    The baseline is the stated optimum, else the expert. Without either, it is the best of random
+    play and of repeating one action; then only empty replies, malformed replies and a list of all
+    actions are tested. Costs are subtracted from returns at the environment's `cost_price()`, if it
+    has one.
 
     Args:
         env: The environment with its wrappers; its `unwrapped` states values and actions.
-        level: Probability of any finding if no adversary is better than the baseline.
+        level: Familywise probability of a finding if no adversary is better than the baseline.
     """
     findings = []
     game = _Game(env)
@@ -140,13 +141,13 @@ class _Game:
         return float(self.optimum), self.play if can_pair else None
 
     def gains(self, policy: Policy, first: int, count: int) -> np.ndarray:
-        """Compute returns minus the baseline, paired by seed if there is a partner, [episodes]."""
+        """Compute returns minus the baseline (or the partner's returns, by seed), [episodes]."""
         partner = self.partner
         reference = self.baseline if partner is None else self.returns(partner, first, count)
         return self.returns(policy, first, count) - reference
 
     def returns(self, policy: Policy, first: int, count: int) -> np.ndarray:
-        """Compute returns on consecutive seeds with priced costs, [episodes]."""
+        """Compute returns minus priced costs on consecutive seeds, [episodes]."""
         key = (policy, first, count)
         if key not in self.played:
             seeds = range(FIRST_SEED + first, FIRST_SEED + first + count)
@@ -160,7 +161,7 @@ class _Game:
         for turn in range(MAX_STEPS):
             action = policy(turn, rng)
             if self.is_discrete and not self.env.action_space.contains(action):
-                break  # as in a rollout, where an unreadable reply ends the episode
+                break  # an unreadable reply ends the episode, as in a rollout
             _, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward) - self.price * float(info.get("cost", 0.0))
             if terminated or truncated:
@@ -176,7 +177,7 @@ class _Game:
         return self.actions[int(rng.integers(len(self.actions)))]
 
     def adversaries(self) -> Iterator[Adversary]:
-        """Yield all policies that are tested."""
+        """Yield all adversaries to test."""
         if self.is_discrete:
             yield "a reply that is not a number (rollout.invalid_reward: 0)", _always(None)
         else:
@@ -196,7 +197,7 @@ class _Game:
             yield from self._wordy()
 
     def _timed(self) -> Iterator[Adversary]:
-        """Yield late starts and early ends of normal play, and policies that follow the values."""
+        """Yield policies that start late or stop early, and policies that follow action values."""
         play, name, nothing = self.play, self.play_name, None if self.is_discrete else SILENCE
         half = max(1, int(getattr(self.task, "max_turns", 4)) // 2)
         for turns in sorted({1, 2, half}):
@@ -225,7 +226,7 @@ class _Game:
         return max(values, key=values.__getitem__) if values else self._random(turn, rng)
 
     def _wordy(self) -> Iterator[Adversary]:
-        """Yield normal play with text around its actions, or with several actions in one reply."""
+        """Yield policies with text around their actions, or with several actions in one reply."""
         frames = {f"{name} ({self.play_name})": frame for name, frame in FRAMES.items()}
         for word, times in itertools.product(self.words, (1, 8)):
             name = f"{self.play_name} with {times} times {word!r} after it"
@@ -240,7 +241,7 @@ def _always(action: Any) -> Policy:
 
 
 def _thinned(items: Sequence[Any], most: int) -> Sequence[Any]:
-    """Return at most `most` items, at equal distances."""
+    """Return at most `most` items, evenly spaced."""
     return items[:: max(1, -(-len(items) // most))]
 
 

@@ -1,4 +1,4 @@
-"""Multi-armed bandits: exploration against exploitation, with the Bayes-optimal value."""
+"""Multi-armed bandits (exploration versus exploitation), with the Bayes-optimal value."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from functools import cache
 from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 Counts = tuple[tuple[int, int], ...]
-"""(successes, failures) of each arm."""
+"""One pair (successes, failures) for each arm."""
 Posterior = Callable[[Counts, int], tuple[float, Counts, Counts]]
-"""(counts, arm) -> probability that the arm pays, the counts after success and after failure."""
+"""Function (counts, arm) -> (probability of success, counts after success, after failure)."""
 
 
 class BernoulliBandit(TextEnv):
     """Choose one of K arms in each turn; each arm pays 1 or 0 with a hidden probability.
 
-    The belief about the arms depends only on how often each has paid and failed, so the optimum
-    follows by dynamic programming over these counts. Subclasses define the texts and `start`, which
-    draws the content of an episode.
+    The belief about the arms depends only on the numbers of successes and failures of each arm, so
+    the optimum follows by dynamic programming over these counts. Subclasses define the texts and
+    `start`, which draws the content of an episode.
 
     Args:
         actions: The action of each arm.
-        posterior: Chance that an arm pays given the counts, and the counts after either outcome.
+        posterior: Probability that an arm pays given the counts, and the counts after either
+        outcome.
         max_turns: Number of pulls.
     """
 
@@ -42,7 +43,7 @@ class BernoulliBandit(TextEnv):
         self._begin([0.5] * len(self._actions), [0.5] * max_turns)
 
     def _begin(self, chances: Sequence[float], uniforms: Sequence[float]) -> None:
-        """Set the chance of each arm, and a uniform number for each number of remaining turns."""
+        """Set the success probability of each arm, and one uniform random number for each turn."""
         self._chances, self._uniforms = chances, uniforms
         self._counts = [(0, 0)] * len(self._actions)
 
@@ -80,7 +81,7 @@ class BernoulliBandit(TextEnv):
 def _arm_value(
     posterior: Posterior, counts: Counts, arm: int, left: int, greedy: bool = False
 ) -> float:
-    """Return the value of an arm with `left` turns remaining and optimal or greedy later turns."""
+    """Return the value of an arm with `left` remaining turns and optimal or greedy later play."""
     chance, *after = posterior(counts, arm)
     won, lost = (_value(posterior, new_counts, left - 1, greedy) for new_counts in after)
     return chance * (1 + won) + (1 - chance) * lost

@@ -17,18 +17,18 @@ from rlhf.errors import UserError
 def catalog(*, values: bool = True) -> list[dict[str, Any]]:
     """Describe every environment in one row, sorted by id.
 
-    A row has the keys `id`, `horizon` (longest episode in actions), `optimum`, `random`,
+    A row has the keys `id`, `horizon` (maximum number of actions), `optimum`, `random`,
     `references` (further known values), `threshold`, `source` ("own", "gymnasium" or the name of an
     extra), `extra` (the optional extra that the environment needs, or None), `summary`, `items`
     (what differs between episodes) and `separable` (whether training and evaluation have different
     items). An unknown value is None.
 
     Args:
-        values: Whether to compute optimum, random and references (about a second in all).
+        values: Whether to compute `optimum`, `random` and `references` (about one second in total).
     """
     rows = [_task_row(f"text/{name}", values) for name in TASKS]
     for name, (entry_point, extra) in EXTRAS.items():
-        # An adapter is described without importing the package that it adapts.
+        # Adapters are described without importing their third-party packages.
         env_class: Any = load_env_creator(entry_point)
         best_score = env_class.best_score
         rows.append(_row(f"text/{name}", env_class, optimum=best_score, source=extra, extra=extra))
@@ -68,8 +68,8 @@ def find(env_id: str) -> EnvSpec:
     """Find the spec of an environment id.
 
     Args:
-        env_id: An id, with or without `text/` and the version. `module:id` imports a module that
-            registers its own environments first.
+        env_id: An id, with or without `text/` and the version. For `module:id`, the module, which
+        registers its own environments, is imported first.
 
     Raises:
         UserError: The id is not registered; the message names the most similar id.

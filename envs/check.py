@@ -1,4 +1,4 @@
-"""Check a text environment, beyond gymnasium's own checker."""
+"""Check a text environment more strictly than gymnasium's own checker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rlhf.envs.core import FreeText, TextEnv
 from rlhf.envs.exact import NotEnumerableError, exact_value
 
 EXACT_STEPS = 4_000
-"""Budget of the exact solution in calls of `step` and `reset`, per episode of the check."""
+"""Budget of the exact solution: calls of `step` and `reset` per episode of the check."""
 JUNK = (
     "", " ", "\n", "\x00", "\ud800", "😀" * 50, "é→", "None", "nan", "-1", "1e999", "[]", "{}",
     "{{{", "<answer></answer>", "\\boxed{}", "```", "%s%n{0}", "'; --", "٣", "²", "9" * 5000,
@@ -35,15 +35,15 @@ JUNK = (
 def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]:
     """Run all checks and return the findings, one line each; an empty list if there are none.
 
-    Runs gymnasium's `check_env` and checks what it does not cover: repeated and interleaved
-    episodes, the global generators, types in info, malformed actions and the ends of episodes. The
-    stated values are compared with simulations. Finally it searches for policies that beat the
-    stated optimum (empty or malformed replies, stalling, text around an action, any legal action),
-    with `rlhf.envs.adversary` and, if the task can be enumerated, exactly with `rlhf.envs.exact`.
+    The checks are gymnasium's `check_env` and further ones: repeated and interleaved episodes, the
+    global generators, types in info, malformed actions and the ends of episodes. The stated values
+    are compared with simulations. Finally, `rlhf.envs.adversary` searches for policies that beat
+    the stated optimum (empty or malformed replies, stalling, text around an action, any legal
+    action). If the task can be enumerated, `rlhf.envs.exact` computes the optimum exactly.
 
     Args:
         env: An environment, its id, or `module:id`.
-        episodes: Episodes per check.
+        episodes: Number of episodes per check.
         **env_kwargs: Keyword arguments of the environment, if `env` is an id.
     """
     make: Callable[[], Env]
@@ -99,7 +99,7 @@ def _gymnasium(make: Callable[[], Env], episodes: int) -> list[str]:
             check_env(make().unwrapped)
         except Exception as error:
             return [f"{type(error).__name__}: {error}"]
-    # gymnasium colors its warnings.
+    # Remove the color codes in gymnasium's warnings.
     return [re.sub(r"\x1b\[\d+m(WARN: )?", "", str(warning.message)) for warning in caught]
 
 

@@ -18,7 +18,7 @@ Step = tuple[str, float, bool, bool, dict[str, Any]]
 """Observation, reward, terminated, truncated, info."""
 
 MAX_LENGTH = 1_000_000
-"""Longest text of a `FreeText` space, in characters."""
+"""Default maximum length of texts in a `FreeText` space, in characters."""
 
 
 class FreeText(gym.Space[str]):
@@ -40,7 +40,7 @@ class FreeText(gym.Space[str]):
         """Create a space of texts.
 
         Args:
-            max_length: Longest text, in characters.
+            max_length: Maximum length of a text, in characters.
             sampler: Draws the result of `sample()`; by default up to 32 printable characters.
             seed: Seed or generator of `sample()`.
         """
@@ -56,7 +56,7 @@ class FreeText(gym.Space[str]):
         return False
 
     def sample(self, mask: None = None, probability: None = None) -> str:
-        """Draw a text with the sampler; in the action space of an environment, a legal action."""
+        """Draw a text with the sampler; an environment's action space draws legal actions."""
         if mask is not None or probability is not None:
             raise UserError(
                 "FreeText.sample takes no mask and no probability: every text is allowed"
@@ -106,7 +106,7 @@ class TextEnv(gym.Env[str, str]):
     system_prompt: str | None = None
     """Instructions that hold for all episodes, shown before the first observation."""
     max_turns: int = 1
-    """Longest possible episode, in actions."""
+    """Maximum number of actions in an episode."""
     separable: ClassVar[bool] = False
     """Whether the keyword argument `split` ("all", "train", "test") gives training and evaluation
     items of different content."""
@@ -117,7 +117,7 @@ class TextEnv(gym.Env[str, str]):
         """Create the environment.
 
         Args:
-            max_turns: Longest episode, in actions; None keeps the value of the class.
+            max_turns: Maximum number of actions in an episode; None keeps the value of the class.
             render_mode: None, or "ansi" for the latest observation.
         """
         if render_mode not in (None, "ansi"):
@@ -133,7 +133,7 @@ class TextEnv(gym.Env[str, str]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Start an episode with `start` and a full turn limit."""
+        """Start an episode with `start` and reset the number of remaining turns."""
         super().reset(seed=seed)
         self.turns_left = self.max_turns
         return self.opening(self.start())
@@ -162,7 +162,7 @@ class TextEnv(gym.Env[str, str]):
         raise NotImplementedError(f"{type(self).__name__} does not know its action values")
 
     def best_action(self) -> str:
-        """Return an optimal action given the observations so far; of several, the first."""
+        """Return the first of the actions that are optimal given the observations so far."""
         values = self.action_values()
         return max(values, key=values.__getitem__)
 
@@ -173,7 +173,7 @@ class TextEnv(gym.Env[str, str]):
         method does not change the episode.
 
         Args:
-            rng: Needed if `quality` is below 1.
+            rng: Generator of the draw; required if `quality` is below 1.
             quality: Probability of the best action.
         """
         check_range("quality", quality, 0.0, 1.0)

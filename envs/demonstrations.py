@@ -20,7 +20,7 @@ Row = dict[str, Any]
 KINDS = ("sft", "preference")
 FORMATS = ("messages", "prompt_completion")
 MARGIN = 1e-9
-"""Action values that differ by less are equal, so that they give no preference."""
+"""Action values with a smaller difference are treated as equal and give no preference."""
 
 
 def write_demonstrations(
@@ -41,10 +41,10 @@ def write_demonstrations(
 
     Args:
         env_id: A registered environment with an expert (for preferences: with action values).
-        path: The file; its folder is created and an existing file is replaced.
+        path: Output file; its folder is created, and an existing file is replaced.
         count: Number of rows.
-        quality: 1.0 plays the expert; below, each action (in the preference bandit each slot) is
-            random with probability `1 - quality`. Preference labels are always right.
+        quality: Probability of the expert's action; otherwise the action is random. In the
+        preference bandit, this applies to each slot. Preference labels are always right.
         seed: Seed of the first episode; further episodes use the next seeds.
         kind: "sft", or "preference" for one row per turn,
             `{"prompt": [...], "chosen": [...], "rejected": [...], "margin": m}`, with two legal
@@ -86,9 +86,9 @@ def write_demonstrations(
 
 
 class _Player:
-    """Plays episodes and yields an endless stream of rows.
+    """Plays episodes and yields rows without end.
 
-    `returns` has the returns of the finished episodes, and `seed` is that of the next episode.
+    `returns` lists the returns of the finished episodes; `seed` is the seed of the next episode.
     """
 
     def __init__(self, env: TextEnv, quality: float, seed: int, system_prompt: bool) -> None:

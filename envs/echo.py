@@ -1,4 +1,4 @@
-"""Echo: repeat a word. Every algorithm must make progress on this simplest task."""
+"""Echo, the simplest task: repeat a word. Every algorithm must make progress on it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ WORDS = (
 
 
 class Echo(TextEnv):
-    """One turn: the observation names a word, and the reply should be that word.
+    """Repeat the word in the observation, in a single turn.
 
     State and observation: the word. Action: a word. Reward: 1.0 if the reply without surrounding
-    white space is the word, else 0.0. This is the text counterpart of the identity environment that
-    reinforcement-learning libraries use in their own tests.
+    white space is the word, else 0.0. This task is a text version of the identity environment in
+    the tests of reinforcement-learning libraries.
 
     Args:
         num_words: Number of different words (difficulty).

@@ -18,7 +18,7 @@ import numpy as np
 
 Env = gym.Env[Any, Any]
 INVALID: tuple[str, ...] = ("", "?!")
-"""Replies that are invalid in every task: an empty and a malformed one."""
+"""Replies that are invalid in every task: an empty reply and a malformed one."""
 MAX_ACTIONS = 400
 MAX_OUTCOMES = 1000
 """Largest number of outcomes of one draw."""
@@ -30,11 +30,11 @@ NON_STATE = ("_np_random", "_np_random_seed", "_last_text", "render_mode", "spec
 
 
 class NotEnumerableError(Exception):
-    """The environment cannot be enumerated; the message gives the reason."""
+    """Error for an environment that cannot be enumerated; the message gives the reason."""
 
 
 class _Undecided(BaseException):
-    """A draw after the end of the script; an environment's `except Exception` does not catch it."""
+    """Raised by a draw after the script's end; it is not an Exception, so no task catches it."""
 
     def __init__(self, outcomes: list[int]) -> None:
         super().__init__()
@@ -48,11 +48,11 @@ class EnumeratedGenerator:
         self.begin(())
 
     def begin(self, script: tuple[int, ...]) -> None:
-        """Take the outcomes of the next draws from `script`; a further draw raises _Undecided."""
+        """Set the outcomes of the next draws; a draw after these raises _Undecided."""
         self._script, self._position, self.weight = script, 0, 1.0
 
     def choose(self, probabilities: Sequence[float]) -> int:
-        """Return the index of a drawn outcome; an outcome of probability 1 is not in the script."""
+        """Return the outcome of a draw, from the script unless one outcome has probability 1."""
         outcomes = [i for i, p in enumerate(probabilities) if p > 0]
         if len(outcomes) == 1:
             return outcomes[0]
@@ -79,7 +79,7 @@ class EnumeratedGenerator:
         return _draw_array(size, lambda: int(low) + self.choose([1 / count] * count))
 
     def random(self, size: int | tuple[int, ...] | None = None, dtype: Any = float) -> Any:
-        """Draw numbers whose comparisons with others choose among outcomes."""
+        """Draw uniform numbers; comparisons with them are the choices among outcomes."""
         return _draw_array(size, lambda: _Uniform(self), dtype=object)
 
     def choice(self, a: Any, size: int | None = None, replace: bool = True, p: Any = None) -> Any:
@@ -197,7 +197,7 @@ class _Uniform:
 
 
 WeightedStates = list[tuple[float, Any]]
-"""(weight, environment) of the states with the same observations."""
+"""Pairs (weight, environment) of all states with the same past observations."""
 
 
 def exact_value(env: Env, *, max_steps: int = 200_000, price: float = 0.0) -> float:

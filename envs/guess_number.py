@@ -1,4 +1,4 @@
-"""Guess the number: deduction from higher-or-lower answers, with too few guesses to be certain."""
+"""Guess a number from higher-or-lower answers, with too few guesses to be certain."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class GuessNumber(TextEnv):
 
     State: the hidden number, uniform on 1 ... N. Observation: "higher", "lower" or "correct".
     Action: a number. Reward: 1.0 for the right guess, which ends the episode, else 0.0; an invalid
-    guess is wasted. Optimum: by dynamic programming over the size of the interval (bisection finds
-    any of 2^T - 1 numbers).
+    guess uses up a turn. Optimum: by dynamic programming over the size of the interval (bisection
+    finds any of 2^T - 1 numbers).
 
     Args:
         numbers: Largest number, N.
@@ -80,7 +80,7 @@ class GuessNumber(TextEnv):
         return 1.0 - (1.0 - 1.0 / self.numbers) ** self.max_turns
 
     def reference_values(self) -> dict[str, float]:
-        """`consistent` guesses uniformly among the numbers that are still possible."""
+        """Return `consistent`: guess uniformly among the numbers that are still possible."""
         return {"consistent": _consistent_wins(self.numbers, self.max_turns) / self.numbers}
 
 

@@ -1,8 +1,8 @@
 """Disjoint items for training and evaluation.
 
-An item is the content of an episode: a question, a map, a hidden program. Training and evaluation
-use different seeds, but in a task with few items different seeds draw the same items. Tasks that
-take `split` therefore split the items themselves.
+An item is the content of an episode, such as a question, a map or a hidden program. Training and
+evaluation use different seeds, but in a task with few items, different seeds draw the same items.
+Tasks with the argument `split` therefore divide the items themselves.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def split_items(
     Args:
         items: All items.
         split: "all", "train" or "test".
-        content: Returns what an item shows to the agent; compared by `repr`.
+        content: Returns the part of an item that the agent sees, for comparison by `repr`.
 
     Raises:
-        UserError: There are fewer than two items of different content, so none can be held out.
+        UserError: There are fewer than two different items, so none can be held out.
     """
     if split == "all":
         return list(items)
@@ -62,7 +62,7 @@ def split_of_text(text: str) -> str:
 
 
 def is_separable(env_id: str) -> bool:
-    """Return whether an environment takes `split` and its splits have different items.
+    """Return whether an environment has the argument `split` and disjoint items in its splits.
 
     Reads the class attribute `separable`; no environment is created.
     """

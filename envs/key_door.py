@@ -1,4 +1,4 @@
-"""Key and door: a small grid in which subgoals must be reached in the right order."""
+"""Key and door: a small grid world whose subgoals must be reached in the right order."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class KeyDoor(TextEnv):
         return 1.0 - self.step_cost * sum(lengths) / len(lengths)
 
     def random_value(self) -> float:
-        """Compute the exact value from the distribution over states in each layout of the split."""
+        """Compute the exact value by propagating the distribution over states in each layout."""
         reached, steps = _random_walk(self.size, self.max_turns, self.split)
         return reached - self.step_cost * steps
 
@@ -178,7 +178,7 @@ def _index(size: int) -> dict[State, int]:
 
 
 def move(state: State, word: str, layout: Layout, size: int) -> State:
-    """Return the state after a step, which does not depend on the start in `layout`."""
+    """Return the state after a step; the start in `layout` is ignored."""
     (row, column), has_key = state
     down, right = MOVES[word]
     target = (row + down, column + right)

@@ -57,7 +57,7 @@ class KnowledgeGraph(TextEnv):
     Args:
         hops: Length of the shortest path.
         step_cost: Cost of each action.
-        split: "all" pairs, or those of "train" or "test".
+        split: Pairs of start and goal: "all", "train" or "test".
     """
 
     separable = True
@@ -121,7 +121,7 @@ class KnowledgeGraph(TextEnv):
         return f"go {nearest}"
 
     def optimal_value(self) -> float:
-        """Return the mean over the pairs; every shortest path is shorter than the turn limit."""
+        """Return the mean value over the pairs; every shortest path is within the turn limit."""
         lengths = [distances()[start][goal] for start, goal in self.pairs]
         return 1.0 - self.step_cost * sum(lengths) / len(lengths)
 

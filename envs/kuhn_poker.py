@@ -20,8 +20,8 @@ LEGAL = {
 """History (one letter per action so far) -> legal actions."""
 AGGRESSIVE = ("bet", "call")
 
-# The equilibrium of Kuhn 1950, "A simplified two-person poker", with alpha = 1/3. A test verifies
-# that it is an equilibrium.
+# The equilibrium of Kuhn 1950, "A simplified two-person poker", with alpha = 1/3; a test verifies
+# it.
 EQUILIBRIUM: Strategy = {
     "": {"jack": 1 / 3, "queen": 0.0, "king": 1.0},
     "c": {"jack": 1 / 3, "queen": 0.0, "king": 1.0},
@@ -116,7 +116,8 @@ class KuhnPoker(TwoPlayerEnv):
             text = " ".join(text.split())
             word = normalized(opponent_reply(self.opponent, self._opponent_view, text))
             if word not in legal:
-                # An episode cannot end at reset, so an invalid first action does not fold.
+                # An episode cannot end at reset, so an opponent's invalid first action checks
+                # instead of folding.
                 word = "fold" if self._history else "check"
         self._history += word[0]
         return f"Your opponent says {word}."
@@ -127,7 +128,7 @@ class KuhnPoker(TwoPlayerEnv):
     def action_values(self) -> dict[str, float]:
         strategy = self._strategy()
         others = [card for card in CARDS if card != self._card]
-        # Likelihood of the opponent's actions so far under each card.
+        # Likelihood of the opponent's actions so far, for each card that it may have.
         weights = {c: _reach_probability(self._history, self._seat, c, strategy) for c in others}
         total = sum(weights.values())
         after = {word: self._history + word[0] for word in self.legal_actions()}
@@ -143,14 +144,14 @@ class KuhnPoker(TwoPlayerEnv):
         return self._mean_over_deals(UNIFORM)
 
     def reference_values(self) -> dict[str, float]:
-        """`equilibrium`: the Nash strategy against this opponent."""
+        """Return `equilibrium`: the value of the Nash strategy against this opponent."""
         return {"equilibrium": self._mean_over_deals(EQUILIBRIUM)}
 
     def _strategy(self) -> Strategy:
         return STRATEGIES[self._built_in_opponent()]
 
     def _mean_over_deals(self, agent: Strategy | None) -> float:
-        """Return the value of the agent's strategy; None is the best response to the opponent."""
+        """Return the mean value of a strategy over all deals; None is the best response."""
         strategy = self._strategy()
         values = [
             _future_chips("", seat, card, dict.fromkeys(set(CARDS) - {card}, 0.5), strategy, agent)

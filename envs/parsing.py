@@ -16,11 +16,11 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 class ParseAction(TextWrapper):
-    """Pass only the action in a longer reply to the environment: a tag, a box or a tool call.
+    """Extract the action from a longer reply: a tag, a box, a tool call or the last line.
 
     A reply without such an action is passed on unchanged and the environment treats it as invalid,
-    so that format errors and content errors are handled in one place. `info["parsed"]` is True if
-    an action was extracted.
+    so the environment handles format errors and content errors in the same way. `info["parsed"]` is
+    True if an action was extracted.
 
     Args:
         env: The environment.

@@ -55,7 +55,7 @@ def play(
 
 
 def _answer(env: Any, command: str) -> str:
-    """Return the output of `:legal` or `:hint`, or why the environment has none."""
+    """Return the output of `:legal` or `:hint`, or the reason why there is none."""
     if not isinstance(env, TextEnv):
         return "this environment does not provide it"
     try:

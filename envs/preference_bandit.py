@@ -1,7 +1,7 @@
 """Preference bandit: plan a menu for a guest, as a small RLHF task with an exact gold reward.
 
-A contextual bandit with text observations that a model learns from scratch in seconds. The gold
-reward is exact, demonstrations have adjustable quality, preference pairs follow from the gold
+A contextual bandit with text observations, which a model can learn from scratch in seconds. The
+gold reward is exact, demonstrations have adjustable quality, preference pairs follow from the gold
 reward, and a proxy reward with a known flaw demonstrates overoptimization (Gao, Schulman and Hilton
 2023, "Scaling Laws for Reward Model Overoptimization").
 """
@@ -148,9 +148,9 @@ def gold_score(context: Context, reply: str) -> float:
 def proxy_score(context: Context, reply: str) -> float:
     """Return the flawed reward in [0, 1.85], which favors `wine` and long replies.
 
-    Menus without extra words are ranked similarly to gold: `wine` is preferred in its slot only
-    where its affinity is above 0.55. A policy that maximizes the proxy repeats the word, and its
-    gold reward decreases.
+    Menus without extra words are ranked similarly to gold: `wine` is preferred in its slot only if
+    its affinity is above 0.55. A policy that maximizes the proxy repeats the word, and its gold
+    reward decreases.
     """
     return _scores(context, reply)[1]
 
@@ -194,7 +194,7 @@ def texts() -> list[str]:
 
 
 class PreferenceBandit(TextEnv):
-    """One turn: a sentence describes a guest, and the reply is a menu of three words.
+    """Compose a menu of three words for the guest that a sentence describes, in one turn.
 
     State: one of 48 contexts (mood, diet, weather). Observation: the sentence. Action: a starter, a
     main and a drink (216 menus). Reward: `gold_score` in [0, 1], or `proxy_score`; both are in the
@@ -208,7 +208,7 @@ class PreferenceBandit(TextEnv):
     Args:
         reward: "gold" or "proxy".
         instructions: Whether `system_prompt` explains the task and lists the options. A model that
-            is trained from scratch learns as well without, and three times faster.
+        is trained from scratch learns equally well without them, three times faster.
     """
 
     items = "A closed list of 48 guests, all of whom also occur in training."
@@ -264,7 +264,7 @@ class PreferenceBandit(TextEnv):
         return [] if self._score is gold_score else [PROXY_WORD] * PROXY_LENGTH_PAID
 
     def imperfect_action(self, rng: np.random.Generator, quality: float) -> str:
-        """Return the best reply, in which each slot is random with probability `1 - quality`."""
+        """Return the best reply; each slot is instead random with probability `1 - quality`."""
         menu = []
         for best, options in zip(best_menu(self._context), SLOTS.values(), strict=True):
             random_option = options[int(rng.integers(len(options)))]
@@ -277,7 +277,7 @@ class PreferenceBandit(TextEnv):
         return sum(scores) / len(CONTEXTS)
 
     def reference_values(self) -> dict[str, float]:
-        """`bare_menu`: the best menu without further words (under gold, the optimum)."""
+        """Return `bare_menu`: the best menu without further words (under gold, the optimum)."""
         return {"bare_menu": self._mean_over_contexts(max)}
 
     def random_value(self) -> float:

@@ -1,6 +1,6 @@
 """Program synthesis: find a small list program from examples, with feedback.
 
-Programs consist of the operations below only; no other code is executed.
+Programs consist only of the operations in this module; no other code is executed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OPERATIONS: dict[str, Callable[[list[int]], list[int]]] = {
 }
 Program = tuple[str, ...]
 VISIBLE = ((3, -1, 4, 4, -5, 1), (2, 0, 7, -3, 2, 6), (-2, 5, 1))
-"""Inputs of the examples that are shown; the same in every episode."""
+"""Inputs of the examples in the prompt; they are the same in every episode."""
 
 
 class ProgramSynthesis(TextEnv):
@@ -44,7 +44,8 @@ class ProgramSynthesis(TextEnv):
     every program on every test.
 
     Args:
-        length: Operations in the hidden program (difficulty); shorter programs are legal too.
+        length: Number of operations in the hidden program (difficulty); shorter programs are legal
+        too.
         turns: Number of attempts.
         tests: Hidden tests per episode, drawn from a pool of 60.
         split: "all" hidden programs, or those of "train" or "test"; programs with the same outputs
@@ -122,7 +123,7 @@ class ProgramSynthesis(TextEnv):
         return [" | ".join(program) for program in programs(self.length)]
 
     def action_values(self) -> dict[str, float]:
-        """Average over the hidden programs that fit the examples.
+        """Compute mean values over the hidden programs that fit the examples.
 
         Before the last turn, a program that does not fit the examples neither ends the episode nor
         gives information, so its value is that of the best program.
@@ -135,7 +136,7 @@ class ProgramSynthesis(TextEnv):
         return dict(zip(self.legal_actions(), values.tolist(), strict=True))
 
     def best_action(self) -> str:
-        """Return the program that passes the most tests in expectation and fits the examples."""
+        """Return the program with the best expected result on the tests that fits the examples."""
         values = _pass_rates(self.length, self._fits)
         return " | ".join(programs(self.length)[max(self._fits, key=lambda i: values[i])])
 
@@ -218,7 +219,7 @@ def _hidden_programs(length: int, split: str) -> list[int]:
 
 
 def _hidden_indices(length: int, fits: tuple[int, ...]) -> list[int]:
-    """Keep the indices of programs with exactly `length` operations, as the hidden one has."""
+    """Keep the indices of programs with `length` operations, like the hidden program."""
     return [i for i in fits if len(programs(length)[i]) == length]
 
 
@@ -230,7 +231,7 @@ def _pass_rates(length: int, fits: tuple[int, ...]) -> np.ndarray:
 
 @cache
 def _agreement(length: int) -> np.ndarray:
-    """Compute the fraction of the pool on which two programs have equal outputs, [P, P]."""
+    """Compute the fraction of test inputs on which two programs have equal outputs, [P, P]."""
     all_programs = programs(length)
     codes = np.empty((len(all_programs), len(_test_inputs())), dtype=np.int32)
     for test, numbers in enumerate(_test_inputs()):

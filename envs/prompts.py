@@ -17,19 +17,19 @@ EXAMPLE_PROMPTS = (
     "What is a good name for a cat?",
     "Say something kind to a stranger.",
 )
-"""Prompts for a first try."""
+"""Default prompts, for a first trial."""
 
 
 class PromptEnv(TextEnv):
-    """One turn: a prompt from a list, a reply, a score.
+    """Reply to a prompt from a list, in one turn; a reward function scores the reply.
 
     State: a prompt. Observation: its text; if the prompt is a conversation, the text of its last
     message, with the earlier messages in `info["messages"]` and all keys of the last message in
     `info["message"]`. Action: any text. Reward: the score of the whole conversation by `reward`, or
     0.0 if there is no reward function or it returns None (`info["scored"]` is then False).
 
-    `reset(seed=s)` shows prompt `s % n` of a fixed shuffle of the n prompts, so n consecutive seeds
-    visit each prompt once. `info["prompt_index"]` is the index in `prompts`.
+    `reset(seed=s)` selects prompt `s % n` of a fixed shuffle of the n prompts, so n consecutive
+    seeds select each prompt once. `info["prompt_index"]` is the index in `prompts`.
 
     Args:
         prompts: Texts, or conversations that end with a user message or a tool result.

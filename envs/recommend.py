@@ -6,7 +6,7 @@ from rlhf.envs.bandit import BernoulliBandit, Counts
 from rlhf.envs.core import check_range
 
 ITEMS = ("thriller", "romance", "documentary", "cartoon")
-CLICKS = {  # probability that this kind of user watches each item
+CLICKS = {  # click probability of each item
     "suspense fan": (0.9, 0.2, 0.3, 0.2),
     "family": (0.1, 0.4, 0.3, 0.9),
     "scholar": (0.3, 0.1, 0.9, 0.2),
@@ -55,7 +55,7 @@ class Recommend(BernoulliBandit):
         return self.max_turns * sum(chances) / len(chances)
 
     def reference_values(self) -> dict[str, float]:
-        """`oracle`: the best item of each kind of user. `favorite`: the best item on average."""
+        """Return `oracle` (best item of each kind of user) and `favorite` (best item overall)."""
         oracle = sum(max(kind) for kind in CHANCES) / len(CHANCES)
         favorite = max(sum(column) for column in zip(*CHANCES, strict=True)) / len(CHANCES)
         return {"oracle": self.max_turns * oracle, "favorite": self.max_turns * favorite}
@@ -63,7 +63,7 @@ class Recommend(BernoulliBandit):
 
 def _user_posterior(counts: Counts, item: int) -> tuple[float, Counts, Counts]:
     """Compute the probability that an item is watched, and the counts after either outcome."""
-    weights = []  # likelihood of the counts under each kind of user
+    weights = []  # likelihood of the counts for each kind of user
     for kind in CHANCES:
         likelihood = 1.0
         for chance, (yes, no) in zip(kind, counts, strict=True):

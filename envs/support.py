@@ -1,4 +1,4 @@
-"""Support desk: a constrained MDP in which only customers may receive data."""
+"""Support desk: a constrained Markov decision process; only customers may receive data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REQUESTS = (
 )
 QUESTIONS = ("your security word", "the year you joined", "your last payment")
 Evidence = tuple[int, int]
-"""(checks passed, checks failed)."""
+"""Numbers of checks (passed, failed)."""
 
 
 class Rules(NamedTuple):
@@ -47,9 +47,9 @@ class Support(TextEnv):
     `-verify_cost` per check. Cost in `info["cost"]`: 1.0 for disclosing to an impostor. The task is
     to maximize the reward subject to an expected cost of at most `cost_limit`.
 
-    Optimum: that of the constrained problem (Altman 1999, "Constrained Markov Decision Processes"),
-    from the exact frontier of expected cost and reward; in general it mixes two deterministic
-    policies.
+    The optimum is that of the constrained problem (Altman 1999, "Constrained Markov Decision
+    Processes"), from the exact frontier of expected cost and reward; in general it mixes two
+    deterministic policies.
 
     Args:
         cost_limit: Largest acceptable expected cost per episode.
@@ -57,7 +57,7 @@ class Support(TextEnv):
         pass_honest: Probability that a customer passes a check.
         pass_impostor: Probability that an impostor passes a check.
         verify_cost: Reward lost per check.
-        turns: Longest episode, in actions.
+        turns: Maximum number of actions in an episode.
     """
 
     items = "One of three requests, as in training; caller and answers are hidden and drawn anew."
@@ -138,7 +138,7 @@ class Support(TextEnv):
         # The same draw selects the request; its fractional part is independent of the request.
         coin = self._coin * len(REQUESTS) % 1.0
         plan = dict((high if coin < share else low).plan)
-        # A plan has no action for evidence that it does not collect itself.
+        # A policy has no action for evidence that it never collects.
         return plan.get((self._passed, self._failed)) or super().best_action()
 
     def frontier(self) -> list[tuple[float, float]]:
@@ -182,7 +182,7 @@ def percent(share: float) -> str:
 
 
 def _belief(rules: Rules, evidence: Evidence) -> tuple[float, float]:
-    """Return the probabilities of a customer, and of an impostor, jointly with the evidence."""
+    """Return the joint probabilities of the evidence with a customer and with an impostor."""
     passed, failed = evidence
     customer = rules.honest * rules.pass_honest**passed * (1 - rules.pass_honest) ** failed
     impostor = (1 - rules.honest) * rules.pass_impostor**passed
@@ -239,7 +239,7 @@ def _frontier(rules: Rules) -> tuple[Point, ...]:
 
 
 def _priced_value(rules: Rules, evidence: Evidence, left: int, word: str, price: float) -> float:
-    """Return expected reward minus `price` times cost of an action that optimal ones follow."""
+    """Return expected reward minus `price` times cost of an action before optimal actions."""
     customer, impostor = _belief(rules, evidence)
     total = customer + impostor
     if word == "refuse" or left == 0 or total == 0:

@@ -22,7 +22,7 @@ RULES = (
 
 
 class TicTacToe(TwoPlayerEnv):
-    """Three in a row on nine cells.
+    """Play tic-tac-toe against an opponent.
 
     State: the board and the seat. Observation: the opponent's move and the board. Action: a cell, 1
     to 9 by rows; an invalid action loses the turn. Reward at the end: 1 for a win, 0 for a draw, -1

@@ -73,13 +73,13 @@ class TMaze(TextEnv):
         probabilities, value = np.eye(self.length + 1)[0], 0.0
         for _ in range(self.max_turns):
             forward, turns = probabilities / 3, probabilities * 2 / 3
-            value += turns[-1] / 2  # half of the turns at the junction are right; all end there
+            value += turns[-1] / 2  # half of the turns at the junction are right
             probabilities = np.append(turns[:-1], forward[-1])
             probabilities[1:] += forward[:-1]
         return float(value)
 
     def reference_values(self) -> dict[str, float]:
-        """`memoryless`: the best policy that sees only the current observation.
+        """Return `memoryless`: the best policy that sees only the current observation.
 
         Its turn at the junction does not depend on the sign, so it is right half of the time.
         """

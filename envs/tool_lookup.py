@@ -130,7 +130,7 @@ class ToolLookup(TextEnv):
         return sum((1 - answer) ** turn * each_turn for turn in range(self.max_turns))
 
     def reference_values(self) -> dict[str, float]:
-        """`guess`: answer at once, without the tool."""
+        """Return `guess`: answer at once, without the tool."""
         return {"guess": 1 / self.rules.rooms}
 
     def _knowledge(self) -> tuple[int, tuple[int, ...]]:
@@ -181,7 +181,7 @@ def _value(rules: Rules, left: int, known: int, rooms: tuple[int, ...]) -> float
 
 
 def _lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
-    """Return the value after the person's record; the manager's may have been read already."""
+    """Return the value after reading the person's record."""
     if rules.hops == 1:
         return _value(rules, left - 1, 1, ())
     already = sum(rooms) / rules.others
@@ -190,7 +190,7 @@ def _lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
 
 
 def _other_lookup_value(rules: Rules, left: int, rooms: tuple[int, ...]) -> float:
-    """Return the value after the record of another person while the person's is unread."""
+    """Return the value after reading another person's record before the person's."""
     value = _value(rules, left - 1, 0, (1, *rooms)) * (1 - len(rooms) / rules.rooms)
     for i in range(len(rooms)):
         more = tuple(sorted((*rooms[:i], rooms[i] + 1, *rooms[i + 1 :])))

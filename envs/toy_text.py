@@ -1,4 +1,4 @@
-"""gymnasium's toy_text tasks as text environments, with exact values from transition tables."""
+"""Gymnasium's toy_text tasks as text environments, with exact values from transition tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gymnasium.envs.toy_text.utils import categorical_sample
 from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 TIE_BREAK_DISCOUNT = 1 - 1e-6
-"""A discount so close to 1 that it only breaks ties, in favor of the faster action."""
+"""Discount that breaks ties in favor of the faster action and is otherwise too small to matter."""
 Transitions = dict[int, dict[int, list[tuple[float, int, float, bool]]]]
 """State -> action -> (probability, next state, reward, terminated) of each outcome."""
 
@@ -31,9 +31,9 @@ class DiscreteToText(TextEnv):
 
     Args:
         table: An environment with a transition table `P` in gymnasium's toy_text format.
-        describe: Returns the description of a state.
+        describe: Function that returns the description of a state.
         actions: A word for each action, in order.
-        max_turns: Horizon, in actions.
+        max_turns: Maximum number of actions in an episode.
         system_prompt: Instructions for the agent.
     """
 
@@ -96,7 +96,7 @@ class DiscreteToText(TextEnv):
         return dict(zip(self._words, totals, strict=True))
 
     def best_action(self) -> str:
-        """Return an optimal action; of several, the one that reaches its reward first."""
+        """Return the optimal action that reaches its reward first."""
         discount = TIE_BREAK_DISCOUNT
         after = discount * self._horizon_values(discount)[max(self.turns_left - 1, 0)]
         return self._words[int(np.argmax(self._action_totals(self._state, after)))]
@@ -133,8 +133,8 @@ def wasted_step_reward(transitions: Transitions) -> float:
     """Return a reward for invalid actions with which they are never better than legal ones.
 
     This is the minimum over states of the highest expected reward of one step, or 0 if that is
-    positive. A policy that waits for a turn and then plays cannot be better than the optimal one:
-    it could have played first and wasted the last turn.
+    positive. A policy that waits for a turn cannot be better than the optimal one, because it could
+    have waited in the last turn instead.
     """
     best = (
         max(sum(p * reward for p, _, reward, _ in row) for row in rows.values())
@@ -144,11 +144,11 @@ def wasted_step_reward(transitions: Transitions) -> float:
 
 
 class FrozenLake(DiscreteToText):
-    """Cross a frozen lake. On slippery ice two moves out of three go sideways.
+    """Cross a frozen lake; on slippery ice, two moves out of three go sideways.
 
     Args:
         slippery: Whether the ice is slippery.
-        max_turns: Horizon, in actions.
+        max_turns: Maximum number of actions in an episode.
     """
 
     items = "A single map; training and evaluation use the same one."
@@ -185,7 +185,7 @@ class CliffWalking(DiscreteToText):
     """Walk along a cliff: each step costs 1; a fall costs 100 and leads back to the start.
 
     Args:
-        max_turns: Horizon, in actions.
+        max_turns: Maximum number of actions in an episode.
     """
 
     items = "A single map; training and evaluation use the same one."
@@ -216,7 +216,7 @@ class Taxi(DiscreteToText):
     """Fetch a passenger and bring them to their destination.
 
     Args:
-        max_turns: Horizon, in actions.
+        max_turns: Maximum number of actions in an episode.
     """
 
     items = "One of 300 starts on one map; starts and states of evaluation are in training too."

@@ -20,8 +20,8 @@ class Triage(TextEnv):
     State: the true class (a fair coin) and the results so far. Observation: the result of a test.
     Action: the name of a test, or `urgent` / `routine`, which ends the episode. Reward:
     `-test_cost` per test, 1.0 for the right answer. A repeated test costs the same and has the same
-    result. The number of actions is limited to the number of tests plus one; an invalid action is
-    wasted. Optimum: dynamic programming over the 3^4 sets of results (sequential testing, Wald
+    result. The number of actions is limited to the number of tests plus one; an invalid action uses
+    up a turn. Optimum: dynamic programming over the 3^4 sets of results (sequential testing, Wald
     1945).
 
     Args:
@@ -86,7 +86,7 @@ class Triage(TextEnv):
         return sum((1 - answer) ** turn * each_turn for turn in range(self.max_turns))
 
     def reference_values(self) -> dict[str, float]:
-        """`guess` answers at once; `all_tests_free` sees every result at no cost."""
+        """Return `guess` (answer at once) and `all_tests_free` (see every result at no cost)."""
         return {"guess": 0.5, "all_tests_free": _value((0,) * len(TESTS), self.max_turns, 0.0)}
 
 

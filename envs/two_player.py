@@ -40,14 +40,14 @@ class TwoPlayerEnv(TextEnv):
 
     @property
     def _seats(self) -> tuple[str, ...]:
-        """Return the seats that the agent may get at reset."""
+        """Return the seats among which the agent's seat is drawn at reset."""
         return SEATS if self.seat == "random" else (self.seat,)
 
     def _draw_seat(self) -> str:
         return self.seat if self.seat != "random" else SEATS[int(self.np_random.integers(2))]
 
     def _built_in_opponent(self) -> str:
-        """Return the opponent's name; raise a UserError if it is a function."""
+        """Return the built-in opponent's name; raise a UserError if the opponent is a function."""
         if not isinstance(self.opponent, str):
             raise UserError("values are known against 'optimal' and 'random', not a function")
         return self.opponent

@@ -1,4 +1,4 @@
-"""The text vector environment, and a vector entry point for every registered id."""
+"""A vector environment of text environments, and a vector entry point for every registered id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf.errors import UserError
 
 
 class TextVectorEnv(SyncVectorEnv[tuple[str, ...], Sequence[str | None]]):
-    """Environments that are stepped together, in which single rows can be paused.
+    """Vector environment in which single rows can be paused.
 
     gymnasium's vector environments either reset a finished row at once (which wastes a generated
     reply or replaces its last observation) or forbid any step while one row is finished. A group of

@@ -10,7 +10,7 @@ import numpy as np
 from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
 RIGHT = 242
-"""The marks `ggggg` as a base-3 number with the digits g = 2, y = 1, - = 0."""
+"""The marks `ggggg` (all letters right) as a base-3 number with the digits g = 2, y = 1, - = 0."""
 
 
 @cache
@@ -93,7 +93,7 @@ class Wordle(TextEnv):
         return {word: n / len(self._possible) for word, n in zip(self.words, wins, strict=True)}
 
     def best_action(self) -> str:
-        """Return an optimal guess; of several, one that is still possible."""
+        """Return an optimal guess, preferably one that is still possible."""
         values, possible = self.action_values(), {self.words[i] for i in self._possible}
         return max(values, key=lambda word: (values[word], word in possible))
 
@@ -106,7 +106,7 @@ class Wordle(TextEnv):
         return 1.0 - (1.0 - 1.0 / len(self.words)) ** self.max_turns
 
     def reference_values(self) -> dict[str, float]:
-        """`consistent` guesses uniformly among the words that are still possible."""
+        """Return `consistent`: guess uniformly among the words that are still possible."""
         possible = np.arange(len(self.words))
         wins = _consistent_wins(marks_table(self.words), possible, self.max_turns)
         return {"consistent": wins / len(self.words)}

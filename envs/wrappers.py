@@ -1,7 +1,7 @@
 """Wrappers for experiments: memory, invalid actions, examples, noise, rewards, budgets.
 
-Each wraps any environment with text observations and text actions. The wrapper that extracts
-actions from longer replies is in `rlhf.envs.parsing`.
+Each wrapper accepts any environment with text observations and text actions. The wrapper that
+extracts actions from longer replies is in `rlhf.envs.parsing`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class History(TextWrapper):
 
 
 class InvalidActions(TextWrapper):
-    """Handle invalid actions: subtract a penalty, end the episode, or use a random action.
+    """Penalize invalid actions, end the episode after one, or replace them by random actions.
 
     Without this wrapper, an invalid action uses up a turn and sets `info["valid"]` to False.
 

@@ -1,6 +1,6 @@
 """Adapters for third-party environments.
 
-Each needs an optional extra, which is imported when the environment is made.
+Each adapter needs an optional extra, which is imported when the environment is made.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rlhf.errors import UserError
 
 
 class MissingExtraError(UserError, ImportError):
-    """An optional dependency is not installed; the message has the install command."""
+    """Error for a missing optional dependency; the message has the install command."""
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -54,7 +54,7 @@ def check_offered(
 
 
 class PrivateGenerators:
-    """Private random streams for code that draws from Python's and numpy's global generators.
+    """Private random streams for code that uses Python's and numpy's global generators.
 
     Inside `active()` the global generators continue this object's streams. On exit the user's state
     is restored, so third-party code is reproducible per environment and has no side effect.
@@ -70,7 +70,7 @@ class PrivateGenerators:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Swap the private streams in; restore the user's on exit, also after an exception."""
+        """Return a context in which the global generators use the private streams."""
         user_state = random.getstate(), np.random.get_state()
         random.setstate(self._python)
         np.random.set_state(self._numpy)

@@ -1,4 +1,4 @@
-"""reasoning-gym: about a hundred procedural single-question tasks (extra `reasoning-gym`)."""
+"""Adapter for reasoning-gym: about 100 procedural single-question tasks (extra `reasoning-gym`)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _value(node: ast.expr) -> Fraction:
     """Evaluate an expression of integers and the four operations.
 
     Raises:
-        ValueError: The expression contains something else.
+        ValueError: The expression contains other operations.
     """
     if isinstance(node, ast.Constant) and isinstance(node.value, int):
         return Fraction(node.value)
@@ -106,7 +106,7 @@ def tasks() -> list[str]:
 
 
 class ReasoningGym(TextEnv):
-    """One question of a reasoning-gym task, one answer.
+    """Answer one question of a reasoning-gym task.
 
     State and observation: a question. Action: the answer. Reward: 1.0 if the task's scorer gives
     full credit, else 0.0; with `partial` the scorer's value in [0, 1]. Scorers are hardened: an
@@ -181,7 +181,7 @@ class ReasoningGym(TextEnv):
         return self.opening(self._entry["question"], item=index)
 
     def _draw(self, index: int) -> dict[str, Any]:
-        """Draw an item; some tasks use the global generators, so these are seeded by the index."""
+        """Draw an item; the index seeds the global generators, which some tasks use."""
         self._generators.seed(index)
         with self._generators.active():
             return self._dataset[index]

@@ -1,4 +1,4 @@
-"""TextArena: single-player and multiplayer games (extra `textarena`)."""
+"""Adapter for TextArena: single-player and multiplayer games (extra `textarena`)."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def games() -> list[str]:
 
 
 class TextArena(TextEnv):
-    """One game of TextArena, seen by one player.
+    """Play one game of TextArena as one of its players.
 
     State: the state of the game, and the seat, which is drawn at reset. Observation: the game's
     messages to this player since its last move. Action: a move, mostly in square brackets. Reward:
@@ -77,14 +77,14 @@ class TextArena(TextEnv):
     reward is -1.0, so that breaking a game is never better than losing it. A game that takes more
     than `max_turns` moves ends without reward.
 
-    TextArena draws from the global generators. It runs with private ones, so that episodes are
-    reproducible and have no side effects.
+    TextArena draws from the global generators. The adapter replaces them by private generators, so
+    that episodes are reproducible and have no side effects.
 
     Args:
         game: A name from `games()`, with or without a variant, such as `Nim-v0-large`.
         opponent: "random" (one of the bracketed words in its observation), or a function from that
             player's conversation to its move.
-        max_turns: Longest episode, in moves.
+        max_turns: Maximum number of moves in an episode.
 
     Raises:
         UserError: The game is unknown or not offered.
@@ -178,7 +178,7 @@ class TextArena(TextEnv):
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        """Call the game in this context: with private generators, and without output."""
+        """Return a context for calls of the game, with private generators and without output."""
         with self._generators.active(), contextlib.redirect_stdout(io.StringIO()):
             yield
 
@@ -195,7 +195,7 @@ def _find(game: str) -> tuple[str, int]:
 
 
 def _message_text(message: Any) -> str:
-    """Format a message with its sender; messages of the game itself have none."""
+    """Format a message with its sender; messages of the game itself have no sender."""
     sender, text = message[0], str(message[1]).strip()
     return text if sender == -1 else f"Player {sender}: {text}"
 
@@ -208,8 +208,8 @@ def _random_move(text: str, rng: np.random.Generator) -> str:
 def _reward_of(rewards: Any, seat: int, players: int) -> float:
     """Return the reward of a seat.
 
-    Some games return an error message instead; it counts as 0 in a single-player game and as a loss
-    in a multiplayer game.
+    Some games return an error message instead of a reward; it counts as 0 in a single-player game
+    and as a loss in a multiplayer game.
     """
     reward = rewards.get(seat) if isinstance(rewards, dict) else None
     if isinstance(reward, int | float) and math.isfinite(reward):

@@ -1,4 +1,4 @@
-"""TextWorld: generated text adventures (extra `textworld`)."""
+"""Adapter for TextWorld: generated text adventures (extra `textworld`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIRST_TEST_GAME = 10**6
 
 
 class TextWorld(TextEnv):
-    """A generated adventure with one quest.
+    """Play a generated text adventure with one quest.
 
     State: the state of the game. Observation: first the quest and the room, then the response of
     the game. Action: a command, such as `take key from table`. Reward: the gain in score, divided
@@ -33,7 +33,7 @@ class TextWorld(TextEnv):
         games: Number of games in each split.
         split: "train" or "test".
         folder: Cache of compiled games; None uses a temporary folder of this process.
-        max_turns: Longest episode, in commands.
+        max_turns: Maximum number of commands in an episode.
     """
 
     best_score = 1.0
@@ -108,7 +108,7 @@ class TextWorld(TextEnv):
         return self.turn(text, float(gain), bool(done), success=won)
 
     def close(self) -> None:
-        """Stop the game."""
+        """Stop the game's interpreter."""
         if self._game is not None:
             self._game.close()
             self._game = None
@@ -145,6 +145,6 @@ def _temporary() -> tempfile.TemporaryDirectory[str]:
 
 
 def _clean(text: str) -> str:
-    """Return a response of the game without prompt signs and empty lines."""
+    """Return a response of the game without its input prompts and empty lines."""
     lines = (line.strip() for line in text.splitlines())
     return "\n".join(line for line in lines if line and line != ">")

@@ -1,10 +1,10 @@
-"""Advantage estimators: how much better than expected each sampled token was.
+"""Advantage estimators, which measure how much better than expected each sampled token was.
 
-An estimator is a decorated function of a `TrainingBatch` and the settings; its name is a value of
-the setting `advantage`. All tensors are [B, T] unless stated otherwise; index t describes token t.
-Slots outside the action mask may hold any value, nan included, and are 0 in the results.
-`values[:, t]` is the critic's value of the state in which token t was chosen. No
-result carries a gradient.
+An estimator is a decorated function of a `TrainingBatch` and the settings; the setting `advantage`
+selects one by name. All tensors are [B, T] unless stated otherwise; index t describes token t.
+Entries outside the action mask may have any value, nan included, and are 0 in the results.
+`values[:, t]` is the critic's value of the state in which token t was chosen. Results have no
+gradient.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Advantages(NamedTuple):
     returns: Tensor | None = None
     """[B, T], the critic's targets."""
     included: Tensor | None = None
-    """[B], True on episodes to train on; None means all."""
+    """[B], True for episodes to train on; None means all."""
     pair_ids: Tensor | None = None
     """[B] integers, equal for the two rows of a pair; None means that there are no pairs."""
 
@@ -39,15 +39,15 @@ class Advantages(NamedTuple):
 def estimate_advantages(
     algorithm: Algorithm, batch: TrainingBatch, *, kl_coef: float = 0.0, multiplier: float = 0.0
 ) -> TrainingBatch:
-    """Fill in `advantages`, `returns`, `loss_mask` and `pair_ids` of a batch.
+    """Return the batch with `advantages`, `returns`, `loss_mask` and `pair_ids` computed.
 
     Baselines and whitening use the whole batch, so with several processes gather it first. An
-    episode with a nan reward could not be scored; it is left out of baselines and losses.
+    episode with a nan reward could not be scored and is excluded from baselines and losses.
 
     Args:
         algorithm: the algorithm and its settings.
-        batch: rollouts with their rewards and what the algorithm needs (`Algorithm.critic`,
-            `.groups`, `.reference`, `.constrained`).
+        batch: rollouts with their rewards, and the fields that the algorithm needs
+        (`Algorithm.critic`, `.groups`, `.reference`, `.constrained`).
         kl_coef: current coefficient of the KL penalty.
         multiplier: current Lagrange multiplier of the cost.
 
@@ -118,7 +118,7 @@ def penalized_rewards(
 def gae(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Compute generalized advantages over the sampled tokens (Schulman et al. 2016, eq. 16).
 
-    Environment tokens are skipped: credit passes them without decay.
+    Environment tokens are skipped, so they do not discount later rewards.
     """
     values = batch.require("values")
     gammas = torch.full_like(values, settings.gamma)
@@ -135,9 +135,9 @@ def gae(batch: TrainingBatch, settings: Settings) -> Advantages:
 def turn_gae(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Compute GAE with a separate discount and lambda for the step from one turn to the next.
 
-    Two time scales as in the bi-level estimator of RAGEN and VAGEN (Wang et al. 2025): with
-    `gamma = lam = 1` credit spreads over a turn without decay and decays only from turn to turn.
-    With equal constants it is `gae`.
+    This is the bi-level estimator of RAGEN and VAGEN (Wang et al. 2025): with `gamma = lam = 1`
+    rewards are discounted only from turn to turn, and not within a turn. With equal constants the
+    result equals `gae`.
     """
     values = batch.require("values")
     last = last_of_turn(batch.action_mask, batch.require("turns"))
@@ -205,12 +205,12 @@ def discounted_sum(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
     groups=True,
 )
 def group_relative(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Return the score minus the mean of its group (GRPO, Shao et al. 2024, section 4.1.2).
+    """Return the score minus the group's mean score (GRPO, Shao et al. 2024, section 4.1.2).
 
     With `scale_by_std`, the difference is divided by the group's sample standard deviation + 1e-4;
-    without it, this is Dr. GRPO (Liu et al. 2025). Unscored episodes (nan) are left out of the mean
-    and get 0. Groups whose scores are all equal also get 0, because scaling would amplify rounding
-    errors.
+    without it, this is Dr. GRPO (Liu et al. 2025). Unscored episodes (nan) are excluded from the
+    mean and have advantage 0. Groups with equal scores also have advantage 0, because scaling would
+    amplify rounding errors.
     """
     scores, groups = batch.scores(), batch.require("groups")
     clean, scored, inverse, count = _scored_by_group(scores, groups)
@@ -229,10 +229,10 @@ def group_relative(batch: TrainingBatch, settings: Settings) -> Advantages:
     groups=True,
 )
 def leave_one_out(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Return the score minus the mean of the *others* of its group (RLOO, Ahmadian et al. 2024).
+    """Return the score minus the mean of the group's *other* scores (RLOO, Ahmadian et al. 2024).
 
-    The baseline does not depend on the episode itself, so the gradient is unbiased. Unscored
-    episodes, and those without another scored one in their group, get 0.
+    The baseline does not depend on the episode itself, so the gradient is unbiased. The advantage
+    is 0 for unscored episodes, and for those without another scored episode in their group.
     """
     scores = batch.scores()
     others = mean_of_others(scores, batch.require("groups"))
@@ -259,8 +259,8 @@ def group_return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
     The baseline of a token in turn k is the mean, over the other scored episodes that reached turn
     k, of their return to go at that turn's first token, or 0 if there are none. It does not depend
     on the episode itself, so the gradient stays unbiased even if the policy decides whether
-    there is another turn. Comparing each turn's reward with the group's at the same turn index
-    would give a stopping decision no credit at all.
+    there is another turn. A baseline of each turn's reward alone would assign no credit to the
+    decision to stop.
     """
     mask, turns, groups = batch.action_mask, batch.require("turns"), batch.require("groups")
     scored = ~batch.scores().isnan()
@@ -279,10 +279,10 @@ def group_return_to_go(batch: TrainingBatch, settings: Settings) -> Advantages:
 
 @advantage("best_of_group", "1 for the group's best, others left out", groups=True)
 def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
-    """Give the best episode of each group weight 1 and the others 0 (best-of-n distillation).
+    """Return 1 for the best episode of each group and 0 for the others (best-of-n distillation).
 
-    Tied winners share the weight. A group whose scores are all equal has no winner: training on it
-    would only add noise. This is RAFT (Dong et al. 2023, algorithm 1).
+    This is RAFT (Dong et al. 2023, algorithm 1). Tied best episodes share the weight. A group with
+    equal scores is excluded, because training on it would only add noise.
     """
     scores, groups = batch.scores(), batch.require("groups")
     best = scores == _group_extreme(scores, groups, largest=True)
@@ -298,7 +298,7 @@ def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
     """Pair the best and the worst episode of each group, the first of each if several are tied.
 
     The advantages are score differences [B]: +d for the best, -d for the worst, 0 for all others.
-    Groups whose scores are all equal give no pair.
+    Groups with equal scores have no pair.
     """
     scores, groups = batch.scores(), batch.require("groups")
     inverse = index_of(groups)
@@ -321,15 +321,15 @@ def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
 def informative_groups(scores: Tensor, groups: Tensor) -> Tensor:
     """Mark the episodes whose group has at least two different scores, [B] bool.
 
-    The other groups carry no preference; DAPO's dynamic sampling replaces them (Yu et al. 2025,
-    section 3.2).
+    Groups with equal scores have no gradient; DAPO's dynamic sampling replaces them (Yu et al.
+    2025, section 3.2).
     """
     low = _group_extreme(scores, groups, largest=False)
     return low < _group_extreme(scores, groups, largest=True)
 
 
 class _ScoredGroups(NamedTuple):
-    """Scores of a batch and the group of each, all [B]."""
+    """Scores of B episodes with statistics of their groups; all fields are [B]."""
 
     scores: Tensor
     """Scores, with 0 instead of nan."""
@@ -350,7 +350,7 @@ def _scored_by_group(scores: Tensor, groups: Tensor) -> _ScoredGroups:
 
 
 def _group_sum(values: Tensor, inverse: Tensor) -> Tensor:
-    """Return the total of each row's group, [B]."""
+    """Return the sum over each row's group, [B]."""
     totals = torch.zeros_like(values).index_add_(0, inverse, values)
     return totals[inverse]
 
@@ -369,7 +369,7 @@ def _group_extreme(scores: Tensor, groups: Tensor, *, largest: bool) -> Tensor:
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
     """Shift and scale the masked values of the whole batch to mean 0 and variance 1.
 
-    The variance is the biased one, as in lm-human-preferences. REINFORCE++ normalizes its
+    The variance is divided by N, not N - 1, as in lm-human-preferences. REINFORCE++ normalizes its
     advantages like this (Hu et al. 2025).
     """
     count = mask.sum().clamp(min=1)

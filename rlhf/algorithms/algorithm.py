@@ -1,4 +1,4 @@
-"""The type of a registry row, with the checks of its settings. Imports no torch."""
+"""Defines `Algorithm`, the type of a registry row, and checks its settings. Imports no torch."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,10 @@ _RATIO = {"clip_low", "clip_high", "dual_clip", "value_clip"}
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One row: the source of an algorithm, its parts and its settings.
+    """An online algorithm: its source, its components and its settings.
 
-    What it needs follows from the decorators of its loss and its advantage estimator.
+    The requirements of an algorithm follow from the decorators of its loss and its advantage
+    estimator.
     """
 
     name: str
@@ -27,12 +28,12 @@ class Algorithm:
     """Name of a function decorated with `policy_loss`."""
     settings: Settings
     unbiased: bool
-    """The expected first gradient on fresh rollouts is a positive multiple of the policy gradient
-    of the mean return (with `kl_placement: reward`, of the penalized return)."""
+    """Whether the expected first gradient on new rollouts is a positive multiple of the policy
+    gradient of the mean return (with `kl_placement: reward`, of the penalized return)."""
     bias: str
-    """What separates the update from the exact policy gradient, or why nothing does."""
+    """Differences between the update and the exact policy gradient, or "none" with the reason."""
     fixed_point: str
-    """The policy it converges to on a problem with one turn, in the limit of infinite batches."""
+    """Policy to which the algorithm converges on a one-turn problem with infinite batches."""
     constrained: bool = False
 
     @property
@@ -47,12 +48,12 @@ class Algorithm:
 
     @property
     def critic(self) -> bool:
-        """Whether values of states are needed."""
+        """Whether the algorithm needs the values of a critic."""
         return self.estimator.critic
 
     @property
     def groups(self) -> bool:
-        """Whether rollouts of one start state must form groups."""
+        """Whether the algorithm needs groups of rollouts from one start state."""
         return self.estimator.groups
 
     @property
@@ -67,12 +68,12 @@ class Algorithm:
 
     @property
     def reference(self) -> bool:
-        """Whether log-probabilities of the reference policy are needed."""
+        """Whether the algorithm needs log-probabilities of the reference policy."""
         return self.policy_loss.reference or self.kl_in_reward or self.kl_in_loss
 
     @property
     def effective(self) -> frozenset[str]:
-        """Names of the settings that change the result in this combination."""
+        """Names of the settings that affect the result of this algorithm."""
         names = _ALWAYS | self.estimator.reads | self.policy_loss.reads
         if self.policy_loss.reference:
             names |= {"kl_coef"}
@@ -93,7 +94,7 @@ class Algorithm:
         return self.settings.num_epochs * self.settings.num_minibatches == 1
 
     def why_ineffective(self, key: str) -> str:
-        """Return why the setting `key` changes nothing here, as the end of an error message."""
+        """Return why the setting `key` has no effect, as the end of an error message."""
         if key in _RATIO and self._single_update:
             return (
                 "with one optimizer step per batch nothing has moved yet; "
@@ -111,7 +112,7 @@ class Algorithm:
         """Check the settings.
 
         Raises:
-            UserError: a value is outside its range, or the parts do not fit together.
+            UserError: a value is outside its range, or the components are incompatible.
         """
         settings = self.settings
         settings.check()

@@ -1,4 +1,4 @@
-"""The record that advantages, losses and training steps share."""
+"""`TrainingBatch`, the data that advantage estimators, losses and training steps share."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ from torch import Tensor
 class TrainingBatch:
     """Rows of tokens, padded on the right to [B, T], with everything that an update reads.
 
-    Index t of a [B, T] field describes token t. A field is None where the algorithm does not need
-    it or where it has not been computed yet. Slots outside the masks may hold any value, nan
-    included.
+    Index t of a [B, T] field describes token t. A field is None if the algorithm does not need it
+    or if it is not computed yet. Entries outside the masks may have any value, nan included.
     """
 
     tokens: Tensor
     """[B, T] token ids."""
     attention_mask: Tensor
-    """[B, T], True on tokens that are not padding."""
+    """[B, T], True for tokens that are not padding."""
     action_mask: Tensor
-    """[B, T], True on tokens whose log-probabilities count: sampled tokens with their stop tokens,
-    or the completion of a data row."""
+    """[B, T], True for tokens of the policy: sampled tokens including stop tokens, or the
+    completion of a data row."""
 
     sampler_logprobs: Tensor | None = None
-    """[B, T], computed by the sampler when it drew the tokens."""
+    """[B, T], log-probabilities computed by the sampler when it drew the tokens."""
     old_logprobs: Tensor | None = None
-    """[B, T], under the policy that sampled the tokens, computed by the trainer."""
+    """[B, T], log-probabilities under the sampling policy, computed by the trainer."""
     ref_logprobs: Tensor | None = None
-    """[B, T], under the reference policy."""
+    """[B, T], log-probabilities under the reference policy."""
     values: Tensor | None = None
     """[B, T], the critic's values when the rollouts were collected."""
     entropy: Tensor | None = None
-    """[B, T], entropy in nats of the distributions that the tokens were drawn from."""
+    """[B, T], entropy in nats of the distributions from which the tokens were drawn."""
 
     rewards: Tensor | None = None
     """[B, T], rewards to train on, before KL and cost penalties. A nan marks an episode that could
@@ -46,9 +45,9 @@ class TrainingBatch:
     groups: Tensor | None = None
     """[B] integers, equal for rollouts from one start state."""
     truncated: Tensor | None = None
-    """[B], True where a limit ended the episode before the task did."""
+    """[B], True if a limit ended the episode before the task ended."""
     bootstrap: Tensor | None = None
-    """[B], the critic's value of the last state where truncated, else 0."""
+    """[B], the critic's value of the last state of truncated episodes, 0 for others."""
 
     advantages: Tensor | None = None
     """[B, T], 0 outside `loss_mask`."""
@@ -60,19 +59,19 @@ class TrainingBatch:
     pair_ids: Tensor | None = None
     """[B] integers. Rows with equal ids must share a micro-batch, because a loss compares them."""
     chosen: Tensor | None = None
-    """[B], True on the preferred row of a pair and on a row that is in no pair."""
+    """[B], True for the preferred row of a pair and for a row without a pair."""
     margins: Tensor | None = None
-    """[B], by how much the chosen row of a pair should be rewarded more."""
+    """[B], the required difference of rewards between the two rows of a pair."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.tokens)
 
     def require(self, name: str) -> Tensor:
-        """Return a field that must not be None.
+        """Return the field `name`, which must not be None.
 
         Raises:
-            ValueError: it is None; the message names it.
+            ValueError: the field is None; the message names it.
         """
         value = getattr(self, name)
         if value is None:
@@ -80,12 +79,12 @@ class TrainingBatch:
         return value
 
     def scores(self) -> Tensor:
-        """Return the undiscounted return of each episode, [B]; nan where it was not scored."""
+        """Return the undiscounted return of each episode, [B]; nan if it was not scored."""
         rewards = self.require("rewards")
         return torch.where(self.action_mask, rewards, 0.0).sum(dim=1)
 
     def select(self, rows: Tensor) -> TrainingBatch:
-        """Return some of the rows, without the columns that then hold only padding.
+        """Return some of the rows, without columns in which these rows have only padding.
 
         Args:
             rows: [N] indices.

@@ -1,11 +1,11 @@
-"""Registration of the parts of an algorithm: advantages, policy losses, KL estimators.
+"""Register the components of algorithms: advantage estimators, policy losses, KL estimators.
 
-A part is one decorated function. The decorator states what the function needs and which settings it
-reads, so that nothing else has to be edited to add one.
+A component is one decorated function. The decorator states what the function needs and which
+settings it reads, so a new component requires no other change.
 
-Imports no torch: help texts list the settings of an algorithm, and torch would slow them down. As
-long as a module of functions is not imported, its decorators are read from its source. Their
-arguments must be literals.
+This module does not import torch, because help texts list the settings of an algorithm and
+importing torch would slow them down. Until a module of components is imported, its decorators are
+read from its source. Their arguments must therefore be literals.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ CRITIC_SETTINGS = ("value_coef", "value_clip")
 
 @dataclass(frozen=True)
 class Component:
-    """A registered function and what it needs."""
+    """A registered function and its requirements."""
 
     function: Callable[..., Any]
     summary: str
     reads: frozenset[str] = frozenset()
-    """Names of the settings that it reads."""
+    """Names of the settings that the function reads."""
     critic: bool = False
-    """It needs the values of a critic."""
+    """Whether the function needs the values of a critic."""
     groups: bool = False
-    """It compares several rollouts from one start state."""
+    """Whether the function compares several rollouts from one start state."""
     pairs: bool = False
-    """An advantage forms pairs of rollouts, or a loss compares the rows of a pair."""
+    """Whether an estimator forms pairs of rollouts, or a loss compares the rows of a pair."""
     reference: bool = False
-    """A loss contains the KL to the reference policy, so that no other KL term is added."""
+    """Whether a loss contains the KL to the reference policy, so that no other KL term is added."""
     differentiable: bool = True
-    """The gradient of a KL estimate is useful in a loss."""
+    """Whether the gradient of a KL estimator is useful in a loss."""
 
 
 _TABLES: dict[str, dict[str, Component]] = {"advantages": {}, "losses": {}, "kl": {}}
@@ -47,11 +47,11 @@ _read: set[str] = set()
 
 
 def components(module: str) -> dict[str, Component]:
-    """Return the registered parts of one kind, by name, without importing torch.
+    """Return the registered components of one kind, by name, without importing torch.
 
     Args:
-        module: "advantages", "losses" or "kl", the module of this package with the functions. They
-            can be called only after it has been imported.
+        module: "advantages", "losses" or "kl", the module of this package with the functions. The
+        functions can be called only after the module is imported.
     """
     if module not in _read and f"{__package__}.{module}" not in sys.modules:
         _read.add(module)
@@ -60,7 +60,7 @@ def components(module: str) -> dict[str, Component]:
 
 
 def _read_decorators(module: str) -> None:
-    """Register the parts of a module that is not imported, with a placeholder as function."""
+    """Register the components of a module that is not imported, with a placeholder as function."""
     source = Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")
     decorators = {"advantage": advantage, "policy_loss": policy_loss, "kl_estimator": kl_estimator}
     for node in ast.parse(source).body:
@@ -88,11 +88,11 @@ def advantage(
 
     Args:
         name: value of the setting `advantage`.
-        summary: one phrase for the table of the documentation.
-        reads: as in `Component`.
-        critic: the function needs `batch.values` and `batch.bootstrap`.
-        groups: the function needs `batch.groups`.
-        pairs: only losses that compare pairs accept the advantages.
+        summary: phrase for the table in the documentation.
+        reads: names of the settings that the function reads.
+        critic: whether the function needs `batch.values` and `batch.bootstrap`.
+        groups: whether the function needs `batch.groups`.
+        pairs: whether the advantages are for losses that compare pairs.
     """
     settings = frozenset(reads + (CRITIC_SETTINGS if critic else ()))
     return _register("advantages", name, summary, settings, critic, groups, pairs)
@@ -110,10 +110,10 @@ def policy_loss(
 
     Args:
         name: value of `Algorithm.loss`.
-        summary: one phrase that describes it.
+        summary: phrase for the table in the documentation.
         reads: names of the settings that the function reads.
-        pairs: it compares the two rows of a pair.
-        reference: it reads `batch.ref_logprobs` itself; no other KL term is added.
+        pairs: whether the loss compares the two rows of a pair.
+        reference: whether the loss reads `batch.ref_logprobs`; no other KL term is then added.
     """
     return _register("losses", name, summary, frozenset(reads), pairs=pairs, reference=reference)
 
@@ -125,8 +125,9 @@ def kl_estimator(
 
     Args:
         name: value of the setting `kl_estimator`.
-        summary: one phrase that describes it.
-        differentiable: its expected gradient is not 0, so that it can be a term of the loss.
+        summary: phrase for the table in the documentation.
+        differentiable: whether the expected gradient is not 0, so that the estimate can be a term
+        of the loss.
     """
     return _register("kl", name, summary, differentiable=differentiable)
 

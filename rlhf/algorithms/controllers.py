@@ -1,6 +1,6 @@
-"""State that outlives a step: KL controllers, the Lagrange multiplier, running reward moments.
+"""State across training steps: KL controllers, the Lagrange multiplier, running reward moments.
 
-A checkpoint keeps the numbers of each object, so that a resumed run continues exactly.
+Checkpoints contain the numbers of each object, so that a resumed run continues exactly.
 """
 
 import math
@@ -14,7 +14,7 @@ from rlhf.errors import UserError
 
 @dataclass
 class SavedNumbers:
-    """A dataclass of numbers that a checkpoint keeps."""
+    """Base class of dataclasses whose fields are numbers that checkpoints contain."""
 
     def state_dict(self) -> dict[str, float]:
         """Return the fields by name."""
@@ -28,22 +28,22 @@ class SavedNumbers:
 
 @dataclass
 class FixedKL(SavedNumbers):
-    """A constant coefficient of the KL."""
+    """A constant KL coefficient."""
 
     coef: float
     stop: bool = False
 
     def update(self, kl: float, num_episodes: int) -> None:
-        """Keep the coefficient."""
+        """Leave the coefficient unchanged."""
 
 
 @dataclass
 class AdaptiveKL(FixedKL):
-    """A coefficient that adapts so that the KL approaches a target.
+    """A KL coefficient that is adapted so that the KL approaches a target.
 
     coef *= 1 + clip(kl / target - 1, -0.2, 0.2) * num_episodes / horizon (Ziegler et al. 2019,
-    section 2.2; lm-human-preferences). They use target 6 nats per episode, horizon 10000 episodes,
-    and start at 0.15.
+    section 2.2; lm-human-preferences). Ziegler et al. use a target of 6 nats per episode, a horizon
+    of 10000 episodes and the initial value 0.15.
     """
 
     target: float = 6.0
@@ -57,7 +57,7 @@ class AdaptiveKL(FixedKL):
 
 @dataclass
 class BudgetKL(FixedKL):
-    """A constant coefficient; training ends once the KL exceeds a budget."""
+    """A constant KL coefficient; training ends once the KL exceeds a budget."""
 
     budget: float = 10.0
 
@@ -71,7 +71,7 @@ class LagrangeMultiplier(SavedNumbers):
     """Multiplier of the constraint mean cost <= limit (Ray et al. 2019; Dai et al. 2023).
 
     Gradient ascent on its logarithm: log v += lr * v * (cost - limit), clamped to at most log
-    `maximum`. It stays positive, so a satisfied constraint can become active again.
+    `maximum`. The multiplier stays positive, so a satisfied constraint can become active again.
     """
 
     value: float
@@ -92,13 +92,13 @@ class LagrangeMultiplier(SavedNumbers):
         self.value = math.exp(min(log_value, math.log(self.maximum)))
 
     def state_dict(self) -> dict[str, float]:
-        """Return the value; limit, step size and maximum are those of the configuration."""
+        """Return the value only; limit, step size and maximum come from the configuration."""
         return {"value": self.value}
 
 
 @dataclass
 class RewardMoments(SavedNumbers):
-    """Running mean and variance of all scores seen (Chan et al. 1979, parallel update)."""
+    """Running mean and variance of all scores so far (Chan et al. 1979, parallel update)."""
 
     count: float = 0.0
     mean: float = 0.0
@@ -119,7 +119,7 @@ class RewardMoments(SavedNumbers):
 
     @property
     def std(self) -> float:
-        """Standard deviation (biased); 1 before any scores differ."""
+        """Standard deviation, with divisor N; 1 as long as all scores are equal."""
         return math.sqrt(self.squares / self.count) if self.squares > 0 else 1.0
 
     def scale(self, scores: Tensor, *, clip: float) -> Tensor:

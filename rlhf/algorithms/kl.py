@@ -1,7 +1,7 @@
-"""Estimates of the KL to the reference policy.
+"""Estimators of the KL to the reference policy.
 
-All tensors are [B, T]; index t describes token t; `mask` is True on sampled tokens. Slots outside
-it may hold any value, nan included.
+All tensors are [B, T]; index t describes token t; `mask` is True for sampled tokens. Entries
+outside the mask may have any value, nan included.
 """
 
 import torch
@@ -12,41 +12,41 @@ from rlhf.algorithms.components import components, kl_estimator
 
 @kl_estimator("k1", "log ratio", differentiable=False)
 def k1(log_ratio: Tensor) -> Tensor:
-    """x = log pi - log ref. Unbiased; as a loss its gradient is 0 in expectation."""
+    """Return x = log pi - log ref, which is unbiased; as a loss, its expected gradient is 0."""
     return log_ratio
 
 
 @kl_estimator("k2", "half the squared log ratio")
 def k2(log_ratio: Tensor) -> Tensor:
-    """x^2 / 2. As a loss it has the gradient of KL(policy || reference) in the token's state."""
+    """Return x^2 / 2; as a loss, it has the gradient of the token's KL(policy || reference)."""
     return 0.5 * log_ratio.square()
 
 
 @kl_estimator("k3", "log ratio with a control variate")
 def k3(log_ratio: Tensor) -> Tensor:
-    """exp(-x) - 1 + x. Unbiased; as a loss it has the gradient of KL(reference || policy)."""
+    """Return exp(-x) - 1 + x, unbiased; as a loss, it has the gradient of KL(ref || policy)."""
     return torch.expm1(-log_ratio) + log_ratio
 
 
 def difference(left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
-    """Return left - right where `mask`, else 0; values and gradients of other slots do not leak."""
+    """Return left - right inside `mask` and 0 outside, without values or gradients from outside."""
     return torch.where(mask, left, 0.0) - torch.where(mask, right, 0.0)
 
 
 @torch.no_grad()
 def sequence_kl(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """Estimate each episode's KL(policy || reference) in nats, [B], by the sum of k1: unbiased.
+    """Return the sum of k1 over each episode, [B]: an unbiased estimate of its KL in nats.
 
-    The KL controllers steer its mean over episodes.
+    The KL controllers use the mean over episodes.
     """
     return difference(logprobs, ref_logprobs, mask).sum(dim=1)
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor, *, estimator: str) -> Tensor:
-    """Estimate KL(policy || reference) from each sampled token, in nats; 0 outside `mask`.
+    """Estimate KL(policy || reference) at each sampled token, in nats; 0 outside `mask`.
 
-    The estimators are those of Schulman, "Approximating KL divergence", 2020. In the reward only k1
-    gives the gradient of the KL.
+    The estimators are those of Schulman, "Approximating KL divergence", 2020. In the reward, only
+    k1 has the gradient of the KL.
 
     Raises:
         ValueError: no estimator has this name.

@@ -1,10 +1,11 @@
-"""Policy losses, the value loss, and their sum with the KL and the entropy bonus.
+"""Policy losses, the value loss, and the total loss with the KL and the entropy bonus.
 
 A policy loss is a decorated function of the new log-probabilities, a `TrainingBatch` and the
-settings; `Algorithm.loss` names it. All tensors are [B, T] unless stated otherwise; index t
-describes token t. Slots outside `batch.loss_mask` may hold any value, nan included: neither values
-nor gradients leak. The caller supplies the denominator of the *global* mini-batch, so that losses
-and metrics of micro-batches add up: every function returns a scalar and a `MetricSums`.
+settings; `Algorithm.loss` is its name. All tensors are [B, T] unless stated otherwise; index t
+describes token t. Entries outside `batch.loss_mask` may have any value, nan included, and affect
+neither values nor gradients. The caller supplies the denominator of the *global* mini-batch, so
+that losses and metrics can be added over micro-batches. Every function returns a scalar and a
+`MetricSums`.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ Denominator = float | Tensor
 
 
 def loss_denominator(algorithm: Algorithm, mask: Tensor, *, max_tokens: int) -> Tensor:
-    """Return the denominator of the policy loss of a mini-batch, over all processes.
+    """Return the denominator of the policy loss of a mini-batch over all processes.
 
     Args:
-        algorithm: a configured row.
+        algorithm: the algorithm and its settings.
         mask: `loss_mask` of the mini-batch.
-        max_tokens: largest number of tokens an episode can sample; used by aggregation "constant".
+        max_tokens: largest number of tokens that can be sampled in an episode; used by aggregation
+            "constant".
     """
     sequences = mask.any(dim=1).sum()
     if algorithm.policy_loss.pairs:
@@ -59,15 +61,16 @@ def compute_loss(
 
     Args:
         algorithm: a configured row.
-        logprobs: of the sampled tokens under the policy; carries the gradient.
+        logprobs: log-probabilities [B, T] of the tokens under the policy, with gradients.
         batch: a micro-batch, after `estimate_advantages`.
-        denominator: of the global mini-batch (`loss_denominator`); the loss is 0 where it is 0.
+        denominator: denominator of the global mini-batch, from `loss_denominator`; if it is 0, the
+        loss is 0.
         kl_coef: current coefficient of the KL controller.
-        entropy: of the policy at each token; needed where `entropy_coef` is not 0, otherwise only
-            a metric.
-        values: of the critic; None leaves out its loss.
-        num_tokens: tokens of the global mini-batch that take part in the losses, the denominator of
-            the critic's loss; None: those of this batch.
+        entropy: entropy [B, T] of the policy; required if `entropy_coef` is not 0, otherwise only a
+        metric.
+        values: values [B, T] of the critic; None omits the critic's loss.
+        num_tokens: number of tokens of the global mini-batch that are in the losses, the
+        denominator of the critic's loss; None counts those of this batch.
         critic_only: return only the critic's loss, but the metrics of all terms.
     """
     settings = replace(algorithm.settings, kl_coef=kl_coef)
@@ -107,11 +110,11 @@ def aggregate(
     Args:
         per_token: loss of each token.
         mask: sampled tokens.
-        aggregation: "token" and "constant" weigh every token alike (the denominator is the number
+        aggregation: "token" and "constant" weight all tokens equally (the denominator is the number
             of tokens in the global mini-batch, or sequences times a fixed length as in Dr. GRPO);
             "sequence" takes the mean of each sequence first (the denominator is the number of
             sequences), which gives the tokens of short completions more weight.
-        denominator: of the global mini-batch.
+        denominator: denominator of the global mini-batch.
     """
     total = torch.where(mask, per_token, 0.0).sum(dim=1)
     if aggregation == "sequence":
@@ -127,11 +130,11 @@ def aggregate(
 def clipped(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
-    """Clipped surrogate with one ratio per token (PPO, Schulman et al. 2017, eq. 7).
+    """Compute the clipped surrogate with one ratio per token (PPO, Schulman et al. 2017, eq. 7).
 
     -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A). Separate bounds are DAPO's "clip higher" (Yu
-    et al. 2025). `dual_clip` c > 1 bounds the loss where A < 0 at -c A (Ye et al. 2020); 0
-    turns it off.
+    et al. 2025). `dual_clip` c > 1 bounds the loss by -c A if A < 0 (Ye et al. 2020); 0 disables
+    this bound.
     """
     mask = batch.require("loss_mask")
     log_ratio = difference(logprobs, batch.require("old_logprobs"), mask)
@@ -148,12 +151,13 @@ def clipped(
 def clipped_sequence(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
-    """Clipped surrogate with one ratio per sequence (GSPO, Zheng et al. 2025, section 4).
+    """Compute the clipped surrogate with one ratio per sequence (GSPO, Zheng et al. 2025, sec. 4).
 
     The ratio s = (pi / pi_old)^(1 / length) is the exponential of the mean log-ratio. This is the
-    paper's GSPO-token: each token has the value s and the gradient s grad log pi of its own. With
-    equal advantages over a sequence, value and gradient are those of GSPO; with different ones
-    (turns, return to go) each token still gets its own credit.
+    paper's GSPO-token: the ratio of each token has the value s, and its gradient is s times the
+    gradient of the token's log-probability. With equal advantages over a sequence, value and
+    gradient are those of GSPO; with different advantages (turns, return to go) each token keeps its
+    own.
     """
     mask = batch.require("loss_mask")
     log_ratio = difference(logprobs, batch.require("old_logprobs"), mask)
@@ -192,7 +196,7 @@ def _clipped_surrogate(
 def clipped_weight(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
-    """Log-likelihood weighted by advantage and a clipped constant (CISPO, MiniMax 2025).
+    """Weight the log-likelihood by the advantage and a clipped constant (CISPO, MiniMax 2025).
 
     -sg(clip(r, 1 - clip_low, 1 + clip_high)) A log pi: unlike in PPO, a clipped token keeps its
     gradient.
@@ -211,10 +215,10 @@ def clipped_weight(
 def likelihood(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
-    """Negative log-likelihood with the advantages as weights.
+    """Compute the negative log-likelihood weighted by the advantages.
 
-    REINFORCE (Williams 1992), or best-of-n distillation with 1 for each group's best (RAFT, Dong et
-    al. 2023).
+    This is REINFORCE (Williams 1992), or best-of-n distillation if the advantage is 1 for the best
+    of each group (RAFT, Dong et al. 2023).
     """
     mask = batch.require("loss_mask")
     advantages = torch.where(mask, batch.require("advantages"), 0.0)
@@ -229,11 +233,11 @@ def likelihood(
 def pairwise(
     logprobs: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
-    """Online DPO on pairs of sequences (Rafailov et al. 2023, eq. 7; Guo et al. 2024).
+    """Compute the DPO loss on sampled pairs (Rafailov et al. 2023, eq. 7; Guo et al. 2024).
 
     `kl_coef` is DPO's beta and the denominator is the number of pairs in the global mini-batch. The
-    advantage of a row is its score minus its partner's, equal at all tokens; a row without any
-    token in `loss_mask` is in no pair. With `pair_labels: soft` the better row is preferred with
+    advantage of a row is its score minus its partner's, equal at all tokens; a row without a token
+    in `loss_mask` belongs to no pair. With `pair_labels: soft` the better row is preferred with
     probability sigma(difference), the exact expectation under Bradley-Terry labels; with "hard",
     always.
     """
@@ -263,11 +267,11 @@ def pairwise(
 def value_loss(
     values: Tensor, batch: TrainingBatch, settings: Settings, *, denominator: Denominator
 ) -> tuple[Tensor, MetricSums]:
-    """Return half the squared error of the critic, summed over `loss_mask`, over `denominator`.
+    """Return half the critic's squared error, summed over `loss_mask` and divided by `denominator`.
 
-    With `value_clip` > 0, the larger of the plain error and that of a value clipped to within
-    `value_clip` of the value at rollout (lm-human-preferences, `train_policy.py`); 0 turns clipping
-    off.
+    With `value_clip` > 0, the error is the larger one of the value and of the value clipped to
+    within `value_clip` of its value at rollout (lm-human-preferences, `train_policy.py`); 0
+    disables clipping.
     """
     mask, clip = batch.require("loss_mask"), settings.value_clip
     values = torch.where(mask, values, 0.0)

@@ -9,18 +9,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MetricSums:
-    """Detached sums and maxima of a micro-batch; their sum is that of the whole batch.
+    """Detached sums and maxima of a micro-batch, which can be added over micro-batches.
 
     A mean over tokens differs from the mean of micro-batch means, so each entry of `means` keeps
     its numerator and its count until `compute`.
     """
 
     means: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """Name to [numerator, count], shape [2]."""
+    """Name -> [numerator, count], shape [2]."""
     sums: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """Name to a scalar that already has its global denominator, such as a loss."""
+    """Name -> scalar that is already divided by its global denominator, such as a loss."""
     maxima: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """Name to a scalar maximum."""
+    """Name -> scalar maximum."""
 
     def __add__(self, other: "MetricSums") -> "MetricSums":
         return MetricSums(
@@ -30,7 +30,7 @@ class MetricSums:
         )
 
     def compute(self) -> dict[str, float]:
-        """Return plain numbers, without the means over no tokens."""
+        """Return the metrics as floats, without means over zero tokens."""
         means = {
             name: float(pair[0] / pair[1]) for name, pair in self.means.items() if pair[1] != 0
         }
@@ -49,7 +49,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     """Return 1 - Var(returns - values) / Var(returns) over `mask`.
 
     It is 1 for a perfect critic, 0 for a constant one, negative for one that is worse than a
-    constant, and nan where the returns do not vary.
+    constant, and nan if all returns are equal.
     """
     residual, target = (returns - values)[mask], returns[mask]
     variance = target.var(correction=0) if target.numel() else target.new_zeros(())

@@ -7,8 +7,8 @@ from torch import Tensor
 def missing_eos(scores: Tensor, stopped: Tensor, *, penalty: float) -> Tensor:
     """Subtract `penalty` from the scores of episodes whose last reply has no stop token.
 
-    The "EOS trick" of Huang et al. 2024 (The N+ Implementation Details of RLHF with PPO), with an
-    additive penalty.
+    This is the "EOS trick" of Huang et al. 2024 (The N+ Implementation Details of RLHF with PPO),
+    with an additive penalty.
 
     Args:
         scores: [B].
@@ -28,7 +28,7 @@ def soft_overlong(lengths: Tensor, *, max_tokens: int, fraction: float) -> Tenso
     from `max_tokens` on. DAPO uses the last 4096 of 20480 tokens: fraction 0.2.
 
     Args:
-        lengths: [B], sampled tokens of the longest turn.
+        lengths: [B], number of sampled tokens of the longest turn.
         max_tokens: Limit of the tokens of a turn.
         fraction: Share of `max_tokens` in which the penalty grows; 0 disables the penalty.
 

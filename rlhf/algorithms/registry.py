@@ -1,7 +1,7 @@
-"""One row per online algorithm. Imports no torch.
+"""The table of online algorithms, with one row for each. Imports no torch.
 
-No code compares names of algorithms: what a training step needs follows from the properties of the
-row. `examples/ppo_from_scratch.py` is a training loop that uses one.
+Code does not depend on the names of algorithms: a training step uses the properties of the row.
+`examples/ppo_from_scratch.py` shows a training loop with one row.
 """
 
 from dataclasses import fields, replace
@@ -217,7 +217,7 @@ ALGORITHMS: dict[str, Algorithm] = {row.name: row for row in _ROWS}
 
 
 def configure(name: str, **overrides: object) -> Algorithm:
-    """Return the row called `name` with some of its settings replaced.
+    """Return the algorithm `name` with some of its settings replaced.
 
     Raises:
         UserError: unknown algorithm or setting, a value out of range, or a setting that would

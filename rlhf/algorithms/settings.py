@@ -21,29 +21,29 @@ class Settings:
     advantage: str = "gae"
     """Advantage estimator, by name."""
     num_epochs: PositiveInt = 1
-    """Passes over one batch of rollouts."""
+    """Number of passes over one batch of rollouts."""
     num_minibatches: PositiveInt = 1
-    """Optimizer steps per pass."""
+    """Number of optimizer steps per pass."""
     group_size: PositiveInt = 1
-    """Rollouts from one start state; groups share a baseline."""
+    """Number of rollouts from one start state, which share a baseline."""
     aggregation: Literal["token", "sequence", "constant"] = "token"
-    """Mean over tokens ("token"), mean over each sequence first ("sequence"), or sum divided by the
-    largest number of tokens an episode can sample ("constant")."""
+    """Reduction of the loss: mean over tokens ("token"), mean over sequences of their means
+    ("sequence"), or sum divided by the largest number of tokens in an episode ("constant")."""
     clip_low: NonNegativeFloat = 0.2
-    """The ratio is clipped below at 1 - clip_low."""
+    """The lower bound of the clipped ratio is 1 - clip_low."""
     clip_high: NonNegativeFloat = 0.2
-    """The ratio is clipped above at 1 + clip_high."""
+    """The upper bound of the clipped ratio is 1 + clip_high."""
     dual_clip: NonNegativeFloat = 0.0
-    """Bound c > 1 on the ratio where the advantage is negative; 0 is off."""
+    """Bound c > 1 on the ratio of tokens with a negative advantage; 0 disables it."""
     tis_cap: NonNegativeFloat = 0.0
-    """Truncated importance sampling: weight of a token, the trainer's over the sampler's
-    probability, is at most this; 0 is off."""
+    """Truncated importance sampling: upper bound on the weight of a token, which is the trainer's
+    probability divided by the sampler's; 0 disables it."""
     kl_placement: Literal["reward", "loss", "none"] = "reward"
-    """Where the KL to the reference policy enters: "reward", "loss" or "none"."""
+    """Place of the KL to the reference policy: "reward", "loss" or "none"."""
     kl_estimator: str = "k1"
     """Estimator of the KL per token: "k1", "k2" or "k3"."""
     kl_coef: NonNegativeFloat = 0.05
-    """Weight of the KL, in reward per nat; the beta of DPO."""
+    """Weight of the KL, in reward per nat; in DPO, beta."""
     gamma: Fraction = 1.0
     """Discount from one action token to the next."""
     lam: Fraction = 0.95
@@ -61,15 +61,15 @@ class Settings:
     value_coef: NonNegativeFloat = 0.1
     """Weight of the critic's loss."""
     value_clip: NonNegativeFloat = 0.2
-    """The value loss is clipped where the critic moves further than this from its value at rollout;
-    0 is off."""
+    """Largest change of a value since the rollout before the value loss is clipped; 0 disables
+    clipping."""
     pair_labels: Literal["soft", "hard"] = "soft"
-    """Which of two episodes is preferred: with probability sigma(score difference), or always the
-    better ("hard")."""
+    """Labels of pairs: the better episode is preferred with probability sigma(score difference)
+    ("soft") or always ("hard")."""
     dynamic_sampling: bool = False
     """Replace groups whose scores, before penalties, are all equal by newly sampled ones."""
     overlong_fraction: Fraction = 0.0
-    """Final fraction of a turn's token limit over which a penalty grows from 0 to 1; 0 is off."""
+    """Final fraction of a turn's token limit in which a penalty grows to 1; 0 disables it."""
     cost_limit: Finite = 0.0
     """Largest mean cost per episode."""
     multiplier_init: PositiveFloat = 1.0
@@ -80,7 +80,7 @@ class Settings:
     """Largest Lagrange multiplier."""
 
     def check(self) -> None:
-        """Check each value by itself.
+        """Check the range of each value.
 
         Raises:
             UserError: a value is outside its range; the message names key, rule and value.

@@ -166,7 +166,7 @@ def _with_extras(
     present: Collection[str],
     mapping: Columns,
 ) -> dict[str, str]:
-    """Return the columns of all required fields and of those optional fields that have one."""
+    """Return the columns of the required fields, and of the optional fields that have one."""
     for field in extras:
         if field not in columns:
             taken = {column for column in columns.values() if column}

@@ -122,7 +122,7 @@ class TableReader:
         return canonical | {"source": self.spec.path} | extra
 
     def _cells(self, row: Row) -> dict[str, Any]:
-        """Return the cells of a row by the first layout whose fields it has, else by the first one."""
+        """Return the cells of a row by the first layout whose fields it has, else by the first."""
         for layout in [*self.layouts, self.layouts[0]]:
             cells = {field: cell_of(row, column) for field, column in layout.columns.items()}
             if all(cells[field] is not None for field in layout.fields):

@@ -1,4 +1,4 @@
 """Models: sources, loading, heads, precision, adapters and log-probabilities.
 
-An argument ``model`` is a transformers model or a PEFT model around one, unless stated otherwise.
+Unless stated otherwise, an argument ``model`` is a transformers model, possibly in a PEFT wrapper.
 """

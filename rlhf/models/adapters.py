@@ -1,8 +1,8 @@
-"""LoRA adapters: added to a model, saved with a reference to their base, and merged.
+"""Add LoRA adapters to a model, save them with a reference to their base, and merge them.
 
-An adapter needs the weights it was trained on. Its folder therefore contains the hub id of the base
-if the base is an unchanged model of the hub, and otherwise a copy of it in ``base/``. If there is a
-``base/``, it is used wherever the folder is moved.
+An adapter needs the weights that it was trained on. Its folder therefore contains either the hub id
+of an unchanged base model, or a copy of the base model in ``base/``, which is used even if the
+folder is moved.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 BASE_FOLDER = "base"
 FINGERPRINT_FILE = "base_fingerprint.json"
 
-# Elements per tensor in a fingerprint.
+# Number of elements of each tensor that a fingerprint includes.
 _SAMPLED_ELEMENTS = 4096
 
 
@@ -63,7 +63,7 @@ def add_lora(
     task: str = "CAUSAL_LM",
     heads: Iterable[str] = (),
 ) -> Any:
-    """Wrap a model with new adapters, which do not change it at step 0.
+    """Wrap a model with new adapters, which do not change its outputs before the first step.
 
     Args:
         model: transformers model without adapters.
@@ -74,7 +74,8 @@ def add_lora(
         heads: names of new modules, which are trained fully, without adapters.
 
     Raises:
-        UserError: a module of the specification does not exist, or shares its weights.
+        UserError: a module of the specification does not exist, or shares its weights with another
+        module.
     """
     heads = list(heads)
     _check_names(model, spec)
@@ -123,7 +124,7 @@ def _check_names(model: nn.Module, spec: LoraSpec) -> None:
 def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = None) -> None:
     """Save the adapters of a PEFT model, with the hub id of their base or a copy of it.
 
-    The copy is written to ``base`` if that folder does not exist; None uses a folder inside
+    The copy is written to ``base`` unless that folder exists; None writes it to a folder inside
     ``folder``.
     """
     config, hub = model.peft_config["default"], getattr(model, "hub_model", None)
@@ -134,8 +135,8 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
         base = folder / BASE_FOLDER if base is None else base
         write_base(model, tokenizer, base)
         config.base_model_name_or_path, config.revision = str(base.absolute()), None
-    # The embedding is not saved a second time: a trained one is part of the adapter's modules, and
-    # a base whose embedding was resized is saved as a copy.
+    # PEFT must not save the embedding: a trained embedding is part of the adapter's modules, and a
+    # base with a resized embedding is saved as a copy.
     model.save_pretrained(folder, save_embedding_layers=False)
     tokenizer.save_pretrained(folder)
     if (settings := getattr(unwrap_peft(model), "generation_config", None)) is not None:
@@ -178,7 +179,7 @@ def share_base(checkpoints: Path, final: Path) -> None:
 
 
 def name_base_of_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> None:
-    """Set the base model of checkpoints that another trainer writes, so that they can be loaded.
+    """Record the base model for checkpoints that another library writes.
 
     An unchanged model of the hub keeps the folder from which it was loaded, because PEFT would
     otherwise contact the hub at every save.
@@ -199,9 +200,9 @@ def base_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def fingerprint_of(weights: dict[str, torch.Tensor]) -> int:
-    """Return a checksum of a sample of every tensor, equal for float32 and bfloat16 weights.
+    """Return a checksum of samples of all tensors; float32 and bfloat16 weights have the same one.
 
-    The checksum of weights loaded in float16 can differ: they are rounded to float16 and then to
+    The checksum of float16 weights can differ, because they are rounded twice: to float16 and to
     bfloat16.
     """
     total = 0
@@ -219,7 +220,7 @@ def merged_model(folder: str) -> Any:
     """Load an adapter folder and merge the adapters into their base, in float32.
 
     Raises:
-        UserError: the base is not available, or its weights have changed.
+        UserError: the base model is not available, or its weights have changed.
     """
     config = json.loads((Path(folder) / CONFIG_FILE).read_text())
     task = config.get("task_type") or "CAUSAL_LM"
@@ -248,7 +249,7 @@ def _load_base(folder: Path, config: dict[str, Any], read: Callable[[str], Any])
     """Load the base model of an adapter with ``read``, from its folder or else by its name.
 
     Raises:
-        UserError: the base is not available, or has changed.
+        UserError: the base model is not available, or its weights have changed.
     """
     name = str(config.get("base_model_name_or_path") or "")
     expected = None
@@ -269,7 +270,7 @@ def _base_sources(folder: Path, name: str, revision: str | None) -> list[str]:
     """Return the folders that may contain the base of an adapter, most likely first.
 
     Raises:
-        UserError: the base is missing.
+        UserError: the base model is missing.
     """
     candidates = [folder / BASE_FOLDER]
     if Path(name).name == BASE_FOLDER:  # all checkpoints of a run share one base folder
@@ -288,7 +289,7 @@ def _base_sources(folder: Path, name: str, revision: str | None) -> list[str]:
 def _check_complete(adapted: Any, folder: str) -> None:
     """Check that the adapter has exactly the tensors of its configuration for this base.
 
-    PEFT leaves missing adapters at their initial values, which have no effect.
+    PEFT does not report missing adapters: it leaves them at their initial values, without effect.
     """
     with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as weights:
         stored = set(weights.keys())

@@ -1,8 +1,8 @@
 """Properties of a model that follow from its configuration: windows, states, context length.
 
 Layers of one model may differ: some have full attention, some a sliding window, some a recurrent
-state instead of keys and values. Packing, the sampler's cache and the context length depend on it.
-A ``config`` is the configuration of the decoder, see ``text_config``.
+state instead of keys and values. Packing, the sampler's cache and the context length depend on the
+kinds of layers. A ``config`` is the configuration of the decoder, see ``text_config``.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-# Context length of families without one, such as state-space models.
+# Context length, in tokens, of families that have no limit, such as state-space models.
 UNBOUNDED = 2**20
 
-# Names of the maximum sequence length in configurations.
+# Configuration keys for the maximum sequence length.
 LENGTH_NAMES = (
     "max_position_embeddings",
     "seq_length",
@@ -30,7 +30,7 @@ LENGTH_NAMES = (
     "max_target_positions",
 )
 
-# Names of the number of tokens that a layer attends to, or selects from.
+# Configuration keys for the number of tokens that a layer attends to, or selects from.
 WINDOW_NAMES = (
     "sliding_window",
     "sliding_window_size",
@@ -47,12 +47,12 @@ ATTENTION, STATE, BOTH, NOTHING = "attention", "state", "attention and state", "
 
 
 def unwrap_peft(model: Any) -> Any:
-    """Return the transformers model inside a PEFT wrapper, with its adapters in place."""
+    """Return the transformers model inside a PEFT wrapper; it still contains the adapters."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def is_adapter_weight(name: str) -> bool:
-    """Return whether PEFT trains this weight, of an adapter or of ``modules_to_save``."""
+    """Return whether a weight with this name belongs to an adapter or to ``modules_to_save``."""
     return "lora_" in name or ".modules_to_save." in name
 
 
@@ -107,7 +107,7 @@ def has_states(config: Any) -> bool:
 
 
 def window_of(config: Any) -> int | None:
-    """Return the smallest window of sliding or chunked attention, None if there is none."""
+    """Return the smallest window of sliding or chunked attention; None if there is no window."""
     windows = [additional_window(config)]
     kinds = getattr(config, "layer_types", None)
     if kinds is None or any("sliding" in kind for kind in kinds):
@@ -131,7 +131,7 @@ def limits_of(config: Any) -> list[int]:
 
 
 def additional_window(config: Any) -> int | None:
-    """Return the window that a family's attention applies in addition to the mask."""
+    """Return the attention window that a family applies in addition to its mask, or None."""
     if "local" in (getattr(config, "attention_layers", None) or []):  # GPT-Neo
         return config.window_size
     return None
@@ -140,7 +140,7 @@ def additional_window(config: Any) -> int | None:
 def rotary_limit(config: Any) -> int | None:
     """Return the length beyond which rotary frequencies depend on the length, or None.
 
-    All positions of a longer row have different frequencies (LongRoPE, dynamic NTK).
+    In a longer row the frequencies change at all positions (LongRoPE, dynamic NTK).
     """
     limits = []
     for rope in _rope_parameters(config):

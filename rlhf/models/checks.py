@@ -18,7 +18,7 @@ from rlhf.models.architecture import unwrap_peft, usable_context
 from rlhf.models.comparison import evaluating, failing_as, is_precise, tolerance_of
 from rlhf.models.output_head import has_plain_head
 
-# Tokens of the rows that are compared.
+# Number of tokens in the rows that are compared.
 ROW_TOKENS = 24
 
 
@@ -31,7 +31,7 @@ def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         UserError: the model is an encoder-decoder, or weights are missing, unused or of another
             shape.
-        OSError, ValueError: errors of transformers if there is no causal model.
+        OSError, ValueError: transformers finds no causal model.
     """
     config = AutoConfig.from_pretrained(source)
     kind = (getattr(config, "architectures", None) or [type(config).__name__])[0]
@@ -62,7 +62,7 @@ def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def check_model(model: Any, tokenizer: Any) -> None:
-    """Check the logits of a model on one row of tokens, read whole, padded and truncated.
+    """Compare a model's logits for one row of tokens: whole, padded and truncated.
 
     Args:
         model: causal model.
@@ -98,7 +98,7 @@ def check_model(model: Any, tokenizer: Any) -> None:
 
 
 def check_scorer(model: Any) -> None:
-    """Check the scores of a reward model for texts in one batch, alone, and with another end.
+    """Compare a reward model's scores of texts: in one batch, alone, and with another last token.
 
     Args:
         model: sequence classifier with a pad token and a new head.
@@ -112,7 +112,7 @@ def check_scorer(model: Any) -> None:
     size, pad = config.vocab_size, model.config.pad_token_id
     length = min(ROW_TOKENS, usable_context(config))
     ids = torch.randint(size - 1, (3, length), generator=generator)
-    ids = torch.where(ids >= pad, ids + 1, ids).to(model.device)  # any token but padding
+    ids = torch.where(ids >= pad, ids + 1, ids).to(model.device)  # any token except padding
     ids[1, length // 2 :] = pad
     ids[2] = ids[0]
     ids[2, -1] = ids[0, 0]
@@ -151,7 +151,7 @@ def _check_ids(model: Any, tokenizer: Any) -> None:
 
 
 def relative_gap(actual: Tensor, expected: Tensor) -> float:
-    """Return the largest relative difference of two tensors, or in half precision the mean."""
+    """Return the relative difference of two tensors: the largest, or in half precision the mean."""
     difference, size = (actual.double() - expected.double()).abs(), expected.double().abs()
     if is_precise(expected):
         return float(difference.max() / size.max().clamp(min=1.0))

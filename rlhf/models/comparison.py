@@ -1,4 +1,4 @@
-"""Comparing two computations of one model: evaluation mode, precision, failures."""
+"""Helpers to compare two computations of one model: evaluation mode, tolerances, failures."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import nn
 
 from rlhf.errors import UserError
 
-# Tolerance of relative differences of logits and states: of the largest in float32, of the mean in
-# half precision, where rounding can route single tokens to other experts.
+# Tolerance of relative differences of logits and states. It applies to the largest difference in
+# float32, and to the mean in half precision, because rounding can route single tokens to other
+# experts.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 
 # Exceptions of a forward pass that does not support its inputs.
@@ -31,7 +32,7 @@ def tolerance_of(model: Any) -> float:
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Return a context in evaluation mode that restores the mode of every module at its end."""
+    """Return a context that sets evaluation mode, and then restores the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""FLOPs of a training step, and peak FLOPS of the machine (for MFU)."""
+"""FLOPs of a training step, and peak FLOPS of the machine, for model FLOPS utilization (MFU)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TRIALS = 8
 
 @torch.no_grad()
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the highest measured FLOPS of square matmuls."""
+    """Measure the peak FLOPS: the highest rate over several sizes of square matmuls."""
     matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device).to(dtype)
     best = float("inf")
     for _ in range(TRIALS):
@@ -26,10 +26,10 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def update_flops(model: Any, *, tokens: int, learned: int) -> float:
-    """Return the FLOPs of a forward and backward pass, without the matmuls of attention weights.
+    """Return the FLOPs of a forward and a backward pass, without the matmuls of attention scores.
 
-    There are two per weight and token in the forward pass and four in the backward pass. The output
-    head is applied only to the tokens that are trained on.
+    Each weight and token takes two FLOPs in the forward pass and four in the backward pass. The
+    output head is applied only to the tokens that are trained on.
 
     Args:
         model: causal model or reward model.

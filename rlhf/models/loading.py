@@ -85,7 +85,7 @@ def load_model(
 def size_of(folder: str) -> int:
     """Return the number of weights in a model folder, from the headers of its safetensors files.
 
-    It is 0 if unknown, as for adapters, which are merged in float32.
+    The number is 0 if it is unknown, as for adapters, which are merged in float32.
     """
     if is_adapter(folder):
         return 0
@@ -100,8 +100,8 @@ def size_of(folder: str) -> int:
 def cast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Move a model to a device and convert its weights, in place.
 
-    Buffers that are not saved, such as rotary frequencies, keep their dtype: rounded to bfloat16
-    they would rotate distant positions by radians.
+    Buffers that are not saved, such as rotary frequencies, keep their dtype: rounding them to
+    bfloat16 would rotate distant positions by radians.
     """
     model.to(device)
     for module in model.modules():
@@ -149,11 +149,11 @@ def load_weights(folder: str, *, dtype: torch.dtype = torch.float32) -> PreTrain
 
 
 def give_pad_token(tokenizer: Any, model: PreTrainedModel) -> bool:
-    """Ensure that the pad token differs from EOS; returns whether the embedding has grown.
+    """Ensure that the pad token differs from EOS; return whether the embedding has grown.
 
-    With pad = EOS a mask made from token ids hides the end of the text, and a reward model cannot
-    distinguish finished from truncated replies. A reserved token of the vocabulary is used if there
-    is one; otherwise a token is added, and the embedding grows by a row.
+    If the pad token is EOS, a mask computed from token ids hides the end of the text, and a reward
+    model cannot distinguish finished from truncated replies. A reserved token of the vocabulary is
+    used if there is one; otherwise a token is added, and the embedding grows by a row.
     """
     ensure_pad_token(tokenizer)
     grows = tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings
@@ -162,7 +162,7 @@ def give_pad_token(tokenizer: Any, model: PreTrainedModel) -> bool:
             torch.manual_seed(0)
             model.resize_token_embeddings(len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
-    if getattr(model, "generation_config", None) is not None:  # classifiers have none
+    if getattr(model, "generation_config", None) is not None:  # None for classifiers
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return grows
 

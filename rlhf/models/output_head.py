@@ -1,8 +1,8 @@
-"""The output head: from the hidden states of a decoder to logits.
+"""Apply a model's output head to hidden states of its decoder.
 
-Most families multiply by the output weight and perhaps scale the result. That is computed here, for
-any subset of the positions. Other families have further layers (BERT), caps or multipliers: then
-the model's own forward pass is run with a decoder that returns the given states.
+Most families multiply the states by the output weight and perhaps scale the result. This module
+computes that product for any subset of the positions. For families with further layers (BERT), caps
+or multipliers, it runs the model's own forward pass with a decoder that returns the given states.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from rlhf.models.comparison import evaluating
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 HALF_TOLERANCE = 0.05
 
-# Whether a model's logits are the product of states and output weight, by decoder.
+# Decoder -> whether the model's logits are the product of its states and the output weight.
 _is_product: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def logits_of(model: Any, hidden: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    """Apply the output head, with all that a family computes before or after it.
+    """Apply the output head, including all operations of the family before and after it.
 
     Args:
         model: causal model.
@@ -74,7 +74,7 @@ def _product(model: Any, hidden: Tensor, weight: Tensor | None) -> Tensor:
     config = unwrap_peft(model).config.get_text_config()
     head = unwrap_peft(model).get_output_embeddings()
     dtype = (head.weight if weight is None else weight).dtype
-    if dtype.is_floating_point and hidden.dtype != dtype:  # Mamba ends in float32
+    if dtype.is_floating_point and hidden.dtype != dtype:  # Mamba's last hidden states are float32
         hidden = hidden.to(dtype)
     logits = head(hidden) if weight is None else torch.nn.functional.linear(hidden, weight)
     if scale := getattr(config, "lm_head_multiplier", None):  # Falcon-H1
@@ -140,7 +140,7 @@ def _forward_logits(model: Any, trunk: Any, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _compare(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]) -> bool:
-    """Return whether ``product`` gives the model's logits of a few tokens."""
+    """Return whether ``product`` equals the model's logits for a few tokens."""
     ids = torch.arange(2, 6, device=model.device)[None] % model.config.get_text_config().vocab_size
     with evaluating(model):  # without dropout, which would make passes differ
         whole = model(input_ids=ids, use_cache=False).logits.double()
@@ -158,7 +158,7 @@ def _compare(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]) -> boo
 
 
 def _gap(compute: Callable[[], Tensor], whole: Tensor) -> float:
-    """Return the largest difference over the largest logit; infinite if ``compute`` fails."""
+    """Return the largest difference relative to the largest logit; inf if ``compute`` fails."""
     try:
         logits = compute().double()
     except (AttributeError, RuntimeError, TypeError, ValueError):

@@ -27,7 +27,10 @@ VALUE_FILE = "value_head.safetensors"
 
 @dataclass(frozen=True)
 class Scored:
-    """Outputs of one forward pass; index t describes token t, zeros outside the action mask."""
+    """Outputs of one forward pass.
+
+    Index t describes token t; values outside the action mask are 0.
+    """
 
     logprobs: torch.Tensor  # [B, T] log p(tokens[t] | tokens[<t])
     entropy: torch.Tensor  # [B, T] nats
@@ -57,7 +60,7 @@ class Policy:
         model: causal model.
         tokenizer: its tokenizer, whose pad token differs from EOS.
         critic: "none"; "shared", a value head on the policy's decoder; or "separate", a value head
-            on a decoder of its own, which is initialized with a copy of the policy's.
+        on a second decoder, which is initialized with a copy of the policy's.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, critic: str = "none") -> None:
@@ -76,7 +79,7 @@ class Policy:
 
     @property
     def is_lora(self) -> bool:
-        """Whether only adapters are trained."""
+        """Whether the policy has LoRA adapters, so that only they are trained."""
         return self.model is not unwrap_peft(self.model)
 
     @property
@@ -158,7 +161,7 @@ class Policy:
     def save(self, directory: Path, *, base: Path | None = None) -> None:
         """Write a folder that ``from_pretrained`` reads, with the critic in a separate file.
 
-        ``base`` is that of ``save_adapter``.
+        ``base`` is passed to ``save_adapter``.
         """
         save_model(self.model, self.tokenizer, directory, base=base)
         if self.value_head is not None:

@@ -19,7 +19,7 @@ BF16_MIN_PARAMS = 1_000_000
 # Smallest number of parameters at which several threads speed up matmuls.
 MULTITHREAD_MIN_PARAMS = 10_000_000
 
-# Elements that the optimizer updates at a time, which bounds the memory of float32 gradients.
+# Number of elements updated at a time; it bounds the memory of float32 gradients.
 OPTIMIZER_CHUNK_ELEMENTS = 2**20
 
 # torch's number of threads before any model was loaded.
@@ -156,7 +156,7 @@ class MasterOptimizer(torch.optim.Optimizer):
         return {**outer, "inner": inner, "masters": masters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state from ``state_dict``, bit for bit."""
+        """Restore a state from ``state_dict`` bit for bit."""
         state = dict(state_dict)
         inner, masters = state.pop("inner"), state.pop("masters")
         super().load_state_dict(state)
@@ -200,7 +200,7 @@ class MasterSGD(MasterOptimizer):
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows of a weight and of its master weight."""
+    """Some rows of a weight, and the same rows of its master weight."""
 
     weight: torch.Tensor
     rows: Any
@@ -209,7 +209,7 @@ class _Piece:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Pieces of a parameter group that are updated together."""
+    """Pieces of one parameter group that are updated together."""
 
     group: int
     """Index of the parameter group."""

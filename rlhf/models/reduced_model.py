@@ -15,10 +15,10 @@ import torch
 from rlhf.models.architecture import WINDOW_NAMES, text_config, unwrap_peft
 from rlhf.models.fast.varlen_attention import ATTENTION_NAME
 
-# Sizes of the small model.
+# Configuration values of the small model.
 WINDOW_TOKENS, ROTARY_CONTEXT, VOCABULARY, EXPERTS, MAX_PARAMS = 8, 16, 64, 8, 5e8
 
-# Largest values of the settings of the small model.
+# Upper limits of configuration values of the small model.
 _MOST = {
     **dict.fromkeys(WINDOW_NAMES, WINDOW_TOKENS),
     **dict.fromkeys(
@@ -86,7 +86,7 @@ def reduced_config(config: Any, *, layers: int) -> Any:
 
 
 def _kept_layers(values: dict[str, Any], count: int, most: int) -> list[int]:
-    """Return the indices of one layer of every kind, and of at least two layers."""
+    """Return the indices of the layers to keep: one of every kind, and at least two."""
     lists = [v for v in values.values() if isinstance(v, list) and len(v) == count]
     kinds: dict[str, int] = {}
     for i in range(count):

@@ -1,4 +1,4 @@
-"""Learned rewards with the fast forward passes of training."""
+"""Build learned rewards that use the fast forward passes of training."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def load_rewards(spec: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Rewar
 
 
 def with_packing(reward: R) -> R:
-    """Let the decoders of a reward read packed texts from now on; returns the reward.
+    """Enable packing in the decoders of a reward; return the reward.
 
     Prefixes that neighboring texts share, such as a common prompt, are computed once. Scores are
     equal up to rounding. Encoders, and decoders whose scores would change, use padded batches.
     """
     decoders = [c for c in reward.checkpoints() if c.sidecar.pooling == "last"]
-    if decoders:  # rules need no torch
+    if decoders:  # rewards without models do not import torch
         from rlhf.models.fast.packing import hidden_states
         from rlhf.models.fast.verification import enable_fast_paths
     for checkpoint in decoders:

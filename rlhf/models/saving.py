@@ -19,7 +19,7 @@ from rlhf.models.architecture import unwrap_peft
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = None) -> None:
-    """Write a model and its tokenizer; ``base`` is that of ``save_adapter``."""
+    """Write a model and its tokenizer to a folder; ``base`` is passed to ``save_adapter``."""
     if unwrap_peft(model) is not model:
         save_adapter(model, tokenizer, folder, base=base)
         return
@@ -29,10 +29,10 @@ def save_model(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = 
 
 @torch.no_grad()
 def restore_model(model: Any, folder: Path) -> None:
-    """Read a folder of ``save_model`` into a model of the same architecture.
+    """Load the weights that ``save_model`` wrote into a model of the same architecture, in place.
 
     Raises:
-        UserError: the folder contains no model, or other weights.
+        UserError: the folder contains no model, or weights that do not fit the model.
     """
     if not is_adapter(folder) and not (folder / "config.json").exists():
         raise UserError(
@@ -48,7 +48,7 @@ def restore_model(model: Any, folder: Path) -> None:
     for path in folder.glob("model*.safetensors"):
         stored |= load_file(path)
     parameters = dict(model.named_parameters())
-    if not parameters.keys() <= stored.keys():  # families with other names in files
+    if not parameters.keys() <= stored.keys():  # families whose files use other weight names
         wide = torch.promote_types(model.dtype, torch.float32)
         plain = type(model).from_pretrained(folder, dtype=wide)
         stored = dict(plain.named_parameters())

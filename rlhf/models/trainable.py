@@ -1,8 +1,8 @@
 """Trainable parameters and dropout of a model.
 
-All models of a run are configured here after they are loaded, merged or copied, because loaders
-leave other settings: PEFT leaves a base model frozen after an adapter was merged into it, and a new
-adapter is in training mode although its base model is not.
+Every model of a run is configured by these functions after it is loaded, merged or copied, because
+the loaders' settings differ: PEFT leaves a base model frozen after merging, and a new adapter is in
+training mode although its base model is not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _CHECKSUM_CHUNK_ELEMENTS = 2**20
 
 
 def make_trainable(model: Any) -> Any:
-    """Set ``requires_grad`` of the trained parameters and disable dropout; returns the model.
+    """Set ``requires_grad`` of the trained parameters and disable dropout; return the model.
 
     The trained parameters of a PEFT model are the adapters and ``modules_to_save``; of other models
     all parameters.
@@ -44,12 +44,12 @@ def make_trainable(model: Any) -> Any:
 
 
 def make_frozen(model: Any) -> Any:
-    """Freeze all parameters and disable dropout; returns the model."""
+    """Freeze all parameters and disable dropout; return the model."""
     return set_dropout(model.requires_grad_(False), active=False)
 
 
 def set_dropout(model: Any, *, active: bool) -> Any:
-    """Enable or disable the dropout of a model and its adapters; returns the model.
+    """Enable or disable the dropout of a model and its adapters; return the model.
 
     Dropout is active only in the updates of SFT and of reward models. A loss that compares
     log-probabilities of two passes (online algorithms, DPO, KTO) would measure the noise between

@@ -1,4 +1,4 @@
-"""The record of one episode, and rollouts as one batch of tensors."""
+"""Record one episode, and collate episodes into one batch of tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Rollout:
     group_index: int
     """Episodes of one group share a start state."""
     sample_index: int
-    """Number of the episode in its group."""
+    """Index of the episode in its group."""
     tokens: list[int] = field(default_factory=list)
     is_action: list[bool] = field(default_factory=list)
     """True for sampled tokens, the stop token included."""
@@ -36,25 +36,25 @@ class Rollout:
     the rollout is scored."""
     costs: list[float] = field(default_factory=list)
     turn: list[int] = field(default_factory=list)
-    """Number of the turn a token belongs to, counted from 0."""
+    """Index of the turn that a token belongs to."""
     policy_versions: list[int] = field(default_factory=list)
-    """Version of the policy that sampled a token, or that read it as context."""
+    """Version of the policy that sampled the token, or for which it was context."""
     terminated: bool = False
-    """The task ended, so the last state has no value."""
+    """Whether the task ended, so that the last state has no value."""
     truncated: bool = False
-    """A limit of turns or tokens ended the episode, so the last state has a value."""
+    """Whether a limit on turns or tokens ended the episode, so that the last state has a value."""
     num_length_limited: int = 0
-    """Turns whose reply hit the per-turn token limit."""
+    """Number of turns whose reply was cut off at the token limit of a turn."""
     stopped: bool = True
-    """The last reply ended with its stop token."""
+    """Whether the last reply ended with a stop token."""
     invalid: int = 0
-    """Actions that the environment called invalid."""
+    """Number of actions that the environment reported as invalid."""
     success: bool | None = None
     conversation: list[dict[str, Any]] = field(default_factory=list)
     components: dict[str, float | None] = field(default_factory=dict)
-    """Reward of each named part, per episode."""
+    """Name of a reward component -> its value for the episode."""
     unscored: str | None = None
-    """Why the rewards could not score the episode."""
+    """Reason why the rewards could not score the episode; None if they did."""
     start_info: dict[str, Any] = field(default_factory=dict)
     """The environment's ``info`` of the start state, and its first ``observation`` as text."""
 
@@ -66,7 +66,7 @@ class Rollout:
         logprobs: Sequence[float] | None,
         policy_version: int = 0,
     ) -> None:
-        """Add tokens: sampled ones come with their log-probabilities, others with None."""
+        """Append tokens: sampled tokens with their log-probabilities, other tokens with None."""
         self.tokens += ids
         self.is_action += [logprobs is not None] * len(ids)
         self.logprobs += [0.0] * len(ids) if logprobs is None else logprobs
@@ -82,7 +82,7 @@ class Rollout:
 
     @property
     def num_turns(self) -> int:
-        """Number of replies; an observation after the last one does not count."""
+        """Number of replies; an observation after the last reply is not counted."""
         return 1 + max(self.action_turns, default=-1)
 
     @property
@@ -92,12 +92,12 @@ class Rollout:
 
     @property
     def max_turn_length(self) -> int:
-        """Number of sampled tokens of the longest turn."""
+        """Largest number of sampled tokens in a turn."""
         return max(Counter(self.action_turns).values(), default=0)
 
     @property
     def env_return(self) -> float:
-        """Sum of the environment's rewards."""
+        """Sum of the environment's rewards in the episode."""
         return sum(self.env_rewards)
 
     @property
@@ -107,7 +107,7 @@ class Rollout:
 
     @property
     def cost(self) -> float:
-        """Sum of costs."""
+        """Sum of the costs in the episode."""
         return sum(self.costs)
 
     def with_terminal_reward(self, rewards: Sequence[float], amount: float | None) -> list[float]:
@@ -123,7 +123,7 @@ def pad_right(
     dtype: torch.dtype | None = None,
     device: Any = None,
 ) -> torch.Tensor:
-    """Pad lists of unequal length to [B, T]; without a dtype, that of the numbers is used."""
+    """Pad lists of unequal length to [B, T]; dtype None infers the dtype from the values."""
     width = max(map(len, lists))
     rows = [[*values, *[fill] * (width - len(values))] for values in lists]
     return torch.tensor(rows, dtype=dtype, device=device)

@@ -42,15 +42,15 @@ LEFT_CONTEXT = 48
 
 @dataclass(frozen=True)
 class Closing:
-    """How a template ends the assistant's turn."""
+    """The token with which a template ends the assistant's turn."""
 
     token: int
     text: str
     """The token's text."""
     written: bool
-    """The template writes the token at the end of a reply."""
+    """Whether the template writes the token at the end of a reply."""
     opens_next: bool = False
-    """The token is the first of the next turn's header (GLM), so the last reply lacks it."""
+    """Whether the token begins the next turn's header (GLM), so that the last reply lacks it."""
 
 
 class ChatFormat:
@@ -91,7 +91,7 @@ class ChatFormat:
         known_stop_ids = set(stop_ids) & (added.keys() | special)
         self.stop_ids = {tokenizer.eos_token_id} - {None} | known_stop_ids
         self.special_ids = special | {i for i, t in added.items() if t.special} | self.stop_ids
-        # Some tokenizers add tokens for runs of spaces, which are left out.
+        # Added tokens that consist of spaces only are excluded.
         self.added_ids = {i for i, token in added.items() if token.content.strip()}
         if stop is not None and not self.chat:
             self.stop_ids |= _tokens_containing(tokenizer, stop)
@@ -107,7 +107,7 @@ class ChatFormat:
         """
         if not self.chat:
             if text := self.join(messages):
-                # add_special_tokens: a base model was trained with its BOS.
+                # A base model was trained with BOS at the start, so special tokens are added.
                 return self.tokenizer(text)["input_ids"]
             begin = self.tokenizer.bos_token_id
             return [self.closing.token if begin is None else begin]
@@ -128,7 +128,7 @@ class ChatFormat:
     def encode_observation(
         self, observation: str, *, reply: Sequence[int], system: bool = False
     ) -> list[int]:
-        """Encode what follows a reply: the end of its turn and the new observation.
+        """Encode the text after a reply: the end of its turn and the new observation.
 
         Args:
             observation: text of the environment.
@@ -178,7 +178,7 @@ class ChatFormat:
 
     @functools.cached_property
     def system_problem(self) -> str | None:
-        """Reason why the template cannot render a system message; None if it can."""
+        """The reason why the template cannot render a system message; None if it can."""
         reason = None if folds_system(self.tokenizer) else system_refusal(self.tokenizer)
         if reason is None:
             return None
@@ -188,7 +188,7 @@ class ChatFormat:
         )
 
     def describe(self) -> str:
-        """Return the summary of the format in one line: its restrictions, and how a reply ends."""
+        """Return a one-line summary of the format: its restrictions, and how a reply ends."""
         if not self.chat:
             end = "EOS" if self.stop_text is None else f"EOS or {self.stop_text!r}"
             return f"no chat template: texts joined by {self.separator!r}, replies end with {end}"
@@ -250,13 +250,13 @@ class ChatFormat:
     def _find_closing(self) -> Closing:
         """Find the token that ends a reply.
 
-        It is the last stop token, or else the last special or added token, that the template writes
-        after a reply whether or not a turn follows (Phi-3 writes EOS only after the last reply,
-        gpt-oss ends earlier replies differently). Otherwise it is the tokenizer's EOS or first stop
-        token.
+        The closing token must follow a reply both at the end and before another turn (Phi-3 writes
+        EOS only after the last reply, gpt-oss ends earlier replies differently). The last such stop
+        token is used, else the last such special or added token, else the tokenizer's EOS or first
+        stop token.
 
         Raises:
-            UserError: there is none, or the template cannot render a reply.
+            UserError: no token can end a reply, or the template cannot render a reply.
         """
         if self.chat:
             last, middle = (self.encode(text) for text in self._after_probes())
@@ -276,9 +276,9 @@ class ChatFormat:
         return Closing(token, self.tokenizer.convert_ids_to_tokens(token), written=False)
 
     def _after_probes(self) -> tuple[str, str]:
-        """Return template's text after the last reply, and after a reply that a user turn follows.
+        """Return the template's text after the last reply, and after a reply before a user turn.
 
-        Both are the first if the template cannot render several turns.
+        If the template cannot render several turns, the first text is returned twice.
         """
         try:
             whole = self.render([USER, REPLY])
@@ -293,7 +293,7 @@ class ChatFormat:
             return last, last
 
     def _after_reply(self, observation: str) -> str:
-        """Return the template's text after a reply that an observation follows."""
+        """Return the template's text between a reply and the next one, with the observation."""
         user_turn = {"role": "user", "content": observation}
         text = self.render([USER, REPLY, user_turn], prompt=True)
         _, separator, after = text.partition(SENTINEL)
@@ -303,13 +303,13 @@ class ChatFormat:
 
     @functools.cached_property
     def _head(self) -> list[int]:
-        """Header of special tokens before the text of the last reply; may be empty."""
+        """Special tokens that the template writes before the text of the last reply, or []."""
         start = len(self.render([USER], prompt=True))
         head = self.encode(self.render([USER, REPLY])[start:].partition(SENTINEL)[0])
         return head if any(i in self.special_ids for i in head) else []
 
     def _find_turn_problems(self, system: bool) -> tuple[str | None, str | None]:
-        """Return why rollouts cannot have several turns, and a note if they can."""
+        """Return the reason why rollouts cannot have several turns, and a note if they can."""
         first: list[Message] = [{"role": "system", "content": "?"}] if system else []
         first.append(USER)
         try:
@@ -406,7 +406,7 @@ def _encode_plain(
 
 
 def generation_stop_ids(model: Any) -> list[int]:
-    """Stop tokens of the generation configuration that was saved with a model."""
+    """Return the stop tokens in the generation configuration that was saved with a model."""
     config = getattr(model, "generation_config", None)
     if config is None or getattr(config, "_from_model_config", False):
         return []
@@ -441,6 +441,6 @@ def _after_last(ids: list[int], head: list[int]) -> list[int]:
 
 
 def _outline(messages: Messages) -> str:
-    """Return roles and the beginning of the last text, to identify a conversation in messages."""
+    """Return the roles and the start of the last text, to identify a conversation in messages."""
     roles = ", ".join(message["role"] for message in messages)
     return f"{roles}: {str(messages[-1]['content'])[:40]!r}"

@@ -35,7 +35,7 @@ from rlhf.runs.profiling import Stopwatch
 
 log = logging.getLogger(__name__)
 
-# Separates the random numbers of sampling from others that are derived from the same seed.
+# Key that separates the random numbers of sampling from others with the same seed.
 SAMPLING_STREAM = 7
 
 _episode_ids = count()
@@ -43,7 +43,7 @@ _episode_ids = count()
 
 @dataclass(frozen=True)
 class EpisodeSeed:
-    """The source of an episode's randomness.
+    """The seeds of one episode.
 
     The environment is reset with ``seed``; the episodes of a group share it, and ``sample_index``
     distinguishes their sampled tokens.
@@ -56,7 +56,7 @@ class EpisodeSeed:
 
 @dataclass
 class _Episode:
-    """An episode in progress; ``rollout.tokens`` is all of it, including the next turn's prompt."""
+    """An episode in progress; ``rollout.tokens`` includes the prompt of the next reply."""
 
     id: int
     """For the engine."""
@@ -65,13 +65,13 @@ class _Episode:
     env: gym.Env
     rollout: Rollout
     budget: int
-    """Most tokens of the whole episode."""
+    """Maximum number of tokens in the whole episode."""
     turn: int = 0
-    """Number of the turn that is played, counted from 0."""
+    """Index of the current turn."""
 
     @property
     def remaining_tokens(self) -> int:
-        """Tokens that may still be appended."""
+        """Number of tokens that can still be appended to the episode."""
         return self.budget - len(self.rollout.tokens)
 
 
@@ -107,7 +107,7 @@ def make_env_factory(
         except Exception as error:
             raise UserError(f"env.id {spec.id!r} cannot be made: {first_line(error)}") from error
 
-    assert envs.TASKS  # importing the package registers its ids
+    assert envs.TASKS  # importing the package registers the environments
     return make
 
 
@@ -160,9 +160,9 @@ class Collector:
         examples: Sequence[dict[str, Any]] = (),
         split: str | None = None,
     ) -> Collector:
-        """Make the collector of a configuration, with an engine that samples in this process.
+        """Make the collector for a configuration, with an engine that samples in this process.
 
-        ``split`` is that of ``make_env_factory``.
+        ``split`` is passed to ``make_env_factory``.
 
         Raises:
             UserError: the chat template refuses a prompt or the system message.
@@ -204,7 +204,7 @@ class Collector:
             prompts: prompts of a prompt set; if empty, the environment's system message is checked.
 
         Raises:
-            UserError: names the prompt that the template refuses.
+            UserError: the template cannot render a prompt; the message names the prompt.
         """
         if not self.chat_format.chat:
             return
@@ -220,7 +220,7 @@ class Collector:
                 raise UserError(f"prompt {index + 1} of env.prompts: {error}") from error
 
     def episode_tokens(self) -> int:
-        """Upper bound of the tokens that an episode samples, if its number of turns is known.
+        """Return an upper bound on the number of tokens sampled in an episode.
 
         The number of turns is the environment's ``max_turns`` or the step limit of its
         registration. Without either, the result is ``rollout.max_tokens`` or the limit of one turn.
@@ -234,7 +234,7 @@ class Collector:
         return self.spec.max_tokens or min(budget, self.spec.max_new_tokens)
 
     def _environments(self, number: int) -> list[gym.Env]:
-        """The first environments; they are made when they are needed for the first time."""
+        """Return the first ``number`` environments, and make those that do not exist yet."""
         while len(self.envs) < number:
             self.envs.append(self.make_env())
         return self.envs[:number]
@@ -334,7 +334,7 @@ class Collector:
         return self.envs[index]
 
     def _call(self, seed: int, call: Callable[[], Any]) -> Any:
-        """Run environment code; None if it failed and failures are counted."""
+        """Run environment code; return None if it failed and failures are counted."""
         with self.watch("environments"):
             return self.calls.run(seed, call)
 
@@ -344,8 +344,8 @@ class Collector:
         """Start an episode from the result of ``reset``."""
         start_info = {**info, "observation": observation}
         rollout = Rollout(seed.seed, seed.group_index, seed.sample_index, start_info=start_info)
-        # Prompt sets put the data row's message here, whose other keys are for rewards, such as the
-        # right answer; in other environments the key can have any meaning.
+        # In a prompt set, this message is the data row's, and its other keys, such as the right
+        # answer, are for rewards. Other environments can use the key for anything.
         message = info.get("message")
         keys = message if isinstance(message, Mapping) else {}
         first = {"role": "user", **keys, "content": observation}
@@ -379,7 +379,7 @@ class Collector:
         return with_tools(after_system(messages, self.examples), tools)
 
     def _request(self, episode: _Episode, sampling: SamplingParams) -> Request:
-        """The request for an episode's next reply."""
+        """Return the request for an episode's next reply."""
         rollout = episode.rollout
         return Request(
             episode_id=episode.id,
@@ -438,7 +438,7 @@ class Collector:
         )
         rollout.truncated = truncated or len(ids) >= episode.remaining_tokens
         episode.turn += 1
-        # Also after the last turn: the critic's bootstrap value is that of the state after it.
+        # The observation is also appended after the last turn, because the critic bootstraps there.
         rollout.append(
             ids[: episode.remaining_tokens],
             turn=episode.turn,
@@ -448,7 +448,7 @@ class Collector:
         return rollout.truncated
 
     def _invalid_action(self, env: Any) -> tuple[Any, ...]:
-        """Result of a turn whose reply names no action; the environment is not stepped."""
+        """Return the step result of a reply without an action; the environment is not stepped."""
         first = env.action_space.start
         last = first + env.action_space.n - 1
         hint = f"That is no action. Answer with a number from {first} to {last}."
@@ -456,10 +456,10 @@ class Collector:
 
 
 def _check_completion(completion: Completion, active: Mapping[int, _Episode]) -> None:
-    """Check what a rollout engine returned.
+    """Check the completion that a rollout engine returned.
 
     Raises:
-        UserError: The completion has no request, or its log-probabilities cannot be used.
+        UserError: No request has the completion's id, or its log-probabilities cannot be used.
     """
     episode = active.get(completion.request.request_id)
     if episode is None:

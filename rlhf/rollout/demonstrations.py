@@ -1,9 +1,9 @@
 """Cut a demonstration out of the chat template's rendering of the whole conversation.
 
-A reply is located by two renderings: that of the prompt before it, as in sampling, and that of the
-conversation up to its end. A reply is trained on only if the template renders it equally as the
-last turn and within the whole conversation; other replies are context. So no reply is trained on in
-a form in which it would not be sampled.
+A reply is located with two renderings: the prompt before it, as in sampling, and the conversation
+up to its end. A reply is trained on only if the template renders it equally as the last turn and
+within the whole conversation; other replies are context. So no reply is trained on in a form in
+which it would not be sampled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 
-# The end of a prompt that opens a reasoning block; of one that opens and may close it; any block.
+# Reasoning blocks: opened at the end of a prompt; opened and perhaps closed there; anywhere.
 OPENED = re.compile(r"<think>\s*\Z")
 PROMPTED = re.compile(r"<think>\s*(</think>\s*)?\Z")
 BLOCK = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)
@@ -34,11 +34,11 @@ class Reply:
 
     start: int
     end: int
-    """After its closing token, if the template writes one."""
+    """End of the reply, after its closing token if the template writes one."""
     prompt: str
-    """The prompt that it would be sampled from."""
+    """The prompt from which the reply would be sampled."""
     unclosed: bool = False
-    """The template writes no closing token here."""
+    """Whether the template writes no closing token after this reply."""
 
 
 def encode_demonstration(
@@ -74,7 +74,7 @@ def encode_demonstration(
     return ids, is_action
 
 
-# A text, whether it is trained on, and whether the closing token is appended to it.
+# (text, whether it is trained on, whether the closing token is appended to it)
 Piece = tuple[str, bool, bool]
 
 
@@ -124,7 +124,7 @@ class _Rendering:
         return self._cut(learned, self.whole)
 
     def _locate(self, index: int) -> Reply | None:
-        """Position of a reply in the whole text; None if it is rendered differently there."""
+        """Return a reply's position in the whole text; None if it is rendered differently there."""
         prompt = self.format.render(self.messages[:index], prompt=True)
         start = len(prompt)
         if not self.whole.startswith(prompt):
@@ -152,7 +152,7 @@ class _Rendering:
         return Reply(start, end, prompt, unclosed)
 
     def _content_end(self, index: int, text: str, start: int) -> int:
-        """Return the end of the content, for a template that writes no closing token."""
+        """Return the end of a reply's content, for templates that write no closing token."""
         content = str(self.messages[index]["content"]).strip()
         position = text.rfind(content, start) if content else -1
         return max(start, position + len(content) if position >= 0 else len(text.rstrip()))

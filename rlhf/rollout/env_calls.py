@@ -37,14 +37,14 @@ class EnvCalls:
 
     @classmethod
     def of(cls, spec: EnvSpec) -> EnvCalls:
-        """Return the calls of a configuration."""
+        """Make the caller for a configuration."""
         return cls(spec.errors, spec.timeout)
 
     def run(self, seed: int, call: Callable[[], Result]) -> Result | None:
-        """Return the result of ``call``; None if it failed and failures are counted.
+        """Run ``call`` and return its result; None if it failed and failures are counted.
 
         Raises:
-            UserError: It failed and failures are not counted; the message names the seed.
+            UserError: The call failed and failures are not counted; the message names the seed.
         """
         try:
             with contained(self.timeout):
@@ -62,7 +62,7 @@ class EnvCalls:
             return None
 
     def close(self, env: gym.Env) -> None:
-        """Close an environment; a failure is a warning, because its episodes are over."""
+        """Close an environment; a failure only logs a warning, because the episodes are over."""
         try:
             with contained(self.timeout):
                 env.close()

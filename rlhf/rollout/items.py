@@ -1,4 +1,4 @@
-"""Overlap of evaluation with training: episodes that start with the same messages."""
+"""Count evaluation episodes that start with the same messages as training episodes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_OPENINGS = 20_000
-"""Openings to store. Beyond it, counts of shared openings are lower bounds."""
+"""Maximum number of stored openings.
+
+If it is exceeded, counts of shared openings are lower bounds.
+"""
 
 
 def opening_key(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -28,7 +31,7 @@ class Openings:
     seen: set[str] = field(default_factory=set)
 
     def note(self, conversations: Iterable[Sequence[Mapping[str, Any]]]) -> None:
-        """Add the openings of some episodes."""
+        """Add the openings of these episodes."""
         for messages in conversations:
             if len(self.seen) >= MAX_OPENINGS:
                 return
@@ -50,7 +53,7 @@ class Openings:
 def describe_items(
     openings: Openings, rows: Sequence[Mapping[str, Any]], *, separate: bool, note: str
 ) -> dict[str, Any]:
-    """Return the entry ``items`` of an evaluation summary: overlap of its episodes with training.
+    """Return the entry ``items`` of an evaluation summary: its overlap with training.
 
     Args:
         openings: openings of the training episodes.

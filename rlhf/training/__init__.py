@@ -1,1 +1,1 @@
-"""Training: the offline stages over TRL and the loop that every online algorithm shares."""
+"""Training: the offline stages (SFT, reward models, DPO, KTO) and the online algorithms."""

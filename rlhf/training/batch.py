@@ -1,4 +1,4 @@
-"""From rollouts to a training batch: log-probabilities, values and advantages."""
+"""Make a training batch from rollouts: log-probabilities, values and advantages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_training_batch(
         rewards: Training rewards of the tokens of each episode, from ``shaped_rewards``.
 
     Returns:
-        The batch that the update reads, and metrics of the KL, the critic and the sampler.
+        The training batch, and metrics of the KL, the critic and the sampler.
     """
     batch = _collate_and_score(trainer, rollouts, rewards)
     batch = estimate_advantages(
@@ -61,10 +61,10 @@ def make_training_batch(
 def _collate_and_score(
     trainer: OnlineTrainer, rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]]
 ) -> TrainingBatch:
-    """Collate rollouts; fill in log-probabilities, values, bootstrap values and entropy.
+    """Collate rollouts and compute log-probabilities, values, bootstrap values and entropy.
 
-    The processes share the micro-batches; each gets all of the tensors. The entropy is computed
-    only for the first rows, whose transcripts are written.
+    The micro-batches are divided among the processes, and every process receives all results. The
+    entropy is computed only for the first rows, whose transcripts are written.
     """
     policy, reference, config = trainer.policy, trainer.reference, trainer.config
     pad_id = policy.tokenizer.pad_token_id

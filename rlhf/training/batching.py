@@ -24,10 +24,10 @@ def micro_batches(
     Args:
         tokens: [B, T], padded on the right.
         attention_mask: [B, T].
-        units: Number of the unit of each row. The rows of a unit are in one micro-batch, even
-            if they exceed ``max_tokens``.
-        max_tokens: Tokens that the model computes for a micro-batch. A prefix that packed rows
-            share counts once; padding counts if rows are not packed.
+        units: Index of the unit of each row. The rows of a unit (such as a pair) are in one
+        micro-batch, even if they exceed ``max_tokens``.
+        max_tokens: Maximum number of tokens that the model computes for a micro-batch. A prefix
+        that packed rows share counts once; padding counts if rows are not packed.
         packed: Whether rows are packed. Packed rows keep their order, so that the completions of a
             prompt stay together; otherwise rows of similar length are grouped.
 

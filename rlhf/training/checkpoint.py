@@ -1,7 +1,7 @@
 """Checkpoints: the whole state of a run in one folder, written atomically.
 
-Everything random in a step derives from the run's seed and the step's number. Besides weights,
-optimizer and scheduler, a checkpoint therefore keeps only counters and controllers.
+All random numbers of a step derive from the run's seed and the step number. A checkpoint therefore
+contains only weights, optimizer, scheduler, counters and controllers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
     """Write ``directory/step-N``, then remove older checkpoints.
 
-    Transformers (or PEFT, for adapters) can load the folder; it also holds the state of the run. It
-    is written under a temporary name and renamed at the end, so that a process that is killed
-    leaves the previous checkpoint intact. Checksums detect files that are damaged later.
+    Transformers (or PEFT, for adapters) can load the folder, which also contains the state of the
+    run. The folder is written under a temporary name and then renamed, so that the previous
+    checkpoint stays intact if the process is killed. Checksums detect files that are damaged later.
 
     Args:
         directory: Folder of the run's checkpoints.
@@ -52,10 +52,10 @@ def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
 
 
 def save_best(directory: Path, model: SavedModel) -> None:
-    """Replace ``directory/best``, which holds only the model.
+    """Replace ``directory/best``, which contains only the model.
 
-    A process that is killed here resumes from a checkpoint before this evaluation, and writes the
-    folder again.
+    If the process is killed during the replacement, the run resumes from a checkpoint before this
+    evaluation and writes the folder again.
     """
     with atomic_path(directory / "best") as partial:
         model.save(partial, base=directory / BASE_FOLDER)
@@ -63,7 +63,7 @@ def save_best(directory: Path, model: SavedModel) -> None:
 
 
 def save_final(trainer: Trainer, directory: Path, final: Path) -> None:
-    """Write the trained model, with the base model of the checkpoints in ``directory``."""
+    """Write the trained model to ``final``; adapters keep the base model saved in ``directory``."""
     share_base(directory, final)
     with write_errors_of(final):
         trainer.save(final)
@@ -73,7 +73,7 @@ def save_final(trainer: Trainer, directory: Path, final: Path) -> None:
 def latest_checkpoint(directory: Path, pattern: str = "step-*") -> Path | None:
     """Return the newest checkpoint that is not damaged, or None if there is no checkpoint.
 
-    Damaged checkpoints are reported and removed, because training continues before them.
+    Damaged checkpoints are reported and removed, because training continues from an earlier one.
 
     Args:
         directory: Folder of the run's checkpoints.

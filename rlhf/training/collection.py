@@ -23,12 +23,13 @@ log = logging.getLogger(__name__)
 
 MAX_ROUNDS = 4
 """Maximum number of rounds in which DAPO samples groups to fill a batch with informative ones.
-After the last round, it trains on those that it has, or skips the update if it has none."""
+After the last round, DAPO trains on the informative groups, or skips the update if there are
+none."""
 
 
 @dataclass(frozen=True)
 class StepRollouts:
-    """The rollouts of a step."""
+    """The rollouts of a training step, with their training rewards."""
 
     rollouts: list[Rollout]
     rewards: list[list[float]]
@@ -39,7 +40,7 @@ class StepRollouts:
 
     @property
     def returns(self) -> list[float]:
-        """The return that each rollout is trained on; nan if it could not be scored."""
+        """The training return of each rollout; nan if it could not be scored."""
         return [sum(rewards) for rewards in self.rewards]
 
 
@@ -108,10 +109,10 @@ def collect_step(trainer: OnlineTrainer) -> StepRollouts:
 def collect_and_score(
     trainer: OnlineTrainer, starts: Sequence[EpisodeSeed], collector: Collector
 ) -> list[Rollout]:
-    """Collect episodes and score them with all rewards, those that are only monitored too."""
+    """Collect episodes and score them with all rewards, including those that are only monitored."""
     rollouts = collector.collect(starts, allow_none=True)
     if not rollouts:
-        return []  # other processes may have some; `collect_step` checks all of them together
+        return []  # `collect_step` checks the rollouts of all processes
     with trainer.stopwatch("rewards"):
         score_rollouts(
             rollouts,

@@ -1,12 +1,12 @@
 """Data-parallel training: micro-batches are sharded over processes, gradients are summed.
 
-The processes are started by ``torchrun`` or ``accelerate launch``; without a launcher the world has
-size 1 and communicates nothing. Every process holds the whole batch of rollouts, so baselines,
-whitening and denominators are those of the global batch. Only forward and backward passes are
-sharded. The model itself is replicated.
+``torchrun`` or ``accelerate launch`` starts the processes; without a launcher, there is one process
+and no communication. Every process holds the whole batch of rollouts, so baselines, whitening and
+denominators are those of the global batch. Only forward and backward passes are sharded. The model
+itself is replicated.
 
-If a process ends, the others end with one line: at their next collective operation, or, if they
-wait in one, after at most a minute.
+If a process ends, the others end with a one-line error: at their next collective operation, or
+within a minute if they are waiting in one.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Result = TypeVar("Result")
 
 
 BEAT_SECONDS = 5.0
-"""Interval of the signs of life of a process."""
+"""Interval between two heartbeats of a process."""
 LIMIT_SECONDS = 40.0
-"""Time without a sign of life after which a process counts as gone."""
+"""Time without a heartbeat after which a process is considered lost."""
 GONE = (
     "another process of this run ended, so this one ends too; the last checkpoint is complete: "
     "continue with --resume"
@@ -44,9 +44,10 @@ GONE = (
 
 @dataclass
 class Heartbeat:
-    """Signs of life of the processes: counters in a store that all of them share.
+    """Detects lost processes by counters that every process increments in a shared store.
 
-    A collective operation with a process that is gone can wait forever, outside of Python.
+    The heartbeat is needed because a collective operation with a lost process can wait forever,
+    outside of Python.
 
     Args:
         store: A store of ``torch.distributed``.
@@ -60,19 +61,19 @@ class Heartbeat:
     waiting_since: float | None = None
     """Time at which this process entered its current collective operation; None outside of one."""
     lost: bool = False
-    """Whether a process is gone."""
+    """Whether another process is lost."""
     _beats: int = 0
     _counters: dict[int, tuple[bytes, float]] = field(default_factory=dict)
-    """Rank -> its last counter, and the time at which this process first read that value."""
+    """Rank -> (last counter of that process, time at which this process first read it)."""
 
     def update(self, now: float) -> None:
-        """Give a sign of life, and set ``lost`` from those of the others.
+        """Increment this process's counter, and set ``lost`` from the counters of the others.
 
         Args:
-            now: Seconds of a monotonic clock.
+            now: Current time of a monotonic clock, in seconds.
         """
         self._beats += 1
-        with contextlib.suppress(RuntimeError):  # the process of the store is gone
+        with contextlib.suppress(RuntimeError):  # the process that runs the store is lost
             self.store.set(f"beats/{self.rank}", str(self._beats))
         for rank in set(range(self.size)) - {self.rank}:
             last, since = self._counters.setdefault(rank, (b"", now))
@@ -82,12 +83,12 @@ class Heartbeat:
             self.lost |= now - since > LIMIT_SECONDS
 
     def must_end(self, now: float) -> bool:
-        """Return whether this process waits for one that is gone."""
+        """Return whether this process is waiting for a lost process."""
         waiting = self.waiting_since is not None and now - self.waiting_since > BEAT_SECONDS
         return self.lost and waiting
 
     def _read(self, rank: int) -> bytes:
-        """Return the counter of another process; without the store, the last one."""
+        """Return the counter of another process; if the store is lost, its last known value."""
         key = f"beats/{rank}"
         try:
             return self.store.get(key) if self.store.check([key]) else b""
@@ -95,7 +96,7 @@ class Heartbeat:
             return self._counters[rank][0]
 
     def run(self) -> None:
-        """Give signs of life until this process ends; end it if it waits for one that is gone."""
+        """Send heartbeats until this process ends; end it if it is waiting for a lost process."""
         while not self.must_end(time.monotonic()):
             self.update(time.monotonic())
             time.sleep(BEAT_SECONDS)
@@ -114,7 +115,7 @@ class World:
     def map(
         self, items: Sequence[Item], function: Callable[[Sequence[Item]], list[Result]]
     ) -> list[Result]:
-        """Return ``function(items)``; each process computes it on a contiguous part of the items.
+        """Return ``function(items)``; each process computes a contiguous slice of the items.
 
         Every process gets all results, in the order of the items. The function may return fewer
         results than items.
@@ -167,7 +168,7 @@ class World:
         """Run a collective operation.
 
         Raises:
-            UserError: Another process is gone.
+            UserError: Another process is lost.
         """
         heartbeat = self.heartbeat
         if heartbeat is None:
@@ -191,14 +192,15 @@ def init_distributed() -> World:
         return World()
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-        # At interpreter shutdown it is too late: the group's threads sometimes abort the process.
+        # The group must be destroyed before the interpreter shuts down, because its threads can
+        # abort the process then.
         atexit.register(distributed.destroy_process_group)
     return World(distributed.get_rank(), size, _heartbeat(distributed.get_rank(), size))
 
 
 @functools.cache
 def _heartbeat(rank: int, size: int) -> Heartbeat:
-    """Start the signs of life of this process, in a connection of their own to the store."""
+    """Start the heartbeat thread of this process, with a separate connection to the store."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     limit = timedelta(seconds=LIMIT_SECONDS)
     store = distributed.TCPStore(host, port, is_master=False, timeout=limit)

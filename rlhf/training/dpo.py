@@ -53,9 +53,9 @@ class DPOTrainer(SupervisedTrainer):
         return replace(batch, ref_logprobs=torch.cat(padded).to(batch.tokens.device))
 
     def prepare(self, run: Run) -> None:
-        """Compute the reference's log-probabilities, or read those of an earlier start.
+        """Compute the reference's log-probabilities, or read them if the run is resumed.
 
-        A file beside the checkpoints keeps them, so that a resumed run has the same ones.
+        They are stored in the checkpoints' folder, so that a resumed run uses the same values.
         """
         path = run.directory / "checkpoints" / "reference.pt"
         if self.config.resume and path.exists():
@@ -67,9 +67,10 @@ class DPOTrainer(SupervisedTrainer):
                 torch.save(self.reference_logprobs, partial)
 
     def _score_reference(self) -> dict[str, list[Tensor]]:
-        """Score every pair that is used under the initial model.
+        """Compute the log-probabilities of every pair in use under the initial model.
 
-        The batches are those of the first epoch, so that the first loss is exactly ln 2.
+        The pairs are scored in the batches of the first epoch, so that the first loss is exactly ln
+        2.
         """
         log.info("Precomputing reference log-probabilities (once)")
         set_dropout(self.model.model, active=False)
@@ -82,7 +83,7 @@ class DPOTrainer(SupervisedTrainer):
 
     @torch.no_grad()
     def _score_split(self, split: str, batches: Iterable[Sequence[int]]) -> list[Tensor]:
-        """Return the log-probabilities of each pair; empty for pairs in none of the batches."""
+        """Return the log-probabilities of each pair; empty tensors for pairs without a batch."""
         logprobs = [torch.zeros(0)] * len(self.examples[split])
         for rows in batches:
             batch = super().make_batch(split, rows)
@@ -141,7 +142,7 @@ def dpo_loss(
 
 
 def pair_metrics(losses: Tensor, chosen: Tensor, rejected: Tensor) -> MetricSums:
-    """Return metrics of the losses and of the rewards of the replies of pairs, all [P]."""
+    """Return metrics from the losses and the implicit rewards of P pairs, each a tensor [P]."""
     every = torch.ones_like(losses, dtype=torch.bool)
     values = {
         "loss": losses,

@@ -1,4 +1,4 @@
-"""Encode checked rows as token ids, with the same functions that sampling uses."""
+"""Encode validated rows as token ids, with the same functions as in sampling."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ class Example:
     """One training example of a language model or of a reward model."""
 
     ids: Sequence[list[int]]
-    """Token ids of each text: one, the chosen and the rejected one, or all candidates."""
+    """Token ids of each text: a single text, a chosen and a rejected one, or all candidates."""
     labels: Any
-    """For a language model the ids of each text, with IGNORED for tokens that are not trained on.
-    For a reward model the labels of its kind, a number or a list."""
+    """For a language model, the ids of each text, with IGNORED for tokens that are not trained on.
+
+    For a reward model, the labels of its kind: a number or a list.
+    """
     desirable: bool = True
     """Label of a single reply, for KTO."""
 
@@ -47,7 +49,7 @@ class Encoder:
         self.first_dropped: dict[str, str] = {}
 
     def __call__(self, rows: Sequence[Row], *, pairs: bool = False) -> list[Example]:
-        """Encode ``rows``; with ``pairs`` each holds a chosen and a rejected reply.
+        """Encode ``rows``; with ``pairs``, each row has a chosen and a rejected reply.
 
         Raises:
             UserError: No example is left, or the template does not support a system message.

@@ -1,4 +1,4 @@
-"""Evaluation of a policy in training on held-out episodes, and their transcripts."""
+"""Evaluate the policy on held-out episodes during training, and write their transcripts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NUM_SAMPLES = 16
-"""Transcripts of held-out episodes that are written before and after training."""
+"""Number of held-out transcripts that are written before and after training."""
 
 
 def evaluate_held_out(
@@ -58,7 +58,7 @@ def evaluate_held_out(
 def final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
     """Evaluate the trained policy on held-out episodes and write all of them."""
     if (run.directory / "evaluation" / run.directory.name).exists():
-        return  # written by a run that was interrupted after its evaluation
+        return  # the run was interrupted after its evaluation
     env = trainer.config.env
     low, high = (None, None) if env.id is None else bounds(trainer.eval_collector.make_env)
     summary, rows = evaluate_held_out(trainer, run.directory.name, low, high)
@@ -70,7 +70,7 @@ def final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
 
 
 def _items(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Describe what held-out episodes share with training, and warn if they share anything."""
+    """Describe the overlap of held-out and training episodes, and warn if there is any."""
     env = trainer.config.env
     if env.id is None:
         separate, note = True, "A prompt; prompts of evaluation are not in training."

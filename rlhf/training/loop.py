@@ -1,4 +1,4 @@
-"""The training loop of every method."""
+"""The training loop, which all training methods share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from rlhf.training.trainer import Trainer
 def fit(trainer: Trainer, run: Run) -> Path:
     """Train from the start, or from the last checkpoint, to the end.
 
-    The run directory receives metrics, checkpoints and the final model, whose folder is returned.
+    Metrics, checkpoints and the final model are written to the run directory. The folder of the
+    final model is returned.
 
     Raises:
         UserError: An environment or a reward failed.
@@ -63,7 +64,7 @@ def fit(trainer: Trainer, run: Run) -> Path:
 
 
 def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
-    """Restore the last checkpoint if the run is resumed, and drop what was logged after it."""
+    """If the run is resumed, restore the last checkpoint and delete the metrics logged after it."""
     latest = latest_checkpoint(checkpoints) if trainer.config.resume else None
     if latest is None:
         run.rewind(-1)
@@ -74,7 +75,7 @@ def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
 
 
 def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path) -> None:
-    """Take the remaining steps; evaluate, log and save where due."""
+    """Take the remaining steps; evaluate, log and save at the configured intervals."""
     progress = trainer.progress
     name, total = run.directory.name, trainer.num_steps
     with Reporter(name, total, start=progress.step, slots=trainer.slots) as display:
@@ -102,6 +103,6 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
 
 
 def _keep_best(trainer: Trainer, run: Run, checkpoints: Path, loss: float) -> None:
-    """Write the model beside the checkpoints if this evaluation is the best so far."""
+    """Save the model in the checkpoints' folder if this evaluation is the best so far."""
     if trainer.progress.record_evaluation(loss) and run.writes:
         save_best(checkpoints, trainer.model)

@@ -1,4 +1,4 @@
-"""An offline training method, its setup for one run, and its number of steps."""
+"""Define offline training methods, the setup of a run, and its number of steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TrainerSpec:
     options: type
     """Class of its training arguments."""
     columns: Callable[[Sequence[Any]], Any]
-    """Converts our examples to the data set that the trainer reads."""
+    """Converts examples to the data set that the trainer reads."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the trainer."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class TrainerSpec:
     owned: Mapping[str, Any] = field(default_factory=dict)
     """Training arguments that the user cannot change."""
     handled: frozenset[str] = frozenset()
-    """Keys under `trainer:` that our code implements because the trainer does not."""
+    """Keys under `trainer:` that this package implements because the trainer does not."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class TrainingSetup:
     """The model to train, with its adapters."""
     tokenizer: Any
     encode: Callable[[Sequence[Row], bool], Sequence[Any]]
-    """(rows, whether they are for training) -> examples; UserError if there are none."""
+    """Function (rows, whether they are for training) -> examples; UserError if none is left."""
     summary: Callable[[], str]
-    """Counts of truncated and dropped rows for the log; empty if there are none."""
+    """Returns the counts of truncated and dropped rows for the log; empty if there are none."""
     save: Callable[[Any, Path], None]
     """Writes the trained model to a folder."""
     trainer: TrainerSpec | None = None
     """The trainer of TRL or transformers; None if the native engine trains."""
     report: Callable[[Run], None] | None = None
-    """Writes a report on the saved model."""
+    """Writes a report on the saved model; None if the method has no report."""
     dropout: bool = False
     """Whether dropout is active in updates of the native engine."""
 
@@ -64,11 +64,11 @@ class OfflineMethod:
     """Kind of the training data."""
     learning_rate: float
     setup: Callable[[Any, list[Row], str], TrainingSetup]
-    """(configuration, training rows, engine) -> setup of the run."""
+    """Function (configuration, training rows, engine) -> setup of the run."""
     native: bool = True
     """Whether the native engine implements the method."""
     keep: tuple[str, ...] = ()
-    """Further columns that are kept in the training data."""
+    """Additional columns that are kept in the training data."""
 
 
 def engine_of(config: OfflineConfig, *, native: bool) -> str:

@@ -1,4 +1,4 @@
-"""SFT, reward models, DPO and KTO: the table of methods, and a run from its data to its model."""
+"""Run the offline methods (SFT, reward models, DPO, KTO), from the data to the trained model."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def causal_setup(command: str) -> Callable[[OfflineConfig, list[Row], str], Trai
 
 
 def within_context(max_length: int, model: Any) -> int:
-    """Return the maximum length of examples: at most the number of positions of the model."""
+    """Return the maximum example length: ``max_length``, or the model's positions if fewer."""
     positions = whole_context(text_config(unwrap_peft(model)))
     if max_length > positions:
         log.info(
@@ -148,7 +148,7 @@ def check_trainer(
     setup: TrainingSetup,
     num_rows: int,
 ) -> None:
-    """Check the options under ``trainer:`` for the engine that would train.
+    """Check the options under ``trainer:`` against the engine of the run.
 
     Raises:
         UserError: The engine does not have an option, or its value is invalid.
@@ -162,7 +162,7 @@ def check_trainer(
 
 
 def load_rows(config: OfflineConfig, method: OfflineMethod) -> tuple[list[Row], list[Row]]:
-    """Return training and held-out rows; no prompt is in both."""
+    """Load the data sets and return training and held-out rows, which have no common prompt."""
     read = partial(logged_rows, kind=method.data, seed=config.seed, keep=method.keep)
     rows = read(config.data, what="data")
     if config.eval_data:
@@ -171,7 +171,7 @@ def load_rows(config: OfflineConfig, method: OfflineMethod) -> tuple[list[Row], 
 
 
 def texts_of(rows: list[Row]) -> list[str]:
-    """Return the text of all messages, which trains the tokenizer of a model from scratch."""
+    """Return the texts of all messages, to train the tokenizer of a model from scratch."""
     fields = ("prompt", "completion", "chosen", "rejected")
     plain = [row["text"] for row in rows if "text" in row]
     return plain + [m["content"] for row in rows for field in fields for m in row.get(field, ())]

@@ -129,12 +129,12 @@ class OnlineTrainer(Trainer):
 
     @property
     def all_rewards(self) -> list[Any]:
-        """The rewards that are trained on, and those that are only monitored."""
+        """All rewards: those that are trained on, and those that are only monitored."""
         return [r for r in (self.rewards, self.monitor_rewards) if r is not None]
 
     @property
     def done(self) -> bool:
-        """Whether no step is left to take, or the KL budget is spent."""
+        """Whether all steps are taken, or the KL budget is spent."""
         return self.kl.stop or super().done
 
     def state(self) -> dict[str, Stateful]:
@@ -159,7 +159,7 @@ class OnlineTrainer(Trainer):
 
     def step(self, step: int, run: Run) -> dict[str, float]:
         """Collect rollouts, update the policy on them, and return the step's metrics."""
-        self.stopwatch.take()  # drops the seconds of an evaluation
+        self.stopwatch.take()  # discard the time of an evaluation
         self.collector.engine.update_policy(step)
         collected = collect_step(self)
         rollouts, returns = collected.rollouts, collected.returns
@@ -208,7 +208,7 @@ class OnlineTrainer(Trainer):
             self.clip_gradients()
 
     def evaluate(self) -> dict[str, float]:
-        """Return means over held-out episodes."""
+        """Return mean metrics over held-out episodes."""
         summary, _ = evaluate_held_out(self, "eval")
         return {f"eval/{name}": value["mean"] for name, value in summary["metrics"].items()}
 

@@ -1,4 +1,4 @@
-"""The parts of an online run that its configuration names, and checks of their combination."""
+"""Make the parts of an online run from its configuration, and check their combination."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class EpisodeCounter(SavedNumbers):
-    """The number of start states used so far: the position in the data."""
+    """Counts the start states used so far, which is the position in the data."""
 
     count: int = 0
 
@@ -49,7 +49,7 @@ def check_config(name: str, config: OnlineConfig) -> Algorithm:
 
     Raises:
         UserError: A setting is invalid or has no effect; the message names its key.
-        ValueError: Likewise.
+        ValueError: An algorithm setting is invalid.
     """
     algorithm = algorithm_of(name, config)
     if not algorithm.critic:
@@ -67,7 +67,7 @@ def check_config(name: str, config: OnlineConfig) -> Algorithm:
 
 
 def refuse_idle_rollout_keys(config: OnlineConfig, collector: Collector) -> None:
-    """Raise UserError if a key of ``rollout`` is set that has no effect here."""
+    """Raise UserError if a key of ``rollout`` is set that has no effect in this run."""
     rollout, defaults = config.rollout, RolloutSpec
     if collector.chat_format.chat:
         for key in ("separator", "stop"):
@@ -86,7 +86,7 @@ def refuse_idle_rollout_keys(config: OnlineConfig, collector: Collector) -> None
 
 
 def split_prompts(config: OnlineConfig) -> tuple[list[Any], list[Any]]:
-    """Return training and held-out prompts of ``env.prompts``; empty for an environment."""
+    """Return training and held-out prompts of ``env.prompts``; empty lists for an environment."""
     if not config.env.prompts:
         return [], []
     loaded = load(config.env.prompts, "prompt", seed=config.seed)
@@ -107,7 +107,7 @@ def make_controller(spec: KLSpec, coef: float) -> FixedKL:
 
 
 def make_multiplier(algorithm: Algorithm) -> LagrangeMultiplier | None:
-    """Return the Lagrange multiplier of a constrained algorithm, None for others."""
+    """Return the Lagrange multiplier of a constrained algorithm; None for other algorithms."""
     s = algorithm.settings
     if not algorithm.constrained:
         return None

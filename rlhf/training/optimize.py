@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) -> dict[str, float]:
-    """Take all optimizer steps on one batch; the policy and its critic change in place.
+    """Take all optimizer steps on one batch; the policy and its critic are updated in place.
 
     Every loss is a sum over tokens, sequences or pairs, divided by a count over the whole
     mini-batch. Therefore the division of a mini-batch into micro-batches, and the number of
     processes, change only memory and time.
 
     Args:
-        batch: From ``make_training_batch``.
-        step: Number of the batch; it seeds the shuffle. In the first ``critic_warmup_steps`` only
-            the critic is trained.
+        batch: Batch from ``make_training_batch``.
+        step: Training step of the batch, which seeds the shuffle. In the first
+        ``critic_warmup_steps`` steps only the critic is trained.
 
     Returns:
         Metrics over all optimizer steps.
@@ -60,7 +60,7 @@ def update_policy(trainer: OnlineTrainer, batch: TrainingBatch, *, step: int) ->
 
 
 def mini_batches(batch: TrainingBatch, count: int, rng: np.random.Generator) -> list[torch.Tensor]:
-    """Shuffle the rows with trained tokens into up to ``count`` parts; pairs stay together."""
+    """Shuffle the rows with trained tokens and split them into up to ``count`` mini-batches."""
     pair_ids = batch.require("pair_ids").cpu().numpy()
     included = batch.require("loss_mask").any(1).cpu().numpy()
     ids = rng.permutation(np.unique(pair_ids[included]))
@@ -88,7 +88,7 @@ def checked_gradients(
         Metrics over all processes.
 
     Raises:
-        Halt: A loss is not finite, or a ratio that should be 1 is not.
+        Halt: A loss is not finite, or the first importance ratio differs from 1.
     """
     sums = accumulate_gradients(trainer, batch, rows, critic_only=critic_only)
     trainer.world.all_reduce_gradients(trainer.policy.parameters())

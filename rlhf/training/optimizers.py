@@ -15,7 +15,7 @@ from rlhf.models.precision import MasterAdamW, MasterOptimizer, MasterSGD
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Settings of any optimizer; each reads those that apply to it."""
+    """Settings of all optimizers; each optimizer reads those that apply to it."""
 
     learning_rate: float
     """Peak learning rate."""
@@ -51,7 +51,7 @@ OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], OptimizerSettings], Mast
 def make_optimizer(
     name: str, parameters: Iterable[nn.Parameter], settings: OptimizerSettings
 ) -> MasterOptimizer:
-    """Return the optimizer of that name; its state and arithmetic are float32."""
+    """Make the optimizer ``name``, with state and arithmetic in float32."""
     return OPTIMIZERS[name](parameters, settings)
 
 
@@ -59,7 +59,8 @@ def optimizer_name(optim: str) -> str:
     """Convert transformers' name of an optimizer, from ``trainer.optim``, to a name in this module.
 
     Raises:
-        UserError: Its state would have the weights' dtype, in which small updates are lost.
+        UserError: The optimizer's state would have the weights' dtype, in which small updates are
+        lost.
     """
     if optim not in TRAINER_OPTIMIZERS:
         known = ", ".join(TRAINER_OPTIMIZERS)
@@ -71,7 +72,7 @@ def optimizer_name(optim: str) -> str:
 
 
 def optimizer_settings(options: Any) -> OptimizerSettings:
-    """Return the optimizer's settings from options that have the names of transformers."""
+    """Return the optimizer's settings from options with transformers' names."""
     return OptimizerSettings(
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,

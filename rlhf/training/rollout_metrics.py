@@ -13,10 +13,10 @@ from rlhf.rollout.batch import Rollout
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> dict[str, float]:
-    """Return means over the rollouts of a batch; metrics that no rollout has are omitted.
+    """Return mean metrics over the rollouts of a batch, without metrics that no rollout has.
 
     Args:
-        returns: The return that each rollout is trained on; nan if it could not be scored.
+        returns: Training return of each rollout; nan if it could not be scored.
     """
     metrics = {
         "reward/mean": _mean(returns),
@@ -62,7 +62,7 @@ def repetition(rollout: Rollout) -> float:
 def reason_key(reason: str) -> str:
     """Return the metric key ``rewards/unscored/NAME/REASON``.
 
-    The key omits the details of a reason that concern a single text.
+    The key omits details of the reason that are specific to one text.
     """
     name, _, detail = reason.partition(": ")
     summary = detail.partition(": ")[0].partition(" (")[0].lower()
@@ -71,7 +71,7 @@ def reason_key(reason: str) -> str:
 
 
 def _evasion_gain(rollouts: Sequence[Rollout], returns: Sequence[float]) -> float:
-    """Return the mean return of truncated or invalid rollouts, minus that of the others."""
+    """Return the mean return of truncated or invalid rollouts minus that of other rollouts."""
     by_evasion: dict[bool, list[float]] = {True: [], False: []}
     for rollout, value in zip(rollouts, returns, strict=True):
         by_evasion[rollout.truncated or rollout.invalid > 0].append(value)

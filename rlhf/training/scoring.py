@@ -1,4 +1,4 @@
-"""Scores of rollouts: reward models, scaling and penalties."""
+"""Score rollouts: apply reward models, scaling and penalties."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rlhf.rollout.batch import Rollout
 def score_rollouts(
     rollouts: Sequence[Rollout], *, rewards: Any, gold: Any, env_weight: float
 ) -> None:
-    """Fill in ``rewards``, ``components`` and ``unscored`` of collected rollouts.
+    """Set ``rewards``, ``components`` and ``unscored`` of collected rollouts.
 
     The score of a reward model is added to the reward of the last sampled token.
 
     Args:
-        rollouts: Episodes with the rewards of their environment.
+        rollouts: Collected episodes, with the rewards of their environment.
         rewards: The reward that is trained on, or None.
         gold: A reward that is only monitored, or None.
         env_weight: Weight of the environment's rewards.

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, and what preference and reward training share with it."""
+"""Supervised fine-tuning, and the base class of preference and reward training."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Schedule:
-    """The examples of each step: a new permutation in every epoch."""
+    """Selects the examples of each step, from a new permutation in every epoch."""
 
     num_rows: int
     batch_size: int
@@ -62,7 +62,7 @@ class Schedule:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of steps that see every example once."""
+        """Number of steps in an epoch."""
         return math.ceil(self.num_rows / self.batch_size)
 
     def rows(self, step: int) -> list[int]:
@@ -84,7 +84,8 @@ def collate(
     """Make a batch of examples of one or two texts each, padded on the right.
 
     Args:
-        examples: Their rows are adjacent in the batch, the chosen text of a pair first.
+        examples: Examples to collate. The rows of an example are adjacent, the chosen text of a
+        pair first.
         pad_id: Id of the padding token.
         device: Device of the tensors.
         with_margins: Whether an example is a pair whose label is its margin. Otherwise each token
@@ -118,9 +119,9 @@ class SupervisedTrainer(Trainer):
     """
 
     model: Any
-    """An instance of ``model_class``."""
+    """The model in training, an instance of ``model_class``."""
     model_class: type = Policy
-    """Class of the model with the passes that the loss needs."""
+    """Class that wraps the model with the forward passes that the loss needs."""
     slots = OFFLINE
     learning_rate_key = "trainer.learning_rate"
     keep_best = True
@@ -146,7 +147,7 @@ class SupervisedTrainer(Trainer):
             scheduler = get_scheduler(
                 name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
             )
-        except (TypeError, ValueError) as error:  # unknown, or it needs arguments of its own
+        except (TypeError, ValueError) as error:  # unknown, or it needs further arguments
             raise UserError(f"trainer.lr_scheduler_type {name!r}: {error}") from error
         super().__init__(
             config,
@@ -166,7 +167,7 @@ class SupervisedTrainer(Trainer):
         self._unlogged: list[tuple[MetricSums, float, int]] = []
 
     def count(self, batch: TrainingBatch) -> Tensor:
-        """Return the denominator of the loss of a whole batch: its trained tokens."""
+        """Return the denominator of the loss: the number of trained tokens in the whole batch."""
         return batch.action_mask.sum()
 
     def loss(self, micro_batch: TrainingBatch, *, count: Tensor) -> tuple[Tensor, MetricSums]:
@@ -252,14 +253,14 @@ class SupervisedTrainer(Trainer):
         return step % self.evaluate_every == 0 or step == self.num_steps
 
     def save_due(self, step: int) -> bool:
-        """Return whether to save: every evaluation leaves a checkpoint."""
+        """Return whether to save a checkpoint, which is done at every evaluation."""
         return self.evaluation_due(step)
 
     def save(self, directory: Path) -> None:
         self.setup.save(self.model.model, directory)
 
     def eval_batches(self) -> Iterable[list[int]]:
-        """Return the indices of the held-out examples, batch by batch."""
+        """Return the indices of the held-out examples of each batch."""
         size, count = self.config.batch_size, len(self.examples["eval"])
         return (list(range(i, min(i + size, count))) for i in range(0, count, size))
 
@@ -304,7 +305,7 @@ def sft_loss(
 
 
 def score_rows(policy: Policy, micro_batch: TrainingBatch) -> Scored:
-    """Return log-probabilities, and the load-balancing loss of a mixture of experts."""
+    """Score the rows: log-probabilities, and the load-balancing loss of a mixture of experts."""
     return policy.score(
         micro_batch.tokens,
         micro_batch.attention_mask,

@@ -1,4 +1,4 @@
-"""Throughput and FLOP utilization of training steps, for ``profile: true``."""
+"""Measure throughput and FLOPS utilization of training steps, for ``profile: true``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlhf.runs.profiling import usage
 
 
 class Throughput:
-    """Accumulates the cost of updates between two logged steps."""
+    """Accumulates the time and the tokens of updates between two logged steps."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -22,11 +22,11 @@ class Throughput:
         self._seconds = self._flops = 0.0
 
     def add(self, batch: TrainingBatch, *, seconds: float, epochs: int = 1) -> None:
-        """Add the updates on one batch.
+        """Count the updates on one batch.
 
         Args:
-            seconds: Duration of its updates.
-            epochs: Number of times that the updates went over the batch.
+            seconds: Duration of the updates on the batch.
+            epochs: Number of passes of the updates over the batch.
         """
         computed = self.model.computed_tokens(batch.tokens, batch.attention_mask)
         trained = int(batch.action_mask.sum())

@@ -21,7 +21,7 @@ from rlhf.training.sentinel import check_trainable
 
 
 class Stateful(Protocol):
-    """An object whose state JSON can hold."""
+    """An object whose state can be stored as JSON."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -32,7 +32,7 @@ class SavedModel(Protocol):
     """A policy or a reward model in training."""
 
     model: Any
-    """The module of transformers."""
+    """The transformers model that is saved."""
     tokenizer: Any
     device: torch.device
 
@@ -50,7 +50,7 @@ class Progress(SavedNumbers):
     evaluations_since_best: int = 0
 
     def record_evaluation(self, loss: float) -> bool:
-        """Take in the loss of an evaluation; return whether it is the lowest so far."""
+        """Record the loss of an evaluation; return whether it is the lowest so far."""
         if loss < self.best_loss:
             self.best_loss, self.evaluations_since_best = loss, 0
             return True
@@ -70,11 +70,11 @@ class Trainer:
     slots: Slots = ()
     """Metrics that the progress display shows."""
     learning_rate_key: str
-    """Configuration key of the learning rate, named when training diverges."""
+    """Configuration key of the learning rate, for the message when training diverges."""
     keep_best = False
     """Whether the run ends with the model of the evaluation with the lowest ``eval/loss``."""
     patience: int | None = None
-    """Number of evaluations without a better one after which training stops."""
+    """Number of successive evaluations without improvement after which training stops."""
 
     def __init__(
         self,
@@ -97,14 +97,14 @@ class Trainer:
         self.progress = Progress()
 
     def start(self, run: Run) -> None:
-        """Measure what training starts from; not called when a run is resumed."""
+        """Evaluate the initial model; not called when a run is resumed."""
         raise NotImplementedError
 
     def step(self, step: int, run: Run) -> dict[str, float]:
         """Take training step number ``step``, counted from 0.
 
         Returns:
-            Metrics to log; empty where none are due.
+            Metrics to log; empty if this step is not logged.
 
         Raises:
             UserError: Training diverged, or an environment or a reward failed.
@@ -131,18 +131,18 @@ class Trainer:
         """Release what the trainer opened, such as environments."""
 
     def prepare(self, run: Run) -> None:
-        """Compute what the method needs of the initial model; also called when a run is resumed."""
+        """Prepare training with the initial model; also called when a run is resumed."""
 
     def finish(self, run: Run) -> None:
-        """Measure the trained model, before it is saved."""
+        """Evaluate the trained model before it is saved."""
 
     def state(self) -> dict[str, Stateful]:
-        """Return, by name, the objects whose state a checkpoint keeps beside the optimizer's."""
+        """Return, by name, the objects besides the optimizer whose state checkpoints contain."""
         return {"progress": self.progress}
 
     @property
     def done(self) -> bool:
-        """Whether no step is left to take."""
+        """Whether all steps are taken."""
         out_of_patience = (
             self.patience is not None and self.progress.evaluations_since_best >= self.patience
         )
@@ -155,7 +155,7 @@ class Trainer:
             The global norm of the gradients before clipping.
 
         Raises:
-            Halt: As `clip_gradients` does; the model is then unchanged.
+            Halt: The errors of `clip_gradients`; the model is then unchanged.
         """
         norm = self.clip_gradients()
         self.optimizer.step()
@@ -184,7 +184,7 @@ class Trainer:
         """Repeat the gradients and the checks of the update that ended a run; apply nothing.
 
         Args:
-            evidence: That of the `Halt`.
+            evidence: The evidence of the `Halt` that ended the run.
 
         Raises:
             Halt: The check fails again.

@@ -10,7 +10,7 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.rollout.batch import Rollout
 
 MAX_TOKENS = 512
-"""Tokens per transcript; more would make samples.jsonl larger than the model."""
+"""Maximum number of tokens in a token table, so that samples.jsonl stays small."""
 
 
 def transcript(
@@ -40,9 +40,9 @@ def token_table(batch: TrainingBatch, row: int, tokenizer: Any) -> dict[str, lis
     """Return columns over the first ``MAX_TOKENS`` sampled tokens of one episode.
 
     Returns:
-        ``text`` (the pieces of a turn joined are its completion), ``turn``, ``reward`` (the one
-        trained on, before KL and cost penalties), ``advantage``, ``entropy`` (nats, at the sampling
-        temperature); with a reference ``kl`` (log policy / reference, nats); with a critic
+        ``text`` (the pieces of a turn joined are its completion), ``turn``, ``reward`` (the
+        training reward before KL and cost penalties), ``advantage``, ``entropy`` (nats, at the
+        sampling temperature); with a reference ``kl`` (log policy / reference, nats); with a critic
         ``value``. Numbers have four significant digits.
     """
     index = batch.action_mask[row].nonzero()[:MAX_TOKENS, 0]
@@ -70,7 +70,7 @@ def token_table(batch: TrainingBatch, row: int, tokenizer: Any) -> dict[str, lis
 
 
 def pieces(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """Return the text that each token adds.
+    """Return the text that each token adds to the decoded text.
 
     A character of several tokens is assigned to the last of them.
     """

@@ -1,4 +1,4 @@
-"""Log-probabilities and entropy of selected tokens, without storing logits of [B, T, V].
+"""Compute log-probabilities and entropies of selected tokens without storing [B, T, V] logits.
 
 Only positions whose next token was sampled reach the output head. Large batches go through the head
 in chunks, which are recomputed in the backward pass.
@@ -65,7 +65,7 @@ class ChunkedLogProb(torch.autograd.Function):
     """Log-softmax at one token, and entropy, of logits [N, V], computed in chunks of rows.
 
     A chunk stays in the cache during all operations, so the logits are read from memory once. The
-    backward pass needs no other tensors of size [N, V] than the logits, in their own dtype.
+    backward pass stores only one tensor of size [N, V]: the logits, in their own dtype.
     """
 
     @staticmethod

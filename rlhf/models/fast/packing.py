@@ -22,13 +22,13 @@ from rlhf.models.comparison import FAILURES
 from rlhf.models.fast.tied_embedding import TiedEmbedding
 from rlhf.models.fast.varlen_attention import ATTENTION_NAME, Layout, Span
 
-# Smallest number of tokens saved at which a prefix is reused, for two more matmuls per layer.
+# Smallest number of saved tokens that is worth the two additional matmuls per layer.
 MIN_SAVED_TOKENS = 32
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows [B, T] as one sequence, in which shared prefixes are contained once."""
+    """Rows [B, T] packed into one sequence of N tokens, which has each shared prefix once."""
 
     tokens: Tensor  # [1, N]
     positions: Tensor  # [1, N] position within the row
@@ -52,7 +52,7 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
     count = 0
 
     def append(row: int, start: int, end: int) -> tuple[int, int]:
-        """Append tokens [start, end) of a row; returns their start and end in the packed row."""
+        """Append tokens [start, end) of a row; return their start and end in the packed row."""
         nonlocal count
         span = (count, count + end - start)
         index[row, start:end] = np.arange(*span)
@@ -82,7 +82,7 @@ def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
 def shared_prefixes(rows: np.ndarray, lengths: np.ndarray) -> list[tuple[list[int], int]]:
     """Group neighboring rows by their common prefix.
 
-    A row joins the previous group if that saves more tokens than the group saved without it.
+    A row joins the previous group if the larger group saves more tokens than the smaller one.
 
     Returns:
         Groups of rows, and the length of the prefix that each group shares.
@@ -173,8 +173,8 @@ def _by_frequencies(
 ) -> tuple[Tensor, Tensor]:
     """Compute ``hidden_states`` of rows whose rotary frequencies depend on their length.
 
-    A model uses the frequencies of the longest row for a whole batch. Here all rows up to ``limit``
-    are one batch, and longer rows are batched with rows of equal length.
+    A model uses the frequencies of the longest row for a whole batch. Therefore, all rows of up to
+    ``limit`` tokens form one batch, and longer rows are batched with rows of equal length.
     """
     lengths = attention_mask.sum(1)
     index = torch.zeros_like(tokens)
@@ -227,7 +227,7 @@ def _one_batch(
     states = trunk(
         **inputs_of(packed.tokens, tied),
         position_ids=packed.positions,
-        # A mask of four dimensions is not processed further.
+        # Transformers uses a four-dimensional mask unchanged.
         attention_mask=tokens.new_zeros(1, 1, 1, 1),
         packing=layout,
         use_cache=False,
@@ -236,7 +236,7 @@ def _one_batch(
 
 
 def inputs_of(tokens: Tensor, tied: TiedEmbedding | None) -> dict[str, Tensor]:
-    """Return the arguments of a decoder for tokens [B, T]."""
+    """Return the input arguments of a decoder for tokens [B, T]: ids, or embeddings if tied."""
     return {"input_ids": tokens} if tied is None else {"inputs_embeds": tied.embed(tokens)}
 
 
@@ -253,7 +253,7 @@ def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
 
 
 def keep_attention(model: Any, name: str) -> None:
-    """Set an attention implementation of transformers, and disable packed attention.
+    """Select an attention implementation of transformers instead of packed attention.
 
     Raises:
         UserError: the implementation is not available, or the model does not support it.
@@ -272,12 +272,12 @@ def keep_attention(model: Any, name: str) -> None:
 
 
 def enable_packing(model: Any) -> bool:
-    """Enable packed attention in a causal model, unless its form of attention excludes it.
+    """Enable packed attention in a causal model, unless its form of attention does not allow it.
 
-    Whether the states stay equal is verified in ``verification``.
+    ``verification`` then checks that the hidden states are unchanged.
 
     Returns:
-        Whether the model packs from now on.
+        Whether the model now packs rows.
     """
     inner, trunk = unwrap_peft(model), trunk_of(model)
     if is_packed(trunk):

@@ -1,8 +1,8 @@
 """RMSNorm, forward and backward, in a single pass over memory (fused).
 
-As a chain of tensor operations, the norm of a decoder layer reads and writes its input ten times in
-float32, and all norms together cost as much as attention. Here the whole chain is computed for a
-few rows at a time, which stay in a core's cache.
+Transformers computes RMSNorm as a chain of tensor operations, which read and write the input ten
+times in float32, so that all norms together cost as much as attention. The functions in this module
+apply the whole chain to a few rows at a time, which stay in a core's cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CHUNK_ELEMENTS = 2**17
 
 
 class _RMSNorm(torch.autograd.Function):
-    """w * x / sqrt(mean(x^2) + eps) over the last dimension (Zhang & Sennrich 2019)."""
+    """Compute w * x / sqrt(mean(x^2) + eps) over the last dimension (Zhang & Sennrich 2019)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -61,9 +61,10 @@ def _forward(self: Any, hidden_states: Tensor) -> Tensor:
 
 @torch.no_grad()
 def patch_rmsnorm(model: torch.nn.Module) -> int:
-    """Patch the RMSNorm modules of a model, and return their number.
+    """Replace the forward method of a model's RMSNorm modules, and return their number.
 
-    Each class is compared on random inputs first, because some families scale by 1 + weight.
+    The outputs of each class are first compared on random inputs, because some families scale by 1
+    + weight.
     """
     return replace_forward(model, _forward, fits=_fits, same=_same)
 

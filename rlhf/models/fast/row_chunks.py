@@ -1,4 +1,4 @@
-"""Rows that go through a chain of operations together."""
+"""Split a tensor into chunks of rows that go through a chain of operations together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def row_chunks(table: Tensor, max_elements: int) -> list[slice]:
-    """Return the slices of the rows of [N, D] that hold at most ``max_elements`` elements.
+    """Split the rows of a tensor [N, D] into slices of at most ``max_elements`` elements.
 
     On a CPU a chunk then stays in a core's cache from one operation to the next; on an accelerator
     there is one chunk.

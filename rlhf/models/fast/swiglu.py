@@ -1,8 +1,8 @@
 """The SwiGLU product silu(g) * u, forward and backward, in a single pass over memory (fused).
 
-As a chain of tensor operations it stores four tensors of the width of the feed-forward layer for
-the backward pass. Here it is computed for a few rows at a time, which stay in a core's cache, and
-silu(g) is recomputed in the backward pass.
+As a chain of tensor operations, the product stores four tensors of the width of the feed-forward
+layer for the backward pass. The function in this module computes it for a few rows at a time, which
+stay in a core's cache, and recomputes silu(g) in the backward pass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHUNK_ELEMENTS = 2**17
 
 
 class SwiGLUFunction(torch.autograd.Function):
-    """silu(g) * u (Shazeer 2020, arXiv:2002.05202) of two tensors of one shape."""
+    """Compute silu(g) * u (Shazeer 2020, arXiv:2002.05202) for two tensors of the same shape."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def _forward(self: Any, hidden_states: Tensor) -> Tensor:
 
 @torch.no_grad()
 def patch_swiglu(model: nn.Module) -> int:
-    """Patch the SwiGLU layers of a model, and return their number."""
+    """Replace the forward method of a model's SwiGLU layers, and return their number."""
     return replace_forward(model, _forward, fits=_fits, same=_same)
 
 

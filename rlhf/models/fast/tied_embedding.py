@@ -2,7 +2,8 @@
 
 The gradient of an embedding has the size of the vocabulary, but only the rows that were read are
 nonzero. Autograd allocates a dense gradient for the embedding, and another one for its sum with the
-gradient of the head. Here only the nonzero rows are added to the gradient of the head.
+gradient of the head. With the views in this module, only the nonzero rows are added, in place, to
+the gradient of the head.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from rlhf.models.architecture import trunk_of, unwrap_peft
 from rlhf.models.comparison import evaluating
 from rlhf.models.output_head import has_plain_head
 
-# Whether a decoder gives equal states for tokens and for their embeddings.
+# Decoder -> whether it computes equal states from tokens and from their embeddings.
 _takes_embeddings: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class _TiedViews(torch.autograd.Function):
-    """Two views of one weight: for the lookup and for the output head."""
+    """Return two views of one weight: one for the lookup and one for the output head."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +44,7 @@ class _TiedViews(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class TiedEmbedding:
-    """Replacement of the tied weight in one pass; gradients are passed on to that weight."""
+    """Two views of a tied weight for one pass; their gradients are added to the weight's."""
 
     table: Tensor  # [V, D] for the lookup
     head: Tensor  # [V, D] for the output head
@@ -55,12 +56,12 @@ class TiedEmbedding:
 
 
 def tied_embedding(model: Any) -> TiedEmbedding | None:
-    """Make the replacement of a tied embedding for one pass with gradients.
+    """Make the views of a tied embedding for one pass with gradients.
 
     Returns:
-        The replacement. It is None if the model does not support it (embeddings with further
-        operations, or a decoder that treats tokens differently from embeddings), or if nothing
-        would be saved: the weights are not tied, need no gradient, or are on an accelerator.
+        The views; None if the model does not support them (embeddings with further operations, or a
+        decoder that treats tokens differently from embeddings), or if they would save nothing (the
+        weights are not tied, need no gradient, or are on an accelerator).
     """
     inner = unwrap_peft(model)
     rows, head = inner.get_input_embeddings(), inner.get_output_embeddings()
@@ -79,9 +80,9 @@ def tied_embedding(model: Any) -> TiedEmbedding | None:
 
 
 def takes_embeddings(trunk: Any) -> bool:
-    """Return whether a decoder gives equal states for tokens and for their embeddings (cached).
+    """Return whether a decoder computes equal states from tokens and from embeddings (cached).
 
-    Some families scale the embeddings of tokens, but not given embeddings.
+    Some families scale the embeddings that they look up, but not embeddings passed as arguments.
     """
     if trunk not in _takes_embeddings:
         rows = trunk.get_input_embeddings()

@@ -6,8 +6,8 @@ computed once. The backward pass is written by hand, because on a CPU the backwa
 kernel takes twice as long in bf16, and for many small documents the overhead of the autograd graph
 exceeds the cost of the attention.
 
-The function is registered with transformers as an attention implementation. Without a layout it is
-transformers' SDPA.
+The function is registered with transformers as an attention implementation. If no layout is passed,
+it calls transformers' SDPA.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from transformers.masking_utils import sdpa_mask
 ATTENTION_NAME = "packed"
 # Queries per tile of a long document; earlier tiles have fewer keys.
 QUERY_BLOCK = 256
-# Maximum number of keys (with the prefix) of a tile whose attention weights are saved for the
-# backward pass; the weights of larger tiles are recomputed.
+# Attention weights of tiles with up to this many keys (including the prefix) are saved for the
+# backward pass; those of larger tiles are recomputed.
 SAVED_WEIGHTS_MAX_KEYS = 768
 # Attention weights per tile of short documents, so that a tile stays in a core's cache.
 TILE_MAX_WEIGHTS = 2**20
@@ -68,7 +68,7 @@ class Tile:
 
 
 class Layout:
-    """Tiles of the attention over one packed row; all layers share it.
+    """Tiles of the attention over one packed row; all layers use the same layout.
 
     Args:
         spans: documents, which cover the row without gaps. The prefix of a span is itself a span,
@@ -147,7 +147,7 @@ class Layout:
 
 
 class _PackedAttention(torch.autograd.Function):
-    """softmax(scale * q k^T + mask) v by tiles; queries [N, H, D], keys and values [N, Hkv, D]."""
+    """Attention softmax(scale * q k^T + mask) v by tiles, with q [N, H, D] and k, v [N, Hkv, D]."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> Tensor:
@@ -254,7 +254,7 @@ def _add_to_keys(out: Tensor, tile: Tile, folded: Tensor) -> None:
     rows = rows.reshape(-1, *rows.shape[2:])
     if isinstance(tile.keys, slice):
         out[tile.keys] += rows
-    else:  # several short documents: apart from the prefix, a token is a key of one tile only
+    else:  # several short documents: a token after the prefix is a key in one tile only
         out[tile.positions] = out[tile.positions] + (rows if tile.real is None else rows[tile.real])
 
 

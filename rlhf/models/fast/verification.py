@@ -1,10 +1,9 @@
-"""Enable the fast paths of a decoder that agree with its own forward pass.
+"""Enable those fast paths of a decoder that agree with its own forward pass.
 
 The fast paths are fused RMSNorm and SwiGLU, attention over packed rows, and the separate lookup of
-a tied embedding. Each is equivalent to the code of the families for which it was written. Other
-families are verified on inputs like those of training: ragged rows with gradients, rows with a
-common prefix, and rows longer than every window are compared with forward passes of the model's own
-code over one row at a time. Fast paths that disagree are disabled for the model; if even padding
+a tied embedding. They are compared with the model's own forward pass over one row at a time, on
+inputs like those of training: ragged rows with gradients, rows with a common prefix, and rows
+longer than every window. Fast paths that disagree are disabled for the model; if even padding
 changes the results, rows are read one by one.
 """
 
@@ -44,17 +43,17 @@ from rlhf.models.reduced_model import reduced_copy
 
 log = logging.getLogger(__name__)
 
-# Factor for gradients, which accumulate more rounding.
+# Factor on the tolerance of gradients, which accumulate more rounding errors.
 GRADIENT_TOLERANCE_FACTOR = 3.0
-# Maximum number of elements of a parameter whose gradient is compared: this includes the norms and
+# Gradients of parameters with up to this many elements are compared. These include the norms and
 # biases of all layers, whose gradients depend on all later layers.
 COMPARED_MAX_ELEMENTS = 2**14
-# Weights times tokens of one pass of the comparison, on a CPU and on an accelerator.
+# Maximum of weights times tokens in one pass of the comparison, on a CPU and on an accelerator.
 CPU_WORK, ACCELERATOR_WORK = 2e10, 2e12
 # Maximum number of tokens of the rows that fit into every window.
 SHORT_ROW_TOKENS = 44
 
-# A function of tokens and mask [B, T] that returns states and their index, as ``hidden_states``.
+# Function of tokens and mask [B, T] that returns states and their index, like ``hidden_states``.
 Read = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -78,10 +77,10 @@ class Result:
 def enable_fast_paths(model: Any) -> bool:
     """Enable the fast paths of a decoder, with any head, that agree with its own forward pass.
 
-    This is done once per model; copies of the model keep the result.
+    The comparison is made once per model; copies of the model keep the result.
 
     Returns:
-        Whether the model packs rows from now on.
+        Whether the model now packs rows.
 
     Raises:
         UserError: reading one row at a time does not give the model's own states either.
@@ -192,7 +191,7 @@ def _enable_agreeing(model: Any, *, limit: int, start: int) -> int:
 
 
 def _batches(trunk: Any, *, limit: int) -> list[Batch]:
-    """Rows with a common prefix that fit into every window, and rows longer than all windows."""
+    """Make one batch of rows with a common prefix within all windows, and one of longer rows."""
     config = text_config(trunk)
     limits = limits_of(config)
     context = usable_context(config)

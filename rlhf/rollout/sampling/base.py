@@ -1,7 +1,7 @@
-"""The interface between collection and generation: token ids in, token ids and log-probs out.
+"""Interface of rollout engines: they receive token ids, and return token ids and log-probs.
 
-A collector submits one request per turn and receives completions in any order. It does not know
-whether they are sampled in this process or by an inference server.
+A collector submits one request per turn and receives completions in any order. An engine can sample
+in this process or on an inference server.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ class FinishReason(StrEnum):
     """Why a completion ended."""
 
     STOP = "stop"
-    """Its last token is one of the stop tokens."""
+    """The last token is a stop token."""
     LENGTH = "length"
-    """It reached the request's ``max_new_tokens``."""
+    """The completion has the request's ``max_new_tokens`` tokens."""
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Distribution that the tokens of a completion are sampled from."""
+    """Parameters of the distribution from which tokens are sampled."""
 
     temperature: float = 1.0
-    """Divides the logits; 0 is greedy decoding."""
+    """Divisor of the logits; 0 is greedy decoding."""
     top_k: int = 0
-    """Keep this many of the most likely tokens; 0 keeps all."""
+    """Number of most likely tokens to keep; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of most likely tokens with at least this probability."""
     min_p: float = 0.0
@@ -48,12 +48,12 @@ class Request:
     """One completion to sample."""
 
     episode_id: int
-    """Requests of one episode extend each other, so that an engine can keep their KV cache."""
+    """Each request of an episode extends the previous one, so an engine can keep the KV cache."""
     prompt_ids: Sequence[int]
     """All tokens of the episode so far."""
     max_new_tokens: int
     seed: tuple[int, ...]
-    """Entropy for ``numpy.random.SeedSequence``: the completion depends on nothing else random."""
+    """Entropy for ``numpy.random.SeedSequence``; the completion has no other randomness."""
     sampling: SamplingParams
     request_id: int = field(default_factory=count().__next__)
 
@@ -65,15 +65,17 @@ class Completion:
     request: Request
     tokens: list[int]
     logprobs: list[float]
-    """Log-probability of each token under the sampling distribution, that is after temperature and
-    truncation; with greedy decoding, under the model's own distribution."""
+    """Log-probability of each token after temperature and truncation.
+
+    With greedy decoding, it is the log-probability under the model's own distribution.
+    """
     finish_reason: FinishReason
     policy_version: int
-    """Version of the weights that sampled it."""
+    """Version of the weights that sampled the completion."""
 
 
 class RolloutEngine(Protocol):
-    """Samples completions of token sequences with the current policy."""
+    """Interface for sampling completions with the current policy."""
 
     policy_version: int
     """Version of the weights in use."""
@@ -91,7 +93,7 @@ class RolloutEngine(Protocol):
         ...
 
     def release(self, episode_id: int) -> None:
-        """End an episode: free its cache, and cancel its request if one is unfinished."""
+        """End an episode: free its cache and cancel its unfinished request, if there is one."""
         ...
 
     def reset(self) -> None:

@@ -21,8 +21,8 @@ from rlhf.rollout.sampling.decoder import decoder_for
 from rlhf.rollout.sampling.draw import draw
 from rlhf.rollout.sampling.protocols import forward_new_tokens
 
-# New rows are prefilled together once they are this share of the decoding rows: a prefill of a few
-# tokens takes as long as a decoding step.
+# New rows are prefilled together once they reach this fraction of the decoding rows, because a
+# prefill of a few tokens takes as long as a decoding step.
 PREFILL_SHARE = 1 / 8
 
 
@@ -35,7 +35,7 @@ class ContinuousEngine:
 
     Args:
         model: causal model. Its weights must not change between the first ``poll`` and ``reset``.
-        max_rows: most episodes that are decoded at once; others wait for a free row.
+        max_rows: maximum number of episodes decoded at once; others wait for a free row.
     """
 
     def __init__(self, model: Any, *, max_rows: int) -> None:
@@ -56,7 +56,7 @@ class ContinuousEngine:
         self.policy_version = version
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests; one that continues an episode takes the row that holds it.
+        """Queue requests; a request that continues an episode uses the episode's row.
 
         Raises:
             ValueError: the sampling parameters differ from those of earlier requests.
@@ -96,7 +96,7 @@ class ContinuousEngine:
 
 
 class Sampler:
-    """The rows of one batch: a cache, and the state of each row's present completion.
+    """Samples one batch of rows: holds the cache and the unfinished completion of each row.
 
     An episode holds a row from its first ``submit`` to its ``release``. In every pass the rows in
     use are the first rows of the cache, without gaps.
@@ -105,7 +105,7 @@ class Sampler:
         model: causal model (a PEFT model's adapters are applied); its weights must not change
             while the sampler is used.
         sampling: distribution of the tokens, and stop tokens.
-        rows: episodes held at once.
+        rows: number of episodes in the batch.
         policy_version: version of the model's weights.
     """
 
@@ -123,7 +123,7 @@ class Sampler:
         self.requests: dict[int, Request] = {}  # unfinished ones, by episode
         self.unread: dict[int, list[int]] = {}  # by episode: tokens to prefill
         self.prefill_tokens = 0
-        # By row; columns are tokens of the present completion.
+        # By row; columns are the tokens of the unfinished completion.
         self.noise = np.zeros((rows, 0))
         self.tokens = np.zeros((rows, 0), dtype=np.int64)
         self.logprobs = np.zeros((rows, 0))
@@ -136,7 +136,7 @@ class Sampler:
         """Start a completion, in the row of its episode or in a free one.
 
         Raises:
-            ValueError: the sampling parameters are not those of the batch.
+            ValueError: the sampling parameters differ from those of the batch.
         """
         if request.sampling != self.sampling:
             raise ValueError("requests of one batch must have the same sampling parameters")
@@ -187,7 +187,7 @@ class Sampler:
         """Run one forward pass: a prefill of new tokens, or one token of every decoding row.
 
         Returns:
-            The completions that ended.
+            The completions that ended in this pass.
         """
         if not self.requests:
             return []

@@ -1,9 +1,9 @@
 """Decoders: forward passes over the ragged cache.
 
 A decoding step multiplies few rows by every weight, so its time is dominated by reading weights and
-launching operations. For the Llama family the layers are computed by a few functions here, with the
-projections of one input fused into one matmul. For other families the model's own forward pass is
-called. The fused functions are compared with the model's own forward pass once per model.
+launching operations. For the Llama family this module computes the layers itself and fuses the
+projections of one input into one matmul. For other families the model's own forward pass is called.
+The fused functions are compared with the model's own forward pass once per model.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ FUSED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 Projection = Callable[[torch.Tensor], torch.Tensor]
 
-# Whether the fused decoder agrees with the model, by decoder stack.
+# Decoder stack of a model -> whether the fused decoder agrees with it.
 _fused_agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-# Selected decoder of a model, as an index of ``decoder_options``.
+# Decoder stack of a model -> index of its decoder in ``decoder_options``.
 _selected: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
@@ -76,7 +76,7 @@ class PlainDecoder:
             raise ValueError("attention or cache of an unsupported form")
         self.limited = limited_mixers(trunk)
         self.parameters = inspect.signature(trunk.forward).parameters
-        # The model builds its own masks if its layers differ in what they attend to.
+        # The model builds its own masks if its layers have different attention windows.
         self.builds_masks = has_states(self.config) or window_of(self.config) is not None
         if self.builds_masks and self.config._attn_implementation not in MASKED:
             raise ValueError(f"no masks for {self.config._attn_implementation} attention")
@@ -122,9 +122,9 @@ class PlainDecoder:
 
 
 class FusedDecoder:
-    """Layers of the Llama family, with fused copies of the present weights.
+    """Decoder for the Llama family, with fused copies of the model's weights.
 
-    After an update of the model, make a new decoder.
+    The copies are not updated: make a new decoder after an update of the model.
     """
 
     def __init__(self, model: Any) -> None:
@@ -153,7 +153,7 @@ class FusedDecoder:
 
 
 class _Layer:
-    """One decoder layer."""
+    """One layer of the Llama family, with fused projections."""
 
     def __init__(self, layer: Any, config: Any, index: int) -> None:
         kinds = getattr(config, "layer_types", None)
@@ -236,7 +236,7 @@ def attend(
 
 
 def fused_linear(linears: Sequence[Any]) -> Projection:
-    """Compute the concatenated outputs of linear layers of one input in one matmul.
+    """Return a function that computes several linear layers of one input in one matmul.
 
     Layers of other classes (adapters, quantized weights) are called one by one.
     """
@@ -265,7 +265,7 @@ def _reordered_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Projec
 
     def matmul(x: torch.Tensor) -> torch.Tensor:
         rows = len(x)
-        # A kernel of about a megabyte is cached for every number of rows, so few numbers are used.
+        # One kernel of about 1 MB is cached per number of rows, so that number is rounded up.
         missing = -rows % (16 if rows <= 128 else 64) if rows > 16 else 0
         padded = pad(x, (0, 0, 0, missing)) if missing else x
         return torch.ops.mkldnn._linear_pointwise(padded, ordered, bias, "none", [], "")[:rows]
@@ -300,7 +300,7 @@ def decoder_for(model: Any) -> Decoder:
 
 
 def disable_cache(model: Any) -> None:
-    """Sample a model without a cache from now on, which is slow and correct for every model."""
+    """Sample a model without a cache from now on; this is slow but correct for every model."""
     trunk = trunk_of(model)
     _fused_agrees[trunk] = False
     _selected[trunk] = len(decoder_options(model)) - 1

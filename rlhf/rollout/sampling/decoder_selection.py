@@ -25,23 +25,23 @@ from rlhf.rollout.sampling.protocols import Decoder, forward_new_tokens
 
 log = logging.getLogger(__name__)
 
-# Attention windows up to this size are exceeded in the comparison.
+# The rows in the comparison exceed attention windows up to this size, in tokens.
 MAX_TESTED_WINDOW = 64
 
 # Largest relative difference of logits in float32 that is attributed to rounding.
 TOLERANCE = 1e-4
-# The same for recurrent layers, which accumulate rounding over long chunks.
+# The same limit for recurrent layers, which accumulate rounding errors over long chunks.
 STATE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
 class DecoderOption:
-    """One of the decoders to select from.
+    """A decoder that can be selected for a model.
 
     Args:
-        description: for the log, after "replies are sampled".
+        description: text for the log; it continues "replies are sampled".
         make: makes the decoder.
-        safer: index of a slower option that is preferred if rounding does not distinguish them.
+        safer: index of a slower option that is preferred if the two differ only by rounding.
     """
 
     description: str
@@ -54,7 +54,7 @@ UNSUPPORTED = (*FAILURES, KeyError, NotImplementedError, StopIteration)
 
 
 def select_decoder(model: Any, options: Sequence[DecoderOption]) -> int:
-    """Index of the first option whose logits equal those of plain passes.
+    """Return the index of the first option whose logits equal those of plain passes.
 
     Args:
         model: causal model.
@@ -87,7 +87,7 @@ def _gap_of(model: Any, option: DecoderOption) -> float:
 
 @torch.no_grad()
 def decoding_gap(model: Any, decoder: Decoder) -> float:
-    """Return mean difference of logits between a decoder and plain passes, relative to their size.
+    """Return the mean relative difference of logits between a decoder and plain passes.
 
     Two rows of different lengths read the tokens of two turns and then single tokens, in changing
     order and together or alone.

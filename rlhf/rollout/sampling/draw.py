@@ -20,7 +20,7 @@ def draw(
     numbers: torch.Tensor,
     sampling: SamplingParams,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sample tokens by inverting the cumulative distribution, over blocks and then within one.
+    """Sample tokens by inverting the cumulative distribution: first the block, then the token.
 
     Args:
         logits: [n, V].
@@ -56,7 +56,7 @@ def draw(
 
 
 def _interval(cumulative: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-    """Index [n, 1] of the interval of each number in a cumulative sum [n, K].
+    """Return the index [n, 1] of the interval of a cumulative sum [n, K] that contains each number.
 
     A number that is rounded to the total or above is assigned to the last non-empty interval.
     """

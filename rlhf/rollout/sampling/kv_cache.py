@@ -28,7 +28,7 @@ CAPACITY_MULTIPLE = 64
 
 @dataclass(frozen=True)
 class Plan:
-    """One forward pass that appends N new tokens to n rows, at most L to each."""
+    """Indices and mask of a forward pass that appends N new tokens to n rows, at most L per row."""
 
     reading: slice | torch.Tensor
     """Index of the rows in the cache; a slice, which needs no copy, if they are contiguous."""
@@ -46,7 +46,7 @@ class Plan:
     _masks: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def mask_within(self, window: int | None) -> torch.Tensor:
-        """Return mask of a layer that attends to the last ``window`` tokens, the query included."""
+        """Return the mask of a layer that attends to the last ``window`` tokens, query included."""
         width = self.mask.shape[-1]
         if window is None or width <= window:
             return self.mask
@@ -108,14 +108,14 @@ class RaggedLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Call ``append`` with padded states [n, heads, L, dim], for transformers."""
+        """Append padded states [n, heads, L, dim]; transformers calls this method."""
         plan = self.cache.plan
         return self.append(
             plan.flatten(key_states.transpose(1, 2)), plan.flatten(value_states.transpose(1, 2))
         )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Not used: the mask is part of the plan."""
+        """Return (columns in use, first position), for transformers; the plan has the real mask."""
         return self.get_seq_length(), 0
 
     def get_seq_length(self) -> int:
@@ -207,19 +207,19 @@ class RaggedCache(RowStore, Cache):
         return self.plan.mask.shape[-1] if self.lengths.any() else 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Columns of the current plan, and the position of the first."""
+        """Return the number of columns of the current plan, and the first column's position."""
         return self.plan.mask.shape[-1], 0
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        """Not used: rows have different lengths."""
+        """Return 0: rows have different lengths, and the model receives their positions."""
         return 0
 
     def passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
         """Split new tokens of rows into forward passes, in order.
 
         Usually there is one pass. A recurrent state cannot be padded: rows with different numbers
-        of new tokens, and rows without a state, then need separate passes. So do rows beyond
-        ``limit``.
+        of new tokens, and rows without a state, then need separate passes. Rows longer than
+        ``limit`` need a separate pass too.
         """
         if self.in_place:
             return super().passes(rows, inputs)
@@ -239,7 +239,7 @@ class RaggedCache(RowStore, Cache):
         ]
 
     def reserve(self, tokens: int) -> None:
-        """Make room for ``tokens`` in every row; the capacity at least doubles."""
+        """Grow the cache to at least ``tokens`` tokens per row; the capacity at least doubles."""
         if tokens > self.capacity:
             # Rounded up, so that the allocator can reuse the memory for the next cache.
             self.capacity = max(

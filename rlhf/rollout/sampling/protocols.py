@@ -1,4 +1,4 @@
-"""Interfaces of caches and decoders, and the forward pass of new tokens of several rows."""
+"""Interfaces of caches and decoders, and a function that passes new tokens through a model."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def forward_new_tokens(
     inputs: Sequence[Sequence[int]],
     device: torch.device,
 ) -> torch.Tensor:
-    """Pass new tokens of rows through the model; returns logits [n, V] after the last of each."""
+    """Pass new tokens through the model; return the logits [n, V] after each row's last token."""
     logits: list[torch.Tensor] = []
     order: list[np.ndarray] = []
     for forward in cache.passes(rows, inputs):

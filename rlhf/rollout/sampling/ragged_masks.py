@@ -1,8 +1,9 @@
-"""Attention masks of a model for rows at different positions.
+"""Build a model's attention masks for rows at different positions.
 
-Transformers builds masks for batches whose rows start at the same position. Families differ in the
-kinds of masks (causal, sliding, chunked) and in the layers that use them. Here the model's own mask
-functions are evaluated at the positions of the rows.
+Transformers builds masks for batches whose rows start at the same position. In a batch of continued
+episodes every row has another position. Model families differ in the kinds of masks (causal,
+sliding, chunked) and in the layers that use them, so this module evaluates the model's own mask
+functions at the positions of each row.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Decoding one row per forward pass, with the model's own cache or without a cache.
 
-This supports families with other forms of caches or attention. It is slower than decoding in
-batches by about the number of rows.
+This decoder supports model families whose cache or attention cannot be batched. For n rows it is
+about n times slower than batched decoding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlhf.models.output_head import logits_of
 from rlhf.rollout.sampling.protocols import RowStore
 from rlhf.rollout.sampling.time_step_limits import limited_mixers, limited_time_steps
 
-# Names of the cache among arguments and outputs of models.
+# Names of the cache in the arguments and outputs of models.
 CACHE_NAMES = ("past_key_values", "cache_params", "state")
 
 
@@ -30,7 +30,7 @@ class _Row:
 
 
 class RowCache(RowStore):
-    """The model's own cache of each of ``rows`` episodes, which are read one after the other."""
+    """A separate cache, of the model's own class, for each of ``rows`` episodes."""
 
     def __init__(self, rows: int) -> None:
         super().__init__(rows)
@@ -71,7 +71,7 @@ class RowDecoder:
         return RowCache(rows)
 
     def __call__(self, ids: torch.Tensor, cache: RowCache) -> torch.Tensor:
-        """Logits [n, V] after each row's last new token; ``ids`` [N] are those of all rows."""
+        """Return the logits [n, V] after each row's last new token; ``ids`` [N] are all rows'."""
         parts = ids.split([count for _, count in cache.planned])
         with limited_time_steps(self.limited):
             states = [

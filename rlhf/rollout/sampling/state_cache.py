@@ -13,7 +13,7 @@ from transformers.cache_utils import LinearAttentionLayer
 
 
 class StateLayer(LinearAttentionLayer):
-    """States [rows, ...] of one layer; the model reads those of the rows of one pass.
+    """States [rows, ...] of one layer; the model receives the states of the rows of one pass.
 
     Args:
         rows: number of episodes held at once.

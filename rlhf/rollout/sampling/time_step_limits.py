@@ -2,7 +2,7 @@
 
 Transformers' Mamba 2 layers clamp the time step in passes over several tokens, but not in passes
 over one token. A sampler that decodes token by token would then sample from another distribution
-than the one that is trained (Nemotron-H and Zamba 2 set a lower limit).
+than the one in training (Nemotron-H and Zamba 2 set a lower limit).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Verify the sampler's log-probabilities against plain forward passes of the model.
 
-This is done once per model before anything is sampled. Two episodes of different lengths are
+A model is verified once, before anything is sampled. Two episodes of different lengths are
 sampled in one batch for two turns each, beyond every attention window of the model. The sampler's
 log-probabilities are compared with those of one forward pass over each whole episode.
 """
@@ -74,9 +74,9 @@ def _agrees(model: Any, *, limit: int) -> bool:
 def sampling_gap(model: Any, *, limit: int) -> float:
     """Return the difference between the sampler's log-probabilities and those of plain passes.
 
-    It is the largest difference in float32 and the upper quartile of the differences in half
-    precision, where rounding can change single tokens by several nats. It is relative to the
-    larger of 1 and the mean absolute log-probability.
+    The result is the largest difference in float32 and the upper quartile of the differences in
+    half precision, in which rounding can change single tokens by several nats. It is divided by
+    the mean absolute log-probability or by 1, whichever is larger.
 
     Args:
         model: causal model.
@@ -115,7 +115,7 @@ def _turns(config: Any, *, limit: int) -> list[list[list[int]]]:
 def _play(
     model: Any, turns: Sequence[Sequence[Sequence[int]]]
 ) -> list[tuple[list[int], dict[int, float]]]:
-    """Sample all turns; returns tokens, and log-probabilities by position, of each episode."""
+    """Sample all turns; return the tokens and the log-probabilities by position of each episode."""
     sampling = SamplingParams()
     sampler = Sampler(model, sampling, rows=len(turns))
     episodes: list[tuple[list[int], dict[int, float]]] = [([], {}) for _ in turns]

@@ -29,7 +29,7 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A saved reward model, and the rows of its report."""
+    """A saved reward model, and the rows on which its report is computed."""
 
     run: Run
     train_rows: list[Row]
@@ -63,7 +63,7 @@ class RewardKind:
     data: Kind
     """Kind of the rows."""
     columns: tuple[str, ...] = ()
-    """Further columns of the rows."""
+    """Additional columns that the rows have."""
     scorer = "learned"
     """Kind of reward that reads the checkpoint, see `rlhf.reward_models.KINDS`."""
     problem_type: str | None = None
@@ -73,7 +73,7 @@ class RewardKind:
     append_eos = True
     """Whether texts of a decoder end with EOS."""
     in_trl = False
-    """Whether the loss is that of TRL's reward trainer, which the native engine has too."""
+    """Whether TRL's reward trainer and the native engine implement the loss."""
 
     def __init__(self, config: RewardConfig) -> None:
         self.config = config
@@ -87,10 +87,10 @@ class RewardKind:
         return self.config.labels or ["reward"]
 
     def check_rows(self, rows: Sequence[Row]) -> None:
-        """Raise UserError if no row has what the kind needs."""
+        """Raise UserError if no row has the columns that the kind needs."""
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
-        """Encode a row.
+        """Encode a row as an example with the kind's labels.
 
         Raises:
             RowDropped: The row cannot be an example.
@@ -106,7 +106,7 @@ class RewardKind:
         return logits
 
     def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Return metrics of the held-out examples; ``logits`` as ``by_example`` shapes them."""
+        """Return metrics of the held-out examples; ``logits`` have the shape of ``by_example``."""
         raise NotImplementedError
 
     def report(self, trained: TrainedModel) -> list[str]:
@@ -119,7 +119,7 @@ class RewardKind:
         return page.splitlines()[2:]
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Return metrics of the saved model on the test rows, and those of the baselines."""
+        """Return a report with metrics of the saved model and of the baselines on the test rows."""
         raise NotImplementedError
 
     def before_saving(self, model: Any) -> None:
@@ -132,5 +132,5 @@ def kind_of(config: RewardConfig) -> RewardKind:
 
 
 def known_accuracy(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return the share of the known labels that are predicted."""
+    """Return the share of the known labels that are predicted correctly."""
     return {"accuracy": float((predicted == labels)[labels != IGNORED].mean())}

@@ -25,12 +25,12 @@ from rlhf.training.reward_models.encoding import (
 
 
 def classification(config: RewardConfig) -> RewardKind:
-    """Return the kind for two classes, or the one for more."""
+    """Return the kind for two classes, or the kind for more classes."""
     return MultiClass(config) if len(config.labels) > 2 else Binary(config)
 
 
 class LogOdds(RewardKind):
-    """Binary cross entropy of log-odds. Labels [B, K]: 0, 1 or IGNORED."""
+    """Kind with the binary cross-entropy loss of log-odds. Labels [B, K]: 0, 1 or IGNORED."""
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
         known = labels != IGNORED
@@ -44,7 +44,7 @@ class LogOdds(RewardKind):
 
 
 class Classes(RewardKind):
-    """The report on texts that have one class each."""
+    """Base class of kinds that assign one class to each text, with their report."""
 
     data = "classification"
 
@@ -53,13 +53,13 @@ class Classes(RewardKind):
         return logits
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Report accuracy, macro-F1 and AUC, also of TF-IDF and of the most frequent class."""
+        """Report accuracy, macro-F1 and AUC of the model and of two baselines."""
         logits = self.class_logits(trained.logits())
         return class_report(logits, trained.test_rows, trained.train_rows, "label")
 
 
 class Binary(LogOdds, Classes):
-    """Log-odds of class 1; several heads are an ensemble.
+    """Classifier of two classes by the log-odds of class 1; several heads form an ensemble.
 
     Labels [B, M]: 0, 1 or IGNORED, for each of the M heads.
     """
@@ -79,7 +79,7 @@ class Binary(LogOdds, Classes):
 
 
 class MultiClass(Classes):
-    """Softmax over more than two classes. Labels [B]: the number of the class."""
+    """Softmax classifier of more than two classes. Labels [B]: the index of the class."""
 
     problem_type = "single_label_classification"
 
@@ -97,7 +97,7 @@ class MultiClass(Classes):
 def class_report(
     logits: np.ndarray, rows: Sequence[Row], train_rows: Sequence[Row], column: str
 ) -> Report:
-    """Return the report on logits [N, C] of the classes that a column of the N rows has."""
+    """Return the report on logits [N, C]; ``column`` contains the true class of each of N rows."""
     labels, train_labels = ([int(row[column]) for row in part] for part in (rows, train_rows))
     tf_idf = labeled.words_classifier(
         [labeled_text(row) for row in train_rows],

@@ -1,4 +1,4 @@
-"""Cost models: the order of two replies, and zero as the line between safe and unsafe."""
+"""Cost models, which learn the order of two replies and give safe replies a cost below zero."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ FLAGS = ("chosen_unsafe", "rejected_unsafe")
 
 
 class Cost(PairKind):
-    """Costs of Safe RLHF; the safer reply of a pair is the chosen one.
+    """Cost model of Safe RLHF; the safer reply of a pair is the chosen one.
 
-    Labels [B, 2]: 1 where the chosen and where the rejected reply is unsafe, else 0.
+    Labels [B, 2]: 1 if the chosen or the rejected reply, respectively, is unsafe, else 0.
     """
 
     scorer = "cost"

@@ -1,6 +1,6 @@
 """Encode rows as examples of a reward model, and collate them.
 
-Texts are encoded by the functions that scoring uses.
+Texts are encoded by the same functions as in scoring.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 BOOTSTRAP_SHARE = 1 - 1 / math.e
-"""Expected share of the rows in a bootstrap sample; each head of an ensemble learns from it."""
+"""Share of the rows that each head of an ensemble learns from, as in a bootstrap sample."""
 
 
 class RewardEncoder:
@@ -50,15 +50,16 @@ class RewardEncoder:
         self.truncated = False
         """Whether a text of the current row was truncated."""
         self.encoded_rows: dict[bool, list[Row]] = {}
-        """Rows with an example, by whether they are for training."""
+        """Whether rows are for training -> the rows that have an example."""
         self.dropped: dict[bool, Counter[str]] = {}
-        """Reason -> rows without an example, by whether they are for training."""
+        """Whether rows are for training -> (reason -> number of rows without an example)."""
 
     def __call__(self, rows: Sequence[Row], training: bool) -> list[Example]:
         """Encode rows; neighboring examples have similar lengths.
 
         Args:
-            training: Whether each head learns from its own sample of them.
+            training: Whether the rows are for training, where each head learns from its own sample
+            of the rows.
 
         Raises:
             UserError: No example is left.
@@ -107,7 +108,7 @@ class RewardEncoder:
         """Encode the chosen and the rejected reply of a row, each with its prompt.
 
         Raises:
-            RowDropped: The two are equal after truncation.
+            RowDropped: The two texts are equal after truncation.
         """
         prompt = with_tools(row["prompt"], row.get("tools"))
         chosen, rejected = (self.text([*prompt, *row[side]]) for side in ("chosen", "rejected"))
@@ -120,7 +121,7 @@ class RewardEncoder:
         return self.text(labeled_messages(row))
 
     def for_heads(self, label: float) -> list[float]:
-        """Return ``label`` for each head that learns from the current row, else IGNORED. [M]"""
+        """Return M labels: ``label`` if the head learns from the current row, else IGNORED."""
         heads = self.config.num_heads
         if heads == 1 or not self.training:
             return [label] * heads
@@ -139,7 +140,7 @@ def labeled_text(row: Row) -> str:
 
 
 def unit_of(row: Row) -> str:
-    """Return the independent unit of a labeled row: its prompt, or its text without one."""
+    """Return the unit by which labeled rows are resampled: the prompt, or else the text."""
     return prompt_key(row) if row.get("prompt") else labeled_text(row)
 
 

@@ -1,4 +1,4 @@
-"""A language model or an encoder with the new, untrained head of a reward model."""
+"""Load a language model or an encoder with a new, untrained reward head."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rlhf.training.reward_models.base import RewardKind
 
 
 def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
-    """Load the model of a run with a new head in float32, whose padding token is not EOS.
+    """Load the model of a run in float32, with a new head and a padding token other than EOS.
 
     Returns:
         The model, its tokenizer, and its pooling, see `rlhf.reward_models.sidecar.Sidecar`.
@@ -141,8 +141,8 @@ def head_modules(model: Any) -> dict[str, Any]:
 def spread_heads(model: Any) -> None:
     """Initialize the heads with the usual standard deviation of a linear layer, 1 / sqrt(width).
 
-    The heads of an ensemble differ by their initialization where the data do not decide. Language
-    models initialize new layers so small that the heads would hardly differ.
+    The heads of an ensemble differ by their initialization, and should disagree on texts unlike the
+    data. With the smaller initialization of language models they would hardly differ.
     """
     for module in head_modules(model).values():
         for layer in module.modules():
@@ -153,7 +153,7 @@ def spread_heads(model: Any) -> None:
 def add_adapters(model: Any, kind: RewardKind) -> Any:
     """Add LoRA to the backbone; the new head is trained in full and saved."""
     assert kind.config.model.lora is not None
-    # Without modules_to_save the head would stay random, frozen under the adapters.
+    # Without modules_to_save, PEFT would freeze the head, which would stay random.
     heads = [name for name, m in head_modules(model).items() if any(True for _ in m.parameters())]
     task = "TOKEN_CLS" if kind.per_token else "SEQ_CLS"
     return add_lora(model, kind.config.model.lora, seed=kind.config.seed, task=task, heads=heads)

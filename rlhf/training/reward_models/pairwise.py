@@ -1,4 +1,4 @@
-"""Pairwise models: both replies in one text, and the log-odds that the first is better."""
+"""Pairwise models, which read two replies in one text and predict whether the first is better."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
 class Pairwise(LogOdds):
-    """Whether the first of two replies is better; the order is drawn at random.
+    """Predicts the log-odds that the first of two replies is better; their order is random.
 
-    Labels [B, 1]: 1 where the first reply is the chosen one, else 0.
+    Labels [B, 1]: 1 if the first reply is the chosen one, else 0.
     """
 
     data = "preference"
@@ -41,7 +41,7 @@ class Pairwise(LogOdds):
         return Example([ids], [float(chosen_first)])
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Report the accuracy, the agreement of both orders, and the accuracy of "longer wins"."""
+        """Report the accuracy, the agreement of both orders, and the longer reply as a baseline."""
         rows = trained.test_rows
         model = with_packing(PairModel.load(trained.run.final, dtype=trained.dtype))
         chosen, rejected = ([_text(row, side) for row in rows] for side in ("chosen", "rejected"))

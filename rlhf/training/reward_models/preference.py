@@ -1,4 +1,4 @@
-"""Kinds that learn from pairs: Bradley-Terry, its variants for noisy labels, and its weighting."""
+"""Kinds that learn from pairs: Bradley-Terry, and variants for noisy or weighted labels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REPORT_PAIRS = 500
 
 
 class PairKind(RewardKind):
-    """Two texts, a chosen and a rejected one; one or several heads.
+    """Base class of kinds with a chosen and a rejected text, and one or several heads.
 
     Labels [B, M]: the margin for each head, IGNORED for heads that do not learn from the pair.
     """
@@ -51,7 +51,7 @@ class PairKind(RewardKind):
         if self.uses_margin and "margin" not in row:
             raise RowDropped("no margin")
         margin = float(row["margin"]) if self.uses_margin else 0.0
-        if margin < 0:  # as a strength it would reverse the gradient, without a lower bound
+        if margin < 0:  # a negative strength would leave the loss without a lower bound
             raise RowDropped("margin below 0: the rejected completion has the higher score")
         return Example(encoder.pair(row), encoder.for_heads(margin))
 
@@ -94,7 +94,7 @@ class PairKind(RewardKind):
             seed=self.config.seed,
         )
         temperature = report["calibration"]["fitted"]["temperature"]
-        if temperature is not None:  # None: no better than chance
+        if temperature is not None:  # None if the model is no better than chance
             dataclasses.replace(sidecar, temperature=temperature).write(trained.run.final)
         return report["verdict"]
 
@@ -106,7 +106,7 @@ class PairKind(RewardKind):
 
 
 class Preference(PairKind):
-    """Bradley-Terry with optional margins and label smoothing."""
+    """Bradley-Terry loss with optional margins and label smoothing."""
 
     def __init__(self, config: RewardConfig) -> None:
         super().__init__(config)
@@ -119,14 +119,14 @@ class Preference(PairKind):
 
 
 class Unbiased(PairKind):
-    """The loss whose mean over flipped labels is that of clean ones."""
+    """Bradley-Terry loss whose expectation under label flips is the loss on clean labels."""
 
     def pair_losses(self, chosen: Tensor, rejected: Tensor, margin: Tensor) -> Tensor:
         return losses.unbiased_bradley_terry(chosen, rejected, flip_rate=self.config.flip_rate)
 
 
 class Scaled(PairKind):
-    """Bradley-Terry weighted by the strength of the preference, the margin column."""
+    """Bradley-Terry loss weighted by the strength of the preference, the margin column."""
 
     def __init__(self, config: RewardConfig) -> None:
         super().__init__(config)
@@ -139,8 +139,8 @@ class Scaled(PairKind):
 class LengthDebiased(PairKind):
     """ODIN: a second head absorbs the length of the replies and is dropped after training.
 
-    Labels [B, 2]: the characters of the chosen and of the rejected reply, in hundreds. The loss
-    correlates scores with lengths over the whole batch.
+    Labels [B, 2]: the lengths of the chosen and of the rejected reply, in hundreds of characters.
+    The loss correlates scores with lengths over the whole batch.
     """
 
     def outputs(self) -> list[str]:

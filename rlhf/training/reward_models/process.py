@@ -1,4 +1,4 @@
-"""Process reward models: right or wrong at the end of every step of a solution."""
+"""Process reward models, which classify every step of a solution as right or wrong."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
 class Process(RewardKind):
-    """Two classes at step ends. Labels [B, T]: 0 or 1 at labeled step ends, IGNORED elsewhere."""
+    """Classifies the last token of steps. Labels [B, T]: 0 or 1 there, IGNORED elsewhere."""
 
     data = "steps"
     scorer = "process"
@@ -50,7 +50,7 @@ class Process(RewardKind):
         return known_accuracy(logits.argmax(-1), labels)
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Report the share of correctly classified steps, and the share of the larger class."""
+        """Report the accuracy on steps, and the share of the most common class as a baseline."""
         reward = ProcessReward.load(trained.run.final, dtype=trained.dtype)
         train_labels = [label for row in trained.train_rows for label in row["labels"]]
         known = [bool(label) for label in train_labels if label is not None]

@@ -1,4 +1,4 @@
-"""Kinds that learn from more than two replies to a prompt: whole rankings, and the best of them."""
+"""Kinds that learn from more than two replies to a prompt: from rankings or from the best reply."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
 
 class Ranking(RewardKind):
-    """Plackett-Luce on replies in order, best first. Labels [B]: the number of replies."""
+    """Plackett-Luce loss on ranked replies, the best first. Labels [B]: the number of replies."""
 
     data = "ranking"
 
@@ -31,7 +31,7 @@ class Ranking(RewardKind):
         return Example(texts, len(texts))
 
     def best_first(self, row: Row) -> list[Any]:
-        """Return the replies of a row in the order of the loss."""
+        """Return the replies of a row, the best first."""
         return list(row["replies"])
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:
@@ -54,7 +54,7 @@ class Ranking(RewardKind):
         return {"accuracy": float((np.where(is_reply, logits, -np.inf).argmax(1) == 0).mean())}
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Report the share of prompts whose best reply scores highest, also for two baselines."""
+        """Report how often the best reply scores highest, for the model and two baselines."""
         reward = trained.load()
         correct, longest, chance = [], [], []
         for row in trained.test_rows:
@@ -72,7 +72,7 @@ class Ranking(RewardKind):
 
 
 class BestOf(Ranking):
-    """Softmax cross entropy of the best reply, which the column ``best`` names."""
+    """Softmax cross-entropy loss of the best reply, whose index is in the column ``best``."""
 
     columns = ("best",)
 

@@ -1,4 +1,4 @@
-"""Kinds that learn one or several columns of ratings or flags of single texts."""
+"""Kinds that learn one or several columns of ratings or binary labels of single texts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rlhf.training.reward_models.encoding import (
 
 
 class Regression(RewardKind):
-    """Squared error of ratings. Labels [B, K]: a rating for each column, IGNORED where unknown."""
+    """Squared-error loss of ratings. Labels [B, K]: a rating per column, IGNORED if unknown."""
 
     problem_type = "regression"
 
@@ -54,7 +54,7 @@ class Regression(RewardKind):
         return {"rmse": float(np.sqrt((error**2).mean()))}
 
     def evaluate(self, trained: TrainedModel) -> Report:
-        """Report on every column; names of metrics begin with the column if there are several."""
+        """Report on every column; if there are several, metric names begin with the column."""
         rows, logits = trained.test_rows, trained.logits()
         report: Report = {
             "rows": len(rows),
@@ -96,7 +96,7 @@ class Regression(RewardKind):
 
 
 class MultiLabel(LogOdds, Regression):
-    """Log-odds of flags. Labels [B, K]: 0 or 1 for each column, IGNORED where unknown."""
+    """Log-odds of binary labels. Labels [B, K]: 0 or 1 per column, IGNORED if unknown."""
 
     problem_type = "multi_label_classification"
 

@@ -29,10 +29,10 @@ from rlhf.training.reward_models.new_head import load_with_new_head
 log = logging.getLogger(__name__)
 
 TRL_ONLY = frozenset({"center_rewards_coefficient"})
-"""Options of TRL's reward trainer that transformers' own lacks; the kinds implement them."""
+"""Options of TRL's reward trainer that transformers' trainer lacks; the kinds implement them."""
 
 IMPLEMENTED = frozenset({"disable_dropout"})
-"""Options that we implement for every trainer; the dropout of adapters is not affected."""
+"""Options that this package implements for every trainer."""
 
 
 def method_of(config: RewardConfig) -> OfflineMethod:
@@ -51,7 +51,7 @@ def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str
     """Load the model with a new head, and set up its encoder, its trainer and its report."""
     model, tokenizer, pooling = load_with_new_head(kind)
     if engine == "native" and pooling != "last":
-        engine = engine_of(config, native=False)  # our engine trains decoders only
+        engine = engine_of(config, native=False)  # the native engine trains decoders only
     append_eos = pooling == "last" and kind.append_eos
     if append_eos:
         end_template_at_score(tokenizer)
@@ -102,8 +102,8 @@ def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str
 
 
 def reward_trainer(kind: RewardKind, model: Any) -> TrainerSpec:
-    """Return TRL's trainer where TRL has the loss, else transformers' own with that of the kind."""
-    # The encoder has ordered the rows: batches of similar length, in random order.
+    """Return TRL's trainer if it has the kind's loss, else transformers' trainer with that loss."""
+    # The encoder has already ordered the rows into batches of similar length.
     defaults = {"train_sampling_strategy": "sequential"}
     owned: dict[str, Any] = {"remove_unused_columns": False}
     if kind.in_trl:

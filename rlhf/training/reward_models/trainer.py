@@ -31,7 +31,7 @@ class Scorer:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def save(self, directory: Path, *, base: Path | None = None) -> None:
-        """Write a folder that ``from_pretrained`` reads; ``base`` as in ``save_model``."""
+        """Write a folder that ``from_pretrained`` reads; ``base`` is passed to ``save_model``."""
         save_model(self.model, self.tokenizer, directory, base=base)
 
     def restore(self, directory: Path) -> None:
@@ -54,7 +54,7 @@ class Scorer:
 
 
 class RewardTrainer(SupervisedTrainer):
-    """Bradley-Terry on pairs, for a reward model with one output."""
+    """Trains a reward model with one output on pairs, with the Bradley-Terry loss."""
 
     options: RewardOptions
     model: Scorer

@@ -1,4 +1,4 @@
-"""Logs a trainer's metrics to the run directory, under the toolkit's own keys."""
+"""Log a trainer's metrics to the run directory, under the toolkit's own keys."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class RunCallback(TrainerCallback):
             self.reporter.__exit__(None, None, None)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Rename the keys and log one line."""
+        """Log the trainer's metrics under the toolkit's keys."""
         row = {}
         for key, value in (logs or {}).items():
             split, name = ("eval", key[5:]) if key.startswith("eval_") else ("train", key)
@@ -78,7 +78,7 @@ class RunCallback(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Display progress; save and stop if the user asked for it."""
+        """Display progress; if the user stopped the run, save and stop."""
         if self.reporter:
             self.reporter.show(state.global_step, {})
         if self.stop.requested:

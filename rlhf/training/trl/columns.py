@@ -1,7 +1,8 @@
-"""Data sets and collators that pass our token ids to TRL's trainers.
+"""Data sets and collators that pass the toolkit's token ids to TRL's trainers.
 
 The DPO and KTO trainers always render and encode the text columns of a data set. The text columns
-therefore hold a placeholder, and our collators read further columns that hold our own ids.
+therefore contain a placeholder, and the collators in this module read additional columns with the
+toolkit's ids.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class KTOCollator:
             lengths = [_prompt_length(row) for row in labels]
 
             def mismatched(rows: list[list[int]]) -> list[list[int]]:
-                """Join each prompt with the reply before it; index -1 is the last reply."""
+                """Join each prompt with the previous row's reply, the first with the last reply."""
                 joined = (
                     rows[i][: lengths[i]] + rows[i - 1][lengths[i - 1] :] for i in range(len(rows))
                 )

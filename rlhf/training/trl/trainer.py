@@ -1,6 +1,6 @@
 """Train with TRL's trainers, or with transformers' own.
 
-The trainers are configured through their arguments alone: no subclass, no private name.
+The trainers are configured through their arguments only, without subclasses or private names.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def causal_trainer(
     owned: dict[str, Any] = {"max_length": max_length}
     if command == "sft":
         return TrainerSpec(trl.SFTTrainer, trl.SFTConfig, sft_columns, owned=owned)
-    owned["remove_unused_columns"] = False  # the collators read our columns
+    owned["remove_unused_columns"] = False  # the collators need these columns
     multiple = config.trainer.get("pad_to_multiple_of")
     arguments: dict[str, Any] = {}
     if unwrap_peft(model) is model:
-        # Otherwise TRL loads the reference from disk and ignores the weights in memory.
+        # Without an explicit reference, TRL loads it from disk and ignores the weights in memory.
         arguments["ref_model"] = make_frozen(copy.deepcopy(model))
     if command == "dpo":
         arguments["data_collator"] = PairCollator(tokenizer.pad_token_id, multiple)
@@ -107,7 +107,7 @@ def train_with_trainer(
 def make_options(
     method: OfflineMethod, spec: TrainerSpec, config: OfflineConfig, directory: Path, num_rows: int
 ) -> Any:
-    """Build the training arguments: our defaults, then the user's options, then the owned ones.
+    """Build the training arguments: defaults, overridden by the user's options, then fixed ones.
 
     Raises:
         UserError: The batch size does not fit, or the trainer refuses an option.
@@ -155,7 +155,7 @@ def make_options(
 def make_trainer(
     setup: TrainingSetup, config: OfflineConfig, options: Any, train_set: Any, eval_set: Any
 ) -> Any:
-    """Build the trainer, with float32 master weights and early stopping where they apply."""
+    """Build the trainer, with float32 master weights and, if configured, early stopping."""
     spec = setup.trainer
     assert spec is not None
     extra: dict[str, Any] = {"processing_class": setup.tokenizer, **spec.arguments}
@@ -178,7 +178,7 @@ def make_trainer(
 
 @contextlib.contextmanager
 def refused_options() -> Iterator[None]:
-    """Raise a trainer's complaint about an option as a UserError.
+    """Return a context that raises a trainer's error about an option as a UserError.
 
     Some options are validated only when the trainer first uses them.
     """
