@@ -29,6 +29,8 @@ RESERVED = ("messages", "tools", "documents", "add_generation_prompt", "continue
 SENTINEL = "\u2063text\u2063"
 """Placeholder for a text, to find what the template writes around it."""
 
+CALLS_WITHOUT_TEMPLATE = "tool calls cannot be rendered without a chat template"
+
 FIXED_DATE = "01 Jan 2025"
 FIXED_CLOCK = "{%- macro strftime_now(format) -%}" + FIXED_DATE + "{%- endmacro -%}"
 
@@ -133,7 +135,8 @@ def render_chat(
 
     A list under ``tools`` in one of the messages is passed as the template's ``tools``. Templates
     expect tool calls in different forms: arguments as an object or as JSON text, content missing or
-    empty. The first form whose calls appear in the rendered text is used.
+    empty. The first form in which every call and every tool result is rendered is used; a second
+    rendering with markers in their place shows whether one is left out.
 
     Args:
         messages: Dicts with role and content; further keys as in ``MESSAGE_KEYS``.
@@ -141,26 +144,31 @@ def render_chat(
         fixed_date: Render a fixed date in templates that write today's date.
 
     Raises:
-        TemplateRefused: The template raised, or it omits tool calls.
+        TemplateRefused: The template raised, or it omits tool calls or tool results.
     """
-    calls = [name for message in messages for name in _called(message)]
+    marked, markers = _mark_tool_turns(messages)
     options: dict[str, Any] = chat_template_kwargs(tokenizer)
     options |= {"tools": tools_of(messages), "add_generation_prompt": add_generation_prompt}
     if fixed_date:
         template = FIXED_CLOCK + tokenizer.get_chat_template(tools=options["tools"])
         options = {"date_string": FIXED_DATE, **options, "chat_template": template}
     refusal = None
-    for form in _CALL_FORMS if calls else _CALL_FORMS[:1]:
-        prepared: Any = _prepare_messages(tokenizer, messages, **form)
+    for form in _CALL_FORMS if "tool calls" in markers else _CALL_FORMS[:1]:
+
+        def render(turns: Sequence[Message], form: dict[str, bool] = form) -> str:
+            prepared: Any = _prepare_messages(tokenizer, turns, **form)
+            return str(tokenizer.apply_chat_template(prepared, tokenize=False, **options))
+
         try:
-            text = str(tokenizer.apply_chat_template(prepared, tokenize=False, **options))
+            text, marked_text = render(messages), render(marked) if markers else ""
         except Exception as error:  # templates can raise any exception
             reason = first_line(error).strip()
             refusal = refusal or TemplateRefused(reason or type(error).__name__)
             continue
-        if all(name in text for name in calls):
+        omitted = [kind for kind in markers if any(m not in marked_text for m in markers[kind])]
+        if not omitted:
             return text
-        refusal = refusal or TemplateRefused("leaves tool calls out", raised=False)
+        refusal = refusal or TemplateRefused(f"leaves {omitted[0]} out", raised=False)
     assert refusal is not None
     raise refusal
 
@@ -173,10 +181,50 @@ _CALL_FORMS = tuple(
 )
 
 
-def _called(message: Message) -> list[str]:
-    """Return the names of the functions that a message calls."""
-    functions = [call.get("function", call) for call in message.get("tool_calls") or ()]
-    return [str(function["name"]) for function in functions if "name" in function]
+def _mark_tool_turns(
+    messages: Sequence[Message],
+) -> tuple[list[Message], dict[str, list[str]]]:
+    """Replace tool results and the values of tool calls by markers.
+
+    A call keeps its names, because templates can look them up among the tools. Without arguments,
+    its function's name is the marker.
+
+    Returns:
+        The marked messages, and the markers of "tool calls" and of "tool results" if there are any.
+    """
+    markers: dict[str, list[str]] = {}
+
+    def mark(kind: str) -> str:
+        texts = markers.setdefault(kind, [])
+        texts.append(f"{kind.upper().replace(' ', '')}{len(texts)}X")
+        return texts[-1]
+
+    def mark_values(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: mark_values(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [mark_values(item) for item in value]
+        return mark("tool calls")
+
+    def mark_call(call: Any) -> Any:
+        if not isinstance(call, Mapping):
+            return call
+        if isinstance(call.get("function"), Mapping):
+            return {**call, "function": mark_call(call["function"])}
+        arguments = _with_arguments(call, as_text=False).get("arguments")
+        if arguments:
+            return {**call, "arguments": mark_values(arguments)}
+        return {**call, "name": mark("tool calls")}
+
+    marked: list[Message] = []
+    for message in messages:
+        turn = dict(message)
+        if turn.get("tool_calls"):
+            turn["tool_calls"] = [mark_call(call) for call in turn["tool_calls"]]
+        if turn["role"] == "tool" and turn.get("content"):
+            turn["content"] = mark("tool results")
+        marked.append(turn)
+    return marked, markers
 
 
 def tools_of(messages: Sequence[Message]) -> list[Any] | None:

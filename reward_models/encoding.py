@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import (
+    CALLS_WITHOUT_TEMPLATE,
     FIXED_CLOCK,
     FIXED_DATE,
     chat_template_kwargs,
@@ -24,7 +25,7 @@ from rlhf.reward_models.chat_template import (
     render_chat,
     template_defaults,
 )
-from rlhf.reward_models.core import Conversation
+from rlhf.reward_models.core import Conversation, Unscorable
 
 _PLAIN_JOIN = "plain-1"
 _ENDING = "{#- ends where the score is read -#}"
@@ -94,11 +95,14 @@ def render(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> st
     lines. Templates that write today's date render a fixed one, so that scores do not depend on it.
 
     Raises:
-        TemplateRefused: The template raised; an :class:`Unscorable`.
+        Unscorable: The template raised (:class:`TemplateRefused`), or there are tool calls and no
+            template.
     """
     if not conversation:
         raise UserError("cannot encode an empty conversation")
     if tokenizer.chat_template is None:
+        if any(message.get("tool_calls") for message in conversation):
+            raise Unscorable(CALLS_WITHOUT_TEMPLATE)
         if len(conversation) == 1:
             return conversation[0]["content"]
         return "\n\n".join(f"{m['role']}: {m['content']}" for m in conversation)

@@ -19,6 +19,7 @@ from typing import Any
 from rlhf.data.messages import RowDropped
 from rlhf.errors import UserError
 from rlhf.reward_models.chat_template import (
+    CALLS_WITHOUT_TEMPLATE,
     SENTINEL,
     TemplateRefused,
     fold_system,
@@ -95,6 +96,8 @@ class ChatFormat:
         self.added_ids = {i for i, token in added.items() if token.content.strip()}
         if stop is not None and not self.chat:
             self.stop_ids |= _tokens_containing(tokenizer, stop)
+        self.text_after_reply = ""
+        """The template's text after the last reply of a conversation."""
         self._turn_problems = functools.cache(self._find_turn_problems)
         self.closing = self._find_closing()
         self.stop_ids.add(self.closing.token)
@@ -106,9 +109,12 @@ class ChatFormat:
             UserError: the template refuses the messages.
         """
         if not self.chat:
+            if any(message.get("tool_calls") for message in messages):
+                raise UserError(CALLS_WITHOUT_TEMPLATE)
             if text := self.join(messages):
-                # A base model was trained with BOS at the start, so special tokens are added.
-                return self.tokenizer(text)["input_ids"]
+                # A base model was trained with its BOS. Some tokenizers also append EOS.
+                ids = self.tokenizer(text)["input_ids"]
+                return ids[:-1] if ids[-1] == self.tokenizer.eos_token_id else ids
             begin = self.tokenizer.bos_token_id
             return [self.closing.token if begin is None else begin]
         return self.encode(self.render_prompt(messages))
@@ -259,7 +265,9 @@ class ChatFormat:
             UserError: no token can end a reply, or the template cannot render a reply.
         """
         if self.chat:
-            last, middle = (self.encode(text) for text in self._after_probes())
+            probes = self._after_probes()
+            self.text_after_reply = probes[0]
+            last, middle = map(self.encode, probes)
             pairs = zip(last, middle, strict=False)
             shared = [left for left, _ in itertools.takewhile(lambda p: p[0] == p[1], pairs)]
             for ids, pick, opens in ((shared, -1, False), (last, 0, False), (middle, 0, True)):
@@ -317,10 +325,13 @@ class ChatFormat:
             turns = self.render([*first, REPLY, USER], prompt=True)
             thought = {**REPLY, "content": f"<think>\n{SENTINEL}\n</think>\n\n?"}
             keeps = SENTINEL in self.render([*first, thought, USER], prompt=True)
+            longer = self.render([*first, REPLY, USER, REPLY, USER], prompt=True)
         except TemplateRefused as refusal:
             return _REWRITES.format(f"refuses several turns: {refusal.reason}"), None
-        if SENTINEL not in turns:
+        if SENTINEL not in turns or longer.count(SENTINEL) < 2:
             return _REWRITES.format("leaves earlier replies out"), None
+        if not _same_ending(turns, longer):
+            return _REWRITES.format("renders a turn otherwise at another position"), None
         if self.closing.written and not self.closing.opens_next:
             reply = reply[: reply.rindex(self.closing.text) + len(self.closing.text)]
         else:
@@ -340,6 +351,9 @@ _REWRITES = (
     "the model's chat template {}: rollouts of several turns are not possible with it, those of "
     "one turn are"
 )
+
+
+_WITHOUT_TEMPLATE = "(there is no chat template)"
 
 
 def encode_example(
@@ -370,7 +384,7 @@ def encode_example(
     notes = Counter() if notes is None else notes
     messages = [*prompt, *completion]
     if not chat_format.chat:
-        return _encode_plain(chat_format, messages, len(prompt))
+        return _encode_plain(chat_format, messages, len(prompt), notes)
     chat_format.check_system(messages)
     if folds_system(chat_format.tokenizer) and messages[0]["role"] == "system":
         notes["system messages put into the first user turn"] += 1
@@ -380,9 +394,15 @@ def encode_example(
 
 
 def _encode_plain(
-    chat_format: ChatFormat, messages: Messages, first: int
+    chat_format: ChatFormat, messages: Messages, first: int, notes: Counter[str]
 ) -> tuple[list[int], list[bool]]:
     """Encode the texts of a base model: replies end with the stop token."""
+    if any(message.get("tool_calls") for message in messages):
+        raise RowDropped(CALLS_WITHOUT_TEMPLATE)
+    if tools_of(messages):
+        notes[f"conversations without their tools {_WITHOUT_TEMPLATE}"] += 1
+    if any(message.get("reasoning_content") for message in messages):
+        notes[f"conversations without their reasoning {_WITHOUT_TEMPLATE}"] += 1
     ids = chat_format.encode_prompt(messages[:first])
     is_action = [False] * len(ids)
     left = chat_format.join(messages[:first])
@@ -402,7 +422,8 @@ def _encode_plain(
         is_action += [learned] * len(new)
     if not any(is_action):
         raise RowDropped("no reply to learn from")
-    return ids, is_action
+    length = len(ids) - is_action[::-1].index(True)
+    return ids[:length], is_action[:length]
 
 
 def generation_stop_ids(model: Any) -> list[int]:
@@ -417,6 +438,12 @@ def generation_stop_ids(model: Any) -> list[int]:
 def prompt_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the prompt of a canonical row, with the row's ``tools`` attached for rendering."""
     return with_tools(row["prompt"], row.get("tools"))
+
+
+def _same_ending(first: str, second: str) -> bool:
+    """Return whether two renderings have the same text after their last reply."""
+    first, second = (BLOCK.sub("", text).rpartition(SENTINEL)[2] for text in (first, second))
+    return first == second
 
 
 def _tokens_containing(tokenizer: Any, text: str) -> set[int]:

@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlhf.data.messages import RowDropped
-from rlhf.reward_models.chat_template import TemplateRefused, split_reasoning, tools_of
+from rlhf.reward_models.chat_template import (
+    SENTINEL,
+    TemplateRefused,
+    split_reasoning,
+    tools_of,
+)
 
 if TYPE_CHECKING:
     from rlhf.rollout.chat_format import ChatFormat
@@ -90,6 +95,8 @@ class _Rendering:
         """Split the text at replies, up to the last reply that is trained on."""
         if tools_of(self.messages) and not self.format.renders_tools:
             notes["conversations without their tools: the template leaves them out"] += 1
+        if self._omits_text_of_calls():
+            notes["tool calls without the text before them: the template leaves it out"] += 1
         learned: list[Reply] = []
         last = len(self.messages) - 1
         candidates = [
@@ -123,6 +130,17 @@ class _Rendering:
             )
         return self._cut(learned, self.whole)
 
+    def _omits_text_of_calls(self) -> bool:
+        """Return whether the template leaves out the text of a message with tool calls."""
+        with_text = [bool(m.get("tool_calls") and m["content"].strip()) for m in self.messages]
+        if not any(with_text):
+            return False
+        marked = [
+            {**message, "content": SENTINEL} if has_text else message
+            for message, has_text in zip(self.messages, with_text, strict=True)
+        ]
+        return self.format.render(marked).count(SENTINEL) < sum(with_text)
+
     def _locate(self, index: int) -> Reply | None:
         """Return a reply's position in the whole text; None if it is rendered differently there."""
         prompt = self.format.render(self.messages[:index], prompt=True)
@@ -141,7 +159,7 @@ class _Rendering:
         elif special := self._last_special(text, start):
             end, unclosed = special, False
         elif closing.opens_next or not closing.written:
-            end = len(text) if closing.opens_next else self._content_end(index, text, start)
+            end = len(text) if closing.opens_next else self._text_end(text, start)
         else:
             return None
         if not self.whole.startswith(text[:end]):
@@ -151,11 +169,11 @@ class _Rendering:
             end, unclosed = (end + after, False) if after else (end, True)
         return Reply(start, end, prompt, unclosed)
 
-    def _content_end(self, index: int, text: str, start: int) -> int:
-        """Return the end of a reply's content, for templates that write no closing token."""
-        content = str(self.messages[index]["content"]).strip()
-        position = text.rfind(content, start) if content else -1
-        return max(start, position + len(content) if position >= 0 else len(text.rstrip()))
+    def _text_end(self, text: str, start: int) -> int:
+        """Return the end of the last reply, for a template that writes no closing token."""
+        after = self.format.text_after_reply
+        end = len(text) - len(after) if text.endswith(after) else len(text.rstrip())
+        return max(start, end)
 
     def _last_special(self, text: str, start: int) -> int:
         """Return the end of a special token at the end of ``text``, ignoring white space, or 0."""

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from rlhf.errors import UserError
 from rlhf.rollout.chat_format import ChatFormat, encode_example
@@ -217,3 +218,32 @@ def test_a_chat_model_can_be_used_as_a_base_model():
     chat_format = ChatFormat(TOKENIZER, chat=False)
     sky = [{"role": "user", "content": "Sky?"}]
     assert TOKENIZER.decode(chat_format.encode_prompt(sky)) == "Sky?\n"
+
+
+@pytest.mark.parametrize(
+    ("loop", "problem"),
+    [
+        ("{% for m in messages %}[{{ loop.index }}] ", "renders a turn otherwise at another"),
+        ("{% for m in messages[-3:] %}", "leaves earlier replies out"),
+    ],
+)
+def test_a_template_whose_third_turn_differs_from_its_second_is_for_one_turn(loop, problem):
+    body = "<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    opening = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    chat_format = ChatFormat(with_template(loop + body + opening))
+    assert f"single turn only (the model's chat template {problem}" in chat_format.describe()
+    with pytest.raises(UserError, match=problem):
+        chat_format.encode_observation("o", reply=[])
+
+
+def test_the_prompt_of_a_base_model_has_no_eos_of_the_tokenizer():
+    """CodeLlama and embedding models are saved with tokenizers that append EOS to every text."""
+    hello = [{"role": "user", "content": "hi"}]
+    tokenizer = tiny_tokenizer()
+    plain = ChatFormat(tokenizer, chat=False).encode_prompt(hello)
+    eos = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {eos}", special_tokens=[(eos, tokenizer.eos_token_id)]
+    )
+    assert tokenizer("hi")["input_ids"][-1] == tokenizer.eos_token_id
+    assert ChatFormat(tokenizer, chat=False).encode_prompt(hello) == plain

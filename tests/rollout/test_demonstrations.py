@@ -267,3 +267,85 @@ def test_reasoning_of_earlier_replies_is_neither_shown_nor_learned_without():
     assert found.endswith("<|im_start|>assistant\n<think>\n[r2\n</think>\n\na2<|im_end|>]")
     assert "assistant\na1<|im_end|>" in found
     assert notes == {"replies not learned: the template rewrites them when turns follow": 1}
+
+
+TURN = "<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+CALLS = "{% for c in m.tool_calls or [] %}{{ c.function.name + ' ' + c.function.arguments.city }}"
+LISTED = "{% for t in tools or [] %}{{ t | tojson }}{% endfor %}"
+"""Without it a template renders no tools."""
+
+
+def chat_of(body: str) -> ChatFormat:
+    loop = "{% for m in messages %}" + body + "<|im_end|>\n{% endfor %}"
+    return ChatFormat(
+        chatml(loop + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "calls", "omitted"),
+    [
+        (TURN, 1, "tool calls"),
+        (LISTED + TURN, 1, "tool calls"),  # the name of the function appears among the tools
+        (TURN + "{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}", 1, "calls"),
+        (TURN + CALLS + "{% break %}{% endfor %}", 1, None),
+        (TURN + CALLS + "{% break %}{% endfor %}", 2, "tool calls"),  # as gpt-oss does
+        (TURN + CALLS + "{% endfor %}", 2, None),
+        ("{% if m.role != 'tool' %}" + TURN + CALLS + "{% endfor %}{% endif %}", 1, "results"),
+    ],
+)
+def test_a_row_is_dropped_if_the_template_omits_a_call_or_a_result(body, calls, omitted):
+    call = {"function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    talk = [assistant("", tool_calls=[call] * calls), {"role": "tool", "content": "rain"}]
+    chat_format = chat_of(body)
+    prompt = with_tools([user("u")], [tool_spec])
+    if omitted:
+        with pytest.raises(RowDropped, match=omitted):
+            encode_example(chat_format, prompt, [*talk, assistant("done")])
+        return
+    ids, is_action = encode_example(chat_format, prompt, [*talk, assistant("done")])
+    head = "<|im_start|>assistant\n"
+    assert learned(chat_format.tokenizer, ids, is_action) == (
+        f"<|im_start|>user\nu<|im_end|>\n{head}[{'weather Oslo' * calls}<|im_end|>]\n"
+        f"<|im_start|>tool\nrain<|im_end|>\n{head}[done<|im_end|>]"
+    )
+
+
+def test_the_text_before_a_call_is_rendered_or_counted():
+    call = {"function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    talk = [assistant("I look.", tool_calls=[call])]
+    counted = {"tool calls without the text before them: the template leaves it out": 1}
+    calls_only = "<|im_start|>{{ m.role }}\n{{ '' if m.tool_calls else m.content }}"
+    for turn, expected in ((TURN, {}), (calls_only, counted)):
+        notes: Counter[str] = Counter()
+        encode_example(chat_of(turn + CALLS + "{% endfor %}"), [user("u")], talk, notes=notes)
+        assert notes == expected
+
+
+def test_a_base_model_drops_tool_calls_and_counts_tools_and_reasoning():
+    chat_format = ChatFormat(chatml(), chat=False)
+    call = {"function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    with pytest.raises(RowDropped, match="tool calls cannot be rendered without a chat template"):
+        encode_example(chat_format, [user("u")], [assistant("", tool_calls=[call])])
+    notes: Counter[str] = Counter()
+    reply = assistant("4", reasoning_content="2+2")
+    encode_example(chat_format, with_tools([user("u")], [tool_spec]), [reply], notes=notes)
+    assert notes == {
+        "conversations without their tools (there is no chat template)": 1,
+        "conversations without their reasoning (there is no chat template)": 1,
+    }
+
+
+@pytest.mark.parametrize("reply", ["End", "d", "yes", "yes  \n"])
+def test_a_reply_ends_where_its_text_ends_if_the_template_writes_a_plain_ending(reply):
+    tokenizer = chatml(
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n### End\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tokenizer.eos_token = "<|im_end|>"
+    talk = [assistant(reply), user("u2"), assistant(reply)]
+    text = learned(tokenizer, *encode_example(ChatFormat(tokenizer), [user("u1")], talk))
+    assert text == (
+        f"user: u1\n### End\nassistant: [{reply}<|im_end|>]\n### End\n"
+        f"user: u2\n### End\nassistant: [{reply}<|im_end|>]"
+    )
