@@ -1,4 +1,5 @@
-"""Side-by-side measurements against TRL and others: ``python -m benchmarks WORKLOAD``.
+"""Compare the speed of the toolkit with TRL and others: ``python -m benchmarks WORKLOAD``.
 
-Run from a checkout; see docs/performance.md. Nothing of the toolkit imports this package.
+The benchmarks run from a checkout; see docs/performance.md. The toolkit does not import this
+package.
 """

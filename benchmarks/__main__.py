@@ -1,4 +1,4 @@
-"""``python -m benchmarks WORKLOAD ...``: run workloads, store the results, write the table."""
+"""Command line ``python -m benchmarks WORKLOAD ...``: run workloads and store the results."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def expand(names: list[str]) -> list[str]:
-    """Names of all workloads in a list of workloads, groups and "all".
+    """Return the workloads that a list of workloads, groups and "all" names.
 
     Raises:
         UserError: a name is unknown.
@@ -79,7 +79,7 @@ def expand(names: list[str]) -> list[str]:
 
 
 def measure(names: list[str], parsed: argparse.Namespace) -> list[str]:
-    """Run each workload and store its result; returns the names of failed workloads."""
+    """Run each workload and store its result; return the names of failed workloads."""
     options = Options(
         warmup=parsed.warmup,
         rounds=parsed.rounds,
@@ -132,7 +132,7 @@ def report(result: dict) -> None:
 
 
 def main() -> int:
-    """Run the command line; returns 2 for a usage error, 1 if a workload failed."""
+    """Run the command line; return 2 for a usage error, 1 if a workload failed, else 0."""
     parsed = parse(sys.argv[1:])
     try:
         failed = measure(expand(parsed.workloads), parsed)

@@ -1,7 +1,7 @@
-"""Do both sides compute the same? One batch in float32: TRL's loss and gradient, then ours.
+"""Compare loss and gradient of TRL and of the toolkit on one batch in float32.
 
-TRL's trainer is run to its first loss; its batch and its weights are then given to our functions.
-A number is the difference as a share of TRL's value.
+TRL's trainer runs until its first loss. Its batch and weights are then passed to the toolkit's
+functions. Results are differences relative to TRL's value.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from rlhf.training.dpo import dpo_loss
 from rlhf.training.reward_models.trainer import Scorer
 from rlhf.training.supervised import sft_loss
 
-# Below this a loss is as good as zero: the first loss of GRPO is, to rounding.
+# Losses below this are treated as zero; the first loss of GRPO is zero up to rounding.
 SMALL_LOSS = 1e-2
 
 
 class _Captured(Exception):
-    """Ends a trainer at its first loss."""
+    """Exception that ends a trainer at its first loss."""
 
 
 def offline(job: Job, *, verb: str) -> dict[str, float]:
-    """Relative differences of loss and gradient in SFT, reward training or DPO."""
+    """Return the relative differences of loss and gradient in SFT, reward training or DPO."""
     trainer = trl_offline.make_trainer(job, verb, tuned=True, bf16=False)
     inputs, theirs = first_loss(trainer)
     ours = {"sft": _sft, "reward": _reward, "dpo": _dpo}[verb]
@@ -40,14 +40,14 @@ def offline(job: Job, *, verb: str) -> dict[str, float]:
 
 
 def grpo(job: Job) -> dict[str, float]:
-    """Relative differences of loss and gradient of one GRPO update, on TRL's own rollouts."""
+    """Return the relative differences of loss and gradient of a GRPO update on TRL's rollouts."""
     trainer = trl_grpo.make_trainer(job, tuned=True, bf16=False)
     inputs, theirs = first_loss(trainer)
     return compare(trainer.model, theirs, lambda: _grpo(trainer, inputs))
 
 
 def first_loss(trainer: Any) -> tuple[Mapping[str, Any], Tensor]:
-    """The inputs of the trainer's first loss, and that loss; its gradient stays in the weights."""
+    """Return inputs and value of the trainer's first loss; its gradient stays in the model."""
     kept: list[Any] = []
     compute = trainer.compute_loss
 
@@ -66,7 +66,7 @@ def first_loss(trainer: Any) -> tuple[Mapping[str, Any], Tensor]:
 
 
 def compare(model: Any, theirs: Tensor, ours: Callable[[], Tensor]) -> dict[str, float]:
-    """Run ``ours`` on the same weights and compare loss and gradient."""
+    """Compute the loss of ``ours`` with the same weights, and compare loss and gradient."""
     expected = take_gradient(model)
     loss = ours()
     loss.backward()
@@ -79,14 +79,14 @@ def compare(model: Any, theirs: Tensor, ours: Callable[[], Tensor]) -> dict[str,
 
 
 def take_gradient(model: Any) -> Tensor:
-    """Every gradient in one row; the model is left without."""
+    """Return all gradients as one vector, and clear them."""
     parts = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     model.zero_grad(set_to_none=True)
     return torch.cat(parts)
 
 
 def _examples(inputs: Mapping[str, Any], action_mask: Tensor, **more: Any) -> TrainingBatch:
-    """TRL's batch as ours, in which the two rows of a pair are adjacent."""
+    """Convert TRL's batch to a `TrainingBatch`, in which the rows of a pair are adjacent."""
     count = len(inputs["input_ids"])
     rows = torch.arange(count)
     half = max(count // 2, 1)

@@ -1,4 +1,4 @@
-"""Learning curves of two sides, seed by seed: a table of paired differences, and a picture."""
+"""Compare learning curves of two implementations: a table of paired differences and a figure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 
 from rlhf.stats import difference, interval
 
-END = 5  # last steps whose mean is the end of a curve
+END = 5  # number of last steps whose mean is the end of a curve
 
 
 def curve(run: Path) -> list[float]:
-    """Mean reward of each batch of a run."""
+    """Return the mean reward of each batch of a run."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["reward/mean"] for line in lines]
 
 
 def report(found: dict[str, dict[str, np.ndarray]]) -> str:
-    """Area and end of the curves by side, and the paired differences, as a Markdown table.
+    """Return a Markdown table of the curves' means and ends, with paired differences.
 
     Args:
         found: algorithm -> side -> curves [seeds, steps]; the same two sides for all.
@@ -44,12 +44,12 @@ def report(found: dict[str, dict[str, np.ndarray]]) -> str:
 
 
 def draw(found: dict[str, dict[str, np.ndarray]], path: Path) -> None:
-    """Mean curves with their 95% intervals over seeds."""
+    """Plot the mean curves with their 95% intervals over seeds."""
     from matplotlib.figure import Figure
 
     rows = -(-len(found) // 2)
     figure = Figure(figsize=(8, 3 * rows), layout="constrained")
-    # Each task has a scale of its own: returns of one may lie beyond those of another.
+    # Each task has its own scale, because the ranges of returns differ.
     every_axes = figure.subplots(rows, 2, squeeze=False).flat
     for axis, (algorithm, sides) in zip(every_axes, found.items(), strict=False):
         for side, curves in sides.items():

@@ -1,7 +1,7 @@
-"""Decoding: our sampler, transformers' ``generate`` and llama.cpp on the same requests.
+"""Benchmark of decoding: the toolkit's sampler, transformers' ``generate`` and llama.cpp.
 
-A request is a prompt and the number of tokens its reply has; the models never stop by themselves.
-Work: tokens that a request asked for.
+All process the same requests. A request is a prompt and the number of tokens of its reply; the
+models never sample a stop token. The unit of work is a requested token.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ Request = tuple[list[int], int]
 
 
 def requests_of(job: Job) -> list[Request]:
-    """Prompts as ids, and reply lengths."""
+    """Return prompts as token ids, with the lengths of the replies."""
     lines = (job.folder / "requests.jsonl").read_text().splitlines()
     return [(row["ids"], row["limit"]) for row in map(json.loads, lines)]
 
 
 def ours(job: Job, timer: StepTimer, *, rows: int) -> None:
-    """Up to ``rows`` requests decode together; a row that is done is filled by the next one."""
+    """Decode up to ``rows`` requests together; the next request replaces a finished row."""
     from rlhf.config.model import ModelSpec
     from rlhf.models.loading import load_model
     from rlhf.rollout.sampling.base import Request, SamplingParams
@@ -55,9 +55,9 @@ def ours(job: Job, timer: StepTimer, *, rows: int) -> None:
 
 
 def generate(job: Job, timer: StepTimer, *, rows: int) -> None:
-    """``model.generate`` in bf16, ``rows`` requests after ``rows``; each batch ends with its last.
+    """Decode with ``model.generate`` in bf16, in batches that end with their longest reply.
 
-    Plain sampling at temperature 1, as ours.
+    The temperature is 1, as in the toolkit's sampler.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteriaList
@@ -89,7 +89,7 @@ def generate(job: Job, timer: StepTimer, *, rows: int) -> None:
 
 
 def reached(prompt: int, limits: Any) -> Any:
-    """A stopping criterion: each row has the tokens it was asked for."""
+    """Return a stopping criterion: each row has its requested number of tokens."""
 
     def check(input_ids: Any, scores: Any, **_: Any) -> Any:
         return input_ids.shape[1] - prompt >= limits
@@ -98,16 +98,16 @@ def reached(prompt: int, limits: Any) -> Any:
 
 
 def llama_cpp(job: Job, timer: StepTimer) -> None:
-    """One request after another by llama.cpp on the 4-bit weights; greedy.
+    """Decode one request at a time greedily with llama.cpp, on 4-bit weights.
 
-    ``use_extra_bufts=False``: the repacking for AMX crashes in the released build.
+    ``use_extra_bufts=False`` disables the repacking for AMX, which crashes in the released build.
     """
     import os
 
     from llama_cpp import Llama
     from llama_cpp import llama_cpp as library
 
-    # The constructor takes its parameters from this function, and has no argument for this one.
+    # The constructor has no argument for this parameter, but reads it from this function.
     parameters = library.llama_model_default_params()
     parameters.use_extra_bufts = False
     library.llama_model_default_params = lambda: parameters

@@ -1,8 +1,9 @@
-"""How fast the text environments step, and what a vector environment adds.
+"""Benchmark of the text environments, and of the overhead of a vector environment.
 
-Raw: actions per second of processor time on one core, resets included (without a seed; a seeded
-reset makes a generator, which takes longer than a step). Made: the same through `gymnasium.make`.
-Vector: per row and step, what `TextVectorEnv` with eight rows takes beyond its rows' own raw steps.
+"raw" is the number of actions per second of processor time on one core. It includes resets without
+a seed; a seeded reset makes a generator, which takes longer than a step. "made" is the same number
+for environments from `gymnasium.make`. "vector" is the additional time of `TextVectorEnv` with
+eight rows, per row and step.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ ROWS = 8
 
 
 def measure(job: Job, *, seconds: float) -> list[dict[str, Any]]:
-    """One row per environment, each number measured for ``seconds`` of processor time."""
+    """Return one row per environment; each number is measured for ``seconds`` of processor time."""
     rows = []
     for name in envs.TASKS:
         env_id = f"text/{name}"
@@ -40,7 +41,7 @@ def measure(job: Job, *, seconds: float) -> list[dict[str, Any]]:
 
 
 def steps_per_second(env: gym.Env, action: str, seconds: float) -> float:
-    """Actions per second, episodes being reset as they end."""
+    """Return the number of actions per second, including resets at the end of episodes."""
     env.reset(seed=0)
     steps, start = 0, time.process_time()
     while True:
@@ -55,7 +56,7 @@ def steps_per_second(env: gym.Env, action: str, seconds: float) -> float:
 
 
 def vector_seconds_per_row(env_id: str, action: str, seconds: float) -> float:
-    """Seconds per row and step of eight rows; finished rows are reset together."""
+    """Return the seconds per row and step of eight rows; finished rows are reset together."""
     many = gym.make_vec(env_id, num_envs=ROWS)
     many.reset(seed=0)
     steps, start = 0, time.process_time()

@@ -1,4 +1,4 @@
-"""Run a workload: prepare its inputs, check that the sides agree, time alternating steps."""
+"""Run a workload: prepare inputs, check that implementations agree, time alternating steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rlhf.errors import UserError
 
 OURS = "ours"
 BEFORE = "before"
-"""Our side with the code of another checkout."""
+"""Name of the toolkit's side with the code of another checkout."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Options:
     """Options of a measurement."""
 
     warmup: int = 5
-    """Warm-up rounds; a round is one step of every side."""
+    """Number of warm-up rounds; a round is one step of every side."""
     rounds: int = 10
-    """Undisturbed rounds to measure; at most twice as many are run."""
+    """Number of undisturbed rounds to measure; at most twice as many are run."""
     quiet: float = 0.2
-    """Cores that other processes may use during an undisturbed step."""
+    """Number of cores that other processes may use during an undisturbed step."""
     patience: float = 20.0
     """Seconds to wait for idle cores before each step."""
     model: str = "smollm2-135m-instruct"
@@ -44,11 +44,11 @@ class Options:
     sides: tuple[str, ...] = ()
     """Sides to run; by default all."""
     against: Path | None = None
-    """Checkout of another commit, whose code replaces all sides but ours."""
+    """Checkout of another commit, whose code replaces all sides except the toolkit's."""
 
 
 class WorkerProcess:
-    """A side in a separate process.
+    """A side (an implementation of the workload) in a separate process.
 
     Args:
         workload: name of the workload.
@@ -70,7 +70,7 @@ class WorkerProcess:
         venv = spec.venv if spec else ""
         environment = {**os.environ, **(spec.environment if spec else {})}
         if venv:
-            environment.pop("PYTHONPATH", None)  # do not use the caller's packages
+            environment.pop("PYTHONPATH", None)  # do not import the caller's packages
         elif root != ROOT:
             environment["PYTHONPATH"] = str(root)  # takes precedence over the installed package
         # The other checkout's workload table names this side "ours".
@@ -157,7 +157,7 @@ def run_workload(name: str, options: Options) -> dict[str, Any]:
 
 
 def available(sides: Mapping[str, Side]) -> dict[str, Side]:
-    """Sides whose environments exist or can be created; only optional sides may be missing."""
+    """Return the sides whose virtual environments exist; only optional sides may be missing."""
     usable = {}
     for side, spec in sides.items():
         try:
@@ -174,7 +174,7 @@ def available(sides: Mapping[str, Side]) -> dict[str, Side]:
 def measure_rounds(
     name: str, folder: Path, sides: Mapping[str, Side], options: Options
 ) -> list[Round]:
-    """Measured rounds of alternating steps, with one process for each side."""
+    """Measure rounds of alternating steps, with one process for each side."""
     with ExitStack() as stack:
         workers = {}
         for side, spec in sides.items():
@@ -192,7 +192,7 @@ def measure_rounds(
 
 
 def take_rounds(workers: Mapping[str, WorkerProcess], options: Options) -> Iterator[Round]:
-    """Rounds of one step of every side, in alternating order (A B, B A, ...)."""
+    """Yield rounds of one step of every side, in alternating order (A B, B A, ...)."""
     forwards = True
     while True:
         order = list(workers) if forwards else list(reversed(workers))
@@ -205,13 +205,13 @@ def take_rounds(workers: Mapping[str, WorkerProcess], options: Options) -> Itera
 
 
 def once(name: str, task: str, folder: Path) -> Any:
-    """Result of a function that runs once in a separate process."""
+    """Run a function once in a separate process, and return its result."""
     with WorkerProcess(name, task, folder) as worker:
         return worker.read()["result"]
 
 
 def fresh_folder(name: str, model: str) -> Path:
-    """New folder for a workload's inputs and logs, with the request file."""
+    """Make a new folder for a workload's inputs and logs, with the request file."""
     folder = work_directory("work") / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""What a workload works on, written into its folder: rows, models, our configuration."""
+"""Write the inputs of a workload into its folder: rows, models, the toolkit's configuration."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from benchmarks.worker import Job
 from rlhf.models.hub import resolve
 from rlhf.models.loading import load_tokenizer
 
-# Sides are stopped from outside; no run comes to its own end.
+# Number of steps that no run reaches, because the harness stops all sides.
 ENDLESS = 10_000
 
 
 def offline(job: Job, *, verb: str) -> None:
-    """Rows of one batch, and our configuration for training on it."""
+    """Write the rows of one batch, and the toolkit's configuration for training on them."""
     rng = random.Random(0)
     rows = ROWS[verb](rng)
     data = write_rows(job.folder / "rows.jsonl", rows)
@@ -49,7 +49,7 @@ def offline(job: Job, *, verb: str) -> None:
 
 
 def first_step(job: Job) -> None:
-    """SFT on eight short documents with a model that loads at once."""
+    """Write the inputs of SFT on eight short documents, with a model that loads in milliseconds."""
     offline(job, verb="sft")
     settings = job.settings
     model = tiny_llama(job.folder / "model")
@@ -62,7 +62,7 @@ def first_step(job: Job) -> None:
 
 
 def grpo(job: Job) -> None:
-    """One prompt of 64 tokens at a time, eight replies of exactly 32 tokens, no reference."""
+    """Write the inputs of GRPO: a prompt of 64 tokens, 8 replies of 32 tokens, no reference."""
     model = endless_model(job.request["model"], job.folder / "model")
     config = {
         **online_config(job, model, prompts=prompt_file(job, tokens=64)),
@@ -75,13 +75,13 @@ def grpo(job: Job) -> None:
 
 
 def ppo(job: Job) -> None:
-    """Eight prompts of 64 tokens, replies of exactly 32, a reward model of the policy's size."""
+    """Write the inputs of PPO: 8 prompts of 64 tokens, replies of 32, a full-size reward model."""
     model = endless_model(job.request["model"], job.folder / "model")
-    # TRL hands prompt and reply over as ids; our chat template would add 32 tokens to read.
+    # TRL passes prompt and reply as ids; the toolkit's chat template would add 32 tokens.
     reward = reward_model(model, job.folder / "reward", tokens=64 + 32)
     config = {
         **online_config(job, model, prompts=prompt_file(job, tokens=64)),
-        # In bfloat16 like the policy, and as TRL tuned computes it.
+        # The reward model is in bfloat16, like the policy and like the tuned TRL side.
         "rewards": [{"kind": "learned", "path": reward, "dtype": "bfloat16"}],
         "rollout": {"max_new_tokens": 32, "chat": False, "temperature": 0.7},
         "episodes_per_step": 8,
@@ -91,7 +91,7 @@ def ppo(job: Job) -> None:
 
 
 def mfu(job: Job) -> None:
-    """SFT on 2,048 tokens; the work is counted in floating-point operations."""
+    """Write the inputs of SFT on 2,048 tokens, with work in floating-point operations."""
     offline(job, verb="sft")
     rows = sft_rows(random.Random(0), mean=214)
     write_rows(job.folder / "rows.jsonl", rows)
@@ -104,7 +104,7 @@ def mfu(job: Job) -> None:
 
 
 def shared_prefix(job: Job) -> None:
-    """One update of GRPO on eight replies of 32 tokens to one prompt of 512."""
+    """Write the inputs of a GRPO update on eight replies of 32 tokens to a prompt of 512 tokens."""
     model = resolve(job.request["model"])
     config = {
         **online_config(job, model, prompts=prompt_file(job, tokens=512, count=8)),
@@ -117,11 +117,11 @@ def shared_prefix(job: Job) -> None:
 
 
 def decoding(job: Job, *, requests: int, limits: str) -> None:
-    """Prompts of 64 tokens; replies of 64, or of mixed lengths with a mean of a third of the most.
+    """Write prompts of 64 tokens with reply lengths: all 64, or mixed with a third as mean.
 
     Args:
-        job: of the workload.
-        requests: how many.
+        job: job of the workload.
+        requests: number of requests.
         limits: "fixed" or "mixed".
     """
     rng = random.Random(2)
@@ -135,14 +135,14 @@ def decoding(job: Job, *, requests: int, limits: str) -> None:
 
 
 def multiturn(job: Job) -> None:
-    """Eight episodes of ten turns: opening 64 tokens, replies of exactly 16, answers of 24."""
+    """Write the inputs of 8 episodes of 10 turns, with 64 tokens first, replies of 16, then 24."""
     model = endless_model(job.request["model"], job.folder / "model")
     settings = {"turns": 10, "episodes": 8, "opening": 64, "reply": 16, "answer": 24}
     write_job(job, model=model, **settings)
 
 
 def tiny(job: Job) -> None:
-    """PPO of a 2.8M-parameter Llama in the echo task: prompt 32, 16 new, 128 rollouts."""
+    """Write the inputs of PPO in the echo task: 2.8M parameters, 128 rollouts of 16 new tokens."""
     config = {
         "output_dir": str(job.folder / "run"),
         "model": {"path": tiny_llama(job.folder / "model")},
@@ -157,7 +157,7 @@ def tiny(job: Job) -> None:
 
 
 def online_config(job: Job, model: str, *, prompts: Path) -> dict[str, Any]:
-    """What the online workloads on prompts have in common."""
+    """Return the common configuration of the online workloads on prompts."""
     return {
         "output_dir": str(job.folder / "run"),
         "model": {"path": model},
@@ -168,18 +168,18 @@ def online_config(job: Job, model: str, *, prompts: Path) -> dict[str, Any]:
 
 
 def prompt_file(job: Job, *, tokens: int, count: int = 256) -> Path:
-    """Plain prompts of ``tokens`` tokens."""
+    """Write plain prompts of ``tokens`` tokens; return the file."""
     rng = random.Random(1)
     rows = [{"prompt": question(words(tokens, rng))} for _ in range(count)]
     return write_rows(job.folder / "prompts.jsonl", rows)
 
 
 def write_rows(path: Path, rows: Sequence[Any]) -> Path:
-    """JSON lines."""
+    """Write rows as JSON lines; return the file."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
 def write_job(job: Job, **settings: Any) -> None:
-    """What the sides read."""
+    """Write the settings that the sides read."""
     (job.folder / "job.json").write_text(json.dumps(settings, indent=1))

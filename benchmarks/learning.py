@@ -1,10 +1,11 @@
-"""Do PPO and GRPO reach the known optimum? Three solved tasks, several seeds, every run from noise.
+"""Measure how close PPO and GRPO come to the known optimum of three tasks, over several seeds.
 
     python -m benchmarks.learning FOLDER [--seeds 5] [--tasks echo bandit key_door]
 
-Runs configs/learning/TASK.yaml with each seed: a tiny model with random weights, SFT on noisy
-demonstrations, then PPO and GRPO from there. Prints how much of the optimal return the sampled
-policies earn on held-out episodes, and how many seeds earn the bar. Finished stages are kept.
+The script runs configs/learning/TASK.yaml with each seed: a tiny model with random weights, SFT on
+noisy demonstrations, then PPO and GRPO. It prints the return of the sampled policies on held-out
+episodes as a share of the optimal return, and how many seeds reach the share `BAR`. Finished stages
+are not repeated.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ CONFIGS = Path(__file__).parents[1] / "configs/learning"
 TASKS = ("echo", "bandit", "key_door")
 ALGORITHMS = ("ppo", "grpo")
 BAR = 0.95
-"""Share of the optimal return."""
+"""Required share of the optimal return."""
 
 
 def run_task(task: str, folder: Path, *, seed: int) -> dict[str, dict[str, Any]]:
-    """Run one task with one seed; returns by policy its share of the optimum and its seconds."""
+    """Run one task with one seed; return policy -> share of the optimum and seconds."""
     root = folder / f"{task}-{seed}"
     rlhf.run(CONFIGS / f"{task}.yaml", output_dir=str(root), seed=seed, resume=True)
     return {policy: result(root, policy) for policy in ("sft", *ALGORITHMS)}
 
 
 def result(root: Path, policy: str) -> dict[str, Any]:
-    """Return over optimum, normalised score with its interval over episodes, seconds of training.
+    """Return the share of the optimum, the normalized score with its interval, and the seconds.
 
-    The normalised score is 0 for the random policy and 1 for the optimal one.
+    The normalized score is 0 for the random policy and 1 for the optimal policy.
     """
     summary = json.loads((root / f"evaluate/evaluation/{policy}/summary.json").read_text())
     lines = (root / policy / "metrics.jsonl").read_text().splitlines()
@@ -48,7 +49,7 @@ def result(root: Path, policy: str) -> dict[str, Any]:
 
 
 def table(results: dict[str, list[dict[str, dict[str, Any]]]]) -> str:
-    """One row per task and policy, as Markdown."""
+    """Return a Markdown table with one row per task and policy."""
     rows = [
         "| task | policy | return / optimum, by seed | normalised score, by seed "
         f"| seeds at {BAR} | seconds a run, median |",
@@ -69,7 +70,7 @@ def table(results: dict[str, list[dict[str, dict[str, Any]]]]) -> str:
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Run the missing tasks and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5)

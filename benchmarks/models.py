@@ -1,4 +1,4 @@
-"""Models that the workloads need beside the one that was asked for."""
+"""Make the models that workloads need in addition to the requested model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from rlhf.models.loading import load_tokenizer
 
 
 def endless_model(name: str, folder: Path) -> str:
-    """The same weights with a stop token that they never say, so that lengths are exact.
+    """Copy a model with a stop token that is never sampled, so that reply lengths are exact.
 
-    The stop token becomes a reserved one; padding gets a token of its own, as our loader wants it.
+    The stop token is a reserved token. Padding has a separate token, as the toolkit's loader
+    requires.
     """
     source = Path(resolve(name))
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,7 +35,7 @@ def endless_model(name: str, folder: Path) -> str:
 
 
 def reward_model(model: str, folder: Path, *, tokens: int) -> str:
-    """The policy's weights with a random head, which reads ``tokens`` of a text at most."""
+    """Make a reward model of the policy's weights and a random head, for ``tokens`` tokens."""
     import torch
     from transformers import AutoModelForSequenceClassification
 
@@ -55,7 +56,7 @@ def reward_model(model: str, folder: Path, *, tokens: int) -> str:
 
 
 def tiny_llama(folder: Path) -> str:
-    """2.8M random parameters and a byte-level tokenizer of 320 tokens."""
+    """Make a Llama with 2.8M random parameters and a byte-level tokenizer of 320 tokens."""
     from rlhf.config.model import ScratchSpec
     from rlhf.envs.echo import Echo
     from rlhf.models.scratch import make_model, make_tokenizer
@@ -68,7 +69,7 @@ def tiny_llama(folder: Path) -> str:
 
 
 def gguf_of(model: str) -> str | None:
-    """The 4-bit file that a short name's package carries; None for other models."""
+    """Return the 4-bit GGUF file in the package of a short name; None for other models."""
     if model not in SHORT_NAMES:
         return None
     entry = SHORT_NAMES[model]

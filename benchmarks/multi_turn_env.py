@@ -1,4 +1,4 @@
-"""A task of many turns whose lengths are known: it asks on, whatever the reply was."""
+"""A task with many turns of fixed lengths, which do not depend on the replies."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ENV_ID = "benchmarks.multi_turn_env:benchmarks/Interview-v0"
 
 
 class Interview(TextEnv):
-    """``turns`` questions. Reward: 1.0 for each reply that has a word of the question in it.
+    """Ask ``turns`` questions; each reply with a word of its question has the reward 1.
 
     Args:
-        turns: questions, the opening among them.
-        opening: tokens of the first question.
-        answer: tokens of every later one, with the breaks around it.
+        turns: number of questions, including the first.
+        opening: number of tokens of the first question.
+        answer: number of tokens of every later question, including line breaks around it.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class Interview(TextEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """The opening question."""
+        """Return the first question."""
         super().reset(seed=seed)
         self.asked = 1
         return self.opening(self._ask(self.sizes[0]))
 
     def step(self, action: str) -> Step:
-        """The next question."""
+        """Return the next question."""
         reward = float(bool(set(action.split()) & set(self.question.split())))
         over = self.asked == self.max_turns
         self.asked += 1

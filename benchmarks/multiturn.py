@@ -1,6 +1,7 @@
-"""Rollouts of ten turns: our collector, and TRL's path for replies in plain text.
+"""Benchmark of rollouts of ten turns: the toolkit's collector, and TRL with plain-text replies.
 
-Work: tokens of the episodes, the environment's among them. Only the rollout is timed.
+The unit of work is a token of an episode, including the environment's tokens. Only the rollout is
+timed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from benchmarks.worker import Job, StepTimer
 
 
 def ours(job: Job, timer: StepTimer) -> None:
-    """`Collector.collect` with a cache that lives through the episode."""
+    """Time `Collector.collect`, whose cache is kept for the whole episode."""
     from rlhf.config.model import ModelSpec
     from rlhf.config.rollout import EnvSpec, RolloutSpec
     from rlhf.models.loading import load_model
@@ -32,10 +33,10 @@ def ours(job: Job, timer: StepTimer) -> None:
 
 
 def trl(job: Job, timer: StepTimer) -> None:
-    """`rollout_func` of TRL's GRPO: the one way in which its policy may answer in plain text.
+    """Time TRL's GRPO with `rollout_func`, its only interface for plain-text replies.
 
-    As in TRL's own loop over tool calls every turn hands the whole history to ``generate`` again.
-    The update gets four tokens of each episode, since it is not what is measured.
+    As in TRL's own loop over tool calls, every turn passes the whole history to ``generate``. The
+    update, which is not measured, uses four tokens of each episode.
     """
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -72,7 +73,7 @@ def trl(job: Job, timer: StepTimer) -> None:
 def episodes(
     trainer: Any, tokenizer: Any, count: int, s: dict[str, Any]
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Openings, and everything after them, as ids of ``count`` episodes played in step."""
+    """Play ``count`` episodes in lockstep; return the ids of first questions and of the rest."""
     import torch
 
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)

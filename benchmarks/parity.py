@@ -1,13 +1,13 @@
-"""Do we learn as TRL does? One task trained by TRL's GRPO and RLOO and by ours, seed by seed.
+"""Compare learning curves of GRPO and RLOO between TRL and the toolkit, seed by seed.
 
     python -m benchmarks.parity FOLDER [--seeds 8] [--steps 40]
 
-Repeat a word: one turn, reward 1 for the right word. Both sides start from the same weights (an SFT
-model of each seed), see the same prompts, and take one optimizer step per batch of 64 replies in
-groups of 8, without a divergence penalty, with the same constant learning rate, AdamW and no
-gradient clipping (Adam does not see the scale of a loss, a clip would). A curve is the mean reward
-of each batch; the table tells area and end of the curves and their paired differences over seeds.
-Finished runs are kept in FOLDER and not made again.
+The task is to repeat a word in one turn, with reward 1 for the right word. Both sides start from
+the same weights (an SFT model per seed) and use the same prompts. They take one optimizer step per
+batch of 64 replies in groups of 8, without a KL penalty, with AdamW and the same constant learning
+rate. Gradients are not clipped, because clipping, unlike Adam, depends on the scale of the loss. A
+curve is the mean reward of each batch. The table lists the mean and the end of the curves with
+their paired differences over seeds. Finished runs in FOLDER are not repeated.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REPLIES, GROUP, TOKENS, LEARNING_RATE = 64, 8, 4, 5e-4
 
 
 def right_word(conversations: list[list[dict[str, str]]]) -> list[float]:
-    """1.0 where the reply is the word that was asked for ("Repeat: apple")."""
+    """Return 1.0 for each reply that is the word of the prompt ("Repeat: apple"), else 0.0."""
     return [
         float(talk[-1]["content"].strip() == talk[-2]["content"].split()[-1])
         for talk in conversations
@@ -39,7 +39,7 @@ def right_word(conversations: list[list[dict[str, str]]]) -> list[float]:
 
 
 def start_model(folder: Path, seed: int) -> Path:
-    """The SFT model that both sides start from; writes prompts.jsonl beside it."""
+    """Train the common initial model by SFT, and write prompts.jsonl in the same folder."""
     root = folder / f"start-{seed}"
     if not (root / "sft/finished").exists():
         tree = read_yaml(START)
@@ -54,7 +54,7 @@ def start_model(folder: Path, seed: int) -> Path:
 
 
 def our_tree(algorithm: str, model: Path, folder: Path, *, seed: int, steps: int) -> dict[str, Any]:
-    """Our configuration."""
+    """Return the toolkit's configuration."""
     return {
         "output_dir": str(folder / f"ours-{algorithm}-{seed}"),
         "seed": seed,
@@ -77,13 +77,13 @@ def our_tree(algorithm: str, model: Path, folder: Path, *, seed: int, steps: int
 
 
 def our_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
-    """Mean reward of each batch, ours."""
+    """Train with the toolkit; return the mean reward of each batch."""
     rlhf.stage(algorithm, tree, overwrite=True)
     return curve(Path(tree["output_dir"]))
 
 
 def trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
-    """Mean reward of each batch, TRL's trainer on the training prompts of our configuration."""
+    """Train with TRL on the toolkit's training prompts; return the mean reward of each batch."""
     import trl
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -132,7 +132,7 @@ def trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
 
 
 def curves(folder: Path, *, seeds: int, steps: int) -> dict[str, dict[str, np.ndarray]]:
-    """Curves [seeds, steps] by algorithm and side; made where FOLDER does not have them yet."""
+    """Return algorithm -> side -> curves [seeds, steps]; missing curves are made."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for algorithm in ALGORITHMS:
         table: dict[str, list[list[float]]] = {side: [] for side in SIDES}
@@ -149,7 +149,7 @@ def curves(folder: Path, *, seeds: int, steps: int) -> dict[str, dict[str, np.nd
 
 
 def main() -> None:
-    """Train what is missing, print the table, draw the picture."""
+    """Run the missing trainings, print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=8)

@@ -1,4 +1,4 @@
-"""Where the benchmarks keep what they make: inputs, logs, environments of their own, results."""
+"""Folders of the benchmarks' inputs, logs, virtual environments and results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PICTURE = ROOT / "docs" / "images" / "performance.png"
 
 
 def work_directory(*parts: str) -> Path:
-    """A folder under the user's cache (``$RLHF_CACHE`` moves it), made if it is not there."""
+    """Return a folder in the user's cache or ``$RLHF_CACHE``, and make it if it is missing."""
     folder = cache_directory().joinpath("benchmarks", *parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

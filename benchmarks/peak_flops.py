@@ -1,4 +1,4 @@
-"""How fast this machine multiplies matrices: what a model's arithmetic could reach at best."""
+"""Measure the speed of matrix multiplication, an upper bound on the speed of a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PRODUCTS = 32
 
 
 def matmul(job: Job, timer: StepTimer) -> None:
-    """Products of square bf16 matrices. Work: floating-point operations."""
+    """Multiply square bf16 matrices; the unit of work is a floating-point operation."""
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.randn(SIZE, SIZE, generator=generator).bfloat16() for _ in range(2))
     out = torch.empty_like(one)
@@ -28,10 +28,10 @@ def matmul(job: Job, timer: StepTimer) -> None:
 
 
 def model_flops(model: str, texts: list[tuple[int, int]]) -> float:
-    """Floating-point operations of one forward and backward pass; nothing is computed twice.
+    """Return the floating-point operations of a forward and a backward pass without recomputation.
 
-    Two for each weight and token forward, four backward; attention to the tokens before. The output
-    head counts where a token is learned, which is all that the loss needs.
+    Each weight and token takes two operations in the forward pass and four in the backward pass.
+    Causal attention is included. The output head is counted only for learned tokens.
 
     Args:
         model: folder of a decoder of the Llama family.
@@ -48,6 +48,6 @@ def model_flops(model: str, texts: list[tuple[int, int]]) -> float:
     for tokens, learned in texts:
         total += 6.0 * config["num_hidden_layers"] * layer * tokens
         total += 6.0 * config["vocab_size"] * width * learned
-        # Scores and weighted sums: two products of tokens x tokens / 2 for each head.
+        # Attention scores and weighted sums are two products of tokens x tokens / 2 for each head.
         total += 6.0 * config["num_hidden_layers"] * heads * head_width * tokens**2
     return total

@@ -1,10 +1,10 @@
-"""Does training with bfloat16 weights learn as training in float32 does? Two tasks, seed by seed.
+"""Compare learning curves with bfloat16 and float32 weights in two tasks, seed by seed.
 
     python -m benchmarks.precision FOLDER [--seeds 5]
 
-Runs configs/learning/TASK.yaml twice with each seed, SFT, PPO and GRPO with the one dtype or the
-other; nothing else differs. bfloat16 keeps float32 masters in the optimizer. A curve is the mean
-reward of each batch. Finished stages are kept.
+The script runs SFT, PPO and GRPO of configs/learning/TASK.yaml twice with each seed; only the dtype
+of the weights differs. With bfloat16, the optimizer has float32 master weights. A curve is the mean
+reward of each batch. Finished stages are not repeated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SIDES = ("bfloat16", "float32")
 
 
 def run_task(task: str, folder: Path, *, side: str, seed: int) -> dict[str, list[float]]:
-    """The curve of each algorithm."""
+    """Run a task with one dtype and seed; return the learning curve of each algorithm."""
     root = folder / f"{task}-{side}-{seed}"
     dtypes = {f"{stage}.model.dtype": side for stage in ("sft", *ALGORITHMS)}
     rlhf.run(CONFIGS / f"{task}.yaml", output_dir=str(root), seed=seed, resume=True, **dtypes)
@@ -32,7 +32,7 @@ def run_task(task: str, folder: Path, *, side: str, seed: int) -> dict[str, list
 
 
 def main() -> None:
-    """Train what is missing, print the table, draw the picture."""
+    """Run the missing trainings, print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5)

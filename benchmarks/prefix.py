@@ -1,7 +1,7 @@
-"""An update on eight replies to one prompt of 512 tokens: the prompt computed once, or eight times.
+"""Benchmark of prefix sharing: an update on eight replies to one prompt of 512 tokens.
 
-Both sides take the same update of the online loop; the plain one gives the model back transformers'
-own attention, with which every row is computed whole.
+Both sides take the same update of the online loop. One computes the prompt once; the other uses
+transformers' attention and computes the prompt for each reply.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PROMPT, REPLY, ROWS = 512, 32, 8
 
 
 def update(job: Job, timer: StepTimer, *, shared: bool) -> None:
-    """The whole update, optimizer step included. Work: tokens, each row counted in full."""
+    """Time the update with its optimizer step; the unit of work is a token, prefixes included."""
     trainer = make_trainer(job, shared=shared)
     batch = make_batch(trainer)
     numbers = iter(range(trainer.config.num_steps))
@@ -34,7 +34,7 @@ def update(job: Job, timer: StepTimer, *, shared: bool) -> None:
 
 
 def check(job: Job) -> dict[str, float]:
-    """Relative difference of the gradients of both in float32."""
+    """Return the relative difference of both sides' gradients in float32."""
     gradients = []
     for shared in (True, False):
         trainer = make_trainer(job, shared=shared, dtype="float32")
@@ -54,7 +54,7 @@ def make_trainer(job: Job, *, shared: bool, dtype: str = "auto") -> OnlineTraine
 
 
 def make_batch(trainer: OnlineTrainer) -> TrainingBatch:
-    """Eight replies of random tokens to one random prompt, with different scores."""
+    """Make eight replies of random tokens to one random prompt, with different scores."""
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(100, 4000, (PROMPT,), generator=generator).tolist()
     rollouts, rewards = [], []
@@ -69,7 +69,7 @@ def make_batch(trainer: OnlineTrainer) -> TrainingBatch:
 
 
 def gradient_of(trainer: OnlineTrainer, batch: TrainingBatch) -> torch.Tensor:
-    """Gradient of the policy loss of the whole batch."""
+    """Return the gradient of the policy loss of the whole batch."""
     from rlhf.algorithms.losses import compute_loss, loss_denominator
 
     scored = trainer.policy.score(batch.tokens, batch.attention_mask, batch.action_mask)

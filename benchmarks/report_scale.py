@@ -1,4 +1,4 @@
-"""`python -m benchmarks.report_scale`: report of a run of 100,000 steps and 100,000 samples."""
+"""Benchmark of the report of a run with 100,000 steps and 100,000 samples."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _sample(index: int, steps: int, samples: int, rng: random.Random) -> dict[st
 
 
 def main() -> None:
-    """Print seconds, peak memory and size of the page."""
+    """Print the seconds, the peak memory and the size of the page."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_run(root, STEPS, SAMPLES)

@@ -1,4 +1,4 @@
-"""Results as JSON lines: what was measured, when, on which machine, with which versions."""
+"""Store results as JSON lines, with date, machine and package versions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Result = dict[str, Any]
 
 
 def stamp() -> dict[str, Any]:
-    """Date, commit, machine and versions."""
+    """Return date, commit, machine and versions."""
     told = describe_machine()
     return {
         "date": told["date"],
@@ -32,7 +32,7 @@ def stamp() -> dict[str, Any]:
 
 
 def memory_gib() -> float | None:
-    """Memory of the machine; None where the system does not tell."""
+    """Return the memory of the machine in GiB; None if the system does not report it."""
     if sys.platform == "win32":
         return None
     return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
@@ -46,10 +46,10 @@ def append(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> list[Result]:
-    """Every result, oldest first.
+    """Return all results, the oldest first.
 
     Raises:
-        UserError: there is no such file.
+        UserError: the file does not exist.
     """
     if not path.exists():
         raise UserError(f"no results in {path}: measure first (python -m benchmarks all)")
@@ -57,15 +57,15 @@ def read(path: Path) -> list[Result]:
 
 
 def machine_of(result: Result) -> str:
-    """Name of the machine that a result is from."""
+    """Return the name of the machine of a result."""
     machine = result["machine"]
     return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
 
 
 def newest(results: Iterable[Result]) -> dict[str, dict[str, Result]]:
-    """By machine, the last complete result of each workload; the machine measured last comes first.
+    """Return machine -> workload -> newest complete result, the most recent machine first.
 
-    A result with fewer sides does not replace one.
+    A result with fewer sides does not replace an older one.
     """
     found: dict[str, dict[str, Result]] = {}
     for result in results:

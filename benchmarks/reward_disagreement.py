@@ -1,12 +1,13 @@
-"""Does an ensemble disagree more about texts unlike those it was trained on?
+"""Compare the disagreement of an ensemble on texts like and unlike its training texts.
 
     rlhf reward --config configs/rewards/ensemble.yaml
     python -m benchmarks.reward_disagreement runs/ensemble/final inside.jsonl outside.jsonl ...
 
-Each file has a column of texts (`text`, or any that the loader recognises; `FILE:COLUMN` names
-one). The first is of the training distribution. Reported are the mean disagreement (standard
-deviation over the heads, in the score's unit) and the share of (inside, outside) couples in which
-the outside text has the larger one, each with an interval over texts.
+Each file has a column of texts (`text` or another name that the loader recognizes; `FILE:COLUMN`
+selects a column). The first file has texts of the training distribution ("inside"). The script
+prints the mean disagreement (standard deviation over the heads, in units of the score) and the
+share of (inside, outside) pairs in which the outside text has the larger disagreement, each with an
+interval over texts.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def disagreement(reward, source: str) -> np.ndarray:
-    """The disagreement of the heads about each text of a file. [N]"""
+    """Return the disagreement of the heads about each of N texts of a file, [N]."""
     path, _, column = source.partition(":")
     spec = DataSpec(path, limit=TEXTS, columns={"text": column} if column else None)
     rows = load(spec, "text", seed=0).rows
@@ -49,7 +50,7 @@ def disagreement(reward, source: str) -> np.ndarray:
 
 
 def separation(inside: np.ndarray, outside: np.ndarray) -> Interval:
-    """P(an outside text has the larger disagreement), ties one half, with an interval."""
+    """Return P(an outside text has the larger disagreement) with an interval; ties count half."""
     labels = np.repeat([0, 1], [len(inside), len(outside)])
     both = np.concatenate([inside, outside])
     scores = np.stack([-both, both], 1)

@@ -1,10 +1,11 @@
-"""A reward model in folds: each pair is judged by a model that never saw its conversation.
+"""Cross-validate a reward model: each pair is scored by a model of other conversations.
 
     python -m benchmarks.reward_folds --config configs/rewards/harmless.yaml
 
-Small sets of pairs leave few to test on; here every pair is tested once. Dialogues that open with
-the same words share a fold, and whole openings are resampled for the intervals. The options are
-those of `rlhf reward`, and `--folds N`. Writes `folds.json` and `folds.md` beside the folds.
+In a small data set, a test split has few pairs; with folds, every pair is tested once. Dialogues
+that begin with the same words are in the same fold, and intervals are over these groups. The
+options are those of `rlhf reward`, and `--folds N`. The results are written to `folds.json` and
+`folds.md` in the output folder.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from rlhf.runs import launch
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train and judge every fold; print the pooled table."""
+    """Train and evaluate every fold; print the pooled table."""
     launch.prepare()
     parsed = parse_arguments(arguments)
     folds = next((value for key, value in parsed.overrides if key == "folds"), 5)
@@ -73,13 +74,13 @@ def train_fold(
 
 
 def margins_of(reward: Reward, pairs: list[Pair]) -> np.ndarray:
-    """Score of the chosen reply less that of the rejected one. [N]"""
+    """Return the score of the chosen reply minus that of the rejected reply, [N]."""
     scores = np.array(reward([p.chosen for p in pairs] + [p.rejected for p in pairs]), dtype=float)
     return scores[: len(pairs)] - scores[len(pairs) :]
 
 
 def summarise(margins: dict[str, np.ndarray], groups: list[str]) -> dict[str, dict[str, Any]]:
-    """Accuracy of each, a tie one half, and what the model gains over each other one."""
+    """Return the accuracy of each scorer (ties count half) and the model's gain over it."""
     right = {name: (np.sign(margin) + 1) / 2 for name, margin in margins.items()}
     ours = right["this model"]
     return {
@@ -93,7 +94,7 @@ def summarise(margins: dict[str, np.ndarray], groups: list[str]) -> dict[str, di
 
 
 def to_markdown(report: dict[str, Any]) -> str:
-    """A table; 95% intervals."""
+    """Return a Markdown table with 95% intervals."""
     lines = [f"{report['pairs']:,} pairs in {report['folds']} folds", ""]
     lines += ["| | accuracy | gain of the model |", "|-|-|-|"]
     for name, value in report["accuracy"].items():

@@ -1,4 +1,4 @@
-"""Our side of the training workloads, through the public pieces that `rlhf sft|ppo|...` uses."""
+"""The toolkit's side of the training workloads, with the functions that `rlhf sft|ppo|...` uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf.runs.directory import Run
 
 
 class PacedRun(Run):
-    """A run directory whose steps wait for their turn: every logged step is one."""
+    """A run that waits for the side's turn after every logged step."""
 
     def __init__(self, directory: Path, timer: StepTimer, work: float) -> None:
         super().__init__(directory)
@@ -20,7 +20,7 @@ class PacedRun(Run):
         timer.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the line, stop the clock, wait for the next turn."""
+        """Log the metrics, stop the timer and wait for the next turn."""
         super().log(step, metrics)
         if "train/loss" in metrics:  # not an evaluation
             self.timer.done(self.work)
@@ -28,7 +28,7 @@ class PacedRun(Run):
 
 
 def offline(job: Job, timer: StepTimer, *, verb: str) -> None:
-    """SFT, a reward model or DPO as `rlhf` trains it, every step logged."""
+    """Train SFT, a reward model or DPO as `rlhf` does, with every step logged."""
     from rlhf.training.offline import train_offline
 
     config = configure(verb, job.settings["config"])
@@ -36,7 +36,7 @@ def offline(job: Job, timer: StepTimer, *, verb: str) -> None:
 
 
 def online(job: Job, timer: StepTimer) -> None:
-    """Whole steps of an online algorithm: rollout, scores, update, log. Work: sampled tokens."""
+    """Time whole steps of an online algorithm; the unit of work is a sampled token."""
     from rlhf.training.online import OnlineTrainer
 
     algorithm = job.settings["algorithm"]

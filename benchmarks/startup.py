@@ -1,4 +1,4 @@
-"""From the command to the first thing that happens; every step is a fresh process."""
+"""Benchmark of startup times; every step starts a new process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROGRAMS = {
 
 
 def run(job: Job, timer: StepTimer, *, program: str) -> None:
-    """Start a program and wait for its end, at every turn. Work: one start."""
+    """Start a program and wait for its end at every turn; the unit of work is a start."""
 
     def step() -> float:
         command = [sys.executable, "-c", PROGRAMS[program], str(job.folder)]
@@ -32,7 +32,7 @@ def run(job: Job, timer: StepTimer, *, program: str) -> None:
 
 
 def our_first_step(system: Any) -> None:
-    """`rlhf sft` up to its first logged step."""
+    """Run `rlhf sft` up to its first logged step."""
     from rlhf.runs import launch
 
     launch.prepare()
@@ -54,7 +54,7 @@ def our_first_step(system: Any) -> None:
 
 
 def trl_first_step(system: Any) -> None:
-    """TRL's SFT trainer up to the end of its first step."""
+    """Run TRL's SFT trainer up to the end of its first step."""
     from transformers import TrainerCallback
 
     from benchmarks.trl_offline import make_trainer

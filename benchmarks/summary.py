@@ -1,4 +1,4 @@
-"""Medians of timed steps, and ratios of steps of the same round."""
+"""Summarize timed steps: medians, and ratios of steps of the same round."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Step:
 
     seconds: float
     work: float
-    others: float | None  # cores that other processes used during the step
+    others: float | None  # number of cores that other processes used during the step
     peak_gib: float | None
 
     @property
@@ -34,7 +34,7 @@ Round = Mapping[str, Step]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """First and third quartile; both are the value if there is only one."""
+    """Return the first and the third quartile; both are the value if there is only one."""
     if len(values) == 1:
         return values[0], values[0]
     first, _, third = quantiles(values, n=4, method="inclusive")
@@ -42,7 +42,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 
 def summarize(steps: Sequence[Step], limit: float) -> dict[str, Any]:
-    """Medians and quartiles of one side's undisturbed steps, or of all if there are none."""
+    """Return medians and quartiles of a side's undisturbed steps, or of all steps if none is."""
     undisturbed = [step for step in steps if not step.disturbed(limit)]
     used = undisturbed or steps
     seconds = [step.seconds for step in used]
@@ -61,7 +61,7 @@ def summarize(steps: Sequence[Step], limit: float) -> dict[str, Any]:
 
 
 def ratios(rounds: Sequence[Round], limit: float) -> dict[str, Any]:
-    """Speed of the first side relative to each other side.
+    """Return the speed of the first side relative to each other side.
 
     ``speed`` is the ratio of the median work per second. ``quartiles`` are those of the ratios
     within rounds in which both steps were undisturbed, and ``interval`` is the 95% interval of the
@@ -85,13 +85,13 @@ def ratios(rounds: Sequence[Round], limit: float) -> dict[str, Any]:
 
 
 def _interval(pairs: Sequence[float]) -> list[float] | None:
-    """Ends of the 95% interval of a mean ratio; None with fewer than five pairs."""
+    """Return the ends of the 95% interval of a mean ratio; None for fewer than five pairs."""
     estimate = interval([math.log(ratio) for ratio in pairs], kind="mean")
     return [math.exp(estimate.low), math.exp(estimate.high)] if estimate.known else None
 
 
 def enough(rounds: Sequence[Round], wanted: int, limit: float) -> bool:
-    """Whether ``wanted`` rounds are undisturbed, or twice as many were run."""
+    """Return whether ``wanted`` rounds are undisturbed, or twice as many were run."""
     clean = sum(not any(step.disturbed(limit) for step in r.values()) for r in rounds)
     return clean >= wanted or len(rounds) >= 2 * wanted
 

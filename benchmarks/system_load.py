@@ -1,4 +1,4 @@
-"""What the rest of the machine does while a step runs."""
+"""Measure the load of other processes while a step runs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Reading:
 
     clock: float
     own: float  # processor time of this process and of its finished children
-    busy: float | None  # of all processors; None where the system does not tell
+    busy: float | None  # of all processors; None if the system does not report it
 
     @classmethod
     def now(cls) -> Reading:
-        """The counters as they are."""
+        """Read the current counters."""
         times = os.times()
         return cls(time.perf_counter(), sum(times[:4]), busy_seconds())
 
     def others(self, since: Reading) -> float | None:
-        """Cores that other processes kept busy between two readings; None where unknown.
+        """Return the number of cores that other processes used between readings; None if unknown.
 
-        Time that the hypervisor gave to other machines counts as theirs.
+        Time that the hypervisor gave to other virtual machines is included.
         """
         if self.busy is None or since.busy is None:
             return None
@@ -37,7 +37,7 @@ class Reading:
 
 
 def busy_seconds() -> float | None:
-    """Processor seconds since the machine started that were not idle."""
+    """Return the processor seconds since the machine started that were not idle."""
     if not STAT.exists():
         return None
     user, nice, system, _idle, _wait, irq, softirq, steal = map(
@@ -47,11 +47,11 @@ def busy_seconds() -> float | None:
 
 
 def wait_for_quiet(limit: float, *, patience: float) -> bool:
-    """Wait until other processes use less than ``limit`` of a core; False when that never came.
+    """Wait until other processes use fewer than ``limit`` cores; return False after ``patience``.
 
     Args:
-        limit: cores.
-        patience: seconds to wait at most.
+        limit: number of cores.
+        patience: maximum number of seconds to wait.
     """
     end = time.perf_counter() + patience
     while True:
@@ -65,9 +65,9 @@ def wait_for_quiet(limit: float, *, patience: float) -> bool:
 
 
 def peak_gib() -> float | None:
-    """Largest resident memory of this process, or of a program that it started, in GiB.
+    """Return the largest resident memory of this process or of its child processes, in GiB.
 
-    None where the system does not tell.
+    The result is None if the system does not report it.
     """
     if sys.platform == "win32":
         return None

@@ -1,4 +1,4 @@
-"""Table and picture of docs/performance.md, drawn from the results."""
+"""Write the table and the figure of docs/performance.md from the results."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def circumstances(results: Mapping[str, Result]) -> str:
 
 
 def comparisons(results: Mapping[str, Result]) -> str:
-    """One line for each side of each workload."""
+    """Return the table with one row for each side of each workload."""
     lines = [
         side_line(name, result, side)
         for name, result in results.items()

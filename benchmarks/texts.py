@@ -1,7 +1,7 @@
-"""Rows of word salad with known lengths, the same for every side.
+"""Generate rows of random words with fixed lengths, the same for every side.
 
-Every step of an offline workload sees the same rows in some order, so that each side has the same
-tokens, lengths and padding in every step, however it shuffles.
+Every step of an offline workload uses the same rows, so that each side has the same tokens, lengths
+and padding in every step, regardless of shuffling.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from rlhf.reward_models.encoding import encode_conversation
 from rlhf.rollout.chat_format import ChatFormat, encode_example
 
-# One token each in the usual vocabularies when they follow a space.
+# Words that are one token after a space in common vocabularies.
 TEXT = """
     time year people way day man thing woman life child world school state family student group
     country problem hand part place case week company system program question work government
@@ -28,29 +28,29 @@ Message = dict[str, str]
 
 
 def words(count: int, rng: random.Random) -> str:
-    """About ``count`` tokens of text."""
+    """Return a text of about ``count`` tokens."""
     return " ".join(rng.choice(WORDS) for _ in range(count))
 
 
 def lognormal_lengths(count: int, total: int, *, sigma: float = 0.6) -> list[int]:
-    """Quantiles of a lognormal distribution, scaled to a sum of about ``total``."""
+    """Return quantiles of a lognormal distribution, scaled to a sum of about ``total``."""
     normal = NormalDist()
     shares = [2.718281828 ** (sigma * normal.inv_cdf((i + 0.5) / count)) for i in range(count)]
     return [max(2, round(total * share / sum(shares))) for share in shares]
 
 
 def question(text: str) -> list[Message]:
-    """A conversation of one question."""
+    """Return a conversation of one user message."""
     return [{"role": "user", "content": text}]
 
 
 def answer(text: str) -> list[Message]:
-    """A completion of one reply."""
+    """Return a completion of one assistant message."""
     return [{"role": "assistant", "content": text}]
 
 
 def sft_rows(rng: random.Random, *, mean: int = 98) -> list[dict[str, Any]]:
-    """Eight documents, short prompts; templates add 42 tokens to each one's mean."""
+    """Return eight documents with short prompts; chat templates add about 42 tokens to each."""
     lengths = lognormal_lengths(8, 8 * mean)
     return [
         {"prompt": question(words(8, rng)), "completion": answer(words(n, rng))} for n in lengths
@@ -58,17 +58,17 @@ def sft_rows(rng: random.Random, *, mean: int = 98) -> list[dict[str, Any]]:
 
 
 def reward_rows(rng: random.Random) -> list[dict[str, Any]]:
-    """Four pairs, eight texts of about 920 tokens."""
+    """Return four pairs with texts of about 920 tokens."""
     return _pairs(rng, prompt=8, reply=73)
 
 
 def dpo_rows(rng: random.Random) -> list[dict[str, Any]]:
-    """Four pairs with prompts of 128 tokens and replies of about 64, ragged."""
+    """Return four pairs with prompts of 128 tokens and replies of different lengths, about 64."""
     return _pairs(rng, prompt=100, reply=63)
 
 
 def _pairs(rng: random.Random, *, prompt: int, reply: int) -> list[dict[str, Any]]:
-    """Four pairs; words of each prompt, and of a reply on average."""
+    """Return four pairs: ``prompt`` words in each prompt, ``reply`` words on average in a reply."""
     lengths = lognormal_lengths(8, 8 * reply)
     rng.shuffle(lengths)
     return [
@@ -85,12 +85,12 @@ ROWS = {"sft": sft_rows, "reward": reward_rows, "dpo": dpo_rows}
 
 
 def mixed_lengths(count: int, *, most: int) -> list[int]:
-    """Reply lengths with a mean of a third of ``most``: quantiles of a triangular density."""
+    """Return reply lengths with mean ``most`` / 3: quantiles of a triangular density."""
     return [max(1, round(most * (1 - (1 - (i + 0.5) / count) ** 0.5))) for i in range(count)]
 
 
 def encode(verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[dict[str, Any]]:
-    """The columns that TRL takes, with the token ids that our side has; DPO it encodes itself."""
+    """Return TRL's columns with the toolkit's token ids; for DPO, TRL encodes the texts."""
     if verb == "dpo":
         return list(rows)
     if verb == "reward":
@@ -115,7 +115,7 @@ def encode(verb: str, rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[di
 
 
 def count_tokens(rows: Sequence[dict[str, Any]], tokenizer: Any) -> int:
-    """Tokens of a batch that are not padding; pairs read their prompt once for each reply."""
+    """Return the number of tokens of a batch without padding; a pair counts its prompt twice."""
     chat_format = ChatFormat(tokenizer)
     texts = [
         (row["prompt"], row[name])

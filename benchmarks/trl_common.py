@@ -1,4 +1,4 @@
-"""What TRL's sides share. Options are TRL's defaults unless the side is tuned."""
+"""Common code of TRL's sides. Options are TRL's defaults unless the side is tuned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ENDLESS = 10_000
 
 
 class Paced(TrainerCallback):
-    """Makes a trainer wait for its turn after every step."""
+    """Callback that makes a trainer wait for its turn after every step."""
 
     def __init__(self, timer: StepTimer, work: float) -> None:
         self.timer, self.work = timer, work
@@ -22,17 +22,17 @@ class Paced(TrainerCallback):
         self.timer.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One optimizer step was taken; its logging and the next batch belong to the next."""
+        """Stop the timer after an optimizer step; logging and loading count for the next step."""
         self.timer.done(self.work)
         self.timer.start()
 
 
 def options(job: Job, *, tuned: bool, batch_size: int) -> dict[str, Any]:
-    """Arguments of a TRL configuration.
+    """Return the arguments of a TRL configuration.
 
-    As it comes: bf16 autocast, gradient checkpointing, fused AdamW; ``use_cpu`` where there is no
-    accelerator, without which it refuses to start. Tuned: no checkpointing (the allocator settings
-    are the process's own).
+    The defaults are bf16 autocast, gradient checkpointing and fused AdamW; without an accelerator,
+    TRL requires ``use_cpu``. Tuned sides do not use checkpointing (their allocator settings are set
+    by the process).
     """
     import torch
 

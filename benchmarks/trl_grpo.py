@@ -1,4 +1,4 @@
-"""TRL's GRPO step: generation by ``model.generate``, one update on eight replies to one prompt."""
+"""TRL's GRPO step: ``model.generate``, then one update on eight replies to one prompt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def train(job: Job, timer: StepTimer, *, tuned: bool) -> None:
 
 
 def make_trainer(job: Job, *, tuned: bool, **more: Any) -> Any:
-    """The trainer on the prompts that our side gets, as plain text."""
+    """Make the trainer, with the toolkit's prompts as plain text."""
     lines = (job.folder / "prompts.jsonl").read_text().splitlines()
     prompts = [json.loads(line)["prompt"][0]["content"] for line in lines]
     config = trl.GRPOConfig(
@@ -42,5 +42,5 @@ def make_trainer(job: Job, *, tuned: bool, **more: Any) -> Any:
 
 
 def number_of_words(completions: list[str], **_: Any) -> list[float]:
-    """A reward that costs nothing."""
+    """Return the number of words of each completion, a reward without computational cost."""
     return [len(text.split()) / 40 - 1.0 for text in completions]

@@ -1,4 +1,4 @@
-"""TRL's SFT, reward and DPO trainers on the rows that our side gets."""
+"""TRL's SFT, reward and DPO trainers on the same rows as the toolkit's side."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def train(job: Job, timer: StepTimer, *, verb: str, tuned: bool) -> None:
 
 
 def make_trainer(job: Job, verb: str, *, tuned: bool, **more: Any) -> Any:
-    """The trainer of a verb, on the tokens that our side has."""
+    """Make the trainer of a command, with the toolkit's token ids."""
     make, configuration = TRAINERS[verb]
     tokenizer: Any = load_tokenizer(job.model)
     rows = [json.loads(line) for line in (job.folder / "trl.jsonl").read_text().splitlines()]
@@ -47,7 +47,7 @@ def make_trainer(job: Job, verb: str, *, tuned: bool, **more: Any) -> Any:
 
 
 def load_model(place: str, *, classifier: bool) -> Any:
-    """Weights in float32, as TRL loads a model that is named."""
+    """Load a model in float32, as TRL loads models by name."""
     if classifier:
         return AutoModelForSequenceClassification.from_pretrained(
             place, num_labels=1, dtype="float32"

@@ -1,6 +1,6 @@
-"""The last PPO that TRL had, in an environment of its own. Imports nothing of ours but the pacing.
+"""TRL's last release with PPO, in a separate virtual environment without the toolkit.
 
-Four models as it wants them: policy, reference, value model and reward model, each of full size.
+Its PPO needs four models of full size: policy, reference, value model and reward model.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from benchmarks.worker import Job, StepTimer
 def train(job: Job, timer: StepTimer) -> None:
     """Train until stopped.
 
-    Gradient checkpointing is an option that this trainer never applies, so tuned and not tuned
-    differ in their process alone.
+    This trainer ignores the option for gradient checkpointing, so the tuned side differs only in
+    the settings of its process.
     """
     tokenizer = AutoTokenizer.from_pretrained(job.model, padding_side="left")
     lines = (job.folder / "prompts.jsonl").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Virtual environments for what cannot share ours, made once and kept in the user's cache."""
+"""Make virtual environments for sides with incompatible packages, and keep them in the cache."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rlhf.errors import UserError
 
 @dataclass(frozen=True)
 class Recipe:
-    """Packages of one environment.
+    """Packages of one virtual environment.
 
     Args:
-        packages: with their versions.
-        shared: packages taken in the version that runs here, so that only the rest differs.
-        note: what is said if it cannot be made.
+        packages: requirements with versions.
+        shared: packages to install in the version of the current environment.
+        note: description for the log and for error messages.
     """
 
     packages: tuple[str, ...]
@@ -28,19 +28,19 @@ class Recipe:
 
 
 RECIPES = {
-    # The last release with trl.experimental.ppo; trl#7020 deleted it.
+    # The last release with trl.experimental.ppo, which trl#7020 deleted.
     "trl-ppo": Recipe(
         packages=("trl==1.12.0",),
         shared=("torch", "transformers", "accelerate", "datasets", "numpy"),
         note="the PPO of TRL 1.12",
     ),
-    # There are no wheels on the index: pip compiles it, which needs a C++ compiler and minutes.
+    # There are no wheels, so pip compiles the package, which takes minutes and a C++ compiler.
     "llama": Recipe(packages=("llama-cpp-python==0.3.36",), shared=("numpy",), note="llama.cpp"),
 }
 
 
 def python_of(name: str) -> str:
-    """The interpreter of an environment, which is made if need be; "" is the one that runs.
+    """Return the interpreter of an environment, and make it if needed; "" is the current one.
 
     Raises:
         UserError: pip could not install it.
@@ -57,7 +57,7 @@ def python_of(name: str) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     print(f"making an environment for {recipe.note} in {folder} ...", file=sys.stderr)
     _run([sys.executable, "-m", "venv", str(folder)], recipe)
-    # torch first and alone: a find-links folder or index may offer a build without CUDA.
+    # Install torch first, separately, because the package index may offer a build without CUDA.
     for group in (wanted[:1], wanted):
         _run([str(python), "-m", "pip", "install", "--quiet", *group], recipe)
     stamp.write_text("\n".join(wanted))
@@ -65,7 +65,7 @@ def python_of(name: str) -> str:
 
 
 def requirements(recipe: Recipe) -> list[str]:
-    """What pip is asked for; local version labels such as ``+cpu`` are left out."""
+    """Return pip's requirements, without local version labels such as ``+cpu``."""
     shared = [f"{name}=={version(name).partition('+')[0]}" for name in recipe.shared]
     return [*shared, *recipe.packages]
 

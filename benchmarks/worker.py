@@ -2,8 +2,8 @@
 
     python -m benchmarks.worker WORKLOAD SIDE FOLDER
 
-The processes of all sides run at the same time; one steps while the others wait. The input is one
-word per line, the output is lines of JSON.
+The processes of all sides exist at the same time; one of them steps while the others wait. The
+input has one word per line, the output one JSON object per line.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Job:
 
     @property
     def request(self) -> dict[str, Any]:
-        """The user's request: ``model``."""
+        """The user's options: ``model``."""
         return json.loads((self.folder / "request.json").read_text())
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Written by the workload's ``prepare``: ``model`` (a folder), ``work``, ``config``."""
+        """Values from the workload's ``prepare``: ``model`` (a folder), ``work``, ``config``."""
         return json.loads((self.folder / "job.json").read_text())
 
     @property
@@ -48,7 +48,7 @@ class Job:
 
 
 class StepTimer:
-    """Wait for a side's turn, time its step and report it.
+    """Waits for a side's turn, times its step and reports it.
 
     The time between ``done`` and the next ``start`` is not measured, but the other sides still
     wait.

@@ -1,4 +1,4 @@
-"""The table of workloads. Names are strings until a process needs them: no torch here."""
+"""The table of workloads. Functions are named by strings, so that torch is not imported."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Side:
-    """One way of doing a workload.
+    """One implementation of a workload.
 
     Args:
-        label: in tables.
+        label: name in tables.
         run: ``module:function``, called as ``run(job, timer, **options)``.
-        options: its keyword arguments.
-        allocator: take the toolkit's allocator settings before torch starts.
-        environment: variables of its process.
-        venv: an environment of its own (a recipe of ``benchmarks.venvs``).
-        optional: left out, with a message, where its environment cannot be made.
+        options: keyword arguments of ``run``.
+        allocator: whether to apply the toolkit's allocator settings before torch starts.
+        environment: environment variables of the process.
+        venv: virtual environment, a recipe of ``benchmarks.venvs``.
+        optional: whether the side is skipped if its virtual environment cannot be made.
     """
 
     label: str
@@ -32,19 +32,21 @@ class Side:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured; the first side is ours.
+    """A measured task; the first side is the toolkit's.
 
     Args:
-        title: in tables.
-        unit: of the work that a side reports.
-        sides: by name; all of them step in turn.
+        title: name in tables.
+        unit: unit of the work that a side reports.
+        sides: name -> side; all sides step in turn.
         prepare: ``module:function`` that writes the inputs, called as ``(job, **options)``.
-        check: compares loss and gradient of two sides on one batch, called likewise.
-        measure: in place of sides, a function that returns rows of numbers, called likewise.
-        options: of those functions.
-        bars: the least ratio of our speed to a side's that we ask of ourselves.
-        floor: the least speed of ours, in units of work per second.
-        memory_bars: the largest share of a side's peak memory.
+        check: ``module:function`` that compares loss and gradient of two sides on one batch, called
+        like ``prepare``.
+        measure: ``module:function`` that returns rows of numbers, for workloads without sides,
+        called like ``prepare``.
+        options: keyword arguments of these functions.
+        bars: side -> required ratio of the toolkit's speed to the side's.
+        floor: required speed of the toolkit, in units of work per second.
+        memory_bars: side -> largest ratio of the toolkit's peak memory to the side's.
     """
 
     title: str
@@ -60,7 +62,7 @@ class Workload:
 
 
 def _trl(run: str, **options: Any) -> dict[str, Side]:
-    """TRL as it comes, and with the settings that a user would find."""
+    """Return TRL's sides with default settings and with tuned settings."""
     return {
         "trl": Side("TRL as it comes", run, {"tuned": False, **options}),
         "trl-tuned": Side("TRL tuned", run, {"tuned": True, **options}, allocator=True),
@@ -160,7 +162,7 @@ WORKLOADS: dict[str, Workload] = {
                 "TRL 1.12 tuned",
                 "benchmarks.trl_ppo:train",
                 allocator=True,
-                # Its bf16 option does nothing: only accelerate's own variable is read.
+                # The trainer ignores its bf16 option and reads only accelerate's variable.
                 environment={"ACCELERATE_MIXED_PRECISION": "bf16"},
                 venv="trl-ppo",
             ),
@@ -241,4 +243,4 @@ GROUPS: dict[str, tuple[str, ...]] = {
     group: tuple(name for name in WORKLOADS if name.startswith(f"{group}-"))
     for group in ("decoding", "startup")
 }
-"""Names that stand for several workloads; "all" stands for every one."""
+"""Name of a group -> its workloads; "all" stands for every workload."""
