@@ -1,10 +1,10 @@
-"""Add an algorithm of your own: a decorated loss and a row in the table of algorithms.
+"""Add a custom algorithm: a decorated loss and a row in the table of algorithms.
 
     python examples/custom_algorithm.py
 
 The loss is TOPR (Le Roux et al. 2025, arXiv:2503.14286) with one importance weight per token.
-Tokens with a positive advantage have weight 1; those with a negative one have the truncated weight
-min(pi / pi_old, 1), so that they stop counting once they have become unlikely.
+Tokens with a positive advantage have weight 1. Tokens with a negative advantage have the truncated
+weight min(pi / pi_old, 1), so that they lose their influence once they are unlikely.
 """
 
 import torch
@@ -28,10 +28,11 @@ def tapered(
     """Compute the loss of a micro-batch.
 
     Args:
-        logprobs: [B, T], of the sampled tokens; carries the gradient.
+        logprobs: [B, T], log-probabilities of the sampled tokens, with gradients.
         batch: the micro-batch, with advantages.
         settings: settings of the algorithm.
-        denominator: number of tokens of the mini-batch, so that losses of micro-batches add up.
+        denominator: number of tokens of the mini-batch, so that losses can be added over
+        micro-batches.
 
     Returns:
         The loss, and sums of metrics that are divided by the number of optimizer steps.
@@ -60,7 +61,7 @@ ALGORITHMS["topr"] = Algorithm(
 
 
 def main() -> None:
-    """Train with the new algorithm, which is a command like the others."""
+    """Train with the new algorithm, which is a command like the built-in algorithms."""
     rlhf.stage(
         "topr",
         {

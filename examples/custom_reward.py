@@ -1,4 +1,4 @@
-"""Train with a reward of your own: a function from conversations to scores.
+"""Train with a custom reward: a function from conversations to scores.
 
     python examples/custom_reward.py
 
@@ -20,8 +20,8 @@ def few_vowels(conversations: list[list[dict[str, str]]]) -> list[float | None]:
             policy's completion.
 
     Returns:
-        One score per conversation. None marks a completion that cannot be scored: it is counted and
-        left out of the update, which differs from a score of 0.
+        One score per conversation. None marks a completion that cannot be scored. It is counted and
+        excluded from the update, unlike a completion with score 0.
     """
     scores: list[float | None] = []
     for conversation in conversations:
@@ -40,7 +40,8 @@ def main() -> None:
             "output_dir": "runs/custom_reward",
             "model": {"scratch": {"hidden_size": 32, "num_layers": 2, "context": 64}},
             "env": {"prompts": [{"path": "prompts.jsonl"}]},
-            # Rewards are summed. A kind without a function of your own is one of `KINDS`.
+            # Rewards are summed. Built-in kinds of rewards are listed in
+            # `rlhf.reward_models.KINDS`.
             "rewards": [
                 {"kind": "function", "path": "custom_reward:few_vowels", "name": "vowels"},
                 {"kind": "length", "low": 5, "high": 20, "weight": 0.1},

@@ -3,8 +3,8 @@
     python examples/dpo_on_own_data.py
 
 The model has random weights so that the example runs in seconds on a CPU. For real use, replace
-``MODEL`` by ``{"path": "smollm2-135m-instruct"}`` and the two files by yours; docs/data.md lists
-the layouts that are recognized.
+``MODEL`` by ``{"path": "smollm2-135m-instruct"}`` and the two files by your own; docs/data.md lists
+the supported layouts.
 """
 
 import rlhf

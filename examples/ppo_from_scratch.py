@@ -27,7 +27,7 @@ STEPS, EPISODES, MAX_TOKENS = 20, 64, 4
 
 
 class Vowels(gym.Env):
-    """One turn; the reward is the number of vowels per allowed token."""
+    """An environment of one turn; the reward is the number of vowels per allowed token."""
 
     observation_space = FreeText()
     action_space = FreeText()

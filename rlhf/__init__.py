@@ -1,4 +1,4 @@
-"""Reinforcement-learning fine-tuning of language models, with honest evaluation."""
+"""Reinforcement-learning fine-tuning and evaluation of language models."""
 
 from rlhf.api import compare, evaluate, generate, report, run, score, stage
 from rlhf.errors import UserError

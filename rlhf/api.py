@@ -1,4 +1,4 @@
-"""Commands as functions, for scripts and notebooks.
+"""The commands as Python functions, for scripts and notebooks.
 
     import rlhf
 
@@ -7,7 +7,8 @@
     rlhf.evaluate({"output_dir": "runs/eval", ...})
     rlhf.report("runs/mine")
 
-A configuration is a mapping, a path to a YAML file, or a list of these, later ones winning.
+A configuration is a mapping, a path to a YAML file, or a list of these, in which later entries take
+precedence.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ def stage(command: str, config: Config | Sequence[Config], **overrides: Any) -> 
     """Run a command that makes a run directory: sft, reward, dpo, kto, ppo, grpo, demos, ...
 
     Args:
-        command: Its name on the command line (`rlhf --help`).
+        command: Name of the command on the command line (`rlhf --help`).
         config: A mapping, a YAML file, or a list of these.
-        overrides: Keys that win; nested ones with dots through ``**{"model.path": "..."}``.
+        overrides: Keys that take precedence; pass nested keys as ``**{"model.path": "..."}``.
 
     Returns:
         The folder of the trained model, or the run directory of a command that trains none.
@@ -53,7 +54,7 @@ def run(pipeline: str | Path, **overrides: Any) -> Path:
 
 
 def evaluate(config: Config | Sequence[Config], **overrides: Any) -> Path:
-    """Measure policies and rewards; return the run directory."""
+    """Evaluate policies and rewards; return the run directory."""
     return stage("evaluate", config, **overrides)
 
 
@@ -93,7 +94,7 @@ def _printed_lines(
 
 
 def _commands() -> CommandTable:
-    """Return the table of commands, after the settings that must precede torch."""
+    """Return the table of commands, after applying process settings that must precede torch."""
     prepare()
     from rlhf.cli.table import COMMANDS
 

@@ -1,4 +1,4 @@
-"""The exception that the command line shows as a single line."""
+"""The exception that the command line reports in one line."""
 
 from __future__ import annotations
 

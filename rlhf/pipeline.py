@@ -1,4 +1,4 @@
-"""`rlhf run`: stages in order, each in a directory of its own, chained by name."""
+"""`rlhf run`: run stages in order, each in a separate directory, with references by name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PREFIX = "stage:"
 
 @dataclass(frozen=True)
 class Pipeline(DirectoryConfig):
-    """Stages in order, each a command with its configuration.
+    """A list of stages, each of which is a command with its configuration.
 
     output_dir: runs/quickstart
     seed: 0
@@ -42,7 +42,7 @@ class Pipeline(DirectoryConfig):
     stages: list[dict[str, Any]]
     """The stages: name, command, and the keys of the command."""
     seed: Seed = 0
-    """Random seed of every stage that sets none."""
+    """Random seed of every stage without a seed."""
 
 
 def read_pipeline(
@@ -51,7 +51,7 @@ def read_pipeline(
     """Read a pipeline and check every stage before any of them runs.
 
     Raises:
-        UserError: Names the stage and the key.
+        UserError: A stage is wrong; the message names the stage and the key.
     """
     tree = assemble(sources, [])
     stages = tree.get("stages")
@@ -110,7 +110,7 @@ def _check_stage(
 
 
 def _check_models(stage: Mapping[str, Any], commands_by_name: Mapping[str, str]) -> None:
-    """Refuse references to stages that train no model, or a model of the wrong kind."""
+    """Raise UserError for references to stages that train no model or another kind of model."""
     specs = [stage, *(p for p in _items(stage, "policies") if isinstance(p, Mapping))]
     for spec in specs:
         command = _command_behind(spec.get("model"), commands_by_name)
@@ -127,7 +127,7 @@ def _check_models(stage: Mapping[str, Any], commands_by_name: Mapping[str, str])
 
 
 def _items(stage: Mapping[str, Any], key: str) -> list[Any]:
-    """Return a list of a stage; empty for another type, which the command's own check refuses."""
+    """Return a list of a stage; empty for another type, which the command's own check reports."""
     value = stage.get(key)
     return value if isinstance(value, list) else []
 
@@ -141,10 +141,10 @@ def _command_behind(spec: Any, commands_by_name: Mapping[str, str]) -> str | Non
 
 
 def before_training(pipeline: Pipeline, stage: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stage with its model as it is before earlier stages train it.
+    """Return a stage whose model reference is replaced by the model before earlier training.
 
     The architecture is that of the trained model, so that a dry run can plan the stage. A reference
-    that does not lead to an existing model is unchanged.
+    without an existing model is unchanged.
     """
     stages = {str(other["name"]): other for other in pipeline.stages}
     model = stage.get("model")
@@ -231,10 +231,10 @@ def run(pipeline: Pipeline, commands: CommandTable) -> Generator[str, None, int]
 
 
 def plan(name: str, pipeline: Pipeline, commands: CommandTable) -> str:
-    """Return what every stage would do, for `--dry-run`.
+    """Return a description of what every stage would do, for `--dry-run`.
 
     Raises:
-        UserError: A stage would be refused.
+        UserError: A stage would be rejected.
     """
     lines = []
     for stage in pipeline.stages:
@@ -246,7 +246,7 @@ def plan(name: str, pipeline: Pipeline, commands: CommandTable) -> str:
 
 
 def _plan_stage(pipeline: Pipeline, stage: Mapping[str, Any], commands: CommandTable) -> str:
-    """Return what a stage would do.
+    """Return a description of what a stage would do.
 
     A stage that waits only for the models of earlier stages is planned with those models as they
     are before training. If a stage waits for data or rewards, everything else is checked.

@@ -1,1 +1,1 @@
-"""The command line: the table of commands, their arguments and their help."""
+"""The command line: the table of commands, argument parsing and help texts."""

@@ -12,7 +12,7 @@ from rlhf.config.load import read_value
 from rlhf.errors import UserError
 
 FLAGS = ("--dry-run", "--print-config", "--help", "-h")
-# Options that may be given without a value: `--resume` means `--resume true`.
+# Options whose value may be omitted: `--resume` is the same as `--resume true`.
 SWITCHES = ("resume", "overwrite", "json")
 
 
@@ -25,7 +25,7 @@ class Arguments:
     files: tuple[str, ...]
     """Values of --config, in order."""
     overrides: tuple[tuple[str, Any], ...]
-    """Dotted keys and their values."""
+    """Pairs of a dotted key and its value."""
     flags: frozenset[str] = frozenset()
     """The given flags, a subset of FLAGS."""
 

@@ -1,4 +1,4 @@
-"""The text of `rlhf --help` and `rlhf COMMAND --help`, made from the table of commands."""
+"""Generate the text of `rlhf --help` and `rlhf COMMAND --help` from the table of commands."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def usage(commands: CommandTable) -> str:
 
 
 def group_help(commands: CommandTable, word: str) -> str:
-    """Return the commands whose first word is given."""
+    """Return the help of all commands whose name begins with `word`."""
     rows = [command for name, command in commands.items() if name.startswith(f"{word} ")]
     return "\n".join([f"usage: rlhf {word} COMMAND", "", *_lines(rows)])
 
@@ -58,8 +58,8 @@ def command_help(command: Command, arguments: Arguments) -> str:
 
     Args:
         command: A row of the table.
-        arguments: Keys given together with ``--help``. ``engine: trl`` lists the options of TRL,
-            and settings of an algorithm decide which others have an effect.
+        arguments: Keys that are passed together with ``--help``. With ``engine: trl``, the options
+        of TRL are listed. Settings of an algorithm determine which other settings have an effect.
     """
     options = {field: import_object(path) for field, path in command.options.items()}
     defaults: dict[str, Any] = {}
@@ -107,7 +107,7 @@ def _algorithm_help(name: str, settings: dict[str, Any]) -> tuple[dict[str, Any]
 def _trainer_help(
     name: str, options: dict[str, type], *, show_trl: bool
 ) -> tuple[dict[str, Any], set[str]]:
-    """Return the values of the trainer's options, and the options that the help leaves out.
+    """Return the values of the trainer's options, and the options that the help omits.
 
     Without ``show_trl`` the options are those of the native engine.
     """

@@ -1,7 +1,7 @@
-"""The command line: a command, then options.
+"""Entry point of the command line: parse a command, run it and report errors.
 
-A user's mistake is reported in one line, with exit code 2. Nothing heavy is imported before a
-command needs it.
+A user's mistake is reported in one line, with exit code 2. Large libraries are imported only when a
+command needs them.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from rlhf.errors import UserError
 from rlhf.runs.interrupt import Interrupted
 from rlhf.runs.launch import prepare
 
-# First words of the commands whose name has two words.
+# First words of commands with two words.
 TWO_WORDS = {name.split()[0] for name in COMMANDS if " " in name}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: success. 1: a bug, or the command found a fault in what it checked. 2: a user's mistake.
-
-    A signal that stops the command gives 128 plus its number, as in a shell.
+    The exit code is 0 for success, 1 for a bug or a fault that the command found, and 2 for a
+    user's mistake. If a signal stops the command, it is 128 plus the signal's number, as in a
+    shell.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -90,7 +90,7 @@ def _command_name(words: Sequence[str]) -> str:
 
 
 def _print_output(name: str, config: Any) -> int:
-    """Print what a command without a run directory yields; return its exit code."""
+    """Print the output of a command without a run directory; return its exit code."""
     output = COMMANDS.output(name, config)
     while True:
         try:
@@ -100,7 +100,7 @@ def _print_output(name: str, config: Any) -> int:
 
 
 def _set_up_logging() -> None:
-    first = os.environ.get("RANK", "0") == "0"  # one of several processes logs
+    first = os.environ.get("RANK", "0") == "0"  # only the first process logs
     set_up_logging(logging.INFO if first else logging.ERROR)
     for library in ("httpx", "httpcore", "datasets", "filelock", "accelerate"):
         logging.getLogger(library).setLevel(logging.WARNING)
@@ -108,8 +108,8 @@ def _set_up_logging() -> None:
 
 def _report_error(error: BaseException, *, debug: bool) -> int:
     """Print the error that ended a command; return the exit code."""
-    if isinstance(error, BrokenPipeError):  # `rlhf envs list | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit flushes it
+    if isinstance(error, BrokenPipeError):  # the reader closed the pipe: `rlhf envs list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # stdout is flushed at exit
         return 128 + signal.SIGPIPE
     if isinstance(error, KeyboardInterrupt):
         print("rlhf: stopped by the user", file=sys.stderr)

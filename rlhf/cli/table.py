@@ -1,4 +1,4 @@
-"""The table of all commands. A new command is a function, a configuration class and a row."""
+"""The table of all commands. A command consists of a function, a configuration class and a row."""
 
 from __future__ import annotations
 

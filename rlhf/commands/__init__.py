@@ -1,1 +1,1 @@
-"""The table class of commands, and the commands that neither train nor run studies."""
+"""The class of the command table, and the commands that neither train nor run studies."""

@@ -1,4 +1,4 @@
-"""`rlhf algorithms`: the online algorithms, all of them or one in full."""
+"""`rlhf algorithms`: list the online algorithms, or print one with its settings."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rlhf.errors import UserError
 
 @dataclass(frozen=True)
 class AlgorithmsConfig:
-    """Which algorithms are printed, and how."""
+    """Configuration of `rlhf algorithms`."""
 
     name: str | None = None
-    """One algorithm, printed with its equation and settings; None: a table of all."""
+    """The algorithm to print with its equation and settings; None: a table of all algorithms."""
     json: bool = False
-    """Print all of them as JSON instead of a table."""
+    """Print all algorithms as JSON instead of a table."""
 
 
 def algorithms(config: AlgorithmsConfig) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A command of the command line, and the table of commands.
+"""Define commands of the command line, and the table of all commands.
 
 Functions that run other commands, such as studies and pipelines, receive the table as an argument.
 """
@@ -36,7 +36,7 @@ class Command:
     name: str
     """One or two words, such as ``ppo`` or ``data check``."""
     summary: str
-    """One line for the help."""
+    """One-line description for the help."""
     config: str
     """The configuration class."""
     run: str
@@ -80,7 +80,7 @@ class CommandTable(dict[str, Command]):
     def read(
         self, name: str, sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]
     ) -> Any:
-        """Build a configuration from YAML files or mappings, then dotted keys; later ones win.
+        """Build a configuration from YAML files or mappings and dotted keys; later values win.
 
         Raises:
             UserError: A file cannot be read, or a key or a value is wrong.
@@ -100,10 +100,10 @@ class CommandTable(dict[str, Command]):
         return self.read(name, [tree], [])
 
     def effective_tree(self, name: str, config: Any) -> dict[str, Any]:
-        """Return a configuration as plain data, with every setting that the run uses.
+        """Return a configuration as plain data with exactly the settings that the run uses.
 
-        The defaults of a trainer are added and an algorithm's settings without effect are left out,
-        so that ``config.yaml`` states what was trained.
+        The defaults of a trainer are added, and an algorithm's settings without effect are omitted,
+        so that ``config.yaml`` describes the run completely.
         """
         tree = dataclasses.asdict(config)
         if name in ALGORITHMS:
@@ -119,20 +119,20 @@ class CommandTable(dict[str, Command]):
         return {"command": name, **tree} if self[name].makes_run else tree
 
     def plan(self, name: str, config: Any) -> str:
-        """Return what a command would do: data, steps, memory. Trains nothing.
+        """Return a description of what a command would do (data, steps, memory), without training.
 
         Raises:
-            UserError: The run would refuse the configuration.
+            UserError: The run would reject the configuration.
         """
         path = self[name].plan
         return self._function(name, path)(name, config) if path else "keys and types are right"
 
     def output(self, name: str, config: Any) -> Generator[str, None, int]:
-        """Do the work of a command without a run directory; yield the text to print."""
+        """Run a command that has no run directory; yield the text to print."""
         return self._function(name, self[name].run)(config)
 
     def run_command(self, name: str, tree: Mapping[str, Any]) -> Path:
-        """Check a configuration, open its run directory, do the work and write the report.
+        """Check a configuration, open its run directory, run the command and write the report.
 
         Returns:
             The model's folder, or the run directory of a command that trains none.
@@ -179,12 +179,13 @@ class CommandTable(dict[str, Command]):
 
 
 def current_tree(name: str, tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration without what only the record of a run has.
+    """Convert the recorded configuration of a run to a configuration of the current version.
 
-    The ``config.yaml`` of a run names its command and may have keys of an older version.
+    The ``config.yaml`` of a run contains the command, which is removed, and may contain keys of an
+    older version, which are renamed.
 
     Raises:
-        UserError: The record is one of another command.
+        UserError: The configuration was recorded by another command.
     """
     if "command" not in tree and "verb" not in tree:
         return dict(tree)

@@ -1,4 +1,4 @@
-"""`rlhf data check`: duplicates, leakage, contradictions and suspect rows of a data set."""
+"""`rlhf data check`: find duplicates, leakage, contradictions and suspect rows of a data set."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from rlhf.config.data import DataSpec, Kind
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """A data set to check."""
+    """Configuration of `rlhf data check`."""
 
     path: str
     """A file, a folder or a hub id."""
     kind: Kind | None = None
-    """What the rows are for; None: recognized by the columns."""
+    """Kind of the rows; None: inferred from the columns."""
     against: str | None = None
-    """Another data set that should share no prompt with this one (training and test)."""
+    """Another data set with which no prompt should be shared, such as the training set."""
     columns: dict[str, str] | None = None
-    """Our field -> their column; a dot reaches into one."""
+    """Field of the toolkit -> column of the data set; a dot selects a key inside a column."""
     seed: Seed = 0
     """Random seed of the folds in the search for suspect pairs."""
 

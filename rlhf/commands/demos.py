@@ -1,4 +1,4 @@
-"""`rlhf demos` and `rlhf envs demos`: demonstrations and pairs of an environment's expert."""
+"""`rlhf demos` and `rlhf envs demos`: write demonstrations and pairs of an environment."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DemosFile:
     path: str
     """Name of the JSONL file in the run directory."""
     kind: Literal["sft", "preference"]
-    """Demonstrations, or pairs from the optimal action values."""
+    """Kind of rows: demonstrations, or pairs from the optimal action values."""
     count: PositiveInt
     """Rows."""
     quality: Fraction = 1.0
@@ -36,7 +36,7 @@ class DemosConfig(RunConfig):
     """Configuration of `rlhf demos`: an environment and the files to write."""
 
     env: str
-    """Gymnasium id of one of our environments."""
+    """Gymnasium id of one of the toolkit's environments."""
     files: list[DemosFile]
     """Files to write."""
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class EnvDemosConfig(DemosFile):
     """Configuration of `rlhf envs demos`: one file of demonstrations or pairs."""
 
     env: str
-    """Gymnasium id of one of our environments."""
+    """Gymnasium id of one of the toolkit's environments."""
     path: str
     """The JSONL file to write."""
     kind: Literal["sft", "preference"] = "sft"

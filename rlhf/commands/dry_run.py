@@ -42,7 +42,7 @@ def check_without_data(command: str, config: Any, *, with_model: bool) -> None:
 
 
 def plan_offline(command: str, config: Any) -> str:
-    """Return rows, batch, steps and memory of an offline run as text; nothing is trained.
+    """Return rows, batch, steps and memory of an offline run as text, without training.
 
     Raises:
         UserError: The run would refuse the configuration.
@@ -78,7 +78,7 @@ def plan_offline(command: str, config: Any) -> str:
 
 
 def plan_online(command: str, config: Any) -> str:
-    """Return rollouts, updates, steps and memory of an online run as text; nothing is trained.
+    """Return rollouts, updates, steps and memory of an online run as text, without training.
 
     Raises:
         UserError: The run would refuse the configuration.
@@ -108,7 +108,7 @@ def _check_updates(config: Any, algorithm: Any) -> int:
     """Return the number of episodes in a mini-batch.
 
     Raises:
-        UserError: It is less than one.
+        UserError: The number is less than one.
     """
     count = algorithm.settings.num_minibatches
     if count > config.episodes_per_step:
@@ -141,7 +141,7 @@ def _memory(model: Any, *, tokens: int, copies: int) -> str:
 
 
 def _count(number: int) -> str:
-    """Format a number of parameters; small ones are not rounded to 0."""
+    """Format a number of parameters in millions or thousands, so that small ones are not 0."""
     return f"{number / 1e6:.1f}M" if number >= 1e5 else f"{number:,}"
 
 

@@ -11,7 +11,7 @@ from rlhf.commands.tables import table_text
 
 @dataclass(frozen=True)
 class ListConfig:
-    """How the list is printed."""
+    """Configuration of `rlhf envs list`."""
 
     json: bool = False
     """Print JSON instead of a table."""
@@ -19,10 +19,10 @@ class ListConfig:
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """An environment."""
+    """Configuration of `rlhf envs play` and `rlhf envs check`: an environment."""
 
     env: str
-    """Gymnasium id, or module:Id of your own package."""
+    """Gymnasium id, or module:Id for an environment that the module registers."""
 
 
 def list_environments(config: ListConfig) -> Iterator[str]:
@@ -43,7 +43,7 @@ def play_environment(config: EnvConfig) -> Iterator[str]:
 
 
 def check_environment(config: EnvConfig) -> Generator[str, None, int]:
-    """Yield what is wrong with an environment; return 2 if anything is."""
+    """Check an environment; yield the findings, and return 2 if there are any."""
     from rlhf.envs.check import check
 
     findings = check(config.env)

@@ -1,4 +1,4 @@
-"""`rlhf generate`: completions of a model for prompts."""
+"""`rlhf generate`: sample completions of a model for prompts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class GenerateConfig:
     model: ModelSpec
     """The model."""
     prompt: str | None = None
-    """One prompt; its completions are printed as text."""
+    """A single prompt; its completions are printed as text."""
     prompts: list[DataSpec] = field(default_factory=list)
     """Prompt sets; completions are printed as JSON lines with prompt and completion."""
     samples: PositiveInt = 1
-    """Samples for each prompt."""
+    """Number of samples for each prompt."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)

@@ -1,4 +1,4 @@
-"""`rlhf models`: short names, downloads, and merging adapters."""
+"""`rlhf models`: list short names, download models, and merge adapters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ListConfig:
 
 @dataclass(frozen=True)
 class GetConfig:
-    """The model to download."""
+    """Configuration of `rlhf models get`: the model to download."""
 
     name: str
     """Short name (`rlhf models list`), hub id, folder or GGUF file."""
@@ -22,7 +22,7 @@ class GetConfig:
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """An adapter, and the folder of the merged model."""
+    """Configuration of `rlhf models merge`: an adapter, and the folder of the merged model."""
 
     adapter: str
     """Folder of the adapter."""

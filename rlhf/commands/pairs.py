@@ -1,4 +1,4 @@
-"""`rlhf pairs`: preference pairs of a model's own samples, labeled by a simulated annotator.
+"""`rlhf pairs`: create preference pairs from a model's samples with a simulated annotator.
 
 Because the gold score is known, later stages can measure how well a reward model fits it and how
 much a policy improves it.
@@ -29,20 +29,20 @@ class PairsConfig(RunConfig):
     """Configuration of `rlhf pairs`: policy, prompts and annotator."""
 
     model: ModelSpec
-    """The policy that is sampled."""
+    """The policy from which replies are sampled."""
     env: EnvSpec
     """Source of prompts; the environment's own reward is the gold score."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Rewards that define the gold score instead of the environment's reward; required with
     env.prompts."""
     annotator: Annotator = field(default_factory=Annotator)
-    """How the annotator labels pairs by the gold score."""
+    """Parameters of the annotator, who labels pairs by the gold score."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling of the policy."""
     prompts: PositiveInt = 512
     """Number of prompts."""
     samples: AtLeastTwo = 4
-    """Samples for each prompt."""
+    """Number of samples for each prompt."""
     pairs_per_prompt: PositiveInt = 2
     """Largest number of pairs for each prompt."""
 

@@ -15,7 +15,7 @@ from rlhf.runs.alarms import BUNDLE, Halt
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """A run that an alarm ended."""
+    """Configuration of `rlhf replay`: a run that an alarm ended."""
 
     directory: str
     """Directory of the run."""
@@ -24,7 +24,7 @@ class ReplayConfig:
 def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, None, int]:
     """Repeat the failing check from the bundle of a run; yield whether the alarm is the same.
 
-    The code of today is used, so that a corrected reward, model or library can be tested.
+    The current code is used, so that a corrected reward, model or library can be tested.
 
     Returns:
         0 if the alarm repeats, 1 if it does not.

@@ -1,4 +1,4 @@
-"""`rlhf report` and `rlhf compare`: pages and tables of finished runs."""
+"""`rlhf report` and `rlhf compare`: write pages and tables of finished runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf.errors import UserError
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Runs or pipelines to report on."""
+    """Configuration of `rlhf report`: runs or pipelines."""
 
     directories: list[str] = field(default_factory=list)
     """Directories of runs or pipelines."""
@@ -30,15 +30,16 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Runs to compare."""
+    """Configuration of `rlhf compare`: runs and a metric."""
 
     runs: list[str] = field(default_factory=list)
     """Directories of runs or pipelines with evaluations."""
     metric: str | None = None
-    """return, success, cost, turns, invalid, tokens, normalized, or a reward by name. None: the
-    gold score if it was measured, else the return; on prompts, the reward that was trained on."""
+    """Metric to compare: return, success, cost, turns, invalid, tokens, normalized, or the name of
+    a reward. None: the gold score if it was measured, else the return (on prompts, the training
+    reward)."""
     baseline: str | None = None
-    """The method that the others are compared with; None: the first one."""
+    """Method that the others are compared with; None: the first method."""
     json: bool = False
     """Print JSON instead of Markdown."""
 

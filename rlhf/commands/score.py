@@ -1,4 +1,4 @@
-"""`rlhf score`: scores of a reward on conversations."""
+"""`rlhf score`: score conversations with a reward."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ScoreConfig:
 def score(config: ScoreConfig) -> Iterator[str]:
     """Yield a JSON line per conversation: score (null if there is none) and components.
 
-    The reward also receives an `answer` column or message key.
+    An `answer` column or message key is passed to the reward.
     """
     from rlhf.data.conversation import labeled_conversation
     from rlhf.data.load import load

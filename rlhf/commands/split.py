@@ -1,4 +1,4 @@
-"""`rlhf split`: a data set as train.jsonl and test.jsonl that share no prompt."""
+"""`rlhf split`: split a data set into train.jsonl and test.jsonl without common prompts."""
 
 from __future__ import annotations
 

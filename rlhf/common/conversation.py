@@ -11,4 +11,4 @@ Conversation = list[Message]
 Score = float | None
 """A score, or None if the conversation could not be scored."""
 RewardFunction = Callable[[list[Conversation]], Sequence[Score]]
-"""A batch of conversations -> a score for each of them."""
+"""Function that returns a score for each conversation of a batch."""

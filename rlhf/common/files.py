@@ -1,4 +1,4 @@
-"""JSON lines, and files and folders that appear whole or not at all."""
+"""Read and write JSON lines, and write files and folders atomically."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _WRITE_ERRORS = {
 def write_error(error: BaseException | None) -> OSError | None:
     """Return the error of the file system that an error reports, or None.
 
-    safetensors and torch.save raise errors of their own: the first states the number in its text,
-    the second keeps the OSError, or the one of a C++ stream, as context.
+    safetensors and torch.save raise other exceptions: that of safetensors has the error number in
+    its text, and that of torch.save has the OSError, or a C++ stream error, as context.
     """
     if isinstance(error, OSError):
         return error if error.errno in _WRITE_ERRORS else None
@@ -51,7 +51,7 @@ def describe_write_error(error: OSError) -> str:
 
 @contextlib.contextmanager
 def write_errors_of(path: Path) -> Iterator[None]:
-    """Raise an error of the file system in this block as an OSError that names a path."""
+    """Return a context that raises file-system errors as an OSError with the path."""
     try:
         yield
     except Exception as error:
@@ -62,7 +62,7 @@ def write_errors_of(path: Path) -> Iterator[None]:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append to a file; if that fails, the file keeps its old content."""
+    """Append to a file; if writing fails, the file keeps its old content."""
     size = path.stat().st_size if path.exists() else None
     with write_errors_of(path):
         try:
@@ -78,11 +78,10 @@ def append_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Write a file or a folder in one step: readers see the old content or the new.
+    """Return a context that replaces a file or a folder atomically.
 
-    The block writes the file or the folder at the yielded path, a hidden sibling of the target.
-    The sibling takes the target's place when the block ends. A process that is killed before that
-    leaves the target as it was.
+    The block writes to the yielded path, a hidden sibling of the target, which replaces the target
+    when the block ends. If the process is killed before that, the target is unchanged.
     """
     partial = target.with_name(f".{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -99,13 +98,13 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of a file in one step; lone surrogates become escapes as in JSON."""
+    """Replace the content of a file atomically; lone surrogates become escapes as in JSON."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def flush_to_disk(path: Path) -> None:
-    """Wait until the content of a file or the entries of a folder are on the disk."""
+    """Flush the content of a file, or the entries of a folder, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -120,7 +119,7 @@ def sha256_of(path: Path) -> str:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with its content; a missing one is ignored."""
+    """Remove a file, a link or a folder with its content, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -148,15 +147,15 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file that a run may still be writing, see `log_rows`."""
+    """Return the rows of a JSON-lines file that a run may still be writing (see `log_rows`)."""
     return list(log_rows(path))
 
 
 def log_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON-lines file that a run may still be writing.
 
-    A missing file has no rows. A last line without its end, which a killed or a running process
-    leaves, is left out.
+    A missing file has no rows. An incomplete last line, from a killed or a running process, is
+    skipped.
 
     Raises:
         UserError: Any other line is not a JSON object.
@@ -189,9 +188,9 @@ def read_json(path: Path) -> Any:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write one JSON object a line (gzip if the name ends in .gz) and return their number.
+    """Write one JSON object per line (with gzip for .gz) and return the number of lines.
 
-    The file appears whole or not at all, and equal rows give equal bytes.
+    The file is written atomically, and equal rows give equal bytes.
     """
     path = Path(path)
     count = 0
@@ -229,23 +228,23 @@ def _is_json(text: str) -> bool:
     except json.JSONDecodeError:
         return False
     except (ValueError, RecursionError):
-        pass  # `_parse_line` states the problem
+        pass  # `_parse_line` reports the problem
     return True
 
 
 def _json_text(row: Mapping[str, Any], *, allow_nan: bool = True) -> str:
-    """Return JSON that UTF-8 can encode: only halves of surrogate pairs are escaped."""
+    """Return JSON in which only lone surrogates are escaped, so that UTF-8 can encode it."""
     text = json.dumps(row, ensure_ascii=False, allow_nan=allow_nan)
     return text.encode(errors="backslashreplace").decode()
 
 
 def _unreadable(error: Exception) -> str:
-    """Return why valid JSON cannot be read: too many digits, or too many nested brackets."""
+    """Return why valid JSON cannot be parsed: too many digits, or too many nested brackets."""
     return f"JSON that cannot be read ({str(error).partition(';')[0]})"
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text can be written in UTF-8: it contains no half of a surrogate pair."""
+    """Return whether a text can be encoded in UTF-8, i.e. has no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:

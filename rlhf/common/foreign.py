@@ -1,4 +1,4 @@
-"""Call code that does not belong to the toolkit: environments, rewards, judges, engines."""
+"""Call the user's or third-party code: environments, rewards, judges, rollout engines."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from collections.abc import Iterator
 from rlhf.errors import UserError
 
 _REPEAT_SECONDS = 1.0
-"""Interval of further interruptions, for code that catches the first one and goes on."""
+"""Interval of further interruptions in seconds, for code that catches the first interruption."""
 
 
 class _Expired(BaseException):
-    """Interrupts a call; not an Exception, which the called code may catch."""
+    """Interrupts a call; it is not an Exception, because the called code could catch that."""
 
 
 @contextlib.contextmanager
 def contained(timeout: float | None = None) -> Iterator[None]:
-    """Run foreign code in a ``with`` block that contains its side effects on this process.
+    """Return a context for third-party code that limits its side effects on this process.
 
-    What it prints goes to standard error, because standard output holds results.
+    Output of the code goes to standard error, because standard output is for results.
 
     Args:
-        timeout: Limit in seconds; None is no limit. Code that waits or computes outside of Python
-            without handling signals is interrupted only when it returns.
+        timeout: Limit in seconds; None is no limit. Native code that does not handle signals is
+        interrupted only when it returns to Python.
 
     Raises:
         RuntimeError: The code called ``sys.exit`` or raised another BaseException.

@@ -18,7 +18,7 @@ def import_object(path: str, *, what: str = "import") -> Any:
         what: The configuration key or the purpose; it begins the error message.
 
     Raises:
-        UserError: The path has no colon, the module cannot be imported or has no such name.
+        UserError: The path has no colon, the module cannot be imported, or it has no such object.
     """
     module_name, _, attributes = path.partition(":")
     if not attributes:

@@ -1,4 +1,4 @@
-"""Names: of files that a user chooses, and the nearest known one to a name that does not exist."""
+"""Validate file names that a user chooses, and suggest known names for unknown ones."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ FILE_NAME_RULE = "letters, digits and _ . + = -, at most 100, the first a letter
 
 
 def is_file_name(name: str) -> bool:
-    """Return whether a user's name may become a file or a folder: it cannot leave its folder."""
+    """Return whether a name can safely become a file or a folder inside another folder."""
     return re.fullmatch(r"\w[\w.+=-]{0,99}", name) is not None
 
 
 def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """Return the known name that is most similar to ``name``, None if none is similar enough.
+    """Return the known name that is most similar to ``name``; None if none is similar enough.
 
     The similarity, from 0 to 1, must be at least ``cutoff``.
     """
@@ -26,7 +26,7 @@ def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a phrase such as ``; did you mean 'learning_rate'?`` for the end of an error message.
 
-    The phrase is empty where no known name is similar.
+    The phrase is empty if no known name is similar.
     """
     match = closest(name, known)
     return f"; did you mean {match!r}?" if match else ""

@@ -1,4 +1,4 @@
-"""Checks, formatting and smoothing of logged numbers."""
+"""Check, format and smooth logged numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def is_number(value: object) -> bool:
-    """Return whether `value` is a finite int or float; bool does not count."""
+    """Return whether `value` is a finite int or float, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -26,7 +26,7 @@ def short_number(value: float) -> str:
 
 
 def decimal(value: float) -> str:
-    """Format a number with three decimals near 1, fewer if large, more if small, in ASCII."""
+    """Format a number in ASCII: three decimals near 1, fewer if it is large, more if small."""
     size = abs(value)
     if size >= 1000:
         return f"{value:,.0f}"
@@ -55,7 +55,7 @@ def moving_average(values: Sequence[float], width: int) -> list[float]:
 
 
 def _add_exactly(partials: list[float], value: float) -> None:
-    """Add a value in place to a sum that is kept as numbers without common digits."""
+    """Add a value, in place, to an exact sum that is stored as non-overlapping partial sums."""
     count, total = 0, float(value)
     for partial in partials:
         large, small = (total, partial) if abs(total) >= abs(partial) else (partial, total)

@@ -13,7 +13,7 @@ from annotated_types import Interval
 from rlhf.errors import UserError
 
 LARGEST = 2**31 - 1
-"""Largest count: that of a signed 32-bit integer, which every library accepts."""
+"""Largest count: the maximum of a signed 32-bit integer, which every library accepts."""
 
 PositiveInt = Annotated[int, Interval(ge=1, le=LARGEST)]
 NonNegativeInt = Annotated[int, Interval(ge=0, le=LARGEST)]
@@ -29,7 +29,7 @@ PositiveFraction = Annotated[float, Interval(gt=0, le=1)]
 FractionBelowOne = Annotated[float, Interval(ge=0, lt=1)]
 ProperFraction = Annotated[float, Interval(gt=0, lt=1)]
 Seconds = Annotated[float, Interval(gt=0, le=1_000_000)]
-"""A time limit of at most eleven days, which every clock accepts."""
+"""A time limit in seconds, at most eleven days."""
 LabelNoise = Annotated[float, Interval(ge=0, lt=0.5)]
 """Probability that the label of a pair is wrong."""
 
@@ -56,7 +56,7 @@ def convert(hint: Any, value: Any, name: str = "") -> Any:
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
-    """Check the fields of a dataclass that `convert` did not make.
+    """Check the fields of a dataclass that was created without `convert`.
 
     Raises:
         UserError: A value is outside its type or range; the message names key, rule and value.
@@ -68,7 +68,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
 def range_text(hint: Any) -> str:
     """Return the range of an annotated number, such as ``>=1`` or ``[0,1)``; "" if it has none.
 
-    Limits that only exclude infinity, or counts that no library accepts, are left out.
+    Limits that only exclude infinity, or counts that no library accepts, are omitted.
     """
     for interval in getattr(hint, "__metadata__", ()):
         low = interval.gt if interval.ge is None else interval.ge
@@ -93,7 +93,7 @@ def _rule(message: str) -> str:
     rule = re.sub(r", (unable|got) .*", "", rule)
     for words, sign in (("greater", ">"), ("less", "<")):
         rule = rule.replace(f"{words} than or equal to", f"{sign}=").replace(f"{words} than", sign)
-    if rule.startswith("Unable to parse"):  # a number that needs more than 64 bits
+    if rule.startswith("Unable to parse"):  # the number needs more than 64 bits
         return "a smaller integer"
     return "a finite number" if rule in ("< inf", "> -inf") else rule
 

@@ -1,4 +1,4 @@
-"""Text as it leaves the program: escapes for terminals, Markdown and CSV, and masked secrets."""
+"""Prepare text for output: escape it for terminals, Markdown and CSV, and mask secrets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SECRET_KEY = re.compile(
     r"|(.*_)?(hub|hf|access|auth|bearer|api|refresh|secret)_token|token",
     re.IGNORECASE,
 )
-"""Name of a setting, an option or a variable whose value is secret, as a whole."""
+"""Pattern of names of settings, options or variables whose value is secret."""
 
 _SECRETS = re.compile(
     r"(?P<url>\b[a-z][a-z0-9+.-]*://)[^\s/?#@]+@"  # the name and the password in a URL
@@ -55,7 +55,7 @@ def visible(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    r"""Return text on one line that Markdown shows as it is: no markup, link, image or HTML.
+    r"""Return text on one line with Markdown's special characters escaped.
 
     >>> markdown_text("a|b [c](d) _e_ f_g [0.1, 0.2]")
     'a\\|b [c\\](d) \\_e\\_ f_g [0.1, 0.2]'
@@ -70,10 +70,10 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def csv_cell(cell: Any) -> Any:
-    """Return a cell of a CSV file: a number, or text that no spreadsheet reads as a formula.
+    """Return a cell for a CSV file: a number, or text that a spreadsheet does not evaluate.
 
-    Text that begins with ``= + - @``, their full-width forms, a tab or a line end gets an
-    apostrophe in front, unless it is a number such as ``-0.5``.
+    An apostrophe is added before text that begins with ``= + - @``, their full-width forms, a tab
+    or a line end, unless the text is a number such as ``-0.5``.
     """
     if not isinstance(cell, str):
         return cell
@@ -85,7 +85,7 @@ def masked(text: str) -> str:
     """Replace secrets by ``***``.
 
     Secrets are credentials in URLs, keys in well-known formats, and the values of environment
-    variables whose name is that of a secret.
+    variables with secret names.
 
     >>> masked("http://me:pw@host/v1?token=abc")
     'http://***@host/v1?token=***'
@@ -115,7 +115,7 @@ def secret_in(tree: Any) -> str | None:
 
 
 class VisibleFormatter(logging.Formatter):
-    """Log lines without control codes and secrets."""
+    """Formatter that removes control codes and secrets from log lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the message and its traceback."""

@@ -1,4 +1,4 @@
-"""YAML with the numbers of version 1.2, and limits against text that expands without bound."""
+"""Read and write YAML with the numbers of version 1.2, and with limits on its expanded size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlhf.common.files import is_unicode, read_json
 MOST_NODES = 100_000
 """Largest number of keys and values in a YAML text, with aliases expanded."""
 DEEPEST = 50
-"""Largest number of nested mappings and lists."""
+"""Largest nesting depth of mappings and lists."""
 
 
 def load_yaml(text: str) -> Any:
@@ -48,10 +48,10 @@ _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the floats of version 1.2, unique keys, and a limit on size and depth.
+    """Loader with the floats of YAML 1.2, unique keys, and limits on size and depth.
 
-    ``1e-5`` is a number, which YAML 1.1 reads as a string. Dates stay text, and tags of other
-    types are refused.
+    ``1e-5`` is read as a number; in YAML 1.1 it is a string. Dates are read as text, and tags of
+    other types are errors.
     """
 
     yaml_constructors: ClassVar = {
@@ -72,7 +72,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the text that `_Loader` would read as a number."""
+    """Dumper that quotes text that `_Loader` would read as a number."""
 
 
 for _class in (_Loader, _Dumper):
@@ -84,7 +84,7 @@ for _class in (_Loader, _Dumper):
 
 
 def _count_nodes(node: yaml.Node, counts: dict[int, int], depth: int) -> int:
-    """Return the number of nodes below a node; ``counts`` has those of nodes that were visited.
+    """Return the number of nodes below a node; ``counts`` caches the numbers of visited nodes.
 
     Raises:
         yaml.YAMLError: A mapping repeats a key, or the text exceeds a limit. An alias inside the

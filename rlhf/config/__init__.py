@@ -1,1 +1,1 @@
-"""Typed configuration of every command. No module here imports torch, so that parsing is fast."""
+"""Typed configuration of every command. No module of the package imports torch."""

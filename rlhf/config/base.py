@@ -1,4 +1,4 @@
-"""Keys that every run has."""
+"""Configuration keys that all runs have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf.runs.trackers import TrackerName
 
 @dataclass(frozen=True, kw_only=True)
 class DirectoryConfig:
-    """What is written to a directory, and what happens if it exists."""
+    """Base of commands that write a directory: its path, and what happens if it exists."""
 
     output_dir: str
     """Directory to write."""
@@ -24,24 +24,25 @@ class DirectoryConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(DirectoryConfig):
-    """A command that writes a run directory."""
+    """Base of the configurations of commands that write a run directory."""
 
     seed: Seed = 0
-    """Random seed; everything random in the run derives from it."""
+    """Random seed, from which all random numbers of the run derive."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(RunConfig):
-    """A command that trains a model."""
+    """Base of the configurations of commands that train a model."""
 
     model: ModelSpec
     """The model that training starts from; also the reference, if the method has one."""
     track: list[TrackerName] = field(default_factory=list)
     """Experiment trackers to log to: tensorboard, wandb, trackio, mlflow."""
     keep_last: PositiveInt = 2
-    """Number of checkpoints that are kept; a damaged one is replaced by the one before."""
+    """Number of checkpoints to keep; if the last is damaged, the one before it is used."""
     alarms: dict[AlarmName, Action] = field(default_factory=dict)
-    """Actions that differ from the defaults of docs/training.md: halt, warn, or state (report)."""
+    """Alarm -> action that replaces the default in docs/training.md: halt, warn, or state
+    (report)."""
     profile: bool = False
     """Also log throughput, FLOP utilization, padding and peak memory (docs/metrics.md)."""
 

@@ -6,7 +6,8 @@
     algorithms: {ppo: {run: {...}}, grpo: {}}
 
 In one environment and training seed all algorithms start from the same model. Keys of a run come
-from `run` of the manifest, then of the environment, then of the algorithm; later ones win.
+from `run` of the manifest, then of the environment, then of the algorithm; later sources take
+precedence.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ class Demonstrations:
     count: PositiveInt = 1000
     """Episodes."""
     quality: Fraction = 0.4
-    """Share of actions that are the expert's; the others are random."""
+    """Share of the expert's actions; the other actions are random."""
 
 
 @dataclass(frozen=True)
 class BenchEnvironment:
-    """An environment, and the keys of every run on it."""
+    """An environment of a benchmark, and configuration keys of the runs in it."""
 
     env: EnvSpec
     """The environment."""
     demonstrations: Demonstrations | None = None
     """Demonstrations for supervised fine-tuning; None: every run starts from `model`."""
     sft: dict[str, Any] = field(default_factory=dict)
-    """Keys of `rlhf sft` that differ here."""
+    """Configuration keys of `rlhf sft` for this environment."""
     run: dict[str, Any] = field(default_factory=dict)
-    """Keys of an online run that differ here, such as num_steps."""
+    """Configuration keys of online runs in this environment, such as num_steps."""
     random: Finite | None = None
     """Return with normalized score 0; None: the environment's value of its random policy."""
     optimal: Finite | None = None
@@ -54,42 +55,42 @@ class BenchEnvironment:
 
 @dataclass(frozen=True)
 class BenchAlgorithm:
-    """One method: a row of `rlhf algorithms` with its settings."""
+    """A method of a benchmark: an algorithm with its settings."""
 
     command: str | None = None
-    """The row; None: the one of the same name."""
+    """Name in `rlhf algorithms`; None: the name of this entry."""
     run: dict[str, Any] = field(default_factory=dict)
-    """Keys of an online run that differ for this method, such as optimizer.learning_rate."""
+    """Configuration keys of online runs of this method, such as optimizer.learning_rate."""
 
 
 @dataclass(frozen=True)
 class BenchConfig(DirectoryConfig):
-    """`rlhf bench`: environments x algorithms x training seeds."""
+    """Manifest of a benchmark: environments x algorithms x training seeds."""
 
     environments: dict[str, Any]
     """Name -> env, demonstrations, sft, run, random, optimal."""
     algorithms: dict[str, Any]
     """Name -> command, run."""
     model: ModelSpec
-    """The model that every run starts from, before its demonstrations."""
+    """Initial model of all runs, before training on demonstrations."""
     seeds: list[Seed]
-    """Training seeds; demonstrations, weights and episodes all follow from them."""
+    """Training seeds, which determine demonstrations, weights and episodes."""
     sft: dict[str, Any] = field(default_factory=dict)
-    """Keys of `rlhf sft` for every environment."""
+    """Configuration keys of `rlhf sft` for all environments."""
     run: dict[str, Any] = field(default_factory=dict)
-    """Keys of an online run for every environment and algorithm."""
+    """Configuration keys of online runs for all environments and algorithms."""
     references: list[Literal["random", "expert"]] = field(
         default_factory=lambda: ["random", "expert"]
     )
-    """Policies of the environment that get a row."""
+    """Reference policies of the environment that are also evaluated."""
     episodes: AtLeastTwo = 256
-    """Held-out episodes of an evaluation, the same for all policies."""
+    """Number of held-out episodes of an evaluation, the same for all policies."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     curve_points: PositiveInt = 4
-    """Evaluations along training, for the sample-efficiency curve."""
+    """Number of evaluations during training, for the sample-efficiency curve."""
     baseline: str | None = None
-    """The policy that the others are compared with; None: the initial model."""
+    """Policy that the others are compared with; None: the initial model."""
     tuning: dict[str, Any] = field(default_factory=dict)
     """How the settings were tuned, as written by `rlhf tune`; copied to the result."""
 
@@ -108,7 +109,7 @@ class BenchConfig(DirectoryConfig):
 
 @dataclass(frozen=True)
 class BenchCommandConfig(BenchConfig):
-    """The manifest of a benchmark, and what to do with it.
+    """Configuration of `rlhf bench`: a manifest, and options of the command.
 
     rlhf bench MANIFEST.yaml --resume              run the jobs that are left, write the result
     rlhf bench MANIFEST.yaml --against bench.json  exit code 1 if a score is worse
@@ -121,9 +122,9 @@ class BenchCommandConfig(BenchConfig):
     against: str | None = None
     """An earlier bench.json; the exit code is 1 if a score is worse."""
     array: str | None = None
-    """Folder for one command a job and SLURM scripts; nothing is run."""
+    """Folder for SLURM scripts and one command per job, which are written instead of run."""
     only: str | None = None
-    """Key of the one job to run in this process."""
+    """Key of a single job to run in this process."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,8 +20,8 @@ Kind = Literal[
     "ranking",
     "steps",
 ]
-"""What the rows are for; label is thumbs up or down (KTO), text is plain language modelling, rated
-is for texts or replies with ratings in further columns."""
+"""Kind of the rows of a data set. label: thumbs up or down (KTO); text: plain language modeling;
+rated: texts or replies with ratings in additional columns."""
 
 KINDS: tuple[str, ...] = get_args(Kind)
 
@@ -59,7 +59,7 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class DataSpec:
-    """One source of rows. Raises UserError on an invalid value."""
+    """A source of rows. Raises UserError if a value is invalid."""
 
     path: str
     """Hub id (org/name), file (.jsonl, .json, .parquet, .csv, .txt; .gz allowed) or folder."""
@@ -70,14 +70,14 @@ class DataSpec:
     split: str = "train"
     """Split of a hub data set or of a folder; a single file has none and ignores it."""
     columns: dict[str, str] | None = None
-    """Our field -> their column, e.g. {prompt: question, completion: answer}; else by name. A dot
-    reaches into a column: {answer: reward_model.ground_truth}."""
+    """Field -> column of the data set, e.g. {prompt: question, completion: answer}; other fields
+    are found by name. A dot selects a key inside a column: {answer: reward_model.ground_truth}."""
     system: str | None = None
     """System message of every prompt; rows with a system message keep theirs."""
     limit: PositiveInt | None = None
-    """First N usable rows after the seeded shuffle."""
+    """Number of usable rows to take after the seeded shuffle."""
     weight: PositiveFloat | None = None
-    """Share in a mixture, relative to the other sources; without weights, every row is used."""
+    """Share in a mixture, relative to the other sources; without weights, all rows are used."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")

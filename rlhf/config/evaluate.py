@@ -18,14 +18,14 @@ PAIRS = "pairs"
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """A policy under a name: a model, or the environment's own random or expert policy."""
+    """A named policy: a model, or the environment's random or expert policy."""
 
     name: str
-    """Its name in tables and folders; without a model, "random" or "expert"."""
+    """Name in tables and of folders; "random" or "expert" for policies without a model."""
     model: ModelSpec | None = None
     """The model; None: the environment's random or expert policy."""
     examples: list[DataSpec] = field(default_factory=list)
-    """Demonstrations shown before every episode, labelled text and prompt (few-shot)."""
+    """Few-shot demonstrations before every episode, labeled text and prompt."""
 
     def __post_init__(self) -> None:
         if not is_file_name(self.name) or self.name == PAIRS:
@@ -43,7 +43,7 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class ClassesSpec:
-    """Labeled texts; a policy's answer is its most likely label as a completion."""
+    """Classification of labeled texts; the prediction is the most likely label as a completion."""
 
     data: list[DataSpec]
     """Texts with a label: 0, 1, ..."""
@@ -81,14 +81,14 @@ class TasksSpec:
 
 @dataclass(frozen=True)
 class EvaluateConfig(RunConfig):
-    """Policies and what to measure: at least one of env, text, classes, tasks and pairs."""
+    """Configuration of `rlhf evaluate`: at least one of env, text, classes, tasks and pairs."""
 
     policies: list[PolicySpec] = field(default_factory=list)
     """Policies to evaluate."""
     env: EnvSpec | None = None
     """Episodes on a gymnasium environment or on prompts."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """Rewards measured on the episodes, or on pairs."""
+    """Rewards to measure on the episodes or on pairs."""
     text: list[DataSpec] = field(default_factory=list)
     """Prompts with completions: loss per completion token, perplexity, bits per byte."""
     classes: ClassesSpec | None = None
@@ -102,11 +102,11 @@ class EvaluateConfig(RunConfig):
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
     """Sampling of the policies."""
     episodes: AtLeastTwo = 256
-    """Number of seeds; the same for all policies. Prompts are used in order."""
+    """Number of evaluation seeds, the same for all policies. Prompts are used in order."""
     samples: PositiveInt = 1
-    """Episodes of each seed; with several, pass@k of every metric that is 0 or 1."""
+    """Number of episodes per seed; with several, pass@k of every binary metric is computed."""
     first_episode: NonNegativeInt = 0
-    """Number of the first episode, so that selection and evaluation use different episodes."""
+    """Index of the first episode, so that selection and evaluation can use different episodes."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     max_length: PositiveInt = 512

@@ -1,7 +1,7 @@
-"""`rlhf COMMAND --help`: every configuration key with its type, description and default.
+"""Generate `rlhf COMMAND --help`: configuration keys with types, descriptions and defaults.
 
-Defaults are the effective ones, including those set by the algorithm.
-Keys without effect on the command are left out.
+Defaults are the effective values, including those of the algorithm. Keys without effect on the
+command are omitted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import docstring_parser
 from rlhf.common.ranges import range_text
 
 WIDTH = 96
-"""Columns of the help text."""
+"""Width of the help text in columns."""
 
 PLAIN = {str: "TEXT", int: "INT", float: "FLOAT", bool: "true|false"}
 
@@ -70,7 +70,7 @@ def help_text(
         arguments: Names of the positional arguments.
         options: Field name -> class that defines the keys of the field's mapping (see `build`).
         defaults: Dotted key -> effective default, if it differs from the default of the class.
-        hidden: Dotted keys to leave out, because they have no effect on the command.
+        hidden: Dotted keys to omit, because they have no effect on the command.
         notes: Text below the keys.
     """
     sections = [

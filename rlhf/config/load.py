@@ -1,7 +1,7 @@
 """Read YAML files and dotted overrides, and convert them to frozen dataclasses.
 
-``--config base.yaml --config overlay.yaml --a.b value``: later wins. A mapping is merged key by
-key, a list is replaced; ``--rewards.0.weight 2`` reaches into a list.
+In ``--config base.yaml --config overlay.yaml --a.b value``, later values take precedence. Mappings
+are merged key by key, and lists are replaced; ``--rewards.0.weight 2`` changes an item of a list.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge ``over`` into a copy of ``base``: mappings merge, everything else is replaced."""
+    """Merge ``over`` into a copy of ``base``: mappings are merged, other values replaced."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -70,7 +70,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_value(key: str, text: str) -> Any:
-    """Read the text of an option as YAML; a mapping needs its braces, since text may have a colon.
+    """Read the text of an option as YAML; mappings need braces, because plain text may have colons.
 
     Raises:
         UserError: The text is not Unicode, or begins with a brace or a bracket and is not valid
@@ -112,7 +112,7 @@ def assemble(sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]) ->
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set ``a.b.0.c`` in place.
+    """Set the value at a dotted key such as ``a.b.0.c``, in place.
 
     Raises:
         UserError: The path leads through a plain value or past the end of a list.
@@ -141,16 +141,16 @@ def _index(items: list[Any], part: str, key: str) -> int:
 
 
 def build(cls: type[T], tree: Mapping[str, Any], extra: Mapping[str, type] | None = None) -> T:
-    """Check a tree of plain data against a frozen dataclass and make it.
+    """Convert a tree of plain data to a frozen dataclass, and check it.
 
     Args:
-        cls: The configuration class; its ``__post_init__`` checks what the types do not.
+        cls: The configuration class; its ``__post_init__`` checks further conditions.
         tree: Plain data, as read from YAML.
         extra: Fields with a mapping of options of a foreign class, for example ``{"trainer":
             trl.SFTConfig}``. The options are checked against that class; no instance is created.
 
     Raises:
-        UserError: An unknown key (with the nearest right one), a wrong type, or a bad value.
+        UserError: A key is unknown (the message suggests the nearest one), or a value is invalid.
     """
     extra = extra or {}
     sections = functools.partial(sections_of, cls, extra)
@@ -171,9 +171,10 @@ def _check_keys(
     prefix: str,
     sections: Callable[[], list[Section]],
 ) -> None:
-    """Refuse a key that no field has, at any depth of the section at ``prefix``.
+    """Raise UserError for an unknown key at any depth of the section at ``prefix``.
 
-    ``sections`` returns those of the whole configuration, since the right key may be in another.
+    ``sections`` returns all sections of the configuration, because the right key may be in another
+    one.
     """
     hints = typing.get_type_hints(cls)
     for key, value in tree.items():
@@ -202,7 +203,7 @@ def _check_keys(
 
 
 def _check_texts(value: Any) -> None:
-    """Refuse a text that cannot be written, at any depth of plain data."""
+    """Raise UserError for text that UTF-8 cannot encode, at any depth of plain data."""
     if isinstance(value, str) and not is_unicode(value):
         raise UserError(f"{shortened(value)} is not text: half of a surrogate pair")
     items = [*value, *value.values()] if isinstance(value, Mapping) else value

@@ -21,7 +21,7 @@ class ScratchSpec:
     num_heads: Annotated[int, Interval(ge=1, le=1024)] = 4
     """Number of attention heads; must divide hidden_size."""
     context: Annotated[int, Interval(ge=1, le=2**20)] = 256
-    """Longest sequence, in tokens."""
+    """Maximum length of a sequence, in tokens."""
     vocab_size: Annotated[int, Interval(ge=300, le=2**20)] = 512
     """Upper bound on the tokenizer's vocabulary: 256 bytes, special tokens, and merges."""
     initializer_range: PositiveFloat = 0.02
@@ -41,19 +41,19 @@ class LoraSpec:
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
 
     rank: Annotated[int, Interval(ge=1, le=65_536)] = 16
-    """Rank of each update."""
+    """Rank of the low-rank update of each weight."""
     alpha: PositiveInt = 32
-    """Scale: the update is multiplied by alpha / rank."""
+    """Scale of the update, which is multiplied by alpha / rank."""
     dropout: FractionBelowOne = 0.0
     """Dropout on the adapter's input, in the updates of SFT and of reward models. Other
     commands compare log-probabilities of two passes and do not use it."""
     target_modules: list[str] = field(default_factory=list)
-    """Names of the modules that get adapters, e.g. [q_proj, v_proj]; empty: every linear layer but
+    """Names of the modules with adapters, e.g. [q_proj, v_proj]; empty: every linear layer except
     the output head."""
     modules_to_save: list[str] = field(default_factory=list)
     """Names of modules that are trained in full and saved with the adapters, e.g. [lm_head]."""
     use_dora: bool = False
-    """Train the magnitude of each weight apart from its direction (DoRA, Liu et al. 2024,
+    """Train the magnitude of each weight separately from its direction (DoRA, Liu et al. 2024,
     arXiv:2402.09353)."""
     use_rslora: bool = False
     """Multiply the update by alpha / sqrt(rank) (rsLoRA, Kalajdzievski 2023, arXiv:2312.03732)."""
@@ -68,14 +68,14 @@ class LoraSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A pretrained model, or one made from scratch."""
+    """A pretrained model, or a new model with random weights."""
 
     path: str | None = None
     """Hub id, folder, GGUF file, short name (`rlhf models list`), or `stage:NAME` in a pipeline."""
     scratch: ScratchSpec | None = None
     """Create a small model instead of loading one."""
     lora: LoraSpec | None = None
-    """Train adapters; the weights of the model stay fixed."""
+    """Train adapters instead of the weights of the model."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Variables of the chat template, e.g. {enable_thinking: false}; saved with the model."""
     fold_system: bool = False

@@ -14,16 +14,16 @@ from rlhf.config.optimization import OPTIONS, NativeOptions
 
 @dataclass(frozen=True)
 class OfflineConfig(TrainingConfig):
-    """One offline run: `rlhf sft|dpo|kto`. Batch sizes are global."""
+    """Configuration of `rlhf sft|dpo|kto`. Batch sizes are over all processes."""
 
     data: list[DataSpec]
     """Training rows: prompts with completions (sft), pairs (dpo), or labels (kto)."""
     eval_data: list[DataSpec] = field(default_factory=list)
     """Held-out rows; empty: eval_fraction of the training rows, split by prompt."""
     eval_fraction: ProperFraction = 0.1
-    """Share of the training rows that is held out; no prompt is in both parts."""
+    """Share of the training rows that is held out, with all rows of a prompt in one part."""
     max_length: PositiveInt = 512
-    """Largest number of tokens of an example; longer ones are truncated and counted."""
+    """Largest number of tokens of an example; longer examples are truncated and counted."""
     batch_size: PositiveInt = 16
     """Examples per optimizer step, over all processes."""
     micro_batch_size: PositiveInt = 8
@@ -52,7 +52,7 @@ class OfflineConfig(TrainingConfig):
 LEARNING_RATES = {"sft": 2e-5, "reward": 2e-5, "dpo": 1e-6, "kto": 1e-6}
 """Default of trainer.learning_rate, by command."""
 
-# Options of TRL that other keys set -> those keys.
+# Option of TRL that the user cannot set -> the keys that set it.
 OWNED = {
     "output_dir": "output_dir",
     "seed": "seed",

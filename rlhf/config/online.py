@@ -28,7 +28,7 @@ class OptimizerSpec:
     """An optimizer with float32 state, gradient clipping, and a learning rate schedule."""
 
     name: Literal["adamw", "sgd"] = "adamw"
-    """adamw; sgd: without momentum, so that it keeps no moments in memory."""
+    """adamw, or sgd without momentum, which needs no memory for moments."""
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.0
@@ -36,11 +36,11 @@ class OptimizerSpec:
     eps: PositiveFloat = 1e-5
     """Adam's epsilon; 1e-5 as in the N+ implementation details (Huang et al. 2024)."""
     max_grad_norm: PositiveFloat = 1.0
-    """Gradients are scaled down to this norm."""
+    """Largest global norm of the gradients; larger gradients are scaled down to it."""
     warmup_steps: NonNegativeInt = 0
-    """Optimizer steps over which the learning rate rises from 0."""
+    """Number of optimizer steps in which the learning rate increases linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the learning rate falls to 0 by the last step."""
+    """Schedule by which the learning rate decreases to 0 at the last step."""
 
     def __post_init__(self) -> None:
         if self.name == "sgd" and self.eps != OptimizerSpec.eps:
@@ -52,11 +52,11 @@ class KLSpec:
     """Controller of the KL coefficient, which starts at ``algorithm.kl_coef``."""
 
     controller: Literal["fixed", "adaptive", "budget"] = "fixed"
-    """fixed; adaptive: moves the KL to ``target``; budget: ends training when the KL exceeds it."""
+    """fixed; adaptive: adjusts the KL to ``target``; budget: ends training at KL ``target``."""
     target: PositiveFloat = 6.0
-    """KL in nats per episode: the target of adaptive, the limit of budget."""
+    """KL in nats per episode: the target of adaptive, or the limit of budget."""
     horizon: PositiveInt = 10_000
-    """Episodes over which the adaptive coefficient may move by a factor of about e."""
+    """Number of episodes in which the adaptive coefficient may change by a factor of about e."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class RewardShaping:
     scale: Literal["none", "std", "normalise"] = "none"
     """Divide by the running standard deviation, or also subtract the running mean."""
     clip: PositiveFloat = 10.0
-    """With a scale: scores are clipped to this number of standard deviations."""
+    """Clip scaled scores to this number of standard deviations."""
     missing_eos_penalty: Finite = 0.0
     """Subtracted from the score if the last completion was truncated before its stop token."""
     length_penalty: Finite = 0.0
     """Subtracted from the score per sampled token."""
     max_unscored: Fraction = 0.2
-    """Largest share of episodes without a score; above it the run stops."""
+    """Largest share of episodes without a score; if more have none, the run stops."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class EvaluationSpec:
     """Held-out episodes during and after training; training never uses their seeds."""
 
     every: NonNegativeInt = 0
-    """Steps between evaluations during training; 0 for none."""
+    """Number of steps between evaluations during training; 0 for none."""
     episodes: PositiveInt = 128
-    """Episodes of one evaluation; with fewer held-out prompts, prompts are repeated."""
+    """Number of episodes of an evaluation; prompts are repeated if there are fewer."""
     decoding: Literal["greedy", "sampled"] = "sampled"
     """greedy takes the most likely token; sampled uses rollout.temperature."""
     prompts_fraction: ProperFraction = 0.1
@@ -91,14 +91,14 @@ class EvaluationSpec:
 
 @dataclass(frozen=True)
 class OnlineConfig(TrainingConfig):
-    """One online run: `rlhf ppo`, `rlhf grpo`, ... Batch sizes are global."""
+    """Configuration of `rlhf ppo`, `rlhf grpo`, ... Batch sizes are over all processes."""
 
     env: EnvSpec
     """Source of episodes."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Rewards added to the environment's own; see docs/rewards.md for the kinds."""
     gold: list[dict[str, Any]] = field(default_factory=list)
-    """Rewards that are measured and not trained on: gold or held-out scores."""
+    """Rewards that are measured but not used in training: gold or held-out scores."""
     algorithm: Settings = field(default_factory=Settings)
     """Settings of the algorithm; each algorithm has its own defaults (`rlhf algorithms`)."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
@@ -114,17 +114,17 @@ class OnlineConfig(TrainingConfig):
     critic: Literal["shared", "separate"] = "shared"
     """shared: a value head on the policy's transformer; separate: on a copy of it."""
     critic_warmup_steps: NonNegativeInt = 0
-    """Number of first steps that train only the critic."""
+    """Number of initial steps in which only the critic is trained."""
     num_steps: PositiveInt = 100
-    """Training steps; each collects a batch of rollouts."""
+    """Number of training steps; each collects a batch of rollouts."""
     episodes_per_step: PositiveInt = 64
-    """Episodes in a batch of rollouts, over all processes; a multiple of algorithm.group_size."""
+    """Number of episodes per step, over all processes; a multiple of algorithm.group_size."""
     micro_batch_tokens: PositiveInt = 8192
-    """Tokens of a micro-batch in an update, padding included."""
+    """Largest number of tokens of a micro-batch in an update, including padding."""
     save_every: PositiveInt = 10
-    """Steps between checkpoints; only the last one is kept."""
+    """Number of steps between checkpoints."""
     samples_per_step: NonNegativeInt = 2
-    """Transcripts of each step in samples.jsonl."""
+    """Number of transcripts of each step in samples.jsonl."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,7 +143,7 @@ class OnlineConfig(TrainingConfig):
         self._refuse_idle_keys()
 
     def _refuse_idle_keys(self) -> None:
-        """Raise ValueError if a key is set that has no effect in this combination."""
+        """Raise ValueError if a key is set that has no effect in this configuration."""
         if self.kl.controller == "fixed" and self.kl.target != KLSpec.target:
             raise ValueError("kl.target has no effect with kl.controller fixed")
         if self.kl.controller != "adaptive" and self.kl.horizon != KLSpec.horizon:
@@ -161,11 +161,11 @@ class OnlineConfig(TrainingConfig):
 
 
 def algorithm_of(name: str, config: OnlineConfig) -> Algorithm:
-    """Return the row of an algorithm with the settings of a run, checked.
+    """Return the algorithm with the settings of a run, after checking them.
 
     Raises:
-        UserError: Its groups do not fill a step, a setting is out of range, or a setting that
-            differs from its default has no effect.
+        UserError: The episodes of a step are not a multiple of the group size, a setting is out of
+        range, or a setting that differs from its default has no effect.
     """
     algorithm = with_settings(name, dataclasses.asdict(config.algorithm))
     size = algorithm.settings.group_size
@@ -178,6 +178,6 @@ def algorithm_of(name: str, config: OnlineConfig) -> Algorithm:
 
 
 def with_settings(name: str, settings: Mapping[str, Any]) -> Algorithm:
-    """Return the row of an algorithm with other settings; those with a default need no effect."""
+    """Return the algorithm with other settings; settings equal to defaults need no effect."""
     defaults = dataclasses.asdict(ALGORITHMS[name].settings)
     return configure(name, **{k: v for k, v in settings.items() if v != defaults.get(k)})

@@ -1,4 +1,4 @@
-"""Options of the native engine, under the names that TRL gives them."""
+"""Options of the native engine, with TRL's names."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ TRAINER_OPTIMIZERS = {"adamw_torch_fused": "adamw", "adamw_torch": "adamw", "sgd
 
 @dataclass(frozen=True)
 class NativeOptions:
-    """Options under `trainer:` of the native engine. Defaults are TRL's, unless noted."""
+    """Options of the native engine under `trainer:`, with TRL's defaults unless noted."""
 
     learning_rate: NonNegativeFloat
     """Peak learning rate."""
     num_train_epochs: PositiveFloat = 1.0
-    """Passes over the data; TRL's default is 3."""
+    """Number of passes over the data; TRL's default is 3."""
     max_steps: Annotated[int, Interval(ge=-1, le=LARGEST)] = -1
-    """Optimizer steps; overrides num_train_epochs if positive."""
+    """Number of optimizer steps; if positive, it overrides num_train_epochs."""
     optim: Literal["adamw_torch_fused", "adamw_torch", "sgd"] = "adamw_torch_fused"
     """AdamW, or sgd without momentum, each with float32 state."""
     lr_scheduler_type: str = "linear"
     """linear, cosine, constant, constant_with_warmup, or another of transformers' schedules."""
     warmup_steps: NonNegativeInt | None = None
-    """Steps of linear warm-up; None: a tenth of the steps, at most 10."""
+    """Number of steps of linear warm-up; None: a tenth of the steps, at most 10."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
     adam_beta1: FractionBelowOne = 0.9
@@ -51,7 +51,7 @@ class NativeOptions:
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this global norm."""
     logging_steps: PositiveInt | None = None
-    """Steps between metrics; None: twenty times over the run, at least every ten."""
+    """Number of steps between logged metrics; None: a twentieth of the run, at most 10."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class DPOOptions(NativeOptions):
     """Options of DPO."""
 
     beta: PositiveFloat = 0.1
-    """Weight of the divergence from the reference, reward per nat."""
+    """Weight of the KL to the reference, in reward per nat."""
     loss_type: Sequence[str] = ("sigmoid",)
-    """sigmoid; or sigmoid and sft, the mean negative log-likelihood of the chosen replies."""
+    """[sigmoid], or [sigmoid, sft] with the mean negative log-likelihood of the chosen replies."""
     loss_weights: Sequence[NonNegativeFloat] | None = None
-    """One for each loss_type; None: 1 each."""
+    """One weight for each loss_type; None: 1 each."""
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each loss."""
+        """Loss -> weight."""
         return dict(
             zip(self.loss_type, self.loss_weights or [1.0] * len(self.loss_type), strict=True)
         )
@@ -78,7 +78,7 @@ class RewardOptions(NativeOptions):
     """Options of reward models."""
 
     center_rewards_coefficient: NonNegativeFloat | None = None
-    """Weight of the squared sum of a pair's scores, which centres them at 0."""
+    """Weight of the squared sum of a pair's scores, which centers the scores at 0."""
     disable_dropout: bool = True
     """Disable the model's own dropout, so that the scores of a pair differ only by their texts.
     The dropout of adapters is model.lora.dropout."""
@@ -97,7 +97,7 @@ def native_options(
     """Return the options of a command for the native engine.
 
     Raises:
-        UserError: An option that only TRL has, or an invalid value.
+        UserError: The native engine does not have an option, or a value is invalid.
     """
     cls = OPTIONS[command]
     known = [field.name for field in dataclasses.fields(cls)]

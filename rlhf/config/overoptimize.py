@@ -21,18 +21,18 @@ Combine = Literal["single", "mean", "worst", "uncertainty"]
 
 @dataclass(frozen=True)
 class ProxyGrid:
-    """Proxies to train: every base on every number of pairs, with several seeds."""
+    """Proxy reward models to train: every base on every number of pairs, with several seeds."""
 
     bases: list[ModelSpec]
-    """Initial models of the reward models (the axis of size); RL uses those of the first one."""
+    """Initial models of the proxies, such as several sizes; RL uses the proxies of the first."""
     data: list[DataSpec]
     """Preference pairs; a tenth of the prompts is held out to measure the proxies' accuracy."""
     pairs: list[Annotated[int, Interval(ge=10, le=LARGEST)]]
-    """Numbers of training pairs (the axis of data); RL uses the proxies of the first one."""
+    """Numbers of training pairs; RL uses the proxies with the first number."""
     members: PositiveInt = 3
-    """Reward models per cell, with different seeds and the same pairs: an ensemble."""
+    """Number of reward models per base and number of pairs, with different seeds: an ensemble."""
     training: dict[str, Any] = field(default_factory=dict)
-    """Further keys of `rlhf reward`: max_length, batch_size, trainer, ..."""
+    """Other configuration keys of `rlhf reward`: max_length, batch_size, trainer, ..."""
 
     def __post_init__(self) -> None:
         if not self.bases or not self.data:
@@ -45,29 +45,32 @@ class ProxyGrid:
 
 @dataclass(frozen=True)
 class BestOfNSpec:
-    """Best-of-n over samples of the initial policy; a fit with intervals needs these minima."""
+    """Best-of-n over samples of the initial policy.
+
+    The minima are those of a fit with intervals.
+    """
 
     prompts: Annotated[int, Interval(ge=3, le=LARGEST)] = 48
     """Number of prompts."""
     samples: Annotated[int, Interval(ge=8, le=LARGEST)] = 128
-    """Samples for each prompt; also the largest n."""
+    """Number of samples for each prompt, and the largest n."""
 
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """Training the policy against proxies."""
+    """Training of the policy against proxies."""
 
     algorithm: str = "rloo"
     """Any online algorithm (`rlhf algorithms`)."""
     against: list[Combine] = field(default_factory=lambda: ["single"])
-    """single: seed s trains against member s; else the members' mean, their worst score, or the
-    mean less penalty times their variance (Coste et al., 2310.02743)."""
+    """Combinations of members to train against. single: seed s uses member s; mean; worst;
+    uncertainty: mean minus penalty times variance (Coste et al. 2023, arXiv:2310.02743)."""
     seeds: PositiveInt = 3
-    """Training seeds of each; a fit with intervals needs three."""
+    """Training seeds of each combination; a fit with intervals needs three."""
     measured: PositiveInt = 64
-    """Episodes of each step whose gold score is taken, at most episodes_per_step."""
+    """Number of episodes per step whose gold score is measured, at most episodes_per_step."""
     training: dict[str, Any] = field(default_factory=dict)
-    """Further keys of the algorithm: num_steps, optimizer, algorithm, ..."""
+    """Other configuration keys of the online run: num_steps, optimizer, algorithm, ..."""
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
@@ -77,7 +80,7 @@ class TrainingSpec:
 
 @dataclass(frozen=True)
 class OveroptimizeConfig(RunConfig):
-    """A policy, a gold score, and proxies of it that are over-optimized."""
+    """Configuration of `rlhf overoptimize`: a policy, a gold score, and proxies of it."""
 
     model: ModelSpec
     """The initial policy."""
@@ -88,7 +91,7 @@ class OveroptimizeConfig(RunConfig):
     proxies: ProxyGrid | None = None
     """Reward models to train as proxies."""
     rewards: list[dict[str, Any]] = field(default_factory=list)
-    """An existing proxy, instead of ``proxies``."""
+    """An existing reward as the proxy, instead of ``proxies``."""
     penalty: NonNegativeFloat = 0.5
     """Weight of the ensemble's variance in "uncertainty"; scores have standard deviation 1."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)

@@ -18,9 +18,9 @@ class KindRow:
     """One kind of reward model."""
 
     implementation: str
-    """Where the kind is implemented, as ``module:name``; called with the configuration."""
+    """Class or function that makes the kind from the configuration, as ``module:name``."""
     settings: tuple[str, ...] = ()
-    """Settings of `RewardConfig` that have an effect on this kind and not on every kind."""
+    """Settings of `RewardConfig` that have an effect on this kind but not on all kinds."""
 
 
 _MODULES = "rlhf.training.reward_models"
@@ -49,7 +49,7 @@ class RewardConfig(OfflineConfig):
     kind: str = "preference"
     """Kind of reward model, which decides the data, the loss and the report: docs/rewards.md."""
     margins: bool = False
-    """Use the margin column of the pairs: -log sigmoid(difference - margin)."""
+    """Use the margin column of the pairs in the loss: -log sigmoid(difference - margin)."""
     flip_rate: LabelNoise = 0.0
     """Expected share of pairs whose label is wrong."""
     length_coef: NonNegativeFloat = 1.0
@@ -58,7 +58,7 @@ class RewardConfig(OfflineConfig):
     """regression, multilabel: the columns to predict (default: label). classification: names of the
     classes 0, 1, ...; more than two give one output each."""
     num_heads: Annotated[int, Interval(ge=1, le=1024)] = 1
-    """Number of heads on one backbone, each trained on its own sample of the rows: an ensemble."""
+    """Number of heads on one backbone (an ensemble), each trained on a sample of the rows."""
     separator: str = "\n\n"
     """Text that ends each step of a solution."""
     test_data: list[DataSpec] = field(default_factory=list)

@@ -22,7 +22,7 @@ class EnvSpec:
     """Source of episodes: a gymnasium environment, or a set of prompts."""
 
     id: str | None = None
-    """Gymnasium id ("text/PreferenceBandit-v0"), or "module:Id" of your own package."""
+    """Gymnasium id ("text/PreferenceBandit-v0"), or "module:Id" if a module registers it."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
     prompts: list[DataSpec] = field(default_factory=list)
@@ -33,8 +33,8 @@ class EnvSpec:
     """Effect of an environment failure. raise: the run stops and the error names the seed; count:
     the episode is dropped and counted."""
     timeout: Seconds | None = None
-    """Seconds that one call of the environment may take; a longer one is a failure. None: no limit.
-    Episodes of `count` then depend on the speed of the machine."""
+    """Time limit of a call of the environment, in seconds; a longer call is a failure. None: no
+    limit. With `count`, the dropped episodes then depend on the speed of the machine."""
 
     def __post_init__(self) -> None:
         if (self.id is None) == (not self.prompts):
@@ -54,17 +54,17 @@ class RolloutSpec:
     """Sampling of the policy."""
 
     max_new_tokens: PositiveInt = 64
-    """Tokens per turn; truncation ends the turn and not the episode."""
+    """Maximum number of tokens per turn; truncation ends the turn but not the episode."""
     max_tokens: PositiveInt | None = None
-    """Tokens per episode, prompt included; longer ones are truncated. None: the context length."""
+    """Maximum number of tokens per episode, including the prompt. None: the context length."""
     temperature: NonNegativeFloat = 1.0
-    """Logits are divided by the temperature, in sampling and in training."""
+    """Divisor of the logits in sampling and in training."""
     top_k: NonNegativeInt = 0
-    """Sample from this number of most likely tokens; 0: from all. Not in training."""
+    """Sample from this number of most likely tokens; 0: all. Not available in training."""
     top_p: PositiveFraction = 1.0
-    """Sample from the most likely tokens with this total probability; 1: all. Not in training."""
+    """Sample from the most likely tokens with this total probability. Not available in training."""
     min_p: FractionBelowOne = 0.0
-    """Sample from tokens with at least this share of the top probability. Not in training."""
+    """Sample from tokens with this share of the top probability. Not available in training."""
     parallel: PositiveInt = 64
     """Number of episodes that are decoded at the same time."""
     chat: bool | None = None
@@ -74,14 +74,14 @@ class RolloutSpec:
     stop: str | None = None
     """Text that ends a turn of a base model, in addition to EOS."""
     system: str | None = None
-    """System message that replaces the one of the environment or prompt; None: keep that one."""
+    """System message that replaces that of the environment or prompt; None: no replacement."""
     invalid: Literal["end", "retry"] = "end"
-    """What a completion without a legal action does, for environments whose actions are numbers.
-    end: the episode ends; retry: the state is unchanged and the next observation lists the legal
+    """Effect of a completion without a legal action in environments whose actions are numbers. end:
+    the episode ends; retry: the state is unchanged and the next observation lists the legal
     numbers. Text environments handle such completions themselves."""
     invalid_reward: Finite = 0.0
-    """Reward of such a completion. It should be lower than the return of any legal play: if
-    steps cost, 0 is too high (`rlhf envs check` tests this)."""
+    """Reward of a completion without a legal action. It should be lower than the return of any
+    legal play; if steps have a cost, 0 is too high (`rlhf envs check` tests this)."""
 
     def __post_init__(self) -> None:
         if self.chat and self.stop:

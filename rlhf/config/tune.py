@@ -13,14 +13,14 @@ from rlhf.config.base import DirectoryConfig
 
 @dataclass(frozen=True)
 class Dimension:
-    """The values that one key may take: a range or a list."""
+    """The search space of one key: a range or a list of values."""
 
     low: Finite | None = None
     """Smallest value of a range."""
     high: Finite | None = None
     """Largest value of a range."""
     log: bool = False
-    """Whether the range is searched by its logarithm."""
+    """Whether values are drawn uniformly in the logarithm."""
     choices: list[Any] = field(default_factory=list)
     """The values of a list."""
 
@@ -38,20 +38,20 @@ class Dimension:
 
 @dataclass(frozen=True)
 class TuneConfig(DirectoryConfig):
-    """`rlhf tune`: the same number of trials for each algorithm of a benchmark."""
+    """Study of `rlhf tune`: the same number of trials for each algorithm of a benchmark."""
 
     bench: str
-    """The benchmark's manifest: model, environments, algorithms, budgets."""
+    """Manifest of the benchmark: model, environments, algorithms, budgets."""
     space: dict[str, Any]
     """Dotted key of a run -> low, high, log or choices; see Dimension."""
     seeds: list[Seed]
-    """Training seeds of every trial; none of the benchmark's own."""
+    """Training seeds of every trial, which must not be the benchmark's."""
     trials: PositiveInt = 20
-    """Trials for each algorithm."""
+    """Number of trials for each algorithm."""
     environments: list[str] = field(default_factory=list)
     """Environments of the manifest over which a trial is averaged; empty: all."""
     episodes: AtLeastTwo = 128
-    """Held-out episodes of a trial's score; a benchmark evaluates on others."""
+    """Number of held-out episodes for a trial's score; a benchmark uses other episodes."""
     sampler_seed: Annotated[int, Interval(ge=0, lt=2**32)] = 0
     """Random seed of the search."""
 
@@ -63,7 +63,7 @@ class TuneConfig(DirectoryConfig):
 
 @dataclass(frozen=True)
 class TuneCommandConfig(TuneConfig):
-    """A study, and the number of its processes.
+    """Configuration of `rlhf tune`: a study, and the number of processes.
 
     rlhf tune STUDY.yaml --jobs 2 --resume
     rlhf bench MANIFEST.yaml --config runs/tune/tuned.yaml

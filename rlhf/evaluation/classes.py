@@ -1,4 +1,4 @@
-"""A language model as a classifier: the label with the highest log-probability as a reply."""
+"""Evaluate a language model as a classifier: the label most probable as a reply is predicted."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def class_summary(
 ) -> dict[str, Any]:
     """Return accuracy, macro-F1 and AUC of a policy and of always predicting the majority class.
 
-    `rows` are canonical classification rows; of a prompt with its reply, the reply is classified.
-    `examples` are few-shot messages before each question. Question and label together have at most
-    `max_length` tokens.
+    `rows` are canonical classification rows; if a row has a prompt and a reply, the reply is
+    classified. `examples` are few-shot messages before each question. A question with its label may
+    have up to `max_length` tokens.
 
     Raises:
         UserError: a label has no class name, or a text is too long.
@@ -54,7 +54,7 @@ def class_logprobs(
     examples: Sequence[dict[str, str]] = (),
     max_length: int,
 ) -> np.ndarray:
-    """Return the log-probability (nats) of each label as the whole reply to each text. [N, C]"""
+    """Return the log-probability (nats) of each label as the reply to each text, [N, C]."""
     rows = []
     for text in texts:
         question = {"role": "user", "content": spec.question.replace("{text}", text)}

@@ -1,8 +1,8 @@
 """`rlhf compare RUN...`: paired comparison of methods on common evaluation seeds.
 
 Runs whose paths differ only in a part such as `seed3` are training seeds of one method. With
-several training seeds the intervals are over training seeds. With one run of each method they are
-over episodes, and the result holds for these two models only.
+several training seeds, intervals are over training seeds. With one run of each method, intervals
+are over episodes, and the result holds for these two models only.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from rlhf.evaluation.significance import FEWEST_SEEDS, Difference, Unit, compare
 from rlhf.stats import Interval, interval
 
 MOST_PAIRED = 6
-"""Largest number of trained methods that are all compared with each other: 15 comparisons."""
+"""Largest number of trained methods of which all pairs are compared (15 comparisons)."""
 
 
 @dataclass(frozen=True)
 class MethodScore:
-    """Mean of one method in one setting."""
+    """Mean of the metric for one method in one setting."""
 
     method: str
     env: str
@@ -49,7 +49,7 @@ class MethodScore:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result of `compare`; `notes` list what was left out and the caveats."""
+    """Result of `compare`; `notes` lists omitted data and caveats."""
 
     metric: str
     baseline: str
@@ -58,7 +58,7 @@ class Comparison:
     notes: list[str]
 
     def to_markdown(self) -> str:
-        """Return two tables, the verdicts, the measured coverage and the notes."""
+        """Return Markdown: two tables, the verdicts, the measured coverage and the notes."""
         parts = _tables(self)
         parts += [
             f"- {markdown_text(f'{d.method} against {d.baseline}, {d.env} {d.decoding}')}: "
@@ -97,7 +97,7 @@ def compare(
             trained policies of a single pipeline are also compared with each other.
 
     Raises:
-        UserError: nothing was evaluated, a name is unknown, or nothing is shared.
+        UserError: no episodes were evaluated, a name is unknown, or the runs have no common units.
     """
     directories = [Path(directory).resolve() for directory in run_dirs]
     every_pair = baseline is None and len(directories) == 1
@@ -123,11 +123,11 @@ def compare_runs(
     every_pair: bool = False,
     keep_going: bool = False,
 ) -> Comparison:
-    """Compare runs that are already read, as `compare` does.
+    """Compare run records in memory, as `compare` does for directories.
 
-    With `every_pair`, up to `MOST_PAIRED` trained methods are also compared with each other. With
-    `keep_going`, the result has no differences if no two methods share a unit; otherwise that is an
-    error. Single pairs that share no unit are always reported as notes.
+    With `every_pair`, up to `MOST_PAIRED` trained methods are also compared with each other. If no
+    two methods have a common unit, the result has no differences with `keep_going`; without it,
+    UserError is raised. A single pair without a common unit only adds a note.
     """
     is_default = metric is None
     metric = metric or default_metric(runs, strict=not keep_going)
@@ -173,7 +173,7 @@ def compare_runs(
 def _opponents(
     methods: Mapping[str, object], baseline: str, *, every_pair: bool
 ) -> list[tuple[str, str]]:
-    """Pairs to compare: every method with the baseline, then trained methods with each other."""
+    """List the pairs to compare: every method with the baseline, then trained methods."""
     pairs = [(name, baseline) for name in methods if name != baseline]
     trained = [name for name in methods if name not in REFERENCE_POLICIES and name != baseline]
     if every_pair and len(trained) < MOST_PAIRED:
@@ -182,7 +182,7 @@ def _opponents(
 
 
 def coverage_text(difference: Difference) -> str:
-    """Return the simulated coverage of a difference in words; "" if it has no interval."""
+    """Return a sentence on the simulated coverage of a difference; "" if it has no interval."""
     shares = {
         "for normal differences": difference.coverage_normal,
         "redrawing the observed ones": difference.coverage_observed,
@@ -203,11 +203,10 @@ def format_estimate(estimate: Interval) -> str:
 
 
 def default_metric(runs: Sequence[RunRecord], *, strict: bool = True) -> str:
-    """Return environment's return; if every return is 0, as with prompt sets, `headline_metric`.
+    """Return "return", or `headline_metric` if every return is 0, as with prompt sets.
 
     Raises:
-        UserError: every return is 0, the runs have rewards, and none has scores in all of them;
-            only if `strict`.
+        UserError: with `strict`, if every return is 0 and no reward has scores in all runs.
     """
     rows = [row for run in runs for e in run.evaluations for row in e.episodes]
     if any(row.get("return") for row in rows):
@@ -222,10 +221,10 @@ def default_metric(runs: Sequence[RunRecord], *, strict: bool = True) -> str:
 
 
 def headline_metric(runs: Sequence[RunRecord]) -> str | None:
-    """Leading metric of a report: a gold component, else the return, else the training reward.
+    """Return the main metric of a report: a gold component, else the return, else the reward.
 
-    A prompt set has no reward of its own (every return is 0). There the reward that the runs were
-    trained on leads, or "score" if it has several components.
+    In a prompt set every return is 0; its main metric is the training reward, or "score" if that
+    has several components.
 
     Returns:
         The name of the metric; None if no episodes were evaluated.
@@ -256,7 +255,7 @@ def _reward_names(run: RunRecord, key: str) -> list[str]:
 
 
 def _reward_name(spec: Mapping[str, object]) -> str:
-    """Name of a reward's component: a function has its own, other kinds that of the kind."""
+    """Return the component name of a reward: the function's name, or else the kind."""
     kind = spec.get("kind")
     default = str(spec.get("path")).rpartition(":")[2] if kind == "function" else kind
     return str(spec.get("name") or default)
@@ -300,18 +299,18 @@ class _Pairing:
     baseline_runs: Mapping[int, Episodes]
     """Training seed -> episodes of the baseline."""
     notes: list[str]
-    """Receives notes on what is left out."""
+    """List to which notes on omitted data are added."""
 
     @property
     def names(self) -> str:
-        """Both names, for messages."""
+        """The names of both methods, for messages."""
         return f"{self.method} and {self.baseline}"
 
     def means(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the means [units] of both methods on common units, for each pair of runs.
 
         Raises:
-            UserError: nothing is shared.
+            UserError: the runs have no common seeds or units.
         """
         return [
             self._common_units(self.runs[seed], self.baseline_runs[other])
@@ -320,12 +319,12 @@ class _Pairing:
 
     @property
     def run_counts(self) -> list[int]:
-        """Numbers of training runs of the method and of the baseline, if they are trained."""
+        """Numbers of training runs of those of the two methods that are trained."""
         runs_of = {self.method: self.runs, self.baseline: self.baseline_runs}
         return [len(runs) for name, runs in runs_of.items() if name not in REFERENCE_POLICIES]
 
     def _seeds(self) -> list[tuple[int, int]]:
-        """Return paired training seeds; a single run is paired with every run of the other side."""
+        """Return pairs of training seeds; a single run is paired with every run of the other."""
         first, second = self.runs, self.baseline_runs
         common = sorted(first.keys() & second.keys())
         if len(first) == 1 or len(second) == 1:
@@ -342,7 +341,7 @@ class _Pairing:
         return [(seed, seed) for seed in common]
 
     def _common_units(self, first: Episodes, second: Episodes) -> tuple[np.ndarray, np.ndarray]:
-        """Return the means of the units that both runs have, in the same order."""
+        """Return both runs' means of the units that they have in common, in the same order."""
         common = [key for key in first if key in second]
         units = "evaluation seeds" if self.unit != "prompts" else self.unit
         if not common:
@@ -361,9 +360,9 @@ class _Pairing:
 def _pairings(
     values: MethodValues, opponents: Sequence[tuple[str, str]], notes: list[str]
 ) -> Iterator[_Pairing]:
-    """Return the opponents in every setting that both were evaluated in.
+    """Yield the pairs of methods in every setting in which both were evaluated.
 
-    Reference policies do not decode, so that a reference baseline matches any decoding.
+    Reference policies have no decoding, so a reference baseline is paired with any decoding.
     """
     for method, baseline in opponents:
         for setting, runs in values.methods[method].items():
@@ -376,7 +375,7 @@ def _pairings(
 def _differences(
     values: MethodValues, opponents: Sequence[tuple[str, str]], metric: str, notes: list[str]
 ) -> tuple[list[Difference], list[UserError]]:
-    """Return the differences of all pairs that share units, and errors of the pairs that do not."""
+    """Return the differences of all pairs with common units, and the errors of the other pairs."""
     paired, errors = [], []
     for pairing in _pairings(values, opponents, notes):
         try:
@@ -424,10 +423,10 @@ def _different_settings(runs: Sequence[RunRecord], metric: str) -> list[str]:
         rewards = {_reward_name(spec): spec for spec in run.config.get("rewards") or []}
         if metric == "score":
             settings["rewards"] = rewards
-        elif metric in rewards:  # its values are those before the weight
+        elif metric in rewards:  # component values are logged without their weight
             settings[f"reward {metric}"] = {**rewards[metric], "weight": 1}
         for what, value in settings.items():
-            # A pipeline of each training seed has its own reward models.
+            # The pipelines of different training seeds have different reward models.
             key = what if what.startswith("env") else (what, training_seed(run))
             name, other = first.setdefault(key, (run.name, value))
             if value != other:

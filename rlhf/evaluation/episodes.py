@@ -1,7 +1,7 @@
 """Collect held-out episodes of a policy, summarize them and write them to a run directory.
 
-Each episode has an explicit seed, the same for every policy, so that differences are paired. The
-seeds come from a block that training does not use.
+Every policy is evaluated on the same seeds, so that differences are paired. Training does not use
+these seeds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FIELDS = ("return", "success", "cost", "turns", "invalid", "tokens")
 
 
 def evaluation_starts(episodes: int, *, first: int = 0, samples: int = 1) -> list[EpisodeSeed]:
-    """``samples`` episodes for each of ``episodes`` evaluation seeds, starting with ``first``."""
+    """Return ``samples`` episode seeds for each of ``episodes`` start states from ``first`` on."""
     numbers = range(first, first + episodes)
     return [
         EpisodeSeed(evaluation_seed(i), i, sample) for i in numbers for sample in range(samples)
@@ -51,8 +51,8 @@ def play_model(
 ) -> list[dict[str, Any]]:
     """Return the episodes of a model, decoded greedily or at the collector's temperature.
 
-    Each of `rewards` adds its components. Their `counts` (truncated texts, reasons for no score)
-    and the failures of environments are added to those given.
+    Each of `rewards` adds its components to the episodes. Truncated texts, reasons for missing
+    scores and failures of environments are added to `counts`.
     """
     began = time.monotonic()
     temperature = 0.0 if decoding == "greedy" else None
@@ -76,7 +76,8 @@ def play_reference(
     """Return the rows of ``episodes.jsonl`` for the random or the expert policy of an environment.
 
     Raises:
-        UserError: the environment has no such policy, or it failed and ``calls`` stops then.
+        UserError: the environment has no such policy, or it failed and ``calls`` does not count
+        failures.
     """
     if policy not in REFERENCE_POLICIES:
         raise UserError(f"policy must be one of {', '.join(REFERENCE_POLICIES)}, got {policy!r}")
@@ -102,7 +103,7 @@ def play_reference(
 
 def _play(policy: str, env: gym.Env, start: EpisodeSeed, calls: EnvCalls) -> Rollout | None:
     """Play one episode of a reference policy; None if the environment failed."""
-    # Not the seed alone: the environment uses that stream, and the draws would be dependent.
+    # The environment draws from the stream of the seed alone, so the policy needs another stream.
     key = [RANDOM_STREAM, start.seed]
     rng = np.random.default_rng([*key, start.sample_index] if start.sample_index else key)
     opening = calls.run(start.seed, lambda: reset(env, start.seed))
@@ -133,7 +134,7 @@ def _play(policy: str, env: gym.Env, start: EpisodeSeed, calls: EnvCalls) -> Rol
 
 
 def _take_turn(policy: str, env: gym.Env, rng: np.random.Generator) -> tuple[str, tuple]:
-    """Let a reference policy act; return its action as text, and the result of the step."""
+    """Take one step with a reference policy; return its action as text and the step's result."""
     task: Any = env.unwrapped
     try:
         action = task.expert() if policy == "expert" else task.sample_action(rng)
@@ -184,14 +185,14 @@ def _rows(
 
 
 def _prompt_id(rollout: Rollout) -> str | None:
-    """Return the id of the first observation; few-shot examples of a policy do not change it."""
+    """Return an id of the first observation that does not depend on few-shot examples."""
     info = rollout.start_info
     observation = {"role": "user", "content": info.get("observation", "")}
     return item_id([*info.get("messages", ()), observation], info)
 
 
 def bounds(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:
-    """Return the values of the random and the optimal policy; None if it is unknown."""
+    """Return the values of the random and the optimal policy; None for unknown values."""
     task: Any = make_env().unwrapped
     values = []
     for name in ("random_value", "optimal_value"):
@@ -211,10 +212,11 @@ def summarize(
     optimal: float | None = None,
     counts: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Return content of ``summary.json``: mean of every metric with its 95% interval over units.
+    """Return the content of ``summary.json``: the mean of every metric with its 95% interval.
 
-    Episodes of one prompt or one seed are one unit, see `unit_of`. Several samples for a seed also
-    give pass@k. Rewards that could not score every episode are listed under ``unscored``.
+    Intervals are over units; episodes of one prompt or one seed are one unit, see `unit_of`. With
+    several samples for a seed, pass@k is included. Rewards that could not score every episode are
+    listed under ``unscored``.
 
     Args:
         rows: episodes of one policy.
@@ -268,7 +270,7 @@ def _over_units(
 def write_evaluation(
     directory: Path, rows: Sequence[dict[str, Any]], summary: dict[str, Any]
 ) -> Path:
-    """Write ``evaluation/<name>/`` of a run.
+    """Write the folder ``evaluation/<name>/`` of a run.
 
     The folder is created atomically, so that an existing folder is complete.
 

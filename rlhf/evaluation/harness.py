@@ -1,4 +1,4 @@
-"""Standard tasks through lm-evaluation-harness, an optional extra."""
+"""Evaluate standard tasks with lm-evaluation-harness, an optional extra."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dic
         UserError: the extra is not installed, or a task is unknown or cannot be loaded.
     """
     require_harness()
-    lm_eval: Any = importlib.import_module("lm_eval")  # may be missing in a type check
+    lm_eval: Any = importlib.import_module("lm_eval")  # the extra may be missing in a type check
     wrapped: Any = importlib.import_module("lm_eval.models.huggingface").HFLM
     manager = importlib.import_module("lm_eval.tasks").TaskManager(include_path=spec.folder)
     known = set(manager.all_tasks)
@@ -69,7 +69,7 @@ def task_metrics(policy: Policy, spec: TasksSpec, *, seed: int) -> dict[str, dic
 
 
 def with_default_options(tokenizer: Any) -> Any:
-    """Set the chat template's options as its defaults, because the harness passes no options."""
+    """Make the chat template's options its defaults, because the harness passes no options."""
     options = chat_template_kwargs(tokenizer)
     if not options or not isinstance(tokenizer.chat_template, str):
         return tokenizer
@@ -94,7 +94,7 @@ def metrics_of(output: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _task_interval(name: str, value: float, error: Any, documents: int | None) -> Interval:
-    """Return the exact interval of a share of documents, else that of the standard error."""
+    """Return the exact interval of a share, or an interval from the standard error."""
     if name in SHARES and documents and 0 <= value <= 1:
         return share_interval(value * documents, documents)
     if not isinstance(error, int | float) or not error > 0 or (documents or 0) < FEWEST_DOCUMENTS:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 UnitName = Literal["prompts", "start states", "episodes"]
 
 COUNTS = {"cost": 0.0, "turns": 1.0, "invalid": 0.0, "tokens": 0.0, "length_limited": 0.0}
-"""Metrics that are counts, with the smallest possible value of each."""
+"""Metric that is a count -> its smallest possible value."""
 
 ITEM_KEYS = ("prompt_index", "item", "game")
 """Keys of `info` that identify the entry of a fixed list that an episode started from."""
@@ -50,8 +50,7 @@ def outcome_range(
 ) -> tuple[float, float] | None:
     """Return the smallest and largest possible value of a metric; None if they are unknown.
 
-    An outcome that was 0 or 1 in every episode is treated as binary, and so is its normalized
-    value.
+    A metric that is 0 or 1 in every episode is treated as binary, and so is its normalized value.
     """
     if metric == "success" or "pass@" in metric:
         return 0.0, 1.0
@@ -108,17 +107,17 @@ def unit_of(row: Mapping[str, Any]) -> Hashable:
 
 
 def unit_name(units: Sequence[Hashable]) -> UnitName:
-    """Name of the units of some episodes: prompts, start states or episodes."""
+    """Return the name of these units: prompts, start states or episodes."""
     if any(isinstance(unit, str) for unit in units):
         return "prompts"
     return "start states" if len(set(units)) < len(units) else "episodes"
 
 
 def item_id(messages: Sequence[Mapping[str, Any]], info: Mapping[str, Any]) -> str | None:
-    """Return id of the entry of a fixed list that an episode starts from; None if there is no list.
+    """Return the id of the entry of a fixed list with which an episode starts; None without a list.
 
-    Entries with equal texts have one id. `messages` are the first ones of the episode, and `info`
-    is what `reset` returned.
+    Entries with equal texts have one id. `messages` are the messages before the first reply, and
+    `info` is the info from `reset`.
     """
     if not any(key in info for key in ITEM_KEYS):
         return None

@@ -12,9 +12,9 @@ from rlhf.evaluation.metrics import opening_of, unit_of
 def unscored_metrics(
     rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]
 ) -> dict[str, dict[str, Any]]:
-    """Return the rewards without a score in some episodes -> {"scored", "episodes", "reasons"}.
+    """Return reward -> {"scored", "episodes", "reasons"}, for rewards with missing scores.
 
-    `counts` are those that the rewards reported, by "NAME: reason".
+    `counts` are the counts that the rewards reported: "NAME: reason" -> number.
     """
     missing: Counter[str] = Counter()
     for row in rows:
@@ -38,7 +38,7 @@ def notes_on(
     unscored: Mapping[str, Mapping[str, Any]],
     counts: Mapping[str, int],
 ) -> list[str]:
-    """Caveats of one policy's episodes, given the result of `unscored_metrics` and its `counts`."""
+    """List caveats of a policy's episodes, given the result of `unscored_metrics` and `counts`."""
     notes = [unscored_text(name, entry) for name, entry in unscored.items()]
     notes += [
         f"{key.removesuffix(': truncated')}: {number} of {len(rows)} texts were truncated before "

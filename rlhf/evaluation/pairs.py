@@ -23,7 +23,7 @@ def report_on_pairs(
 ) -> dict[str, Any]:
     """Evaluate a reward on canonical preference rows and write ``evaluation/<name>``.
 
-    `rows` were not used for training, `train_rows` were; `options` are further ones of
+    `rows` are held-out rows, `train_rows` the training rows; `options` are passed to
     `evaluate_reward_model`.
 
     Returns:

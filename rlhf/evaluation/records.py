@@ -1,4 +1,4 @@
-"""Contents of run directories, read for comparison and reports; missing files give empty fields."""
+"""Read the contents of run directories for comparisons and reports."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from rlhf.runs.renamed import current_config, read_episodes, read_metrics, sampl
 from rlhf.stats import Interval
 
 REFERENCE_POLICIES = ("random", "expert")
-"""Untrained policies of an environment; each is a method by itself."""
+"""Untrained policies of an environment; each is compared as a separate method."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Values of the random and the optimal policy, which are 0 and 1 of the normalized score."""
+    """Values of the random and the optimal policy, which have the normalized scores 0 and 1."""
 
     random: float
     optimal: float
@@ -57,16 +57,16 @@ class Evaluation:
 
     @property
     def bounds(self) -> Bounds | None:
-        """Bounds of the environment, if the summary has them."""
+        """The bounds of the environment; None if the summary does not have them."""
         return Bounds.known(self.summary.get("random"), self.summary.get("optimal"))
 
     @cached_property
     def units(self) -> list[Hashable]:
-        """Independent unit of each episode, see `unit_of`."""
+        """Return the independent unit of each episode, see `unit_of`."""
         return [unit_of(row) for row in self.episodes]
 
     def describe(self, key: str) -> str:
-        """`env`, `policy` or `decoding`, from the summary or the first episode; "" if unknown."""
+        """Return `env`, `policy` or `decoding` from the summary or an episode; "" if unknown."""
         first = self.episodes[0] if self.episodes else {}
         return str(self.summary.get(key) or first.get(key) or "")
 
@@ -80,7 +80,7 @@ class RunRecord(MetricLog):
     environment: Mapping[str, Any] = field(default_factory=dict)
     samples: Sequence[Mapping[str, Any]] = ()
     """Rows of `samples.jsonl`: held-out episodes before and after training, and training episodes
-    with recorded tokens of the first, the middle and the last such step."""
+    with recorded tokens from the first, the middle and the last such step."""
     evaluations: Sequence[Evaluation] = ()
     finished: bool = False
     _series: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict, repr=False)
@@ -96,7 +96,7 @@ def read_stages(directory: str | Path) -> list[RunRecord]:
     """Return the runs of a pipeline directory in order, or the single run of a run directory.
 
     Raises:
-        UserError: the folder is missing or is neither.
+        UserError: the folder is missing, or is neither a pipeline nor a run directory.
     """
     root = Path(directory)
     if root.is_file():
@@ -192,7 +192,7 @@ def _read_evaluation(folder: Path) -> Evaluation:
 
 
 def _selected_samples(root: Path) -> list[dict[str, Any]]:
-    """Rows of `samples.jsonl` that a report shows; all rows may not fit into memory."""
+    """Return the rows of `samples.jsonl` that a report shows; all rows may not fit into memory."""
     recorded = (row["step"] for row in sample_rows(root) if has_tokens(row))
     steps = sorted(set(recorded))
     shown = {steps[i * (len(steps) - 1) // 2] for i in range(3) if steps}
@@ -204,7 +204,7 @@ def _selected_samples(root: Path) -> list[dict[str, Any]]:
 
 
 def has_tokens(row: Mapping[str, Any]) -> bool:
-    """Whether a sample has a table of its tokens."""
+    """Return whether a sample has a table of its tokens."""
     return bool((row.get("tokens") or {}).get("text"))
 
 
@@ -221,7 +221,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _stage_order(root: Path):
-    """Sort key: order of `stages` in pipeline.yaml, then date, then name."""
+    """Return a sort key of run directories: order of `stages` in pipeline.yaml, date, name."""
     stages = _read_mapping(root / "pipeline.yaml").get("stages") or []
     names = [s.get("name", "") if isinstance(s, dict) else str(s) for s in stages]
 

@@ -1,4 +1,4 @@
-"""Several replies of a policy to each prompt, as candidates of best-of-n."""
+"""Sample several replies of a policy to each prompt, as candidates of best-of-n."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Grouping of runs by method and training seed, and the metric values of each group."""
+"""Group runs by method and training seed, and collect the metric values of each group."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlhf.evaluation.records import (
 _SEED_PART = re.compile(r"[-_.]?seed[-_=]?(\d+)", re.IGNORECASE)
 
 Setting = tuple[str, str]
-"""Environment and decoding; values are compared within one setting only."""
+"""(environment, decoding); values are compared only within one setting."""
 Episodes = dict[Hashable, list[float]]
 """Independent unit -> metric values of its episodes."""
 Method = dict[Setting, dict[int, Episodes]]
@@ -30,7 +30,7 @@ Method = dict[Setting, dict[int, Episodes]]
 def method_names(directories: Sequence[Path]) -> list[str]:
     """Return the method of each directory, named by the end of its path without seed parts.
 
-    Names have as many parts of the path as are needed to distinguish the methods.
+    Names consist of as many path components as are needed to distinguish the methods.
     """
     paths = []
     for directory in directories:
@@ -54,7 +54,7 @@ def _shortest_tails(paths: Sequence[list[str]]) -> list[str]:
 
 @dataclass(frozen=True)
 class MethodEvaluation:
-    """One evaluation, with its method and training seed."""
+    """An evaluation, with its method and training seed."""
 
     evaluation: Evaluation
     method: str
@@ -63,7 +63,7 @@ class MethodEvaluation:
 
     @property
     def is_reference(self) -> bool:
-        """Whether this is a reference policy (random or expert)."""
+        """Whether the policy is a reference policy (random or expert)."""
         return self.method in REFERENCE_POLICIES
 
 
@@ -74,7 +74,7 @@ def method_evaluations(runs: Sequence[RunRecord]) -> list[MethodEvaluation]:
     evaluation is named after the policy instead of the directory. It replaces the final evaluation
     of the training run of that name.
     """
-    # Runs that name their policies come first, so that they define the order of the table.
+    # Evaluation runs with named policies come first, because they define the order of the table.
     ordered = sorted(runs, key=lambda run: not _names_policies(run))
     pairs = [(run, e) for run in ordered for e in run.evaluations if e.episodes]
     labels = method_names([_run_directory(run, evaluation) for run, evaluation in pairs])
@@ -95,7 +95,7 @@ class MethodValues:
 
     methods: dict[str, Method]
     notes: list[str]
-    """Notes on episodes that were left out."""
+    """Notes on omitted or repeated episodes."""
     ranges: Mapping[str, tuple[float, float] | None]
     """Environment -> smallest and largest possible value, if known."""
     limits: Mapping[str, Bounds | None]

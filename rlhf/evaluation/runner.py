@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Data and rewards that every policy is evaluated on, loaded once."""
+    """Data and rewards for the evaluation of every policy, loaded once."""
 
     config: EvaluateConfig
     prompts: list[Any]
@@ -54,7 +54,7 @@ class EvaluationData:
 
 
 def run_evaluation(verb: str, config: EvaluateConfig, run: Run) -> Path:
-    """Run every evaluation in the configuration; returns the run directory."""
+    """Run every evaluation in the configuration; return the run directory."""
     data = load_data(config)
     for spec in config.policies:
         if (run.directory / "evaluation" / spec.name).exists():
@@ -156,7 +156,7 @@ def _play(
     examples: Sequence[dict[str, str]],
     counts: Counter[str],
 ) -> list[dict[str, Any]]:
-    """Return the episodes of a model, or of the environment's random or expert policy."""
+    """Play and return the episodes of a model, or of a random or expert policy."""
     config = data.config
     assert config.env is not None
     starts = evaluation_starts(config.episodes, first=config.first_episode, samples=config.samples)
@@ -190,7 +190,7 @@ def _play(
 def text_summary(losses: CompletionLosses) -> dict[str, Any]:
     """Return loss per token with an interval over examples, perplexity and bits per byte.
 
-    Unlike tokens, bytes are comparable between tokenizers.
+    Bits per byte can be compared between tokenizers, losses per token cannot.
     """
     columns = zip(losses.nats, losses.tokens, losses.bytes, strict=True)
     nats, tokens, size = np.array([row for row in columns if row[1]], dtype=float).T
@@ -204,7 +204,7 @@ def text_summary(losses: CompletionLosses) -> dict[str, Any]:
 
 
 def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:
-    """Return the accuracy of the rewards on pairs, and that of trivial baselines."""
+    """Measure the accuracy of the rewards, and of trivial baselines, on pairs."""
     pairs = logged_rows(config.pairs, "preference", what="pairs", seed=config.seed)
     train = logged_rows(config.pairs_train, "preference", what="pairs_train", seed=config.seed)
     report_on_pairs(

@@ -27,7 +27,7 @@ LOWER_IS_BETTER = frozenset(
 )
 _MOST_SUGGESTED_PAIRS = 10_000
 _FEWEST_REDRAWN = 20
-"""Smallest number of differences to resample: fewer say little about the interval's coverage."""
+"""Smallest number of differences from which coverage is simulated by resampling."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class Difference:
     decoding: str
     unit: Unit
     estimate: Interval
-    """method - baseline with its 95% interval, not corrected for several comparisons."""
+    """Mean of method - baseline with its 95% interval, not corrected for several comparisons."""
     winner: str | None
     verdict: str
     p_value: float
     """p value of the exact sign-flip test, which decides the winner."""
     coverage_normal: float | None
-    """Simulated coverage of this interval at this n for normal differences."""
+    """Simulated coverage of the interval for `n` normally distributed differences."""
     coverage_observed: float | None
-    """The same for values resampled from the observed differences; None for fewer than 20."""
+    """Simulated coverage for values resampled from the observed differences; None if n < 20."""
 
 
 @dataclass(frozen=True)
 class _Test:
-    """Test of paired differences, by `compare_means`.
+    """Test of paired differences, for `compare_means`.
 
     An exact sign-flip test decides if it can reach the level. With too few pairs for that, episodes
     and prompts have no winner. Five or more training seeds, each the mean of many episodes, are
@@ -62,11 +62,11 @@ class _Test:
     """
 
     deltas: np.ndarray
-    """[n] one difference for each unit."""
+    """[n], one difference for each unit."""
     unit: Unit
     level: float
     runs: int
-    """Number of training runs of the side that has fewer."""
+    """Number of training runs of the method with fewer runs."""
     p_value: float
     """Two-sided p value of the sign-flip test."""
 
@@ -77,12 +77,12 @@ class _Test:
 
     @property
     def too_few_runs(self) -> bool:
-        """Whether the pairs are training seeds and too few to call one method better."""
+        """Whether the units are training seeds, and too few to call one method better."""
         return self.unit == "training seeds" and self.runs < FEWEST_SEEDS
 
     @property
     def same_sign(self) -> bool:
-        """Whether one side is ahead in every pair."""
+        """Whether all differences have the same sign."""
         return abs(np.sign(self.deltas).sum()) == self.n
 
     @property
@@ -93,7 +93,7 @@ class _Test:
         if self.n < FEWEST_SEEDS or not self.same_sign:
             return False
         spread = float(self.deltas.std(ddof=1))
-        # Equal differences have no spread, so that t is undefined.
+        # Student's t is undefined if all differences are equal.
         if spread <= 1e-9 * float(np.abs(self.deltas).max()):
             return False
         t = float(np.abs(self.deltas.mean())) / spread * math.sqrt(self.n)
@@ -122,10 +122,10 @@ def compare_means(
     this needs six pairs; five training seeds of one sign are compared by Student's t.
 
     `metric` decides whether lower values are better (`LOWER_IS_BETTER`). `fewest_runs` is the
-    number of training runs of the side that has fewer, by default n: a single run paired with five
-    does not show its own training noise. `span` is the difference of the two possible values of a
-    binary outcome; it is inferred for outcomes that are all 0 or 1. `measure_coverage` simulates
-    the coverage of the interval.
+    number of training runs of the method with fewer runs, by default n; if it is 1, that method's
+    variation between training seeds is unknown. `span` is the difference of the two possible values
+    of a binary outcome; it is inferred for outcomes that are all 0 or 1. `measure_coverage`
+    simulates the coverage of the interval.
 
     Raises:
         ValueError: the lengths differ, or there are no values.

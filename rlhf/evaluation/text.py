@@ -24,7 +24,7 @@ from rlhf.rollout.plain_text import encode_text
 log = logging.getLogger(__name__)
 
 Example = tuple[list[int], list[bool]]
-"""Token ids [T] and completion mask [T]."""
+"""(token ids [T], completion mask [T])."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class CompletionLosses:
     nats: list[float]
     """Summed negative log-likelihood of each completion."""
     tokens: list[int]
-    """Tokens of each completion."""
+    """Number of tokens of each completion."""
     bytes: list[int]
-    """UTF-8 bytes of each completion's tokens."""
+    """Number of UTF-8 bytes of each completion."""
     truncated: int
-    """Rows that were truncated to the maximum length."""
+    """Number of rows that were truncated to the maximum length."""
     emptied: int
-    """Truncated rows without any completion token left."""
+    """Number of truncated rows without a remaining completion token."""
 
 
 @torch.no_grad()
@@ -53,9 +53,9 @@ def completion_losses(
         policy: the model.
         rows: canonical SFT rows; for plain text, all tokens but the first are the completion.
         max_length: maximum number of tokens of one example; the rest is truncated. Rows whose
-            prompt alone reaches it have 0 tokens, and so have rows that the chat template rejects;
-            both are counted in the log.
-        batch_size: examples in one forward pass.
+        prompt alone has this length, and rows that the chat template rejects, have 0 completion
+        tokens; the log reports their numbers.
+        batch_size: number of examples in one forward pass.
     """
     whole, changes = _encode(policy, rows)
     truncated = [any(mask[:max_length]) for ids, mask in whole if len(ids) > max_length]

@@ -20,7 +20,7 @@ _MAX_DOTS = 20
 
 @dataclass(frozen=True)
 class Series:
-    """One line; `low` and `high` draw a band around it."""
+    """A line of a chart, with a band from `low` to `high`."""
 
     name: str
     x: Sequence[float]
@@ -51,16 +51,16 @@ class Chart:
     series: Sequence[Series]
     note: str = ""
     x_label: str = "step"
-    """Short name of x, shown at the axis and with the values under the cursor."""
+    """Short name of x, shown on the axis and with the values at the cursor."""
     mark: tuple[float, str] | None = None
-    """Position and label of a vertical line."""
+    """(position, label) of a vertical line."""
     shade: tuple[float, float] | None = None
-    """Range of x to shade, such as the interval of the mark; clipped to the axis."""
+    """Range of x to shade, such as the interval of `mark`; clipped to the axis."""
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """Map from data coordinates to pixels of the view box."""
+    """Transformation from data coordinates to pixels of the view box."""
 
     x0: float
     x1: float
@@ -80,7 +80,7 @@ def panels(charts: Sequence[Chart]) -> str:
 
 
 def draw(chart: Chart) -> str:
-    """Return panel as an HTML figure; a chart without points shows a message instead of axes."""
+    """Return a chart as an HTML figure; a chart without points has a message instead of axes."""
     lines = [_thinned(series) for series in chart.series if series.x]
     heading = f"<b>{esc(chart.title)}</b>{_legend(lines, chart.title)}"
     title = f"<figcaption>{heading}</figcaption>"
@@ -103,9 +103,9 @@ def draw(chart: Chart) -> str:
 
 
 def ticks(low: float, high: float, count: int = 4, *, whole: bool = False) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten) inside [low, high], low < high.
+    """Return about `count` round numbers (1, 2 or 5 times a power of ten) in [low, high].
 
-    With `whole`, all are integers, for steps.
+    With `whole`, all numbers are integers, for axes of steps.
     """
     raw = (high - low) / max(1, count)
     if whole:
@@ -120,7 +120,7 @@ def _frame(lines: Sequence[Series]) -> _Frame:
     xs = [x for s in lines for x in s.x]
     ys = [y for s in lines for y in (*s.y, *s.low, *s.high)]
     x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
-    # Losses, lengths and shares are read against 0 when 0 is near.
+    # The axis of losses, lengths and shares includes 0 if 0 is near.
     if 0 < y0 < 0.35 * y1:
         y0 = 0.0
     pad = 0.06 * (y1 - y0) or 0.5 * abs(y1) or 1.0
@@ -177,7 +177,7 @@ def _mark(x: float, label: str, frame: _Frame) -> str:
 
 
 def _line(series: Series, frame: _Frame) -> str:
-    """Return line with its last point; a short line has all points, a long one is also smoothed."""
+    """Draw a line with its last point; a short line with all points, a long one also smoothed."""
     color, values, parts = esc(series.color), series.y, []
     if len(series.x) >= _MIN_SMOOTHED:
         raw = _path(series.x, series.y, frame)
@@ -233,7 +233,7 @@ def _payload(chart: Chart, lines: Sequence[Series], frame: _Frame) -> str:
 
 
 def _thinned(series: Series) -> Series:
-    """Reduce to about 300 points: the minimum and maximum of each bin, which keeps spikes."""
+    """Reduce a line to about 300 points, the minimum and maximum of each bin, to keep spikes."""
     size = len(series.x)
     if size <= _MAX_POINTS:
         return series

@@ -30,8 +30,8 @@ _IGNORED_PREFIXES = ("time/", "tokens/")
 def write_comparison_report(run_dirs: Sequence[str | Path], path: str | Path) -> Path:
     """Write one page for several runs to `path`, and its tables to `<stem>_tables/`.
 
-    Runs whose paths differ only in a part such as `seed3` are training seeds of one method: its
-    curve is their mean with a 95% t band.
+    Runs whose paths differ only in a part such as `seed3` are training seeds of one method: the
+    method's curve is the mean over seeds with a 95% t band.
 
     Raises:
         UserError: a folder contains no run.
@@ -72,7 +72,7 @@ def _runs_by_method(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def _evaluates_others(run: RunRecord) -> bool:
-    """Return whether a run is one of `rlhf evaluate`, whose policies are the methods."""
+    """Return whether `rlhf evaluate` wrote a run, so that its policies are the methods."""
     policies = {evaluation.describe("policy") for evaluation in run.evaluations}
     return "policies" in run.config or (bool(policies) and policies <= {*REFERENCE_POLICIES})
 
@@ -115,7 +115,7 @@ def _header(title: str, counts: Mapping[str, int], colors: Mapping[str, str]) ->
 
 
 def method_tiles(facts: Mapping[str, str], colors: Mapping[str, str]) -> str:
-    """Return a tile for each method, in its color and with one fact about it, as HTML."""
+    """Return an HTML tile for each method, with its color, its name and one fact."""
     tiles = "".join(
         f'<li class="{colors[name]}"><b>{label_html(name)}</b><span>{esc(fact)}</span></li>'
         for name, fact in facts.items()
@@ -155,7 +155,7 @@ def metric_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
 
 
 def seed_band(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[Interval]]:
-    """Return the steps that all runs logged, and the mean with its interval at each step."""
+    """Return the common steps of all runs, and the mean with its interval at each step."""
     by_run = [dict(zip(*run.series(key), strict=True)) for run in runs]
     by_run = [values for values in by_run if values]
     if not by_run:
@@ -165,7 +165,7 @@ def seed_band(runs: Sequence[RunRecord], key: str) -> tuple[list[float], list[In
 
 
 def _curves(methods: Mapping[str, Sequence[RunRecord]], colors: Mapping[str, str]) -> str:
-    """Draw all metrics; those of a single method are folded, constant ones are text."""
+    """Draw all metrics; metrics of one method only are folded, constant metrics are text."""
     shared, alone, constant = [], [], []
     for key in _keys(methods):
         bands = {name: seed_band(runs, key) for name, runs in methods.items()}
@@ -200,7 +200,7 @@ def _is_constant(line: Series) -> bool:
 
 
 def _level(lines: Sequence[Series]) -> str:
-    """Return the common value, `0.01`, or that of each method, `0.01 (PPO), 0.05 (RLOO)`."""
+    """Return the common value, such as `0.01`, or each method's: `0.01 (PPO), 0.05 (RLOO)`."""
     levels = [short_number(line.y[0]) for line in lines]
     if len(set(levels)) == 1:
         return levels[0]

@@ -1,4 +1,4 @@
-"""Panels of a report and the metrics that they show."""
+"""Select the metrics of a run for the chart panels of a report."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def reward_charts(run: RunRecord) -> list[Chart]:
 
 
 def learning_charts(run: RunRecord) -> tuple[list[Chart], list[str]]:
-    """Return the panels of all logged metrics, and the constant ones as text."""
+    """Return the panels of all logged metrics, and the constant metrics as text."""
     panels = [(title, _lines(run, keys)) for title, keys in _PANELS]
     components = _components(run)
     if len(components) > 1:
@@ -101,7 +101,7 @@ def _lines(run: RunRecord, keys: Sequence[tuple[str, str]]) -> list[Series]:
     lines = []
     for key, name in keys:
         x, y = run.series(key)
-        # A share that is always zero, or equals the previous line, carries no information.
+        # Omit a share that is always zero or equals the previous line.
         repeated = any(line.y == y for line in lines)
         if x and (any(y) or len(keys) == 1) and not repeated:
             lines.append(Series(name, x, y, color=f"c{len(lines) % 6 + 1}"))

@@ -1,4 +1,4 @@
-"""Forest plots: estimates with intervals on a common scale, as plain HTML that reflows."""
+"""Forest plots: estimates with intervals on a common scale, as HTML without SVG."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlhf.stats import Interval
 
 @dataclass(frozen=True)
 class Line:
-    """One row of the chart."""
+    """One row of a forest plot."""
 
     name: str
     detail: str

@@ -21,10 +21,10 @@ _ACRONYMS = re.compile(
 
 _NAME_COLUMNS = frozenset({"stage", "policy", "difference", "verdict"})
 _RANGE_COLUMNS = frozenset({"range"})
-"""Columns whose text consists of numbers."""
+"""Columns whose text cells contain numbers."""
 
 _MIN_WIDE_COLUMNS = 8
-"""Number of columns from which the plain cells of a single row move to the caption."""
+"""A table of one row with at least this many columns moves its plain cells to the caption."""
 
 _NUMERAL = re.compile(r"[\d.]+%?")
 
@@ -33,10 +33,10 @@ Cell = str | int | float | Interval | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under column names; an Interval becomes three columns in the CSV."""
+    """A table with column names; an Interval becomes three columns in the CSV file."""
 
     slug: str
-    """File name without ending."""
+    """File name of the downloads, without extension."""
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
@@ -58,7 +58,7 @@ class Table:
         return f'<div class="table" tabindex="0">{table}</div>{self._caption()}{save}'
 
     def _link(self, ending: str) -> str:
-        """Link that saves the whole table, including folded columns, from a data URL."""
+        """Return a link that saves the whole table, including folded columns, from a data URL."""
         text = self.to_csv() if ending == "csv" else self.to_json()
         encoded = base64.b64encode(text.encode(errors="backslashreplace")).decode()
         kind = {"csv": "text/csv", "json": "application/json"}[ending]
@@ -84,8 +84,9 @@ class Table:
     def _folded(self, column: int) -> bool:
         """Return whether a column moves to the caption.
 
-        It does if all of several rows are equal, or in a wide single row if the cell is text or a
-        constant. A column with a numeric name, as in a profile, is a point of a curve and stays.
+        A column moves if all of several rows are equal, or, in a wide table of one row, if the cell
+        is text or a constant. A column with a numeric name, as in a profile, is a point of a curve
+        and does not move.
         """
         if _NUMERAL.fullmatch(self.columns[column]):
             return False
@@ -136,12 +137,12 @@ class Table:
 
 
 def esc(text: object) -> str:
-    """Text for HTML, quotes included; control codes and reordering marks are shown as escapes."""
+    """Escape text, including quotes, for HTML; control and reordering characters become escapes."""
     return html.escape(visible(str(text)))
 
 
 def breakable(text: str) -> str:
-    """Escaped text that may break after a slash, underscore or dot, as long paths and ids must."""
+    """Return escaped text with possible line breaks after slashes, underscores and dots."""
     return re.sub(r"([/\\_.])(?=\w)", r"\1<wbr>", esc(text))
 
 
@@ -156,7 +157,7 @@ def label_html(text: str) -> str:
 
 
 def sentence_html(text: str) -> str:
-    """Escaped sentence: a capital first letter, acronyms in capitals, code between backticks."""
+    """Return an escaped sentence with a capital first letter, acronyms and code in backticks."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", label_html(text[:1].upper() + text[1:]))
 
 
@@ -166,7 +167,7 @@ def minus(text: str) -> str:
 
 
 def number(value: float) -> str:
-    """Return `decimal` with a minus sign instead of the hyphen."""
+    """Return a number formatted by `decimal`, with a minus sign instead of the hyphen."""
     return decimal(value).replace("-", "−")
 
 

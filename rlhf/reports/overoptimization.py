@@ -1,4 +1,4 @@
-"""Section on over-optimization: proxy and gold over √KL, fitted curves and predicted peaks."""
+"""Report section on overoptimization: proxy and gold over √KL, fits and predicted peaks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROXY_NAMES = {
     "worst": "the ensemble's minimum",
     "uncertainty": "the ensemble's mean minus its variance",
 }
-"""Way of combining proxies -> its name on pages and in verdicts."""
+"""Method of combining proxies -> its name on pages and in verdicts."""
 
 Result = Mapping[str, Any]
 
@@ -55,7 +55,7 @@ def overoptimization_tables(results: Sequence[Result]) -> list[Table]:
 
 
 def _by_distance(row: Result, key: str, name: str, color: str) -> Series:
-    """Return a curve over sqrt(KL), sorted by distance, which need not increase with every step."""
+    """Return a curve over sqrt(KL), sorted by sqrt(KL), which can decrease from step to step."""
     d = _distances(row)
     order = sorted(range(len(d)), key=d.__getitem__)
     return band(name, [d[i] for i in order], [row[key][i] for i in order], color)
@@ -67,7 +67,7 @@ def _fitted(fit: Result, start: float, color: str = "c2") -> Series:
 
 
 def _peak(fit: Result) -> tuple[tuple[float, str] | None, tuple[float, float] | None]:
-    """Return the mark of the predicted peak and its shaded interval; None outside the data."""
+    """Return the mark of the predicted peak and its shaded interval; None if outside the data."""
     peak, far = fit["peak"], fit["furthest"]
     at = peak["mean"]
     mark = (at, "predicted peak") if at is not None and at <= far else None
@@ -134,7 +134,7 @@ def _several(title: str, rows: Sequence[Result], name: Any) -> Chart:
 
 
 def _curve(row: Result, name: str, color: str, *, key: str = "gold") -> Series:
-    """Return a line of the means under `key`, over sqrt(KL)."""
+    """Return a line of the means of `key` over sqrt(KL)."""
     return Series(name, _distances(row), [item["mean"] for item in row[key]], color)
 
 

@@ -8,12 +8,12 @@ from importlib.resources import files
 
 from rlhf.reports.markup import contents, esc
 
-# The browser blocks all requests and every script but the page's own, which it knows by its hash.
+# The policy blocks all requests and all scripts except the page's own, identified by its hash.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src '{hash}'; img-src data:"
 
 
 def page(title: str, body: str) -> str:
-    """Complete HTML document, with a table of contents below the header that `body` begins with."""
+    """Return an HTML document with `body`; a table of contents follows the header in `body`."""
     head, closing, rest = body.partition("</header>")
     body = f"{head}{closing}{contents(body)}{rest}"
     home = files("rlhf.reports")

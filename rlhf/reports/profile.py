@@ -1,4 +1,4 @@
-"""Tables of time and throughput."""
+"""Report tables of time and throughput."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def comparisons(
 
 
 def verdict_list(comparison: Comparison) -> str:
-    """List of verdicts, colored by the winner."""
+    """Return the verdicts as an HTML list, colored by winner."""
     items = [
         verdict_item(
             d, comparison.metric, {d.method: "good", d.baseline: "bad"}.get(d.winner or "")
@@ -72,7 +72,7 @@ def score_forests(
     limits: Mapping[str, Bounds],
     colors: Mapping[str, str] | None = None,
 ) -> str:
-    """Draw a forest plot for each environment and decoding, with random and optimal value.
+    """Draw a forest plot for each environment and decoding, with the random and the optimal value.
 
     `limits` are the bounds by environment, and `colors` the CSS color classes by method; by default
     all methods have the same color.
@@ -185,7 +185,7 @@ def difference_table(comparisons: Sequence[Comparison]) -> Table:
 
 
 def notes(comparisons: Sequence[Comparison]) -> str:
-    """Return the measured coverage and notes on what was left out."""
+    """Return the measured coverage and the notes on omitted data, as HTML."""
     worst = min((d for c in comparisons[:1] for d in c.differences), key=_coverage, default=None)
     lines = [coverage] if worst and (coverage := coverage_text(worst)) else []
     lines += [note for c in comparisons for note in c.notes]
@@ -204,9 +204,9 @@ def known_bounds(runs: Sequence[RunRecord]) -> dict[str, Bounds]:
 
 
 def _metrics(evaluation: Evaluation) -> dict[str, Interval]:
-    """Return the metrics in the summary; those missing there are computed from the episodes.
+    """Return the metrics in the summary; missing metrics are computed from the episodes.
 
-    Summaries of 0.1.0 have no unit and counted each episode as one, so they are computed again.
+    Summaries of 0.1.0 treat each episode as a unit, so their metrics are computed again.
     """
     summary = evaluation.summary.get("metrics") or {}
     metrics = {key: estimate_of(value) for key, value in summary.items() if value}

@@ -1,4 +1,4 @@
-"""Section of a page on rewards: accuracy, baselines, slices, calibration, stress tests."""
+"""Report section on rewards: accuracy, baselines, slices, calibration, stress tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_reward_report(evaluation: Evaluation) -> bool:
 
 
 def reward_quality(runs: Sequence[RunRecord]) -> str:
-    """Return the reports on rewards as HTML.
+    """Return the section with the reports on rewards, as HTML.
 
     For one run the whole report is shown, for several runs only accuracy and findings.
     """

@@ -49,7 +49,7 @@ def write_report(directory: str | Path) -> Path:
     tables += [*reward_tables(runs), *overoptimization_tables(read_results(runs))]
     tables += profile_tables(runs)
     save_tables(root / "report_tables", tables)
-    # The curves exist as JSON already, in metrics.jsonl.
+    # The curves are already available as JSON, in metrics.jsonl.
     save_curves(root / "report_tables", runs)
     target = root / REPORT
     title = root.resolve().name

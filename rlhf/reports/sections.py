@@ -81,7 +81,7 @@ def learning_section(runs: Sequence[RunRecord]) -> str:
 
 
 def what_was_run(runs: Sequence[RunRecord]) -> str:
-    """Return command, versions and configuration of every stage, folded, as HTML."""
+    """Return command, versions and configuration of every stage, as folded HTML."""
     parts = []
     for run in runs:
         facts = "".join(f"<dt>{esc(k)}</dt><dd>{esc(v)}</dd>" for k, v in _facts(run))
@@ -96,7 +96,7 @@ def what_was_run(runs: Sequence[RunRecord]) -> str:
 
 
 def _stage(run: RunRecord) -> list[str]:
-    """Return the known facts: `from sft`, `text/PreferenceBandit-v0`, `120 steps · 45 s`."""
+    """Return facts about a stage: `from sft`, `text/PreferenceBandit-v0`, `120 steps · 45 s`."""
     steps = max((row["step"] for row in run.metrics if is_number(row.get("step"))), default=0)
     effort = [plural(int(steps), "step")] if steps else []
     effort += [duration(_seconds(run))] if _seconds(run) >= 1 else []

@@ -1,4 +1,4 @@
-"""Tables of a report as files: one CSV file each, and one JSON file for all."""
+"""Save the tables of a report: a CSV file for each table, and a JSON file for all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AXES = ("step", "time")
 
 
 def save_curves(folder: Path, runs: Sequence[RunRecord]) -> None:
-    """`curves.csv` with all logged metrics in long form, written row by row."""
+    """Write `curves.csv` with all logged metrics in long form, row by row."""
     with atomic_path(folder / "curves.csv") as partial, partial.open("w", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["stage", "step", "metric", "value"])
@@ -33,7 +33,7 @@ def save_curves(folder: Path, runs: Sequence[RunRecord]) -> None:
 
 
 def logged_keys(run: RunRecord) -> list[str]:
-    """Metrics that a run logged, in order of their first row."""
+    """Return the metrics that a run logged, in order of first appearance."""
     return [key for key in dict.fromkeys(k for row in run.metrics for k in row) if key not in _AXES]
 
 

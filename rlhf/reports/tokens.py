@@ -1,4 +1,4 @@
-"""Training transcripts by token, shaded by one quantity; the pointer shows all quantities."""
+"""Training transcripts with each token shaded by one quantity; hovering shows all quantities."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def _quantities(row: Mapping[str, Any]) -> list[str]:
 
 
 def _card(row: Mapping[str, Any]) -> str:
-    """Return the conversation, with sampled replies split into tokens."""
+    """Return a conversation as HTML, with sampled replies split into tokens."""
     table, messages = row["tokens"], row.get("messages") or []
     replies = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
     turns = sorted(set(table["turn"]))
-    sampled = replies[max(0, len(replies) - 1 - max(turns)) :]  # earlier ones are in the prompt
+    sampled = replies[max(0, len(replies) - 1 - max(turns)) :]  # earlier replies are in the prompt
     turn_of = {sampled[t]: t for t in turns if t < len(sampled)}
     data = json.dumps(
         {name: [v if is_number(v) else None for v in table[name]] for name in _quantities(row)}

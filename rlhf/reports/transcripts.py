@@ -46,8 +46,8 @@ def across_methods(runs: Sequence[RunRecord], comparison: Comparison) -> str:
     """Return cards that show the episodes of one evaluation seed for every method, as HTML.
 
     The evaluation seeds are selected by the difference between the last and the first method. The
-    episodes are those of the smallest training seed that all methods have. If there is no such
-    seed, each method shows its first one.
+    episodes are those of the smallest training seed that all methods have. Without such a seed,
+    each method's smallest training seed is used.
     """
     columns = _episodes_by_method(runs)
     if len(columns) < 2:
@@ -126,7 +126,7 @@ def _common(replies: Sequence[Reply]) -> int:
 
 
 def _spread(changes: list[tuple[float, int]]) -> list[tuple[str, int]]:
-    """Return description and seed of the best, two typical and the worst case."""
+    """Return (description, seed) of the largest, two typical and the smallest change."""
     order = sorted(changes, key=lambda pair: (-pair[0], pair[1]))
     if len(order) <= _MAX_CASES:
         return [(_change(delta), seed) for delta, seed in order]

@@ -1,11 +1,11 @@
-"""Point estimates with confidence intervals, and tests of paired differences.
+"""Compute point estimates with confidence intervals, and test paired differences.
 
-The package imports numpy and `scipy.special` only, so that every other package may import it.
+The package imports only numpy and `scipy.special`, so every other package may import it.
 `rlhf.stats.aggregates` has the aggregates of a benchmark, `rlhf.stats.samples` pass@k and
 best-of-n, `rlhf.stats.power` sample sizes.
 
 If no interval has acceptable coverage at a sample size, none is returned and `Interval.needs` gives
-the reason. The measured coverage is in `docs/statistics.md` (`tests/stats`).
+the reason. `docs/statistics.md` lists the measured coverage, which `tests/stats` verifies.
 """
 
 from rlhf.stats.interval import ALL_EQUAL, interval, ratio_interval

@@ -36,8 +36,9 @@ def aggregate_interval(
 ) -> Interval:
     """Return `statistic` of scores [runs, tasks] with an interval over the runs of each task.
 
-    The mean and the optimality gap are means of (clipped) scores and have the interval of a mean.
-    Other statistics have a stretched bootstrap interval that resamples the runs within each task.
+    The interval of the mean and of the optimality gap is that of a mean of (clipped) scores. The
+    interval of other statistics is a stretched bootstrap interval; runs are resampled within each
+    task.
     """
     table = _table(scores)
     runs = table.shape[0]
@@ -59,7 +60,7 @@ def sample_efficiency(
 ) -> list[Interval]:
     """Return the interquartile mean at each step of curves [runs, tasks, steps].
 
-    Whole curves are resampled, so that neighboring steps share their runs and the band is smooth.
+    Whole curves are resampled, so all steps use the same runs and the band is smooth.
     """
     data = np.asarray(curves, dtype=float)
     if data.ndim != 3:
@@ -72,11 +73,11 @@ def sample_efficiency(
 def stretched_interval(
     value: float, replicates: np.ndarray, units: int, freedom: float, level: float = 0.95
 ) -> Interval:
-    """Percentile interval of bootstrap `replicates` [repetitions], widened for small samples.
+    """Return the percentile interval of bootstrap replicates [repetitions], widened for small n.
 
-    A percentile interval over 5 units covers 83 to 91%. It is widened about the point estimate by
-    sqrt(n / (n - 1)) t / z with n `units` and `freedom` degrees of freedom of t, which for a mean
-    of one task gives the t interval. There is no interval for fewer than five units.
+    A percentile interval over 5 units has a coverage of 83 to 91%. It is widened about the point
+    estimate by sqrt(n / (n - 1)) t / z with n `units` and `freedom` degrees of freedom of t, which
+    for a mean of one task gives the t interval. There is no interval for fewer than five units.
     """
     if missing := too_few_units(units):
         return Interval.without(value, units, missing)
@@ -93,12 +94,12 @@ def stretched_interval(
 
 
 def mean(scores: ArrayLike) -> np.ndarray:
-    """Return the mean over runs and tasks. [..., runs, tasks] -> [...]"""
+    """Return the mean over runs and tasks, [..., runs, tasks] -> [...]."""
     return _scores(scores).mean(axis=(-2, -1))
 
 
 def iqm(scores: ArrayLike) -> np.ndarray:
-    """Return interquartile mean: middle half of all runs x tasks. [..., runs, tasks] -> [...]"""
+    """Return the mean of the middle half of all scores, [..., runs, tasks] -> [...]."""
     table = _scores(scores)
     flat = table.reshape(*table.shape[:-2], -1)
     first = flat.shape[-1] // 4
@@ -107,19 +108,19 @@ def iqm(scores: ArrayLike) -> np.ndarray:
 
 
 def optimality_gap(scores: ArrayLike) -> np.ndarray:
-    """Return the mean shortfall below 1; scores above 1 count as 1. [..., runs, tasks] -> [...]"""
+    """Return the mean of 1 - min(score, 1), [..., runs, tasks] -> [...]."""
     return 1.0 - np.minimum(_scores(scores), 1.0).mean(axis=(-2, -1))
 
 
 def performance_profile(scores: ArrayLike, thresholds: ArrayLike) -> np.ndarray:
-    """Return share of runs scoring above each threshold. [..., runs, tasks] -> [..., thresholds]"""
+    """Return the share of scores above each threshold, [..., runs, tasks] -> [..., thresholds]."""
     table = _scores(scores)
     above = table[..., None] > np.asarray(thresholds, dtype=float)
     return above.mean(axis=(-3, -2))
 
 
 def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> np.ndarray:
-    """P(a run of `first` scores higher than one of `second`), averaged over tasks; ties count half.
+    """Return P(a score of `first` exceeds one of `second`), a mean over tasks; ties count half.
 
     The numbers of runs may differ: [..., runs, tasks] and [..., other runs, tasks] -> [...].
     """
@@ -133,8 +134,8 @@ def probability_of_improvement(first: ArrayLike, second: ArrayLike) -> np.ndarra
 def improvement_interval(first: ArrayLike, second: ArrayLike, *, level: float = 0.95) -> Interval:
     """Return `probability_of_improvement` with an exact interval inside [0, 1].
 
-    For a given probability, the largest possible variance in each task is that of a share of as
-    many runs as the smaller side has (Birnbaum & Klose 1957). The interval is that of such a share.
+    In each task, the variance is at most that of a share of n runs, with n the smaller of the two
+    numbers of runs (Birnbaum & Klose 1957). The interval is that of such a share.
     """
     left, right = _table(first), _table(second)
     probability = float(probability_of_improvement(left, right))
@@ -147,7 +148,7 @@ def improvement_interval(first: ArrayLike, second: ArrayLike, *, level: float = 
 
 
 def _bootstrap(table: np.ndarray, statistic: Statistic, runs: np.ndarray, level: float) -> Interval:
-    """Stretched interval of `statistic` from the resampled `runs` [repetitions, runs, tasks]."""
+    """Return the stretched interval of a statistic; `runs` is [repetitions, runs, tasks]."""
     count = table.shape[0]
     replicates = statistic(np.take_along_axis(table[None], runs, axis=1))
     freedom = float(stratified_moments(table).freedom) if count > 1 else 1.0
@@ -155,7 +156,7 @@ def _bootstrap(table: np.ndarray, statistic: Statistic, runs: np.ndarray, level:
 
 
 def _resampled_runs(table: np.ndarray, rng: np.random.Generator, repetitions: int) -> np.ndarray:
-    """Return the indices of resampled runs, drawn for each task. [repetitions, runs, tasks]"""
+    """Return indices of resampled runs, drawn for each task, [repetitions, runs, tasks]."""
     return rng.integers(0, table.shape[0], size=(repetitions, *table.shape))
 
 

@@ -1,4 +1,4 @@
-"""Confidence interval of a mean, given values and their independent units."""
+"""Compute the confidence interval of a mean, given values and their independent units."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def interval(
     """Return the mean of `values` with a confidence interval over independent units.
 
     * A share has an exact interval for any number of units. If each unit is a mean of several
-      samples and the interval of a mean exists, that narrower interval is used, clipped to [0, 1].
-    * Any other mean needs five units, and five units that differ from the most common value:
-      otherwise the spread is unknown. Its interval is Student's t, corrected for skewness.
-    * Counts that are all equal have an exact (Poisson) interval for further, unseen counts.
+    samples, the interval of a mean is used instead if it is narrower, clipped to [0, 1].
+    * Any other mean has Student's t interval, corrected for skewness. This interval requires five
+    units, and five units that differ from the most common value, because otherwise the spread is
+    unknown.
+    * The mean of counts that are all equal has an exact (Poisson) interval.
 
     Args:
         values: [n] finite numbers.
@@ -48,7 +49,7 @@ def interval(
         kind: "share" for outcomes in [0, 1], "count" for whole numbers, "mean" for anything else;
             "auto" treats values that are all 0 or 1 as a share.
         bounds: smallest and largest possible value, if known.
-        weigh: whether each unit or each value has equal weight in the mean.
+        weigh: "units" or "values": the elements that have equal weight in the mean.
         level: confidence level.
 
     Raises:
@@ -98,11 +99,11 @@ def ratio_interval(
 def _share_interval(
     point: float, units: np.ndarray, sizes: np.ndarray, low: float, high: float, level: float
 ) -> Interval | None:
-    """Return the exact interval of outcomes in [low, high]; None if a mean's is narrower."""
+    """Return the exact interval of outcomes in [low, high]; None if that of a mean is narrower."""
     shares = (units - low) / (high - low)
     if not is_share(shares) and not no_interval_reason(units):
         return None
-    # Values of one cluster may all agree, so that unequal clusters count as fewer, equal ones.
+    # Values of one cluster may be equal, so unequal clusters are replaced by fewer equal ones.
     effective = sizes.sum() ** 2 / (sizes**2).sum()
     share = min(1.0, max(0.0, (point - low) / (high - low)))
     ends = mid_p_bounds(share * effective, effective, level=level)

@@ -15,7 +15,7 @@ BLOCKS = 100
 """Largest number of blocks of units; more blocks cost time and do not improve the interval."""
 
 FEWEST_UNITS = 20
-"""Smallest number of units for an interval: with 10, the interval of a macro-F1 covers 83%."""
+"""Smallest number of units for an interval; with 10 units, its coverage for a macro-F1 is 83%."""
 
 Scale = Literal["identity", "logit", "log", "fisher"]
 
@@ -34,7 +34,7 @@ def jackknife(
     scale: Scale = "identity",
     level: float = 0.95,
 ) -> Interval:
-    """Statistic of rows with an interval over clusters: Student's t on jackknife pseudo-values.
+    """Return a statistic of rows with an interval over clusters, from jackknife pseudo-values.
 
     The interval is computed on a scale on which the statistic is approximately normal and is mapped
     back, so that it stays inside the statistic's range. There is no interval at an end of the range
@@ -53,7 +53,7 @@ def jackknife(
     if units < FEWEST_UNITS:
         return Interval.without(point, units, f"{units} units, an interval needs {FEWEST_UNITS}")
     forward, backward = _SCALES[scale]
-    # The order of clusters is arbitrary, so that consecutive ones go to different blocks.
+    # Assign consecutive clusters to different blocks, because their order may be meaningful.
     blocks = codes % min(units, BLOCKS)
     with np.errstate(divide="ignore", invalid="ignore"):
         center = float(forward(point))
@@ -72,7 +72,7 @@ def jackknife(
 
 
 def weighted_sum(parts: Sequence[Interval], weights: Sequence[float]) -> Interval:
-    """Sum of independent estimates, each with its own interval: MOVER (Zou & Donner 2008).
+    """Return the sum of independent estimates with a MOVER interval (Zou & Donner 2008).
 
     The distance from the sum to a bound is the square root of the summed squares of the parts'
     distances to their bounds, so that shares of exactly 0 or 1 contribute their uncertainty. The

@@ -1,4 +1,4 @@
-"""Interval of a mean of arbitrary values: Student's t, corrected for skewness."""
+"""Compute the interval of a mean of arbitrary values: Student's t, corrected for skewness."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ CORRECTED = "t, corrected for skewness"
 
 
 class Moments(NamedTuple):
-    """Moments that determine the interval of a mean; arrays of one shape."""
+    """Moments that determine the interval of a mean; all arrays have the same shape."""
 
     mean: np.ndarray
     error: np.ndarray
     """Standard error of the mean."""
     skewness: np.ndarray
-    """Third standardized moment of the estimator: that of a value divided by sqrt(n)."""
+    """Skewness of the mean: the skewness of a value divided by sqrt(n)."""
     freedom: np.ndarray
     """Degrees of freedom of the standard error."""
 
 
 def moments_of(values: np.ndarray) -> Moments:
-    """Return the moments of the mean of independent values. [..., n] -> [...], n at least 2"""
+    """Return the moments of the mean of n >= 2 independent values, [..., n] -> [...]."""
     n = values.shape[-1]
     mean = values.mean(axis=-1)
     centered = values - mean[..., None]
@@ -37,7 +37,7 @@ def moments_of(values: np.ndarray) -> Moments:
 
 
 def stratified_moments(scores: np.ndarray) -> Moments:
-    """Return moments of the mean over tasks of their means over runs. [..., runs, tasks] -> [...]
+    """Return moments of the mean over tasks of means over runs, [..., runs, tasks] -> [...].
 
     The degrees of freedom are Satterthwaite's, because the tasks' variances differ.
     """
@@ -54,12 +54,12 @@ def stratified_moments(scores: np.ndarray) -> Moments:
 
 
 def bounds_from(moments: Moments, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper bounds [...] of a mean.
+    """Return lower and upper bounds [...] of a mean from its moments.
 
     The bounds enclose both Student's t interval and the interval of Hall's (1992) cubic
-    transformation, which shifts the bounds toward the long tail: for skewed values, t alone covers
-    83 to 90%. The sample skewness underestimates the population's, so it is scaled up. Each side is
-    at most two to three times as long as that of t.
+    transformation, which shifts the bounds toward the long tail: for skewed values, the coverage of
+    t alone is 83 to 90%. The sample skewness underestimates the population's, so it is scaled up.
+    Each half of the interval is limited to two to three times that of t.
     """
     units = moments.freedom + 1
     quantile = special.stdtrit(moments.freedom, (1 + level) / 2)
@@ -71,7 +71,7 @@ def bounds_from(moments: Moments, *, level: float = 0.95) -> tuple[np.ndarray, n
 
 
 def mean_bounds(values: np.ndarray, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper bounds of the mean of independent values. [..., n] -> [...], n at least 2"""
+    """Return lower and upper bounds of the mean of n >= 2 independent values, [..., n] -> [...]."""
     return bounds_from(moments_of(values), level=level)
 
 

@@ -1,4 +1,4 @@
-"""Paired differences: exact sign-flip test and confidence interval."""
+"""Analyze paired differences: exact sign-flip test and confidence interval."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ ENUMERATED = 30
 def sign_flip_test(differences: ArrayLike) -> float:
     """Return the two-sided p value of Fisher's exact sign-flip test of `differences` [n].
 
-    If both sides of every pair are exchangeable, each difference has either sign with equal
-    probability. p is the share of all 2^n assignments of signs whose sum is at least as far from 0
-    as the observed sum. Up to 30 nonzero differences are enumerated (meet in the middle). Equal
-    magnitudes have a binomial distribution for any n. Beyond that, an Edgeworth expansion with the
-    fourth cumulant is used, which differs from the enumeration by less than 0.002.
+    If the two values of every pair are exchangeable, each difference has either sign with equal
+    probability. The p value is the share of all 2^n assignments of signs whose sum is at least as
+    far from 0 as the observed sum. For up to 30 nonzero differences, all assignments are enumerated
+    (meet in the middle). For equal magnitudes, the distribution is binomial. Otherwise an Edgeworth
+    expansion with the fourth cumulant is used, which differs from the enumeration by less than
+    0.002.
 
     Returns:
         The p value; 1.0 if all differences are 0.
@@ -56,15 +57,15 @@ def difference(
 ) -> Interval:
     """Return the mean of first[i] - second[i] with a confidence interval over independent units.
 
-    Differences of shares have the adjusted Wald interval for any number of pairs; others have that
-    of `interval`, which needs five pairs.
+    Differences of shares have the adjusted Wald interval for any number of pairs; others have the
+    interval of `interval`, which needs five pairs.
 
     Args:
         first: [n] values.
         second: [n] values to subtract, in the same order.
         clusters: [n] independent unit of each pair; by default every pair is a unit.
-        kind: "share" if both sides are outcomes in [0, 1]; "auto" treats values that are all 0 or 1
-            as shares.
+        kind: "share" if the values are outcomes in [0, 1]; "auto" treats values that are all 0 or 1
+        as shares.
         level: confidence level.
 
     Raises:
@@ -105,7 +106,7 @@ def _binomial(observed: int, n: int) -> float:
 
 
 def _enumerated(sizes: np.ndarray, observed: float) -> float:
-    """Return the two-sided p value by enumeration of all assignments of signs, in two halves."""
+    """Return the two-sided p value, by enumerating the sign assignments of two halves."""
     half = sizes.size // 2
     left, right = _signed_sums(sizes[:half]), np.sort(_signed_sums(sizes[half:]))
     slack = 1e-9 * float(sizes.sum())
@@ -123,7 +124,7 @@ def _signed_sums(sizes: np.ndarray) -> np.ndarray:
 
 
 def _approximated(sizes: np.ndarray, observed: float) -> float:
-    """Return the Edgeworth expansion of the tail of a sum of random signs; odd cumulants are 0."""
+    """Return the two-sided p value by an Edgeworth expansion, whose odd cumulants are 0."""
     variance = float((sizes**2).sum())
     excess = -2 * float((sizes**4).sum()) / variance**2
     z = observed / math.sqrt(variance)

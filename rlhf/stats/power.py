@@ -1,4 +1,4 @@
-"""Sample sizes: power of a paired comparison, and simulated coverage of the interval of a mean."""
+"""Plan sample sizes: power of a paired comparison, and simulated coverage of an interval."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MOST_PAIRS = 10_000_000
 
 @dataclass(frozen=True)
 class SampleSize:
-    """Smallest experiment that detects a difference with the required power."""
+    """Size of the smallest experiment that detects a difference with the required power."""
 
     seeds: int
-    """Training seeds (pairs of runs), or pairs of episodes if the training seed is fixed."""
+    """Number of training seeds (pairs of runs), or of pairs of episodes for fixed models."""
     episodes: int
-    """Evaluation episodes for each seed."""
+    """Number of evaluation episodes for each training seed."""
     power: float
     """Probability that the interval of the paired difference excludes 0."""
 
@@ -59,7 +59,7 @@ def sample_size(
         difference: mean difference to detect.
         seed_sd: standard deviation of the paired difference between seeds.
         episode_sd: standard deviation of the paired difference of one episode.
-        episodes: evaluation episodes for each seed.
+        episodes: number of evaluation episodes for each training seed.
         power: required probability of detection.
         level: one minus the significance level.
 

@@ -14,11 +14,11 @@ class Interval:
     low: float
     high: float
     units: int
-    """Independent units behind the estimate: prompts, start states, episodes or training seeds."""
+    """Number of independent units: prompts, start states, episodes or training seeds."""
     method: str = ""
-    """How the interval was computed; empty if there is none."""
+    """Method that computed the interval; empty if there is none."""
     needs: str = ""
-    """If there is no interval: the reason, in a few words."""
+    """Reason why there is no interval, such as "5 units"; empty if there is one."""
 
     @classmethod
     def without(cls, value: float, units: int, needs: str) -> Interval:
@@ -31,14 +31,14 @@ class Interval:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
     def scaled(self, factor: float, shift: float = 0.0) -> Interval:
-        """Return interval of `factor` times the quantity plus `shift`; `factor` may be negative."""
+        """Return the interval of factor * quantity + shift; `factor` may be negative."""
         low, high = sorted((factor * self.low + shift, factor * self.high + shift))
         if not self.known:
             low = high = math.nan
         return Interval(factor * self.value + shift, low, high, self.units, self.method, self.needs)
 
     def as_dict(self) -> dict[str, float | int | str | None]:
-        """For JSON: "mean", "low", "high", "n", and "method" or, without an interval, "needs".
+        """Return plain data: "mean", "low", "high", "n", and "method" (or "needs").
 
         Numbers that are not finite are None.
         """

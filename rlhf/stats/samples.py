@@ -1,4 +1,4 @@
-"""Expected result of drawing several samples for one prompt: pass@k and best-of-n."""
+"""Estimate the result of drawing several samples for one prompt: pass@k and best-of-n."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf.stats.units import finite_vector
 def pass_at_k(k: int, *, correct: int, drawn: int) -> float:
     """Return the unbiased estimate of pass@k: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, eq. 1).
 
-    n samples are `drawn`, c are `correct`, and one of k must be.
+    n is `drawn`, c is `correct`; pass@k is the probability that one of k samples is correct.
 
     Raises:
         ValueError: fewer than k samples were drawn, or more are correct than drawn.
@@ -25,10 +25,11 @@ def pass_at_k(k: int, *, correct: int, drawn: int) -> float:
 
 
 def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
-    """Expected gold score of the sample with the highest proxy score among n of all N samples.
+    """Return the expected gold score of the sample with the highest proxy score among n of N.
 
-    Unbiased: the exact average over all C(N, n) subsets (Nakano et al. 2021, appendix I). Samples
-    with equal proxy scores are equally likely to be chosen. Both scores have shape [N].
+    The estimate is unbiased: the exact average over all C(N, n) subsets (Nakano et al. 2021,
+    appendix I). Samples with equal proxy scores are equally likely to be chosen. Both scores have
+    shape [N].
     """
     ranking, score = finite_vector(proxy), finite_vector(gold)
     size = ranking.size
@@ -42,7 +43,7 @@ def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
 
 @lru_cache(maxsize=256)
 def _best_weights(size: int, n: int) -> np.ndarray:
-    """P(the sample of each rank, from 0, is the best of n): C(rank, n - 1) / C(size, n). [size]"""
+    """Return P(rank r is the best of n) = C(r, n - 1) / C(size, n) for each rank r, [size]."""
     weights = np.zeros(size)
     ranks = np.arange(size - 1, n - 1, -1)
     factors: np.ndarray = np.r_[n / size, (ranks - n + 1) / ranks]

@@ -1,4 +1,4 @@
-"""Intervals of shares and of differences of paired shares."""
+"""Compute intervals of shares and of differences of paired shares."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ EXACT = "exact (mid-p)"
 def mid_p_bounds(
     successes: ArrayLike, units: ArrayLike, *, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of a binomial share by the exact binomial distribution with the mid-p correction.
+    """Return bounds of a binomial share by the exact distribution with the mid-p correction.
 
     The bounds solve P(X > x) + P(X = x) / 2 = (1 - level) / 2 and the mirrored equation (Lancaster
     1961; Agresti & Gottard 2007). The tails are incomplete beta functions, so that neither argument
-    has to be an integer. With few units, Wilson's interval covers as little as 83% near 0 and 1;
-    this interval covers at least 92% everywhere.
+    has to be an integer. With few units, the coverage of Wilson's interval is as low as 83% near 0
+    and 1; the coverage of this interval is at least 92%.
 
     Args:
         successes: [...] sum of the outcomes, each in [0, 1].
@@ -39,7 +39,7 @@ def mid_p_bounds(
 
 
 def share_interval(successes: float, units: int, *, level: float = 0.95) -> Interval:
-    """Return share `successes / units` of independent outcomes in [0, 1] with its exact interval.
+    """Return the share `successes / units` of outcomes in [0, 1] with its exact interval.
 
     `successes` need not be an integer: a unit may be the mean of several samples. Among all
     distributions on [0, 1] with a given mean, the Bernoulli distribution has the largest variance,
@@ -59,9 +59,9 @@ def adjusted_wald(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the bounds of a difference of paired shares, (gains - losses) / units.
 
-    Adjusted Wald interval of Bonett & Price (2012): one gain and one loss are added, so that the
-    interval of equal differences has a positive width. It uses Student's t with n + 1 degrees of
-    freedom, which preserves coverage for 2 to 10 pairs.
+    In the adjusted Wald interval of Bonett & Price (2012), one gain and one loss are added, so that
+    the interval of equal differences has a positive width. It uses Student's t with n + 1 degrees
+    of freedom, because the coverage of the normal quantile is too low for 2 to 10 pairs.
 
     Args:
         gains: [...] sum of the positive differences, each in [0, 1].

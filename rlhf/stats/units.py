@@ -1,4 +1,4 @@
-"""Checked inputs of the interval functions, and their independent units."""
+"""Validate the inputs of the interval functions, and compute their independent units."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def require_equal_length(data: np.ndarray, clusters: Sequence[Hashable] | np.nda
 
 
 def too_few_units(units: int) -> str:
-    """Return message for too few units for the interval of a mean; empty if there are enough."""
+    """Return the reason "too few units" for the interval of a mean; empty if there are enough."""
     if units >= FEWEST_UNITS:
         return ""
     return f"{units} {'unit' if units == 1 else 'units'}, an interval needs {FEWEST_UNITS}"
