@@ -1,4 +1,4 @@
-"""Checksums of a folder: they show later whether a file was damaged."""
+"""Write and verify checksums of a folder, to detect damaged files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rlhf.common.files import flush_to_disk, sha256_of, write_text
 from rlhf.errors import UserError
 
 CHECKSUMS = "checksums.json"
-"""SHA-256 digests of every other file of its folder."""
+"""File with the SHA-256 digests of all other files of its folder."""
 
 
 class DamagedFolder(UserError):
-    """A file of a folder is missing or has another content than when it was written."""
+    """Error for a folder in which a file is missing or its content has changed."""
 
 
 def write_checksums(folder: Path) -> None:
@@ -28,7 +28,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def verify_checksums(folder: Path) -> None:
-    """Check every file of a folder of ``write_checksums``.
+    """Verify every file of a folder against its checksums.
 
     Raises:
         DamagedFolder: The message names the first file that is missing or has changed.
@@ -48,7 +48,7 @@ def verify_checksums(folder: Path) -> None:
 
 
 def unlisted_files(folder: Path) -> Iterator[Path]:
-    """Yield the files of a folder that its checksums do not list; none without checksums."""
+    """Yield the files of a folder that its checksums do not list; nothing without checksums."""
     if (folder / CHECKSUMS).is_file():
         listed = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         for path in _files(folder):

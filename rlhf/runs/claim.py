@@ -1,8 +1,8 @@
-"""The right to write a directory: one process at a time, and only where the toolkit wrote before.
+"""Lock output directories: one process at a time writes to a directory of the toolkit.
 
-A directory of the toolkit contains the file ``.rlhf``. ``--overwrite`` moves what an earlier run
-wrote there to ``.replaced``, and restores it if the new run ends without a result. Files that no
-command writes stay where they are.
+A directory of the toolkit contains the file ``.rlhf``. ``--overwrite`` moves the files of an
+earlier run to ``.replaced``, and restores them if the new run ends without a result. Files that no
+command writes are not moved.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rlhf.errors import UserError
 from rlhf.runs.checksums import unlisted_files
 
 MARKER = ".rlhf"
-"""File that marks a directory which the toolkit wrote; it names the process that writes there."""
+"""File that marks a directory of the toolkit; it contains the id of the process that writes."""
 LOCK = ".lock"
 REPLACED = ".replaced"
 OWN = frozenset({MARKER, LOCK, REPLACED})
@@ -77,14 +77,14 @@ CONTAINERS = frozenset({"runs", "trials", "proxies", "rl"})
 
 
 class Claim:
-    """The right of this process to write one directory, from ``open`` to ``close``."""
+    """A lock of this process on an output directory, from ``open`` to ``close``."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._lock = FileLock(directory / LOCK)
         self._existed = directory.exists()
         self._was_marked = False
-        # Entries that this process has not made.
+        # Entries that existed before this process.
         self._earlier: frozenset[str] = frozenset()
 
     @classmethod
@@ -97,13 +97,13 @@ class Claim:
         description: str | None = None,
         inputs: Iterable[Path] = (),
     ) -> Claim:
-        """Create a directory, or take over one that an earlier command wrote.
+        """Create and lock a directory, or lock one that an earlier command wrote.
 
         Args:
             directory: The directory.
             resume: Whether an existing directory may be continued.
-            overwrite: Whether what an earlier command wrote may be replaced.
-            description: File without which there is nothing to resume, such as config.yaml.
+            overwrite: Whether the files of an earlier command may be replaced.
+            description: File that a directory needs to be resumed, such as config.yaml.
             inputs: Files and folders that the command reads; none may be replaced.
 
         Raises:
@@ -142,12 +142,12 @@ class Claim:
         write_text(self.directory / MARKER, json.dumps(marker))
 
     def commit(self) -> None:
-        """Delete what this run replaces; call it when the run has its first result."""
+        """Delete the replaced files; call this when the run has its first result."""
         if (self.directory / REPLACED).exists():
             shutil.rmtree(self.directory / REPLACED)
 
     def close(self) -> None:
-        """Give the directory up; a run without a result leaves it as it was before."""
+        """Release the directory; after a run without a result, its old content is restored."""
         if not self._lock.is_locked:
             return
         moved = not self.directory.exists()
@@ -169,7 +169,7 @@ class Claim:
             ) from None
 
     def _enter(self, *, overwrite: bool) -> None:
-        if (self.directory / REPLACED).exists():  # the process that moved it was killed
+        if (self.directory / REPLACED).exists():  # the process that moved the files was killed
             self._settle()
         self._was_marked = written_by_toolkit(self.directory)
         self._earlier = frozenset(path.name for path in _entries(self.directory))
@@ -179,7 +179,7 @@ class Claim:
         self.declare(())
 
     def _set_aside(self) -> None:
-        """Move what an earlier run wrote to `REPLACED`."""
+        """Move the files of an earlier run to `REPLACED`."""
         written = written_entries(self.directory)
         for path in written:
             if foreign := next(_foreign_files(path), None):
@@ -193,7 +193,7 @@ class Claim:
             path.rename(aside / path.name)
 
     def _settle(self) -> bool:
-        """Keep the new run if it has a result, and otherwise the one that it replaces.
+        """Keep the new run if it has a result; otherwise restore the replaced run.
 
         Returns:
             Whether the new run has a result.
@@ -223,7 +223,7 @@ def writing(directory: Path) -> Iterator[None]:
 
 
 def locate(directory: str | Path) -> Path:
-    """Return the path of a directory, without ``..``: a folder on the way may not exist yet."""
+    """Return the path of a directory without ``..``, even if its parents do not exist yet."""
     path = Path(directory)
     return path.resolve() if ".." in path.parts else path
 
@@ -275,7 +275,7 @@ def written_entries(directory: Path) -> list[Path]:
 
 
 def _foreign_files(path: Path) -> Iterator[Path]:
-    """Yield what the toolkit did not write in an entry that the toolkit made."""
+    """Yield the files in an entry of the toolkit that the toolkit did not write."""
     if path.is_symlink() or not path.is_dir():
         return
     if path.name == "final":
@@ -300,7 +300,7 @@ def _foreign_in_container(folder: Path) -> Iterator[Path]:
 
 
 def _has_content(path: Path) -> bool:
-    """Return whether a path is a file, a link, or a folder with something in it."""
+    """Return whether a path is a file, a link, or a folder that is not empty."""
     return path.is_symlink() or not path.is_dir() or any(path.iterdir())
 
 

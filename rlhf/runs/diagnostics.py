@@ -1,4 +1,4 @@
-"""Alarms from the logged metrics of a run, during training and in the report."""
+"""Find alarms in the logged metrics of a run, during training and for the report."""
 
 from __future__ import annotations
 
@@ -50,17 +50,18 @@ _ALARM_NAMES: dict[str, AlarmName] = {
 """Kind of `log_warnings` -> row of the table of alarms."""
 
 _RECENT = 5
-"""Number of last logged values that represent the end of training."""
+"""Number of last logged values whose mean represents the end of training."""
 _SIGN_STEPS = 10
-"""Steps for which a sign must persist: by chance this happens once in 1,024 cases."""
+"""Number of steps in which a sign must persist; the chance of this is 1 in 1,024."""
 _GRADIENT_STEPS = 20
-"""Logged steps whose largest gradient norm is the reference of an explosion."""
+"""Number of logged steps whose largest gradient norm is the reference for an explosion."""
 _GRADIENT_FACTOR = 20.0
-"""Factor above that reference."""
+"""Gradient norms above this multiple of the reference are explosions."""
 _CRITIC_STEPS = 20
-"""Logged steps in which a critic must explain nothing."""
+"""Number of logged steps in which a critic must explain no variance."""
 _CHECKS = 50
-"""A check takes time proportional to the rows, so the next one waits for 1 / 50 more rows."""
+"""A check takes time proportional to the number of rows, so the next one follows after 1/50 more
+rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +80,9 @@ class MetricLog:
 
 
 class TrainingMonitor:
-    """Warnings during training, each kind once.
+    """Generates warnings during training, each kind once.
 
-    A resumed run includes the rows that it logged before, so create the monitor after the log was
-    rewound.
+    If the run is resumed, the monitor includes earlier rows, so create it after the log is rewound.
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
@@ -126,7 +126,7 @@ class TrainingMonitor:
         return warnings
 
     def _has_enough_values(self, kind: str) -> bool:
-        """Whether the metric of a warning was logged often enough during training."""
+        """Return whether the metric of a warning was logged often enough during training."""
         if kind == "train/updates":
             return self.finished
         if kind.startswith(_UNSCORED):
@@ -168,7 +168,7 @@ def log_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
             "rollout.invalid_reward and rollout.max_tokens).",
         )
     unstopped = _recent_mean(log, "rollout/missing_eos")
-    # A truncated reply has no stop token either; that has its own warning.
+    # Truncated replies, which also lack a stop token, have a separate warning.
     if unstopped > 0.1 and unstopped > _recent_mean(log, "rollout/length_limited") + 0.02:
         yield "rollout/missing_eos", f"{unstopped:.0%} of replies lack a stop token {when}."
 
@@ -178,7 +178,7 @@ def gold_key(log: MetricLog) -> str | None:
     specs = log.config.get("gold") or []
     names = [str(spec.get("name") or spec.get("kind")) for spec in specs]
     configured = [f"{split}/{name}" for split in ("eval", "reward") for name in names]
-    # The return of a prompt set is always 0 and carries no information.
+    # The return of a prompt set is always 0.
     return next((key for key in (*configured, *GOLD_KEYS) if any(log.series(key)[1])), None)
 
 
@@ -229,10 +229,10 @@ def _unscored_reasons(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
 
 
 def _fell_clearly(values: Sequence[float]) -> bool:
-    """Whether the mean of the last quarter is four standard errors below that of the best quarter.
+    """Return whether the last quarter's mean is 4 standard errors below the best quarter's.
 
-    The noise is estimated from neighboring values, so that a trend hardly affects it. If the check
-    runs after each of 100 noisy values without a trend, about 2% of runs exceed four errors.
+    The noise is estimated from neighboring values, so a trend hardly affects it. If the check runs
+    after each of 100 noisy values without a trend, about 2% of runs exceed four standard errors.
     """
     size = max(2, len(values) // 4)
     means = [math.fsum(values[i : i + size]) / size for i in range(len(values) - size + 1)]
@@ -253,7 +253,7 @@ def _recent_share(log: MetricLog, key: str) -> float:
     value = _recent_mean(log, key)
     if key != "rollout/length_limited":
         return value
-    # This metric is logged as a number of replies per episode, and an episode may have several.
+    # This metric is a number of replies per episode, which can be above 1.
     return value / max(1.0, _recent_mean(log, "rollout/turns"))
 
 
@@ -272,7 +272,7 @@ def _not_finite(log: MetricLog) -> Iterator[tuple[str, str]]:
 
 
 def _unmoved(log: MetricLog) -> Iterator[tuple[str, str]]:
-    """Find a model that training did not change: frozen, learning rate 0, or advantages of 0."""
+    """Find a model that training did not change (frozen, learning rate 0 or advantages of 0)."""
     steps, moved = log.series("train/moved")
     if moved and moved[-1] == 0:
         yield (

@@ -3,7 +3,7 @@
     config.yaml  inputs.json  environment.json  metrics.jsonl  samples.jsonl  checkpoints/  final/
     evaluation/<name>/{summary.json, episodes.jsonl}  report.html
 
-An existing directory is overwritten only with --overwrite; a resumed one must have the same
+An existing directory is overwritten only with --overwrite; a run can be resumed only with the same
 configuration.
 """
 
@@ -46,12 +46,12 @@ RESUMABLE = PLACES | {"track", "alarms"}
 
 
 class Run:
-    """Writes one run directory; a run that is ``finished`` needs no more work."""
+    """Writes a run directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.started = time.monotonic()
-        # Only the first of several processes writes.
+        # If there are several processes, only the first one writes.
         self.writes = os.environ.get("RANK", "0") == "0"
         self.config: Mapping[str, Any] = {}
         self.trackers: dict[str, Tracker] | None = None
@@ -87,7 +87,7 @@ class Run:
         return run
 
     def _describe(self, *, resume: bool) -> None:
-        """Write what the run is, or check that it is the one that is resumed."""
+        """Write the description of a new run, or compare it with that of the resumed run."""
         if resume and (self.directory / "config.yaml").exists():
             check_same(self.directory, self.config)
         kept = {key: value for key, value in self.config.items() if key not in PLACES}
@@ -141,7 +141,7 @@ class Run:
         self._append("samples.jsonl", row)
 
     def rewind(self, step: int) -> None:
-        """Remove what was logged after ``step``, so that a resumed run logs nothing twice.
+        """Remove all log rows after ``step``, so that a resumed run does not log them twice.
 
         Transcripts of the trained policy follow the last step and are written again.
         """
@@ -161,7 +161,7 @@ class Run:
 
 
 def check_same(directory: Path, config: Mapping[str, Any]) -> None:
-    """Refuse to resume a run with another configuration or with changed inputs.
+    """Raise UserError if a run would be resumed with another configuration or changed inputs.
 
     An input may have another path, as in a directory that was moved, if its content is the same.
 
@@ -217,7 +217,7 @@ def open_directory(
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one with dotted keys: ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    """Return nested mappings as a flat one: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Fingerprints of the local files that a run reads, so that a resumed run reads the same ones."""
+"""Compute fingerprints of a run's local input files, to detect changes before it is resumed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlhf.common.files import sha256_of
 KEYS = frozenset({"path", "paths", "data_dir", "folder"})
 """Configuration keys whose value may be a local file or folder, or a list of them."""
 WHOLE_SIZE = 64 * 2**20
-"""Files up to this size in bytes are read as a whole; larger ones at equally spaced places."""
+"""Files up to this size in bytes are read completely; larger files are sampled at equal spacing."""
 BLOCKS, BLOCK_SIZE = 32, 2**20
 
 
@@ -48,7 +48,7 @@ def fingerprints(config: Mapping[str, Any]) -> dict[str, str]:
 def fingerprint(path: Path) -> str:
     """Return a digest of the content of a file or of all files of a folder.
 
-    Names and times do not count, except the names of files in a folder. An adapter includes its
+    Names and times are not included, except the names of files in a folder. An adapter includes its
     base model, if that is a local folder.
     """
     if path.is_file():

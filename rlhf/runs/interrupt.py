@@ -1,4 +1,4 @@
-"""Graceful interruption: a signal stops a run after the current step and its checkpoint."""
+"""Graceful interruption: after a signal, a run finishes its step, saves a checkpoint and stops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SIGNALS = tuple(
 
 
 class Interrupted(UserError):
-    """A signal stopped a run; its last completed step is saved.
+    """Error for a run that a signal stopped; its last completed step is saved.
 
     Args:
         message: What to do next.

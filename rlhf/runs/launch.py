@@ -1,4 +1,4 @@
-"""Process settings that must be in place before torch starts: allocator, threads, telemetry."""
+"""Process settings that must precede the import of torch: allocator, threads, telemetry."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ HUGE_PAGE = 2 * 2**20
 
 
 def prepare() -> None:
-    """Set the environment and the allocator; safe to call twice, and in notebooks."""
+    """Set environment variables and the allocator; repeated calls have no further effect."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    # TRL sets the deprecated name itself; a user can do nothing about it.
+    # TRL itself sets the deprecated name, so the warning is not useful to the user.
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
     _keep_freed_memory()
 
 
 def release_memory() -> None:
-    """Return the freed memory of a finished stage to the system; the allocator would keep it."""
+    """Return the freed memory of a finished stage, which the allocator keeps, to the system."""
     gc.collect()
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # musl has no malloc_trim
@@ -35,11 +35,11 @@ def release_memory() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep freed blocks instead of returning them to the kernel at every step.
+    """Configure glibc to keep freed blocks instead of returning them to the kernel at every step.
 
-    Activations of a training step are hundreds of megabytes that malloc would map and unmap anew
-    each time; the page faults cost more than a third of a CPU step. Other C libraries are left
-    unchanged.
+    Activations of a training step need hundreds of megabytes, which malloc would map and unmap in
+    every step; the page faults would take more than a third of the time of a CPU step. Other C
+    libraries are not configured.
     """
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):  # musl has no mallopt
@@ -60,7 +60,7 @@ def _request_huge_pages() -> None:
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     size = 8 << 30
     block = libc.malloc(size)
-    if not block:  # a limit on the address space
+    if not block:  # the address space is limited
         return
     start = -(-block // HUGE_PAGE) * HUGE_PAGE
     libc.madvise(start, size - HUGE_PAGE, MADV_HUGEPAGE)

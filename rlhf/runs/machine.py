@@ -1,4 +1,4 @@
-"""Description of the machine and the software of a run."""
+"""Describe the machine and the software of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def describe_machine() -> dict[str, Any]:
     for name in packages:
         try:
             versions[name] = version(name)
-        except PackageNotFoundError:  # run from a checkout that was never installed
+        except PackageNotFoundError:  # the package runs from a checkout without installation
             versions[name] = None
     return {
         "python": platform.python_version(),
@@ -37,7 +37,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Return the name of the processor and its bf16 instructions, which decide the speed."""
+    """Return the name of the processor and its bf16 instructions, which determine the speed."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor()

@@ -13,7 +13,7 @@ PARTS = ("generation", "environments", "rewards", "reference", "scoring", "updat
 
 
 class Stopwatch:
-    """Measures seconds by part; time in an inner part does not count for the outer one."""
+    """Measures seconds by part; the time of a nested part is excluded from the outer part."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -45,16 +45,16 @@ class Stopwatch:
 
 
 def usage(*, real: int, computed: int, flops: float, peak_flops: float) -> dict[str, float]:
-    """Return FLOP utilization, the shares of padding and reused tokens, and peak memory.
+    """Return FLOPS utilization, the shares of padding and reused tokens, and peak memory.
 
-    The share of padding is relative to the computed tokens, that of reused tokens, which belong to
-    shared prefixes, to the real tokens.
+    The share of padding is relative to the computed tokens. The share of reused tokens, which
+    belong to shared prefixes, is relative to the real tokens.
 
     Args:
         real: Number of tokens that are not padding.
         computed: Number of tokens that the model processed.
         flops: Floating-point operations per second of the training step.
-        peak_flops: Largest number of them that the machine reaches per second.
+        peak_flops: Peak number of floating-point operations per second of the machine.
     """
     return {
         "profile/flop_utilisation": flops / peak_flops,

@@ -1,4 +1,4 @@
-"""Progress of a run: a live view in a terminal, a few lines in a log file."""
+"""Display the progress of a run: a live view in a terminal, or some lines in a log file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from rlhf.common.text import visible
 
 log = logging.getLogger(__name__)
 
-# Lines logged over a whole run if there is no terminal.
+# Number of lines that are logged during a run if there is no terminal.
 LOG_LINES = 10
 # Largest width of the first line, in columns.
 MAX_WIDTH = 100
@@ -37,8 +37,8 @@ MAX_NUMBERS = 5
 SPEED_PERIOD = 7 * 86400.0
 
 Slots = Sequence[Mapping[str, str]]
-"""What to show, in order. A slot maps metric keys to the names they are shown under; the first key
-that was ever logged fills it."""
+"""The displayed numbers, in order. A slot maps metric keys to displayed names; the first key that
+has been logged is shown."""
 
 OFFLINE: Slots = (
     {"train/loss": "loss"},
@@ -47,26 +47,26 @@ OFFLINE: Slots = (
     {"eval/accuracy": "held-out", "eval/token_accuracy": "held-out", "eval/rmse": "held-out"},
     {"train/grad_norm": "gradient"},
 )
-"""Numbers of offline training."""
+"""Numbers that are displayed in offline training."""
 
 _POLICY_SLOTS: Slots = (
     {"policy/kl": "KL"},
     {"policy/entropy": "entropy"},
     {"rollout/tokens": "length"},
-    # Shown if an algorithm has no reference, or a run measures no other score than its reward.
+    # Numbers that replace others if there is no reference, or no score other than the reward.
     {"policy/clip_fraction": "clipped"},
     {"train/grad_norm": "gradient"},
 )
 
 
 class Reporter:
-    """Shows steps done, time left, five numbers and warnings; use it in a ``with`` block.
+    """Displays completed steps, remaining time, five numbers and warnings in a ``with`` block.
 
     Args:
         what: Name of the run.
         total: Number of steps.
-        start: Steps already done.
-        slots: The numbers to show; without slots, the metrics under their own keys.
+        start: Number of steps that are already completed.
+        slots: The numbers to show; if None, the first metrics with their keys as names.
         console: Output; standard error by default.
     """
 
@@ -84,7 +84,7 @@ class Reporter:
         self.measured: dict[str, int] = {}
         # Rich would treat a log file as a terminal if FORCE_COLOR is set.
         console = console or Console(file=sys.stderr, force_terminal=sys.stderr.isatty())
-        first = os.environ.get("RANK", "0") == "0"  # of several processes one draws
+        first = os.environ.get("RANK", "0") == "0"  # only the first process draws
         self.live = first and console.is_terminal and not console.is_dumb_terminal
         self.view = _View(console, disable=not self.live)
         self.task = self.view.add_task(_shortened(self.what), total=total, completed=start)
@@ -105,9 +105,10 @@ class Reporter:
         """Show the progress after a step.
 
         Args:
-            step: Steps done.
-            metrics: Metrics of this step; a missing one is shown with the step of its last value.
-            warnings: One line each, shown above the bar or in the log.
+            step: Number of completed steps.
+            metrics: Metrics of this step; a missing metric is shown with its last value and that
+            value's step.
+            warnings: Warnings of one line each, shown above the bar or in the log.
         """
         self.seen |= metrics
         self.measured |= dict.fromkeys(metrics, step)
@@ -141,8 +142,8 @@ def displayed_metrics(seen: Mapping[str, float], slots: Slots) -> dict[str, str]
     """Return short name -> metric key of at most five metrics to show.
 
     Args:
-        seen: Metrics by key.
-        slots: The metrics to choose; without slots, the first ones under their own keys.
+        seen: Key -> value of all metrics so far.
+        slots: The numbers to show; if None, the first metrics with their keys as names.
     """
     chosen: dict[str, str] = {}
     for slot in slots or [{key: key} for key in seen]:
@@ -161,15 +162,15 @@ def online_slots(config: Mapping[str, Any]) -> Slots:
     names = [spec.get("name") or spec.get("kind") for spec in config.get("gold") or ()]
     gold_scores = {f"eval/{name}": "held-out gold" for name in names}
     gold_scores |= {f"reward/{name}": "gold" for name in names}
-    if (config.get("env") or {}).get("id"):  # prompts have no reward of their own
+    if (config.get("env") or {}).get("id"):  # prompt sets have no environment reward
         gold_scores["eval/return"] = "held-out"
-        if config.get("rewards"):  # else it is the reward that is trained on
+        if config.get("rewards"):  # otherwise the score equals the training reward
             gold_scores["reward/env"] = "env"
     return ({"reward/mean": "reward"}, gold_scores, *_POLICY_SLOTS)
 
 
 class _View(Progress):
-    """A line with bar and times, and the numbers below it."""
+    """Progress display: a line with bar and times, and the numbers below it."""
 
     def __init__(self, console: Console, *, disable: bool) -> None:
         self.numbers = _Numbers()
@@ -194,7 +195,7 @@ class _View(Progress):
 
 
 class _Numbers:
-    """Names and values in one line, which a narrow terminal breaks between two of them."""
+    """Names and values in one line, with line breaks only between two numbers."""
 
     def __init__(self) -> None:
         self.parts: Sequence[str] = ()
@@ -213,6 +214,6 @@ class _Numbers:
 def _shortened(name: str) -> str:
     """Shorten a name in the middle: names of stages differ at the start, of seeds at the end."""
     half = MAX_NAME_LENGTH // 2
-    # Brackets would be read as markup.
+    # Rich would interpret brackets as markup.
     text = name if len(name) <= MAX_NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
     return text.replace("[", "(").replace("]", ")")

@@ -1,7 +1,7 @@
 """Names that changed since version 0.1.0: configuration keys, metrics, and keys of JSON lines.
 
-Records of old runs are read under the current names. A configuration that a user writes must use
-the current names; an old one gets an error that states the new one.
+Records of old runs are read under the current names. A user's configuration must use the current
+names; for an old name, the error message states the new one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def renamed_key(key: str) -> str | None:
 
 
 def current_config(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recorded configuration of any version under the current keys."""
+    """Return a recorded configuration of any version with the current keys."""
     config = copy.deepcopy(dict(tree))
     for old, new in RENAMED_KEYS.items():
         _rename(config, old.split("."), new.rpartition(".")[2])
@@ -85,7 +85,7 @@ def read_episodes(evaluation: Path) -> list[dict[str, Any]]:
 
 
 def _renamed(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    # Interned names: each line of a file is parsed with strings of its own.
+    # Names are interned, because the parser creates new strings for each line.
     return {sys.intern(names.get(key, key)): value for key, value in row.items()}
 
 

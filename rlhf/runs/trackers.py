@@ -1,8 +1,8 @@
 """Optional experiment trackers: TensorBoard, Weights & Biases, trackio, MLflow.
 
-``metrics.jsonl`` is the source of truth; each of its lines is also sent to the trackers, under the
-same keys (docs/metrics.md). Server and project are set through the tracker's environment variables
-(``WANDB_PROJECT``, ``MLFLOW_TRACKING_URI``, ...).
+Each line of ``metrics.jsonl`` is also sent to the trackers, with the same keys (docs/metrics.md).
+Server and project are set through the tracker's environment variables (``WANDB_PROJECT``,
+``MLFLOW_TRACKING_URI``, ...).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Tracker:
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Refuse a tracker whose package is missing.
+    """Raise UserError if the package of a tracker is missing.
 
     Raises:
-        UserError: with the command that installs it.
+        UserError: A package is missing; the message has the command that installs it.
     """
     for name in names:
         if find_spec(name) is None:
@@ -48,16 +48,16 @@ def check_installed(names: Sequence[str]) -> None:
 def open_trackers(
     names: Sequence[str], directory: Path, config: Mapping[str, Any], *, step: int
 ) -> dict[str, Tracker]:
-    """Open the trackers of a run; the name of its directory is the name of the run there.
+    """Open the trackers of a run, whose name there is the name of the run directory.
 
     Args:
-        names: The trackers; ``check_installed`` has found their packages.
+        names: Names of the trackers, which ``check_installed`` accepts.
         directory: The run directory.
         config: The configuration with dotted keys, to log.
         step: First step that will be logged; TensorBoard discards later ones of an interrupted run.
 
     Returns:
-        The trackers that could be opened, by name; the failure of another one is a warning.
+        The trackers that could be opened, by name; failures of others are logged as warnings.
     """
     trackers = {}
     for name in names:
@@ -87,7 +87,7 @@ def close_trackers(trackers: Mapping[str, Tracker]) -> None:
 
 @contextlib.contextmanager
 def _failures(name: str) -> Iterator[None]:
-    """Report a failure of a tracker, which must not stop a run, as a warning."""
+    """Return a context that logs a tracker's failure as a warning, so that the run continues."""
     try:
         yield
     except Exception as error:

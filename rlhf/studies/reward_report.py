@@ -43,32 +43,32 @@ class RewardReportConfig(RunConfig):
     rewards: list[dict[str, Any]] = field(default_factory=list)
     """Rewards by kind, as in a training configuration; their sum is evaluated."""
     data: list[DataSpec] = field(default_factory=list)
-    """Preference pairs that the reward was not trained on."""
+    """Held-out preference pairs."""
     train_data: list[DataSpec] = field(default_factory=list)
-    """Pairs it was trained on, to fit the bag of words and to count shared prompts."""
+    """Training pairs of the reward, to fit the bag of words and to count shared prompts."""
     benchmark: Benchmark | None = None
     """A public benchmark, in its own format."""
     path: str | None = None
-    """The benchmark's file, folder or hub id."""
+    """File, folder or hub id of the benchmark."""
     split: str = "train"
     """Split of the benchmark's folder or hub id."""
     policy: ModelSpec | None = None
-    """The policy to be trained: the report has the spread of scores among its samples."""
+    """Policy to be trained; the report then has the spread of scores among its samples."""
     gold: list[dict[str, Any]] = field(default_factory=list)
-    """With a policy: the gold score, for the best-of-n curve."""
+    """Gold score for the best-of-n curve; requires a policy."""
     rollout: RolloutSpec = field(default_factory=RolloutSpec)
-    """How the policy is sampled."""
+    """Sampling of the policy."""
     prompts: PositiveInt = 32
-    """Number of prompts for the policy."""
+    """Number of prompts to sample the policy on."""
     samples: AtLeastTwo = 8
-    """Samples for each prompt."""
+    """Number of samples for each prompt."""
     stress_size: NonNegativeInt = 200
-    """Conversations of each stress test; 0 skips these tests."""
+    """Number of conversations in each stress test; 0 skips these tests."""
     invariance_size: NonNegativeInt = 32
-    """Conversations that are scored alone and in batches; 0 skips this test."""
+    """Number of conversations that are scored alone and in batches; 0 skips this test."""
     save: bool = False
-    """With `reward`: write the fitted temperature into the checkpoint's reward_model.json, and with
-    a policy the mean and standard deviation on its samples."""
+    """Write the fitted temperature (and with a policy, the mean and standard deviation on its
+    samples) into the checkpoint's reward_model.json; requires `reward`."""
 
     def __post_init__(self) -> None:
         if (self.reward is None) == (not self.rewards):
@@ -88,7 +88,7 @@ class RewardReportConfig(RunConfig):
 
 
 def run_reward_report(verb: str, config: RewardReportConfig, run: Run) -> Path:
-    """Evaluate the reward and write summary.json and report.md under evaluation/.
+    """Evaluate the reward, and write summary.json and report.md under evaluation/.
 
     Returns:
         The run directory.
@@ -137,7 +137,7 @@ def pairs_report(config: RewardReportConfig, reward: Any, run: Run) -> dict[str,
 def policy_replies(
     config: RewardReportConfig, rows: Sequence[Mapping[str, Any]], directory: Path
 ) -> list[list[Any]]:
-    """Sample the policy on the first prompts of the pairs; the prompts are saved as a file."""
+    """Sample the policy on the first prompts of the pairs, which are saved as a file."""
     from rlhf.evaluation.replies import sample_replies
 
     assert config.policy is not None
@@ -175,7 +175,7 @@ def best_of_n(
 
 
 def save_calibration(folder: Path, report: Mapping[str, Any]) -> None:
-    """Write the fitted numbers into the checkpoint's sidecar; missing ones are not changed.
+    """Write the fitted numbers into the checkpoint's sidecar; missing numbers are not changed.
 
     Raises:
         UserError: The folder has no reward_model.json.

@@ -30,7 +30,7 @@ sbatch --dependency=afterok:$second --job-name=bench-table --wrap {table}
 
 
 def write_array(bench: Bench, folder: str | Path) -> list[Path]:
-    """Write manifest, command lists and SLURM scripts; returns the files.
+    """Write manifest, command lists and SLURM scripts; return the files.
 
     `start.txt` and `train.txt` contain one command per line. The commands of `train.txt` need the
     results of `start.txt`. Any scheduler works, for example `xargs -P 8 -I{} sh -c {} < start.txt`.

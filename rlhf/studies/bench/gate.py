@@ -27,7 +27,7 @@ class Gate:
 
     @property
     def worse(self) -> list[Difference]:
-        """Comparisons that the baseline won, the largest loss first."""
+        """Comparisons that are significantly worse than the baseline, the largest loss first."""
         losses = [d for d in self.compared if d.winner == d.baseline]
         return sorted(losses, key=lambda d: d.estimate.value)
 
@@ -51,7 +51,7 @@ def gate(now: Mapping[str, Any], before: Mapping[str, Any]) -> Gate:
     keeps the probability of any false regression below 5% (Bonferroni).
 
     Raises:
-        UserError: too few training seeds, or no cell, in common.
+        UserError: too few common training seeds, or no common row and environment.
     """
     seeds = common_seeds(now["seeds"], before)
     cells = _cells(now, before, seeds)
@@ -122,7 +122,7 @@ def _is_result(tree: Any) -> bool:
 def _cells(
     now: Mapping[str, Any], before: Mapping[str, Any], seeds: list[int]
 ) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-    """(row, environment) -> scores of both by common seed, and the mean over environments."""
+    """Return (row, environment) -> scores of both results by common seed, with the mean."""
     cells: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
     for row, table in now["scores"].items():
         earlier_table = before["scores"].get(row, {})

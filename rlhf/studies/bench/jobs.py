@@ -1,4 +1,4 @@
-"""Run jobs in worker processes that are reused, so that each imports torch once."""
+"""Run jobs in reused worker processes, so that each process imports torch only once."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 def open_study(
     root: Path, name: str, config: Any, commands: CommandTable, jobs: Iterable[Job] = ()
 ) -> Iterator[None]:
-    """Claim a study's directory for a ``with`` block and write its configuration.
+    """Return a context that locks a study's directory, and write its configuration.
 
     Raises:
         UserError: the directory exists, or one of its jobs had another configuration.
@@ -51,7 +51,7 @@ def run_job(job: Job, commands: CommandTable) -> None:
     """Run the unfinished stages of a job in this process."""
     for command, tree in job.stages:
         commands.run_command(command, tree)
-        # A finished run needs no optimizer state, which is most of its size.
+        # Delete the optimizer state of a finished run, because it is most of the run's size.
         shutil.rmtree(Path(tree["output_dir"]) / "checkpoints", ignore_errors=True)
         launch.release_memory()
 
@@ -65,7 +65,7 @@ def _attempt(job: Job, commands: CommandTable) -> str | None:
     """
     try:
         run_job(job, commands)
-    except ValueError as error:  # UserError among them
+    except ValueError as error:  # includes UserError
         return " ".join(str(error).split())
     except Exception:
         raise RuntimeError(f"{job.key}: {traceback.format_exc()}") from None
@@ -136,7 +136,7 @@ class Workers:
 
 
 def _prepare(logs: Path, threads: int) -> None:
-    """Initialize a worker: output file, number of threads, termination with its parent."""
+    """Initialize a worker process: output file, number of threads, termination with its parent."""
     with (logs / f"{os.getpid()}.log").open("a", encoding="utf-8") as file:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -20,7 +20,7 @@ from rlhf.studies.bench.plan import Bench
 T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
-# Names of other folders and rows.
+# Reserved names, which other folders and rows have.
 _RESERVED = ("demos", "demos-held-out", "sft", "model", "evaluate", "random", "expert")
 _OWNED = {
     "output_dir": "the benchmark",
@@ -68,7 +68,7 @@ def _entries(cls: type[T], items: Mapping[str, Any], group: str) -> dict[str, T]
 
 
 def build_entry(cls: type[T], item: Any, key: str) -> T:
-    """Build a configuration from the value of `key`, which error messages begin with."""
+    """Build a configuration from a mapping; `key` is its key, for error messages."""
     if item is not None and not isinstance(item, Mapping):
         known = ", ".join(field.name for field in fields(cls))  # type: ignore[arg-type]
         raise UserError(f"{key}: expected a mapping with {known}; got {item!r}")
@@ -135,7 +135,7 @@ def _check_runs(bench: Bench, environment: str) -> None:
 
 
 def _refuse_owned_keys(path: str, tree: Mapping[str, Any]) -> None:
-    """Refuse keys that the benchmark sets itself."""
+    """Raise UserError for keys that the benchmark sets."""
     for key in tree:
         if key in _OWNED:
             raise UserError(f"{path}.{key} is set by {_OWNED[key]}: use that instead")

@@ -1,4 +1,4 @@
-"""Runs and jobs of a benchmark's manifest."""
+"""Derive the runs and jobs of a benchmark from its manifest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DEMOS = "sft.jsonl"
 HELD_OUT = 64
 """Held-out episodes for the loss of supervised fine-tuning."""
 HELD_OUT_FROM = 3_000_000
-"""First start state of the held-out episodes, beyond those of training."""
+"""Index of the first start state of held-out episodes, beyond those of training."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Bench:
         stages: list[tuple[str, dict[str, Any]]] = []
         if task.demonstrations:
             demos = self._demos_tree(environment, seed, "demos", task.demonstrations.count)
-            # Tasks whose episodes all have the same first observation cannot be split by prompt.
+            # If all episodes have the same first observation, rows cannot be split by prompt.
             held_out = self._demos_tree(environment, seed, "demos-held-out", HELD_OUT)
             stages += [("demos", demos), ("demos", held_out)]
             stages.append(("sft", self._sft_tree(environment, seed)))

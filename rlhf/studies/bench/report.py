@@ -22,11 +22,11 @@ from rlhf.studies.bench.result import as_json, make_tables, markdown, protocol, 
 from rlhf.studies.bench.scores import METRIC, THRESHOLDS, Findings, Scores
 
 MOST_LINES = 6
-"""Number of colors, and so of lines in one chart."""
+"""Number of colors, which is the maximum number of lines in a chart."""
 
 
 def write_bench(bench: Bench, scores: Scores, findings: Findings) -> Path:
-    """Write the result of a finished benchmark into its directory; returns the page."""
+    """Write the result of a finished benchmark into its directory; return the page."""
     root = bench.root
     tables = make_tables(scores, findings, baseline=bench.baseline)
     save_tables(root / "tables", tables)
@@ -68,7 +68,7 @@ def _body(
 
 
 def _colors(findings: Findings) -> dict[str, str]:
-    """Algorithm -> CSS color class, in the order of the manifest as on the environments' pages."""
+    """Return algorithm -> CSS color class, in manifest order, as on the environments' pages."""
     return {name: f"c{index % MOST_LINES + 1}" for index, name in enumerate(findings.curves)}
 
 
@@ -108,7 +108,7 @@ def _forest(findings: Findings) -> str:
 
 
 def _charts(findings: Findings) -> str:
-    """Learning curves and performance profiles, with at most `MOST_LINES` lines in a panel."""
+    """Draw learning curves and performance profiles, with up to `MOST_LINES` lines in a panel."""
     charts = []
     names = list(findings.curves)
     for first in range(0, len(names), MOST_LINES):

@@ -1,4 +1,4 @@
-"""A benchmark's result as tables, Markdown and plain data."""
+"""Convert a benchmark's result to tables, Markdown and plain data."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def _tuning(tuning: Mapping[str, Any], algorithms: Iterable[str]) -> str:
 
 
 def markdown(bench: Bench, findings: Findings, tables: Sequence[Table]) -> str:
-    """Return the result as text; equal scores give equal text."""
+    """Return the result as Markdown; equal scores give equal text."""
     by_slug = {table.slug: table for table in tables}
     title = markdown_text(bench.root.resolve().name)
     parts = [f"# {title}", "\n\n".join([*protocol(bench), _versions()])]

@@ -25,7 +25,7 @@ MANIFEST = "bench.yaml"
 
 
 def run_bench(bench: Bench, *, jobs: int = 1) -> Path:
-    """Run all unfinished jobs in `jobs` processes, then write the result; returns its page.
+    """Run all unfinished jobs in `jobs` processes, then write the result; return its page.
 
     Raises:
         UserError: the directory exists, or some runs failed; the others are kept.
@@ -69,7 +69,7 @@ def run(config: BenchCommandConfig, commands: CommandTable) -> Generator[str, No
 
 
 def plan(name: str, config: BenchCommandConfig, commands: CommandTable) -> str:
-    """Return what a benchmark will run, for `--dry-run`."""
+    """Return a description of what a benchmark will run, for `--dry-run`."""
     bench = make_bench(config.manifest(), commands)
     check_environments(bench)
     jobs = bench.jobs()
@@ -80,7 +80,7 @@ def plan(name: str, config: BenchCommandConfig, commands: CommandTable) -> str:
 
 
 def run_one_job(bench: Bench, key: str) -> Path:
-    """Run one job of a job array in this process; returns the directory of its last stage.
+    """Run one job of a job array in this process; return the directory of its last stage.
 
     Raises:
         UserError: there is no such job, or the job that it depends on is unfinished.

@@ -1,4 +1,4 @@
-"""Scores of a finished benchmark, and their aggregates, curves and verdicts."""
+"""Read the scores of a finished benchmark, and compute aggregates, curves and verdicts."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class Scores:
     seeds: tuple[int, ...]
     bounds: Mapping[str, Bounds]
     trained: Mapping[str, np.ndarray]
-    """Row -> [seeds, environments]; the model that training starts from is the first."""
+    """Row -> [seeds, environments]; the initial model is the first row."""
     references: Mapping[str, np.ndarray]
-    """Random and expert -> [1, environments]."""
+    """Reference policy (random or expert) -> [1, environments]."""
     curves: Mapping[str, np.ndarray]
-    """Algorithm -> [seeds, environments, points] along training, without the initial model."""
+    """Algorithm -> [seeds, environments, points] during training, without the initial model."""
 
     @property
     def rows(self) -> dict[str, np.ndarray]:
@@ -57,27 +57,27 @@ class Findings:
     """Aggregates and verdicts; all intervals are at 95%."""
 
     aggregates: Mapping[str, Mapping[str, Interval]]
-    """Row -> IQM, mean, optimality gap."""
+    """Row -> interquartile mean (IQM), mean, optimality gap."""
     improvement: Mapping[str, Interval]
-    """Row -> probability that a run of it beats one of the baseline."""
+    """Row -> probability that one of its runs has a higher score than a run of the baseline."""
     cells: Mapping[str, Mapping[str, Interval]]
     """Row -> environment -> mean over training seeds."""
     profile: Mapping[str, np.ndarray]
     """Row -> share of runs above each of `THRESHOLDS`."""
     curves: Mapping[str, list[Interval]]
-    """Algorithm -> IQM at the start and at each point along training."""
+    """Algorithm -> IQM at the start and at each point during training."""
     against_baseline: list[Difference]
     pairs: list[Difference]
     """Differences between all pairs of algorithms."""
 
     @property
     def differences(self) -> list[Difference]:
-        """All differences, those from the baseline first."""
+        """All differences; those from the baseline come first."""
         return [*self.against_baseline, *self.pairs]
 
 
 def read_scores(bench: Bench) -> Scores:
-    """Read the scores of a benchmark after all of its jobs.
+    """Read the scores of a benchmark whose jobs are all finished.
 
     Raises:
         UserError: a run is missing, or an environment has no known bounds.
@@ -207,7 +207,7 @@ def _curves(bench: Bench, algorithm: str, bounds: Mapping[str, Bounds]) -> np.nd
     def curve(name: str, seed: int) -> list[float]:
         rows = read_metrics(bench.run_path(name, f"seed{seed}", algorithm))
         values = [row["eval/return"] for row in rows if "eval/return" in row]
-        # A run that its KL budget ended early is continued with its last score.
+        # If the KL budget ended a run early, its last score is used for the remaining points.
         values += values[-1:] * (bench.config.curve_points - len(values))
         return [bounds[name].normalize(value) for value in values]
 

@@ -1,1 +1,1 @@
-"""Reward over-optimization: gold score against distance from the initial policy."""
+"""Study of reward overoptimization: gold score against distance from the initial policy."""

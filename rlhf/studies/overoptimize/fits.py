@@ -4,10 +4,11 @@ With d = sqrt(KL to the initial policy), the gain in gold score follows
 R_bon(d) = d (alpha - beta d) under best-of-n and R_RL(d) = d (alpha - beta log d) under RL
 (section 3.1). Both are 0 at d = 0 and linear in alpha and beta, so least squares is exact.
 
-Intervals treat each cluster (a training seed, a prompt) as one observation: jackknife pseudo-values
-of (alpha, beta) and Student's t over clusters. The interval of the peak contains the distances at
-which the fitted slope of gold does not differ significantly from 0 (Fieller 1954). It remains valid
-if beta may be 0, where the ratio of the coefficients has no mean.
+Intervals treat each cluster (a training seed, a prompt) as one observation: they are Student's t
+intervals of jackknife pseudo-values of (alpha, beta) over clusters. The interval of the peak
+contains the distances at which the fitted slope of gold does not differ significantly from 0
+(Fieller 1954). This interval remains valid if beta can be 0, when the ratio of the coefficients has
+no mean.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from rlhf.stats.samples import best_of_n
 Form = Literal["best-of-n", "rl"]
 
 _LARGEST_EXPONENT = 50.0
-"""A fitted peak beyond exp(50) counts as no peak: beta is then 0 up to rounding."""
+"""A fitted peak beyond exp(50) is treated as no peak, because beta is then 0 up to rounding."""
 _GRID = 2001
 """Number of distances at which the slope is tested; the peak's interval is exact to 1/2000."""
 
@@ -84,16 +85,16 @@ class Fit:
 
 
 def kl_best_of_n(n: int) -> float:
-    """Upper bound on KL(best of n || policy) in nats: log n - (n - 1) / n; exact without ties."""
+    """Return log n - (n - 1) / n, an upper bound on KL(best of n || policy) in nats."""
     if n < 1:
         raise ValueError(f"best-of-n needs n >= 1, got {n}")
     return math.log(n) - (n - 1) / n
 
 
 def best_of_n_scores(proxy: ArrayLike, gold: ArrayLike, ns: Sequence[int]) -> np.ndarray:
-    """Expected gold score of the proxy's choice among n samples. [prompts, N] -> [prompts, ns]
+    """Return expected gold of the proxy's best of n, [prompts, N] -> [prompts, ns].
 
-    The estimate is unbiased. Several proxies [proxies, prompts, N] give the mean over them.
+    The estimate is unbiased. For several proxies [proxies, prompts, N], the mean is returned.
     """
     ranking, score = np.asarray(proxy, dtype=float), np.asarray(gold, dtype=float)
     if ranking.ndim == 3:
@@ -163,7 +164,7 @@ def fit_curve(
 def _rise_is_seen(
     d: np.ndarray, y: np.ndarray, codes: np.ndarray, peak: Interval, level: float
 ) -> bool:
-    """Whether measured gold near the peak is above the initial gold: Student's t over clusters."""
+    """Return whether gold near the peak is above the initial gold, by Student's t over clusters."""
     # Gold is flat near its peak: at half the distance most of the gain is reached.
     near = (d >= min(peak.low, peak.value / 2)) & (d <= max(peak.high, 1.5 * peak.value))
     if np.unique(codes[near]).size < 3:
@@ -174,7 +175,7 @@ def _rise_is_seen(
 
 
 def _design(d: np.ndarray, form: Form) -> np.ndarray:
-    """Return the regressors of alpha and beta. [n] -> [n, 2]"""
+    """Return the regressors of alpha and beta, [n] -> [n, 2]."""
     if form == "best-of-n":
         return np.stack([d, -(d**2)], axis=-1)
     return np.stack([d, -d * np.log(np.where(d > 0, d, 1.0))], axis=-1)
@@ -210,28 +211,28 @@ def _peak(
     contrast = _regressor_derivatives(d, form)
     slope = contrast @ coefficients
     variance = np.einsum("ni,ij,nj->n", contrast, spread, contrast)
-    margin = np.sqrt(np.maximum(variance, 0.0))  # rounding may leave it below 0
+    margin = np.sqrt(np.maximum(variance, 0.0))  # rounding can make it negative
     rising, falling = slope > margin, slope < -margin
     undecided = np.flatnonzero(~rising & ~falling)
     if falling.all():
         return Interval(value, 0.0, float(start), count)
     if rising.all():
         return Interval(value, far, math.inf, count)
-    # Each end lies between two points of the grid; use the outer one.
+    # Each end of the interval is between two grid points; use the outer point.
     low = float(d[undecided[0] - 1]) if rising[0] and undecided.size else 0.0
     high = float(d[undecided[-1] + 1]) if falling[-1] and undecided.size else math.inf
     return Interval(value, low, high, count)
 
 
 def _regressor_derivatives(d: np.ndarray, form: Form) -> np.ndarray:
-    """Return the derivative of the regressors of alpha and beta at d. [n] -> [n, 2]"""
+    """Return the derivatives of the regressors of alpha and beta at d, [n] -> [n, 2]."""
     if form == "best-of-n":
         return np.stack([np.ones_like(d), -2 * d], axis=-1)
     return np.stack([np.ones_like(d), -np.log(d) - 1], axis=-1)
 
 
 def _turning_point(alpha: float, beta: float, form: Form, far: float) -> float:
-    """alpha / (2 beta) or exp(alpha / beta - 1); without a maximum 0 (falling) or inf (rising)."""
+    """Return the d of the maximum; without a maximum, 0 (falling) or inf (rising)."""
     if beta <= 0:
         return (
             math.inf

@@ -1,4 +1,4 @@
-"""Results of an over-optimization run as plain data: curves, fits, observed peaks and advice."""
+"""Convert results of an overoptimization study to plain data: curves, fits, peaks and advice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rlhf.studies.overoptimize.fits import (
 )
 
 CURVE_POINTS = 60
-WINDOW = 0.1  # of a run's steps: gold is averaged over this share of them to find its peak
+WINDOW = 0.1  # share of a run's steps over which gold is averaged to find its peak
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, A
 
 
 def ways_of_using(columns: np.ndarray, *, penalty: float) -> dict[str, np.ndarray]:
-    """Return the proxy scores for each way of using the members [members, prompts, samples]."""
+    """Return the proxy scores for each way of combining the members [members, prompts, samples]."""
     ways = {"single": columns}
     if len(columns) > 1:
         flat = columns.reshape(len(columns), -1).tolist()
@@ -90,8 +90,8 @@ def _best_of_n_advice(fit: Fit, ns: Sequence[int]) -> str:
 def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, Any]:
     """Return the training curves, fit, observed peak and the changes after it.
 
-    There is one track for each training seed; `how` says how the proxies were combined, and `start`
-    is the mean gold score of the initial policy.
+    There is one track for each training seed; `how` is the way in which the proxies were combined,
+    and `start` is the mean gold score of the initial policy.
     """
     length = min(len(track.steps) for track in tracks)
     kl = np.array([track.kl[:length] for track in tracks])  # [seeds, steps]
@@ -121,7 +121,7 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
         "advice": "fewer than 3 seeds: no fit with intervals",
     }
     if len(tracks) >= 3:
-        # The points of one training seed depend on each other.
+        # Training seeds are the clusters, because the points of one seed are dependent.
         seeds = np.repeat(np.arange(len(tracks)), length)
         fit = fit_curve(kl.ravel(), (gold - start).ravel(), form="rl", clusters=seeds)
         low, high = fit.peak.low, fit.peak.high
@@ -133,7 +133,7 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
 
 
 def observed_peak(kl: np.ndarray, gold: np.ndarray, width: int) -> tuple[int, float, float]:
-    """Step index, d = sqrt(KL) and height of the peak of smoothed mean gold [seeds, steps]."""
+    """Return step index, d = sqrt(KL) and height of the peak of mean gold [seeds, steps]."""
     smooth = moving_average(gold.mean(0), width)
     best = int(np.argmax(smooth))
     nats = max(0.0, float(moving_average(kl.mean(0), width)[best]))
@@ -143,7 +143,8 @@ def observed_peak(kl: np.ndarray, gold: np.ndarray, width: int) -> tuple[int, fl
 def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Interval:
     """Return the distance of the observed peak, and the range of the peaks of individual seeds.
 
-    The range is descriptive: an interval of an argmax over a few noisy curves has no coverage.
+    The range is only descriptive, because an interval of an argmax over few noisy curves has no
+    known coverage.
     """
     point = observed_peak(kl, gold, width)[1]
     single = [observed_peak(kl[[row]], gold[[row]], width)[1] for row in range(len(gold))]
@@ -155,8 +156,8 @@ def _range_of_peaks(kl: np.ndarray, gold: np.ndarray, width: int) -> Interval:
 def _change_after_peak(values: np.ndarray, gold: np.ndarray, width: int) -> np.ndarray:
     """Return the change of each seed from the peak of gold to the end, [seeds, T] -> [seeds].
 
-    The peak of a seed is taken from the other seeds. The peak of the seed's own curve would be a
-    maximum of its noise, so that every flat curve would seem to fall.
+    The peak for a seed is computed from the other seeds. The peak of the seed's own curve would be
+    a maximum of its noise, so every flat curve would seem to fall.
     """
     count, length = gold.shape
     last = slice(length - width, length)
@@ -202,8 +203,8 @@ def verdict(results: dict[str, Any]) -> list[str]:
         name = f"{results['algorithm']} against {PROXY_NAMES[row['how']]}"
         observed = row["observed"]
         fell, rose = observed["gold_after"], observed["proxy_after"]
-        # The peak is selected for high gold, so that even flat gold sometimes seems to fall after
-        # it. Therefore the fit must show a fall too.
+        # The peak is selected for high gold, so even constant gold can seem to fall after it.
+        # Therefore the fit must also show a fall.
         if _has_sign(fell, -1) and row["falls"]:
             also = " while the proxy rose on" if _has_sign(rose, 1) else ""
             nats = observed["distance"]["mean"] ** 2

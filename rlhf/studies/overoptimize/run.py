@@ -42,20 +42,20 @@ from rlhf.studies.overoptimize.results import (
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = 0.1  # share of the prompts for measuring the proxies' accuracy
+HELD_OUT = 0.1  # share of the prompts on which the proxies' accuracy is measured
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """Reward models with the same base and number of pairs."""
+    """Reward models with the same base and number of pairs (an ensemble)."""
 
     name: str
     parameters: int | None
-    """Parameters of one member; None for a given reward."""
+    """Number of parameters of one member; None for an existing reward."""
     pairs: int | None
     members: list[Path]
     accuracy: float | None
-    """Mean over the members, on held-out pairs."""
+    """Mean accuracy of the members on held-out pairs."""
 
     def as_dict(self, how: str) -> dict[str, Any]:
         """Return the proxy as plain data, with the way its members are combined."""
@@ -198,7 +198,7 @@ class _Study:
         return self.directory / "proxies" / "held-out.jsonl"
 
     def _run(self, command: str, directory: Path, tree: dict[str, Any]) -> Path:
-        """Run a command in `directory` unless it is finished there; returns its result."""
+        """Run a command in `directory` unless it is finished there; return its result."""
         tree = {**tree, "output_dir": str(directory), "resume": True}
         result = self.commands.run_command(command, tree)
         release_memory()
@@ -292,7 +292,7 @@ def _proxy_reward(
 
 
 def _read_track(directory: Path, gold: Any, spec: TrainingSpec) -> Track:
-    """Return KL, proxy and gold score of each step of a run; gold is scored on its transcripts.
+    """Return KL, proxy and gold score of each step of a run; gold is measured on transcripts.
 
     Raises:
         UserError: the run logged no KL, or a transcript has no gold score.

@@ -4,8 +4,8 @@
     rlhf bench MANIFEST.yaml --config runs/tune/tuned.yaml
 
 A trial trains an algorithm with one setting in every environment and training seed of the study;
-its score is the mean normalized return on held-out episodes. The seeds and episodes differ from
-those of the benchmark, so that settings are not compared on the data that selected them.
+its score is the mean normalized return on held-out episodes. The seeds and episodes differ from the
+benchmark's, so that settings are not compared on the data by which they were selected.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 STUDY = "tune.yaml"
 TUNED = "tuned.yaml"
 FIRST_EPISODE = 2**29
-"""First held-out episode for tuning; those of a benchmark start at 0."""
+"""Index of the first held-out episode for tuning; those of a benchmark start at 0."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Study:
     config: TuneConfig
     bench: Bench
     spaces: Mapping[str, Mapping[str, Dimension]]
-    """Algorithm -> dimensions that have an effect in it."""
+    """Algorithm -> dimensions of the search space that affect it."""
 
     @property
     def root(self) -> Path:
@@ -58,7 +58,7 @@ class Study:
 
     @property
     def left_out(self) -> dict[str, list[str]]:
-        """Algorithm -> keys of the space that have no effect in it."""
+        """Algorithm -> keys of the search space that do not affect it."""
         every = self.config.space
         unused = {
             name: [key for key in every if key not in space] for name, space in self.spaces.items()
@@ -90,7 +90,7 @@ class Study:
         run = bench.run_tree(environment, algorithm, seed)
         for name, value in trial.settings.items():
             set_key(run, name, value)
-        # The run's own evaluation uses the benchmark's episodes, so that it is not used here.
+        # The run's own evaluation uses the benchmark's episodes, so a separate one is needed.
         run |= {"output_dir": str(folder / "run"), "evaluation": {"episodes": 2}}
         policy = {"name": algorithm, "model": {"path": str(folder / "run" / "final")}}
         evaluate = bench.evaluate_tree(environment, [policy], folder / "evaluate") | {
@@ -103,13 +103,13 @@ class Study:
 
 
 def run(config: TuneCommandConfig, commands: CommandTable) -> Generator[str, None, int]:
-    """Search; yield the path of tuned.yaml."""
+    """Run the search; yield the path of tuned.yaml."""
     yield str(run_tune(make_study(config, commands), jobs=config.jobs))
     return 0
 
 
 def plan(name: str, config: TuneCommandConfig, commands: CommandTable) -> str:
-    """Return what a study will run, for `--dry-run`."""
+    """Return a description of what a study will run, for `--dry-run`."""
     study = make_study(config, commands)
     bench = study.bench
     runs = config.trials * len(bench.environments) * len(config.seeds)
@@ -151,7 +151,7 @@ def make_study(config: TuneConfig, commands: CommandTable) -> Study:
 
 
 def run_tune(study: Study, *, jobs: int = 1) -> Path:
-    """Search until every algorithm has its trials; returns tuned.yaml.
+    """Search until every algorithm has its trials; return the path of tuned.yaml.
 
     Raises:
         UserError: the directory exists, Optuna is missing, or an algorithm failed in every trial.
@@ -222,7 +222,7 @@ def _check_space(
 
 
 def _as_run(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by dotted key as the configuration of a run."""
+    """Convert settings with dotted keys to the configuration of a run."""
     run: dict[str, Any] = {}
     for key, value in settings.items():
         set_key(run, key, value)

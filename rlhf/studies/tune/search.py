@@ -11,13 +11,13 @@ from rlhf.config.tune import Dimension
 from rlhf.errors import UserError
 
 JOURNAL = "optuna.log"
-# Distance between the sampler seeds of two searches.
+# Difference between the sampler seeds of two searches.
 _MOST_TRIALS = 100_000
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting."""
+    """A trial: a number and the settings to try."""
 
     number: int
     settings: dict[str, Any]
@@ -93,7 +93,7 @@ class Search:
         return max(scored, key=lambda pair: pair[1])
 
     def _complete_trials(self) -> list[Any]:
-        """Trials with all of their parameters; an interruption may leave an incomplete one."""
+        """Return trials that have all parameters; an interruption may leave an incomplete one."""
         return [t for t in self.study.trials if t.params.keys() == self.space.keys()]
 
 
