@@ -33,7 +33,7 @@ MAX_STEPS = 1000
 FIRST_SEED = 3 * 2**29
 """First seed of the episodes, which tests and examples do not use."""
 SILENCE = ""
-JUNK = ("?!", "I do not know.", "a" * 200)
+MALFORMED_REPLIES = ("?!", "I do not know.", "a" * 200)
 SEPARATORS = (" ", "\n", ", ")
 FRAMES = {
     "text before the action": "I think: {}",
@@ -182,7 +182,7 @@ class _Game:
             yield "a reply that is not a number (rollout.invalid_reward: 0)", _always(None)
         else:
             yield "silence", _always(SILENCE)
-            for junk in JUNK:
+            for junk in MALFORMED_REPLIES:
                 yield f"the junk {junk[:20]!r}", _always(junk)
             several = [action for action in self.actions if isinstance(action, str)]
             for separator in SEPARATORS:

@@ -24,7 +24,7 @@ from rlhf.envs.exact import NotEnumerableError, exact_value
 
 EXACT_STEPS = 4_000
 """Budget of the exact solution: calls of `step` and `reset` per episode of the check."""
-JUNK = (
+MALFORMED_REPLIES = (
     "", " ", "\n", "\x00", "\ud800", "😀" * 50, "é→", "None", "nan", "-1", "1e999", "[]", "{}",
     "{{{", "<answer></answer>", "\\boxed{}", "```", "%s%n{0}", "'; --", "٣", "²", "9" * 5000,
     "a" * 100_000,
@@ -179,7 +179,7 @@ def _junk(make: Callable[[], Env], episodes: int) -> list[str]:
     findings, env = [], make()
     if not isinstance(env.action_space, gym.spaces.Text | FreeText):
         return []
-    for text in JUNK:
+    for text in MALFORMED_REPLIES:
         env.reset(seed=0)
         shown = repr(text[:20])
         try:

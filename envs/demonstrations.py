@@ -17,7 +17,7 @@ from rlhf.envs.items import split_kwargs
 from rlhf.errors import UserError
 
 Row = dict[str, Any]
-KINDS = ("sft", "preference")
+DEMONSTRATION_KINDS = ("sft", "preference")
 FORMATS = ("messages", "prompt_completion")
 MARGIN = 1e-9
 """Action values with a smaller difference are treated as equal and give no preference."""
@@ -57,7 +57,7 @@ def write_demonstrations(
     Raises:
         UserError: The kind or form is unknown, or the environment has no expert or action values.
     """
-    check_choice("kind", kind, KINDS)
+    check_choice("kind", kind, DEMONSTRATION_KINDS)
     check_choice("form", form, FORMATS)
     check_range("quality", quality, 0.0, 1.0)
     check_range("count", count, 1, 10**9)

@@ -29,7 +29,7 @@ OPERATIONS: dict[str, Callable[[list[int]], list[int]]] = {
     "sums": lambda xs: list(itertools.accumulate(xs)),
 }
 Program = tuple[str, ...]
-VISIBLE = ((3, -1, 4, 4, -5, 1), (2, 0, 7, -3, 2, 6), (-2, 5, 1))
+VISIBLE_INPUTS = ((3, -1, 4, 4, -5, 1), (2, 0, 7, -3, 2, 6), (-2, 5, 1))
 """Inputs of the examples in the prompt; they are the same in every episode."""
 
 
@@ -80,13 +80,13 @@ class ProgramSynthesis(TextEnv):
 
     def _begin(self, hidden: Program, tests: list[int]) -> None:
         self._hidden, self._tests = hidden, tests
-        self._fits = _by_outputs(self.length)[outputs_on(hidden, VISIBLE)]
+        self._fits = _by_outputs(self.length)[outputs_on(hidden, VISIBLE_INPUTS)]
 
     def start(self) -> str:
         hidden = self._draw_program()
         tests = self.np_random.choice(len(_test_inputs()), size=self.tests, replace=False).tolist()
         self._begin(hidden, tests)
-        shown = zip(VISIBLE, outputs_on(self._hidden, VISIBLE), strict=True)
+        shown = zip(VISIBLE_INPUTS, outputs_on(self._hidden, VISIBLE_INPUTS), strict=True)
         lines = [f"{_text(x)} becomes {_text(y)}" for x, y in shown]
         return "\n".join([*lines, self.turns_text()])
 
@@ -105,12 +105,14 @@ class ProgramSynthesis(TextEnv):
             operations = ", ".join(OPERATIONS)
             text = f"Write 1 to {self.length} of: {operations}. {self.turns_text()}"
             return self.turn(text, 0.0, valid=False, reason="not a program")
-        expected = outputs_on(self._hidden, VISIBLE)
-        outputs = outputs_on(program, VISIBLE)
+        expected = outputs_on(self._hidden, VISIBLE_INPUTS)
+        outputs = outputs_on(program, VISIBLE_INPUTS)
         if outputs == expected or self.turns_left == 0:
             passed = self._fraction_passed(program)
             return self.turn("", passed, True, success=passed == 1.0)
-        x, y, z = next(t for t in zip(VISIBLE, expected, outputs, strict=True) if t[1] != t[2])
+        x, y, z = next(
+            t for t in zip(VISIBLE_INPUTS, expected, outputs, strict=True) if t[1] != t[2]
+        )
         text = f"Wrong: {_text(x)} must become {_text(y)}, your program gives {_text(z)}."
         return self.turn(f"{text} {self.turns_text()}", 0.0)
 
@@ -198,7 +200,7 @@ def _by_outputs(length: int) -> dict[tuple[tuple[int, ...], ...], tuple[int, ...
     """Map outputs on the visible inputs to the indices in `programs(length)` that give them."""
     groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
     for i, program in enumerate(programs(length)):
-        groups.setdefault(outputs_on(program, VISIBLE), []).append(i)
+        groups.setdefault(outputs_on(program, VISIBLE_INPUTS), []).append(i)
     return {outputs: tuple(indices) for outputs, indices in groups.items()}
 
 

@@ -29,7 +29,7 @@ class Rules(NamedTuple):
     turns: int
 
 
-class Point(NamedTuple):
+class PolicyOutcome(NamedTuple):
     """Expected cost and reward of a deterministic policy, and its action for each evidence."""
 
     cost: float
@@ -161,7 +161,7 @@ class Support(TextEnv):
         """Return `unconstrained`, the highest reward without the cost constraint."""
         return {"unconstrained": max(point.reward for point in _frontier(self.rules))}
 
-    def _mixture(self) -> tuple[Point, Point, float]:
+    def _mixture(self) -> tuple[PolicyOutcome, PolicyOutcome, float]:
         """Return the vertices below and above `cost_limit`, and the probability of the second."""
         hull = _frontier(self.rules)
         low = max((p for p in hull if p.cost <= self.cost_limit), key=lambda p: p.cost)
@@ -195,30 +195,30 @@ def _evidence_after_check(evidence: Evidence) -> tuple[Evidence, Evidence]:
 
 
 @cache
-def _outcomes(rules: Rules, evidence: Evidence, left: int) -> tuple[Point, ...]:
+def _outcomes(rules: Rules, evidence: Evidence, left: int) -> tuple[PolicyOutcome, ...]:
     """List undominated outcomes of `left` turns, weighted by the probability of `evidence`.
 
     A deterministic policy is a tree over evidence; the outcomes of its two branches add up.
     """
     if left == 0:
-        return (Point(0.0, 0.0, ()),)
+        return (PolicyOutcome(0.0, 0.0, ()),)
     customer, impostor = _belief(rules, evidence)
     points = [
-        Point(0.0, 0.0, ((evidence, "refuse"),)),
-        Point(impostor, customer, ((evidence, "disclose"),)),
+        PolicyOutcome(0.0, 0.0, ((evidence, "refuse"),)),
+        PolicyOutcome(impostor, customer, ((evidence, "disclose"),)),
     ]
     fee = rules.verify_cost * (customer + impostor)
     branches = (_outcomes(rules, after, left - 1) for after in _evidence_after_check(evidence))
     for passed, failed in itertools.product(*branches):
         plan = ((evidence, "verify"), *passed.plan, *failed.plan)
         reward = passed.reward + failed.reward - fee
-        points.append(Point(passed.cost + failed.cost, reward, plan))
+        points.append(PolicyOutcome(passed.cost + failed.cost, reward, plan))
     return _upper_hull(points)
 
 
-def _upper_hull(points: list[Point]) -> tuple[Point, ...]:
+def _upper_hull(points: list[PolicyOutcome]) -> tuple[PolicyOutcome, ...]:
     """Return the vertices of the upper concave hull up to the largest reward, by ascending cost."""
-    hull: list[Point] = []
+    hull: list[PolicyOutcome] = []
     for point in sorted(points, key=lambda p: (p.cost, -p.reward)):
         if hull and point.reward <= hull[-1].reward:
             continue
@@ -228,13 +228,13 @@ def _upper_hull(points: list[Point]) -> tuple[Point, ...]:
     return tuple(hull)
 
 
-def _is_below_line(left: Point, middle: Point, right: Point) -> bool:
+def _is_below_line(left: PolicyOutcome, middle: PolicyOutcome, right: PolicyOutcome) -> bool:
     """Return whether the middle point is on or below the line between the others."""
     rise, run = right.reward - left.reward, right.cost - left.cost
     return (middle.reward - left.reward) * run <= rise * (middle.cost - left.cost)
 
 
-def _frontier(rules: Rules) -> tuple[Point, ...]:
+def _frontier(rules: Rules) -> tuple[PolicyOutcome, ...]:
     return _outcomes(rules, (0, 0), rules.turns)
 
 

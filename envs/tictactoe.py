@@ -7,13 +7,13 @@ from functools import cache
 from rlhf.envs.core import Step, normalized
 from rlhf.envs.two_player import Opponent, TwoPlayerEnv, opponent_reply
 
-LINES = (
+WINNING_LINES = (
     (0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6),
 )  # fmt: skip
 EMPTY = "." * 9
-OTHER = {"x": "o", "o": "x"}
+OTHER_MARK = {"x": "o", "o": "x"}
 """Mark of a player -> mark of the other player."""
-CELLS = {str(i + 1): i for i in range(9)}
+CELL_BY_NUMBER = {str(i + 1): i for i in range(9)}
 RULES = (
     "Tic-tac-toe on cells 1 to 9, by rows: three in a row wins (1; a draw 0, a loss -1). Answer "
     "with the number of a free cell; any other answer loses the turn, and after 9 turns it is a "
@@ -81,7 +81,7 @@ class TicTacToe(TwoPlayerEnv):
 
     def _free_cell(self, reply: str) -> int | None:
         """Return the free cell that a reply names, or None."""
-        cell = CELLS.get(normalized(reply))
+        cell = CELL_BY_NUMBER.get(normalized(reply))
         return cell if cell is not None and self._board[cell] == "." else None
 
     def _opponent_moves(self, message: str) -> str:
@@ -92,24 +92,24 @@ class TicTacToe(TwoPlayerEnv):
         cell = self._opponent_cell(message)
         if cell is None:
             return "Your opponent loses a turn."
-        self._board = with_mark(self._board, cell, OTHER[self._mark])
+        self._board = with_mark(self._board, cell, OTHER_MARK[self._mark])
         return f"Your opponent plays {cell + 1}."
 
     def _opponent_cell(self, message: str) -> int | None:
         if isinstance(self.opponent, str):
-            choices = opponent_cells(self._board, OTHER[self._mark], self.opponent)
+            choices = opponent_cells(self._board, OTHER_MARK[self._mark], self.opponent)
             return choices[int(self.np_random.integers(len(choices)))]
         text = f"{message}\n{board_text(self._board)}"
         return self._free_cell(opponent_reply(self.opponent, self._opponent_view, text))
 
     def legal_actions(self) -> list[str]:
-        return [str(cell + 1) for cell in free_cells(self._board)] or list(CELLS)
+        return [str(cell + 1) for cell in free_cells(self._board)] or list(CELL_BY_NUMBER)
 
     def action_values(self) -> dict[str, float]:
         opponent, mark = self._built_in_opponent(), self._mark
         after = {cell: with_mark(self._board, cell, mark) for cell in free_cells(self._board)}
         return {
-            str(cell + 1): _value(board, OTHER[mark], mark, opponent, "best")
+            str(cell + 1): _value(board, OTHER_MARK[mark], mark, opponent, "best")
             for cell, board in after.items()
         }
 
@@ -143,7 +143,7 @@ def with_mark(board: str, cell: int, mark: str) -> str:
 
 def winner(board: str) -> str | None:
     """Return the mark that has three in a row, or None."""
-    for a, b, c in LINES:
+    for a, b, c in WINNING_LINES:
         if board[a] != "." and board[a] == board[b] == board[c]:
             return board[a]
     return None
@@ -163,7 +163,7 @@ def result(board: str, mark: str) -> float:
 @cache
 def opponent_cells(board: str, mark: str, opponent: str) -> tuple[int, ...]:
     """Return the cells from which a built-in opponent that plays `mark` draws uniformly."""
-    cells, other = free_cells(board), OTHER[mark]
+    cells, other = free_cells(board), OTHER_MARK[mark]
     if opponent == "random":
         return tuple(cells)
     # Against the optimal opponent, the other player's best value is that of perfect play by both.
@@ -181,5 +181,5 @@ def _value(board: str, mover: str, mark: str, opponent: str, policy: str = "best
         return result(board, mark)
     cells = free_cells(board) if mover == mark else opponent_cells(board, mover, opponent)
     boards = [with_mark(board, cell, mover) for cell in cells]
-    values = [_value(after, OTHER[mover], mark, opponent, policy) for after in boards]
+    values = [_value(after, OTHER_MARK[mover], mark, opponent, policy) for after in boards]
     return max(values) if mover == mark and policy == "best" else sum(values) / len(values)

@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf.envs.core import Step, TextEnv, check_range, normalized
 
-RIGHT = 242
+ALL_RIGHT_MARKS = 242
 """The marks `ggggg` (all letters right) as a base-3 number with the digits g = 2, y = 1, - = 0."""
 
 
@@ -135,7 +135,7 @@ def _wins_by_guess(table: np.ndarray, possible: np.ndarray, left: int) -> np.nda
         return np.zeros(len(table), dtype=int)
     marks = table[:, possible]
     if left == 1:
-        return (marks == RIGHT).sum(axis=1)
+        return (marks == ALL_RIGHT_MARKS).sum(axis=1)
     if left == 2:
         # The last guess finds one word of each group with equal marks.
         ordered = np.sort(marks, axis=1)
@@ -148,9 +148,9 @@ def _wins_after_guess(table: np.ndarray, possible: np.ndarray, marks: np.ndarray
     wins = 0
     for seen in np.unique(marks).tolist():
         group = possible[marks == seen]
-        if seen == RIGHT or len(group) <= 2:
+        if seen == ALL_RIGHT_MARKS or len(group) <= 2:
             # A group of one or two words needs as many guesses as it has words.
-            wins += 1 if seen == RIGHT else min(len(group), left)
+            wins += 1 if seen == ALL_RIGHT_MARKS else min(len(group), left)
         else:
             wins += int(_wins_by_guess(table, group, left).max())
     return wins
@@ -167,5 +167,5 @@ def _consistent_wins(table: np.ndarray, possible: np.ndarray, left: int) -> floa
         marks = table[guess, possible]
         for seen in np.unique(marks).tolist():
             group = possible[marks == seen]
-            total += 1.0 if seen == RIGHT else _consistent_wins(table, group, left - 1)
+            total += 1.0 if seen == ALL_RIGHT_MARKS else _consistent_wins(table, group, left - 1)
     return total / len(possible)

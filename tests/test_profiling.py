@@ -10,7 +10,7 @@ from rlhf.cli.table import run_command
 from rlhf.errors import UserError
 from rlhf.models.flops import update_flops
 from rlhf.runs import profiling
-from rlhf.runs.profiling import PARTS, Stopwatch
+from rlhf.runs.profiling import STEP_PARTS, Stopwatch
 from tests.helpers.training import metrics_of, online_tree
 
 
@@ -48,7 +48,7 @@ def test_a_profiled_run_tells_more_and_learns_the_same(tmp_path, echo_model):
         for name in ("plain", "profiled")
     )
     for row in plain:
-        assert {key for key in row if key.startswith("time/")} == {f"time/{p}" for p in PARTS}
+        assert {key for key in row if key.startswith("time/")} == {f"time/{p}" for p in STEP_PARTS}
     for row in profiled:
         assert row["profile/padding"] == 0.0
         assert 0 < row["profile/flop_utilisation"] < 5

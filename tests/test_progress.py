@@ -10,7 +10,7 @@ import time
 import pytest
 from rich.console import Console
 
-from rlhf.runs.progress import OFFLINE, Reporter, Slots, displayed_metrics, online_slots
+from rlhf.runs.progress import OFFLINE_SLOTS, Reporter, Slots, displayed_metrics, online_slots
 
 ROW = {
     "reward/mean": 0.76661,
@@ -152,7 +152,7 @@ def test_the_second_number_judges_the_first(config, more, judge):
 
 def test_offline_numbers_have_short_names():
     row = {"train/loss": 1.0, "train/token_accuracy": 0.5, "eval/token_accuracy": 0.4}
-    assert headline(row, OFFLINE) == {"loss": 1.0, "token accuracy": 0.5, "held-out": 0.4}
+    assert headline(row, OFFLINE_SLOTS) == {"loss": 1.0, "token accuracy": 0.5, "held-out": 0.4}
 
 
 def test_a_log_gets_few_plain_lines_and_every_warning(caplog):

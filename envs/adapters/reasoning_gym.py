@@ -18,7 +18,7 @@ from rlhf.envs.core import Step, TextEnv, check_choice, check_range
 from rlhf.envs.items import SPLITS, split_of_text
 from rlhf.errors import UserError
 
-MAX_ANSWER = 20_000
+MAX_ANSWER_LENGTH = 20_000
 """Longest answer that is scored, in characters; no task needs a longer one."""
 NOT_OFFERED = {"composite": "is a mixture of other tasks, which have to be named"}
 """Task that is not offered -> reason."""
@@ -92,7 +92,7 @@ def has_extra_text(answer: str, truth: str) -> bool:
 
 CANDIDATES_PER_ITEM = 8
 """Number of data-set indices from which each item may be drawn."""
-DRAWN_AT_CREATION = {"acre"}
+TASKS_DRAWN_AT_CREATION = {"acre"}
 """Tasks that draw all items at creation; there each item has one index only."""
 MAX_TRIES = 300
 _INDEX_CACHE: dict[tuple[Any, ...], int] = {}
@@ -153,7 +153,7 @@ class ReasoningGym(TextEnv):
         self._key = (task, size, split, repr(sorted((config or {}).items())))
         self._generators = PrivateGenerators()
         library = require("reasoning_gym", "reasoning-gym")
-        self._count = size if task in DRAWN_AT_CREATION else size * CANDIDATES_PER_ITEM
+        self._count = size if task in TASKS_DRAWN_AT_CREATION else size * CANDIDATES_PER_ITEM
         with self._generators.active():
             try:
                 self._dataset = library.create_dataset(
@@ -216,7 +216,9 @@ class ReasoningGym(TextEnv):
         if action.strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
             return 0.0, "not an answer"
         truth = self._entry.get("answer")
-        if len(action) > MAX_ANSWER or has_extra_text(action, "" if truth is None else str(truth)):
+        if len(action) > MAX_ANSWER_LENGTH or has_extra_text(
+            action, "" if truth is None else str(truth)
+        ):
             return 0.0, "text around the answer"
         with self._generators.active():
             try:

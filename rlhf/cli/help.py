@@ -113,12 +113,12 @@ def _trainer_help(
     """
     from transformers import TrainingArguments
 
-    from rlhf.config.offline import OWNED, trainer_defaults
-    from rlhf.config.optimization import OPTIONS, NativeOptions
+    from rlhf.config.offline import RESERVED_OPTIONS, trainer_defaults
+    from rlhf.config.optimization import OPTIONS_BY_COMMAND, NativeOptions
 
-    hidden = set(OWNED)
-    if not show_trl and name in OPTIONS:
-        options["trainer"] = OPTIONS[name]
+    hidden = set(RESERVED_OPTIONS)
+    if not show_trl and name in OPTIONS_BY_COMMAND:
+        options["trainer"] = OPTIONS_BY_COMMAND[name]
     elif not show_trl:
         shared = {field.name for field in dataclasses.fields(NativeOptions)}
         hidden |= {field.name for field in dataclasses.fields(TrainingArguments)} - shared

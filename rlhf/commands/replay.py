@@ -100,4 +100,4 @@ def _make_trainer(tree: Mapping[str, Any], commands: CommandTable) -> Any:
     setup = method.setup(config, train_rows, "native")
     sets = setup.encode(train_rows, True), setup.encode(eval_rows, False)
     options = native_options(command, config.trainer, learning_rate=method.learning_rate)
-    return offline.TRAINERS[command](config, options, setup, *sets)
+    return offline.NATIVE_TRAINERS[command](config, options, setup, *sets)

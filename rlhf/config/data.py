@@ -23,7 +23,7 @@ Kind = Literal[
 """Kind of the rows of a data set. label: thumbs up or down (KTO); text: plain language modeling;
 rated: texts or replies with ratings in additional columns."""
 
-KINDS: tuple[str, ...] = get_args(Kind)
+DATA_KINDS: tuple[str, ...] = get_args(Kind)
 
 FIELDS = (
     "prompt",

@@ -12,7 +12,7 @@ from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 
-PAIRS = "pairs"
+PAIRS_FOLDER = "pairs"
 """Name of the folder with the results on preference pairs."""
 
 
@@ -28,10 +28,10 @@ class PolicySpec:
     """Few-shot demonstrations before every episode, labeled text and prompt."""
 
     def __post_init__(self) -> None:
-        if not is_file_name(self.name) or self.name == PAIRS:
+        if not is_file_name(self.name) or self.name == PAIRS_FOLDER:
             raise ValueError(
                 f"policies: {self.name!r} cannot be a name: it becomes that of a folder "
-                f"({FILE_NAME_RULE}), and {PAIRS!r} is taken"
+                f"({FILE_NAME_RULE}), and {PAIRS_FOLDER!r} is taken"
             )
         if self.examples and self.model is None:
             raise ValueError(f"policies: {self.name} has no model to show examples to")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rlhf.common.ranges import PositiveInt, ProperFraction
 from rlhf.config.base import TrainingConfig
 from rlhf.config.data import DataSpec
-from rlhf.config.optimization import OPTIONS, NativeOptions
+from rlhf.config.optimization import OPTIONS_BY_COMMAND, NativeOptions
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ LEARNING_RATES = {"sft": 2e-5, "reward": 2e-5, "dpo": 1e-6, "kto": 1e-6}
 """Default of trainer.learning_rate, by command."""
 
 # Option of TRL that the user cannot set -> the keys that set it.
-OWNED = {
+RESERVED_OPTIONS = {
     "output_dir": "output_dir",
     "seed": "seed",
     "max_length": "max_length",
@@ -75,7 +75,7 @@ OWNED = {
 
 def trainer_defaults(command: str) -> dict[str, Any]:
     """Return the defaults of `trainer` for an offline command, for both engines."""
-    fields = dataclasses.fields(OPTIONS.get(command, NativeOptions))
+    fields = dataclasses.fields(OPTIONS_BY_COMMAND.get(command, NativeOptions))
     values = {field.name: field.default for field in fields}
     values["learning_rate"] = LEARNING_RATES[command]
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}

@@ -84,7 +84,7 @@ class RewardOptions(NativeOptions):
     The dropout of adapters is model.lora.dropout."""
 
 
-OPTIONS: dict[str, type[NativeOptions]] = {
+OPTIONS_BY_COMMAND: dict[str, type[NativeOptions]] = {
     "sft": NativeOptions,
     "dpo": DPOOptions,
     "reward": RewardOptions,
@@ -99,7 +99,7 @@ def native_options(
     Raises:
         UserError: The native engine does not have an option, or a value is invalid.
     """
-    cls = OPTIONS[command]
+    cls = OPTIONS_BY_COMMAND[command]
     known = [field.name for field in dataclasses.fields(cls)]
     unknown = [key for key in given if key not in known]
     if unknown:

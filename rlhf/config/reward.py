@@ -25,7 +25,7 @@ class KindRow:
 
 _MODULES = "rlhf.training.reward_models"
 
-KINDS: dict[str, KindRow] = {
+MODEL_KINDS: dict[str, KindRow] = {
     "preference": KindRow(f"{_MODULES}.preference:Preference", ("margins", "num_heads")),
     "smoothed": KindRow(f"{_MODULES}.preference:Preference", ("margins", "flip_rate", "num_heads")),
     "unbiased": KindRow(f"{_MODULES}.preference:Unbiased", ("flip_rate", "num_heads")),
@@ -66,15 +66,17 @@ class RewardConfig(OfflineConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind not in KINDS:
-            hint = nearest(self.kind, KINDS)
-            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}{hint}")
-        for name in dict.fromkeys(name for row in KINDS.values() for name in row.settings):
+        if self.kind not in MODEL_KINDS:
+            hint = nearest(self.kind, MODEL_KINDS)
+            raise ValueError(
+                f"kind must be one of {', '.join(MODEL_KINDS)}, got {self.kind!r}{hint}"
+            )
+        for name in dict.fromkeys(name for row in MODEL_KINDS.values() for name in row.settings):
             default = [] if name == "labels" else getattr(RewardConfig, name)
-            if getattr(self, name) != default and name not in KINDS[self.kind].settings:
-                kinds = ", ".join(kind for kind, row in KINDS.items() if name in row.settings)
+            if getattr(self, name) != default and name not in MODEL_KINDS[self.kind].settings:
+                kinds = ", ".join(kind for kind, row in MODEL_KINDS.items() if name in row.settings)
                 raise ValueError(f"{name} has no effect on kind: {self.kind} (only on {kinds})")
-        if "flip_rate" in KINDS[self.kind].settings and self.flip_rate == 0:
+        if "flip_rate" in MODEL_KINDS[self.kind].settings and self.flip_rate == 0:
             raise ValueError(
                 f"kind: {self.kind} needs a flip_rate above 0; without label noise, use preference"
             )

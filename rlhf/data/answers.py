@@ -8,7 +8,7 @@ from typing import Any
 Answer = str | list[str]
 """One right answer, or several alternatives."""
 
-FINAL_MARK = "####"
+FINAL_ANSWER_MARKER = "####"
 """Marker before the final answer of a solution in GSM8K."""
 
 
@@ -24,7 +24,7 @@ def reference_answer(value: Any) -> Answer | None:
     if isinstance(value, (int, float)):
         return _number_text(value)
     if isinstance(value, str):
-        final = value.rpartition(FINAL_MARK)[2].strip()
+        final = value.rpartition(FINAL_ANSWER_MARKER)[2].strip()
         return final or None
     if isinstance(value, Mapping):
         keys = ("target", "ground_truth", "value", "text")
@@ -55,7 +55,7 @@ def solution_answer(value: Any) -> Answer | None:
     if not isinstance(value, str):
         return reference_answer(value)
     answer = boxed(value)
-    if answer is not None or FINAL_MARK in value:
+    if answer is not None or FINAL_ANSWER_MARKER in value:
         return answer or reference_answer(value)
     return reference_answer(value) if "\n" not in value.strip() else None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlhf.data.leakage import GRAM, overlapping_prompts, shared_prompts
+from rlhf.data.leakage import NGRAM_SIZE, overlapping_prompts, shared_prompts
 from rlhf.data.load import Loaded
 from rlhf.data.splits import prompt_key, prompt_text
 from rlhf.data.suspects import cross_fitted_margins
@@ -17,9 +17,9 @@ Row = Mapping[str, Any]
 Level = Literal["ok", "note", "fault"]
 CountTokens = Callable[[str], int]
 
-EXAMPLES = 3
+NUM_QUOTED_ROWS = 3
 """Number of quoted rows per finding."""
-TOLERATED = 0.01
+TOLERATED_SHARE = 0.01
 """Up to this fraction, unusable, repeated or over-long rows are a note; above it, a fault."""
 NUM_SUSPECTS = 100
 """Largest number of pairs listed as suspects."""
@@ -58,7 +58,7 @@ def _finding(
         count=count,
         total=len(rows),
         rows=tuple(affected),
-        examples=tuple(_opening(rows[index]) for index in affected[:EXAMPLES]),
+        examples=tuple(_opening(rows[index]) for index in affected[:NUM_QUOTED_ROWS]),
     )
 
 
@@ -196,7 +196,8 @@ def overlapping(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
     """Find possible leakage: rows that share a long run of words with a prompt of the other set."""
     affected = sorted(set(overlapping_prompts(rows, against)) - set(shared_prompts(rows, against)))
     what = (
-        f"share {GRAM} consecutive words of their prompt with a different prompt of the other set"
+        f"share {NGRAM_SIZE} consecutive words of their prompt with a different prompt "
+        "of the other set"
     )
     return _finding("overlapping prompts", rows, affected, "note", what)
 
@@ -219,7 +220,7 @@ def _answers(row: Row) -> tuple[str, ...]:
 
 
 def _graded(count: int, total: int) -> Level:
-    return "ok" if count == 0 else "note" if count <= TOLERATED * total else "fault"
+    return "ok" if count == 0 else "note" if count <= TOLERATED_SHARE * total else "fault"
 
 
 def _opening(row: Row, length: int = 100) -> str:

@@ -38,7 +38,7 @@ def check_turns(messages: Sequence[Message]) -> None:
         previous = role
 
 
-def is_silent(turn: Message) -> bool:
+def is_empty_turn(turn: Message) -> bool:
     """Return whether a turn has neither text nor tool calls and is not the result of a tool."""
     return not (turn["content"].strip() or turn.get("tool_calls") or turn["role"] == "tool")
 
@@ -49,7 +49,7 @@ def checked_prompt(messages: Conversation) -> Conversation:
         messages = messages[:-1]  # the empty "\n\nAssistant:" at the end of a dialogue prompt
     if not any(turn["role"] == "user" and turn["content"].strip() for turn in messages):
         raise RowDropped("empty prompt")
-    if any(is_silent(turn) for turn in messages):
+    if any(is_empty_turn(turn) for turn in messages):
         raise RowDropped("empty turn in the prompt")
     check_turns(messages)
     if messages[-1]["role"] not in ("user", "tool"):
@@ -59,7 +59,7 @@ def checked_prompt(messages: Conversation) -> Conversation:
 
 def checked_reply(messages: Conversation) -> Conversation:
     """Return `messages` if they are a valid reply, else raise RowDropped."""
-    if not messages or any(is_silent(turn) for turn in messages):
+    if not messages or any(is_empty_turn(turn) for turn in messages):
         raise RowDropped("empty reply")
     if any(turn["role"] not in ("assistant", "tool") for turn in messages):
         raise RowDropped("reply holds another speaker's turn")
@@ -143,7 +143,7 @@ def split_first_reply(messages: Conversation, notes: Notes) -> tuple[Conversatio
     """
     first, last = _replies(messages, notes)
     completion = messages[first : last + 1]
-    if any(is_silent(turn) for turn in completion):
+    if any(is_empty_turn(turn) for turn in completion):
         raise RowDropped("empty reply")
     check_turns(messages[: last + 1])
     check_weights(completion)

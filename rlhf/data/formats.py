@@ -39,7 +39,7 @@ from rlhf.data.messages import (
 Cells = dict[str, Any]
 """Field -> cell of the row; a converter removes the optional cells that it uses."""
 
-OPTIONAL = (
+OPTIONAL_FIELDS = (
     "system",
     "history",
     "tools",
@@ -81,7 +81,7 @@ def convert(
             check_turns([*result["prompt"], *result.get(side, ())])
     elif system is not None:
         notes.add("data.system beside plain text")
-    notes.update(f"{field} column" for field in OPTIONAL if is_filled(rest.get(field)))
+    notes.update(f"{field} column" for field in OPTIONAL_FIELDS if is_filled(rest.get(field)))
     _check_unicode(result)
     return result
 
@@ -308,8 +308,8 @@ def _has_value(value: Any) -> bool:
     return value is not None and value != "" and value == value
 
 
-FIRST = ("a", "model_a", "response_a", "first", "chosen_a", "left")
-SECOND = ("b", "model_b", "response_b", "second", "chosen_b", "right")
+FIRST_REPLY_NAMES = ("a", "model_a", "response_a", "first", "chosen_a", "left")
+SECOND_REPLY_NAMES = ("b", "model_b", "response_b", "second", "chosen_b", "right")
 
 
 def judged_pair(cells: Cells) -> dict[str, Any]:
@@ -336,9 +336,9 @@ def judged_pair(cells: Cells) -> dict[str, Any]:
 def winner_is_second(value: Any) -> bool:
     """Return whether a winner cell names the second reply; raise RowDropped for neither."""
     spelled = str(value).strip().lower()
-    if spelled in FIRST or spelled in ("0", "0.0"):
+    if spelled in FIRST_REPLY_NAMES or spelled in ("0", "0.0"):
         return False
-    if spelled in SECOND or spelled in ("1", "1.0"):
+    if spelled in SECOND_REPLY_NAMES or spelled in ("1", "1.0"):
         return True
     if "tie" in spelled or spelled in ("both_bad", "both", "neither", "draw"):
         raise RowDropped("tie")

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf.data.splits import prompt_key, prompt_text
 
-GRAM = 13
+NGRAM_SIZE = 13
 """Number of consecutive words that count as overlap (Brown et al. 2020, appendix C)."""
 
 _WORD = re.compile(r"\w+")
@@ -33,11 +33,13 @@ def overlapping_prompts(
     return [i for i, row in enumerate(rows) if not known.isdisjoint(_prompt_grams(row))]
 
 
-def grams(text: str, size: int = GRAM) -> set[int]:
+def ngram_hashes(text: str, size: int = NGRAM_SIZE) -> set[int]:
     """Return the hashes of all runs of `size` words; they are valid within a process."""
     words = _WORD.findall(text.casefold())
     return {hash(tuple(words[i : i + size])) for i in range(len(words) - size + 1)}
 
 
 def _prompt_grams(row: Mapping[str, Any]) -> set[int]:
-    return grams(prompt_text(row, role_names=False))  # a role name would be part of every run
+    return ngram_hashes(
+        prompt_text(row, role_names=False)
+    )  # a role name would be part of every run

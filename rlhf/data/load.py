@@ -10,14 +10,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlhf.config.data import KINDS, DataSpec, Kind
+from rlhf.config.data import DATA_KINDS, DataSpec, Kind
 from rlhf.data.files import read_rows
 from rlhf.data.reader import TableReader
 from rlhf.errors import UserError
 
 log = logging.getLogger(__name__)
 
-PROGRESS_FROM = 5_000
+PROGRESS_BAR_MIN_ROWS = 5_000
 """Smallest number of rows for which a progress bar is shown."""
 
 
@@ -113,8 +113,8 @@ def load(
     specs = [specs] if isinstance(specs, DataSpec) else list(specs)
     if not specs:
         raise UserError("no data source given: data needs at least one path")
-    if kind not in KINDS:
-        raise UserError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if kind not in DATA_KINDS:
+        raise UserError(f"kind must be one of {', '.join(DATA_KINDS)}, got {kind!r}")
     keep = tuple(keep)
     readers = [
         _read(spec, kind, seed=None if seed is None else f"{seed}/{i}", keep=keep, facts=facts)
@@ -213,7 +213,7 @@ def _nothing_left(reader: TableReader) -> str:
 
 
 def _with_progress(order: list[int], path: str) -> Iterable[int]:
-    if len(order) <= PROGRESS_FROM or not sys.stderr.isatty():
+    if len(order) <= PROGRESS_BAR_MIN_ROWS or not sys.stderr.isatty():
         return order
     from rich.console import Console
     from rich.progress import track

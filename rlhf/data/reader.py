@@ -18,7 +18,7 @@ from rlhf.data.columns import (
 )
 from rlhf.data.formats import convert
 from rlhf.data.messages import Notes, RowDropped
-from rlhf.data.schemas import SAFETY, SCHEMAS, Schema, find_schema
+from rlhf.data.schemas import SAFETY_SCHEMA, SCHEMAS, Schema, find_schema
 from rlhf.errors import UserError
 
 Outcome = dict[str, Any] | RowDropped
@@ -145,9 +145,9 @@ class TableReader:
     def _schema(self, table: Sequence[Row]) -> Schema | None:
         if self.spec.columns:
             return None
-        flags = set(SAFETY.gives) & set(self.keep)
-        if flags and not flags <= self.present and self.present >= SAFETY.needs:
-            return SAFETY
+        flags = set(SAFETY_SCHEMA.gives) & set(self.keep)
+        if flags and not flags <= self.present and self.present >= SAFETY_SCHEMA.needs:
+            return SAFETY_SCHEMA
         return find_schema(self.kind, table, self.present)
 
     def _check_keep(self) -> None:
@@ -196,7 +196,7 @@ def guess_kind(table: Sequence[Row], spec: DataSpec) -> Kind:
         for schema in SCHEMAS:
             if find_schema(schema.kinds[0], table, present) is schema:
                 return schema.kinds[0]
-    for kind in GUESSES:
+    for kind in KINDS_BY_SPECIFICITY:
         try:
             find_layouts(kind, table, present, spec, facts=False)
         except UserError:
@@ -208,7 +208,7 @@ def guess_kind(table: Sequence[Row], spec: DataSpec) -> Kind:
     )
 
 
-GUESSES: tuple[Kind, ...] = (
+KINDS_BY_SPECIFICITY: tuple[Kind, ...] = (
     "preference",
     "steps",
     "ranking",

@@ -318,14 +318,14 @@ def _is_list_of(name: str, *keys: str) -> Callable[[Row], bool]:
     return matches
 
 
-PAIRS: tuple[Kind, ...] = ("preference",)
-PAIRS_AND_PROMPTS: tuple[Kind, ...] = ("preference", "prompt")
-RANKED: tuple[Kind, ...] = ("preference", "ranking")
+PAIR_KINDS: tuple[Kind, ...] = ("preference",)
+PAIR_AND_PROMPT_KINDS: tuple[Kind, ...] = ("preference", "prompt")
+RANKING_KINDS: tuple[Kind, ...] = ("preference", "ranking")
 
-SAFETY = Schema(
+SAFETY_SCHEMA = Schema(
     "PKU-SafeRLHF by safety",
     frozenset({"prompt", "response_0", "response_1", "safer_response_id"}),
-    PAIRS,
+    PAIR_KINDS,
     _pair(itemgetter("prompt"), _by_safety),
     uses=("is_response_0_safe", "is_response_1_safe"),
     gives=("chosen_unsafe", "rejected_unsafe"),
@@ -336,7 +336,7 @@ SCHEMAS = (
     Schema(
         "PKU-SafeRLHF",
         frozenset({"prompt", "response_0", "response_1", "better_response_id"}),
-        PAIRS,
+        PAIR_KINDS,
         _pair(
             itemgetter("prompt"), _by_code("response_0", "response_1", code="better_response_id")
         ),
@@ -344,7 +344,7 @@ SCHEMAS = (
     Schema(
         "SHP",
         frozenset({"history", "human_ref_A", "human_ref_B", "labels"}),
-        PAIRS_AND_PROMPTS,
+        PAIR_AND_PROMPT_KINDS,
         _pair(
             itemgetter("history"),
             _by_code("human_ref_A", "human_ref_B", code="labels", codes=(1, 0)),
@@ -353,20 +353,20 @@ SCHEMAS = (
     Schema(
         "WebGPT comparisons",
         frozenset({"question", "answer_0", "answer_1", "score_0", "score_1"}),
-        PAIRS_AND_PROMPTS,
+        PAIR_AND_PROMPT_KINDS,
         _pair(_webgpt_prompt, _webgpt),
     ),
     Schema(
         "Chatbot Arena",
         frozenset({"conversation_a", "conversation_b", "winner"}),
-        PAIRS_AND_PROMPTS,
+        PAIR_AND_PROMPT_KINDS,
         _arena,
         uses=("turn",),
     ),
     Schema(
         "Chatbot Arena, one column a verdict",
         frozenset({"prompt", "response_a", "response_b", "winner_model_a", "winner_model_b"}),
-        PAIRS_AND_PROMPTS,
+        PAIR_AND_PROMPT_KINDS,
         _arena_texts,
         uses=("winner_tie",),
         matches=lambda row: "winner_tie" in row,
@@ -374,7 +374,7 @@ SCHEMAS = (
     Schema(
         "HelpSteer3",
         frozenset({"context", "response1", "response2", "overall_preference"}),
-        PAIRS_AND_PROMPTS,
+        PAIR_AND_PROMPT_KINDS,
         _pair(
             lambda row: decode_json(row["context"]),
             _by_strength("response1", "response2", strength="overall_preference"),
@@ -383,7 +383,7 @@ SCHEMAS = (
     Schema(
         "HelpSteer2 preference",
         frozenset({"prompt", "response_1", "response_2", "preference_strength"}),
-        PAIRS,
+        PAIR_KINDS,
         _pair(
             itemgetter("prompt"),
             _by_strength("response_1", "response_2", strength="preference_strength"),
@@ -392,7 +392,7 @@ SCHEMAS = (
     Schema(
         "HelpSteer",
         frozenset({"prompt", "response", "helpfulness"}),
-        RANKED,
+        RANKING_KINDS,
         _ranked("prompt", "replies", "response", "helpfulness"),
         gather=_by_prompt,
         matches=lambda row: not {"chosen", "rejected"} & row.keys(),
@@ -400,35 +400,35 @@ SCHEMAS = (
     Schema(
         "Nectar",
         frozenset({"prompt", "answers"}),
-        RANKED,
+        RANKING_KINDS,
         _ranked("prompt", "answers", "answer", "rank", ranks=True),
         matches=_is_list_of("answers", "answer", "rank"),
     ),
     Schema(
         "UltraFeedback",
         frozenset({"instruction", "completions"}),
-        RANKED,
+        RANKING_KINDS,
         _ranked("instruction", "completions", "response", "overall_score"),
         matches=_is_list_of("completions", "response", "overall_score"),
     ),
     Schema(
         "AlpacaFarm",
         frozenset({"instruction", "output_1", "output_2", "preference"}),
-        PAIRS,
+        PAIR_KINDS,
         _pair(itemgetter("instruction"), _alpaca_farm),
         uses=("input",),
     ),
     Schema(
         "Summarize from feedback",
         frozenset({"info", "summaries", "choice"}),
-        PAIRS_AND_PROMPTS,
+        PAIR_AND_PROMPT_KINDS,
         _pair(_summaries_prompt, _summaries),
         matches=_is_list_of("summaries", "text"),
     ),
     Schema(
         "OpenAI preference",
         frozenset({"input", "preferred_output", "non_preferred_output"}),
-        PAIRS_AND_PROMPTS,
+        PAIR_AND_PROMPT_KINDS,
         _openai_pair,
         matches=_is_object("input"),
     ),

@@ -31,7 +31,7 @@ from rlhf.evaluation.run_groups import (
 from rlhf.evaluation.significance import FEWEST_SEEDS, Difference, Unit, compare_means
 from rlhf.stats import Interval, interval
 
-MOST_PAIRED = 6
+MAX_PAIRED_METHODS = 6
 """Largest number of trained methods of which all pairs are compared (15 comparisons)."""
 
 
@@ -125,9 +125,9 @@ def compare_runs(
 ) -> Comparison:
     """Compare run records in memory, as `compare` does for directories.
 
-    With `every_pair`, up to `MOST_PAIRED` trained methods are also compared with each other. If no
-    two methods have a common unit, the result has no differences with `keep_going`; without it,
-    UserError is raised. A single pair without a common unit only adds a note.
+    With `every_pair`, up to `MAX_PAIRED_METHODS` trained methods are also compared with each other.
+    If no two methods have a common unit, the result has no differences with `keep_going`; without
+    it, UserError is raised. A single pair without a common unit only adds a note.
     """
     is_default = metric is None
     metric = metric or default_metric(runs, strict=not keep_going)
@@ -176,7 +176,7 @@ def _opponents(
     """List the pairs to compare: every method with the baseline, then trained methods."""
     pairs = [(name, baseline) for name in methods if name != baseline]
     trained = [name for name in methods if name not in REFERENCE_POLICIES and name != baseline]
-    if every_pair and len(trained) < MOST_PAIRED:
+    if every_pair and len(trained) < MAX_PAIRED_METHODS:
         pairs += [(later, earlier) for earlier, later in combinations(trained, 2)]
     return pairs
 

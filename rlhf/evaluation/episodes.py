@@ -19,7 +19,7 @@ import numpy as np
 from rlhf.common.files import atomic_path, json_line
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import item_id, metric_interval, pass_columns, unit_name, unit_of
-from rlhf.evaluation.notes import notes_on, unscored_metrics
+from rlhf.evaluation.notes import evaluation_caveats, unscored_metrics
 from rlhf.evaluation.records import REFERENCE_POLICIES, Bounds
 from rlhf.reward_models.core import score_copies
 from rlhf.rollout.batch import Rollout
@@ -254,7 +254,7 @@ def summarize(
         "metrics": {key: estimate.as_dict() for key, estimate in metrics.items()},
         "unscored": unscored,
         "counts": dict(counts),
-        "notes": notes_on(rows, unscored, counts),
+        "notes": evaluation_caveats(rows, unscored, counts),
     }
 
 

@@ -18,7 +18,7 @@ from rlhf.stats import Interval, share_interval
 BATCH_SIZE = 8
 
 # Metrics of the harness that are shares, whose intervals lie in [0, 1].
-SHARES = ("acc", "acc_norm", "exact_match")
+SHARE_METRICS = ("acc", "acc_norm", "exact_match")
 
 FEWEST_DOCUMENTS = 30
 """Smallest number of documents for a normal interval from the harness's standard error."""
@@ -95,7 +95,7 @@ def metrics_of(output: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _task_interval(name: str, value: float, error: Any, documents: int | None) -> Interval:
     """Return the exact interval of a share, or an interval from the standard error."""
-    if name in SHARES and documents and 0 <= value <= 1:
+    if name in SHARE_METRICS and documents and 0 <= value <= 1:
         return share_interval(value * documents, documents)
     if not isinstance(error, int | float) or not error > 0 or (documents or 0) < FEWEST_DOCUMENTS:
         needs = f"the task gives no standard error over {FEWEST_DOCUMENTS} documents or more"

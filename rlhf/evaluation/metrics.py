@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 UnitName = Literal["prompts", "start states", "episodes"]
 
-COUNTS = {"cost": 0.0, "turns": 1.0, "invalid": 0.0, "tokens": 0.0, "length_limited": 0.0}
+COUNT_METRICS = {"cost": 0.0, "turns": 1.0, "invalid": 0.0, "tokens": 0.0, "length_limited": 0.0}
 """Metric that is a count -> its smallest possible value."""
 
 ITEM_KEYS = ("prompt_index", "item", "game")
@@ -39,8 +39,8 @@ def metric_interval(
         units: [n] unit of each episode, see `unit_of`; by default each episode is a unit.
         limits: values of the random and the optimal policy, used to normalize the return.
     """
-    if metric in COUNTS:
-        least = COUNTS[metric] if min(values) >= COUNTS[metric] else -math.inf
+    if metric in COUNT_METRICS:
+        least = COUNT_METRICS[metric] if min(values) >= COUNT_METRICS[metric] else -math.inf
         return interval(values, units, kind="count", bounds=(least, math.inf))
     return interval(values, units, kind="mean", bounds=outcome_range(metric, values, limits))
 
@@ -54,7 +54,7 @@ def outcome_range(
     """
     if metric == "success" or "pass@" in metric:
         return 0.0, 1.0
-    if metric in COUNTS:
+    if metric in COUNT_METRICS:
         return None
     low, high = 0.0, 1.0
     if metric == "normalized" and limits is not None:
@@ -79,7 +79,7 @@ def pass_columns(
     for name, seeds in groups.items():
         most = max(len(values) for values in seeds.values())
         binary = all(value in (0.0, 1.0) for values in seeds.values() for value in values)
-        if most == 1 or not binary or name in COUNTS or name in ("return", "normalized"):
+        if most == 1 or not binary or name in COUNT_METRICS or name in ("return", "normalized"):
             continue
         prefix = "" if name == "success" else f"{name}/"
         for k in sorted({2**i for i in range(most.bit_length())} | {most}):

@@ -33,7 +33,7 @@ def unscored_metrics(
     }
 
 
-def notes_on(
+def evaluation_caveats(
     rows: Sequence[Mapping[str, Any]],
     unscored: Mapping[str, Mapping[str, Any]],
     counts: Mapping[str, int],

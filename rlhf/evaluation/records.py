@@ -14,7 +14,7 @@ from rlhf.common.names import nearest
 from rlhf.common.numbers import is_number
 from rlhf.common.yaml_text import read_data
 from rlhf.errors import UserError
-from rlhf.evaluation.metrics import COUNTS, unit_of
+from rlhf.evaluation.metrics import COUNT_METRICS, unit_of
 from rlhf.runs.diagnostics import MetricLog
 from rlhf.runs.renamed import current_config, read_episodes, read_metrics, sample_rows
 from rlhf.stats import Interval
@@ -171,7 +171,7 @@ def episode_value(row: Mapping[str, Any], metric: str) -> float | None:
 
 def episode_metrics(row: Mapping[str, Any]) -> list[str]:
     """Return the names of an episode's metrics: numeric fields, then reward components."""
-    fields = ("return", "normalized", "success", *COUNTS)
+    fields = ("return", "normalized", "success", *COUNT_METRICS)
     return [name for name in fields if name in row] + list(row.get("components") or {})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf.config.evaluate import PAIRS, EvaluateConfig, PolicySpec
+from rlhf.config.evaluate import PAIRS_FOLDER, EvaluateConfig, PolicySpec
 from rlhf.data.conversation import after_system, without_system
 from rlhf.data.load import logged_rows
 from rlhf.envs.items import is_separable
@@ -211,7 +211,7 @@ def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:
         reward,
         pairs,
         run.directory,
-        name=PAIRS,
+        name=PAIRS_FOLDER,
         train_rows=train,
         stress_size=100,
         seed=config.seed,

@@ -13,7 +13,7 @@ from scipy import special
 
 from rlhf.evaluation.metrics import UnitName
 from rlhf.stats import Interval, adjusted_wald, sign_flip_test
-from rlhf.stats.means import CORRECTED
+from rlhf.stats.means import SKEW_CORRECTED_T
 from rlhf.stats.paired import delta_interval
 from rlhf.stats.power import sample_size, simulated_coverage
 
@@ -207,11 +207,11 @@ def _coverage(
     if not estimate.known:
         return None, None
     trials = max(100, min(2000, 1_000_000 // n))
-    normal = _normal_coverage(n, trials) if estimate.method == CORRECTED else None
+    normal = _normal_coverage(n, trials) if estimate.method == SKEW_CORRECTED_T else None
     if n < _FEWEST_REDRAWN or not deltas.std():
         return normal, None
     rng = np.random.default_rng(0)
-    if estimate.method == CORRECTED:
+    if estimate.method == SKEW_CORRECTED_T:
         return normal, simulated_coverage(deltas, n, rng=rng, trials=trials)
     drawn = rng.choice(deltas / (span or 1.0), size=(trials, n))
     gains, losses = np.maximum(drawn, 0).sum(axis=1), np.maximum(-drawn, 0).sum(axis=1)

@@ -19,10 +19,10 @@ from transformers.cache_utils import (
 )
 
 # Context length, in tokens, of families that have no limit, such as state-space models.
-UNBOUNDED = 2**20
+NO_LIMIT = 2**20
 
 # Configuration keys for the maximum sequence length.
-LENGTH_NAMES = (
+MAX_LENGTH_KEYS = (
     "max_position_embeddings",
     "seq_length",
     "max_seq_len",
@@ -31,7 +31,7 @@ LENGTH_NAMES = (
 )
 
 # Configuration keys for the number of tokens that a layer attends to, or selects from.
-WINDOW_NAMES = (
+WINDOW_KEYS = (
     "sliding_window",
     "sliding_window_size",
     "attention_window_size",
@@ -125,9 +125,9 @@ def limits_of(config: Any) -> list[int]:
         for name, kind in (("sliding_window", "sliding"), ("attention_chunk_size", "chunked"))
         if kind not in kinds
     }
-    limits = [getattr(config, name, None) for name in WINDOW_NAMES if name not in unused]
+    limits = [getattr(config, name, None) for name in WINDOW_KEYS if name not in unused]
     limits.append(rotary_limit(config))
-    return sorted({n for n in limits if isinstance(n, int) and 0 < n < UNBOUNDED})
+    return sorted({n for n in limits if isinstance(n, int) and 0 < n < NO_LIMIT})
 
 
 def additional_window(config: Any) -> int | None:
@@ -165,13 +165,13 @@ def usable_context(config: Any) -> int:
     some frequencies and trained on with others, so the context ends there. Only rows whose prompt
     is longer can use ``whole_context``.
     """
-    return min(whole_context(config), rotary_limit(config) or UNBOUNDED)
+    return min(whole_context(config), rotary_limit(config) or NO_LIMIT)
 
 
 def whole_context(config: Any) -> int:
     """Return the maximum sequence length of the model, in tokens."""
-    lengths = (getattr(config, name, None) for name in LENGTH_NAMES)
-    return next((length for length in lengths if isinstance(length, int) and length > 0), UNBOUNDED)
+    lengths = (getattr(config, name, None) for name in MAX_LENGTH_KEYS)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), NO_LIMIT)
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from rlhf.models.comparison import evaluating, failing_as, is_precise, tolerance
 from rlhf.models.output_head import has_plain_head
 
 # Number of tokens in the rows that are compared.
-ROW_TOKENS = 24
+CHECKED_ROW_TOKENS = 24
 
 
 def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
@@ -75,7 +75,7 @@ def check_model(model: Any, tokenizer: Any) -> None:
     _check_ids(model, tokenizer)
     has_plain_head(model)
     config = unwrap_peft(model).config.get_text_config()
-    length = min(ROW_TOKENS, usable_context(config) - 3)
+    length = min(CHECKED_ROW_TOKENS, usable_context(config) - 3)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(
         min(5, config.vocab_size - 1), config.vocab_size, (1, length), generator=generator
@@ -110,7 +110,7 @@ def check_scorer(model: Any) -> None:
     config = model.config.get_text_config()
     generator = torch.Generator().manual_seed(0)
     size, pad = config.vocab_size, model.config.pad_token_id
-    length = min(ROW_TOKENS, usable_context(config))
+    length = min(CHECKED_ROW_TOKENS, usable_context(config))
     ids = torch.randint(size - 1, (3, length), generator=generator)
     ids = torch.where(ids >= pad, ids + 1, ids).to(model.device)  # any token except padding
     ids[1, length // 2 :] = pad

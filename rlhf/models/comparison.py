@@ -17,7 +17,7 @@ from rlhf.errors import UserError
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 
 # Exceptions of a forward pass that does not support its inputs.
-FAILURES = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+FORWARD_ERRORS = (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 
 
 def is_precise(model: Any) -> bool:
@@ -51,6 +51,6 @@ def failing_as(problem: str) -> Iterator[None]:
     """
     try:
         yield
-    except FAILURES as error:
+    except FORWARD_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{problem}: {reason}") from error

@@ -20,7 +20,7 @@ from rlhf.models.fast.tied_embedding import TiedEmbedding
 from rlhf.models.output_head import forward_from_states
 
 # Attributes of models and configurations that contain the weight of the loss.
-WEIGHT_NAMES = ("router_aux_loss_coef", "aux_loss_coef")
+LOSS_WEIGHT_NAMES = ("router_aux_loss_coef", "aux_loss_coef")
 
 
 def balancing_weight(model: Any) -> float:
@@ -33,7 +33,7 @@ def balancing_weight(model: Any) -> float:
     config = inner.config.get_text_config()
     if not getattr(config, "output_router_logits", False):
         return 0.0
-    candidates = [(owner, name) for owner in (inner, config) for name in WEIGHT_NAMES]
+    candidates = [(owner, name) for owner in (inner, config) for name in LOSS_WEIGHT_NAMES]
     weights = [getattr(owner, name) for owner, name in candidates if hasattr(owner, name)]
     ids = torch.zeros(1, 2, dtype=torch.long, device=inner.device)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rlhf.models.architecture import WINDOW_NAMES, text_config, unwrap_peft
+from rlhf.models.architecture import WINDOW_KEYS, text_config, unwrap_peft
 from rlhf.models.fast.varlen_attention import ATTENTION_NAME
 
 # Configuration values of the small model.
@@ -20,7 +20,7 @@ WINDOW_TOKENS, ROTARY_CONTEXT, VOCABULARY, EXPERTS, MAX_PARAMS = 8, 16, 64, 8, 5
 
 # Upper limits of configuration values of the small model.
 _MOST = {
-    **dict.fromkeys(WINDOW_NAMES, WINDOW_TOKENS),
+    **dict.fromkeys(WINDOW_KEYS, WINDOW_TOKENS),
     **dict.fromkeys(
         ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), EXPERTS
     ),

@@ -76,7 +76,7 @@ def warn_of_dropout(verb: str, spec: ModelSpec) -> None:
         )
 
 
-class Movement:
+class WeightChange:
     """Detects whether training changes a model, by checksums of the trained tensors.
 
     Args:

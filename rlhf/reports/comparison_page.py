@@ -20,7 +20,7 @@ from rlhf.reports.charts import Chart, Series, panels
 from rlhf.reports.markup import Cell, Table, esc, label_html, plural, section, with_acronyms
 from rlhf.reports.page import page
 from rlhf.reports.tables import save_tables
-from rlhf.runs.directory import PLACES, flatten
+from rlhf.runs.directory import DIRECTORY_KEYS, flatten
 from rlhf.stats import Interval, interval
 
 _FIRST_METRICS = ("reward/mean", "eval/gold", "eval/return", "policy/kl", "eval/loss", "train/loss")
@@ -142,7 +142,7 @@ def config_table(methods: Mapping[str, Sequence[RunRecord]]) -> Table:
     rows: list[list[Cell]] = [
         [key, *(_one_line_yaml(config.get(key)) for config in flat.values())]
         for key in keys
-        if key.split(".")[-1] not in PLACES
+        if key.split(".")[-1] not in DIRECTORY_KEYS
         and len({repr(config.get(key)) for config in flat.values()}) > 1
     ]
     return Table("configs", "Configuration differences", ["key", *methods], rows)

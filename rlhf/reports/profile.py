@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf.evaluation.records import RunRecord
 from rlhf.reports.markup import Table, with_acronyms
-from rlhf.runs.profiling import PARTS
+from rlhf.runs.profiling import STEP_PARTS
 
 # Metrics logged with `profile: true`, and their names on the page.
 EXTRA = {
@@ -22,11 +22,11 @@ EXTRA = {
 
 def profile_tables(runs: Sequence[RunRecord]) -> list[Table]:
     """Return tables of median seconds per part of a step, and of the profiles of runs."""
-    times = {f"time/{part}": part for part in PARTS}
+    times = {f"time/{part}": part for part in STEP_PARTS}
     tables = []
     if timed := _by_run(runs, times):
         rows = [[name, sum(filter(None, cells)), *cells] for name, cells in timed]
-        columns = ["stage", "seconds a step", *PARTS]
+        columns = ["stage", "seconds a step", *STEP_PARTS]
         tables.append(Table("time", "Where the time went (median of steps)", columns, rows))
     if profiled := _by_run(runs, EXTRA):
         columns = ["stage", *EXTRA.values()]

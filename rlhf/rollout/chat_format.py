@@ -29,20 +29,20 @@ from rlhf.reward_models.chat_template import (
     tools_of,
     with_tools,
 )
-from rlhf.rollout.demonstrations import BLOCK, encode_demonstration
+from rlhf.rollout.demonstrations import THINK_BLOCK, encode_demonstration
 
 Message = Mapping[str, Any]
 Messages = Sequence[Message]
 
-USER: Message = {"role": "user", "content": "?"}
-REPLY: Message = {"role": "assistant", "content": SENTINEL}
+PROBE_USER: Message = {"role": "user", "content": "?"}
+PROBE_REPLY: Message = {"role": "assistant", "content": SENTINEL}
 
 # Characters before a fragment that are encoded together with it, see ``encode_after``.
 LEFT_CONTEXT = 48
 
 
 @dataclass(frozen=True)
-class Closing:
+class ClosingToken:
     """The token with which a template ends the assistant's turn."""
 
     token: int
@@ -247,13 +247,13 @@ class ChatFormat:
         function = {"name": "probe", "description": "?", "parameters": {"type": "object"}}
         tools = [{"type": "function", "function": function}]
         try:
-            return self.render(with_tools([USER], tools)) != self.render([USER])
+            return self.render(with_tools([PROBE_USER], tools)) != self.render([PROBE_USER])
         except TemplateRefused:
             return True
 
     # -- what the template does ---------------------------------------------------------------
 
-    def _find_closing(self) -> Closing:
+    def _find_closing(self) -> ClosingToken:
         """Find the token that ends a reply.
 
         The closing token must follow a reply both at the end and before another turn (Phi-3 writes
@@ -276,12 +276,12 @@ class ChatFormat:
                     # Cohere's template writes the next turn's header after the last reply too.
                     token = ([i for i in ending if i in self.stop_ids] or ending)[pick]
                     text = self.tokenizer.convert_ids_to_tokens(token)
-                    return Closing(token, text, written=True, opens_next=opens)
+                    return ClosingToken(token, text, written=True, opens_next=opens)
         eos = self.tokenizer.eos_token_id
         if eos is None and not self.stop_ids:
             raise UserError("the tokenizer has no EOS token, so a reply could never end: set one")
         token = min(self.stop_ids) if eos is None else eos
-        return Closing(token, self.tokenizer.convert_ids_to_tokens(token), written=False)
+        return ClosingToken(token, self.tokenizer.convert_ids_to_tokens(token), written=False)
 
     def _after_probes(self) -> tuple[str, str]:
         """Return the template's text after the last reply, and after a reply before a user turn.
@@ -289,21 +289,21 @@ class ChatFormat:
         If the template cannot render several turns, the first text is returned twice.
         """
         try:
-            whole = self.render([USER, REPLY])
+            whole = self.render([PROBE_USER, PROBE_REPLY])
         except TemplateRefused as refusal:
             raise UserError(f"the model's chat template cannot be used: {refusal.reason}") from None
         _, separator, last = whole.partition(SENTINEL)
         if not separator:
             raise UserError("the model's chat template cannot be used: it leaves the reply out")
         try:
-            return last, self._after_reply(USER["content"])
+            return last, self._after_reply(PROBE_USER["content"])
         except (TemplateRefused, UserError):
             return last, last
 
     def _after_reply(self, observation: str) -> str:
         """Return the template's text between a reply and the next one, with the observation."""
         user_turn = {"role": "user", "content": observation}
-        text = self.render([USER, REPLY, user_turn], prompt=True)
+        text = self.render([PROBE_USER, PROBE_REPLY, user_turn], prompt=True)
         _, separator, after = text.partition(SENTINEL)
         if not separator:
             raise UserError(_REWRITES.format("leaves earlier replies out"))
@@ -312,20 +312,22 @@ class ChatFormat:
     @functools.cached_property
     def _head(self) -> list[int]:
         """Special tokens that the template writes before the text of the last reply, or []."""
-        start = len(self.render([USER], prompt=True))
-        head = self.encode(self.render([USER, REPLY])[start:].partition(SENTINEL)[0])
+        start = len(self.render([PROBE_USER], prompt=True))
+        head = self.encode(self.render([PROBE_USER, PROBE_REPLY])[start:].partition(SENTINEL)[0])
         return head if any(i in self.special_ids for i in head) else []
 
     def _find_turn_problems(self, system: bool) -> tuple[str | None, str | None]:
         """Return the reason why rollouts cannot have several turns, and a note if they can."""
         first: list[Message] = [{"role": "system", "content": "?"}] if system else []
-        first.append(USER)
+        first.append(PROBE_USER)
         try:
-            prompt, reply = self.render(first, prompt=True), self.render([*first, REPLY])
-            turns = self.render([*first, REPLY, USER], prompt=True)
-            thought = {**REPLY, "content": f"<think>\n{SENTINEL}\n</think>\n\n?"}
-            keeps = SENTINEL in self.render([*first, thought, USER], prompt=True)
-            longer = self.render([*first, REPLY, USER, REPLY, USER], prompt=True)
+            prompt, reply = self.render(first, prompt=True), self.render([*first, PROBE_REPLY])
+            turns = self.render([*first, PROBE_REPLY, PROBE_USER], prompt=True)
+            thought = {**PROBE_REPLY, "content": f"<think>\n{SENTINEL}\n</think>\n\n?"}
+            keeps = SENTINEL in self.render([*first, thought, PROBE_USER], prompt=True)
+            longer = self.render(
+                [*first, PROBE_REPLY, PROBE_USER, PROBE_REPLY, PROBE_USER], prompt=True
+            )
         except TemplateRefused as refusal:
             return _REWRITES.format(f"refuses several turns: {refusal.reason}"), None
         if SENTINEL not in turns or longer.count(SENTINEL) < 2:
@@ -338,8 +340,10 @@ class ChatFormat:
             reply = reply[: reply.index(SENTINEL) + len(SENTINEL)]
         if all(map(turns.startswith, (prompt, reply))) and keeps:
             return None, None
-        without_reasoning = BLOCK.sub("", turns)
-        if not all(without_reasoning.startswith(BLOCK.sub("", text)) for text in (prompt, reply)):
+        without_reasoning = THINK_BLOCK.sub("", turns)
+        if not all(
+            without_reasoning.startswith(THINK_BLOCK.sub("", text)) for text in (prompt, reply)
+        ):
             return _REWRITES.format("rewrites earlier turns once another one follows"), None
         return None, (
             "in rollouts of several turns earlier replies keep their reasoning, which the template "
@@ -442,7 +446,7 @@ def prompt_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _same_ending(first: str, second: str) -> bool:
     """Return whether two renderings have the same text after their last reply."""
-    first, second = (BLOCK.sub("", text).rpartition(SENTINEL)[2] for text in (first, second))
+    first, second = (THINK_BLOCK.sub("", text).rpartition(SENTINEL)[2] for text in (first, second))
     return first == second
 
 

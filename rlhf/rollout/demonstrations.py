@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 # Reasoning blocks: opened at the end of a prompt; opened and perhaps closed there; anywhere.
-OPENED = re.compile(r"<think>\s*\Z")
-PROMPTED = re.compile(r"<think>\s*(</think>\s*)?\Z")
-BLOCK = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)
+OPEN_THINK_TAG = re.compile(r"<think>\s*\Z")
+THINK_TAGS_AT_END = re.compile(r"<think>\s*(</think>\s*)?\Z")
+THINK_BLOCK = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class _Rendering:
         for index in candidates:
             reply = self._locate(index)
             hidden = reply is not None and self._hides_reasoning(index, reply)
-            if reply is not None and hidden and OPENED.search(reply.prompt):
+            if reply is not None and hidden and OPEN_THINK_TAG.search(reply.prompt):
                 if index == last:
                     return self._spliced(learned, index, reply)
                 reply = None
@@ -146,7 +146,7 @@ class _Rendering:
         prompt = self.format.render(self.messages[:index], prompt=True)
         start = len(prompt)
         if not self.whole.startswith(prompt):
-            start = len(PROMPTED.sub("", prompt))
+            start = len(THINK_TAGS_AT_END.sub("", prompt))
             if not self.whole.startswith(prompt[:start]):
                 return None
         final = index == len(self.messages) - 1

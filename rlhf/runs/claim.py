@@ -25,7 +25,7 @@ MARKER = ".rlhf"
 """File that marks a directory of the toolkit; it contains the id of the process that writes."""
 LOCK = ".lock"
 REPLACED = ".replaced"
-OWN = frozenset({MARKER, LOCK, REPLACED})
+LOCK_FILES = frozenset({MARKER, LOCK, REPLACED})
 
 DESCRIPTIONS = frozenset(
     [
@@ -257,7 +257,7 @@ def _refuse_replacement(directory: Path, inputs: Iterable[Path]) -> None:
 
 def _entries(directory: Path) -> list[Path]:
     """Return the entries of a directory without those of `Claim` itself."""
-    return [path for path in directory.iterdir() if path.name not in OWN]
+    return [path for path in directory.iterdir() if path.name not in LOCK_FILES]
 
 
 def _declared(directory: Path) -> list[str]:

@@ -40,9 +40,9 @@ from rlhf.runs.trackers import (
 )
 
 # Keys about the directory of a run; config.yaml does not contain them.
-PLACES = frozenset({"resume", "overwrite", "output_dir"})
+DIRECTORY_KEYS = frozenset({"resume", "overwrite", "output_dir"})
 # Keys that may differ between a run and its resumption.
-RESUMABLE = PLACES | {"track", "alarms"}
+KEYS_FREE_ON_RESUME = DIRECTORY_KEYS | {"track", "alarms"}
 
 
 class Run:
@@ -90,7 +90,7 @@ class Run:
         """Write the description of a new run, or compare it with that of the resumed run."""
         if resume and (self.directory / "config.yaml").exists():
             check_same(self.directory, self.config)
-        kept = {key: value for key, value in self.config.items() if key not in PLACES}
+        kept = {key: value for key, value in self.config.items() if key not in DIRECTORY_KEYS}
         with writing(self.directory):
             (self.directory / "checkpoints").mkdir(exist_ok=True)
             write_text(self.directory / "config.yaml", dump_yaml(kept))
@@ -174,7 +174,7 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
     changed = [
         key
         for key in sorted(before.keys() | now.keys())
-        if key.split(".")[0] not in RESUMABLE and before.get(key) != now.get(key)
+        if key.split(".")[0] not in KEYS_FREE_ON_RESUME and before.get(key) != now.get(key)
     ]
     changed = [key for key in changed if key not in current or current[key] != inputs.get(key)]
     if changed:

@@ -11,9 +11,9 @@ from typing import Any
 
 from rlhf.common.files import sha256_of
 
-KEYS = frozenset({"path", "paths", "data_dir", "folder"})
+PATH_KEYS = frozenset({"path", "paths", "data_dir", "folder"})
 """Configuration keys whose value may be a local file or folder, or a list of them."""
-WHOLE_SIZE = 64 * 2**20
+FULL_READ_BYTES = 64 * 2**20
 """Files up to this size in bytes are read completely; larger files are sampled at equal spacing."""
 BLOCKS, BLOCK_SIZE = 32, 2**20
 
@@ -35,7 +35,7 @@ def input_paths(config: Mapping[str, Any]) -> dict[str, Path]:
     paths = {}
     for key, value in leaves(config):
         name = next((part for part in reversed(key.split(".")) if not part.isdecimal()), "")
-        if name in KEYS and isinstance(value, str) and _exists(value):
+        if name in PATH_KEYS and isinstance(value, str) and _exists(value):
             paths[key] = Path(value)
     return paths
 
@@ -72,7 +72,7 @@ def _file_fingerprint(path: Path) -> str:
 def _read_fingerprint(path: Path, size: int, changed: int) -> str:
     """Read a file of a size in bytes; the time of its last change is a part of the cache's key."""
     del changed
-    if size <= WHOLE_SIZE:
+    if size <= FULL_READ_BYTES:
         return sha256_of(path)
     digest = hashlib.sha256(str(size).encode())
     with path.open("rb") as file:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 
 # Parts of an online step, in their order; docs/metrics.md describes them.
-PARTS = ("generation", "environments", "rewards", "reference", "scoring", "update")
+STEP_PARTS = ("generation", "environments", "rewards", "reference", "scoring", "update")
 
 
 class Stopwatch:
@@ -44,7 +44,9 @@ class Stopwatch:
         return {f"time/{part}": round(seconds, 4) for part, seconds in taken.items()}
 
 
-def usage(*, real: int, computed: int, flops: float, peak_flops: float) -> dict[str, float]:
+def update_efficiency(
+    *, real: int, computed: int, flops: float, peak_flops: float
+) -> dict[str, float]:
     """Return FLOPS utilization, the shares of padding and reused tokens, and peak memory.
 
     The share of padding is relative to the computed tokens. The share of reused tokens, which

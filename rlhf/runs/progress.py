@@ -34,13 +34,13 @@ MAX_NAME_LENGTH = 20
 MAX_NUMBERS = 5
 # Rich estimates the time left from the steps of the last seconds, at least two of them; a step of
 # reinforcement learning may take minutes.
-SPEED_PERIOD = 7 * 86400.0
+SPEED_WINDOW_SECONDS = 7 * 86400.0
 
 Slots = Sequence[Mapping[str, str]]
 """The displayed numbers, in order. A slot maps metric keys to displayed names; the first key that
 has been logged is shown."""
 
-OFFLINE: Slots = (
+OFFLINE_SLOTS: Slots = (
     {"train/loss": "loss"},
     {"eval/loss": "held-out loss"},
     {"train/accuracy": "accuracy", "train/token_accuracy": "token accuracy", "train/rmse": "rmse"},
@@ -185,7 +185,7 @@ class _View(Progress):
             disable=disable,
             expand=True,
             refresh_per_second=4,
-            speed_estimate_period=SPEED_PERIOD,
+            speed_estimate_period=SPEED_WINDOW_SECONDS,
         )
 
     def get_renderables(self) -> Iterable[RenderableType]:

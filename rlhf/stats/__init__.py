@@ -8,7 +8,7 @@ If no interval has acceptable coverage at a sample size, none is returned and `I
 the reason. `docs/statistics.md` lists the measured coverage, which `tests/stats` verifies.
 """
 
-from rlhf.stats.interval import ALL_EQUAL, interval, ratio_interval
+from rlhf.stats.interval import EQUAL_COUNTS_LABEL, interval, ratio_interval
 from rlhf.stats.jackknife import jackknife, weighted_sum
 from rlhf.stats.paired import difference, sign_flip_test
 from rlhf.stats.result import Interval
@@ -16,7 +16,7 @@ from rlhf.stats.shares import adjusted_wald, share_interval
 from rlhf.stats.units import unit_means
 
 __all__ = [
-    "ALL_EQUAL",
+    "EQUAL_COUNTS_LABEL",
     "Interval",
     "adjusted_wald",
     "difference",

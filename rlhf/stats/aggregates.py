@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
-from rlhf.stats.means import CORRECTED, bounds_from, stratified_moments
+from rlhf.stats.means import SKEW_CORRECTED_T, bounds_from, stratified_moments
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import share_interval
 from rlhf.stats.units import require_finite, too_few_units
@@ -47,7 +47,7 @@ def aggregate_interval(
     if statistic in (mean, optimality_gap):
         moments = stratified_moments(table if statistic is mean else 1.0 - np.minimum(table, 1.0))
         low, high = bounds_from(moments, level=level)
-        return Interval(float(moments.mean), float(low), float(high), runs, CORRECTED)
+        return Interval(float(moments.mean), float(low), float(high), runs, SKEW_CORRECTED_T)
     return _bootstrap(table, statistic, _resampled_runs(table, rng, repetitions), level)
 
 

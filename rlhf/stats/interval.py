@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf.stats.means import CORRECTED, mean_bounds
+from rlhf.stats.means import SKEW_CORRECTED_T, mean_bounds
 from rlhf.stats.result import Interval
-from rlhf.stats.shares import EXACT, is_share, mid_p_bounds, share_interval
+from rlhf.stats.shares import EXACT_LABEL, is_share, mid_p_bounds, share_interval
 from rlhf.stats.units import (
     cluster_index,
     finite_vector,
@@ -21,7 +21,7 @@ from rlhf.stats.units import (
 
 Kind = Literal["auto", "share", "mean", "count"]
 
-ALL_EQUAL = "exact (Poisson), equal counts"
+EQUAL_COUNTS_LABEL = "exact (Poisson), equal counts"
 
 
 def interval(
@@ -76,7 +76,9 @@ def interval(
     if missing := no_interval_reason(units):
         return Interval.without(point, units.size, missing)
     below, above = mean_bounds(units, level=level)
-    return Interval(point, max(low, float(below)), min(high, float(above)), units.size, CORRECTED)
+    return Interval(
+        point, max(low, float(below)), min(high, float(above)), units.size, SKEW_CORRECTED_T
+    )
 
 
 def ratio_interval(
@@ -93,7 +95,7 @@ def ratio_interval(
     if missing := no_interval_reason(residuals):
         return Interval.without(ratio, top.size, missing)
     low, high = mean_bounds(residuals, level=level)
-    return Interval(ratio, float(low), float(high), top.size, CORRECTED)
+    return Interval(ratio, float(low), float(high), top.size, SKEW_CORRECTED_T)
 
 
 def _share_interval(
@@ -108,7 +110,7 @@ def _share_interval(
     share = min(1.0, max(0.0, (point - low) / (high - low)))
     ends = mid_p_bounds(share * effective, effective, level=level)
     scaled = (low + (high - low) * float(end) for end in ends)
-    return Interval(point, *scaled, units=units.size, method=EXACT)
+    return Interval(point, *scaled, units=units.size, method=EXACT_LABEL)
 
 
 def _count_interval(
@@ -121,7 +123,7 @@ def _count_interval(
         # Upper bound of a Poisson mean after n counts of 0, with the mid-p correction.
         step = -math.log(1 - level) / units.size
         ends = max(low, point - step), min(high, point + step)
-        return Interval(point, *ends, units=units.size, method=ALL_EQUAL)
+        return Interval(point, *ends, units=units.size, method=EQUAL_COUNTS_LABEL)
     if least != low or most - least != 1 or not no_interval_reason(units):
         return None
     return share_interval(float((units - least).sum()), units.size, level=level).scaled(1.0, least)

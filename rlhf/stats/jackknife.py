@@ -11,10 +11,10 @@ from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 from rlhf.stats.result import Interval
 from rlhf.stats.units import cluster_index, no_interval_reason
 
-BLOCKS = 100
+MAX_BLOCKS = 100
 """Largest number of blocks of units; more blocks cost time and do not improve the interval."""
 
-FEWEST_UNITS = 20
+FEWEST_CLUSTERS = 20
 """Smallest number of units for an interval; with 10 units, its coverage for a macro-F1 is 83%."""
 
 Scale = Literal["identity", "logit", "log", "fisher"]
@@ -50,11 +50,11 @@ def jackknife(
     names, codes = cluster_index(clusters)
     units, rows = len(names), np.arange(codes.size)
     point = float(statistic(rows)) if units else float("nan")
-    if units < FEWEST_UNITS:
-        return Interval.without(point, units, f"{units} units, an interval needs {FEWEST_UNITS}")
+    if units < FEWEST_CLUSTERS:
+        return Interval.without(point, units, f"{units} units, an interval needs {FEWEST_CLUSTERS}")
     forward, backward = _SCALES[scale]
     # Assign consecutive clusters to different blocks, because their order may be meaningful.
-    blocks = codes % min(units, BLOCKS)
+    blocks = codes % min(units, MAX_BLOCKS)
     with np.errstate(divide="ignore", invalid="ignore"):
         center = float(forward(point))
         without = np.array(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
-CORRECTED = "t, corrected for skewness"
+SKEW_CORRECTED_T = "t, corrected for skewness"
 
 
 class Moments(NamedTuple):

@@ -11,12 +11,12 @@ from numpy.typing import ArrayLike
 from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
 from rlhf.stats.interval import interval
-from rlhf.stats.means import CORRECTED, mean_bounds
+from rlhf.stats.means import SKEW_CORRECTED_T, mean_bounds
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import adjusted_wald, is_share
 from rlhf.stats.units import no_interval_reason, unit_means
 
-ENUMERATED = 30
+MAX_ENUMERATED = 30
 """Largest number of nonzero differences for which all assignments of signs are enumerated."""
 
 
@@ -42,7 +42,7 @@ def sign_flip_test(differences: ArrayLike) -> float:
     sizes, observed = sizes / unit, observed / unit
     if sizes.min() > 1 - 1e-9:
         return _binomial(round(observed), sizes.size)
-    if sizes.size <= ENUMERATED:
+    if sizes.size <= MAX_ENUMERATED:
         return _enumerated(sizes, observed)
     return _approximated(sizes, observed)
 
@@ -91,7 +91,7 @@ def delta_interval(
     point, n = float(deltas.mean()), deltas.size
     if not np.isin(deltas, (-1.0, 0.0, 1.0)).all() and not no_interval_reason(deltas):
         low, high = mean_bounds(deltas, level=level)
-        return Interval(point, max(-1.0, float(low)), min(1.0, float(high)), n, CORRECTED)
+        return Interval(point, max(-1.0, float(low)), min(1.0, float(high)), n, SKEW_CORRECTED_T)
     gains, losses = deltas[deltas > 0].sum(), -deltas[deltas < 0].sum()
     low, high = adjusted_wald(gains, losses, n, level=level)
     return Interval(point, float(low), float(high), n, "adjusted Wald")

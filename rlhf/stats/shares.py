@@ -10,7 +10,7 @@ from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 
 from rlhf.stats.result import Interval
 
-EXACT = "exact (mid-p)"
+EXACT_LABEL = "exact (mid-p)"
 
 
 def mid_p_bounds(
@@ -51,7 +51,7 @@ def share_interval(successes: float, units: int, *, level: float = 0.95) -> Inte
     if not 0 <= successes <= units or units < 1:
         raise ValueError(f"need 0 <= successes <= units and units > 0, got {successes} of {units}")
     low, high = mid_p_bounds(successes, units, level=level)
-    return Interval(successes / units, float(low), float(high), int(units), EXACT)
+    return Interval(successes / units, float(low), float(high), int(units), EXACT_LABEL)
 
 
 def adjusted_wald(

@@ -32,11 +32,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-BEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 5.0
 """Interval between two heartbeats of a process."""
-LIMIT_SECONDS = 40.0
+HEARTBEAT_TIMEOUT_SECONDS = 40.0
 """Time without a heartbeat after which a process is considered lost."""
-GONE = (
+LOST_PROCESS_MESSAGE = (
     "another process of this run ended, so this one ends too; the last checkpoint is complete: "
     "continue with --resume"
 )
@@ -80,11 +80,11 @@ class Heartbeat:
             counter = self._read(rank)
             if counter != last:
                 last, since = self._counters[rank] = (counter, now)
-            self.lost |= now - since > LIMIT_SECONDS
+            self.lost |= now - since > HEARTBEAT_TIMEOUT_SECONDS
 
     def must_end(self, now: float) -> bool:
         """Return whether this process is waiting for a lost process."""
-        waiting = self.waiting_since is not None and now - self.waiting_since > BEAT_SECONDS
+        waiting = self.waiting_since is not None and now - self.waiting_since > HEARTBEAT_SECONDS
         return self.lost and waiting
 
     def _read(self, rank: int) -> bytes:
@@ -99,8 +99,8 @@ class Heartbeat:
         """Send heartbeats until this process ends; end it if it is waiting for a lost process."""
         while not self.must_end(time.monotonic()):
             self.update(time.monotonic())
-            time.sleep(BEAT_SECONDS)
-        print(f"rlhf: {GONE}", file=sys.stderr, flush=True)
+            time.sleep(HEARTBEAT_SECONDS)
+        print(f"rlhf: {LOST_PROCESS_MESSAGE}", file=sys.stderr, flush=True)
         os._exit(2)  # the main thread does not return from the operation
 
 
@@ -175,12 +175,12 @@ class World:
             yield
             return
         if heartbeat.lost:
-            raise UserError(GONE)
+            raise UserError(LOST_PROCESS_MESSAGE)
         heartbeat.waiting_since = time.monotonic()
         try:
             yield
         except RuntimeError as error:  # gloo: the connection is closed
-            raise UserError(f"{GONE} ({first_line(error)})") from error
+            raise UserError(f"{LOST_PROCESS_MESSAGE} ({first_line(error)})") from error
         finally:
             heartbeat.waiting_since = None
 
@@ -202,7 +202,7 @@ def init_distributed() -> World:
 def _heartbeat(rank: int, size: int) -> Heartbeat:
     """Start the heartbeat thread of this process, with a separate connection to the store."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    limit = timedelta(seconds=LIMIT_SECONDS)
+    limit = timedelta(seconds=HEARTBEAT_TIMEOUT_SECONDS)
     store = distributed.TCPStore(host, port, is_master=False, timeout=limit)
     heartbeat = Heartbeat(store, rank, size)
     threading.Thread(target=heartbeat.run, daemon=True).start()

@@ -15,8 +15,8 @@ from rlhf.rollout.plain_text import encode_text
 
 Row = dict[str, Any]
 
-EQUAL = "equal after max_length"
-FILLED = "the prompt fills max_length"
+EQUAL_TEXTS_REASON = "equal after max_length"
+LONG_PROMPT_REASON = "the prompt fills max_length"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Encoder:
 
     def _nothing_left(self, count: int) -> str:
         first = next(iter(self.first_dropped.values()))
-        if any(reason in self.first_dropped for reason in (EQUAL, FILLED)):
+        if any(reason in self.first_dropped for reason in (EQUAL_TEXTS_REASON, LONG_PROMPT_REASON)):
             limit = self.max_length
             return f"no example fits max_length={limit}: {self.summary()}, first {first}; raise it"
         return f"no example is left of {count:,}: {self.summary()}, first {first}"
@@ -89,7 +89,7 @@ class Encoder:
     def _pair(self, row: Row, notes: Counter[str]) -> Example:
         chosen, rejected = (self._encode(row, row[side], notes) for side in ("chosen", "rejected"))
         if chosen[0] == rejected[0]:
-            raise RowDropped(EQUAL)
+            raise RowDropped(EQUAL_TEXTS_REASON)
         return Example((chosen[0], rejected[0]), (chosen[1], rejected[1]))
 
     def _encode(
@@ -109,7 +109,7 @@ class Encoder:
         if len(ids) > self.max_length:
             ids, is_action = ids[: self.max_length], is_action[: self.max_length]
             if not any(is_action):
-                raise RowDropped(FILLED)
+                raise RowDropped(LONG_PROMPT_REASON)
             notes["truncated"] += 1
         return ids, [
             token if trained else IGNORED for token, trained in zip(ids, is_action, strict=True)

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf.config.offline import LEARNING_RATES, OWNED, OfflineConfig
+from rlhf.config.offline import LEARNING_RATES, RESERVED_OPTIONS, OfflineConfig
 from rlhf.config.optimization import native_options
 from rlhf.data.load import logged_rows
 from rlhf.data.splits import split_by_prompt
@@ -83,7 +83,7 @@ METHODS = {
 }
 
 
-TRAINERS = {"sft": SupervisedTrainer, "dpo": DPOTrainer, "reward": RewardTrainer}
+NATIVE_TRAINERS = {"sft": SupervisedTrainer, "dpo": DPOTrainer, "reward": RewardTrainer}
 """Command -> trainer of the native engine."""
 
 
@@ -125,7 +125,7 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
         write_checksums(run.final)
     else:
         options = native_options(command, config.trainer, learning_rate=method.learning_rate)
-        fit(TRAINERS[command](config, options, setup, train_set, eval_set), run)
+        fit(NATIVE_TRAINERS[command](config, options, setup, train_set, eval_set), run)
     if setup.report:
         if run.writes:
             setup.report(run)
@@ -136,8 +136,8 @@ def train_offline(command: str, config: OfflineConfig, run: Run) -> Path:
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise UserError for an option that another key of the configuration sets."""
     for key in options:
-        if key in OWNED:
-            raise UserError(f"trainer.{key} is set by {OWNED[key]}: use that instead")
+        if key in RESERVED_OPTIONS:
+            raise UserError(f"trainer.{key} is set by {RESERVED_OPTIONS[key]}: use that instead")
 
 
 def check_trainer(

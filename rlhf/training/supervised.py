@@ -29,7 +29,7 @@ from rlhf.models.trainable import set_dropout
 from rlhf.reward_models.losses import IGNORED
 from rlhf.runs.alarms import Halt
 from rlhf.runs.directory import Run
-from rlhf.runs.progress import OFFLINE
+from rlhf.runs.progress import OFFLINE_SLOTS
 from rlhf.training.batching import micro_batches
 from rlhf.training.examples import Example
 from rlhf.training.methods import (
@@ -122,7 +122,7 @@ class SupervisedTrainer(Trainer):
     """The model in training, an instance of ``model_class``."""
     model_class: type = Policy
     """Class that wraps the model with the forward passes that the loss needs."""
-    slots = OFFLINE
+    slots = OFFLINE_SLOTS
     learning_rate_key = "trainer.learning_rate"
     keep_best = True
     with_margins = False

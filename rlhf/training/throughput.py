@@ -6,7 +6,7 @@ from typing import Any
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.models.flops import peak_flops, update_flops
-from rlhf.runs.profiling import usage
+from rlhf.runs.profiling import update_efficiency
 
 
 class Throughput:
@@ -41,7 +41,7 @@ class Throughput:
         metrics = {
             "time/update": round(self._seconds / self._steps, 4),
             "profile/tokens_per_second": self._tokens / self._seconds,
-            **usage(
+            **update_efficiency(
                 real=self._tokens,
                 computed=self._computed_tokens,
                 flops=self._flops / self._seconds,

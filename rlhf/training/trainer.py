@@ -12,7 +12,7 @@ import torch
 
 from rlhf.algorithms.controllers import SavedNumbers
 from rlhf.models.precision import MasterOptimizer
-from rlhf.models.trainable import Movement
+from rlhf.models.trainable import WeightChange
 from rlhf.runs.alarms import Halt
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import Slots
@@ -92,7 +92,7 @@ class Trainer:
         self.scheduler = scheduler
         self.num_steps = num_steps
         self.max_grad_norm = max_grad_norm
-        self.movement = Movement(model.model)
+        self.movement = WeightChange(model.model)
         self.world = init_distributed()
         self.progress = Progress()
 

@@ -7,14 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf import envs
-from rlhf.envs.check import JUNK
+from rlhf.envs.check import MALFORMED_REPLIES
 from rlhf.envs.core import normalized
 from rlhf.envs.parsing import PARSERS
 from rlhf.envs.preference_bandit import CONTEXTS, gold_score, parse_reply, proxy_score
 
 MADE = {name: gym.make(f"text/{name}").unwrapped for name in envs.TASKS}
 PIECES = (
-    *JUNK[:20], "answer", "lookup", "ada", "arm", "1", "2", "9", "go", "paris", "sort", "|",
+    *MALFORMED_REPLIES[:20],
+    "answer", "lookup", "ada", "arm", "1", "2", "9", "go", "paris", "sort", "|",
     "double", "soup", "tofu", "wine", "check", "bet", "verify", "forward", "left", ",", ".", "\n",
     "<answer>", "</answer>", "\\boxed{", "}", "{", '"name":', '"arguments"', "<tool_call>",
 )  # fmt: skip
@@ -23,7 +24,7 @@ PIECES = (
 @pytest.mark.parametrize("name", envs.TASKS)
 def test_junk_never_raises_and_never_succeeds(name):
     env = MADE[name]
-    for seed, text in enumerate(JUNK):
+    for seed, text in enumerate(MALFORMED_REPLIES):
         env.reset(seed=seed)
         for _ in range(env.max_turns):
             _, reward, done, _, info = env.step(text)

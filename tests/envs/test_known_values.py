@@ -266,7 +266,7 @@ def test_kuhn_self_play_between_equilibria_has_the_game_value():
 
 
 def test_tictactoe_by_independent_recursion():
-    wins = [sum(1 << i for i in line) for line in tictactoe.LINES]
+    wins = [sum(1 << i for i in line) for line in tictactoe.WINNING_LINES]
 
     @cache
     def value(mine: int, theirs: int, my_turn: bool, best: bool) -> float:

@@ -160,9 +160,9 @@ def test_triage_by_enumerating_cases():
 def test_program_synthesis_examples_identify_the_program():
     """At the default length, every program that fits the examples passes all tests of the pool."""
     for program in program_synthesis.programs(2):
-        shown = program_synthesis.outputs_on(program, program_synthesis.VISIBLE)
+        shown = program_synthesis.outputs_on(program, program_synthesis.VISIBLE_INPUTS)
         for other in program_synthesis.programs(2):
-            if program_synthesis.outputs_on(other, program_synthesis.VISIBLE) == shown:
+            if program_synthesis.outputs_on(other, program_synthesis.VISIBLE_INPUTS) == shown:
                 pool = program_synthesis._test_inputs()
                 assert program_synthesis.outputs_on(other, pool) == program_synthesis.outputs_on(
                     program, pool

@@ -11,7 +11,7 @@ import torch
 
 from rlhf.config.model import ScratchSpec
 from rlhf.models.scratch import make_model, make_tokenizer
-from rlhf.runs.claim import MARKER, OWN, written_entries
+from rlhf.runs.claim import LOCK_FILES, MARKER, written_entries
 
 WORDS = ("apple", "river", "stone", "cloud")
 PROMPTS = tuple(f"Repeat: {word}" for word in WORDS)
@@ -234,6 +234,6 @@ def unknown_entries(root: Path) -> list[Path]:
     """Entries of run directories below a folder that ``--overwrite`` would not replace."""
     found = []
     for marker in root.rglob(MARKER):
-        known = {*written_entries(marker.parent), *(marker.parent / n for n in OWN)}
+        known = {*written_entries(marker.parent), *(marker.parent / n for n in LOCK_FILES)}
         found += [path for path in marker.parent.iterdir() if path not in known]
     return found

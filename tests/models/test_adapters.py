@@ -23,7 +23,7 @@ from rlhf.models.adapters import WEIGHTS_FILE, merged_model, save_adapter
 from rlhf.models.loading import load_model, load_tokenizer
 from rlhf.models.policy import Policy
 from rlhf.models.saving import restore_model, save_model
-from rlhf.models.trainable import Movement, make_trainable
+from rlhf.models.trainable import WeightChange, make_trainable
 from rlhf.training.reward_models.new_head import with_new_head
 from tests.helpers.models import tiny_model, tiny_qwen2
 
@@ -239,7 +239,7 @@ def test_a_model_with_nothing_to_train_is_refused() -> None:
 def test_training_moves_a_model_when_a_bit_of_it_differs() -> None:
     model, _ = tiny_model()
     make_trainable(model)
-    movement = Movement(model)
+    movement = WeightChange(model)
     assert movement.share() == 0
     count = len(list(model.parameters()))
     with torch.no_grad():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from rlhf.models.architecture import UNBOUNDED, context_of, usable_context
+from rlhf.models.architecture import NO_LIMIT, context_of, usable_context
 from rlhf.models.fast.packing import enable_packing
 from rlhf.models.policy import Policy
 from rlhf.rollout.sampling.base import Completion
@@ -151,7 +151,7 @@ def test_the_context_does_not_end_at_a_window(name):
 def test_family_without_positions_has_unbounded_context():
     config = tiny_family("mamba2").config
     del config.max_position_embeddings
-    assert usable_context(config) == UNBOUNDED
+    assert usable_context(config) == NO_LIMIT
 
 
 def test_rows_of_different_rotary_frequencies_are_separate():

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from rlhf.stats import sign_flip_test
-from rlhf.stats.paired import ENUMERATED
+from rlhf.stats.paired import MAX_ENUMERATED
 
 
 def counted(differences: list[float]) -> float:
@@ -44,7 +44,7 @@ def test_no_difference_is_no_evidence():
 @pytest.mark.parametrize("seed", range(6))
 def test_many_differences_agree_with_redrawn_signs(seed: int):
     rng = np.random.default_rng(seed)
-    n = ENUMERATED + 1 + int(rng.integers(0, 60))
+    n = MAX_ENUMERATED + 1 + int(rng.integers(0, 60))
     values = rng.exponential(size=n) * rng.choice([-1, 1], size=n) + 0.25
     signs = rng.choice([-1.0, 1.0], size=(100_000, n))
     redrawn = (np.abs(signs @ np.abs(values)) >= abs(values.sum()) - 1e-9).mean()
@@ -54,7 +54,7 @@ def test_many_differences_agree_with_redrawn_signs(seed: int):
 def test_enumeration_and_expansion_meet():
     rng = np.random.default_rng(3)
     for _ in range(10):
-        values = rng.normal(size=ENUMERATED) + 0.3
+        values = rng.normal(size=MAX_ENUMERATED) + 0.3
         exact = sign_flip_test(values)
         longer = sign_flip_test([*values, 1e-6])
         assert longer == pytest.approx(exact, abs=0.002)

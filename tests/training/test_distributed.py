@@ -17,9 +17,9 @@ import torch
 import yaml
 
 from rlhf.errors import UserError
-from rlhf.runs.profiling import PARTS
+from rlhf.runs.profiling import STEP_PARTS
 from rlhf.training.checkpoint import latest_checkpoint
-from rlhf.training.distributed import LIMIT_SECONDS, Heartbeat, World
+from rlhf.training.distributed import HEARTBEAT_TIMEOUT_SECONDS, Heartbeat, World
 from tests.helpers.training import (
     checkpoint_of,
     metrics_of,
@@ -32,7 +32,7 @@ from tests.helpers.training import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = ("time", *(f"time/{part}" for part in PARTS))
+TIMES = ("time", *(f"time/{part}" for part in STEP_PARTS))
 
 
 def test_a_world_of_one_changes_nothing() -> None:
@@ -71,10 +71,10 @@ def test_a_process_without_signs_of_life_is_gone() -> None:
         first.update(now)
     assert not first.lost
     assert not second.lost
-    for now in range(200, 200 + int(LIMIT_SECONDS), 5):
+    for now in range(200, 200 + int(HEARTBEAT_TIMEOUT_SECONDS), 5):
         first.update(now)
     assert not first.lost
-    first.update(201 + LIMIT_SECONDS)
+    first.update(201 + HEARTBEAT_TIMEOUT_SECONDS)
     assert first.lost
     assert not first.must_end(300)
     first.waiting_since = 299
@@ -90,9 +90,9 @@ def test_without_the_store_all_others_are_gone() -> None:
     second.update(0)
     first.update(0)
     store.broken = True
-    second.update(LIMIT_SECONDS - 1)
+    second.update(HEARTBEAT_TIMEOUT_SECONDS - 1)
     assert not second.lost
-    second.update(LIMIT_SECONDS + 1)
+    second.update(HEARTBEAT_TIMEOUT_SECONDS + 1)
     assert second.lost
 
 

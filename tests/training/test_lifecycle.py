@@ -32,7 +32,7 @@ from rlhf.errors import UserError
 from rlhf.models.adapters import merged_model
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.loading import load_model, merge_adapter
-from rlhf.models.trainable import Movement
+from rlhf.models.trainable import WeightChange
 from rlhf.pipeline import read_pipeline, run_pipeline
 from rlhf.reward_models.implicit import ImplicitReward
 from rlhf.training import checkpoint, offline
@@ -163,7 +163,7 @@ def live(verb: str, tree: dict[str, Any]) -> Life:
     """Train, and look at the model before its first step and before it is saved."""
     life = Life(Path(tree["output_dir"]))
 
-    class Watched(Movement):
+    class Watched(WeightChange):
         def __init__(self, model: Any) -> None:
             super().__init__(model)
             life.model, life.start = model, states_of(plain(model))
@@ -176,7 +176,7 @@ def live(verb: str, tree: dict[str, Any]) -> Life:
     share_base = offline.share_base
     with pytest.MonkeyPatch.context() as patch:
         for module in ("trainer", "trl.trainer"):
-            patch.setattr(f"rlhf.training.{module}.Movement", Watched)
+            patch.setattr(f"rlhf.training.{module}.WeightChange", Watched)
         for module in (offline, checkpoint):
             patch.setattr(module, "share_base", before_saving)
         run_command(verb, tree)

@@ -31,7 +31,7 @@ def native_trainer(verb, tree):
     setup = method.setup(config, train_rows, engine)
     sets = (setup.encode(train_rows, True), setup.encode(eval_rows, False))
     options = native_options(verb, config.trainer, learning_rate=method.learning_rate)
-    trainer = offline.TRAINERS[verb](config, options, setup, *sets)
+    trainer = offline.NATIVE_TRAINERS[verb](config, options, setup, *sets)
     run = Run.open({**tree, "command": verb, "output_dir": tree["output_dir"] + "-native"})
     trainer.prepare(run)
     return trainer

@@ -16,7 +16,7 @@ from transformers import (
 from rlhf.cli.table import run_command
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
-from rlhf.config.offline import OWNED, OfflineConfig
+from rlhf.config.offline import RESERVED_OPTIONS, OfflineConfig
 from rlhf.errors import UserError
 from rlhf.models.precision import MasterAdamW
 from rlhf.training import offline
@@ -175,12 +175,12 @@ TEXT_OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("key", sorted(OWNED))
+@pytest.mark.parametrize("key", sorted(RESERVED_OPTIONS))
 def test_options_that_the_run_sets_are_refused_by_name(tmp_path, echo_model, key):
     value = TEXT_OPTIONS.get(key, 1)
     with pytest.raises(UserError) as caught:
         run_command("sft", tree_of("sft", tmp_path, echo_model, trainer={key: value}))
-    assert str(caught.value).startswith(f"trainer.{key} is set by {OWNED[key]}")
+    assert str(caught.value).startswith(f"trainer.{key} is set by {RESERVED_OPTIONS[key]}")
 
 
 def test_bad_values_of_trainer_options_are_one_line(tmp_path, echo_model):

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from rlhf.cli.table import configure, run_command
-from rlhf.config.reward import KINDS as KIND_ROWS
+from rlhf.config.reward import MODEL_KINDS as KIND_ROWS
 from rlhf.config.reward import KindRow
 from rlhf.errors import UserError
 from rlhf.reward_models import LearnedReward, build, losses
@@ -81,7 +81,7 @@ def three_classes():
 MARGIN = with_columns(pair_rows(), lambda i: {"margin": 1.0 + i % 2})
 UNSAFE = with_columns(pair_rows(), lambda i: {"chosen_unsafe": i % 4 == 0, "rejected_unsafe": 1})
 
-KINDS = {
+MODEL_KINDS = {
     "preference": ({}, pair_rows()),
     "heads": ({"kind": "preference", "num_heads": 3}, pair_rows()),
     "smoothed": ({"flip_rate": 0.1, "margins": True}, MARGIN),
@@ -106,12 +106,12 @@ def encoder_model(tmp_path_factory):
 
 
 def tree_of_kind(name, tmp_path, place, **more):
-    settings, rows = KINDS[name]
+    settings, rows = MODEL_KINDS[name]
     return pairs_tree(tmp_path, place, rows=rows, **{"kind": name, **settings, **more})
 
 
 @pytest.mark.parametrize("backbone", ["echo_model", "encoder_model"])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", MODEL_KINDS)
 def test_held_out_loss_of_each_kind_from_the_saved_checkpoint(tmp_path, request, name, backbone):
     """The held-out loss in the log, worked out anew from what the saved checkpoint says."""
     place = request.getfixturevalue(backbone)

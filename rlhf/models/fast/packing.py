@@ -18,7 +18,7 @@ from rlhf.models.architecture import (
     unwrap_peft,
     window_of,
 )
-from rlhf.models.comparison import FAILURES
+from rlhf.models.comparison import FORWARD_ERRORS
 from rlhf.models.fast.tied_embedding import TiedEmbedding
 from rlhf.models.fast.varlen_attention import ATTENTION_NAME, Layout, Span
 
@@ -289,7 +289,7 @@ def enable_packing(model: Any) -> bool:
     before = inner.config._attn_implementation
     try:
         inner.set_attn_implementation(ATTENTION_NAME)
-    except FAILURES:
+    except FORWARD_ERRORS:
         inner.set_attn_implementation(before)
         return False
     trunk.attention_before_packing = before

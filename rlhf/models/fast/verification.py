@@ -28,7 +28,7 @@ from rlhf.models.architecture import (
     usable_context,
     whole_context,
 )
-from rlhf.models.comparison import FAILURES, evaluating, failing_as, is_precise, tolerance_of
+from rlhf.models.comparison import FORWARD_ERRORS, evaluating, failing_as, is_precise, tolerance_of
 from rlhf.models.fast.packing import (
     enable_packing,
     hidden_states,
@@ -176,7 +176,7 @@ def _enable_agreeing(model: Any, *, limit: int, start: int) -> int:
                 try:
                     results = [_result(batch, read, small) for batch in batches]
                     gap = max(_gap(a, b) for a, b in zip(results, expected, strict=True))
-                except FAILURES:
+                except FORWARD_ERRORS:
                     gap = math.inf
                 if gap <= 1:
                     return level

@@ -40,7 +40,7 @@ from rlhf.rollout.sampling.decoder_selection import (
 )
 from rlhf.rollout.sampling.kv_cache import Plan, RaggedCache, RaggedLayer
 from rlhf.rollout.sampling.protocols import Decoder
-from rlhf.rollout.sampling.ragged_masks import MASKED, ragged_masks
+from rlhf.rollout.sampling.ragged_masks import ADDITIVE_MASK_ATTENTION, ragged_masks
 from rlhf.rollout.sampling.row_decoder import RowDecoder
 from rlhf.rollout.sampling.time_step_limits import limited_mixers, limited_time_steps
 
@@ -78,7 +78,7 @@ class PlainDecoder:
         self.parameters = inspect.signature(trunk.forward).parameters
         # The model builds its own masks if its layers have different attention windows.
         self.builds_masks = has_states(self.config) or window_of(self.config) is not None
-        if self.builds_masks and self.config._attn_implementation not in MASKED:
+        if self.builds_masks and self.config._attn_implementation not in ADDITIVE_MASK_ATTENTION:
             raise ValueError(f"no masks for {self.config._attn_implementation} attention")
 
     def new_cache(self, rows: int) -> RaggedCache:

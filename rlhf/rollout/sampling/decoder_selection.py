@@ -19,7 +19,7 @@ from rlhf.models.architecture import (
     usable_context,
     window_of,
 )
-from rlhf.models.comparison import FAILURES, HALF_TOLERANCE, evaluating, is_precise
+from rlhf.models.comparison import FORWARD_ERRORS, HALF_TOLERANCE, evaluating, is_precise
 from rlhf.models.output_head import logits_of
 from rlhf.rollout.sampling.protocols import Decoder, forward_new_tokens
 
@@ -50,7 +50,7 @@ class DecoderOption:
 
 
 # Exceptions of decoders that do not support a model.
-UNSUPPORTED = (*FAILURES, KeyError, NotImplementedError, StopIteration)
+UNSUPPORTED_ERRORS = (*FORWARD_ERRORS, KeyError, NotImplementedError, StopIteration)
 
 
 def select_decoder(model: Any, options: Sequence[DecoderOption]) -> int:
@@ -79,7 +79,7 @@ def _gap_of(model: Any, option: DecoderOption) -> float:
     """Return ``decoding_gap`` of an option; infinite if it does not support the model."""
     try:
         gap = decoding_gap(model, option.make())
-    except UNSUPPORTED as error:
+    except UNSUPPORTED_ERRORS as error:
         log.debug("%s: not %s: %s", type(unwrap_peft(model)).__name__, option.description, error)
         return math.inf
     return math.inf if math.isnan(gap) else gap

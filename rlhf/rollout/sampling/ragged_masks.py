@@ -18,7 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from rlhf.models.fast.varlen_attention import ATTENTION_NAME
 
 # Attention implementations that take an additive mask [n, 1, L, K].
-MASKED = ("eager", "sdpa", ATTENTION_NAME)
+ADDITIVE_MASK_ATTENTION = ("eager", "sdpa", ATTENTION_NAME)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from rlhf.commands.command import CommandTable
 from rlhf.common.text import set_up_logging
 from rlhf.errors import UserError
 from rlhf.runs import launch
-from rlhf.runs.directory import RESUMABLE, check_same, open_directory
+from rlhf.runs.directory import KEYS_FREE_ON_RESUME, check_same, open_directory
 from rlhf.runs.progress import Reporter
 from rlhf.studies.bench.plan import Job
 
@@ -42,7 +42,7 @@ def open_study(
         if config.resume and not config.overwrite and (directory / "config.yaml").exists():
             settings = commands.configure(command, stage)
             check_same(directory, commands.effective_tree(command, settings))
-    tree = {key: value for key, value in asdict(config).items() if key not in RESUMABLE}
+    tree = {key: value for key, value in asdict(config).items() if key not in KEYS_FREE_ON_RESUME}
     with open_directory(root, name, tree, resume=config.resume, overwrite=config.overwrite):
         yield
 

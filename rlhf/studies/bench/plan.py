@@ -16,7 +16,7 @@ from rlhf.rollout.seeds import training_seed
 
 REFERENCES = "reference"
 """Folder of the reference policies."""
-DEMOS = "sft.jsonl"
+DEMONSTRATIONS_FILE = "sft.jsonl"
 HELD_OUT = 64
 """Held-out episodes for the loss of supervised fine-tuning."""
 HELD_OUT_FROM = 3_000_000
@@ -156,7 +156,7 @@ class Bench:
         task = self.environments[environment]
         assert task.demonstrations
         first = 0 if name == "demos" else HELD_OUT_FROM
-        file = {"path": DEMOS, "kind": "sft", "count": count}
+        file = {"path": DEMONSTRATIONS_FILE, "kind": "sft", "count": count}
         return {
             "output_dir": str(self.run_path(environment, f"seed{seed}", name)),
             "env": task.env.id,
@@ -172,8 +172,8 @@ class Bench:
             **merge(self.config.sft, self.environments[environment].sft),
             "output_dir": str(folder / "sft"),
             "model": _plain(self.config.model),
-            "data": [{"path": str(folder / "demos" / DEMOS)}],
-            "eval_data": [{"path": str(folder / "demos-held-out" / DEMOS)}],
+            "data": [{"path": str(folder / "demos" / DEMONSTRATIONS_FILE)}],
+            "eval_data": [{"path": str(folder / "demos-held-out" / DEMONSTRATIONS_FILE)}],
             "seed": seed,
             "resume": True,
         }

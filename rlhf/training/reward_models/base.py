@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlhf.common.imports import import_object
 from rlhf.config.data import Kind
-from rlhf.config.reward import KINDS, RewardConfig
+from rlhf.config.reward import MODEL_KINDS, RewardConfig
 from rlhf.models.rewards import with_packing
 from rlhf.reward_models.learned import LearnedReward
 from rlhf.reward_models.losses import IGNORED
@@ -128,7 +128,7 @@ class RewardKind:
 
 def kind_of(config: RewardConfig) -> RewardKind:
     """Return the kind that a configuration names."""
-    return import_object(KINDS[config.kind].implementation)(config)
+    return import_object(MODEL_KINDS[config.kind].implementation)(config)
 
 
 def known_accuracy(predicted: np.ndarray, labels: np.ndarray) -> dict[str, float]:

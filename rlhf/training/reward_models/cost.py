@@ -15,7 +15,7 @@ from rlhf.training.reward_models.base import TrainedModel
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 from rlhf.training.reward_models.preference import PairKind
 
-FLAGS = ("chosen_unsafe", "rejected_unsafe")
+UNSAFE_COLUMNS = ("chosen_unsafe", "rejected_unsafe")
 
 
 class Cost(PairKind):
@@ -25,10 +25,10 @@ class Cost(PairKind):
     """
 
     scorer = "cost"
-    columns = FLAGS
+    columns = UNSAFE_COLUMNS
 
     def encode(self, encoder: RewardEncoder, row: Row) -> Example:
-        unsafe = [_flag(row[name], name) for name in FLAGS]
+        unsafe = [_flag(row[name], name) for name in UNSAFE_COLUMNS]
         return Example(encoder.pair(row), unsafe)
 
     def loss(self, logits: Tensor, labels: Tensor, count: Any) -> Tensor:

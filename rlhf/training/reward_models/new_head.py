@@ -55,7 +55,7 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
         )
     give_pad_token(tokenizer, model)
     if config.num_heads > 1:
-        spread_heads(model)
+        reinitialize_heads(model)
     device = default_device()
     size = model.num_parameters()
     cast(model, device, choose_dtype(config.model.dtype, size, device))
@@ -138,7 +138,7 @@ def head_modules(model: Any) -> dict[str, Any]:
     return {name: m for name, m in model.named_children() if m is not model.base_model}
 
 
-def spread_heads(model: Any) -> None:
+def reinitialize_heads(model: Any) -> None:
     """Initialize the heads with the usual standard deviation of a linear layer, 1 / sqrt(width).
 
     The heads of an ensemble differ by their initialization, and should disagree on texts unlike the

@@ -10,7 +10,7 @@ from rlhf.models.rewards import with_packing
 from rlhf.reward_models.pairwise import PairModel, encode_pair
 from rlhf.reward_models.report import labeled
 from rlhf.rollout.chat_format import prompt_of
-from rlhf.training.examples import EQUAL, Example
+from rlhf.training.examples import EQUAL_TEXTS_REASON, Example
 from rlhf.training.reward_models.base import Report, TrainedModel
 from rlhf.training.reward_models.classification import LogOdds
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
@@ -37,7 +37,7 @@ class Pairwise(LogOdds):
             for replies in ((first, second), (second, first))
         )
         if ids == swapped:
-            raise RowDropped(EQUAL)
+            raise RowDropped(EQUAL_TEXTS_REASON)
         return Example([ids], [float(chosen_first)])
 
     def evaluate(self, trained: TrainedModel) -> Report:

@@ -28,10 +28,10 @@ from rlhf.training.reward_models.new_head import load_with_new_head
 
 log = logging.getLogger(__name__)
 
-TRL_ONLY = frozenset({"center_rewards_coefficient"})
+TRL_ONLY_OPTIONS = frozenset({"center_rewards_coefficient"})
 """Options of TRL's reward trainer that transformers' trainer lacks; the kinds implement them."""
 
-IMPLEMENTED = frozenset({"disable_dropout"})
+TOOLKIT_OPTIONS = frozenset({"disable_dropout"})
 """Options that this package implements for every trainer."""
 
 
@@ -118,7 +118,7 @@ def reward_trainer(kind: RewardKind, model: Any) -> TrainerSpec:
             defaults=defaults,
             # The encoder truncates; TRL would drop the row.
             owned=owned | {"max_length": None, "disable_dropout": False},
-            handled=IMPLEMENTED,
+            handled=TOOLKIT_OPTIONS,
         )
 
     def loss(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
@@ -141,5 +141,5 @@ def reward_trainer(kind: RewardKind, model: Any) -> TrainerSpec:
         arguments,
         defaults,
         owned,
-        IMPLEMENTED | TRL_ONLY,
+        TOOLKIT_OPTIONS | TRL_ONLY_OPTIONS,
     )

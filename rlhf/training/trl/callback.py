@@ -8,11 +8,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from rlhf.models.trainable import Movement
+from rlhf.models.trainable import WeightChange
 from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
-from rlhf.runs.progress import OFFLINE, Reporter
+from rlhf.runs.progress import OFFLINE_SLOTS, Reporter
 from rlhf.training.trl.checkpoints import complete_checkpoint
 
 
@@ -36,7 +36,7 @@ class RunCallback(TrainerCallback):
         "kl": "kl",
     }
 
-    def __init__(self, run: Run, stop: StopRequest, movement: Movement | None = None) -> None:
+    def __init__(self, run: Run, stop: StopRequest, movement: WeightChange | None = None) -> None:
         self.run, self.stop, self.movement = run, stop, movement
         self.reporter: Reporter | None = None
         self.monitor: TrainingMonitor | None = None
@@ -45,7 +45,9 @@ class RunCallback(TrainerCallback):
         """Start the progress display."""
         name = self.run.directory.name
         self.monitor = TrainingMonitor(self.run.directory, self.run.config)
-        self.reporter = Reporter(name, state.max_steps, start=state.global_step, slots=OFFLINE)
+        self.reporter = Reporter(
+            name, state.max_steps, start=state.global_step, slots=OFFLINE_SLOTS
+        )
         self.reporter.__enter__()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rlhf.runs.checksums import CHECKSUMS, write_checksums
 from rlhf.training.checkpoint import checkpoints_in, latest_checkpoint
 
-PATTERN = "checkpoint-*"
+CHECKPOINT_PATTERN = "checkpoint-*"
 
 
 def complete_checkpoint(checkpoint: Path, *, keep: int, best: str | None) -> None:
@@ -23,7 +23,7 @@ def complete_checkpoint(checkpoint: Path, *, keep: int, best: str | None) -> Non
         best: Path of the best checkpoint, which is kept too.
     """
     write_checksums(checkpoint)
-    for old in checkpoints_in(checkpoint.parent, PATTERN)[:-keep]:
+    for old in checkpoints_in(checkpoint.parent, CHECKPOINT_PATTERN)[:-keep]:
         if best is None or old.name != Path(best).name:
             shutil.rmtree(old)
 
@@ -34,7 +34,7 @@ def last_complete_checkpoint(directory: Path) -> Path | None:
     Raises:
         UserError: There are complete checkpoints, and every one is damaged.
     """
-    for checkpoint in directory.glob(PATTERN):
+    for checkpoint in directory.glob(CHECKPOINT_PATTERN):
         if not (checkpoint / CHECKSUMS).exists():
             shutil.rmtree(checkpoint)
-    return latest_checkpoint(directory, PATTERN)
+    return latest_checkpoint(directory, CHECKPOINT_PATTERN)

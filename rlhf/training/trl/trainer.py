@@ -21,7 +21,7 @@ from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import name_base_of_checkpoints
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.precision import default_device
-from rlhf.models.trainable import Movement, make_frozen
+from rlhf.models.trainable import WeightChange, make_frozen
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
 from rlhf.training.methods import (
@@ -90,7 +90,7 @@ def train_with_trainer(
         trainer = make_trainer(setup, config, options, *sets)
         for display in (transformers.PrinterCallback, transformers.ProgressCallback):
             trainer.remove_callback(display)
-        trainer.add_callback(RunCallback(run, stop, Movement(setup.model)))
+        trainer.add_callback(RunCallback(run, stop, WeightChange(setup.model)))
         directory = Path(options.output_dir)
         checkpoint = last_complete_checkpoint(directory) if config.resume else None
         if checkpoint:

@@ -10,7 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from rlhf.envs.adapters.reasoning_gym import NOT_OFFERED, ReasoningGym, tasks
-from rlhf.envs.check import JUNK
+from rlhf.envs.check import MALFORMED_REPLIES
 
 pytest.importorskip("reasoning_gym")
 
@@ -61,7 +61,7 @@ def test_no_scorer_raises_or_accepts_malformed_answers():
     for task in sorted(set(tasks()) - SLOW_TO_DRAW):
         env = make(task)
         env.reset(seed=1)
-        for text in (text for text in JUNK if len(text) < 100):
+        for text in (text for text in MALFORMED_REPLIES if len(text) < 100):
             if text.strip() not in str(env._entry.get("answer")) or not text.strip():
                 _, reward, _, _, info = env.step(text)
                 assert reward == 0.0, (task, text)
