@@ -60,7 +60,7 @@ class SuccessfulAdversary:
 
     def __str__(self) -> str:
         """Describe the finding in one line."""
-        source = "optimal_value() is" if self.stated else "intended play earns"
+        source = "optimal_return() is" if self.stated else "intended play earns"
         return f"{self.name} earns {self.mean:.4f} per episode, {source} {self.baseline:.4f}"
 
 
@@ -106,7 +106,7 @@ class _Game:
         self.actions = _thinned(actions, MAX_CONSTANTS)
         words = (w for x in [*actions, text] for w in re.findall(r"\w+", str(x).lower()))
         self.words = _thinned(list(dict.fromkeys(words)), MAX_WORDS)
-        self.optimum = _result_of(self.task, "optimal_value")
+        self.optimum = _result_of(self.task, "optimal_return")
         self.is_stated = self.optimum is not None
         self.has_expert = _result_of(self.task, "expert") is not None
         self.has_values = bool(_result_of(self.task, "action_values"))

@@ -197,15 +197,15 @@ def _junk(make: Callable[[], Env], episodes: int) -> list[str]:
 def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
     """Compare the stated values with simulations."""
     env = make().unwrapped
-    if not isinstance(env, TextEnv) or type(env).optimal_value is TextEnv.optimal_value:
+    if not isinstance(env, TextEnv) or type(env).optimal_return is TextEnv.optimal_return:
         return []
     rng = np.random.default_rng(0)
     findings, count = [], 20 * episodes
-    policies = {"optimal_value": (env.optimal_value(), lambda: env.expert(rng))}
-    if type(env).random_value is not TextEnv.random_value:
-        policies["random_value"] = (env.random_value(), lambda: env.sample_action(rng))
-    if policies.get("random_value", (-math.inf,))[0] > policies["optimal_value"][0]:
-        findings.append("random_value() is above optimal_value()")
+    policies = {"optimal_return": (env.optimal_return(), lambda: env.expert(rng))}
+    if type(env).random_return is not TextEnv.random_return:
+        policies["random_return"] = (env.random_return(), lambda: env.sample_action(rng))
+    if policies.get("random_return", (-math.inf,))[0] > policies["optimal_return"][0]:
+        findings.append("random_return() is above optimal_return()")
     for name, (stated, act) in policies.items():
         returns = np.array(
             [sum(reward for _, _, reward, *_ in _play(env, seed, act)) for seed in range(count)]
@@ -225,10 +225,10 @@ def _exact(make: Callable[[], Env], episodes: int) -> list[str]:
     """Compare the stated optimum with the exact one, if the task can be enumerated."""
     env = make()
     task: Any = env.unwrapped
-    if not hasattr(task, "optimal_value") or not _is_bare(env):
+    if not hasattr(task, "optimal_return") or not _is_bare(env):
         return []
     try:
-        stated = float(task.optimal_value())
+        stated = float(task.optimal_return())
         price = task.cost_price() if isinstance(task, TextEnv) else 0.0
         best = exact_value(env, max_steps=EXACT_STEPS * episodes, price=price)
     except (NotEnumerableError, NotImplementedError, ValueError):
@@ -236,7 +236,7 @@ def _exact(make: Callable[[], Env], episodes: int) -> list[str]:
     best += price * float(getattr(task, "cost_limit", 0.0))
     if best <= stated + 1e-6 * max(1.0, abs(stated)):
         return []
-    return [f"the best of all policies earns {best:.4f}, optimal_value() is {stated:.4f}"]
+    return [f"the best of all policies earns {best:.4f}, optimal_return() is {stated:.4f}"]
 
 
 def _is_bare(env: Env) -> bool:

@@ -248,5 +248,5 @@ class ReasoningGym(TextEnv):
             raise NotImplementedError(f"{self.task} has no reference answer")
         return str(answer)
 
-    def optimal_value(self) -> float:
+    def optimal_return(self) -> float:
         return self.best_score
