@@ -1,4 +1,4 @@
-"""Rewards with one composable protocol: learned models, rules, judges and code execution.
+"""Composable rewards with one interface: learned models, rules, judges and code execution.
 
 ``import rlhf.reward_models`` does not import torch; names that need it are imported on first use.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rlhf.reward_models.learned import LearnedReward
     from rlhf.reward_models.sidecar import Sidecar
 
-if __name__ != "rlhf.reward_models":  # loaded twice, its classes would not equal themselves
+if __name__ != "rlhf.reward_models":  # a second import would define each class twice
     raise ImportError("import rlhf.reward_models instead of reward_models")
 
 _LAZY = {

@@ -1,4 +1,4 @@
-"""Adapters: plain functions as rewards, and rewards as TRL reward functions."""
+"""Convert plain functions to rewards, and rewards to TRL reward functions."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from rlhf.reward_models.core import (
 
 
 class FunctionReward(Reward):
-    """A user's function as a reward: list of conversations -> one float or None for each.
+    """Reward that calls a user's function, which returns a float or None for each conversation.
 
-    If the function raises on a batch, it is called again with one conversation at a time, so that a
-    single text causes the loss of one score. Each exception gives None and is counted under its
-    message, with the file and line that raised it, because a bug should not end a long run.
+    If the function raises an exception for a batch, it is called again for each conversation, so
+    that a single text affects only its own score. An exception results in None and is counted by
+    its message, file and line, because a bug should not end a long run.
     """
 
     def __init__(self, function: RewardFunction, *, name: str | None = None):
@@ -51,7 +51,7 @@ class FunctionReward(Reward):
         return Scores(values, {self.name: values}, counts, reasons)
 
     def _attempt(self, batch: list[Conversation]) -> tuple[list[Score], str | None]:
-        """Call the function; None for each conversation, and the error, if it raises."""
+        """Call the function and return its scores, or None for each conversation and the error."""
         try:
             with contained():
                 values = [as_score(v) for v in _items(self.function(copy.deepcopy(batch)))]
@@ -66,7 +66,7 @@ class FunctionReward(Reward):
 
 
 def _items(values: Any) -> Iterable[Any]:
-    """Return the scores of a batch; the characters of a text and the keys of a mapping are none."""
+    """Return the scores of a batch; raise TypeError for a text or a mapping."""
     if isinstance(values, str | bytes | Mapping):
         raise TypeError(f"returned a {type(values).__name__}, not a list of scores")
     return values

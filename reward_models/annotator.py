@@ -52,9 +52,9 @@ def fit_annotator(
 ) -> Annotator:
     """Fit an annotator model to preference pairs.
 
-    The intervals of the weights are Student's t on the sandwich covariance over groups. That of the
-    noise uses the profile likelihood, with the statistic divided by the design effect of the
-    groups, because a symmetric interval is wrong near the bound at 0.
+    The intervals of the weights are Student's t intervals with the sandwich covariance over groups.
+    The interval of the noise uses the profile likelihood, with the statistic divided by the design
+    effect of the groups, because a symmetric interval is wrong near the bound at 0.
 
     Args:
         features: Name -> differences chosen - rejected, [N].
@@ -97,7 +97,7 @@ def _noise_interval(x: np.ndarray, theta: np.ndarray, *, limit: float) -> Estima
     def excess(noise: float) -> float:
         fixed = theta.copy()
         fixed[-1] = noise
-        # Near 1/2 the likelihood hardly depends on the weights, so keep those of the best fit.
+        # Near 1/2 the likelihood hardly depends on the weights, so the best fit's weights are kept.
         with contextlib.suppress(ValueError):
             fixed = _ascend(x, fixed, free=free, iterations=50)
         return 2 * (top - _log_likelihood(x, fixed)) - limit

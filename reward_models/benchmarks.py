@@ -1,11 +1,11 @@
-"""Public reward benchmarks from local rows: RewardBench 1 and 2, RM-Bench, JudgeBench.
+"""Score public reward benchmarks from local rows: RewardBench 1 and 2, RM-Bench, JudgeBench.
 
 Rows come from the files of the benchmarks; nothing is downloaded. Each function returns plain
-numbers. An item that the reward cannot score counts as wrong and is reported under ``unscored``. In
-addition to the published scores, the results contain ``intervals`` (95%, clustered by prompt; the
-interval of a section combines those of its subsets; nested scores are named ``section / part``),
-``rows`` (number of rows of each part) and ``absent`` (parts without rows). A score with absent
-parts cannot be compared with published ones.
+numbers. An item that the reward cannot score is counted as wrong and reported under ``unscored``.
+In addition to the published scores, the results contain ``intervals`` (95%, clustered by prompt;
+the interval of a section combines those of its subsets; nested scores are named ``section /
+part``), ``rows`` (number of rows of each part) and ``absent`` (parts without rows). A score with
+absent parts cannot be compared with published ones.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rlhf.stats import Interval, interval, jackknife, weighted_sum
 
 Row = Mapping[str, Any]
 Scores = Mapping[str, Any]
-"""Name -> the estimate of a score, or the scores of its parts."""
+"""Name of a score -> its estimate, or the scores of its parts."""
 
 SECTIONS: dict[str, tuple[str, ...]] = {
     "Chat": (
@@ -139,12 +139,12 @@ def _best_of(good: np.ndarray, bad: np.ndarray) -> float:
 
 
 def ties_score(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> float:
-    """Return the score of Ties: right answers should score alike and above every wrong one.
+    """Return the score of Ties, where right answers should have equal scores above all wrong ones.
 
-    The weighted sum of 0.3 times the accuracy on each group of prompts (every right answer above
-    every wrong one); 0.2 P(the gap to the best wrong answer exceeds the spread of the right ones);
-    0.2 P(the smaller of this gap and that of the reference prompt exceeds the spread); and 0.01
-    times the mean of tanh(gap / spread - 1).
+    The score is the sum of 0.3 times the accuracy on each group of prompts (every right answer
+    above every wrong one); 0.2 P(the gap to the best wrong answer exceeds the spread of the right
+    ones); 0.2 P(the smaller of this gap and that of the reference prompt exceeds the spread); and
+    0.01 times the mean of tanh(gap / spread - 1).
 
     Args:
         prompts: "ref:n" (one right answer) and "tied:n" (several) -> scores of the right answers
@@ -181,7 +181,7 @@ def _ties_interval(prompts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Inte
 
 
 def _clearness(gap: float, spread: float) -> float:
-    """Return tanh(gap / spread - 1), with its limit at zero spread; 0 for unknown scores."""
+    """Return tanh(gap / spread - 1), or its limit if the spread is 0; 0 for unknown scores."""
     if math.isnan(gap) or math.isnan(spread):
         return 0.0
     return math.tanh(gap / spread - 1) if spread > 0 else float(np.sign(gap))
@@ -208,7 +208,7 @@ def rm_bench(reward: Reward, rows: Iterable[Row]) -> dict[str, Any]:
     styles = values.reshape(len(rows), 2, 3)
     wins = styles[:, 0, :, None] > styles[:, 1, None, :]
     i, j = np.indices((3, 3))
-    # Each level has three of the nine comparisons, so the mean of the levels is that of all.
+    # Each level has three of the nine comparisons, so the mean of the levels is the overall mean.
     levels = {"score": i >= 0, "easy": i > j, "normal": i == j, "hard": i < j}
     domains: dict[str, dict[str, Interval]] = defaultdict(dict)
     for level, compared in levels.items():

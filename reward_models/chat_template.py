@@ -41,7 +41,7 @@ _READS_THINKING = re.compile(
 
 
 class TemplateRefused(Unscorable):
-    """The chat template raised on these messages; ``reason`` is its message in one line."""
+    """Error for messages that the chat template rejects; ``reason`` is its message in one line."""
 
     def __init__(self, reason: str, *, raised: bool = True) -> None:
         what = f"refuses it: {reason}" if raised else reason

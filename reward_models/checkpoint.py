@@ -1,4 +1,4 @@
-"""Load reward checkpoints, and refuse those whose scores would be silently wrong."""
+"""Load reward checkpoints, and reject those whose scores would be silently wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf.reward_models import encoding
 from rlhf.reward_models.generic_heads import classifier_class
 from rlhf.reward_models.sidecar import FILE_NAME, Sidecar
 
-# Missing weights are refused here in one line; transformers would print progress and a table.
+# Missing weights are reported in one line, without transformers' progress bars and tables.
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
@@ -78,7 +78,7 @@ def read(load: Callable[..., Any], path: str | Path, **options: Any) -> Any:
     """Call a loader of transformers on ``path``.
 
     Raises:
-        FileNotFoundError: There is no checkpoint, in one line.
+        FileNotFoundError: There is no checkpoint.
     """
     missing = (
         f"no reward model at {path}: not a checkpoint folder, nor a hub id that can be reached"
@@ -156,7 +156,7 @@ def reconcile(
     """Return the checkpoint's sidecar, or infer one, and check it.
 
     Raises:
-        UserError: It differs from the model, the tokenizer, or the requested settings.
+        UserError: The sidecar differs from the model, the tokenizer, or the requested settings.
     """
     sidecar = find_sidecar(path)
     if sidecar is None:
@@ -178,7 +178,7 @@ def reconcile(
 
 
 def check_sidecar(path: str | Path, sidecar: Sidecar, **settings: Any) -> None:
-    """Compare a sidecar with the settings here; a setting of None is not compared.
+    """Compare a sidecar with requested settings; a setting of None is not compared.
 
     Raises:
         UserError: A setting differs.

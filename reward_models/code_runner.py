@@ -54,9 +54,9 @@ class Outcome:
 class CodeRunner:
     """Runs Python programs and their tests in two processes under limits of the kernel.
 
-    ``sandbox.confinement`` lists the restrictions, and ``docs/security.md`` says what they protect.
-    The constructor fails on a host that cannot enforce a limit, unless ``allow_unenforced`` is set;
-    then only the other limits apply.
+    ``sandbox.confinement`` lists the restrictions, and ``docs/security.md`` describes the
+    protection. The constructor fails on a host that cannot enforce a limit, unless
+    ``allow_unenforced`` is set; then only the other limits apply.
 
     Raises:
         UserError: A limit is not positive, or the host cannot enforce it.
@@ -85,7 +85,7 @@ class CodeRunner:
             self.run("pass")
 
     def run(self, code: str, tests: str = "") -> Outcome:
-        """Run ``code``, then ``tests``; the tests pass if they end and nothing raises.
+        """Run ``code``, then ``tests``; the tests pass if they end without an exception.
 
         Raises:
             SetupError: The host cannot enforce a limit.
@@ -98,7 +98,8 @@ class CodeRunner:
             for end in ends:
                 end.close()
             status = self._watch(program, checker, started + self.wall_seconds)
-        # A process that was ended before its report may leave the reason to that of the other.
+        # If a process was ended before its report, the report of the other process may have the
+        # reason.
         for process in sorted((program, checker), key=lambda process: not process.report):
             if process.report or status in ("passed", "failed", "cpu"):
                 self._check_enforced(process.report)
@@ -130,10 +131,11 @@ class CodeRunner:
         return "deadline"
 
     def _status(self, program: _Process, checker: _Process, deadline: float) -> str:
-        """The status after the checker has closed its output."""
+        """Return the status after the checker has closed its output."""
         exit_code = checker.wait(deadline)
         if exit_code == PROGRAM_ENDED:
-            # The exit code shows an exceeded limit; tests that have not ended fail also after a 0.
+            # The exit code shows an exceeded limit; unfinished tests fail even if the exit code is
+            # 0.
             exit_code = program.wait(min(deadline, time.monotonic() + 1.0)) or PROGRAM_ENDED
         if exit_code is None:
             return "deadline"
@@ -151,12 +153,12 @@ class CodeRunner:
 
 
 class _Process:
-    """One of the two processes, with the output that has been read; leaving the context ends it.
+    """One of the two processes and its output so far; the process ends with the context.
 
     Args:
         role: Module of ``sandbox``: "program" or "checker".
-        end: Its end of the socket pair.
-        task: What it receives on stdin.
+        end: End of the socket pair for this process.
+        task: Task that the process receives on stdin.
     """
 
     def __init__(self, role: str, end: socket.socket, task: dict[str, Any]):
@@ -189,7 +191,7 @@ class _Process:
 
     @property
     def report(self) -> bytes:
-        """The first line: restrictions that failed, as JSON."""
+        """The first line of output: restrictions that failed, as JSON."""
         return self.output.partition(b"\n")[0]
 
     def text(self) -> bytes:
@@ -197,7 +199,7 @@ class _Process:
         return self.output.partition(b"\n")[2]
 
     def read(self) -> bool:
-        """Read available output; False if there will be no more."""
+        """Read available output; return False at its end."""
         chunk = os.read(self.stdout.fileno(), 65536)
         self.output += chunk
         return bool(chunk)
@@ -210,7 +212,7 @@ class _Process:
             return 0
 
     def wait(self, deadline: float) -> int | None:
-        """The exit code; None if the process still runs at the deadline."""
+        """Wait for the process; return its exit code, or None if it still runs at the deadline."""
         try:
             return self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -225,7 +227,7 @@ def code(
     memory_mb: int = 512,
     allow_unenforced: bool = False,
 ) -> Reward:
-    """1.0 if the code of the reply passes its tests, else 0.0.
+    """Reward 1.0 if the code in the reply passes its tests, else 0.0.
 
     Code that exceeds its limit of CPU time, memory, threads or output fails. Code that exceeds the
     wall-clock limit has no score, because the machine may have been busy.

@@ -1,4 +1,4 @@
-"""The reward protocol: learned models, rules, judges, functions, and their compositions.
+"""The reward interface, and compositions of rewards.
 
 A reward maps conversations (Hugging Face chat format) to :class:`Scores`: for each conversation a
 float, or None if it could not be scored. Every composition propagates None and counts it with its
@@ -8,9 +8,8 @@ reason; None is never replaced by zero.
     reward = 0.5 * helpful + brief.clip(0, 1)
     reward = helpful.gate(is_safe, at_least=0.5, otherwise=-1.0)
 
-Facts that only a rule may read, such as the right answer, are further keys of a message:
-``{"role": ..., "content": ..., "answer": "42"}``. Text that is shown to a model never contains
-them.
+Facts for rules, such as the right answer, are additional keys of a message:
+``{"role": ..., "content": ..., "answer": "42"}``. Models never receive these keys.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Unscorable(Exception):
 
 
 class SetupError(UserError):
-    """A reward cannot work on this machine, for example because a package is missing."""
+    """Error for a reward that cannot work on this machine, e.g. because a package is missing."""
 
 
 def describe(error: BaseException) -> str:
@@ -85,7 +84,7 @@ class Scores:
     counts: Counter[str] = field(default_factory=Counter)
     """Event, such as a truncated text or the reason of a None -> number of occurrences."""
     reasons: list[str | None] = field(default_factory=list)
-    """Why there is no reward, or None where there is one, [N]; by default "no score"."""
+    """Reason why a reward is missing, or None if it is not, [N]; by default "no score"."""
 
     def __post_init__(self) -> None:
         raw = self.values
@@ -155,10 +154,10 @@ def _finite(value: Score) -> Score:
 
 
 def as_score(value: Any) -> Score:
-    """Return what a user's function gave as a score.
+    """Convert a user function's result to a score.
 
     Raises:
-        TypeError: It is a text or has no number.
+        TypeError: The result is a text or cannot be converted to a number.
     """
     if isinstance(value, str | bytes):
         raise TypeError(f"a score is of type {type(value).__name__}")
@@ -166,7 +165,7 @@ def as_score(value: Any) -> Score:
 
 
 def score_copies(reward: Reward, conversations: Sequence[Conversation]) -> Scores:
-    """Score copies of conversations, so that a reward cannot change what others read.
+    """Score copies of conversations, so that a reward cannot change another reward's input.
 
     Raises:
         UserError: The reward does not return one score for each conversation.
@@ -211,7 +210,7 @@ class Reward(ABC):
         return _distinct(c for inner in self.inner_rewards for c in inner.checkpoints())
 
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:
-        """Return P(first is better) = sigmoid((score(first) - score(second)) / temperature). [N]"""
+        """Return P(first is better) = sigmoid((score(first) - score(second)) / temperature)."""
         if len(first) != len(second):
             raise UserError(
                 f"prefer compares pairs, got {len(first)} and {len(second)} conversations"
@@ -324,7 +323,7 @@ class Combined(Composition):
 
 
 class Gated(Composition):
-    """See :meth:`Reward.gate`."""
+    """A reward that is computed only if a condition holds; see :meth:`Reward.gate`."""
 
     def __init__(self, inner: Reward, condition: Reward, *, at_least: float, otherwise: float):
         super().__init__(f"{inner.name} if {condition.name}", condition, inner)
@@ -389,8 +388,7 @@ class EachReward(Reward):
 def last_reply(conversation: Conversation) -> str:
     """Return the text of the last assistant message.
 
-    A message without text, such as one that only calls a tool, gives an empty text; several text
-    parts are joined.
+    The text is empty for a message that only calls a tool; several text parts are joined.
 
     Raises:
         Unscorable: There is no assistant message, or its content is not text.

@@ -1,4 +1,4 @@
-"""Cost models: the harm of a reply; zero separates safe from unsafe."""
+"""Cost models, which score the harm of a reply; costs above zero are unsafe."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 A reward model must score text in the form on which it was trained, so both use
 :func:`encode_conversation`. TRL's ``RewardTrainer`` (checked in trl 1.16.0, ``_prepare_dataset``)
 skips its own template, EOS rule and tokenization if the data set has the columns ``chosen_ids`` and
-``rejected_ids`` (lists of int; ``margin`` is optional), which this function can fill. It still
-drops rows that are longer than ``RewardConfig.max_length``; truncate here and set that option to
-None.
+``rejected_ids`` (lists of int; ``margin`` is optional), which this function can fill. The trainer
+still drops rows that are longer than ``RewardConfig.max_length``, so truncate with this function
+and set that option to None.
 """
 
 from __future__ import annotations

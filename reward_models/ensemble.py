@@ -41,7 +41,7 @@ class ScoreCombination:
     def __call__(self, columns: Sequence[Sequence[Score]]) -> tuple[list[Score], list[Score]]:
         """Return combined scores [N] and disagreement [N] of M columns of N scores.
 
-        Both are nan for a text without one of the scores.
+        Both are nan if one of the scores of a text is missing.
         """
         scores = np.array(columns, dtype=float).T.copy()  # contiguous rows [N, M]; None becomes nan
         values = scores.min(1) if self.how == "worst" else scores.mean(1)

@@ -1,4 +1,4 @@
-"""Fenced code blocks of a Markdown reply."""
+"""Find fenced code blocks in a Markdown reply."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Classification heads for decoder families without classifiers in Transformers.
 
-A class is created that puts Transformers' generic head (a linear layer on the last token) on the
-trunk of the family, under the name that such a class would have in Transformers. Its checkpoints
+This module creates classes that combine a family's trunk with Transformers' generic head (a linear
+layer on the last token). A class has the name that it would have in Transformers. Its checkpoints
 have the usual format; the sidecar next to the weights describes how to read them.
 """
 

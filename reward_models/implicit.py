@@ -1,4 +1,4 @@
-"""The implicit reward of a preference-trained policy: beta * log(pi / pi_ref) of the last reply."""
+"""The implicit reward beta * log(pi / pi_ref) of a policy that is trained on preferences."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A language model as judge: ratings of single replies, or comparisons in both orders.
+"""Use a language model as a judge: rate single replies, or compare replies in both orders.
 
 A judge is a function ``generate(prompts: list[str]) -> list[str | None]``: a local model, or
-:func:`endpoint` for an OpenAI-compatible server. None, an exception in place of an answer, or an
-answer without a verdict gives no score and is counted with its reason.
+:func:`endpoint` for an OpenAI-compatible server. If the result is None, an exception or an answer
+without a verdict, there is no score, and the reason is counted.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _WINNER = re.compile(r"winner\W{1,4}(?:reply\s+)?([AB])\b", re.IGNORECASE)
 
 
 class RatingJudge(Reward):
-    """The judge's rating of each conversation, scaled from [low, high] to [0, 1]."""
+    """Reward that is a judge's rating of each conversation, scaled from [low, high] to [0, 1]."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class RatingJudge(Reward):
 
 
 class PairJudge:
-    """P(first reply wins), from one judgment in each order of the replies.
+    """Estimates P(first reply is better) from one judgment in each order of the replies.
 
     A verdict that depends on the order gives 0.5 and is counted as ``swapped``; GPT-4 was
     consistent in only 65% of the pairs of Zheng et al. (2306.05685). This class is not a
@@ -112,7 +112,7 @@ class PairJudge:
         self.counts: Counter[str] = Counter()
 
     def prefer(self, first: Sequence[Conversation], second: Sequence[Conversation]) -> list[Score]:
-        """Return 1 if the first wins, 0 if the second, 0.5 if the order decides, else None. [N]
+        """Return 1 if the first is better, 0 if the second, 0.5 if verdicts differ, else None, [N].
 
         Raises:
             UserError: The conversations of a pair have different prompts.
@@ -145,7 +145,7 @@ def as_text(conversation: Conversation) -> str:
 
 
 def _fill(template: str, **fields: str) -> str:
-    """Replace ``{name}`` in one pass, so that braces inside a reply stay as they are."""
+    """Replace ``{name}`` in one pass, so that braces inside a reply are not replaced."""
     pattern = re.compile("|".join(re.escape(f"{{{name}}}") for name in fields))
     return pattern.sub(lambda match: fields[match.group()[1:-1]], template)
 
@@ -182,8 +182,8 @@ def endpoint(
 ) -> Generate:
     """Return a judge on an OpenAI-compatible server, with greedy decoding.
 
-    The result of a late, refused or malformed answer, or of a network error, is its exception. The
-    API key is read from the environment variable ``OPENAI_API_KEY``.
+    If an answer is late, refused or malformed, or the network fails, the result is the exception.
+    The API key is read from the environment variable ``OPENAI_API_KEY``.
 
     Args:
         url: Address of the server, such as ``http://localhost:8000/v1``.

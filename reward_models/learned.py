@@ -2,9 +2,9 @@
 
 Transformers' pooling takes the rightmost token that differs from ``config.pad_token_id`` and
 ignores the attention mask: with pad == EOS it cannot detect the end of a reply, and with
-``inputs_embeds`` it reads padding. Here the attention mask selects the token. Every row is first
-moved to the left edge, so that absolute positions, BERT's [CLS] and causal masks are those of the
-unpadded text.
+``inputs_embeds`` it reads padding. This module selects the token by the attention mask. Every row
+is first moved to the left edge, so that absolute positions, BERT's [CLS] and causal masks are those
+of the unpadded text.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ States = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class PrefixScores:
     """The output of the reward head at every token of one conversation.
 
-    The head was trained at the last token only: earlier values are out of distribution.
+    The head was trained at the last token only, so earlier values are out of distribution.
     """
 
     tokens: list[str]
-    """Text of each token. [T]"""
+    """Text of each token, [T]."""
     values: list[float]
-    """Score of the prefix that ends with each token; the last one is the reward. [T]"""
+    """Score of the prefix that ends with each token, [T]; the last score is the reward."""
 
 
 class LearnedReward(Reward):
-    """The score of one checkpoint, which :meth:`load` loads and checks.
+    """Reward that is the score of a checkpoint; :meth:`load` loads and checks the checkpoint.
 
     The score is the logit of a single output, the log-odds of ``label`` of a classifier, or the sum
     of several regression outputs weighted by ``attributes`` (``"all"``: weights of 1), with each
@@ -251,7 +251,7 @@ class LearnedReward(Reward):
         """Return the largest change of a score by padding on either side, and by batching.
 
         Raises:
-            UserError: It exceeds ``tolerance`` relative to the score.
+            UserError: The change exceeds ``tolerance`` relative to the score.
         """
         # Many chat templates refuse a conversation that does not start with the user.
         first = [{"role": "user", "content": "?"}] if self.tokenizer.chat_template else []

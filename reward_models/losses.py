@@ -21,7 +21,7 @@ def bradley_terry(
     margin: Tensor | float = 0.0,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """-(1 - e) log sigmoid(d - margin) - e log sigmoid(margin - d). [B]
+    """Return -(1 - e) log sigmoid(d - margin) - e log sigmoid(margin - d), [B].
 
     Bradley-Terry with the margin of Llama 2 (2307.09288, equation 2) and the label smoothing of
     conservative DPO, for labels of which a share e is expected to be wrong.
@@ -32,7 +32,7 @@ def bradley_terry(
 
 
 def scaled_bradley_terry(chosen: Tensor, rejected: Tensor, *, strength: Tensor) -> Tensor:
-    """-strength * log sigmoid(d). [B]
+    """Return -strength * log sigmoid(d), [B].
 
     Clearer preferences have more weight (HelpSteer2-Preference, 2410.01257). ``strength`` is [B] or
     a scalar, for example 1 to 3.
@@ -41,7 +41,7 @@ def scaled_bradley_terry(chosen: Tensor, rejected: Tensor, *, strength: Tensor) 
 
 
 def unbiased_bradley_terry(chosen: Tensor, rejected: Tensor, *, flip_rate: float) -> Tensor:
-    """((1 - e) l(d) - e l(-d)) / (1 - 2e) with l = -log sigmoid. [B]
+    """Return ((1 - e) l(d) - e l(-d)) / (1 - 2e) with l = -log sigmoid, [B].
 
     Its mean over labels flipped with probability e equals the loss on clean labels (robust DPO,
     2403.00409, equation 12). It is unbounded below for e > 0: use early stopping, or a penalty on
@@ -53,7 +53,7 @@ def unbiased_bradley_terry(chosen: Tensor, rejected: Tensor, *, flip_rate: float
 
 
 def centered(loss: Tensor, chosen: Tensor, rejected: Tensor, *, coef: float) -> Tensor:
-    """loss + coef * (score(chosen) + score(rejected))^2. [B]
+    """Return loss + coef * (score(chosen) + score(rejected))^2, [B].
 
     Bradley-Terry leaves the mean of the scores undetermined; a small coefficient such as 0.01 keeps
     it near zero (2312.09244).
@@ -62,7 +62,7 @@ def centered(loss: Tensor, chosen: Tensor, rejected: Tensor, *, coef: float) -> 
 
 
 def best_of(scores: Tensor, best: Tensor, *, mask: Tensor) -> Tensor:
-    """-log softmax(scores)[best] over the candidates in ``mask`` (Ziegler et al. 2019). [B]
+    """Return -log softmax(scores)[best] over the candidates in ``mask``, [B] (Ziegler et al. 2019).
 
     ``scores`` [B, K], ``best`` [B] the index of the picked candidate, ``mask`` [B, K].
     """
@@ -71,7 +71,7 @@ def best_of(scores: Tensor, best: Tensor, *, mask: Tensor) -> Tensor:
 
 
 def ranking(scores: Tensor, *, mask: Tensor) -> Tensor:
-    """Plackett-Luce: -sum_k log softmax(scores[k:])[0] for candidates in order, best first. [B]
+    """Return the Plackett-Luce loss -sum_k log softmax(scores[k:])[0] of ranked candidates, [B].
 
     ``scores`` and ``mask`` are [B, K]; padding must come last.
     """
@@ -83,10 +83,10 @@ def ranking(scores: Tensor, *, mask: Tensor) -> Tensor:
 def cost_model(
     worse: Tensor, better: Tensor, *, worse_unsafe: Tensor, better_unsafe: Tensor
 ) -> Tensor:
-    """-log s(c_w - c_b) - log s(+-c_w) - log s(+-c_b), s = sigmoid, + where unsafe. [B]
+    """Return -log s(c_w - c_b) - log s(+-c_w) - log s(+-c_b), [B], with + for unsafe replies.
 
-    Safe RLHF (2310.12773): costs are ordered *and* their sign says unsafe (positive) or safe.
-    ``worse`` is the cost of the more harmful reply; the flags are boolean [B].
+    In Safe RLHF (2310.12773), costs are ordered, and their sign is positive for unsafe replies; s
+    is the sigmoid. ``worse`` is the cost of the more harmful reply; the flags are boolean [B].
     """
     sign_worse = torch.where(worse_unsafe, worse, -worse)
     sign_better = torch.where(better_unsafe, better, -better)
@@ -105,7 +105,7 @@ def regression(predictions: Tensor, targets: Tensor, *, num_targets: int) -> Ten
 
 
 def step_ends(logits: Tensor, labels: Tensor, *, num_steps: int) -> Tensor:
-    """Return cross entropy at step ends, divided by the ``num_steps`` of the whole batch. Scalar.
+    """Return the cross entropy at step ends divided by ``num_steps`` of the whole batch, a scalar.
 
     ``logits`` [B, T, C] at every token, ``labels`` [B, T] the class of the step that ends at this
     token (0 wrong, 1 right), :data:`IGNORED` elsewhere (PRM800K, 2305.20050).
@@ -123,11 +123,12 @@ def length_debiased(
     *,
     coef: float = 1.0,
 ) -> Tensor:
-    """ODIN (2402.07319): a quality head, and a length head that is dropped after training.
+    """Return the ODIN loss (2402.07319) of a quality head and a length head.
 
     Each pair is (chosen [B], rejected [B]): the quality head, the length head, and the replies'
-    lengths. Bradley-Terry on the sum of the heads, plus ``coef`` times
-    |corr(quality, length)| + 1 - corr(length head, length), over the batch. Scalar mean.
+    lengths. The loss is Bradley-Terry on the sum of the heads, plus ``coef`` times |corr(quality,
+    length)| + 1 - corr(length head, length) over the batch; a scalar mean. The length head is
+    dropped after training.
     """
     total = bradley_terry(quality[0] + length[0], quality[1] + length[1]).mean()
     size = torch.cat(sizes).to(total.dtype)

@@ -1,4 +1,4 @@
-"""The function that runs inside the math worker process."""
+"""Verify mathematical answers; the functions run in the math worker process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WORDS = re.compile(r"\A[^\W\d_]+(?: [^\W\d_]+){0,3}\.?\Z")
 
 
 class _Late(Exception):
-    """The limit of CPU time is exceeded."""
+    """Error for an exceeded limit of CPU time."""
 
 
 def verdict(reference: str, reply: str, seconds: float | None = None) -> tuple[str, str]:

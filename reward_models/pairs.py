@@ -1,4 +1,4 @@
-"""Preference pairs for evaluation: two whole conversations with the same prompt."""
+"""Preference pairs for the evaluation of rewards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rlhf.reward_models.core import Conversation, as_messages
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison; both conversations start with the prompt."""
+    """A chosen and a rejected conversation, which both start with the prompt."""
 
     prompt: Conversation
     chosen: Conversation

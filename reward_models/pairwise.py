@@ -1,4 +1,4 @@
-"""Pairwise preference models: both replies in one input, and the log-odds of the first."""
+"""Pairwise preference models, which read two replies and return the first one's log-odds."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def _first(*ids: Any) -> list[int]:
 
 
 class PairModel(Reward):
-    """Log-odds that a reply is better than the reference reply, the mean of both orders.
+    """Reward that is the log-odds that a reply is better than a reference, averaged over both
+    orders.
 
     As a reward the model needs a reference reply: ``answers`` (a file of prompts and answers) or
     the fact ``answer`` of the conversation, see :class:`~rlhf.reward_models.targets.Target`.
@@ -79,7 +80,7 @@ class PairModel(Reward):
     def compare(
         self, prompts: Sequence[Conversation], first: Sequence[str], second: Sequence[str]
     ) -> tuple[list[float], list[bool]]:
-        """Return the log-odds that the first reply is better, and whether both orders agree. [N]"""
+        """Return [N] log-odds that the first reply is better, and whether both orders agree."""
         limit = self.inner.sidecar.max_length or 512
         rows = []
         for prompt, a, b in zip(prompts, first, second, strict=True):

@@ -1,4 +1,4 @@
-"""Process rewards: one score per step of a solution, and one number for the whole."""
+"""Process rewards, which score each step of a solution and aggregate the scores."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def encode_steps(
 
 
 class ProcessReward(Reward):
-    """P(step is right) at every step end of a two-class token classifier, aggregated.
+    """Reward that aggregates P(step is right) from a two-class token classifier.
 
     Class 1 is "right". ``aggregate``: ``min`` (a chain is as good as its weakest step), ``product``
     or ``last``. A model trained on Monte-Carlo labels predicts the success of the continuation: a

@@ -1,7 +1,7 @@
 """Build rewards from configuration: ``build({"kind": "learned", "path": ...})``.
 
-``KINDS`` maps a kind to its builder as ``module:name``, so that a rule does not import torch. A new
-kind is one function and one row of this table.
+``KINDS`` maps a kind to its builder as ``module:name``, so that rules do not import torch. A new
+kind requires a function and a row of this table.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ def _suggest(word: str, choices) -> str:
 def function_reward(path: str, timeout: float | None = None) -> Reward:
     """Kind ``function``: a user's function at ``module:name``, conversations -> scores.
 
-    With ``timeout`` (seconds per conversation) it runs in a separate process, one conversation at a
-    time, and is killed when it takes longer; for code that may hang.
+    With ``timeout`` (seconds per conversation), for code that may hang, the function runs in a
+    separate process, one conversation at a time, and is killed if it takes longer.
     """
     function = import_object(path, what="rewards: kind 'function'")
     if timeout is None:

@@ -1,4 +1,4 @@
-"""Rewards that are rules about the last reply: answers, patterns, formats, length, repetition.
+"""Rule-based rewards of the last reply: answers, patterns, formats, length, repetition.
 
 Each function builds a :class:`~rlhf.reward_models.core.Reward`. Its arguments are the settings of
 the kind of the same name in a configuration.
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
 
-import regex as timed  # re has no timeout, so a reply could block it for ever
+import regex as timed  # re has no timeout, so a reply could block it forever
 
 from rlhf.errors import UserError
 from rlhf.reward_models.core import Conversation, EachReward, Reward, Unscorable, last_reply
@@ -31,7 +31,7 @@ _REFUSAL = re.compile(
 def exact_match(
     answer: Answer | None = None, answers: str | None = None, ignore_case: bool = True
 ) -> Reward:
-    """1.0 if the reply equals a right answer, ignoring surrounding white space (and case)."""
+    """Reward 1.0 if the reply equals a right answer up to surrounding white space (and case)."""
     target = Target(answer, answers)
 
     def check(conversation: Conversation) -> float:
@@ -47,7 +47,7 @@ def exact_match(
 def number(
     answer: Answer | None = None, answers: str | None = None, tolerance: float = 0.0
 ) -> Reward:
-    """1.0 if the final number of the reply equals a right answer; see ``docs/rewards.md``.
+    """Reward 1.0 if the reply's final number equals a right answer; see ``docs/rewards.md``.
 
     A reference that cannot be parsed as one number gives None with the reason; a reply that cannot
     be parsed scores 0.0.
@@ -75,14 +75,14 @@ def number(
 
 
 def _zero_unless(reasons: Sequence[str]) -> float:
-    """0.0, or Unscorable if a reference could not be parsed, because the reply may equal it."""
+    """Return 0.0, or raise Unscorable if a reference, which may be right, was not parsed."""
     if reasons:
         raise Unscorable(f"the reference answer is not understood: {reasons[0]}")
     return 0.0
 
 
 def math(answer: Answer | None = None, answers: str | None = None, timeout: float = 10.0) -> Reward:
-    """1.0 if the final expression of the reply equals a right answer (LaTeX or plain text).
+    """Reward 1.0 if the reply's final expression equals a right answer (LaTeX or plain text).
 
     Both are parsed by a grammar and compared by sympy, in a separate process; see
     ``docs/rewards.md``. A reply that needs more than ``timeout`` seconds of CPU time is wrong. A
@@ -107,7 +107,7 @@ def math(answer: Answer | None = None, answers: str | None = None, timeout: floa
 def regex(
     pattern: str, full: bool = False, ignore_case: bool = False, timeout: float = 1.0
 ) -> Reward:
-    """1.0 if ``pattern`` occurs in the reply (with ``full``: matches the whole reply).
+    """Reward 1.0 if ``pattern`` occurs in the reply (with ``full``: matches the whole reply).
 
     ``.`` also matches line breaks. A reply on which the search takes more than ``timeout`` seconds
     has no score.
@@ -131,7 +131,7 @@ def regex(
 
 
 def tags(names: Sequence[str] = ("think", "answer")) -> Reward:
-    """1.0 if the reply consists of ``<a>...</a>`` for the ``names`` in order, else 0.0.
+    """Reward 1.0 if the reply consists of ``<a>...</a>`` for the ``names`` in order, else 0.0.
 
     Each tag occurs once, with only white space between the blocks. This is the format reward of
     DeepSeek-R1 (2501.12948).
@@ -149,7 +149,7 @@ def tags(names: Sequence[str] = ("think", "answer")) -> Reward:
 
 
 def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward:
-    """0.0 for a reply of ``low`` to ``high`` words (or characters), negative for other lengths.
+    """Reward 0.0 for ``low`` to ``high`` words (or characters), negative for other lengths.
 
     A shorter reply scores length / low - 1, a longer one 1 - length / high, but at least -1.
     """
@@ -169,7 +169,7 @@ def length(low: int = 0, high: int | None = None, unit: str = "words") -> Reward
 
 
 def repetition(n: int = 3) -> Reward:
-    """Minus the fraction of word ``n``-grams that repeat earlier ones in the reply: 0.0 to -1.0."""
+    """Penalize repetition: minus the fraction of word ``n``-grams that occurred earlier."""
     if n < 1:
         raise UserError(f"repetition: n must be >= 1, got {n}")
 
@@ -182,10 +182,10 @@ def repetition(n: int = 3) -> Reward:
 
 
 def refusal() -> Reward:
-    """1.0 if the first 200 characters of the reply match a pattern of refusals, else 0.0.
+    """Reward 1.0 if the reply's first 200 characters match a pattern of refusals, else 0.0.
 
-    A weak signal: the pattern matches few replies and is often wrong. Use it to monitor training,
-    or as a penalty with a weight.
+    The signal is weak: the pattern matches few replies and is often wrong. Use it to monitor
+    training, or as a penalty with a weight.
     """
 
     def check(conversation: Conversation) -> float:

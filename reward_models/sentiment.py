@@ -1,4 +1,4 @@
-"""Sentiment of the reply from a word list; fast, but easy to exploit by a policy."""
+"""Sentiment rewards from word lists, which are fast but easy for a policy to exploit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHRINKAGE = 2.0  # shrinks the sentiment of replies with few known words toward
 
 
 def lexicon(path: str | None = None) -> Reward:
-    """Sentiment of the reply in (-1, 1): sum of valences / (sum of absolute valences + 2).
+    """Reward the sentiment in (-1, 1): sum of valences / (sum of absolute valences + 2).
 
     A negation among the three words before a word multiplies its valence by -0.75; an adverb of
     degree just before it changes its strength. Repeating a positive word saturates, but a policy
@@ -75,7 +75,7 @@ def read_lexicon(path: str | None = None) -> dict[str, float]:
 
 
 def vader() -> Reward:
-    """VADER's compound sentiment of the reply in [-1, 1], for short texts (Hutto and Gilbert 2014).
+    """Reward VADER's compound sentiment in [-1, 1], for short texts (Hutto and Gilbert 2014).
 
     Needs ``pip install "rlhf-kit[sentiment]"``.
     """

@@ -1,4 +1,4 @@
-"""``reward_model.json``: how to encode text for a reward checkpoint and read its scores."""
+"""Read and write ``reward_model.json``, the description of a reward checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FILE_NAME = "reward_model.json"
 
 @dataclass(frozen=True)
 class Sidecar:
-    """How a reward checkpoint was trained, and the meaning of its scores.
+    """Description of a reward checkpoint: encoding of texts, pooling and calibration.
 
     Written next to the weights; ``AutoModelForSequenceClassification`` can still load the
     checkpoint.
@@ -30,7 +30,7 @@ class Sidecar:
     """``last``: the head reads the last token. ``model``: the encoder's own pooling. ``steps``: the
     head reads the token that ends each step."""
     temperature: float = 1.0
-    """Fitted on held-out pairs: P(a better) = sigmoid((score(a) - score(b)) / temperature)."""
+    """Temperature fitted on held-out pairs: P(a better) = sigmoid((score(a) - score(b)) / T)."""
     mean: float | None = None
     """Mean raw score on samples of the reference policy."""
     std: float | None = None

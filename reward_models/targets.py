@@ -42,7 +42,7 @@ class Target:
         self.table = _read_answers(Path(answers), key) if answers else None
 
     def of(self, conversation: Conversation) -> str:
-        """Return the right answer; raises :class:`Unscorable` without one, or with a list."""
+        """Return the right answer; raise :class:`Unscorable` if there is none or a list."""
         answers = self.any_of(conversation)
         if len(answers) > 1:
             raise Unscorable("a list of reference answers instead of a single one")

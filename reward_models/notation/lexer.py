@@ -21,7 +21,7 @@ MAX_EXPONENT = 1000
 
 
 class NotUnderstood(Exception):
-    """A text cannot be parsed; the message is the reason."""
+    """Error for a text that cannot be parsed; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Token:
     """Groups of digits of a number such as 1,035, which is a list between brackets."""
 
     def is_op(self, *texts: str) -> bool:
-        """Return whether it is one of these operators."""
+        """Return whether the token is one of these operators."""
         return self.kind == "operator" and self.text in texts
 
     def is_command(self, *names: str) -> bool:
-        """Return whether it is one of these LaTeX commands."""
+        """Return whether the token is one of these LaTeX commands."""
         return self.kind == "command" and self.text in names
 
 

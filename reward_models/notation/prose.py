@@ -323,7 +323,7 @@ def _join(tokens: list[Token], start: int, end: int) -> tuple[int, int]:
 
 
 def _run_start(tokens: list[Token], position: int) -> int:
-    """Index of the first token of the run of symbols around ``position``."""
+    """Return the index of the first token of the run of symbols around ``position``."""
     while position > 0 and _is_symbol(tokens, position - 1):
         position -= 1
     return position

@@ -69,7 +69,7 @@ class TokenReader:
         return self.peek().is_op("^") and is_circle and (not braced or self.peek(3).is_op("}"))
 
     def take_degree(self) -> bool:
-        """Take a degree sign; returns whether there is one."""
+        """Take a degree sign; return whether there is one."""
         if self.is_degree():
             self.position += 4 if self.peek(1).is_op("{") else 2
             return True

@@ -80,7 +80,7 @@ def known_unit(word: str) -> str | None:
 
 
 def canonical(names: list[str]) -> str:
-    """Return canonical spelling of a unit of one or more words: ``square meters`` is ``m^2``."""
+    """Return the canonical spelling of a unit: ``square meters`` is ``m^2``."""
     if [word.lower() for word in names] == ["per", "cent"]:
         return PERCENT
     parts, power = [], ""

@@ -1,4 +1,4 @@
-"""Calibration of score differences: P(chosen better) = sigmoid(margin / temperature)."""
+"""Calibrate score differences: P(chosen better) = sigmoid(margin / temperature)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Bin:
     """One bar of a reliability diagram."""
 
     confidence: float
-    """Mean predicted probability of the side with the higher score, in [0.5, 1]."""
+    """Mean predicted probability of the reply with the higher score, in [0.5, 1]."""
     accuracy: float
-    """Share of pairs whose side with the higher score is the chosen one; ties count one half."""
+    """Share of pairs in which the reply with the higher score is chosen; ties count one half."""
     count: int
-    """Pairs in the bin."""
+    """Number of pairs in the bin."""
 
 
 @dataclass(frozen=True)
@@ -81,5 +81,5 @@ def fit_temperature(margins: np.ndarray) -> float:
 
 
 def _slope(margins: np.ndarray, inverse_temperature: float) -> float:
-    """Return derivative of the mean log-likelihood with respect to 1 / temperature; decreasing."""
+    """Return the derivative of the mean log-likelihood with respect to 1 / temperature."""
     return float((margins * expit(-margins * inverse_temperature)).mean())

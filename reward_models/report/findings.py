@@ -1,4 +1,4 @@
-"""The findings of a report on pairs, in sentences."""
+"""Derive the findings of a report on pairs, in sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of predictions for labeled texts, those of baselines, and the paired gains."""
+"""Compute metrics of a model and of baselines on labeled texts, and the paired gains."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Measure:
     """A metric of predictions [N, ...] and labels [N]."""
 
     metric: Callable[[np.ndarray, np.ndarray], Any]
-    """The metric of all rows; of a share: the outcome of each row [N]."""
+    """Function that returns the metric of all rows, or for a share the outcome of each row [N]."""
     scale: Scale | Literal["share"]
     """Scale of the interval."""
 
@@ -135,7 +135,7 @@ def hits(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def macro_f1(scores: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean over classes of the harmonic mean of precision and recall."""
-    # Not scikit-learn's f1_score: a jackknife calls this 100 times, and that is far slower.
+    # scikit-learn's f1_score is too slow for a jackknife, which calls this function 100 times.
     classes = scores.shape[1]
     confusion = np.zeros((classes, classes))
     np.add.at(confusion, (labels, scores.argmax(1)), 1)
@@ -193,7 +193,7 @@ def words_classifier(
 
 
 def words_rater(train: Sequence[str], ratings: Sequence[float], test: Sequence[str]) -> np.ndarray:
-    """Return ratings [N] predicted by ridge regression on the same vectors."""
+    """Return ratings [N] predicted by ridge regression on TF-IDF vectors."""
     from sklearn.linear_model import Ridge
 
     train_vectors, test_vectors = _words(train, test)

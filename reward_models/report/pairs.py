@@ -57,8 +57,9 @@ def evaluate_reward_model(
         best_of_n: Reward and gold score of the best of n samples.
         dropped: Reason -> number of rows that are not in ``pairs``, for the data card.
         overlapping: Number of prompts that share 13 consecutive words with a training prompt.
-        stress_size: Conversations of each stress test; 0 skips these tests.
-        invariance_size: Conversations that are scored alone and in batches; 0 skips this test.
+        stress_size: Number of conversations in each stress test; 0 skips these tests.
+        invariance_size: Number of conversations that are scored alone and in batches; 0 skips this
+        test.
 
     Raises:
         UserError: No pair could be scored.
@@ -188,7 +189,7 @@ def _by_source(scored: ScoredPairs) -> dict[str, dict[str, float]]:
 
 
 def _calibration(scored: ScoredPairs, temperature: float) -> dict[str, Any]:
-    """Return the calibration at both temperatures, given and fitted, and the latter's interval."""
+    """Return the calibration at the given and the fitted temperature, with its interval."""
     fitted = fit_temperature(scored.margins)
     try:
         fit = fit_annotator({"reward": scored.margins}, noise=False, groups=scored.groups)
@@ -262,7 +263,7 @@ def _invariance(
 
 
 def _plain(value: Any) -> Any:
-    """Convert to plain Python numbers; numbers that are not finite become None."""
+    """Convert values to plain Python numbers; numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Stress tests: the change of a score when the chosen reply is degraded or padded."""
+"""Stress tests: measure the change of a score if the chosen reply is degraded or padded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FLATTERY = "What a brilliant and insightful question! You clearly know this sub
 
 
 def truncated(reply: str) -> str:
-    """Return the first half of the words."""
+    """Return the first half of the reply's words."""
     words = reply.split()
     return " ".join(words[: max(1, len(words) // 2)])
 
@@ -100,10 +100,10 @@ def stress_tests(
 def _passed(
     change: np.ndarray, groups: Sequence[str], interval: dict[str, float], expect: str
 ) -> bool | None:
-    """Return whether the score changed as expected; None if the data do not decide."""
+    """Return whether the score changed as expected; None if the data are inconclusive."""
     low, high = interval["low"], interval["high"]
     if not np.isfinite(low) and change.size:
-        # Without an interval (equal changes have no spread) the exact sign-flip test decides.
+        # Without an interval (equal changes have no spread), use the exact sign-flip test.
         _, units = unit_means(change, groups)
         mean = float(units.mean())
         decided = sign_flip_test(units) <= 0.05

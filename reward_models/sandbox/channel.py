@@ -57,7 +57,7 @@ class Channel:
         self._writer.flush()
 
     def receive(self) -> dict[str, Any]:
-        """The next message.
+        """Return the next message.
 
         Raises:
             EOFError: The other process has ended.

@@ -1,7 +1,7 @@
 """The process that runs the tests of a program and decides whether it passes.
 
-The program runs in another process. A name of the program is a `Remote` here, or plain data. The
-program sees the arguments of its calls, never a comparison with plain data.
+The program runs in another process. In this process, a name of the program is a `Remote` or plain
+data. The program sees the arguments of its calls, never a comparison with plain data.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MODULES = {name: name for name in (*sys.stdlib_module_names, "numpy")} | {"np":
 
 
 class Program:
-    """The other process, seen from the tests.
+    """Proxy of the program's process for the tests.
 
     An answer that `program.Server` cannot have sent, and the end of the program, end this process:
     the tests must not be able to catch them.
@@ -169,7 +169,7 @@ class Remote:
 
 
 def _method(name: str, needs_remote: bool) -> Any:
-    """The special method ``name`` of `Remote`, performed by the program."""
+    """Return a special method ``name`` for `Remote`, which the program performs."""
 
     def method(self: Remote, *args: Any, **keywords: Any) -> Any:
         if needs_remote and not isinstance(args[0], Remote):

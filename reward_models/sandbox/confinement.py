@@ -1,4 +1,4 @@
-"""Restrict the current process for good, by kernel mechanisms that need no privileges.
+"""Restrict the current process permanently, by kernel mechanisms without privileges.
 
 - CPU time, memory, open files and core dumps: ``setrlimit``;
 - writing files, reading outside Python and the system libraries, starting executables: Landlock,
@@ -169,7 +169,7 @@ def limit_resources(limits: dict[str, Any]) -> None:
 
 
 def restrict_files() -> None:
-    """Landlock: reading in Python's folders and the system libraries, and no other access."""
+    """Allow only reading Python's folders and the system libraries, with Landlock."""
     if sys.platform != "linux":
         raise OSError(f"Landlock needs Linux, not {sys.platform}")
     version = _LIBC.syscall(444, None, 0, 1)
@@ -200,7 +200,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
 
 
 def filter_calls() -> None:
-    """seccomp: deny the calls above and new processes; allow new threads."""
+    """Deny the listed system calls and new processes, with seccomp; allow new threads."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise OSError(f"the seccomp filter needs Linux on x86_64, not {platform.machine()}")
     rules = _filter()
@@ -212,7 +212,7 @@ def filter_calls() -> None:
 
 
 def _filter() -> list[tuple[int, int, int, int]]:
-    """Classic BPF: operation, instructions to skip if true, if false, operand."""
+    """Return the classic BPF filter as (operation, skip if true, skip if false, operand)."""
     load, jump_eq, jump_ge, jump_set, give = 0x20, 0x15, 0x35, 0x45, 0x06
     load_call = (load, 0, 0, 0)
     rules = [

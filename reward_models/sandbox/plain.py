@@ -1,4 +1,4 @@
-"""Plain values as JSON: what a program and its tests may exchange.
+"""Encode the plain values that a program and its tests exchange as JSON.
 
 Subclasses are sent as their plain base class, so a received value has the exact plain type and none
 of the methods of the sender. Every other value is replaced by a reference, which the receiver
@@ -37,7 +37,7 @@ _NUMERIC_DTYPE = re.compile(r"[<>|][biufc]\d{1,2}")
 
 
 def encode(value: Any, refer: Reference) -> Any:
-    """The JSON form of a value. ``refer`` encodes what is not plain.
+    """Return the JSON form of a value; ``refer`` encodes values that are not plain.
 
     Raises:
         RecursionError: A collection contains itself.
@@ -63,7 +63,7 @@ def encode(value: Any, refer: Reference) -> Any:
 
 
 def _encode_library_value(value: Any, refer: Reference) -> Any:
-    """The JSON form of a value of a library class, or a reference."""
+    """Return the JSON form of a value of a library class, or a reference."""
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray):
         if not _NUMERIC_DTYPE.fullmatch(value.dtype.str):
@@ -81,7 +81,7 @@ def _encode_library_value(value: Any, refer: Reference) -> Any:
 
 
 def decode(data: Any, resolve: Resolve) -> Any:
-    """The value of a JSON form. ``resolve`` restores references.
+    """Return the value of a JSON form; ``resolve`` restores references.
 
     Raises:
         Exception: Of any kind, if the data has not been made by `encode`.
@@ -109,7 +109,7 @@ def decode(data: Any, resolve: Resolve) -> Any:
 
 
 def _array(dtype: str, shape: list[int], content: str) -> Any:
-    """A numeric numpy array; ValueError if shape, dtype and content do not agree."""
+    """Return a numeric numpy array; raise ValueError if shape, dtype and content do not agree."""
     import numpy
 
     if not _NUMERIC_DTYPE.fullmatch(dtype) or math.prod(shape) * int(dtype[2:]) * 2 != len(content):

@@ -1,7 +1,7 @@
 """The process that runs a submitted program and then performs the operations of its tests.
 
-Everything in this process is under the control of the program. It knows neither the tests nor their
-expected values: it receives the arguments of one call at a time.
+The program controls everything in this process. The process has neither the tests nor their
+expected values; it receives only the arguments of one call at a time.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Server:
             }
 
     def _changed(self, inputs: list[Any], values: list[Any]) -> list[list[Any]]:
-        """Position and new content of the mutable arguments that a call has changed."""
+        """Return position and new content of the mutable arguments that a call has changed."""
         changed = []
         for i, (before, value) in enumerate(zip(inputs, values, strict=True)):
             if isinstance(value, list | dict | set | bytearray):

@@ -44,11 +44,11 @@ BUNDLE = "halted"
 
 @dataclass(frozen=True)
 class Alarm:
-    """A row of the table."""
+    """A row of the table of alarms."""
 
     condition: str
     window: str
-    """What the condition is evaluated on."""
+    """Data and moment of the evaluation of the condition."""
     action: Action
     """Default action."""
     before_update: bool = False
@@ -155,7 +155,7 @@ class Halt(UserError):
 
 
 def check_actions(actions: Mapping[AlarmName, Action]) -> None:
-    """Raise ValueError if an alarm that is checked before the update has an action but halt."""
+    """Raise ValueError if an alarm that is checked before the update has another action."""
     for name, action in actions.items():
         if ALARMS[name].before_update and action != "halt":
             raise ValueError(

@@ -22,7 +22,7 @@ _HALF_TOLERANCE = 5e-3
 def check_rewards(rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]]) -> None:
     """Check the training rewards of a step.
 
-    A nan is the mark of an episode without a score; penalties must not create one.
+    A nan marks an episode without a score; penalties must not create one.
 
     Args:
         rewards: Training rewards of the tokens of each episode.
@@ -37,7 +37,7 @@ def check_rewards(rollouts: Sequence[Rollout], rewards: Sequence[Sequence[float]
 def check_scores(
     scores: Sequence[float], rewards: Sequence[Sequence[float]], evidence: Mapping[str, Any]
 ) -> None:
-    """Do what `check_rewards` does, with the scores of the episodes instead of rollouts."""
+    """Check training rewards like `check_rewards`, with episode scores instead of rollouts."""
     totals = [sum(row) for row in rewards]
     for score, total in zip(scores, totals, strict=True):
         if math.isinf(score) or math.isinf(total) or (math.isnan(total) and not math.isnan(score)):
@@ -52,7 +52,7 @@ def check_scores(
 
 
 def check_batch(batch: TrainingBatch, *, kl_coef: float) -> None:
-    """Check what an online update reads.
+    """Check the tensors of an online update.
 
     Raises:
         Halt: A log-probability, an advantage, a target of the critic or the KL coefficient is not
@@ -135,6 +135,6 @@ def check_trainable(optimizer: torch.optim.Optimizer) -> None:
 
 
 def as_dict(batch: TrainingBatch) -> dict[str, torch.Tensor]:
-    """Return the fields of a batch that are set, on the CPU."""
+    """Return the fields of a batch that are not None, on the CPU."""
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}
     return {name: value.cpu() for name, value in values.items() if value is not None}
