@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import paths
 from benchmarks.harness import Options, log, run_workload
-from benchmarks.results import append, machine_of, newest, read, stamp
+from benchmarks.results import append, machine_of, newest_results, read, stamp
 from benchmarks.workloads import GROUPS, WORKLOADS
 from rlhf.common.names import nearest
 from rlhf.errors import UserError
@@ -91,7 +91,7 @@ def measure(names: list[str], parsed: argparse.Namespace) -> list[str]:
     )
     current = stamp()
     resumes = parsed.resume and parsed.output.exists()
-    known = newest(read(parsed.output)).get(machine_of(current), {}) if resumes else {}
+    known = newest_results(read(parsed.output)).get(machine_of(current), {}) if resumes else {}
     failed = []
     for name in names:
         if name in known and known[name]["commit"] == current["commit"]:
@@ -139,7 +139,7 @@ def main() -> int:
         if parsed.table:
             from benchmarks.table import write_page
 
-            write_page(newest(read(parsed.output)))
+            write_page(newest_results(read(parsed.output)))
     except UserError as error:
         log(str(error))
         return 2

@@ -24,7 +24,7 @@ from rlhf.training.reward_models.trainer import Scorer
 from rlhf.training.supervised import sft_loss
 
 # Losses below this are treated as zero; the first loss of GRPO is zero up to rounding.
-SMALL_LOSS = 1e-2
+ZERO_LOSS = 1e-2
 
 
 class _Captured(Exception):
@@ -71,7 +71,7 @@ def compare(model: Any, theirs: Tensor, ours: Callable[[], Tensor]) -> dict[str,
     loss = ours()
     loss.backward()
     gradient = take_gradient(model)
-    scale = max(abs(theirs.item()), SMALL_LOSS)
+    scale = max(abs(theirs.item()), ZERO_LOSS)
     return {
         "loss": abs(loss.item() - theirs.item()) / scale,
         "gradient": ((gradient - expected).norm() / expected.norm()).item(),

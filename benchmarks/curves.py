@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf.stats import difference, interval
 
-END = 5  # number of last steps whose mean is the end of a curve
+CURVE_END_STEPS = 5  # number of last steps whose mean is the end of a curve
 
 
 def curve(run: Path) -> list[float]:
@@ -32,7 +32,7 @@ def report(found: dict[str, dict[str, np.ndarray]]) -> str:
     for algorithm, sides in found.items():
         for name, part in (
             ("mean over all steps", slice(None)),
-            (f"last {END}", slice(-END, None)),
+            (f"last {CURVE_END_STEPS}", slice(-CURVE_END_STEPS, None)),
         ):
             one, other = (rows[:, part].mean(1) for rows in sides.values())
             intervals = [interval(column, kind="mean") for column in (one, other)]

@@ -81,14 +81,14 @@ def generate(job: Job, timer: StepTimer, *, rows: int) -> None:
                 max_new_tokens=int(limits.max()),
                 pad_token_id=tokenizer.pad_token_id,
                 eos_token_id=tokenizer.eos_token_id,
-                stopping_criteria=StoppingCriteriaList([reached(ids.shape[1], limits)]),
+                stopping_criteria=StoppingCriteriaList([length_criterion(ids.shape[1], limits)]),
             )
         return job.work
 
     timer.loop(step)
 
 
-def reached(prompt: int, limits: Any) -> Any:
+def length_criterion(prompt: int, limits: Any) -> Any:
     """Return a stopping criterion: each row has its requested number of tokens."""
 
     def check(input_ids: Any, scores: Any, **_: Any) -> Any:

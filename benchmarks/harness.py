@@ -133,7 +133,7 @@ def run_workload(name: str, options: Options) -> dict[str, Any]:
     for side in options.sides:
         if side not in row.sides:
             raise UserError(f"{name} has no side {side!r}{nearest(side, row.sides)}")
-    folder = fresh_folder(name, options.model)
+    folder = make_input_folder(name, options.model)
     result: dict[str, Any] = {"workload": name, "model": options.model}
     if row.prepare:
         once(name, "prepare", folder)
@@ -146,7 +146,7 @@ def run_workload(name: str, options: Options) -> dict[str, Any]:
         ours = row.sides[OURS]
         specs = {OURS: ours, BEFORE: dataclasses.replace(ours, label=f"{ours.label}, before")}
     else:
-        specs = available({side: row.sides[side] for side in options.sides or row.sides})
+        specs = available_sides({side: row.sides[side] for side in options.sides or row.sides})
     rounds = measure_rounds(name, folder, specs, options)
     sides = {
         side: {"label": spec.label, **summarize([r[side] for r in rounds], options.quiet)}
@@ -156,7 +156,7 @@ def run_workload(name: str, options: Options) -> dict[str, Any]:
     return result | measured | {"ratios": ratios(rounds, options.quiet)}
 
 
-def available(sides: Mapping[str, Side]) -> dict[str, Side]:
+def available_sides(sides: Mapping[str, Side]) -> dict[str, Side]:
     """Return the sides whose virtual environments exist; only optional sides may be missing."""
     usable = {}
     for side, spec in sides.items():
@@ -210,7 +210,7 @@ def once(name: str, task: str, folder: Path) -> Any:
         return worker.read()["result"]
 
 
-def fresh_folder(name: str, model: str) -> Path:
+def make_input_folder(name: str, model: str) -> Path:
     """Make a new folder for a workload's inputs and logs, with the request file."""
     folder = work_directory("work") / name
     shutil.rmtree(folder, ignore_errors=True)

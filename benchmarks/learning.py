@@ -4,8 +4,8 @@
 
 The script runs configs/learning/TASK.yaml with each seed: a tiny model with random weights, SFT on
 noisy demonstrations, then PPO and GRPO. It prints the return of the sampled policies on held-out
-episodes as a share of the optimal return, and how many seeds reach the share `BAR`. Finished stages
-are not repeated.
+episodes as a share of the optimal return, and how many seeds reach the share `REQUIRED_SHARE`.
+Finished stages are not repeated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rlhf.runs import launch
 CONFIGS = Path(__file__).parents[1] / "configs/learning"
 TASKS = ("echo", "bandit", "key_door")
 ALGORITHMS = ("ppo", "grpo")
-BAR = 0.95
+REQUIRED_SHARE = 0.95
 """Required share of the optimal return."""
 
 
@@ -52,7 +52,7 @@ def table(results: dict[str, list[dict[str, dict[str, Any]]]]) -> str:
     """Return a Markdown table with one row per task and policy."""
     rows = [
         "| task | policy | return / optimum, by seed | normalised score, by seed "
-        f"| seeds at {BAR} | seconds a run, median |",
+        f"| seeds at {REQUIRED_SHARE} | seconds a run, median |",
         "| --- | --- | --- | --- | ---: | ---: |",
     ]
     for task, seeds in results.items():
@@ -60,7 +60,7 @@ def table(results: dict[str, list[dict[str, dict[str, Any]]]]) -> str:
             found = [seed[policy] for seed in seeds]
             shares = ", ".join(f"{x['share']:.3f}" for x in found)
             scores = ", ".join(f"{x['normalized']['mean']:.2f}" for x in found)
-            reached = sum(x["share"] >= BAR for x in found)
+            reached = sum(x["share"] >= REQUIRED_SHARE for x in found)
             seconds = median(x["seconds"] for x in found)
             rows.append(
                 f"| {task} | {policy} | {shares} | {scores} | {reached} of {len(found)} "

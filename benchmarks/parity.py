@@ -30,7 +30,7 @@ START = Path(__file__).parents[1] / "configs/learning/echo.yaml"
 REPLIES, GROUP, TOKENS, LEARNING_RATE = 64, 8, 4, 5e-4
 
 
-def right_word(conversations: list[list[dict[str, str]]]) -> list[float]:
+def word_reward(conversations: list[list[dict[str, str]]]) -> list[float]:
     """Return 1.0 for each reply that is the word of the prompt ("Repeat: apple"), else 0.0."""
     return [
         float(talk[-1]["content"].strip() == talk[-2]["content"].split()[-1])
@@ -53,14 +53,16 @@ def start_model(folder: Path, seed: int) -> Path:
     return root / "sft/final"
 
 
-def our_tree(algorithm: str, model: Path, folder: Path, *, seed: int, steps: int) -> dict[str, Any]:
+def our_config(
+    algorithm: str, model: Path, folder: Path, *, seed: int, steps: int
+) -> dict[str, Any]:
     """Return the toolkit's configuration."""
     return {
         "output_dir": str(folder / f"ours-{algorithm}-{seed}"),
         "seed": seed,
         "model": {"path": str(model)},
         "env": {"prompts": [{"path": str(folder / "prompts.jsonl")}]},
-        "rewards": [{"kind": "function", "path": "benchmarks.parity:right_word"}],
+        "rewards": [{"kind": "function", "path": "benchmarks.parity:word_reward"}],
         "rollout": {"max_new_tokens": TOKENS},
         "algorithm": {"group_size": GROUP, "kl_placement": "none"},
         "optimizer": {
@@ -118,7 +120,7 @@ def trl_curve(tree: dict[str, Any], algorithm: str) -> list[float]:
     )
 
     def reward(prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
-        return right_word([[*p, *c] for p, c in zip(prompts, completions, strict=True)])
+        return word_reward([[*p, *c] for p, c in zip(prompts, completions, strict=True)])
 
     trainer = getattr(trl, f"{kind}Trainer")(
         model=AutoModelForCausalLM.from_pretrained(tree["model"]["path"], dtype="float32"),
@@ -138,7 +140,7 @@ def curves(folder: Path, *, seeds: int, steps: int) -> dict[str, dict[str, np.nd
         table: dict[str, list[list[float]]] = {side: [] for side in SIDES}
         for seed in range(seeds):
             model = start_model(folder, seed)
-            tree = our_tree(algorithm, model, folder, seed=seed, steps=steps)
+            tree = our_config(algorithm, model, folder, seed=seed, steps=steps)
             for side, learn in zip(SIDES, (our_curve, trl_curve), strict=True):
                 kept = folder / f"{algorithm}-{side}-{seed}.json"
                 if not kept.exists():

@@ -9,20 +9,22 @@ import torch
 
 from benchmarks.worker import Job, StepTimer
 
-SIZE = 2048
-PRODUCTS = 32
+MATRIX_SIZE = 2048
+NUM_PRODUCTS = 32
 
 
 def matmul(job: Job, timer: StepTimer) -> None:
     """Multiply square bf16 matrices; the unit of work is a floating-point operation."""
     generator = torch.Generator().manual_seed(0)
-    one, other = (torch.randn(SIZE, SIZE, generator=generator).bfloat16() for _ in range(2))
+    one, other = (
+        torch.randn(MATRIX_SIZE, MATRIX_SIZE, generator=generator).bfloat16() for _ in range(2)
+    )
     out = torch.empty_like(one)
 
     def step() -> float:
-        for _ in range(PRODUCTS):
+        for _ in range(NUM_PRODUCTS):
             torch.matmul(one, other, out=out)
-        return PRODUCTS * 2.0 * SIZE**3
+        return NUM_PRODUCTS * 2.0 * MATRIX_SIZE**3
 
     timer.loop(step)
 

@@ -62,7 +62,7 @@ def machine_of(result: Result) -> str:
     return f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB"
 
 
-def newest(results: Iterable[Result]) -> dict[str, dict[str, Result]]:
+def newest_results(results: Iterable[Result]) -> dict[str, dict[str, Result]]:
     """Return machine -> workload -> newest complete result, the most recent machine first.
 
     A result with fewer sides does not replace an older one.

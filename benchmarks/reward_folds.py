@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
         margins["bag of words"][held_out] = bag_of_words(out, train=rest)
     margins |= {"longer wins": longer(pairs), "shorter wins": -longer(pairs)}
     groups = [json.dumps(row["prompt"]) for row in opening]
-    report = summarise(margins, groups) | {"pairs": len(rows), "folds": folds}
+    report = accuracies_of(margins, groups) | {"pairs": len(rows), "folds": folds}
     folder = Path(config.output_dir)
     (folder / "folds.json").write_text(json.dumps(report, indent=2) + "\n")
     (folder / "folds.md").write_text(to_markdown(report))
@@ -79,7 +79,7 @@ def margins_of(reward: Reward, pairs: list[Pair]) -> np.ndarray:
     return scores[: len(pairs)] - scores[len(pairs) :]
 
 
-def summarise(margins: dict[str, np.ndarray], groups: list[str]) -> dict[str, dict[str, Any]]:
+def accuracies_of(margins: dict[str, np.ndarray], groups: list[str]) -> dict[str, dict[str, Any]]:
     """Return the accuracy of each scorer (ties count half) and the model's gain over it."""
     right = {name: (np.sign(margin) + 1) / 2 for name, margin in margins.items()}
     ours = right["this model"]

@@ -12,7 +12,7 @@ from benchmarks.workloads import WORKLOADS
 from rlhf.errors import UserError
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-HEAD = (
+TABLE_HEAD = (
     "| workload | side | median s | work per second | peak GiB | ours is faster by | target | "
     "pairs, steps dropped |\n|---|---|---:|---:|---:|---:|---:|---:|"
 )
@@ -47,11 +47,11 @@ def write_page(
 
 def section(machine: str, results: Mapping[str, Result]) -> str:
     """Return the Markdown section of one machine."""
-    parts = [f"### {machine}", circumstances(results), comparisons(results), environments(results)]
+    parts = [f"### {machine}", provenance(results), comparisons(results), environments(results)]
     return "\n\n".join(part for part in parts if part)
 
 
-def circumstances(results: Mapping[str, Result]) -> str:
+def provenance(results: Mapping[str, Result]) -> str:
     """Return date, commit and package versions; one line per distinct combination."""
     seen: dict[str, list[str]] = {}
     for name, result in results.items():
@@ -76,7 +76,7 @@ def comparisons(results: Mapping[str, Result]) -> str:
         for name, result in results.items()
         for side in result.get("sides", ())
     ]
-    return "\n".join([HEAD, *lines]) if lines else ""
+    return "\n".join([TABLE_HEAD, *lines]) if lines else ""
 
 
 def side_line(name: str, result: Result, side: str) -> str:

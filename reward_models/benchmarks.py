@@ -20,7 +20,7 @@ import numpy as np
 
 from rlhf.errors import UserError
 from rlhf.reward_models.core import Conversation, Reward, as_messages
-from rlhf.stats import Interval, interval, jackknife, weighted_sum
+from rlhf.stats import Interval, interval, jackknife, weighted_sum_interval
 
 Row = Mapping[str, Any]
 Scores = Mapping[str, Any]
@@ -279,7 +279,9 @@ def _rate(values: np.ndarray, prompts: Sequence[str | Conversation]) -> Interval
 def _mean(parts: Mapping[str, Interval], weights: Mapping[str, int] | None = None) -> Interval:
     """Return the mean of independent parts, by default with equal weights."""
     numbers = [1 if weights is None else weights[name] for name in parts]
-    return weighted_sum(list(parts.values()), [number / sum(numbers) for number in numbers])
+    return weighted_sum_interval(
+        list(parts.values()), [number / sum(numbers) for number in numbers]
+    )
 
 
 def _result(scores: Scores, unscored: int, rows: Mapping[str, int]) -> dict[str, Any]:

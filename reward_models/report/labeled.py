@@ -128,7 +128,7 @@ def share(outcomes: Sequence[float] | np.ndarray, groups: Sequence[Hashable]) ->
     return plain(share_interval(outcomes, groups))
 
 
-def hits(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def correct_predictions(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return 1 for each row whose class has the highest score, else 0. [N, C] -> [N]"""
     return (scores.argmax(1) == labels).astype(float)
 
@@ -165,7 +165,7 @@ def rmse(a: np.ndarray, b: np.ndarray) -> float:
 
 
 CLASS_MEASURES = {
-    "accuracy": Measure(hits, "share"),
+    "accuracy": Measure(correct_predictions, "share"),
     "macro_f1": Measure(macro_f1, "logit"),
     "auc": Measure(auc, "logit"),
 }

@@ -48,7 +48,7 @@ def decorated(reply: str) -> str:
     return "## **Answer**\n\n" + "\n".join(f"- **{line}**" for line in lines)
 
 
-CHANGES: dict[str, tuple[Callable[[str], str], str]] = {
+STRESS_CHANGES: dict[str, tuple[Callable[[str], str], str]] = {
     "truncated": (truncated, "fall"),
     "repeated": (repeated, "fall"),
     "filler": (filled, "not rise"),
@@ -73,7 +73,8 @@ def stress_tests(
     rng = np.random.default_rng(seed)
     chosen = [pairs[i] for i in rng.permutation(len(pairs))[:size]]
     variants = {
-        name: [_change(p, function) for p in chosen] for name, (function, _) in CHANGES.items()
+        name: [_change(p, function) for p in chosen]
+        for name, (function, _) in STRESS_CHANGES.items()
     }
     variants["shuffled_prompt"] = _shuffled(chosen)
     before = np.array(reward([pair.chosen for pair in chosen]), dtype=float)
@@ -83,7 +84,7 @@ def stress_tests(
         spread = 1.0
     results = {}
     for name, conversations in variants.items():
-        expect = CHANGES[name][1] if name in CHANGES else "fall"
+        expect = STRESS_CHANGES[name][1] if name in STRESS_CHANGES else "fall"
         change = (np.array(reward(conversations), dtype=float) - before) / spread
         known = ~np.isnan(change)
         groups = [pair.group for pair, ok in zip(chosen, known, strict=True) if ok]

@@ -13,7 +13,7 @@ from rlhf.errors import UserError
 
 FLAGS = ("--dry-run", "--print-config", "--help", "-h")
 # Options whose value may be omitted: `--resume` is the same as `--resume true`.
-SWITCHES = ("resume", "overwrite", "json")
+OPTIONAL_VALUE_FLAGS = ("resume", "overwrite", "json")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,11 @@ def parse_arguments(words: Sequence[str]) -> Arguments:
             positional.append(word)
             continue
         key, equals, value = word[2:].partition("=")
-        if not equals and key in SWITCHES and (not rest or rest[0] not in ("true", "false")):
+        if (
+            not equals
+            and key in OPTIONAL_VALUE_FLAGS
+            and (not rest or rest[0] not in ("true", "false"))
+        ):
             value = "true"
         elif not equals:
             if not rest:

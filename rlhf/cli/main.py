@@ -27,7 +27,7 @@ from rlhf.runs.interrupt import Interrupted
 from rlhf.runs.launch import prepare
 
 # First words of commands with two words.
-TWO_WORDS = {name.split()[0] for name in COMMANDS if " " in name}
+GROUP_WORDS = {name.split()[0] for name in COMMANDS if " " in name}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,14 +79,14 @@ def _overview(words: Sequence[str]) -> str:
     if words[0] == "--version":
         return f"rlhf {__version__}"
     wants_help = not {"--help", "-h"}.isdisjoint(words)
-    if wants_help and words[0] in TWO_WORDS and _command_name(words) not in COMMANDS:
+    if wants_help and words[0] in GROUP_WORDS and _command_name(words) not in COMMANDS:
         return group_help(COMMANDS, words[0])
     return ""
 
 
 def _command_name(words: Sequence[str]) -> str:
     """Return the first word, or the first two for a command such as `envs list`."""
-    return " ".join(words[: 2 if words[0] in TWO_WORDS else 1])
+    return " ".join(words[: 2 if words[0] in GROUP_WORDS else 1])
 
 
 def _print_output(name: str, config: Any) -> int:

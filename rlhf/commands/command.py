@@ -145,7 +145,7 @@ class CommandTable(dict[str, Command]):
     def run_config(self, name: str, config: Any) -> Path:
         """Do what `run_command` does with a configuration that is already built."""
         from rlhf.reports import write_report
-        from rlhf.reports.run_page import REPORT
+        from rlhf.reports.run_page import REPORT_FILE
 
         run = Run.open(self.effective_tree(name, config))
         try:
@@ -153,10 +153,10 @@ class CommandTable(dict[str, Command]):
                 log.info("%s is finished: nothing to do", run.directory)
                 result = run.final if run.final.exists() else run.directory
             else:
-                (run.directory / REPORT).unlink(missing_ok=True)
+                (run.directory / REPORT_FILE).unlink(missing_ok=True)
                 result = self._function(name, self[name].run)(name, config, run)
                 run.finish()
-            if run.writes and not (run.directory / REPORT).exists():
+            if run.writes and not (run.directory / REPORT_FILE).exists():
                 write_report(run.directory)
         except Halt as halt:
             if run.writes:

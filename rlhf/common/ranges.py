@@ -12,12 +12,12 @@ from annotated_types import Interval
 
 from rlhf.errors import UserError
 
-LARGEST = 2**31 - 1
+MAX_INT32 = 2**31 - 1
 """Largest count: the maximum of a signed 32-bit integer, which every library accepts."""
 
-PositiveInt = Annotated[int, Interval(ge=1, le=LARGEST)]
-NonNegativeInt = Annotated[int, Interval(ge=0, le=LARGEST)]
-AtLeastTwo = Annotated[int, Interval(ge=2, le=LARGEST)]
+PositiveInt = Annotated[int, Interval(ge=1, le=MAX_INT32)]
+NonNegativeInt = Annotated[int, Interval(ge=0, le=MAX_INT32)]
+AtLeastTwo = Annotated[int, Interval(ge=2, le=MAX_INT32)]
 """A sample size; an interval needs two values."""
 Seed = Annotated[int, Interval(ge=0, lt=2**63)]
 """A seed that numpy and torch accept."""
@@ -74,7 +74,7 @@ def range_text(hint: Any) -> str:
         low = interval.gt if interval.ge is None else interval.ge
         high = interval.lt if interval.le is None else interval.le
         has_low = low is not None and low > -math.inf
-        if high is None or high >= LARGEST:
+        if high is None or high >= MAX_INT32:
             return f">{'=' * (interval.ge is not None)}{low}" if has_low else ""
         ends = "(" if interval.ge is None else "[", ")" if interval.le is None else "]"
         return f"{ends[0]}{low},{high}{ends[1]}"

@@ -10,9 +10,9 @@ import yaml
 
 from rlhf.common.files import is_unicode, read_json
 
-MOST_NODES = 100_000
+MAX_NODES = 100_000
 """Largest number of keys and values in a YAML text, with aliases expanded."""
-DEEPEST = 50
+MAX_DEPTH = 50
 """Largest nesting depth of mappings and lists."""
 
 
@@ -21,7 +21,7 @@ def load_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: The text is not YAML, repeats a key in a mapping, is nested too deeply, or
-            its aliases expand to more than `MOST_NODES` values.
+            its aliases expand to more than `MAX_NODES` values.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -106,11 +106,11 @@ def _count_nodes(node: yaml.Node, counts: dict[int, int], depth: int) -> int:
         children = [*keys, *(value for _, value in node.value)]
     elif isinstance(node, yaml.SequenceNode):
         children = node.value
-    if depth > DEEPEST:
-        raise _yaml_error(f"more than {DEEPEST} nested mappings and lists", node)
+    if depth > MAX_DEPTH:
+        raise _yaml_error(f"more than {MAX_DEPTH} nested mappings and lists", node)
     total = 1 + sum(_count_nodes(child, counts, depth + 1) for child in children)
-    if total > MOST_NODES:
-        raise _yaml_error(f"more than {MOST_NODES:,} values with aliases expanded", node)
+    if total > MAX_NODES:
+        raise _yaml_error(f"more than {MAX_NODES:,} values with aliases expanded", node)
     counts[id(node)] = total
     return total
 

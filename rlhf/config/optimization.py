@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from rlhf.common.ranges import (
-    LARGEST,
+    MAX_INT32,
     FractionBelowOne,
     NonNegativeFloat,
     NonNegativeInt,
@@ -32,7 +32,7 @@ class NativeOptions:
     """Peak learning rate."""
     num_train_epochs: PositiveFloat = 1.0
     """Number of passes over the data; TRL's default is 3."""
-    max_steps: Annotated[int, Interval(ge=-1, le=LARGEST)] = -1
+    max_steps: Annotated[int, Interval(ge=-1, le=MAX_INT32)] = -1
     """Number of optimizer steps; if positive, it overrides num_train_epochs."""
     optim: Literal["adamw_torch_fused", "adamw_torch", "sgd"] = "adamw_torch_fused"
     """AdamW, or sgd without momentum, each with float32 state."""

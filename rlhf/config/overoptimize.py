@@ -9,7 +9,7 @@ from annotated_types import Interval
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.common.names import nearest
-from rlhf.common.ranges import LARGEST, NonNegativeFloat, PositiveInt
+from rlhf.common.ranges import MAX_INT32, NonNegativeFloat, PositiveInt
 from rlhf.config.base import RunConfig
 from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
@@ -27,7 +27,7 @@ class ProxyGrid:
     """Initial models of the proxies, such as several sizes; RL uses the proxies of the first."""
     data: list[DataSpec]
     """Preference pairs; a tenth of the prompts is held out to measure the proxies' accuracy."""
-    pairs: list[Annotated[int, Interval(ge=10, le=LARGEST)]]
+    pairs: list[Annotated[int, Interval(ge=10, le=MAX_INT32)]]
     """Numbers of training pairs; RL uses the proxies with the first number."""
     members: PositiveInt = 3
     """Number of reward models per base and number of pairs, with different seeds: an ensemble."""
@@ -50,9 +50,9 @@ class BestOfNSpec:
     The minima are those of a fit with intervals.
     """
 
-    prompts: Annotated[int, Interval(ge=3, le=LARGEST)] = 48
+    prompts: Annotated[int, Interval(ge=3, le=MAX_INT32)] = 48
     """Number of prompts."""
-    samples: Annotated[int, Interval(ge=8, le=LARGEST)] = 128
+    samples: Annotated[int, Interval(ge=8, le=MAX_INT32)] = 128
     """Number of samples for each prompt, and the largest n."""
 
 

@@ -191,7 +191,7 @@ def _prompt_id(rollout: Rollout) -> str | None:
     return item_id([*info.get("messages", ()), observation], info)
 
 
-def bounds(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:
+def known_values(make_env: Callable[[], gym.Env]) -> tuple[float | None, float | None]:
     """Return the values of the random and the optimal policy; None for unknown values."""
     task: Any = make_env().unwrapped
     values = []

@@ -19,8 +19,8 @@ from rlhf.envs.items import is_separable
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import class_summary
 from rlhf.evaluation.episodes import (
-    bounds,
     evaluation_starts,
+    known_values,
     play_model,
     play_reference,
     summarize,
@@ -92,7 +92,7 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
     if config.env:
         rows = _play(spec, policy, data, examples, counts)
         make_env = make_env_factory(config.env, data.prompts, split="test")
-        low, high = bounds(make_env) if config.env.id else (None, None)
+        low, high = known_values(make_env) if config.env.id else (None, None)
         name = config.env.id or "prompts"
         summary = summarize(rows, name=spec.name, env=name, random=low, optimal=high, counts=counts)
         if config.env.id:

@@ -17,7 +17,7 @@ from rlhf.models.fast.chunked_logprobs import selected_logprobs
 from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
 from rlhf.models.fast.tied_embedding import tied_embedding
 from rlhf.models.fast.verification import enable_fast_paths
-from rlhf.models.load_balancing import balancing_weight, states_and_balance
+from rlhf.models.load_balancing import balancing_weight, states_and_balancing_loss
 from rlhf.models.output_head import state_width
 from rlhf.models.saving import restore_model, save_model
 from rlhf.models.trainable import make_frozen, make_trainable
@@ -124,7 +124,7 @@ class Policy:
         """
         tied, balance = tied_embedding(self.model), None
         if with_balance and self.balancing_weight:
-            hidden, index, balance = states_and_balance(
+            hidden, index, balance = states_and_balancing_loss(
                 self.model, tokens, attention_mask, tied=tied
             )
             balance = self.balancing_weight * balance

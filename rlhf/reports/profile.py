@@ -11,7 +11,7 @@ from rlhf.reports.markup import Table, with_acronyms
 from rlhf.runs.profiling import STEP_PARTS
 
 # Metrics logged with `profile: true`, and their names on the page.
-EXTRA = {
+PROFILE_METRICS = {
     "profile/tokens_per_second": "tokens per second",
     "profile/flop_utilisation": "FLOP utilization of the update",
     "profile/padding": "share of padding",
@@ -28,8 +28,8 @@ def profile_tables(runs: Sequence[RunRecord]) -> list[Table]:
         rows = [[name, sum(filter(None, cells)), *cells] for name, cells in timed]
         columns = ["stage", "seconds a step", *STEP_PARTS]
         tables.append(Table("time", "Where the time went (median of steps)", columns, rows))
-    if profiled := _by_run(runs, EXTRA):
-        columns = ["stage", *EXTRA.values()]
+    if profiled := _by_run(runs, PROFILE_METRICS):
+        columns = ["stage", *PROFILE_METRICS.values()]
         rows = [[name, *cells] for name, cells in profiled]
         tables.append(Table("profile", "Profile (median of steps)", columns, rows))
     return tables

@@ -28,7 +28,7 @@ from rlhf.reports.sections import (
 from rlhf.reports.tables import save_curves, save_tables
 from rlhf.reports.tokens import token_view
 
-REPORT = "report.html"
+REPORT_FILE = "report.html"
 """Name of the page in its directory."""
 
 
@@ -51,7 +51,7 @@ def write_report(directory: str | Path) -> Path:
     save_tables(root / "report_tables", tables)
     # The curves are already available as JSON, in metrics.jsonl.
     save_curves(root / "report_tables", runs)
-    target = root / REPORT
+    target = root / REPORT_FILE
     title = root.resolve().name
     write_text(target, page(title, _body(title, runs, comparisons, tables)))
     return target

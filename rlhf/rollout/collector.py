@@ -36,7 +36,7 @@ from rlhf.runs.profiling import Stopwatch
 log = logging.getLogger(__name__)
 
 # Key that separates the random numbers of sampling from others with the same seed.
-SAMPLING_STREAM = 7
+SAMPLING_SEED_KEY = 7
 
 _episode_ids = count()
 
@@ -385,7 +385,7 @@ class Collector:
             episode_id=episode.id,
             prompt_ids=list(rollout.tokens),
             max_new_tokens=min(self.spec.max_new_tokens, episode.remaining_tokens),
-            seed=(SAMPLING_STREAM, rollout.seed, rollout.sample_index, episode.turn),
+            seed=(SAMPLING_SEED_KEY, rollout.seed, rollout.sample_index, episode.turn),
             sampling=sampling,
         )
 

@@ -9,7 +9,7 @@ the reason. `docs/statistics.md` lists the measured coverage, which `tests/stats
 """
 
 from rlhf.stats.interval import EQUAL_COUNTS_LABEL, interval, ratio_interval
-from rlhf.stats.jackknife import jackknife, weighted_sum
+from rlhf.stats.jackknife import jackknife, weighted_sum_interval
 from rlhf.stats.paired import difference, sign_flip_test
 from rlhf.stats.result import Interval
 from rlhf.stats.shares import adjusted_wald, share_interval
@@ -26,5 +26,5 @@ __all__ = [
     "share_interval",
     "sign_flip_test",
     "unit_means",
-    "weighted_sum",
+    "weighted_sum_interval",
 ]

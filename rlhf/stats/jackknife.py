@@ -71,7 +71,7 @@ def jackknife(
     return Interval(point, low, high, units, "jackknife over units")
 
 
-def weighted_sum(parts: Sequence[Interval], weights: Sequence[float]) -> Interval:
+def weighted_sum_interval(parts: Sequence[Interval], weights: Sequence[float]) -> Interval:
     """Return the sum of independent estimates with a MOVER interval (Zou & Donner 2008).
 
     The distance from the sum to a bound is the square root of the summed squares of the parts'

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.envs.items import is_separable
 from rlhf.evaluation.episodes import (
-    bounds,
     evaluation_starts,
+    known_values,
     play_model,
     summarize,
     write_evaluation,
@@ -60,7 +60,7 @@ def final_evaluation(trainer: OnlineTrainer, run: Run) -> None:
     if (run.directory / "evaluation" / run.directory.name).exists():
         return  # the run was interrupted after its evaluation
     env = trainer.config.env
-    low, high = (None, None) if env.id is None else bounds(trainer.eval_collector.make_env)
+    low, high = (None, None) if env.id is None else known_values(trainer.eval_collector.make_env)
     summary, rows = evaluate_held_out(trainer, run.directory.name, low, high)
     summary["items"] = _items(trainer, rows)
     for note in summary["notes"]:

@@ -31,7 +31,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], returns: Sequence[float]) -> di
         "rollout/cost": _mean([r.cost for r in rollouts]),
         "rollout/repetition": _mean([repetition(r) for r in rollouts]),
     }
-    reasons = Counter(reason_key(r.unscored) for r in rollouts if r.unscored)
+    reasons = Counter(unscored_metric_key(r.unscored) for r in rollouts if r.unscored)
     metrics |= {key: count / len(rollouts) for key, count in reasons.items()}
     for name in rollouts[0].components:
         metrics[f"reward/{name}"] = _mean([r.components[name] for r in rollouts])
@@ -59,7 +59,7 @@ def repetition(rollout: Rollout) -> float:
     return 1 - len(set(pairs)) / len(pairs) if pairs else math.nan
 
 
-def reason_key(reason: str) -> str:
+def unscored_metric_key(reason: str) -> str:
     """Return the metric key ``rewards/unscored/NAME/REASON``.
 
     The key omits details of the reason that are specific to one text.

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import expand
-from benchmarks.results import append, machine_of, newest, read, stamp
+from benchmarks.results import append, machine_of, newest_results, read, stamp
 from benchmarks.table import BEGIN, END, write_page
 from benchmarks.texts import lognormal_lengths, mixed_lengths
 from benchmarks.workloads import WORKLOADS
@@ -33,7 +33,7 @@ def test_the_newest_whole_result_of_a_workload_counts(tmp_path: Path):
     path = tmp_path / "results.jsonl"
     for row in (result("sft", 1.0), result("sft", 2.0), result("sft", 3.0, partial=True)):
         append(path, row)
-    ((machine, found),) = newest(read(path)).items()
+    ((machine, found),) = newest_results(read(path)).items()
     assert machine == machine_of(stamp())
     assert found["sft"]["sides"]["ours"]["seconds"] == 2.0
 
@@ -44,7 +44,7 @@ def test_machines_do_not_replace_each_other_and_the_last_one_stands_first(tmp_pa
     rows = (result("sft", 1.0, machine=old), result("sft", 2.0, machine=new))
     for row in (*rows, result("dpo", 3.0, machine=old), result("dpo", 4.0, machine=new)):
         append(path, row)
-    found = newest(read(path))
+    found = newest_results(read(path))
     seconds = [
         [found[machine][name]["sides"]["ours"]["seconds"] for name in ("sft", "dpo")]
         for machine in found

@@ -11,7 +11,7 @@ from rlhf.reward_models.report.markdown import labeled_page
 def test_measures_by_hand():
     scores = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0], [5.0, 4.5]])
     labels = np.array([0, 1, 0, 1])
-    assert labeled.hits(scores, labels).tolist() == [1, 1, 0, 0]
+    assert labeled.correct_predictions(scores, labels).tolist() == [1, 1, 0, 0]
     # each class: precision 1/2, recall 1/2
     assert labeled.macro_f1(scores, labels) == pytest.approx(0.5)
     # class 1 leads by 1 and -0.5 where the label is 1, by -1 and 1 where it is 0: two couples

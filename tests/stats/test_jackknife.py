@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from rlhf.reward_models.report.intervals import pearson, spearman
 from rlhf.reward_models.report.labeled import auc, macro_f1, rmse
-from rlhf.stats import Interval, jackknife, share_interval, weighted_sum
+from rlhf.stats import Interval, jackknife, share_interval, weighted_sum_interval
 
 
 def covered(make, statistic, truth, scale, *, n, repetitions, seed):
@@ -105,12 +105,12 @@ def test_there_is_no_interval_at_the_end_of_the_range_or_with_few_units():
 
 def test_a_sum_of_intervals_by_hand():
     parts = [Interval(0.5, 0.4, 0.7, 10), Interval(0.8, 0.5, 0.9, 20)]
-    found = weighted_sum(parts, [0.25, 0.75])
+    found = weighted_sum_interval(parts, [0.25, 0.75])
     assert found.value == pytest.approx(0.725)
     assert found.low == pytest.approx(0.725 - math.hypot(0.25 * 0.1, 0.75 * 0.3))
     assert found.high == pytest.approx(0.725 + math.hypot(0.25 * 0.2, 0.75 * 0.1))
     assert found.units == 30
-    assert not weighted_sum([Interval.without(0.5, 2, "few"), parts[0]], [0.5, 0.5]).known
+    assert not weighted_sum_interval([Interval.without(0.5, 2, "few"), parts[0]], [0.5, 0.5]).known
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,6 @@ def test_sums_of_shares_cover(sizes, shares, weights):
         parts = [
             share_interval(float(rng.binomial(n, p)), n) for n, p in zip(sizes, shares, strict=True)
         ]
-        found = weighted_sum(parts, weights)
+        found = weighted_sum_interval(parts, weights)
         hits += found.low <= truth <= found.high
     assert hits / 1000 >= 0.93

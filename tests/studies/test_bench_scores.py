@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.studies.bench.gate import EVERYWHERE, gate, read_result
+from rlhf.studies.bench.gate import ALL_ENVIRONMENTS, gate, read_result
 from rlhf.studies.bench.report import write_bench
 from rlhf.studies.bench.result import protocol, verdict_lines
 from rlhf.studies.bench.scores import analyze, read_scores
@@ -129,7 +129,10 @@ def test_the_gate_finds_what_got_worse_and_nothing_else(tmp_path):
     low = [value - drop for value, drop in zip(GOOD["echo"], drops, strict=True)]
     lame = {"echo": low, "maze": GOOD["maze"]}
     outcome = gate(result_of(tmp_path / "lame", RETURNS | {"good": lame}), before)
-    assert {(d.method, d.env) for d in outcome.worse} == {("good", "echo"), ("good", EVERYWHERE)}
+    assert {(d.method, d.env) for d in outcome.worse} == {
+        ("good", "echo"),
+        ("good", ALL_ENVIRONMENTS),
+    }
     assert "WORSE" in outcome.line()
     assert "good on echo by -0.427" in outcome.line()
     assert "\n" not in outcome.line()

@@ -14,10 +14,10 @@ from rlhf.studies.overoptimize.fits import best_of_n_scores
 from rlhf.studies.overoptimize.results import (
     Track,
     best_of_n_result,
+    combined_proxy_scores,
     powers_of_two,
     rl_result,
     verdict,
-    ways_of_using,
 )
 from tests.helpers.training import unknown_entries
 
@@ -145,7 +145,7 @@ def test_ensembles_beat_single_proxies_whose_errors_are_their_own():
     rng = np.random.default_rng(1)
     gold = rng.normal(size=(40, 64))
     members = gold + 2 * rng.normal(size=(4, *gold.shape))
-    ways = ways_of_using(members, penalty=0.5)
+    ways = combined_proxy_scores(members, penalty=0.5)
     assert list(ways) == ["single", "mean", "worst", "uncertainty"]
     assert ways["worst"][0] == pytest.approx(members.min(0))
     assert ways["uncertainty"][0] == pytest.approx(members.mean(0) - 0.5 * members.var(0))

@@ -15,7 +15,7 @@ from rlhf.evaluation.compare import format_estimate
 from rlhf.evaluation.significance import FEWEST_SEEDS, Difference, compare_means
 from rlhf.studies.bench.scores import METRIC
 
-EVERYWHERE = "all environments"
+ALL_ENVIRONMENTS = "all environments"
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _cells(
         cells |= {(row, env): pair for env, pair in pairs.items()}
         if len(pairs) > 1:
             current, earlier = np.mean(list(pairs.values()), axis=0)
-            cells[row, EVERYWHERE] = (current, earlier)
+            cells[row, ALL_ENVIRONMENTS] = (current, earlier)
     return cells
 
 

@@ -22,7 +22,7 @@ from rlhf.studies.overoptimize.fits import (
 )
 
 CURVE_POINTS = 60
-WINDOW = 0.1  # share of a run's steps over which gold is averaged to find its peak
+SMOOTHING_SHARE = 0.1  # share of a run's steps over which gold is averaged to find its peak
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def best_of_n_result(name: str, by: np.ndarray, gold: np.ndarray) -> dict[str, A
     }
 
 
-def ways_of_using(columns: np.ndarray, *, penalty: float) -> dict[str, np.ndarray]:
+def combined_proxy_scores(columns: np.ndarray, *, penalty: float) -> dict[str, np.ndarray]:
     """Return the proxy scores for each way of combining the members [members, prompts, samples]."""
     ways = {"single": columns}
     if len(columns) > 1:
@@ -97,7 +97,7 @@ def rl_result(how: str, tracks: Sequence[Track], *, start: float) -> dict[str, A
     kl = np.array([track.kl[:length] for track in tracks])  # [seeds, steps]
     gold = np.array([track.gold[:length] for track in tracks])
     proxy = np.array([track.proxy[:length] for track in tracks])
-    width = max(1, round(WINDOW * length))
+    width = max(1, round(SMOOTHING_SHARE * length))
     best, distance, height = observed_peak(kl, gold, width)
     changes = {
         "gold_after": _change_after_peak(gold, gold, width),

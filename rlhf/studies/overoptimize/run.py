@@ -35,9 +35,9 @@ from rlhf.runs.renamed import read_metrics, read_samples
 from rlhf.studies.overoptimize.results import (
     Track,
     best_of_n_result,
+    combined_proxy_scores,
     rl_result,
     verdict,
-    ways_of_using,
 )
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ def run_overoptimize(
         "best_of_n": [
             proxy.as_dict(how) | best_of_n_result(proxy.name, by, truth)
             for proxy, columns in _scored(config, proxies, groups)
-            for how, by in ways_of_using(columns, penalty=config.penalty).items()
+            for how, by in combined_proxy_scores(columns, penalty=config.penalty).items()
         ],
         # Training uses the scale of the scores that `_scored` wrote into the checkpoints.
         "rl": [
