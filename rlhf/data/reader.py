@@ -57,7 +57,7 @@ class TableReader:
         self.kind: Kind = kind
         self.spec, self.keep = spec, keep
         self.present = columns_of(table)
-        self.schema = self._schema(table)
+        self.schema = self._recognized_schema(table)
         self.facts = facts or kind == "prompt"
         self.layouts: list[Layout] = []
         if self.schema is None:
@@ -142,7 +142,8 @@ class TableReader:
         self.used |= {root_of(column, self.present) for column in columns.values() if column}
         return {f: cell for f, cell in facts.items() if cell is not None}
 
-    def _schema(self, table: Sequence[Row]) -> Schema | None:
+    def _recognized_schema(self, table: Sequence[Row]) -> Schema | None:
+        """Return the public schema of the table; None if there is none or a mapping is given."""
         if self.spec.columns:
             return None
         flags = set(SAFETY_SCHEMA.gives) & set(self.keep)
