@@ -58,3 +58,11 @@ def test_enumeration_and_expansion_meet():
         exact = sign_flip_test(values)
         longer = sign_flip_test([*values, 1e-6])
         assert longer == pytest.approx(exact, abs=0.002)
+
+
+def test_a_few_large_differences_among_many_small_ones_are_not_significant() -> None:
+    # Four equal large differences decide the sum: 2 of the 16 assignments of their signs reach it,
+    # each with half of the assignments of the small ones, whose sum is 0: p = 2 / 16 / 2.
+    small = np.linspace(1e-3, 2e-3, 14)
+    p_value = sign_flip_test([1.0] * 4 + [*small, *-small])
+    assert p_value == pytest.approx(1 / 16, abs=0.002)
