@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import gzip
 import hashlib
 import io
@@ -81,11 +82,16 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """Return a context that replaces a file or a folder atomically.
 
     The block writes to the yielded path, a hidden sibling of the target, which replaces the target
-    when the block ends. If the process is killed before that, the target is unchanged.
+    when the block ends. If the process is killed before that, the target is unchanged, and the
+    next writer removes the sibling. Several processes may write the same file at once; the last
+    one wins.
     """
-    partial = target.with_name(f".{target.name}.part")
+    partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    remove(partial)
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        writer = path.name.split(".")[-2]
+        if path == partial or not (writer.isdecimal() and _is_running(int(writer))):
+            remove(path)
     try:
         with write_errors_of(target):
             yield partial
@@ -95,6 +101,22 @@ def atomic_path(target: Path) -> Iterator[Path]:
         flush_to_disk(target.parent)
     finally:
         remove(partial)
+
+
+def _is_running(process: int) -> bool:
+    """Return whether a process of this machine exists."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def is_partial(path: Path) -> bool:
+    """Return whether a file or a folder is the unfinished sibling that `atomic_path` writes."""
+    return path.name.startswith(".") and path.name.endswith(".part")
 
 
 def write_text(path: Path, text: str) -> None:

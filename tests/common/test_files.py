@@ -1,5 +1,7 @@
 """Files that appear whole or not at all, and JSON lines that a run may still be writing."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,11 +46,26 @@ def test_atomic_path_keeps_the_old_content_when_the_block_fails(tmp_path: Path):
 
 
 def test_atomic_path_removes_what_a_killed_process_left(tmp_path: Path):
-    (tmp_path / ".folder.part").mkdir()
-    (tmp_path / ".folder.part" / "stale").touch()
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    partial = tmp_path / f".folder.{killed.pid}.part"
+    partial.mkdir()
+    (partial / "stale").touch()
     with atomic_path(tmp_path / "folder") as partial:
         partial.mkdir()
     assert list((tmp_path / "folder").iterdir()) == []
+    assert not partial.exists()
+
+
+def test_two_processes_write_the_same_file_at_once(tmp_path: Path):
+    path = tmp_path / "report.html"
+    program = f"from rlhf.common.files import write_text as w; w(Path({str(path)!r}), 'other')"
+    with atomic_path(path) as partial:
+        partial.write_text("this")
+        subprocess.run([sys.executable, "-c", f"from pathlib import Path; {program}"], check=True)
+        assert path.read_text() == "other"
+    assert path.read_text() == "this"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
