@@ -241,6 +241,15 @@ def test_resuming_what_is_no_run_is_refused(tmp_path):
         Run.open(config(tmp_path / "run", resume=True))
 
 
+def test_a_run_that_was_killed_before_its_description_starts(tmp_path):
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/.config.yaml.1234567.part").write_text("seed: ")
+    run = Run.open(config(tmp_path / "run", resume=True))
+    assert (run.directory / "config.yaml").exists()
+    assert not list(run.directory.glob(".config.yaml.*"))
+    run.close()
+
+
 def test_log_lines_carry_step_and_time(tmp_path):
     run = Run.open(config(tmp_path / "run"))
     run.log(1, {"train/loss": 0.5})

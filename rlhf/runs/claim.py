@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rlhf.common.files import describe_write_error, remove, write_text
+from rlhf.common.files import describe_write_error, is_partial, remove, write_text
 from rlhf.errors import UserError
 from rlhf.runs.checksums import unlisted_files
 
@@ -120,9 +120,7 @@ class Claim:
                     f"{directory} exists already: continue it with --resume, replace it with "
                     "--overwrite, or choose another --output_dir"
                 )
-            elif description and not any(
-                (folder / description).exists() for folder in (directory, directory / REPLACED)
-            ):
+            elif description and not _can_resume(directory, description):
                 raise UserError(f"{directory} has no {description}, so there is nothing to resume")
         claim = cls(directory)
         with writing(directory):
@@ -297,6 +295,13 @@ def _foreign_in_container(folder: Path) -> Iterator[Path]:
             yield from _foreign_files(path)
         elif path.suffix != ".jsonl":
             yield path
+
+
+def _can_resume(directory: Path, description: str) -> bool:
+    """Return whether a run is described, or was killed before it wrote anything else."""
+    if any((folder / description).exists() for folder in (directory, directory / REPLACED)):
+        return True
+    return not any(_has_content(e) and not is_partial(e) for e in _entries(directory))
 
 
 def _has_content(path: Path) -> bool:
