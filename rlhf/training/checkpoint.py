@@ -47,8 +47,14 @@ def save_checkpoint(directory: Path, trainer: Trainer, *, keep: int) -> None:
         state = {"step": step} | {name: item.state_dict() for name, item in stateful.items()}
         (partial / "state.json").write_text(json.dumps(state, indent=2))
         write_checksums(partial)
-    for old in checkpoints_in(directory)[:-keep]:
-        shutil.rmtree(old)
+    remove_older(checkpoints_in(directory), keep=keep)
+
+
+def remove_older(checkpoints: list[Path], *, keep: int, best: str | None = None) -> None:
+    """Remove all but the last ``keep`` checkpoints and the one with the name ``best``."""
+    for checkpoint in checkpoints[:-keep]:
+        if checkpoint.name != best:
+            shutil.rmtree(checkpoint)
 
 
 def save_best(directory: Path, model: SavedModel) -> None:

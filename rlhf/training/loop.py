@@ -13,8 +13,10 @@ from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
 from rlhf.runs.progress import Reporter
 from rlhf.training.checkpoint import (
+    checkpoints_in,
     latest_checkpoint,
     load_checkpoint,
+    remove_older,
     save_best,
     save_checkpoint,
     save_evidence,
@@ -71,6 +73,8 @@ def _resume_or_start(trainer: Trainer, run: Run, checkpoints: Path) -> None:
         trainer.start(run)
         return
     load_checkpoint(latest, trainer)
+    if run.writes:  # a run that was killed after its last checkpoint did not remove older ones
+        remove_older(checkpoints_in(checkpoints), keep=trainer.config.keep_last)
     run.rewind(trainer.progress.step)
 
 
@@ -95,9 +99,13 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
                 run.log(progress.step, metrics)
                 warnings = monitor.update(progress.step, metrics)
             display.show(progress.step, metrics, warnings)
-            if (save_due or stop.requested) and run.writes:
+            # A signal that reached one process stops all of them after the same step.
+            signal_number = next(filter(None, trainer.world.gather(stop.number)), None)
+            if (save_due or signal_number) and run.writes:
                 save_checkpoint(checkpoints, trainer, keep=trainer.config.keep_last)
-            stop.check(run.directory)
+            if signal_number:
+                stop.number = signal_number
+                stop.check(run.directory)
         if warnings := monitor.finish(progress.step):
             display.show(progress.step, {}, warnings)
 

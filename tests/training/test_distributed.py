@@ -210,16 +210,35 @@ def test_two_killed_processes_end_like_two_that_were_not(tmp_path: Path, echo_mo
     assert same(checkpoint_of(runs[0]), checkpoint_of(runs[1]))
 
 
+def steps_before(processes: list[subprocess.Popen[str]], log: Path, *, lines: int) -> None:
+    """Wait until so many steps were logged."""
+    while not (log.exists() and log.read_text().count("\n") >= lines):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+
+
+def test_a_signal_to_one_process_stops_both_with_a_checkpoint(
+    tmp_path: Path, echo_model: Path
+) -> None:
+    config = write_config(tmp_path / "run", echo_model, num_steps=500, save_every=400)
+    processes = start_two(config)
+    steps_before(processes, config.parent / "run/metrics.jsonl", lines=3)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM, errors
+        assert "stopped by SIGTERM" in errors
+    steps = len(metrics_of(config.parent / "run"))
+    assert checkpoint_of(config.parent / "run")["state"]["step"] == steps
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_dead_process_ends_the_other_with_one_line(
     tmp_path: Path, echo_model: Path, victim: int
 ) -> None:
     config = write_config(tmp_path / "run", echo_model, num_steps=500, save_every=2)
     processes = start_two(config)
-    log = config.parent / "run/metrics.jsonl"
-    while not (log.exists() and log.read_text().count("\n") >= 3):
-        assert all(process.poll() is None for process in processes)
-        time.sleep(0.01)
+    steps_before(processes, config.parent / "run/metrics.jsonl", lines=3)
     processes[victim].kill()
     _, errors = processes[1 - victim].communicate(timeout=60)
     processes[victim].communicate()

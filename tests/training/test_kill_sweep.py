@@ -184,6 +184,7 @@ class Runs:
             },
             capture_output=True,
             text=True,
+            timeout=300,
         )
         operations = counter.stat().st_size if counter.exists() else 0
         if 0 < moment <= operations:
@@ -194,8 +195,13 @@ class Runs:
         return operations
 
 
-UNCOMPARED = (".lock", ".rlhf", "environment.json", "logs", "trainer_state.json", "time.csv")
-"""Processes, versions, dates and durations; and transformers' own log, which has counters too."""
+UNCOMPARED = (
+    ".lock", ".rlhf", "environment.json", "logs", "trainer_state.json", "time.csv", "optuna.log",
+)  # fmt: skip
+"""Processes, versions, dates and durations; transformers' own log, which has counters too; and
+Optuna's journal, which has processes and dates (`trials.csv` has its trials)."""
+MODEL_CARD = "checkpoints/README.md"
+"""TRL writes its tags in the order of a set, which differs between processes."""
 CLOCK = ("time", "seconds", "date", "trainer_state.json")
 """Fields that contain a duration or a date, also as the first part of a longer key; and the
 checksum of that log."""
@@ -207,6 +213,8 @@ def files_of(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_file() and not set(name.parts) & set(UNCOMPARED):
+            if str(name).endswith(MODEL_CARD):
+                continue
             found[str(name)] = content_of(path)
     return found
 

@@ -13,7 +13,7 @@ from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
 from rlhf.runs.progress import OFFLINE_SLOTS, Reporter
-from rlhf.training.trl.checkpoints import complete_checkpoint
+from rlhf.training.trl.checkpoints import complete_checkpoint, remove_older_checkpoints
 
 
 class RunCallback(TrainerCallback):
@@ -42,7 +42,13 @@ class RunCallback(TrainerCallback):
         self.monitor: TrainingMonitor | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the progress display."""
+        """Start the progress display; remove checkpoints that a killed run did not remove."""
+        if self.run.writes and state.global_step:
+            remove_older_checkpoints(
+                Path(args.output_dir),
+                keep=int(self.run.config["keep_last"]),
+                best=state.best_model_checkpoint,
+            )
         name = self.run.directory.name
         self.monitor = TrainingMonitor(self.run.directory, self.run.config)
         self.reporter = Reporter(

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from rlhf.runs.checksums import CHECKSUMS, write_checksums
-from rlhf.training.checkpoint import checkpoints_in, latest_checkpoint
+from rlhf.training.checkpoint import checkpoints_in, latest_checkpoint, remove_older
 
 CHECKPOINT_PATTERN = "checkpoint-*"
 
@@ -23,9 +23,13 @@ def complete_checkpoint(checkpoint: Path, *, keep: int, best: str | None) -> Non
         best: Path of the best checkpoint, which is kept too.
     """
     write_checksums(checkpoint)
-    for old in checkpoints_in(checkpoint.parent, CHECKPOINT_PATTERN)[:-keep]:
-        if best is None or old.name != Path(best).name:
-            shutil.rmtree(old)
+    remove_older_checkpoints(checkpoint.parent, keep=keep, best=best)
+
+
+def remove_older_checkpoints(directory: Path, *, keep: int, best: str | None) -> None:
+    """Remove all but the last ``keep`` checkpoints and the one at the path ``best``."""
+    name = Path(best).name if best else None
+    remove_older(checkpoints_in(directory, CHECKPOINT_PATTERN), keep=keep, best=name)
 
 
 def last_complete_checkpoint(directory: Path) -> Path | None:
