@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from typing import Any
 
@@ -98,6 +99,7 @@ BASES: dict[str, list[Tree]] = {
 }  # fmt: skip
 
 UNKNOWN = "an_unknown_key"
+RULE_KINDS = ("length", "regex", "format", "number", "exact_match")
 FREE = {"kwargs", "chat_template_kwargs", "columns", "tuning", "space", "normalise"}
 """Keys whose mappings have names that the user chooses, or that a model or environment checks."""
 
@@ -172,10 +174,14 @@ def check_further(command: str, config: Any) -> None:
         COMMANDS.plan(command, config)
     for key in ("rewards", "gold"):
         for spec in getattr(config, key, ()):
-            if spec.get("kind") in ("length", "regex", "format", "number", "exact_match"):
-                reward_models.build(spec)
+            kind = spec.get("kind")
+            if kind in RULE_KINDS or not (isinstance(kind, str) and kind in reward_models.KINDS):
+                reward_models.build(
+                    spec
+                )  # a rule, or a kind that is refused before it loads a model
 
 
+@functools.cache
 def keys_of(command: str) -> list[str]:
     """Return the dotted keys that the help of a command can show."""
     row = COMMANDS[command]
