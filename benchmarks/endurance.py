@@ -1,0 +1,182 @@
+"""Memory, open handles, threads and step time of a long PPO run of the smallest model.
+
+    python -m benchmarks.endurance FOLDER [--steps 5000]
+
+After every step, a fixed control computation runs and is timed. The ratio of both times removes
+most of the machine's other load. The change of the ratio over the run is the slope of a line
+through the logarithms of the block medians; its interval is that of a t distribution, with blocks
+of 100 steps as units. The first tenth of the run is warm-up. The exit code is 1 if a limit is
+exceeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from rlhf.runs import launch
+from rlhf.runs.directory import Run
+
+BLOCK = 100
+"""Steps per row of the table."""
+MAX_TIME_CHANGE = 0.05
+"""Largest upper bound of the relative change of step time over the run."""
+MAX_MEMORY_GROWTH = 8.0
+"""Largest growth of resident memory after warm-up, in MiB per 1,000 steps."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Measurements of ``BLOCK`` steps."""
+
+    step: int
+    memory: float
+    """Resident memory at the end, in MiB."""
+    handles: int
+    threads: int
+    step_ms: float
+    """Median time of a step in milliseconds."""
+    control_ms: float
+    """Median time of the control computation in milliseconds."""
+    ratio: float
+    """Median of step time / time of the control computation after it."""
+
+
+class MeasuredRun(Run):
+    """A run that measures the process after every logged step."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.blocks: list[Block] = []
+        self._times: list[tuple[float, float]] = []
+        self._started: float | None = None
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log a step; append to ``blocks`` after every ``BLOCK`` steps."""
+        super().log(step, metrics)
+        ended = time.perf_counter()
+        control_computation()
+        now = time.perf_counter()
+        if self._started is not None:  # the first step includes the start of the run
+            self._times.append((ended - self._started, now - ended))
+        if step % BLOCK == 0:
+            self.blocks.append(self._block(step))
+            print(*asdict(self.blocks[-1]).values(), flush=True)
+        self._started = time.perf_counter()
+
+    def _block(self, step: int) -> Block:
+        times = np.array(self._times)
+        self._times.clear()
+        step_ms, control_ms = np.median(times, axis=0) * 1e3
+        ratio = np.median(times[:, 0] / times[:, 1])
+        return Block(
+            step,
+            round(resident_mib(), 2),
+            len(os.listdir("/proc/self/fd")),
+            threading.active_count(),
+            round(float(step_ms), 3),
+            round(float(control_ms), 3),
+            float(ratio),
+        )
+
+
+def control_computation() -> None:
+    """Do a fixed amount of work: small matrix products called from a Python loop."""
+    import torch
+
+    weights = torch.full((32, 32), 1 / 32)
+    rows = torch.ones(16, 32)
+    for _ in range(400):
+        rows = torch.relu(rows @ weights)
+
+
+def resident_mib() -> float:
+    """Return the resident memory of this process in MiB (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def train(folder: Path, steps: int) -> list[Block]:
+    """Train with PPO on a task of one turn and return the measurements."""
+    from rlhf.cli.table import configure
+    from rlhf.training.online import train_online
+
+    tree: dict[str, Any] = {
+        "output_dir": str(folder),
+        "model": {"scratch": {"hidden_size": 16, "num_heads": 2, "context": 128}},
+        "env": {"id": "text/Echo-v0"},
+        "rollout": {"max_new_tokens": 3},
+        "num_steps": steps,
+        "episodes_per_step": 8,
+        "save_every": BLOCK,
+        "evaluation": {"episodes": 8, "every": BLOCK},
+    }
+    config = configure("ppo", tree)
+    run = MeasuredRun.open(asdict(config))
+    assert isinstance(run, MeasuredRun)
+    try:
+        train_online("ppo", config, run)
+    finally:
+        run.close()
+    return run.blocks
+
+
+def change_over_run(blocks: list[Block], values: list[float]) -> tuple[float, float, float]:
+    """Return the change of a value over all blocks, with the bounds of its 95% interval."""
+    x = np.array([block.step for block in blocks], dtype=float)
+    x -= x.mean()
+    y = np.array(values) - np.mean(values)
+    slope = float(x @ y / (x @ x))
+    residuals = y - slope * x
+    error = float(np.sqrt(residuals @ residuals / (len(x) - 2) / (x @ x)))
+    half = float(stats.t.ppf(0.975, len(x) - 2)) * error
+    length = x[-1] - x[0]
+    return slope * length, (slope - half) * length, (slope + half) * length
+
+
+def verdict(blocks: list[Block]) -> tuple[str, bool]:
+    """Return a summary, and whether every limit is kept."""
+    measured = blocks[max(1, len(blocks) // 10) :]
+    times = np.expm1(change_over_run(measured, [float(np.log(b.ratio)) for b in measured]))
+    memory = change_over_run(measured, [block.memory for block in measured])
+    thousands = (measured[-1].step - measured[0].step) / 1000
+    growth = [value / thousands for value in memory]
+    counts = {(block.handles, block.threads) for block in measured}
+    kept = times[2] < MAX_TIME_CHANGE and growth[2] < MAX_MEMORY_GROWTH and len(counts) == 1
+    return (
+        f"step time / control: {times[0]:+.1%} [{times[1]:+.1%}, {times[2]:+.1%}] over the run; "
+        f"memory: {growth[0]:+.2f} MiB [{growth[1]:+.2f}, {growth[2]:+.2f}] per 1,000 steps; "
+        f"(handles, threads): {sorted(counts)}",
+        kept,
+    )
+
+
+def main() -> int:
+    """Train, write endurance.csv, print the summary; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--steps", type=int, default=5000)
+    arguments = parser.parse_args()
+    launch.prepare()
+    blocks = train(arguments.folder, arguments.steps)
+    with (arguments.folder / "endurance.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(blocks[0])))
+        writer.writeheader()
+        writer.writerows(asdict(block) for block in blocks)
+    text, kept = verdict(blocks)
+    print(text)
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
