@@ -127,7 +127,7 @@ ALARMS: dict[AlarmName, Alarm] = {
     "length_limited": Alarm("over 10% of replies hit the token limit", _LAST_5, "warn"),
     "truncated": Alarm("a limit truncated over 10% of episodes", _LAST_5, "warn"),
     "unscored": Alarm("an episode could not be scored", _LAST_5, "warn"),
-    "invalid": Alarm("over 0.1 invalid actions per episode", _LAST_5, "warn"),
+    "invalid": Alarm("over 10% of actions were invalid", _LAST_5, "warn"),
     "evasion": Alarm(
         "truncated episodes and those with invalid replies earn more than the others",
         "each of the last 10 logged steps",

@@ -19,6 +19,7 @@ environment's own reward."""
 
 _SHARES = {
     "rollout/length_limited": (0.1, "replies hit the token limit"),
+    "rollout/invalid": (0.1, "actions were invalid"),
     "rollout/truncated": (0.1, "episodes were truncated by a limit of tokens or steps"),
     "reward/unscored": (0.0, "episodes could not be scored"),
 }
@@ -157,8 +158,6 @@ def log_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
         if (share := _recent_share(log, key)) > limit:
             yield key, f"{share:.0%} of {words} {when}."
     yield from _unscored_reasons(log, when)
-    if (invalid := _recent_mean(log, "rollout/invalid")) > 0.1:
-        yield "rollout/invalid", f"{invalid:.2g} invalid actions per episode {when}."
     gains = log.series("rollout/evasion_gain")[1][-_SIGN_STEPS:]
     if len(gains) == _SIGN_STEPS and min(gains) > 0:
         yield (
@@ -249,11 +248,11 @@ def _recent_mean(log: MetricLog, key: str) -> float:
 
 
 def _recent_share(log: MetricLog, key: str) -> float:
-    """Return the recent value of a metric of `_SHARES` as a share of episodes or replies."""
+    """Return the recent value of a metric of `_SHARES` as a share."""
     value = _recent_mean(log, key)
-    if key != "rollout/length_limited":
+    if key not in ("rollout/length_limited", "rollout/invalid"):
         return value
-    # This metric is a number of replies per episode, which can be above 1.
+    # These metrics are logged as numbers per episode, and an episode may have several turns.
     return value / max(1.0, _recent_mean(log, "rollout/turns"))
 
 

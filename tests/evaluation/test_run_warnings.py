@@ -39,7 +39,7 @@ def test_quiet_run_has_no_warning():
             {"rollout/length_limited": [3.6] * 6, "rollout/turns": [4.0] * 6},
             "90% of replies hit the token limit",
         ),
-        ({"rollout/invalid": [2.0] * 6}, "2 invalid actions per episode"),
+        ({"rollout/invalid": [2.0] * 6}, "200% of actions were invalid"),
         ({"rollout/truncated": [0.4] * 6}, "40% of episodes were truncated by a limit"),
         ({"rollout/evasion_gain": [-1.0] * 3 + [2.5] * 10}, "earn 2.5 more than the others"),
         ({"reward/unscored": [0.01] * 6}, "1% of episodes could not be scored"),

@@ -40,7 +40,7 @@ def told(folder, columns, **config):
             4,
             "50% of replies hit the token limit over the last 5",
         ),
-        ({"rollout/invalid": [2.0] * 9}, 4, "2 invalid actions per episode over the last 5"),
+        ({"rollout/invalid": [2.0] * 9}, 4, "200% of actions were invalid over the last 5"),
         ({"reward/unscored": [0.01] * 9}, 4, "1% of episodes could not be scored over the last"),
         ({"rollout/missing_eos": [0.3] * 9}, 4, "30% of replies lack a stop token over the last"),
     ],

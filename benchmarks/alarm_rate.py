@@ -1,0 +1,184 @@
+"""How often do alarms occur in healthy runs? 100 tiny runs that are fixed beforehand.
+
+    python -m benchmarks.alarm_rate FOLDER [--first-seed 0]
+
+A run is healthy if it starts from a model that imitates noisy demonstrations of a task with a known
+optimum, and trains with moderate settings. The thresholds of the alarms were chosen with
+``--first-seed 100``. Prints the number of runs with each alarm, and Clopper-Pearson intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scipy.stats import binomtest
+
+from rlhf.algorithms.registry import ALGORITHMS
+from rlhf.cli.table import run_command
+from rlhf.envs.demonstrations import write_demonstrations
+from rlhf.runs import launch
+from rlhf.runs.alarms import ALARMS, Halt
+from rlhf.runs.diagnostics import TrainingMonitor, alarm_name
+
+TASKS: dict[str, dict[str, Any]] = {
+    "echo": {"id": "text/Echo-v0", "kwargs": {"num_words": 8}},
+    "bandit": {"id": "text/Bandit-v0", "kwargs": {"arms": 2, "horizon": 3}},
+    "support": {"id": "text/Support-v0", "kwargs": {"turns": 2}},
+}
+"""Name -> environment: one turn, several turns, and costs."""
+OFFLINE = ("sft", "reward", "dpo", "kto")
+LIMIT = 5
+"""Largest accepted number of runs with an alarm."""
+
+
+class HealthyRun(NamedTuple):
+    """A run of the list; its name is that of its folder."""
+
+    method: str
+    task: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of the folder."""
+        return "-".join(map(str, self))
+
+
+def healthy_runs(first_seed: int = 0) -> list[HealthyRun]:
+    """Return the 100 runs: 12 algorithms x 3 tasks x 2 seeds, and 4 offline methods x 7 seeds."""
+    tasks = list(TASKS)
+    online = [
+        HealthyRun(method, task, first_seed + seed)
+        for task in tasks
+        for seed in range(2)
+        for method in ALGORITHMS
+    ]
+    offline = [
+        HealthyRun(method, tasks[seed % len(tasks)], first_seed + seed)
+        for seed in range(7)
+        for method in OFFLINE
+    ]
+    return online + offline
+
+
+def alarms_of(run: HealthyRun, folder: Path) -> list[str]:
+    """Train, unless the run exists already, and return its alarms of any action.
+
+    Args:
+        run: A run of the list.
+        folder: Data, initial models and runs are written below it.
+    """
+    output = folder / run.name
+    try:
+        if not (output / "final").exists():
+            run_command(run.method, _tree(run, folder))
+    except Halt as halt:
+        return [halt.name]
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    monitor = TrainingMonitor(folder / "none", {})
+    for row in rows:
+        monitor.update(row["step"], {key: row[key] for key in row.keys() - {"step", "time"}})
+    monitor.finish(rows[-1]["step"])
+    return sorted({alarm_name(kind) for kind in monitor.reported})
+
+
+def summary(alarms: Mapping[HealthyRun, Iterable[str]]) -> str:
+    """Return the number of runs with each alarm, and with any, with 95% intervals, as Markdown."""
+    counts = Counter(name for names in alarms.values() for name in names)
+    counts["any"] = sum(map(bool, alarms.values()))
+    lines = ["| alarm | runs | 95% interval |", "| --- | ---: | --- |"]
+    for name in (*ALARMS, "any"):
+        low, high = binomtest(counts[name], len(alarms)).proportion_ci()
+        lines.append(f"| {name} | {counts[name]} of {len(alarms)} | {low:.1%} to {high:.1%} |")
+    lines += [f"{run.name}: {', '.join(names)}" for run, names in alarms.items() if names]
+    return "\n".join(lines)
+
+
+def _tree(run: HealthyRun, folder: Path) -> dict[str, Any]:
+    """Return the configuration of a run, after its data and its initial model were made."""
+    common = {"output_dir": str(folder / run.name), "seed": run.seed}
+    if run.method == "sft":
+        return common | _offline(run, folder, steps=300)
+    model = {"path": str(_initial_model(run, folder))}
+    if run.method in OFFLINE:
+        return common | _offline(run, folder, steps=30) | {"model": model}
+    return common | {
+        "model": model,
+        "env": TASKS[run.task],
+        "rollout": {"max_new_tokens": 8},
+        "optimizer": {"learning_rate": 3e-4},
+        "evaluation": {"episodes": 16},
+        "num_steps": 50,
+        "episodes_per_step": 32,
+        "save_every": 50,
+    }
+
+
+def _initial_model(run: HealthyRun, folder: Path) -> Path:
+    """Return the folder of a model that imitates noisy demonstrations of the run's task."""
+    name = f"initial-{run.task}-{run.seed}"
+    if not (folder / name / "final").exists():
+        keys = {"output_dir": str(folder / name), "seed": run.seed}
+        run_command("sft", _offline(run._replace(method="sft"), folder, steps=300) | keys)
+    return folder / name / "final"
+
+
+def _offline(run: HealthyRun, folder: Path, *, steps: int) -> dict[str, Any]:
+    """Return data, model and trainer of an offline method."""
+    return {
+        "model": {"scratch": {"hidden_size": 32, "context": 256, "initializer_range": 0.18}},
+        "data": [{"path": str(_data(run, folder, count=1024, seed=run.seed))}],
+        "eval_data": [{"path": str(_data(run, folder, count=128, seed=10_000 + run.seed))}],
+        "max_length": 256,
+        "batch_size": 32,
+        "micro_batch_size": 32,
+        "evaluations": 3,
+        "trainer": {
+            "max_steps": steps,
+            "learning_rate": 3e-3 if run.method in ("sft", "reward") else 1e-4,
+        },
+    }
+
+
+def _data(run: HealthyRun, folder: Path, *, count: int, seed: int) -> Path:
+    """Return the file of demonstrations, pairs or labeled replies, written once."""
+    kind = "sft" if run.method == "sft" else "preference"
+    path = folder / f"{kind}-{run.task}-{seed}.jsonl"
+    if not path.exists():
+        env = TASKS[run.task]
+        quality = 0.6 if kind == "sft" else 1.0
+        write_demonstrations(
+            env["id"], path, count=count, quality=quality, seed=seed, kind=kind, **env["kwargs"]
+        )
+    if run.method != "kto":
+        return path
+    labeled = path.with_name(f"label-{path.name}")
+    pairs = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for pair in pairs
+        for side in ("chosen", "rejected")
+    ]
+    labeled.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return labeled
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--first-seed", type=int, default=0)
+    chosen = parser.parse_args()
+    launch.prepare()
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    runs = healthy_runs(chosen.first_seed)
+    print(summary({run: alarms_of(run, chosen.folder) for run in runs}))
+
+
+if __name__ == "__main__":
+    main()
