@@ -98,6 +98,8 @@ def compute_loss(
         error, value_metrics = value_loss(values, batch, settings, denominator=count)
         error = settings.value_coef * error
         loss = error if critic_only else loss + error
+    if "policy/approx_kl" not in metrics.means and batch.old_logprobs is not None:
+        terms["policy/approx_kl"] = approx_kl(difference(logprobs, batch.old_logprobs, mask))
     means = {name: masked_mean(term, mask) for name, term in terms.items()}
     return loss, metrics + MetricSums(means=means) + value_metrics
 
@@ -294,16 +296,21 @@ def value_loss(
     )
 
 
+def approx_kl(log_ratio: Tensor) -> Tensor:
+    """Return the k3 estimate r - 1 - log r of each token; 0 if the ratio r is 1."""
+    x = log_ratio.detach()
+    return torch.expm1(x) - x
+
+
 def _ratio_metrics(
     loss: Tensor, log_ratio: Tensor, ratio: Tensor, is_clipped: Tensor, mask: Tensor
 ) -> MetricSums:
     """Measure how far the policy has moved from the one that sampled the rollouts."""
-    x = log_ratio.detach()
     ratio = torch.where(mask, ratio.detach(), 1.0)
     return MetricSums(
         means={
             "policy/clip_fraction": masked_mean(is_clipped.to(ratio.dtype), mask),
-            "policy/approx_kl": masked_mean(torch.expm1(x) - x, mask),
+            "policy/approx_kl": masked_mean(approx_kl(log_ratio), mask),
         },
         sums={"policy/loss": loss.detach()},
         maxima={"policy/ratio_max": ratio.amax() if ratio.numel() else ratio.new_ones(())},

@@ -161,7 +161,8 @@ class CommandTable(dict[str, Command]):
         except Halt as halt:
             if run.writes:
                 write_description(run.directory, halt, run.config)
-            halt.args = (f"{halt} (repeat the check: rlhf replay {run.directory})",)
+            if halt.repeatable:
+                halt.args = (f"{halt} (repeat the check: rlhf replay {run.directory})",)
             raise
         except SystemExit as error:
             raise RuntimeError(

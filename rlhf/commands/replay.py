@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf.commands.command import CommandTable
 from rlhf.errors import UserError
-from rlhf.runs.alarms import BUNDLE, Halt
+from rlhf.runs.alarms import ALARMS, BUNDLE, Halt
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,20 @@ def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, No
         0 if the alarm repeats, 1 if it does not.
 
     Raises:
-        UserError: No alarm ended the run.
+        UserError: No alarm ended the run, or its bundle has no batch.
     """
     bundle = Path(config.directory) / BUNDLE
     path = bundle / "alarm.json"
     if not path.exists():
         raise UserError(f"{path} does not exist: no alarm ended a run in {config.directory}")
     recorded = json.loads(path.read_text(encoding="utf-8"))
+    has_batch = (bundle / "evidence.pt").exists()
+    if ALARMS[recorded["alarm"]].before_update and not has_batch:
+        raise UserError(
+            f"{bundle} has no batch of alarm {recorded['alarm']}: engine trl keeps none"
+        )
     try:
-        if (bundle / "evidence.pt").exists():
+        if has_batch:
             _repeat_update(bundle, recorded["config"], commands)
         else:
             _repeat_metrics(bundle, recorded["config"])

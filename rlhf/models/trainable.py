@@ -32,15 +32,23 @@ def make_trainable(model: Any) -> Any:
     Raises:
         UserError: there is no parameter to train.
     """
-    if unwrap_peft(model) is model:
-        for parameter in model.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
-    else:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(is_adapter_weight(name))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
+    model.requires_grad_(False)
+    trained = trained_parameters(model)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    if not trained:
         raise UserError("the model has no parameter to train")
     return set_dropout(model, active=False)
+
+
+def trained_parameters(model: Any) -> list[nn.Parameter]:
+    """Return the parameters that training changes, whether they require gradients or not."""
+    is_full = unwrap_peft(model) is model
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if (parameter.is_floating_point() if is_full else is_adapter_weight(name))
+    ]
 
 
 def make_frozen(model: Any) -> Any:

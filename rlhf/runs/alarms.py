@@ -67,12 +67,13 @@ ALARMS: dict[AlarmName, Alarm] = {
     ),
     "first_ratio": Alarm(
         "the mean k3 estimate from the importance ratios exceeds 1e-6 (5e-3 in bfloat16)",
-        "the first mini-batch of each step, before its update is applied",
+        "the first mini-batch of each online step and of dpo, before its update is applied",
         "halt",
         before_update=True,
     ),
     "frozen": Alarm(
-        "a weight of the optimizer does not require a gradient, or no weight has a gradient",
+        "a weight that should train requires no gradient or is not in the optimizer, or no weight "
+        "has a gradient",
         _UPDATE,
         "halt",
         before_update=True,
@@ -152,6 +153,11 @@ class Halt(UserError):
         super().__init__(message)
         self.name = name
         self.evidence = dict(evidence or {})
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether `rlhf replay` can repeat the check; the TRL engine keeps no batch."""
+        return bool(self.evidence) or not ALARMS[self.name].before_update
 
 
 def check_actions(actions: Mapping[AlarmName, Action]) -> None:

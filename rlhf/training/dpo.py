@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf.algorithms.batch import TrainingBatch
+from rlhf.algorithms.losses import approx_kl
 from rlhf.algorithms.metrics import MetricSums, masked_mean
 from rlhf.common.files import atomic_path
 from rlhf.config.optimization import DPOOptions
@@ -17,6 +18,7 @@ from rlhf.models.policy import Policy
 from rlhf.models.trainable import set_dropout
 from rlhf.reward_models.losses import bradley_terry
 from rlhf.runs.directory import Run
+from rlhf.training.sentinel import check_first_ratio
 from rlhf.training.supervised import SupervisedTrainer, add_balancing_loss, score_rows
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,13 @@ class DPOTrainer(SupervisedTrainer):
             beta=self.options.beta,
             weights=self.options.weights,
         )
+
+    def checked_gradients(self, batch: TrainingBatch) -> MetricSums:
+        """Also check that the policy of the first step is the reference."""
+        total = super().checked_gradients(batch)
+        if self.progress.step == 0:
+            check_first_ratio(total.means["approx_kl"], self.model.model.dtype)
+        return total
 
     def make_batch(self, split: str, rows: Sequence[int]) -> TrainingBatch:
         """Collate some pairs, with the reference's log-probabilities."""
@@ -131,6 +140,7 @@ def dpo_loss(
     chosen, rejected = rewards.view(-1, 2).unbind(1)
     losses = bradley_terry(chosen, rejected)
     sums = pair_metrics(losses, chosen, rejected)
+    sums = sums + MetricSums(means={"approx_kl": masked_mean(approx_kl(log_ratio), mask)})
     loss = weights.get("sigmoid", 0.0) * (losses.sum() / count[0])
     if "sft" in weights:
         chosen_mask = mask & micro_batch.require("chosen")[:, None]

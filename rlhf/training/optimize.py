@@ -98,7 +98,7 @@ def checked_gradients(
     sums = sum(trainer.world.gather(sums), MetricSums())
     check_losses(sums)
     if first:
-        check_first_ratio(sums, trainer.policy.model.dtype)
+        check_first_ratio(sums.means["policy/approx_kl"], trainer.policy.model.dtype)
     return sums
 
 

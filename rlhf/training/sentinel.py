@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.metrics import MetricSums
@@ -79,13 +80,15 @@ def check_batch(batch: TrainingBatch, *, kl_coef: float) -> None:
 
 
 def check_losses(sums: MetricSums) -> None:
-    """Check the losses of one mini-batch.
+    """Check the losses and the mean log-ratio of one mini-batch.
 
     Raises:
-        Halt: A loss is not finite.
+        Halt: A value is not finite.
     """
-    losses = {name: pair[0] for name, pair in sums.means.items() if name.endswith("loss")}
-    losses |= {name: value for name, value in sums.sums.items() if name.endswith("loss")}
+    values = {name: pair[0] for name, pair in sums.means.items()} | sums.sums
+    losses = {
+        name: value for name, value in values.items() if "loss" in name or "approx_kl" in name
+    }
     if losses and not torch.stack([value.float() for value in losses.values()]).isfinite().all():
         names = [name for name, value in losses.items() if not value.isfinite()]
         raise Halt(
@@ -94,43 +97,68 @@ def check_losses(sums: MetricSums) -> None:
         )
 
 
-def check_first_ratio(sums: MetricSums, dtype: torch.dtype) -> None:
-    """Check that the importance ratio of the first mini-batch of a step is 1.
+def check_first_ratio(pair: Tensor, dtype: torch.dtype) -> None:
+    """Check that the ratio of the policy to its own earlier log-probabilities is 1.
 
     Args:
-        sums: Metrics of the mini-batch over all processes.
+        pair: [2] sum over tokens of r - 1 - log r, and number of tokens, over all processes.
         dtype: dtype of the model.
 
     Raises:
-        Halt: The k3 estimate, mean of r - 1 - log r, exceeds numerical noise.
+        Halt: The mean, which is the k3 estimate, exceeds numerical noise.
     """
-    pair = sums.means.get("policy/approx_kl")
-    if pair is None:
-        return
     deviation = float(pair[0] / pair[1].clamp(min=1))
     tolerance = _RATIO_TOLERANCE.get(dtype, _HALF_TOLERANCE)
     if not deviation <= tolerance:
         raise Halt(
             "first_ratio",
-            f"alarm first_ratio: before the first update of a step the mean k3 estimate is "
+            f"alarm first_ratio: before the first update the mean k3 estimate is "
             f"{deviation:.3g}, above {tolerance:g}: two passes of one policy disagree (dropout, or "
             "a layer that depends on the other rows of a batch)",
         )
 
 
-def check_trainable(optimizer: torch.optim.Optimizer) -> None:
-    """Check that the weights of the optimizer receive gradients.
+def check_gradient_norm(norm: float, *, step: int, learning_rate_key: str) -> None:
+    """Check the global norm of the gradients.
+
+    Args:
+        step: Number of the step, counted from 1.
+        learning_rate_key: Configuration key of the learning rate.
 
     Raises:
-        Halt: A weight does not require a gradient, or no weight has one.
+        Halt: The norm is not finite.
+    """
+    if not math.isfinite(norm):
+        raise Halt(
+            "not_finite",
+            f"training diverged in step {step}: the gradient is not finite; lower "
+            f"{learning_rate_key} and continue from the last checkpoint with --resume",
+        )
+
+
+def check_trainable(optimizer: torch.optim.Optimizer, trained: Sequence[Tensor]) -> None:
+    """Check that every weight that should train requires a gradient, and that some have one.
+
+    A single weight without a gradient is allowed: an expert to which no token was routed, or the
+    policy during the critic's warm-up.
+
+    Args:
+        optimizer: After a backward pass.
+        trained: The weights of the model that should train.
+
+    Raises:
+        Halt: A trained weight of the model is not in the optimizer, a weight of the optimizer does
+            not require a gradient, or no weight has one.
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    frozen = sum(not weight.requires_grad for weight in weights)
+    learning = {id(weight) for weight in weights if weight.requires_grad}
+    expected = {id(weight) for weight in (*weights, *trained)}
+    frozen = len(expected - learning)
     if frozen or all(weight.grad is None for weight in weights):
-        count = frozen or len(weights)
         raise Halt(
             "frozen",
-            f"alarm frozen: {count} of {len(weights)} weights that should train have no gradient",
+            f"alarm frozen: {frozen or len(expected)} of {len(expected)} weights that should train "
+            "have no gradient",
         )
 
 

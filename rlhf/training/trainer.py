@@ -12,12 +12,11 @@ import torch
 
 from rlhf.algorithms.controllers import SavedNumbers
 from rlhf.models.precision import MasterOptimizer
-from rlhf.models.trainable import WeightChange
-from rlhf.runs.alarms import Halt
+from rlhf.models.trainable import WeightChange, trained_parameters
 from rlhf.runs.directory import Run
 from rlhf.runs.progress import Slots
 from rlhf.training.distributed import init_distributed
-from rlhf.training.sentinel import check_trainable
+from rlhf.training.sentinel import check_gradient_norm, check_trainable
 
 
 class Stateful(Protocol):
@@ -93,6 +92,7 @@ class Trainer:
         self.num_steps = num_steps
         self.max_grad_norm = max_grad_norm
         self.movement = WeightChange(model.model)
+        self.trained = trained_parameters(model.model)
         self.world = init_distributed()
         self.progress = Progress()
 
@@ -169,15 +169,11 @@ class Trainer:
         Raises:
             Halt: The norm is not finite, or weights that should train have no gradient.
         """
-        check_trainable(self.optimizer)
+        check_trainable(self.optimizer, self.trained)
         norm = self.optimizer.clip_at_next_step(self.max_grad_norm)
-        if not math.isfinite(norm):
-            raise Halt(
-                "not_finite",
-                f"training diverged in step {self.progress.step + 1}: the gradient is not finite; "
-                f"lower {self.learning_rate_key} and continue from the last checkpoint with "
-                "--resume",
-            )
+        check_gradient_norm(
+            norm, step=self.progress.step + 1, learning_rate_key=self.learning_rate_key
+        )
         return norm
 
     def repeat_update(self, evidence: Mapping[str, Any]) -> None:

@@ -152,7 +152,7 @@ def test_the_trainers_last_evaluation_can_warn(tmp_path, caplog):
             state.global_step += 1
             recorder.on_step_end(None, state, control)
             recorder.on_log(None, state, control, logs={"eval_loss": loss, "noise": "x"})
-        recorder.on_train_end(None, state, control)
+        recorder.close()
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert "step 3: held-out loss rose from 0.5 at step 1 to 0.9" in warning
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from rlhf.models.trainable import WeightChange
@@ -13,6 +15,7 @@ from rlhf.runs.diagnostics import TrainingMonitor
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
 from rlhf.runs.progress import OFFLINE_SLOTS, Reporter
+from rlhf.training.sentinel import check_gradient_norm, check_trainable
 from rlhf.training.trl.checkpoints import complete_checkpoint, remove_older_checkpoints
 
 
@@ -36,8 +39,14 @@ class RunCallback(TrainerCallback):
         "kl": "kl",
     }
 
-    def __init__(self, run: Run, stop: StopRequest, movement: WeightChange | None = None) -> None:
-        self.run, self.stop, self.movement = run, stop, movement
+    def __init__(
+        self,
+        run: Run,
+        stop: StopRequest,
+        movement: WeightChange | None = None,
+        trained: Sequence[torch.nn.Parameter] = (),
+    ) -> None:
+        self.run, self.stop, self.movement, self.trained = run, stop, movement, trained
         self.reporter: Reporter | None = None
         self.monitor: TrainingMonitor | None = None
 
@@ -56,17 +65,39 @@ class RunCallback(TrainerCallback):
         )
         self.reporter.__enter__()
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def close(self) -> None:
         """Close the progress display."""
         if self.reporter:
             self.reporter.__exit__(None, None, None)
+
+    def on_pre_optimizer_step(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        model: Any = None,
+        optimizer: Any = None,
+        **_: Any,
+    ) -> None:
+        """Check the clipped gradients before they are applied."""
+        check_trainable(optimizer, self.trained)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        check_gradient_norm(
+            float(torch.nn.utils.get_total_norm(gradients)),
+            step=state.global_step + 1,
+            learning_rate_key="trainer.learning_rate",
+        )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Log the trainer's metrics under the toolkit's keys."""
         row = {}
         for key, value in (logs or {}).items():
             split, name = ("eval", key[5:]) if key.startswith("eval_") else ("train", key)
-            if name in self.NAMES and isinstance(value, int | float) and math.isfinite(value):
+            if not isinstance(value, int | float) or name not in self.NAMES:
+                continue
+            # The mean over no examples, such as the reward of the chosen replies of a batch without
+            # any, is nan; that of a loss or a gradient is a fault, for which there is an alarm.
+            if math.isfinite(value) or name in ("loss", "grad_norm"):
                 row[f"{split}/{self.NAMES[name]}"] = float(value)
         if self.movement and state.global_step and any(key.startswith("eval/") for key in row):
             row["train/moved"] = self.movement.share()

@@ -21,7 +21,7 @@ from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import name_base_of_checkpoints
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.precision import default_device
-from rlhf.models.trainable import WeightChange, make_frozen
+from rlhf.models.trainable import WeightChange, make_frozen, trained_parameters
 from rlhf.runs.directory import Run
 from rlhf.runs.interrupt import StopRequest
 from rlhf.training.methods import (
@@ -87,10 +87,12 @@ def train_with_trainer(
     if unwrap_peft(setup.model) is not setup.model and run.writes:
         name_base_of_checkpoints(setup.model, setup.tokenizer, run.directory / "checkpoints")
     with StopRequest() as stop:
+        trained = trained_parameters(setup.model)  # TRL may add a frozen adapter as the reference
         trainer = make_trainer(setup, config, options, *sets)
         for display in (transformers.PrinterCallback, transformers.ProgressCallback):
             trainer.remove_callback(display)
-        trainer.add_callback(RunCallback(run, stop, WeightChange(setup.model)))
+        callback = RunCallback(run, stop, WeightChange(setup.model), trained)
+        trainer.add_callback(callback)
         directory = Path(options.output_dir)
         checkpoint = last_complete_checkpoint(directory) if config.resume else None
         if checkpoint:
@@ -99,7 +101,10 @@ def train_with_trainer(
             run.rewind(-1)
             with refused_options():
                 trainer.evaluate()  # step 0: the initial model
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            callback.close()
         stop.check(run.directory)
     return trainer.model
 
@@ -125,6 +130,7 @@ def make_options(
         "num_train_epochs": 1,
         "gradient_checkpointing": False,
         "logging_steps": logging_steps(steps),
+        "logging_nan_inf_filter": False,  # the filter replaces a nan loss by the mean of others
         "report_to": "none",
         "disable_tqdm": True,  # the run displays its own progress
         "lr_scheduler_type": "linear",
