@@ -53,6 +53,8 @@ class Alarm:
     """Default action."""
     before_update: bool = False
     """Whether the condition is checked before an update is applied; it can then only halt."""
+    false_alarms: int = 0
+    """Number of the 100 healthy runs of `benchmarks.alarm_rate` with this alarm, as measured."""
 
 
 _UPDATE = "each update, before it is applied"
@@ -133,6 +135,7 @@ ALARMS: dict[AlarmName, Alarm] = {
         "truncated episodes and those with invalid replies earn more than the others",
         "each of the last 10 logged steps",
         "warn",
+        false_alarms=1,
     ),
     "missing_eos": Alarm("over 10% of replies lack a stop token", _LAST_5, "warn"),
 }

@@ -219,7 +219,7 @@ def test_an_episode_without_a_score_is_allowed() -> None:
 
 def test_the_documentation_has_the_table_of_alarms() -> None:
     rows = [
-        f"| `{name}` | {alarm.condition} | {alarm.window} | {alarm.action} |"
+        f"| `{name}` | {alarm.condition} | {alarm.window} | {alarm.action} | {alarm.false_alarms} |"
         for name, alarm in ALARMS.items()
     ]
     page = Path(__file__).parents[2] / "docs" / "training.md"
