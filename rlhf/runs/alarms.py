@@ -154,7 +154,7 @@ class Halt(UserError):
         self, name: AlarmName, message: str, evidence: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(message)
-        self.name = name
+        self.name: AlarmName = name
         self.evidence = dict(evidence or {})
 
     @property
