@@ -8,6 +8,7 @@ adversaries of an environment together.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,15 @@ MAX_STEPS = 1000
 FIRST_SEED = 3 * 2**29
 """First seed of the episodes, which tests and examples do not use."""
 SILENCE = ""
-MALFORMED_REPLIES = ("?!", "I do not know.", "a" * 200)
+NONSENSE = ("?!", "I do not know.", "a" * 200)
+"""Replies that are malformed in every task."""
+MALFORMED_REPLIES = (
+    "", " ", "\n", "\x00", "\ud800", "😀" * 50, "é→", "None", "nan", "-1", "1e999", "[]", "{}",
+    "{{{", "<answer></answer>", "\\boxed{}", "```", "%s%n{0}", "'; --", "٣", "²", "9" * 5000,
+    "a" * 100_000,
+)  # fmt: skip
+"""Replies that are malformed in most tasks; they should not raise an exception, count as success or
+beat the optimum."""
 SEPARATORS = (" ", "\n", ", ")
 FRAMES = {
     "text before the action": "I think: {}",
@@ -44,7 +53,7 @@ FRAMES = {
     **{f"two actions joined by {text!r}": f"{{}}{text}{{}}" for text in SEPARATORS},
 }
 """Name of an adversary -> format string of its reply, with an action and another random action."""
-MAX_CONSTANTS, MAX_WORDS = 24, 40
+MAX_CONSTANTS, MAX_WORDS, MAX_PROMPT_WORDS = 24, 40, 20
 
 
 @dataclass(frozen=True)
@@ -78,9 +87,11 @@ def successful_adversaries(env: Env, *, level: float = LEVEL) -> list[Successful
     """
     findings = []
     game = _Game(env)
-    adversaries = list(game.adversaries())
-    gains = [game.gains(policy, 0, SCREENED).mean() for _, policy in adversaries]
-    finalists = [adversaries[i] for i in np.argsort(-np.array(gains), kind="stable")[:FINALISTS]]
+    gains: dict[Adversary, float] = {}
+    for adversary in game.adversaries():
+        with contextlib.suppress(Exception):  # `check` reports replies on which `step` raises
+            gains[adversary] = float(game.gains(adversary[1], 0, SCREENED).mean())
+    finalists = sorted(gains, key=gains.__getitem__, reverse=True)[:FINALISTS]
     rounds = ((SCREENED, TRIED), (SCREENED + TRIED, CONFIRMED))
     for name, policy in finalists:
         p_values = (_p_value(game.gains(policy, *seeds), "greater") for seeds in rounds)
@@ -104,15 +115,18 @@ class _Game:
         text, _ = env.reset(seed=FIRST_SEED - 1)
         actions = self._actions()
         self.actions = _thinned(actions, MAX_CONSTANTS)
-        words = (w for x in [*actions, text] for w in re.findall(r"\w+", str(x).lower()))
-        self.words = _thinned(list(dict.fromkeys(words)), MAX_WORDS)
-        self.optimum = _result_of(self.task, "optimal_return")
+        self.observation: Any = text
+        self.instructions = str(getattr(self.task, "system_prompt", None) or "")
+        words = _thinned(_words([*actions, text]), MAX_WORDS)
+        further = [word for word in _words([self.instructions]) if word not in words]
+        self.words = [*words, *_thinned(further, MAX_PROMPT_WORDS)]
+        self.optimum = result_of(self.task, "optimal_return")
         self.is_stated = self.optimum is not None
-        self.has_expert = _result_of(self.task, "expert") is not None
-        self.has_values = bool(_result_of(self.task, "action_values"))
+        self.has_expert = result_of(self.task, "expert") is not None
+        self.has_values = bool(result_of(self.task, "action_values"))
         self.play = self._expert if self.has_expert else self._random
         self.play_name = "expert play" if self.has_expert else "random play"
-        self.price = float(_result_of(self.task, "cost_price") or 0.0)
+        self.price = float(result_of(self.task, "cost_price") or 0.0)
         self.limit = float(getattr(self.task, "cost_limit", 0.0) or 0.0) if self.price else 0.0
         self.played: dict[tuple[Any, int, int], np.ndarray] = {}
         self.baseline, self.partner = self._baseline()
@@ -122,7 +136,7 @@ class _Game:
         space: Any = self.env.action_space
         if self.is_discrete:
             return [int(space.start + i) for i in range(int(space.n))]
-        actions = _result_of(self.task, "legal_actions")
+        actions = result_of(self.task, "legal_actions")
         if actions is None:
             space.seed(0)
             actions = dict.fromkeys(space.sample() for _ in range(MAX_CONSTANTS))
@@ -156,13 +170,13 @@ class _Game:
 
     def _episode(self, policy: Policy, seed: int) -> float:
         rng = np.random.default_rng([seed, 5])
-        self.env.reset(seed=seed)
+        self.observation, _ = self.env.reset(seed=seed)
         total = self.price * self.limit
         for turn in range(MAX_STEPS):
             action = policy(turn, rng)
             if self.is_discrete and not self.env.action_space.contains(action):
                 break  # an unreadable reply ends the episode, as in a rollout
-            _, reward, terminated, truncated, info = self.env.step(action)
+            self.observation, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward) - self.price * float(info.get("cost", 0.0))
             if terminated or truncated:
                 break
@@ -182,7 +196,7 @@ class _Game:
             yield "a reply that is not a number (rollout.invalid_reward: 0)", _always(None)
         else:
             yield "silence", _always(SILENCE)
-            for junk in MALFORMED_REPLIES:
+            for junk in NONSENSE:
                 yield f"the junk {junk[:20]!r}", _always(junk)
             several = [action for action in self.actions if isinstance(action, str)]
             for separator in SEPARATORS:
@@ -194,13 +208,19 @@ class _Game:
             yield f"{action!r} in every turn", _always(action)
         yield from self._timed()
         if not self.is_discrete:
+            for junk in filter(None, MALFORMED_REPLIES):
+                yield f"the junk {junk[:20]!r}", _always(junk)
+            yield "the instructions repeated", _always(self.instructions)
+            yield "the observation repeated", lambda turn, rng: str(self.observation)
+            play, name = self.play, self.play_name
+            yield f"{name} in capitals", lambda turn, rng: str(play(turn, rng)).upper()
             yield from self._wordy()
 
     def _timed(self) -> Iterator[Adversary]:
         """Yield policies that start late or stop early, and policies that follow action values."""
         play, name, nothing = self.play, self.play_name, None if self.is_discrete else SILENCE
-        half = max(1, int(getattr(self.task, "max_turns", 4)) // 2)
-        for turns in sorted({1, 2, half}):
+        longest = int(getattr(self.task, "max_turns", 4))
+        for turns in sorted({1, 2, max(1, longest // 2), max(1, longest - 1)}):
             yield (
                 f"silence for {turns} turns, then {name}",
                 lambda turn, rng, n=turns: nothing if turn < n else play(turn, rng),
@@ -218,11 +238,11 @@ class _Game:
             yield "the action of the highest stated value", self._greedy
 
     def _positive_only(self, turn: int, rng: np.random.Generator) -> Any:
-        values = _result_of(self.task, "action_values")
+        values = result_of(self.task, "action_values")
         return self._greedy(turn, rng) if values and max(values.values()) > 0 else SILENCE
 
     def _greedy(self, turn: int, rng: np.random.Generator) -> Any:
-        values = _result_of(self.task, "action_values")
+        values = result_of(self.task, "action_values")
         return max(values, key=values.__getitem__) if values else self._random(turn, rng)
 
     def _wordy(self) -> Iterator[Adversary]:
@@ -233,6 +253,11 @@ class _Game:
             frames[name] = " ".join(["{}", *[word] * times])
         for name, frame in frames.items():
             yield name, lambda t, r, f=frame: f.format(self.play(t, r), self._random(t, r))
+
+
+def _words(texts: Sequence[Any]) -> list[str]:
+    """Return the different words of texts in lower case."""
+    return list(dict.fromkeys(w for text in texts for w in re.findall(r"\w+", str(text).lower())))
 
 
 def _always(action: Any) -> Policy:
@@ -256,7 +281,7 @@ def _p_value(gains: np.ndarray, alternative: str) -> float:
     return float(test.pvalue)
 
 
-def _result_of(task: Any, method: str) -> Any:
+def result_of(task: Any, method: str) -> Any:
     """Call a method without arguments; return None if the environment does not support it."""
     try:
         return getattr(task, method)()

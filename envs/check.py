@@ -17,19 +17,13 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 
-from rlhf.envs.adversary import MAX_STEPS, Env, successful_adversaries
+from rlhf.envs.adversary import MALFORMED_REPLIES, MAX_STEPS, Env, result_of, successful_adversaries
 from rlhf.envs.catalog import find
 from rlhf.envs.core import FreeText, TextEnv
 from rlhf.envs.exact import NotEnumerableError, exact_value
 
 EXACT_STEPS = 4_000
 """Budget of the exact solution: calls of `step` and `reset` per episode of the check."""
-MALFORMED_REPLIES = (
-    "", " ", "\n", "\x00", "\ud800", "😀" * 50, "é→", "None", "nan", "-1", "1e999", "[]", "{}",
-    "{{{", "<answer></answer>", "\\boxed{}", "```", "%s%n{0}", "'; --", "٣", "²", "9" * 5000,
-    "a" * 100_000,
-)  # fmt: skip
-"""Malformed replies; none of them should raise an exception or count as success."""
 
 
 def check(env: str | Env, *, episodes: int = 10, **env_kwargs: Any) -> list[str]:
@@ -195,18 +189,25 @@ def _junk(make: Callable[[], Env], episodes: int) -> list[str]:
 
 
 def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
-    """Compare the stated values with simulations."""
-    env = make().unwrapped
-    if not isinstance(env, TextEnv) or type(env).optimal_return is TextEnv.optimal_return:
-        return []
+    """Compare the stated values with simulations of the policies that the environment offers."""
+    env: Any = make().unwrapped
     rng = np.random.default_rng(0)
     findings, count = [], 20 * episodes
-    policies = {"optimal_return": (env.optimal_return(), lambda: env.expert(rng))}
-    if type(env).random_return is not TextEnv.random_return:
-        policies["random_return"] = (env.random_return(), lambda: env.sample_action(rng))
-    if policies.get("random_return", (-math.inf,))[0] > policies["optimal_return"][0]:
-        findings.append("random_return() is above optimal_return()")
-    for name, (stated, act) in policies.items():
+    policies = {"optimal_return": "expert", "random_return": "sample_action"}
+    values = {name: result_of(env, name) for name in policies}
+    for name, method in policies.items():
+        stated = values[name]
+        if stated is None:
+            continue
+        if not math.isfinite(stated):
+            findings.append(f"{name}() is {stated}, which is not finite")
+            continue
+        env.reset(seed=0)
+        try:
+            getattr(env, method)(rng)
+        except (AttributeError, NotImplementedError):
+            continue  # a value can be known without a policy that reaches it
+        act = partial(getattr(env, method), rng)
         returns = np.array(
             [sum(reward for _, _, reward, *_ in _play(env, seed, act)) for seed in range(count)]
         )
@@ -214,6 +215,10 @@ def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
         if abs(returns.mean() - stated) > 5 * error:
             mean = f"{returns.mean():.4f} ± {error:.4f}"
             findings.append(f"{name}() is {stated:.4f}, {count} episodes gave {mean}")
+    # Random play may violate the constraint of a constrained task.
+    known = None not in values.values() and not result_of(env, "cost_price")
+    if known and values["random_return"] > values["optimal_return"]:
+        findings.append("random_return() is above optimal_return()")
     return findings
 
 

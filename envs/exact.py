@@ -9,7 +9,9 @@ It is independent of the formulas by which an environment computes its optimum.
 from __future__ import annotations
 
 import copy
+import io
 import pickle
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -27,6 +29,9 @@ START_BUDGET = 0.15
 IMMUTABLE = (int, float, str, bytes, bool, type(None))
 NON_STATE = ("_np_random", "_np_random_seed", "_last_text", "render_mode", "spec", "metadata")
 """Attributes without influence on the future of an episode."""
+GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
+TRIAL_SEEDS = 10
+"""Seeds with which `reset` is called to find draws that do not come from `np_random`."""
 
 
 class NotEnumerableError(Exception):
@@ -186,14 +191,15 @@ class _Uniform:
 
     __floor__ = __int__
 
-    def __float__(self) -> NoReturn:
+    def __float__(self, *arguments: Any) -> NoReturn:
         raise NotEnumerableError("it needs the exact value of a uniform draw")
 
-    __bool__ = __float__
+    # An observation would show the text of this object in place of the number.
+    __bool__ = __repr__ = __str__ = __format__ = __float__
 
-    def __repr__(self) -> str:
-        """Return the interval and the function; equal texts mean equal distributions."""
-        return f"U{self.bounds}*{self.scale}+{self.shift}"
+    def distribution(self) -> tuple[float, ...]:
+        """Return the interval and the function; equal results mean equal distributions."""
+        return (*self.bounds, self.scale, self.shift)
 
 
 WeightedStates = list[tuple[float, Any]]
@@ -217,7 +223,10 @@ def exact_value(env: Env, *, max_steps: int = 200_000, price: float = 0.0) -> fl
 class _Solver:
     def __init__(self, env: Env, max_steps: int, price: float) -> None:
         self.budget, self.price = max_steps, price
-        self.root = copy.deepcopy(env)
+        try:
+            self.root = copy.deepcopy(env)
+        except Exception as error:  # third-party objects may raise anything
+            raise NotEnumerableError(f"it cannot be copied: {error}") from error
         self.fixed = self._fixed_attributes(env)
         # The memo of deepcopy, which does not copy the objects in it.
         self.shared = {
@@ -225,10 +234,10 @@ class _Solver:
             for name, value in vars(self.root).items()
             if name in (*self.fixed, *NON_STATE) or isinstance(value, gym.Space) or callable(value)
         }
-        self.names = [name for name in vars(self.root) if name not in NON_STATE]
         self.values: dict[Any, float] = {}
 
     def value(self) -> float:
+        self._check_draws()
         self.root._np_random = EnumeratedGenerator()  # type: ignore[assignment]
         groups: dict[str, WeightedStates] = {}
         reserve = self.budget * (1 - START_BUDGET)
@@ -244,6 +253,20 @@ class _Solver:
             if pickle.dumps(vars(self.root)[name]) != before:
                 raise NotEnumerableError(f"its copies share {name}, which changes")
         return total
+
+    def _check_draws(self) -> None:
+        """Check that `reset` draws from `np_random` only, whose draws can be enumerated.
+
+        With a fixed `np_random`, the seed must not change the start of an episode.
+        """
+        starts = set()
+        for seed in range(TRIAL_SEEDS):
+            trial: Any = copy.deepcopy(self.root, dict(self.shared))
+            trial.__class__ = _with_fixed_draws(type(trial))
+            text, _ = trial.reset(seed=seed)
+            starts.add((str(text), self._key(trial)))
+        if len(starts) > 1:
+            raise NotEnumerableError("its reset uses the seed or draws, but not by np_random")
 
     def _fixed_attributes(self, env: Env) -> dict[str, bytes]:
         """Find the attributes that do not change within episodes, so that copies may share them."""
@@ -276,6 +299,9 @@ class _Solver:
             except _Undecided as undecided:
                 scripts += [(*script, outcome) for outcome in undecided.outcomes]
                 continue
+            except (TypeError, AttributeError) as error:
+                # Placeholders of draws support fewer operations than numbers and arrays.
+                raise NotEnumerableError(f"its draws have no placeholder: {error}") from error
             yield generator.weight, successor, result
 
     def _best_value(self, members: WeightedStates) -> float:
@@ -310,13 +336,45 @@ class _Solver:
             merged[key] = (weight + merged[key][0] if key in merged else weight, env)
         return list(merged.values())
 
-    def _key(self, env: Env) -> tuple[Any, ...]:
-        """Return a key that is equal for environments in the same state."""
-        # An object that is shared with the root is equal in all copies, and its repr may be long.
-        values = ((vars(env).get(name), vars(self.root)[name]) for name in self.names)
-        return tuple(
-            v if isinstance(v, IMMUTABLE) else "" if v is first else repr(v) for v, first in values
-        )
+    def _key(self, env: Env) -> Any:
+        """Return a key that is equal only for environments in the same state."""
+        # An object that is shared with the root is equal in all copies, and may be large.
+        root = vars(self.root)
+        state = {
+            name: value
+            for name, value in sorted(vars(env).items())
+            if name not in NON_STATE
+            and (isinstance(value, IMMUTABLE) or name not in root or value is not root[name])
+        }
+        buffer = io.BytesIO()
+        try:
+            _StatePickler(buffer).dump(state)
+        except NotEnumerableError:
+            raise
+        except Exception:  # third-party objects may raise anything
+            return object()
+        return buffer.getvalue()
+
+
+class _StatePickler(pickle.Pickler):
+    """Pickles the state of an environment, so that equal states give equal bytes."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.fast = True  # without references, which depend on the identity of equal objects
+
+    def persistent_id(self, obj: Any) -> Any:
+        """Replace uniform draws by their distribution; refuse further generators."""
+        if isinstance(obj, GENERATORS):
+            raise NotEnumerableError("it has a generator of its own")
+        return obj.distribution() if isinstance(obj, _Uniform) else None
+
+
+def _with_fixed_draws(env_class: type) -> type:
+    """Return a subclass whose `np_random` starts at the same state for every seed."""
+    generator = np.random.default_rng(0)
+    fixed = property(lambda env: generator, lambda env, value: None)
+    return type(env_class.__name__, (env_class,), {"_np_random": fixed})
 
 
 def _legal_actions(env: Env) -> list[Any]:

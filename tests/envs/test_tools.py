@@ -31,6 +31,15 @@ PLANTED = {
     "Substring": "adversary: all actions joined by ' ' earns 1.0000 per episode, intended play",
     "Quits": "junk: raised SystemExit: 3",
     "Numbers": r"a reply that is not a number \(rollout.invalid_reward: 0\) earns 0.0000",
+    "Guess": None,
+    "OwnGenerator": None,
+    "Squares": None,
+    "NoPlay": None,
+    "Undefined": r"truth: optimal_value\(\) is nan, which is not finite",
+    "Optimist": r"truth: optimal_value\(\) is 1.0000, 100 episodes gave -2.0000",
+    "AcceptsNan": "adversary: the junk 'nan' earns 1.0000",
+    "Polite": "adversary: the instructions repeated earns 1.0000",
+    "Late": "adversary: silence for 11 turns, then expert play earns 1.0000",
 }
 
 

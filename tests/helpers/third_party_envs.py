@@ -227,10 +227,122 @@ class Numbers(Unstated):
         return super().step(("left", "right")[int(action)])
 
 
+class Guess(TextEnv):
+    """One guess of a number from 0 to 3, drawn in `start`, where its attribute is first set.
+
+    The hidden number is uniform and nothing is shown of it, so every guess earns 1/4.
+    """
+
+    system_prompt = "Guess a number. Please be careful."
+
+    def start(self):
+        self.hidden = self.draw()
+        return "0, 1, 2 or 3?"
+
+    def draw(self):
+        return int(self.np_random.integers(4))
+
+    def pays(self, action):
+        return action == str(self.hidden)
+
+    def step(self, action):
+        self.turns_left -= 1
+        return self.turn("", float(self.pays(action)), True)
+
+    def legal_actions(self):
+        return ["0", "1", "2", "3"]
+
+    def best_action(self):
+        return "0"
+
+    def optimal_value(self):
+        return 0.25
+
+    def random_value(self):
+        return 0.25
+
+
+class OwnGenerator(Guess):
+    """Draws by a generator that `reset` makes of the seed."""
+
+    def reset(self, *, seed=None, options=None):
+        self.generator = random.Random(seed)
+        return super().reset(seed=seed)
+
+    def draw(self):
+        return self.generator.randrange(4)
+
+
+class Squares(Guess):
+    """The number is 0 with probability 1/2, because sqrt(1/4) = 1/2; the solver has no powers."""
+
+    def draw(self):
+        return int(4 * self.np_random.random() ** 2)
+
+    def optimal_value(self):
+        return 0.5
+
+    def random_value(self):
+        return 0.25
+
+
+class NoPlay(Guess):
+    """States an optimum, and no policy that reaches it."""
+
+    def best_action(self):
+        raise NotImplementedError
+
+
+class Undefined(Guess):
+    def optimal_value(self):
+        return float("nan")
+
+
+class Optimist(Unstated):
+    """No `TextEnv`; its expert walks right twice, which costs 2, and not the stated optimum."""
+
+    def expert(self, rng=None):
+        return "right"
+
+    def optimal_value(self):
+        return 1.0
+
+
+class AcceptsNan(Guess):
+    def pays(self, action):
+        try:
+            return not abs(float(action) - self.hidden) > 0.5
+        except ValueError:
+            return False
+
+
+class Polite(Guess):
+    def pays(self, action):
+        return super().pays(action) or "careful" in action
+
+
+class Late(Guess):
+    """Shows the number after eleven turns without a guess; random numbers cannot be enumerated."""
+
+    max_turns = 12
+
+    def draw(self):
+        return int(self.np_random.integers(10**5)) % 4
+
+    def step(self, action):
+        if action in self.legal_actions():
+            return super().step(action)
+        self.turns_left -= 1
+        return self.turn("no", 0.0, valid=False)
+
+    def best_action(self):
+        return str(self.hidden) if self.turns_left == 1 else "0"
+
+
 FAULTY = (
     Sound, GlobalDraws, Shared, Fragile, Gullible, Changeling, Endless, Boastful, Alphabet,
     Stated, Priced, Idle, Prolix, Quitter, Unstated, Substring, Quits,
-    Numbers,
+    Numbers, Guess, OwnGenerator, Squares, NoPlay, Undefined, Optimist, AcceptsNan, Polite, Late,
 )  # fmt: skip
 for kind in FAULTY:
     gym.register(f"third_party/{kind.__name__}-v0", entry_point=f"{__name__}:{kind.__name__}")
