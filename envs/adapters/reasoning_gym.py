@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import itertools
 import math
 import operator
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -29,7 +34,19 @@ def _same_word(answer: str, truth: str) -> float:
 
 
 def _same_number(answer: str, truth: str) -> float:
-    return float(abs(Fraction(answer.strip()) - Fraction(truth)) <= Fraction(1, 10_000))
+    return float(Fraction(answer.strip().removeprefix("$")) == Fraction(truth))
+
+
+def _same_probability(answer: str, truth: str) -> float:
+    """Return 1.0 if two probabilities differ by at most 1e-4 and 1% of the second, else 0.0."""
+    right = Fraction(truth)
+    return float(abs(Fraction(answer.strip()) - right) <= min(Fraction(1, 10_000), right / 100))
+
+
+def _same_letters(answer: str, truth: str) -> float:
+    """Return the share of places with the same letter, of the places of the longer word."""
+    word, right = answer.strip().lower(), truth.strip().lower()
+    return sum(a == b for a, b in zip(word, right, strict=False)) / max(len(word), len(right), 1)
 
 
 _OPERATIONS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
@@ -66,19 +83,35 @@ def _value(node: ast.expr) -> Fraction:
 REPLACED_SCORERS: dict[str, tuple[Callable[[str, str], float], str]] = {
     "game_of_life_halting": (_same_word, "its scorer pays for any text: bool('False') is True"),
     "puzzle24": (_makes_24, "its scorer pays for other numbers than the question's"),
-    "coin_flip": (_same_number, "its scorer pays for any part of the answer's digits"),
+    "coin_flip": (_same_probability, "its scorer pays for any part of the answer's digits"),
+    "gsm_symbolic": (_same_number, "its scorer ignores a minus sign: -14 is right for 14"),
+    "spell_backward": (_same_letters, "its scorer ignores letters after the word"),
 }
 """Task whose scorer accepts wrong answers -> a replacement scorer, and the reason."""
+
+ANSWER_FORMS = {
+    "kakurasu": re.compile(r"[01\s]+"),
+    "survo": re.compile(r"[\d\s]+"),
+    "tower_of_hanoi": re.compile(r"(\s*Move disk \d+ from Peg \d+ to Peg \d+[.,;]?[ \t]*(\n|$))+"),
+}
+"""Task whose scorer ignores all but the numbers or moves in an answer -> form of an answer."""
+
+RUNS_PROGRAMS = {"codeio"}
+"""Tasks that run the programs of their questions, which write files and may fail. They run in a
+temporary folder, and questions whose program failed are skipped."""
+FAILED_PROGRAM = "{}"
+"""Reference answer of a question whose program failed."""
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
 _HEDGES = {"not", "nor", "neither", "never", "or", "either", "maybe", "perhaps", "except"}
 
 
-def has_extra_text(answer: str, truth: str) -> bool:
-    """Return whether an answer has text around the reference, or words that negate it.
+def has_extra_text(answer: str, truth: str, question: str = "") -> bool:
+    """Return whether an answer has text around or in the reference, or words that negate it.
 
     Many scorers of reasoning-gym search the reply for the reference, so they accept "not 14" and
-    "14 or 7" as 14. The prompt asks for the answer only, so any further text is an error.
+    "14 or 7" as 14. The prompt asks for the answer only, so any further text is an error. A task
+    can have several right answers, so words of the question may be added in the reference.
     """
     tokens = _TOKEN.findall(answer.casefold())
     reference = _TOKEN.findall(truth.casefold())
@@ -87,7 +120,10 @@ def has_extra_text(answer: str, truth: str) -> bool:
     if not reference:  # the reference has no words or numbers
         return bool(tokens and truth.strip())
     extra, size = len(tokens) - len(reference), len(reference)
-    return extra > 0 and any(tokens[i : i + size] == reference for i in range(extra + 1))
+    if extra > 0 and any(tokens[i : i + size] == reference for i in range(extra + 1)):
+        return True
+    foreign = set(tokens) - set(reference) - set(_TOKEN.findall(question.casefold()))
+    return bool(foreign) and Counter(reference) <= Counter(tokens)
 
 
 CANDIDATES_PER_ITEM = 8
@@ -110,8 +146,9 @@ class ReasoningGym(TextEnv):
 
     State and observation: a question. Action: the answer. Reward: 1.0 if the task's scorer gives
     full credit, else 0.0; with `partial` the scorer's value in [0, 1]. Scorers are hardened: an
-    exception or a value that is not finite gives 0.0, as do `nan`, `inf` and text around the
-    reference ("not 14", "14 or 7"); `REPLACED_SCORERS` replaces some scorers.
+    exception or a value that is not finite gives 0.0, as do `nan`, `inf` and text around or in
+    the reference ("not 14", "14 or 7"); `REPLACED_SCORERS` replaces some scorers, and
+    `ANSWER_FORMS` states the form of a whole answer for others.
 
     reasoning-gym draws item `i` of a data set with seed `s` from seed `s + i`, so data sets with
     different seeds share nearly all items, and many tasks repeat questions. Splits are therefore
@@ -183,12 +220,22 @@ class ReasoningGym(TextEnv):
     def _draw(self, index: int) -> dict[str, Any]:
         """Draw an item; the index seeds the global generators, which some tasks use."""
         self._generators.seed(index)
-        with self._generators.active():
+        with self._running():
             return self._dataset[index]
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Call the library in this context: with private generators, and without output."""
+        with contextlib.ExitStack() as stack:
+            if self.task in RUNS_PROGRAMS:
+                stack.enter_context(contextlib.chdir(stack.enter_context(TemporaryDirectory())))
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            stack.enter_context(self._generators.active())
+            yield
 
     def _index_of(self, item: int) -> int:
         """Return the index of the first candidate for an item whose question is in the split."""
-        if self.split == "all":
+        if self.split == "all" and self.task not in RUNS_PROGRAMS:
             return item
         key = (*self._key, item)
         if key not in _INDEX_CACHE:
@@ -196,7 +243,7 @@ class ReasoningGym(TextEnv):
             # In tasks with few questions all candidates may be equal; then use other items.
             others = ((item + i) % self.size for i in range(min(self.size, MAX_TRIES)))
             for index in itertools.chain(candidates, others):
-                if split_of_text(str(self._draw(index)["question"])) == self.split:
+                if self._is_in_split(self._draw(index)):
                     _INDEX_CACHE[key] = index
                     break
             else:
@@ -204,6 +251,11 @@ class ReasoningGym(TextEnv):
                     f"{self.task} has too few questions to hold any out: set split to all"
                 )
         return _INDEX_CACHE[key]
+
+    def _is_in_split(self, entry: dict[str, Any]) -> bool:
+        if self.task in RUNS_PROGRAMS and entry["answer"] == FAILED_PROGRAM:
+            return False
+        return self.split in ("all", split_of_text(str(entry["question"])))
 
     def step(self, action: str) -> Step:
         score, reason = self._score(action)
@@ -215,12 +267,13 @@ class ReasoningGym(TextEnv):
         """Return a score in [0, 1], and the reason for a score of 0 without scoring, if any."""
         if action.strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):
             return 0.0, "not an answer"
-        truth = self._entry.get("answer")
-        if len(action) > MAX_ANSWER_LENGTH or has_extra_text(
-            action, "" if truth is None else str(truth)
-        ):
+        truth, question = self._entry.get("answer"), str(self._entry["question"])
+        form = ANSWER_FORMS.get(self.task)
+        is_malformed = form is not None and form.fullmatch(action.strip()) is None
+        reference = "" if truth is None else str(truth)
+        if len(action) > MAX_ANSWER_LENGTH or is_malformed or has_extra_text(action, reference, question):
             return 0.0, "text around the answer"
-        with self._generators.active():
+        with self._running():
             try:
                 score = self._raw_score(action)
             except Exception as error:

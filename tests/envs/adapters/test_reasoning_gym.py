@@ -225,3 +225,67 @@ def test_splits_of_all_tasks_have_disjoint_questions():
             sides.append({" ".join(text.casefold().split()) for text in texts})
         assert not sides[0] & sides[1], task
         assert min(map(len, sides)) > 10, task
+
+
+@pytest.mark.parametrize(
+    ("task", "wrong"),
+    [
+        ("gsm_symbolic", "-{}"),
+        ("gsm_symbolic", "{}%"),
+        ("kakurasu", "-{}"),
+        ("kakurasu", "5{}"),
+        ("kakurasu", "{}5"),
+        ("spell_backward", "{}x"),
+        ("spell_backward", "{}{}"),
+        ("tower_of_hanoi", "x{}"),
+        ("tower_of_hanoi", "{} or not"),
+    ],
+)
+def test_no_part_of_an_answer_is_ignored(task, wrong):
+    env = make(task)
+    for seed in range(5):
+        env.reset(seed=seed)
+        answer = env.best_action()
+        assert env.step(answer)[1] == 1.0
+        assert env.step(wrong.format(answer, answer))[1] == 0.0
+
+
+@pytest.mark.parametrize("task", ["kakurasu", "survo", "pool_matrix", "time_intervals"])
+def test_words_between_those_of_the_reference_earn_nothing(task):
+    env = make(task)
+    for seed in range(5):
+        env.reset(seed=seed)
+        first, *others = re.split(r"(\s)", env.best_action(), maxsplit=1)
+        assert env.step("".join([first, *others]))[1] == 1.0
+        if others:
+            assert env.step("".join([first, " banana", *others]))[1] == 0.0
+
+
+def test_a_small_probability_is_not_any_small_number():
+    """Two to the power of -13 is 0.0001220703125; the library accepts errors of 0.0001."""
+    env = make("coin_flip")
+    env.reset(seed=0)
+    env._entry = {"question": "Exactly 0 heads in 13 coin flips?", "answer": "0.0001220703125"}
+    scores = [env.step(reply)[1] for reply in ("0.0001220703125", "1/8192", "0.000122")]
+    assert scores == [1.0] * 3
+    assert [env.step(reply)[1] for reply in ("0.0002", "0.00003", "0.0001")] == [0.0] * 3
+
+
+def test_partial_credit_of_a_misspelled_word():
+    env = make("spell_backward", partial=True)
+    env.reset(seed=0)
+    env._entry = {"question": "Spell this word backward: stop", "answer": "pots"}
+    scores = [env.step(reply)[1] for reply in ("pots", "pott", "potss", "")]
+    assert scores == [1.0, 0.75, 0.8, 0.0]
+
+
+def test_programs_of_questions_leave_no_files(tmp_path, monkeypatch, capsys):
+    """Item 448 of the library writes a file, item 994 prints the reason why it failed."""
+    monkeypatch.chdir(tmp_path)
+    env = ReasoningGym("codeio", size=1000, split="all")
+    questions = [env._draw(item)["question"] for item in (448, 994)]
+    assert all(questions)
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+    assert env._draw(994)["answer"] == "{}"
+    assert env._index_of(994) != 994
