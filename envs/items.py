@@ -13,12 +13,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import gymnasium as gym
-from gymnasium.envs.registration import load_env_creator
+from gymnasium.envs.registration import (
+    EnvSpec,
+    find_highest_version,
+    get_env_id,
+    load_env_creator,
+    parse_env_id,
+)
 
 from rlhf.errors import UserError
 
 ItemT = TypeVar("ItemT")
 SPLITS = ("all", "train", "test")
+SAME_SPLIT = "Training and evaluation draw from the same items, because env.kwargs sets split: {}."
+"""Description of the items of a run with a split of the user's other than "train"."""
 TEST_SHARE = 0.2
 """Fraction of the listed items that are in the test split."""
 
@@ -70,11 +78,23 @@ def is_separable(env_id: str) -> bool:
     try:
         if module:
             importlib.import_module(module)
-        entry = gym.spec(name).entry_point
+        entry = _spec(name).entry_point
         creator = load_env_creator(entry) if isinstance(entry, str) else entry
     except (gym.error.Error, ImportError, AttributeError):
         return False  # creating the environment will raise the error
     return bool(getattr(creator, "separable", False))
+
+
+def _spec(name: str) -> EnvSpec:
+    """Return the spec of an id; without a version it is that of the highest one, as in `gym.make`.
+
+    Raises:
+        gym.error.Error: The id is not registered.
+    """
+    namespace, short_name, version = parse_env_id(name)
+    if version is None:
+        version = find_highest_version(namespace, short_name)
+    return gym.spec(get_env_id(namespace, short_name, version))
 
 
 def split_kwargs(env_id: str, kwargs: dict[str, Any], split: str) -> dict[str, Any]:
@@ -87,3 +107,8 @@ def split_kwargs(env_id: str, kwargs: dict[str, Any], split: str) -> dict[str, A
     if is_override or not is_separable(env_id):
         return dict(kwargs)
     return {**kwargs, "split": split}
+
+
+def draws_split(env_id: str, kwargs: dict[str, Any], split: str) -> bool:
+    """Return whether `split_kwargs` makes an environment draw from the items of `split`."""
+    return is_separable(env_id) and split_kwargs(env_id, kwargs, split).get("split") == split

@@ -15,7 +15,7 @@ import numpy as np
 from rlhf.config.evaluate import PAIRS_FOLDER, EvaluateConfig, PolicySpec
 from rlhf.data.conversation import after_system, without_system
 from rlhf.data.load import logged_rows
-from rlhf.envs.items import is_separable
+from rlhf.envs.items import SAME_SPLIT, draws_split, is_separable
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import class_summary
 from rlhf.evaluation.episodes import (
@@ -97,7 +97,10 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
         summary = summarize(rows, name=spec.name, env=name, random=low, optimal=high, counts=counts)
         if config.env.id:
             note = str(getattr(make_env().unwrapped, "items", "unknown"))
-            summary["items"] = {"separate": is_separable(config.env.id), "note": note}
+            separate = draws_split(config.env.id, config.env.kwargs, "test")
+            if not separate and is_separable(config.env.id):
+                note = SAME_SPLIT.format(config.env.kwargs["split"])
+            summary["items"] = {"separate": separate, "note": note}
     if policy is not None:
         _measure_without_episodes(policy, data, summary, examples)
     for note in summary.get("notes", ()):

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rlhf.rollout.batch import Rollout
+
 MAX_OPENINGS = 20_000
 """Maximum number of stored openings.
 
@@ -14,12 +16,16 @@ If it is exceeded, counts of shared openings are lower bounds.
 """
 
 
-def opening_key(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Return a short hash of the messages before the first reply of an episode."""
+def opening_key(messages: Sequence[Mapping[str, Any]], replies: int) -> str:
+    """Return a short hash of the messages before the policy's first reply.
+
+    Args:
+        messages: the conversation of an episode.
+        replies: number of the policy's replies; earlier assistant messages belong to the prompt.
+    """
+    assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     digest = hashlib.sha256()
-    for message in messages:
-        if message["role"] == "assistant":
-            break
+    for message in messages[: assistant[-replies] if replies else None]:
         digest.update(f"{message['role']}\0{message['content']}\0".encode(errors="replace"))
     return digest.hexdigest()[:16]
 
@@ -30,16 +36,16 @@ class Openings:
 
     seen: set[str] = field(default_factory=set)
 
-    def note(self, conversations: Iterable[Sequence[Mapping[str, Any]]]) -> None:
+    def note(self, rollouts: Iterable[Rollout]) -> None:
         """Add the openings of these episodes."""
-        for messages in conversations:
+        for rollout in rollouts:
             if len(self.seen) >= MAX_OPENINGS:
                 return
-            self.seen.add(opening_key(messages))
+            self.seen.add(opening_key(rollout.conversation, rollout.num_turns))
 
-    def shared(self, conversations: Iterable[Sequence[Mapping[str, Any]]]) -> int:
-        """Return the number of these episodes whose opening is in the set."""
-        return sum(opening_key(messages) in self.seen for messages in conversations)
+    def shared(self, rows: Iterable[Mapping[str, Any]]) -> int:
+        """Return the number of rows of ``episodes.jsonl`` whose opening is in the set."""
+        return sum(opening_key(row["messages"], row["turns"]) in self.seen for row in rows)
 
     def state_dict(self) -> dict[str, str]:
         """Return the state as plain Python data."""
@@ -64,6 +70,6 @@ def describe_items(
     return {
         "separate": separate,
         "episodes": len(rows),
-        "seen_in_training": openings.shared(row["messages"] for row in rows),
+        "seen_in_training": openings.shared(rows),
         "note": note,
     }

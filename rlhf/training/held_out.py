@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlhf.envs.items import is_separable
+from rlhf.envs.items import SAME_SPLIT, draws_split, is_separable
 from rlhf.evaluation.episodes import (
     evaluation_starts,
     known_values,
@@ -76,7 +76,10 @@ def _items(trainer: OnlineTrainer, rows: Sequence[dict[str, Any]]) -> dict[str, 
         separate, note = True, "A prompt; prompts of evaluation are not in training."
     else:
         task: Any = trainer.eval_collector.make_env().unwrapped
-        separate, note = is_separable(env.id), str(getattr(task, "items", "unknown"))
+        note = str(getattr(task, "items", "unknown"))
+        separate = all(draws_split(env.id, env.kwargs, split) for split in ("train", "test"))
+        if not separate and is_separable(env.id):
+            note = SAME_SPLIT.format(env.kwargs["split"])
     overlap = describe_items(trainer.openings, rows, separate=separate, note=note)
     if overlap["seen_in_training"]:
         log.warning(

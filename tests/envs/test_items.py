@@ -13,7 +13,13 @@ from rlhf.envs.catalog import catalog
 from rlhf.envs.core import TextEnv
 from rlhf.envs.demonstrations import write_demonstrations
 from rlhf.envs.exact import exact_value
-from rlhf.envs.items import is_separable, split_items, split_kwargs, split_of_text
+from rlhf.envs.items import (
+    draws_split,
+    is_separable,
+    split_items,
+    split_kwargs,
+    split_of_text,
+)
 from rlhf.envs.wrappers import FewShot, InvalidActions
 
 OWN = ["KeyDoor", "KnowledgeGraph", "ProgramSynthesis"]
@@ -180,3 +186,32 @@ def test_training_and_evaluation_seeds_draw_different_items():
         train, test = (make_env_factory(spec, split=split)() for split in ("train", "test"))
         trained = {train.reset(seed=training_seed(run, n))[0] for n in range(600)}
         assert not trained & {test.reset(seed=evaluation_seed(n))[0] for n in range(128)}
+
+
+@pytest.mark.parametrize("env_id", ["text/KnowledgeGraph", "rlhf.envs:text/KnowledgeGraph"])
+def test_an_id_without_a_version_has_splits_too(env_id):
+    """gymnasium makes the latest version, so training and evaluation must not share pairs."""
+    assert is_separable(env_id)
+    pairs = {}
+    for split in ("train", "test"):
+        with pytest.warns(UserWarning, match="latest versioned"):
+            env = gym.make(env_id, **split_kwargs(env_id, {}, split))
+        pairs[split] = set(env.unwrapped.pairs)
+    assert not pairs["train"] & pairs["test"]
+    assert not is_separable("text/Nowhere")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "training", "evaluation"),
+    [
+        ({}, True, True),
+        ({"split": "train"}, True, True),
+        ({"split": "test"}, False, True),
+        ({"split": "all"}, False, False),
+    ],
+)
+def test_a_split_of_the_user_can_join_the_items(kwargs, training, evaluation):
+    name = "text/KeyDoor-v0"
+    assert draws_split(name, kwargs, "train") is training
+    assert draws_split(name, kwargs, "test") is evaluation
+    assert not draws_split("text/Echo-v0", kwargs, "test")
