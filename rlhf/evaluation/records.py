@@ -32,8 +32,12 @@ class Bounds:
 
     @classmethod
     def known(cls, random: Any, optimal: Any) -> Bounds | None:
-        """Return the bounds from two values; None if one is unknown or both are equal."""
-        if not is_number(random) or not is_number(optimal) or random == optimal:
+        """Return the bounds from two values; None if one is unknown.
+
+        The result is also None if the optimum is not above the random policy, which can violate the
+        limit of a constrained task.
+        """
+        if not is_number(random) or not is_number(optimal) or random >= optimal:
             return None
         return cls(float(random), float(optimal))
 

@@ -253,6 +253,12 @@ def test_normalized_runs_from_the_random_policy_to_the_optimal_one(tmp_path: Pat
     bare = write_run(tmp_path / "bare", {0: 2.0, 1: 4.0})
     with pytest.raises(UserError, match="'normalized' was not evaluated"):
         compare([bare, low], metric="normalized")
+    # Random play that violates the limit of a constrained task can earn more than the optimum.
+    for run in (low, high):
+        (folder,) = (run / "evaluation").iterdir()
+        (folder / "summary.json").write_text('{"random": 10.0, "optimal": 2.0}')
+    with pytest.raises(UserError, match="'normalized' was not evaluated"):
+        compare([low, high], metric="normalized")
 
 
 def test_markdown_and_json_say_the_same(tmp_path: Path):

@@ -185,7 +185,7 @@ def bounds_of(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bou
     """Return the bounds of an environment, from the manifest or the summary of an evaluation in it.
 
     Raises:
-        UserError: a bound is unknown, or both are equal.
+        UserError: a bound is unknown, or the optimal value is not above the random one.
     """
     task = bench.environments[environment]
     low = summary["random"] if task.random is None else task.random
@@ -196,8 +196,10 @@ def bounds_of(bench: Bench, environment: str, summary: Mapping[str, Any]) -> Bou
                 f"environments.{environment}: the {key} value of {task.env.id} is unknown, but "
                 f"scores are normalized by it; give {key}: in the manifest"
             )
-    if low == high:
-        raise UserError(f"environments.{environment}: random and optimal are both {low}")
+    if low >= high:
+        raise UserError(
+            f"environments.{environment}: random is {low}, which is not below optimal, {high}"
+        )
     return Bounds(low, high)
 
 
