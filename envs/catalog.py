@@ -11,7 +11,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from rlhf.common.names import closest
 from rlhf.envs import EXTRAS, TASKS
 from rlhf.envs.core import TextEnv
-from rlhf.errors import UserError
+from rlhf.errors import UserError, first_line
 
 
 def catalog(*, values: bool = True) -> list[dict[str, Any]]:
@@ -89,3 +89,18 @@ def find(env_id: str) -> EnvSpec:
     match = closest(name.removeprefix("text/").lower(), short, cutoff=0.4)
     hint = f"did you mean {short[match]}?" if match else f"known: {', '.join(ours)}"
     raise UserError(f"no environment {env_id!r}; {hint}")
+
+
+def make(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """Create an environment by an id as for `find`.
+
+    Raises:
+        UserError: The id is not registered, or the environment cannot be made with the arguments.
+    """
+    spec = find(env_id)
+    try:
+        return spec.make(**kwargs)
+    except UserError:
+        raise
+    except Exception as error:  # a constructor may raise anything
+        raise UserError(f"{env_id} cannot be made: {first_line(error)}") from error

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
 from rlhf.common.conversation import Conversation
 from rlhf.common.files import write_jsonl
+from rlhf.envs.catalog import find, make
 from rlhf.envs.core import TextEnv, check_choice, check_range
 from rlhf.envs.items import split_kwargs
 from rlhf.errors import UserError
@@ -40,11 +40,12 @@ def write_demonstrations(
     Rows use the training split of an environment with separate items, unless `split` is given.
 
     Args:
-        env_id: A registered environment with an expert (for preferences: with action values).
+        env_id: Environment id, as for `rlhf.envs.catalog.find`; it needs an expert
+            (for preferences, action values).
         path: Output file; its folder is created, and an existing file is replaced.
         count: Number of rows.
         quality: Probability of the expert's action; otherwise the action is random. In the
-        preference bandit, this applies to each slot. Preference labels are always right.
+            preference bandit, this applies to each slot. Preference labels are always right.
         seed: Seed of the first episode; further episodes use the next seeds.
         kind: "sft", or "preference" for one row per turn,
             `{"prompt": [...], "chosen": [...], "rejected": [...], "margin": m}`, with two legal
@@ -55,13 +56,15 @@ def write_demonstrations(
         **env_kwargs: Keyword arguments of the environment.
 
     Raises:
-        UserError: The kind or form is unknown, or the environment has no expert or action values.
+        UserError: The kind or form is unknown, the environment cannot be made, or it has no expert
+            or no action values.
     """
     check_choice("kind", kind, DEMONSTRATION_KINDS)
     check_choice("form", form, FORMATS)
     check_range("quality", quality, 0.0, 1.0)
     check_range("count", count, 1, 10**9)
-    env = gym.make(env_id, **split_kwargs(env_id, env_kwargs, "train")).unwrapped
+    kwargs = split_kwargs(find(env_id).id, env_kwargs, "train")
+    env = make(env_id, **kwargs).unwrapped
     if not isinstance(env, TextEnv):
         raise UserError(f"{env_id} is not a TextEnv, so it has no expert")
     player = _Player(env, quality, seed, system_prompt)

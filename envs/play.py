@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rlhf.envs.catalog import find
+from rlhf.envs.catalog import make
 from rlhf.envs.core import TextEnv
 
 HELP = "(type your action; :legal lists actions, :hint shows the expert's action, :quit stops)"
@@ -28,7 +28,7 @@ def play(
         write: Prints a line.
         **env_kwargs: Keyword arguments of the environment.
     """
-    env = find(env_id).make(**env_kwargs)
+    env = make(env_id, **env_kwargs)
     text, _ = env.reset(seed=seed)
     prompt = getattr(env.unwrapped, "system_prompt", None)
     for line in (prompt, HELP, "", text):

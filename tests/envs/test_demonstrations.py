@@ -8,6 +8,7 @@ import pytest
 from rlhf import envs
 from rlhf.envs import preference_bandit
 from rlhf.envs.demonstrations import write_demonstrations
+from rlhf.errors import UserError
 
 
 def rows(path) -> list[dict]:
@@ -102,3 +103,25 @@ def test_an_environment_without_an_expert_is_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot write sft rows"):
         write_demonstrations("text/Prompts-v0", path, count=1)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "message"),
+    [
+        ("text/KeyDoor-v0", {"sise": 3}, "text/KeyDoor-v0 cannot be made: .*'sise'"),
+        ("KeyDor", {}, "did you mean text/KeyDoor-v0"),
+        ("nowhere:text/KeyDoor-v0", {}, "cannot import 'nowhere'"),
+    ],
+)
+def test_an_environment_that_cannot_be_made_is_refused_in_one_line(
+    tmp_path, env_id, kwargs, message
+):
+    with pytest.raises(UserError, match=message):
+        write_demonstrations(env_id, tmp_path / "rows.jsonl", count=1, **kwargs)
+
+
+def test_demonstrations_take_a_short_id_and_use_training_items(tmp_path):
+    short, whole = tmp_path / "short.jsonl", tmp_path / "whole.jsonl"
+    write_demonstrations("keydoor", short, count=5)
+    write_demonstrations("text/KeyDoor-v0", whole, count=5, split="train")
+    assert short.read_text() == whole.read_text()
