@@ -8,6 +8,9 @@ from typing import Any
 
 from rlhf.evaluation.metrics import opening_of, unit_of
 
+ENVIRONMENT = "environment: "
+"""Start of the keys of `counts` that `EnvCalls` reports."""
+
 
 def unscored_metrics(
     rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]
@@ -46,7 +49,20 @@ def evaluation_caveats(
         for key, number in counts.items()
         if key.endswith(": truncated") and number
     ]
-    return notes + _repetitions(rows)
+    return [*notes, *_failures(rows, counts), *_repetitions(rows)]
+
+
+def _failures(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> list[str]:
+    """Return a note on the episodes that were dropped with `env.errors: count`."""
+    failed = {key: number for key, number in counts.items() if key.startswith(ENVIRONMENT)}
+    if not failed:
+        return []
+    dropped = sum(failed.values())
+    reasons = "; ".join(f"{key.removeprefix(ENVIRONMENT)} ({n})" for key, n in failed.items())
+    return [
+        f"{dropped} of {len(rows) + dropped} episodes were dropped because their environment "
+        f"failed, so the results are those of the others: {reasons}"
+    ]
 
 
 def unscored_text(name: str, entry: Mapping[str, Any]) -> str:

@@ -168,6 +168,13 @@ def test_truncated_texts_are_noted():
     assert "learned: 2 of 6 texts were truncated before they were scored" in summary["notes"]
 
 
+def test_dropped_episodes_are_noted_with_their_reasons():
+    counts = {"environment: ValueError: broken": 2, "environment: KeyError: 'x'": 1}
+    (note,) = summarize(rows_of([0.5, 0.25, 0.75]), name="p", env="e", counts=counts)["notes"]
+    assert note.startswith("3 of 6 episodes were dropped because their environment failed")
+    assert note.endswith(": ValueError: broken (2); KeyError: 'x' (1)")
+
+
 def test_a_list_that_nobody_named_is_suspected():
     """Greedy episodes of an environment that repeats its tasks without saying so."""
     rows = [
