@@ -121,7 +121,7 @@ def _texts(make: Callable[[], Env], episodes: int) -> list[str]:
         steps = list(_play(env, seed))
         if not (steps[-1][3] or steps[-1][4]):
             findings.add(f"an episode did not end within {MAX_STEPS} actions")
-        if not steps[0][1]:
+        if steps[0][1] == "":
             findings.add("the first observation is empty, so the agent has no information")
         for _, text, reward, _, _, info in steps:
             if not isinstance(text, str):

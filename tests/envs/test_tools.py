@@ -70,6 +70,13 @@ def test_the_checker_finds_the_planted_fault(name):
             raise AssertionError("\n".join(findings))
 
 
+@pytest.mark.filterwarnings("ignore:.*is not within the observation space")
+def test_the_number_zero_is_no_empty_observation():
+    findings = check("third_party_envs:third_party/Zero-v0", episodes=2)
+    assert "texts: an observation is int, not str" in findings
+    assert not any("observation is empty" in finding for finding in findings)
+
+
 @pytest.mark.parametrize("name", envs.TASKS)
 def test_registered_environments_have_no_findings(name):
     assert check(f"text/{name}", episodes=5) == []

@@ -339,10 +339,18 @@ class Late(Guess):
         return str(self.hidden) if self.turns_left == 1 else "0"
 
 
+class Zero(Unstated):
+    """The first observation is the number 0, which is not empty."""
+
+    def reset(self, *, seed=None, options=None):
+        return 0, super().reset(seed=seed)[1]
+
+
 FAULTY = (
     Sound, GlobalDraws, Shared, Fragile, Gullible, Changeling, Endless, Boastful, Alphabet,
     Stated, Priced, Idle, Prolix, Quitter, Unstated, Substring, Quits,
     Numbers, Guess, OwnGenerator, Squares, NoPlay, Undefined, Optimist, AcceptsNan, Polite, Late,
+    Zero,
 )  # fmt: skip
 for kind in FAULTY:
     gym.register(f"third_party/{kind.__name__}-v0", entry_point=f"{__name__}:{kind.__name__}")
