@@ -21,6 +21,9 @@ from rlhf.algorithms.components import advantage
 from rlhf.algorithms.kl import kl_estimate
 from rlhf.algorithms.settings import Settings
 
+ROUNDING = 1e-6
+"""Relative difference below which two scores of a group are equal: eight float32 roundings."""
+
 
 class Advantages(NamedTuple):
     """Result of an advantage estimator."""
@@ -285,8 +288,8 @@ def best_of_group(batch: TrainingBatch, settings: Settings) -> Advantages:
     equal scores is excluded, because training on it would only add noise.
     """
     scores, groups = batch.scores(), batch.require("groups")
-    best = scores == _group_extreme(scores, groups, largest=True)
-    best &= informative_groups(scores, groups)
+    high = _group_extreme(scores, groups, largest=True)
+    best = (scores >= high - ROUNDING * high.abs()) & informative_groups(scores, groups)
     weight = best.to(scores.dtype)
     inverse = index_of(groups)
     weight = weight / _group_sum(weight, inverse).clamp(min=1)
@@ -311,7 +314,8 @@ def best_and_worst(batch: TrainingBatch, settings: Settings) -> Advantages:
         )[inverse]
         for extreme in (low, high)
     )
-    best, worst = (rows == first_high) & (low < high), (rows == first_low) & (low < high)
+    informative = informative_groups(scores, groups)
+    best, worst = (rows == first_high) & informative, (rows == first_low) & informative
     difference = torch.where(best, high - low, torch.where(worst, low - high, 0.0))
     partner = torch.where(best, first_low, torch.where(worst, first_high, rows))
     return Advantages(difference, included=partner != rows, pair_ids=torch.minimum(rows, partner))
@@ -322,10 +326,12 @@ def informative_groups(scores: Tensor, groups: Tensor) -> Tensor:
     """Mark the episodes whose group has at least two different scores, [B] bool.
 
     Groups with equal scores have no gradient; DAPO's dynamic sampling replaces them (Yu et al.
-    2025, section 3.2).
+    2025, section 3.2). Scores are equal if they differ by rounding only, as do sums of the same
+    rewards in another order.
     """
     low = _group_extreme(scores, groups, largest=False)
-    return low < _group_extreme(scores, groups, largest=True)
+    high = _group_extreme(scores, groups, largest=True)
+    return high - low > ROUNDING * torch.maximum(low.abs(), high.abs())
 
 
 class _ScoredGroups(NamedTuple):

@@ -191,6 +191,21 @@ def test_best_of_group_shares_ties_and_drops_groups_without_a_winner():
     close(of_scores(best_of_group, scores, groups), [0.0, 0.5, 0.5, 0.0, 0.0, 0.0])
 
 
+def test_scores_that_differ_by_rounding_are_equal():
+    """Group 0 has the same rewards in two orders, group 1 a real difference, group 2 no score."""
+    exact = [sum(row) for row in ([0.1, 0.2, 0.3], [0.3, 0.2, 0.1])]
+    assert exact[0] != exact[1]  # 0.6 in both orders, but not in float64
+    scores = torch.tensor([*exact, 1.0, 1.0001, NAN, NAN, 0.0, 0.0], dtype=torch.float64)
+    groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    assert informative_groups(scores, groups).tolist() == [False] * 2 + [True] * 2 + [False] * 4
+    close(of_scores(best_of_group, scores, groups), [0, 0, 0, 1.0, 0, 0, 0, 0])
+    pairs = best_and_worst(scored(scores, groups), Settings())
+    assert pairs.included is not None
+    assert pairs.included.tolist() == [False] * 2 + [True] * 2 + [False] * 4
+    shares = of_scores(best_of_group, torch.tensor([1e7, 1e7 + 1, 2.0]), torch.zeros(3))
+    close(shares, [0.5, 0.5, 0.0])
+
+
 def test_best_and_worst():
     scores = torch.tensor([3.0, 1.0, NAN, 3.0, 1.0, 2.0, 2.0])
     groups = torch.tensor([4, 4, 4, 4, 4, 7, 7])
