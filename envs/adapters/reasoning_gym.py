@@ -96,6 +96,9 @@ ANSWER_FORMS = {
 }
 """Task whose scorer ignores all but the numbers or moves in an answer -> form of an answer."""
 
+STRICT_SCORERS = {"word_ladder"}
+"""Tasks with many right answers whose scorer accepts no text around an answer."""
+
 RUNS_PROGRAMS = {"codeio"}
 """Tasks that run the programs of their questions, which write files and may fail. They run in a
 temporary folder, and questions whose program failed are skipped."""
@@ -270,8 +273,9 @@ class ReasoningGym(TextEnv):
         truth, question = self._entry.get("answer"), str(self._entry["question"])
         form = ANSWER_FORMS.get(self.task)
         is_malformed = form is not None and form.fullmatch(action.strip()) is None
-        reference = "" if truth is None else str(truth)
-        if len(action) > MAX_ANSWER_LENGTH or is_malformed or has_extra_text(action, reference, question):
+        if self.task not in STRICT_SCORERS:
+            is_malformed |= has_extra_text(action, "" if truth is None else str(truth), question)
+        if len(action) > MAX_ANSWER_LENGTH or is_malformed:
             return 0.0, "text around the answer"
         with self._running():
             try:

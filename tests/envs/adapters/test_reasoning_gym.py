@@ -261,6 +261,17 @@ def test_words_between_those_of_the_reference_earn_nothing(task):
             assert env.step("".join([first, " banana", *others]))[1] == 0.0
 
 
+def test_a_longer_word_ladder_is_right():
+    """It contains all words of the reference and some that the question does not name."""
+    env = make("word_ladder")
+    env.reset(seed=0)
+    metadata = {"start_word": "COLD", "end_word": "CARD"}
+    env._entry = {"question": "COLD to CARD", "answer": "COLD,CORD,CARD", "metadata": metadata}
+    assert env.step("COLD,CORD,CARD")[1] == env.step("COLD,CORD,WORD,WARD,CARD")[1] == 1.0
+    for wrapped in ("COLD,CORD,CARD or 7", "not COLD,CORD,CARD", "COLD,CORD,banana,CARD"):
+        assert env.step(wrapped)[1] == 0.0
+
+
 def test_a_small_probability_is_not_any_small_number():
     """Two to the power of -13 is 0.0001220703125; the library accepts errors of 0.0001."""
     env = make("coin_flip")
