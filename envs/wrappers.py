@@ -6,6 +6,7 @@ extracts actions from longer replies is in `rlhf.envs.parsing`.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import deque
 from typing import Any
@@ -88,7 +89,7 @@ class InvalidActions(TextWrapper):
         end: Whether the first invalid action ends the episode (terminated). The cost that the same
             action would have had in the remaining turns is then subtracted from the reward, so that
             ending early is never an advantage.
-        substitute: "random" replaces an unlisted action by a random legal one
+        substitute: "random" replaces an invalid action by a random legal one
             (`info["substituted"]` is then True); None passes it on.
     """
 
@@ -121,7 +122,7 @@ class InvalidActions(TextWrapper):
         replaced = False
         if self._substitute is not None:
             base: Any = self.env.unwrapped
-            if action not in base.legal_actions():
+            if action not in base.legal_actions() and not self._is_valid(action):
                 action, replaced = base.sample_action(self._rng), True
         text, reward, terminated, truncated, info = self.env.step(action)
         if self._substitute is not None:
@@ -131,6 +132,17 @@ class InvalidActions(TextWrapper):
             if self._end and not (terminated or truncated):
                 reward, terminated = reward + min(0.0, self._skipped_reward(action)), True
         return text, reward, terminated, truncated, info
+
+    def _is_valid(self, action: str) -> bool:
+        """Return whether a copy of the environment accepts an action that is not listed.
+
+        An action can be written in several ways, such as `arm 2` and `2`.
+        """
+        try:
+            trial = copy.deepcopy(self.env)
+        except Exception:  # third-party objects may raise anything; then only listed ones are valid
+            return False
+        return bool(trial.step(action)[4].get("valid", False))
 
     def _skipped_reward(self, action: str) -> float:
         """Return the sum of rewards if the action is repeated until the episode ends."""

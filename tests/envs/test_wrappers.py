@@ -61,6 +61,8 @@ def test_invalid_actions_can_be_replaced_without_changing_other_draws():
             assert plain.step(arm)[1] == reward
     env.reset(seed=0)
     assert env.step("arm 2")[4]["substituted"] is False
+    for spelling in ("2", " ARM 2. ", "`arm 2`"):  # the environment accepts these, too
+        assert env.step(spelling)[0].startswith("arm 2 paid")
 
 
 def test_invalid_action_settings_that_contradict_are_refused():
