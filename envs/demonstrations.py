@@ -40,8 +40,7 @@ def write_demonstrations(
     Rows use the training split of an environment with separate items, unless `split` is given.
 
     Args:
-        env_id: Environment id, as for `rlhf.envs.catalog.find`; it needs an expert
-            (for preferences, action values).
+        env_id: Environment id, as for `rlhf.envs.catalog.find`.
         path: Output file; its folder is created, and an existing file is replaced.
         count: Number of rows.
         quality: Probability of the expert's action; otherwise the action is random. In the
@@ -56,15 +55,13 @@ def write_demonstrations(
         **env_kwargs: Keyword arguments of the environment.
 
     Raises:
-        UserError: The kind or form is unknown, the environment cannot be made, or it has no expert
-            or no action values.
+        UserError: An argument is unknown, or the environment cannot be made or has no expert.
     """
     check_choice("kind", kind, DEMONSTRATION_KINDS)
     check_choice("form", form, FORMATS)
     check_range("quality", quality, 0.0, 1.0)
     check_range("count", count, 1, 10**9)
-    kwargs = split_kwargs(find(env_id).id, env_kwargs, "train")
-    env = make(env_id, **kwargs).unwrapped
+    env = make(env_id, **split_kwargs(find(env_id).id, env_kwargs, "train")).unwrapped
     if not isinstance(env, TextEnv):
         raise UserError(f"{env_id} is not a TextEnv, so it has no expert")
     player = _Player(env, quality, seed, system_prompt)
