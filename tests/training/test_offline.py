@@ -257,6 +257,18 @@ def test_pairs_that_are_equal_once_cut_are_dropped_and_counted(echo_model):
     assert encoder.summary() == "1 dropped: equal after max_length, 1 truncated"
 
 
+def test_pairs_that_differ_only_in_what_the_template_omits_are_not_blamed_on_max_length(echo_model):
+    rows = pair_rows(2)
+    for side, thought in (("chosen", "R"), ("rejected", "Q")):
+        rows[1][side] = [{"role": "assistant", "content": "a", "reasoning_content": thought}]
+    encoder = Encoder(AutoTokenizer.from_pretrained(echo_model), max_length=40)
+    assert len(encoder(rows, pairs=True)) == 1
+    reason = "replies that are rendered with the same tokens"
+    assert encoder.summary() == f"1 dropped: {reason}"
+    with pytest.raises(UserError, match=rf"no example is left of 1: .*{reason}"):
+        encoder(rows[1:], pairs=True)
+
+
 @pytest.mark.parametrize("chat", [True, False])
 def test_both_engines_learn_from_the_same_ids(tmp_path, echo_model, chat):
     """ChatML's newline after the closing token, too, is learned by neither."""

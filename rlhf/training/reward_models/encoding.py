@@ -23,7 +23,7 @@ from rlhf.reward_models.core import Conversation, Unscorable
 from rlhf.reward_models.encoding import encode_truncated
 from rlhf.reward_models.losses import IGNORED
 from rlhf.rollout.batch import pad_right
-from rlhf.training.examples import EQUAL_TEXTS_REASON, Example
+from rlhf.training.examples import EQUAL_TEXTS_REASON, SAME_TOKENS, Example
 
 if TYPE_CHECKING:
     from rlhf.training.reward_models.base import RewardKind
@@ -108,12 +108,12 @@ class RewardEncoder:
         """Encode the chosen and the rejected reply of a row, each with its prompt.
 
         Raises:
-            RowDropped: The two texts are equal after truncation.
+            RowDropped: The two texts have the same tokens.
         """
         prompt = with_tools(row["prompt"], row.get("tools"))
         chosen, rejected = (self.text([*prompt, *row[side]]) for side in ("chosen", "rejected"))
         if chosen == rejected:
-            raise RowDropped(EQUAL_TEXTS_REASON)
+            raise RowDropped(EQUAL_TEXTS_REASON if self.truncated else SAME_TOKENS)
         return [chosen, rejected]
 
     def encode_labeled(self, row: Row) -> list[int]:
