@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from rlhf.common.conversation import Message
+from rlhf.data.columns import FACT_FIELDS
 from rlhf.data.leakage import NGRAM_SIZE, overlapping_prompts, shared_prompts
 from rlhf.data.load import Loaded
 from rlhf.data.splits import prompt_key, prompt_text
@@ -83,10 +86,10 @@ def unread(loaded: Loaded) -> Finding:
 
 def duplicates(rows: Sequence[Row]) -> Finding:
     """Find rows that equal an earlier row up to case and white space."""
-    seen: set[tuple[str, ...]] = set()
+    seen: set[Hashable] = set()
     repeated = []
     for index, row in enumerate(rows):
-        key = (prompt_key(row), *_answers(row))
+        key = (_prompt_identity(row), _facts(row), *_answers(row))
         if key in seen:
             repeated.append(index)
         seen.add(key)
@@ -96,7 +99,7 @@ def duplicates(rows: Sequence[Row]) -> Finding:
 
 def contradictory_pairs(rows: Sequence[Row]) -> Finding:
     """Find pairs that also occur with chosen and rejected swapped."""
-    keys = [(prompt_key(row), *_answers(row)) for row in rows]
+    keys = [(_prompt_identity(row), *_answers(row)) for row in rows]
     known = set(keys)
     wrong = [i for i, (prompt, a, b) in enumerate(keys) if a != b and (prompt, b, a) in known]
     what = "also occur with chosen and rejected swapped"
@@ -105,13 +108,30 @@ def contradictory_pairs(rows: Sequence[Row]) -> Finding:
 
 def contradictory_labels(rows: Sequence[Row]) -> Finding:
     """Find rows whose text has a different label in another row."""
-    keys = [(prompt_key(row), *_answers(row)[:-1]) for row in rows]
-    labels = defaultdict(set)
-    for key, row in zip(keys, rows, strict=True):
-        labels[key].add(row["label"])
-    wrong = [index for index, key in enumerate(keys) if len(labels[key]) > 1]
+    texts = [(_prompt_identity(row), *_answers(row)[:-1]) for row in rows]
+    wrong = _differing(texts, [row["label"] for row in rows])
     what = "have a different label in another row"
     return _finding("contradictory labels", rows, wrong, "fault", what)
+
+
+def contradictory_answers(rows: Sequence[Row]) -> Finding:
+    """Find prompts whose reference answer is different in another row."""
+    wrong = _differing(list(map(_prompt_identity, rows)), list(map(_reference, rows)))
+    what = "have a different answer in another row"
+    return _finding("contradictory answers", rows, wrong, "fault", what)
+
+
+def _differing(keys: Sequence[Hashable], values: Sequence[Hashable]) -> list[int]:
+    """Return the indices of all keys that have several values."""
+    by_key = defaultdict(set)
+    for key, value in zip(keys, values, strict=True):
+        by_key[key].add(value)
+    return [index for index, key in enumerate(keys) if len(by_key[key]) > 1]
+
+
+def _reference(row: Row) -> str | None:
+    answers = [str(turn["answer"]) for turn in row["prompt"] if "answer" in turn]
+    return answers[-1] if answers else None
 
 
 def near_ties(rows: Sequence[Row]) -> Finding:
@@ -207,16 +227,41 @@ def parts(row: Row) -> list[str]:
     return [p for p in ("prompt", "completion", "chosen", "rejected", "text") if p in row]
 
 
-def text_of(value: str | Sequence[Mapping[str, str]]) -> str:
-    """Return the text of a field, with one line per turn and without role names."""
-    return value if isinstance(value, str) else "\n".join(turn["content"] for turn in value)
+def text_of(value: str | Sequence[Message]) -> str:
+    """Return the text of a field: reasoning, content and tool calls of its turns, one a line."""
+    return value if isinstance(value, str) else "\n".join(map(_turn_text, value))
+
+
+def _turn_text(turn: Message) -> str:
+    calls = json.dumps(turn["tool_calls"], ensure_ascii=False) if turn.get("tool_calls") else ""
+    return "\n".join(filter(None, (turn.get("reasoning_content"), turn["content"], calls)))
+
+
+def _prompt_identity(row: Row) -> tuple[str, ...]:
+    """Return a key of the prompt that includes the system message, the tools and their calls."""
+    tools = json.dumps(row.get("tools"), sort_keys=True, ensure_ascii=False)
+    prompt = row.get("prompt", ())
+    special = [turn for turn in prompt if turn["role"] == "system" or turn.get("tool_calls")]
+    return prompt_key(row), _normalized(text_of(special)), tools
+
+
+def _facts(row: Row) -> str:
+    """Return the reference answers and tests of a row's prompt as one text."""
+    turns = row.get("prompt", ())
+    return str([turn[key] for turn in turns for key in FACT_FIELDS if key in turn])
 
 
 def _answers(row: Row) -> tuple[str, ...]:
-    """Return the replies and the label of a row, normalized like prompts, to compare rows."""
+    """Return the replies, steps and labels of a row as texts to compare rows by."""
     texts = [text_of(row[part]) for part in parts(row) if part not in ("prompt", "text")]
-    labels = [str(row["label"])] if "label" in row else []
-    return tuple(" ".join(text.split()).casefold() for text in texts + labels)
+    texts += [text_of(reply) for reply in row.get("replies", ())]
+    texts += row.get("steps", ())
+    texts += [str(row[key]) for key in ("labels", "label") if key in row]
+    return tuple(map(_normalized, texts))
+
+
+def _normalized(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
 def _graded(count: int, total: int) -> Level:

@@ -94,6 +94,8 @@ def report_on(
         findings += [checks.length_bias(rows), checks.suspects(rows, seed=seed)]
     if "label" in rows[0]:
         findings += [checks.contradictory_labels(rows), checks.label_balance(rows)]
+    if any("answer" in turn for row in rows for turn in row.get("prompt", ())):
+        findings.append(checks.contradictory_answers(rows))
     if count_tokens and max_length:
         findings.append(checks.over_long(rows, count_tokens, max_length=max_length))
     if against is not None:

@@ -9,7 +9,9 @@ import csv
 import gzip
 import re
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,6 +77,9 @@ def _read_csv(path: Path) -> list[Row]:
     with open_text(path, newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
         try:
+            names = reader.fieldnames or []
+            if repeated := [name for name, count in Counter(names).items() if count > 1]:
+                raise UserError(f"{path}: the header names column {repeated[0]!r} twice")
             for row in reader:
                 if None in row or None in row.values():
                     raise UserError(
@@ -102,9 +107,33 @@ def _read_parquet(path: Path) -> list[Row]:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(path).to_pylist()
+        return [columnar_row(row) for row in pq.read_table(path).to_pylist()]
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: not a Parquet file ({_one_line(error)})") from None
+
+
+_TOOL_KEYS = ("tools", "functions", "tool_calls", "function_call")
+
+
+def columnar_row(row: Row) -> dict[str, Any]:
+    """Return a row of a columnar file as JSON lines would hold it.
+
+    The objects of a column have equal keys there. In tools and tool calls a null is therefore a
+    key that the object does not have. Decimals become floats.
+    """
+    return {key: _plain_cell(cell, in_tools=key in _TOOL_KEYS) for key, cell in row.items()}
+
+
+def _plain_cell(cell: Any, *, in_tools: bool) -> Any:
+    if isinstance(cell, Mapping):
+        return {
+            key: _plain_cell(item, in_tools=in_tools or key in _TOOL_KEYS)
+            for key, item in cell.items()
+            if not (in_tools and item is None)
+        }
+    if isinstance(cell, list):
+        return [_plain_cell(item, in_tools=in_tools) for item in cell]
+    return float(cell) if isinstance(cell, Decimal) else cell
 
 
 READERS = {
@@ -133,8 +162,9 @@ def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
             rows = rows[spec.split] if isinstance(rows, datasets.DatasetDict) else rows
         else:
             source = str(path) if path.is_dir() else spec.path
+            options = _csv_options(path) if path.is_dir() else {}
             rows = datasets.load_dataset(
-                source, spec.name, data_dir=spec.data_dir, split=spec.split
+                source, spec.name, data_dir=spec.data_dir, split=spec.split, **options
             )
     except (DatasetGenerationError, ValueError, KeyError) as error:
         cause = error.__cause__ or error
@@ -146,7 +176,31 @@ def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
             f"data set {spec.path!r} is not a local path and cannot be loaded from the hub "
             f"({_one_line(error)}); offline, set data.path to a local file: {', '.join(READERS)}"
         ) from None
+    rows = cast(datasets.Dataset, rows).with_transform(_columnar_batch)
     return cast(Sequence[Row], rows)
+
+
+def _csv_options(folder: Path) -> dict[str, Any]:
+    """Return options of `datasets` with which the cells of CSV files stay text, such as 007 or NA.
+
+    They are empty unless all data files of the folder are CSV files.
+    """
+    import datasets
+
+    files = [f for f in folder.rglob("*") if f.is_file() and _data_suffix(f) in READERS]
+    if not files or any(_data_suffix(file) != ".csv" for file in files):
+        return {}
+    with open_text(min(files), newline="") as stream:
+        names = next(csv.reader(stream), [])
+    features = datasets.Features({name: datasets.Value("string") for name in names})
+    return {"features": features, "keep_default_na": False}
+
+
+def _columnar_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Apply `columnar_row` to rows that `datasets` passes as columns."""
+    return {
+        name: [columnar_row({name: cell})[name] for cell in cells] for name, cells in batch.items()
+    }
 
 
 def _saved_to_disk(folder: Path) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ from rlhf.data.messages import (
     RowDropped,
     as_conversation,
     decode_json,
+    decode_messages,
     is_dialogue,
     is_filled,
     parse_dialogue,
@@ -38,6 +40,9 @@ from rlhf.data.messages import (
 
 Cells = dict[str, Any]
 """Field -> cell of the row; a converter removes the optional cells that it uses."""
+
+_MESSAGES = ("prompt", "completion", "chosen", "rejected", "response_a", "response_b")
+"""Fields whose cells are text or messages; CSV files hold the messages as JSON."""
 
 OPTIONAL_FIELDS = (
     "system",
@@ -69,7 +74,7 @@ def convert(
     Raises:
         RowDropped: The row cannot be used.
     """
-    rest = dict(cells)
+    rest = {f: decode_messages(c) if f in _MESSAGES else c for f, c in cells.items()}
     result = CONVERTERS[kind](rest, notes)
     if "prompt" in result:
         tools = parse_tools(rest.pop("tools", None))
@@ -147,14 +152,28 @@ def _prompt(cells: Cells, notes: Notes) -> Conversation:
     value, context = cells["prompt"], cells.get("context")
     if isinstance(value, str) and isinstance(context, str):
         cells.pop("context")
-        is_included = not context.strip() or context.strip() in value
-        value = value if is_included else f"{value}\n\n{context}"
+        if context.strip() and not _contains_passage(value, context.strip()):
+            value = f"{value}\n\n{context}" if value.strip() else context
     messages = as_conversation(value, notes)
     earlier = _history(cells.pop("history", None), notes)
     if earlier:
         rest = without_system(messages)
         messages = [*messages[: len(messages) - len(rest)], *earlier, *rest]
     return checked_prompt(messages)
+
+
+PASSAGE = 5
+"""Smallest number of words of a context that a prompt can contain within its lines."""
+
+
+def _contains_passage(text: str, context: str) -> bool:
+    """Return whether a text contains a context: as whole lines, or as a run of several words.
+
+    A short context can be part of an instruction by chance: the 2 of "multiply 12 by:".
+    """
+    edges = (r"^[ \t]*", r"[ \t]*$") if len(context.split()) < PASSAGE else (r"(?<!\w)", r"(?!\w)")
+    pattern = edges[0] + re.escape(context) + edges[1]
+    return re.search(pattern, text, re.MULTILINE) is not None
 
 
 def _history(value: Any, notes: Notes) -> Conversation:

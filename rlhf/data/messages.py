@@ -95,8 +95,7 @@ def as_conversation(value: Any, notes: Notes) -> Conversation:
     if value is None:
         return []
     if isinstance(value, Mapping):
-        is_message = {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
-        value = [value] if is_message else None
+        value = [value] if _is_message(value) else None
     if not isinstance(value, Sequence):
         raise RowDropped("neither text nor messages")
     return parse_messages(value, notes)
@@ -121,6 +120,22 @@ def decode_json(value: Any) -> Any:
         except json.JSONDecodeError:
             return value
     return value
+
+
+def decode_messages(value: Any) -> Any:
+    """Return the messages in a text cell with JSON of a list of messages or of one; else `value`.
+
+    Any other JSON in the cell is text.
+    """
+    decoded = decode_json(value)
+    items = decoded if isinstance(decoded, list) else [decoded]
+    return decoded if items and all(map(_is_message, items)) else value
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and (
+        {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
+    )
 
 
 def parse_messages(value: Sequence[Any], notes: Notes) -> Conversation:
@@ -179,7 +194,7 @@ def _read_reply_keys(
     calls += _calls([item["function_call"]]) if is_filled(item.get("function_call")) else []
     weights = [item[key] for key in WEIGHT_KEYS if item.get(key) is not None]
     if message["role"] != "assistant":
-        ignored = {"reasoning": reasoning, "tool calls": calls}
+        ignored = {"reasoning": reasoning, "tool calls": calls, "weight": any(weights)}
         notes.update(f"{what} of a {message['role']} message" for what in ignored if ignored[what])
         return
     if reasoning:

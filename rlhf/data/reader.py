@@ -17,7 +17,7 @@ from rlhf.data.columns import (
     root_of,
 )
 from rlhf.data.formats import convert
-from rlhf.data.messages import Notes, RowDropped
+from rlhf.data.messages import Notes, RowDropped, is_filled
 from rlhf.data.schemas import SAFETY_SCHEMA, SCHEMAS, Schema, find_schema
 from rlhf.errors import UserError
 
@@ -71,6 +71,8 @@ class TableReader:
         self.rows: list[dict[str, Any]] = []
         self.dropped: dict[str, list[int]] = defaultdict(list)
         self.ignored: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
+        """Column of another layout -> number of rows in which it has a value and is not used."""
         self.used = {name for name in keep if name in self.present}
 
     @property
@@ -95,6 +97,8 @@ class TableReader:
                     self.dropped[str(outcome)].append(index)
                 elif len(self.rows) != self.spec.limit:
                     self.rows.append(outcome)
+        used = {f"{column} column": n for column, n in self.skipped.items() if column in self.used}
+        self.ignored.update(used)
 
     def _outcomes(self, row: Row) -> Iterator[Outcome]:
         """Yield the canonical rows of a row of `table`, or the reason why it is dropped."""
@@ -127,7 +131,11 @@ class TableReader:
             cells = {field: cell_of(row, column) for field, column in layout.columns.items()}
             if all(cells[field] is not None for field in layout.fields):
                 break
-        self.used |= {root_of(column, self.present) for column in layout.columns.values()}
+        roots = {root_of(column, self.present) for column in layout.columns.values()}
+        paths = {column for other in self.layouts for column in other.columns.values()}
+        others = {root_of(path, self.present) for path in paths} - roots
+        self.skipped.update(name for name in sorted(others) if is_filled(row.get(name)))
+        self.used |= roots
         cells = {f: cell for f, cell in cells.items() if f in layout.fields or cell is not None}
         if layout.columns.get("answer") == "solution":
             cells["answer_is_solution"] = True

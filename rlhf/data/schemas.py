@@ -444,7 +444,7 @@ SCHEMAS = (
         frozenset({"message_id", "parent_id", "text", "role"}),
         ("sft", "preference", "ranking", "prompt"),
         tree_items,
-        uses=("rank", "deleted", "message_tree_id", "tree_state"),
+        uses=("rank", "deleted"),
         gather=gather_messages,
     ),
     Schema(

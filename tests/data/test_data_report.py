@@ -104,6 +104,62 @@ def test_same_reply_to_different_prompts_is_no_duplicate():
     assert finding(report, "contradictory pairs").count == 0
 
 
+def call(city):
+    function = {"name": "weather", "arguments": {"city": city}}
+    return [{"role": "assistant", "content": "", "tool_calls": [{"function": function}]}]
+
+
+def thought(reasoning):
+    return [{"role": "assistant", "content": "4", "reasoning_content": reasoning}]
+
+
+def told(text):
+    return [{"role": "system", "content": text}, *user("Hi")]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"prompt": user("Rain?"), "completion": call(city)} for city in ("Oslo", "Rome")],
+        [{"prompt": user("2+2?"), "completion": thought(text)} for text in ("two", "count")],
+        [{"prompt": told(text), "completion": assistant("Hi")} for text in ("Be kind", "Be rude")],
+        [
+            {"prompt": user("Q"), "completion": assistant("R"), "tools": [{"name": name}]}
+            for name in "ab"
+        ],
+        [{"prompt": user("Q"), "replies": [assistant(a), assistant("z")]} for a in "xy"],
+        [{"prompt": user("Q"), "steps": ["1", step], "labels": [1, 0]} for step in "23"],
+        [
+            {"prompt": user("Rain?"), "chosen": call("Oslo"), "rejected": call("Rome")},
+            {"prompt": user("2+2?"), "chosen": thought("two"), "rejected": thought("count")},
+        ],
+        [
+            {"prompt": told("formal"), "chosen": assistant("Sir"), "rejected": assistant("Yo")},
+            {"prompt": told("casual"), "chosen": assistant("Yo"), "rejected": assistant("Sir")},
+        ],
+    ],
+)
+def test_rows_that_differ_outside_the_text_are_neither_repeated_nor_contradictory(rows):
+    names = ("duplicates", "contradictory pairs", "near ties")
+    found = [f for f in report_on(loaded(rows)).findings if f.name in names]
+    assert found
+    assert all(f.count == 0 for f in found)
+    twice = report_on(loaded([*rows, rows[0]]))
+    assert finding(twice, "duplicates").rows == (len(rows),)
+
+
+def test_one_prompt_with_two_answers_is_contradictory_and_not_repeated():
+    prompts = [("2+2?", "4"), ("2+2?", "5"), ("3+3?", "6"), ("3+3?", "6")]
+    rows = [{"prompt": [{"role": "user", "content": q, "answer": a}]} for q, a in prompts]
+    report = report_on(loaded(rows))
+    assert finding(report, "contradictory answers").rows == (0, 1)
+    assert finding(report, "duplicates").rows == (3,)
+    assert not report.ok
+    pairs = [row | {"chosen": assistant("4"), "rejected": assistant("5")} for row in rows[:1]]
+    swapped = [pairs[0] | {"chosen": assistant("5"), "rejected": assistant("4")}]
+    assert finding(report_on(loaded(pairs + swapped)), "contradictory pairs").rows == (0, 1)
+
+
 def test_dropped_rows_are_noted_and_faulted_when_many():
     few = finding(report_on(loaded(clean_pairs(), {"empty reply": 3})), "unusable rows")
     many = finding(report_on(loaded(clean_pairs(), {"empty reply": 30})), "unusable rows")

@@ -71,6 +71,38 @@ def test_alpaca_input_follows_the_instruction(read):
     assert row["prompt"] == [user("Sum up.\n\nA b.")]
 
 
+@pytest.mark.parametrize(
+    ("instruction", "context", "prompt"),
+    [
+        ("Multiply 12 by this number.", "2", "Multiply 12 by this number.\n\n2"),
+        ("Give a synonym.", "a", "Give a synonym.\n\na"),
+        ("", "Do it.", "Do it."),
+        ("Sum up:\nA b.", "A b.", "Sum up:\nA b."),
+        ("Passage: the sea is very salty. Why?", "the sea is very salty", None),
+    ],
+)
+def test_a_context_is_left_out_only_if_the_instruction_quotes_it(
+    read, instruction, context, prompt
+):
+    row = only(read([{"instruction": instruction, "input": context, "output": "R"}], "sft"))
+    assert row["prompt"] == [user(instruction if prompt is None else prompt)]
+
+
+def test_messages_as_json_text_are_messages(read):
+    """pandas and `datasets` write them like this to CSV files."""
+    turns = [user("Hi"), assistant("Hello")]
+    other = [user("Hi"), assistant("Go")]
+    row = {"prompt": json.dumps(turns[:1]), "completion": json.dumps(turns[1:])}
+    assert only(read([row], "sft")) == SFT
+    pair = {"prompt": turns[:1], "chosen": turns[1:], "rejected": other[1:]}
+    sides = {"chosen": json.dumps(turns), "rejected": json.dumps(other)}
+    for row in (sides, {"prompt": "Hi", **sides}):
+        assert only(read([row], "preference")) == pair
+    for text in ('[{"a": 1}]', "[1, 2]", "[]", '{"role": "king"}', "[not json]"):
+        row = only(read([{"prompt": text, "completion": text}], "sft"))
+        assert row == {"prompt": [user(text)], "completion": [assistant(text)]}
+
+
 def test_every_reply_is_learned_from_several_turns(read):
     turns = [user("a"), assistant("b"), user("c"), assistant("d")]
     row = only(read([{"messages": [*turns, user("unanswered")]}], "sft"))

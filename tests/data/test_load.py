@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from decimal import Decimal
 
 import datasets
 import datasets.config
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from rlhf.common.files import read_jsonl, write_jsonl
@@ -97,6 +100,7 @@ def test_failed_write_leaves_the_old_file(tmp_path):
         ("a.json", '{"a": 1}\n{"a": 2}', r"a\.json, line 2: .*call it \.jsonl"),
         ("a.json", '{"a": 1}', r"a\.json: expected a list of objects, found a dict"),
         ("a.json", '[{"a": 1}, 2]', r"a\.json, item 1: expected an object, found int"),
+        ("a.csv", "a,b,a\n1,2,3\n", r"a\.csv: the header names column 'a' twice"),
         ("a.csv", "a,b\n1,2\n3\n", r"a\.csv, line 3: not as many fields"),
         ("a.csv", "a,b\n1,2,3\n", r"a\.csv, line 2: not as many fields"),
         ("a.csv", 'a,b\n1,"2\n', r"a\.csv, line 2: broken CSV"),
@@ -302,6 +306,52 @@ def test_saved_data_sets_are_read(tmp_path):
     datasets.DatasetDict({"train": saved, "test": saved.select([0])}).save_to_disk(tmp_path / "two")
     assert load(DataSpec(str(tmp_path / "one")), "sft", seed=0).total == 20
     assert load(DataSpec(str(tmp_path / "two"), split="test"), "sft", seed=0).total == 1
+
+
+def test_parquet_files_and_saved_data_sets_hold_what_json_lines_hold(tmp_path):
+    """A columnar file gives every object of a column the keys of all; pyarrow fills in nulls."""
+    rows = []
+    for arguments in ({"city": "Oslo"}, {"amount": 3}):
+        keys = {key: {"type": "string"} for key in arguments}
+        function = {"name": "f", "arguments": arguments}
+        calls = [{"id": "1", "type": "function", "function": function}]
+        turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "tool_calls": calls}]
+        schema = {"name": "f", "parameters": {"type": "object", "properties": keys}}
+        rows.append({"messages": turns, "tools": [{"type": "function", "function": schema}]})
+    write(tmp_path / "a.jsonl", rows)
+    expected = load(DataSpec(str(tmp_path / "a.jsonl")), "sft", seed=None).rows
+    table = pa.Table.from_pylist(rows)
+    assert "amount" in table.to_pylist()[0]["tools"][0]["function"]["parameters"]["properties"]
+    (tmp_path / "folder").mkdir()
+    for name in ("a.parquet", "folder/train.parquet"):
+        pq.write_table(table, tmp_path / name)
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    for name in ("a.parquet", "folder", "saved"):
+        found = load(DataSpec(str(tmp_path / name)), "sft", seed=None).rows
+        assert [{**row, "source": ""} for row in found] == [{**r, "source": ""} for r in expected]
+
+
+def test_decimals_are_numbers(tmp_path):
+    cells = {"prompt": ["p"], "chosen": ["a"], "rejected": ["b"]}
+    decimals = pa.array([Decimal("1.50")], pa.decimal128(5, 2))
+    pq.write_table(pa.table(cells | {"margin": decimals}), tmp_path / "a.parquet")
+    assert (
+        load(DataSpec(str(tmp_path / "a.parquet")), "preference", seed=0).rows[0]["margin"] == 1.5
+    )
+    pq.write_table(pa.table({"prompt": ["p"], "answer": decimals}), tmp_path / "b.parquet")
+    row = load(DataSpec(str(tmp_path / "b.parquet")), "prompt", seed=0).rows[0]
+    assert row["prompt"][0]["answer"] == "1.5"
+
+
+def test_a_folder_of_csv_files_is_read_like_the_file(tmp_path, quiet_hub):
+    file = tmp_path / "folder" / "train.csv"
+    file.parent.mkdir()
+    file.write_text("prompt,answer\nNA,007\nnull,1.50\n3,true\n")
+    for path in (file, file.parent):
+        rows = load(DataSpec(str(path)), "prompt", seed=None).rows
+        (turns,) = zip(*(row["prompt"] for row in rows), strict=True)
+        found = [(turn["content"], turn["answer"]) for turn in turns]
+        assert found == [("NA", "007"), ("null", "1.50"), ("3", "true")]
 
 
 def test_hub_ids_reach_load_dataset_with_every_setting(monkeypatch):

@@ -704,6 +704,11 @@ def test_program_tests_are_on_the_last_user_message(read):
         ),
         (
             "sft",
+            {"messages": [user("Q", weight=1), assistant("R")]},
+            "ignored: weight of a user message in 1 rows",
+        ),
+        (
+            "sft",
             {"messages": [user("Q"), assistant("R"), user("unanswered")]},
             "ignored: turns after the last reply in 1 rows",
         ),
@@ -719,6 +724,13 @@ def test_unused_columns_and_keys_are_reported(read, kind, row, told):
     loaded = read([row], kind)
     assert len(loaded.rows) == 1
     assert loaded.summary() == f"1 of 1 rows; {told}"
+
+
+def test_columns_of_another_layout_are_reported_though_other_rows_use_them(read):
+    chat = {"messages": [user("Q"), assistant("R")]}
+    split = {"prompt": "P", "completion": "C"}
+    told = read([split, chat, chat | split, chat | {"prompt": ""}], "sft").summary()
+    assert told == "4 of 4 rows; ignored: completion column in 1 rows, prompt column in 1 rows"
 
 
 ROLES = [
