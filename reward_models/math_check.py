@@ -13,7 +13,7 @@ from rlhf.reward_models.notation import algebra
 from rlhf.reward_models.notation.grammar import Node, read_math
 from rlhf.reward_models.notation.lexer import NotUnderstood
 from rlhf.reward_models.notation.marks import answer_segment
-from rlhf.reward_models.notation.prose import final_statement, reply_segment
+from rlhf.reward_models.notation.prose import check_asserted, final_statement, reply_segment
 from rlhf.reward_models.notation.quantity import unit_words
 
 _ANSWER_IS = re.compile(r"\banswer\s*(?:is|:|=)\s*:?\s*([^\n]{1,200})", re.I)
@@ -83,8 +83,11 @@ def read_reply(reply: str, *, in_words: bool = False) -> Node:
     try:
         return read_math(segment, math=boxed)
     except NotUnderstood:
-        if in_words and (answers := _ANSWER_IS.findall(segment) or _WORDS.findall(segment)):
-            return read_math(rf"\text{{{answers[-1]}}}", math=False)
+        if in_words and (answers := [*_ANSWER_IS.finditer(segment)]):
+            check_asserted(segment[: answers[-1].start()])
+            return read_math(rf"\text{{{answers[-1][1]}}}", math=False)
+        if in_words and _WORDS.match(segment):
+            return read_math(rf"\text{{{segment}}}", math=False)
     statement = final_statement(segment, numbers_only=False)
     return read_math(f"{statement.text} {unit_words(statement.words)}", math=boxed)
 

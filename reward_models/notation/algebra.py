@@ -7,7 +7,7 @@ item.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from operator import add, mul, neg
@@ -135,6 +135,12 @@ def _same_collections(
         return False
     if reference.kind in ("cup", "cap") or answer.kind in ("cup", "cap"):
         return _same_sets(reference, answer)
+    names = [{_name(item) for item in items} for items in (references, answers)]
+    if max(map(len, names)) > 1 and names[0] != names[1]:
+        # "1, 2" states x = 1, y = 2 in this order; "or" does not join values of several names
+        joints = {str(reference.data), str(answer.data)}
+        is_plain = {""} in names and "set" not in (reference.kind, answer.kind)
+        return is_plain and "or" not in joints and _same_in_order(references, answers)
     references, answers = _distinct(_values(references)), _distinct(_values(answers))
     return len(references) == len(answers) and all(
         any(same(a, b) for b in answers) for a in references
@@ -158,8 +164,17 @@ def _values(items: list[Node]) -> list[Node]:
     return [item.args[-1] if _is_binding(item) else item for item in items]
 
 
+def _name(item: Node) -> str:
+    """Return the name that an item assigns a value to, without its subscript, or ""."""
+    return str(item.args[0].data).partition("_")[0] if _is_binding(item) else ""
+
+
+def _same_in_order(references: Sequence[Node], answers: Sequence[Node]) -> bool:
+    return len(references) == len(answers) and all(map(same, references, answers))
+
+
 def _same_items(reference: Node, answer: Node) -> bool:
-    return len(reference.args) == len(answer.args) and all(map(same, reference.args, answer.args))
+    return _same_in_order(reference.args, answer.args)
 
 
 # Relations

@@ -56,7 +56,7 @@ def read_math(text: str, *, math: bool = True) -> Node:
     tokens = tokens_of(text, math=math)
     tokens = [t for t in tokens if t.kind not in ("delimiter", "line")]
     while tokens and (
-        (tokens[-1].kind == "punctuation" and tokens[-1].text in ".?") or tokens[-1].is_op(",")
+        (tokens[-1].kind == "punctuation" and tokens[-1].text == ".") or tokens[-1].is_op(",")
     ):
         tokens.pop()
     if not tokens:
@@ -81,7 +81,10 @@ def _in_words(tokens: list[Token]) -> tuple[str, ...] | None:
     kinds = {token.kind for token in tokens}
     if not kinds <= {"word", "operator", "punctuation"} or "word" not in kinds:
         return None
-    if any(token.kind == "operator" and token.text not in "(),;-{}" for token in tokens):
+    if any(
+        token.text == "?" or (token.kind == "operator" and token.text not in "(),;-{}")
+        for token in tokens
+    ):
         return None
     words = [token for token in tokens if token.kind == "word"]
     single = (
@@ -132,6 +135,9 @@ class _MathReader(TokenReader):
     def item(self) -> Node:
         with self.nested():
             node, unit = self.relation(), self._unit()
+            if self.peek().is_command("over", "choose") and not unit:
+                kind = "divide" if self.take().text == "over" else "binomial"
+                node = Node(kind, (node, self.relation()))
         return Node("unit", (node,), unit) if unit else node
 
     def relation(self) -> Node:
@@ -183,7 +189,7 @@ class _MathReader(TokenReader):
         if token.kind == "word":
             return self._is_letters(token)
         if token.kind == "command":
-            return token.text not in ("circ", "end", "and", "or", "to")
+            return token.text not in ("circ", "end", "and", "or", "to", "over", "choose")
         return token.is_op("(", "{") or (token.is_op("|") and not self.bars)
 
     def _is_letters(self, token: Token) -> bool:
@@ -517,7 +523,8 @@ class _MathReader(TokenReader):
         if token.kind != "word" or word.lower() in units.NOT_UNITS:
             return False
         long = len(word) > 1
-        return token.prose or (long and (not token.math or units.known_unit(word) is not None))
+        is_known = units.known_unit(word) is not None
+        return (is_known and token.prose) or (long and (token.prose or not token.math or is_known))
 
 
 def _number(value: int | Fraction) -> Node:

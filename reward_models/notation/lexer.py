@@ -65,6 +65,7 @@ _EUROPEAN = re.compile(
 _PLAIN = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}")
 _FRACTION_PART = re.compile(r"\.\d+")
+_DOLLARS = re.compile(r"(US|CA|AU|NZ|HK|[ACS])\\?\$(?=\s?[\d.])")
 _EXPONENT = re.compile(r"[eE]([-+−]?)0*(\d+)(?!\w)(?!\.\d)")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?|\\(.)", re.DOTALL)
 _NO_LETTERS = "⁰¹²³⁴⁵⁶⁷⁸⁹½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
@@ -178,6 +179,9 @@ class _Lexer:
             return self._superscript(superscript)
         if unicodedata.category(letter) == "No":
             return self._vulgar(start)
+        if (dollars := _DOLLARS.match(self.text, start)) and dollars.end() - 1 not in self.closes:
+            country = dollars[1].removeprefix("US")
+            return self._add("currency", f"{country}$", start, dollars.end())
         if word := _WORD.match(self.text, start):
             return self._add("word", word.group(), start, word.end())
         return self._symbol(start)
@@ -192,6 +196,8 @@ class _Lexer:
             return self._tilde(start)
         if letter in _CHARACTERS or letter in "+-*/^_=<>()[]{}|,;:!%&":
             return self._add("operator", _CHARACTERS.get(letter, letter), start, start + 1)
+        if letter == "¢":
+            return self._add("currency", "cent", start, start + 1)
         kinds = {"currency": "€£¥₹", "punctuation": ".?\"'“”’‘—`#"}
         kind = next((kind for kind, letters in kinds.items() if letter in letters), "unknown")
         return self._add(kind, letter, start, start + 1)

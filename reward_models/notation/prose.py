@@ -35,10 +35,23 @@ _NEGATION = re.compile(
     r"n['’]t\b",
     re.I,
 )
+_UNASSERTED = re.compile(
+    r"\b(?:guess(?:ed|es)|(?:his|her|their|wrong|earlier|first) guess|believed|thought|claimed|"
+    r"said|says|wrote|assumed|mistake|(?:could|might|may) (?:also )?be(?=\W*$))\b|"
+    r"\b(?:people|students?|some|many|they) (?:might |may |would |often )?(?:guess|say|think)\b|"
+    r"\b(?:suppose|assume|assuming|imagine|let(?= [a-z]\b(?!['’])|\s*$)|if(?!.*\bthen\b))[^,]*$",
+    re.I,
+)
+"""Words that report a number or assume it, without stating it as the answer."""
+_LABEL = re.compile(
+    r"\b(?:(?:no|nos|fig|eq|eqn)\.|step|figure|equation|problem|question|exercise|example)\s*\(?$",
+    re.I,
+)
 _ALTERNATIVE = re.compile(r"\b(?:or|either|versus|vs)\b", re.I)
 _LEADS_AWAY = re.compile(
     r"(?:\b(?:than|least|most|under|over|above|below|exceeds?|between|by|times|plus|mod|modulo|"
-    r"through|until|till|up to|almost|nearly|maybe|perhaps|possibly|probably|minus|negative|out of|"
+    r"through|until|till|up to|almost|nearly|maybe|perhaps|possibly|probably|likely|"
+    r"minus|negative|out of|"
     r"(?:log|logarithm|roots?|half|thirds?|quarters?|twice|double|thrice|triple|squares?|cubes?|"
     r"percent|factorial|instead)(?: of)?(?: the)?)|"
     rf"\b(?:{_MONTHS})|[/^*:!—_]|[<>≤≥≠])\W*$",
@@ -65,11 +78,12 @@ _CUE = re.compile(
 _DOUBT_AFTER = re.compile(
     r"\b(?:not|or|never|no|wrong|incorrect|false|instead|rather|actually|wait|maybe|perhaps|either|"
     r"squared|cubed|factorial|mod|modulo|hmm|fails?|failed|cannot|nope|excluded|ruled out|"
-    r"rejected|untrue|impossible|unlikely|doubtful)\b|n['’]t\b|\?",
+    r"rejected|untrue|impossible|unlikely|doubtful|probably|possibly|mistake|(?<!\bi )guess(?:ed)?|"
+    r"too \w+)\b|n['’]t\b|\?",
     re.I,
 )
 _BEFORE_BOX = re.compile(
-    r"(?:[\d^+/±≤≥≠]|\w\s+[<>]\s?|(?:^|[\s$(=\w}])[-−]|[\d$)}]\s+[-−]\s?|"
+    r"(?:[\d^+/±≤≥≠]|\w\s+[<>]\s?|(?:^|[\s$(])\d*[a-z]>|(?:^|[\s$(=\w}])[-−]|[\d$)}=]\s*[-−]\s?|"
     r"\\(?:cdot|times|div|pm|mp|neq?|[gl]eq?|[gl]t|log|ln)\s*|"
     r"(?:\\(?:sqrt|[dt]?frac|overline)(?:\[\w\])?|[\^_/])\{)\$?$"
 )
@@ -80,11 +94,14 @@ _AFTER_BOX = re.compile(
 _SCALE_OF_BOX = re.compile(
     rf"[ $]*(?:\\(?=%))?(?P<scale>%|(?:{'|'.join(units.SCALES)}|percent)\b)", re.I
 )
+_GLUED_TO_BOX = re.compile(r"[^\W\d_]+|(?:\\[ ,;:!])*\\(?:text|mathrm|mbox)\{[^{}\n]*\}")
 _RESTATED = re.compile(
     r"\banswer\s+(?:is|should be|must be)[\s:$*\\(]*(-?\d[\d,]*(?:\.\d+)?)(?![\d%/\\^])", re.I
 )
 _DENIED = re.compile(
-    r"[\s$)\]\\.,*]*(?:is|was|seems?|looks?)?\s*(?:not|n['’]t|wrong|incorrect|false)\b", re.I
+    r"[\s$)\]\\.,*]*(?:is|was|seems?|looks?)?\s*(?:not|n['’]t|wrong|incorrect|false)\b|"
+    r"[\s$)\]\\*]*\?",
+    re.I,
 )
 _CHANGES_AFTER = re.compile(
     r"\s*(?:[ap]\.?\s?m\b|o['’]clock|:\s*\d)|"
@@ -92,7 +109,8 @@ _CHANGES_AFTER = re.compile(
     r"[\s-]*(?:and\s+(?:a|one|two|three)\s+)?(?:half|halves|thirds?|quarters?|fourths?|fifths?|"
     r"sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?|millionths?)\b|"
     r"\s+(?:minus|plus|multiplied|divided|tens|hundreds|thousands|millions|billions|trillions|"
-    r"dozens|doubled|tripled|halved|(?:degrees? )?below (?:zero|freezing)|basis|lakh|crore|with|"
+    r"dozens|doubled|tripled|halved|(?:degrees? )?below (?:zero|freezing)|basis|"
+    r"lakhs?|crores?|bn|mn|mln|mil|grand|gross|thou|kilo|with|"
     r"less (?:one|two|three)|(?:in )?(?:binary|octal|hex(?:adecimal)?)|needs|has|should|must|"
     r"would|could|might|may|will|"
     r"(?:is|was)\s+(?!(?:the|my|our|your|his|her|its|their|what|how|left|spent|right|correct)\b)\w+)\b",
@@ -107,11 +125,12 @@ _MARKS = [
     (re.compile(r"(?<=[^\s*])\*\*(?![\w(*{\\-]|\.\d)"), " "),
     (re.compile(r"(?<![\w)\]}*])\*(?=[^\s*])(?=[^*\n]*[^\s*]\*(?![\w(]))"), " "),
     (re.compile(r"(?<=[^\s*(])\*(?=[\s.,;:!?]|$)"), " "),
-    (re.compile(r"(?<![\w)\]}\\$_])__?(?=[^\s_{}^])"), " "),
+    (re.compile(r"(?<![\w)\]}\\$_])(?<!\w\.)__?(?=[^\s_{}^])"), " "),
     (re.compile(r"(?<=[^\s_])__?(?![\w{\\])"), " "),
 ]
 _OPERATORS = ("=", "+", "-", "*", "/", "^", "<", ">", "<=", ">=", "!=")
 _LATEX_SPACE = re.compile(r"\\[,;:! ]")
+_QUOTES = "'\"“”‘’′″"
 _NEAR = 80
 """Number of characters before a run in which words can change its meaning."""
 _MAX_RUN = 2000
@@ -128,6 +147,8 @@ class Statement:
     """The run of symbols."""
     words: str
     """The rest of the sentence, which may contain a unit."""
+    is_whole: bool
+    """Whether no number precedes the run in its sentence, so that an equation is complete."""
 
 
 def reply_segment(reply: str) -> tuple[str, bool]:
@@ -141,6 +162,8 @@ def reply_segment(reply: str) -> tuple[str, bool]:
         _check_box(before, segment, after)
         if scaled := _SCALE_OF_BOX.match(after):
             segment = rf"{segment} \text{{{scaled['scale']}}}"
+        elif glued := _GLUED_TO_BOX.match(after):
+            segment += glued[0]
     if len(segment) > _MAX_PROSE:  # the end decides, and a line break is a safe place to cut
         segment = segment[-_MAX_PROSE:].partition("\n")[2]
     return plain(segment), bool(before or after) or is_box(reply)
@@ -165,8 +188,12 @@ def final_statement(segment: str, *, numbers_only: bool) -> Statement:
     if tokens[last].prose and run.count("{") > run.count("}"):  # what closes \\text is no token
         end += len(segment) - end - len(segment[end:].lstrip("} "))
     _check_before(segment, tokens, first, run)
+    is_quoted = any(mark in segment[:start] for mark in _QUOTES)
+    if segment[end : end + 1] in tuple(_QUOTES) and not is_quoted:
+        raise NotUnderstood("a prime, or a quotation mark that is not opened")
     _check_after(segment[end:])
-    return Statement(segment[start:end], _sentence(segment[end:]))
+    is_whole = re.search(r"\d", _sentence_before(segment[:start])) is None
+    return Statement(segment[start:end], _sentence(segment[end:]), is_whole)
 
 
 def plain(text: str) -> str:
@@ -337,12 +364,30 @@ def _sentence_before(text: str) -> str:
     return re.split(r"[.?!]\s+|\n", text)[-1]
 
 
+def check_asserted(before: str, *, is_calculation: bool = False) -> None:
+    """Check that the words before an answer state it.
+
+    Args:
+        before: The text before the answer; its last clause decides.
+        is_calculation: Whether the answer is the result of a calculation, which states it.
+
+    Raises:
+        NotUnderstood: The clause negates the answer, reports it or assumes it.
+    """
+    clause = _CLAUSE.split(_sentence_before(before))[-1]
+    if _NEGATION.search(clause):
+        raise NotUnderstood("a negation before the answer")
+    if not is_calculation and _UNASSERTED.search(clause):
+        raise NotUnderstood("an answer that is reported or assumed")
+
+
 def _check_before(text: str, tokens: list[Token], first: int, run: str) -> None:
     before = _LATEX_SPACE.sub("  ", text[: tokens[first].start])
     sentence = _sentence_before(before)
     clause = _CLAUSE.split(sentence)[-1]
-    if _NEGATION.search(clause):
-        raise NotUnderstood("a negation before the answer")
+    check_asserted(sentence, is_calculation=re.search(r"\d.*=", run) is not None)
+    if _LABEL.search(before[-_NEAR:]):
+        raise NotUnderstood("a label")
     near = clause[-_NEAR:]
     is_object = "=" not in run and _OBJECT.search(near) and not _MEASURE_OF.search(near)
     if is_object or _LEADS_AWAY.search(near):
@@ -383,6 +428,8 @@ def _check_neighbor(between: str, previous: Token, token: Token) -> None:
 
 
 def _check_after(rest: str) -> None:
+    if re.match(r"\.[a-z_\d]", rest):
+        raise NotUnderstood("a symbol that is part of a name")
     if _DOUBT_AFTER.search(rest):
         raise NotUnderstood("words after the answer that cast doubt on it")
     if _CHANGES_AFTER.match(rest):

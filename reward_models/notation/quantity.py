@@ -12,15 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from operator import add, mul, neg, truediv
 
 from rlhf.reward_models.notation import units
+from rlhf.reward_models.notation.grammar import Node, read_math
 from rlhf.reward_models.notation.lexer import MAX_EXPONENT, NotUnderstood, Token, tokens_of
 from rlhf.reward_models.notation.marks import answer_segment
 from rlhf.reward_models.notation.prose import final_statement, reply_segment
 from rlhf.reward_models.notation.reader import TokenReader, mixed_number
 
-_CLOSING_MARKS = ("\n", ".", '"', "'", "”", "’")
+_CLOSING_QUOTES = ('"', "'", "”", "’")
 _MAX_BITS = 20_000
+_CALCULATIONS = {"negative": neg, "add": add, "multiply": mul, "divide": truediv}
 _RELATIONS = ("<", ">", "<=", ">=", "!=", "in", "=>", "->", "equiv", "cup", "cap", "+-", "-+")
 _SIGNS = {"-": -1, "minus": -1, "negative": -1, "+": 1, "plus": 1, "positive": 1}
 
@@ -40,12 +43,13 @@ class Quantity:
         return near and units.agree(self.unit, other.unit)
 
 
-def read_quantity(text: str, *, is_reference: bool = False) -> Quantity:
+def read_quantity(text: str, *, is_reference: bool = False, is_whole: bool = True) -> Quantity:
     """Parse a text that consists of one number.
 
     Args:
         text: A number without surrounding sentences.
         is_reference: Whether to reject a decimal comma, which may also separate two numbers.
+        is_whole: Whether equations in the text are complete, and must be true.
 
     Raises:
         NotUnderstood: A part of the text cannot be parsed.
@@ -61,10 +65,14 @@ def read_quantity(text: str, *, is_reference: bool = False) -> Quantity:
             raise NotUnderstood(token.text if is_number else "a symbol that is not known")
     if not any(token.kind == "number" for token in tokens):
         raise NotUnderstood("no number")
-    reader = _QuantityReader(_after_equals(tokens), decimal_comma=not is_reference)
+    last = _after_equals(tokens)
+    reader = _QuantityReader(last, decimal_comma=not is_reference)
     quantity = reader.value()
     if reader.peek().kind != "end":
         raise NotUnderstood("more than one number, or words around it")
+    if is_whole:
+        equations = tokens[: len(tokens) - len(last)]
+        _check_calculations(text, equations, quantity, text[last[0].start :])
     return quantity
 
 
@@ -89,7 +97,8 @@ def read_final_quantity(reply: str) -> Quantity:
         return read_quantity(segment)
     except NotUnderstood:
         statement = final_statement(segment, numbers_only=True)
-    return read_quantity(f"{statement.text} {unit_words(statement.words)}")
+    text = f"{statement.text} {unit_words(statement.words)}"
+    return read_quantity(text, is_whole=statement.is_whole)
 
 
 def unit_words(words: str) -> str:
@@ -114,12 +123,12 @@ def unit_words(words: str) -> str:
 def _without_ends(tokens: list[Token]) -> list[Token]:
     """Return the tokens without surrounding line breaks, quotation marks and the full stop."""
     start, end = 0, len(tokens)
-    while end > start and (
-        tokens[end - 1].kind == "line" or tokens[end - 1].text in _CLOSING_MARKS
-    ):
-        end -= 1
     while start < end and (tokens[start].kind == "line" or tokens[start].text in "\"'“‘"):
         start += 1
+    is_quoted = any(token.kind == "punctuation" for token in tokens[:start])
+    ends = ("\n", ".", *(_CLOSING_QUOTES if is_quoted else ()))
+    while end > start and tokens[end - 1].text in ends:
+        end -= 1
     return tokens[start:end]
 
 
@@ -134,6 +143,53 @@ def _after_equals(tokens: Sequence[Token]) -> list[Token]:
         if is_joint or token.is_op(",", ";") or token.kind == "punctuation":
             raise NotUnderstood("more than one statement")
     return list(tokens[positions[-1] + 1 :])
+
+
+def _check_calculations(
+    text: str, tokens: Sequence[Token], quantity: Quantity, written: str
+) -> None:
+    """Check the calculations before the last "="; the value after it may be rounded.
+
+    Args:
+        text: The whole text.
+        tokens: The tokens up to the last "=".
+        quantity: The value after it.
+        written: Its text; the number of its decimals decides how far it may be rounded.
+
+    Raises:
+        NotUnderstood: ``43 = 42``.
+    """
+    decimals = re.search(r"\.(\d+)", written)
+    step = Fraction(1, 10 ** (len(decimals[1]) if decimals else 0) * (100 if "%" in written else 1))
+    start = 0
+    for i, token in enumerate(tokens):
+        if not token.is_op("=", "~"):
+            continue
+        if i > start and token.is_op("=") and not any(w in written.lower() for w in units.SCALES):
+            value = _calculated(text[tokens[start].start : token.start])
+            is_rounded = value is not None and (value / step).denominator > 1
+            if value is not None and abs(value - quantity.value) >= (step if is_rounded else 1e-30):
+                raise NotUnderstood("an equation that is not true")
+        start = i + 1
+
+
+def _calculated(text: str) -> Fraction | None:
+    """Return the value of a calculation with numbers; None for any other text."""
+    try:
+        return _evaluated(read_math(text, math=False))
+    except (NotUnderstood, ZeroDivisionError):
+        return None
+
+
+def _evaluated(node: Node) -> Fraction | None:
+    if node.kind == "number":
+        assert isinstance(node.data, Fraction)
+        return node.data
+    values = [_evaluated(child) for child in node.args]
+    is_money = node.kind == "unit" and node.data in ("$", "€", "£")
+    if any(value is None for value in values) or not (is_money or node.kind in _CALCULATIONS):
+        return None
+    return values[0] if is_money else _CALCULATIONS[node.kind](*values)
 
 
 class _QuantityReader(TokenReader):
@@ -168,12 +224,17 @@ class _QuantityReader(TokenReader):
         return self._frac() if self.peek().is_command("frac") else self._written()
 
     def _inside(self, closing: str) -> Fraction:
-        """Parse a number without a unit, up to a closing bracket."""
-        quantity = self.value()
+        """Parse a number without a unit, or ``1 \\over 2``, up to a closing bracket."""
+        quantity, bottom = self.value(), Quantity(Fraction(1))
+        if closing == "}" and self.peek().is_command("over"):
+            self.take()
+            bottom = self.value()
         self.expect(closing)
-        if quantity.unit:
+        if quantity.unit or bottom.unit:
             raise NotUnderstood("a unit inside brackets")
-        return quantity.value
+        if not bottom.value:
+            raise NotUnderstood("division by zero")
+        return quantity.value / bottom.value
 
     def _frac(self) -> Fraction:
         self.take()
@@ -295,6 +356,8 @@ class _QuantityReader(TokenReader):
         """Parse one word, slash or power of a unit that begins with ``words``."""
         token = self.peek()
         if token.kind == "word" and token.text.lower() not in units.NOT_UNITS:
+            if token.text == "K" and not token.spaced and not words:
+                return None  # kelvin or thousand
             if units.known_unit(token.text) is None:
                 is_ordinal = not token.spaced and not words
                 if len(token.text) == 1 or is_ordinal:

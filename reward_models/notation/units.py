@@ -67,7 +67,11 @@ NOT_UNITS = word_set(
     "ten eleven twelve tens hundreds thousands millions billions trillions dozens fails fail "
     "failed cannot can't doesn't don't didn't won't wouldn't isn't wasn't does do did will would "
     "could should excluded ruled rejected nope untrue impossible unlike doubtful unlikely "
-    "doubled tripled halved below binary octal hex hexadecimal basis lakh crore "
+    "doubled tripled halved below binary octal hex hexadecimal basis lakh crore lakhs crores bn mn "
+    "mln mil grand gross thou kilo mega giga millionth millionths billionth billionths eleven "
+    "twelve twenty thirty forty fifty sixty seventy eighty ninety zero likely seem seems look "
+    "looks sound sounds appear appears feel feels too must has have had guess guessed let suppose "
+    "assume assuming imagine "
 )
 """Words that are never units, because they change the number or begin another clause."""
 
