@@ -51,7 +51,8 @@ class LoraSpec:
     """Names of the modules with adapters, e.g. [q_proj, v_proj]; empty: every linear layer except
     the output head."""
     modules_to_save: list[str] = field(default_factory=list)
-    """Names of modules that are trained in full and saved with the adapters, e.g. [lm_head]."""
+    """Names of modules that are trained in full and saved with the adapters, e.g. [lm_head]. PEFT
+    matches the end of a name: norm also matches input_layernorm."""
     use_dora: bool = False
     """Train the magnitude of each weight separately from its direction (DoRA, Liu et al. 2024,
     arXiv:2402.09353)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterable
@@ -18,8 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer, GenerationConfig
 
@@ -28,8 +35,9 @@ from rlhf.common.names import nearest
 from rlhf.config.model import LoraSpec
 from rlhf.errors import UserError, first_line
 from rlhf.models.architecture import is_adapter_weight, unwrap_peft
-from rlhf.models.checks import read_causal
-from rlhf.models.hub import refuse_quantized, sources_of
+from rlhf.models.checks import read_causal, relative_gap
+from rlhf.models.comparison import evaluating, failing_as, tolerance_of
+from rlhf.models.hub import check_files, sources_of
 from rlhf.reward_models.generic_heads import classifier_class
 
 CONFIG_FILE = "adapter_config.json"
@@ -94,27 +102,35 @@ def add_lora(
         torch.manual_seed(seed)
         try:
             adapted: Any = get_peft_model(model, config)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise UserError(f"model.lora: {first_line(error)}") from error
+    for name, _ in adapted.named_parameters():
+        if ".modules_to_save." in name and ".lora_" in name:
+            raise UserError(
+                f"model.lora.modules_to_save: {name.split('.modules_to_save.')[0].split('.')[-1]} "
+                "contains weights that get adapters; set target_modules so that it contains none"
+            )
+    ids = torch.tensor([[1, 2]], device=model.device)
+    problem = f"model.lora: {type(model).__name__} cannot be run with these adapters"
+    with torch.no_grad(), evaluating(adapted), failing_as(problem):
+        adapted(input_ids=ids)
     adapted.hub_model = hub
     return adapted
 
 
 def _check_names(model: nn.Module, spec: LoraSpec) -> None:
     """Check that all named modules exist, and do not share their weights with others."""
-    modules: dict[str, list[nn.Module]] = {}
-    for path, module in model.named_modules():
-        modules.setdefault(path.rpartition(".")[2], []).append(module)
+    modules = dict(model.named_modules())
+    names = {path.rpartition(".")[2] for path in modules}
     table = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
     head = getattr(model.get_output_embeddings(), "weight", None)  # type: ignore[operator]
     for key in ("target_modules", "modules_to_save"):
         for name in getattr(spec, key):
-            last = name.rpartition(".")[2]
-            if last not in modules:
-                raise UserError(
-                    f"model.lora.{key}: the model has no module {name!r}{nearest(last, modules)}"
-                )
-            if any(getattr(m, "weight", None) is table for m in modules[last]) and table is head:
+            matches = [m for path, m in modules.items() if f".{path}".endswith(f".{name}")]
+            if not matches:
+                hint = nearest(name.rpartition(".")[2], names)
+                raise UserError(f"model.lora.{key}: the model has no module {name!r}{hint}")
+            if any(getattr(m, "weight", None) is table for m in matches) and table is head:
                 raise UserError(
                     f"model.lora.{key}: {name} shares its weights with another module of this "
                     "model (tie_word_embeddings), so it cannot be trained separately"
@@ -193,7 +209,7 @@ def name_base_of_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> N
 def base_weights(model: Any) -> dict[str, torch.Tensor]:
     """Return the state dict of a model without adapters, with the names of the plain model."""
     return {
-        name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
+        re.sub(r"(\.base_layer|\.original_module)+\.", ".", name): tensor
         for name, tensor in unwrap_peft(model).state_dict().items()
         if not is_adapter_weight(name)
     }
@@ -222,6 +238,7 @@ def merged_model(folder: str) -> Any:
     Raises:
         UserError: the base model is not available, or its weights have changed.
     """
+    check_files(folder)
     config = json.loads((Path(folder) / CONFIG_FILE).read_text())
     task = config.get("task_type") or "CAUSAL_LM"
     if task == "CAUSAL_LM":
@@ -238,10 +255,34 @@ def merged_model(folder: str) -> Any:
     base = _load_base(Path(folder), config, read)
     _grow_to_tokenizer(base, folder)
     adapted: Any = PeftModel.from_pretrained(base, folder)
-    _check_complete(adapted, folder)
-    merged = adapted.merge_and_unload()
+    read_adapter(adapted, folder)
+    merged = _merge(adapted, folder)
     if (Path(folder) / "generation_config.json").exists():
         merged.generation_config = GenerationConfig.from_pretrained(folder)
+    return merged
+
+
+def _merge(adapted: Any, folder: str) -> Any:
+    """Merge adapters into their base.
+
+    Raises:
+        UserError: the adapters cannot be merged, or the logits of the merged model differ, as when
+            an adapted weight is shared with another module.
+    """
+    size = unwrap_peft(adapted).config.get_text_config().vocab_size
+    ids = torch.randint(size, (1, 8), generator=torch.Generator().manual_seed(0))
+    with (
+        torch.no_grad(),
+        evaluating(adapted),
+        failing_as(f"{folder} cannot be merged into its base"),
+    ):
+        expected = adapted(input_ids=ids).logits
+        merged = adapted.merge_and_unload()
+        gap = relative_gap(merged(input_ids=ids).logits, expected)
+    if not gap <= tolerance_of(merged):
+        raise UserError(
+            f"{folder} cannot be merged into its base: the logits change by {gap:.1e} of their size"
+        )
     return merged
 
 
@@ -256,7 +297,7 @@ def _load_base(folder: Path, config: dict[str, Any], read: Callable[[str], Any])
     if (folder / FINGERPRINT_FILE).exists():
         expected = json.loads((folder / FINGERPRINT_FILE).read_text())["sampled_crc32"]
     for source in _base_sources(folder, name, config.get("revision")):
-        refuse_quantized(source)
+        check_files(source)
         base = merged_model(source) if is_adapter(source) else read(source)
         if expected is None or fingerprint_of(base.state_dict()) == expected:
             return base
@@ -286,19 +327,25 @@ def _base_sources(folder: Path, name: str, revision: str | None) -> list[str]:
         raise UserError(f"{folder} is an adapter on {name!r}, which is missing: {error}") from error
 
 
-def _check_complete(adapted: Any, folder: str) -> None:
-    """Check that the adapter has exactly the tensors of its configuration for this base.
+@torch.no_grad()
+def read_adapter(adapted: Any, folder: str | Path) -> None:
+    """Read the weights of an adapter, which must be exactly those of its configuration.
 
     PEFT does not report missing adapters: it leaves them at their initial values, without effect.
+    In some families (Laguna) its own loader renames weights and thereby loses them.
+
+    Raises:
+        UserError: weights are missing or not used.
     """
-    with safe_open(Path(folder) / WEIGHTS_FILE, "pt") as weights:
-        stored = set(weights.keys())
-    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    missing = expected - stored
-    unused = {name for name in stored - expected if "lora_" in name}
+    stored = load_file(Path(folder) / WEIGHTS_FILE)
+    weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    missing = weights.keys() - stored.keys()
+    unused = {name for name in stored.keys() - weights.keys() if "lora_" in name}
     if missing or unused:
         problem = f"lacks {min(missing)}" if missing else f"has unused weights {min(unused)}"
         raise UserError(f"{folder} does not fit its base model: the adapter {problem}")
+    for name, weight in weights.items():
+        weight.copy_(stored[name])
 
 
 def _grow_to_tokenizer(base: Any, folder: str) -> None:

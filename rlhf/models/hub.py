@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from rlhf.common.files import sha256_of
 from rlhf.common.names import nearest
 from rlhf.errors import UserError, first_line
@@ -53,8 +55,9 @@ SHORT_NAMES = {
     ),
 }
 
-# Values of `quant_method` for 4- and 8-bit formats that transformers does not dequantize on load.
-QUANTIZED = ("bitsandbytes", "torchao", "gptq", "awq", "hqq", "quanto", "eetq")
+# Values of `quant_method` for formats that transformers converts to floating point on load,
+# or whose weights are stored in floating point.
+CONVERTED = ("fp8", "mxfp4", "bitnet")
 
 # Suffixes of the files of a saved model that are not weights.
 MODEL_FILES = (".json", ".txt", ".jinja", ".model")
@@ -101,22 +104,36 @@ def resolve(path: str, *, revision: str | None = None) -> str:
     return _download(path, revision)
 
 
-def refuse_quantized(folder: str) -> None:
-    """Check that the weights of a model folder are not quantized to 4 or 8 bits.
+def check_files(folder: str) -> None:
+    """Check that the weights of a model or adapter folder are readable and not quantized.
 
-    Adapters cannot be merged into such weights without changing the model's outputs.
+    Adapters cannot be merged into quantized weights without changing the model's outputs.
 
     Raises:
-        UserError: the weights are quantized; the message names the format.
+        UserError: config.json is not a JSON object, a weight file is damaged, or the weights are
+            quantized; the message names the file or the format.
     """
     path = Path(folder) / "config.json"
-    settings = json.loads(path.read_text()).get("quantization_config") if path.exists() else None
-    method = (settings or {}).get("quant_method")
-    if method in QUANTIZED:
+    try:
+        config = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise UserError(f"{path} is not a JSON object: not a saved model")
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method and method not in CONVERTED:
         raise UserError(
             f"{folder} is quantized ({method}), which is not supported: give the model in float32, "
             "bfloat16 or float16"
         )
+    for weights in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            safe_open(weights, "pt").__exit__(None, None, None)
+        except SafetensorError as error:
+            raise UserError(
+                f"{weights} is damaged or incomplete, such as a Git LFS pointer ({error}): copy or "
+                "download it again"
+            ) from error
 
 
 def hub_id_of(path: str) -> str | None:

@@ -20,7 +20,7 @@ from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, merged_model
 from rlhf.models.checks import check_model, read_causal
 from rlhf.models.fast.packing import keep_attention
-from rlhf.models.hub import commit_of, hub_id_of, refuse_quantized, resolve
+from rlhf.models.hub import check_files, commit_of, hub_id_of, resolve
 from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.scratch import make_model, make_tokenizer
 from rlhf.models.trainable import make_trainable
@@ -56,6 +56,7 @@ def load_model(
         dtype = choose_dtype(spec.dtype, model.num_parameters(), device)
     else:
         folder = resolve(str(spec.path), revision=spec.revision)
+        check_files(folder)
         name = None if is_adapter(folder) else hub_id_of(str(spec.path))
         hub = HubModel(name, commit_of(folder)) if name else None
         tokenizer = load_tokenizer(folder)
@@ -138,7 +139,7 @@ def load_weights(folder: str, *, dtype: torch.dtype = torch.float32) -> PreTrain
     Raises:
         UserError: the folder contains no causal language model.
     """
-    refuse_quantized(folder)
+    check_files(folder)
     try:
         return merged_model(folder) if is_adapter(folder) else read_causal(folder, dtype=dtype)
     except UserError:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from rlhf.errors import UserError
-from rlhf.models.adapters import WEIGHTS_FILE, is_adapter, save_adapter
+from rlhf.models.adapters import is_adapter, read_adapter, save_adapter
 from rlhf.models.architecture import unwrap_peft
 
 
@@ -40,9 +39,7 @@ def restore_model(model: Any, folder: Path) -> None:
             "start anew with --overwrite"
         )
     if unwrap_peft(model) is not model:
-        result = set_peft_model_state_dict(model, load_file(folder / WEIGHTS_FILE))
-        if result.unexpected_keys:
-            raise UserError(f"{folder} is a checkpoint of a model with different adapters")
+        read_adapter(model, folder)
         return
     stored: dict[str, torch.Tensor] = {}
     for path in folder.glob("model*.safetensors"):

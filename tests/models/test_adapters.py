@@ -11,9 +11,16 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from peft import AutoPeftModelForCausalLM, LoraConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralForCausalLM,
+    Qwen3MoeForCausalLM,
+)
 
 from rlhf.config.load import build
 from rlhf.config.model import LoraSpec, ModelSpec
@@ -26,6 +33,7 @@ from rlhf.models.saving import restore_model, save_model
 from rlhf.models.trainable import WeightChange, make_trainable
 from rlhf.training.reward_models.new_head import with_new_head
 from tests.helpers.models import tiny_model, tiny_qwen2
+from tests.models.families import model_of
 
 IDS = torch.tensor([[5, 17, 80, 9, 120]])
 LORA = LoraSpec(rank=2)
@@ -280,3 +288,171 @@ def test_quantized_weights_are_refused(tmp_path: Path, method: str) -> None:
         with pytest.raises(UserError, match=rf"is quantized \({method}\), which is not") as error:
             load()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["compressed-tensors", "aqlm", "auto-round", "quark"])
+def test_formats_whose_package_is_missing_are_refused_too(tmp_path: Path, method: str) -> None:
+    test_quantized_weights_are_refused(tmp_path, method)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"version https://git-lfs.github.com/spec/v1\n", "half"], ids=str
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter_model.safetensors"])
+def test_damaged_weights_are_one_line(tmp_path: Path, content: Any, name: str) -> None:
+    model, tokenizer = adapted(str(saved(tmp_path / "base")))
+    save_model(model, tokenizer, tmp_path / "adapter")
+    folder = tmp_path / ("base" if name.startswith("model") else "adapter")
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    for load in (
+        lambda: load_model(ModelSpec(path=str(folder)), seed=0),
+        lambda: with_new_head(str(folder), ["reward"], steps=False),
+    ):
+        with pytest.raises(UserError, match=f"{name} is damaged or incomplete") as error:
+            load()
+        assert "\n" not in str(error.value)
+
+
+def test_config_that_is_a_list_is_one_line(tmp_path: Path) -> None:
+    (saved(tmp_path) / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json is not a JSON object"):
+        load_model(ModelSpec(path=str(tmp_path)), seed=0)
+
+
+def saved(folder: Path, *, tied: bool = False) -> Path:
+    """Save a Llama, and return its folder."""
+    model, tokenizer = tiny_model()
+    config = LlamaConfig.from_dict(model.config.to_dict() | {"tie_word_embeddings": tied})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", [MixtralForCausalLM, Qwen3MoeForCausalLM])
+def test_adapters_on_experts_are_saved_with_their_base(tmp_path: Path, kind: Any) -> None:
+    """PEFT wraps a module with two adapted tensors twice; the base has the plain names."""
+    _, tokenizer = tiny_model()
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "initializer_range": 0.5,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    number = "num_local_experts" if kind is MixtralForCausalLM else "num_experts"
+    moe = {number: 4, "num_experts_per_tok": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config: Any = kind.config_class
+        kind(config(**settings, **moe)).save_pretrained(tmp_path / "start")
+    tokenizer.save_pretrained(tmp_path / "start")
+    model, tokenizer = adapted(str(tmp_path / "start"))
+    assert any("experts" in n for n, p in model.named_parameters() if p.requires_grad)
+    save_model(model, tokenizer, tmp_path / "final")
+    start, base = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
+        for name in ("start", "final/base")
+    )
+    assert start.keys() == base.keys()
+    assert all(torch.equal(start[key], base[key]) for key in start)
+    plain = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "final").eval()
+    ours = merged_model(str(tmp_path / "final"))
+    with torch.no_grad():
+        expected, found, origin = (
+            m(input_ids=IDS).logits
+            for m in (plain, ours, AutoModelForCausalLM.from_pretrained(tmp_path / "start"))
+        )
+    size = expected.abs().max()
+    assert (expected - origin).abs().max() > 0.01 * size
+    assert (found - expected).abs().max() <= 1e-5 * size
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"target_modules": ["q_proj", "layers.9.self_attn.v_proj"]},
+        {"modules_to_save": ["layers.9.mlp"]},
+        {"modules_to_save": ["layers.0.norm"]},
+    ],
+)
+def test_a_path_that_no_module_has_is_refused(tmp_path: Path, keys: dict[str, Any]) -> None:
+    spec = ModelSpec(path=str(saved(tmp_path)), lora=LoraSpec(rank=2, **keys))
+    with pytest.raises(UserError, match="the model has no module 'layers"):
+        load_model(spec, seed=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["q_proj"], "layer_replication": [[0, 2], [1, 2]]},
+    ],
+)
+def test_an_adapter_whose_merge_would_change_the_logits_is_refused(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """A merge into a shared weight acts at every place that uses it."""
+    base = AutoModelForCausalLM.from_pretrained(saved(tmp_path / "base", tied=True))
+    with torch.no_grad():
+        for weight in base.parameters():
+            if weight.dim() == 2:
+                weight.mul_(10)
+    base.save_pretrained(tmp_path / "base")
+    model = get_peft_model(base, LoraConfig(r=2, task_type="CAUSAL_LM", **settings))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.3, generator=generator)
+    model.save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(UserError, match="cannot be merged into its base: the logits change"):
+        merged_model(str(tmp_path / "adapter"))
+
+
+def test_an_adapter_without_a_merge_is_one_line(tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(saved(tmp_path / "base"))
+    config = PromptTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
+    get_peft_model(base, config).save_pretrained(str(tmp_path / "adapter"))
+    with pytest.raises(UserError, match="cannot be merged into its base"):
+        merged_model(str(tmp_path / "adapter"))
+
+
+def test_adapters_are_read_under_the_names_of_their_file(tmp_path: Path) -> None:
+    """PEFT renames weights of Laguna's shared experts at load, and leaves the adapters at zero."""
+    model_of("laguna").save_pretrained(tmp_path / "start")
+    tiny_model()[1].save_pretrained(tmp_path / "start")
+    model, tokenizer = adapted(str(tmp_path / "start"))
+    save_model(model, tokenizer, tmp_path / "final")
+    with torch.no_grad():
+        expected = model(input_ids=IDS).logits
+        found = merged_model(str(tmp_path / "final"))(input_ids=IDS).logits
+        again, _ = load_model(ModelSpec(path=str(tmp_path / "start"), lora=LORA), seed=0)
+        restore_model(again, tmp_path / "final")
+        assert torch.equal(again(input_ids=IDS).logits, expected)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("family", ["phimoe", "llama4_text"])
+def test_adapters_that_the_model_cannot_run_are_refused(tmp_path: Path, family: str) -> None:
+    """The router of these families is a linear layer that returns a tuple."""
+    model_of(family).save_pretrained(tmp_path)
+    tiny_model()[1].save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="cannot be run with these adapters"):
+        load_model(ModelSpec(path=str(tmp_path), lora=LORA), seed=0)
+
+
+def test_an_adapter_that_is_not_used_in_training_is_not_merged(tmp_path: Path) -> None:
+    """Jamba's scan reads the weights of a projection itself, so its adapter has no effect."""
+    model_of("jamba").save_pretrained(tmp_path / "start")
+    tiny_model()[1].save_pretrained(tmp_path / "start")
+    model, tokenizer = adapted(str(tmp_path / "start"))
+    save_model(model, tokenizer, tmp_path / "final")
+    with pytest.raises(UserError, match="cannot be merged into its base"):
+        merged_model(str(tmp_path / "final"))

@@ -16,7 +16,7 @@ from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora, is_adapter, merged_model
 from rlhf.models.checks import check_scorer, read_causal
 from rlhf.models.fast.packing import keep_attention
-from rlhf.models.hub import refuse_quantized, resolve
+from rlhf.models.hub import check_files, resolve
 from rlhf.models.loading import cast, give_pad_token, load_tokenizer
 from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.trainable import make_trainable
@@ -39,6 +39,7 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
     if config.model.scratch:
         raise UserError("model.scratch: a reward model starts from a language model; give a path")
     folder = resolve(str(config.model.path), revision=config.model.revision)
+    check_files(folder)
     tokenizer = load_tokenizer(folder)
     set_chat_options(
         tokenizer,
@@ -87,7 +88,7 @@ def with_new_head(folder: str, names: list[str], *, steps: bool) -> Any:
         "id2label": dict(enumerate(names)),
         "label2id": {name: i for i, name in enumerate(names)},
     }
-    refuse_quantized(folder)
+    check_files(folder)
     options = {"dtype": torch.float32, "output_loading_info": True}
     automatic: Any = (
         AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
