@@ -69,7 +69,7 @@ class SuccessfulAdversary:
 
     def __str__(self) -> str:
         """Describe the finding in one line."""
-        source = "optimal_return() is" if self.stated else "intended play earns"
+        source = "optimal_value() is" if self.stated else "intended play earns"
         return f"{self.name} earns {self.mean:.4f} per episode, {source} {self.baseline:.4f}"
 
 
@@ -120,7 +120,7 @@ class _Game:
         words = _thinned(_words([*actions, text]), MAX_WORDS)
         further = [word for word in _words([self.instructions]) if word not in words]
         self.words = [*words, *_thinned(further, MAX_PROMPT_WORDS)]
-        self.optimum = result_of(self.task, "optimal_return")
+        self.optimum = result_of(self.task, "optimal_value")
         self.is_stated = self.optimum is not None
         self.has_expert = result_of(self.task, "expert") is not None
         self.has_values = bool(result_of(self.task, "action_values"))

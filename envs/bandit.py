@@ -74,7 +74,7 @@ class BernoulliBandit(TextEnv):
             for arm, action in enumerate(self._actions)
         }
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         return _value(self._posterior, ((0, 0),) * len(self._actions), self.max_turns)
 
 
@@ -137,7 +137,7 @@ class Bandit(BernoulliBandit):
     def _outcome_text(self, arm: int, paid: int) -> str:
         return f"arm {arm + 1} paid {paid}. {self.turns_left} left."
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         return self.max_turns / 2
 
     def reference_values(self) -> dict[str, float]:

@@ -41,8 +41,8 @@ def _task_row(env_id: str, values: bool) -> dict[str, Any]:
     row = _row(env_id, type(env), horizon=env.max_turns)
     if type(env).__module__ == "rlhf.envs.toy_text":
         row["source"] = "gymnasium"
-    if values and type(env).optimal_return is not TextEnv.optimal_return:
-        row["optimum"], row["random"] = env.optimal_return(), env.random_return()
+    if values and type(env).optimal_value is not TextEnv.optimal_value:
+        row["optimum"], row["random"] = env.optimal_value(), env.random_value()
         row["references"] = env.reference_values()
     return row
 

@@ -193,7 +193,7 @@ def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
     env: Any = make().unwrapped
     rng = np.random.default_rng(0)
     findings, count = [], 20 * episodes
-    policies = {"optimal_return": "expert", "random_return": "sample_action"}
+    policies = {"optimal_value": "expert", "random_value": "sample_action"}
     values = {name: result_of(env, name) for name in policies}
     for name, method in policies.items():
         stated = values[name]
@@ -217,8 +217,8 @@ def _truth(make: Callable[[], Env], episodes: int) -> list[str]:
             findings.append(f"{name}() is {stated:.4f}, {count} episodes gave {mean}")
     # Random play may violate the constraint of a constrained task.
     known = None not in values.values() and not result_of(env, "cost_price")
-    if known and values["random_return"] > values["optimal_return"]:
-        findings.append("random_return() is above optimal_return()")
+    if known and values["random_value"] > values["optimal_value"]:
+        findings.append("random_value() is above optimal_value()")
     return findings
 
 
@@ -230,10 +230,10 @@ def _exact(make: Callable[[], Env], episodes: int) -> list[str]:
     """Compare the stated optimum with the exact one, if the task can be enumerated."""
     env = make()
     task: Any = env.unwrapped
-    if not hasattr(task, "optimal_return") or not _is_bare(env):
+    if not hasattr(task, "optimal_value") or not _is_bare(env):
         return []
     try:
-        stated = float(task.optimal_return())
+        stated = float(task.optimal_value())
         price = task.cost_price() if isinstance(task, TextEnv) else 0.0
         best = exact_value(env, max_steps=EXACT_STEPS * episodes, price=price)
     except (NotEnumerableError, NotImplementedError, ValueError):
@@ -241,7 +241,7 @@ def _exact(make: Callable[[], Env], episodes: int) -> list[str]:
     best += price * float(getattr(task, "cost_limit", 0.0))
     if best <= stated + 1e-6 * max(1.0, abs(stated)):
         return []
-    return [f"the best of all policies earns {best:.4f}, optimal_return() is {stated:.4f}"]
+    return [f"the best of all policies earns {best:.4f}, optimal_value() is {stated:.4f}"]
 
 
 def _is_bare(env: Env) -> bool:

@@ -187,14 +187,14 @@ class TextEnv(gym.Env[str, str]):
         """Return the action of an expert whose quality is below 1."""
         return self.sample_action(rng) if rng.random() >= quality else self.best_action()
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         """Return the expected return of the best policy that acts on the observations alone.
 
         Implementations compute it; they do not return a stored constant.
         """
         raise NotImplementedError(f"{type(self).__name__} does not know its optimal value")
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         """Return the expected return of the uniform policy over `legal_actions()`."""
         raise NotImplementedError(f"{type(self).__name__} does not know its random value")
 
@@ -202,7 +202,7 @@ class TextEnv(gym.Env[str, str]):
         """Return the reward that equals one unit of `info["cost"]` at a constrained optimum.
 
         This is the optimal Lagrange multiplier: for every policy, the expected return minus this
-        price times (expected cost - `cost_limit`) is at most `optimal_return()`. 0.0 in tasks
+        price times (expected cost - `cost_limit`) is at most `optimal_value()`. 0.0 in tasks
         without a cost constraint.
         """
         return 0.0

@@ -47,10 +47,10 @@ class Echo(TextEnv):
     def action_values(self) -> dict[str, float]:
         return {word: float(word == self._word) for word in self.words}
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         return 1.0
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         return 1.0 / len(self.words)
 
     @staticmethod

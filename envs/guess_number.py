@@ -73,10 +73,10 @@ class GuessNumber(TextEnv):
         values, middle = self.action_values(), (self._low + self._high) / 2
         return max(values, key=lambda guess: (values[guess], -abs(int(guess) - middle)))
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         return _wins(self.numbers, self.max_turns) / self.numbers
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         return 1.0 - (1.0 - 1.0 / self.numbers) ** self.max_turns
 
     def reference_values(self) -> dict[str, float]:

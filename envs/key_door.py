@@ -137,12 +137,12 @@ class KeyDoor(TextEnv):
         state, steps = (self._cell, self._has_key), distances(self._layout[1:], self.size)
         return min(MOVES, key=lambda word: steps[move(state, word, self._layout, self.size)])
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         layouts = layouts_of(self.size, self.split)
         lengths = [distances(layout[1:], self.size)[layout[0], False] for layout in layouts]
         return 1.0 - self.step_cost * sum(lengths) / len(lengths)
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         """Compute the exact value by propagating the distribution over states in each layout."""
         reached, steps = _random_walk(self.size, self.max_turns, self.split)
         return reached - self.step_cost * steps

@@ -120,12 +120,12 @@ class KnowledgeGraph(TextEnv):
         nearest = min(graph()[self._entity], key=lambda name: distances()[name][self._goal])
         return f"go {nearest}"
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         """Return the mean value over the pairs; every shortest path is within the turn limit."""
         lengths = [distances()[start][goal] for start, goal in self.pairs]
         return 1.0 - self.step_cost * sum(lengths) / len(lengths)
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         """Compute the exact value by propagating the distribution over entities."""
         return sum(self._walk_return(*pair) for pair in self.pairs) / len(self.pairs)
 

@@ -137,10 +137,10 @@ class KuhnPoker(TwoPlayerEnv):
             for word, history in after.items()
         }
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         return self._mean_over_deals(None)
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         return self._mean_over_deals(UNIFORM)
 
     def reference_values(self) -> dict[str, float]:

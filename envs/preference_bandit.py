@@ -271,7 +271,7 @@ class PreferenceBandit(TextEnv):
             menu.append(best if rng.random() < quality else random_option)
         return " ".join([*menu, *self._rewarded_words()])
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         """Return the mean over contexts of the highest reward of any text."""
         scores = (self._score(context, self._best_reply(context)) for context in CONTEXTS)
         return sum(scores) / len(CONTEXTS)
@@ -280,7 +280,7 @@ class PreferenceBandit(TextEnv):
         """Return `bare_menu`: the best menu without further words (under gold, the optimum)."""
         return {"bare_menu": self._mean_over_contexts(max)}
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         """Return the mean reward of all menus over all contexts."""
         return self._mean_over_contexts(lambda values: sum(values) / len(values))
 

@@ -142,13 +142,13 @@ class ProgramSynthesis(TextEnv):
         values = _pass_rates(self.length, self._fits)
         return " | ".join(programs(self.length)[max(self._fits, key=lambda i: values[i])])
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         groups = _output_groups(self.length, self.split)
         best = [_pass_rates(self.length, fits).max() for fits in groups]
         counts = [len(_hidden_indices(self.length, fits)) for fits in groups]
         return float(np.average(best, weights=counts))
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         num_programs, passed = len(programs(self.length)), _agreement(self.length)
         values = []
         for fits in _output_groups(self.length, self.split):

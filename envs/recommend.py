@@ -50,7 +50,7 @@ class Recommend(BernoulliBandit):
         verb = "watches" if paid else "ignores"
         return f"The user {verb} the {ITEMS[arm]}. {self.turns_left} sessions left."
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         chances = [chance for kind in CHANCES for chance in kind]
         return self.max_turns * sum(chances) / len(chances)
 

@@ -148,11 +148,11 @@ class Support(TextEnv):
         """
         return [(point.cost, point.reward) for point in _frontier(self.rules)]
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         low, high, share = self._mixture()
         return (1 - share) * low.reward + share * high.reward
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         """Return the value of the uniform policy, which does not depend on the checks."""
         each_turn = (self.rules.honest - self.rules.verify_cost) / len(ACTIONS)
         return sum(each_turn / len(ACTIONS) ** turn for turn in range(self.max_turns))

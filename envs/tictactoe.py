@@ -113,10 +113,10 @@ class TicTacToe(TwoPlayerEnv):
             for cell, board in after.items()
         }
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         return self._mean_over_seats("best")
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         return self._mean_over_seats("mean")
 
     def _mean_over_seats(self, policy: str) -> float:

@@ -65,10 +65,10 @@ class TMaze(TextEnv):
         after = {word: _next_position(self._position, word, self.length) for word in ACTIONS}
         return {w: float(self.turns_left - 1 >= self.length - p + 1) for w, p in after.items()}
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         return float(self.max_turns >= self.length + 1)
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         """Compute the exact value by propagating the distribution over positions."""
         probabilities, value = np.eye(self.length + 1)[0], 0.0
         for _ in range(self.max_turns):
@@ -83,7 +83,7 @@ class TMaze(TextEnv):
 
         Its turn at the junction does not depend on the sign, so it is right half of the time.
         """
-        return {"memoryless": self.optimal_return() / 2}
+        return {"memoryless": self.optimal_value() / 2}
 
 
 def _next_position(position: int, word: str, length: int) -> int:

@@ -120,10 +120,10 @@ class ToolLookup(TextEnv):
             values[f"answer {room}"] = self._chance(room, known)
         return values
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         return _value(self.rules, self.max_turns, 0, ())
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         rooms = self.rules.rooms
         answer = rooms / (len(self.people) + rooms)
         each_turn = answer / rooms - (1 - answer) * self.rules.cost

@@ -101,10 +101,10 @@ class DiscreteToText(TextEnv):
         after = discount * self._horizon_values(discount)[max(self.turns_left - 1, 0)]
         return self._words[int(np.argmax(self._action_totals(self._state, after)))]
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         return float(self._starts @ self._horizon_values()[-1])
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         values = np.zeros(len(self._starts))
         for _ in range(self.max_turns):
             states = range(len(values))

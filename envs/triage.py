@@ -77,10 +77,10 @@ class Triage(TextEnv):
         values = {word: _test_value(seen, test, left, cost) for test, word in enumerate(TESTS)}
         return {**values, "urgent": urgent, "routine": 1 - urgent}
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         return _value((0,) * len(TESTS), self.max_turns, self.test_cost)
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         answer = len(ANSWERS) / (len(ANSWERS) + len(TESTS))
         each_turn = answer / 2 - (1 - answer) * self.test_cost
         return sum((1 - answer) ** turn * each_turn for turn in range(self.max_turns))

@@ -97,12 +97,12 @@ class Wordle(TextEnv):
         values, possible = self.action_values(), {self.words[i] for i in self._possible}
         return max(values, key=lambda word: (values[word], word in possible))
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         return max(_wins(self.words, tuple(range(len(self.words))), self.max_turns)) / len(
             self.words
         )
 
-    def random_return(self) -> float:
+    def random_value(self) -> float:
         return 1.0 - (1.0 - 1.0 / len(self.words)) ** self.max_turns
 
     def reference_values(self) -> dict[str, float]:

@@ -305,5 +305,5 @@ class ReasoningGym(TextEnv):
             raise NotImplementedError(f"{self.task} has no reference answer")
         return str(answer)
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         return self.best_score

@@ -120,7 +120,7 @@ class TextWorld(TextEnv):
         """Return the next command of a walkthrough from the current state."""
         return self._state["policy_commands"][0]
 
-    def optimal_return(self) -> float:
+    def optimal_value(self) -> float:
         """Return the maximum score, because no quest is longer than the episode."""
         return self.best_score
 

@@ -195,7 +195,7 @@ def known_values(make_env: Callable[[], gym.Env]) -> tuple[float | None, float |
     """Return the values of the random and the optimal policy; None for unknown values."""
     task: Any = make_env().unwrapped
     values = []
-    for name in ("random_return", "optimal_return"):
+    for name in ("random_value", "optimal_value"):
         try:
             values.append(float(getattr(task, name)()))
         except (NotImplementedError, AttributeError):

@@ -16,7 +16,7 @@ from rlhf.rollout.plain_text import encode_text
 Row = dict[str, Any]
 
 EQUAL_TEXTS_REASON = "equal after max_length"
-SAME_TOKENS = "replies that are rendered with the same tokens"
+SAME_TOKENS_REASON = "replies that are rendered with the same tokens"
 LONG_PROMPT_REASON = "the prompt fills max_length"
 
 
@@ -90,7 +90,7 @@ class Encoder:
     def _pair(self, row: Row, notes: Counter[str]) -> Example:
         chosen, rejected = (self._encode(row, row[side], notes) for side in ("chosen", "rejected"))
         if chosen[0] == rejected[0]:
-            raise RowDropped(EQUAL_TEXTS_REASON if notes["truncated"] else SAME_TOKENS)
+            raise RowDropped(EQUAL_TEXTS_REASON if notes["truncated"] else SAME_TOKENS_REASON)
         return Example((chosen[0], rejected[0]), (chosen[1], rejected[1]))
 
     def _encode(

@@ -44,7 +44,7 @@ def test_quality_mixes_in_random_actions(tmp_path):
         settings = {"count": 400, "quality": quality}
         summary = write_demonstrations("text/PreferenceBandit-v0", path, **settings)
         values.append(summary["mean_return"])
-    random = preference_bandit.PreferenceBandit().random_return()
+    random = preference_bandit.PreferenceBandit().random_value()
     assert values == pytest.approx([random, (random + 1) / 2, 1.0], abs=0.05)
 
 

@@ -77,7 +77,7 @@ def test_splits_have_disjoint_first_observations(name):
 )
 def test_values_of_a_split_by_exact_solution(name, kwargs):
     env = gym.make(f"text/{name}-v0", **kwargs).unwrapped
-    assert exact_value(env) == pytest.approx(env.optimal_return(), abs=1e-8)
+    assert exact_value(env) == pytest.approx(env.optimal_value(), abs=1e-8)
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -86,8 +86,8 @@ def test_stated_values_of_a_split_match_simulation(name, split):
     env = gym.make(f"text/{name}-v0", split=split).unwrapped
     rng = np.random.default_rng(0)
     for act, stated in (
-        (lambda: env.expert(), env.optimal_return()),
-        (lambda: env.sample_action(rng), env.random_return()),
+        (lambda: env.expert(), env.optimal_value()),
+        (lambda: env.sample_action(rng), env.random_value()),
     ):
         returns = []
         for seed in range(500):

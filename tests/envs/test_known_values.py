@@ -45,8 +45,8 @@ def assert_mean(returns: np.ndarray, expected: float) -> None:
 def test_experts_reach_the_optimum_and_random_policies_the_random_value(name):
     env = gym.make(f"text/{name}").unwrapped
     rng = np.random.default_rng(0)
-    assert_mean(play(env, lambda e: e.expert(), range(500)), env.optimal_return())
-    assert_mean(play(env, lambda e: e.sample_action(rng), range(1500)), env.random_return())
+    assert_mean(play(env, lambda e: e.expert(), range(500)), env.optimal_value())
+    assert_mean(play(env, lambda e: e.sample_action(rng), range(1500)), env.random_value())
 
 
 # Support's action values are priced (reward minus price times cost); see test_more_known_values.
@@ -60,7 +60,7 @@ def test_action_values_agree_with_the_optimal_value_at_the_start(name):
         values = env.action_values()
         assert set(values) == set(env.legal_actions())
         best.append(max(values.values()))
-    assert_mean(np.array(best), env.optimal_return())
+    assert_mean(np.array(best), env.optimal_value())
 
 
 def test_bandit_by_exact_recursion_over_histories():
@@ -76,17 +76,17 @@ def test_bandit_by_exact_recursion_over_histories():
             options.append(chance * (1 + win) + (1 - chance) * lose)
         return max(options)
 
-    assert Bandit(2, 4).optimal_return() == pytest.approx(float(value(())))
+    assert Bandit(2, 4).optimal_value() == pytest.approx(float(value(())))
     env = Bandit()
-    assert env.optimal_return() == pytest.approx(6.41, abs=0.005)
+    assert env.optimal_value() == pytest.approx(6.41, abs=0.005)
     references = env.reference_values()
-    assert env.random_return() < references["greedy"] < env.optimal_return() < references["oracle"]
+    assert env.random_value() < references["greedy"] < env.optimal_value() < references["oracle"]
 
 
 @pytest.mark.parametrize(("numbers", "guesses"), [(20, 4), (7, 2), (8, 4), (3, 1)])
 def test_number_guessing_by_counting_the_leaves_of_a_binary_tree(numbers, guesses):
     expected = min(numbers, 2**guesses - 1) / numbers
-    assert GuessNumber(numbers, guesses).optimal_return() == pytest.approx(expected)
+    assert GuessNumber(numbers, guesses).optimal_value() == pytest.approx(expected)
 
 
 def test_number_guessing_consistent_policy_by_simulation():
@@ -126,16 +126,16 @@ def test_wordle_by_plain_search_over_strategies():
 
     for guesses in (1, 2):
         expected = wins(env.words, guesses) / len(env.words)
-        assert Wordle(words=12, guesses=guesses).optimal_return() == pytest.approx(expected)
-    assert Wordle(words=5, guesses=3).optimal_return() == wins(Wordle(words=5).words, 3) / 5
+        assert Wordle(words=12, guesses=guesses).optimal_value() == pytest.approx(expected)
+    assert Wordle(words=5, guesses=3).optimal_value() == wins(Wordle(words=5).words, 3) / 5
 
 
 def test_tmaze_random_value_by_transition_matrix_and_memoryless_policies_by_simulation():
     env = TMaze(length=3, steps=7)
     walk = np.diag([2 / 3] * 3 + [1 / 3]) + np.diag([1 / 3] * 3, k=1)
     arrivals = [np.linalg.matrix_power(walk, t)[0, 3] for t in range(7)]
-    assert env.random_return() == pytest.approx(sum(arrivals) / 3)
-    assert TMaze().random_return() == pytest.approx(0.071, abs=0.001)
+    assert env.random_value() == pytest.approx(sum(arrivals) / 3)
+    assert TMaze().random_value() == pytest.approx(0.071, abs=0.001)
     best = 0.0
     for start_left, start_right, inside, junction in itertools.product(
         ("forward", "left", "right"), repeat=4
@@ -165,7 +165,7 @@ def test_key_door_optimum_by_manhattan_distances():
             apart(start, key) + apart(key, door) + apart(door, goal)
             for start, key, door, goal in key_door.all_layouts(size)
         ]
-        assert KeyDoor(size).optimal_return() == pytest.approx(1 - 0.01 * np.mean(lengths))
+        assert KeyDoor(size).optimal_value() == pytest.approx(1 - 0.01 * np.mean(lengths))
 
 
 def test_tool_lookup_by_search_over_sets_of_possible_registers():
@@ -193,9 +193,9 @@ def test_tool_lookup_by_search_over_sets_of_possible_registers():
     for hops in (1, 2):
         env = ToolLookup(hops, people, rooms, cost)
         assert env.people == names
-        assert env.optimal_return() == pytest.approx(value(worlds, hops + 2, hops))
-    assert ToolLookup().optimal_return() == pytest.approx(1 - 2 * 0.05)
-    assert ToolLookup(call_cost=0.9).optimal_return() == pytest.approx(0.1)
+        assert env.optimal_value() == pytest.approx(value(worlds, hops + 2, hops))
+    assert ToolLookup().optimal_value() == pytest.approx(1 - 2 * 0.05)
+    assert ToolLookup(call_cost=0.9).optimal_value() == pytest.approx(0.1)
 
 
 def test_kuhn_game_value_by_solving_the_matrix_game():
@@ -226,14 +226,14 @@ def test_kuhn_game_value_by_solving_the_matrix_game():
     )
     assert -solution.fun == pytest.approx(-1 / 18, abs=1e-9)
     # A best response to the opponent earns exactly the game's value: the opponent is optimal.
-    assert KuhnPoker(seat="first").optimal_return() == pytest.approx(-1 / 18)
-    assert KuhnPoker(seat="second").optimal_return() == pytest.approx(1 / 18)
+    assert KuhnPoker(seat="first").optimal_value() == pytest.approx(-1 / 18)
+    assert KuhnPoker(seat="second").optimal_value() == pytest.approx(1 / 18)
 
 
 def test_kuhn_values_against_a_random_opponent():
-    assert KuhnPoker("random", "first").optimal_return() == pytest.approx(0.5)
-    assert KuhnPoker("random", "second").optimal_return() == pytest.approx(5 / 12)
-    assert KuhnPoker("random", "first").random_return() == pytest.approx(0.125)
+    assert KuhnPoker("random", "first").optimal_value() == pytest.approx(0.5)
+    assert KuhnPoker("random", "second").optimal_value() == pytest.approx(5 / 12)
+    assert KuhnPoker("random", "first").random_value() == pytest.approx(0.125)
 
 
 def test_kuhn_self_play_between_equilibria_has_the_game_value():
@@ -262,7 +262,7 @@ def test_kuhn_self_play_between_equilibria_has_the_game_value():
 
     assert_mean(play(env, nash, range(4000)), -1 / 18)
     with pytest.raises(ValueError, match="not a function"):
-        env.optimal_return()
+        env.optimal_value()
 
 
 def test_tictactoe_by_independent_recursion():
@@ -283,10 +283,10 @@ def test_tictactoe_by_independent_recursion():
 
     for seat, starts in (("first", True), ("second", False)):
         env = TicTacToe("random", seat)
-        assert env.optimal_return() == pytest.approx(value(0, 0, starts, True))
-        assert env.random_return() == pytest.approx(value(0, 0, starts, False))
-    assert TicTacToe("random", "first").optimal_return() == pytest.approx(0.995, abs=5e-4)
-    assert TicTacToe("random", "first").random_return() == pytest.approx(0.297, abs=5e-3)
+        assert env.optimal_value() == pytest.approx(value(0, 0, starts, True))
+        assert env.random_value() == pytest.approx(value(0, 0, starts, False))
+    assert TicTacToe("random", "first").optimal_value() == pytest.approx(0.995, abs=5e-4)
+    assert TicTacToe("random", "first").random_value() == pytest.approx(0.297, abs=5e-3)
 
 
 def test_kuhn_opponent_with_an_invalid_first_reply_checks():
@@ -301,7 +301,7 @@ def test_kuhn_opponent_with_an_invalid_first_reply_checks():
 
 def test_tictactoe_optimal_opponent_draws_with_perfect_play():
     env = TicTacToe("optimal")
-    assert env.optimal_return() == 0.0
+    assert env.optimal_value() == 0.0
     assert play(env, lambda e: e.expert(), range(50)).tolist() == [0.0] * 50
     rng = np.random.default_rng(0)
     assert play(env, lambda e: e.sample_action(rng), range(200)).max() == 0.0

@@ -52,7 +52,7 @@ def occupancy_program(env: Support, limit: float) -> float:
 @pytest.mark.parametrize("limit", [0.0, 0.03, 0.05, 0.15, 0.3, 1.0])
 def test_support_optimum_by_linear_programming(limit):
     env = Support(limit)
-    assert env.optimal_return() == pytest.approx(occupancy_program(env, limit), abs=1e-9)
+    assert env.optimal_value() == pytest.approx(occupancy_program(env, limit), abs=1e-9)
 
 
 def test_support_priced_values_obey_strong_duality():
@@ -61,7 +61,7 @@ def test_support_priced_values_obey_strong_duality():
         env = Support(limit)
         env.reset(seed=0)
         dual = max(env.action_values().values()) + env.cost_price() * limit
-        assert env.optimal_return() == pytest.approx(dual)
+        assert env.optimal_value() == pytest.approx(dual)
 
 
 def test_support_expert_keeps_to_the_cost_limit():
@@ -74,7 +74,7 @@ def test_support_expert_keeps_to_the_cost_limit():
             total, spent = total + r, spent + info["cost"]
         cost.append(spent)
         reward.append(total)
-    for sample, expected in ((cost, 0.05), (reward, env.optimal_return())):
+    for sample, expected in ((cost, 0.05), (reward, env.optimal_value())):
         assert abs(np.mean(sample) - expected) < 4 * np.std(sample) / len(sample) ** 0.5
 
 
@@ -123,12 +123,12 @@ def test_recommend_by_exact_recursion_over_histories():
         return max(options)
 
     expected = float(value((Fraction(1, 3),) * 3, 3))
-    assert Recommend(3).optimal_return() == pytest.approx(expected)
+    assert Recommend(3).optimal_value() == pytest.approx(expected)
     env = Recommend()
     references = env.reference_values()
     assert references["oracle"] == pytest.approx(5.4)
-    assert env.random_return() == pytest.approx(2.4, abs=0.1)
-    assert references["favorite"] < env.optimal_return() < references["oracle"]
+    assert env.random_value() == pytest.approx(2.4, abs=0.1)
+    assert references["favorite"] < env.optimal_value() < references["oracle"]
 
 
 def test_triage_by_enumerating_cases():
@@ -153,8 +153,8 @@ def test_triage_by_enumerating_cases():
 
     for cost in (0.0, 0.02, 0.04):
         expected = value(list(cases), frozenset(range(4)), cost)
-        assert Triage(cost).optimal_return() == pytest.approx(expected)
-    assert Triage(1.0).optimal_return() == 0.5
+        assert Triage(cost).optimal_value() == pytest.approx(expected)
+    assert Triage(1.0).optimal_value() == 0.5
 
 
 def test_program_synthesis_examples_identify_the_program():
@@ -167,7 +167,7 @@ def test_program_synthesis_examples_identify_the_program():
                 assert program_synthesis.outputs_on(other, pool) == program_synthesis.outputs_on(
                     program, pool
                 )
-    assert ProgramSynthesis().optimal_return() == 1.0
+    assert ProgramSynthesis().optimal_value() == 1.0
 
 
 def test_program_synthesis_operations_by_hand():
@@ -204,7 +204,7 @@ def test_knowledge_graph_distances_by_matrix_powers():
     assert reached.all()
     for a, b in itertools.product(range(len(names)), repeat=2):
         assert knowledge_graph.distances()[names[a]][names[b]] == expected[a, b]
-    assert KnowledgeGraph(2).optimal_return() == pytest.approx(1 - 2 * 0.05)
+    assert KnowledgeGraph(2).optimal_value() == pytest.approx(1 - 2 * 0.05)
     assert len(KnowledgeGraph().pairs) == (expected == 3).sum()
 
 
@@ -214,11 +214,11 @@ def test_knowledge_graph_describes_facts_in_both_directions():
 
 
 def test_toy_text_values():
-    assert FrozenLake().optimal_return() == pytest.approx(0.744, abs=5e-4)
-    assert FrozenLake().random_return() == pytest.approx(0.014, abs=5e-4)
-    assert FrozenLake(slippery=False).optimal_return() == 1.0
-    assert CliffWalking().optimal_return() == pytest.approx(-13.0)
-    assert Taxi().optimal_return() == pytest.approx(7.93)
+    assert FrozenLake().optimal_value() == pytest.approx(0.744, abs=5e-4)
+    assert FrozenLake().random_value() == pytest.approx(0.014, abs=5e-4)
+    assert FrozenLake(slippery=False).optimal_value() == 1.0
+    assert CliffWalking().optimal_value() == pytest.approx(-13.0)
+    assert Taxi().optimal_value() == pytest.approx(7.93)
 
 
 def test_frozen_lake_values_by_simulating_gymnasiums_own_environment():
@@ -237,7 +237,7 @@ def test_frozen_lake_values_by_simulating_gymnasiums_own_environment():
             if ended:
                 break
         returns.append(total)
-    assert abs(np.mean(returns) - text.optimal_return()) < 4 * np.std(returns) / 300**0.5
+    assert abs(np.mean(returns) - text.optimal_value()) < 4 * np.std(returns) / 300**0.5
 
 
 def test_taxi_is_described_by_its_own_decoder():

@@ -55,7 +55,7 @@ def exact(env: gym.Env, max_steps: int) -> float:
 def try_to_beat(env_id, kwargs, max_steps):
     """Run the adversaries, and the exact solution if the task can be enumerated."""
     env = gym.make(env_id, **kwargs)
-    stated = env.unwrapped.optimal_return()
+    stated = env.unwrapped.optimal_value()
     if kwargs.get("reward") != "proxy":  # whose best texts are beyond its menus
         with contextlib.suppress(NotEnumerableError):
             assert exact(env, max_steps) == pytest.approx(stated, abs=1e-8)
@@ -85,7 +85,7 @@ def test_exact_solution_covers_all_but_two_tasks():
     solved = {"KeyDoor-v0", "TicTacToe-v0"}
     for name, kwargs in small.items():
         env = gym.make(f"text/{name}-v0", **kwargs)
-        assert exact(env, 150_000) == pytest.approx(env.unwrapped.optimal_return(), abs=1e-8), name
+        assert exact(env, 150_000) == pytest.approx(env.unwrapped.optimal_value(), abs=1e-8), name
         solved.add(f"{name}-v0")
     left = {name.removesuffix("-v0") for name in set(envs.TASKS) - solved}
     assert left == NOT_ENUMERABLE | {"Prompts"}
@@ -108,7 +108,7 @@ def test_bandit_with_wasted_pulls_by_recursion_over_histories(arms, horizon):
         return max(options)
 
     env = gym.make("text/Bandit-v0", arms=arms, horizon=horizon).unwrapped
-    assert env.optimal_return() == pytest.approx(float(value((), horizon)))
+    assert env.optimal_value() == pytest.approx(float(value((), horizon)))
 
 
 def test_cliff_walking_and_taxi_by_hand():
@@ -118,10 +118,10 @@ def test_cliff_walking_and_taxi_by_hand():
         env.reset(seed=0)
         rewards = [env.step("junk")[1] for _ in range(turns)]
         assert rewards == [-1.0] * turns
-        assert sum(rewards) <= env.optimal_return()
+        assert sum(rewards) <= env.optimal_value()
     # Twelve steps do not reach the goal, thirteen do.
     values = [
-        gym.make("text/CliffWalking-v0", max_turns=t).unwrapped.optimal_return()
+        gym.make("text/CliffWalking-v0", max_turns=t).unwrapped.optimal_value()
         for t in (12, 13, 14)
     ]
     assert values == [-12.0, -13.0, -13.0]
@@ -150,8 +150,8 @@ def test_the_proxy_optimum_over_replies_around_a_menu():
         )
         best.append(max(bandit.proxy_score(context, reply) for reply in replies))
     env = gym.make("text/PreferenceBandit-v0", reward="proxy").unwrapped
-    assert best == pytest.approx([env.optimal_return()] * len(best))
-    assert env.optimal_return() == pytest.approx(1.85)
+    assert best == pytest.approx([env.optimal_value()] * len(best))
+    assert env.optimal_value() == pytest.approx(1.85)
     for seed in range(20):
         env.reset(seed=seed)
         assert env.step(env.expert())[1] == pytest.approx(1.85)
@@ -183,7 +183,7 @@ class Coin(gym.Env):
     def expert(self, rng=None):
         return "heads"
 
-    def optimal_return(self):
+    def optimal_value(self):
         return 0.5
 
 
@@ -210,7 +210,7 @@ def test_settings_that_change_the_optimum_change_the_prompt():
             if kwargs.get("reward") == "proxy":
                 continue  # the prompt does not state the reward, by design
             env = gym.make(env_id, **kwargs)
-            rows.append((env.unwrapped.optimal_return(), first_texts(env), kwargs))
+            rows.append((env.unwrapped.optimal_value(), first_texts(env), kwargs))
         for (a, text_a, one), (b, text_b, other) in itertools.combinations(rows, 2):
             if abs(a - b) > 1e-9:
                 assert text_a != text_b, (one, other)

@@ -45,8 +45,8 @@ def test_random_value_is_the_mean_of_the_reward_function_over_all_texts():
         for prompt in map(task.prompt_of, task.CONTEXTS)
         for menu in env.legal_actions()
     ]
-    assert env.random_return() == pytest.approx(np.mean(task.gold_reward(everything)))
-    assert env.optimal_return() == 1.0
+    assert env.random_value() == pytest.approx(np.mean(task.gold_reward(everything)))
+    assert env.optimal_value() == 1.0
 
 
 def test_environment_reward_equals_the_reward_function():

@@ -150,7 +150,7 @@ def test_values_are_ordered(env_id, kwargs):
     if env_id == "text/Prompts-v0":
         pytest.skip("a list of prompts has no ground truth of its own")
     env = gym.make(env_id, **kwargs).unwrapped
-    low, high = env.random_return(), env.optimal_return()
+    low, high = env.random_value(), env.optimal_value()
     assert low < high
     spec = gym.spec(env_id)
     if not kwargs:

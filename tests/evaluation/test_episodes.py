@@ -37,7 +37,7 @@ def test_reference_policies_are_near_their_known_values():
     random = play_reference("random", make_env, evaluation_starts(400), rewards=[])
     summary = summarize(random, name="random", env="e", random=0.474, optimal=1.0)
     found = summary["metrics"]["return"]
-    assert found["low"] - 0.02 < make_env().unwrapped.random_return() < found["high"] + 0.02
+    assert found["low"] - 0.02 < make_env().unwrapped.random_value() < found["high"] + 0.02
     assert summary["metrics"]["normalized"]["mean"] == pytest.approx(
         (found["mean"] - 0.474) / 0.526
     )
@@ -52,7 +52,7 @@ def test_the_random_policy_knows_nothing_of_what_the_environment_drew(task):
     rows = play_reference("random", make_env, evaluation_starts(1500), rewards=[])
     returns = [row["return"] for row in rows]
     error = np.std(returns) / len(returns) ** 0.5
-    assert abs(np.mean(returns) - make_env().unwrapped.random_return()) < 4 * error
+    assert abs(np.mean(returns) - make_env().unwrapped.random_value()) < 4 * error
 
 
 def test_an_environment_without_an_expert_says_so():

@@ -69,10 +69,10 @@ class Endless(Sound):
 
 
 class Boastful(Sound):
-    def optimal_return(self):
+    def optimal_value(self):
         return 5.0
 
-    def random_return(self):
+    def random_value(self):
         return 0.0
 
     def best_action(self):
@@ -114,10 +114,10 @@ class Stated(TextEnv):
     def best_action(self):
         return "yes"
 
-    def optimal_return(self):
+    def optimal_value(self):
         return 1.0
 
-    def random_return(self):
+    def random_value(self):
         return 0.5
 
 
@@ -141,10 +141,10 @@ class Priced(Stated):
         won = self.said == 3
         return self.turn("on", -1.0, won or self.left == 0, success=won)
 
-    def optimal_return(self):
+    def optimal_value(self):
         return -3.0
 
-    def random_return(self):
+    def random_value(self):
         # The third yes comes with turn 3 (1/8) or 4 (3/16), or five turns pass.
         return -(3 * 2 + 4 * 3 + 5 * 11) / 16
 

@@ -23,7 +23,7 @@ from rlhf.reward_models.core import Conversation, Unscorable
 from rlhf.reward_models.encoding import encode_truncated
 from rlhf.reward_models.losses import IGNORED
 from rlhf.rollout.batch import pad_right
-from rlhf.training.examples import EQUAL_TEXTS_REASON, SAME_TOKENS, Example
+from rlhf.training.examples import EQUAL_TEXTS_REASON, SAME_TOKENS_REASON, Example
 
 if TYPE_CHECKING:
     from rlhf.training.reward_models.base import RewardKind
@@ -113,7 +113,7 @@ class RewardEncoder:
         prompt = with_tools(row["prompt"], row.get("tools"))
         chosen, rejected = (self.text([*prompt, *row[side]]) for side in ("chosen", "rejected"))
         if chosen == rejected:
-            raise RowDropped(EQUAL_TEXTS_REASON if self.truncated else SAME_TOKENS)
+            raise RowDropped(EQUAL_TEXTS_REASON if self.truncated else SAME_TOKENS_REASON)
         return [chosen, rejected]
 
     def encode_labeled(self, row: Row) -> list[int]:

@@ -13,7 +13,7 @@ from rlhf.data.splits import prompt_key
 from rlhf.reward_models import losses
 from rlhf.reward_models.report import labeled
 from rlhf.rollout.chat_format import prompt_of
-from rlhf.training.examples import EQUAL_TEXTS_REASON, SAME_TOKENS, Example
+from rlhf.training.examples import EQUAL_TEXTS_REASON, SAME_TOKENS_REASON, Example
 from rlhf.training.reward_models.base import Report, RewardKind, TrainedModel
 from rlhf.training.reward_models.encoding import RewardEncoder, Row
 
@@ -27,7 +27,7 @@ class Ranking(RewardKind):
         replies = self.best_first(row)
         texts = [encoder.text([*prompt_of(row), *reply]) for reply in replies]
         if len(set(map(tuple, texts))) < len(texts):
-            raise RowDropped(EQUAL_TEXTS_REASON if encoder.truncated else SAME_TOKENS)
+            raise RowDropped(EQUAL_TEXTS_REASON if encoder.truncated else SAME_TOKENS_REASON)
         return Example(texts, len(texts))
 
     def best_first(self, row: Row) -> list[Any]:

@@ -38,7 +38,7 @@ def test_the_walkthrough_earns_the_whole_score_and_junk_nothing(folder):
             assert action in env.legal_actions()
             _, reward, done, _, info = env.step(action)
             total += reward
-        assert total == env.optimal_return() == 1.0
+        assert total == env.optimal_value() == 1.0
         assert info["is_success"]
     env.close()
 
