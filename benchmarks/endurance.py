@@ -2,11 +2,11 @@
 
     python -m benchmarks.endurance FOLDER [--steps 5000]
 
-After every step, a fixed control computation runs and is timed. The ratio of both times removes
-most of the machine's other load. The change of the ratio over the run is the slope of a line
-through the logarithms of the block medians; its interval is that of a t distribution, with blocks
-of 100 steps as units. The first tenth of the run is warm-up. The exit code is 1 if a limit is
-exceeded.
+After every step, a fixed control computation runs and is timed. The ratio of both times reduces
+the effect of other load on the machine but does not remove it: measure on an idle machine. The
+change of the ratio over the run is the slope of a line through the logarithms of the block
+medians; its interval is that of a t distribution, with blocks of 100 steps as units. The first
+tenth of the run is warm-up. The exit code is 1 if a limit is exceeded.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from rlhf.config.load import assemble, build, merge, read_yaml, set_key
 from rlhf.config.model import ModelSpec
 from rlhf.config.offline import OfflineConfig
 from rlhf.config.online import KLSpec, OnlineConfig
+from rlhf.config.rollout import RolloutSpec
 from rlhf.data.preferences import Annotator
 from rlhf.errors import UserError
 
@@ -383,3 +384,11 @@ def test_text_with_a_colon_stays_text(text, value):
 def test_the_kl_controller_needs_positive_numbers(name):
     with pytest.raises(UserError, match=f"{name} must be (> 0|>= 1), got -1"):
         build(KLSpec, {name: -1})
+
+
+def test_a_temperature_whose_division_overflows_float32_is_refused():
+    """The largest float32 is 3.4e38: logits of 100 overflow at temperatures below 3e-37."""
+    for temperature in (1e-300, 1e-38, 9e-4):
+        with pytest.raises(ValueError, match=r"use 0 \(greedy\) or at least 0\.001"):
+            RolloutSpec(temperature=temperature)
+    assert [RolloutSpec(temperature=t).temperature for t in (0.0, 1e-3)] == [0.0, 1e-3]

@@ -187,7 +187,8 @@ for _name in UNARY | KEYED | BINARY:
 class Namespace(dict[str, Any]):
     """Global names of the tests; a name that they do not define belongs to the program.
 
-    Builtins, and modules such as ``math`` in ``math.isclose``, are never taken from the program.
+    Modules such as ``math`` in ``math.isclose`` are never taken from the program, and builtins only
+    if the tests use no other name that could be the program's (``only_builtin_of``).
     ``program.sum`` is the name ``sum`` of the program.
 
     Args:
@@ -198,6 +199,7 @@ class Namespace(dict[str, Any]):
     def __init__(self, program: Program, tests: ast.Module):
         super().__init__(__name__="__main__")
         self._program = program
+        self._name_of_program = only_builtin_of(tests)
         for node in ast.walk(tests):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 self._bind(node.value.id)
@@ -211,9 +213,39 @@ class Namespace(dict[str, Any]):
                 self[name] = importlib.import_module(_MODULES[name])
 
     def __missing__(self, name: str) -> Any:
-        if hasattr(builtins, name):
+        if hasattr(builtins, name) and name != self._name_of_program:
             raise KeyError(name)
         return self._program.do("global", name)
+
+
+def only_builtin_of(tests: ast.Module) -> str | None:
+    """Return the builtin that must be a function of the program, such as ``sum`` in MBPP 126.
+
+    That is the case for ``assert sum(10, 15) == 6``: the tests use no name that they do not define
+    but one builtin, which is not an exception. They would otherwise not test the program.
+    """
+    names = [node for node in ast.walk(tests) if isinstance(node, ast.Name)]
+    defined = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+    defined |= {node.arg for node in ast.walk(tests) if isinstance(node, ast.arg)}
+    for node in ast.walk(tests):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.alias):
+            defined.add((node.asname or node.name).partition(".")[0])
+    modules = {
+        node.value.id
+        for node in ast.walk(tests)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    } & _MODULES.keys()
+    used = {node.id for node in names} - defined - modules
+    exceptions = {
+        name
+        for name in used
+        if isinstance(getattr(builtins, name, None), type)
+        and issubclass(getattr(builtins, name), BaseException)
+    }
+    [name, *others] = sorted(used - exceptions) or [""]
+    return name if not others and hasattr(builtins, name) else None
 
 
 class _Names(types.SimpleNamespace):

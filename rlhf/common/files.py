@@ -79,12 +79,12 @@ def append_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """Return a context that replaces a file or a folder atomically.
+    """Return a context that writes a new file or folder, or replaces a file, atomically.
 
     The block writes to the yielded path, a hidden sibling of the target, which replaces the target
     when the block ends. If the process is killed before that, the target is unchanged, and the
     next writer removes the sibling. Several processes may write the same file at once; the last
-    one wins.
+    one wins. An existing folder is removed before it is replaced: only one process may write it.
     """
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     target.parent.mkdir(parents=True, exist_ok=True)

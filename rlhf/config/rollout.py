@@ -58,7 +58,7 @@ class RolloutSpec:
     max_tokens: PositiveInt | None = None
     """Maximum number of tokens per episode, including the prompt. None: the context length."""
     temperature: NonNegativeFloat = 1.0
-    """Divisor of the logits in sampling and in training."""
+    """Divisor of the logits in sampling and in training; 0 or at least 0.001."""
     top_k: NonNegativeInt = 0
     """Sample from this number of most likely tokens; 0: all. Not available in training."""
     top_p: PositiveFraction = 1.0
@@ -87,6 +87,11 @@ class RolloutSpec:
         if self.chat and self.stop:
             raise ValueError(
                 "rollout.stop has no effect with rollout.chat: the template ends turns"
+            )
+        if 0 < self.temperature < 1e-3:
+            raise ValueError(
+                f"rollout.temperature: {self.temperature:g} would overflow the logits; use 0 "
+                "(greedy) or at least 0.001"
             )
 
     @property

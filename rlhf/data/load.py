@@ -101,8 +101,7 @@ def load(
         kind: Kind of canonical rows, see `Loaded.rows`.
         seed: Seed of the shuffle; the same seed gives the same rows in the same order. None: the
             order of the sources.
-        keep: Additional columns to include in the rows under their own names (None if a row has no
-        value).
+        keep: Additional columns of the rows, under their own names; None if a row has no value.
         facts: Add the answer and tests columns to the last user message, for rewards. Rows of kind
             "prompt" always have them.
 

@@ -44,7 +44,7 @@ class Difference:
     winner: str | None
     verdict: str
     p_value: float
-    """p value of the exact sign-flip test, which decides the winner."""
+    """p value of the sign-flip test, which decides the winner."""
     coverage_normal: float | None
     """Simulated coverage of the interval for `n` normally distributed differences."""
     coverage_observed: float | None
@@ -55,7 +55,7 @@ class Difference:
 class _Test:
     """Test of paired differences, for `compare_means`.
 
-    An exact sign-flip test decides if it can reach the level. With too few pairs for that, episodes
+    The sign-flip test decides if it can reach the level. With too few pairs for that, episodes
     and prompts have no winner. Five or more training seeds, each the mean of many episodes, are
     then compared by Student's t, provided that all differences have the same sign and are not all
     equal.
@@ -117,7 +117,7 @@ def compare_means(
 ) -> Difference:
     """Compare values [n] of `method` with the paired values [n] of `baseline`, one for each unit.
 
-    A winner is declared if the exact sign-flip test gives p <= 0.05 / `comparisons` (Bonferroni),
+    A winner is declared if the sign-flip test gives p <= 0.05 / `comparisons` (Bonferroni),
     so that all comparisons together declare a wrong winner in at most 5% of cases. At a level of 5%
     this needs six pairs; five training seeds of one sign are compared by Student's t.
 

@@ -1,4 +1,4 @@
-"""Analyze paired differences: exact sign-flip test and confidence interval."""
+"""Analyze paired differences: sign-flip test and confidence interval."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LARGEST = 14
 
 
 def sign_flip_test(differences: ArrayLike) -> float:
-    """Return the two-sided p value of Fisher's exact sign-flip test of `differences` [n].
+    """Return the two-sided p value of Fisher's sign-flip test of `differences` [n].
 
     If the two values of every pair are exchangeable, each difference has either sign with equal
     probability. The p value is the share of all 2^n assignments of signs whose sum is at least as

@@ -244,6 +244,15 @@ HONEST: dict[str, tuple[str, str]] = {
         "def sum(a, b):\n    return a * b",
         "assert program.sum(2, 3) == 6\nassert sum([2, 3]) == 5",
     ),
+    "only the name of a builtin": (
+        "def sum(a, b):\n    return a * b",
+        "assert sum(2, 3) == 6\nassert sum(4, 5) == 20",
+    ),
+    "only the name of a builtin, with a module and an exception": (
+        "def max(a):\n    if not a:\n        raise ValueError\n    return -a[0]",
+        "assert math.isclose(max([2.0]), -2.0)\n"
+        "try:\n    max([])\nexcept ValueError:\n    pass\nelse:\n    raise AssertionError",
+    ),
     "function with checks": (
         "def add(a, b):\n    return a + b",
         "def check(candidate):\n    assert candidate(1, 2) == 3\n"
