@@ -65,7 +65,7 @@ _EUROPEAN = re.compile(
 _PLAIN = re.compile(r"\d+(?:\.\d+)?|\.\d+")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar)\{(\d+)\}")
 _FRACTION_PART = re.compile(r"\.\d+")
-_DOLLARS = re.compile(r"(US|CA|AU|NZ|HK|[ACS])\\?\$(?=\s?[\d.])")
+_DOLLARS = re.compile(r"(US|CA|AU|NZ|HK|[ACS])\\?\$(?=\s?\.?\d)")
 _EXPONENT = re.compile(r"[eE]([-+−]?)0*(\d+)(?!\w)(?!\.\d)")
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?|\\(.)", re.DOTALL)
 _NO_LETTERS = "⁰¹²³⁴⁵⁶⁷⁸⁹½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
