@@ -1,4 +1,4 @@
-"""How often do alarms occur in healthy runs? 100 tiny runs that are fixed beforehand.
+"""Measure how often alarms occur in healthy runs: 100 tiny runs that are fixed beforehand.
 
     python -m benchmarks.alarm_rate FOLDER [--first-seed 0]
 
@@ -10,7 +10,6 @@ optimum, and trains with moderate settings. The thresholds of the alarms were ch
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,10 +19,11 @@ from scipy.stats import binomtest
 
 from rlhf.algorithms.registry import ALGORITHMS
 from rlhf.cli.table import run_command
+from rlhf.common.files import read_jsonl, write_jsonl
 from rlhf.envs.demonstrations import write_demonstrations
 from rlhf.runs import launch
 from rlhf.runs.alarms import ALARMS, Halt
-from rlhf.runs.diagnostics import TrainingMonitor, alarm_name
+from rlhf.runs.diagnostics import alarm_name, check_again
 
 TASKS: dict[str, dict[str, Any]] = {
     "echo": {"id": "text/Echo-v0", "kwargs": {"num_words": 8}},
@@ -79,11 +79,7 @@ def alarms_of(run: HealthyRun, folder: Path) -> list[str]:
             run_command(run.method, _tree(run, folder))
     except Halt as halt:
         return [halt.name]
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    monitor = TrainingMonitor(folder / "none", {})
-    for row in rows:
-        monitor.update(row["step"], {key: row[key] for key in row.keys() - {"step", "time"}})
-    monitor.finish(rows[-1]["step"])
+    monitor = check_again(output, {})
     return sorted({alarm_name(kind) for kind in monitor.reported})
 
 
@@ -158,13 +154,12 @@ def _data(run: HealthyRun, folder: Path, *, count: int, seed: int) -> Path:
     if run.method != "kto":
         return path
     labeled = path.with_name(f"label-{path.name}")
-    pairs = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [
         {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
-        for pair in pairs
+        for pair in read_jsonl(path)
         for side in ("chosen", "rejected")
     ]
-    labeled.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(labeled, rows)
     return labeled
 
 

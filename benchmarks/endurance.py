@@ -133,15 +133,11 @@ def train(folder: Path, steps: int) -> list[Block]:
 
 def change_over_run(blocks: list[Block], values: list[float]) -> tuple[float, float, float]:
     """Return the change of a value over all blocks, with the bounds of its 95% interval."""
-    x = np.array([block.step for block in blocks], dtype=float)
-    x -= x.mean()
-    y = np.array(values) - np.mean(values)
-    slope = float(x @ y / (x @ x))
-    residuals = y - slope * x
-    error = float(np.sqrt(residuals @ residuals / (len(x) - 2) / (x @ x)))
-    half = float(stats.t.ppf(0.975, len(x) - 2)) * error
-    length = x[-1] - x[0]
-    return slope * length, (slope - half) * length, (slope + half) * length
+    steps = [block.step for block in blocks]
+    line = stats.linregress(steps, values)
+    half = float(stats.t.ppf(0.975, len(steps) - 2)) * line.stderr
+    length = steps[-1] - steps[0]
+    return line.slope * length, (line.slope - half) * length, (line.slope + half) * length
 
 
 def verdict(blocks: list[Block]) -> tuple[str, bool]:

@@ -243,4 +243,4 @@ GROUPS: dict[str, tuple[str, ...]] = {
     group: tuple(name for name in WORKLOADS if name.startswith(f"{group}-"))
     for group in ("decoding", "startup")
 }
-"""Name of a group -> its workloads; "all" stands for every workload."""
+"""Name of a group -> its workloads; "all" contains every workload."""

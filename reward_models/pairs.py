@@ -70,7 +70,7 @@ def data_card(pairs: Sequence[Pair], train: Sequence[Pair] | None = None) -> dic
 def to_pair(row: Mapping[str, Any], *, source: str | None = None) -> Pair:
     """Convert a row with ``chosen``, ``rejected`` and optionally ``prompt`` to a :class:`Pair`.
 
-    A string stands for one message. The messages of a reply may begin with the prompt. ``source``
+    A string is one message. The messages of a reply may begin with the prompt. ``source``
     is the name of the column that holds the origin of the row.
 
     Raises:

@@ -11,6 +11,7 @@ from typing import Any
 from rlhf.commands.command import CommandTable
 from rlhf.errors import UserError
 from rlhf.runs.alarms import ALARMS, BUNDLE, Halt
+from rlhf.runs.diagnostics import check_again
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, No
         if has_batch:
             _repeat_update(bundle, recorded["config"], commands)
         else:
-            _repeat_metrics(bundle, recorded["config"])
+            check_again(bundle, recorded["config"])
     except Halt as halt:
         yield str(halt)
         if halt.name == recorded["alarm"]:
@@ -56,19 +57,6 @@ def replay(config: ReplayConfig, *, commands: CommandTable) -> Generator[str, No
         return 1
     yield f"not reproduced: {recorded['alarm']}"
     return 1
-
-
-def _repeat_metrics(bundle: Path, config: Mapping[str, Any]) -> None:
-    """Repeat the checks of logged metrics, row by row."""
-    from rlhf.runs.diagnostics import TrainingMonitor
-    from rlhf.runs.renamed import read_metrics
-
-    rows = read_metrics(bundle)
-    monitor = TrainingMonitor(bundle, config)
-    monitor.rows.clear()
-    for row in rows:
-        monitor.update(row["step"], {key: row[key] for key in row.keys() - {"step", "time"}})
-    monitor.finish(rows[-1]["step"])
 
 
 def _repeat_update(bundle: Path, tree: Mapping[str, Any], commands: CommandTable) -> None:

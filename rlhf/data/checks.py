@@ -144,7 +144,7 @@ def near_ties(rows: Sequence[Row]) -> Finding:
 def length_bias(rows: Sequence[Row]) -> Finding:
     """Measure the fraction of pairs in which the longer reply is chosen.
 
-    The finding is a fault only if the 95% interval lies outside 0.4 to 0.6.
+    The finding is a fault only if the 95% interval is outside 0.4 to 0.6.
     """
     gaps = [len(text_of(row["chosen"])) - len(text_of(row["rejected"])) for row in rows]
     longer, unequal = sum(gap > 0 for gap in gaps), sum(gap != 0 for gap in gaps)

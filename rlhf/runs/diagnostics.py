@@ -142,6 +142,21 @@ class TrainingMonitor:
         return not recent or len(self.log.series(kind)[1]) >= _RECENT
 
 
+def check_again(directory: Path, config: Mapping[str, Any]) -> TrainingMonitor:
+    """Repeat the checks of the metrics in a run directory, row by row, as during training.
+
+    Raises:
+        Halt: The action of an alarm is halt.
+    """
+    monitor = TrainingMonitor(directory, config)
+    rows = list(monitor.rows)
+    monitor.rows.clear()
+    for row in rows:
+        monitor.update(row["step"], {key: row[key] for key in row.keys() - {"step", "time"}})
+    monitor.finish(rows[-1]["step"])
+    return monitor
+
+
 def alarm_name(kind: str) -> AlarmName:
     """Return the row of `ALARMS` to which a kind of `log_warnings` belongs."""
     return "unscored" if kind.startswith(_UNSCORED) else _ALARM_NAMES[kind]

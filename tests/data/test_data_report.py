@@ -113,7 +113,7 @@ def thought(reasoning):
     return [{"role": "assistant", "content": "4", "reasoning_content": reasoning}]
 
 
-def told(text):
+def with_system(text):
     return [{"role": "system", "content": text}, *user("Hi")]
 
 
@@ -122,7 +122,10 @@ def told(text):
     [
         [{"prompt": user("Rain?"), "completion": call(city)} for city in ("Oslo", "Rome")],
         [{"prompt": user("2+2?"), "completion": thought(text)} for text in ("two", "count")],
-        [{"prompt": told(text), "completion": assistant("Hi")} for text in ("Be kind", "Be rude")],
+        [
+            {"prompt": with_system(text), "completion": assistant("Hi")}
+            for text in ("Be kind", "Be rude")
+        ],
         [
             {"prompt": user("Q"), "completion": assistant("R"), "tools": [{"name": name}]}
             for name in "ab"
@@ -134,8 +137,16 @@ def told(text):
             {"prompt": user("2+2?"), "chosen": thought("two"), "rejected": thought("count")},
         ],
         [
-            {"prompt": told("formal"), "chosen": assistant("Sir"), "rejected": assistant("Yo")},
-            {"prompt": told("casual"), "chosen": assistant("Yo"), "rejected": assistant("Sir")},
+            {
+                "prompt": with_system("formal"),
+                "chosen": assistant("Sir"),
+                "rejected": assistant("Yo"),
+            },
+            {
+                "prompt": with_system("casual"),
+                "chosen": assistant("Yo"),
+                "rejected": assistant("Sir"),
+            },
         ],
     ],
 )

@@ -729,8 +729,8 @@ def test_unused_columns_and_keys_are_reported(read, kind, row, told):
 def test_columns_of_another_layout_are_reported_though_other_rows_use_them(read):
     chat = {"messages": [user("Q"), assistant("R")]}
     split = {"prompt": "P", "completion": "C"}
-    told = read([split, chat, chat | split, chat | {"prompt": ""}], "sft").summary()
-    assert told == "4 of 4 rows; ignored: completion column in 1 rows, prompt column in 1 rows"
+    summary = read([split, chat, chat | split, chat | {"prompt": ""}], "sft").summary()
+    assert summary == "4 of 4 rows; ignored: completion column in 1 rows, prompt column in 1 rows"
 
 
 ROLES = [
