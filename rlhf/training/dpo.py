@@ -72,8 +72,9 @@ class DPOTrainer(SupervisedTrainer):
             return
         self.reference_logprobs = self._score_reference()
         if run.writes:
-            with atomic_path(path) as partial:
-                torch.save(self.reference_logprobs, partial)
+            # torch.save stores the name of a path, but not that of a file object
+            with atomic_path(path) as partial, partial.open("wb") as file:
+                torch.save(self.reference_logprobs, file)
 
     def _score_reference(self) -> dict[str, list[Tensor]]:
         """Compute the log-probabilities of every pair in use under the initial model.

@@ -79,6 +79,13 @@ def test_a_search_that_stopped_tries_what_one_that_never_did_would_have(tmp_path
     assert searched(tmp_path / "other", range(3), seed=1) != whole[:3]
 
 
+def test_a_search_continues_after_a_kill_that_left_the_lock_of_its_journal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # with a relative path, the link of Optuna's lock is broken
+    first = searched(Path("run"), range(2))
+    Path("run/optuna.log.lock").symlink_to("run/optuna.log")
+    assert searched(Path("run"), range(2, 3))[:2] == first
+
+
 def test_the_best_is_found_and_a_failed_trial_counts_without_a_score(tmp_path):
     whole = searched(tmp_path, range(12))
     search = Search("ppo", SPACE, tmp_path, seed=0)

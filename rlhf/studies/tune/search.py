@@ -43,6 +43,9 @@ class Search:
                 'rlhf tune searches with Optuna: pip install "rlhf-kit[tuning]"'
             ) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        # The lock of the run directory admits one process, so an existing lock of Optuna belongs to
+        # a killed process. Optuna itself waits for it, forever if the path is relative.
+        (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)
         self.optuna: Any = optuna
         self.name, self.seed = name, seed
         self.space = {key: _distribution(optuna, item) for key, item in space.items()}
