@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -22,16 +23,24 @@ MAX_ENUMERATED = 30
 _LARGEST = 14
 """Number of the largest differences whose signs are enumerated if there are more than that."""
 
+_LARGEST_STEP = 1000
+"""Largest difference in units of their common divisor for which the exact distribution is used."""
+
+_MOST_ADDITIONS = 20_000_000
+"""Largest number of additions to compute the exact distribution, about 20 ms."""
+
 
 def sign_flip_test(differences: ArrayLike) -> float:
     """Return the two-sided p value of Fisher's sign-flip test of `differences` [n].
 
     If the two values of every pair are exchangeable, each difference has either sign with equal
     probability. The p value is the share of all 2^n assignments of signs whose sum is at least as
-    far from 0 as the observed sum. For up to 30 nonzero differences, all assignments are enumerated
-    (meet in the middle). For equal magnitudes, the distribution is binomial. Otherwise the signs of
-    the 14 largest differences are enumerated, and the sum of the others has an Edgeworth expansion
-    with the fourth cumulant, so that a few large differences cannot make a winner.
+    far from 0 as the observed sum. It is exact for up to 30 nonzero differences (all assignments
+    are enumerated, meet in the middle), for equal magnitudes (binomial distribution), and for
+    multiples of one number, such as shares and counts, up to the 1000-fold (convolution). Otherwise
+    the signs of the 14 largest differences are enumerated, and the sum of the others has an
+    Edgeworth expansion with the fourth cumulant, so that a few large differences cannot make a
+    winner.
 
     Returns:
         The p value; 1.0 if all differences are 0.
@@ -47,7 +56,8 @@ def sign_flip_test(differences: ArrayLike) -> float:
         return _binomial(round(observed), sizes.size)
     if sizes.size <= MAX_ENUMERATED:
         return _enumerated(sizes, observed)
-    return _approximated(sizes, observed)
+    steps = _common_steps(sizes)
+    return _approximated(sizes, observed) if steps is None else _convolved(steps, observed)
 
 
 def difference(
@@ -124,6 +134,38 @@ def _signed_sums(sizes: np.ndarray) -> np.ndarray:
     for size in sizes:
         sums = np.concatenate([sums - size, sums + size])
     return sums
+
+
+def _common_steps(sizes: np.ndarray) -> np.ndarray | None:
+    """Return sizes [n], of which the largest is 1, as multiples of their largest common divisor.
+
+    Returns:
+        Whole numbers [n]; None if there is no such divisor, or the exact test would be too slow.
+    """
+    largest = 1
+    for size in np.unique(sizes.round(12)).tolist():
+        ratio = Fraction(size).limit_denominator(_LARGEST_STEP)
+        largest = math.lcm(largest, ratio.denominator)
+        if abs(float(ratio) - size) > 1e-9 or largest > _LARGEST_STEP:
+            return None
+    steps = np.rint(sizes * largest).astype(int)
+    return steps if steps.size * steps.sum() <= _MOST_ADDITIONS else None
+
+
+def _convolved(steps: np.ndarray, observed: float) -> float:
+    """Return the two-sided p value of whole-number sizes, by convolution of their distributions.
+
+    `observed` is the absolute sum in units of the largest size.
+    """
+    chances = np.ones(1)  # probability of each sum of the sizes that have a positive sign
+    for step in np.sort(steps).tolist():
+        with_step = np.zeros(chances.size + step)
+        with_step[: chances.size] = chances / 2
+        with_step[step:] += chances / 2
+        chances = with_step
+    signed_sum = round(observed * int(steps.max()))
+    positive = (int(steps.sum()) + signed_sum) // 2
+    return min(1.0, 2 * float(chances[positive:].sum())) if signed_sum else 1.0
 
 
 def _approximated(sizes: np.ndarray, observed: float) -> float:

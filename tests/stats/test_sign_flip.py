@@ -1,6 +1,8 @@
 """The exact test of paired differences against every assignment of signs, counted one by one."""
 
 import itertools
+from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -66,3 +68,41 @@ def test_a_few_large_differences_among_many_small_ones_are_not_significant() -> 
     small = np.linspace(1e-3, 2e-3, 14)
     p_value = sign_flip_test([1.0] * 4 + [*small, *-small])
     assert p_value == pytest.approx(1 / 16, abs=0.002)
+
+
+def test_tied_differences_by_hand() -> None:
+    # 31 differences of 1/2 and one of 1: the largest sum has one assignment of signs in 2^32, the
+    # next one, with a single negative 1/2, has 31. Either sum occurs with both signs.
+    assert sign_flip_test([0.5] * 31 + [1.0]) == pytest.approx(2 / 2**32)
+    assert sign_flip_test([0.5] * 30 + [-0.5, 1.0]) == pytest.approx(2 * (1 + 31) / 2**32)
+
+
+def counted_in_whole_numbers(steps: list[int]) -> float:
+    """The share of assignments as extreme, from the number of assignments of every sum."""
+    sums = Counter({0: 1})
+    for step in steps:
+        longer: Counter[int] = Counter()
+        for total, number in sums.items():
+            longer[total + step] += number
+            longer[total - step] += number
+        sums = longer
+    observed = abs(sum(steps))
+    reached = sum(number for total, number in sums.items() if abs(total) >= observed)
+    return float(Fraction(reached, 2 ** len(steps)))
+
+
+@pytest.mark.parametrize(("n", "most", "unit"), [(32, 2, 2), (32, 2, 3), (60, 5, 7), (100, 64, 64)])
+def test_tied_differences_are_exact(n: int, most: int, unit: int) -> None:
+    """Shares of `unit` samples: the approximation is off by up to 0.04 with 32 differences."""
+    rng = np.random.default_rng(n)
+    for shift in (0, most / 4):
+        steps = np.rint(rng.integers(-most, most + 1, size=n) + shift).astype(int)
+        expected = counted_in_whole_numbers(steps.tolist())
+        assert sign_flip_test(steps / unit) == pytest.approx(expected, rel=1e-9)
+
+
+def test_differences_of_prompts_with_unequal_numbers_of_samples_are_exact() -> None:
+    # Multiples of 1/2, 1/3 and 1/5 are multiples of 1/30.
+    values = [1 / 2, -1 / 2, 1 / 3, 2 / 3, -2 / 5, 3 / 5, 4 / 5] * 6
+    steps = [15, -15, 10, 20, -12, 18, 24] * 6
+    assert sign_flip_test(values) == pytest.approx(counted_in_whole_numbers(steps), rel=1e-9)
