@@ -15,7 +15,7 @@ from rlhf.common.numbers import is_number
 from rlhf.common.yaml_text import read_data
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import COUNT_METRICS, unit_of
-from rlhf.runs.diagnostics import MetricLog
+from rlhf.runs.metric_log import MetricLog
 from rlhf.runs.renamed import current_config, read_episodes, read_metrics, sample_rows
 from rlhf.stats import Interval
 
@@ -136,7 +136,7 @@ def read_run(directory: str | Path) -> RunRecord:
     root = Path(directory)
     folder = root / "evaluation"
     children = sorted(folder.iterdir()) if folder.is_dir() else []
-    names = [p for p in children if p.is_dir() and not p.name.startswith(".")]  # .NAME.part
+    names = [p for p in children if p.is_dir() and not p.name.startswith(".")]  # unfinished
     config = current_config(_read_mapping(root / "config.yaml"))
     listed = [spec.get("name") for spec in config.get("policies") or []]
     names.sort(key=lambda p: listed.index(p.name) if p.name in listed else len(listed))

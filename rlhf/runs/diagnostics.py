@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rlhf.common.numbers import is_number, moving_average, short_number
+from rlhf.common.numbers import moving_average, short_number
 from rlhf.runs.alarms import AlarmName, Halt, action_of
-from rlhf.runs.renamed import read_metrics
-
-GOLD_KEYS = ("eval/gold", "reward/gold", "eval/return", "eval/env", "reward/env")
-"""Default gold metrics, in order of preference; `eval/return` and `reward/env` are the
-environment's own reward."""
+from rlhf.runs.metric_log import RECENT, MetricLog, RunningLog, gold_keys
+from rlhf.runs.renamed import metric_rows
 
 _SHARES = {
     "rollout/length_limited": (0.1, "replies hit the token limit"),
@@ -50,8 +47,6 @@ _ALARM_NAMES: dict[str, AlarmName] = {
 }
 """Kind of `log_warnings` -> row of the table of alarms."""
 
-_RECENT = 5
-"""Number of last logged values whose mean represents the end of training."""
 _SIGN_STEPS = 10
 """Number of steps in which a sign must persist; the chance of this is 1 in 1,024."""
 _GRADIENT_STEPS = 20
@@ -65,30 +60,18 @@ _CHECKS = 50
 rows."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MetricLog:
-    """Logged metrics and configuration of a run."""
-
-    config: Mapping[str, Any] = field(default_factory=dict)
-    metrics: Sequence[Mapping[str, Any]] = ()
-    """Rows of `metrics.jsonl`."""
-
-    def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Return the steps and the finite values of a metric, in order of step."""
-        rows = [r for r in self.metrics if is_number(r.get("step")) and is_number(r.get(key))]
-        rows.sort(key=lambda row: row["step"])
-        return [float(row["step"]) for row in rows], [float(row[key]) for row in rows]
-
-
 class TrainingMonitor:
     """Generates warnings during training, each kind once.
 
     If the run is resumed, the monitor includes earlier rows, so create it after the log is rewound.
+
+    Args:
+        directory: The run directory; None for a run without earlier rows.
+        config: Configuration of the run.
     """
 
-    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
-        self.rows = read_metrics(directory)
-        self.log = MetricLog(config=config, metrics=self.rows)
+    def __init__(self, directory: Path | None, config: Mapping[str, Any]) -> None:
+        self.log = RunningLog(config, metric_rows(directory) if directory else ())
         self.reported: set[str] = set()
         self.next_check = 0
         self.finished = False
@@ -101,10 +84,10 @@ class TrainingMonitor:
         Raises:
             Halt: The action of a new alarm is halt.
         """
-        self.rows.append({"step": step, **metrics})
-        if len(self.rows) < self.next_check:
+        self.log.add({"step": step, **metrics})
+        if self.log.length < self.next_check:
             return []
-        self.next_check = len(self.rows) + max(1, len(self.rows) // _CHECKS)
+        self.next_check = self.log.length + max(1, self.log.length // _CHECKS)
         return self._new_warnings(step)
 
     def finish(self, step: int) -> list[str]:
@@ -114,7 +97,7 @@ class TrainingMonitor:
 
     def _new_warnings(self, step: int) -> list[str]:
         warnings = []
-        for kind, sentence in log_warnings(self.log, f"over the last {_RECENT} logged steps"):
+        for kind, sentence in log_warnings(self.log, f"over the last {RECENT} logged steps"):
             if kind in self.reported or not self._has_enough_values(kind):
                 continue
             self.reported.add(kind)
@@ -131,15 +114,15 @@ class TrainingMonitor:
         if kind == "train/updates":
             return self.finished
         if kind.startswith(_UNSCORED):
-            return len(self.rows) >= _RECENT
+            return self.log.length >= RECENT
         if kind == "train/moved":  # the policy is frozen during critic warm-up
             warm_up = int(self.log.config.get("critic_warmup_steps") or 0)
             online = self.log.series("train/updates")[0]
             if not online:
                 return len(self.log.series(kind)[0]) > 1
-            return len([step for step in online if step > warm_up]) >= _RECENT
+            return len([step for step in online if step > warm_up]) >= RECENT
         recent = kind in _SHARES or kind.startswith("rollout/")
-        return not recent or len(self.log.series(kind)[1]) >= _RECENT
+        return not recent or len(self.log.series(kind)[1]) >= RECENT
 
 
 def check_again(directory: Path, config: Mapping[str, Any]) -> TrainingMonitor:
@@ -148,12 +131,11 @@ def check_again(directory: Path, config: Mapping[str, Any]) -> TrainingMonitor:
     Raises:
         Halt: The action of an alarm is halt.
     """
-    monitor = TrainingMonitor(directory, config)
-    rows = list(monitor.rows)
-    monitor.rows.clear()
-    for row in rows:
-        monitor.update(row["step"], {key: row[key] for key in row.keys() - {"step", "time"}})
-    monitor.finish(rows[-1]["step"])
+    monitor, step = TrainingMonitor(None, config), 0
+    for row in metric_rows(directory):
+        step = row["step"]
+        monitor.update(step, {key: row[key] for key in row.keys() - {"step", "time"}})
+    monitor.finish(step)
     return monitor
 
 
@@ -189,11 +171,8 @@ def log_warnings(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
 
 def gold_key(log: MetricLog) -> str | None:
     """Return the key of the gold metric; None if the run measured none."""
-    specs = log.config.get("gold") or []
-    names = [str(spec.get("name") or spec.get("kind")) for spec in specs]
-    configured = [f"{split}/{name}" for split in ("eval", "reward") for name in names]
     # The return of a prompt set is always 0.
-    return next((key for key in (*configured, *GOLD_KEYS) if any(log.series(key)[1])), None)
+    return next((key for key in gold_keys(log.config) if any(log.series(key)[1])), None)
 
 
 @dataclass(frozen=True)
@@ -233,7 +212,7 @@ def _smoothed(values: Sequence[float]) -> list[float]:
 
 def _unscored_reasons(log: MetricLog, when: str) -> Iterator[tuple[str, str]]:
     """Yield the share of unscored episodes by reward and reason; a share of 0 is not logged."""
-    recent = log.metrics[-_RECENT:]
+    recent = log.recent()
     keys = dict.fromkeys(key for row in recent for key in row if key.startswith(_UNSCORED))
     for key in keys:
         name, _, reason = key.removeprefix(_UNSCORED).partition("/")
@@ -259,7 +238,7 @@ def _fell_clearly(values: Sequence[float]) -> bool:
 
 def _recent_mean(log: MetricLog, key: str) -> float:
     """Return the mean of the last five logged values; 0 if the metric was never logged."""
-    return _mean(log.series(key)[1][-_RECENT:])
+    return _mean(log.series(key)[1][-RECENT:])
 
 
 def _recent_share(log: MetricLog, key: str) -> float:
@@ -276,12 +255,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _not_finite(log: MetricLog) -> Iterator[tuple[str, str]]:
-    first_steps: dict[str, int] = {}
-    for row in log.metrics:
-        for key, value in row.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                first_steps.setdefault(key, int(row.get("step", 0)))
-    for key, step in first_steps.items():
+    for key, step in log.not_finite().items():
         yield "finite", f"{key} is not finite from step {step} on."
 
 
@@ -297,7 +271,7 @@ def _unmoved(log: MetricLog) -> Iterator[tuple[str, str]]:
         return
     # Weights that start at 0 change with any learning rate; the policy's outputs may not.
     kl, ratio = log.series("policy/kl")[1], log.series("policy/ratio_max")[1]
-    if len(kl) >= _RECENT and not any(kl) and all(abs(r - 1) <= 1e-6 for r in ratio):
+    if len(kl) >= RECENT and not any(kl) and all(abs(r - 1) <= 1e-6 for r in ratio):
         yield (
             "train/moved",
             f"the policy did not move: policy/kl is 0 in all of {len(kl)} logged steps, and no "
@@ -333,10 +307,10 @@ def _diverged(log: MetricLog) -> Iterator[tuple[str, str]]:
 def _collapsed(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Find entropy collapse without a rise in reward; a solved task needs no entropy."""
     entropy, reward = log.series("policy/entropy")[1], log.series("reward/mean")[1]
-    if min(len(entropy), len(reward)) < 2 * _RECENT:
+    if min(len(entropy), len(reward)) < 2 * RECENT:
         return
-    before, after = _mean(entropy[:_RECENT]), _mean(entropy[-_RECENT:])
-    first, last = _mean(reward[:_RECENT]), _mean(reward[-_RECENT:])
+    before, after = _mean(entropy[:RECENT]), _mean(entropy[-RECENT:])
+    first, last = _mean(reward[:RECENT]), _mean(reward[-RECENT:])
     if before >= 0.1 and after <= 0.05 * before and last <= first:
         yield (
             "entropy",
@@ -394,10 +368,10 @@ def _exploded(log: MetricLog) -> Iterator[tuple[str, str]]:
 def _repeated(log: MetricLog) -> Iterator[tuple[str, str]]:
     """Find replies that began to repeat themselves without a rise in reward."""
     repetition, reward = log.series("rollout/repetition")[1], log.series("reward/mean")[1]
-    if min(len(repetition), len(reward)) < 2 * _RECENT:
+    if min(len(repetition), len(reward)) < 2 * RECENT:
         return
-    before, after = _mean(repetition[:_RECENT]), _mean(repetition[-_RECENT:])
-    if after >= max(0.5, before + 0.3) and _mean(reward[-_RECENT:]) <= _mean(reward[:_RECENT]):
+    before, after = _mean(repetition[:RECENT]), _mean(repetition[-RECENT:])
+    if after >= max(0.5, before + 0.3) and _mean(reward[-RECENT:]) <= _mean(reward[:RECENT]):
         yield (
             "rollout/repetition",
             f"{after:.0%} of the bigrams of replies repeat earlier ones, against {before:.0%} in "

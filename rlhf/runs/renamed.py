@@ -65,7 +65,13 @@ def current_config(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """Read the lines of `metrics.jsonl` of a run of any version; no file gives no lines."""
-    return [_renamed(row, RENAMED_METRICS) for row in log_rows(directory / "metrics.jsonl")]
+    return list(metric_rows(directory))
+
+
+def metric_rows(directory: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of `metrics.jsonl` of a run of any version one by one."""
+    for row in log_rows(directory / "metrics.jsonl"):
+        yield _renamed(row, RENAMED_METRICS)
 
 
 def read_samples(directory: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,124 @@
+"""Logged metrics of a run as columns, for the report and for the alarms during training."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rlhf.common.numbers import is_number
+
+GOLD_KEYS = ("eval/gold", "reward/gold", "eval/return", "eval/env", "reward/env")
+"""Default gold metrics, in order of preference; `eval/return` and `reward/env` are the
+environment's own reward."""
+CHECKED_KEYS = (
+    "eval/loss",
+    "policy/entropy",
+    "policy/kl",
+    "policy/ratio_max",
+    "reward/mean",
+    "reward/unscored",
+    "rollout/evasion_gain",
+    "rollout/invalid",
+    "rollout/length_limited",
+    "rollout/missing_eos",
+    "rollout/repetition",
+    "rollout/truncated",
+    "rollout/turns",
+    "train/grad_norm",
+    "train/moved",
+    "train/updates",
+    "value/explained_variance",
+)
+"""Metrics that the alarms read, besides the gold metric."""
+RECENT = 5
+"""Number of last logged values whose mean represents the end of training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricLog:
+    """Logged metrics and configuration of a run."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, Any]] = ()
+    """Rows of `metrics.jsonl`."""
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """Return the steps and the finite values of a metric, in order of step."""
+        rows = [r for r in self.metrics if is_number(r.get("step")) and is_number(r.get(key))]
+        rows.sort(key=lambda row: row["step"])
+        return [float(row["step"]) for row in rows], [float(row[key]) for row in rows]
+
+    def recent(self) -> Sequence[Mapping[str, Any]]:
+        """Return the last rows, whose mean represents the end of training."""
+        return self.metrics[-RECENT:]
+
+    def not_finite(self) -> dict[str, int]:
+        """Return metric -> first step with a value that is NaN or infinite."""
+        first_steps: dict[str, int] = {}
+        for row in self.metrics:
+            _note_not_finite(row, first_steps)
+        return first_steps
+
+
+class RunningLog(MetricLog):
+    """Metrics of a run in training that the alarms read.
+
+    The memory of a long run must not grow with all of its rows: an array needs 8 bytes per step and
+    metric, a row of `MetricLog` about 2.5 kB.
+
+    Args:
+        config: Configuration of the run.
+        rows: Rows that were logged before the run was resumed.
+    """
+
+    def __init__(self, config: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:
+        super().__init__(config=config)
+        self.length = 0
+        """Number of rows."""
+        self._columns = {key: array("d") for key in ("step", *CHECKED_KEYS, *gold_keys(config))}
+        self._recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT)
+        self._not_finite: dict[str, int] = {}
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Append a logged row."""
+        self.length += 1
+        self._recent.append(row)
+        _note_not_finite(row, self._not_finite)
+        for key, column in self._columns.items():
+            column.append(row[key] if is_number(row.get(key)) else math.nan)
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """Return the steps and the finite values of one of `CHECKED_KEYS` or of the gold keys."""
+        steps, values = (np.array(self._columns[name]) for name in ("step", key))
+        logged = np.flatnonzero(np.isfinite(steps) & np.isfinite(values))
+        order = logged[np.argsort(steps[logged], kind="stable")]
+        return steps[order].tolist(), values[order].tolist()
+
+    def recent(self) -> Sequence[Mapping[str, Any]]:
+        """Return the last rows."""
+        return list(self._recent)
+
+    def not_finite(self) -> dict[str, int]:
+        """Return metric -> first step with a value that is NaN or infinite."""
+        return self._not_finite
+
+
+def gold_keys(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys that may be the gold metric, in order of preference."""
+    names = [str(spec.get("name") or spec.get("kind")) for spec in config.get("gold") or ()]
+    return [*(f"{split}/{name}" for split in ("eval", "reward") for name in names), *GOLD_KEYS]
+
+
+def _note_not_finite(row: Mapping[str, Any], first_steps: dict[str, int]) -> None:
+    """Add the metrics of a row that are not finite, unless an earlier row had one; in place."""
+    for key, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            first_steps.setdefault(key, int(row.get("step", 0)))
