@@ -18,9 +18,9 @@ from rlhf import __version__
 from rlhf.cli.arguments import parse_arguments
 from rlhf.cli.help import command_help, group_help, usage
 from rlhf.cli.table import COMMANDS
-from rlhf.common.files import describe_write_error, write_error
+from rlhf.common.files import describe_write_error, find_write_error
 from rlhf.common.imports import import_object
-from rlhf.common.text import masked, set_up_logging, visible
+from rlhf.common.text import escape_invisible, masked, set_up_logging
 from rlhf.common.yaml_text import dump_yaml
 from rlhf.errors import UserError
 from rlhf.runs.interrupt import Interrupted
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if call.has("--print-config"):
                 print(dump_yaml(COMMANDS.effective_tree(name, config)))
             elif call.has("--dry-run"):
-                print(visible(COMMANDS.plan(name, config)))
+                print(escape_invisible(COMMANDS.plan(name, config)))
             elif command.makes_run:
-                print(visible(str(COMMANDS.run_config(name, config))))
+                print(escape_invisible(str(COMMANDS.run_config(name, config))))
             else:
                 code = max(code, _print_output(name, config))
         sys.stdout.flush()
@@ -94,7 +94,7 @@ def _print_output(name: str, config: Any) -> int:
     output = COMMANDS.output(name, config)
     while True:
         try:
-            print(visible(next(output)))
+            print(escape_invisible(next(output)))
         except StopIteration as end:
             return end.value or 0
 
@@ -120,7 +120,7 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
     if isinstance(error, SystemExit):  # exit code 0 without a result would look like success
         print(f"rlhf: imported code called sys.exit({error.code!r})", file=sys.stderr)
         return 1
-    if not debug and not isinstance(error, UserError) and (cause := write_error(error)):
+    if not debug and not isinstance(error, UserError) and (cause := find_write_error(error)):
         path = f"{cause.filename}: " if cause.filename else ""
         print(
             f"rlhf: {path}{describe_write_error(cause)}, then repeat the command (a run continues "
@@ -131,7 +131,7 @@ def _report_error(error: BaseException, *, debug: bool) -> int:
     # A UserError or an unreadable file is the user's mistake; anything else is a bug.
     if debug or not isinstance(error, UserError | FileNotFoundError | PermissionError):
         trace = "".join(traceback.format_exception(error))
-        print(masked(visible(trace)), end="", file=sys.stderr)
+        print(masked(escape_invisible(trace)), end="", file=sys.stderr)
         return 1
-    print(f"rlhf: {masked(visible(' '.join(str(error).split())))}", file=sys.stderr)
+    print(f"rlhf: {masked(escape_invisible(' '.join(str(error).split())))}", file=sys.stderr)
     return 2

@@ -39,14 +39,14 @@ class GenerateConfig:
 
 def generate(config: GenerateConfig) -> Iterator[str]:
     """Yield one line per completion: text for `prompt`, JSON for `prompts`."""
-    from rlhf.data.load import logged_rows
+    from rlhf.data.load import load_and_log
     from rlhf.models.loading import load_model
     from rlhf.rollout.chat_format import prompt_of
     from rlhf.rollout.collector import Collector, EpisodeSeed
 
     specs = config.prompts or [DataSpec("the prompt")]  # the collector does not read it
     prompts = (
-        [prompt_of(row) for row in logged_rows(specs, "prompt", what="prompts", seed=config.seed)]
+        [prompt_of(row) for row in load_and_log(specs, "prompt", what="prompts", seed=config.seed)]
         if config.prompts
         else [[{"role": "user", "content": config.prompt or ""}]]
     )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.common.text import visible
+from rlhf.common.text import escape_invisible
 
 
 def table_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -27,4 +27,4 @@ def table_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str
 def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "" if value is None else visible(str(value))
+    return "" if value is None else escape_invisible(str(value))

@@ -30,7 +30,7 @@ _WRITE_ERRORS = {
 """Errors of the file system -> what is wrong and what to do."""
 
 
-def write_error(error: BaseException | None) -> OSError | None:
+def find_write_error(error: BaseException | None) -> OSError | None:
     """Return the error of the file system that an error reports, or None.
 
     safetensors and torch.save raise other exceptions: that of safetensors has the error number in
@@ -39,10 +39,10 @@ def write_error(error: BaseException | None) -> OSError | None:
     if isinstance(error, OSError):
         return error if error.errno in _WRITE_ERRORS else None
     if match := re.search(r"\(os error (\d+)\)", str(error)):
-        return write_error(OSError(int(match[1]), os.strerror(int(match[1]))))
+        return find_write_error(OSError(int(match[1]), os.strerror(int(match[1]))))
     if "iostream error" in str(error):
         return OSError(errno.EIO, os.strerror(errno.EIO))
-    return write_error(error.__context__) if type(error) is RuntimeError else None
+    return find_write_error(error.__context__) if type(error) is RuntimeError else None
 
 
 def describe_write_error(error: OSError) -> str:
@@ -51,12 +51,12 @@ def describe_write_error(error: OSError) -> str:
 
 
 @contextlib.contextmanager
-def write_errors_of(path: Path) -> Iterator[None]:
+def write_errors_with_path(path: Path) -> Iterator[None]:
     """Return a context that raises file-system errors as an OSError with the path."""
     try:
         yield
     except Exception as error:
-        cause = write_error(error)
+        cause = find_write_error(error)
         if cause is None or cause.filename:
             raise
         raise OSError(cause.errno, cause.strerror, str(path)) from error
@@ -65,7 +65,7 @@ def write_errors_of(path: Path) -> Iterator[None]:
 def append_text(path: Path, text: str) -> None:
     """Append to a file; if writing fails, the file keeps its old content."""
     size = path.stat().st_size if path.exists() else None
-    with write_errors_of(path):
+    with write_errors_with_path(path):
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(text)
@@ -93,7 +93,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         if path == partial or not (writer.isdecimal() and _is_running(int(writer))):
             remove(path)
     try:
-        with write_errors_of(target):
+        with write_errors_with_path(target):
             yield partial
         if target.is_dir():
             shutil.rmtree(target)
@@ -186,7 +186,7 @@ def log_rows(path: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open(encoding="utf-8", newline="\n") as stream:
         for number, line in enumerate(stream, start=1):
-            if not line.endswith("\n") and not _is_json(line):
+            if not line.endswith("\n") and not _is_complete_json(line):
                 return
             if line.strip():
                 yield _parse_line(line, f"{path}, line {number}")
@@ -205,7 +205,7 @@ def read_json(path: Path) -> Any:
             hint = "; one object a line? call it .jsonl" if error.msg == "Extra data" else ""
             problem = f"line {error.lineno}: broken JSON, {error.msg}{hint}"
         except (ValueError, RecursionError) as error:
-            problem = _unreadable(error)
+            problem = _unreadable_message(error)
     raise UserError(f"{path}, {problem}")
 
 
@@ -238,13 +238,13 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: broken JSON, {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: {_unreadable(error)}") from None
+        raise UserError(f"{where}: {_unreadable_message(error)}") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object {{...}}, found a {type(row).__name__}")
     return row
 
 
-def _is_json(text: str) -> bool:
+def _is_complete_json(text: str) -> bool:
     try:
         json.loads(text)
     except json.JSONDecodeError:
@@ -260,12 +260,12 @@ def _json_text(row: Mapping[str, Any], *, allow_nan: bool = True) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def _unreadable(error: Exception) -> str:
+def _unreadable_message(error: Exception) -> str:
     """Return why valid JSON cannot be parsed: too many digits, or too many nested brackets."""
     return f"JSON that cannot be read ({str(error).partition(';')[0]})"
 
 
-def is_unicode(text: str) -> bool:
+def is_utf8_encodable(text: str) -> bool:
     """Return whether a text can be encoded in UTF-8, i.e. has no lone surrogate."""
     try:
         text.encode()

@@ -52,7 +52,7 @@ def convert(hint: Any, value: Any, name: str = "") -> Any:
         if first["type"] == "missing":
             raise UserError(f"{key} is required") from error
         value = shortened(first["input"])
-        raise UserError(f"{key} must be {_rule(first['msg'])}, got {value}") from error
+        raise UserError(f"{key} must be {_condition_text(first['msg'])}, got {value}") from error
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
@@ -87,7 +87,7 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def _rule(message: str) -> str:
+def _condition_text(message: str) -> str:
     """Return the rule in a message of pydantic, with signs for comparisons."""
     rule = message.removeprefix("Input should be ").replace("dictionary", "mapping")
     rule = re.sub(r", (unable|got) .*", "", rule)

@@ -43,12 +43,12 @@ _SECRETS = re.compile(
 MASK = "***"
 
 
-def visible(text: str) -> str:
+def escape_invisible(text: str) -> str:
     r"""Replace control codes, reordering marks and lone surrogates by their escapes.
 
     The escapes are those of JSON, so the value of a JSON text does not change.
 
-    >>> visible("a" + chr(27) + "[2J")
+    >>> escape_invisible("a" + chr(27) + "[2J")
     'a\\u001b[2J'
     """
     return _INVISIBLE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
@@ -60,7 +60,9 @@ def markdown_text(text: str) -> str:
     >>> markdown_text("a|b [c](d) _e_ f_g [0.1, 0.2]")
     'a\\|b [c\\](d) \\_e\\_ f_g [0.1, 0.2]'
     """
-    return _MARKDOWN.sub(lambda match: "\\" + match.group(), visible(" ".join(text.split())))
+    return _MARKDOWN.sub(
+        lambda match: "\\" + match.group(), escape_invisible(" ".join(text.split()))
+    )
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -77,7 +79,7 @@ def csv_cell(cell: Any) -> Any:
     """
     if not isinstance(cell, str):
         return cell
-    text = visible(cell)
+    text = escape_invisible(cell)
     return f"'{text}" if text.startswith(_FORMULA) and not _is_number(text) else text
 
 
@@ -93,7 +95,7 @@ def masked(text: str) -> str:
     for name, value in os.environ.items():
         if len(value) >= 8 and SECRET_KEY.fullmatch(name):
             text = text.replace(value, MASK)
-    return _SECRETS.sub(_mask, text)
+    return _SECRETS.sub(_mask_match, text)
 
 
 def masked_command(words: Sequence[str]) -> list[str]:
@@ -109,7 +111,7 @@ def masked_command(words: Sequence[str]) -> list[str]:
     return result
 
 
-def secret_in(tree: Any) -> str | None:
+def first_secret_key(tree: Any) -> str | None:
     """Return the dotted key of the first secret in plain data; None if there is none."""
     return next(_secret_keys(tree, ""), None)
 
@@ -119,7 +121,7 @@ class VisibleFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the message and its traceback."""
-        return masked(visible(super().format(record)))
+        return masked(escape_invisible(super().format(record)))
 
 
 def set_up_logging(level: int) -> None:
@@ -129,7 +131,7 @@ def set_up_logging(level: int) -> None:
     logging.basicConfig(level=level, handlers=[handler])
 
 
-def _mask(match: re.Match[str]) -> str:
+def _mask_match(match: re.Match[str]) -> str:
     prefix = next(filter(None, match.group("url", "query", "bearer")), "")
     return prefix + MASK + ("@" if match["url"] else "")
 

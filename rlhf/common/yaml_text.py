@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from rlhf.common.files import is_unicode, read_json
+from rlhf.common.files import is_utf8_encodable, read_json
 
 MAX_NODES = 100_000
 """Largest number of keys and values in a YAML text, with aliases expanded."""
@@ -29,7 +29,7 @@ def load_yaml(text: str) -> Any:
         raise yaml.YAMLError(str(error) or type(error).__name__) from error
 
 
-def read_data(path: Path) -> Any:
+def read_yaml_or_json(path: Path) -> Any:
     """Read the plain data of a YAML file, or of a JSON file if its name ends in ``.json``.
 
     Raises:
@@ -93,7 +93,7 @@ def _count_nodes(node: yaml.Node, counts: dict[int, int], depth: int) -> int:
     if id(node) in counts:
         return counts[id(node)]
     children: list[yaml.Node] = []
-    if isinstance(node, yaml.ScalarNode) and not is_unicode(node.value):
+    if isinstance(node, yaml.ScalarNode) and not is_utf8_encodable(node.value):
         raise _yaml_error("a half of a surrogate pair is not a character", node)
     if isinstance(node, yaml.MappingNode):
         keys = [key for key, _ in node.value]

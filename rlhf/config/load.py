@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import yaml
 
-from rlhf.common.files import is_unicode
+from rlhf.common.files import is_utf8_encodable
 from rlhf.common.names import closest, nearest
 from rlhf.common.ranges import convert, shortened
-from rlhf.common.text import secret_in
-from rlhf.common.yaml_text import load_yaml, read_data
+from rlhf.common.text import first_secret_key
+from rlhf.common.yaml_text import load_yaml, read_yaml_or_json
 from rlhf.config.help import Section, dataclass_in, sections_of
 from rlhf.errors import UserError
 from rlhf.runs.renamed import renamed_key
@@ -45,7 +45,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         siblings = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise UserError(f"config file {path} does not exist{nearest(path.name, siblings)}")
     try:
-        tree = read_data(path)
+        tree = read_yaml_or_json(path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a text file in UTF-8; --config takes a YAML file") from error
     except yaml.YAMLError as error:
@@ -76,7 +76,7 @@ def read_value(key: str, text: str) -> Any:
         UserError: The text is not Unicode, or begins with a brace or a bracket and is not valid
             YAML.
     """
-    if not is_unicode(text):
+    if not is_utf8_encodable(text):
         raise UserError(f"--{key}: {text!r} is not text in UTF-8")
     try:
         value = load_yaml(text)
@@ -103,7 +103,7 @@ def assemble(sources: Sequence[Source], overrides: Sequence[tuple[str, Any]]) ->
         tree = merge(tree, copy.deepcopy(dict(source)) if is_mapping else read_yaml(source))
     for key, value in overrides:
         set_key(tree, key, value)
-    if key := secret_in(tree):
+    if key := first_secret_key(tree):
         raise UserError(
             f"{key}: a configuration is written to files and pages and must not contain a key, a "
             "token or a password: set an environment variable such as OPENAI_API_KEY or HF_TOKEN"
@@ -204,7 +204,7 @@ def _check_keys(
 
 def _check_texts(value: Any) -> None:
     """Raise UserError for text that UTF-8 cannot encode, at any depth of plain data."""
-    if isinstance(value, str) and not is_unicode(value):
+    if isinstance(value, str) and not is_utf8_encodable(value):
         raise UserError(f"{shortened(value)} is not text: half of a surrogate pair")
     items = [*value, *value.values()] if isinstance(value, Mapping) else value
     if isinstance(items, list):

@@ -61,25 +61,25 @@ def _finding(
         count=count,
         total=len(rows),
         rows=tuple(affected),
-        examples=tuple(_opening(rows[index]) for index in affected[:NUM_QUOTED_ROWS]),
+        examples=tuple(_prompt_beginning(rows[index]) for index in affected[:NUM_QUOTED_ROWS]),
     )
 
 
-def unusable(loaded: Loaded) -> Finding:
+def unusable_rows(loaded: Loaded) -> Finding:
     """Count the rows that the loader dropped, by reason."""
     count = sum(loaded.dropped.values())
     reasons = ", ".join(f"{n:,} {reason}" for reason, n in loaded.dropped.items())
     verdict = f"{count:,} of {loaded.total:,} rows cannot be used" + (f": {reasons}" * bool(count))
-    level = _graded(count, loaded.total)
+    level = _level_of(count, loaded.total)
     examples = tuple(f"{reason}: {where}" for reason, where in loaded.first_dropped.items())
     return Finding("unusable rows", level, verdict, count, loaded.total, examples=examples)
 
 
-def unread(loaded: Loaded) -> Finding:
+def unused_columns(loaded: Loaded) -> Finding:
     """List the columns and the parts of cells that the loader did not use."""
     columns = {name for names in loaded.unused_columns.values() for name in names}
     count = len(columns) + len(loaded.ignored)
-    verdict = "; ".join(loaded.account()) or "every column is used"
+    verdict = "; ".join(loaded.reading_notes()) or "every column is used"
     level: Level = "note" if count else "ok"
     return Finding("columns", level, verdict, count, loaded.total)
 
@@ -89,17 +89,17 @@ def duplicates(rows: Sequence[Row]) -> Finding:
     seen: set[Hashable] = set()
     repeated = []
     for index, row in enumerate(rows):
-        key = (_prompt_identity(row), _facts(row), *_answers(row))
+        key = (_prompt_identity(row), _facts_text(row), *_comparison_texts(row))
         if key in seen:
             repeated.append(index)
         seen.add(key)
-    level = _graded(len(repeated), len(rows))
+    level = _level_of(len(repeated), len(rows))
     return _finding("duplicates", rows, repeated, level, "repeat an earlier row")
 
 
 def contradictory_pairs(rows: Sequence[Row]) -> Finding:
     """Find pairs that also occur with chosen and rejected swapped."""
-    keys = [(_prompt_identity(row), *_answers(row)) for row in rows]
+    keys = [(_prompt_identity(row), *_comparison_texts(row)) for row in rows]
     known = set(keys)
     wrong = [i for i, (prompt, a, b) in enumerate(keys) if a != b and (prompt, b, a) in known]
     what = "also occur with chosen and rejected swapped"
@@ -108,20 +108,22 @@ def contradictory_pairs(rows: Sequence[Row]) -> Finding:
 
 def contradictory_labels(rows: Sequence[Row]) -> Finding:
     """Find rows whose text has a different label in another row."""
-    texts = [(_prompt_identity(row), *_answers(row)[:-1]) for row in rows]
-    wrong = _differing(texts, [row["label"] for row in rows])
+    texts = [(_prompt_identity(row), *_comparison_texts(row)[:-1]) for row in rows]
+    wrong = _rows_with_several_values(texts, [row["label"] for row in rows])
     what = "have a different label in another row"
     return _finding("contradictory labels", rows, wrong, "fault", what)
 
 
 def contradictory_answers(rows: Sequence[Row]) -> Finding:
     """Find prompts whose reference answer is different in another row."""
-    wrong = _differing(list(map(_prompt_identity, rows)), list(map(_reference, rows)))
+    wrong = _rows_with_several_values(
+        list(map(_prompt_identity, rows)), list(map(_reference_answer, rows))
+    )
     what = "have a different answer in another row"
     return _finding("contradictory answers", rows, wrong, "fault", what)
 
 
-def _differing(keys: Sequence[Hashable], values: Sequence[Hashable]) -> list[int]:
+def _rows_with_several_values(keys: Sequence[Hashable], values: Sequence[Hashable]) -> list[int]:
     """Return the indices of all keys that have several values."""
     by_key = defaultdict(set)
     for key, value in zip(keys, values, strict=True):
@@ -129,14 +131,14 @@ def _differing(keys: Sequence[Hashable], values: Sequence[Hashable]) -> list[int
     return [index for index, key in enumerate(keys) if len(by_key[key]) > 1]
 
 
-def _reference(row: Row) -> str | None:
+def _reference_answer(row: Row) -> str | None:
     answers = [str(turn["answer"]) for turn in row["prompt"] if "answer" in turn]
     return answers[-1] if answers else None
 
 
 def near_ties(rows: Sequence[Row]) -> Finding:
     """Find pairs whose replies differ only in case or white space."""
-    ties = [index for index, row in enumerate(rows) if len(set(_answers(row))) == 1]
+    ties = [index for index, row in enumerate(rows) if len(set(_comparison_texts(row))) == 1]
     what = "have replies that differ only in case or white space"
     return _finding("near ties", rows, ties, "fault", what)
 
@@ -190,7 +192,7 @@ def label_balance(rows: Sequence[Row]) -> Finding:
     return Finding("label balance", level, verdict, count, len(rows))
 
 
-def over_long(rows: Sequence[Row], count_tokens: CountTokens, *, max_length: int) -> Finding:
+def over_long_rows(rows: Sequence[Row], count_tokens: CountTokens, *, max_length: int) -> Finding:
     """Find rows that training would truncate or drop; template tokens are not counted.
 
     If the prompt alone exceeds the length, truncation makes chosen equal to rejected.
@@ -198,21 +200,23 @@ def over_long(rows: Sequence[Row], count_tokens: CountTokens, *, max_length: int
     affected, by_prompt = [], 0
     for index, row in enumerate(rows):
         prompt = count_tokens(text_of(row["prompt"])) if "prompt" in row else 0
-        replies = [count_tokens(text_of(row[part])) for part in parts(row) if part != "prompt"]
+        replies = [
+            count_tokens(text_of(row[part])) for part in text_fields(row) if part != "prompt"
+        ]
         if prompt + max(replies, default=0) > max_length:
             affected.append(index)
             by_prompt += prompt >= max_length
     what = f"exceed max_length = {max_length:,} tokens, {by_prompt:,} by the prompt alone"
-    return _finding("over-long rows", rows, affected, _graded(len(affected), len(rows)), what)
+    return _finding("over-long rows", rows, affected, _level_of(len(affected), len(rows)), what)
 
 
-def shared(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
+def leaked_prompts(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
     """Find leakage: rows whose prompt is also in the other data set."""
     affected = shared_prompts(rows, against)
     return _finding("shared prompts", rows, affected, "fault", "have a prompt of the other set")
 
 
-def overlapping(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
+def partly_leaked_prompts(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
     """Find possible leakage: rows that share a long run of words with a prompt of the other set."""
     affected = sorted(set(overlapping_prompts(rows, against)) - set(shared_prompts(rows, against)))
     what = (
@@ -222,7 +226,7 @@ def overlapping(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
     return _finding("overlapping prompts", rows, affected, "note", what)
 
 
-def parts(row: Row) -> list[str]:
+def text_fields(row: Row) -> list[str]:
     """Return the text fields of a canonical row."""
     return [p for p in ("prompt", "completion", "chosen", "rejected", "text") if p in row]
 
@@ -245,15 +249,15 @@ def _prompt_identity(row: Row) -> tuple[str, ...]:
     return prompt_key(row), _normalized(text_of(special)), tools
 
 
-def _facts(row: Row) -> str:
+def _facts_text(row: Row) -> str:
     """Return the reference answers and tests of a row's prompt as one text."""
     turns = row.get("prompt", ())
     return str([turn[key] for turn in turns for key in FACT_FIELDS if key in turn])
 
 
-def _answers(row: Row) -> tuple[str, ...]:
+def _comparison_texts(row: Row) -> tuple[str, ...]:
     """Return the replies, steps and labels of a row as texts to compare rows by."""
-    texts = [text_of(row[part]) for part in parts(row) if part not in ("prompt", "text")]
+    texts = [text_of(row[part]) for part in text_fields(row) if part not in ("prompt", "text")]
     texts += [text_of(reply) for reply in row.get("replies", ())]
     texts += row.get("steps", ())
     texts += [str(row[key]) for key in ("labels", "label") if key in row]
@@ -264,10 +268,10 @@ def _normalized(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def _graded(count: int, total: int) -> Level:
+def _level_of(count: int, total: int) -> Level:
     return "ok" if count == 0 else "note" if count <= TOLERATED_SHARE * total else "fault"
 
 
-def _opening(row: Row, length: int = 100) -> str:
+def _prompt_beginning(row: Row, length: int = 100) -> str:
     text = " ".join(prompt_text(row).split())
     return text if len(text) <= length else text[: length - 3] + "..."

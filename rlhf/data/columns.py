@@ -152,15 +152,17 @@ def find_layouts(
     ):
         columns = {field: column_of(field, present, mapping) for field in fields}
         if all(columns.values()) and mapping.keys() <= {*fields, *extras}:
-            complete.append(Layout(fields, _with_extras(columns, extras, present, mapping)))
+            complete.append(
+                Layout(fields, _with_optional_columns(columns, extras, present, mapping))
+            )
     if not complete:
-        raise UserError(_cannot_read(kind, table, present, source=spec.path))
+        raise UserError(_missing_columns_message(kind, table, present, source=spec.path))
     # Plain text and conversations are not mixed, because training treats them differently.
     is_text = "text" in complete[0].fields
     return [layout for layout in complete if ("text" in layout.fields) == is_text]
 
 
-def _with_extras(
+def _with_optional_columns(
     columns: dict[str, str | None],
     extras: Sequence[str],
     present: Collection[str],
@@ -236,20 +238,22 @@ def _check_mapping(
                 f"{source}: data.columns.{field} names column {column!r}, which does not exist; "
                 f"columns found: {', '.join(sorted(present))}{nearest(column, present)}"
             )
-        if column not in present and all(cell_of(row, column) is None for row in _first(table)):
+        if column not in present and all(
+            cell_of(row, column) is None for row in _first_rows(table)
+        ):
             raise UserError(
                 f"{source}: data.columns.{field}: {column!r} reaches nothing in the first rows; "
-                f"columns found: {described(table, present)}"
+                f"columns found: {describe_columns(table, present)}"
             )
 
 
-def _first(table: Sequence[Row], count: int = 100) -> list[Row]:
+def _first_rows(table: Sequence[Row], count: int = 100) -> list[Row]:
     return [table[index] for index in range(min(count, len(table)))]
 
 
-def described(table: Sequence[Row], present: Collection[str]) -> str:
+def describe_columns(table: Sequence[Row], present: Collection[str]) -> str:
     """List the columns, with the keys of those that contain objects."""
-    rows, names = _first(table, 20), []
+    rows, names = _first_rows(table, 20), []
     for name in sorted(present):
         cell = next((row.get(name) for row in rows if row.get(name) is not None), None)
         prefix = name
@@ -260,11 +264,13 @@ def described(table: Sequence[Row], present: Collection[str]) -> str:
     return ", ".join(names)
 
 
-def _cannot_read(kind: Kind, table: Sequence[Row], present: Collection[str], *, source: str) -> str:
+def _missing_columns_message(
+    kind: Kind, table: Sequence[Row], present: Collection[str], *, source: str
+) -> str:
     fields = KIND_FIELDS[kind]
     needed = " or ".join(" + ".join(names) for names in fields.required)
     return (
-        f"{source}: {kind} data needs {needed}; columns found: {described(table, present)}; "
+        f"{source}: {kind} data needs {needed}; columns found: {describe_columns(table, present)}; "
         f"map them with data.columns: {{{fields.example}}}, where capitals are your column names "
         "and a dot selects a key inside a column"
     )

@@ -98,10 +98,10 @@ def split_reply(
 
 def same_turns(first: Sequence[Message], second: Sequence[Message]) -> bool:
     """Return whether two sequences of turns are equal up to white space around each turn."""
-    return [_content_of(turn) for turn in first] == [_content_of(turn) for turn in second]
+    return [_comparable_turn(turn) for turn in first] == [_comparable_turn(turn) for turn in second]
 
 
-def _content_of(turn: Message) -> tuple[Any, ...]:
+def _comparable_turn(turn: Message) -> tuple[Any, ...]:
     return turn["role"], turn["content"].strip(), turn.get("tool_calls"), reasoning_of(turn)
 
 
@@ -115,7 +115,7 @@ def without_system(messages: Conversation) -> Conversation:
     return messages[1:] if messages and messages[0]["role"] == "system" else messages
 
 
-def after_system(messages: Sequence[Message], more: Sequence[Message]) -> Conversation:
+def insert_after_system(messages: Sequence[Message], more: Sequence[Message]) -> Conversation:
     """Return `messages` with `more` inserted after a leading system turn."""
     rest = without_system(list(messages))
     return [*messages[: len(messages) - len(rest)], *more, *rest]
@@ -130,7 +130,7 @@ def labeled_conversation(row: Mapping[str, Any]) -> Conversation:
 
 def split_last_reply(messages: Conversation, notes: Notes) -> tuple[Conversation, Conversation]:
     """Return (prompt, last assistant turn); the turns after it are ignored."""
-    _, last = _replies(messages, notes)
+    _, last = _first_and_last_reply(messages, notes)
     check_turns(messages[: last + 1])
     return checked_prompt(messages[:last]), checked_reply(messages[last : last + 1])
 
@@ -141,7 +141,7 @@ def split_first_reply(messages: Conversation, notes: Notes) -> tuple[Conversatio
     Raises:
         RowDropped: The conversation is not valid, or all replies have weight 0.
     """
-    first, last = _replies(messages, notes)
+    first, last = _first_and_last_reply(messages, notes)
     completion = messages[first : last + 1]
     if any(is_empty_turn(turn) for turn in completion):
         raise RowDropped("empty reply")
@@ -157,7 +157,7 @@ def check_weights(completion: Conversation) -> None:
         raise RowDropped("every reply has weight 0")
 
 
-def _replies(messages: Conversation, notes: Notes) -> tuple[int, int]:
+def _first_and_last_reply(messages: Conversation, notes: Notes) -> tuple[int, int]:
     """Return the indices of the first and the last assistant turn."""
     replies = [i for i, turn in enumerate(messages) if turn["role"] == "assistant"]
     if not replies:

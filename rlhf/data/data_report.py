@@ -88,7 +88,11 @@ def report_on(
     if max_length and not count_tokens:
         raise UserError("max_length is in tokens: give count_tokens (a tokenizer) with it")
     rows = loaded.rows
-    findings = [checks.unusable(loaded), checks.duplicates(rows), checks.unread(loaded)]
+    findings = [
+        checks.unusable_rows(loaded),
+        checks.duplicates(rows),
+        checks.unused_columns(loaded),
+    ]
     if "chosen" in rows[0]:
         findings += [checks.contradictory_pairs(rows), checks.near_ties(rows)]
         findings += [checks.length_bias(rows), checks.suspects(rows, seed=seed)]
@@ -97,9 +101,12 @@ def report_on(
     if any("answer" in turn for row in rows for turn in row.get("prompt", ())):
         findings.append(checks.contradictory_answers(rows))
     if count_tokens and max_length:
-        findings.append(checks.over_long(rows, count_tokens, max_length=max_length))
+        findings.append(checks.over_long_rows(rows, count_tokens, max_length=max_length))
     if against is not None:
-        findings += [checks.shared(rows, against.rows), checks.overlapping(rows, against.rows)]
+        findings += [
+            checks.leaked_prompts(rows, against.rows),
+            checks.partly_leaked_prompts(rows, against.rows),
+        ]
     lengths = _lengths(rows, len, "characters")
     if count_tokens:
         lengths |= _lengths(rows, count_tokens, "tokens")
@@ -132,7 +139,7 @@ def _lengths(
     rows: Sequence[Row], measure: Callable[[str], int], unit: str
 ) -> dict[str, dict[str, float]]:
     table = {}
-    named = dict.fromkeys(part for row in rows for part in checks.parts(row))
+    named = dict.fromkeys(part for row in rows for part in checks.text_fields(row))
     for part in named:
         values = np.array([measure(checks.text_of(row[part])) for row in rows if part in row])
         table[f"{part}, {unit}"] = {

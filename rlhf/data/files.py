@@ -41,7 +41,7 @@ def read_rows(spec: DataSpec) -> Sequence[Row]:
     elif path.is_dir() or is_hub_id:
         rows = _read_with_datasets(spec, path)
     else:
-        raise UserError(_missing(path))
+        raise UserError(_missing_file_message(path))
     if len(rows) == 0:
         raise UserError(f"{spec.path}: the data set is empty")
     return rows
@@ -157,7 +157,7 @@ def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        if path.is_dir() and _saved_to_disk(path):
+        if path.is_dir() and _is_saved_to_disk(path):
             rows = datasets.load_from_disk(str(path))
             rows = rows[spec.split] if isinstance(rows, datasets.DatasetDict) else rows
         else:
@@ -203,7 +203,7 @@ def _columnar_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     }
 
 
-def _saved_to_disk(folder: Path) -> bool:
+def _is_saved_to_disk(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
@@ -212,7 +212,7 @@ def _one_line(error: BaseException, length: int = 200) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def _missing(path: Path) -> str:
+def _missing_file_message(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"no data file {path}: the folder {folder} does not exist"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rlhf.common.conversation import Conversation
-from rlhf.common.files import is_unicode
+from rlhf.common.files import is_utf8_encodable
 from rlhf.config.data import Kind
 from rlhf.data.answers import reference_answer, solution_answer
 from rlhf.data.conversation import (
@@ -80,7 +80,9 @@ def convert(
         tools = parse_tools(rest.pop("tools", None))
         if tools:
             result["tools"] = tools
-        result["prompt"] = _with_systems(result["prompt"], rest.pop("system", None), system, notes)
+        result["prompt"] = _with_system_message(
+            result["prompt"], rest.pop("system", None), system, notes
+        )
         _add_facts(result["prompt"], rest, notes)
         for side in ("completion", "chosen", "rejected"):
             check_turns([*result["prompt"], *result.get(side, ())])
@@ -91,7 +93,7 @@ def convert(
     return result
 
 
-def _with_systems(
+def _with_system_message(
     prompt: Conversation, cell: Any, default: str | None, notes: Notes
 ) -> Conversation:
     """Return the prompt with a system message: its own, else the row's, else the source's."""
@@ -132,20 +134,20 @@ def _add_facts(prompt: Conversation, cells: Cells, notes: Notes) -> None:
 def _check_unicode(result: Mapping[str, Any]) -> None:
     """Raise RowDropped for lone surrogates, which JSON allows but tokenizers reject."""
     for value in result.values():
-        if not is_unicode("".join(_texts(value))):
+        if not is_utf8_encodable("".join(_strings_in(value))):
             raise RowDropped("broken Unicode")
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _strings_in(value: Any) -> Iterator[str]:
     """Return all texts in a cell: a text, messages, or lists and objects of these."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for part in value.values():
-            yield from _texts(part)
+            yield from _strings_in(part)
     elif isinstance(value, list):
         for part in value:
-            yield from _texts(part)
+            yield from _strings_in(part)
 
 
 def _prompt(cells: Cells, notes: Notes) -> Conversation:
@@ -162,7 +164,7 @@ def _prompt(cells: Cells, notes: Notes) -> Conversation:
     return checked_prompt(messages)
 
 
-PASSAGE = 5
+MIN_PASSAGE_WORDS = 5
 """Smallest number of words of a context that a prompt can contain within its lines."""
 
 
@@ -171,7 +173,11 @@ def _contains_passage(text: str, context: str) -> bool:
 
     A short context can be part of an instruction by chance: the 2 of "multiply 12 by:".
     """
-    edges = (r"^[ \t]*", r"[ \t]*$") if len(context.split()) < PASSAGE else (r"(?<!\w)", r"(?!\w)")
+    edges = (
+        (r"^[ \t]*", r"[ \t]*$")
+        if len(context.split()) < MIN_PASSAGE_WORDS
+        else (r"(?<!\w)", r"(?!\w)")
+    )
     pattern = edges[0] + re.escape(context) + edges[1]
     return re.search(pattern, text, re.MULTILINE) is not None
 
@@ -239,18 +245,18 @@ def _sft(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 def _label(cells: Cells, notes: Notes) -> dict[str, Any]:
     prompt, completion = _prompt_and_reply(cells, notes)
-    return {"prompt": prompt, "completion": completion, "label": _boolean(cells["label"])}
+    return {"prompt": prompt, "completion": completion, "label": _parse_boolean(cells["label"])}
 
 
 def _opens_with_prompt(value: Any) -> bool:
     """Return whether a cell is a list of messages that begins with a system or user turn."""
     if not isinstance(value, list):
         return False
-    roles = [_role(turn) for turn in value[:2]]
+    roles = [_role_of(turn) for turn in value[:2]]
     return next((role for role in roles if role != "system"), None) == "user"
 
 
-def _role(turn: Any) -> str | None:
+def _role_of(turn: Any) -> str | None:
     """Return the canonical role of an unparsed message; None if it has none."""
     if not isinstance(turn, Mapping):
         return None
@@ -260,7 +266,7 @@ def _role(turn: Any) -> str | None:
 def _as_prompt(messages: Any) -> Any:
     """Return a message list as a prompt, without assistant turns at its end."""
     messages = decode_json(messages)
-    while isinstance(messages, list) and messages and _role(messages[-1]) == "assistant":
+    while isinstance(messages, list) and messages and _role_of(messages[-1]) == "assistant":
         messages = messages[:-1]
     return messages
 
@@ -311,10 +317,10 @@ def _margin(cells: Cells, notes: Notes) -> float | None:
     scores = [cells.get(f"{side}_score") for side in ("chosen", "rejected")]
     try:
         if _has_value(margin):
-            return float(number(margin, "margin"))
+            return float(parse_number(margin, "margin"))
         if not all(map(_has_value, scores)):
             return None
-        better, worse = (float(number(score, "score")) for score in scores)
+        better, worse = (float(parse_number(score, "score")) for score in scores)
     except RowDropped as reason:
         notes.add(str(reason))
         return None
@@ -344,7 +350,7 @@ def judged_pair(cells: Cells) -> dict[str, Any]:
         second = winner_is_second(cells["winner"])
         margin = {}
     else:
-        scores = [float(number(cells[f"score_{side}"], "score")) for side in "ab"]
+        scores = [float(parse_number(cells[f"score_{side}"], "score")) for side in "ab"]
         if scores[0] == scores[1]:
             raise RowDropped("tie")
         second = scores[1] > scores[0]
@@ -408,7 +414,7 @@ def _rated(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _classification(cells: Cells, notes: Notes) -> dict[str, Any]:
-    return _rated(cells, notes) | {"label": number(cells["label"], "label")}
+    return _rated(cells, notes) | {"label": parse_number(cells["label"], "label")}
 
 
 def _ranking(cells: Cells, notes: Notes) -> dict[str, Any]:
@@ -436,7 +442,7 @@ def _steps(cells: Cells, notes: Notes) -> dict[str, Any]:
     return {"prompt": prompt, "steps": steps, "labels": labels}
 
 
-def number(value: Any, field: str) -> int | float:
+def parse_number(value: Any, field: str) -> int | float:
     """Return the number in a cell, as int if it is integral text or an int.
 
     Raises:
@@ -457,7 +463,7 @@ def number(value: Any, field: str) -> int | float:
     return int(value) if isinstance(value, bool) else value
 
 
-def _boolean(value: Any) -> bool:
+def _parse_boolean(value: Any) -> bool:
     spelled = {"true": True, "false": False, "1": True, "0": False}
     if isinstance(value, str) and value.strip().lower() in spelled:
         return spelled[value.strip().lower()]

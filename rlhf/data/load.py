@@ -64,9 +64,9 @@ class Loaded:
             line += f"; {self.unused:,} unused (limit or mixture weights)"
         if len(self.sources) > 1:
             line += "; " + ", ".join(f"{path} {count:,}" for path, count in self.sources.items())
-        return "; ".join([line, *self.account()])
+        return "; ".join([line, *self.reading_notes()])
 
-    def account(self) -> list[str]:
+    def reading_notes(self) -> list[str]:
         """Return lines about the schemas, the unused columns and the ignored parts of cells."""
         several = len(self.sources) > 1
 
@@ -116,7 +116,9 @@ def load(
         raise UserError(f"kind must be one of {', '.join(DATA_KINDS)}, got {kind!r}")
     keep = tuple(keep)
     readers = [
-        _read(spec, kind, seed=None if seed is None else f"{seed}/{i}", keep=keep, facts=facts)
+        _read_source(
+            spec, kind, seed=None if seed is None else f"{seed}/{i}", keep=keep, facts=facts
+        )
         for i, spec in enumerate(specs)
     ]
     sizes = mixture_sizes([len(reader.rows) for reader in readers], [s.weight for s in specs])
@@ -147,7 +149,7 @@ def load(
     )
 
 
-def logged_rows(
+def load_and_log(
     specs: Sequence[DataSpec], kind: Kind, *, what: str, seed: int, keep: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
     """Load data sets and log a summary under the name `what`; return [] if `specs` is empty.
@@ -180,7 +182,7 @@ def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> 
     ]
 
 
-def _read(
+def _read_source(
     spec: DataSpec, kind: Kind, *, seed: str | None, keep: tuple[str, ...], facts: bool
 ) -> TableReader:
     """Read a source up to its limit, in a seeded order; without a seed, in the file's order."""
@@ -193,11 +195,11 @@ def _read(
     if reader.schema is not None and seed is not None:
         random.Random(f"{seed}/rows").shuffle(reader.rows)
     if not reader.rows:
-        raise UserError(_nothing_left(reader))
+        raise UserError(_no_rows_message(reader))
     return reader
 
 
-def _nothing_left(reader: TableReader) -> str:
+def _no_rows_message(reader: TableReader) -> str:
     path, dropped = reader.spec.path, reader.num_dropped
     if list(dropped) == ["chosen equals rejected"]:
         return (

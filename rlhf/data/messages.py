@@ -160,10 +160,10 @@ def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
     if role is None:
         raise RowDropped(f"unknown role {raw_role!r}")
     content = item.get("content", item.get("value"))
-    text, reasoning, calls = _content(content, notes)
+    text, reasoning, calls = _split_content(content, notes)
     message: Message = {"role": role, "content": text}
     if isinstance(raw_role, str) and raw_role.lower() == "function_call":
-        message |= {"content": "", "tool_calls": _calls(decode_json(content))}
+        message |= {"content": "", "tool_calls": _parse_tool_calls(decode_json(content))}
     _read_reply_keys(item, message, reasoning, calls, notes)
     for key in ("name", "tool_call_id"):
         if item.get(key) is not None:
@@ -173,7 +173,7 @@ def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
             raise RowDropped("message content is not text")
         message["content"] = ""
     if item.get("answer") is not None:
-        message["answer"] = _fact(item["answer"])
+        message["answer"] = _parse_answer(item["answer"])
     if item.get("tests") is not None:
         message["tests"] = item["tests"]
     unread = (key for key, cell in item.items() if key not in _READ_KEYS and is_filled(cell))
@@ -190,8 +190,12 @@ def _read_reply_keys(
         if not isinstance(values[0], str):
             raise RowDropped("reasoning is not text")
         reasoning = values[0]
-    calls = calls + (_calls(item["tool_calls"]) if is_filled(item.get("tool_calls")) else [])
-    calls += _calls([item["function_call"]]) if is_filled(item.get("function_call")) else []
+    calls = calls + (
+        _parse_tool_calls(item["tool_calls"]) if is_filled(item.get("tool_calls")) else []
+    )
+    calls += (
+        _parse_tool_calls([item["function_call"]]) if is_filled(item.get("function_call")) else []
+    )
     weights = [item[key] for key in WEIGHT_KEYS if item.get(key) is not None]
     if message["role"] != "assistant":
         ignored = {"reasoning": reasoning, "tool calls": calls, "weight": any(weights)}
@@ -208,7 +212,7 @@ def _read_reply_keys(
             message["weight"] = 0  # 1 is the default
 
 
-def _content(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
+def _split_content(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
     """Split message content (text, None, or a list of parts) into (text, reasoning, tool calls)."""
     if value is None or isinstance(value, str):
         return value, "", []
@@ -227,7 +231,7 @@ def _content(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
         elif kind == "thinking" and isinstance(part.get("thinking"), str):
             thoughts.append(part["thinking"])
         elif kind == "tool_use":
-            calls += _calls([{"name": part.get("name"), "arguments": part.get("input")}])
+            calls += _parse_tool_calls([{"name": part.get("name"), "arguments": part.get("input")}])
             continue
         else:
             raise RowDropped(f"message holds a part that is not text ({kind})")
@@ -236,7 +240,7 @@ def _content(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]]:
     return ("".join(texts) if texts or not calls else None), "".join(thoughts), calls
 
 
-def _calls(value: Any) -> list[Message]:
+def _parse_tool_calls(value: Any) -> list[Message]:
     """Return tool calls as [{type, function: {name, arguments}}]; JSON arguments are decoded."""
     value = decode_json(value)
     if isinstance(value, Mapping):
@@ -274,7 +278,7 @@ def parse_tools(value: Any) -> list[Message]:
     ]
 
 
-def _fact(value: Any) -> str | list[str]:
+def _parse_answer(value: Any) -> str | list[str]:
     answer = reference_answer(value)
     if answer is None:
         raise RowDropped("a message's answer is no text, number or list of these")

@@ -48,7 +48,7 @@ class Annotator:
     def __post_init__(self) -> None:
         check_fields(self, "annotator.")
 
-    def prefers_first(self, gold_gap: float, length_gap: float) -> float:
+    def first_reply_probability(self, gold_gap: float, length_gap: float) -> float:
         """Return the probability that the first reply is chosen; gaps are first minus second."""
         biases = self.length_bias * length_gap / 100 + self.position_bias
         if self.tau == 0 and gold_gap != 0:
@@ -94,13 +94,13 @@ def pairs_from_gold(
         for pair in rng.sample(pairs, min(pairs_per_prompt, len(pairs))):
             first, second = rng.sample(pair, 2)
             try:
-                labels = _judge(first, second, annotator=annotator, rng=rng)
+                labels = _label_pair(first, second, annotator=annotator, rng=rng)
             except RowDropped as reason:
                 dropped[str(reason)] += 1
             else:
                 source = row.get("source", "gold")
                 preferences.append({"prompt": prompt, **labels, "source": source})
-    return _loaded(preferences, dropped)
+    return _as_loaded(preferences, dropped)
 
 
 def pairs_from_ratings(rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.0) -> Loaded:
@@ -138,30 +138,36 @@ def inject_label_noise(
         raise UserError(f"rate must be between 0 and 1, got {rate}")
     flipped = set(random.Random(seed).sample(range(len(rows)), round(rate * len(rows))))
     return [
-        {**row, **(_reversed(row) if index in flipped else {}), "flipped": index in flipped}
+        {
+            **row,
+            **(_with_reversed_label(row) if index in flipped else {}),
+            "flipped": index in flipped,
+        }
         for index, row in enumerate(rows)
     ]
 
 
-def _reversed(row: Mapping[str, Any]) -> dict[str, Any]:
+def _with_reversed_label(row: Mapping[str, Any]) -> dict[str, Any]:
     if "chosen" in row:
         return {"chosen": row["rejected"], "rejected": row["chosen"]}
     return {"label": not row["label"]}
 
 
-def _judge(
+def _label_pair(
     first: tuple[Reply, float | None],
     second: tuple[Reply, float | None],
     *,
     annotator: Annotator,
     rng: random.Random,
 ) -> dict[str, Any]:
-    a, b = _two_replies(first[0], second[0])
+    a, b = _usable_replies(first[0], second[0])
     gold_a, gold_b = first[1], second[1]
     if gold_a is None or gold_b is None:
         raise RowDropped("reply without a gold score")
     gap = gold_a - gold_b
-    if rng.random() < annotator.prefers_first(gap, _length(a) - _length(b)):
+    if rng.random() < annotator.first_reply_probability(
+        gap, _num_characters(a) - _num_characters(b)
+    ):
         return {"chosen": a, "rejected": b, "gold_margin": gap}
     return {"chosen": b, "rejected": a, "gold_margin": -gap}
 
@@ -180,17 +186,17 @@ def _pairs_by_score(
                 dropped["tie"] += 1
                 continue
             try:
-                chosen, rejected = _two_replies(better, worse)
+                chosen, rejected = _usable_replies(better, worse)
             except RowDropped as reason:
                 dropped[str(reason)] += 1
                 continue
             pair = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
             pair |= {"margin": float(high - low)} if with_margin else {}
             preferences.append(pair | {"source": row.get("source", field)})
-    return _loaded(preferences, dropped)
+    return _as_loaded(preferences, dropped)
 
 
-def _loaded(rows: list[dict[str, Any]], dropped: Counter[str]) -> Loaded:
+def _as_loaded(rows: list[dict[str, Any]], dropped: Counter[str]) -> Loaded:
     total = len(rows) + dropped.total()
     return Loaded(rows=rows, dropped=dict(dropped.most_common()), total=total)
 
@@ -210,7 +216,7 @@ def _prompt_and_replies(row: Mapping[str, Any], index: int) -> tuple[Conversatio
     return prompt, replies
 
 
-def _two_replies(a: Reply, b: Reply) -> tuple[Conversation, Conversation]:
+def _usable_replies(a: Reply, b: Reply) -> tuple[Conversation, Conversation]:
     if isinstance(a, RowDropped):
         raise a
     if isinstance(b, RowDropped):
@@ -220,5 +226,5 @@ def _two_replies(a: Reply, b: Reply) -> tuple[Conversation, Conversation]:
     return a, b
 
 
-def _length(reply: Conversation) -> int:
+def _num_characters(reply: Conversation) -> int:
     return sum(len(turn["content"]) for turn in reply)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf.config.data import Kind
-from rlhf.data.formats import number
+from rlhf.data.formats import parse_number
 from rlhf.data.messages import RowDropped
 
 Node = Mapping[str, Any]
@@ -34,7 +34,7 @@ def ranked_items(
     scored = []
     for reply, value in zip(replies, values, strict=True):
         try:
-            scored.append((float(number(value, "score")) * (-1 if ranks else 1), reply))
+            scored.append((float(parse_number(value, "score")) * (-1 if ranks else 1), reply))
         except RowDropped:
             yield RowDropped("reply without a score")
     scored.sort(key=lambda pair: -pair[0])
@@ -76,11 +76,13 @@ def gather_messages(table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
             nodes[parent]["replies"].append(node)
         else:
             trees.append({"orphan": node})
-    trees += [{"unread": "message in a cycle of parents"} for _ in range(_unreached(nodes, trees))]
+    trees += [
+        {"unread": "message in a cycle of parents"} for _ in range(_count_unreached(nodes, trees))
+    ]
     return trees
 
 
-def _unreached(nodes: Mapping[Any, Node], trees: Sequence[Mapping[str, Any]]) -> int:
+def _count_unreached(nodes: Mapping[Any, Node], trees: Sequence[Mapping[str, Any]]) -> int:
     """Count the messages without a path to a root, because their parents form a cycle."""
     roots = [tree.get("prompt") or tree.get("orphan") for tree in trees]
     stack = [node for node in roots if node is not None]

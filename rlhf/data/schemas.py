@@ -16,7 +16,7 @@ from typing import Any
 from rlhf.config.data import Kind
 from rlhf.data.columns import Row
 from rlhf.data.conversation import without_system
-from rlhf.data.formats import number
+from rlhf.data.formats import parse_number
 from rlhf.data.messages import RowDropped, decode_json, parse_messages
 from rlhf.data.ranked_replies import Item, gather_messages, ranked_items, tree_items
 
@@ -59,7 +59,7 @@ def find_schema(kind: Kind, table: Sequence[Row], present: Collection[str]) -> S
     return None
 
 
-def _pair(prompt: Callable[[Row], Any], replies: Cells) -> Reader:
+def _pair_reader(prompt: Callable[[Row], Any], replies: Cells) -> Reader:
     """Return a reader of rows that contain one pair.
 
     Args:
@@ -74,7 +74,7 @@ def _pair(prompt: Callable[[Row], Any], replies: Cells) -> Reader:
     return items
 
 
-def _by_code(
+def _select_by_code(
     first: str,
     second: str,
     *,
@@ -104,11 +104,11 @@ def _by_code(
     return replies
 
 
-def _by_strength(first: str, second: str, *, strength: str) -> Cells:
+def _select_by_strength(first: str, second: str, *, strength: str) -> Cells:
     """Return a function that selects the better of two reply columns by the sign of `strength`."""
 
     def replies(row: Row) -> dict[str, Any]:
-        value = number(row[strength], strength)
+        value = parse_number(row[strength], strength)
         if value == 0:
             raise RowDropped("tie")
         chosen, rejected = (first, second) if value < 0 else (second, first)
@@ -117,7 +117,9 @@ def _by_strength(first: str, second: str, *, strength: str) -> Cells:
     return replies
 
 
-def _ranked(prompt: str, listed: str, reply: str, value: str, *, ranks: bool = False) -> Reader:
+def _ranking_reader(
+    prompt: str, listed: str, reply: str, value: str, *, ranks: bool = False
+) -> Reader:
     """Return a reader of rows that contain a list of replies with their scores or ranks.
 
     Args:
@@ -136,10 +138,10 @@ def _ranked(prompt: str, listed: str, reply: str, value: str, *, ranks: bool = F
     return items
 
 
-_safer_reply = _by_code("response_0", "response_1", code="safer_response_id")
+_safer_reply = _select_by_code("response_0", "response_1", code="safer_response_id")
 
 
-def _by_safety(row: Row) -> dict[str, Any]:
+def _pair_by_safety(row: Row) -> dict[str, Any]:
     """Return a pair in which the safer reply is chosen, and whether each reply is unsafe."""
     cells = _safer_reply(row)
     safer = int(row["safer_response_id"])
@@ -154,12 +156,12 @@ def _webgpt_prompt(row: Row) -> Any:
     return question.get("full_text") if isinstance(question, Mapping) else question
 
 
-def _webgpt(row: Row) -> dict[str, Any]:
+def _webgpt_replies(row: Row) -> dict[str, Any]:
     replies = {"response_a": row["answer_0"], "response_b": row["answer_1"]}
     return replies | {"score_a": row["score_0"], "score_b": row["score_1"]}
 
 
-def _arena(row: Row, kind: Kind) -> Iterator[Item]:
+def _arena_rows(row: Row, kind: Kind) -> Iterator[Item]:
     first, second = (_judged_turns(row, f"conversation_{side}") for side in "ab")
     if kind == "prompt":
         yield {"prompt": first[: len(first) - len(without_system(first)) + 1]}
@@ -178,7 +180,7 @@ def _judged_turns(row: Row, column: str) -> list[dict[str, Any]]:
     return messages[: len(messages) - len(without_system(messages)) + 2 * turns]
 
 
-def _arena_texts(row: Row, kind: Kind) -> Iterator[Item]:
+def _arena_text_rows(row: Row, kind: Kind) -> Iterator[Item]:
     """Yield pairs from rows with one column per verdict and texts as JSON lists of turns."""
     cells = [decode_json(row[name]) for name in ("prompt", "response_a", "response_b")]
     questions, *replies = (cell if isinstance(cell, list) else [cell] for cell in cells)
@@ -200,26 +202,28 @@ def _interleaved(questions: Sequence[Any], replies: Sequence[Any]) -> list[dict[
     return [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]
 
 
-_alpaca_replies = _by_code("output_1", "output_2", code="preference", codes=(1, 2), ties=(0, 1.5))
+_alpaca_replies = _select_by_code(
+    "output_1", "output_2", code="preference", codes=(1, 2), ties=(0, 1.5)
+)
 
 
-def _alpaca_farm(row: Row) -> dict[str, Any]:
+def _alpaca_farm_pair(row: Row) -> dict[str, Any]:
     return _alpaca_replies(row) | {"context": row.get("input")}
 
 
-def _summaries(row: Row) -> dict[str, Any]:
+def _summary_pair(row: Row) -> dict[str, Any]:
     texts = [part.get("text") for part in row["summaries"]]
     if len(texts) != 2 or row["choice"] not in (0, 1):
         raise RowDropped("choice names neither summary")
     return {"chosen": texts[row["choice"]], "rejected": texts[1 - row["choice"]]}
 
 
-def _summaries_prompt(row: Row) -> Any:
+def _summary_prompt(row: Row) -> Any:
     info = row["info"]
     return info.get("post") or info.get("article")
 
 
-def _openai_pair(row: Row, kind: Kind) -> Iterator[Item]:
+def _openai_rows(row: Row, kind: Kind) -> Iterator[Item]:
     request = decode_json(row["input"])
     cells = {"prompt": request.get("messages"), "tools": request.get("tools")}
     if kind == "preference":
@@ -227,7 +231,7 @@ def _openai_pair(row: Row, kind: Kind) -> Iterator[Item]:
     yield cells
 
 
-def _by_prompt(table: Sequence[Row]) -> list[Row]:
+def _group_by_prompt(table: Sequence[Row]) -> list[Row]:
     """Group the rows by prompt: return one row per prompt, with the rows of its replies."""
     groups: dict[str, dict[str, Any]] = {}
     for row in table:
@@ -241,7 +245,7 @@ SHEPHERD_TAG = "ки"
 """The end of every step in Math-Shepherd's input; the label has + or - in its place."""
 
 
-def _shepherd(row: Row, kind: Kind) -> Iterator[Item]:
+def _shepherd_rows(row: Row, kind: Kind) -> Iterator[Item]:
     """Yield the steps of a solution; input and label are equal except for the step marks."""
     text, marked = row["input"], row["label"]
     pieces = text.split(SHEPHERD_TAG)
@@ -265,7 +269,7 @@ def _shepherd(row: Row, kind: Kind) -> Iterator[Item]:
     }
 
 
-def _prm800k(row: Row, kind: Kind) -> Iterator[Item]:
+def _prm800k_rows(row: Row, kind: Kind) -> Iterator[Item]:
     """Yield the chosen path, and a row per alternative step, in which only that step is labeled."""
     question = row["question"]
     if kind == "prompt":
@@ -274,12 +278,14 @@ def _prm800k(row: Row, kind: Kind) -> Iterator[Item]:
     path: list[str] = []
     labels: list[int | None] = []
     for step in row["label"]["steps"] or ():
-        rated = [(part["text"], _rating(part.get("rating"))) for part in step["completions"] or ()]
+        rated = [
+            (part["text"], _rating_label(part.get("rating"))) for part in step["completions"] or ()
+        ]
         chosen, human = step.get("chosen_completion"), step.get("human_completion")
         for index, (text, label) in enumerate(rated):
             if index != chosen and label is not None:
                 unlabeled = [None] * len(path)
-                yield _steps_of(question, [*path, text], [*unlabeled, label])
+                yield _steps_cells(question, [*path, text], [*unlabeled, label])
         if chosen is not None:
             text, label = rated[chosen]
         elif human is not None:
@@ -289,14 +295,14 @@ def _prm800k(row: Row, kind: Kind) -> Iterator[Item]:
         path.append(text)
         labels.append(label)
     if any(label is not None for label in labels):
-        yield _steps_of(question, path, labels)
+        yield _steps_cells(question, path, labels)
 
 
-def _steps_of(question: Row, steps: Sequence[str], labels: Sequence[int | None]) -> Item:
+def _steps_cells(question: Row, steps: Sequence[str], labels: Sequence[int | None]) -> Item:
     return {"prompt": question["problem"], "steps": list(steps), "labels": list(labels)}
 
 
-def _rating(value: Any) -> int | None:
+def _rating_label(value: Any) -> int | None:
     """Convert a rating to a label; neutral ratings (0) are right (Lightman et al. 2023)."""
     return None if value is None else int(value >= 0)
 
@@ -326,7 +332,7 @@ SAFETY_SCHEMA = Schema(
     "PKU-SafeRLHF by safety",
     frozenset({"prompt", "response_0", "response_1", "safer_response_id"}),
     PAIR_KINDS,
-    _pair(itemgetter("prompt"), _by_safety),
+    _pair_reader(itemgetter("prompt"), _pair_by_safety),
     uses=("is_response_0_safe", "is_response_1_safe"),
     gives=("chosen_unsafe", "rejected_unsafe"),
 )
@@ -337,37 +343,38 @@ SCHEMAS = (
         "PKU-SafeRLHF",
         frozenset({"prompt", "response_0", "response_1", "better_response_id"}),
         PAIR_KINDS,
-        _pair(
-            itemgetter("prompt"), _by_code("response_0", "response_1", code="better_response_id")
+        _pair_reader(
+            itemgetter("prompt"),
+            _select_by_code("response_0", "response_1", code="better_response_id"),
         ),
     ),
     Schema(
         "SHP",
         frozenset({"history", "human_ref_A", "human_ref_B", "labels"}),
         PAIR_AND_PROMPT_KINDS,
-        _pair(
+        _pair_reader(
             itemgetter("history"),
-            _by_code("human_ref_A", "human_ref_B", code="labels", codes=(1, 0)),
+            _select_by_code("human_ref_A", "human_ref_B", code="labels", codes=(1, 0)),
         ),
     ),
     Schema(
         "WebGPT comparisons",
         frozenset({"question", "answer_0", "answer_1", "score_0", "score_1"}),
         PAIR_AND_PROMPT_KINDS,
-        _pair(_webgpt_prompt, _webgpt),
+        _pair_reader(_webgpt_prompt, _webgpt_replies),
     ),
     Schema(
         "Chatbot Arena",
         frozenset({"conversation_a", "conversation_b", "winner"}),
         PAIR_AND_PROMPT_KINDS,
-        _arena,
+        _arena_rows,
         uses=("turn",),
     ),
     Schema(
         "Chatbot Arena, one column a verdict",
         frozenset({"prompt", "response_a", "response_b", "winner_model_a", "winner_model_b"}),
         PAIR_AND_PROMPT_KINDS,
-        _arena_texts,
+        _arena_text_rows,
         uses=("winner_tie",),
         matches=lambda row: "winner_tie" in row,
     ),
@@ -375,61 +382,61 @@ SCHEMAS = (
         "HelpSteer3",
         frozenset({"context", "response1", "response2", "overall_preference"}),
         PAIR_AND_PROMPT_KINDS,
-        _pair(
+        _pair_reader(
             lambda row: decode_json(row["context"]),
-            _by_strength("response1", "response2", strength="overall_preference"),
+            _select_by_strength("response1", "response2", strength="overall_preference"),
         ),
     ),
     Schema(
         "HelpSteer2 preference",
         frozenset({"prompt", "response_1", "response_2", "preference_strength"}),
         PAIR_KINDS,
-        _pair(
+        _pair_reader(
             itemgetter("prompt"),
-            _by_strength("response_1", "response_2", strength="preference_strength"),
+            _select_by_strength("response_1", "response_2", strength="preference_strength"),
         ),
     ),
     Schema(
         "HelpSteer",
         frozenset({"prompt", "response", "helpfulness"}),
         RANKING_KINDS,
-        _ranked("prompt", "replies", "response", "helpfulness"),
-        gather=_by_prompt,
+        _ranking_reader("prompt", "replies", "response", "helpfulness"),
+        gather=_group_by_prompt,
         matches=lambda row: not {"chosen", "rejected"} & row.keys(),
     ),
     Schema(
         "Nectar",
         frozenset({"prompt", "answers"}),
         RANKING_KINDS,
-        _ranked("prompt", "answers", "answer", "rank", ranks=True),
+        _ranking_reader("prompt", "answers", "answer", "rank", ranks=True),
         matches=_is_list_of("answers", "answer", "rank"),
     ),
     Schema(
         "UltraFeedback",
         frozenset({"instruction", "completions"}),
         RANKING_KINDS,
-        _ranked("instruction", "completions", "response", "overall_score"),
+        _ranking_reader("instruction", "completions", "response", "overall_score"),
         matches=_is_list_of("completions", "response", "overall_score"),
     ),
     Schema(
         "AlpacaFarm",
         frozenset({"instruction", "output_1", "output_2", "preference"}),
         PAIR_KINDS,
-        _pair(itemgetter("instruction"), _alpaca_farm),
+        _pair_reader(itemgetter("instruction"), _alpaca_farm_pair),
         uses=("input",),
     ),
     Schema(
         "Summarize from feedback",
         frozenset({"info", "summaries", "choice"}),
         PAIR_AND_PROMPT_KINDS,
-        _pair(_summaries_prompt, _summaries),
+        _pair_reader(_summary_prompt, _summary_pair),
         matches=_is_list_of("summaries", "text"),
     ),
     Schema(
         "OpenAI preference",
         frozenset({"input", "preferred_output", "non_preferred_output"}),
         PAIR_AND_PROMPT_KINDS,
-        _openai_pair,
+        _openai_rows,
         matches=_is_object("input"),
     ),
     Schema(
@@ -451,14 +458,14 @@ SCHEMAS = (
         "Math-Shepherd",
         frozenset({"input", "label"}),
         ("steps",),
-        _shepherd,
+        _shepherd_rows,
         matches=lambda row: SHEPHERD_TAG in str(row.get("input")),
     ),
     Schema(
         "PRM800K",
         frozenset({"question", "label"}),
         ("steps", "prompt"),
-        _prm800k,
+        _prm800k_rows,
         matches=_is_object("question", "label"),
     ),
 )

@@ -46,7 +46,7 @@ def split_by_prompt(
         prompts.
     """
     size = _held_out_size(len(rows), fraction, count)
-    groups = _groups(rows, seed)
+    groups = _prompt_groups(rows, seed)
     if len(groups) < 2:
         raise UserError(
             f"cannot split by prompt: the {len(rows)} rows have {len(groups)} distinct prompt"
@@ -83,7 +83,7 @@ def fold_indices(rows: Sequence[Mapping[str, Any]], num_folds: int, *, seed: int
     Raises:
         UserError: There are fewer distinct prompts than folds, or fewer than two folds.
     """
-    groups = _groups(rows, seed)
+    groups = _prompt_groups(rows, seed)
     if not 2 <= num_folds <= len(groups):
         raise UserError(
             f"num_folds must be between 2 and the number of distinct prompts ({len(groups)}), "
@@ -99,7 +99,7 @@ def fold_indices(rows: Sequence[Mapping[str, Any]], num_folds: int, *, seed: int
     return fold
 
 
-def _groups(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[int]]:
+def _prompt_groups(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[int]]:
     """Return the indices of the rows of each prompt, ordered by a seeded hash of the prompt."""
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):

@@ -49,7 +49,7 @@ def cross_fitted_margins(
     from sklearn.linear_model import LogisticRegression
 
     fold = np.asarray(fold_indices(rows, num_folds, seed=seed))
-    chosen, rejected = ([_text(row[side]) for row in rows] for side in ("chosen", "rejected"))
+    chosen, rejected = ([_reply_text(row[side]) for row in rows] for side in ("chosen", "rejected"))
     margin = np.zeros(len(rows))
     for k in range(num_folds):
         train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
@@ -74,5 +74,5 @@ def cross_fitted_margins(
     return Margins(margin)
 
 
-def _text(reply: Sequence[Mapping[str, str]]) -> str:
+def _reply_text(reply: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(turn["content"] for turn in reply)

@@ -12,7 +12,7 @@ import yaml
 
 from rlhf.common.names import nearest
 from rlhf.common.numbers import is_number
-from rlhf.common.yaml_text import read_data
+from rlhf.common.yaml_text import read_yaml_or_json
 from rlhf.errors import UserError
 from rlhf.evaluation.metrics import COUNT_METRICS, unit_of
 from rlhf.runs.metric_log import MetricLog
@@ -216,7 +216,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        tree = read_data(path)
+        tree = read_yaml_or_json(path)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: cannot be read: {error}".splitlines()[0]) from error
     if not isinstance(tree, dict):

@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
-from rlhf.data.load import logged_rows
+from rlhf.data.load import load_and_log
 from rlhf.errors import UserError
 from rlhf.models.loading import load_model
 from rlhf.rollout.batch import Rollout
@@ -32,7 +32,7 @@ def play_groups(
     Raises:
         UserError: the environment or the model cannot be loaded, or an episode fails.
     """
-    rows = logged_rows(env.prompts, "prompt", what="prompts", seed=seed)
+    rows = load_and_log(env.prompts, "prompt", what="prompts", seed=seed)
     prompts = [prompt_of(row) for row in rows]
     policy, tokenizer = load_model(model, seed=seed)
     held_out = all(start >= EVALUATION_BLOCK for start in seeds)

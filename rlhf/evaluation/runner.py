@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from rlhf.config.evaluate import PAIRS_FOLDER, EvaluateConfig, PolicySpec
-from rlhf.data.conversation import after_system, without_system
-from rlhf.data.load import logged_rows
+from rlhf.data.conversation import insert_after_system, without_system
+from rlhf.data.load import load_and_log
 from rlhf.envs.items import SAME_SPLIT, draws_split, is_separable
 from rlhf.errors import UserError
 from rlhf.evaluation.classes import class_summary
@@ -73,11 +73,11 @@ def load_data(config: EvaluateConfig) -> EvaluationData:
         require_harness()
     sets = config.env.prompts if config.env else []
     prompts = [
-        prompt_of(row) for row in logged_rows(sets, "prompt", what="prompts", seed=config.seed)
+        prompt_of(row) for row in load_and_log(sets, "prompt", what="prompts", seed=config.seed)
     ]
-    text = logged_rows(config.text, "sft", what="text", seed=config.seed)
+    text = load_and_log(config.text, "sft", what="text", seed=config.seed)
     labeled_sets = config.classes.data if config.classes else []
-    labeled = logged_rows(labeled_sets, "classification", what="classes", seed=config.seed)
+    labeled = load_and_log(labeled_sets, "classification", what="classes", seed=config.seed)
     rewards = [load_rewards(config.rewards)] if config.rewards else []
     return EvaluationData(config, prompts, text, labeled, rewards)
 
@@ -110,7 +110,7 @@ def _evaluate_policy(spec: PolicySpec, data: EvaluationData, run: Run) -> None:
 
 def few_shot_messages(spec: PolicySpec, seed: int) -> list[dict[str, str]]:
     """Return the messages of a policy's few-shot examples, without system messages."""
-    rows = logged_rows(spec.examples, "sft", what="examples", seed=seed)
+    rows = load_and_log(spec.examples, "sft", what="examples", seed=seed)
     if any("text" in row for row in rows):
         raise UserError("examples: plain text has no turns; give prompts and completions")
     return [m for row in rows for m in without_system([*row["prompt"], *row["completion"]])]
@@ -126,7 +126,9 @@ def _measure_without_episodes(
     config = data.config
     if data.text:
         text = [
-            {**row, "prompt": after_system(row["prompt"], examples)} if "prompt" in row else row
+            {**row, "prompt": insert_after_system(row["prompt"], examples)}
+            if "prompt" in row
+            else row
             for row in data.text
         ]
         losses = completion_losses(policy, text, max_length=config.max_length)
@@ -208,8 +210,8 @@ def text_summary(losses: CompletionLosses) -> dict[str, Any]:
 
 def _evaluate_pairs(config: EvaluateConfig, run: Run, reward: Any) -> None:
     """Measure the accuracy of the rewards, and of trivial baselines, on pairs."""
-    pairs = logged_rows(config.pairs, "preference", what="pairs", seed=config.seed)
-    train = logged_rows(config.pairs_train, "preference", what="pairs_train", seed=config.seed)
+    pairs = load_and_log(config.pairs, "preference", what="pairs", seed=config.seed)
+    train = load_and_log(config.pairs_train, "preference", what="pairs_train", seed=config.seed)
     report_on_pairs(
         reward,
         pairs,

@@ -194,7 +194,7 @@ def share_base(checkpoints: Path, final: Path) -> None:
         shutil.copytree(source, partial, copy_function=link)
 
 
-def name_base_of_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> None:
+def record_base_for_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> None:
     """Record the base model for checkpoints that another library writes.
 
     An unchanged model of the hub keeps the folder from which it was loaded, because PEFT would
@@ -244,7 +244,7 @@ def merged_model(folder: str) -> Any:
     if task == "CAUSAL_LM":
         read = functools.partial(read_causal, dtype=torch.float32)
     elif task in ("SEQ_CLS", "TOKEN_CLS"):
-        outputs = _outputs_of(Path(folder))
+        outputs = _num_head_outputs(Path(folder))
 
         def read(source: str) -> Any:
             classifier = classifier_class(source, steps=task == "TOKEN_CLS")
@@ -253,9 +253,9 @@ def merged_model(folder: str) -> Any:
     else:
         raise UserError(f"{folder} contains an adapter of task {task}, which is not supported")
     base = _load_base(Path(folder), config, read)
-    _grow_to_tokenizer(base, folder)
+    _grow_embedding_to_tokenizer(base, folder)
     adapted: Any = PeftModel.from_pretrained(base, folder)
-    read_adapter(adapted, folder)
+    load_adapter_weights(adapted, folder)
     merged = _merge(adapted, folder)
     if (Path(folder) / "generation_config.json").exists():
         merged.generation_config = GenerationConfig.from_pretrained(folder)
@@ -328,7 +328,7 @@ def _base_sources(folder: Path, name: str, revision: str | None) -> list[str]:
 
 
 @torch.no_grad()
-def read_adapter(adapted: Any, folder: str | Path) -> None:
+def load_adapter_weights(adapted: Any, folder: str | Path) -> None:
     """Read the weights of an adapter, which must be exactly those of its configuration.
 
     PEFT does not report missing adapters: it leaves them at their initial values, without effect.
@@ -348,7 +348,7 @@ def read_adapter(adapted: Any, folder: str | Path) -> None:
         weight.copy_(stored[name])
 
 
-def _grow_to_tokenizer(base: Any, folder: str) -> None:
+def _grow_embedding_to_tokenizer(base: Any, folder: str) -> None:
     """Resize the embedding of the base for the adapter's tokenizer."""
     if not (Path(folder) / "tokenizer_config.json").exists():
         return
@@ -359,7 +359,7 @@ def _grow_to_tokenizer(base: Any, folder: str) -> None:
             base.resize_token_embeddings(size)
 
 
-def _outputs_of(adapter: Path) -> int:
+def _num_head_outputs(adapter: Path) -> int:
     """Return the number of outputs of the head that is saved with a classifier's adapter.
 
     Raises:

@@ -117,7 +117,7 @@ def window_of(config: Any) -> int | None:
     return min((window for window in windows if window), default=None)
 
 
-def limits_of(config: Any) -> list[int]:
+def length_limits(config: Any) -> list[int]:
     """Return the lengths beyond which a model computes differently: windows, rotary limits."""
     kinds = " ".join(getattr(config, "layer_types", None) or ["sliding chunked"])
     unused = {
@@ -152,7 +152,7 @@ def rotary_limit(config: Any) -> int | None:
     return min(limits, default=None)
 
 
-def changing_limit(config: Any) -> int | None:
+def rotary_limit_within_context(config: Any) -> int | None:
     """Return ``rotary_limit`` if it is less than ``whole_context``, otherwise None."""
     limit = rotary_limit(config)
     return limit if limit is not None and limit < whole_context(config) else None

@@ -19,7 +19,7 @@ from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError, first_line
 from rlhf.models.adapters import CONFIG_FILE, HubModel, add_lora, is_adapter, merged_model
 from rlhf.models.checks import check_model, read_causal
-from rlhf.models.fast.packing import keep_attention
+from rlhf.models.fast.packing import select_attention_without_packing
 from rlhf.models.hub import check_files, commit_of, hub_id_of, resolve
 from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.scratch import make_model, make_tokenizer
@@ -61,16 +61,16 @@ def load_model(
         hub = HubModel(name, commit_of(folder)) if name else None
         tokenizer = load_tokenizer(folder)
         # If the size is known, the weights are read in their final dtype, without a second copy.
-        size = size_of(folder)
+        size = count_stored_weights(folder)
         read_as = choose_dtype(spec.dtype, size, device) if size else torch.float32
-        model = load_weights(folder, dtype=read_as)
+        model = load_causal_model(folder, dtype=read_as)
         dtype = choose_dtype(spec.dtype, size or model.num_parameters(), device)
     set_chat_options(tokenizer, kwargs=spec.chat_template_kwargs, fold_system=spec.fold_system)
     if give_pad_token(tokenizer, model):
         hub = None  # the embedding has a new row
-    cast(model, device, dtype)
+    move_and_cast(model, device, dtype)
     if spec.attn_implementation:
-        keep_attention(model, spec.attn_implementation)
+        select_attention_without_packing(model, spec.attn_implementation)
     use_threads(model, device)
     check_model(model, tokenizer)
     if spec.lora:
@@ -83,7 +83,7 @@ def load_model(
     return model, tokenizer
 
 
-def size_of(folder: str) -> int:
+def count_stored_weights(folder: str) -> int:
     """Return the number of weights in a model folder, from the headers of its safetensors files.
 
     The number is 0 if it is unknown, as for adapters, which are merged in float32.
@@ -98,7 +98,7 @@ def size_of(folder: str) -> int:
     return total
 
 
-def cast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+def move_and_cast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Move a model to a device and convert its weights, in place.
 
     Buffers that are not saved, such as rotary frequencies, keep their dtype: rounding them to
@@ -133,7 +133,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise UserError(f"no tokenizer in {source}: {first_line(error)}") from error
 
 
-def load_weights(folder: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_causal_model(folder: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a causal model in ``dtype``, or merge an adapter folder into its base in float32.
 
     Raises:

@@ -55,7 +55,7 @@ def has_plain_head(model: Any) -> bool:
     """
     trunk = trunk_of(model)
     if trunk not in _is_product:
-        _is_product[trunk] = _compare(
+        _is_product[trunk] = _matches_product(
             unwrap_peft(model), trunk, lambda hidden: _product(model, hidden, None)
         )
     return _is_product[trunk]
@@ -139,7 +139,7 @@ def _forward_logits(model: Any, trunk: Any, hidden: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _compare(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]) -> bool:
+def _matches_product(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]) -> bool:
     """Return whether ``product`` equals the model's logits for a few tokens."""
     ids = torch.arange(2, 6, device=model.device)[None] % model.config.get_text_config().vocab_size
     with evaluating(model):  # without dropout, which would make passes differ

@@ -14,7 +14,7 @@ from torch import nn
 
 from rlhf.models.architecture import trunk_of, unwrap_peft
 from rlhf.models.fast.chunked_logprobs import selected_logprobs
-from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
+from rlhf.models.fast.packing import computed_tokens, flat_hidden_states, packs_rows
 from rlhf.models.fast.tied_embedding import tied_embedding
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.load_balancing import balancing_weight, states_and_balancing_loss
@@ -129,7 +129,7 @@ class Policy:
             )
             balance = self.balancing_weight * balance
         else:
-            hidden, index = hidden_states(self.model, tokens, attention_mask, tied=tied)
+            hidden, index = flat_hidden_states(self.model, tokens, attention_mask, tied=tied)
         before = index[:, :-1][action_mask[:, 1:]]  # the state after token t-1 predicts token t
         selected, entropies = selected_logprobs(
             self.model,
@@ -144,7 +144,9 @@ class Policy:
         if self.value_head is None:
             return Scored(logprobs, entropy, None, None, balance)
         if self.value_trunk:
-            hidden, _ = hidden_states(self.model, tokens, attention_mask, trunk=self.value_trunk)
+            hidden, _ = flat_hidden_states(
+                self.model, tokens, attention_mask, trunk=self.value_trunk
+            )
         values = _scatter(self.value_head(hidden.index_select(0, before)), action_mask)
         last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         end = self.value_head(hidden.index_select(0, last))

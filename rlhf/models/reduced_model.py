@@ -19,7 +19,7 @@ from rlhf.models.fast.varlen_attention import ATTENTION_NAME
 WINDOW_TOKENS, ROTARY_CONTEXT, VOCABULARY, EXPERTS, MAX_PARAMS = 8, 16, 64, 8, 5e8
 
 # Upper limits of configuration values of the small model.
-_MOST = {
+_UPPER_LIMITS = {
     **dict.fromkeys(WINDOW_KEYS, WINDOW_TOKENS),
     **dict.fromkeys(
         ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), EXPERTS
@@ -68,8 +68,8 @@ def reduced_config(config: Any, *, layers: int) -> Any:
             setattr(small, name, [value[i] for i in kept])
         elif not isinstance(value, int):
             continue
-        elif name in _MOST:
-            setattr(small, name, min(value, _MOST[name]))
+        elif name in _UPPER_LIMITS:
+            setattr(small, name, min(value, _UPPER_LIMITS[name]))
         elif name.startswith("vocab_size"):
             setattr(small, name, VOCABULARY)
         elif name.endswith("_token_id"):
@@ -85,13 +85,13 @@ def reduced_config(config: Any, *, layers: int) -> Any:
     return small
 
 
-def _kept_layers(values: dict[str, Any], count: int, most: int) -> list[int]:
+def _kept_layers(values: dict[str, Any], count: int, max_layers: int) -> list[int]:
     """Return the indices of the layers to keep: one of every kind, and at least two."""
     lists = [v for v in values.values() if isinstance(v, list) and len(v) == count]
     kinds: dict[str, int] = {}
     for i in range(count):
         kinds.setdefault(str([each[i] for each in lists]), i)
-    selected = list(kinds.values())[:most]
+    selected = list(kinds.values())[:max_layers]
     spare = [i for i in range(count) if i not in selected]
     return sorted(selected + spare[: max(0, 2 - len(selected))])
 

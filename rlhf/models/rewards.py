@@ -29,9 +29,9 @@ def with_packing(reward: R) -> R:
     """
     decoders = [c for c in reward.checkpoints() if c.sidecar.pooling == "last"]
     if decoders:  # rewards without models do not import torch
-        from rlhf.models.fast.packing import hidden_states
+        from rlhf.models.fast.packing import flat_hidden_states
         from rlhf.models.fast.verification import enable_fast_paths
     for checkpoint in decoders:
         if enable_fast_paths(checkpoint.model):
-            checkpoint.read_packed(functools.partial(hidden_states, checkpoint.model))
+            checkpoint.read_packed(functools.partial(flat_hidden_states, checkpoint.model))
     return reward

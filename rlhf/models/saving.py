@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf.errors import UserError
-from rlhf.models.adapters import is_adapter, read_adapter, save_adapter
+from rlhf.models.adapters import is_adapter, load_adapter_weights, save_adapter
 from rlhf.models.architecture import unwrap_peft
 
 
@@ -39,7 +39,7 @@ def restore_model(model: Any, folder: Path) -> None:
             "start anew with --overwrite"
         )
     if unwrap_peft(model) is not model:
-        read_adapter(model, folder)
+        load_adapter_weights(model, folder)
         return
     stored: dict[str, torch.Tensor] = {}
     for path in folder.glob("model*.safetensors"):

@@ -66,7 +66,7 @@ def set_dropout(model: Any, *, active: bool) -> Any:
     return model.train(active)
 
 
-def remove_own_dropout(model: Any) -> None:
+def remove_model_dropout(model: Any) -> None:
     """Set the rate of all dropout layers to 0, except those of adapters."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
@@ -95,7 +95,7 @@ class WeightChange:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._start = [_checksum(p) for p in self._parameters]
 
-    def share(self) -> float:
+    def changed_fraction(self) -> float:
         """Return the share of the trained tensors that have changed."""
         pairs = zip(self._parameters, self._start, strict=True)
         return sum(_checksum(p) != start for p, start in pairs) / len(self._parameters)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf.common.numbers import decimal
-from rlhf.common.text import csv_cell, visible
+from rlhf.common.text import csv_cell, escape_invisible
 from rlhf.stats import EQUAL_COUNTS_LABEL, Interval
 
 _ACRONYMS = re.compile(
@@ -138,7 +138,7 @@ class Table:
 
 def esc(text: object) -> str:
     """Escape text, including quotes, for HTML; control and reordering characters become escapes."""
-    return html.escape(visible(str(text)))
+    return html.escape(escape_invisible(str(text)))
 
 
 def breakable(text: str) -> str:

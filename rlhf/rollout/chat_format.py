@@ -150,7 +150,7 @@ class ChatFormat:
         if problem := self._turn_problems(system)[0]:
             raise UserError(problem)
         try:
-            ids = self.encode_after(SENTINEL, self._after_reply(observation))
+            ids = self.encode_after(SENTINEL, self._text_after_reply(observation))
         except TemplateRefused as refusal:
             raise UserError(f"{refusal}; the observation is {observation[:40]!r}") from refusal
         closed = bool(reply) and reply[-1] == self.closing.token and self.closing.written
@@ -164,8 +164,8 @@ class ChatFormat:
         """
         stopped = bool(ids) and ids[-1] in self.stop_ids
         content = ids[:-1] if stopped else ids
-        if self.chat and self._head:
-            content = _after_last(list(content), self._head)
+        if self.chat and self._reply_header:
+            content = _after_last(list(content), self._reply_header)
         text = self.tokenizer.decode(content, skip_special_tokens=True)
         if stopped and self.stop_text is not None:  # the part of the token before the stop text
             text += self.tokenizer.decode([ids[-1]], skip_special_tokens=True).partition(
@@ -265,7 +265,7 @@ class ChatFormat:
             UserError: no token can end a reply, or the template cannot render a reply.
         """
         if self.chat:
-            probes = self._after_probes()
+            probes = self._texts_after_probes()
             self.text_after_reply = probes[0]
             last, middle = map(self.encode, probes)
             pairs = zip(last, middle, strict=False)
@@ -283,7 +283,7 @@ class ChatFormat:
         token = min(self.stop_ids) if eos is None else eos
         return ClosingToken(token, self.tokenizer.convert_ids_to_tokens(token), written=False)
 
-    def _after_probes(self) -> tuple[str, str]:
+    def _texts_after_probes(self) -> tuple[str, str]:
         """Return the template's text after the last reply, and after a reply before a user turn.
 
         If the template cannot render several turns, the first text is returned twice.
@@ -296,11 +296,11 @@ class ChatFormat:
         if not separator:
             raise UserError("the model's chat template cannot be used: it leaves the reply out")
         try:
-            return last, self._after_reply(PROBE_USER["content"])
+            return last, self._text_after_reply(PROBE_USER["content"])
         except (TemplateRefused, UserError):
             return last, last
 
-    def _after_reply(self, observation: str) -> str:
+    def _text_after_reply(self, observation: str) -> str:
         """Return the template's text between a reply and the next one, with the observation."""
         user_turn = {"role": "user", "content": observation}
         text = self.render([PROBE_USER, PROBE_REPLY, user_turn], prompt=True)
@@ -310,7 +310,7 @@ class ChatFormat:
         return after
 
     @functools.cached_property
-    def _head(self) -> list[int]:
+    def _reply_header(self) -> list[int]:
         """Special tokens that the template writes before the text of the last reply, or []."""
         start = len(self.render([PROBE_USER], prompt=True))
         head = self.encode(self.render([PROBE_USER, PROBE_REPLY])[start:].partition(SENTINEL)[0])
@@ -332,7 +332,7 @@ class ChatFormat:
             return _REWRITES.format(f"refuses several turns: {refusal.reason}"), None
         if SENTINEL not in turns or longer.count(SENTINEL) < 2:
             return _REWRITES.format("leaves earlier replies out"), None
-        if not _same_ending(turns, longer):
+        if not _have_same_ending(turns, longer):
             return _REWRITES.format("renders a turn otherwise at another position"), None
         if self.closing.written and not self.closing.opens_next:
             reply = reply[: reply.rindex(self.closing.text) + len(self.closing.text)]
@@ -444,7 +444,7 @@ def prompt_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     return with_tools(row["prompt"], row.get("tools"))
 
 
-def _same_ending(first: str, second: str) -> bool:
+def _have_same_ending(first: str, second: str) -> bool:
     """Return whether two renderings have the same text after their last reply."""
     first, second = (THINK_BLOCK.sub("", text).rpartition(SENTINEL)[2] for text in (first, second))
     return first == second

@@ -14,7 +14,7 @@ import gymnasium as gym
 
 from rlhf.common.foreign import contained
 from rlhf.config.rollout import EnvSpec, RolloutSpec
-from rlhf.data.conversation import after_system
+from rlhf.data.conversation import insert_after_system
 from rlhf.errors import UserError, first_line
 from rlhf.models.architecture import context_of, text_config, unwrap_peft, whole_context
 from rlhf.reward_models.chat_template import tools_of, with_tools
@@ -215,11 +215,13 @@ class Collector:
         for index, prompt in enumerate(prompts):
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             try:
-                self.chat_format.render_prompt(self._opening(messages, system=None))
+                self.chat_format.render_prompt(
+                    self._with_system_and_examples(messages, system=None)
+                )
             except UserError as error:
                 raise UserError(f"prompt {index + 1} of env.prompts: {error}") from error
 
-    def episode_tokens(self) -> int:
+    def max_sampled_tokens(self) -> int:
         """Return an upper bound on the number of tokens sampled in an episode.
 
         The number of turns is the environment's ``max_turns`` or the step limit of its
@@ -304,11 +306,11 @@ class Collector:
             while free and waiting:
                 index, seed = waiting.popleft()
                 env = free[-1]
-                start = self._call(seed.seed, lambda e=env, s=seed: reset(e, s.seed))
+                start = self._call_environment(seed.seed, lambda e=env, s=seed: reset(e, s.seed))
                 if start is None:
                     free[-1] = self._replace(env)
                     continue
-                submit(self._begin(env, index, seed, *start))
+                submit(self._start_episode(env, index, seed, *start))
                 free.pop()
             if not active:
                 return finished
@@ -317,7 +319,7 @@ class Collector:
             for completion in completions:
                 _check_completion(completion, active)
                 episode = active.pop(completion.request.request_id)
-                over = self._advance(episode, completion)
+                over = self._play_turn(episode, completion)
                 if over is False:
                     submit(episode)
                 else:
@@ -333,12 +335,12 @@ class Collector:
         self.envs[index] = self.make_env()
         return self.envs[index]
 
-    def _call(self, seed: int, call: Callable[[], Any]) -> Any:
+    def _call_environment(self, seed: int, call: Callable[[], Any]) -> Any:
         """Run environment code; return None if it failed and failures are counted."""
         with self.watch("environments"):
             return self.calls.run(seed, call)
 
-    def _begin(
+    def _start_episode(
         self, env: gym.Env, index: int, seed: EpisodeSeed, observation: str, info: dict[str, Any]
     ) -> _Episode:
         """Start an episode from the result of ``reset``."""
@@ -350,7 +352,9 @@ class Collector:
         keys = message if isinstance(message, Mapping) else {}
         first = {"role": "user", **keys, "content": observation}
         system = getattr(env.unwrapped, "system_prompt", None)
-        rollout.conversation = self._opening([*info.get("messages", ()), first], system=system)
+        rollout.conversation = self._with_system_and_examples(
+            [*info.get("messages", ()), first], system=system
+        )
         ids = self.chat_format.encode_prompt(rollout.conversation)
         context = self.context if len(ids) <= self.context else self.long_context
         budget = min(self.spec.max_tokens or context, context)
@@ -363,7 +367,9 @@ class Collector:
         rollout.append(ids, turn=0, logprobs=None, policy_version=self.engine.policy_version)
         return _Episode(next(_episode_ids), index, env, rollout, budget)
 
-    def _opening(self, messages: Sequence[Any], *, system: str | None) -> list[dict[str, Any]]:
+    def _with_system_and_examples(
+        self, messages: Sequence[Any], *, system: str | None
+    ) -> list[dict[str, Any]]:
         """Add the system message and the examples of this collector to ``messages``.
 
         ``rollout.system`` takes precedence over the system message of the conversation, and that
@@ -376,7 +382,7 @@ class Collector:
         system = self.spec.system or system
         if system and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system}, *messages]
-        return with_tools(after_system(messages, self.examples), tools)
+        return with_tools(insert_after_system(messages, self.examples), tools)
 
     def _request(self, episode: _Episode, sampling: SamplingParams) -> Request:
         """Return the request for an episode's next reply."""
@@ -389,7 +395,9 @@ class Collector:
             sampling=sampling,
         )
 
-    def _step(self, episode: _Episode, completion: Completion, text: str) -> tuple[str, bool]:
+    def _step_and_record(
+        self, episode: _Episode, completion: Completion, text: str
+    ) -> tuple[str, bool]:
         """Step the environment with a reply, and record both in the rollout.
 
         Returns:
@@ -397,7 +405,7 @@ class Collector:
         """
         env, rollout = episode.env, episode.rollout
         action = text_to_action(text, env)
-        result = self._invalid_action(env) if action is None else step(env, action)
+        result = self._invalid_action_result(env) if action is None else step(env, action)
         observation, reward, terminated, truncated, info = result
         success = info.get("is_success")
         rollout.append(
@@ -416,7 +424,7 @@ class Collector:
         rollout.terminated = terminated
         return observation, truncated
 
-    def _advance(self, episode: _Episode, completion: Completion) -> bool | None:
+    def _play_turn(self, episode: _Episode, completion: Completion) -> bool | None:
         """Play one turn: step the environment with a reply, and append both to the rollout.
 
         Returns:
@@ -424,7 +432,9 @@ class Collector:
         """
         rollout = episode.rollout
         text = self.chat_format.decode_reply(completion.tokens)
-        result = self._call(rollout.seed, lambda: self._step(episode, completion, text))
+        result = self._call_environment(
+            rollout.seed, lambda: self._step_and_record(episode, completion, text)
+        )
         if result is None:
             return None
         if rollout.terminated:
@@ -447,7 +457,7 @@ class Collector:
         )
         return rollout.truncated
 
-    def _invalid_action(self, env: Any) -> tuple[Any, ...]:
+    def _invalid_action_result(self, env: Any) -> tuple[Any, ...]:
         """Return the step result of a reply without an action; the environment is not stepped."""
         first = env.action_space.start
         last = first + env.action_space.n - 1

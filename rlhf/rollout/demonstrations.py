@@ -112,7 +112,7 @@ class _Rendering:
             hidden = reply is not None and self._hides_reasoning(index, reply)
             if reply is not None and hidden and OPEN_THINK_TAG.search(reply.prompt):
                 if index == last:
-                    return self._spliced(learned, index, reply)
+                    return self._pieces_with_reasoning(learned, index, reply)
                 reply = None
             if reply is None:
                 notes["replies not learned: the template rewrites them when turns follow"] += 1
@@ -128,7 +128,7 @@ class _Rendering:
             raise RowDropped(
                 f"the chat template renders the prompt otherwise once it is answered{hint}"
             )
-        return self._cut(learned, self.whole)
+        return self._split_at_replies(learned, self.whole)
 
     def _omits_text_of_calls(self) -> bool:
         """Return whether the template leaves out the text of a message with tool calls."""
@@ -156,26 +156,26 @@ class _Rendering:
         unclosed = end < 0
         if not unclosed:
             end += len(closing.text)
-        elif special := self._last_special(text, start):
+        elif special := self._end_of_final_special(text, start):
             end, unclosed = special, False
         elif closing.opens_next or not closing.written:
-            end = len(text) if closing.opens_next else self._text_end(text, start)
+            end = len(text) if closing.opens_next else self._reply_end(text, start)
         else:
             return None
         if not self.whole.startswith(text[:end]):
             return None
         if unclosed and closing.opens_next and not final:
-            after = self._special_at(self.whole, end)
+            after = self._special_length_at(self.whole, end)
             end, unclosed = (end + after, False) if after else (end, True)
         return Reply(start, end, prompt, unclosed)
 
-    def _text_end(self, text: str, start: int) -> int:
+    def _reply_end(self, text: str, start: int) -> int:
         """Return the end of the last reply, for a template that writes no closing token."""
         after = self.format.text_after_reply
         end = len(text) - len(after) if text.endswith(after) else len(text.rstrip())
         return max(start, end)
 
-    def _last_special(self, text: str, start: int) -> int:
+    def _end_of_final_special(self, text: str, start: int) -> int:
         """Return the end of a special token at the end of ``text``, ignoring white space, or 0."""
         stripped = text.rstrip()
         for token in self.format.special_texts:
@@ -183,7 +183,7 @@ class _Rendering:
                 return len(stripped)
         return 0
 
-    def _special_at(self, text: str, position: int) -> int:
+    def _special_length_at(self, text: str, position: int) -> int:
         """Return the length of the special token at ``position``, or 0 if there is none."""
         lengths = [len(t) for t in self.format.special_texts if text.startswith(t, position)]
         return max(lengths, default=0)
@@ -194,7 +194,7 @@ class _Rendering:
         shown = self.whole[reply.start : reply.end]
         return bool(reasoning.strip()) and reasoning.strip() not in shown
 
-    def _spliced(self, learned: list[Reply], index: int, reply: Reply) -> list[Piece]:
+    def _pieces_with_reasoning(self, learned: list[Reply], index: int, reply: Reply) -> list[Piece]:
         """Insert the last reply's reasoning, which the template omits, after the prompt's tag."""
         reasoning, _ = split_reasoning(self.messages[index])
         answer = self.whole[reply.start : reply.end].lstrip("\n")
@@ -202,12 +202,12 @@ class _Rendering:
         text = f"{gap}{reasoning.strip()}\n</think>\n\n{answer}"
         shared = reply.prompt.startswith
         earlier_replies = [earlier for earlier in learned if shared(self.whole[: earlier.end])]
-        pieces = self._cut(earlier_replies, self.whole) if earlier_replies else []
+        pieces = self._split_at_replies(earlier_replies, self.whole) if earlier_replies else []
         length = sum(len(piece) for piece, _, _ in pieces)
         return [*pieces, (reply.prompt[length:], False, False), (text, True, reply.unclosed)]
 
     @staticmethod
-    def _cut(learned: list[Reply], text: str) -> list[Piece]:
+    def _split_at_replies(learned: list[Reply], text: str) -> list[Piece]:
         pieces: list[Piece] = []
         cursor = 0
         for reply in learned:

@@ -77,11 +77,13 @@ def reset(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
         TypeError: A returned value has the wrong type.
     """
     observation, info = env.reset(seed=seed)
-    info = dict(_typed(info, Mapping, "info"))
+    info = dict(_require_type(info, Mapping, "info"))
     for message in info.get("messages", ()):
-        if not {"role", "content"} <= set(_typed(message, Mapping, 'an entry of info["messages"]')):
+        if not {"role", "content"} <= set(
+            _require_type(message, Mapping, 'an entry of info["messages"]')
+        ):
             raise TypeError('an entry of info["messages"] has no role or no content')
-    return _text(observation), info
+    return _observation_text(observation), info
 
 
 def step(env: gym.Env, action: Any) -> tuple[str, float, bool, bool, Mapping[str, Any]]:
@@ -92,27 +94,27 @@ def step(env: gym.Env, action: Any) -> tuple[str, float, bool, bool, Mapping[str
         ValueError: The reward or the cost is not finite.
     """
     observation, reward, terminated, truncated, info = env.step(action)
-    info = _typed(info, Mapping, "info")
-    _finite(info.get("cost", 0.0), 'info["cost"]')
+    info = _require_type(info, Mapping, "info")
+    _finite_number(info.get("cost", 0.0), 'info["cost"]')
     for name, value in (("terminated", terminated), ("truncated", truncated)):
-        _typed(value, bool | int | np.bool_, name)
-    reward = _finite(reward, "the reward")
-    return _text(observation), reward, bool(terminated), bool(truncated), info
+        _require_type(value, bool | int | np.bool_, name)
+    reward = _finite_number(reward, "the reward")
+    return _observation_text(observation), reward, bool(terminated), bool(truncated), info
 
 
-def _typed(value: Any, expected: Any, name: str) -> Any:
+def _require_type(value: Any, expected: Any, name: str) -> Any:
     if not isinstance(value, expected):
         raise TypeError(f"{name} is of type {type(value).__name__}")
     return value
 
 
-def _text(observation: Any) -> str:
+def _observation_text(observation: Any) -> str:
     if observation is None or isinstance(observation, bytes):
         raise TypeError(f"the observation is of type {type(observation).__name__}")
     return str(observation)
 
 
-def _finite(value: Any, name: str) -> float:
+def _finite_number(value: Any, name: str) -> float:
     if isinstance(value, str):
         raise TypeError(f"{name} is of type str")
     number = float(value)

@@ -36,14 +36,14 @@ class Openings:
 
     seen: set[str] = field(default_factory=set)
 
-    def note(self, rollouts: Iterable[Rollout]) -> None:
+    def add(self, rollouts: Iterable[Rollout]) -> None:
         """Add the openings of these episodes."""
         for rollout in rollouts:
             if len(self.seen) >= MAX_OPENINGS:
                 return
             self.seen.add(opening_key(rollout.conversation, rollout.num_turns))
 
-    def shared(self, rows: Iterable[Mapping[str, Any]]) -> int:
+    def count_shared(self, rows: Iterable[Mapping[str, Any]]) -> int:
         """Return the number of rows of ``episodes.jsonl`` whose opening is in the set."""
         return sum(opening_key(row["messages"], row["turns"]) in self.seen for row in rows)
 
@@ -70,6 +70,6 @@ def describe_items(
     return {
         "separate": separate,
         "episodes": len(rows),
-        "seen_in_training": openings.shared(rows),
+        "seen_in_training": openings.count_shared(rows),
         "note": note,
     }

@@ -25,7 +25,7 @@ from rlhf.common.files import (
     read_log,
     write_text,
 )
-from rlhf.common.yaml_text import dump_yaml, read_data
+from rlhf.common.yaml_text import dump_yaml, read_yaml_or_json
 from rlhf.errors import UserError
 from rlhf.runs.claim import Claim, locate, writing
 from rlhf.runs.inputs import fingerprints, input_paths, leaves
@@ -168,7 +168,7 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: The message names a key that changed.
     """
-    recorded = current_config(read_data(directory / "config.yaml"))
+    recorded = current_config(read_yaml_or_json(directory / "config.yaml"))
     inputs, current = _recorded_inputs(directory), fingerprints(config)
     before, now = dict(leaves(recorded)), dict(leaves(config))
     changed = [
@@ -194,7 +194,7 @@ def check_same(directory: Path, config: Mapping[str, Any]) -> None:
 
 def _recorded_inputs(directory: Path) -> dict[str, str]:
     path = directory / "inputs.json"
-    return read_data(path) if path.exists() else {}
+    return read_yaml_or_json(path) if path.exists() else {}
 
 
 @contextlib.contextmanager

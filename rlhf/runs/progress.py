@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from rlhf.common.text import visible
+from rlhf.common.text import escape_invisible
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Reporter:
         slots: Slots = (),
         console: Console | None = None,
     ) -> None:
-        self.what, self.total, self.done, self.slots = visible(what), total, start, slots
+        self.what, self.total, self.done, self.slots = escape_invisible(what), total, start, slots
         self.seen: dict[str, float] = {}
         self.measured: dict[str, int] = {}
         # Rich would treat a log file as a terminal if FORCE_COLOR is set.
@@ -126,13 +126,15 @@ class Reporter:
 
     def _number(self, name: str, key: str) -> str:
         """Return a number with its short name, and with its step if it was measured earlier."""
-        text = f"{visible(name)} {self.seen[key]:.3g}"
+        text = f"{escape_invisible(name)} {self.seen[key]:.3g}"
         measured = self.measured[key]
         return text if measured == self.done else f"{text} (step {measured})"
 
     def _warn(self, step: int, words: str) -> None:
         if self.live:
-            line = Text.assemble((f"warning, step {step}: ", "bold yellow"), visible(words))
+            line = Text.assemble(
+                (f"warning, step {step}: ", "bold yellow"), escape_invisible(words)
+            )
             self.view.console.print(line)
         else:
             log.warning("%s: warning, step %d: %s", self.what, step, words)

@@ -16,7 +16,7 @@ from rlhf.config.data import DataSpec
 from rlhf.config.model import ModelSpec
 from rlhf.config.rollout import EnvSpec, RolloutSpec
 from rlhf.data.files import read_rows
-from rlhf.data.load import load, logged_rows
+from rlhf.data.load import load, load_and_log
 from rlhf.data.splits import prompt_key
 from rlhf.errors import UserError
 from rlhf.runs.directory import Run
@@ -116,7 +116,7 @@ def pairs_report(config: RewardReportConfig, reward: Any, run: Run) -> dict[str,
 
     loaded = load(config.data, "preference", seed=config.seed)
     log.info("data: %s", loaded.summary())
-    train = logged_rows(config.train_data, "preference", what="train_data", seed=config.seed)
+    train = load_and_log(config.train_data, "preference", what="train_data", seed=config.seed)
     groups = policy_replies(config, loaded.rows, run.directory) if config.policy else None
     curve = best_of_n(config, reward, groups) if config.gold and groups else None
     return report_on_pairs(

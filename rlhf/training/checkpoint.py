@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from rlhf.common.files import atomic_path, write_errors_of
+from rlhf.common.files import atomic_path, write_errors_with_path
 from rlhf.errors import UserError
 from rlhf.models.adapters import BASE_FOLDER, share_base
 from rlhf.runs.alarms import Halt
@@ -71,7 +71,7 @@ def save_best(directory: Path, model: SavedModel) -> None:
 def save_final(trainer: Trainer, directory: Path, final: Path) -> None:
     """Write the trained model to ``final``; adapters keep the base model saved in ``directory``."""
     share_base(directory, final)
-    with write_errors_of(final):
+    with write_errors_with_path(final):
         trainer.save(final)
         write_checksums(final)
 

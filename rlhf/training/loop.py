@@ -93,7 +93,7 @@ def _take_steps(trainer: Trainer, run: Run, stop: StopRequest, checkpoints: Path
                     _keep_best(trainer, run, checkpoints, metrics["eval/loss"])
             save_due = trainer.save_due(progress.step)
             if save_due:
-                metrics["train/moved"] = trainer.movement.share()
+                metrics["train/moved"] = trainer.movement.changed_fraction()
             warnings = []
             if metrics:
                 run.log(progress.step, metrics)

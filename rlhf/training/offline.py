@@ -10,7 +10,7 @@ from typing import Any
 
 from rlhf.config.offline import LEARNING_RATES, RESERVED_OPTIONS, OfflineConfig
 from rlhf.config.optimization import native_options
-from rlhf.data.load import logged_rows
+from rlhf.data.load import load_and_log
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.models.adapters import share_base
@@ -163,7 +163,7 @@ def check_trainer(
 
 def load_rows(config: OfflineConfig, method: OfflineMethod) -> tuple[list[Row], list[Row]]:
     """Load the data sets and return training and held-out rows, which have no common prompt."""
-    read = partial(logged_rows, kind=method.data, seed=config.seed, keep=method.keep)
+    read = partial(load_and_log, kind=method.data, seed=config.seed, keep=method.keep)
     rows = read(config.data, what="data")
     if config.eval_data:
         return rows, read(config.eval_data, what="eval_data")

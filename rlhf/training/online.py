@@ -164,7 +164,7 @@ class OnlineTrainer(Trainer):
         collected = collect_step(self)
         rollouts, returns = collected.rollouts, collected.returns
         check_rewards(rollouts, collected.rewards)
-        self.openings.note(rollouts)
+        self.openings.add(rollouts)
         metrics = {**rollout_metrics(rollouts, returns), **collected.metrics}
         batch, update_metrics = None, {"train/skipped": 1.0, "train/updates": 0.0}
         if not collected.skip:

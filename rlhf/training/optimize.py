@@ -109,7 +109,7 @@ def accumulate_gradients(
     rows = rows.to(trainer.policy.device)
     mask = batch.require("loss_mask")[rows]
     denominator = loss_denominator(
-        trainer.algorithm, mask, max_tokens=trainer.collector.episode_tokens()
+        trainer.algorithm, mask, max_tokens=trainer.collector.max_sampled_tokens()
     )
     total = MetricSums()
     attention_mask = batch.attention_mask[rows]

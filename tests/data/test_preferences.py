@@ -60,10 +60,14 @@ def test_probabilities_in_closed_form():
     both = Annotator(tau=2.0, length_bias=0.5, position_bias=-0.25, flip=0.1)
     logit = 3 / 2 + 0.5 * -40 / 100 - 0.25
     judged = 1 / (1 + math.exp(-logit))
-    assert both.prefers_first(3.0, -40) == pytest.approx(0.9 * judged + 0.1 * (1 - judged))
+    assert both.first_reply_probability(3.0, -40) == pytest.approx(
+        0.9 * judged + 0.1 * (1 - judged)
+    )
     plain = Annotator(tau=0.3)
-    assert plain.prefers_first(0.7, 0) + plain.prefers_first(-0.7, 0) == pytest.approx(1.0)
-    assert Annotator(tau=1e-9).prefers_first(-5.0, 0) == 0.0
+    assert plain.first_reply_probability(0.7, 0) + plain.first_reply_probability(
+        -0.7, 0
+    ) == pytest.approx(1.0)
+    assert Annotator(tau=1e-9).first_reply_probability(-5.0, 0) == 0.0
 
 
 def test_gold_margin_is_chosen_less_rejected():

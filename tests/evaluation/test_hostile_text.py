@@ -12,7 +12,13 @@ from rich.console import Console
 
 from rlhf.cli.main import main
 from rlhf.commands.tables import table_text
-from rlhf.common.text import VisibleFormatter, csv_cell, markdown_table, markdown_text, visible
+from rlhf.common.text import (
+    VisibleFormatter,
+    csv_cell,
+    escape_invisible,
+    markdown_table,
+    markdown_text,
+)
 from rlhf.evaluation.compare import compare
 from rlhf.evaluation.pairs import report_on_pairs
 from rlhf.reports import write_comparison_report, write_report
@@ -48,7 +54,7 @@ EVERYTHING = "\n".join(HOSTILE.values())
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_text_leaves_without_codes(text: str):
-    for shown in (visible(text), esc(text), markdown_text(text), str(csv_cell(text))):
+    for shown in (escape_invisible(text), esc(text), markdown_text(text), str(csv_cell(text))):
         assert not CODES.search(shown)
         shown.encode()
     assert not re.search("[<>\"']", esc(text).replace("&#x27;", ""))
@@ -57,8 +63,8 @@ def test_text_leaves_without_codes(text: str):
 def test_escapes_are_those_of_json():
     text = f"{ESC}[2J {RLO} \x85 \x00 plain é 漢 🙂 \ud800"
     line = json.dumps({"text": text}, ensure_ascii=False)
-    assert json.loads(visible(line)) == {"text": text}
-    assert visible("tab\tand\nnewline\r\n é שלום 🙂") == "tab\tand\nnewline\r\n é שלום 🙂"
+    assert json.loads(escape_invisible(line)) == {"text": text}
+    assert escape_invisible("tab\tand\nnewline\r\n é שלום 🙂") == "tab\tand\nnewline\r\n é שלום 🙂"
 
 
 def test_a_markdown_table_keeps_its_shape():

@@ -11,8 +11,8 @@ from rlhf.common.files import (
     append_text,
     atomic_path,
     describe_write_error,
+    find_write_error,
     read_log,
-    write_error,
     write_text,
 )
 from rlhf.errors import UserError
@@ -95,7 +95,7 @@ def test_an_error_of_another_library_is_recognized(tmp_path):
 
 
 def test_other_errors_are_not_errors_of_the_file_system(tmp_path):
-    assert write_error(ValueError("a bug")) is None
-    assert write_error(FileNotFoundError(errno.ENOENT, "missing")) is None
+    assert find_write_error(ValueError("a bug")) is None
+    assert find_write_error(FileNotFoundError(errno.ENOENT, "missing")) is None
     with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "a"):
         raise ZeroDivisionError

@@ -153,13 +153,13 @@ def test_weights_are_read_in_the_dtype_they_are_used_in(
     model.to(stored).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     dtype = getattr(torch, asked)
-    read, read_as = loading.load_weights, []
+    read, read_as = loading.load_causal_model, []
 
     def watched(place: str, *, dtype: torch.dtype) -> Any:
         read_as.append(dtype)
         return read(place, dtype=dtype)
 
-    monkeypatch.setattr(loading, "load_weights", watched)
+    monkeypatch.setattr(loading, "load_causal_model", watched)
     ours, _ = load_model(ModelSpec(path=str(tmp_path), dtype=asked), seed=0)
     assert read_as == [dtype]
     assert {p.dtype for p in ours.parameters()} == {dtype}
@@ -248,11 +248,11 @@ def test_training_moves_a_model_when_a_bit_of_it_differs() -> None:
     model, _ = tiny_model()
     make_trainable(model)
     movement = WeightChange(model)
-    assert movement.share() == 0
+    assert movement.changed_fraction() == 0
     count = len(list(model.parameters()))
     with torch.no_grad():
         next(model.parameters())[3, 5] *= 1 + 2e-7
-    assert movement.share() == pytest.approx(1 / count)
+    assert movement.changed_fraction() == pytest.approx(1 / count)
     assert count > 10
 
 

@@ -18,7 +18,7 @@ from transformers import (
 from rlhf.config.model import ModelSpec
 from rlhf.errors import UserError
 from rlhf.models.checks import check_model, check_scorer
-from rlhf.models.loading import load_model, load_weights
+from rlhf.models.loading import load_causal_model, load_model
 from rlhf.reward_models.implicit import ImplicitReward
 from tests.helpers.models import tiny_model, tiny_qwen2, tiny_tokenizer
 from tests.models.families import config_of, model_of
@@ -35,17 +35,17 @@ def test_classifier_folder_is_refused_as_policy(tmp_path):
     LlamaForSequenceClassification(tiny_model()[0].config).save_pretrained(tmp_path / "tied")
     Qwen2ForSequenceClassification(model.config).save_pretrained(tmp_path / "untied")
     with pytest.raises(UserError, match=r"score\.weight have no place") as error:
-        load_weights(str(tmp_path / "tied"))
+        load_causal_model(str(tmp_path / "tied"))
     one_line(error)
     with pytest.raises(UserError, match=r"lm_head\.weight are missing") as error:
-        load_weights(str(tmp_path / "untied"))
+        load_causal_model(str(tmp_path / "untied"))
     assert "Qwen2ForSequenceClassification" in one_line(error)
 
 
 def test_decoder_without_head_is_refused_as_policy(tmp_path):
     tiny_qwen2()[0].model.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"lm_head\.weight are missing") as error:
-        load_weights(str(tmp_path))
+        load_causal_model(str(tmp_path))
     one_line(error)
 
 
@@ -54,7 +54,7 @@ def test_decoder_with_tied_head_is_a_policy(tmp_path):
     model.model.save_pretrained(tmp_path)
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(
-        load_weights(str(tmp_path))(input_ids=ids).logits, model(input_ids=ids).logits
+        load_causal_model(str(tmp_path))(input_ids=ids).logits, model(input_ids=ids).logits
     )
 
 
@@ -65,7 +65,7 @@ def test_missing_weight_is_named(tmp_path, missing):
     del weights[missing]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=missing) as error:
-        load_weights(str(tmp_path))
+        load_causal_model(str(tmp_path))
     one_line(error)
 
 
@@ -74,7 +74,7 @@ def test_weights_of_another_shape_are_refused_in_one_line(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 48}))
     with pytest.raises(UserError, match="cannot be loaded as a causal model") as error:
-        load_weights(str(tmp_path))
+        load_causal_model(str(tmp_path))
     one_line(error)
 
 
@@ -84,7 +84,7 @@ def test_encoder_decoder_is_refused_as_policy(tmp_path):
     ffn = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
     BartForConditionalGeneration(BartConfig(**sizes, **heads, **ffn)).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="encoder-decoder model") as error:
-        load_weights(str(tmp_path))
+        load_causal_model(str(tmp_path))
     one_line(error)
 
 

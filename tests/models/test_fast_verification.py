@@ -7,7 +7,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from rlhf.errors import UserError
-from rlhf.models.architecture import limits_of, text_config
+from rlhf.models.architecture import length_limits, text_config
 from rlhf.models.fast import rmsnorm as norms
 from rlhf.models.fast import swiglu as gates
 from rlhf.models.fast import verification
@@ -146,7 +146,7 @@ def test_long_windows_are_verified_on_reduced_model(monkeypatch):
     own = verification._enable_agreeing
 
     def spy(model: Any, **kwargs: Any) -> int:
-        seen.append(limits_of(text_config(model)))
+        seen.append(length_limits(text_config(model)))
         return own(model, **kwargs)
 
     monkeypatch.setattr(verification, "_enable_agreeing", spy)

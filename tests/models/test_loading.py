@@ -19,9 +19,9 @@ from rlhf.models.architecture import context_of
 from rlhf.models.loading import (
     check_model,
     give_pad_token,
+    load_causal_model,
     load_model,
     load_tokenizer,
-    load_weights,
     merge_adapter,
 )
 from rlhf.models.output_head import logits_of
@@ -153,7 +153,7 @@ def test_model_that_depends_on_padding_is_refused():
 
 def trained_adapter(folder, base: str):
     """A LoRA folder over the base, with weights that do something."""
-    adapted = add_lora(load_weights(base), LoraSpec(rank=2), seed=0)
+    adapted = add_lora(load_causal_model(base), LoraSpec(rank=2), seed=0)
     with torch.no_grad():
         for name, weight in adapted.named_parameters():
             if "lora_B" in name:
@@ -181,7 +181,7 @@ def test_merging_keeps_the_rows_that_the_vocabulary_does_not_use(tmp_path):
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     adapted = trained_adapter(tmp_path / "adapter", str(tmp_path / "base"))
-    merged = load_weights(str(tmp_path / "adapter"))
+    merged = load_causal_model(str(tmp_path / "adapter"))
     expected = adapted(input_ids=IDS).logits
     torch.testing.assert_close(merged(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-5)
 
@@ -192,7 +192,7 @@ def test_merge_adapter_writes_an_ordinary_checkpoint(tmp_path):
     merged = merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged")
     assert not (merged / "adapter_config.json").exists()
     assert load_tokenizer(str(merged)).chat_template
-    found = load_weights(str(merged))(input_ids=IDS).logits
+    found = load_causal_model(str(merged))(input_ids=IDS).logits
     torch.testing.assert_close(found, adapted(input_ids=IDS).logits, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match="exists already"):
         merge_adapter(str(tmp_path / "adapter"), tmp_path / "merged")
@@ -278,7 +278,7 @@ def test_folder_without_tokenizer_or_config_is_user_error(tmp_path):
     assert one_line(error)
     (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
     with pytest.raises(UserError, match="is not a causal language model") as error:
-        load_weights(str(tmp_path))
+        load_causal_model(str(tmp_path))
     assert one_line(error)
 
 

@@ -18,12 +18,12 @@ def test_prompts_that_differ_after_an_assistant_message_are_different():
     rollout = Rollout(0, 0, 0, conversation=conversation("What is 1 + 1?", "2"))
     rollout.append([5], turn=0, logprobs=[0.0])
     openings = Openings()
-    openings.note([rollout])
+    openings.add([rollout])
     rows = [
         {"messages": conversation("What is 1 + 1?", "3"), "turns": 1},
         {"messages": conversation("What is 2 + 2?", "4"), "turns": 1},
     ]
-    assert openings.shared(rows) == 1
+    assert openings.count_shared(rows) == 1
 
 
 def test_replies_of_later_turns_do_not_belong_to_the_opening():
@@ -32,7 +32,7 @@ def test_replies_of_later_turns_do_not_belong_to_the_opening():
     rollout = Rollout(0, 0, 0, conversation=[*start, *first])  # ended by a limit of turns
     rollout.append([5], turn=0, logprobs=[0.0])
     openings = Openings()
-    openings.note([rollout])
+    openings.add([rollout])
     later = [{"role": "assistant", "content": "y"}, {"role": "user", "content": "C"}] * 2
     rows = [{"messages": [*start, *later], "turns": 2}, {"messages": [*first, *start], "turns": 1}]
-    assert openings.shared(rows) == 1
+    assert openings.count_shared(rows) == 1

@@ -16,7 +16,7 @@ from rlhf.cli.table import run_command
 from rlhf.config.model import LoraSpec, ModelSpec
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.loading import load_model
-from rlhf.models.trainable import remove_own_dropout
+from rlhf.models.trainable import remove_model_dropout
 from rlhf.training import offline
 from rlhf.training.online import OnlineTrainer
 from tests.helpers.models import gpt2_config
@@ -191,7 +191,7 @@ def test_a_rate_that_is_left_off_is_told(
 def test_removing_the_own_dropout_leaves_that_of_adapters(places: dict[str, Any]) -> None:
     spec = ModelSpec(path=places["own"]["path"], lora=LoraSpec(dropout=RATE))
     model, _ = load_model(spec, seed=0)
-    remove_own_dropout(model)
+    remove_model_dropout(model)
     rates = {
         "lora_dropout" in name: module.p
         for name, module in unwrap_peft(model).named_modules()

@@ -193,7 +193,7 @@ def test_the_constant_length_is_that_of_an_episode(echo_model, env, rollout, lim
     """Dr. GRPO divides by the most tokens that a response can have (Liu et al. 2025, 3.2)."""
     tree = online_tree("unused", echo_model, env={"id": env}, rewards=[], rollout=rollout)
     trainer = OnlineTrainer("dr_grpo", configure("dr_grpo", tree))
-    assert trainer.collector.episode_tokens() == limit
+    assert trainer.collector.max_sampled_tokens() == limit
 
 
 def test_held_out_episodes_report_what_they_share_with_training(tmp_path, echo_model):

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf.cli.table import run_command
-from rlhf.models.loading import load_weights
+from rlhf.models.loading import load_causal_model
 from rlhf.reward_models import LearnedReward
 from rlhf.reward_models.generic_heads import has_own_classifier
 from tests.helpers.models import tiny_tokenizer
@@ -36,4 +36,4 @@ def test_a_family_without_a_classifier_carries_a_reward_head(tmp_path, name):
     torch.testing.assert_close(reward.score_ids([ids[0].tolist()]), by_hand, rtol=1e-4, atol=1e-5)
     assert (reward.score_ids([list(range(40, 59))]) - by_hand).abs().max() > 1e-4
     with pytest.raises(ValueError, match=r"weights (lm_head|score)\.weight"):
-        load_weights(str(final))  # a reward model is no policy
+        load_causal_model(str(final))  # a reward model is no policy

@@ -195,9 +195,9 @@ def test_lora_leaves_an_adapter_that_loads_as_a_model(tmp_path, echo_model):
     keys = {"model": {"path": str(echo_model), "lora": {"rank": 4}}}
     final = run_command("sft", tree_of("sft", tmp_path, echo_model, **keys))
     assert (final / "adapter_config.json").exists()
-    from rlhf.models.loading import load_weights
+    from rlhf.models.loading import load_causal_model
 
-    merged = load_weights(str(final))
+    merged = load_causal_model(str(final))
     start = AutoModelForCausalLM.from_pretrained(echo_model)
     gap = merged.model.layers[0].mlp.up_proj.weight - start.model.layers[0].mlp.up_proj.weight
     assert gap.abs().max() > 1e-4

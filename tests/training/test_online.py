@@ -377,10 +377,10 @@ def test_a_lora_policy_leaves_an_adapter_that_loads(tmp_path, echo_model):
     model = {"path": str(echo_model), "lora": {"rank": 4}}
     keys = {"model": model, "optimizer": {"learning_rate": 1e-2}}
     final = run_command("ppo", online_tree(tmp_path / "run", echo_model, **keys))
-    from rlhf.models.loading import load_weights
+    from rlhf.models.loading import load_causal_model
 
     assert (final / "adapter_config.json").exists()
-    merged, start = load_weights(str(final)), load_weights(str(echo_model))
+    merged, start = load_causal_model(str(final)), load_causal_model(str(echo_model))
     gap = merged.model.layers[0].mlp.up_proj.weight - start.model.layers[0].mlp.up_proj.weight
     assert gap.abs().max() > 1e-4
     assert metrics_of(tmp_path / "run")[0]["policy/kl"] == pytest.approx(0.0, abs=1e-6)

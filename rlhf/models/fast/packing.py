@@ -119,7 +119,7 @@ def computed_tokens(tokens: Tensor, attention_mask: Tensor, *, packed: bool) -> 
     return int(lengths.sum()) - saved
 
 
-def hidden_states(
+def flat_hidden_states(
     model: Any,
     tokens: Tensor,
     attention_mask: Tensor,
@@ -150,28 +150,28 @@ def hidden_states(
     config = text_config(trunk)
     limit = rotary_limit(config)
     if limit is not None and lengths.max() > limit:
-        return _by_frequencies(trunk, tokens, attention_mask, limit=limit, tied=tied)
-    return _one_batch(trunk, tokens, attention_mask, tied=tied)
+        return _states_by_frequencies(trunk, tokens, attention_mask, limit=limit, tied=tied)
+    return _states_of_batch(trunk, tokens, attention_mask, tied=tied)
 
 
 def states_one_by_one(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``hidden_states`` row by row, for families whose states depend on padding."""
+    """Compute ``flat_hidden_states`` row by row, for families whose states depend on padding."""
     index = torch.zeros_like(tokens)
     index[attention_mask] = torch.arange(int(attention_mask.sum()), device=tokens.device)
     states = []
     for row, kept in zip(tokens, attention_mask, strict=True):
-        restart_frequencies(trunk)
+        reset_rotary_frequencies(trunk)
         output = trunk(**inputs_of(row[None, kept], tied), use_cache=False)
         states.append(output.last_hidden_state[0])
     return torch.cat(states), index
 
 
-def _by_frequencies(
+def _states_by_frequencies(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, limit: int, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``hidden_states`` of rows whose rotary frequencies depend on their length.
+    """Compute ``flat_hidden_states`` of rows whose rotary frequencies depend on their length.
 
     A model uses the frequencies of the longest row for a whole batch. Therefore, all rows of up to
     ``limit`` tokens form one batch, and longer rows are batched with rows of equal length.
@@ -185,8 +185,8 @@ def _by_frequencies(
         if not len(rows):
             continue
         width = int(lengths[rows].max())
-        restart_frequencies(trunk)
-        new_states, new_index = _one_batch(
+        reset_rotary_frequencies(trunk)
+        new_states, new_index = _states_of_batch(
             trunk, tokens[rows, :width], attention_mask[rows, :width], tied=tied
         )
         index[rows, :width] = new_index + offset
@@ -195,7 +195,7 @@ def _by_frequencies(
     return torch.cat(states), index
 
 
-def restart_frequencies(trunk: Any) -> None:
+def reset_rotary_frequencies(trunk: Any) -> None:
     """Reset dynamic rotary frequencies, which otherwise depend on the longest earlier input."""
     for module in trunk.modules():
         original = getattr(module, "original_inv_freq", None)
@@ -204,10 +204,10 @@ def restart_frequencies(trunk: Any) -> None:
             module.max_seq_len_cached = module.original_max_seq_len
 
 
-def _one_batch(
+def _states_of_batch(
     trunk: Any, tokens: Tensor, attention_mask: Tensor, *, tied: TiedEmbedding | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``hidden_states`` of rows with equal rotary frequencies."""
+    """Compute ``flat_hidden_states`` of rows with equal rotary frequencies."""
     config = text_config(trunk)
     if not packs_rows(trunk, attention_mask):
         mask = attention_mask.long()
@@ -252,7 +252,7 @@ def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
     return is_packed(trunk) and fits
 
 
-def keep_attention(model: Any, name: str) -> None:
+def select_attention_without_packing(model: Any, name: str) -> None:
     """Select an attention implementation of transformers instead of packed attention.
 
     Raises:

@@ -55,7 +55,7 @@ def agrees(
     return bool((expected - actual).abs().max() <= 1e-2 * expected.abs().max())
 
 
-def restore(model: nn.Module) -> None:
+def restore_forward(model: nn.Module) -> None:
     """Undo ``replace_forward`` in all modules of a model."""
     for module in model.modules():
         if isinstance(vars(module).get("forward"), types.MethodType):

@@ -66,13 +66,13 @@ def patch_rmsnorm(model: torch.nn.Module) -> int:
     The outputs of each class are first compared on random inputs, because some families scale by 1
     + weight.
     """
-    return replace_forward(model, _forward, fits=_fits, same=_same)
+    return replace_forward(model, _forward, fits=_fits, same=_has_same_outputs)
 
 
 def _fits(module: Any) -> bool:
     return type(module).__name__.endswith("RMSNorm") and "variance_epsilon" in vars(module)
 
 
-def _same(module: Any) -> bool:
+def _has_same_outputs(module: Any) -> bool:
     weight = module.weight
     return agrees(module, _forward, width=len(weight), dtype_as=weight)

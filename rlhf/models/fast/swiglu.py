@@ -52,7 +52,7 @@ def _forward(self: Any, hidden_states: Tensor) -> Tensor:
 @torch.no_grad()
 def patch_swiglu(model: nn.Module) -> int:
     """Replace the forward method of a model's SwiGLU layers, and return their number."""
-    return replace_forward(model, _forward, fits=_fits, same=_same)
+    return replace_forward(model, _forward, fits=_fits, same=_has_same_outputs)
 
 
 def _fits(module: Any) -> bool:
@@ -60,7 +60,7 @@ def _fits(module: Any) -> bool:
     return all(isinstance(getattr(module, name, None), nn.Module) for name in parts)
 
 
-def _same(module: Any) -> bool:
+def _has_same_outputs(module: Any) -> bool:
     weight = next(module.parameters())
     points = torch.linspace(-4, 4, 9).to(weight)
     if (module.act_fn(points) - silu(points)).abs().max() > 1e-2:  # for example GELU

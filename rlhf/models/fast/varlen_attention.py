@@ -93,43 +93,43 @@ class Layout:
         for span in spans:
             by_prefix.setdefault(span.prefix, []).append(span)
         for prefix, members in by_prefix.items():
-            self._cover(prefix, sorted(members, key=lambda span: span.end - span.start))
+            self._add_tiles(prefix, sorted(members, key=lambda span: span.end - span.start))
 
-    def _cover(self, prefix: tuple[int, int], members: list[Span]) -> None:
+    def _add_tiles(self, prefix: tuple[int, int], members: list[Span]) -> None:
         """Make tiles for the spans of one prefix, in order of length."""
         group: list[Span] = []
         for span in members:
             length = span.end - span.start
             if length > QUERY_BLOCK:
-                self._long(span)
+                self._add_long_document(span)
                 continue
             area = (len(group) + 1) * self._heads * length * (length + prefix[1] - prefix[0])
             shortest = group[0].end - group[0].start if group else length
             if group and (area > TILE_MAX_WEIGHTS or length > 1.25 * shortest + 8):
-                self._short(prefix, group)
+                self._add_short_documents(prefix, group)
                 group = []
             group.append(span)
         if group:
-            self._short(prefix, group)
+            self._add_short_documents(prefix, group)
 
-    def _long(self, span: Span) -> None:
+    def _add_long_document(self, span: Span) -> None:
         for start in range(span.start, span.end, QUERY_BLOCK):
             end = min(start + QUERY_BLOCK, span.end)
-            mask = self._mask(end - start, end - span.start)
+            mask = self._causal_mask(end - start, end - span.start)
             prefix = slice(*span.prefix) if span.prefix[1] else None
             queries, keys = slice(start, end), slice(span.start, end)
             self.tiles.append(
                 Tile(queries, keys, 1, None, queries, None, prefix, mask, end - start)
             )
 
-    def _short(self, prefix: tuple[int, int], members: list[Span]) -> None:
+    def _add_short_documents(self, prefix: tuple[int, int], members: list[Span]) -> None:
         if len(members) == 1:
-            self._long(members[0])
+            self._add_long_document(members[0])
             return
         shared = slice(*prefix) if prefix[1] else None
         lengths = [span.end - span.start for span in members]
         width = lengths[-1]
-        mask = self._mask(width, width)
+        mask = self._causal_mask(width, width)
         starts = torch.tensor([span.start for span in members])
         offsets = torch.arange(width)
         real = offsets < torch.tensor(lengths)[:, None]
@@ -141,7 +141,7 @@ class Layout:
             Tile(ids, ids, len(members), padded, ids[real_indices], filler, shared, mask, width)
         )
 
-    def _mask(self, queries: int, keys: int) -> Tensor:
+    def _causal_mask(self, queries: int, keys: int) -> Tensor:
         blank = torch.full((queries, keys), -torch.inf, dtype=self._dtype, device=self._device)
         return blank.triu_(keys - queries + 1).repeat(self._groups, 1)[None]
 

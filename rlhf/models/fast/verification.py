@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlhf.errors import UserError
 from rlhf.models.architecture import (
-    limits_of,
+    length_limits,
     text_config,
     trunk_of,
     unwrap_peft,
@@ -31,11 +31,11 @@ from rlhf.models.architecture import (
 from rlhf.models.comparison import FORWARD_ERRORS, evaluating, failing_as, is_precise, tolerance_of
 from rlhf.models.fast.packing import (
     enable_packing,
-    hidden_states,
+    flat_hidden_states,
     is_packed,
     states_one_by_one,
 )
-from rlhf.models.fast.patching import restore
+from rlhf.models.fast.patching import restore_forward
 from rlhf.models.fast.rmsnorm import patch_rmsnorm
 from rlhf.models.fast.swiglu import patch_swiglu
 from rlhf.models.fast.tied_embedding import disable_tied_embedding, tied_embedding
@@ -53,7 +53,7 @@ CPU_WORK, ACCELERATOR_WORK = 2e10, 2e12
 # Maximum number of tokens of the rows that fit into every window.
 SHORT_ROW_TOKENS = 44
 
-# Function of tokens and mask [B, T] that returns states and their index, like ``hidden_states``.
+# Function of tokens and mask [B, T]; returns states and their index, as ``flat_hidden_states``.
 Read = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -87,20 +87,20 @@ def enable_fast_paths(model: Any) -> bool:
     """
     trunk = trunk_of(model)
     if not getattr(trunk, "fast_paths_verified", False):
-        _verify(model)
+        _enable_verified_paths(model)
         trunk.fast_paths_verified = True
     return is_packed(trunk)
 
 
-def _verify(model: Any) -> None:
+def _enable_verified_paths(model: Any) -> None:
     trunk = trunk_of(model)
-    longest = max(limits_of(text_config(trunk)), default=0)
+    longest = max(length_limits(text_config(trunk)), default=0)
     affordable = affordable_tokens(model)
     start = 0
     if longest + 8 > affordable or not is_precise(model):
         small = reduced_copy(model)
         if small is not None:
-            start = _enable_agreeing(small, limit=max(affordable, 64), start=0)
+            start = _enable_agreeing_paths(small, limit=max(affordable, 64), start=0)
         elif longest + 8 > affordable:
             log.info(
                 "%s: rows longer than %d tokens were not verified; its windows have %d tokens",
@@ -108,7 +108,7 @@ def _verify(model: Any) -> None:
                 affordable,
                 longest,
             )
-    _enable_agreeing(model, limit=affordable, start=start)
+    _enable_agreeing_paths(model, limit=affordable, start=start)
 
 
 def affordable_tokens(model: Any) -> int:
@@ -118,7 +118,7 @@ def affordable_tokens(model: Any) -> int:
     return max(SHORT_ROW_TOKENS, int(work / max(weights, 1)))
 
 
-def _levels(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
+def _disabling_steps(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
     """Return the names of fast paths, with functions that disable them, in disabling order."""
     trunk = trunk_of(model)
 
@@ -133,12 +133,12 @@ def _levels(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
     return (
         ("packed rows", pad),
         ("the tied embedding", lambda: disable_tied_embedding(trunk)),
-        ("fused norms and gates", lambda: restore(trunk)),
+        ("fused norms and gates", lambda: restore_forward(trunk)),
         ("batches of rows", read_single_rows),
     )
 
 
-def _enable_agreeing(model: Any, *, limit: int, start: int) -> int:
+def _enable_agreeing_paths(model: Any, *, limit: int, start: int) -> int:
     """Enable all fast paths but the first ``start``, and disable more until the states agree.
 
     Args:
@@ -152,18 +152,18 @@ def _enable_agreeing(model: Any, *, limit: int, start: int) -> int:
     trunk = trunk_of(model)
 
     def read(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return hidden_states(model, tokens, mask, tied=tied_embedding(model))
+        return flat_hidden_states(model, tokens, mask, tied=tied_embedding(model))
 
-    levels = _levels(model)
+    levels = _disabling_steps(model)
     with evaluating(unwrap_peft(model)):
-        batches = _batches(trunk, limit=limit)
+        batches = _comparison_batches(trunk, limit=limit)
         small = [
             p for p in trunk.parameters() if p.requires_grad and p.numel() <= COMPARED_MAX_ELEMENTS
         ]
         with torch.set_grad_enabled(bool(small)):
             with failing_as(f"{type(unwrap_peft(model)).__name__} cannot be trained"):
                 one_by_one = functools.partial(states_one_by_one, trunk)
-                expected = [_result(batch, one_by_one, small) for batch in batches]
+                expected = [_states_and_gradients(batch, one_by_one, small) for batch in batches]
             if start < 3:
                 patch_rmsnorm(model)
                 patch_swiglu(model)
@@ -174,7 +174,7 @@ def _enable_agreeing(model: Any, *, limit: int, start: int) -> int:
             gap = 0.0
             for level in range(start, len(levels) + 1):
                 try:
-                    results = [_result(batch, read, small) for batch in batches]
+                    results = [_states_and_gradients(batch, read, small) for batch in batches]
                     gap = max(_gap(a, b) for a, b in zip(results, expected, strict=True))
                 except FORWARD_ERRORS:
                     gap = math.inf
@@ -190,10 +190,10 @@ def _enable_agreeing(model: Any, *, limit: int, start: int) -> int:
     )
 
 
-def _batches(trunk: Any, *, limit: int) -> list[Batch]:
+def _comparison_batches(trunk: Any, *, limit: int) -> list[Batch]:
     """Make one batch of rows with a common prefix within all windows, and one of longer rows."""
     config = text_config(trunk)
-    limits = limits_of(config)
+    limits = length_limits(config)
     context = usable_context(config)
     width = min([SHORT_ROW_TOKENS, context, limit, *limits])
     generator = torch.Generator().manual_seed(0)
@@ -207,10 +207,10 @@ def _batches(trunk: Any, *, limit: int) -> list[Batch]:
     long = [n for n in limits if n + 8 <= min(limit, whole_context(config))]
     if long:
         groups.append([row(max(long) + 8), row(max(1, min(limits) // 2)), row(min(limits) + 3)])
-    return [_batch(rows, trunk, generator) for rows in groups]
+    return [_padded_batch(rows, trunk, generator) for rows in groups]
 
 
-def _batch(rows: list[Tensor], trunk: Any, generator: torch.Generator) -> Batch:
+def _padded_batch(rows: list[Tensor], trunk: Any, generator: torch.Generator) -> Batch:
     device = trunk.device
     lengths = torch.tensor([len(row) for row in rows])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -220,7 +220,7 @@ def _batch(rows: list[Tensor], trunk: Any, generator: torch.Generator) -> Batch:
     return Batch(tokens.to(device), mask.to(device), weights.to(device)[:, None])
 
 
-def _result(batch: Batch, read: Read, small: list[Any]) -> Result:
+def _states_and_gradients(batch: Batch, read: Read, small: list[Any]) -> Result:
     states, index = read(batch.tokens, batch.mask)
     states = states[index[batch.mask]]
     gradients: list[Tensor | None] = []

@@ -22,8 +22,8 @@ from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attent
 from rlhf.models.architecture import (
     additional_window,
     cache_kinds,
-    changing_limit,
     has_states,
+    rotary_limit_within_context,
     text_config,
     trunk_of,
     unwrap_peft,
@@ -42,7 +42,7 @@ from rlhf.rollout.sampling.kv_cache import Plan, RaggedCache, RaggedLayer
 from rlhf.rollout.sampling.protocols import Decoder
 from rlhf.rollout.sampling.ragged_masks import ADDITIVE_MASK_ATTENTION, ragged_masks
 from rlhf.rollout.sampling.row_decoder import RowDecoder
-from rlhf.rollout.sampling.time_step_limits import limited_mixers, limited_time_steps
+from rlhf.rollout.sampling.time_step_limits import clamped_time_steps, mixers_with_time_step_limits
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class PlainDecoder:
         self.layer_kinds = cache_kinds(self.config)
         if self.layer_kinds is None or additional_window(self.config):
             raise ValueError("attention or cache of an unsupported form")
-        self.limited = limited_mixers(trunk)
+        self.limited = mixers_with_time_step_limits(trunk)
         self.parameters = inspect.signature(trunk.forward).parameters
         # The model builds its own masks if its layers have different attention windows.
         self.builds_masks = has_states(self.config) or window_of(self.config) is not None
@@ -91,7 +91,7 @@ class PlainDecoder:
             dtype=dtype,
             device=device,
             stepwise=self.stepwise,
-            limit=changing_limit(self.config),
+            limit=rotary_limit_within_context(self.config),
         )
 
     def __call__(self, ids: torch.Tensor, cache: RaggedCache) -> torch.Tensor:
@@ -114,7 +114,7 @@ class PlainDecoder:
             masks = ragged_masks(attention, plan.queries, width, plan.mask.dtype)
         else:
             inputs["attention_mask"] = plan.mask
-        with masks, limited_time_steps(self.limited):
+        with masks, clamped_time_steps(self.limited):
             hidden = trunk_of(self.model)(
                 input_ids=plan.pad(ids), use_cache=True, **inputs
             ).last_hidden_state
@@ -276,7 +276,10 @@ def _reordered_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Projec
 def decoder_for(model: Any) -> Decoder:
     """Return the fastest decoder whose logits equal those of the model."""
     trunk = trunk_of(model)
-    if trunk.config.model_type in FUSED_FAMILIES and changing_limit(trunk.config) is None:
+    if (
+        trunk.config.model_type in FUSED_FAMILIES
+        and rotary_limit_within_context(trunk.config) is None
+    ):
         if trunk not in _fused_agrees:
             gap = fused_gap(type(unwrap_peft(model)), trunk.config)
             _fused_agrees[trunk] = gap <= TOLERANCE

@@ -47,15 +47,15 @@ def draw(
         tokens = logits.argmax(-1, keepdim=True)
     else:
         target = numbers[:, None].to(sums.dtype) * total
-        block = _interval(sums, target)
+        block = _interval_index(sums, target)
         before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0.0)
         inner = blocks[torch.arange(len(block), device=block.device), block[:, 0]].cumsum(-1)
-        tokens = block * SUM_BLOCK + _interval(inner, target - before)
+        tokens = block * SUM_BLOCK + _interval_index(inner, target - before)
     logprobs = logits.gather(-1, tokens) - top - total.log()
     return tokens[:, 0], logprobs[:, 0]
 
 
-def _interval(cumulative: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+def _interval_index(cumulative: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     """Return the index [n, 1] of the interval of a cumulative sum [n, K] that contains each number.
 
     A number that is rounded to the total or above is assigned to the last non-empty interval.

@@ -187,13 +187,13 @@ class RaggedCache(RowStore, Cache):
         self.capacity = 0
         RowStore.__init__(self, rows)
         kinds = [(ATTENTION, 0)] * layers if isinstance(layers, int) else layers
-        all_layers = [self._layer(*each) for each in kinds]
+        all_layers = [self._make_layer(*each) for each in kinds]
         self.ragged = [layer for layer in all_layers if isinstance(layer, RaggedLayer)]
         self.states = [layer for layer in all_layers if isinstance(layer, StateLayer)]
         self.in_place = not self.states and limit is None
         Cache.__init__(self, layers=all_layers)
 
-    def _layer(self, kind: str, number_of_states: int) -> Any:
+    def _make_layer(self, kind: str, number_of_states: int) -> Any:
         if kind == ATTENTION:
             return RaggedLayer(self)
         if kind == BOTH:

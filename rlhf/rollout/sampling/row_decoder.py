@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from rlhf.models.architecture import trunk_of
 from rlhf.models.output_head import logits_of
 from rlhf.rollout.sampling.protocols import RowStore
-from rlhf.rollout.sampling.time_step_limits import limited_mixers, limited_time_steps
+from rlhf.rollout.sampling.time_step_limits import clamped_time_steps, mixers_with_time_step_limits
 
 # Names of the cache in the arguments and outputs of models.
 CACHE_NAMES = ("past_key_values", "cache_params", "state")
@@ -64,7 +64,7 @@ class RowDecoder:
 
     def __init__(self, model: Any, *, stepwise: bool = False, cached: bool = True) -> None:
         self.model, self.stepwise, self.cached = model, stepwise, cached
-        self.limited = limited_mixers(trunk_of(model))
+        self.limited = mixers_with_time_step_limits(trunk_of(model))
 
     def new_cache(self, rows: int) -> RowCache:
         """Make an empty cache for ``rows`` episodes."""
@@ -73,7 +73,7 @@ class RowDecoder:
     def __call__(self, ids: torch.Tensor, cache: RowCache) -> torch.Tensor:
         """Return the logits [n, V] after each row's last new token; ``ids`` [N] are all rows'."""
         parts = ids.split([count for _, count in cache.planned])
-        with limited_time_steps(self.limited):
+        with clamped_time_steps(self.limited):
             states = [
                 self._read(row, part) for (row, _), part in zip(cache.planned, parts, strict=True)
             ]

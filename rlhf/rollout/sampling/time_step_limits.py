@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 
-def limited_mixers(trunk: nn.Module) -> list[Any]:
+def mixers_with_time_step_limits(trunk: nn.Module) -> list[Any]:
     """Return the layers whose time steps have a limit other than zero and infinity."""
     return [
         module
@@ -27,7 +27,7 @@ def limited_mixers(trunk: nn.Module) -> list[Any]:
 
 
 @contextlib.contextmanager
-def limited_time_steps(mixers: Sequence[Any]) -> Iterator[None]:
+def clamped_time_steps(mixers: Sequence[Any]) -> Iterator[None]:
     """Return a context in which the projections of these layers clamp their time steps.
 
     The time step of each head is softplus(x + bias), where x is one of the last columns of the

@@ -15,9 +15,15 @@ import numpy as np
 import torch
 
 from rlhf.errors import UserError
-from rlhf.models.architecture import limits_of, text_config, trunk_of, unwrap_peft, usable_context
+from rlhf.models.architecture import (
+    length_limits,
+    text_config,
+    trunk_of,
+    unwrap_peft,
+    usable_context,
+)
 from rlhf.models.comparison import evaluating, is_precise, tolerance_of
-from rlhf.models.fast.packing import restart_frequencies
+from rlhf.models.fast.packing import reset_rotary_frequencies
 from rlhf.models.fast.verification import affordable_tokens
 from rlhf.models.reduced_model import reduced_copy
 from rlhf.rollout.sampling.base import Request, SamplingParams
@@ -42,12 +48,12 @@ def check_sampling(model: Any) -> None:
     if getattr(trunk, "sampling_checked", False):
         return
     affordable = affordable_tokens(model)
-    longest = max(limits_of(text_config(trunk)), default=0)
+    longest = max(length_limits(text_config(trunk)), default=0)
     if longest + 24 > affordable or not is_precise(model):
         small = reduced_copy(model)
-        if small is not None and not _agrees(small, limit=max(affordable, 64)):
+        if small is not None and not _sampler_agrees(small, limit=max(affordable, 64)):
             disable_cache(model)
-    if not _agrees(model, limit=affordable):
+    if not _sampler_agrees(model, limit=affordable):
         disable_cache(model)
         gap = sampling_gap(model, limit=affordable)
         if not gap <= tolerance_of(model):
@@ -58,7 +64,7 @@ def check_sampling(model: Any) -> None:
     trunk.sampling_checked = True
 
 
-def _agrees(model: Any, *, limit: int) -> bool:
+def _sampler_agrees(model: Any, *, limit: int) -> bool:
     gap = sampling_gap(model, limit=limit)
     if not gap <= tolerance_of(model):
         log.info(
@@ -82,13 +88,13 @@ def sampling_gap(model: Any, *, limit: int) -> float:
         model: causal model.
         limit: length of the longest episode, in tokens.
     """
-    turns = _turns(text_config(trunk_of(model)), limit=limit)
+    turns = _test_turns(text_config(trunk_of(model)), limit=limit)
     with evaluating(unwrap_peft(model)):
-        episodes = _play(model, turns)
+        episodes = _sample_turns(model, turns)
         sampled, expected = [], []
         for tokens, logprobs in episodes:
             ids = torch.tensor([tokens], device=model.device)
-            restart_frequencies(unwrap_peft(model))
+            reset_rotary_frequencies(unwrap_peft(model))
             logits = unwrap_peft(model)(input_ids=ids, use_cache=False).logits[0]
             full = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
             for position, logprob in logprobs.items():
@@ -99,9 +105,9 @@ def sampling_gap(model: Any, *, limit: int) -> float:
     return float(gaps.max() if is_precise(model) else np.quantile(gaps, 0.75)) / size
 
 
-def _turns(config: Any, *, limit: int) -> list[list[list[int]]]:
+def _test_turns(config: Any, *, limit: int) -> list[list[list[int]]]:
     """Return the new tokens of two turns of two episodes, which become longer than every window."""
-    limits = [n for n in limits_of(config) if n + 24 <= min(limit, usable_context(config))]
+    limits = [n for n in length_limits(config) if n + 24 <= min(limit, usable_context(config))]
     whole = min(limit, usable_context(config), max(limits, default=0) + 24)
     room = max(2, whole - 2 * REPLY_TOKENS)
     lengths = [(room - room // 4, room // 4), (max(1, room // 5), max(1, room // 2))]
@@ -112,7 +118,7 @@ def _turns(config: Any, *, limit: int) -> list[list[list[int]]]:
     ]
 
 
-def _play(
+def _sample_turns(
     model: Any, turns: Sequence[Sequence[Sequence[int]]]
 ) -> list[tuple[list[int], dict[int, float]]]:
     """Sample all turns; return the tokens and the log-probabilities by position of each episode."""

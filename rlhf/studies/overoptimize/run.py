@@ -22,7 +22,7 @@ from rlhf.common.files import write_jsonl
 from rlhf.config.model import ModelSpec
 from rlhf.config.overoptimize import OveroptimizeConfig, ProxyGrid, TrainingSpec
 from rlhf.config.rollout import EnvSpec
-from rlhf.data.load import logged_rows
+from rlhf.data.load import load_and_log
 from rlhf.data.splits import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.evaluation.replies import sample_replies, score_replies
@@ -155,7 +155,7 @@ class _Study:
     def train_proxies(self, grid: ProxyGrid) -> list[Proxy]:
         """Train every proxy of the grid; members share the pairs and differ in their seeds."""
         seed, root = self.config.seed, self.directory / "proxies"
-        rows = logged_rows(grid.data, "preference", what="proxies.data", seed=seed)
+        rows = load_and_log(grid.data, "preference", what="proxies.data", seed=seed)
         rows, held_out = split_by_prompt(rows, fraction=HELD_OUT, seed=seed)
         if len(rows) < max(grid.pairs):
             raise UserError(

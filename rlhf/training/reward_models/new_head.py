@@ -15,9 +15,9 @@ from transformers import (
 from rlhf.errors import UserError
 from rlhf.models.adapters import add_lora, is_adapter, merged_model
 from rlhf.models.checks import check_scorer, read_causal
-from rlhf.models.fast.packing import keep_attention
+from rlhf.models.fast.packing import select_attention_without_packing
 from rlhf.models.hub import check_files, resolve
-from rlhf.models.loading import cast, give_pad_token, load_tokenizer
+from rlhf.models.loading import give_pad_token, load_tokenizer, move_and_cast
 from rlhf.models.precision import choose_dtype, default_device, use_threads
 from rlhf.models.trainable import make_trainable
 from rlhf.reward_models.chat_template import set_chat_options
@@ -59,9 +59,9 @@ def load_with_new_head(kind: RewardKind) -> tuple[Any, Any, str]:
         reinitialize_heads(model)
     device = default_device()
     size = model.num_parameters()
-    cast(model, device, choose_dtype(config.model.dtype, size, device))
+    move_and_cast(model, device, choose_dtype(config.model.dtype, size, device))
     if config.model.attn_implementation:
-        keep_attention(model, config.model.attn_implementation)
+        select_attention_without_packing(model, config.model.attn_implementation)
     use_threads(model, device)
     heads_in_fp32(model)
     if not kind.per_token:

@@ -16,7 +16,7 @@ from rlhf.config.offline import LEARNING_RATES
 from rlhf.config.reward import RewardConfig
 from rlhf.data.load import load
 from rlhf.models.architecture import unwrap_peft
-from rlhf.models.trainable import remove_own_dropout
+from rlhf.models.trainable import remove_model_dropout
 from rlhf.reward_models import Sidecar
 from rlhf.reward_models.encoding import end_template_at_score, template_hash
 from rlhf.reward_models.losses import IGNORED
@@ -57,7 +57,7 @@ def prepare(kind: RewardKind, config: RewardConfig, rows: list[Row], engine: str
         end_template_at_score(tokenizer)
     encoder = RewardEncoder(kind, tokenizer, append_eos=append_eos)
     if config.trainer.get("disable_dropout", True):
-        remove_own_dropout(model)
+        remove_model_dropout(model)
     sidecar = Sidecar(
         template_hash=template_hash(tokenizer),
         append_eos=append_eos,

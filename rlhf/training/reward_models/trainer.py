@@ -11,7 +11,7 @@ from rlhf.algorithms.batch import TrainingBatch
 from rlhf.algorithms.metrics import MetricSums
 from rlhf.config.optimization import RewardOptions
 from rlhf.models.architecture import trunk_of
-from rlhf.models.fast.packing import computed_tokens, hidden_states, packs_rows
+from rlhf.models.fast.packing import computed_tokens, flat_hidden_states, packs_rows
 from rlhf.models.fast.verification import enable_fast_paths
 from rlhf.models.saving import restore_model, save_model
 from rlhf.reward_models.losses import bradley_terry, centered
@@ -48,7 +48,7 @@ class Scorer:
 
     def score(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
         """Return the scores [B] of whole texts."""
-        hidden, index = hidden_states(self.model, tokens, attention_mask)
+        hidden, index = flat_hidden_states(self.model, tokens, attention_mask)
         last = index.gather(1, attention_mask.sum(1, keepdim=True) - 1)[:, 0]
         return self.model.score(hidden.index_select(0, last))[:, 0]
 

@@ -100,7 +100,7 @@ class RunCallback(TrainerCallback):
             if math.isfinite(value) or name in ("loss", "grad_norm"):
                 row[f"{split}/{self.NAMES[name]}"] = float(value)
         if self.movement and state.global_step and any(key.startswith("eval/") for key in row):
-            row["train/moved"] = self.movement.share()
+            row["train/moved"] = self.movement.changed_fraction()
         if row:
             self.run.log(state.global_step, row)
         if row and self.reporter and self.monitor:

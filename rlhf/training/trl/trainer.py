@@ -18,7 +18,7 @@ import trl
 
 from rlhf.config.offline import OfflineConfig
 from rlhf.errors import UserError, first_line
-from rlhf.models.adapters import name_base_of_checkpoints
+from rlhf.models.adapters import record_base_for_checkpoints
 from rlhf.models.architecture import unwrap_peft
 from rlhf.models.precision import default_device
 from rlhf.models.trainable import WeightChange, make_frozen, trained_parameters
@@ -85,7 +85,7 @@ def train_with_trainer(
     assert setup.trainer is not None
     options = make_options(method, setup.trainer, config, run.directory, len(sets[0]))
     if unwrap_peft(setup.model) is not setup.model and run.writes:
-        name_base_of_checkpoints(setup.model, setup.tokenizer, run.directory / "checkpoints")
+        record_base_for_checkpoints(setup.model, setup.tokenizer, run.directory / "checkpoints")
     with StopRequest() as stop:
         trained = trained_parameters(setup.model)  # TRL may add a frozen adapter as the reference
         trainer = make_trainer(setup, config, options, *sets)
