@@ -31,10 +31,11 @@ _WRITE_ERRORS = {
 
 
 def find_write_error(error: BaseException | None) -> OSError | None:
-    """Return the error of the file system that an error reports, or None.
+    """Return the OSError that caused an exception if its number is in `_WRITE_ERRORS`, else None.
 
-    safetensors and torch.save raise other exceptions: that of safetensors has the error number in
-    its text, and that of torch.save has the OSError, or a C++ stream error, as context.
+    safetensors and torch.save do not raise an OSError. The message of a safetensors exception
+    contains the error number. A RuntimeError of torch.save has the OSError as its context, or
+    reports a C++ stream error, for which an OSError with EIO is returned.
     """
     if isinstance(error, OSError):
         return error if error.errno in _WRITE_ERRORS else None
@@ -46,13 +47,16 @@ def find_write_error(error: BaseException | None) -> OSError | None:
 
 
 def describe_write_error(error: OSError) -> str:
-    """Return what is wrong and what to do, in one line without the path."""
+    """Return a one-line message, without the path, that says what is wrong and what to do."""
     return _WRITE_ERRORS.get(error.errno or 0, str(error.strerror or error))
 
 
 @contextlib.contextmanager
 def write_errors_with_path(path: Path) -> Iterator[None]:
-    """Return a context that raises file-system errors as an OSError with the path."""
+    """Return a context that raises the errors of `_WRITE_ERRORS` as an OSError with this path.
+
+    Other exceptions, and an OSError that has a path, are raised unchanged.
+    """
     try:
         yield
     except Exception as error:
@@ -63,7 +67,7 @@ def write_errors_with_path(path: Path) -> Iterator[None]:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append to a file; if writing fails, the file keeps its old content."""
+    """Append text to a file; if writing fails, the file keeps its old content."""
     size = path.stat().st_size if path.exists() else None
     with write_errors_with_path(path):
         try:
@@ -81,10 +85,11 @@ def append_text(path: Path, text: str) -> None:
 def atomic_path(target: Path) -> Iterator[Path]:
     """Return a context that writes a new file or folder, or replaces a file, atomically.
 
-    The block writes to the yielded path, a hidden sibling of the target, which replaces the target
-    when the block ends. If the process is killed before that, the target is unchanged, and the
-    next writer removes the sibling. Several processes may write the same file at once; the last
-    one wins. An existing folder is removed before it is replaced: only one process may write it.
+    The block writes to the yielded path, a hidden sibling of the target. The sibling replaces the
+    target when the block ends. If the process is killed before the end, the target is unchanged,
+    and the next writer removes the sibling. If several processes write the same file at once, the
+    content of the last one remains. A target that is a folder is removed before it is replaced, so
+    only one process at a time may write a folder.
     """
     partial = target.with_name(f".{target.name}.{os.getpid()}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -103,10 +108,10 @@ def atomic_path(target: Path) -> Iterator[Path]:
         remove(partial)
 
 
-def _is_running(process: int) -> bool:
-    """Return whether a process of this machine exists."""
+def _is_running(pid: int) -> bool:
+    """Return whether a process with this id exists on this machine."""
     try:
-        os.kill(process, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -115,12 +120,12 @@ def _is_running(process: int) -> bool:
 
 
 def is_partial(path: Path) -> bool:
-    """Return whether a file or a folder is the unfinished sibling that `atomic_path` writes."""
+    """Return whether a path has the name of a temporary file or folder of `atomic_path`."""
     return path.name.startswith(".") and path.name.endswith(".part")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of a file atomically; lone surrogates become escapes as in JSON."""
+    """Write a UTF-8 file atomically; lone surrogates are written as their JSON escapes."""
     with atomic_path(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -149,7 +154,7 @@ def remove(path: Path) -> None:
 
 
 def json_line(row: Mapping[str, Any]) -> str:
-    """Return a row as one line of a JSON-lines file."""
+    """Return a row as one line of a JSON-lines file, with the line break."""
     return _json_text(row) + "\n"
 
 
@@ -169,18 +174,18 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON-lines file that a run may still be writing (see `log_rows`)."""
+    """Return a list of the rows that `log_rows` yields."""
     return list(log_rows(path))
 
 
 def log_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a JSON-lines file that a run may still be writing.
 
-    A missing file has no rows. An incomplete last line, from a killed or a running process, is
-    skipped.
+    Nothing is yielded if the file does not exist. An incomplete last line, which a killed or a
+    running process can leave, is skipped.
 
     Raises:
-        UserError: Any other line is not a JSON object.
+        UserError: A complete line is not a JSON object.
     """
     if not path.is_file():
         return
@@ -202,7 +207,11 @@ def read_json(path: Path) -> Any:
         try:
             return json.load(stream)
         except json.JSONDecodeError as error:
-            hint = "; one object a line? call it .jsonl" if error.msg == "Extra data" else ""
+            hint = (
+                "; if the file has one object per line, rename it to .jsonl"
+                if error.msg == "Extra data"
+                else ""
+            )
             problem = f"line {error.lineno}: broken JSON, {error.msg}{hint}"
         except (ValueError, RecursionError) as error:
             problem = _unreadable_message(error)
@@ -210,9 +219,10 @@ def read_json(path: Path) -> Any:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write one JSON object per line (with gzip for .gz) and return the number of lines.
+    """Write one JSON object per line and return the number of lines.
 
-    The file is written atomically, and equal rows give equal bytes.
+    The file is written atomically, and compressed with gzip if its name ends in .gz. Equal rows
+    give equal bytes.
     """
     path = Path(path)
     count = 0
@@ -227,7 +237,10 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def open_text(path: Path, newline: str | None = None) -> io.TextIOBase:
-    """Open a UTF-8 text file for reading; it is decompressed if its name ends in .gz."""
+    """Open a UTF-8 text file for reading, without a byte order mark.
+
+    The file is decompressed if its name ends in .gz.
+    """
     opener = gzip.open if path.suffix == ".gz" else open
     return cast(io.TextIOBase, opener(path, "rt", encoding="utf-8-sig", newline=newline))
 
@@ -245,6 +258,7 @@ def _parse_line(line: str, where: str) -> dict[str, Any]:
 
 
 def _is_complete_json(text: str) -> bool:
+    """Return whether a text is valid JSON, including JSON that exceeds Python's limits."""
     try:
         json.loads(text)
     except json.JSONDecodeError:
@@ -255,18 +269,21 @@ def _is_complete_json(text: str) -> bool:
 
 
 def _json_text(row: Mapping[str, Any], *, allow_nan: bool = True) -> str:
-    """Return JSON in which only lone surrogates are escaped, so that UTF-8 can encode it."""
+    """Return a row as JSON text with unescaped non-ASCII characters.
+
+    Only lone surrogates are escaped, because UTF-8 cannot encode them.
+    """
     text = json.dumps(row, ensure_ascii=False, allow_nan=allow_nan)
     return text.encode(errors="backslashreplace").decode()
 
 
 def _unreadable_message(error: Exception) -> str:
-    """Return why valid JSON cannot be parsed: too many digits, or too many nested brackets."""
+    """Return the message for valid JSON with too many digits or too many nested brackets."""
     return f"JSON that cannot be read ({str(error).partition(';')[0]})"
 
 
 def is_utf8_encodable(text: str) -> bool:
-    """Return whether a text can be encoded in UTF-8, i.e. has no lone surrogate."""
+    """Return whether a text can be encoded in UTF-8, that is, has no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:

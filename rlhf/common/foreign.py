@@ -14,7 +14,10 @@ _REPEAT_SECONDS = 1.0
 
 
 class _Expired(BaseException):
-    """Interrupts a call; it is not an Exception, because the called code could catch that."""
+    """Raised in a call that exceeds its time limit.
+
+    It is not an Exception, because the called code may catch every Exception.
+    """
 
 
 @contextlib.contextmanager
@@ -55,7 +58,9 @@ def _time_limit(seconds: float | None) -> Iterator[None]:
     try:
         previous = signal.signal(signal.SIGALRM, expire)
     except (AttributeError, ValueError):
-        raise UserError("a timeout of an environment needs the main thread, on Unix") from None
+        raise UserError(
+            "a timeout of an environment can only be used in the main thread and on Unix"
+        ) from None
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds, _REPEAT_SECONDS)
         yield

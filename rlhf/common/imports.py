@@ -11,11 +11,11 @@ from rlhf.errors import UserError
 
 
 def import_object(path: str, *, what: str = "import") -> Any:
-    """Import the object at ``module:name``; dots after the colon reach into attributes.
+    """Import the object that a path such as ``package.module:Class.method`` names.
 
     Args:
-        path: The module's dotted name, a colon, and the name of the object.
-        what: The configuration key or the purpose; it begins the error message.
+        path: The module's dotted name, a colon, and the dotted name of the object in the module.
+        what: The configuration key, or the purpose of the import, for the start of error messages.
 
     Raises:
         UserError: The path has no colon, the module cannot be imported, or it has no such object.

@@ -6,11 +6,11 @@ import difflib
 import re
 from collections.abc import Iterable
 
-FILE_NAME_RULE = "letters, digits and _ . + = -, at most 100, the first a letter, a digit or _"
+FILE_NAME_RULE = "at most 100 letters, digits and _ . + = -, beginning with a letter, a digit or _"
 
 
 def is_file_name(name: str) -> bool:
-    """Return whether a name can safely become a file or a folder inside another folder."""
+    """Return whether a name is safe for a file or a folder, see `FILE_NAME_RULE`."""
     return re.fullmatch(r"\w[\w.+=-]{0,99}", name) is not None
 
 

@@ -26,7 +26,10 @@ def short_number(value: float) -> str:
 
 
 def decimal(value: float) -> str:
-    """Format a number in ASCII: three decimals near 1, fewer if it is large, more if small."""
+    """Format a number in ASCII: three decimals below 100, fewer above.
+
+    A number with an absolute value below 0.0005 has three significant digits.
+    """
     size = abs(value)
     if size >= 1000:
         return f"{value:,.0f}"
@@ -36,8 +39,9 @@ def decimal(value: float) -> str:
 
 
 def moving_average(values: Sequence[float], width: int) -> list[float]:
-    """Return the moving average over centered windows of `width` values, clipped at both ends.
+    """Return the moving average over centered windows of `width` values.
 
+    Windows at both ends contain fewer values.
     The running sum is exact (Shewchuk 1997), so its rounding does not depend on earlier windows.
     """
     half, averages, partials = width // 2, [], []

@@ -18,7 +18,7 @@ MAX_INT32 = 2**31 - 1
 PositiveInt = Annotated[int, Interval(ge=1, le=MAX_INT32)]
 NonNegativeInt = Annotated[int, Interval(ge=0, le=MAX_INT32)]
 AtLeastTwo = Annotated[int, Interval(ge=2, le=MAX_INT32)]
-"""A sample size; an interval needs two values."""
+"""A sample size; a confidence interval needs at least two values."""
 Seed = Annotated[int, Interval(ge=0, lt=2**63)]
 """A seed that numpy and torch accept."""
 Finite = Annotated[float, Interval(gt=-math.inf, lt=math.inf)]
@@ -35,10 +35,11 @@ LabelNoise = Annotated[float, Interval(ge=0, lt=0.5)]
 
 
 def convert(hint: Any, value: Any, name: str = "") -> Any:
-    """Convert plain data to a type.
+    """Convert plain data to the type ``hint``, and check the ranges of its numbers.
 
     Raises:
-        UserError: The data do not fit; the message names the key below ``name``.
+        UserError: A value has the wrong type or is outside its range. The message names the key of
+            the value, with the prefix ``name``.
     """
     from pydantic import ValidationError  # slow to import
 
@@ -68,7 +69,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
 def range_text(hint: Any) -> str:
     """Return the range of an annotated number, such as ``>=1`` or ``[0,1)``; "" if it has none.
 
-    Limits that only exclude infinity, or counts that no library accepts, are omitted.
+    A limit of infinity, and an upper limit of `MAX_INT32` or more, are omitted.
     """
     for interval in getattr(hint, "__metadata__", ()):
         low = interval.gt if interval.ge is None else interval.ge
@@ -82,13 +83,13 @@ def range_text(hint: Any) -> str:
 
 
 def shortened(value: Any) -> str:
-    """Return the repr of a value for an error message, in at most 100 characters."""
+    """Return the repr of a value for an error message, truncated to 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _condition_text(message: str) -> str:
-    """Return the rule in a message of pydantic, with signs for comparisons."""
+    """Return the condition in an error message of pydantic, with signs such as >=."""
     rule = message.removeprefix("Input should be ").replace("dictionary", "mapping")
     rule = re.sub(r", (unable|got) .*", "", rule)
     for words, sign in (("greater", ">"), ("less", "<")):

@@ -44,9 +44,9 @@ MASK = "***"
 
 
 def escape_invisible(text: str) -> str:
-    r"""Replace control codes, reordering marks and lone surrogates by their escapes.
+    r"""Replace control codes, reordering marks and lone surrogates by their JSON escapes.
 
-    The escapes are those of JSON, so the value of a JSON text does not change.
+    JSON text therefore keeps its value.
 
     >>> escape_invisible("a" + chr(27) + "[2J")
     'a\\u001b[2J'
@@ -66,16 +66,16 @@ def markdown_text(text: str) -> str:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table of plain text."""
+    """Return a Markdown table; the columns and cells are plain text, which is escaped."""
     head, *body = (f"| {' | '.join(map(markdown_text, cells))} |\n" for cells in [columns, *rows])
     return "".join([head, f"|{'---|' * len(columns)}\n", *body])
 
 
 def csv_cell(cell: Any) -> Any:
-    """Return a cell for a CSV file: a number, or text that a spreadsheet does not evaluate.
+    """Return a cell for a CSV file, as text that a spreadsheet does not evaluate as a formula.
 
     An apostrophe is added before text that begins with ``= + - @``, their full-width forms, a tab
-    or a line end, unless the text is a number such as ``-0.5``.
+    or a line end, unless the text is a number such as ``-0.5``. Other types are returned unchanged.
     """
     if not isinstance(cell, str):
         return cell
@@ -112,20 +112,23 @@ def masked_command(words: Sequence[str]) -> list[str]:
 
 
 def first_secret_key(tree: Any) -> str | None:
-    """Return the dotted key of the first secret in plain data; None if there is none."""
+    """Return the dotted key of the first secret value in plain data; None if there is none.
+
+    A value is secret if `SECRET_KEY` matches its key or `masked` changes it.
+    """
     return next(_secret_keys(tree, ""), None)
 
 
 class VisibleFormatter(logging.Formatter):
-    """Formatter that removes control codes and secrets from log lines."""
+    """Formatter that escapes control codes and masks secrets in log messages."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the message and its traceback."""
+        """Return the message, and the traceback of its exception if it has one."""
         return masked(escape_invisible(super().format(record)))
 
 
 def set_up_logging(level: int) -> None:
-    """Write log messages to standard error, one line each."""
+    """Write the messages of log records of at least ``level`` to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(VisibleFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler])

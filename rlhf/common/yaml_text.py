@@ -1,4 +1,4 @@
-"""Read and write YAML with the numbers of version 1.2, and with limits on its expanded size."""
+"""Read and write YAML with the number syntax of YAML 1.2, and with limits on size and depth."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def load_yaml(text: str) -> Any:
     """Return the plain data in YAML text.
 
     Raises:
-        yaml.YAMLError: The text is not YAML, repeats a key in a mapping, is nested too deeply, or
-            its aliases expand to more than `MAX_NODES` values.
+        yaml.YAMLError: The text is not YAML, a mapping repeats a key, the nesting exceeds
+            `MAX_DEPTH`, or there are more than `MAX_NODES` keys and values with aliases expanded.
     """
     try:
         return yaml.load(text, Loader=_Loader)
-    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 1,000 brackets
+    except (ValueError, RecursionError) as error:  # e.g. 5,000 digits or 1,000 nested brackets
         raise yaml.YAMLError(str(error) or type(error).__name__) from error
 
 
@@ -33,8 +33,8 @@ def read_yaml_or_json(path: Path) -> Any:
     """Read the plain data of a YAML file, or of a JSON file if its name ends in ``.json``.
 
     Raises:
-        UserError: A JSON file cannot be parsed.
-        yaml.YAMLError: A YAML file cannot be parsed, see `load_yaml`.
+        UserError: The file is a JSON file and cannot be parsed.
+        yaml.YAMLError: The file is a YAML file and cannot be parsed, see `load_yaml`.
     """
     return read_json(path) if path.suffix == ".json" else load_yaml(path.read_text("utf-8"))
 
@@ -84,17 +84,22 @@ for _class in (_Loader, _Dumper):
 
 
 def _count_nodes(node: yaml.Node, counts: dict[int, int], depth: int) -> int:
-    """Return the number of nodes below a node; ``counts`` caches the numbers of visited nodes.
+    """Return the number of nodes in a value, itself included.
+
+    Args:
+        node: the value.
+        counts: results by node id, so that a node with several aliases is counted once.
+        depth: number of mappings and lists that contain the value.
 
     Raises:
-        yaml.YAMLError: A mapping repeats a key, or the text exceeds a limit. An alias inside the
-            value that it refers to exceeds the depth.
+        yaml.YAMLError: A text has a lone surrogate, a mapping repeats a key, or the value exceeds a
+            limit. A value that contains an alias of itself exceeds `MAX_DEPTH`.
     """
     if id(node) in counts:
         return counts[id(node)]
     children: list[yaml.Node] = []
     if isinstance(node, yaml.ScalarNode) and not is_utf8_encodable(node.value):
-        raise _yaml_error("a half of a surrogate pair is not a character", node)
+        raise _yaml_error("a lone surrogate is not a character", node)
     if isinstance(node, yaml.MappingNode):
         keys = [key for key, _ in node.value]
         names = set()

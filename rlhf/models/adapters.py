@@ -1,8 +1,8 @@
 """Add LoRA adapters to a model, save them with a reference to their base, and merge them.
 
-An adapter needs the weights that it was trained on. Its folder therefore contains either the hub id
-of an unchanged base model, or a copy of the base model in ``base/``, which is used even if the
-folder is moved.
+An adapter can only be used with the base weights that it was trained on. Its folder therefore names
+a model on the hub if the base weights are unchanged. Otherwise the folder contains a copy of the
+base model in ``base/``, so that the folder can be moved.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 BASE_FOLDER = "base"
 FINGERPRINT_FILE = "base_fingerprint.json"
 
-# Number of elements of each tensor that a fingerprint includes.
+# Minimum number of elements of a large tensor that a fingerprint includes.
 _SAMPLED_ELEMENTS = 4096
 
 
@@ -76,14 +76,17 @@ def add_lora(
     Args:
         model: transformers model without adapters.
         spec: settings of the adapters.
-        seed: random seed of their weights.
-        hub: the model on the hub, if its weights are unchanged.
+        seed: random seed of the adapters' weights.
+        hub: source of the weights on the hub; None if the weights differ from those on the hub.
         task: task type of PEFT.
         heads: names of new modules, which are trained fully, without adapters.
 
+    Returns:
+        The PEFT model; ``save_adapter`` reads its attribute ``hub_model``.
+
     Raises:
-        UserError: a module of the specification does not exist, or shares its weights with another
-        module.
+        UserError: a module of the specification does not exist or shares its weights with another
+            module, or the model cannot be run with the adapters.
     """
     heads = list(heads)
     _check_names(model, spec)
@@ -108,7 +111,7 @@ def add_lora(
         if ".modules_to_save." in name and ".lora_" in name:
             raise UserError(
                 f"model.lora.modules_to_save: {name.split('.modules_to_save.')[0].split('.')[-1]} "
-                "contains weights that get adapters; set target_modules so that it contains none"
+                "contains modules that also get adapters; set target_modules to other modules"
             )
     ids = torch.tensor([[1, 2]], device=model.device)
     problem = f"model.lora: {type(model).__name__} cannot be run with these adapters"
@@ -119,7 +122,11 @@ def add_lora(
 
 
 def _check_names(model: nn.Module, spec: LoraSpec) -> None:
-    """Check that all named modules exist, and do not share their weights with others."""
+    """Check that the modules in the specification exist and do not have tied weights.
+
+    Raises:
+        UserError: a module does not exist, or shares its weights with another module.
+    """
     modules = dict(model.named_modules())
     names = {path.rpartition(".")[2] for path in modules}
     table = getattr(model.get_input_embeddings(), "weight", None)  # type: ignore[operator]
@@ -138,10 +145,17 @@ def _check_names(model: nn.Module, spec: LoraSpec) -> None:
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None = None) -> None:
-    """Save the adapters of a PEFT model, with the hub id of their base or a copy of it.
+    """Save the adapters and the tokenizer of a PEFT model.
 
-    The copy is written to ``base`` unless that folder exists; None writes it to a folder inside
-    ``folder``.
+    If the base weights are those of a hub model, its id is saved. Otherwise a copy of the base
+    model is saved.
+
+    Args:
+        model: PEFT model.
+        tokenizer: its tokenizer.
+        folder: folder of the adapters.
+        base: folder of the copy, which is not written again if it exists; None is a folder inside
+            ``folder``.
     """
     config, hub = model.peft_config["default"], getattr(model, "hub_model", None)
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +178,7 @@ def save_adapter(model: Any, tokenizer: Any, folder: Path, *, base: Path | None 
 
 
 def write_base(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the base model of a PEFT model, unless the folder exists.
+    """Write the base model of a PEFT model and its tokenizer, unless the folder exists.
 
     The folder is written under a temporary name and then renamed.
     """
@@ -176,7 +190,7 @@ def write_base(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def share_base(checkpoints: Path, final: Path) -> None:
-    """Copy the base model of the checkpoints, if there is one, into ``final``.
+    """Copy the base model in the folder of checkpoints, if there is one, into ``final``.
 
     Hard links are used if the file system supports them, since neither folder is changed later.
     """
@@ -195,10 +209,11 @@ def share_base(checkpoints: Path, final: Path) -> None:
 
 
 def record_base_for_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -> None:
-    """Record the base model for checkpoints that another library writes.
+    """Record the base model in the PEFT configuration, for checkpoints that TRL writes.
 
-    An unchanged model of the hub keeps the folder from which it was loaded, because PEFT would
-    otherwise contact the hub at every save.
+    A base model that differs from the hub's is copied into ``checkpoints``. For an unchanged hub
+    model, the configuration keeps the local folder from which the model was loaded, because PEFT
+    would contact the hub at every save if it contained the hub id.
     """
     if getattr(model, "hub_model", None) is None:
         write_base(model, tokenizer, checkpoints / BASE_FOLDER)
@@ -207,7 +222,7 @@ def record_base_for_checkpoints(model: Any, tokenizer: Any, checkpoints: Path) -
 
 
 def base_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Return the state dict of a model without adapters, with the names of the plain model."""
+    """Return the state dict of the base model of a PEFT model, with the base model's names."""
     return {
         re.sub(r"(\.base_layer|\.original_module)+\.", ".", name): tensor
         for name, tensor in unwrap_peft(model).state_dict().items()
@@ -216,10 +231,10 @@ def base_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def fingerprint_of(weights: dict[str, torch.Tensor]) -> int:
-    """Return a checksum of samples of all tensors; float32 and bfloat16 weights have the same one.
+    """Return the CRC-32 of samples of all floating-point tensors, rounded to bfloat16.
 
-    The checksum of float16 weights can differ, because they are rounded twice: to float16 and to
-    bfloat16.
+    Float32 weights and their bfloat16 copy have equal checksums. The checksum of a float16 copy can
+    differ, because its weights are rounded twice, to float16 and to bfloat16.
     """
     total = 0
     for name in sorted(weights):
@@ -236,7 +251,8 @@ def merged_model(folder: str) -> Any:
     """Load an adapter folder and merge the adapters into their base, in float32.
 
     Raises:
-        UserError: the base model is not available, or its weights have changed.
+        UserError: the base model is not available, its weights have changed, the task type of the
+            adapter is not supported, or the adapters cannot be merged.
     """
     check_files(folder)
     config = json.loads((Path(folder) / CONFIG_FILE).read_text())
@@ -263,11 +279,11 @@ def merged_model(folder: str) -> Any:
 
 
 def _merge(adapted: Any, folder: str) -> Any:
-    """Merge adapters into their base.
+    """Merge adapters into their base, and return the model without the PEFT wrapper.
 
     Raises:
-        UserError: the adapters cannot be merged, or the logits of the merged model differ, as when
-            an adapted weight is shared with another module.
+        UserError: the adapters cannot be merged, or the logits of the merged model differ, for
+            example because an adapted weight is shared with another module.
     """
     size = unwrap_peft(adapted).config.get_text_config().vocab_size
     ids = torch.randint(size, (1, 8), generator=torch.Generator().manual_seed(0))
@@ -281,13 +297,14 @@ def _merge(adapted: Any, folder: str) -> Any:
         gap = relative_gap(merged(input_ids=ids).logits, expected)
     if not gap <= tolerance_of(merged):
         raise UserError(
-            f"{folder} cannot be merged into its base: the logits change by {gap:.1e} of their size"
+            f"{folder} cannot be merged into its base: the logits change by a relative difference "
+            f"of {gap:.1e}"
         )
     return merged
 
 
 def _load_base(folder: Path, config: dict[str, Any], read: Callable[[str], Any]) -> Any:
-    """Load the base model of an adapter with ``read``, from its folder or else by its name.
+    """Load the base model of an adapter with ``read``, and check its fingerprint if there is one.
 
     Raises:
         UserError: the base model is not available, or its weights have changed.
@@ -302,8 +319,8 @@ def _load_base(folder: Path, config: dict[str, Any], read: Callable[[str], Any])
         if expected is None or fingerprint_of(base.state_dict()) == expected:
             return base
     raise UserError(
-        f"{folder} is an adapter on {name}, whose weights here are not those that it was trained "
-        "on: restore them, or train again"
+        f"{folder} is an adapter on {name}, but the weights of {name} on this machine differ from "
+        "those in training: restore the original weights, or train the adapter again"
     )
 
 
@@ -329,13 +346,14 @@ def _base_sources(folder: Path, name: str, revision: str | None) -> list[str]:
 
 @torch.no_grad()
 def load_adapter_weights(adapted: Any, folder: str | Path) -> None:
-    """Read the weights of an adapter, which must be exactly those of its configuration.
+    """Load the weights of an adapter folder into a PEFT model, in place.
 
-    PEFT does not report missing adapters: it leaves them at their initial values, without effect.
-    In some families (Laguna) its own loader renames weights and thereby loses them.
+    PEFT's own loader does not report missing adapter weights: they keep their initial values, which
+    have no effect. In some families (Laguna) this loader renames weights and does not load them.
 
     Raises:
-        UserError: weights are missing or not used.
+        UserError: the folder lacks weights of the PEFT model, or has LoRA weights that the model
+            does not have.
     """
     stored = load_file(Path(folder) / WEIGHTS_FILE)
     weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -349,7 +367,7 @@ def load_adapter_weights(adapted: Any, folder: str | Path) -> None:
 
 
 def _grow_embedding_to_tokenizer(base: Any, folder: str) -> None:
-    """Resize the embedding of the base for the adapter's tokenizer."""
+    """Add rows to the base's embedding if the adapter's tokenizer has more tokens than it."""
     if not (Path(folder) / "tokenizer_config.json").exists():
         return
     size = len(AutoTokenizer.from_pretrained(folder))
@@ -363,7 +381,7 @@ def _num_head_outputs(adapter: Path) -> int:
     """Return the number of outputs of the head that is saved with a classifier's adapter.
 
     Raises:
-        UserError: the folder has no head because none was trained.
+        UserError: the folder has no head, because the head was not trained.
     """
     with safe_open(adapter / WEIGHTS_FILE, "pt") as weights:
         heads = [

@@ -18,7 +18,7 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-# Context length, in tokens, of families that have no limit, such as state-space models.
+# Context length, in tokens, that is used for families without a limit (state-space models).
 NO_LIMIT = 2**20
 
 # Configuration keys for the maximum sequence length.
@@ -43,6 +43,7 @@ WINDOW_KEYS = (
     "indexer_budget",
 )
 
+# What the cache of a layer contains: keys and values, recurrent states, both, or nothing.
 ATTENTION, STATE, BOTH, NOTHING = "attention", "state", "attention and state", "nothing"
 
 
@@ -63,7 +64,7 @@ def trunk_of(model: Any) -> Any:
 
 
 def context_of(model: Any) -> int:
-    """Return the longest sequence that a model can read and continue, in tokens."""
+    """Return the ``usable_context`` of a model, in tokens."""
     return usable_context(text_config(unwrap_peft(model)))
 
 
@@ -76,8 +77,8 @@ def cache_kinds(config: Any) -> list[tuple[str, int]] | None:
     """Return the kind of cache of each layer.
 
     Returns:
-        The kind (ATTENTION, STATE, BOTH or NOTHING) and the number of states of each layer; None if
-        the family has another form of cache.
+        For each layer, the kind (ATTENTION, STATE, BOTH or NOTHING) and the number of recurrent
+        states; None if a layer of the family has a cache of a different class.
     """
     try:
         layers = DynamicCache(config=config).layers
@@ -98,7 +99,7 @@ def cache_kinds(config: Any) -> list[tuple[str, int]] | None:
 
 
 def has_states(config: Any) -> bool:
-    """Return whether a layer has a recurrent state."""
+    """Return whether at least one layer has a recurrent state."""
     caches = cache_kinds(config) or []
     kinds = getattr(config, "layer_types", None) or []
     return any(kind in (STATE, BOTH) for kind, _ in caches) or any(
@@ -107,7 +108,7 @@ def has_states(config: Any) -> bool:
 
 
 def window_of(config: Any) -> int | None:
-    """Return the smallest window of sliding or chunked attention; None if there is no window."""
+    """Return the smallest window of sliding or chunked attention, in tokens, or None."""
     windows = [additional_window(config)]
     kinds = getattr(config, "layer_types", None)
     if kinds is None or any("sliding" in kind for kind in kinds):
@@ -118,7 +119,10 @@ def window_of(config: Any) -> int | None:
 
 
 def length_limits(config: Any) -> list[int]:
-    """Return the lengths beyond which a model computes differently: windows, rotary limits."""
+    """Return the row lengths, in tokens, beyond which a model computes differently, in order.
+
+    They are the attention windows and the ``rotary_limit``.
+    """
     kinds = " ".join(getattr(config, "layer_types", None) or ["sliding chunked"])
     unused = {
         name
@@ -131,16 +135,16 @@ def length_limits(config: Any) -> list[int]:
 
 
 def additional_window(config: Any) -> int | None:
-    """Return the attention window that a family applies in addition to its mask, or None."""
+    """Return the window, in tokens, that a family applies in addition to its mask, or None."""
     if "local" in (getattr(config, "attention_layers", None) or []):  # GPT-Neo
         return config.window_size
     return None
 
 
 def rotary_limit(config: Any) -> int | None:
-    """Return the length beyond which rotary frequencies depend on the length, or None.
+    """Return the row length, in tokens, beyond which rotary frequencies change, or None.
 
-    In a longer row the frequencies change at all positions (LongRoPE, dynamic NTK).
+    In a longer row the frequencies are different at all positions (LongRoPE, dynamic NTK).
     """
     limits = []
     for rope in _rope_parameters(config):
@@ -159,23 +163,23 @@ def rotary_limit_within_context(config: Any) -> int | None:
 
 
 def usable_context(config: Any) -> int:
-    """Return the longest sequence, in tokens, that can be read and then continued token by token.
+    """Return the maximum length, in tokens, of a row that is sampled token by token.
 
-    If rotary frequencies depend on the length, a reply that crosses the limit would be sampled with
-    some frequencies and trained on with others, so the context ends there. Only rows whose prompt
-    is longer can use ``whole_context``.
+    It is at most ``rotary_limit``, because a reply that crosses this limit would be sampled with
+    some rotary frequencies and trained on with others. Only rows whose prompt alone is longer can
+    use ``whole_context``.
     """
     return min(whole_context(config), rotary_limit(config) or NO_LIMIT)
 
 
 def whole_context(config: Any) -> int:
-    """Return the maximum sequence length of the model, in tokens."""
+    """Return the maximum sequence length in the configuration, in tokens, or NO_LIMIT."""
     lengths = (getattr(config, name, None) for name in MAX_LENGTH_KEYS)
     return next((length for length in lengths if isinstance(length, int) and length > 0), NO_LIMIT)
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:
-    """Return the rotary parameters of the model, or of each kind of layer."""
+    """Return the rotary parameters of each kind of layer, or one entry for all layers."""
     parameters = getattr(config, "rope_parameters", None) or {}
     values = parameters.values()
     nested = [value for value in values if isinstance(value, dict) and "rope_type" in value]

@@ -23,13 +23,13 @@ CHECKED_ROW_TOKENS = 24
 
 
 def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the causal model of a folder or hub id, if its weights are complete.
+    """Load the causal model of a folder or hub id, and check that its weights are complete.
 
     Transformers initializes missing weights randomly and ignores unknown ones, so a classifier, or
     a decoder without its output head, would become a random policy.
 
     Raises:
-        UserError: the model is an encoder-decoder, or weights are missing, unused or of another
+        UserError: the model is an encoder-decoder, or weights are missing, not used or of the wrong
             shape.
         OSError, ValueError: transformers finds no causal model.
     """
@@ -51,7 +51,7 @@ def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
         ) from error
     for key, problem in (
         ("missing_keys", "are missing and would be random"),
-        ("unexpected_keys", "have no place in the model and would not be used"),
+        ("unexpected_keys", "are not part of the model and would not be used"),
     ):
         if names := sorted(info[key]):
             listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
@@ -62,7 +62,7 @@ def read_causal(source: str, *, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def check_model(model: Any, tokenizer: Any) -> None:
-    """Compare a model's logits for one row of tokens: whole, padded and truncated.
+    """Check that a model's logits do not change with padding or with later tokens.
 
     Args:
         model: causal model.
@@ -91,21 +91,23 @@ def check_model(model: Any, tokenizer: Any) -> None:
         truncated = model(input_ids=ids[:, :cut], use_cache=False).logits
     for gap, problem in (
         (relative_gap(with_padding[:, :length], full), "padding changes the logits"),
-        (relative_gap(truncated, full[:, :cut]), "tokens change the logits of those before them"),
+        (relative_gap(truncated, full[:, :cut]), "tokens change the logits of earlier tokens"),
     ):
         if not gap <= tolerance_of(model):
-            raise UserError(f"{name} is not supported: {problem} by {gap:.1e} of their size")
+            raise UserError(
+                f"{name} is not supported: {problem} by a relative difference of {gap:.1e}"
+            )
 
 
 def check_scorer(model: Any) -> None:
-    """Compare a reward model's scores of texts: in one batch, alone, and with another last token.
+    """Check that a reward model's scores do not change with padding and depend on the last token.
 
     Args:
         model: sequence classifier with a pad token and a new head.
 
     Raises:
         UserError: the model cannot be run, its scores change with padding, or they do not depend on
-            the last token (as those of a decoder whose head reads the first token).
+            the last token (for example because the head of a decoder reads the first token).
     """
     config = model.config.get_text_config()
     generator = torch.Generator().manual_seed(0)
@@ -144,14 +146,18 @@ def _check_ids(model: Any, tokenizer: Any) -> None:
     if beyond:
         first = min(beyond)
         raise UserError(
-            f"the tokenizer has {len(beyond)} tokens that the model has no embedding for (first "
-            f"{beyond[first]!r}, id {first}; the embedding has {rows} rows): it belongs to another "
-            "model, or the embedding must be resized and saved first"
+            f"the tokenizer has {len(beyond)} tokens without an embedding in the model (the first "
+            f"is {beyond[first]!r}, id {first}; the embedding has {rows} rows): use the model's "
+            "own tokenizer, or resize the embedding and save the model first"
         )
 
 
 def relative_gap(actual: Tensor, expected: Tensor) -> float:
-    """Return the relative difference of two tensors: the largest, or in half precision the mean."""
+    """Return the difference of two tensors relative to the size of ``expected``.
+
+    In float32 and float64 it is the largest difference over the largest element (at least 1), in
+    half precision the mean difference over the mean size of the elements.
+    """
     difference, size = (actual.double() - expected.double()).abs(), expected.double().abs()
     if is_precise(expected):
         return float(difference.max() / size.max().clamp(min=1.0))

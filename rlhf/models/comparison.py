@@ -1,4 +1,4 @@
-"""Helpers to compare two computations of one model: evaluation mode, tolerances, failures."""
+"""Helpers for comparing two computations of a model: evaluation mode, tolerances, failures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def is_precise(model: Any) -> bool:
 
 
 def tolerance_of(model: Any) -> float:
-    """Return the tolerance for the dtype of a model or a tensor."""
+    """Return the tolerance of relative differences for the dtype of a model or a tensor."""
     return TOLERANCE if is_precise(model) else HALF_TOLERANCE
 
 

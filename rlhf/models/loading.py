@@ -43,7 +43,10 @@ def load_model(
         spec: source, dtype and adapters of the model.
         seed: random seed of new weights and adapters.
         texts: training texts for the tokenizer of a model from scratch.
-        device: device of the model; None uses the accelerator if there is one.
+        device: device of the model; None uses ``default_device``.
+
+    Returns:
+        The model, in a PEFT wrapper if the configuration has LoRA adapters, and the tokenizer.
 
     Raises:
         UserError: the model is not available, or fails ``check_model``.
@@ -86,7 +89,8 @@ def load_model(
 def count_stored_weights(folder: str) -> int:
     """Return the number of weights in a model folder, from the headers of its safetensors files.
 
-    The number is 0 if it is unknown, as for adapters, which are merged in float32.
+    The result is 0 if the folder has no safetensors files, and for adapters, whose base model is
+    loaded in float32 to merge them.
     """
     if is_adapter(folder):
         return 0
@@ -101,8 +105,8 @@ def count_stored_weights(folder: str) -> int:
 def move_and_cast(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Move a model to a device and convert its weights, in place.
 
-    Buffers that are not saved, such as rotary frequencies, keep their dtype: rounding them to
-    bfloat16 would rotate distant positions by radians.
+    Buffers that are not saved, such as rotary frequencies, keep their dtype. Rounding frequencies
+    to bfloat16 would change the angles of distant positions by several radians.
     """
     model.to(device)
     for module in model.modules():
@@ -152,9 +156,10 @@ def load_causal_model(folder: str, *, dtype: torch.dtype = torch.float32) -> Pre
 def give_pad_token(tokenizer: Any, model: PreTrainedModel) -> bool:
     """Ensure that the pad token differs from EOS; return whether the embedding has grown.
 
-    If the pad token is EOS, a mask computed from token ids hides the end of the text, and a reward
-    model cannot distinguish finished from truncated replies. A reserved token of the vocabulary is
-    used if there is one; otherwise a token is added, and the embedding grows by a row.
+    If the pad token is EOS, a mask that is computed from token ids hides the end of the text, and a
+    reward model cannot distinguish finished from truncated replies. A reserved token of the
+    vocabulary becomes the pad token if there is one. Otherwise a token is added, and the embedding
+    grows by a row.
     """
     ensure_pad_token(tokenizer)
     grows = tokenizer.pad_token_id >= model.get_input_embeddings().num_embeddings
@@ -169,13 +174,13 @@ def give_pad_token(tokenizer: Any, model: PreTrainedModel) -> bool:
 
 
 def merge_adapter(adapter: str, target: Path) -> Path:
-    """Merge a LoRA folder with its base model into an ordinary checkpoint.
+    """Merge a LoRA folder with its base model, and save the merged model in ``target``.
 
     Raises:
         UserError: the folder contains no adapter, its base is not available, or the target exists.
     """
     if not is_adapter(adapter):
-        raise UserError(f"{adapter} holds no LoRA adapter (no {CONFIG_FILE})")
+        raise UserError(f"{adapter} contains no LoRA adapter (no {CONFIG_FILE})")
     if target.exists():
         raise UserError(f"{target} exists already: choose another folder")
     model = merged_model(adapter)

@@ -1,8 +1,9 @@
 """Apply a model's output head to hidden states of its decoder.
 
-Most families multiply the states by the output weight and perhaps scale the result. This module
-computes that product for any subset of the positions. For families with further layers (BERT), caps
-or multipliers, it runs the model's own forward pass with a decoder that returns the given states.
+Most families multiply the states by the output weight, and some scale or cap the result. This
+module computes the result for any subset of the positions. For families with other operations, such
+as further layers (BERT), it runs the model's own forward pass with a decoder that returns the given
+states.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from rlhf.models.comparison import evaluating
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 HALF_TOLERANCE = 0.05
 
-# Decoder -> whether the model's logits are the product of its states and the output weight.
+# Decoder -> result of ``has_plain_head`` for its model.
 _is_product: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def logits_of(model: Any, hidden: Tensor, *, weight: Tensor | None = None) -> Tensor:
-    """Apply the output head, including all operations of the family before and after it.
+    """Apply the output head, and all operations between the decoder's states and the logits.
 
     Args:
         model: causal model.
@@ -46,9 +47,10 @@ def logits_of(model: Any, hidden: Tensor, *, weight: Tensor | None = None) -> Te
 
 
 def has_plain_head(model: Any) -> bool:
-    """Return whether a model's logits are the product of its states and the output weight, scaled.
+    """Return whether a model's logits are the product of its states and the output weight.
 
-    The comparison is made once per model.
+    Scaling and capping by values of the configuration are allowed (see ``_product``). The
+    comparison with the model's own logits is made once per model.
 
     Raises:
         UserError: neither the product nor ``forward_from_states`` gives the model's logits.
@@ -62,7 +64,7 @@ def has_plain_head(model: Any) -> bool:
 
 
 def state_width(model: Any) -> int:
-    """Return the size of the last hidden states, which may be less than ``hidden_size``."""
+    """Return the size D of the last hidden states, which may be less than ``hidden_size``."""
     head = unwrap_peft(model).get_output_embeddings()
     if isinstance(head, torch.nn.Linear) and has_plain_head(model):
         return head.in_features
@@ -70,7 +72,7 @@ def state_width(model: Any) -> int:
 
 
 def _product(model: Any, hidden: Tensor, weight: Tensor | None) -> Tensor:
-    """Return the matmul of states and output weight, with the scalings of the configuration."""
+    """Return the states times the output weight, scaled and capped as in the configuration."""
     config = unwrap_peft(model).config.get_text_config()
     head = unwrap_peft(model).get_output_embeddings()
     dtype = (head.weight if weight is None else weight).dtype
@@ -140,7 +142,11 @@ def _forward_logits(model: Any, trunk: Any, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _matches_product(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]) -> bool:
-    """Return whether ``product`` equals the model's logits for a few tokens."""
+    """Return whether ``product`` gives the model's logits for a few tokens.
+
+    Raises:
+        UserError: neither ``product`` nor ``_forward_logits`` gives the model's logits.
+    """
     ids = torch.arange(2, 6, device=model.device)[None] % model.config.get_text_config().vocab_size
     with evaluating(model):  # without dropout, which would make passes differ
         whole = model(input_ids=ids, use_cache=False).logits.double()
@@ -152,17 +158,20 @@ def _matches_product(model: Any, trunk: Any, product: Callable[[Tensor], Tensor]
         if forward_gap <= tolerance:
             return False
     raise UserError(
-        f"{type(model).__name__} is not supported: its output head changes the logits by "
-        f"{min(product_gap, forward_gap):.1e} of their size"
+        f"{type(model).__name__} is not supported: logits computed from its hidden states differ "
+        f"from its own by a relative difference of {min(product_gap, forward_gap):.1e}"
     )
 
 
-def _gap(compute: Callable[[], Tensor], whole: Tensor) -> float:
-    """Return the largest difference relative to the largest logit; inf if ``compute`` fails."""
+def _gap(compute: Callable[[], Tensor], expected: Tensor) -> float:
+    """Return the largest difference from ``expected``, relative to the largest expected logit.
+
+    The result is infinite if ``compute`` fails or returns another shape.
+    """
     try:
         logits = compute().double()
     except (AttributeError, RuntimeError, TypeError, ValueError):
         return math.inf
-    if logits.shape != whole.shape:
+    if logits.shape != expected.shape:
         return math.inf
-    return float((logits - whole).abs().max() / whole.abs().max().clamp(min=1e-6))
+    return float((logits - expected).abs().max() / expected.abs().max().clamp(min=1e-6))

@@ -29,7 +29,7 @@ VALUE_FILE = "value_head.safetensors"
 class Scored:
     """Outputs of one forward pass.
 
-    Index t describes token t; values outside the action mask are 0.
+    Index t of a [B, T] tensor describes token t; elements outside the action mask are 0.
     """
 
     logprobs: torch.Tensor  # [B, T] log p(tokens[t] | tokens[<t])
@@ -40,7 +40,7 @@ class Scored:
 
 
 class ValueHead(nn.Module):
-    """A linear layer in float32, initialized with zeros, so the first advantages are returns."""
+    """A linear layer that is initialized with zeros, so values are 0 before the first update."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class ValueHead(nn.Module):
 
 
 class Policy:
-    """A causal model and its tokenizer, with a value head if the algorithm has a critic.
+    """A causal model and its tokenizer, and the value head if the algorithm has a critic.
 
     Args:
         model: causal model.
@@ -79,7 +79,7 @@ class Policy:
 
     @property
     def is_lora(self) -> bool:
-        """Whether the policy has LoRA adapters, so that only they are trained."""
+        """Whether the policy has LoRA adapters; the base weights are then not trained."""
         return self.model is not unwrap_peft(self.model)
 
     @property
@@ -88,7 +88,7 @@ class Policy:
         return torch.promote_types(self.model.dtype, torch.float32)
 
     def modules(self) -> dict[str, nn.Module]:
-        """Return all trained modules, by name."""
+        """Return the modules that contain trained parameters, by name."""
         named = {
             "model": self.model,
             "value_head": self.value_head,
@@ -118,7 +118,7 @@ class Policy:
             attention_mask: [B, T], True where a token is not padding.
             action_mask: [B, T], True where a token was sampled; never at position 0.
             temperature: sampling temperature of the tokens.
-            with_entropy: False leaves the entropies at zero, which is faster.
+            with_entropy: whether to compute entropies; otherwise they are 0, which is faster.
             with_balance: compute the load-balancing loss if the model's configuration enables it;
                 rows are then padded instead of packed.
         """
@@ -193,10 +193,10 @@ def _scatter(values: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
 
 
 class Reference:
-    """The policy at the start of training; its KL to the policy is exactly 0 at step 0.
+    """The frozen policy of the start of training; at step 0 the KL divergence is exactly 0.
 
     The weights are copied from the policy's model. With LoRA, the base model with disabled adapters
-    is used instead, which needs no memory.
+    is used instead, which needs no additional memory.
     """
 
     def __init__(self, policy: Policy) -> None:

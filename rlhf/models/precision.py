@@ -96,7 +96,7 @@ class MasterOptimizer(torch.optim.Optimizer):
 
     Args:
         params: Parameters, or parameter groups.
-        fused: Fused optimizer of torch that updates the master weights.
+        fused: Class of torch's optimizer, called with ``fused=True``, for the master weights.
         settings: Learning rate and the other keyword arguments of ``fused``.
     """
 
@@ -149,7 +149,7 @@ class MasterOptimizer(torch.optim.Optimizer):
         self._divisor = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the fused optimizers, and the separate master weights."""
+        """Return the state of the fused optimizers, and the separate master weights, as copies."""
         outer = super().state_dict()
         masters = [master.clone() for _, master in self._separate_masters()]
         inner = [chunk.inner.state_dict() for chunk in self._chunks]
@@ -218,7 +218,10 @@ class _Chunk:
 
 
 def _chunks(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[list[_Piece]]:
-    """Group pieces of weights, ``OPTIMIZER_CHUNK_ELEMENTS`` at a time."""
+    """Split pairs (weight, master weight) into chunks of pieces.
+
+    A chunk has up to ``OPTIMIZER_CHUNK_ELEMENTS`` elements, or one larger piece.
+    """
     chunk: list[_Piece] = []
     size = 0
     for piece in (piece for pair in pairs for piece in _split(*pair)):
@@ -232,7 +235,10 @@ def _chunks(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[list
 
 
 def _split(weight: torch.Tensor, master: torch.Tensor) -> Iterator[_Piece]:
-    """Split a low-precision weight into pieces of up to ``OPTIMIZER_CHUNK_ELEMENTS``."""
+    """Split a weight into pieces of rows with up to ``OPTIMIZER_CHUNK_ELEMENTS`` elements.
+
+    A weight that is its own master weight is not split.
+    """
     if master is weight or weight.numel() <= OPTIMIZER_CHUNK_ELEMENTS:
         yield _Piece(weight, ..., master)
         return

@@ -1,8 +1,8 @@
 """A small model with a large model's architecture, to verify computations quickly.
 
-Comparisons beyond long windows, or below the rounding errors of half precision, take too long on a
-large model. The small model runs the same code with few layers of each kind, windows of a few
-tokens and random float32 weights.
+Some checks need rows that are longer than the attention window, or float32 weights to detect errors
+below the rounding errors of half precision. On a large model they would take too long. The small
+model runs the same code with few layers, windows of a few tokens and random float32 weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ _UPPER_LIMITS = {
 
 
 def reduced_copy(model: Any) -> Any | None:
-    """Make the small model, in evaluation mode; None if the configuration cannot be reduced."""
+    """Return a small model with the architecture of ``model``, in evaluation mode.
+
+    The result is None if the configuration cannot be reduced.
+    """
     inner = unwrap_peft(model)
     try:
         for layers in (6, 4, 2):
@@ -58,7 +61,7 @@ def reduced_config(config: Any, *, layers: int) -> Any:
 
     Args:
         config: configuration of the large model's decoder.
-        layers: largest number of layers; the first layer of each kind is selected first.
+        layers: maximum number of layers; the first layer of each kind is selected first.
     """
     small = copy.deepcopy(config)
     values = small.to_dict()
@@ -86,7 +89,11 @@ def reduced_config(config: Any, *, layers: int) -> Any:
 
 
 def _kept_layers(values: dict[str, Any], count: int, max_layers: int) -> list[int]:
-    """Return the indices of the layers to keep: one of every kind, and at least two."""
+    """Return the indices of the layers to keep.
+
+    They are the first layers of up to ``max_layers`` kinds. A model with at least two layers keeps
+    at least two.
+    """
     lists = [v for v in values.values() if isinstance(v, list) and len(v) == count]
     kinds: dict[str, int] = {}
     for i in range(count):
@@ -98,7 +105,11 @@ def _kept_layers(values: dict[str, Any], count: int, max_layers: int) -> list[in
 
 @torch.no_grad()
 def _scale_weights(model: Any) -> None:
-    """Scale weights to the size of trained ones; initial weights have little effect."""
+    """Scale each weight matrix to a standard deviation of 1 / sqrt(its input size).
+
+    With the smaller initial weights the layers hardly change the output, so errors in a layer would
+    not be detected.
+    """
     for weight in model.parameters():
         if weight.dim() >= 2 and float(weight.std()) > 0:
             weight.mul_(weight.shape[-1] ** -0.5 / weight.std())

@@ -25,7 +25,7 @@ def with_packing(reward: R) -> R:
     """Enable packing in the decoders of a reward; return the reward.
 
     Prefixes that neighboring texts share, such as a common prompt, are computed once. Scores are
-    equal up to rounding. Encoders, and decoders whose scores would change, use padded batches.
+    equal up to rounding. Encoders, and decoders whose states would change, use padded batches.
     """
     decoders = [c for c in reward.checkpoints() if c.sidecar.pooling == "last"]
     if decoders:  # rewards without models do not import torch

@@ -1,7 +1,7 @@
 """Save a model in training as a folder for transformers or PEFT, and restore it in place.
 
-For a PEFT model, the adapters and a reference to their base are saved (see ``adapters``); for other
-models, all weights. Restoring is bit-exact.
+For a PEFT model, the adapters and a reference to their base are saved (see ``adapters``). For other
+models, all weights are saved. Restored weights are bit-identical.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def restore_model(model: Any, folder: Path) -> None:
     """
     if not is_adapter(folder) and not (folder / "config.json").exists():
         raise UserError(
-            f"{folder} holds no model: a checkpoint of an earlier version cannot be continued; "
-            "start anew with --overwrite"
+            f"{folder} contains no model: a checkpoint of an earlier version cannot be resumed; "
+            "start again with --overwrite"
         )
     if unwrap_peft(model) is not model:
         load_adapter_weights(model, folder)

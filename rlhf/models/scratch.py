@@ -1,4 +1,4 @@
-"""Small models with random weights, and a tokenizer trained on the task's text."""
+"""Make small models with random weights, and tokenizers that are trained on the task's text."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
 
 
 def make_model(spec: ScratchSpec, tokenizer: Any, *, seed: int) -> LlamaForCausalLM:
-    """Make a float32 Llama model of the spec's size with seeded random weights.
+    """Make a float32 Llama model of the size in ``spec``, with seeded random weights.
 
     The global random generator is not changed.
     """

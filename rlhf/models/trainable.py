@@ -1,7 +1,7 @@
-"""Trainable parameters and dropout of a model.
+"""Set the trainable parameters and the dropout of a model.
 
-Every model of a run is configured by these functions after it is loaded, merged or copied, because
-the loaders' settings differ: PEFT leaves a base model frozen after merging, and a new adapter is in
+Call these functions after a model is loaded, merged or copied, because the loaders leave different
+settings. For example, PEFT leaves the base model frozen after merging, and a new adapter is in
 training mode although its base model is not.
 """
 
@@ -19,15 +19,15 @@ from rlhf.models.architecture import is_adapter_weight, unwrap_peft
 
 log = logging.getLogger(__name__)
 
-# Elements per chunk of a checksum.
+# Number of elements that a checksum sums at a time; it bounds the memory for integer copies.
 _CHECKSUM_CHUNK_ELEMENTS = 2**20
 
 
 def make_trainable(model: Any) -> Any:
     """Set ``requires_grad`` of the trained parameters and disable dropout; return the model.
 
-    The trained parameters of a PEFT model are the adapters and ``modules_to_save``; of other models
-    all parameters.
+    In a PEFT model, the adapters and ``modules_to_save`` are trained; in other models, all
+    floating-point parameters.
 
     Raises:
         UserError: there is no parameter to train.
@@ -67,25 +67,25 @@ def set_dropout(model: Any, *, active: bool) -> Any:
 
 
 def remove_model_dropout(model: Any) -> None:
-    """Set the rate of all dropout layers to 0, except those of adapters."""
+    """Set the rate of all dropout layers to 0, except for the dropout layers of adapters."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "lora_dropout" not in name:
             module.p = 0.0
 
 
-def warn_of_dropout(verb: str, spec: ModelSpec) -> None:
-    """Log a warning if adapters have dropout in a stage that disables it."""
+def warn_of_dropout(command: str, spec: ModelSpec) -> None:
+    """Log a warning that ``command`` does not use dropout, if the adapters have dropout."""
     if spec.lora and spec.lora.dropout:
         log.warning(
-            "model.lora.dropout %g is off in %s, which compares log-probabilities of two passes; "
-            "it acts in sft and reward",
+            "model.lora.dropout %g is ignored in %s, which compares log-probabilities of two "
+            "forward passes; only sft and reward use dropout",
             spec.lora.dropout,
-            verb,
+            command,
         )
 
 
 class WeightChange:
-    """Detects whether training changes a model, by checksums of the trained tensors.
+    """Detects which trained tensors of a model have changed, by checksums.
 
     Args:
         model: the model before the first step, or before a checkpoint is loaded.
@@ -96,14 +96,14 @@ class WeightChange:
         self._start = [_checksum(p) for p in self._parameters]
 
     def changed_fraction(self) -> float:
-        """Return the share of the trained tensors that have changed."""
+        """Return the fraction of the trained tensors that have changed since the start."""
         pairs = zip(self._parameters, self._start, strict=True)
         return sum(_checksum(p) != start for p, start in pairs) / len(self._parameters)
 
 
 @torch.no_grad()
 def _checksum(parameter: torch.Tensor) -> int:
-    """Return the sum of a tensor's elements, with their bits read as integers."""
+    """Return the sum of a tensor's elements, whose bits are interpreted as integers."""
     kinds = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     flat = parameter.detach().contiguous().view(-1).view(kinds[parameter.element_size()])
     return sum(int(chunk.sum(dtype=torch.int64)) for chunk in flat.split(_CHECKSUM_CHUNK_ELEMENTS))

@@ -114,7 +114,7 @@ def test_half_of_a_surrogate_pair_is_written_as_its_escape(tmp_path: Path):
     ("text", "problem"),
     [
         ("[1,\n2", "line 2: broken JSON"),
-        ("{}\n{}", "line 2: broken JSON, Extra data; one object a line"),
+        ("{}\n{}", "line 2: broken JSON, Extra data; if the file has one object per line"),
         ("[" * 100_000, "JSON that cannot be read"),
         ("1" * 5000, "JSON that cannot be read"),
     ],

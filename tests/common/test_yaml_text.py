@@ -41,7 +41,7 @@ BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("[" * 60 + "]" * 60, "more than 50 nested mappings and lists", 1),
         ("a: !!set {b}", "could not determine a constructor", 1),
         ("a: !!python/object:os.system x", "could not determine a constructor", 1),
-        ('a: "\\ud800"', "a half of a surrogate pair is not a character", 1),
+        ('a: "\\ud800"', "a lone surrogate is not a character", 1),
     ],
 )
 def test_text_beyond_the_limits_is_refused_with_its_line(text, problem, line):

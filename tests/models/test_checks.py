@@ -34,7 +34,7 @@ def test_classifier_folder_is_refused_as_policy(tmp_path):
     model, _ = tiny_qwen2()  # with an output head of its own
     LlamaForSequenceClassification(tiny_model()[0].config).save_pretrained(tmp_path / "tied")
     Qwen2ForSequenceClassification(model.config).save_pretrained(tmp_path / "untied")
-    with pytest.raises(UserError, match=r"score\.weight have no place") as error:
+    with pytest.raises(UserError, match=r"score\.weight are not part of the model") as error:
         load_causal_model(str(tmp_path / "tied"))
     one_line(error)
     with pytest.raises(UserError, match=r"lm_head\.weight are missing") as error:
@@ -126,7 +126,7 @@ def test_noncausal_model_is_refused(causal):
     if causal:
         check_model(model, tiny_tokenizer())
         return
-    with pytest.raises(UserError, match="tokens change the logits of those before them") as error:
+    with pytest.raises(UserError, match="tokens change the logits of earlier tokens") as error:
         check_model(model, tiny_tokenizer())
     one_line(error)
 

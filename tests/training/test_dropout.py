@@ -185,7 +185,7 @@ def test_a_rate_that_is_left_off_is_told(
     with caplog.at_level(logging.WARNING):
         run_command("ppo", tree_of(tmp_path / "run", "ppo", places["adapters"], num_steps=1))
     (line,) = [m for m in caplog.messages if "model.lora.dropout" in m]
-    assert "0.3 is off in ppo" in line
+    assert "0.3 is ignored in ppo" in line
 
 
 def test_removing_the_own_dropout_leaves_that_of_adapters(places: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""Faster forward passes, which are compared with the model's own before they are used."""
+"""Faster forward passes, which are compared with the model's own forward pass before use."""

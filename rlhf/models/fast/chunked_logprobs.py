@@ -1,7 +1,7 @@
 """Compute log-probabilities and entropies of selected tokens without storing [B, T, V] logits.
 
-Only positions whose next token was sampled reach the output head. Large batches go through the head
-in chunks, which are recomputed in the backward pass.
+The output head is applied only at positions whose next token was sampled. The logits of large
+batches are computed in chunks, which are recomputed in the backward pass.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from rlhf.models.architecture import unwrap_peft
 from rlhf.models.fast.row_chunks import row_chunks
 from rlhf.models.output_head import logits_of
 
-# Logits per call of the output head: 128M in bf16 are 256 MB.
+# Maximum number of logits per call of the output head: 128M in bf16 take 256 MB.
 HEAD_CHUNK_LOGITS = 128 * 2**20
-# Logits per chunk of the softmax, so that a chunk stays in a core's cache.
+# Maximum number of logits per chunk of the softmax, so that a chunk stays in a core's cache.
 SOFTMAX_CHUNK_LOGITS = 2**19
 
 
@@ -30,14 +30,15 @@ def selected_logprobs(
     with_entropy: bool = True,
     weight: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the log-probability of each target and the entropy of its distribution.
+    """Return the log-probability of each target, and the entropy of its distribution.
 
     Args:
         model: causal model; only its output head is used.
         hidden: hidden state before each target, [N, D].
         targets: token ids [N].
         temperature: divides the logits.
-        with_entropy: False returns zeros and saves a pass over the vocabulary.
+        with_entropy: whether to compute entropies; otherwise they are 0, which saves a pass over
+            the vocabulary.
         weight: weight [V, D] of the output head; None uses the model's.
 
     Returns:
@@ -62,9 +63,9 @@ def selected_logprobs(
 
 
 class ChunkedLogProb(torch.autograd.Function):
-    """Log-softmax at one token, and entropy, of logits [N, V], computed in chunks of rows.
+    """Log-softmax of logits [N, V] at one target per row, and entropy of each row.
 
-    A chunk stays in the cache during all operations, so the logits are read from memory once. The
+    Rows are computed in chunks that stay in the cache, so the logits are read from memory once. The
     backward pass stores only one tensor of size [N, V]: the logits, in their own dtype.
     """
 

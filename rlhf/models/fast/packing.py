@@ -22,13 +22,13 @@ from rlhf.models.comparison import FORWARD_ERRORS
 from rlhf.models.fast.tied_embedding import TiedEmbedding
 from rlhf.models.fast.varlen_attention import ATTENTION_NAME, Layout, Span
 
-# Smallest number of saved tokens that is worth the two additional matmuls per layer.
+# Minimum number of saved tokens for a shared prefix, which needs two more matmuls per layer.
 MIN_SAVED_TOKENS = 32
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows [B, T] packed into one sequence of N tokens, which has each shared prefix once."""
+    """Rows [B, T] packed into one row of N tokens, which contains each shared prefix once."""
 
     tokens: Tensor  # [1, N]
     positions: Tensor  # [1, N] position within the row
@@ -37,9 +37,10 @@ class Packed:
 
 
 def pack(tokens: Tensor, attention_mask: Tensor) -> Packed:
-    """Pack padded rows.
+    """Pack padded rows into one row.
 
-    Neighboring rows with a common prefix, such as the completions of one prompt, share it.
+    A common prefix of neighboring rows, such as the prompt of several completions, is packed once
+    (see ``shared_prefixes``).
 
     Args:
         tokens: [B, T], padded on the right.
@@ -127,7 +128,7 @@ def flat_hidden_states(
     trunk: Any = None,
     tied: TiedEmbedding | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the last hidden states of rows.
+    """Return the last hidden states of all tokens in one dimension, and where each state is.
 
     Rows are packed if the model uses packed attention, and padded otherwise; the states are equal.
     Packed attention has no sliding window, so rows longer than a window are padded too. Padding is
@@ -137,7 +138,7 @@ def flat_hidden_states(
         model: decoder with any head.
         tokens: [B, T], padded on the right.
         attention_mask: [B, T], True where a token is not padding.
-        trunk: another decoder of the same architecture; None uses the model's own.
+        trunk: decoder of the same architecture to use; None uses the model's own.
         tied: embedding table to use; None uses the decoder's own.
 
     Returns:
@@ -174,7 +175,7 @@ def _states_by_frequencies(
     """Compute ``flat_hidden_states`` of rows whose rotary frequencies depend on their length.
 
     A model uses the frequencies of the longest row for a whole batch. Therefore, all rows of up to
-    ``limit`` tokens form one batch, and longer rows are batched with rows of equal length.
+    ``limit`` tokens form one batch, and longer rows form one batch per length.
     """
     lengths = attention_mask.sum(1)
     index = torch.zeros_like(tokens)
@@ -236,7 +237,7 @@ def _states_of_batch(
 
 
 def inputs_of(tokens: Tensor, tied: TiedEmbedding | None) -> dict[str, Tensor]:
-    """Return the input arguments of a decoder for tokens [B, T]: ids, or embeddings if tied."""
+    """Return the input argument of a decoder for tokens [B, T]: ids, or ``tied``'s embeddings."""
     return {"input_ids": tokens} if tied is None else {"inputs_embeds": tied.embed(tokens)}
 
 
@@ -246,7 +247,10 @@ def is_packed(trunk: Any) -> bool:
 
 
 def packs_rows(trunk: Any, attention_mask: Tensor) -> bool:
-    """Return whether the decoder packs rows, and all rows [B, T] fit into its windows."""
+    """Return whether the decoder packs these rows [B, T].
+
+    It must use packed attention, and no row may be longer than its attention window.
+    """
     window = window_of(text_config(trunk))
     fits = window is None or bool(attention_mask.sum(1).max() <= window)
     return is_packed(trunk) and fits
@@ -272,9 +276,9 @@ def select_attention_without_packing(model: Any, name: str) -> None:
 
 
 def enable_packing(model: Any) -> bool:
-    """Enable packed attention in a causal model, unless its form of attention does not allow it.
+    """Enable packed attention in a causal model if its kind of attention allows it.
 
-    ``verification`` then checks that the hidden states are unchanged.
+    The caller, ``verification``, then checks that the hidden states are unchanged.
 
     Returns:
         Whether the model now packs rows.

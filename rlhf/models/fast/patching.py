@@ -17,10 +17,10 @@ def replace_forward(
     fits: Callable[[Any], bool],
     same: Callable[[Any], bool],
 ) -> int:
-    """Replace the forward method of matching modules, and return their number.
+    """Replace the forward method of matching modules, and return the number of these modules.
 
     Args:
-        model: changed in place; a deep copy of it is patched too.
+        model: changed in place; deep copies of the model keep the new methods.
         forward: new method; takes the module and the arguments of the original method.
         fits: whether a module has the attributes that ``forward`` uses.
         same: whether ``forward`` and the original give equal outputs; called once per class.
@@ -41,7 +41,7 @@ def replace_forward(
 def agrees(
     module: Any, forward: Callable[[Any, Tensor], Tensor], *, width: int, dtype_as: Tensor
 ) -> bool:
-    """Return whether a new forward method gives the module's outputs for random inputs.
+    """Return whether a new forward method gives the module's own outputs for random inputs.
 
     Args:
         module: its own forward method is the reference.

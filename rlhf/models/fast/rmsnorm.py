@@ -63,8 +63,8 @@ def _forward(self: Any, hidden_states: Tensor) -> Tensor:
 def patch_rmsnorm(model: torch.nn.Module) -> int:
     """Replace the forward method of a model's RMSNorm modules, and return their number.
 
-    The outputs of each class are first compared on random inputs, because some families scale by 1
-    + weight.
+    The new method is first compared with that of each class on random inputs, because some families
+    scale by 1 + weight.
     """
     return replace_forward(model, _forward, fits=_fits, same=_has_same_outputs)
 

@@ -1,8 +1,8 @@
 """The SwiGLU product silu(g) * u, forward and backward, in a single pass over memory (fused).
 
 As a chain of tensor operations, the product stores four tensors of the width of the feed-forward
-layer for the backward pass. The function in this module computes it for a few rows at a time, which
-stay in a core's cache, and recomputes silu(g) in the backward pass.
+layer for the backward pass. The function in this module computes the product for a few rows at a
+time, which stay in a core's cache, and recomputes silu(g) in the backward pass.
 """
 
 from __future__ import annotations
@@ -63,6 +63,6 @@ def _fits(module: Any) -> bool:
 def _has_same_outputs(module: Any) -> bool:
     weight = next(module.parameters())
     points = torch.linspace(-4, 4, 9).to(weight)
-    if (module.act_fn(points) - silu(points)).abs().max() > 1e-2:  # for example GELU
+    if (module.act_fn(points) - silu(points)).abs().max() > 1e-2:  # another function, e.g. GELU
         return False
     return agrees(module, _forward, width=module.gate_proj.in_features, dtype_as=weight)

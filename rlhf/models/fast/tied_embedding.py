@@ -1,9 +1,9 @@
 """A tied embedding whose sparse gradient is added to the gradient of the output head in place.
 
-The gradient of an embedding has the size of the vocabulary, but only the rows that were read are
-nonzero. Autograd allocates a dense gradient for the embedding, and another one for its sum with the
-gradient of the head. With the views in this module, only the nonzero rows are added, in place, to
-the gradient of the head.
+The gradient of an embedding has one row per token of the vocabulary, but only the rows of tokens in
+the batch are nonzero. Autograd allocates a dense gradient for the embedding, and another one for
+its sum with the gradient of the head. With the views in this module, only the nonzero rows are
+added, in place, to the gradient of the head.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rlhf.models.architecture import trunk_of, unwrap_peft
 from rlhf.models.comparison import evaluating
 from rlhf.models.output_head import has_plain_head
 
-# Decoder -> whether it computes equal states from tokens and from their embeddings.
+# Decoder -> result of ``takes_embeddings``.
 _takes_embeddings: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
@@ -44,7 +44,7 @@ class _TiedViews(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class TiedEmbedding:
-    """Two views of a tied weight for one pass; their gradients are added to the weight's."""
+    """Two views of a tied weight for one pass; their gradients are added to that of the weight."""
 
     table: Tensor  # [V, D] for the lookup
     head: Tensor  # [V, D] for the output head
@@ -95,5 +95,5 @@ def takes_embeddings(trunk: Any) -> bool:
 
 
 def disable_tied_embedding(trunk: Any) -> None:
-    """Use the decoder's own embedding lookup from now on."""
+    """Make ``tied_embedding`` return None for this decoder's model from now on."""
     _takes_embeddings[trunk] = False

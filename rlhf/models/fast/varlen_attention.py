@@ -6,8 +6,8 @@ computed once. The backward pass is written by hand, because on a CPU the backwa
 kernel takes twice as long in bf16, and for many small documents the overhead of the autograd graph
 exceeds the cost of the attention.
 
-The function is registered with transformers as an attention implementation. If no layout is passed,
-it calls transformers' SDPA.
+``packed_attention`` is registered with transformers as an attention implementation. If no layout is
+passed, it calls transformers' SDPA.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from transformers.masking_utils import sdpa_mask
 
 # Name of the attention implementation in transformers.
 ATTENTION_NAME = "packed"
-# Queries per tile of a long document; earlier tiles have fewer keys.
+# Queries per tile of a long document. The keys of a tile end with its last query.
 QUERY_BLOCK = 256
 # Attention weights of tiles with up to this many keys (including the prefix) are saved for the
 # backward pass; those of larger tiles are recomputed.
 SAVED_WEIGHTS_MAX_KEYS = 768
-# Attention weights per tile of short documents, so that a tile stays in a core's cache.
+# Maximum number of attention weights per tile of short documents, which fit into a core's cache.
 TILE_MAX_WEIGHTS = 2**20
 
 
@@ -47,8 +47,11 @@ class Tile:
     """Queries [b, Lq] that are computed together, over keys [b, Lk] and one prefix."""
 
     queries: Tensor | slice
+    """Indices of the queries in the packed row, document after document, with padding."""
     keys: Tensor | slice
+    """Indices of the keys, in the same order."""
     rows: int
+    """b, the number of documents."""
     real: Tensor | None
     """Indices of the non-padding tokens among the b * Lq tokens; None without padding."""
     positions: Tensor | slice
@@ -56,6 +59,7 @@ class Tile:
     filler: Tensor | None
     """[b, Lq], True for padding; None without padding."""
     prefix: slice | None
+    """Position of the prefix in the packed row; None without a prefix."""
     mask: Tensor
     """[1, G * Lq, Lk], -inf where a key is after its query; G is the query heads per key head."""
     width: int
@@ -71,10 +75,12 @@ class Layout:
     """Tiles of the attention over one packed row; all layers use the same layout.
 
     Args:
-        spans: documents, which cover the row without gaps. The prefix of a span is itself a span,
-            and listed before it.
+        spans: documents, which cover the row without gaps. The prefix of a span is also a span, and
+            is listed before it.
         heads: number of query heads.
         key_heads: number of key and value heads.
+        dtype: dtype of the masks.
+        device: device of the masks and indices.
     """
 
     def __init__(
@@ -96,7 +102,7 @@ class Layout:
             self._add_tiles(prefix, sorted(members, key=lambda span: span.end - span.start))
 
     def _add_tiles(self, prefix: tuple[int, int], members: list[Span]) -> None:
-        """Make tiles for the spans of one prefix, in order of length."""
+        """Add the tiles of the spans with this prefix; ``members`` are sorted by length."""
         group: list[Span] = []
         for span in members:
             length = span.end - span.start
@@ -113,6 +119,7 @@ class Layout:
             self._add_short_documents(prefix, group)
 
     def _add_long_document(self, span: Span) -> None:
+        """Add one tile for each QUERY_BLOCK queries of a document."""
         for start in range(span.start, span.end, QUERY_BLOCK):
             end = min(start + QUERY_BLOCK, span.end)
             mask = self._causal_mask(end - start, end - span.start)
@@ -123,6 +130,7 @@ class Layout:
             )
 
     def _add_short_documents(self, prefix: tuple[int, int], members: list[Span]) -> None:
+        """Add one tile for several documents, padded to the length of the last and longest."""
         if len(members) == 1:
             self._add_long_document(members[0])
             return
@@ -142,6 +150,7 @@ class Layout:
         )
 
     def _causal_mask(self, queries: int, keys: int) -> Tensor:
+        """Return the mask [1, G * queries, keys] of queries that are the last of the keys."""
         blank = torch.full((queries, keys), -torch.inf, dtype=self._dtype, device=self._device)
         return blank.triu_(keys - queries + 1).repeat(self._groups, 1)[None]
 
@@ -216,7 +225,7 @@ def _keys(x: Tensor, positions: Tensor | slice, rows: int) -> Tensor:
 
 
 def _by_key_head(x: Tensor, k: Tensor) -> Tensor:
-    """Reshape to [Hkv, b * G * Lq, ...], because all queries of a key head share the prefix."""
+    """Reshape to [Hkv, b * G * Lq, -1], because all queries of a key head share the prefix."""
     return x.reshape(k.shape[1], -1, x.shape[-1])
 
 
@@ -279,7 +288,7 @@ def packed_attention(
         )
     for name in ("softcap", "s_aux"):
         if kwargs.get(name) is not None:
-            raise ValueError(f"packed attention has no {name}")
+            raise ValueError(f"packed attention does not support {name}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     return _PackedAttention.apply(q, k, v, packing, scale)[None], None  # type: ignore[index]

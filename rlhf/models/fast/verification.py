@@ -3,8 +3,8 @@
 The fast paths are fused RMSNorm and SwiGLU, attention over packed rows, and the separate lookup of
 a tied embedding. They are compared with the model's own forward pass over one row at a time, on
 inputs like those of training: ragged rows with gradients, rows with a common prefix, and rows
-longer than every window. Fast paths that disagree are disabled for the model; if even padding
-changes the results, rows are read one by one.
+longer than every window. Fast paths that disagree are disabled for the model. If the results of a
+padded batch also disagree, each row is computed in its own forward pass.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ log = logging.getLogger(__name__)
 
 # Factor on the tolerance of gradients, which accumulate more rounding errors.
 GRADIENT_TOLERANCE_FACTOR = 3.0
-# Gradients of parameters with up to this many elements are compared. These include the norms and
-# biases of all layers, whose gradients depend on all later layers.
+# Gradients of parameters with up to this many elements are compared. They include the gradients of
+# the norms and biases of all layers, which depend on all later layers.
 COMPARED_MAX_ELEMENTS = 2**14
-# Maximum of weights times tokens in one pass of the comparison, on a CPU and on an accelerator.
+# Maximum of (number of weights) * (tokens of a row) in the comparison, on a CPU and on an
+# accelerator.
 CPU_WORK, ACCELERATOR_WORK = 2e10, 2e12
-# Maximum number of tokens of the rows that fit into every window.
+# Maximum length, in tokens, of the compared rows that fit into every window.
 SHORT_ROW_TOKENS = 44
 
 # Function of tokens and mask [B, T]; returns states and their index, as ``flat_hidden_states``.
@@ -59,10 +60,10 @@ Read = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Batch:
-    """Ragged rows, padded on the right."""
+    """Rows of different lengths, padded on the right."""
 
     tokens: Tensor  # [B, T]
-    mask: Tensor  # [B, T]
+    mask: Tensor  # [B, T], True where a token is not padding
     weights: Tensor  # [N, 1] loss weights of the states of the real tokens, row after row
 
 
@@ -83,7 +84,7 @@ def enable_fast_paths(model: Any) -> bool:
         Whether the model now packs rows.
 
     Raises:
-        UserError: reading one row at a time does not give the model's own states either.
+        UserError: the states differ even if all fast paths are disabled.
     """
     trunk = trunk_of(model)
     if not getattr(trunk, "fast_paths_verified", False):
@@ -93,6 +94,10 @@ def enable_fast_paths(model: Any) -> bool:
 
 
 def _enable_verified_paths(model: Any) -> None:
+    """Enable the fast paths that agree; use a small copy of the model where it is too large.
+
+    The small copy is needed for rows that are too long for the model, and for float32.
+    """
     trunk = trunk_of(model)
     longest = max(length_limits(text_config(trunk)), default=0)
     affordable = affordable_tokens(model)
@@ -112,14 +117,14 @@ def _enable_verified_paths(model: Any) -> None:
 
 
 def affordable_tokens(model: Any) -> int:
-    """Return the longest row to use in a comparison."""
+    """Return the maximum length, in tokens, of a row in a comparison."""
     work = CPU_WORK if model.device.type == "cpu" else ACCELERATOR_WORK
     weights = sum(p.numel() for p in trunk_of(model).parameters())
     return max(SHORT_ROW_TOKENS, int(work / max(weights, 1)))
 
 
 def _disabling_steps(model: Any) -> Sequence[tuple[str, Callable[[], None]]]:
-    """Return the names of fast paths, with functions that disable them, in disabling order."""
+    """Return the name of each fast path and a function that disables it, in disabling order."""
     trunk = trunk_of(model)
 
     def pad() -> None:
@@ -143,11 +148,14 @@ def _enable_agreeing_paths(model: Any, *, limit: int, start: int) -> int:
 
     Args:
         model: model without fast paths.
-        limit: longest row to compare, in tokens.
-        start: number of paths to disable at first.
+        limit: maximum length of a compared row, in tokens.
+        start: number of paths of ``_disabling_steps`` that are not enabled.
 
     Returns:
         The number of disabled paths.
+
+    Raises:
+        UserError: the states differ even if all paths are disabled.
     """
     trunk = trunk_of(model)
 
@@ -182,16 +190,20 @@ def _enable_agreeing_paths(model: Any, *, limit: int, start: int) -> int:
                     return level
                 if level < len(levels):
                     name, disable = levels[level]
-                    log.info("%s: trained without %s", type(unwrap_peft(model)).__name__, name)
+                    log.info("%s is trained without %s", type(unwrap_peft(model)).__name__, name)
                     disable()
     raise UserError(
-        f"{type(unwrap_peft(model)).__name__} is not supported: in training its states differ by "
-        f"{gap * tolerance_of(model):.1e} of their size from those of a plain pass over one row"
+        f"{type(unwrap_peft(model)).__name__} is not supported: its hidden states in training "
+        "differ from those of a plain pass over one row by a relative difference of "
+        f"{gap * tolerance_of(model):.1e}"
     )
 
 
 def _comparison_batches(trunk: Any, *, limit: int) -> list[Batch]:
-    """Make one batch of rows with a common prefix within all windows, and one of longer rows."""
+    """Make a batch of rows that fit into every window, and a batch of longer rows if possible.
+
+    Two rows of the first batch have a common prefix.
+    """
     config = text_config(trunk)
     limits = length_limits(config)
     context = usable_context(config)
@@ -221,6 +233,7 @@ def _padded_batch(rows: list[Tensor], trunk: Any, generator: torch.Generator) ->
 
 
 def _states_and_gradients(batch: Batch, read: Read, small: list[Any]) -> Result:
+    """Run ``read`` on a batch; return the states and the gradients of the parameters ``small``."""
     states, index = read(batch.tokens, batch.mask)
     states = states[index[batch.mask]]
     gradients: list[Tensor | None] = []
@@ -232,7 +245,7 @@ def _states_and_gradients(batch: Batch, read: Read, small: list[Any]) -> Result:
 
 
 def _gap(result: Result, expected: Result) -> float:
-    """Return the difference of two results in units of the tolerance."""
+    """Return the largest difference of states and of gradients, divided by its tolerance."""
     tolerance = tolerance_of(expected.states)
     gaps = [_difference([result.states], [expected.states]) / tolerance]
     pairs = list(zip(result.gradients, expected.gradients, strict=True))
@@ -246,7 +259,10 @@ def _gap(result: Result, expected: Result) -> float:
 
 
 def _difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Return the relative difference: the largest one, or in half precision the mean."""
+    """Return the difference of two lists of tensors relative to the size of ``expected``.
+
+    In float32 it is the largest difference, in half precision the mean.
+    """
     a, b = (torch.cat([x.double().flatten() for x in tensors]) for tensors in (actual, expected))
     difference = (a - b).abs()
     if not bool(difference.isfinite().all()):
