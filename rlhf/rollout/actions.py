@@ -11,10 +11,10 @@ from rlhf.errors import UserError
 
 
 def text_to_action(text: str, env: gym.Env) -> str | np.int64 | None:
-    """Return the reply itself for text actions, or its first number for discrete actions.
+    """Return the reply itself for text actions, or the first integer in it for discrete actions.
 
-    The result is None if the action space is discrete and the reply contains no number, or if its
-    first number is outside the space.
+    For a discrete action space, the result is None if the reply contains no integer, or if the
+    first integer is outside the space.
 
     Raises:
         UserError: the action space is neither text nor discrete.
@@ -28,4 +28,6 @@ def text_to_action(text: str, env: gym.Env) -> str | np.int64 | None:
         return np.int64(value) if space.start <= value < space.start + space.n else None
     if isinstance(space, gym.spaces.Text) or "Text" in type(space).__name__:
         return text
-    raise UserError(f"{env} has actions of {space}; only text and discrete actions are supported")
+    raise UserError(
+        f"{env} has the action space {space}; only text and discrete actions are supported"
+    )

@@ -16,11 +16,12 @@ from rlhf.algorithms.batch import TrainingBatch
 
 @dataclass
 class Rollout:
-    """One episode. Lists have length T; index t describes token t."""
+    """One episode of T tokens. Lists of numbers have length T; index t describes token t."""
 
     seed: int
+    """Seed with which the environment was reset."""
     group_index: int
-    """Episodes of one group share a start state."""
+    """Index of the group; the episodes of a group have the same start state."""
     sample_index: int
     """Index of the episode in its group."""
     tokens: list[int] = field(default_factory=list)
@@ -29,32 +30,37 @@ class Rollout:
     logprobs: list[float] = field(default_factory=list)
     """Log-probabilities of the sampler; 0 for tokens that were not sampled."""
     env_rewards: list[float] = field(default_factory=list)
-    """Rewards of the environment, not changed after collection. The reward of a turn is at its last
-    sampled token."""
+    """Rewards of the environment, which do not change after collection. The reward of a turn is at
+    the last sampled token of the turn."""
     rewards: list[float] = field(default_factory=list)
-    """Weighted sum of all rewards that are trained on, before scaling and penalties. Empty until
-    the rollout is scored."""
+    """Weighted sum of all rewards that are trained on, before scaling and penalties. The list is
+    empty until the rollout is scored."""
     costs: list[float] = field(default_factory=list)
+    """Costs of the environment, at the last sampled token of each turn."""
     turn: list[int] = field(default_factory=list)
     """Index of the turn that a token belongs to."""
     policy_versions: list[int] = field(default_factory=list)
-    """Version of the policy that sampled the token, or for which it was context."""
+    """Version of the policy that sampled the token; for other tokens, the version in use when they
+    were appended."""
     terminated: bool = False
-    """Whether the task ended, so that the last state has no value."""
+    """Whether the environment ended the episode, so that the value of the last state is 0."""
     truncated: bool = False
-    """Whether a limit on turns or tokens ended the episode, so that the last state has a value."""
+    """Whether a limit on turns or tokens ended the episode, so that the critic estimates the value
+    of the last state."""
     num_length_limited: int = 0
     """Number of turns whose reply was cut off at the token limit of a turn."""
     stopped: bool = True
     """Whether the last reply ended with a stop token."""
     invalid: int = 0
-    """Number of actions that the environment reported as invalid."""
+    """Number of invalid actions."""
     success: bool | None = None
+    """Whether the task was solved; None if the environment does not report it."""
     conversation: list[dict[str, Any]] = field(default_factory=list)
+    """Messages of the episode, from the system message to the last reply or observation."""
     components: dict[str, float | None] = field(default_factory=dict)
     """Name of a reward component -> its value for the episode."""
     unscored: str | None = None
-    """Reason why the rewards could not score the episode; None if they did."""
+    """Reason why the rewards could not score the episode; None if it was scored."""
     start_info: dict[str, Any] = field(default_factory=dict)
     """The environment's ``info`` of the start state, and its first ``observation`` as text."""
 
@@ -66,7 +72,7 @@ class Rollout:
         logprobs: Sequence[float] | None,
         policy_version: int = 0,
     ) -> None:
-        """Append tokens: sampled tokens with their log-probabilities, other tokens with None."""
+        """Append tokens of one turn; ``logprobs`` is None for tokens that were not sampled."""
         self.tokens += ids
         self.is_action += [logprobs is not None] * len(ids)
         self.logprobs += [0.0] * len(ids) if logprobs is None else logprobs
@@ -82,7 +88,7 @@ class Rollout:
 
     @property
     def num_turns(self) -> int:
-        """Number of replies; an observation after the last reply is not counted."""
+        """Number of turns with a reply; an observation after the last reply is not counted."""
         return 1 + max(self.action_turns, default=-1)
 
     @property
@@ -111,7 +117,7 @@ class Rollout:
         return sum(self.costs)
 
     def with_terminal_reward(self, rewards: Sequence[float], amount: float | None) -> list[float]:
-        """Return rewards, [T], with ``amount`` added at the last sampled token; None adds nan."""
+        """Return ``rewards`` [T] plus ``amount`` (nan for None) at the last sampled token."""
         last = max(t for t, is_action in enumerate(self.is_action) if is_action)
         added = rewards[last] + (math.nan if amount is None else amount)
         return [*rewards[:last], added, *rewards[last + 1 :]]
@@ -123,7 +129,10 @@ def pad_right(
     dtype: torch.dtype | None = None,
     device: Any = None,
 ) -> torch.Tensor:
-    """Pad lists of unequal length to [B, T]; dtype None infers the dtype from the values."""
+    """Pad B lists on the right with ``fill`` to [B, T].
+
+    If ``dtype`` is None, it is inferred from the values.
+    """
     width = max(map(len, lists))
     rows = [[*values, *[fill] * (width - len(values))] for values in lists]
     return torch.tensor(rows, dtype=dtype, device=device)
@@ -140,7 +149,7 @@ def collate(
 
     Args:
         rollouts: B episodes.
-        rewards: training rewards of the tokens of each episode.
+        rewards: for each episode, the training rewards of its tokens.
         pad_id: token id of the padding.
         device: device of the tensors.
     """

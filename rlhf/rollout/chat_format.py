@@ -1,10 +1,10 @@
 """Encode conversations as token ids with the model's chat template.
 
-In rollouts tokens are only appended: the prompt is encoded once, sampled replies keep their tokens,
-and the template's text between two replies is encoded in its place. Replies are never encoded
-again, because encoding the text of a reply need not give the sampled tokens. Demonstrations are cut
-out of the template's rendering of the whole conversation, so their ids decode to exactly that text;
-conversations for which this is impossible are refused with a reason.
+In rollouts, tokens are only appended. The prompt is encoded once, sampled replies keep their
+tokens, and the template's text between two replies is encoded after the first of them. Replies are
+never encoded again, because the encoding of a reply's text may differ from the sampled tokens.
+Demonstrations are parts of the template's rendering of the whole conversation, so their ids decode
+to exactly this text. If this is impossible, the conversation is dropped with a reason.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Messages = Sequence[Message]
 PROBE_USER: Message = {"role": "user", "content": "?"}
 PROBE_REPLY: Message = {"role": "assistant", "content": SENTINEL}
 
-# Characters before a fragment that are encoded together with it, see ``encode_after``.
+# Number of characters before a text that are encoded together with it, see ``encode_after``.
 LEFT_CONTEXT = 48
 
 
@@ -51,22 +51,23 @@ class ClosingToken:
     written: bool
     """Whether the template writes the token at the end of a reply."""
     opens_next: bool = False
-    """Whether the token begins the next turn's header (GLM), so that the last reply lacks it."""
+    """Whether the token begins the next turn's header (GLM), so that it is missing after the last
+    reply."""
 
 
 class ChatFormat:
     """Chat format of a tokenizer.
 
-    The format is the tokenizer's chat template. Without one (base models) all texts are joined by
-    ``separator``, and a reply ends with EOS or, if ``stop`` is set, with the first token that
-    contains that text.
+    The format is the tokenizer's chat template. If there is none (base models), all texts are
+    joined by ``separator``. A reply then ends with EOS or, if ``stop`` is set, with the first token
+    that contains ``stop``.
 
     Args:
         tokenizer: tokenizer of the policy, with the template's options (see
             ``rlhf.reward_models.chat_template``).
         chat: whether to use the chat template; None uses it if there is one.
-        separator: text between the turns of a base model.
-        stop: text that ends a reply of a base model, for example a newline.
+        separator: text between the turns if the chat template is not used.
+        stop: text that ends a reply if the chat template is not used, for example a newline.
         stop_ids: further tokens that end a reply, see ``generation_stop_ids``.
 
     Raises:
@@ -88,7 +89,7 @@ class ChatFormat:
         self.tokenizer, self.separator, self.stop_text = tokenizer, separator, stop
         self.chat = has_template if chat is None else chat
         added, special = tokenizer.added_tokens_decoder, set(tokenizer.all_special_ids)
-        # A generation configuration may hold stop ids of another vocabulary.
+        # A generation configuration can contain stop ids of a different vocabulary.
         known_stop_ids = set(stop_ids) & (added.keys() | special)
         self.stop_ids = {tokenizer.eos_token_id} - {None} | known_stop_ids
         self.special_ids = special | {i for i, t in added.items() if t.special} | self.stop_ids
@@ -97,16 +98,16 @@ class ChatFormat:
         if stop is not None and not self.chat:
             self.stop_ids |= _tokens_containing(tokenizer, stop)
         self.text_after_reply = ""
-        """The template's text after the last reply of a conversation."""
+        """Text that the template writes after the last reply of a conversation."""
         self._turn_problems = functools.cache(self._find_turn_problems)
         self.closing = self._find_closing()
         self.stop_ids.add(self.closing.token)
 
     def encode_prompt(self, messages: Messages) -> list[int]:
-        """Encode the messages before a reply, with the beginning of the assistant's turn.
+        """Encode the messages before a reply, and the beginning of the assistant's turn.
 
         Raises:
-            UserError: the template refuses the messages.
+            UserError: the template cannot render the messages.
         """
         if not self.chat:
             if any(message.get("tool_calls") for message in messages):
@@ -120,30 +121,31 @@ class ChatFormat:
         return self.encode(self.render_prompt(messages))
 
     def render_prompt(self, messages: Messages) -> str:
-        """Render the messages before a reply, with the beginning of the assistant's turn.
+        """Render the messages before a reply, and the beginning of the assistant's turn.
 
         Raises:
-            UserError: the template refuses the messages.
+            UserError: the template cannot render the messages.
         """
         self.check_system(messages)
         try:
             return self.render(messages, prompt=True)
         except TemplateRefused as refusal:
-            raise UserError(f"{refusal}; the conversation is {_outline(messages)}") from refusal
+            raise UserError(f"{refusal}; conversation: {_outline(messages)}") from refusal
 
     def encode_observation(
         self, observation: str, *, reply: Sequence[int], system: bool = False
     ) -> list[int]:
-        """Encode the text after a reply: the end of its turn and the new observation.
+        """Encode the text after a reply: the end of the reply's turn, and the new observation.
 
         Args:
             observation: text of the environment.
-            reply: tokens of the reply. If it does not end with the template's closing token, that
-                token is part of the result.
+            reply: tokens of the reply. If the reply does not end with the template's closing token,
+                the result begins with this token.
             system: whether the conversation has a system message.
 
         Raises:
-            UserError: the template rewrites earlier turns, so tokens cannot be appended.
+            UserError: the template cannot render the observation, or rewrites earlier turns, so
+                that tokens cannot be appended.
         """
         if not self.chat:
             return self.encode_after("", self.separator + observation + self.separator)
@@ -152,15 +154,15 @@ class ChatFormat:
         try:
             ids = self.encode_after(SENTINEL, self._text_after_reply(observation))
         except TemplateRefused as refusal:
-            raise UserError(f"{refusal}; the observation is {observation[:40]!r}") from refusal
+            raise UserError(f"{refusal}; observation: {observation[:40]!r}") from refusal
         closed = bool(reply) and reply[-1] == self.closing.token and self.closing.written
         return ids[ids.index(self.closing.token) + 1 :] if closed else ids
 
     def decode_reply(self, ids: Sequence[int]) -> str:
-        """Decode a reply, without its stop token.
+        """Decode the tokens of a reply, without the stop token.
 
-        If the template starts replies with a header of special tokens (gpt-oss: a channel), the
-        text starts after the last such header.
+        If the template writes a header of special tokens before a reply (gpt-oss: a channel), the
+        result begins after the last such header.
         """
         stopped = bool(ids) and ids[-1] in self.stop_ids
         content = ids[:-1] if stopped else ids
@@ -177,7 +179,7 @@ class ChatFormat:
         """Check that the template can render the system message, if there is one.
 
         Raises:
-            UserError: it cannot; the message names the alternatives.
+            UserError: the template cannot render it; the message names the alternatives.
         """
         if self.chat and messages and messages[0]["role"] == "system" and self.system_problem:
             raise UserError(self.system_problem)
@@ -189,8 +191,8 @@ class ChatFormat:
         if reason is None:
             return None
         return (
-            f"the model's chat template {reason}; drop the system message (data.system: null), or "
-            "put it into the first user turn with model.fold_system: true"
+            f"the model's chat template {reason}; remove the system message (data.system: null), "
+            "or add it to the first user turn with model.fold_system: true"
         )
 
     def describe(self) -> str:
@@ -200,17 +202,17 @@ class ChatFormat:
             return f"no chat template: texts joined by {self.separator!r}, replies end with {end}"
         parts = [f"replies end with {self.closing.text}"]
         if folds_system(self.tokenizer):
-            parts.append("system messages are put into the first user turn")
+            parts.append("system messages are added to the first user turn")
         elif self.system_problem:
             parts.append("no system role")
         problem, note = self._turn_problems(system=False)
-        parts.append(f"single turn only ({problem})" if problem else note or "one turn and several")
+        parts.append(f"single turn only ({problem})" if problem else note or "one or several turns")
         return "chat template: " + "; ".join(parts)
 
     # -- text ---------------------------------------------------------------------------------
 
     def join(self, messages: Messages) -> str:
-        """Join the texts of a base model, each followed by the separator."""
+        """Join the contents of messages, each followed by the separator."""
         text = self.separator.join(message["content"] for message in messages)
         return text if not text or text.endswith(self.separator) else text + self.separator
 
@@ -219,13 +221,14 @@ class ChatFormat:
         return render_chat(self.tokenizer, messages, add_generation_prompt=prompt)
 
     def encode(self, text: str) -> list[int]:
-        """Encode a text without adding special tokens."""
+        """Encode a text without the special tokens that the tokenizer adds, such as BOS."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def encode_after(self, left: str, text: str) -> list[int]:
-        """Encode ``text`` as it would be encoded after ``left``.
+        """Encode ``text`` as a continuation of ``left``.
 
-        (SentencePiece adds a mark to the first word of a text that is encoded alone.)
+        This is necessary because SentencePiece marks the first word of a text as the start of a
+        word.
         """
         if not text:
             return []
@@ -238,12 +241,12 @@ class ChatFormat:
 
     @functools.cached_property
     def special_texts(self) -> list[str]:
-        """Texts of the special tokens."""
+        """Texts of the tokens in ``special_ids``."""
         return self.tokenizer.convert_ids_to_tokens(sorted(self.special_ids))
 
     @functools.cached_property
     def renders_tools(self) -> bool:
-        """Whether the template renders tools."""
+        """Whether tools change the template's rendering; True if it cannot render the test."""
         function = {"name": "probe", "description": "?", "parameters": {"type": "object"}}
         tools = [{"type": "function", "function": function}]
         try:
@@ -256,10 +259,11 @@ class ChatFormat:
     def _find_closing(self) -> ClosingToken:
         """Find the token that ends a reply.
 
-        The closing token must follow a reply both at the end and before another turn (Phi-3 writes
-        EOS only after the last reply, gpt-oss ends earlier replies differently). The last such stop
-        token is used, else the last such special or added token, else the tokenizer's EOS or first
-        stop token.
+        Candidates are the special tokens, or else the added tokens, that the template writes after
+        a reply. Tokens that it writes both after the last reply and between turns are preferred,
+        because some templates end the last reply differently (Phi-3, gpt-oss). Among the
+        candidates, a stop token is preferred. If there are no candidates, the result is EOS, or the
+        stop token with the smallest id if the tokenizer has no EOS.
 
         Raises:
             UserError: no token can end a reply, or the template cannot render a reply.
@@ -279,14 +283,14 @@ class ChatFormat:
                     return ClosingToken(token, text, written=True, opens_next=opens)
         eos = self.tokenizer.eos_token_id
         if eos is None and not self.stop_ids:
-            raise UserError("the tokenizer has no EOS token, so a reply could never end: set one")
+            raise UserError("the tokenizer has no EOS token, so a reply could never end: set EOS")
         token = min(self.stop_ids) if eos is None else eos
         return ClosingToken(token, self.tokenizer.convert_ids_to_tokens(token), written=False)
 
     def _texts_after_probes(self) -> tuple[str, str]:
-        """Return the template's text after the last reply, and after a reply before a user turn.
+        """Return the template's texts after the last reply, and between a reply and the next one.
 
-        If the template cannot render several turns, the first text is returned twice.
+        If the template cannot render several turns, both texts are the first one.
         """
         try:
             whole = self.render([PROBE_USER, PROBE_REPLY])
@@ -301,7 +305,7 @@ class ChatFormat:
             return last, last
 
     def _text_after_reply(self, observation: str) -> str:
-        """Return the template's text between a reply and the next one, with the observation."""
+        """Return the template's text between a reply and the next, with the observation."""
         user_turn = {"role": "user", "content": observation}
         text = self.render([PROBE_USER, PROBE_REPLY, user_turn], prompt=True)
         _, separator, after = text.partition(SENTINEL)
@@ -311,13 +315,16 @@ class ChatFormat:
 
     @functools.cached_property
     def _reply_header(self) -> list[int]:
-        """Special tokens that the template writes before the text of the last reply, or []."""
+        """Tokens between the prompt and the last reply's text; [] if none of them is special."""
         start = len(self.render([PROBE_USER], prompt=True))
         head = self.encode(self.render([PROBE_USER, PROBE_REPLY])[start:].partition(SENTINEL)[0])
         return head if any(i in self.special_ids for i in head) else []
 
     def _find_turn_problems(self, system: bool) -> tuple[str | None, str | None]:
-        """Return the reason why rollouts cannot have several turns, and a note if they can."""
+        """Return why rollouts cannot have several turns (None if they can), and a note or None.
+
+        ``system`` is whether the conversation has a system message.
+        """
         first: list[Message] = [{"role": "system", "content": "?"}] if system else []
         first.append(PROBE_USER)
         try:
@@ -333,7 +340,7 @@ class ChatFormat:
         if SENTINEL not in turns or longer.count(SENTINEL) < 2:
             return _REWRITES.format("leaves earlier replies out"), None
         if not _have_same_ending(turns, longer):
-            return _REWRITES.format("renders a turn otherwise at another position"), None
+            return _REWRITES.format("renders a turn differently at another position"), None
         if self.closing.written and not self.closing.opens_next:
             reply = reply[: reply.rindex(self.closing.text) + len(self.closing.text)]
         else:
@@ -344,16 +351,16 @@ class ChatFormat:
         if not all(
             without_reasoning.startswith(THINK_BLOCK.sub("", text)) for text in (prompt, reply)
         ):
-            return _REWRITES.format("rewrites earlier turns once another one follows"), None
+            return _REWRITES.format("rewrites earlier turns when another turn follows"), None
         return None, (
-            "in rollouts of several turns earlier replies keep their reasoning, which the template "
-            "would leave out"
+            "in rollouts of several turns, earlier replies keep their reasoning, although the "
+            "template omits it"
         )
 
 
 _REWRITES = (
-    "the model's chat template {}: rollouts of several turns are not possible with it, those of "
-    "one turn are"
+    "the model's chat template {}: rollouts of several turns are not possible; rollouts of one "
+    "turn are possible"
 )
 
 
@@ -372,16 +379,16 @@ def encode_example(
     Args:
         chat_format: chat format of the model.
         prompt: messages before the first reply; tools are stored on one of them.
-        completion: replies, possibly with other turns between them; starts with a reply. Replies
-            with ``weight: 0`` are context.
-        notes: counts omissions and changes by reason.
+        completion: messages from the first reply on. Replies with ``weight: 0`` are not trained on.
+        notes: counts omissions and changes by reason, in place.
 
     Returns:
         Token ids [T], up to the last reply to train on, and the loss mask [T].
 
     Raises:
         RowDropped: the conversation cannot be encoded as the template renders it.
-        UserError: the template cannot render system messages.
+        UserError: ``completion`` does not start with a reply, or the template cannot render system
+            messages.
     """
     if not completion or completion[0]["role"] != "assistant":
         raise UserError("a completion must start with the assistant's turn")
@@ -391,7 +398,7 @@ def encode_example(
         return _encode_plain(chat_format, messages, len(prompt), notes)
     chat_format.check_system(messages)
     if folds_system(chat_format.tokenizer) and messages[0]["role"] == "system":
-        notes["system messages put into the first user turn"] += 1
+        notes["system messages added to the first user turn"] += 1
         folded = with_tools(fold_system(messages), tools_of(messages))
         return encode_demonstration(chat_format, folded, len(prompt) - 1, notes)
     return encode_demonstration(chat_format, messages, len(prompt), notes)
@@ -400,7 +407,10 @@ def encode_example(
 def _encode_plain(
     chat_format: ChatFormat, messages: Messages, first: int, notes: Counter[str]
 ) -> tuple[list[int], list[bool]]:
-    """Encode the texts of a base model: replies end with the stop token."""
+    """Encode a demonstration without a chat template; replies end with the closing token.
+
+    ``first`` is the index of the first reply to train on.
+    """
     if any(message.get("tool_calls") for message in messages):
         raise RowDropped(CALLS_WITHOUT_TEMPLATE)
     if tools_of(messages):
@@ -431,7 +441,7 @@ def _encode_plain(
 
 
 def generation_stop_ids(model: Any) -> list[int]:
-    """Return the stop tokens in the generation configuration that was saved with a model."""
+    """Return the ids of the stop tokens in the generation configuration saved with a model."""
     config = getattr(model, "generation_config", None)
     if config is None or getattr(config, "_from_model_config", False):
         return []
@@ -445,7 +455,7 @@ def prompt_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _have_same_ending(first: str, second: str) -> bool:
-    """Return whether two renderings have the same text after their last reply."""
+    """Return whether two renderings have the same text after the last reply."""
     first, second = (THINK_BLOCK.sub("", text).rpartition(SENTINEL)[2] for text in (first, second))
     return first == second
 
@@ -454,7 +464,7 @@ def _tokens_containing(tokenizer: Any, text: str) -> set[int]:
     """Return the ids of all tokens whose text contains ``text``.
 
     Raises:
-        UserError: no token contains it.
+        UserError: no token contains ``text``.
     """
     pieces = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
     token_ids = {i for i, piece in enumerate(pieces) if text in piece}
@@ -472,6 +482,6 @@ def _after_last(ids: list[int], head: list[int]) -> list[int]:
 
 
 def _outline(messages: Messages) -> str:
-    """Return the roles and the start of the last text, to identify a conversation in messages."""
+    """Return the roles and the start of the last message, for error messages."""
     roles = ", ".join(message["role"] for message in messages)
     return f"{roles}: {str(messages[-1]['content'])[:40]!r}"

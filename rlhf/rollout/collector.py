@@ -35,7 +35,7 @@ from rlhf.runs.profiling import Stopwatch
 
 log = logging.getLogger(__name__)
 
-# Key that separates the random numbers of sampling from others with the same seed.
+# First number of sampling seeds; it makes them differ from other seeds of the run.
 SAMPLING_SEED_KEY = 7
 
 _episode_ids = count()
@@ -59,9 +59,9 @@ class _Episode:
     """An episode in progress; ``rollout.tokens`` includes the prompt of the next reply."""
 
     id: int
-    """For the engine."""
+    """Identifier of the episode in requests to the engine."""
     index: int
-    """Position among the episodes to collect."""
+    """Index of the episode in the ``seeds`` of ``collect``."""
     env: gym.Env
     rollout: Rollout
     budget: int
@@ -83,8 +83,8 @@ def make_env_factory(
     Args:
         spec: environment id and arguments, or prompt sets.
         prompts: conversations, if the spec names prompt sets.
-        split: "train" or "test", for environments with separate items for each; None uses the
-            arguments of the spec.
+        split: "train" or "test", for environments with separate training and test data; None uses
+            the arguments of the spec.
 
     Raises:
         UserError: the id is unknown, or the environment cannot be made with these arguments.
@@ -121,10 +121,11 @@ class Collector:
         spec: limits and sampling parameters.
         context: context length of the policy, in tokens.
         long_context: token limit of an episode whose prompt alone is longer than ``context`` (see
-            ``usable_context``); None: such prompts are refused.
-        calls: calls the environments; by default a failure stops the run, without a time limit.
+            ``usable_context``). If it is None, such a prompt raises UserError.
+        calls: runs environment code; by default a failure raises UserError, and there is no time
+            limit.
         watch: measures the time of generation and of environments.
-        examples: messages shown before every episode, after the system message.
+        examples: messages that are inserted in every conversation, after the system message.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class Collector:
         ``split`` is passed to ``make_env_factory``.
 
         Raises:
-            UserError: the chat template refuses a prompt or the system message.
+            UserError: the chat template cannot render a prompt or the system message.
         """
         chat_format = ChatFormat(
             tokenizer,
@@ -178,7 +179,7 @@ class Collector:
         if context < long_context:
             log.info(
                 "rotary frequencies change beyond %d tokens: episodes with shorter prompts are "
-                "truncated there, others at %d tokens",
+                "truncated at this length, episodes with longer prompts at %d tokens",
                 context,
                 long_context,
             )
@@ -198,10 +199,11 @@ class Collector:
         return collector
 
     def check_template(self, prompts: Sequence[Any]) -> None:
-        """Check, before any episode, that the chat template can render the prompts.
+        """Check, before the first episode, that the chat template can render the prompts.
 
         Args:
-            prompts: prompts of a prompt set; if empty, the environment's system message is checked.
+            prompts: prompts of a prompt set. If it is empty, the system message of the
+                configuration or of the environment is checked.
 
         Raises:
             UserError: the template cannot render a prompt; the message names the prompt.
@@ -224,8 +226,9 @@ class Collector:
     def max_sampled_tokens(self) -> int:
         """Return an upper bound on the number of tokens sampled in an episode.
 
-        The number of turns is the environment's ``max_turns`` or the step limit of its
-        registration. Without either, the result is ``rollout.max_tokens`` or the limit of one turn.
+        The number of turns is bounded by the smaller of the environment's ``max_turns`` and its
+        registered ``max_episode_steps``. If neither is set, the result is ``rollout.max_tokens`` if
+        set, else the bound for one turn.
         """
         env = self._environments(1)[0]
         limit = getattr(env.spec, "max_episode_steps", None)
@@ -254,19 +257,20 @@ class Collector:
         temperature: float | None = None,
         allow_none: bool = False,
     ) -> list[Rollout]:
-        """Play one episode per seed with the engine's present policy.
+        """Play one episode per seed with the engine's current policy.
 
         Args:
-            seeds: the episodes.
+            seeds: one entry per episode.
             temperature: overrides the spec's temperature; 0 is greedy decoding.
-            allow_none: return an empty list, rather than raise, if every episode failed.
+            allow_none: whether to return an empty list if every episode failed.
 
         Returns:
             The episodes in the order of ``seeds``, without those whose environment failed.
 
         Raises:
-            UserError: an environment failed (the message names the seed), all of them failed, or a
-                prompt does not fit into the context.
+            UserError: an environment failed and ``EnvCalls.errors`` is "raise" (the message names
+                the seed), every episode failed and ``allow_none`` is False, or a prompt does not
+                fit into the context.
         """
         sampling = SamplingParams(
             temperature=self.spec.temperature if temperature is None else temperature,
@@ -281,20 +285,23 @@ class Collector:
         finally:
             self.engine.reset()
         if not rollouts and not allow_none:
-            raise UserError("every environment failed, so there is nothing to learn from")
+            raise UserError(
+                "the environment failed in every episode, so there are no rollouts: see the "
+                "warnings above"
+            )
         return [rollouts[index] for index in sorted(rollouts)]
 
     def _play(
         self, seeds: Sequence[EpisodeSeed], envs: Sequence[gym.Env], sampling: SamplingParams
     ) -> dict[int, Rollout]:
-        """Play all episodes; the next one starts as soon as an environment is free.
+        """Play all episodes; an episode starts as soon as an environment is free.
 
         Returns:
-            The finished episodes, by their index in ``seeds``.
+            Index in ``seeds`` -> finished episode.
         """
         waiting = deque(enumerate(seeds))
         free = list(reversed(envs))
-        active: dict[int, _Episode] = {}  # by request
+        active: dict[int, _Episode] = {}  # request id -> episode
         finished: dict[int, Rollout] = {}
 
         def submit(episode: _Episode) -> None:
@@ -329,14 +336,14 @@ class Collector:
                     finished[episode.index] = episode.rollout
 
     def _replace(self, env: gym.Env) -> gym.Env:
-        """Replace an environment that failed, because its state is undefined, by a new one."""
+        """Replace a failed environment by a new one, because its state is undefined."""
         index = self.envs.index(env)
         self.calls.close(env)
         self.envs[index] = self.make_env()
         return self.envs[index]
 
     def _call_environment(self, seed: int, call: Callable[[], Any]) -> Any:
-        """Run environment code; return None if it failed and failures are counted."""
+        """Run environment code; return None if it failed and ``EnvCalls.errors`` is "count"."""
         with self.watch("environments"):
             return self.calls.run(seed, call)
 
@@ -346,8 +353,9 @@ class Collector:
         """Start an episode from the result of ``reset``."""
         start_info = {**info, "observation": observation}
         rollout = Rollout(seed.seed, seed.group_index, seed.sample_index, start_info=start_info)
-        # In a prompt set, this message is the data row's, and its other keys, such as the right
-        # answer, are for rewards. Other environments can use the key for anything.
+        # A prompt set returns the message of the data row, whose further keys, such as the
+        # reference answer, are for rewards. Other environments may use the key "message" for a
+        # value of any type.
         message = info.get("message")
         keys = message if isinstance(message, Mapping) else {}
         first = {"role": "user", **keys, "content": observation}
@@ -360,8 +368,8 @@ class Collector:
         budget = min(self.spec.max_tokens or context, context)
         if len(ids) >= budget:
             raise UserError(
-                f"the prompt of seed {seed.seed} has {len(ids)} tokens, which leaves no room in "
-                f"the {budget} of rollout.max_tokens or the model's context: shorten the "
+                f"the prompt of seed {seed.seed} has {len(ids)} tokens, but an episode is limited "
+                f"to {budget} tokens (rollout.max_tokens or the model's context): shorten the "
                 "prompts or raise the limit"
             )
         rollout.append(ids, turn=0, logprobs=None, policy_version=self.engine.policy_version)
@@ -372,8 +380,8 @@ class Collector:
     ) -> list[dict[str, Any]]:
         """Add the system message and the examples of this collector to ``messages``.
 
-        ``rollout.system`` takes precedence over the system message of the conversation, and that
-        over the environment's.
+        The system message is ``rollout.system`` if set, else that of the conversation, else the
+        argument ``system``, which is that of the environment.
         """
         tools = tools_of(messages)
         messages = [dict(message) for message in messages]
@@ -398,7 +406,7 @@ class Collector:
     def _step_and_record(
         self, episode: _Episode, completion: Completion, text: str
     ) -> tuple[str, bool]:
-        """Step the environment with a reply, and record both in the rollout.
+        """Step the environment with a reply, and record the reply and the result in the rollout.
 
         Returns:
             The observation, and whether the environment truncated the episode.
@@ -425,10 +433,11 @@ class Collector:
         return observation, truncated
 
     def _play_turn(self, episode: _Episode, completion: Completion) -> bool | None:
-        """Play one turn: step the environment with a reply, and append both to the rollout.
+        """Step the environment with a reply, and append the reply and the observation.
 
         Returns:
-            Whether the episode is over; None if the environment failed and failures are counted.
+            Whether the episode is over; None if the environment failed and ``EnvCalls.errors`` is
+            "count".
         """
         rollout = episode.rollout
         text = self.chat_format.decode_reply(completion.tokens)
@@ -448,7 +457,8 @@ class Collector:
         )
         rollout.truncated = truncated or len(ids) >= episode.remaining_tokens
         episode.turn += 1
-        # The observation is also appended after the last turn, because the critic bootstraps there.
+        # The observation after the last turn is appended too, because the critic estimates the
+        # value of the last state.
         rollout.append(
             ids[: episode.remaining_tokens],
             turn=episode.turn,
@@ -458,10 +468,13 @@ class Collector:
         return rollout.truncated
 
     def _invalid_action_result(self, env: Any) -> tuple[Any, ...]:
-        """Return the step result of a reply without an action; the environment is not stepped."""
+        """Return the step result for a reply without a valid action.
+
+        The environment is not stepped.
+        """
         first = env.action_space.start
         last = first + env.action_space.n - 1
-        hint = f"That is no action. Answer with a number from {first} to {last}."
+        hint = f"This is not a valid action. Answer with a number from {first} to {last}."
         return hint, self.spec.invalid_reward, self.spec.invalid == "end", False, {"valid": False}
 
 
@@ -469,7 +482,8 @@ def _check_completion(completion: Completion, active: Mapping[int, _Episode]) ->
     """Check the completion that a rollout engine returned.
 
     Raises:
-        UserError: No request has the completion's id, or its log-probabilities cannot be used.
+        UserError: The completion belongs to no active request, or it does not have one finite
+            log-probability per token.
     """
     episode = active.get(completion.request.request_id)
     if episode is None:
@@ -478,6 +492,6 @@ def _check_completion(completion: Completion, active: Mapping[int, _Episode]) ->
     if len(tokens) != len(logprobs) or not all(map(math.isfinite, logprobs)):
         raise UserError(
             f"the rollout engine returned {len(tokens)} tokens with {len(logprobs)} "
-            f"log-probabilities in the episode of seed {episode.rollout.seed}; each token needs "
-            "one that is finite"
+            f"log-probabilities in the episode of seed {episode.rollout.seed}; every token needs "
+            "a finite log-probability"
         )

@@ -1,9 +1,9 @@
-"""Cut a demonstration out of the chat template's rendering of the whole conversation.
+"""Encode demonstrations, as parts of the chat template's rendering of the whole conversation.
 
-A reply is located with two renderings: the prompt before it, as in sampling, and the conversation
-up to its end. A reply is trained on only if the template renders it equally as the last turn and
-within the whole conversation; other replies are context. So no reply is trained on in a form in
-which it would not be sampled.
+A reply is located with two renderings: the prompt before the reply, as in sampling, and the
+conversation that ends with the reply. A reply is trained on only if the template renders it equally
+as the last turn and within the whole conversation; other replies are context. Therefore every reply
+that is trained on has the form in which it would be sampled.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 Message = Mapping[str, Any]
 
-# Reasoning blocks: opened at the end of a prompt; opened and perhaps closed there; anywhere.
+# Reasoning tags at the end of a prompt: an open block, and an open or empty block. Reasoning blocks
+# anywhere in a text.
 OPEN_THINK_TAG = re.compile(r"<think>\s*\Z")
 THINK_TAGS_AT_END = re.compile(r"<think>\s*(</think>\s*)?\Z")
 THINK_BLOCK = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)
@@ -35,11 +36,11 @@ THINK_BLOCK = re.compile(r"<think>.*?(</think>\s*|\Z)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Reply:
-    """Position of a reply in the text of the whole conversation."""
+    """Position of a reply in the text of the whole conversation, in characters."""
 
     start: int
     end: int
-    """End of the reply, after its closing token if the template writes one."""
+    """End of the reply, including the closing token if the template writes one."""
     prompt: str
     """The prompt from which the reply would be sampled."""
     unclosed: bool = False
@@ -54,11 +55,11 @@ def encode_demonstration(
     Args:
         chat_format: a chat format with a template.
         messages: the whole conversation, with ``tools`` on the first message.
-        first: index of the first reply to train on.
-        notes: counts the replies that are not trained on, and the template's omissions.
+        first: index of the first message that may be trained on.
+        notes: counts the replies that are not trained on, and the template's omissions, in place.
 
     Returns:
-        Token ids [T] and the loss mask [T].
+        Token ids [T], up to the last reply to train on, and the loss mask [T].
 
     Raises:
         RowDropped: the conversation cannot be encoded; the message says why.
@@ -92,7 +93,13 @@ class _Rendering:
         self.whole = chat_format.render(self.messages)
 
     def pieces(self, first: int, notes: Counter[str]) -> list[Piece]:
-        """Split the text at replies, up to the last reply that is trained on."""
+        """Split the text at the replies to train on, and omit the text after the last of them.
+
+        ``first`` and ``notes`` are those of ``encode_demonstration``.
+
+        Raises:
+            RowDropped: no reply can be trained on.
+        """
         if tools_of(self.messages) and not self.format.renders_tools:
             notes["conversations without their tools: the template leaves them out"] += 1
         if self._omits_text_of_calls():
@@ -115,7 +122,7 @@ class _Rendering:
                     return self._pieces_with_reasoning(learned, index, reply)
                 reply = None
             if reply is None:
-                notes["replies not learned: the template rewrites them when turns follow"] += 1
+                notes["replies not trained on: the template rewrites them when turns follow"] += 1
                 continue
             if hidden:
                 notes["replies without their reasoning: the template leaves it out"] += 1
@@ -126,12 +133,12 @@ class _Rendering:
             system = self.messages[0]["role"] == "system"
             hint = " (try model.fold_system: true)" if system else ""
             raise RowDropped(
-                f"the chat template renders the prompt otherwise once it is answered{hint}"
+                f"the chat template renders the prompt differently when a reply follows{hint}"
             )
         return self._split_at_replies(learned, self.whole)
 
     def _omits_text_of_calls(self) -> bool:
-        """Return whether the template leaves out the text of a message with tool calls."""
+        """Return whether the template omits the content of a message with tool calls."""
         with_text = [bool(m.get("tool_calls") and m["content"].strip()) for m in self.messages]
         if not any(with_text):
             return False
@@ -142,7 +149,10 @@ class _Rendering:
         return self.format.render(marked).count(SENTINEL) < sum(with_text)
 
     def _locate(self, index: int) -> Reply | None:
-        """Return a reply's position in the whole text; None if it is rendered differently there."""
+        """Return the position of message ``index`` in the whole text.
+
+        The result is None if the template renders the reply differently as the last turn.
+        """
         prompt = self.format.render(self.messages[:index], prompt=True)
         start = len(prompt)
         if not self.whole.startswith(prompt):
@@ -170,13 +180,16 @@ class _Rendering:
         return Reply(start, end, prompt, unclosed)
 
     def _reply_end(self, text: str, start: int) -> int:
-        """Return the end of the last reply, for a template that writes no closing token."""
+        """Return the end of the last reply in a template that writes no closing token."""
         after = self.format.text_after_reply
         end = len(text) - len(after) if text.endswith(after) else len(text.rstrip())
         return max(start, end)
 
     def _end_of_final_special(self, text: str, start: int) -> int:
-        """Return the end of a special token at the end of ``text``, ignoring white space, or 0."""
+        """Return the end of the special token that ends ``text``, before trailing white space.
+
+        The result is 0 if there is no special token at the end, or if it begins before ``start``.
+        """
         stripped = text.rstrip()
         for token in self.format.special_texts:
             if stripped.endswith(token) and len(stripped) - len(token) >= start:
@@ -189,13 +202,19 @@ class _Rendering:
         return max(lengths, default=0)
 
     def _hides_reasoning(self, index: int, reply: Reply) -> bool:
-        """Return whether the message has reasoning that is missing in the whole text."""
+        """Return whether a message has reasoning that the template omits in the whole text."""
         reasoning, _ = split_reasoning(self.messages[index])
         shown = self.whole[reply.start : reply.end]
         return bool(reasoning.strip()) and reasoning.strip() not in shown
 
     def _pieces_with_reasoning(self, learned: list[Reply], index: int, reply: Reply) -> list[Piece]:
-        """Insert the last reply's reasoning, which the template omits, after the prompt's tag."""
+        """Return the pieces with the omitted reasoning of the last reply after the prompt's tag.
+
+        Args:
+            learned: positions of the earlier replies to train on.
+            index: index of the last reply.
+            reply: position of the last reply, whose prompt ends with an open <think> tag.
+        """
         reasoning, _ = split_reasoning(self.messages[index])
         answer = self.whole[reply.start : reply.end].lstrip("\n")
         gap = "" if reply.prompt.endswith("\n") else "\n"
@@ -208,6 +227,7 @@ class _Rendering:
 
     @staticmethod
     def _split_at_replies(learned: list[Reply], text: str) -> list[Piece]:
+        """Split a text into the replies to train on and the texts before each of them."""
         pieces: list[Piece] = []
         cursor = 0
         for reply in learned:

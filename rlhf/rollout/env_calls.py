@@ -1,4 +1,4 @@
-"""Call environments: check what they return, limit their time, and handle their failures."""
+"""Call environments: check the results, limit the time of a call, and handle failures."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Result = TypeVar("Result")
 
 @dataclass
 class EnvCalls:
-    """Calls an environment's code; a failure stops the run or is counted.
+    """Calls an environment's code; a failure raises an error or is counted.
 
     Args:
         errors: Effect of a failure: "raise" or "count".
-        timeout: Limit of one call in seconds; None is no limit.
+        timeout: Time limit of one call in seconds; None is no limit.
     """
 
     errors: str = "raise"
@@ -37,14 +37,15 @@ class EnvCalls:
 
     @classmethod
     def of(cls, spec: EnvSpec) -> EnvCalls:
-        """Make the caller for a configuration."""
+        """Return the EnvCalls with the settings of a configuration."""
         return cls(spec.errors, spec.timeout)
 
     def run(self, seed: int, call: Callable[[], Result]) -> Result | None:
-        """Run ``call`` and return its result; None if it failed and failures are counted.
+        """Run ``call`` and return its result; None if it failed and ``errors`` is "count".
 
         Raises:
-            UserError: The call failed and failures are not counted; the message names the seed.
+            UserError: The call failed and ``errors`` is "raise" (the message names the seed), or
+                the call raised a UserError.
         """
         try:
             with contained(self.timeout):
@@ -62,16 +63,16 @@ class EnvCalls:
             return None
 
     def close(self, env: gym.Env) -> None:
-        """Close an environment; a failure only logs a warning, because the episodes are over."""
+        """Close an environment; if this fails, only a warning is logged."""
         try:
             with contained(self.timeout):
                 env.close()
         except Exception as error:
-            log.warning("an environment did not close: %s", first_line(error))
+            log.warning("an environment could not be closed: %s", first_line(error))
 
 
 def reset(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
-    """Reset an environment; return the observation as text and the info.
+    """Reset an environment; return the observation, as text, and the info.
 
     Raises:
         TypeError: A returned value has the wrong type.
@@ -82,12 +83,12 @@ def reset(env: gym.Env, seed: int) -> tuple[str, dict[str, Any]]:
         if not {"role", "content"} <= set(
             _require_type(message, Mapping, 'an entry of info["messages"]')
         ):
-            raise TypeError('an entry of info["messages"] has no role or no content')
+            raise TypeError('an entry of info["messages"] has no key "role" or no key "content"')
     return _observation_text(observation), info
 
 
 def step(env: gym.Env, action: Any) -> tuple[str, float, bool, bool, Mapping[str, Any]]:
-    """Step an environment; return observation, reward, terminated, truncated and info.
+    """Step an environment; return the observation as text, reward, terminated, truncated and info.
 
     Raises:
         TypeError: A returned value has the wrong type.
@@ -103,6 +104,7 @@ def step(env: gym.Env, action: Any) -> tuple[str, float, bool, bool, Mapping[str
 
 
 def _require_type(value: Any, expected: Any, name: str) -> Any:
+    """Return ``value``; raise TypeError if it does not have the expected type."""
     if not isinstance(value, expected):
         raise TypeError(f"{name} is of type {type(value).__name__}")
     return value

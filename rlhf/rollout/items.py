@@ -10,10 +10,8 @@ from typing import Any
 from rlhf.rollout.batch import Rollout
 
 MAX_OPENINGS = 20_000
-"""Maximum number of stored openings.
-
-If it is exceeded, counts of shared openings are lower bounds.
-"""
+"""Maximum number of stored openings. Further openings are not stored, so that counts of shared
+openings are then lower bounds."""
 
 
 def opening_key(messages: Sequence[Mapping[str, Any]], replies: int) -> str:
@@ -21,7 +19,7 @@ def opening_key(messages: Sequence[Mapping[str, Any]], replies: int) -> str:
 
     Args:
         messages: the conversation of an episode.
-        replies: number of the policy's replies; earlier assistant messages belong to the prompt.
+        replies: number of the policy's replies, which are the last assistant messages.
     """
     assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     digest = hashlib.sha256()
@@ -64,8 +62,8 @@ def describe_items(
     Args:
         openings: openings of the training episodes.
         rows: rows of ``episodes.jsonl``.
-        separate: whether the environment separates evaluation items from training items.
-        note: the environment's description of an item.
+        separate: whether the environment has separate items for training and evaluation.
+        note: the environment's description of its items.
     """
     return {
         "separate": separate,

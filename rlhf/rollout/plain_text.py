@@ -1,4 +1,4 @@
-"""Encode plain text for language modeling: no prompt, no chat template."""
+"""Encode plain text for language modeling, without a prompt and a chat template."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 EVALUATION_BLOCK = 2**30
+"""First seed of evaluation; training seeds are smaller."""
 
 
 def training_seed(run_seed: int, counter: int) -> int:

@@ -109,7 +109,7 @@ def test_nondeterministic_model_is_refused():
         return output
 
     model.model.forward = drifting
-    with pytest.raises(UserError, match=r"in training its states differ by .* one row") as error:
+    with pytest.raises(UserError, match=r"states in training differ from .* one row by") as error:
         enable_fast_paths(model)
     assert "\n" not in str(error.value)
 
@@ -229,6 +229,6 @@ def test_sampler_check_refuses_wrong_logprobs(monkeypatch):
         return completions
 
     monkeypatch.setattr(sampler_verification.Sampler, "step", shifted)
-    with pytest.raises(UserError, match="other log-probabilities than in a plain pass") as error:
+    with pytest.raises(UserError, match="differ from those of a plain pass over the row") as error:
         check_sampling(model)
     assert "\n" not in str(error.value)

@@ -223,7 +223,7 @@ def test_a_chat_model_can_be_used_as_a_base_model():
 @pytest.mark.parametrize(
     ("loop", "problem"),
     [
-        ("{% for m in messages %}[{{ loop.index }}] ", "renders a turn otherwise at another"),
+        ("{% for m in messages %}[{{ loop.index }}] ", "renders a turn differently at another"),
         ("{% for m in messages[-3:] %}", "leaves earlier replies out"),
     ],
 )

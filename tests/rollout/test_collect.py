@@ -218,7 +218,7 @@ def test_failed_environment_is_replaced():
 
 def test_all_environments_failed_is_user_error():
     engine = FakeEngine("fail")
-    with pytest.raises(UserError, match="every environment failed"):
+    with pytest.raises(UserError, match="the environment failed in every episode"):
         one(engine, errors="count")
 
 

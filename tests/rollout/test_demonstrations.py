@@ -130,7 +130,7 @@ def test_a_system_text_is_refused_or_folded_into_the_first_user_turn(tmp_path):
         ids, own = encode_example(ChatFormat(found), prompt, [assistant("Hello")], notes=notes)
         text = learned(found, ids, own)
         assert text == "<|user|>Be kind.\n\nHi<|assistant|>[Hello<|end|>]"
-        assert notes == {"system messages put into the first user turn": 1}
+        assert notes == {"system messages added to the first user turn": 1}
         assert ChatFormat(found).encode_prompt(prompt) == ids[: own.index(True)]
     with pytest.raises(ValueError, match="has a system role"):
         set_chat_options(chatml(), fold_system=True)
@@ -178,7 +178,7 @@ def test_only_the_last_of_several_replies_is_learned_where_history_is_rewritten(
     assert found.endswith("[<think></think>a2<|im_end|>]")
     whole = tokenizer.apply_chat_template([user("u1"), *talk], tokenize=False)
     assert tokenizer.decode(ids) == whole.removesuffix("\n")
-    assert notes == {"replies not learned: the template rewrites them when turns follow": 1}
+    assert notes == {"replies not trained on: the template rewrites them when turns follow": 1}
 
 
 def sentencepiece(scheme: str) -> Any:
@@ -266,7 +266,7 @@ def test_reasoning_of_earlier_replies_is_neither_shown_nor_learned_without():
     found = learned(tokenizer, ids, own)
     assert found.endswith("<|im_start|>assistant\n<think>\n[r2\n</think>\n\na2<|im_end|>]")
     assert "assistant\na1<|im_end|>" in found
-    assert notes == {"replies not learned: the template rewrites them when turns follow": 1}
+    assert notes == {"replies not trained on: the template rewrites them when turns follow": 1}
 
 
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content or '' }}"

@@ -119,9 +119,9 @@ def test_a_step_without_an_informative_group_learns_nothing(tmp_path, echo_model
 
 
 def test_a_run_whose_episodes_all_fail_says_so(echo_model):
-    with pytest.raises(UserError, match="every environment failed"):
+    with pytest.raises(UserError, match="the environment failed in every episode"):
         collect_step(trainer_of(echo_model, [0.0, 1.0], fails=range(100)))
-    with pytest.raises(UserError, match="every environment failed"):
+    with pytest.raises(UserError, match="the environment failed in every episode"):
         collect_step(trainer_of(echo_model, [0.0, 1.0], fails=range(100), verb="grpo"))
 
 

@@ -1,1 +1,1 @@
-"""Sampling from a policy: the engine interface, continuous batching, caches and decoders."""
+"""Sample from a policy: engine interface, continuous batching, caches and decoders."""

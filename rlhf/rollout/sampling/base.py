@@ -1,7 +1,7 @@
-"""Interface of rollout engines: they receive token ids, and return token ids and log-probs.
+"""Interface of rollout engines, which receive token ids and return token ids and log-probs.
 
-A collector submits one request per turn and receives completions in any order. An engine can sample
-in this process or on an inference server.
+A collector submits one request per turn, and receives completions in any order. An engine can
+sample in this process or on an inference server.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 
 
 class FinishReason(StrEnum):
-    """Why a completion ended."""
+    """Reason why a completion ended."""
 
     STOP = "stop"
     """The last token is a stop token."""
@@ -31,11 +31,13 @@ class SamplingParams:
     top_k: int = 0
     """Number of most likely tokens to keep; 0 keeps all."""
     top_p: float = 1.0
-    """Keep the smallest set of most likely tokens with at least this probability."""
+    """Total probability of the tokens to keep: the smallest set of most likely tokens with at least
+    this probability is kept; 1 keeps all."""
     min_p: float = 0.0
-    """Keep tokens with at least this fraction of the highest probability."""
+    """Minimum probability of a token to keep, as a fraction of the highest probability; 0 keeps
+    all."""
     stop_ids: frozenset[int] = frozenset()
-    """Tokens that end a completion; the stop token is part of it."""
+    """Ids of the tokens that end a completion. The stop token is part of the completion."""
 
     @property
     def truncates(self) -> bool:
@@ -48,14 +50,16 @@ class Request:
     """One completion to sample."""
 
     episode_id: int
-    """Each request of an episode extends the previous one, so an engine can keep the KV cache."""
+    """Identifier of the episode. The prompt of each request of an episode extends the tokens of the
+    previous request and its completion, so an engine can keep the KV cache."""
     prompt_ids: Sequence[int]
     """All tokens of the episode so far."""
     max_new_tokens: int
     seed: tuple[int, ...]
-    """Entropy for ``numpy.random.SeedSequence``; the completion has no other randomness."""
+    """Seed of the completion's random numbers (entropy of ``numpy.random.SeedSequence``)."""
     sampling: SamplingParams
     request_id: int = field(default_factory=count().__next__)
+    """Unique identifier of the request."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,8 @@ class Completion:
     request: Request
     tokens: list[int]
     logprobs: list[float]
-    """Log-probability of each token after temperature and truncation.
-
-    With greedy decoding, it is the log-probability under the model's own distribution.
-    """
+    """Log-probability of each token, in nats, under the distribution after temperature and
+    truncation; with greedy decoding, under the model's own distribution."""
     finish_reason: FinishReason
     policy_version: int
     """Version of the weights that sampled the completion."""
@@ -78,14 +80,14 @@ class RolloutEngine(Protocol):
     """Interface for sampling completions with the current policy."""
 
     policy_version: int
-    """Version of the weights in use."""
+    """Version of the weights that the engine uses."""
 
     def update_policy(self, version: int) -> None:
-        """Use the policy's present weights from now on, under this version number."""
+        """Use the policy's current weights from now on, and this number as their version."""
         ...
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests and return at once."""
+        """Queue requests and return immediately."""
         ...
 
     def poll(self) -> list[Completion]:
@@ -93,7 +95,7 @@ class RolloutEngine(Protocol):
         ...
 
     def release(self, episode_id: int) -> None:
-        """End an episode: free its cache and cancel its unfinished request, if there is one."""
+        """Free the cache of an episode, and cancel its unfinished request if there is one."""
         ...
 
     def reset(self) -> None:

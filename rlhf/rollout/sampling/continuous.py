@@ -1,8 +1,8 @@
-"""Continuous batching in this process: rows join and leave the batch while others decode.
+"""Continuous batching in this process: rows join and leave the batch while others are decoded.
 
 Each row keeps its keys and values from turn to turn, so every token of an episode passes through
-the model once. A row that finishes is returned at once, and the next turn of its episode, or
-another episode, joins the rows that are still decoding. Every row has its own random numbers, so a
+the model once. A completion is returned as soon as it ends. The next turn of its episode, or a new
+episode, then joins the rows that are being decoded. Every row has its own random numbers, so a
 completion does not depend on the other rows of the batch.
 """
 
@@ -21,21 +21,21 @@ from rlhf.rollout.sampling.decoder import decoder_for
 from rlhf.rollout.sampling.draw import draw
 from rlhf.rollout.sampling.protocols import forward_new_tokens
 
-# New rows are prefilled together once they reach this fraction of the decoding rows, because a
-# prefill of a few tokens takes as long as a decoding step.
+# Rows with new tokens are prefilled when their number is at least this fraction of the number of
+# decoding rows, because a prefill of a few tokens takes as long as a decoding step.
 PREFILL_SHARE = 1 / 8
 
 
 class ContinuousEngine:
     """``RolloutEngine`` that samples from a model in this process.
 
-    All requests between two calls of ``reset`` share one ``SamplingParams``. The requests that are
-    queued at the first ``poll`` set the number of rows. The cache, and the decoder's copies of
-    weights, exist until ``reset``.
+    All requests between two calls of ``reset`` have the same ``SamplingParams``. The number of rows
+    is the number of requests that are queued at the first ``poll``, at most ``max_rows``. The
+    cache, and the decoder's copies of weights, exist until ``reset``.
 
     Args:
         model: causal model. Its weights must not change between the first ``poll`` and ``reset``.
-        max_rows: maximum number of episodes decoded at once; others wait for a free row.
+        max_rows: maximum number of episodes that are decoded at once; others wait for a free row.
     """
 
     def __init__(self, model: Any, *, max_rows: int) -> None:
@@ -46,17 +46,18 @@ class ContinuousEngine:
         self._queue: deque[Request] = deque()
 
     def update_policy(self, version: int) -> None:
-        """Set the version of the model's present weights.
+        """Set the version of the model's current weights.
 
         Raises:
-            RuntimeError: the cache holds keys and values of the old weights; call ``reset`` first.
+            RuntimeError: ``reset`` was not called, so the cache contains keys and values of the old
+                weights.
         """
         if self._sampler is not None:
-            raise RuntimeError("the policy cannot change before the engine is reset")
+            raise RuntimeError("reset the engine before the policy is updated")
         self.policy_version = version
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests; a request that continues an episode uses the episode's row.
+        """Queue requests; a request that continues an episode uses the row of the episode.
 
         Raises:
             ValueError: the sampling parameters differ from those of earlier requests.
@@ -68,7 +69,7 @@ class ContinuousEngine:
                 self._sampler.submit(request)
 
     def poll(self) -> list[Completion]:
-        """Run one forward pass and return the completions that it finished."""
+        """Run one forward pass and return the completions that ended in it."""
         if self._sampler is None and self._queue:
             rows = min(self.max_rows, len(self._queue))
             sampling = self._queue[0].sampling
@@ -82,7 +83,7 @@ class ContinuousEngine:
         return self._sampler.step()
 
     def release(self, episode_id: int) -> None:
-        """Free the episode's row; an unfinished request is cancelled."""
+        """Free the row of an episode, and cancel its unfinished request if there is one."""
         self._queue = deque(r for r in self._queue if r.episode_id != episode_id)
         if self._sampler is not None and episode_id in self._sampler.row_of:
             self._sampler.release(episode_id)
@@ -96,10 +97,10 @@ class ContinuousEngine:
 
 
 class Sampler:
-    """Samples one batch of rows: holds the cache and the unfinished completion of each row.
+    """Samples completions for one batch of rows, with the cache and the state of each row.
 
-    An episode holds a row from its first ``submit`` to its ``release``. In every pass the rows in
-    use are the first rows of the cache, without gaps.
+    An episode occupies a row from its first ``submit`` to its ``release``. In every pass, the rows
+    in use are the first rows of the cache, without gaps.
 
     Args:
         model: causal model (a PEFT model's adapters are applied); its weights must not change
@@ -120,10 +121,10 @@ class Sampler:
         self.row_of: dict[int, int] = {}
         self.episode_ids: list[int] = []  # by row
         self.free_rows: set[int] = set()  # released rows, which are filled before the next pass
-        self.requests: dict[int, Request] = {}  # unfinished ones, by episode
-        self.unread: dict[int, list[int]] = {}  # by episode: tokens to prefill
+        self.requests: dict[int, Request] = {}  # episode id -> unfinished request
+        self.unread: dict[int, list[int]] = {}  # episode id -> tokens to prefill
         self.prefill_tokens = 0
-        # By row; columns are the tokens of the unfinished completion.
+        # One row per row of the cache; the columns are the tokens of the unfinished completion.
         self.noise = np.zeros((rows, 0))
         self.tokens = np.zeros((rows, 0), dtype=np.int64)
         self.logprobs = np.zeros((rows, 0))
@@ -133,7 +134,7 @@ class Sampler:
         self.decoding = np.zeros(rows, dtype=bool)
 
     def submit(self, request: Request) -> None:
-        """Start a completion, in the row of its episode or in a free one.
+        """Start a completion, in the row of its episode or in a free row.
 
         Raises:
             ValueError: the sampling parameters differ from those of the batch.
@@ -159,7 +160,7 @@ class Sampler:
         self.count[row], self.limit[row] = 0, len(noise)
 
     def release(self, episode_id: int) -> None:
-        """Free the row of an episode; an unfinished request is cancelled."""
+        """Free the row of an episode, and cancel its unfinished request if there is one."""
         row = self.row_of.pop(episode_id)
         self.requests.pop(episode_id, None)
         self.unread.pop(episode_id, None)
@@ -184,7 +185,7 @@ class Sampler:
 
     @torch.no_grad()
     def step(self) -> list[Completion]:
-        """Run one forward pass: a prefill of new tokens, or one token of every decoding row.
+        """Run one forward pass: a prefill of new tokens, or a decoding step of every decoding row.
 
         Returns:
             The completions that ended in this pass.
@@ -218,12 +219,12 @@ class Sampler:
         ]
 
     def _prefill(self) -> tuple[np.ndarray, torch.Tensor]:
-        """Pass unread tokens through the model.
+        """Pass all unread tokens through the model.
 
-        New episodes with equal prompts are computed once, and the row is copied.
+        Equal prompts of new episodes are computed once, and the cache row is copied.
 
         Returns:
-            The rows [n], and logits [n, V] after the last token of each.
+            The rows [n] with unread tokens, and the logits [n, V] after the last token of each row.
         """
         rows = np.array(sorted(self.row_of[episode_id] for episode_id in self.unread))
         inputs = [self.unread.pop(self.episode_ids[row]) for row in rows]
@@ -251,8 +252,8 @@ class Sampler:
     def _decode(self, decoding: np.ndarray) -> torch.Tensor:
         """Return the logits [n, V] after the last token of each decoding row.
 
-        If the cache is read in place, idle rows between them take part in the pass and their
-        logits are dropped.
+        If the cache is read in place, the idle rows between decoding rows are part of the pass, and
+        their logits are dropped.
         """
         if not self.cache.in_place:
             ids = self.last[decoding, None].tolist()

@@ -1,9 +1,9 @@
-"""Decoders: forward passes over the ragged cache.
+"""Decoders, which compute forward passes over a cache with rows of different lengths.
 
-A decoding step multiplies few rows by every weight, so its time is dominated by reading weights and
-launching operations. For the Llama family this module computes the layers itself and fuses the
-projections of one input into one matmul. For other families the model's own forward pass is called.
-The fused functions are compared with the model's own forward pass once per model.
+A decoding step multiplies few rows by every weight, so most of its time is spent on reading weights
+and launching operations. For the Llama family, this module computes the layers itself and combines
+the projections of the same input into one matmul. For other families, it calls the model's own
+forward pass. The fused layers are compared with the model's own forward pass once per model.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ FUSED_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 Projection = Callable[[torch.Tensor], torch.Tensor]
 
-# Decoder stack of a model -> whether the fused decoder agrees with it.
+# Trunk of a model -> whether the fused decoder agrees with the model.
 _fused_agrees: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-# Decoder stack of a model -> index of its decoder in ``decoder_options``.
+# Trunk of a model -> index of the selected decoder in ``decoder_options``.
 _selected: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
@@ -61,7 +61,7 @@ class PlainDecoder:
 
     Args:
         model: causal model.
-        stepwise: whether rows with a recurrent state read further tokens one by one.
+        stepwise: whether new tokens of a row with a recurrent state are passed one by one.
 
     Raises:
         ValueError: the family's cache or attention does not support rows of different lengths.
@@ -73,13 +73,15 @@ class PlainDecoder:
         self.config = text_config(trunk)
         self.layer_kinds = cache_kinds(self.config)
         if self.layer_kinds is None or additional_window(self.config):
-            raise ValueError("attention or cache of an unsupported form")
+            raise ValueError("the attention or the cache of this family is not supported")
         self.limited = mixers_with_time_step_limits(trunk)
         self.parameters = inspect.signature(trunk.forward).parameters
         # The model builds its own masks if its layers have different attention windows.
         self.builds_masks = has_states(self.config) or window_of(self.config) is not None
         if self.builds_masks and self.config._attn_implementation not in ADDITIVE_MASK_ATTENTION:
-            raise ValueError(f"no masks for {self.config._attn_implementation} attention")
+            raise ValueError(
+                f"masks for {self.config._attn_implementation} attention are not supported"
+            )
 
     def new_cache(self, rows: int) -> RaggedCache:
         """Make an empty cache for ``rows`` episodes."""
@@ -125,6 +127,9 @@ class FusedDecoder:
     """Decoder for the Llama family, with fused copies of the model's weights.
 
     The copies are not updated: make a new decoder after an update of the model.
+
+    Args:
+        model: causal model of one of FUSED_FAMILIES.
     """
 
     def __init__(self, model: Any) -> None:
@@ -180,9 +185,15 @@ class _Layer:
         plan: Plan,
         store: RaggedLayer,
     ) -> torch.Tensor:
-        """Run the layer on hidden states [N, D].
+        """Return the layer's output [N, D].
 
-        ``rotated_sin`` is the sine with a negative first half, as in ``rotate_half``.
+        Args:
+            hidden: hidden states [N, D] of the new tokens.
+            cos: cosines of the rotary embedding.
+            rotated_sin: sines of the rotary embedding; the first half is negated, as in
+                transformers' ``rotate_half``.
+            plan: plan of the pass.
+            store: keys and values of this layer.
         """
         size = hidden.shape[-1:]
         projected = self.qkv(rms_norm(hidden, size, self.norms[0], self.epsilon))
@@ -217,7 +228,16 @@ def attend(
     mask: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """Return attention [N, H * D] of new tokens [N, H, D] over keys and values [n, K, width, D]."""
+    """Return the attention outputs [N, H * D] of the new tokens.
+
+    Args:
+        queries: queries [N, H, D] of the new tokens.
+        keys: keys [n, Hkv, width, D] of the rows.
+        values: values [n, Hkv, width, D] of the rows.
+        plan: plan of the pass.
+        mask: additive mask [n, 1, L, width].
+        scale: factor of the products of queries and keys.
+    """
     (n, longest), key_heads = plan.shape, keys.shape[1]
     groups = queries.shape[1] // key_heads
     if longest == 1:  # query heads that share keys become several queries: no keys are copied
@@ -238,7 +258,8 @@ def attend(
 def fused_linear(linears: Sequence[Any]) -> Projection:
     """Return a function that computes several linear layers of one input in one matmul.
 
-    Layers of other classes (adapters, quantized weights) are called one by one.
+    The function concatenates the outputs. Layers that are not ``nn.Linear`` (adapters, quantized
+    weights), or of which only some have a bias, are called one by one.
     """
     weights = [layer.weight for layer in linears]
     biases = [layer.bias for layer in linears if layer.bias is not None]
@@ -259,13 +280,13 @@ def _reordered_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Projec
     """Return a linear layer whose weight is stored in the memory format of the matrix units.
 
     ``linear`` reorders a bf16 weight in every call, which takes as long as the matmul of a few
-    rows. The result is bit-identical.
+    rows. The outputs are bit-identical to those of ``linear``.
     """
     ordered = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
     def matmul(x: torch.Tensor) -> torch.Tensor:
         rows = len(x)
-        # One kernel of about 1 MB is cached per number of rows, so that number is rounded up.
+        # oneDNN caches a kernel of about 1 MB per number of rows, so this number is rounded up.
         missing = -rows % (16 if rows <= 128 else 64) if rows > 16 else 0
         padded = pad(x, (0, 0, 0, missing)) if missing else x
         return torch.ops.mkldnn._linear_pointwise(padded, ordered, bias, "none", [], "")[:rows]
@@ -274,7 +295,7 @@ def _reordered_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Projec
 
 
 def decoder_for(model: Any) -> Decoder:
-    """Return the fastest decoder whose logits equal those of the model."""
+    """Return the fastest decoder whose logits equal those of the model up to rounding."""
     trunk = trunk_of(model)
     if (
         trunk.config.model_type in FUSED_FAMILIES
@@ -303,7 +324,10 @@ def decoder_for(model: Any) -> Decoder:
 
 
 def disable_cache(model: Any) -> None:
-    """Sample a model without a cache from now on; this is slow but correct for every model."""
+    """Make ``decoder_for`` return a decoder without a cache for this model from now on.
+
+    Sampling without a cache is slow but correct for every model.
+    """
     trunk = trunk_of(model)
     _fused_agrees[trunk] = False
     _selected[trunk] = len(decoder_options(model)) - 1
@@ -316,7 +340,7 @@ def decoder_options(model: Any) -> list[DecoderOption]:
         DecoderOption("in batches", lambda: PlainDecoder(model), safer=1 if stateful else None),
         DecoderOption(
             "in batches; later turns are read token by token, because the model does not continue "
-            "its recurrent states in longer inputs",
+            "its recurrent states when it reads several tokens at once",
             lambda: PlainDecoder(model, stepwise=True),
         ),
         DecoderOption(
@@ -338,7 +362,12 @@ def decoder_options(model: Any) -> list[DecoderOption]:
 
 @torch.no_grad()
 def fused_gap(kind: Any, config: Any) -> float:
-    """Return ``decoding_gap`` of the fused decoder for a model class, on two random layers."""
+    """Return ``decoding_gap`` of the fused decoder for a small random model.
+
+    Args:
+        kind: class of the model.
+        config: configuration of the model, which is reduced to two layers.
+    """
     small = reduced_config(config, layers=2)
     small._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):

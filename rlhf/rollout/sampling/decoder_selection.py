@@ -25,12 +25,12 @@ from rlhf.rollout.sampling.protocols import Decoder, forward_new_tokens
 
 log = logging.getLogger(__name__)
 
-# The rows in the comparison exceed attention windows up to this size, in tokens.
+# Largest attention window, in tokens, that the compared rows exceed.
 MAX_TESTED_WINDOW = 64
 
 # Largest relative difference of logits in float32 that is attributed to rounding.
 TOLERANCE = 1e-4
-# The same limit for recurrent layers, which accumulate rounding errors over long chunks.
+# The same limit for models with recurrent layers, which accumulate rounding errors.
 STATE_TOLERANCE = 1e-3
 
 
@@ -39,9 +39,11 @@ class DecoderOption:
     """A decoder that can be selected for a model.
 
     Args:
-        description: text for the log; it continues "replies are sampled".
+        description: text for the log that follows the words "replies are sampled".
         make: makes the decoder.
-        safer: index of a slower option that is preferred if the two differ only by rounding.
+        safer: index of a slower option, or None. If the difference of this option is more than
+            ``TOLERANCE``, or the model has half precision, the slower option is selected if its
+            difference is smaller by a factor of more than 1.25.
     """
 
     description: str
@@ -54,17 +56,18 @@ UNSUPPORTED_ERRORS = (*FORWARD_ERRORS, KeyError, NotImplementedError, StopIterat
 
 
 def select_decoder(model: Any, options: Sequence[DecoderOption]) -> int:
-    """Return the index of the first option whose logits equal those of plain passes.
+    """Return the index of the first option whose logits equal those of plain forward passes.
 
     Args:
         model: causal model.
-        options: fastest first; the last one is not compared.
+        options: decoders, the fastest first. The last one is selected without a comparison if no
+            other decoder agrees.
     """
     trunk = trunk_of(model)
     precise = is_precise(model)
     tolerance = STATE_TOLERANCE if has_states(text_config(trunk)) else TOLERANCE
     tolerance = tolerance if precise else HALF_TOLERANCE
-    with evaluating(trunk):  # dropout would make passes differ
+    with evaluating(trunk):  # with dropout, two passes would differ
         for index, option in enumerate(options[:-1]):
             gap = _gap_of(model, option)
             if gap > tolerance:
@@ -87,10 +90,11 @@ def _gap_of(model: Any, option: DecoderOption) -> float:
 
 @torch.no_grad()
 def decoding_gap(model: Any, decoder: Decoder) -> float:
-    """Return the mean relative difference of logits between a decoder and plain passes.
+    """Return the largest relative difference of logits between a decoder and plain passes.
 
-    Two rows of different lengths read the tokens of two turns and then single tokens, in changing
-    order and together or alone.
+    The relative difference of one position is the mean difference over the mean size of its logits.
+    Two rows of different lengths read the tokens of two turns and then single tokens. The order of
+    the rows changes between passes.
     """
     config = text_config(unwrap_peft(model))
     window = window_of(config) or 0

@@ -1,7 +1,7 @@
 """Draw tokens from logits: temperature, truncation (top-k, top-p, min-p) and inversion sampling.
 
-Truncation is for evaluation and generation. In training it would bias the importance ratio, because
-the trainer scores tokens under the whole distribution.
+Truncation is for evaluation and generation only. In training it would bias the importance ratio,
+because the trainer scores tokens under the whole distribution.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from torch import nn
 
 from rlhf.rollout.sampling.base import SamplingParams
 
-# Tokens per block. Blocks are summed first, because a cumulative sum over a vocabulary is slow.
+# Number of tokens per block. The probabilities of each block are summed first, because a cumulative
+# sum over the whole vocabulary is slow.
 SUM_BLOCK = 256
 
 
@@ -20,7 +21,7 @@ def draw(
     numbers: torch.Tensor,
     sampling: SamplingParams,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sample tokens by inverting the cumulative distribution: first the block, then the token.
+    """Sample tokens by inversion of the cumulative distribution.
 
     Args:
         logits: [n, V].
@@ -28,8 +29,8 @@ def draw(
         sampling: temperature and truncation. Probabilities are normalized after truncation.
 
     Returns:
-        Tokens [n] and their log-probabilities [n]; at temperature 0, log-probabilities are those of
-        temperature 1.
+        Tokens [n] and their log-probabilities [n] in nats. At temperature 0 the tokens are the most
+        likely ones, with their log-probabilities at temperature 1.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.temperature not in (0, 1):
@@ -58,7 +59,8 @@ def draw(
 def _interval_index(cumulative: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     """Return the index [n, 1] of the interval of a cumulative sum [n, K] that contains each number.
 
-    A number that is rounded to the total or above is assigned to the last non-empty interval.
+    A number [n, 1] that is at least the total, because of rounding, is assigned to the last
+    non-empty interval.
     """
     end = cumulative[:, -1:].contiguous()
     return torch.minimum(
@@ -69,11 +71,11 @@ def _interval_index(cumulative: torch.Tensor, number: torch.Tensor) -> torch.Ten
 def truncate(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
     """Set the logits [n, V] of excluded tokens to -inf (top-k, top-p and min-p).
 
-    Each rule is applied to the whole distribution; a token is kept if every rule keeps it. The most
+    Each rule is applied to the whole distribution. A token is kept if every rule keeps it; the most
     likely token is always kept.
 
     Args:
-        logits: already divided by the temperature.
+        logits: logits [n, V], already divided by the temperature.
         sampling: its ``top_k``, ``top_p`` (nucleus sampling, Holtzman et al. 2020) and ``min_p``
             (Nguyen et al. 2024).
     """

@@ -1,4 +1,4 @@
-"""A key-value cache for rows of different lengths that is kept over several turns.
+"""A key-value cache for rows of different lengths, which are kept over several turns.
 
 Row ``i`` contains the tokens of one episode at positions ``0 .. lengths[i]-1``, without padding.
 The new tokens of several rows go through the model in one batch, and their keys and values are
@@ -22,7 +22,7 @@ from rlhf.models.architecture import ATTENTION, BOTH, NOTHING
 from rlhf.rollout.sampling.protocols import Pass, RowStore
 from rlhf.rollout.sampling.state_cache import StateLayer
 
-# The capacity of a cache in tokens per row is a multiple of this.
+# The capacity of a cache, in tokens per row, is a multiple of this number.
 CAPACITY_MULTIPLE = 64
 
 
@@ -31,22 +31,25 @@ class Plan:
     """Indices and mask of a forward pass that appends N new tokens to n rows, at most L per row."""
 
     reading: slice | torch.Tensor
-    """Index of the rows in the cache; a slice, which needs no copy, if they are contiguous."""
+    """Index of the n rows in the cache; if they are contiguous, a slice, which needs no copy."""
     shape: tuple[int, int]  # (n, L)
     even: bool
-    """Whether every row appends L tokens, so that there is no padding."""
-    row: torch.Tensor  # [N] index of the row of each token, 0 .. n-1
-    offset: torch.Tensor  # [N] index among the new tokens of its row
-    slot: torch.Tensor  # [N] row of the cache of each token
+    """Whether L tokens are appended to every row, so that there is no padding."""
+    row: torch.Tensor  # [N] index of each token's row among the n rows
+    offset: torch.Tensor  # [N] index of each token among the new tokens of its row
+    slot: torch.Tensor  # [N] index of each token's row in the cache
     position: torch.Tensor  # [N] position of each token in its row
     ends: torch.Tensor  # [n] index of each row's last new token
     mask: torch.Tensor  # [n, 1, L, width], 0 where attention is allowed, else the dtype's minimum
     queries: torch.Tensor  # [n, L] position of each query, padding included
-    rows: np.ndarray  # [n] rows of the cache
+    rows: np.ndarray  # [n] indices of the rows in the cache
     _masks: dict[int, torch.Tensor] = field(default_factory=dict)
 
     def mask_within(self, window: int | None) -> torch.Tensor:
-        """Return the mask of a layer that attends to the last ``window`` tokens, query included."""
+        """Return the mask [n, 1, L, width] for attention to the last ``window`` tokens.
+
+        The query is one of these tokens. None is no window.
+        """
         width = self.mask.shape[-1]
         if window is None or width <= window:
             return self.mask
@@ -57,7 +60,7 @@ class Plan:
         return self._masks[window]
 
     def pad(self, flat: torch.Tensor) -> torch.Tensor:
-        """Convert [N, ...] to [n, L, ...], padded with zeros."""
+        """Convert values [N, ...] of tokens to [n, L, ...], padded with zeros."""
         if self.even:
             return flat.view(*self.shape, *flat.shape[1:])
         padded = flat.new_zeros((*self.shape, *flat.shape[1:]))
@@ -65,7 +68,7 @@ class Plan:
         return padded
 
     def flatten(self, padded: torch.Tensor) -> torch.Tensor:
-        """Convert [n, L, ...] to [N, ...], without the padding."""
+        """Convert [n, L, ...] to values [N, ...] of tokens, without the padding."""
         return padded.flatten(0, 1) if self.even else padded[self.row, self.offset]
 
 
@@ -85,13 +88,13 @@ class RaggedLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate the tensors with the shape of the first keys [N, heads, dim]."""
         shape = (self.cache.rows, self.cache.capacity)
-        # Zeros, because a nan makes the attention output nan even where it is masked.
+        # Not torch.empty: a nan would make the attention output nan even where it is masked.
         self.keys = key_states.new_zeros((*shape, *key_states.shape[1:]))
         self.values = value_states.new_zeros((*shape, *value_states.shape[1:]))
         self.is_initialized = True
 
     def append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the keys and values [N, heads, dim] of the new tokens of the current plan.
+        """Store the keys and values [N, heads, dim] of the new tokens of the current plan.
 
         Returns:
             Keys and values of all tokens of the plan's rows, [n, heads, width, dim].
@@ -108,18 +111,21 @@ class RaggedLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append padded states [n, heads, L, dim]; transformers calls this method."""
+        """Append padded keys and values [n, heads, L, dim]; transformers calls this method."""
         plan = self.cache.plan
         return self.append(
             plan.flatten(key_states.transpose(1, 2)), plan.flatten(value_states.transpose(1, 2))
         )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return (columns in use, first position), for transformers; the plan has the real mask."""
+        """Return the number of columns in use and the first column's position, for transformers.
+
+        The mask of the plan is used instead of a mask with these sizes.
+        """
         return self.get_seq_length(), 0
 
     def get_seq_length(self) -> int:
-        """Return the number of columns in use."""
+        """Return the number of columns that the current plan uses."""
         return self.cache.plan.mask.shape[-1] if self.is_initialized else 0
 
     def get_max_length(self) -> int:
@@ -129,7 +135,7 @@ class RaggedLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length  # the name in older versions of transformers
 
     def grow(self) -> None:
-        """Reallocate the tensors for the cache's capacity."""
+        """Reallocate the tensors for the cache's capacity, and keep their content."""
         if self.is_initialized:
             old = self.keys, self.values
             self.lazy_initialization(self.keys[0, :1], self.values[0, :1])
@@ -160,14 +166,14 @@ class RaggedCache(RowStore, Cache):
 
     Args:
         layers: number of layers, if all have attention only; otherwise the kind of each layer and
-            its number of states (see ``cache_kinds``).
+            the number of its states (see ``cache_kinds``).
         rows: number of episodes in the cache.
         dtype: dtype of the model and the masks.
         device: device of the model.
-        stepwise: whether rows with a state process further tokens one by one, because the model
-            discards the state before longer inputs.
-        limit: number of tokens beyond which rows have other rotary frequencies and need a
-            separate forward pass; None if there is none.
+        stepwise: whether new tokens of rows with a state are passed one by one, because the model
+            discards the state if it reads several tokens at once.
+        limit: row length, in tokens, beyond which rotary frequencies change, so that longer rows
+            need a separate forward pass; None if there is no such length.
     """
 
     plan: Plan
@@ -201,7 +207,7 @@ class RaggedCache(RowStore, Cache):
         return DummyLayer() if kind == NOTHING else StateLayer(self.rows, number_of_states)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of columns in use."""
+        """Return the number of columns that the current plan uses."""
         if self.ragged:
             return self.ragged[0].get_seq_length()
         return self.plan.mask.shape[-1] if self.lengths.any() else 0
@@ -217,9 +223,9 @@ class RaggedCache(RowStore, Cache):
     def passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
         """Split new tokens of rows into forward passes, in order.
 
-        Usually there is one pass. A recurrent state cannot be padded: rows with different numbers
-        of new tokens, and rows without a state, then need separate passes. Rows longer than
-        ``limit`` need a separate pass too.
+        Usually there is one pass. A recurrent state cannot be padded, so rows with different
+        numbers of new tokens need separate passes, and so do rows with and without a state. Rows
+        longer than ``limit`` also need a separate pass.
         """
         if self.in_place:
             return super().passes(rows, inputs)
@@ -239,7 +245,10 @@ class RaggedCache(RowStore, Cache):
         ]
 
     def reserve(self, tokens: int) -> None:
-        """Grow the cache to at least ``tokens`` tokens per row; the capacity at least doubles."""
+        """Grow the capacity to at least ``tokens`` tokens per row.
+
+        If the capacity is too small, it is at least doubled.
+        """
         if tokens > self.capacity:
             # Rounded up, so that the allocator can reuse the memory for the next cache.
             self.capacity = max(
@@ -251,7 +260,7 @@ class RaggedCache(RowStore, Cache):
     def prepare(self, rows: ArrayLike, counts: ArrayLike) -> Plan:
         """Plan a forward pass that appends ``counts[i]`` tokens to row ``rows[i]``.
 
-        Call ``advance`` with the same arguments after the pass.
+        After the pass, call ``advance`` with the same arguments.
         """
         slots, number = np.asarray(rows), np.asarray(counts)
         n, longest = len(slots), int(number.max())
@@ -289,7 +298,7 @@ class RaggedCache(RowStore, Cache):
         return torch.from_numpy(numbers).to(self.device)
 
     def advance(self, rows: ArrayLike, counts: ArrayLike) -> None:
-        """Add the new tokens of a pass to their rows."""
+        """Increase the lengths of the rows after a pass, and store their states."""
         super().advance(rows, counts)
         if self.states:
             slots = self._tensor(self.plan.rows)

@@ -13,17 +13,19 @@ from numpy.typing import ArrayLike
 
 @dataclass(frozen=True)
 class Pass:
-    """One forward pass: indices of rows in a list, and the new tokens of each."""
+    """Rows and new tokens of one forward pass."""
 
     indices: np.ndarray
+    """Indices in the list of rows that was split into passes."""
     inputs: Sequence[Sequence[int]]
+    """New tokens of each row."""
 
 
 class RowStore:
-    """Cache of the tokens of several rows.
+    """Base class of caches with several rows; it counts the tokens of each row.
 
     Args:
-        rows: number of episodes held at once.
+        rows: number of episodes in the cache.
     """
 
     in_place = False
@@ -33,14 +35,14 @@ class RowStore:
         self.lengths = np.zeros(rows, dtype=np.int64)
 
     def reserve(self, tokens: int) -> None:
-        """Make room for ``tokens`` tokens in every row, unless the model allocates its caches."""
+        """Allocate memory for ``tokens`` tokens per row; by default the model allocates it."""
 
     def clear(self, row: int) -> None:
         """Empty a row."""
         self.lengths[row] = 0
 
     def passes(self, rows: np.ndarray, inputs: Sequence[Sequence[int]]) -> list[Pass]:
-        """Split new tokens of rows into forward passes, in order; one pass if possible."""
+        """Split new tokens of rows into forward passes, in order; by default, one pass."""
         return [Pass(np.arange(len(rows)), inputs)]
 
     def prepare(self, rows: ArrayLike, counts: ArrayLike) -> Any:
@@ -48,7 +50,7 @@ class RowStore:
         raise NotImplementedError
 
     def advance(self, rows: ArrayLike, counts: ArrayLike) -> None:
-        """Add the new tokens of a pass to their rows."""
+        """Increase the lengths of the rows by the numbers of new tokens after a pass."""
         self.lengths[np.asarray(rows)] += np.asarray(counts)
 
     def copy(self, source: int, target: int) -> None:
@@ -57,14 +59,19 @@ class RowStore:
 
 
 class Decoder(Protocol):
-    """Forward pass over the rows of a cache."""
+    """Interface of forward passes over the rows of a cache."""
 
     def new_cache(self, rows: int) -> Any:
         """Make an empty cache for ``rows`` episodes."""
         ...
 
     def __call__(self, ids: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Return the logits [n, V] after the last new token of each row of the current pass."""
+        """Return the logits [n, V] after the last new token of each row of the prepared pass.
+
+        Args:
+            ids: new tokens [N], row after row.
+            cache: a cache of ``new_cache``, after ``prepare``.
+        """
         ...
 
 
@@ -75,7 +82,18 @@ def forward_new_tokens(
     inputs: Sequence[Sequence[int]],
     device: torch.device,
 ) -> torch.Tensor:
-    """Pass new tokens through the model; return the logits [n, V] after each row's last token."""
+    """Pass new tokens through the model, and add them to the cache.
+
+    Args:
+        decoder: decoder of the model.
+        cache: cache of the decoder.
+        rows: indices [n] of the rows in the cache.
+        inputs: new tokens of each row.
+        device: device of the model.
+
+    Returns:
+        Logits [n, V] after the last new token of each row.
+    """
     logits: list[torch.Tensor] = []
     order: list[np.ndarray] = []
     for forward in cache.passes(rows, inputs):
@@ -87,7 +105,7 @@ def forward_new_tokens(
         order.append(forward.indices)
     if len(logits) == 1:
         return logits[0]
-    # A row may be part of several passes; the logits of the last one are returned.
+    # A row can be part of several passes; the logits of its last pass are returned.
     last = np.zeros(len(rows), dtype=np.int64)
     indices = np.concatenate(order)
     last[indices] = np.arange(len(indices))

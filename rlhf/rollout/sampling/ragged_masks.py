@@ -1,9 +1,9 @@
 """Build a model's attention masks for rows at different positions.
 
-Transformers builds masks for batches whose rows start at the same position. In a batch of continued
-episodes every row has another position. Model families differ in the kinds of masks (causal,
-sliding, chunked) and in the layers that use them, so this module evaluates the model's own mask
-functions at the positions of each row.
+Transformers builds masks for batches whose new tokens have the same positions in every row. In a
+batch of continued episodes, the positions differ between rows. Model families differ in the kinds
+of masks (causal, sliding, chunked) and in the layers that use them, so this module evaluates the
+model's own mask functions at the positions of each row.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ADDITIVE_MASK_ATTENTION = ("eager", "sdpa", ATTENTION_NAME)
 def ragged_masks(
     implementation: str, positions: torch.Tensor, width: int, dtype: torch.dtype
 ) -> Iterator[None]:
-    """Return a context in which models build masks for these rows.
+    """Return a context in which models build masks for the positions of these rows.
 
     Args:
-        implementation: attention implementation of the model.
+        implementation: name of the model's attention implementation.
         positions: positions [n, L] of the queries.
         width: number of keys, which are at positions 0 .. width - 1.
         dtype: dtype of the masks.

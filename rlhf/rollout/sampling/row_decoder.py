@@ -1,4 +1,4 @@
-"""Decoding one row per forward pass, with the model's own cache or without a cache.
+"""Decode one row per forward pass, with the model's own cache or without a cache.
 
 This decoder supports model families whose cache or attention cannot be batched. For n rows it is
 about n times slower than batched decoding.
@@ -19,14 +19,16 @@ from rlhf.models.output_head import logits_of
 from rlhf.rollout.sampling.protocols import RowStore
 from rlhf.rollout.sampling.time_step_limits import clamped_time_steps, mixers_with_time_step_limits
 
-# Names of the cache in the arguments and outputs of models.
+# Names that the cache can have in the arguments and outputs of models.
 CACHE_NAMES = ("past_key_values", "cache_params", "state")
 
 
 @dataclass
 class _Row:
     cache: Any = None
+    """(name, cache) of the last output, or None."""
     tokens: list[int] = field(default_factory=list)
+    """Tokens of the row, if no cache is used."""
 
 
 class RowCache(RowStore):
@@ -54,12 +56,12 @@ class RowCache(RowStore):
 
 
 class RowDecoder:
-    """Reads one row per forward pass.
+    """Decoder that computes one row per forward pass.
 
     Args:
         model: causal model.
-        stepwise: whether a row that is not empty reads new tokens one by one.
-        cached: whether to use a cache; without one the whole row is read again for every token.
+        stepwise: whether new tokens of a row that is not empty are passed one by one.
+        cached: whether to use a cache; otherwise the whole row is computed again in every pass.
     """
 
     def __init__(self, model: Any, *, stepwise: bool = False, cached: bool = True) -> None:
@@ -71,7 +73,10 @@ class RowDecoder:
         return RowCache(rows)
 
     def __call__(self, ids: torch.Tensor, cache: RowCache) -> torch.Tensor:
-        """Return the logits [n, V] after each row's last new token; ``ids`` [N] are all rows'."""
+        """Return the logits [n, V] after each row's last new token.
+
+        ``ids`` are the new tokens [N], row after row.
+        """
         parts = ids.split([count for _, count in cache.planned])
         with clamped_time_steps(self.limited):
             states = [
@@ -80,7 +85,7 @@ class RowDecoder:
         return logits_of(self.model, torch.stack(states))
 
     def _read(self, row: _Row, ids: torch.Tensor) -> torch.Tensor:
-        """Return the hidden state [D] after the last of the tokens [L]."""
+        """Pass new tokens [L] of a row through the model; return the last hidden state [D]."""
         trunk = trunk_of(self.model)
         if not self.cached:
             row.tokens += ids.tolist()

@@ -1,7 +1,7 @@
 """Recurrent states (linear attention, state-space layers) of many rows.
 
-A state cannot be padded, and tokens cannot be removed from it. All rows of a forward pass therefore
-read the same number of tokens, and only their states are written.
+Padding would change a state, and tokens cannot be removed from it. All rows of a forward pass
+therefore have the same number of new tokens, and only the states of these rows are stored.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from transformers.cache_utils import LinearAttentionLayer
 
 
 class StateLayer(LinearAttentionLayer):
-    """States [rows, ...] of one layer; the model receives the states of the rows of one pass.
+    """States [rows, ...] of one layer; the model reads the states of the rows of one pass.
 
     Args:
-        rows: number of episodes held at once.
-        number_of_states: number of pairs of convolution and recurrent state.
+        rows: number of episodes in the cache.
+        number_of_states: number of pairs of a convolution state and a recurrent state.
     """
 
     is_compileable = False
@@ -29,7 +29,10 @@ class StateLayer(LinearAttentionLayer):
         self.stored: dict[tuple[str, int], torch.Tensor] = {}
 
     def load_states(self, slots: torch.Tensor, *, fresh: bool) -> None:
-        """Set the states that the model reads to those of rows ``slots`` [n]; none if ``fresh``."""
+        """Set the states that the model reads to those of the rows ``slots`` [n].
+
+        If ``fresh``, the rows are new and have no states.
+        """
         for index in range(self.number_of_states):
             conv, recurrent = self.stored.get(("conv", index)), self.stored.get(("state", index))
             pair = [None if fresh or store is None else store[slots] for store in (conv, recurrent)]
@@ -39,7 +42,7 @@ class StateLayer(LinearAttentionLayer):
             self.has_previous_state[index] = not fresh
 
     def store_states(self, slots: torch.Tensor) -> None:
-        """Store the model's present states as those of rows ``slots`` [n]."""
+        """Store the model's current states as those of the rows ``slots`` [n]."""
         present: dict[tuple[str, int], Any] = {}
         for index in range(self.number_of_states):
             present["conv", index] = self.conv_states[index]

@@ -1,8 +1,8 @@
 """Apply the time-step limits of state-space layers in single-token passes.
 
 Transformers' Mamba 2 layers clamp the time step in passes over several tokens, but not in passes
-over one token. A sampler that decodes token by token would then sample from another distribution
-than the one in training (Nemotron-H and Zamba 2 set a lower limit).
+over one token. For models with limits (Nemotron-H, Zamba 2), the distribution in sampling would
+therefore differ from the distribution in training.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import nn
 
 
 def mixers_with_time_step_limits(trunk: nn.Module) -> list[Any]:
-    """Return the layers whose time steps have a limit other than zero and infinity."""
+    """Return the state-space layers whose limits of the time step are not (0, inf)."""
     return [
         module
         for module in trunk.modules()
@@ -31,7 +31,8 @@ def clamped_time_steps(mixers: Sequence[Any]) -> Iterator[None]:
     """Return a context in which the projections of these layers clamp their time steps.
 
     The time step of each head is softplus(x + bias), where x is one of the last columns of the
-    projection. The limits are applied to x + bias. Longer passes clamp again, without effect.
+    projection. x + bias is clamped to the inverse softplus of the limits. In passes over several
+    tokens the layers clamp the time steps again, without effect.
     """
     handles = []
     for mixer in mixers:

@@ -1,8 +1,9 @@
 """Verify the sampler's log-probabilities against plain forward passes of the model.
 
-A model is verified once, before anything is sampled. Two episodes of different lengths are
-sampled in one batch for two turns each, beyond every attention window of the model. The sampler's
-log-probabilities are compared with those of one forward pass over each whole episode.
+A model is verified once, before the first rollout. Two episodes of different lengths and two turns
+are sampled in one batch; they are longer than the attention windows of the model if that does not
+take too long. The sampler's log-probabilities are compared with those of one forward pass over each
+whole episode.
 """
 
 from __future__ import annotations
@@ -32,17 +33,18 @@ from rlhf.rollout.sampling.decoder import disable_cache
 
 log = logging.getLogger(__name__)
 
+# Maximum number of tokens of a sampled reply.
 REPLY_TOKENS = 3
 
 
 def check_sampling(model: Any) -> None:
-    """Verify the sampler; if it disagrees with the model, sample without a cache from now on.
+    """Verify the sampler once per model; if it disagrees, sample without a cache from now on.
 
     Args:
         model: causal model, in the state in which it will be sampled.
 
     Raises:
-        UserError: the log-probabilities differ without a cache too.
+        UserError: the log-probabilities also differ without a cache.
     """
     trunk = trunk_of(model)
     if getattr(trunk, "sampling_checked", False):
@@ -58,17 +60,19 @@ def check_sampling(model: Any) -> None:
         gap = sampling_gap(model, limit=affordable)
         if not gap <= tolerance_of(model):
             raise UserError(
-                f"{type(unwrap_peft(model)).__name__} is not supported: its sampled tokens have "
-                f"other log-probabilities than in a plain pass over the row, by {gap:.1e}"
+                f"{type(unwrap_peft(model)).__name__} is not supported: the log-probabilities of "
+                f"sampled tokens differ from those of a plain pass over the row by {gap:.1e}"
             )
     trunk.sampling_checked = True
 
 
 def _sampler_agrees(model: Any, *, limit: int) -> bool:
+    """Return whether ``sampling_gap`` is within the tolerance; log a line if it is not."""
     gap = sampling_gap(model, limit=limit)
     if not gap <= tolerance_of(model):
         log.info(
-            "%s: the sampler's log-probabilities differ by %.1e: sampling without a cache, slower",
+            "%s is sampled without a cache, which is slower, because the sampler's "
+            "log-probabilities differ by %.1e",
             type(unwrap_peft(model)).__name__,
             gap,
         )
@@ -80,13 +84,13 @@ def _sampler_agrees(model: Any, *, limit: int) -> bool:
 def sampling_gap(model: Any, *, limit: int) -> float:
     """Return the difference between the sampler's log-probabilities and those of plain passes.
 
-    The result is the largest difference in float32 and the upper quartile of the differences in
-    half precision, in which rounding can change single tokens by several nats. It is divided by
-    the mean absolute log-probability or by 1, whichever is larger.
+    The result is the largest difference in float32. In half precision it is the upper quartile of
+    the differences, because rounding can change single log-probabilities by several nats. The
+    result is divided by the mean absolute log-probability if this is larger than 1 nat.
 
     Args:
         model: causal model.
-        limit: length of the longest episode, in tokens.
+        limit: maximum length of an episode, in tokens.
     """
     turns = _test_turns(text_config(trunk_of(model)), limit=limit)
     with evaluating(unwrap_peft(model)):
@@ -106,7 +110,10 @@ def sampling_gap(model: Any, *, limit: int) -> float:
 
 
 def _test_turns(config: Any, *, limit: int) -> list[list[list[int]]]:
-    """Return the new tokens of two turns of two episodes, which become longer than every window."""
+    """Return the new tokens of each of two turns, for each of two episodes.
+
+    The first episode becomes longer than every attention window for which ``limit`` suffices.
+    """
     limits = [n for n in length_limits(config) if n + 24 <= min(limit, usable_context(config))]
     whole = min(limit, usable_context(config), max(limits, default=0) + 24)
     room = max(2, whole - 2 * REPLY_TOKENS)
@@ -121,7 +128,11 @@ def _test_turns(config: Any, *, limit: int) -> list[list[list[int]]]:
 def _sample_turns(
     model: Any, turns: Sequence[Sequence[Sequence[int]]]
 ) -> list[tuple[list[int], dict[int, float]]]:
-    """Sample all turns; return the tokens and the log-probabilities by position of each episode."""
+    """Sample all turns.
+
+    Returns:
+        For each episode, the tokens, and position -> log-probability of the sampled tokens.
+    """
     sampling = SamplingParams()
     sampler = Sampler(model, sampling, rows=len(turns))
     episodes: list[tuple[list[int], dict[int, float]]] = [([], {}) for _ in turns]
