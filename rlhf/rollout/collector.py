@@ -474,7 +474,7 @@ class Collector:
         """
         first = env.action_space.start
         last = first + env.action_space.n - 1
-        hint = f"This is not a valid action. Answer with a number from {first} to {last}."
+        hint = f"That is no action. Answer with a number from {first} to {last}."
         return hint, self.spec.invalid_reward, self.spec.invalid == "end", False, {"valid": False}
 
 
