@@ -84,7 +84,7 @@ def test_swiglu_patch_is_undone_if_activations_differ(monkeypatch):
     def clipped(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return kept(gate.clamp(max=0.5), up)
 
-    monkeypatch.setattr(gates, "_same", lambda module: True)
+    monkeypatch.setattr(gates, "_has_same_outputs", lambda module: True)
     monkeypatch.setattr(gates.SwiGLUFunction, "apply", staticmethod(clipped))
     model, _ = tiny_model()
     found, plain = scores(model)
