@@ -143,13 +143,13 @@ def windowed(window: int) -> Any:
 
 def test_long_windows_are_verified_on_reduced_model(monkeypatch):
     seen = []
-    own = verification._enable_agreeing
+    own = verification._enable_agreeing_paths
 
     def spy(model: Any, **kwargs: Any) -> int:
         seen.append(length_limits(text_config(model)))
         return own(model, **kwargs)
 
-    monkeypatch.setattr(verification, "_enable_agreeing", spy)
+    monkeypatch.setattr(verification, "_enable_agreeing_paths", spy)
     monkeypatch.setattr(verification, "CPU_WORK", 1.0)
     enable_fast_paths(windowed(1000))
     assert seen == [[8], [1000]]
@@ -157,12 +157,12 @@ def test_long_windows_are_verified_on_reduced_model(monkeypatch):
 
 def test_fast_paths_wrong_beyond_windows_are_disabled(monkeypatch):
     monkeypatch.setattr(verification, "CPU_WORK", 1.0)
-    own = verification._enable_agreeing
+    own = verification._enable_agreeing_paths
 
     def slowest(model: Any, *, limit: int, start: int) -> int:
         return own(model, limit=limit, start=max(start, 4))
 
-    monkeypatch.setattr(verification, "_enable_agreeing", slowest)
+    monkeypatch.setattr(verification, "_enable_agreeing_paths", slowest)
     model = windowed(1000)
     assert not enable_fast_paths(model)
     assert model.model.reads_single_rows
