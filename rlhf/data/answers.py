@@ -1,4 +1,4 @@
-"""Read the reference answers of prompt sets: one text, or several accepted alternatives."""
+"""Read the reference answers of prompt sets: one text, or a list of accepted texts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Answer = str | list[str]
-"""One right answer, or several alternatives."""
+"""One correct answer, or a list of alternatives."""
 
 FINAL_ANSWER_MARKER = "####"
 """Marker before the final answer of a solution in GSM8K."""
@@ -15,9 +15,9 @@ FINAL_ANSWER_MARKER = "####"
 def reference_answer(value: Any) -> Answer | None:
     """Return the answer in a cell, or None if it contains none.
 
-    Numbers become their shortest text (42.0 is "42"). A list becomes a list of alternatives. A text
-    with `####` gives the text after the last marker. An object gives the value of its key `target`,
-    `ground_truth`, `value` or `text`.
+    A number is returned as its shortest text ("42" for 42.0), a list as a list of alternatives, and
+    a text without the part up to its last `####`. For an object, the result is the answer in its
+    first key of `target`, `ground_truth`, `value` and `text`.
     """
     if isinstance(value, bool):
         return str(value)
@@ -51,7 +51,11 @@ def boxed(text: str) -> str | None:
 
 
 def solution_answer(value: Any) -> Answer | None:
-    r"""Return the final answer in a solution: its last box, its `####` line, or its only line."""
+    r"""Return the final answer in a solution, or None if it contains none.
+
+    The answer is the content of the last \boxed{...}, else the text after the last `####`, else the
+    whole solution if it has only one line.
+    """
     if not isinstance(value, str):
         return reference_answer(value)
     answer = boxed(value)

@@ -21,13 +21,14 @@ Level = Literal["ok", "note", "fault"]
 CountTokens = Callable[[str], int]
 
 NUM_QUOTED_ROWS = 3
-"""Number of quoted rows per finding."""
+"""Maximum number of quoted rows per finding."""
 TOLERATED_SHARE = 0.01
-"""Up to this fraction, unusable, repeated or over-long rows are a note; above it, a fault."""
+"""Maximum fraction of unusable, repeated or over-long rows that is a note; a larger fraction is a
+fault."""
 NUM_SUSPECTS = 100
-"""Largest number of pairs listed as suspects."""
+"""Maximum number of pairs that are listed as suspects."""
 MIN_FOR_SUSPECTS = 100
-"""Smallest number of different prompts for which `suspects` fits its model."""
+"""Minimum number of distinct prompts for which `suspects` fits a model."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,22 @@ class Finding:
     rows: tuple[int, ...] = ()
     """Indices of all affected rows in `Loaded.rows`."""
     examples: tuple[str, ...] = ()
-    """Beginnings of the first affected prompts; for unusable rows, file and row of the first."""
+    """Beginnings of the first affected prompts. For unusable rows, each reason with the path and
+    the number of its first row."""
 
 
 def _finding(
     name: str, rows: Sequence[Row], affected: Sequence[int], level: Level, what: str
 ) -> Finding:
-    """Return a finding if any row is affected; `what` follows the count in the verdict."""
+    """Return the finding for the rows with the indices `affected`.
+
+    Args:
+        name: Name of the check.
+        rows: The checked rows.
+        affected: Indices of the affected rows.
+        level: Level of the finding if a row is affected; otherwise it is "ok".
+        what: Text that follows the number of affected rows in the verdict.
+    """
     count = len(affected)
     share = f" ({count / len(rows):.1%})" if count else ""
     return Finding(
@@ -85,7 +95,7 @@ def unused_columns(loaded: Loaded) -> Finding:
 
 
 def duplicates(rows: Sequence[Row]) -> Finding:
-    """Find rows that equal an earlier row up to case and white space."""
+    """Find rows that are equal to an earlier row, except for case and white space."""
     seen: set[Hashable] = set()
     repeated = []
     for index, row in enumerate(rows):
@@ -107,7 +117,7 @@ def contradictory_pairs(rows: Sequence[Row]) -> Finding:
 
 
 def contradictory_labels(rows: Sequence[Row]) -> Finding:
-    """Find rows whose text has a different label in another row."""
+    """Find rows whose prompt and reply, or text, also occur with a different label."""
     texts = [(_prompt_identity(row), *_comparison_texts(row)[:-1]) for row in rows]
     wrong = _rows_with_several_values(texts, [row["label"] for row in rows])
     what = "have a different label in another row"
@@ -115,7 +125,7 @@ def contradictory_labels(rows: Sequence[Row]) -> Finding:
 
 
 def contradictory_answers(rows: Sequence[Row]) -> Finding:
-    """Find prompts whose reference answer is different in another row."""
+    """Find rows whose prompt also occurs with a different reference answer."""
     wrong = _rows_with_several_values(
         list(map(_prompt_identity, rows)), list(map(_reference_answer, rows))
     )
@@ -124,7 +134,12 @@ def contradictory_answers(rows: Sequence[Row]) -> Finding:
 
 
 def _rows_with_several_values(keys: Sequence[Hashable], values: Sequence[Hashable]) -> list[int]:
-    """Return the indices of all keys that have several values."""
+    """Return the indices of the rows whose key occurs with more than one value.
+
+    Args:
+        keys: One key per row.
+        values: One value per row.
+    """
     by_key = defaultdict(set)
     for key, value in zip(keys, values, strict=True):
         by_key[key].add(value)
@@ -146,13 +161,14 @@ def near_ties(rows: Sequence[Row]) -> Finding:
 def length_bias(rows: Sequence[Row]) -> Finding:
     """Measure the fraction of pairs in which the longer reply is chosen.
 
-    The finding is a fault only if the 95% interval is outside 0.4 to 0.6.
+    The level is "ok" if the 95% confidence interval contains 0.5, "fault" if the whole interval is
+    above 0.6 or below 0.4, and otherwise "note".
     """
     gaps = [len(text_of(row["chosen"])) - len(text_of(row["rejected"])) for row in rows]
     longer, unequal = sum(gap > 0 for gap in gaps), sum(gap != 0 for gap in gaps)
     if not unequal:
         return Finding("length bias", "ok", "all pairs have replies of equal length", 0, 0)
-    # Pairs of the same prompt are dependent, so the interval is clustered by prompt.
+    # Pairs with the same prompt are dependent, so the clusters of the interval are the prompts.
     prompts = [prompt_key(row) for row, gap in zip(rows, gaps, strict=True) if gap]
     rate = interval([float(g > 0) for g in gaps if g], prompts, kind="share", weigh="values")
     low, high = rate.low, rate.high
@@ -164,7 +180,10 @@ def length_bias(rows: Sequence[Row]) -> Finding:
 
 
 def suspects(rows: Sequence[Row], *, seed: int) -> Finding:
-    """Find the pairs whose label disagrees most with a bag-of-words model of other prompts."""
+    """Find the pairs whose label a bag-of-words model, fitted on other prompts, contradicts most.
+
+    No pair is listed unless the model predicts labels better than chance.
+    """
     prompts = len({prompt_key(row) for row in rows})
     if prompts < MIN_FOR_SUSPECTS:
         verdict = f"not checked: fewer than {MIN_FOR_SUSPECTS} different prompts"
@@ -183,7 +202,10 @@ def suspects(rows: Sequence[Row], *, seed: int) -> Finding:
 
 
 def label_balance(rows: Sequence[Row]) -> Finding:
-    """Measure the share of the most common label: 100% is a fault, more than 90% a note."""
+    """Measure the fraction of rows with the most common label.
+
+    A fraction of 1 is a fault, and a fraction above 0.9 a note.
+    """
     counts = Counter(row["label"] for row in rows)
     ((label, count),) = counts.most_common(1)
     level: Level = "fault" if count == len(rows) else "note" if count > 0.9 * len(rows) else "ok"
@@ -193,9 +215,11 @@ def label_balance(rows: Sequence[Row]) -> Finding:
 
 
 def over_long_rows(rows: Sequence[Row], count_tokens: CountTokens, *, max_length: int) -> Finding:
-    """Find rows that training would truncate or drop; template tokens are not counted.
+    """Find rows with more than `max_length` tokens, which training would truncate or drop.
 
-    If the prompt alone exceeds the length, truncation makes chosen equal to rejected.
+    The tokens of the chat template are not counted. The verdict also has the number of rows whose
+    prompt alone has at least `max_length` tokens, because truncation makes their chosen and
+    rejected replies equal.
     """
     affected, by_prompt = [], 0
     for index, row in enumerate(rows):
@@ -211,13 +235,18 @@ def over_long_rows(rows: Sequence[Row], count_tokens: CountTokens, *, max_length
 
 
 def leaked_prompts(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
-    """Find leakage: rows whose prompt is also in the other data set."""
+    """Find leakage: rows whose prompt is also a prompt of the data set `against`."""
     affected = shared_prompts(rows, against)
-    return _finding("shared prompts", rows, affected, "fault", "have a prompt of the other set")
+    return _finding(
+        "shared prompts", rows, affected, "fault", "have a prompt that is also in the other set"
+    )
 
 
 def partly_leaked_prompts(rows: Sequence[Row], against: Sequence[Row]) -> Finding:
-    """Find possible leakage: rows that share a long run of words with a prompt of the other set."""
+    """Find possible leakage: prompts that share many consecutive words with a prompt of `against`.
+
+    Rows of `leaked_prompts` are not included.
+    """
     affected = sorted(set(overlapping_prompts(rows, against)) - set(shared_prompts(rows, against)))
     what = (
         f"share {NGRAM_SIZE} consecutive words of their prompt with a different prompt "
@@ -227,12 +256,12 @@ def partly_leaked_prompts(rows: Sequence[Row], against: Sequence[Row]) -> Findin
 
 
 def text_fields(row: Row) -> list[str]:
-    """Return the text fields of a canonical row."""
+    """Return the names of the fields of a canonical row that contain text or messages."""
     return [p for p in ("prompt", "completion", "chosen", "rejected", "text") if p in row]
 
 
 def text_of(value: str | Sequence[Message]) -> str:
-    """Return the text of a field: reasoning, content and tool calls of its turns, one a line."""
+    """Return a text, or the reasoning, content and tool calls of messages, joined by newlines."""
     return value if isinstance(value, str) else "\n".join(map(_turn_text, value))
 
 
@@ -242,7 +271,7 @@ def _turn_text(turn: Message) -> str:
 
 
 def _prompt_identity(row: Row) -> tuple[str, ...]:
-    """Return a key of the prompt that includes the system message, the tools and their calls."""
+    """Return a key for the prompt, its system message, its tool calls and the row's tools."""
     tools = json.dumps(row.get("tools"), sort_keys=True, ensure_ascii=False)
     prompt = row.get("prompt", ())
     special = [turn for turn in prompt if turn["role"] == "system" or turn.get("tool_calls")]
@@ -256,7 +285,7 @@ def _facts_text(row: Row) -> str:
 
 
 def _comparison_texts(row: Row) -> tuple[str, ...]:
-    """Return the replies, steps and labels of a row as texts to compare rows by."""
+    """Return the replies, steps and labels of a row as normalized texts, the label last."""
     texts = [text_of(row[part]) for part in text_fields(row) if part not in ("prompt", "text")]
     texts += [text_of(reply) for reply in row.get("replies", ())]
     texts += row.get("steps", ())

@@ -1,4 +1,4 @@
-"""Assign the columns of a table to fields, by the user's mapping or by column names."""
+"""Assign the columns of a table to fields, by the user's mapping or by the column names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlhf.errors import UserError
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, str]
-"""Field -> its column, or a path into a column (`reward_model.ground_truth`)."""
+"""Field -> column, or path to a value inside a column such as `reward_model.ground_truth`."""
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "instruction", "query", "problem", "inputs", "input"),
@@ -47,9 +47,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
     ),
     "tests": ("tests",),
 }
-"""Field -> column names that are recognized without a mapping, the most likely first.
+"""Field -> column names that are recognized without a mapping, in order of preference.
 
-Every other field is recognized by its own name.
+A field without an entry is recognized by its own name.
 """
 
 _PROMPT_PARTS = ("system", "history", "tools", "context")
@@ -60,10 +60,10 @@ class KindFields:
     """The required and optional fields of a kind of rows."""
 
     required: tuple[tuple[str, ...], ...]
-    """Sets of required fields. A row is read with the first set of which it has every field."""
+    """Sets of required fields. A row is read with the first set for which it has all fields."""
     optional: tuple[str, ...]
     example: str
-    """Example of a mapping, for error messages; capitals are placeholders."""
+    """Example of a mapping, for error messages; names in capitals are placeholders."""
 
 
 KIND_FIELDS: dict[Kind, KindFields] = {
@@ -117,17 +117,17 @@ FACT_FIELDS = ("answer", "tests")
 """Fields that are stored on the last user message of a prompt, for rewards."""
 
 _OLD_NAMES = {"input": "context"}
-"""Former name of a field -> its present name."""
+"""Former name of a field -> current name."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """An assignment of columns to the fields of a row."""
+    """Assignment of columns to the fields of a row."""
 
     fields: tuple[str, ...]
     """Required fields."""
     columns: dict[str, str]
-    """Required or optional field -> column, or path into a column."""
+    """Required or optional field -> column, or path to a value inside a column."""
 
 
 def find_layouts(
@@ -135,11 +135,19 @@ def find_layouts(
 ) -> list[Layout]:
     """Return all layouts with which rows of the table can be read, in order of preference.
 
-    A mapping takes precedence over names, and layouts that use mapped fields come first. With
-    `facts`, every kind has the optional fields `answer` and `tests`.
+    The user's mapping takes precedence over column names. Layouts with more mapped fields come
+    first.
+
+    Args:
+        kind: Kind of rows.
+        table: Rows of the source, for error messages.
+        present: Names of all columns.
+        spec: Specification of the source, with the mapping.
+        facts: Whether every kind has the optional fields `answer` and `tests`.
 
     Raises:
-        UserError: No layout is complete; the message lists the columns and how to map them.
+        UserError: The mapping has an unknown field or column, or a required field has no column.
+            The message lists the columns and explains how to map them.
     """
     mapping = {
         _OLD_NAMES.get(field, field): column for field, column in (spec.columns or {}).items()
@@ -168,7 +176,10 @@ def _with_optional_columns(
     present: Collection[str],
     mapping: Columns,
 ) -> dict[str, str]:
-    """Return the columns of the required fields, and of the optional fields that have one."""
+    """Add the columns of the optional fields `extras` to those of the required fields.
+
+    Fields without a column are omitted.
+    """
     for field in extras:
         if field not in columns:
             taken = {column for column in columns.values() if column}
@@ -179,7 +190,17 @@ def _with_optional_columns(
 def column_of(
     field: str, present: Collection[str], mapping: Columns, *, taken: Collection[str] = ()
 ) -> str | None:
-    """Return the mapped column of a field, else the first unused one with one of its names."""
+    """Return the mapped column of a field, else the first free column with one of its names.
+
+    Args:
+        field: Name of the field.
+        present: Names of all columns.
+        mapping: The user's mapping; its columns are not free for other fields.
+        taken: Columns that are not free because other fields use them.
+
+    Returns:
+        The column or path; None if there is no such column.
+    """
     if field in mapping:
         return mapping[field]
     free = [name for name in present if name not in mapping.values() and name not in taken]
@@ -193,7 +214,7 @@ def column_of(
 
 
 def cell_of(row: Row, path: str) -> Any:
-    """Return the value in a column or at a path in it, such as `a.b.0`; None if it is missing."""
+    """Return the value in a column, or at a path such as `column.key.0`; None if it is missing."""
     if path in row:
         return row[path]
     cell: Any = row
@@ -213,7 +234,7 @@ def _is_index(step: str) -> bool:
 
 
 def root_of(path: str, present: Collection[str]) -> str:
-    """Return the column that a path starts with."""
+    """Return the column that contains a path; `present` are the names of all columns."""
     return path if path in present else path.partition(".")[0]
 
 
@@ -230,8 +251,8 @@ def _check_mapping(
     for field, column in mapping.items():
         if field not in allowed:
             raise UserError(
-                f"{source}: data.columns.{field} has no use in {kind} data "
-                f"(useful: {', '.join(sorted(allowed))})"
+                f"{source}: data.columns.{field} is not a field of {kind} data "
+                f"(fields: {', '.join(sorted(allowed))})"
             )
         if root_of(column, present) not in present:
             raise UserError(
@@ -242,7 +263,7 @@ def _check_mapping(
             cell_of(row, column) is None for row in _first_rows(table)
         ):
             raise UserError(
-                f"{source}: data.columns.{field}: {column!r} reaches nothing in the first rows; "
+                f"{source}: data.columns.{field}: {column!r} has no value in the first rows; "
                 f"columns found: {describe_columns(table, present)}"
             )
 
@@ -252,7 +273,7 @@ def _first_rows(table: Sequence[Row], count: int = 100) -> list[Row]:
 
 
 def describe_columns(table: Sequence[Row], present: Collection[str]) -> str:
-    """List the columns, with the keys of those that contain objects."""
+    """Return the column names as text, with the keys of columns that contain objects."""
     rows, names = _first_rows(table, 20), []
     for name in sorted(present):
         cell = next((row.get(name) for row in rows if row.get(name) is not None), None)

@@ -1,4 +1,4 @@
-"""`rlhf data check`: a report on a data set, with one line per finding."""
+"""Report of `rlhf data check` on a data set, with one line per finding."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class DataReport:
 
     findings: tuple[Finding, ...]
     lengths: dict[str, dict[str, float]]
-    """Field and unit ("prompt, characters") -> median, p95 and max of its length."""
+    """Field and unit, such as "prompt, characters" -> median, p95 and max of the lengths."""
     total: int
-    """Rows in the source."""
+    """Number of rows in the source."""
 
     @property
     def ok(self) -> bool:
@@ -31,7 +31,7 @@ class DataReport:
         return all(finding.level != "fault" for finding in self.findings)
 
     def verdict(self) -> str:
-        """Return the faults in one line."""
+        """Return the number and the names of the faults in one line."""
         faults = [finding for finding in self.findings if finding.level == "fault"]
         if not faults:
             return f"no fault found in {self.total:,} rows"
@@ -39,7 +39,7 @@ class DataReport:
         return f"{len(faults)} fault{'s' * (len(faults) > 1)} in {self.total:,} rows: {named}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON types."""
+        """Return the report as plain data for JSON."""
         return {
             "ok": self.ok,
             "verdict": self.verdict(),
@@ -73,11 +73,12 @@ def report_on(
 
     Args:
         loaded: Rows of any kind.
-        against: Rows of another set, such as the test set, with which no prompt may be shared.
-        count_tokens: Function that returns the length of a text in tokens; with it, the report also
-        has lengths in tokens.
-        max_length: Tokens per row in training; needs `count_tokens` and adds the check of over-long
-            rows.
+        against: Rows of a second data set, such as the test set, whose prompts must not occur in
+            `loaded`.
+        count_tokens: Function that returns the length of a text in tokens. If it is given, the
+            report also has lengths in tokens.
+        max_length: Maximum number of tokens per row in training, for the check of over-long rows;
+            requires `count_tokens`.
         seed: Seed of the folds in the search for suspects (pairs only).
 
     Raises:
@@ -86,7 +87,7 @@ def report_on(
     if not loaded.rows:
         raise UserError("there are no rows to check")
     if max_length and not count_tokens:
-        raise UserError("max_length is in tokens: give count_tokens (a tokenizer) with it")
+        raise UserError("max_length is a number of tokens: also give count_tokens (a tokenizer)")
     rows = loaded.rows
     findings = [
         checks.unusable_rows(loaded),
@@ -124,7 +125,7 @@ def check_dataset(
 ) -> DataReport:
     """Load and check data sets, as `rlhf data check` does.
 
-    Arguments and errors are those of `load` and `report_on`.
+    The arguments and errors are those of `load` and `report_on`; `against` is loaded like `specs`.
     """
     return report_on(
         load(specs, kind, seed=seed),

@@ -1,6 +1,6 @@
 """Read rows from a file, a folder or the hub.
 
-Errors are one line with the file and, if possible, the line number.
+Error messages are one line with the file name and, if possible, the line number.
 """
 
 from __future__ import annotations
@@ -48,11 +48,15 @@ def read_rows(spec: DataSpec) -> Sequence[Row]:
 
 
 def read_file(path: str | Path) -> list[Row]:
-    """Return all rows of a data file; the suffix gives the format, and .gz is decompressed."""
+    """Return all rows of a data file, whose format is given by its suffix before a `.gz`.
+
+    Raises:
+        UserError: The format is unknown, or the content is malformed.
+    """
     path = Path(path)
     suffix = _data_suffix(path)
     if suffix not in READERS:
-        raise UserError(f"{path}: unknown kind of file {suffix!r}, use one of {', '.join(READERS)}")
+        raise UserError(f"{path}: unknown file format {suffix!r}, use one of {', '.join(READERS)}")
     try:
         return READERS[suffix](path)
     except UnicodeDecodeError as error:
@@ -83,7 +87,8 @@ def _read_csv(path: Path) -> list[Row]:
             for row in reader:
                 if None in row or None in row.values():
                     raise UserError(
-                        f"{path}, line {reader.line_num}: not as many fields as in the header"
+                        f"{path}, line {reader.line_num}: the number of fields differs from that "
+                        "of the header"
                     )
                 rows.append(row)
         except csv.Error as error:
@@ -93,7 +98,7 @@ def _read_csv(path: Path) -> list[Row]:
 
 
 def _read_text(path: Path) -> list[Row]:
-    """Return the paragraphs separated by blank lines; without blank lines, one row per line."""
+    """Return one row per paragraph, or one per line if the file has no blank lines."""
     with open_text(path) as stream:
         content = stream.read().strip()
     blocks = re.split(r"\n\s*\n", content)
@@ -116,10 +121,11 @@ _TOOL_KEYS = ("tools", "functions", "tool_calls", "function_call")
 
 
 def columnar_row(row: Row) -> dict[str, Any]:
-    """Return a row of a columnar file as JSON lines would hold it.
+    """Convert a row of a columnar file, such as Parquet, to the form of a row in a JSON file.
 
-    The objects of a column have equal keys there. In tools and tool calls a null is therefore a
-    key that the object does not have. Decimals become floats.
+    In a columnar file, all objects of a column have the same keys, and missing keys have the value
+    null. Keys with this value are therefore removed from tools and tool calls. Decimals become
+    floats.
     """
     return {key: _plain_cell(cell, in_tools=key in _TOOL_KEYS) for key, cell in row.items()}
 
@@ -143,7 +149,7 @@ READERS = {
     ".csv": _read_csv,
     ".txt": _read_text,
 }
-"""File suffix (before a .gz) -> reader."""
+"""File suffix (before a .gz) -> function that reads the rows of a file."""
 
 
 def _data_suffix(path: Path) -> str:
@@ -151,7 +157,7 @@ def _data_suffix(path: Path) -> str:
 
 
 def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
-    """Load a folder (also one written by save_to_disk) or a hub id with Hugging Face `datasets`."""
+    """Load a folder of data files, a folder of `save_to_disk`, or a hub id with `datasets`."""
     import datasets
     from datasets.exceptions import DatasetGenerationError
     from huggingface_hub.errors import HfHubHTTPError
@@ -181,9 +187,9 @@ def _read_with_datasets(spec: DataSpec, path: Path) -> Sequence[Row]:
 
 
 def _csv_options(folder: Path) -> dict[str, Any]:
-    """Return options of `datasets` with which the cells of CSV files stay text, such as 007 or NA.
+    """Return options of `datasets` that keep the cells of CSV files, such as 007 or NA, as strings.
 
-    They are empty unless all data files of the folder are CSV files.
+    The result is empty unless all data files of the folder are CSV files.
     """
     import datasets
 
@@ -217,4 +223,4 @@ def _missing_file_message(path: Path) -> str:
     if not folder.is_dir():
         return f"no data file {path}: the folder {folder} does not exist"
     near = nearest(path.name, [entry.name for entry in folder.iterdir()])
-    return f"no data file {path} (a hub id reads org/name){near}"
+    return f"no data file {path} (a hub id has the form org/name){near}"

@@ -39,10 +39,10 @@ from rlhf.data.messages import (
 )
 
 Cells = dict[str, Any]
-"""Field -> cell of the row; a converter removes the optional cells that it uses."""
+"""Field -> cell of the row. A converter removes the optional cells that it uses."""
 
 _MESSAGES = ("prompt", "completion", "chosen", "rejected", "response_a", "response_b")
-"""Fields whose cells are text or messages; CSV files hold the messages as JSON."""
+"""Fields whose cells are text or messages; in CSV files the messages are JSON."""
 
 OPTIONAL_FIELDS = (
     "system",
@@ -57,19 +57,19 @@ OPTIONAL_FIELDS = (
     "answer",
     "tests",
 )
-"""Optional cells of a row; those that are not used are reported as ignored."""
+"""Optional fields of a row; cells that are not used are reported as ignored."""
 
 
 def convert(
     cells: Mapping[str, Any], kind: Kind, *, system: str | None, notes: Notes
 ) -> dict[str, Any]:
-    """Convert cells to a canonical row; names of ignored cells are added to `notes`.
+    """Convert cells to a canonical row.
 
     Args:
         cells: Field -> cell.
         kind: Kind of row.
-        system: System message of the data source, for prompts without one.
-        notes: Changed in place.
+        system: System message of the data source, for prompts without a system message.
+        notes: Set to which descriptions of ignored cells are added.
 
     Raises:
         RowDropped: The row cannot be used.
@@ -87,7 +87,7 @@ def convert(
         for side in ("completion", "chosen", "rejected"):
             check_turns([*result["prompt"], *result.get(side, ())])
     elif system is not None:
-        notes.add("data.system beside plain text")
+        notes.add("data.system for a row without a prompt")
     notes.update(f"{field} column" for field in OPTIONAL_FIELDS if is_filled(rest.get(field)))
     _check_unicode(result)
     return result
@@ -96,7 +96,10 @@ def convert(
 def _with_system_message(
     prompt: Conversation, cell: Any, default: str | None, notes: Notes
 ) -> Conversation:
-    """Return the prompt with a system message: its own, else the row's, else the source's."""
+    """Return the prompt with a system message.
+
+    The system message is that of the prompt, else the cell of the row, else `default`.
+    """
     if is_filled(cell) and not isinstance(cell, str):
         notes.add("system column that is not text")
         cell = None
@@ -105,19 +108,19 @@ def _with_system_message(
         if text is not None and prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": text}, *prompt]
     if row_text is not None and prompt[0]["content"].strip() != row_text.strip():
-        notes.add("system column beside another system message")
+        notes.add("system column that differs from the prompt's system message")
     return prompt
 
 
 def _add_facts(prompt: Conversation, cells: Cells, notes: Notes) -> None:
-    """Add the answer and the tests of the row to its last user message, in place."""
+    """Add the answer and the tests of the row to the last user message of the prompt, in place."""
     last_user = max(i for i, turn in enumerate(prompt) if turn["role"] == "user")
     facts: dict[str, Any] = {}
     if "answer" in cells:
         read = solution_answer if cells.get("answer_is_solution") else reference_answer
         answer = read(cells.pop("answer"))
         if answer is None:
-            notes.add("answer cell that states no answer")
+            notes.add("answer cell without an answer")
         else:
             facts["answer"] = answer
     tests = cells.pop("tests", None)
@@ -139,7 +142,7 @@ def _check_unicode(result: Mapping[str, Any]) -> None:
 
 
 def _strings_in(value: Any) -> Iterator[str]:
-    """Return all texts in a cell: a text, messages, or lists and objects of these."""
+    """Yield all strings in a value: a string, or nested lists and objects of strings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -165,13 +168,14 @@ def _prompt(cells: Cells, notes: Notes) -> Conversation:
 
 
 MIN_PASSAGE_WORDS = 5
-"""Smallest number of words of a context that a prompt can contain within its lines."""
+"""Minimum number of words of a context that is searched for inside the lines of a prompt."""
 
 
 def _contains_passage(text: str, context: str) -> bool:
-    """Return whether a text contains a context: as whole lines, or as a run of several words.
+    """Return whether a text contains a context.
 
-    A short context can be part of an instruction by chance: the 2 of "multiply 12 by:".
+    A context of fewer than MIN_PASSAGE_WORDS words must be whole lines of the text, because a short
+    context can be part of an instruction by chance, such as the 2 of "multiply 12 by:".
     """
     edges = (
         (r"^[ \t]*", r"[ \t]*$")
@@ -183,7 +187,7 @@ def _contains_passage(text: str, context: str) -> bool:
 
 
 def _history(value: Any, notes: Notes) -> Conversation:
-    """Return the earlier turns from a list of [question, answer] pairs or of messages."""
+    """Convert a history column, a list of [question, answer] pairs or messages, to messages."""
     value = decode_json(value)
     if value in (None, "", []):
         return []
@@ -203,14 +207,17 @@ def _history(value: Any, notes: Notes) -> Conversation:
 def _reply(
     cells: Cells, field: str, prompt: Conversation, notes: Notes
 ) -> tuple[Conversation, Conversation]:
-    """Return (prompt, reply); a system message in the reply cell is moved to the prompt."""
+    """Return (prompt, reply) from the reply column `field`, and add the reasoning column.
+
+    A system message in the reply column is moved to the prompt.
+    """
     value, cell = cells[field], cells.get("prompt")
     if isinstance(value, str) and isinstance(cell, str) and is_dialogue(cell):
         value = value.removeprefix(cell)
         if is_dialogue(value):
             return split_reply(prompt, parse_dialogue(value), notes)
         if "\n\nHuman:" in value:
-            raise RowDropped("reply holds another speaker's turn")
+            raise RowDropped("reply contains a user or system turn")
         value = value.strip()
     prompt, reply = split_reply(prompt, value, notes)
     reasoning = cells.get("reasoning")
@@ -249,7 +256,7 @@ def _label(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _opens_with_prompt(value: Any) -> bool:
-    """Return whether a cell is a list of messages that begins with a system or user turn."""
+    """Return whether a cell is a list of messages whose first turn, after a system turn, is a user's."""
     if not isinstance(value, list):
         return False
     roles = [_role_of(turn) for turn in value[:2]]
@@ -257,14 +264,14 @@ def _opens_with_prompt(value: Any) -> bool:
 
 
 def _role_of(turn: Any) -> str | None:
-    """Return the canonical role of an unparsed message; None if it has none."""
+    """Return the canonical role of a message that is not converted yet; None if it has none."""
     if not isinstance(turn, Mapping):
         return None
     return ROLES.get(str(turn.get("role", turn.get("from"))).lower())
 
 
 def _as_prompt(messages: Any) -> Any:
-    """Return a message list as a prompt, without assistant turns at its end."""
+    """Return a list of messages without the assistant turns at its end."""
     messages = decode_json(messages)
     while isinstance(messages, list) and messages and _role_of(messages[-1]) == "assistant":
         messages = messages[:-1]
@@ -272,7 +279,16 @@ def _as_prompt(messages: Any) -> Any:
 
 
 def _whole_pair(cells: Cells, sides: list[Any], notes: Notes) -> tuple[Conversation, ...]:
-    """Return (prompt, chosen, rejected) of two conversations that begin with the row's prompt."""
+    """Return (prompt, chosen, rejected) of two conversations that begin with the row's prompt.
+
+    Args:
+        cells: Cells of the row.
+        sides: The two conversations, chosen first.
+        notes: Descriptions of ignored parts, changed in place.
+
+    Raises:
+        RowDropped: The prompts or system messages differ, or the conversations are not valid.
+    """
     cell_prompt = _prompt(cells, notes)
     prompt, chosen, rejected = split_pair(*(_messages(value, notes) for value in sides))
     expected, turns = without_system(cell_prompt), without_system(prompt)
@@ -312,7 +328,7 @@ def _preference(cells: Cells, notes: Notes) -> dict[str, Any]:
 
 
 def _margin(cells: Cells, notes: Notes) -> float | None:
-    """Return the margin column, else the difference of both scores; None if the row has neither."""
+    """Return the margin column, else the chosen score minus the rejected score, else None."""
     margin = cells.pop("margin", None)
     scores = [cells.get(f"{side}_score") for side in ("chosen", "rejected")]
     try:
@@ -329,7 +345,7 @@ def _margin(cells: Cells, notes: Notes) -> float | None:
 
 
 def _has_value(value: Any) -> bool:
-    """Return whether a cell has a value; a missing value is empty text in CSV, nan in pandas."""
+    """Return whether a cell has a value: not None, nan (pandas) or an empty string (CSV)."""
     return value is not None and value != "" and value == value
 
 
@@ -338,12 +354,13 @@ SECOND_REPLY_NAMES = ("b", "model_b", "response_b", "second", "chosen_b", "right
 
 
 def judged_pair(cells: Cells) -> dict[str, Any]:
-    """Return `chosen`, `rejected` and, from scores, `margin` of two replies and their winner.
+    """Return the cells `chosen` and `rejected` of a row with two replies and a winner or scores.
 
-    The winner is a, b, model_a, model_b, the index of the reply (0 or 1), or a tie.
+    If the row has scores, the result also has `margin`, the difference of the scores. The winner is
+    read by `winner_is_second`.
 
     Raises:
-        RowDropped: There is a tie, or the winner is none of these.
+        RowDropped: There is a tie, or the winner or a score cannot be read.
     """
     replies = cells["response_a"], cells["response_b"]
     if "winner" in cells:
@@ -359,7 +376,14 @@ def judged_pair(cells: Cells) -> dict[str, Any]:
 
 
 def winner_is_second(value: Any) -> bool:
-    """Return whether a winner cell names the second reply; raise RowDropped for neither."""
+    """Return whether the second reply is the winner.
+
+    Args:
+        value: One of FIRST_REPLY_NAMES or SECOND_REPLY_NAMES, or 0 or 1.
+
+    Raises:
+        RowDropped: The value is a tie or anything else.
+    """
     spelled = str(value).strip().lower()
     if spelled in FIRST_REPLY_NAMES or spelled in ("0", "0.0"):
         return False
@@ -436,17 +460,17 @@ def _steps(cells: Cells, notes: Notes) -> dict[str, Any]:
     if not isinstance(steps, list) or not all(isinstance(s, str) and s.strip() for s in steps):
         raise RowDropped("steps are not a list of texts")
     if not isinstance(labels, list) or len(labels) != len(steps) or not steps:
-        raise RowDropped("not one label for each step")
+        raise RowDropped("not as many labels as steps")
     if not all(label is None or label in (0, 1) for label in labels):
         raise RowDropped("a step's label is not true, false or missing")
     return {"prompt": prompt, "steps": steps, "labels": labels}
 
 
 def parse_number(value: Any, field: str) -> int | float:
-    """Return the number in a cell, as int if it is integral text or an int.
+    """Return the number in a cell: an int for an int, a bool or an integral text, else a float.
 
     Raises:
-        RowDropped: The cell is neither a finite number nor text of one.
+        RowDropped: The cell is neither a finite number nor the text of a finite number.
     """
     if isinstance(value, str):
         try:

@@ -17,7 +17,7 @@ _WORD = re.compile(r"\w+")
 def shared_prompts(
     rows: Sequence[Mapping[str, Any]], against: Sequence[Mapping[str, Any]]
 ) -> list[int]:
-    """Return indices of `rows` whose prompt is in `against`, up to case, space and Unicode form."""
+    """Return the indices of `rows` whose prompt is also a prompt of `against`, by `prompt_key`."""
     known = {prompt_key(row) for row in against}
     return [index for index, row in enumerate(rows) if prompt_key(row) in known]
 
@@ -25,7 +25,7 @@ def shared_prompts(
 def overlapping_prompts(
     rows: Sequence[Mapping[str, Any]], against: Sequence[Mapping[str, Any]]
 ) -> list[int]:
-    """Return indices of `rows` whose prompt shares 13 consecutive words with a prompt of `against`.
+    """Return the indices of `rows` that share 13 consecutive prompt words with a row of `against`.
 
     Punctuation and case are ignored. Prompts of fewer than 13 words never overlap.
     """
@@ -34,7 +34,10 @@ def overlapping_prompts(
 
 
 def ngram_hashes(text: str, size: int = NGRAM_SIZE) -> set[int]:
-    """Return the hashes of all runs of `size` words; they are valid within a process."""
+    """Return the hashes of all sequences of `size` consecutive words of a text.
+
+    The hashes of different processes differ.
+    """
     words = _WORD.findall(text.casefold())
     return {hash(tuple(words[i : i + size])) for i in range(len(words) - size + 1)}
 
@@ -42,4 +45,4 @@ def ngram_hashes(text: str, size: int = NGRAM_SIZE) -> set[int]:
 def _prompt_grams(row: Mapping[str, Any]) -> set[int]:
     return ngram_hashes(
         prompt_text(row, role_names=False)
-    )  # a role name would be part of every run
+    )  # with role names, a name could be one of the words

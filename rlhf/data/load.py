@@ -18,41 +18,48 @@ from rlhf.errors import UserError
 log = logging.getLogger(__name__)
 
 PROGRESS_BAR_MIN_ROWS = 5_000
-"""Smallest number of rows for which a progress bar is shown."""
+"""A progress bar is shown for more than this number of rows."""
 
 
 @dataclass(frozen=True)
 class Loaded:
     """Canonical rows of one kind, with the numbers of dropped and unused rows.
 
-    `total == len(rows) + sum(dropped.values()) + unused`.
+    `total` is `len(rows) + sum(dropped.values()) + unused`.
     """
 
     rows: list[dict[str, Any]]
-    """Shuffled canonical rows; every message list is a Conversation.
+    """Shuffled canonical rows; every message list is a Conversation. The keys of each kind are:
 
-    sft: prompt, completion. preference: prompt, chosen, rejected, and optionally margin. label:
-    prompt, completion, label (bool). prompt: prompt. text: text. rated: text, or prompt and
-    completion. classification: the same with label (number). ranking: prompt, replies (message
-    lists, best first). steps: prompt, steps (texts), labels (0, 1 or None).
-    Every row also has `source` (the path of its spec) and the columns of `keep`.
+    - sft: prompt, completion
+    - preference: prompt, chosen, rejected, and optionally margin
+    - label: prompt, completion, label (bool)
+    - prompt: prompt
+    - text: text
+    - rated: text, or prompt and completion
+    - classification: the keys of rated, and label (number)
+    - ranking: prompt, replies (message lists, best first)
+    - steps: prompt, steps (texts), labels (0, 1 or None)
+
+    Rows with a prompt can also have tools. Every row has `source` (the path of its spec) and the
+    columns of `keep`.
     """
     dropped: dict[str, int]
     """Reason -> number of dropped rows, the most common first."""
     total: int
     """Number of rows in all sources."""
     unused: int = 0
-    """Number of usable rows beyond a limit or beyond a source's share of the mixture."""
+    """Number of rows that were not used because of a limit or of the mixture weights."""
     sources: dict[str, int] = field(default_factory=dict)
-    """Path -> number of rows in `rows`."""
+    """Path of a source -> number of its rows in `rows`."""
     first_dropped: dict[str, str] = field(default_factory=dict)
-    """Reason -> the first row that was dropped for it, as "path, row 17"."""
+    """Reason -> the first row that was dropped for this reason, as "path, row 17"."""
     unused_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Path -> columns that were not read."""
+    """Path of a source -> columns that were not read."""
     ignored: dict[str, int] = field(default_factory=dict)
     """Description of an ignored part of a cell -> number of rows."""
     schemas: dict[str, str] = field(default_factory=dict)
-    """Path -> name of the public schema with which it was read, if any."""
+    """Path of a source -> name of its public schema, for sources that have one."""
 
     def summary(self) -> str:
         """Return one line: the numbers of used, dropped and unused rows, and the unused columns."""
@@ -96,14 +103,15 @@ def load(
     """Read, convert, mix and shuffle one or several data sets.
 
     Args:
-        specs: One source or several. With weights, the result is the largest mixture with these
-            proportions that uses no row twice; without weights, all rows of all sources.
+        specs: One or several sources. If they have weights, the result is the largest mixture with
+            these proportions that uses no row twice; otherwise, all rows of all sources.
         kind: Kind of canonical rows, see `Loaded.rows`.
-        seed: Seed of the shuffle; the same seed gives the same rows in the same order. None: the
-            order of the sources.
-        keep: Additional columns of the rows, under their own names; None if a row has no value.
-        facts: Add the answer and tests columns to the last user message, for rewards. Rows of kind
-            "prompt" always have them.
+        seed: Seed of the shuffle; the same seed gives the same rows in the same order. If it is
+            None, the rows have the order of the sources.
+        keep: Names of additional columns to include in the rows. The value is None in a row that
+            does not have the column.
+        facts: Whether to add the answer and tests columns to the last user message, for rewards.
+            They are always added to rows of kind "prompt".
 
     Raises:
         UserError: A path does not exist, its content is malformed, its columns cannot be assigned
@@ -152,10 +160,12 @@ def load(
 def load_and_log(
     specs: Sequence[DataSpec], kind: Kind, *, what: str, seed: int, keep: Iterable[str] = ()
 ) -> list[dict[str, Any]]:
-    """Load data sets and log a summary under the name `what`; return [] if `specs` is empty.
+    """Load data sets, log a summary that begins with `what`, and return the rows.
+
+    If `specs` is empty, the result is [] and nothing is logged.
 
     Raises:
-        UserError: As `load`.
+        UserError: As in `load`.
     """
     if not specs:
         return []
@@ -167,8 +177,11 @@ def load_and_log(
 def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> list[int]:
     """Return the number of rows of each source in the largest mixture with these weights.
 
-    The source with the fewest rows relative to its weight is used completely. Every source
-    contributes at least one row. Without weights, all rows of all sources are used.
+    All rows of the source with the fewest rows relative to its weight are used, and at least one
+    row of every source. Without weights, all rows of all sources are used.
+
+    Raises:
+        UserError: Only some of the sources have a weight.
     """
     shares = [weight for weight in weights if weight is not None]
     if not shares:
@@ -185,13 +198,17 @@ def mixture_sizes(available: Sequence[int], weights: Sequence[float | None]) -> 
 def _read_source(
     spec: DataSpec, kind: Kind, *, seed: str | None, keep: tuple[str, ...], facts: bool
 ) -> TableReader:
-    """Read a source up to its limit, in a seeded order; without a seed, in the file's order."""
+    """Read a source up to its limit, in a random order, or in the file's order if `seed` is None.
+
+    Raises:
+        UserError: As in `load`.
+    """
     reader = TableReader(read_rows(spec), kind, spec, keep=keep, facts=facts)
     order = list(range(len(reader.table)))
     if seed is not None:
         random.Random(seed).shuffle(order)
     reader.read(_with_progress(order, spec.path))
-    # Rows from the same row of the table are adjacent.
+    # A schema can make several rows from one row of the table, which would otherwise be adjacent.
     if reader.schema is not None and seed is not None:
         random.Random(f"{seed}/rows").shuffle(reader.rows)
     if not reader.rows:

@@ -1,9 +1,9 @@
 """Convert a cell of a table (text, dialogue or message list) to canonical messages.
 
-A canonical message has `role` (system, user, assistant, tool) and `content` (text). Optional keys
-are `reasoning_content`, `tool_calls`, `name`, `tool_call_id`, `weight` (0 excludes a reply from the
-loss), and the facts `answer` and `tests`, which only rewards read. Every other key with a value is
-named in `notes`. A row that cannot be used raises `RowDropped`.
+A canonical message has the keys `role` (system, user, assistant, tool) and `content` (text).
+Optional keys are `reasoning_content`, `tool_calls`, `name`, `tool_call_id`, `weight` (0 excludes a
+reply from the loss), and `answer` and `tests`, which only rewards read. A description of every
+other key with a value is added to `notes`. A row that cannot be used raises `RowDropped`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rlhf.common.conversation import Conversation, Message
 from rlhf.data.answers import reference_answer
 
 Notes = set[str]
-"""Descriptions of ignored parts of a row; the loader counts the rows of each."""
+"""Descriptions of ignored parts of a row; the loader counts the rows with each description."""
 
 ROLES = {
     "system": "system",
@@ -64,19 +64,19 @@ _NEMO_TURN = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
 
 
 class RowDropped(Exception):
-    """Error for a row that cannot be used; rows are counted by its message."""
+    """Raised for a row that cannot be used; the loader counts the rows by message."""
 
 
 def is_dialogue(text: str) -> bool:
-    r"""Return whether `text` is an HH-RLHF dialogue: first Human:, later a \n\nAssistant: turn."""
+    r"""Return whether `text` is an HH-RLHF dialogue: it begins with Human: and has \n\nAssistant:."""
     return _HH_START.match(text) is not None
 
 
 def parse_dialogue(text: str) -> Conversation:
     r"""Return the messages of an HH-RLHF dialogue ("\n\nHuman: ...\n\nAssistant: ...").
 
-    Only a marker after a blank line begins a turn. Turns are stripped and may be empty, such as the
-    "\n\nAssistant:" at the end of a prompt.
+    A turn begins with "Human:" or "Assistant:" after a blank line. The contents are stripped and
+    may be empty, as after "\n\nAssistant:" at the end of a prompt.
     """
     pieces = _HH_TURN.split("\n\n" + text.lstrip())
     return [
@@ -88,7 +88,10 @@ def parse_dialogue(text: str) -> Conversation:
 def as_conversation(value: Any, notes: Notes) -> Conversation:
     """Convert text, a dialogue, one message, or a list of messages to a conversation.
 
-    Plain text is one user turn; None is an empty conversation.
+    Plain text becomes one user turn, and None an empty conversation.
+
+    Raises:
+        RowDropped: The value is of another type, or a message cannot be converted.
     """
     if isinstance(value, str):
         return _from_text(value)
@@ -104,7 +107,7 @@ def as_conversation(value: Any, notes: Notes) -> Conversation:
 def _from_text(text: str) -> Conversation:
     if is_dialogue(text):
         return parse_dialogue(text)
-    # NVIDIA's data sets have several turns in one prompt; the first is the user's.
+    # Prompts of NVIDIA's data sets can contain several turns; the first is a user turn.
     first, *rest = _NEMO_TURN.split(text)
     turns: Conversation = [{"role": "user", "content": first}]
     for speaker, content in zip(rest[::2], rest[1::2], strict=True):
@@ -113,7 +116,7 @@ def _from_text(text: str) -> Conversation:
 
 
 def decode_json(value: Any) -> Any:
-    """Decode text that contains a JSON list or object, as in CSV cells; else return `value`."""
+    """Decode a string with a JSON list or object, as in CSV cells; other values are unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
@@ -123,9 +126,9 @@ def decode_json(value: Any) -> Any:
 
 
 def decode_messages(value: Any) -> Any:
-    """Return the messages in a text cell with JSON of a list of messages or of one; else `value`.
+    """Decode a string with the JSON of a message or of a list of messages.
 
-    Any other JSON in the cell is text.
+    Other values, including other JSON, are returned unchanged.
     """
     decoded = decode_json(value)
     items = decoded if isinstance(decoded, list) else [decoded]
@@ -139,11 +142,15 @@ def _is_message(value: Any) -> bool:
 
 
 def parse_messages(value: Sequence[Any], notes: Notes) -> Conversation:
-    """Convert a list of {role, content} or {from, value} messages, or of {input, output} pairs."""
+    """Convert a list of messages or of {input, output} pairs to canonical messages.
+
+    Raises:
+        RowDropped: A message cannot be converted.
+    """
     messages: Conversation = []
     for item in value:
         if not isinstance(item, Mapping):
-            raise RowDropped("message is not a role and a content")
+            raise RowDropped("message is not an object with a role and a content")
         if {"input", "output"} <= item.keys():
             pairs = (("user", item["input"]), ("assistant", item["output"]))
             items = [{"role": role, "content": content} for role, content in pairs]
@@ -154,7 +161,13 @@ def parse_messages(value: Sequence[Any], notes: Notes) -> Conversation:
 
 
 def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
-    """Convert a message to a canonical message; names of ignored keys are added to `notes`."""
+    """Convert a message, {role, content} or {from, value}, to a canonical message.
+
+    Descriptions of ignored keys are added to `notes`.
+
+    Raises:
+        RowDropped: The role is unknown, or a value has the wrong type.
+    """
     raw_role = item.get("role", item.get("from"))
     role = ROLES.get(raw_role.lower()) if isinstance(raw_role, str) else None
     if role is None:
@@ -184,7 +197,11 @@ def parse_message(item: Mapping[str, Any], notes: Notes) -> Message:
 def _read_reply_keys(
     item: Mapping[str, Any], message: Message, reasoning: str, calls: list[Any], notes: Notes
 ) -> None:
-    """Add reasoning, tool calls and weight to an assistant message, in place."""
+    """Add the reasoning, tool calls and weight of `item` to an assistant message, in place.
+
+    `reasoning` and `calls` are those of the content parts. If `message` is not an assistant
+    message, the values are not added but noted.
+    """
     values = [item[key] for key in REASONING_KEYS if is_filled(item.get(key))]
     if not reasoning and values:
         if not isinstance(values[0], str):
@@ -234,14 +251,18 @@ def _split_content(value: Any, notes: Notes) -> tuple[str | None, str, list[Any]
             calls += _parse_tool_calls([{"name": part.get("name"), "arguments": part.get("input")}])
             continue
         else:
-            raise RowDropped(f"message holds a part that is not text ({kind})")
+            raise RowDropped(f"message contains a part that is not text ({kind})")
         read = {"type", "text", "thinking"}
         notes.update(f"content part key {k!r}" for k, v in part.items() if k not in read and v)
     return ("".join(texts) if texts or not calls else None), "".join(thoughts), calls
 
 
 def _parse_tool_calls(value: Any) -> list[Message]:
-    """Return tool calls as [{type, function: {name, arguments}}]; JSON arguments are decoded."""
+    """Convert tool calls to [{type, function: {name, arguments}}] and decode JSON arguments.
+
+    Raises:
+        RowDropped: The value is not a list of tool calls, or a call has no function name.
+    """
     value = decode_json(value)
     if isinstance(value, Mapping):
         value = [value]
@@ -251,7 +272,7 @@ def _parse_tool_calls(value: Any) -> list[Message]:
     for item in value:
         inner = item.get("function", item) if isinstance(item, Mapping) else None
         if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
-            raise RowDropped("a tool call names no function")
+            raise RowDropped("a tool call has no function name")
         arguments = decode_json(inner.get("arguments"))
         function = {"name": inner["name"], "arguments": {} if arguments is None else arguments}
         known = {"id": item["id"]} if isinstance(item.get("id"), str) else {}
@@ -260,10 +281,10 @@ def _parse_tool_calls(value: Any) -> list[Message]:
 
 
 def parse_tools(value: Any) -> list[Message]:
-    """Return the tool descriptions as [{type, function}]; an empty list if there are none.
+    """Convert tool descriptions to [{type, function}]; the result is [] if there are none.
 
     Raises:
-        RowDropped: The value is neither a list of objects nor JSON text of such a list.
+        RowDropped: The value is neither a list of objects nor the JSON of a list of objects.
     """
     value = decode_json(value)
     if not is_filled(value):
@@ -281,10 +302,10 @@ def parse_tools(value: Any) -> list[Message]:
 def _parse_answer(value: Any) -> str | list[str]:
     answer = reference_answer(value)
     if answer is None:
-        raise RowDropped("a message's answer is no text, number or list of these")
+        raise RowDropped("a message's answer is not a text, a number or a list of these")
     return answer
 
 
 def is_filled(value: Any) -> bool:
-    """Return whether a cell has a value; data sets fill missing keys with None or empty values."""
+    """Return whether a cell is not None and not an empty string, list or object."""
     return value is not None and value != "" and value != [] and value != {}

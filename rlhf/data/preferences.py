@@ -1,7 +1,7 @@
-"""Create preference pairs from rankings, ratings, or a gold reward with a simulated annotator.
+"""Create preference pairs from rankings, from ratings, or with a simulated annotator.
 
-The parameters of a simulated annotator are known, so estimates of accuracy, temperature, length
-bias and label noise can be compared with them.
+A simulated annotator compares replies by their gold scores. Its parameters are known, so estimates
+of accuracy, temperature, length bias and label noise can be compared with the true values.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from rlhf.errors import UserError
 from rlhf.reward_models.core import sigmoid
 
 Reply = Conversation | RowDropped
+"""A reply, or the reason why it cannot be used."""
 
 Gold = Callable[[list[Conversation]], Sequence[float | None]]
-"""Function that returns a score for each conversation (prompt and reply), or None."""
+"""Function that returns a score, or None, for each conversation (prompt and reply)."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class Annotator:
     """
 
     tau: NonNegativeFloat = 1.0
-    """Temperature in units of the gold score; with 0 the better reply is always chosen."""
+    """Temperature in units of the gold score; with 0, the reply with the higher score is chosen."""
     flip: LabelNoise = 0.0
     """Probability that the label is flipped."""
     length_bias: Finite = 0.0
-    """Log-odds in favor of A for each 100 characters by which it is longer than B."""
+    """Log-odds in favor of A for each 100 characters by which A is longer than B."""
     position_bias: Finite = 0.0
     """Log-odds in favor of the reply that is shown first."""
 
@@ -49,7 +50,12 @@ class Annotator:
         check_fields(self, "annotator.")
 
     def first_reply_probability(self, gold_gap: float, length_gap: float) -> float:
-        """Return the probability that the first reply is chosen; gaps are first minus second."""
+        """Return the probability that the first reply is chosen, after label flips.
+
+        Args:
+            gold_gap: Gold score of the first reply minus that of the second.
+            length_gap: Characters of the first reply minus those of the second.
+        """
         biases = self.length_bias * length_gap / 100 + self.position_bias
         if self.tau == 0 and gold_gap != 0:
             probability = float(gold_gap > 0)
@@ -66,19 +72,23 @@ def pairs_from_gold(
     pairs_per_prompt: int,
     seed: int,
 ) -> Loaded:
-    """Create preference rows from sampled replies, labeled by an annotator that sees gold scores.
+    """Create preference rows from sampled replies, labeled by a simulated annotator.
 
     Args:
-        rows: {prompt, replies}: a prompt (text or Conversation) and two or more sampled replies.
+        rows: Rows with `prompt` (text or Conversation) and `replies` (at least two).
         gold: The gold reward, which is called once with all conversations.
         annotator: The annotator that labels the pairs.
         pairs_per_prompt: Maximum number of random pairs of replies per row.
         seed: Seed of the pairs, of the order in which replies are shown, and of the labels.
 
     Returns:
-        Preference rows with `gold_margin`, the gold score of chosen minus that of rejected, which
-        is negative if the annotator was wrong. `total` is the number of pairs. Pairs with an empty
-        or unscored reply, or with equal replies, are dropped.
+        Preference rows with `gold_margin`, the gold score of the chosen reply minus that of the
+        rejected reply, which is negative if the reply with the lower score was chosen. `total` is
+        the number of pairs. Pairs with an empty or unscored reply, or with equal replies, are
+        dropped.
+
+    Raises:
+        UserError: `pairs_per_prompt` is less than 1, or a prompt is not valid.
     """
     if pairs_per_prompt < 1:
         raise UserError(f"pairs_per_prompt must be >= 1, got {pairs_per_prompt}")
@@ -106,8 +116,11 @@ def pairs_from_gold(
 def pairs_from_ratings(rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.0) -> Loaded:
     """Convert rows {prompt, replies, ratings} to all pairs of replies with different ratings.
 
-    `margin` is the difference of the ratings. Pairs with a difference of at most `min_gap` are
-    dropped as ties.
+    The `margin` of a pair is the difference of its ratings. Pairs whose difference is not larger
+    than `min_gap` are dropped as ties.
+
+    Raises:
+        UserError: A row does not have one rating per reply, or a prompt is not valid.
     """
     return _pairs_by_score(rows, "ratings", min_gap=min_gap, with_margin=True)
 
@@ -115,9 +128,12 @@ def pairs_from_ratings(rows: Sequence[Mapping[str, Any]], *, min_gap: float = 0.
 def pairs_from_rankings(rows: Sequence[Mapping[str, Any]]) -> Loaded:
     """Convert rows {prompt, replies, ranks} to all pairs of replies with different ranks.
 
-    Rank 1 is the best; equal ranks are dropped as ties. Without `ranks`, the replies are ordered
-    from best to worst. A ranking of K replies gives up to K (K - 1) / 2 pairs with the same prompt;
-    keep them in the same split.
+    The lowest rank is the best; pairs with equal ranks are dropped as ties. If a row has no
+    `ranks`, its replies are ordered from best to worst. A ranking of K replies gives up to
+    K (K - 1) / 2 pairs with the same prompt, which should be in the same split.
+
+    Raises:
+        UserError: A row does not have one rank per reply, or a prompt is not valid.
     """
     ranked = [
         {**row, "scores": [-rank for rank in row.get("ranks", range(len(row["replies"])))]}
@@ -129,10 +145,12 @@ def pairs_from_rankings(rows: Sequence[Mapping[str, Any]]) -> Loaded:
 def inject_label_noise(
     rows: Sequence[Mapping[str, Any]], rate: float, *, seed: int
 ) -> list[dict[str, Any]]:
-    """Copy preference or label rows and reverse the labels of round(rate * n) random ones.
+    """Copy n preference or label rows, and reverse the labels of round(rate * n) random copies.
 
-    Every copy has the key `flipped` (bool), against which a search for wrong labels can be
-    evaluated.
+    Every copy has the key `flipped` (bool), with which a search for wrong labels can be evaluated.
+
+    Raises:
+        UserError: `rate` is not in [0, 1].
     """
     if not 0 <= rate <= 1:
         raise UserError(f"rate must be between 0 and 1, got {rate}")
@@ -202,7 +220,11 @@ def _as_loaded(rows: list[dict[str, Any]], dropped: Counter[str]) -> Loaded:
 
 
 def _prompt_and_replies(row: Mapping[str, Any], index: int) -> tuple[Conversation, list[Reply]]:
-    """Return the prompt and the replies; an unusable reply is replaced by the reason."""
+    """Return the prompt and the replies; a reply that cannot be used is replaced by the reason.
+
+    Raises:
+        UserError: The prompt is not valid; the message has the row's index.
+    """
     try:
         prompt = checked_prompt(as_conversation(row["prompt"], set()))
     except RowDropped as reason:

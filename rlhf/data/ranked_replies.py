@@ -1,4 +1,4 @@
-"""Create pairs and rankings from lists of scored replies and from Open Assistant's trees."""
+"""Create pairs and rankings from lists of scored replies and from OpenAssistant's message trees."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ Item = dict[str, Any] | RowDropped
 def ranked_items(
     prompt: Any, replies: Sequence[Any], values: Sequence[Any], kind: Kind, *, ranks: bool
 ) -> Iterator[Item]:
-    """Yield the rows for one list of scored replies: the prompt, a ranking, or all untied pairs.
+    """Yield the rows of `kind` for one list of scored replies.
+
+    They are the prompt, one ranking, or all pairs of replies with different scores.
 
     Args:
         prompt: The prompt cell.
         replies: Reply cells.
-        values: Score of each reply, or its rank.
+        values: Score or rank of each reply.
         kind: "preference", "ranking" or "prompt".
-        ranks: Whether `values` are ranks, of which the lowest is the best. The margin of a pair
-            is the difference of its scores; pairs from ranks have no margin.
+        ranks: Whether `values` are ranks, of which the lowest is the best. Otherwise they are
+            scores, and the margin of a pair is the difference of its scores.
     """
     if kind == "prompt":
         yield {"prompt": prompt}
@@ -52,10 +54,12 @@ def ranked_items(
 
 
 def gather_messages(table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Build trees {prompt: node with replies} from a table with one message per row.
+    """Build message trees from a table with one message per row.
 
-    A message whose parent is missing becomes a tree with the key `orphan`. A row with an invalid or
-    repeated id becomes a tree with the key `unread`, whose value is the reason.
+    Returns:
+        One object per tree: {"prompt": root}, where each message has the key `replies`. A message
+        whose parent is missing is the root of {"orphan": root}. A row with an invalid or repeated
+        id, or in a cycle of parents, becomes {"unread": reason}.
     """
     nodes: dict[str | int, dict[str, Any]] = {}
     trees: list[Mapping[str, Any]] = []
@@ -83,7 +87,7 @@ def gather_messages(table: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 
 def _count_unreached(nodes: Mapping[Any, Node], trees: Sequence[Mapping[str, Any]]) -> int:
-    """Count the messages without a path to a root, because their parents form a cycle."""
+    """Return the number of messages that are in no tree, because their parents form a cycle."""
     roots = [tree.get("prompt") or tree.get("orphan") for tree in trees]
     stack = [node for node in roots if node is not None]
     reached = 0
@@ -94,11 +98,15 @@ def _count_unreached(nodes: Mapping[Any, Node], trees: Sequence[Mapping[str, Any
 
 
 def tree_items(row: Mapping[str, Any], kind: Kind) -> Iterator[Item]:
-    """Yield the cells of the canonical rows of a tree.
+    """Yield the cells of the canonical rows of a tree of `gather_messages` or Open Assistant.
 
-    sft: every assistant message with the turns before it. preference: every pair of replies to a
-    message with different ranks (rank 0 is best). ranking: all ranked replies to a message. prompt:
-    every path that ends with a user turn.
+    - sft: every assistant message, with the turns before it
+    - preference: for every user message, all pairs of replies with different ranks (0 is best)
+    - ranking: for every user message, all ranked replies
+    - prompt: every path from the root to a user message
+
+    Raises:
+        RowDropped: The tree is an orphan or an unread row.
     """
     if "unread" in row:
         raise RowDropped(row["unread"])

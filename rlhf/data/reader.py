@@ -30,15 +30,15 @@ class TableReader:
 
     Attributes:
         rows: The canonical rows that were read.
-        dropped: Reason -> indices of the rows of `table` that were dropped for it.
-        total: Number of rows that were read, dropped or left unread.
+        dropped: Reason -> indices of the rows of `table` that were dropped for this reason.
+        total: Number of rows that were read, dropped, or not read because of the limit.
         ignored: Description of an ignored part of a cell -> number of rows.
 
     Args:
         table: The rows of the source.
         kind: Kind of canonical rows.
         spec: Specification of the source, with its mapping and system message.
-        keep: Further columns to include.
+        keep: Names of additional columns to include in the rows.
         facts: Whether to add the answer and the tests of a row to its last user message.
 
     Raises:
@@ -72,7 +72,7 @@ class TableReader:
         self.dropped: dict[str, list[int]] = defaultdict(list)
         self.ignored: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
-        """Column of another layout -> number of rows in which it has a value and is not used."""
+        """Column of a layout -> number of rows with a value in it that another layout reads."""
         self.used = {name for name in keep if name in self.present}
 
     @property
@@ -86,7 +86,7 @@ class TableReader:
         return tuple(sorted(self.present - self.used))
 
     def read(self, indices: Iterable[int]) -> None:
-        """Read these rows of `table` in this order, up to the limit of the source."""
+        """Read the rows of `table` with these indices in this order, up to the source's limit."""
         for index in indices:
             if len(self.rows) == self.spec.limit:
                 break
@@ -101,7 +101,7 @@ class TableReader:
         self.ignored.update(used)
 
     def _outcomes(self, row: Row) -> Iterator[Outcome]:
-        """Yield the canonical rows of a row of `table`, or the reason why it is dropped."""
+        """Yield canonical rows for a row of `table`, and reasons why rows are dropped."""
         if self.schema is None:
             yield self._convert(self._cells(row), row)
             return
@@ -126,7 +126,11 @@ class TableReader:
         return canonical | {"source": self.spec.path} | extra
 
     def _cells(self, row: Row) -> dict[str, Any]:
-        """Return the cells of a row by the first layout whose fields it has, else by the first."""
+        """Return the cells of a row.
+
+        They are read with the first layout for which the row has all required fields, or with the
+        first layout if there is none.
+        """
         for layout in [*self.layouts, self.layouts[0]]:
             cells = {field: cell_of(row, column) for field, column in layout.columns.items()}
             if all(cells[field] is not None for field in layout.fields):
@@ -142,7 +146,7 @@ class TableReader:
         return cells
 
     def _schema_facts(self, schema: Schema, row: Row) -> dict[str, Any]:
-        """Return the cells of the answer and tests columns that are not part of the schema."""
+        """Return the cells of the answer and tests columns, unless the schema uses the columns."""
         if not self.facts:
             return {}
         columns = {f: column_of(f, self.present, {}, taken=schema.columns) for f in FACT_FIELDS}
@@ -151,7 +155,7 @@ class TableReader:
         return {f: cell for f, cell in facts.items() if cell is not None}
 
     def _recognized_schema(self, table: Sequence[Row]) -> Schema | None:
-        """Return the public schema of the table; None if there is none or a mapping is given."""
+        """Return the public schema of the table; None if none matches or the spec has a mapping."""
         if self.spec.columns:
             return None
         flags = set(SAFETY_SCHEMA.gives) & set(self.keep)
@@ -175,7 +179,11 @@ class TableReader:
                 )
 
     def _check_winners(self, table: Sequence[Row]) -> None:
-        """Raise a UserError for a winner column of numbers that may be counted from 1."""
+        """Check that the numbers of a winner column are not counted from 1.
+
+        Raises:
+            UserError: The column contains 2, or only 1.
+        """
         column = self.layouts[0].columns.get("winner")
         if column is None:
             return
@@ -198,7 +206,7 @@ def guess_kind(table: Sequence[Row], spec: DataSpec) -> Kind:
     """Guess the kind of the rows of a table from its columns.
 
     Raises:
-        UserError: No kind has these columns.
+        UserError: The columns match no kind.
     """
     present = columns_of(table)
     if not spec.columns:
@@ -212,8 +220,8 @@ def guess_kind(table: Sequence[Row], spec: DataSpec) -> Kind:
             continue
         return kind
     raise UserError(
-        f"{spec.path}: the columns fit no kind of data; give --kind, and --columns if the names "
-        f"differ; columns found: {', '.join(sorted(present))}"
+        f"{spec.path}: the columns do not match any kind of data; give --kind, and --columns if "
+        f"the names differ; columns found: {', '.join(sorted(present))}"
     )
 
 

@@ -1,8 +1,8 @@
 """Schemas of public data sets that need more than a mapping of columns.
 
 A schema is recognized by its columns. It converts a row to the cells of any number of canonical
-rows: it selects the chosen reply of a pair, converts rankings to pairs and trees to conversations.
-docs/data.md lists the schemas.
+rows. For example, it selects the chosen reply of a pair, or converts a ranking to pairs or a tree
+to conversations. docs/data.md lists the schemas.
 """
 
 from __future__ import annotations
@@ -21,14 +21,20 @@ from rlhf.data.messages import RowDropped, decode_json, parse_messages
 from rlhf.data.ranked_replies import Item, gather_messages, ranked_items, tree_items
 
 Reader = Callable[[Row, Kind], Iterator[Item]]
-"""Function (row of the table, kind) -> cells of canonical rows; it raises RowDropped to stop."""
+"""Function of a row of the table and a kind that yields the cells of canonical rows.
+
+It raises RowDropped if the row cannot be used.
+"""
 Cells = Callable[[Row], dict[str, Any]]
-"""Function row -> some cells of one canonical row; it raises RowDropped if it cannot."""
+"""Function of a row of the table that returns some cells of one canonical row.
+
+It raises RowDropped if the row cannot be used.
+"""
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The layout of a public data set."""
+    """The columns of a public data set, and functions that read its rows."""
 
     name: str
     needs: frozenset[str]
@@ -37,13 +43,13 @@ class Schema:
     """Kinds of canonical rows that `read` can produce."""
     read: Reader
     uses: tuple[str, ...] = ()
-    """Optional columns."""
+    """Optional columns that `read` uses."""
     gather: Callable[[Sequence[Row]], Sequence[Row]] | None = None
-    """Merges rows that belong together, before `read`."""
+    """Function that merges the rows of the table that belong together, before `read`."""
     gives: tuple[str, ...] = ()
-    """Computed columns that `keep` can name."""
+    """Computed columns that can be included in the rows with `keep`."""
     matches: Callable[[Row], bool] = lambda row: True
-    """Returns whether the first row has this schema, for columns that several schemas share."""
+    """Function that returns whether the first row of a table with these columns has this schema."""
 
     @property
     def columns(self) -> set[str]:
@@ -52,7 +58,10 @@ class Schema:
 
 
 def find_schema(kind: Kind, table: Sequence[Row], present: Collection[str]) -> Schema | None:
-    """Return the schema of a table for rows of `kind`, or None."""
+    """Return the first schema that matches a table and can produce rows of `kind`, or None.
+
+    `present` are the names of all columns of the table.
+    """
     for schema in SCHEMAS:
         if kind in schema.kinds and schema.needs <= set(present) and schema.matches(table[0]):
             return schema
@@ -63,8 +72,8 @@ def _pair_reader(prompt: Callable[[Row], Any], replies: Cells) -> Reader:
     """Return a reader of rows that contain one pair.
 
     Args:
-        prompt: Returns the prompt cell of a row.
-        replies: Returns the other cells.
+        prompt: Function that returns the prompt cell of a row.
+        replies: Function that returns the other cells.
     """
 
     def items(row: Row, kind: Kind) -> Iterator[Item]:
@@ -85,9 +94,9 @@ def _select_by_code(
     """Return a function that selects the better of two reply columns by the column `code`.
 
     Args:
-        first: A column of replies.
-        second: The other column of replies.
-        code: Column that says which reply is better.
+        first: Column of the first reply.
+        second: Column of the second reply.
+        code: Column that states which reply is better.
         codes: Values of `code` if the first reply is better, and if the second reply is better.
         ties: Values of `code` for ties.
     """
@@ -105,7 +114,10 @@ def _select_by_code(
 
 
 def _select_by_strength(first: str, second: str, *, strength: str) -> Cells:
-    """Return a function that selects the better of two reply columns by the sign of `strength`."""
+    """Return a function that selects the better of two reply columns by the sign of `strength`.
+
+    A negative value means that the first reply is better. The margin is the absolute value.
+    """
 
     def replies(row: Row) -> dict[str, Any]:
         value = parse_number(row[strength], strength)
@@ -126,8 +138,8 @@ def _ranking_reader(
         prompt: Column of the prompt.
         listed: Column of the list.
         reply: Key of the reply in an item of the list.
-        value: Key of the score or rank.
-        ranks: As in `ranked_items`.
+        value: Key of the score or rank in an item of the list.
+        ranks: Whether the values are ranks, as in `ranked_items`.
     """
 
     def items(row: Row, kind: Kind) -> Iterator[Item]:
@@ -142,7 +154,7 @@ _safer_reply = _select_by_code("response_0", "response_1", code="safer_response_
 
 
 def _pair_by_safety(row: Row) -> dict[str, Any]:
-    """Return a pair in which the safer reply is chosen, and whether each reply is unsafe."""
+    """Return a pair whose chosen reply is the safer one, and whether each reply is unsafe."""
     cells = _safer_reply(row)
     safer = int(row["safer_response_id"])
     for side, index in (("chosen", safer), ("rejected", 1 - safer)):
@@ -181,7 +193,7 @@ def _judged_turns(row: Row, column: str) -> list[dict[str, Any]]:
 
 
 def _arena_text_rows(row: Row, kind: Kind) -> Iterator[Item]:
-    """Yield pairs from rows with one column per verdict and texts as JSON lists of turns."""
+    """Yield the pair of a row with one column per verdict and with JSON lists of turns."""
     cells = [decode_json(row[name]) for name in ("prompt", "response_a", "response_b")]
     questions, *replies = (cell if isinstance(cell, list) else [cell] for cell in cells)
     if kind == "prompt":
@@ -232,7 +244,7 @@ def _openai_rows(row: Row, kind: Kind) -> Iterator[Item]:
 
 
 def _group_by_prompt(table: Sequence[Row]) -> list[Row]:
-    """Group the rows by prompt: return one row per prompt, with the rows of its replies."""
+    """Return one row {prompt, replies} per prompt; `replies` are the rows with this prompt."""
     groups: dict[str, dict[str, Any]] = {}
     for row in table:
         prompt = row.get("prompt")
@@ -242,11 +254,17 @@ def _group_by_prompt(table: Sequence[Row]) -> list[Row]:
 
 
 SHEPHERD_TAG = "ки"
-"""The end of every step in Math-Shepherd's input; the label has + or - in its place."""
+"""Text at the end of every step in the input column of Math-Shepherd.
+
+In the label column, + or - replaces it.
+"""
 
 
 def _shepherd_rows(row: Row, kind: Kind) -> Iterator[Item]:
-    """Yield the steps of a solution; input and label are equal except for the step marks."""
+    """Yield the row of a solution with its steps and their labels.
+
+    Input and label columns are equal except for the marks at the ends of the steps.
+    """
     text, marked = row["input"], row["label"]
     pieces = text.split(SHEPHERD_TAG)
     if len(pieces) < 2 or pieces[-1].strip():
@@ -270,7 +288,11 @@ def _shepherd_rows(row: Row, kind: Kind) -> Iterator[Item]:
 
 
 def _prm800k_rows(row: Row, kind: Kind) -> Iterator[Item]:
-    """Yield the chosen path, and a row per alternative step, in which only that step is labeled."""
+    """Yield the labeled steps of a solution.
+
+    The result has a row for the path of chosen steps, and a row for each alternative of a step, in
+    which only the alternative is labeled.
+    """
     question = row["question"]
     if kind == "prompt":
         yield {"prompt": question["problem"], "answer": question.get("ground_truth_answer")}
@@ -289,7 +311,7 @@ def _prm800k_rows(row: Row, kind: Kind) -> Iterator[Item]:
         if chosen is not None:
             text, label = rated[chosen]
         elif human is not None:
-            text, label = human["text"], 1  # written by an annotator because no step was right
+            text, label = human["text"], 1  # written by an annotator: no alternative was correct
         else:
             break
         path.append(text)
@@ -303,7 +325,10 @@ def _steps_cells(question: Row, steps: Sequence[str], labels: Sequence[int | Non
 
 
 def _rating_label(value: Any) -> int | None:
-    """Convert a rating to a label; neutral ratings (0) are right (Lightman et al. 2023)."""
+    """Convert a rating (-1, 0 or 1) to a label; neutral steps (0) count as correct.
+
+    Lightman et al. (2023, arXiv:2305.20050) count them in the same way.
+    """
     return None if value is None else int(value >= 0)
 
 
@@ -336,7 +361,7 @@ SAFETY_SCHEMA = Schema(
     uses=("is_response_0_safe", "is_response_1_safe"),
     gives=("chosen_unsafe", "rejected_unsafe"),
 )
-"""Replaces PKU-SafeRLHF if `keep` names the labels of a cost model."""
+"""Used instead of PKU-SafeRLHF if `keep` contains the labels of a cost model."""
 
 SCHEMAS = (
     Schema(

@@ -1,4 +1,4 @@
-"""Split rows so that the parts have no common prompts, independently of the order of the rows."""
+"""Split rows so that no prompt is in two parts. The order of the rows does not change the split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ RowT = TypeVar("RowT", bound=Mapping[str, Any])
 
 
 def prompt_text(row: Mapping[str, Any], *, role_names: bool = True) -> str:
-    """Return the prompt as one text without the system message, or the row's text."""
+    """Return the turns of a prompt, without the system message, as one text, or the row's text.
+
+    `role_names` is whether each turn begins with the name of its role.
+    """
     prompt = row["prompt"] if "prompt" in row else row["text"]
     if isinstance(prompt, str):
         return prompt
@@ -22,7 +25,7 @@ def prompt_text(row: Mapping[str, Any], *, role_names: bool = True) -> str:
 
 
 def prompt_key(row: Mapping[str, Any]) -> str:
-    """Return a key; prompts that differ only in case, space or Unicode form have the same key."""
+    """Return a hash of the prompt that ignores case, white space and Unicode forms (NFKC)."""
     return _digest(" ".join(unicodedata.normalize("NFKC", prompt_text(row)).casefold().split()))
 
 
@@ -31,25 +34,26 @@ def split_by_prompt(
 ) -> tuple[list[RowT], list[RowT]]:
     """Split rows into (train, held out), with all rows of a prompt in the same part.
 
-    Prompts are drawn in the order of a seeded hash, so the split does not depend on the order of
-    `rows`; both parts preserve it. A prompt is skipped if it has more rows than remain to be drawn,
-    so the held-out part may be smaller than requested.
+    Prompts are held out in the order of a seeded hash, so the split does not depend on the order of
+    `rows`. The rows of each part keep their order. A prompt is skipped if the held-out part would
+    become larger than requested, so the part may be smaller than requested.
 
     Args:
         rows: Rows with a prompt.
-        fraction: Fraction of the rows to hold out; give either this or `count`.
+        fraction: Fraction of the rows to hold out; give either `fraction` or `count`.
         count: Number of rows to hold out.
         seed: Seed of the split.
 
     Raises:
-        UserError: The size of the held-out part is impossible, or there are fewer than two distinct
-        prompts.
+        UserError: Neither or both of `fraction` and `count` are given, the value is out of range,
+            or there are fewer than two distinct prompts.
     """
     size = _held_out_size(len(rows), fraction, count)
     groups = _prompt_groups(rows, seed)
     if len(groups) < 2:
         raise UserError(
-            f"cannot split by prompt: the {len(rows)} rows have {len(groups)} distinct prompt"
+            f"cannot split by prompt: the {len(rows)} rows have {len(groups)} distinct prompt(s), "
+            "but a split needs at least 2"
         )
     held_out: set[int] = set()
     for group in groups:
@@ -63,9 +67,9 @@ def split_by_prompt(
 def folds_by_prompt(
     rows: Sequence[RowT], num_folds: int, *, seed: int
 ) -> list[tuple[list[RowT], list[RowT]]]:
-    """Return `num_folds` pairs (train, held out) without common prompts.
+    """Return `num_folds` pairs (train, held out), each without common prompts.
 
-    Each prompt is added to the fold that is smallest so far, so folds have similar sizes.
+    Every row is held out in one fold, see `fold_indices`.
     """
     fold = fold_indices(rows, num_folds, seed=seed)
     return [
@@ -78,7 +82,9 @@ def folds_by_prompt(
 
 
 def fold_indices(rows: Sequence[Mapping[str, Any]], num_folds: int, *, seed: int) -> list[int]:
-    """Return the fold (0 to num_folds - 1) in which each row is held out, [N].
+    """Return the fold (0 to num_folds - 1) in which each of the N rows is held out.
+
+    Each prompt is assigned to the fold with the fewest rows so far, so folds have similar sizes.
 
     Raises:
         UserError: There are fewer distinct prompts than folds, or fewer than two folds.
@@ -100,7 +106,7 @@ def fold_indices(rows: Sequence[Mapping[str, Any]], num_folds: int, *, seed: int
 
 
 def _prompt_groups(rows: Sequence[Mapping[str, Any]], seed: int) -> list[list[int]]:
-    """Return the indices of the rows of each prompt, ordered by a seeded hash of the prompt."""
+    """Return a list of row indices for each prompt; prompts are ordered by a seeded hash."""
     groups: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault(prompt_key(row), []).append(index)

@@ -17,7 +17,8 @@ class Margins:
     """Cross-fitted margins of preference pairs."""
 
     margin: np.ndarray
-    """Log-odds of each label, from a model that is fitted on pairs with other prompts, [N]."""
+    """Predicted log-odds of the label of each of N pairs; the model is fitted on pairs with other
+    prompts."""
 
     @property
     def accuracy(self) -> float:
@@ -25,7 +26,7 @@ class Margins:
         return float(np.mean((self.margin > 0) + 0.5 * (self.margin == 0)))
 
     def suspects(self, limit: int) -> list[int]:
-        """Return indices of up to `limit` pairs with negative margins, the smallest first."""
+        """Return the indices of up to `limit` pairs with negative margins, by ascending margin."""
         order = np.argsort(self.margin, kind="stable")[:limit]
         return [int(index) for index in order if self.margin[index] < 0]
 
@@ -33,11 +34,12 @@ class Margins:
 def cross_fitted_margins(
     rows: Sequence[Mapping[str, Any]], *, num_folds: int = 5, seed: int, regularization: float = 1.0
 ) -> Margins:
-    """Return the cross-fitted margins of logistic regressions on differences of bags of words.
+    """Return the margins that logistic regressions on bags of words predict for held-out pairs.
 
-    Features are differences (chosen - rejected) of TF-IDF vectors over words and word pairs. The
-    model has no intercept, so swapping a pair negates its margin. Folds have no common prompts. A
-    bag of words is a weak model, so check its accuracy before using the margins.
+    The features of a pair are the difference (chosen - rejected) of TF-IDF vectors over words and
+    word pairs. The model has no intercept, so swapping the replies of a pair negates its margin.
+    Folds have no common prompts. A bag of words is a weak model, so check `accuracy` before using
+    the margins.
 
     Args:
         rows: Preference rows.

@@ -268,9 +268,9 @@ GOOD = {
         ("sft", {"prompt": [{"role": "user", "content": None}]}, "message content is not text"),
         ("sft", {"prompt": [{"role": ["user"], "content": "x"}]}, "unknown role ['user']"),
         ("sft", {"prompt": [{"role": "boss", "content": "x"}]}, "unknown role 'boss'"),
-        ("sft", {"prompt": [user("a"), user("b")]}, "repeated role"),
-        ("sft", {"prompt": [assistant("a"), user("b")]}, "first turn is not the user's"),
-        ("sft", {"prompt": [user("a"), assistant("b")]}, "prompt ends with the assistant"),
+        ("sft", {"prompt": [user("a"), user("b")]}, "consecutive turns with the same role"),
+        ("sft", {"prompt": [assistant("a"), user("b")]}, "first turn is not a user turn"),
+        ("sft", {"prompt": [user("a"), assistant("b")]}, "prompt ends with an assistant turn"),
         (
             "sft",
             {"prompt": [user("a"), {"role": "system", "content": "b"}]},
@@ -280,16 +280,20 @@ GOOD = {
         ("sft", {"completion": "  "}, "empty reply"),
         ("sft", {"completion": None}, "empty reply"),
         ("sft", {"completion": "half a pair: \ud83d"}, "broken Unicode"),
-        ("sft", {"completion": [assistant("a"), assistant("b")]}, "repeated role"),
+        (
+            "sft",
+            {"completion": [assistant("a"), assistant("b")]},
+            "consecutive turns with the same role",
+        ),
         (
             "sft",
             {"completion": [assistant("a"), user("b"), assistant("c")]},
-            "reply holds another speaker's turn",
+            "reply contains a user or system turn",
         ),
         (
             "sft",
             {"completion": [assistant("a"), tool("b")]},
-            "reply does not begin and end with the assistant",
+            "reply does not begin and end with an assistant turn",
         ),
         ("sft", {"completion": [user("Ho"), assistant("b")]}, "prompts differ"),
         ("preference", {"chosen": "No "}, "chosen equals rejected"),
@@ -307,7 +311,7 @@ GOOD = {
         ("ranking", {"replies": ["Yes", ""]}, "empty reply"),
         ("ranking", {"replies": ["Yes", "No", "Yes "]}, "equal replies"),
         ("ranking", {"replies": ["Yes", "half a pair: \ud83d"]}, "broken Unicode"),
-        ("steps", {"labels": [1]}, "not one label for each step"),
+        ("steps", {"labels": [1]}, "not as many labels as steps"),
         ("steps", {"labels": [1, 2]}, "a step's label is not true, false or missing"),
         ("steps", {"steps": ["a", " "]}, "steps are not a list of texts"),
     ],
@@ -377,7 +381,7 @@ def test_dialogue_pairs_that_cannot_be_parsed(read, chosen, rejected, reason):
 def test_a_reply_that_runs_on_into_the_next_turn_is_dropped(read):
     good = {"prompt": "\n\nHuman: a\n\nAssistant:", "chosen": "b", "rejected": "c"}
     loaded = read([good, good | {"chosen": "b\n\nHuman: more"}], "preference")
-    assert loaded.dropped == {"reply holds another speaker's turn": 1}
+    assert loaded.dropped == {"reply contains a user or system turn": 1}
 
 
 def test_a_marker_in_a_plain_reply_is_text(read):

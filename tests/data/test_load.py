@@ -101,12 +101,12 @@ def test_failed_write_leaves_the_old_file(tmp_path):
         ("a.json", '{"a": 1}', r"a\.json: expected a list of objects, found a dict"),
         ("a.json", '[{"a": 1}, 2]', r"a\.json, item 1: expected an object, found int"),
         ("a.csv", "a,b,a\n1,2,3\n", r"a\.csv: the header names column 'a' twice"),
-        ("a.csv", "a,b\n1,2\n3\n", r"a\.csv, line 3: not as many fields"),
-        ("a.csv", "a,b\n1,2,3\n", r"a\.csv, line 2: not as many fields"),
+        ("a.csv", "a,b\n1,2\n3\n", r"a\.csv, line 3: the number of fields differs"),
+        ("a.csv", "a,b\n1,2,3\n", r"a\.csv, line 2: the number of fields differs"),
         ("a.csv", 'a,b\n1,"2\n', r"a\.csv, line 2: broken CSV"),
         ("a.parquet", "not parquet", r"a\.parquet: not a Parquet file"),
         ("a.jsonl.gz", "not gzip", r"a\.jsonl\.gz: damaged gzip"),
-        ("a.xlsx", "x", r"a\.xlsx: unknown kind of file '\.xlsx', use one of \.jsonl"),
+        ("a.xlsx", "x", r"a\.xlsx: unknown file format '\.xlsx', use one of \.jsonl"),
         ("a.jsonl", "", r"a\.jsonl: the data set is empty"),
         (
             "a.jsonl",
@@ -163,7 +163,7 @@ def test_missing_files(tmp_path):
             {"prompt": "promt"},
             r"names column 'promt', which does not exist; .*mean 'prompt'",
         ),
-        ({"rejected": "completion"}, r"data\.columns\.rejected has no use in sft data"),
+        ({"rejected": "completion"}, r"data\.columns\.rejected is not a field of sft data"),
     ],
 )
 def test_mappings_that_cannot_work(tmp_path, columns, message):

@@ -659,7 +659,7 @@ def test_prompt_row_without_an_answer_is_valid(read):
         None,
     ]
     loaded = read([*rows, {"problem": "N", "answer": {"odd": 1}}], "prompt")
-    assert "ignored: answer cell that states no answer in 1 rows" in loaded.summary()
+    assert "ignored: answer cell without an answer in 1 rows" in loaded.summary()
 
 
 def test_scoring_keeps_the_answer_column(read):
@@ -694,7 +694,7 @@ def test_program_tests_are_on_the_last_user_message(read):
         (
             "sft",
             {"messages": [system("own"), user("Q"), assistant("R")], "system": "other"},
-            "ignored: system column beside another system message in 1 rows",
+            "ignored: system column that differs from the prompt's system message in 1 rows",
         ),
         ("sft", {"text": "T", "system": "S"}, "ignored: system column in 1 rows"),
         (
@@ -734,12 +734,15 @@ def test_columns_of_another_layout_are_reported_though_other_rows_use_them(read)
 
 
 ROLES = [
-    ([user("a"), user("b"), assistant("c")], "repeated role"),
-    ([user("a"), assistant("b"), assistant("c")], "repeated role"),
+    ([user("a"), user("b"), assistant("c")], "consecutive turns with the same role"),
+    ([user("a"), assistant("b"), assistant("c")], "consecutive turns with the same role"),
     ([user("a"), assistant("b"), system("c"), user("d"), assistant("e")], "system message after"),
-    ([assistant("a"), user("b"), assistant("c")], "first turn is not the user's"),
+    ([assistant("a"), user("b"), assistant("c")], "first turn is not a user turn"),
     ([user("a"), tool("b"), assistant("c")], "tool result without a call"),
-    ([user("a"), assistant("b"), user("c"), user("d"), assistant("e")], "repeated role"),
+    (
+        [user("a"), assistant("b"), user("c"), user("d"), assistant("e")],
+        "consecutive turns with the same role",
+    ),
 ]
 
 
@@ -768,7 +771,12 @@ def test_roles_are_checked_in_every_layout(read, layout, turns, reason):
     kind, bad = rows(turns)
     loaded = read([rows(good)[1], bad], kind)
     ((found, count),) = loaded.dropped.items()
-    ending = {"repeated role": ("repeated role", "prompt ends with the assistant")}
+    ending = {
+        "consecutive turns with the same role": (
+            "consecutive turns with the same role",
+            "prompt ends with an assistant turn",
+        )
+    }
     assert found.startswith(ending.get(reason, reason))
     assert count == 1
 
@@ -780,7 +788,7 @@ def test_roles_are_checked_in_every_layout(read, layout, turns, reason):
         (assistant("R", weight=0.5), "weight is neither 0 nor 1"),
         (assistant("R", weight=0), "every reply has weight 0"),
         (assistant(None), "message content is not text"),
-        (assistant(None, tool_calls=["x"]), "a tool call names no function"),
+        (assistant(None, tool_calls=["x"]), "a tool call has no function name"),
         (assistant("R", reasoning_content=["x"]), "reasoning is not text"),
     ],
 )
@@ -863,7 +871,7 @@ def test_scores_of_two_replies_can_be_mapped(read):
 def test_error_lists_keys_inside_columns(read):
     with pytest.raises(UserError, match=r"columns found: meta \(meta\.q, meta\.a\); map them"):
         read([{"meta": {"q": "Q", "a": "R"}}], "sft")
-    with pytest.raises(UserError, match=r"data\.columns\.prompt: 'meta\.x' reaches nothing"):
+    with pytest.raises(UserError, match=r"data\.columns\.prompt: 'meta\.x' has no value"):
         read([{"meta": {"q": "Q"}}], "prompt", columns={"prompt": "meta.x"})
 
 
